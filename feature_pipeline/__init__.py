@@ -1,0 +1,22 @@
+"""S3 as the canonical store of every hook's output, PostgreSQL as a projection rebuilt from it."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from feature_pipeline.orchestration.component import FeatureHook
+
+# Imported on first use: reading an archive must not import Dagster.
+_EXPORTS = {"FeatureHook": "feature_pipeline.orchestration.component"}
+
+__all__ = ["FeatureHook"]
+
+
+def __getattr__(name: str) -> object:
+    if name in _EXPORTS:
+        return getattr(import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS])

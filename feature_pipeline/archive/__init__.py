@@ -1,0 +1,9 @@
+"""Step 2: a hook's output becomes canonical bytes; S3 is the truth.
+
+What belongs here: keys, bytes, documents and logs in the object store, and what may be believed
+of them. Not here: how output is parsed (`hooks.output`), tables (`projections`), Dagster.
+
+The path of an artifact: `encode` → `publish` (blobs, manifest, inbox entry) → `accept` (log
+entry: the commit) → `read`. Nothing stored is ever overwritten, except that a blob whose bytes
+are not what its name says is replaced by the right ones.
+"""

@@ -1,0 +1,329 @@
+"""Inbox entry to log entry: the rules by which a batch or a completion is accepted.
+
+Whoever holds an entry may call: acceptance is idempotent, and the log decides between callers.
+What belongs here: the checks and the verdict. Not here: the inbox's documents (`inbox`), the
+mechanics of appending (`log.append`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Final, assert_never
+
+from feature_pipeline.archive import layout, log, read
+from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.contract import (
+    check_artifact,
+    check_not_withdrawn,
+    check_present,
+)
+from feature_pipeline.archive.documents import NewerVersionError, utc_now
+from feature_pipeline.archive.inbox import Completion as Completion
+from feature_pipeline.archive.inbox import CompletionStatus
+from feature_pipeline.archive.inbox import InboxEntry as InboxEntry
+from feature_pipeline.archive.inbox import Submission as Submission
+from feature_pipeline.archive.inbox import quarantine as quarantine
+from feature_pipeline.archive.inbox import quarantined as quarantined
+from feature_pipeline.archive.inbox import remove as remove
+from feature_pipeline.archive.inbox import requeue as requeue
+from feature_pipeline.archive.inbox import waiting as waiting
+from feature_pipeline.archive.log import BatchEntry, FeatureEntry, ReleaseEntry, Verdict
+from feature_pipeline.archive.manifest import BlobRef, Manifest
+from feature_pipeline.archive.publish import check_same_batch
+from feature_pipeline.archive.threads import WORKERS, map_threads
+from feature_pipeline.archive.tombstones import withdrawn
+from feature_pipeline.errors import (
+    ConflictError,
+    CorruptDataError,
+    InvalidInputError,
+    NotFoundError,
+    OutcomeUnknownError,
+    StoreUnavailableError,
+)
+from feature_pipeline.records import RecordBatch
+
+PATIENCE: Final = timedelta(hours=1)
+"""How long an entry may wait for what it names before it is quarantined."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The entry stands in its log. Remove it from the inbox when nobody needs it there."""
+
+    entry: FeatureEntry | BatchEntry
+    is_new: bool
+    """Whether this call appended it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The entry could not be accepted yet; it stays in the inbox."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """The entry cannot be accepted and was moved to the quarantine."""
+
+    id: str
+    reason: str
+
+
+@dataclass
+class _Round:
+    """What one round of acceptance reads once, however many entries it settles.
+
+    A withdrawal made during the round may be missed: `erase` looks for such artifacts after it.
+    """
+
+    store: BlobStore
+    workers: int = WORKERS
+    """Requests at once within one entry; 1 where the entries themselves are settled at once."""
+    _releases: dict[tuple[str, str], list[ReleaseEntry]] = field(default_factory=dict)
+    _withdrawn: dict[str, set[str]] = field(default_factory=dict)
+
+    def release(self, dataset: str, hook: str, seq: int) -> ReleaseEntry | None:
+        known = self._releases.get((dataset, hook), [])
+        if seq > len(known):
+            known = log.releases(self.store, dataset, hook)
+            self._releases[dataset, hook] = known
+        return known[seq - layout.FIRST_SEQ] if layout.FIRST_SEQ <= seq <= len(known) else None
+
+    def withdrawn(self, dataset: str) -> set[str]:
+        if dataset not in self._withdrawn:
+            self._withdrawn[dataset] = withdrawn(self.store, dataset)
+        return self._withdrawn[dataset]
+
+
+def settle(store: BlobStore, entry: InboxEntry) -> Accepted | Waiting | Quarantined:
+    """The entry is accepted, or waits, or is in the quarantine; never lost.
+
+    What may still come (an unknown batch or release, missing or damaged bytes, a newer document)
+    is waited for during `PATIENCE`; a store that does not answer, for ever.
+    """
+    return _settle(_Round(store), entry)
+
+
+def settle_all(
+    store: BlobStore, entries: Sequence[InboxEntry]
+) -> list[Accepted | Waiting | Quarantined]:
+    """`settle` for each entry, in the order given, several at once; batches before the others."""
+    acceptance = _Round(store, workers=1)
+    settled: dict[str, Accepted | Waiting | Quarantined] = {}
+    for is_batch in (True, False):
+        group = [e for e in entries if isinstance(e.content, Submission) is is_batch]
+        results = map_threads(lambda entry: _settle(acceptance, entry), group)
+        settled.update((e.id, result) for e, result in zip(group, results, strict=True))
+    return [settled[entry.id] for entry in entries]
+
+
+def _settle(acceptance: _Round, entry: InboxEntry) -> Accepted | Waiting | Quarantined:
+    try:
+        match entry.content:
+            case Submission() as submission:
+                return Accepted(*_accept_batch(acceptance, submission))
+            case Completion() as completion:
+                return Accepted(*_accept(acceptance, completion))
+            case None if entry.is_newer:
+                raise NewerVersionError(entry.problem)
+            case None:
+                raise InvalidInputError(entry.problem)
+            case _:
+                assert_never(entry.content)
+    except (StoreUnavailableError, OutcomeUnknownError) as error:
+        return Waiting(str(error))
+    except (NotFoundError, CorruptDataError, NewerVersionError) as error:
+        if utc_now() - entry.modified_at < PATIENCE:
+            return Waiting(str(error))
+        reason = str(error)
+    except (InvalidInputError, ConflictError) as error:
+        reason = str(error)
+    try:
+        quarantine(acceptance.store, entry, reason)
+    except (StoreUnavailableError, OutcomeUnknownError) as error:
+        return Waiting(f"{reason}; it could not be moved to the quarantine: {error}")
+    return Quarantined(entry.id, reason)
+
+
+def accept_batch(store: BlobStore, submission: Submission) -> BatchEntry:
+    """The batch stands in its log, once.
+
+    Raises:
+        NotFoundError: Its blob or a record's file is not stored.
+        CorruptDataError: A stored blob is not what its name says.
+        ConflictError: The dataset has another batch of this key.
+        InvalidInputError: The submission and the batch do not agree, or a record is withdrawn.
+        OutcomeUnknownError: The store did not answer and a read-back could not settle it.
+    """
+    return _accept_batch(_Round(store), submission)[0]
+
+
+def _accept_batch(acceptance: _Round, submission: Submission) -> tuple[BatchEntry, bool]:
+    store = acceptance.store
+    known = log.batch_entries(store, submission.dataset, submission.batch)
+    if known:
+        check_same_batch(known[0], submission)
+        return known[-1], False
+    batch = log.read_batch_blob(store, submission.digest)
+    if (batch.dataset, batch.key) != (submission.dataset, submission.batch):
+        raise InvalidInputError(
+            f"submission of {submission.dataset}/{submission.batch} names batch blob"
+            f" {submission.digest}, which is {batch.dataset}/{batch.key}"
+        )
+    ids = [record.id for record in batch.records]
+    check_not_withdrawn(batch.dataset, ids, acceptance.withdrawn(batch.dataset))
+    refs = [
+        BlobRef(digest=file.blob, size=file.size)
+        for record in batch.records
+        for file in record.files
+    ]
+    what = f"batch {batch.key!r} of dataset {batch.dataset!r}"
+    check_present(store, refs, what, acceptance.workers)
+
+    def decide(entries: list[BatchEntry]) -> BatchEntry:
+        if entries:
+            check_same_batch(entries[0], submission)
+            return entries[-1]
+        return BatchEntry(
+            seq=layout.FIRST_SEQ,
+            dataset=batch.dataset,
+            batch=batch.key,
+            digest=batch.digest,
+            source=batch.document.source,
+            records=len(batch.records),
+            submitted_at=submission.submitted_at,
+        )
+
+    prefix = layout.batch_log(batch.dataset, batch.key)
+    return log.append(store, prefix, BatchEntry, decide, known)
+
+
+def accept(store: BlobStore, completion: Completion) -> FeatureEntry:
+    """The completion stands in its batch's log, once; readers see the old head or the new one.
+
+    It is `current` unless an artifact of a later release, or of a run planned later, is; the
+    result of a cancelled run is `superseded`, a failed run is `failed`. Zero rows are a valid
+    artifact.
+
+    Returns:
+        The log entry that stands for it: ours, or the one an earlier call appended.
+
+    Raises:
+        NotFoundError: The batch or release is not known yet, or a blob is missing.
+        CorruptDataError: A stored blob is not what its name says.
+        InvalidInputError: The artifact breaks the contract: see `contract.check_artifact`.
+        OutcomeUnknownError: The store did not answer and a read-back could not settle it.
+    """
+    return _accept(_Round(store), completion)[0]
+
+
+def _accept(acceptance: _Round, completion: Completion) -> tuple[FeatureEntry, bool]:
+    store = acceptance.store
+    prefix = layout.feature_log(completion.dataset, completion.hook, completion.batch)
+    entries = log.read_entries(store, prefix, FeatureEntry)
+    if (done := _find(entries, completion)) is not None:
+        return done, False
+    _check_release(acceptance, completion)
+    manifest = read.read_manifest(store, completion.manifest)
+    _check_names(manifest, completion)
+    batch = _known_batch(store, manifest)
+    withdrawn_ids = acceptance.withdrawn(completion.dataset)
+    check_artifact(store, manifest, batch, withdrawn_ids, acceptance.workers)
+
+    def decide(entries: list[FeatureEntry]) -> FeatureEntry:
+        if (done := _find(entries, completion)) is not None:
+            return done
+        return FeatureEntry(
+            seq=log.next_seq(entries),
+            dataset=completion.dataset,
+            hook=completion.hook,
+            batch=completion.batch,
+            completion=completion.id,
+            manifest=completion.manifest,
+            release_seq=completion.release_seq,
+            release=completion.release_digest,
+            base=completion.base,
+            verdict=_verdict(entries, completion, manifest),
+            content_digest=manifest.content_digest,
+            dagster_run_id=completion.dagster_run_id,
+        )
+
+    return log.append(store, prefix, FeatureEntry, decide, entries)
+
+
+def _find(entries: Sequence[FeatureEntry], completion: Completion) -> FeatureEntry | None:
+    """The entry of this completion. A second answer to one question is a completion of its own."""
+    for entry in entries:
+        if (entry.completion, entry.manifest) == (completion.id, completion.manifest):
+            return entry
+    return None
+
+
+def _verdict(
+    entries: Sequence[FeatureEntry], completion: Completion, manifest: Manifest
+) -> Verdict:
+    if manifest.is_failed:
+        return Verdict.FAILED
+    if completion.status is CompletionStatus.CANCELLED:
+        return Verdict.SUPERSEDED
+    current = log.last_current(entries)
+    if current is not None and (completion.release_seq, completion.base) < current.order:
+        return Verdict.SUPERSEDED
+    return Verdict.CURRENT
+
+
+def _check_release(acceptance: _Round, completion: Completion) -> None:
+    seq, name = (
+        completion.release_seq,
+        f"hook {completion.hook!r} of dataset {completion.dataset!r}",
+    )
+    if seq < layout.FIRST_SEQ:
+        raise InvalidInputError(f"completion {completion.id}: {seq} is no release of {name}")
+    entry = acceptance.release(completion.dataset, completion.hook, seq)
+    if entry is None:
+        raise NotFoundError(f"completion {completion.id}: {name} has no release {seq} yet")
+    if entry.release.digest != completion.release_digest:
+        raise InvalidInputError(
+            f"completion {completion.id}: release {seq} of {name} is {entry.release.digest}, not"
+            f" {completion.release_digest}"
+        )
+
+
+def _check_names(manifest: Manifest, completion: Completion) -> None:
+    said = {
+        "dataset": (manifest.dataset, completion.dataset),
+        "hook": (manifest.hook, completion.hook),
+        "batch": (manifest.batch, completion.batch),
+        "release": (manifest.release.digest, completion.release_digest),
+        "release seq": (manifest.release.seq, completion.release_seq),
+    }
+    for what, (in_manifest, in_completion) in said.items():
+        if in_manifest != in_completion:
+            raise InvalidInputError(
+                f"completion {completion.id}: {what} is {in_completion}, in its manifest"
+                f" {in_manifest}"
+            )
+    # A cancelled run may have failed or not.
+    if completion.status is not CompletionStatus.CANCELLED and manifest.is_failed != (
+        completion.status is CompletionStatus.FAILED
+    ):
+        raise InvalidInputError(
+            f"completion {completion.id} is {completion.status.value}, its manifest"
+            f" {'failed' if manifest.is_failed else 'did not fail'}"
+        )
+
+
+def _known_batch(store: BlobStore, manifest: Manifest) -> RecordBatch:
+    entries = log.batch_entries(store, manifest.dataset, manifest.batch)
+    if not entries:
+        raise NotFoundError(
+            f"artifact of run {manifest.run.id}: batch {manifest.batch!r} of dataset"
+            f" {manifest.dataset!r} is not known yet"
+        )
+    if manifest.batch_digest not in {entry.digest for entry in entries}:
+        raise InvalidInputError(
+            f"artifact of run {manifest.run.id}: it was made of {manifest.batch_digest}, batch"
+            f" {manifest.batch!r} of dataset {manifest.dataset!r} is {entries[-1].digest}"
+        )
+    return log.read_batch_blob(store, manifest.batch_digest)

@@ -1,0 +1,167 @@
+"""What the archive asks of an object store, and what each answer means.
+
+What belongs here: the `BlobStore` protocol, its values, and the one way to settle a conditional
+write whose answer was lost. Not here: keys (`layout`), content addressing (`blobs`), drivers
+(`stores`).
+
+Every operation raises `StoreUnavailableError` when the store refused or could not be reached.
+Operations that write raise `OutcomeUnknownError` when they may have happened all the same.
+Absence is said only when the store itself said it.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Final, Protocol
+
+from feature_pipeline.digest import Digest
+from feature_pipeline.errors import NotFoundError, OutcomeUnknownError, StoreUnavailableError
+
+JSON_MEDIA_TYPE: Final = "application/json"
+BYTES_MEDIA_TYPE: Final = "application/octet-stream"
+
+_CREATE_ATTEMPTS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What a store says of an object without sending its bytes."""
+
+    key: str
+    size: int
+    modified_at: datetime
+    etag: str
+    """Changes whenever the object is written; the condition of `replace`."""
+    sha256: Digest | None = None
+    """The checksum of the whole object that the store verified on upload; None in listings, from
+    stores that keep none, and for objects uploaded in parts."""
+    composite_sha256: str | None = None
+    """For an object uploaded in parts: the store's checksum over the parts' checksums."""
+    declared_sha256: Digest | None = None
+    """For an object uploaded in parts: what its writer said; not verified by the store."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object's bytes with what the store says of it."""
+
+    info: ObjectInfo
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStream:
+    """An object being read. Leaving its context closes the connection."""
+
+    info: ObjectInfo
+    chunks: Iterator[bytes]
+
+
+class BlobStore(Protocol):
+    """Objects by key, with conditional writes. Thread-safe."""
+
+    @property
+    def identity(self) -> str:
+        """Equal for stores over the same objects: where they are, for people and caches."""
+        ...
+
+    def create(self, key: str, data: bytes, media_type: str = BYTES_MEDIA_TYPE) -> bool:
+        """The object exists if it did not before: True; it is untouched if it did: False.
+
+        False may stand for an earlier attempt of this very call whose answer was lost: compare
+        what is there with what was to be written.
+
+        Raises:
+            OutcomeUnknownError: It may or may not have been created.
+        """
+        ...
+
+    def create_file(self, key: str, path: Path, digest: Digest, size: int) -> bool:
+        """As `create`, from a file of `size` bytes with this digest, in bounded memory.
+
+        Raises:
+            CorruptDataError: The file is not what `digest` and `size` say; nothing was created.
+        """
+        ...
+
+    def replace(self, key: str, data: bytes, etag: str, media_type: str = BYTES_MEDIA_TYPE) -> bool:
+        """The object is `data` (True) if its `etag` was still this one; else untouched (False)."""
+        ...
+
+    def replace_file(self, key: str, path: Path, digest: Digest, size: int, etag: str) -> bool:
+        """As `replace`, from a file."""
+        ...
+
+    def get(self, key: str, size: int | None = None) -> StoredObject:
+        """The object.
+
+        Raises:
+            NotFoundError: The store says that there is none.
+            CorruptDataError: Its size is not `size` (found before its bytes are read), or its
+                bytes are not what the store's own checksum says.
+        """
+        ...
+
+    def open(self, key: str, size: int | None = None) -> AbstractContextManager[ObjectStream]:
+        """The object as a stream; errors as of `get`, and `StoreUnavailableError` in mid-stream."""
+        ...
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        """What the store says of the object; None only when it says that there is none."""
+        ...
+
+    def list_objects(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Every object below `prefix`, sorted by key. Reads all pages before the first is given."""
+        ...
+
+    def list_folders(self, prefix: str) -> list[str]:
+        """The names directly below `prefix` (which ends in `/`) that have objects below them."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """The object is not there, whether or not it was."""
+        ...
+
+    def matches_file(self, info: ObjectInfo, path: Path) -> bool | None:
+        """Whether an object uploaded in parts has the checksum that `path` would get.
+
+        None when the store's answer does not tell.
+        """
+        ...
+
+
+def create_or_read(
+    store: BlobStore, key: str, data: bytes, media_type: str = JSON_MEDIA_TYPE
+) -> bytes:
+    """The object exists, and these are its bytes: `data`, or what somebody else wrote.
+
+    Give `data` something of its own (a write id) where "mine" and "the same" must be told apart.
+
+    Raises:
+        OutcomeUnknownError: The store did not answer and reading back could not settle it.
+    """
+    unknown: OutcomeUnknownError | None = None
+    for _ in range(_CREATE_ATTEMPTS):
+        try:
+            if store.create(key, data, media_type):
+                return data
+        except OutcomeUnknownError as error:
+            unknown = error
+        try:
+            return store.get(key).data
+        except NotFoundError:
+            # Either the lost write did not happen, or (409) the store was settling another write
+            # at that moment. Creating again is safe: at most one creation ever succeeds.
+            continue
+        except StoreUnavailableError as error:
+            if unknown is None:
+                raise
+            raise OutcomeUnknownError(f"{unknown}; reading it back failed: {error}") from unknown
+    if unknown is not None:
+        raise unknown
+    raise StoreUnavailableError(
+        f"{store.identity}: creating {key!r} was refused {_CREATE_ATTEMPTS} times as already there,"
+        " and reading it found nothing"
+    )

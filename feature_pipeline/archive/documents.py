@@ -1,0 +1,111 @@
+"""The form of every JSON document in the archive: deterministic bytes, a version, checked fields.
+
+Pydantic models need their annotations at run time, so annotations are not postponed here.
+"""
+
+import json
+from datetime import UTC, datetime
+from typing import Annotated, Any, ClassVar, Final, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    ValidationError,
+)
+
+from feature_pipeline.digest import ContentSum, Digest, document_bytes
+from feature_pipeline.errors import FeaturePipelineError, InvalidInputError
+
+SPEC_VERSION: Final = 1
+"""The newest version of stored documents that this code knows. Older ones stay readable."""
+
+
+class NewerVersionError(InvalidInputError):
+    """A document is of a version that only later code knows; nothing is wrong with it."""
+
+
+def utc_now() -> datetime:
+    """The time, in UTC."""
+    return datetime.now(UTC)
+
+
+def instant_text(value: datetime) -> str:
+    """ISO 8601 in UTC with microseconds and `Z`; text sorts as time does."""
+    return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _parse_digest(value: object) -> object:
+    return Digest.parse(value) if isinstance(value, str) else value
+
+
+def _parse_sum(value: object) -> object:
+    return ContentSum.parse(value) if isinstance(value, str) else value
+
+
+def _parse_instant(value: object) -> datetime:
+    instant = datetime.fromisoformat(value) if isinstance(value, str) else value
+    if not isinstance(instant, datetime) or instant.tzinfo is None:
+        raise InvalidInputError(f"{value!r} is not a time with its offset")
+    return instant.astimezone(UTC)
+
+
+DigestField = Annotated[Digest, BeforeValidator(_parse_digest), PlainSerializer(str)]
+SumField = Annotated[ContentSum, BeforeValidator(_parse_sum), PlainSerializer(str)]
+InstantField = Annotated[
+    datetime, BeforeValidator(_parse_instant), PlainSerializer(instant_text, return_type=str)
+]
+
+
+class Part(BaseModel):
+    """A part of a stored document."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class Document(Part):
+    """A stored document. Equal documents have equal bytes."""
+
+    what: ClassVar[str] = "document"
+    spec_version: int = SPEC_VERSION
+
+    def encode(self) -> bytes:
+        """The stored bytes: deterministic JSON."""
+        return document_bytes(self.model_dump(mode="json"))
+
+    @classmethod
+    def decode(
+        cls, data: bytes, where: str, broken: type[FeaturePipelineError] = InvalidInputError
+    ) -> Self:
+        """The document stored as `data`.
+
+        Args:
+            data: The stored bytes.
+            where: The object, for messages.
+            broken: What to raise when `data` is no such document.
+
+        Raises:
+            NewerVersionError: The document is of a newer version than this code knows.
+        """
+        document = _parse(data, f"{cls.what} {where}", broken)
+        version = document.get("spec_version")
+        if isinstance(version, int) and version > SPEC_VERSION:
+            raise NewerVersionError(
+                f"{cls.what} {where} has spec_version {version}; this version of"
+                f" feature-pipeline knows up to {SPEC_VERSION}: upgrade it to read the archive"
+            )
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            raise broken(f"{cls.what} {where} is not one: {error}") from error
+
+
+def _parse(data: bytes, what: str, broken: type[FeaturePipelineError]) -> dict[str, Any]:
+    try:
+        document = json.loads(data)
+    except ValueError as error:
+        raise broken(f"{what} is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise broken(f"{what} is not a JSON object")
+    return document

@@ -1,0 +1,211 @@
+"""What waits to be accepted, as small documents that need no orchestrator to be left.
+
+What belongs here: the inbox's and the quarantine's documents, leaving, listing and removing
+them. Not here: the rules of acceptance (`accept`).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import ClassVar, Final, TypeVar
+
+from pydantic import Field
+
+from feature_pipeline.archive import layout
+from feature_pipeline.archive.blob_store import BlobStore, ObjectInfo, create_or_read
+from feature_pipeline.archive.documents import (
+    DigestField,
+    Document,
+    InstantField,
+    NewerVersionError,
+    utc_now,
+)
+from feature_pipeline.archive.threads import map_threads
+from feature_pipeline.digest import Digest
+from feature_pipeline.errors import InvalidInputError, NotFoundError
+from feature_pipeline.records import Source
+
+BATCH_ID: Final = "batch."
+RUN_ID: Final = "run."
+"""What an entry's id begins with says its kind, so that batches can be accepted first."""
+
+
+class CompletionStatus(StrEnum):
+    """How a hook run ended."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    """Somebody cancelled it; what it said becomes history."""
+
+
+class Completion(Document):
+    """A finished hook run whose manifest and blobs are stored."""
+
+    what: ClassVar[str] = "completion"
+
+    id: str = Field(min_length=1)
+    dataset: str
+    hook: str
+    batch: str
+    release_seq: int
+    release_digest: DigestField
+    base: int = Field(ge=0, description="Seq of the batch's last log entry when planned, or 0.")
+    manifest: DigestField
+    status: CompletionStatus
+    dagster_run_id: str | None = None
+
+    @property
+    def inbox_id(self) -> str:
+        """The inbox entry's id. Two answers to one question are two entries; none is lost."""
+        return f"{RUN_ID}{self.id}.{self.manifest.hex[:16]}"
+
+
+class Submission(Document):
+    """A batch whose blob and files are stored."""
+
+    what: ClassVar[str] = "submission"
+
+    dataset: str
+    batch: str
+    digest: DigestField
+    source: Source
+    submitted_at: InstantField = Field(default_factory=utc_now)
+
+    @property
+    def inbox_id(self) -> str:
+        """The inbox entry's id: equal for equal batches, however often submitted."""
+        return f"{BATCH_ID}{self.dataset}.{self.batch}.{self.digest.hex[:16]}"
+
+
+@dataclass(frozen=True, slots=True)
+class InboxEntry:
+    """Something that waits."""
+
+    id: str
+    modified_at: datetime
+    """When it was left, by the store's clock."""
+    content: Submission | Completion | None
+    """None when it cannot be read; `problem` says why."""
+    problem: str | None = None
+    is_newer: bool = False
+    """Whether it is of a version that only later code knows."""
+
+
+C = TypeVar("C", Submission, Completion)
+
+
+def leave(store: BlobStore, content: C) -> C:
+    """The entry waits in the inbox; what is there, if it was left before."""
+    key = layout.inbox(content.inbox_id)
+    stored = create_or_read(store, key, content.encode())
+    return type(content).decode(stored, f"{key} in {store.identity}")
+
+
+def waiting(store: BlobStore, limit: int | None = None) -> list[InboxEntry]:
+    """What waits: batches before completions, each oldest first; at most `limit`."""
+    infos = sorted(
+        store.list_objects(layout.INBOX),
+        key=lambda i: (not _is_batch(i.key), i.modified_at, i.key),
+    )
+    entries = map_threads(lambda info: _read(store, info), infos[:limit])
+    return [entry for entry in entries if entry is not None]
+
+
+def _is_batch(key: str) -> bool:
+    return key.removeprefix(layout.INBOX).startswith(BATCH_ID)
+
+
+def _read(store: BlobStore, info: ObjectInfo) -> InboxEntry | None:
+    try:
+        data = store.get(info.key).data
+    except NotFoundError:
+        return None  # somebody else accepted and removed it since the listing
+    return read_entry(info.key.removeprefix(layout.INBOX), info.modified_at, data)
+
+
+def read_entry(entry_id: str, modified_at: datetime, data: bytes) -> InboxEntry:
+    """The entry that `data` is, or an entry that says why it is none."""
+    model = Submission if entry_id.startswith(BATCH_ID) else Completion
+    try:
+        content = model.decode(data, f"{layout.INBOX}{entry_id}")
+    except InvalidInputError as error:
+        is_newer = isinstance(error, NewerVersionError)
+        return InboxEntry(entry_id, modified_at, None, str(error), is_newer)
+    if content.inbox_id != entry_id:
+        problem = f"{layout.INBOX}{entry_id} holds the entry {content.inbox_id}"
+        return InboxEntry(entry_id, modified_at, None, problem)
+    return InboxEntry(entry_id, modified_at, content)
+
+
+def remove(store: BlobStore, entry_id: str) -> None:
+    """The entry no longer waits."""
+    store.delete(f"{layout.INBOX}{entry_id}")
+
+
+class QuarantinedEntry(Document):
+    """An entry that could not be accepted, as it was, and why."""
+
+    what: ClassVar[str] = "quarantined entry"
+
+    id: str
+    reason: str
+    entry: str
+    """The inbox entry's text."""
+    left_at: InstantField
+    quarantined_at: InstantField = Field(default_factory=utc_now)
+
+
+def quarantine(store: BlobStore, entry: InboxEntry, reason: str) -> QuarantinedEntry | None:
+    """The entry is in the quarantine with the reason, and no longer waits.
+
+    None if it does not wait any more. Blobs it names stay: the quarantine is one of the roots.
+    """
+    try:
+        data = store.get(f"{layout.INBOX}{entry.id}").data
+    except NotFoundError:
+        return None
+    document = QuarantinedEntry(
+        id=entry.id,
+        reason=reason,
+        entry=data.decode(errors="backslashreplace"),
+        left_at=entry.modified_at,
+    )
+    # The quarantine before the inbox: the entry is always in one of them.
+    key = _quarantine_key(entry.id)
+    stored = create_or_read(store, key, document.encode())
+    remove(store, entry.id)
+    return QuarantinedEntry.decode(stored, f"{key} in {store.identity}")
+
+
+def _quarantine_key(entry_id: str) -> str:
+    try:
+        return layout.quarantine(entry_id)
+    except InvalidInputError:
+        # Anybody with access to the bucket can leave an object of any name in the inbox.
+        return layout.quarantine(f"unnamed.{Digest.of(entry_id.encode()).hex}")
+
+
+def quarantined(store: BlobStore) -> list[QuarantinedEntry]:
+    """Everything in the quarantine, oldest first."""
+    infos = list(store.list_objects(layout.QUARANTINE))
+    entries = map_threads(lambda info: _read_quarantined(store, info.key), infos)
+    return sorted(entries, key=lambda entry: (entry.quarantined_at, entry.id))
+
+
+def _read_quarantined(store: BlobStore, key: str) -> QuarantinedEntry:
+    return QuarantinedEntry.decode(store.get(key).data, f"{key} in {store.identity}")
+
+
+def requeue(store: BlobStore, entry_ids: Iterable[str]) -> None:
+    """The entries wait again, as they were, and are no longer in the quarantine.
+
+    Raises:
+        NotFoundError: An entry is not in the quarantine.
+    """
+    for entry_id in entry_ids:
+        key = _quarantine_key(entry_id)
+        held = _read_quarantined(store, key)
+        create_or_read(store, f"{layout.INBOX}{entry_id}", held.entry.encode())
+        store.delete(key)

@@ -1,0 +1,295 @@
+"""An artifact, or a batch, becomes stored bytes and an inbox entry. Needs no orchestrator.
+
+The order is what crash safety rests on: blobs, then the manifest (or batch) that names them, then
+the inbox entry. Whatever dies in between leaves blobs that nothing names, never a name without
+its blobs; doing it again writes what is missing.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from feature_pipeline.archive import blobs, layout, log
+from feature_pipeline.archive.blob_store import BYTES_MEDIA_TYPE, JSON_MEDIA_TYPE, BlobStore
+from feature_pipeline.archive.blobs import BlobWrite
+from feature_pipeline.archive.encode import Content, encode_outcomes, encode_rows
+from feature_pipeline.archive.inbox import Completion as Completion
+from feature_pipeline.archive.inbox import CompletionStatus as CompletionStatus
+from feature_pipeline.archive.inbox import Submission as Submission
+from feature_pipeline.archive.inbox import leave
+from feature_pipeline.archive.log import ReleaseEntry
+from feature_pipeline.archive.manifest import (
+    LOG,
+    MANIFEST_MEDIA_TYPE,
+    OUTCOMES,
+    PARQUET_MEDIA_TYPE,
+    RAW,
+    ROWS,
+    BlobRef,
+    FailureInfo,
+    Manifest,
+    ReleaseRef,
+    RunInfo,
+)
+from feature_pipeline.archive.threads import map_threads
+from feature_pipeline.columns import Column
+from feature_pipeline.digest import Digest
+from feature_pipeline.errors import ConflictError, InvalidInputError
+from feature_pipeline.outcomes import Outcome, OutcomeCounts
+from feature_pipeline.records import RecordBatch, check_file_name
+
+MAX_BATCHES: Final = 100_000
+"""Batches of one dataset: past it Dagster's pages and ticks get slow."""
+
+_IN_MEMORY_BYTES: Final = 8 << 20
+"""Files up to this size are read once, larger ones twice (digest first) in bounded memory."""
+
+_MEDIA_TYPES: Final = {".jsonl": "application/jsonl", ".json": JSON_MEDIA_TYPE}
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """What one hook run said of one batch, not yet stored.
+
+    `outcomes` has one outcome per record in the batch's order, or none if the run failed.
+    """
+
+    batch: RecordBatch
+    release: ReleaseEntry
+    columns: tuple[Column, ...]
+    cardinality: str
+    run: RunInfo
+    outcomes: tuple[Outcome, ...]
+    raw: Mapping[str, Path]
+    """The hook's files by name, kept exactly."""
+    log: Path | None
+    failure: FailureInfo | None = None
+    notes: tuple[str, ...] = ()
+    inputs: Mapping[str, Digest] = field(default_factory=dict)
+    """Per input hook, the content digest that was read."""
+
+    @property
+    def dataset(self) -> str:
+        """The batch's dataset."""
+        return self.batch.dataset
+
+    @property
+    def hook(self) -> str:
+        """The release's hook."""
+        return self.release.release.document.hook
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedArtifact:
+    """A stored artifact. Nothing is current before its completion was accepted."""
+
+    manifest_digest: Digest
+    manifest: Manifest
+    bytes_stored: int
+    """What the store did not hold before, manifest included."""
+    healed: tuple[Digest, ...] = ()
+    """Blobs that were found damaged and hold the right bytes again."""
+
+
+def publish_artifact(store: BlobStore, artifact: Artifact) -> PublishedArtifact:
+    """The artifact's blobs and then its manifest are stored. Equal artifacts are stored once.
+
+    Raises:
+        InvalidInputError: The outcomes are not one per record of the batch; nothing was written.
+        StoreUnavailableError, OutcomeUnknownError: Some blobs may be stored; no manifest is.
+    """
+    check_outcomes(artifact)
+    content = Content.of(artifact.columns, artifact.outcomes)
+    writers: dict[str, _Writer] = {
+        **{f"{RAW}{check_file_name(n)}": _file_writer(store, p) for n, p in artifact.raw.items()},
+    }
+    if artifact.log is not None:
+        writers[LOG] = _file_writer(store, artifact.log, "text/plain; charset=utf-8")
+    if artifact.failure is None:
+        rows = encode_rows(artifact.columns, artifact.outcomes)
+        outcomes = encode_outcomes(artifact.outcomes)
+        writers[ROWS] = _data_writer(store, rows, PARQUET_MEDIA_TYPE)
+        writers[OUTCOMES] = _data_writer(store, outcomes, PARQUET_MEDIA_TYPE)
+    # Files with the same bytes (empty ones above all) are written once.
+    unique = {writer.identity: writer for writer in writers.values()}
+    written = dict(zip(unique, map_threads(lambda w: w.write(), unique.values()), strict=True))
+
+    refs = {name: written[writer.identity].ref for name, writer in writers.items()}
+    named = {
+        name: ref.model_copy(update={"media_type": writers[name].media_type})
+        for name, ref in refs.items()
+    }
+    manifest = _manifest(artifact, content, named)
+    stored = blobs.write_blob(store, manifest.encode(), MANIFEST_MEDIA_TYPE)
+    writes = [*written.values(), stored]
+    return PublishedArtifact(
+        manifest_digest=stored.ref.digest,
+        manifest=manifest,
+        bytes_stored=sum(write.ref.size for write in writes if write.is_new),
+        healed=tuple(write.ref.digest for write in writes if write.is_healed),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    identity: Digest | Path
+    media_type: str
+    write: Callable[[], BlobWrite]
+
+
+def _data_writer(store: BlobStore, data: bytes, media_type: str) -> _Writer:
+    return _Writer(Digest.of(data), media_type, partial(blobs.write_blob, store, data, media_type))
+
+
+def _file_writer(store: BlobStore, path: Path, media_type: str | None = None) -> _Writer:
+    media_type = media_type or _MEDIA_TYPES.get(path.suffix, BYTES_MEDIA_TYPE)
+    if path.stat().st_size <= _IN_MEMORY_BYTES:
+        return _data_writer(store, path.read_bytes(), media_type)
+    return _Writer(path, media_type, partial(blobs.write_file, store, path, media_type))
+
+
+def check_outcomes(artifact: Artifact) -> None:
+    """Return if the artifact says exactly one thing of each record, in the batch's order.
+
+    Raises:
+        InvalidInputError: It does not, or the run failed and it says anything at all.
+    """
+    release = artifact.release.release.document
+    if release.dataset != artifact.dataset:
+        raise InvalidInputError(
+            f"release {release.version!r} of hook {release.hook!r} belongs to dataset"
+            f" {release.dataset!r}, batch {artifact.batch.key!r} to {artifact.dataset!r}"
+        )
+    said = [outcome.record_id for outcome in artifact.outcomes]
+    wanted = [] if artifact.failure else [record.id for record in artifact.batch.records]
+    if said != wanted:
+        wrong = next(
+            (pair for pair in zip(said, wanted, strict=False) if pair[0] != pair[1]),
+            f"{len(said)} outcomes for {len(wanted)} records",
+        )
+        raise InvalidInputError(
+            f"artifact of {artifact.hook!r} over batch {artifact.batch.key!r}: outcomes are not one"
+            f" per record in the batch's order: {wrong}"
+        )
+
+
+def _manifest(artifact: Artifact, content: Content, refs: Mapping[str, BlobRef]) -> Manifest:
+    release = artifact.release.release
+    has_failed = artifact.failure is not None
+    return Manifest(
+        dataset=artifact.dataset,
+        hook=artifact.hook,
+        batch=artifact.batch.key,
+        batch_digest=artifact.batch.digest,
+        release=ReleaseRef(
+            seq=artifact.release.seq,
+            digest=release.digest,
+            version=release.document.version,
+            image=release.document.image,
+        ),
+        columns=artifact.columns,
+        cardinality=artifact.cardinality,
+        inputs=dict(artifact.inputs),
+        run=artifact.run,
+        counts=OutcomeCounts() if has_failed else content.counts,
+        blobs=dict(sorted(refs.items())),
+        content_digest=None if has_failed else content.content_digest,
+        rows_digest=None if has_failed else content.rows_digest,
+        failure=artifact.failure,
+        notes=artifact.notes,
+    )
+
+
+def announce(store: BlobStore, completion: Completion) -> str:
+    """The completion waits in the inbox: from here on its acceptance needs nobody who is alive now.
+
+    Its manifest must be stored. Idempotent.
+
+    Returns:
+        The inbox entry's id.
+    """
+    leave(store, completion)
+    return completion.inbox_id
+
+
+def submit_batch(store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Path]) -> Submission:
+    """The batch and its records' files are stored, and the batch waits in the inbox.
+
+    Submitting the same batch again changes nothing; one that was accepted does not wait again.
+
+    Args:
+        store: Where to.
+        batch: What to submit.
+        files: Where bytes are, by digest; not needed for those that the archive holds already.
+
+    Raises:
+        InvalidInputError: A file is neither given nor stored, or the dataset is full.
+        CorruptDataError: A given file is not what its digest says.
+        ConflictError: The dataset has another batch of this key.
+    """
+    submission = Submission(
+        dataset=batch.dataset,
+        batch=batch.key,
+        digest=batch.digest,
+        source=batch.document.source,
+    )
+    known = log.batch_entries(store, batch.dataset, batch.key)
+    if known:
+        check_same_batch(known[0], submission)
+    else:
+        _check_budget(store, batch.dataset)
+    _store_files(store, batch, files)
+    blobs.put_blob(store, batch.encode(), JSON_MEDIA_TYPE)
+    if known:
+        return submission.model_copy(update={"submitted_at": known[0].submitted_at})
+    waits = leave(store, submission)
+    return submission.model_copy(update={"submitted_at": waits.submitted_at})
+
+
+def check_same_batch(entry: log.BatchEntry, submission: Submission) -> None:
+    """Return if the accepted batch is the submitted one.
+
+    Raises:
+        ConflictError: It is not: a batch never changes.
+    """
+    if entry.digest != submission.digest:
+        raise ConflictError(
+            f"dataset {entry.dataset!r} has a batch {entry.batch!r} already, submitted"
+            f" {entry.submitted_at:%Y-%m-%d %H:%M} UTC with other records"
+            f" ({entry.digest.short}, not {submission.digest.short}); a batch never changes:"
+            " submit these records under another key"
+        )
+
+
+def _store_files(store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Path]) -> None:
+    wanted = {file.blob: (record, file) for record in batch.records for file in record.files}
+    given = [digest for digest in wanted if digest in files]
+    refs = [BlobRef(digest=d, size=wanted[d][1].size) for d in wanted if d not in files]
+    if missing := blobs.find_missing(store, refs):
+        record, file = wanted[missing[0].digest]
+        raise InvalidInputError(
+            f"batch {batch.key!r}: file {file.name!r} of record {record.id!r}"
+            f" ({file.digest}, {file.size} bytes) is neither given nor in the archive"
+            + (f"; nor are {len(missing) - 1} others" if len(missing) > 1 else "")
+        )
+    for digest, ref in zip(
+        given,
+        map_threads(lambda d: blobs.put_file(store, files[d], expected=d), given),
+        strict=True,
+    ):
+        record, file = wanted[digest]
+        if ref.size != file.size:
+            raise InvalidInputError(
+                f"batch {batch.key!r}: file {file.name!r} of record {record.id!r} has {ref.size}"
+                f" bytes, the batch says {file.size}"
+            )
+
+
+def _check_budget(store: BlobStore, dataset: str) -> None:
+    if len(store.list_folders(layout.batch_logs(dataset))) >= MAX_BATCHES:
+        raise InvalidInputError(
+            f"dataset {dataset!r} has {MAX_BATCHES} batches, as many as Dagster serves well;"
+            " put more records into a batch, or begin another dataset"
+        )

@@ -1,0 +1,113 @@
+"""From a manifest's digest to verified rows and outcomes.
+
+Everything is checked on the way: size first, then digest, then that the tables have the declared
+columns. Which manifest is current is the log's to say (`log.head`).
+"""
+
+import pyarrow as pa
+
+from feature_pipeline.archive import blobs
+from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.encode import (
+    OUTCOMES_SCHEMA,
+    check_rows_schema,
+    decode_outcomes,
+    read_parquet,
+    rows_schema,
+)
+from feature_pipeline.archive.manifest import LOG, OUTCOMES, RAW, ROWS, BlobRef, Manifest
+from feature_pipeline.digest import Digest
+from feature_pipeline.errors import NotFoundError
+from feature_pipeline.outcomes import Outcome
+
+
+def read_manifest(store: BlobStore, digest: Digest) -> Manifest:
+    """The manifest with this digest.
+
+    Raises:
+        NotFoundError: There is no such blob.
+        CorruptDataError: It holds other bytes.
+        InvalidInputError: It is no manifest, or of a version that only later code knows.
+    """
+    return Manifest.decode(blobs.read_blob(store, digest), str(digest))
+
+
+def read_rows(store: BlobStore, manifest: Manifest) -> pa.Table:
+    """The artifact's rows: record_id, ordinal and its own declared columns; none if it failed.
+
+    Raises:
+        NotFoundError, CorruptDataError: The blob is missing, or not what the manifest says.
+    """
+    if manifest.is_failed:
+        return rows_schema(manifest.columns).empty_table()
+    table = _read_table(store, manifest, ROWS)
+    check_rows_schema(table, manifest.columns, f"{_name(manifest)}: rows")
+    return table
+
+
+def read_outcomes(store: BlobStore, manifest: Manifest) -> pa.Table:
+    """The artifact's outcomes as `OUTCOMES_SCHEMA`, one per record; none if it failed."""
+    if manifest.is_failed:
+        return OUTCOMES_SCHEMA.empty_table()
+    return _read_table(store, manifest, OUTCOMES)
+
+
+def read_artifact_outcomes(store: BlobStore, manifest: Manifest) -> list[Outcome]:
+    """The artifact's outcomes with their rows, in the batch's order; none if it failed.
+
+    Raises:
+        NotFoundError, CorruptDataError: A blob is missing, or not what the manifest says; or the
+            two tables do not agree.
+    """
+    return decode_outcomes(
+        manifest.columns, read_rows(store, manifest), read_outcomes(store, manifest)
+    )
+
+
+def raw_names(manifest: Manifest) -> list[str]:
+    """The names of the hook's own files that the artifact keeps, sorted."""
+    return sorted(name.removeprefix(RAW) for name in manifest.blobs if name.startswith(RAW))
+
+
+def read_raw(store: BlobStore, manifest: Manifest, name: str) -> bytes:
+    """One of the hook's own files, exactly as it was left.
+
+    Raises:
+        NotFoundError: The artifact has no file of this name, or its blob is gone.
+    """
+    return read_named(store, manifest, f"{RAW}{name}")
+
+
+def read_log_text(store: BlobStore, manifest: Manifest) -> str:
+    """What the hook printed; empty if no log was kept."""
+    if LOG not in manifest.blobs:
+        return ""
+    return read_named(store, manifest, LOG).decode(errors="replace")
+
+
+def read_named(store: BlobStore, manifest: Manifest, name: str) -> bytes:
+    """The bytes of one of the manifest's blobs, by its name there."""
+    ref = blob_ref(manifest, name)
+    return blobs.read_blob(store, ref.digest, ref.size)
+
+
+def blob_ref(manifest: Manifest, name: str) -> BlobRef:
+    """Where one of the manifest's blobs is.
+
+    Raises:
+        NotFoundError: The manifest names no such blob.
+    """
+    try:
+        return manifest.blobs[name]
+    except KeyError:
+        raise NotFoundError(
+            f"{_name(manifest)} has no {name!r}; it has {', '.join(sorted(manifest.blobs))}"
+        ) from None
+
+
+def _read_table(store: BlobStore, manifest: Manifest, name: str) -> pa.Table:
+    return read_parquet(read_named(store, manifest, name), f"{_name(manifest)}: {name}")
+
+
+def _name(manifest: Manifest) -> str:
+    return f"artifact {manifest.dataset}/{manifest.hook}/{manifest.batch} of run {manifest.run.id}"

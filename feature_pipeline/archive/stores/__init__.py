@@ -1,0 +1,1 @@
+"""Implementations of `BlobStore`: memory for tests, S3 for everything else."""

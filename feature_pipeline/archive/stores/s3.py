@@ -1,0 +1,515 @@
+"""Objects in an S3 bucket, through any boto3 client. The only module that knows boto3.
+
+Errors of the driver are translated here, once. What a failed write means is decided by whether
+the store can have acted on it: a refusal before any other attempt is "did not happen", a lost
+answer or a server error is "unknown".
+"""
+
+import base64
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
+
+import boto3
+import botocore.exceptions as boto_errors
+import urllib3.exceptions as http_errors
+from botocore.config import Config
+
+from feature_pipeline.archive.blob_store import (
+    BYTES_MEDIA_TYPE,
+    ObjectInfo,
+    ObjectStream,
+    StoredObject,
+)
+from feature_pipeline.archive.layout import PROBE
+from feature_pipeline.archive.stores.memory import check_size
+from feature_pipeline.digest import Digest
+from feature_pipeline.errors import (
+    CorruptDataError,
+    FeaturePipelineError,
+    InvalidInputError,
+    NotFoundError,
+    OutcomeUnknownError,
+    StoreUnavailableError,
+)
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
+
+T = TypeVar("T")
+
+MULTIPART_BYTES: Final = 64 << 20
+"""Files larger than this are uploaded in parts: memory stays bounded, a lost part is sent again."""
+PART_BYTES: Final = 32 << 20
+"""Fixed, because the checksum of an object uploaded in parts depends on it. S3 allows 10,000
+parts, so 320 GB a file."""
+_PART_WORKERS: Final = 4
+_CHUNK_BYTES: Final = 1 << 20
+_READ_ATTEMPTS: Final = 3
+
+_EXISTS: Final = frozenset({409, 412})
+"""412: the condition does not hold. 409: another write to the key was being settled."""
+_NEVER_SENT: Final = (
+    boto_errors.NoCredentialsError,
+    boto_errors.PartialCredentialsError,
+    boto_errors.ParamValidationError,
+    boto_errors.EndpointProviderError,
+)
+_BODY_ERRORS: Final = (
+    boto_errors.IncompleteReadError,
+    boto_errors.ResponseStreamingError,
+    boto_errors.ReadTimeoutError,
+    boto_errors.ConnectionClosedError,
+    http_errors.HTTPError,
+    OSError,
+)
+
+
+def make_client(
+    *,
+    endpoint_url: str | None = None,
+    region: str | None = None,
+    access_key_id: str | None = None,
+    secret_access_key: str | None = None,
+    session_token: str | None = None,
+    pool: int = 32,
+) -> "S3Client":
+    """A boto3 S3 client set up for archives; what is not given comes from boto3's usual places.
+
+    A custom endpoint is addressed by path, because buckets have no host names there.
+    """
+    config = Config(
+        s3={"addressing_style": "path" if endpoint_url else "auto"},
+        retries={"mode": "standard", "max_attempts": 4},
+        max_pool_connections=pool,
+        connect_timeout=5,
+        read_timeout=60,
+        # Every write carries its SHA-256 and every blob is checked against its name; boto3's own
+        # CRC32 would be computed beside them.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    client: S3Client = boto3.session.Session().client(
+        "s3",
+        endpoint_url=endpoint_url,
+        region_name=region,
+        aws_access_key_id=access_key_id,
+        aws_secret_access_key=secret_access_key,
+        aws_session_token=session_token,
+        config=config,
+    )
+    return client
+
+
+def client_from_environment(environment: Mapping[str, str]) -> "S3Client":
+    """A client by the AWS variables of `environment`, the only places looked at beside boto3's own.
+
+    `AWS_ENDPOINT_URL_S3` goes before `AWS_ENDPOINT_URL`, `AWS_REGION` before
+    `AWS_DEFAULT_REGION`.
+    """
+    return make_client(
+        endpoint_url=environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL"),
+        region=environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION"),
+        access_key_id=environment.get("AWS_ACCESS_KEY_ID"),
+        secret_access_key=environment.get("AWS_SECRET_ACCESS_KEY"),
+        session_token=environment.get("AWS_SESSION_TOKEN"),
+    )
+
+
+def open_store(client: "S3Client", bucket: str, prefix: str = "") -> "S3Store":
+    """The store below `prefix` in `bucket`, after a probe that its conditional writes hold.
+
+    Writes one small object, once in the life of an archive.
+
+    Raises:
+        NotFoundError: There is no such bucket.
+        InvalidInputError: The store ignores `If-None-Match` or `If-Match`; an archive on it would
+            lose data to the first two writers that meet.
+        StoreUnavailableError: The store could not be asked.
+    """
+    store = S3Store(client, bucket, prefix)
+    store.check_bucket()
+    body = b'{"what":"learns whether conditional writes hold"}'
+    # The key stays, so opening an archive again finds the condition upheld by the first request.
+    if store.create(PROBE, body) and store.create(PROBE, body):
+        raise InvalidInputError(
+            f"{store.identity} ignores If-None-Match; the archive needs a store with conditional"
+            " writes (AWS S3, MinIO, Ceph, SeaweedFS)"
+        )
+    if store.replace(PROBE, body, etag='"00000000000000000000000000000000"'):
+        raise InvalidInputError(
+            f"{store.identity} ignores If-Match; the archive needs a store with conditional writes"
+            " (AWS S3, MinIO, Ceph, SeaweedFS)"
+        )
+    return store
+
+
+class S3Store:
+    """A `BlobStore` in an S3 bucket.
+
+    Args:
+        client: Any boto3 S3 client; clients are thread-safe.
+        prefix: Put before every key; one bucket can hold several archives.
+    """
+
+    def __init__(self, client: "S3Client", bucket: str, prefix: str = "") -> None:
+        self._client = client
+        self._bucket = bucket
+        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self._where = f"s3://{bucket}/{self._prefix}"
+        self._identity = f"{client.meta.endpoint_url}/{bucket}/{self._prefix}"
+
+    @property
+    def identity(self) -> str:
+        """Endpoint, bucket and prefix."""
+        return self._identity
+
+    @property
+    def bucket(self) -> str:
+        """The bucket's name."""
+        return self._bucket
+
+    def uri(self, key: str) -> str:
+        """The `s3://` address of an object."""
+        return f"{self._where}{key}"
+
+    def check_bucket(self) -> None:
+        """Return if the bucket exists and may be used.
+
+        Raises:
+            NotFoundError: There is no such bucket.
+        """
+        try:
+            self._client.head_bucket(Bucket=self._bucket)
+        except boto_errors.ClientError as error:
+            if _status(error) == 404:
+                raise NotFoundError(
+                    f"there is no bucket {self._bucket!r} at {self._client.meta.endpoint_url};"
+                    " create it, or name another"
+                ) from error
+            raise self._refused("HEAD", "", error) from error
+        except boto_errors.BotoCoreError as error:
+            raise self._unreachable("HEAD", "", error) from error
+
+    def create(self, key: str, data: bytes, media_type: str = BYTES_MEDIA_TYPE) -> bool:
+        """See `BlobStore.create`."""
+        return self._put(key, data, media_type, {"IfNoneMatch": "*"})
+
+    def replace(self, key: str, data: bytes, etag: str, media_type: str = BYTES_MEDIA_TYPE) -> bool:
+        """See `BlobStore.replace`."""
+        return self._put(key, data, media_type, {"IfMatch": etag})
+
+    def create_file(self, key: str, path: Path, digest: Digest, size: int) -> bool:
+        """See `BlobStore.create_file`."""
+        return self._put_file(key, path, digest, size, {"IfNoneMatch": "*"})
+
+    def replace_file(self, key: str, path: Path, digest: Digest, size: int, etag: str) -> bool:
+        """See `BlobStore.replace_file`."""
+        return self._put_file(key, path, digest, size, {"IfMatch": etag})
+
+    def get(self, key: str, size: int | None = None) -> StoredObject:
+        """See `BlobStore.get`. A body that is cut short is asked for again."""
+        for attempt in range(1, _READ_ATTEMPTS + 1):
+            response = self._get(key)
+            body = response["Body"]
+            info = _info(key, response)
+            try:
+                # Closed on every path: a body left unread holds one of the pool's connections.
+                with body:
+                    check_size(self.uri(key), info.size, size)
+                    return StoredObject(info, body.read())
+            except boto_errors.FlexibleChecksumError as error:
+                raise CorruptDataError(f"{self.uri(key)}: {error}") from error
+            except _BODY_ERRORS as error:
+                if attempt == _READ_ATTEMPTS:
+                    raise self._unreachable("GET", key, error) from error
+        raise AssertionError
+
+    @contextmanager
+    def open(self, key: str, size: int | None = None) -> Iterator[ObjectStream]:
+        """See `BlobStore.open`."""
+        response = self._get(key)
+        info = _info(key, response)
+        with response["Body"] as body:
+            check_size(self.uri(key), info.size, size)
+            yield ObjectStream(info, self._chunks(key, body))
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        """See `BlobStore.stat`."""
+        try:
+            response = self._client.head_object(
+                Bucket=self._bucket, Key=self._prefix + key, ChecksumMode="ENABLED"
+            )
+        except boto_errors.ClientError as error:
+            if _status(error) != 404:
+                raise self._refused("HEAD", key, error) from error
+        except boto_errors.BotoCoreError as error:
+            raise self._unreachable("HEAD", key, error) from error
+        else:
+            return _info(key, response)
+        # HEAD has no body, so its 404 does not say what is missing. A GET does.
+        try:
+            with self.open(key) as stream:
+                return stream.info
+        except NotFoundError:
+            return None
+
+    def list_objects(self, prefix: str) -> Iterator[ObjectInfo]:
+        """See `BlobStore.list_objects`."""
+        found = [
+            ObjectInfo(
+                key=item["Key"][len(self._prefix) :],
+                size=item["Size"],
+                modified_at=item["LastModified"],
+                etag=item["ETag"],
+            )
+            for page in self._pages(prefix)
+            for item in page.get("Contents", [])
+        ]
+        # Stores over folders list siblings in another order than AWS.
+        return iter(sorted(found, key=lambda info: info.key))
+
+    def list_folders(self, prefix: str) -> list[str]:
+        """See `BlobStore.list_folders`."""
+        start = len(self._prefix + prefix)
+        return sorted(
+            folder["Prefix"][start:].rstrip("/")
+            for page in self._pages(prefix, Delimiter="/")
+            for folder in page.get("CommonPrefixes", [])
+        )
+
+    def delete(self, key: str) -> None:
+        """See `BlobStore.delete`."""
+        self._write(
+            "DELETE",
+            key,
+            lambda: self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key),
+        )
+
+    def matches_file(self, info: ObjectInfo, path: Path) -> bool | None:
+        """See `BlobStore.matches_file`."""
+        if info.composite_sha256 is None:
+            return None
+        sums = []
+        with path.open("rb") as file:
+            while part := file.read(PART_BYTES):
+                sums.append(hashlib.sha256(part).digest())
+        if not info.composite_sha256.endswith(f"-{len(sums)}"):
+            return None  # uploaded by another program, in other parts
+        expected = _base64(hashlib.sha256(b"".join(sums)).digest())
+        return info.composite_sha256 == f"{expected}-{len(sums)}"
+
+    def _put(self, key: str, data: bytes, media_type: str, condition: dict[str, Any]) -> bool:
+        checksum = _base64(hashlib.sha256(data).digest())
+        return self._write(
+            "PUT",
+            key,
+            lambda: self._client.put_object(
+                Bucket=self._bucket,
+                Key=self._prefix + key,
+                Body=data,
+                ContentType=media_type,
+                ChecksumSHA256=checksum,
+                **condition,
+            ),
+        )
+
+    def _put_file(
+        self, key: str, path: Path, digest: Digest, size: int, condition: dict[str, Any]
+    ) -> bool:
+        if size > MULTIPART_BYTES:
+            return self._put_parts(key, path, digest, condition)
+        data = path.read_bytes()
+        if len(data) != size or Digest.of(data) != digest:
+            raise CorruptDataError(f"file {path} is not {digest} of {size} bytes: it changed")
+        return self._put(key, data, BYTES_MEDIA_TYPE, condition)
+
+    def _put_parts(self, key: str, path: Path, digest: Digest, condition: dict[str, Any]) -> bool:
+        target: dict[str, Any] = {"Bucket": self._bucket, "Key": self._prefix + key}
+        upload: dict[str, Any] = {}
+
+        def begin() -> None:
+            upload["UploadId"] = self._client.create_multipart_upload(
+                **target,
+                ContentType=BYTES_MEDIA_TYPE,
+                ChecksumAlgorithm="SHA256",
+                Metadata={"sha256": digest.hex},
+            )["UploadId"]
+
+        self._write("POST", key, begin)
+        try:
+            parts = self._upload_parts(key, path, digest, {**target, **upload})
+            created = self._write(
+                "POST",
+                key,
+                lambda: self._client.complete_multipart_upload(
+                    **target, **upload, MultipartUpload={"Parts": parts}, **condition
+                ),
+            )
+        except OutcomeUnknownError:
+            raise  # it may be complete: aborting it is for the bucket's lifecycle rule
+        except BaseException:
+            self._abort(target, upload)
+            raise
+        if not created:
+            self._abort(target, upload)
+        return created
+
+    def _upload_parts(
+        self, key: str, path: Path, digest: Digest, upload: dict[str, Any]
+    ) -> "list[CompletedPartTypeDef]":
+        hasher = hashlib.sha256()
+
+        def send(number: int, data: bytes) -> "CompletedPartTypeDef":
+            checksum = _base64(hashlib.sha256(data).digest())
+            etags: list[str] = []
+            self._write(
+                "PUT",
+                key,
+                lambda: etags.append(
+                    self._client.upload_part(
+                        **upload, PartNumber=number, Body=data, ChecksumSHA256=checksum
+                    )["ETag"]
+                ),
+            )
+            return {"PartNumber": number, "ETag": etags[0], "ChecksumSHA256": checksum}
+
+        parts: list[CompletedPartTypeDef] = []
+        with path.open("rb") as file, ThreadPoolExecutor(_PART_WORKERS) as pool:
+            number = 1
+            while group := _read_parts(file, hasher):
+                numbers = range(number, number + len(group))
+                parts.extend(pool.map(send, numbers, group))
+                number += len(group)
+        if hasher.hexdigest() != digest.hex:
+            raise CorruptDataError(f"file {path} is not {digest}: it changed")
+        return parts
+
+    def _abort(self, target: dict[str, Any], upload: dict[str, Any]) -> None:
+        try:
+            self._client.abort_multipart_upload(**target, **upload)
+        except (boto_errors.ClientError, boto_errors.BotoCoreError):
+            # Parts without an object are invisible and are removed by the bucket's lifecycle rule;
+            # the error or answer that led here matters more.
+            return
+
+    def _get(self, key: str) -> Any:
+        try:
+            return self._client.get_object(
+                Bucket=self._bucket, Key=self._prefix + key, ChecksumMode="ENABLED"
+            )
+        except boto_errors.ClientError as error:
+            if _status(error) == 404 and _code(error) == "NoSuchKey":
+                raise NotFoundError(f"no object {self.uri(key)}") from error
+            raise self._refused("GET", key, error) from error
+        except boto_errors.BotoCoreError as error:
+            raise self._unreachable("GET", key, error) from error
+
+    def _chunks(self, key: str, body: Any) -> Iterator[bytes]:
+        try:
+            while chunk := body.read(_CHUNK_BYTES):
+                yield chunk
+        except boto_errors.FlexibleChecksumError as error:
+            raise CorruptDataError(f"{self.uri(key)}: {error}") from error
+        except _BODY_ERRORS as error:
+            raise self._unreachable("GET", key, error) from error
+
+    def _pages(self, prefix: str, **options: Any) -> Iterator[Any]:
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self._bucket, Prefix=self._prefix + prefix, **options
+        )
+        try:
+            yield from pages
+        except boto_errors.ClientError as error:
+            raise self._refused("LIST", prefix, error) from error
+        except boto_errors.BotoCoreError as error:
+            raise self._unreachable("LIST", prefix, error) from error
+
+    def _write(self, verb: str, key: str, call: Callable[[], object]) -> bool:
+        """Whether a write happened: True, or False when its condition did not hold."""
+        try:
+            call()
+        except boto_errors.ClientError as error:
+            status, code = _status(error), _code(error)
+            if status in _EXISTS or (status == 404 and code == "NoSuchKey"):
+                # 404: AWS's answer to If-Match on a key that is gone.
+                return False
+            if status >= 500 or _attempts(error) > 0:
+                # A server error may come after the act; so may a refusal that follows a retry.
+                raise OutcomeUnknownError(
+                    f"{verb} {self.uri(key)}: no clear answer ({status} {code}): {error}"
+                ) from error
+            raise self._refused(verb, key, error) from error
+        except _NEVER_SENT as error:
+            raise self._unreachable(verb, key, error) from error
+        except boto_errors.BotoCoreError as error:
+            raise OutcomeUnknownError(f"{verb} {self.uri(key)}: no answer: {error}") from error
+        return True
+
+    def _refused(self, verb: str, key: str, error: boto_errors.ClientError) -> FeaturePipelineError:
+        return StoreUnavailableError(
+            f"{verb} {self.uri(key)}: {_status(error)} {_code(error)}:"
+            f" {error.response.get('Error', {}).get('Message', '')}"
+            f" (endpoint {self._client.meta.endpoint_url})"
+        )
+
+    def _unreachable(self, verb: str, key: str, error: Exception) -> FeaturePipelineError:
+        return StoreUnavailableError(f"{verb} {self.uri(key)}: {error}")
+
+
+def _read_parts(file: BinaryIO, hasher: Any) -> list[bytes]:
+    """The next parts, as many as are sent at once; empty at the file's end."""
+    group: list[bytes] = []
+    while len(group) < _PART_WORKERS and (part := file.read(PART_BYTES)):
+        hasher.update(part)
+        group.append(part)
+    return group
+
+
+def _info(key: str, response: Any) -> ObjectInfo:
+    checksum = response.get("ChecksumSHA256")
+    whole = checksum is not None and "-" not in checksum
+    declared = response.get("Metadata", {}).get("sha256")
+    return ObjectInfo(
+        key=key,
+        size=response["ContentLength"],
+        modified_at=response["LastModified"],
+        etag=response["ETag"],
+        sha256=_checksum_digest(checksum) if whole else None,
+        composite_sha256=None if whole else checksum,
+        declared_sha256=_declared_digest(declared) if declared is not None else None,
+    )
+
+
+def _checksum_digest(checksum: str) -> Digest | None:
+    try:
+        return Digest(base64.b64decode(checksum, validate=True).hex())
+    except ValueError:
+        return None
+
+
+def _declared_digest(text: str) -> Digest | None:
+    try:
+        return Digest(text)
+    except InvalidInputError:
+        return None
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _status(error: boto_errors.ClientError) -> int:
+    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+
+
+def _code(error: boto_errors.ClientError) -> str:
+    return error.response.get("Error", {}).get("Code", "")
+
+
+def _attempts(error: boto_errors.ClientError) -> int:
+    return error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0)

@@ -1,0 +1,94 @@
+"""Withdrawn records: a log per dataset that acceptance, loading, switching and recovery obey.
+
+What belongs here: saying that a record is withdrawn, or no longer. Not here: removing what the
+archive holds of it (`erase`).
+"""
+
+from collections.abc import Collection
+from enum import StrEnum
+
+from pydantic import Field
+
+from feature_pipeline.archive import layout
+from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.documents import InstantField, utc_now
+from feature_pipeline.archive.log import LogEntry, append, next_seq, read_entries
+from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.records import check_record_id
+
+
+class TombstoneAction(StrEnum):
+    """What an entry says of its records."""
+
+    WITHDRAW = "withdraw"
+    LIFT = "lift"
+
+
+class TombstoneEntry(LogEntry):
+    """Records withdrawn, or allowed again."""
+
+    dataset: str
+    action: TombstoneAction
+    record_ids: tuple[str, ...] = Field(min_length=1)
+    reason: str
+    made_at: InstantField = Field(default_factory=utc_now)
+
+
+def tombstones(store: BlobStore, dataset: str) -> list[TombstoneEntry]:
+    """Every withdrawal and lift of the dataset, in order."""
+    return read_entries(store, layout.tombstone_log(dataset), TombstoneEntry)
+
+
+def withdrawn(store: BlobStore, dataset: str) -> set[str]:
+    """The ids of the records that are withdrawn now."""
+    return _withdrawn_by(tombstones(store, dataset))
+
+
+def _withdrawn_by(entries: Collection[TombstoneEntry]) -> set[str]:
+    ids: set[str] = set()
+    for entry in entries:
+        if entry.action is TombstoneAction.WITHDRAW:
+            ids.update(entry.record_ids)
+        else:
+            ids.difference_update(entry.record_ids)
+    return ids
+
+
+def withdraw(
+    store: BlobStore, dataset: str, record_ids: Collection[str], reason: str
+) -> TombstoneEntry:
+    """The records are withdrawn: nothing about them is accepted or loaded from now on."""
+    return _append(store, dataset, record_ids, reason, TombstoneAction.WITHDRAW)
+
+
+def lift(
+    store: BlobStore, dataset: str, record_ids: Collection[str], reason: str
+) -> TombstoneEntry:
+    """The records may be submitted again; what was erased does not come back."""
+    return _append(store, dataset, record_ids, reason, TombstoneAction.LIFT)
+
+
+def _append(
+    store: BlobStore,
+    dataset: str,
+    record_ids: Collection[str],
+    reason: str,
+    action: TombstoneAction,
+) -> TombstoneEntry:
+    ids = tuple(sorted({check_record_id(record_id) for record_id in record_ids}))
+    if not ids:
+        raise InvalidInputError(f"dataset {dataset!r}: no record ids to {action.value}")
+
+    def decide(entries: list[TombstoneEntry]) -> TombstoneEntry:
+        already = _withdrawn_by(entries)
+        if entries and entries[-1].action is action and entries[-1].record_ids == ids:
+            return entries[-1]
+        if action is TombstoneAction.LIFT and (absent := set(ids) - already):
+            raise InvalidInputError(
+                f"dataset {dataset!r}: record {min(absent)!r} is not withdrawn: nothing to lift"
+            )
+        return TombstoneEntry(
+            seq=next_seq(entries), dataset=dataset, action=action, record_ids=ids, reason=reason
+        )
+
+    return append(store, layout.tombstone_log(dataset), TombstoneEntry, decide)[0]

@@ -1,0 +1,57 @@
+"""`feature-pipeline`: arguments only; each command's work is in the module of its name."""
+
+from importlib import import_module
+from typing import Any
+
+import click
+
+from feature_pipeline.cli.output import translated_errors
+
+COMMANDS = {
+    "demo": "Run the example hooks over real structures on local servers; print what happened.",
+    "dev": "Run local servers and Dagster's UI until Ctrl-C.",
+    "submit": "Submit records as batches.",
+    "publish": "Publish the output of a hook that ran elsewhere.",
+    "status": "Show what is archived, loaded, waiting and quarantined.",
+    "sql": "Run one SQL statement on the tables' database.",
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module when it is used: `--help` must not import Dagster."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands, in the order in which people need them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command's object, from the module of its name."""
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(import_module(f"feature_pipeline.cli.{cmd_name}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; this package's errors are messages, not tracebacks."""
+        with translated_errors():
+            return super().invoke(ctx)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="feature-pipeline")
+def main() -> None:
+    """S3 keeps every hook's output; PostgreSQL tables are rebuilt from it.
+
+    `feature-pipeline demo` shows it on local servers; `feature-pipeline dev` opens Dagster's UI.
+    Runs, backfills and schedules are Dagster's own: see `dagster --help`.
+    """
+
+
+if __name__ == "__main__":
+    main()

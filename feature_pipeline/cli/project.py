@@ -1,0 +1,85 @@
+"""Where the project is, and the environment that its commands run in."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+import feature_pipeline
+from feature_pipeline import settings
+from feature_pipeline.archive.stores.s3 import S3Store, make_client, open_store
+from feature_pipeline.errors import NotFoundError
+from feature_pipeline.local.environment import load_dotenv
+
+
+def open_archive() -> S3Store:
+    """The archive that the environment names, opened."""
+    where = settings.S3Settings.from_environment()
+    client = make_client(endpoint_url=where.endpoint_url, region=where.region)
+    return open_store(client, where.bucket, where.prefix)
+
+
+DATA_FOLDER = ".feature_pipeline"
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A checkout: the folder with `workspace.yaml`, `dagster.yaml` and `feature_pipeline/`."""
+
+    root: Path
+
+    @classmethod
+    def find(cls) -> "Project":
+        """The project around the working directory, else the one this package was installed from.
+
+        Raises:
+            NotFoundError: Neither has a `workspace.yaml`.
+        """
+        here = Path.cwd()
+        package = Path(feature_pipeline.__file__).parent.parent
+        for folder in (here, *here.parents, package):
+            if (folder / "workspace.yaml").is_file() and (folder / "dagster.yaml").is_file():
+                return cls(folder)
+        raise NotFoundError(
+            f"no workspace.yaml and dagster.yaml in {here} or a folder above it: run the command"
+            " inside a checkout of the project"
+        )
+
+    @property
+    def workspace_file(self) -> Path:
+        """What Dagster loads."""
+        return self.root / "workspace.yaml"
+
+    @property
+    def dotenv(self) -> Path:
+        """Where `dev` writes the settings."""
+        return self.root / ".env"
+
+    @property
+    def data_folder(self) -> Path:
+        """Where local servers keep their data, unless another folder is named."""
+        return self.root / DATA_FOLDER
+
+    def prepare_dagster_home(self, home: Path, max_concurrent_runs: int) -> None:
+        """`home` holds this project's `dagster.yaml`, with runs capped for this machine."""
+        home.mkdir(parents=True, exist_ok=True)
+        text = (self.root / "dagster.yaml").read_text(encoding="utf-8")
+        config = yaml.safe_load(text)
+        config["concurrency"]["runs"]["max_concurrent_runs"] = max_concurrent_runs
+        header = "# Written by feature-pipeline from the project's dagster.yaml at every start.\n"
+        (home / "dagster.yaml").write_text(
+            header + yaml.safe_dump(config, sort_keys=False), encoding="utf-8"
+        )
+
+    def load_environment(self) -> None:
+        """The settings of `.env` are in the environment, but for those that are set already.
+
+        Without the file the environment stands as it is: a deployment sets it itself.
+        """
+        try:
+            values = load_dotenv(self.dotenv)
+        except NotFoundError:
+            return
+        for name, value in values.items():
+            os.environ.setdefault(name, value)

@@ -1,0 +1,25 @@
+"""Local servers for `demo` and `dev`: started, described in the environment, stopped."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from feature_pipeline.cli.output import Output
+from feature_pipeline.cli.project import Project
+from feature_pipeline.local.environment import environment, usable_cores, write_dotenv
+from feature_pipeline.local.services import LocalServices
+
+
+@contextmanager
+def local_servers(project: Project, folder: Path, output: Output) -> Iterator[LocalServices]:
+    """S3 and PostgreSQL run while the block does; `.env` and this process know their addresses."""
+    home = folder.resolve() / "dagster"
+    with LocalServices(folder) as services:
+        variables = environment(services, home)
+        project.prepare_dagster_home(home, usable_cores())
+        write_dotenv(project.dotenv, variables)
+        os.environ.update(variables)
+        output.say(f"S3 (SeaweedFS)  {services.s3.endpoint_url}, bucket {services.s3.bucket}")
+        output.say(f"PostgreSQL      {services.database_url.rpartition('@')[2]}")
+        yield services

@@ -1,0 +1,103 @@
+"""What a hook left, and what was carried over, become one artifact."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from feature_pipeline.archive.manifest import FailureInfo, RunInfo
+from feature_pipeline.archive.publish import Artifact
+from feature_pipeline.compute.plan import ComputePlan
+from feature_pipeline.digest import Digest
+from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.hooks.output import decode_output, raw_files
+from feature_pipeline.outcomes import DecodedOutput
+
+
+def collect_output(plan: ComputePlan, output: Path, run: RunInfo, log: Path | None) -> Artifact:
+    """The artifact of a hook run that exited with success: one outcome per record of the batch.
+
+    Raises:
+        InvalidInputError: A file of the output is truncated or does not parse; the hook run has
+            failed, and `failed_artifact` keeps what it left.
+    """
+    ids = [record.id for record in plan.compute]
+    decoded = decode_output(
+        output,
+        ids,
+        plan.definition.feature.columns,
+        plan.definition.feature.cardinality,
+        {record_id: plan.actions[record_id] for record_id in ids},
+    )
+    return _artifact(plan, decoded, raw_files(output), run, log)
+
+
+def carried_artifact(plan: ComputePlan, run: RunInfo) -> Artifact:
+    """The artifact of a run in which no hook process started: every outcome is carried.
+
+    Raises:
+        InvalidInputError: The plan has records to compute.
+    """
+    if plan.compute:
+        raise InvalidInputError(f"{len(plan.compute)} records of {plan.batch.key!r} need the hook")
+    return _artifact(plan, DecodedOutput(()), {}, run, None)
+
+
+def failed_artifact(
+    plan: ComputePlan, output: Path, run: RunInfo, log: Path | None, failure: FailureInfo
+) -> Artifact:
+    """The artifact of a failed hook run: its output and log exactly as left, and no outcomes."""
+    return Artifact(
+        batch=plan.batch,
+        release=plan.release,
+        columns=tuple(plan.definition.feature.columns),
+        cardinality=plan.definition.feature.cardinality.value,
+        run=run,
+        outcomes=(),
+        raw=raw_files(output),
+        log=log,
+        failure=failure,
+        inputs=_input_digests(plan),
+    )
+
+
+def _artifact(
+    plan: ComputePlan,
+    decoded: DecodedOutput,
+    raw: Mapping[str, Path],
+    run: RunInfo,
+    log: Path | None,
+) -> Artifact:
+    computed = {outcome.record_id: outcome for outcome in decoded.outcomes}
+    outcomes = tuple(
+        computed[record.id] if record.id in computed else plan.carried[record.id]
+        for record in plan.batch.records
+    )
+    notes = list(plan.notes) + list(decoded.notes)
+    if decoded.unknown_ids:
+        notes.append(
+            f"the hook wrote about ids it was not given: {', '.join(decoded.unknown_ids[:20])}"
+        )
+    if decoded.undeclared_keys:
+        notes.append(
+            f"feature keys that no column declares: {', '.join(decoded.undeclared_keys[:20])}"
+        )
+    return Artifact(
+        batch=plan.batch,
+        release=plan.release,
+        columns=tuple(plan.definition.feature.columns),
+        cardinality=plan.definition.feature.cardinality.value,
+        run=run,
+        outcomes=outcomes,
+        raw=raw,
+        log=log,
+        notes=tuple(notes),
+        inputs=_input_digests(plan),
+    )
+
+
+def _input_digests(plan: ComputePlan) -> dict[str, Digest]:
+    """Per input hook, the content digest that the run was given."""
+    return {
+        source.hook: source.manifest.content_digest
+        for source in plan.inputs
+        if source.manifest.content_digest is not None
+    }

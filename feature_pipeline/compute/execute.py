@@ -1,0 +1,131 @@
+"""A plan carried out: inputs staged, the hook run, its output collected into an artifact."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.manifest import FailureInfo, RunInfo
+from feature_pipeline.archive.publish import Artifact
+from feature_pipeline.compute.collect import carried_artifact, collect_output, failed_artifact
+from feature_pipeline.compute.plan import ComputePlan
+from feature_pipeline.compute.stage import stage_inputs
+from feature_pipeline.errors import InvalidInputError, RuntimeFailure
+from feature_pipeline.hooks.failure import Abort, FailureKind, FailurePolicy
+from feature_pipeline.hooks.run import HookRun, run_hook
+from feature_pipeline.hooks.runner import HookRunner, RunMonitor, RunRequest, Workspace
+
+NO_RUNNER = "none"
+"""The runner named by an artifact for which no hook process started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """What carrying out a plan left: an artifact, failed or not, ready to be published.
+
+    Its raw files and log are in `workspace` until they are published.
+    """
+
+    plan: ComputePlan
+    artifact: Artifact
+    hook_run: HookRun | None
+
+
+def execute_plan(
+    store: BlobStore,
+    plan: ComputePlan,
+    runner: HookRunner,
+    monitor: RunMonitor,
+    workspace: Workspace,
+    *,
+    request_id: str,
+    dagster_run_id: str | None,
+) -> Execution:
+    """Run the hook over the plan's records, if there are any, and collect the artifact.
+
+    A hook run that failed gives an artifact with `failure` set: its output and log are kept.
+
+    Raises:
+        NotFoundError, CorruptDataError: An input is missing from the archive, or damaged.
+        StoreUnavailableError: The archive could not be read.
+        RuntimeFailure: The hook could not be run at all, and no other batch would fare better.
+    """
+    run_id = plan.hook_run_id(request_id)
+    if not plan.compute:
+        now = datetime.now(UTC)
+        run = RunInfo(
+            id=run_id,
+            runner=NO_RUNNER,
+            started_at=now,
+            finished_at=now,
+            attempts=0,
+            dagster_run_id=dagster_run_id,
+        )
+        return Execution(plan, carried_artifact(plan, run), None)
+
+    workspace.create()
+    stage_inputs(store, plan, workspace)
+    request = RunRequest(
+        run_id=run_id,
+        release=plan.release.release,
+        limits=plan.definition.release.limits,
+        workspace=workspace,
+    )
+    policy = FailurePolicy(retries=plan.definition.release.retries)
+    hook_run = run_hook(runner, request, policy, monitor)
+    run = run_info(hook_run, dagster_run_id)
+    last = hook_run.last
+    if hook_run.failure is not None:
+        facts = hook_run.failure
+        if isinstance(hook_run.decision, Abort) and facts.kind is not FailureKind.CANCELLED:
+            # Nothing was learnt about the batch, and no other would fare better: no entry for it.
+            raise RuntimeFailure(f"hook run {run_id}: {facts.describe()}")
+        failure = FailureInfo(kind=facts.kind, reason=facts.reason, exit_code=facts.exit_code)
+        artifact = failed_artifact(plan, workspace.output, run, last.log, failure)
+        return Execution(plan, artifact, hook_run)
+    try:
+        artifact = collect_output(plan, workspace.output, run, last.log)
+    except InvalidInputError as error:
+        failure = FailureInfo(
+            kind=FailureKind.INVALID_OUTPUT, reason=str(error), exit_code=last.exit_code
+        )
+        artifact = failed_artifact(plan, workspace.output, run, last.log, failure)
+    return Execution(plan, artifact, hook_run)
+
+
+def run_info(hook_run: HookRun, dagster_run_id: str | None) -> RunInfo:
+    """The provenance of a hook run, over all its attempts."""
+    last = hook_run.attempts[-1]
+    return RunInfo(
+        id=hook_run.run_id,
+        runner=hook_run.runner,
+        started_at=hook_run.attempts[0].started_at,
+        finished_at=last.finished_at,
+        attempts=len(hook_run.attempts),
+        memory_bytes=last.peak_memory_bytes,
+        node=last.node,
+        exit_code=last.exit_code,
+        dagster_run_id=dagster_run_id,
+    )
+
+
+def log_tail(log: Path | None, max_bytes: int = 4096) -> str:
+    """The last lines of a hook's log, for people."""
+    if log is None or not log.exists():
+        return ""
+    with log.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - max_bytes))
+        return file.read().decode(errors="replace")
+
+
+def reasons_of(plan: ComputePlan) -> Mapping[str, int]:
+    """Why records are computed or not, as counts for people and metadata."""
+    return {
+        "records": len(plan.batch.records),
+        "computed": len(plan.compute),
+        "carried": len(plan.carried),
+        "retried": plan.retried,
+        "decoded_again": plan.decoded_again,
+    }

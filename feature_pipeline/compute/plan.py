@@ -1,0 +1,274 @@
+"""What a hook run must compute, and what the archive already answers.
+
+The question asked of a record is its *action*: the release's program and config, the record, its
+files and its input features. Equal actions have equal answers, so a record whose action is that
+of its last outcome is carried over, unless that outcome was an error worth retrying.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from feature_pipeline.archive import blobs, log, read
+from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.log import FeatureEntry, ReleaseEntry
+from feature_pipeline.archive.manifest import Manifest
+from feature_pipeline.columns import row_encoder
+from feature_pipeline.digest import Digest, document_bytes
+from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
+from feature_pipeline.hooks.batch import batch_action, record_action
+from feature_pipeline.hooks.definition import HookDefinition, Scope
+from feature_pipeline.hooks.output import decode_output
+from feature_pipeline.outcomes import Outcome, Status
+from feature_pipeline.records import Record, RecordBatch
+
+NO_BASE: Final = 0
+"""The base of a run planned before its batch had any log entry."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputFeatures:
+    """The current artifact of a hook whose features another hook takes as input."""
+
+    hook: str
+    manifest_digest: Digest
+    manifest: Manifest
+    outcomes: Mapping[str, Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class ComputePlan:
+    """Everything that decides what one hook run is given and what its artifact will hold."""
+
+    definition: HookDefinition
+    release: ReleaseEntry
+    batch: RecordBatch
+    base: int
+    """Highest seq of the batch's log when planned; `NO_BASE` if it had none."""
+    previous: Manifest | None
+    previous_digest: Digest | None
+    actions: Mapping[str, Digest]
+    compute: tuple[Record, ...]
+    """The records to give to the hook, in the batch's order."""
+    carried: Mapping[str, Outcome]
+    """Outcomes that stand, by record id; decoded again where the columns changed."""
+    inputs: tuple[InputFeatures, ...] = ()
+    retried: int = 0
+    """Records computed again because their last outcome was a retryable error."""
+    decoded_again: int = 0
+    """Records whose raw output was read again under changed columns."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether the current artifact already says all that this run could say."""
+        return (
+            self.previous is not None
+            and not self.compute
+            and not self.decoded_again
+            and self.previous.release.digest == self.release.release.digest
+            and self.previous.columns == self.definition.feature.columns
+        )
+
+    def hook_run_id(self, request_id: str) -> str:
+        """The id of this run: equal for equal questions at the same base and the same request."""
+        question = {
+            "release": str(self.release.release.digest),
+            "release_seq": self.release.seq,
+            "batch": str(self.batch.digest),
+            "base": self.base,
+            "actions": {record.id: str(self.actions[record.id]) for record in self.compute},
+            "columns": [c.model_dump(mode="json") for c in self.definition.feature.columns],
+            "request": request_id,
+        }
+        return f"{self.definition.name.replace('_', '-')}-{Digest.of(document_bytes(question)).hex[:24]}"
+
+
+def plan_run(
+    store: BlobStore,
+    definition: HookDefinition,
+    release: ReleaseEntry,
+    batch: RecordBatch,
+    *,
+    force: bool = False,
+    force_records: Collection[str] = (),
+) -> ComputePlan:
+    """Decide, record by record, between computing and carrying over. Nothing is written.
+
+    Args:
+        force: Compute every record, whatever the archive holds.
+        force_records: Ids of records to compute again.
+
+    Raises:
+        InvalidInputError: A forced record is not in the batch.
+        NotFoundError: An input hook has no current artifact for the batch.
+    """
+    if unknown := set(force_records) - {record.id for record in batch.records}:
+        raise InvalidInputError(
+            f"force_records names {sorted(unknown)[:5]}, not in batch {batch.key!r}"
+            f" of dataset {batch.dataset!r}"
+        )
+    inputs = tuple(_read_input(store, batch, hook) for hook in definition.inputs)
+    actions = _actions(definition, release, batch, inputs)
+    entries = log.read_log(store, batch.dataset, definition.name, batch.key)
+    head = log.last_current(entries)
+    plan = ComputePlan(
+        definition=definition,
+        release=release,
+        batch=batch,
+        base=entries[-1].seq if entries else NO_BASE,
+        previous=None,
+        previous_digest=None,
+        actions=actions,
+        compute=batch.records,
+        carried={},
+        inputs=inputs,
+    )
+    if head is None:
+        return plan
+    plan = replace(plan, previous_digest=head.manifest, previous=_read_previous(store, head))
+    if force:
+        return plan
+    return _carry_over(store, plan, frozenset(force_records))
+
+
+def _read_previous(store: BlobStore, head: FeatureEntry) -> Manifest | None:
+    try:
+        return read.read_manifest(store, head.manifest)
+    except (NotFoundError, CorruptDataError):
+        # The head's manifest is damaged: `verify` says so; here it only means that nothing can be
+        # carried over, so everything is computed again and the archive heals.
+        return None
+
+
+def _read_input(store: BlobStore, batch: RecordBatch, hook: str) -> InputFeatures:
+    head = log.head(store, batch.dataset, hook, batch.key)
+    if head is None:
+        raise NotFoundError(
+            f"hook {hook!r} has no current artifact for batch {batch.key!r} of dataset"
+            f" {batch.dataset!r}; materialize {batch.dataset}/features/{hook} first"
+        )
+    manifest = read.read_manifest(store, head.manifest)
+    outcomes = read.read_artifact_outcomes(store, manifest)
+    return InputFeatures(hook, head.manifest, manifest, {o.record_id: o for o in outcomes})
+
+
+def input_digests(inputs: Iterable[InputFeatures]) -> dict[str, dict[str, str]]:
+    """Per record id, per input hook, the digest of what that hook says of the record."""
+    digests: dict[str, dict[str, str]] = {}
+    for source in inputs:
+        encoder = row_encoder(source.manifest.columns)
+        for outcome in source.outcomes.values():
+            said = encoder.outcome_digest(
+                outcome.record_id, outcome.status, outcome.reason, encoder.rows(outcome.rows)
+            )
+            digests.setdefault(outcome.record_id, {})[source.hook] = f"sha256:{said.hex()}"
+    return digests
+
+
+def _actions(
+    definition: HookDefinition,
+    release: ReleaseEntry,
+    batch: RecordBatch,
+    inputs: tuple[InputFeatures, ...],
+) -> dict[str, Digest]:
+    said = input_digests(inputs)
+    if definition.scope is Scope.BATCH:
+        whole = {source.hook: str(source.manifest.content_digest) for source in inputs}
+        action = batch_action(release.release, batch.records, whole)
+        return dict.fromkeys((record.id for record in batch.records), action)
+    return {
+        record.id: record_action(release.release, record, said.get(record.id, {}))
+        for record in batch.records
+    }
+
+
+def _carry_over(store: BlobStore, plan: ComputePlan, forced: frozenset[str]) -> ComputePlan:
+    """The plan with every outcome carried that may stand."""
+    if plan.previous is None or plan.previous_digest is None:
+        return replace(plan, notes=(*plan.notes, "the previous artifact's manifest is damaged"))
+    try:
+        outcomes = {o.record_id: o for o in read.read_artifact_outcomes(store, plan.previous)}
+    except (NotFoundError, CorruptDataError) as error:
+        return replace(plan, notes=(*plan.notes, f"nothing carried over: {error}"))
+
+    standing: dict[str, Outcome] = {}
+    retried = 0
+    for record in plan.batch.records:
+        outcome = outcomes.get(record.id)
+        if outcome is None or record.id in forced or outcome.action != plan.actions[record.id]:
+            continue
+        if outcome.status is Status.ERRORED and outcome.is_retryable:
+            retried += 1
+            continue
+        source = outcome.carried_from or plan.previous_digest
+        standing[record.id] = replace(outcome, carried_from=source)
+
+    notes = list(plan.notes)
+    sources = {o.carried_from for o in standing.values() if o.carried_from is not None}
+    for source in sorted(sources):
+        if lost := _lost_blobs(store, source):
+            notes.append(f"manifest {source.short}: {lost}; what it computed is computed again")
+            standing = {i: o for i, o in standing.items() if o.carried_from != source}
+
+    if plan.definition.scope is Scope.BATCH and len(standing) < len(plan.batch.records):
+        standing = {}  # one action for the batch: it stands or falls as a whole
+    decoded = 0
+    if plan.previous.columns != plan.definition.feature.columns and standing:
+        standing = _decode_again(store, plan, standing)
+        decoded = len(standing)
+    return replace(
+        plan,
+        carried=standing,
+        compute=tuple(r for r in plan.batch.records if r.id not in standing),
+        retried=retried,
+        decoded_again=decoded,
+        notes=tuple(notes),
+    )
+
+
+def _lost_blobs(store: BlobStore, manifest_digest: Digest) -> str | None:
+    """Why a manifest cannot be carried from, or None: every blob it names is present."""
+    try:
+        manifest = read.read_manifest(store, manifest_digest)
+    except (NotFoundError, CorruptDataError) as error:
+        return str(error)
+    for name, ref in manifest.blobs.items():
+        if not blobs.is_present(store, ref):
+            return f"its blob {name} ({ref.digest.short}) is missing or damaged"
+    return None
+
+
+def _decode_again(
+    store: BlobStore, plan: ComputePlan, standing: Mapping[str, Outcome]
+) -> dict[str, Outcome]:
+    """The standing outcomes as the raw output says them under the columns declared now."""
+    decoded: dict[str, Outcome] = {}
+    for source in sorted({o.carried_from for o in standing.values() if o.carried_from}):
+        wanted = [i for i, o in standing.items() if o.carried_from == source]
+        for outcome in decode_archived(store, source, plan.definition).values():
+            if outcome.record_id in wanted:
+                decoded[outcome.record_id] = replace(
+                    outcome, carried_from=source, action=standing[outcome.record_id].action
+                )
+    return {i: decoded[i] for i in standing}
+
+
+def decode_archived(
+    store: BlobStore, manifest_digest: Digest, definition: HookDefinition
+) -> dict[str, Outcome]:
+    """What an archived artifact's raw output says under `definition`'s columns, by record id.
+
+    Only the records that this artifact computed itself: what it carried is in other raw output.
+    """
+    manifest = read.read_manifest(store, manifest_digest)
+    computed = [o for o in read.read_artifact_outcomes(store, manifest) if o.carried_from is None]
+    raw = {name: read.read_raw(store, manifest, name) for name in read.raw_names(manifest)}
+    decoded = decode_output(
+        raw,
+        [o.record_id for o in computed],
+        definition.feature.columns,
+        definition.feature.cardinality,
+        {o.record_id: o.action for o in computed if o.action is not None},
+    )
+    return {o.record_id: o for o in decoded.outcomes}

@@ -1,0 +1,91 @@
+"""The folder that a hook run is given: records, config, input features and files, from the archive."""
+
+import json
+from datetime import date, datetime
+from pathlib import Path
+
+from feature_pipeline.archive import blobs
+from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.columns import Column
+from feature_pipeline.compute.plan import ComputePlan, InputFeatures
+from feature_pipeline.digest import Value
+from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.hooks.runner import Workspace
+from feature_pipeline.records import Record
+
+
+def stage_inputs(store: BlobStore, plan: ComputePlan, workspace: Workspace) -> None:
+    """Every input of the run is in `workspace`, checked against its digest.
+
+    Writes `records.jsonl`, `config.json` (if the release has config), `features/<hook>.jsonl` per
+    declared input, each record's files below `files/<record id>/`, and the release's code files.
+
+    Raises:
+        NotFoundError, CorruptDataError: A blob is missing, or not what its digest says.
+        InvalidInputError: Two record ids name the same folder here.
+    """
+    _write_jsonl(
+        workspace.inputs / "records.jsonl",
+        [{"id": record.id, "metadata": record.metadata} for record in plan.compute],
+    )
+    release = plan.release.release.document
+    if release.config:
+        (workspace.inputs / "config.json").write_text(
+            json.dumps(release.config, ensure_ascii=False)
+        )
+    for source in plan.inputs:
+        _write_features(workspace.inputs / "features" / f"{source.hook}.jsonl", plan, source)
+    for record in plan.compute:
+        _stage_files(store, record, workspace.files)
+    for code in release.code:
+        blobs.download_blob(store, code.blob, workspace.code / code.name, size=code.size)
+
+
+def _write_jsonl(path: Path, lines: list[dict[str, object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for line in lines:
+            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _stage_files(store: BlobStore, record: Record, files: Path) -> None:
+    folder = files / record.id
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        # Record ids are any text; this file system folds letter case or Unicode forms.
+        raise InvalidInputError(
+            f"record id {record.id!r} names the same folder as another on this file system"
+        ) from None
+    for file in record.files:
+        blobs.download_blob(store, file.blob, folder / file.name, size=file.size)
+
+
+def _write_features(path: Path, plan: ComputePlan, source: InputFeatures) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = source.manifest.columns
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for record in plan.compute:
+            outcome = source.outcomes.get(record.id)
+            rows = outcome.rows if outcome is not None else ()
+            features = [
+                {c.name: json_value(c, v) for c, v in zip(columns, row, strict=True)}
+                for row in rows
+            ]
+            # Python's tokens for NaN and infinity, as hooks themselves may write them.
+            file.write(
+                json.dumps({"id": record.id, "features": features}, ensure_ascii=False) + "\n"
+            )
+
+
+def json_value(column: Column, value: Value) -> object:
+    """A typed value as the JSON value that a hook would have written."""
+    if value is None:
+        return None
+    if column.kind == "json":
+        return json.loads(str(value))
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, date):
+        return value.isoformat()
+    return value

@@ -1,0 +1,306 @@
+"""Digests of bytes, canonical JSON, and the order-free sums that contents are compared by.
+
+What belongs here: SHA-256 names of bytes, the canonical text of JSON values, the canonical
+encoding of typed rows. Not here: which objects exist, or what a manifest holds.
+The encoding is part of the stored format: `docs/format.md` describes it for other readers.
+"""
+
+import hashlib
+import json
+import math
+import struct
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any, BinaryIO, Final, Self
+
+from feature_pipeline.errors import InvalidInputError
+
+INT64_MIN: Final = -(2**63)
+INT64_MAX: Final = 2**63 - 1
+MAX_NESTING: Final = 64
+"""Deepest nesting of arrays and objects that a feature value may have."""
+
+_MODULUS: Final = 2**256
+_HEX: Final = frozenset("0123456789abcdef")
+
+Value = str | int | float | bool | date | datetime | None
+"""A typed cell: arrays and objects are their canonical JSON text, uuids lower-case text,
+instants timezone-aware UTC datetimes."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Digest:
+    """The SHA-256 of exactly some bytes, written `sha256:<64 hex digits>`."""
+
+    hex: str
+
+    def __post_init__(self) -> None:
+        if len(self.hex) != 64 or not _HEX.issuperset(self.hex):
+            raise InvalidInputError(f"{self.hex!r} is not a SHA-256: 64 lower-case hex digits")
+
+    @classmethod
+    def of(cls, data: bytes | memoryview) -> Self:
+        """The digest of `data`."""
+        return cls(hashlib.sha256(data).hexdigest())
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The digest written as `sha256:<hex>`.
+
+        Raises:
+            InvalidInputError: `text` is anything else.
+        """
+        algorithm, _, value = text.partition(":")
+        if algorithm != "sha256":
+            raise InvalidInputError(f"{text!r} is not a digest: write sha256:<64 hex digits>")
+        return cls(value)
+
+    def __str__(self) -> str:
+        return f"sha256:{self.hex}"
+
+    @property
+    def short(self) -> str:
+        """The first twelve hex digits, for people."""
+        return self.hex[:12]
+
+
+def digest_stream(stream: BinaryIO, chunk_bytes: int = 1 << 20) -> tuple[Digest, int]:
+    """The digest and the size in bytes of what is left in `stream`, read in chunks."""
+    hasher, size = hashlib.sha256(), 0
+    while chunk := stream.read(chunk_bytes):
+        hasher.update(chunk)
+        size += len(chunk)
+    return Digest(hasher.hexdigest()), size
+
+
+def canonical_json(value: object) -> str:
+    """The one text that stands for a JSON value, however it was written.
+
+    Keys are sorted by code point, no white space, non-ASCII characters as themselves. A number
+    with an integral value within 64 bits is written as that integer (so 1, 1.0 and 1e0 are one
+    value, and -0 is 0); any other number as the shortest text that gives the same float64.
+
+    Raises:
+        InvalidInputError: NaN, infinity, an integer that float64 cannot approach, a lone
+            surrogate, a NUL character, or nesting deeper than `MAX_NESTING`.
+    Source: RFC 8785 chose the same shape; it is not followed exactly because 64-bit integers
+        must stay exact.
+    """
+    parts: list[str] = []
+    _write_json(value, parts, 0)
+    return "".join(parts)
+
+
+def canonical_json_bytes(value: object) -> bytes:
+    """`canonical_json` as UTF-8."""
+    return canonical_json(value).encode()
+
+
+def document_bytes(document: object) -> bytes:
+    """Deterministic JSON of a stored document: sorted keys, no white space, numbers as they are.
+
+    Unlike `canonical_json` it keeps 2.0 apart from 2, so that what a depositor or a hook's author
+    wrote reaches the hook unchanged.
+
+    Raises:
+        InvalidInputError: NaN, infinity, or text that UTF-8 cannot hold.
+    """
+    try:
+        return json.dumps(
+            document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        ).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInputError(f"not a JSON document: {error}") from error
+
+
+def _write_json(value: object, parts: list[str], depth: int) -> None:
+    if isinstance(value, str):
+        parts.append(_json_string(value))
+    elif value is None or isinstance(value, bool):
+        parts.append("null" if value is None else "true" if value else "false")
+    elif isinstance(value, int | float):
+        parts.append(_json_number(value))
+    elif isinstance(value, dict | list | tuple) and depth == MAX_NESTING:
+        raise InvalidInputError(f"nested deeper than {MAX_NESTING} levels")
+    elif isinstance(value, dict):
+        parts.append("{")
+        for position, key in enumerate(sorted(value)):
+            if position:
+                parts.append(",")
+            parts.append(_json_string(key))
+            parts.append(":")
+            _write_json(value[key], parts, depth + 1)
+        parts.append("}")
+    elif isinstance(value, list | tuple):
+        parts.append("[")
+        for position, item in enumerate(value):
+            if position:
+                parts.append(",")
+            _write_json(item, parts, depth + 1)
+        parts.append("]")
+    else:
+        raise InvalidInputError(f"{type(value).__name__} is not a JSON value")
+
+
+def _json_string(text: str) -> str:
+    if not isinstance(text, str):
+        raise InvalidInputError(f"an object's key is {type(text).__name__}, not text")
+    check_text(text)
+    return json.dumps(text, ensure_ascii=False)
+
+
+def check_text(text: str) -> None:
+    """Return if PostgreSQL and UTF-8 can both hold `text`.
+
+    Raises:
+        InvalidInputError: It has a NUL character or a lone surrogate.
+    """
+    if "\x00" in text:
+        raise InvalidInputError(f"NUL character at position {text.index(chr(0))}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"lone surrogate \\u{ord(text[error.start]):04x} at position {error.start}"
+        ) from error
+
+
+def _json_number(value: int | float) -> str:
+    if isinstance(value, int):
+        if INT64_MIN <= value <= INT64_MAX:
+            return str(int(value))
+        bits = value.bit_length()
+        try:
+            value = float(value)
+        except OverflowError:
+            raise InvalidInputError(f"a number of {bits} bits is beyond float64") from None
+    if not math.isfinite(value):
+        raise InvalidInputError(f"{value} is not a JSON number")
+    if value.is_integer() and INT64_MIN <= value <= INT64_MAX:
+        return str(int(value))
+    return repr(value)
+
+
+@dataclass(frozen=True, slots=True)
+class ContentSum:
+    """A sum modulo 2^256 of one SHA-256 per record: equal for equal sets, in whatever order.
+
+    Sums add up: the sum of a table is the sum of its batches' sums.
+    """
+
+    value: int = 0
+
+    @classmethod
+    def of(cls, record_digests: Iterable[bytes]) -> Self:
+        """The sum over `record_digests`, 32 bytes each."""
+        return cls(sum(int.from_bytes(digest) for digest in record_digests) % _MODULUS)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The sum written as 64 hex digits."""
+        return cls(int(Digest(text).hex, 16))
+
+    def __add__(self, other: "ContentSum") -> "ContentSum":
+        return ContentSum((self.value + other.value) % _MODULUS)
+
+    def __sub__(self, other: "ContentSum") -> "ContentSum":
+        return ContentSum((self.value - other.value) % _MODULUS)
+
+    def to_bytes(self) -> bytes:
+        """32 bytes, most significant first."""
+        return self.value.to_bytes(32)
+
+    def __str__(self) -> str:
+        return f"{self.value:064x}"
+
+
+_U32 = struct.Struct(">I").pack
+_I64 = struct.Struct(">q").pack
+_F64 = struct.Struct(">d").pack
+_NAN = b"d" + _F64(math.nan)
+_EPOCH_DATE = date(1970, 1, 1).toordinal()
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _encode_text(tag: bytes, text: str) -> bytes:
+    data = text.encode()
+    return tag + _U32(len(data)) + data
+
+
+def _encode_number(value: float) -> bytes:
+    # NaN alone differs from itself; all NaNs are one value, while -0.0 and 0.0 are two.
+    return _NAN if value != value else b"d" + _F64(value)
+
+
+def _encode_instant(value: datetime) -> bytes:
+    since = value - _EPOCH
+    return b"t" + _I64((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds)
+
+
+_ENCODERS: Final[dict[str, Callable[[Any], bytes]]] = {
+    "string": lambda value: _encode_text(b"s", value),
+    "number": _encode_number,
+    "integer": lambda value: b"i" + _I64(value),
+    "boolean": lambda value: b"T" if value else b"F",
+    "json": lambda value: _encode_text(b"j", value),
+    "date": lambda value: b"D" + _I64(value.toordinal() - _EPOCH_DATE),
+    "date-time": _encode_instant,
+    "uuid": lambda value: b"u" + uuid.UUID(value).bytes,
+}
+
+
+class RowEncoder:
+    """Turns the typed rows of records into the digests that content is compared by.
+
+    Args:
+        header: Canonical JSON of the columns' names, types and formats.
+        kinds: Per column one of string, number, integer, boolean, json, date, date-time, uuid.
+    """
+
+    __slots__ = ("_encoders", "_header", "header")
+
+    def __init__(self, header: bytes, kinds: Sequence[str]) -> None:
+        self.header = header
+        self._header = hashlib.sha256(_U32(len(header)) + header)
+        self._encoders = [_ENCODERS[kind] for kind in kinds]
+
+    def rows(self, rows: Sequence[Sequence[Value]]) -> bytes:
+        """The canonical encoding of a record's rows, in the order of their ordinals."""
+        parts = [_U32(len(rows))]
+        for row in rows:
+            parts.extend(
+                b"N" if value is None else encode(value)
+                for encode, value in zip(self._encoders, row, strict=True)
+            )
+        return b"".join(parts)
+
+    def rows_digest(self, record_id: str, encoded_rows: bytes) -> bytes:
+        """32 bytes that stand for one record's rows. Records without rows have none."""
+        hasher = self._header.copy()
+        hasher.update(_encode_text(b"s", record_id) + encoded_rows)
+        return hasher.digest()
+
+    def outcome_digest(
+        self, record_id: str, status: str, reason: str | None, encoded_rows: bytes
+    ) -> bytes:
+        """32 bytes that stand for what was said of one record."""
+        hasher = self._header.copy()
+        hasher.update(
+            _encode_text(b"s", record_id)
+            + _encode_text(b"s", status)
+            + (b"N" if reason is None else _encode_text(b"s", reason))
+            + encoded_rows
+        )
+        return hasher.digest()
+
+    def content_digest(self, outcomes: ContentSum) -> Digest:
+        """What an artifact says, columns included: the data version of its partition."""
+        return Digest.of(_U32(len(self.header)) + self.header + outcomes.to_bytes())
+
+
+def iter_chunks(stream: BinaryIO, chunk_bytes: int = 1 << 20) -> Iterator[bytes]:
+    """The rest of `stream` in chunks of at most `chunk_bytes`."""
+    while chunk := stream.read(chunk_bytes):
+        yield chunk

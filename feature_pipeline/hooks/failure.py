@@ -1,0 +1,160 @@
+"""Why a hook run gave no verdict, and what to do about it: facts in, decision out, no side effects.
+
+A runner reports `RuntimeFacts`; `FailurePolicy.decide` turns them into a `Decision`; `hooks.run`
+(or whoever watches a Job) acts on it. Nothing else counts retries.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from feature_pipeline.hooks.quantities import format_size
+
+MAX_MEMORY_DOUBLINGS: Final = 3
+LOG_TAIL_LINES: Final = 20
+
+
+class FailureKind(StrEnum):
+    """Why a hook run ended without a verdict. Append only."""
+
+    OUT_OF_MEMORY = "out_of_memory"
+    DEADLINE = "deadline"
+    """It took longer than `limits.timeout`."""
+    NON_ZERO_EXIT = "non_zero_exit"
+    """The program ended with another status than 0, or by a signal that nobody here sent."""
+    CANNOT_START = "cannot_start"
+    """There is no such program, or it is not one."""
+    IMAGE_PULL = "image_pull"
+    UNSCHEDULABLE = "unschedulable"
+    """No node has room for its limits."""
+    EVICTED = "evicted"
+    """The node or the pod was taken away."""
+    STAGE_FAILED = "stage_failed"
+    """Its inputs could not be laid out, or are not what their digests say."""
+    PUBLISH_FAILED = "publish_failed"
+    """It ran, and what it left could not be stored."""
+    CLUSTER_REFUSED = "cluster_refused"
+    """The cluster's API said no: permissions, quota, or a name that does not exist."""
+    INVALID_OUTPUT = "invalid_output"
+    """It ended well and left a file that is truncated or cannot be parsed."""
+    CANCELLED = "cancelled"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeFacts:
+    """What a runner knows about a run that gave no verdict.
+
+    `exit_code` follows the shell: 128 + n for a program that signal n ended; None if there was no
+    exit. `log_tail` are the log's last lines, oldest first. `memory_limit_bytes` is the limit that
+    it ran under.
+    """
+
+    kind: FailureKind
+    reason: str
+    exit_code: int | None = None
+    log_tail: tuple[str, ...] = ()
+    memory_limit_bytes: int | None = None
+
+    def describe(self) -> str:
+        """Kind, reason and log tail as people read them."""
+        head = f"{self.kind.value}: {self.reason}"
+        if not self.log_tail:
+            return f"{head} (its log is empty)"
+        return "\n".join([head, "last lines of its log:", *(f"  {line}" for line in self.log_tail)])
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Run it again after `delay_seconds`; with `memory_bytes`, or as before when that is None."""
+
+    delay_seconds: float
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """The hook run failed: record it as failed, with its output and log."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """Nothing was learnt about the batch: stop the surrounding run, and record no failed hook run.
+
+    No other batch would fare better until somebody has mended what `reason` names.
+    """
+
+    reason: str
+
+
+Decision = Retry | GiveUp | Abort
+
+# The next attempt would meet the same end: the program, its records and its deadline are the same.
+_FINAL: Final = frozenset({FailureKind.DEADLINE, FailureKind.INVALID_OUTPUT})
+# Not the hook's doing, and waiting does not mend it.
+_ABORTING: Final = frozenset(
+    {FailureKind.CANNOT_START, FailureKind.CLUSTER_REFUSED, FailureKind.CANCELLED}
+)
+# Not the hook's doing, and may pass; when it does not, the batch is not to blame.
+_SURROUNDINGS: Final = frozenset({FailureKind.IMAGE_PULL, FailureKind.UNSCHEDULABLE})
+
+
+@dataclass(frozen=True, slots=True)
+class FailurePolicy:
+    """What to do about a failed attempt.
+
+    Attributes:
+        retries: How often an attempt is repeated, memory doublings not counted.
+        memory_ceiling_bytes: Memory is never raised beyond it; None means no ceiling.
+        delay_seconds: Pause before the first retry; it doubles up to `max_delay_seconds`.
+    """
+
+    retries: int = 2
+    memory_ceiling_bytes: int | None = None
+    delay_seconds: float = 5.0
+    max_delay_seconds: float = 300.0
+
+    def decide(self, facts: RuntimeFacts, earlier: Sequence[RuntimeFacts] = ()) -> Decision:
+        """What to do about `facts`.
+
+        Args:
+            facts: The attempt that just failed.
+            earlier: The failed attempts before it at the same question, oldest first.
+        """
+        if facts.kind is FailureKind.OUT_OF_MEMORY:
+            return self._more_memory(facts, earlier)
+        if facts.kind in _ABORTING:
+            return Abort(facts.reason)
+        if facts.kind in _FINAL:
+            return GiveUp(facts.reason)
+        used = sum(fact.kind is not FailureKind.OUT_OF_MEMORY for fact in earlier)
+        if used < self.retries:
+            return Retry(min(self.delay_seconds * 2**used, self.max_delay_seconds))
+        reason = f"{facts.reason}; {used + 1} attempts" if used else facts.reason
+        return Abort(reason) if facts.kind in _SURROUNDINGS else GiveUp(reason)
+
+    def _more_memory(self, facts: RuntimeFacts, earlier: Sequence[RuntimeFacts]) -> Decision:
+        limit = facts.memory_limit_bytes
+        if limit is None:
+            return GiveUp(f"{facts.reason}; no memory limit was set, so none can be raised")
+        doublings = sum(fact.kind is FailureKind.OUT_OF_MEMORY for fact in earlier)
+        if doublings >= MAX_MEMORY_DOUBLINGS:
+            return GiveUp(f"{facts.reason}; memory was doubled {doublings} times already")
+        wanted = limit * 2
+        if self.memory_ceiling_bytes is not None:
+            wanted = min(wanted, self.memory_ceiling_bytes)
+        if wanted <= limit:
+            return GiveUp(f"{facts.reason}; {format_size(limit)} is the most a run may have")
+        return Retry(0.0, wanted)
+
+
+_MEMORY_ERRORS: Final = ("MemoryError", "numpy.core._exceptions", "numpy._core._exceptions")
+
+
+def is_memory_error(log_tail: Sequence[str]) -> bool:
+    """Whether the last line of a failed program's log is Python's word for being out of memory."""
+    last = next((line for line in reversed(log_tail) if line.strip()), "")
+    return last.startswith(_MEMORY_ERRORS) and "MemoryError" in last

@@ -1,0 +1,293 @@
+"""What a hook left, read into exactly one outcome per record.
+
+What belongs here: the meaning of the files and of every way to get them wrong. Not here: JSON
+syntax (`hooks.json_lines`), what a declared column takes (`columns`), where the bytes are kept.
+
+A mistake about one record makes that record `errored` (`kind: invalid_output`) and leaves the
+others alone. Only a file that cannot be read as lines that name their records fails the hook run.
+Where the contract leaves it open:
+
+- A rejection or error whose text is empty or blank stands, with a placeholder as its reason; one
+  whose text is missing or not text is invalid.
+- `retryable` is false when absent; anything but true or false makes the line invalid.
+- `features.json` beside a batch of several records makes the output unparsable.
+"""
+
+import os
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from feature_pipeline.columns import Column, decode_row
+from feature_pipeline.digest import MAX_NESTING, Digest, Value, check_text
+from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.hooks.definition import Cardinality
+from feature_pipeline.hooks.json_lines import Line, read_document, read_lines
+from feature_pipeline.outcomes import DecodedOutput, Outcome, OutcomeKind, Status
+
+FEATURES: Final = "features.jsonl"
+SINGLE_FEATURES: Final = "features.json"
+REJECTIONS: Final = "rejections.jsonl"
+ERRORS: Final = "errors.jsonl"
+PROGRESS: Final = "progress.jsonl"
+RAW_FILES: Final = (FEATURES, SINGLE_FEATURES, REJECTIONS, ERRORS, PROGRESS)
+"""The files of a hook that are kept exactly as they came."""
+
+_NO_REASON: Final = "(no reason given)"
+_MAX_LISTED: Final = 5
+_CHECKED_MEMBERS: Final = frozenset({"id", "features"})
+
+Rows = tuple[tuple[Value, ...], ...]
+
+
+def raw_files(output: Path) -> dict[str, Path]:
+    """The files in `output` that are to be kept exactly, by name.
+
+    Absent ones are left out, and so is what is not a regular file: links are not followed, since a
+    container's link would name a file of this machine. `decode_output` refuses such a folder.
+    """
+    return {name: path for name, path in _entries(output).items() if _is_regular(path)}
+
+
+def decode_output(
+    output: Path | Mapping[str, Path | bytes | BinaryIO],
+    record_ids: Sequence[str],
+    columns: Sequence[Column],
+    cardinality: Cardinality,
+    actions: Mapping[str, Digest],
+) -> DecodedOutput:
+    """One outcome for each of `record_ids`, in their order, from what a hook wrote.
+
+    Args:
+        output: The hook's output folder; or its files by name (`RAW_FILES`), as paths, bytes or
+            streams, absent ones left out. Only a folder gives a note on files that nobody reads.
+        record_ids: The records that the hook was given, each once.
+        columns: Rows become tuples of typed values in their order.
+        cardinality: With `one`, a record with more rows than one is errored.
+        actions: What was asked, by record id; goes into the outcomes as it is.
+
+    Raises:
+        InvalidInputError: A file is truncated or unparsable, so that nobody knows whom it speaks
+            of, or is not a regular file. The message names file, line and column.
+    """
+    reader = _OutputReader(record_ids, columns, cardinality)
+    with ExitStack() as stack:
+        files = {
+            name: stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
+            for name, source in (_entries(output) if isinstance(output, Path) else output).items()
+            if not isinstance(source, Path) or _check_regular(source)
+        }
+        reader.read(files)
+    return DecodedOutput(
+        outcomes=tuple(
+            replace(reader.outcome(record_id), action=actions.get(record_id))
+            for record_id in record_ids
+        ),
+        unknown_ids=tuple(reader.unknown),
+        undeclared_keys=tuple(sorted(map(_shown, reader.undeclared))),
+        notes=_unread(output) if isinstance(output, Path) else (),
+    )
+
+
+def _entries(output: Path) -> dict[str, Path]:
+    if output.is_symlink():
+        raise InvalidInputError(f"{output.name}: the output folder was replaced by a link")
+    paths = {name: output / name for name in RAW_FILES}
+    return {name: path for name, path in paths.items() if os.path.lexists(path)}
+
+
+def _is_regular(path: Path) -> bool:
+    return stat.S_ISREG(path.lstat().st_mode)
+
+
+def _check_regular(path: Path) -> bool:
+    if not _is_regular(path):
+        found = stat.filemode(path.lstat().st_mode)
+        raise InvalidInputError(f"{path.name}: expected a regular file, found {found}")
+    return True
+
+
+def _unread(output: Path) -> tuple[str, ...]:
+    if not output.exists():
+        return ()
+    others = sorted(_shown(path.name) for path in output.iterdir() if path.name not in RAW_FILES)
+    return (f"not kept from the output: {_listed(others)}",) if others else ()
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _MAX_LISTED
+    return ", ".join(names[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+class _OutputReader:
+    """Collects what is said of each record, and where."""
+
+    def __init__(
+        self, record_ids: Sequence[str], columns: Sequence[Column], cardinality: Cardinality
+    ) -> None:
+        self._ids = record_ids
+        self._columns = columns
+        self._names = {name for column in columns for name in (column.name, column.renamed_from)}
+        self._is_one = cardinality is Cardinality.ONE
+        self._places: dict[str, list[str]] = {record_id: [] for record_id in record_ids}
+        self._outcomes: dict[str, Outcome] = {}
+        self.unknown: dict[str, None] = {}
+        self.undeclared: set[str] = set()
+
+    def read(self, files: Mapping[str, bytes | BinaryIO]) -> None:
+        """Take in all files of one hook run."""
+        readers: dict[str, Callable[[Line], Outcome]] = {
+            FEATURES: self.passed,
+            REJECTIONS: self.rejected,
+            ERRORS: self.errored,
+        }
+        for name, read in readers.items():
+            if name in files:
+                for line in read_lines(name, files[name]):
+                    self.take(name, line, read)
+        if SINGLE_FEATURES in files:
+            self.take_single(files[SINGLE_FEATURES])
+
+    def take(self, name: str, line: Line, read: Callable[[Line], Outcome]) -> None:
+        """Note what a line says, and where it was said."""
+        places = self._places.get(line.record_id)
+        if places is None:
+            self.unknown[_shown(line.record_id)] = None
+            return
+        place = f"{name} line {line.number}"
+        places.append(place)
+        if len(places) > 1:
+            return
+        try:
+            if line.problem is not None:
+                raise InvalidInputError(line.problem)
+            for key in line.members.keys() - _CHECKED_MEMBERS:
+                _check_nesting(key, line.members[key])
+            self._outcomes[line.record_id] = read(line)
+        except InvalidInputError as error:
+            self._outcomes[line.record_id] = _invalid(line.record_id, f"{place}: {error}")
+
+    def take_single(self, data: bytes | BinaryIO) -> None:
+        """Note what `features.json` says: the rows of a batch of one, or its only row."""
+        if len(self._ids) != 1:
+            raise InvalidInputError(
+                f"{SINGLE_FEATURES} speaks of one record, and the hook was given {len(self._ids)}: "
+                f"write {FEATURES}"
+            )
+        content = data if isinstance(data, bytes) else data.read()
+        value, problem = read_document(SINGLE_FEATURES, content)
+        features = [value] if isinstance(value, dict) else value
+        self.take(
+            SINGLE_FEATURES, Line(1, self._ids[0], {"features": features}, problem), self.passed
+        )
+
+    def outcome(self, record_id: str) -> Outcome:
+        """The record's one outcome."""
+        places = self._places[record_id]
+        if len(places) == 1:
+            return self._outcomes[record_id]
+        if not places:
+            return _invalid(
+                record_id, f"no outcome: it is in none of {FEATURES}, {REJECTIONS}, {ERRORS}"
+            )
+        return _invalid(record_id, f"{len(places)} outcomes instead of one: {_listed(places)}")
+
+    def passed(self, line: Line) -> Outcome:
+        """The outcome of a line with features."""
+        if "features" not in line.members:
+            raise InvalidInputError("has no features: write [] for none")
+        features = line.members["features"]
+        if not isinstance(features, list):
+            raise InvalidInputError(f"features: expected a list, found {_kind(features)}")
+        rows = tuple(
+            self._row(number, feature)
+            for number, feature in enumerate(features, 1)
+            if feature is not None
+        )
+        if self._is_one and len(rows) > 1:
+            raise InvalidInputError(f"{len(rows)} features, where cardinality is one")
+        return Outcome(line.record_id, Status.PASSED, rows)
+
+    def _row(self, number: int, feature: object) -> tuple[Value, ...]:
+        if not isinstance(feature, dict):
+            raise InvalidInputError(f"feature {number}: expected an object, found {_kind(feature)}")
+        try:
+            if not self._names.issuperset(feature):
+                undeclared = feature.keys() - self._names
+                self.undeclared.update(undeclared)
+                for key in undeclared:
+                    _check_nesting(key, feature[key])
+            return decode_row(self._columns, feature)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"feature {number}, {error}") from error
+
+    def rejected(self, line: Line) -> Outcome:
+        """The outcome of a line with a rejection."""
+        return Outcome(line.record_id, Status.REJECTED, reason=_text(line, "reason"))
+
+    def errored(self, line: Line) -> Outcome:
+        """The outcome of a line with an error."""
+        reason = _text(line, "error")
+        retryable = line.members.get("retryable", False)
+        if not isinstance(retryable, bool):
+            raise InvalidInputError(f"retryable: expected true or false, found {_kind(retryable)}")
+        return Outcome(
+            line.record_id,
+            Status.ERRORED,
+            reason=reason,
+            kind=OutcomeKind.HOOK,
+            is_retryable=retryable,
+        )
+
+
+def _check_nesting(key: str, value: object) -> None:
+    """Refuse what nests too deep, also where nobody reads it.
+
+    Beyond some depth, which differs from one interpreter to the next, a line cannot be parsed at
+    all; whether its record stands must not depend on that.
+    """
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_NESTING):
+        level = [
+            item
+            for parent in level
+            for item in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(item, dict | list)
+        ]
+        if not level:
+            return
+    raise InvalidInputError(f"key {_shown(key)!r}: nested deeper than {MAX_NESTING} levels")
+
+
+def _text(line: Line, name: str) -> str:
+    text = line.members.get(name)
+    if not isinstance(text, str):
+        found = _kind(text) if name in line.members else "nothing"
+        raise InvalidInputError(f"{name}: expected text, found {found}")
+    try:
+        check_text(text)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{name}: {error}") from error
+    return text if text.strip() else _NO_REASON
+
+
+def _invalid(record_id: str, reason: str) -> Outcome:
+    return Outcome(record_id, Status.ERRORED, reason=reason, kind=OutcomeKind.INVALID_OUTPUT)
+
+
+def _kind(value: object) -> str:
+    """What a JSON value is, in JSON's words, with the value when that is short."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    shown = _shown(repr(value))
+    return shown if len(shown) <= 40 else shown[:37] + "..."
+
+
+def _shown(text: str) -> str:
+    """`text` as something that UTF-8 and PostgreSQL can hold."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")

@@ -1,0 +1,94 @@
+"""Sizes, durations and processor counts as people write them in definitions."""
+
+import re
+from typing import Annotated, Final
+
+from pydantic import AfterValidator, BeforeValidator
+
+from feature_pipeline.errors import InvalidInputError
+
+_BYTES: Final = {
+    suffix: base**power
+    for base, suffixes in ((1000, "KMGT"), (1024, ("Ki", "Mi", "Gi", "Ti")))
+    for power, suffix in enumerate(suffixes, 1)
+} | {"k": 1000}
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)([KMGT]i?|k)", re.ASCII)
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd])", re.ASCII)
+_CPU: Final = re.compile(r"\d+m|\d+(?:\.\d+)?", re.ASCII)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as `512Mi` (1024-based) or `2G` (1000-based).
+
+    Raises:
+        InvalidInputError: `text` is anything else, or less than a byte.
+    """
+    match = _SIZE.fullmatch(text)
+    size = int(float(match[1]) * _BYTES[match[2]]) if match else 0
+    if size < 1:
+        raise InvalidInputError(f"{text!r} is not a size: write 512Mi, 1Gi or 2G")
+    return size
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a duration such as `30s`, `10m`, `2h` or `1d`.
+
+    Raises:
+        InvalidInputError: `text` is anything else, or zero.
+    """
+    match = _DURATION.fullmatch(text)
+    seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
+    if not seconds:
+        raise InvalidInputError(f"{text!r} is not a duration: write 30s, 10m or 2h")
+    return seconds
+
+
+def parse_cpu(text: str) -> float:
+    """Cores of `2`, `0.5` or `500m` (thousandths).
+
+    Raises:
+        InvalidInputError: `text` is anything else, or zero.
+    """
+    cores = 0.0
+    if _CPU.fullmatch(text):
+        cores = int(text[:-1]) / 1000 if text.endswith("m") else float(text)
+    if not cores:
+        raise InvalidInputError(f"{text!r} is not a number of cores: write 2, 0.5 or 500m")
+    return cores
+
+
+def format_size(size_bytes: int) -> str:
+    """`size_bytes` in the largest 1024-based unit that keeps three digits: `1.5Gi`."""
+    value, unit = float(size_bytes), "B"
+    for unit in ("B", "Ki", "Mi", "Gi", "Ti"):
+        if value < 1024 or unit == "Ti":
+            break
+        value /= 1024
+    return f"{value:.3g}{unit}" if value < 1000 else f"{value:.0f}{unit}"
+
+
+def _as_written(value: object) -> object:
+    # YAML reads a bare `2` or `0.5` as a number
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if is_number else value
+
+
+def _check_size(text: str) -> str:
+    parse_size(text)
+    return text
+
+
+def _check_duration(text: str) -> str:
+    parse_duration(text)
+    return text
+
+
+def _check_cpu(text: str) -> str:
+    parse_cpu(text)
+    return text
+
+
+Size = Annotated[str, BeforeValidator(_as_written), AfterValidator(_check_size)]
+Duration = Annotated[str, BeforeValidator(_as_written), AfterValidator(_check_duration)]
+Cpu = Annotated[str, BeforeValidator(_as_written), AfterValidator(_check_cpu)]

@@ -1,0 +1,138 @@
+"""The protocol between those who want a hook run and those who can run one.
+
+What belongs here: requests, results and the folders of a run. Not here: what to do about a failure
+(`hooks.failure`), and what the output means (`hooks.output`).
+"""
+
+import shutil
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+from feature_pipeline.hooks.definition import Limits
+from feature_pipeline.hooks.failure import RuntimeFacts
+from feature_pipeline.release import HookRelease
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """The folders of one hook run, below `root`."""
+
+    root: Path
+
+    @property
+    def inputs(self) -> Path:
+        """`OSA_IN`: records.jsonl, config.json, features/<hook>.jsonl. Read only for the hook."""
+        return self.root / "in"
+
+    @property
+    def files(self) -> Path:
+        """`OSA_FILES`: `<record id>/<file>`. Read only for the hook."""
+        return self.root / "files"
+
+    @property
+    def output(self) -> Path:
+        """`OSA_OUT`: what the hook writes."""
+        return self.root / "out"
+
+    @property
+    def code(self) -> Path:
+        """The release's code files, side by side."""
+        return self.root / "code"
+
+    def log(self, attempt: int) -> Path:
+        """The log of one attempt: what the hook wrote to standard output and error, as it came."""
+        return self.root / "logs" / f"attempt-{attempt}.log"
+
+    def create(self) -> None:
+        """Make the folders that do not exist yet."""
+        for folder in (self.inputs, self.files, self.output, self.code, self.root / "logs"):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def clear_output(self) -> None:
+        """Leave `output` empty: an attempt must not be taken for what an earlier one left."""
+        if self.output.is_symlink():
+            self.output.unlink()
+        elif self.output.exists():
+            shutil.rmtree(self.output)
+        self.output.mkdir(parents=True)
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """One attempt at running a release over the records laid out in `workspace`.
+
+    `attempt` counts from 1. `run_id` stays the same over the attempts.
+    """
+
+    run_id: str
+    release: HookRelease
+    limits: Limits
+    workspace: Workspace
+    attempt: int = 1
+
+
+class RunMonitor(Protocol):
+    """Whoever watches a run while it goes on."""
+
+    def log(self, line: str) -> None:
+        """Take one line of the hook's log, without its end. Long lines come shortened."""
+        ...
+
+    def is_cancelled(self) -> bool:
+        """Whether the run is to be stopped. Asked about twice a second."""
+        ...
+
+
+class SilentMonitor:
+    """A monitor that shows nothing and never cancels."""
+
+    def log(self, line: str) -> None:
+        """Ignore the line."""
+
+    def is_cancelled(self) -> bool:
+        """Never."""
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What became of one attempt.
+
+    `failure` is None if and only if the program ended by itself with status 0: the output may be
+    read. Times are UTC. `peak_memory_bytes` is None where it could not be measured; `node` names
+    the machine.
+    """
+
+    exit_code: int | None
+    failure: RuntimeFacts | None
+    started_at: datetime
+    finished_at: datetime
+    log: Path
+    peak_memory_bytes: int | None
+    node: str
+
+
+class HookRunner(Protocol):
+    """Runs hooks somewhere. `feature_pipeline_tests.contract.hook_runner` says what that means."""
+
+    @property
+    def name(self) -> str:
+        """subprocess, container or kubernetes."""
+        ...
+
+    def run(self, request: RunRequest, monitor: RunMonitor) -> RunResult:
+        """Make one attempt and wait for its end; nothing of it runs on afterwards.
+
+        The workspace's inputs, files and code are read; its output holds what this attempt wrote
+        and nothing else; its log is complete.
+
+        Returns:
+            The facts, also of an attempt that failed or was cancelled.
+
+        Raises:
+            BaseException: Whatever interrupts the caller (KeyboardInterrupt, an error of the
+                monitor) passes through after the hook was stopped.
+        """
+        ...

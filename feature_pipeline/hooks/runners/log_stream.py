@@ -1,0 +1,101 @@
+"""A hook's standard output and error: every byte into a file, every line to whoever watches."""
+
+import os
+import select
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import BinaryIO, Final
+
+from feature_pipeline.hooks.failure import LOG_TAIL_LINES
+
+MAX_LINE_BYTES: Final = 4096
+_CHUNK_BYTES: Final = 1 << 16
+_TAIL_LINE_CHARACTERS: Final = 500
+
+
+class LogStream:
+    """Copies a pipe to `file` as it comes, and shows its lines.
+
+    A line shown has no line end, is valid text whatever the bytes were, and is cut off after
+    `MAX_LINE_BYTES`. Of a line that overwrites itself (progress bars) the last state is shown.
+
+    Args:
+        file: Takes the bytes, unchanged.
+        show: Takes the lines.
+    """
+
+    def __init__(self, file: BinaryIO, show: Callable[[str], None]) -> None:
+        self._file = file
+        self._show = show
+        self._line = bytearray()
+        self._cut_bytes = 0
+        self._tail: deque[str] = deque(maxlen=LOG_TAIL_LINES)
+
+    def pump(self, descriptor: int, timeout_seconds: float) -> bool:
+        """Take what can be read without blocking; False at the end of the pipe.
+
+        Waits for at most `timeout_seconds` for the first byte, also at the end.
+        """
+        if not select.select([descriptor], [], [], timeout_seconds)[0]:
+            return True
+        chunk = os.read(descriptor, _CHUNK_BYTES)
+        if not chunk:
+            # an ended pipe is always readable: without the pause a caller would spin
+            time.sleep(timeout_seconds)
+            return False
+        self._take(chunk)
+        return True
+
+    def drain(self, descriptor: int, timeout_seconds: float) -> None:
+        """Take the rest up to the pipe's end; or what comes in time, if somebody holds it open."""
+        end = time.monotonic() + timeout_seconds
+        while (left := end - time.monotonic()) > 0:
+            if not select.select([descriptor], [], [], left)[0]:
+                return
+            if not (chunk := os.read(descriptor, _CHUNK_BYTES)):
+                return
+            self._take(chunk)
+
+    def note(self, text: str) -> None:
+        """Add a line of our own to the log."""
+        self.finish()
+        self._take(f"[feature_pipeline] {text}\n".encode("utf-8", "backslashreplace"))
+
+    def finish(self) -> None:
+        """End the last line."""
+        if self._line:
+            self._file.write(b"\n")
+            self._end_line()
+        self._file.flush()
+
+    def tail(self) -> tuple[str, ...]:
+        """The last lines, oldest first, each shortened."""
+        return tuple(line[:_TAIL_LINE_CHARACTERS] for line in self._tail)
+
+    def _take(self, chunk: bytes) -> None:
+        self._file.write(chunk)
+        self._file.flush()
+        *ended, rest = chunk.split(b"\n")
+        for part in ended:
+            self._extend(part)
+            self._end_line()
+        self._extend(rest)
+
+    def _extend(self, part: bytes) -> None:
+        room = MAX_LINE_BYTES - len(self._line)
+        if b"\r" in part.rstrip(b"\r"):
+            self._line.clear()
+            self._cut_bytes, room = 0, MAX_LINE_BYTES
+            part = part.rstrip(b"\r").rpartition(b"\r")[2]
+        self._line += part[:room]
+        self._cut_bytes += max(0, len(part) - room)
+
+    def _end_line(self) -> None:
+        text = self._line.rstrip(b"\r").decode("utf-8", "replace").replace("\x00", "\ufffd")
+        if self._cut_bytes:
+            text += f"... ({self._cut_bytes} more bytes)"
+        self._line.clear()
+        self._cut_bytes = 0
+        self._tail.append(text)
+        self._show(text)

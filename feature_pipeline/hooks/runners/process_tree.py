@@ -1,0 +1,120 @@
+"""A process, its group and its descendants: how much memory they use, and ending them all."""
+
+import os
+import signal
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+_PROC = Path("/proc")
+
+
+class ProcessTree:
+    """The process `pid`, which leads a group and session of its own, and whatever it starts.
+
+    Descendants that leave the group are known from the moment a sample saw them. They are told from
+    later processes of the same number by their start time.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._peak_bytes = 0
+        self._escaped: set[Any] = set()
+        self._psutil: Any = None
+        self._leader: Any = None
+        # an extra of the package: the archive must be usable without it
+        with suppress(ImportError):
+            self._psutil = import_module("psutil")
+        if self._psutil is not None:
+            with suppress(self._psutil.Error):
+                self._leader = self._psutil.Process(pid)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether memory is known."""
+        return self._psutil is not None
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """The most memory seen so far; None where it is not measured."""
+        return self._peak_bytes or None
+
+    def sample(self, limit_bytes: int) -> int:
+        """Bytes of memory in use now by all processes together, shared pages counted once.
+
+        Shared pages are told apart only where the plain sum is above `limit_bytes`: it is costly.
+        """
+        if self._leader is None:
+            return 0
+        members = self._members()
+        used = sum(map(self._resident, members))
+        if used > limit_bytes and len(members) > 1:
+            # forked workers share most of their pages with their parent
+            used = min(used, sum(map(self._proportional, members)))
+        highest = max((_high_water(member.pid) for member in members), default=0)
+        self._peak_bytes = max(self._peak_bytes, used, highest)
+        return used
+
+    def terminate(self) -> None:
+        """Ask all processes to end."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._pid, signal.SIGTERM)
+
+    def kill(self) -> bool:
+        """End all processes now; whether there were any, besides ones that had ended already."""
+        found = bool(self._alive())
+        # macOS says EPERM for a group of which only dead processes are left
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._pid, signal.SIGKILL)
+        for process in self._escaped:
+            with suppress(self._psutil.Error):
+                process.kill()
+        return found
+
+    def _members(self) -> list[Any]:
+        members = [self._leader]
+        with suppress(self._psutil.Error):
+            members += self._leader.children(recursive=True)
+        self._escaped.update(members[1:])
+        return members
+
+    def _alive(self) -> list[Any]:
+        """Descendants that still run, those that nobody's sample saw included if they can be."""
+        if self._psutil is None:
+            return []
+        alive = []
+        for process in self._escaped | set(self._group()):
+            with suppress(self._psutil.Error):
+                if process.is_running() and process.status() != self._psutil.STATUS_ZOMBIE:
+                    alive.append(process)
+        return alive
+
+    def _group(self) -> list[Any]:
+        """Members of the group. The leader has ended, and they have another parent by now."""
+        found = []
+        for process in self._psutil.process_iter():
+            with suppress(OSError, self._psutil.Error):
+                if process.pid != self._pid and os.getpgid(process.pid) == self._pid:
+                    found.append(process)
+        return found
+
+    def _resident(self, process: Any) -> int:
+        with suppress(self._psutil.Error):
+            return int(process.memory_info().rss)
+        return 0
+
+    def _proportional(self, process: Any) -> int:
+        with suppress(self._psutil.Error):
+            info = process.memory_full_info()
+            return int(getattr(info, "pss", info.uss))
+        return 0
+
+
+def _high_water(pid: int) -> int:
+    """The most memory that the process ever had, where the kernel tells: a peak between samples."""
+    with suppress(OSError):
+        for line in (_PROC / str(pid) / "status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0

@@ -1,0 +1,291 @@
+"""Runs hooks as child processes of this one: for a laptop, for tests, for code that is trusted.
+
+What belongs here: starting, watching and ending one process group. Not here: retries
+(`hooks.failure`), the meaning of the output (`hooks.output`).
+
+What this runner does not promise:
+
+- It is no sandbox. The hook gets no credential in its environment or by an open file, but it runs
+  as the same user, with the same files and the same network.
+- `limits.cpu` and `limits.scratch` are not enforced.
+- Memory is sampled, every 0.1 s, over the hook and its descendants (`psutil`; without it the limit
+  is not enforced, and the log says so). A peak shorter than that may pass unseen. An address-space
+  limit was refused: many numerical programs reserve far more than they touch.
+- A descendant that leaves the process group and is gone from the tree before a sample was taken is
+  not found, and not stopped.
+- If this process itself is killed with SIGKILL, the hook runs to its end, unheard.
+"""
+
+import math
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from feature_pipeline.digest import digest_stream
+from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.hooks.failure import FailureKind, RuntimeFacts, is_memory_error
+from feature_pipeline.hooks.quantities import format_size
+from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
+from feature_pipeline.hooks.runners.log_stream import LogStream
+from feature_pipeline.hooks.runners.process_tree import ProcessTree
+
+_TICK_SECONDS: Final = 0.05
+_SAMPLE_SECONDS: Final = 0.1
+_CANCEL_SECONDS: Final = 0.5
+_DRAIN_SECONDS: Final = 2.0
+_PYTHON: Final = frozenset({"python", "python3"})
+
+
+class SubprocessRunner:
+    """Runs a release's code files as a child process in a fresh folder below `work_folder`.
+
+    Args:
+        work_folder: For scratch, each attempt's folder being removed when it ends; None is the
+            system's temporary folder.
+        grace_seconds: Between SIGTERM and SIGKILL, at a deadline and on cancellation.
+    """
+
+    name = "subprocess"
+
+    def __init__(self, work_folder: Path | None = None, grace_seconds: float = 10.0) -> None:
+        self._work_folder = work_folder
+        self._grace_seconds = grace_seconds
+
+    def run(self, request: RunRequest, monitor: RunMonitor) -> RunResult:
+        """Run the release's command over the workspace; see `HookRunner.run`.
+
+        `python` as the command's first word is the interpreter that runs this.
+        """
+        request.workspace.create()
+        request.workspace.clear_output()
+        started_at = datetime.now(UTC)
+        log_path = request.workspace.log(request.attempt)
+        peak: int | None = None
+        with log_path.open("wb") as file, self._scratch() as scratch:
+            log = LogStream(file, monitor.log)
+            if refusal := _lay_out_code(request, scratch / "work"):
+                end = _End(None, refusal)
+            else:
+                end, peak = self._execute(request, monitor, log, scratch)
+            facts = None if end.failure is None else _facts(end, log, request)
+        return RunResult(
+            exit_code=end.exit_code,
+            failure=facts,
+            started_at=started_at,
+            finished_at=datetime.now(UTC),
+            log=log_path,
+            peak_memory_bytes=peak,
+            node=platform.node(),
+        )
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        if self._work_folder is not None:
+            self._work_folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix="hook-", dir=self._work_folder)).resolve()
+        try:
+            for name in ("work", "home", "tmp"):
+                (scratch / name).mkdir()
+            yield scratch
+        finally:
+            # what cannot be removed is left: it must not hide what happened before
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _execute(
+        self, request: RunRequest, monitor: RunMonitor, log: LogStream, scratch: Path
+    ) -> tuple["_End", int | None]:
+        command = list(request.release.document.command)
+        if command[0] in _PYTHON:
+            command[0] = sys.executable
+        environment = _environment(request, scratch)
+        # the code files come before PATH; left to Popen, our own PATH would be searched
+        if os.sep not in command[0]:
+            search = os.pathsep.join([str(scratch / "work"), environment["PATH"]])
+            command[0] = shutil.which(command[0], path=search) or command[0]
+        try:
+            process = subprocess.Popen(
+                command,
+                cwd=scratch / "work",
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except (OSError, ValueError) as error:
+            reason = f"{command[0]!r} cannot be started: {error}"
+            log.note(reason)
+            return _End(None, (FailureKind.CANNOT_START, reason)), None
+        watch = _Watch(process, request, monitor, log, self._grace_seconds)
+        return watch.until_end(), watch.tree.peak_bytes
+
+
+def _lay_out_code(request: RunRequest, folder: Path) -> tuple[FailureKind, str] | None:
+    """Copy the release's code to `folder`; why that is not possible, if it is not."""
+    document = request.release.document
+    if document.image is not None and not document.code:
+        return FailureKind.CANNOT_START, (
+            f"release {document.version!r} is the image {document.image}; "
+            f"the subprocess runner runs code files: use the container runner"
+        )
+    for code in document.code:
+        path = request.workspace.code / code.name
+        try:
+            shutil.copyfile(path, folder / code.name)
+            # a release names bytes, not modes, and any of the files may be the program
+            (folder / code.name).chmod(0o755)
+            with (folder / code.name).open("rb") as stream:
+                digest, _ = digest_stream(stream)
+        except OSError as error:
+            return FailureKind.STAGE_FAILED, f"code file {code.name!r}: {error}"
+        if digest != code.blob:
+            return FailureKind.STAGE_FAILED, (
+                f"code file {code.name!r} is {digest}, and the release names {code.digest}"
+            )
+    return None
+
+
+def _environment(request: RunRequest, scratch: Path) -> dict[str, str]:
+    """All that the hook gets: nothing is inherited but where programs are found."""
+    workspace = request.workspace
+    path = [str(Path(sys.executable).parent), *os.get_exec_path()]
+    return {
+        "PATH": os.pathsep.join(path),
+        "HOME": str(scratch / "home"),
+        "TMPDIR": str(scratch / "tmp"),
+        "LANG": "C.UTF-8",
+        # what a killed program had printed would otherwise be lost with its buffer
+        "PYTHONUNBUFFERED": "1",
+        "OSA_IN": str(workspace.inputs.resolve()),
+        "OSA_FILES": str(workspace.files.resolve()),
+        "OSA_OUT": str(workspace.output.resolve()),
+        "OSA_HOOK_NAME": request.release.document.hook,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How the process ended; `failure` is None if it ended well."""
+
+    exit_code: int | None
+    failure: tuple[FailureKind, str] | None
+
+
+class _Watch:
+    """Follows one process group from its start until nothing of it is left."""
+
+    def __init__(
+        self,
+        process: "subprocess.Popen[bytes]",
+        request: RunRequest,
+        monitor: RunMonitor,
+        log: LogStream,
+        grace_seconds: float,
+    ) -> None:
+        self.tree = ProcessTree(process.pid)
+        self._process = process
+        self._monitor = monitor
+        self._log = log
+        self._grace_seconds = grace_seconds
+        self._limits = request.limits
+        started = time.monotonic()
+        self._deadline = started + request.limits.timeout_seconds
+        self._next_sample = self._next_question = started
+        self._stopped: tuple[FailureKind, str] | None = None
+        self._kill_at = math.inf
+
+    def until_end(self) -> _End:
+        """Wait for the end of the process, stopping it when there is reason to."""
+        assert self._process.stdout is not None  # noqa: S101  (opened with PIPE)
+        try:
+            with self._process.stdout as pipe:
+                os.set_blocking(pipe.fileno(), False)
+                if not self.tree.is_measured:
+                    self._log.note("memory is not measured or limited here: psutil is missing")
+                while self._process.poll() is None:
+                    self._log.pump(pipe.fileno(), _TICK_SECONDS)
+                    self._look()
+                # the hook is done when its first process is: what it left behind may hold the pipe
+                if self.tree.kill():
+                    self._log.note("stopped processes that outlived the hook")
+                self._log.drain(pipe.fileno(), _DRAIN_SECONDS)
+                self._log.finish()
+        except BaseException:
+            self.tree.kill()
+            self._process.wait()
+            raise
+        return self._end(self._process.returncode)
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now >= self._kill_at:
+            self.tree.kill()
+            self._kill_at = math.inf
+        if now >= self._next_sample:
+            self._next_sample = now + _SAMPLE_SECONDS
+            used = self.tree.sample(self._limits.memory_bytes)
+            if self._stopped is None and used > self._limits.memory_bytes:
+                limit = format_size(self._limits.memory_bytes)
+                self._stopped = (
+                    FailureKind.OUT_OF_MEMORY,
+                    f"it used {format_size(used)} of memory, and its limit is {limit}",
+                )
+                # no grace: it would go on growing
+                self.tree.kill()
+        if self._stopped is None and now >= self._deadline:
+            self._stop(FailureKind.DEADLINE, f"not done after {self._limits.timeout}")
+        if self._stopped is None and now >= self._next_question:
+            self._next_question = now + _CANCEL_SECONDS
+            if self._monitor.is_cancelled():
+                self._stop(FailureKind.CANCELLED, "cancelled")
+
+    def _stop(self, kind: FailureKind, reason: str) -> None:
+        self._stopped = (kind, reason)
+        self._log.note(f"{reason}: stopping it")
+        self.tree.terminate()
+        self._kill_at = time.monotonic() + self._grace_seconds
+
+    def _end(self, returncode: int) -> _End:
+        exit_code = 128 - returncode if returncode < 0 else returncode
+        if self._stopped is not None:
+            return _End(exit_code, self._stopped)
+        if returncode == 0:
+            return _End(0, None)
+        if returncode < 0:
+            return _End(exit_code, (FailureKind.NON_ZERO_EXIT, _signal_reason(-returncode)))
+        if is_memory_error(self._log.tail()):
+            return _End(exit_code, (FailureKind.OUT_OF_MEMORY, "it says that memory ran out"))
+        return _End(exit_code, (FailureKind.NON_ZERO_EXIT, f"it ended with status {exit_code}"))
+
+
+def _signal_reason(number: int) -> str:
+    name = f"signal {number}"
+    with suppress(ValueError):
+        name = signal.Signals(number).name
+    if number == signal.SIGKILL:
+        return f"{name} ended it, from outside: perhaps this machine ran out of memory"
+    return f"{name} ended it"
+
+
+def _facts(end: _End, log: LogStream, request: RunRequest) -> RuntimeFacts:
+    if end.failure is None:
+        raise InvalidInputError("an attempt that ended well has no failure")
+    kind, reason = end.failure
+    return RuntimeFacts(
+        kind=kind,
+        reason=reason,
+        exit_code=end.exit_code,
+        log_tail=log.tail(),
+        memory_limit_bytes=request.limits.memory_bytes,
+    )

@@ -1,0 +1,105 @@
+"""Dagster's webserver and daemon as child processes, on loopback."""
+
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+
+from feature_pipeline.local.process import (
+    TERMINATE_THEN_KILL,
+    NotReadyError,
+    ServerCommand,
+    ServerProcess,
+    choose_ports,
+    reap,
+)
+
+READY_SECONDS = 120.0
+HOST = "127.0.0.1"
+
+
+class DagsterProcesses:
+    """The webserver and the daemon of one DAGSTER_HOME, over one workspace file.
+
+    Both load the code location in a process of their own. A run started by the daemon goes on when
+    the daemon is stopped; `stop` ends both processes and waits for them.
+
+    Args:
+        folder: Where ports, logs and pid records are kept.
+        environment: What both processes are started with, DAGSTER_HOME included.
+    """
+
+    def __init__(
+        self, folder: Path, root: Path, workspace: Path, environment: Mapping[str, str]
+    ) -> None:
+        self.folder = folder
+        self._root = root
+        self._workspace = workspace
+        self._environment = {**os.environ, **environment}
+        self._servers: list[ServerProcess] = []
+        self._port = 0
+
+    @property
+    def url(self) -> str:
+        """Where the UI is."""
+        return f"http://{HOST}:{self._port}"
+
+    def start(self) -> None:
+        """Both run and the UI answers.
+
+        Raises:
+            StoreUnavailableError: One does not start; with its log's last lines.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in ("webserver", "daemon"):
+            (self.folder / name).mkdir(exist_ok=True)
+            reap(f"dagster-{name}", self.folder / name, TERMINATE_THEN_KILL)
+        self._port = choose_ports(self.folder / "ports.json", ["webserver"])["webserver"]
+        workspace = ("-w", str(self._workspace))
+        webserver = self._server(
+            "webserver", "dagster_webserver", "-h", HOST, "-p", str(self._port), *workspace
+        )
+        daemon = self._server("daemon", "dagster._daemon", "run", *workspace)
+        try:
+            for server in (webserver, daemon):
+                self._servers.append(server)
+                server.start()
+            webserver.wait_ready(self._probe, READY_SECONDS)
+            daemon.check()
+        except BaseException:
+            self.stop()
+            raise
+
+    def check(self) -> None:
+        """Raise StoreUnavailableError, with its log's last lines, if one has died."""
+        for server in self._servers:
+            server.check()
+
+    def stop(self) -> None:
+        """Both have ended."""
+        servers, self._servers = self._servers, []
+        for server in servers:
+            server.request_stop()
+        for server in servers:
+            server.stop()
+
+    def _server(self, name: str, module: str, *arguments: str) -> ServerProcess:
+        # `python -m` runs from the project's folder: the module path then finds the project even
+        # where it is not installed.
+        return ServerProcess(
+            f"dagster-{name}",
+            ServerCommand(
+                argv=(sys.executable, "-m", module, *arguments),
+                folder=self.folder / name,
+                environment={**self._environment, "PYTHONPATH": str(self._root)},
+            ),
+        )
+
+    def _probe(self) -> None:
+        try:
+            with urllib.request.urlopen(f"{self.url}/server_info", timeout=2):  # noqa: S310
+                return
+        except (urllib.error.URLError, OSError) as error:
+            raise NotReadyError(str(error)) from error

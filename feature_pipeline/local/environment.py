@@ -1,0 +1,110 @@
+"""The variables that point the project at its servers, and the `.env` file that keeps them.
+
+`dagster` and `dg` read the file too, so it is written for, and read with, the parser they use.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from dotenv.parser import Binding, parse_stream
+
+from feature_pipeline.errors import InvalidInputError, NotFoundError
+from feature_pipeline.local.process import write_private
+from feature_pipeline.local.services import LocalServices
+
+HEADER = (
+    "# Written by `feature-pipeline dev` for the servers it runs; holds secrets, not for git.\n"
+    "# Its own lines are written anew at every start; other lines stay.\n"
+)
+NAME_PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+
+
+def environment(services: LocalServices, dagster_home: Path) -> dict[str, str]:
+    """Every variable the project and its Dagster configuration read, for running `services`."""
+    address = services.s3
+    return {
+        "FEATURE_PIPELINE_S3_ENDPOINT_URL": address.endpoint_url,
+        "FEATURE_PIPELINE_S3_BUCKET": address.bucket,
+        "FEATURE_PIPELINE_S3_PREFIX": "",
+        "FEATURE_PIPELINE_S3_REGION": address.region,
+        "AWS_ACCESS_KEY_ID": address.access_key_id,
+        "AWS_SECRET_ACCESS_KEY": address.secret_access_key,
+        "FEATURE_PIPELINE_DATABASE_URL": services.database_url,
+        "DAGSTER_DATABASE_URL": services.dagster_database_url,
+        # Dagster refuses a relative one.
+        "DAGSTER_HOME": str(dagster_home.resolve()),
+        "FEATURE_PIPELINE_MAX_CONCURRENT_RUNS": str(usable_cores()),
+    }
+
+
+def usable_cores() -> int:
+    """Cores this process may use, which in a container can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def write_dotenv(path: Path, env: Mapping[str, str]) -> None:
+    """`path` holds `env`, whole or not at all, readable by its owner only; foreign lines are kept.
+
+    Raises:
+        InvalidInputError: A name or value that the file cannot hold, or the file there is damaged.
+    """
+    lines = [f"{name}={_quote(name, value)}\n" for name, value in env.items()]
+    foreign = (
+        [
+            binding.original.string
+            for binding in _parse(path)
+            if binding.key not in env and binding.original.string.strip() not in HEADER.splitlines()
+        ]
+        if path.exists()
+        else []
+    )
+    kept = "".join(text if text.endswith("\n") else f"{text}\n" for text in foreign).strip("\n")
+    write_private(path, HEADER + "".join(lines) + (f"\n{kept}\n" if kept else ""))
+
+
+def load_dotenv(path: Path) -> dict[str, str]:
+    """The variables in `path`, as written; `${NAME}` is not expanded, the process is not changed.
+
+    Raises:
+        NotFoundError: There is no such file; says how to make it.
+        InvalidInputError: A line is not `NAME=value`; names it.
+    """
+    return {
+        binding.key: binding.value
+        for binding in _parse(path)
+        if binding.key is not None and binding.value is not None
+    }
+
+
+def _parse(path: Path) -> list[Binding]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            bindings = list(parse_stream(file))
+    except FileNotFoundError as error:
+        raise NotFoundError(
+            f"{path} does not exist: 'feature-pipeline dev' starts the servers and writes it"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"{path} is not UTF-8 text: {error}") from error
+    for binding in bindings:
+        if binding.error:
+            raise InvalidInputError(
+                f"{path}, line {binding.original.line}: expected NAME=value or NAME='value'"
+            )
+    return bindings
+
+
+def _quote(name: str, value: str) -> str:
+    if not NAME_PATTERN.match(name):
+        raise InvalidInputError(f"{name!r} is not a name for an environment variable")
+    # Dagster's parser expands ${…} even within single quotes.
+    if "${" in value or any(character in value for character in "\n\r\0"):
+        raise InvalidInputError(
+            f"{name}: the value has line ends, NUL or '${{', which a .env file cannot hold"
+        )
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"

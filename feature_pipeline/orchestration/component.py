@@ -1,0 +1,66 @@
+"""The `FeatureHook` component: one hook, declared in `defs/<hook>/defs.yaml` or in Python.
+
+Belongs here: from a definition to the assets of one hook. Not here: what the fields mean
+(`hooks.definition`), what hooks share (`feature_pipeline.definitions`).
+"""
+
+import inspect
+from pathlib import Path
+from typing import Self
+
+import dagster as dg
+from pydantic import BaseModel
+
+from feature_pipeline.hooks.definition import HookDefinition
+from feature_pipeline.orchestration.features import feature_asset
+from feature_pipeline.orchestration.tables import table_asset
+
+
+def _render(context: dg.ResolutionContext, value: object) -> object:
+    """`value` with every text that has `{{` rendered, to text.
+
+    Dagster renders every text and reads the result as Python, which makes '1' a number.
+    """
+    if isinstance(value, dict):
+        return {key: _render(context, item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_render(context, item) for item in value]
+    if isinstance(value, str) and "{{" in value:
+        return str(context.resolve_value(value))
+    return value
+
+
+class FeatureHook(dg.Component, HookDefinition, dg.Resolvable):
+    """A hook whose output is archived in S3 and, unless it has no columns, kept as a table."""
+
+    @classmethod
+    def model(cls) -> type[BaseModel]:
+        """What `attributes` may hold: the definition itself, so errors name its own fields.
+
+        Dagster would derive a model from annotations, and refuses nested models whose fields are
+        constrained.
+        """
+        return HookDefinition
+
+    @classmethod
+    def resolve_from_model(cls, context: dg.ResolutionContext, model: BaseModel) -> Self:
+        """The hook of a parsed `attributes` section, with `{{ ... }}` rendered."""
+        attributes = model.model_dump(mode="json", exclude_unset=True)
+        return cls.model_validate(_render(context, attributes))
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        """The hook's assets; code files are relative to the component's folder."""
+        return self.definitions(context.path)
+
+    def definitions(self, folder: Path | None = None) -> dg.Definitions:
+        """The hook's assets, for hooks declared in Python.
+
+        Args:
+            folder: What code files are relative to; the folder of the calling module by default.
+        """
+        if folder is None:
+            folder = Path(inspect.stack()[1].filename).parent
+        assets = [feature_asset(self, folder)]
+        if self.has_table:
+            assets.append(table_asset(self))
+        return dg.Definitions(assets=assets)

@@ -1,0 +1,172 @@
+"""The feature asset of a hook: one artifact per batch.
+
+Belongs here: the op that plans and runs a hook, and its Dagster description. Not here:
+persistence (`io_manager`), running (`compute`, `hooks`), conditions (`automation`).
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+from pydantic import Field
+
+from feature_pipeline.archive import log
+from feature_pipeline.columns import Column
+from feature_pipeline.compute.execute import Execution, execute_plan, reasons_of
+from feature_pipeline.compute.plan import ComputePlan, plan_run
+from feature_pipeline.digest import Digest, document_bytes
+from feature_pipeline.hooks.definition import Compute, HookDefinition
+from feature_pipeline.hooks.runner import Workspace
+from feature_pipeline.orchestration import automation
+from feature_pipeline.orchestration.keys import (
+    batches_partitions,
+    features_key,
+    pool_of,
+    records_key,
+)
+from feature_pipeline.orchestration.metadata import column_schema, columns_markdown
+from feature_pipeline.orchestration.resources import ArchiveResource, HookRunnerResource
+from feature_pipeline.release import HookRelease
+
+DEFINITION_METADATA = "feature_pipeline/definition"
+FOLDER_METADATA = "feature_pipeline/folder"
+"""The definition, and the folder its code files are relative to, in an asset's metadata."""
+IO_MANAGER_KEY = "features_io_manager"
+
+
+class HookRunConfig(dg.Config):
+    """What one materialization of a feature asset may be asked for."""
+
+    force: bool = Field(default=False, description="Compute every record again.")
+    force_records: list[str] = Field(
+        default_factory=list, description="Ids of records to compute again."
+    )
+    preview: bool = Field(default=True, description="Show the first rows in the metadata.")
+
+
+@dataclass(frozen=True, slots=True)
+class ComputedFeatures:
+    """What the op hands to the IO manager: an artifact to publish, or word that none is needed."""
+
+    plan: ComputePlan
+    execution: Execution | None
+    """None: the current artifact already says all of it."""
+    request_id: str
+    show_preview: bool
+    workspace: tempfile.TemporaryDirectory[str] | None = None
+    """Holds the raw files until they are published."""
+
+
+class DagsterMonitor:
+    """Hook log lines go to the step's captured output; the stored run status tells cancellation."""
+
+    CHECK_SECONDS = 2.0
+
+    def __init__(self, context: dg.AssetExecutionContext) -> None:
+        self._context = context
+        self._checked_at = 0.0
+        self._is_cancelled = False
+
+    def log(self, line: str) -> None:
+        """Write one line where Dagster captures it; an event per line would flood its storage."""
+        sys.stdout.write(line + "\n")
+
+    def is_cancelled(self) -> bool:
+        """Whether somebody asked for this run to be cancelled, at most `CHECK_SECONDS` ago."""
+        now = time.monotonic()
+        if not self._is_cancelled and now - self._checked_at >= self.CHECK_SECONDS:
+            self._checked_at = now
+            run = self._context.instance.get_run_by_id(self._context.run.run_id)
+            self._is_cancelled = run is not None and run.status in {
+                dg.DagsterRunStatus.CANCELING,
+                dg.DagsterRunStatus.CANCELED,
+            }
+        return self._is_cancelled
+
+
+def feature_code_version(release: HookRelease, columns: Sequence[Column]) -> str:
+    """Changes when a re-materialization could change what the partition says."""
+    declared = [column.model_dump(mode="json") for column in columns]
+    return Digest.of(document_bytes([str(release.digest), declared])).short
+
+
+def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefinition:
+    """The asset `<dataset>/features/<hook>`, one partition a batch, one partition a run.
+
+    Args:
+        folder: What the definition's code files are relative to.
+    """
+    release = definition.hook_release(folder)
+    code = definition.code_files(folder)
+    dataset, hook, columns = definition.dataset, definition.name, definition.feature.columns
+
+    @dg.asset(
+        key=features_key(dataset, hook),
+        partitions_def=batches_partitions(dataset),
+        deps=[records_key(dataset), *(features_key(dataset, name) for name in definition.inputs)],
+        io_manager_key=IO_MANAGER_KEY,
+        code_version=feature_code_version(release, columns),
+        backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=1),
+        automation_condition=(
+            automation.features() if definition.compute is Compute.AUTOMATICALLY else None
+        ),
+        pool=pool_of(hook),
+        group_name=dataset,
+        kinds={"s3", "parquet"},
+        owners=list(definition.owners),
+        tags={"feature_pipeline/hook": hook},
+        description=f"{definition.description or ''}\n\n{columns_markdown(columns)}".strip(),
+        metadata={
+            DEFINITION_METADATA: dg.MetadataValue.json(definition.model_dump(mode="json")),
+            FOLDER_METADATA: dg.MetadataValue.path(folder),
+            "release": f"{release.document.version} ({release.digest.short})",
+            **({"dagster/column_schema": column_schema(columns)} if columns else {}),
+        },
+    )
+    def compute_features(
+        context: dg.AssetExecutionContext,
+        config: HookRunConfig,
+        archive: ArchiveResource,
+        hook_runner: HookRunnerResource,
+    ) -> ComputedFeatures:
+        store = archive.store()
+        batch = log.read_batch(store, dataset, context.partition_key)
+        plan = plan_run(
+            store,
+            definition,
+            log.register_release(store, release, code),
+            batch,
+            force=config.force,
+            force_records=config.force_records,
+        )
+        context.log.info(
+            "batch %s under release %s: %s",
+            batch.key,
+            release.document.version,
+            ", ".join(f"{count} {what}" for what, count in reasons_of(plan).items()),
+        )
+        if plan.is_unchanged:
+            return ComputedFeatures(plan, None, context.run.run_id, config.preview)
+        workspace = tempfile.TemporaryDirectory(
+            prefix=f"{hook}-", dir=hook_runner.work_folder, ignore_cleanup_errors=True
+        )
+        try:
+            execution = execute_plan(
+                store,
+                plan,
+                hook_runner.runner(),
+                DagsterMonitor(context),
+                Workspace(Path(workspace.name)),
+                request_id=context.run.run_id,
+                dagster_run_id=context.run.run_id,
+            )
+        except BaseException:
+            workspace.cleanup()
+            raise
+        return ComputedFeatures(plan, execution, context.run.run_id, config.preview, workspace)
+
+    return compute_features

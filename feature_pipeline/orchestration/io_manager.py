@@ -1,0 +1,210 @@
+"""Persistence of feature assets: `handle_output` publishes and accepts, `load_input` reads the head.
+
+Belongs here: turning Dagster's contexts into arguments and results into metadata. Not here:
+hashing, parsing, S3 or SQL.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+import pyarrow as pa
+
+from feature_pipeline.archive import accept, layout, log, publish, read
+from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.log import Verdict
+from feature_pipeline.archive.manifest import Manifest
+from feature_pipeline.archive.publish import Completion, CompletionStatus
+from feature_pipeline.compute.execute import Execution, log_tail, reasons_of
+from feature_pipeline.compute.plan import ComputePlan
+from feature_pipeline.digest import Digest
+from feature_pipeline.errors import ConflictError, InvalidInputError, NotFoundError
+from feature_pipeline.orchestration.features import ComputedFeatures
+from feature_pipeline.orchestration.metadata import artifact_metadata, preview
+from feature_pipeline.orchestration.resources import ArchiveResource
+
+
+class FeaturePartitions(Mapping[str, pa.Table]):
+    """Artifacts of one hook by batch, read from S3 only when asked for.
+
+    Annotate a downstream input with this class to choose which batches to read.
+    """
+
+    def __init__(self, store: BlobStore, dataset: str, hook: str, batches: list[str]) -> None:
+        self.store = store
+        self.dataset = dataset
+        self.hook = hook
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, batch: str) -> pa.Table:
+        if batch not in self._batches:
+            raise NotFoundError(f"batch {batch!r} is not among this input's partitions")
+        return read.read_rows(self.store, self.manifest(batch))
+
+    def manifest(self, batch: str) -> Manifest:
+        """The manifest of the batch's current artifact.
+
+        Raises:
+            NotFoundError: The batch has no current artifact.
+        """
+        head = log.head(self.store, self.dataset, self.hook, batch)
+        if head is None:
+            raise NotFoundError(
+                f"hook {self.hook!r} has no current artifact for batch {batch!r};"
+                f" materialize {self.dataset}/features/{self.hook} for it"
+            )
+        return read.read_manifest(self.store, head.manifest)
+
+    def to_pandas(self, batch: str) -> pd.DataFrame:
+        """One batch's rows, with Arrow dtypes: 64-bit integers beside NULL stay exact."""
+        return _to_pandas(self[batch])
+
+
+def _to_pandas(table: pa.Table) -> pd.DataFrame:
+    # The default conversion turns 2^60+1 beside NULL into a float and merges NaN with NULL.
+    return table.to_pandas(types_mapper=pd.ArrowDtype)
+
+
+class FeatureIOManager(dg.ConfigurableIOManager):
+    """Keeps feature assets in the archive; a partition's data version is its content digest."""
+
+    archive: dg.ResourceDependency[ArchiveResource]
+
+    def handle_output(self, context: dg.OutputContext, obj: ComputedFeatures) -> None:
+        """Publish and accept the artifact, unless the archive already says the same.
+
+        Raises:
+            Failure: The hook run failed; its output and log are in the archive.
+            ConflictError: A newer release or run has become current meanwhile.
+        """
+        if not isinstance(obj, ComputedFeatures):
+            raise InvalidInputError(
+                f"{context.asset_key.to_user_string()} gave {type(obj).__name__}: this IO manager"
+                " keeps the output of hooks; give other assets an IO manager of their own"
+            )
+        store = self.archive.store()
+        try:
+            if obj.execution is None:
+                self._report(context, store, obj, _current(obj.plan))
+            else:
+                self._publish(context, store, obj, obj.execution)
+        finally:
+            if obj.workspace is not None:
+                obj.workspace.cleanup()
+
+    def _publish(
+        self, context: dg.OutputContext, store: BlobStore, obj: ComputedFeatures, done: Execution
+    ) -> None:
+        plan = obj.plan
+        published = publish.publish_artifact(store, done.artifact)
+        failure = done.artifact.failure
+        completion = Completion(
+            id=done.artifact.run.id,
+            dataset=plan.batch.dataset,
+            hook=plan.definition.name,
+            batch=plan.batch.key,
+            release_seq=plan.release.seq,
+            release_digest=plan.release.release.digest,
+            base=plan.base,
+            manifest=published.manifest_digest,
+            status=CompletionStatus.SUCCEEDED if failure is None else CompletionStatus.FAILED,
+            dagster_run_id=obj.request_id,
+        )
+        publish.announce(store, completion)
+        entry = accept.accept(store, completion)
+        if failure is not None:
+            raise dg.Failure(
+                description=(
+                    f"hook run {completion.id} failed: {failure.kind}: {failure.reason};"
+                    f" its output and log are kept in manifest {published.manifest_digest}"
+                ),
+                metadata={
+                    "failure_kind": failure.kind,
+                    "exit_code": dg.MetadataValue.text(str(failure.exit_code)),
+                    "log_tail": dg.MetadataValue.md(f"```\n{log_tail(done.artifact.log)}\n```"),
+                    "manifest": str(published.manifest_digest),
+                    "attempts": done.artifact.run.attempts,
+                },
+                allow_retries=False,
+            )
+        if entry.verdict is not Verdict.CURRENT:
+            raise ConflictError(
+                f"hook run {completion.id} of batch {plan.batch.key!r} is {entry.verdict} by a newer"
+                " one and was kept as history; materialize the partition again to see the newest"
+            )
+        self._report(context, store, obj, (entry.manifest, published.manifest))
+
+    def _report(
+        self,
+        context: dg.OutputContext,
+        store: BlobStore,
+        obj: ComputedFeatures,
+        current: tuple[Digest, Manifest],
+    ) -> None:
+        digest, manifest = current
+        # Only here is the content known; the step's own context carries it to the event.
+        context.step_context.set_data_version(
+            context.asset_key, dg.DataVersion(str(manifest.content_digest))
+        )
+        uri = f"{self.archive.uri}/{layout.blob(digest)}"
+        metadata: dict[str, Any] = dict(artifact_metadata(self.archive.uri, digest, manifest, uri))
+        for what, count in reasons_of(obj.plan).items():
+            metadata[what] = dg.MetadataValue.int(count)
+        metadata["written"] = dg.MetadataValue.bool(obj.execution is not None)
+        if obj.show_preview:
+            outcomes = (
+                obj.execution.artifact.outcomes
+                if obj.execution is not None
+                else tuple(obj.plan.carried.values())
+            )
+            metadata.update(preview(manifest.columns, outcomes))
+        context.add_output_metadata(metadata)
+
+    def load_input(self, context: dg.InputContext) -> object:
+        """The current artifacts of the upstream partitions, in the form the input asks for.
+
+        `pd.DataFrame` and `pa.Table` hold the rows of all partitions, with a `batch` column;
+        `dict[str, pd.DataFrame]` maps batches to rows; `FeaturePartitions` reads lazily.
+        """
+        upstream = (
+            context.upstream_output.asset_key if context.upstream_output else context.asset_key
+        )
+        dataset, _, hook = upstream.path
+        partitions = FeaturePartitions(
+            self.archive.store(), dataset, hook, list(context.asset_partition_keys)
+        )
+        wanted = context.dagster_type.typing_type
+        if wanted is FeaturePartitions:
+            return partitions
+        if wanted is pa.Table:
+            return _concatenated(partitions)
+        if wanted is pd.DataFrame:
+            return _to_pandas(_concatenated(partitions))
+        if wanted in (dict, Any) or getattr(wanted, "__origin__", None) is dict:
+            return {batch: partitions.to_pandas(batch) for batch in partitions}
+        raise InvalidInputError(
+            f"input {context.name!r} of {upstream.to_user_string()} is annotated {wanted!r}: annotate"
+            " it pd.DataFrame, dict[str, pd.DataFrame], pa.Table or FeaturePartitions"
+        )
+
+
+def _concatenated(partitions: FeaturePartitions) -> pa.Table:
+    tables = []
+    for batch in partitions:
+        rows = partitions[batch]
+        tables.append(rows.append_column("batch", pa.array([batch] * len(rows), pa.string())))
+    # Batches may have been written under different columns: absent ones are NULL.
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _current(plan: ComputePlan) -> tuple[Digest, Manifest]:
+    if plan.previous is None or plan.previous_digest is None:
+        raise InvalidInputError(f"batch {plan.batch.key!r} has nothing to stand on")
+    return plan.previous_digest, plan.previous

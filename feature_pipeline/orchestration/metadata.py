@@ -1,0 +1,139 @@
+"""What Dagster shows of artifacts and tables.
+
+Belongs here: turning manifests and reports into metadata values. Not here: computing them.
+Lists of rejected records and plots are made on demand from S3, never stored in events.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import dagster as dg
+
+from feature_pipeline.archive.manifest import Manifest
+from feature_pipeline.columns import Column
+from feature_pipeline.digest import Digest
+from feature_pipeline.outcomes import Outcome
+
+PREVIEW_ROWS = 5
+
+Metadata = dict[str, dg.MetadataValue]
+
+
+def column_schema(columns: Sequence[Column]) -> dg.TableSchema:
+    """Dagster's column schema of declared columns, units as constraints."""
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(
+                name=column.name,
+                type=column.format.value if column.format else column.type.value,
+                description=column.description,
+                constraints=dg.TableColumnConstraints(
+                    nullable=not column.required,
+                    other=[f"unit: {column.unit}"] if column.unit else [],
+                ),
+            )
+            for column in columns
+        ]
+    )
+
+
+def table_schema(columns: Sequence[Column]) -> dg.TableSchema:
+    """The column schema of a table: record_id, ordinal, the declared columns, batch."""
+    declared = column_schema(columns).columns
+    required = dg.TableColumnConstraints(nullable=False)
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn("record_id", "string", "The record.", required),
+            dg.TableColumn("ordinal", "integer", "Position among the record's rows.", required),
+            *declared,
+            dg.TableColumn("batch", "string", "The batch that the row came with.", required),
+        ]
+    )
+
+
+def column_lineage(features: dg.AssetKey, columns: Sequence[Column]) -> dg.TableColumnLineage:
+    """Which feature column each table column comes from."""
+    return dg.TableColumnLineage(
+        {
+            name: [dg.TableColumnDep(asset_key=features, column_name=name)]
+            for name in ["record_id", "ordinal", *(column.name for column in columns)]
+        }
+    )
+
+
+def columns_markdown(columns: Sequence[Column]) -> str:
+    """The declared columns as a Markdown table."""
+    if not columns:
+        return "No columns: the hook passes or rejects records."
+    lines = ["| column | type | unit | description |", "| --- | --- | --- | --- |"]
+    for column in columns:
+        kind = column.format.value if column.format else column.type.value
+        if column.required:
+            kind += ", required"
+        description = (column.description or "").replace("|", "\\|").replace("\n", " ")
+        lines.append(f"| `{column.name}` | {kind} | {column.unit or ''} | {description} |")
+    return "\n".join(lines)
+
+
+def artifact_metadata(
+    archive_uri: str, manifest_digest: Digest, manifest: Manifest, uri: str
+) -> Metadata:
+    """Counts, run facts and addresses of an artifact."""
+    counts = manifest.counts
+    run = manifest.run
+    metadata: dict[str, dg.MetadataValue] = {
+        "dagster/row_count": dg.MetadataValue.int(counts.rows),
+        "dagster/uri": dg.MetadataValue.text(uri),
+        "records": dg.MetadataValue.int(counts.records),
+        "passed": dg.MetadataValue.int(counts.passed),
+        "rejected": dg.MetadataValue.int(counts.rejected),
+        "errored": dg.MetadataValue.int(counts.errored),
+        "empty": dg.MetadataValue.int(counts.empty),
+        "carried": dg.MetadataValue.int(counts.carried),
+        "computed": dg.MetadataValue.int(counts.records - counts.carried),
+        "duration_seconds": dg.MetadataValue.float(
+            (run.finished_at - run.started_at).total_seconds()
+        ),
+        "attempts": dg.MetadataValue.int(run.attempts),
+        "runner": dg.MetadataValue.text(run.runner),
+        "manifest": dg.MetadataValue.text(str(manifest_digest)),
+        "archive": dg.MetadataValue.text(archive_uri),
+        "release": dg.MetadataValue.text(
+            f"{manifest.release.version} (#{manifest.release.seq}, {manifest.release.digest.short})"
+        ),
+        "bytes": dg.MetadataValue.int(sum(blob.size for blob in manifest.blobs.values())),
+    }
+    if run.memory_bytes is not None:
+        metadata["peak_memory_bytes"] = dg.MetadataValue.int(run.memory_bytes)
+    if manifest.columns:
+        metadata["dagster/column_schema"] = dg.MetadataValue.table_schema(
+            column_schema(manifest.columns)
+        )
+    if manifest.notes:
+        metadata["notes"] = dg.MetadataValue.md("\n".join(f"- {note}" for note in manifest.notes))
+    return metadata
+
+
+def preview(
+    columns: Sequence[Column], outcomes: Sequence[Outcome]
+) -> Mapping[str, dg.MetadataValue]:
+    """The first rows, at most `PREVIEW_ROWS`, as a Markdown table; nothing if there are none."""
+    names = ["record_id", "ordinal", *(column.name for column in columns)]
+    lines: list[str] = []
+    for outcome in outcomes:
+        for ordinal, row in enumerate(outcome.rows):
+            if len(lines) == PREVIEW_ROWS:
+                break
+            cells = [outcome.record_id, str(ordinal), *(_cell(value) for value in row)]
+            lines.append("| " + " | ".join(cells) + " |")
+    if not lines or not columns:
+        return {}
+    header = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+    return {"preview": dg.MetadataValue.md("\n".join(header + lines))}
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "NULL"
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    text = text.replace("|", "\\|").replace("\n", " ")
+    return text if len(text) <= 60 else text[:57] + "..."

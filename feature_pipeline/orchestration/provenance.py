@@ -1,0 +1,99 @@
+"""Dagster event tags that say what a materialization was made from.
+
+Dagster's staleness compares, per input, the data version recorded here with the input's current
+one. An event that lacks a tag shows as stale for ever, so every event this project emits, inside
+a run or outside any, gets all of them from here. Belongs here: these tags and the look-ups they
+need. Not here: what the versions mean.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import dagster as dg
+from dagster._core.definitions.data_version import (
+    CODE_VERSION_TAG,
+    DATA_VERSION_IS_USER_PROVIDED_TAG,
+    DATA_VERSION_TAG,
+    DEFAULT_DATA_VERSION,
+    NULL_EVENT_POINTER,
+    extract_data_version_from_entry,
+    get_input_data_version_tag,
+    get_input_event_pointer_tag,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class InputVersion:
+    """What was read of an upstream partition: its data version, and Dagster's event for it."""
+
+    data_version: str
+    storage_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionEvent:
+    """The latest materialization that Dagster knows of an asset's partition."""
+
+    data_version: str | None
+    code_version: str | None
+    storage_id: int
+    run_id: str
+    tags: Mapping[str, str]
+
+
+def latest_events(
+    instance: dg.DagsterInstance, key: dg.AssetKey, partitions: Iterable[str]
+) -> dict[str, PartitionEvent]:
+    """The latest materialization of each partition that has one, by partition."""
+    wanted = list(partitions)
+    events: dict[str, PartitionEvent] = {}
+    if not wanted:
+        return events
+    storage_ids = instance.event_log_storage.get_latest_storage_id_by_partition(
+        key, dg.DagsterEventType.ASSET_MATERIALIZATION, set(wanted)
+    )
+    ids = [storage_ids[p] for p in wanted if p in storage_ids]
+    for start in range(0, len(ids), 500):
+        chunk = ids[start : start + 500]
+        records = instance.fetch_materializations(
+            dg.AssetRecordsFilter(asset_key=key, storage_ids=chunk), limit=len(chunk)
+        ).records
+        for record in records:
+            materialization = record.asset_materialization
+            if materialization is None or materialization.partition is None:
+                continue
+            version = extract_data_version_from_entry(record.event_log_entry)
+            tags = materialization.tags or {}
+            events[materialization.partition] = PartitionEvent(
+                data_version=version.value if version else None,
+                code_version=tags.get(CODE_VERSION_TAG),
+                storage_id=record.storage_id,
+                run_id=record.run_id,
+                tags=tags,
+            )
+    return events
+
+
+def event_tags(
+    data_version: str,
+    code_version: str | None,
+    inputs: Mapping[dg.AssetKey, InputVersion | None],
+) -> dict[str, str]:
+    """Every provenance tag of one materialization event.
+
+    An input of None is one that Dagster has no event of: it is recorded as Dagster itself records
+    it, so that its first materialization makes this event stale.
+    """
+    tags = {DATA_VERSION_TAG: data_version, DATA_VERSION_IS_USER_PROVIDED_TAG: "true"}
+    if code_version is not None:
+        tags[CODE_VERSION_TAG] = code_version
+    for key, version in inputs.items():
+        tags[get_input_data_version_tag(key)] = (
+            DEFAULT_DATA_VERSION.value if version is None else version.data_version
+        )
+        tags[get_input_event_pointer_tag(key)] = (
+            NULL_EVENT_POINTER
+            if version is None or version.storage_id is None
+            else str(version.storage_id)
+        )
+    return tags

@@ -1,0 +1,193 @@
+"""Reconciliation: what the archive's logs, Dagster and the tables say of one another.
+
+Belongs here: finding drift and mending it from the archive. Not here: what a tick of the inbox
+does. Conditions cannot see what happened before their first evaluation, what failed, or what a
+lost database forgot; this can, from LISTs of the logs.
+"""
+
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import dagster as dg
+from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
+from dagster._core.execution.backfill import PartitionBackfill
+
+from feature_pipeline.archive import log
+from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.hooks.definition import HookDefinition, Materialize
+from feature_pipeline.orchestration.events import features_event
+from feature_pipeline.orchestration.keys import features_key, records_key, table_key
+from feature_pipeline.orchestration.provenance import latest_events
+from feature_pipeline.orchestration.records import records_event
+from feature_pipeline.orchestration.resources import ArchiveResource, DatabaseResource
+from feature_pipeline.orchestration.tables import table_spec
+from feature_pipeline.projections.database import Database
+from feature_pipeline.projections.progress import check_progress
+
+
+@dataclass
+class Drift:
+    """What differed, by dataset, hook or table; each list holds batch keys."""
+
+    partitions: dict[str, list[str]] = field(default_factory=dict)
+    """Batches of the log that were no partitions in Dagster; added."""
+    records: dict[str, list[str]] = field(default_factory=dict)
+    """Batches whose records had no event of their digest; reported."""
+    features: dict[str, list[str]] = field(default_factory=dict)
+    """Artifacts of which Dagster had no event; reported."""
+    tables: dict[str, list[str]] = field(default_factory=dict)
+    """Batches that tables lack or hold in an older version; to be loaded."""
+    unknown_partitions: dict[str, list[str]] = field(default_factory=dict)
+    """Partitions in Dagster that no batch of the log stands for."""
+
+    def is_empty(self) -> bool:
+        """Whether everything agreed."""
+        return not any(
+            (self.partitions, self.records, self.features, self.tables, self.unknown_partitions)
+        )
+
+    def summary(self) -> str:
+        """One line a kind of drift; "no drift" if there was none."""
+        parts = [
+            f"{what} {name}: {len(keys)}"
+            for what, found in (
+                ("partitions added to", self.partitions),
+                ("record events reported for", self.records),
+                ("feature events reported for", self.features),
+                ("batches to load into", self.tables),
+                ("partitions without a batch in", self.unknown_partitions),
+            )
+            for name, keys in found.items()
+        ]
+        return "; ".join(parts) or "no drift"
+
+
+def reconcile(
+    store: BlobStore,
+    archive_uri: str,
+    instance: dg.DagsterInstance,
+    database: Database | None,
+    hooks: Sequence[HookDefinition],
+) -> Drift:
+    """Dagster knows every batch and artifact of the archive; what tables lack is listed.
+
+    Args:
+        database: None leaves the tables out.
+    """
+    drift = Drift()
+    for dataset in sorted({hook.dataset for hook in hooks} | set(log.datasets(store))):
+        _reconcile_batches(store, instance, dataset, drift)
+        for hook in log.hooks(store, dataset):
+            _reconcile_features(store, archive_uri, instance, dataset, hook, drift)
+    if database is not None:
+        for definition in hooks:
+            if definition.has_table and definition.table.materialize is Materialize.ALWAYS:
+                spec = table_spec(definition)
+                wanting = check_progress(store, database, spec).batches_to_load()
+                if wanting:
+                    drift.tables[table_key(definition.dataset, spec.name).to_user_string()] = (
+                        wanting
+                    )
+    return drift
+
+
+def _reconcile_batches(
+    store: BlobStore, instance: dg.DagsterInstance, dataset: str, drift: Drift
+) -> None:
+    entries = log.batches(store, dataset)
+    known = set(instance.get_dynamic_partitions(dataset))
+    if absent := [key for key in entries if key not in known]:
+        instance.add_dynamic_partitions(dataset, absent)
+        drift.partitions[dataset] = absent
+    if unknown := sorted(known - set(entries)):
+        drift.unknown_partitions[dataset] = unknown
+    events = latest_events(instance, records_key(dataset), entries)
+    for key, entry in entries.items():
+        event = events.get(key)
+        if event is None or event.data_version != str(entry.digest):
+            instance.report_runless_asset_event(
+                records_event(entry, log.read_batch(store, dataset, key))
+            )
+            drift.records.setdefault(dataset, []).append(key)
+
+
+def _reconcile_features(
+    store: BlobStore,
+    archive_uri: str,
+    instance: dg.DagsterInstance,
+    dataset: str,
+    hook: str,
+    drift: Drift,
+) -> None:
+    key = features_key(dataset, hook)
+    heads = log.heads(store, dataset, hook)
+    events = latest_events(instance, key, heads)
+    for batch, head in heads.items():
+        event = events.get(batch)
+        if event is not None and event.data_version == str(head.content_digest):
+            continue
+        report = features_event(store, archive_uri, instance, dataset, hook, batch, head)
+        if report is not None:
+            instance.report_runless_asset_event(report)
+            drift.features.setdefault(key.to_user_string(), []).append(batch)
+
+
+def request_loads(
+    instance: dg.DagsterInstance, asset_graph: AssetGraph, loads: Mapping[str, Iterable[str]]
+) -> list[str]:
+    """One Dagster backfill per table is requested for the batches it lacks; their ids."""
+    ids = []
+    for table, batches in loads.items():
+        backfill_id = uuid.uuid4().hex[:8]
+        instance.add_backfill(
+            PartitionBackfill.from_asset_partitions(
+                backfill_id=backfill_id,
+                asset_graph=asset_graph,
+                partition_names=list(batches),
+                asset_selection=[dg.AssetKey.from_user_string(table)],
+                backfill_timestamp=time.time(),
+                tags={"feature_pipeline/reconcile": "true"},
+                dynamic_partitions_store=instance,
+                all_partitions=False,
+                title=f"reconcile {table}",
+                description="Batches that the archive holds and the table lacks.",
+                run_config=None,
+            )
+        )
+        ids.append(backfill_id)
+    return ids
+
+
+def reconcile_job(hooks: Sequence[HookDefinition]) -> dg.JobDefinition:
+    """The job `reconcile`: finds and mends drift, and requests the loads that tables want."""
+
+    @dg.op(name="find_and_mend_drift", description="Compares the logs, Dagster and the tables.")
+    def find_and_mend(
+        context: dg.OpExecutionContext, archive: ArchiveResource, database: DatabaseResource
+    ) -> None:
+        drift = reconcile(
+            archive.store(), archive.uri, context.instance, database.database(), hooks
+        )
+        context.log.info(drift.summary())
+        if drift.tables:
+            graph = context.repository_def.asset_graph
+            ids = request_loads(context.instance, graph, drift.tables)
+            context.log.info("backfills requested: %s", ", ".join(ids))
+
+    @dg.job(name="reconcile", description="Finds and mends drift between S3, Dagster and tables.")
+    def reconcile_all() -> None:
+        find_and_mend()
+
+    return reconcile_all
+
+
+def reconcile_schedule() -> dg.ScheduleDefinition:
+    """Runs `reconcile` every hour; running by default."""
+    return dg.ScheduleDefinition(
+        name="reconcile_hourly",
+        job_name="reconcile",
+        cron_schedule="17 * * * *",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+    )

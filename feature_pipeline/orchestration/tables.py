@@ -1,0 +1,145 @@
+"""The table asset of a hook: a PostgreSQL table, loaded batch by batch from the archive.
+
+Belongs here: the op that loads batches and what it reports. Not here: SQL (`projections`),
+conditions (`automation`), checks that look at the whole table (`checks`).
+"""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from feature_pipeline.columns import Column
+from feature_pipeline.digest import Digest, document_bytes
+from feature_pipeline.hooks.definition import HookDefinition, Materialize
+from feature_pipeline.orchestration import automation
+from feature_pipeline.orchestration.keys import batches_partitions, features_key, table_key
+from feature_pipeline.orchestration.metadata import (
+    column_lineage,
+    columns_markdown,
+    table_schema,
+)
+from feature_pipeline.orchestration.provenance import InputVersion, event_tags, latest_events
+from feature_pipeline.orchestration.resources import ArchiveResource, DatabaseResource
+from feature_pipeline.projections.load import LoadReport, load_batches
+from feature_pipeline.projections.progress import check_progress
+from feature_pipeline.projections.table_spec import TableSpec
+
+PROGRESS_CHECK = "progress"
+BATCHES_PER_RUN = 500
+"""A run costs about five seconds to start and a batch milliseconds to load."""
+
+
+def table_spec(definition: HookDefinition) -> TableSpec:
+    """The table that a hook's definition asks for."""
+    return TableSpec(
+        dataset=definition.dataset,
+        hook=definition.name,
+        name=definition.table_name,
+        columns=definition.table_columns(),
+        indexes=definition.table.indexes,
+        description=definition.description,
+    )
+
+
+def table_code_version(columns: tuple[Column, ...], spec: TableSpec) -> str:
+    """Changes when the same artifact would be loaded differently."""
+    declared = [column.model_dump(mode="json") for column in columns]
+    return Digest.of(document_bytes([spec.name, declared])).short
+
+
+def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
+    """The asset `<dataset>/tables/<table>`, one partition a batch, many partitions a run."""
+    spec = table_spec(definition)
+    dataset, columns = definition.dataset, spec.columns
+    key, source = table_key(dataset, spec.name), features_key(dataset, definition.name)
+    code_version = table_code_version(columns, spec)
+    always = definition.table.materialize is Materialize.ALWAYS
+
+    @dg.asset(
+        key=key,
+        partitions_def=batches_partitions(dataset),
+        deps=[source],
+        code_version=code_version,
+        backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=BATCHES_PER_RUN),
+        automation_condition=automation.tables() if always else None,
+        # A run of many partitions emits one event per partition itself, each with its own data
+        # version: a data version set on an output would be stamped on all of them.
+        output_required=False,
+        check_specs=[
+            dg.AssetCheckSpec(
+                PROGRESS_CHECK,
+                asset=key,
+                description="The batches of this run stand in the table as the archive's log says.",
+            )
+        ],
+        group_name=dataset,
+        kinds={"postgres", "table"},
+        owners=list(definition.owners),
+        tags={"feature_pipeline/hook": definition.name},
+        description=(
+            f"Table `features.{spec.name}`, rebuilt from S3 at any time.\n\n"
+            f"{definition.description or ''}\n\n{columns_markdown(columns)}"
+        ),
+        metadata={
+            "dagster/table_name": f"features.{spec.name}",
+            "dagster/column_schema": table_schema(columns),
+            "dagster/column_lineage": column_lineage(source, columns),
+        },
+    )
+    def load_table(
+        context: dg.AssetExecutionContext, archive: ArchiveResource, database: DatabaseResource
+    ) -> Iterator[dg.MaterializeResult[None] | dg.AssetMaterialization | dg.AssetCheckResult]:
+        store, target = archive.store(), database.database()
+        batches = list(context.partition_keys)
+        inputs = latest_events(context.instance, source, batches)
+        done: list[str] = []
+        for report in load_batches(store, target, spec, batches):
+            event = inputs.get(report.batch)
+            read_version = InputVersion(
+                str(report.content_digest), event.storage_id if event else None
+            )
+            tags = event_tags(report.data_version, code_version, {source: read_version})
+            metadata = load_metadata(report)
+            if len(batches) == 1:
+                yield dg.MaterializeResult(
+                    asset_key=key,
+                    metadata=metadata,
+                    data_version=dg.DataVersion(report.data_version),
+                    tags=tags,
+                )
+            else:
+                yield dg.AssetMaterialization(
+                    asset_key=key, partition=report.batch, metadata=metadata, tags=tags
+                )
+            done.append(report.batch)
+            context.log.info(
+                "%s: %d rows%s",
+                report.batch,
+                report.rows,
+                ", unchanged" if report.is_unchanged else "",
+            )
+        progress = check_progress(store, target, spec, batches)
+        yield dg.AssetCheckResult(
+            asset_key=key,
+            check_name=PROGRESS_CHECK,
+            passed=progress.is_complete,
+            description=progress.summary(),
+            metadata={"batches": len(done), "problems": progress.to_json()},
+        )
+
+    return load_table
+
+
+def load_metadata(report: LoadReport) -> dict[str, dg.MetadataValue]:
+    """What a materialization of one table partition shows."""
+    return {
+        "dagster/partition_row_count": dg.MetadataValue.int(report.rows),
+        "rows": dg.MetadataValue.int(report.rows),
+        "unchanged": dg.MetadataValue.bool(report.is_unchanged),
+        "seq": dg.MetadataValue.int(report.seq),
+        "manifest": dg.MetadataValue.text(str(report.manifest)),
+        "content_digest": dg.MetadataValue.text(str(report.content_digest)),
+        "rows_digest": dg.MetadataValue.text(str(report.rows_digest)),
+        "generation": dg.MetadataValue.text(report.generation),
+        "duration_seconds": dg.MetadataValue.float(report.seconds),
+    }

@@ -1,0 +1,10 @@
+"""Step 3: artifacts become PostgreSQL tables, which can always be dropped and derived again.
+
+What belongs here: SQL, the tables people read, the bookkeeping that says which artifact each
+batch's rows come from, and the proof that a table equals the archive. Not here: what an artifact
+is (`archive`), when a table is built (`orchestration`).
+
+A table is read in this order: `table_schema` (what it looks like), `generation` (which real table
+the view shows), `evolve` (an artifact's columns become a generation's), `copy_format` and `load`
+(rows go in), `rebuild` (all batches), `prove` (it is what the archive says).
+"""

@@ -1,0 +1,251 @@
+"""Arrow record batches as the bytes of PostgreSQL's binary COPY, built a column at a time.
+
+What belongs here: the layout of COPY and of each type's binary form. Not here: which rows go where.
+
+Binary rather than text: PostgreSQL parses neither numbers nor dates, every float64 arrives bit for
+bit, and no value needs quoting. The bytes of a row are laid side by side by Arrow's own join
+kernel, so that no Python code runs for a row or a value.
+
+Source: PostgreSQL documentation, COPY, "Binary Format"; src/backend/utils/adt (`*_recv`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from feature_pipeline.errors import ProjectionError
+
+COPY_HEADER: Final = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
+"""Signature, no flags, no header extension."""
+COPY_TRAILER: Final = b"\xff\xff"
+
+# The published stubs know only some of the forms that the kernels take.
+_compute: Final[Any] = pc
+
+_MAX_SMALL_BYTES: Final = 1 << 29
+"""Arrow's 32-bit offsets reach four times as far; lengths and headers come on top of the values."""
+_JSONB_VERSION: Final = 1
+_EPOCH_DAYS: Final = 10_957
+"""Days from 1970-01-01 to PostgreSQL's 2000-01-01."""
+_EPOCH_MICROSECONDS: Final = _EPOCH_DAYS * 86_400_000_000
+
+Array: TypeAlias = "pa.Array[Any]"
+
+
+def encode_copy_rows(columns: Sequence[tuple[str, Array]]) -> memoryview:
+    """The COPY tuples of these columns, row by row, without header and trailer.
+
+    Args:
+        columns: Per column its kind (`columns.Column.kind`, or `ordinal` for a 32-bit integer)
+            and its values, all of one length.
+
+    Raises:
+        ProjectionError: A column's Arrow type does not hold values of its kind.
+    """
+    count = len(columns[0][1])
+    if count == 0:
+        return memoryview(b"")
+    is_large = sum(values.nbytes for _, values in columns) > _MAX_SMALL_BYTES
+    row = _Row(count, pa.large_binary() if is_large else pa.binary())
+    row.add_fixed(len(columns), ">i2")
+    for kind, values in columns:
+        _ADD_COLUMN[kind](row, values)
+    return row.join()
+
+
+class _Row:
+    """The pieces that every row consists of, in order.
+
+    Pieces of a fixed width that touch are fields of one numpy record, so that byte order and
+    place are settled in one pass; Arrow joins records and texts.
+    """
+
+    def __init__(self, count: int, text_type: pa.DataType) -> None:
+        self.count = count
+        self._text_type = text_type
+        self._pieces: list[Array] = []
+        self._fields: list[tuple[Any, str, int]] = []
+
+    def add_fixed(self, values: npt.ArrayLike, dtype: str, width: int = 1) -> None:
+        """Append `width` numbers of a type to every row; one number stands for all rows."""
+        self._fields.append((values, dtype, width))
+
+    def add_text(self, values: Array) -> None:
+        """Append bytes of varying length, none where null."""
+        self._flush()
+        self._pieces.append(values.cast(self._text_type))
+
+    def add_some(self, record: npt.NDArray[Any], is_valid: npt.NDArray[np.bool_]) -> None:
+        """Append a record of fixed width where valid, nothing elsewhere."""
+        self._flush()
+        sizes = np.where(is_valid, record.dtype.itemsize, 0)
+        self._append(sizes, np.ascontiguousarray(record[is_valid]))
+
+    def join(self) -> memoryview:
+        """Everything, row by row."""
+        self._flush()
+        if len(self._pieces) == 1:
+            return _characters(self._pieces[0])
+        empty = pa.scalar(b"", self._text_type)
+        return _characters(
+            _compute.binary_join_element_wise(
+                *self._pieces, empty, null_handling="replace", null_replacement=""
+            )
+        )
+
+    def _flush(self) -> None:
+        if not self._fields:
+            return
+        shapes = [
+            (str(at), dtype, (width,)) if width > 1 else (str(at), dtype)
+            for at, (_, dtype, width) in enumerate(self._fields)
+        ]
+        record: npt.NDArray[Any] = np.empty(self.count, np.dtype(shapes))
+        for at, (values, _, _) in enumerate(self._fields):
+            record[str(at)] = values
+        self._fields = []
+        self._append(np.full(self.count, record.dtype.itemsize), record)
+
+    def _append(self, sizes: npt.NDArray[np.int64], data: npt.NDArray[Any]) -> None:
+        is_large = self._text_type == pa.large_binary()
+        offsets = np.zeros(self.count + 1, np.int64 if is_large else np.int32)
+        np.cumsum(sizes, out=offsets[1:])
+        py_buffer: Any = pa.py_buffer
+        from_buffers: Any = pa.Array.from_buffers
+        buffers = [None, py_buffer(offsets), py_buffer(data.view(np.uint8))]
+        self._pieces.append(from_buffers(self._text_type, self.count, buffers))
+
+
+def _add_number_like(row: _Row, values: Array, encoded: npt.NDArray[Any], dtype: str) -> None:
+    """Append a field of a fixed width: its length, or -1 for null, then its bytes."""
+    width = 1 if encoded.ndim == 1 else encoded.shape[1]
+    size = width * np.dtype(dtype).itemsize
+    if values.null_count == 0:
+        row.add_fixed(size, ">i4")
+        row.add_fixed(encoded, dtype, width)
+        return
+    is_valid = _is_valid(values)
+    row.add_fixed(np.where(is_valid, size, -1), ">i4")
+    row.add_some(encoded.astype(dtype, copy=False).reshape(row.count, -1), is_valid)
+
+
+def _add_text(row: _Row, values: Array) -> None:
+    lengths = _lengths(values)
+    if values.null_count:
+        lengths = np.where(_is_valid(values), lengths, -1)
+    row.add_fixed(lengths, ">i4")
+    row.add_text(values)
+
+
+def _add_json(row: _Row, values: Array) -> None:
+    lengths = _lengths(values) + 1
+    version = np.full(row.count, _JSONB_VERSION, np.uint8)
+    if values.null_count == 0:
+        row.add_fixed(lengths, ">i4")
+        row.add_fixed(version, "u1")
+    else:
+        is_valid = _is_valid(values)
+        row.add_fixed(np.where(is_valid, lengths, -1), ">i4")
+        row.add_some(version, is_valid)
+    row.add_text(values)
+
+
+def _add_number(row: _Row, values: Array) -> None:
+    _check_type(values, pa.float64())
+    _add_number_like(row, values, _numbers(values, np.dtype("<f8")), ">f8")
+
+
+def _add_integer(row: _Row, values: Array) -> None:
+    _check_type(values, pa.int64())
+    _add_number_like(row, values, _numbers(values, np.dtype("<i8")), ">i8")
+
+
+def _add_ordinal(row: _Row, values: Array) -> None:
+    _check_type(values, pa.int32())
+    _add_number_like(row, values, _numbers(values, np.dtype("<i4")), ">i4")
+
+
+def _add_boolean(row: _Row, values: Array) -> None:
+    _check_type(values, pa.bool_())
+    flags = np.asarray(_compute.fill_null(values, False).cast(pa.uint8()))
+    _add_number_like(row, values, flags, "u1")
+
+
+def _add_date(row: _Row, values: Array) -> None:
+    _check_type(values, pa.date32())
+    days = _numbers(values, np.dtype("<i4")) - np.int32(_EPOCH_DAYS)
+    _add_number_like(row, values, days, ">i4")
+
+
+def _add_instant(row: _Row, values: Array) -> None:
+    _check_type(values, pa.timestamp("us", "UTC"))
+    since = _numbers(values, np.dtype("<i8")) - np.int64(_EPOCH_MICROSECONDS)
+    _add_number_like(row, values, since, ">i8")
+
+
+_NIBBLES: Final = np.zeros(256, np.uint8)
+_NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
+_UUID_DIGITS: Final = np.array([at for at in range(36) if at not in (8, 13, 18, 23)])
+
+
+def _add_uuid(row: _Row, values: Array) -> None:
+    # 36 lower-case characters each, as columns.py decodes them; null takes the zero UUID's bytes,
+    # which are then left out.
+    filled = _compute.fill_null(values, "00000000-0000-0000-0000-000000000000")
+    if (_lengths(filled) != 36).any():
+        raise ProjectionError("a uuid column holds text that is not 36 characters long")
+    text = np.frombuffer(_characters(filled.cast(pa.large_binary())), np.uint8).reshape(-1, 36)
+    digits = _NIBBLES[text[:, _UUID_DIGITS]]
+    octets: npt.NDArray[np.uint8] = digits[:, ::2] * np.uint8(16) + digits[:, 1::2]
+    _add_number_like(row, values, octets, "u1")
+
+
+_ADD_COLUMN: Final[dict[str, Callable[[_Row, Array], None]]] = {
+    "string": _add_text,
+    "number": _add_number,
+    "integer": _add_integer,
+    "ordinal": _add_ordinal,
+    "boolean": _add_boolean,
+    "json": _add_json,
+    "date": _add_date,
+    "date-time": _add_instant,
+    "uuid": _add_uuid,
+}
+
+
+def _check_type(values: Array, expected: pa.DataType) -> None:
+    if values.type != expected:
+        raise ProjectionError(f"a column of Arrow type {values.type} cannot be read as {expected}")
+
+
+def _is_valid(values: Array) -> npt.NDArray[np.bool_]:
+    return np.asarray(values.is_valid())
+
+
+def _lengths(values: Array) -> npt.NDArray[np.int64]:
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        raise ProjectionError(f"a column of Arrow type {values.type} cannot be read as text")
+    return np.asarray(_compute.fill_null(_compute.binary_length(values), 0)).astype(np.int64)
+
+
+def _characters(values: Array) -> memoryview:
+    """The bytes of all values of a binary array, side by side."""
+    buffers: Any = values.buffers()
+    width = np.int64 if values.type == pa.large_binary() else np.int32
+    ends = np.frombuffer(buffers[1], width)[values.offset : values.offset + len(values) + 1]
+    return memoryview(buffers[2])[int(ends[0]) : int(ends[-1])]
+
+
+def _numbers(values: Array, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """The values straight from Arrow's buffer; what stands where null is undefined."""
+    buffers: Any = values.buffers()
+    numbers: npt.NDArray[Any] = np.frombuffer(
+        buffers[1], dtype, count=len(values), offset=values.offset * dtype.itemsize
+    )
+    return numbers

@@ -1,0 +1,140 @@
+"""An artifact's columns become a generation's: each manifest carries those it was written with.
+
+What belongs here: the matrix of allowed changes, applied to a batch's rows. Not here: what the
+table looks like (`table_schema`), when a generation is built.
+
+======================  ==========================================================
+change                  what happens to older batches
+======================  ==========================================================
+new column              its default, else NULL
+column dropped          the values are not loaded
+`renamed_from`          read under the old name
+required to optional    nothing
+optional to required    refused where a null is held
+integer to number       refused where a value is not exact in float64
+anything else           refused
+======================  ==========================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from feature_pipeline.archive.encode import arrow_field, rows_schema
+from feature_pipeline.columns import Column, ColumnType
+from feature_pipeline.errors import ProjectionError
+
+_SHOWN: Final = 5
+
+
+class CannotEvolveError(ProjectionError):
+    """An artifact's rows cannot become rows of a generation; the message says why, per column."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """Where a generation's column comes from: a written column, or its default."""
+
+    column: Column
+    written: Column | None
+
+
+def map_columns(written: Sequence[Column], wanted: Sequence[Column]) -> tuple[Mapping, ...]:
+    """Per wanted column its source, found by declarations alone.
+
+    Raises:
+        CannotEvolveError: A column's type or format changed in a way that is not allowed.
+    """
+    by_name = {column.name: column for column in written}
+    mappings, refusals = [], []
+    for column in wanted:
+        source = by_name.get(column.name)
+        if source is None and column.renamed_from is not None:
+            source = by_name.get(column.renamed_from)
+        if source is not None and not _is_allowed(source, column):
+            refusals.append(
+                f"column {column.name!r}: was {_shown(source)}, is now {_shown(column)}"
+            )
+        mappings.append(Mapping(column, source))
+    if refusals:
+        raise CannotEvolveError("; ".join(refusals))
+    return tuple(mappings)
+
+
+def evolve_rows(rows: pa.Table, mappings: Sequence[Mapping]) -> pa.Table:
+    """The rows with `record_id`, `ordinal` and the wanted columns, in their order.
+
+    Raises:
+        CannotEvolveError: A required column would hold a null, or an integer is not exact as a
+            number; the message names the column and some of the values or records.
+    """
+    columns = [rows["record_id"], rows["ordinal"]]
+    refusals: list[str] = []
+    for mapping in mappings:
+        values = _values(rows, mapping, refusals)
+        if mapping.column.required and values.null_count:
+            holders = rows["record_id"].filter(pc.is_null(values)).unique()
+            refusals.append(
+                f"column {mapping.column.name!r}: is now required, but null in"
+                f" {len(holders)} records: {_some(holders.to_pylist())}"
+            )
+        columns.append(values)
+    if refusals:
+        raise CannotEvolveError("; ".join(refusals))
+    schema = rows_schema([mapping.column for mapping in mappings])
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _values(rows: pa.Table, mapping: Mapping, refusals: list[str]) -> pa.ChunkedArray[Any]:
+    column, written = mapping.column, mapping.written
+    arrow_type = arrow_field(column).type
+    if written is None:
+        repeat: Any = pa.repeat
+        default: pa.Array[Any] = repeat(pa.scalar(column.default_value, arrow_type), len(rows))
+        return pa.chunked_array([default])
+    values = rows[written.name]
+    if written.kind == column.kind:
+        return values
+    numbers, inexact = _integers_as_numbers(values)
+    if inexact:
+        refusals.append(
+            f"column {column.name!r}: {len(inexact)} integers are not exact as numbers:"
+            f" {_some(inexact)}"
+        )
+    return numbers
+
+
+def _is_allowed(written: Column, wanted: Column) -> bool:
+    if written.type is wanted.type:
+        return written.format is wanted.format
+    return written.type is ColumnType.INTEGER and wanted.type is ColumnType.NUMBER
+
+
+def _integers_as_numbers(values: pa.ChunkedArray[Any]) -> tuple[pa.ChunkedArray[Any], list[int]]:
+    """The values as float64, and those that changed thereby."""
+    # Arrow's own safe cast refuses everything beyond 2^53, exact or not.
+    numbers = pc.cast(values, pa.float64(), safe=False)
+    inexact: list[int] = []
+    for before, after in zip(values.chunks, numbers.chunks, strict=True):
+        integers = before.fill_null(0).to_numpy()
+        floats = after.fill_null(0.0).to_numpy()
+        # 2^63 itself is a float64 beyond int64: integers that round up to it are inexact.
+        fits = floats < 2.0**63
+        back = np.where(fits, floats, 0.0).astype(np.int64)
+        inexact.extend(integers[~fits | (back != integers)].tolist())
+    return numbers, inexact
+
+
+def _shown(column: Column) -> str:
+    return column.type.value + (f" ({column.format.value})" if column.format else "")
+
+
+def _some(values: Sequence[object]) -> str:
+    shown = ", ".join(repr(value) for value in values[:_SHOWN])
+    return shown + (", ..." if len(values) > _SHOWN else "")

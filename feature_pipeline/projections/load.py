@@ -1,0 +1,271 @@
+"""Tables from the archive: one batch, some, or all of them.
+
+What belongs here: which batches are loaded, by how many workers, in which order. Not here: how one
+is (`replace`), when Dagster asks for it (`orchestration`).
+
+Any number of processes may do this at once for the same table: each batch is loaded once, whoever
+is first, and who comes later finds it unchanged.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Final
+
+from feature_pipeline.archive import log, tombstones
+from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.log import BatchEntry, FeatureEntry
+from feature_pipeline.digest import ContentSum, Digest
+from feature_pipeline.errors import InvalidInputError, NotFoundError
+from feature_pipeline.projections.database import Connection, Database
+from feature_pipeline.projections.evolve import CannotEvolveError
+from feature_pipeline.projections.generation import Generation, TableState, ensure_table
+from feature_pipeline.projections.prepare import PreparedBatch, prepare_batch
+from feature_pipeline.projections.progress import current_entries
+from feature_pipeline.projections.replace import replace_batch
+from feature_pipeline.projections.table_spec import TableSpec
+
+_END: Final = object()
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What loading one batch did.
+
+    `rows` counts the batch's rows in the table afterwards, `foreign` its records that belong to
+    a batch submitted later. `is_unchanged` says that no row was written: the content was there
+    already. While a generation is being built the report is of that one; `live` is then the
+    report of the one that is read, or `waiting` says why that one cannot hold the artifact.
+    """
+
+    batch: str
+    seq: int
+    manifest: Digest
+    content_digest: Digest
+    rows_digest: ContentSum
+    data_version: str
+    rows: int
+    foreign: int
+    is_unchanged: bool
+    generation: str
+    seconds: float
+    live: "LoadReport | None" = None
+    waiting: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One batch to load, with all that is known of it beforehand."""
+
+    batch: BatchEntry
+    entry: FeatureEntry
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A task's rows per generation that is fed; the reason instead where they do not fit."""
+
+    task: _Task
+    wanted: PreparedBatch
+    live: PreparedBatch | CannotEvolveError | None
+
+
+def load_batch(store: BlobStore, database: Database, spec: TableSpec, batch: str) -> LoadReport:
+    """The table holds the batch's current artifact, or one accepted later.
+
+    The log's head is read before the batch is locked: under the lock a higher seq is never
+    replaced by a lower, so a head that moved on meanwhile can only be a later run's to load.
+
+    Raises:
+        NotFoundError: The batch is unknown, or has no current artifact under the hook.
+        ConflictError: Another hook's table has this name.
+        CannotEvolveError: The artifact does not fit the table's columns.
+        ProjectionError: PostgreSQL refused something, or could not be reached.
+    """
+    return next(iter(load_batches(store, database, spec, [batch])))
+
+
+def load_batches(
+    store: BlobStore,
+    database: Database,
+    spec: TableSpec,
+    batches: Iterable[str] | None = None,
+    *,
+    workers: int = 1,
+) -> Iterator[LoadReport]:
+    """Load these batches, or all that have a current artifact; yield a report for each when done.
+
+    Each batch is a transaction of its own, so what was reported stays loaded whatever happens to
+    the rest. All of it is on disk when the iterator ends. The first error ends the work.
+
+    Args:
+        store: The archive.
+        database: Where the table is.
+        spec: The table; it is created if it does not exist.
+        batches: Which; all that have a current artifact if None.
+        workers: Connections that load at the same time.
+
+    Raises:
+        NotFoundError: A batch named is unknown, or has no current artifact under the hook.
+        ConflictError: Another hook's table has this name.
+        CannotEvolveError: An artifact does not fit the table's columns.
+        ProjectionError: PostgreSQL refused something, or could not be reached.
+    """
+    if workers < 1:
+        raise InvalidInputError(f"{workers} workers: at least 1 is needed")
+    with database.connect(f"table {spec.name!r}") as connection:
+        state = ensure_table(connection, spec)
+    tasks = _tasks(store, spec, batches)
+    withdrawn = frozenset(tombstones.withdrawn(store, spec.dataset))
+    work = _Work(store, database, spec, state, withdrawn, tasks)
+    yield from work.run(min(workers, max(1, len(tasks))))
+
+
+def _tasks(store: BlobStore, spec: TableSpec, batches: Iterable[str] | None) -> list[_Task]:
+    """The batches with their heads, those submitted last first.
+
+    In this order a record that is in two batches is claimed by its owner at once, and the rows
+    that it has elsewhere are never written.
+    """
+    chosen = None if batches is None else list(dict.fromkeys(batches))
+    if chosen is not None and len(chosen) == 1:
+        entries = {chosen[0]: log.batch_entry(store, spec.dataset, chosen[0])}
+    else:
+        entries = log.batches(store, spec.dataset)
+    heads = current_entries(store, spec, chosen)
+    for batch in chosen or ():
+        if batch not in heads:
+            raise NotFoundError(f"batch {batch!r} has no current artifact in {spec.asset}")
+    tasks = []
+    for batch, entry in heads.items():
+        if batch not in entries:
+            raise NotFoundError(f"batch {batch!r} of {spec.dataset!r} is not in the log of batches")
+        tasks.append(_Task(entries[batch], entry))
+    return sorted(tasks, key=lambda task: task.batch.order, reverse=True)
+
+
+class _Work:
+    """Tasks shared by workers; each worker loads one batch while it prepares its next."""
+
+    def __init__(
+        self,
+        store: BlobStore,
+        database: Database,
+        spec: TableSpec,
+        state: TableState,
+        withdrawn: frozenset[str],
+        tasks: list[_Task],
+    ) -> None:
+        self._store = store
+        self._database = database
+        self._spec = spec
+        self._state = state
+        self._withdrawn = withdrawn
+        self._tasks = iter(tasks)
+        self._lock = threading.Lock()
+        self._is_stopped = False
+
+    def run(self, workers: int) -> Iterator[LoadReport]:
+        """Reports as they come. The first worker's error is raised once all have stopped."""
+        reports: queue.SimpleQueue[LoadReport | object] = queue.SimpleQueue()
+        with ThreadPoolExecutor(workers, thread_name_prefix="load") as pool:
+            futures = [pool.submit(self._work, reports) for _ in range(workers)]
+            try:
+                for _ in range(workers):
+                    while (report := reports.get()) is not _END:
+                        assert isinstance(report, LoadReport)  # noqa: S101
+                        yield report
+            finally:
+                self._is_stopped = True
+        for future in futures:
+            future.result()
+
+    def _work(self, reports: "queue.SimpleQueue[LoadReport | object]") -> None:
+        try:
+            with (
+                self._database.connect(f"table {self._spec.name!r}") as connection,
+                ThreadPoolExecutor(1, thread_name_prefix="prepare") as ahead,
+            ):
+                # One flush at the end in place of one per batch: a crash of the server may take
+                # the last loads back, rows and progress together, and they are then loaded again.
+                connection.execute("set synchronous_commit = off")
+                upcoming = self._prepare_next(ahead)
+                while upcoming is not None:
+                    current, upcoming = upcoming, self._prepare_next(ahead)
+                    reports.put(self._load(connection, current.result()))
+                _flush(connection, self._state.wanted)
+        except BaseException:
+            self._is_stopped = True
+            raise
+        finally:
+            reports.put(_END)
+
+    def _prepare_next(self, ahead: ThreadPoolExecutor) -> "Future[_Prepared] | None":
+        with self._lock:
+            task = None if self._is_stopped else next(self._tasks, None)
+        return None if task is None else ahead.submit(self._prepare, task)
+
+    def _prepare(self, task: _Task) -> _Prepared:
+        building = self._state.building
+        wanted = self._prepare_for(task, self._state.wanted)
+        if building is None:
+            return _Prepared(task, wanted, None)
+        try:
+            return _Prepared(task, wanted, self._prepare_for(task, self._state.live))
+        except CannotEvolveError as error:
+            return _Prepared(task, wanted, error)
+
+    def _prepare_for(self, task: _Task, generation: Generation) -> PreparedBatch:
+        try:
+            return prepare_batch(self._store, generation, task.batch, task.entry, self._withdrawn)
+        except CannotEvolveError as error:
+            raise CannotEvolveError(
+                f"table {self._spec.name!r}, batch {task.batch.batch!r}: {error}"
+            ) from error
+
+    def _load(self, connection: Connection, prepared: _Prepared) -> LoadReport:
+        """Feed the wanted generation, then the live one: each in a transaction of its own."""
+        report = _load_into(connection, self._state.wanted, prepared.wanted)
+        if isinstance(prepared.live, PreparedBatch):
+            return replace(report, live=_load_into(connection, self._state.live, prepared.live))
+        if prepared.live is not None:
+            return replace(report, waiting=str(prepared.live))
+        return report
+
+
+def _load_into(
+    connection: Connection, generation: Generation, prepared: PreparedBatch
+) -> LoadReport:
+    started = time.monotonic()
+    done = replace_batch(connection, generation, prepared)
+    held = done.held
+    return LoadReport(
+        batch=held.batch,
+        seq=held.seq,
+        manifest=held.manifest,
+        content_digest=held.content_digest,
+        rows_digest=held.rows_digest,
+        data_version=data_version(generation, held.content_digest),
+        rows=held.rows,
+        foreign=done.foreign,
+        is_unchanged=done.is_unchanged,
+        generation=generation.relation,
+        seconds=time.monotonic() - started,
+    )
+
+
+def data_version(generation: Generation, content: Digest) -> str:
+    """Changes when an artifact says something else, or a table shows it otherwise."""
+    return Digest.of(f"{generation.digest} {content}".encode()).hex[:32]
+
+
+def _flush(connection: Connection, generation: Generation) -> None:
+    """Everything that this and earlier transactions committed is on disk."""
+    connection.execute("set synchronous_commit = on")
+    # A commit flushes only if its transaction wrote something.
+    connection.execute(
+        "update feature_pipeline.generations set id = id where id = %s", [generation.id]
+    )

@@ -1,0 +1,231 @@
+"""A batch's rows replace what a generation held of it, in one transaction with its progress.
+
+What belongs here: ownership of records, the replacement, COPY. Not here: reading the archive
+(`prepare`), choosing batches (`rebuild`).
+
+Locks are always taken in this order, so that loaders never wait for each other in a circle: the
+generation (shared), the batch, its records in the order of their ids, progress rows in the order
+of their batches.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+import psycopg
+from psycopg import sql
+
+from feature_pipeline.errors import ConflictError
+from feature_pipeline.projections.bookkeeping import (
+    Progress,
+    read_progress,
+    write_progress,
+)
+from feature_pipeline.projections.copy_format import COPY_HEADER, COPY_TRAILER
+from feature_pipeline.projections.database import Connection, fetch_one, lock
+from feature_pipeline.projections.generation import Generation
+from feature_pipeline.projections.prepare import OUTCOME_KINDS, PreparedBatch
+
+# A record belongs to the batch submitted last among those loaded, whatever became of it there.
+# Equal means this batch: it replaces its own outcome. The order of claims is that of the ids.
+_CLAIM: Final = """
+with claimed as (
+    insert into {outcomes} as o (generation, record_id, status, reason, batch, submitted_at)
+    select %(generation)s, i.record_id, i.status, i.reason, %(batch)s, %(submitted_at)s
+    from unnest(%(ids)s::text[], %(statuses)s::text[], %(reasons)s::text[])
+        as i (record_id, status, reason)
+    order by i.record_id collate "C"
+    on conflict (generation, record_id) do update
+        set status = excluded.status, reason = excluded.reason, batch = excluded.batch,
+            submitted_at = excluded.submitted_at, is_replacement = true
+        where (o.submitted_at, o.batch) <= (excluded.submitted_at, excluded.batch)
+    returning record_id, is_replacement
+)
+select count(*), array_agg(record_id) filter (where is_replacement) from claimed
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """What loading one batch into one generation did.
+
+    `held` is what the generation holds of the batch afterwards. `is_unchanged` says that no row
+    was written: the content was there already. `foreign` counts the batch's records that belong
+    to a batch submitted later.
+    """
+
+    held: Progress
+    is_unchanged: bool
+    foreign: int
+
+
+def replace_batch(
+    connection: Connection, generation: Generation, prepared: PreparedBatch
+) -> Replacement:
+    """The generation holds what `prepared` says of its batch, or something newer.
+
+    Rows, outcomes and progress change together or not at all. Loading the same again, or an
+    older log entry, changes nothing.
+
+    Raises:
+        ConflictError: The generation was dropped meanwhile.
+        psycopg.Error: PostgreSQL refused it; nothing changed.
+    """
+    with connection.transaction():
+        lock(connection, "generation", generation.id, is_shared=True)
+        lock(connection, "batch", generation.id, prepared.batch)
+        _check_exists(connection, generation)
+        held = read_progress(connection, generation.id, prepared.batch)
+        if held is not None and held.seq >= prepared.entry.seq:
+            return Replacement(held, is_unchanged=True, foreign=0)
+        if held is not None and held.content_digest == prepared.content_digest:
+            progress = _progress(prepared, held.rows)
+            write_progress(connection, generation.id, progress)
+            return Replacement(progress, is_unchanged=True, foreign=0)
+        return _replace(connection, generation, prepared, held)
+
+
+def _replace(
+    connection: Connection, generation: Generation, prepared: PreparedBatch, held: Progress | None
+) -> Replacement:
+    owned_count, replaced = _claim(connection, generation, prepared, is_first=held is None)
+    lost: dict[str, int] = {}
+    if held is not None:
+        replaced = replaced + _forget_withdrawn(connection, generation, prepared)
+    if replaced:
+        lost = _delete_rows(connection, generation, replaced)
+    total = len(prepared.outcomes)
+    owned = None if owned_count == total else _owned(connection, generation, prepared)
+    rows = prepared.row_count(owned)
+    if rows:
+        _copy(connection, generation.identifier, prepared.kinds, prepared.chunks(owned))
+    progress = _progress(prepared, rows)
+    for batch in sorted({prepared.batch, *lost}):
+        if batch == prepared.batch:
+            write_progress(connection, generation.id, progress)
+        else:
+            connection.execute(
+                "update feature_pipeline.progress set rows = rows - %s"
+                " where generation = %s and batch = %s",
+                [lost[batch], generation.id, batch],
+            )
+    return Replacement(progress, is_unchanged=False, foreign=total - owned_count)
+
+
+def _claim(
+    connection: Connection, generation: Generation, prepared: PreparedBatch, *, is_first: bool
+) -> tuple[int, list[str]]:
+    """How many of the batch's records are its own now, and which of them had an outcome before."""
+    outcomes = prepared.outcomes
+    if is_first:
+        try:
+            with connection.transaction():
+                _copy(connection, generation.outcomes, OUTCOME_KINDS, [prepared.encoded_outcomes])
+        except psycopg.errors.UniqueViolation:
+            # A record is in a batch that was loaded before. Claims decide whose it is; they take
+            # three times as long as COPY, which is right whenever batches do not overlap.
+            pass
+        else:
+            return len(outcomes), []
+    row = fetch_one(
+        connection,
+        sql.SQL(_CLAIM).format(outcomes=generation.outcomes),
+        {
+            "generation": generation.id,
+            "batch": prepared.batch,
+            "submitted_at": prepared.submitted_at,
+            "ids": prepared.record_ids(),
+            "statuses": outcomes["status"].to_pylist(),
+            "reasons": outcomes["reason"].to_pylist(),
+        },
+    )
+    count, replaced = row or (0, None)
+    return count, replaced or []
+
+
+def _owned(connection: Connection, generation: Generation, prepared: PreparedBatch) -> list[str]:
+    """The batch's own records. They are locked by the claim, so this answer stays true."""
+    rows = connection.execute(
+        sql.SQL(
+            "select record_id from {} where generation = %s and record_id = any(%s) and batch = %s"
+        ).format(generation.outcomes),
+        [generation.id, prepared.record_ids(), prepared.batch],
+    )
+    return [row[0] for row in rows]
+
+
+def _forget_withdrawn(
+    connection: Connection, generation: Generation, prepared: PreparedBatch
+) -> list[str]:
+    """Remove the batch's outcomes of withdrawn records, and name the records.
+
+    Apart from them a batch has the same records for ever, so nothing else can have gone.
+    """
+    if not prepared.withdrawn:
+        return []
+    rows = connection.execute(
+        sql.SQL(
+            "delete from {} where generation = %s and record_id = any(%s) and batch = %s"
+            " returning record_id"
+        ).format(generation.outcomes),
+        [generation.id, sorted(prepared.withdrawn), prepared.batch],
+    )
+    return [row[0] for row in rows]
+
+
+def _delete_rows(
+    connection: Connection, generation: Generation, record_ids: list[str]
+) -> dict[str, int]:
+    """Delete the records' rows; how many of each batch went."""
+    rows = connection.execute(
+        sql.SQL(
+            "with gone as (delete from {} where record_id = any(%s) returning batch)"
+            " select batch, count(*) from gone group by batch"
+        ).format(generation.identifier),
+        [record_ids],
+    )
+    return dict(rows.fetchall())
+
+
+def _copy(
+    connection: Connection,
+    table: sql.Identifier,
+    columns: Iterable[str],
+    chunks: Iterable[memoryview],
+) -> None:
+    statement = sql.SQL("copy {} ({}) from stdin (format binary)").format(
+        table, sql.SQL(", ").join(map(sql.Identifier, columns))
+    )
+    with connection.cursor() as cursor, cursor.copy(statement) as copy:
+        copy.write(COPY_HEADER)
+        for chunk in chunks:
+            copy.write(chunk)
+        copy.write(COPY_TRAILER)
+
+
+def _check_exists(connection: Connection, generation: Generation) -> None:
+    row = fetch_one(
+        connection, "select 1 from feature_pipeline.generations where id = %s", [generation.id]
+    )
+    if row is None:
+        raise ConflictError(
+            f"generation {generation.relation!r} of table {generation.table_name!r} was dropped"
+            " meanwhile: run again to load the one that is wanted now"
+        )
+
+
+def _progress(prepared: PreparedBatch, rows: int) -> Progress:
+    manifest = prepared.manifest
+    return Progress(
+        batch=prepared.batch,
+        seq=prepared.entry.seq,
+        manifest=prepared.entry.manifest,
+        content_digest=prepared.content_digest,
+        rows_digest=prepared.rows_digest,
+        release=manifest.release.version,
+        release_digest=manifest.release.digest,
+        run=manifest.run.id,
+        rows=rows,
+        loaded_at=datetime.now(UTC),
+    )

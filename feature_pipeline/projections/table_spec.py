@@ -1,0 +1,92 @@
+"""What a table should be: its name, columns and indexes, as its hook's definition says."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from feature_pipeline.columns import RESERVED_COLUMNS, Column, check_columns
+from feature_pipeline.digest import Digest, check_text, document_bytes
+from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.hooks.definition import IndexDefinition
+from feature_pipeline.records import check_dataset
+
+LOADER_VERSION: Final = 1
+"""Raised when the same artifact would give other rows; every table is then built anew."""
+
+MAX_IDENTIFIER_BYTES: Final = 63
+_SYSTEM_COLUMNS: Final = frozenset({"ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"})
+
+
+@dataclass(frozen=True, slots=True)
+class TableSpec:
+    """A table as its hook's definition wants it.
+
+    `name` is the view's in schema `features`. `columns` are those of the hook's declared columns
+    that the table has. `rebuild_token` is any text; another one asks for a new generation with
+    the same columns. `order` grows with the definition: code whose definition is older than the
+    one the database knows feeds the tables that are there and builds none.
+    """
+
+    dataset: str
+    hook: str
+    name: str
+    columns: tuple[Column, ...]
+    indexes: tuple[IndexDefinition, ...] = ()
+    description: str | None = None
+    rebuild_token: str = ""
+    order: int = 0
+
+    def __post_init__(self) -> None:
+        check_dataset(self.dataset)
+        check_dataset(self.hook)
+        check_table_name(self.name)
+        check_columns(self.columns)
+        for column in self.columns:
+            if column.name in _SYSTEM_COLUMNS:
+                raise InvalidInputError(
+                    f"table {self.name!r}: column {column.name!r}: PostgreSQL keeps this name for"
+                    " itself; declare another and leave this one out of the table"
+                )
+        known = RESERVED_COLUMNS | {column.name for column in self.columns}
+        for index in self.indexes:
+            for name in index.columns:
+                if name not in known:
+                    raise InvalidInputError(
+                        f"table {self.name!r}: index on {name!r}, which is none of its columns:"
+                        f" {', '.join(sorted(known))}"
+                    )
+
+    @property
+    def asset(self) -> str:
+        """`<dataset>/features/<hook>`: whose features it shows."""
+        return f"{self.dataset}/features/{self.hook}"
+
+    @property
+    def generation_digest(self) -> Digest:
+        """Equal when the same artifacts give the same rows in a table of the same structure.
+
+        Units and descriptions are comments and indexes are attributes: neither is part of it.
+        """
+        columns = [
+            column.model_dump(mode="json", exclude={"unit", "description"})
+            for column in self.columns
+        ]
+        return Digest.of(document_bytes([LOADER_VERSION, columns, self.rebuild_token]))
+
+
+def check_table_name(name: str) -> str:
+    """Return `name` if it can name a table people read.
+
+    Raises:
+        InvalidInputError: It is empty, longer than 63 bytes, starts with `_` (which this package
+            keeps for its own views), or has a character PostgreSQL or a person cannot write.
+    """
+    check_text(name)
+    if not name or len(name.encode()) > MAX_IDENTIFIER_BYTES:
+        raise InvalidInputError(
+            f"table name {name!r}: 1 to {MAX_IDENTIFIER_BYTES} bytes are needed"
+        )
+    if name.startswith("_") or not name.isprintable():
+        raise InvalidInputError(
+            f"table name {name!r}: printable characters, the first not '_', are needed"
+        )
+    return name

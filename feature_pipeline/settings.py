@@ -1,0 +1,94 @@
+"""Settings from the environment: the only module that reads it.
+
+`feature-pipeline dev` writes them to `.env` for a laptop; a deployment sets them itself. The
+names are listed in the README.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+from urllib.parse import urlsplit
+
+from feature_pipeline.errors import InvalidInputError
+
+S3_ENDPOINT_URL: Final = "FEATURE_PIPELINE_S3_ENDPOINT_URL"
+S3_BUCKET: Final = "FEATURE_PIPELINE_S3_BUCKET"
+S3_PREFIX: Final = "FEATURE_PIPELINE_S3_PREFIX"
+S3_REGION: Final = "FEATURE_PIPELINE_S3_REGION"
+DATABASE_URL: Final = "FEATURE_PIPELINE_DATABASE_URL"
+WORK_FOLDER: Final = "FEATURE_PIPELINE_WORK_FOLDER"
+RUNNER: Final = "FEATURE_PIPELINE_RUNNER"
+
+_HINT: Final = (
+    "`feature-pipeline dev` starts local servers and writes every setting to .env;"
+    " a deployment sets the variables listed in the README"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class S3Settings:
+    """Where the archive is. Credentials come from the standard AWS variables or an instance role."""
+
+    bucket: str
+    prefix: str = ""
+    endpoint_url: str | None = None
+    region: str | None = None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
+        """The archive's address.
+
+        Raises:
+            InvalidInputError: The bucket is not set.
+        """
+        environment = os.environ if environment is None else environment
+        return cls(
+            bucket=_required(environment, S3_BUCKET),
+            prefix=environment.get(S3_PREFIX, ""),
+            endpoint_url=environment.get(S3_ENDPOINT_URL) or None,
+            region=environment.get(S3_REGION) or None,
+        )
+
+    @property
+    def uri(self) -> str:
+        """`s3://bucket/prefix`."""
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+
+def database_url(environment: Mapping[str, str] | None = None) -> str:
+    """The URL of the PostgreSQL database that holds the tables, without a driver suffix.
+
+    Raises:
+        InvalidInputError: It is not set, or is not a postgresql:// URL.
+    """
+    url = _required(os.environ if environment is None else environment, DATABASE_URL)
+    if urlsplit(url).scheme not in {"postgresql", "postgres"}:
+        raise InvalidInputError(
+            f"{DATABASE_URL} begins with {urlsplit(url).scheme!r}: write postgresql://user:password@host/db"
+        )
+    return url
+
+
+def work_folder(environment: Mapping[str, str] | None = None) -> Path | None:
+    """Where hook runs keep their working folders; None for the system's temporary folder."""
+    folder = (os.environ if environment is None else environment).get(WORK_FOLDER)
+    return Path(folder) if folder else None
+
+
+def runner_name(environment: Mapping[str, str] | None = None) -> str:
+    """Which runner starts hooks: subprocess unless set otherwise."""
+    return (os.environ if environment is None else environment).get(RUNNER) or "subprocess"
+
+
+def optional(name: str) -> str | None:
+    """A variable that need not be set; None when it is not, or is empty."""
+    return os.environ.get(name) or None
+
+
+def _required(environment: Mapping[str, str], name: str) -> str:
+    value = environment.get(name)
+    if not value:
+        raise InvalidInputError(f"{name} is not set: {_HINT}")
+    return value

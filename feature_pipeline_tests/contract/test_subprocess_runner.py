@@ -1,0 +1,241 @@
+"""The subprocess runner: the common suite, and what only it can do or does differently."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from feature_pipeline.digest import Digest
+from feature_pipeline.hooks.definition import Limits
+from feature_pipeline.hooks.failure import FailureKind
+from feature_pipeline.hooks.runner import RunRequest, Workspace
+from feature_pipeline.hooks.runners import process_tree
+from feature_pipeline.hooks.runners.subprocess import SubprocessRunner
+from feature_pipeline.release import HookRelease, ReleaseDocument
+from feature_pipeline_tests.contract.hook_runner import HANG, HookRunnerTests, Monitor, Run
+
+
+class TestSubprocessRunner(HookRunnerTests):
+    @pytest.fixture
+    def runner(self, tmp_path: Path) -> SubprocessRunner:
+        return SubprocessRunner(tmp_path / "work", grace_seconds=1)
+
+    @pytest.fixture
+    def work(self, tmp_path: Path) -> Path:
+        return tmp_path / "work"
+
+    def test_nothing_is_left_of_its_scratch(self, run: Run, work: Path):
+        result = run(
+            "import os, pathlib, tempfile\n"
+            "pathlib.Path.home().joinpath('x').write_text('')\n"
+            "tempfile.mkstemp()\n"
+            "os.mkdir('d', 0o500)\n"
+            "print(os.getcwd(), pathlib.Path.home(), tempfile.gettempdir())\n"
+        )
+        assert result.failure is None
+        assert all(path.startswith(str(work)) for path in result.log.read_text().split())
+        assert list(work.iterdir()) == []
+
+    def test_its_environment_is_no_more_than_this(self, run: Run):
+        result = run("import os\nprint(*sorted(os.environ))\n")
+        names = set(result.log.read_text().split()) - {"LC_CTYPE"}
+        assert names == {
+            "HOME", "LANG", "OSA_FILES", "OSA_HOOK_NAME", "OSA_IN", "OSA_OUT", "PATH",
+            "PYTHONUNBUFFERED", "TMPDIR",
+        }  # fmt: skip
+
+    def test_it_inherits_no_open_file_and_no_input(self, run: Run, tmp_path: Path):
+        with (tmp_path / "secret").open("w") as file:
+            os.set_inheritable(file.fileno(), True)
+            result = run(
+                "import os, sys\n"
+                "links = [os.readlink(f'/proc/self/fd/{fd}') for fd in (0, 1, 2)]\n"
+                "print(len(sys.stdin.read()), links[0], links[1] == links[2])\n"
+                f"print(os.path.exists('/proc/self/fd/{file.fileno()}'))\n"
+            )
+        assert result.log.read_text().splitlines() == ["0 /dev/null True", "False"]
+
+    def test_python_is_this_interpreter_and_code_files_are_programs(self, run: Run, workspace):
+        assert run("import sys\nprint(sys.executable)\n").log.read_text().strip() == sys.executable
+        (workspace.code / "tool").write_bytes(b'#!/bin/sh\necho "tool $1"\n')
+        (workspace.code / "tool").chmod(0o755)
+        result = run("", command=("tool", "x"), modules={})
+        # not among the release's files, so not there
+        assert result.failure is not None
+        assert result.failure.kind is FailureKind.CANNOT_START
+
+    def test_a_script_of_the_release_can_be_the_program(self, run: Run):
+        script = b'#!/bin/sh\necho "tool $1"\n'
+        for command in (("./tool", "x"), ("tool", "x")):
+            result = run("", command=command, modules={"tool": script})
+            assert result.failure is None, result.failure
+            assert result.log.read_text() == "tool x\n"
+
+    def test_a_file_that_is_no_program(self, run: Run):
+        result = run("", command=("./data.bin",), modules={"data.bin": b"\x00\x01\x02"})
+        assert result.failure is not None
+        assert result.failure.kind is FailureKind.CANNOT_START
+        assert "'./data.bin' cannot be started" in result.failure.reason
+
+    def test_code_that_is_not_the_releases_does_not_run(self, runner, workspace):
+        (workspace.code / "hook.py").write_text("print('changed')\n")
+        release = self.release_of({"hook.py": b"print('as released')\n"}, ("python", "hook.py"))
+        result = runner.run(RunRequest("r", release, Limits(), workspace), Monitor())
+        assert result.failure is not None
+        assert result.failure.kind is FailureKind.STAGE_FAILED
+        assert str(Digest.of(b"print('changed')\n")) in result.failure.reason
+        assert result.log.read_bytes() == b""
+
+    def test_missing_code(self, runner, workspace):
+        release = self.release_of({"hook.py": b""}, ("python", "hook.py"))
+        result = runner.run(RunRequest("r", release, Limits(), workspace), Monitor())
+        assert result.failure is not None
+        assert result.failure.kind is FailureKind.STAGE_FAILED
+
+    def test_images_are_for_other_runners(self, runner, workspace):
+        document = ReleaseDocument(
+            dataset="d", hook="h", version="1", image="sha256:" + "0" * 64, command=("x",)
+        )
+        request = RunRequest("r", HookRelease.of(document), Limits(), workspace)
+        result = runner.run(request, Monitor())
+        assert result.failure is not None
+        assert result.failure.kind is FailureKind.CANNOT_START
+        assert "use the container runner" in result.failure.reason
+
+    def test_the_memory_of_children_counts(self, run: Run):
+        hold = "import time; b = bytearray(80_000_000); time.sleep(60)"
+        result = run(
+            "import subprocess, sys\n"
+            f"children = [subprocess.Popen([sys.executable, '-c', {hold!r}]) for _ in 'ab']\n"
+            "print([child.wait() for child in children])\n",
+            memory="120Mi",
+            timeout="30s",
+        )
+        assert result.failure is not None
+        assert result.failure.kind is FailureKind.OUT_OF_MEMORY
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells shared pages apart")
+    def test_pages_that_forked_workers_share_count_once(self, run: Run):
+        result = run(
+            "import os, time\n"
+            "held = bytearray(b'x') * 150_000_000\n"
+            "for _ in range(3):\n"
+            "    if os.fork() == 0:\n"
+            "        time.sleep(1)\n"
+            "        os._exit(0)\n"
+            "time.sleep(1)\n",
+            memory="400Mi",
+        )
+        assert result.failure is None
+        assert result.peak_memory_bytes is not None
+        assert 150_000_000 < result.peak_memory_bytes < 400 * 2**20
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="the kernel keeps a high-water mark")
+    def test_a_peak_between_samples_is_seen(self, run: Run):
+        result = run("import time\nb = bytearray(b'x') * 150_000_000\ndel b\ntime.sleep(0.5)\n")
+        assert (result.peak_memory_bytes or 0) > 150_000_000
+
+    def test_without_psutil_it_runs_and_says_what_is_missing(self, run: Run, monkeypatch):
+        def missing(name: str) -> None:
+            raise ImportError(name)
+
+        monkeypatch.setattr(process_tree, "import_module", missing)
+        result = run("held = bytearray(50_000_000)\n", memory="20Mi")
+        assert result.failure is None
+        assert result.peak_memory_bytes is None
+        assert "memory is not measured or limited here" in result.log.read_text()
+
+    def test_a_descendant_that_leaves_the_group_is_found(self, run: Run, workspace: Workspace):
+        result = run(
+            "import os, subprocess, sys, time\n"
+            "away = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'],\n"
+            "                        start_new_session=True)\n"
+            "open(os.environ['OSA_OUT'] + '/pid', 'w').write(str(away.pid))\n"
+            "time.sleep(0.5)\n"
+        )
+        assert result.failure is None
+        pid = int((workspace.output / "pid").read_text())
+        deadline = time.monotonic() + 5
+        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline, "it runs on"
+            time.sleep(0.02)
+
+    def test_being_killed_from_outside_is_told(self, run: Run):
+        result = run("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+        assert result.failure is not None
+        assert result.failure.kind is FailureKind.NON_ZERO_EXIT
+        assert result.exit_code == 137
+        assert "from outside" in result.failure.reason
+
+    def test_progress_bars_show_their_last_state(self, run: Run):
+        monitor = Monitor()
+        run("for n in range(101):\n    print(f'\\r{n}%', end='', flush=True)\nprint()\n", monitor)
+        assert monitor.lines == ["100%"]
+
+    def test_a_flood_of_output_does_not_postpone_the_deadline(self, run: Run):
+        started = time.monotonic()
+        result = run("while True: print('x' * 200)\n", timeout="1s")
+        assert result.failure is not None
+        assert result.failure.kind is FailureKind.DEADLINE
+        assert time.monotonic() - started < 15
+
+    def test_closing_its_output_does_not_end_a_hook(self, run: Run, workspace: Workspace):
+        result = run(
+            "import os, time\n"
+            "os.close(1); os.close(2)\n"
+            "time.sleep(0.5)\n"
+            "open(os.environ['OSA_OUT'] + '/features.jsonl', 'w').write('x')\n"
+        )
+        assert result.failure is None
+        assert (workspace.output / "features.jsonl").exists()
+
+    def test_ctrl_c_stops_the_hook_and_is_passed_on(self, tmp_path: Path):
+        """In a process of its own: the interrupt arrives between two looks at the hook."""
+        hook = f"import os\nprint(os.getpid(), flush=True)\n{HANG}".encode()
+        program = (
+            "import sys\n"
+            "from pathlib import Path\n"
+            "from feature_pipeline.hooks.definition import Limits\n"
+            "from feature_pipeline.hooks.runner import RunRequest, Workspace\n"
+            "from feature_pipeline.hooks.runners.subprocess import SubprocessRunner\n"
+            "from feature_pipeline_tests.contract.hook_runner import HookRunnerTests\n"
+            "root = Path(sys.argv[1])\n"
+            "workspace = Workspace(root / 'run')\n"
+            "workspace.create()\n"
+            f"(workspace.code / 'hook.py').write_bytes({hook!r})\n"
+            f"code = {{'hook.py': {hook!r}}}\n"
+            "release = HookRunnerTests().release_of(code, ('python', 'hook.py'))\n"
+            "request = RunRequest('r', release, Limits(), workspace)\n"
+            "class Show:\n"
+            "    def log(self, line): print(line, flush=True)\n"
+            "    def is_cancelled(self): return False\n"
+            "try:\n"
+            "    SubprocessRunner(root / 'work').run(request, Show())\n"
+            "except KeyboardInterrupt:\n"
+            "    print('passed on', list((root / 'work').iterdir()), flush=True)\n"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path)],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        ) as child:
+            assert child.stdout is not None
+            process = psutil.Process(int(child.stdout.readline()))
+            child.send_signal(signal.SIGINT)
+            assert child.stdout.readline() == "passed on []\n"
+            assert child.wait(30) == 0
+        assert not process.is_running()
+
+    def test_it_can_be_used_in_any_thread(self, run: Run):
+        results = []
+        thread = threading.Thread(target=lambda: results.append(run("print('x')\n")))
+        thread.start()
+        thread.join()
+        assert results[0].failure is None

@@ -1,0 +1,226 @@
+"""Feature assets on a real archive and a real instance: computing, carrying over, failing."""
+
+import dagster as dg
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from feature_pipeline.archive import log, read
+from feature_pipeline.archive.log import Verdict
+from feature_pipeline.orchestration.features import IO_MANAGER_KEY
+from feature_pipeline.orchestration.io_manager import FeaturePartitions
+from feature_pipeline.orchestration.keys import batches_partitions, features_key, records_key
+from feature_pipeline_tests.fixtures.dagster import COUNT_COLUMNS, DATASET, Pipeline
+
+COUNTS = features_key(DATASET, "counts")
+
+
+def materialization(result: dg.ExecuteInProcessResult) -> dg.AssetMaterialization:
+    assert result.success
+    (event,) = result.get_asset_materialization_events()
+    return event.step_materialization_data.materialization
+
+
+def metadata(result: dg.ExecuteInProcessResult) -> dict:
+    return {name: value.value for name, value in materialization(result).metadata.items()}
+
+
+@pytest.fixture
+def submitted(pipeline: Pipeline) -> Pipeline:
+    pipeline.add_hook()
+    pipeline.submit("b1", {"r1": "aab", "r2": "", "r3": "c"})
+    pipeline.tick()
+    return pipeline
+
+
+def test_hook_output_becomes_the_current_artifact(submitted: Pipeline):
+    result = submitted.run(COUNTS, "b1")
+    said = metadata(result)
+    assert (said["records"], said["passed"], said["rejected"], said["dagster/row_count"]) == (3, 2, 1, 3)
+    head = log.head(submitted.store, DATASET, "counts", "b1")
+    assert head is not None
+    assert head.verdict is Verdict.CURRENT
+    manifest = read.read_manifest(submitted.store, head.manifest)
+    rows = read.read_rows(submitted.store, manifest).to_pylist()
+    assert [(r["record_id"], r["ordinal"], r["letter"], r["count"]) for r in rows] == [
+        ("r1", 0, "a", 2),
+        ("r1", 1, "b", 1),
+        ("r3", 0, "c", 1),
+    ]
+    assert {"raw/features.jsonl", "raw/rejections.jsonl", "log"} <= set(manifest.blobs)
+
+
+def test_data_version_is_the_content_digest(submitted: Pipeline):
+    tags = materialization(submitted.run(COUNTS, "b1")).tags
+    head = log.head(submitted.store, DATASET, "counts", "b1")
+    assert tags["dagster/data_version"] == str(head.content_digest)
+
+
+def test_an_unchanged_batch_starts_no_process_and_writes_nothing(submitted: Pipeline):
+    first = materialization(submitted.run(COUNTS, "b1"))
+    before = {info.key for info in submitted.store.list_objects("")}
+    again = submitted.run(COUNTS, "b1")
+    assert metadata(again)["written"] is False
+    assert metadata(again)["computed"] == 0
+    assert len(submitted.processes()) == 1
+    assert {info.key for info in submitted.store.list_objects("")} == before
+    tag = "dagster/data_version"
+    assert materialization(again).tags[tag] == first.tags[tag]
+
+
+def test_force_computes_again_and_keeps_the_data_version(submitted: Pipeline):
+    first = materialization(submitted.run(COUNTS, "b1"))
+    again = submitted.run(COUNTS, "b1", config={"force": True})
+    assert submitted.processes() == [["r1", "r2", "r3"]] * 2
+    tag = "dagster/data_version"
+    assert materialization(again).tags[tag] == first.tags[tag]
+    entries = log.read_log(submitted.store, DATASET, "counts", "b1")
+    assert [entry.verdict for entry in entries] == [Verdict.CURRENT, Verdict.CURRENT]
+
+
+def test_force_records_computes_these_only(submitted: Pipeline):
+    submitted.run(COUNTS, "b1")
+    said = metadata(submitted.run(COUNTS, "b1", config={"force_records": ["r3"]}))
+    assert submitted.processes()[1:] == [["r3"]]
+    assert (said["computed"], said["carried"]) == (1, 2)
+
+
+def test_force_records_must_be_in_the_batch(submitted: Pipeline):
+    result = submitted.run(COUNTS, "b1", config={"force_records": ["r9"]})
+    assert not result.success
+    (failure,) = [e for e in result.all_events if e.is_step_failure]
+    assert "'r9'" in failure.step_failure_data.error_display_string
+
+
+def test_a_new_release_computes_everything_again(submitted: Pipeline):
+    submitted.run(COUNTS, "b1")
+    submitted.add_hook(release={"version": "2"})
+    said = metadata(submitted.run(COUNTS, "b1"))
+    assert said["computed"] == 3
+    assert len(log.releases(submitted.store, DATASET, "counts")) == 2
+
+
+def test_changed_limits_compute_nothing(submitted: Pipeline):
+    submitted.run(COUNTS, "b1")
+    submitted.add_hook(release={"limits": {"memory": "3Gi"}})
+    assert metadata(submitted.run(COUNTS, "b1"))["written"] is False
+
+
+def test_changed_columns_are_decoded_again_without_a_process(submitted: Pipeline):
+    submitted.run(COUNTS, "b1")
+    columns = [*COUNT_COLUMNS, {"name": "note", "type": "string", "default": "none"}]
+    submitted.add_hook(feature={"columns": columns})
+    said = metadata(submitted.run(COUNTS, "b1"))
+    assert (said["computed"], said["decoded_again"]) == (0, 3)
+    assert len(submitted.processes()) == 1
+    head = log.head(submitted.store, DATASET, "counts", "b1")
+    rows = read.read_rows(submitted.store, read.read_manifest(submitted.store, head.manifest))
+    assert rows["note"].to_pylist() == ["none"] * 3
+    # ... and again from the same raw output, which is now one manifest further back
+    submitted.add_hook(feature={"columns": COUNT_COLUMNS})
+    assert metadata(submitted.run(COUNTS, "b1"))["decoded_again"] == 3
+    assert len(submitted.processes()) == 1
+
+
+def test_a_retryable_error_is_tried_again_and_others_are_carried(submitted: Pipeline):
+    flaky = """
+    import json, os
+    from pathlib import Path
+    out, first = Path(os.environ["OSA_OUT"]), not Path({marker!r}).exists()
+    ids = [json.loads(l)["id"] for l in Path(os.environ["OSA_IN"], "records.jsonl").open()]
+    Path({marker!r}).open("a").write(" ".join(ids) + "\\n")
+    with (out / "features.jsonl").open("w") as f, (out / "errors.jsonl").open("w") as e:
+        for i in ids:
+            if first and i != "r1":
+                e.write(json.dumps({{"id": i, "error": "busy", "retryable": i == "r2"}}) + "\\n")
+            else:
+                f.write(json.dumps({{"id": i, "features": []}}) + "\\n")
+    """.format(marker=str(submitted.marker))
+    submitted.add_hook(code=flaky)
+    said = metadata(submitted.run(COUNTS, "b1"))
+    assert said["errored"] == 2
+    said = metadata(submitted.run(COUNTS, "b1"))
+    assert (said["computed"], said["retried"], said["carried"], said["errored"]) == (1, 1, 2, 1)
+    assert submitted.processes()[1] == ["r2"]
+
+
+def test_a_failed_hook_run_keeps_output_and_log_and_stays_history(submitted: Pipeline):
+    submitted.add_hook(
+        code="""
+        import os, sys
+        open(os.environ["OSA_OUT"] + "/features.jsonl", "w").write('{"id": "r1", "features": []}')
+        print("about to fail")
+        sys.exit(3)
+        """
+    )
+    result = submitted.run(COUNTS, "b1")
+    assert not result.success
+    (entry,) = log.read_log(submitted.store, DATASET, "counts", "b1")
+    assert entry.verdict is Verdict.FAILED
+    manifest = read.read_manifest(submitted.store, entry.manifest)
+    assert manifest.failure.exit_code == 3
+    assert read.read_raw(submitted.store, manifest, "features.jsonl").startswith(b'{"id": "r1"')
+    assert "about to fail" in read.read_log_text(submitted.store, manifest)
+    (failure,) = [e for e in result.all_events if e.is_step_failure]
+    shown = failure.step_failure_data.user_failure_data.metadata
+    assert shown["failure_kind"].value == "non_zero_exit"
+    assert "about to fail" in shown["log_tail"].value
+
+
+def test_an_unparsable_file_fails_the_run_and_is_kept(submitted: Pipeline):
+    submitted.add_hook(
+        code="""
+        import os
+        open(os.environ["OSA_OUT"] + "/features.jsonl", "w").write('{"id": "r1", "feat')
+        """
+    )
+    assert not submitted.run(COUNTS, "b1").success
+    (entry,) = log.read_log(submitted.store, DATASET, "counts", "b1")
+    manifest = read.read_manifest(submitted.store, entry.manifest)
+    assert manifest.failure.kind == "invalid_output"
+    assert "features.jsonl" in manifest.failure.reason
+    assert read.read_raw(submitted.store, manifest, "features.jsonl") == b'{"id": "r1", "feat'
+
+
+def test_records_run_verifies_stored_bytes(submitted: Pipeline):
+    result = submitted.run(records_key(DATASET), "b1")
+    batch = log.read_batch(submitted.store, DATASET, "b1")
+    assert materialization(result).tags["dagster/data_version"] == str(batch.digest)
+
+
+def test_downstream_assets_load_features_by_annotation(submitted: Pipeline):
+    submitted.run(COUNTS, "b1")
+    seen = {}
+    partitions = batches_partitions(DATASET)
+    ins = {"counts": dg.AssetIn(key=COUNTS, input_manager_key=IO_MANAGER_KEY)}
+
+    @dg.asset(partitions_def=partitions, ins=ins)
+    def frame(counts: pd.DataFrame) -> None:
+        seen["frame"] = counts
+
+    @dg.asset(partitions_def=partitions, ins=ins)
+    def lazy(counts: FeaturePartitions) -> None:
+        seen["lazy"] = {batch: counts.to_pandas(batch) for batch in counts}
+
+    @dg.asset(ins=ins)
+    def everything(counts: dict[str, pd.DataFrame]) -> None:
+        seen["dict"] = counts
+
+    @dg.asset(ins=ins)
+    def arrow(counts: pa.Table) -> None:
+        seen["arrow"] = counts
+
+    from feature_pipeline.definitions import build_defs
+
+    defs = build_defs(
+        submitted.hooks["counts"].definitions(submitted.folder),
+        dg.Definitions(assets=[frame, lazy, everything, arrow]),
+        resources=submitted.resources,
+    )
+    for asset, partition in ((frame, "b1"), (lazy, "b1"), (everything, None), (arrow, None)):
+        assert submitted.run(asset.key, partition, defs=defs).success
+    assert list(seen["frame"]["batch"]) == ["b1"] * 3
+    assert str(seen["frame"].dtypes["count"]) == "int64[pyarrow]"
+    assert list(seen["lazy"]) == ["b1"]
+    assert seen["dict"]["b1"]["letter"].tolist() == ["a", "b", "c"]
+    assert seen["arrow"].column_names == ["record_id", "ordinal", "letter", "count", "batch"]

@@ -1,0 +1,520 @@
+"""Tables as people and the archive see them, on a real PostgreSQL."""
+
+import math
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, date, datetime
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from feature_pipeline.archive import tombstones
+from feature_pipeline.columns import Column
+from feature_pipeline.errors import ConflictError, NotFoundError, ProjectionError
+from feature_pipeline.hooks.definition import IndexDefinition
+from feature_pipeline.projections import generation
+from feature_pipeline.projections.database import Database
+from feature_pipeline.projections.load import load_batch, load_batches
+from feature_pipeline.projections.progress import check_progress
+from feature_pipeline.projections.proof import prove
+from feature_pipeline_tests.unit.projections.feature_archive import FeatureArchive
+
+pytestmark = pytest.mark.postgres
+
+COLUMNS = (
+    Column(name="label", type="string", description="What it is."),
+    Column(name="score", type="number", unit="Å³", description="Its size."),
+    Column(name="count", type="integer"),
+    Column(name="is_open", type="boolean"),
+    Column(name="center", type="array"),
+    Column(name="details", type="object"),
+    Column(name="day", type="string", format="date"),
+    Column(name="at", type="string", format="date-time"),
+    Column(name="key", type="string", format="uuid"),
+)
+FULL = {
+    "label": "日本 \"quoted\" \\ 'x'\t\n%s",
+    "score": 1.5,
+    "count": 2**60 + 1,
+    "is_open": True,
+    "center": [1.0, -0.5, {"deep": [None, "é"]}],
+    "details": {"b": 1, "a": [2**60 + 1]},
+    "day": "2026-02-28",
+    "at": "2026-02-28T12:00:00.000001+02:00",
+    "key": "12345678-1234-5678-1234-567812345678",
+}
+
+
+@pytest.fixture
+def database(database_url: str) -> Database:
+    return Database(database_url)
+
+
+@pytest.fixture
+def connection(database_url: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(database_url, autocommit=True, options="-c timezone=UTC") as connection:
+        yield connection
+
+
+@pytest.fixture
+def archive() -> FeatureArchive:
+    return FeatureArchive(COLUMNS)
+
+
+def test_every_type_arrives_as_what_it_is(archive, database, connection) -> None:
+    archive.add("b1", {"r1": [FULL, {"label": None}]})
+
+    report = load_batch(archive.store, database, archive.spec(), "b1")
+
+    assert (report.rows, report.is_unchanged, report.foreign) == (2, False, 0)
+    rows = connection.execute("select * from features.pockets order by ordinal").fetchall()
+    assert rows == [
+        (
+            "r1",
+            0,
+            "b1",
+            FULL["label"],
+            1.5,
+            2**60 + 1,
+            True,
+            [1, -0.5, {"deep": [None, "é"]}],
+            {"a": [2**60 + 1], "b": 1},
+            date(2026, 2, 28),
+            datetime(2026, 2, 28, 10, 0, 0, 1, tzinfo=UTC),
+            UUID("12345678-1234-5678-1234-567812345678"),
+        ),
+        ("r1", 1, "b1", *[None] * 9),
+    ]
+    assert prove(archive.store, database, archive.spec()).is_equal
+
+
+def test_numbers_that_look_alike_stay_apart(archive, database, connection) -> None:
+    values = [math.nan, math.inf, -math.inf, 0.0, -0.0, None, 5e-324, 1.7976931348623157e308, 0.1]
+    archive.add("b1", {"r1": [{"score": value} for value in values]})
+
+    load_batch(archive.store, database, archive.spec(), "b1")
+
+    with connection.cursor(binary=True) as cursor:
+        cursor.execute("select score from features.pockets order by ordinal")
+        assert list(map(repr, (row[0] for row in cursor))) == list(map(repr, values))
+    assert prove(archive.store, database, archive.spec()).is_equal
+
+
+def test_dates_and_times_reach_from_the_first_year_to_the_last(
+    archive, database, connection
+) -> None:
+    rows = [
+        {"day": "0001-01-01", "at": "0001-01-01T00:00:00Z"},
+        {"day": "1999-12-31", "at": "1999-12-31T23:59:59.999999Z"},
+        {"day": "9999-12-31", "at": "9999-12-31T23:59:59.999999Z"},
+    ]
+    archive.add("b1", {"r1": rows})
+
+    load_batch(archive.store, database, archive.spec(), "b1")
+
+    assert prove(archive.store, database, archive.spec()).is_equal
+    stored = connection.execute("select day::text from features.pockets order by ordinal")
+    assert [row[0] for row in stored] == ["0001-01-01", "1999-12-31", "9999-12-31"]
+
+
+def test_rejected_errored_and_empty_records_are_in_outcomes(archive, database, connection) -> None:
+    archive.add(
+        "b1",
+        {"a": [FULL], "b": [], "c": "not a\nprotein", "d": ValueError("no memory")},
+    )
+
+    load_batch(archive.store, database, archive.spec(), "b1")
+
+    rows = connection.execute("select * from features._outcomes order by record_id").fetchall()
+    assert rows == [
+        ("pockets", "a", "passed", None, "b1", "1"),
+        ("pockets", "b", "passed", None, "b1", "1"),
+        ("pockets", "c", "rejected", "not a\nprotein", "b1", "1"),
+        ("pockets", "d", "errored", "no memory", "b1", "1"),
+    ]
+
+
+def test_provenance_of_a_row_is_a_join_away(archive, database, connection) -> None:
+    entry = archive.add("b1", {"r1": [FULL]})
+
+    load_batch(archive.store, database, archive.spec(), "b1")
+
+    row = connection.execute(
+        "select p.manifest, p.release, p.run, p.seq, p.rows from features.pockets f"
+        " join feature_pipeline.progress p using (batch)"
+    ).fetchone()
+    assert row == (str(entry.manifest), "1", "run-2", 1, 1)
+
+
+def test_loading_again_writes_nothing(archive, database, connection) -> None:
+    archive.add("b1", {"r1": [FULL], "r2": []})
+    load_batch(archive.store, database, archive.spec(), "b1")
+    before = connection.execute("select xmin, ctid from feature_pipeline.progress").fetchall()
+
+    report = load_batch(archive.store, database, archive.spec(), "b1")
+
+    assert report.is_unchanged
+    assert report.rows == 1
+    after = connection.execute("select xmin, ctid from feature_pipeline.progress").fetchall()
+    assert after == before
+
+
+def test_a_new_run_that_says_the_same_changes_progress_alone(archive, database, connection) -> None:
+    archive.add("b1", {"r1": [FULL]})
+    load_batch(archive.store, database, archive.spec(), "b1")
+    relation = connection.execute("select relation from feature_pipeline.generations").fetchone()[0]
+    before = connection.execute(f'select ctid from feature_pipeline."{relation}"').fetchall()
+    archive.register("2")
+    entry = archive.say("b1", {"r1": [FULL]})
+
+    report = load_batch(archive.store, database, archive.spec(), "b1")
+
+    assert report.is_unchanged
+    assert (report.seq, report.manifest) == (2, entry.manifest)
+    after = connection.execute(f'select ctid from feature_pipeline."{relation}"').fetchall()
+    assert after == before
+    assert connection.execute("select release from features._outcomes").fetchone() == ("2",)
+
+
+def test_a_batch_replaces_its_own_rows(archive, database, connection) -> None:
+    archive.add("b1", {"r1": [{"label": "old"}, {"label": "older"}], "r2": [{"label": "kept"}]})
+    archive.add("b2", {"r3": [{"label": "other"}]})
+    list(load_batches(archive.store, database, archive.spec()))
+    archive.say("b1", {"r1": [{"label": "new"}], "r2": "no longer"})
+
+    report = load_batch(archive.store, database, archive.spec(), "b1")
+
+    assert report.rows == 1
+    rows = connection.execute("select record_id, label from features.pockets order by 1").fetchall()
+    assert rows == [("r1", "new"), ("r3", "other")]
+    assert prove(archive.store, database, archive.spec()).is_equal
+
+
+@pytest.mark.parametrize("order", [["b1", "b2"], ["b2", "b1"]])
+def test_a_record_belongs_to_the_batch_submitted_last(archive, database, connection, order) -> None:
+    archive.add("b1", {"shared": [{"label": "first"}] * 2, "mine": [{"label": "first"}]})
+    archive.add("b2", {"shared": "not any more", "other": [{"label": "second"}]})
+
+    reports = {batch: load_batch(archive.store, database, archive.spec(), batch) for batch in order}
+
+    rows = connection.execute("select record_id, batch from features.pockets order by 1").fetchall()
+    assert rows == [("mine", "b1"), ("other", "b2")]
+    owner = connection.execute(
+        "select batch, status from features._outcomes where record_id = 'shared'"
+    ).fetchone()
+    assert owner == ("b2", "rejected")
+    assert reports["b1"].foreign == (1 if order[0] == "b2" else 0)
+    proof = prove(archive.store, database, archive.spec())
+    assert proof.is_equal, proof
+    held = connection.execute("select batch, rows from feature_pipeline.progress order by 1")
+    assert held.fetchall() == [("b1", 1), ("b2", 1)]
+
+
+def test_an_older_log_entry_never_replaces_a_newer_one(archive, database, connection) -> None:
+    """Two runs of one batch: the slower one has read the log before the faster one's entry."""
+    from feature_pipeline.archive import log
+    from feature_pipeline.projections.prepare import prepare_batch
+    from feature_pipeline.projections.replace import replace_batch
+
+    archive.add("b1", {"r1": [{"label": "old"}]})
+    spec = archive.spec()
+    with database.connect("test") as own:
+        state = generation.ensure_table(own, spec)
+        batch = log.batch_entry(archive.store, "demo", "b1")
+        head = log.head(archive.store, "demo", "pockets", "b1")
+        assert head is not None
+        old = prepare_batch(archive.store, state.live, batch, head)
+        archive.say("b1", {"r1": [{"label": "new"}]})
+        load_batch(archive.store, database, spec, "b1")
+
+        done = replace_batch(own, state.live, old)
+
+    assert done.is_unchanged
+    assert done.held.seq == 2
+    assert connection.execute("select label from features.pockets").fetchall() == [("new",)]
+
+
+def test_many_loaders_of_overlapping_batches_do_not_deadlock(archive, database) -> None:
+    ids = [f"r{number:03}" for number in range(60)]
+    for number in range(8):
+        said = {
+            record_id: [{"count": number}] * (number % 3 + 1)
+            for record_id in (ids if number % 2 else ids[::-1])
+        }
+        archive.add(f"b{number}", said)
+    spec = archive.spec()
+    barrier = threading.Barrier(4)
+
+    def load(start: int) -> None:
+        barrier.wait()
+        for step in range(8):
+            load_batch(archive.store, database, spec, f"b{(start * 3 + step * 5) % 8}")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(load, range(4)))
+
+    proof = prove(archive.store, database, spec)
+    assert proof.is_equal, proof
+    assert proof.rows == 60 * (7 % 3 + 1)
+
+
+def test_all_batches_with_several_workers(archive, database) -> None:
+    for number in range(20):
+        archive.add(f"b{number}", {f"r{number}": [FULL], f"r{number + 1}": [{"count": number}]})
+
+    reports = list(load_batches(archive.store, database, archive.spec(), workers=3))
+
+    assert sorted(report.batch for report in reports) == sorted(f"b{n}" for n in range(20))
+    assert prove(archive.store, database, archive.spec()).is_equal
+    assert check_progress(archive.store, database, archive.spec()).is_complete
+
+
+def test_tables_can_be_created_by_many_processes_at_once(archive, database) -> None:
+    archive.add("b1", {"r1": [FULL]})
+    barrier = threading.Barrier(4)
+
+    def load(number: int) -> None:
+        barrier.wait()
+        load_batch(archive.store, database, archive.spec(), "b1")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(load, range(4)))
+
+    assert prove(archive.store, database, archive.spec()).is_equal
+
+
+def test_progress_tells_what_is_missing_and_what_is_behind(archive, database) -> None:
+    archive.add("b1", {"r1": [FULL]})
+    archive.add("b2", {"r2": [FULL]})
+    spec = archive.spec()
+    assert check_progress(archive.store, database, spec).missing == ("b1", "b2")
+    load_batch(archive.store, database, spec, "b1")
+    archive.say("b1", {"r1": []})
+
+    progress = check_progress(archive.store, database, spec)
+
+    assert (progress.missing, progress.behind, progress.loaded) == (("b2",), ("b1",), 1)
+    assert progress.batches_to_load() == ["b1", "b2"]
+    assert "b2" in progress.summary()
+    assert check_progress(archive.store, database, spec, ["b2"]).behind == ()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "update {} set score = 0 where score = 1.5",
+        "update {} set score = '-0' where score = 0",
+        "update {} set score = null where score = 'NaN'",
+        "update {} set count = count - 1 where count > 0",
+        "update {} set label = label || ' '",
+        "update {} set details = details || '{{\"c\": null}}'",
+        "update {} set at = at + interval '1 microsecond'",
+        "update {} set batch = 'b2' where record_id = 'r1'",
+        "update {} set ordinal = ordinal + 1 where record_id = 'r2'",
+        "delete from {} where record_id = 'r2'",
+        "insert into {} (record_id, ordinal, batch) values ('r3', 0, 'b1')",
+        "update feature_pipeline.outcomes set reason = 'other' where record_id = 'r4'",
+        "update feature_pipeline.outcomes set batch = 'b2' where record_id = 'r4'",
+        "delete from feature_pipeline.outcomes where record_id = 'r4'",
+    ],
+)
+def test_the_proof_finds_whatever_is_changed(archive, database, connection, damage) -> None:
+    rows = [FULL, {**FULL, "score": 0.0}, {**FULL, "score": math.nan}]
+    archive.add("b1", {"r1": rows, "r2": [{"label": "x"}], "r3": [], "r4": "rejected"})
+    archive.add("b2", {"r5": [FULL]})
+    spec = archive.spec()
+    list(load_batches(archive.store, database, spec))
+    assert prove(archive.store, database, spec).is_equal
+    relation = connection.execute("select relation from feature_pipeline.generations").fetchone()[0]
+
+    changed = connection.execute(damage.format(f'feature_pipeline."{relation}"')).rowcount
+
+    assert changed
+    proof = prove(archive.store, database, spec)
+    assert not proof.is_equal
+    assert "b1" in proof.unequal_batches
+    assert "b1" in proof.summary()
+
+
+def test_the_digest_of_the_table_is_the_one_in_the_manifest(archive, database) -> None:
+    from feature_pipeline.archive.read import read_manifest
+
+    entry = archive.add("b1", {"r1": [FULL, FULL], "r2": [], "r3": [{"score": math.nan}]})
+    load_batch(archive.store, database, archive.spec(), "b1")
+
+    proof = prove(archive.store, database, archive.spec(), ["b1"])
+
+    assert proof.table_digest == read_manifest(archive.store, entry.manifest).rows_digest
+    assert proof.is_equal
+
+
+def test_withdrawn_records_are_not_loaded_and_leave(archive, database, connection) -> None:
+    archive.add("b1", {"r1": [FULL], "r2": [FULL]})
+    load_batch(archive.store, database, archive.spec(), "b1")
+    tombstones.withdraw(archive.store, "demo", ["r1"], "asked for")
+    archive.add("b2", {"r3": [FULL]})
+    # What an erasure leaves: the batch's next artifact, which says something else of the rest.
+    # Here the same artifact stands for one accepted before the withdrawal.
+    with connection.transaction():
+        connection.execute(
+            "update feature_pipeline.progress set seq = 0, content_digest = %s",
+            ["sha256:" + "0" * 64],
+        )
+
+    list(load_batches(archive.store, database, archive.spec()))
+
+    rows = connection.execute("select record_id from features.pockets order by 1").fetchall()
+    assert rows == [("r2",), ("r3",)]
+    assert connection.execute(
+        "select count(*) from features._outcomes where record_id = 'r1'"
+    ).fetchone() == (0,)
+    assert prove(archive.store, database, archive.spec()).is_equal
+
+
+def test_a_failed_load_leaves_everything_as_it_was(archive, database, connection) -> None:
+    unique = IndexDefinition(columns=("label",), unique=True, name="labels")
+    spec = archive.spec(indexes=(unique,))
+    archive.add("b1", {"r1": [{"label": "a"}]})
+    load_batch(archive.store, database, spec, "b1")
+    archive.say("b1", {"r1": [{"label": "b"}, {"label": "b"}]})
+
+    with pytest.raises(ProjectionError, match=r"duplicate key value.*labels") as raised:
+        load_batch(archive.store, database, spec, "b1")
+
+    assert isinstance(raised.value.__cause__, psycopg.errors.UniqueViolation)
+    rows = connection.execute("select label from features.pockets").fetchall()
+    assert rows == [("a",)]
+    assert check_progress(archive.store, database, spec).behind == ("b1",)
+
+
+def test_names_that_have_to_be_quoted(database, connection) -> None:
+    columns = (
+        Column(name="select", type="string"),
+        Column(name="Größe", type="number", unit="50%", description='It\'s "big" %s {}'),
+    )
+    archive = FeatureArchive(columns)
+    archive.add("b1", {"r'1\" %s": [{"select": "x", "Größe": 1.0}]})
+    index = IndexDefinition(columns=("select", "Größe"), where="\"Größe\" > 0 and 'a:b%s' <> ''")
+    spec = archive.spec(name="We\"ird 'täble' %s {} ; drop", indexes=(index,), description="100%")
+
+    load_batch(archive.store, database, spec, "b1")
+
+    assert prove(archive.store, database, spec).is_equal
+    view = psycopg.sql.Identifier("features", spec.name)
+    row = connection.execute(psycopg.sql.SQL("select * from {}").format(view)).fetchone()
+    assert row == ("r'1\" %s", 0, "b1", "x", 1.0)
+    comments = connection.execute(
+        "select attname, col_description(attrelid, attnum) from pg_attribute"
+        " where attrelid = %s::regclass and attnum > 3 order by attnum",
+        [view.as_string(connection)],
+    ).fetchall()
+    assert comments == [("select", None), ("Größe", 'It\'s "big" %s {} [50%]')]
+
+
+def test_a_changed_description_is_a_changed_comment(archive, database, connection) -> None:
+    archive.add("b1", {"r1": [FULL]})
+    load_batch(archive.store, database, archive.spec(description="One."), "b1")
+    columns = (Column(name="label", type="string", description="Said better."), *COLUMNS[1:])
+
+    load_batch(archive.store, database, archive.spec(description="Two.", columns=columns), "b1")
+
+    assert connection.execute(
+        "select obj_description('features.pockets'::regclass),"
+        " col_description('features.pockets'::regclass, 4)"
+    ).fetchone() == ("Two.", "Said better.")
+    assert connection.execute("select count(*) from feature_pipeline.generations").fetchone() == (
+        1,
+    )
+
+
+def test_indexes_follow_the_definition_without_loading(archive, database, connection) -> None:
+    archive.add("b1", {"r1": [FULL]})
+    load_batch(archive.store, database, archive.spec(), "b1")
+    indexes = (
+        IndexDefinition(columns=("label",)),
+        IndexDefinition(expression="lower(label)", name="lowered"),
+        IndexDefinition(columns=("center",), method="gin"),
+    )
+
+    report = load_batch(archive.store, database, archive.spec(indexes=indexes), "b1")
+
+    def definitions() -> list[str]:
+        rows = connection.execute(
+            "select indexdef from pg_indexes where schemaname = 'feature_pipeline'"
+            " and tablename like 'pockets%' and indexname not like '%pkey' order by indexdef"
+        )
+        return [row[0].split(" USING ")[1] for row in rows]
+
+    assert report.is_unchanged
+    assert sorted(definitions()) == ["btree (label)", "btree (lower(label))", "gin (center)"]
+    load_batch(archive.store, database, archive.spec(indexes=indexes[:1]), "b1")
+    assert definitions() == ["btree (label)"]
+
+
+def test_two_hooks_cannot_have_one_table(archive, database) -> None:
+    archive.add("b1", {"r1": [FULL]})
+    load_batch(archive.store, database, archive.spec(), "b1")
+
+    with pytest.raises(ConflictError, match="already shows demo/features/pockets"):
+        check_progress(archive.store, database, archive.spec(hook="others"))
+
+
+def test_a_batch_without_an_artifact_is_named(archive, database) -> None:
+    archive.submit("b1", ["r1"])
+
+    with pytest.raises(NotFoundError, match="'b1' has no current artifact"):
+        load_batch(archive.store, database, archive.spec(), "b1")
+
+
+def test_a_dropped_table_comes_back(archive, database, connection) -> None:
+    archive.add("b1", {"r1": [FULL]})
+    spec = archive.spec()
+    load_batch(archive.store, database, spec, "b1")
+    with database.connect("test") as own:
+        assert generation.drop_table(own, spec)
+        assert not generation.drop_table(own, spec)
+    left = connection.execute(
+        "select relname from pg_class c join pg_namespace n on n.oid = relnamespace"
+        " where nspname in ('features', 'feature_pipeline') and (relname like '%pockets%'"
+        " or relname like '%outcomes_1')"
+    ).fetchall()
+    assert left == []
+    assert check_progress(archive.store, database, spec).missing == ("b1",)
+
+    load_batch(archive.store, database, spec, "b1")
+
+    assert prove(archive.store, database, spec).is_equal
+
+
+def test_a_server_that_is_not_there_is_named_without_the_password(archive) -> None:
+    archive.add("b1", {"r1": [FULL]})
+    database = Database("postgresql://someone:hunter2@127.0.0.1:1/tables")
+
+    with pytest.raises(ProjectionError) as raised:
+        load_batch(archive.store, database, archive.spec(), "b1")
+
+    message = str(raised.value)
+    assert "127.0.0.1:1/tables" in message
+    assert "hunter2" not in message + repr(database)
+
+
+def test_bookkeeping_of_a_later_version_is_refused(archive, database, connection) -> None:
+    archive.add("b1", {"r1": [FULL]})
+    load_batch(archive.store, database, archive.spec(), "b1")
+    connection.execute("update feature_pipeline.bookkeeping set version = 99")
+
+    with pytest.raises(ProjectionError, match="version 99"):
+        load_batch(archive.store, database, archive.spec(), "b1")
+
+
+def test_rows_stream_in_chunks(archive, database, monkeypatch) -> None:
+    monkeypatch.setattr("feature_pipeline.projections.prepare.CHUNK_ROWS", 7)
+    archive.add("b1", {f"r{number}": [{**FULL, "count": number}] * 5 for number in range(10)})
+    archive.add("b2", {"r3": []})
+
+    reports = list(load_batches(archive.store, database, archive.spec(), ["b2", "b1"]))
+
+    assert [(report.batch, report.rows) for report in reports] == [("b2", 0), ("b1", 45)]
+    assert prove(archive.store, database, archive.spec()).is_equal

@@ -1,0 +1,81 @@
+"""What a definition may ask for, and which changes of it need the rows anew."""
+
+import pytest
+
+from feature_pipeline.columns import Column
+from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.hooks.definition import IndexDefinition
+from feature_pipeline.projections.table_schema import index_name, relation_name
+from feature_pipeline.projections.table_spec import TableSpec
+
+A = Column(name="a", type="string")
+
+
+def spec(**changes: object) -> TableSpec:
+    values: dict = {"dataset": "demo", "hook": "pockets", "name": "pockets", "columns": (A,)}
+    return TableSpec(**{**values, **changes})
+
+
+@pytest.mark.parametrize("name", ["", "_outcomes", "a" * 64, "é" * 32, "a\nb", "a\x00b", "\ud800"])
+def test_names_that_no_table_can_have(name) -> None:
+    with pytest.raises(InvalidInputError):
+        spec(name=name)
+
+
+@pytest.mark.parametrize("name", ["select", "Pockets", "a b", 'a"b', "é" * 31, "50%"])
+def test_names_that_only_have_to_be_quoted(name) -> None:
+    assert spec(name=name).name == name
+
+
+@pytest.mark.parametrize("column", ["ctid", "xmin", "tableoid"])
+def test_system_columns_are_refused_by_name(column) -> None:
+    with pytest.raises(InvalidInputError, match=column):
+        spec(columns=(Column(name=column, type="string"),))
+
+
+def test_an_index_on_a_column_that_is_not_there_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="'b', which is none of its columns: a, batch"):
+        spec(indexes=(IndexDefinition(columns=("b",)),))
+    assert spec(indexes=(IndexDefinition(columns=("batch", "a")),)).indexes
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"description": "Other words."},
+        {"indexes": (IndexDefinition(columns=("a",)),)},
+        {"columns": (Column(name="a", type="string", unit="kDa", description="Mass."),)},
+        {"order": 7},
+    ],
+)
+def test_changes_that_keep_the_generation(changes) -> None:
+    assert spec(**changes).generation_digest == spec().generation_digest
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"columns": (Column(name="b", type="string"),)},
+        {"columns": (Column(name="a", type="number"),)},
+        {"columns": (Column(name="a", type="string", format="uuid"),)},
+        {"columns": (Column(name="a", type="string", required=True),)},
+        {"columns": (Column(name="a", type="string", default="x"),)},
+        {"columns": (Column(name="a", type="string", renamed_from="b"),)},
+        {"columns": (A, Column(name="b", type="string"))},
+        {"columns": ()},
+        {"rebuild_token": "again"},
+    ],
+)
+def test_changes_that_need_a_new_generation(changes) -> None:
+    assert spec(**changes).generation_digest != spec().generation_digest
+
+
+def test_generated_names_fit_and_differ() -> None:
+    long = spec(name="é" * 31)
+    names = {relation_name(long, 1), relation_name(long, 2), relation_name(spec(), 1)}
+    assert len(names) == 3
+    one = IndexDefinition(columns=("a",), name="i" * 63)
+    other = IndexDefinition(columns=("a",), name="i" * 63, unique=True)
+    names |= {index_name(relation, index) for relation in list(names) for index in (one, other)}
+    assert len(names) == 9
+    assert all(len(name.encode()) <= 63 for name in names)
