@@ -122,8 +122,9 @@ def check_columns(columns: Sequence[Column]) -> None:
     for position, column in enumerate(columns):
         for name in filter(None, (column.name, column.renamed_from)):
             if (other := seen.setdefault(name.lower(), position)) != position:
+                first = columns[other].name
                 raise InvalidInputError(
-                    f"columns {columns[other].name!r} and {column.name!r} both lay claim to {name!r}"
+                    f"columns {first!r} and {column.name!r} both lay claim to {name!r}"
                 )
 
 

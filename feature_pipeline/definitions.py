@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
@@ -57,9 +58,7 @@ def shared_definitions(hooks: Sequence[HookDefinition]) -> dg.Definitions:
     )
 
 
-def build_defs(
-    *own: dg.Definitions, resources: Mapping[str, object] | None = None
-) -> dg.Definitions:
+def build_defs(*own: dg.Definitions, resources: Mapping[str, Any] | None = None) -> dg.Definitions:
     """A code location of the hooks in `own`, or of the project's `defs/` folder if none are given.
 
     Args:

@@ -29,7 +29,7 @@ _HINT: Final = (
 
 @dataclass(frozen=True, slots=True)
 class S3Settings:
-    """Where the archive is. Credentials come from the standard AWS variables or an instance role."""
+    """Where the archive is. Credentials come from the standard AWS variables or a role."""
 
     bucket: str
     prefix: str = ""

@@ -13,6 +13,7 @@ pytest_plugins = [
     "feature_pipeline_tests.fixtures.stores",
     "feature_pipeline_tests.fixtures.postgres",
     "feature_pipeline_tests.fixtures.dagster",
+    "feature_pipeline_tests.fixtures.container",
 ]
 
 

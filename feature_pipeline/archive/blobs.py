@@ -163,7 +163,10 @@ def _is_old(info: ObjectInfo) -> bool:
 
 
 def _is_fresh(store: BlobStore, ref: BlobRef) -> bool:
-    info = store.stat(layout.blob(ref.digest))
+    try:
+        info = store.stat(layout.blob(ref.digest))
+    except StoreUnavailableError:
+        return False  # a publisher may be allowed to create and not to ask: let it create
     return info is not None and _is_right(store, info, ref, None) and not _is_old(info)
 
 

@@ -11,6 +11,7 @@ from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.encode import Content
 from feature_pipeline.archive.manifest import OUTCOMES, ROWS, BlobRef, Manifest
 from feature_pipeline.archive.threads import WORKERS
+from feature_pipeline.columns import check_columns
 from feature_pipeline.errors import InvalidInputError, NotFoundError
 from feature_pipeline.outcomes import Outcome
 from feature_pipeline.records import RecordBatch
@@ -41,6 +42,7 @@ def check_artifact(
     check_present(store, others, what, workers)
     if manifest.is_failed:
         return
+    check_columns(manifest.columns)
     outcomes = read.read_artifact_outcomes(store, manifest)
     ids = [outcome.record_id for outcome in outcomes]
     if set(ids) != {record.id for record in batch.records}:

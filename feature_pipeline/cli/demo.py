@@ -186,7 +186,7 @@ class Demo:
         return {"hook": hook.name, **totals, "sql_rows": sql_rows}
 
     def _prove(self) -> list[dict[str, Any]]:
-        proofs = []
+        proofs: list[dict[str, Any]] = []
         for hook in self._hooks:
             if not hook.has_table:
                 continue

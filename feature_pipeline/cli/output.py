@@ -45,7 +45,9 @@ class Output:
         table = Table(title=title, title_justify="left", title_style="bold")
         for position, column in enumerate(columns):
             is_number = all(isinstance(row[position], int | float) for row in rows) and rows
-            table.add_column(column, justify="right" if is_number else "left", no_wrap=len(columns) < 10)
+            table.add_column(
+                column, justify="right" if is_number else "left", no_wrap=len(columns) < 10
+            )
         for row in rows:
             table.add_row(*(show(cell) for cell in row))
         self.console.print(table)

@@ -9,15 +9,12 @@ import click
 
 from feature_pipeline.archive import log
 from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.archive.publish import submit_batch
+from feature_pipeline.archive.publish import MAX_BATCHES, submit_batch
 from feature_pipeline.cli.output import Output, json_option
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.digest import Digest, digest_stream
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.records import Record, RecordBatch, RecordFile, Source, check_dataset
-
-MAX_BATCHES = 100_000
-"""Dagster's UI and ticks stay responsive up to about this many partitions of one dataset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +111,8 @@ def submit_records(
             )
         )
     if key is None:
-        key = f"{source.value}-{RecordBatch.create(dataset, 'x', source, tuple(described)).digest.short}"
+        unnamed = RecordBatch.create(dataset, "unnamed", source, tuple(described))
+        key = f"{source.value}-{unnamed.digest.short}"
     batch = RecordBatch.create(dataset, key, source, tuple(described))
     submit_batch(store, batch, files)
     return batch

@@ -81,7 +81,8 @@ class ComputePlan:
             "columns": [c.model_dump(mode="json") for c in self.definition.feature.columns],
             "request": request_id,
         }
-        return f"{self.definition.name.replace('_', '-')}-{Digest.of(document_bytes(question)).hex[:24]}"
+        name = self.definition.name.replace("_", "-")
+        return f"{name}-{Digest.of(document_bytes(question)).hex[:24]}"
 
 
 def plan_run(

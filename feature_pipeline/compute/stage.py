@@ -1,4 +1,4 @@
-"""The folder that a hook run is given: records, config, input features and files, from the archive."""
+"""The folder that a hook run is given: records, config, input features, files and code."""
 
 import json
 from datetime import date, datetime

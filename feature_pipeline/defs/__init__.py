@@ -1,0 +1,1 @@
+"""What this deployment computes: a folder per hook, each with its `defs.yaml`."""

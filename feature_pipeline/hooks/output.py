@@ -49,6 +49,8 @@ def raw_files(output: Path) -> dict[str, Path]:
     Absent ones are left out, and so is what is not a regular file: links are not followed, since a
     container's link would name a file of this machine. `decode_output` refuses such a folder.
     """
+    if output.is_symlink():
+        return {}
     return {name: path for name, path in _entries(output).items() if _is_regular(path)}
 
 

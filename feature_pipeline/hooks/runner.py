@@ -42,7 +42,10 @@ class Workspace:
         return self.root / "code"
 
     def log(self, attempt: int) -> Path:
-        """The log of one attempt: what the hook wrote to standard output and error, as it came."""
+        """The log of one attempt: what the hook wrote to standard output and error, as it came.
+
+        Lines of the runner's own begin with `[feature_pipeline]`.
+        """
         return self.root / "logs" / f"attempt-{attempt}.log"
 
     def create(self) -> None:

@@ -1,58 +1,99 @@
 """Materializations that happened outside any run, as Dagster events with full provenance.
 
-Belongs here: the event that stands for an artifact in the archive. Not here: when to emit it
+Belongs here: the events that stand for artifacts in the archive. Not here: when to emit them
 (`inbox_sensor`, `reconcile`).
 """
+
+from collections.abc import Mapping
 
 import dagster as dg
 
 from feature_pipeline.archive import layout, log, read
 from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.archive.log import FeatureEntry
+from feature_pipeline.archive.log import FeatureEntry, ReleaseEntry
+from feature_pipeline.archive.manifest import Manifest
+from feature_pipeline.archive.threads import map_threads
+from feature_pipeline.digest import Digest
+from feature_pipeline.errors import NotFoundError
 from feature_pipeline.orchestration.features import feature_code_version
 from feature_pipeline.orchestration.keys import features_key, records_key
 from feature_pipeline.orchestration.metadata import artifact_metadata
-from feature_pipeline.orchestration.provenance import InputVersion, event_tags, latest_events
+from feature_pipeline.orchestration.provenance import (
+    InputVersion,
+    PartitionEvent,
+    event_tags,
+    latest_events,
+)
 
 COMPLETION_TAG = "feature_pipeline/completion"
 """Which hook run an event reports; runs of the asset itself are known by their run id."""
 
 
-def features_event(
+def features_events(
     store: BlobStore,
     archive_uri: str,
     instance: dg.DagsterInstance,
     dataset: str,
     hook: str,
-    batch: str,
-    head: FeatureEntry,
-) -> dg.AssetMaterialization | None:
-    """The materialization that stands for a batch's current artifact.
+    heads: Mapping[str, FeatureEntry],
+) -> dict[str, dg.AssetMaterialization]:
+    """The materializations that stand for current artifacts of a hook, by batch.
 
-    None while Dagster has no event of the batch's records: without a pointer to one the partition
-    would show as stale.
+    A batch of whose records Dagster has no event yet is left out: without a pointer to one its
+    partition would show as stale. Manifests are read in parallel, Dagster is asked once per input.
     """
-    manifest = read.read_manifest(store, head.manifest)
-    records = latest_events(instance, records_key(dataset), [batch]).get(batch)
-    if records is None or records.data_version is None:
-        return None
-    inputs: dict[dg.AssetKey, InputVersion | None] = {
-        records_key(dataset): InputVersion(records.data_version, records.storage_id)
-    }
-    for source, content_digest in manifest.inputs.items():
-        key = features_key(dataset, source)
-        known = latest_events(instance, key, [batch]).get(batch)
-        inputs[key] = InputVersion(str(content_digest), known.storage_id if known else None)
-    release = log.release(store, dataset, hook, head.release)
-    tags = event_tags(
-        str(manifest.content_digest),
-        feature_code_version(release.release, manifest.columns),
-        inputs,
+    if not heads:
+        return {}
+    manifests = dict(
+        zip(
+            heads,
+            map_threads(lambda head: read.read_manifest(store, head.manifest), heads.values()),
+            strict=True,
+        )
     )
-    uri = f"{archive_uri}/{layout.blob(head.manifest)}"
-    return dg.AssetMaterialization(
-        asset_key=features_key(dataset, hook),
-        partition=batch,
-        metadata=artifact_metadata(archive_uri, head.manifest, manifest, uri),
-        tags=tags | {COMPLETION_TAG: head.completion},
+    records = latest_events(instance, records_key(dataset), heads)
+    sources = {name for manifest in manifests.values() for name in manifest.inputs}
+    known = {name: latest_events(instance, features_key(dataset, name), heads) for name in sources}
+    releases = {entry.release.digest: entry for entry in log.releases(store, dataset, hook)}
+    events = {}
+    for batch, head in heads.items():
+        record_event = records.get(batch)
+        if record_event is None or record_event.data_version is None:
+            continue
+        manifest = manifests[batch]
+        inputs: dict[dg.AssetKey, InputVersion | None] = {
+            records_key(dataset): InputVersion(record_event.data_version, record_event.storage_id)
+        }
+        for name, content_digest in manifest.inputs.items():
+            pointer = known[name].get(batch)
+            inputs[features_key(dataset, name)] = InputVersion(
+                str(content_digest), pointer.storage_id if pointer else None
+            )
+        tags = event_tags(str(manifest.content_digest), _code_version(releases, manifest), inputs)
+        events[batch] = dg.AssetMaterialization(
+            asset_key=features_key(dataset, hook),
+            partition=batch,
+            metadata=artifact_metadata(
+                archive_uri, head.manifest, manifest, f"{archive_uri}/{layout.blob(head.manifest)}"
+            ),
+            tags=tags | {COMPLETION_TAG: head.completion},
+        )
+    return events
+
+
+def _code_version(releases: Mapping[Digest, ReleaseEntry], manifest: Manifest) -> str:
+    entry = releases.get(manifest.release.digest)
+    if entry is None:
+        raise NotFoundError(
+            f"hook {manifest.hook!r} of dataset {manifest.dataset!r} has no release"
+            f" {manifest.release.digest}, which made the artifact of batch {manifest.batch!r}"
+        )
+    return feature_code_version(entry.release, manifest.columns)
+
+
+def reports(event: PartitionEvent | None, head: FeatureEntry) -> bool:
+    """Whether Dagster's latest event of a partition is the one of this log entry."""
+    return event is not None and (
+        event.tags.get(COMPLETION_TAG) == head.completion
+        or (head.dagster_run_id is not None and event.run_id == head.dagster_run_id)
     )

@@ -8,7 +8,7 @@ event is found in Dagster: a daemon that dies in between repeats an event of the
 which changes nothing, and loses none.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import dagster as dg
@@ -22,8 +22,9 @@ from feature_pipeline.archive.accept import (
     Waiting,
 )
 from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.log import FeatureEntry
 from feature_pipeline.archive.publish import Completion
-from feature_pipeline.orchestration.events import COMPLETION_TAG, features_event
+from feature_pipeline.orchestration.events import features_events, reports
 from feature_pipeline.orchestration.keys import features_key, records_key
 from feature_pipeline.orchestration.provenance import latest_events
 from feature_pipeline.orchestration.records import records_event
@@ -60,92 +61,95 @@ def settle_inbox(
     Idempotent: repeating a tick appends nothing to any log that is there already.
     """
     tick = InboxTick()
-    entries = accept.waiting(store)[:limit]
-    _settle_batches(store, instance, tick, _of_kind(entries, Submission))
-    _settle_completions(store, archive_uri, instance, tick, _of_kind(entries, Completion))
+    entries = []
+    for entry in accept.waiting(store):
+        if isinstance(entry.content, Completion) and _run_is_alive(
+            instance, entry.content.dagster_run_id
+        ):
+            tick.waiting.append(f"{entry.id}: its Dagster run is still alive")
+        else:
+            entries.append(entry)
+    batches: dict[str, list[tuple[InboxEntry, Submission]]] = {}
+    completions: dict[tuple[str, str], list[tuple[InboxEntry, Completion]]] = {}
+    settled = accept.settle_all(store, entries[:limit])
+    for entry, result in zip(entries[:limit], settled, strict=True):
+        if not _note(tick, entry, result):
+            continue
+        match entry.content:
+            case Submission() as submission:
+                batches.setdefault(submission.dataset, []).append((entry, submission))
+            case Completion() as completion:
+                pair = completion.dataset, completion.hook
+                completions.setdefault(pair, []).append((entry, completion))
+    for dataset, submissions in batches.items():
+        _report_batches(store, instance, tick, dataset, submissions)
+    for (dataset, hook), accepted in completions.items():
+        _report_completions(store, archive_uri, instance, tick, dataset, hook, accepted)
     return tick
 
 
-def _of_kind(entries: Iterable[InboxEntry], kind: type) -> list[InboxEntry]:
-    return [entry for entry in entries if isinstance(entry.content, kind)]
-
-
-def _settle_batches(
-    store: BlobStore, instance: dg.DagsterInstance, tick: InboxTick, entries: list[InboxEntry]
+def _report_batches(
+    store: BlobStore,
+    instance: dg.DagsterInstance,
+    tick: InboxTick,
+    dataset: str,
+    submissions: Sequence[tuple[InboxEntry, Submission]],
 ) -> None:
-    by_dataset: dict[str, list[tuple[InboxEntry, Submission]]] = {}
-    for entry in entries:
-        assert isinstance(entry.content, Submission)
-        by_dataset.setdefault(entry.content.dataset, []).append((entry, entry.content))
-    for dataset, submissions in by_dataset.items():
-        keys = [submission.batch for _, submission in submissions]
-        known = set(instance.get_dynamic_partitions(dataset))
-        events = latest_events(instance, records_key(dataset), keys)
-        for entry, submission in submissions:
-            settled = accept.settle(store, entry)
-            if not _note(tick, entry, settled):
-                continue
-            batch_entry = log.batch_entry(store, dataset, submission.batch)
-            event = events.get(submission.batch)
-            if (
-                event is not None
-                and event.data_version == str(batch_entry.digest)
-                and submission.batch in known
-            ):
-                accept.remove(store, entry.id)
-                tick.removed += 1
-                continue
-            batch = log.read_batch(store, dataset, submission.batch)
-            tick.events.append(records_event(batch_entry, batch))
-            if submission.batch not in known:
-                tick.partitions.setdefault(dataset, []).append(submission.batch)
+    """Remove the entries that Dagster knows of; events and partitions for the others."""
+    known = set(instance.get_dynamic_partitions(dataset))
+    keys = [submission.batch for _, submission in submissions]
+    events = latest_events(instance, records_key(dataset), keys)
+    for entry, submission in submissions:
+        accepted = log.batch_entry(store, dataset, submission.batch)
+        event = events.get(submission.batch)
+        is_current = event is not None and event.data_version == str(accepted.digest)
+        if is_current and submission.batch in known:
+            _remove(store, tick, entry)
+            continue
+        tick.events.append(
+            records_event(accepted, log.read_batch(store, dataset, submission.batch))
+        )
+        if submission.batch not in known:
+            tick.partitions.setdefault(dataset, []).append(submission.batch)
 
 
-def _settle_completions(
+def _report_completions(
     store: BlobStore,
     archive_uri: str,
     instance: dg.DagsterInstance,
     tick: InboxTick,
-    entries: list[InboxEntry],
+    dataset: str,
+    hook: str,
+    accepted: Sequence[tuple[InboxEntry, Completion]],
 ) -> None:
-    for entry in entries:
-        completion = entry.content
-        assert isinstance(completion, Completion)
-        if _run_is_alive(instance, completion.dagster_run_id):
-            tick.waiting.append(f"{entry.id}: its Dagster run is still alive")
-            continue
-        settled = accept.settle(store, entry)
-        if not _note(tick, entry, settled):
-            continue
-        head = log.head(store, completion.dataset, completion.hook, completion.batch)
+    """Remove the entries that are history or that Dagster knows of; events for the others."""
+    keys = {completion.batch for _, completion in accepted}
+    heads = {key: log.head(store, dataset, hook, key) for key in sorted(keys)}
+    known = latest_events(instance, features_key(dataset, hook), keys)
+    unreported: dict[str, FeatureEntry] = {}
+    waiting: list[tuple[InboxEntry, str]] = []
+    for entry, completion in accepted:
+        head = heads[completion.batch]
         if head is None or head.completion != completion.id:
             # Failed or superseded: history, of which Dagster has no event to wait for.
-            accept.remove(store, entry.id)
-            tick.removed += 1
-            continue
-        known = latest_events(
-            instance, features_key(completion.dataset, completion.hook), [completion.batch]
-        ).get(completion.batch)
-        if known is not None and known.tags.get(COMPLETION_TAG) == completion.id:
-            accept.remove(store, entry.id)
-            tick.removed += 1
-        elif known is not None and known.run_id == completion.dagster_run_id:
-            accept.remove(store, entry.id)
-            tick.removed += 1
+            _remove(store, tick, entry)
+        elif reports(known.get(completion.batch), head):
+            _remove(store, tick, entry)
         else:
-            event = features_event(
-                store,
-                archive_uri,
-                instance,
-                completion.dataset,
-                completion.hook,
-                completion.batch,
-                head,
-            )
-            if event is None:
-                tick.waiting.append(f"{entry.id}: its batch is not in Dagster yet")
-            else:
-                tick.events.append(event)
+            unreported[completion.batch] = head
+            waiting.append((entry, completion.batch))
+    events = features_events(store, archive_uri, instance, dataset, hook, unreported)
+    tick.events.extend(events.values())
+    tick.waiting.extend(
+        f"{entry.id}: its batch is not in Dagster yet"
+        for entry, batch in waiting
+        if batch not in events
+    )
+
+
+def _remove(store: BlobStore, tick: InboxTick, entry: InboxEntry) -> None:
+    accept.remove(store, entry.id)
+    tick.removed += 1
 
 
 def _note(tick: InboxTick, entry: InboxEntry, settled: Accepted | Waiting | Quarantined) -> bool:

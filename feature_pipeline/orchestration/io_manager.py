@@ -1,4 +1,4 @@
-"""Persistence of feature assets: `handle_output` publishes and accepts, `load_input` reads the head.
+"""Persistence of feature assets: `handle_output` publishes and accepts, `load_input` reads.
 
 Belongs here: turning Dagster's contexts into arguments and results into metadata. Not here:
 hashing, parsing, S3 or SQL.
@@ -136,8 +136,9 @@ class FeatureIOManager(dg.ConfigurableIOManager):
             )
         if entry.verdict is not Verdict.CURRENT:
             raise ConflictError(
-                f"hook run {completion.id} of batch {plan.batch.key!r} is {entry.verdict} by a newer"
-                " one and was kept as history; materialize the partition again to see the newest"
+                f"hook run {completion.id} of batch {plan.batch.key!r} is {entry.verdict}: a newer"
+                " one is current, and it was kept as history; materialize the partition again"
+                " to see the newest"
             )
         self._report(context, store, obj, (entry.manifest, published.manifest))
 
@@ -190,8 +191,8 @@ class FeatureIOManager(dg.ConfigurableIOManager):
         if wanted in (dict, Any) or getattr(wanted, "__origin__", None) is dict:
             return {batch: partitions.to_pandas(batch) for batch in partitions}
         raise InvalidInputError(
-            f"input {context.name!r} of {upstream.to_user_string()} is annotated {wanted!r}: annotate"
-            " it pd.DataFrame, dict[str, pd.DataFrame], pa.Table or FeaturePartitions"
+            f"input {context.name!r} of {upstream.to_user_string()} is annotated {wanted!r};"
+            " annotate it pd.DataFrame, dict[str, pd.DataFrame], pa.Table or FeaturePartitions"
         )
 
 

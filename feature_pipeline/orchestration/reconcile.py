@@ -17,7 +17,7 @@ from dagster._core.execution.backfill import PartitionBackfill
 from feature_pipeline.archive import log
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.hooks.definition import HookDefinition, Materialize
-from feature_pipeline.orchestration.events import features_event
+from feature_pipeline.orchestration.events import features_events
 from feature_pipeline.orchestration.keys import features_key, records_key, table_key
 from feature_pipeline.orchestration.provenance import latest_events
 from feature_pipeline.orchestration.records import records_event
@@ -123,15 +123,16 @@ def _reconcile_features(
 ) -> None:
     key = features_key(dataset, hook)
     heads = log.heads(store, dataset, hook)
-    events = latest_events(instance, key, heads)
-    for batch, head in heads.items():
-        event = events.get(batch)
-        if event is not None and event.data_version == str(head.content_digest):
-            continue
-        report = features_event(store, archive_uri, instance, dataset, hook, batch, head)
-        if report is not None:
-            instance.report_runless_asset_event(report)
-            drift.features.setdefault(key.to_user_string(), []).append(batch)
+    known = latest_events(instance, key, heads)
+    unreported = {
+        batch: head
+        for batch, head in heads.items()
+        if batch not in known or known[batch].data_version != str(head.content_digest)
+    }
+    events = features_events(store, archive_uri, instance, dataset, hook, unreported)
+    for batch, event in events.items():
+        instance.report_runless_asset_event(event)
+        drift.features.setdefault(key.to_user_string(), []).append(batch)
 
 
 def request_loads(

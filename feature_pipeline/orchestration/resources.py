@@ -4,7 +4,7 @@ Belongs here: turning configuration into clients. Not here: anything done with t
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, assert_never
+from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 import dagster as dg
 from dagster_aws.s3 import S3Resource
@@ -15,7 +15,6 @@ from feature_pipeline.archive.stores.s3 import S3Store, make_client, open_store
 from feature_pipeline.hooks.runner import HookRunner
 from feature_pipeline.hooks.runners.subprocess import SubprocessRunner
 from feature_pipeline.projections.database import Database
-
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -89,7 +88,7 @@ class HookRunnerResource(dg.ConfigurableResource[HookRunner]):
                 assert_never(self.kind)
 
 
-def default_resources() -> dict[str, object]:
+def default_resources() -> dict[str, Any]:
     """Resources as the environment configures them; read when a run starts, not at import."""
     s3 = ArchiveS3Resource(
         endpoint_url=settings.optional(settings.S3_ENDPOINT_URL),

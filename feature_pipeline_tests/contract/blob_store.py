@@ -132,11 +132,12 @@ class BlobStoreTests:
         assert len(chunks) > 1
         assert b"".join(chunks) == data
 
-    def test_a_file_that_changed_is_not_stored(self, store, tmp_path: Path):
+    @pytest.mark.parametrize("size", [3, 3_000_000])
+    def test_a_file_that_changed_is_not_stored(self, store, tmp_path: Path, size):
         path = tmp_path / "file"
-        path.write_bytes(b"new")
+        path.write_bytes(b"n" * size)
         with pytest.raises(CorruptDataError, match="it changed"):
-            store.create_file("inbox/f", path, Digest.of(b"old"), 3)
+            store.create_file("inbox/f", path, Digest.of(b"o" * size), size)
         assert self.stored(store, "inbox/f") is None
 
     def test_a_stream_may_be_left_early(self, store):

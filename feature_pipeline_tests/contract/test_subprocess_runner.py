@@ -1,5 +1,6 @@
 """The subprocess runner: the common suite, and what only it can do or does differently."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,12 +12,16 @@ from pathlib import Path
 import psutil
 import pytest
 
+import feature_pipeline
 from feature_pipeline.digest import Digest
-from feature_pipeline.hooks.definition import Limits
-from feature_pipeline.hooks.failure import FailureKind
+from feature_pipeline.hooks.definition import Cardinality, HookDefinition, Limits
+from feature_pipeline.hooks.failure import FailureKind, FailurePolicy
+from feature_pipeline.hooks.output import decode_output
+from feature_pipeline.hooks.run import run_hook
 from feature_pipeline.hooks.runner import RunRequest, Workspace
 from feature_pipeline.hooks.runners import process_tree
 from feature_pipeline.hooks.runners.subprocess import SubprocessRunner
+from feature_pipeline.outcomes import Status
 from feature_pipeline.release import HookRelease, ReleaseDocument
 from feature_pipeline_tests.contract.hook_runner import HANG, HookRunnerTests, Monitor, Run
 
@@ -232,6 +237,52 @@ class TestSubprocessRunner(HookRunnerTests):
             assert child.stdout.readline() == "passed on []\n"
             assert child.wait(30) == 0
         assert not process.is_running()
+
+    def test_memory_is_doubled_until_it_suffices(self, runner, workspace: Workspace):
+        source = b"import time\nheld = bytearray(b'x') * 150_000_000\ntime.sleep(0.5)\n"
+        (workspace.code / "hook.py").write_bytes(source)
+        release = self.release_of({"hook.py": source}, ("python", "hook.py"))
+        request = RunRequest("r", release, Limits(memory="100Mi"), workspace)
+        run = run_hook(runner, request, FailurePolicy(retries=0), Monitor())
+        kinds = [attempt.failure and attempt.failure.kind for attempt in run.attempts]
+        assert kinds == [FailureKind.OUT_OF_MEMORY, None]
+        assert run.memory_bytes == 200 * 2**20
+        assert run.attempts[0].log != run.attempts[1].log
+
+    def test_an_example_hook_over_a_real_structure(self, runner, workspace: Workspace):
+        examples = Path(feature_pipeline.__file__).parent / "examples"
+        definition = HookDefinition.model_validate(
+            {
+                "name": "has_protein",
+                "dataset": "structures",
+                "release": {
+                    "version": "1",
+                    "command": ["python", "has_protein.py"],
+                    "code": ["has_protein.py", "contract.py", "structure.py"],
+                    "config": {"min_residues": 20},
+                },
+            }
+        )
+        for name, path in definition.code_files(examples / "hooks").items():
+            (workspace.code / name).write_bytes(path.read_bytes())
+        lines = [json.dumps({"id": name}) + "\n" for name in ("1ubi.pdb", "1lcd.cif", "none")]
+        (workspace.inputs / "records.jsonl").write_text("".join(lines))
+        (workspace.inputs / "config.json").write_text(json.dumps({"min_residues": 60}))
+        for name in ("1ubi.pdb", "1lcd.cif"):
+            (workspace.files / name).mkdir()
+            data = (examples / "structures" / name).read_bytes()
+            (workspace.files / name / name).write_bytes(data)
+        release = definition.hook_release(examples / "hooks")
+        request = RunRequest("r", release, definition.release.limits, workspace)
+        assert runner.run(request, Monitor()).failure is None
+        ids = ("1ubi.pdb", "1lcd.cif", "none")
+        decoded = decode_output(workspace.output, ids, (), Cardinality.MANY, {})
+        assert [outcome.status for outcome in decoded.outcomes] == [
+            Status.PASSED,
+            Status.REJECTED,
+            Status.REJECTED,
+        ]
+        assert decoded.notes == ()
 
     def test_it_can_be_used_in_any_thread(self, run: Run):
         results = []

@@ -36,7 +36,12 @@ def submitted(pipeline: Pipeline) -> Pipeline:
 def test_hook_output_becomes_the_current_artifact(submitted: Pipeline):
     result = submitted.run(COUNTS, "b1")
     said = metadata(result)
-    assert (said["records"], said["passed"], said["rejected"], said["dagster/row_count"]) == (3, 2, 1, 3)
+    assert (said["records"], said["passed"], said["rejected"], said["dagster/row_count"]) == (
+        3,
+        2,
+        1,
+        3,
+    )
     head = log.head(submitted.store, DATASET, "counts", "b1")
     assert head is not None
     assert head.verdict is Verdict.CURRENT

@@ -1,22 +1,22 @@
-"""Objects in an S3 bucket, through any boto3 client. The only module that knows boto3.
+"""Objects in an S3 bucket, through any boto3 client. Only it and its two helpers know boto3.
+
+Servers differ: SeaweedFS 4.48 settles conditional writes that meet on one key in whole seconds,
+AWS answers some of them with 409, which means "ask again" as much as 412 means "it is there".
 
 Errors of the driver are translated here, once. What a failed write means is decided by whether
 the store can have acted on it: a refusal before any other attempt is "did not happen", a lost
 answer or a server error is "unknown".
 """
 
-import base64
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
 
-import boto3
 import botocore.exceptions as boto_errors
 import urllib3.exceptions as http_errors
-from botocore.config import Config
 
 from feature_pipeline.archive.blob_store import (
     BYTES_MEDIA_TYPE,
@@ -26,7 +26,18 @@ from feature_pipeline.archive.blob_store import (
 )
 from feature_pipeline.archive.layout import PROBE
 from feature_pipeline.archive.stores.memory import check_size
-from feature_pipeline.digest import Digest
+from feature_pipeline.archive.stores.s3_answers import (
+    base64_text,
+    code,
+    object_info,
+    retries,
+    status,
+)
+from feature_pipeline.archive.stores.s3_client import (
+    client_from_environment as client_from_environment,
+)
+from feature_pipeline.archive.stores.s3_client import make_client as make_client
+from feature_pipeline.digest import Digest, digest_stream
 from feature_pipeline.errors import (
     CorruptDataError,
     FeaturePipelineError,
@@ -67,57 +78,6 @@ _BODY_ERRORS: Final = (
     http_errors.HTTPError,
     OSError,
 )
-
-
-def make_client(
-    *,
-    endpoint_url: str | None = None,
-    region: str | None = None,
-    access_key_id: str | None = None,
-    secret_access_key: str | None = None,
-    session_token: str | None = None,
-    pool: int = 32,
-) -> "S3Client":
-    """A boto3 S3 client set up for archives; what is not given comes from boto3's usual places.
-
-    A custom endpoint is addressed by path, because buckets have no host names there.
-    """
-    config = Config(
-        s3={"addressing_style": "path" if endpoint_url else "auto"},
-        retries={"mode": "standard", "max_attempts": 4},
-        max_pool_connections=pool,
-        connect_timeout=5,
-        read_timeout=60,
-        # Every write carries its SHA-256 and every blob is checked against its name; boto3's own
-        # CRC32 would be computed beside them.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-    )
-    client: S3Client = boto3.session.Session().client(
-        "s3",
-        endpoint_url=endpoint_url,
-        region_name=region,
-        aws_access_key_id=access_key_id,
-        aws_secret_access_key=secret_access_key,
-        aws_session_token=session_token,
-        config=config,
-    )
-    return client
-
-
-def client_from_environment(environment: Mapping[str, str]) -> "S3Client":
-    """A client by the AWS variables of `environment`, the only places looked at beside boto3's own.
-
-    `AWS_ENDPOINT_URL_S3` goes before `AWS_ENDPOINT_URL`, `AWS_REGION` before
-    `AWS_DEFAULT_REGION`.
-    """
-    return make_client(
-        endpoint_url=environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL"),
-        region=environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION"),
-        access_key_id=environment.get("AWS_ACCESS_KEY_ID"),
-        secret_access_key=environment.get("AWS_SECRET_ACCESS_KEY"),
-        session_token=environment.get("AWS_SESSION_TOKEN"),
-    )
 
 
 def open_store(client: "S3Client", bucket: str, prefix: str = "") -> "S3Store":
@@ -186,7 +146,7 @@ class S3Store:
         try:
             self._client.head_bucket(Bucket=self._bucket)
         except boto_errors.ClientError as error:
-            if _status(error) == 404:
+            if status(error) == 404:
                 raise NotFoundError(
                     f"there is no bucket {self._bucket!r} at {self._client.meta.endpoint_url};"
                     " create it, or name another"
@@ -216,7 +176,7 @@ class S3Store:
         for attempt in range(1, _READ_ATTEMPTS + 1):
             response = self._get(key)
             body = response["Body"]
-            info = _info(key, response)
+            info = object_info(key, response)
             try:
                 # Closed on every path: a body left unread holds one of the pool's connections.
                 with body:
@@ -233,10 +193,10 @@ class S3Store:
     def open(self, key: str, size: int | None = None) -> Iterator[ObjectStream]:
         """See `BlobStore.open`."""
         response = self._get(key)
-        info = _info(key, response)
+        info = object_info(key, response)
         with response["Body"] as body:
             check_size(self.uri(key), info.size, size)
-            yield ObjectStream(info, self._chunks(key, body))
+            yield ObjectStream(info, self._chunks(key, body, info.size))
 
     def stat(self, key: str) -> ObjectInfo | None:
         """See `BlobStore.stat`."""
@@ -245,12 +205,12 @@ class S3Store:
                 Bucket=self._bucket, Key=self._prefix + key, ChecksumMode="ENABLED"
             )
         except boto_errors.ClientError as error:
-            if _status(error) != 404:
+            if status(error) != 404:
                 raise self._refused("HEAD", key, error) from error
         except boto_errors.BotoCoreError as error:
             raise self._unreachable("HEAD", key, error) from error
         else:
-            return _info(key, response)
+            return object_info(key, response)
         # HEAD has no body, so its 404 does not say what is missing. A GET does.
         try:
             with self.open(key) as stream:
@@ -300,20 +260,29 @@ class S3Store:
                 sums.append(hashlib.sha256(part).digest())
         if not info.composite_sha256.endswith(f"-{len(sums)}"):
             return None  # uploaded by another program, in other parts
-        expected = _base64(hashlib.sha256(b"".join(sums)).digest())
+        expected = base64_text(hashlib.sha256(b"".join(sums)).digest())
         return info.composite_sha256 == f"{expected}-{len(sums)}"
 
     def _put(self, key: str, data: bytes, media_type: str, condition: dict[str, Any]) -> bool:
-        checksum = _base64(hashlib.sha256(data).digest())
+        return self._put_body(key, data, hashlib.sha256(data).digest(), media_type, condition)
+
+    def _put_body(
+        self,
+        key: str,
+        body: bytes | BinaryIO,
+        sha256: bytes,
+        media_type: str,
+        condition: dict[str, Any],
+    ) -> bool:
         return self._write(
             "PUT",
             key,
             lambda: self._client.put_object(
                 Bucket=self._bucket,
                 Key=self._prefix + key,
-                Body=data,
+                Body=body,
                 ContentType=media_type,
-                ChecksumSHA256=checksum,
+                ChecksumSHA256=base64_text(sha256),
                 **condition,
             ),
         )
@@ -323,10 +292,17 @@ class S3Store:
     ) -> bool:
         if size > MULTIPART_BYTES:
             return self._put_parts(key, path, digest, condition)
-        data = path.read_bytes()
-        if len(data) != size or Digest.of(data) != digest:
-            raise CorruptDataError(f"file {path} is not {digest} of {size} bytes: it changed")
-        return self._put(key, data, BYTES_MEDIA_TYPE, condition)
+        sha256 = bytes.fromhex(digest.hex)
+        try:
+            with path.open("rb") as file:
+                return self._put_body(key, file, sha256, BYTES_MEDIA_TYPE, condition)
+        except StoreUnavailableError as error:
+            # The store compares the bytes with the checksum and says no in a way of its own.
+            with path.open("rb") as file:
+                actual, _ = digest_stream(file)
+            if actual != digest:
+                raise CorruptDataError(f"file {path} is not {digest}: it changed") from error
+            raise
 
     def _put_parts(self, key: str, path: Path, digest: Digest, condition: dict[str, Any]) -> bool:
         target: dict[str, Any] = {"Bucket": self._bucket, "Key": self._prefix + key}
@@ -365,7 +341,7 @@ class S3Store:
         hasher = hashlib.sha256()
 
         def send(number: int, data: bytes) -> "CompletedPartTypeDef":
-            checksum = _base64(hashlib.sha256(data).digest())
+            checksum = base64_text(hashlib.sha256(data).digest())
             etags: list[str] = []
             self._write(
                 "PUT",
@@ -403,20 +379,25 @@ class S3Store:
                 Bucket=self._bucket, Key=self._prefix + key, ChecksumMode="ENABLED"
             )
         except boto_errors.ClientError as error:
-            if _status(error) == 404 and _code(error) == "NoSuchKey":
+            if status(error) == 404 and code(error) == "NoSuchKey":
                 raise NotFoundError(f"no object {self.uri(key)}") from error
             raise self._refused("GET", key, error) from error
         except boto_errors.BotoCoreError as error:
             raise self._unreachable("GET", key, error) from error
 
-    def _chunks(self, key: str, body: Any) -> Iterator[bytes]:
+    def _chunks(self, key: str, body: Any, size: int) -> Iterator[bytes]:
+        left = size
         try:
             while chunk := body.read(_CHUNK_BYTES):
+                left -= len(chunk)
                 yield chunk
         except boto_errors.FlexibleChecksumError as error:
             raise CorruptDataError(f"{self.uri(key)}: {error}") from error
         except _BODY_ERRORS as error:
             raise self._unreachable("GET", key, error) from error
+        if left:
+            # Read in pieces, a body that ends early is not noticed by boto3 or urllib3.
+            raise StoreUnavailableError(f"GET {self.uri(key)}: the answer ended {left} bytes early")
 
     def _pages(self, prefix: str, **options: Any) -> Iterator[Any]:
         pages = self._client.get_paginator("list_objects_v2").paginate(
@@ -434,14 +415,14 @@ class S3Store:
         try:
             call()
         except boto_errors.ClientError as error:
-            status, code = _status(error), _code(error)
-            if status in _EXISTS or (status == 404 and code == "NoSuchKey"):
+            http_status, s3_code = status(error), code(error)
+            if http_status in _EXISTS or (http_status == 404 and s3_code == "NoSuchKey"):
                 # 404: AWS's answer to If-Match on a key that is gone.
                 return False
-            if status >= 500 or _attempts(error) > 0:
+            if http_status >= 500 or retries(error) > 0:
                 # A server error may come after the act; so may a refusal that follows a retry.
                 raise OutcomeUnknownError(
-                    f"{verb} {self.uri(key)}: no clear answer ({status} {code}): {error}"
+                    f"{verb} {self.uri(key)}: no clear answer ({http_status} {s3_code}): {error}"
                 ) from error
             raise self._refused(verb, key, error) from error
         except _NEVER_SENT as error:
@@ -452,7 +433,7 @@ class S3Store:
 
     def _refused(self, verb: str, key: str, error: boto_errors.ClientError) -> FeaturePipelineError:
         return StoreUnavailableError(
-            f"{verb} {self.uri(key)}: {_status(error)} {_code(error)}:"
+            f"{verb} {self.uri(key)}: {status(error)} {code(error)}:"
             f" {error.response.get('Error', {}).get('Message', '')}"
             f" (endpoint {self._client.meta.endpoint_url})"
         )
@@ -468,48 +449,3 @@ def _read_parts(file: BinaryIO, hasher: Any) -> list[bytes]:
         hasher.update(part)
         group.append(part)
     return group
-
-
-def _info(key: str, response: Any) -> ObjectInfo:
-    checksum = response.get("ChecksumSHA256")
-    whole = checksum is not None and "-" not in checksum
-    declared = response.get("Metadata", {}).get("sha256")
-    return ObjectInfo(
-        key=key,
-        size=response["ContentLength"],
-        modified_at=response["LastModified"],
-        etag=response["ETag"],
-        sha256=_checksum_digest(checksum) if whole else None,
-        composite_sha256=None if whole else checksum,
-        declared_sha256=_declared_digest(declared) if declared is not None else None,
-    )
-
-
-def _checksum_digest(checksum: str) -> Digest | None:
-    try:
-        return Digest(base64.b64decode(checksum, validate=True).hex())
-    except ValueError:
-        return None
-
-
-def _declared_digest(text: str) -> Digest | None:
-    try:
-        return Digest(text)
-    except InvalidInputError:
-        return None
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def _status(error: boto_errors.ClientError) -> int:
-    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-
-
-def _code(error: boto_errors.ClientError) -> str:
-    return error.response.get("Error", {}).get("Code", "")
-
-
-def _attempts(error: boto_errors.ClientError) -> int:
-    return error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0)

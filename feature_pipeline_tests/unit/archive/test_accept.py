@@ -70,6 +70,7 @@ def test_an_identical_rerun_has_the_same_content(scene):
         accept.accept(scene.store, scene.completion(scene.artifact(batch, release)))
         for _ in range(2)
     ]
+    assert [entry.verdict for entry in entries] == [Verdict.CURRENT] * 2  # the later one stands
     assert entries[0].content_digest == entries[1].content_digest
     assert entries[0].manifest != entries[1].manifest
 
@@ -199,6 +200,13 @@ class TestWhatIsNotAccepted:
         odd = self._with_manifest(scene, completion, cardinality="one")
         with pytest.raises(InvalidInputError, match="cardinality is one"):
             accept.accept(scene.store, odd)
+
+    def test_two_columns_of_one_name(self, scene, batch):
+        completion = scene.completion(scene.artifact(batch, scene.release()))
+        manifest = read.read_manifest(scene.store, completion.manifest)
+        columns = (*manifest.columns, manifest.columns[0])
+        with pytest.raises(InvalidInputError, match="both lay claim to"):
+            accept.accept(scene.store, self._with_manifest(scene, completion, columns=columns))
 
     def test_null_in_a_required_column(self, scene, batch):
         outcomes = tuple(

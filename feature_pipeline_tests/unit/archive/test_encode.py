@@ -191,3 +191,16 @@ class TestTablesThatDisagree:
     def test_bytes_that_are_not_parquet(self):
         with pytest.raises(CorruptDataError, match="rows is not Parquet"):
             read_parquet(b"PAR1 not really", "rows")
+
+
+def test_the_encoding_is_the_one_that_archives_were_written_with():
+    """These digests are stored in every manifest: code that computes others is a new format."""
+    content = Content.of(COLUMNS, OUTCOMES)
+    assert (
+        content.content_digest.hex
+        == "4d0d06ec84c6f0993e8325477fd11f0e6178411e2992ad3cb3b9e461b238a1e4"
+    )
+    assert (
+        str(content.rows_digest)
+        == "3bcab7df4c282be274237e78657bee1da0b880b1b4d0fd9407a76933cd598697"
+    )

@@ -119,6 +119,7 @@ class TestEntries:
 
     def test_a_log_begun_anew_is_read_anew(self, scene):
         first = scene.release("1")
+        assert log.releases(scene.store, DATASET, HOOK) == [first]
         scene.store.delete("log/releases/structures/pockets/0000000001")
         scene.release("2")
         assert log.releases(scene.store, DATASET, HOOK) != [first]

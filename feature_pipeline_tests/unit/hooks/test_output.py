@@ -515,6 +515,14 @@ class TestFolder:
         with pytest.raises(InvalidInputError, match=r"features\.jsonl: expected a regular file"):
             self.decode(output)
 
+    def test_a_link_in_the_place_of_the_folder_is_not_followed(self, tmp_path):
+        (tmp_path / "real").mkdir()
+        (tmp_path / "real" / "features.jsonl").write_text(passed("a"))
+        (tmp_path / "out").symlink_to(tmp_path / "real")
+        assert raw_files(tmp_path / "out") == {}
+        with pytest.raises(InvalidInputError, match="replaced by a link"):
+            self.decode(tmp_path / "out")
+
     def test_a_dangling_link_is_not_an_absent_file(self, tmp_path):
         (tmp_path / "features.jsonl").symlink_to(tmp_path / "nowhere")
         with pytest.raises(InvalidInputError, match="expected a regular file, found l"):

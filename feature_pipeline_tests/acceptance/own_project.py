@@ -1,0 +1,161 @@
+"""A project folder for a test: its own `.env` and data, the installed code location."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import requests
+
+ROOT = Path(__file__).parents[2]
+T = TypeVar("T")
+
+BACKFILL = """
+mutation Launch($params: LaunchBackfillParams!) {
+  launchPartitionBackfill(backfillParams: $params) {
+    __typename
+    ... on LaunchBackfillSuccess { backfillId }
+    ... on PythonError { message }
+  }
+}
+"""
+BACKFILL_STATUS = """
+query Status($id: String!) {
+  partitionBackfillOrError(backfillId: $id) {
+    __typename
+    ... on PartitionBackfill { status error { message } }
+  }
+}
+"""
+STALENESS = """
+query Staleness($keys: [AssetKeyInput!]!) {
+  assetNodes(assetKeys: $keys) { assetKey { path } partitionKeys staleStatusByPartition }
+}
+"""
+
+
+class OwnProject:
+    """Runs the command line as a user would, in a folder of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        root.mkdir(exist_ok=True)
+        root.chmod(0o711)  # as root, PostgreSQL is another user
+        for name in ("workspace.yaml", "dagster.yaml"):
+            shutil.copy(ROOT / name, root / name)
+        self.url = ""
+
+    @property
+    def data(self) -> Path:
+        return self.root / ".feature_pipeline"
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "feature_pipeline.cli.app", *arguments]
+
+    def environment(self) -> dict[str, str]:
+        """Without the coverage of pytest's own warning filters: this is a user's process."""
+        return {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+
+    def run(self, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments),
+            cwd=self.root,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def json(self, *arguments: str) -> Any:
+        done = self.run(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def sql(self, statement: str) -> list[list[Any]]:
+        return self.json("sql", statement)["rows"]
+
+    @contextmanager
+    def dev(self) -> Iterator[None]:
+        """`feature-pipeline dev` runs; ended as Ctrl-C ends it."""
+        process = subprocess.Popen(
+            self.command("dev"),
+            cwd=self.root,
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        lines: list[str] = []
+        assert process.stdout is not None
+        reader = threading.Thread(target=lambda: lines.extend(process.stdout), daemon=True)
+        reader.start()
+        try:
+            wait_for(lambda: _ready(process, lines), 180)
+            (self.url,) = [line.split()[1] for line in lines if line.startswith("Dagster ")]
+            yield
+        finally:
+            process.send_signal(signal.SIGINT)
+            status = process.wait(60)
+            reader.join(10)
+            process.stdout.close()
+        assert status == 0, "".join(lines)
+        assert lines[-1] == "Stopped.\n"
+
+    def graphql(self, query: str, **variables: Any) -> Any:
+        response = requests.post(
+            f"{self.url}/graphql", json={"query": query, "variables": variables}, timeout=60
+        )
+        body = response.json()
+        assert not body.get("errors"), body
+        return body["data"]
+
+    def backfill(self, keys: Sequence[Sequence[str]], partitions: Sequence[str]) -> None:
+        """Launch a backfill as the UI does, and wait for its success."""
+        launched = self.graphql(
+            BACKFILL,
+            params={
+                "assetSelection": [{"path": list(key)} for key in keys],
+                "partitionNames": list(partitions),
+            },
+        )["launchPartitionBackfill"]
+        assert launched["__typename"] == "LaunchBackfillSuccess", launched
+
+        def is_done() -> bool:
+            found = self.graphql(BACKFILL_STATUS, id=launched["backfillId"])
+            status = found["partitionBackfillOrError"]
+            assert "FAIL" not in status["status"], status
+            return status["status"] == "COMPLETED_SUCCESS"
+
+        wait_for(is_done, 300)
+
+    def staleness(self, keys: Sequence[Sequence[str]]) -> dict[str, set[str]]:
+        """Per asset, the statuses of its partitions."""
+        nodes = self.graphql(STALENESS, keys=[{"path": list(key)} for key in keys])["assetNodes"]
+        return {
+            "/".join(node["assetKey"]["path"]): set(node["staleStatusByPartition"])
+            for node in nodes
+        }
+
+
+def _ready(process: subprocess.Popen[str], lines: list[str]) -> bool:
+    assert process.poll() is None, "".join(lines)
+    return any(line.startswith("Ctrl-C") for line in lines)
+
+
+def wait_for(condition: Callable[[], T], seconds: float) -> T:
+    """The first true answer of `condition`."""
+    deadline = time.monotonic() + seconds
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, f"still false after {seconds} s"
+        time.sleep(0.5)
+    return answer

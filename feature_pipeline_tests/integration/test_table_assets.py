@@ -1,0 +1,267 @@
+"""Table assets over a real archive, database and instance: loading, proof, staleness, triggers."""
+
+import dagster as dg
+import pytest
+from dagster._core.definitions.data_version import CachingStaleStatusResolver
+from dagster._core.loader import LoadingContextForTest
+
+from feature_pipeline.archive import accept, log
+from feature_pipeline.orchestration.keys import features_key, records_key, table_key
+from feature_pipeline.orchestration.tables import table_spec
+from feature_pipeline.projections.proof import prove
+from feature_pipeline_tests.fixtures.dagster import COUNT_COLUMNS, DATASET, Pipeline
+
+RECORDS = records_key(DATASET)
+COUNTS = features_key(DATASET, "counts")
+TABLE = table_key(DATASET, "counts")
+TEXTS = {"b1": {"r1": "aab", "r2": ""}, "b2": {"r3": "xyz"}, "b3": {"r4": "q"}}
+
+
+@pytest.fixture
+def computed(pipeline: Pipeline) -> Pipeline:
+    """Three batches with features, nothing loaded."""
+    pipeline.add_hook()
+    for key, texts in TEXTS.items():
+        pipeline.submit(key, texts)
+    pipeline.tick()
+    for key in TEXTS:
+        assert pipeline.run(COUNTS, key).success
+    return pipeline
+
+
+@pytest.fixture
+def loaded(computed: Pipeline) -> Pipeline:
+    """Three batches with features, all in the table."""
+    assert computed.run(TABLE, partitions=("b1", "b3")).success
+    return computed
+
+
+def staleness(pipeline: Pipeline) -> dict[tuple[dg.AssetKey, str], str]:
+    """Dagster's own answer per asset and partition: what `staleStatusByPartition` shows."""
+    resolver = CachingStaleStatusResolver(
+        pipeline.instance,
+        pipeline.defs.resolve_asset_graph(),
+        LoadingContextForTest(pipeline.instance),
+    )
+    return {
+        (key, batch): resolver.get_status(key, batch).name
+        for key in (RECORDS, COUNTS, TABLE)
+        for batch in pipeline.instance.get_dynamic_partitions(DATASET)
+    }
+
+
+def not_fresh(pipeline: Pipeline) -> dict[tuple[str, str], str]:
+    return {
+        ("/".join(key.path[1:]), batch): status
+        for (key, batch), status in staleness(pipeline).items()
+        if status != "FRESH"
+    }
+
+
+def equals_archive(pipeline: Pipeline) -> bool:
+    spec = table_spec(pipeline.hooks["counts"])
+    return prove(pipeline.store, pipeline.database, spec).is_equal
+
+
+def data_versions(pipeline: Pipeline) -> dict[str, str]:
+    records = pipeline.instance.fetch_materializations(TABLE, limit=100).records
+    versions: dict[str, str] = {}
+    for record in reversed(records):
+        event = record.asset_materialization
+        versions[event.partition] = event.tags["dagster/data_version"]
+    return versions
+
+
+def test_a_range_run_loads_every_batch_with_a_version_of_its_own(loaded: Pipeline):
+    rows = loaded.rows("select record_id, ordinal, letter, count, batch from features.counts")
+    assert sorted(rows) == [
+        ("r1", 0, "a", 2, "b1"),
+        ("r1", 1, "b", 1, "b1"),
+        ("r3", 0, "x", 1, "b2"),
+        ("r3", 1, "y", 1, "b2"),
+        ("r3", 2, "z", 1, "b2"),
+        ("r4", 0, "q", 1, "b3"),
+    ]
+    versions = data_versions(loaded)
+    assert set(versions) == {"b1", "b2", "b3"}
+    assert len(set(versions.values())) == 3
+    assert equals_archive(loaded)
+
+
+def test_nothing_is_stale_after_loading(loaded: Pipeline):
+    assert not_fresh(loaded) == {}
+
+
+def test_single_and_range_runs_give_the_same_data_versions(loaded: Pipeline):
+    before = data_versions(loaded)
+    for batch in TEXTS:
+        assert loaded.run(TABLE, batch).success
+    assert data_versions(loaded) == before
+    assert not_fresh(loaded) == {}
+
+
+def test_archived_but_not_loaded_is_missing(computed: Pipeline):
+    assert not_fresh(computed) == {("tables/counts", batch): "MISSING" for batch in TEXTS}
+
+
+def test_a_changed_batch_makes_its_table_partition_stale_and_no_other(loaded: Pipeline):
+    loaded.add_hook(
+        code="""
+        import json, os
+        out = open(os.environ["OSA_OUT"] + "/features.jsonl", "w")
+        for line in open(os.environ["OSA_IN"] + "/records.jsonl"):
+            rows = [{"letter": "!", "count": 1}]
+            out.write(json.dumps({"id": json.loads(line)["id"], "features": rows}) + "\\n")
+        """
+    )
+    assert loaded.run(COUNTS, "b2").success
+    stale = not_fresh(loaded)
+    assert stale.pop(("tables/counts", "b2")) == "STALE"
+    # the new release makes the other batches' features stale, and only these
+    assert set(stale) == {("features/counts", "b1"), ("features/counts", "b3")}
+    assert loaded.run(TABLE, "b2").success
+    assert loaded.rows("select letter from features.counts where batch = 'b2'") == [("!",)]
+    assert ("tables/counts", "b2") not in not_fresh(loaded)
+
+
+def test_an_identical_rerun_leaves_nothing_stale(loaded: Pipeline):
+    assert loaded.run(COUNTS, "b1", config={"force": True}).success
+    assert not_fresh(loaded) == {}
+
+
+def test_a_dropped_table_comes_back_equal_by_running_the_asset_again(loaded: Pipeline):
+    before = data_versions(loaded)
+    loaded.rows("select 1")
+    with loaded.database.connect("test") as connection:
+        connection.execute("drop schema features cascade")
+        connection.execute("drop schema feature_pipeline cascade")
+    assert loaded.run(TABLE, partitions=("b1", "b3")).success
+    assert equals_archive(loaded)
+    assert data_versions(loaded) == before
+    assert loaded.rows("select count(*) from features.counts") == [(6,)]
+
+
+def test_a_table_changed_behind_our_back_fails_the_equality_check(loaded: Pipeline):
+    with loaded.database.connect("test") as connection:
+        connection.execute("update features.counts set count = 99 where record_id = 'r4'")
+    result = loaded.run(TABLE, "b1")
+    (check,) = [c for c in result.get_asset_check_evaluations() if c.check_name == "equals_archive"]
+    assert check.passed  # of the run's own batch
+    result = loaded.run(TABLE, partitions=("b1", "b3"))
+    checks = {c.check_name: c.passed for c in result.get_asset_check_evaluations()}
+    assert not equals_archive(loaded)
+    assert checks.get("equals_archive", False) is False
+
+
+def test_outcomes_are_queryable(loaded: Pipeline):
+    rows = loaded.rows(
+        "select record_id, status, reason, batch from features._outcomes order by record_id"
+    )
+    assert rows == [
+        ("r1", "passed", None, "b1"),
+        ("r2", "rejected", "no letters", "b1"),
+        ("r3", "passed", None, "b2"),
+        ("r4", "passed", None, "b3"),
+    ]
+
+
+def test_decoded_again_columns_reach_the_table(loaded: Pipeline):
+    columns = [*COUNT_COLUMNS, {"name": "note", "type": "string", "default": "none"}]
+    loaded.add_hook(feature={"columns": columns})
+    assert loaded.run(COUNTS, "b1").success
+    assert loaded.run(TABLE, partitions=("b1", "b3")).success
+    assert loaded.rows("select distinct note from features.counts") == [("none",)]
+    assert equals_archive(loaded)
+
+
+class Automation:
+    """The automation sensor's evaluations, with the runs it asks for executed in this process."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self.cursor: dg.AutomationCondition | None = None
+
+    def tick(self) -> dict[str, list[str]]:
+        """Evaluate once; run what was requested; what that was, by asset."""
+        defs = self.pipeline.defs
+        result = dg.evaluate_automation_conditions(
+            defs=defs, instance=self.pipeline.instance, cursor=self.cursor
+        )
+        self.cursor = result.cursor
+        requested: dict[str, list[str]] = {}
+        for key in (COUNTS, TABLE):
+            for batch in sorted(result.get_requested_partitions(key)):
+                requested.setdefault("/".join(key.path[1:]), []).append(batch)
+                assert self.pipeline.run(key, batch, defs=defs).success
+        return requested
+
+
+def test_submitting_leads_to_rows_with_nothing_clicked(pipeline: Pipeline):
+    pipeline.add_hook()
+    automation = Automation(pipeline)
+    assert automation.tick() == {}
+    for key, texts in TEXTS.items():
+        pipeline.submit(key, texts)
+    pipeline.tick()
+    assert automation.tick() == {"features/counts": ["b1", "b2", "b3"]}
+    assert automation.tick() == {"tables/counts": ["b1", "b2", "b3"]}
+    assert automation.tick() == {}
+    assert pipeline.rows("select count(*) from features.counts") == [(6,)]
+    assert not_fresh(pipeline) == {}
+
+
+def test_what_happened_before_the_first_evaluation_is_computed(pipeline: Pipeline):
+    pipeline.add_hook()
+    pipeline.submit("b1", TEXTS["b1"])
+    pipeline.tick()
+    automation = Automation(pipeline)
+    assert automation.tick() == {"features/counts": ["b1"]}
+    assert automation.tick() == {"tables/counts": ["b1"]}
+
+
+def test_an_identical_rerun_requests_no_table_run(loaded: Pipeline):
+    automation = Automation(loaded)
+    automation.tick()
+    assert loaded.run(COUNTS, "b1", config={"force": True}).success
+    assert automation.tick() == {}
+    assert automation.tick() == {}
+
+
+def test_a_failed_run_is_not_requested_again(pipeline: Pipeline):
+    pipeline.add_hook(code="import sys; sys.exit(1)")
+    pipeline.submit("b1", TEXTS["b1"])
+    pipeline.tick()
+    automation = Automation(pipeline)
+    with pytest.raises(AssertionError):
+        automation.tick()
+    assert automation.tick() == {}
+
+
+def test_on_request_runs_nothing_by_itself(pipeline: Pipeline):
+    pipeline.add_hook(compute="on_request", table={"materialize": "on_request"})
+    automation = Automation(pipeline)
+    automation.tick()
+    pipeline.submit("b1", TEXTS["b1"])
+    pipeline.tick()
+    assert automation.tick() == {}
+    assert pipeline.run(COUNTS, "b1").success
+    assert automation.tick() == {}
+
+
+def test_inbox_entries_go_once_their_events_are_in_dagster(computed: Pipeline):
+    for _ in range(2):
+        computed.tick()
+    assert accept.waiting(computed.store) == []
+
+
+def test_a_repeated_tick_appends_nothing(pipeline: Pipeline):
+    """A daemon that dies before it stores a tick's events repeats the tick."""
+    from feature_pipeline.orchestration.inbox_sensor import settle_inbox
+
+    pipeline.add_hook()
+    pipeline.submit("b1", TEXTS["b1"])
+    for _ in range(2):
+        tick = settle_inbox(pipeline.store, pipeline.archive_uri, pipeline.instance)
+        assert [event.partition for event in tick.events] == ["b1"]
+    assert len(log.batch_entries(pipeline.store, DATASET, "b1")) == 1
+    assert pipeline.instance.get_dynamic_partitions(DATASET) == []
