@@ -10,6 +10,7 @@ import dagster as dg
 from feature_pipeline.hooks.definition import HookDefinition, check_definitions
 from feature_pipeline.orchestration.automation import automation_sensor
 from feature_pipeline.orchestration.checks import feature_checks, table_checks
+from feature_pipeline.orchestration.dead_runs import dead_runs_sensor
 from feature_pipeline.orchestration.features import (
     DEFINITION_METADATA,
     FOLDER_METADATA,
@@ -50,7 +51,7 @@ def shared_definitions(hooks: Sequence[HookDefinition]) -> dg.Definitions:
         asset_checks=[
             check for hook in hooks for check in (*feature_checks(hook), *table_checks(hook))
         ],
-        sensors=[inbox_sensor(), automation_sensor()],
+        sensors=[inbox_sensor(), automation_sensor(), dead_runs_sensor()],
         jobs=[reconcile_job(hooks)],
         schedules=[reconcile_schedule()],
         # One process a run: a run has one step that matters, and a second process costs seconds.

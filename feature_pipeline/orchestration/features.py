@@ -114,7 +114,7 @@ def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefiniti
         automation_condition=(
             automation.features() if definition.compute is Compute.AUTOMATICALLY else None
         ),
-        pool=pool_of(hook),
+        pool=pool_of(dataset, hook),
         group_name=dataset,
         kinds={"s3", "parquet"},
         owners=list(definition.owners),

@@ -29,6 +29,6 @@ def table_key(dataset: str, table: str) -> dg.AssetKey:
     return dg.AssetKey([dataset, "tables", table])
 
 
-def pool_of(hook: str) -> str:
+def pool_of(dataset: str, hook: str) -> str:
     """The concurrency pool that all runs of a hook share."""
-    return f"hook_{hook}"
+    return f"{dataset}/{hook}"

@@ -7,7 +7,7 @@ lost database forgot; this can, from LISTs of the logs.
 
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import dagster as dg
@@ -19,6 +19,7 @@ from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.hooks.definition import HookDefinition, Materialize
 from feature_pipeline.orchestration.events import features_events
 from feature_pipeline.orchestration.keys import features_key, records_key, table_key
+from feature_pipeline.orchestration.pools import set_pools
 from feature_pipeline.orchestration.provenance import latest_events
 from feature_pipeline.orchestration.records import records_event
 from feature_pipeline.orchestration.resources import ArchiveResource, DatabaseResource
@@ -79,7 +80,7 @@ def reconcile(
     drift = Drift()
     for dataset in sorted({hook.dataset for hook in hooks} | set(log.datasets(store))):
         _reconcile_batches(store, instance, dataset, drift)
-        for hook in log.hooks(store, dataset):
+        for hook in _inputs_first(log.hooks(store, dataset), dataset, hooks):
             _reconcile_features(store, archive_uri, instance, dataset, hook, drift)
     if database is not None:
         for definition in hooks:
@@ -93,12 +94,32 @@ def reconcile(
     return drift
 
 
+def _inputs_first(
+    names: Sequence[str], dataset: str, hooks: Sequence[HookDefinition]
+) -> Iterator[str]:
+    """The hooks, each after those it takes as input: its events point at theirs."""
+    inputs = {hook.name: hook.inputs for hook in hooks if hook.dataset == dataset}
+    seen: set[str] = set()
+
+    def visit(name: str) -> Iterator[str]:
+        if name in seen:
+            return
+        seen.add(name)
+        for source in inputs.get(name, ()):
+            yield from visit(source)
+        yield name
+
+    for name in names:
+        yield from visit(name)
+
+
 def _reconcile_batches(
     store: BlobStore, instance: dg.DagsterInstance, dataset: str, drift: Drift
 ) -> None:
     entries = log.batches(store, dataset)
     known = set(instance.get_dynamic_partitions(dataset))
-    if absent := [key for key in entries if key not in known]:
+    submitted = sorted(entries.values(), key=lambda entry: entry.order)
+    if absent := [entry.batch for entry in submitted if entry.batch not in known]:
         instance.add_dynamic_partitions(dataset, absent)
         drift.partitions[dataset] = absent
     if unknown := sorted(known - set(entries)):
@@ -168,6 +189,7 @@ def reconcile_job(hooks: Sequence[HookDefinition]) -> dg.JobDefinition:
     def find_and_mend(
         context: dg.OpExecutionContext, archive: ArchiveResource, database: DatabaseResource
     ) -> None:
+        set_pools(context.instance, hooks)
         drift = reconcile(
             archive.store(), archive.uri, context.instance, database.database(), hooks
         )

@@ -18,7 +18,12 @@ from feature_pipeline.orchestration.metadata import (
     columns_markdown,
     table_schema,
 )
-from feature_pipeline.orchestration.provenance import InputVersion, event_tags, latest_events
+from feature_pipeline.orchestration.provenance import (
+    InputVersion,
+    PartitionEvent,
+    event_tags,
+    latest_events,
+)
 from feature_pipeline.orchestration.resources import ArchiveResource, DatabaseResource
 from feature_pipeline.projections.load import LoadReport, load_batches
 from feature_pipeline.projections.progress import check_progress
@@ -94,11 +99,7 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
         inputs = latest_events(context.instance, source, batches)
         done: list[str] = []
         for report in load_batches(store, target, spec, batches):
-            event = inputs.get(report.batch)
-            read_version = InputVersion(
-                str(report.content_digest), event.storage_id if event else None
-            )
-            tags = event_tags(report.data_version, code_version, {source: read_version})
+            tags = load_tags(report, code_version, source, inputs.get(report.batch))
             metadata = load_metadata(report)
             if len(batches) == 1:
                 yield dg.MaterializeResult(
@@ -128,6 +129,32 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
         )
 
     return load_table
+
+
+def load_tags(
+    report: LoadReport, code_version: str, source: dg.AssetKey, event: PartitionEvent | None
+) -> dict[str, str]:
+    """Provenance of a loaded batch: the content that was read, and Dagster's event of it.
+
+    Args:
+        event: The latest event of the features' partition, if Dagster has one.
+    """
+    read_version = InputVersion(str(report.content_digest), event.storage_id if event else None)
+    return event_tags(report.data_version, code_version, {source: read_version})
+
+
+def table_event(
+    definition: HookDefinition, report: LoadReport, event: PartitionEvent | None
+) -> dg.AssetMaterialization:
+    """The materialization that stands for a batch loaded outside any run."""
+    spec = table_spec(definition)
+    source = features_key(definition.dataset, definition.name)
+    return dg.AssetMaterialization(
+        asset_key=table_key(definition.dataset, spec.name),
+        partition=report.batch,
+        metadata=load_metadata(report),
+        tags=load_tags(report, table_code_version(spec.columns, spec), source, event),
+    )
 
 
 def load_metadata(report: LoadReport) -> dict[str, dg.MetadataValue]:

@@ -1,0 +1,83 @@
+"""`feature-pipeline recover`: Dagster's storage and the tables, from S3 and the code alone."""
+
+import click
+import dagster as dg
+
+from feature_pipeline import settings
+from feature_pipeline.archive import log
+from feature_pipeline.cli.hooks import project_hooks
+from feature_pipeline.cli.output import Output, json_option
+from feature_pipeline.cli.project import Project, open_archive
+from feature_pipeline.orchestration.recover import (
+    prove_tables,
+    recover_dagster,
+    recover_table,
+    tables_to_recover,
+)
+from feature_pipeline.projections.database import Database
+
+
+@click.command()
+@click.argument("tables", nargs=-1)
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(1, 64))
+@json_option
+def recover(tables: tuple[str, ...], workers: int, as_json: bool) -> None:
+    """Bring back what databases forgot: partitions, materializations, pools and tables.
+
+    Every table that is always materialized is rebuilt, and those of TABLES. Safe to interrupt and
+    to repeat: what is there already is left alone. Ends with the proof that the tables equal the
+    archive. Run it while Dagster's daemon is stopped.
+    """
+    Project.find().load_environment()
+    output = Output(as_json)
+    store = open_archive()
+    uri = settings.S3Settings.from_environment().uri
+    database = Database(settings.database_url())
+    hooks = [hook.definition for hook in project_hooks()]
+    wanted = tables_to_recover(hooks, tables)
+    with dg.DagsterInstance.get() as instance:
+        output.say("Registering partitions and materializations ...")
+        drift = recover_dagster(store, uri, instance, hooks)
+        output.say(drift.summary())
+        loaded: dict[str, dict[str, int]] = {}
+        for hook in wanted:
+            batches = len(log.heads(store, hook.dataset, hook.name))
+            counts = loaded[hook.table_name] = {"batches": 0, "rows": 0}
+            with output.progress(f"table {hook.table_name}", batches) as steps:
+                for report in recover_table(store, instance, database, hook, workers=workers):
+                    counts["batches"] += 1
+                    counts["rows"] += report.rows
+                    steps.advance()
+    proofs = prove_tables(store, database, wanted)
+    output.table(
+        "proof: rows read back from PostgreSQL against the archive in S3",
+        ["table", "batches", "rows", "digest of the table", "digest of the archive", "equal"],
+        [
+            [
+                name,
+                loaded[name]["batches"],
+                proof.rows,
+                str(proof.table_digest)[:16],
+                str(proof.archive_digest)[:16],
+                proof.is_equal,
+            ]
+            for name, proof in proofs.items()
+        ],
+    )
+    output.say("Grants and views that users made themselves are not in S3 and were not restored.")
+    output.result(
+        {
+            "drift": drift.summary(),
+            "tables": {
+                name: {
+                    **loaded[name],
+                    "table_digest": str(proof.table_digest),
+                    "archive_digest": str(proof.archive_digest),
+                    "equal": proof.is_equal,
+                }
+                for name, proof in proofs.items()
+            },
+        }
+    )
+    if not all(proof.is_equal for proof in proofs.values()):
+        raise click.ClickException("a table differs from the archive")

@@ -1,0 +1,197 @@
+"""The drill: every database lost, everything back from S3 and the code; and drift mended."""
+
+import os
+import subprocess
+import sys
+
+import dagster as dg
+import pytest
+from dagster._core.instance import InstanceType
+
+from feature_pipeline.orchestration.dead_runs import fail_dead_runs
+from feature_pipeline.orchestration.keys import features_key, pool_of, records_key, table_key
+from feature_pipeline.orchestration.reconcile import reconcile
+from feature_pipeline.orchestration.recover import (
+    prove_tables,
+    recover_dagster,
+    recover_table,
+    tables_to_recover,
+)
+from feature_pipeline.projections.database import Database
+from feature_pipeline_tests.fixtures.dagster import (
+    COUNT_HOOK,
+    DATASET,
+    Pipeline,
+    dagster_instance,
+)
+from feature_pipeline_tests.fixtures.postgres import PostgresAddress
+from feature_pipeline_tests.integration.test_table_assets import COUNTS, TABLE, TEXTS, not_fresh
+
+RECORDS = records_key(DATASET)
+
+
+def versions(pipeline: Pipeline) -> dict[tuple[str, str], tuple[str, str]]:
+    """Data and code version of every asset's partitions, as Dagster has them."""
+    found = {}
+    for key in (RECORDS, COUNTS, TABLE):
+        for record in reversed(pipeline.instance.fetch_materializations(key, limit=1000).records):
+            event = record.asset_materialization
+            tags = event.tags
+            found["/".join(key.path), event.partition] = (
+                tags["dagster/data_version"],
+                tags["dagster/code_version"],
+            )
+    return found
+
+
+@pytest.fixture
+def loaded(pipeline: Pipeline) -> Pipeline:
+    pipeline.add_hook(release={"concurrency": 3})
+    for key, texts in TEXTS.items():
+        pipeline.submit(key, texts)
+    pipeline.tick()
+    for key in TEXTS:
+        assert pipeline.run(COUNTS, key).success
+    assert pipeline.run(TABLE, partitions=("b1", "b3")).success
+    return pipeline
+
+
+def test_everything_comes_back_from_s3_and_the_code(
+    loaded: Pipeline, postgres_server: PostgresAddress, dagster_template: str, tmp_path
+):
+    before = versions(loaded)
+    rows = sorted(loaded.rows("select * from features.counts"))
+    partitions = loaded.instance.get_dynamic_partitions(DATASET)
+
+    # both databases are gone; new, empty ones take their place
+    tables_url = postgres_server.create_database()
+    dagster_url = postgres_server.create_database(dagster_template)
+    loaded.database = Database(tables_url)
+    hooks = list(loaded.hooks.values())
+    with dagster_instance(tmp_path / "new-home", dagster_url) as instance:
+        loaded.instance = instance
+        assert versions(loaded) == {}
+        drift = recover_dagster(loaded.store, loaded.archive_uri, instance, hooks)
+        assert drift.partitions == {DATASET: ["b1", "b2", "b3"]}
+        wanted = tables_to_recover(hooks, [])
+        for hook in wanted:
+            reports = list(recover_table(loaded.store, instance, loaded.database, hook))
+            assert {report.batch for report in reports} == set(TEXTS)
+
+        assert versions(loaded) == before
+        assert instance.get_dynamic_partitions(DATASET) == partitions
+        assert sorted(loaded.rows("select * from features.counts")) == rows
+        assert not_fresh(loaded) == {}
+        proofs = prove_tables(loaded.store, loaded.database, wanted)
+        assert all(proof.is_equal for proof in proofs.values())
+        limits = {p.name: p.limit for p in instance.event_log_storage.get_pool_limits()}
+        assert limits[pool_of(DATASET, "counts")] == 3
+
+        # repeating it reports nothing again
+        events = sum(len(_all(instance, key)) for key in (RECORDS, COUNTS, TABLE))
+        assert recover_dagster(loaded.store, loaded.archive_uri, instance, hooks).is_empty()
+        for hook in wanted:
+            list(recover_table(loaded.store, instance, loaded.database, hook))
+        assert sum(len(_all(instance, key)) for key in (RECORDS, COUNTS, TABLE)) == events
+    postgres_server.drop_database(tables_url)
+    postgres_server.drop_database(dagster_url)
+
+
+def _all(instance: dg.DagsterInstance, key: dg.AssetKey) -> list:
+    return list(instance.fetch_materializations(key, limit=1000).records)
+
+
+def test_reconcile_finds_nothing_after_ordinary_work(loaded: Pipeline):
+    drift = reconcile(
+        loaded.store,
+        loaded.archive_uri,
+        loaded.instance,
+        loaded.database,
+        list(loaded.hooks.values()),
+    )
+    assert drift.summary() == "no drift"
+
+
+def test_reconcile_lists_what_a_table_lacks(loaded: Pipeline):
+    with loaded.database.connect("test") as connection:
+        connection.execute("delete from feature_pipeline.progress where batch = 'b2'")
+    loaded.instance.add_dynamic_partitions(DATASET, ["stray"])
+    drift = reconcile(
+        loaded.store,
+        loaded.archive_uri,
+        loaded.instance,
+        loaded.database,
+        list(loaded.hooks.values()),
+    )
+    assert drift.tables == {TABLE.to_user_string(): ["b2"]}
+    assert drift.unknown_partitions == {DATASET: ["stray"]}
+
+
+def test_the_reconcile_job_requests_a_backfill_of_what_is_lacking(loaded: Pipeline):
+    with loaded.database.connect("test") as connection:
+        connection.execute("delete from feature_pipeline.progress where batch = 'b2'")
+    job = loaded.defs.resolve_job_def("reconcile")
+    assert job.execute_in_process(instance=loaded.instance).success
+    (backfill,) = loaded.instance.get_backfills()
+    subset = backfill.asset_backfill_data.target_subset
+    wanted = {(key.asset_key, key.partition_key) for key in subset.iterate_asset_partitions()}
+    assert wanted == {(TABLE, "b2")}
+
+
+def test_features_of_features_recover_with_pointers_to_their_inputs(
+    pipeline: Pipeline, postgres_server: PostgresAddress, dagster_template: str, tmp_path
+):
+    pipeline.add_hook()
+    # named so that it sorts before its input
+    pipeline.add_hook("after", code=COUNT_HOOK, inputs=["counts"])
+    pipeline.submit("b1", TEXTS["b1"])
+    pipeline.tick()
+    after = features_key(DATASET, "after")
+    for key in (COUNTS, after, TABLE, table_key(DATASET, "after")):
+        assert pipeline.run(key, "b1").success
+    url = postgres_server.create_database(dagster_template)
+    with dagster_instance(tmp_path / "new-home", url) as instance:
+        pipeline.instance = instance
+        hooks = list(pipeline.hooks.values())
+        recover_dagster(pipeline.store, pipeline.archive_uri, instance, hooks)
+        (record,) = _all(instance, after)
+        (source,) = _all(instance, COUNTS)
+        tags = record.asset_materialization.tags
+        pointer = "dagster/input_event_pointer/letters/features/counts"
+        assert tags[pointer] == str(source.storage_id)
+        version = "dagster/input_data_version/letters/features/counts"
+        assert tags[version] == source.asset_materialization.tags["dagster/data_version"]
+    postgres_server.drop_database(url)
+
+
+def test_a_run_whose_worker_died_is_failed(pipeline: Pipeline):
+    """A worker that reported its pid and was then killed."""
+    instance = pipeline.instance
+    assert instance.type is InstanceType.PERSISTENT
+    dead = subprocess.Popen([sys.executable, "-c", "pass"])
+    dead.wait()
+    runs = {}
+    for pid in (dead.pid, os.getpid()):
+        run = instance.create_run_for_job(
+            pipeline_job(), run_id=dg.DagsterRun().run_id, status=dg.DagsterRunStatus.STARTED
+        )
+        instance.report_engine_event(
+            "Executing steps in process",
+            run,
+            dg._core.events.EngineEventData.in_process(pid),
+        )
+        runs[pid] = run.run_id
+    assert fail_dead_runs(instance) == [runs[dead.pid]]
+    assert instance.get_run_by_id(runs[dead.pid]).status is dg.DagsterRunStatus.FAILURE
+    assert instance.get_run_by_id(runs[os.getpid()]).status is dg.DagsterRunStatus.STARTED
+
+
+def pipeline_job() -> dg.JobDefinition:
+    @dg.op
+    def nothing() -> None: ...
+
+    @dg.job
+    def empty() -> None:
+        nothing()
+
+    return empty
