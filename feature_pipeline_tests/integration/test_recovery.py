@@ -6,11 +6,12 @@ import sys
 
 import dagster as dg
 import pytest
-from dagster._core.instance import InstanceType
+from dagster._core.events import EngineEventData
+from dagster._core.utils import make_new_run_id
 
 from feature_pipeline.orchestration.dead_runs import fail_dead_runs
 from feature_pipeline.orchestration.keys import features_key, pool_of, records_key, table_key
-from feature_pipeline.orchestration.reconcile import reconcile
+from feature_pipeline.orchestration.reconcile import reconcile, request_loads
 from feature_pipeline.orchestration.recover import (
     prove_tables,
     recover_dagster,
@@ -127,15 +128,20 @@ def test_reconcile_lists_what_a_table_lacks(loaded: Pipeline):
     assert drift.unknown_partitions == {DATASET: ["stray"]}
 
 
-def test_the_reconcile_job_requests_a_backfill_of_what_is_lacking(loaded: Pipeline):
-    with loaded.database.connect("test") as connection:
-        connection.execute("delete from feature_pipeline.progress where batch = 'b2'")
+def test_what_a_table_lacks_is_requested_as_one_backfill(loaded: Pipeline):
+    graph = loaded.defs.resolve_asset_graph()
+    (backfill_id,) = request_loads(loaded.instance, graph, {TABLE.to_user_string(): ["b1", "b2"]})
+    (backfill,) = loaded.instance.get_backfills()
+    assert backfill.backfill_id == backfill_id
+    subset = backfill.get_asset_backfill_data(graph).get_target_partitions_subset(TABLE)
+    assert list(backfill.asset_selection) == [TABLE]
+    assert set(subset.get_partition_keys()) == {"b1", "b2"}
+
+
+def test_the_reconcile_job_runs_in_the_code_location(loaded: Pipeline):
     job = loaded.defs.resolve_job_def("reconcile")
     assert job.execute_in_process(instance=loaded.instance).success
-    (backfill,) = loaded.instance.get_backfills()
-    subset = backfill.asset_backfill_data.target_subset
-    wanted = {(key.asset_key, key.partition_key) for key in subset.iterate_asset_partitions()}
-    assert wanted == {(TABLE, "b2")}
+    assert loaded.instance.get_backfills() == []
 
 
 def test_features_of_features_recover_with_pointers_to_their_inputs(
@@ -167,18 +173,17 @@ def test_features_of_features_recover_with_pointers_to_their_inputs(
 def test_a_run_whose_worker_died_is_failed(pipeline: Pipeline):
     """A worker that reported its pid and was then killed."""
     instance = pipeline.instance
-    assert instance.type is InstanceType.PERSISTENT
     dead = subprocess.Popen([sys.executable, "-c", "pass"])
     dead.wait()
     runs = {}
     for pid in (dead.pid, os.getpid()):
         run = instance.create_run_for_job(
-            pipeline_job(), run_id=dg.DagsterRun().run_id, status=dg.DagsterRunStatus.STARTED
+            pipeline_job(), run_id=make_new_run_id(), status=dg.DagsterRunStatus.STARTED
         )
         instance.report_engine_event(
             "Executing steps in process",
             run,
-            dg._core.events.EngineEventData.in_process(pid),
+            EngineEventData.in_process(pid),
         )
         runs[pid] = run.run_id
     assert fail_dead_runs(instance) == [runs[dead.pid]]
