@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Final
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
 from feature_pipeline.errors import InvalidInputError
 
@@ -89,6 +89,9 @@ def _check_cpu(text: str) -> str:
     return text
 
 
-Size = Annotated[str, BeforeValidator(_as_written), AfterValidator(_check_size)]
-Duration = Annotated[str, BeforeValidator(_as_written), AfterValidator(_check_duration)]
-Cpu = Annotated[str, BeforeValidator(_as_written), AfterValidator(_check_cpu)]
+# `dg check yaml` looks at the file before YAML's numbers become text.
+_WRITTEN: Final = WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number"}]})
+
+Size = Annotated[str, BeforeValidator(_as_written), AfterValidator(_check_size), _WRITTEN]
+Duration = Annotated[str, BeforeValidator(_as_written), AfterValidator(_check_duration), _WRITTEN]
+Cpu = Annotated[str, BeforeValidator(_as_written), AfterValidator(_check_cpu), _WRITTEN]

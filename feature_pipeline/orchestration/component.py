@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from feature_pipeline.hooks.definition import HookDefinition
 from feature_pipeline.orchestration.features import feature_asset
+from feature_pipeline.orchestration.scaffold import FeatureHookScaffolder
 from feature_pipeline.orchestration.tables import table_asset
 
 
@@ -30,6 +31,7 @@ def _render(context: dg.ResolutionContext, value: object) -> object:
     return value
 
 
+@dg.scaffold_with(FeatureHookScaffolder)
 class FeatureHook(dg.Component, HookDefinition, dg.Resolvable):
     """A hook whose output is archived in S3 and, unless it has no columns, kept as a table."""
 

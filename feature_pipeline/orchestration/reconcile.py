@@ -25,7 +25,7 @@ from feature_pipeline.orchestration.records import records_event
 from feature_pipeline.orchestration.resources import ArchiveResource, DatabaseResource
 from feature_pipeline.orchestration.tables import table_spec
 from feature_pipeline.projections.database import Database
-from feature_pipeline.projections.progress import check_progress
+from feature_pipeline.projections.settle import batches_to_load
 
 
 @dataclass
@@ -86,7 +86,7 @@ def reconcile(
         for definition in hooks:
             if definition.has_table and definition.table.materialize is Materialize.ALWAYS:
                 spec = table_spec(definition)
-                wanting = check_progress(store, database, spec).batches_to_load()
+                wanting = batches_to_load(store, database, spec)
                 if wanting:
                     drift.tables[table_key(definition.dataset, spec.name).to_user_string()] = (
                         wanting

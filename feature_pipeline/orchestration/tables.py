@@ -4,10 +4,17 @@ Belongs here: the op that loads batches and what it reports. Not here: SQL (`pro
 conditions (`automation`), checks that look at the whole table (`checks`).
 """
 
-from collections.abc import Iterator
+import time
+import uuid
+from collections.abc import Iterator, Sequence
 
 import dagster as dg
+from dagster._core.definitions.assets.graph.asset_graph_subset import AssetGraphSubset
+from dagster._core.execution.backfill import PartitionBackfill
+from dagster._core.storage.tags import BACKFILL_ID_TAG
+from pydantic import Field
 
+from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.columns import Column
 from feature_pipeline.digest import Digest, document_bytes
 from feature_pipeline.hooks.definition import HookDefinition, Materialize
@@ -25,13 +32,29 @@ from feature_pipeline.orchestration.provenance import (
     latest_events,
 )
 from feature_pipeline.orchestration.resources import ArchiveResource, DatabaseResource
+from feature_pipeline.projections.database import Database
+from feature_pipeline.projections.generation import request_rebuild
 from feature_pipeline.projections.load import LoadReport, load_batches
 from feature_pipeline.projections.progress import check_progress
+from feature_pipeline.projections.settle import request_fill, table_report
 from feature_pipeline.projections.table_spec import TableSpec
 
 PROGRESS_CHECK = "progress"
+GENERATION_CHECK = "generation"
 BATCHES_PER_RUN = 500
 """A run costs about five seconds to start and a batch milliseconds to load."""
+
+
+class TableRunConfig(dg.Config):
+    """What a person can ask of a run that loads a table."""
+
+    rebuild: bool = Field(
+        default=False,
+        description=(
+            "Build the table anew beside the one that is read, and switch to it when it is"
+            " complete. All runs of one backfill build one."
+        ),
+    )
 
 
 def table_spec(definition: HookDefinition) -> TableSpec:
@@ -42,6 +65,7 @@ def table_spec(definition: HookDefinition) -> TableSpec:
         name=definition.table_name,
         columns=definition.table_columns(),
         indexes=definition.table.indexes,
+        upcasters=definition.table.upcasters,
         description=definition.description,
     )
 
@@ -75,7 +99,12 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
                 PROGRESS_CHECK,
                 asset=key,
                 description="The batches of this run stand in the table as the archive's log says.",
-            )
+            ),
+            dg.AssetCheckSpec(
+                GENERATION_CHECK,
+                asset=key,
+                description="People read what this definition asks for, and nothing is being built.",
+            ),
         ],
         group_name=dataset,
         kinds={"postgres", "table"},
@@ -92,10 +121,17 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
         },
     )
     def load_table(
-        context: dg.AssetExecutionContext, archive: ArchiveResource, database: DatabaseResource
+        context: dg.AssetExecutionContext,
+        config: TableRunConfig,
+        archive: ArchiveResource,
+        database: DatabaseResource,
     ) -> Iterator[dg.MaterializeResult[None] | dg.AssetMaterialization | dg.AssetCheckResult]:
         store, target = archive.store(), database.database()
         batches = list(context.partition_keys)
+        if config.rebuild:
+            token = context.run.tags.get(BACKFILL_ID_TAG, context.run.run_id)
+            with target.connect(f"table {spec.name!r}") as connection:
+                request_rebuild(connection, spec, token)
         inputs = latest_events(context.instance, source, batches)
         done: list[str] = []
         for report in load_batches(store, target, spec, batches):
@@ -127,8 +163,73 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
             description=progress.summary(),
             metadata={"batches": len(done), "problems": progress.to_json()},
         )
+        yield generation_result(context, key, store, target, spec)
 
     return load_table
+
+
+def generation_result(
+    context: dg.AssetExecutionContext,
+    key: dg.AssetKey,
+    store: BlobStore,
+    database: Database,
+    spec: TableSpec,
+) -> dg.AssetCheckResult:
+    """Whether people read what the definition asks for; if not, one fill is requested.
+
+    A generation that is being built is filled by a backfill of the batches that it lacks: the
+    first run to find some asks for it, and the others join it.
+    """
+    report = table_report(store, database, spec)
+    if report is None:  # dropped by somebody since
+        return dg.AssetCheckResult(
+            asset_key=key,
+            check_name=GENERATION_CHECK,
+            passed=False,
+            description=f"{spec.name} does not exist any more",
+        )
+    fill = None
+    if report.missing and not report.is_older_code:
+        with database.connect(f"table {spec.name!r}") as connection:
+            is_ours = request_fill(connection, spec)
+        if is_ours:
+            fill = request_load(context.instance, key, report.missing, "fill")
+            context.log.info("backfill %s requested: %s", fill, report.summary())
+    return dg.AssetCheckResult(
+        asset_key=key,
+        check_name=GENERATION_CHECK,
+        passed=report.is_settled,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=report.summary(),
+        metadata={
+            "live": report.live,
+            "building": report.building or "",
+            "missing": len(report.missing),
+            **({"backfill": fill} if fill else {}),
+        },
+    )
+
+
+def request_load(
+    instance: dg.DagsterInstance, table: dg.AssetKey, batches: Sequence[str], why: str
+) -> str:
+    """One Dagster backfill of the table asset over these batches is requested; its id."""
+    backfill_id = uuid.uuid4().hex[:8]
+    partitions = batches_partitions(table.path[0])
+    subset = partitions.empty_subset().with_partition_keys(batches)
+    instance.add_backfill(
+        PartitionBackfill.from_asset_graph_subset(
+            backfill_id=backfill_id,
+            backfill_timestamp=time.time(),
+            tags={f"feature_pipeline/{why}": "true"},
+            dynamic_partitions_store=instance,
+            asset_graph_subset=AssetGraphSubset(partitions_subsets_by_asset_key={table: subset}),
+            title=f"{why} {table.to_user_string()}",
+            description="Batches that the archive holds and the table lacks.",
+            run_config=None,
+        )
+    )
+    return backfill_id
 
 
 def load_tags(

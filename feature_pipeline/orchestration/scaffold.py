@@ -1,0 +1,82 @@
+"""What `dg scaffold defs feature_pipeline.FeatureHook <name>` writes: a hook that loads and runs.
+
+Belongs here: the text of a new hook's files. Not here: what the fields mean (`hooks.definition`).
+"""
+
+import os
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import dagster as dg
+
+from feature_pipeline import examples
+from feature_pipeline.records import check_dataset
+
+DEFS_YAML = Template(
+    """\
+type: feature_pipeline.FeatureHook
+
+attributes:
+  name: $name                # also the table's name, unless table.name says otherwise
+  dataset: structures        # whose batches it is run over
+  description: What this hook says about a record.
+  owners: ["team:science"]   # e-mail addresses, or team:<name>
+
+  release:
+    version: "1"             # another version, command, code or config computes every record again
+    command: [python, $name.py]
+    code: [$name.py, $contract]
+    # image: registry/name@sha256:<64 hex digits>   # instead of code, for container runners
+    # config: {threshold: 0.5}                      # given to the hook as config.json
+    limits: {cpu: 1, memory: 1Gi, timeout: 10m}     # do not change answers: change them freely
+    # concurrency: 4                                # how many runs of it at a time
+
+  feature:
+    cardinality: one         # one row per record at most; many: any number
+    columns:                 # type: string, number, integer, boolean, array, object
+      - {name: file_count, type: integer, required: true, description: Number of files.}
+      - {name: bytes, type: integer, required: true, unit: B, description: Size of all files.}
+      # - {name: measured, type: string, format: date}    # formats: date, date-time, uuid
+
+  table:
+    materialize: always      # on_request: loaded only when asked for
+    # indexes: [{columns: [bytes]}]
+
+  compute: on_request        # automatically: run for every batch, also those there are already
+"""
+)
+
+HOOK_PY = Template(
+    '''\
+"""A hook: one function from a record to its row or rows. Replace its body with science."""
+
+from contract import Record, Reject, run
+
+
+def $name(record: Record, config: dict) -> dict:
+    """How many files the record has, and how large they are."""
+    files = [path for path in record.folder.iterdir() if path.is_file()]
+    if not files:
+        raise Reject("no files")
+    return {"file_count": len(files), "bytes": sum(path.stat().st_size for path in files)}
+
+
+if __name__ == "__main__":
+    run($name)
+'''
+)
+
+
+class FeatureHookScaffolder(dg.Scaffolder[Any]):
+    """Writes a commented `defs.yaml` and a hook program beside it."""
+
+    def scaffold(self, request: dg.ScaffoldRequest[Any]) -> None:
+        """`defs.yaml` and `<name>.py` are in the new folder, and load as they are."""
+        folder = request.target_path
+        name = check_dataset(folder.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        contract = Path(examples.__file__).parent / "hooks" / "contract.py"
+        values = {"name": name, "contract": os.path.relpath(contract, folder)}
+        (folder / "defs.yaml").write_text(DEFS_YAML.substitute(values), encoding="utf-8")
+        (folder / f"{name}.py").write_text(HOOK_PY.substitute(values), encoding="utf-8")

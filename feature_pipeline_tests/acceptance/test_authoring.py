@@ -1,0 +1,105 @@
+"""Writing a hook with Dagster's own tools: scaffold, check, list; and what wrong fields say."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from feature_pipeline_tests.acceptance.own_project import ROOT
+
+pytestmark = [pytest.mark.dagster, pytest.mark.slow]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the project, so that files can be written into its `defs` folder."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "feature_pipeline", tmp_path / "feature_pipeline", ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def dg(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    environment |= {
+        "PYTHONPATH": str(checkout),
+        "FEATURE_PIPELINE_S3_BUCKET": "none",
+        "FEATURE_PIPELINE_DATABASE_URL": "postgresql://nobody@127.0.0.1/none",
+        "NO_COLOR": "1",
+        "COLUMNS": "300",
+    }
+    return subprocess.run(
+        [str(Path(sys.executable).parent / "dg"), *arguments],
+        cwd=checkout,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def test_a_scaffolded_hook_loads_and_runs(checkout: Path, tmp_path: Path) -> None:
+    done = dg(checkout, "scaffold", "defs", "feature_pipeline.FeatureHook", "file_counts")
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = dg(checkout, "check", "defs")
+    assert done.returncode == 0, done.stdout + done.stderr
+    listed = json.loads(dg(checkout, "list", "defs", "--json").stdout)
+    keys = {asset["key"] for asset in listed["assets"]}
+    assert {"structures/features/file_counts", "structures/tables/file_counts"} <= keys
+
+    folders = {name: tmp_path / name for name in ("in", "out", "files")}
+    for folder in folders.values():
+        folder.mkdir()
+    (folders["in"] / "records.jsonl").write_text('{"id": "a", "metadata": {}}\n')
+    (folders["files"] / "a").mkdir()
+    (folders["files"] / "a" / "x.txt").write_text("12345")
+    written = checkout / "feature_pipeline" / "defs" / "file_counts"
+    shutil.copy(checkout / "feature_pipeline" / "examples" / "hooks" / "contract.py", written)
+    subprocess.run(
+        [sys.executable, str(written / "file_counts.py")],
+        env={
+            "OSA_IN": str(folders["in"]),
+            "OSA_OUT": str(folders["out"]),
+            "OSA_FILES": str(folders["files"]),
+            "OSA_HOOK_NAME": "file_counts",
+        },
+        check=True,
+    )
+    (line,) = (folders["out"] / "features.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"id": "a", "features": [{"file_count": 1, "bytes": 5}]}
+
+
+def test_the_component_is_listed(checkout: Path) -> None:
+    listed = json.loads(dg(checkout, "list", "components", "--json").stdout)
+    assert "feature_pipeline.FeatureHook" in {component["key"] for component in listed}
+
+
+def test_wrong_fields_are_named_with_file_and_line(checkout: Path) -> None:
+    path = checkout / "feature_pipeline" / "defs" / "pockets" / "defs.yaml"
+    text = path.read_text()
+    path.write_text(
+        text.replace("cardinality: many", "cardinality: lots").replace(
+            "name: rank, type: integer", "name: rank, type: float"
+        )
+    )
+    lines = path.read_text().splitlines()
+    done = dg(checkout, "check", "defs")
+    assert done.returncode != 0
+    said = done.stdout + done.stderr
+    for text, allowed in (("cardinality: lots", "'one', 'many'"), ("type: float", "'number'")):
+        number = next(i for i, line in enumerate(lines, 1) if text in line)
+        assert f"defs.yaml:{number}" in said
+        assert allowed in said
+
+
+def test_two_hooks_of_one_name_are_refused(checkout: Path) -> None:
+    defs = checkout / "feature_pipeline" / "defs"
+    shutil.copytree(defs / "pockets", defs / "pockets_again")
+    done = dg(checkout, "check", "defs")
+    assert done.returncode != 0
+    assert "pockets" in done.stdout + done.stderr
