@@ -4,12 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from feature_pipeline.archive.api import Archive
     from feature_pipeline.orchestration.component import FeatureHook
 
 # Imported on first use: reading an archive must not import Dagster.
-_EXPORTS = {"FeatureHook": "feature_pipeline.orchestration.component"}
+_EXPORTS = {
+    "Archive": "feature_pipeline.archive.api",
+    "FeatureHook": "feature_pipeline.orchestration.component",
+}
 
-__all__ = ["FeatureHook"]
+__all__ = ["Archive", "FeatureHook"]
 
 
 def __getattr__(name: str) -> object:

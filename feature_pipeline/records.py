@@ -130,7 +130,10 @@ class Record(BaseModel):
 
 
 class BatchDocument(BaseModel):
-    """The stored form of a batch: deterministic JSON, named by its digest."""
+    """The stored form of a batch: deterministic JSON, named by its digest.
+
+    A submitted batch has records; one that lost its last record to an erasure has none.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -138,7 +141,7 @@ class BatchDocument(BaseModel):
     dataset: Annotated[str, AfterValidator(check_dataset)]
     batch: Annotated[str, AfterValidator(check_batch_key)]
     source: Source
-    records: tuple[Record, ...] = Field(min_length=1)
+    records: tuple[Record, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +159,8 @@ class RecordBatch:
             InvalidInputError: No records, an id twice, a file name twice in a record, or a name
                 that cannot be one.
         """
+        if not records:
+            raise InvalidInputError(f"batch {batch!r} of {dataset!r}: it has no records; at least 1 item is needed")
         try:
             document = BatchDocument(dataset=dataset, batch=batch, source=source, records=records)
         except ValidationError as error:

@@ -44,9 +44,16 @@ class S3Settings:
             InvalidInputError: The bucket is not set.
         """
         environment = os.environ if environment is None else environment
+        bucket = _required(environment, S3_BUCKET)
+        return cls.at(bucket, environment.get(S3_PREFIX, ""), environment)
+
+    @classmethod
+    def at(cls, bucket: str, prefix: str, environment: Mapping[str, str] | None = None) -> Self:
+        """A given place, at the endpoint and in the region that the environment names."""
+        environment = os.environ if environment is None else environment
         return cls(
-            bucket=_required(environment, S3_BUCKET),
-            prefix=environment.get(S3_PREFIX, ""),
+            bucket=bucket,
+            prefix=prefix,
             endpoint_url=environment.get(S3_ENDPOINT_URL) or None,
             region=environment.get(S3_REGION) or None,
         )

@@ -7,8 +7,11 @@
     log/batches/<dataset>/<batch>/<seq>          batches, as submitted
     log/releases/<dataset>/<hook>/<seq>          releases, in order of registration
     log/tombstones/<dataset>/<seq>               withdrawn records
+    log/erasures/<dataset>/<seq>                 what erasing them replaced and deleted
     inbox/<id>                                   waiting to be accepted
     quarantine/<id>                              could not be accepted, and why
+    gc/marks/<name>                              blobs that a collection found orphaned
+    gc/sweep                                     there while a collection may delete
     probe/conditional-writes                     written when a store is opened: what can it do?
 
 No key is a folder of another: stores over file systems cannot hold both.
@@ -28,8 +31,12 @@ FEATURE_LOGS: Final = "log/features/"
 BATCH_LOGS: Final = "log/batches/"
 RELEASE_LOGS: Final = "log/releases/"
 TOMBSTONE_LOGS: Final = "log/tombstones/"
+ERASURE_LOGS: Final = "log/erasures/"
 INBOX: Final = "inbox/"
 QUARANTINE: Final = "quarantine/"
+GC_MARKS: Final = "gc/marks/"
+GC_SWEEP: Final = "gc/sweep"
+UPLOADS: Final = "uploads/"
 PROBE: Final = "probe/conditional-writes"
 
 SEQ_DIGITS: Final = 10
@@ -84,6 +91,16 @@ def release_log(dataset: str, hook: str) -> str:
 def tombstone_log(dataset: str) -> str:
     """The prefix of a dataset's withdrawals and lifts."""
     return f"{TOMBSTONE_LOGS}{check_dataset(dataset)}/"
+
+
+def erasure_log(dataset: str) -> str:
+    """The prefix of a dataset's erasures."""
+    return f"{ERASURE_LOGS}{check_dataset(dataset)}/"
+
+
+def gc_mark(name: str) -> str:
+    """The key of one mark of a collection; names sort by the time they were begun."""
+    return f"{GC_MARKS}{check_entry_id(name)}"
 
 
 def entry(log: str, seq: int) -> str:
@@ -146,3 +163,8 @@ def quarantine(entry_id: str) -> str:
 def last_part(key: str) -> str:
     """The last part of a key or prefix: `hook` of `log/releases/dataset/hook/`."""
     return key.rstrip("/").rpartition("/")[2]
+
+
+def upload(name: str, part: str) -> str:
+    """The key of a part of what a pod is given, or leaves, before any of it is archived."""
+    return f"{UPLOADS}{check_entry_id(name)}/{part}"

@@ -102,7 +102,9 @@ class BatchEntry(LogEntry):
         return self.submitted_at, self.batch
 
 
-class _StoredRelease(LogEntry):
+class StoredRelease(LogEntry):
+    """A release as its log holds it."""
+
     release: ReleaseDocument
     digest: DigestField
     registered_at: InstantField = Field(default_factory=utc_now)
@@ -310,8 +312,8 @@ def hooks(store: BlobStore, dataset: str) -> list[str]:
 
 def releases(store: BlobStore, dataset: str, hook: str) -> list[ReleaseEntry]:
     """The hook's releases in the order of registration."""
-    entries = read_entries(store, layout.release_log(dataset, hook), _StoredRelease)
-    return [_release_entry(entry) for entry in entries]
+    entries = read_entries(store, layout.release_log(dataset, hook), StoredRelease)
+    return [release_entry(entry) for entry in entries]
 
 
 def release(store: BlobStore, dataset: str, hook: str, digest: Digest) -> ReleaseEntry:
@@ -350,23 +352,28 @@ def register_release(
                 f" code file {file.name!r}"
             )
     prefix = layout.release_log(document.dataset, document.hook)
-    known = read_entries(store, prefix, _StoredRelease)
+    known = read_entries(store, prefix, StoredRelease)
     if known and known[-1].digest == release.digest:
-        return _release_entry(known[-1])
+        return release_entry(known[-1])
     map_threads(
         lambda file: blobs.put_file(store, code[file.name], expected=file.blob), document.code
     )
 
-    def decide(entries: list[_StoredRelease]) -> _StoredRelease:
+    def decide(entries: list[StoredRelease]) -> StoredRelease:
         if entries and entries[-1].digest == release.digest:
             return entries[-1]
-        return _StoredRelease(seq=next_seq(entries), release=document, digest=release.digest)
+        return StoredRelease(seq=next_seq(entries), release=document, digest=release.digest)
 
-    entry, _ = append(store, prefix, _StoredRelease, decide, known)
-    return _release_entry(entry)
+    entry, _ = append(store, prefix, StoredRelease, decide, known)
+    return release_entry(entry)
 
 
-def _release_entry(stored: _StoredRelease) -> ReleaseEntry:
+def release_entry(stored: StoredRelease) -> ReleaseEntry:
+    """The entry as a value.
+
+    Raises:
+        CorruptDataError: Its document is not what its digest says.
+    """
     release = HookRelease.of(stored.release)
     if release.digest != stored.digest:
         raise CorruptDataError(

@@ -14,6 +14,7 @@ from typing import Final
 from feature_pipeline.archive import blobs, layout, log
 from feature_pipeline.archive.blob_store import BYTES_MEDIA_TYPE, JSON_MEDIA_TYPE, BlobStore
 from feature_pipeline.archive.blobs import BlobWrite
+from feature_pipeline.archive.contract import check_not_withdrawn
 from feature_pipeline.archive.encode import Content, encode_outcomes, encode_rows
 from feature_pipeline.archive.inbox import Completion as Completion
 from feature_pipeline.archive.inbox import CompletionStatus as CompletionStatus
@@ -34,6 +35,7 @@ from feature_pipeline.archive.manifest import (
     RunInfo,
 )
 from feature_pipeline.archive.threads import map_threads
+from feature_pipeline.archive.tombstones import withdrawn
 from feature_pipeline.columns import Column
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import ConflictError, InvalidInputError
@@ -225,7 +227,8 @@ def submit_batch(store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Pa
         files: Where bytes are, by digest; not needed for those that the archive holds already.
 
     Raises:
-        InvalidInputError: A file is neither given nor stored, or the dataset is full.
+        InvalidInputError: A file is neither given nor stored, a record is withdrawn, or the
+            dataset is full; if a record is withdrawn, nothing was stored.
         CorruptDataError: A given file is not what its digest says.
         ConflictError: The dataset has another batch of this key.
     """
@@ -235,6 +238,8 @@ def submit_batch(store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Pa
         digest=batch.digest,
         source=batch.document.source,
     )
+    ids = [record.id for record in batch.records]
+    check_not_withdrawn(batch.dataset, ids, withdrawn(store, batch.dataset))
     known = log.batch_entries(store, batch.dataset, batch.key)
     if known:
         check_same_batch(known[0], submission)

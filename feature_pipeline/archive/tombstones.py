@@ -33,6 +33,13 @@ class TombstoneEntry(LogEntry):
     reason: str
     made_at: InstantField = Field(default_factory=utc_now)
 
+    def apply(self, ids: set[str]) -> None:
+        """`ids` are those withdrawn after this entry, if they were those before it."""
+        if self.action is TombstoneAction.WITHDRAW:
+            ids.update(self.record_ids)
+        else:
+            ids.difference_update(self.record_ids)
+
 
 def tombstones(store: BlobStore, dataset: str) -> list[TombstoneEntry]:
     """Every withdrawal and lift of the dataset, in order."""
@@ -47,10 +54,7 @@ def withdrawn(store: BlobStore, dataset: str) -> set[str]:
 def _withdrawn_by(entries: Collection[TombstoneEntry]) -> set[str]:
     ids: set[str] = set()
     for entry in entries:
-        if entry.action is TombstoneAction.WITHDRAW:
-            ids.update(entry.record_ids)
-        else:
-            ids.difference_update(entry.record_ids)
+        entry.apply(ids)
     return ids
 
 

@@ -13,6 +13,8 @@ COMMANDS = {
     "submit": "Submit records as batches.",
     "publish": "Publish the output of a hook that ran elsewhere.",
     "status": "Show what is archived, loaded, waiting and quarantined.",
+    "recover": "Rebuild Dagster's storage and the tables from S3 and the code alone.",
+    "read": "Print what the archive holds of a hook, with or without a table.",
     "sql": "Run one SQL statement on the tables' database.",
 }
 
@@ -28,8 +30,9 @@ class LazyGroup(click.Group):
         """The command's object, from the module of its name."""
         if cmd_name not in COMMANDS:
             return None
-        command = getattr(import_module(f"feature_pipeline.cli.{cmd_name}"), cmd_name)
-        assert isinstance(command, click.Command)
+        command: click.Command = getattr(
+            import_module(f"feature_pipeline.cli.{cmd_name}"), cmd_name
+        )
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -250,6 +250,24 @@ class IndexDefinition(_Declaration):
         return self
 
 
+class UpcasterDefinition(_Declaration):
+    """A Python function that turns rows of older releases into rows of the columns declared now.
+
+    It is called with one feature as a dict under the column names of its artifact (arrays and
+    objects as lists and dicts, dates and times as text) and returns one under the declared names.
+    """
+
+    function: str = Field(
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="package.module:function"
+    )
+    releases: tuple[str, ...] = Field(
+        min_length=1, description="Versions of the releases whose rows it is given."
+    )
+    version: str = Field(
+        "1", min_length=1, description="Another one builds the table again with the function."
+    )
+
+
 class TableDefinition(_Declaration):
     """The table people read."""
 
@@ -261,6 +279,9 @@ class TableDefinition(_Declaration):
         None, min_length=1, description="Which of the declared columns it has; all when absent."
     )
     indexes: tuple[IndexDefinition, ...] = Field((), description="Indexes besides the primary key.")
+    upcasters: tuple[UpcasterDefinition, ...] = Field(
+        (), description="Functions for rows of older releases that no rule can convert."
+    )
 
 
 class HookDefinition(_Declaration):
@@ -323,6 +344,9 @@ class HookDefinition(_Declaration):
         names = [index.name for index in self.table.indexes if index.name]
         if len(set(names)) != len(names):
             raise ValueError(f"table.indexes: a name is in {names} twice")
+        versions = [version for upcaster in self.table.upcasters for version in upcaster.releases]
+        if len(set(versions)) != len(versions):
+            raise ValueError(f"table.upcasters: a release is in {versions} twice")
 
     def _check_index(self, index: IndexDefinition) -> None:
         types = {column.name: column.type for column in self.table_columns()}

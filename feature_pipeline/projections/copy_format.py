@@ -84,7 +84,8 @@ class _Row:
     def add_some(self, record: npt.NDArray[Any], is_valid: npt.NDArray[np.bool_]) -> None:
         """Append a record of fixed width where valid, nothing elsewhere."""
         self._flush()
-        sizes = np.where(is_valid, record.dtype.itemsize, 0)
+        size = record.dtype.itemsize * (record.size // self.count)
+        sizes = np.where(is_valid, size, 0)
         self._append(sizes, np.ascontiguousarray(record[is_valid]))
 
     def join(self) -> memoryview:

@@ -1,5 +1,6 @@
 """Connections to PostgreSQL, and its errors translated once."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 Statement = LiteralString | sql.SQL | sql.Composed
 
 _CONNECT_TIMEOUT_SECONDS: Final = 10
+_FIRST_PAUSE_SECONDS: Final = 0.005
+_LONGEST_PAUSE_SECONDS: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,29 @@ def lock(connection: Connection, *names: object, is_shared: bool = False) -> Non
         else "select pg_advisory_xact_lock(hashtextextended(%s, 7))"
     )
     connection.execute(query, ["feature_pipeline/" + "/".join(map(str, names))])
+
+
+@contextmanager
+def session_lock(connection: Connection, *names: object) -> Iterator[None]:
+    """Hold the advisory lock of these names while the block runs, over any number of transactions.
+
+    It is asked for again and again rather than waited for: a session that waits in PostgreSQL
+    holds a snapshot, and the holder may be waiting for just that to go (`create index
+    concurrently` does).
+    """
+    name = "feature_pipeline/" + "/".join(map(str, names))
+    pause = _FIRST_PAUSE_SECONDS
+    while not fetch_value(
+        connection, "select pg_try_advisory_lock(hashtextextended(%s, 7))", [name]
+    ):
+        time.sleep(pause)
+        pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+    try:
+        yield
+    finally:
+        # A broken connection has released it already.
+        if not connection.broken:
+            connection.execute("select pg_advisory_unlock(hashtextextended(%s, 7))", [name])
 
 
 def fetch_one(

@@ -12,29 +12,28 @@ column dropped          the values are not loaded
 required to optional    nothing
 optional to required    refused where a null is held
 integer to number       refused where a value is not exact in float64
-anything else           refused
+anything else           refused, unless an upcaster (`upcast`) takes the release's rows
 ======================  ==========================================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_pipeline.archive.encode import arrow_field, rows_schema
-from feature_pipeline.columns import Column, ColumnType
-from feature_pipeline.errors import ProjectionError
+from feature_pipeline.archive.manifest import Manifest
+from feature_pipeline.columns import Column, ColumnType, columns_header
+from feature_pipeline.hooks.definition import UpcasterDefinition
+from feature_pipeline.projections.upcast import CannotEvolveError, find_upcaster, upcast_rows
 
 _SHOWN: Final = 5
-
-
-class CannotEvolveError(ProjectionError):
-    """An artifact's rows cannot become rows of a generation; the message says why, per column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +42,29 @@ class Mapping:
 
     column: Column
     written: Column | None
+
+
+def artifact_rows(
+    manifest: Manifest,
+    rows: pa.Table,
+    columns: Sequence[Column],
+    upcasters: Sequence[UpcasterDefinition],
+) -> pa.Table:
+    """The artifact's rows with `record_id`, `ordinal` and these columns.
+
+    Args:
+        manifest: Of the artifact.
+        rows: As the artifact holds them, or some of them.
+        columns: The generation's.
+        upcasters: The generation's; the one that names the artifact's release is used alone.
+
+    Raises:
+        CannotEvolveError: The rows do not fit; the message names columns, records and values.
+    """
+    upcaster = find_upcaster(manifest, upcasters)
+    if upcaster is not None and columns_header(manifest.columns) != columns_header(columns):
+        return upcast_rows(manifest, rows, columns, upcaster)
+    return evolve_rows(rows, map_columns(manifest.columns, columns))
 
 
 def map_columns(written: Sequence[Column], wanted: Sequence[Column]) -> tuple[Mapping, ...]:
@@ -101,11 +123,16 @@ def _values(rows: pa.Table, mapping: Mapping, refusals: list[str]) -> pa.Chunked
     values = rows[written.name]
     if written.kind == column.kind:
         return values
-    numbers, inexact = _integers_as_numbers(values)
-    if inexact:
+    numbers, is_inexact = _integers_as_numbers(values)
+    if is_inexact.any():
+        at = np.flatnonzero(is_inexact)
+        holders = zip(
+            rows["record_id"].take(at).to_pylist(), values.take(at).to_pylist(), strict=True
+        )
+        shown = [f"{value} of record {record_id!r}" for record_id, value in holders]
         refusals.append(
-            f"column {column.name!r}: {len(inexact)} integers are not exact as numbers:"
-            f" {_some(inexact)}"
+            f"column {column.name!r}: {len(shown)} integers are not exact as numbers:"
+            f" {_some(shown, str)}"
         )
     return numbers
 
@@ -116,25 +143,27 @@ def _is_allowed(written: Column, wanted: Column) -> bool:
     return written.type is ColumnType.INTEGER and wanted.type is ColumnType.NUMBER
 
 
-def _integers_as_numbers(values: pa.ChunkedArray[Any]) -> tuple[pa.ChunkedArray[Any], list[int]]:
-    """The values as float64, and those that changed thereby."""
+def _integers_as_numbers(
+    values: pa.ChunkedArray[Any],
+) -> tuple[pa.ChunkedArray[Any], npt.NDArray[np.bool_]]:
+    """The values as float64, and which of them changed thereby."""
     # Arrow's own safe cast refuses everything beyond 2^53, exact or not.
     numbers = pc.cast(values, pa.float64(), safe=False)
-    inexact: list[int] = []
+    is_inexact: list[npt.NDArray[np.bool_]] = [np.empty(0, np.bool_)]
     for before, after in zip(values.chunks, numbers.chunks, strict=True):
         integers = before.fill_null(0).to_numpy()
         floats = after.fill_null(0.0).to_numpy()
         # 2^63 itself is a float64 beyond int64: integers that round up to it are inexact.
         fits = floats < 2.0**63
         back = np.where(fits, floats, 0.0).astype(np.int64)
-        inexact.extend(integers[~fits | (back != integers)].tolist())
-    return numbers, inexact
+        is_inexact.append(~fits | (back != integers))
+    return numbers, np.concatenate(is_inexact)
 
 
 def _shown(column: Column) -> str:
     return column.type.value + (f" ({column.format.value})" if column.format else "")
 
 
-def _some(values: Sequence[object]) -> str:
-    shown = ", ".join(repr(value) for value in values[:_SHOWN])
+def _some(values: Sequence[object], show: Callable[[object], str] = repr) -> str:
+    shown = ", ".join(show(value) for value in values[:_SHOWN])
     return shown + (", ..." if len(values) > _SHOWN else "")

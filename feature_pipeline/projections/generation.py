@@ -15,6 +15,7 @@ from psycopg import sql
 from feature_pipeline.columns import Column
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import ConflictError, NotFoundError
+from feature_pipeline.hooks.definition import UpcasterDefinition
 from feature_pipeline.projections import table_schema
 from feature_pipeline.projections.bookkeeping import ensure_schemas, has_bookkeeping
 from feature_pipeline.projections.database import (
@@ -39,6 +40,7 @@ class Generation:
     relation: str
     digest: Digest
     columns: tuple[Column, ...]
+    upcasters: tuple[UpcasterDefinition, ...]
     created_at: datetime
     switched_at: datetime | None
 
@@ -72,6 +74,14 @@ class TableState:
         return (self.live,) if self.building is None else (self.building, self.live)
 
 
+def lock_table(connection: Connection, name: str, *, is_shared: bool = False) -> None:
+    """Hold the table's lock until the transaction ends.
+
+    Loads share it, so that none is under way while generations come, go or are switched.
+    """
+    lock(connection, "table", name, is_shared=is_shared)
+
+
 def outcomes_partition(generation: int) -> str:
     """The name of the generation's partition of `outcomes`."""
     return f"_outcomes_{generation}"
@@ -80,7 +90,9 @@ def outcomes_partition(generation: int) -> str:
 def ensure_table(connection: Connection, spec: TableSpec) -> TableState:
     """The table's view, live generation and wanted generation exist; nothing is loaded.
 
-    The first generation of a table is live from the start. Later ones are built beside it.
+    The first generation of a table is live from the start. Later ones are built beside it. A
+    definition that was never seen before is the newest; one that was, and is not the last, is
+    older code still running, and changes nothing.
 
     Raises:
         ConflictError: Another hook's table has this name.
@@ -88,16 +100,88 @@ def ensure_table(connection: Connection, spec: TableSpec) -> TableState:
     """
     ensure_schemas(connection)
     state = read_table(connection, spec)
-    if state is not None and _is_settled(connection, state, spec):
+    if state is not None and is_followed(connection, spec):
         return state
     with connection.transaction():
-        lock(connection, "table", spec.name)
+        lock_table(connection, spec.name)
         state = read_table(connection, spec)
         if state is None:
             return _create_table(connection, spec)
-        if not _is_older(connection, spec):
-            _follow_definition(connection, state, spec)
+        if not is_followed(connection, spec):
+            _follow_definition(connection, state, spec, _next_order(connection, spec))
     return require_table(connection, spec)
+
+
+def adopt_definition(connection: Connection, spec: TableSpec) -> TableState:
+    """`spec` is the definition that the table follows, even if a later one was seen.
+
+    For people who go back to older code on purpose; a run never does this by itself.
+    """
+    ensure_table(connection, spec)
+    with connection.transaction():
+        lock_table(connection, spec.name)
+        state = require_table(connection, spec)
+        if not is_current_definition(connection, spec):
+            _follow_definition(connection, state, spec, _next_order(connection, spec))
+    return require_table(connection, spec)
+
+
+def request_rebuild(connection: Connection, spec: TableSpec, token: str) -> TableState:
+    """A generation made for `token` is wanted, with the columns of `spec`; repeating it adds none.
+
+    Args:
+        connection: To the table's database.
+        spec: The table.
+        token: Names the request: equal for every run of one backfill.
+
+    Raises:
+        ConflictError: Code with a later definition has been seen; this one builds nothing.
+    """
+    ensure_table(connection, spec)
+    with connection.transaction():
+        lock_table(connection, spec.name)
+        state = require_table(connection, spec)
+        if not is_current_definition(connection, spec):
+            raise ConflictError(
+                f"table {spec.name!r} follows a later definition than this code's: deploy that"
+                " code, or go back to this one with `feature-pipeline rebuild`"
+            )
+        known = fetch_one(
+            connection,
+            "select id from feature_pipeline.generations where table_name = %s and token = %s",
+            [spec.name, token],
+        )
+        if known is None:
+            _drop_unfinished(connection, state)
+            wanted = _create_generation(connection, spec, token)
+            _want(connection, spec, wanted)
+    return require_table(connection, spec)
+
+
+def is_current_definition(connection: Connection, spec: TableSpec) -> bool:
+    """Whether the table follows `spec`, rather than a definition seen later."""
+    return bool(
+        fetch_value(
+            connection,
+            "select exists (select from feature_pipeline.tables t"
+            " join feature_pipeline.definitions d on d.table_name = t.name"
+            " and d.seq = t.wanted_order where t.name = %s and d.digest = %s)",
+            [spec.name, str(spec.definition_digest)],
+        )
+    )
+
+
+def is_followed(connection: Connection, spec: TableSpec) -> bool:
+    """Whether `ensure_table` has nothing to do: `spec` is, or was, the table's definition."""
+    return bool(
+        fetch_value(
+            connection,
+            "select exists (select from feature_pipeline.tables t"
+            " join feature_pipeline.definitions d on d.table_name = t.name"
+            " and d.seq <= t.wanted_order where t.name = %s and d.digest = %s)",
+            [spec.name, str(spec.definition_digest)],
+        )
+    )
 
 
 def read_table(connection: Connection, spec: TableSpec) -> TableState | None:
@@ -108,15 +192,18 @@ def read_table(connection: Connection, spec: TableSpec) -> TableState | None:
     """
     if not has_bookkeeping(connection):
         return None
-    row = fetch_one(
-        connection,
-        "select dataset, hook, live, wanted, is_pinned from feature_pipeline.tables"
-        " where name = %s",
+    # One statement: between two, a switch could drop what the first one named.
+    rows = connection.execute(
+        "select t.dataset, t.hook, t.live, t.wanted, t.is_pinned, g.id, g.table_name, g.relation,"
+        " g.digest, g.columns, g.upcasters, g.created_at, g.switched_at"
+        " from feature_pipeline.tables t"
+        " left join feature_pipeline.generations g on g.id in (t.live, t.wanted)"
+        " where t.name = %s",
         [spec.name],
-    )
-    if row is None:
+    ).fetchall()
+    if not rows:
         return None
-    dataset, hook, live, wanted, is_pinned = row
+    dataset, hook, live, wanted, is_pinned = rows[0][:5]
     if (dataset, hook) != (spec.dataset, spec.hook):
         raise ConflictError(
             f"table {spec.name!r} already shows {dataset}/features/{hook}, so it cannot show"
@@ -124,8 +211,8 @@ def read_table(connection: Connection, spec: TableSpec) -> TableState | None:
         )
     if live is None:
         return None
-    generations = {generation.id: generation for generation in list_generations(connection, spec)}
-    building = generations.get(wanted) if wanted != live else None
+    generations = {row[5]: _generation(row[5:]) for row in rows}
+    building = generations[wanted] if wanted != live else None
     return TableState(generations[live], building, is_pinned)
 
 
@@ -146,26 +233,11 @@ def require_table(connection: Connection, spec: TableSpec) -> TableState:
 def list_generations(connection: Connection, spec: TableSpec) -> list[Generation]:
     """Every generation of the table, oldest first."""
     rows = connection.execute(
-        "select id, table_name, relation, digest, columns, created_at, switched_at"
+        "select id, table_name, relation, digest, columns, upcasters, created_at, switched_at"
         " from feature_pipeline.generations where table_name = %s order by id",
         [spec.name],
     )
     return [_generation(row) for row in rows]
-
-
-def create_indexes(connection: Connection, generation: Generation, spec: TableSpec) -> None:
-    """Every declared index of the generation exists; those no longer declared are gone."""
-    wanted = {table_schema.index_name(generation.relation, index): index for index in spec.indexes}
-    existing = _index_names(connection, generation)
-    for name in existing - wanted.keys():
-        connection.execute(
-            sql.SQL("drop index {}").format(sql.Identifier(BOOKKEEPING_SCHEMA, name))
-        )
-    for name, index in wanted.items():
-        if name not in existing:
-            connection.execute(
-                table_schema.create_index(generation.relation, generation.columns, index, name)
-            )
 
 
 def drop_generation(connection: Connection, generation: Generation) -> None:
@@ -187,7 +259,7 @@ def drop_table(connection: Connection, spec: TableSpec) -> bool:
     if read_table(connection, spec) is None:
         return False
     with connection.transaction():
-        lock(connection, "table", spec.name)
+        lock_table(connection, spec.name)
         view = sql.Identifier(READ_SCHEMA, spec.name)
         connection.execute(sql.SQL("drop view if exists {}").format(view))
         for generation in list_generations(connection, spec):
@@ -196,8 +268,10 @@ def drop_table(connection: Connection, spec: TableSpec) -> bool:
     return True
 
 
-def show(connection: Connection, generation: Generation) -> None:
-    """The view shows this generation.
+def show(
+    connection: Connection, generation: Generation, options: sql.Composable | None = None
+) -> None:
+    """The view shows this generation, with these options (`with (...)`) if it has any.
 
     Raises:
         psycopg.errors.InvalidTableDefinition: The view's columns are not a beginning of the
@@ -205,8 +279,9 @@ def show(connection: Connection, generation: Generation) -> None:
     """
     names = list(table_schema.column_kinds(generation.columns))
     connection.execute(
-        sql.SQL("create or replace view {} as select {} from {}").format(
+        sql.SQL("create or replace view {} {} as select {} from {}").format(
             sql.Identifier(READ_SCHEMA, generation.table_name),
+            options or sql.SQL(""),
             sql.SQL(", ").join(map(sql.Identifier, names)),
             generation.identifier,
         )
@@ -227,12 +302,12 @@ def _create_table(connection: Connection, spec: TableSpec) -> TableState:
         " on conflict (name) do nothing",
         [spec.name, spec.dataset, spec.hook],
     )
+    order = _next_order(connection, spec)
     generation = _create_generation(connection, spec)
-    create_indexes(connection, generation, spec)
     connection.execute(
         "update feature_pipeline.tables set live = %s, wanted = %s, wanted_order = %s"
         " where name = %s",
-        [generation.id, generation.id, spec.order, spec.name],
+        [generation.id, generation.id, order, spec.name],
     )
     connection.execute(
         "update feature_pipeline.generations set switched_at = now() where id = %s",
@@ -243,36 +318,60 @@ def _create_table(connection: Connection, spec: TableSpec) -> TableState:
     return require_table(connection, spec)
 
 
-def _follow_definition(connection: Connection, state: TableState, spec: TableSpec) -> None:
+def _follow_definition(
+    connection: Connection, state: TableState, spec: TableSpec, order: int
+) -> None:
     """Make the wanted generation that of `spec`, under the table's lock."""
     wanted = state.wanted
     if wanted.digest != spec.generation_digest:
-        if state.building is not None:
-            # Half built for a definition that nobody asks for any more.
-            drop_generation(connection, state.building)
-        if state.live.digest == spec.generation_digest:
-            wanted = state.live
-        else:
-            wanted = _create_generation(connection, spec)
+        _drop_unfinished(connection, state)
+        # One that was live before only has to catch up.
+        known = [
+            g for g in list_generations(connection, spec) if g.digest == spec.generation_digest
+        ]
+        wanted = known[-1] if known else _create_generation(connection, spec)
     connection.execute(
-        "update feature_pipeline.tables set wanted = %s, wanted_order = %s where name = %s",
-        [wanted.id, spec.order, spec.name],
+        "update feature_pipeline.tables set wanted_order = %s where name = %s", [order, spec.name]
     )
+    _want(connection, spec, wanted)
     connection.execute(
         "update feature_pipeline.generations set columns = %s where id = %s",
         [_columns_json(spec.columns), wanted.id],
     )
     if wanted.id == state.live.id:
-        create_indexes(connection, wanted, spec)
         comment(connection, _by_id(connection, spec, wanted.id), spec)
 
 
-def _create_generation(connection: Connection, spec: TableSpec) -> Generation:
+def _drop_unfinished(connection: Connection, state: TableState) -> None:
+    """Drop what is being built, for a definition that nobody asks for any more."""
+    if state.building is not None and state.building.switched_at is None:
+        drop_generation(connection, state.building)
+
+
+def _want(connection: Connection, spec: TableSpec, generation: Generation) -> None:
+    connection.execute(
+        "update feature_pipeline.tables set wanted = %s where name = %s",
+        [generation.id, spec.name],
+    )
+    connection.execute(
+        "update feature_pipeline.generations set fill_requested_at = null where id = %s",
+        [generation.id],
+    )
+
+
+def _create_generation(connection: Connection, spec: TableSpec, token: str = "") -> Generation:
     number = fetch_value(
         connection,
-        "insert into feature_pipeline.generations (table_name, relation, digest, columns)"
-        " values (%s, 'new', %s, %s) returning id",
-        [spec.name, str(spec.generation_digest), _columns_json(spec.columns)],
+        "insert into feature_pipeline.generations"
+        " (table_name, relation, digest, columns, upcasters, token)"
+        " values (%s, 'new', %s, %s, %s, %s) returning id",
+        [
+            spec.name,
+            str(spec.generation_digest),
+            _columns_json(spec.columns),
+            json.dumps([upcaster.model_dump(mode="json") for upcaster in spec.upcasters]),
+            token,
+        ],
     )
     relation = table_schema.relation_name(spec, number)
     connection.execute(
@@ -295,39 +394,19 @@ def _create_generation(connection: Connection, spec: TableSpec) -> Generation:
     return _by_id(connection, spec, number)
 
 
-def _is_settled(connection: Connection, state: TableState, spec: TableSpec) -> bool:
-    """Whether `ensure_table` has nothing to do: the usual case, decided without a lock."""
-    if _is_older(connection, spec):
-        return True
-    wanted = state.wanted
-    if wanted.columns != spec.columns or wanted.digest != spec.generation_digest:
-        return False
-    if wanted.id != state.live.id:
-        return True
-    names = {table_schema.index_name(wanted.relation, index) for index in spec.indexes}
-    return names == _index_names(connection, wanted) and spec.description == fetch_value(
-        connection,
-        "select obj_description(to_regclass(%s), 'pg_class')",
-        [sql.Identifier(READ_SCHEMA, spec.name).as_string(connection)],
+def _next_order(connection: Connection, spec: TableSpec) -> int:
+    """Make `spec` the last definition of its table, under the table's lock; its number."""
+    return int(
+        fetch_value(
+            connection,
+            "insert into feature_pipeline.definitions (table_name, digest, seq)"
+            " select %(name)s, %(digest)s, coalesce(max(seq), 0) + 1"
+            " from feature_pipeline.definitions where table_name = %(name)s"
+            " on conflict (table_name, digest) do update set seq = excluded.seq, seen_at = now()"
+            " returning seq",
+            {"name": spec.name, "digest": str(spec.definition_digest)},
+        )
     )
-
-
-def _is_older(connection: Connection, spec: TableSpec) -> bool:
-    order = fetch_value(
-        connection,
-        "select wanted_order from feature_pipeline.tables where name = %s",
-        [spec.name],
-    )
-    return spec.order < int(order)
-
-
-def _index_names(connection: Connection, generation: Generation) -> set[str]:
-    rows = connection.execute(
-        "select i.relname from pg_index x join pg_class i on i.oid = x.indexrelid"
-        " where x.indrelid = to_regclass(%s) and not x.indisprimary",
-        [generation.identifier.as_string(connection)],
-    )
-    return {row[0] for row in rows}
 
 
 def _by_id(connection: Connection, spec: TableSpec, number: int) -> Generation:
@@ -344,13 +423,14 @@ def _columns_json(columns: Sequence[Column]) -> str:
 
 
 def _generation(row: tuple[Any, ...]) -> Generation:
-    number, table_name, relation, digest, columns, created_at, switched_at = row
+    number, table_name, relation, digest, columns, upcasters, created_at, switched_at = row
     return Generation(
         id=number,
         table_name=table_name,
         relation=relation,
         digest=Digest.parse(digest),
         columns=tuple(Column.model_validate(column) for column in columns),
+        upcasters=tuple(UpcasterDefinition.model_validate(upcaster) for upcaster in upcasters),
         created_at=created_at,
         switched_at=switched_at,
     )

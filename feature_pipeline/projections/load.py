@@ -21,14 +21,16 @@ from feature_pipeline.archive.log import BatchEntry, FeatureEntry
 from feature_pipeline.digest import ContentSum, Digest
 from feature_pipeline.errors import InvalidInputError, NotFoundError
 from feature_pipeline.projections.database import Connection, Database
-from feature_pipeline.projections.evolve import CannotEvolveError
 from feature_pipeline.projections.generation import Generation, TableState, ensure_table
 from feature_pipeline.projections.prepare import PreparedBatch, prepare_batch
 from feature_pipeline.projections.progress import current_entries
-from feature_pipeline.projections.replace import replace_batch
+from feature_pipeline.projections.replace import TableChangedError, replace_batch
+from feature_pipeline.projections.settle import settle_table
 from feature_pipeline.projections.table_spec import TableSpec
+from feature_pipeline.projections.upcast import CannotEvolveError
 
 _END: Final = object()
+_SHOWN_REFUSALS: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +71,11 @@ class _Prepared:
     """A task's rows per generation that is fed; the reason instead where they do not fit."""
 
     task: _Task
-    wanted: PreparedBatch
+    state: TableState
+    """What the rows are for."""
+    wanted: PreparedBatch | CannotEvolveError
     live: PreparedBatch | CannotEvolveError | None
+    """None while nothing is being built: the wanted generation is the live one."""
 
 
 def load_batch(store: BlobStore, database: Database, spec: TableSpec, batch: str) -> LoadReport:
@@ -85,7 +90,8 @@ def load_batch(store: BlobStore, database: Database, spec: TableSpec, batch: str
         CannotEvolveError: The artifact does not fit the table's columns.
         ProjectionError: PostgreSQL refused something, or could not be reached.
     """
-    return next(iter(load_batches(store, database, spec, [batch])))
+    [report] = load_batches(store, database, spec, [batch])
+    return report
 
 
 def load_batches(
@@ -99,7 +105,11 @@ def load_batches(
     """Load these batches, or all that have a current artifact; yield a report for each when done.
 
     Each batch is a transaction of its own, so what was reported stays loaded whatever happens to
-    the rest. All of it is on disk when the iterator ends. The first error ends the work.
+    the rest. When the iterator ends, all of it is on disk, and the table is settled
+    (`settle_table`): a generation that is complete by now has been switched to.
+
+    A batch that does not fit the wanted generation stops no other; the refusals are raised at the
+    end. Any other error ends the work.
 
     Args:
         store: The archive.
@@ -111,7 +121,7 @@ def load_batches(
     Raises:
         NotFoundError: A batch named is unknown, or has no current artifact under the hook.
         ConflictError: Another hook's table has this name.
-        CannotEvolveError: An artifact does not fit the table's columns.
+        CannotEvolveError: Artifacts do not fit the table's columns; the rest is loaded.
         ProjectionError: PostgreSQL refused something, or could not be reached.
     """
     if workers < 1:
@@ -119,9 +129,30 @@ def load_batches(
     with database.connect(f"table {spec.name!r}") as connection:
         state = ensure_table(connection, spec)
     tasks = _tasks(store, spec, batches)
-    withdrawn = frozenset(tombstones.withdrawn(store, spec.dataset))
-    work = _Work(store, database, spec, state, withdrawn, tasks)
-    yield from work.run(min(workers, max(1, len(tasks))))
+    refusals: list[CannotEvolveError] = []
+    while True:
+        withdrawn = frozenset(tombstones.withdrawn(store, spec.dataset))
+        work = _Work(store, database, spec, state, withdrawn, tasks)
+        yield from work.run(min(workers, max(1, len(tasks))))
+        refusals += work.refusals
+        late = settle_table(store, database, spec).late
+        if not late:
+            break
+        # Loaded meanwhile by code that did not know of the generation that is being built.
+        tasks = _tasks(store, spec, late)
+    if refusals:
+        raise _refusal(spec, refusals)
+
+
+def _refusal(spec: TableSpec, refusals: list[CannotEvolveError]) -> CannotEvolveError:
+    shown = "\n".join(str(refusal) for refusal in refusals[:_SHOWN_REFUSALS])
+    more = (
+        f"\nand {len(refusals) - _SHOWN_REFUSALS} more" if len(refusals) > _SHOWN_REFUSALS else ""
+    )
+    return CannotEvolveError(
+        f"table {spec.name!r}: {len(refusals)} batches of {spec.asset} do not fit its columns; the"
+        f" rest is loaded, and what was read before still is:\n{shown}{more}"
+    )
 
 
 def _tasks(store: BlobStore, spec: TableSpec, batches: Iterable[str] | None) -> list[_Task]:
@@ -165,6 +196,8 @@ class _Work:
         self._state = state
         self._withdrawn = withdrawn
         self._tasks = iter(tasks)
+        self.refusals: list[CannotEvolveError] = []
+        """Batches that do not fit the wanted generation, each with the reason."""
         self._lock = threading.Lock()
         self._is_stopped = False
 
@@ -195,7 +228,9 @@ class _Work:
                 upcoming = self._prepare_next(ahead)
                 while upcoming is not None:
                     current, upcoming = upcoming, self._prepare_next(ahead)
-                    reports.put(self._load(connection, current.result()))
+                    report = self._load(connection, current.result())
+                    if report is not None:
+                        reports.put(report)
                 _flush(connection, self._state.wanted)
         except BaseException:
             self._is_stopped = True
@@ -209,38 +244,54 @@ class _Work:
         return None if task is None else ahead.submit(self._prepare, task)
 
     def _prepare(self, task: _Task) -> _Prepared:
-        building = self._state.building
-        wanted = self._prepare_for(task, self._state.wanted)
-        if building is None:
-            return _Prepared(task, wanted, None)
-        try:
-            return _Prepared(task, wanted, self._prepare_for(task, self._state.live))
-        except CannotEvolveError as error:
-            return _Prepared(task, wanted, error)
+        state = self._state
+        wanted = self._prepare_for(task, state.wanted)
+        live = None if state.building is None else self._prepare_for(task, state.live)
+        return _Prepared(task, state, wanted, live)
 
-    def _prepare_for(self, task: _Task, generation: Generation) -> PreparedBatch:
+    def _prepare_for(
+        self, task: _Task, generation: Generation
+    ) -> PreparedBatch | CannotEvolveError:
         try:
             return prepare_batch(self._store, generation, task.batch, task.entry, self._withdrawn)
         except CannotEvolveError as error:
-            raise CannotEvolveError(
-                f"table {self._spec.name!r}, batch {task.batch.batch!r}: {error}"
-            ) from error
+            return CannotEvolveError(f"batch {task.batch.batch!r}: {error}")
 
-    def _load(self, connection: Connection, prepared: _Prepared) -> LoadReport:
-        """Feed the wanted generation, then the live one: each in a transaction of its own."""
-        report = _load_into(connection, self._state.wanted, prepared.wanted)
+    def _load(self, connection: Connection, prepared: _Prepared) -> LoadReport | None:
+        while True:
+            try:
+                return self._feed(connection, prepared)
+            except TableChangedError:
+                with self._lock:
+                    if self._state is prepared.state:
+                        self._state = ensure_table(connection, self._spec)
+                prepared = self._prepare(prepared.task)
+
+    def _feed(self, connection: Connection, prepared: _Prepared) -> LoadReport | None:
+        """Feed the wanted generation, then the live one: each in a transaction of its own.
+
+        Neither waits for the other's sake: what one of them cannot hold, the other still gets.
+        """
+        state, report, live = prepared.state, None, None
+        if isinstance(prepared.wanted, PreparedBatch):
+            report = _load_into(connection, state, state.wanted, prepared.wanted)
         if isinstance(prepared.live, PreparedBatch):
-            return replace(report, live=_load_into(connection, self._state.live, prepared.live))
-        if prepared.live is not None:
+            live = _load_into(connection, state, state.live, prepared.live)
+        if isinstance(prepared.wanted, CannotEvolveError):
+            self.refusals.append(prepared.wanted)
+            return None
+        if report is None or prepared.live is None:
+            return report
+        if isinstance(prepared.live, CannotEvolveError):
             return replace(report, waiting=str(prepared.live))
-        return report
+        return replace(report, live=live)
 
 
 def _load_into(
-    connection: Connection, generation: Generation, prepared: PreparedBatch
+    connection: Connection, state: TableState, generation: Generation, prepared: PreparedBatch
 ) -> LoadReport:
     started = time.monotonic()
-    done = replace_batch(connection, generation, prepared)
+    done = replace_batch(connection, state, generation, prepared)
     held = done.held
     return LoadReport(
         batch=held.batch,

@@ -110,8 +110,8 @@ def prepare_batch(
             f"manifest {entry.manifest} of batch {batch.batch!r} is current in the log, but is of a"
             " failed hook run"
         )
-    mappings = evolve.map_columns(manifest.columns, generation.columns)
-    rows = evolve.evolve_rows(_without(read_rows(store, manifest), withdrawn), mappings)
+    written = _without(read_rows(store, manifest), withdrawn)
+    rows = evolve.artifact_rows(manifest, written, generation.columns, generation.upcasters)
     kinds = column_kinds(generation.columns)
     outcomes = _sorted(_without(read_outcomes(store, manifest), withdrawn))
     is_small = len(rows) <= CHUNK_ROWS

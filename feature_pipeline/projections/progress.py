@@ -5,11 +5,13 @@ What belongs here: comparing progress with the log. Not here: the rows themselve
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from feature_pipeline.archive import log
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.log import FeatureEntry
+from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.projections.bookkeeping import Progress, all_progress
 from feature_pipeline.projections.database import Database
 from feature_pipeline.projections.generation import read_table
@@ -95,7 +97,12 @@ def check_progress(
 def current_entries(
     store: BlobStore, spec: TableSpec, batches: Collection[str] | None
 ) -> dict[str, FeatureEntry]:
-    """The current log entry of each of these batches that has one; of all batches if None."""
+    """The current log entry of each of these batches that has one; of all batches if None.
+
+    For a table of the past, what was current then.
+    """
+    if spec.as_of is not None:
+        return _entries_as_of(store, spec, spec.as_of, batches)
     if batches is None:
         return log.heads(store, spec.dataset, spec.hook)
     if len(batches) > _LIST_ALL_FROM:
@@ -103,6 +110,19 @@ def current_entries(
         return {batch: heads[batch] for batch in batches if batch in heads}
     found = {batch: log.head(store, spec.dataset, spec.hook, batch) for batch in batches}
     return {batch: entry for batch, entry in found.items() if entry is not None}
+
+
+def _entries_as_of(
+    store: BlobStore, spec: TableSpec, time: datetime, batches: Collection[str] | None
+) -> dict[str, FeatureEntry]:
+    chosen = list(log.batches(store, spec.dataset) if batches is None else batches)
+
+    def last(batch: str) -> FeatureEntry | None:
+        entries = log.read_log(store, spec.dataset, spec.hook, batch)
+        return log.last_current(entry for entry in entries if entry.accepted_at <= time)
+
+    found = zip(chosen, map_threads(last, chosen), strict=True)
+    return {batch: entry for batch, entry in found if entry is not None}
 
 
 def compare_progress(

@@ -4,7 +4,7 @@ What belongs here: comparing. Not here: mending what differs (`rebuild`).
 """
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Final
@@ -18,7 +18,7 @@ from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.encode import iter_record_rows
 from feature_pipeline.archive.manifest import Manifest
 from feature_pipeline.archive.read import read_manifest, read_outcomes, read_rows
-from feature_pipeline.columns import Column, columns_header, row_encoder
+from feature_pipeline.columns import columns_header, row_encoder
 from feature_pipeline.digest import ContentSum, Digest, Value, canonical_json, document_bytes
 from feature_pipeline.projections import evolve
 from feature_pipeline.projections.bookkeeping import Progress, all_progress
@@ -53,15 +53,16 @@ class Proof:
     @property
     def is_equal(self) -> bool:
         """Whether the table is exactly what the archive says."""
-        return (
-            self.progress.is_complete
-            and not self.unequal_batches
-            and self.table_digest == self.archive_digest
-        )
+        return self.progress.is_complete and self.has_equal_content
+
+    @property
+    def has_equal_content(self) -> bool:
+        """Whether what is loaded equals its artifacts, complete or not."""
+        return not self.unequal_batches and self.table_digest == self.archive_digest
 
     def summary(self) -> str:
         """One line for people."""
-        if not self.unequal_batches and self.table_digest == self.archive_digest:
+        if self.has_equal_content:
             return f"{self.rows} rows of {self.batches} batches equal the archive's"
         named = ", ".join(self.unequal_batches[:_SHOWN])
         more = ", ..." if len(self.unequal_batches) > _SHOWN else ""
@@ -215,7 +216,7 @@ def _archive_content(
             if record_id not in withdrawn:
                 owners[record_id] = batch
     return {
-        batch: _batch_content(store, manifest, generation.columns, batch, owners)
+        batch: _batch_content(store, manifest, generation, batch, owners)
         for batch, manifest in manifests.items()
         if batches is None or batch in batches
     }
@@ -224,11 +225,11 @@ def _archive_content(
 def _batch_content(
     store: BlobStore,
     manifest: Manifest,
-    columns: Sequence[Column],
+    generation: Generation,
     batch: str,
     owners: dict[str, str],
 ) -> _Content:
-    content = _Content()
+    content, columns = _Content(), generation.columns
     outcomes = read_outcomes(store, manifest).select(["record_id", "status", "reason"])
     foreign: list[str] = []
     for line in outcomes.to_pylist():
@@ -244,8 +245,8 @@ def _batch_content(
         # Acceptance computed it from these rows; the blob's bytes are checked by their digest.
         content.rows, content.row_count = manifest.rows_digest, manifest.counts.rows
         return content
-    mappings = evolve.map_columns(manifest.columns, columns)
-    rows = evolve.evolve_rows(read_rows(store, manifest), mappings)
+    written = read_rows(store, manifest)
+    rows = evolve.artifact_rows(manifest, written, columns, generation.upcasters)
     if foreign:
         is_foreign = pc.is_in(rows["record_id"], pa.array(foreign, pa.string()))
         rows = rows.filter(pc.invert(is_foreign))

@@ -4,8 +4,8 @@ What belongs here: ownership of records, the replacement, COPY. Not here: readin
 (`prepare`), choosing batches (`rebuild`).
 
 Locks are always taken in this order, so that loaders never wait for each other in a circle: the
-generation (shared), the batch, its records in the order of their ids, progress rows in the order
-of their batches.
+table (shared), the batch, its records in the order of their ids, progress rows in the order of
+their batches.
 """
 
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ from feature_pipeline.projections.bookkeeping import (
 )
 from feature_pipeline.projections.copy_format import COPY_HEADER, COPY_TRAILER
 from feature_pipeline.projections.database import Connection, fetch_one, lock
-from feature_pipeline.projections.generation import Generation
+from feature_pipeline.projections.generation import Generation, TableState, lock_table
 from feature_pipeline.projections.prepare import OUTCOME_KINDS, PreparedBatch
 
 # A record belongs to the batch submitted last among those loaded, whatever became of it there.
@@ -60,22 +60,32 @@ class Replacement:
     foreign: int
 
 
+class TableChangedError(ConflictError):
+    """The table's live or wanted generation is another one since the caller looked."""
+
+
 def replace_batch(
-    connection: Connection, generation: Generation, prepared: PreparedBatch
+    connection: Connection, state: TableState, generation: Generation, prepared: PreparedBatch
 ) -> Replacement:
     """The generation holds what `prepared` says of its batch, or something newer.
 
     Rows, outcomes and progress change together or not at all. Loading the same again, or an
     older log entry, changes nothing.
 
+    Args:
+        connection: In no transaction.
+        state: The table as the caller knows it.
+        generation: One that is fed.
+        prepared: The batch, for this generation.
+
     Raises:
-        ConflictError: The generation was dropped meanwhile.
+        TableChangedError: `state` is out of date; nothing changed.
         psycopg.Error: PostgreSQL refused it; nothing changed.
     """
     with connection.transaction():
-        lock(connection, "generation", generation.id, is_shared=True)
+        lock_table(connection, generation.table_name, is_shared=True)
         lock(connection, "batch", generation.id, prepared.batch)
-        _check_exists(connection, generation)
+        _check_state(connection, state)
         held = read_progress(connection, generation.id, prepared.batch)
         if held is not None and held.seq >= prepared.entry.seq:
             return Replacement(held, is_unchanged=True, foreign=0)
@@ -204,14 +214,17 @@ def _copy(
         copy.write(COPY_TRAILER)
 
 
-def _check_exists(connection: Connection, generation: Generation) -> None:
+def _check_state(connection: Connection, state: TableState) -> None:
+    # Without this, a loader that looked before a switch would feed the old generation after it,
+    # and the table would miss a batch that Dagster calls loaded.
     row = fetch_one(
-        connection, "select 1 from feature_pipeline.generations where id = %s", [generation.id]
+        connection,
+        "select live, wanted from feature_pipeline.tables where name = %s",
+        [state.live.table_name],
     )
-    if row is None:
-        raise ConflictError(
-            f"generation {generation.relation!r} of table {generation.table_name!r} was dropped"
-            " meanwhile: run again to load the one that is wanted now"
+    if row != (state.live.id, state.wanted.id):
+        raise TableChangedError(
+            f"table {state.live.table_name!r} was switched, dropped or redefined meanwhile"
         )
 
 

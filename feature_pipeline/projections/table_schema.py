@@ -51,9 +51,14 @@ def create_table(relation: str, columns: Sequence[Column]) -> sql.SQL:
 
 
 def create_index(
-    relation: str, columns: Sequence[Column], index: IndexDefinition, name: str
+    relation: str,
+    columns: Sequence[Column],
+    index: IndexDefinition,
+    name: str,
+    *,
+    is_concurrent: bool = False,
 ) -> sql.SQL:
-    """DDL of an index of a generation."""
+    """DDL of an index of a generation; built concurrently, it lets loads go on meanwhile."""
     table = _table(relation, columns)
     # literal_column, not text: text takes a colon for a parameter.
     parts: list[sa.ColumnElement[Any]] = (
@@ -66,6 +71,7 @@ def create_index(
         *parts,
         unique=index.unique,
         postgresql_using=index.method.value,
+        postgresql_concurrently=is_concurrent,
         postgresql_where=None if index.where is None else sa.literal_column(index.where),
         _table=table,
     )

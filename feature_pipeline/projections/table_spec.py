@@ -1,19 +1,19 @@
 """What a table should be: its name, columns and indexes, as its hook's definition says."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from feature_pipeline.columns import RESERVED_COLUMNS, Column, check_columns
 from feature_pipeline.digest import Digest, check_text, document_bytes
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.hooks.definition import IndexDefinition
+from feature_pipeline.hooks.definition import IndexDefinition, UpcasterDefinition
 from feature_pipeline.records import check_dataset
 
 LOADER_VERSION: Final = 1
 """Raised when the same artifact would give other rows; every table is then built anew."""
 
 MAX_IDENTIFIER_BYTES: Final = 63
-_SYSTEM_COLUMNS: Final = frozenset({"ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +21,8 @@ class TableSpec:
     """A table as its hook's definition wants it.
 
     `name` is the view's in schema `features`. `columns` are those of the hook's declared columns
-    that the table has. `rebuild_token` is any text; another one asks for a new generation with
-    the same columns. `order` grows with the definition: code whose definition is older than the
-    one the database knows feeds the tables that are there and builds none.
+    that the table has. `upcasters` convert artifacts that the matrix of `evolve` cannot. `as_of`
+    makes it a table of the past: what the archive's log said at that time.
     """
 
     dataset: str
@@ -32,20 +31,14 @@ class TableSpec:
     columns: tuple[Column, ...]
     indexes: tuple[IndexDefinition, ...] = ()
     description: str | None = None
-    rebuild_token: str = ""
-    order: int = 0
+    upcasters: tuple[UpcasterDefinition, ...] = ()
+    as_of: datetime | None = None
 
     def __post_init__(self) -> None:
         check_dataset(self.dataset)
         check_dataset(self.hook)
         check_table_name(self.name)
         check_columns(self.columns)
-        for column in self.columns:
-            if column.name in _SYSTEM_COLUMNS:
-                raise InvalidInputError(
-                    f"table {self.name!r}: column {column.name!r}: PostgreSQL keeps this name for"
-                    " itself; declare another and leave this one out of the table"
-                )
         known = RESERVED_COLUMNS | {column.name for column in self.columns}
         for index in self.indexes:
             for name in index.columns:
@@ -70,7 +63,23 @@ class TableSpec:
             column.model_dump(mode="json", exclude={"unit", "description"})
             for column in self.columns
         ]
-        return Digest.of(document_bytes([LOADER_VERSION, columns, self.rebuild_token]))
+        upcasters = [upcaster.model_dump(mode="json") for upcaster in self.upcasters]
+        as_of = None if self.as_of is None else self.as_of.isoformat()
+        return Digest.of(document_bytes([LOADER_VERSION, columns, upcasters, as_of]))
+
+    @property
+    def definition_digest(self) -> Digest:
+        """Equal when nothing at all about the table is to change: indexes and comments included."""
+        return Digest.of(
+            document_bytes(
+                [
+                    str(self.generation_digest),
+                    [column.model_dump(mode="json") for column in self.columns],
+                    [index.model_dump(mode="json") for index in self.indexes],
+                    self.description,
+                ]
+            )
+        )
 
 
 def check_table_name(name: str) -> str:

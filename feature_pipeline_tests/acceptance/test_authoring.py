@@ -49,7 +49,7 @@ def test_a_scaffolded_hook_loads_and_runs(checkout: Path, tmp_path: Path) -> Non
     done = dg(checkout, "check", "defs")
     assert done.returncode == 0, done.stdout + done.stderr
     listed = json.loads(dg(checkout, "list", "defs", "--json").stdout)
-    keys = {asset["key"] for asset in listed["assets"]}
+    keys = {asset["asset_key"] for asset in listed["assets"]}
     assert {"structures/features/file_counts", "structures/tables/file_counts"} <= keys
 
     folders = {name: tmp_path / name for name in ("in", "out", "files")}
@@ -76,7 +76,7 @@ def test_a_scaffolded_hook_loads_and_runs(checkout: Path, tmp_path: Path) -> Non
 
 def test_the_component_is_listed(checkout: Path) -> None:
     listed = json.loads(dg(checkout, "list", "components", "--json").stdout)
-    assert "feature_pipeline.FeatureHook" in {component["key"] for component in listed}
+    assert "feature_pipeline.FeatureHook" in {component["key"] for component in listed["items"]}
 
 
 def test_wrong_fields_are_named_with_file_and_line(checkout: Path) -> None:

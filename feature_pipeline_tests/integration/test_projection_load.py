@@ -229,7 +229,7 @@ def test_an_older_log_entry_never_replaces_a_newer_one(archive, database, connec
         archive.say("b1", {"r1": [{"label": "new"}]})
         load_batch(archive.store, database, spec, "b1")
 
-        done = replace_batch(own, state.live, old)
+        done = replace_batch(own, state, state.live, old)
 
     assert done.is_unchanged
     assert done.held.seq == 2

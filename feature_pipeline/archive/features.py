@@ -1,0 +1,254 @@
+"""What a hook said over chosen batches, as frames: rows, outcomes, and the bytes behind them.
+
+What belongs here: reading chosen artifacts as one. Not here: choosing them (`api`), conversions
+(`frames`), checks of bytes (`read`).
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from feature_pipeline.archive import read
+from feature_pipeline.archive.align import align_rows
+from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.encode import OUTCOMES_SCHEMA, RECORD_ID, rows_schema
+from feature_pipeline.archive.frames import Frame
+from feature_pipeline.archive.log import FeatureEntry
+from feature_pipeline.archive.manifest import Manifest
+from feature_pipeline.archive.threads import WORKERS
+from feature_pipeline.archive.tombstones import withdrawn
+from feature_pipeline.columns import Column
+from feature_pipeline.errors import NotFoundError
+
+BATCH: Final = "batch"
+"""The column that says which batch a row is of; the last one."""
+
+_BATCH_FIELD: Final["pa.Field[Any]"] = pa.field(BATCH, pa.string(), nullable=False)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which artifacts are read, from the batch submitted last to the first."""
+
+    store: BlobStore
+    dataset: str
+    hook: str
+    heads: Mapping[str, FeatureEntry]
+    every_batch: bool
+
+    @cached_property
+    def withdrawn(self) -> "pa.Array[Any]":
+        """Ids of records that are not to be read: acceptance alone does not remove them."""
+        return pa.array(sorted(withdrawn(self.store, self.dataset)), pa.string())
+
+    def manifest(self, batch: str) -> Manifest:
+        """The manifest of the batch's artifact."""
+        if batch not in self.heads:
+            raise NotFoundError(
+                f"batch {batch!r} is not among those read of {self.dataset}/{self.hook}"
+            )
+        return read.read_manifest(self.store, self.heads[batch].manifest)
+
+    def artifacts(self, load: Callable[[Manifest], R]) -> Iterator[tuple[str, R]]:
+        """Per batch what `load` makes of its manifest, a few being read ahead."""
+        return _ahead(lambda batch: load(self.manifest(batch)), self.heads)
+
+
+class Features(Frame):
+    """Rows of a hook over batches: record_id, ordinal, the declared columns, batch.
+
+    The declared columns are those of the artifact accepted last; rows written under others are
+    read as `align_rows` says. Arrays and objects are their canonical JSON text, uuids text,
+    instants microseconds in UTC. The order is that of batches, from the one submitted last.
+    """
+
+    def __init__(self, selection: Selection) -> None:
+        self._selection = selection
+
+    def __repr__(self) -> str:
+        return f"Features({self.dataset}/{self.hook}, {len(self.batches)} batches)"
+
+    @property
+    def dataset(self) -> str:
+        """The hook's dataset."""
+        return self._selection.dataset
+
+    @property
+    def hook(self) -> str:
+        """The hook's name."""
+        return self._selection.hook
+
+    @property
+    def batches(self) -> list[str]:
+        """The batches read, from the one submitted last."""
+        return list(self._selection.heads)
+
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """The declared columns, with units and descriptions; none if nothing is read."""
+        heads = self._selection.heads
+        if not heads:
+            return ()
+        newest = max(heads, key=lambda batch: (heads[batch].accepted_at, batch))
+        return self._selection.manifest(newest).columns
+
+    @property
+    def schema(self) -> pa.Schema:
+        """record_id, ordinal, the declared columns, batch; fields carry type, format and unit."""
+        return rows_schema(self.columns).append(_BATCH_FIELD)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The rows of each batch in turn.
+
+        Raises:
+            NotFoundError, CorruptDataError: A blob is missing, or not what its name says.
+            InvalidInputError: A batch was written under columns of other types.
+        """
+        selection, columns = self._selection, self.columns
+        owned = _Owned(selection)
+        if selection.every_batch:
+            for batch, (manifest, rows) in selection.artifacts(self._rows):
+                yield self._finished(owned.of_rows(rows), manifest, columns, batch)
+            return
+        for batch, (manifest, rows, outcomes) in selection.artifacts(self._rows_and_outcomes):
+            kept = owned.of_artifact(rows, outcomes.column(0))
+            yield self._finished(kept, manifest, columns, batch)
+
+    def outcomes(self) -> "Outcomes":
+        """What became of every record of these batches."""
+        return Outcomes(self._selection)
+
+    def manifest(self, batch: str) -> Manifest:
+        """How the batch's artifact was made: release, run, counts, digests, blobs."""
+        return self._selection.manifest(batch)
+
+    def raw_names(self, batch: str) -> list[str]:
+        """The names of the files that the hook left for the batch, sorted."""
+        return read.raw_names(self.manifest(batch))
+
+    def raw(self, batch: str, name: str) -> bytes:
+        """One of the files that the hook left, exactly.
+
+        What was carried over is in the raw files of the manifest that computed it: see
+        `carried_from` of `outcomes`.
+
+        Raises:
+            NotFoundError: The artifact has no such file.
+        """
+        return read.read_raw(self._selection.store, self.manifest(batch), name)
+
+    def log(self, batch: str) -> str:
+        """What the hook printed."""
+        return read.read_log_text(self._selection.store, self.manifest(batch))
+
+    def _rows(self, manifest: Manifest) -> tuple[Manifest, pa.Table]:
+        return manifest, read.read_rows(self._selection.store, manifest)
+
+    def _rows_and_outcomes(self, manifest: Manifest) -> tuple[Manifest, pa.Table, pa.Table]:
+        return *self._rows(manifest), read.read_outcomes(self._selection.store, manifest)
+
+    def _finished(
+        self, rows: pa.Table, manifest: Manifest, columns: tuple[Column, ...], batch: str
+    ) -> pa.Table:
+        what = f"{self.dataset}/{self.hook}, batch {batch!r}"
+        return _with_batch(align_rows(rows, manifest.columns, columns, what), batch)
+
+
+class Outcomes(Frame):
+    """One line per record: `OUTCOMES_SCHEMA`, then batch.
+
+    The order is that of batches, from the one submitted last, and that of the batch within it.
+    """
+
+    def __init__(self, selection: Selection) -> None:
+        self._selection = selection
+
+    def __repr__(self) -> str:
+        return f"Outcomes({self._selection.dataset}/{self._selection.hook})"
+
+    @property
+    def schema(self) -> pa.Schema:
+        """record_id, status, reason, kind, retryable, row_count, action, carried_from, batch."""
+        return OUTCOMES_SCHEMA.append(_BATCH_FIELD)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The outcomes of each batch in turn.
+
+        Raises:
+            NotFoundError, CorruptDataError: A blob is missing, or not what its name says.
+        """
+        selection = self._selection
+        owned = _Owned(selection)
+        for batch, outcomes in selection.artifacts(
+            lambda manifest: read.read_outcomes(selection.store, manifest)
+        ):
+            kept = (
+                owned.of_rows(outcomes)
+                if selection.every_batch
+                else owned.of_artifact(outcomes, outcomes.column(0))
+            )
+            yield _with_batch(kept, batch)
+
+
+def _with_batch(table: pa.Table, batch: str) -> pa.Table:
+    repeat: Any = pa.repeat
+    values: pa.Array[Any] = repeat(pa.scalar(batch, pa.string()), len(table))
+    return table.append_column(_BATCH_FIELD, values)
+
+
+class _Owned:
+    """Leaves out withdrawn records, and those that a batch read before holds."""
+
+    def __init__(self, selection: Selection) -> None:
+        self._withdrawn = selection.withdrawn
+        self._seen: set[str] = set()
+
+    def of_rows(self, table: pa.Table) -> pa.Table:
+        """The lines of records that are not withdrawn."""
+        return _without(table, self._withdrawn)
+
+    def of_artifact(self, table: pa.Table, record_ids: "pa.ChunkedArray[Any]") -> pa.Table:
+        """The lines of the artifact's records that no batch before held; they are held now.
+
+        A record belongs to the batch submitted last, whatever became of it there: the ids are of
+        all outcomes, not only of those with rows.
+        """
+        listed: list[Any] = record_ids.to_pylist()
+        ids: set[str] = set(listed)
+        foreign = ids & self._seen
+        self._seen |= ids
+        return _without(self.of_rows(table), pa.array(sorted(foreign), pa.string()))
+
+
+def _without(table: pa.Table, ids: "pa.Array[Any]") -> pa.Table:
+    if not len(ids):
+        return table
+    return table.filter(pc.invert(pc.is_in(table.column(RECORD_ID), ids)))
+
+
+def _ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
+    """`function` of every item, in order, at most `WORKERS` being worked on or waiting."""
+    running: deque[tuple[T, Future[R]]] = deque()
+    with ThreadPoolExecutor(WORKERS) as pool:
+        try:
+            for item in items:
+                running.append((item, pool.submit(function, item)))
+                if len(running) == WORKERS:
+                    first, future = running.popleft()
+                    yield first, future.result()
+            while running:
+                first, future = running.popleft()
+                yield first, future.result()
+        finally:
+            # The caller may stop early: what has not begun is not read.
+            for _, future in running:
+                future.cancel()

@@ -1,0 +1,493 @@
+"""From the roots (log, inbox, quarantine) to every object that something names.
+
+What belongs here: reading documents, and what each of them names. Not here: whether the bytes
+named are right (`verify`), what to do with those that nothing names (`gc`).
+
+Documents are read from the store each time, never from this process's memory: what was read
+before may have changed behind the archive's back, and that is what is looked for.
+"""
+
+import re
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from typing import Final, TypeVar
+
+from feature_pipeline.archive import blobs, layout, log
+from feature_pipeline.archive.blob_store import BlobStore, ObjectInfo, StoredObject
+from feature_pipeline.archive.documents import NewerVersionError
+from feature_pipeline.archive.erasures import Erased, ErasureEntry
+from feature_pipeline.archive.inbox import (
+    Completion,
+    QuarantinedEntry,
+    Submission,
+    read_entry,
+)
+from feature_pipeline.archive.log import BatchEntry, FeatureEntry, LogEntry, StoredRelease
+from feature_pipeline.archive.manifest import LOG, OUTCOMES, RAW, ROWS, Manifest
+from feature_pipeline.archive.objects import (
+    Finding,
+    ObjectKind,
+    Reached,
+    Reference,
+    Scope,
+    State,
+)
+from feature_pipeline.archive.threads import WORKERS, map_threads
+from feature_pipeline.archive.tombstones import TombstoneEntry
+from feature_pipeline.digest import Digest
+from feature_pipeline.errors import (
+    CorruptDataError,
+    InvalidInputError,
+    NotFoundError,
+    StoreUnavailableError,
+)
+from feature_pipeline.records import RecordBatch
+
+_DIGEST_TEXT: Final = re.compile(r"sha256:([0-9a-f]{64})")
+_INBOX_ROUNDS: Final = 20
+
+L = TypeVar("L", bound=LogEntry)
+
+
+def reach(
+    store: BlobStore,
+    scope: Scope | None = None,
+    workers: int = WORKERS,
+    planned: Erased | None = None,
+) -> Reached:
+    """Follow every root within the scope.
+
+    Args:
+        store: The archive.
+        scope: Which part; the whole if None.
+        workers: Requests at once.
+        planned: Erasures about to be written: what they replace counts as erased.
+
+    Raises:
+        StoreUnavailableError: The store could not list objects, so nothing can be said.
+    """
+    walk = _Walk(store, scope or Scope(), workers, planned or Erased())
+    # A completion is in its log before it leaves the inbox: read in this order, whatever moves
+    # meanwhile is seen in one place or the other.
+    walk.read_erasures()
+    if walk.scope.is_whole:
+        walk.read_waiting()
+    walk.read_logs()
+    walk.follow()
+    return walk.reached
+
+
+class _Walk:
+    def __init__(self, store: BlobStore, scope: Scope, workers: int, planned: Erased) -> None:
+        self.store = store
+        self.scope = scope
+        self.workers = workers
+        self.planned = planned
+        self.reached = Reached()
+        self._lock = threading.Lock()
+        self._manifests: dict[Digest, list[FeatureEntry]] = {}
+        self._named_by: dict[Digest, str] = {}
+        self._batches: dict[Digest, str] = {}
+        self._unknown: dict[Digest, str] = {}
+        self._releases: dict[tuple[str, str], list[StoredRelease]] = {}
+        self._batch_digests: dict[tuple[str, str], set[Digest]] = {}
+        self._keeps_checksums: bool | None = None
+
+    # Documents
+
+    def find(self, state: State, kind: ObjectKind, key: str, named_by: str, detail: str) -> None:
+        self.reached.findings.append(Finding(state, kind, key, named_by, detail))
+
+    def get(self, kind: ObjectKind, key: str, named_by: str) -> StoredObject | None:
+        """The object; None, with a finding, if it cannot be had."""
+        try:
+            return self.store.get(key)
+        except NotFoundError as error:
+            self.find(State.MISSING, kind, key, named_by, str(error))
+        except CorruptDataError as error:
+            self.find(State.CORRUPT, kind, key, named_by, str(error))
+        except StoreUnavailableError as error:
+            self.find(State.UNREADABLE, kind, key, named_by, str(error))
+        return None
+
+    def _is_ours(self, held: StoredObject) -> bool:
+        """Whether the bytes are those that were written, as far as the store can tell.
+
+        A document's key does not name its bytes. Its writer sent their checksum, which the store
+        keeps and every read compares; an object without one was put there by something else.
+        """
+        if held.info.sha256 is not None:
+            return held.info.sha256 == Digest.of(held.data)
+        if self._keeps_checksums is None:
+            probe = self.store.stat(layout.PROBE)
+            self._keeps_checksums = probe is not None and probe.sha256 is not None
+        return not self._keeps_checksums
+
+    def read_log(self, kind: ObjectKind, prefix: str, model: type[L]) -> dict[str, list[L]]:
+        """Per log below `prefix` its entries, in order; those that cannot be read are findings."""
+        infos = list(self.store.list_objects(prefix))
+        found: dict[str, list[L]] = {}
+        for name, group in groupby(infos, key=lambda info: info.key.rpartition("/")[0]):
+            self._check_gaps(kind, name, list(group))
+        entries = map_threads(lambda info: self._entry(kind, info, model), infos, self.workers)
+        for info, entry in zip(infos, entries, strict=True):
+            if entry is not None:
+                found.setdefault(info.key.rpartition("/")[0] + "/", []).append(entry)
+        return found
+
+    def _check_gaps(self, kind: ObjectKind, name: str, infos: Sequence[ObjectInfo]) -> None:
+        seqs = set()
+        for info in infos:
+            try:
+                seqs.add(layout.parse_entry(info.key).seq)
+            except InvalidInputError as error:
+                self.find(State.CORRUPT, kind, info.key, f"log {name}", str(error))
+        for seq in sorted(set(range(layout.FIRST_SEQ, max(seqs, default=0))) - seqs):
+            key = layout.entry(f"{name}/", seq)
+            self.find(State.MISSING, kind, key, f"log {name}", "later entries are there")
+
+    def _entry(self, kind: ObjectKind, info: ObjectInfo, model: type[L]) -> L | None:
+        named_by = f"log {info.key.rpartition('/')[0]}"
+        held = self.get(kind, info.key, named_by)
+        if held is None:
+            return None
+        try:
+            entry = model.decode(held.data, info.key, broken=CorruptDataError)
+            if entry.seq != layout.parse_entry(info.key).seq:
+                raise CorruptDataError(f"it says that it is entry {entry.seq}")
+            if not _is_in_its_log(entry, info.key):
+                raise CorruptDataError("it says that it belongs to another log")
+            if not self._is_ours(held):
+                raise CorruptDataError("its bytes are not those whose checksum was stored")
+        except CorruptDataError as error:
+            self.find(State.CORRUPT, kind, info.key, named_by, str(error))
+            return None
+        except NewerVersionError as error:
+            self.find(State.NEWER, kind, info.key, named_by, str(error))
+            return None
+        self._read(held.data)
+        return entry
+
+    def _read(self, data: bytes) -> None:
+        with self._lock:
+            self.reached.documents += 1
+            self.reached.bytes_read += len(data)
+
+    # Roots
+
+    def _prefix(self, logs: str, of_dataset: Callable[[str], str]) -> str:
+        return logs if self.scope.dataset is None else of_dataset(self.scope.dataset)
+
+    def read_erasures(self) -> None:
+        """Tombstones and erasures: what is expected to be gone."""
+        prefix = self._prefix(layout.TOMBSTONE_LOGS, layout.tombstone_log)
+        tombstones = self.read_log(ObjectKind.TOMBSTONE_ENTRY, prefix, TombstoneEntry)
+        for name, said in tombstones.items():
+            ids: set[str] = set()
+            for tombstone in said:
+                tombstone.apply(ids)
+            self.reached.withdrawn[layout.last_part(name)] = ids
+        prefix = self._prefix(layout.ERASURE_LOGS, layout.erasure_log)
+        for name, entries in self.read_log(ObjectKind.ERASURE_ENTRY, prefix, ErasureEntry).items():
+            self.reached.erasures[layout.last_part(name)] = Erased.of(entries)
+
+    def _is_erased(self, digest: Digest) -> bool:
+        known = [self.planned, *self.reached.erasures.values()]
+        return any(digest in erased.manifests or digest in erased.batches for erased in known)
+
+    def read_waiting(self) -> None:
+        """The inbox and the quarantine, until nothing moved between them while they were read."""
+        for _ in range(_INBOX_ROUNDS):
+            before = self._waiting_keys()
+            found = map_threads(self._read_waiting, before, self.workers)
+            if before == self._waiting_keys():
+                for key, held in zip(before, found, strict=True):
+                    self._name_waiting(key, held)
+                return
+        raise StoreUnavailableError(
+            f"{self.store.identity}: the inbox changed each of {_INBOX_ROUNDS} times it was read"
+        )
+
+    def _waiting_keys(self) -> list[str]:
+        return [
+            info.key
+            for prefix in (layout.INBOX, layout.QUARANTINE, layout.INBOX)
+            for info in self.store.list_objects(prefix)
+        ]
+
+    def _read_waiting(self, key: str) -> StoredObject | StoreUnavailableError | None:
+        try:
+            return self.store.get(key)
+        except NotFoundError:
+            return None
+        except (StoreUnavailableError, CorruptDataError) as error:
+            return StoreUnavailableError(str(error))
+
+    def _name_waiting(self, key: str, held: StoredObject | StoreUnavailableError | None) -> None:
+        is_inbox = key.startswith(layout.INBOX)
+        kind = ObjectKind.INBOX_ENTRY if is_inbox else ObjectKind.QUARANTINE_ENTRY
+        if held is None:
+            raise StoreUnavailableError(f"{self.store.identity}: {key} is listed and not there")
+        if isinstance(held, StoreUnavailableError):
+            self.find(State.UNREADABLE, kind, key, kind.value, str(held))
+            return
+        if not self._is_ours(held):
+            detail = "its bytes are not those whose checksum was stored"
+            self.find(State.CORRUPT, kind, key, kind.value, detail)
+        entry_id, data = key.removeprefix(layout.INBOX), held.data
+        if not is_inbox:
+            try:
+                document = QuarantinedEntry.decode(held.data, key)
+            except NewerVersionError as error:
+                self.find(State.NEWER, kind, key, kind.value, str(error))
+                return
+            except InvalidInputError as error:
+                self.find(State.CORRUPT, kind, key, kind.value, str(error))
+                self._name_unknown(key, held.data.decode(errors="replace"))
+                return
+            entry_id, data = document.id, document.entry.encode()
+        self._read(held.data)
+        entry = read_entry(entry_id, held.info.modified_at, data)
+        match entry.content:
+            case Submission(digest=digest):
+                self._batches.setdefault(digest, key)
+            case Completion(manifest=digest):
+                self._name_manifest(digest, key)
+            case None if entry.is_newer:
+                self.find(State.NEWER, kind, key, kind.value, str(entry.problem))
+                self._name_unknown(key, data.decode(errors="replace"))
+            case _:
+                if is_inbox:
+                    self.find(State.CORRUPT, kind, key, kind.value, str(entry.problem))
+                self._name_unknown(key, data.decode(errors="replace"))
+
+    def _name_unknown(self, key: str, text: str) -> None:
+        """Keep what an unreadable document may name: `gc` must not delete it."""
+        for name in _DIGEST_TEXT.findall(text):
+            self._unknown.setdefault(Digest(name), key)
+
+    def _name_manifest(self, digest: Digest, named_by: str) -> None:
+        self._named_by.setdefault(digest, named_by)
+
+    def read_logs(self) -> None:
+        """Releases, batches and features, and whether they agree with each other."""
+        scope = self.scope
+        if scope.batch is None or scope.hook is not None:
+            self._read_releases()
+        self._read_batches()
+        if scope.dataset is None:
+            prefix = layout.FEATURE_LOGS
+        elif scope.hook is None:
+            prefix = f"{layout.FEATURE_LOGS}{scope.dataset}/"
+        else:
+            prefix = layout.feature_logs(scope.dataset, scope.hook)
+        if scope.batch is not None and scope.dataset is not None:
+            hooks = [scope.hook] if scope.hook else self.store.list_folders(prefix)
+            prefixes = [layout.feature_log(scope.dataset, hook, scope.batch) for hook in hooks]
+        else:
+            prefixes = [prefix]
+        for name in prefixes:
+            for entries in self.read_log(ObjectKind.FEATURE_ENTRY, name, FeatureEntry).values():
+                self._name_features(entries)
+
+    def _read_releases(self) -> None:
+        scope = self.scope
+        if scope.dataset is None:
+            prefix = layout.RELEASE_LOGS
+        elif scope.hook is None:
+            prefix = f"{layout.RELEASE_LOGS}{scope.dataset}/"
+        else:
+            prefix = layout.release_log(scope.dataset, scope.hook)
+        for name, entries in self.read_log(ObjectKind.RELEASE_ENTRY, prefix, StoredRelease).items():
+            for entry in entries:
+                try:
+                    release = log.release_entry(entry).release
+                except CorruptDataError as error:
+                    key = layout.entry(name, entry.seq)
+                    self.find(State.CORRUPT, ObjectKind.RELEASE_ENTRY, key, "its log", str(error))
+                    continue
+                document = release.document
+                self._releases.setdefault((document.dataset, document.hook), []).append(entry)
+                named_by = f"release {entry.seq} of {document.dataset}/{document.hook}"
+                for file in document.code:
+                    self.reached.add(Reference(ObjectKind.CODE, file.blob, file.size, named_by))
+
+    def _read_batches(self) -> None:
+        scope = self.scope
+        if scope.dataset is not None and scope.batch is not None:
+            prefix = layout.batch_log(scope.dataset, scope.batch)
+        else:
+            prefix = self._prefix(layout.BATCH_LOGS, layout.batch_logs)
+        for entries in self.read_log(ObjectKind.BATCH_ENTRY, prefix, BatchEntry).values():
+            for entry in entries:
+                named_by = f"batch {entry.dataset}/{entry.batch} (entry {entry.seq})"
+                self._batch_digests.setdefault((entry.dataset, entry.batch), set()).add(
+                    entry.digest
+                )
+                if scope.hook is None:
+                    self._batches.setdefault(entry.digest, named_by)
+
+    def _name_features(self, entries: Iterable[FeatureEntry]) -> None:
+        for entry in entries:
+            where = f"{entry.dataset}/{entry.hook}/{entry.batch}"
+            named_by = f"{where} (entry {entry.seq}, {entry.verdict})"
+            key = layout.entry(
+                layout.feature_log(entry.dataset, entry.hook, entry.batch), entry.seq
+            )
+            self._name_manifest(entry.manifest, named_by)
+            self._manifests.setdefault(entry.manifest, []).append(entry)
+            if (entry.dataset, entry.batch) not in self._batch_digests:
+                prefix = layout.batch_log(entry.dataset, entry.batch)
+                self.find_once(
+                    ObjectKind.BATCH_ENTRY, layout.entry(prefix, layout.FIRST_SEQ), named_by
+                )
+            if self.scope.batch is None or self.scope.hook is not None:
+                self._check_release(entry, key, named_by)
+
+    def find_once(self, kind: ObjectKind, key: str, named_by: str) -> None:
+        """A missing log entry, said once however many others need it."""
+        if not any(finding.key == key for finding in self.reached.findings):
+            self.find(State.MISSING, kind, key, named_by, "other entries need it")
+
+    def _check_release(self, entry: FeatureEntry, key: str, named_by: str) -> None:
+        known = {
+            release.seq: release.digest
+            for release in self._releases.get((entry.dataset, entry.hook), [])
+        }
+        if entry.release_seq not in known:
+            prefix = layout.release_log(entry.dataset, entry.hook)
+            release_key = layout.entry(prefix, entry.release_seq)
+            self.find_once(ObjectKind.RELEASE_ENTRY, release_key, named_by)
+        elif known[entry.release_seq] != entry.release:
+            detail = f"release {entry.release_seq} is {known[entry.release_seq]}"
+            self.find(State.CORRUPT, ObjectKind.FEATURE_ENTRY, key, named_by, detail)
+
+    # What the roots name
+
+    def follow(self) -> None:
+        """Manifests and batches, and what these name."""
+        for digest in self._unknown:
+            self._probe_unknown(digest)
+        map_threads(self._follow_manifest, list(self._named_by), self.workers)
+        map_threads(self._follow_batch, list(self._batches), self.workers)
+
+    def _probe_unknown(self, digest: Digest) -> None:
+        """Whatever a blob is that an unreadable document names, what it names is kept too."""
+        named_by = self._unknown[digest]
+        try:
+            data = blobs.read_blob(self.store, digest)
+        except (NotFoundError, CorruptDataError):
+            return
+        except StoreUnavailableError as error:
+            key = layout.blob(digest)
+            self.find(State.UNREADABLE, ObjectKind.NAMED, key, named_by, str(error))
+            return
+        self.reached.add(Reference(ObjectKind.NAMED, digest, len(data), named_by))
+        if _is_document(lambda: Manifest.decode(data, str(digest))):
+            self._name_manifest(digest, named_by)
+        elif _is_document(lambda: RecordBatch.decode(data)):
+            self._batches.setdefault(digest, named_by)
+
+    def _document_blob(self, kind: ObjectKind, digest: Digest, named_by: str) -> bytes | None:
+        key = layout.blob(digest)
+        if self._is_erased(digest):
+            self.reached.erased.setdefault(digest, named_by)
+            return None
+        held = self.get(kind, key, named_by)
+        if held is None:
+            return None
+        if (actual := Digest.of(held.data)) != digest:
+            self.find(State.CORRUPT, kind, key, named_by, f"its bytes have the digest {actual}")
+            return None
+        self._read(held.data)
+        self.reached.add(Reference(kind, digest, len(held.data), named_by))
+        return held.data
+
+    def _follow_manifest(self, digest: Digest) -> None:
+        named_by = self._named_by[digest]
+        data = self._document_blob(ObjectKind.MANIFEST, digest, named_by)
+        if data is None:
+            return
+        try:
+            manifest = Manifest.decode(data, str(digest))
+        except InvalidInputError as error:
+            state = State.NEWER if isinstance(error, NewerVersionError) else State.CORRUPT
+            self.find(state, ObjectKind.MANIFEST, layout.blob(digest), named_by, str(error))
+            return
+        for entry in self._manifests.get(digest, []):
+            self._check_entry(entry, manifest, named_by)
+        for name, ref in manifest.blobs.items():
+            self.reached.add(Reference(_kind_of(name), ref.digest, ref.size, f"{named_by}: {name}"))
+
+    def _check_entry(self, entry: FeatureEntry, manifest: Manifest, named_by: str) -> None:
+        said = (entry.dataset, entry.hook, entry.batch, entry.release, entry.content_digest)
+        true = (
+            manifest.dataset,
+            manifest.hook,
+            manifest.batch,
+            manifest.release.digest,
+            manifest.content_digest,
+        )
+        if said != true:
+            key = layout.entry(
+                layout.feature_log(entry.dataset, entry.hook, entry.batch), entry.seq
+            )
+            detail = f"it says {said}, its manifest {true}"
+            self.find(State.CORRUPT, ObjectKind.FEATURE_ENTRY, key, named_by, detail)
+
+    def _follow_batch(self, digest: Digest) -> None:
+        named_by = self._batches[digest]
+        data = self._document_blob(ObjectKind.BATCH, digest, named_by)
+        if data is None:
+            return
+        try:
+            batch = RecordBatch.decode(data)
+        except InvalidInputError as error:
+            self.find(State.CORRUPT, ObjectKind.BATCH, layout.blob(digest), named_by, str(error))
+            return
+        withdrawn = self.reached.withdrawn.get(batch.dataset, set())
+        if held := sorted(record.id for record in batch.records if record.id in withdrawn):
+            detail = (
+                f"record {held[0]!r} is withdrawn: run `feature-pipeline erase --dataset"
+                f" {batch.dataset}` to erase it"
+            )
+            key = layout.blob(digest)
+            self.find(State.NOT_ERASED, ObjectKind.BATCH, key, named_by, detail)
+        for record in batch.records:
+            for file in record.files:
+                where = f"{named_by}: record {record.id!r}, file {file.name!r}"
+                self.reached.add(Reference(ObjectKind.RECORD_FILE, file.blob, file.size, where))
+
+
+def _is_document(decode: Callable[[], object]) -> bool:
+    try:
+        decode()
+    except InvalidInputError:
+        return False
+    return True
+
+
+def _is_in_its_log(entry: LogEntry, key: str) -> bool:
+    match entry:
+        case FeatureEntry():
+            prefix = layout.feature_log(entry.dataset, entry.hook, entry.batch)
+        case BatchEntry():
+            prefix = layout.batch_log(entry.dataset, entry.batch)
+        case StoredRelease():
+            prefix = layout.release_log(entry.release.dataset, entry.release.hook)
+        case TombstoneEntry():
+            prefix = layout.tombstone_log(entry.dataset)
+        case ErasureEntry():
+            prefix = layout.erasure_log(entry.dataset)
+        case _:
+            return False
+    return key == layout.entry(prefix, entry.seq)
+
+
+def _kind_of(name: str) -> ObjectKind:
+    if name.startswith(RAW):
+        return ObjectKind.RAW
+    return {ROWS: ObjectKind.ROWS, OUTCOMES: ObjectKind.OUTCOMES, LOG: ObjectKind.HOOK_LOG}.get(
+        name, ObjectKind.NAMED
+    )

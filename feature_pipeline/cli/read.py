@@ -1,0 +1,188 @@
+"""`feature-pipeline read`: what the archive holds of a hook, with or without a table."""
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date, datetime
+from pathlib import Path
+from typing import IO, Any, Final
+
+import click
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from feature_pipeline.archive.api import Archive, AsOf
+from feature_pipeline.archive.frames import Frame
+from feature_pipeline.cli.output import Output
+from feature_pipeline.cli.project import Project
+from feature_pipeline.errors import InvalidInputError
+
+SHOWN_ROWS: Final = 20
+
+
+@click.command()
+@click.argument("hook")
+@click.option("--dataset", help="The hook's dataset, if hooks of two datasets have this name.")
+@click.option("--batch", "batches", multiple=True, help="Only this batch; may be given often.")
+@click.option("--outcomes", is_flag=True, help="What became of each record, instead of rows.")
+@click.option("--as-of", help="A time with its offset, or a seq: what was current then.")
+@click.option("--every-batch", is_flag=True, help="Records of several batches in each of them.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "jsonl", "parquet"]),
+    default="table",
+    show_default=True,
+)
+@click.option("--max-rows", type=click.IntRange(0), help="Stop after so many; a table after 20.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write a file.")
+def read(
+    hook: str,
+    dataset: str | None,
+    batches: tuple[str, ...],
+    outcomes: bool,
+    as_of: str | None,
+    every_batch: bool,
+    form: str,
+    max_rows: int | None,
+    output: Path | None,
+) -> None:
+    """Print the rows of HOOK's current artifacts, or their outcomes, straight from S3.
+
+    No PostgreSQL and no Dagster is needed. In jsonl, arrays and objects are JSON values, and
+    numbers that JSON has not are the texts "NaN", "Infinity" and "-Infinity".
+    """
+    Project.find().load_environment()
+    features = Archive.open().features(
+        hook,
+        dataset=dataset,
+        batches=batches or None,
+        as_of=parse_as_of(as_of),
+        every_batch=every_batch,
+    )
+    frame: Frame = features.outcomes() if outcomes else features
+    if form == "table":
+        if output is not None:
+            raise InvalidInputError("a table is for people: give --format with --output")
+        _print_table(frame, SHOWN_ROWS if max_rows is None else max_rows)
+        return
+    if form == "parquet" and output is None and sys.stdout.isatty():
+        raise InvalidInputError("Parquet is not text: give --output FILE, or pipe it somewhere")
+    with _sink(output) as file:
+        WRITERS[form](frame.schema, _limited(frame, max_rows), file)
+
+
+def parse_as_of(text: str | None) -> AsOf | None:
+    """A seq, or a time with its offset from UTC.
+
+    Raises:
+        InvalidInputError: `text` is neither.
+    """
+    if text is None or text.isdecimal():
+        return None if text is None else int(text)
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError:
+        instant = None
+    if instant is None or instant.tzinfo is None:
+        raise InvalidInputError(f"as of {text!r}: write a time such as 2026-01-31T12:00Z, or a seq")
+    return instant
+
+
+def _limited(frame: Frame, max_rows: int | None) -> Iterator[pa.RecordBatch]:
+    left = max_rows
+    for piece in frame:
+        if left is None:
+            yield piece
+            continue
+        yield piece.slice(0, left)
+        left -= min(left, len(piece))
+        if not left:
+            return
+
+
+def _print_table(frame: Frame, max_rows: int) -> None:
+    output = Output()
+    names = frame.schema.names
+    found = [
+        row
+        for piece in _limited(frame, max_rows + 1)
+        for row in zip(*(column.to_pylist() for column in piece.columns), strict=True)
+    ]
+    output.table("", names, found[:max_rows])
+    shown = min(len(found), max_rows)
+    output.say(f"{shown} rows" + ("; more are not shown" if len(found) > max_rows else ""))
+
+
+def write_csv(schema: pa.Schema, pieces: Iterator[pa.RecordBatch], file: IO[bytes]) -> None:
+    """One header, then the rows; NULL is nothing, text is in quotes."""
+    with pyarrow.csv.CSVWriter(file, schema) as writer:
+        for piece in pieces:
+            writer.write_batch(piece)
+
+
+def write_parquet(schema: pa.Schema, pieces: Iterator[pa.RecordBatch], file: IO[bytes]) -> None:
+    """A Parquet file of the same schema."""
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for piece in pieces:
+            writer.write_batch(piece)
+
+
+def write_jsonl(schema: pa.Schema, pieces: Iterator[pa.RecordBatch], file: IO[bytes]) -> None:
+    """One JSON object a row."""
+    readers = [_json_reader(field) for field in schema]
+    for piece in pieces:
+        columns = [column.to_pylist() for column in piece.columns]
+        for row in zip(*columns, strict=True):
+            document = {
+                name: None if value is None else reader(value)
+                for name, value, reader in zip(schema.names, row, readers, strict=True)
+            }
+            line = json.dumps(document, ensure_ascii=False, allow_nan=False)
+            file.write(line.encode() + b"\n")
+
+
+WRITERS: Final[dict[str, Callable[[pa.Schema, Iterator[pa.RecordBatch], IO[bytes]], None]]] = {
+    "csv": write_csv,
+    "jsonl": write_jsonl,
+    "parquet": write_parquet,
+}
+
+
+def _json_reader(field: "pa.Field[Any]") -> Callable[[Any], object]:
+    if field.metadata and field.metadata.get(b"encoding") == b"json":
+        return json.loads
+    if pa.types.is_floating(field.type):
+        return _json_number
+    return _json_value
+
+
+def _json_number(value: float) -> object:
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _json_value(value: object) -> object:
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    return value.isoformat() if isinstance(value, date) else value
+
+
+@contextmanager
+def _sink(path: Path | None) -> Iterator[IO[bytes]]:
+    if path is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    # Under its own name only when it is whole.
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        with partial.open("wb") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,148 @@
+"""A pod's inputs and output by way of S3: `hooks.runners.transfer.Transfer`.
+
+The pod gets signed addresses of single objects and no credential. What it may read are the blobs of
+its own inputs; what it may write are the named files of its own upload folder, which nobody
+believes: digests are checked here, and the archive's blobs are written from here.
+"""
+
+import json
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from feature_pipeline.archive import layout
+from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.blobs import is_present
+from feature_pipeline.archive.manifest import BlobRef
+from feature_pipeline.archive.stores.s3_sign import S3Signer
+from feature_pipeline.archive.threads import map_threads
+from feature_pipeline.digest import Digest, digest_stream
+from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
+from feature_pipeline.hooks.output import RAW_FILES
+from feature_pipeline.hooks.runner import Workspace
+from feature_pipeline.hooks.runners.transfer import Grants, PodResult
+
+_RESULT: Final = "result.json"
+_LOG: Final = "log"
+
+Sum = tuple[Annotated[str, "digest"], Annotated[int, "size"]]
+
+
+class _ResultDocument(BaseModel):
+    """What `feature_pipeline.pod.publish` writes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    spec_version: int
+    exit_code: int
+    is_late: bool
+    oom_kills: int
+    peak_memory_bytes: int
+    started_at: float
+    finished_at: float
+    start_error: str | None
+    node: str
+    files: dict[str, Sum]
+    irregular: list[str]
+    log: Sum
+
+
+class S3Transfer:
+    """Moves workspaces by the archive's store.
+
+    Args:
+        store: Holds the archive, and the upload folders beside it.
+        signer: Signs for the pods; its credentials may be fewer than the store's.
+    """
+
+    def __init__(self, store: BlobStore, signer: S3Signer) -> None:
+        self._store = store
+        self._signer = signer
+
+    def offer(self, name: str, workspace: Workspace, lifetime_seconds: float) -> Grants:
+        """See `Transfer.offer`. Files that the archive holds already are not uploaded again."""
+        folders = (("in", workspace.inputs), ("files", workspace.files), ("work", workspace.code))
+        paths = [
+            (f"{place}/{path.relative_to(folder).as_posix()}", path)
+            for place, folder in folders
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        ]
+
+        def one(item: tuple[str, Path]) -> dict[str, object]:
+            place, path = item
+            with path.open("rb") as stream:
+                digest, size = digest_stream(stream)
+            key = layout.blob(digest)
+            if not is_present(self._store, BlobRef(digest=digest, size=size)):
+                key = layout.upload(name, f"in-{digest.hex}")
+                self._store.create_file(key, path, digest, size)
+            url = self._signer.sign_get(key, lifetime_seconds)
+            return {"path": place, "url": url, "digest": str(digest), "size": size}
+
+        document = {"spec_version": 1, "files": map_threads(one, paths)}
+        # a name of its own: who offers again must not change what another pod is reading
+        stage = layout.upload(name, f"stage-{secrets.token_hex(8)}.json")
+        self._store.create(stage, json.dumps(document).encode())
+
+        def put(part: str) -> str:
+            return self._signer.sign_put(layout.upload(name, part), lifetime_seconds)
+
+        publish = {
+            "files": {raw: put(f"out-{raw}") for raw in RAW_FILES},
+            "log": put(_LOG),
+            "result": put(_RESULT),
+        }
+        return Grants(self._signer.sign_get(stage, lifetime_seconds), json.dumps(publish))
+
+    def result(self, name: str) -> PodResult | None:
+        """See `Transfer.result`."""
+        key = layout.upload(name, _RESULT)
+        try:
+            data = self._store.get(key).data
+        except NotFoundError:
+            return None
+        try:
+            document = _ResultDocument.model_validate_json(data)
+            if set(document.files) - set(RAW_FILES):
+                raise InvalidInputError(f"unknown files {sorted(document.files)}")
+            return PodResult(
+                exit_code=document.exit_code,
+                is_late=document.is_late,
+                oom_kills=document.oom_kills,
+                peak_memory_bytes=document.peak_memory_bytes,
+                started_at=datetime.fromtimestamp(document.started_at, UTC),
+                finished_at=datetime.fromtimestamp(document.finished_at, UTC),
+                start_error=document.start_error,
+                node=document.node,
+                files={raw: _sum(value) for raw, value in document.files.items()},
+                irregular=tuple(document.irregular),
+                log=_sum(document.log),
+            )
+        except (ValidationError, InvalidInputError, OverflowError, OSError) as error:
+            raise CorruptDataError(f"{key}: not a pod's result: {error}") from error
+
+    def fetch(self, name: str, result: PodResult, output: Path, log: Path) -> None:
+        """See `Transfer.fetch`."""
+        for raw, (digest, size) in result.files.items():
+            self._fetch(layout.upload(name, f"out-{raw}"), output / raw, digest, size)
+        self._fetch(layout.upload(name, _LOG), log, *result.log)
+
+    def _fetch(self, key: str, path: Path, digest: Digest, size: int) -> None:
+        part = path.with_name(path.name + ".part")
+        with self._store.open(key, size) as stream, part.open("wb") as file:
+            for chunk in stream.chunks:
+                file.write(chunk)
+        with part.open("rb") as file:
+            found, found_size = digest_stream(file)
+        if (found, found_size) != (digest, size):
+            part.unlink()
+            raise CorruptDataError(f"{key}: {found}, {found_size} bytes; its result says {digest}")
+        part.replace(path)
+
+
+def _sum(value: Sum) -> tuple[Digest, int]:
+    return Digest.parse(value[0]), value[1]

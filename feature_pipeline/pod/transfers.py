@@ -1,0 +1,114 @@
+"""Bytes to and from signed URLs, with patience for a store that is busy."""
+
+import hashlib
+import http.client
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, Final, TypeVar
+
+ATTEMPTS: Final = 6
+CHUNK_BYTES: Final = 1 << 20
+_CALL_SECONDS: Final = 60.0
+_FIRST_PAUSE_SECONDS: Final = 0.5
+_PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+T = TypeVar("T")
+# the environment's proxies are not the archive's: a store is reached directly or not at all
+_OPENER: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class TransferError(Exception):
+    """A transfer that did not succeed; the message names what, never the signed URL."""
+
+
+def download(url: str, path: Path, digest: str, size: int) -> None:
+    """The object at `url` is in `path`, with that size and SHA-256 (`sha256:<hex>`).
+
+    Raises:
+        TransferError: It is not there, or is something else.
+    """
+
+    def once() -> None:
+        hasher, received = hashlib.sha256(), 0
+        with _OPENER.open(_request(url), timeout=_CALL_SECONDS) as answer, path.open("wb") as file:
+            while chunk := answer.read(CHUNK_BYTES):
+                hasher.update(chunk)
+                received += len(chunk)
+                file.write(chunk)
+        if received != size or f"sha256:{hasher.hexdigest()}" != digest:
+            raise TransferError(f"received {received} bytes, sha256:{hasher.hexdigest()}")
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _patiently(once, f"{path.name} ({digest}, {size} bytes)")
+
+
+def download_bytes(url: str, what: str) -> bytes:
+    """The object at `url`."""
+
+    def once() -> bytes:
+        with _OPENER.open(_request(url), timeout=_CALL_SECONDS) as answer:
+            data: bytes = answer.read()
+            return data
+
+    return _patiently(once, what)
+
+
+def upload(url: str, path: Path) -> tuple[str, int]:
+    """The bytes of `path` are stored at `url`; their SHA-256 (`sha256:<hex>`) and size.
+
+    Raises:
+        TransferError: The store did not take them.
+    """
+    with path.open("rb") as file:
+        digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        size = file.tell()
+
+    def once() -> None:
+        with path.open("rb") as file:
+            _put(url, file, size)
+
+    _patiently(once, path.name)
+    return digest, size
+
+
+def upload_bytes(url: str, data: bytes, what: str) -> None:
+    """`data` is stored at `url`."""
+    _patiently(lambda: _put(url, data, len(data)), what)
+
+
+def _put(url: str, body: BinaryIO | bytes, size: int) -> None:
+    # no body for no bytes: an empty stream would be sent in chunks, which S3 refuses
+    request = _request(url, body if size else b"", "PUT")
+    request.add_header("Content-Length", str(size))
+    # urllib would name a form's type, and a signature may cover it
+    request.add_header("Content-Type", "application/octet-stream")
+    with _OPENER.open(request, timeout=_CALL_SECONDS) as answer:
+        answer.read()
+
+
+def _request(
+    url: str, data: BinaryIO | bytes | None = None, method: str = "GET"
+) -> urllib.request.Request:
+    if not url.startswith(("https://", "http://")):
+        raise TransferError("not an http address")
+    return urllib.request.Request(url, data=data, method=method)  # noqa: S310  (checked above)
+
+
+def _patiently(call: Callable[[], T], what: str) -> T:
+    pause = _FIRST_PAUSE_SECONDS
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return call()
+        except urllib.error.HTTPError as error:
+            said = f"HTTP {error.code} {error.reason}: {error.read(300).decode(errors='replace')}"
+            is_last = attempt == ATTEMPTS or error.code not in _PASSING
+        except (OSError, http.client.HTTPException, TransferError) as error:
+            said, is_last = f"{type(error).__name__}: {error}", attempt == ATTEMPTS
+        if is_last:
+            raise TransferError(f"{what}: {said} (attempt {attempt})")
+        time.sleep(pause)
+        pause *= 2
+    raise AssertionError("the last attempt returns or raises")

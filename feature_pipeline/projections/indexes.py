@@ -1,0 +1,98 @@
+"""Indexes of a generation: an attribute of it, changed without loading anything.
+
+What belongs here: making the indexes that exist those that are declared. Not here: the DDL of one
+(`table_schema`).
+"""
+
+import psycopg
+from psycopg import sql
+
+from feature_pipeline.errors import ProjectionError
+from feature_pipeline.hooks.definition import IndexDefinition
+from feature_pipeline.projections import table_schema
+from feature_pipeline.projections.database import (
+    BOOKKEEPING_SCHEMA,
+    Connection,
+    session_lock,
+)
+from feature_pipeline.projections.generation import Generation
+from feature_pipeline.projections.table_spec import TableSpec
+
+
+def follow_indexes(
+    connection: Connection, generation: Generation, spec: TableSpec, *, is_read: bool
+) -> bool:
+    """Every declared index of the generation exists and no other does; whether anything changed.
+
+    Args:
+        connection: In no transaction.
+        generation: Whose indexes.
+        spec: What is declared.
+        is_read: Build them without stopping loads: slower, but the table stays up to date.
+
+    Raises:
+        ProjectionError: PostgreSQL refused an index; for a unique one, the message names the
+            values that are there twice. Nothing of that index is left.
+    """
+    wanted = _wanted(generation, spec)
+    if _existing(connection, generation) == dict.fromkeys(wanted, True):
+        return False
+    with session_lock(connection, "indexes", generation.id):
+        existing = _existing(connection, generation)
+        for name, is_valid in existing.items():
+            # An invalid one is what a process that was killed left of a concurrent build.
+            if name not in wanted or not is_valid:
+                _drop(connection, name)
+        for name, index in wanted.items():
+            if not existing.get(name, False):
+                _create(connection, generation, index, name, is_concurrent=is_read)
+    return True
+
+
+def are_declared(connection: Connection, generation: Generation, spec: TableSpec) -> bool:
+    """Whether the generation's indexes are those that are declared."""
+    return _existing(connection, generation) == dict.fromkeys(_wanted(generation, spec), True)
+
+
+def _wanted(generation: Generation, spec: TableSpec) -> dict[str, IndexDefinition]:
+    return {table_schema.index_name(generation.relation, index): index for index in spec.indexes}
+
+
+def _create(
+    connection: Connection,
+    generation: Generation,
+    index: IndexDefinition,
+    name: str,
+    *,
+    is_concurrent: bool,
+) -> None:
+    try:
+        connection.execute(
+            table_schema.create_index(
+                generation.relation, generation.columns, index, name, is_concurrent=is_concurrent
+            )
+        )
+    except psycopg.Error as error:
+        if not connection.broken:
+            _drop(connection, name)
+        detail = error.diag.message_detail or error.diag.message_primary or str(error)
+        raise ProjectionError(
+            f"table {generation.table_name!r}: index {index.name or name!r}"
+            f" cannot be built: {detail}"
+        ) from error
+
+
+def _drop(connection: Connection, name: str) -> None:
+    connection.execute(
+        sql.SQL("drop index if exists {}").format(sql.Identifier(BOOKKEEPING_SCHEMA, name))
+    )
+
+
+def _existing(connection: Connection, generation: Generation) -> dict[str, bool]:
+    """The names of the indexes besides the primary key, and whether each is valid."""
+    rows = connection.execute(
+        "select i.relname, x.indisvalid from pg_index x join pg_class i on i.oid = x.indexrelid"
+        " where x.indrelid = to_regclass(%s) and not x.indisprimary",
+        [generation.identifier.as_string(connection)],
+    )
+    return dict(rows.fetchall())

@@ -1,0 +1,227 @@
+"""The switch: in one transaction a view shows another generation, and all that hangs on it stays.
+
+What belongs here: changing which generation is read, forwards or back. Not here: whether it is
+time to (`settle`), what hangs on a view (`dependents`).
+
+Readers hold a lock on the view while their statement runs, so the change waits for them. Whoever
+comes after it waits too, and therefore it waits for a moment only, gives up, lets them through and
+tries again.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import psycopg
+from psycopg import sql
+
+from feature_pipeline.errors import ConflictError
+from feature_pipeline.projections import dependents, table_schema
+from feature_pipeline.projections.database import READ_SCHEMA, Connection
+from feature_pipeline.projections.dependents import View
+from feature_pipeline.projections.generation import (
+    Generation,
+    TableState,
+    comment,
+    lock_table,
+    require_table,
+    show,
+)
+from feature_pipeline.projections.table_spec import TableSpec
+
+LOCK_TIMEOUT: Final = "500ms"
+"""How long readers can be held up by one attempt."""
+ATTEMPTS: Final = 60
+_PAUSE_SECONDS: Final = 0.5
+SNAPSHOT_WAIT_SECONDS: Final = 120.0
+_POLL_SECONDS: Final = 0.05
+_SHOWN: Final = 5
+
+Check = Callable[[Connection, TableState], bool]
+"""Decides, under the table's lock, whether to go through with a switch."""
+
+
+def switch(
+    connection: Connection, spec: TableSpec, to: Generation, check: Check, *, is_pinned: bool
+) -> bool:
+    """The view shows generation `to`, or nothing has changed.
+
+    Grants on it, and the views that read it with all that hangs on them, are as before; a dump of
+    them is in `feature_pipeline.switches`.
+
+    Args:
+        connection: In no transaction.
+        spec: The table.
+        to: The generation to show.
+        check: Asked under the table's lock, when no load is under way; False means not now.
+        is_pinned: Whether the table then stays with `to` until it is unpinned.
+
+    Returns:
+        Whether it was done.
+
+    Raises:
+        ConflictError: A view on the table could not be made again, or something else depends on
+            it; names them. Or readers held the view during every attempt.
+    """
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(_PAUSE_SECONDS)
+        try:
+            with connection.transaction():
+                connection.execute(f"set local lock_timeout = '{LOCK_TIMEOUT}'".encode())
+                lock_table(connection, spec.name)
+                state = require_table(connection, spec)
+                if not check(connection, state):
+                    return False
+                _change_view(connection, spec, state.live, to)
+                connection.execute(
+                    "update feature_pipeline.tables set live = %s, is_pinned = %s where name = %s",
+                    [to.id, is_pinned, spec.name],
+                )
+                connection.execute(
+                    "update feature_pipeline.generations set switched_at = now() where id = %s",
+                    [to.id],
+                )
+                return True
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
+            continue
+        except psycopg.errors.DependentObjectsStillExist as error:
+            raise ConflictError(
+                f"table {spec.name!r} was not switched: columns are dropped or changed, and"
+                f" objects that the pipeline cannot make again depend on them:"
+                f" {error.diag.message_detail}"
+            ) from error
+    raise ConflictError(
+        f"table {spec.name!r} was not switched: at each of {ATTEMPTS} attempts it was in use, by"
+        f" {_holders(connection, spec)}; end long transactions, or run again"
+    )
+
+
+def wait_for_older_snapshots(connection: Connection, spec: TableSpec) -> None:
+    """Every transaction that is under way now in this database, but for this session's, has ended.
+
+    A transaction whose snapshot is older than a generation's rows would see it empty. `create
+    index concurrently` waits in the same way, for the same reason.
+
+    Raises:
+        ConflictError: Some did not end in `SNAPSHOT_WAIT_SECONDS`; names their processes.
+    """
+    waiting = _transactions(connection)
+    deadline = time.monotonic() + SNAPSHOT_WAIT_SECONDS
+    while waiting:
+        if time.monotonic() > deadline:
+            processes = ", ".join(str(process) for process in sorted(waiting.values()))
+            raise ConflictError(
+                f"table {spec.name!r} was not switched: transactions that began before its rows"
+                f" were loaded are still open, in server processes {processes}; end them"
+                " (pg_terminate_backend), or run again later"
+            )
+        time.sleep(_POLL_SECONDS)
+        current = _transactions(connection)
+        waiting = {key: process for key, process in waiting.items() if key in current}
+
+
+def _transactions(connection: Connection) -> dict[str, int]:
+    """The transactions of sessions of this database: virtual id to process."""
+    # usesysid is null for PostgreSQL's own workers, which read no tables of ours.
+    rows = connection.execute(
+        "select l.virtualxid, l.pid from pg_locks l"
+        " join pg_stat_activity a on a.pid = l.pid"
+        " where l.locktype = 'virtualxid' and l.granted and a.datname = current_database()"
+        " and a.usesysid is not null and l.pid <> pg_backend_pid()"
+    )
+    return dict(rows.fetchall())
+
+
+def _change_view(connection: Connection, spec: TableSpec, live: Generation, to: Generation) -> None:
+    root = sql.Identifier(READ_SCHEMA, spec.name)
+    # Taken before the view and its grants are read: nobody changes them in between.
+    connection.execute(sql.SQL("lock table {} in access exclusive mode").format(root))
+    views = dependents.read_views(connection, root)
+    _write_dump(connection, spec, live, to, views)
+    options = dependents.view_options(views[0])
+    if renames := _renames_in_place(live, to):
+        for old, new in renames:
+            if old != new:
+                connection.execute(
+                    sql.SQL("alter view {} rename column {} to {}").format(
+                        root, sql.Identifier(old), sql.Identifier(new)
+                    )
+                )
+        show(connection, to, options)
+    else:
+        _recreate(connection, to, views, options)
+    comment(connection, to, spec)
+
+
+def _recreate(
+    connection: Connection, to: Generation, views: Sequence[View], options: sql.Composable
+) -> None:
+    root, *others = views
+    dependents.check_restorable(views)
+    for view in reversed(views):
+        dependents.drop_view(connection, view)
+    show(connection, to, options)
+    columns = list(table_schema.column_kinds(to.columns))
+    dependents.restore_grants(connection, root, columns)
+    for statement in root.triggers:
+        connection.execute(statement.encode())
+    for view in others:
+        try:
+            dependents.restore_view(connection, view)
+        except psycopg.errors.LockNotAvailable:
+            raise
+        except psycopg.Error as error:
+            reason = error.diag.message_primary or str(error)
+            raise ConflictError(
+                f"table {to.table_name!r} was not switched: {view.label} cannot be made again on"
+                f" the new columns: {reason}. Change or drop it, and run again"
+            ) from error
+
+
+def _renames_in_place(live: Generation, to: Generation) -> list[tuple[str, str]]:
+    """Old and new name per column of the live view, if that view can become the new one in place.
+
+    So it can when columns were only renamed or appended; views on it then follow by themselves.
+    Empty if it cannot.
+    """
+    old, new = list(live.columns), list(to.columns)
+    if len(new) < len(old):
+        return []
+    names = [("record_id", "record_id")]
+    for before, after in zip(old, new, strict=False):
+        if before.kind != after.kind or before.name not in (after.name, after.renamed_from):
+            return []
+        names.append((before.name, after.name))
+    return names
+
+
+def _write_dump(
+    connection: Connection, spec: TableSpec, live: Generation, to: Generation, views: Sequence[View]
+) -> None:
+    root, *others = (view.to_json() for view in views)
+    connection.execute(
+        "insert into feature_pipeline.switches"
+        " (table_name, from_relation, to_relation, grants, dependents)"
+        " values (%s, %s, %s, %s, %s)",
+        [
+            spec.name,
+            live.relation,
+            to.relation,
+            json.dumps(root["grants"]),
+            json.dumps(others),
+        ],
+    )
+
+
+def _holders(connection: Connection, spec: TableSpec) -> str:
+    rows = connection.execute(
+        "select distinct l.pid, a.usename from pg_locks l"
+        " left join pg_stat_activity a on a.pid = l.pid"
+        " where l.relation = to_regclass(%s) and l.granted and l.pid <> pg_backend_pid()"
+        " order by 1",
+        [sql.Identifier(READ_SCHEMA, spec.name).as_string(connection)],
+    ).fetchall()
+    shown = ", ".join(f"process {pid} of {user}" for pid, user in rows[:_SHOWN])
+    return shown or "loads, or sessions that have ended since"

@@ -1,0 +1,432 @@
+"""The Kubernetes runner: the common suite against a double that runs pods, and every failure."""
+
+import dataclasses
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from feature_pipeline.archive.stores.s3 import S3Store, make_client
+from feature_pipeline.archive.stores.s3_sign import S3Signer
+from feature_pipeline.compute.pod_transfer import S3Transfer
+from feature_pipeline.hooks.definition import Limits
+from feature_pipeline.hooks.failure import FailureKind
+from feature_pipeline.hooks.runner import RunRequest, RunResult, Workspace
+from feature_pipeline.hooks.runners import kubernetes_job as jobs
+from feature_pipeline.hooks.runners.kubernetes import KubernetesRunner
+from feature_pipeline.local.seaweedfs import S3Address
+from feature_pipeline.release import HookRelease
+from feature_pipeline_tests.contract.hook_runner import HANG, HookRunnerTests, Monitor, Run
+from feature_pipeline_tests.fixtures.kubernetes import (
+    HOOK_IMAGE,
+    NAMESPACE,
+    SUPPORT_IMAGE,
+    Cluster,
+    Fault,
+)
+
+pytestmark = [pytest.mark.kubernetes, pytest.mark.container, pytest.mark.s3]
+
+SETTINGS = jobs.JobSettings(namespace=NAMESPACE, support_image=SUPPORT_IMAGE, grace_seconds=1)
+
+
+class KubernetesTests:
+    workspace = HookRunnerTests.workspace
+
+    @pytest.fixture
+    def transfer(self, s3_address: S3Address, s3_prefix: str) -> S3Transfer:
+        client = make_client(
+            endpoint_url=s3_address.endpoint_url,
+            region=s3_address.region,
+            access_key_id=s3_address.access_key_id,
+            secret_access_key=s3_address.secret_access_key,
+        )
+        store = S3Store(client, s3_address.bucket, s3_prefix)
+        return S3Transfer(store, S3Signer(client, s3_address.bucket, s3_prefix))
+
+    @pytest.fixture
+    def make_runner(
+        self, transfer: S3Transfer, cluster_url: str
+    ) -> Callable[..., KubernetesRunner]:
+        def make(settings: jobs.JobSettings = SETTINGS, **options: Any) -> KubernetesRunner:
+            from kubernetes import client
+
+            def connect() -> Any:
+                configuration = client.Configuration(host=cluster_url)
+                configuration.retries = False
+                return client.ApiClient(configuration)
+
+            options = {"connect": connect, "poll_seconds": 0.1, "patience_seconds": 5} | options
+            return KubernetesRunner(transfer, settings, **options)
+
+        return make
+
+    @pytest.fixture
+    def runner(self, make_runner: Callable[..., KubernetesRunner]) -> KubernetesRunner:
+        return make_runner()
+
+    def release_of(self, code: dict[str, bytes], command: tuple[str, ...]) -> HookRelease:
+        document = HookRunnerTests.release_of(self, code, command).document  # type: ignore[arg-type]
+        return HookRelease.of(document.model_copy(update={"image": HOOK_IMAGE}))
+
+    def request_of(self, workspace: Workspace, source: str, **limits: str) -> RunRequest:
+        (workspace.code / "hook.py").write_text(source)
+        release = self.release_of({"hook.py": source.encode()}, ("python", "hook.py"))
+        return RunRequest(
+            "probe-1",
+            release,
+            Limits.model_validate({"memory": "1Gi", "timeout": "60s"} | limits),
+            workspace,
+        )
+
+    def job_of(self, request: RunRequest) -> str:
+        return jobs.job_name(request, jobs.identity(request, HOOK_IMAGE))
+
+
+class TestKubernetesRunner(KubernetesTests, HookRunnerTests):
+    def test_an_error_of_the_monitor_stops_the_hook_and_passes_through(
+        self, run: Run, workspace: Workspace, cluster: Cluster
+    ):
+        """An interrupt alone is a drained worker: its Job is left to be attached to."""
+
+        class Broken(Monitor):
+            def log(self, line: str) -> None:
+                raise KeyboardInterrupt(line)
+
+        with pytest.raises(KeyboardInterrupt, match="go"):
+            run("print('go', flush=True)\n" + HANG, Broken())
+        [job] = cluster.all("jobs")
+        assert not job["status"].get("conditions")
+
+
+OK = "import os\nprint('fine')\nopen(os.environ['OSA_OUT'] + '/features.jsonl', 'w').write('{}')\n"
+
+
+class TestFailures(KubernetesTests):
+    def failed(self, result: RunResult, kind: FailureKind, *words: str) -> None:
+        assert result.failure is not None
+        assert (result.failure.kind, words) == (kind, words), result.failure
+        for word in words:
+            assert word in result.failure.reason
+
+    def test_an_image_that_cannot_be_pulled(self, runner, workspace, cluster):
+        cluster.missing_images.add(HOOK_IMAGE)
+        result = runner.run(self.request_of(workspace, OK), Monitor())
+        self.failed(result, FailureKind.IMAGE_PULL, "hook: ImagePullBackOff", HOOK_IMAGE)
+        assert cluster.all("jobs") == []
+
+    def test_no_node_has_room(self, make_runner, workspace, cluster):
+        cluster.is_full = True
+        settings = dataclasses.replace(SETTINGS, schedule_seconds=0.5)
+        result = make_runner(settings).run(self.request_of(workspace, OK), Monitor())
+        self.failed(result, FailureKind.UNSCHEDULABLE, "Insufficient memory")
+        assert cluster.all("jobs") == []
+        assert cluster.all("secrets") == []
+
+    def test_what_a_queue_holds_back_is_waited_for(self, make_runner, workspace, cluster):
+        overrides = jobs.PodOverrides(job_spec_config={"suspend": True})
+        settings = dataclasses.replace(SETTINGS, schedule_seconds=0.2, overrides=overrides)
+        request = self.request_of(workspace, OK)
+
+        def admit() -> None:
+            time.sleep(1)
+            with cluster.lock:
+                job = cluster.objects["jobs", self.job_of(request)]
+                job["spec"]["suspend"] = False
+                cluster.start_pod(job)
+
+        thread = threading.Thread(target=admit)
+        thread.start()
+        settings = dataclasses.replace(settings, schedule_seconds=0.5)
+        result = make_runner(settings).run(request, Monitor())
+        thread.join()
+        assert result.failure is None
+
+    def test_no_pod_is_made(self, make_runner, workspace, cluster):
+        """Over quota, or a service account that does not exist."""
+        overrides = jobs.PodOverrides(job_spec_config={"suspend": True})
+        settings = dataclasses.replace(SETTINGS, schedule_seconds=0.5, overrides=overrides)
+        request = self.request_of(workspace, OK)
+        event = {
+            "metadata": {"name": "event-1"},
+            "involvedObject": {"name": self.job_of(request)},
+            "type": "Warning",
+            "reason": "FailedCreate",
+            "message": "exceeded quota: science",
+        }
+        cluster.create("events", event)
+
+        class Unsuspend(Monitor):
+            def is_cancelled(self) -> bool:
+                for job in cluster.all("jobs"):
+                    cluster.objects["jobs", job["metadata"]["name"]]["spec"]["suspend"] = False
+                return False
+
+        result = make_runner(settings).run(request, Unsuspend())
+        self.failed(result, FailureKind.CLUSTER_REFUSED, "exceeded quota: science")
+
+    @pytest.mark.parametrize("what", ["jobs", "secrets", "pods"])
+    def test_permissions(self, runner, workspace, cluster, what):
+        method = "GET" if what == "pods" else "POST"
+        cluster.faults.append(Fault(method, f"/{what}$", 403, times=99))
+        result = runner.run(self.request_of(workspace, OK), Monitor())
+        self.failed(result, FailureKind.CLUSTER_REFUSED, "403", what.removesuffix("s"), NAMESPACE)
+
+    def test_a_namespace_that_is_missing(self, make_runner, workspace):
+        settings = dataclasses.replace(SETTINGS, namespace="elsewhere")
+        result = make_runner(settings).run(self.request_of(workspace, OK), Monitor())
+        self.failed(result, FailureKind.CLUSTER_REFUSED, "404", "elsewhere")
+
+    def test_a_busy_server_is_outlasted(self, runner, workspace, cluster):
+        for status in (429, 500, 503, 0):
+            cluster.faults.append(Fault("GET", "/(jobs|pods)", status, times=2))
+        cluster.faults.append(Fault("POST", "/jobs$", 503))
+        assert runner.run(self.request_of(workspace, OK), Monitor()).failure is None
+
+    def test_a_server_that_never_answers(self, make_runner, workspace, cluster):
+        cluster.faults.append(Fault("GET", "/jobs", 503, times=999))
+        runner = make_runner(patience_seconds=1)
+        result = runner.run(self.request_of(workspace, OK), Monitor())
+        self.failed(result, FailureKind.UNKNOWN, "does not answer", "503")
+
+    def test_a_rotated_token(self, make_runner, workspace, cluster, cluster_url):
+        tokens = iter(["old", "new"])
+        cluster.tokens = {"old"}
+
+        def connect() -> Any:
+            from kubernetes import client
+
+            configuration = client.Configuration(host=cluster_url)
+            configuration.retries = False
+            configuration.api_key = {"authorization": f"Bearer {next(tokens)}"}
+            return client.ApiClient(configuration)
+
+        class Rotate(Monitor):
+            def log(self, line: str) -> None:
+                super().log(line)
+                cluster.tokens = {"new"}
+
+        source = "import time\nprint('x', flush=True)\ntime.sleep(0.5)\n" + OK
+        result = make_runner(connect=connect).run(self.request_of(workspace, source), Rotate())
+        assert result.failure is None
+
+    def test_stage_fails(self, runner, workspace, cluster, cluster_url):
+        cluster.environment["stage"] = {"FEATURE_PIPELINE_STAGE_URL": f"{cluster_url}/nothing"}
+        result = runner.run(self.request_of(workspace, OK), Monitor())
+        self.failed(result, FailureKind.STAGE_FAILED, "status 1", "the list of inputs")
+        assert "the list of inputs" in result.failure.log_tail[-1]
+
+    def test_publish_fails(self, runner, workspace, cluster):
+        cluster.environment["publish"] = {"FEATURE_PIPELINE_PUBLISH": "{}"}
+        result = runner.run(self.request_of(workspace, OK), Monitor())
+        self.failed(result, FailureKind.PUBLISH_FAILED, "KeyError")
+        assert list(workspace.output.iterdir()) == []
+
+    def take_away_at(self, cluster: Cluster, request: RunRequest, **status: Any) -> Monitor:
+        job = self.job_of(request)
+
+        class Taker(Monitor):
+            def log(self, line: str) -> None:
+                super().log(line)
+                if line == "here" and self.lines.count("here") == 1:
+                    cluster.take_away(job, **status)
+
+        return Taker()
+
+    def test_a_replaced_pod_is_followed(self, runner, workspace, cluster):
+        source = "import time\nprint('here', flush=True)\ntime.sleep(1)\n" + OK
+        request = self.request_of(workspace, source)
+        condition = {
+            "type": "DisruptionTarget",
+            "status": "True",
+            "reason": "PreemptionByScheduler",
+        }
+        monitor = self.take_away_at(cluster, request, conditions=[condition])
+        result = runner.run(request, monitor)
+        assert result.failure is None
+        assert monitor.lines == ["here", "here", "fine"]
+        assert cluster.jobs_created() == 1
+
+    def test_an_evicted_pod(self, runner, workspace, cluster):
+        request = self.request_of(workspace, "print('here', flush=True)\n" + HANG)
+        monitor = self.take_away_at(
+            cluster, request, reason="Evicted", message="node was low on memory"
+        )
+        result = runner.run(request, monitor)
+        self.failed(result, FailureKind.EVICTED, "Evicted: node was low on memory")
+        assert result.failure.log_tail == ("here",)
+
+    def test_a_pod_that_is_always_taken_away(self, runner, workspace, cluster):
+        request = self.request_of(workspace, "print('here', flush=True)\n" + HANG)
+        job = self.job_of(request)
+        condition = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByKubelet"}
+
+        class Taker(Monitor):
+            def log(self, line: str) -> None:
+                cluster.take_away(job, conditions=[condition])
+
+        result = runner.run(request, Taker())
+        self.failed(result, FailureKind.EVICTED, "EvictionByKubelet", "(4 times)")
+        assert cluster.all("jobs") == []
+
+    def test_a_deleted_pod(self, runner, workspace, cluster):
+        class Deleter(Monitor):
+            def log(self, line: str) -> None:
+                [pod] = cluster.all("pods")
+                cluster.delete("pods", pod["metadata"]["name"])
+
+        request = self.request_of(workspace, "print('here', flush=True)\n" + HANG)
+        self.failed(runner.run(request, Deleter()), FailureKind.EVICTED, "its pod is gone")
+
+    def test_a_deleted_job(self, runner, workspace, cluster):
+        class Deleter(Monitor):
+            def log(self, line: str) -> None:
+                cluster.delete("jobs", cluster.all("jobs")[0]["metadata"]["name"])
+
+        request = self.request_of(workspace, "print('here', flush=True)\n" + HANG)
+        result = runner.run(request, Deleter())
+        self.failed(result, FailureKind.EVICTED, "somebody deleted its Job", self.job_of(request))
+
+    def test_the_pods_own_deadline(self, runner, workspace, cluster):
+        request = self.request_of(workspace, "print('here', flush=True)\n" + HANG)
+        monitor = self.take_away_at(cluster, request, reason="DeadlineExceeded")
+        self.failed(runner.run(request, monitor), FailureKind.DEADLINE)
+
+    def test_the_whole_container_out_of_memory(self, runner, workspace, cluster):
+        """As on cgroup v2, where the kernel ends the wrapper as well."""
+        request = self.request_of(workspace, "print('here', flush=True)\n" + HANG)
+        ended = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
+        monitor = self.take_away_at(
+            cluster, request, initContainerStatuses=[{"name": "hook", "state": ended}]
+        )
+        result = runner.run(request, monitor)
+        self.failed(result, FailureKind.OUT_OF_MEMORY)
+        assert result.failure.exit_code == 137
+
+    def test_a_local_image(self, runner, workspace):
+        request = self.request_of(workspace, OK)
+        document = request.release.document.model_copy(update={"image": f"sha256:{'0' * 64}"})
+        request = dataclasses.replace(request, release=HookRelease.of(document))
+        result = runner.run(request, Monitor())
+        self.failed(result, FailureKind.CANNOT_START, "registry")
+
+    def test_a_link_in_the_output_is_not_followed(self, runner, workspace):
+        source = "import os\nos.symlink('/etc/passwd', os.environ['OSA_OUT'] + '/features.jsonl')\n"
+        result = runner.run(self.request_of(workspace, source), Monitor())
+        self.failed(result, FailureKind.INVALID_OUTPUT, "features.jsonl")
+        assert list(workspace.output.iterdir()) == []
+
+
+class TestAttaching(KubernetesTests):
+    SOURCE = (
+        "import time\nprint('begun', flush=True)\ntime.sleep(1.5)\nprint('done', flush=True)\n" + OK
+    )
+
+    @pytest.fixture
+    def again(self, tmp_path: Path) -> Workspace:
+        workspace = Workspace(tmp_path / "again")
+        workspace.create()
+        return workspace
+
+    class Dying(Monitor):
+        def log(self, line: str) -> None:
+            raise KeyboardInterrupt
+
+    def test_a_new_worker_attaches(self, runner, workspace, again, cluster):
+        with pytest.raises(KeyboardInterrupt):
+            runner.run(self.request_of(workspace, self.SOURCE), self.Dying())
+        monitor = Monitor()
+        result = runner.run(self.request_of(again, self.SOURCE), monitor)
+        assert result.failure is None
+        assert cluster.jobs_created() == 1
+        assert (again.output / "features.jsonl").read_text() == "{}"
+        assert result.log.read_text() == "begun\ndone\nfine\n"
+        assert monitor.lines[-3:] == ["begun", "done", "fine"]
+
+    def test_the_job_is_gone_and_its_result_is_not(self, runner, workspace, again, cluster):
+        """Nobody listened for longer than the cluster keeps Jobs."""
+        assert runner.run(self.request_of(workspace, OK), Monitor()).failure is None
+        cluster.delete("jobs", cluster.all("jobs")[0]["metadata"]["name"])
+        result = runner.run(self.request_of(again, OK), Monitor())
+        assert result.failure is None
+        assert (again.output / "features.jsonl").read_text() == "{}"
+        assert cluster.jobs_created() == 1
+
+    def test_an_answer_that_was_lost(self, runner, workspace, cluster):
+        """The Job was made, and we were not told."""
+        request = self.request_of(workspace, OK)
+        cluster.faults.append(Fault("POST", "/jobs$", 0))
+        assert runner.run(request, Monitor()).failure is None
+        assert len(cluster.all("jobs")) == 1
+
+    def test_another_attempt_is_another_job(self, runner, workspace, cluster):
+        request = self.request_of(workspace, OK)
+        runner.run(request, Monitor())
+        runner.run(dataclasses.replace(request, attempt=2), Monitor())
+        assert cluster.jobs_created() == 2
+
+    def test_a_job_of_that_name_that_is_not_ours(self, runner, workspace, cluster):
+        request = self.request_of(workspace, OK)
+        cluster.create(
+            "jobs", {"metadata": {"name": self.job_of(request)}, "spec": {"suspend": True}}
+        )
+        result = runner.run(request, Monitor())
+        assert result.failure is not None
+        assert result.failure.kind is FailureKind.CLUSTER_REFUSED
+        assert "not ours" in result.failure.reason
+        assert len(cluster.all("jobs")) == 1
+
+    def test_cancelled_while_interrupted(self, runner, workspace, cluster):
+        class Cancelled(Monitor):
+            def log(self, line: str) -> None:
+                self.cancel.set()
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            runner.run(self.request_of(workspace, self.SOURCE), Cancelled())
+        assert cluster.all("jobs") == []
+
+    def test_a_job_that_cannot_be_deleted_hides_nothing(self, runner, workspace, cluster):
+        cluster.faults.append(Fault("DELETE", "/jobs/", 403, times=9))
+        monitor = Monitor(cancel_at="begun")
+        result = runner.run(self.request_of(workspace, self.SOURCE), monitor)
+        assert result.failure is not None
+        assert result.failure.kind is FailureKind.CANCELLED
+        assert "could not be deleted" in result.log.read_text()
+
+
+class TestPod(KubernetesTests):
+    """What the hook is given, as it finds out itself, and what the manifest says."""
+
+    def test_the_hook_has_no_grant_and_no_token(self, runner, workspace, transfer, cluster):
+        source = (
+            "import json, os\n"
+            "status = dict(l.split(':\\t') for l in open('/proc/self/status').read().splitlines()"
+            " if ':\\t' in l)\n"
+            "paths = [os.path.join(f, n) for f, _, names in os.walk('/osa') for n in names]\n"
+            "token = os.path.exists('/var/run/secrets')\n"
+            "can = [p for p in ('/', '/osa/in', '/osa/files', '/osa/bin', '/etc', '/osa/out',"
+            " '/tmp') if os.access(p, os.W_OK)]\n"
+            "found = [dict(os.environ), os.getuid(), status['CapEff'], paths, token, can]\n"
+            "print(json.dumps(found))\n"
+        )
+        result = runner.run(self.request_of(workspace, source), Monitor())
+        assert result.failure is None
+        environment, uid, capabilities, paths, token, can = json.loads(result.log.read_text())
+        text = json.dumps([environment, paths])
+        for secret in ("X-Amz", "Signature", "http", "FEATURE_PIPELINE", "AWS", "TOKEN"):
+            assert secret not in text
+        assert (uid, int(capabilities, 16), token) == (jobs.NOBODY, 0, False)
+        assert can == ["/osa/out", "/tmp"]
+
+    def test_the_grants_are_in_a_secret_that_goes_with_the_job(self, runner, workspace, cluster):
+        runner.run(self.request_of(workspace, OK), Monitor())
+        [job], [secret] = cluster.all("jobs"), cluster.all("secrets")
+        assert secret["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
+        assert "X-Amz" not in json.dumps([job, cluster.all("pods")])
+        assert "X-Amz-Signature" in json.dumps(secret)
+        assert "X-Amz-Expires" in json.dumps(secret)
