@@ -9,6 +9,7 @@ import dagster as dg
 
 from feature_pipeline.hooks.definition import HookDefinition, check_definitions
 from feature_pipeline.orchestration.automation import automation_sensor
+from feature_pipeline.orchestration.care import integrity_checks, verify_job
 from feature_pipeline.orchestration.checks import feature_checks, table_checks
 from feature_pipeline.orchestration.dead_runs import dead_runs_sensor
 from feature_pipeline.orchestration.features import (
@@ -49,10 +50,12 @@ def shared_definitions(hooks: Sequence[HookDefinition]) -> dg.Definitions:
     return dg.Definitions(
         assets=[records_asset(dataset) for dataset in datasets],
         asset_checks=[
-            check for hook in hooks for check in (*feature_checks(hook), *table_checks(hook))
+            check
+            for hook in hooks
+            for check in (*feature_checks(hook), *integrity_checks(hook), *table_checks(hook))
         ],
         sensors=[inbox_sensor(), automation_sensor(), dead_runs_sensor()],
-        jobs=[reconcile_job(hooks)],
+        jobs=[reconcile_job(hooks), verify_job()],
         schedules=[reconcile_schedule()],
         # One process a run: a run has one step that matters, and a second process costs seconds.
         executor=dg.in_process_executor,

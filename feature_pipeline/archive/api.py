@@ -13,17 +13,15 @@ from typing import Self
 from urllib.parse import urlsplit
 
 from feature_pipeline import settings
-from feature_pipeline.archive import blobs, layout, log
+from feature_pipeline.archive import blobs, history, layout, log
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.features import Features, Outcomes, Selection
+from feature_pipeline.archive.history import AsOf as AsOf
 from feature_pipeline.archive.log import BatchEntry, FeatureEntry
 from feature_pipeline.archive.stores.s3 import S3Store, make_client
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import InvalidInputError, NotFoundError
-
-AsOf = datetime | int
-"""A time: what had been accepted by then. A number: each batch's log up to that seq."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +122,7 @@ class Archive:
             name: The hook's.
             dataset: Needed only if hooks of two datasets have this name.
             batches: Read these only; all that have an artifact when absent.
-            as_of: Read what was current then.
+            as_of: Read what was current then: at a time, or at a seq of each batch's log.
             every_batch: A record that is in several batches belongs to the one submitted last, as
                 in tables. True gives its rows in each of them, and needs no memory of the records
                 seen (about 100 bytes each).
@@ -193,15 +191,13 @@ class Archive:
     def _heads(self, dataset: str, hook: str, as_of: AsOf | None) -> dict[str, FeatureEntry]:
         if as_of is None:
             return log.heads(self.store, dataset, hook)
-        if isinstance(as_of, datetime) and as_of.tzinfo is None:
-            raise InvalidInputError(f"as_of {as_of} has no offset from UTC")
+        if isinstance(as_of, datetime):
+            return history.heads_as_of(self.store, dataset, hook, as_of)
         names = self.store.list_folders(layout.feature_logs(dataset, hook))
-        logs = map_threads(lambda batch: log.read_log(self.store, dataset, hook, batch), names)
-        heads = {
-            batch: log.last_current(entry for entry in entries if _is_by(entry, as_of))
-            for batch, entries in zip(names, logs, strict=True)
-        }
-        return {batch: head for batch, head in heads.items() if head is not None}
+        heads = map_threads(
+            lambda batch: history.head_as_of(self.store, dataset, hook, batch, as_of), names
+        )
+        return {b: head for b, head in zip(names, heads, strict=True) if head is not None}
 
 
 def _address(url: str, environment: Mapping[str, str] | None) -> settings.S3Settings:
@@ -209,7 +205,3 @@ def _address(url: str, environment: Mapping[str, str] | None) -> settings.S3Sett
     if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment:
         raise InvalidInputError(f"{url!r} is not the address of an archive: s3://bucket/prefix")
     return settings.S3Settings.at(parts.netloc, parts.path.strip("/"), environment)
-
-
-def _is_by(entry: FeatureEntry, as_of: AsOf) -> bool:
-    return entry.accepted_at <= as_of if isinstance(as_of, datetime) else entry.seq <= as_of

@@ -170,7 +170,7 @@ def _outlasts_sweep(store: BlobStore, ref: BlobRef, path: Path | None) -> bool:
     """
     sweep.outlast(store)
     info = store.stat(layout.blob(ref.digest))
-    return info is not None and not _is_old(info) and _is_right(store, info, ref, path)
+    return info is not None and _is_right(store, info, ref, path)
 
 
 def _is_fresh(store: BlobStore, ref: BlobRef) -> bool:

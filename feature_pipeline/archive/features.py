@@ -18,6 +18,7 @@ from feature_pipeline.archive import read
 from feature_pipeline.archive.align import align_rows
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.encode import OUTCOMES_SCHEMA, RECORD_ID, rows_schema
+from feature_pipeline.archive.erasures import erased
 from feature_pipeline.archive.frames import Frame
 from feature_pipeline.archive.log import FeatureEntry
 from feature_pipeline.archive.manifest import Manifest
@@ -58,6 +59,19 @@ class Selection:
             )
         return read.read_manifest(self.store, self.heads[batch].manifest)
 
+    def newest_columns(self) -> tuple[Column, ...]:
+        """The columns of the artifact that was made last; none if there is no artifact."""
+        heads = self.heads
+        # What erasing left of an older artifact was accepted late and says what it said before.
+        redacted = set(erased(self.store, self.dataset).manifests.values())
+        candidates = [batch for batch in heads if heads[batch].manifest in redacted]
+        others = heads.keys() - candidates
+        if others:
+            candidates.append(max(others, key=lambda batch: (heads[batch].accepted_at, batch)))
+        manifests = [self.manifest(batch) for batch in candidates]
+        newest = max(manifests, key=lambda m: (m.run.finished_at, m.batch), default=None)
+        return () if newest is None else newest.columns
+
     def artifacts(self, load: Callable[[Manifest], R]) -> Iterator[tuple[str, R]]:
         """Per batch what `load` makes of its manifest, a few being read ahead."""
         return _ahead(lambda batch: load(self.manifest(batch)), self.heads)
@@ -66,7 +80,7 @@ class Selection:
 class Features(Frame):
     """Rows of a hook over batches: record_id, ordinal, the declared columns, batch.
 
-    The declared columns are those of the artifact accepted last; rows written under others are
+    The declared columns are those of the artifact made last; rows written under others are
     read as `align_rows` says. Arrays and objects are their canonical JSON text, uuids text,
     instants microseconds in UTC. The order is that of batches, from the one submitted last.
     """
@@ -95,11 +109,7 @@ class Features(Frame):
     @cached_property
     def columns(self) -> tuple[Column, ...]:
         """The declared columns, with units and descriptions; none if nothing is read."""
-        heads = self._selection.heads
-        if not heads:
-            return ()
-        newest = max(heads, key=lambda batch: (heads[batch].accepted_at, batch))
-        return self._selection.manifest(newest).columns
+        return self._selection.newest_columns()
 
     @property
     def schema(self) -> pa.Schema:

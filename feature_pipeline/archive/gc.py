@@ -13,6 +13,7 @@ named. What is written again between the second mark and the deletion is settled
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import ClassVar, Final, Self
@@ -28,7 +29,7 @@ from feature_pipeline.archive.reachable import reach
 from feature_pipeline.archive.sweep import Sweep
 from feature_pipeline.archive.threads import WORKERS, map_threads
 from feature_pipeline.digest import Digest
-from feature_pipeline.errors import CorruptDataError, InvalidInputError
+from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, InvalidInputError
 
 logger = logging.getLogger(__name__)
 
@@ -86,11 +87,6 @@ class Mark(Document):
     shards: tuple[str, ...]
     orphans: Mapping[str, Orphan] = Field(description="By digest.")
 
-    @property
-    def name(self) -> str:
-        """Part of its key; sorts by time."""
-        return f"{self.started_at:%Y%m%dT%H%M%S.%f}Z-{uuid4().hex[:8]}"
-
 
 @dataclass(frozen=True, slots=True)
 class GcReport:
@@ -135,6 +131,7 @@ def collect_garbage(
     scope: GcScope,
     *,
     is_dry_run: bool = True,
+    lost: Collection[Digest] = (),
     workers: int = WORKERS,
     progress: Callable[[int, int], None] | None = None,
 ) -> GcReport:
@@ -147,6 +144,7 @@ def collect_garbage(
         store: The archive.
         scope: What may be deleted.
         is_dry_run: Only say what would be done.
+        lost: Manifests and batches that are given up: what only they name may be deleted.
         workers: Requests at once.
         progress: Called with (blobs settled, blobs due).
 
@@ -156,14 +154,15 @@ def collect_garbage(
         ConflictError: Another collection is deleting; what this one deleted was right.
         StoreUnavailableError, OutcomeUnknownError: Some of what was due may be deleted.
     """
-    mark, stored = make_mark(store, scope, workers)
+    mark, stored = make_mark(store, scope, lost, workers)
     first = _first_mark(read_marks(store).values(), mark)
     due = [] if first is None else _due(first, mark)
     deleted: list[Digest] = []
     spared: list[Digest] = []
     if not is_dry_run:
         # The mark before the deletions: a collection that dies halfway has marked all the same.
-        create_or_read(store, layout.gc_mark(mark.name), mark.encode())
+        name = f"{mark.started_at:%Y%m%dT%H%M%S.%f}Z-{uuid4().hex[:8]}"
+        create_or_read(store, layout.gc_mark(name), mark.encode())
         deleted, spared = _delete(store, mark, due, workers, progress)
         _remove_old_marks(store, scope)
     return GcReport(
@@ -186,7 +185,10 @@ def _bytes_of(mark: Mark, digests: Collection[Digest]) -> int:
 
 
 def make_mark(
-    store: BlobStore, scope: GcScope, workers: int = WORKERS
+    store: BlobStore,
+    scope: GcScope,
+    lost: Collection[Digest] = (),
+    workers: int = WORKERS,
 ) -> tuple[Mark, list[ObjectInfo]]:
     """What is orphaned within the scope, and all that is stored within it. Nothing is written.
 
@@ -195,7 +197,7 @@ def make_mark(
     """
     started_at = utc_now()
     reached = reach(store, workers=workers)
-    _check_readable(store, reached)
+    _check_readable(store, reached, {layout.blob(digest) for digest in lost})
     needed = reached.digests
     stored: list[ObjectInfo] = []
     orphans: dict[str, Orphan] = {}
@@ -216,21 +218,22 @@ def make_mark(
     return mark, stored
 
 
-def _check_readable(store: BlobStore, reached: Reached) -> None:
+def _check_readable(store: BlobStore, reached: Reached, lost: Collection[str]) -> None:
     """Refuse to go on where a document is not known: what it names would look orphaned."""
     known = {State.NOT_ERASED}
     # A quarantined entry that is no document is kept for people; every digest in its text counts
     # as named.
     unparsable = {ObjectKind.INBOX_ENTRY, ObjectKind.QUARANTINE_ENTRY}
     for finding in reached.findings:
-        if finding.state in known:
+        if finding.state in known or finding.key in lost:
             continue
         if finding.state is State.CORRUPT and finding.kind in unparsable:
             continue
         raise CorruptDataError(
             f"{store.identity}: {finding.kind} {finding.key} is {finding.state}"
             f" ({finding.detail}), so what it names is not known and nothing is deleted;"
-            " `feature-pipeline verify` lists all that is wrong"
+            " `feature-pipeline verify` lists all that is wrong; what cannot be brought back is"
+            " given up with --lost"
         )
 
 
@@ -260,8 +263,6 @@ def _due(first: Mark, second: Mark) -> list[Digest]:
         Digest.parse(name)
         for name, orphan in sorted(second.orphans.items())
         if first.orphans.get(name) == orphan
-        # Seen by the first mark at that age: later bytes under an equal second are not those.
-        and orphan.modified_at < first.finished_at
     ]
 
 
@@ -300,8 +301,11 @@ def _delete(
                 (deleted if is_deleted else spared).append(digest)
             if progress is not None:
                 progress(len(deleted) + len(spared), len(due))
-    finally:
-        sweep.end()
+    except FeaturePipelineError:
+        with suppress(FeaturePipelineError):
+            sweep.end()
+        raise
+    sweep.end()
     logger.info("%s: %d orphaned blobs deleted", store.identity, len(deleted))
     return deleted, spared
 

@@ -173,13 +173,14 @@ def quarantine(store: BlobStore, entry: InboxEntry, reason: str) -> QuarantinedE
         left_at=entry.modified_at,
     )
     # The quarantine before the inbox: the entry is always in one of them.
-    key = _quarantine_key(entry.id)
+    key = quarantine_key(entry.id)
     stored = create_or_read(store, key, document.encode())
     remove(store, entry.id)
     return QuarantinedEntry.decode(stored, f"{key} in {store.identity}")
 
 
-def _quarantine_key(entry_id: str) -> str:
+def quarantine_key(entry_id: str) -> str:
+    """The key under which an inbox entry of this id is quarantined."""
     try:
         return layout.quarantine(entry_id)
     except InvalidInputError:
@@ -205,7 +206,20 @@ def requeue(store: BlobStore, entry_ids: Iterable[str]) -> None:
         NotFoundError: An entry is not in the quarantine.
     """
     for entry_id in entry_ids:
-        key = _quarantine_key(entry_id)
+        key = quarantine_key(entry_id)
         held = _read_quarantined(store, key)
         create_or_read(store, f"{layout.INBOX}{entry_id}", held.entry.encode())
+        store.delete(key)
+
+
+def discard(store: BlobStore, entry_ids: Iterable[str]) -> None:
+    """The entries are no longer in the quarantine, and are lost; what they name may be collected.
+
+    Raises:
+        NotFoundError: An entry is not in the quarantine.
+    """
+    for entry_id in entry_ids:
+        key = quarantine_key(entry_id)
+        if store.stat(key) is None:
+            raise NotFoundError(f"entry {entry_id!r} is not in the quarantine")
         store.delete(key)

@@ -232,6 +232,20 @@ def heads(store: BlobStore, dataset: str, hook: str) -> dict[str, FeatureEntry]:
     return {batch: entry for batch, entry in zip(logs, found, strict=True) if entry is not None}
 
 
+def feature_logs(store: BlobStore, dataset: str, hook: str) -> dict[str, list[FeatureEntry]]:
+    """Every entry of every batch under a hook, by batch: one listing."""
+    return _read_logs(store, layout.feature_logs(dataset, hook), FeatureEntry)
+
+
+def _read_logs(store: BlobStore, prefix: str, model: type[E]) -> dict[str, list[E]]:
+    logs = _by_log(store.list_objects(prefix))
+    for infos in logs.values():
+        _check_gapless(store, prefix, infos)
+    flat = [info for infos in logs.values() for info in infos]
+    found = iter(map_threads(lambda info: _read_entry(store, info, model), flat))
+    return {name: [next(found) for _ in infos] for name, infos in logs.items()}
+
+
 def _by_log(infos: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo]]:
     logs: dict[str, list[ObjectInfo]] = {}
     for info in infos:
@@ -274,6 +288,11 @@ def batches(store: BlobStore, dataset: str) -> dict[str, BatchEntry]:
     logs = _by_log(store.list_objects(layout.batch_logs(dataset)))
     last = map_threads(lambda infos: _read_entry(store, infos[-1], BatchEntry), logs.values())
     return dict(zip(logs, last, strict=True))
+
+
+def batch_logs(store: BlobStore, dataset: str) -> dict[str, list[BatchEntry]]:
+    """Every entry of every batch of a dataset, by batch: one listing."""
+    return _read_logs(store, layout.batch_logs(dataset), BatchEntry)
 
 
 def read_batch(store: BlobStore, dataset: str, batch: str) -> RecordBatch:

@@ -200,9 +200,10 @@ class _Walk:
         """The inbox and the quarantine, until nothing moved between them while they were read."""
         for _ in range(_INBOX_ROUNDS):
             before = self._waiting_keys()
-            found = map_threads(self._read_waiting, before, self.workers)
+            keys = list(dict.fromkeys(before))
+            found = map_threads(self._read_waiting, keys, self.workers)
             if before == self._waiting_keys():
-                for key, held in zip(before, found, strict=True):
+                for key, held in zip(keys, found, strict=True):
                     self._name_waiting(key, held)
                 return
         raise StoreUnavailableError(
@@ -210,6 +211,7 @@ class _Walk:
         )
 
     def _waiting_keys(self) -> list[str]:
+        # The inbox twice: an entry may be left again while the quarantine is listed.
         return [
             info.key
             for prefix in (layout.INBOX, layout.QUARANTINE, layout.INBOX)
@@ -417,6 +419,14 @@ class _Walk:
             return
         for entry in self._manifests.get(digest, []):
             self._check_entry(entry, manifest, named_by)
+        said = self.reached.erasures.get(manifest.dataset)
+        if said is not None and manifest.batch_digest in said.batches:
+            detail = (
+                "it was made of a batch whose records are withdrawn in part: run"
+                f" `feature-pipeline erase --dataset {manifest.dataset}` to erase them from it"
+            )
+            key = layout.blob(digest)
+            self.find(State.NOT_ERASED, ObjectKind.MANIFEST, key, named_by, detail)
         for name, ref in manifest.blobs.items():
             self.reached.add(Reference(_kind_of(name), ref.digest, ref.size, f"{named_by}: {name}"))
 

@@ -55,6 +55,7 @@ class VerifyReport:
     erased: int
     """Objects that are gone because a record was withdrawn, as they should be."""
     findings: tuple[Finding, ...]
+    """One for each object that is not as it should be: the first thing wrong with it."""
     sample: float = 1.0
     seed: int | None = None
     """What repeats the same sample."""
@@ -146,7 +147,8 @@ def verify(
     chosen = _choose(named, sample, seed)
     reading = _Reading(store, len(chosen), progress)
     map_threads(reading.read, chosen, workers)
-    findings = [*reached.findings, *reading.findings, *_not_erased(store, scope, reached)]
+    found = [*reached.findings, *reading.findings, *_not_erased(store, scope, reached)]
+    findings = list({finding.key: finding for finding in reversed(found)}.values())
     kept, erased_since = _without_erased_since(store, reached, findings)
     return VerifyReport(
         scope=scope,

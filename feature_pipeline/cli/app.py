@@ -15,6 +15,14 @@ COMMANDS = {
     "status": "Show what is archived, loaded, waiting and quarantined.",
     "recover": "Rebuild Dagster's storage and the tables from S3 and the code alone.",
     "read": "Print what the archive holds of a hook, with or without a table.",
+    "plan": "Show what loading a hook's table would change, cost and refuse.",
+    "rebuild": "Rebuild tables from S3, beside the ones that people read.",
+    "rollback": "Read the generation of a table that was read before its last switch.",
+    "history": "Show what became of a hook's batches, entry by entry.",
+    "verify": "Read the archive again: every object there, and right.",
+    "quarantine": "Show what could not be accepted, and why; let it try again.",
+    "erase": "Take withdrawn records out of the archive.",
+    "gc": "Delete blobs that nothing needs any more.",
     "sql": "Run one SQL statement on the tables' database.",
 }
 

@@ -109,6 +109,10 @@ class Steps:
         """That many more steps are done."""
         self._progress.advance(self._task, steps)
 
+    def expect(self, total: int) -> None:
+        """That many steps there are."""
+        self._progress.update(self._task, total=total)
+
     def describe(self, text: str) -> None:
         """What is being done now."""
         self._progress.update(self._task, description=text)

@@ -1,5 +1,7 @@
 """`feature-pipeline recover`: Dagster's storage and the tables, from S3 and the code alone."""
 
+from collections.abc import Collection
+
 import click
 import dagster as dg
 
@@ -8,6 +10,7 @@ from feature_pipeline.archive import log
 from feature_pipeline.cli.hooks import project_hooks
 from feature_pipeline.cli.output import Output, json_option
 from feature_pipeline.cli.project import Project, open_archive
+from feature_pipeline.cli.servers import local_servers
 from feature_pipeline.orchestration.recover import (
     prove_tables,
     recover_dagster,
@@ -20,16 +23,27 @@ from feature_pipeline.projections.database import Database
 @click.command()
 @click.argument("tables", nargs=-1)
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1, 64))
+@click.option("--local", is_flag=True, help="Start the local servers of `dev` meanwhile.")
 @json_option
-def recover(tables: tuple[str, ...], workers: int, as_json: bool) -> None:
+def recover(tables: tuple[str, ...], workers: int, local: bool, as_json: bool) -> None:
     """Bring back what databases forgot: partitions, materializations, pools and tables.
 
     Every table that is always materialized is rebuilt, and those of TABLES. Safe to interrupt and
     to repeat: what is there already is left alone. Ends with the proof that the tables equal the
     archive. Run it while Dagster's daemon is stopped.
     """
-    Project.find().load_environment()
+    project = Project.find()
     output = Output(as_json)
+    if not local:
+        project.load_environment()
+        recover_all(output, tables, workers)
+        return
+    with local_servers(project, project.data_folder, output):
+        recover_all(output, tables, workers)
+
+
+def recover_all(output: Output, tables: Collection[str], workers: int) -> None:
+    """Everything that the environment names is recovered, with progress; ends with the proof."""
     store = open_archive()
     uri = settings.S3Settings.from_environment().uri
     database = Database(settings.database_url())

@@ -3,6 +3,7 @@
 Belongs here: turning configuration into clients. Not here: anything done with them.
 """
 
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, assert_never
 
@@ -38,6 +39,10 @@ class ArchiveS3Resource(S3Resource):
         )
 
 
+_stores: dict[tuple[str | None, ...], S3Store] = {}
+_stores_lock = threading.Lock()
+
+
 class ArchiveResource(dg.ConfigurableResource[S3Store]):
     """The archive: a bucket, or a prefix in one, with conditional writes."""
 
@@ -47,9 +52,22 @@ class ArchiveResource(dg.ConfigurableResource[S3Store]):
     _store: S3Store | None = PrivateAttr(default=None)
 
     def store(self) -> S3Store:
-        """The opened store; the first call proves that it honours conditional writes."""
+        """The opened store; the first call in a process proves that conditional writes hold.
+
+        Sensors get new resources at every tick. Making a client takes a fifth of a second, and
+        what was read of the logs belongs to the store, so stores are kept by what they open.
+        """
         if self._store is None:
-            self._store = open_store(self.s3.get_client(), self.bucket, self.prefix)
+            s3 = self.s3
+            key = (
+                *(s3.endpoint_url, s3.region_name, s3.profile_name),
+                *(s3.aws_access_key_id, s3.aws_secret_access_key, s3.aws_session_token),
+                *(self.bucket, self.prefix),
+            )
+            with _stores_lock:
+                if key not in _stores:
+                    _stores[key] = open_store(s3.get_client(), self.bucket, self.prefix)
+                self._store = _stores[key]
         return self._store
 
     @property

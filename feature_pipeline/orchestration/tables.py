@@ -103,7 +103,7 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
             dg.AssetCheckSpec(
                 GENERATION_CHECK,
                 asset=key,
-                description="People read what this definition asks for, and nothing is being built.",
+                description="People read what this definition asks for; nothing is being built.",
             ),
         ],
         group_name=dataset,
@@ -223,7 +223,8 @@ def request_load(
             backfill_timestamp=time.time(),
             tags={f"feature_pipeline/{why}": "true"},
             dynamic_partitions_store=instance,
-            asset_graph_subset=AssetGraphSubset(partitions_subsets_by_asset_key={table: subset}),
+            # Its decorator hides the named tuple's fields from mypy.
+            asset_graph_subset=AssetGraphSubset({table: subset}, set()),  # type: ignore[call-arg]
             title=f"{why} {table.to_user_string()}",
             description="Batches that the archive holds and the table lacks.",
             run_config=None,

@@ -2,5 +2,5 @@
 
 What belongs here: what needs nothing but the standard library and URLs that somebody else signed.
 Not here: credentials, the archive's layout, what the output means.
-`docs/adr/009-pod-permissions.md` says what each of them may do.
+`docs/adr/006-pod-permissions.md` says what each of them may do.
 """

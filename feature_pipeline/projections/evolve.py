@@ -81,7 +81,8 @@ def map_columns(written: Sequence[Column], wanted: Sequence[Column]) -> tuple[Ma
             source = by_name.get(column.renamed_from)
         if source is not None and not _is_allowed(source, column):
             refusals.append(
-                f"column {column.name!r}: was {_shown(source)}, is now {_shown(column)}"
+                f"column {column.name!r}: was {describe_type(source)},"
+                f" is now {describe_type(column)}"
             )
         mappings.append(Mapping(column, source))
     if refusals:
@@ -160,7 +161,8 @@ def _integers_as_numbers(
     return numbers, np.concatenate(is_inexact)
 
 
-def _shown(column: Column) -> str:
+def describe_type(column: Column) -> str:
+    """A column's type and format, for people."""
     return column.type.value + (f" ({column.format.value})" if column.format else "")
 
 

@@ -49,6 +49,28 @@ def follow_indexes(
     return True
 
 
+def index_changes(
+    connection: Connection, generation: Generation | None, spec: TableSpec
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What `follow_indexes` would build and drop: as people declared them, and by name."""
+    if generation is None:
+        return tuple(describe_index(index) for index in spec.indexes), ()
+    wanted, existing = _wanted(generation, spec), _existing(connection, generation)
+    added = [index for name, index in wanted.items() if not existing.get(name, False)]
+    return (
+        tuple(describe_index(index) for index in added),
+        tuple(sorted(existing.keys() - wanted.keys())),
+    )
+
+
+def describe_index(index: IndexDefinition) -> str:
+    """An index in a few words."""
+    what = "unique " if index.unique else ""
+    keys = index.expression or ", ".join(index.columns)
+    where = f" where {index.where}" if index.where else ""
+    return f"{what}{index.method.value} ({keys}){where}"
+
+
 def are_declared(connection: Connection, generation: Generation, spec: TableSpec) -> bool:
     """Whether the generation's indexes are those that are declared."""
     return _existing(connection, generation) == dict.fromkeys(_wanted(generation, spec), True)

@@ -10,7 +10,7 @@ is first, and who comes later finds it unchanged.
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Final
@@ -101,7 +101,8 @@ def load_batches(
     batches: Iterable[str] | None = None,
     *,
     workers: int = 1,
-) -> Iterator[LoadReport]:
+    is_forced: bool = False,
+) -> Generator[LoadReport]:
     """Load these batches, or all that have a current artifact; yield a report for each when done.
 
     Each batch is a transaction of its own, so what was reported stays loaded whatever happens to
@@ -117,6 +118,7 @@ def load_batches(
         spec: The table; it is created if it does not exist.
         batches: Which; all that have a current artifact if None.
         workers: Connections that load at the same time.
+        is_forced: Write the rows anew even where the table holds them already.
 
     Raises:
         NotFoundError: A batch named is unknown, or has no current artifact under the hook.
@@ -132,7 +134,7 @@ def load_batches(
     refusals: list[CannotEvolveError] = []
     while True:
         withdrawn = frozenset(tombstones.withdrawn(store, spec.dataset))
-        work = _Work(store, database, spec, state, withdrawn, tasks)
+        work = _Work(store, database, spec, state, withdrawn, tasks, is_forced=is_forced)
         yield from work.run(min(workers, max(1, len(tasks))))
         refusals += work.refusals
         late = settle_table(store, database, spec).late
@@ -189,12 +191,15 @@ class _Work:
         state: TableState,
         withdrawn: frozenset[str],
         tasks: list[_Task],
+        *,
+        is_forced: bool,
     ) -> None:
         self._store = store
         self._database = database
         self._spec = spec
         self._state = state
         self._withdrawn = withdrawn
+        self._is_forced = is_forced
         self._tasks = iter(tasks)
         self.refusals: list[CannotEvolveError] = []
         """Batches that do not fit the wanted generation, each with the reason."""
@@ -274,9 +279,9 @@ class _Work:
         """
         state, report, live = prepared.state, None, None
         if isinstance(prepared.wanted, PreparedBatch):
-            report = _load_into(connection, state, state.wanted, prepared.wanted)
+            report = self._load_into(connection, state, state.wanted, prepared.wanted)
         if isinstance(prepared.live, PreparedBatch):
-            live = _load_into(connection, state, state.live, prepared.live)
+            live = self._load_into(connection, state, state.live, prepared.live)
         if isinstance(prepared.wanted, CannotEvolveError):
             self.refusals.append(prepared.wanted)
             return None
@@ -286,26 +291,29 @@ class _Work:
             return replace(report, waiting=str(prepared.live))
         return replace(report, live=live)
 
-
-def _load_into(
-    connection: Connection, state: TableState, generation: Generation, prepared: PreparedBatch
-) -> LoadReport:
-    started = time.monotonic()
-    done = replace_batch(connection, state, generation, prepared)
-    held = done.held
-    return LoadReport(
-        batch=held.batch,
-        seq=held.seq,
-        manifest=held.manifest,
-        content_digest=held.content_digest,
-        rows_digest=held.rows_digest,
-        data_version=data_version(generation, held.content_digest),
-        rows=held.rows,
-        foreign=done.foreign,
-        is_unchanged=done.is_unchanged,
-        generation=generation.relation,
-        seconds=time.monotonic() - started,
-    )
+    def _load_into(
+        self,
+        connection: Connection,
+        state: TableState,
+        generation: Generation,
+        prepared: PreparedBatch,
+    ) -> LoadReport:
+        started = time.monotonic()
+        done = replace_batch(connection, state, generation, prepared, is_forced=self._is_forced)
+        held = done.held
+        return LoadReport(
+            batch=held.batch,
+            seq=held.seq,
+            manifest=held.manifest,
+            content_digest=held.content_digest,
+            rows_digest=held.rows_digest,
+            data_version=data_version(generation, held.content_digest),
+            rows=held.rows,
+            foreign=done.foreign,
+            is_unchanged=done.is_unchanged,
+            generation=generation.relation,
+            seconds=time.monotonic() - started,
+        )
 
 
 def data_version(generation: Generation, content: Digest) -> str:

@@ -65,7 +65,12 @@ class TableChangedError(ConflictError):
 
 
 def replace_batch(
-    connection: Connection, state: TableState, generation: Generation, prepared: PreparedBatch
+    connection: Connection,
+    state: TableState,
+    generation: Generation,
+    prepared: PreparedBatch,
+    *,
+    is_forced: bool = False,
 ) -> Replacement:
     """The generation holds what `prepared` says of its batch, or something newer.
 
@@ -77,6 +82,7 @@ def replace_batch(
         state: The table as the caller knows it.
         generation: One that is fed.
         prepared: The batch, for this generation.
+        is_forced: Write its rows anew even if they are there, but never an older log entry's.
 
     Raises:
         TableChangedError: `state` is out of date; nothing changed.
@@ -87,9 +93,10 @@ def replace_batch(
         lock(connection, "batch", generation.id, prepared.batch)
         _check_state(connection, state)
         held = read_progress(connection, generation.id, prepared.batch)
-        if held is not None and held.seq >= prepared.entry.seq:
+        if held is not None and held.seq >= prepared.entry.seq + is_forced:
             return Replacement(held, is_unchanged=True, foreign=0)
-        if held is not None and held.content_digest == prepared.content_digest:
+        is_same = held is not None and held.content_digest == prepared.content_digest
+        if held is not None and is_same and not is_forced:
             progress = _progress(prepared, held.rows)
             write_progress(connection, generation.id, progress)
             return Replacement(progress, is_unchanged=True, foreign=0)

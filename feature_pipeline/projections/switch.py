@@ -16,6 +16,7 @@ from typing import Final
 import psycopg
 from psycopg import sql
 
+from feature_pipeline.columns import Column
 from feature_pipeline.errors import ConflictError
 from feature_pipeline.projections import dependents, table_schema
 from feature_pipeline.projections.database import READ_SCHEMA, Connection
@@ -141,7 +142,7 @@ def _change_view(connection: Connection, spec: TableSpec, live: Generation, to: 
     views = dependents.read_views(connection, root)
     _write_dump(connection, spec, live, to, views)
     options = dependents.view_options(views[0])
-    if renames := _renames_in_place(live, to):
+    if renames := renames_in_place(live.columns, to.columns):
         for old, new in renames:
             if old != new:
                 connection.execute(
@@ -180,18 +181,19 @@ def _recreate(
             ) from error
 
 
-def _renames_in_place(live: Generation, to: Generation) -> list[tuple[str, str]]:
+def renames_in_place(old: Sequence[Column], new: Sequence[Column]) -> list[tuple[str, str]]:
     """Old and new name per column of the live view, if that view can become the new one in place.
 
     So it can when columns were only renamed or appended; views on it then follow by themselves.
     Empty if it cannot.
     """
-    old, new = list(live.columns), list(to.columns)
     if len(new) < len(old):
         return []
     names = [("record_id", "record_id")]
     for before, after in zip(old, new, strict=False):
-        if before.kind != after.kind or before.name not in (after.name, after.renamed_from):
+        is_same = before.name in (after.name, after.renamed_from)
+        # Going back, the column that is left names the one that is returned to.
+        if before.kind != after.kind or not (is_same or before.renamed_from == after.name):
             return []
         names.append((before.name, after.name))
     return names

@@ -1,5 +1,6 @@
 """The main job: the demo's result, and that running it again computes nothing."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,12 @@ def test_demo_proves_its_tables_and_computes_nothing_twice(tmp_path: Path) -> No
     assert "Nothing was computed" in again.stdout
     digests = {proof["table"]: proof["table_digest"][:16] for proof in first["proofs"]}
     assert all(digest in again.stdout for digest in digests.values())
+
+    # the whole PostgreSQL data folder is lost: tables and all that Dagster knew
+    shutil.rmtree(project.data / "postgres")
+    recovered = project.json("recover", "--local")
+    proofs = {proof["table"]: proof for proof in first["proofs"]}
+    for name, table in recovered["tables"].items():
+        assert table["equal"]
+        assert table["table_digest"] == proofs[f"features.{name}"]["table_digest"]
+    assert len(recovered["tables"]) == len(proofs)

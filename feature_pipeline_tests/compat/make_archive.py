@@ -235,7 +235,7 @@ def fill(maker: Maker) -> None:
     tombstones.lift(maker.store, DATASET, ["neu"], "the depositor changed their mind")
     create_or_read(maker.store, layout.inbox("run.broken"), b'{"not": "a completion"}')
     (broken,) = [entry for entry in inbox.waiting(maker.store) if entry.content is None]
-    inbox.quarantine(maker.store, broken, broken.problem or "")
+    inbox.quarantine(maker.store, broken, "not a completion")
     blobs.put_blob(maker.store, b"an orphan: nothing names it")
 
 

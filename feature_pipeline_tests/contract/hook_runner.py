@@ -255,16 +255,17 @@ class HookRunnerTests:
         started = time.monotonic()
         result = run(
             "import os, subprocess, sys\n"
-            'late = \'import os, time; open(os.environ["OSA_OUT"] + "/late", "w").write("x");\'\n'
-            'late += \'time.sleep(1.5); open(os.environ["OSA_OUT"] + "/later", "w")\'\n'
+            'late = \'import os, time; os.chdir(os.environ["OSA_OUT"]);\'\n'
+            'late += \'open("errors.jsonl", "w").write("x"); time.sleep(1.5);\'\n'
+            'late += \'open("progress.jsonl", "w")\'\n'
             "subprocess.Popen([sys.executable, '-c', late])\n"
             "import time\n"
-            "while not os.path.exists(os.environ['OSA_OUT'] + '/late'): time.sleep(0.01)\n"
+            "while not os.path.exists(os.environ['OSA_OUT'] + '/errors.jsonl'): time.sleep(0.01)\n"
         )
         assert result.failure is None
         assert time.monotonic() - started < 10
         time.sleep(2)
-        assert [path.name for path in workspace.output.iterdir()] == ["late"]
+        assert [path.name for path in workspace.output.iterdir()] == ["errors.jsonl"]
 
     def test_each_attempt_begins_with_nothing(self, run: Run, workspace: Workspace):
         source = (

@@ -181,10 +181,17 @@ class TestFailures(KubernetesTests):
         result = make_runner(settings).run(self.request_of(workspace, OK), Monitor())
         self.failed(result, FailureKind.CLUSTER_REFUSED, "404", "elsewhere")
 
-    def test_a_busy_server_is_outlasted(self, runner, workspace, cluster):
-        for status in (429, 500, 503, 0):
-            cluster.faults.append(Fault("GET", "/(jobs|pods)", status, times=2))
+    def test_a_busy_server_is_outlasted(self, make_runner, workspace, cluster):
+        for what, status in (
+            ("jobs", 429),
+            ("jobs", 0),
+            ("pods", 500),
+            ("pods$", 503),
+            ("log", 500),
+        ):
+            cluster.faults.append(Fault("GET", f"/{what}", status, times=2))
         cluster.faults.append(Fault("POST", "/jobs$", 503))
+        runner = make_runner(patience_seconds=60)
         assert runner.run(self.request_of(workspace, OK), Monitor()).failure is None
 
     def test_a_server_that_never_answers(self, make_runner, workspace, cluster):

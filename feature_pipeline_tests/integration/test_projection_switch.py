@@ -17,7 +17,8 @@ from feature_pipeline.projections.load import load_batch, load_batches
 from feature_pipeline.projections.prepare import prepare_batch
 from feature_pipeline.projections.proof import prove
 from feature_pipeline.projections.replace import TableChangedError, replace_batch
-from feature_pipeline.projections.settle import request_fill, table_report
+from feature_pipeline.projections.settle import TableReport, request_fill, table_report
+from feature_pipeline.projections.table_spec import TableSpec
 from feature_pipeline.projections.upcast import CannotEvolveError
 from feature_pipeline_tests.unit.projections.feature_archive import FeatureArchive
 
@@ -70,6 +71,12 @@ def relations(connection: psycopg.Connection) -> list[str]:
     return [row[0] for row in rows]
 
 
+def report_of(archive: FeatureArchive, database: Database, spec: TableSpec) -> TableReport:
+    report = table_report(archive.store, database, spec)
+    assert report is not None
+    return report
+
+
 def load_all(archive: FeatureArchive, database: Database, **changes: object) -> list:
     return list(load_batches(archive.store, database, archive.spec(**changes)))
 
@@ -85,7 +92,7 @@ def test_live_serves_the_old_columns_until_every_batch_is_there(
     assert columns_of(connection) == ["label", "count"]
     assert connection.execute("select count(*) from features.pockets").fetchone() == (3,)
     assert first.live is not None
-    report = table_report(archive.store, database, spec)
+    report = report_of(archive, database, spec)
     assert report.missing == ("b1", "b2")
     assert "building 1 of 3" in report.summary()
     assert "backfill all partitions" in report.summary()
@@ -97,7 +104,7 @@ def test_live_serves_the_old_columns_until_every_batch_is_there(
         ("none",)
     ]
     assert prove(archive.store, database, spec).is_equal
-    assert table_report(archive.store, database, spec).is_settled
+    assert report_of(archive, database, spec).is_settled
 
 
 def test_a_fill_is_requested_once(archive, database, connection) -> None:
@@ -271,10 +278,10 @@ def test_a_refused_batch_leaves_live_up_to_date_and_others_loaded(
         load_all(archive, database)
 
     assert connection.execute("select count(*) from features.pockets").fetchone() == (5,)
-    assert table_report(archive.store, database, spec).missing == ("b3",)
+    assert report_of(archive, database, spec).missing == ("b3",)
     archive.say("b3", {"r3": [{"label": "now"}]})
     load_batch(archive.store, database, spec, "b3")
-    assert table_report(archive.store, database, spec).is_settled
+    assert report_of(archive, database, spec).is_settled
     assert prove(archive.store, database, spec).is_equal
 
 
@@ -303,7 +310,7 @@ def test_older_code_feeds_and_never_builds_backwards(archive, database, connecti
     load_batch(archive.store, database, old, "b3")
 
     assert relations(connection) == building
-    assert table_report(archive.store, database, old).is_older_code
+    assert report_of(archive, database, old).is_older_code
     list(load_batches(archive.store, database, new))
     assert columns_of(connection) == ["label", "count", "note"]
     load_batch(archive.store, database, old, "b0")
@@ -327,6 +334,7 @@ def test_a_loader_that_looked_before_a_switch_feeds_what_is_there_after_it(
         archive.say("b0", {"r0": [{"label": "newer", "count": 9}]})
         batch = log.batch_entry(archive.store, "demo", "b0")
         head = log.head(archive.store, "demo", "pockets", "b0")
+        assert head is not None
         prepared = prepare_batch(archive.store, state.live, batch, head)
         archive.columns = (LABEL, COUNT, NOTE)
         load_all(archive, database)
@@ -341,8 +349,8 @@ def test_arrivals_that_only_older_code_loaded_are_caught_up(
     """Between verification and switch a loader that knows only the live generation is faster."""
     archive.columns = (LABEL, COUNT, NOTE)
     spec = archive.spec()
-    original = settle.wait_for_older_snapshots
-    arrived = []
+    original = switch.wait_for_older_snapshots
+    arrived: list[log.FeatureEntry] = []
 
     def late(own, table) -> None:
         original(own, table)
@@ -398,7 +406,7 @@ def test_the_switch_waits_for_transactions_that_would_see_an_empty_table(
         assert reader.execute("select count(*) from features.pockets").fetchone() == (3,)
 
     load_all(archive, database)
-    assert table_report(archive.store, database, archive.spec()).is_settled
+    assert report_of(archive, database, archive.spec()).is_settled
 
 
 def test_the_switch_lets_readers_through_between_attempts(
@@ -414,13 +422,15 @@ def test_the_switch_lets_readers_through_between_attempts(
         with pytest.raises(ConflictError, match=rf"at each of 2 attempts.*process {process} of"):
             load_all(archive, database)
     load_all(archive, database)
-    assert table_report(archive.store, database, archive.spec()).is_settled
+    assert report_of(archive, database, archive.spec()).is_settled
 
 
 def test_readers_never_see_an_error_an_empty_table_or_a_mixture(
     archive, database, database_url
 ) -> None:
-    stop, problems, seen = threading.Event(), [], set()
+    stop = threading.Event()
+    problems: list[object] = []
+    seen: set[tuple[str, ...]] = set()
 
     def read(isolation: str, selection: str, prepare_threshold: int | None) -> None:
         # A prepared `select *` fails whenever the columns of what it reads change: PostgreSQL's

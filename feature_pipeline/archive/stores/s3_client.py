@@ -24,6 +24,8 @@ def make_client(
     A custom endpoint is addressed by path, because buckets have no host names there.
     """
     config = Config(
+        # requests have it anyway; unless it is said, addresses are signed the old way
+        signature_version="s3v4",
         s3={"addressing_style": "path" if endpoint_url else "auto"},
         retries={"mode": "standard", "total_max_attempts": 4},
         max_pool_connections=pool,

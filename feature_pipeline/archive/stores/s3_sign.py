@@ -51,4 +51,9 @@ class S3Signer:
             )
         except boto_errors.BotoCoreError as error:
             raise StoreUnavailableError(f"{key}: cannot be signed: {error}") from error
+        if "X-Amz-Signature=" not in url:
+            raise InvalidInputError(
+                "the client signs addresses the old way, which covers less and which stores refuse:"
+                " make it with signature_version='s3v4'"
+            )
         return url

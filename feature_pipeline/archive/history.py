@@ -1,0 +1,184 @@
+"""What became of batches over time, and what was current at some time.
+
+What belongs here: reading the logs as of a time or an entry. Not here: reading artifacts (`read`).
+
+An erasure reaches into the past: where the log names an erased artifact, its successor is given,
+so that every time can still be read, without the withdrawn records.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from feature_pipeline.archive import layout, log, read
+from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.documents import instant_text
+from feature_pipeline.archive.erasures import Erased, erased
+from feature_pipeline.archive.log import FeatureEntry, ReleaseEntry
+from feature_pipeline.archive.manifest import Manifest
+from feature_pipeline.archive.threads import map_threads
+from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
+
+AsOf = datetime | int
+"""A time, with its offset; or the seq of an entry, where one batch is looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryLine:
+    """One entry of a batch's log, with what its artifact says of itself."""
+
+    entry: FeatureEntry
+    is_head: bool
+    """Whether its artifact is the batch's current one."""
+    is_erased: bool
+    """Whether the artifact was replaced because a record was withdrawn."""
+    release: ReleaseEntry | None
+    """None if its log has no such release."""
+    manifest: Manifest | None
+    """None if erased, or if it cannot be read: `problem` says why then."""
+    problem: str | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """The line for programs."""
+        entry, manifest = self.entry, self.manifest
+        return {
+            "dataset": entry.dataset,
+            "hook": entry.hook,
+            "batch": entry.batch,
+            "seq": entry.seq,
+            "verdict": entry.verdict.value,
+            "is_head": self.is_head,
+            "is_erased": self.is_erased,
+            "accepted_at": instant_text(entry.accepted_at),
+            "completion": entry.completion,
+            "manifest": str(entry.manifest),
+            "content_digest": None if entry.content_digest is None else str(entry.content_digest),
+            "release_seq": entry.release_seq,
+            "version": None if self.release is None else self.release.release.document.version,
+            "base": entry.base,
+            "dagster_run_id": entry.dagster_run_id,
+            "counts": None
+            if manifest is None
+            else {name: getattr(manifest.counts, name) for name in manifest.counts.__slots__},
+            "duration_seconds": None if manifest is None else manifest.run.duration_seconds,
+            "attempts": None if manifest is None else manifest.run.attempts,
+            "failure": None
+            if manifest is None or manifest.failure is None
+            else manifest.failure.model_dump(mode="json"),
+            "notes": [] if manifest is None else list(manifest.notes),
+            "problem": self.problem,
+        }
+
+
+def history(
+    store: BlobStore, dataset: str, hook: str, batch: str | None = None
+) -> list[HistoryLine]:
+    """Every entry of a hook's logs, of one batch or all, by batch and seq. Reads every manifest.
+
+    Raises:
+        NotFoundError: The hook has no release in the dataset, or nothing became of the batch.
+    """
+    releases = {entry.seq: entry for entry in log.releases(store, dataset, hook)}
+    if not releases:
+        raise NotFoundError(
+            f"dataset {dataset!r} has no hook {hook!r}; it has"
+            f" {', '.join(log.hooks(store, dataset)) or 'none'}"
+        )
+    if batch is None:
+        logs = log.feature_logs(store, dataset, hook)
+    else:
+        logs = {batch: log.read_log(store, dataset, hook, batch)}
+        if not logs[batch]:
+            raise NotFoundError(f"nothing was accepted of batch {batch!r} under hook {hook!r} yet")
+    known = erased(store, dataset)
+    heads = {key: log.last_current(entries) for key, entries in logs.items()}
+
+    def line(entry: FeatureEntry) -> HistoryLine:
+        is_erased = entry.manifest in known.manifests
+        manifest, problem = None, None
+        if not is_erased:
+            try:
+                manifest = read.read_manifest(store, entry.manifest)
+            except (NotFoundError, CorruptDataError, InvalidInputError) as error:
+                problem = str(error)
+        return HistoryLine(
+            entry=entry,
+            is_head=entry is heads[entry.batch],
+            is_erased=is_erased,
+            release=releases.get(entry.release_seq),
+            manifest=manifest,
+            problem=problem,
+        )
+
+    return map_threads(line, [entry for entries in logs.values() for entry in entries])
+
+
+def head_as_of(
+    store: BlobStore, dataset: str, hook: str, batch: str, as_of: AsOf
+) -> FeatureEntry | None:
+    """The entry that was current then; None if none was.
+
+    Args:
+        store: The archive.
+        dataset: The hook's.
+        hook: Whose artifact.
+        batch: Over which batch.
+        as_of: A time, or the seq of the last entry to look at.
+
+    Raises:
+        InvalidInputError: A time without its offset.
+    """
+    entries = log.read_log(store, dataset, hook, batch)
+    return _head(entries, check_as_of(as_of), erased(store, dataset))
+
+
+def heads_as_of(
+    store: BlobStore, dataset: str, hook: str, as_of: datetime
+) -> dict[str, FeatureEntry]:
+    """Per batch the entry that was current at a time, in batch order; as `log.heads` for now.
+
+    Raises:
+        InvalidInputError: A time without its offset.
+    """
+    check_as_of(as_of)
+    known = erased(store, dataset)
+    logs = log.feature_logs(store, dataset, hook)
+    found = {batch: _head(entries, as_of, known) for batch, entries in logs.items()}
+    return {batch: entry for batch, entry in found.items() if entry is not None}
+
+
+def check_as_of(as_of: AsOf) -> AsOf:
+    """Return `as_of` if it says which time or entry is meant.
+
+    Raises:
+        InvalidInputError: It does not.
+    """
+    if isinstance(as_of, datetime):
+        if as_of.tzinfo is None:
+            raise InvalidInputError(f"as of {as_of}: a time with its offset is needed, as in Z")
+    elif as_of < layout.FIRST_SEQ:
+        raise InvalidInputError(f"as of {as_of}: entries are numbered from {layout.FIRST_SEQ}")
+    return as_of
+
+
+def _head(entries: Sequence[FeatureEntry], as_of: AsOf, known: Erased) -> FeatureEntry | None:
+    if isinstance(as_of, datetime):
+        # In the log's order, not by clocks: an entry stands before all that follow it.
+        then = []
+        for entry in entries:
+            if entry.accepted_at > as_of:
+                break
+            then.append(entry)
+    else:
+        then = [entry for entry in entries if entry.seq <= as_of]
+    head = log.last_current(then)
+    if head is None or head.manifest not in known.manifests:
+        return head
+    successor = known.manifest_now(head.manifest)
+    for entry in entries:
+        if entry.manifest == successor:
+            return entry
+    raise CorruptDataError(
+        f"batch {head.batch!r} under hook {head.hook!r}: the artifact of entry {head.seq} was"
+        f" erased, and its successor {successor} is in no entry"
+    )

@@ -1,0 +1,66 @@
+"""`feature-pipeline plan`: what loading a hook's table would change, cost and refuse."""
+
+import click
+
+from feature_pipeline import settings
+from feature_pipeline.cli.hooks import find_hook
+from feature_pipeline.cli.output import Output, json_option, size
+from feature_pipeline.cli.project import Project, open_archive
+from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.projections.database import Database
+from feature_pipeline.projections.plan import TablePlan, plan_table
+
+SHOWN = 10
+
+
+@click.command()
+@click.argument("hook")
+@click.option("--dataset", help="Needed when several datasets have a hook of this name.")
+@json_option
+def plan(hook: str, dataset: str | None, as_json: bool) -> None:
+    """Show what the next runs of HOOK's table would do; nothing is touched.
+
+    Exits with status 1 if something would be refused.
+    """
+    from feature_pipeline.orchestration.tables import table_spec
+
+    Project.find().load_environment()
+    definition = find_hook(hook, dataset).definition
+    if not definition.has_table:
+        raise InvalidInputError(f"hook {hook!r} declares no columns, so it has no table")
+    output = Output(as_json)
+    found = plan_table(open_archive(), Database(settings.database_url()), table_spec(definition))
+    for line in plan_lines(found):
+        output.say(line)
+    output.result(found.to_json())
+    if found.is_refused:
+        raise SystemExit(1)
+
+
+def plan_lines(plan: TablePlan) -> list[str]:
+    """The plan for people."""
+    lines = [f"{plan.table}: {plan.action.value.replace('_', ' ')}"]
+    for what, names in (
+        ("columns added", plan.added),
+        ("columns dropped", plan.dropped),
+        ("columns changed", plan.changed),
+        ("indexes built", plan.indexes_added),
+        ("indexes dropped", plan.indexes_dropped),
+        ("views made again", plan.remade_views),
+    ):
+        if names:
+            lines.append(f"  {what}: {', '.join(names)}")
+    if plan.batches:
+        table = (
+            "" if plan.table_bytes is None else f", about {size(plan.table_bytes)} in PostgreSQL"
+        )
+        lines.append(
+            f"  to load: {plan.batches:,} batches, {plan.rows:,} rows,"
+            f" {size(plan.archive_bytes)} in S3{table}, about {plan.seconds:,.0f} s"
+        )
+    for batch, why in list(plan.refused.items())[:SHOWN]:
+        lines.append(f"  refused: batch {batch}: {why}")
+    if len(plan.refused) > SHOWN:
+        lines.append(f"  refused: {len(plan.refused) - SHOWN:,} batches more")
+    lines.extend(f"  refused: {violation}" for violation in plan.violations)
+    return lines

@@ -1,0 +1,128 @@
+"""`feature-pipeline rebuild`: tables derived again from S3, beside the ones that are read."""
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from feature_pipeline import settings
+from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.cli.hooks import find_hook, project_hooks
+from feature_pipeline.cli.output import Output, json_option
+from feature_pipeline.cli.project import Project, open_archive
+from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.hooks.definition import HookDefinition
+from feature_pipeline.projections.database import Database
+from feature_pipeline.projections.rebuild import begin_rebuild, fill, load_again, past_spec
+from feature_pipeline.projections.settle import table_report
+from feature_pipeline.projections.table_spec import TableSpec
+
+
+def parse_time(
+    _context: click.Context, _option: click.Parameter, text: str | None
+) -> datetime | None:
+    """The time that an ISO 8601 text says; without an offset it is UTC."""
+    if text is None:
+        return None
+    try:
+        parsed = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r}: write a time such as 2026-01-31T12:00:00Z") from error
+    return parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
+
+
+@click.command()
+@click.argument("hooks", nargs=-1)
+@click.option("--dataset", help="Needed when several datasets have a hook of this name.")
+@click.option("--batch", "batches", multiple=True, help="Load only this batch again; repeatable.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64))
+@click.option("--as-of", callback=parse_time, help="A separate table of what was current then.")
+@json_option
+def rebuild(
+    hooks: tuple[str, ...],
+    dataset: str | None,
+    batches: tuple[str, ...],
+    workers: int,
+    as_of: datetime | None,
+    as_json: bool,
+) -> None:
+    """Rebuild the tables of HOOKS, or of all hooks, from S3.
+
+    A table is built beside the one that people read, verified against the archive and switched
+    to. A rebuild that was interrupted goes on where it stopped. With --batch, these batches' rows
+    are written again in the table that is read.
+    """
+    from feature_pipeline.orchestration.tables import table_spec
+
+    if batches and (len(hooks) != 1 or as_of is not None):
+        raise InvalidInputError("--batch needs exactly one hook, and no --as-of")
+    Project.find().load_environment()
+    output = Output(as_json)
+    store, database = open_archive(), Database(settings.database_url())
+    results = []
+    for definition in _definitions(hooks, dataset):
+        spec = table_spec(definition)
+        if as_of is not None:
+            spec = past_spec(spec, as_of)
+        results.append(_rebuild(store, database, spec, batches, workers, output))
+    output.table(
+        "rebuilt",
+        ["table", "batches", "rows", "rows/s", "seconds", "state"],
+        [
+            [r["table"], r["batches"], r["rows"], r["rows_per_second"], r["seconds"], r["state"]]
+            for r in results
+        ],
+    )
+    output.result({"tables": results})
+
+
+def _definitions(hooks: tuple[str, ...], dataset: str | None) -> list[HookDefinition]:
+    if hooks:
+        found = [find_hook(name, dataset).definition for name in hooks]
+        for definition in found:
+            if not definition.has_table:
+                raise InvalidInputError(f"hook {definition.name!r} declares no columns: no table")
+        return found
+    return [
+        hook.definition
+        for hook in project_hooks()
+        if hook.definition.has_table and dataset in (None, hook.definition.dataset)
+    ]
+
+
+def _rebuild(
+    store: BlobStore,
+    database: Database,
+    spec: TableSpec,
+    batches: tuple[str, ...],
+    workers: int,
+    output: Output,
+) -> dict[str, Any]:
+    started = time.monotonic()
+    rows = 0
+    if batches:
+        count, reports = len(batches), load_again(store, database, spec, batches, workers=workers)
+    else:
+        begun = begin_rebuild(store, database, spec)
+        if begun.is_resumed:
+            output.say(f"{spec.name}: going on with generation {begun.generation}")
+        count, reports = len(begun.batches), fill(store, database, begun, workers=workers)
+    with output.progress(spec.name, count) as steps:
+        for done, report in enumerate(reports, 1):
+            rows += report.rows
+            elapsed = time.monotonic() - started
+            left = elapsed / done * max(0, count - done)
+            steps.describe(f"{spec.name}: {rows / elapsed:,.0f} rows/s, {left:,.0f} s left")
+            steps.advance()
+        steps.describe(f"{spec.name}: indexed, verified and switched")
+    seconds = time.monotonic() - started
+    table = table_report(store, database, spec)
+    return {
+        "table": spec.name,
+        "batches": count,
+        "rows": rows,
+        "seconds": round(seconds, 1),
+        "rows_per_second": round(rows / seconds),
+        "state": "dropped meanwhile" if table is None else table.summary(),
+    }

@@ -1,0 +1,123 @@
+"""Verification of the archive as Dagster shows it: a job for all of it, a check per feature asset.
+
+Belongs here: turning reports into results and metadata. Not here: verifying (`archive.verify`).
+A damaged object leaves partitions green; the check fails and names what is damaged.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from feature_pipeline.archive.objects import Scope
+from feature_pipeline.archive.verify import VerifyReport, verify
+from feature_pipeline.hooks.definition import HookDefinition
+from feature_pipeline.orchestration.checks import SHOWN_BATCHES, run_batches
+from feature_pipeline.orchestration.keys import features_key
+from feature_pipeline.orchestration.resources import ArchiveResource
+
+INTEGRITY_CHECK = "archive_integrity"
+_SHOWN = 50
+_STEPS = 10
+
+
+class VerifyConfig(dg.Config):
+    """What to verify; the whole archive by default."""
+
+    dataset: str | None = Field(default=None, description="Only this dataset.")
+    hook: str | None = Field(default=None, description="Only this hook of the dataset.")
+    batch: str | None = Field(default=None, description="Only this batch of the dataset.")
+    sample: float = Field(default=1.0, gt=0, le=1, description="Fraction of the blobs to read.")
+
+
+def verify_job() -> dg.JobDefinition:
+    """The job `verify_archive`: reads what is stored again; fails if anything is wrong."""
+
+    @dg.op(name="read_archive_again", description="Compares every stored object with its name.")
+    def read_again(
+        context: dg.OpExecutionContext, config: VerifyConfig, archive: ArchiveResource
+    ) -> None:
+        scope = Scope(config.dataset, config.hook, config.batch)
+        said = 0
+
+        def progress(done: int, total: int) -> None:
+            nonlocal said
+            if done * _STEPS // total > said:
+                said = done * _STEPS // total
+                context.log.info("%d of %d blobs read", done, total)
+
+        report = verify(archive.store(), scope, sample=config.sample, progress=progress)
+        context.log.info(report.summary())
+        if not report.is_clean:
+            raise dg.Failure(
+                description=report.summary(), metadata=report_metadata(report), allow_retries=False
+            )
+
+    @dg.job(name="verify_archive", description="Reads the archive again and names what is wrong.")
+    def verify_all() -> None:
+        read_again()
+
+    return verify_all
+
+
+def integrity_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinition]:
+    """Checks of a feature asset: `archive_integrity`."""
+    dataset, hook = definition.dataset, definition.name
+
+    @dg.asset_check(
+        asset=features_key(dataset, hook),
+        name=INTEGRITY_CHECK,
+        description=(
+            "Everything that the hook said is stored and is what its name says. In a run of"
+            " partitions: of these; executed alone: of all, which reads all of it."
+        ),
+    )
+    def archive_integrity(
+        context: dg.AssetCheckExecutionContext, archive: ArchiveResource
+    ) -> dg.AssetCheckResult:
+        store = archive.store()
+        batches = run_batches(context, dataset)
+        scopes = (
+            [Scope(dataset, hook)]
+            if batches is None
+            else [Scope(dataset, hook, batch) for batch in batches]
+        )
+        reports = [verify(store, scope) for scope in scopes]
+        wrong = [report for report in reports if not report.is_clean]
+        shown = wrong or reports[:1]
+        return dg.AssetCheckResult(
+            passed=not wrong,
+            severity=dg.AssetCheckSeverity.ERROR,
+            description="; ".join(report.summary() for report in shown[:SHOWN_BATCHES]),
+            metadata={
+                "bytes_read": sum(report.bytes_read for report in reports),
+                "blobs_read": sum(report.blobs_read for report in reports),
+                **_findings_metadata(wrong),
+            },
+        )
+
+    return [archive_integrity]
+
+
+def report_metadata(report: VerifyReport) -> dict[str, Any]:
+    """A report as Dagster shows it."""
+    return {
+        "documents": report.documents,
+        "blobs_read": report.blobs_read,
+        "bytes_read": report.bytes_read,
+        **_findings_metadata([report]),
+    }
+
+
+def _findings_metadata(reports: Sequence[VerifyReport]) -> dict[str, Any]:
+    findings = [finding for report in reports for finding in report.findings]
+    counts = Counter(finding.state.value for finding in findings)
+    lines = [f"- {f.state} {f.kind} `{f.key}`, needed by {f.named_by}" for f in findings[:_SHOWN]]
+    if not findings:
+        return {}
+    return {
+        "wrong": dg.MetadataValue.json(dict(counts)),
+        "findings": dg.MetadataValue.md("\n".join(lines)),
+    }

@@ -1,0 +1,77 @@
+"""A table derived again from the archive alone, beside the one that people read.
+
+What belongs here: what a rebuild is, and how an interrupted one goes on. Not here: loading and
+switching, which any run of the table asset does as well (`load`, `settle`).
+"""
+
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.projections.bookkeeping import all_progress
+from feature_pipeline.projections.database import Database
+from feature_pipeline.projections.generation import adopt_definition, request_rebuild
+from feature_pipeline.projections.load import LoadReport, load_batches
+from feature_pipeline.projections.progress import compare_progress, current_entries
+from feature_pipeline.projections.table_schema import truncate_identifier
+from feature_pipeline.projections.table_spec import TableSpec
+
+_LONGEST_NAME_BYTES = 36
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuild:
+    """A generation that is to be filled: its name, what it lacks, whether it was begun earlier."""
+
+    spec: TableSpec
+    generation: str
+    batches: tuple[str, ...]
+    is_resumed: bool
+
+
+def begin_rebuild(store: BlobStore, database: Database, spec: TableSpec) -> Rebuild:
+    """A generation for `spec` is wanted, and nothing is loaded yet; readers notice nothing.
+
+    A generation that is being built for these columns is continued, whoever began it. Otherwise
+    there is a new one, unless the table is empty as it is. The table follows this definition from
+    now on, even if a later one was seen.
+
+    Raises:
+        ConflictError: Another hook's table has this name.
+        ProjectionError: PostgreSQL refused something, or could not be reached.
+    """
+    with database.connect(f"table {spec.name!r}") as connection:
+        state = adopt_definition(connection, spec)
+        if state.building is None and all_progress(connection, state.live.id):
+            state = request_rebuild(connection, spec, uuid.uuid4().hex)
+        held = all_progress(connection, state.wanted.id)
+    lacking = compare_progress(current_entries(store, spec, None), held).batches_to_load()
+    return Rebuild(spec, state.wanted.relation, tuple(lacking), bool(held))
+
+
+def fill(
+    store: BlobStore, database: Database, rebuild: Rebuild, *, workers: int = 1
+) -> Iterator[LoadReport]:
+    """Load what the generation lacks, then index, verify and switch to it (`load_batches`)."""
+    return load_batches(store, database, rebuild.spec, rebuild.batches, workers=workers)
+
+
+def load_again(
+    store: BlobStore,
+    database: Database,
+    spec: TableSpec,
+    batches: Sequence[str],
+    *,
+    workers: int = 1,
+) -> Iterator[LoadReport]:
+    """The rows of these batches are written anew in the table that is read, whatever it held."""
+    return load_batches(store, database, spec, batches, workers=workers, is_forced=True)
+
+
+def past_spec(spec: TableSpec, time: datetime) -> TableSpec:
+    """A separate table, named for the time, that shows what the archive's log said then."""
+    label = f"{time:%Y%m%dT%H%M%S}"
+    name = f"{truncate_identifier(spec.name, _LONGEST_NAME_BYTES)}_as_of_{label}"
+    return replace(spec, name=name, as_of=time)

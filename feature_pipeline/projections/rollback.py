@@ -1,0 +1,102 @@
+"""Going back to the generation that was read before, and forward again.
+
+What belongs here: the decision of a person that one generation is to be read for now. Not here:
+the change of the view (`switch`).
+"""
+
+from dataclasses import dataclass
+
+from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.errors import ConflictError, NotFoundError
+from feature_pipeline.projections.bookkeeping import all_progress
+from feature_pipeline.projections.database import Database
+from feature_pipeline.projections.generation import lock_table, require_table
+from feature_pipeline.projections.progress import compare_progress, current_entries
+from feature_pipeline.projections.settle import (
+    TableReport,
+    previous_generation,
+    read_report,
+    settle_table,
+)
+from feature_pipeline.projections.switch import switch, wait_for_older_snapshots
+from feature_pipeline.projections.table_spec import TableSpec
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackReport:
+    """What is read after a rollback, instead of what, and which batches it holds too old or lacks.
+
+    Until those are loaded the table is behind the archive; every run of the table asset feeds
+    both generations.
+    """
+
+    table: str
+    live: str
+    left: str
+    behind: tuple[str, ...]
+
+    def summary(self) -> str:
+        """One line for people."""
+        if self.behind:
+            gap = f"{len(self.behind)} batches behind the archive until they are loaded again"
+        else:
+            gap = "up to date with the archive"
+        return f"{self.table}: reads generation {self.live} in place of {self.left}; {gap}"
+
+
+def rollback(store: BlobStore, database: Database, spec: TableSpec) -> RollbackReport:
+    """The view shows the generation that was live before, and stays with it until unpinned.
+
+    The generation left goes on being fed, so `unpin` can return to it at once.
+
+    Raises:
+        NotFoundError: The table does not exist, or no earlier generation of it is kept.
+        ConflictError: A view on the table could not be made again on the earlier columns.
+    """
+    with database.connect(f"table {spec.name!r}") as connection:
+        left = require_table(connection, spec)
+        to = previous_generation(connection, spec, left)
+        if left.is_pinned and left.building is not None:
+            raise ConflictError(
+                f"table {spec.name!r} is pinned to generation {left.live.relation} already: unpin"
+                " it first"
+            )
+        if to is None:
+            raise NotFoundError(
+                f"table {spec.name!r} has no earlier generation to go back to: only the last one"
+                " that was read is kept"
+            )
+        wait_for_older_snapshots(connection, spec)
+        if not switch(
+            connection,
+            spec,
+            to,
+            lambda _, now: now.live.id == left.live.id,
+            is_pinned=True,
+        ):
+            raise ConflictError(f"table {spec.name!r} was switched by somebody else meanwhile")
+        progress = all_progress(connection, to.id)
+    compared = compare_progress(current_entries(store, spec, None), progress)
+    return RollbackReport(
+        spec.name, to.relation, left.live.relation, tuple(compared.batches_to_load())
+    )
+
+
+def unpin(store: BlobStore, database: Database, spec: TableSpec) -> TableReport:
+    """The table follows its definition again; if the wanted generation is complete, it is read.
+
+    Raises:
+        NotFoundError: The table does not exist.
+        ConflictError: The view could not be switched.
+    """
+    with database.connect(f"table {spec.name!r}") as connection:
+        require_table(connection, spec)
+        with connection.transaction():
+            lock_table(connection, spec.name)
+            connection.execute(
+                "update feature_pipeline.tables set is_pinned = false where name = %s",
+                [spec.name],
+            )
+    settle_table(store, database, spec)
+    with database.connect(f"table {spec.name!r}") as connection:
+        return read_report(store, connection, spec)

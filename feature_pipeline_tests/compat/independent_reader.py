@@ -1,0 +1,215 @@
+"""A reader of version 1 made from docs/format.md alone: the standard library and pyarrow only.
+
+It shares no code with the package, so that the two agree only if the page describes what is stored.
+"""
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SHAPES = {
+    "string": pa.string(),
+    "number": pa.float64(),
+    "integer": pa.int64(),
+    "boolean": pa.bool_(),
+    "array": pa.string(),
+    "object": pa.string(),
+    "date": pa.date32(),
+    "date-time": pa.timestamp("us", tz="UTC"),
+    "uuid": pa.string(),
+}
+OUTCOME_COLUMNS = {
+    "record_id": pa.string(),
+    "status": pa.string(),
+    "reason": pa.string(),
+    "kind": pa.string(),
+    "retryable": pa.bool_(),
+    "row_count": pa.int32(),
+    "action": pa.string(),
+    "carried_from": pa.string(),
+}
+
+
+class Damaged(Exception):
+    """Bytes are not what their name says."""
+
+
+def document(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def text(tag: bytes, value: str) -> bytes:
+    data = value.encode()
+    return tag + struct.pack(">I", len(data)) + data
+
+
+def cell(column: dict[str, Any], value: Any) -> bytes:
+    if value is None:
+        return b"N"
+    match column["format"] or column["type"]:
+        case "string":
+            return text(b"s", value)
+        case "number":
+            is_nan = value != value
+            return b"d" + (
+                bytes.fromhex("7ff8000000000000") if is_nan else struct.pack(">d", value)
+            )
+        case "integer":
+            return b"i" + struct.pack(">q", value)
+        case "boolean":
+            return b"T" if value else b"F"
+        case "array" | "object":
+            return text(b"j", value)
+        case "date":
+            return b"D" + struct.pack(">q", (value - date(1970, 1, 1)).days)
+        case "date-time":
+            return b"t" + struct.pack(">q", value)
+        case "uuid":
+            return b"u" + UUID(value).bytes
+    raise Damaged(f"no such column: {column}")
+
+
+@dataclass(frozen=True)
+class Digests:
+    content: str
+    rows: str
+
+
+class Reader:
+    """Reads one archive, kept as a folder of files whose paths are the keys."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def blob(self, digest: str, size: int | None = None) -> bytes:
+        algorithm, _, name = digest.partition(":")
+        data = (self.root / "blobs" / algorithm / name[:2] / name).read_bytes()
+        if (size is not None and len(data) != size) or sha256(data).hexdigest() != name:
+            raise Damaged(digest)
+        return data
+
+    def decoded(self, data: bytes) -> dict[str, Any]:
+        value = json.loads(data)
+        if value["spec_version"] != 1:
+            raise Damaged(f"spec_version {value['spec_version']} is not known")
+        if document(value) != data:
+            raise Damaged("the document is not canonical")
+        return value
+
+    def entries(self, *log: str) -> list[dict[str, Any]]:
+        files = sorted((self.root / "log").joinpath(*log).iterdir())
+        entries = [self.decoded(file.read_bytes()) for file in files]
+        for number, (file, entry) in enumerate(zip(files, entries, strict=True), 1):
+            if (file.name, entry["seq"]) != (f"{number:010d}", number):
+                raise Damaged(f"{file}: not entry {number}")
+        return entries
+
+    def heads(self, dataset: str, hook: str) -> dict[str, dict[str, Any]]:
+        found = {}
+        for folder in (self.root / "log/features" / dataset / hook).iterdir():
+            for entry in self.entries("features", dataset, hook, folder.name):
+                if entry["verdict"] == "current":
+                    found[folder.name] = entry
+        return found
+
+    def withdrawn(self, dataset: str) -> set[str]:
+        last = {
+            record_id: entry["action"]
+            for entry in self.entries("tombstones", dataset)
+            for record_id in entry["record_ids"]
+        }
+        return {record_id for record_id, action in last.items() if action == "withdraw"}
+
+    def manifest(self, digest: str) -> dict[str, Any]:
+        return self.decoded(self.blob(digest))
+
+    def table(self, manifest: dict[str, Any], name: str) -> pa.Table:
+        ref = manifest["blobs"][name]
+        return pq.read_table(pa.BufferReader(self.blob(ref["digest"], ref["size"])))
+
+    def rows(self, manifest: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+        """Per record its rows; instants are microseconds since 1970."""
+        table = self.table(manifest, "rows")
+        shapes = {c["name"]: SHAPES[c["format"] or c["type"]] for c in manifest["columns"]}
+        wanted = {"record_id": pa.string(), "ordinal": pa.int32(), **shapes}
+        if dict(zip(table.schema.names, table.schema.types, strict=True)) != wanted:
+            raise Damaged(f"columns are {table.schema}")
+        for position, field in enumerate(table.schema):
+            if pa.types.is_timestamp(field.type):
+                instants = table.column(position).cast(pa.int64())
+                table = table.set_column(position, field.name, instants)
+        found: dict[str, list[dict[str, Any]]] = {}
+        for row in table.to_pylist():
+            rows = found.setdefault(row.pop("record_id"), [])
+            if row.pop("ordinal") != len(rows):
+                raise Damaged("ordinals are not 0, 1, 2, ...")
+            rows.append(row)
+        return found
+
+    def outcomes(self, manifest: dict[str, Any]) -> list[dict[str, Any]]:
+        table = self.table(manifest, "outcomes")
+        if dict(zip(table.schema.names, table.schema.types, strict=True)) != OUTCOME_COLUMNS:
+            raise Damaged(f"columns are {table.schema}")
+        return table.to_pylist()
+
+    def digests(self, manifest: dict[str, Any]) -> Digests:
+        """What `content_digest` and `rows_digest` should be, from the two tables."""
+        columns = manifest["columns"]
+        header = document([[c["name"], c["type"], c["format"]] for c in columns])
+        prefix = struct.pack(">I", len(header)) + header
+        rows, said, in_rows = self.rows(manifest), 0, 0
+        for outcome in self.outcomes(manifest):
+            record_id, reason = outcome["record_id"], outcome["reason"]
+            own = rows.pop(record_id, [])
+            if len(own) != outcome["row_count"]:
+                raise Damaged(f"{record_id}: {len(own)} rows, not {outcome['row_count']}")
+            cells = struct.pack(">I", len(own))
+            cells += b"".join(cell(c, row[c["name"]]) for row in own for c in columns)
+            verdict = text(b"s", outcome["status"]) + (
+                b"N" if reason is None else text(b"s", reason)
+            )
+            name = text(b"s", record_id)
+            said += int.from_bytes(sha256(prefix + name + verdict + cells).digest(), "big")
+            if own:
+                in_rows += int.from_bytes(sha256(prefix + name + cells).digest(), "big")
+        if rows:
+            raise Damaged(f"rows of {sorted(rows)}, which have no outcome")
+        content = sha256(prefix + (said % 2**256).to_bytes(32, "big")).hexdigest()
+        return Digests(f"sha256:{content}", f"{in_rows % 2**256:064x}")
+
+    def action(self, batch: dict[str, Any], release: dict[str, Any], record_id: str) -> str:
+        """The action of a record under a hook without inputs."""
+        (record,) = [r for r in batch["records"] if r["id"] == record_id]
+        program: dict[str, Any] = {"command": release["command"], "config": release["config"]}
+        if release["image"] is None:
+            program["version"] = release["version"]
+        else:
+            program["image"] = release["image"]
+        if release["code"] or release["image"] is None:
+            program["code"] = {file["name"]: file["digest"] for file in release["code"]}
+        asked = {
+            "action": "record",
+            "release": program,
+            "record": {
+                "id": record_id,
+                "metadata": record["metadata"],
+                "files": {file["name"]: file["digest"] for file in record["files"]},
+            },
+            "inputs": {},
+        }
+        return f"sha256:{sha256(document(asked)).hexdigest()}"
+
+    def manifests(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Every feature entry with its manifest."""
+        for folder in sorted(self.root.glob("log/features/*/*/*")):
+            for entry in self.entries("features", *folder.parts[-3:]):
+                yield entry, self.manifest(entry["manifest"])

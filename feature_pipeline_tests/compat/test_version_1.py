@@ -1,0 +1,301 @@
+"""The checked-in archive of version 1 stays readable, and docs/format.md says how.
+
+If a test here fails, the code must change, not the archive: other people have archives like it.
+"""
+
+import ast
+import doctest
+import json
+import math
+import sys
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from feature_pipeline.archive import accept, inbox, log, read, tombstones
+from feature_pipeline.archive.api import Archive
+from feature_pipeline.archive.documents import NewerVersionError
+from feature_pipeline.archive.encode import Content
+from feature_pipeline.archive.log import Verdict
+from feature_pipeline.archive.manifest import Manifest
+from feature_pipeline.archive.stores.memory import MemoryStore
+from feature_pipeline.errors import CorruptDataError, InvalidInputError
+from feature_pipeline.hooks.definition import Cardinality
+from feature_pipeline.hooks.output import decode_output
+from feature_pipeline.outcomes import OutcomeKind, Status
+from feature_pipeline.records import RecordBatch
+from feature_pipeline.release import HookRelease
+from feature_pipeline_tests.compat import independent_reader
+from feature_pipeline_tests.compat.independent_reader import Damaged, Reader
+
+ARCHIVE = Path(__file__).parent / "archives" / "v1"
+FORMAT = Path(__file__).parents[2] / "docs" / "format.md"
+DATASET, HOOK = "structures", "everything"
+
+
+@pytest.fixture(scope="module")
+def store():
+    filled = MemoryStore()
+    for path in ARCHIVE.rglob("*"):
+        if path.is_file():
+            assert filled.create(path.relative_to(ARCHIVE).as_posix(), path.read_bytes())
+    return filled
+
+
+@pytest.fixture
+def reader():
+    return Reader(ARCHIVE)
+
+
+class TestThePage:
+    def test_its_examples_hold(self):
+        assert doctest.testfile(str(FORMAT), module_relative=False).failed == 0
+        assert doctest.testfile(str(FORMAT), module_relative=False).attempted > 10
+
+    def test_the_reader_made_from_it_uses_nothing_of_the_package(self):
+        source = Path(independent_reader.__file__).read_text("utf-8")
+        imported = {
+            name.partition(".")[0]
+            for node in ast.walk(ast.parse(source))
+            for name in (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or "."]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+        }
+        assert imported - {"pyarrow"} <= sys.stdlib_module_names
+
+    def test_it_names_every_field_that_is_stored(self, reader):
+        page = FORMAT.read_text("utf-8")
+        documents = [
+            reader.decoded(path.read_bytes())
+            for folder in ("log", "inbox", "quarantine")
+            for path in (ARCHIVE / folder).rglob("*")
+            if path.is_file()
+        ]
+        documents += [manifest for _, manifest in reader.manifests()]
+        names = {name for each in documents for name in each}
+        for part in ("run", "counts", "release", "failure"):
+            parts = [each.get(part) for each in documents]
+            names |= {name for found in parts if isinstance(found, dict) for name in found}
+        assert len(names) > 50
+        assert {name for name in names if f"`{name}`" not in page} == set()
+
+
+class TestIndependentReader:
+    def test_digests_are_those_of_the_manifests(self, reader):
+        checked = 0
+        for entry, manifest in reader.manifests():
+            if manifest["failure"] is not None:
+                assert entry["verdict"] == "failed"
+                assert manifest["content_digest"] is manifest["rows_digest"] is None
+                continue
+            digests = reader.digests(manifest)
+            assert manifest["rows_digest"] == digests.rows
+            assert manifest["content_digest"] == entry["content_digest"] == digests.content
+            checked += 1
+        assert checked == 5
+
+    def test_every_blob_is_what_its_name_says(self, reader):
+        names = [path.name for path in ARCHIVE.glob("blobs/sha256/*/*")]
+        assert len(names) > 20
+        for name in names:
+            reader.blob(f"sha256:{name}")
+        for _, manifest in reader.manifests():
+            for ref in manifest["blobs"].values():
+                reader.blob(ref["digest"], ref["size"])
+        with pytest.raises(Damaged):
+            reader.blob(f"sha256:{names[0]}", 10**9)
+
+    def test_actions_can_be_computed_again(self, reader):
+        batch = reader.decoded(
+            reader.blob(reader.entries("batches", DATASET, "harvest-1")[-1]["digest"])
+        )
+        head = reader.heads(DATASET, HOOK)["harvest-1"]
+        releases = {e["seq"]: e["release"] for e in reader.entries("releases", DATASET, HOOK)}
+        computed = 0
+        for outcome in reader.outcomes(reader.manifest(head["manifest"])):
+            seq = 1 if outcome["carried_from"] else 2
+            assert outcome["action"] == reader.action(batch, releases[seq], outcome["record_id"])
+            computed += seq == 2
+        assert computed == 1
+
+    def test_it_finds_what_the_package_finds(self, reader, store):
+        for hook in ("everything", "verdicts"):
+            heads = log.heads(store, DATASET, hook)
+            assert {b: str(e.manifest) for b, e in heads.items()} == {
+                batch: entry["manifest"] for batch, entry in reader.heads(DATASET, hook).items()
+            }
+        assert reader.withdrawn(DATASET) == tombstones.withdrawn(store, DATASET) == set()
+
+
+class TestPackage:
+    def test_what_the_archive_holds(self, store):
+        archive = Archive(store)
+        assert [(h.name, h.versions) for h in archive.hooks()] == [
+            ("everything", ("1.0", "1.1")),
+            ("verdicts", ("1",)),
+        ]
+        assert [batch.batch for batch in archive.batches()] == ["harvest-1", "harvest-2"]
+        entries = log.read_log(store, DATASET, HOOK, "harvest-1")
+        assert [entry.verdict for entry in entries] == [
+            Verdict.CURRENT,
+            Verdict.FAILED,
+            Verdict.CURRENT,
+            Verdict.SUPERSEDED,
+        ]
+        failed = read.read_manifest(store, entries[1].manifest)
+        assert failed.failure is not None
+        assert (failed.failure.kind, failed.failure.exit_code) == ("non_zero_exit", 3)
+        assert read.read_log_text(store, failed) == "reading …\ndone\n"
+        assert [e.action for e in tombstones.tombstones(store, DATASET)] == ["withdraw", "lift"]
+        (waiting,) = inbox.waiting(store)
+        assert waiting.content is not None
+        assert [held.reason for held in inbox.quarantined(store)] == ["not a completion"]
+
+    def test_every_value_of_every_type(self, store):
+        rows = Archive(store).features(HOOK, batches=["harvest-1"]).to_arrow().to_pylist()
+        full, sparse, endless, late, once = rows
+        assert full == {
+            "record_id": "pdb:1UBI",
+            "ordinal": 0,
+            "label": 'α "quoted" \\ tab\t and 🧬',
+            "score": 0.0,
+            "count": 2**63 - 1,
+            "is_open": True,
+            "parts": '[1,1.5,1e-05,1.5e+20,0,"é",null,{"a":{},"b":[]},true]',
+            "centre": '{"x":1,"y":-2.25,"z":3}',
+            "day": date(1, 1, 1),
+            "seen": datetime(2026, 1, 31, 6, 30, 0, 1, UTC),
+            "key": "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11",
+            "batch": "harvest-1",
+        }
+        assert math.copysign(1, full["score"]) == -1
+        assert (sparse["ordinal"], sparse["label"], sparse["count"]) == (1, "", -(2**63))
+        assert math.isnan(sparse["score"])
+        assert sparse["parts"] is sparse["seen"] is sparse["key"] is None
+        assert sparse["day"] == date(9999, 12, 31)
+        assert endless["score"] == -math.inf
+        assert endless["seen"] == datetime(1970, 1, 1, tzinfo=UTC) - timedelta(microseconds=1)
+        assert (late["record_id"], late["label"]) == ("später", "at last")
+        assert (once["record_id"], once["score"]) == ("Zürich 1", 0.1)
+
+    def test_outcomes_of_every_kind(self, store):
+        head = log.heads(store, DATASET, HOOK)["harvest-1"]
+        outcomes = {
+            o.record_id: o
+            for o in read.read_artifact_outcomes(store, read.read_manifest(store, head.manifest))
+        }
+        assert {i: (o.status, o.kind) for i, o in outcomes.items()} == {
+            "pdb:1UBI": (Status.PASSED, None),
+            "pdb:5PTI": (Status.PASSED, None),
+            "leer": (Status.PASSED, None),
+            "abgelehnt": (Status.REJECTED, None),
+            "später": (Status.PASSED, None),
+            "kaputt": (Status.ERRORED, OutcomeKind.HOOK),
+            "ungültig": (Status.ERRORED, OutcomeKind.INVALID_OUTPUT),
+            "Zürich 1": (Status.PASSED, None),
+        }
+        assert outcomes["abgelehnt"].reason == "no protein:\nonly waters"
+        assert {i for i, o in outcomes.items() if o.carried_from is None} == {"später"}
+        first = log.read_log(store, DATASET, HOOK, "harvest-1")[0].manifest
+        assert {o.carried_from for o in outcomes.values()} == {None, first}
+
+    def test_columns_of_both_declarations_together(self, store):
+        table = Archive(store).features(HOOK).to_arrow()
+        by_id = {row["record_id"]: row for row in table.to_pylist() if row["ordinal"] == 0}
+        assert {i: (row["título"], row["grade"], row["batch"]) for i, row in by_id.items()} == {
+            "pdb:1UBI": ("new", 1, "harvest-2"),
+            "neu": ("old name", 3, "harvest-2"),
+            "pdb:5PTI": ("no end", 3, "harvest-1"),
+            "später": ("at last", 3, "harvest-1"),
+            "Zürich 1": ("once", 3, "harvest-1"),
+        }
+
+    def test_digests_are_still_computed_the_same(self, store):
+        checked = 0
+        for hook in ("everything", "verdicts"):
+            for batch in ("harvest-1", "harvest-2"):
+                for entry in log.read_log(store, DATASET, hook, batch):
+                    manifest = read.read_manifest(store, entry.manifest)
+                    if manifest.is_failed:
+                        continue
+                    outcomes = read.read_artifact_outcomes(store, manifest)
+                    content = Content.of(manifest.columns, outcomes)
+                    assert content.content_digest == manifest.content_digest
+                    assert content.rows_digest == manifest.rows_digest
+                    assert content.counts == manifest.counts
+                    checked += 1
+        assert checked == 5
+
+    def test_raw_output_still_decodes_to_the_same(self, store):
+        """A decoder that reads old output otherwise would change data versions by itself."""
+        for batch in ("harvest-1", "harvest-2"):
+            entry = log.read_log(store, DATASET, HOOK, batch)[0]
+            manifest = read.read_manifest(store, entry.manifest)
+            stored = read.read_artifact_outcomes(store, manifest)
+            decoded = decode_output(
+                {n: read.read_raw(store, manifest, n) for n in read.raw_names(manifest)},
+                [outcome.record_id for outcome in stored],
+                manifest.columns,
+                Cardinality(manifest.cardinality),
+                {o.record_id: o.action for o in stored if o.action is not None},
+            )
+            content = Content.of(manifest.columns, decoded.outcomes)
+            assert content.content_digest == manifest.content_digest
+
+    def test_documents_are_encoded_to_the_same_bytes(self, store):
+        for entry in log.read_log(store, DATASET, HOOK, "harvest-1"):
+            data = Archive(store).blob(entry.manifest)
+            assert Manifest.decode(data, "manifest").encode() == data
+        for registered in log.releases(store, DATASET, HOOK):
+            release = registered.release
+            assert HookRelease.decode(release.encode()).digest == release.digest
+        for batch in log.batches(store, DATASET).values():
+            data = Archive(store).blob(batch.digest)
+            assert RecordBatch.decode(data).encode() == data
+
+    def test_what_waited_can_be_accepted(self, store):
+        (settled,) = accept.settle_all(copy(store), inbox.waiting(store))
+        assert isinstance(settled, accept.Accepted)
+
+    def test_a_newer_version_is_named_and_not_guessed_at(self, store):
+        entry = log.read_log(store, DATASET, HOOK, "harvest-2")[0]
+        document = json.loads(Archive(store).blob(entry.manifest))
+        document["spec_version"] = 2
+        document["shape"] = "of another kind"
+        with pytest.raises(NewerVersionError, match=r"spec_version 2.*up to 1"):
+            Manifest.decode(json.dumps(document).encode(), "here")
+        for decode, digest in (
+            (RecordBatch.decode, log.batch_entry(store, DATASET, "harvest-1").digest),
+            (HookRelease.decode, None),
+        ):
+            data = (
+                Archive(store).blob(digest)
+                if digest
+                else log.releases(store, DATASET, HOOK)[0].release.encode()
+            )
+            newer = data.replace(b'"spec_version":1', b'"spec_version":2')
+            with pytest.raises(InvalidInputError, match="spec_version 2"):
+                decode(newer)
+
+    def test_a_flipped_byte_is_never_data(self, store):
+        damaged = copy(store)
+        entry = log.heads(store, DATASET, HOOK)["harvest-2"]
+        ref = read.read_manifest(store, entry.manifest).blobs["rows"]
+        key = next(i for i in damaged.list_objects("blobs/") if i.key.endswith(ref.digest.hex))
+        data = bytearray(damaged.get(key.key).data)
+        data[100] ^= 1
+        damaged.replace(key.key, bytes(data), key.etag)
+        with pytest.raises(CorruptDataError):
+            Archive(damaged).features(HOOK).to_arrow()
+
+
+def copy(store):
+    other = MemoryStore()
+    for info in store.list_objects(""):
+        other.create(info.key, store.get(info.key).data)
+    return other

@@ -1,0 +1,66 @@
+"""A changed definition through Dagster: one fill requested, runs join it, the table is switched."""
+
+import dagster as dg
+
+from feature_pipeline.orchestration.keys import features_key, table_key
+from feature_pipeline.orchestration.reconcile import reconcile
+from feature_pipeline.orchestration.tables import table_spec
+from feature_pipeline.projections.settle import table_report
+from feature_pipeline_tests.fixtures.dagster import COUNT_COLUMNS, DATASET, Pipeline
+
+TABLE = table_key(DATASET, "counts")
+NOTE = {"name": "note", "type": "string", "default": "none"}
+
+
+def generation_check(result: dg.ExecuteInProcessResult) -> dg.AssetCheckEvaluation:
+    [check] = [c for c in result.get_asset_check_evaluations() if c.check_name == "generation"]
+    return check
+
+
+def columns_of(pipeline: Pipeline) -> list[str]:
+    with pipeline.database.connect("test") as connection:
+        cursor = connection.execute("select * from features.counts")
+        return [column.name for column in cursor.description or ()][3:]
+
+
+def test_a_new_column_requests_one_fill_and_a_rebuild_run_builds_anew(pipeline: Pipeline) -> None:
+    pipeline.add_hook()
+    for number in range(3):
+        pipeline.submit(f"b{number}", {f"r{number}": "ab"})
+    pipeline.tick()
+    for number in range(3):
+        assert pipeline.run(features_key(DATASET, "counts"), f"b{number}").success
+    assert generation_check(pipeline.run(TABLE, partitions=("b0", "b2"))).passed
+    pipeline.add_hook(feature={"columns": [*COUNT_COLUMNS, NOTE]})
+    hooks = [pipeline.hooks["counts"]]
+    spec = table_spec(hooks[0])
+    drift = reconcile(
+        pipeline.store, pipeline.archive_uri, pipeline.instance, pipeline.database, hooks
+    )
+    assert drift.tables == {TABLE.to_user_string(): ["b0"]}
+
+    first = generation_check(pipeline.run(TABLE, "b0"))
+    second = generation_check(pipeline.run(TABLE, "b0"))
+
+    assert not first.passed
+    assert "building 1 of 3" in (first.description or "")
+    [backfill] = pipeline.instance.get_backfills()
+    assert first.metadata["backfill"].value == backfill.backfill_id
+    assert "backfill" not in second.metadata
+    subset = backfill.get_asset_backfill_data(
+        pipeline.defs.resolve_asset_graph()
+    ).target_subset.get_partitions_subset(TABLE)
+    assert sorted(subset.get_partition_keys()) == ["b1", "b2"]
+    assert columns_of(pipeline) == ["letter", "count"]
+
+    # what the backfill runs
+    assert generation_check(pipeline.run(TABLE, partitions=("b1", "b2"))).passed
+    assert columns_of(pipeline) == ["letter", "count", "note"]
+
+    before = table_report(pipeline.store, pipeline.database, spec)
+    result = pipeline.run(TABLE, partitions=("b0", "b2"), config={"rebuild": True})
+    assert generation_check(result).passed
+    after = table_report(pipeline.store, pipeline.database, spec)
+    assert before is not None
+    assert after is not None
+    assert after.live != before.live

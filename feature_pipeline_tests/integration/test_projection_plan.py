@@ -1,0 +1,327 @@
+"""What `plan` foretells, what upcasters convert, going back, and tables of the past."""
+
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+import pytest
+
+from feature_pipeline.columns import Column
+from feature_pipeline.errors import ConflictError, NotFoundError
+from feature_pipeline.hooks.definition import IndexDefinition, UpcasterDefinition
+from feature_pipeline.projections import generation
+from feature_pipeline.projections.database import Database
+from feature_pipeline.projections.load import load_batch, load_batches
+from feature_pipeline.projections.plan import PlanAction, plan_table
+from feature_pipeline.projections.progress import check_progress
+from feature_pipeline.projections.proof import prove
+from feature_pipeline.projections.rebuild import begin_rebuild, fill, load_again, past_spec
+from feature_pipeline.projections.rollback import rollback, unpin
+from feature_pipeline.projections.settle import TableReport, batches_to_load, table_report
+from feature_pipeline.projections.table_spec import TableSpec
+from feature_pipeline.projections.upcast import CannotEvolveError
+from feature_pipeline_tests.unit.projections.feature_archive import FeatureArchive
+
+pytestmark = pytest.mark.postgres
+
+LABEL = Column(name="label", type="string")
+COUNT = Column(name="count", type="integer")
+NOTE = Column(name="note", type="string", default="none")
+
+
+@pytest.fixture
+def database(database_url: str) -> Database:
+    return Database(database_url)
+
+
+@pytest.fixture
+def connection(database_url: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def archive() -> FeatureArchive:
+    archive = FeatureArchive((LABEL, COUNT))
+    for number in range(3):
+        archive.add(f"b{number}", {f"r{number}": [{"label": f"l{number}", "count": number}]})
+    return archive
+
+
+def columns_of(connection: psycopg.Connection) -> list[str]:
+    cursor = connection.execute("select * from features.pockets")
+    return [column.name for column in cursor.description or ()][3:]
+
+
+def report_of(archive: FeatureArchive, database: Database, spec: TableSpec) -> TableReport:
+    report = table_report(archive.store, database, spec)
+    assert report is not None
+    return report
+
+
+def load_all(archive: FeatureArchive, database: Database, **changes: object) -> list:
+    return list(load_batches(archive.store, database, archive.spec(**changes)))
+
+
+def objects(connection: psycopg.Connection) -> list:
+    return connection.execute(
+        "select n.nspname, c.relname, c.xmin::text from pg_class c"
+        " join pg_namespace n on n.oid = c.relnamespace where nspname like 'feature%' order by 1, 2"
+    ).fetchall()
+
+
+def test_a_plan_for_an_empty_database_touches_nothing(archive, database, connection) -> None:
+    plan = plan_table(archive.store, database, archive.spec())
+
+    assert (plan.action, plan.batches, plan.rows) == (PlanAction.CREATE, 3, 3)
+    assert plan.seconds > 0
+    assert plan.archive_bytes > 0
+    assert objects(connection) == []
+
+
+def test_a_plan_says_what_would_change_and_changes_nothing(archive, database, connection) -> None:
+    load_all(archive, database)
+    connection.execute("create view public.mine as select label from features.pockets")
+    before = objects(connection)
+    archive.columns = (
+        Column(name="title", type="string", renamed_from="label"),
+        Column(name="extra", type="string"),
+    )
+    index = IndexDefinition(columns=("title",), unique=True)
+
+    plan = plan_table(archive.store, database, archive.spec(indexes=(index,)))
+
+    assert plan.action is PlanAction.BUILD
+    assert (plan.added, plan.dropped) == (("extra",), ("count",))
+    assert plan.changed == ("label is renamed to title",)
+    assert plan.indexes_added == ("unique btree (title)",)
+    assert plan.remade_views == ("view public.mine",)
+    assert (plan.batches, plan.rows, plan.is_refused) == (3, 3, False)
+    assert plan.table_bytes
+    assert objects(connection) == before
+
+
+def test_a_plan_names_what_would_be_refused(archive, database) -> None:
+    archive.add("b3", {"r3": [{"label": None, "count": 2**53 + 1}, {"label": "l1", "count": 1}]})
+    load_all(archive, database)
+    required = Column(name="label", type="string", required=True)
+    index = IndexDefinition(columns=("label",), unique=True, where="label <> '50%'", name="labels")
+    archive.columns = (required, Column(name="count", type="number"))
+
+    plan = plan_table(archive.store, database, archive.spec(indexes=(index,)))
+
+    assert list(plan.refused) == ["b3"]
+    assert "'label': is now required" in plan.refused["b3"]
+    assert "9007199254740993 of record 'r3'" in plan.refused["b3"]
+    assert plan.violations == ("unique index labels: l1 is there 2 times",)
+    with pytest.raises(CannotEvolveError):
+        load_all(archive, database)
+
+
+def test_a_plan_tells_settled_loading_adjusting_and_older_code_apart(archive, database) -> None:
+    old = archive.spec()
+    load_all(archive, database)
+    assert plan_table(archive.store, database, old).action is PlanAction.NOTHING
+    archive.add("b3", {"r3": []})
+    assert plan_table(archive.store, database, old).action is PlanAction.LOAD
+    load_all(archive, database)
+    described = archive.spec(description="Words.")
+    assert plan_table(archive.store, database, described).action is PlanAction.ADJUST
+    assert batches_to_load(archive.store, database, described) == ["b0"]
+    load_batch(archive.store, database, described, "b0")
+    assert plan_table(archive.store, database, described).action is PlanAction.NOTHING
+    assert batches_to_load(archive.store, database, described) == []
+    assert plan_table(archive.store, database, old).action is PlanAction.OLDER_CODE
+
+
+@pytest.fixture
+def upcasters() -> Iterator[types.ModuleType]:
+    module = types.ModuleType("test_upcasters")
+
+    def split(row: dict) -> dict:
+        first, second = row["label"].split("/")
+        return {"kind": first, "parts": [second, row["count"]]}
+
+    module.__dict__.update(split=split, broken=lambda row: {"kind": 1})
+    sys.modules[module.__name__] = module
+    yield module
+    del sys.modules[module.__name__]
+
+
+UPCAST = (
+    Column(name="kind", type="string", required=True),
+    Column(name="parts", type="array"),
+)
+
+
+def upcaster(function: str = "split", *releases: str) -> UpcasterDefinition:
+    return UpcasterDefinition(function=f"test_upcasters:{function}", releases=releases or ("1",))
+
+
+def test_an_upcaster_converts_what_no_rule_can(database, connection, upcasters) -> None:
+    archive = FeatureArchive((LABEL, COUNT))
+    archive.add("b1", {"r1": [{"label": "a/x", "count": 1}, {"label": "b/y", "count": 2}]})
+    load_all(archive, database)
+    archive.columns = UPCAST
+    archive.register("2")
+    archive.add("b2", {"r2": [{"kind": "c", "parts": [None]}]})
+
+    assert plan_table(archive.store, database, archive.spec()).is_refused
+    spec = archive.spec(upcasters=(upcaster(),))
+    assert not plan_table(archive.store, database, spec).is_refused
+    list(load_batches(archive.store, database, spec))
+
+    rows = connection.execute("select record_id, kind, parts from features.pockets order by 1, 2")
+    assert rows.fetchall() == [
+        ("r1", "a", ["x", 1]),
+        ("r1", "b", ["y", 2]),
+        ("r2", "c", [None]),
+    ]
+    assert prove(archive.store, database, spec).is_equal
+
+
+def test_an_upcaster_that_fails_names_batch_record_and_row(database, upcasters) -> None:
+    archive = FeatureArchive((LABEL, COUNT))
+    archive.add("b1", {"r1": [{"label": "a/x", "count": 1}, {"label": "none", "count": 2}]})
+    archive.columns = UPCAST
+
+    def refusal(function: str) -> str:
+        with pytest.raises(CannotEvolveError) as raised:
+            load_all(archive, database, upcasters=(upcaster(function),))
+        return str(raised.value)
+
+    assert "batch 'b1': upcaster test_upcasters:split: record 'r1', row 1: ValueError" in refusal(
+        "split"
+    )
+    assert "record 'r1', row 0: column 'kind': expected a string, found 1" in refusal("broken")
+    assert "test_upcasters:absent cannot be imported" in refusal("absent")
+
+
+def test_rollback_pins_and_both_generations_are_fed(archive, database, connection) -> None:
+    load_all(archive, database)
+    archive.columns = (LABEL, NOTE)
+    load_all(archive, database)
+    archive.say("b0", {"r0": [{"label": "newer"}]})
+    load_batch(archive.store, database, archive.spec(), "b0")
+
+    done = rollback(archive.store, database, archive.spec())
+
+    assert done.behind == ("b0",)
+    names = [
+        column.name for column in connection.execute("select * from features.pockets").description
+    ]
+    assert names[3:] == ["label", "count"]
+    assert check_progress(archive.store, database, archive.spec()).behind == ("b0",)
+    assert batches_to_load(archive.store, database, archive.spec()) == ["b0"]
+    load_batch(archive.store, database, archive.spec(), "b0")
+    assert ("newer",) in connection.execute("select label from features.pockets").fetchall()
+    report = report_of(archive, database, archive.spec())
+    assert report.is_pinned
+    assert "pinned" in report.summary()
+    with pytest.raises(ConflictError, match="pinned"):
+        rollback(archive.store, database, archive.spec())
+
+    assert unpin(archive.store, database, archive.spec()).is_settled
+
+    names = [
+        column.name for column in connection.execute("select * from features.pockets").description
+    ]
+    assert names[3:] == ["label", "note"]
+    assert prove(archive.store, database, archive.spec()).is_equal
+
+
+def test_rollback_without_an_earlier_generation_is_refused(archive, database) -> None:
+    with pytest.raises(NotFoundError, match="does not exist"):
+        rollback(archive.store, database, archive.spec())
+    load_all(archive, database)
+    with pytest.raises(NotFoundError, match="no earlier generation"):
+        rollback(archive.store, database, archive.spec())
+
+
+def test_a_rename_can_be_rolled_back_under_a_view(archive, database, connection) -> None:
+    load_all(archive, database)
+    connection.execute("create view public.mine as select label from features.pockets")
+    archive.columns = (Column(name="title", type="string", renamed_from="label"), COUNT)
+    load_all(archive, database)
+
+    rollback(archive.store, database, archive.spec())
+
+    assert connection.execute("select label from features.pockets order by 1").fetchall() == [
+        ("l0",),
+        ("l1",),
+        ("l2",),
+    ]
+    assert len(connection.execute("select label from public.mine").fetchall()) == 3
+
+
+def test_going_back_to_earlier_columns_uses_the_generation_that_is_there(
+    archive, database, connection
+) -> None:
+    old = archive.spec()
+    load_all(archive, database)
+    archive.columns = (LABEL, NOTE)
+    load_all(archive, database)
+    with database.connect("test") as own:
+        state = generation.adopt_definition(own, old)
+    assert state.building is not None
+    assert state.building.switched_at is not None
+
+    assert plan_table(archive.store, database, old).action is PlanAction.CATCH_UP
+    load_batch(archive.store, database, old, "b0")
+
+    assert report_of(archive, database, old).is_settled
+
+
+def test_a_rebuild_goes_on_where_it_stopped(archive, database) -> None:
+    spec = archive.spec()
+    first = begin_rebuild(archive.store, database, spec)
+    assert not first.is_resumed
+    list(fill(archive.store, database, first))
+    begun = begin_rebuild(archive.store, database, spec)
+    assert begun.batches == ("b0", "b1", "b2")
+    with closing(load_batches(archive.store, database, spec, begun.batches)) as reports:
+        assert next(reports).batch == "b2"
+
+    again = begin_rebuild(archive.store, database, spec)
+
+    assert again.is_resumed
+    assert again.generation == begun.generation
+    assert "b2" not in again.batches
+    list(fill(archive.store, database, again))
+    assert report_of(archive, database, spec).live == begun.generation
+    assert prove(archive.store, database, spec).is_equal
+
+
+def test_rows_that_went_wrong_are_loaded_again(archive, database, connection) -> None:
+    spec = archive.spec()
+    load_all(archive, database)
+    [relation] = connection.execute("select relation from feature_pipeline.generations").fetchone()
+    connection.execute(f"update feature_pipeline.{relation} set count = 99".encode())
+    assert prove(archive.store, database, spec).unequal_batches == ("b0", "b1", "b2")
+
+    list(load_again(archive.store, database, spec, ["b0", "b1"]))
+
+    assert prove(archive.store, database, spec).unequal_batches == ("b2",)
+
+
+def test_a_table_of_the_past_shows_what_was_current_then(archive, database, connection) -> None:
+    load_all(archive, database)
+    entry = archive.say("b0", {"r0": [{"label": "newer", "count": 1}]})
+    load_all(archive, database)
+    past = past_spec(archive.spec(), entry.accepted_at - timedelta(microseconds=1))
+
+    list(fill(archive.store, database, begin_rebuild(archive.store, database, past)))
+
+    view = psycopg.sql.Identifier("features", past.name)
+    query = psycopg.sql.SQL("select label from {} where record_id = 'r0'").format(view)
+    assert connection.execute(query).fetchall() == [("l0",)]
+    assert connection.execute(
+        "select label from features.pockets where record_id = 'r0'"
+    ).fetchall() == [("newer",)]
+    assert prove(archive.store, database, past).is_equal
+    before = past_spec(archive.spec(), datetime(2020, 1, 1, tzinfo=UTC))
+    list(fill(archive.store, database, begin_rebuild(archive.store, database, before)))
+    assert prove(archive.store, database, before).rows == 0

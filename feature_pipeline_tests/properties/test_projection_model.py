@@ -1,0 +1,256 @@
+"""Whatever happens to a table, in whatever order: it is what the current manifests say.
+
+The model is plain Python: per batch its place in the order of submission, the columns that it was
+written with and what was said. Deployments, partial loads, deaths, rollbacks and rebuilds must not
+be able to tell in the end.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from feature_pipeline.columns import Column
+from feature_pipeline.errors import ConflictError, NotFoundError
+from feature_pipeline.projections import generation, load, settle
+from feature_pipeline.projections.database import Database
+from feature_pipeline.projections.load import load_batches
+from feature_pipeline.projections.proof import prove
+from feature_pipeline.projections.rebuild import begin_rebuild, fill
+from feature_pipeline.projections.rollback import rollback, unpin
+from feature_pipeline.projections.table_spec import TableSpec
+from feature_pipeline.projections.upcast import CannotEvolveError
+from feature_pipeline_tests.unit.projections.feature_archive import FeatureArchive
+
+pytestmark = [pytest.mark.postgres, pytest.mark.slow]
+
+LABEL = Column(name="label", type="string")
+COUNT = Column(name="count", type="integer")
+NUMBER = Column(name="count", type="number")
+NOTE = Column(name="note", type="string", default="none")
+TITLE = Column(name="title", type="string", renamed_from="label")
+DEFINITIONS = (
+    (LABEL, COUNT),
+    (LABEL, COUNT, NOTE),
+    (LABEL,),
+    (NOTE, NUMBER, LABEL),
+    (TITLE, COUNT),
+)
+RECORDS = ["a", "b", "Z", "é"]
+DEATHS = (
+    (load, "replace_batch"),
+    (settle, "follow_indexes"),
+    (settle, "prove_generation"),
+    (settle, "wait_for_older_snapshots"),
+    (settle, "switch"),
+    (settle, "drop_superseded"),
+)
+
+_row = st.tuples(st.none() | st.sampled_from("xy"), st.none() | st.integers(0, 3))
+_said = st.dictionaries(
+    st.sampled_from(RECORDS), st.lists(_row, max_size=2) | st.just("rejected"), min_size=1
+)
+
+
+@dataclass(frozen=True)
+class Say:
+    batch: int
+    at_seconds: int
+    said: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Deploy:
+    definition: int
+
+
+@dataclass(frozen=True)
+class Load:
+    batches: list[int]
+    death: tuple[int, int, bool] | None
+
+
+@dataclass(frozen=True)
+class Rebuild:
+    death: tuple[int, int, bool] | None
+
+
+@dataclass(frozen=True)
+class Rollback:
+    pass
+
+
+@dataclass(frozen=True)
+class Unpin:
+    pass
+
+
+_death = st.none() | st.tuples(st.integers(0, len(DEATHS) - 1), st.integers(0, 2), st.booleans())
+_steps = st.lists(
+    st.one_of(
+        st.builds(Say, st.integers(0, 3), st.integers(0, 3), _said),
+        st.builds(Deploy, st.integers(0, len(DEFINITIONS) - 1)),
+        st.builds(Load, st.lists(st.integers(0, 3), max_size=4), _death),
+        st.builds(Rebuild, _death),
+        st.builds(Rollback),
+        st.builds(Unpin),
+    ),
+    min_size=3,
+    max_size=14,
+)
+
+
+class Death(BaseException):
+    """The process ends here, as far as this test's database can tell."""
+
+
+def dying(patch: pytest.MonkeyPatch, death: tuple[int, int, bool] | None) -> None:
+    """Let the process die at a call of one of the steps, before or after its work."""
+    if death is None:
+        return
+    which, calls, is_after = death
+    module, name = DEATHS[which]
+    original = getattr(module, name)
+    left = [calls]
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        left[0] -= 1
+        if left[0] >= 0:
+            return original(*args, **kwargs)
+        if is_after:
+            original(*args, **kwargs)
+        raise Death(name)
+
+    patch.setattr(module, name, step)
+
+
+@dataclass
+class World:
+    """The archive and the table on one side, the model on the other."""
+
+    database: Database
+    archive: FeatureArchive = field(default_factory=lambda: FeatureArchive(DEFINITIONS[0]))
+    said: dict[str, tuple[tuple[int, str], tuple[Column, ...], dict]] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> TableSpec:
+        return self.archive.spec()
+
+    def say(self, step: Say) -> None:
+        batch = f"b{step.batch}"
+        rows = {
+            record_id: said if said == "rejected" else [self._feature(row) for row in said]
+            for record_id, said in step.said.items()
+        }
+        if batch not in self.said:
+            self.archive.submit(batch, rows, step.at_seconds)
+            order = (step.at_seconds, batch)
+        else:
+            order, _, before = self.said[batch]
+            rows = {record_id: rows.get(record_id, []) for record_id in before}
+        self.archive.say(batch, rows)
+        self.said[batch] = (order, self.archive.columns, rows)
+
+    def _feature(self, row: tuple[str | None, int | None]) -> dict:
+        values = {"label": row[0], "title": row[0], "count": row[1], "note": "said"}
+        return {column.name: values[column.name] for column in self.archive.columns}
+
+    def fits(self) -> bool:
+        """Whether every batch can be shown under the columns declared now."""
+        integer = COUNT in self.archive.columns
+        return not any(integer and NUMBER in written for _, written, _ in self.said.values())
+
+    def expected(self) -> set:
+        owners: dict[str, str] = {}
+        for batch in sorted(self.said, key=lambda batch: self.said[batch][0]):
+            owners |= dict.fromkeys(self.said[batch][2], batch)
+        return {
+            (record_id, ordinal, batch, *(self._value(batch, row, c) for c in self.archive.columns))
+            for record_id, batch in owners.items()
+            if isinstance(rows := self.said[batch][2][record_id], list)
+            for ordinal, row in enumerate(rows)
+        }
+
+    def _value(self, batch: str, row: dict, column: Column) -> Any:
+        for name in (column.name, column.renamed_from):
+            if name is not None and any(c.name == name for c in self.said[batch][1]):
+                return row[name]
+        return column.default
+
+    def check_live(self) -> None:
+        """What people read is exact for what is loaded, and readable."""
+        with self.database.connect("test") as connection:
+            state = generation.read_table(connection, self.spec)
+        if state is not None:
+            assert prove(self.archive.store, self.database, self.spec).has_equal_content
+            read(self.database)
+
+
+def read(database: Database) -> list:
+    with psycopg.connect(database.url) as connection:
+        return connection.execute("select * from features.pockets").fetchall()
+
+
+def carry_out(world: World, step: object) -> None:
+    store, database = world.archive.store, world.database
+    match step:
+        case Say():
+            world.say(step)
+        case Deploy(definition):
+            world.archive.columns = DEFINITIONS[definition]
+        case Load(batches, death):
+            chosen = [f"b{number}" for number in batches if f"b{number}" in world.said]
+            with database.connect("test") as connection:
+                generation.adopt_definition(connection, world.spec)
+            with pytest.MonkeyPatch.context() as patch:
+                dying(patch, death)
+                list(load_batches(store, database, world.spec, chosen))
+        case Rebuild(death):
+            with pytest.MonkeyPatch.context() as patch:
+                dying(patch, death)
+                list(fill(store, database, begin_rebuild(store, database, world.spec)))
+        case Rollback():
+            rollback(store, database, world.spec)
+        case Unpin():
+            unpin(store, database, world.spec)
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(steps=_steps)
+def test_the_table_is_what_the_current_manifests_say(database_url: str, steps: list) -> None:
+    world = World(Database(database_url))
+    with world.database.connect("test") as connection:
+        generation.drop_table(connection, world.spec)
+    for step in steps:
+        try:
+            carry_out(world, step)
+        except (Death, CannotEvolveError, NotFoundError, ConflictError) as error:
+            event(f"{type(step).__name__}: {type(error).__name__}")
+        world.check_live()
+
+    store, database = world.archive.store, world.database
+    if not world.fits():
+        world.archive.columns = DEFINITIONS[3]
+    with database.connect("test") as connection:
+        generation.adopt_definition(connection, world.spec)
+    list(load_batches(store, database, world.spec))
+    unpin(store, database, world.spec)
+    list(load_batches(store, database, world.spec))
+    grown = prove(store, database, world.spec)
+    assert grown.is_equal, grown
+    assert set(read(database)) == world.expected()
+
+    with database.connect("test") as connection:
+        generation.drop_table(connection, world.spec)
+    list(load_batches(store, database, world.spec))
+    rebuilt = prove(store, database, world.spec)
+    assert rebuilt.is_equal, rebuilt
+    assert rebuilt.table_digest == grown.table_digest
+    assert set(read(database)) == world.expected()
