@@ -208,8 +208,20 @@ class Reader:
         }
         return f"sha256:{sha256(document(asked)).hexdigest()}"
 
+    def erased(self, dataset: str) -> dict[str, str]:
+        """Per manifest that was replaced its successor."""
+        if not (self.root / "log/erasures" / dataset).exists():
+            return {}
+        replaced: dict[str, str] = {}
+        for entry in self.entries("erasures", dataset):
+            replaced |= entry["manifests"]
+        return replaced
+
     def manifests(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """Every feature entry with its manifest."""
+        """Every feature entry with its manifest, but for those that were erased."""
         for folder in sorted(self.root.glob("log/features/*/*/*")):
-            for entry in self.entries("features", *folder.parts[-3:]):
-                yield entry, self.manifest(entry["manifest"])
+            dataset, hook, batch = folder.parts[-3:]
+            erased = self.erased(dataset)
+            for entry in self.entries("features", dataset, hook, batch):
+                if entry["manifest"] not in erased:
+                    yield entry, self.manifest(entry["manifest"])

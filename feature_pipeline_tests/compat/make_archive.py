@@ -16,6 +16,7 @@ from pathlib import Path
 
 from feature_pipeline.archive import accept, blobs, inbox, layout, log, publish, read, tombstones
 from feature_pipeline.archive.blob_store import create_or_read
+from feature_pipeline.archive.erase import erase
 from feature_pipeline.archive.log import FeatureEntry, ReleaseEntry
 from feature_pipeline.archive.manifest import FailureInfo, RunInfo
 from feature_pipeline.archive.publish import Artifact, Completion, CompletionStatus
@@ -31,6 +32,8 @@ from feature_pipeline.release import HookRelease, ReleaseDocument
 
 ARCHIVES = Path(__file__).parent / "archives"
 DATASET = "structures"
+ERASED = "letters"
+"""A dataset of which a record was erased."""
 STARTED = datetime(2026, 1, 2, 3, 4, 5, 678900, tzinfo=UTC)
 
 OLD_COLUMNS = (
@@ -82,7 +85,9 @@ class Maker:
     store: MemoryStore = field(default_factory=MemoryStore)
     runs: int = 0
 
-    def submit(self, key: str, ids: Sequence[str], *, is_accepted: bool = True) -> RecordBatch:
+    def submit(
+        self, key: str, ids: Sequence[str], *, dataset: str = DATASET, is_accepted: bool = True
+    ) -> RecordBatch:
         structure = self.folder / "structure.cif"
         structure.write_bytes(b"data_1UBI\n")
         file = RecordFile(name="1ubi.cif", digest=str(Digest.of(b"data_1UBI\n")), size=10)
@@ -94,18 +99,18 @@ class Maker:
             )
             for number, record_id in enumerate(ids)
         )
-        batch = RecordBatch.create(DATASET, key, Source.HARVEST, records)
+        batch = RecordBatch.create(dataset, key, Source.HARVEST, records)
         submission = publish.submit_batch(self.store, batch, {file.blob: structure})
         if is_accepted:
             accept.accept_batch(self.store, submission)
             inbox.remove(self.store, submission.inbox_id)
         return batch
 
-    def release(self, hook: str, version: str) -> ReleaseEntry:
+    def release(self, hook: str, version: str, dataset: str = DATASET) -> ReleaseEntry:
         code = self.folder / "hook.py"
         code.write_bytes(b"print('hook')\n")
         document = ReleaseDocument(
-            dataset=DATASET,
+            dataset=dataset,
             hook=hook,
             version=version,
             command=("python", "hook.py"),
@@ -163,7 +168,7 @@ class Maker:
         published = publish.publish_artifact(self.store, artifact)
         completion = Completion(
             id=run.id,
-            dataset=DATASET,
+            dataset=artifact.dataset,
             hook=artifact.hook,
             batch=batch.key,
             release_seq=release.seq,
@@ -233,6 +238,13 @@ def fill(maker: Maker) -> None:
 
     tombstones.withdraw(maker.store, DATASET, ["neu"], "the depositor asked")
     tombstones.lift(maker.store, DATASET, ["neu"], "the depositor changed their mind")
+    letters = maker.submit("mail", ["alice", "bob"], dataset=ERASED)
+    counter = maker.release("words", "1", ERASED)
+    words = (Column(name="words", type="integer"),)
+    counted = {"alice": [{"words": 3}], "bob": [{"words": 5}]}
+    maker.publish(letters, counter, counted, words, base=0)
+    erase(maker.store, ERASED, ["bob"], "asked for")
+
     create_or_read(maker.store, layout.inbox("run.broken"), b'{"not": "a completion"}')
     (broken,) = [entry for entry in inbox.waiting(maker.store) if entry.content is None]
     inbox.quarantine(maker.store, broken, "not a completion")

@@ -17,10 +17,11 @@ from feature_pipeline.archive import accept, inbox, log, read, tombstones
 from feature_pipeline.archive.api import Archive
 from feature_pipeline.archive.documents import NewerVersionError
 from feature_pipeline.archive.encode import Content
+from feature_pipeline.archive.erasures import erasures
 from feature_pipeline.archive.log import Verdict
 from feature_pipeline.archive.manifest import Manifest
 from feature_pipeline.archive.stores.memory import MemoryStore
-from feature_pipeline.errors import CorruptDataError, InvalidInputError
+from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 from feature_pipeline.hooks.definition import Cardinality
 from feature_pipeline.hooks.output import decode_output
 from feature_pipeline.outcomes import OutcomeKind, Status
@@ -97,7 +98,7 @@ class TestIndependentReader:
             assert manifest["rows_digest"] == digests.rows
             assert manifest["content_digest"] == entry["content_digest"] == digests.content
             checked += 1
-        assert checked == 5
+        assert checked == 6
 
     def test_every_blob_is_what_its_name_says(self, reader):
         names = [path.name for path in ARCHIVE.glob("blobs/sha256/*/*")]
@@ -135,11 +136,12 @@ class TestIndependentReader:
 class TestPackage:
     def test_what_the_archive_holds(self, store):
         archive = Archive(store)
-        assert [(h.name, h.versions) for h in archive.hooks()] == [
+        assert archive.datasets() == ["letters", DATASET]
+        assert [(h.name, h.versions) for h in archive.hooks(DATASET)] == [
             ("everything", ("1.0", "1.1")),
             ("verdicts", ("1",)),
         ]
-        assert [batch.batch for batch in archive.batches()] == ["harvest-1", "harvest-2"]
+        assert [batch.batch for batch in archive.batches(DATASET)] == ["harvest-1", "harvest-2"]
         entries = log.read_log(store, DATASET, HOOK, "harvest-1")
         assert [entry.verdict for entry in entries] == [
             Verdict.CURRENT,
@@ -215,6 +217,14 @@ class TestPackage:
             "Zürich 1": ("once", 3, "harvest-1"),
         }
 
+    def test_a_hook_without_columns(self, store):
+        archive = Archive(store)
+        assert archive.features("verdicts").columns == ()
+        assert archive.features("verdicts").to_pandas().empty
+        outcomes = archive.outcomes("verdicts").to_arrow().to_pylist()
+        assert [o["reason"] for o in outcomes if o["status"] == "rejected"] == ["empty"]
+        assert [o["status"] for o in outcomes].count("passed") == 7
+
     def test_digests_are_still_computed_the_same(self, store):
         checked = 0
         for hook in ("everything", "verdicts"):
@@ -246,6 +256,29 @@ class TestPackage:
             )
             content = Content.of(manifest.columns, decoded.outcomes)
             assert content.content_digest == manifest.content_digest
+
+    def test_what_was_erased(self, store, reader):
+        """The erased record is nowhere; the other stays, also in what was current before."""
+        (replaced,) = erasures(store, "letters")
+        assert replaced.record_ids == ("bob",)
+        assert reader.withdrawn("letters") == tombstones.withdrawn(store, "letters") == {"bob"}
+        assert set(reader.erased("letters")) == set(replaced.manifests)
+        entries = log.read_log(store, "letters", "words", "mail")
+        assert len(entries) == 2
+        (before, after) = (entry.manifest for entry in entries)
+        assert replaced.manifests[str(before)] == after
+        with pytest.raises(NotFoundError):
+            read.read_manifest(store, before)
+        for as_of in (None, 1, entries[0].accepted_at):
+            rows = Archive(store).features("words", as_of=as_of).to_arrow()
+            assert rows.to_pydict() == {
+                "record_id": ["alice"],
+                "ordinal": [0],
+                "words": [3],
+                "batch": ["mail"],
+            }
+        assert all(b"bob" not in path.read_bytes() for path in ARCHIVE.glob("blobs/sha256/*/*"))
+        assert [r.id for r in log.read_batch(store, "letters", "mail").records] == ["alice"]
 
     def test_documents_are_encoded_to_the_same_bytes(self, store):
         for entry in log.read_log(store, DATASET, HOOK, "harvest-1"):
