@@ -160,7 +160,9 @@ class RecordBatch:
                 that cannot be one.
         """
         if not records:
-            raise InvalidInputError(f"batch {batch!r} of {dataset!r}: it has no records; at least 1 item is needed")
+            raise InvalidInputError(
+                f"batch {batch!r} of {dataset!r}: it has no records; at least 1 item is needed"
+            )
         try:
             document = BatchDocument(dataset=dataset, batch=batch, source=source, records=records)
         except ValidationError as error:

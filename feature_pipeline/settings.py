@@ -8,8 +8,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 from urllib.parse import urlsplit
+
+import yaml
 
 from feature_pipeline.errors import InvalidInputError
 
@@ -20,6 +22,9 @@ S3_REGION: Final = "FEATURE_PIPELINE_S3_REGION"
 DATABASE_URL: Final = "FEATURE_PIPELINE_DATABASE_URL"
 WORK_FOLDER: Final = "FEATURE_PIPELINE_WORK_FOLDER"
 RUNNER: Final = "FEATURE_PIPELINE_RUNNER"
+RUNNER_SETTINGS: Final = "FEATURE_PIPELINE_RUNNER_SETTINGS"
+SIGNER_ACCESS_KEY_ID: Final = "FEATURE_PIPELINE_SIGNER_ACCESS_KEY_ID"
+SIGNER_SECRET_ACCESS_KEY: Final = "FEATURE_PIPELINE_SIGNER_SECRET_ACCESS_KEY"  # noqa: S105  (a name)
 
 _HINT: Final = (
     "`feature-pipeline dev` starts local servers and writes every setting to .env;"
@@ -87,6 +92,24 @@ def work_folder(environment: Mapping[str, str] | None = None) -> Path | None:
 def runner_name(environment: Mapping[str, str] | None = None) -> str:
     """Which runner starts hooks: subprocess unless set otherwise."""
     return (os.environ if environment is None else environment).get(RUNNER) or "subprocess"
+
+
+def runner_settings(environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What the runner needs besides its name: a YAML mapping, empty when not set.
+
+    Raises:
+        InvalidInputError: It is something else.
+    """
+    text = (os.environ if environment is None else environment).get(RUNNER_SETTINGS) or "{}"
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InvalidInputError(f"{RUNNER_SETTINGS} is not YAML: {error}") from error
+    if not isinstance(value, dict):
+        raise InvalidInputError(
+            f"{RUNNER_SETTINGS} is not a mapping: write {{code_image: name@sha256:..., ...}}"
+        )
+    return value
 
 
 def optional(name: str) -> str | None:

@@ -17,7 +17,7 @@ from typing import Final
 from feature_pipeline.archive import blobs, inbox, layout, log, read
 from feature_pipeline.archive.blob_store import JSON_MEDIA_TYPE, BlobStore
 from feature_pipeline.archive.documents import utc_now
-from feature_pipeline.archive.erasures import Erased, ErasureEntry, erased, erasures
+from feature_pipeline.archive.erasures import Erased, ErasureEntry, erasures
 from feature_pipeline.archive.inbox import Completion, Submission
 from feature_pipeline.archive.log import BatchEntry, FeatureEntry, Verdict
 from feature_pipeline.archive.objects import State
@@ -146,7 +146,9 @@ class _Pass:
         self.ids = ids
         self.report = report
         self.say = say
-        self.known = erased(store, dataset)
+        before = erasures(store, dataset)
+        self.known = Erased.of(before)
+        self.erased_ids = frozenset(i for entry in before for i in entry.record_ids)
         self.found: set[str] = set()
         self.batches: dict[Digest, Digest] = {}
         self.manifests: dict[Digest, Digest] = {}
@@ -238,7 +240,13 @@ class _Pass:
 
     def _successor_batch(self, digest: Digest) -> Digest | None:
         """The batch that replaces one which had a withdrawn record; None for any other."""
-        return self.batches.get(digest) or self.known.batches.get(digest)
+        now = Erased(batches={**self.known.batches, **self.batches}).batch_now(digest)
+        return None if now == digest else now
+
+    def _gone(self, successor: Digest) -> frozenset[str]:
+        """The records that were taken out of the batch; some may be allowed elsewhere by now."""
+        kept = {record.id for record in self._batch(successor).records}
+        return (self.ids | self.erased_ids) - kept
 
     def _redact_log(self, hook: str, key: str) -> None:
         for entry in log.read_log(self.store, self.dataset, hook, key):
@@ -261,7 +269,9 @@ class _Pass:
                 return None
             self.say(f"artifact {where}")
             carried = {**self.known.manifests, **self.manifests}
-            successor = redact_artifact(self.store, manifest, self.ids, successor_batch, carried)
+            successor = redact_artifact(
+                self.store, manifest, self._gone(successor_batch), successor_batch, carried
+            )
         except (NotFoundError, CorruptDataError) as error:
             self.report.problems.append(f"{where}: {error}")
             return None
@@ -319,7 +329,7 @@ class _Pass:
         if any((e.completion, e.manifest) == (content.id, content.manifest) for e in logged):
             return False  # accepted: its entry has a successor, and this one is removed by others
         if content.manifest in self.known.manifests:
-            successor: Digest | None = self.known.manifests[content.manifest]
+            successor: Digest | None = self.known.manifest_now(content.manifest)
         else:
             successor = self._redact_artifact(content.manifest, where)
         if successor is None:
@@ -332,7 +342,7 @@ class _Pass:
         if any(entry.digest == content.digest for entry in known):
             return False
         if content.digest in self.known.batches:
-            successor = self.known.batches[content.digest]
+            successor = self.known.batch_now(content.digest)
         else:
             try:
                 batch = self._batch(content.digest)

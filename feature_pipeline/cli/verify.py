@@ -60,6 +60,10 @@ def verify(
         )
         if len(report.findings) > _SHOWN:
             output.say(f"... and {len(report.findings) - _SHOWN} more: --json shows all")
+        output.say(
+            "What a damaged log entry, manifest or batch names was not looked at: bring it back,"
+            " then verify again"
+        )
     output.say(f"{report.summary()} ({size(report.bytes_read)})")
     if report.blobs_read < report.blobs:
         output.say(f"The same sample is read again with --sample {sample} --seed {report.seed}")

@@ -12,7 +12,9 @@ from feature_pipeline.compute.collect import carried_artifact, collect_output, f
 from feature_pipeline.compute.plan import ComputePlan
 from feature_pipeline.compute.stage import stage_inputs
 from feature_pipeline.errors import InvalidInputError, RuntimeFailure
+from feature_pipeline.hooks.definition import Scope
 from feature_pipeline.hooks.failure import Abort, FailureKind, FailurePolicy
+from feature_pipeline.hooks.parts import PartLimits, run_in_parts
 from feature_pipeline.hooks.run import HookRun, run_hook
 from feature_pipeline.hooks.runner import HookRunner, RunMonitor, RunRequest, Workspace
 
@@ -73,7 +75,10 @@ def execute_plan(
         workspace=workspace,
     )
     policy = FailurePolicy(retries=plan.definition.release.retries)
-    hook_run = run_hook(runner, request, policy, monitor)
+    if plan.definition.scope is Scope.BATCH:
+        hook_run = run_hook(runner, request, policy, monitor)
+    else:
+        hook_run = run_in_parts(runner, request, policy, monitor, PartLimits())
     run = run_info(hook_run, dagster_run_id)
     last = hook_run.last
     if hook_run.failure is not None:

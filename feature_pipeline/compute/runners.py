@@ -4,10 +4,11 @@ What belongs here: one settings value for all three, and what each of them needs
 environment (`settings`), Dagster's resource around it.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.stores.s3_sign import S3Signer
@@ -66,6 +67,25 @@ class KubernetesSettings(_Settings):
 RunnerSettings = Annotated[
     SubprocessSettings | ContainerSettings | KubernetesSettings, Field(discriminator="kind")
 ]
+
+
+_PARSER: Final[TypeAdapter[SubprocessSettings | ContainerSettings | KubernetesSettings]] = (
+    TypeAdapter(RunnerSettings)
+)
+
+
+def parse_settings(
+    config: Mapping[str, Any],
+) -> SubprocessSettings | ContainerSettings | KubernetesSettings:
+    """The settings that `config` says, `kind` first.
+
+    Raises:
+        InvalidInputError: An unknown kind, or settings that are not that kind's.
+    """
+    try:
+        return _PARSER.validate_python(dict(config))
+    except ValidationError as error:
+        raise InvalidInputError(f"runner settings: {error}") from error
 
 
 def open_runner(

@@ -88,6 +88,18 @@ class DagsterMonitor:
         return self._is_cancelled
 
 
+def _request_id(context: dg.AssetExecutionContext, config: HookRunConfig) -> str:
+    """What tells this request from an earlier one for the same records.
+
+    Empty, so that a run that follows a dead one attaches to the container or Job which that one
+    started: a hook run that ended, well or not, has moved the log on and with it the question. A
+    forced run asks anew; a retry of it does not.
+    """
+    if not (config.force or config.force_records):
+        return ""
+    return context.run.root_run_id or context.run.run_id
+
+
 def feature_code_version(release: HookRelease, columns: Sequence[Column]) -> str:
     """Changes when a re-materialization could change what the partition says."""
     declared = [column.model_dump(mode="json") for column in columns]
@@ -158,10 +170,10 @@ def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefiniti
             execution = execute_plan(
                 store,
                 plan,
-                hook_runner.runner(),
+                hook_runner.runner(archive),
                 DagsterMonitor(context),
                 Workspace(Path(workspace.name)),
-                request_id=context.run.run_id,
+                request_id=_request_id(context, config),
                 dagster_run_id=context.run.run_id,
             )
         except BaseException:

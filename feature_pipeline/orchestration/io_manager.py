@@ -14,12 +14,13 @@ import pyarrow as pa
 from feature_pipeline.archive import accept, layout, log, publish, read
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.log import Verdict
-from feature_pipeline.archive.manifest import Manifest
+from feature_pipeline.archive.manifest import FailureInfo, Manifest
 from feature_pipeline.archive.publish import Completion, CompletionStatus
 from feature_pipeline.compute.execute import Execution, log_tail, reasons_of
 from feature_pipeline.compute.plan import ComputePlan
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import ConflictError, InvalidInputError, NotFoundError
+from feature_pipeline.hooks.failure import FailureKind
 from feature_pipeline.orchestration.features import ComputedFeatures
 from feature_pipeline.orchestration.metadata import artifact_metadata, preview
 from feature_pipeline.orchestration.resources import ArchiveResource
@@ -114,7 +115,7 @@ class FeatureIOManager(dg.ConfigurableIOManager):
             release_digest=plan.release.release.digest,
             base=plan.base,
             manifest=published.manifest_digest,
-            status=CompletionStatus.SUCCEEDED if failure is None else CompletionStatus.FAILED,
+            status=_status(failure),
             dagster_run_id=obj.request_id,
         )
         publish.announce(store, completion)
@@ -203,6 +204,14 @@ def _concatenated(partitions: FeaturePartitions) -> pa.Table:
         tables.append(rows.append_column("batch", pa.array([batch] * len(rows), pa.string())))
     # Batches may have been written under different columns: absent ones are NULL.
     return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _status(failure: FailureInfo | None) -> CompletionStatus:
+    if failure is None:
+        return CompletionStatus.SUCCEEDED
+    if failure.kind == FailureKind.CANCELLED:
+        return CompletionStatus.CANCELLED
+    return CompletionStatus.FAILED
 
 
 def _current(plan: ComputePlan) -> tuple[Digest, Manifest]:

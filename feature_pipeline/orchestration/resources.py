@@ -4,8 +4,7 @@ Belongs here: turning configuration into clients. Not here: anything done with t
 """
 
 import threading
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, assert_never
+from typing import TYPE_CHECKING, Any, Literal
 
 import dagster as dg
 from dagster_aws.s3 import S3Resource
@@ -13,8 +12,9 @@ from pydantic import Field, PrivateAttr
 
 from feature_pipeline import settings
 from feature_pipeline.archive.stores.s3 import S3Store, make_client, open_store
+from feature_pipeline.archive.stores.s3_sign import S3Signer
+from feature_pipeline.compute.runners import open_runner, parse_settings
 from feature_pipeline.hooks.runner import HookRunner
-from feature_pipeline.hooks.runners.subprocess import SubprocessRunner
 from feature_pipeline.projections.database import Database
 
 if TYPE_CHECKING:
@@ -70,6 +70,19 @@ class ArchiveResource(dg.ConfigurableResource[S3Store]):
                 self._store = _stores[key]
         return self._store
 
+    def signer(self) -> S3Signer:
+        """Signs what hooks' pods are granted, with its own credentials if there are any."""
+        access_key_id = settings.optional(settings.SIGNER_ACCESS_KEY_ID)
+        if access_key_id is None:
+            return S3Signer(self.s3.get_client(), self.bucket, self.prefix)
+        client = make_client(
+            endpoint_url=self.s3.endpoint_url,
+            region=self.s3.region_name,
+            access_key_id=access_key_id,
+            secret_access_key=settings.optional(settings.SIGNER_SECRET_ACCESS_KEY),
+        )
+        return S3Signer(client, self.bucket, self.prefix)
+
     @property
     def uri(self) -> str:
         """`s3://bucket/prefix`."""
@@ -89,21 +102,29 @@ class DatabaseResource(dg.ConfigurableResource[Database]):
 class HookRunnerResource(dg.ConfigurableResource[HookRunner]):
     """How hooks are started."""
 
-    kind: Literal["subprocess"] = Field(
+    kind: Literal["subprocess", "container", "kubernetes"] = Field(
         default="subprocess",
-        description="subprocess runs the command on this machine, beside Dagster.",
+        description="subprocess: beside Dagster, as its user; container: Docker or Podman on this"
+        " machine; kubernetes: Jobs.",
     )
     work_folder: str | None = Field(
         default=None, description="Where runs keep their folders; the system's temporary folder."
     )
+    settings: dict[str, Any] = Field(
+        default={}, description="What the kind needs besides: see feature_pipeline.compute.runners."
+    )
 
-    def runner(self) -> HookRunner:
-        """The runner."""
-        match self.kind:
-            case "subprocess":
-                return SubprocessRunner(Path(self.work_folder) if self.work_folder else None)
-            case _:
-                assert_never(self.kind)
+    def runner(self, archive: ArchiveResource) -> HookRunner:
+        """The runner.
+
+        Raises:
+            InvalidInputError: The settings are not those of the kind.
+        """
+        config = {"kind": self.kind, **self.settings}
+        if self.kind == "subprocess":
+            config = {"work_folder": self.work_folder} | config
+        signer = archive.signer() if self.kind == "kubernetes" else None
+        return open_runner(parse_settings(config), archive.store(), signer)
 
 
 def default_resources() -> dict[str, Any]:
@@ -121,5 +142,7 @@ def default_resources() -> dict[str, Any]:
         "s3": s3,
         "archive": archive,
         "database": DatabaseResource(url=dg.EnvVar(settings.DATABASE_URL)),
-        "hook_runner": HookRunnerResource(),
+        "hook_runner": HookRunnerResource.model_validate(
+            {"kind": settings.runner_name(), "settings": settings.runner_settings()}
+        ),
     }

@@ -7,6 +7,7 @@ conditions (`automation`), checks that look at the whole table (`checks`).
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.assets.graph.asset_graph_subset import AssetGraphSubset
@@ -35,6 +36,7 @@ from feature_pipeline.orchestration.resources import ArchiveResource, DatabaseRe
 from feature_pipeline.projections.database import Database
 from feature_pipeline.projections.generation import request_rebuild
 from feature_pipeline.projections.load import LoadReport, load_batches
+from feature_pipeline.projections.plan import plan_table
 from feature_pipeline.projections.progress import check_progress
 from feature_pipeline.projections.settle import request_fill, table_report
 from feature_pipeline.projections.table_spec import TableSpec
@@ -188,12 +190,14 @@ def generation_result(
             passed=False,
             description=f"{spec.name} does not exist any more",
         )
-    fill = None
+    requested: dict[str, Any] = {}
     if report.missing and not report.is_older_code:
         with database.connect(f"table {spec.name!r}") as connection:
             is_ours = request_fill(connection, spec)
         if is_ours:
+            plan = plan_table(store, database, spec).to_json()
             fill = request_load(context.instance, key, report.missing, "fill")
+            requested = {"backfill": fill, "plan": dg.MetadataValue.json(plan)}
             context.log.info("backfill %s requested: %s", fill, report.summary())
     return dg.AssetCheckResult(
         asset_key=key,
@@ -205,7 +209,7 @@ def generation_result(
             "live": report.live,
             "building": report.building or "",
             "missing": len(report.missing),
-            **({"backfill": fill} if fill else {}),
+            **requested,
         },
     )
 

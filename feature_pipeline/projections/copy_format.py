@@ -28,7 +28,7 @@ COPY_TRAILER: Final = b"\xff\xff"
 # The published stubs know only some of the forms that the kernels take.
 _compute: Final[Any] = pc
 
-_MAX_SMALL_BYTES: Final = 1 << 29
+MAX_SMALL_BYTES: Final = 1 << 29
 """Arrow's 32-bit offsets reach four times as far; lengths and headers come on top of the values."""
 _JSONB_VERSION: Final = 1
 _EPOCH_DAYS: Final = 10_957
@@ -51,15 +51,15 @@ def encode_copy_rows(columns: Sequence[tuple[str, Array]]) -> memoryview:
     count = len(columns[0][1])
     if count == 0:
         return memoryview(b"")
-    is_large = sum(values.nbytes for _, values in columns) > _MAX_SMALL_BYTES
-    row = _Row(count, pa.large_binary() if is_large else pa.binary())
+    is_large = sum(values.nbytes for _, values in columns) > MAX_SMALL_BYTES
+    row = RowBuilder(count, pa.large_binary() if is_large else pa.binary())
     row.add_fixed(len(columns), ">i2")
     for kind, values in columns:
         _ADD_COLUMN[kind](row, values)
     return row.join()
 
 
-class _Row:
+class RowBuilder:
     """The pieces that every row consists of, in order.
 
     Pieces of a fixed width that touch are fields of one numpy record, so that byte order and
@@ -90,15 +90,18 @@ class _Row:
 
     def join(self) -> memoryview:
         """Everything, row by row."""
+        return _characters(self.join_array())
+
+    def join_array(self) -> Array:
+        """A binary value per row."""
         self._flush()
         if len(self._pieces) == 1:
-            return _characters(self._pieces[0])
+            return self._pieces[0]
         empty = pa.scalar(b"", self._text_type)
-        return _characters(
-            _compute.binary_join_element_wise(
-                *self._pieces, empty, null_handling="replace", null_replacement=""
-            )
+        joined: Array = _compute.binary_join_element_wise(
+            *self._pieces, empty, null_handling="replace", null_replacement=""
         )
+        return joined
 
     def _flush(self) -> None:
         if not self._fields:
@@ -123,7 +126,7 @@ class _Row:
         self._pieces.append(from_buffers(self._text_type, self.count, buffers))
 
 
-def _add_number_like(row: _Row, values: Array, encoded: npt.NDArray[Any], dtype: str) -> None:
+def _add_number_like(row: RowBuilder, values: Array, encoded: npt.NDArray[Any], dtype: str) -> None:
     """Append a field of a fixed width: its length, or -1 for null, then its bytes."""
     width = 1 if encoded.ndim == 1 else encoded.shape[1]
     size = width * np.dtype(dtype).itemsize
@@ -131,62 +134,61 @@ def _add_number_like(row: _Row, values: Array, encoded: npt.NDArray[Any], dtype:
         row.add_fixed(size, ">i4")
         row.add_fixed(encoded, dtype, width)
         return
-    is_valid = _is_valid(values)
-    row.add_fixed(np.where(is_valid, size, -1), ">i4")
-    row.add_some(encoded.astype(dtype, copy=False).reshape(row.count, -1), is_valid)
+    valid = is_valid(values)
+    row.add_fixed(np.where(valid, size, -1), ">i4")
+    row.add_some(encoded.astype(dtype, copy=False).reshape(row.count, -1), valid)
 
 
-def _add_text(row: _Row, values: Array) -> None:
-    lengths = _lengths(values)
+def _add_text(row: RowBuilder, values: Array) -> None:
+    sizes = lengths(values)
     if values.null_count:
-        lengths = np.where(_is_valid(values), lengths, -1)
-    row.add_fixed(lengths, ">i4")
+        sizes = np.where(is_valid(values), sizes, -1)
+    row.add_fixed(sizes, ">i4")
     row.add_text(values)
 
 
-def _add_json(row: _Row, values: Array) -> None:
-    lengths = _lengths(values) + 1
+def _add_json(row: RowBuilder, values: Array) -> None:
+    sizes = lengths(values) + 1
     version = np.full(row.count, _JSONB_VERSION, np.uint8)
     if values.null_count == 0:
-        row.add_fixed(lengths, ">i4")
+        row.add_fixed(sizes, ">i4")
         row.add_fixed(version, "u1")
     else:
-        is_valid = _is_valid(values)
-        row.add_fixed(np.where(is_valid, lengths, -1), ">i4")
-        row.add_some(version, is_valid)
+        valid = is_valid(values)
+        row.add_fixed(np.where(valid, sizes, -1), ">i4")
+        row.add_some(version, valid)
     row.add_text(values)
 
 
-def _add_number(row: _Row, values: Array) -> None:
+def _add_number(row: RowBuilder, values: Array) -> None:
     _check_type(values, pa.float64())
-    _add_number_like(row, values, _numbers(values, np.dtype("<f8")), ">f8")
+    _add_number_like(row, values, numbers(values, np.dtype("<f8")), ">f8")
 
 
-def _add_integer(row: _Row, values: Array) -> None:
+def _add_integer(row: RowBuilder, values: Array) -> None:
     _check_type(values, pa.int64())
-    _add_number_like(row, values, _numbers(values, np.dtype("<i8")), ">i8")
+    _add_number_like(row, values, numbers(values, np.dtype("<i8")), ">i8")
 
 
-def _add_ordinal(row: _Row, values: Array) -> None:
+def _add_ordinal(row: RowBuilder, values: Array) -> None:
     _check_type(values, pa.int32())
-    _add_number_like(row, values, _numbers(values, np.dtype("<i4")), ">i4")
+    _add_number_like(row, values, numbers(values, np.dtype("<i4")), ">i4")
 
 
-def _add_boolean(row: _Row, values: Array) -> None:
+def _add_boolean(row: RowBuilder, values: Array) -> None:
     _check_type(values, pa.bool_())
-    flags = np.asarray(_compute.fill_null(values, False).cast(pa.uint8()))
-    _add_number_like(row, values, flags, "u1")
+    _add_number_like(row, values, flags(values), "u1")
 
 
-def _add_date(row: _Row, values: Array) -> None:
+def _add_date(row: RowBuilder, values: Array) -> None:
     _check_type(values, pa.date32())
-    days = _numbers(values, np.dtype("<i4")) - np.int32(_EPOCH_DAYS)
+    days = numbers(values, np.dtype("<i4")) - np.int32(_EPOCH_DAYS)
     _add_number_like(row, values, days, ">i4")
 
 
-def _add_instant(row: _Row, values: Array) -> None:
+def _add_instant(row: RowBuilder, values: Array) -> None:
     _check_type(values, pa.timestamp("us", "UTC"))
-    since = _numbers(values, np.dtype("<i8")) - np.int64(_EPOCH_MICROSECONDS)
+    since = numbers(values, np.dtype("<i8")) - np.int64(_EPOCH_MICROSECONDS)
     _add_number_like(row, values, since, ">i8")
 
 
@@ -195,19 +197,11 @@ _NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
 _UUID_DIGITS: Final = np.array([at for at in range(36) if at not in (8, 13, 18, 23)])
 
 
-def _add_uuid(row: _Row, values: Array) -> None:
-    # 36 lower-case characters each, as columns.py decodes them; null takes the zero UUID's bytes,
-    # which are then left out.
-    filled = _compute.fill_null(values, "00000000-0000-0000-0000-000000000000")
-    if (_lengths(filled) != 36).any():
-        raise ProjectionError("a uuid column holds text that is not 36 characters long")
-    text = np.frombuffer(_characters(filled.cast(pa.large_binary())), np.uint8).reshape(-1, 36)
-    digits = _NIBBLES[text[:, _UUID_DIGITS]]
-    octets: npt.NDArray[np.uint8] = digits[:, ::2] * np.uint8(16) + digits[:, 1::2]
-    _add_number_like(row, values, octets, "u1")
+def _add_uuid(row: RowBuilder, values: Array) -> None:
+    _add_number_like(row, values, uuid_octets(values), "u1")
 
 
-_ADD_COLUMN: Final[dict[str, Callable[[_Row, Array], None]]] = {
+_ADD_COLUMN: Final[dict[str, Callable[[RowBuilder, Array], None]]] = {
     "string": _add_text,
     "number": _add_number,
     "integer": _add_integer,
@@ -220,16 +214,43 @@ _ADD_COLUMN: Final[dict[str, Callable[[_Row, Array], None]]] = {
 }
 
 
+def flags(values: Array) -> npt.NDArray[Any]:
+    """1 for true, 0 for false and null."""
+    return np.asarray(_compute.fill_null(values, False).cast(pa.uint8()))
+
+
+def uuid_octets(values: Array) -> npt.NDArray[np.uint8]:
+    """16 octets each; zeros where null.
+
+    Raises:
+        ProjectionError: A text is not 36 characters long.
+    """
+    # 36 lower-case characters each, as columns.py decodes them.
+    filled = _compute.fill_null(values, "00000000-0000-0000-0000-000000000000")
+    if (lengths(filled) != 36).any():
+        raise ProjectionError("a uuid column holds text that is not 36 characters long")
+    text = np.frombuffer(_characters(filled.cast(pa.large_binary())), np.uint8).reshape(-1, 36)
+    digits = _NIBBLES[text[:, _UUID_DIGITS]]
+    octets: npt.NDArray[np.uint8] = digits[:, ::2] * np.uint8(16) + digits[:, 1::2]
+    return octets
+
+
 def _check_type(values: Array, expected: pa.DataType) -> None:
     if values.type != expected:
         raise ProjectionError(f"a column of Arrow type {values.type} cannot be read as {expected}")
 
 
-def _is_valid(values: Array) -> npt.NDArray[np.bool_]:
+def is_valid(values: Array) -> npt.NDArray[np.bool_]:
+    """Which values are not null."""
     return np.asarray(values.is_valid())
 
 
-def _lengths(values: Array) -> npt.NDArray[np.int64]:
+def lengths(values: Array) -> npt.NDArray[np.int64]:
+    """Bytes of each text; 0 where null.
+
+    Raises:
+        ProjectionError: The values are no text.
+    """
     if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
         raise ProjectionError(f"a column of Arrow type {values.type} cannot be read as text")
     return np.asarray(_compute.fill_null(_compute.binary_length(values), 0)).astype(np.int64)
@@ -237,13 +258,19 @@ def _lengths(values: Array) -> npt.NDArray[np.int64]:
 
 def _characters(values: Array) -> memoryview:
     """The bytes of all values of a binary array, side by side."""
+    return binary_parts(values)[0]
+
+
+def binary_parts(values: Array) -> tuple[memoryview, npt.NDArray[np.int64]]:
+    """The bytes of all values of a binary array; where each begins, and where the last ends."""
     buffers: Any = values.buffers()
     width = np.int64 if values.type == pa.large_binary() else np.int32
     ends = np.frombuffer(buffers[1], width)[values.offset : values.offset + len(values) + 1]
-    return memoryview(buffers[2])[int(ends[0]) : int(ends[-1])]
+    data = memoryview(buffers[2])[int(ends[0]) : int(ends[-1])]
+    return data, ends.astype(np.int64) - int(ends[0])
 
 
-def _numbers(values: Array, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+def numbers(values: Array, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """The values straight from Arrow's buffer; what stands where null is undefined."""
     buffers: Any = values.buffers()
     numbers: npt.NDArray[Any] = np.frombuffer(

@@ -10,6 +10,7 @@ is first, and who comes later finds it unchanged.
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -30,6 +31,8 @@ from feature_pipeline.projections.table_spec import TableSpec
 from feature_pipeline.projections.upcast import CannotEvolveError
 
 _END: Final = object()
+_AHEAD: Final = 2
+"""Batches a worker prepares while it loads another. One waits for S3 most of its time."""
 _SHOWN_REFUSALS: Final = 10
 
 
@@ -181,7 +184,7 @@ def _tasks(store: BlobStore, spec: TableSpec, batches: Iterable[str] | None) -> 
 
 
 class _Work:
-    """Tasks shared by workers; each worker loads one batch while it prepares its next."""
+    """Tasks shared by workers; each worker loads one batch while it prepares its next ones."""
 
     def __init__(
         self,
@@ -225,15 +228,16 @@ class _Work:
         try:
             with (
                 self._database.connect(f"table {self._spec.name!r}") as connection,
-                ThreadPoolExecutor(1, thread_name_prefix="prepare") as ahead,
+                ThreadPoolExecutor(_AHEAD, thread_name_prefix="prepare") as ahead,
             ):
                 # One flush at the end in place of one per batch: a crash of the server may take
                 # the last loads back, rows and progress together, and they are then loaded again.
                 connection.execute("set synchronous_commit = off")
-                upcoming = self._prepare_next(ahead)
-                while upcoming is not None:
-                    current, upcoming = upcoming, self._prepare_next(ahead)
-                    report = self._load(connection, current.result())
+                upcoming = deque(self._prepare_next(ahead) for _ in range(_AHEAD))
+                while (current := upcoming.popleft()) is not None:
+                    prepared = current.result()
+                    upcoming.append(self._prepare_next(ahead))
+                    report = self._load(connection, prepared)
                     if report is not None:
                         reports.put(report)
                 _flush(connection, self._state.wanted)

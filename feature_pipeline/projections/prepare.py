@@ -138,15 +138,19 @@ def encode_chunks(rows: pa.Table, batch: str, kinds: dict[str, str]) -> Iterator
         label = pa.repeat(pa.scalar(batch), len(chunk))
         yield copy_format.encode_copy_rows(
             [
-                (kind, label if name == "batch" else _one_array(chunk[name]))
+                (kind, label if name == "batch" else one_array(chunk[name]))
                 for name, kind in kinds.items()
             ]
         )
 
 
-def _one_array(values: pa.ChunkedArray[Any]) -> pa.Array[Any]:
+def one_array(values: pa.ChunkedArray[Any]) -> pa.Array[Any]:
+    """The values in one piece; copied only if they were in several."""
     # The published stubs of pyarrow mistake both for chunked arrays.
     concat: Any = pa.concat_arrays
+    if values.num_chunks == 0:
+        empty: pa.Array[Any] = pa.array([], values.type)
+        return empty
     array: pa.Array[Any] = values.chunks[0] if values.num_chunks == 1 else concat(values.chunks)
     return array
 
@@ -174,5 +178,5 @@ def _encode_outcomes(outcomes: pa.Table, generation: Generation, batch: BatchEnt
         "batch": repeat(pa.scalar(batch.batch), count),
         "submitted_at": repeat(instant, count),
     }
-    values |= {name: _one_array(outcomes[name]) for name in ("record_id", "status", "reason")}
+    values |= {name: one_array(outcomes[name]) for name in ("record_id", "status", "reason")}
     return copy_format.encode_copy_rows([(kind, values[n]) for n, kind in OUTCOME_KINDS.items()])

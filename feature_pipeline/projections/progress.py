@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from feature_pipeline.archive import log
+from feature_pipeline.archive import history, log
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.log import FeatureEntry
-from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.projections.bookkeeping import Progress, all_progress
 from feature_pipeline.projections.database import Database
 from feature_pipeline.projections.generation import read_table
@@ -115,14 +114,9 @@ def current_entries(
 def _entries_as_of(
     store: BlobStore, spec: TableSpec, time: datetime, batches: Collection[str] | None
 ) -> dict[str, FeatureEntry]:
-    chosen = list(log.batches(store, spec.dataset) if batches is None else batches)
-
-    def last(batch: str) -> FeatureEntry | None:
-        entries = log.read_log(store, spec.dataset, spec.hook, batch)
-        return log.last_current(entry for entry in entries if entry.accepted_at <= time)
-
-    found = zip(chosen, map_threads(last, chosen), strict=True)
-    return {batch: entry for batch, entry in found if entry is not None}
+    # Not by way of the log alone: what is erased since has a successor, which is read instead.
+    heads = history.heads_as_of(store, spec.dataset, spec.hook, time)
+    return heads if batches is None else {b: heads[b] for b in batches if b in heads}
 
 
 def compare_progress(

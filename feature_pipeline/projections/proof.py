@@ -3,10 +3,10 @@
 What belongs here: comparing. Not here: mending what differs (`rebuild`).
 """
 
-import json
+from __future__ import annotations
+
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
-from itertools import groupby
+from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
@@ -15,23 +15,25 @@ from psycopg import IsolationLevel, sql
 
 from feature_pipeline.archive import log, tombstones
 from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.archive.encode import iter_record_rows
 from feature_pipeline.archive.manifest import Manifest
 from feature_pipeline.archive.read import read_manifest, read_outcomes, read_rows
 from feature_pipeline.columns import columns_header, row_encoder
-from feature_pipeline.digest import ContentSum, Digest, Value, canonical_json, document_bytes
+from feature_pipeline.digest import ContentSum
 from feature_pipeline.projections import evolve
 from feature_pipeline.projections.bookkeeping import Progress, all_progress
+from feature_pipeline.projections.canonical import RecordDigests, line_digests
 from feature_pipeline.projections.database import Connection, Database
 from feature_pipeline.projections.generation import Generation, require_table
+from feature_pipeline.projections.prepare import one_array
 from feature_pipeline.projections.progress import (
     ProgressReport,
     compare_progress,
     current_entries,
 )
+from feature_pipeline.projections.read_back import canonical_texts, column_fields, read_back
 from feature_pipeline.projections.table_spec import TableSpec
 
-_FETCH_ROWS: Final = 5_000
+_MODULUS: Final = 2**256
 _SHOWN: Final = 5
 
 
@@ -71,11 +73,18 @@ class Proof:
 
 @dataclass(slots=True)
 class _Content:
-    """What one batch's rows and outcomes come to."""
+    """What one batch's rows and outcomes come to: sums of digests, and how many rows."""
 
-    rows: ContentSum = field(default_factory=ContentSum)
-    outcomes: ContentSum = field(default_factory=ContentSum)
+    rows: int = 0
+    outcomes: int = 0
     row_count: int = 0
+
+    def add_rows(self, digest: bytes, count: int) -> None:
+        self.rows = (self.rows + int.from_bytes(digest)) % _MODULUS
+        self.row_count += count
+
+    def add_outcome(self, digest: bytes) -> None:
+        self.outcomes = (self.outcomes + int.from_bytes(digest)) % _MODULUS
 
 
 def prove(
@@ -129,8 +138,8 @@ def prove_generation(
         or (batch in progress and progress[batch].rows != archive[batch].row_count)
     ]
     return Proof(
-        table_digest=sum((part.rows for part in table.values()), ContentSum()),
-        archive_digest=sum((part.rows for part in archive.values()), ContentSum()),
+        table_digest=ContentSum(sum(part.rows for part in table.values()) % _MODULUS),
+        archive_digest=ContentSum(sum(part.rows for part in archive.values()) % _MODULUS),
         rows=sum(part.row_count for part in table.values()),
         batches=len(progress),
         unequal_batches=tuple(differing),
@@ -143,58 +152,58 @@ def _table_content(
 ) -> dict[str, _Content]:
     """Per batch, what the table holds."""
     content: dict[str, _Content] = {}
-    encoder = row_encoder(generation.columns)
-    chosen = None if batches is None else sorted(batches)
-    rows = _read_rows(connection, generation, chosen)
-    for (record_id, batch), group in groupby(rows, key=lambda row: (row[0], row[1])):
-        part = content.setdefault(batch, _Content())
-        values: list[tuple[Value, ...]] = []
-        for row in group:
-            # A gap in the ordinals is a row that is not the archive's; NULLs stand for it.
-            values.extend([(None,) * len(generation.columns)] * max(0, row[2] - len(values)))
-            values.append(row[3])
-        part.rows += ContentSum.of([encoder.rows_digest(record_id, encoder.rows(values))])
-        part.row_count += len(values)
-    with connection.cursor("outcomes") as cursor:
-        cursor.itersize = _FETCH_ROWS
-        cursor.execute(
-            sql.SQL(
-                "select record_id, status, reason, batch from {}"
-                " where %(batches)s::text[] is null or batch = any(%(batches)s)"
-            ).format(generation.outcomes),
-            {"batches": chosen},
-        )
-        for record_id, status, reason, batch in cursor:
-            part = content.setdefault(batch, _Content())
-            part.outcomes += _outcome_digest(record_id, status, reason)
+    where: sql.Composable = sql.SQL("")
+    if batches is not None:
+        where = sql.SQL("where batch = any({})").format(sql.Literal(sorted(batches)))
+    for owner, digest, count in _record_digests(connection, generation, where):
+        content.setdefault(owner, _Content()).add_rows(digest, count)
+    fields = dict.fromkeys(("record_id", "status", "reason", "batch"), pa.string())
+    for chunk in read_back(connection, generation.outcomes, fields, where):
+        owners: list[Any] = chunk["batch"].to_pylist()
+        for owner, digest in zip(owners, _outcome_digests(chunk), strict=True):
+            content.setdefault(owner, _Content()).add_outcome(digest)
     return content
 
 
-def _read_rows(
-    connection: Connection, generation: Generation, batches: list[str] | None
-) -> Iterator[tuple[str, str, int, tuple[Value, ...]]]:
-    """(record id, batch, ordinal, values), by record and ordinal; JSON is canonical."""
-    columns = generation.columns
-    fields: list[sql.Composable] = [sql.SQL("record_id"), sql.SQL("batch"), sql.SQL("ordinal")]
-    fields += [
-        sql.SQL("{}::text" if column.kind in {"json", "uuid"} else "{}").format(
-            sql.Identifier(column.name)
-        )
-        for column in columns
+def _record_digests(
+    connection: Connection, generation: Generation, where: sql.Composable
+) -> Iterator[tuple[str, bytes, int]]:
+    """(batch, digest, rows) of every record that has rows."""
+    fields = column_fields(generation.columns)
+    # The order of the primary key: an index gives it.
+    tail = sql.SQL("{} order by record_id, ordinal").format(where)
+    digests = RecordDigests(
+        row_encoder(generation.columns), [column.kind for column in generation.columns]
+    )
+    held: pa.Table | None = None
+    for chunk in read_back(connection, generation.identifier, fields, tail):
+        rows = chunk if held is None else pa.concat_tables([held, chunk])
+        # The last record may go on in the next chunk.
+        end = _start_of_last_record(rows)
+        yield from _digests_of(digests, rows.slice(0, end), generation)
+        held = rows.slice(end)
+    if held is not None:
+        yield from _digests_of(digests, held, generation)
+
+
+def _digests_of(
+    digests: RecordDigests, rows: pa.Table, generation: Generation
+) -> Iterator[tuple[str, bytes, int]]:
+    columns = [
+        canonical_texts(rows[column.name])
+        if column.kind == "json"
+        else one_array(rows[column.name])
+        for column in generation.columns
     ]
-    query = sql.SQL(
-        "select {} from {} where %(batches)s::text[] is null or batch = any(%(batches)s)"
-        " order by record_id, ordinal, batch"
-    ).format(sql.SQL(", ").join(fields), generation.identifier)
-    json_at = [at for at, column in enumerate(columns) if column.kind == "json"]
-    with connection.cursor("rows", binary=True) as cursor:
-        cursor.itersize = _FETCH_ROWS
-        cursor.execute(query, {"batches": batches})
-        for record_id, batch, ordinal, *values in cursor:
-            for at in json_at:
-                if values[at] is not None:
-                    values[at] = canonical_json(json.loads(values[at]))
-            yield record_id, batch, ordinal, tuple(values)
+    keys = [one_array(rows["record_id"]), one_array(rows["batch"])]
+    for (_, batch), digest, count in digests.of(keys, one_array(rows["ordinal"]), columns):
+        yield batch, digest, count
+
+
+def _start_of_last_record(rows: pa.Table) -> int:
+    ids = rows["record_id"]
+    is_last: Any = pc.equal(ids, ids[len(ids) - 1])
+    return int(pc.index(is_last, True).as_py())
 
 
 def _archive_content(
@@ -212,9 +221,9 @@ def _archive_content(
     # Later batches overwrite earlier ones: what is left is each record's owner.
     for batch in sorted(manifests, key=lambda batch: entries[batch].order):
         record_ids: list[Any] = read_outcomes(store, manifests[batch])["record_id"].to_pylist()
-        for record_id in record_ids:
-            if record_id not in withdrawn:
-                owners[record_id] = batch
+        owners.update(dict.fromkeys(record_ids, batch))
+    for record_id in withdrawn:
+        owners.pop(record_id, None)
     return {
         batch: _batch_content(store, manifest, generation, batch, owners)
         for batch, manifest in manifests.items()
@@ -230,32 +239,37 @@ def _batch_content(
     owners: dict[str, str],
 ) -> _Content:
     content, columns = _Content(), generation.columns
-    outcomes = read_outcomes(store, manifest).select(["record_id", "status", "reason"])
-    foreign: list[str] = []
-    for line in outcomes.to_pylist():
-        if owners.get(line["record_id"]) != batch:
-            foreign.append(line["record_id"])
-            continue
-        content.outcomes += _outcome_digest(line["record_id"], line["status"], line["reason"])
+    outcomes = read_outcomes(store, manifest)
+    ids: list[Any] = outcomes["record_id"].to_pylist()
+    foreign = [record_id for record_id in ids if owners.get(record_id) != batch]
+    if foreign:
+        outcomes = outcomes.filter(pc.invert(_is_in(outcomes["record_id"], foreign)))
+    for digest in _outcome_digests(outcomes):
+        content.add_outcome(digest)
     if (
         not foreign
         and manifest.rows_digest is not None
         and columns_header(manifest.columns) == columns_header(columns)
     ):
         # Acceptance computed it from these rows; the blob's bytes are checked by their digest.
-        content.rows, content.row_count = manifest.rows_digest, manifest.counts.rows
+        content.rows, content.row_count = manifest.rows_digest.value, manifest.counts.rows
         return content
-    written = read_rows(store, manifest)
-    rows = evolve.artifact_rows(manifest, written, columns, generation.upcasters)
+    rows = evolve.artifact_rows(manifest, read_rows(store, manifest), columns, generation.upcasters)
     if foreign:
-        is_foreign = pc.is_in(rows["record_id"], pa.array(foreign, pa.string()))
-        rows = rows.filter(pc.invert(is_foreign))
-    encoder = row_encoder(columns)
-    for record_id, values in iter_record_rows(rows, columns):
-        content.rows += ContentSum.of([encoder.rows_digest(record_id, encoder.rows(values))])
-        content.row_count += len(values)
+        rows = rows.filter(pc.invert(_is_in(rows["record_id"], foreign)))
+    digests = RecordDigests(row_encoder(columns), [column.kind for column in columns])
+    arrays = [one_array(rows[column.name]) for column in columns]
+    for _, digest, count in digests.of(
+        [one_array(rows["record_id"])], one_array(rows["ordinal"]), arrays
+    ):
+        content.add_rows(digest, count)
     return content
 
 
-def _outcome_digest(record_id: str, status: str, reason: str | None) -> ContentSum:
-    return ContentSum.parse(Digest.of(document_bytes([record_id, status, reason])).hex)
+def _is_in(values: pa.ChunkedArray[Any], chosen: list[str]) -> Any:
+    return pc.is_in(values, pa.array(chosen, pa.string()))
+
+
+def _outcome_digests(lines: pa.Table) -> Iterator[bytes]:
+    """One digest per record of what became of it."""
+    return line_digests([one_array(lines[name]) for name in ("record_id", "status", "reason")])

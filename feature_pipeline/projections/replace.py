@@ -116,7 +116,7 @@ def _replace(
     owned = None if owned_count == total else _owned(connection, generation, prepared)
     rows = prepared.row_count(owned)
     if rows:
-        _copy(connection, generation.identifier, prepared.kinds, prepared.chunks(owned))
+        copy_rows(connection, generation.identifier, prepared.kinds, prepared.chunks(owned))
     progress = _progress(prepared, rows)
     for batch in sorted({prepared.batch, *lost}):
         if batch == prepared.batch:
@@ -138,7 +138,9 @@ def _claim(
     if is_first:
         try:
             with connection.transaction():
-                _copy(connection, generation.outcomes, OUTCOME_KINDS, [prepared.encoded_outcomes])
+                copy_rows(
+                    connection, generation.outcomes, OUTCOME_KINDS, [prepared.encoded_outcomes]
+                )
         except psycopg.errors.UniqueViolation:
             # A record is in a batch that was loaded before. Claims decide whose it is; they take
             # three times as long as COPY, which is right whenever batches do not overlap.
@@ -205,12 +207,13 @@ def _delete_rows(
     return dict(rows.fetchall())
 
 
-def _copy(
+def copy_rows(
     connection: Connection,
     table: sql.Identifier,
     columns: Iterable[str],
     chunks: Iterable[memoryview],
 ) -> None:
+    """The table has these rows too, encoded by `copy_format`, in the caller's transaction."""
     statement = sql.SQL("copy {} ({}) from stdin (format binary)").format(
         table, sql.SQL(", ").join(map(sql.Identifier, columns))
     )

@@ -159,6 +159,7 @@ def test_the_readme_from_submission_to_results(tmp_path: Path) -> None:
         assert re.search(r"^passed +2$", printed, re.MULTILINE)
         assert '{"id": "1ubi", "features": [{"name": "1ubi.pdb", "bytes": 77355}]}' in printed
 
+        project.shell(one_block("sh", "feature-pipeline verify"))
         project.shell(one_block("sh", "dg launch"))
         launched = project.graphql(one_block("graphql", "launchPartitionBackfill"))
         assert launched["launchPartitionBackfill"]["backfillId"]

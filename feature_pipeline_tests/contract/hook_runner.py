@@ -255,7 +255,7 @@ class HookRunnerTests:
         started = time.monotonic()
         result = run(
             "import os, subprocess, sys\n"
-            'late = \'import os, time; os.chdir(os.environ["OSA_OUT"]);\'\n'
+            "late = 'import os, time; os.chdir(os.environ[\"OSA_OUT\"]);'\n"
             'late += \'open("errors.jsonl", "w").write("x"); time.sleep(1.5);\'\n'
             'late += \'open("progress.jsonl", "w")\'\n'
             "subprocess.Popen([sys.executable, '-c', late])\n"

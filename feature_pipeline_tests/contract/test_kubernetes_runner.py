@@ -18,6 +18,7 @@ from feature_pipeline.hooks.failure import FailureKind
 from feature_pipeline.hooks.runner import RunRequest, RunResult, Workspace
 from feature_pipeline.hooks.runners import kubernetes_job as jobs
 from feature_pipeline.hooks.runners.kubernetes import KubernetesRunner
+from feature_pipeline.hooks.runners.kubernetes_config import PodOverrides
 from feature_pipeline.local.seaweedfs import S3Address
 from feature_pipeline.release import HookRelease
 from feature_pipeline_tests.contract.hook_runner import HANG, HookRunnerTests, Monitor, Run
@@ -60,8 +61,9 @@ class KubernetesTests:
                 configuration.retries = False
                 return client.ApiClient(configuration)
 
-            options = {"connect": connect, "poll_seconds": 0.1, "patience_seconds": 5} | options
-            return KubernetesRunner(transfer, settings, **options)
+            chosen: dict[str, Any] = {"connect": connect, "poll_seconds": 0.1}
+            chosen |= {"patience_seconds": 5} | options
+            return KubernetesRunner(transfer, settings, **chosen)
 
         return make
 
@@ -88,8 +90,12 @@ class KubernetesTests:
 
 
 class TestKubernetesRunner(KubernetesTests, HookRunnerTests):
+    @pytest.fixture(autouse=True)
+    def _cluster(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+
     def test_an_error_of_the_monitor_stops_the_hook_and_passes_through(
-        self, run: Run, workspace: Workspace, cluster: Cluster
+        self, run: Run, workspace: Workspace
     ):
         """An interrupt alone is a drained worker: its Job is left to be attached to."""
 
@@ -99,7 +105,7 @@ class TestKubernetesRunner(KubernetesTests, HookRunnerTests):
 
         with pytest.raises(KeyboardInterrupt, match="go"):
             run("print('go', flush=True)\n" + HANG, Broken())
-        [job] = cluster.all("jobs")
+        [job] = self.cluster.all("jobs")
         assert not job["status"].get("conditions")
 
 
@@ -128,7 +134,7 @@ class TestFailures(KubernetesTests):
         assert cluster.all("secrets") == []
 
     def test_what_a_queue_holds_back_is_waited_for(self, make_runner, workspace, cluster):
-        overrides = jobs.PodOverrides(job_spec_config={"suspend": True})
+        overrides = PodOverrides(job_spec_config={"suspend": True})
         settings = dataclasses.replace(SETTINGS, schedule_seconds=0.2, overrides=overrides)
         request = self.request_of(workspace, OK)
 
@@ -148,7 +154,7 @@ class TestFailures(KubernetesTests):
 
     def test_no_pod_is_made(self, make_runner, workspace, cluster):
         """Over quota, or a service account that does not exist."""
-        overrides = jobs.PodOverrides(job_spec_config={"suspend": True})
+        overrides = PodOverrides(job_spec_config={"suspend": True})
         settings = dataclasses.replace(SETTINGS, schedule_seconds=0.5, overrides=overrides)
         request = self.request_of(workspace, OK)
         event = {

@@ -47,7 +47,7 @@ STEPS = [
     Step("switch", "_change_view"),
     Step("switch", "_change_view", is_after=True),
     Step("settle", "drop_superseded"),
-    Step("generation", "drop_generation"),
+    Step("settle", "drop_generation"),
 ]
 
 

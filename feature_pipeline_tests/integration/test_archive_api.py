@@ -5,9 +5,11 @@ import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +17,7 @@ import pytest
 
 from feature_pipeline import Archive
 from feature_pipeline.archive import accept, blobs, layout, log, read, tombstones
+from feature_pipeline.archive.erase import erase
 from feature_pipeline.archive.threads import WORKERS
 from feature_pipeline.columns import Column
 from feature_pipeline.digest import Digest
@@ -72,7 +75,7 @@ def same(one, other):
 
 def values(features, column):
     """Per record the column's values, of all batches read."""
-    found = {}
+    found: dict = {}
     table = features.to_arrow()
     for record_id, value in zip(
         table["record_id"].to_pylist(), table[column].to_pylist(), strict=True
@@ -181,6 +184,14 @@ class TestEvolution:
         }
         # a batch by itself has its own columns
         assert archive.features("pockets", batches=["b1"]).columns == COLUMNS
+
+    def test_an_erasure_in_an_old_batch_does_not_bring_old_columns_back(self, scene, archive):
+        scene.add("b1", {"r1": [{"count": 1}], "r2": [{"count": 2}]})
+        scene.columns = (Column(name="grade", type="integer"),)
+        scene.add("b2", {"r3": [{"grade": 3}]})
+        assert erase(scene.store, "demo", ["r2"], "asked for").problems == []
+        assert log.heads(scene.store, "demo", "pockets")["b1"].seq == 2
+        assert values(archive.features("pockets"), "grade") == {"r1": [None], "r3": [3]}
 
     @pytest.mark.parametrize(
         ("value", "column", "said"),
@@ -413,3 +424,14 @@ class TestCommandLine:
             assert done.returncode == 1
             assert said in done.stderr
             assert b"Traceback" not in done.stderr
+
+
+def test_the_page_on_reading(scene, s3_address, s3_prefix, tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "reading.md").read_text("utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    scene.add("b1", ROWS)
+    done = run(["-c", program], s3_address, s3_prefix, tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    printed = done.stdout.decode()
+    assert "demo pockets ('1',)" in printed
+    assert "count integer atoms None" in printed

@@ -68,7 +68,7 @@ ROWS = st.lists(
 def test_rows_read_back_are_the_rows_written(
     database_url: str, monkeypatch: pytest.MonkeyPatch, small_bytes: int, rows: list, skipped: int
 ) -> None:
-    monkeypatch.setattr(copy_format, "_MAX_SMALL_BYTES", small_bytes)
+    monkeypatch.setattr(copy_format, "MAX_SMALL_BYTES", small_bytes)
     # Rows before the slice, so that no buffer begins where its values do.
     padding = [(None,) * len(COLUMNS)] * skipped
     outcome = Outcome("r", Status.PASSED, rows=(*padding, *rows))

@@ -2,14 +2,14 @@
 
 import boto3
 import pytest
-from pydantic import TypeAdapter, ValidationError
 
+from feature_pipeline import settings
 from feature_pipeline.archive.stores.memory import MemoryStore
 from feature_pipeline.archive.stores.s3_sign import S3Signer
-from feature_pipeline.compute.runners import RunnerSettings, open_runner
+from feature_pipeline.compute.runners import open_runner
+from feature_pipeline.compute.runners import parse_settings as parse
 from feature_pipeline.errors import InvalidInputError
 
-PARSE = TypeAdapter(RunnerSettings).validate_python
 CLUSTER = {"kind": "kubernetes", "namespace": "hooks", "support_image": "r/s@sha256:0"}
 
 
@@ -35,22 +35,22 @@ def signer(signature: str = "s3v4") -> S3Signer:
     ],
 )
 def test_every_kind(config):
-    assert open_runner(PARSE(config), MemoryStore(), signer()).name == config["kind"]
+    assert open_runner(parse(config), MemoryStore(), signer()).name == config["kind"]
 
 
 def test_an_unknown_kind_names_those_there_are():
-    with pytest.raises(ValidationError, match=r"'subprocess', 'container', 'kubernetes'"):
-        PARSE({"kind": "docker"})
+    with pytest.raises(InvalidInputError, match=r"'subprocess', 'container', 'kubernetes'"):
+        parse({"kind": "docker"})
 
 
 def test_kubernetes_needs_somebody_who_signs():
     with pytest.raises(InvalidInputError, match="sign"):
-        open_runner(PARSE(CLUSTER), MemoryStore())
+        open_runner(parse(CLUSTER), MemoryStore())
 
 
 def test_wrong_additions_fail_before_anything_runs():
     with pytest.raises(InvalidInputError, match="host_networks"):
-        open_runner(PARSE(CLUSTER | {"k8s": {"pod_spec_config": {"host_networks": 1}}}),
+        open_runner(parse(CLUSTER | {"k8s": {"pod_spec_config": {"host_networks": 1}}}),
                     MemoryStore(), signer())  # fmt: skip
 
 
@@ -70,3 +70,24 @@ def test_nothing_is_signed_for_longer_than_s3_takes(seconds):
 def test_a_client_that_signs_the_old_way_is_refused():
     with pytest.raises(InvalidInputError, match="s3v4"):
         signer("s3").sign_get("blobs/x", 60)
+
+
+def test_from_the_environment():
+    environment = {
+        settings.RUNNER: "container",
+        settings.RUNNER_SETTINGS: "{code_image: 'sha256:0', pids: 64}",
+    }
+    config = {"kind": settings.runner_name(environment)} | settings.runner_settings(environment)
+    assert open_runner(parse(config), MemoryStore()).name == "container"
+    assert settings.runner_settings({}) == {}
+
+
+@pytest.mark.parametrize("text", ["a: [", "[1]", "text"])
+def test_settings_that_are_no_mapping(text):
+    with pytest.raises(InvalidInputError, match=settings.RUNNER_SETTINGS):
+        settings.runner_settings({settings.RUNNER_SETTINGS: text})
+
+
+def test_settings_of_another_kind():
+    with pytest.raises(InvalidInputError, match="engine_url"):
+        parse({"kind": "subprocess", "engine_url": "x"})

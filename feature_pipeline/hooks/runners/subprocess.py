@@ -127,8 +127,14 @@ class SubprocessRunner:
             reason = f"{command[0]!r} cannot be started: {error}"
             log.note(reason)
             return _End(None, (FailureKind.CANNOT_START, reason)), None
-        watch = _Watch(process, request, monitor, log, self._grace_seconds)
-        return watch.until_end(), watch.tree.peak_bytes
+        try:
+            watch = _Watch(process, request, monitor, log, self._grace_seconds)
+            return watch.until_end(), watch.tree.peak_bytes
+        except BaseException:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            raise
 
 
 def _lay_out_code(request: RunRequest, folder: Path) -> tuple[FailureKind, str] | None:

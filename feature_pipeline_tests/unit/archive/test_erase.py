@@ -275,6 +275,29 @@ def test_an_artifact_accepted_in_spite_of_the_tombstone_is_found(care, monkeypat
     clean(store)
 
 
+def test_a_late_run_of_a_batch_erased_twice_and_lifted(care):
+    """It is redacted to what the batch is now, whatever is withdrawn at that time."""
+    store = care.store
+    batch = care.submit(care.batch_of("b1", ("a", "b", "c")))
+    release = care.release()
+    late = care.run(batch, release, "late")
+    erase(store, DATASET, ["b"], "one")
+    erase(store, DATASET, ["c"], "two")
+    tombstones.lift(store, DATASET, ["b"], "allowed again")
+    publish.announce(store, late)
+    new = care.submit(care.batch_of("b2", ("b", "d")))
+    care.compute(new, release, "new")
+    erase(store, DATASET, ["d"], "three")
+    [settled] = accept.settle_all(store, accept.waiting(store))
+    manifest = read.read_manifest(store, settled.entry.manifest)
+    assert [o.record_id for o in read.read_artifact_outcomes(store, manifest)] == ["a"]
+    assert read.read_raw(store, manifest, "features.jsonl") == raw_lines(["a"], "late")
+    head = log.head(store, DATASET, HOOK, "b2")
+    manifest = read.read_manifest(store, head.manifest)
+    assert [o.record_id for o in read.read_artifact_outcomes(store, manifest)] == ["b"]
+    clean(store)
+
+
 def test_resubmission_needs_a_lift(care):
     store = care.store
     batch = care.submit(care.batch_of("b1", ("a", SECRET)))

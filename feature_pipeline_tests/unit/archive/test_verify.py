@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from feature_pipeline.archive import inbox, layout, log, publish
+from feature_pipeline.archive import inbox, layout, log
 from feature_pipeline.archive.erase import erase
 from feature_pipeline.archive.objects import ObjectKind, Scope, State
 from feature_pipeline.archive.verify import verify
@@ -257,4 +257,3 @@ def test_json(care):
     assert document["is_clean"] is False
     assert document["counts"]["missing"] == 1
     assert document["findings"][0]["kind"] == "manifest"
-    assert publish.MAX_BATCHES

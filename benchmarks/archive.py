@@ -1,0 +1,397 @@
+"""Publishing, accepting, ticking and recovering, as ratios within one run.
+
+    python benchmarks/archive.py [--artifacts 2000] [--archived 20000]
+
+Starts its own servers in a temporary folder. Times are of this machine; the ratios are what
+counts.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dagster as dg
+import yaml
+
+from feature_pipeline.archive import accept, blobs, layout, log
+from feature_pipeline.archive.encode import Content, encode_outcomes, encode_rows
+from feature_pipeline.archive.log import BatchEntry, FeatureEntry, ReleaseEntry, Verdict
+from feature_pipeline.archive.manifest import BlobRef, Manifest, ReleaseRef, RunInfo
+from feature_pipeline.archive.publish import (
+    Artifact,
+    Completion,
+    CompletionStatus,
+    announce,
+    publish_artifact,
+)
+from feature_pipeline.archive.stores.s3 import S3Store, make_client, open_store
+from feature_pipeline.columns import Column, ColumnType
+from feature_pipeline.compute.plan import plan_run
+from feature_pipeline.digest import Digest
+from feature_pipeline.hooks.definition import HookDefinition
+from feature_pipeline.local.services import LocalServices
+from feature_pipeline.orchestration.inbox_sensor import settle_inbox
+from feature_pipeline.orchestration.keys import features_key
+from feature_pipeline.orchestration.recover import recover_dagster
+from feature_pipeline.outcomes import Outcome, Status
+from feature_pipeline.records import Record, RecordBatch, Source
+
+COLUMNS = (
+    Column(name="value", type=ColumnType.NUMBER),
+    Column(name="text", type=ColumnType.STRING),
+)
+HOOK = "bench"
+
+
+def definition(dataset: str) -> HookDefinition:
+    return HookDefinition.model_validate(
+        {
+            "name": HOOK,
+            "dataset": dataset,
+            "release": {"version": "1", "command": ["true"], "code": ["none.py"]},
+            "feature": {"columns": [c.model_dump(mode="json") for c in COLUMNS]},
+        }
+    )
+
+
+def register(store: S3Store, dataset: str, folder: Path) -> ReleaseEntry:
+    (folder / "none.py").write_text("")
+    hook = definition(dataset)
+    return log.register_release(store, hook.hook_release(folder), hook.code_files(folder))
+
+
+def make_batch(dataset: str, key: str, records: int = 1) -> RecordBatch:
+    return RecordBatch.create(
+        dataset, key, Source.IMPORT, tuple(Record(id=f"{key}-{i}") for i in range(records))
+    )
+
+
+def run_info(run_id: str) -> RunInfo:
+    now = datetime.now(UTC)
+    return RunInfo(id=run_id, runner="bench", started_at=now, finished_at=now)
+
+
+def outcomes_of(batch: RecordBatch, rows: int, text: str = "x") -> tuple[Outcome, ...]:
+    return tuple(
+        Outcome(r.id, Status.PASSED, tuple((float(i), text) for i in range(rows)))
+        for r in batch.records
+    )
+
+
+def seconds(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def put_all(store: S3Store, objects: Iterator[tuple[str, bytes]]) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        for _ in pool.map(lambda item: store.create(*item), objects):
+            pass
+
+
+def bench_publish(store: S3Store, folder: Path, size: int, rounds: int) -> float:
+    """Seconds of a bare PUT of the raw bytes divided by those of publishing an artifact of them."""
+    dataset = f"publish{size}"
+    release = register(store, dataset, folder)
+    published, bare = [], []
+    for number in range(rounds):
+        batch = make_batch(dataset, f"b{number}")
+        raw = folder / "features.jsonl"
+        raw.write_bytes(os.urandom(size))
+        artifact = Artifact(
+            batch=batch,
+            release=release,
+            columns=COLUMNS,
+            cardinality="many",
+            run=run_info(f"r{number}"),
+            outcomes=outcomes_of(batch, 1),
+            raw={"features.jsonl": raw},
+            log=None,
+        )
+        published.append(seconds(lambda a=artifact: publish_artifact(store, a)))
+        data = os.urandom(size)
+        bare.append(seconds(lambda d=data, n=number: store.create(f"bare/{size}/{n}", d)))
+    return statistics.median(bare) / statistics.median(published)
+
+
+def fabricate(store: S3Store, dataset: str, release: ReleaseEntry, keys: Sequence[str]) -> None:
+    """Accepted batches and artifacts, written directly; rows of one record each."""
+
+    def objects() -> Iterator[tuple[str, bytes]]:
+        now = datetime.now(UTC)
+        for key in keys:
+            batch = make_batch(dataset, key)
+            outcomes = outcomes_of(batch, 1)
+            content = Content.of(COLUMNS, outcomes)
+            rows, said = encode_rows(COLUMNS, outcomes), encode_outcomes(outcomes)
+            manifest = Manifest(
+                dataset=dataset,
+                hook=HOOK,
+                batch=key,
+                batch_digest=batch.digest,
+                release=ReleaseRef(
+                    seq=release.seq, digest=release.release.digest, version="1", image=None
+                ),
+                columns=COLUMNS,
+                cardinality="many",
+                inputs={},
+                run=run_info(key),
+                counts=content.counts,
+                blobs={
+                    "rows": BlobRef(digest=Digest.of(rows), size=len(rows)),
+                    "outcomes": BlobRef(digest=Digest.of(said), size=len(said)),
+                },
+                content_digest=content.content_digest,
+                rows_digest=content.rows_digest,
+            )
+            data = manifest.encode()
+            yield layout.blob(batch.digest), batch.encode()
+            yield layout.blob(Digest.of(data)), data
+            yield (
+                layout.entry(layout.batch_log(dataset, key), 1),
+                BatchEntry(
+                    seq=1,
+                    dataset=dataset,
+                    batch=key,
+                    digest=batch.digest,
+                    source=Source.IMPORT,
+                    records=1,
+                    submitted_at=now,
+                ).encode(),
+            )
+            yield (
+                layout.entry(layout.feature_log(dataset, HOOK, key), 1),
+                FeatureEntry(
+                    seq=1,
+                    dataset=dataset,
+                    hook=HOOK,
+                    batch=key,
+                    completion=key,
+                    manifest=Digest.of(data),
+                    release_seq=release.seq,
+                    release=release.release.digest,
+                    base=0,
+                    verdict=Verdict.CURRENT,
+                    content_digest=content.content_digest,
+                ).encode(),
+            )
+
+    put_all(store, objects())
+
+
+def leave_completions(
+    store: S3Store, dataset: str, release: ReleaseEntry, keys: Sequence[str]
+) -> None:
+    for key in keys:
+        batch = log.read_batch(store, dataset, key)
+        published = publish_artifact(
+            store,
+            Artifact(
+                batch=batch,
+                release=release,
+                columns=COLUMNS,
+                cardinality="many",
+                run=run_info(f"{key}-again"),
+                outcomes=outcomes_of(batch, 2),
+                raw={},
+                log=None,
+            ),
+        )
+        announce(
+            store,
+            Completion(
+                id=f"{key}-again",
+                dataset=dataset,
+                hook=HOOK,
+                batch=key,
+                release_seq=release.seq,
+                release_digest=release.release.digest,
+                base=1,
+                manifest=published.manifest_digest,
+                status=CompletionStatus.SUCCEEDED,
+            ),
+        )
+
+
+def bench_tick(
+    store: S3Store, instance: dg.DagsterInstance, folder: Path, archived: int, waiting: int
+) -> tuple[float, float]:
+    """Seconds of the tick that accepts, and of the one that clears, with so many archived."""
+    dataset = f"tick{archived}"
+    release = register(store, dataset, folder)
+    keys = [f"b{i:06d}" for i in range(archived)]
+    fabricate(store, dataset, release, keys)
+    instance.add_dynamic_partitions(dataset, keys)
+    chosen = keys[:: archived // waiting][:waiting]
+    recover_events(store, instance, dataset, chosen)
+    leave_completions(store, dataset, release, chosen)
+    ticks = []
+
+    def tick() -> None:
+        found = settle_inbox(store, "s3://bench", instance)
+        for event in found.events:
+            instance.report_runless_asset_event(event)
+        ticks.append(found)
+
+    accepting, clearing = seconds(tick), seconds(tick)
+    assert ticks[0].accepted == waiting, ticks[0].summary()
+    assert ticks[1].removed == waiting, ticks[1].summary()
+    return accepting, clearing
+
+
+def recover_events(
+    store: S3Store, instance: dg.DagsterInstance, dataset: str, keys: Sequence[str]
+) -> None:
+    from feature_pipeline.orchestration.records import records_event
+
+    for key in keys:
+        entry = log.batch_entry(store, dataset, key)
+        instance.report_runless_asset_event(
+            records_event(entry, log.read_batch(store, dataset, key))
+        )
+
+
+def bench_accept(store: S3Store, folder: Path, count: int) -> float:
+    """Completions accepted a second."""
+    dataset = "accept"
+    release = register(store, dataset, folder)
+    keys = [f"b{i:06d}" for i in range(count)]
+    fabricate(store, dataset, release, keys)
+    leave_completions(store, dataset, release, keys)
+    entries = accept.waiting(store)
+    spent = seconds(lambda: accept.settle_all(store, entries))
+    for entry in entries:
+        accept.remove(store, entry.id)
+    return count / spent
+
+
+def bench_unchanged(store: S3Store, folder: Path) -> float:
+    """Seconds to find that nothing of a batch of 1,000 records needs computing."""
+    dataset = "unchanged"
+    release = register(store, dataset, folder)
+    batch = make_batch(dataset, "b", 1000)
+    blobs.put_blob(store, batch.encode())
+    accept.accept_batch(
+        store,
+        accept.Submission(dataset=dataset, batch="b", digest=batch.digest, source=Source.IMPORT),
+    )
+    first = plan_run(store, definition(dataset), release, batch)
+    outcomes = tuple(
+        Outcome(o.record_id, o.status, o.rows, action=first.actions[o.record_id])
+        for o in outcomes_of(batch, 5)
+    )
+    published = publish_artifact(
+        store,
+        Artifact(
+            batch=batch,
+            release=release,
+            columns=COLUMNS,
+            cardinality="many",
+            run=run_info("r"),
+            outcomes=outcomes,
+            raw={},
+            log=None,
+        ),
+    )
+    accept.accept(
+        store,
+        Completion(
+            id="r",
+            dataset=dataset,
+            hook=HOOK,
+            batch="b",
+            release_seq=release.seq,
+            release_digest=release.release.digest,
+            base=0,
+            manifest=published.manifest_digest,
+            status=CompletionStatus.SUCCEEDED,
+        ),
+    )
+    spent = []
+    for _ in range(5):
+        plans = []
+        spent.append(
+            seconds(lambda p=plans: p.append(plan_run(store, definition(dataset), release, batch)))
+        )
+        assert plans[0].is_unchanged
+    return statistics.median(spent)
+
+
+def bench_recover(
+    store: S3Store, instance: dg.DagsterInstance, folder: Path, artifacts: int
+) -> float:
+    """Seconds of recovering Dagster's knowledge divided by those of as many plain events."""
+    dataset = "recover"
+    release = register(store, dataset, folder)
+    keys = [f"b{i:06d}" for i in range(artifacts)]
+    fabricate(store, dataset, release, keys)
+    plain = dg.AssetKey(["plain"])
+    own = seconds(
+        lambda: [
+            instance.report_runless_asset_event(
+                dg.AssetMaterialization(plain, partition=key, tags={"dagster/data_version": key})
+            )
+            for key in [*keys, *keys]
+        ]
+    )
+    spent = seconds(lambda: recover_dagster(store, "s3://bench", instance, [definition(dataset)]))
+    known = instance.get_materialized_partitions(features_key(dataset, HOOK))
+    assert len(known) == artifacts
+    return spent / own
+
+
+@contextmanager
+def dagster_instance(folder: Path, url: str) -> Iterator[dg.DagsterInstance]:
+    folder.mkdir()
+    config = {"storage": {"postgres": {"postgres_url": url}}, "telemetry": {"enabled": False}}
+    (folder / "dagster.yaml").write_text(yaml.safe_dump(config))
+    with dg.DagsterInstance.from_config(str(folder)) as instance:
+        yield instance
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--artifacts", type=int, default=2_000, help="to recover")
+    parser.add_argument("--archived", type=int, default=20_000, help="beside the waiting ones")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o711)
+        with LocalServices(folder / "servers") as services:
+            address = services.s3
+            client = make_client(
+                endpoint_url=address.endpoint_url,
+                region=address.region,
+                access_key_id=address.access_key_id,
+                secret_access_key=address.secret_access_key,
+            )
+            store = open_store(client, address.bucket)
+            for size, rounds in ((1_000_000, 20), (5_000, 60)):
+                ratio = bench_publish(store, folder, size, rounds)
+                print(f"publish an artifact: bare PUT of {size:,} bytes / publish = {ratio:.2f}")
+            print(f"completions accepted a second: {bench_accept(store, folder, 300):.0f}")
+            print(f"unchanged batch of 1,000 records: {bench_unchanged(store, folder):.2f} s")
+            with dagster_instance(folder / "home", services.dagster_database_url) as instance:
+                bench_tick(store, instance, folder, 200, 100)  # warms caches and connections
+                few = bench_tick(store, instance, folder, 1_000, 100)
+                many = bench_tick(store, instance, folder, options.archived, 100)
+                print(
+                    f"sensor tick for 100 waiting, {options.archived:,} / 1,000 artifacts archived:"
+                    f" {many[0] / few[0]:.2f} accepting ({few[0]:.1f} s), {many[1] / few[1]:.2f}"
+                    f" clearing ({few[1]:.1f} s)"
+                )
+                ratio = bench_recover(store, instance, folder, options.artifacts)
+                count = f"{options.artifacts:,}"
+                print(f"recover {count} artifacts / as many plain events = {ratio:.2f}")
+
+
+if __name__ == "__main__":
+    main()

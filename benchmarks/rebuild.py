@@ -1,0 +1,372 @@
+"""How fast tables are rebuilt from S3: ratios to raw COPY and to usual loaders, in one run.
+
+    python -m benchmarks.rebuild [--rows 200000] [--repeats 3] [--dlt-python PYTHON]
+
+Real servers (SeaweedFS, PostgreSQL with fsync on) on this machine, in a temporary folder. Every
+contender loads the same rows into a table with the primary key (record_id, ordinal). Slow ones
+load the first rows only; rates are compared. `--dlt-python` names an interpreter that has dlt:
+it is no dependency of the project.
+"""
+
+import argparse
+import io
+import json
+import random
+import secrets
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pyarrow.csv as pa_csv
+import sqlalchemy as sa
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from feature_pipeline.archive import log
+from feature_pipeline.archive.read import read_manifest, read_rows
+from feature_pipeline.archive.stores.s3 import S3Store, make_client, open_store
+from feature_pipeline.columns import Column
+from feature_pipeline.local import LocalServices
+from feature_pipeline.projections import generation, table_schema
+from feature_pipeline.projections.database import Database
+from feature_pipeline.projections.load import load_batches
+from feature_pipeline.projections.proof import prove
+from feature_pipeline.projections.rebuild import begin_rebuild, fill
+from feature_pipeline.projections.table_spec import TableSpec
+from feature_pipeline_tests.unit.projections.feature_archive import FeatureArchive
+
+RECORDS_PER_BATCH, ROWS_PER_RECORD = 1000, 5
+COLUMNS = (
+    Column(name="pocket_id", type="integer"),
+    Column(name="score", type="number"),
+    Column(name="volume", type="number"),
+    Column(name="druggability", type="number"),
+    Column(name="depth", type="number"),
+    Column(name="center", type="array"),
+    Column(name="residues", type="array"),
+    Column(name="label", type="string"),
+    Column(name="is_surface", type="boolean"),
+)
+SPEC = TableSpec(dataset="demo", hook="pockets", name="pockets", columns=COLUMNS)
+RESIDUES = ["ALA", "ARG", "ASN", "ASP", "CYS", "GLN", "GLU", "GLY", "HIS", "ILE", "LEU", "LYS"]
+
+Rows = list[dict[str, Any]]
+
+
+def features(random_: random.Random) -> Rows:
+    return [
+        {
+            "pocket_id": at,
+            "score": random_.random() * 50,
+            "volume": random_.random() * 1500,
+            "druggability": random_.random(),
+            "depth": random_.random() * 9,
+            "center": [random_.random() * 80 - 40 for _ in range(3)],
+            "residues": [f"{random_.choice(RESIDUES)}{random_.randint(1, 400)}A" for _ in range(8)],
+            "label": random_.choice(["orthosteric", "allosteric", "cryptic", None]),
+            "is_surface": random_.random() < 0.5,
+        }
+        for at in range(ROWS_PER_RECORD)
+    ]
+
+
+def publish(store: S3Store, rows: int) -> int:
+    """Artifacts of at least that many rows; how many rows."""
+    archive, random_ = FeatureArchive(COLUMNS, store), random.Random(1)
+    batches = -(-rows // (RECORDS_PER_BATCH * ROWS_PER_RECORD))
+    for batch in range(batches):
+        start = batch * RECORDS_PER_BATCH
+        ids = [f"urn:osa:demo:rec:{n:08d}@1" for n in range(start, start + RECORDS_PER_BATCH)]
+        archive.add(f"b{batch:05d}", {record_id: features(random_) for record_id in ids})
+    return batches * RECORDS_PER_BATCH * ROWS_PER_RECORD
+
+
+class Bench:
+    """The servers, the same rows in every contender's form, and a table for each."""
+
+    def __init__(self, store: S3Store, url: str) -> None:
+        self.store, self.database, self.url = store, Database(url), url
+        self.entries = log.heads(store, SPEC.dataset, SPEC.hook)
+
+    def arrow(self, batches: int | None = None) -> Iterable[tuple[str, Any]]:
+        for batch in list(self.entries)[:batches]:
+            manifest = read_manifest(self.store, self.entries[batch].manifest)
+            yield batch, read_rows(self.store, manifest)
+
+    def csv_parts(self) -> list[bytes]:
+        parts = []
+        for batch, rows in self.arrow():
+            table = rows.add_column(2, "batch", [[batch] * len(rows)])
+            sink = io.BytesIO()
+            pa_csv.write_csv(table, sink, pa_csv.WriteOptions(include_header=False))
+            parts.append(sink.getvalue())
+        return parts
+
+    def python_rows(self, count: int) -> Rows:
+        rows: Rows = []
+        for batch, table in self.arrow(-(-count // (RECORDS_PER_BATCH * ROWS_PER_RECORD))):
+            rows += [{**row, "batch": batch} for row in table.to_pylist()]
+        return rows[:count]
+
+    def empty_table(self) -> None:
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute("create schema if not exists feature_pipeline")
+            connection.execute('drop table if exists feature_pipeline."raw"')
+            connection.execute(table_schema.create_table("raw", COLUMNS))
+
+    def drop_ours(self) -> None:
+        with self.database.connect("benchmark") as connection:
+            generation.drop_table(connection, SPEC)
+
+    # contenders: each returns nothing and is timed as a whole
+
+    def raw_copy(self, parts: Sequence[bytes], ways: int) -> None:
+        statement = sql.SQL(
+            "copy feature_pipeline.raw (record_id, ordinal, batch, {}) from stdin csv"
+        )
+        columns = sql.SQL(", ").join(sql.Identifier(column.name) for column in COLUMNS)
+
+        def one(share: Sequence[bytes]) -> None:
+            with (
+                psycopg.connect(self.url) as connection,
+                connection.cursor() as cursor,
+                cursor.copy(statement.format(columns)) as copy,
+            ):
+                for part in share:
+                    copy.write(part)
+
+        with ThreadPoolExecutor(ways) as pool:
+            list(pool.map(one, [parts[way::ways] for way in range(ways)]))
+
+    def ours(self, workers: int) -> None:
+        for _ in load_batches(self.store, self.database, SPEC, workers=workers):
+            pass
+
+    def rebuild_and_switch(self, workers: int) -> None:
+        for _ in fill(
+            self.store,
+            self.database,
+            begin_rebuild(self.store, self.database, SPEC),
+            workers=workers,
+        ):
+            pass
+
+    def to_sql(self, rows: Rows) -> None:
+        import pandas as pd
+
+        engine = sa.create_engine(self.url.replace("postgresql://", "postgresql+psycopg://"))
+        frame = pd.DataFrame(rows)
+        json_columns = {name: sa.dialects.postgresql.JSONB() for name in ("center", "residues")}
+        for name in json_columns:
+            frame[name] = frame[name].map(json.loads)
+        frame.to_sql(
+            "raw",
+            engine,
+            schema="feature_pipeline",
+            if_exists="append",
+            index=False,
+            method="multi",
+            chunksize=1000,
+            dtype=json_columns,
+        )
+        engine.dispose()
+
+    def per_record(self, rows: Rows) -> None:
+        """Delete and insert, a transaction a record: as the Open Science Archive loads."""
+        names = list(rows[0])
+        insert = sql.SQL("insert into feature_pipeline.raw ({}) values ({})").format(
+            sql.SQL(", ").join(map(sql.Identifier, names)),
+            sql.SQL(", ").join(sql.Placeholder() * len(names)),
+        )
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            for start in range(0, len(rows), ROWS_PER_RECORD):
+                group = rows[start : start + ROWS_PER_RECORD]
+                with connection.transaction(), connection.cursor() as cursor:
+                    cursor.execute(
+                        "delete from feature_pipeline.raw where record_id = %s",
+                        [group[0]["record_id"]],
+                    )
+                    cursor.executemany(insert, [_insertable(row) for row in group])
+
+    def dlt(self, python: str, rows: Rows, folder: Path) -> None:
+        file = folder / "rows.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        subprocess.run([python, "-c", DLT_PROGRAM, str(file), self.url], check=True, cwd=folder)
+
+
+DLT_PROGRAM = """
+import json, sys, time
+import dlt
+file, url = sys.argv[1:]
+hints = {"center": {"data_type": "json"}, "residues": {"data_type": "json"}}
+@dlt.resource(name="feat", write_disposition="append", max_table_nesting=0, columns=hints,
+    primary_key=["record_id", "ordinal"])
+def rows():
+    yield [dict(r, center=json.loads(r["center"]), residues=json.loads(r["residues"]))
+        for r in map(json.loads, open(file))]
+pipeline = dlt.pipeline("bench", destination=dlt.destinations.postgres(url),
+    dataset_name="dlt_bench", pipelines_dir=".", dev_mode=True)
+pipeline.run(rows())
+"""
+
+
+def _insertable(row: dict[str, Any]) -> list[Any]:
+    return [
+        Jsonb(json.loads(value)) if name in ("center", "residues") else value
+        for name, value in row.items()
+    ]
+
+
+def timed(work: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def memory_child(arguments: str) -> None:
+    """A process of its own: resident memory before the load and at its highest, in bytes."""
+    given = json.loads(arguments)
+    bench_store = open_s3(given["s3"], given["prefix"])
+    before = peak_memory()
+    for _ in load_batches(bench_store, Database(given["url"]), SPEC):
+        pass
+    print(json.dumps([before, peak_memory()]))
+
+
+def peak_memory() -> int:
+    """Bytes. Not `getrusage`, whose peak a child takes over from the process that started it."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+def open_s3(address: dict[str, str], prefix: str) -> S3Store:
+    client = make_client(
+        endpoint_url=address["endpoint_url"],
+        region=address["region"],
+        access_key_id=address["access_key_id"],
+        secret_access_key=address["secret_access_key"],
+    )
+    return open_store(client, address["bucket"], prefix)
+
+
+def measure_memory(address: dict[str, str], prefix: str, url: str) -> tuple[float, float]:
+    given = json.dumps({"s3": address, "prefix": prefix, "url": url})
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.rebuild", "--memory-child", given],
+        check=True,
+        capture_output=True,
+    )
+    before, after = json.loads(done.stdout.splitlines()[-1])
+    return before / 1e6, after / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--dlt-python")
+    parser.add_argument("--memory-child", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.memory_child:
+        memory_child(given.memory_child)
+        return
+    # The owner of the server's files is another user when this one is root.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        folder.chmod(0o711)
+        with LocalServices(folder / "servers") as services:
+            address = {
+                key: str(getattr(services.s3, key))
+                for key in (
+                    "endpoint_url",
+                    "region",
+                    "access_key_id",
+                    "secret_access_key",
+                    "bucket",
+                )
+            }
+            run(given, address, services.database_url, folder)
+
+
+def run(given: argparse.Namespace, address: dict[str, str], url: str, folder: Path) -> None:
+    prefix = f"bench-{secrets.token_hex(4)}"
+    store = open_s3(address, prefix)
+    started = time.perf_counter()
+    rows = publish(store, given.rows)
+    print(f"{rows:,} rows published in {time.perf_counter() - started:,.0f} s", flush=True)
+    bench = Bench(store, url)
+    parts = bench.csv_parts()
+    times: dict[str, list[float]] = {}
+    for _ in range(given.repeats):
+        for workers in (1, 2):
+            bench.empty_table()
+            raw = timed(lambda: bench.raw_copy(parts, workers))  # noqa: B023
+            times.setdefault(f"raw COPY, {workers} connections", []).append(raw)
+            bench.drop_ours()
+            ours = timed(lambda: bench.ours(workers))  # noqa: B023
+            times.setdefault(f"rebuild, {workers} workers", []).append(ours)
+    proof = timed(lambda: _proved(bench))
+    whole = timed(lambda: bench.rebuild_and_switch(1))
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    for name, seconds in medians.items():
+        print(f"{name:32} {rows / seconds:>12,.0f} rows/s {seconds:8.2f} s")
+    print(f"{'full proof of the table':32} {rows / proof:>12,.0f} rows/s {proof:8.2f} s")
+    print(
+        f"{'rebuild, proof and switch':32} {rows / whole:>12,.0f} rows/s {whole:8.2f} s", flush=True
+    )
+    for workers in (1, 2):
+        ratios = [
+            raw / ours
+            for raw, ours in zip(
+                times[f"raw COPY, {workers} connections"],
+                times[f"rebuild, {workers} workers"],
+                strict=True,
+            )
+        ]
+        shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        print(
+            f"rebuild / raw COPY, {workers}: {statistics.median(ratios):.2f}   ({shown}) target 0.9"
+        )
+    rate = rows / medians["rebuild, 1 workers"]
+    _slow(bench, given, rate, min(rows, 20_000), folder)
+    _memory(bench, address, prefix, url)
+
+
+def _proved(bench: Bench) -> None:
+    proof = prove(bench.store, bench.database, SPEC)
+    if not proof.is_equal:
+        raise SystemExit(f"the table is not the archive's: {proof.summary()}")
+
+
+def _slow(bench: Bench, given: argparse.Namespace, rate: float, count: int, folder: Path) -> None:
+    sample = bench.python_rows(count)
+    contenders: list[tuple[str, float, Callable[[], None]]] = [
+        ("delete-and-insert per record", 40, lambda: bench.per_record(sample)),
+        ("pandas to_sql", 30, lambda: bench.to_sql(sample)),
+    ]
+    if given.dlt_python:
+        contenders.append(("dlt", 15, lambda: bench.dlt(given.dlt_python, sample, folder)))
+    for name, target, work in contenders:
+        bench.empty_table()
+        slow = count / timed(work)
+        print(
+            f"rebuild / {name}: {rate / slow:.0f}   ({slow:,.0f} rows/s) target {target}",
+            flush=True,
+        )
+
+
+def _memory(bench: Bench, address: dict[str, str], prefix: str, url: str) -> None:
+    bench.drop_ours()
+    before, after = measure_memory(address, prefix, url)
+    print(f"memory: {after:.0f} MB, {after - before:.0f} MB over imports; target 300")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Hooks of the Open Science Archive's SDK, as definitions: what `osa manifest` says, in our words.
+
+What belongs here: the manifest of osa-py (`manifest_version` 1) and what becomes of it. Not here:
+running such hooks, which is the contract of every hook.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.hooks.definition import HookDefinition
+
+COMMAND: Final = ("osa-run-hook",)
+"""The SDK's entry point; it finds the hook by `OSA_HOOK_NAME`."""
+
+_DOCKER_SIZE: Final = re.compile(r"(\d+)([bkmg]?)", re.IGNORECASE)
+_SIZE_UNITS: Final = {"": "", "b": "", "k": "Ki", "m": "Mi", "g": "Gi"}
+
+
+class _Read(BaseModel):
+    # a newer SDK may say more
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class _Column(_Read):
+    name: str
+    json_type: str
+    format: str | None = None
+    required: bool
+    description: str | None = None
+    unit: str | None = None
+
+
+class _Feature(_Read):
+    cardinality: str
+    columns: tuple[_Column, ...] = ()
+
+
+class _Limits(_Read):
+    timeout_seconds: int = 300
+    memory: str = "512m"
+    cpu: str = "0.5"
+
+
+class _Release(_Read):
+    image: str
+    digest: str
+
+
+class _Hook(_Read):
+    name: str
+    config: dict[str, Any] | None = None
+    limits: _Limits = _Limits()
+    feature: _Feature
+    release: _Release | None = None
+
+
+class _Schema(_Read):
+    version: str
+
+
+class _Convention(_Read):
+    title: str
+    record_schema: _Schema = Field(alias="schema")
+    hooks: tuple[_Hook, ...] = ()
+
+
+class _Manifest(_Read):
+    manifest_version: int
+    conventions: tuple[_Convention, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedHook:
+    """A hook's definition, and what its author should look at before it is used."""
+
+    definition: HookDefinition
+    notes: tuple[str, ...]
+
+
+def import_hooks(
+    manifest: bytes, *, dataset: str, image: str | None = None, version: str | None = None
+) -> list[ImportedHook]:
+    """The hooks of a manifest, in its order, each once.
+
+    Args:
+        manifest: What `osa manifest` printed.
+        dataset: Whose records the hooks are run over.
+        image: Image of all of them, by digest; None takes each hook's bound release.
+        version: Of the releases; None takes the convention's.
+
+    Raises:
+        InvalidInputError: Not such a manifest; or a hook has no image, or cannot be defined here.
+    """
+    try:
+        parsed = _Manifest.model_validate_json(manifest)
+    except ValidationError as error:
+        raise InvalidInputError(f"not a manifest of osa-py: {error}") from error
+    if parsed.manifest_version != 1:
+        raise InvalidInputError(f"manifest_version {parsed.manifest_version}: only 1 is known")
+    found: dict[str, ImportedHook] = {}
+    for convention in parsed.conventions:
+        for hook in convention.hooks:
+            if hook.name not in found:
+                found[hook.name] = _import(
+                    hook, dataset, image, version or convention.record_schema.version
+                )
+    return list(found.values())
+
+
+def _import(hook: _Hook, dataset: str, image: str | None, version: str) -> ImportedHook:
+    if image is None and hook.release is not None:
+        name = re.sub(r"@.*$|:[^:/]+$", "", hook.release.image)
+        image = f"{name}@{hook.release.digest}"
+    if image is None:
+        raise InvalidInputError(
+            f"hook {hook.name!r}: the manifest names no image (`osa manifest` does not); give the"
+            f" one that `osa deploy` built, by digest"
+        )
+    document = {
+        "name": hook.name,
+        "dataset": dataset,
+        "release": {
+            "version": version,
+            "image": image,
+            "command": list(COMMAND),
+            "config": hook.config or {},
+            "limits": {
+                "cpu": hook.limits.cpu,
+                "memory": _size(hook),
+                "timeout": f"{hook.limits.timeout_seconds}s",
+            },
+        },
+        "feature": {
+            "cardinality": hook.feature.cardinality,
+            "columns": [_column(column) for column in hook.feature.columns],
+        },
+    }
+    try:
+        definition = HookDefinition.model_validate(document)
+    except ValidationError as error:
+        raise InvalidInputError(f"hook {hook.name!r} cannot be defined here: {error}") from error
+    return ImportedHook(definition, _notes(hook))
+
+
+def _column(column: _Column) -> dict[str, object]:
+    declared: dict[str, object] = {"name": column.name, "type": column.json_type}
+    # absent, not null: a definition names what it says
+    for key in ("format", "description", "unit"):
+        if (value := getattr(column, key)) is not None:
+            declared[key] = value
+    return declared | {"required": column.required}
+
+
+def _size(hook: _Hook) -> str:
+    found = _DOCKER_SIZE.fullmatch(hook.limits.memory)
+    if found is None:
+        raise InvalidInputError(
+            f"hook {hook.name!r}: limits.memory {hook.limits.memory!r}: expected 512m or 2g"
+        )
+    return f"{found[1]}{_SIZE_UNITS[found[2].lower()]}"
+
+
+def _notes(hook: _Hook) -> tuple[str, ...]:
+    """osa-py 0.9 takes `float | None`, like every `X | None`, for text."""
+    doubtful = [
+        column.name
+        for column in hook.feature.columns
+        if column.json_type == "string" and column.format is None and not column.required
+    ]
+    if not doubtful:
+        return ()
+    return (
+        f"{', '.join(doubtful)}: said to be text. osa-py 0.9 says so of every optional column"
+        f" (`float | None`): compare with the hook's code, and correct type and format",
+    )
+
+
+def definition_yaml(definition: HookDefinition) -> str:
+    """A `defs.yaml` of the definition, with what it says and not what is by default."""
+    import yaml
+
+    attributes: Mapping[str, Any] = definition.model_dump(mode="json", exclude_unset=True)
+    text = yaml.safe_dump(
+        {"type": "feature_pipeline.FeatureHook", "attributes": attributes},
+        sort_keys=False,
+        allow_unicode=True,
+        width=100,
+    )
+    return str(text)

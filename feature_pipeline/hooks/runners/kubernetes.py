@@ -1,0 +1,379 @@
+"""Runs hooks as Kubernetes Jobs: stage, hook and publish in one pod.
+
+What belongs here: one attempt's Job from its making to its result. Not here: what the Job may do
+(`kubernetes_job`), what its failures mean (`kubernetes_facts`), retries (`hooks.failure`).
+
+A Job is named after the attempt it makes. Whoever makes the same attempt again, after a worker died
+or beside it, finds the Job and waits for it; if the Job is gone, what it published is taken. An
+interrupt leaves the Job running for that, unless the run is cancelled.
+
+What this runner does not promise:
+
+- Whether the pod has a network is the cluster's NetworkPolicy, for all its containers alike.
+- The hook's container starts again from nothing if the cluster takes its pod away.
+- Peak memory is that of the largest process, not of their sum.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from feature_pipeline.errors import (
+    ConflictError,
+    CorruptDataError,
+    FeaturePipelineError,
+    InvalidInputError,
+    NotFoundError,
+    StoreUnavailableError,
+)
+from feature_pipeline.hooks.failure import (
+    LOG_TAIL_LINES,
+    FailureKind,
+    RuntimeFacts,
+    is_memory_error,
+)
+from feature_pipeline.hooks.quantities import format_size
+from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
+from feature_pipeline.hooks.runners import kubernetes_facts as facts
+from feature_pipeline.hooks.runners import kubernetes_job as jobs
+from feature_pipeline.hooks.runners.exit_status import exit_reason
+from feature_pipeline.hooks.runners.kubernetes_api import Cluster, ClusterRefusedError, connect_here
+from feature_pipeline.hooks.runners.log_stream import LogStream
+from feature_pipeline.hooks.runners.pod_log import PodLog
+from feature_pipeline.hooks.runners.transfer import PodResult, Transfer
+
+_TICK_SECONDS: Final = 0.1
+_CANCEL_SECONDS: Final = 0.5
+# Jobs that a later run of the same question must not find: they learnt nothing about the batch
+_FORGOTTEN: Final = frozenset(
+    {
+        FailureKind.CANCELLED,
+        FailureKind.CANNOT_START,
+        FailureKind.CLUSTER_REFUSED,
+        FailureKind.IMAGE_PULL,
+        FailureKind.UNSCHEDULABLE,
+    }
+)
+
+
+class KubernetesRunner:
+    """Runs a release's image, or its code files in `settings.code_image`, as a Job.
+
+    Args:
+        transfer: Carries inputs and output.
+        settings: What is the same for every hook.
+        connect: Makes a client of the API; the default finds the cluster that this runs in.
+        poll_seconds: Between two looks at the Job. Watches were refused: they are lost in silence,
+            and a look repairs itself.
+        patience_seconds: How long the API server may be away.
+    """
+
+    name = "kubernetes"
+
+    def __init__(
+        self,
+        transfer: Transfer,
+        settings: jobs.JobSettings,
+        *,
+        connect: Callable[[], Any] = connect_here,
+        poll_seconds: float = 2.0,
+        patience_seconds: float = 300.0,
+    ) -> None:
+        self._transfer = transfer
+        self._settings = settings
+        self._connect = connect
+        self._poll_seconds = poll_seconds
+        self._patience_seconds = patience_seconds
+
+    def run(self, request: RunRequest, monitor: RunMonitor) -> RunResult:
+        """Make the attempt's Job or attach to it, and wait for its result; see `HookRunner.run`.
+
+        An interrupt passes through and leaves the Job to be attached to, unless the monitor says
+        that the run is cancelled: then the Job is deleted.
+        """
+        request.workspace.create()
+        request.workspace.clear_output()
+        started_at = datetime.now(UTC)
+        path = request.workspace.log(request.attempt)
+        cluster = Cluster(self._settings.namespace, self._connect, self._patience_seconds)
+        try:
+            with path.open("wb") as file:
+                log = LogStream(file, monitor.log)
+                attempt = _Attempt(cluster, self._transfer, self._settings, request, monitor, log)
+                end = attempt.run(self._poll_seconds)
+                log.finish()
+        finally:
+            cluster.close()
+        if end.log is not None:
+            # what was followed may have been cut short; this is every byte
+            path.write_bytes(end.log)
+        result = end.result
+        return RunResult(
+            exit_code=end.diagnosis.exit_code if end.diagnosis is not None else 0,
+            failure=_runtime_facts(end, log, request),
+            started_at=result.started_at if result is not None else started_at,
+            finished_at=result.finished_at if result is not None else datetime.now(UTC),
+            log=path,
+            peak_memory_bytes=result.peak_memory_bytes if result is not None else None,
+            node=(result.node if result is not None else "") or end.node,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How an attempt ended. `result` is None if the pod published none."""
+
+    diagnosis: facts.Diagnosis | None
+    result: PodResult | None = None
+    log: bytes | None = None
+    tail: tuple[str, ...] = ()
+    node: str = "unknown"
+
+
+class _Attempt:
+    """One Job, from before it exists until its result is here."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        transfer: Transfer,
+        settings: jobs.JobSettings,
+        request: RunRequest,
+        monitor: RunMonitor,
+        log: LogStream,
+    ) -> None:
+        self._cluster = cluster
+        self._transfer = transfer
+        self._settings = settings
+        self._request = request
+        self._monitor = monitor
+        self._log = log
+        self._pod_log = PodLog(cluster.follow_log, jobs.HOOK)
+        self._began = time.monotonic()
+        self._last_pod: dict[str, Any] | None = None
+        self._taken_away: set[str] = set()
+        self._next_question = 0.0
+
+    def run(self, poll_seconds: float) -> _End:
+        """The end of the attempt; whatever goes wrong on our side of it is an end as well."""
+        request = self._request
+        image = self._settings.image_of(request)
+        if refusal := _refusal(request, image):
+            return _End(refusal)
+        assert image is not None  # noqa: S101  (refused above)
+        name = jobs.job_name(request, jobs.identity(request, image))
+        try:
+            if obstacle := self._ensure(name, image):
+                # nothing of ours was made: nothing is deleted
+                return _End(obstacle)
+            return self._finish(name, self._wait(name, poll_seconds))
+        except ClusterRefusedError as error:
+            return _End(facts.Diagnosis(FailureKind.CLUSTER_REFUSED, str(error)))
+        except NotFoundError as error:
+            # the namespace, or an input that the archive has lost
+            return _End(facts.Diagnosis(FailureKind.CLUSTER_REFUSED, str(error)))
+        except CorruptDataError as error:
+            return _End(facts.Diagnosis(FailureKind.PUBLISH_FAILED, str(error)))
+        except StoreUnavailableError as error:
+            return _End(facts.Diagnosis(FailureKind.UNKNOWN, str(error)))
+        except BaseException:
+            if self._is_cancelled_for_sure():
+                self._delete(name)
+            raise
+        finally:
+            self._pod_log.close()
+
+    def _ensure(self, name: str, image: str) -> facts.Diagnosis | None:
+        """There is a Job for this attempt, or its result; else what stands in the way."""
+        request = self._request
+        job = self._cluster.job(name)
+        if job is None and self._transfer.result(name) is not None:
+            self._log.note(f"Job {name} is gone, and what it published is here")
+            return None
+        if job is None:
+            lifetime = self._settings.lifetime_seconds(request)
+            try:
+                grants = self._transfer.offer(name, request.workspace, lifetime)
+            except InvalidInputError as error:
+                return facts.Diagnosis(FailureKind.CANNOT_START, str(error))
+            manifest = jobs.job_manifest(name, request, self._settings, image)
+            self._cluster.put_secret(jobs.secret_manifest(name, grants.stage_url, grants.publish))
+            try:
+                job = self._cluster.create_job(manifest)
+            except ConflictError:
+                # somebody was faster, or our own call succeeded and its answer was lost
+                job = self._cluster.job(name)
+            else:
+                self._cluster.give_secret(name, job)
+                return None
+        if job is None:
+            return facts.Diagnosis(FailureKind.EVICTED, f"Job {name} was deleted at once")
+        if jobs.annotations_of(job).get(jobs.IDENTITY) != str(jobs.identity(request, image)):
+            reason = f"a Job named {name} exists and is not ours: delete it"
+            return facts.Diagnosis(FailureKind.CLUSTER_REFUSED, reason)
+        self._log.note(f"attached to Job {name}, which was made before")
+        return None
+
+    def _wait(self, name: str, poll_seconds: float) -> facts.Diagnosis | None:
+        """Wait until the Job is complete; why it will not be, if it will not."""
+        while True:
+            job = self._cluster.job(name)
+            if job is None:
+                if self._transfer.result(name) is not None:
+                    return None
+                return facts.Diagnosis(FailureKind.EVICTED, f"somebody deleted its Job, {name}")
+            pods = self._cluster.pods(name)
+            pod = facts.newest(pods)
+            if pod is not None:
+                self._last_pod = dict(pod)
+                self._follow(pod)
+            if facts.condition(job, "Complete") is not None:
+                return None
+            if facts.condition(job, "Failed") is not None:
+                return facts.failure(job, pod)
+            if (diagnosis := self._stuck(job, pods)) is not None:
+                self._pump_out()
+                self._delete(name)
+                return diagnosis
+            end = time.monotonic() + poll_seconds
+            while (now := time.monotonic()) < end:
+                self._pod_log.pump(self._log, min(_TICK_SECONDS, poll_seconds))
+                if now >= self._next_question:
+                    self._next_question = now + _CANCEL_SECONDS
+                    if self._monitor.is_cancelled():
+                        return facts.Diagnosis(FailureKind.CANCELLED, "cancelled")
+
+    def _stuck(self, job: dict[str, Any], pods: list[dict[str, Any]]) -> facts.Diagnosis | None:
+        settings, now = self._settings, datetime.now(UTC)
+        pod = facts.newest(pods)
+        if pod is None:
+            if job["spec"].get("suspend"):
+                # a queue (Kueue) holds it back, and how long is the queue's business
+                self._began = time.monotonic()
+            elif time.monotonic() - self._began > settings.schedule_seconds:
+                said = self._cluster.last_warning(job["metadata"]["name"])
+                reason = f"the cluster made no pod for it: {said or 'and does not say why'}"
+                return facts.Diagnosis(FailureKind.CLUSTER_REFUSED, reason)
+            return None
+        taken = {p["metadata"]["uid"]: facts.taken_away(p) for p in pods}
+        self._taken_away |= {uid for uid, found in taken.items() if found is not None}
+        if len(self._taken_away) > facts.MOST_REPLACEMENTS:
+            last = next(found for found in reversed(taken.values()) if found is not None)
+            return facts.Diagnosis(last.kind, f"{last.reason} ({len(self._taken_away)} times)")
+        if (
+            pod["metadata"].get("deletionTimestamp")
+            or pod.get("status", {}).get("phase") == "Failed"
+        ):
+            return None
+        return facts.stuck(pod, settings.schedule_seconds, now)
+
+    def _follow(self, pod: facts.Json) -> None:
+        state = facts.container_state(pod, jobs.HOOK)
+        if "running" in state or "terminated" in state:
+            self._pod_log.follow(pod["metadata"]["uid"], pod["metadata"]["name"])
+
+    def _pump_out(self) -> None:
+        self._pod_log.drain(self._log)
+
+    def _finish(self, name: str, diagnosis: facts.Diagnosis | None) -> _End:
+        """The result of a Job that is done with, and what is left of its log."""
+        node = str((self._last_pod or {}).get("spec", {}).get("nodeName") or "unknown")
+        if diagnosis is not None and diagnosis.kind is FailureKind.CANCELLED:
+            self._log.note("cancelled: deleting its Job")
+            self._delete(name)
+            return _End(diagnosis, node=node)
+        result = None if diagnosis is not None else self._transfer.result(name)
+        self._pump_out()
+        if diagnosis is None and result is None:
+            reason = f"Job {name} is complete and published nothing"
+            diagnosis = facts.Diagnosis(FailureKind.PUBLISH_FAILED, reason)
+        if result is None:
+            assert diagnosis is not None  # noqa: S101  (set above)
+            tail = self._tail(diagnosis)
+            if diagnosis.kind in _FORGOTTEN:
+                self._delete(name)
+            return _End(diagnosis, tail=tail, node=node)
+        whole = self._request.workspace.log(self._request.attempt).with_suffix(".whole")
+        try:
+            self._transfer.fetch(name, result, self._request.workspace.output, whole)
+        except (NotFoundError, CorruptDataError) as error:
+            return _End(facts.Diagnosis(FailureKind.PUBLISH_FAILED, str(error)), node=node)
+        data = whole.read_bytes()
+        whole.unlink()
+        self._pod_log.show_rest(self._log, data)
+        if data and not data.endswith(b"\n"):
+            data += b"\n"
+        return _End(self._verdict(result), result, data, node=node)
+
+    def _verdict(self, result: PodResult) -> facts.Diagnosis | None:
+        """What the hook's own end means; None if it ended well."""
+        limits, code = self._request.limits, result.exit_code
+        if result.start_error is not None:
+            program = self._request.release.document.command[0]
+            reason = f"{program!r} cannot be started: {result.start_error}"
+            return facts.Diagnosis(FailureKind.CANNOT_START, reason)
+        if result.is_late:
+            return facts.Diagnosis(FailureKind.DEADLINE, f"not done after {limits.timeout}", code)
+        if result.oom_kills:
+            limit = format_size(limits.memory_bytes)
+            reason = f"it ran out of memory; its limit is {limit}"
+            return facts.Diagnosis(FailureKind.OUT_OF_MEMORY, reason, code)
+        if code and is_memory_error(self._log.tail()):
+            return facts.Diagnosis(FailureKind.OUT_OF_MEMORY, "it says that memory ran out", code)
+        if code:
+            return facts.Diagnosis(FailureKind.NON_ZERO_EXIT, exit_reason(code), code)
+        if result.irregular:
+            reason = f"{', '.join(result.irregular)}: not a regular file"
+            return facts.Diagnosis(FailureKind.INVALID_OUTPUT, reason, code)
+        return None
+
+    def _tail(self, diagnosis: facts.Diagnosis) -> tuple[str, ...]:
+        """The last lines of the container that is to blame."""
+        pod = self._last_pod
+        if diagnosis.container in (None, jobs.HOOK) or pod is None:
+            return ()
+        lines = self._cluster.log_tail(
+            pod["metadata"]["name"], str(diagnosis.container), LOG_TAIL_LINES
+        )
+        return tuple(lines)
+
+    def _is_cancelled_for_sure(self) -> bool:
+        with suppress(Exception):
+            return self._monitor.is_cancelled()
+        return False
+
+    def _delete(self, name: str) -> None:
+        try:
+            self._cluster.delete_job(name)
+        except (FeaturePipelineError, ClusterRefusedError) as error:
+            # must not hide what happened before
+            with suppress(Exception):
+                self._log.note(f"Job {name} could not be deleted: {error}")
+
+
+def _refusal(request: RunRequest, image: str | None) -> facts.Diagnosis | None:
+    version = request.release.document.version
+    if image is None:
+        reason = (
+            f"release {version!r} is code files and names no image: set the runner's code_image"
+        )
+        return facts.Diagnosis(FailureKind.CANNOT_START, reason)
+    if "@" not in image:
+        reason = f"{image} is known to one machine only: name it in a registry, name@sha256:..."
+        return facts.Diagnosis(FailureKind.CANNOT_START, reason)
+    return None
+
+
+def _runtime_facts(end: _End, log: LogStream, request: RunRequest) -> RuntimeFacts | None:
+    if end.diagnosis is None:
+        return None
+    return RuntimeFacts(
+        kind=end.diagnosis.kind,
+        reason=end.diagnosis.reason,
+        exit_code=end.diagnosis.exit_code,
+        log_tail=end.tail or log.tail(),
+        memory_limit_bytes=request.limits.memory_bytes,
+    )

@@ -1,0 +1,116 @@
+"""A cluster's own needs, in the form that users of dagster-k8s know.
+
+The `k8s` config of dagster-k8s: `container_config`, `pod_template_spec_metadata`,
+`pod_spec_config`, `job_metadata`, `job_spec_config`, with field names as Kubernetes writes them or
+in snake case. What a hook's confinement and a Job's identity rest on cannot be set.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, Self
+
+from feature_pipeline.errors import InvalidInputError
+
+_MODELS: Final = {
+    "container_config": "V1Container",
+    "pod_template_spec_metadata": "V1ObjectMeta",
+    "pod_spec_config": "V1PodSpec",
+    "job_metadata": "V1ObjectMeta",
+    "job_spec_config": "V1JobSpec",
+}
+_FIXED: Final = {
+    "container_config": {
+        "name", "image", "command", "args", "securityContext", "workingDir", "envFrom",
+        "terminationMessagePolicy", "lifecycle", "livenessProbe", "ports", "stdin", "tty",
+    },
+    "pod_template_spec_metadata": {"name", "generateName", "namespace"},
+    "pod_spec_config": {
+        "containers", "initContainers", "ephemeralContainers", "restartPolicy", "securityContext",
+        "automountServiceAccountToken", "hostNetwork", "hostPID", "hostIPC", "hostUsers",
+        "shareProcessNamespace",
+    },
+    "job_metadata": {"name", "generateName", "namespace"},
+    "job_spec_config": {
+        "template", "completions", "parallelism", "completionMode", "backoffLimit",
+        "podFailurePolicy", "podReplacementPolicy", "selector", "manualSelector",
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class PodOverrides:
+    """Additions to a Job, as Kubernetes writes them; `parse` makes one from config."""
+
+    container_config: Mapping[str, Any] = field(default_factory=dict)
+    pod_template_spec_metadata: Mapping[str, Any] = field(default_factory=dict)
+    pod_spec_config: Mapping[str, Any] = field(default_factory=dict)
+    job_metadata: Mapping[str, Any] = field(default_factory=dict)
+    job_spec_config: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, config: Mapping[str, Any]) -> Self:
+        """The overrides of a `k8s` config.
+
+        Raises:
+            InvalidInputError: An unknown or fixed field, or a value of the wrong shape.
+        """
+        if unknown := set(config) - set(_MODELS):
+            raise InvalidInputError(
+                f"k8s: unknown {sorted(unknown)}; there are {', '.join(_MODELS)}"
+            )
+        parts: dict[str, Mapping[str, Any]] = {}
+        for part in fields(cls):
+            converted = _convert(
+                config.get(part.name) or {}, _MODELS[part.name], f"k8s.{part.name}"
+            )
+            if fixed := _FIXED[part.name] & set(converted):
+                raise InvalidInputError(
+                    f"k8s.{part.name}: {', '.join(sorted(fixed))} cannot be set: what keeps hooks"
+                    f" confined, and Jobs recognizable, rests on it"
+                )
+            parts[part.name] = converted
+        return cls(**parts)
+
+
+def _convert(value: Any, kind: str, where: str) -> Any:
+    """`value` of a Kubernetes type with its fields as Kubernetes writes them."""
+    if value is None:
+        return None
+    if found := re.fullmatch(r"list\[(.+)\]", kind):
+        if not isinstance(value, list):
+            raise InvalidInputError(f"{where}: a list is needed")
+        return [_convert(item, found[1], f"{where}[{n}]") for n, item in enumerate(value)]
+    from kubernetes.client import models
+
+    model = getattr(models, kind, None)
+    if model is None or not hasattr(model, "openapi_types"):
+        return value
+    if not isinstance(value, Mapping):
+        raise InvalidInputError(f"{where}: a mapping is needed")
+    names = {
+        **{v: k for k, v in model.attribute_map.items()},
+        **{k: k for k in model.attribute_map},
+    }
+    converted: dict[str, Any] = {}
+    for key, item in value.items():
+        attribute = names.get(key)
+        if attribute is None:
+            raise InvalidInputError(f"{where}: {kind.removeprefix('V1')} has no field {key!r}")
+        written = model.attribute_map[attribute]
+        converted[written] = _convert(item, model.openapi_types[attribute], f"{where}.{written}")
+    return converted
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `over`: mappings merged, lists put together, other values replaced."""
+    result = dict(base)
+    for key, value in over.items():
+        held = result.get(key)
+        if isinstance(held, Mapping) and isinstance(value, Mapping):
+            result[key] = merged(held, value)
+        elif isinstance(held, list) and isinstance(value, list):
+            result[key] = [*held, *value]
+        else:
+            result[key] = value
+    return result

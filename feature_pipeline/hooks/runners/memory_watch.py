@@ -1,0 +1,93 @@
+"""The memory of a container, seen through its cgroup where this machine shows it.
+
+An engine's own word is not enough: on cgroup v1 Podman leaves `State.OOMKilled` false, and where
+only a child of the hook was killed the container may run on, waiting for it.
+"""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Final, Self
+
+_CGROUPS: Final = Path("/sys/fs/cgroup")
+
+
+class MemoryWatch:
+    """Watches one memory cgroup; made by `of` while the container runs.
+
+    Attributes:
+        peak_bytes: Most memory that a sample found in use, page cache not counted.
+        kills: Processes that the kernel killed for want of memory, as last seen.
+    """
+
+    def __init__(self, folder: Path, *, is_v2: bool) -> None:
+        self.peak_bytes = 0
+        self.kills = 0
+        self._folder = folder
+        self._events = folder / ("memory.events" if is_v2 else "memory.oom_control")
+        self._held = ("anon", "shmem") if is_v2 else ("total_rss", "total_shmem")
+        self._eventfd: int | None = None
+        self._signals = 0
+        if not is_v2:
+            self._listen()
+
+    @classmethod
+    def of(cls, pid: int) -> Self | None:
+        """The watch over the cgroup of process `pid`; None where it cannot be seen from here."""
+        try:
+            lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        except OSError:
+            return None
+        for line in lines:
+            _, controllers, path = line.split(":", 2)
+            if "memory" in controllers.split(","):
+                folder, is_v2 = _CGROUPS / "memory" / path.lstrip("/"), False
+            elif not controllers and (_CGROUPS / "cgroup.controllers").exists():
+                folder, is_v2 = _CGROUPS / path.lstrip("/"), True
+            else:
+                continue
+            if (folder / "memory.stat").is_file():
+                return cls(folder, is_v2=is_v2)
+        return None
+
+    def _listen(self) -> None:
+        """Have the kernel count out-of-memory events: the count outlives the cgroup."""
+        eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        try:
+            with self._events.open("rb") as control:
+                (self._folder / "cgroup.event_control").write_text(f"{eventfd} {control.fileno()}")
+        except OSError:
+            # not permitted to us: what remains is reading the counter while it is there
+            os.close(eventfd)
+            return
+        self._eventfd = eventfd
+
+    def sample(self) -> None:
+        """Look at use and kills now; nothing changes once the cgroup is gone."""
+        with contextlib.suppress(OSError, ValueError):
+            self.kills = max(self.kills, _counters(self._events).get("oom_kill", 0))
+            held = _counters(self._folder / "memory.stat")
+            used = sum(held.get(name, 0) for name in self._held)
+            self.peak_bytes = max(self.peak_bytes, used)
+
+    def was_exceeded(self) -> bool:
+        """Whether the limit was hit so that a process had to go. Asked after the end."""
+        if self.kills:
+            return True
+        if self._eventfd is None:
+            return False
+        with contextlib.suppress(BlockingIOError):
+            self._signals += os.eventfd_read(self._eventfd)
+        # the removal of a cgroup signals once too, after its folder is gone
+        return self._signals >= (1 if self._events.exists() else 2)
+
+    def close(self) -> None:
+        """Stop watching."""
+        if self._eventfd is not None:
+            os.close(self._eventfd)
+            self._eventfd = None
+
+
+def _counters(path: Path) -> dict[str, int]:
+    pairs = (line.split() for line in path.read_text().splitlines())
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2}

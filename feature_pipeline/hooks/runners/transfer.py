@@ -1,0 +1,74 @@
+"""How a hook's inputs reach a pod, and its output comes back, without a credential in the pod.
+
+What belongs here: the protocol. `feature_pipeline.compute.pod_transfer` does it with S3.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+from feature_pipeline.digest import Digest
+from feature_pipeline.hooks.runner import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Grants:
+    """What the pod is given, secret both: signed addresses that work for a limited time.
+
+    `stage_url` names the document that lists the inputs. `publish` is the JSON that
+    `feature_pipeline.pod.publish` reads.
+    """
+
+    stage_url: str
+    publish: str
+
+
+@dataclass(frozen=True, slots=True)
+class PodResult:
+    """How the hook ended, by the pod's own word, and what it left.
+
+    `exit_code` is as shells give it. `start_error` is set if the program could not be started.
+    """
+
+    exit_code: int
+    is_late: bool
+    oom_kills: int
+    peak_memory_bytes: int
+    started_at: datetime
+    finished_at: datetime
+    start_error: str | None
+    node: str
+    files: Mapping[str, tuple[Digest, int]]
+    irregular: tuple[str, ...]
+    log: tuple[Digest, int]
+
+
+class Transfer(Protocol):
+    """Moves the workspace of one attempt, which is named by its Job's name."""
+
+    def offer(self, name: str, workspace: Workspace, lifetime_seconds: float) -> Grants:
+        """The workspace's inputs, files and code can be had by the pod for that time.
+
+        Raises:
+            InvalidInputError: Addresses cannot be signed for so long.
+            StoreUnavailableError: The store did not take them.
+        """
+        ...
+
+    def result(self, name: str) -> PodResult | None:
+        """What the pod published; None as long as it has not.
+
+        Raises:
+            CorruptDataError: There is something else.
+        """
+        ...
+
+    def fetch(self, name: str, result: PodResult, output: Path, log: Path) -> None:
+        """The files are in `output` and the log in `log`, with the digests that `result` names.
+
+        Raises:
+            NotFoundError, CorruptDataError: One is missing, or is something else.
+        """
+        ...

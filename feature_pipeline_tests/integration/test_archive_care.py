@@ -1,0 +1,368 @@
+"""Care of a real archive: drills, collections beside publishers, the commands, Dagster."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from datetime import timedelta
+
+import dagster as dg
+import pytest
+
+from feature_pipeline.archive import blobs, inbox, layout, log, publish, read, sweep
+from feature_pipeline.archive.erase import erase
+from feature_pipeline.archive.gc import GcScope, collect_garbage
+from feature_pipeline.archive.objects import ObjectKind, State
+from feature_pipeline.archive.verify import verify
+from feature_pipeline.errors import (
+    ConflictError,
+    CorruptDataError,
+    FeaturePipelineError,
+    NotFoundError,
+)
+from feature_pipeline.orchestration.care import INTEGRITY_CHECK
+from feature_pipeline.orchestration.keys import features_key
+from feature_pipeline.orchestration.tables import table_spec
+from feature_pipeline.projections.load import load_batches
+from feature_pipeline.projections.proof import prove
+from feature_pipeline_tests.fixtures.care import CareScene, everything
+from feature_pipeline_tests.fixtures.dagster import DATASET as LETTERS
+from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, connect
+
+pytestmark = pytest.mark.s3
+
+
+@pytest.fixture
+def care(s3_store, tmp_path):
+    scene = CareScene(s3_store, tmp_path)
+    everything(scene)
+    return scene
+
+
+@pytest.fixture
+def damage(s3_client, s3_address, s3_prefix):
+    """Change an object behind the archive's back."""
+
+    def act(key, how):
+        where = {"Bucket": s3_address.bucket, "Key": f"{s3_prefix}/{key}"}
+        data = s3_client.get_object(**where)["Body"].read()
+        if how == "delete":
+            s3_client.delete_object(**where)
+            return
+        at = len(data) // 2
+        changed = data[:at] if how == "truncate" else data[:at] + bytes([data[at] ^ 1])
+        changed += b"" if how == "truncate" else data[at + 1 :]
+        s3_client.put_object(**where, Body=changed)
+
+    return act
+
+
+def one_of_each_kind(store):
+    """A key of each kind of object."""
+    head = log.head(store, DATASET, HOOK, "b1")
+    manifest = read.read_manifest(store, head.manifest)
+    batch = log.read_batch(store, DATASET, "b1")
+    return {
+        ObjectKind.FEATURE_ENTRY: layout.entry(layout.feature_log(DATASET, HOOK, "b1"), 1),
+        ObjectKind.BATCH_ENTRY: layout.entry(layout.batch_log(DATASET, "b1"), 1),
+        ObjectKind.RELEASE_ENTRY: layout.entry(layout.release_log(DATASET, HOOK), 1),
+        ObjectKind.INBOX_ENTRY: f"inbox/{inbox.waiting(store)[0].id}",
+        ObjectKind.QUARANTINE_ENTRY: f"quarantine/{inbox.quarantined(store)[0].id}",
+        ObjectKind.MANIFEST: layout.blob(head.manifest),
+        ObjectKind.BATCH: layout.blob(batch.digest),
+        ObjectKind.RECORD_FILE: layout.blob(batch.records[0].files[0].blob),
+        ObjectKind.CODE: layout.blob(
+            log.releases(store, DATASET, HOOK)[0].release.document.code[0].blob
+        ),
+        ObjectKind.ROWS: layout.blob(manifest.blobs["rows"].digest),
+        ObjectKind.OUTCOMES: layout.blob(manifest.blobs["outcomes"].digest),
+        ObjectKind.RAW: layout.blob(manifest.blobs["raw/features.jsonl"].digest),
+        ObjectKind.HOOK_LOG: layout.blob(manifest.blobs["log"].digest),
+    }
+
+
+PARENTS = [
+    ObjectKind.MANIFEST,
+    ObjectKind.BATCH,
+    ObjectKind.BATCH_ENTRY,
+    ObjectKind.RELEASE_ENTRY,
+]
+"""What they name is not known while they are damaged."""
+
+
+@pytest.mark.parametrize("how", ["flip", "truncate", "delete"])
+def test_damage_of_every_kind_is_named(care, damage, how):
+    """All at once: no damage hides another."""
+    objects = one_of_each_kind(care.store)
+    waiting = {ObjectKind.INBOX_ENTRY, ObjectKind.QUARANTINE_ENTRY}
+    leaves = {
+        kind: key
+        for kind, key in objects.items()
+        if kind not in PARENTS and (how != "delete" or kind not in waiting)
+    }
+    for key in leaves.values():
+        damage(key, how)
+    state = State.MISSING if how == "delete" else State.CORRUPT
+    found = {(f.state, f.kind, f.key) for f in verify(care.store).findings}
+    assert found == {(state, kind, key) for kind, key in leaves.items()}
+
+
+@pytest.mark.parametrize("how", ["flip", "truncate", "delete"])
+@pytest.mark.parametrize("kind", PARENTS)
+def test_damage_of_what_names_others_is_named(care, damage, how, kind):
+    key = one_of_each_kind(care.store)[kind]
+    damage(key, how)
+    [finding] = verify(care.store).findings
+    assert (finding.kind, finding.key) == (kind, key)
+    assert finding.state is (State.MISSING if how == "delete" else State.CORRUPT)
+
+
+def test_damage_is_never_read_as_data(care, damage):
+    store = care.store
+    head = log.head(store, DATASET, HOOK, "b1")
+    manifest = read.read_manifest(store, head.manifest)
+    for name in ("rows", "outcomes", "raw/features.jsonl", "log"):
+        damage(layout.blob(manifest.blobs[name].digest), "flip")
+        with pytest.raises(CorruptDataError):
+            read.read_named(store, manifest, name)
+    damage(layout.blob(head.manifest), "flip")
+    with pytest.raises(CorruptDataError):
+        read.read_manifest(store, head.manifest)
+
+
+def test_damage_heals_when_the_bytes_come_again(care, damage):
+    batch = log.read_batch(care.store, DATASET, "b1")
+    key = layout.blob(batch.records[0].files[0].blob)
+    damage(key, "flip")
+    assert not verify(care.store).is_clean
+    publish.submit_batch(care.store, batch, care.paths(batch))
+    assert verify(care.store).is_clean
+
+
+@pytest.mark.slow
+def test_collections_beside_publishers(s3_store, s3_address, s3_prefix, tmp_path, monkeypatch):
+    """The grace is a blink: publishers and collections meet on the same old blobs all the time.
+
+    Publishing takes less than half a grace, as the rule asks; every completion that was announced
+    must be there whole, however often its bytes were orphaned before.
+    """
+    monkeypatch.setattr(blobs, "GRACE", timedelta(seconds=4))
+    monkeypatch.setattr(sweep, "LEASE", timedelta(seconds=3))
+    monkeypatch.setattr(sweep, "MARGIN", timedelta(seconds=1))
+    scene = CareScene(s3_store, tmp_path)
+    batch = scene.submit(scene.batch_of("b1", ("r1", "r2")))
+    release = scene.release()
+    ends = time.monotonic() + 20
+    errors: list[BaseException] = []
+    counts = {"written": 0, "deleted": 0, "named": 0}
+    lock = threading.Lock()
+
+    def publisher(number: int) -> None:
+        """Writes the same bytes over and over; names them now and then, and forgets them again."""
+        own = CareScene(s3_store, tmp_path / str(number))
+        own.folder.mkdir()
+        turn = 0
+        try:
+            while time.monotonic() < ends:
+                turn += 1
+                names = [f"{label} {number}".encode() for label in ("x", "y")]
+                refs = [blobs.put_blob(s3_store, name) for name in names]
+                time.sleep(0.2 * (turn % 3))
+                entry = f"inbox/run.{number}"
+                text = " ".join(str(ref.digest) for ref in refs)
+                s3_store.create(entry, json.dumps({"x": text}).encode())
+                for ref in refs:
+                    assert blobs.read_blob(s3_store, ref.digest, ref.size)
+                time.sleep(0.3)
+                for ref in refs:
+                    assert blobs.is_present(s3_store, ref), "named, and gone"
+                with lock:
+                    counts["written"] += 2
+                s3_store.delete(entry)
+                # Orphaned for longer than the grace, so that the next round finds it old or gone.
+                time.sleep(1.0 * (turn % 5))
+        except BaseException as error:  # noqa: BLE001
+            errors.append(error)
+
+    def collector() -> None:
+        try:
+            with connect(s3_address, s3_prefix) as other:
+                while time.monotonic() < ends:
+                    try:
+                        report = collect_garbage(other, GcScope.everything(), is_dry_run=False)
+                        counts["deleted"] += len(report.deleted)
+                    except (ConflictError, FeaturePipelineError) as error:
+                        # An entry that comes and goes while it is read is no reason to stop.
+                        if not isinstance(error, ConflictError) and "inbox" not in str(error):
+                            raise
+        except BaseException as error:  # noqa: BLE001
+            errors.append(error)
+
+    threads = [threading.Thread(target=publisher, args=(n,)) for n in range(4)]
+    threads += [threading.Thread(target=collector)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert counts["written"] > 20
+    assert counts["deleted"] > 2
+    scene.compute(batch, release, "x")
+    assert verify(s3_store).is_clean
+
+
+class TestCommands:
+    @pytest.fixture
+    def run(self, s3_address, s3_prefix, tmp_path):
+        environment = {
+            **os.environ,
+            "FEATURE_PIPELINE_S3_ENDPOINT_URL": s3_address.endpoint_url,
+            "FEATURE_PIPELINE_S3_BUCKET": s3_address.bucket,
+            "FEATURE_PIPELINE_S3_PREFIX": s3_prefix,
+            "FEATURE_PIPELINE_S3_REGION": s3_address.region,
+            "AWS_ACCESS_KEY_ID": s3_address.access_key_id,
+            "AWS_SECRET_ACCESS_KEY": s3_address.secret_access_key,
+        }
+
+        def command(*arguments, status=0):
+            done = subprocess.run(
+                [sys.executable, "-m", "feature_pipeline.cli.app", *arguments],
+                env=environment,
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=60,
+            )
+            assert done.returncode == status, done.stderr
+            if "--json" in arguments and status != 1:
+                return json.loads(done.stdout)
+            return done.stdout + done.stderr
+
+        return command
+
+    def test_verify(self, care, damage, run):
+        assert "all right" in run("verify")
+        report = run("verify", "--hook", HOOK, "--json")
+        assert (report["is_clean"], report["scope"]["dataset"]) == (True, DATASET)
+        key = one_of_each_kind(care.store)[ObjectKind.ROWS]
+        damage(key, "flip")
+        report = run("verify", "--dataset", DATASET, "--batch", "b1", "--json", status=2)
+        assert [(f["state"], f["key"]) for f in report["findings"]] == [("corrupt", key)]
+        assert "corrupt" in run("verify", status=2)
+        assert "no dataset" in run("verify", "--hook", "nothing", status=1)
+
+    def test_history(self, care, run):
+        document = run("history", HOOK, "b1", "--json")
+        assert [e["verdict"] for e in document["entries"]] == ["current", "current"]
+        assert [e["is_head"] for e in document["entries"]] == [False, True]
+        assert [e["version"] for e in document["entries"]] == ["1", "2"]
+        assert document["entries"][1]["counts"]["records"] == 3
+        assert "2*" in run("history", HOOK)
+        assert "nothing was accepted" in run("history", HOOK, "b9", status=1)
+
+    def test_quarantine(self, care, run):
+        [held] = run("quarantine", "--json")["quarantined"]
+        assert held["reason"] == "for the test"
+        assert "for the test" in run("quarantine")
+        assert "not in the quarantine" in run("quarantine", "--requeue", "nobody", status=1)
+        assert run("quarantine", "--requeue", "--all", "--json")["requeued"] == [held["id"]]
+        assert held["id"] in {entry.id for entry in inbox.waiting(care.store)}
+        assert inbox.quarantined(care.store) == []
+
+    def test_erase(self, care, run):
+        assert "--reason" in run("erase", "r2", "--dataset", DATASET, status=1)
+        assert "Aborted" in run("erase", "r2", "--dataset", DATASET, "--reason", "x", status=1)
+        arguments = ("--dataset", DATASET, "--reason", "asked for", "--yes", "--json")
+        report = run("erase", "r2", *arguments)
+        assert (report["record_ids"], report["artifacts"]) == (["r2"], 2)
+        assert "Dagster" in report["outside_reach"][0]
+        assert run("verify", "--json")["erased"] > 3
+        assert run("erase", "--dataset", DATASET, "--json")["artifacts"] == 0
+        lifted = run("erase", "r2", "--lift", "--dataset", DATASET, "--reason", "ok", "--json")
+        assert lifted["lifted"] == ["r2"]
+
+    def test_gc(self, care, run):
+        blobs.put_blob(care.store, b"nobody needs this")
+        assert "say what may be collected" in run("gc", status=1)
+        assert "Dry run" in run("gc", "--all")
+        report = run("gc", "--all", "--delete", "--json")
+        assert (report["orphaned"], report["due"], report["is_dry_run"]) == (1, [], False)
+        assert care.store.list_folders("gc/") == ["marks"]
+
+
+@pytest.mark.postgres
+@pytest.mark.dagster
+class TestPipelines:
+    @pytest.fixture
+    def computed(self, pipeline):
+        hook = pipeline.add_hook()
+        pipeline.submit("b1", {"a": "xyz", "b": "xx", "c": ""})
+        pipeline.submit("b2", {"d": "q"})
+        pipeline.tick()
+        key = features_key(LETTERS, hook.name)
+        for batch in ("b1", "b2"):
+            result = pipeline.run(key, batch)
+            assert result.success
+            [check] = [
+                e for e in result.get_asset_check_evaluations() if e.check_name == INTEGRITY_CHECK
+            ]
+            assert check.passed
+        return pipeline
+
+    def damaged(self, pipeline, name, how):
+        head = log.head(pipeline.store, LETTERS, "counts", "b1")
+        digest = head.manifest
+        if name != "manifest":
+            digest = read.read_manifest(pipeline.store, digest).blobs[name].digest
+        key = layout.blob(digest)
+        info = pipeline.store.stat(key)
+        if how == "delete":
+            pipeline.store.delete(key)
+        else:
+            data = pipeline.store.get(key).data
+            pipeline.store.replace(key, data[: len(data) // 2] + b"?", info.etag)
+        return key
+
+    @pytest.mark.parametrize("name", ["manifest", "rows", "outcomes"])
+    @pytest.mark.parametrize("how", ["change", "delete"])
+    def test_a_rebuild_never_skips_damage(self, computed, name, how):
+        self.damaged(computed, name, how)
+        spec = table_spec(computed.hooks["counts"])
+        with pytest.raises(NotFoundError if how == "delete" else CorruptDataError):
+            list(load_batches(computed.store, computed.database, spec))
+
+    def test_the_check_and_the_job_name_what_is_damaged(self, computed):
+        key = self.damaged(computed, "rows", "change")
+        job = computed.defs.resolve_job_def("verify_archive")
+        result = job.execute_in_process(instance=computed.instance, raise_on_error=False)
+        assert not result.success
+        selection = dg.AssetSelection.checks(
+            dg.AssetCheckKey(features_key(LETTERS, "counts"), INTEGRITY_CHECK)
+        )
+        check_job = dg.define_asset_job("integrity", selection=selection)
+        defs = dg.Definitions.merge(computed.defs, dg.Definitions(jobs=[check_job]))
+        result = defs.resolve_job_def("integrity").execute_in_process(instance=computed.instance)
+        [check] = result.get_asset_check_evaluations()
+        assert not check.passed
+        assert key in check.metadata["findings"].value
+        assert "b1" in check.metadata["findings"].value
+
+    def test_tables_follow_an_erasure(self, computed):
+        spec = table_spec(computed.hooks["counts"])
+        list(load_batches(computed.store, computed.database, spec))
+        erase(computed.store, LETTERS, ["a", "d"], "asked for")
+        list(load_batches(computed.store, computed.database, spec))
+        rows = computed.rows("select distinct record_id from features.counts")
+        assert rows == [("b",)]
+        outcomes = computed.rows("select record_id from features._outcomes order by 1")
+        assert outcomes == [("b",), ("c",)]
+        proof = prove(computed.store, computed.database, spec)
+        assert proof.is_equal, proof.summary()
+        # Nothing of what stays is computed again.
+        processes = computed.processes()
+        for batch in ("b1", "b2"):
+            assert computed.run(features_key(LETTERS, "counts"), batch).success
+        assert computed.processes() == processes

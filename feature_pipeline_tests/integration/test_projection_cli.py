@@ -1,0 +1,120 @@
+"""`plan`, `rebuild` and `rollback` as people call them, over a real archive and database."""
+
+import io
+import json
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from feature_pipeline.cli import hooks, output, plan, rebuild, rollback
+from feature_pipeline.cli.app import main
+from feature_pipeline.hooks.definition import HookDefinition
+from feature_pipeline.projections.database import Database
+from feature_pipeline.projections.proof import prove
+from feature_pipeline_tests.unit.projections.feature_archive import FeatureArchive
+
+pytestmark = pytest.mark.postgres
+
+LABEL = {"name": "label", "type": "string"}
+NOTE = {"name": "note", "type": "string", "default": "none"}
+
+
+class Project:
+    """One hook whose columns change, an archive of two batches, and the command line."""
+
+    def __init__(
+        self, patch: pytest.MonkeyPatch, url: str, capture: pytest.CaptureFixture[str]
+    ) -> None:
+        self._capture, self._text = capture, io.StringIO()
+        # In place of copies of this process's own descriptors, which the command never closes.
+        patch.setattr(output, "_console", lambda _: Console(file=self._text, width=200))
+        self.define(LABEL)
+        self.archive = FeatureArchive(self.definition.feature.columns)
+        for number in range(2):
+            self.archive.add(f"b{number}", {f"r{number}": [{"label": f"l{number}"}]})
+        self.database = Database(url)
+        patch.setenv("FEATURE_PIPELINE_DATABASE_URL", url)
+        patch.setattr(hooks, "project_hooks", lambda: [SimpleNamespace(definition=self.definition)])
+        for module in (plan, rebuild, rollback):
+            patch.setattr(module, "open_archive", lambda: self.archive.store)
+        patch.setattr(rebuild, "project_hooks", hooks.project_hooks)
+
+    def define(self, *columns: dict) -> None:
+        self.definition = HookDefinition.model_validate(
+            {
+                "name": "pockets",
+                "dataset": "demo",
+                "release": {"version": "1", "command": ["python", "p.py"], "code": ["p.py"]},
+                "feature": {"columns": columns},
+            }
+        )
+
+    def call(self, *arguments: str) -> tuple[int, str]:
+        """Exit status and standard output."""
+        self._text.truncate(0)
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, self._capture.readouterr().out + self._text.getvalue()
+
+    def json(self, *arguments: str) -> dict:
+        status, text = self.call(*arguments, "--json")
+        assert status == 0, text
+        return json.loads(text)
+
+    def columns(self) -> list[str]:
+        with self.database.connect("test") as connection:
+            cursor = connection.execute("select * from features.pockets")
+            return [column.name for column in cursor.description or ()][3:]
+
+
+@pytest.fixture
+def project(
+    monkeypatch: pytest.MonkeyPatch, database_url: str, capsys: pytest.CaptureFixture[str]
+) -> Project:
+    return Project(monkeypatch, database_url, capsys)
+
+
+def test_plan_rebuild_and_rollback(project: Project) -> None:
+    assert project.json("plan", "pockets")["action"] == "create"
+    built = project.json("rebuild", "--workers", "2")
+    assert [(table["table"], table["batches"], table["rows"]) for table in built["tables"]] == [
+        ("pockets", 2, 2)
+    ]
+    assert project.json("plan", "pockets")["action"] == "nothing"
+
+    project.define(LABEL, NOTE)
+    shown = project.json("plan", "pockets")
+    assert (shown["action"], shown["added"], shown["rows"]) == ("build", ["note"], 2)
+    project.json("rebuild", "pockets")
+    assert project.columns() == ["label", "note"]
+
+    assert project.json("rollback", "pockets")["behind"] == []
+    assert project.columns() == ["label"]
+    assert project.json("rollback", "pockets", "--unpin")["building"] is None
+    assert project.columns() == ["label", "note"]
+
+
+def test_a_plan_that_would_be_refused_exits_with_1(project: Project) -> None:
+    project.define({"name": "label", "type": "integer"})
+    status, text = project.call("plan", "pockets")
+    assert status == 1
+    assert "refused: batch b0: column 'label': was string, is now integer" in text
+
+
+def test_a_batch_is_written_again_and_the_past_is_a_table_of_its_own(project: Project) -> None:
+    project.json("rebuild")
+    with project.database.connect("test") as connection:
+        connection.execute("update features.pockets set label = 'wrong'")
+    done = project.json("rebuild", "pockets", "--batch", "b0", "--batch", "b1")
+    assert done["tables"][0]["rows"] == 2
+    assert prove(project.archive.store, project.database, project.archive.spec()).is_equal
+
+    now = datetime.now(UTC).isoformat()
+    past = project.json("rebuild", "pockets", "--as-of", now)["tables"][0]
+    assert past["table"].startswith("pockets_as_of_")
+    assert past["rows"] == 2
+    assert project.call("rebuild", "--as-of", "yesterday")[0] == 2
+    assert project.call("rebuild", "--batch", "b0")[0] == 1

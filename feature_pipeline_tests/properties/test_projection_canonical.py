@@ -1,0 +1,145 @@
+"""The proof's fast encoding is the archive's, bit for bit, and reads back what PostgreSQL wrote."""
+
+import json
+from datetime import UTC, date
+
+import psycopg
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from psycopg import sql
+
+from feature_pipeline.archive.encode import rows_table
+from feature_pipeline.columns import Column, row_encoder
+from feature_pipeline.digest import INT64_MAX, INT64_MIN, canonical_json
+from feature_pipeline.outcomes import Outcome, Status
+from feature_pipeline.projections import read_back
+from feature_pipeline.projections.canonical import RecordDigests, line_digests
+from feature_pipeline.projections.prepare import encode_chunks, one_array
+from feature_pipeline.projections.replace import copy_rows
+from feature_pipeline.projections.table_schema import column_kinds, create_table
+
+COLUMNS = (
+    Column(name="string", type="string"),
+    Column(name="number", type="number"),
+    Column(name="integer", type="integer"),
+    Column(name="boolean", type="boolean"),
+    Column(name="json", type="object"),
+    Column(name="date", type="string", format="date"),
+    Column(name="instant", type="string", format="date-time"),
+    Column(name="uuid", type="string", format="uuid"),
+)
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=6)
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(INT64_MIN, INT64_MAX)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=5,
+)
+JSON = st.dictionaries(TEXT, VALUES, max_size=3).map(canonical_json)
+ROW = st.tuples(
+    st.none() | TEXT,
+    st.none() | st.floats(),
+    st.none() | st.integers(INT64_MIN, INT64_MAX),
+    st.none() | st.booleans(),
+    st.none() | JSON,
+    st.none() | st.dates(date(1, 1, 1), date(9999, 12, 31)),
+    st.none() | st.datetimes(timezones=st.just(UTC)),
+    st.none() | st.uuids().map(str),
+)
+IDS = TEXT.filter(bool)
+RECORDS = st.dictionaries(IDS, st.lists(ROW, min_size=1, max_size=3), min_size=1, max_size=4)
+
+
+def table_of(records: dict) -> pa.Table:
+    outcomes = [
+        Outcome(record_id, Status.PASSED, rows=tuple(rows)) for record_id, rows in records.items()
+    ]
+    return rows_table(COLUMNS, outcomes)
+
+
+def digests_of(table: pa.Table) -> dict[str, bytes]:
+    digests = RecordDigests(row_encoder(COLUMNS), [column.kind for column in COLUMNS])
+    columns = [one_array(table[column.name]) for column in COLUMNS]
+    found = digests.of([one_array(table["record_id"])], one_array(table["ordinal"]), columns)
+    return {record_id: digest for (record_id,), digest, _ in found}
+
+
+def expected(records: dict) -> dict[str, bytes]:
+    encoder = row_encoder(COLUMNS)
+    return {
+        record_id: encoder.rows_digest(record_id, encoder.rows(rows))
+        for record_id, rows in records.items()
+    }
+
+
+@given(RECORDS, st.integers(0, 2))
+def test_record_digests_are_those_of_the_archive(records: dict, skipped: int) -> None:
+    chosen = dict(list(records.items())[skipped:]) or records
+    # a slice: values need not begin where their buffers do
+    table = table_of(records)
+    table = table.slice(len(table) - sum(map(len, chosen.values())))
+    assert digests_of(table) == expected(chosen)
+
+
+@given(RECORDS)
+def test_a_missing_row_gives_a_digest_that_no_artifact_has(records: dict) -> None:
+    table = table_of({**records, "last": [(None,) * 8] * 2})
+    without_first = table.slice(0, len(table) - 2).slice(0)
+    gapped = pa.concat_tables([without_first, table.slice(len(table) - 1)])
+    shorter = expected({"last": [(None,) * 8]})
+    assert digests_of(gapped)["last"] not in (
+        shorter["last"],
+        expected({"last": [(None,) * 8] * 2})["last"],
+    )
+
+
+@given(VALUES)
+@example({"a": [2**63, -(2**63) - 1, 10**300, 1.0, -0.0, 1e16, 5e-324, 9223372036854775807.0]})
+@example({"\u2028": '\x7f\\"/', "é": "😀", "": [[]], "a": {}})
+def test_the_fast_writer_writes_canonical_json(value: object) -> None:
+    assert read_back.canonical_text(json.dumps(value)) == canonical_json(value)
+
+
+@given(st.lists(st.tuples(TEXT, st.none() | TEXT), min_size=2, max_size=5, unique=True))
+def test_different_lines_have_different_digests(lines: list) -> None:
+    columns = [pa.array(column, pa.string()) for column in zip(*lines, strict=True)]
+    assert len(set(line_digests(columns))) == len(lines)
+
+
+@pytest.mark.postgres
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(RECORDS, st.sampled_from([1, 100, 1 << 20]))
+def test_what_is_read_back_is_what_was_loaded(
+    database_url: str, records: dict, chunk_bytes: int
+) -> None:
+    table = table_of(records)
+    kinds = column_kinds(COLUMNS)
+    with psycopg.connect(database_url, options="-c timezone=UTC") as connection:
+        connection.execute("create schema feature_pipeline")
+        connection.execute(create_table("t", COLUMNS))
+        relation = sql.Identifier("feature_pipeline", "t")
+        copy_rows(connection, relation, kinds, encode_chunks(table, "b", kinds))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(read_back, "CHUNK_BYTES", chunk_bytes)
+            chunks = list(
+                read_back.read_back(
+                    connection,
+                    relation,
+                    read_back.column_fields(COLUMNS),
+                    sql.SQL("order by record_id, ordinal"),
+                )
+            )
+        connection.rollback()
+    back = pa.concat_tables(chunks)
+    json_at = back.schema.get_field_index("json")
+    back = back.set_column(json_at, "json", read_back.canonical_texts(back["json"]))
+    assert digests_of(back) == expected(records)
