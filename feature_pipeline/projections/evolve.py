@@ -148,17 +148,18 @@ def _integers_as_numbers(
     values: pa.ChunkedArray[Any],
 ) -> tuple[pa.ChunkedArray[Any], npt.NDArray[np.bool_]]:
     """The values as float64, and which of them changed thereby."""
-    # Arrow's own safe cast refuses everything beyond 2^53, exact or not.
-    numbers = pc.cast(values, pa.float64(), safe=False)
+    # Arrow's own safe cast refuses everything beyond 2^53, exact or not. Chunk by chunk: of empty
+    # ones, the cast of a chunked array drops some.
+    numbers = [chunk.cast(pa.float64(), safe=False) for chunk in values.chunks]
     is_inexact: list[npt.NDArray[np.bool_]] = [np.empty(0, np.bool_)]
-    for before, after in zip(values.chunks, numbers.chunks, strict=True):
+    for before, after in zip(values.chunks, numbers, strict=True):
         integers = before.fill_null(0).to_numpy()
         floats = after.fill_null(0.0).to_numpy()
         # 2^63 itself is a float64 beyond int64: integers that round up to it are inexact.
         fits = floats < 2.0**63
         back = np.where(fits, floats, 0.0).astype(np.int64)
         is_inexact.append(~fits | (back != integers))
-    return numbers, np.concatenate(is_inexact)
+    return pa.chunked_array(numbers, pa.float64()), np.concatenate(is_inexact)
 
 
 def describe_type(column: Column) -> str:

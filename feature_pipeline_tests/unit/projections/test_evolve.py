@@ -110,3 +110,10 @@ def test_anything_else_is_refused(written, wanted, said) -> None:
 def test_every_refusal_is_told_at_once() -> None:
     with pytest.raises(CannotEvolveError, match=r"'a'.*; .*'n'"):
         map_columns([A, N], [Column(name="a", type="number"), Column(name="n", type="string")])
+
+
+def test_no_rows_evolve_into_no_rows() -> None:
+    wanted = [Column(name="n", type="number"), A, Column(name="b", type="string", default="x")]
+    assert evolve([A, N], wanted, []) == []
+    empty = rows([A, N], [("x", 1)]).slice(1)
+    assert len(evolve_rows(empty, map_columns([A, N], wanted))) == 0
