@@ -276,7 +276,7 @@ def _prove(
     if not proof.has_equal_content:
         raise ProjectionError(
             f"table {spec.name!r}: generation {building.relation} was not switched to:"
-            f" {proof.summary()}; drop it with `feature-pipeline rebuild`, which builds another"
+            f" {proof.summary()}; load these batches again with `feature-pipeline rebuild --batch`"
         )
     return progress
 

@@ -557,3 +557,20 @@ def test_a_rebuild_is_a_new_generation_with_the_same_columns(archive, database, 
     assert state.building is None
     assert relations(connection) == [*before, state.live.relation]
     assert prove(archive.store, database, archive.spec()).is_equal
+
+
+def test_batches_that_differ_are_loaded_again_and_then_switched_to(
+    archive, database, connection
+) -> None:
+    archive.columns = (LABEL, COUNT, NOTE)
+    spec = archive.spec()
+    list(load_batches(archive.store, database, spec, ["b0", "b1"]))
+    building = relations(connection)[-1]
+    connection.execute(f"update feature_pipeline.{building} set count = 99".encode())
+    with pytest.raises(ProjectionError, match="rebuild --batch"):
+        load_batch(archive.store, database, spec, "b2")
+
+    list(load_batches(archive.store, database, spec, ["b0", "b1"], is_forced=True))
+
+    assert report_of(archive, database, spec).is_settled
+    assert relations(connection)[-1] == building
