@@ -34,6 +34,8 @@ def dev(folder: Path | None) -> None:
     def stop(signum: int, frame: FrameType | None) -> None:
         stopping.set()
 
+    # Also where SIGINT came ignored, as it does to a shell's background jobs.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # Before anything starts: a signal then ends the start-up in order too.
     signal.signal(signal.SIGTERM, stop)
     output.say("Starting local servers ...")

@@ -204,7 +204,9 @@ class TestSubprocessRunner(HookRunnerTests):
         """In a process of its own: the interrupt arrives between two looks at the hook."""
         hook = f"import os\nprint(os.getpid(), flush=True)\n{HANG}".encode()
         program = (
-            "import sys\n"
+            "import signal, sys\n"
+            # ignored signals are inherited: a background job's children get SIGINT ignored
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "from pathlib import Path\n"
             "from feature_pipeline.hooks.definition import Limits\n"
             "from feature_pipeline.hooks.runner import RunRequest, Workspace\n"

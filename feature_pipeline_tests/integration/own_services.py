@@ -8,6 +8,7 @@ standard input closes. With UID and GID it becomes that user first.
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -25,6 +26,8 @@ def become(uid: int, gid: int, warm_up_folder: Path) -> None:
 
 
 def main() -> None:
+    # Ignored signals are inherited, and a background job gets SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = Path(sys.argv[1])
     if len(sys.argv) > 2:
         become(int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
