@@ -179,11 +179,11 @@ def test_an_interrupt_reaches_every_part(run, workspace):
         def log(self, line: str) -> None:
             raise KeyboardInterrupt(line)
 
-    before = threading.active_count()
     source = PASS + "open(e['OSA_OUT'] + '/pid', 'w').write(str(os.getpid()))\n"
     with pytest.raises(KeyboardInterrupt):
         run(source + "import time\ntime.sleep(60)\n", PartLimits(records=3), Broken())
-    assert threading.active_count() == before
+    # Other threads of this process (connection pools, servers' readers) come and go by themselves.
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("part")]
     for path in workspace.root.rglob("pid"):
         with pytest.raises(ProcessLookupError):
             os.kill(int(path.read_text()), 0)
