@@ -96,6 +96,12 @@ def run_in_parts(
             # the first error is enough; and an interrupt comes here, not to the threads
             wait(futures, return_when="FIRST_EXCEPTION")
             shared.interrupt_if(any(f.done() and f.exception() is not None for f in futures))
+            wait(futures)
+            errors = [error for future in futures if (error := future.exception()) is not None]
+            # The other parts end because of the first error; theirs must not hide it.
+            errors.sort(key=lambda error: isinstance(error, InterruptedPartError))
+            if errors:
+                raise errors[0]
             ended = [part for future in futures for part in future.result()]
         except BaseException:
             shared.interrupt_if(True)
