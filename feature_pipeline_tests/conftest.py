@@ -35,3 +35,9 @@ def pytest_report_header(config: pytest.Config) -> str:
         except FeaturePipelineError:
             postgres = "none"
     return f"servers: S3 {s3}; database {postgres}"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The longest files first: started last, one of them would run on alone for minutes.
+    items.sort(key=lambda item: not item.nodeid.startswith("feature_pipeline_tests/acceptance/"))
