@@ -7,7 +7,6 @@ names are listed in the README.
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
@@ -81,12 +80,6 @@ def database_url(environment: Mapping[str, str] | None = None) -> str:
             f"{DATABASE_URL} begins with {urlsplit(url).scheme!r}: write postgresql://user:password@host/db"
         )
     return url
-
-
-def work_folder(environment: Mapping[str, str] | None = None) -> Path | None:
-    """Where hook runs keep their working folders; None for the system's temporary folder."""
-    folder = (os.environ if environment is None else environment).get(WORK_FOLDER)
-    return Path(folder) if folder else None
 
 
 def runner_name(environment: Mapping[str, str] | None = None) -> str:

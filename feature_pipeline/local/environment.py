@@ -35,7 +35,6 @@ def environment(services: LocalServices, dagster_home: Path) -> dict[str, str]:
         "DAGSTER_DATABASE_URL": services.dagster_database_url,
         # Dagster refuses a relative one.
         "DAGSTER_HOME": str(dagster_home.resolve()),
-        "FEATURE_PIPELINE_MAX_CONCURRENT_RUNS": str(usable_cores()),
     }
 
 

@@ -143,6 +143,10 @@ def default_resources() -> dict[str, Any]:
         "archive": archive,
         "database": DatabaseResource(url=dg.EnvVar(settings.DATABASE_URL)),
         "hook_runner": HookRunnerResource.model_validate(
-            {"kind": settings.runner_name(), "settings": settings.runner_settings()}
+            {
+                "kind": settings.runner_name(),
+                "work_folder": settings.optional(settings.WORK_FOLDER),
+                "settings": settings.runner_settings(),
+            }
         ),
     }
