@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dagster as dg
 import yaml
@@ -42,6 +43,9 @@ from feature_pipeline.orchestration.keys import features_key
 from feature_pipeline.orchestration.recover import recover_dagster
 from feature_pipeline.outcomes import Outcome, Status
 from feature_pipeline.records import Record, RecordBatch, Source
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 COLUMNS = (
     Column(name="value", type=ColumnType.NUMBER),
@@ -97,11 +101,16 @@ def put_all(store: S3Store, objects: Iterator[tuple[str, bytes]]) -> None:
             pass
 
 
-def bench_publish(store: S3Store, folder: Path, size: int, rounds: int) -> float:
-    """Seconds of a bare PUT of the raw bytes divided by those of publishing an artifact of them."""
+def bench_publish(
+    store: S3Store, client: "S3Client", folder: Path, size: int, rounds: int
+) -> tuple[float, float]:
+    """Seconds of a bare PUT of the raw bytes divided by those of publishing an artifact of them.
+
+    Once with the PUT as the archive sends it (obstore), once as boto3 alone does.
+    """
     dataset = f"publish{size}"
     release = register(store, dataset, folder)
-    published, bare = [], []
+    published, bare, plain = [], [], []
     for number in range(rounds):
         batch = make_batch(dataset, f"b{number}")
         raw = folder / "features.jsonl"
@@ -119,7 +128,10 @@ def bench_publish(store: S3Store, folder: Path, size: int, rounds: int) -> float
         published.append(seconds(lambda a=artifact: publish_artifact(store, a)))
         data = os.urandom(size)
         bare.append(seconds(lambda d=data, n=number: store.create(f"bare/{size}/{n}", d)))
-    return statistics.median(bare) / statistics.median(published)
+        target = {"Bucket": store.bucket, "Key": f"plain/{size}/{number}"}
+        plain.append(seconds(lambda d=data, t=target: client.put_object(**t, Body=d)))
+    took = statistics.median(published)
+    return statistics.median(bare) / took, statistics.median(plain) / took
 
 
 def fabricate(store: S3Store, dataset: str, release: ReleaseEntry, keys: Sequence[str]) -> None:
@@ -375,8 +387,11 @@ def main() -> None:
             )
             store = open_store(client, address.bucket)
             for size, rounds in ((1_000_000, 20), (5_000, 60)):
-                ratio = bench_publish(store, folder, size, rounds)
-                print(f"publish an artifact: bare PUT of {size:,} bytes / publish = {ratio:.2f}")
+                own, plain = bench_publish(store, client, folder, size, rounds)
+                print(
+                    f"publish an artifact: bare PUT of {size:,} bytes / publish = {own:.2f},"
+                    f" by boto3 / publish = {plain:.2f}"
+                )
             print(f"completions accepted a second: {bench_accept(store, folder, 300):.0f}")
             print(f"unchanged batch of 1,000 records: {bench_unchanged(store, folder):.2f} s")
             with dagster_instance(folder / "home", services.dagster_database_url) as instance:

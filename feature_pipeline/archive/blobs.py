@@ -59,9 +59,18 @@ def put_blob(store: BlobStore, data: bytes, media_type: str = BYTES_MEDIA_TYPE) 
     return write_blob(store, data, media_type).ref
 
 
-def write_blob(store: BlobStore, data: bytes, media_type: str = BYTES_MEDIA_TYPE) -> BlobWrite:
-    """As `put_blob`, saying what was found in its place."""
-    digest = Digest.of(data)
+def write_blob(
+    store: BlobStore,
+    data: bytes,
+    media_type: str = BYTES_MEDIA_TYPE,
+    digest: Digest | None = None,
+) -> BlobWrite:
+    """As `put_blob`, saying what was found in its place.
+
+    Args:
+        digest: The digest of `data`, if the caller has computed it.
+    """
+    digest = digest or Digest.of(data)
     key = layout.blob(digest)
     ref = BlobRef(digest=digest, size=len(data), media_type=media_type)
     # Hooks leave empty files all the time: this blob nearly always exists, so it is asked for.

@@ -110,10 +110,12 @@ def publish_artifact(store: BlobStore, artifact: Artifact) -> PublishedArtifact:
     if artifact.log is not None:
         writers[LOG] = _file_writer(store, artifact.log, "text/plain; charset=utf-8")
     if artifact.failure is None:
-        rows = encode_rows(artifact.columns, artifact.outcomes)
-        outcomes = encode_outcomes(artifact.outcomes)
-        writers[ROWS] = _data_writer(store, rows, PARQUET_MEDIA_TYPE)
-        writers[OUTCOMES] = _data_writer(store, outcomes, PARQUET_MEDIA_TYPE)
+        writers[ROWS] = _parquet_writer(
+            store, ROWS, lambda: encode_rows(artifact.columns, artifact.outcomes)
+        )
+        writers[OUTCOMES] = _parquet_writer(
+            store, OUTCOMES, lambda: encode_outcomes(artifact.outcomes)
+        )
     # Files with the same bytes (empty ones above all) are written once.
     unique = {writer.identity: writer for writer in writers.values()}
     written = dict(zip(unique, map_threads(lambda w: w.write(), unique.values()), strict=True))
@@ -136,19 +138,24 @@ def publish_artifact(store: BlobStore, artifact: Artifact) -> PublishedArtifact:
 
 @dataclass(frozen=True, slots=True)
 class _Writer:
-    identity: Digest | Path
+    identity: Digest | Path | str
     media_type: str
     write: Callable[[], BlobWrite]
 
 
-def _data_writer(store: BlobStore, data: bytes, media_type: str) -> _Writer:
-    return _Writer(Digest.of(data), media_type, partial(blobs.write_blob, store, data, media_type))
+def _parquet_writer(store: BlobStore, name: str, encode: Callable[[], bytes]) -> _Writer:
+    # Encoded when written, so while the raw files are on their way.
+    media_type = PARQUET_MEDIA_TYPE
+    return _Writer(name, media_type, lambda: blobs.write_blob(store, encode(), media_type))
 
 
 def _file_writer(store: BlobStore, path: Path, media_type: str | None = None) -> _Writer:
     media_type = media_type or _MEDIA_TYPES.get(path.suffix, BYTES_MEDIA_TYPE)
     if path.stat().st_size <= _IN_MEMORY_BYTES:
-        return _data_writer(store, path.read_bytes(), media_type)
+        data = path.read_bytes()
+        digest = Digest.of(data)
+        write = partial(blobs.write_blob, store, data, media_type, digest)
+        return _Writer(digest, media_type, write)
     return _Writer(path, media_type, partial(blobs.write_file, store, path, media_type))
 
 

@@ -1,5 +1,7 @@
 """Several requests at once: S3 answers in milliseconds that add up."""
 
+import os
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
@@ -10,6 +12,13 @@ R = TypeVar("R")
 WORKERS: Final = 8
 """More gain nothing: boto3 is bound by its own CPU, and its default pool has 10 connections."""
 
+_pools: dict[int, ThreadPoolExecutor] = {}
+"""Kept between calls: starting threads takes as long as a request or two."""
+_in_pool = threading.local()
+
+# A forked child has the pools and none of their threads.
+os.register_at_fork(after_in_child=_pools.clear)
+
 
 def map_threads(function: Callable[[T], R], items: Iterable[T], workers: int = WORKERS) -> list[R]:
     """`function` of every item, in the items' order.
@@ -19,6 +28,24 @@ def map_threads(function: Callable[[T], R], items: Iterable[T], workers: int = W
     work = list(items)
     if len(work) < 2 or workers < 2:
         return [function(item) for item in work]
-    with ThreadPoolExecutor(min(workers, len(work))) as pool:
-        futures = [pool.submit(function, item) for item in work]
+    if getattr(_in_pool, "is_working", False):
+        # Waiting in one of the kept threads for others of them could be waiting for ever.
+        with ThreadPoolExecutor(min(workers, len(work))) as pool:
+            return _run(pool, function, work)
+    kept = _pools.get(workers)
+    if kept is None:
+        kept = _pools.setdefault(workers, ThreadPoolExecutor(workers, "archive", _enter))
+    return _run(kept, function, work)
+
+
+def _enter() -> None:
+    _in_pool.is_working = True
+
+
+def _run(pool: ThreadPoolExecutor, function: Callable[[T], R], work: list[T]) -> list[R]:
+    futures = [pool.submit(function, item) for item in work]
+    errors = [future.exception() for future in futures]
+    for error in errors:
+        if error is not None:
+            raise error
     return [future.result() for future in futures]
