@@ -7,10 +7,12 @@ from typing import Any
 import click
 
 from feature_pipeline import settings
+from feature_pipeline.archive import log
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.cli.hooks import find_hook, project_hooks
 from feature_pipeline.cli.output import Output, json_option
 from feature_pipeline.cli.project import Project, open_archive
+from feature_pipeline.compute.decode_again import decode_hook_again
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.definition import HookDefinition
 from feature_pipeline.projections.database import Database
@@ -37,6 +39,7 @@ def parse_time(
 @click.option("--dataset", help="Needed when several datasets have a hook of this name.")
 @click.option("--batch", "batches", multiple=True, help="Load only this batch again; repeatable.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64))
+@click.option("--from-raw", is_flag=True, help="First derive rows from the raw output again.")
 @click.option("--as-of", callback=parse_time, help="A separate table of what was current then.")
 @json_option
 def rebuild(
@@ -44,6 +47,7 @@ def rebuild(
     dataset: str | None,
     batches: tuple[str, ...],
     workers: int,
+    from_raw: bool,
     as_of: datetime | None,
     as_json: bool,
 ) -> None:
@@ -52,16 +56,24 @@ def rebuild(
     A table is built beside the one that people read, verified against the archive and switched
     to. A rebuild that was interrupted goes on where it stopped. With --batch, these batches' rows
     are written again in the table that is read.
+
+    With --from-raw, today's decoder reads the raw output of the current artifacts before. Where it
+    says something else than the artifact did, a successor becomes current in the archive; nothing
+    is computed.
     """
     from feature_pipeline.orchestration.tables import table_spec
 
     if batches and (len(hooks) != 1 or as_of is not None):
         raise InvalidInputError("--batch needs exactly one hook, and no --as-of")
+    if from_raw and as_of is not None:
+        raise InvalidInputError("--from-raw makes artifacts of now: it goes with no --as-of")
     Project.find().load_environment()
     output = Output(as_json)
     store, database = open_archive(), Database(settings.database_url())
     results = []
     for definition in _definitions(hooks, dataset):
+        if from_raw:
+            _decode_again(store, definition, batches, output)
         spec = table_spec(definition)
         if as_of is not None:
             spec = past_spec(spec, as_of)
@@ -89,6 +101,19 @@ def _definitions(hooks: tuple[str, ...], dataset: str | None) -> list[HookDefini
         for hook in project_hooks()
         if hook.definition.has_table and dataset in (None, hook.definition.dataset)
     ]
+
+
+def _decode_again(
+    store: BlobStore, definition: HookDefinition, batches: tuple[str, ...], output: Output
+) -> None:
+    name, dataset = definition.name, definition.dataset
+    chosen = batches or tuple(sorted(log.heads(store, dataset, name)))
+    with output.progress(f"{name}: raw output", len(chosen)) as steps:
+        for done in decode_hook_again(store, dataset, name, chosen):
+            steps.advance()
+            if done.is_new or done.damage:
+                what = f"{len(done.changed)} records decoded otherwise"
+                output.say(f"{name}: batch {done.batch}: {done.damage or what}")
 
 
 def _rebuild(

@@ -14,11 +14,11 @@ from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.log import FeatureEntry, ReleaseEntry
 from feature_pipeline.archive.manifest import Manifest
 from feature_pipeline.columns import row_encoder
+from feature_pipeline.compute.decode_again import decode_raw
 from feature_pipeline.digest import Digest, document_bytes
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 from feature_pipeline.hooks.batch import batch_action, record_action
 from feature_pipeline.hooks.definition import HookDefinition, Scope
-from feature_pipeline.hooks.output import decode_output
 from feature_pipeline.outcomes import Outcome, Status
 from feature_pipeline.records import Record, RecordBatch
 
@@ -34,6 +34,16 @@ class InputFeatures:
     manifest_digest: Digest
     manifest: Manifest
     outcomes: Mapping[str, Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanBasis:
+    """What an earlier plan was made upon: planning upon it again asks the same question."""
+
+    base: int
+    """The batch's log is read up to here."""
+    inputs: Mapping[str, Digest]
+    """Per input hook, the digest of the manifest that was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +103,14 @@ def plan_run(
     *,
     force: bool = False,
     force_records: Collection[str] = (),
+    basis: PlanBasis | None = None,
 ) -> ComputePlan:
     """Decide, record by record, between computing and carrying over. Nothing is written.
 
     Args:
         force: Compute every record, whatever the archive holds.
         force_records: Ids of records to compute again.
+        basis: Plan as of then; as of now when absent.
 
     Raises:
         InvalidInputError: A forced record is not in the batch.
@@ -109,9 +121,12 @@ def plan_run(
             f"force_records names {sorted(unknown)[:5]}, not in batch {batch.key!r}"
             f" of dataset {batch.dataset!r}"
         )
-    inputs = tuple(_read_input(store, batch, hook) for hook in definition.inputs)
+    then = {} if basis is None else basis.inputs
+    inputs = tuple(_read_input(store, batch, hook, then.get(hook)) for hook in definition.inputs)
     actions = _actions(definition, release, batch, inputs)
     entries = log.read_log(store, batch.dataset, definition.name, batch.key)
+    if basis is not None:
+        entries = [entry for entry in entries if entry.seq <= basis.base]
     head = log.last_current(entries)
     plan = ComputePlan(
         definition=definition,
@@ -142,16 +157,21 @@ def _read_previous(store: BlobStore, head: FeatureEntry) -> Manifest | None:
         return None
 
 
-def _read_input(store: BlobStore, batch: RecordBatch, hook: str) -> InputFeatures:
-    head = log.head(store, batch.dataset, hook, batch.key)
-    if head is None:
-        raise NotFoundError(
-            f"hook {hook!r} has no current artifact for batch {batch.key!r} of dataset"
-            f" {batch.dataset!r}; materialize {batch.dataset}/features/{hook} first"
-        )
-    manifest = read.read_manifest(store, head.manifest)
+def _read_input(
+    store: BlobStore, batch: RecordBatch, hook: str, pinned: Digest | None
+) -> InputFeatures:
+    digest = pinned
+    if digest is None:
+        head = log.head(store, batch.dataset, hook, batch.key)
+        if head is None:
+            raise NotFoundError(
+                f"hook {hook!r} has no current artifact for batch {batch.key!r} of dataset"
+                f" {batch.dataset!r}; materialize {batch.dataset}/features/{hook} first"
+            )
+        digest = head.manifest
+    manifest = read.read_manifest(store, digest)
     outcomes = read.read_artifact_outcomes(store, manifest)
-    return InputFeatures(hook, head.manifest, manifest, {o.record_id: o for o in outcomes})
+    return InputFeatures(hook, digest, manifest, {o.record_id: o for o in outcomes})
 
 
 def input_digests(inputs: Iterable[InputFeatures]) -> dict[str, dict[str, str]]:
@@ -245,31 +265,11 @@ def _decode_again(
 ) -> dict[str, Outcome]:
     """The standing outcomes as the raw output says them under the columns declared now."""
     decoded: dict[str, Outcome] = {}
+    feature = plan.definition.feature
     for source in sorted({o.carried_from for o in standing.values() if o.carried_from}):
         wanted = [i for i, o in standing.items() if o.carried_from == source]
-        for outcome in decode_archived(store, source, plan.definition).values():
-            if outcome.record_id in wanted:
-                decoded[outcome.record_id] = replace(
-                    outcome, carried_from=source, action=standing[outcome.record_id].action
-                )
+        origin = read.read_manifest(store, source)
+        for outcome in decode_raw(store, origin, wanted, feature.columns, feature.cardinality):
+            action = standing[outcome.record_id].action
+            decoded[outcome.record_id] = replace(outcome, carried_from=source, action=action)
     return {i: decoded[i] for i in standing}
-
-
-def decode_archived(
-    store: BlobStore, manifest_digest: Digest, definition: HookDefinition
-) -> dict[str, Outcome]:
-    """What an archived artifact's raw output says under `definition`'s columns, by record id.
-
-    Only the records that this artifact computed itself: what it carried is in other raw output.
-    """
-    manifest = read.read_manifest(store, manifest_digest)
-    computed = [o for o in read.read_artifact_outcomes(store, manifest) if o.carried_from is None]
-    raw = {name: read.read_raw(store, manifest, name) for name in read.raw_names(manifest)}
-    decoded = decode_output(
-        raw,
-        [o.record_id for o in computed],
-        definition.feature.columns,
-        definition.feature.cardinality,
-        {o.record_id: o.action for o in computed if o.action is not None},
-    )
-    return {o.record_id: o for o in decoded.outcomes}

@@ -3,6 +3,7 @@
 import io
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -52,12 +53,14 @@ class Project:
         )
 
     def call(self, *arguments: str) -> tuple[int, str]:
-        """Exit status and standard output."""
+        """Exit status and standard output, with the error if there was one."""
         self._text.truncate(0)
         with pytest.raises(SystemExit) as ended:
             main(list(arguments))
         assert isinstance(ended.value.code, int)
-        return ended.value.code, self._capture.readouterr().out + self._text.getvalue()
+        printed = self._capture.readouterr()
+        shown = printed.out + (printed.err if ended.value.code else "")
+        return ended.value.code, shown + self._text.getvalue()
 
     def json(self, *arguments: str) -> dict:
         status, text = self.call(*arguments, "--json")
@@ -118,3 +121,24 @@ def test_a_batch_is_written_again_and_the_past_is_a_table_of_its_own(project: Pr
     assert past["rows"] == 2
     assert project.call("rebuild", "--as-of", "yesterday")[0] == 2
     assert project.call("rebuild", "--batch", "b0")[0] == 1
+
+
+def test_rows_derived_from_raw_output_again_reach_the_table(project: Project, tmp_path: Path):
+    raw = tmp_path / "features.jsonl"
+    raw.write_text(json.dumps({"id": "r0", "features": [{"label": "as written"}]}) + "\n")
+    project.archive.say("b0", {"r0": [{"label": "as misread"}]}, {raw.name: raw})
+    raw.write_text(json.dumps({"id": "r1", "features": [{"label": "l1"}]}) + "\n")
+    project.archive.say("b1", {"r1": [{"label": "l1"}]}, {raw.name: raw})
+    project.json("rebuild")
+
+    status, text = project.call("rebuild", "pockets", "--from-raw")
+
+    assert status == 0, text
+    assert "batch b0: 1 records decoded otherwise" in text
+    assert "batch b1" not in text
+    with project.database.connect("test") as connection:
+        rows = connection.execute("select record_id, label from features.pockets order by 1")
+        assert rows.fetchall() == [("r0", "as written"), ("r1", "l1")]
+    assert prove(project.archive.store, project.database, project.archive.spec()).is_equal
+    status, text = project.call("rebuild", "--from-raw", "--as-of", "2026-01-01")
+    assert (status, "--from-raw makes artifacts of now" in text) == (1, True)

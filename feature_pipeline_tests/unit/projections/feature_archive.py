@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import count
+from pathlib import Path
+from types import MappingProxyType
 
 from feature_pipeline.archive import accept, blobs, log
 from feature_pipeline.archive.blob_store import BlobStore
@@ -59,12 +61,19 @@ class FeatureArchive:
             ),
         )
 
-    def say(self, batch: str, said: Said) -> FeatureEntry:
+    def say(
+        self, batch: str, said: Said, raw: Mapping[str, Path] = MappingProxyType({})
+    ) -> FeatureEntry:
         """Publish and accept what the hook says of every record of the batch."""
         outcomes = [self._outcome(record_id, value) for record_id, value in said.items()]
-        return self.accept(batch, outcomes)
+        return self.accept(batch, outcomes, raw)
 
-    def accept(self, batch: str, outcomes: Sequence[Outcome]) -> FeatureEntry:
+    def accept(
+        self,
+        batch: str,
+        outcomes: Sequence[Outcome],
+        raw: Mapping[str, Path] = MappingProxyType({}),
+    ) -> FeatureEntry:
         number = next(self._numbers)
         run = RunInfo(
             id=f"run-{number}",
@@ -81,7 +90,7 @@ class FeatureArchive:
                 cardinality="many",
                 run=run,
                 outcomes=tuple(outcomes),
-                raw={},
+                raw=raw,
                 log=None,
             ),
         )
