@@ -1,6 +1,6 @@
 """How fast tables are rebuilt from S3: ratios to raw COPY and to usual loaders, in one run.
 
-    python -m benchmarks.rebuild [--rows 200000] [--repeats 3] [--dlt-python PYTHON]
+    python -m benchmarks.rebuild [--rows 200000 2000000] [--repeats 3] [--dlt-python PYTHON]
 
 Real servers (SeaweedFS, PostgreSQL with fsync on) on this machine, in a temporary folder. Every
 contender loads the same rows into a table with the primary key (record_id, ordinal). Slow ones
@@ -269,7 +269,7 @@ def measure_memory(address: dict[str, str], prefix: str, url: str) -> tuple[floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--rows", type=int, nargs="+", default=[200_000, 2_000_000])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dlt-python")
     parser.add_argument("--memory-child", help=argparse.SUPPRESS)
@@ -296,12 +296,30 @@ def main() -> None:
 
 
 def run(given: argparse.Namespace, address: dict[str, str], url: str, folder: Path) -> None:
-    prefix = f"bench-{secrets.token_hex(4)}"
-    store = open_s3(address, prefix)
-    started = time.perf_counter()
-    rows = publish(store, given.rows)
-    print(f"{rows:,} rows published in {time.perf_counter() - started:,.0f} s", flush=True)
-    bench = Bench(store, url)
+    memory = {}
+    for at, size in enumerate(given.rows):
+        prefix = f"bench-{secrets.token_hex(4)}"
+        store = open_s3(address, prefix)
+        started = time.perf_counter()
+        rows = publish(store, size)
+        print(f"\n{rows:,} rows published in {time.perf_counter() - started:,.0f} s", flush=True)
+        bench = Bench(store, url)
+        rate = _speeds(bench, given, rows)
+        if at == 0:
+            _slow(bench, given, rate, min(rows, 20_000), folder)
+        bench.drop_ours()
+        before, after = measure_memory(address, prefix, url)
+        memory[rows] = after
+        print(f"memory: {after:.0f} MB, {after - before:.0f} MB over imports; target 300")
+        bench.drop_ours()
+    fewest, most = min(memory), max(memory)
+    if fewest < most:
+        ratio = memory[most] / memory[fewest]
+        print(f"memory, {most / fewest:.0f} times the rows: {ratio:.2f} times; target 1.1")
+
+
+def _speeds(bench: Bench, given: argparse.Namespace, rows: int) -> float:
+    """Print rates and ratios; rows per second of a rebuild by one worker."""
     parts = bench.csv_parts()
     times: dict[str, list[float]] = {}
     for _ in range(given.repeats):
@@ -334,9 +352,7 @@ def run(given: argparse.Namespace, address: dict[str, str], url: str, folder: Pa
         print(
             f"rebuild / raw COPY, {workers}: {statistics.median(ratios):.2f}   ({shown}) target 0.9"
         )
-    rate = rows / medians["rebuild, 1 workers"]
-    _slow(bench, given, rate, min(rows, 20_000), folder)
-    _memory(bench, address, prefix, url)
+    return rows / medians["rebuild, 1 workers"]
 
 
 def _proved(bench: Bench) -> None:
@@ -360,12 +376,6 @@ def _slow(bench: Bench, given: argparse.Namespace, rate: float, count: int, fold
             f"rebuild / {name}: {rate / slow:.0f}   ({slow:,.0f} rows/s) target {target}",
             flush=True,
         )
-
-
-def _memory(bench: Bench, address: dict[str, str], prefix: str, url: str) -> None:
-    bench.drop_ours()
-    before, after = measure_memory(address, prefix, url)
-    print(f"memory: {after:.0f} MB, {after - before:.0f} MB over imports; target 300")
 
 
 if __name__ == "__main__":

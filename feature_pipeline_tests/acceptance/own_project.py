@@ -157,5 +157,5 @@ def wait_for(condition: Callable[[], T], seconds: float) -> T:
     deadline = time.monotonic() + seconds
     while not (answer := condition()):
         assert time.monotonic() < deadline, f"still false after {seconds} s"
-        time.sleep(0.5)
+        time.sleep(2)  # asking starts a process: asking more often slows what is waited for
     return answer
