@@ -1,19 +1,38 @@
 """Rows of artifacts that were written under different columns, brought under one declaration.
 
-What belongs here: reading old rows as the newest declaration means them, for people who read the
-archive itself. Not here: what a table may become (`projections.evolve`), which refuses more: a
-reader takes a null in a column that is required by now, a table must not.
+What belongs here: where each wanted column comes from, and which values it can take over. Not
+here: what a table may become (`projections.evolve`), which refuses more: a reader takes a null in
+a column that is required by now, a table must not.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_pipeline.archive.encode import arrow_field, rows_schema
 from feature_pipeline.columns import Column, ColumnType
 from feature_pipeline.errors import InvalidInputError
+
+_SHOWN: Final = 5
+
+
+class MisfitError(InvalidInputError):
+    """Rows cannot be read under other columns; the message says why, per column."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """Where a wanted column comes from: a written column, or its default."""
+
+    column: Column
+    written: Column | None
 
 
 def align_rows(
@@ -34,46 +53,120 @@ def align_rows(
         InvalidInputError: A column has another type or format now, or an integer is not exact as
             a number.
     """
+    try:
+        return take_columns(rows, map_columns(written, wanted))
+    except MisfitError as error:
+        raise InvalidInputError(
+            f"{what}: {error}; read batches of one declaration together, or a batch by itself,"
+            " which has its own columns"
+        ) from error
+
+
+def map_columns(written: Sequence[Column], wanted: Sequence[Column]) -> tuple[Mapping, ...]:
+    """Per wanted column its source, found by declarations alone.
+
+    Raises:
+        MisfitError: A column's type or format changed in a way that is not allowed.
+    """
     by_name = {column.name: column for column in written}
-    arrays: list[Any] = [rows.column(0), rows.column(1)]
+    mappings, refusals = [], []
     for column in wanted:
-        source = by_name.get(column.name) or by_name.get(column.renamed_from or "")
-        arrays.append(_values(rows, source, column, what))
-    return pa.Table.from_arrays(arrays, schema=rows_schema(wanted))
+        source = by_name.get(column.name)
+        if source is None and column.renamed_from is not None:
+            source = by_name.get(column.renamed_from)
+        if source is not None and not _is_allowed(source, column):
+            refusals.append(
+                f"column {column.name!r}: was {describe_type(source)},"
+                f" is now {describe_type(column)}"
+            )
+        mappings.append(Mapping(column, source))
+    if refusals:
+        raise MisfitError("; ".join(refusals))
+    return tuple(mappings)
 
 
-def _values(
-    rows: pa.Table, source: Column | None, column: Column, what: str
-) -> "pa.ChunkedArray[Any]":
+def take_columns(
+    rows: pa.Table, mappings: Sequence[Mapping], *, is_strict: bool = False
+) -> pa.Table:
+    """The rows with `record_id`, `ordinal` and the wanted columns, in their order.
+
+    Args:
+        is_strict: Refuse nulls in columns that are required.
+
+    Raises:
+        MisfitError: An integer is not exact as a number, or a required column would hold a null;
+            the message names the column and some of the values or records.
+    """
+    columns = [rows["record_id"], rows["ordinal"]]
+    refusals: list[str] = []
+    for mapping in mappings:
+        values = _values(rows, mapping, refusals)
+        if is_strict and mapping.column.required and values.null_count:
+            holders = rows["record_id"].filter(pc.is_null(values)).unique()
+            refusals.append(
+                f"column {mapping.column.name!r}: is now required, but null in"
+                f" {len(holders)} records: {_some(holders.to_pylist())}"
+            )
+        columns.append(values)
+    if refusals:
+        raise MisfitError("; ".join(refusals))
+    schema = rows_schema([mapping.column for mapping in mappings])
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _values(rows: pa.Table, mapping: Mapping, refusals: list[str]) -> pa.ChunkedArray[Any]:
+    column, written = mapping.column, mapping.written
     arrow_type = arrow_field(column).type
-    if source is None:
+    if written is None:
         repeat: Any = pa.repeat
         default: pa.Array[Any] = repeat(pa.scalar(column.default_value, arrow_type), len(rows))
         return pa.chunked_array([default])
-    values = rows.column(source.name)
-    if (source.type, source.format) == (column.type, column.format):
+    values = rows[written.name]
+    if written.kind == column.kind:
         return values
-    if source.type is ColumnType.INTEGER and column.type is ColumnType.NUMBER:
-        return _exact_numbers(values, column, what)
-    raise InvalidInputError(
-        f"{what}: column {column.name!r} was {_shown(source)} and is now {_shown(column)}; read"
-        " batches of one declaration together, or a batch by itself, which has its own columns"
-    )
-
-
-def _exact_numbers(
-    values: "pa.ChunkedArray[Any]", column: Column, what: str
-) -> "pa.ChunkedArray[Any]":
-    numbers = pc.cast(values, pa.float64(), safe=False)
-    for integer, number in zip(values.to_pylist(), numbers.to_pylist(), strict=True):
-        # Python compares an int with a float exactly, without rounding either.
-        if integer != number:
-            raise InvalidInputError(
-                f"{what}: column {column.name!r} is a number now, and {integer} is not exact in"
-                " float64"
-            )
+    numbers, is_inexact = _integers_as_numbers(values)
+    if is_inexact.any():
+        at = np.flatnonzero(is_inexact)
+        holders = zip(
+            rows["record_id"].take(at).to_pylist(), values.take(at).to_pylist(), strict=True
+        )
+        shown = [f"{value} of record {record_id!r}" for record_id, value in holders]
+        refusals.append(
+            f"column {column.name!r}: {len(shown)} integers are not exact as numbers:"
+            f" {_some(shown, str)}"
+        )
     return numbers
 
 
-def _shown(column: Column) -> str:
+def _is_allowed(written: Column, wanted: Column) -> bool:
+    if written.type is wanted.type:
+        return written.format is wanted.format
+    return written.type is ColumnType.INTEGER and wanted.type is ColumnType.NUMBER
+
+
+def _integers_as_numbers(
+    values: pa.ChunkedArray[Any],
+) -> tuple[pa.ChunkedArray[Any], npt.NDArray[np.bool_]]:
+    """The values as float64, and which of them changed thereby."""
+    # Arrow's own safe cast refuses everything beyond 2^53, exact or not. Chunk by chunk: of empty
+    # ones, the cast of a chunked array drops some.
+    numbers = [chunk.cast(pa.float64(), safe=False) for chunk in values.chunks]
+    is_inexact: list[npt.NDArray[np.bool_]] = [np.empty(0, np.bool_)]
+    for before, after in zip(values.chunks, numbers, strict=True):
+        integers = before.fill_null(0).to_numpy()
+        floats = after.fill_null(0.0).to_numpy()
+        # 2^63 itself is a float64 beyond int64: integers that round up to it are inexact.
+        fits = floats < 2.0**63
+        back = np.where(fits, floats, 0.0).astype(np.int64)
+        is_inexact.append(~fits | (back != integers))
+    return pa.chunked_array(numbers, pa.float64()), np.concatenate(is_inexact)
+
+
+def describe_type(column: Column) -> str:
+    """A column's type and format, for people."""
     return column.type.value + (f" ({column.format.value})" if column.format else "")
+
+
+def _some(values: Sequence[object], show: Callable[[object], str] = repr) -> str:
+    shown = ", ".join(show(value) for value in values[:_SHOWN])
+    return shown + (", ..." if len(values) > _SHOWN else "")

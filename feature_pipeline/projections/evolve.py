@@ -18,30 +18,15 @@ anything else           refused, unless an upcaster (`upcast`) takes the release
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from feature_pipeline.archive.encode import arrow_field, rows_schema
+from feature_pipeline.archive import align
 from feature_pipeline.archive.manifest import Manifest
-from feature_pipeline.columns import Column, ColumnType, columns_header
+from feature_pipeline.columns import Column, columns_header
 from feature_pipeline.hooks.definition import UpcasterDefinition
 from feature_pipeline.projections.upcast import CannotEvolveError, find_upcaster, upcast_rows
-
-_SHOWN: Final = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Mapping:
-    """Where a generation's column comes from: a written column, or its default."""
-
-    column: Column
-    written: Column | None
 
 
 def artifact_rows(
@@ -67,106 +52,26 @@ def artifact_rows(
     return evolve_rows(rows, map_columns(manifest.columns, columns))
 
 
-def map_columns(written: Sequence[Column], wanted: Sequence[Column]) -> tuple[Mapping, ...]:
+def map_columns(written: Sequence[Column], wanted: Sequence[Column]) -> tuple[align.Mapping, ...]:
     """Per wanted column its source, found by declarations alone.
 
     Raises:
         CannotEvolveError: A column's type or format changed in a way that is not allowed.
     """
-    by_name = {column.name: column for column in written}
-    mappings, refusals = [], []
-    for column in wanted:
-        source = by_name.get(column.name)
-        if source is None and column.renamed_from is not None:
-            source = by_name.get(column.renamed_from)
-        if source is not None and not _is_allowed(source, column):
-            refusals.append(
-                f"column {column.name!r}: was {describe_type(source)},"
-                f" is now {describe_type(column)}"
-            )
-        mappings.append(Mapping(column, source))
-    if refusals:
-        raise CannotEvolveError("; ".join(refusals))
-    return tuple(mappings)
+    try:
+        return align.map_columns(written, wanted)
+    except align.MisfitError as error:
+        raise CannotEvolveError(str(error)) from error
 
 
-def evolve_rows(rows: pa.Table, mappings: Sequence[Mapping]) -> pa.Table:
+def evolve_rows(rows: pa.Table, mappings: Sequence[align.Mapping]) -> pa.Table:
     """The rows with `record_id`, `ordinal` and the wanted columns, in their order.
 
     Raises:
         CannotEvolveError: A required column would hold a null, or an integer is not exact as a
             number; the message names the column and some of the values or records.
     """
-    columns = [rows["record_id"], rows["ordinal"]]
-    refusals: list[str] = []
-    for mapping in mappings:
-        values = _values(rows, mapping, refusals)
-        if mapping.column.required and values.null_count:
-            holders = rows["record_id"].filter(pc.is_null(values)).unique()
-            refusals.append(
-                f"column {mapping.column.name!r}: is now required, but null in"
-                f" {len(holders)} records: {_some(holders.to_pylist())}"
-            )
-        columns.append(values)
-    if refusals:
-        raise CannotEvolveError("; ".join(refusals))
-    schema = rows_schema([mapping.column for mapping in mappings])
-    return pa.Table.from_arrays(columns, schema=schema)
-
-
-def _values(rows: pa.Table, mapping: Mapping, refusals: list[str]) -> pa.ChunkedArray[Any]:
-    column, written = mapping.column, mapping.written
-    arrow_type = arrow_field(column).type
-    if written is None:
-        repeat: Any = pa.repeat
-        default: pa.Array[Any] = repeat(pa.scalar(column.default_value, arrow_type), len(rows))
-        return pa.chunked_array([default])
-    values = rows[written.name]
-    if written.kind == column.kind:
-        return values
-    numbers, is_inexact = _integers_as_numbers(values)
-    if is_inexact.any():
-        at = np.flatnonzero(is_inexact)
-        holders = zip(
-            rows["record_id"].take(at).to_pylist(), values.take(at).to_pylist(), strict=True
-        )
-        shown = [f"{value} of record {record_id!r}" for record_id, value in holders]
-        refusals.append(
-            f"column {column.name!r}: {len(shown)} integers are not exact as numbers:"
-            f" {_some(shown, str)}"
-        )
-    return numbers
-
-
-def _is_allowed(written: Column, wanted: Column) -> bool:
-    if written.type is wanted.type:
-        return written.format is wanted.format
-    return written.type is ColumnType.INTEGER and wanted.type is ColumnType.NUMBER
-
-
-def _integers_as_numbers(
-    values: pa.ChunkedArray[Any],
-) -> tuple[pa.ChunkedArray[Any], npt.NDArray[np.bool_]]:
-    """The values as float64, and which of them changed thereby."""
-    # Arrow's own safe cast refuses everything beyond 2^53, exact or not. Chunk by chunk: of empty
-    # ones, the cast of a chunked array drops some.
-    numbers = [chunk.cast(pa.float64(), safe=False) for chunk in values.chunks]
-    is_inexact: list[npt.NDArray[np.bool_]] = [np.empty(0, np.bool_)]
-    for before, after in zip(values.chunks, numbers, strict=True):
-        integers = before.fill_null(0).to_numpy()
-        floats = after.fill_null(0.0).to_numpy()
-        # 2^63 itself is a float64 beyond int64: integers that round up to it are inexact.
-        fits = floats < 2.0**63
-        back = np.where(fits, floats, 0.0).astype(np.int64)
-        is_inexact.append(~fits | (back != integers))
-    return pa.chunked_array(numbers, pa.float64()), np.concatenate(is_inexact)
-
-
-def describe_type(column: Column) -> str:
-    """A column's type and format, for people."""
-    return column.type.value + (f" ({column.format.value})" if column.format else "")
-
-
-def _some(values: Sequence[object], show: Callable[[object], str] = repr) -> str:
-    shown = ", ".join(show(value) for value in values[:_SHOWN])
-    return shown + (", ..." if len(values) > _SHOWN else "")
+    try:
+        return align.take_columns(rows, mappings, is_strict=True)
+    except align.MisfitError as error:
+        raise CannotEvolveError(str(error)) from error

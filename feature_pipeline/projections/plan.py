@@ -15,6 +15,7 @@ import psycopg
 from psycopg import sql
 
 from feature_pipeline.archive import log
+from feature_pipeline.archive.align import describe_type
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.log import FeatureEntry
 from feature_pipeline.archive.manifest import ROWS, Manifest
@@ -229,7 +230,7 @@ def _changed(before: Iterable[Column], after: Iterable[Column]) -> list[str]:
         if old.name != column.name:
             changes.append(f"{old.name} is renamed to {column.name}")
         if old.kind != column.kind or old.type is not column.type:
-            types = [evolve.describe_type(each) for each in (old, column)]
+            types = [describe_type(each) for each in (old, column)]
             changes.append(f"{column.name}: {' becomes '.join(types)}")
         if old.required is not column.required:
             changes.append(f"{column.name} becomes {'required' if column.required else 'optional'}")

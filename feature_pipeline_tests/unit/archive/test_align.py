@@ -52,9 +52,9 @@ def test_inexact_integers_are_refused(inexact):
 @pytest.mark.parametrize(
     ("column", "said"),
     [
-        (Column(name="b", type="string"), r"was string \(date\) and is now string;"),
-        (Column(name="a", type="string"), "was integer and is now string"),
-        (Column(name="x", type="boolean", renamed_from="a"), "was integer and is now boolean"),
+        (Column(name="b", type="string"), r"was string \(date\), is now string;"),
+        (Column(name="a", type="string"), "was integer, is now string"),
+        (Column(name="x", type="boolean", renamed_from="a"), "was integer, is now boolean"),
     ],
 )
 def test_other_types_are_refused(column, said):
