@@ -1,22 +1,18 @@
 """From the roots (log, inbox, quarantine) to every object that something names.
 
-What belongs here: reading documents, and what each of them names. Not here: whether the bytes
-named are right (`verify`), what to do with those that nothing names (`gc`).
-
-Documents are read from the store each time, never from this process's memory: what was read
-before may have changed behind the archive's back, and that is what is looked for.
+What belongs here: what each document names. Not here: reading them with doubt (`examine`), whether
+the bytes named are right (`verify`), what to do with those that nothing names (`gc`).
 """
 
 import re
-import threading
-from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterable
 from typing import Final, TypeVar
 
 from feature_pipeline.archive import blobs, layout, log
-from feature_pipeline.archive.blob_store import BlobStore, ObjectInfo, StoredObject
+from feature_pipeline.archive.blob_store import BlobStore, StoredObject
 from feature_pipeline.archive.documents import NewerVersionError
 from feature_pipeline.archive.erasures import Erased, ErasureEntry
+from feature_pipeline.archive.examine import DocumentReader
 from feature_pipeline.archive.inbox import (
     Completion,
     QuarantinedEntry,
@@ -26,7 +22,6 @@ from feature_pipeline.archive.inbox import (
 from feature_pipeline.archive.log import BatchEntry, FeatureEntry, LogEntry, StoredRelease
 from feature_pipeline.archive.manifest import LOG, OUTCOMES, RAW, ROWS, Manifest
 from feature_pipeline.archive.objects import (
-    Finding,
     ObjectKind,
     Reached,
     Reference,
@@ -78,101 +73,17 @@ def reach(
     return walk.reached
 
 
-class _Walk:
+class _Walk(DocumentReader):
     def __init__(self, store: BlobStore, scope: Scope, workers: int, planned: Erased) -> None:
-        self.store = store
+        super().__init__(store, workers)
         self.scope = scope
-        self.workers = workers
         self.planned = planned
-        self.reached = Reached()
-        self._lock = threading.Lock()
         self._manifests: dict[Digest, list[FeatureEntry]] = {}
         self._named_by: dict[Digest, str] = {}
         self._batches: dict[Digest, str] = {}
         self._unknown: dict[Digest, str] = {}
         self._releases: dict[tuple[str, str], list[StoredRelease]] = {}
         self._batch_digests: dict[tuple[str, str], set[Digest]] = {}
-        self._keeps_checksums: bool | None = None
-
-    # Documents
-
-    def find(self, state: State, kind: ObjectKind, key: str, named_by: str, detail: str) -> None:
-        self.reached.findings.append(Finding(state, kind, key, named_by, detail))
-
-    def get(self, kind: ObjectKind, key: str, named_by: str) -> StoredObject | None:
-        """The object; None, with a finding, if it cannot be had."""
-        try:
-            return self.store.get(key)
-        except NotFoundError as error:
-            self.find(State.MISSING, kind, key, named_by, str(error))
-        except CorruptDataError as error:
-            self.find(State.CORRUPT, kind, key, named_by, str(error))
-        except StoreUnavailableError as error:
-            self.find(State.UNREADABLE, kind, key, named_by, str(error))
-        return None
-
-    def _is_ours(self, held: StoredObject) -> bool:
-        """Whether the bytes are those that were written, as far as the store can tell.
-
-        A document's key does not name its bytes. Its writer sent their checksum, which the store
-        keeps and every read compares; an object without one was put there by something else.
-        """
-        if held.info.sha256 is not None:
-            return held.info.sha256 == Digest.of(held.data)
-        if self._keeps_checksums is None:
-            probe = self.store.stat(layout.PROBE)
-            self._keeps_checksums = probe is not None and probe.sha256 is not None
-        return not self._keeps_checksums
-
-    def read_log(self, kind: ObjectKind, prefix: str, model: type[L]) -> dict[str, list[L]]:
-        """Per log below `prefix` its entries, in order; those that cannot be read are findings."""
-        infos = list(self.store.list_objects(prefix))
-        found: dict[str, list[L]] = {}
-        for name, group in groupby(infos, key=lambda info: info.key.rpartition("/")[0]):
-            self._check_gaps(kind, name, list(group))
-        entries = map_threads(lambda info: self._entry(kind, info, model), infos, self.workers)
-        for info, entry in zip(infos, entries, strict=True):
-            if entry is not None:
-                found.setdefault(info.key.rpartition("/")[0] + "/", []).append(entry)
-        return found
-
-    def _check_gaps(self, kind: ObjectKind, name: str, infos: Sequence[ObjectInfo]) -> None:
-        seqs = set()
-        for info in infos:
-            try:
-                seqs.add(layout.parse_entry(info.key).seq)
-            except InvalidInputError as error:
-                self.find(State.CORRUPT, kind, info.key, f"log {name}", str(error))
-        for seq in sorted(set(range(layout.FIRST_SEQ, max(seqs, default=0))) - seqs):
-            key = layout.entry(f"{name}/", seq)
-            self.find(State.MISSING, kind, key, f"log {name}", "later entries are there")
-
-    def _entry(self, kind: ObjectKind, info: ObjectInfo, model: type[L]) -> L | None:
-        named_by = f"log {info.key.rpartition('/')[0]}"
-        held = self.get(kind, info.key, named_by)
-        if held is None:
-            return None
-        try:
-            entry = model.decode(held.data, info.key, broken=CorruptDataError)
-            if entry.seq != layout.parse_entry(info.key).seq:
-                raise CorruptDataError(f"it says that it is entry {entry.seq}")
-            if not _is_in_its_log(entry, info.key):
-                raise CorruptDataError("it says that it belongs to another log")
-            if not self._is_ours(held):
-                raise CorruptDataError("its bytes are not those whose checksum was stored")
-        except CorruptDataError as error:
-            self.find(State.CORRUPT, kind, info.key, named_by, str(error))
-            return None
-        except NewerVersionError as error:
-            self.find(State.NEWER, kind, info.key, named_by, str(error))
-            return None
-        self._read(held.data)
-        return entry
-
-    def _read(self, data: bytes) -> None:
-        with self._lock:
-            self.reached.documents += 1
-            self.reached.bytes_read += len(data)
 
     # Roots
 
@@ -234,7 +145,7 @@ class _Walk:
         if isinstance(held, StoreUnavailableError):
             self.find(State.UNREADABLE, kind, key, kind.value, str(held))
             return
-        if not self._is_ours(held):
+        if not self.is_ours(held):
             detail = "its bytes are not those whose checksum was stored"
             self.find(State.CORRUPT, kind, key, kind.value, detail)
         entry_id, data = key.removeprefix(layout.INBOX), held.data
@@ -249,7 +160,7 @@ class _Walk:
                 self._name_unknown(key, held.data.decode(errors="replace"))
                 return
             entry_id, data = document.id, document.entry.encode()
-        self._read(held.data)
+        self.count(held.data)
         entry = read_entry(entry_id, held.info.modified_at, data)
         match entry.content:
             case Submission(digest=digest):
@@ -402,7 +313,7 @@ class _Walk:
         if (actual := Digest.of(held.data)) != digest:
             self.find(State.CORRUPT, kind, key, named_by, f"its bytes have the digest {actual}")
             return None
-        self._read(held.data)
+        self.count(held.data)
         self.reached.add(Reference(kind, digest, len(held.data), named_by))
         return held.data
 
@@ -476,23 +387,6 @@ def _is_document(decode: Callable[[], object]) -> bool:
     except InvalidInputError:
         return False
     return True
-
-
-def _is_in_its_log(entry: LogEntry, key: str) -> bool:
-    match entry:
-        case FeatureEntry():
-            prefix = layout.feature_log(entry.dataset, entry.hook, entry.batch)
-        case BatchEntry():
-            prefix = layout.batch_log(entry.dataset, entry.batch)
-        case StoredRelease():
-            prefix = layout.release_log(entry.release.dataset, entry.release.hook)
-        case TombstoneEntry():
-            prefix = layout.tombstone_log(entry.dataset)
-        case ErasureEntry():
-            prefix = layout.erasure_log(entry.dataset)
-        case _:
-            return False
-    return key == layout.entry(prefix, entry.seq)
 
 
 def _kind_of(name: str) -> ObjectKind:

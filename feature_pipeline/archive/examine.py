@@ -1,0 +1,143 @@
+"""Documents read with doubt: what is wrong with one is a finding, not an error.
+
+What belongs here: reading log entries and other documents. Not here: what they name (`reachable`).
+
+Documents are read from the store each time, never from this process's memory: what was read
+before may have changed behind the archive's back, and that is what is looked for.
+"""
+
+import threading
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TypeVar
+
+from feature_pipeline.archive import layout
+from feature_pipeline.archive.blob_store import BlobStore, ObjectInfo, StoredObject
+from feature_pipeline.archive.documents import NewerVersionError
+from feature_pipeline.archive.erasures import ErasureEntry
+from feature_pipeline.archive.log import BatchEntry, FeatureEntry, LogEntry, StoredRelease
+from feature_pipeline.archive.objects import Finding, ObjectKind, Reached, State
+from feature_pipeline.archive.threads import map_threads
+from feature_pipeline.archive.tombstones import TombstoneEntry
+from feature_pipeline.digest import Digest
+from feature_pipeline.errors import (
+    CorruptDataError,
+    InvalidInputError,
+    NotFoundError,
+    StoreUnavailableError,
+)
+
+L = TypeVar("L", bound=LogEntry)
+
+
+class DocumentReader:
+    """Reads a store's documents into `reached`; each that is not as it should be is a finding.
+
+    Args:
+        store: The archive.
+        workers: Requests at once.
+    """
+
+    def __init__(self, store: BlobStore, workers: int) -> None:
+        self.store = store
+        self.workers = workers
+        self.reached = Reached()
+        self._lock = threading.Lock()
+        self._keeps_checksums: bool | None = None
+
+    def find(self, state: State, kind: ObjectKind, key: str, named_by: str, detail: str) -> None:
+        """Something is wrong with an object."""
+        self.reached.findings.append(Finding(state, kind, key, named_by, detail))
+
+    def get(self, kind: ObjectKind, key: str, named_by: str) -> StoredObject | None:
+        """The object; None, with a finding, if it cannot be had."""
+        try:
+            return self.store.get(key)
+        except NotFoundError as error:
+            self.find(State.MISSING, kind, key, named_by, str(error))
+        except CorruptDataError as error:
+            self.find(State.CORRUPT, kind, key, named_by, str(error))
+        except StoreUnavailableError as error:
+            self.find(State.UNREADABLE, kind, key, named_by, str(error))
+        return None
+
+    def is_ours(self, held: StoredObject) -> bool:
+        """Whether the bytes are those that were written, as far as the store can tell.
+
+        A document's key does not name its bytes. Its writer sent their checksum, which the store
+        keeps and every read compares; an object without one was put there by something else.
+        """
+        if held.info.sha256 is not None:
+            return held.info.sha256 == Digest.of(held.data)
+        if self._keeps_checksums is None:
+            probe = self.store.stat(layout.PROBE)
+            self._keeps_checksums = probe is not None and probe.sha256 is not None
+        return not self._keeps_checksums
+
+    def read_log(self, kind: ObjectKind, prefix: str, model: type[L]) -> dict[str, list[L]]:
+        """Per log below `prefix` its entries, in order; those that cannot be read are findings."""
+        infos = list(self.store.list_objects(prefix))
+        found: dict[str, list[L]] = {}
+        for name, group in groupby(infos, key=lambda info: info.key.rpartition("/")[0]):
+            self._check_gaps(kind, name, list(group))
+        entries = map_threads(lambda info: self._entry(kind, info, model), infos, self.workers)
+        for info, entry in zip(infos, entries, strict=True):
+            if entry is not None:
+                found.setdefault(info.key.rpartition("/")[0] + "/", []).append(entry)
+        return found
+
+    def _check_gaps(self, kind: ObjectKind, name: str, infos: Sequence[ObjectInfo]) -> None:
+        seqs = set()
+        for info in infos:
+            try:
+                seqs.add(layout.parse_entry(info.key).seq)
+            except InvalidInputError as error:
+                self.find(State.CORRUPT, kind, info.key, f"log {name}", str(error))
+        for seq in sorted(set(range(layout.FIRST_SEQ, max(seqs, default=0))) - seqs):
+            key = layout.entry(f"{name}/", seq)
+            self.find(State.MISSING, kind, key, f"log {name}", "later entries are there")
+
+    def _entry(self, kind: ObjectKind, info: ObjectInfo, model: type[L]) -> L | None:
+        named_by = f"log {info.key.rpartition('/')[0]}"
+        held = self.get(kind, info.key, named_by)
+        if held is None:
+            return None
+        try:
+            entry = model.decode(held.data, info.key, broken=CorruptDataError)
+            if entry.seq != layout.parse_entry(info.key).seq:
+                raise CorruptDataError(f"it says that it is entry {entry.seq}")
+            if not _is_in_its_log(entry, info.key):
+                raise CorruptDataError("it says that it belongs to another log")
+            if not self.is_ours(held):
+                raise CorruptDataError("its bytes are not those whose checksum was stored")
+        except CorruptDataError as error:
+            self.find(State.CORRUPT, kind, info.key, named_by, str(error))
+            return None
+        except NewerVersionError as error:
+            self.find(State.NEWER, kind, info.key, named_by, str(error))
+            return None
+        self.count(held.data)
+        return entry
+
+    def count(self, data: bytes) -> None:
+        """These bytes of a document were read."""
+        with self._lock:
+            self.reached.documents += 1
+            self.reached.bytes_read += len(data)
+
+
+def _is_in_its_log(entry: LogEntry, key: str) -> bool:
+    match entry:
+        case FeatureEntry():
+            prefix = layout.feature_log(entry.dataset, entry.hook, entry.batch)
+        case BatchEntry():
+            prefix = layout.batch_log(entry.dataset, entry.batch)
+        case StoredRelease():
+            prefix = layout.release_log(entry.release.dataset, entry.release.hook)
+        case TombstoneEntry():
+            prefix = layout.tombstone_log(entry.dataset)
+        case ErasureEntry():
+            prefix = layout.erasure_log(entry.dataset)
+        case _:
+            return False
+    return key == layout.entry(prefix, entry.seq)
