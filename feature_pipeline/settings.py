@@ -19,9 +19,12 @@ S3_BUCKET: Final = "FEATURE_PIPELINE_S3_BUCKET"
 S3_PREFIX: Final = "FEATURE_PIPELINE_S3_PREFIX"
 S3_REGION: Final = "FEATURE_PIPELINE_S3_REGION"
 DATABASE_URL: Final = "FEATURE_PIPELINE_DATABASE_URL"
+DAGSTER_DATABASE_URL: Final = "DAGSTER_DATABASE_URL"
 WORK_FOLDER: Final = "FEATURE_PIPELINE_WORK_FOLDER"
 RUNNER: Final = "FEATURE_PIPELINE_RUNNER"
 RUNNER_SETTINGS: Final = "FEATURE_PIPELINE_RUNNER_SETTINGS"
+WEBHOOK_URL: Final = "FEATURE_PIPELINE_WEBHOOK_URL"
+UI_URL: Final = "FEATURE_PIPELINE_UI_URL"
 SIGNER_ACCESS_KEY_ID: Final = "FEATURE_PIPELINE_SIGNER_ACCESS_KEY_ID"
 SIGNER_SECRET_ACCESS_KEY: Final = "FEATURE_PIPELINE_SIGNER_SECRET_ACCESS_KEY"  # noqa: S105  (a name)
 
@@ -82,6 +85,23 @@ def database_url(environment: Mapping[str, str] | None = None) -> str:
     return url
 
 
+def dagster_database_url(environment: Mapping[str, str] | None = None) -> str:
+    """The URL of the PostgreSQL database that holds Dagster's own storage.
+
+    Raises:
+        InvalidInputError: It is not set, or names another driver than psycopg2.
+    """
+    url = _required(os.environ if environment is None else environment, DAGSTER_DATABASE_URL)
+    if urlsplit(url).scheme != "postgresql+psycopg2":
+        # SQLAlchemy 2.1 takes plain postgresql:// to mean psycopg 3, whose server-side parameters
+        # break dagster-postgres' NOTIFY.
+        raise InvalidInputError(
+            f"{DAGSTER_DATABASE_URL} begins with {urlsplit(url).scheme!r}: write"
+            " postgresql+psycopg2://user:password@host/db"
+        )
+    return url
+
+
 def runner_name(environment: Mapping[str, str] | None = None) -> str:
     """Which runner starts hooks: subprocess unless set otherwise."""
     return (os.environ if environment is None else environment).get(RUNNER) or "subprocess"
@@ -103,6 +123,20 @@ def runner_settings(environment: Mapping[str, str] | None = None) -> dict[str, A
             f"{RUNNER_SETTINGS} is not a mapping: write {{code_image: name@sha256:..., ...}}"
         )
     return value
+
+
+def webhook_url(environment: Mapping[str, str] | None = None) -> str | None:
+    """Where failures are posted; None when not set. It may hold a token: never log it.
+
+    Raises:
+        InvalidInputError: It is not an http:// or https:// address; the message does not show it.
+    """
+    url = (os.environ if environment is None else environment).get(WEBHOOK_URL) or None
+    if url is not None and (
+        urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname
+    ):
+        raise InvalidInputError(f"{WEBHOOK_URL} is not an address: write https://host/path")
+    return url
 
 
 def optional(name: str) -> str | None:

@@ -81,6 +81,7 @@ def test_helm_values_say_what_dagster_yaml_says():
     } | extra
     assert set(instance) <= set(said), "dagster.yaml says something that the chart is not told"
     assert said["storage"]["postgres"] == "postgresql+psycopg2"
+    assert instance["storage"]["custom"]["class"] == "EnvironmentStorage"
     pools = instance["concurrency"]["pools"]
     assert {snake(k): v for k, v in values["concurrency"]["pools"].items()} == pools
     assert values["concurrency"]["enabled"] is True
@@ -138,7 +139,8 @@ def test_the_writer_reaches_every_prefix_of_the_layout_and_deletes_nothing_of_th
     granted = statements("archive-writer.json")
     prefixes = {r.removeprefix(BUCKET).split("/")[0] for r in granted["ReadAndAppend"][1]}
     keys = (
-        layout.BLOBS, layout.LOGS, layout.INBOX, layout.QUARANTINE, layout.UPLOADS, layout.PROBE,
+        layout.BLOBS, layout.LOGS, layout.INBOX, layout.QUARANTINE, layout.UPLOADS,
+        layout.EXPECTED, layout.PROBE,
     )  # fmt: skip
     assert {key.split("/")[0] for key in keys} <= prefixes
     deleted = {
@@ -147,7 +149,7 @@ def test_the_writer_reaches_every_prefix_of_the_layout_and_deletes_nothing_of_th
         if "s3:DeleteObject" in actions
         for resource in resources
     }
-    assert deleted == {"inbox/*", "quarantine/*", "probe/*"}
+    assert deleted == {"inbox/*", "quarantine/*", "expected/*", "probe/*"}
 
 
 def test_lifecycle_rules_reach_nothing_that_is_archived():
