@@ -13,11 +13,13 @@ COMMANDS = {
     "submit": "Submit records as batches.",
     "publish": "Publish the output of a hook that ran elsewhere.",
     "status": "Show what is archived, loaded, waiting and quarantined.",
+    "backfill": "Run again what is missing, failed, stale or of an old release.",
     "recover": "Rebuild Dagster's storage and the tables from S3 and the code alone.",
     "read": "Print what the archive holds of a hook, with or without a table.",
     "plan": "Show what loading a hook's table would change, cost and refuse.",
     "rebuild": "Rebuild tables from S3, beside the ones that people read.",
     "rollback": "Read the generation of a table that was read before its last switch.",
+    "compare": "Show what two releases of a hook say differently.",
     "history": "Show what became of a hook's batches, entry by entry.",
     "verify": "Read the archive again: every object there, and right.",
     "quarantine": "Show what could not be accepted, and why; let it try again.",
@@ -61,7 +63,7 @@ def main() -> None:
     """S3 keeps every hook's output; PostgreSQL tables are rebuilt from it.
 
     `feature-pipeline demo` shows it on local servers; `feature-pipeline dev` opens Dagster's UI.
-    Runs, backfills and schedules are Dagster's own: see `dagster --help`.
+    Runs and schedules are Dagster's own: see `dagster --help`.
     """
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import date, datetime
 from pathlib import Path
@@ -11,14 +11,17 @@ from typing import IO, Any, Final
 
 import click
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
 from feature_pipeline.archive.api import Archive, AsOf
+from feature_pipeline.archive.features import Features
 from feature_pipeline.archive.frames import Frame
 from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.outcomes import Status
 
 SHOWN_ROWS: Final = 20
 
@@ -28,6 +31,15 @@ SHOWN_ROWS: Final = 20
 @click.option("--dataset", help="The hook's dataset, if hooks of two datasets have this name.")
 @click.option("--batch", "batches", multiple=True, help="Only this batch; may be given often.")
 @click.option("--outcomes", is_flag=True, help="What became of each record, instead of rows.")
+@click.option(
+    "--status",
+    "statuses",
+    type=click.Choice([status.value for status in Status]),
+    multiple=True,
+    help="Only outcomes of this status, with their reasons; repeatable.",
+)
+@click.option("--plot", is_flag=True, help="Write a picture of the numeric columns and outcomes.")
+@click.option("--column", "columns", multiple=True, help="Plot only this column; repeatable.")
 @click.option("--as-of", help="A time with its offset, or a seq: what was current then.")
 @click.option("--every-batch", is_flag=True, help="Records of several batches in each of them.")
 @click.option(
@@ -38,12 +50,19 @@ SHOWN_ROWS: Final = 20
     show_default=True,
 )
 @click.option("--max-rows", type=click.IntRange(0), help="Stop after so many; a table after 20.")
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write a file.")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write this file; a plot as its .html, .png or .svg, else as HOOK.html.",
+)
 def read(
     hook: str,
     dataset: str | None,
     batches: tuple[str, ...],
     outcomes: bool,
+    statuses: tuple[str, ...],
+    plot: bool,
+    columns: tuple[str, ...],
     as_of: str | None,
     every_batch: bool,
     form: str,
@@ -63,7 +82,16 @@ def read(
         as_of=parse_as_of(as_of),
         every_batch=every_batch,
     )
-    frame: Frame = features.outcomes() if outcomes else features
+    if columns and not plot:
+        raise InvalidInputError("--column says which columns to plot: give --plot, too")
+    if plot:
+        if outcomes or statuses or max_rows is not None or form != "table":
+            raise InvalidInputError("--plot writes a picture: it takes no option about rows")
+        _plot(features, columns, output or Path(f"{hook}.html"))
+        return
+    frame: Frame = features.outcomes() if outcomes or statuses else features
+    if statuses:
+        frame = OfStatus(frame, statuses)
     if form == "table":
         if output is not None:
             raise InvalidInputError("a table is for people: give --format with --output")
@@ -73,6 +101,40 @@ def read(
         raise InvalidInputError("Parquet is not text: give --output FILE, or pipe it somewhere")
     with _sink(output) as file:
         WRITERS[form](frame.schema, _limited(frame, max_rows), file)
+
+
+class OfStatus(Frame):
+    """Outcomes of some statuses."""
+
+    def __init__(self, outcomes: Frame, statuses: Collection[str]) -> None:
+        self._outcomes, self._statuses = outcomes, pa.array(sorted(statuses), pa.string())
+
+    @property
+    def schema(self) -> pa.Schema:
+        """That of the outcomes."""
+        return self._outcomes.schema
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The outcomes of each batch in turn that have one of the statuses."""
+        for table in self._outcomes.tables():
+            yield table.filter(pc.is_in(table.column("status"), self._statuses))
+
+
+def _plot(features: Features, columns: Collection[str], path: Path) -> None:
+    from feature_pipeline.archive import plots
+    from feature_pipeline.archive.summary import summarize
+
+    output = Output()
+    if path.suffix not in plots.MEDIA_TYPES:
+        raise InvalidInputError(f"{path}: a plot is a file {', '.join(plots.MEDIA_TYPES)}")
+    with output.progress("reading", len(features.batches)) as steps:
+        summary = summarize(features, columns, lambda _: steps.advance())
+    data = plots.draw(summary, path.suffix)
+    with _sink(path) as file:
+        file.write(data)
+    heads, lines = plots.statistics(summary)
+    output.table(f"{summary.rows:,} rows of {summary.batches:,} batches", heads, lines)
+    output.say(f"written to {path}")
 
 
 def parse_as_of(text: str | None) -> AsOf | None:

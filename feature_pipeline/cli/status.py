@@ -1,92 +1,159 @@
-"""`feature-pipeline status`: what is archived, loaded, waiting and quarantined."""
+"""`feature-pipeline status`: how every hook's batches stand, and what waits."""
 
-from typing import Any
+import os
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from feature_pipeline import settings
-from feature_pipeline.archive import accept, log, read
+from feature_pipeline.archive import accept, read
 from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.inbox import Completion, InboxEntry, Submission, read_entry
+from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.cli.hooks import project_hooks
+from feature_pipeline.cli.instance import dagster_instance
 from feature_pipeline.cli.output import Output, json_option
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.hooks.definition import HookDefinition
 from feature_pipeline.projections.database import Database
-from feature_pipeline.projections.progress import check_progress
+
+if TYPE_CHECKING:
+    from feature_pipeline.orchestration.standing import HookStanding, Sources, Standing
+
+_COLUMNS = (
+    *("batches", "archived", "missing", "failed", "stale", "old_release"),
+    *("waiting", "quarantined", "loaded", "to_load"),
+)
+_HEADINGS = {"old_release": "old", "to_load": "to load"}
+_COUNTS = ("records", "passed", "rejected", "errored", "rows")
+Names = Counter[tuple[str, str]]
 
 
 @click.command()
+@click.option(
+    "--deep",
+    is_flag=True,
+    help="Read every current manifest: counts of records, and errors that are worth a retry.",
+)
 @json_option
-def status(as_json: bool) -> None:
-    """Show, per hook, what the archive holds and what its table lacks."""
-    from feature_pipeline.orchestration.tables import table_spec
+def status(deep: bool, as_json: bool) -> None:
+    """Show, per hook, how its batches stand; then what waits and what is in the quarantine.
+
+    \b
+    archived     have a current artifact        missing  have none
+    failed       the last hook run failed, or the last Dagster run did; with --deep,
+                 records errored and are worth another try, too
+    stale        made from another release, batch or input than current ones, or columns
+    old          made by another release than the declared one
+    waiting, quarantined  completions in the inbox, and those that could not be accepted
+    loaded, to load       current artifacts that the table holds as they are, and the others
+
+    `feature-pipeline backfill --select` runs them. Logs are listed and the tables' bookkeeping is
+    read; manifests are with --deep alone.
+    """  # noqa: D301 - \b is click's mark of a paragraph that is not folded
+    from feature_pipeline.orchestration.standing import Sources
 
     Project.find().load_environment()
     output = Output(as_json)
-    store = open_archive()
-    database = Database(settings.database_url())
-    hooks = []
-    for hook in project_hooks():
-        row = archive_counts(store, hook.definition)
-        if hook.definition.has_table:
-            progress = check_progress(store, database, table_spec(hook.definition))
-            row["to_load"] = len(progress.batches_to_load())
-        hooks.append(row)
-    waiting = [entry.id for entry in accept.waiting(store)]
-    quarantined = accept.quarantined(store)
-    output.table(
-        "hooks",
-        [
-            "hook",
-            "batches",
-            "archived",
-            "records",
-            "passed",
-            "rejected",
-            "errored",
-            "rows",
-            "to load",
-        ],
-        [
-            [
-                f"{row['dataset']}/{row['hook']}",
-                row["batches"],
-                row["archived"],
-                row["records"],
-                row["passed"],
-                row["rejected"],
-                row["errored"],
-                row["rows"],
-                row.get("to_load", "no table"),
-            ]
-            for row in hooks
-        ],
-    )
-    output.say(f"inbox: {len(waiting)} waiting")
+    store, database = open_archive(), Database(settings.database_url())
+    waiting, quarantined = accept.waiting(store), accept.quarantined(store)
+    held = [read_entry(q.id, q.left_at, q.entry.encode()) for q in quarantined]
+    counters = {"waiting": _completions(waiting), "quarantined": _completions(held)}
+    with ExitStack() as stack:
+        has_dagster = bool(os.environ.get("DAGSTER_HOME"))
+        instance = stack.enter_context(dagster_instance()) if has_dagster else None
+        hooks = [
+            _hook(Sources(store, database, instance), hook.definition, hook.folder, deep, counters)
+            for hook in project_hooks()
+        ]
+    _show(output, hooks, deep)
+    if not has_dagster:
+        output.say("DAGSTER_HOME is not set: what only Dagster knows is not in these counts")
+    batches = sum(isinstance(entry.content, Submission) for entry in waiting)
+    output.say(f"inbox: {len(waiting)} waiting, {batches} of them batches")
     output.say(f"quarantine: {len(quarantined)}")
     for item in quarantined:
         output.say(f"  {item.id}: {item.reason}")
     output.result(
         {
             "hooks": hooks,
-            "waiting": waiting,
+            "waiting": [entry.id for entry in waiting],
             "quarantined": [{"id": item.id, "reason": item.reason} for item in quarantined],
         }
     )
 
 
-def archive_counts(store: BlobStore, hook: HookDefinition) -> dict[str, Any]:
-    """Batches of the hook's dataset, how many it has an artifact for, and what these say."""
-    heads = log.heads(store, hook.dataset, hook.name)
-    totals = dict.fromkeys(("records", "passed", "rejected", "errored", "rows"), 0)
-    for head in heads.values():
-        counts = read.read_manifest(store, head.manifest).counts
-        for name in totals:
-            totals[name] += getattr(counts, name)
-    return {
-        "dataset": hook.dataset,
-        "hook": hook.name,
-        "batches": len(log.batches(store, hook.dataset)),
-        "archived": len(heads),
-        **totals,
+def _completions(entries: Iterable[InboxEntry]) -> Names:
+    """How many completions there are of each hook."""
+    contents = [entry.content for entry in entries]
+    return Counter((c.dataset, c.hook) for c in contents if isinstance(c, Completion))
+
+
+def _hook(
+    sources: "Sources",
+    definition: HookDefinition,
+    folder: Path,
+    is_deep: bool,
+    counters: dict[str, Names],
+) -> dict[str, Any]:
+    from feature_pipeline.orchestration.standing import hook_standing
+
+    standing = hook_standing(sources, definition, folder, is_deep=is_deep)
+    features, table = standing.features, standing.table
+    row: dict[str, Any] = {
+        "dataset": definition.dataset,
+        "hook": definition.name,
+        "batches": len(features.facts),
+        "archived": len(standing.heads),
+        **_reasons(features),
+        **{name: counts[definition.dataset, definition.name] for name, counts in counters.items()},
     }
+    if table is not None:
+        to_load = sum(not f.is_there or f.is_behind for f in table.facts.values())
+        row |= {
+            "loaded": len(table.facts) - to_load,
+            "to_load": to_load,
+            "table": {"name": definition.table_name, **_reasons(table)},
+        }
+    return row | (archive_counts(sources.store, standing) if is_deep else {})
+
+
+def _reasons(standing: "Standing") -> dict[str, int]:
+    from feature_pipeline.orchestration.standing import Reason
+
+    return {r.value.replace("-", "_"): len(standing.batches(r)) for r in Reason}
+
+
+def _show(output: Output, hooks: list[dict[str, Any]], is_deep: bool) -> None:
+    for dataset in sorted({row["dataset"] for row in hooks}):
+        own = [row for row in hooks if row["dataset"] == dataset]
+        for title, columns in (("batches", _COLUMNS), ("records", _COUNTS if is_deep else ())):
+            if columns:
+                output.table(
+                    f"{title} of {dataset}",
+                    ["hook", *(_HEADINGS.get(name, name) for name in columns)],
+                    [[row["hook"], *(row.get(name, "-") for name in columns)] for row in own],
+                )
+    for row in hooks:
+        table = row.get("table", {})
+        if table.get("failed") or table.get("stale"):
+            output.say(
+                f"table {table['name']}: {table['failed']:,} batches whose last run failed,"
+                f" {table['stale']:,} stale"
+            )
+
+
+def archive_counts(store: BlobStore, standing: "HookStanding") -> dict[str, int]:
+    """What the current artifacts say of their records, from their manifests."""
+    totals = dict.fromkeys(_COUNTS, 0)
+    digests = [head.manifest for head in standing.heads.values()]
+    for start in range(0, len(digests), 256):
+        chunk = digests[start : start + 256]
+        for manifest in map_threads(lambda digest: read.read_manifest(store, digest), chunk):
+            for name in totals:
+                totals[name] += getattr(manifest.counts, name)
+    return totals

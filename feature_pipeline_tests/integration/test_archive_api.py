@@ -196,8 +196,8 @@ class TestEvolution:
     @pytest.mark.parametrize(
         ("value", "column", "said"),
         [
-            ({"label": "x"}, Column(name="label", type="integer"), "was string and is now integer"),
-            ({"count": BIG}, Column(name="count", type="number"), f"{BIG} is not exact"),
+            ({"label": "x"}, Column(name="label", type="integer"), "was string, is now integer"),
+            ({"count": BIG}, Column(name="count", type="number"), f"not exact as numbers: {BIG}"),
         ],
     )
     def test_what_cannot_be_read_so_is_refused_by_name(self, scene, archive, value, column, said):

@@ -1,0 +1,116 @@
+"""How batches stand by the archive alone: no table, no Dagster."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from feature_pipeline.archive import layout, log
+from feature_pipeline.archive.accept import accept
+from feature_pipeline.archive.inbox import CompletionStatus
+from feature_pipeline.archive.manifest import FailureInfo
+from feature_pipeline.archive.stores.memory import MemoryStore
+from feature_pipeline.digest import Digest
+from feature_pipeline.errors import NotFoundError
+from feature_pipeline.hooks.definition import HookDefinition
+from feature_pipeline.orchestration.standing import (
+    HookStanding,
+    Reason,
+    Sources,
+    hook_standing,
+)
+from feature_pipeline.release import HookRelease, ReleaseDocument
+from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, Scene, make_batch
+
+FAILURE = FailureInfo(kind="non_zero_exit", reason="status 3")
+IMAGE = f"example.org/p@sha256:{'0' * 64}"
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(MemoryStore(), tmp_path)
+
+
+def definition(version: str = "1", **changes: object) -> HookDefinition:
+    release = {"version": version, "command": ["run"], "image": IMAGE}
+    return HookDefinition.model_validate(
+        {"name": HOOK, "dataset": DATASET, "release": release, "feature": {}, **changes}
+    )
+
+
+def stand(scene: Scene, hook: HookDefinition, **options: object) -> HookStanding:
+    return hook_standing(Sources(scene.store), hook, scene.folder, **options)  # type: ignore[arg-type]
+
+
+def reasons(standing: HookStanding) -> dict[str, set[str]]:
+    return {batch: {r.value for r in found} for batch, found in standing.features.reasons.items()}
+
+
+def release(scene: Scene, hook: HookDefinition) -> log.ReleaseEntry:
+    return log.register_release(scene.store, hook.hook_release(scene.folder), {})
+
+
+def test_the_log_says_what_is_missing_failed_and_of_another_release(scene: Scene) -> None:
+    first = release(scene, definition())
+    for number in range(1, 6):
+        scene.submit(make_batch(f"b{number}"))
+    good, then_failed, then_cancelled = (make_batch(f"b{n}") for n in (1, 2, 3))
+    for batch in (good, then_failed, then_cancelled):
+        accept(scene.store, scene.completion(scene.artifact(batch, first)))
+    for batch in (then_failed, then_cancelled, make_batch("b4")):
+        accept(scene.store, scene.completion(scene.artifact(batch, first, failure=FAILURE), base=1))
+    cancelled = scene.artifact(then_cancelled, first, label="b")
+    accept(scene.store, scene.completion(cancelled, base=2, status=CompletionStatus.CANCELLED))
+    assert reasons(stand(scene, definition())) == {
+        "b1": set(),
+        "b2": {"failed"},
+        "b3": {"failed"},  # what was cancelled does not mend it
+        "b4": {"failed", "missing"},
+        "b5": {"missing"},
+    }
+    # every artifact has one record whose error is worth another try
+    deep = stand(scene, definition(), is_deep=True, batches=["b5", "b1"])
+    assert reasons(deep) == {"b1": {"failed"}, "b5": {"missing"}}
+    assert deep.is_registered
+
+    declared = stand(scene, definition("2"))
+    assert not declared.is_registered
+    assert declared.features.batches(Reason.OLD_RELEASE) == ["b1", "b2", "b3"]
+    assert declared.features.batches(Reason.STALE) == ["b1", "b2", "b3"]
+    release(scene, definition("2"))
+    assert stand(scene, definition("2")).is_registered
+    with pytest.raises(NotFoundError, match="no batch 'b6'"):
+        stand(scene, definition(), batches=["b6"])
+
+
+def test_changed_inputs_and_batches_make_an_artifact_stale(scene: Scene) -> None:
+    batches = [scene.submit(make_batch(f"b{n}")) for n in range(1, 4)]
+    source = log.register_release(
+        scene.store,
+        HookRelease.of(
+            ReleaseDocument(dataset=DATASET, hook="sites", version="1", command=("run",))
+        ),
+        {},
+    )
+    heads = [accept(scene.store, scene.completion(scene.artifact(b, source))) for b in batches[:2]]
+    hook = definition(inputs=("sites",))
+    ours = release(scene, hook)
+    for batch, head in zip(batches, heads, strict=False):
+        assert head.content_digest is not None
+        artifact = replace(scene.artifact(batch, ours), inputs={"sites": head.content_digest})
+        accept(scene.store, scene.completion(artifact))
+    standing = stand(scene, hook)
+    assert reasons(standing) == {"b1": set(), "b2": set(), "b3": {"missing"}}
+    assert standing.without_input == {"sites": {"b3"}}
+
+    changed = scene.artifact(batches[0], source, label="b")
+    accept(scene.store, scene.completion(changed, base=1))
+    assert reasons(stand(scene, hook))["b1"] == {"stale"}
+
+    # A batch whose log goes on was redacted: its artifacts are looked at, and are of the old one.
+    entry = log.batch_entry(scene.store, DATASET, "b2")
+    redacted = entry.model_copy(
+        update={"seq": 2, "digest": Digest.of(b"redacted"), "write_id": log.new_write_id()}
+    )
+    scene.store.create(layout.entry(layout.batch_log(DATASET, "b2"), 2), redacted.encode())
+    assert reasons(stand(scene, hook))["b2"] == {"stale"}
