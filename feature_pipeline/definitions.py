@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 
 from feature_pipeline.hooks.definition import HookDefinition, check_definitions
-from feature_pipeline.orchestration.automation import automation_sensor
+from feature_pipeline.orchestration.automation import automation_sensors
 from feature_pipeline.orchestration.care import integrity_checks, verify_job
 from feature_pipeline.orchestration.checks import feature_checks, table_checks
 from feature_pipeline.orchestration.dead_runs import dead_runs_sensor
@@ -21,7 +21,9 @@ from feature_pipeline.orchestration.inbox_sensor import inbox_sensor
 from feature_pipeline.orchestration.io_manager import FeatureIOManager
 from feature_pipeline.orchestration.reconcile import reconcile_job, reconcile_schedule
 from feature_pipeline.orchestration.records import records_asset
+from feature_pipeline.orchestration.reports import report_job
 from feature_pipeline.orchestration.resources import default_resources
+from feature_pipeline.orchestration.webhook import webhook_sensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,8 @@ def shared_definitions(hooks: Sequence[HookDefinition]) -> dg.Definitions:
             for hook in hooks
             for check in (*feature_checks(hook), *integrity_checks(hook), *table_checks(hook))
         ],
-        sensors=[inbox_sensor(), automation_sensor(), dead_runs_sensor()],
-        jobs=[reconcile_job(hooks), verify_job()],
+        sensors=[inbox_sensor(), *automation_sensors(hooks), dead_runs_sensor(), webhook_sensor()],
+        jobs=[reconcile_job(hooks), verify_job(), report_job()],
         schedules=[reconcile_schedule()],
         # One process a run: a run has one step that matters, and a second process costs seconds.
         executor=dg.in_process_executor,

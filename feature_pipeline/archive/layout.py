@@ -10,6 +10,8 @@
     log/erasures/<dataset>/<seq>                 what erasing them replaced and deleted
     inbox/<id>                                   waiting to be accepted
     quarantine/<id>                              could not be accepted, and why
+    expected/<run>.<worker>                      a hook run whose result pods leave in uploads/
+    uploads/<job>/<part>                         what a pod is given and leaves; not archived
     gc/marks/<name>                              blobs that a collection found orphaned
     gc/sweep                                     there while a collection may delete
     probe/conditional-writes                     written when a store is opened: what can it do?
@@ -37,6 +39,7 @@ QUARANTINE: Final = "quarantine/"
 GC_MARKS: Final = "gc/marks/"
 GC_SWEEP: Final = "gc/sweep"
 UPLOADS: Final = "uploads/"
+EXPECTED: Final = "expected/"
 PROBE: Final = "probe/conditional-writes"
 
 SEQ_DIGITS: Final = 10
@@ -168,3 +171,8 @@ def last_part(key: str) -> str:
 def upload(name: str, part: str) -> str:
     """The key of a part of what a pod is given, or leaves, before any of it is archived."""
     return f"{UPLOADS}{check_entry_id(name)}/{part}"
+
+
+def expected(run_id: str, worker: str) -> str:
+    """The key of a hook run that a worker waits for, as long as it lives."""
+    return f"{EXPECTED}{check_entry_id(f'{run_id}.{worker}')}"

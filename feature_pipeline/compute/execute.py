@@ -1,22 +1,30 @@
 """A plan carried out: inputs staged, the hook run, its output collected into an artifact."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.manifest import FailureInfo, RunInfo
-from feature_pipeline.archive.publish import Artifact
+from feature_pipeline.archive.publish import Artifact, Completion, CompletionStatus
 from feature_pipeline.compute.collect import carried_artifact, collect_output, failed_artifact
+from feature_pipeline.compute.expected import expect
 from feature_pipeline.compute.plan import ComputePlan
 from feature_pipeline.compute.stage import stage_inputs
+from feature_pipeline.digest import Digest
 from feature_pipeline.errors import InvalidInputError, RuntimeFailure
 from feature_pipeline.hooks.definition import Scope
 from feature_pipeline.hooks.failure import Abort, FailureKind, FailurePolicy
 from feature_pipeline.hooks.parts import PartLimits, run_in_parts
 from feature_pipeline.hooks.run import HookRun, run_hook
-from feature_pipeline.hooks.runner import HookRunner, RunMonitor, RunRequest, Workspace
+from feature_pipeline.hooks.runner import (
+    HookRunner,
+    LastingRunner,
+    RunMonitor,
+    RunRequest,
+    Workspace,
+)
 
 NO_RUNNER = "none"
 """The runner named by an artifact for which no hook process started."""
@@ -68,25 +76,71 @@ def execute_plan(
 
     workspace.create()
     stage_inputs(store, plan, workspace)
+    waits = None
+    if isinstance(runner, LastingRunner):
+        # Before anything is started: from here on the result is taken whoever dies.
+        image = runner.image_of(plan.release.release)
+        waits = expect(store, plan, image, request_id=request_id, dagster_run_id=dagster_run_id)
+    try:
+        return run_staged(plan, runner, monitor, workspace, request_id, dagster_run_id)
+    except RuntimeFailure:
+        if waits is not None:
+            store.delete(waits)  # nothing was left running that could answer
+        raise
+
+
+def run_staged(
+    plan: ComputePlan,
+    runner: HookRunner,
+    monitor: RunMonitor,
+    workspace: Workspace,
+    request_id: str,
+    dagster_run_id: str | None,
+    retry_delay_seconds: float | None = None,
+) -> Execution:
+    """Run the hook over what is laid out in `workspace`, and collect the artifact.
+
+    Args:
+        plan: Has records to compute.
+        runner: Makes the attempts.
+        monitor: Watches them.
+        workspace: Holds the inputs, and the output afterwards.
+        request_id: Tells this request from others for the same records.
+        dagster_run_id: Who asked.
+        retry_delay_seconds: The pause before another attempt, if not the policy's own.
+
+    Raises:
+        RuntimeFailure: The hook could not be run at all, and no other batch would fare better.
+    """
+    declared = plan.definition.release
     request = RunRequest(
-        run_id=run_id,
+        run_id=plan.hook_run_id(request_id),
         release=plan.release.release,
-        limits=plan.definition.release.limits,
+        limits=declared.limits,
         workspace=workspace,
     )
-    policy = FailurePolicy(retries=plan.definition.release.retries)
+    policy = FailurePolicy(
+        retries=declared.retries, memory_ceiling_bytes=declared.limits.memory_ceiling_bytes
+    )
+    if retry_delay_seconds is not None:
+        policy = replace(policy, delay_seconds=retry_delay_seconds)
     if plan.definition.scope is Scope.BATCH:
         hook_run = run_hook(runner, request, policy, monitor)
     else:
         hook_run = run_in_parts(runner, request, policy, monitor, PartLimits())
-    run = run_info(hook_run, dagster_run_id)
+    return _collect(plan, hook_run, workspace, run_info(hook_run, dagster_run_id))
+
+
+def _collect(plan: ComputePlan, hook_run: HookRun, workspace: Workspace, run: RunInfo) -> Execution:
     last = hook_run.last
     if hook_run.failure is not None:
         facts = hook_run.failure
         if isinstance(hook_run.decision, Abort) and facts.kind is not FailureKind.CANCELLED:
             # Nothing was learnt about the batch, and no other would fare better: no entry for it.
-            raise RuntimeFailure(f"hook run {run_id}: {facts.describe()}")
-        failure = FailureInfo(kind=facts.kind, reason=facts.reason, exit_code=facts.exit_code)
+            raise RuntimeFailure(f"hook run {run.id}: {facts.describe()}")
+        # the decision's reason is the facts', and why there was no further attempt
+        reason = facts.reason if hook_run.decision is None else hook_run.decision.reason
+        failure = FailureInfo(kind=facts.kind, reason=reason, exit_code=facts.exit_code)
         artifact = failed_artifact(plan, workspace.output, run, last.log, failure)
         return Execution(plan, artifact, hook_run)
     try:
@@ -97,6 +151,43 @@ def execute_plan(
         )
         artifact = failed_artifact(plan, workspace.output, run, last.log, failure)
     return Execution(plan, artifact, hook_run)
+
+
+def completion_of(
+    execution: Execution,
+    manifest: Digest,
+    dagster_run_id: str | None,
+    status: CompletionStatus | None = None,
+) -> Completion:
+    """The completion that announces the execution's stored artifact.
+
+    Args:
+        execution: What was carried out.
+        manifest: Digest of the stored manifest.
+        dagster_run_id: The Dagster run that reports it.
+        status: How it ended, where that is not what its failure says.
+    """
+    plan, artifact = execution.plan, execution.artifact
+    return Completion(
+        id=artifact.run.id,
+        dataset=plan.batch.dataset,
+        hook=plan.definition.name,
+        batch=plan.batch.key,
+        release_seq=plan.release.seq,
+        release_digest=plan.release.release.digest,
+        base=plan.base,
+        manifest=manifest,
+        status=status or _status(artifact.failure),
+        dagster_run_id=dagster_run_id,
+    )
+
+
+def _status(failure: FailureInfo | None) -> CompletionStatus:
+    if failure is None:
+        return CompletionStatus.SUCCEEDED
+    if failure.kind == FailureKind.CANCELLED:
+        return CompletionStatus.CANCELLED
+    return CompletionStatus.FAILED
 
 
 def run_info(hook_run: HookRun, dagster_run_id: str | None) -> RunInfo:

@@ -78,6 +78,7 @@ class ComputePlan:
             and not self.decoded_again
             and self.previous.release.digest == self.release.release.digest
             and self.previous.columns == self.definition.feature.columns
+            and self.previous.inputs == {i.hook: i.manifest.content_digest for i in self.inputs}
         )
 
     def hook_run_id(self, request_id: str) -> str:

@@ -50,53 +50,19 @@ class _ResultDocument(BaseModel):
     log: Sum
 
 
-class S3Transfer:
-    """Moves workspaces by the archive's store.
+class S3Results:
+    """What pods left in their upload folders; taking it needs nobody's signature.
 
     Args:
         store: Holds the archive, and the upload folders beside it.
-        signer: Signs for the pods; its credentials may be fewer than the store's.
     """
 
-    def __init__(self, store: BlobStore, signer: S3Signer) -> None:
+    def __init__(self, store: BlobStore) -> None:
         self._store = store
-        self._signer = signer
 
-    def offer(self, name: str, workspace: Workspace, lifetime_seconds: float) -> Grants:
-        """See `Transfer.offer`. Files that the archive holds already are not uploaded again."""
-        folders = (("in", workspace.inputs), ("files", workspace.files), ("work", workspace.code))
-        paths = [
-            (f"{place}/{path.relative_to(folder).as_posix()}", path)
-            for place, folder in folders
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        ]
-
-        def one(item: tuple[str, Path]) -> dict[str, object]:
-            place, path = item
-            with path.open("rb") as stream:
-                digest, size = digest_stream(stream)
-            key = layout.blob(digest)
-            if not is_present(self._store, BlobRef(digest=digest, size=size)):
-                key = layout.upload(name, f"in-{digest.hex}")
-                self._store.create_file(key, path, digest, size)
-            url = self._signer.sign_get(key, lifetime_seconds)
-            return {"path": place, "url": url, "digest": str(digest), "size": size}
-
-        document = {"spec_version": 1, "files": map_threads(one, paths)}
-        # a name of its own: who offers again must not change what another pod is reading
-        stage = layout.upload(name, f"stage-{secrets.token_hex(8)}.json")
-        self._store.create(stage, json.dumps(document).encode())
-
-        def put(part: str) -> str:
-            return self._signer.sign_put(layout.upload(name, part), lifetime_seconds)
-
-        publish = {
-            "files": {raw: put(f"out-{raw}") for raw in RAW_FILES},
-            "log": put(_LOG),
-            "result": put(_RESULT),
-        }
-        return Grants(self._signer.sign_get(stage, lifetime_seconds), json.dumps(publish))
+    def is_there(self, name: str) -> bool:
+        """Whether the attempt's pod has published a result, without reading it."""
+        return self._store.stat(layout.upload(name, _RESULT)) is not None
 
     def result(self, name: str) -> PodResult | None:
         """See `Transfer.result`."""
@@ -142,6 +108,55 @@ class S3Transfer:
             part.unlink()
             raise CorruptDataError(f"{key}: {found}, {found_size} bytes; its result says {digest}")
         part.replace(path)
+
+
+class S3Transfer(S3Results):
+    """Moves workspaces by the archive's store.
+
+    Args:
+        store: Holds the archive, and the upload folders beside it.
+        signer: Signs for the pods; its credentials may be fewer than the store's.
+    """
+
+    def __init__(self, store: BlobStore, signer: S3Signer) -> None:
+        super().__init__(store)
+        self._signer = signer
+
+    def offer(self, name: str, workspace: Workspace, lifetime_seconds: float) -> Grants:
+        """See `Transfer.offer`. Files that the archive holds already are not uploaded again."""
+        folders = (("in", workspace.inputs), ("files", workspace.files), ("work", workspace.code))
+        paths = [
+            (f"{place}/{path.relative_to(folder).as_posix()}", path)
+            for place, folder in folders
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        ]
+
+        def one(item: tuple[str, Path]) -> dict[str, object]:
+            place, path = item
+            with path.open("rb") as stream:
+                digest, size = digest_stream(stream)
+            key = layout.blob(digest)
+            if not is_present(self._store, BlobRef(digest=digest, size=size)):
+                key = layout.upload(name, f"in-{digest.hex}")
+                self._store.create_file(key, path, digest, size)
+            url = self._signer.sign_get(key, lifetime_seconds)
+            return {"path": place, "url": url, "digest": str(digest), "size": size}
+
+        document = {"spec_version": 1, "files": map_threads(one, paths)}
+        # a name of its own: who offers again must not change what another pod is reading
+        stage = layout.upload(name, f"stage-{secrets.token_hex(8)}.json")
+        self._store.create(stage, json.dumps(document).encode())
+
+        def put(part: str) -> str:
+            return self._signer.sign_put(layout.upload(name, part), lifetime_seconds)
+
+        publish = {
+            "files": {raw: put(f"out-{raw}") for raw in RAW_FILES},
+            "log": put(_LOG),
+            "result": put(_RESULT),
+        }
+        return Grants(self._signer.sign_get(stage, lifetime_seconds), json.dumps(publish))
 
 
 def _sum(value: Sum) -> tuple[Digest, int]:

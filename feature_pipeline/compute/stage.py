@@ -24,10 +24,7 @@ def stage_inputs(store: BlobStore, plan: ComputePlan, workspace: Workspace) -> N
         NotFoundError, CorruptDataError: A blob is missing, or not what its digest says.
         InvalidInputError: Two record ids name the same folder here.
     """
-    _write_jsonl(
-        workspace.inputs / "records.jsonl",
-        [{"id": record.id, "metadata": record.metadata} for record in plan.compute],
-    )
+    _write_records(plan, workspace)
     release = plan.release.release.document
     if release.config:
         (workspace.inputs / "config.json").write_text(
@@ -41,6 +38,29 @@ def stage_inputs(store: BlobStore, plan: ComputePlan, workspace: Workspace) -> N
         blobs.download_blob(store, code.blob, workspace.code / code.name, size=code.size)
 
 
+def outline_inputs(plan: ComputePlan, workspace: Workspace) -> None:
+    """What a run in parts is cut by is in `workspace`: the records, and files of their sizes.
+
+    The files are holes and take no room: for whoever repeats a run's course without its hook.
+
+    Raises:
+        InvalidInputError: Two record ids name the same folder here.
+    """
+    _write_records(plan, workspace)
+    for record in plan.compute:
+        folder = _make_folder(record, workspace.files)
+        for file in record.files:
+            with (folder / file.name).open("wb") as hole:
+                hole.truncate(file.size)
+
+
+def _write_records(plan: ComputePlan, workspace: Workspace) -> None:
+    _write_jsonl(
+        workspace.inputs / "records.jsonl",
+        [{"id": record.id, "metadata": record.metadata} for record in plan.compute],
+    )
+
+
 def _write_jsonl(path: Path, lines: list[dict[str, object]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="\n") as file:
@@ -49,6 +69,12 @@ def _write_jsonl(path: Path, lines: list[dict[str, object]]) -> None:
 
 
 def _stage_files(store: BlobStore, record: Record, files: Path) -> None:
+    folder = _make_folder(record, files)
+    for file in record.files:
+        blobs.download_blob(store, file.blob, folder / file.name, size=file.size)
+
+
+def _make_folder(record: Record, files: Path) -> Path:
     folder = files / record.id
     try:
         folder.mkdir()
@@ -57,8 +83,7 @@ def _stage_files(store: BlobStore, record: Record, files: Path) -> None:
         raise InvalidInputError(
             f"record id {record.id!r} names the same folder as another on this file system"
         ) from None
-    for file in record.files:
-        blobs.download_blob(store, file.blob, folder / file.name, size=file.size)
+    return folder
 
 
 def _write_features(path: Path, plan: ComputePlan, source: InputFeatures) -> None:

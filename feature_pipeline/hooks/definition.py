@@ -19,6 +19,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.json_schema import SkipJsonSchema
 
 from feature_pipeline.columns import RESERVED_COLUMNS, Column, ColumnType, check_columns
 from feature_pipeline.digest import digest_stream, document_bytes
@@ -91,6 +92,11 @@ class Limits(_Declaration):
 
     cpu: Cpu = Field("1", description="Cores: 2, 0.5 or 500m.")
     memory: Size = Field("2Gi", description="Memory of the whole run: 512Mi, 1Gi or 2G.")
+    memory_ceiling: Size | None = Field(
+        None,
+        description="Most memory that a run which ran out of it is tried again with; eight times"
+        " `memory` when absent.",
+    )
     timeout: Duration = Field("1h", description="Longest time a run may take: 30s, 10m or 2h.")
     scratch: Size = Field("5Gi", description="Disk for temporary files and output.")
 
@@ -105,6 +111,11 @@ class Limits(_Declaration):
         return parse_size(self.memory)
 
     @property
+    def memory_ceiling_bytes(self) -> int | None:
+        """Bytes of memory beyond which no attempt goes; None if nothing was declared."""
+        return None if self.memory_ceiling is None else parse_size(self.memory_ceiling)
+
+    @property
     def timeout_seconds(self) -> float:
         """Seconds until the run is stopped."""
         return parse_duration(self.timeout)
@@ -113,6 +124,16 @@ class Limits(_Declaration):
     def scratch_bytes(self) -> int:
         """Bytes of disk."""
         return parse_size(self.scratch)
+
+    @model_validator(mode="after")
+    def _ceiling_is_above(self) -> Self:
+        ceiling = self.memory_ceiling_bytes
+        if ceiling is not None and ceiling < self.memory_bytes:
+            raise ValueError(
+                f"memory_ceiling {self.memory_ceiling!r} is less than memory {self.memory!r}: give"
+                " the two the same value to have memory never raised"
+            )
+        return self
 
     def with_memory(self, memory_bytes: int) -> "Limits":
         """The same limits with that much memory."""
@@ -136,7 +157,9 @@ class ReleaseDefinition(_Declaration):
     config: dict[str, JsonValue] = Field(
         default_factory=dict, description="Given to the hook as config.json."
     )
-    limits: Limits = Field(default_factory=Limits, description="cpu, memory, timeout, scratch.")
+    limits: Limits = Field(
+        default_factory=Limits, description="cpu, memory, memory_ceiling, timeout, scratch."
+    )
     retries: int = Field(
         2, ge=0, le=20, description="How often a run that gave no verdict is tried again."
     )
@@ -284,6 +307,56 @@ class TableDefinition(_Declaration):
     )
 
 
+# Without null in the schema Dagster says what is wrong with a number, not that no schema fits it.
+_Limit = Annotated[float, Field(ge=0, allow_inf_nan=False)] | SkipJsonSchema[None]
+_Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | SkipJsonSchema[None]
+
+
+class Threshold(_Declaration):
+    """Above which value a check warns, and above which it fails; neither when empty."""
+
+    warn: _Limit = Field(None, description="Above this the check warns: 0.01 is 1 %.")
+    fail: _Limit = Field(None, description="Above this the check fails: 0.1 is 10 %.")
+
+    @property
+    def is_set(self) -> bool:
+        """Whether any value could pass it."""
+        return self.warn is not None or self.fail is not None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.warn is not None and self.fail is not None and self.warn > self.fail:
+            raise ValueError(
+                f"warn {self.warn:g} is above fail {self.fail:g}: the check would fail before it"
+                " warns; warn is the smaller of the two"
+            )
+        return self
+
+
+class Rate(Threshold):
+    """A threshold of a share of records: between 0 and 1."""
+
+    warn: _Share = Field(None, description="Above this share the check warns: 0.01 is 1 %.")
+    fail: _Share = Field(None, description="Above this share the check fails: 0.1 is 10 %.")
+
+
+class CheckDefinition(_Declaration):
+    """When the check `outcomes` is not satisfied. Not part of the release."""
+
+    error_rate: Rate = Field(
+        Rate(warn=0),
+        description="Share of a batch's records that errored; any warns when absent, {}: none.",
+    )
+    rejection_rate: Rate = Field(
+        Rate(), description="Share of a batch's records that the hook rejected."
+    )
+    row_count_change: Threshold = Field(
+        Threshold(),
+        description="Change of the number of rows against the previous release, over the batches"
+        " that both have computed: 0.2 is a fifth more or less.",
+    )
+
+
 class HookDefinition(_Declaration):
     """Everything that is declared about one hook."""
 
@@ -305,6 +378,9 @@ class HookDefinition(_Declaration):
     )
     compute: Compute = Field(
         Compute.AUTOMATICALLY, description="automatically, or on_request: only when asked for."
+    )
+    checks: CheckDefinition = Field(
+        default_factory=CheckDefinition, description="Thresholds of the check of its outcomes."
     )
 
     @field_validator("owners")

@@ -108,7 +108,8 @@ class FailurePolicy:
 
     Attributes:
         retries: How often an attempt is repeated, memory doublings not counted.
-        memory_ceiling_bytes: Memory is never raised beyond it; None means no ceiling.
+        memory_ceiling_bytes: Memory is never raised beyond it; None leaves it to the number of
+            doublings.
         delay_seconds: Pause before the first retry; it doubles up to `max_delay_seconds`.
     """
 
@@ -147,7 +148,7 @@ class FailurePolicy:
         if self.memory_ceiling_bytes is not None:
             wanted = min(wanted, self.memory_ceiling_bytes)
         if wanted <= limit:
-            return GiveUp(f"{facts.reason}; {format_size(limit)} is the most a run may have")
+            return GiveUp(f"{facts.reason}; {format_size(limit)} is its limits.memory_ceiling")
         return Retry(0.0, wanted)
 
 

@@ -300,8 +300,11 @@ def _joined_failure(
     assert decision is not None  # noqa: S101  (a failed run has one)
     lost = [item.record_id for part in failed for item in part.items]
     names = ", ".join(map(repr, lost[:_LISTED])) + (", ..." if len(lost) > _LISTED else "")
-    reason = f"{facts.reason}; no outcome for {len(lost)} of the batch's records: {names}"
-    return replace(facts, reason=reason), replace(decision, reason=reason)
+    said = f"no outcome for {len(lost)} of the batch's records: {names}"
+    return (
+        replace(facts, reason=f"{facts.reason}; {said}"),
+        replace(decision, reason=f"{decision.reason}; {said}"),
+    )
 
 
 def _join_files(target: Path, sources: Sequence[Path]) -> None:

@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from feature_pipeline.hooks.definition import Limits
 from feature_pipeline.hooks.failure import RuntimeFacts
@@ -138,4 +138,13 @@ class HookRunner(Protocol):
             BaseException: Whatever interrupts the caller (KeyboardInterrupt, an error of the
                 monitor) passes through after the hook was stopped.
         """
+        ...
+
+
+@runtime_checkable
+class LastingRunner(HookRunner, Protocol):
+    """A runner whose hooks go on when the worker dies, and whose results anybody can take then."""
+
+    def image_of(self, release: HookRelease) -> str | None:
+        """The image that hooks of the release run in: their attempts' names depend on it."""
         ...

@@ -8,6 +8,7 @@ import warnings
 
 import dagster as dg
 
-# The parameter stands as it is in the versions that are allowed, and the warning would greet
+# The parameters stand as they are in the versions that are allowed, and the warnings would greet
 # everybody at every start.
-warnings.filterwarnings("ignore", ".*`backfill_policy`.* in beta", category=dg.BetaWarning)
+for parameter in ("backfill_policy", "use_user_code_server"):
+    warnings.filterwarnings("ignore", f".*`{parameter}`.* in beta", category=dg.BetaWarning)

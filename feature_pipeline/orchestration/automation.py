@@ -1,15 +1,76 @@
 """When features and tables are run without being asked.
 
-Belongs here: the automation conditions and their sensor. Not here: accepting completions
+Belongs here: the automation conditions and their sensors. Not here: accepting completions
 (`inbox_sensor`), mending drift (`reconcile`). Automation alone owns runs: no other sensor here
 requests any.
 """
 
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+
 import dagster as dg
+from dagster._core.definitions.data_version import DATA_VERSION_TAG, get_input_data_version_tag
+
+from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.hooks.definition import Compute, HookDefinition, Materialize
+from feature_pipeline.orchestration.keys import features_key, table_key
+from feature_pipeline.orchestration.provenance import PartitionEvent, latest_events
 
 TICK_SECONDS = 5
+COMPARED_AT_MOST = 5_000
+HOOK_ASSETS_PER_SENSOR = 450
+"""Dagster refuses more than 500 in one sensor; some are left for assets that are not hooks'."""
 
-Condition = dg.AutomationCondition[dg.AssetKey | dg.AssetCheckKey]
+# Dagster writes an event and then the asset's record of it. A tick in between takes the event for
+# seen and looks at the record, which does not have it: the change would never be noticed. Given
+# time to settle, a tick looks at nothing younger than its beginning.
+os.environ.setdefault("DAGSTER_AUTOMATION_TICK_SETTLE_SECONDS", "0.5")
+
+Entity = dg.AssetKey | dg.AssetCheckKey
+Condition = dg.AutomationCondition[Entity]
+
+
+class InputsDiffer(dg.AutomationCondition[Entity]):
+    """True of a partition that was made from other data versions than its inputs have now.
+
+    Says so of one that was never made too, if an input of it is there. Reads the latest event of
+    every candidate: combine it with what narrows the candidates first. Of more than
+    `COMPARED_AT_MOST` candidates the others are taken to be as they should, and are left to
+    reconciliation: a tick has a minute.
+    """
+
+    @property
+    def name(self) -> str:
+        """What the UI shows."""
+        return "inputs_differ"
+
+    def evaluate(self, context: dg.AutomationContext[Entity]) -> dg.AutomationResult[Entity]:
+        """The candidates whose inputs differ."""
+        if not isinstance(context.key, dg.AssetKey):
+            raise InvalidInputError(f"{context.key} is a check: only assets are made from inputs")
+        candidates = context.candidate_subset.expensively_compute_partition_keys()
+        keys = sorted(candidates)[:COMPARED_AT_MOST]
+        instance = context.asset_graph_view.instance
+        own = latest_events(instance, context.key, keys)
+        differing: set[str] = set()
+        for source in context.asset_graph.get(context.key).parent_keys if keys else ():
+            tag = get_input_data_version_tag(source)
+            versions = instance.event_log_storage.get_latest_tags_by_partition(
+                source, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG], keys
+            )
+            for partition, tags in versions.items():
+                if not _has_read(own.get(partition), tag, tags[DATA_VERSION_TAG]):
+                    differing.add(partition)
+        subset = context.candidate_subset.compute_intersection_with_partition_keys(differing)
+        return dg.AutomationResult(context, subset)
+
+
+def _has_read(event: PartitionEvent | None, tag: str, version: str) -> bool:
+    if event is None:
+        return False
+    # Of a partition that one of its own runs read, Dagster records the hash of the version.
+    return event.tags.get(tag) in {version, hashlib.sha256(version.encode()).hexdigest()}
 
 
 def _quiet() -> Condition:
@@ -22,11 +83,22 @@ def _quiet() -> Condition:
 
 
 def _input_changed() -> Condition:
-    # AutomationCondition.eager() looks at events, not data versions: an identical re-run would
-    # run everything downstream again.
-    return dg.AutomationCondition.any_deps_match(
+    """True from an input's change until a run is requested, or has read what the input says now.
+
+    `AutomationCondition.eager()` looks at events, not data versions: an identical re-run would run
+    everything downstream again. `since_last_handled()` takes every materialization for an answer:
+    an input that changes while a run of its old content goes on would wait for reconciliation.
+    """
+    updated = dg.AutomationCondition.newly_updated()
+    changed = dg.AutomationCondition.any_deps_match(
         dg.AutomationCondition.data_version_changed()
-    ).since_last_handled()
+    ) | (updated & InputsDiffer())
+    answered = (
+        dg.AutomationCondition.newly_requested()
+        | (updated & ~InputsDiffer())
+        | dg.AutomationCondition.initial_evaluation()
+    )
+    return changed.since(answered.with_label("answered"))
 
 
 def tables() -> Condition:
@@ -40,11 +112,37 @@ def features() -> Condition:
     return ((absent | _input_changed()) & _quiet()).with_label("batch missing or inputs changed")
 
 
-def automation_sensor() -> dg.AutomationConditionSensorDefinition:
-    """Evaluates every condition of the code location every `TICK_SECONDS`; running by default."""
+def automation_sensors(
+    hooks: Sequence[HookDefinition],
+) -> list[dg.AutomationConditionSensorDefinition]:
+    """Sensors that evaluate every condition of the code location each `TICK_SECONDS`; running.
+
+    One, unless the hooks have more assets with conditions than one may have.
+    """
+    keys = sorted(_run_by_themselves(hooks))
+    if len(keys) <= HOOK_ASSETS_PER_SENSOR:
+        return [_sensor("automation", dg.AssetSelection.all())]
+    sensors = [_sensor("automation", dg.AssetSelection.all() - dg.AssetSelection.assets(*keys))]
+    for start in range(0, len(keys), HOOK_ASSETS_PER_SENSOR):
+        chunk = keys[start : start + HOOK_ASSETS_PER_SENSOR]
+        sensors.append(_sensor(f"automation_{len(sensors)}", dg.AssetSelection.assets(*chunk)))
+    return sensors
+
+
+def _run_by_themselves(hooks: Sequence[HookDefinition]) -> Iterator[dg.AssetKey]:
+    for hook in hooks:
+        if hook.compute is Compute.AUTOMATICALLY:
+            yield features_key(hook.dataset, hook.name)
+        if hook.has_table and hook.table.materialize is Materialize.ALWAYS:
+            yield table_key(hook.dataset, hook.table_name)
+
+
+def _sensor(name: str, target: dg.AssetSelection) -> dg.AutomationConditionSensorDefinition:
     return dg.AutomationConditionSensorDefinition(
-        "automation",
-        target=dg.AssetSelection.all(),
+        name,
+        target=target,
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=TICK_SECONDS,
+        # The daemon knows no conditions but Dagster's own.
+        use_user_code_server=True,
     )

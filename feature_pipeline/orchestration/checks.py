@@ -5,7 +5,7 @@ of one load's own batches (`tables`). A dropped table or a damaged object leaves
 partitions green; these checks fail and name the batches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import dagster as dg
 from dagster._core.storage.tags import (
@@ -15,11 +15,20 @@ from dagster._core.storage.tags import (
 )
 
 from feature_pipeline.archive import log, read
-from feature_pipeline.hooks.definition import HookDefinition
+from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.erasures import erased
+from feature_pipeline.archive.log import Verdict
+from feature_pipeline.archive.threads import map_threads
+from feature_pipeline.digest import Digest
+from feature_pipeline.hooks.definition import CheckDefinition, HookDefinition, Threshold
 from feature_pipeline.orchestration.keys import features_key, table_key
 from feature_pipeline.orchestration.resources import ArchiveResource, DatabaseResource
 from feature_pipeline.orchestration.tables import table_spec
+from feature_pipeline.orchestration.thresholds import Level, RowChange, judge
+from feature_pipeline.outcomes import OutcomeCounts
+from feature_pipeline.projections.progress import check_progress
 from feature_pipeline.projections.proof import prove
+from feature_pipeline.projections.settle import table_report
 
 OUTCOMES_CHECK = "outcomes"
 EQUALITY_CHECK = "equals_archive"
@@ -28,38 +37,109 @@ SHOWN_BATCHES = 50
 
 def feature_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinition]:
     """Checks of a feature asset: `outcomes`."""
-    dataset, hook = definition.dataset, definition.name
+    dataset, hook, checks = definition.dataset, definition.name, definition.checks
 
     @dg.asset_check(
         asset=features_key(dataset, hook),
         name=OUTCOMES_CHECK,
-        description="No record of a current artifact errored; failing batches are named.",
+        description=(
+            "Outcomes of all current artifacts are within the hook's thresholds: "
+            + _thresholds_text(checks)
+        ),
     )
     def outcomes(
         context: dg.AssetCheckExecutionContext, archive: ArchiveResource
     ) -> dg.AssetCheckResult:
         store = archive.store()
-        totals = dict.fromkeys(("records", "passed", "rejected", "errored", "rows"), 0)
-        failing: dict[str, int] = {}
         heads = log.heads(store, dataset, hook)
-        for batch, head in heads.items():
-            counts = read.read_manifest(store, head.manifest).counts
-            for name in totals:
-                totals[name] += getattr(counts, name)
-            if counts.errored:
-                failing[batch] = counts.errored
-        shown = dict(sorted(failing.items(), key=lambda item: -item[1])[:SHOWN_BATCHES])
+        manifests = map_threads(
+            lambda head: read.read_manifest(store, head.manifest), heads.values()
+        )
+        counts = {batch: manifest.counts for batch, manifest in zip(heads, manifests, strict=True)}
+        change = (
+            row_change(store, dataset, hook, counts) if checks.row_count_change.is_set else None
+        )
+        judgement = judge(checks, counts, change)
+        totals = {
+            name: sum(getattr(count, name) for count in counts.values())
+            for name in ("records", "passed", "rejected", "errored", "rows")
+        }
+        said = [
+            f"{totals['errored']} of {totals['records']} records errored and"
+            f" {totals['rejected']} were rejected; {len(judgement.failing)} of {len(heads)}"
+            " batches are above a threshold"
+        ]
+        if change is not None:
+            said.append(f"against the previous release, {change}")
+        shown = list(judgement.failing.items())[:SHOWN_BATCHES]
         return dg.AssetCheckResult(
-            passed=not failing,
-            severity=dg.AssetCheckSeverity.WARN,
-            description=(
-                f"{totals['errored']} of {totals['records']} records errored, in"
-                f" {len(failing)} of {len(heads)} batches"
+            passed=judgement.level is Level.FINE,
+            severity=(
+                dg.AssetCheckSeverity.ERROR
+                if judgement.level is Level.FAIL
+                else dg.AssetCheckSeverity.WARN
             ),
-            metadata={**totals, "failing_batches": dg.MetadataValue.json(shown)},
+            description="; ".join(said),
+            metadata={
+                **totals,
+                "failing_batches": dg.MetadataValue.json(
+                    {
+                        batch: {name: round(rate, 6) for name, rate in rates.items()}
+                        for batch, rates in shown
+                    }
+                ),
+                **({"rows_before": change.before, "rows_now": change.now} if change else {}),
+            },
         )
 
     return [outcomes]
+
+
+def _thresholds_text(checks: CheckDefinition) -> str:
+    parts = []
+    for name in CheckDefinition.model_fields:
+        threshold: Threshold = getattr(checks, name)
+        for word, limit in (("warns", threshold.warn), ("fails", threshold.fail)):
+            if limit is not None:
+                parts.append(f"{name} above {limit:g} {word}")
+    return (", ".join(parts) or "none are set") + "."
+
+
+def row_change(
+    store: BlobStore, dataset: str, hook: str, counts: Mapping[str, OutcomeCounts]
+) -> RowChange | None:
+    """Rows under the newest release against those under the one before, in the same batches.
+
+    Args:
+        store: The archive.
+        dataset: The hook's.
+        hook: Whose artifacts.
+        counts: Of every current artifact, by batch.
+
+    Returns:
+        None while no batch has current artifacts of both.
+    """
+    logs = log.feature_logs(store, dataset, hook)
+    current = {
+        batch: [entry for entry in logs[batch] if entry.verdict is Verdict.CURRENT]
+        for batch in counts
+    }
+    newest = max((entries[-1].release_seq for entries in current.values()), default=0)
+    known = erased(store, dataset)
+    before: dict[str, Digest] = {}
+    for batch, entries in current.items():
+        head = entries[-1]
+        earlier = [entry for entry in entries if entry.release != head.release]
+        if head.release_seq == newest and earlier:
+            before[batch] = known.manifest_now(earlier[-1].manifest)
+    if not before:
+        return None
+    manifests = map_threads(lambda digest: read.read_manifest(store, digest), before.values())
+    return RowChange(
+        batches=len(before),
+        before=sum(manifest.counts.rows for manifest in manifests),
+        now=sum(counts[batch].rows for batch in before),
+    )
 
 
 def table_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinition]:
@@ -83,6 +163,20 @@ def table_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinitio
     ) -> dg.AssetCheckResult:
         store, target = archive.store(), database.database()
         batches = run_batches(context, definition.dataset)
+        if table_report(store, target, spec) is None:
+            progress = check_progress(store, target, spec, batches)
+            return dg.AssetCheckResult(
+                passed=not progress.missing,
+                description=(
+                    f"features.{spec.name} does not exist; {len(progress.missing)} batches of the"
+                    f" archive belong into it: run the job `reconcile`, or materialize them"
+                ),
+                metadata={
+                    "rows": 0,
+                    "batches": dg.MetadataValue.json(list(progress.missing[:SHOWN_BATCHES])),
+                    "progress": dg.MetadataValue.json(progress.to_json()),
+                },
+            )
         proof = prove(store, target, spec, batches)
         return dg.AssetCheckResult(
             passed=proof.is_equal,

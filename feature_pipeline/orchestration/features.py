@@ -28,7 +28,11 @@ from feature_pipeline.orchestration.keys import (
     pool_of,
     records_key,
 )
-from feature_pipeline.orchestration.metadata import column_schema, columns_markdown
+from feature_pipeline.orchestration.metadata import (
+    code_references,
+    column_schema,
+    columns_markdown,
+)
 from feature_pipeline.orchestration.resources import ArchiveResource, HookRunnerResource
 from feature_pipeline.release import HookRelease
 
@@ -137,6 +141,7 @@ def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefiniti
             FOLDER_METADATA: dg.MetadataValue.path(folder),
             "release": f"{release.document.version} ({release.digest.short})",
             **({"dagster/column_schema": column_schema(columns)} if columns else {}),
+            **code_references(code.values()),
         },
     )
     def compute_features(

@@ -10,6 +10,7 @@ which changes nothing, and loses none.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import dagster as dg
 
@@ -24,11 +25,13 @@ from feature_pipeline.archive.accept import (
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.log import FeatureEntry
 from feature_pipeline.archive.publish import Completion
+from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.orchestration.events import features_events, reports
 from feature_pipeline.orchestration.keys import features_key, records_key
+from feature_pipeline.orchestration.outlived_runs import take_outlived
 from feature_pipeline.orchestration.provenance import latest_events
 from feature_pipeline.orchestration.records import records_event
-from feature_pipeline.orchestration.resources import ArchiveResource
+from feature_pipeline.orchestration.resources import ArchiveResource, HookRunnerResource
 
 ENTRIES_PER_TICK = 500
 TICK_SECONDS = 5
@@ -44,6 +47,8 @@ class InboxTick:
     waiting: list[str] = field(default_factory=list)
     quarantined: list[str] = field(default_factory=list)
     removed: int = 0
+    unusable: list[str] = field(default_factory=list)
+    """Results of hook runs whose worker died, and which can never be accepted."""
 
     def summary(self) -> str:
         """One line for the tick's log."""
@@ -54,13 +59,21 @@ class InboxTick:
 
 
 def settle_inbox(
-    store: BlobStore, archive_uri: str, instance: dg.DagsterInstance, limit: int = ENTRIES_PER_TICK
+    store: BlobStore,
+    archive_uri: str,
+    instance: dg.DagsterInstance,
+    limit: int = ENTRIES_PER_TICK,
+    folder: Path | None = None,
 ) -> InboxTick:
     """Accept up to `limit` waiting entries, batches before completions.
 
+    Results of hook runs whose worker died are among them from this tick on, by way of `folder`.
     Idempotent: repeating a tick appends nothing to any log that is there already.
     """
     tick = InboxTick()
+    outlived = take_outlived(store, instance, folder)
+    tick.waiting.extend(outlived.waiting)
+    tick.unusable.extend(outlived.unusable)
     entries = []
     for entry in accept.waiting(store):
         if isinstance(entry.content, Completion) and _run_is_alive(
@@ -123,8 +136,9 @@ def _report_completions(
     accepted: Sequence[tuple[InboxEntry, Completion]],
 ) -> None:
     """Remove the entries that are history or that Dagster knows of; events for the others."""
-    keys = {completion.batch for _, completion in accepted}
-    heads = {key: log.head(store, dataset, hook, key) for key in sorted(keys)}
+    keys = sorted({completion.batch for _, completion in accepted})
+    found = map_threads(lambda key: log.head(store, dataset, hook, key), keys)
+    heads = dict(zip(keys, found, strict=True))
     known = latest_events(instance, features_key(dataset, hook), keys)
     unreported: dict[str, FeatureEntry] = {}
     waiting: list[tuple[InboxEntry, str]] = []
@@ -178,8 +192,13 @@ def inbox_sensor() -> dg.SensorDefinition:
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Accepts submitted batches and finished hook runs from the archive's inbox.",
     )
-    def inbox(context: dg.SensorEvaluationContext, archive: ArchiveResource) -> dg.SensorResult:
-        tick = settle_inbox(archive.store(), archive.uri, context.instance)
+    def inbox(
+        context: dg.SensorEvaluationContext,
+        archive: ArchiveResource,
+        hook_runner: HookRunnerResource,
+    ) -> dg.SensorResult:
+        folder = None if hook_runner.work_folder is None else Path(hook_runner.work_folder)
+        tick = settle_inbox(archive.store(), archive.uri, context.instance, folder=folder)
         for line in _loud(tick):
             context.log.error(line)
         skip = None if tick.events else tick.summary()
@@ -198,3 +217,5 @@ def inbox_sensor() -> dg.SensorDefinition:
 def _loud(tick: InboxTick) -> Iterator[str]:
     for line in tick.quarantined:
         yield f"quarantined {line}; `feature-pipeline status` lists it"
+    for line in tick.unusable:
+        yield f"the result of a hook run whose worker died cannot be accepted: {line}"

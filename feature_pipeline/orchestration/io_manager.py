@@ -14,13 +14,12 @@ import pyarrow as pa
 from feature_pipeline.archive import accept, layout, log, publish, read
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.log import Verdict
-from feature_pipeline.archive.manifest import FailureInfo, Manifest
-from feature_pipeline.archive.publish import Completion, CompletionStatus
-from feature_pipeline.compute.execute import Execution, log_tail, reasons_of
+from feature_pipeline.archive.manifest import Manifest
+from feature_pipeline.compute.execute import Execution, completion_of, log_tail, reasons_of
 from feature_pipeline.compute.plan import ComputePlan
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import ConflictError, InvalidInputError, NotFoundError
-from feature_pipeline.hooks.failure import FailureKind
+from feature_pipeline.hooks.quantities import format_size
 from feature_pipeline.orchestration.features import ComputedFeatures
 from feature_pipeline.orchestration.metadata import artifact_metadata, preview
 from feature_pipeline.orchestration.resources import ArchiveResource
@@ -106,18 +105,7 @@ class FeatureIOManager(dg.ConfigurableIOManager):
         plan = obj.plan
         published = publish.publish_artifact(store, done.artifact)
         failure = done.artifact.failure
-        completion = Completion(
-            id=done.artifact.run.id,
-            dataset=plan.batch.dataset,
-            hook=plan.definition.name,
-            batch=plan.batch.key,
-            release_seq=plan.release.seq,
-            release_digest=plan.release.release.digest,
-            base=plan.base,
-            manifest=published.manifest_digest,
-            status=_status(failure),
-            dagster_run_id=obj.request_id,
-        )
+        completion = completion_of(done, published.manifest_digest, obj.request_id)
         publish.announce(store, completion)
         entry = accept.accept(store, completion)
         if failure is not None:
@@ -128,6 +116,8 @@ class FeatureIOManager(dg.ConfigurableIOManager):
                 ),
                 metadata={
                     "failure_kind": failure.kind,
+                    "decision": failure.reason,
+                    **_limits_met(done),
                     "exit_code": dg.MetadataValue.text(str(failure.exit_code)),
                     "log_tail": dg.MetadataValue.md(f"```\n{log_tail(done.artifact.log)}\n```"),
                     "manifest": str(published.manifest_digest),
@@ -206,12 +196,11 @@ def _concatenated(partitions: FeaturePartitions) -> pa.Table:
     return pa.concat_tables(tables, promote_options="permissive")
 
 
-def _status(failure: FailureInfo | None) -> CompletionStatus:
-    if failure is None:
-        return CompletionStatus.SUCCEEDED
-    if failure.kind == FailureKind.CANCELLED:
-        return CompletionStatus.CANCELLED
-    return CompletionStatus.FAILED
+def _limits_met(done: Execution) -> dict[str, str]:
+    """The memory that the last attempt could have, where a hook process ran."""
+    if done.hook_run is None:
+        return {}
+    return {"memory_limit": format_size(done.hook_run.memory_bytes)}
 
 
 def _current(plan: ComputePlan) -> tuple[Digest, Manifest]:

@@ -4,7 +4,8 @@ Belongs here: turning manifests and reports into metadata values. Not here: comp
 Lists of rejected records and plots are made on demand from S3, never stored in events.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import dagster as dg
 
@@ -72,6 +73,18 @@ def columns_markdown(columns: Sequence[Column]) -> str:
         description = (column.description or "").replace("|", "\\|").replace("\n", " ")
         lines.append(f"| `{column.name}` | {kind} | {column.unit or ''} | {description} |")
     return "\n".join(lines)
+
+
+def code_references(files: Iterable[Path]) -> Metadata:
+    """The hook's own files, to be opened from the UI; Dagster adds the `defs.yaml` itself."""
+    references = [
+        dg.LocalFileCodeReference(file_path=str(path.resolve()), line_number=1, label=path.name)
+        for path in files
+    ]
+    if not references:
+        return {}
+    value = dg.CodeReferencesMetadataValue(code_references=list(references))
+    return {"dagster/code_references": value}
 
 
 def artifact_metadata(

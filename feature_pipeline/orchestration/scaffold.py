@@ -44,6 +44,11 @@ attributes:
     # indexes: [{columns: [bytes]}]
 
   compute: on_request        # automatically: run for every batch, also those there are already
+
+  # checks:                  # when the check `outcomes` warns and fails; changes no release
+  #   error_rate: {warn: 0, fail: 0.1}          # share of a batch's records
+  #   rejection_rate: {warn: 0.5}
+  #   row_count_change: {warn: 0.1, fail: 0.5}  # against the previous release
 """
 )
 

@@ -139,6 +139,11 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
         for report in load_batches(store, target, spec, batches):
             tags = load_tags(report, code_version, source, inputs.get(report.batch))
             metadata = load_metadata(report)
+            if len(done) + 1 == len(batches):
+                # The UI reads column lineage from the latest event alone: one a run is enough.
+                metadata["dagster/column_lineage"] = dg.MetadataValue.column_lineage(
+                    column_lineage(source, columns)
+                )
             if len(batches) == 1:
                 yield dg.MaterializeResult(
                     asset_key=key,

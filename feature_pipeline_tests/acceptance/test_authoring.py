@@ -23,6 +23,18 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
+IN_PYTHON = """
+from feature_pipeline import FeatureHook
+
+hooks = FeatureHook(
+    name="in_python",
+    dataset="structures",
+    release={"version": "1", "command": ["python", "hook.py"], "code": ["../../hook.py"]},
+    feature={"columns": [{"name": "size", "type": "integer"}]},
+).definitions()
+"""
+
+
 def dg(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     environment |= {
@@ -46,11 +58,17 @@ def dg(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_scaffolded_hook_loads_and_runs(checkout: Path, tmp_path: Path) -> None:
     done = dg(checkout, "scaffold", "defs", "feature_pipeline.FeatureHook", "file_counts")
     assert done.returncode == 0, done.stdout + done.stderr
+    own = checkout / "feature_pipeline" / "defs" / "in_python"
+    own.mkdir()
+    (own / "declared.py").write_text(IN_PYTHON)
+    (checkout / "feature_pipeline" / "hook.py").write_text("raise SystemExit('not a module')")
     done = dg(checkout, "check", "defs")
     assert done.returncode == 0, done.stdout + done.stderr
     listed = json.loads(dg(checkout, "list", "defs", "--json").stdout)
     keys = {asset["asset_key"] for asset in listed["assets"]}
     assert {"structures/features/file_counts", "structures/tables/file_counts"} <= keys
+    assert {"structures/features/in_python", "structures/tables/in_python"} <= keys
+    assert "structures/plots/pocket_volumes" in keys
 
     folders = {name: tmp_path / name for name in ("in", "out", "files")}
     for folder in folders.values():
@@ -86,12 +104,17 @@ def test_wrong_fields_are_named_with_file_and_line(checkout: Path) -> None:
         text.replace("cardinality: many", "cardinality: lots").replace(
             "name: rank, type: integer", "name: rank, type: float"
         )
+        + "  checks:\n    error_rate: {warn: 0.1, fail: 10}\n"
     )
     lines = path.read_text().splitlines()
     done = dg(checkout, "check", "defs")
     assert done.returncode != 0
     said = done.stdout + done.stderr
-    for text, allowed in (("cardinality: lots", "'one', 'many'"), ("type: float", "'number'")):
+    for text, allowed in (
+        ("cardinality: lots", "'one', 'many'"),
+        ("type: float", "'number'"),
+        ("fail: 10", "maximum of 1"),
+    ):
         number = next(i for i, line in enumerate(lines, 1) if text in line)
         assert f"defs.yaml:{number}" in said
         assert allowed in said

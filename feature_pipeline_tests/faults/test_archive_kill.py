@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import secrets
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import pytest
@@ -17,9 +17,13 @@ from feature_pipeline.archive import accept, blobs, inbox, log, publish, sweep
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.erase import erase
 from feature_pipeline.archive.gc import GcScope, collect_garbage
+from feature_pipeline.archive.stores.memory import MemoryStore
+from feature_pipeline.archive.stores.s3 import S3Store, make_client
+from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.archive.verify import verify
+from feature_pipeline.local.seaweedfs import S3Address
 from feature_pipeline_tests.fixtures.care import CareScene, holds, raw_lines
-from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, FailingStore, connect
+from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, FailingStore
 
 pytestmark = [pytest.mark.s3, pytest.mark.faults, pytest.mark.slow]
 
@@ -51,14 +55,51 @@ class KilledStore(FailingStore):
         return call
 
 
-def dies(address, prefix, act: Callable[[BlobStore], None], change: int) -> bool:
+class Ground:
+    """The server, and the clients that are used again and again: making one takes long."""
+
+    def __init__(self, address: S3Address) -> None:
+        self._bucket = address.bucket
+        self._clients = [
+            make_client(
+                endpoint_url=address.endpoint_url,
+                region=address.region,
+                access_key_id=address.access_key_id,
+                secret_access_key=address.secret_access_key,
+            )
+            for _ in range(2)
+        ]
+        self.prefix = ""
+        self.clear()
+
+    def clear(self) -> None:
+        """Go on in an empty prefix."""
+        self.prefix = f"kill-{secrets.token_hex(8)}"
+        self.store = S3Store(self._clients[0], self._bucket, self.prefix)
+
+    def childs(self) -> S3Store:
+        """The same place for a child: its client is never used here, so it has no connections."""
+        return S3Store(self._clients[1], self._bucket, self.prefix)
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+
+
+@pytest.fixture
+def ground(s3_address) -> Iterator[Ground]:
+    ground = Ground(s3_address)
+    yield ground
+    ground.close()
+
+
+def dies(store: S3Store, act: Callable[[BlobStore], None], change: int) -> bool:
     """Whether a child that does `act` was killed there; False if it came to its end."""
 
     def child() -> None:
         # Not through pytest: the child leaves without anybody's cleanup.
         try:
-            with connect(address, prefix) as store:
-                act(KilledStore(store, change))
+            act(KilledStore(store, change))
             os._exit(ENDED)
         except BaseException:  # noqa: BLE001
             import traceback
@@ -73,27 +114,42 @@ def dies(address, prefix, act: Callable[[BlobStore], None], change: int) -> bool
     return process.exitcode != ENDED
 
 
-def drill(address, tmp_path, prepare, act, check) -> int:
-    """Kill `act` before each of its changes in turn, then do it again; how many there were."""
+def copy(source: BlobStore, target: BlobStore) -> None:
+    """Everything of one store in another, empty one."""
+    keys = [info.key for info in source.list_objects("")]
+    assert all(map_threads(lambda key: target.create(key, source.get(key).data), keys))
+
+
+def drill(ground: Ground, tmp_path, prepare, act, check, *, ages_matter: bool = False) -> int:
+    """Kill `act` before each of its changes in turn, then do it again; how many there were.
+
+    The child always works on the server. What comes before and after it is done on a copy in
+    memory, which the contract suite knows to behave alike, unless `ages_matter`: a copy is young.
+    """
     for change in range(1, MOST_CHANGES):
-        prefix = f"kill-{secrets.token_hex(8)}"
         folder = tmp_path / f"{change}"
         folder.mkdir()
-        with connect(address, prefix) as store:
-            scene = CareScene(store, folder)
-            prepared = prepare(scene)
+        ground.clear()
+        scene = CareScene(ground.store if ages_matter else MemoryStore(), folder)
+        prepared = prepare(scene)
+        if not ages_matter:
+            copy(scene.store, ground.store)
 
-            def again(target: BlobStore, scene=scene, folder=folder, prepared=prepared) -> None:
-                scene.store, scene.folder = target, folder / secrets.token_hex(4)
-                scene.folder.mkdir()
-                act(scene, prepared)
+        def again(target: BlobStore, scene=scene, folder=folder, prepared=prepared) -> None:
+            scene.store, scene.folder = target, folder / secrets.token_hex(4)
+            scene.folder.mkdir()
+            act(scene, prepared)
 
-            is_dead = dies(address, prefix, again, change)
-            if is_dead:
-                again(store)
-            scene.store = store
-            assert verify(store).findings == (), change
-            check(scene, prepared)
+        is_dead = dies(ground.childs(), again, change)
+        left: BlobStore = ground.store
+        if not ages_matter:
+            copy(left, memory := MemoryStore())
+            left = memory
+        if is_dead:
+            again(left)
+        scene.store = left
+        assert verify(left).findings == (), change
+        check(scene, prepared)
         if not is_dead:
             return change - 1
     pytest.fail(f"more than {MOST_CHANGES} changes")
@@ -104,7 +160,7 @@ def submitted(scene):
     return batch, scene.release()
 
 
-def test_publish(s3_address, tmp_path):
+def test_publish(ground, tmp_path):
     def act(scene, prepared):
         batch, release = prepared
         publish.announce(scene.store, scene.run(batch, release, "x", run_id="run"))
@@ -113,10 +169,28 @@ def test_publish(s3_address, tmp_path):
         assert len(inbox.waiting(scene.store)) == 1
         assert collect_garbage(scene.store, GcScope.everything()).orphaned == 0
 
-    assert drill(s3_address, tmp_path, submitted, act, check) > 4
+    assert drill(ground, tmp_path, submitted, act, check) > 4
 
 
-def test_submit_and_accept(s3_address, tmp_path):
+def test_submit(ground, tmp_path):
+    def prepare(scene):
+        return scene.batch_of("b1", ("a", "b", "c"))
+
+    def act(scene, batch):
+        scene.batch_of("b1", ("a", "b", "c"))  # its files, in the folder of this attempt
+        publish.submit_batch(scene.store, batch, scene.paths(batch))
+
+    def check(scene, batch):
+        [entry] = inbox.waiting(scene.store)
+        assert entry.content.digest == batch.digest
+        assert collect_garbage(scene.store, GcScope.everything()).orphaned == 0
+        accept.settle_all(scene.store, [entry])
+        assert log.read_batch(scene.store, DATASET, "b1").digest == batch.digest
+
+    assert drill(ground, tmp_path, prepare, act, check) > 4
+
+
+def test_accept(ground, tmp_path):
     def prepare(scene):
         batch = scene.batch_of("b1", ("a", "b"))
         publish.submit_batch(scene.store, batch, scene.paths(batch))
@@ -135,10 +209,10 @@ def test_submit_and_accept(s3_address, tmp_path):
         assert (entry.completion, entry.manifest) == (completion.id, completion.manifest)
         assert len(log.batch_entries(scene.store, DATASET, "b1")) == 1
 
-    assert drill(s3_address, tmp_path, prepare, act, check) > 3
+    assert drill(ground, tmp_path, prepare, act, check) > 3
 
 
-def test_erase(s3_address, tmp_path):
+def test_erase(ground, tmp_path):
     def prepare(scene):
         batch, release = submitted(scene)
         scene.compute(batch, release, "x")
@@ -158,10 +232,10 @@ def test_erase(s3_address, tmp_path):
         raw = accept.read.read_raw(scene.store, manifest, "features.jsonl")
         assert raw == raw_lines(["a", "c"], "y")
 
-    assert drill(s3_address, tmp_path, prepare, act, check) > 20
+    assert drill(ground, tmp_path, prepare, act, check) > 20
 
 
-def test_gc(s3_address, tmp_path, monkeypatch):
+def test_gc(ground, tmp_path, monkeypatch):
     monkeypatch.setattr(blobs, "GRACE", timedelta())
     monkeypatch.setattr(sweep, "LEASE", timedelta(seconds=1.5))
     monkeypatch.setattr(sweep, "MARGIN", timedelta(seconds=0.5))
@@ -182,4 +256,4 @@ def test_gc(s3_address, tmp_path, monkeypatch):
         assert collect_garbage(scene.store, GcScope.everything()).orphaned == 0
         assert len(log.heads(scene.store, DATASET, HOOK)) == 1
 
-    assert drill(s3_address, tmp_path, prepare, act, check) > 8
+    assert drill(ground, tmp_path, prepare, act, check, ages_matter=True) > 8

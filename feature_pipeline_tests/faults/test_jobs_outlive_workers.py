@@ -1,6 +1,9 @@
 """Dagster goes while a hook's Job runs: the Job is not started twice, and its result counts."""
 
 import contextlib
+import multiprocessing
+import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,16 +11,20 @@ from typing import Any
 
 import dagster as dg
 import pytest
+import yaml
 
-from feature_pipeline.archive import log
+from feature_pipeline.archive import accept, layout, log, read
 from feature_pipeline.archive.log import Verdict
+from feature_pipeline.compute import execute, expected
+from feature_pipeline.compute.take_results import NotPublished, take_results
+from feature_pipeline.hooks.parts import PartLimits
 from feature_pipeline.hooks.runner import HookRunner, RunMonitor, RunRequest, RunResult
 from feature_pipeline.hooks.runners.kubernetes import KubernetesRunner
 from feature_pipeline.orchestration.keys import features_key
 from feature_pipeline.orchestration.resources import HookRunnerResource
 from feature_pipeline_tests.contract.hook_runner import Monitor
 from feature_pipeline_tests.contract.test_kubernetes_runner import SETTINGS, KubernetesTests
-from feature_pipeline_tests.fixtures.dagster import DATASET, Pipeline
+from feature_pipeline_tests.fixtures.dagster import DATASET, Pipeline, dagster_instance
 from feature_pipeline_tests.fixtures.kubernetes import HOOK_IMAGE, Cluster
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.container, pytest.mark.s3, pytest.mark.dagster]
@@ -41,8 +48,9 @@ class Dying:
 
     name = "kubernetes"
 
-    def __init__(self, runner: HookRunner) -> None:
+    def __init__(self, runner: KubernetesRunner) -> None:
         self._runner = runner
+        self.image_of = runner.image_of
 
     def run(self, request: RunRequest, monitor: RunMonitor) -> RunResult:
         class Interrupted(Monitor):
@@ -78,7 +86,7 @@ class TestJobsOutliveWorkers(KubernetesTests):
         pipeline.submit("b1", {"r1": "", "r2": ""})
         pipeline.tick()
 
-    def die(self, pipeline: Pipeline, runner: HookRunner) -> None:
+    def die(self, pipeline: Pipeline, runner: KubernetesRunner) -> None:
         with contextlib.suppress(KeyboardInterrupt, Exception):
             self.with_runner(pipeline, Dying(runner)).run(KEY, "b1")
         assert log.head(pipeline.store, DATASET, "slow", "b1") is None
@@ -100,13 +108,101 @@ class TestJobsOutliveWorkers(KubernetesTests):
         self.submitted(pipeline)
         self.die(pipeline, runner)
         [job] = cluster.all("jobs")
-        name, end = job["metadata"]["name"], time.monotonic() + 60
-        while not cluster.get("jobs", name)["status"].get("conditions"):
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        name = job["metadata"]["name"]
+        self.wait_for(lambda: cluster.get("jobs", name)["status"].get("conditions"))
         cluster.delete("jobs", name)
         self.finish(pipeline, runner)
         assert cluster.jobs_created() == 1
+
+    def wait_for(self, condition: Callable[[], object]) -> None:
+        end = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+    def start_and_kill(
+        self, pipeline: Pipeline, runner: KubernetesRunner, begun: Callable[[], object]
+    ) -> None:
+        """A worker process with clients of its own, ended by SIGKILL once `begun` says so."""
+
+        def worker() -> None:
+            self.starts.append(runner)
+            url = (pipeline.folder / "home" / "dagster.yaml").read_text()
+            url = yaml.safe_load(url)["storage"]["postgres"]["postgres_url"]
+            url = url.replace("postgresql+psycopg2", "postgresql")
+            try:
+                with dagster_instance(pipeline.folder / "worker", url) as instance:
+                    replace(pipeline, instance=instance).run(KEY, "b1")
+            finally:
+                os._exit(1)
+
+        process = multiprocessing.get_context("fork").Process(target=worker)
+        process.start()
+        try:
+            self.wait_for(lambda: begun() or process.exitcode is not None)
+        finally:
+            process.kill()
+            process.join()
+        assert process.exitcode == -signal.SIGKILL
+
+    def test_the_sensor_accepts_what_ended_while_dagster_was_down(
+        self, pipeline, runner, cluster: Cluster, monkeypatch
+    ):
+        """SIGKILL, two Jobs of one run, no process of Dagster until both are gone."""
+        monkeypatch.setattr(execute, "PartLimits", lambda: PartLimits(records=1))
+        self.submitted(pipeline)
+
+        def ended() -> list[Any]:
+            jobs = cluster.all("jobs")
+            return [job for job in jobs if job["status"].get("conditions")]
+
+        self.start_and_kill(pipeline, runner, lambda: len(cluster.all("jobs")) == 2 and not ended())
+        [run] = pipeline.instance.get_runs()
+        assert not run.is_finished
+        self.wait_for(lambda: len(ended()) == 2)
+        for job in ended():
+            cluster.delete("jobs", job["metadata"]["name"])
+
+        def expected() -> list[str]:
+            return [info.key for info in pipeline.store.list_objects(layout.EXPECTED)]
+
+        assert (pipeline.tick().accepted, len(expected())) == (0, 1)  # a worker may yet take them
+        pipeline.instance.report_run_failed(run)  # as run monitoring does
+        tick = pipeline.tick()
+        assert (tick.accepted, [e.asset_key for e in tick.events]) == (1, [KEY])
+        assert expected() == []
+        [entry] = log.read_log(pipeline.store, DATASET, "slow", "b1")
+        assert (entry.verdict, entry.dagster_run_id) == (Verdict.CURRENT, run.run_id)
+        manifest = read.read_manifest(pipeline.store, entry.manifest)
+        assert (manifest.run.runner, manifest.run.attempts) == ("kubernetes", 2)
+        assert manifest.counts.passed == 2
+        assert "begun" in read.read_log_text(pipeline.store, manifest)
+
+        pipeline.tick()
+        assert accept.waiting(pipeline.store) == []
+        self.finish(pipeline, runner)
+        assert cluster.jobs_created() == 2
+        assert len(log.read_log(pipeline.store, DATASET, "slow", "b1")) == 1
+        pipeline.tick()
+        assert expected() == []
+
+    def test_the_sensor_accepts_a_failure_and_leaves_another_attempt_to_a_run(
+        self, pipeline, runner, cluster: Cluster
+    ):
+        self.submitted(pipeline, status=3)
+        self.die(pipeline, runner)
+        assert pipeline.tick().accepted == 0
+        self.wait_for(lambda: cluster.all("jobs")[0]["status"].get("conditions"))
+        [key] = expected.expected_keys(pipeline.store)
+        run = expected.read_expected(pipeline.store, [key])[key]
+        assert isinstance(run, expected.ExpectedRun)
+        release = {**run.definition["release"], "retries": 1}
+        again = run.model_copy(update={"definition": {**run.definition, "release": release}})
+        assert isinstance(take_results(pipeline.store, again), NotPublished)
+        assert pipeline.tick().accepted == 1
+        [entry] = log.read_log(pipeline.store, DATASET, "slow", "b1")
+        assert entry.verdict is Verdict.FAILED
+        assert expected.expected_keys(pipeline.store) == []
 
     def test_force_starts_a_new_one(self, pipeline, runner, cluster: Cluster):
         self.submitted(pipeline)

@@ -17,6 +17,15 @@ TABLE = table_key(DATASET, "counts")
 TEXTS = {"b1": {"r1": "aab", "r2": ""}, "b2": {"r3": "xyz"}, "b3": {"r4": "q"}}
 
 
+SAYS = """
+import json, os
+out = open(os.environ["OSA_OUT"] + "/features.jsonl", "w")
+for line in open(os.environ["OSA_IN"] + "/records.jsonl"):
+    rows = [{{"letter": "{word}", "count": 1}}]
+    out.write(json.dumps({{"id": json.loads(line)["id"], "features": rows}}) + "\\n")
+"""
+
+
 @pytest.fixture
 def computed(pipeline: Pipeline) -> Pipeline:
     """Three batches with features, nothing loaded."""
@@ -224,6 +233,26 @@ def test_an_identical_rerun_requests_no_table_run(loaded: Pipeline):
     automation.tick()
     assert loaded.run(COUNTS, "b1", config={"force": True}).success
     assert automation.tick() == {}
+    assert automation.tick() == {}
+
+
+def test_a_change_that_comes_while_an_older_one_is_loaded_is_loaded_too(loaded: Pipeline):
+    """The load is no answer to what was said after it read: only its content tells."""
+    automation = Automation(loaded)
+    automation.tick()
+    for word in ("first", "second"):
+        loaded.add_hook(code=SAYS.format(word=word))
+        assert loaded.run(COUNTS, "b1", checks=False).success
+        if word == "first":
+            assert loaded.run(TABLE, "b1", checks=False).success
+    assert automation.tick() == {"tables/counts": ["b1"]}
+    assert loaded.rows("select distinct letter from features.counts where batch = 'b1'") == [
+        ("second",)
+    ]
+    # loaded by hand before anybody asked: nothing is left to do
+    loaded.add_hook(code=SAYS.format(word="third"))
+    assert loaded.run(COUNTS, "b1", checks=False).success
+    assert loaded.run(TABLE, "b1", checks=False).success
     assert automation.tick() == {}
 
 

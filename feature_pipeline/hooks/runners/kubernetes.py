@@ -29,21 +29,21 @@ from feature_pipeline.errors import (
     NotFoundError,
     StoreUnavailableError,
 )
-from feature_pipeline.hooks.failure import (
-    LOG_TAIL_LINES,
-    FailureKind,
-    RuntimeFacts,
-    is_memory_error,
-)
-from feature_pipeline.hooks.quantities import format_size
+from feature_pipeline.hooks.failure import LOG_TAIL_LINES, FailureKind
 from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
 from feature_pipeline.hooks.runners import kubernetes_facts as facts
 from feature_pipeline.hooks.runners import kubernetes_job as jobs
-from feature_pipeline.hooks.runners.exit_status import exit_reason
 from feature_pipeline.hooks.runners.kubernetes_api import Cluster, ClusterRefusedError, connect_here
+from feature_pipeline.hooks.runners.kubernetes_results import (
+    runtime_facts,
+    take_log,
+    verdict,
+    with_last_line_ended,
+)
 from feature_pipeline.hooks.runners.log_stream import LogStream
 from feature_pipeline.hooks.runners.pod_log import PodLog
 from feature_pipeline.hooks.runners.transfer import PodResult, Transfer
+from feature_pipeline.release import HookRelease
 
 _TICK_SECONDS: Final = 0.1
 _CANCEL_SECONDS: Final = 0.5
@@ -88,6 +88,10 @@ class KubernetesRunner:
         self._poll_seconds = poll_seconds
         self._patience_seconds = patience_seconds
 
+    def image_of(self, release: HookRelease) -> str | None:
+        """The image that hooks of the release run in: their attempts' names depend on it."""
+        return self._settings.image_of(release)
+
     def run(self, request: RunRequest, monitor: RunMonitor) -> RunResult:
         """Make the attempt's Job or attach to it, and wait for its result; see `HookRunner.run`.
 
@@ -113,7 +117,7 @@ class KubernetesRunner:
         result = end.result
         return RunResult(
             exit_code=end.diagnosis.exit_code if end.diagnosis is not None else 0,
-            failure=_runtime_facts(end, log, request),
+            failure=runtime_facts(end.diagnosis, end.tail or log.tail(), request),
             started_at=result.started_at if result is not None else started_at,
             finished_at=result.finished_at if result is not None else datetime.now(UTC),
             log=path,
@@ -160,7 +164,7 @@ class _Attempt:
     def run(self, poll_seconds: float) -> _End:
         """The end of the attempt; whatever goes wrong on our side of it is an end as well."""
         request = self._request
-        image = self._settings.image_of(request)
+        image = self._settings.image_of(request.release)
         if refusal := _refusal(request, image):
             return _End(refusal)
         assert image is not None  # noqa: S101  (refused above)
@@ -296,39 +300,13 @@ class _Attempt:
             if diagnosis.kind in _FORGOTTEN:
                 self._delete(name)
             return _End(diagnosis, tail=tail, node=node)
-        whole = self._request.workspace.log(self._request.attempt).with_suffix(".whole")
         try:
-            self._transfer.fetch(name, result, self._request.workspace.output, whole)
+            data = take_log(self._transfer, name, result, self._request)
         except (NotFoundError, CorruptDataError) as error:
             return _End(facts.Diagnosis(FailureKind.PUBLISH_FAILED, str(error)), node=node)
-        data = whole.read_bytes()
-        whole.unlink()
         self._pod_log.show_rest(self._log, data)
-        if data and not data.endswith(b"\n"):
-            data += b"\n"
-        return _End(self._verdict(result), result, data, node=node)
-
-    def _verdict(self, result: PodResult) -> facts.Diagnosis | None:
-        """What the hook's own end means; None if it ended well."""
-        limits, code = self._request.limits, result.exit_code
-        if result.start_error is not None:
-            program = self._request.release.document.command[0]
-            reason = f"{program!r} cannot be started: {result.start_error}"
-            return facts.Diagnosis(FailureKind.CANNOT_START, reason)
-        if result.is_late:
-            return facts.Diagnosis(FailureKind.DEADLINE, f"not done after {limits.timeout}", code)
-        if result.oom_kills:
-            limit = format_size(limits.memory_bytes)
-            reason = f"it ran out of memory; its limit is {limit}"
-            return facts.Diagnosis(FailureKind.OUT_OF_MEMORY, reason, code)
-        if code and is_memory_error(self._log.tail()):
-            return facts.Diagnosis(FailureKind.OUT_OF_MEMORY, "it says that memory ran out", code)
-        if code:
-            return facts.Diagnosis(FailureKind.NON_ZERO_EXIT, exit_reason(code), code)
-        if result.irregular:
-            reason = f"{', '.join(result.irregular)}: not a regular file"
-            return facts.Diagnosis(FailureKind.INVALID_OUTPUT, reason, code)
-        return None
+        said = verdict(self._request, result, self._log.tail())
+        return _End(said, result, with_last_line_ended(data), node=node)
 
     def _tail(self, diagnosis: facts.Diagnosis) -> tuple[str, ...]:
         """The last lines of the container that is to blame."""
@@ -365,15 +343,3 @@ def _refusal(request: RunRequest, image: str | None) -> facts.Diagnosis | None:
         reason = f"{image} is known to one machine only: name it in a registry, name@sha256:..."
         return facts.Diagnosis(FailureKind.CANNOT_START, reason)
     return None
-
-
-def _runtime_facts(end: _End, log: LogStream, request: RunRequest) -> RuntimeFacts | None:
-    if end.diagnosis is None:
-        return None
-    return RuntimeFacts(
-        kind=end.diagnosis.kind,
-        reason=end.diagnosis.reason,
-        exit_code=end.diagnosis.exit_code,
-        log_tail=end.tail or log.tail(),
-        memory_limit_bytes=request.limits.memory_bytes,
-    )

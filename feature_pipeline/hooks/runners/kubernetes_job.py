@@ -8,6 +8,7 @@ from typing import Any, Final
 from feature_pipeline.digest import Digest, document_bytes
 from feature_pipeline.hooks.runner import RunRequest
 from feature_pipeline.hooks.runners.kubernetes_config import PodOverrides, merged
+from feature_pipeline.release import HookRelease
 
 STAGE: Final = "stage"
 HOOK: Final = "hook"
@@ -48,9 +49,9 @@ class JobSettings:
     keep_seconds: int = 86_400
     overrides: PodOverrides = field(default_factory=PodOverrides)
 
-    def image_of(self, request: RunRequest) -> str | None:
+    def image_of(self, release: HookRelease) -> str | None:
         """The image of the hook's container."""
-        return request.release.document.image or self.code_image
+        return release.document.image or self.code_image
 
     def lifetime_seconds(self, request: RunRequest) -> float:
         """How long what the pod is granted must work: waiting, the hook, and publishing."""

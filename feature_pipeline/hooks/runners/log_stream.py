@@ -44,7 +44,7 @@ class LogStream:
             # an ended pipe is always readable: without the pause a caller would spin
             time.sleep(timeout_seconds)
             return False
-        self._take(chunk)
+        self.take(chunk)
         return True
 
     def drain(self, descriptor: int, timeout_seconds: float) -> None:
@@ -55,12 +55,12 @@ class LogStream:
                 return
             if not (chunk := os.read(descriptor, _CHUNK_BYTES)):
                 return
-            self._take(chunk)
+            self.take(chunk)
 
     def note(self, text: str) -> None:
         """Add a line of our own to the log."""
         self.finish()
-        self._take(f"[feature_pipeline] {text}\n".encode("utf-8", "backslashreplace"))
+        self.take(f"[feature_pipeline] {text}\n".encode("utf-8", "backslashreplace"))
 
     def finish(self) -> None:
         """End the last line."""
@@ -73,7 +73,8 @@ class LogStream:
         """The last lines, oldest first, each shortened."""
         return tuple(line[:_TAIL_LINE_CHARACTERS] for line in self._tail)
 
-    def _take(self, chunk: bytes) -> None:
+    def take(self, chunk: bytes) -> None:
+        """Take bytes that the caller has read."""
         self._file.write(chunk)
         self._file.flush()
         *ended, rest = chunk.split(b"\n")

@@ -45,17 +45,8 @@ class PodResult:
     log: tuple[Digest, int]
 
 
-class Transfer(Protocol):
-    """Moves the workspace of one attempt, which is named by its Job's name."""
-
-    def offer(self, name: str, workspace: Workspace, lifetime_seconds: float) -> Grants:
-        """The workspace's inputs, files and code can be had by the pod for that time.
-
-        Raises:
-            InvalidInputError: Addresses cannot be signed for so long.
-            StoreUnavailableError: The store did not take them.
-        """
-        ...
+class Results(Protocol):
+    """Takes what the pod of one attempt left, which is named by its Job's name."""
 
     def result(self, name: str) -> PodResult | None:
         """What the pod published; None as long as it has not.
@@ -70,5 +61,18 @@ class Transfer(Protocol):
 
         Raises:
             NotFoundError, CorruptDataError: One is missing, or is something else.
+        """
+        ...
+
+
+class Transfer(Results, Protocol):
+    """Moves the workspace of one attempt, there and back."""
+
+    def offer(self, name: str, workspace: Workspace, lifetime_seconds: float) -> Grants:
+        """The workspace's inputs, files and code can be had by the pod for that time.
+
+        Raises:
+            InvalidInputError: Addresses cannot be signed for so long.
+            StoreUnavailableError: The store did not take them.
         """
         ...

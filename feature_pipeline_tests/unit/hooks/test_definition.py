@@ -70,6 +70,8 @@ def test_limits_in_units():
     assert limits.scratch_bytes == 2 * 1000**3
     assert limits.with_memory(1024**3).memory_bytes == 1024**3
     assert limits.with_memory(1024**3).timeout == "10m"
+    assert limits.memory_ceiling_bytes is None
+    assert Limits(memory="1Gi", memory_ceiling="1536Mi").memory_ceiling_bytes == 3 * 512 * 1024**2
 
 
 @pytest.mark.parametrize(
@@ -98,6 +100,10 @@ def test_limits_in_units():
         ({"release": release(limits={"memory": 512})}, "write 512Mi, 1Gi or 2G"),
         ({"release": release(limits={"memory": "512mb"})}, "write 512Mi, 1Gi or 2G"),
         ({"release": release(limits={"memory": "0Mi"})}, "write 512Mi, 1Gi or 2G"),
+        (
+            {"release": release(limits={"memory": "4Gi", "memory_ceiling": "2Gi"})},
+            "is less than memory '4Gi'",
+        ),
         ({"release": release(limits={"timeout": "1 hour"})}, "write 30s, 10m or 2h"),
         ({"release": release(limits={"timeout": 30})}, "write 30s, 10m or 2h"),
         ({"release": release(limits={"cpu": "0"})}, "write 2, 0.5 or 500m"),
@@ -188,7 +194,9 @@ class TestRelease:
     def test_limits_columns_and_table_are_not_part_of_it(self, tmp_path):
         (tmp_path / "pockets.py").write_text("")
         same = define(
-            release=release(limits={"memory": "4Gi"}, retries=5, concurrency=1),
+            release=release(
+                limits={"memory": "4Gi", "memory_ceiling": "8Gi"}, retries=5, concurrency=1
+            ),
             feature={"columns": []},
             description="other words",
         )

@@ -57,7 +57,7 @@ def test_memory_is_not_raised_beyond_the_ceiling():
     assert policy.decide(MEMORY) == Retry(0, 3 * GIB // 2)
     at_ceiling = facts(FailureKind.OUT_OF_MEMORY, 3 * GIB // 2)
     assert policy.decide(at_ceiling, [MEMORY]) == GiveUp(
-        "the reason; 1.5Gi is the most a run may have"
+        "the reason; 1.5Gi is its limits.memory_ceiling"
     )
 
 

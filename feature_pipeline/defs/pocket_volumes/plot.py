@@ -1,0 +1,40 @@
+"""An asset downstream of features, as in any Dagster project: a plot of every batch's pockets."""
+
+import base64
+import io
+
+import dagster as dg
+import pandas as pd
+
+from feature_pipeline.orchestration.keys import batches_partitions, features_key
+
+DATASET = "structures"
+
+
+@dg.asset(
+    key=[DATASET, "plots", "pocket_volumes"],
+    partitions_def=batches_partitions(DATASET),
+    ins={"pockets": dg.AssetIn(features_key(DATASET, "pockets"))},
+    group_name=DATASET,
+    kinds={"matplotlib"},
+)
+def pocket_volumes(pockets: pd.DataFrame) -> dg.MaterializeResult[None]:
+    """Volume and druggability of every pocket of a batch, read straight from S3."""
+    # Only where a plot is drawn: importing it would slow every start of the code location.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    known = pockets.dropna(subset=["druggability"])
+    axes.scatter(known["volume"].to_numpy(float), known["druggability"].to_numpy(float), s=12)
+    axes.set(xlabel="volume (Å³)", ylabel="druggability", ylim=(0, 1))
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    encoded = base64.b64encode(picture.getvalue()).decode()
+    return dg.MaterializeResult(
+        metadata={
+            "plot": dg.MetadataValue.md(f"![pockets](data:image/png;base64,{encoded})"),
+            "pockets": len(pockets),
+            "without_druggability": len(pockets) - len(known),
+        }
+    )

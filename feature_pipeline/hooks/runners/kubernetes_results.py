@@ -1,0 +1,137 @@
+"""What the pod of an attempt left, and what it means; with or without a worker that waited for it.
+
+What belongs here: from a pod's published result to the facts of its attempt. Not here: the Job and
+what the cluster says of it (`kubernetes`), where results lie (`transfer`).
+"""
+
+import io
+from typing import Final
+
+from feature_pipeline.errors import CorruptDataError, NotFoundError
+from feature_pipeline.hooks.failure import FailureKind, RuntimeFacts, is_memory_error
+from feature_pipeline.hooks.quantities import format_size
+from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
+from feature_pipeline.hooks.runners import kubernetes_job as jobs
+from feature_pipeline.hooks.runners.exit_status import exit_reason
+from feature_pipeline.hooks.runners.kubernetes_facts import Diagnosis
+from feature_pipeline.hooks.runners.log_stream import LogStream
+from feature_pipeline.hooks.runners.transfer import PodResult, Results
+
+UNKNOWN_NODE: Final = "unknown"
+
+
+class NotPublishedError(NotFoundError):
+    """The attempt's pod has published nothing yet, or never will. `name` is its Job's."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"Job {name} has published no result")
+        self.name = name
+
+
+class PublishedResults:
+    """A runner that starts nothing: its attempts are those whose pods have published already.
+
+    An attempt ends here as it would have for the worker that began it, so that whoever repeats a
+    hook run's course comes by the same decisions.
+
+    Args:
+        results: Where the pods left theirs.
+        image: The image of the hook's container, which is part of an attempt's name.
+    """
+
+    name = "kubernetes"
+
+    def __init__(self, results: Results, image: str) -> None:
+        self._results = results
+        self._image = image
+
+    def run(self, request: RunRequest, monitor: RunMonitor) -> RunResult:
+        """Take the attempt's result.
+
+        Raises:
+            NotPublishedError: There is none.
+        """
+        name = jobs.job_name(request, jobs.identity(request, self._image))
+        result = self._results.result(name)
+        if result is None:
+            raise NotPublishedError(name)
+        request.workspace.create()
+        request.workspace.clear_output()
+        data, diagnosis = b"", None
+        tail: tuple[str, ...] = ()
+        try:
+            data = with_last_line_ended(take_log(self._results, name, result, request))
+        except (NotFoundError, CorruptDataError) as error:
+            diagnosis = Diagnosis(FailureKind.PUBLISH_FAILED, str(error))
+        else:
+            shown = LogStream(io.BytesIO(), lambda _: None)
+            shown.take(data)
+            tail = shown.tail()
+            diagnosis = verdict(request, result, tail)
+        path = request.workspace.log(request.attempt)
+        path.write_bytes(data)
+        return RunResult(
+            exit_code=diagnosis.exit_code if diagnosis is not None else 0,
+            failure=runtime_facts(diagnosis, tail, request),
+            started_at=result.started_at,
+            finished_at=result.finished_at,
+            log=path,
+            peak_memory_bytes=result.peak_memory_bytes,
+            node=result.node or UNKNOWN_NODE,
+        )
+
+
+def take_log(results: Results, name: str, result: PodResult, request: RunRequest) -> bytes:
+    """The result's files are in the request's workspace; its log.
+
+    Raises:
+        NotFoundError, CorruptDataError: One is missing, or is not what the result says.
+    """
+    whole = request.workspace.log(request.attempt).with_suffix(".whole")
+    results.fetch(name, result, request.workspace.output, whole)
+    data = whole.read_bytes()
+    whole.unlink()
+    return data
+
+
+def with_last_line_ended(data: bytes) -> bytes:
+    """A log whose last line has its end."""
+    return data + b"\n" if data and not data.endswith(b"\n") else data
+
+
+def verdict(request: RunRequest, result: PodResult, tail: tuple[str, ...]) -> Diagnosis | None:
+    """What the hook's own end means; None if it ended well."""
+    limits, code = request.limits, result.exit_code
+    if result.start_error is not None:
+        program = request.release.document.command[0]
+        reason = f"{program!r} cannot be started: {result.start_error}"
+        return Diagnosis(FailureKind.CANNOT_START, reason)
+    if result.is_late:
+        return Diagnosis(FailureKind.DEADLINE, f"not done after {limits.timeout}", code)
+    if result.oom_kills:
+        limit = format_size(limits.memory_bytes)
+        reason = f"it ran out of memory; its limit is {limit}"
+        return Diagnosis(FailureKind.OUT_OF_MEMORY, reason, code)
+    if code and is_memory_error(tail):
+        return Diagnosis(FailureKind.OUT_OF_MEMORY, "it says that memory ran out", code)
+    if code:
+        return Diagnosis(FailureKind.NON_ZERO_EXIT, exit_reason(code), code)
+    if result.irregular:
+        reason = f"{', '.join(result.irregular)}: not a regular file"
+        return Diagnosis(FailureKind.INVALID_OUTPUT, reason, code)
+    return None
+
+
+def runtime_facts(
+    diagnosis: Diagnosis | None, tail: tuple[str, ...], request: RunRequest
+) -> RuntimeFacts | None:
+    """The facts of a failed attempt; None if it did not fail."""
+    if diagnosis is None:
+        return None
+    return RuntimeFacts(
+        kind=diagnosis.kind,
+        reason=diagnosis.reason,
+        exit_code=diagnosis.exit_code,
+        log_tail=tail,
+        memory_limit_bytes=request.limits.memory_bytes,
+    )

@@ -1,0 +1,160 @@
+"""Hook runs whose worker died: their results are taken once no Dagster run waits for them.
+
+Belongs here: which runs Dagster still waits for. Not here: taking a result
+(`compute.take_results`), accepting it (`inbox_sensor`), failing the dead worker's Dagster run
+(`dead_runs`, Dagster's run monitoring).
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import dagster as dg
+
+from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.documents import NewerVersionError, utc_now
+from feature_pipeline.archive.threads import map_threads
+from feature_pipeline.compute.expected import (
+    ExpectedKey,
+    ExpectedRun,
+    expected_keys,
+    read_expected,
+)
+from feature_pipeline.compute.take_results import (
+    AlreadyLogged,
+    Announced,
+    NotPublished,
+    NotUsable,
+    is_published,
+    take_results,
+)
+from feature_pipeline.errors import FeaturePipelineError, InvalidInputError
+
+SECONDS_PER_TICK = 15.0
+"""Dagster gives a tick a minute; what is left over is taken at the next one."""
+_RUNS_PER_QUERY = 500
+
+_awaited: dict[tuple[str, str], str] = {}
+"""Per store and expected run, the Job whose result was missing last: one look asks for it again.
+Forgetting it costs a few requests."""
+
+
+@dataclass
+class OutlivedRuns:
+    """What became of the hook runs that nobody waits for."""
+
+    announced: list[str] = field(default_factory=list)
+    """Inbox entries that wait now."""
+    waiting: list[str] = field(default_factory=list)
+    unusable: list[str] = field(default_factory=list)
+
+
+def take_outlived(
+    store: BlobStore,
+    instance: dg.DagsterInstance,
+    folder: Path | None = None,
+    seconds: float = SECONDS_PER_TICK,
+) -> OutlivedRuns:
+    """Results of hook runs that no live Dagster run waits for are in the inbox. Idempotent.
+
+    Costs one listing, one query of Dagster, and per run that nobody waits for one request while
+    its pod has left nothing. Begins nothing new after `seconds`.
+    """
+    found = OutlivedRuns()
+    keys = expected_keys(store)
+    if not keys:
+        return found
+    orphaned, cancelled = _orphaned(instance, keys)
+    ready = _ready(store, orphaned, found)
+    end = time.monotonic() + seconds
+    runs = read_expected(store, ready)
+    for key, run in runs.items():
+        if time.monotonic() > end:
+            break
+        _take(store, key, run, found, folder, key.dagster_run_id in cancelled)
+    return found
+
+
+def _orphaned(
+    instance: dg.DagsterInstance, keys: Sequence[ExpectedKey]
+) -> tuple[list[ExpectedKey], set[str | None]]:
+    """The runs that no live Dagster run waits for, and the Dagster runs that were cancelled.
+
+    Several workers may have waited for one hook run, one after the other.
+    """
+    ids = sorted({key.dagster_run_id for key in keys if key.dagster_run_id is not None})
+    known: dict[str, dg.DagsterRun] = {}
+    for start in range(0, len(ids), _RUNS_PER_QUERY):
+        some = instance.get_runs(dg.RunsFilter(run_ids=ids[start : start + _RUNS_PER_QUERY]))
+        known |= {run.run_id: run for run in some}
+    live = {run_id for run_id, run in known.items() if not run.is_finished}
+    awaited = {key.run_id for key in keys if key.dagster_run_id in live}
+    cancelled: set[str | None] = {
+        run_id for run_id, run in known.items() if run.status is dg.DagsterRunStatus.CANCELED
+    }
+    return [key for key in keys if key.run_id not in awaited], cancelled
+
+
+def _ready(store: BlobStore, keys: Iterable[ExpectedKey], found: OutlivedRuns) -> list[ExpectedKey]:
+    """The runs that may have something new: those not looked at yet, or with another result."""
+
+    def has_news(key: ExpectedKey) -> bool:
+        job = _awaited.get((store.identity, key.key))
+        return job is None or key.is_late(now) or is_published(store, job)
+
+    keys, now = list(keys), utc_now()
+    news = map_threads(has_news, keys)
+    for key, is_new in zip(keys, news, strict=True):
+        if not is_new:
+            _wait(store, key, _awaited[store.identity, key.key], found)
+    return [key for key, is_new in zip(keys, news, strict=True) if is_new]
+
+
+def _take(
+    store: BlobStore,
+    key: ExpectedKey,
+    run: ExpectedRun | InvalidInputError,
+    found: OutlivedRuns,
+    folder: Path | None,
+    is_cancelled: bool,
+) -> None:
+    if isinstance(run, NewerVersionError):
+        found.waiting.append(str(run))
+        return
+    if isinstance(run, InvalidInputError):
+        found.unusable.append(str(run))
+        _forget(store, key)
+        return
+    try:
+        taken = take_results(store, run, folder, is_cancelled=is_cancelled)
+    except (FeaturePipelineError, OSError) as error:
+        # one that cannot be taken must not keep the others, or the inbox, waiting
+        found.waiting.append(f"{key.run_id}: {error}")
+        return
+    match taken:
+        case AlreadyLogged():
+            _forget(store, key)
+        case Announced(inbox_id):
+            found.announced.append(inbox_id)
+            # last: what waits in the inbox needs this note no more
+            _forget(store, key)
+        case NotUsable(reason):
+            found.unusable.append(f"{key.run_id}: {reason}")
+            _forget(store, key)
+        case NotPublished(job):
+            if key.is_late(utc_now()):
+                found.unusable.append(f"{key.run_id}: Job {job} left no result")
+                _forget(store, key)
+            else:
+                _awaited[store.identity, key.key] = job
+                _wait(store, key, job, found)
+
+
+def _wait(store: BlobStore, key: ExpectedKey, job: str, found: OutlivedRuns) -> None:
+    found.waiting.append(f"{key.run_id}: Job {job} has left no result in {store.identity} yet")
+
+
+def _forget(store: BlobStore, key: ExpectedKey) -> None:
+    store.delete(key.key)
+    _awaited.pop((store.identity, key.key), None)
