@@ -75,6 +75,7 @@ def test_helm_values_say_what_dagster_yaml_says():
     said = {
         "storage": {"postgres": values["postgresql"]["postgresqlScheme"]},
         "concurrency": values["concurrency"],
+        "run_coordinator": values["dagsterDaemon"]["runCoordinator"]["config"],
         "run_monitoring": monitoring,
         "telemetry": values["telemetry"],
         "retention": {"sensor": values["retention"]["sensor"]},
@@ -89,8 +90,10 @@ def test_helm_values_say_what_dagster_yaml_says():
         assert monitoring[key] == value, key
     for key in ("telemetry", "nux"):
         assert said[key] == instance[key]
+    queue = said["run_coordinator"]["queuedRunCoordinator"]
+    assert {snake(k): v for k, v in queue.items()} == instance["run_coordinator"]["config"]
     # the chart refuses limits in both places
-    assert values["dagsterDaemon"]["runCoordinator"]["config"]["queuedRunCoordinator"] == {}
+    assert not {"maxConcurrentRuns", "tagConcurrencyLimits"} & set(queue)
 
 
 def test_helm_images_are_one():
