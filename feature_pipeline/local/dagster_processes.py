@@ -13,10 +13,13 @@ from feature_pipeline.local.process import (
     ServerCommand,
     ServerProcess,
     choose_ports,
+    end_all,
     reap,
 )
 
 READY_SECONDS = 120.0
+PATIENCE_SECONDS = 8.0
+"""For what Dagster's processes started, once these have ended."""
 HOST = "127.0.0.1"
 
 
@@ -78,12 +81,18 @@ class DagsterProcesses:
             server.check()
 
     def stop(self) -> None:
-        """Both have ended."""
+        """Both have ended, and so have the runs and code servers that they started.
+
+        What a run was doing is found and failed at the next start.
+        """
         servers, self._servers = self._servers, []
+        # Asked before: what a process that ended had started is nobody's child.
+        started = [process for server in servers for process in server.descendants()]
         for server in servers:
             server.request_stop()
         for server in servers:
             server.stop()
+        end_all(started, PATIENCE_SECONDS)
 
     def _server(self, name: str, module: str, *arguments: str) -> ServerProcess:
         # `python -m` runs from the project's folder: the module path then finds the project even

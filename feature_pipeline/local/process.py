@@ -166,6 +166,15 @@ class ServerProcess:
             self._stop_child(popen)
         _remove_record(self.command.folder)
 
+    def descendants(self) -> list[psutil.Process]:
+        """The processes that it and its children have started so far and that still run."""
+        if self._popen is None:
+            return []
+        try:
+            return psutil.Process(self._popen.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
     def kill(self) -> None:
         """The process has ended without a chance to tidy up; for data that nobody wants."""
         with self._lock:
@@ -190,6 +199,16 @@ class ServerProcess:
             popen.wait()
             raise
         raise StoreUnavailableError(f"{self.name} (pid {popen.pid}) does not end, even when killed")
+
+
+def end_all(processes: Sequence[psutil.Process], patience_seconds: float) -> None:
+    """None of them runs: ended by themselves, asked to, or killed, `patience_seconds` each."""
+    _, left = psutil.wait_procs(processes, patience_seconds)
+    for step in (psutil.Process.terminate, psutil.Process.kill):
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                step(process)
+        _, left = psutil.wait_procs(left, patience_seconds)
 
 
 def reap(name: str, folder: Path, stop_steps: StopSteps) -> bool:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 import requests
 
 ROOT = Path(__file__).parents[2]
@@ -104,12 +105,15 @@ class OwnProject:
             (self.url,) = [line.split()[1] for line in lines if line.startswith("Dagster ")]
             yield
         finally:
+            started = [] if process.poll() is not None else _children(process.pid)
             process.send_signal(signal.SIGINT)
             status = process.wait(60)
             reader.join(10)
             process.stdout.close()
         assert status == 0, "".join(lines)
         assert lines[-1] == "Stopped.\n"
+        _, left = psutil.wait_procs(started, timeout=5)
+        assert not left, [process.cmdline() for process in left]
 
     def graphql(self, query: str, **variables: Any) -> Any:
         response = requests.post(
@@ -150,6 +154,10 @@ class OwnProject:
 def _ready(process: subprocess.Popen[str], lines: list[str]) -> bool:
     assert process.poll() is None, "".join(lines)
     return any(line.startswith("Ctrl-C") for line in lines)
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
 
 
 def wait_for(condition: Callable[[], T], seconds: float) -> T:
