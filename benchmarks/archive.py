@@ -1,6 +1,6 @@
 """Publishing, accepting, ticking and recovering, as ratios within one run.
 
-    python benchmarks/archive.py [--artifacts 2000] [--archived 20000]
+    python -m benchmarks.archive [--artifacts 2000] [--archived 20000]
 
 Starts its own servers in a temporary folder. Times are of this machine; the ratios are what
 counts.
