@@ -7,6 +7,7 @@ requests any.
 
 import hashlib
 import os
+import time
 from collections.abc import Iterator, Sequence
 
 import dagster as dg
@@ -19,6 +20,8 @@ from feature_pipeline.orchestration.provenance import PartitionEvent, latest_eve
 
 TICK_SECONDS = 5
 COMPARED_AT_MOST = 5_000
+LATELY_SECONDS = 600.0
+LATELY_AT_MOST = 1_000
 HOOK_ASSETS_PER_SENSOR = 450
 """Dagster refuses more than 500 in one sensor; some are left for assets that are not hooks'."""
 
@@ -66,6 +69,49 @@ class InputsDiffer(dg.AutomationCondition[Entity]):
         return dg.AutomationResult(context, subset)
 
 
+class InputsDifferLately(dg.AutomationCondition[Entity]):
+    """True of a partition with an input that was updated lately to a version it has not read.
+
+    Dagster's own conditions look at each event once, and one that comes beside a tick, a request or
+    the end of a run may be answered before it is looked at. This one holds until it is answered.
+    """
+
+    @property
+    def name(self) -> str:
+        """What the UI shows."""
+        return "inputs_differ_lately"
+
+    def evaluate(self, context: dg.AutomationContext[Entity]) -> dg.AutomationResult[Entity]:
+        """The candidates whose inputs differ and were updated in the last `LATELY_SECONDS`."""
+        if not isinstance(context.key, dg.AssetKey):
+            raise InvalidInputError(f"{context.key} is a check: only assets are made from inputs")
+        instance = context.asset_graph_view.instance
+        after = time.time() - LATELY_SECONDS
+        updated: dict[dg.AssetKey, set[str]] = {}
+        for source in context.asset_graph.get(context.key).parent_keys:
+            records = instance.fetch_materializations(
+                dg.AssetRecordsFilter(asset_key=source, after_timestamp=after), limit=LATELY_AT_MOST
+            ).records
+            updated[source] = {r.partition_key for r in records if r.partition_key is not None}
+        subset = context.candidate_subset.compute_intersection_with_partition_keys(
+            set().union(*updated.values())
+        )
+        keys = subset.expensively_compute_partition_keys()
+        own = latest_events(instance, context.key, keys)
+        differing = {
+            partition
+            for source, partitions in updated.items()
+            for partition, event in latest_events(instance, source, partitions & keys).items()
+            if event.data_version is not None
+            and not _has_read(
+                own.get(partition), get_input_data_version_tag(source), event.data_version
+            )
+        }
+        return dg.AutomationResult(
+            context, subset.compute_intersection_with_partition_keys(differing)
+        )
+
+
 def _has_read(event: PartitionEvent | None, tag: str, version: str) -> bool:
     if event is None:
         return False
@@ -101,9 +147,14 @@ def _input_changed() -> Condition:
     return changed.since(answered.with_label("answered"))
 
 
+def _overlooked() -> Condition:
+    """True of what should have been run; what failed waits for somebody."""
+    return _quiet() & ~dg.AutomationCondition.execution_failed() & InputsDifferLately()
+
+
 def tables() -> Condition:
     """Run when what a loaded batch is made from says something new."""
-    return (_input_changed() & _quiet()).with_label("features changed")
+    return ((_input_changed() & _quiet()) | _overlooked()).with_label("features changed")
 
 
 def features() -> Condition:
