@@ -18,6 +18,7 @@ Outcomes are kept per generation because a generation that is being built owns r
 batches *it* has loaded; so what people read in `_outcomes` changes with the view, in one step.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -226,24 +227,40 @@ def all_progress(connection: Connection, generation: int) -> dict[str, Progress]
     return {row[0]: _progress(row) for row in rows}
 
 
-def write_progress(connection: Connection, generation: int, progress: Progress) -> None:
-    """Record what the generation now holds of the batch; the caller's transaction decides."""
-    connection.execute(
-        _WRITE_PROGRESS,
-        [
-            generation,
-            progress.batch,
-            progress.seq,
-            str(progress.manifest),
-            str(progress.content_digest),
-            str(progress.rows_digest),
-            progress.release,
-            str(progress.release_digest),
-            progress.run,
-            progress.rows,
-            progress.loaded_at,
-        ],
+def has_progress(connection: Connection, generation: int, batches: Sequence[str]) -> bool:
+    """Whether the generation holds anything of one of these batches."""
+    return bool(
+        fetch_value(
+            connection,
+            "select exists (select from feature_pipeline.progress"
+            " where generation = %s and batch = any(%s))",
+            [generation, list(batches)],
+        )
     )
+
+
+def write_progress(connection: Connection, generation: int, held: Sequence[Progress]) -> None:
+    """Record what the generation now holds of these batches; the caller's transaction decides."""
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            _WRITE_PROGRESS, [_parameters(generation, progress) for progress in held]
+        )
+
+
+def _parameters(generation: int, progress: Progress) -> list[Any]:
+    return [
+        generation,
+        progress.batch,
+        progress.seq,
+        str(progress.manifest),
+        str(progress.content_digest),
+        str(progress.rows_digest),
+        progress.release,
+        str(progress.release_digest),
+        progress.run,
+        progress.rows,
+        progress.loaded_at,
+    ]
 
 
 def _progress(row: tuple[Any, ...]) -> Progress:

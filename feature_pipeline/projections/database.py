@@ -1,7 +1,7 @@
 """Connections to PostgreSQL, and its errors translated once."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, LiteralString
@@ -99,7 +99,19 @@ def lock(connection: Connection, *names: object, is_shared: bool = False) -> Non
         if is_shared
         else "select pg_advisory_xact_lock(hashtextextended(%s, 7))"
     )
-    connection.execute(query, ["feature_pipeline/" + "/".join(map(str, names))])
+    connection.execute(query, [_lock_name(names)])
+
+
+def lock_each(connection: Connection, names: Iterable[tuple[object, ...]]) -> None:
+    """Hold the advisory locks of all these names, taken in this order (`lock`)."""
+    connection.execute(
+        "select pg_advisory_xact_lock(hashtextextended(name, 7)) from unnest(%s::text[]) as name",
+        [[_lock_name(name) for name in names]],
+    )
+
+
+def _lock_name(names: Iterable[object]) -> str:
+    return "feature_pipeline/" + "/".join(map(str, names))
 
 
 @contextmanager
@@ -110,7 +122,7 @@ def session_lock(connection: Connection, *names: object) -> Iterator[None]:
     holds a snapshot, and the holder may be waiting for just that to go (`create index
     concurrently` does).
     """
-    name = "feature_pipeline/" + "/".join(map(str, names))
+    name = _lock_name(names)
     pause = _FIRST_PAUSE_SECONDS
     while not fetch_value(
         connection, "select pg_try_advisory_lock(hashtextextended(%s, 7))", [name]

@@ -12,9 +12,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeAlias
 
 from feature_pipeline.archive import log, tombstones
 from feature_pipeline.archive.blob_store import BlobStore
@@ -23,16 +23,25 @@ from feature_pipeline.digest import ContentSum, Digest
 from feature_pipeline.errors import InvalidInputError, NotFoundError
 from feature_pipeline.projections.database import Connection, Database
 from feature_pipeline.projections.generation import Generation, TableState, ensure_table
-from feature_pipeline.projections.prepare import PreparedBatch, prepare_batch
+from feature_pipeline.projections.prepare import (
+    PreparedBatch,
+    PreparedGroup,
+    prepare_batch,
+    prepare_group,
+)
 from feature_pipeline.projections.progress import current_entries
-from feature_pipeline.projections.replace import TableChangedError, replace_batch
+from feature_pipeline.projections.replace import TableChangedError, replace_batches
 from feature_pipeline.projections.settle import settle_table
 from feature_pipeline.projections.table_spec import TableSpec
 from feature_pipeline.projections.upcast import CannotEvolveError
 
 _END: Final = object()
 _AHEAD: Final = 2
-"""Batches a worker prepares while it loads another. One waits for S3 most of its time."""
+"""Groups a worker prepares while it loads another. One waits for S3 most of its time."""
+_GROUP_BYTES: Final = 4 << 20
+"""Small batches are loaded together until they have as many bytes of rows: the statements around a
+COPY then cost little beside it, and memory stays that of `_AHEAD` and one groups."""
+_GROUP_BATCHES: Final = 64
 _SHOWN_REFUSALS: Final = 10
 
 
@@ -69,15 +78,27 @@ class _Task:
     entry: FeatureEntry
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """A task's rows per generation that is fed; the reason instead where they do not fit."""
+_Found: TypeAlias = list[PreparedBatch | CannotEvolveError]
+"""A task's rows for each generation that is fed, or why they do not fit it."""
 
-    task: _Task
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """What of some tasks one generation can hold, and why it cannot hold the rest, by batch."""
+
+    group: PreparedGroup | None
+    refusals: dict[str, CannotEvolveError]
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Tasks that are loaded together, with their rows per generation that is fed."""
+
+    tasks: list[_Task]
     state: TableState
     """What the rows are for."""
-    wanted: PreparedBatch | CannotEvolveError
-    live: PreparedBatch | CannotEvolveError | None
+    wanted: _Fit
+    live: _Fit | None
     """None while nothing is being built: the wanted generation is the live one."""
 
 
@@ -108,9 +129,9 @@ def load_batches(
 ) -> Generator[LoadReport]:
     """Load these batches, or all that have a current artifact; yield a report for each when done.
 
-    Each batch is a transaction of its own, so what was reported stays loaded whatever happens to
-    the rest. When the iterator ends, all of it is on disk, and the table is settled
-    (`settle_table`): a generation that is complete by now has been switched to.
+    Small batches share a transaction, and each is whole or not there: what was reported stays
+    loaded whatever happens to the rest. When the iterator ends, all of it is on disk, and the
+    table is settled (`settle_table`): a generation that is complete by now has been switched to.
 
     A batch that does not fit the wanted generation stops no other; the refusals are raised at the
     end. Any other error ends the work.
@@ -184,7 +205,7 @@ def _tasks(store: BlobStore, spec: TableSpec, batches: Iterable[str] | None) -> 
 
 
 class _Work:
-    """Tasks shared by workers; each worker loads one batch while it prepares its next ones."""
+    """Tasks shared by workers; each worker loads some batches while it prepares its next ones."""
 
     def __init__(
         self,
@@ -208,6 +229,8 @@ class _Work:
         """Batches that do not fit the wanted generation, each with the reason."""
         self._lock = threading.Lock()
         self._is_stopped = False
+        self._prepared_bytes = 0
+        """No group is larger than all before it, so that loading begins with the first batch."""
 
     def run(self, workers: int) -> Iterator[LoadReport]:
         """Reports as they come. The first worker's error is raised once all have stopped."""
@@ -233,12 +256,10 @@ class _Work:
                 # One flush at the end in place of one per batch: a crash of the server may take
                 # the last loads back, rows and progress together, and they are then loaded again.
                 connection.execute("set synchronous_commit = off")
-                upcoming = deque(self._prepare_next(ahead) for _ in range(_AHEAD))
-                while (current := upcoming.popleft()) is not None:
-                    prepared = current.result()
-                    upcoming.append(self._prepare_next(ahead))
-                    report = self._load(connection, prepared)
-                    if report is not None:
+                upcoming = deque(ahead.submit(self._prepare_next) for _ in range(_AHEAD))
+                while (group := upcoming.popleft().result()) is not None:
+                    upcoming.append(ahead.submit(self._prepare_next))
+                    for report in self._load(connection, group):
                         reports.put(report)
                 _flush(connection, self._state.wanted)
         except BaseException:
@@ -247,16 +268,31 @@ class _Work:
         finally:
             reports.put(_END)
 
-    def _prepare_next(self, ahead: ThreadPoolExecutor) -> "Future[_Prepared] | None":
-        with self._lock:
-            task = None if self._is_stopped else next(self._tasks, None)
-        return None if task is None else ahead.submit(self._prepare, task)
-
-    def _prepare(self, task: _Task) -> _Prepared:
+    def _prepare_next(self) -> _Group | None:
+        """The next batches that are loaded together; None if none is left."""
         state = self._state
-        wanted = self._prepare_for(task, state.wanted)
-        live = None if state.building is None else self._prepare_for(task, state.live)
-        return _Prepared(task, state, wanted, live)
+        tasks: list[_Task] = []
+        found: list[_Found] = []
+        size, limit = 0, min(_GROUP_BYTES, self._prepared_bytes)
+        while not tasks or (size < limit and len(tasks) < _GROUP_BATCHES):
+            with self._lock:
+                task = None if self._is_stopped else next(self._tasks, None)
+            if task is None:
+                break
+            tasks.append(task)
+            found.append(self._prepare(task, state))
+            size += sum(one.size for one in found[-1] if isinstance(one, PreparedBatch))
+        with self._lock:
+            self._prepared_bytes += size
+        return _group(tasks, state, found) if tasks else None
+
+    def _prepare_again(self, tasks: list[_Task]) -> _Group:
+        state = self._state
+        return _group(tasks, state, [self._prepare(task, state) for task in tasks])
+
+    def _prepare(self, task: _Task, state: TableState) -> _Found:
+        """The task's rows for each generation that is fed."""
+        return [self._prepare_for(task, generation) for generation in state.fed]
 
     def _prepare_for(
         self, task: _Task, generation: Generation
@@ -266,58 +302,78 @@ class _Work:
         except CannotEvolveError as error:
             return CannotEvolveError(f"batch {task.batch.batch!r}: {error}")
 
-    def _load(self, connection: Connection, prepared: _Prepared) -> LoadReport | None:
+    def _load(self, connection: Connection, group: _Group) -> list[LoadReport]:
         while True:
             try:
-                return self._feed(connection, prepared)
+                return self._feed(connection, group)
             except TableChangedError:
                 with self._lock:
-                    if self._state is prepared.state:
+                    if self._state is group.state:
                         self._state = ensure_table(connection, self._spec)
-                prepared = self._prepare(prepared.task)
+                group = self._prepare_again(group.tasks)
 
-    def _feed(self, connection: Connection, prepared: _Prepared) -> LoadReport | None:
-        """Feed the wanted generation, then the live one: each in a transaction of its own.
+    def _feed(self, connection: Connection, group: _Group) -> list[LoadReport]:
+        """Feed the wanted generation, then the live one: in transactions of their own.
 
         Neither waits for the other's sake: what one of them cannot hold, the other still gets.
         """
-        state, report, live = prepared.state, None, None
-        if isinstance(prepared.wanted, PreparedBatch):
-            report = self._load_into(connection, state, state.wanted, prepared.wanted)
-        if isinstance(prepared.live, PreparedBatch):
-            live = self._load_into(connection, state, state.live, prepared.live)
-        if isinstance(prepared.wanted, CannotEvolveError):
-            self.refusals.append(prepared.wanted)
-            return None
-        if report is None or prepared.live is None:
-            return report
-        if isinstance(prepared.live, CannotEvolveError):
-            return replace(report, waiting=str(prepared.live))
-        return replace(report, live=live)
+        state = group.state
+        wanted = self._load_into(connection, state, state.wanted, group.wanted)
+        live = {}
+        waiting: dict[str, CannotEvolveError] = {}
+        if group.live is not None:
+            live = self._load_into(connection, state, state.live, group.live)
+            waiting = group.live.refusals
+        self.refusals += group.wanted.refusals.values()
+        return [
+            replace(report, live=live.get(batch))
+            if batch not in waiting
+            else replace(report, waiting=str(waiting[batch]))
+            for batch, report in wanted.items()
+        ]
 
     def _load_into(
         self,
         connection: Connection,
         state: TableState,
         generation: Generation,
-        prepared: PreparedBatch,
-    ) -> LoadReport:
+        fit: _Fit,
+    ) -> dict[str, LoadReport]:
+        """Reports by batch of those that the generation can hold."""
+        if fit.group is None:
+            return {}
         started = time.monotonic()
-        done = replace_batch(connection, state, generation, prepared, is_forced=self._is_forced)
-        held = done.held
-        return LoadReport(
-            batch=held.batch,
-            seq=held.seq,
-            manifest=held.manifest,
-            content_digest=held.content_digest,
-            rows_digest=held.rows_digest,
-            data_version=data_version(generation, held.content_digest),
-            rows=held.rows,
-            foreign=done.foreign,
-            is_unchanged=done.is_unchanged,
-            generation=generation.relation,
-            seconds=time.monotonic() - started,
-        )
+        done = replace_batches(connection, state, generation, fit.group, is_forced=self._is_forced)
+        seconds = (time.monotonic() - started) / len(done)
+        return {
+            replacement.held.batch: LoadReport(
+                batch=replacement.held.batch,
+                seq=replacement.held.seq,
+                manifest=replacement.held.manifest,
+                content_digest=replacement.held.content_digest,
+                rows_digest=replacement.held.rows_digest,
+                data_version=data_version(generation, replacement.held.content_digest),
+                rows=replacement.held.rows,
+                foreign=replacement.foreign,
+                is_unchanged=replacement.is_unchanged,
+                generation=generation.relation,
+                seconds=seconds,
+            )
+            for replacement in done
+        }
+
+
+def _group(tasks: list[_Task], state: TableState, found: list[_Found]) -> _Group:
+    fits = []
+    for generation, column in zip(state.fed, zip(*found, strict=True), strict=True):
+        fitting = [one for one in column if isinstance(one, PreparedBatch)]
+        refusals = {
+            task.batch.batch: one
+            for task, one in zip(tasks, column, strict=True)
+            if isinstance(one, CannotEvolveError)
+        }
+        fits.append(_Fit(prepare_group(fitting, generation) if fitting else None, refusals))
+    return _Group(tasks, state, fits[0], fits[1] if len(fits) > 1 else None)
 
 
 def data_version(generation: Generation, content: Digest) -> str:

@@ -51,14 +51,17 @@ class PreparedBatch:
     rows_digest: ContentSum
     outcomes: pa.Table
     """record_id, status and reason, sorted by record id."""
-    encoded_outcomes: memoryview
-    """COPY rows of `outcomes`."""
     rows: pa.Table
     kinds: dict[str, str]
     withdrawn: frozenset[str]
     """Records that must not appear; `outcomes` and `rows` are without them."""
     encoded: tuple[memoryview, ...] | None
     """COPY rows of all of `rows`, if they were encoded ahead."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of rows, as Arrow holds them."""
+        return self.rows.nbytes
 
     def record_ids(self) -> list[str]:
         """The batch's records, sorted."""
@@ -81,6 +84,15 @@ class PreparedBatch:
             return len(self.rows)
         is_owned = pc.is_in(self.rows["record_id"], pa.array(owned, pa.string()))
         return is_owned.to_pylist().count(True)
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedGroup:
+    """Batches that may be loaded into one generation in one transaction."""
+
+    batches: tuple[PreparedBatch, ...]
+    encoded_outcomes: memoryview
+    """COPY rows of all their outcomes, in the order of record ids."""
 
 
 def prepare_batch(
@@ -123,12 +135,29 @@ def prepare_batch(
         content_digest=manifest.content_digest,
         rows_digest=manifest.rows_digest,
         outcomes=outcomes,
-        encoded_outcomes=_encode_outcomes(outcomes, generation, batch),
         rows=rows,
         kinds=kinds,
         withdrawn=withdrawn,
         encoded=tuple(encode_chunks(rows, batch.batch, kinds)) if is_small else None,
     )
+
+
+def prepare_group(batches: Sequence[PreparedBatch], generation: Generation) -> PreparedGroup:
+    """These batches, for one transaction. There is at least one."""
+    repeat: Any = pa.repeat
+    instant = pa.timestamp("us", "UTC")
+    tables = []
+    for prepared in batches:
+        table, count = prepared.outcomes, len(prepared.outcomes)
+        table = table.append_column("batch", repeat(pa.scalar(prepared.batch), count))
+        submitted_at = repeat(pa.scalar(prepared.submitted_at, instant), count)
+        tables.append(table.append_column("submitted_at", submitted_at))
+    # Every loader takes records in this order, so that none waits for another in a circle.
+    outcomes = tables[0] if len(tables) == 1 else pa.concat_tables(tables).sort_by("record_id")
+    values = {name: one_array(outcomes[name]) for name in outcomes.column_names}
+    values["generation"] = repeat(pa.scalar(generation.id, pa.int32()), len(outcomes))
+    encoded = copy_format.encode_copy_rows([(kind, values[n]) for n, kind in OUTCOME_KINDS.items()])
+    return PreparedGroup(tuple(batches), encoded)
 
 
 def encode_chunks(rows: pa.Table, batch: str, kinds: dict[str, str]) -> Iterator[memoryview]:
@@ -165,18 +194,3 @@ def _without(table: pa.Table, withdrawn: frozenset[str]) -> pa.Table:
 def _sorted(table: pa.Table) -> pa.Table:
     # By bytes of UTF-8, which is the order of collation "C": every loader claims in this order.
     return table.select(["record_id", "status", "reason"]).sort_by("record_id")
-
-
-def _encode_outcomes(outcomes: pa.Table, generation: Generation, batch: BatchEntry) -> memoryview:
-    count = len(outcomes)
-    if count == 0:
-        return memoryview(b"")
-    repeat: Any = pa.repeat
-    instant = pa.scalar(batch.submitted_at, pa.timestamp("us", "UTC"))
-    values = {
-        "generation": repeat(pa.scalar(generation.id, pa.int32()), count),
-        "batch": repeat(pa.scalar(batch.batch), count),
-        "submitted_at": repeat(instant, count),
-    }
-    values |= {name: one_array(outcomes[name]) for name in ("record_id", "status", "reason")}
-    return copy_format.encode_copy_rows([(kind, values[n]) for n, kind in OUTCOME_KINDS.items()])

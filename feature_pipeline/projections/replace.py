@@ -19,13 +19,14 @@ from psycopg import sql
 from feature_pipeline.errors import ConflictError
 from feature_pipeline.projections.bookkeeping import (
     Progress,
+    has_progress,
     read_progress,
     write_progress,
 )
 from feature_pipeline.projections.copy_format import COPY_HEADER, COPY_TRAILER
-from feature_pipeline.projections.database import Connection, fetch_one, lock
+from feature_pipeline.projections.database import Connection, fetch_one, lock, lock_each
 from feature_pipeline.projections.generation import Generation, TableState, lock_table
-from feature_pipeline.projections.prepare import OUTCOME_KINDS, PreparedBatch
+from feature_pipeline.projections.prepare import OUTCOME_KINDS, PreparedBatch, PreparedGroup
 
 # A record belongs to the batch submitted last among those loaded, whatever became of it there.
 # Equal means this batch: it replaces its own outcome. The order of claims is that of the ids.
@@ -64,6 +65,64 @@ class TableChangedError(ConflictError):
     """The table's live or wanted generation is another one since the caller looked."""
 
 
+def replace_batches(
+    connection: Connection,
+    state: TableState,
+    generation: Generation,
+    group: PreparedGroup,
+    *,
+    is_forced: bool = False,
+) -> list[Replacement]:
+    """The generation holds what `group` says of each of its batches, or something newer.
+
+    Filling an empty generation is mostly batches and records that it does not know: all of them
+    then share one transaction, one COPY of rows and one of outcomes. Otherwise each batch takes a
+    transaction of its own, and claims its records.
+
+    Args:
+        connection: In no transaction.
+        state: The table as the caller knows it.
+        generation: One that is fed.
+        group: The batches, for this generation.
+        is_forced: Write rows anew even if they are there, but never an older log entry's.
+
+    Raises:
+        TableChangedError: `state` is out of date; some of the batches may have been loaded.
+        psycopg.Error: PostgreSQL refused it; some of the batches may have been loaded.
+    """
+    try:
+        with connection.transaction():
+            done = _load_first(connection, state, generation, group)
+    except (psycopg.errors.UniqueViolation, psycopg.errors.DeadlockDetected):
+        # A record is in a batch that was loaded before, or is being loaded. Claims decide whose it
+        # is; they take three times as long as COPY, which is right whenever batches do not overlap.
+        done = None
+    if done is not None:
+        return done
+    return [
+        replace_batch(connection, state, generation, prepared, is_forced=is_forced)
+        for prepared in group.batches
+    ]
+
+
+def _load_first(
+    connection: Connection, state: TableState, generation: Generation, group: PreparedGroup
+) -> list[Replacement] | None:
+    """Load batches that the generation holds nothing of; None if it holds one of them."""
+    batches = sorted(prepared.batch for prepared in group.batches)
+    lock_table(connection, generation.table_name, is_shared=True)
+    lock_each(connection, [("batch", generation.id, batch) for batch in batches])
+    _check_state(connection, state)
+    if has_progress(connection, generation.id, batches):
+        return None
+    copy_rows(connection, generation.outcomes, OUTCOME_KINDS, [group.encoded_outcomes])
+    chunks = (chunk for prepared in group.batches for chunk in prepared.chunks(None))
+    copy_rows(connection, generation.identifier, group.batches[0].kinds, chunks)
+    held = [_progress(prepared, prepared.row_count(None)) for prepared in group.batches]
+    write_progress(connection, generation.id, sorted(held, key=lambda one: one.batch))
+    return [Replacement(one, is_unchanged=False, foreign=0) for one in held]
+
+
 def replace_batch(
     connection: Connection,
     state: TableState,
@@ -98,7 +157,7 @@ def replace_batch(
         is_same = held is not None and held.content_digest == prepared.content_digest
         if held is not None and is_same and not is_forced:
             progress = _progress(prepared, held.rows)
-            write_progress(connection, generation.id, progress)
+            write_progress(connection, generation.id, [progress])
             return Replacement(progress, is_unchanged=True, foreign=0)
         return _replace(connection, generation, prepared, held)
 
@@ -106,7 +165,7 @@ def replace_batch(
 def _replace(
     connection: Connection, generation: Generation, prepared: PreparedBatch, held: Progress | None
 ) -> Replacement:
-    owned_count, replaced = _claim(connection, generation, prepared, is_first=held is None)
+    owned_count, replaced = _claim(connection, generation, prepared)
     lost: dict[str, int] = {}
     if held is not None:
         replaced = replaced + _forget_withdrawn(connection, generation, prepared)
@@ -120,7 +179,7 @@ def _replace(
     progress = _progress(prepared, rows)
     for batch in sorted({prepared.batch, *lost}):
         if batch == prepared.batch:
-            write_progress(connection, generation.id, progress)
+            write_progress(connection, generation.id, [progress])
         else:
             connection.execute(
                 "update feature_pipeline.progress set rows = rows - %s"
@@ -131,22 +190,10 @@ def _replace(
 
 
 def _claim(
-    connection: Connection, generation: Generation, prepared: PreparedBatch, *, is_first: bool
+    connection: Connection, generation: Generation, prepared: PreparedBatch
 ) -> tuple[int, list[str]]:
     """How many of the batch's records are its own now, and which of them had an outcome before."""
     outcomes = prepared.outcomes
-    if is_first:
-        try:
-            with connection.transaction():
-                copy_rows(
-                    connection, generation.outcomes, OUTCOME_KINDS, [prepared.encoded_outcomes]
-                )
-        except psycopg.errors.UniqueViolation:
-            # A record is in a batch that was loaded before. Claims decide whose it is; they take
-            # three times as long as COPY, which is right whenever batches do not overlap.
-            pass
-        else:
-            return len(outcomes), []
     row = fetch_one(
         connection,
         sql.SQL(_CLAIM).format(outcomes=generation.outcomes),

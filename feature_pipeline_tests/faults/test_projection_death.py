@@ -36,7 +36,7 @@ BATCHES, ROWS = 3, 40
 
 STEPS = [
     Step("load", "ensure_table", is_after=True),
-    Step("load", "replace_batch", call=2),
+    Step("load", "replace_batches", call=2),
     Step("replace", "write_progress", call=1),
     Step("replace", "write_progress", call=1, is_after=True),
     Step("load", "_flush"),
@@ -177,7 +177,7 @@ def own_server() -> Iterator[OwnServer]:
 @pytest.mark.parametrize(
     ("module", "function"),
     [
-        (load, "replace_batch"),
+        (load, "replace_batches"),
         (settle, "prove_generation"),
         (switch, "_change_view"),
         (settle, "drop_superseded"),

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from feature_pipeline.archive import tombstones
 from feature_pipeline.columns import Column
@@ -269,6 +270,47 @@ def test_all_batches_with_several_workers(archive, database) -> None:
     assert sorted(report.batch for report in reports) == sorted(f"b{n}" for n in range(20))
     assert prove(archive.store, database, archive.spec()).is_equal
     assert check_progress(archive.store, database, archive.spec()).is_complete
+
+
+def test_small_new_batches_share_a_transaction(archive, database, connection) -> None:
+    """A transaction a batch costs more than the rows of a small one."""
+    for number in range(32):
+        archive.add(f"b{number:02}", {f"r{number}": [{"count": number}], f"no{number}": "none"})
+    spec = archive.spec()
+
+    reports = list(load_batches(archive.store, database, spec))
+
+    assert sorted(report.batch for report in reports) == [f"b{n:02}" for n in range(32)]
+    assert {(report.rows, report.foreign, report.is_unchanged) for report in reports} == {
+        (1, 0, False)
+    }
+    [relation] = {report.generation for report in reports}
+    [(transactions,)] = connection.execute(
+        sql.SQL("select count(distinct xmin::text) from feature_pipeline.{}").format(
+            sql.Identifier(relation)
+        )
+    )
+    assert transactions <= 12
+    assert prove(archive.store, database, spec).is_equal
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_batches_that_overlap_within_a_group(archive, database, connection, is_there) -> None:
+    """What was loaded together before somebody noticed is undone, and each record claimed."""
+    for number in range(24):
+        said = [{"count": number}]
+        archive.add(f"b{number:02}", {f"r{number}": said, f"r{number + 1}": said, "all": said})
+    spec = archive.spec()
+    if is_there:
+        load_batch(archive.store, database, spec, "b12")
+
+    list(load_batches(archive.store, database, spec))
+
+    rows = connection.execute("select record_id, count from features.pockets").fetchall()
+    expected = {f"r{number}": number for number in range(24)} | {"r24": 23, "all": 23}
+    assert dict(rows) == expected
+    assert len(rows) == len(expected)
+    assert prove(archive.store, database, spec).is_equal
 
 
 def test_tables_can_be_created_by_many_processes_at_once(archive, database) -> None:

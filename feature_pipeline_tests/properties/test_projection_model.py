@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from feature_pipeline.columns import Column
 from feature_pipeline.errors import ConflictError, NotFoundError
-from feature_pipeline.projections import generation, load, settle
+from feature_pipeline.projections import generation, load, replace, settle
 from feature_pipeline.projections.database import Database
 from feature_pipeline.projections.load import load_batches
 from feature_pipeline.projections.proof import prove
@@ -41,7 +41,9 @@ DEFINITIONS = (
 )
 RECORDS = ["a", "b", "Z", "é"]
 DEATHS = (
-    (load, "replace_batch"),
+    (load, "replace_batches"),
+    (replace, "replace_batch"),
+    (replace, "write_progress"),
     (settle, "follow_indexes"),
     (settle, "prove_generation"),
     (settle, "wait_for_older_snapshots"),
