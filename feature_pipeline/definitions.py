@@ -10,7 +10,12 @@ import dagster as dg
 from feature_pipeline.hooks.definition import HookDefinition, check_definitions
 from feature_pipeline.orchestration.automation import automation_sensors
 from feature_pipeline.orchestration.care import integrity_checks, verify_job
-from feature_pipeline.orchestration.checks import feature_checks, table_checks
+from feature_pipeline.orchestration.checks import (
+    feature_checks,
+    outcomes_job,
+    outcomes_schedule,
+    table_checks,
+)
 from feature_pipeline.orchestration.dead_runs import dead_runs_sensor
 from feature_pipeline.orchestration.features import (
     DEFINITION_METADATA,
@@ -57,8 +62,13 @@ def shared_definitions(hooks: Sequence[HookDefinition]) -> dg.Definitions:
             for check in (*feature_checks(hook), *integrity_checks(hook), *table_checks(hook))
         ],
         sensors=[inbox_sensor(), *automation_sensors(hooks), dead_runs_sensor(), webhook_sensor()],
-        jobs=[reconcile_job(hooks), verify_job(), report_job()],
-        schedules=[reconcile_schedule()],
+        jobs=[
+            reconcile_job(hooks),
+            verify_job(),
+            report_job(),
+            *([outcomes_job(hooks)] if hooks else []),
+        ],
+        schedules=[reconcile_schedule(), *([outcomes_schedule()] if hooks else [])],
         # One process a run: a run has one step that matters, and a second process costs seconds.
         executor=dg.in_process_executor,
     )

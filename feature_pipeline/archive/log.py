@@ -8,7 +8,7 @@ Entries never change, so they are read once per process. A listing that races a 
 it; whoever appends finds out by failing to create the next number.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -36,6 +36,8 @@ from feature_pipeline.release import HookRelease, ReleaseDocument
 _CACHED_ENTRIES: Final = 1 << 17
 """More than the batches of a full dataset; about 2 KB each."""
 _CACHED_BATCHES: Final = 64
+_LIST_ALL_FROM: Final = 1_000
+"""Logs from which on all are listed, a thousand keys a request, in place of one after another."""
 
 
 class Verdict(StrEnum):
@@ -222,14 +224,41 @@ def head(store: BlobStore, dataset: str, hook: str, batch: str) -> FeatureEntry 
     )
 
 
-def heads(store: BlobStore, dataset: str, hook: str) -> dict[str, FeatureEntry]:
+def heads(
+    store: BlobStore, dataset: str, hook: str, batches: Collection[str] | None = None
+) -> dict[str, FeatureEntry]:
     """The current entry of every batch that has one, by batch, in batch order.
 
-    One listing; entries that this process has seen are not read again.
+    Entries that this process has seen are not read again.
+
+    Args:
+        store: The archive.
+        dataset: The hook's.
+        hook: Whose artifacts.
+        batches: Look at these alone, which costs what they are, not what is archived.
     """
-    logs = _by_log(store.list_objects(layout.feature_logs(dataset, hook)))
+    logs = _logs_of(
+        store,
+        layout.feature_logs(dataset, hook),
+        lambda batch: layout.feature_log(dataset, hook, batch),
+        batches,
+    )
     found = map_threads(lambda infos: _last_current_of(store, infos), logs.values())
     return {batch: entry for batch, entry in zip(logs, found, strict=True) if entry is not None}
+
+
+def _logs_of(
+    store: BlobStore, every: str, one: Callable[[str], str], names: Collection[str] | None
+) -> dict[str, list[ObjectInfo]]:
+    """What is in each of these logs that has an entry; in all below `every` if None."""
+    if names is None:
+        return _by_log(store.list_objects(every))
+    if len(names) > _LIST_ALL_FROM:
+        logs = _by_log(store.list_objects(every))
+        return {name: infos for name, infos in logs.items() if name in set(names)}
+    ordered = sorted(set(names))
+    found = map_threads(lambda name: list(store.list_objects(one(name))), ordered)
+    return {name: infos for name, infos in zip(ordered, found, strict=True) if infos}
 
 
 def feature_logs(store: BlobStore, dataset: str, hook: str) -> dict[str, list[FeatureEntry]]:
@@ -283,9 +312,22 @@ def batch_entry(store: BlobStore, dataset: str, batch: str) -> BatchEntry:
     return entries[-1]
 
 
-def batches(store: BlobStore, dataset: str) -> dict[str, BatchEntry]:
-    """The last entry of every batch of a dataset, by batch, in the order of keys."""
-    logs = _by_log(store.list_objects(layout.batch_logs(dataset)))
+def batches(
+    store: BlobStore, dataset: str, names: Collection[str] | None = None
+) -> dict[str, BatchEntry]:
+    """The last entry of every batch of a dataset, by batch, in the order of keys.
+
+    Args:
+        store: The archive.
+        dataset: Whose batches.
+        names: Look at these alone, which costs what they are, not what is archived.
+    """
+    logs = _logs_of(
+        store,
+        layout.batch_logs(dataset),
+        lambda batch: layout.batch_log(dataset, batch),
+        names,
+    )
     last = map_threads(lambda infos: _read_entry(store, infos[-1], BatchEntry), logs.values())
     return dict(zip(logs, last, strict=True))
 

@@ -5,9 +5,10 @@ of one load's own batches (`tables`). A dropped table or a damaged object leaves
 partitions green; these checks fail and name the batches.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
@@ -33,6 +34,10 @@ from feature_pipeline.projections.settle import table_report
 OUTCOMES_CHECK = "outcomes"
 EQUALITY_CHECK = "equals_archive"
 SHOWN_BATCHES = 50
+NAMED_BATCHES = 200
+"""Failing batches that an evaluation of `outcomes` names, and that later ones look at again."""
+_EVALUATIONS_BEFORE = 100
+"""Earlier evaluations whose failing batches are looked at again: runs end beside one another."""
 
 
 def feature_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinition]:
@@ -43,15 +48,17 @@ def feature_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinit
         asset=features_key(dataset, hook),
         name=OUTCOMES_CHECK,
         description=(
-            "Outcomes of all current artifacts are within the hook's thresholds: "
+            "Outcomes are within the hook's thresholds: "
             + _thresholds_text(checks)
+            + " In a run of partitions: of these, and of those that failed before; executed alone,"
+            " as the job `check_outcomes` does every day: of all current artifacts."
         ),
     )
     def outcomes(
         context: dg.AssetCheckExecutionContext, archive: ArchiveResource
     ) -> dg.AssetCheckResult:
         store = archive.store()
-        heads = log.heads(store, dataset, hook)
+        heads = log.heads(store, dataset, hook, _to_judge(context, definition))
         manifests = map_threads(
             lambda head: read.read_manifest(store, head.manifest), heads.values()
         )
@@ -71,7 +78,7 @@ def feature_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinit
         ]
         if change is not None:
             said.append(f"against the previous release, {change}")
-        shown = list(judgement.failing.items())[:SHOWN_BATCHES]
+        shown = list(judgement.failing.items())[:NAMED_BATCHES]
         return dg.AssetCheckResult(
             passed=judgement.level is Level.FINE,
             severity=(
@@ -82,6 +89,7 @@ def feature_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinit
             description="; ".join(said),
             metadata={
                 **totals,
+                "batches": len(heads),
                 "failing_batches": dg.MetadataValue.json(
                     {
                         batch: {name: round(rate, 6) for name, rate in rates.items()}
@@ -93,6 +101,54 @@ def feature_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinit
         )
 
     return [outcomes]
+
+
+def _to_judge(
+    context: dg.AssetCheckExecutionContext, definition: HookDefinition
+) -> set[str] | None:
+    """The batches whose outcomes are looked at; None for all.
+
+    A run that computes one batch does not read the manifests of a hundred thousand, unless rows are
+    compared with those of the release before, which is a matter of all of them.
+    """
+    batches = run_batches(context, definition.dataset)
+    if batches is None or definition.checks.row_count_change.is_set:
+        return None
+    return {*batches, *_named_before(context.instance, definition)}
+
+
+def _named_before(instance: dg.DagsterInstance, definition: HookDefinition) -> Iterator[str]:
+    key = dg.AssetCheckKey(features_key(definition.dataset, definition.name), OUTCOMES_CHECK)
+    for record in instance.event_log_storage.get_asset_check_execution_history(
+        key, limit=_EVALUATIONS_BEFORE
+    ):
+        event = record.event.dagster_event if record.event else None
+        if event is not None and event.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            named = event.asset_check_evaluation_data.metadata.get("failing_batches")
+            if named is not None and isinstance(named.value, dict):
+                yield from named.value
+
+
+def outcomes_job(hooks: Sequence[HookDefinition]) -> UnresolvedAssetJobDefinition:
+    """The job `check_outcomes`: the check `outcomes` of every hook, over all current artifacts."""
+    keys = [
+        dg.AssetCheckKey(features_key(hook.dataset, hook.name), OUTCOMES_CHECK) for hook in hooks
+    ]
+    return dg.define_asset_job(
+        "check_outcomes",
+        selection=dg.AssetSelection.checks(*keys),
+        description="Judges the outcomes of all current artifacts by their hooks' thresholds.",
+    )
+
+
+def outcomes_schedule() -> dg.ScheduleDefinition:
+    """Runs `check_outcomes` every day; running by default."""
+    return dg.ScheduleDefinition(
+        name="check_outcomes_daily",
+        job_name="check_outcomes",
+        cron_schedule="41 3 * * *",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+    )
 
 
 def _thresholds_text(checks: CheckDefinition) -> str:

@@ -18,7 +18,7 @@ Outcomes are kept per generation because a generation that is being built owns r
 batches *it* has loaded; so what people read in `_outcomes` changes with the view, in one step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -221,10 +221,22 @@ def read_progress(connection: Connection, generation: int, batch: str) -> Progre
     return None if row is None else _progress(row)
 
 
-def all_progress(connection: Connection, generation: int) -> dict[str, Progress]:
-    """What the generation holds, by batch."""
-    rows = connection.execute(_SELECT_PROGRESS + " order by batch", [generation])
+def all_progress(
+    connection: Connection, generation: int, batches: Collection[str] | None = None
+) -> dict[str, Progress]:
+    """What the generation holds, by batch; of these batches alone if they are given."""
+    chosen = "" if batches is None else " and batch = any(%s)"
+    rows = connection.execute(
+        f"{_SELECT_PROGRESS}{chosen} order by batch",
+        [generation] if batches is None else [generation, sorted(batches)],
+    )
     return {row[0]: _progress(row) for row in rows}
+
+
+def count_progress(connection: Connection, generation: int) -> int:
+    """How many batches the generation holds."""
+    query = "select count(*) from feature_pipeline.progress where generation = %s"
+    return int(fetch_value(connection, query, [generation]))
 
 
 def has_progress(connection: Connection, generation: int, batches: Sequence[str]) -> bool:

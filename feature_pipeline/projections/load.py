@@ -188,12 +188,11 @@ def _tasks(store: BlobStore, spec: TableSpec, batches: Iterable[str] | None) -> 
     that it has elsewhere are never written.
     """
     chosen = None if batches is None else list(dict.fromkeys(batches))
-    if chosen is not None and len(chosen) == 1:
-        entries = {chosen[0]: log.batch_entry(store, spec.dataset, chosen[0])}
-    else:
-        entries = log.batches(store, spec.dataset)
+    entries = log.batches(store, spec.dataset, chosen)
     heads = current_entries(store, spec, chosen)
     for batch in chosen or ():
+        if batch not in entries:
+            raise NotFoundError(f"dataset {spec.dataset!r} has no batch {batch!r}")
         if batch not in heads:
             raise NotFoundError(f"batch {batch!r} has no current artifact in {spec.asset}")
     tasks = []

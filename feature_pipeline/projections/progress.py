@@ -17,8 +17,6 @@ from feature_pipeline.projections.generation import read_table
 from feature_pipeline.projections.table_spec import TableSpec
 
 _SHOWN: Final = 5
-_LIST_ALL_FROM: Final = 32
-"""Batches from which one listing of all is faster than one of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +85,7 @@ def check_progress(
     heads = current_entries(store, spec, batches)
     with database.connect(f"table {spec.name!r}") as connection:
         state = read_table(connection, spec)
-        progress = {} if state is None else all_progress(connection, state.live.id)
-    if batches is not None:
-        progress = {batch: progress[batch] for batch in batches if batch in progress}
+        progress = {} if state is None else all_progress(connection, state.live.id, batches)
     return compare_progress(heads, progress)
 
 
@@ -102,13 +98,7 @@ def current_entries(
     """
     if spec.as_of is not None:
         return _entries_as_of(store, spec, spec.as_of, batches)
-    if batches is None:
-        return log.heads(store, spec.dataset, spec.hook)
-    if len(batches) > _LIST_ALL_FROM:
-        heads = log.heads(store, spec.dataset, spec.hook)
-        return {batch: heads[batch] for batch in batches if batch in heads}
-    found = {batch: log.head(store, spec.dataset, spec.hook, batch) for batch in batches}
-    return {batch: entry for batch, entry in found.items() if entry is not None}
+    return log.heads(store, spec.dataset, spec.hook, batches)
 
 
 def _entries_as_of(

@@ -5,7 +5,7 @@ What belongs here: comparing. Not here: mending what differs (`rebuild`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from feature_pipeline.archive import log, tombstones
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.manifest import Manifest
 from feature_pipeline.archive.read import read_manifest, read_outcomes, read_rows
+from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.columns import columns_header, row_encoder
 from feature_pipeline.digest import ContentSum
 from feature_pipeline.projections import evolve
@@ -35,6 +36,8 @@ from feature_pipeline.projections.table_spec import TableSpec
 
 _MODULUS: Final = 2**256
 _SHOWN: Final = 5
+_FOUND_BY_KEY: Final = 50_000
+"""Records up to which rows are looked up by key: the statement names each of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,9 @@ def prove(
         store: The archive.
         database: Where the table is.
         spec: The table.
-        batches: Compare the rows of these alone; of all if None.
+        batches: Compare the records of these alone, which costs what they are, not what is loaded;
+            all that the table holds if None. Rows of a record that none of them has are then not
+            looked at.
 
     Raises:
         NotFoundError: The table does not exist.
@@ -124,13 +129,13 @@ def prove_generation(
     connection.isolation_level = IsolationLevel.REPEATABLE_READ
     try:
         with connection.transaction():
-            progress = all_progress(connection, generation.id)
-            table = _table_content(connection, generation, batches)
+            progress = all_progress(connection, generation.id, batches)
+            records = None if batches is None else _records(store, progress.values())
+            neighbours = _neighbours(connection, generation, progress, records)
+            table = _table_content(connection, generation, batches, records)
     finally:
         connection.isolation_level = None
-    archive = _archive_content(store, spec, generation, progress, batches)
-    if batches is not None:
-        progress = {batch: progress[batch] for batch in batches if batch in progress}
+    archive = _archive_content(store, spec, generation, progress, neighbours)
     differing = [
         batch
         for batch in sorted(table.keys() | archive.keys())
@@ -147,14 +152,47 @@ def prove_generation(
     )
 
 
+def _records(store: BlobStore, progress: Iterable[Progress]) -> set[str]:
+    """Every record that these artifacts say something of."""
+    manifests = map_threads(lambda held: read_manifest(store, held.manifest), list(progress))
+    outcomes = map_threads(lambda manifest: read_outcomes(store, manifest), manifests)
+    ids: list[list[Any]] = [one["record_id"].to_pylist() for one in outcomes]
+    return set().union(*ids)
+
+
+def _neighbours(
+    connection: Connection,
+    generation: Generation,
+    progress: Mapping[str, Progress],
+    records: Collection[str] | None,
+) -> dict[str, Progress]:
+    """Other batches that the table says own some of these records: they decide whose they are."""
+    if records is None:
+        return {}
+    owners = connection.execute(
+        sql.SQL(
+            "select distinct batch from {} where generation = %s and record_id = any(%s)"
+        ).format(generation.outcomes),
+        [generation.id, sorted(records)],
+    )
+    others = {row[0] for row in owners} - progress.keys()
+    return all_progress(connection, generation.id, others) if others else {}
+
+
 def _table_content(
-    connection: Connection, generation: Generation, batches: Collection[str] | None
+    connection: Connection,
+    generation: Generation,
+    batches: Collection[str] | None,
+    records: Collection[str] | None,
 ) -> dict[str, _Content]:
     """Per batch, what the table holds."""
     content: dict[str, _Content] = {}
     where: sql.Composable = sql.SQL("")
     if batches is not None:
         where = sql.SQL("where batch = any({})").format(sql.Literal(sorted(batches)))
+    if records is not None and len(records) <= _FOUND_BY_KEY:
+        # No index leads from a batch to its rows; the primary key leads from a record.
+        where = sql.SQL("{} and record_id = any({})").format(where, sql.Literal(sorted(records)))
     for owner, digest, count in _record_digests(connection, generation, where):
         content.setdefault(owner, _Content()).add_rows(digest, count)
     fields = dict.fromkeys(("record_id", "status", "reason", "batch"), pa.string())
@@ -210,13 +248,22 @@ def _archive_content(
     store: BlobStore,
     spec: TableSpec,
     generation: Generation,
-    progress: dict[str, Progress],
-    batches: Collection[str] | None,
+    progress: Mapping[str, Progress],
+    neighbours: Mapping[str, Progress],
 ) -> dict[str, _Content]:
-    """Per batch loaded, what the archive says: its records' outcomes and rows, if it owns them."""
-    entries = log.batches(store, spec.dataset)
+    """Per batch of `progress`, what the archive says: of the records that it owns.
+
+    Args:
+        store: The archive.
+        spec: The table.
+        generation: Whose columns the rows take.
+        progress: What is loaded.
+        neighbours: Further batches that are loaded and may own records of these.
+    """
+    loaded = {**progress, **neighbours}
+    entries = log.batches(store, spec.dataset, loaded)
     withdrawn = frozenset(tombstones.withdrawn(store, spec.dataset))
-    manifests = {batch: read_manifest(store, held.manifest) for batch, held in progress.items()}
+    manifests = {batch: read_manifest(store, held.manifest) for batch, held in loaded.items()}
     owners: dict[str, str] = {}
     # Later batches overwrite earlier ones: what is left is each record's owner.
     for batch in sorted(manifests, key=lambda batch: entries[batch].order):
@@ -225,9 +272,8 @@ def _archive_content(
     for record_id in withdrawn:
         owners.pop(record_id, None)
     return {
-        batch: _batch_content(store, manifest, generation, batch, owners)
-        for batch, manifest in manifests.items()
-        if batches is None or batch in batches
+        batch: _batch_content(store, manifests[batch], generation, batch, owners)
+        for batch in progress
     }
 
 

@@ -15,7 +15,7 @@ import psycopg
 
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.errors import ProjectionError
-from feature_pipeline.projections.bookkeeping import Progress, all_progress
+from feature_pipeline.projections.bookkeeping import Progress, all_progress, count_progress
 from feature_pipeline.projections.database import (
     Connection,
     Database,
@@ -154,19 +154,18 @@ def _is_as_declared(connection: Connection, spec: TableSpec, state: TableState) 
 def read_report(store: BlobStore, connection: Connection, spec: TableSpec) -> TableReport:
     """`table_report` on a connection, for a table that exists."""
     state = require_table(connection, spec)
-    progress = all_progress(connection, state.wanted.id)
     report = TableReport(
         table=spec.name,
         live=state.live.relation,
         building=None if state.building is None else state.building.relation,
-        batches=len(progress),
+        batches=count_progress(connection, state.wanted.id),
         is_pinned=state.is_pinned,
         is_older_code=not is_current_definition(connection, spec),
     )
     if state.building is None:
         return report
     heads = current_entries(store, spec, None)
-    compared = compare_progress(heads, progress)
+    compared = compare_progress(heads, all_progress(connection, state.wanted.id))
     return replace(report, batches=len(heads), missing=tuple(compared.batches_to_load()))
 
 

@@ -131,3 +131,32 @@ def test_what_passes_a_threshold_fails_the_check_and_is_told_once(pipeline: Pipe
     assert told[1]["what"] == "run of letters/features/counts failed for batch b3"
     assert "non_zero_exit" in told[1]["why"]
     assert tell() == []
+
+
+def test_a_run_judges_its_own_batches_and_those_that_failed_before(pipeline: Pipeline) -> None:
+    """A run of one batch must not read what a hundred thousand others say."""
+    rates = {"error_rate": CHECKS["error_rate"]}
+    config = {"most": 9}
+    pipeline.add_hook(code=HOOK, release={"config": config}, checks=rates)
+    pipeline.submit("b1", {"r1": "!", "r2": "ab"})
+    pipeline.submit("b2", {"s1": "cd"})
+    pipeline.submit("b3", {"t1": "ef"})
+    pipeline.tick()
+
+    failed = outcomes(pipeline, "b1")
+    assert (failed.passed, failed.metadata["batches"].value) == (False, 1)
+    still = outcomes(pipeline, "b2")
+    assert (still.passed, still.metadata["batches"].value) == (False, 2)
+    assert list(still.metadata["failing_batches"].value) == ["b1"]
+
+    mended = HOOK.replace('if text == "!"', 'if text == "!!"')
+    assert mended != HOOK
+    pipeline.add_hook(code=mended, release={"version": "2", "config": config}, checks=rates)
+    assert outcomes(pipeline, "b1").passed
+    assert outcomes(pipeline, "b3").passed
+
+    alone = pipeline.defs.resolve_job_def("check_outcomes").execute_in_process(
+        instance=pipeline.instance
+    )
+    (of_all,) = alone.get_asset_check_evaluations()
+    assert (of_all.passed, of_all.metadata["batches"].value) == (True, 3)

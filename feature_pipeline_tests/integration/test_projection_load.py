@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from feature_pipeline.archive import tombstones
+from feature_pipeline.archive import layout, tombstones
 from feature_pipeline.columns import Column
 from feature_pipeline.errors import ConflictError, NotFoundError, ProjectionError
 from feature_pipeline.hooks.definition import IndexDefinition
@@ -378,6 +378,55 @@ def test_the_proof_finds_whatever_is_changed(archive, database, connection, dama
     assert not proof.is_equal
     assert "b1" in proof.unequal_batches
     assert "b1" in proof.summary()
+
+
+def test_a_proof_of_some_batches_reads_those_and_their_neighbours(archive, database) -> None:
+    """Every run proves what it loaded; it must not cost what was loaded before."""
+    for number in range(6):
+        archive.add(f"b{number}", {f"r{number}": [FULL], f"no{number}": "none"})
+    archive.add("later", {"r1": [{"count": 7}]})
+    spec = archive.spec()
+    list(load_batches(archive.store, database, spec))
+    read: set[str] = set()
+    original = archive.store.get
+
+    def get(key, size=None):
+        read.add(key)
+        return original(key, size)
+
+    archive.store.get = get
+    proof = prove(archive.store, database, spec, ["b1", "b2"])
+    archive.store.get = original
+
+    assert proof.is_equal, proof
+    assert (proof.rows, proof.batches) == (1, 2), "r1 is the later batch's"
+    manifests = {layout.blob(e.manifest): b for b, e in archive.heads().items()}
+    assert {manifests[key] for key in read & manifests.keys()} == {"b1", "b2", "later"}
+
+
+@pytest.mark.parametrize(
+    ("damage", "is_seen"),
+    [
+        ("update {} set count = 1 where record_id = 'r2'", True),
+        ("delete from {} where record_id = 'r2'", True),
+        ("update {} set batch = 'b3' where record_id = 'r2'", True),
+        ("update {} set count = 1 where record_id = 'r3'", False),
+    ],
+)
+def test_a_proof_of_some_batches_finds_what_is_wrong_in_them(
+    archive, database, connection, damage, is_seen
+) -> None:
+    for number in range(4):
+        archive.add(f"b{number}", {f"r{number}": [FULL]})
+    spec = archive.spec()
+    [report, *_] = list(load_batches(archive.store, database, spec))
+    table = sql.Identifier("feature_pipeline", report.generation)
+    connection.execute(sql.SQL(damage).format(table))
+
+    proof = prove(archive.store, database, spec, ["b1", "b2"])
+
+    assert proof.unequal_batches == (("b2",) if is_seen else ())
+    assert not prove(archive.store, database, spec).is_equal
 
 
 def test_the_digest_of_the_table_is_the_one_in_the_manifest(archive, database) -> None:

@@ -115,6 +115,10 @@ class FeatureArchive:
         self.submit(batch, said)
         return self.say(batch, said)
 
+    def heads(self) -> dict[str, FeatureEntry]:
+        """The current entry of every batch."""
+        return log.heads(self.store, "demo", "pockets")
+
     def _outcome(self, record_id: str, said: object) -> Outcome:
         if isinstance(said, str):
             return Outcome(record_id, Status.REJECTED, reason=said)
