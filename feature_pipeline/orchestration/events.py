@@ -4,7 +4,7 @@ Belongs here: the events that stand for artifacts in the archive. Not here: when
 (`inbox_sensor`, `reconcile`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import dagster as dg
 
@@ -27,6 +27,19 @@ from feature_pipeline.orchestration.provenance import (
 
 COMPLETION_TAG = "feature_pipeline/completion"
 """Which hook run an event reports; runs of the asset itself are known by their run id."""
+
+
+EVENTS_AT_ONCE = 500
+"""Events built before they are stored: a hundred thousand at once would fill the memory."""
+_REPORTERS = 4
+"""Dagster's storage answers each event after some milliseconds, most of them of waiting."""
+
+
+def report_events(
+    instance: dg.DagsterInstance, events: Collection[dg.AssetMaterialization]
+) -> None:
+    """Dagster has these events, stored beside one another: no two of one partition."""
+    map_threads(instance.report_runless_asset_event, events, _REPORTERS)
 
 
 def features_events(

@@ -16,8 +16,9 @@ from dagster._core.execution.backfill import PartitionBackfill
 
 from feature_pipeline.archive import log
 from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.hooks.definition import HookDefinition, Materialize
-from feature_pipeline.orchestration.events import features_events
+from feature_pipeline.orchestration.events import EVENTS_AT_ONCE, features_events, report_events
 from feature_pipeline.orchestration.keys import features_key, records_key, table_key
 from feature_pipeline.orchestration.pools import set_pools
 from feature_pipeline.orchestration.provenance import latest_events
@@ -125,13 +126,17 @@ def _reconcile_batches(
     if unknown := sorted(known - set(entries)):
         drift.unknown_partitions[dataset] = unknown
     events = latest_events(instance, records_key(dataset), entries)
-    for key, entry in entries.items():
-        event = events.get(key)
-        if event is None or event.data_version != str(entry.digest):
-            instance.report_runless_asset_event(
-                records_event(entry, log.read_batch(store, dataset, key))
-            )
-            drift.records.setdefault(dataset, []).append(key)
+    unreported = [
+        entry
+        for key, entry in entries.items()
+        if key not in events or events[key].data_version != str(entry.digest)
+    ]
+    for start in range(0, len(unreported), EVENTS_AT_ONCE):
+        chunk = unreported[start : start + EVENTS_AT_ONCE]
+        batches = map_threads(lambda entry: log.read_batch_blob(store, entry.digest), chunk)
+        report_events(instance, list(map(records_event, chunk, batches)))
+    if unreported:
+        drift.records[dataset] = [entry.batch for entry in unreported]
 
 
 def _reconcile_features(
@@ -145,15 +150,17 @@ def _reconcile_features(
     key = features_key(dataset, hook)
     heads = log.heads(store, dataset, hook)
     known = latest_events(instance, key, heads)
-    unreported = {
-        batch: head
+    unreported = [
+        batch
         for batch, head in heads.items()
         if batch not in known or known[batch].data_version != str(head.content_digest)
-    }
-    events = features_events(store, archive_uri, instance, dataset, hook, unreported)
-    for batch, event in events.items():
-        instance.report_runless_asset_event(event)
-        drift.features.setdefault(key.to_user_string(), []).append(batch)
+    ]
+    for start in range(0, len(unreported), EVENTS_AT_ONCE):
+        chunk = {batch: heads[batch] for batch in unreported[start : start + EVENTS_AT_ONCE]}
+        events = features_events(store, archive_uri, instance, dataset, hook, chunk)
+        report_events(instance, events.values())
+        if events:
+            drift.features.setdefault(key.to_user_string(), []).extend(events)
 
 
 def request_loads(

@@ -3,7 +3,9 @@
 Belongs here: the order of it. Not here: what each step does (`reconcile`, `projections`).
 """
 
+import contextlib
 from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
 
 import dagster as dg
 
@@ -11,6 +13,7 @@ from feature_pipeline.archive import log
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.errors import NotFoundError
 from feature_pipeline.hooks.definition import HookDefinition, Materialize
+from feature_pipeline.orchestration.events import report_events
 from feature_pipeline.orchestration.keys import features_key, table_key
 from feature_pipeline.orchestration.pools import set_pools
 from feature_pipeline.orchestration.provenance import latest_events
@@ -19,6 +22,9 @@ from feature_pipeline.orchestration.tables import table_event, table_spec
 from feature_pipeline.projections.database import Database
 from feature_pipeline.projections.load import LoadReport, load_batches
 from feature_pipeline.projections.proof import Proof, prove
+
+_REPORTS_AT_ONCE = 64
+"""Loaded batches whose events are stored together; few enough that progress is seen."""
 
 
 def recover_dagster(
@@ -67,12 +73,18 @@ def recover_table(
     heads = log.heads(store, definition.dataset, definition.name)
     features = latest_events(instance, features_key(definition.dataset, definition.name), heads)
     known = latest_events(instance, key, heads)
-    for report in load_batches(store, database, spec, workers=workers):
-        event = table_event(definition, report, features.get(report.batch))
-        held = known.get(report.batch)
-        if held is None or held.tags != event.tags:
-            instance.report_runless_asset_event(event)
-        yield report
+    with contextlib.closing(load_batches(store, database, spec, workers=workers)) as loads:
+        while reports := list(islice(loads, _REPORTS_AT_ONCE)):
+            events = [table_event(definition, r, features.get(r.batch)) for r in reports]
+            report_events(
+                instance,
+                [
+                    event
+                    for report, event in zip(reports, events, strict=True)
+                    if report.batch not in known or known[report.batch].tags != event.tags
+                ],
+            )
+            yield from reports
 
 
 def prove_tables(
