@@ -82,10 +82,11 @@ def settle_inbox(
             tick.waiting.append(f"{entry.id}: its Dagster run is still alive")
         else:
             entries.append(entry)
+    chosen = _chosen(entries, limit)
     batches: dict[str, list[tuple[InboxEntry, Submission]]] = {}
     completions: dict[tuple[str, str], list[tuple[InboxEntry, Completion]]] = {}
-    settled = accept.settle_all(store, entries[:limit])
-    for entry, result in zip(entries[:limit], settled, strict=True):
+    settled = accept.settle_all(store, chosen)
+    for entry, result in zip(chosen, settled, strict=True):
         if not _note(tick, entry, result):
             continue
         match entry.content:
@@ -99,6 +100,14 @@ def settle_inbox(
     for (dataset, hook), accepted in completions.items():
         _report_completions(store, archive_uri, instance, tick, dataset, hook, accepted)
     return tick
+
+
+def _chosen(entries: Sequence[InboxEntry], limit: int) -> Sequence[InboxEntry]:
+    """At most `limit`, from both ends: what cannot be accepted yet does not hold up what can."""
+    if len(entries) <= limit:
+        return entries
+    oldest = limit // 2
+    return [*entries[:oldest], *entries[oldest - limit :]]
 
 
 def _report_batches(

@@ -7,7 +7,10 @@ import pytest
 
 from feature_pipeline.archive import log, read
 from feature_pipeline.archive.log import Verdict
+from feature_pipeline.archive.publish import Completion, CompletionStatus, announce
+from feature_pipeline.digest import Digest
 from feature_pipeline.orchestration.features import IO_MANAGER_KEY
+from feature_pipeline.orchestration.inbox_sensor import settle_inbox
 from feature_pipeline.orchestration.io_manager import FeaturePartitions
 from feature_pipeline.orchestration.keys import batches_partitions, features_key, records_key
 from feature_pipeline_tests.fixtures.dagster import COUNT_COLUMNS, DATASET, Pipeline
@@ -229,3 +232,26 @@ def test_downstream_assets_load_features_by_annotation(submitted: Pipeline):
     assert list(seen["lazy"]) == ["b1"]
     assert seen["dict"]["b1"]["letter"].tolist() == ["a", "b", "c"]
     assert seen["arrow"].column_names == ["record_id", "ordinal", "letter", "count", "batch"]
+
+
+def test_entries_that_cannot_be_accepted_yet_do_not_hold_up_others(submitted: Pipeline):
+    submitted.tick()
+    for number in range(6):
+        completion = Completion(
+            id=f"a-early-{number}",
+            dataset=DATASET,
+            hook="counts",
+            batch="unknown",
+            release_seq=7,
+            release_digest=Digest.of(b"unknown"),
+            base=0,
+            manifest=Digest.of(b"none"),
+            status=CompletionStatus.SUCCEEDED,
+        )
+        announce(submitted.store, completion)
+    assert submitted.run(COUNTS, "b1").success, "its completion is the last that waits"
+
+    tick = settle_inbox(submitted.store, submitted.archive_uri, submitted.instance, limit=4)
+
+    assert len(tick.waiting) == 3
+    assert tick.removed == 1
