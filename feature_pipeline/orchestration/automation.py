@@ -8,7 +8,7 @@ requests any.
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG, get_input_data_version_tag
@@ -112,6 +112,61 @@ class InputsDifferLately(dg.AutomationCondition[Entity]):
         )
 
 
+class RunCancelled(dg.AutomationCondition[Entity]):
+    """True of a partition whose last run was cancelled, until what it is made from changes.
+
+    Somebody said that it shall not run; the next tick must not ask for it again.
+    """
+
+    @property
+    def name(self) -> str:
+        """What the UI shows."""
+        return "run_cancelled"
+
+    def evaluate(self, context: dg.AutomationContext[Entity]) -> dg.AutomationResult[Entity]:
+        """The candidates of which the last thing that happened is a cancelled run."""
+        if not isinstance(context.key, dg.AssetKey):
+            raise InvalidInputError(f"{context.key} is a check: only assets are made from inputs")
+        instance = context.asset_graph_view.instance
+        keys = context.candidate_subset.expensively_compute_partition_keys()
+        cancelled = _cancelled(instance, context.key, keys) if keys else {}
+        for source in context.asset_graph.get(context.key).parent_keys if cancelled else ():
+            updated = instance.event_log_storage.get_latest_storage_id_by_partition(
+                source, dg.DagsterEventType.ASSET_MATERIALIZATION, set(cancelled)
+            )
+            cancelled = {p: at for p, at in cancelled.items() if updated.get(p, 0) < at}
+        subset = context.candidate_subset.compute_intersection_with_partition_keys(set(cancelled))
+        return dg.AutomationResult(context, subset)
+
+
+def _cancelled(
+    instance: dg.DagsterInstance, key: dg.AssetKey, partitions: Set[str]
+) -> dict[str, int]:
+    """Where in Dagster's log the last run of each partition was planned, if it was cancelled."""
+    storage = instance.event_log_storage
+    # Most candidates are new and were never asked for: one query leaves them out.
+    asked = storage.get_latest_storage_id_by_partition(
+        key, dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED, set(partitions)
+    )
+    found = {}
+    for partition in sorted(asked)[:COMPARED_AT_MOST]:
+        planned = storage.get_latest_planned_materialization_info(key, partition)
+        if planned is not None:
+            found[partition] = planned
+    wanted = sorted({planned.run_id for planned in found.values()})
+    cancelled = {
+        run.run_id
+        for start in range(0, len(wanted), 500)
+        for run in instance.get_runs(
+            dg.RunsFilter(
+                run_ids=wanted[start : start + 500],
+                statuses=[dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED],
+            )
+        )
+    }
+    return {p: planned.storage_id for p, planned in found.items() if planned.run_id in cancelled}
+
+
 def _has_read(event: PartitionEvent | None, tag: str, version: str) -> bool:
     if event is None:
         return False
@@ -148,8 +203,13 @@ def _input_changed() -> Condition:
 
 
 def _overlooked() -> Condition:
-    """True of what should have been run; what failed waits for somebody."""
-    return _quiet() & ~dg.AutomationCondition.execution_failed() & InputsDifferLately()
+    """True of what should have been run; what failed or was cancelled waits for somebody."""
+    return (
+        _quiet()
+        & ~dg.AutomationCondition.execution_failed()
+        & InputsDifferLately()
+        & ~RunCancelled()
+    )
 
 
 def tables() -> Condition:
@@ -158,9 +218,13 @@ def tables() -> Condition:
 
 
 def features() -> Condition:
-    """Run for new batches, and when input features say something new. A failed run waits."""
+    """Run for new batches, and when input features say something new.
+
+    What failed or was cancelled waits for somebody.
+    """
     absent = dg.AutomationCondition.missing() & ~dg.AutomationCondition.execution_failed()
-    return ((absent | _input_changed()) & _quiet()).with_label("batch missing or inputs changed")
+    asked = absent & _quiet() & ~RunCancelled()
+    return (asked | (_input_changed() & _quiet())).with_label("batch missing or inputs changed")
 
 
 def automation_sensors(

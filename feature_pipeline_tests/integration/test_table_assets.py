@@ -7,6 +7,7 @@ from dagster._core.loader import LoadingContextForTest
 
 from feature_pipeline.archive import accept, log
 from feature_pipeline.orchestration.keys import features_key, records_key, table_key
+from feature_pipeline.orchestration.records import records_event
 from feature_pipeline.orchestration.tables import table_spec
 from feature_pipeline.projections.proof import prove
 from feature_pipeline_tests.fixtures.dagster import COUNT_COLUMNS, DATASET, Pipeline
@@ -264,6 +265,45 @@ def test_a_failed_run_is_not_requested_again(pipeline: Pipeline):
     with pytest.raises(AssertionError):
         automation.tick()
     assert automation.tick() == {}
+
+
+def cancel(pipeline: Pipeline, key: dg.AssetKey, batch: str) -> None:
+    """A run of the partition is queued, and somebody cancels it."""
+    job = pipeline.defs.resolve_implicit_global_asset_job_def().get_subset(asset_selection={key})
+    run = pipeline.instance.create_run_for_job(
+        job, tags={"dagster/partition": batch}, asset_selection={key}
+    )
+    pipeline.instance.report_run_canceled(run)
+
+
+def test_a_cancelled_run_is_not_requested_again_until_something_changes(pipeline: Pipeline):
+    """Who stops a hook does not want it started again five seconds later."""
+    pipeline.add_hook()
+    for key in ("b1", "b2"):
+        pipeline.submit(key, TEXTS[key])
+    pipeline.tick()
+    cancel(pipeline, COUNTS, "b1")
+    automation = Automation(pipeline)
+    assert automation.tick() == {"features/counts": ["b2"]}
+    cancel(pipeline, TABLE, "b2")
+    assert automation.tick() == {"tables/counts": ["b2"]}, "the change came after the request"
+
+    # the batch's records come anew, as after an erasure: that is something else to ask
+    event = records_event(
+        log.batch_entry(pipeline.store, DATASET, "b1"),
+        log.read_batch(pipeline.store, DATASET, "b1"),
+    )
+    pipeline.instance.report_runless_asset_event(event)
+    assert automation.tick() == {"features/counts": ["b1"]}
+
+    # an input that changes while nothing evaluates, and a run for it that somebody cancels
+    assert automation.tick() == {"tables/counts": ["b1"]}
+    pipeline.add_hook(code=SAYS.format(word="changed"))
+    assert pipeline.run(COUNTS, "b1", checks=False).success
+    cancel(pipeline, TABLE, "b1")
+    late = Automation(pipeline)
+    assert late.tick() == {}
+    assert late.tick() == {}
 
 
 def test_on_request_runs_nothing_by_itself(pipeline: Pipeline):
