@@ -42,6 +42,17 @@ class Execution:
     hook_run: HookRun | None
 
 
+class HookAborted(RuntimeFailure):
+    """The hook could not be run at all; nothing was learnt about the batch.
+
+    `hook_run` has every attempt, the facts of the last one, and what was decided.
+    """
+
+    def __init__(self, message: str, hook_run: HookRun) -> None:
+        super().__init__(message)
+        self.hook_run = hook_run
+
+
 def execute_plan(
     store: BlobStore,
     plan: ComputePlan,
@@ -59,7 +70,7 @@ def execute_plan(
     Raises:
         NotFoundError, CorruptDataError: An input is missing from the archive, or damaged.
         StoreUnavailableError: The archive could not be read.
-        RuntimeFailure: The hook could not be run at all, and no other batch would fare better.
+        HookAborted: The hook could not be run at all, and no other batch would fare better.
     """
     run_id = plan.hook_run_id(request_id)
     if not plan.compute:
@@ -83,7 +94,7 @@ def execute_plan(
         waits = expect(store, plan, image, request_id=request_id, dagster_run_id=dagster_run_id)
     try:
         return run_staged(plan, runner, monitor, workspace, request_id, dagster_run_id)
-    except RuntimeFailure:
+    except HookAborted:
         if waits is not None:
             store.delete(waits)  # nothing was left running that could answer
         raise
@@ -110,7 +121,7 @@ def run_staged(
         retry_delay_seconds: The pause before another attempt, if not the policy's own.
 
     Raises:
-        RuntimeFailure: The hook could not be run at all, and no other batch would fare better.
+        HookAborted: The hook could not be run at all, and no other batch would fare better.
     """
     declared = plan.definition.release
     request = RunRequest(
@@ -127,7 +138,10 @@ def run_staged(
     if plan.definition.scope is Scope.BATCH:
         hook_run = run_hook(runner, request, policy, monitor)
     else:
-        hook_run = run_in_parts(runner, request, policy, monitor, PartLimits())
+        # A hook that may run so many times at once is given as many runs by its pool, each with
+        # one part at a time.
+        limits = PartLimits() if declared.concurrency is None else PartLimits(at_once=1)
+        hook_run = run_in_parts(runner, request, policy, monitor, limits)
     return _collect(plan, hook_run, workspace, run_info(hook_run, dagster_run_id))
 
 
@@ -137,7 +151,7 @@ def _collect(plan: ComputePlan, hook_run: HookRun, workspace: Workspace, run: Ru
         facts = hook_run.failure
         if isinstance(hook_run.decision, Abort) and facts.kind is not FailureKind.CANCELLED:
             # Nothing was learnt about the batch, and no other would fare better: no entry for it.
-            raise RuntimeFailure(f"hook run {run.id}: {facts.describe()}")
+            raise HookAborted(f"hook run {run.id}: {facts.describe()}", hook_run)
         # the decision's reason is the facts', and why there was no further attempt
         reason = facts.reason if hook_run.decision is None else hook_run.decision.reason
         failure = FailureInfo(kind=facts.kind, reason=reason, exit_code=facts.exit_code)

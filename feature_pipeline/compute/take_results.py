@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from feature_pipeline.archive import log, publish
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.publish import CompletionStatus
-from feature_pipeline.compute.execute import completion_of, run_staged
+from feature_pipeline.compute.execute import HookAborted, completion_of, run_staged
 from feature_pipeline.compute.expected import ExpectedRun
 from feature_pipeline.compute.plan import ComputePlan, PlanBasis, plan_run
 from feature_pipeline.compute.pod_transfer import S3Results
@@ -28,7 +28,6 @@ from feature_pipeline.errors import (
     CorruptDataError,
     InvalidInputError,
     NotFoundError,
-    RuntimeFailure,
 )
 from feature_pipeline.hooks.definition import HookDefinition
 from feature_pipeline.hooks.runner import SilentMonitor, Workspace
@@ -115,7 +114,7 @@ def take_results(
             )
         except NotPublishedError as error:
             return NotPublished(error.name)
-        except RuntimeFailure as error:
+        except HookAborted as error:
             return NotUsable(str(error))
         published = publish.publish_artifact(store, execution.artifact)
     status = CompletionStatus.CANCELLED if is_cancelled else None

@@ -232,24 +232,26 @@ class _Shared:
         with self._lock:
             self._monitor.log(line)
 
-    def _is_cancelled(self) -> bool:
-        if self._is_interrupted.is_set():
+    def _is_cancelled(self, now: bool) -> bool:
+        # A part that is being interrupted wants to know what becomes of its hook, not to be
+        # interrupted once more.
+        if self._is_interrupted.is_set() and not now:
             raise InterruptedPartError("another part of the batch was interrupted")
         with self._lock:
-            return self._monitor.is_cancelled()
+            return self._monitor.is_cancelled(now=now)
 
 
 @dataclass(frozen=True, slots=True)
 class _PartMonitor:
     label: str
     forward: Callable[[str], None]
-    ask: Callable[[], bool]
+    ask: Callable[[bool], bool]
 
     def log(self, line: str) -> None:
         self.forward(f"[{self.label}] {line}")
 
-    def is_cancelled(self) -> bool:
-        return self.ask()
+    def is_cancelled(self, *, now: bool = False) -> bool:
+        return self.ask(now)
 
 
 def _join(runner: HookRunner, request: RunRequest, parts: Sequence[_Part]) -> HookRun:

@@ -83,8 +83,13 @@ class RunMonitor(Protocol):
         """Take one line of the hook's log, without its end. Long lines come shortened."""
         ...
 
-    def is_cancelled(self) -> bool:
-        """Whether the run is to be stopped. Asked about twice a second."""
+    def is_cancelled(self, *, now: bool = False) -> bool:
+        """Whether the run is to be stopped. Asked about twice a second.
+
+        Args:
+            now: An answer of some seconds ago will not do: the worker is being interrupted, and
+                must know whether the hook is to end with it.
+        """
         ...
 
 
@@ -94,7 +99,7 @@ class SilentMonitor:
     def log(self, line: str) -> None:
         """Ignore the line."""
 
-    def is_cancelled(self) -> bool:
+    def is_cancelled(self, *, now: bool = False) -> bool:
         """Never."""
         return False
 

@@ -15,8 +15,9 @@ import dagster as dg
 from pydantic import Field
 
 from feature_pipeline.archive import log
+from feature_pipeline.archive.manifest import FailureInfo
 from feature_pipeline.columns import Column
-from feature_pipeline.compute.execute import Execution, execute_plan, reasons_of
+from feature_pipeline.compute.execute import Execution, HookAborted, execute_plan, reasons_of
 from feature_pipeline.compute.plan import ComputePlan, plan_run
 from feature_pipeline.digest import Digest, document_bytes
 from feature_pipeline.hooks.definition import Compute, HookDefinition
@@ -32,6 +33,7 @@ from feature_pipeline.orchestration.metadata import (
     code_references,
     column_schema,
     columns_markdown,
+    failure_metadata,
 )
 from feature_pipeline.orchestration.resources import ArchiveResource, HookRunnerResource
 from feature_pipeline.release import HookRelease
@@ -79,11 +81,11 @@ class DagsterMonitor:
         """Write one line where Dagster captures it; an event per line would flood its storage."""
         sys.stdout.write(line + "\n")
 
-    def is_cancelled(self) -> bool:
+    def is_cancelled(self, *, now: bool = False) -> bool:
         """Whether somebody asked for this run to be cancelled, at most `CHECK_SECONDS` ago."""
-        now = time.monotonic()
-        if not self._is_cancelled and now - self._checked_at >= self.CHECK_SECONDS:
-            self._checked_at = now
+        at = time.monotonic()
+        if not self._is_cancelled and (now or at - self._checked_at >= self.CHECK_SECONDS):
+            self._checked_at = at
             run = self._context.instance.get_run_by_id(self._context.run.run_id)
             self._is_cancelled = run is not None and run.status in {
                 dg.DagsterRunStatus.CANCELING,
@@ -102,6 +104,21 @@ def _request_id(context: dg.AssetExecutionContext, config: HookRunConfig) -> str
     if not (config.force or config.force_records):
         return ""
     return context.run.root_run_id or context.run.run_id
+
+
+def _aborted(error: HookAborted) -> dg.Failure:
+    hook_run = error.hook_run
+    assert hook_run.failure is not None  # noqa: S101  (it was aborted for that)
+    failure = FailureInfo(
+        kind=hook_run.failure.kind,
+        reason=hook_run.failure.reason if hook_run.decision is None else hook_run.decision.reason,
+        exit_code=hook_run.failure.exit_code,
+    )
+    return dg.Failure(
+        description=str(error),
+        metadata=failure_metadata(hook_run, failure, "\n".join(hook_run.failure.log_tail)),
+        allow_retries=False,
+    )
 
 
 def feature_code_version(release: HookRelease, columns: Sequence[Column]) -> str:
@@ -171,6 +188,7 @@ def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefiniti
         workspace = tempfile.TemporaryDirectory(
             prefix=f"{hook}-", dir=hook_runner.work_folder, ignore_cleanup_errors=True
         )
+        execution = None
         try:
             execution = execute_plan(
                 store,
@@ -181,9 +199,11 @@ def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefiniti
                 request_id=_request_id(context, config),
                 dagster_run_id=context.run.run_id,
             )
-        except BaseException:
-            workspace.cleanup()
-            raise
+        except HookAborted as error:
+            raise _aborted(error) from error
+        finally:
+            if execution is None:
+                workspace.cleanup()
         return ComputedFeatures(plan, execution, context.run.run_id, config.preview, workspace)
 
     return compute_features

@@ -19,9 +19,13 @@ from feature_pipeline.compute.execute import Execution, completion_of, log_tail,
 from feature_pipeline.compute.plan import ComputePlan
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import ConflictError, InvalidInputError, NotFoundError
-from feature_pipeline.hooks.quantities import format_size
 from feature_pipeline.orchestration.features import ComputedFeatures
-from feature_pipeline.orchestration.metadata import artifact_metadata, preview
+from feature_pipeline.orchestration.metadata import (
+    artifact_metadata,
+    attempts_table,
+    failure_metadata,
+    preview,
+)
 from feature_pipeline.orchestration.resources import ArchiveResource
 
 
@@ -115,13 +119,8 @@ class FeatureIOManager(dg.ConfigurableIOManager):
                     f" its output and log are kept in manifest {published.manifest_digest}"
                 ),
                 metadata={
-                    "failure_kind": failure.kind,
-                    "decision": failure.reason,
-                    **_limits_met(done),
-                    "exit_code": dg.MetadataValue.text(str(failure.exit_code)),
-                    "log_tail": dg.MetadataValue.md(f"```\n{log_tail(done.artifact.log)}\n```"),
+                    **failure_metadata(done.hook_run, failure, log_tail(done.artifact.log)),
                     "manifest": str(published.manifest_digest),
-                    "attempts": done.artifact.run.attempts,
                 },
                 allow_retries=False,
             )
@@ -150,6 +149,8 @@ class FeatureIOManager(dg.ConfigurableIOManager):
         for what, count in reasons_of(obj.plan).items():
             metadata[what] = dg.MetadataValue.int(count)
         metadata["written"] = dg.MetadataValue.bool(obj.execution is not None)
+        if obj.execution is not None and obj.execution.hook_run is not None:
+            metadata.update(attempts_table(obj.execution.hook_run))
         if obj.show_preview:
             outcomes = (
                 obj.execution.artifact.outcomes
@@ -194,13 +195,6 @@ def _concatenated(partitions: FeaturePartitions) -> pa.Table:
         tables.append(rows.append_column("batch", pa.array([batch] * len(rows), pa.string())))
     # Batches may have been written under different columns: absent ones are NULL.
     return pa.concat_tables(tables, promote_options="permissive")
-
-
-def _limits_met(done: Execution) -> dict[str, str]:
-    """The memory that the last attempt could have, where a hook process ran."""
-    if done.hook_run is None:
-        return {}
-    return {"memory_limit": format_size(done.hook_run.memory_bytes)}
 
 
 def _current(plan: ComputePlan) -> tuple[Digest, Manifest]:

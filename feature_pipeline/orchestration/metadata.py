@@ -9,9 +9,11 @@ from pathlib import Path
 
 import dagster as dg
 
-from feature_pipeline.archive.manifest import Manifest
+from feature_pipeline.archive.manifest import FailureInfo, Manifest
 from feature_pipeline.columns import Column
 from feature_pipeline.digest import Digest
+from feature_pipeline.hooks.quantities import format_size
+from feature_pipeline.hooks.run import HookRun
 from feature_pipeline.outcomes import Outcome
 
 PREVIEW_ROWS = 5
@@ -124,6 +126,50 @@ def artifact_metadata(
     if manifest.notes:
         metadata["notes"] = dg.MetadataValue.md("\n".join(f"- {note}" for note in manifest.notes))
     return metadata
+
+
+def failure_metadata(hook_run: HookRun | None, failure: FailureInfo, log_tail: str) -> Metadata:
+    """Why a hook run failed, what was decided and why, and the end of its log.
+
+    Args:
+        hook_run: Its attempts; None if no hook process was started.
+        failure: What was made of the last one.
+        log_tail: The last lines of its log.
+    """
+    metadata: Metadata = {
+        "failure_kind": dg.MetadataValue.text(failure.kind),
+        "decision": dg.MetadataValue.text(failure.reason),
+        "exit_code": dg.MetadataValue.text(str(failure.exit_code)),
+        "log_tail": dg.MetadataValue.md(f"```\n{log_tail}\n```"),
+    }
+    if hook_run is not None:
+        metadata["memory_limit"] = dg.MetadataValue.text(format_size(hook_run.memory_bytes))
+        metadata["attempts"] = dg.MetadataValue.int(len(hook_run.attempts))
+        metadata |= attempts_table(hook_run)
+    return metadata
+
+
+def attempts_table(hook_run: HookRun) -> Metadata:
+    """How each attempt ended, as a Markdown table; nothing if the first one was enough."""
+    failed = [attempt.failure for attempt in hook_run.attempts if attempt.failure is not None]
+    if not failed:
+        return {}
+    lines = [
+        "| attempt | ended | why | memory limit | seconds |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for number, attempt in enumerate(hook_run.attempts, 1):
+        facts = attempt.failure
+        limit = facts.memory_limit_bytes if facts is not None else hook_run.memory_bytes
+        cells = [
+            str(number),
+            "well" if facts is None else facts.kind.value,
+            "" if facts is None else facts.reason.replace("|", "\\|").replace("\n", " "),
+            "" if limit is None else format_size(limit),
+            f"{(attempt.finished_at - attempt.started_at).total_seconds():.1f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return {"attempts_made": dg.MetadataValue.md("\n".join(lines))}
 
 
 def preview(

@@ -6,8 +6,9 @@ Belongs here: which runs Dagster still waits for. Not here: taking a result
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -33,6 +34,9 @@ from feature_pipeline.errors import FeaturePipelineError, InvalidInputError
 
 SECONDS_PER_TICK = 15.0
 """Dagster gives a tick a minute; what is left over is taken at the next one."""
+CANCELLED_KEPT = timedelta(days=1)
+"""A cancelled run's Job is deleted with it. Should that have failed, what it says is history, for
+which it is looked this long."""
 _RUNS_PER_QUERY = 500
 
 _awaited: dict[tuple[str, str], str] = {}
@@ -66,7 +70,7 @@ def take_outlived(
     if not keys:
         return found
     orphaned, cancelled = _orphaned(instance, keys)
-    ready = _ready(store, orphaned, found)
+    ready = _ready(store, orphaned, cancelled, found)
     end = time.monotonic() + seconds
     runs = read_expected(store, ready)
     for key, run in runs.items():
@@ -96,12 +100,18 @@ def _orphaned(
     return [key for key in keys if key.run_id not in awaited], cancelled
 
 
-def _ready(store: BlobStore, keys: Iterable[ExpectedKey], found: OutlivedRuns) -> list[ExpectedKey]:
+def _ready(
+    store: BlobStore,
+    keys: Iterable[ExpectedKey],
+    cancelled: Collection[str | None],
+    found: OutlivedRuns,
+) -> list[ExpectedKey]:
     """The runs that may have something new: those not looked at yet, or with another result."""
 
     def has_news(key: ExpectedKey) -> bool:
         job = _awaited.get((store.identity, key.key))
-        return job is None or key.is_late(now) or is_published(store, job)
+        is_over = key.is_late(now) or _is_given_up(key, now, key.dagster_run_id in cancelled)
+        return job is None or is_over or is_published(store, job)
 
     keys, now = list(keys), utc_now()
     news = map_threads(has_news, keys)
@@ -143,12 +153,18 @@ def _take(
             found.unusable.append(f"{key.run_id}: {reason}")
             _forget(store, key)
         case NotPublished(job):
-            if key.is_late(utc_now()):
+            if _is_given_up(key, utc_now(), is_cancelled):
+                _forget(store, key)
+            elif key.is_late(utc_now()):
                 found.unusable.append(f"{key.run_id}: Job {job} left no result")
                 _forget(store, key)
             else:
                 _awaited[store.identity, key.key] = job
                 _wait(store, key, job, found)
+
+
+def _is_given_up(key: ExpectedKey, now: datetime, is_cancelled: bool) -> bool:
+    return is_cancelled and now - key.begun_at > CANCELLED_KEPT
 
 
 def _wait(store: BlobStore, key: ExpectedKey, job: str, found: OutlivedRuns) -> None:

@@ -44,7 +44,7 @@ class Monitor:
         if self._cancel_at is not None and self._cancel_at in line:
             self.cancel.set()
 
-    def is_cancelled(self) -> bool:
+    def is_cancelled(self, *, now: bool = False) -> bool:
         return self.cancel.is_set()
 
 

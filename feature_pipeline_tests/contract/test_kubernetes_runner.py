@@ -167,7 +167,7 @@ class TestFailures(KubernetesTests):
         cluster.create("events", event)
 
         class Unsuspend(Monitor):
-            def is_cancelled(self) -> bool:
+            def is_cancelled(self, *, now: bool = False) -> bool:
                 for job in cluster.all("jobs"):
                     cluster.objects["jobs", job["metadata"]["name"]]["spec"]["suspend"] = False
                 return False

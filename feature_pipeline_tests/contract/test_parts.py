@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from feature_pipeline.hooks.failure import Abort, FailureKind, FailurePolicy, Gi
 from feature_pipeline.hooks.output import decode_output
 from feature_pipeline.hooks.parts import PartLimits, run_in_parts
 from feature_pipeline.hooks.run import HookRun
-from feature_pipeline.hooks.runner import RunRequest, Workspace
+from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult, Workspace
 from feature_pipeline.hooks.runners.subprocess import SubprocessRunner
 from feature_pipeline.outcomes import Status
 from feature_pipeline.records import RecordFile
@@ -197,3 +198,37 @@ def test_lines_say_which_part_they_are_of(run, workspace):
         "[r0 to r3] records r0 r1 r2 r3",
         "[r4 to r6] records r4 r5 r6",
     ]
+
+
+def test_an_interrupted_part_learns_whether_the_run_is_cancelled(workspace, tmp_path):
+    """Only then its runner ends what would otherwise be attached to later."""
+    answers = []
+    is_waiting = threading.Barrier(2)
+
+    class Asking:
+        name = "asking"
+
+        def run(self, request: RunRequest, monitor: RunMonitor) -> RunResult:
+            try:
+                is_waiting.wait()
+                if "r0" in (request.workspace.inputs / "records.jsonl").read_text():
+                    monitor.log("first")
+                while not monitor.is_cancelled():
+                    time.sleep(0.01)
+                raise AssertionError("it was not interrupted")
+            except BaseException:
+                answers.append(monitor.is_cancelled(now=True))
+                raise
+
+    class Interrupted(Monitor):
+        def log(self, line: str) -> None:
+            raise KeyboardInterrupt(line)
+
+        def is_cancelled(self, *, now: bool = False) -> bool:
+            return now
+
+    document = ReleaseDocument(dataset="d", hook="h", version="1", command=("true",))
+    request = RunRequest("run-1", HookRelease.of(document), Limits(), workspace)
+    with pytest.raises(KeyboardInterrupt):
+        run_in_parts(Asking(), request, FailurePolicy(), Interrupted(), PartLimits(records=4))
+    assert answers == [True, True]

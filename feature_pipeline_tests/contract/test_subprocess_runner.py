@@ -221,7 +221,7 @@ class TestSubprocessRunner(HookRunnerTests):
             "request = RunRequest('r', release, Limits(), workspace)\n"
             "class Show:\n"
             "    def log(self, line): print(line, flush=True)\n"
-            "    def is_cancelled(self): return False\n"
+            "    def is_cancelled(self, *, now=False): return False\n"
             "try:\n"
             "    SubprocessRunner(root / 'work').run(request, Show())\n"
             "except KeyboardInterrupt:\n"

@@ -9,7 +9,7 @@ from feature_pipeline.archive import log, read
 from feature_pipeline.archive.log import Verdict
 from feature_pipeline.archive.publish import Completion, CompletionStatus, announce
 from feature_pipeline.digest import Digest
-from feature_pipeline.orchestration.features import IO_MANAGER_KEY
+from feature_pipeline.orchestration.features import IO_MANAGER_KEY, DagsterMonitor
 from feature_pipeline.orchestration.inbox_sensor import settle_inbox
 from feature_pipeline.orchestration.io_manager import FeaturePartitions
 from feature_pipeline.orchestration.keys import batches_partitions, features_key, records_key
@@ -173,6 +173,62 @@ def test_a_failed_hook_run_keeps_output_and_log_and_stays_history(submitted: Pip
     shown = failure.step_failure_data.user_failure_data.metadata
     assert shown["failure_kind"].value == "non_zero_exit"
     assert "about to fail" in shown["log_tail"].value
+
+
+def test_a_hook_that_cannot_be_run_says_so_and_leaves_no_entry(submitted: Pipeline):
+    """Nothing was learnt about the batch; who mends the program runs it again."""
+    submitted.add_hook(release={"command": ["no-such-program"]})
+    result = submitted.run(COUNTS, "b1")
+    assert not result.success
+    assert log.read_log(submitted.store, DATASET, "counts", "b1") == []
+    (failure,) = [e for e in result.all_events if e.is_step_failure]
+    shown = failure.step_failure_data.user_failure_data.metadata
+    assert shown["failure_kind"].value == "cannot_start"
+    assert "no-such-program" in shown["decision"].value
+    assert "| 1 | cannot_start |" in shown["attempts_made"].value
+
+
+def test_every_attempt_and_its_end_are_shown(submitted: Pipeline):
+    """The second attempt is the one that is stored; the first must not be forgotten."""
+    submitted.add_hook(
+        code="""
+        import os, pathlib, sys
+        marker = pathlib.Path(os.environ["OSA_IN"]).parent / "tried"
+        if not marker.exists():
+            marker.write_text("")
+            sys.exit(7)
+        open(os.environ["OSA_OUT"] + "/features.jsonl", "w").writelines(
+            '{"id": "%s", "features": []}\\n' % record for record in ("r1", "r2", "r3")
+        )
+        """,
+        release={"retries": 1},
+    )
+    said = metadata(submitted.run(COUNTS, "b1"))
+    assert said["attempts"] == 2
+    first, second = said["attempts_made"].splitlines()[2:]
+    assert "non_zero_exit" in first
+    assert "| well |" in second
+
+
+def test_an_interrupted_worker_asks_anew_whether_it_is_cancelled(submitted: Pipeline):
+    """The launcher stops the worker at once after it wrote down that the run is being cancelled."""
+    seen = []
+
+    @dg.op
+    def ask(context: dg.OpExecutionContext) -> None:
+        monitor = DagsterMonitor(context)
+        seen.append(monitor.is_cancelled())
+        run = context.instance.get_run_by_id(context.run_id)
+        context.instance.report_run_canceling(run)
+        seen.append(monitor.is_cancelled())
+        seen.append(monitor.is_cancelled(now=True))
+
+    @dg.job
+    def asking() -> None:
+        ask()
+
+    asking.execute_in_process(instance=submitted.instance, raise_on_error=False)
+    assert seen == [False, False, True]
 
 
 def test_an_unparsable_file_fails_the_run_and_is_kept(submitted: Pipeline):

@@ -320,7 +320,7 @@ class _Attempt:
 
     def _is_cancelled_for_sure(self) -> bool:
         with suppress(Exception):
-            return self._monitor.is_cancelled()
+            return self._monitor.is_cancelled(now=True)
         return False
 
     def _delete(self, name: str) -> None:

@@ -39,7 +39,7 @@ class Watching:
     def log(self, line: str) -> None:
         self.lines.append(line)
 
-    def is_cancelled(self) -> bool:
+    def is_cancelled(self, *, now: bool = False) -> bool:
         return next(self._cancelled, False)
 
 
