@@ -1,6 +1,6 @@
 """Publishing, accepting, ticking and recovering, as ratios within one run.
 
-    python -m benchmarks.archive [--artifacts 2000] [--archived 20000]
+    python -m benchmarks.archive [--artifacts 2000] [--archived 20000] [--loaded 20000]
 
 Starts its own servers in a temporary folder. Times are of this machine; the ratios are what
 counts.
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +42,13 @@ from feature_pipeline.local.services import LocalServices
 from feature_pipeline.orchestration.inbox_sensor import settle_inbox
 from feature_pipeline.orchestration.keys import features_key
 from feature_pipeline.orchestration.recover import recover_dagster
+from feature_pipeline.orchestration.tables import table_spec
 from feature_pipeline.outcomes import Outcome, Status
+from feature_pipeline.projections.database import Database
+from feature_pipeline.projections.load import load_batch, load_batches
+from feature_pipeline.projections.progress import check_progress
+from feature_pipeline.projections.proof import prove
+from feature_pipeline.projections.settle import table_report
 from feature_pipeline.records import Record, RecordBatch, Source
 
 if TYPE_CHECKING:
@@ -134,8 +141,18 @@ def bench_publish(
     return statistics.median(bare) / took, statistics.median(plain) / took
 
 
-def fabricate(store: S3Store, dataset: str, release: ReleaseEntry, keys: Sequence[str]) -> None:
-    """Accepted batches and artifacts, written directly; rows of one record each."""
+def fabricate(
+    store: S3Store,
+    dataset: str,
+    release: ReleaseEntry,
+    keys: Sequence[str],
+    *,
+    is_whole: bool = False,
+) -> None:
+    """Accepted batches and artifacts, written directly; rows of one record each.
+
+    What only reading an artifact needs is there if it is to be whole.
+    """
 
     def objects() -> Iterator[tuple[str, bytes]]:
         now = datetime.now(UTC)
@@ -165,6 +182,9 @@ def fabricate(store: S3Store, dataset: str, release: ReleaseEntry, keys: Sequenc
                 rows_digest=content.rows_digest,
             )
             data = manifest.encode()
+            if is_whole:
+                yield layout.blob(Digest.of(rows)), rows
+                yield layout.blob(Digest.of(said)), said
             yield layout.blob(batch.digest), batch.encode()
             yield layout.blob(Digest.of(data)), data
             yield (
@@ -337,6 +357,30 @@ def bench_unchanged(store: S3Store, folder: Path) -> float:
     return statistics.median(spent)
 
 
+def bench_load(store: S3Store, database: Database, folder: Path, archived: int) -> float:
+    """Seconds of what a table's run does for one new batch, with so many archived and loaded."""
+    dataset = f"load{archived}"
+    release = register(store, dataset, folder)
+    fabricate(store, dataset, release, [f"b{i:06d}" for i in range(archived)], is_whole=True)
+    spec = replace(table_spec(definition(dataset)), name=dataset)
+    for _ in load_batches(store, database, spec):
+        pass
+    spent = []
+    for number in range(7):
+        key = f"new-{number}"
+        fabricate(store, dataset, release, [key], is_whole=True)
+
+        def run(batch: str = key) -> None:
+            load_batch(store, database, spec, batch)
+            assert check_progress(store, database, spec, [batch]).is_complete
+            assert prove(store, database, spec, [batch]).is_equal
+            assert table_report(store, database, spec) is not None
+
+        log.forget_read_entries()  # a run is a process of its own
+        spent.append(seconds(run))
+    return statistics.median(spent)
+
+
 def bench_recover(
     store: S3Store, instance: dg.DagsterInstance, folder: Path, artifacts: int
 ) -> float:
@@ -373,6 +417,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--artifacts", type=int, default=2_000, help="to recover")
     parser.add_argument("--archived", type=int, default=20_000, help="beside the waiting ones")
+    parser.add_argument("--loaded", type=int, default=20_000, help="into a table before")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -394,6 +439,13 @@ def main() -> None:
                 )
             print(f"completions accepted a second: {bench_accept(store, folder, 300):.0f}")
             print(f"unchanged batch of 1,000 records: {bench_unchanged(store, folder):.2f} s")
+            database = Database(services.database_url)
+            few_loaded = bench_load(store, database, folder, 1_000)
+            many_loaded = bench_load(store, database, folder, options.loaded)
+            print(
+                f"load, check and prove one new batch, {options.loaded:,} / 1,000 artifacts loaded:"
+                f" {many_loaded / few_loaded:.2f} ({few_loaded * 1000:.0f} ms)"
+            )
             with dagster_instance(folder / "home", services.dagster_database_url) as instance:
                 bench_tick(store, instance, folder, 200, 100)  # warms caches and connections
                 few = bench_tick(store, instance, folder, 1_000, 100)

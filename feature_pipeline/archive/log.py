@@ -128,6 +128,12 @@ _entries: LruCache[LogEntry] = LruCache(_CACHED_ENTRIES)
 _batches: LruCache[RecordBatch] = LruCache(_CACHED_BATCHES)
 
 
+def forget_read_entries() -> None:
+    """Entries and batches are read anew, as by a process that begins. For measuring."""
+    _entries.clear()
+    _batches.clear()
+
+
 def read_entries(store: BlobStore, prefix: str, model: type[E]) -> list[E]:
     """Every entry of one log, in order.
 
