@@ -1,5 +1,6 @@
 """What `deploy/` ships is valid, agrees with itself and with what a single machine is told."""
 
+import configparser
 import json
 import re
 from pathlib import Path
@@ -67,33 +68,75 @@ def snake(name: str) -> str:
     return re.sub(r"(?<!^)([A-Z])", r"_\1", name).lower()
 
 
+def snaked(values: dict[str, Any]) -> dict[str, Any]:
+    return {snake(key): value for key, value in values.items()}
+
+
+ONLY_IN_HELM = {
+    "retention": "a single machine keeps Dagster's history as long as its database has room",
+}
+"""What the chart is told and dagster.yaml does not say, and why."""
+OTHERWISE_IN_HELM = {
+    ("run_monitoring", "start_timeout_seconds"): "a pod may wait for a node; the default suits",
+    ("run_monitoring", "max_resume_run_attempts"): "the launcher of a single machine cannot resume",
+}
+
+
 def test_helm_values_say_what_dagster_yaml_says():
     values = yaml.safe_load((DEPLOY / "helm/values.yaml").read_text())
     instance = yaml.safe_load((REPOSITORY / "dagster.yaml").read_text())
-    monitoring = {snake(k): v for k, v in values["dagsterDaemon"]["runMonitoring"].items()}
-    extra = values["additionalInstanceConfig"]
+    daemon = values["dagsterDaemon"]
     said = {
-        "storage": {"postgres": values["postgresql"]["postgresqlScheme"]},
-        "concurrency": values["concurrency"],
-        "run_coordinator": values["dagsterDaemon"]["runCoordinator"]["config"],
-        "run_monitoring": monitoring,
+        "run_monitoring": snaked(daemon["runMonitoring"]),
+        "run_retries": snaked(daemon["runRetries"]),
+        "run_coordinator": snaked(daemon["runCoordinator"]["config"]["queuedRunCoordinator"]),
+        "concurrency": snaked(values["concurrency"]),
         "telemetry": values["telemetry"],
-        "retention": {"sensor": values["retention"]["sensor"]},
-    } | extra
-    assert set(instance) <= set(said), "dagster.yaml says something that the chart is not told"
-    assert said["storage"]["postgres"] == "postgresql+psycopg2"
-    assert instance["storage"]["custom"]["class"] == "EnvironmentStorage"
-    pools = instance["concurrency"]["pools"]
-    assert {snake(k): v for k, v in values["concurrency"]["pools"].items()} == pools
-    assert values["concurrency"]["enabled"] is True
-    for key, value in instance["run_monitoring"].items():
-        assert monitoring[key] == value, key
-    for key in ("telemetry", "nux"):
-        assert said[key] == instance[key]
-    queue = said["run_coordinator"]["queuedRunCoordinator"]
-    assert {snake(k): v for k, v in queue.items()} == instance["run_coordinator"]["config"]
-    # the chart refuses limits in both places
-    assert not {"maxConcurrentRuns", "tagConcurrencyLimits"} & set(queue)
+        "retention": values["retention"],
+        **values["additionalInstanceConfig"],
+    }
+    storage, coordinator = instance.pop("storage"), instance.pop("run_coordinator")
+    assert storage["custom"]["class"] == "EnvironmentStorage"
+    assert values["postgresql"]["postgresqlScheme"] == "postgresql+psycopg2"
+    assert said.pop("run_coordinator") == coordinator["config"]
+    for name in said:
+        if name in ONLY_IN_HELM:
+            assert name not in instance
+            continue
+        here, there = dict(instance.pop(name)), dict(said[name])
+        for part in [part for of, part in OTHERWISE_IN_HELM if of == name]:
+            assert part in there
+            assert part not in here
+            del there[part]
+        if name == "concurrency":
+            assert there.pop("enabled") is True
+            # a core each on a single machine, pods that wait for Jobs in a cluster
+            assert snaked(there.pop("runs")).keys() == here.pop("runs").keys()
+            assert snaked(there.pop("pools")) == here.pop("pools")
+        assert there == here, name
+    assert not instance, "dagster.yaml says something that the chart is not told"
+
+
+def test_what_the_chart_needs_beforehand_is_named():
+    values = yaml.safe_load((DEPLOY / "helm/values.yaml").read_text())
+    guide = (REPOSITORY / "docs/deploy.md").read_text()
+    assert values["generatePostgresqlPasswordSecret"] is False
+    secret = values["global"]["postgresqlSecretName"]
+    assert f"create secret generic {secret} -n dagster --from-literal=postgresql-password" in guide
+    [deployment] = values["dagster-user-deployments"]["deployments"]
+    for reads_the_store in (deployment, values["dagsterWebserver"]):
+        assert reads_the_store["envSecrets"] == [{"name": "feature-pipeline"}]
+    # run pods have it from the code location: twice would be no pod
+    assert deployment["includeConfigInLaunchedRuns"]["enabled"] is True
+    assert [volume["name"] for volume in deployment["volumes"]] == ["work"]
+    run = values["runLauncher"]["config"]["k8sRunLauncher"]["runK8sConfig"]
+    assert "volumes" not in run["podSpecConfig"]
+    assert "volumeMounts" not in run["containerConfig"]
+
+
+def test_no_quota_counts_what_is_over():
+    [quota] = [d for d in documents("kubernetes/hooks.yaml") if d["kind"] == "ResourceQuota"]
+    assert not [name for name in quota["spec"]["hard"] if name.startswith("count/")]
 
 
 def test_helm_images_are_one():
@@ -174,7 +217,31 @@ def test_the_image_compiles_the_wrapper_where_stage_looks_for_it():
 
 @pytest.mark.parametrize("name", ["daemon", "webserver"])
 def test_units(name):
-    text = (DEPLOY / f"systemd/feature-pipeline-{name}.service").read_text()
-    assert "User=feature-pipeline" in text
-    assert "NoNewPrivileges=true" in text
-    assert f"dagster-{name}" in text
+    unit = configparser.ConfigParser(strict=True, interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read(DEPLOY / f"systemd/feature-pipeline-{name}.service")
+    service = unit["Service"]
+    assert service["User"] == service["Group"] == "feature-pipeline"
+    assert service["ExecStart"].split()[0] == f"/opt/feature-pipeline/bin/dagster-{name}"
+    assert service["EnvironmentFile"] == "/etc/feature-pipeline/environment"
+    # a stop must not look like a hook that failed: worker and hook are killed together
+    assert service["KillMode"] == "mixed"
+    for protection in ("NoNewPrivileges", "ProtectHome", "PrivateTmp"):
+        assert service[protection] == "true"
+    assert service["ProtectSystem"] == "strict"
+    # the only place that may be written to, and where docs/deploy.md puts the work folder
+    assert service["WorkingDirectory"] == f"/var/lib/{service['StateDirectory']}"
+
+
+def test_the_image_is_built_from_what_the_ignore_file_lets_through():
+    kept = [
+        line[1:]
+        for line in (REPOSITORY / ".dockerignore").read_text().splitlines()
+        if line[:1] == "!"
+    ]
+    copied = re.findall(
+        r"^COPY (?!--from)(.+) \S+$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE
+    )
+    for path in " ".join(copied).split():
+        assert (REPOSITORY / path).exists(), path
+        assert Path(path).parts[0] in kept, path
