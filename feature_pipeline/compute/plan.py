@@ -77,7 +77,7 @@ class ComputePlan:
             and not self.compute
             and not self.decoded_again
             and self.previous.release.digest == self.release.release.digest
-            and self.previous.columns == self.definition.feature.columns
+            and not _reads_otherwise(self.previous, self.definition)
             and self.previous.inputs == {i.hook: i.manifest.content_digest for i in self.inputs}
         )
 
@@ -90,6 +90,7 @@ class ComputePlan:
             "base": self.base,
             "actions": {record.id: str(self.actions[record.id]) for record in self.compute},
             "columns": [c.model_dump(mode="json") for c in self.definition.feature.columns],
+            "cardinality": self.definition.feature.cardinality.value,
             "request": request_id,
         }
         name = self.definition.name.replace("_", "-")
@@ -236,8 +237,11 @@ def _carry_over(store: BlobStore, plan: ComputePlan, forced: frozenset[str]) -> 
     if plan.definition.scope is Scope.BATCH and len(standing) < len(plan.batch.records):
         standing = {}  # one action for the batch: it stands or falls as a whole
     decoded = 0
-    if plan.previous.columns != plan.definition.feature.columns and standing:
-        standing = _decode_again(store, plan, standing)
+    if _reads_otherwise(plan.previous, plan.definition):
+        decodable = _decode_again(store, plan, standing, notes)
+        if plan.definition.scope is Scope.BATCH and len(decodable) < len(standing):
+            decodable = {}
+        standing = decodable
         decoded = len(standing)
     return replace(
         plan,
@@ -261,16 +265,30 @@ def _lost_blobs(store: BlobStore, manifest_digest: Digest) -> str | None:
     return None
 
 
+def _reads_otherwise(previous: Manifest, definition: HookDefinition) -> bool:
+    """Whether the same raw output says something else under what is declared now."""
+    feature = definition.feature
+    return previous.columns != feature.columns or previous.cardinality != feature.cardinality.value
+
+
 def _decode_again(
-    store: BlobStore, plan: ComputePlan, standing: Mapping[str, Outcome]
+    store: BlobStore, plan: ComputePlan, standing: Mapping[str, Outcome], notes: list[str]
 ) -> dict[str, Outcome]:
-    """The standing outcomes as the raw output says them under the columns declared now."""
+    """The standing outcomes as the raw output says them under what is declared now.
+
+    Without those whose raw output cannot be read any more: they are computed again, and noted.
+    """
     decoded: dict[str, Outcome] = {}
     feature = plan.definition.feature
     for source in sorted({o.carried_from for o in standing.values() if o.carried_from}):
         wanted = [i for i, o in standing.items() if o.carried_from == source]
-        origin = read.read_manifest(store, source)
-        for outcome in decode_raw(store, origin, wanted, feature.columns, feature.cardinality):
+        try:
+            origin = read.read_manifest(store, source)
+            again = decode_raw(store, origin, wanted, feature.columns, feature.cardinality)
+        except (NotFoundError, CorruptDataError) as error:
+            notes.append(f"manifest {source.short}: {error}; what it computed is computed again")
+            continue
+        for outcome in again:
             action = standing[outcome.record_id].action
             decoded[outcome.record_id] = replace(outcome, carried_from=source, action=action)
-    return {i: decoded[i] for i in standing}
+    return {i: decoded[i] for i in standing if i in decoded}

@@ -224,7 +224,8 @@ def features() -> Condition:
     """
     absent = dg.AutomationCondition.missing() & ~dg.AutomationCondition.execution_failed()
     asked = absent & _quiet() & ~RunCancelled()
-    return (asked | (_input_changed() & _quiet())).with_label("batch missing or inputs changed")
+    changed = (_input_changed() & _quiet()) | _overlooked()
+    return (asked | changed).with_label("batch missing or inputs changed")
 
 
 def automation_sensors(

@@ -23,6 +23,7 @@ from feature_pipeline.orchestration.provenance import (
     PartitionEvent,
     event_tags,
     latest_events,
+    read_version,
 )
 
 COMPLETION_TAG = "feature_pipeline/completion"
@@ -78,9 +79,9 @@ def features_events(
             records_key(dataset): InputVersion(record_event.data_version, record_event.storage_id)
         }
         for name, content_digest in manifest.inputs.items():
-            pointer = known[name].get(batch)
-            inputs[features_key(dataset, name)] = InputVersion(
-                str(content_digest), pointer.storage_id if pointer else None
+            source = features_key(dataset, name)
+            inputs[source] = read_version(
+                instance, source, batch, str(content_digest), known[name].get(batch)
             )
         tags = event_tags(str(manifest.content_digest), _code_version(releases, manifest), inputs)
         events[batch] = dg.AssetMaterialization(
@@ -101,7 +102,7 @@ def _code_version(releases: Mapping[Digest, ReleaseEntry], manifest: Manifest) -
             f"hook {manifest.hook!r} of dataset {manifest.dataset!r} has no release"
             f" {manifest.release.digest}, which made the artifact of batch {manifest.batch!r}"
         )
-    return feature_code_version(entry.release, manifest.columns)
+    return feature_code_version(entry.release, manifest.columns, manifest.cardinality)
 
 
 def reports(event: PartitionEvent | None, head: FeatureEntry) -> bool:

@@ -121,10 +121,15 @@ def _aborted(error: HookAborted) -> dg.Failure:
     )
 
 
-def feature_code_version(release: HookRelease, columns: Sequence[Column]) -> str:
-    """Changes when a re-materialization could change what the partition says."""
-    declared = [column.model_dump(mode="json") for column in columns]
-    return Digest.of(document_bytes([str(release.digest), declared])).short
+def feature_code_version(release: HookRelease, columns: Sequence[Column], cardinality: str) -> str:
+    """Changes when a re-materialization could change what the partition says.
+
+    What a column is called in prose, and its unit, says nothing else of any record.
+    """
+    declared = [
+        column.model_dump(mode="json", exclude={"unit", "description"}) for column in columns
+    ]
+    return Digest.of(document_bytes([str(release.digest), declared, cardinality])).short
 
 
 def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefinition:
@@ -142,7 +147,7 @@ def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefiniti
         partitions_def=batches_partitions(dataset),
         deps=[records_key(dataset), *(features_key(dataset, name) for name in definition.inputs)],
         io_manager_key=IO_MANAGER_KEY,
-        code_version=feature_code_version(release, columns),
+        code_version=feature_code_version(release, columns, definition.feature.cardinality.value),
         backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=1),
         automation_condition=(
             automation.features() if definition.compute is Compute.AUTOMATICALLY else None

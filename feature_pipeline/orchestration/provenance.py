@@ -15,16 +15,26 @@ from dagster._core.definitions.data_version import (
     DATA_VERSION_IS_USER_PROVIDED_TAG,
     DATA_VERSION_TAG,
     DEFAULT_DATA_VERSION,
-    NULL_EVENT_POINTER,
     extract_data_version_from_entry,
     get_input_data_version_tag,
     get_input_event_pointer_tag,
 )
 
+BEFORE_ANY_EVENT = "1"
+"""A pointer to before the input's first event: whatever its events say is new. With Dagster's own
+word for "none", it compares the latest event with itself."""
+_EVENTS_SEARCHED = 100
+"""Events of a partition that are searched for one that says what was read."""
+
 
 @dataclass(frozen=True, slots=True)
 class InputVersion:
-    """What was read of an upstream partition: its data version, and Dagster's event for it."""
+    """What was read of an upstream partition: its data version, and Dagster's event for it.
+
+    Dagster calls a partition stale if an input's latest event says something else than the event
+    that is pointed at; it does not look at the data version that was noted. So the event must be
+    one that says what was read; None if Dagster has none.
+    """
 
     data_version: str
     storage_id: int | None
@@ -74,6 +84,33 @@ def latest_events(
     return events
 
 
+def read_version(
+    instance: dg.DagsterInstance,
+    key: dg.AssetKey,
+    partition: str,
+    data_version: str,
+    latest: PartitionEvent | None,
+) -> InputVersion:
+    """What was read of a partition, with the last event that says so.
+
+    Args:
+        instance: Where Dagster's events are.
+        key: The input.
+        partition: Which of its partitions.
+        data_version: What was read.
+        latest: The partition's latest event, if there is one.
+    """
+    if latest is None or latest.data_version == data_version:
+        return InputVersion(data_version, latest.storage_id if latest else None)
+    for record in instance.fetch_materializations(
+        dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition]), limit=_EVENTS_SEARCHED
+    ).records:
+        said = extract_data_version_from_entry(record.event_log_entry)
+        if said is not None and said.value == data_version:
+            return InputVersion(data_version, record.storage_id)
+    return InputVersion(data_version, None)
+
+
 def event_tags(
     data_version: str,
     code_version: str | None,
@@ -81,8 +118,8 @@ def event_tags(
 ) -> dict[str, str]:
     """Every provenance tag of one materialization event.
 
-    An input of None is one that Dagster has no event of: it is recorded as Dagster itself records
-    it, so that its first materialization makes this event stale.
+    An input of None is one that Dagster has no event of; its first one makes this event stale, as
+    does any event of an input that never said what was read.
     """
     tags = {DATA_VERSION_TAG: data_version, DATA_VERSION_IS_USER_PROVIDED_TAG: "true"}
     if code_version is not None:
@@ -92,7 +129,7 @@ def event_tags(
             DEFAULT_DATA_VERSION.value if version is None else version.data_version
         )
         tags[get_input_event_pointer_tag(key)] = (
-            NULL_EVENT_POINTER
+            BEFORE_ANY_EVENT
             if version is None or version.storage_id is None
             else str(version.storage_id)
         )

@@ -57,7 +57,8 @@ def _is_changed(event: PartitionEvent, source: dg.AssetKey, now: PartitionEvent 
     pointer = event.tags.get(get_input_event_pointer_tag(source), NULL_EVENT_POINTER)
     if read is None:
         return True  # it was not an input then
-    if now is None or (pointer != NULL_EVENT_POINTER and now.storage_id <= int(pointer)):
+    # Without a pointer Dagster compares the latest event with itself.
+    if now is None or pointer == NULL_EVENT_POINTER or now.storage_id <= int(pointer):
         return False
     if now.data_version is None:
         return True

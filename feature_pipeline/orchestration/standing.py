@@ -242,7 +242,9 @@ def _features_standing(
         records_key(definition.dataset),
         *(features_key(definition.dataset, name) for name in definition.inputs),
     ]
-    code_version = feature_code_version(release, definition.feature.columns)
+    code_version = feature_code_version(
+        release, definition.feature.columns, definition.feature.cardinality.value
+    )
     runs, stale = _dagster(sources, key, code_version, made_from, entries)
     behind: set[str] = set()
     retryable: set[str] = set()
@@ -331,7 +333,7 @@ def _table_standing(
         return None
     spec = table_spec(definition)
     key = table_key(definition.dataset, spec.name)
-    code_version = table_code_version(spec.columns, spec)
+    code_version = table_code_version(spec)
     source = features_key(definition.dataset, definition.name)
     runs, stale = _dagster(sources, key, code_version, [source], heads)
     live, building = _loaded(sources.database, definition)

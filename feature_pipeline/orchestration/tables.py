@@ -16,7 +16,6 @@ from dagster._core.storage.tags import BACKFILL_ID_TAG
 from pydantic import Field
 
 from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.columns import Column
 from feature_pipeline.digest import Digest, document_bytes
 from feature_pipeline.hooks.definition import HookDefinition, Materialize
 from feature_pipeline.orchestration import automation
@@ -72,10 +71,9 @@ def table_spec(definition: HookDefinition) -> TableSpec:
     )
 
 
-def table_code_version(columns: tuple[Column, ...], spec: TableSpec) -> str:
-    """Changes when the same artifact would be loaded differently."""
-    declared = [column.model_dump(mode="json") for column in columns]
-    return Digest.of(document_bytes([spec.name, declared])).short
+def table_code_version(spec: TableSpec) -> str:
+    """Changes when the same artifact would be loaded differently: with the wanted generation."""
+    return Digest.of(document_bytes([spec.name, str(spec.generation_digest)])).short
 
 
 def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
@@ -83,7 +81,7 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
     spec = table_spec(definition)
     dataset, columns = definition.dataset, spec.columns
     key, source = table_key(dataset, spec.name), features_key(dataset, definition.name)
-    code_version = table_code_version(columns, spec)
+    code_version = table_code_version(spec)
     always = definition.table.materialize is Materialize.ALWAYS
 
     @dg.asset(
@@ -137,7 +135,11 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
         inputs = latest_events(context.instance, source, batches)
         done: list[str] = []
         for report in load_batches(store, target, spec, batches):
-            tags = load_tags(report, code_version, source, inputs.get(report.batch))
+            event = inputs.get(report.batch)
+            if event is None or event.data_version != str(report.content_digest):
+                # accepted since the events were read
+                event = latest_events(context.instance, source, [report.batch]).get(report.batch)
+            tags = load_tags(report, code_version, source, event)
             metadata = load_metadata(report)
             if len(done) + 1 == len(batches):
                 # The UI reads column lineage from the latest event alone: one a run is enough.
@@ -250,8 +252,10 @@ def load_tags(
     Args:
         event: The latest event of the features' partition, if Dagster has one.
     """
-    read_version = InputVersion(str(report.content_digest), event.storage_id if event else None)
-    return event_tags(report.data_version, code_version, {source: read_version})
+    content = str(report.content_digest)
+    says_so = event is not None and event.data_version == content
+    read = InputVersion(content, event.storage_id if event is not None and says_so else None)
+    return event_tags(report.data_version, code_version, {source: read})
 
 
 def table_event(
@@ -264,7 +268,7 @@ def table_event(
         asset_key=table_key(definition.dataset, spec.name),
         partition=report.batch,
         metadata=load_metadata(report),
-        tags=load_tags(report, table_code_version(spec.columns, spec), source, event),
+        tags=load_tags(report, table_code_version(spec), source, event),
     )
 
 
