@@ -260,8 +260,8 @@ def _logs_of(
     if names is None:
         return _by_log(store.list_objects(every))
     if len(names) > _LIST_ALL_FROM:
-        logs = _by_log(store.list_objects(every))
-        return {name: infos for name, infos in logs.items() if name in set(names)}
+        logs, wanted = _by_log(store.list_objects(every)), set(names)
+        return {name: infos for name, infos in logs.items() if name in wanted}
     ordered = sorted(set(names))
     found = map_threads(lambda name: list(store.list_objects(one(name))), ordered)
     return {name: infos for name, infos in zip(ordered, found, strict=True) if infos}

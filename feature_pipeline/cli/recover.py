@@ -11,6 +11,7 @@ from feature_pipeline.cli.hooks import project_hooks
 from feature_pipeline.cli.output import Output, json_option
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.servers import local_servers
+from feature_pipeline.errors import CorruptDataError
 from feature_pipeline.orchestration.recover import (
     prove_tables,
     recover_dagster,
@@ -18,6 +19,7 @@ from feature_pipeline.orchestration.recover import (
     tables_to_recover,
 )
 from feature_pipeline.projections.database import Database
+from feature_pipeline.projections.upcast import CannotEvolveError
 
 
 @click.command()
@@ -54,14 +56,21 @@ def recover_all(output: Output, tables: Collection[str], workers: int) -> None:
         drift = recover_dagster(store, uri, instance, hooks)
         output.say(drift.summary())
         loaded: dict[str, dict[str, int]] = {}
+        problems: list[str] = []
         for hook in wanted:
             batches = len(log.heads(store, hook.dataset, hook.name))
             counts = loaded[hook.table_name] = {"batches": 0, "rows": 0}
             with output.progress(f"table {hook.table_name}", batches) as steps:
-                for report in recover_table(store, instance, database, hook, workers=workers):
-                    counts["batches"] += 1
-                    counts["rows"] += report.rows
-                    steps.advance()
+                try:
+                    for report in recover_table(store, instance, database, hook, workers=workers):
+                        counts["batches"] += 1
+                        counts["rows"] += report.rows
+                        steps.advance()
+                except (CorruptDataError, CannotEvolveError) as error:
+                    # The other tables, and the other batches of this one, are brought back.
+                    problems.append(str(error))
+    for where, batches_of in drift.damaged.items():
+        problems += [f"{where}, batch {key!r}: {why}" for key, why in batches_of.items()]
     proofs = prove_tables(store, database, wanted)
     output.table(
         "proof: rows read back from PostgreSQL against the archive in S3",
@@ -82,6 +91,7 @@ def recover_all(output: Output, tables: Collection[str], workers: int) -> None:
     output.result(
         {
             "drift": drift.summary(),
+            "problems": problems,
             "tables": {
                 name: {
                     **loaded[name],
@@ -93,5 +103,11 @@ def recover_all(output: Output, tables: Collection[str], workers: int) -> None:
             },
         }
     )
+    for problem in problems:
+        output.say(problem)
+    if problems:
+        raise click.ClickException(
+            f"{len(problems)} problems, named above: everything else was brought back"
+        )
     if not all(proof.is_equal for proof in proofs.values()):
         raise click.ClickException("a table differs from the archive")

@@ -14,7 +14,7 @@ from feature_pipeline.archive.log import FeatureEntry, ReleaseEntry
 from feature_pipeline.archive.manifest import Manifest
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.digest import Digest
-from feature_pipeline.errors import NotFoundError
+from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, NotFoundError
 from feature_pipeline.orchestration.features import feature_code_version
 from feature_pipeline.orchestration.keys import features_key, records_key
 from feature_pipeline.orchestration.metadata import artifact_metadata
@@ -50,31 +50,42 @@ def features_events(
     dataset: str,
     hook: str,
     heads: Mapping[str, FeatureEntry],
+    damaged: dict[str, str],
 ) -> dict[str, dg.AssetMaterialization]:
     """The materializations that stand for current artifacts of a hook, by batch.
 
     A batch of whose records Dagster has no event yet is left out: without a pointer to one its
     partition would show as stale. Manifests are read in parallel, Dagster is asked once per input.
+
+    Args:
+        store: The archive.
+        archive_uri: Its address, for people.
+        instance: Where Dagster's events are.
+        dataset: The hook's.
+        hook: Whose artifacts.
+        heads: The log entries to report, by batch.
+        damaged: Gets the batches whose manifest is gone or damaged, with the reason: one of them
+            must not keep the others from being known.
     """
-    if not heads:
+    manifests: dict[str, Manifest] = {}
+    for batch, found in zip(
+        heads, map_threads(lambda head: _manifest(store, head), heads.values()), strict=True
+    ):
+        if isinstance(found, Manifest):
+            manifests[batch] = found
+        else:
+            damaged[batch] = str(found)
+    if not manifests:
         return {}
-    manifests = dict(
-        zip(
-            heads,
-            map_threads(lambda head: read.read_manifest(store, head.manifest), heads.values()),
-            strict=True,
-        )
-    )
     records = latest_events(instance, records_key(dataset), heads)
     sources = {name for manifest in manifests.values() for name in manifest.inputs}
     known = {name: latest_events(instance, features_key(dataset, name), heads) for name in sources}
     releases = {entry.release.digest: entry for entry in log.releases(store, dataset, hook)}
     events = {}
-    for batch, head in heads.items():
-        record_event = records.get(batch)
+    for batch, manifest in manifests.items():
+        head, record_event = heads[batch], records.get(batch)
         if record_event is None or record_event.data_version is None:
             continue
-        manifest = manifests[batch]
         inputs: dict[dg.AssetKey, InputVersion | None] = {
             records_key(dataset): InputVersion(record_event.data_version, record_event.storage_id)
         }
@@ -93,6 +104,13 @@ def features_events(
             tags=tags | {COMPLETION_TAG: head.completion},
         )
     return events
+
+
+def _manifest(store: BlobStore, head: FeatureEntry) -> Manifest | FeaturePipelineError:
+    try:
+        return read.read_manifest(store, head.manifest)
+    except (NotFoundError, CorruptDataError) as error:
+        return error
 
 
 def _code_version(releases: Mapping[Digest, ReleaseEntry], manifest: Manifest) -> str:

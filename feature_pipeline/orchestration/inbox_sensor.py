@@ -26,6 +26,7 @@ from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.log import FeatureEntry
 from feature_pipeline.archive.publish import Completion
 from feature_pipeline.archive.threads import map_threads
+from feature_pipeline.errors import CorruptDataError, NotFoundError
 from feature_pipeline.orchestration.events import features_events, reports
 from feature_pipeline.orchestration.keys import features_key, records_key
 from feature_pipeline.orchestration.outlived_runs import take_outlived
@@ -49,6 +50,8 @@ class InboxTick:
     removed: int = 0
     unusable: list[str] = field(default_factory=list)
     """Results of hook runs whose worker died, and which can never be accepted."""
+    damaged: list[str] = field(default_factory=list)
+    """Accepted entries of which Dagster cannot be told: what they name is gone or damaged."""
 
     def summary(self) -> str:
         """One line for the tick's log."""
@@ -128,9 +131,12 @@ def _report_batches(
         if is_current and submission.batch in known:
             _remove(store, tick, entry)
             continue
-        tick.events.append(
-            records_event(accepted, log.read_batch(store, dataset, submission.batch))
-        )
+        try:
+            batch = log.read_batch_blob(store, accepted.digest)
+        except (NotFoundError, CorruptDataError) as error:
+            tick.damaged.append(f"{entry.id}: {error}")
+            continue
+        tick.events.append(records_event(accepted, batch))
         if submission.batch not in known:
             tick.partitions.setdefault(dataset, []).append(submission.batch)
 
@@ -161,13 +167,14 @@ def _report_completions(
         else:
             unreported[completion.batch] = head
             waiting.append((entry, completion.batch))
-    events = features_events(store, archive_uri, instance, dataset, hook, unreported)
+    damaged: dict[str, str] = {}
+    events = features_events(store, archive_uri, instance, dataset, hook, unreported, damaged)
     tick.events.extend(events.values())
-    tick.waiting.extend(
-        f"{entry.id}: its batch is not in Dagster yet"
-        for entry, batch in waiting
-        if batch not in events
-    )
+    for entry, batch in waiting:
+        if batch in damaged:
+            tick.damaged.append(f"{entry.id}: {damaged[batch]}")
+        elif batch not in events:
+            tick.waiting.append(f"{entry.id}: its batch is not in Dagster yet")
 
 
 def _remove(store: BlobStore, tick: InboxTick, entry: InboxEntry) -> None:
@@ -228,3 +235,5 @@ def _loud(tick: InboxTick) -> Iterator[str]:
         yield f"quarantined {line}; `feature-pipeline status` lists it"
     for line in tick.unusable:
         yield f"the result of a hook run whose worker died cannot be accepted: {line}"
+    for line in tick.damaged:
+        yield f"damaged in the archive: {line}; `feature-pipeline verify` names all that is"

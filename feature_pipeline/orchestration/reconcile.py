@@ -16,7 +16,9 @@ from dagster._core.execution.backfill import PartitionBackfill
 
 from feature_pipeline.archive import log
 from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.log import BatchEntry
 from feature_pipeline.archive.threads import map_threads
+from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, NotFoundError
 from feature_pipeline.hooks.definition import HookDefinition, Materialize
 from feature_pipeline.orchestration.events import EVENTS_AT_ONCE, features_events, report_events
 from feature_pipeline.orchestration.keys import features_key, records_key, table_key
@@ -43,11 +45,21 @@ class Drift:
     """Batches that tables lack or hold in an older version; to be loaded."""
     unknown_partitions: dict[str, list[str]] = field(default_factory=dict)
     """Partitions in Dagster that no batch of the log stands for."""
+    damaged: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Batches of which Dagster could not be told, because of what is wrong with them in the
+    archive; each with the reason."""
 
     def is_empty(self) -> bool:
         """Whether everything agreed."""
         return not any(
-            (self.partitions, self.records, self.features, self.tables, self.unknown_partitions)
+            (
+                self.partitions,
+                self.records,
+                self.features,
+                self.tables,
+                self.unknown_partitions,
+                self.damaged,
+            )
         )
 
     def summary(self) -> str:
@@ -60,6 +72,7 @@ class Drift:
                 ("feature events reported for", self.features),
                 ("batches to load into", self.tables),
                 ("partitions without a batch in", self.unknown_partitions),
+                ("batches damaged in the archive of", self.damaged),
             )
             for name, keys in found.items()
         ]
@@ -133,10 +146,23 @@ def _reconcile_batches(
     ]
     for start in range(0, len(unreported), EVENTS_AT_ONCE):
         chunk = unreported[start : start + EVENTS_AT_ONCE]
-        batches = map_threads(lambda entry: log.read_batch_blob(store, entry.digest), chunk)
-        report_events(instance, list(map(records_event, chunk, batches)))
-    if unreported:
-        drift.records[dataset] = [entry.batch for entry in unreported]
+        events_of = map_threads(lambda entry: _records_event(store, entry), chunk)
+        told = [event for event in events_of if isinstance(event, dg.AssetMaterialization)]
+        report_events(instance, told)
+        for entry, event in zip(chunk, events_of, strict=True):
+            if isinstance(event, dg.AssetMaterialization):
+                drift.records.setdefault(dataset, []).append(entry.batch)
+            else:
+                drift.damaged.setdefault(dataset, {})[entry.batch] = str(event)
+
+
+def _records_event(
+    store: BlobStore, entry: BatchEntry
+) -> dg.AssetMaterialization | FeaturePipelineError:
+    try:
+        return records_event(entry, log.read_batch_blob(store, entry.digest))
+    except (NotFoundError, CorruptDataError) as error:
+        return error
 
 
 def _reconcile_features(
@@ -157,8 +183,11 @@ def _reconcile_features(
     ]
     for start in range(0, len(unreported), EVENTS_AT_ONCE):
         chunk = {batch: heads[batch] for batch in unreported[start : start + EVENTS_AT_ONCE]}
-        events = features_events(store, archive_uri, instance, dataset, hook, chunk)
+        damaged: dict[str, str] = {}
+        events = features_events(store, archive_uri, instance, dataset, hook, chunk, damaged)
         report_events(instance, events.values())
+        if damaged:
+            drift.damaged.setdefault(key.to_user_string(), {}).update(damaged)
         if events:
             drift.features.setdefault(key.to_user_string(), []).extend(events)
 
@@ -205,6 +234,15 @@ def reconcile_job(hooks: Sequence[HookDefinition]) -> dg.JobDefinition:
             graph = context.repository_def.asset_graph
             ids = request_loads(context.instance, graph, drift.tables)
             context.log.info("backfills requested: %s", ", ".join(ids))
+        if drift.damaged:
+            raise dg.Failure(
+                description=(
+                    "what is damaged in the archive could not be told to Dagster; the rest was:"
+                    " see `feature-pipeline verify`"
+                ),
+                metadata={"damaged": dg.MetadataValue.json(drift.damaged)},
+                allow_retries=False,
+            )
 
     @dg.job(name="reconcile", description="Finds and mends drift between S3, Dagster and tables.")
     def reconcile_all() -> None:

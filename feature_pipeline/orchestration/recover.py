@@ -5,13 +5,12 @@ Belongs here: the order of it. Not here: what each step does (`reconcile`, `proj
 
 import contextlib
 from collections.abc import Collection, Iterator, Sequence
-from itertools import islice
 
 import dagster as dg
 
 from feature_pipeline.archive import log
 from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.errors import NotFoundError
+from feature_pipeline.errors import FeaturePipelineError, NotFoundError
 from feature_pipeline.hooks.definition import HookDefinition, Materialize
 from feature_pipeline.orchestration.events import report_events
 from feature_pipeline.orchestration.keys import features_key, table_key
@@ -74,7 +73,7 @@ def recover_table(
     features = latest_events(instance, features_key(definition.dataset, definition.name), heads)
     known = latest_events(instance, key, heads)
     with contextlib.closing(load_batches(store, database, spec, workers=workers)) as loads:
-        while reports := list(islice(loads, _REPORTS_AT_ONCE)):
+        for reports in _chunks(loads):
             events = [table_event(definition, r, features.get(r.batch)) for r in reports]
             report_events(
                 instance,
@@ -85,6 +84,23 @@ def recover_table(
                 ],
             )
             yield from reports
+
+
+def _chunks(reports: Iterator[LoadReport]) -> Iterator[list[LoadReport]]:
+    """Some reports at a time; those that came before an error come before it too."""
+    chunk: list[LoadReport] = []
+    try:
+        for report in reports:
+            chunk.append(report)
+            if len(chunk) == _REPORTS_AT_ONCE:
+                yield chunk
+                chunk = []
+    except FeaturePipelineError:
+        if chunk:
+            yield chunk
+        raise
+    if chunk:
+        yield chunk
 
 
 def prove_tables(

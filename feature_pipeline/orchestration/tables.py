@@ -15,6 +15,7 @@ from dagster._core.execution.backfill import PartitionBackfill
 from dagster._core.storage.tags import BACKFILL_ID_TAG
 from pydantic import Field
 
+from feature_pipeline.archive import log
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.digest import Digest, document_bytes
 from feature_pipeline.hooks.definition import HookDefinition, Materialize
@@ -42,6 +43,7 @@ from feature_pipeline.projections.table_spec import TableSpec
 
 PROGRESS_CHECK = "progress"
 GENERATION_CHECK = "generation"
+_SHOWN = 5
 BATCHES_PER_RUN = 500
 """A run costs about five seconds to start and a batch milliseconds to load."""
 
@@ -128,6 +130,12 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
     ) -> Iterator[dg.MaterializeResult[None] | dg.AssetMaterialization | dg.AssetCheckResult]:
         store, target = archive.store(), database.database()
         batches = list(context.partition_keys)
+        absent: list[str] = []
+        if len(batches) > 1:
+            # One hook run that failed must not keep hundreds of batches from the table.
+            present = log.heads(store, dataset, definition.name, batches)
+            absent = [batch for batch in batches if batch not in present]
+            batches = [batch for batch in batches if batch in present] or batches
         if config.rebuild:
             token = context.run.tags.get(BACKFILL_ID_TAG, context.run.run_id)
             with target.connect(f"table {spec.name!r}") as connection:
@@ -168,13 +176,23 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
         yield dg.AssetCheckResult(
             asset_key=key,
             check_name=PROGRESS_CHECK,
-            passed=progress.is_complete,
-            description=progress.summary(),
-            metadata={"batches": len(done), "problems": progress.to_json()},
+            passed=progress.is_complete and not absent,
+            description=progress.summary() + _absent(absent),
+            metadata={
+                "batches": len(done),
+                "problems": {**progress.to_json(), "without_artifact": absent},
+            },
         )
         yield generation_result(context, key, store, target, spec)
 
     return load_table
+
+
+def _absent(batches: Sequence[str]) -> str:
+    if not batches:
+        return ""
+    named = ", ".join(batches[:_SHOWN]) + (", ..." if len(batches) > _SHOWN else "")
+    return f"; {len(batches)} of this run have no artifact to load: {named}"
 
 
 def generation_result(

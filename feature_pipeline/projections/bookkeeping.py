@@ -259,6 +259,27 @@ def write_progress(connection: Connection, generation: int, held: Sequence[Progr
         )
 
 
+def write_provenance(connection: Connection, generation: int, held: Progress) -> None:
+    """As `write_progress` of one batch that is there, but for the number of its rows."""
+    connection.execute(
+        "update feature_pipeline.progress set seq = %s, manifest = %s, content_digest = %s,"
+        " rows_digest = %s, release = %s, release_digest = %s, run = %s, loaded_at = %s"
+        " where generation = %s and batch = %s",
+        [
+            held.seq,
+            str(held.manifest),
+            str(held.content_digest),
+            str(held.rows_digest),
+            held.release,
+            str(held.release_digest),
+            held.run,
+            held.loaded_at,
+            generation,
+            held.batch,
+        ],
+    )
+
+
 def _parameters(generation: int, progress: Progress) -> list[Any]:
     return [
         generation,

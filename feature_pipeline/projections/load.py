@@ -20,7 +20,8 @@ from feature_pipeline.archive import log, tombstones
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.log import BatchEntry, FeatureEntry
 from feature_pipeline.digest import ContentSum, Digest
-from feature_pipeline.errors import InvalidInputError, NotFoundError
+from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
+from feature_pipeline.projections.bookkeeping import all_progress
 from feature_pipeline.projections.database import Connection, Database
 from feature_pipeline.projections.generation import Generation, TableState, ensure_table
 from feature_pipeline.projections.prepare import (
@@ -42,7 +43,7 @@ _GROUP_BYTES: Final = 4 << 20
 """Small batches are loaded together until they have as many bytes of rows: the statements around a
 COPY then cost little beside it, and memory stays that of `_AHEAD` and one groups."""
 _GROUP_BATCHES: Final = 64
-_SHOWN_REFUSALS: Final = 10
+_SHOWN_PROBLEMS: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +79,10 @@ class _Task:
     entry: FeatureEntry
 
 
-_Found: TypeAlias = list[PreparedBatch | CannotEvolveError]
-"""A task's rows for each generation that is fed, or why they do not fit it."""
+_Problem: TypeAlias = CannotEvolveError | CorruptDataError | NotFoundError
+"""Why a batch is not loaded: it does not fit, or its artifact is damaged or incomplete."""
+_Found: TypeAlias = list[PreparedBatch | _Problem | None]
+"""A task's rows for each generation that is fed, or why there are none; None if it holds them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ class _Fit:
     """What of some tasks one generation can hold, and why it cannot hold the rest, by batch."""
 
     group: PreparedGroup | None
-    refusals: dict[str, CannotEvolveError]
+    problems: dict[str, _Problem]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +136,8 @@ def load_batches(
     loaded whatever happens to the rest. When the iterator ends, all of it is on disk, and the
     table is settled (`settle_table`): a generation that is complete by now has been switched to.
 
-    A batch that does not fit the wanted generation stops no other; the refusals are raised at the
-    end. Any other error ends the work.
+    A batch that does not fit the wanted generation, or whose artifact is damaged, stops no other;
+    all of them are named at the end. Any other error ends the work.
 
     Args:
         store: The archive.
@@ -147,6 +150,7 @@ def load_batches(
     Raises:
         NotFoundError: A batch named is unknown, or has no current artifact under the hook.
         ConflictError: Another hook's table has this name.
+        CorruptDataError: Artifacts are damaged, or parts of them are gone; the rest is loaded.
         CannotEvolveError: Artifacts do not fit the table's columns; the rest is loaded.
         ProjectionError: PostgreSQL refused something, or could not be reached.
     """
@@ -155,29 +159,35 @@ def load_batches(
     with database.connect(f"table {spec.name!r}") as connection:
         state = ensure_table(connection, spec)
     tasks = _tasks(store, spec, batches)
-    refusals: list[CannotEvolveError] = []
+    problems: dict[str, _Problem] = {}
     while True:
         withdrawn = frozenset(tombstones.withdrawn(store, spec.dataset))
         work = _Work(store, database, spec, state, withdrawn, tasks, is_forced=is_forced)
         yield from work.run(min(workers, max(1, len(tasks))))
-        refusals += work.refusals
-        late = settle_table(store, database, spec).late
+        problems |= work.problems
+        late = set(settle_table(store, database, spec).late) - problems.keys()
         if not late:
             break
         # Loaded meanwhile by code that did not know of the generation that is being built.
         tasks = _tasks(store, spec, late)
-    if refusals:
-        raise _refusal(spec, refusals)
+    if problems:
+        raise _summed_up(spec, list(problems.values()))
 
 
-def _refusal(spec: TableSpec, refusals: list[CannotEvolveError]) -> CannotEvolveError:
-    shown = "\n".join(str(refusal) for refusal in refusals[:_SHOWN_REFUSALS])
-    more = (
-        f"\nand {len(refusals) - _SHOWN_REFUSALS} more" if len(refusals) > _SHOWN_REFUSALS else ""
-    )
-    return CannotEvolveError(
-        f"table {spec.name!r}: {len(refusals)} batches of {spec.asset} do not fit its columns; the"
-        f" rest is loaded, and what was read before still is:\n{shown}{more}"
+def _summed_up(spec: TableSpec, problems: list[_Problem]) -> CannotEvolveError | CorruptDataError:
+    """One error that names every batch that was not loaded; of the worst kind among them."""
+    shown = "\n".join(map(str, problems[:_SHOWN_PROBLEMS]))
+    if len(problems) > _SHOWN_PROBLEMS:
+        shown += f"\nand {len(problems) - _SHOWN_PROBLEMS} more"
+    misfits = sum(isinstance(problem, CannotEvolveError) for problem in problems)
+    rest = f"the rest is loaded, and what was read before still is:\n{shown}"
+    if misfits == len(problems):
+        return CannotEvolveError(
+            f"table {spec.name!r}: {misfits} batches of {spec.asset} do not fit its columns; {rest}"
+        )
+    return CorruptDataError(
+        f"table {spec.name!r}: artifacts of {len(problems) - misfits} batches of {spec.asset} are"
+        f" damaged or incomplete (`feature-pipeline verify` names what is wrong); {rest}"
     )
 
 
@@ -224,8 +234,9 @@ class _Work:
         self._withdrawn = withdrawn
         self._is_forced = is_forced
         self._tasks = iter(tasks)
-        self.refusals: list[CannotEvolveError] = []
-        """Batches that do not fit the wanted generation, each with the reason."""
+        self.problems: dict[str, _Problem] = {}
+        """Batches that were not loaded into the wanted generation, each with the reason."""
+        self._live_holds = {} if is_forced else _held(database, spec, state)
         self._lock = threading.Lock()
         self._is_stopped = False
         self._prepared_bytes = 0
@@ -256,7 +267,10 @@ class _Work:
                 # the last loads back, rows and progress together, and they are then loaded again.
                 connection.execute("set synchronous_commit = off")
                 upcoming = deque(ahead.submit(self._prepare_next) for _ in range(_AHEAD))
-                while (group := upcoming.popleft().result()) is not None:
+                while upcoming:
+                    # One that found no task may stand before one that took the last.
+                    if (group := upcoming.popleft().result()) is None:
+                        continue
                     upcoming.append(ahead.submit(self._prepare_next))
                     for report in self._load(connection, group):
                         reports.put(report)
@@ -291,15 +305,20 @@ class _Work:
 
     def _prepare(self, task: _Task, state: TableState) -> _Found:
         """The task's rows for each generation that is fed."""
-        return [self._prepare_for(task, generation) for generation in state.fed]
+        return [
+            None if self._is_held(task, generation) else self._prepare_for(task, generation)
+            for generation in state.fed
+        ]
 
-    def _prepare_for(
-        self, task: _Task, generation: Generation
-    ) -> PreparedBatch | CannotEvolveError:
+    def _is_held(self, task: _Task, generation: Generation) -> bool:
+        held = self._live_holds.get((generation.id, task.batch.batch), 0)
+        return held >= task.entry.seq
+
+    def _prepare_for(self, task: _Task, generation: Generation) -> PreparedBatch | _Problem:
         try:
             return prepare_batch(self._store, generation, task.batch, task.entry, self._withdrawn)
-        except CannotEvolveError as error:
-            return CannotEvolveError(f"batch {task.batch.batch!r}: {error}")
+        except (CannotEvolveError, CorruptDataError, NotFoundError) as error:
+            return type(error)(f"batch {task.batch.batch!r}: {error}")
 
     def _load(self, connection: Connection, group: _Group) -> list[LoadReport]:
         while True:
@@ -319,11 +338,11 @@ class _Work:
         state = group.state
         wanted = self._load_into(connection, state, state.wanted, group.wanted)
         live = {}
-        waiting: dict[str, CannotEvolveError] = {}
+        waiting: dict[str, _Problem] = {}
         if group.live is not None:
             live = self._load_into(connection, state, state.live, group.live)
-            waiting = group.live.refusals
-        self.refusals += group.wanted.refusals.values()
+            waiting = group.live.problems
+        self.problems |= group.wanted.problems
         return [
             replace(report, live=live.get(batch))
             if batch not in waiting
@@ -362,16 +381,28 @@ class _Work:
         }
 
 
+def _held(database: Database, spec: TableSpec, state: TableState) -> dict[tuple[int, str], int]:
+    """Beside a generation that is being built: which log entry live holds of each batch.
+
+    What it holds need not be read, decoded and offered to it a second time.
+    """
+    if state.building is None:
+        return {}
+    with database.connect(f"table {spec.name!r}") as connection:
+        progress = all_progress(connection, state.live.id)
+    return {(state.live.id, batch): held.seq for batch, held in progress.items()}
+
+
 def _group(tasks: list[_Task], state: TableState, found: list[_Found]) -> _Group:
     fits = []
     for generation, column in zip(state.fed, zip(*found, strict=True), strict=True):
         fitting = [one for one in column if isinstance(one, PreparedBatch)]
-        refusals = {
+        problems = {
             task.batch.batch: one
             for task, one in zip(tasks, column, strict=True)
-            if isinstance(one, CannotEvolveError)
+            if one is not None and not isinstance(one, PreparedBatch)
         }
-        fits.append(_Fit(prepare_group(fitting, generation) if fitting else None, refusals))
+        fits.append(_Fit(prepare_group(fitting, generation) if fitting else None, problems))
     return _Group(tasks, state, fits[0], fits[1] if len(fits) > 1 else None)
 
 

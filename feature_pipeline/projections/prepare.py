@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.layout import FIRST_SEQ
 from feature_pipeline.archive.log import BatchEntry, FeatureEntry
 from feature_pipeline.archive.manifest import Manifest
 from feature_pipeline.archive.read import read_manifest, read_outcomes, read_rows
@@ -55,6 +56,8 @@ class PreparedBatch:
     kinds: dict[str, str]
     withdrawn: frozenset[str]
     """Records that must not appear; `outcomes` and `rows` are without them."""
+    is_redacted: bool
+    """Whether the batch has had records that it has no more."""
     encoded: tuple[memoryview, ...] | None
     """COPY rows of all of `rows`, if they were encoded ahead."""
 
@@ -138,6 +141,7 @@ def prepare_batch(
         rows=rows,
         kinds=kinds,
         withdrawn=withdrawn,
+        is_redacted=batch.seq > FIRST_SEQ,
         encoded=tuple(encode_chunks(rows, batch.batch, kinds)) if is_small else None,
     )
 

@@ -8,7 +8,7 @@ table (shared), the batch, its records in the order of their ids, progress rows 
 their batches.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -22,6 +22,7 @@ from feature_pipeline.projections.bookkeeping import (
     has_progress,
     read_progress,
     write_progress,
+    write_provenance,
 )
 from feature_pipeline.projections.copy_format import COPY_HEADER, COPY_TRAILER
 from feature_pipeline.projections.database import Connection, fetch_one, lock, lock_each
@@ -156,8 +157,9 @@ def replace_batch(
             return Replacement(held, is_unchanged=True, foreign=0)
         is_same = held is not None and held.content_digest == prepared.content_digest
         if held is not None and is_same and not is_forced:
+            # How many rows they are may be changing: a later batch may be claiming some of them.
             progress = _progress(prepared, held.rows)
-            write_progress(connection, generation.id, [progress])
+            write_provenance(connection, generation.id, progress)
             return Replacement(progress, is_unchanged=True, foreign=0)
         return _replace(connection, generation, prepared, held)
 
@@ -181,11 +183,7 @@ def _replace(
         if batch == prepared.batch:
             write_progress(connection, generation.id, [progress])
         else:
-            connection.execute(
-                "update feature_pipeline.progress set rows = rows - %s"
-                " where generation = %s and batch = %s",
-                [lost[batch], generation.id, batch],
-            )
+            _subtract_rows(connection, generation, batch, lost[batch])
     return Replacement(progress, is_unchanged=False, foreign=total - owned_count)
 
 
@@ -224,20 +222,45 @@ def _owned(connection: Connection, generation: Generation, prepared: PreparedBat
 def _forget_withdrawn(
     connection: Connection, generation: Generation, prepared: PreparedBatch
 ) -> list[str]:
-    """Remove the batch's outcomes of withdrawn records, and name the records.
+    """Remove the batch's outcomes of records that it has no more, and name the records.
 
-    Apart from them a batch has the same records for ever, so nothing else can have gone.
+    A batch loses records to erasure alone. One that was redacted may have been loaded last before
+    that, and the withdrawal lifted since: all that it has not now are looked for, by a scan.
     """
-    if not prepared.withdrawn:
+    if not (prepared.withdrawn or prepared.is_redacted):
         return []
+    chosen = "record_id = any(%s)" if not prepared.is_redacted else "record_id <> all(%s)"
+    ids = prepared.record_ids() if prepared.is_redacted else sorted(prepared.withdrawn)
     rows = connection.execute(
         sql.SQL(
-            "delete from {} where generation = %s and record_id = any(%s) and batch = %s"
-            " returning record_id"
-        ).format(generation.outcomes),
-        [generation.id, sorted(prepared.withdrawn), prepared.batch],
+            "delete from {} where generation = %s and {} and batch = %s returning record_id"
+        ).format(generation.outcomes, sql.SQL(chosen)),
+        [generation.id, ids, prepared.batch],
     )
     return [row[0] for row in rows]
+
+
+def forget_records(
+    connection: Connection, generation: Generation, record_ids: Collection[str]
+) -> None:
+    """The generation holds nothing of these records, in the caller's transaction."""
+    ids = sorted(record_ids)
+    connection.execute(
+        sql.SQL("delete from {} where generation = %s and record_id = any(%s)").format(
+            generation.outcomes
+        ),
+        [generation.id, ids],
+    )
+    for batch, count in sorted(_delete_rows(connection, generation, ids).items()):
+        _subtract_rows(connection, generation, batch, count)
+
+
+def _subtract_rows(connection: Connection, generation: Generation, batch: str, count: int) -> None:
+    connection.execute(
+        "update feature_pipeline.progress set rows = rows - %s"
+        " where generation = %s and batch = %s",
+        [count, generation.id, batch],
+    )
 
 
 def _delete_rows(

@@ -6,12 +6,14 @@ the change of the view (`switch`).
 
 from dataclasses import dataclass
 
+from feature_pipeline.archive import tombstones
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.errors import ConflictError, NotFoundError
 from feature_pipeline.projections.bookkeeping import all_progress
-from feature_pipeline.projections.database import Database
-from feature_pipeline.projections.generation import lock_table, require_table
+from feature_pipeline.projections.database import Connection, Database
+from feature_pipeline.projections.generation import TableState, lock_table, require_table
 from feature_pipeline.projections.progress import compare_progress, current_entries
+from feature_pipeline.projections.replace import forget_records
 from feature_pipeline.projections.settle import (
     TableReport,
     previous_generation,
@@ -47,7 +49,8 @@ class RollbackReport:
 def rollback(store: BlobStore, database: Database, spec: TableSpec) -> RollbackReport:
     """The view shows the generation that was live before, and stays with it until unpinned.
 
-    The generation left goes on being fed, so `unpin` can return to it at once.
+    The generation left goes on being fed, so `unpin` can return to it at once. Records that were
+    withdrawn since are taken out of the one that is shown, in the transaction that shows it.
 
     Raises:
         NotFoundError: The table does not exist, or no earlier generation of it is kept.
@@ -67,13 +70,15 @@ def rollback(store: BlobStore, database: Database, spec: TableSpec) -> RollbackR
                 " that was read is kept"
             )
         wait_for_older_snapshots(connection, spec)
-        if not switch(
-            connection,
-            spec,
-            to,
-            lambda _, now: now.live.id == left.live.id,
-            is_pinned=True,
-        ):
+        withdrawn = tombstones.withdrawn(store, spec.dataset)
+
+        def forgets(under_lock: Connection, now: TableState) -> bool:
+            # It was not fed since it was left: what was withdrawn meanwhile must not come back.
+            if now.live.id == left.live.id and withdrawn:
+                forget_records(under_lock, to, withdrawn)
+            return now.live.id == left.live.id
+
+        if not switch(connection, spec, to, forgets, is_pinned=True):
             raise ConflictError(f"table {spec.name!r} was switched by somebody else meanwhile")
         progress = all_progress(connection, to.id)
     compared = compare_progress(current_entries(store, spec, None), progress)

@@ -1,7 +1,11 @@
 """Tables as people and the archive see them, on a real PostgreSQL."""
 
+import collections
+import dataclasses
+import itertools
 import math
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
@@ -11,11 +15,11 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from feature_pipeline.archive import layout, tombstones
+from feature_pipeline.archive import erase, layout, tombstones
 from feature_pipeline.columns import Column
 from feature_pipeline.errors import ConflictError, NotFoundError, ProjectionError
 from feature_pipeline.hooks.definition import IndexDefinition
-from feature_pipeline.projections import generation
+from feature_pipeline.projections import generation, load, replace
 from feature_pipeline.projections.database import Database
 from feature_pipeline.projections.load import load_batch, load_batches
 from feature_pipeline.projections.progress import check_progress
@@ -608,4 +612,73 @@ def test_rows_stream_in_chunks(archive, database, monkeypatch) -> None:
     reports = list(load_batches(archive.store, database, archive.spec(), ["b2", "b1"]))
 
     assert [(report.batch, report.rows) for report in reports] == [("b2", 0), ("b1", 45)]
+    assert prove(archive.store, database, archive.spec()).is_equal
+
+
+def test_a_preparer_that_finds_nothing_ends_nobody_elses_work(
+    archive, database, monkeypatch
+) -> None:
+    """Two prepare ahead; the first may come too late for the only batch there is."""
+    archive.add("b1", {"r1": [FULL]})
+    original = load._Work._prepare_next
+    calls = itertools.count()
+
+    def late(work):
+        if next(calls) == 0:
+            time.sleep(0.2)
+        return original(work)
+
+    monkeypatch.setattr(load._Work, "_prepare_next", late)
+    assert load_batch(archive.store, database, archive.spec(), "b1").rows == 1
+
+
+def test_rows_that_another_batch_takes_meanwhile_stay_counted(
+    archive, database, connection, monkeypatch
+) -> None:
+    """A run that says the same again must not write down how many rows there were before."""
+    archive.add("b1", {"r1": [FULL, FULL], "r2": [FULL]})
+    load_batch(archive.store, database, archive.spec(), "b1")
+    archive.say("b1", {"r1": [FULL, FULL], "r2": [FULL]})
+    original = replace.read_progress
+
+    def stale(connection, generation, batch):
+        held = original(connection, generation, batch)
+        return None if held is None else dataclasses.replace(held, rows=99)
+
+    monkeypatch.setattr(replace, "read_progress", stale)
+    load_batch(archive.store, database, archive.spec(), "b1")
+    assert connection.execute("select rows from feature_pipeline.progress").fetchone() == (3,)
+
+
+def test_what_live_holds_is_not_read_again_for_it(archive, database) -> None:
+    for number in range(3):
+        archive.add(f"b{number}", {f"r{number}": [FULL]})
+    list(load_batches(archive.store, database, archive.spec()))
+    archive.columns = (*COLUMNS, Column(name="note", type="string"))
+    counted = collections.Counter()
+    original = archive.store.get
+
+    def get(key, size=None):
+        counted[key] += 1
+        return original(key, size)
+
+    archive.store.get = get
+    load_batch(archive.store, database, archive.spec(), "b1")
+    blobs = [count for key, count in counted.items() if key.startswith(layout.BLOBS)]
+    assert max(blobs) == 1
+
+
+def test_a_record_that_was_erased_and_may_come_again_leaves_the_table(
+    archive, database, connection
+) -> None:
+    """The table was not loaded while the record was withdrawn."""
+    archive.add("b1", {"r1": [FULL], "r2": [FULL]})
+    load_batch(archive.store, database, archive.spec(), "b1")
+    erase.erase(archive.store, "demo", ["r1"], "asked for")
+    tombstones.lift(archive.store, "demo", ["r1"], "asked for again")
+
+    load_batch(archive.store, database, archive.spec(), "b1")
+
+    assert connection.execute("select record_id from features.pockets").fetchall() == [("r2",)]
+    assert connection.execute("select record_id from features._outcomes").fetchall() == [("r2",)]
     assert prove(archive.store, database, archive.spec()).is_equal

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
+from feature_pipeline.archive import tombstones
 from feature_pipeline.columns import Column
 from feature_pipeline.errors import ConflictError, NotFoundError
 from feature_pipeline.hooks.definition import IndexDefinition, UpcasterDefinition
@@ -231,6 +232,28 @@ def test_rollback_pins_and_both_generations_are_fed(archive, database, connectio
     ]
     assert names[3:] == ["label", "note"]
     assert prove(archive.store, database, archive.spec()).is_equal
+
+
+def test_rollback_does_not_bring_withdrawn_records_back(archive, database, connection) -> None:
+    """The generation that was left is not fed, nor told of what was erased since."""
+    load_all(archive, database)
+    archive.columns = (LABEL, NOTE)
+    load_all(archive, database)
+    tombstones.withdraw(archive.store, "demo", ["r0"], "asked for")
+
+    rollback(archive.store, database, archive.spec())
+
+    shown = connection.execute("select distinct record_id from features.pockets").fetchall()
+    assert shown
+    assert ("r0",) not in shown
+    assert connection.execute(
+        "select count(*) from features._outcomes where record_id = 'r0'"
+    ).fetchone() == (0,)
+    (counted,) = connection.execute("select count(*) from features.pockets").fetchone()
+    assert connection.execute(
+        "select sum(p.rows) from feature_pipeline.progress p"
+        " join feature_pipeline.tables t on t.live = p.generation"
+    ).fetchone() == (counted,)
 
 
 def test_rollback_without_an_earlier_generation_is_refused(archive, database) -> None:

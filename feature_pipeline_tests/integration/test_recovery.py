@@ -9,6 +9,9 @@ import pytest
 from dagster._core.events import EngineEventData
 from dagster._core.utils import make_new_run_id
 
+from feature_pipeline.archive import layout, log, read
+from feature_pipeline.digest import Digest
+from feature_pipeline.errors import CorruptDataError
 from feature_pipeline.orchestration.dead_runs import fail_dead_runs
 from feature_pipeline.orchestration.keys import features_key, pool_of, records_key, table_key
 from feature_pipeline.orchestration.reconcile import reconcile, request_loads
@@ -94,6 +97,52 @@ def test_everything_comes_back_from_s3_and_the_code(
         for hook in wanted:
             list(recover_table(loaded.store, instance, loaded.database, hook))
         assert sum(len(_all(instance, key)) for key in (RECORDS, COUNTS, TABLE)) == events
+    postgres_server.drop_database(tables_url)
+    postgres_server.drop_database(dagster_url)
+
+
+def damage(pipeline: Pipeline, digest: Digest) -> None:
+    """Other bytes of the same length lie under the blob's name."""
+    key = layout.blob(digest)
+    held = pipeline.store.get(key)
+    data = bytes([held.data[0] ^ 1]) + held.data[1:]
+    assert pipeline.store.replace(key, data, held.info.etag)
+
+
+def test_what_is_damaged_does_not_keep_the_rest_from_coming_back(
+    loaded: Pipeline, postgres_server: PostgresAddress, dagster_template: str, tmp_path
+):
+    loaded.add_hook("other")
+    other = features_key(DATASET, "other")
+    for key in TEXTS:
+        assert loaded.run(other, key).success
+    heads = log.heads(loaded.store, DATASET, "counts")
+    damage(loaded, heads["b1"].manifest)
+    damage(loaded, read.read_manifest(loaded.store, heads["b2"].manifest).blobs["rows"].digest)
+    tables_url = postgres_server.create_database()
+    dagster_url = postgres_server.create_database(dagster_template)
+    database = Database(tables_url)
+    hooks = list(loaded.hooks.values())
+    with dagster_instance(tmp_path / "new-home", dagster_url) as instance:
+        drift = recover_dagster(loaded.store, loaded.archive_uri, instance, hooks)
+        assert list(drift.damaged) == [COUNTS.to_user_string()]
+        assert list(drift.damaged[COUNTS.to_user_string()]) == ["b1"]
+        assert instance.get_materialized_partitions(COUNTS) == {"b2", "b3"}
+        assert instance.get_materialized_partitions(other) == set(TEXTS)
+        reports: list[str] = []
+
+        def recover() -> None:
+            for report in recover_table(loaded.store, instance, database, loaded.hooks["counts"]):
+                reports.append(report.batch)
+
+        with pytest.raises(CorruptDataError, match="artifacts of 2 batches") as raised:
+            recover()
+        assert "batch 'b1'" in str(raised.value)
+        assert "batch 'b2'" in str(raised.value)
+        assert instance.get_materialized_partitions(TABLE) == {"b3"}
+        # what is left says so for ever, until somebody mends it
+        again = recover_dagster(loaded.store, loaded.archive_uri, instance, hooks)
+        assert not again.is_empty()
     postgres_server.drop_database(tables_url)
     postgres_server.drop_database(dagster_url)
 

@@ -267,6 +267,19 @@ def test_a_failed_run_is_not_requested_again(pipeline: Pipeline):
     assert automation.tick() == {}
 
 
+def test_a_batch_without_an_artifact_keeps_no_other_from_the_table(computed: Pipeline):
+    """Materialize all, while one hook run has failed."""
+    computed.submit("b4", {"r5": "zz"})
+    computed.tick()
+    result = computed.run(TABLE, partitions=("b1", "b4"))
+    assert result.success
+    assert computed.rows("select count(distinct batch) from features.counts") == [(3,)]
+    (check,) = [c for c in result.get_asset_check_evaluations() if c.check_name == "progress"]
+    assert not check.passed
+    assert "1 of this run have no artifact to load: b4" in check.description
+    assert not computed.run(TABLE, "b4").success
+
+
 def cancel(pipeline: Pipeline, key: dg.AssetKey, batch: str) -> None:
     """A run of the partition is queued, and somebody cancels it."""
     job = pipeline.defs.resolve_implicit_global_asset_job_def().get_subset(asset_selection={key})
