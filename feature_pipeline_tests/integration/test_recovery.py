@@ -6,13 +6,16 @@ import sys
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.data_version import CachingStaleStatusResolver
 from dagster._core.events import EngineEventData
+from dagster._core.loader import LoadingContextForTest
 from dagster._core.utils import make_new_run_id
 
 from feature_pipeline.archive import layout, log, read
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import CorruptDataError
 from feature_pipeline.orchestration.dead_runs import fail_dead_runs
+from feature_pipeline.orchestration.features import feature_code_version
 from feature_pipeline.orchestration.keys import features_key, pool_of, records_key, table_key
 from feature_pipeline.orchestration.reconcile import reconcile, request_loads
 from feature_pipeline.orchestration.recover import (
@@ -21,6 +24,7 @@ from feature_pipeline.orchestration.recover import (
     recover_table,
     tables_to_recover,
 )
+from feature_pipeline.orchestration.staleness import stale_partitions
 from feature_pipeline.projections.database import Database
 from feature_pipeline_tests.fixtures.dagster import (
     COUNT_HOOK,
@@ -29,7 +33,13 @@ from feature_pipeline_tests.fixtures.dagster import (
     dagster_instance,
 )
 from feature_pipeline_tests.fixtures.postgres import PostgresAddress
-from feature_pipeline_tests.integration.test_table_assets import COUNTS, TABLE, TEXTS, not_fresh
+from feature_pipeline_tests.integration.test_table_assets import (
+    COUNTS,
+    SAYS,
+    TABLE,
+    TEXTS,
+    not_fresh,
+)
 
 RECORDS = records_key(DATASET)
 
@@ -99,6 +109,62 @@ def test_everything_comes_back_from_s3_and_the_code(
         assert sum(len(_all(instance, key)) for key in (RECORDS, COUNTS, TABLE)) == events
     postgres_server.drop_database(tables_url)
     postgres_server.drop_database(dagster_url)
+
+
+AFTER_HOOK = """
+import json, os
+from pathlib import Path
+inputs = Path(os.environ["OSA_IN"])
+out = open(os.environ["OSA_OUT"] + "/features.jsonl", "w")
+for line in (inputs / "features" / "counts.jsonl").open():
+    said = json.loads(line)
+    rows = [{"letter": "all", "count": sum(row["count"] for row in said["features"])}]
+    out.write(json.dumps({"id": said["id"], "features": rows}) + "\\n")
+"""
+
+
+def test_what_was_made_from_older_input_is_stale_after_recovery_and_is_made_again(
+    loaded: Pipeline, postgres_server: PostgresAddress, dagster_template: str, tmp_path
+):
+    """Dagster compares events, not what was noted of them."""
+    loaded.add_hook("after", AFTER_HOOK, inputs=["counts"])
+    after = features_key(DATASET, "after")
+    for key in TEXTS:
+        assert loaded.run(after, key).success
+    loaded.add_hook(code=SAYS.format(word="other"))
+    assert loaded.run(COUNTS, "b1", checks=False).success
+    dagster_url = postgres_server.create_database(dagster_template)
+    hooks = list(loaded.hooks.values())
+    with dagster_instance(tmp_path / "new-home", dagster_url) as instance:
+        loaded.instance = instance
+        recover_dagster(loaded.store, loaded.archive_uri, instance, hooks)
+        resolver = CachingStaleStatusResolver(
+            instance, loaded.defs.resolve_asset_graph(), LoadingContextForTest(instance)
+        )
+        said = {batch: resolver.get_status(after, batch).name for batch in TEXTS}
+        assert said == {"b1": "STALE", "b2": "FRESH", "b3": "FRESH"}
+        definition = loaded.hooks["after"]
+        code_version = feature_code_version(
+            definition.hook_release(loaded.folder),
+            definition.feature.columns,
+            definition.feature.cardinality.value,
+        )
+        stale = stale_partitions(instance, after, code_version, [RECORDS, COUNTS], TEXTS)
+        assert stale == {"b1"}
+        asked = dg.evaluate_automation_conditions(defs=loaded.defs, instance=instance)
+        assert asked.get_requested_partitions(after) == {"b1"}
+    postgres_server.drop_database(dagster_url)
+
+
+def test_what_is_said_in_prose_makes_nothing_stale(loaded: Pipeline):
+    columns = [
+        {"name": "letter", "type": "string", "required": True, "description": "Which one."},
+        {"name": "count", "type": "integer", "required": True, "unit": "1"},
+    ]
+    loaded.add_hook(release={"concurrency": 3}, feature={"columns": columns})
+    assert not_fresh(loaded) == {}
+    loaded.add_hook(release={"concurrency": 3}, feature={"columns": columns, "cardinality": "one"})
+    assert not_fresh(loaded) != {}
 
 
 def damage(pipeline: Pipeline, digest: Digest) -> None:
