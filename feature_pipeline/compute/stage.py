@@ -10,7 +10,7 @@ from feature_pipeline.columns import Column
 from feature_pipeline.compute.plan import ComputePlan, InputFeatures
 from feature_pipeline.digest import Value
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.hooks.runner import Workspace
+from feature_pipeline.hooks.runner import LONGEST_NAME_BYTES, Workspace
 from feature_pipeline.records import Record
 
 
@@ -28,12 +28,12 @@ def stage_inputs(store: BlobStore, plan: ComputePlan, workspace: Workspace) -> N
     release = plan.release.release.document
     if release.config:
         (workspace.inputs / "config.json").write_text(
-            json.dumps(release.config, ensure_ascii=False)
+            json.dumps(release.config, ensure_ascii=False), encoding="utf-8"
         )
     for source in plan.inputs:
         _write_features(workspace.inputs / "features" / f"{source.hook}.jsonl", plan, source)
     for record in plan.compute:
-        _stage_files(store, record, workspace.files)
+        _stage_files(store, record, workspace)
     for code in release.code:
         blobs.download_blob(store, code.blob, workspace.code / code.name, size=code.size)
 
@@ -48,10 +48,11 @@ def outline_inputs(plan: ComputePlan, workspace: Workspace) -> None:
     """
     _write_records(plan, workspace)
     for record in plan.compute:
-        folder = _make_folder(record, workspace.files)
-        for file in record.files:
-            with (folder / file.name).open("wb") as hole:
-                hole.truncate(file.size)
+        folder = _make_folder(record, workspace)
+        if folder is not None:
+            for file in record.files:
+                with (folder / file.name).open("wb") as hole:
+                    hole.truncate(file.size)
 
 
 def _write_records(plan: ComputePlan, workspace: Workspace) -> None:
@@ -68,14 +69,24 @@ def _write_jsonl(path: Path, lines: list[dict[str, object]]) -> None:
             file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _stage_files(store: BlobStore, record: Record, files: Path) -> None:
-    folder = _make_folder(record, files)
-    for file in record.files:
-        blobs.download_blob(store, file.blob, folder / file.name, size=file.size)
+def _stage_files(store: BlobStore, record: Record, workspace: Workspace) -> None:
+    folder = _make_folder(record, workspace)
+    if folder is not None:
+        for file in record.files:
+            blobs.download_blob(store, file.blob, folder / file.name, size=file.size)
 
 
-def _make_folder(record: Record, files: Path) -> Path:
-    folder = files / record.id
+def _make_folder(record: Record, workspace: Workspace) -> Path | None:
+    """The record's folder. One without files needs none if its id is too long for a name."""
+    folder = workspace.files_of(record.id)
+    if folder is None:
+        if record.files:
+            raise InvalidInputError(
+                f"record id {record.id[:40]!r}... has {len(record.id.encode())} bytes: its"
+                f" {len(record.files)} files lie in a folder of that name for the hook, which can"
+                f" have {LONGEST_NAME_BYTES}; submit the record again under a shorter id"
+            )
+        return None
     try:
         folder.mkdir()
     except FileExistsError:

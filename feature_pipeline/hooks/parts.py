@@ -135,8 +135,9 @@ def _read_items(workspace: Workspace) -> list[_Item]:
     with (workspace.inputs / _RECORDS).open("rb") as lines:
         for line in lines:
             record_id = json.loads(line)["id"]
-            folder = workspace.files / record_id
-            size = len(line) + sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+            folder = workspace.files_of(record_id)
+            files = () if folder is None else folder.rglob("*")
+            size = len(line) + sum(path.stat().st_size for path in files if path.is_file())
             items.append(_Item(record_id, line if line.endswith(b"\n") else line + b"\n", size))
     return items
 
@@ -197,8 +198,9 @@ def _lay_out(whole: Workspace, part: Workspace, items: Sequence[_Item]) -> None:
         with path.open("rb") as lines, (part.inputs / "features" / path.name).open("wb") as out:
             out.writelines(line for line in lines if json.loads(line)["id"] in wanted)
     for record_id in wanted:
-        if (whole.files / record_id).is_dir():
-            shutil.copytree(whole.files / record_id, part.files / record_id, copy_function=_link)
+        folder = whole.files_of(record_id)
+        if folder is not None and folder.is_dir():
+            shutil.copytree(folder, part.files / record_id, copy_function=_link)
     for path in whole.code.iterdir():
         _link(str(path), str(part.code / path.name))
 

@@ -4,15 +4,19 @@ What belongs here: requests, results and the folders of a run. Not here: what to
 (`hooks.failure`), and what the output means (`hooks.output`).
 """
 
+import os
 import shutil
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 from feature_pipeline.hooks.definition import Limits
 from feature_pipeline.hooks.failure import RuntimeFacts
 from feature_pipeline.release import HookRelease
+
+LONGEST_NAME_BYTES: Final = 255
+"""Of a file or folder, on every file system that hooks are run on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,11 @@ class Workspace:
     def files(self) -> Path:
         """`OSA_FILES`: `<record id>/<file>`. Read only for the hook."""
         return self.root / "files"
+
+    def files_of(self, record_id: str) -> Path | None:
+        """The record's folder in `files`; None if no folder can have so long a name."""
+        is_name = len(os.fsencode(record_id)) <= LONGEST_NAME_BYTES
+        return self.files / record_id if is_name else None
 
     @property
     def output(self) -> Path:

@@ -4,6 +4,7 @@ Belongs here: the op that plans and runs a hook, and its Dagster description. No
 persistence (`io_manager`), running (`compute`, `hooks`), conditions (`automation`).
 """
 
+import shutil
 import sys
 import tempfile
 import time
@@ -54,7 +55,22 @@ class HookRunConfig(dg.Config):
     preview: bool = Field(default=True, description="Show the first rows in the metadata.")
 
 
-@dataclass(frozen=True, slots=True)
+class WorkFolder:
+    """A folder of one hook run, gone after `cleanup` unless somebody was told to find it there."""
+
+    def __init__(self, prefix: str, parent: str | None) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+
+    def cleanup(self) -> None:
+        """The folder is gone, or as much of it as this user may delete."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def leave(self) -> Path:
+        """The folder stays; where it is."""
+        return self.path
+
+
+@dataclass(slots=True)
 class ComputedFeatures:
     """What the op hands to the IO manager: an artifact to publish, or word that none is needed."""
 
@@ -63,7 +79,7 @@ class ComputedFeatures:
     """None: the current artifact already says all of it."""
     request_id: str
     show_preview: bool
-    workspace: tempfile.TemporaryDirectory[str] | None = None
+    workspace: WorkFolder | None = None
     """Holds the raw files until they are published."""
 
 
@@ -190,9 +206,7 @@ def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefiniti
         )
         if plan.is_unchanged:
             return ComputedFeatures(plan, None, context.run.run_id, config.preview)
-        workspace = tempfile.TemporaryDirectory(
-            prefix=f"{hook}-", dir=hook_runner.work_folder, ignore_cleanup_errors=True
-        )
+        workspace = WorkFolder(f"{hook}-", hook_runner.work_folder)
         execution = None
         try:
             execution = execute_plan(
@@ -200,7 +214,7 @@ def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefiniti
                 plan,
                 hook_runner.runner(archive),
                 DagsterMonitor(context),
-                Workspace(Path(workspace.name)),
+                Workspace(workspace.path),
                 request_id=_request_id(context, config),
                 dagster_run_id=context.run.run_id,
             )

@@ -4,6 +4,7 @@ Belongs here: turning Dagster's contexts into arguments and results into metadat
 hashing, parsing, S3 or SQL.
 """
 
+import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,14 +12,21 @@ import dagster as dg
 import pandas as pd
 import pyarrow as pa
 
-from feature_pipeline.archive import accept, layout, log, publish, read
+from feature_pipeline.archive import layout, log, read
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.log import Verdict
 from feature_pipeline.archive.manifest import Manifest
-from feature_pipeline.compute.execute import Execution, completion_of, log_tail, reasons_of
+from feature_pipeline.compute.execute import Execution, log_tail, reasons_of
+from feature_pipeline.compute.keep import keep
 from feature_pipeline.compute.plan import ComputePlan
 from feature_pipeline.digest import Digest
-from feature_pipeline.errors import ConflictError, InvalidInputError, NotFoundError
+from feature_pipeline.errors import (
+    ConflictError,
+    InvalidInputError,
+    NotFoundError,
+    OutcomeUnknownError,
+    StoreUnavailableError,
+)
 from feature_pipeline.orchestration.features import ComputedFeatures
 from feature_pipeline.orchestration.metadata import (
     artifact_metadata,
@@ -99,6 +107,15 @@ class FeatureIOManager(dg.ConfigurableIOManager):
                 self._report(context, store, obj, _current(obj.plan))
             else:
                 self._publish(context, store, obj, obj.execution)
+        except (StoreUnavailableError, OutcomeUnknownError) as error:
+            if obj.workspace is None:
+                raise
+            folder, obj.workspace = obj.workspace.leave(), None
+            raise type(error)(
+                f"{error}; what the hook left is in {folder} on {socket.gethostname()}: run the"
+                " partition again once the archive answers, or store the files of its folder out/"
+                " with `feature-pipeline publish`"
+            ) from error
         finally:
             if obj.workspace is not None:
                 obj.workspace.cleanup()
@@ -107,15 +124,12 @@ class FeatureIOManager(dg.ConfigurableIOManager):
         self, context: dg.OutputContext, store: BlobStore, obj: ComputedFeatures, done: Execution
     ) -> None:
         plan = obj.plan
-        published = publish.publish_artifact(store, done.artifact)
-        failure = done.artifact.failure
-        completion = completion_of(done, published.manifest_digest, obj.request_id)
-        publish.announce(store, completion)
-        entry = accept.accept(store, completion)
+        kept = keep(store, done, obj.request_id, context.log.warning)
+        published, entry, failure = kept.published, kept.entry, done.artifact.failure
         if failure is not None:
             raise dg.Failure(
                 description=(
-                    f"hook run {completion.id} failed: {failure.kind}: {failure.reason};"
+                    f"hook run {entry.completion} failed: {failure.kind}: {failure.reason};"
                     f" its output and log are kept in manifest {published.manifest_digest}"
                 ),
                 metadata={
@@ -126,8 +140,8 @@ class FeatureIOManager(dg.ConfigurableIOManager):
             )
         if entry.verdict is not Verdict.CURRENT:
             raise ConflictError(
-                f"hook run {completion.id} of batch {plan.batch.key!r} is {entry.verdict}: a newer"
-                " one is current, and it was kept as history; materialize the partition again"
+                f"hook run {entry.completion} of batch {plan.batch.key!r} is {entry.verdict}: a"
+                " newer one is current, and it was kept as history; materialize the partition again"
                 " to see the newest"
             )
         self._report(context, store, obj, (entry.manifest, published.manifest))

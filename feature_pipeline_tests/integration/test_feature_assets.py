@@ -8,7 +8,9 @@ import pytest
 from feature_pipeline.archive import log, read
 from feature_pipeline.archive.log import Verdict
 from feature_pipeline.archive.publish import Completion, CompletionStatus, announce
+from feature_pipeline.compute import keep as keep_module
 from feature_pipeline.digest import Digest
+from feature_pipeline.errors import OutcomeUnknownError, StoreUnavailableError
 from feature_pipeline.orchestration.features import IO_MANAGER_KEY, DagsterMonitor
 from feature_pipeline.orchestration.inbox_sensor import settle_inbox
 from feature_pipeline.orchestration.io_manager import FeaturePartitions
@@ -288,6 +290,46 @@ def test_downstream_assets_load_features_by_annotation(submitted: Pipeline):
     assert list(seen["lazy"]) == ["b1"]
     assert seen["dict"]["b1"]["letter"].tolist() == ["a", "b", "c"]
     assert seen["arrow"].column_names == ["record_id", "ordinal", "letter", "count", "batch"]
+
+
+def test_a_store_that_restarts_costs_no_hook_run(submitted: Pipeline, monkeypatch):
+    """An hour of compute is not lost to a minute without S3."""
+    original = keep_module.publish.publish_artifact
+    failures = iter([StoreUnavailableError("down"), OutcomeUnknownError("cut off")])
+
+    def flaky(store, artifact):
+        if (error := next(failures, None)) is not None:
+            raise error
+        return original(store, artifact)
+
+    monkeypatch.setattr(keep_module.publish, "publish_artifact", flaky)
+    monkeypatch.setattr(keep_module, "_FIRST_PAUSE_SECONDS", 0.01)
+    assert submitted.run(COUNTS, "b1").success
+    assert len(submitted.processes()) == 1
+
+
+def test_what_cannot_be_stored_is_left_where_the_error_says(submitted: Pipeline, monkeypatch):
+    def down(store, artifact):
+        raise StoreUnavailableError("down for good")
+
+    monkeypatch.setattr(keep_module.publish, "publish_artifact", down)
+    monkeypatch.setattr(keep_module.keep, "__defaults__", (0.0,))
+    result = submitted.run(COUNTS, "b1")
+    assert not result.success
+    (failure,) = [e for e in result.all_events if e.is_step_failure]
+    said = failure.step_failure_data.error.cause or failure.step_failure_data.error
+    assert "down for good; what the hook left is in" in str(said)
+    (left,) = submitted.folder.glob("counts-*/out/features.jsonl")
+    assert str(left.parents[1]) in str(said)
+    assert '"r1"' in left.read_text()
+
+
+def test_a_record_without_files_may_have_any_id(submitted: Pipeline):
+    """A folder's name has at most 255 bytes, an id 512."""
+    submitted.submit("long", {"é" * 250: "ab", "r9": "c"})
+    submitted.tick()
+    said = metadata(submitted.run(COUNTS, "long"))
+    assert (said["passed"], said["errored"]) == (2, 0)
 
 
 def test_entries_that_cannot_be_accepted_yet_do_not_hold_up_others(submitted: Pipeline):

@@ -1,0 +1,67 @@
+"""A hook run's output is kept: published, announced and accepted, with patience for the store.
+
+What belongs here: waiting for a store that does not answer. Not here: what publishing and
+acceptance are (`archive.publish`, `archive.accept`).
+
+An hour of compute must not be lost to a store that restarts for a minute, and everything here may
+be done twice.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from feature_pipeline.archive import accept, publish
+from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.log import FeatureEntry
+from feature_pipeline.archive.publish import PublishedArtifact
+from feature_pipeline.compute.execute import Execution, completion_of
+from feature_pipeline.errors import OutcomeUnknownError, StoreUnavailableError
+
+PATIENCE_SECONDS: Final = 900.0
+_FIRST_PAUSE_SECONDS: Final = 1.0
+_LONGEST_PAUSE_SECONDS: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The artifact as it is stored, and the log entry that stands for it."""
+
+    published: PublishedArtifact
+    entry: FeatureEntry
+
+
+def keep(
+    store: BlobStore,
+    execution: Execution,
+    dagster_run_id: str | None,
+    say: Callable[[str], None],
+    patience_seconds: float = PATIENCE_SECONDS,
+) -> Kept:
+    """The execution's artifact stands in its batch's log. Idempotent.
+
+    Args:
+        store: The archive.
+        execution: What a hook run left; its files are read.
+        dagster_run_id: Who asked for it.
+        say: Told each time the store is waited for.
+        patience_seconds: How long a store may give no answer before the wait is given up.
+
+    Raises:
+        StoreUnavailableError, OutcomeUnknownError: It gave none; the files are as they were.
+        FeaturePipelineError: As of `accept.accept`.
+    """
+    pause, end = _FIRST_PAUSE_SECONDS, time.monotonic() + patience_seconds
+    while True:
+        try:
+            published = publish.publish_artifact(store, execution.artifact)
+            completion = completion_of(execution, published.manifest_digest, dagster_run_id)
+            publish.announce(store, completion)
+            return Kept(published, accept.accept(store, completion))
+        except (StoreUnavailableError, OutcomeUnknownError) as error:
+            if time.monotonic() + pause > end:
+                raise
+            say(f"the archive does not answer, trying again in {pause:g} s: {error}")
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
