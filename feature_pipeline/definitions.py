@@ -61,7 +61,12 @@ def shared_definitions(hooks: Sequence[HookDefinition]) -> dg.Definitions:
             for hook in hooks
             for check in (*feature_checks(hook), *integrity_checks(hook), *table_checks(hook))
         ],
-        sensors=[inbox_sensor(), *automation_sensors(hooks), dead_runs_sensor(), webhook_sensor()],
+        sensors=[
+            inbox_sensor(hooks),
+            *automation_sensors(hooks),
+            dead_runs_sensor(),
+            webhook_sensor(),
+        ],
         jobs=[
             reconcile_job(hooks),
             verify_job(),

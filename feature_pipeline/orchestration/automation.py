@@ -8,13 +8,14 @@ requests any.
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG, get_input_data_version_tag
 
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.definition import Compute, HookDefinition, Materialize
+from feature_pipeline.orchestration.asked_for import cancelled_partitions
 from feature_pipeline.orchestration.keys import features_key, table_key
 from feature_pipeline.orchestration.provenance import PartitionEvent, latest_events
 
@@ -113,7 +114,7 @@ class InputsDifferLately(dg.AutomationCondition[Entity]):
 
 
 class RunCancelled(dg.AutomationCondition[Entity]):
-    """True of a partition whose last run was cancelled, until what it is made from changes.
+    """True of a partition whose run, or backfill, was cancelled, until an input of it is updated.
 
     Somebody said that it shall not run; the next tick must not ask for it again.
     """
@@ -124,47 +125,22 @@ class RunCancelled(dg.AutomationCondition[Entity]):
         return "run_cancelled"
 
     def evaluate(self, context: dg.AutomationContext[Entity]) -> dg.AutomationResult[Entity]:
-        """The candidates of which the last thing that happened is a cancelled run."""
+        """The candidates that were called off since their inputs were updated."""
         if not isinstance(context.key, dg.AssetKey):
             raise InvalidInputError(f"{context.key} is a check: only assets are made from inputs")
         instance = context.asset_graph_view.instance
         keys = context.candidate_subset.expensively_compute_partition_keys()
-        cancelled = _cancelled(instance, context.key, keys) if keys else {}
-        for source in context.asset_graph.get(context.key).parent_keys if cancelled else ():
-            updated = instance.event_log_storage.get_latest_storage_id_by_partition(
-                source, dg.DagsterEventType.ASSET_MATERIALIZATION, set(cancelled)
-            )
-            cancelled = {p: at for p, at in cancelled.items() if updated.get(p, 0) < at}
-        subset = context.candidate_subset.compute_intersection_with_partition_keys(set(cancelled))
+        called_off = cancelled_partitions(instance, context.key) if keys else {}
+        held = {partition: at for partition, at in called_off.items() if partition in keys}
+        for source in context.asset_graph.get(context.key).parent_keys if held else ():
+            events = latest_events(instance, source, held)
+            held = {
+                partition: at
+                for partition, at in held.items()
+                if partition not in events or events[partition].timestamp <= at
+            }
+        subset = context.candidate_subset.compute_intersection_with_partition_keys(set(held))
         return dg.AutomationResult(context, subset)
-
-
-def _cancelled(
-    instance: dg.DagsterInstance, key: dg.AssetKey, partitions: Set[str]
-) -> dict[str, int]:
-    """Where in Dagster's log the last run of each partition was planned, if it was cancelled."""
-    storage = instance.event_log_storage
-    # Most candidates are new and were never asked for: one query leaves them out.
-    asked = storage.get_latest_storage_id_by_partition(
-        key, dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED, set(partitions)
-    )
-    found = {}
-    for partition in sorted(asked)[:COMPARED_AT_MOST]:
-        planned = storage.get_latest_planned_materialization_info(key, partition)
-        if planned is not None:
-            found[partition] = planned
-    wanted = sorted({planned.run_id for planned in found.values()})
-    cancelled = {
-        run.run_id
-        for start in range(0, len(wanted), 500)
-        for run in instance.get_runs(
-            dg.RunsFilter(
-                run_ids=wanted[start : start + 500],
-                statuses=[dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED],
-            )
-        )
-    }
-    return {p: planned.storage_id for p, planned in found.items() if planned.run_id in cancelled}
 
 
 def _has_read(event: PartitionEvent | None, tag: str, version: str) -> bool:

@@ -9,11 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
-from dagster._core.storage.tags import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
-    PARTITION_NAME_TAG,
-)
 
 from feature_pipeline.archive import log, read
 from feature_pipeline.archive.blob_store import BlobStore
@@ -22,6 +17,7 @@ from feature_pipeline.archive.log import Verdict
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.digest import Digest
 from feature_pipeline.hooks.definition import CheckDefinition, HookDefinition, Threshold
+from feature_pipeline.orchestration.asked_for import partitions_of_run
 from feature_pipeline.orchestration.keys import features_key, table_key
 from feature_pipeline.orchestration.resources import ArchiveResource, DatabaseResource
 from feature_pipeline.orchestration.tables import table_spec
@@ -114,19 +110,23 @@ def _to_judge(
     batches = run_batches(context, definition.dataset)
     if batches is None or definition.checks.row_count_change.is_set:
         return None
-    return {*batches, *_named_before(context.instance, definition)}
+    key = features_key(definition.dataset, definition.name)
+    return {*batches, *_named_before(context.instance, key, OUTCOMES_CHECK, "failing_batches")}
 
 
-def _named_before(instance: dg.DagsterInstance, definition: HookDefinition) -> Iterator[str]:
-    key = dg.AssetCheckKey(features_key(definition.dataset, definition.name), OUTCOMES_CHECK)
+def _named_before(
+    instance: dg.DagsterInstance, asset: dg.AssetKey, check: str, entry: str
+) -> Iterator[str]:
+    """The batches that earlier evaluations of a check named in an entry of their metadata."""
+    key = dg.AssetCheckKey(asset, check)
     for record in instance.event_log_storage.get_asset_check_execution_history(
         key, limit=_EVALUATIONS_BEFORE
     ):
         event = record.event.dagster_event if record.event else None
         if event is not None and event.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION:
-            named = event.asset_check_evaluation_data.metadata.get("failing_batches")
-            if named is not None and isinstance(named.value, dict):
-                yield from named.value
+            named = event.asset_check_evaluation_data.metadata.get(entry)
+            if named is not None and isinstance(named.value, dict | list):
+                yield from map(str, named.value)
 
 
 def outcomes_job(hooks: Sequence[HookDefinition]) -> UnresolvedAssetJobDefinition:
@@ -203,13 +203,15 @@ def table_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinitio
     if not definition.has_table:
         return []
     spec = table_spec(definition)
+    key = table_key(definition.dataset, spec.name)
 
     @dg.asset_check(
-        asset=table_key(definition.dataset, spec.name),
+        asset=key,
         name=EQUALITY_CHECK,
         description=(
             "The digest of the rows read back from PostgreSQL equals the archive's. In a run of"
-            " partitions: of these; executed alone: of the whole table, which reads all of it."
+            " partitions: of these, and of those that differed before; executed alone: of the whole"
+            " table, which reads all of it."
         ),
     )
     def equals_archive(
@@ -219,6 +221,9 @@ def table_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinitio
     ) -> dg.AssetCheckResult:
         store, target = archive.store(), database.database()
         batches = run_batches(context, definition.dataset)
+        if batches is not None:
+            before = _named_before(context.instance, key, EQUALITY_CHECK, "batches")
+            batches = sorted({*batches, *before})
         if table_report(store, target, spec) is None:
             progress = check_progress(store, target, spec, batches)
             return dg.AssetCheckResult(
@@ -254,14 +259,4 @@ def run_batches(context: dg.AssetCheckExecutionContext, dataset: str) -> list[st
 
     Checks are not partitioned (partitioned checks are in preview), so the run's tags are read.
     """
-    tags = context.run.tags
-    if (single := tags.get(PARTITION_NAME_TAG)) is not None:
-        return [single]
-    first, last = (
-        tags.get(ASSET_PARTITION_RANGE_START_TAG),
-        tags.get(ASSET_PARTITION_RANGE_END_TAG),
-    )
-    if first is None or last is None:
-        return None
-    keys = list(context.instance.get_dynamic_partitions(dataset))
-    return keys[keys.index(first) : keys.index(last) + 1]
+    return partitions_of_run(context.instance, dataset, context.run)

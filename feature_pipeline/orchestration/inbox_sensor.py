@@ -8,6 +8,7 @@ event is found in Dagster: a daemon that dies in between repeats an event of the
 which changes nothing, and loses none.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,9 +28,11 @@ from feature_pipeline.archive.log import FeatureEntry
 from feature_pipeline.archive.publish import Completion
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.errors import CorruptDataError, NotFoundError
+from feature_pipeline.hooks.definition import HookDefinition
 from feature_pipeline.orchestration.events import features_events, reports
 from feature_pipeline.orchestration.keys import features_key, records_key
 from feature_pipeline.orchestration.outlived_runs import take_outlived
+from feature_pipeline.orchestration.pools import set_pools
 from feature_pipeline.orchestration.provenance import latest_events
 from feature_pipeline.orchestration.records import records_event
 from feature_pipeline.orchestration.resources import ArchiveResource, HookRunnerResource
@@ -199,8 +202,12 @@ def _run_is_alive(instance: dg.DagsterInstance, run_id: str | None) -> bool:
     return run is not None and not run.is_finished
 
 
-def inbox_sensor() -> dg.SensorDefinition:
-    """Accepts batches and completions every `TICK_SECONDS`; running by default."""
+def inbox_sensor(hooks: Sequence[HookDefinition]) -> dg.SensorDefinition:
+    """Accepts batches and completions every `TICK_SECONDS`; running by default.
+
+    Its first tick sets the hooks' concurrency pools: before anything that it accepts is run.
+    """
+    has_pools = threading.Event()
 
     @dg.sensor(
         name="inbox",
@@ -213,6 +220,9 @@ def inbox_sensor() -> dg.SensorDefinition:
         archive: ArchiveResource,
         hook_runner: HookRunnerResource,
     ) -> dg.SensorResult:
+        if not has_pools.is_set():
+            set_pools(context.instance, hooks)
+            has_pools.set()
         folder = None if hook_runner.work_folder is None else Path(hook_runner.work_folder)
         tick = settle_inbox(archive.store(), archive.uri, context.instance, folder=folder)
         for line in _loud(tick):

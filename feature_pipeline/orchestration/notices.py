@@ -22,6 +22,8 @@ from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.digest import Digest, document_bytes
 
 EVENTS_PER_LOOK = 500
+RECONCILE_TAG = "feature_pipeline/reconcile"
+"""Of backfills, and their runs, that reconciliation asked for."""
 RUNS_REMEMBERED = 5_000
 _WHY_LENGTH = 1_000
 _BATCHES_SHOWN = 20
@@ -130,11 +132,17 @@ def _failed_run(
     if run is None:
         return  # deleted since
     backfill = run.tags.get(BACKFILL_ID_TAG)
-    cause = f"backfill/{backfill}" if backfill else f"run/{run.root_run_id or run_id}"
+    assets = [key.to_user_string() for key in _assets(instance, run)]
+    why = _why_failed(instance, run_id)
+    if RECONCILE_TAG in run.tags:
+        # Asked for anew every hour as long as it fails: told once a day.
+        said = Digest.of(document_bytes([assets, why])).short
+        cause = f"reconcile/{said}/{at:%Y-%m-%d}"
+    else:
+        cause = f"backfill/{backfill}" if backfill else f"run/{run.root_run_id or run_id}"
     if cause in seen.runs:
         return
     seen.runs.append(cause)
-    assets = [key.to_user_string() for key in _assets(instance, run)]
     partition = run.tags.get(PARTITION_NAME_TAG)
     subject = ", ".join(assets[:3]) or run.job_name
     what = f"run of {subject} failed" + (f" for batch {partition}" if partition else "")
@@ -151,7 +159,7 @@ def _failed_run(
             "partition": partition,
             "backfill": backfill,
         },
-        why=_why_failed(instance, run_id),
+        why=why,
         at=at,
         path=f"runs/{run_id}",
     )

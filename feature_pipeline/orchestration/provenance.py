@@ -47,6 +47,7 @@ class PartitionEvent:
     data_version: str | None
     code_version: str | None
     storage_id: int
+    timestamp: float
     run_id: str
     tags: Mapping[str, str]
 
@@ -78,6 +79,7 @@ def latest_events(
                 data_version=version.value if version else None,
                 code_version=tags.get(CODE_VERSION_TAG),
                 storage_id=record.storage_id,
+                timestamp=record.timestamp,
                 run_id=record.run_id,
                 tags=tags,
             )

@@ -20,8 +20,10 @@ from feature_pipeline.archive.log import BatchEntry
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, NotFoundError
 from feature_pipeline.hooks.definition import HookDefinition, Materialize
+from feature_pipeline.orchestration.asked_for import partitions_under_way
 from feature_pipeline.orchestration.events import EVENTS_AT_ONCE, features_events, report_events
 from feature_pipeline.orchestration.keys import features_key, records_key, table_key
+from feature_pipeline.orchestration.notices import RECONCILE_TAG
 from feature_pipeline.orchestration.pools import set_pools
 from feature_pipeline.orchestration.provenance import latest_events
 from feature_pipeline.orchestration.records import records_event
@@ -195,18 +197,25 @@ def _reconcile_features(
 def request_loads(
     instance: dg.DagsterInstance, asset_graph: AssetGraph, loads: Mapping[str, Iterable[str]]
 ) -> list[str]:
-    """One Dagster backfill per table is requested for the batches it lacks; their ids."""
+    """One Dagster backfill per table is requested for the batches it lacks; their ids.
+
+    Not for batches that are being loaded, or that a running backfill is about.
+    """
     ids = []
-    for table, batches in loads.items():
+    for table, lacking in loads.items():
+        busy = partitions_under_way(instance, dg.AssetKey.from_user_string(table))
+        batches = [batch for batch in lacking if batch not in busy]
+        if not batches:
+            continue
         backfill_id = uuid.uuid4().hex[:8]
         instance.add_backfill(
             PartitionBackfill.from_asset_partitions(
                 backfill_id=backfill_id,
                 asset_graph=asset_graph,
-                partition_names=list(batches),
+                partition_names=batches,
                 asset_selection=[dg.AssetKey.from_user_string(table)],
                 backfill_timestamp=time.time(),
-                tags={"feature_pipeline/reconcile": "true"},
+                tags={RECONCILE_TAG: "true"},
                 dynamic_partitions_store=instance,
                 all_partitions=False,
                 title=f"reconcile {table}",

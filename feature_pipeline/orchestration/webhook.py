@@ -25,6 +25,7 @@ from feature_pipeline.orchestration.resources import ArchiveResource
 
 SENSOR = "webhook"
 TICK_SECONDS = 15
+POSTING_SECONDS = 20.0
 POSTS_PER_TICK = 20
 POST_SECONDS = 5.0
 """Longest time a receiver may take: other sensors of the code location wait for this one."""
@@ -89,7 +90,11 @@ def tick(
     state.waiting = kept
     if now < state.not_before:
         return done
-    while state.waiting and done.posted < POSTS_PER_TICK:
+    while (
+        state.waiting
+        and done.posted < POSTS_PER_TICK
+        and clock() - now < POSTING_SECONDS  # a tick has a minute, and is told anew if it ends late
+    ):
         done.problem = post(url, state.waiting[0].document)
         if done.problem is not None:
             pause = min(_FIRST_PAUSE_SECONDS * 2**state.failures, _LONGEST_PAUSE_SECONDS)

@@ -1,14 +1,21 @@
 """Table assets over a real archive, database and instance: loading, proof, staleness, triggers."""
 
+import time
+
 import dagster as dg
 import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver
+from dagster._core.execution.backfill import BulkActionStatus
 from dagster._core.loader import LoadingContextForTest
+from psycopg import sql
 
 from feature_pipeline.archive import accept, log
-from feature_pipeline.orchestration.keys import features_key, records_key, table_key
+from feature_pipeline.orchestration.checks import EQUALITY_CHECK
+from feature_pipeline.orchestration.keys import features_key, pool_of, records_key, table_key
+from feature_pipeline.orchestration.reconcile import request_loads
 from feature_pipeline.orchestration.records import records_event
-from feature_pipeline.orchestration.tables import table_spec
+from feature_pipeline.orchestration.tables import request_load, table_spec
+from feature_pipeline.projections.load import load_batches
 from feature_pipeline.projections.proof import prove
 from feature_pipeline_tests.fixtures.dagster import COUNT_COLUMNS, DATASET, Pipeline
 
@@ -298,8 +305,7 @@ def test_a_cancelled_run_is_not_requested_again_until_something_changes(pipeline
     cancel(pipeline, COUNTS, "b1")
     automation = Automation(pipeline)
     assert automation.tick() == {"features/counts": ["b2"]}
-    cancel(pipeline, TABLE, "b2")
-    assert automation.tick() == {"tables/counts": ["b2"]}, "the change came after the request"
+    assert automation.tick() == {"tables/counts": ["b2"]}
 
     # the batch's records come anew, as after an erasure: that is something else to ask
     event = records_event(
@@ -317,6 +323,82 @@ def test_a_cancelled_run_is_not_requested_again_until_something_changes(pipeline
     late = Automation(pipeline)
     assert late.tick() == {}
     assert late.tick() == {}
+
+
+def call_off(pipeline: Pipeline, backfill_id: str) -> None:
+    backfill = pipeline.instance.get_backfill(backfill_id)
+    pipeline.instance.update_backfill(
+        backfill.with_status(BulkActionStatus.CANCELED).with_end_timestamp(time.time())
+    )
+
+
+def test_a_cancelled_backfill_is_called_off_with_the_runs_it_had_not_begun(pipeline: Pipeline):
+    pipeline.add_hook()
+    for key in TEXTS:
+        pipeline.submit(key, TEXTS[key])
+    pipeline.tick()
+    call_off(pipeline, request_load(pipeline.instance, COUNTS, ["b1", "b2"], "fill"))
+    automation = Automation(pipeline)
+    assert automation.tick() == {"features/counts": ["b3"]}
+    assert automation.tick() == {"tables/counts": ["b3"]}
+    assert automation.tick() == {}
+    pipeline.submit("b4", {"r9": "new"})
+    pipeline.tick()
+    assert automation.tick() == {"features/counts": ["b4"]}
+
+
+def test_reconciliation_asks_for_nothing_that_is_under_way(computed: Pipeline):
+    lacking = {TABLE.to_user_string(): list(TEXTS)}
+    graph = computed.defs.resolve_asset_graph()
+    request_load(computed.instance, TABLE, ["b1"], "fill")
+    (first,) = request_loads(computed.instance, graph, lacking)
+    asked = computed.instance.get_backfill(first).asset_backfill_data.target_subset
+    assert set(asked.get_partitions_subset(TABLE).get_partition_keys()) == {"b2", "b3"}
+    assert request_loads(computed.instance, graph, lacking) == []
+    call_off(computed, first)
+    assert len(request_loads(computed.instance, graph, lacking)) == 1
+
+
+def test_a_difference_is_named_until_it_is_mended(loaded: Pipeline):
+    """A load of another batch must not turn the check green."""
+    with loaded.database.connect("test") as connection:
+        (relation,) = connection.execute(
+            "select relation from feature_pipeline.generations"
+        ).fetchone()
+        connection.execute(
+            sql.SQL("update feature_pipeline.{} set count = 77 where batch = 'b3'").format(
+                sql.Identifier(relation)
+            )
+        )
+
+    def check(result: dg.ExecuteInProcessResult) -> dg.AssetCheckEvaluation:
+        (found,) = [
+            c for c in result.get_asset_check_evaluations() if c.check_name == EQUALITY_CHECK
+        ]
+        return found
+
+    job = loaded.defs.resolve_implicit_global_asset_job_def().get_subset(
+        asset_selection=set(),
+        asset_check_selection={dg.AssetCheckKey(TABLE, EQUALITY_CHECK)},
+    )
+    assert not check(job.execute_in_process(instance=loaded.instance)).passed
+    other = check(loaded.run(TABLE, "b1"))
+    assert not other.passed
+    assert other.metadata["batches"].value == ["b3"]
+    spec = table_spec(loaded.hooks["counts"])
+    list(load_batches(loaded.store, loaded.database, spec, ["b3"], is_forced=True))
+    assert check(loaded.run(TABLE, "b1")).passed
+
+
+def test_the_first_tick_sets_the_pools(pipeline: Pipeline):
+    pipeline.add_hook(release={"concurrency": 2})
+    sensor = pipeline.defs.resolve_sensor_def("inbox")
+    names = ("archive", "hook_runner")
+    resources = {name: pipeline.resources[name] for name in names}
+    with dg.build_sensor_context(pipeline.instance, resources=resources) as context:
+        sensor(context)
+    limits = {p.name: p.limit for p in pipeline.instance.event_log_storage.get_pool_limits()}
+    assert limits == {pool_of(DATASET, "counts"): 2}
 
 
 def test_on_request_runs_nothing_by_itself(pipeline: Pipeline):

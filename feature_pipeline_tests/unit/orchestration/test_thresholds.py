@@ -46,7 +46,11 @@ def test_thresholds_change_neither_release_nor_versions(tmp_path: Path):
     assert plain.checks != strict.checks
     releases = [hook.hook_release(tmp_path) for hook in (plain, strict)]
     assert releases[0] == releases[1]
-    versions = [feature_code_version(release, plain.feature.columns) for release in releases]
+    feature = plain.feature
+    versions = [
+        feature_code_version(release, feature.columns, feature.cardinality.value)
+        for release in releases
+    ]
     assert versions[0] == versions[1]
     assert table_spec(plain) == table_spec(strict)
 
