@@ -71,9 +71,7 @@ def map_columns(written: Sequence[Column], wanted: Sequence[Column]) -> tuple[Ma
     by_name = {column.name: column for column in written}
     mappings, refusals = [], []
     for column in wanted:
-        source = by_name.get(column.name)
-        if source is None and column.renamed_from is not None:
-            source = by_name.get(column.renamed_from)
+        source = _source(by_name, column)
         if source is not None and not _is_allowed(source, column):
             refusals.append(
                 f"column {column.name!r}: was {describe_type(source)},"
@@ -83,6 +81,16 @@ def map_columns(written: Sequence[Column], wanted: Sequence[Column]) -> tuple[Ma
     if refusals:
         raise MisfitError("; ".join(refusals))
     return tuple(mappings)
+
+
+def _source(written: dict[str, Column], wanted: Column) -> Column | None:
+    """The written column that holds a wanted one's values."""
+    same = written.get(wanted.name)
+    former = written.get(wanted.renamed_from) if wanted.renamed_from is not None else None
+    if same is None or former is None:
+        return same or former
+    # Both are there. Written under the new name, or is that an older column that had it before?
+    return same if same.renamed_from == wanted.renamed_from else former
 
 
 def take_columns(

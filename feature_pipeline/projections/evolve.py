@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from feature_pipeline.archive import align
 from feature_pipeline.archive.manifest import Manifest
-from feature_pipeline.columns import Column, columns_header
+from feature_pipeline.columns import Column
 from feature_pipeline.hooks.definition import UpcasterDefinition
 from feature_pipeline.projections.upcast import CannotEvolveError, find_upcaster, upcast_rows
 
@@ -46,10 +46,30 @@ def artifact_rows(
     Raises:
         CannotEvolveError: The rows do not fit; the message names columns, records and values.
     """
-    upcaster = find_upcaster(manifest, upcasters)
-    if upcaster is not None and columns_header(manifest.columns) != columns_header(columns):
+    upcaster = upcaster_for(manifest, columns, upcasters)
+    if upcaster is not None:
         return upcast_rows(manifest, rows, columns, upcaster)
     return evolve_rows(rows, map_columns(manifest.columns, columns))
+
+
+def upcaster_for(
+    manifest: Manifest, columns: Sequence[Column], upcasters: Sequence[UpcasterDefinition]
+) -> UpcasterDefinition | None:
+    """The upcaster that the artifact's rows go through.
+
+    None for an artifact whose columns are these already: its raw output was read again under them.
+    A unit is part of what a column means here, as is whether it may be null.
+    """
+    upcaster = find_upcaster(manifest, upcasters)
+    if upcaster is None:
+        return None
+    written = {column.name: _meaning(column) for column in manifest.columns}
+    is_current = all(written.get(column.name) == _meaning(column) for column in columns)
+    return None if is_current else upcaster
+
+
+def _meaning(column: Column) -> tuple[object, ...]:
+    return column.kind, column.format, column.required, column.unit
 
 
 def map_columns(written: Sequence[Column], wanted: Sequence[Column]) -> tuple[align.Mapping, ...]:

@@ -21,7 +21,7 @@ from feature_pipeline.archive.log import FeatureEntry
 from feature_pipeline.archive.manifest import ROWS, Manifest
 from feature_pipeline.archive.read import read_manifest, read_rows
 from feature_pipeline.archive.threads import map_threads
-from feature_pipeline.columns import Column, columns_header
+from feature_pipeline.columns import Column
 from feature_pipeline.hooks.definition import IndexDefinition
 from feature_pipeline.projections import evolve
 from feature_pipeline.projections.bookkeeping import all_progress
@@ -39,7 +39,7 @@ from feature_pipeline.projections.prepare import prepare_batch
 from feature_pipeline.projections.progress import compare_progress, current_entries
 from feature_pipeline.projections.switch import renames_in_place
 from feature_pipeline.projections.table_spec import TableSpec
-from feature_pipeline.projections.upcast import CannotEvolveError, find_upcaster
+from feature_pipeline.projections.upcast import CannotEvolveError
 
 _SAMPLED_BATCHES: Final = 3
 _SERVER_FACTOR: Final = 2.0
@@ -260,9 +260,7 @@ def _depends_on_values(spec: TableSpec, manifest: Manifest) -> bool:
     Raises:
         CannotEvolveError: It does not fit, whatever they are.
     """
-    if columns_header(manifest.columns) != columns_header(spec.columns) and find_upcaster(
-        manifest, spec.upcasters
-    ):
+    if evolve.upcaster_for(manifest, spec.columns, spec.upcasters) is not None:
         return True
     mappings = evolve.map_columns(manifest.columns, spec.columns)
     return manifest.counts.rows > 0 and any(

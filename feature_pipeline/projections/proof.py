@@ -296,6 +296,7 @@ def _batch_content(
         not foreign
         and manifest.rows_digest is not None
         and columns_header(manifest.columns) == columns_header(columns)
+        and evolve.upcaster_for(manifest, columns, generation.upcasters) is None
     ):
         # Acceptance computed it from these rows; the blob's bytes are checked by their digest.
         content.rows, content.row_count = manifest.rows_digest.value, manifest.counts.rows

@@ -155,7 +155,12 @@ def replace_batch(
         held = read_progress(connection, generation.id, prepared.batch)
         if held is not None and held.seq >= prepared.entry.seq + is_forced:
             return Replacement(held, is_unchanged=True, foreign=0)
-        is_same = held is not None and held.content_digest == prepared.content_digest
+        # Rows of another release may go through another upcaster.
+        is_same = (
+            held is not None
+            and held.content_digest == prepared.content_digest
+            and (not generation.upcasters or held.release == prepared.manifest.release.version)
+        )
         if held is not None and is_same and not is_forced:
             # How many rows they are may be changing: a later batch may be claiming some of them.
             progress = _progress(prepared, held.rows)

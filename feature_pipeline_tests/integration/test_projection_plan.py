@@ -184,6 +184,34 @@ def test_an_upcaster_converts_what_no_rule_can(database, connection, upcasters) 
     assert prove(archive.store, database, spec).is_equal
 
 
+def test_an_upcaster_converts_units_of_the_releases_it_names(
+    database, connection, upcasters
+) -> None:
+    """Name, type and format are the same; what the number means is not."""
+    upcasters.__dict__["to_nanometres"] = lambda row: {"depth": row["depth"] / 10}
+    archive = FeatureArchive((Column(name="depth", type="number", unit="Å"),))
+    archive.add("b1", {"r1": [{"depth": 15.0}]})
+    load_all(archive, database)
+    archive.columns = (Column(name="depth", type="number", unit="nm"),)
+    archive.register("2")
+    archive.add("b2", {"r2": [{"depth": 2.0}]})
+    spec = archive.spec(upcasters=(upcaster("to_nanometres"),))
+
+    assert not plan_table(archive.store, database, spec).is_refused
+    list(load_batches(archive.store, database, spec))
+
+    rows = connection.execute("select record_id, depth from features.pockets order by 1")
+    assert rows.fetchall() == [("r1", 1.5), ("r2", 2.0)]
+    assert prove(archive.store, database, spec).is_equal
+    # the same said again under the release that needs no conversion is something else
+    archive.say("b1", {"r1": [{"depth": 15.0}]})
+    load_batch(archive.store, database, spec, "b1")
+    assert connection.execute(
+        "select depth from features.pockets where record_id = 'r1'"
+    ).fetchone() == (15.0,)
+    assert prove(archive.store, database, spec).is_equal
+
+
 def test_an_upcaster_that_fails_names_batch_record_and_row(database, upcasters) -> None:
     archive = FeatureArchive((LABEL, COUNT))
     archive.add("b1", {"r1": [{"label": "a/x", "count": 1}, {"label": "none", "count": 2}]})

@@ -117,3 +117,13 @@ def test_no_rows_evolve_into_no_rows() -> None:
     assert evolve([A, N], wanted, []) == []
     empty = rows([A, N], [("x", 1)]).slice(1)
     assert len(evolve_rows(empty, map_columns([A, N], wanted))) == 0
+
+
+def test_a_column_renamed_to_a_name_that_another_had_is_read_under_its_own() -> None:
+    """The old column of that name was dropped; its values are none of the new one's."""
+    old = Column(name="score", type="number")
+    second = Column(name="score_v2", type="number")
+    renamed = Column(name="score", type="number", renamed_from="score_v2")
+    assert evolve([old, second], [renamed], [(1.0, 2.0)]) == [(2.0,)]
+    assert evolve([second], [renamed], [(2.0,)]) == [(2.0,)]
+    assert evolve([renamed], [renamed], [(3.0,)]) == [(3.0,)]
