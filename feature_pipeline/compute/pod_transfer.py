@@ -158,6 +158,10 @@ class S3Transfer(S3Results):
         }
         return Grants(self._signer.sign_get(stage, lifetime_seconds), json.dumps(publish))
 
+    def forget(self, name: str) -> None:
+        """See `Transfer.forget`."""
+        self._store.delete(layout.upload(name, _RESULT))
+
 
 def _sum(value: Sum) -> tuple[Digest, int]:
     return Digest.parse(value[0]), value[1]

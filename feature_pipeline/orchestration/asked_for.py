@@ -43,6 +43,7 @@ class _CancelledRun:
 
 _runs: LruCache[_CancelledRun] = LruCache(_RUNS_REMEMBERED)
 """Cancelled runs do not change; a process reads each once."""
+_backfills: LruCache[frozenset[str]] = LruCache(_BACKFILLS_REMEMBERED)
 
 
 def partitions_of_run(
@@ -84,7 +85,7 @@ def cancelled_partitions(instance: dg.DagsterInstance, key: dg.AssetKey) -> dict
             else backfill.backfill_timestamp
         )
         # Also those whose runs were not begun: that is most of a large backfill.
-        for partition in _targets(backfill, key):
+        for partition in _targets_once(backfill, key):
             found[partition] = max(at, found.get(partition, 0.0))
     return found
 
@@ -134,6 +135,15 @@ def _between(instance: dg.DagsterInstance, dataset: str, first: str, last: str) 
     if first not in keys or last not in keys:
         return []
     return keys[keys.index(first) : keys.index(last) + 1]
+
+
+def _targets_once(backfill: PartitionBackfill, key: dg.AssetKey) -> frozenset[str]:
+    """As `_targets`, of a backfill whose targets do not change any more."""
+    known = _backfills.get((backfill.backfill_id, key))
+    if known is None:
+        known = frozenset(_targets(backfill, key))
+        _backfills.put((backfill.backfill_id, key), known)
+    return known
 
 
 def _targets(backfill: PartitionBackfill, key: dg.AssetKey) -> set[str]:

@@ -22,6 +22,7 @@ from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.digest import Digest, document_bytes
 
 EVENTS_PER_LOOK = 500
+RECONCILE_JOB = "reconcile"
 RECONCILE_TAG = "feature_pipeline/reconcile"
 """Of backfills, and their runs, that reconciliation asked for."""
 RUNS_REMEMBERED = 5_000
@@ -134,7 +135,7 @@ def _failed_run(
     backfill = run.tags.get(BACKFILL_ID_TAG)
     assets = [key.to_user_string() for key in _assets(instance, run)]
     why = _why_failed(instance, run_id)
-    if RECONCILE_TAG in run.tags:
+    if RECONCILE_TAG in run.tags or run.job_name == RECONCILE_JOB:
         # Asked for anew every hour as long as it fails: told once a day.
         said = Digest.of(document_bytes([assets, why])).short
         cause = f"reconcile/{said}/{at:%Y-%m-%d}"
@@ -226,12 +227,12 @@ def _failing_check(
 
 
 def _named(evaluation: dg.AssetCheckEvaluation) -> list[str]:
-    """The batches that a check names, or, of a check that names none, what it says."""
+    """The batches that a check names. What else it says counts and changes with every run."""
     for name in _NAMED_BY:
         value = evaluation.metadata.get(name)
         if isinstance(value, dg.JsonMetadataValue) and value.data:
             return sorted(_keys(value.data))
-    return [evaluation.description or ""]
+    return []
 
 
 def _keys(data: Any) -> Iterator[str]:

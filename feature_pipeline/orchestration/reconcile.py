@@ -23,7 +23,7 @@ from feature_pipeline.hooks.definition import HookDefinition, Materialize
 from feature_pipeline.orchestration.asked_for import partitions_under_way
 from feature_pipeline.orchestration.events import EVENTS_AT_ONCE, features_events, report_events
 from feature_pipeline.orchestration.keys import features_key, records_key, table_key
-from feature_pipeline.orchestration.notices import RECONCILE_TAG
+from feature_pipeline.orchestration.notices import RECONCILE_JOB, RECONCILE_TAG
 from feature_pipeline.orchestration.pools import set_pools
 from feature_pipeline.orchestration.provenance import latest_events
 from feature_pipeline.orchestration.records import records_event
@@ -253,7 +253,7 @@ def reconcile_job(hooks: Sequence[HookDefinition]) -> dg.JobDefinition:
                 allow_retries=False,
             )
 
-    @dg.job(name="reconcile", description="Finds and mends drift between S3, Dagster and tables.")
+    @dg.job(name=RECONCILE_JOB, description="Finds and mends drift between S3, Dagster and tables.")
     def reconcile_all() -> None:
         find_and_mend()
 
@@ -264,7 +264,7 @@ def reconcile_schedule() -> dg.ScheduleDefinition:
     """Runs `reconcile` every hour; running by default."""
     return dg.ScheduleDefinition(
         name="reconcile_hourly",
-        job_name="reconcile",
+        job_name=RECONCILE_JOB,
         cron_schedule="17 * * * *",
         default_status=dg.DefaultScheduleStatus.RUNNING,
     )

@@ -131,7 +131,9 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
         store, target = archive.store(), database.database()
         batches = list(context.partition_keys)
         absent: list[str] = []
-        if len(batches) > 1:
+        # Of a run of one partition Dagster makes the event; of several, one would be made for each.
+        is_single = len(batches) == 1
+        if not is_single:
             # One hook run that failed must not keep hundreds of batches from the table.
             present = log.heads(store, dataset, definition.name, batches)
             absent = [batch for batch in batches if batch not in present]
@@ -154,7 +156,7 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
                 metadata["dagster/column_lineage"] = dg.MetadataValue.column_lineage(
                     column_lineage(source, columns)
                 )
-            if len(batches) == 1:
+            if is_single:
                 yield dg.MaterializeResult(
                     asset_key=key,
                     metadata=metadata,

@@ -5,6 +5,8 @@ and the log go first; the result, which names them with their digests and tells 
 goes last: once it is there, all of it is there.
 """
 
+import errno
+import io
 import json
 import os
 import stat
@@ -16,33 +18,62 @@ from feature_pipeline.pod.transfers import TransferError, upload, upload_bytes
 
 ROOT: Final = Path("/osa")
 GRANT_VARIABLE: Final = "FEATURE_PIPELINE_PUBLISH"
+STATUS_BYTES: Final = 65_536
 NODE_VARIABLE: Final = "FEATURE_PIPELINE_NODE"
 
 
 def publish(grant: dict[str, Any], node: str, root: Path = ROOT) -> dict[str, Any]:
     """The hook's files, log and end are stored; the result as it was stored.
 
-    A name in the output that is not a regular file is not followed, and named in `irregular`.
+    A name in the output that is not a regular file is not followed, and named in `irregular`. The
+    hook can write where the wrapper leaves its log and its word as well: neither is followed.
 
     Raises:
         TransferError: The store did not take all of it; the result is not stored then.
         FileNotFoundError: The wrapper left no word of the hook's end.
+        IrregularFileError: Its log or its word is no regular file.
     """
-    result: dict[str, Any] = json.loads((root / "run" / "status.json").read_text())
+    with open_regular(root / "run" / "status.json") as file:
+        result: dict[str, Any] = json.loads(file.read(STATUS_BYTES))
     files: dict[str, list[object]] = {}
     irregular: list[str] = []
     for name, url in grant["files"].items():
-        path = root / "out" / name
-        if not os.path.lexists(path):
+        try:
+            with open_regular(root / "out" / name) as file:
+                files[name] = list(upload(url, file, name))
+        except FileNotFoundError:
             continue
-        if not stat.S_ISREG(path.lstat().st_mode):
+        except IrregularFileError:
             irregular.append(name)
-            continue
-        files[name] = list(upload(url, path))
-    log = list(upload(grant["log"], root / "run" / "log"))
+    with open_regular(root / "run" / "log") as file:
+        log = list(upload(grant["log"], file, "the log"))
     result |= {"spec_version": 1, "files": files, "irregular": irregular, "log": log, "node": node}
     upload_bytes(grant["result"], json.dumps(result).encode(), "the result")
     return result
+
+
+class IrregularFileError(OSError):
+    """Something else than a regular file lies where one is expected."""
+
+
+def open_regular(path: Path) -> io.BufferedReader:
+    """The file, opened without following a link, and without waiting for a pipe's other end.
+
+    Raises:
+        FileNotFoundError: There is none.
+        IrregularFileError: It is a link, a folder, a pipe or a device.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        # a link (ELOOP), a socket (ENXIO)
+        if error.errno in {errno.ELOOP, errno.ENXIO}:
+            raise IrregularFileError(f"{path.name}: not a regular file") from error
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise IrregularFileError(f"{path.name}: not a regular file")
+    return os.fdopen(handle, "rb")
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import io
 import time
 import urllib.error
 import urllib.request
@@ -56,21 +57,20 @@ def download_bytes(url: str, what: str) -> bytes:
     return _patiently(once, what)
 
 
-def upload(url: str, path: Path) -> tuple[str, int]:
-    """The bytes of `path` are stored at `url`; their SHA-256 (`sha256:<hex>`) and size.
+def upload(url: str, file: io.BufferedReader, what: str) -> tuple[str, int]:
+    """The bytes of `file` are stored at `url`; their SHA-256 (`sha256:<hex>`) and size.
 
     Raises:
         TransferError: The store did not take them.
     """
-    with path.open("rb") as file:
-        digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-        size = file.tell()
+    digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    size = file.tell()
 
     def once() -> None:
-        with path.open("rb") as file:
-            _put(url, file, size)
+        file.seek(0)
+        _put(url, file, size)
 
-    _patiently(once, path.name)
+    _patiently(once, what)
     return digest, size
 
 

@@ -13,6 +13,7 @@ import pytest
 from feature_pipeline.archive.stores.s3 import S3Store, make_client
 from feature_pipeline.archive.stores.s3_sign import S3Signer
 from feature_pipeline.compute.pod_transfer import S3Transfer
+from feature_pipeline.errors import StoreUnavailableError
 from feature_pipeline.hooks.definition import Limits
 from feature_pipeline.hooks.failure import FailureKind
 from feature_pipeline.hooks.runner import RunRequest, RunResult, Workspace
@@ -175,6 +176,48 @@ class TestFailures(KubernetesTests):
         result = make_runner(settings).run(request, Unsuspend())
         self.failed(result, FailureKind.CLUSTER_REFUSED, "exceeded quota: science")
 
+    def test_what_a_queue_holds_back_for_long_is_granted_anew(
+        self, make_runner, workspace, cluster, monkeypatch
+    ):
+        """Signed addresses work for a limited time, and a queue may take longer."""
+        monkeypatch.setattr(jobs.JobSettings, "lifetime_seconds", lambda *_: 8.0)
+        overrides = PodOverrides(job_spec_config={"suspend": True})
+        settings = dataclasses.replace(SETTINGS, schedule_seconds=5, overrides=overrides)
+        request = self.request_of(workspace, OK)
+
+        def release() -> None:
+            with cluster.lock:
+                job = cluster.objects["jobs", self.job_of(request)]
+                job["spec"]["suspend"] = False
+                cluster.start_pod(job)
+
+        threading.Timer(11, release).start()
+        assert make_runner(settings).run(request, Monitor()).failure is None
+        [secret] = cluster.all("secrets")
+        assert secret["metadata"]["ownerReferences"]
+
+    def test_a_pod_that_stays_terminating_for_ever(
+        self, make_runner, workspace, cluster, monkeypatch
+    ):
+        """Its node is gone, and nobody says so."""
+        from feature_pipeline.hooks.runners import kubernetes
+
+        monkeypatch.setattr(kubernetes, "_LOST_SECONDS", 0.0)
+        monkeypatch.setattr(jobs.JobSettings, "lifetime_seconds", lambda *_: 60.0)
+        request = self.request_of(workspace, HANG)
+
+        class Lose(Monitor):
+            def is_cancelled(self, *, now: bool = False) -> bool:
+                for pod in cluster.all("pods"):
+                    held = cluster.objects["pods", pod["metadata"]["name"]]["metadata"]
+                    held["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+                    held["creationTimestamp"] = "2026-01-01T00:00:00Z"
+                return False
+
+        result = make_runner().run(request, Lose())
+        self.failed(result, FailureKind.EVICTED, "has not ended")
+        assert cluster.all("jobs") == []
+
     @pytest.mark.parametrize("what", ["jobs", "secrets", "pods"])
     def test_permissions(self, runner, workspace, cluster, what):
         method = "GET" if what == "pods" else "POST"
@@ -202,9 +245,60 @@ class TestFailures(KubernetesTests):
 
     def test_a_server_that_never_answers(self, make_runner, workspace, cluster):
         cluster.faults.append(Fault("GET", "/jobs", 503, times=999))
+        """Nothing is known of the attempt, least of all that another one is due."""
         runner = make_runner(patience_seconds=1)
-        result = runner.run(self.request_of(workspace, OK), Monitor())
-        self.failed(result, FailureKind.UNKNOWN, "does not answer", "503")
+        with pytest.raises(StoreUnavailableError, match=r"does not answer.*503"):
+            runner.run(self.request_of(workspace, OK), Monitor())
+
+    def test_an_archive_that_does_not_answer_for_a_while(
+        self, runner, workspace, transfer, cluster, monkeypatch
+    ):
+        """The Job is over; what it published is waited for, and nothing is computed twice."""
+        original = S3Transfer.result
+        outages = iter(range(3))
+
+        def result(self, name):
+            if cluster.jobs_created() and next(outages, None) is not None:
+                raise StoreUnavailableError("503 for a moment")
+            return original(self, name)
+
+        monkeypatch.setattr(S3Transfer, "result", result)
+        monitor = Monitor()
+        assert runner.run(self.request_of(workspace, OK), monitor).failure is None
+        assert cluster.jobs_created() == 1
+        assert next(outages, None) is None
+
+    def test_an_archive_that_stays_away(
+        self, make_runner, workspace, cluster, monkeypatch, tmp_path
+    ):
+        """The run ends without a verdict, and the next one takes what the pod has left."""
+        settings = dataclasses.replace(SETTINGS, store_patience_seconds=0.2)
+        original = S3Transfer.result
+
+        def down(self, name):
+            if cluster.jobs_created():
+                raise StoreUnavailableError("503 for long")
+            return original(self, name)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(S3Transfer, "result", down)
+            with pytest.raises(StoreUnavailableError):
+                make_runner(settings).run(self.request_of(workspace, OK), Monitor())
+        again = Workspace(tmp_path / "again")
+        again.create()
+        assert make_runner(settings).run(self.request_of(again, OK), Monitor()).failure is None
+        assert cluster.jobs_created() == 1
+
+    def test_a_program_that_could_not_be_started_is_tried_anew(self, runner, workspace, cluster):
+        """Who mends the image or the node asks the same question again."""
+        request = self.request_of(workspace, OK)
+        document = request.release.document.model_copy(update={"command": ("no-such-program",)})
+        request = dataclasses.replace(request, release=HookRelease.of(document))
+        for _ in range(2):
+            result = runner.run(request, Monitor())
+            self.failed(result, FailureKind.CANNOT_START, "no-such-program")
+            assert cluster.all("jobs") == []
+        assert cluster.jobs_created() == 2
 
     def test_a_rotated_token(self, make_runner, workspace, cluster, cluster_url):
         tokens = iter(["old", "new"])
@@ -369,6 +463,18 @@ class TestAttaching(KubernetesTests):
         assert (again.output / "features.jsonl").read_text() == "{}"
         assert cluster.jobs_created() == 1
 
+    def test_a_job_that_is_being_deleted_is_not_attached_to(
+        self, runner, workspace, again, cluster
+    ):
+        request = self.request_of(workspace, OK)
+        assert runner.run(request, Monitor()).failure is None
+        name = self.job_of(request)
+        runner._transfer.forget(name)
+        cluster.objects["jobs", name]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+        threading.Timer(1.0, cluster.delete, ("jobs", name)).start()
+        assert runner.run(self.request_of(again, OK), Monitor()).failure is None
+        assert cluster.jobs_created() == 2
+
     def test_an_answer_that_was_lost(self, runner, workspace, cluster):
         """The Job was made, and we were not told."""
         request = self.request_of(workspace, OK)
@@ -443,3 +549,22 @@ class TestPod(KubernetesTests):
         assert "X-Amz" not in json.dumps([job, cluster.all("pods")])
         assert "X-Amz-Signature" in json.dumps(secret)
         assert "X-Amz-Expires" in json.dumps(secret)
+
+    @pytest.mark.parametrize("what", ["link", "pipe"])
+    def test_publish_follows_nothing_that_the_hook_put_in_the_wrappers_place(
+        self, runner, workspace, what
+    ):
+        """It would read what publish is granted, or wait for ever."""
+        source = (
+            "import os\n"
+            "os.remove('/osa/run/log')\n"
+            + {
+                "link": "os.symlink('/proc/self/environ', '/osa/run/log')\n",
+                "pipe": "os.mkfifo('/osa/run/log')\n",
+            }[what]
+        )
+        result = runner.run(self.request_of(workspace, source), Monitor())
+        assert result.failure is not None
+        assert result.failure.kind is FailureKind.PUBLISH_FAILED
+        assert "log: not a regular file" in result.failure.describe()
+        assert "X-Amz" not in result.log.read_text()

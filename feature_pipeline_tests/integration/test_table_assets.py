@@ -287,6 +287,14 @@ def test_a_batch_without_an_artifact_keeps_no_other_from_the_table(computed: Pip
     assert not computed.run(TABLE, "b4").success
 
 
+def test_one_batch_of_several_that_has_an_artifact_is_the_only_one_loaded(computed: Pipeline):
+    """Dagster would make an event for every partition of the run."""
+    computed.submit("b4", {"r5": "zz"})
+    computed.tick()
+    assert computed.run(TABLE, partitions=("b3", "b4")).success
+    assert computed.instance.get_materialized_partitions(TABLE) == {"b3"}
+
+
 def cancel(pipeline: Pipeline, key: dg.AssetKey, batch: str) -> None:
     """A run of the partition is queued, and somebody cancels it."""
     job = pipeline.defs.resolve_implicit_global_asset_job_def().get_subset(asset_selection={key})

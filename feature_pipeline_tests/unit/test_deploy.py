@@ -195,7 +195,7 @@ def test_the_writer_reaches_every_prefix_of_the_layout_and_deletes_nothing_of_th
         if "s3:DeleteObject" in actions
         for resource in resources
     }
-    assert deleted == {"inbox/*", "quarantine/*", "expected/*", "probe/*"}
+    assert deleted == {"inbox/*", "quarantine/*", "expected/*", "probe/*", "uploads/*"}
 
 
 def test_lifecycle_rules_reach_nothing_that_is_archived():

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from feature_pipeline.errors import (
     ConflictError,
@@ -47,6 +47,13 @@ from feature_pipeline.release import HookRelease
 
 _TICK_SECONDS: Final = 0.1
 _CANCEL_SECONDS: Final = 0.5
+_LONGEST_PAUSE_SECONDS: Final = 30.0
+_LOST_SECONDS: Final = 900.0
+"""Beyond all that a pod was granted; it is taken for lost then."""
+_DELETION_SECONDS: Final = 120.0
+"""How long a Job that is being deleted is waited for, before it is taken for one that stays."""
+
+T = TypeVar("T")
 # Jobs that a later run of the same question must not find: they learnt nothing about the batch
 _FORGOTTEN: Final = frozenset(
     {
@@ -159,6 +166,8 @@ class _Attempt:
         self._began = time.monotonic()
         self._last_pod: dict[str, Any] | None = None
         self._taken_away: set[str] = set()
+        self._pods: set[str] = set()
+        self._offered_at = float("-inf")
         self._next_question = 0.0
 
     def run(self, poll_seconds: float) -> _End:
@@ -181,9 +190,9 @@ class _Attempt:
             return _End(facts.Diagnosis(FailureKind.CLUSTER_REFUSED, str(error)))
         except CorruptDataError as error:
             return _End(facts.Diagnosis(FailureKind.PUBLISH_FAILED, str(error)))
-        except StoreUnavailableError as error:
-            return _End(facts.Diagnosis(FailureKind.UNKNOWN, str(error)))
         except BaseException:
+            # Also a store or a cluster that gives no answer for long: nothing is known of the
+            # attempt then, least of all that another is due. The Job goes on, and is attached to.
             if self._is_cancelled_for_sure():
                 self._delete(name)
             raise
@@ -193,40 +202,79 @@ class _Attempt:
     def _ensure(self, name: str, image: str) -> facts.Diagnosis | None:
         """There is a Job for this attempt, or its result; else what stands in the way."""
         request = self._request
-        job = self._cluster.job(name)
-        if job is None and self._transfer.result(name) is not None:
+        job = self._job_to_attach_to(name)
+        if job is None and self._result(name) is not None:
             self._log.note(f"Job {name} is gone, and what it published is here")
             return None
         if job is None:
-            lifetime = self._settings.lifetime_seconds(request)
             try:
-                grants = self._transfer.offer(name, request.workspace, lifetime)
+                self._offer(name)
             except InvalidInputError as error:
                 return facts.Diagnosis(FailureKind.CANNOT_START, str(error))
             manifest = jobs.job_manifest(name, request, self._settings, image)
-            self._cluster.put_secret(jobs.secret_manifest(name, grants.stage_url, grants.publish))
             try:
                 job = self._cluster.create_job(manifest)
             except ConflictError:
                 # somebody was faster, or our own call succeeded and its answer was lost
                 job = self._cluster.job(name)
             else:
-                self._cluster.give_secret(name, job)
+                self._own_secret(name, job)
                 return None
         if job is None:
             return facts.Diagnosis(FailureKind.EVICTED, f"Job {name} was deleted at once")
         if jobs.annotations_of(job).get(jobs.IDENTITY) != str(jobs.identity(request, image)):
             reason = f"a Job named {name} exists and is not ours: delete it"
             return facts.Diagnosis(FailureKind.CLUSTER_REFUSED, reason)
+        self._own_secret(name, job)
         self._log.note(f"attached to Job {name}, which was made before")
         return None
+
+    def _offer(self, name: str) -> None:
+        """The pod's containers that start from now on are granted what they need, for a while."""
+        request, lifetime = self._request, self._settings.lifetime_seconds(self._request)
+        grants = self._patiently(lambda: self._transfer.offer(name, request.workspace, lifetime))
+        self._cluster.put_secret(jobs.secret_manifest(name, grants.stage_url, grants.publish))
+        self._offered_at = time.monotonic()
+
+    def _offer_again(self, job: dict[str, Any], pod: facts.Json | None) -> None:
+        """Grants are new before they end in a queue, and for a pod that replaces another."""
+        is_held_back = pod is None and bool(job["spec"].get("suspend"))
+        half = self._settings.lifetime_seconds(self._request) / 2
+        is_due = is_held_back and time.monotonic() - self._offered_at > half
+        if pod is not None and pod["metadata"]["uid"] not in self._pods:
+            is_due = bool(self._pods)
+            self._pods.add(pod["metadata"]["uid"])
+        if is_due:
+            name = job["metadata"]["name"]
+            self._offer(name)
+            self._own_secret(name, job)
+
+    def _job_to_attach_to(self, name: str) -> dict[str, Any] | None:
+        """The Job of that name, once none is there that is being deleted."""
+        end = time.monotonic() + _DELETION_SECONDS
+        while True:
+            job = self._cluster.job(name)
+            if job is None or not job["metadata"].get("deletionTimestamp"):
+                return job
+            if time.monotonic() > end or self._monitor.is_cancelled():
+                return job
+            time.sleep(_CANCEL_SECONDS)
+
+    def _own_secret(self, name: str, job: dict[str, Any]) -> None:
+        """The secret goes with the Job; if that cannot be arranged, the Job runs all the same."""
+        try:
+            self._cluster.give_secret(name, job)
+        except NotFoundError:
+            return  # it is a Job of somebody who needed none, or is gone with its owner
+        except (ClusterRefusedError, ConflictError, StoreUnavailableError) as error:
+            self._log.note(f"secret {name} stays when the Job goes: {error}")
 
     def _wait(self, name: str, poll_seconds: float) -> facts.Diagnosis | None:
         """Wait until the Job is complete; why it will not be, if it will not."""
         while True:
             job = self._cluster.job(name)
             if job is None:
-                if self._transfer.result(name) is not None:
+                if self._result(name) is not None:
                     return None
                 return facts.Diagnosis(FailureKind.EVICTED, f"somebody deleted its Job, {name}")
             pods = self._cluster.pods(name)
@@ -234,6 +282,7 @@ class _Attempt:
             if pod is not None:
                 self._last_pod = dict(pod)
                 self._follow(pod)
+            self._offer_again(job, pod)
             if facts.condition(job, "Complete") is not None:
                 return None
             if facts.condition(job, "Failed") is not None:
@@ -267,6 +316,11 @@ class _Attempt:
         if len(self._taken_away) > facts.MOST_REPLACEMENTS:
             last = next(found for found in reversed(taken.values()) if found is not None)
             return facts.Diagnosis(last.kind, f"{last.reason} ({len(self._taken_away)} times)")
+        age = (now - facts.moment(pod["metadata"]["creationTimestamp"])).total_seconds()
+        if age > settings.lifetime_seconds(self._request) + _LOST_SECONDS:
+            # its own deadline has passed, and the node that would keep it does not answer
+            reason = f"its pod has not ended in {age:.0f} s: its node may be lost"
+            return facts.Diagnosis(FailureKind.EVICTED, reason)
         if (
             pod["metadata"].get("deletionTimestamp")
             or pod.get("status", {}).get("phase") == "Failed"
@@ -289,7 +343,10 @@ class _Attempt:
             self._log.note("cancelled: deleting its Job")
             self._delete(name)
             return _End(diagnosis, node=node)
-        result = None if diagnosis is not None else self._transfer.result(name)
+        # A pod may have been taken away after it had published: what it says stands.
+        result = self._result(name)
+        if result is not None:
+            diagnosis = None
         self._pump_out()
         if diagnosis is None and result is None:
             reason = f"Job {name} is complete and published nothing"
@@ -301,12 +358,36 @@ class _Attempt:
                 self._delete(name)
             return _End(diagnosis, tail=tail, node=node)
         try:
-            data = take_log(self._transfer, name, result, self._request)
+            data = self._patiently(lambda: take_log(self._transfer, name, result, self._request))
         except (NotFoundError, CorruptDataError) as error:
             return _End(facts.Diagnosis(FailureKind.PUBLISH_FAILED, str(error)), node=node)
         self._pod_log.show_rest(self._log, data)
         said = verdict(self._request, result, self._log.tail())
+        if said is not None and said.kind in _FORGOTTEN:
+            # Who mends the program or the image asks the same question again.
+            self._delete(name)
+            self._patiently(lambda: self._transfer.forget(name))
         return _End(said, result, with_last_line_ended(data), node=node)
+
+    def _result(self, name: str) -> PodResult | None:
+        return self._patiently(lambda: self._transfer.result(name))
+
+    def _patiently(self, look: Callable[[], T]) -> T:
+        """What `look` gives, once the store answers.
+
+        Raises:
+            StoreUnavailableError: It did not for `store_patience_seconds`.
+        """
+        end, pause = time.monotonic() + self._settings.store_patience_seconds, _TICK_SECONDS
+        while True:
+            try:
+                return look()
+            except StoreUnavailableError as error:
+                if time.monotonic() + pause > end or self._monitor.is_cancelled():
+                    raise
+                self._log.note(f"the archive does not answer, trying again in {pause:g} s: {error}")
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     def _tail(self, diagnosis: facts.Diagnosis) -> tuple[str, ...]:
         """The last lines of the container that is to blame."""

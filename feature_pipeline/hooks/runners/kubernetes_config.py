@@ -34,6 +34,8 @@ _FIXED: Final = {
     "job_spec_config": {
         "template", "completions", "parallelism", "completionMode", "backoffLimit",
         "podFailurePolicy", "podReplacementPolicy", "selector", "manualSelector",
+        # the Job's deadline would delete the pod with its log: the pod has one
+        "activeDeadlineSeconds",
     },
 }  # fmt: skip
 

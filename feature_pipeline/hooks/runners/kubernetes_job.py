@@ -36,7 +36,9 @@ class JobSettings:
         service_account: Of the pods. They get no token of it, and it needs no permission.
         schedule_seconds: How long a pod may wait for a node and for images.
         grace_seconds: Between SIGTERM and SIGKILL, at a hook's deadline.
-        keep_seconds: How long a finished Job stays to be looked at, and attached to.
+        keep_seconds: How long a finished Job stays to be looked at. What it published stays longer.
+        store_patience_seconds: How long the archive may give no answer while a Job's end is
+            looked for.
         overrides: What the cluster needs besides, in dagster-k8s's `k8s` config form.
     """
 
@@ -46,7 +48,8 @@ class JobSettings:
     service_account: str = "feature-pipeline-hook"
     schedule_seconds: float = 1800.0
     grace_seconds: float = 10.0
-    keep_seconds: int = 86_400
+    keep_seconds: int = 3_600
+    store_patience_seconds: float = 3_600.0
     overrides: PodOverrides = field(default_factory=PodOverrides)
 
     def image_of(self, release: HookRelease) -> str | None:
@@ -103,7 +106,8 @@ def job_manifest(
     labels = {
         "app.kubernetes.io/managed-by": "feature-pipeline",
         ROLE_LABEL: "hook",
-        HOOK_LABEL: request.release.document.hook,
+        # a label's value ends in a letter or a digit, a hook's name need not
+        HOOK_LABEL: request.release.document.hook.rstrip("_"),
     }
     annotations = {IDENTITY: str(wanted), RUN: request.run_id, ATTEMPT: str(request.attempt)}
     overrides = settings.overrides

@@ -76,3 +76,11 @@ class Transfer(Results, Protocol):
             StoreUnavailableError: The store did not take them.
         """
         ...
+
+    def forget(self, name: str) -> None:
+        """The attempt's pod has left no result, whatever it left; no error if it had left none.
+
+        Raises:
+            StoreUnavailableError, OutcomeUnknownError: It may be there.
+        """
+        ...
