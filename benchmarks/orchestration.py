@@ -43,6 +43,7 @@ from feature_pipeline.hooks.definition import HookDefinition
 from feature_pipeline.local.dagster_processes import DagsterProcesses
 from feature_pipeline.local.environment import environment
 from feature_pipeline.local.services import LocalServices
+from feature_pipeline.orchestration.automation import TABLES_SENSOR
 from feature_pipeline.orchestration.keys import features_key, records_key, table_key
 from feature_pipeline.records import Record, RecordBatch, Source
 
@@ -380,7 +381,7 @@ def bench_lag(stack: Stack, rounds: int, burst: int) -> None:
         f" {left:.1f} s), {stack.instance.get_runs_count() - runs} runs"
     )
     quiet_since, runs = time.time(), stack.instance.get_runs_count()
-    for sensor in ("inbox", "automation"):
+    for sensor in ("inbox", "automation", TABLES_SENSOR):
         stack.tick_seconds(sensor, quiet_since, 4)
     wait_for(lambda: not list(stack.store.list_objects("inbox/")), 60)
     print(f"nothing changed for four ticks: {stack.instance.get_runs_count() - runs} runs")
@@ -463,8 +464,8 @@ def bench_scale(stack: Stack, partitions: int, serial: int) -> Scale:
     grow(stack, partitions)
     since = time.time()
     runs = stack.instance.get_runs_count()
-    digesting = stack.tick_seconds("automation", since, 1)[0]
-    steady = stack.tick_seconds("automation", since, 4)[1:]
+    digesting = stack.tick_seconds(TABLES_SENSOR, since, 1)[0]
+    steady = stack.tick_seconds(TABLES_SENSOR, since, 4)[1:]
     say(f"{partitions:,} partitions: first evaluation {digesting:.1f} s, then {steady}")
     inbox = stack.tick_seconds("inbox", since, 4)
     assert stack.instance.get_runs_count() == runs, "runs where nothing changed"
@@ -496,7 +497,7 @@ def bench_scale(stack: Stack, partitions: int, serial: int) -> Scale:
     since = time.time()
     stack.complete(SEED, f"scale-{serial}", 1000 + serial)
     wait_for(lambda: stack.visible(f"scale-{serial}") == 1, 150)
-    ticks = stack.ticks_since("automation", since)
+    ticks = stack.ticks_since(TABLES_SENSOR, since)
     changed = max(t.end_timestamp - t.timestamp for t in ticks if t.end_timestamp is not None)
     assert stack.instance.get_runs_count() == runs + 1
     return Scale(

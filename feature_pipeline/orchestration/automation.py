@@ -5,24 +5,27 @@ Belongs here: the automation conditions and their sensors. Not here: accepting c
 requests any.
 """
 
-import hashlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import dagster as dg
-from dagster._core.definitions.data_version import DATA_VERSION_TAG, get_input_data_version_tag
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
+from dagster._core.storage.tags import PRIORITY_TAG
 
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.definition import Compute, HookDefinition, Materialize
 from feature_pipeline.orchestration.asked_for import cancelled_partitions
 from feature_pipeline.orchestration.keys import features_key, table_key
-from feature_pipeline.orchestration.provenance import PartitionEvent, latest_events
+from feature_pipeline.orchestration.provenance import has_read, latest_events
 
 TICK_SECONDS = 5
 COMPARED_AT_MOST = 5_000
 LATELY_SECONDS = 600.0
 LATELY_AT_MOST = 1_000
+TABLES_SENSOR = "automation_tables"
+TABLES_PRIORITY = "10"
+"""Runs without one have 0."""
 HOOK_ASSETS_PER_SENSOR = 450
 """Dagster refuses more than 500 in one sensor; some are left for assets that are not hooks'."""
 
@@ -59,12 +62,11 @@ class InputsDiffer(dg.AutomationCondition[Entity]):
         own = latest_events(instance, context.key, keys)
         differing: set[str] = set()
         for source in context.asset_graph.get(context.key).parent_keys if keys else ():
-            tag = get_input_data_version_tag(source)
             versions = instance.event_log_storage.get_latest_tags_by_partition(
                 source, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG], keys
             )
             for partition, tags in versions.items():
-                if not _has_read(own.get(partition), tag, tags[DATA_VERSION_TAG]):
+                if not has_read(own.get(partition), source, tags[DATA_VERSION_TAG]):
                     differing.add(partition)
         subset = context.candidate_subset.compute_intersection_with_partition_keys(differing)
         return dg.AutomationResult(context, subset)
@@ -104,9 +106,7 @@ class InputsDifferLately(dg.AutomationCondition[Entity]):
             for source, partitions in updated.items()
             for partition, event in latest_events(instance, source, partitions & keys).items()
             if event.data_version is not None
-            and not _has_read(
-                own.get(partition), get_input_data_version_tag(source), event.data_version
-            )
+            and not has_read(own.get(partition), source, event.data_version)
         }
         return dg.AutomationResult(
             context, subset.compute_intersection_with_partition_keys(differing)
@@ -142,13 +142,6 @@ class RunCancelled(dg.AutomationCondition[Entity]):
             }
         subset = context.candidate_subset.compute_intersection_with_partition_keys(set(held))
         return dg.AutomationResult(context, subset)
-
-
-def _has_read(event: PartitionEvent | None, tag: str, version: str) -> bool:
-    if event is None:
-        return False
-    # Of a partition that one of its own runs read, Dagster records the hash of the version.
-    return event.tags.get(tag) in {version, hashlib.sha256(version.encode()).hexdigest()}
 
 
 def _quiet() -> Condition:
@@ -210,30 +203,46 @@ def automation_sensors(
 ) -> list[dg.AutomationConditionSensorDefinition]:
     """Sensors that evaluate every condition of the code location each `TICK_SECONDS`; running.
 
-    One, unless the hooks have more assets with conditions than one may have.
+    Tables have one of their own, whose runs are taken from the queue first: they are short, and
+    would otherwise wait behind every batch that is yet to be computed. Hooks with more assets than
+    a sensor may have get several.
     """
-    keys = sorted(_run_by_themselves(hooks))
-    if len(keys) <= HOOK_ASSETS_PER_SENSOR:
-        return [_sensor("automation", dg.AssetSelection.all())]
-    sensors = [_sensor("automation", dg.AssetSelection.all() - dg.AssetSelection.assets(*keys))]
-    for start in range(0, len(keys), HOOK_ASSETS_PER_SENSOR):
-        chunk = keys[start : start + HOOK_ASSETS_PER_SENSOR]
-        sensors.append(_sensor(f"automation_{len(sensors)}", dg.AssetSelection.assets(*chunk)))
+    tables = sorted(
+        table_key(hook.dataset, hook.table_name)
+        for hook in hooks
+        if hook.has_table and hook.table.materialize is Materialize.ALWAYS
+    )
+    features = sorted(
+        features_key(hook.dataset, hook.name)
+        for hook in hooks
+        if hook.compute is Compute.AUTOMATICALLY
+    )
+    chunks = list(_chunks(features)) if len(features) > HOOK_ASSETS_PER_SENSOR else []
+    apart = [*tables, *(key for chunk in chunks for key in chunk)]
+    rest = dg.AssetSelection.all()
+    sensors = [_sensor("automation", rest - dg.AssetSelection.assets(*apart) if apart else rest)]
+    for number, chunk in enumerate(chunks, 1):
+        sensors.append(_sensor(f"automation_{number}", dg.AssetSelection.assets(*chunk)))
+    for number, chunk in enumerate(_chunks(tables)):
+        name = f"{TABLES_SENSOR}_{number}" if number else TABLES_SENSOR
+        sensors.append(
+            _sensor(name, dg.AssetSelection.assets(*chunk), {PRIORITY_TAG: TABLES_PRIORITY})
+        )
     return sensors
 
 
-def _run_by_themselves(hooks: Sequence[HookDefinition]) -> Iterator[dg.AssetKey]:
-    for hook in hooks:
-        if hook.compute is Compute.AUTOMATICALLY:
-            yield features_key(hook.dataset, hook.name)
-        if hook.has_table and hook.table.materialize is Materialize.ALWAYS:
-            yield table_key(hook.dataset, hook.table_name)
+def _chunks(keys: Sequence[dg.AssetKey]) -> Iterator[Sequence[dg.AssetKey]]:
+    for start in range(0, len(keys), HOOK_ASSETS_PER_SENSOR):
+        yield keys[start : start + HOOK_ASSETS_PER_SENSOR]
 
 
-def _sensor(name: str, target: dg.AssetSelection) -> dg.AutomationConditionSensorDefinition:
+def _sensor(
+    name: str, target: dg.AssetSelection, run_tags: Mapping[str, str] | None = None
+) -> dg.AutomationConditionSensorDefinition:
     return dg.AutomationConditionSensorDefinition(
         name,
         target=target,
+        run_tags=run_tags,
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=TICK_SECONDS,
         # The daemon knows no conditions but Dagster's own.

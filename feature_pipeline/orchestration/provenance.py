@@ -6,6 +6,7 @@ a run or outside any, gets all of them from here. Belongs here: these tags and t
 need. Not here: what the versions mean.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -84,6 +85,15 @@ def latest_events(
                 tags=tags,
             )
     return events
+
+
+def has_read(event: PartitionEvent | None, source: dg.AssetKey, version: str) -> bool:
+    """Whether a materialization says that it was made from this version of an input."""
+    if event is None:
+        return False
+    # Of a partition that one of its own runs read, Dagster records the hash of the version.
+    hashed = hashlib.sha256(version.encode()).hexdigest()
+    return event.tags.get(get_input_data_version_tag(source)) in {version, hashed}
 
 
 def read_version(

@@ -19,15 +19,21 @@ from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.log import BatchEntry
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, NotFoundError
-from feature_pipeline.hooks.definition import HookDefinition, Materialize
-from feature_pipeline.orchestration.asked_for import partitions_under_way
+from feature_pipeline.hooks.definition import Compute, HookDefinition, Materialize
+from feature_pipeline.orchestration.asked_for import cancelled_partitions, partitions_under_way
 from feature_pipeline.orchestration.events import EVENTS_AT_ONCE, features_events, report_events
-from feature_pipeline.orchestration.keys import features_key, records_key, table_key
+from feature_pipeline.orchestration.keys import (
+    batches_partitions,
+    features_key,
+    records_key,
+    table_key,
+)
 from feature_pipeline.orchestration.notices import RECONCILE_JOB, RECONCILE_TAG
 from feature_pipeline.orchestration.pools import set_pools
-from feature_pipeline.orchestration.provenance import latest_events
+from feature_pipeline.orchestration.provenance import has_read, latest_events
 from feature_pipeline.orchestration.records import records_event
 from feature_pipeline.orchestration.resources import ArchiveResource, DatabaseResource
+from feature_pipeline.orchestration.staleness import partition_runs
 from feature_pipeline.orchestration.tables import table_spec
 from feature_pipeline.projections.database import Database
 from feature_pipeline.projections.settle import batches_to_load
@@ -47,6 +53,10 @@ class Drift:
     """Batches that tables lack or hold in an older version; to be loaded."""
     unknown_partitions: dict[str, list[str]] = field(default_factory=dict)
     """Partitions in Dagster that no batch of the log stands for."""
+    behind: dict[str, list[str]] = field(default_factory=dict)
+    """Features that were made from other features than there are now; to be run."""
+    vanished: dict[str, list[str]] = field(default_factory=dict)
+    """Partitions that Dagster calls materialized and that the archive's log knows nothing of."""
     damaged: dict[str, dict[str, str]] = field(default_factory=dict)
     """Batches of which Dagster could not be told, because of what is wrong with them in the
     archive; each with the reason."""
@@ -60,6 +70,8 @@ class Drift:
                 self.features,
                 self.tables,
                 self.unknown_partitions,
+                self.behind,
+                self.vanished,
                 self.damaged,
             )
         )
@@ -74,6 +86,8 @@ class Drift:
                 ("feature events reported for", self.features),
                 ("batches to load into", self.tables),
                 ("partitions without a batch in", self.unknown_partitions),
+                ("batches to compute again in", self.behind),
+                ("partitions without an artifact in", self.vanished),
                 ("batches damaged in the archive of", self.damaged),
             )
             for name, keys in found.items()
@@ -98,6 +112,11 @@ def reconcile(
         _reconcile_batches(store, instance, dataset, drift)
         for hook in _inputs_first(log.hooks(store, dataset), dataset, hooks):
             _reconcile_features(store, archive_uri, instance, dataset, hook, drift)
+    for definition in hooks:
+        is_automatic = definition.compute is Compute.AUTOMATICALLY
+        if is_automatic and definition.inputs and (behind := _behind(instance, definition)):
+            key = features_key(definition.dataset, definition.name)
+            drift.behind[key.to_user_string()] = behind
     if database is not None:
         for definition in hooks:
             if definition.has_table and definition.table.materialize is Materialize.ALWAYS:
@@ -108,6 +127,29 @@ def reconcile(
                         wanting
                     )
     return drift
+
+
+def _behind(instance: dg.DagsterInstance, definition: HookDefinition) -> list[str]:
+    """The partitions whose latest event was made from other input features than there are now.
+
+    Automation asks for them when an input changes; this is for changes that it did not see. What
+    failed or was called off since waits for somebody.
+    """
+    dataset = definition.dataset
+    key = features_key(dataset, definition.name)
+    own = latest_events(instance, key, instance.get_materialized_partitions(key))
+    behind: set[str] = set()
+    for name in definition.inputs:
+        source = features_key(dataset, name)
+        for batch, event in latest_events(instance, source, own).items():
+            if event.data_version is not None and not has_read(
+                own[batch], source, event.data_version
+            ):
+                behind.add(batch)
+    if not behind:
+        return []
+    failed = partition_runs(instance, key, batches_partitions(dataset)).failed
+    return sorted(behind - failed - cancelled_partitions(instance, key).keys())
 
 
 def _inputs_first(
@@ -178,6 +220,8 @@ def _reconcile_features(
     key = features_key(dataset, hook)
     heads = log.heads(store, dataset, hook)
     known = latest_events(instance, key, heads)
+    if vanished := instance.get_materialized_partitions(key) - heads.keys():
+        drift.vanished[key.to_user_string()] = sorted(vanished)
     unreported = [
         batch
         for batch, head in heads.items()
@@ -194,16 +238,16 @@ def _reconcile_features(
             drift.features.setdefault(key.to_user_string(), []).extend(events)
 
 
-def request_loads(
-    instance: dg.DagsterInstance, asset_graph: AssetGraph, loads: Mapping[str, Iterable[str]]
+def request_runs(
+    instance: dg.DagsterInstance, asset_graph: AssetGraph, wanted: Mapping[str, Iterable[str]]
 ) -> list[str]:
-    """One Dagster backfill per table is requested for the batches it lacks; their ids.
+    """One Dagster backfill per asset is requested for the batches it wants; their ids.
 
-    Not for batches that are being loaded, or that a running backfill is about.
+    Not for batches that are being run, or that a running backfill is about.
     """
     ids = []
-    for table, lacking in loads.items():
-        busy = partitions_under_way(instance, dg.AssetKey.from_user_string(table))
+    for asset, lacking in wanted.items():
+        busy = partitions_under_way(instance, dg.AssetKey.from_user_string(asset))
         batches = [batch for batch in lacking if batch not in busy]
         if not batches:
             continue
@@ -213,13 +257,13 @@ def request_loads(
                 backfill_id=backfill_id,
                 asset_graph=asset_graph,
                 partition_names=batches,
-                asset_selection=[dg.AssetKey.from_user_string(table)],
+                asset_selection=[dg.AssetKey.from_user_string(asset)],
                 backfill_timestamp=time.time(),
                 tags={RECONCILE_TAG: "true"},
                 dynamic_partitions_store=instance,
                 all_partitions=False,
-                title=f"reconcile {table}",
-                description="Batches that the archive holds and the table lacks.",
+                title=f"reconcile {asset}",
+                description="Batches that the asset lacks, or holds as they were before.",
                 run_config=None,
             )
         )
@@ -239,17 +283,21 @@ def reconcile_job(hooks: Sequence[HookDefinition]) -> dg.JobDefinition:
             archive.store(), archive.uri, context.instance, database.database(), hooks
         )
         context.log.info(drift.summary())
-        if drift.tables:
+        wanted = {**drift.behind, **drift.tables}
+        if wanted:
             graph = context.repository_def.asset_graph
-            ids = request_loads(context.instance, graph, drift.tables)
+            ids = request_runs(context.instance, graph, wanted)
             context.log.info("backfills requested: %s", ", ".join(ids))
-        if drift.damaged:
+        if drift.damaged or drift.vanished:
             raise dg.Failure(
                 description=(
-                    "what is damaged in the archive could not be told to Dagster; the rest was:"
-                    " see `feature-pipeline verify`"
+                    "the archive does not hold what it should (see `feature-pipeline verify`):"
+                    f" {drift.summary()}; everything else was mended"
                 ),
-                metadata={"damaged": dg.MetadataValue.json(drift.damaged)},
+                metadata={
+                    "damaged": dg.MetadataValue.json(drift.damaged),
+                    "vanished": dg.MetadataValue.json(drift.vanished),
+                },
                 allow_retries=False,
             )
 

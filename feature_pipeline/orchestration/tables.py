@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 from dagster._core.definitions.assets.graph.asset_graph_subset import AssetGraphSubset
 from dagster._core.execution.backfill import PartitionBackfill
-from dagster._core.storage.tags import BACKFILL_ID_TAG
+from dagster._core.storage.tags import BACKFILL_ID_TAG, PRIORITY_TAG
 from pydantic import Field
 
 from feature_pipeline.archive import log
@@ -252,7 +252,7 @@ def request_load(
         PartitionBackfill.from_asset_graph_subset(
             backfill_id=backfill_id,
             backfill_timestamp=time.time(),
-            tags={f"feature_pipeline/{why}": "true"},
+            tags={f"feature_pipeline/{why}": "true", PRIORITY_TAG: automation.TABLES_PRIORITY},
             dynamic_partitions_store=instance,
             # Its decorator hides the named tuple's fields from mypy.
             asset_graph_subset=AssetGraphSubset({table: subset}, set()),  # type: ignore[call-arg]

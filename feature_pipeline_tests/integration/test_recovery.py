@@ -17,7 +17,7 @@ from feature_pipeline.errors import CorruptDataError
 from feature_pipeline.orchestration.dead_runs import fail_dead_runs
 from feature_pipeline.orchestration.features import feature_code_version
 from feature_pipeline.orchestration.keys import features_key, pool_of, records_key, table_key
-from feature_pipeline.orchestration.reconcile import reconcile, request_loads
+from feature_pipeline.orchestration.reconcile import reconcile, request_runs
 from feature_pipeline.orchestration.recover import (
     prove_tables,
     recover_dagster,
@@ -153,6 +153,10 @@ def test_what_was_made_from_older_input_is_stale_after_recovery_and_is_made_agai
         assert stale == {"b1"}
         asked = dg.evaluate_automation_conditions(defs=loaded.defs, instance=instance)
         assert asked.get_requested_partitions(after) == {"b1"}
+        # and where automation has not seen it, or not in time
+        again = recover_dagster(loaded.store, loaded.archive_uri, instance, hooks)
+        assert again.behind == {after.to_user_string(): ["b1"]}
+        assert (again.vanished, again.features) == ({}, {})
     postgres_server.drop_database(dagster_url)
 
 
@@ -165,6 +169,19 @@ def test_what_is_said_in_prose_makes_nothing_stale(loaded: Pipeline):
     assert not_fresh(loaded) == {}
     loaded.add_hook(release={"concurrency": 3}, feature={"columns": columns, "cardinality": "one"})
     assert not_fresh(loaded) != {}
+
+
+def test_an_artifact_that_is_gone_from_the_log_is_named(loaded: Pipeline):
+    """A bucket restored from an older copy: Dagster is green, and S3 is the truth."""
+    head = log.head(loaded.store, DATASET, "counts", "b2")
+    loaded.store.delete(layout.entry(layout.feature_log(DATASET, "counts", "b2"), head.seq))
+    job = loaded.defs.resolve_job_def("reconcile")
+    result = job.execute_in_process(instance=loaded.instance, raise_on_error=False)
+    assert not result.success
+    (failure,) = [e for e in result.all_events if e.is_step_failure]
+    shown = failure.step_failure_data.user_failure_data
+    assert shown.metadata["vanished"].value == {COUNTS.to_user_string(): ["b2"]}
+    assert "partitions without an artifact in letters/features/counts: 1" in shown.description
 
 
 def damage(pipeline: Pipeline, digest: Digest) -> None:
@@ -245,7 +262,7 @@ def test_reconcile_lists_what_a_table_lacks(loaded: Pipeline):
 
 def test_what_a_table_lacks_is_requested_as_one_backfill(loaded: Pipeline):
     graph = loaded.defs.resolve_asset_graph()
-    (backfill_id,) = request_loads(loaded.instance, graph, {TABLE.to_user_string(): ["b1", "b2"]})
+    (backfill_id,) = request_runs(loaded.instance, graph, {TABLE.to_user_string(): ["b1", "b2"]})
     (backfill,) = loaded.instance.get_backfills()
     assert backfill.backfill_id == backfill_id
     subset = backfill.get_asset_backfill_data(graph).get_target_partitions_subset(TABLE)

@@ -12,7 +12,7 @@ from psycopg import sql
 from feature_pipeline.archive import accept, log
 from feature_pipeline.orchestration.checks import EQUALITY_CHECK
 from feature_pipeline.orchestration.keys import features_key, pool_of, records_key, table_key
-from feature_pipeline.orchestration.reconcile import request_loads
+from feature_pipeline.orchestration.reconcile import request_runs
 from feature_pipeline.orchestration.records import records_event
 from feature_pipeline.orchestration.tables import request_load, table_spec
 from feature_pipeline.projections.load import load_batches
@@ -359,12 +359,12 @@ def test_reconciliation_asks_for_nothing_that_is_under_way(computed: Pipeline):
     lacking = {TABLE.to_user_string(): list(TEXTS)}
     graph = computed.defs.resolve_asset_graph()
     request_load(computed.instance, TABLE, ["b1"], "fill")
-    (first,) = request_loads(computed.instance, graph, lacking)
+    (first,) = request_runs(computed.instance, graph, lacking)
     asked = computed.instance.get_backfill(first).asset_backfill_data.target_subset
     assert set(asked.get_partitions_subset(TABLE).get_partition_keys()) == {"b2", "b3"}
-    assert request_loads(computed.instance, graph, lacking) == []
+    assert request_runs(computed.instance, graph, lacking) == []
     call_off(computed, first)
-    assert len(request_loads(computed.instance, graph, lacking)) == 1
+    assert len(request_runs(computed.instance, graph, lacking)) == 1
 
 
 def test_a_difference_is_named_until_it_is_mended(loaded: Pipeline):

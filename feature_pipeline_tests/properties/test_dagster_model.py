@@ -38,9 +38,10 @@ from feature_pipeline.archive.publish import (
 from feature_pipeline.compute.collect import collect_output
 from feature_pipeline.compute.plan import plan_run
 from feature_pipeline.digest import Digest
+from feature_pipeline.orchestration.automation import TABLES_SENSOR
 from feature_pipeline.orchestration.checks import EQUALITY_CHECK
 from feature_pipeline.orchestration.keys import features_key, records_key, table_key
-from feature_pipeline.orchestration.reconcile import reconcile, request_loads
+from feature_pipeline.orchestration.reconcile import reconcile, request_runs
 from feature_pipeline.orchestration.recover import recover_dagster, recover_table
 from feature_pipeline.orchestration.tables import table_spec
 from feature_pipeline.projections.progress import check_progress
@@ -165,7 +166,7 @@ class Game:
         self.postgres = postgres
         self.template = template
         self.trail: list[str] = []
-        self.cursor = None
+        self.cursors: dict[str, str | None] = {}
         self.versions = dict.fromkeys(HOOKS, 1)
         self.withdrawn: set[str] = set()
         self.loaded: dict[tuple[str, str], Digest] = {}
@@ -349,7 +350,7 @@ class Game:
                 self.loaded = {k: v for k, v in self.loaded.items() if k[0] != hook.name}
                 before |= {(hook.table, batch): "MISSING" for batch in truth.batches}
         self.failed.clear()
-        self.cursor = None
+        self.cursors = {}
         assert self.statuses() == before
         self.pending.clear()
         self.evaluate()
@@ -377,7 +378,7 @@ class Game:
         drift = reconcile(*arguments, hooks)
         assert drift.tables == wanting
         assert drift.unknown_partitions == {}
-        request_loads(pipeline.instance, pipeline.defs.resolve_asset_graph(), drift.tables)
+        request_runs(pipeline.instance, pipeline.defs.resolve_asset_graph(), drift.tables)
         self.run_backfills()
         assert reconcile(*arguments, hooks).summary() == "no drift"
 
@@ -469,13 +470,16 @@ class Game:
         self.tick()
         expected = self.expected()
         defs = self.pipeline.defs
-        sensor = defs.resolve_sensor_def("automation")
-        context = dg.build_sensor_context(
-            self.pipeline.instance, cursor=self.cursor, definitions=defs
-        )
-        done = sensor.evaluate_tick(context)
-        self.cursor = done.cursor
-        groups = [self.asked_by(request) for request in done.run_requests]
+        requests: list[dg.RunRequest] = []
+        for name in ("automation", TABLES_SENSOR):
+            sensor = defs.resolve_sensor_def(name)
+            context = dg.build_sensor_context(
+                self.pipeline.instance, cursor=self.cursors.get(name), definitions=defs
+            )
+            done = sensor.evaluate_tick(context)
+            self.cursors[name] = done.cursor
+            requests += done.run_requests
+        groups = [self.asked_by(request) for request in requests]
         requested = [asked for group in groups for asked in group]
         if sorted(requested) != sorted(expected):
             raise AssertionError(

@@ -23,10 +23,20 @@ def hooks(count: int) -> list[HookDefinition]:
     ]
 
 
-def test_one_sensor_evaluates_everything_while_it_may():
-    (sensor,) = automation_sensors(hooks(200))
-    assert sensor.name == "automation"
-    assert sensor.default_status is dg.DefaultSensorStatus.RUNNING
+def test_tables_are_evaluated_apart_and_their_runs_go_first():
+    """A table's run is short; ten thousand batches may be queued before it."""
+    few = hooks(200)
+    everything, tables = automation_sensors(few)
+    assert [everything.name, tables.name] == ["automation", "automation_tables"]
+    assert everything.default_status is tables.default_status is dg.DefaultSensorStatus.RUNNING
+    assert everything.run_tags == {}
+    assert tables.run_tags == {"dagster/priority": "10"}
+    keys = {table_key("letters", hook.name) for hook in few}
+    assert tables.asset_selection == dg.AssetSelection.assets(*sorted(keys))
+
+
+def test_without_tables_there_is_one_sensor():
+    (sensor,) = automation_sensors([])
     assert sensor.asset_selection == dg.AssetSelection.all()
 
 
