@@ -141,7 +141,7 @@ def _settle(acceptance: _Round, entry: InboxEntry) -> Accepted | Waiting | Quara
         reason = str(error)
     try:
         quarantine(acceptance.store, entry, reason)
-    except (StoreUnavailableError, OutcomeUnknownError) as error:
+    except (StoreUnavailableError, OutcomeUnknownError, CorruptDataError) as error:
         return Waiting(f"{reason}; it could not be moved to the quarantine: {error}")
     return Quarantined(entry.id, reason)
 

@@ -244,6 +244,21 @@ def find_missing(
     return [ref for ref, is_there in zip(unique, present, strict=True) if not is_there]
 
 
+def renew(store: BlobStore, ref: BlobRef) -> None:
+    """The stored blob is as good as one that was just written: no collection is about to delete it.
+
+    Raises:
+        NotFoundError, CorruptDataError: It is not stored, or holds other bytes.
+    """
+    info = store.stat(layout.blob(ref.digest))
+    if info is not None and not _is_old(info):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "blob"
+        download_blob(store, ref.digest, path, ref.size)
+        write_file(store, path, ref.media_type, ref.digest)
+
+
 def read_blob(store: BlobStore, digest: Digest, size: int | None = None) -> bytes:
     """The bytes with this digest, checked: size first (when given), then digest.
 

@@ -6,13 +6,20 @@ a log it becomes (`accept`), checks of the whole archive (`verify`).
 
 from collections.abc import Collection, Sequence
 
+import pyarrow as pa
+
 from feature_pipeline.archive import blobs, read
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.encode import Content
 from feature_pipeline.archive.manifest import OUTCOMES, ROWS, BlobRef, Manifest
 from feature_pipeline.archive.threads import WORKERS
 from feature_pipeline.columns import check_columns
-from feature_pipeline.errors import InvalidInputError, NotFoundError
+from feature_pipeline.errors import (
+    CorruptDataError,
+    FeaturePipelineError,
+    InvalidInputError,
+    NotFoundError,
+)
 from feature_pipeline.outcomes import Outcome
 from feature_pipeline.records import RecordBatch
 
@@ -43,7 +50,7 @@ def check_artifact(
     if manifest.is_failed:
         return
     check_columns(manifest.columns)
-    outcomes = read.read_artifact_outcomes(store, manifest)
+    outcomes, content = _decoded(store, manifest, what)
     ids = [outcome.record_id for outcome in outcomes]
     if set(ids) != {record.id for record in batch.records}:
         odd = set(ids) ^ {record.id for record in batch.records}
@@ -51,7 +58,6 @@ def check_artifact(
             f"{what}: outcomes are not those of the batch's records: {sorted(odd)[:5]}"
         )
     _check_values(manifest, outcomes, what)
-    content = Content.of(manifest.columns, outcomes)
     said = (manifest.content_digest, manifest.rows_digest, manifest.counts)
     if said != (content.content_digest, content.rows_digest, content.counts):
         raise InvalidInputError(
@@ -59,6 +65,23 @@ def check_artifact(
             f" {manifest.content_digest} ({manifest.counts})"
         )
     check_not_withdrawn(manifest.dataset, ids, withdrawn)
+
+
+def _decoded(store: BlobStore, manifest: Manifest, what: str) -> tuple[list[Outcome], Content]:
+    """What the artifact's tables say, and the digests of it.
+
+    Raises:
+        CorruptDataError: They hold what no value of their columns can be: text that is no UUID, a
+            date beyond the calendar.
+    """
+    try:
+        outcomes = read.read_artifact_outcomes(store, manifest)
+        return outcomes, Content.of(manifest.columns, outcomes)
+    except FeaturePipelineError:
+        raise
+    except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
+        # Whoever may write blobs may have written any Parquet; one must not stop the others.
+        raise CorruptDataError(f"{what}: its tables cannot be decoded: {error}") from error
 
 
 def _check_values(manifest: Manifest, outcomes: Sequence[Outcome], what: str) -> None:

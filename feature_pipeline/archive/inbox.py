@@ -23,7 +23,7 @@ from feature_pipeline.archive.documents import (
 )
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.digest import Digest
-from feature_pipeline.errors import InvalidInputError, NotFoundError
+from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 from feature_pipeline.records import Source
 
 BATCH_ID: Final = "batch."
@@ -122,6 +122,8 @@ def _read(store: BlobStore, info: ObjectInfo) -> InboxEntry | None:
         data = store.get(info.key).data
     except NotFoundError:
         return None  # somebody else accepted and removed it since the listing
+    except CorruptDataError as error:
+        return InboxEntry(info.key.removeprefix(layout.INBOX), info.modified_at, None, str(error))
     return read_entry(info.key.removeprefix(layout.INBOX), info.modified_at, data)
 
 

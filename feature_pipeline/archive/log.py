@@ -289,11 +289,23 @@ def _by_log(infos: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo]]:
 
 
 def _last_current_of(store: BlobStore, infos: Sequence[ObjectInfo]) -> FeatureEntry | None:
+    following = None
     for info in reversed(infos):
+        seq = layout.parse_entry(info.key).seq
+        if following is not None and seq != following - 1:
+            raise CorruptDataError(_gap(store, info.key, following))
         entry = _read_entry(store, info, FeatureEntry)
         if entry.verdict is Verdict.CURRENT:
             return entry
+        following = seq
+    if following is not None and following != layout.FIRST_SEQ:
+        raise CorruptDataError(_gap(store, infos[0].key, following))
     return None
+
+
+def _gap(store: BlobStore, key: str, following: int) -> str:
+    """What was current may be in an entry that is gone: an older one must not be taken for it."""
+    return f"the log of {key} in {store.identity} has a gap before entry {following}"
 
 
 # Batches

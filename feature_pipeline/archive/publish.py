@@ -286,6 +286,8 @@ def _store_files(store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Pa
             f" ({file.digest}, {file.size} bytes) is neither given nor in the archive"
             + (f"; nor are {len(missing) - 1} others" if len(missing) > 1 else "")
         )
+    # What nothing named until now may be about to be collected.
+    map_threads(lambda ref: blobs.renew(store, ref), refs)
     for digest, ref in zip(
         given,
         map_threads(lambda d: blobs.put_file(store, files[d], expected=d), given),

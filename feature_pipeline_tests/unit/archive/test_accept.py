@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from feature_pipeline.archive import accept, inbox, log, publish, read, tombstones
+from feature_pipeline.archive import accept, contract, inbox, log, publish, read, tombstones
 from feature_pipeline.archive.accept import Accepted, Quarantined, Waiting
 from feature_pipeline.archive.log import Verdict
 from feature_pipeline.archive.manifest import ROWS, FailureInfo
@@ -368,6 +368,40 @@ class TestSettling:
         settled = accept.settle(scene.store, entry)
         assert isinstance(settled, Waiting)
         assert "upgrade" in settled.reason
+
+    def test_rows_that_no_column_can_hold_stop_nothing_else(self, scene, monkeypatch):
+        """Anybody who may write blobs may write any Parquet."""
+        release = scene.release()
+        for key in ("b1", "b2"):
+            artifact = scene.artifact(scene.submit(make_batch(key)), release)
+            publish.announce(scene.store, scene.completion(artifact))
+        original = contract.Content.of
+        broken = iter([ValueError("badly formed hexadecimal UUID string")])
+
+        def of(columns, outcomes):
+            if (error := next(broken, None)) is not None:
+                raise error
+            return original(columns, outcomes)
+
+        monkeypatch.setattr(contract.Content, "of", of)
+        settled = accept.settle_all(scene.store, accept.waiting(scene.store))
+        [waits] = [result for result in settled if isinstance(result, Waiting)]
+        assert "cannot be decoded: badly formed" in waits.reason
+        assert sum(isinstance(result, Accepted) for result in settled) == len(settled) - 1
+
+    def test_an_inbox_object_that_is_damaged_stops_nothing_else(self, scene, waiting, monkeypatch):
+        original = scene.store.get
+
+        def get(key, size=None):
+            if key == f"inbox/{waiting[0].id}":
+                raise CorruptDataError(f"{key}: bytes are not what the checksum says")
+            return original(key, size)
+
+        monkeypatch.setattr(scene.store, "get", get)
+        entries = accept.waiting(scene.store)
+        assert [entry.id for entry in entries] == [entry.id for entry in waiting]
+        assert "checksum" in entries[0].problem
+        assert isinstance(accept.settle(scene.store, entries[0]), Waiting)
 
     def test_at_most_so_many(self, scene, waiting):
         assert inbox.waiting(scene.store, limit=1) == waiting[:1]

@@ -119,6 +119,30 @@ def test_what_is_written_again_is_spared(care, clock):
     assert is_stored(care, digest)
 
 
+def test_what_a_batch_relies_on_is_not_deleted_by_a_collection_that_looked_before(
+    care, clock, monkeypatch
+):
+    """Submitted by digest alone, between the second look at an orphan and its deletion."""
+    digest = orphan(care, b"cif n")
+    collect(care)
+    clock.offset += 8 * DAY
+    aged(care.store, 30 * DAY)
+    batch = care.batch_of("b9", ("n",))
+    original = gc._delete
+
+    def delete(*args, **kwargs):
+        monkeypatch.setattr(gc, "_delete", original)
+        # What a collection in another process has decided is not undone by submitting; only that
+        # the blob is another one by then keeps it.
+        monkeypatch.setattr(sweep, "outlast", lambda store: None)
+        publish.submit_batch(care.store, batch, {})
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(gc, "_delete", delete)
+    collect(care)
+    assert is_stored(care, digest)
+
+
 def test_what_came_to_be_needed_between_the_marks_stays(care, clock):
     digest = orphan(care, b"cif n")
     collect(care)

@@ -3,10 +3,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from feature_pipeline.archive import log, tombstones
+from feature_pipeline.archive import accept, log, tombstones
 from feature_pipeline.archive.cache import LruCache
 from feature_pipeline.archive.documents import instant_text
-from feature_pipeline.archive.manifest import Manifest, RunInfo
+from feature_pipeline.archive.manifest import FailureInfo, Manifest, RunInfo
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 from feature_pipeline.records import RecordFile
 from feature_pipeline.release import HookRelease
@@ -89,6 +89,17 @@ class TestEntries:
         scene.store.delete("log/releases/structures/pockets/0000000002")
         with pytest.raises(CorruptDataError, match="gap"):
             log.releases(scene.store, DATASET, HOOK)
+
+    def test_an_older_entry_is_not_taken_for_one_that_is_gone(self, scene):
+        batch, release = scene.submit(make_batch()), scene.release()
+        for _ in range(2):
+            accept.accept(scene.store, scene.completion(scene.artifact(batch, release)))
+        failed = scene.artifact(batch, release, failure=FailureInfo(kind="exit", reason="1"))
+        accept.accept(scene.store, scene.completion(failed))
+        scene.store.delete("log/features/structures/pockets/b1/0000000002")
+        for look in (log.head, lambda *args: log.heads(*args[:3])):
+            with pytest.raises(CorruptDataError, match="gap"):
+                look(scene.store, DATASET, HOOK, "b1")
 
     @pytest.mark.parametrize("data", [b"", b"{}", b"null", b'{"seq": 1}'])
     def test_a_damaged_entry_is_not_absent(self, scene, data):
