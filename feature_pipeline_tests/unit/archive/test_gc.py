@@ -124,9 +124,9 @@ def test_what_a_batch_relies_on_is_not_deleted_by_a_collection_that_looked_befor
 ):
     """Submitted by digest alone, between the second look at an orphan and its deletion."""
     digest = orphan(care, b"cif n")
+    aged(care.store, 30 * DAY)
     collect(care)
     clock.offset += 8 * DAY
-    aged(care.store, 30 * DAY)
     batch = care.batch_of("b9", ("n",))
     original = gc._delete
 
