@@ -53,7 +53,8 @@ class LoadReport:
     `rows` counts the batch's rows in the table afterwards, `foreign` its records that belong to
     a batch submitted later. `is_unchanged` says that no row was written: the content was there
     already. While a generation is being built the report is of that one; `live` is then the
-    report of the one that is read, or `waiting` says why that one cannot hold the artifact.
+    report of the one that is read, if it had to be fed, or `waiting` says why that one cannot hold
+    the artifact.
     """
 
     batch: str

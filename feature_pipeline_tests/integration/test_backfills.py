@@ -106,7 +106,7 @@ class Operator:
         release = hook.hook_release(pipeline.folder)
         versions = {
             COUNTS: (
-                feature_code_version(release, hook.feature.columns),
+                feature_code_version(release, hook.feature.columns, hook.feature.cardinality.value),
                 [records_key(DATASET)],
             ),
             TABLE: (table_code_version(spec.columns, spec), [COUNTS]),
