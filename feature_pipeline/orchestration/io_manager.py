@@ -5,7 +5,7 @@ hashing, parsing, S3 or SQL.
 """
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -14,8 +14,10 @@ import pyarrow as pa
 
 from feature_pipeline.archive import layout, log, read
 from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.archive.log import Verdict
+from feature_pipeline.archive.encode import rows_schema
+from feature_pipeline.archive.log import FeatureEntry, Verdict
 from feature_pipeline.archive.manifest import Manifest
+from feature_pipeline.columns import Column
 from feature_pipeline.compute.execute import Execution, log_tail, reasons_of
 from feature_pipeline.compute.keep import keep
 from feature_pipeline.compute.plan import ComputePlan
@@ -27,7 +29,8 @@ from feature_pipeline.errors import (
     OutcomeUnknownError,
     StoreUnavailableError,
 )
-from feature_pipeline.orchestration.features import ComputedFeatures
+from feature_pipeline.hooks.definition import HookDefinition
+from feature_pipeline.orchestration.features import DEFINITION_METADATA, ComputedFeatures
 from feature_pipeline.orchestration.metadata import (
     artifact_metadata,
     attempts_table,
@@ -36,6 +39,9 @@ from feature_pipeline.orchestration.metadata import (
 )
 from feature_pipeline.orchestration.resources import ArchiveResource
 
+ALLOW_MISSING = "allow_missing_partitions"
+"""Metadata of an input, as of Dagster's own IO managers: batches without features are skipped."""
+
 
 class FeaturePartitions(Mapping[str, pa.Table]):
     """Artifacts of one hook by batch, read from S3 only when asked for.
@@ -43,11 +49,28 @@ class FeaturePartitions(Mapping[str, pa.Table]):
     Annotate a downstream input with this class to choose which batches to read.
     """
 
-    def __init__(self, store: BlobStore, dataset: str, hook: str, batches: list[str]) -> None:
+    def __init__(
+        self,
+        store: BlobStore,
+        dataset: str,
+        hook: str,
+        batches: Sequence[str],
+        heads: Mapping[str, FeatureEntry] | None = None,
+    ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            store: The archive.
+            dataset: The hook's.
+            hook: Whose artifacts.
+            batches: The batches, in order.
+            heads: Current log entries that are known already; looked up when absent.
+        """
         self.store = store
         self.dataset = dataset
         self.hook = hook
-        self._batches = batches
+        self._batches = list(batches)
+        self._heads = heads or {}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._batches)
@@ -66,13 +89,32 @@ class FeaturePartitions(Mapping[str, pa.Table]):
         Raises:
             NotFoundError: The batch has no current artifact.
         """
-        head = log.head(self.store, self.dataset, self.hook, batch)
+        head = self._heads.get(batch) or log.head(self.store, self.dataset, self.hook, batch)
         if head is None:
-            raise NotFoundError(
-                f"hook {self.hook!r} has no current artifact for batch {batch!r};"
-                f" materialize {self.dataset}/features/{self.hook} for it"
-            )
+            raise self._missing([batch])
         return read.read_manifest(self.store, head.manifest)
+
+    def looked_up(self, *, allow_missing: bool) -> "FeaturePartitions":
+        """The same partitions as the logs are now: without those that have no current artifact.
+
+        Raises:
+            NotFoundError: Some have none, and that is not allowed; the message names all of them.
+        """
+        heads = log.heads(self.store, self.dataset, self.hook, self._batches)
+        missing = [batch for batch in self._batches if batch not in heads]
+        if missing and not allow_missing:
+            raise self._missing(missing)
+        present = [batch for batch in self._batches if batch in heads]
+        return FeaturePartitions(self.store, self.dataset, self.hook, present, heads)
+
+    def _missing(self, batches: Sequence[str]) -> NotFoundError:
+        named = ", ".join(map(repr, batches))
+        what = f"batch {named}" if len(batches) == 1 else f"{len(batches)} batches: {named}"
+        return NotFoundError(
+            f"hook {self.hook!r} has no current artifact for {what}; materialize"
+            f" {self.dataset}/features/{self.hook} for them, or give the input"
+            f' metadata={{"{ALLOW_MISSING}": True}} to go without them'
+        )
 
     def to_pandas(self, batch: str) -> pd.DataFrame:
         """One batch's rows, with Arrow dtypes: 64-bit integers beside NULL stay exact."""
@@ -179,30 +221,52 @@ class FeatureIOManager(dg.ConfigurableIOManager):
 
         `pd.DataFrame` and `pa.Table` hold the rows of all partitions, with a `batch` column;
         `dict[str, pd.DataFrame]` maps batches to rows; `FeaturePartitions` reads lazily.
+
+        Raises:
+            NotFoundError: Batches have no current artifact, and the input's metadata do not have
+                `allow_missing_partitions`. `FeaturePartitions` raises it for a batch that is read.
         """
         upstream = (
             context.upstream_output.asset_key if context.upstream_output else context.asset_key
         )
         dataset, _, hook = upstream.path
-        partitions = FeaturePartitions(
-            self.archive.store(), dataset, hook, list(context.asset_partition_keys)
-        )
+        batches = list(context.asset_partition_keys)
+        partitions = FeaturePartitions(self.archive.store(), dataset, hook, batches)
         wanted = context.dagster_type.typing_type
+        is_dict = wanted in (dict, Any) or getattr(wanted, "__origin__", None) is dict
+        if not is_dict and wanted not in (FeaturePartitions, pa.Table, pd.DataFrame):
+            raise InvalidInputError(
+                f"input {context.name!r} of {upstream.to_user_string()} is annotated {wanted!r};"
+                " annotate it pd.DataFrame, dict[str, pd.DataFrame], pa.Table or FeaturePartitions"
+            )
+        allow_missing = bool(context.definition_metadata.get(ALLOW_MISSING, False))
+        if wanted is not FeaturePartitions or allow_missing:
+            partitions = partitions.looked_up(allow_missing=allow_missing)
+        if skipped := len(batches) - len(partitions):
+            context.log.warning(
+                "%d of %d batches have no features and are skipped", skipped, len(batches)
+            )
         if wanted is FeaturePartitions:
             return partitions
-        if wanted is pa.Table:
-            return _concatenated(partitions)
-        if wanted is pd.DataFrame:
-            return _to_pandas(_concatenated(partitions))
-        if wanted in (dict, Any) or getattr(wanted, "__origin__", None) is dict:
+        if is_dict:
             return {batch: partitions.to_pandas(batch) for batch in partitions}
-        raise InvalidInputError(
-            f"input {context.name!r} of {upstream.to_user_string()} is annotated {wanted!r};"
-            " annotate it pd.DataFrame, dict[str, pd.DataFrame], pa.Table or FeaturePartitions"
-        )
+        table = _concatenated(partitions, _declared_columns(context))
+        return table if wanted is pa.Table else _to_pandas(table)
 
 
-def _concatenated(partitions: FeaturePartitions) -> pa.Table:
+def _declared_columns(context: dg.InputContext) -> Sequence[Column]:
+    """What the upstream asset declares now; none where Dagster does not hand its metadata over."""
+    metadata = context.upstream_output.definition_metadata if context.upstream_output else {}
+    declared = metadata.get(DEFINITION_METADATA)
+    if not isinstance(declared, dg.JsonMetadataValue):
+        return ()
+    return HookDefinition.model_validate(declared.value).feature.columns
+
+
+def _concatenated(partitions: FeaturePartitions, declared: Sequence[Column]) -> pa.Table:
+    """The rows of all partitions; of none, an empty table of the declared columns."""
+    if not partitions:
+        return rows_schema(declared).append(pa.field("batch", pa.string())).empty_table()
     tables = []
     for batch in partitions:
         rows = partitions[batch]

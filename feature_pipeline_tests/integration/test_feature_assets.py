@@ -292,6 +292,97 @@ def test_downstream_assets_load_features_by_annotation(submitted: Pipeline):
     assert seen["arrow"].column_names == ["record_id", "ordinal", "letter", "count", "batch"]
 
 
+def test_inputs_without_features_are_named_or_skipped(submitted: Pipeline):
+    """One batch that lacks features must not keep all others from an unpartitioned asset."""
+    seen = {}
+    ins = {"counts": dg.AssetIn(key=COUNTS)}
+    skipping = {"counts": dg.AssetIn(key=COUNTS, metadata={"allow_missing_partitions": True})}
+
+    @dg.asset(ins=ins)
+    def strict(counts: pa.Table) -> None:
+        seen["strict"] = counts
+
+    @dg.asset(ins=ins)
+    def lazy(counts: FeaturePartitions) -> None:
+        seen["lazy"] = counts["b1"]
+        counts["b2"]
+
+    @dg.asset(ins=skipping)
+    def frame(counts: pd.DataFrame) -> None:
+        seen["frame"] = counts
+
+    @dg.asset(ins=skipping)
+    def arrow(counts: pa.Table) -> None:
+        seen["arrow"] = counts
+
+    @dg.asset(ins=skipping)
+    def by_batch(counts: dict[str, pd.DataFrame]) -> None:
+        seen["by_batch"] = list(counts)
+
+    @dg.asset(ins=skipping)
+    def chosen(counts: FeaturePartitions) -> None:
+        seen["chosen"] = list(counts)
+
+    from feature_pipeline.definitions import build_defs
+
+    assets = [strict, lazy, frame, arrow, by_batch, chosen]
+    defs = build_defs(
+        submitted.hooks["counts"].definitions(submitted.folder),
+        dg.Definitions(assets=assets),
+        resources=submitted.resources,
+    )
+
+    def refusal(asset: dg.AssetsDefinition) -> str:
+        result = submitted.run(asset.key, defs=defs)
+        (failure,) = [e for e in result.all_events if e.is_step_failure]
+        error = failure.step_failure_data.error
+        return str(error.cause or error)
+
+    columns = ["record_id", "ordinal", "letter", "count", "batch"]
+    for asset in (frame, arrow, by_batch, chosen):
+        assert submitted.run(asset.key, defs=defs).success
+    assert (seen["arrow"].column_names, len(seen["arrow"])) == (columns, 0)
+    assert (list(seen["frame"]), len(seen["frame"])) == (columns, 0)
+    assert str(seen["frame"].dtypes["count"]) == "int64[pyarrow]"
+    assert seen["by_batch"] == seen["chosen"] == []
+
+    submitted.submit("b2", {"r4": "d"})
+    submitted.submit("b3", {"r5": "e"})
+    submitted.tick()
+    assert submitted.run(COUNTS, "b1").success
+    for asset in (frame, arrow, by_batch, chosen):
+        assert submitted.run(asset.key, defs=defs).success
+    assert set(seen["frame"]["batch"]) == set(seen["arrow"]["batch"].to_pylist()) == {"b1"}
+    assert seen["by_batch"] == seen["chosen"] == ["b1"]
+    said = refusal(strict)
+    assert "2 batches: 'b2', 'b3'" in said
+    assert "materialize letters/features/counts" in said
+    assert "allow_missing_partitions" in said
+    assert "strict" not in seen
+    assert "batch 'b2'" in refusal(lazy), "only what is read must be there"
+    assert len(seen["lazy"]) == 3
+
+
+def test_without_any_partition_an_input_is_an_empty_table(pipeline: Pipeline):
+    pipeline.add_hook()
+    seen = {}
+
+    @dg.asset(ins={"counts": dg.AssetIn(key=COUNTS)})
+    def total(counts: pa.Table) -> None:
+        seen["total"] = counts
+
+    from feature_pipeline.definitions import build_defs
+
+    defs = build_defs(
+        pipeline.hooks["counts"].definitions(pipeline.folder),
+        dg.Definitions(assets=[total]),
+        resources=pipeline.resources,
+    )
+    assert pipeline.run(total.key, defs=defs).success
+    assert seen["total"].column_names == ["record_id", "ordinal", "letter", "count", "batch"]
+    assert len(seen["total"]) == 0
+
+
 def test_a_store_that_restarts_costs_no_hook_run(submitted: Pipeline, monkeypatch):
     """An hour of compute is not lost to a minute without S3."""
     original = keep_module.publish.publish_artifact
