@@ -109,7 +109,7 @@ class Operator:
                 feature_code_version(release, hook.feature.columns, hook.feature.cardinality.value),
                 [records_key(DATASET)],
             ),
-            TABLE: (table_code_version(spec.columns, spec), [COUNTS]),
+            TABLE: (table_code_version(spec), [COUNTS]),
         }
         found = {
             (key.path[1], batch)
