@@ -39,6 +39,9 @@ _IMAGE: Final = re.compile(r"[a-z0-9][a-z0-9._/:-]*@sha256:[0-9a-f]{64}|sha256:[
 _INDEX_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _OWNER: Final = re.compile(r"team:\S+|[^@\s]+@[^@\s]+\.[^@\s]+")
 
+_SHORTEST_FRESHNESS_SECONDS: Final = 60
+"""Dagster refuses shorter windows."""
+
 Name = Annotated[str, AfterValidator(check_dataset)]
 
 
@@ -357,6 +360,37 @@ class CheckDefinition(_Declaration):
     )
 
 
+class Freshness(_Declaration):
+    """How long ago an asset may have been materialized last, whichever of its batches it was."""
+
+    fail_window: Duration = Field(description="Not fresh after this: 24h or 7d; a minute or more.")
+    warn_window: Duration | None = Field(
+        None, description="Dagster warns after this; less than `fail_window`."
+    )
+
+    @property
+    def fail_seconds(self) -> float:
+        """Seconds after which the asset is not fresh."""
+        return parse_duration(self.fail_window)
+
+    @property
+    def warn_seconds(self) -> float | None:
+        """Seconds after which Dagster warns; None if it does not."""
+        return None if self.warn_window is None else parse_duration(self.warn_window)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        warn = self.warn_seconds
+        if min(self.fail_seconds, warn or self.fail_seconds) < _SHORTEST_FRESHNESS_SECONDS:
+            raise ValueError("Dagster looks every half minute: a window is 1m or longer")
+        if warn is not None and warn >= self.fail_seconds:
+            raise ValueError(
+                f"warn_window {self.warn_window!r} is not less than fail_window"
+                f" {self.fail_window!r}: it would never warn"
+            )
+        return self
+
+
 class HookDefinition(_Declaration):
     """Everything that is declared about one hook."""
 
@@ -381,6 +415,14 @@ class HookDefinition(_Declaration):
     )
     checks: CheckDefinition = Field(
         default_factory=CheckDefinition, description="Thresholds of the check of its outcomes."
+    )
+
+    preview: bool = Field(
+        True,
+        description="Whether Dagster shows the first rows of a batch; they stay in its events.",
+    )
+    freshness: Freshness | SkipJsonSchema[None] = Field(
+        None, description="fail_window, warn_window: how old the last materialization may be."
     )
 
     @field_validator("owners")

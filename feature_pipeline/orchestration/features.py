@@ -35,6 +35,7 @@ from feature_pipeline.orchestration.metadata import (
     column_schema,
     columns_markdown,
     failure_metadata,
+    freshness_policy,
 )
 from feature_pipeline.orchestration.resources import ArchiveResource, HookRunnerResource
 from feature_pipeline.release import HookRelease
@@ -52,7 +53,10 @@ class HookRunConfig(dg.Config):
     force_records: list[str] = Field(
         default_factory=list, description="Ids of records to compute again."
     )
-    preview: bool = Field(default=True, description="Show the first rows in the metadata.")
+    preview: bool = Field(
+        default=True,
+        description="Show the first rows in the metadata, unless the definition says not to.",
+    )
 
 
 class WorkFolder:
@@ -172,6 +176,7 @@ def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefiniti
         group_name=dataset,
         kinds={"s3", "parquet"},
         owners=list(definition.owners),
+        freshness_policy=freshness_policy(definition),
         tags={"feature_pipeline/hook": hook},
         description=f"{definition.description or ''}\n\n{columns_markdown(columns)}".strip(),
         metadata={
@@ -204,8 +209,9 @@ def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefiniti
             release.document.version,
             ", ".join(f"{count} {what}" for what, count in reasons_of(plan).items()),
         )
+        show_preview = config.preview and definition.preview
         if plan.is_unchanged:
-            return ComputedFeatures(plan, None, context.run.run_id, config.preview)
+            return ComputedFeatures(plan, None, context.run.run_id, show_preview)
         workspace = WorkFolder(f"{hook}-", hook_runner.work_folder)
         execution = None
         try:
@@ -223,6 +229,6 @@ def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefiniti
         finally:
             if execution is None:
                 workspace.cleanup()
-        return ComputedFeatures(plan, execution, context.run.run_id, config.preview, workspace)
+        return ComputedFeatures(plan, execution, context.run.run_id, show_preview, workspace)
 
     return compute_features

@@ -4,7 +4,9 @@ Belongs here: turning manifests and reports into metadata values. Not here: comp
 Lists of rejected records and plots are made on demand from S3, never stored in events.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -12,11 +14,14 @@ import dagster as dg
 from feature_pipeline.archive.manifest import FailureInfo, Manifest
 from feature_pipeline.columns import Column
 from feature_pipeline.digest import Digest
+from feature_pipeline.hooks.definition import HookDefinition
 from feature_pipeline.hooks.quantities import format_size
 from feature_pipeline.hooks.run import HookRun
 from feature_pipeline.outcomes import Outcome
 
 PREVIEW_ROWS = 5
+_CELL_LENGTH = 60
+_MARKUP = re.compile(r"[\\|`*_~\[\]<&]")
 
 Metadata = dict[str, dg.MetadataValue]
 
@@ -60,6 +65,34 @@ def column_lineage(features: dg.AssetKey, columns: Sequence[Column]) -> dg.Table
             name: [dg.TableColumnDep(asset_key=features, column_name=name)]
             for name in ["record_id", "ordinal", *(column.name for column in columns)]
         }
+    )
+
+
+def column_sources(features: dg.AssetKey, columns: Sequence[Column]) -> dg.MetadataValue:
+    """The same for people, as a Markdown table: Dagster's own UI does not draw column lineage."""
+    asset = f"`{features.to_user_string()}`"
+    there = {name: f"`{name}`" for name in ("record_id", "ordinal", *(c.name for c in columns))}
+    for column in columns:
+        if column.renamed_from:
+            there[column.name] += f", `{column.renamed_from}` in older releases"
+    lines = [
+        "| column | comes from | column there |",
+        "| --- | --- | --- |",
+        *(f"| `{name}` | {asset} | {source} |" for name, source in there.items()),
+        "| `batch` | the partition | |",
+    ]
+    return dg.MetadataValue.md("\n".join(lines))
+
+
+def freshness_policy(definition: HookDefinition) -> dg.FreshnessPolicy | None:
+    """What the hook says of how old its assets' last materialization may be, for Dagster."""
+    declared = definition.freshness
+    if declared is None:
+        return None
+    warn = declared.warn_seconds
+    return dg.FreshnessPolicy.time_window(
+        fail_window=timedelta(seconds=declared.fail_seconds),
+        warn_window=None if warn is None else timedelta(seconds=warn),
     )
 
 
@@ -176,13 +209,13 @@ def preview(
     columns: Sequence[Column], outcomes: Sequence[Outcome]
 ) -> Mapping[str, dg.MetadataValue]:
     """The first rows, at most `PREVIEW_ROWS`, as a Markdown table; nothing if there are none."""
-    names = ["record_id", "ordinal", *(column.name for column in columns)]
+    names = ["record_id", "ordinal", *(_plain(column.name) for column in columns)]
     lines: list[str] = []
     for outcome in outcomes:
         for ordinal, row in enumerate(outcome.rows):
             if len(lines) == PREVIEW_ROWS:
                 break
-            cells = [outcome.record_id, str(ordinal), *(_cell(value) for value in row)]
+            cells = [_plain(outcome.record_id), str(ordinal), *(_cell(value) for value in row)]
             lines.append("| " + " | ".join(cells) + " |")
     if not lines or not columns:
         return {}
@@ -194,5 +227,9 @@ def _cell(value: object) -> str:
     if value is None:
         return "NULL"
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    text = text.replace("|", "\\|").replace("\n", " ")
-    return text if len(text) <= 60 else text[:57] + "..."
+    return _plain(text if len(text) <= _CELL_LENGTH else f"{text[: _CELL_LENGTH - 3]}...")
+
+
+def _plain(text: str) -> str:
+    """Markdown of one table cell that is read as this text: SMILES has brackets, ids have bars."""
+    return _MARKUP.sub(r"\\\g<0>", " ".join(text.splitlines()))

@@ -45,6 +45,9 @@ attributes:
 
   compute: on_request        # automatically: run for every batch, also those there are already
 
+  # preview: false           # no first rows in Dagster's events; for data that must not be there
+  # freshness: {fail_window: 7d, warn_window: 2d}   # how old the last materialization may be
+
   # checks:                  # when the check `outcomes` warns and fails; changes no release
   #   error_rate: {warn: 0, fail: 0.1}          # share of a batch's records
   #   rejection_rate: {warn: 0.5}

@@ -78,6 +78,19 @@ def test_an_unchanged_batch_starts_no_process_and_writes_nothing(submitted: Pipe
     assert materialization(again).tags[tag] == first.tags[tag]
 
 
+def test_first_rows_are_shown_unless_the_run_or_the_hook_says_not_to(submitted: Pipeline):
+    """Backfills and automation give no run config: what must not be in events, the hook says."""
+    shown = metadata(submitted.run(COUNTS, "b1"))["preview"]
+    assert shown.splitlines()[2] == "| r1 | 0 | a | 2 |"
+    assert "preview" not in metadata(submitted.run(COUNTS, "b1", config={"preview": False}))
+    submitted.add_hook(preview=False)
+    assert "preview" not in metadata(submitted.run(COUNTS, "b1"))
+    assert "preview" not in metadata(submitted.run(COUNTS, "b1", config={"preview": True}))
+    computed = metadata(submitted.run(COUNTS, "b1", config={"force": True}))
+    assert computed["written"] is True
+    assert "preview" not in computed
+
+
 def test_force_computes_again_and_keeps_the_data_version(submitted: Pipeline):
     first = materialization(submitted.run(COUNTS, "b1"))
     again = submitted.run(COUNTS, "b1", config={"force": True})

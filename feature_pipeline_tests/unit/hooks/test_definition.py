@@ -58,6 +58,16 @@ def test_what_is_not_said_has_a_default():
     assert hook.table_name == "pockets"
     assert hook.table_columns() == hook.feature.columns
     assert hook.release.limits.timeout_seconds == 3600
+    assert hook.preview
+    assert hook.freshness is None
+
+
+def test_freshness_in_units():
+    hook = define(freshness={"fail_window": "1d", "warn_window": "90m"}, preview=False)
+    assert hook.freshness is not None
+    assert (hook.freshness.fail_seconds, hook.freshness.warn_seconds) == (86_400, 5400)
+    assert define(freshness={"fail_window": "1m"}).freshness.warn_seconds is None
+    assert not hook.preview
 
 
 def test_limits_in_units():
@@ -85,6 +95,10 @@ def test_limits_in_units():
         ({"inputs": ["qc", "qc"]}, "twice"),
         ({"scope": "all"}, "Input should be 'record' or 'batch'"),
         ({"unknown": 1}, "Extra inputs are not permitted"),
+        ({"freshness": {"warn_window": "1h"}}, "Field required"),
+        ({"freshness": {"fail_window": "daily"}}, "write 30s, 10m or 2h"),
+        ({"freshness": {"fail_window": "30s"}}, "a window is 1m or longer"),
+        ({"freshness": {"fail_window": "1h", "warn_window": "1h"}}, "is not less than fail_window"),
         ({"release": release(version=1.1)}, "write the version in quotes"),
         ({"release": release(command="python pockets.py")}, "write a list: [python, pockets.py]"),
         ({"release": release(command=[])}, "at least 1 item"),
