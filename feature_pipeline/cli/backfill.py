@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from feature_pipeline.orchestration.backfills import BackfillPlan
 
-_SHOWN: Final = 20
 SELECTIONS: Final = ("missing", "failed", "stale", "old-release", "all")
 
 
@@ -144,10 +143,7 @@ def batches_by_dataset(
 def _show(output: Output, plan: "BackfillPlan") -> None:
     for part in plan.parts:
         output.say(f"{part.key.to_user_string()}: {len(part.batches):,} partitions")
-        for batch in part.batches[:_SHOWN]:
-            output.say(f"  {batch}")
-        if len(part.batches) > _SHOWN:
-            output.say(f"  ... and {len(part.batches) - _SHOWN:,} more: --json shows all")
+        output.say("\n".join(f"  {batch}" for batch in part.batches))
     for note in plan.notes:
         output.say(note)
     if plan.is_empty:
