@@ -1,8 +1,12 @@
 """`feature-pipeline rebuild`: tables derived again from S3, beside the ones that are read."""
 
+import os
 import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
@@ -10,15 +14,23 @@ from feature_pipeline import settings
 from feature_pipeline.archive import log
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.cli.hooks import find_hook, project_hooks
+from feature_pipeline.cli.instance import dagster_instance
 from feature_pipeline.cli.output import Output, json_option
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.compute.decode_again import decode_hook_again
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.definition import HookDefinition
 from feature_pipeline.projections.database import Database
+from feature_pipeline.projections.load import LoadReport
 from feature_pipeline.projections.rebuild import begin_rebuild, fill, load_again, past_spec
 from feature_pipeline.projections.settle import table_report
 from feature_pipeline.projections.table_spec import TableSpec
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+
+_Tell: TypeAlias = Callable[[Iterator[LoadReport]], Generator[LoadReport]]
+"""Passes reports on, and has told Dagster of them when it ends or is closed."""
 
 
 def parse_time(
@@ -55,13 +67,14 @@ def rebuild(
 
     A table is built beside the one that people read, verified against the archive and switched
     to. A rebuild that was interrupted goes on where it stopped. With --batch, these batches' rows
-    are written again in the table that is read.
+    are written again in the table that is read. The Dagster instance of DAGSTER_HOME is told what
+    was loaded; without one the tables are rebuilt all the same.
 
     With --from-raw, today's decoder reads the raw output of the current artifacts before. Where it
     says something else than the artifact did, a successor becomes current in the archive; nothing
     is computed.
     """
-    from feature_pipeline.orchestration.tables import table_spec
+    from feature_pipeline.orchestration.tables import report_loads, table_spec
 
     if batches and (len(hooks) != 1 or as_of is not None):
         raise InvalidInputError("--batch needs exactly one hook, and no --as-of")
@@ -71,13 +84,20 @@ def rebuild(
     output = Output(as_json)
     store, database = open_archive(), Database(settings.database_url())
     results = []
-    for definition in _definitions(hooks, dataset):
-        if from_raw:
-            _decode_again(store, definition, batches, output)
-        spec = table_spec(definition)
-        if as_of is not None:
-            spec = past_spec(spec, as_of)
-        results.append(_rebuild(store, database, spec, batches, workers, output))
+    with ExitStack() as stack:
+        # No asset stands for a table of the past: there is nothing to tell.
+        instance = None if as_of is not None else _instance(stack, output)
+        for definition in _definitions(hooks, dataset):
+            if from_raw:
+                _decode_again(store, definition, batches, output)
+            spec = table_spec(definition)
+            if as_of is not None:
+                spec = past_spec(spec, as_of)
+            tell: _Tell | None = None
+            if instance is not None:
+                uri = settings.S3Settings.from_environment().uri
+                tell = partial(report_loads, instance, definition, archive_uri=uri)
+            results.append(_rebuild(store, database, spec, batches, workers, output, tell))
     output.table(
         "rebuilt",
         ["table", "batches", "rows", "rows/s", "seconds", "state"],
@@ -86,7 +106,20 @@ def rebuild(
             for r in results
         ],
     )
-    output.result({"tables": results})
+    output.result({"tables": results, "is_dagster_told": instance is not None})
+
+
+def _instance(stack: ExitStack, output: Output) -> "DagsterInstance | None":
+    """Dagster's instance, open as long as the stack; None, and a line that says so, without one."""
+    if not os.environ.get("DAGSTER_HOME"):
+        output.say("DAGSTER_HOME is not set: Dagster is not told, and shows partitions as before")
+        return None
+    try:
+        return stack.enter_context(dagster_instance())
+    except click.ClickException as error:
+        # A table comes from S3 alone: a database that is away must not keep people from it.
+        output.say(f"Dagster is not told, and shows partitions as before: {error.message}")
+        return None
 
 
 def _definitions(hooks: tuple[str, ...], dataset: str | None) -> list[HookDefinition]:
@@ -123,6 +156,7 @@ def _rebuild(
     batches: tuple[str, ...],
     workers: int,
     output: Output,
+    tell: _Tell | None,
 ) -> dict[str, Any]:
     started = time.monotonic()
     rows = 0
@@ -133,7 +167,10 @@ def _rebuild(
         if begun.is_resumed:
             output.say(f"{spec.name}: going on with generation {begun.generation}")
         count, reports = len(begun.batches), fill(store, database, begun, workers=workers)
-    with output.progress(spec.name, count) as steps:
+    with ExitStack() as stack:
+        steps = stack.enter_context(output.progress(spec.name, count))
+        if tell is not None:
+            reports = stack.enter_context(closing(tell(reports)))
         for done, report in enumerate(reports, 1):
             rows += report.rows
             elapsed = time.monotonic() - started

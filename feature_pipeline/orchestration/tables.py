@@ -6,7 +6,7 @@ conditions (`automation`), checks that look at the whole table (`checks`).
 
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import dagster as dg
@@ -15,15 +15,18 @@ from dagster._core.execution.backfill import PartitionBackfill
 from dagster._core.storage.tags import BACKFILL_ID_TAG, PRIORITY_TAG
 from pydantic import Field
 
-from feature_pipeline.archive import log
+from feature_pipeline.archive import layout, log
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.digest import Digest, document_bytes
 from feature_pipeline.hooks.definition import HookDefinition, Materialize
 from feature_pipeline.orchestration import automation
+from feature_pipeline.orchestration.events import report_events
 from feature_pipeline.orchestration.keys import batches_partitions, features_key, table_key
 from feature_pipeline.orchestration.metadata import (
     column_lineage,
+    column_sources,
     columns_markdown,
+    freshness_policy,
     table_schema,
 )
 from feature_pipeline.orchestration.provenance import (
@@ -44,6 +47,8 @@ from feature_pipeline.projections.table_spec import TableSpec
 PROGRESS_CHECK = "progress"
 GENERATION_CHECK = "generation"
 _SHOWN = 5
+_TOLD_AT_ONCE = 64
+"""Loads whose events are stored together, with two questions to Dagster."""
 BATCHES_PER_RUN = 500
 """A run costs about five seconds to start and a batch milliseconds to load."""
 
@@ -111,6 +116,7 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
         group_name=dataset,
         kinds={"postgres", "table"},
         owners=list(definition.owners),
+        freshness_policy=freshness_policy(definition),
         tags={"feature_pipeline/hook": definition.name},
         description=(
             f"Table `features.{spec.name}`, rebuilt from S3 at any time.\n\n"
@@ -120,6 +126,7 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
             "dagster/table_name": f"features.{spec.name}",
             "dagster/column_schema": table_schema(columns),
             "dagster/column_lineage": column_lineage(source, columns),
+            "column_sources": column_sources(source, columns),
         },
     )
     def load_table(
@@ -150,7 +157,7 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
                 # accepted since the events were read
                 event = latest_events(context.instance, source, [report.batch]).get(report.batch)
             tags = load_tags(report, code_version, source, event)
-            metadata = load_metadata(report)
+            metadata = load_metadata(report, archive.uri)
             if len(done) + 1 == len(batches):
                 # The UI reads column lineage from the latest event alone: one a run is enough.
                 metadata["dagster/column_lineage"] = dg.MetadataValue.column_lineage(
@@ -279,22 +286,79 @@ def load_tags(
 
 
 def table_event(
-    definition: HookDefinition, report: LoadReport, event: PartitionEvent | None
+    definition: HookDefinition,
+    report: LoadReport,
+    event: PartitionEvent | None,
+    archive_uri: str | None = None,
 ) -> dg.AssetMaterialization:
-    """The materialization that stands for a batch loaded outside any run."""
+    """The materialization that stands for a batch loaded outside any run.
+
+    Args:
+        event: The latest event of the features' partition, if Dagster has one.
+        archive_uri: The archive's address, for people.
+    """
     spec = table_spec(definition)
     source = features_key(definition.dataset, definition.name)
     return dg.AssetMaterialization(
         asset_key=table_key(definition.dataset, spec.name),
         partition=report.batch,
-        metadata=load_metadata(report),
+        metadata=load_metadata(report, archive_uri),
         tags=load_tags(report, table_code_version(spec), source, event),
     )
 
 
-def load_metadata(report: LoadReport) -> dict[str, dg.MetadataValue]:
-    """What a materialization of one table partition shows."""
-    return {
+def report_loads(
+    instance: dg.DagsterInstance,
+    definition: HookDefinition,
+    reports: Iterable[LoadReport],
+    archive_uri: str | None = None,
+) -> Generator[LoadReport]:
+    """The reports as they come; when the iterator ends or is closed, Dagster knows all of them.
+
+    What Dagster says of a partition already is not said again. What was loaded before an error is
+    told before it is raised.
+    """
+    told: list[LoadReport] = []
+    try:
+        for report in reports:
+            told.append(report)
+            if len(told) == _TOLD_AT_ONCE:
+                _tell(instance, definition, told, archive_uri)
+                told = []
+            yield report
+    finally:
+        _tell(instance, definition, told, archive_uri)
+
+
+def _tell(
+    instance: dg.DagsterInstance,
+    definition: HookDefinition,
+    reports: Sequence[LoadReport],
+    archive_uri: str | None,
+) -> None:
+    batches = [report.batch for report in reports]
+    features = latest_events(instance, features_key(definition.dataset, definition.name), batches)
+    known = latest_events(instance, table_key(definition.dataset, definition.table_name), batches)
+    events = [table_event(definition, r, features.get(r.batch), archive_uri) for r in reports]
+    report_events(
+        instance,
+        [
+            event
+            for batch, event in zip(batches, events, strict=True)
+            if batch not in known or known[batch].tags != event.tags
+        ],
+    )
+
+
+def load_metadata(
+    report: LoadReport, archive_uri: str | None = None
+) -> dict[str, dg.MetadataValue]:
+    """What a materialization of one table partition shows.
+
+    Args:
+        archive_uri: The archive's address; without it, the manifest's is left out.
+    """
+    metadata: dict[str, dg.MetadataValue] = {
         "dagster/partition_row_count": dg.MetadataValue.int(report.rows),
         "rows": dg.MetadataValue.int(report.rows),
         "unchanged": dg.MetadataValue.bool(report.is_unchanged),
@@ -304,4 +368,16 @@ def load_metadata(report: LoadReport) -> dict[str, dg.MetadataValue]:
         "rows_digest": dg.MetadataValue.text(str(report.rows_digest)),
         "generation": dg.MetadataValue.text(report.generation),
         "duration_seconds": dg.MetadataValue.float(report.seconds),
+        "release": dg.MetadataValue.text(f"{report.release} ({report.release_digest.short})"),
     }
+    if archive_uri is not None:
+        uri = f"{archive_uri}/{layout.blob(report.manifest)}"
+        metadata["manifest_uri"] = dg.MetadataValue.text(uri)
+    if report.counts is not None:
+        metadata |= {
+            "records": dg.MetadataValue.int(report.counts.records),
+            "passed": dg.MetadataValue.int(report.counts.passed),
+            "rejected": dg.MetadataValue.int(report.counts.rejected),
+            "errored": dg.MetadataValue.int(report.counts.errored),
+        }
+    return metadata

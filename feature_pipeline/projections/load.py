@@ -21,6 +21,7 @@ from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.log import BatchEntry, FeatureEntry
 from feature_pipeline.digest import ContentSum, Digest
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
+from feature_pipeline.outcomes import OutcomeCounts
 from feature_pipeline.projections.bookkeeping import all_progress
 from feature_pipeline.projections.database import Connection, Database
 from feature_pipeline.projections.generation import Generation, TableState, ensure_table
@@ -54,12 +55,16 @@ class LoadReport:
     a batch submitted later. `is_unchanged` says that no row was written: the content was there
     already. While a generation is being built the report is of that one; `live` is then the
     report of the one that is read, if it had to be fed, or `waiting` says why that one cannot hold
-    the artifact.
+    the artifact. `counts` are the artifact's; None where a later one was there already, which was
+    not read.
     """
 
     batch: str
     seq: int
+    release: str
+    release_digest: Digest
     manifest: Digest
+    counts: OutcomeCounts | None
     content_digest: Digest
     rows_digest: ContentSum
     data_version: str
@@ -364,11 +369,15 @@ class _Work:
         started = time.monotonic()
         done = replace_batches(connection, state, generation, fit.group, is_forced=self._is_forced)
         seconds = (time.monotonic() - started) / len(done)
+        counts = {one.entry.manifest: one.manifest.counts for one in fit.group.batches}
         return {
             replacement.held.batch: LoadReport(
                 batch=replacement.held.batch,
                 seq=replacement.held.seq,
+                release=replacement.held.release,
+                release_digest=replacement.held.release_digest,
                 manifest=replacement.held.manifest,
+                counts=counts.get(replacement.held.manifest),
                 content_digest=replacement.held.content_digest,
                 rows_digest=replacement.held.rows_digest,
                 data_version=data_version(generation, replacement.held.content_digest),

@@ -6,9 +6,11 @@
 import base64
 import io
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import dagster as dg
 import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver
 from dagster._core.execution.backfill import BulkActionStatus
@@ -16,8 +18,10 @@ from dagster._core.loader import LoadingContextForTest
 from rich.console import Console
 
 from feature_pipeline import settings
-from feature_pipeline.cli import backfill, output, status
+from feature_pipeline.archive import layout, log
+from feature_pipeline.cli import backfill, hooks, output, rebuild, status
 from feature_pipeline.cli.app import main
+from feature_pipeline.orchestration.backfills import AssetPart, BackfillPlan, Select
 from feature_pipeline.orchestration.features import feature_code_version
 from feature_pipeline.orchestration.keys import features_key, records_key, table_key
 from feature_pipeline.orchestration.staleness import stale_partitions
@@ -64,7 +68,7 @@ class Operator:
         patch.setenv("AWS_ACCESS_KEY_ID", s3.aws_access_key_id)
         patch.setenv("AWS_SECRET_ACCESS_KEY", s3.aws_secret_access_key)
         patch.setenv(settings.DATABASE_URL, pipeline.resources["database"].url)
-        for module in (backfill, status):
+        for module in (backfill, hooks, rebuild, status):
             patch.setattr(module, "project_hooks", self._hooks)
 
     def _hooks(self) -> list[SimpleNamespace]:
@@ -116,19 +120,22 @@ class Operator:
             for key, (version, made_from) in versions.items()
             for batch in stale_partitions(pipeline.instance, key, version, made_from, BATCHES)
         }
-        resolver = CachingStaleStatusResolver(
-            pipeline.instance,
-            pipeline.defs.resolve_asset_graph(),
-            LoadingContextForTest(pipeline.instance),
-        )
         said = {
             (key.path[1], batch)
             for key in versions
             for batch in BATCHES
-            if resolver.get_status(key, batch).name == "STALE"
+            if self.status(key, batch) == "STALE"
         }
         assert found == said
         return found
+
+    def status(self, key: dg.AssetKey, batch: str) -> str:
+        """What Dagster's UI says of a partition now: FRESH, STALE or MISSING."""
+        instance = self.pipeline.instance
+        resolver = CachingStaleStatusResolver(
+            instance, self.pipeline.defs.resolve_asset_graph(), LoadingContextForTest(instance)
+        )
+        return resolver.get_status(key, batch).name
 
 
 @pytest.fixture
@@ -238,6 +245,64 @@ def check_reading(operator: Operator) -> None:
         code, text = operator.call("read", "counts", *arguments)
         assert code == 1
         assert problem in text
+
+
+def test_every_key_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever asks beforehand what would be run is not told "and 80 more"."""
+    text = io.StringIO()
+    monkeypatch.setattr(output, "_console", lambda _: Console(file=text, width=80))
+    keys = tuple(f"b{number}" for number in range(100))
+    backfill._show(output.Output(), BackfillPlan(Select.ALL, (AssetPart(COUNTS, keys),)))
+    assert text.getvalue().split() == ["letters/features/counts:", "100", "partitions", *keys]
+
+
+def test_a_rebuild_is_known_to_dagster(operator: Operator) -> None:
+    """The table holds all of it; the UI must not go on to say that it is missing."""
+    pipeline = operator.pipeline
+    assert operator.status(TABLE, "archived") == "MISSING"
+    with operator.patch.context() as patch:
+        patch.delenv("DAGSTER_HOME")
+        code, text = operator.call("rebuild", "counts")
+        assert code == 0, text
+        assert "DAGSTER_HOME is not set: Dagster is not told" in text
+    assert pipeline.rows("select count(distinct batch) from features.counts") == [(3,)]
+    assert operator.status(TABLE, "archived") == "MISSING"
+
+    assert operator.json("rebuild", "counts")["is_dagster_told"] is True
+    for batch in ("loaded", "archived", "errored"):
+        assert operator.status(TABLE, batch) == "FRESH"
+    event = pipeline.instance.fetch_materializations(
+        dg.AssetRecordsFilter(asset_key=TABLE, asset_partitions=["errored"]), limit=1
+    ).records[0]
+    said = {name: value.value for name, value in event.asset_materialization.metadata.items()}
+    head = log.head(pipeline.store, DATASET, "counts", "errored")
+    assert said["manifest_uri"] == f"{pipeline.archive_uri}/{layout.blob(head.manifest)}"
+    assert (said["records"], said["passed"], said["errored"], said["rows"]) == (2, 1, 1, 2)
+    assert said["release"].startswith("1 (")
+
+    # What is known is not said again; a table of the past is no asset's.
+    before = pipeline.instance.fetch_materializations(TABLE, limit=100).records
+    assert operator.json("rebuild", "counts", "--batch", "loaded")["is_dagster_told"] is True
+    past = operator.json("rebuild", "counts", "--as-of", "2100-01-01")
+    assert past["is_dagster_told"] is False
+    after = pipeline.instance.fetch_materializations(TABLE, limit=100).records
+    assert len(after) == len(before)
+
+
+def test_a_rebuild_needs_no_dagster_that_answers(operator: Operator, tmp_path: Path) -> None:
+    home = tmp_path / "unreachable"
+    home.mkdir()
+    url = "postgresql+psycopg2://nobody@127.0.0.1:9/none"
+    (home / "dagster.yaml").write_text(json.dumps({"storage": {"postgres": {"postgres_url": url}}}))
+    with operator.patch.context() as patch:
+        patch.setenv("DAGSTER_HOME", str(home))
+        code, text = operator.call("rebuild", "counts")
+    assert code == 0, text
+    assert "Dagster is not told" in text
+    assert "storage cannot be reached" in text.replace("\n", " ")
+    assert operator.pipeline.rows("select count(distinct batch) from features.counts") == [(3,)]
 
 
 def test_every_selection_takes_what_it_says(operator: Operator) -> None:

@@ -4,6 +4,7 @@ import importlib.util
 import subprocess
 import sys
 import textwrap
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +12,7 @@ import dagster as dg
 import pandas as pd
 import pytest
 
+from feature_pipeline.archive import layout, log
 from feature_pipeline.definitions import build_defs, hooks_of
 from feature_pipeline.orchestration.keys import features_key, table_key
 from feature_pipeline_tests.fixtures.dagster import COUNT_HOOK, DATASET, Pipeline
@@ -26,8 +28,12 @@ counts = FeatureHook(
     dataset="letters",
     release={"version": "1", "command": ["python", "counts.py"], "code": ["counts.py"]},
     feature={
-        "columns": [{"name": "letter", "type": "string"}, {"name": "count", "type": "integer"}]
+        "columns": [
+            {"name": "letter", "type": "string", "renamed_from": "character"},
+            {"name": "count", "type": "integer"},
+        ]
     },
+    freshness={"fail_window": "2d", "warn_window": "12h"},
 )
 hooks = counts.definitions()
 
@@ -92,7 +98,22 @@ def test_a_hook_and_assets_of_a_plain_module(pipeline: Pipeline):
     for key in ("b1", "b2"):
         assert pipeline.run(counts, key, defs=defs, checks=False).success
     table = table_key(DATASET, "counts")
-    assert pipeline.run(table, partitions=("b1", "b2"), defs=defs, checks=False).success
+    loaded = pipeline.run(table, partitions=("b1", "b2"), defs=defs, checks=False)
+    again = pipeline.run(table, "b1", defs=defs, checks=False)
+    for result, batches in ((loaded, {"b1", "b2"}), (again, {"b1"})):
+        events = result.get_asset_materialization_events()
+        said = {e.partition: e.step_materialization_data.materialization.metadata for e in events}
+        assert said.keys() == batches
+        for batch, entries in said.items():
+            head = log.head(pipeline.store, DATASET, "counts", batch)
+            uri = f"{pipeline.archive_uri}/{layout.blob(head.manifest)}"
+            assert entries["manifest_uri"].value == uri
+            assert entries["release"].value == f"1 ({head.release.short})"
+            outcomes = [
+                entries[name].value for name in ("records", "passed", "rejected", "errored")
+            ]
+            assert outcomes == [1, 1, 0, 0]
+            assert entries["unchanged"].value is (result is again)
     assert pipeline.rows("select sum(count) from features.counts") == [(5,)]
 
     assert pipeline.run(dg.AssetKey("commonest"), "b1", defs=defs).success
@@ -106,6 +127,18 @@ def test_a_hook_and_assets_of_a_plain_module(pipeline: Pipeline):
     assert [reference.file_path for reference in references] == [str(folder / "counts.py")]
     lineage = specs.get(table).metadata["dagster/column_lineage"]
     assert lineage.deps_by_column["letter"] == [dg.TableColumnDep(counts, "letter")]
+    sources = specs.get(table).metadata["column_sources"].value
+    former = "`letter`, `character` in older releases"
+    assert f"| `letter` | `letters/features/counts` | {former} |" in sources
+    policy = dg.FreshnessPolicy.time_window(
+        fail_window=timedelta(days=2), warn_window=timedelta(hours=12)
+    )
+    for key in (counts, table):
+        assert specs.get(key).freshness_policy_or_from_metadata == policy
+    assert pipeline.instance.freshness_enabled, "no setting is needed"
+    pipeline.add_hook("plain")
+    plain = pipeline.defs.resolve_asset_graph().get(features_key(DATASET, "plain"))
+    assert plain.freshness_policy_or_from_metadata is None
 
 
 def test_the_example_plots_what_is_known():

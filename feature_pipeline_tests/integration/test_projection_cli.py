@@ -37,6 +37,7 @@ class Project:
             self.archive.add(f"b{number}", {f"r{number}": [{"label": f"l{number}"}]})
         self.database = Database(url)
         patch.setenv("FEATURE_PIPELINE_DATABASE_URL", url)
+        patch.setenv("DAGSTER_HOME", "")
         patch.setattr(hooks, "project_hooks", lambda: [SimpleNamespace(definition=self.definition)])
         for module in (plan, rebuild, rollback):
             patch.setattr(module, "open_archive", lambda: self.archive.store)
