@@ -94,8 +94,10 @@ def execute_plan(
         waits = expect(store, plan, image, request_id=request_id, dagster_run_id=dagster_run_id)
     try:
         return run_staged(plan, runner, monitor, workspace, request_id, dagster_run_id)
-    except HookAborted:
-        if waits is not None:
+    except HookAborted as error:
+        failure = error.hook_run.failure
+        may_go_on = failure is not None and failure.kind is FailureKind.CLUSTER_REFUSED
+        if waits is not None and not may_go_on:
             store.delete(waits)  # nothing was left running that could answer
         raise
 
