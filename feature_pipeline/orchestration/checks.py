@@ -239,15 +239,18 @@ def table_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinitio
                 },
             )
         proof = prove(store, target, spec, batches)
+        progress = proof.progress
+        said = [proof.summary(), *([] if progress.is_complete else [progress.summary()])]
+        wrong = sorted({*proof.unequal_batches, *progress.missing, *progress.behind})
         return dg.AssetCheckResult(
             passed=proof.is_equal,
-            description=proof.summary(),
+            description="; ".join(said),
             metadata={
                 "rows": proof.rows,
                 "table_digest": str(proof.table_digest),
                 "archive_digest": str(proof.archive_digest),
-                "batches": dg.MetadataValue.json(list(proof.unequal_batches[:SHOWN_BATCHES])),
-                "progress": dg.MetadataValue.json(proof.progress.to_json()),
+                "batches": dg.MetadataValue.json(wrong[:NAMED_BATCHES]),
+                "progress": dg.MetadataValue.json(progress.to_json()),
             },
         )
 

@@ -18,6 +18,7 @@ from pydantic import Field
 from feature_pipeline.archive import layout, log
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.digest import Digest, document_bytes
+from feature_pipeline.errors import FeaturePipelineError
 from feature_pipeline.hooks.definition import HookDefinition, Materialize
 from feature_pipeline.orchestration import automation
 from feature_pipeline.orchestration.events import report_events
@@ -163,7 +164,8 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
                 metadata["dagster/column_lineage"] = dg.MetadataValue.column_lineage(
                     column_lineage(source, columns)
                 )
-            if is_single:
+            # A run may load batches that came while it verified a generation: they are not its own.
+            if is_single and report.batch == batches[0]:
                 yield dg.MaterializeResult(
                     asset_key=key,
                     metadata=metadata,
@@ -229,9 +231,8 @@ def generation_result(
         with database.connect(f"table {spec.name!r}") as connection:
             is_ours = request_fill(connection, spec)
         if is_ours:
-            plan = plan_table(store, database, spec).to_json()
             fill = request_load(context.instance, key, report.missing, "fill")
-            requested = {"backfill": fill, "plan": dg.MetadataValue.json(plan)}
+            requested = {"backfill": fill, "plan": _planned(store, database, spec)}
             context.log.info("backfill %s requested: %s", fill, report.summary())
     return dg.AssetCheckResult(
         asset_key=key,
@@ -246,6 +247,14 @@ def generation_result(
             **requested,
         },
     )
+
+
+def _planned(store: BlobStore, database: Database, spec: TableSpec) -> dg.MetadataValue:
+    """What `plan` says; that it cannot be made does not keep the fill from being requested."""
+    try:
+        return dg.MetadataValue.json(plan_table(store, database, spec).to_json())
+    except FeaturePipelineError as error:
+        return dg.MetadataValue.text(str(error))
 
 
 def request_load(
