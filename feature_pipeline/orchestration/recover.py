@@ -8,22 +8,15 @@ from collections.abc import Collection, Iterator, Sequence
 
 import dagster as dg
 
-from feature_pipeline.archive import log
 from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.errors import FeaturePipelineError, NotFoundError
+from feature_pipeline.errors import NotFoundError
 from feature_pipeline.hooks.definition import HookDefinition, Materialize
-from feature_pipeline.orchestration.events import report_events
-from feature_pipeline.orchestration.keys import features_key, table_key
 from feature_pipeline.orchestration.pools import set_pools
-from feature_pipeline.orchestration.provenance import latest_events
 from feature_pipeline.orchestration.reconcile import Drift, reconcile
-from feature_pipeline.orchestration.tables import table_event, table_spec
+from feature_pipeline.orchestration.tables import report_loads, table_spec
 from feature_pipeline.projections.database import Database
 from feature_pipeline.projections.load import LoadReport, load_batches
 from feature_pipeline.projections.proof import Proof, prove
-
-_REPORTS_AT_ONCE = 64
-"""Loaded batches whose events are stored together; few enough that progress is seen."""
 
 
 def recover_dagster(
@@ -67,40 +60,9 @@ def recover_table(
     workers: int = 2,
 ) -> Iterator[LoadReport]:
     """The table holds every current artifact and Dagster knows it; a report per batch."""
-    spec = table_spec(definition)
-    key = table_key(definition.dataset, spec.name)
-    heads = log.heads(store, definition.dataset, definition.name)
-    features = latest_events(instance, features_key(definition.dataset, definition.name), heads)
-    known = latest_events(instance, key, heads)
-    with contextlib.closing(load_batches(store, database, spec, workers=workers)) as loads:
-        for reports in _chunks(loads):
-            events = [table_event(definition, r, features.get(r.batch)) for r in reports]
-            report_events(
-                instance,
-                [
-                    event
-                    for report, event in zip(reports, events, strict=True)
-                    if report.batch not in known or known[report.batch].tags != event.tags
-                ],
-            )
-            yield from reports
-
-
-def _chunks(reports: Iterator[LoadReport]) -> Iterator[list[LoadReport]]:
-    """Some reports at a time; those that came before an error come before it too."""
-    chunk: list[LoadReport] = []
-    try:
-        for report in reports:
-            chunk.append(report)
-            if len(chunk) == _REPORTS_AT_ONCE:
-                yield chunk
-                chunk = []
-    except FeaturePipelineError:
-        if chunk:
-            yield chunk
-        raise
-    if chunk:
-        yield chunk
+    loads = load_batches(store, database, table_spec(definition), workers=workers)
+    with contextlib.closing(loads):
+        yield from report_loads(instance, definition, loads)
 
 
 def prove_tables(

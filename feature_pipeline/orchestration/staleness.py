@@ -8,7 +8,6 @@ thousand is half an hour. The rule here is its own, over events read 500 at a ti
 partition. A test holds the two together.
 """
 
-import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ from dagster._core.definitions.data_version import (
 )
 from dagster._core.storage.partition_status_cache import get_and_update_asset_status_cache_value
 
-from feature_pipeline.orchestration.provenance import PartitionEvent, latest_events
+from feature_pipeline.orchestration.provenance import PartitionEvent, has_read, latest_events
 
 
 def stale_partitions(
@@ -62,11 +61,7 @@ def _is_changed(event: PartitionEvent, source: dg.AssetKey, now: PartitionEvent 
         return False
     if now.data_version is None:
         return True
-    # Of what a partition's own run read, Dagster records the hash of the version.
-    return read not in {
-        now.data_version,
-        hashlib.sha256(now.data_version.encode()).hexdigest(),
-    }
+    return not has_read(event, source, now.data_version)
 
 
 def _has_other_inputs(event: PartitionEvent, inputs: Collection[dg.AssetKey]) -> bool:
