@@ -17,6 +17,7 @@ from feature_pipeline.orchestration.checks import (
     table_checks,
 )
 from feature_pipeline.orchestration.dead_runs import dead_runs_sensor
+from feature_pipeline.orchestration.declared_at import declared_at
 from feature_pipeline.orchestration.features import (
     DEFINITION_METADATA,
     FOLDER_METADATA,
@@ -37,18 +38,20 @@ class DefinedHook:
 
     definition: HookDefinition
     folder: Path
+    spec: dg.AssetSpec
+    """Of its feature asset."""
 
 
 def hooks_of(definitions: dg.Definitions) -> list[DefinedHook]:
     """The hooks whose feature assets are in `definitions`, in order of dataset and name."""
-    found = {}
+    found = []
     assets = [a for a in definitions.assets or () if isinstance(a, dg.AssetsDefinition)]
     for spec in (spec for asset in assets for spec in asset.specs):
         if (stored := spec.metadata.get(DEFINITION_METADATA)) is not None:
             hook = HookDefinition.model_validate(stored.value)
             folder = Path(spec.metadata[FOLDER_METADATA].value)
-            found[hook.dataset, hook.name] = DefinedHook(hook, folder)
-    return [found[key] for key in sorted(found)]
+            found.append(DefinedHook(hook, folder, spec))
+    return sorted(found, key=lambda each: (each.definition.dataset, each.definition.name))
 
 
 def shared_definitions(hooks: Sequence[HookDefinition]) -> dg.Definitions:
@@ -87,8 +90,10 @@ def build_defs(*own: dg.Definitions, resources: Mapping[str, Any] | None = None)
         resources: Replacements for the resources that the environment configures, by name.
     """
     merged = dg.Definitions.merge(*own) if own else _project_definitions()
-    hooks = [hook.definition for hook in hooks_of(merged)]
-    check_definitions(hooks)
+    defined = hooks_of(merged)
+    hooks = [hook.definition for hook in defined]
+    specs = {id(hook.definition): hook.spec for hook in defined}
+    check_definitions(hooks, lambda hook, field: declared_at(specs[id(hook)], hook, field))
     provided = {**default_resources(), **(resources or {})}
     provided.setdefault(IO_MANAGER_KEY, FeatureIOManager(archive=provided["archive"]))
     return dg.Definitions.merge(

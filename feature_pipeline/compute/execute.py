@@ -45,11 +45,12 @@ class Execution:
 class HookAborted(RuntimeFailure):
     """The hook could not be run at all; nothing was learnt about the batch.
 
-    `hook_run` has every attempt, the facts of the last one, and what was decided.
+    `failure` says why, and what was decided; `hook_run` has every attempt.
     """
 
-    def __init__(self, message: str, hook_run: HookRun) -> None:
+    def __init__(self, message: str, failure: FailureInfo, hook_run: HookRun) -> None:
         super().__init__(message)
+        self.failure = failure
         self.hook_run = hook_run
 
 
@@ -95,8 +96,7 @@ def execute_plan(
     try:
         return run_staged(plan, runner, monitor, workspace, request_id, dagster_run_id)
     except HookAborted as error:
-        failure = error.hook_run.failure
-        may_go_on = failure is not None and failure.kind is FailureKind.CLUSTER_REFUSED
+        may_go_on = error.failure.kind == FailureKind.CLUSTER_REFUSED
         if waits is not None and not may_go_on:
             store.delete(waits)  # nothing was left running that could answer
         raise
@@ -151,12 +151,12 @@ def _collect(plan: ComputePlan, hook_run: HookRun, workspace: Workspace, run: Ru
     last = hook_run.last
     if hook_run.failure is not None:
         facts = hook_run.failure
-        if isinstance(hook_run.decision, Abort) and facts.kind is not FailureKind.CANCELLED:
-            # Nothing was learnt about the batch, and no other would fare better: no entry for it.
-            raise HookAborted(f"hook run {run.id}: {facts.describe()}", hook_run)
         # the decision's reason is the facts', and why there was no further attempt
         reason = facts.reason if hook_run.decision is None else hook_run.decision.reason
         failure = FailureInfo(kind=facts.kind, reason=reason, exit_code=facts.exit_code)
+        if isinstance(hook_run.decision, Abort) and facts.kind is not FailureKind.CANCELLED:
+            # Nothing was learnt about the batch, and no other would fare better: no entry for it.
+            raise HookAborted(f"hook run {run.id}: {facts.describe()}", failure, hook_run)
         artifact = failed_artifact(plan, workspace.output, run, last.log, failure)
         return Execution(plan, artifact, hook_run)
     try:

@@ -5,7 +5,7 @@ Dagster component that reads it from YAML (`orchestration.component`), SQL (`pro
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final, Self
@@ -542,43 +542,57 @@ def _describe(name: str, path: Path) -> RecordFile:
     return RecordFile(name=name, digest=str(digest), size=size)
 
 
-def check_definitions(definitions: Sequence[HookDefinition]) -> None:
+Place = Callable[[HookDefinition, str], str]
+"""Where a field of a hook is declared; empty if that is not known."""
+
+
+def _nowhere(hook: HookDefinition, field: str) -> str:
+    return ""
+
+
+def check_definitions(definitions: Sequence[HookDefinition], place: Place = _nowhere) -> None:
     """Return if the hooks can stand beside one another.
+
+    Args:
+        definitions: All hooks of a code location.
+        place: Says where they are declared, for the message.
 
     Raises:
         InvalidInputError: Two hooks of a dataset have one name, two hooks have one table (all
             tables are in one PostgreSQL schema), an input is not a hook of the same dataset, or
-            inputs go round in a circle. The message names them.
+            inputs go round in a circle. The message names them, and where they are declared.
     """
+
+    def error(said: str, *fields: tuple[HookDefinition, str]) -> InvalidInputError:
+        places = [where for hook, field in fields if (where := place(hook, field))]
+        return InvalidInputError(f"{said} ({', '.join(places)})" if places else said)
+
     hooks: dict[tuple[str, str], HookDefinition] = {}
     tables: dict[str, HookDefinition] = {}
     for hook in definitions:
-        if hooks.setdefault((hook.dataset, hook.name), hook) is not hook:
-            raise InvalidInputError(f"dataset {hook.dataset!r} has two hooks named {hook.name!r}")
+        if (same := hooks.setdefault((hook.dataset, hook.name), hook)) is not hook:
+            said = f"dataset {hook.dataset!r} has two hooks named {hook.name!r}"
+            raise error(said, (same, "name"), (hook, "name"))
         if hook.has_table and (other := tables.setdefault(hook.table_name, hook)) is not hook:
-            raise InvalidInputError(
+            said = (
                 f"hooks {other.dataset}/{other.name} and {hook.dataset}/{hook.name} both have "
                 f"table {hook.table_name!r}: give one another table.name"
             )
+            raise error(said, (other, "table"), (hook, "table"))
     settled: set[tuple[str, str]] = set()
+
+    def check_inputs(hook: HookDefinition, path: tuple[HookDefinition, ...]) -> None:
+        if any(each is hook for each in path):
+            said = f"inputs go round: {' <- '.join(each.name for each in (*path, hook))}"
+            raise error(said, *((each, "inputs") for each in path))
+        if (hook.dataset, hook.name) in settled:
+            return
+        for name in hook.inputs:
+            if (source := hooks.get((hook.dataset, name))) is None:
+                said = f"hook {hook.name!r}: input {name!r} is not a hook of dataset"
+                raise error(f"{said} {hook.dataset!r}", (hook, "inputs"))
+            check_inputs(source, (*path, hook))
+        settled.add((hook.dataset, hook.name))
+
     for hook in definitions:
-        _check_inputs(hook, hooks, (), settled)
-
-
-def _check_inputs(
-    hook: HookDefinition,
-    hooks: dict[tuple[str, str], HookDefinition],
-    path: tuple[str, ...],
-    settled: set[tuple[str, str]],
-) -> None:
-    if hook.name in path:
-        raise InvalidInputError(f"inputs go round: {' <- '.join((*path, hook.name))}")
-    if (hook.dataset, hook.name) in settled:
-        return
-    for name in hook.inputs:
-        if (source := hooks.get((hook.dataset, name))) is None:
-            raise InvalidInputError(
-                f"hook {hook.name!r}: input {name!r} is not a hook of dataset {hook.dataset!r}"
-            )
-        _check_inputs(source, hooks, (*path, hook.name), settled)
-    settled.add((hook.dataset, hook.name))
+        check_inputs(hook, ())

@@ -38,6 +38,12 @@ Entity = dg.AssetKey | dg.AssetCheckKey
 Condition = dg.AutomationCondition[Entity]
 
 
+def _asset(context: dg.AutomationContext[Entity]) -> dg.AssetKey:
+    if not isinstance(context.key, dg.AssetKey):
+        raise InvalidInputError(f"{context.key} is a check: only assets are made from inputs")
+    return context.key
+
+
 class InputsDiffer(dg.AutomationCondition[Entity]):
     """True of a partition that was made from other data versions than its inputs have now.
 
@@ -54,14 +60,13 @@ class InputsDiffer(dg.AutomationCondition[Entity]):
 
     def evaluate(self, context: dg.AutomationContext[Entity]) -> dg.AutomationResult[Entity]:
         """The candidates whose inputs differ."""
-        if not isinstance(context.key, dg.AssetKey):
-            raise InvalidInputError(f"{context.key} is a check: only assets are made from inputs")
+        asset = _asset(context)
         candidates = context.candidate_subset.expensively_compute_partition_keys()
         keys = sorted(candidates)[:COMPARED_AT_MOST]
         instance = context.asset_graph_view.instance
-        own = latest_events(instance, context.key, keys)
+        own = latest_events(instance, asset, keys)
         differing: set[str] = set()
-        for source in context.asset_graph.get(context.key).parent_keys if keys else ():
+        for source in context.asset_graph.get(asset).parent_keys if keys else ():
             versions = instance.event_log_storage.get_latest_tags_by_partition(
                 source, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG], keys
             )
@@ -86,12 +91,11 @@ class InputsDifferLately(dg.AutomationCondition[Entity]):
 
     def evaluate(self, context: dg.AutomationContext[Entity]) -> dg.AutomationResult[Entity]:
         """The candidates whose inputs differ and were updated in the last `LATELY_SECONDS`."""
-        if not isinstance(context.key, dg.AssetKey):
-            raise InvalidInputError(f"{context.key} is a check: only assets are made from inputs")
+        asset = _asset(context)
         instance = context.asset_graph_view.instance
         after = time.time() - LATELY_SECONDS
         updated: dict[dg.AssetKey, set[str]] = {}
-        for source in context.asset_graph.get(context.key).parent_keys:
+        for source in context.asset_graph.get(asset).parent_keys:
             records = instance.fetch_materializations(
                 dg.AssetRecordsFilter(asset_key=source, after_timestamp=after), limit=LATELY_AT_MOST
             ).records
@@ -100,7 +104,7 @@ class InputsDifferLately(dg.AutomationCondition[Entity]):
             set().union(*updated.values())
         )
         keys = subset.expensively_compute_partition_keys()
-        own = latest_events(instance, context.key, keys)
+        own = latest_events(instance, asset, keys)
         differing = {
             partition
             for source, partitions in updated.items()
@@ -126,13 +130,12 @@ class RunCancelled(dg.AutomationCondition[Entity]):
 
     def evaluate(self, context: dg.AutomationContext[Entity]) -> dg.AutomationResult[Entity]:
         """The candidates that were called off since their inputs were updated."""
-        if not isinstance(context.key, dg.AssetKey):
-            raise InvalidInputError(f"{context.key} is a check: only assets are made from inputs")
+        asset = _asset(context)
         instance = context.asset_graph_view.instance
         keys = context.candidate_subset.expensively_compute_partition_keys()
-        called_off = cancelled_partitions(instance, context.key) if keys else {}
+        called_off = cancelled_partitions(instance, asset) if keys else {}
         held = {partition: at for partition, at in called_off.items() if partition in keys}
-        for source in context.asset_graph.get(context.key).parent_keys if held else ():
+        for source in context.asset_graph.get(asset).parent_keys if held else ():
             # What is beyond them waits for somebody: a tick has a minute.
             events = latest_events(instance, source, sorted(held)[:COMPARED_AT_MOST])
             held = {

@@ -14,11 +14,17 @@ from pydantic import Field
 from feature_pipeline.archive.objects import Scope
 from feature_pipeline.archive.verify import VerifyReport, verify
 from feature_pipeline.hooks.definition import HookDefinition
-from feature_pipeline.orchestration.checks import SHOWN_BATCHES, run_batches
+from feature_pipeline.orchestration.judged_batches import (
+    NAMED_BATCHES,
+    named_before,
+    run_batches,
+    said_before,
+)
 from feature_pipeline.orchestration.keys import features_key
 from feature_pipeline.orchestration.resources import ArchiveResource
 
 INTEGRITY_CHECK = "archive_integrity"
+_ALL_OF_IT = "all_of_it"
 _SHOWN = 50
 _STEPS = 10
 
@@ -65,13 +71,16 @@ def verify_job() -> dg.JobDefinition:
 def integrity_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinition]:
     """Checks of a feature asset: `archive_integrity`."""
     dataset, hook = definition.dataset, definition.name
+    key = dg.AssetCheckKey(features_key(dataset, hook), INTEGRITY_CHECK)
 
     @dg.asset_check(
-        asset=features_key(dataset, hook),
+        asset=key.asset_key,
         name=INTEGRITY_CHECK,
         description=(
             "Everything that the hook said is stored and is what its name says. In a run of"
-            " partitions: of these; executed alone: of all, which reads all of it."
+            " partitions: of these, and of those that were wrong before; executed alone: of all,"
+            " which reads all of it. What was wrong in all of it stays wrong until all of it is"
+            " read again."
         ),
     )
     def archive_integrity(
@@ -79,26 +88,47 @@ def integrity_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefin
     ) -> dg.AssetCheckResult:
         store = archive.store()
         batches = run_batches(context, dataset)
-        scopes = (
-            [Scope(dataset, hook)]
-            if batches is None
-            else [Scope(dataset, hook, batch) for batch in batches]
-        )
-        reports = [verify(store, scope) for scope in scopes]
+        if batches is None:
+            report = verify(store, Scope(dataset, hook))
+            reports, all_of_it = [report], _all_of_it(report)
+        else:
+            before = named_before(context.instance, key, "batches")
+            scopes = [Scope(dataset, hook, batch) for batch in sorted({*batches, *before})]
+            reports = [verify(store, scope) for scope in scopes]
+            all_of_it = _read_before(context.instance, key)
         wrong = [report for report in reports if not report.is_clean]
-        shown = wrong or reports[:1]
+        said = [report.summary() for report in (wrong or reports[:1])[:_SHOWN]]
+        if batches is not None and all_of_it["wrong"]:
+            said.append(
+                f"all of it was read at {all_of_it['at']}, and this was wrong: "
+                f"{all_of_it['wrong']}; execute this check alone to read it again"
+            )
         return dg.AssetCheckResult(
-            passed=not wrong,
+            passed=not wrong and not all_of_it["wrong"],
             severity=dg.AssetCheckSeverity.ERROR,
-            description="; ".join(report.summary() for report in shown[:SHOWN_BATCHES]),
+            description="; ".join(said),
             metadata={
                 "bytes_read": sum(report.bytes_read for report in reports),
                 "blobs_read": sum(report.blobs_read for report in reports),
+                "batches": [r.scope.batch for r in wrong if r.scope.batch][:NAMED_BATCHES],
+                _ALL_OF_IT: dg.MetadataValue.json(all_of_it),
                 **_findings_metadata(wrong),
             },
         )
 
     return [archive_integrity]
+
+
+def _all_of_it(report: VerifyReport) -> dict[str, str]:
+    """What reading everything found, as evaluations pass it on; `wrong` is empty if nothing was."""
+    wrong = "" if report.is_clean else report.summary()
+    return {"at": report.started_at.isoformat(timespec="seconds"), "wrong": wrong}
+
+
+def _read_before(instance: dg.DagsterInstance, key: dg.AssetCheckKey) -> dict[str, str]:
+    """What the last evaluation that read everything found, as later ones have passed it on."""
+    said = [said for said in said_before(instance, key, _ALL_OF_IT) if isinstance(said, dict)]
+    return max(said, key=lambda each: str(each["at"]), default={"at": "", "wrong": ""})
 
 
 def report_metadata(report: VerifyReport) -> dict[str, Any]:

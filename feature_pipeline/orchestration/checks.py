@@ -5,7 +5,7 @@ of one load's own batches (`tables`). A dropped table or a damaged object leaves
 partitions green; these checks fail and name the batches.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
@@ -17,7 +17,11 @@ from feature_pipeline.archive.log import Verdict
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.digest import Digest
 from feature_pipeline.hooks.definition import CheckDefinition, HookDefinition, Threshold
-from feature_pipeline.orchestration.asked_for import partitions_of_run
+from feature_pipeline.orchestration.judged_batches import (
+    NAMED_BATCHES,
+    named_before,
+    run_batches,
+)
 from feature_pipeline.orchestration.keys import features_key, table_key
 from feature_pipeline.orchestration.resources import ArchiveResource, DatabaseResource
 from feature_pipeline.orchestration.tables import table_spec
@@ -29,11 +33,6 @@ from feature_pipeline.projections.settle import table_report
 
 OUTCOMES_CHECK = "outcomes"
 EQUALITY_CHECK = "equals_archive"
-SHOWN_BATCHES = 50
-NAMED_BATCHES = 200
-"""Failing batches that an evaluation of `outcomes` names, and that later ones look at again."""
-_EVALUATIONS_BEFORE = 100
-"""Earlier evaluations whose failing batches are looked at again: runs end beside one another."""
 
 
 def feature_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinition]:
@@ -110,23 +109,8 @@ def _to_judge(
     batches = run_batches(context, definition.dataset)
     if batches is None or definition.checks.row_count_change.is_set:
         return None
-    key = features_key(definition.dataset, definition.name)
-    return {*batches, *_named_before(context.instance, key, OUTCOMES_CHECK, "failing_batches")}
-
-
-def _named_before(
-    instance: dg.DagsterInstance, asset: dg.AssetKey, check: str, entry: str
-) -> Iterator[str]:
-    """The batches that earlier evaluations of a check named in an entry of their metadata."""
-    key = dg.AssetCheckKey(asset, check)
-    for record in instance.event_log_storage.get_asset_check_execution_history(
-        key, limit=_EVALUATIONS_BEFORE
-    ):
-        event = record.event.dagster_event if record.event else None
-        if event is not None and event.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION:
-            named = event.asset_check_evaluation_data.metadata.get(entry)
-            if named is not None and isinstance(named.value, dict | list):
-                yield from map(str, named.value)
+    key = dg.AssetCheckKey(features_key(definition.dataset, definition.name), OUTCOMES_CHECK)
+    return {*batches, *named_before(context.instance, key, "failing_batches")}
 
 
 def outcomes_job(hooks: Sequence[HookDefinition]) -> UnresolvedAssetJobDefinition:
@@ -222,8 +206,8 @@ def table_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinitio
         store, target = archive.store(), database.database()
         batches = run_batches(context, definition.dataset)
         if batches is not None:
-            before = _named_before(context.instance, key, EQUALITY_CHECK, "batches")
-            batches = sorted({*batches, *before})
+            check = dg.AssetCheckKey(key, EQUALITY_CHECK)
+            batches = sorted({*batches, *named_before(context.instance, check, "batches")})
         if table_report(store, target, spec) is None:
             progress = check_progress(store, target, spec, batches)
             return dg.AssetCheckResult(
@@ -234,7 +218,7 @@ def table_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinitio
                 ),
                 metadata={
                     "rows": 0,
-                    "batches": dg.MetadataValue.json(list(progress.missing[:SHOWN_BATCHES])),
+                    "batches": dg.MetadataValue.json(list(progress.missing[:NAMED_BATCHES])),
                     "progress": dg.MetadataValue.json(progress.to_json()),
                 },
             )
@@ -255,11 +239,3 @@ def table_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinitio
         )
 
     return [equals_archive]
-
-
-def run_batches(context: dg.AssetCheckExecutionContext, dataset: str) -> list[str] | None:
-    """The partitions that this run is about; None for a run of no partition.
-
-    Checks are not partitioned (partitioned checks are in preview), so the run's tags are read.
-    """
-    return partitions_of_run(context.instance, dataset, context.run)

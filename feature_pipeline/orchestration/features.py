@@ -16,7 +16,6 @@ import dagster as dg
 from pydantic import Field
 
 from feature_pipeline.archive import log
-from feature_pipeline.archive.manifest import FailureInfo
 from feature_pipeline.columns import Column
 from feature_pipeline.compute.execute import Execution, HookAborted, execute_plan, reasons_of
 from feature_pipeline.compute.plan import ComputePlan, plan_run
@@ -127,16 +126,11 @@ def _request_id(context: dg.AssetExecutionContext, config: HookRunConfig) -> str
 
 
 def _aborted(error: HookAborted) -> dg.Failure:
-    hook_run = error.hook_run
-    assert hook_run.failure is not None  # noqa: S101  (it was aborted for that)
-    failure = FailureInfo(
-        kind=hook_run.failure.kind,
-        reason=hook_run.failure.reason if hook_run.decision is None else hook_run.decision.reason,
-        exit_code=hook_run.failure.exit_code,
-    )
+    facts = error.hook_run.failure
+    tail = "" if facts is None else "\n".join(facts.log_tail)
     return dg.Failure(
         description=str(error),
-        metadata=failure_metadata(hook_run, failure, "\n".join(hook_run.failure.log_tail)),
+        metadata=failure_metadata(error.hook_run, error.failure, tail),
         allow_retries=False,
     )
 

@@ -197,7 +197,7 @@ def attempts_table(hook_run: HookRun) -> Metadata:
         cells = [
             str(number),
             "well" if facts is None else facts.kind.value,
-            "" if facts is None else facts.reason.replace("|", "\\|").replace("\n", " "),
+            "" if facts is None else _plain(facts.reason),
             "" if limit is None else format_size(limit),
             f"{(attempt.finished_at - attempt.started_at).total_seconds():.1f}",
         ]

@@ -35,6 +35,7 @@ from feature_pipeline.orchestration.records import records_event
 from feature_pipeline.orchestration.resources import ArchiveResource, DatabaseResource
 from feature_pipeline.orchestration.staleness import partition_runs
 from feature_pipeline.orchestration.tables import table_spec
+from feature_pipeline.orchestration.unloaded_tables import judge_unloaded
 from feature_pipeline.projections.database import Database
 from feature_pipeline.projections.settle import batches_to_load
 
@@ -51,6 +52,8 @@ class Drift:
     """Artifacts of which Dagster had no event; reported."""
     tables: dict[str, list[str]] = field(default_factory=dict)
     """Batches that tables lack or hold in an older version; to be loaded."""
+    unloaded: dict[str, list[str]] = field(default_factory=dict)
+    """Batches that Dagster calls loaded and an `on_request` table lacks; its check names them."""
     unknown_partitions: dict[str, list[str]] = field(default_factory=dict)
     """Partitions in Dagster that no batch of the log stands for."""
     behind: dict[str, list[str]] = field(default_factory=dict)
@@ -63,18 +66,7 @@ class Drift:
 
     def is_empty(self) -> bool:
         """Whether everything agreed."""
-        return not any(
-            (
-                self.partitions,
-                self.records,
-                self.features,
-                self.tables,
-                self.unknown_partitions,
-                self.behind,
-                self.vanished,
-                self.damaged,
-            )
-        )
+        return not any(vars(self).values())
 
     def summary(self) -> str:
         """One line a kind of drift; "no drift" if there was none."""
@@ -85,6 +77,7 @@ class Drift:
                 ("record events reported for", self.records),
                 ("feature events reported for", self.features),
                 ("batches to load into", self.tables),
+                ("batches called loaded that are not in", self.unloaded),
                 ("partitions without a batch in", self.unknown_partitions),
                 ("batches to compute again in", self.behind),
                 ("partitions without an artifact in", self.vanished),
@@ -119,13 +112,14 @@ def reconcile(
             drift.behind[key.to_user_string()] = behind
     if database is not None:
         for definition in hooks:
-            if definition.has_table and definition.table.materialize is Materialize.ALWAYS:
-                spec = table_spec(definition)
-                wanting = batches_to_load(store, database, spec)
-                if wanting:
-                    drift.tables[table_key(definition.dataset, spec.name).to_user_string()] = (
-                        wanting
-                    )
+            if not definition.has_table:
+                continue
+            table = table_key(definition.dataset, definition.table_name).to_user_string()
+            if definition.table.materialize is Materialize.ALWAYS:
+                if wanting := batches_to_load(store, database, table_spec(definition)):
+                    drift.tables[table] = wanting
+            elif unloaded := judge_unloaded(store, database, instance, definition):
+                drift.unloaded[table] = unloaded
     return drift
 
 

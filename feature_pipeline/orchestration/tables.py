@@ -22,6 +22,7 @@ from feature_pipeline.errors import FeaturePipelineError
 from feature_pipeline.hooks.definition import HookDefinition, Materialize
 from feature_pipeline.orchestration import automation
 from feature_pipeline.orchestration.events import report_events
+from feature_pipeline.orchestration.judged_batches import NAMED_BATCHES, named_before
 from feature_pipeline.orchestration.keys import batches_partitions, features_key, table_key
 from feature_pipeline.orchestration.metadata import (
     column_lineage,
@@ -106,7 +107,10 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
             dg.AssetCheckSpec(
                 PROGRESS_CHECK,
                 asset=key,
-                description="The batches of this run stand in the table as the archive's log says.",
+                description=(
+                    "The batches of this run, and those that did not before, stand in the table as"
+                    " the archive's log says."
+                ),
             ),
             dg.AssetCheckSpec(
                 GENERATION_CHECK,
@@ -183,14 +187,16 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
                 report.rows,
                 ", unchanged" if report.is_unchanged else "",
             )
-        progress = check_progress(store, target, spec, batches)
+        before = named_before(context.instance, dg.AssetCheckKey(key, PROGRESS_CHECK), "batches")
+        progress = check_progress(store, target, spec, {*batches, *before})
         yield dg.AssetCheckResult(
             asset_key=key,
             check_name=PROGRESS_CHECK,
             passed=progress.is_complete and not absent,
             description=progress.summary() + _absent(absent),
             metadata={
-                "batches": len(done),
+                "loaded": len(done),
+                "batches": progress.wrong()[:NAMED_BATCHES],
                 "problems": {**progress.to_json(), "without_artifact": absent},
             },
         )

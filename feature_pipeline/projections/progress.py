@@ -41,6 +41,10 @@ class ProgressReport:
         """The batches whose loading would make the table complete."""
         return sorted({*self.missing, *self.behind})
 
+    def wrong(self) -> list[str]:
+        """The batches that do not stand in the table as the log says."""
+        return sorted({*self.missing, *self.behind, *self.extra})
+
     def summary(self) -> str:
         """One line for people; names some of the batches."""
         if self.is_complete:

@@ -81,9 +81,6 @@ class OwnProject:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    def sql(self, statement: str) -> list[list[Any]]:
-        return self.json("sql", statement)["rows"]
-
     @contextmanager
     def dev(self) -> Iterator[None]:
         """`feature-pipeline dev` runs; ended as Ctrl-C ends it."""
@@ -165,5 +162,5 @@ def wait_for(condition: Callable[[], T], seconds: float) -> T:
     deadline = time.monotonic() + seconds
     while not (answer := condition()):
         assert time.monotonic() < deadline, f"still false after {seconds} s"
-        time.sleep(2)  # asking starts a process: asking more often slows what is waited for
+        time.sleep(1)
     return answer

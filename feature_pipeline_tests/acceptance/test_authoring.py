@@ -120,9 +120,12 @@ def test_wrong_fields_are_named_with_file_and_line(checkout: Path) -> None:
         assert allowed in said
 
 
-def test_two_hooks_of_one_name_are_refused(checkout: Path) -> None:
+def test_hooks_that_clash_are_named_with_file_and_line(checkout: Path) -> None:
     defs = checkout / "feature_pipeline" / "defs"
     shutil.copytree(defs / "pockets", defs / "pockets_again")
     done = dg(checkout, "check", "defs")
     assert done.returncode != 0
-    assert "pockets" in done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    assert "two hooks named 'pockets'" in said
+    assert "pockets/defs.yaml:" in said
+    assert "pockets_again/defs.yaml:" in said

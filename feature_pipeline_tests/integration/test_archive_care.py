@@ -348,6 +348,15 @@ class TestPipelines:
         assert not check.passed
         assert key in check.metadata["findings"].value
         assert "b1" in check.metadata["findings"].value
+        # The run of another batch does not turn it green, nor does the mended batch's own: what
+        # was wrong in all of it is for a reading of all of it to take back.
+        for batch in ("b2", "b1"):
+            run = computed.run(features_key(LETTERS, "counts"), batch, config={"force": True})
+            [check] = [
+                e for e in run.get_asset_check_evaluations() if e.check_name == INTEGRITY_CHECK
+            ]
+            assert not check.passed
+            assert "all of it was read at" in check.description
 
     def test_tables_follow_an_erasure(self, computed):
         spec = table_spec(computed.hooks["counts"])

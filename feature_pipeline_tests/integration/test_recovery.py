@@ -17,7 +17,7 @@ from feature_pipeline.errors import CorruptDataError
 from feature_pipeline.orchestration.dead_runs import fail_dead_runs
 from feature_pipeline.orchestration.features import feature_code_version
 from feature_pipeline.orchestration.keys import features_key, pool_of, records_key, table_key
-from feature_pipeline.orchestration.reconcile import reconcile, request_runs
+from feature_pipeline.orchestration.reconcile import Drift, reconcile, request_runs
 from feature_pipeline.orchestration.recover import (
     prove_tables,
     recover_dagster,
@@ -25,6 +25,7 @@ from feature_pipeline.orchestration.recover import (
     tables_to_recover,
 )
 from feature_pipeline.orchestration.staleness import stale_partitions
+from feature_pipeline.orchestration.tables import PROGRESS_CHECK
 from feature_pipeline.projections.database import Database
 from feature_pipeline_tests.fixtures.dagster import (
     COUNT_HOOK,
@@ -258,6 +259,36 @@ def test_reconcile_lists_what_a_table_lacks(loaded: Pipeline):
     )
     assert drift.tables == {TABLE.to_user_string(): ["b2"]}
     assert drift.unknown_partitions == {DATASET: ["stray"]}
+
+
+def test_a_table_on_request_that_lost_its_rows_is_named_by_its_check(loaded: Pipeline):
+    """Nothing loads it again by itself, and its partitions stay green in Dagster."""
+    hook = loaded.add_hook(table={"materialize": "on_request"})
+    check = dg.AssetCheckKey(TABLE, PROGRESS_CHECK)
+
+    def reconciled() -> Drift:
+        return reconcile(loaded.store, loaded.archive_uri, loaded.instance, loaded.database, [hook])
+
+    def evaluations() -> list[tuple[bool, list[str]]]:
+        records = loaded.instance.event_log_storage.get_asset_check_execution_history(
+            check, limit=10
+        )
+        said = [r.event.dagster_event.asset_check_evaluation_data for r in records]
+        return [(each.passed, each.metadata["batches"].value) for each in said]
+
+    assert reconciled().is_empty()
+    before = len(evaluations())
+    with loaded.database.connect("test") as connection:
+        connection.execute("delete from feature_pipeline.progress where batch <> 'b2'")
+    for _ in range(2):
+        assert reconciled().unloaded == {TABLE.to_user_string(): ["b1", "b3"]}
+        assert len(evaluations()) == before + 1
+    assert evaluations()[0] == (False, ["b1", "b3"])
+    # the load of another batch does not turn it green
+    for batch, said in (("b2", ["b1", "b3"]), ("b1", ["b3"]), ("b3", [])):
+        assert loaded.run(TABLE, batch, checks=False).success
+        assert evaluations()[0] == (not said, said)
+    assert reconciled().is_empty()
 
 
 def test_what_a_table_lacks_is_requested_as_one_backfill(loaded: Pipeline):

@@ -255,6 +255,11 @@ class TestTogether:
         with pytest.raises(InvalidInputError, match=words):
             check_definitions(self.hooks(*names, **inputs))
 
+    def test_where_they_are_declared_is_said(self):
+        hooks = self.hooks("a", "b", a=["b"], b=["a"])
+        with pytest.raises(InvalidInputError, match=r"a <- b <- a \(a.yaml inputs, b.yaml inputs"):
+            check_definitions(hooks, lambda hook, field: f"{hook.name}.yaml {field}")
+
     def test_two_hooks_with_one_table(self):
         with pytest.raises(InvalidInputError, match="structures/pockets and other/pockets both"):
             check_definitions([define(), define(dataset="other")])
