@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,15 +44,30 @@ query Staleness($keys: [AssetKeyInput!]!) {
 
 
 class OwnProject:
-    """Runs the command line as a user would, in a folder of its own."""
+    """Runs the command line as a user would, in a folder of its own.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: The folder.
+        hooks: A copy of the package has only these of the example hooks. All of them take minutes.
+            None uses the package as it is installed.
+    """
+
+    def __init__(self, root: Path, hooks: Collection[str] | None = None) -> None:
         self.root = root
         root.mkdir(exist_ok=True)
         root.chmod(0o711)  # as root, PostgreSQL is another user
         for name in ("workspace.yaml", "dagster.yaml"):
             shutil.copy(ROOT / name, root / name)
         self.url = ""
+        self._has_copy = hooks is not None
+        if hooks is not None:
+            shutil.copy(ROOT / "pyproject.toml", root)
+            package = ROOT / "feature_pipeline"
+            ignored = shutil.ignore_patterns("__pycache__", "*.tmp.*")
+            shutil.copytree(package, root / "feature_pipeline", ignore=ignored)
+            for folder in (root / "feature_pipeline" / "defs").iterdir():
+                if folder.is_dir() and folder.name not in hooks:
+                    shutil.rmtree(folder)
 
     @property
     def data(self) -> Path:
@@ -63,7 +78,8 @@ class OwnProject:
 
     def environment(self) -> dict[str, str]:
         """Without the coverage of pytest's own warning filters: this is a user's process."""
-        return {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+        own = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+        return {**own, "PYTHONPATH": str(self.root)} if self._has_copy else own
 
     def run(self, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

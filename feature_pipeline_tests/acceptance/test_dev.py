@@ -72,7 +72,7 @@ def drop_tables(project: OwnProject) -> None:
 
 
 def test_from_first_submission_to_rebuilt_table(tmp_path: Path) -> None:
-    project = OwnProject(tmp_path)
+    project = OwnProject(tmp_path, hooks=["structure_qc"])
     with project.dev():
         # nothing is clicked: the sensor accepts, automation computes and loads
         for batch, names in BATCHES.items():

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -78,27 +77,11 @@ class TestPages:
 
 
 class ReadersProject(OwnProject):
-    """A checkout as a reader has it, but for the example hooks, which would take minutes."""
+    """A checkout as a reader has it, but for the example hooks."""
 
     def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        shutil.copy(ROOT / "pyproject.toml", root / "pyproject.toml")
-        package = ROOT / "feature_pipeline"
-        ignored = shutil.ignore_patterns("__pycache__", "*.tmp.*")
-        shutil.copytree(
-            package,
-            root / "feature_pipeline",
-            ignore=lambda folder, names: (
-                {name for name in names if (Path(folder) / name).is_dir()}
-                if Path(folder) == package / "defs"
-                else ignored(folder, names)
-            ),
-        )
+        super().__init__(root, hooks=[])
         (root / ".venv").symlink_to(sys.prefix)
-
-    def environment(self) -> dict[str, str]:
-        # this copy, not the package that is installed
-        return {**super().environment(), "PYTHONPATH": str(self.root)}
 
     def shell(self, commands: str) -> str:
         """What the commands print, each of which must succeed."""

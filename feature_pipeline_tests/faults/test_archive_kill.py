@@ -21,6 +21,7 @@ from feature_pipeline.archive.stores.memory import MemoryStore
 from feature_pipeline.archive.stores.s3 import S3Store, make_client
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.archive.verify import verify
+from feature_pipeline.errors import NotFoundError
 from feature_pipeline.local.seaweedfs import S3Address
 from feature_pipeline_tests.fixtures.care import CareScene, holds, raw_lines
 from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, FailingStore
@@ -115,9 +116,19 @@ def dies(store: S3Store, act: Callable[[BlobStore], None], change: int) -> bool:
 
 
 def copy(source: BlobStore, target: BlobStore) -> None:
-    """Everything of one store in another, empty one."""
-    keys = [info.key for info in source.list_objects("")]
-    assert all(map_threads(lambda key: target.create(key, source.get(key).data), keys))
+    """Everything of one store in another, empty one.
+
+    What a killed child had asked the server to delete may go meanwhile.
+    """
+
+    def copy_object(key: str) -> None:
+        try:
+            data = source.get(key).data
+        except NotFoundError:
+            return
+        assert target.create(key, data)
+
+    map_threads(copy_object, [info.key for info in source.list_objects("")])
 
 
 def drill(ground: Ground, tmp_path, prepare, act, check, *, ages_matter: bool = False) -> int:

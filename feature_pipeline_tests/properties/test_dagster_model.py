@@ -374,17 +374,28 @@ class Game:
             for hook in HOOKS.values()
             if hook.is_loaded and (problems := self.progress(hook)).batches_to_load()
         }
+        unloaded = {
+            hook.table.to_user_string(): lost
+            for hook in HOOKS.values()
+            if not hook.is_loaded and (lost := self.lost(hook))
+        }
         arguments = pipeline.store, pipeline.archive_uri, pipeline.instance, pipeline.database
         drift = reconcile(*arguments, hooks)
         assert drift.tables == wanting
+        assert drift.unloaded == unloaded
         assert drift.unknown_partitions == {}
         assert drift.behind == self.behind()
         request_runs(pipeline.instance, pipeline.defs.resolve_asset_graph(), drift.tables)
         self.run_backfills()
         # What is to be computed again is left to automation here, which asks for it as well.
         again = reconcile(*arguments, hooks)
-        again.behind = {}
+        again.behind, again.unloaded = {}, {}
         assert again.summary() == "no drift"
+
+    def lost(self, hook: Hook) -> list[str]:
+        """Batches that were loaded on request and are not in the table any more."""
+        missing = self.progress(hook).missing
+        return [batch for batch in missing if (hook.name, batch) in self.loaded]
 
     def behind(self) -> dict[str, list[str]]:
         """Features made from other features than there are now, which reconciliation asks for."""
