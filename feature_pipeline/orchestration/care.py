@@ -111,7 +111,7 @@ def integrity_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefin
                 "bytes_read": sum(report.bytes_read for report in reports),
                 "blobs_read": sum(report.blobs_read for report in reports),
                 "batches": [r.scope.batch for r in wrong if r.scope.batch][:NAMED_BATCHES],
-                _ALL_OF_IT: dg.MetadataValue.json(all_of_it),
+                **({_ALL_OF_IT: dg.MetadataValue.json(all_of_it)} if all_of_it["at"] else {}),
                 **_findings_metadata(wrong),
             },
         )
