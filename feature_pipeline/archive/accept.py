@@ -163,7 +163,7 @@ def _accept_batch(acceptance: _Round, submission: Submission) -> tuple[BatchEntr
     store = acceptance.store
     known = log.batch_entries(store, submission.dataset, submission.batch)
     if known:
-        check_same_batch(known[0], submission)
+        check_same_batch(known, submission)
         return known[-1], False
     batch = log.read_batch_blob(store, submission.digest)
     if (batch.dataset, batch.key) != (submission.dataset, submission.batch):
@@ -183,7 +183,7 @@ def _accept_batch(acceptance: _Round, submission: Submission) -> tuple[BatchEntr
 
     def decide(entries: list[BatchEntry]) -> BatchEntry:
         if entries:
-            check_same_batch(entries[0], submission)
+            check_same_batch(entries, submission)
             return entries[-1]
         return BatchEntry(
             seq=layout.FIRST_SEQ,

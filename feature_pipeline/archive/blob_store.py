@@ -113,7 +113,11 @@ class BlobStore(Protocol):
         ...
 
     def list_objects(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every object below `prefix`, sorted by key. Reads all pages before the first is given."""
+        """Every object below `prefix`, sorted by key. Reads all pages before the first is given.
+
+        Not the empty objects by which consoles and file browsers show folders: no key of an archive
+        ends in `/`.
+        """
         ...
 
     def list_folders(self, prefix: str) -> list[str]:

@@ -10,7 +10,8 @@ between leaves an archive that reads rightly and that the next call takes furthe
 is what tells an erased object from a lost one.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -65,7 +66,7 @@ class ErasureReport:
     deleted: int = 0
     """Blobs deleted."""
     problems: list[str] = field(default_factory=list)
-    """What could not be redacted because its bytes are damaged; it is still there."""
+    """What could not be read, so that records may still be there; nothing else was left out."""
 
     def to_json(self) -> dict[str, object]:
         """The report for programs."""
@@ -157,7 +158,7 @@ class _Pass:
 
     def run(self) -> bool:
         """Whether there was anything to do, so that another look is worth it."""
-        logs = log.batch_logs(self.store, self.dataset)
+        logs = self._batch_logs()
         self._redact_batches(logs)
         touched = {
             key
@@ -166,7 +167,8 @@ class _Pass:
         }
         for hook in self.store.list_folders(f"{layout.FEATURE_LOGS}{self.dataset}/"):
             for key in sorted(touched):
-                self._redact_log(hook, key)
+                with self._reporting(f"{self.dataset}/{hook}/{key}"):
+                    self._redact_log(hook, key)
         replaced = self._replace_waiting()
         if self.batches or self.manifests:
             self._write_entry()
@@ -178,7 +180,25 @@ class _Pass:
         self.report.record_ids = tuple(sorted({*self.report.record_ids, *self.found}))
         return bool(self.batches or self.manifests or replaced or deleted)
 
+    @contextmanager
+    def _reporting(self, where: str) -> Iterator[None]:
+        """What cannot be read is a problem of its own: the rest is erased all the same."""
+        try:
+            yield
+        except (NotFoundError, CorruptDataError, InvalidInputError) as error:
+            self.report.problems.append(f"{where}: {error}")
+
     # Batches
+
+    def _batch_logs(self) -> dict[str, list[BatchEntry]]:
+        """The log of every batch, as far as they can be read."""
+        with suppress(CorruptDataError, InvalidInputError):
+            return log.batch_logs(self.store, self.dataset)
+        found: dict[str, list[BatchEntry]] = {}
+        for key in self.store.list_folders(layout.batch_logs(self.dataset)):
+            with self._reporting(f"the log of batch {key}"):
+                found[key] = log.batch_entries(self.store, self.dataset, key)
+        return found
 
     def _redact_batches(self, logs: Mapping[str, list[BatchEntry]]) -> None:
         unknown = [
@@ -198,7 +218,7 @@ class _Pass:
         key, digest = which
         try:
             return self._names(self._batch(digest))
-        except (NotFoundError, CorruptDataError) as error:
+        except (NotFoundError, CorruptDataError, InvalidInputError) as error:
             self.report.problems.append(f"batch {key}: {error}")
             return False
 
@@ -263,7 +283,8 @@ class _Pass:
         """The artifact's successor; None if it needs none, or cannot be read."""
         if digest in self.manifests:
             return self.manifests[digest]
-        try:
+        successor = None
+        with self._reporting(where):
             manifest = read.read_manifest(self.store, digest)
             successor_batch = self._successor_batch(manifest.batch_digest)
             if successor_batch is None:
@@ -273,12 +294,9 @@ class _Pass:
             successor = redact_artifact(
                 self.store, manifest, self._gone(successor_batch), successor_batch, carried
             )
-        except (NotFoundError, CorruptDataError) as error:
-            self.report.problems.append(f"{where}: {error}")
-            return None
-        self.manifests[digest] = successor
-        self.candidates.add(digest)
-        self.candidates.update(ref.digest for ref in manifest.blobs.values())
+            self.manifests[digest] = successor
+            self.candidates.add(digest)
+            self.candidates.update(ref.digest for ref in manifest.blobs.values())
         return successor
 
     def _append_features(self, old: FeatureEntry, successor: Digest) -> None:
@@ -310,22 +328,24 @@ class _Pass:
 
     def _replace_waiting(self) -> list[str]:
         """Leave successors of entries that wait; the keys of those that they replace."""
-        replaced = [
-            f"{layout.INBOX}{entry.id}"
-            for entry in inbox.waiting(self.store)
-            if self._leave_successor(entry.content, f"inbox entry {entry.id}")
-        ]
-        for held in inbox.quarantined(self.store):
-            content = inbox.read_entry(held.id, held.left_at, held.entry.encode()).content
-            if self._leave_successor(content, f"quarantined entry {held.id}"):
-                replaced.append(inbox.quarantine_key(held.id))
+        replaced = []
+        for entry in inbox.waiting(self.store):
+            with self._reporting(f"inbox entry {entry.id}"):
+                if self._leave_successor(entry.content, f"inbox entry {entry.id}"):
+                    replaced.append(f"{layout.INBOX}{entry.id}")
+        for info in self.store.list_objects(layout.QUARANTINE):
+            with self._reporting(info.key):
+                held = inbox.read_quarantined(self.store, info.key)
+                content = inbox.read_entry(held.id, held.left_at, held.entry.encode()).content
+                if self._leave_successor(content, f"quarantined entry {held.id}"):
+                    replaced.append(info.key)
         return replaced
 
     def _leave_successor(self, content: Submission | Completion | None, where: str) -> bool:
         if content is None or content.dataset != self.dataset:
             return False
         if isinstance(content, Submission):
-            return self._leave_submission(content, where)
+            return self._leave_submission(content)
         logged = log.read_log(self.store, content.dataset, content.hook, content.batch)
         if any((e.completion, e.manifest) == (content.id, content.manifest) for e in logged):
             return False  # accepted: its entry has a successor, and this one is removed by others
@@ -338,18 +358,14 @@ class _Pass:
         inbox.leave(self.store, content.model_copy(update={"manifest": successor}))
         return True
 
-    def _leave_submission(self, content: Submission, where: str) -> bool:
+    def _leave_submission(self, content: Submission) -> bool:
         known = log.batch_entries(self.store, content.dataset, content.batch)
         if any(entry.digest == content.digest for entry in known):
             return False
         if content.digest in self.known.batches:
             successor = self.known.batch_now(content.digest)
         else:
-            try:
-                batch = self._batch(content.digest)
-            except (NotFoundError, CorruptDataError, InvalidInputError) as error:
-                self.report.problems.append(f"{where}: {error}")
-                return False
+            batch = self._batch(content.digest)
             if not self._names(batch):
                 return False
             successor = self._redact_batch(content.digest, batch).digest

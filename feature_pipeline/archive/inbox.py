@@ -193,11 +193,16 @@ def quarantine_key(entry_id: str) -> str:
 def quarantined(store: BlobStore) -> list[QuarantinedEntry]:
     """Everything in the quarantine, oldest first."""
     infos = list(store.list_objects(layout.QUARANTINE))
-    entries = map_threads(lambda info: _read_quarantined(store, info.key), infos)
+    entries = map_threads(lambda info: read_quarantined(store, info.key), infos)
     return sorted(entries, key=lambda entry: (entry.quarantined_at, entry.id))
 
 
-def _read_quarantined(store: BlobStore, key: str) -> QuarantinedEntry:
+def read_quarantined(store: BlobStore, key: str) -> QuarantinedEntry:
+    """The document of a quarantined entry.
+
+    Raises:
+        InvalidInputError: It is none; the message names its key.
+    """
     return QuarantinedEntry.decode(store.get(key).data, f"{key} in {store.identity}")
 
 
@@ -209,7 +214,7 @@ def requeue(store: BlobStore, entry_ids: Iterable[str]) -> None:
     """
     for entry_id in entry_ids:
         key = quarantine_key(entry_id)
-        held = _read_quarantined(store, key)
+        held = read_quarantined(store, key)
         create_or_read(store, f"{layout.INBOX}{entry_id}", held.entry.encode())
         store.delete(key)
 

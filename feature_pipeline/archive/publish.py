@@ -5,7 +5,7 @@ the inbox entry. Whatever dies in between leaves blobs that nothing names, never
 its blobs; doing it again writes what is missing.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -237,7 +237,8 @@ def submit_batch(store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Pa
         InvalidInputError: A file is neither given nor stored, a record is withdrawn, or the
             dataset is full; if a record is withdrawn, nothing was stored.
         CorruptDataError: A given file is not what its digest says.
-        ConflictError: The dataset has another batch of this key.
+        ConflictError: The dataset has another batch of this key, or records were erased from it
+            since: those that may come again come in another batch.
     """
     submission = Submission(
         dataset=batch.dataset,
@@ -249,7 +250,7 @@ def submit_batch(store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Pa
     check_not_withdrawn(batch.dataset, ids, withdrawn(store, batch.dataset))
     known = log.batch_entries(store, batch.dataset, batch.key)
     if known:
-        check_same_batch(known[0], submission)
+        check_same_batch(known, submission)
     else:
         _check_budget(store, batch.dataset)
     _store_files(store, batch, files)
@@ -260,18 +261,31 @@ def submit_batch(store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Pa
     return submission.model_copy(update={"submitted_at": waits.submitted_at})
 
 
-def check_same_batch(entry: log.BatchEntry, submission: Submission) -> None:
+def check_same_batch(entries: Sequence[log.BatchEntry], submission: Submission) -> None:
     """Return if the accepted batch is the submitted one.
 
+    Args:
+        entries: The batch's log; not empty.
+        submission: What is submitted.
+
     Raises:
-        ConflictError: It is not: a batch never changes.
+        ConflictError: It is not, or it is submitted anew after records were erased from it: a batch
+            never changes, and what was erased from it does not come back.
     """
-    if entry.digest != submission.digest:
+    first = entries[0]
+    already = (
+        f"dataset {first.dataset!r} has a batch {first.batch!r} already, submitted"
+        f" {first.submitted_at:%Y-%m-%d %H:%M} UTC"
+    )
+    if first.digest != submission.digest:
         raise ConflictError(
-            f"dataset {entry.dataset!r} has a batch {entry.batch!r} already, submitted"
-            f" {entry.submitted_at:%Y-%m-%d %H:%M} UTC with other records"
-            f" ({entry.digest.short}, not {submission.digest.short}); a batch never changes:"
-            " submit these records under another key"
+            f"{already} with other records ({first.digest.short}, not {submission.digest.short});"
+            " a batch never changes: submit these records under another key"
+        )
+    if entries[-1].digest != first.digest and submission.submitted_at != first.submitted_at:
+        raise ConflictError(
+            f"{already}, from which records were erased since; a batch never changes: submit those"
+            " that may come again under another key"
         )
 
 

@@ -5,7 +5,7 @@ the bytes named are right (`verify`), what to do with those that nothing names (
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, TypeVar
 
 from feature_pipeline.archive import blobs, layout, log
@@ -92,16 +92,47 @@ class _Walk(DocumentReader):
 
     def read_erasures(self) -> None:
         """Tombstones and erasures: what is expected to be gone."""
+        prefix = self._prefix(layout.ERASURE_LOGS, layout.erasure_log)
+        erasures = {
+            layout.last_part(name): entries
+            for name, entries in self.read_log(
+                ObjectKind.ERASURE_ENTRY, prefix, ErasureEntry
+            ).items()
+        }
+        # After them: an erasure follows its tombstone.
         prefix = self._prefix(layout.TOMBSTONE_LOGS, layout.tombstone_log)
-        tombstones = self.read_log(ObjectKind.TOMBSTONE_ENTRY, prefix, TombstoneEntry)
-        for name, said in tombstones.items():
+        tombstones = {
+            layout.last_part(name): entries
+            for name, entries in self.read_log(
+                ObjectKind.TOMBSTONE_ENTRY, prefix, TombstoneEntry
+            ).items()
+        }
+        for dataset, said in tombstones.items():
             ids: set[str] = set()
             for tombstone in said:
                 tombstone.apply(ids)
-            self.reached.withdrawn[layout.last_part(name)] = ids
-        prefix = self._prefix(layout.ERASURE_LOGS, layout.erasure_log)
-        for name, entries in self.read_log(ObjectKind.ERASURE_ENTRY, prefix, ErasureEntry).items():
-            self.reached.erasures[layout.last_part(name)] = Erased.of(entries)
+            self.reached.withdrawn[dataset] = ids
+        for dataset, entries in erasures.items():
+            self.reached.erasures[dataset] = Erased.of(entries)
+            self._check_tombstones(entries, tombstones.get(dataset, []))
+
+    def _check_tombstones(
+        self, entries: Sequence[ErasureEntry], tombstones: Sequence[TombstoneEntry]
+    ) -> None:
+        """What was erased is withdrawn by a tombstone that is there."""
+        named = {record_id for tombstone in tombstones for record_id in tombstone.record_ids}
+        last = max((tombstone.seq for tombstone in tombstones), default=layout.FIRST_SEQ - 1)
+        for entry in entries:
+            if lost := sorted(set(entry.record_ids) - named):
+                key = layout.entry(layout.tombstone_log(entry.dataset), last + 1)
+                named_by = f"erasure {entry.seq} of dataset {entry.dataset}"
+                detail = (
+                    f"{len(lost)} records were erased that no tombstone names, {lost[0]!r} among"
+                    f" them: `feature-pipeline erase --dataset {entry.dataset}` with their ids"
+                    " withdraws them again"
+                )
+                self.find(State.MISSING, ObjectKind.TOMBSTONE_ENTRY, key, named_by, detail)
+                return
 
     def _is_erased(self, digest: Digest) -> bool:
         known = [self.planned, *self.reached.erasures.values()]

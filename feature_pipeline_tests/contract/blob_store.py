@@ -80,6 +80,12 @@ class BlobStoreTests:
         )
         assert list(store.list_objects("log/none/")) == []
 
+    def test_folders_that_consoles_make_are_no_objects(self, store):
+        for key in ("log/t/", "log/t/a/", "log/t/a/1"):
+            store.create(key, b"")
+        assert [info.key for info in store.list_objects("log/t/")] == ["log/t/a/1"]
+        assert store.list_folders("log/t/") == ["a"]
+
     def test_a_listing_and_a_stat_agree_on_the_etag(self, store):
         store.create("inbox/a", b"one")
         [listed] = store.list_objects("inbox/")

@@ -244,6 +244,7 @@ class S3Store:
             )
             for page in self._pages(prefix)
             for item in page.get("Contents", [])
+            if not item["Key"].endswith("/")
         ]
         # Stores over folders list siblings in another order than AWS.
         return iter(sorted(found, key=lambda info: info.key))

@@ -11,7 +11,7 @@ from feature_pipeline.archive.objects import State
 from feature_pipeline.archive.redact import redact_lines
 from feature_pipeline.archive.verify import verify
 from feature_pipeline.digest import Digest
-from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.errors import ConflictError, InvalidInputError
 from feature_pipeline.outcomes import Outcome, Status
 from feature_pipeline_tests.fixtures.care import CareScene, everything, holds, raw_lines
 from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, make_outcomes
@@ -312,6 +312,14 @@ def test_resubmission_needs_a_lift(care):
     with pytest.raises(InvalidInputError, match="not withdrawn"):
         tombstones.lift(store, DATASET, ["a"], "mistake")
     tombstones.lift(store, DATASET, [SECRET], "allowed again")
+    # A batch never changes: not in the batch that it was erased from, and not in silence.
+    with pytest.raises(ConflictError, match=r"erased since; .* under another key"):
+        publish.submit_batch(store, batch, care.paths(batch))
+    inbox.leave(store, submission_of(batch))
+    [refused] = accept.settle_all(store, accept.waiting(store))
+    assert "erased since" in refused.reason
+    inbox.discard(store, [refused.id])
+    assert not {key for key in holds(store, SECRET.encode()) if not key.startswith("log/")}
     care.submit(new)
     care.compute(new, care.release(), "new")
     assert clean(store).erased
@@ -319,6 +327,46 @@ def test_resubmission_needs_a_lift(care):
     assert log.blobs.read_blob(store, Digest.of(f"cif {SECRET}".encode()))
     erase(store, DATASET, [SECRET], "again")
     assert all(k.startswith("log/") for k in holds(store, SECRET.encode()))
+    clean(store)
+
+
+def submission_of(batch):
+    return publish.Submission(
+        dataset=batch.dataset,
+        batch=batch.key,
+        digest=batch.digest,
+        source=batch.document.source,
+    )
+
+
+def test_what_others_left_in_the_archive_is_named_and_the_rest_is_erased(care):
+    store = care.store
+    release = care.release()
+    for key in ("b1", "b2", "b3"):
+        care.compute(care.submit(care.batch_of(key, (f"a{key}", SECRET))), release, "x")
+    junk = {
+        f"log/batches/{DATASET}/b1/notes.txt": b"by hand",
+        f"log/features/{DATASET}/{HOOK}/b2/0000000002": b"{cut off",
+        "inbox/odd name": b"?",
+        f"quarantine/{'q' * 8}": b"?",
+    }
+    for key, data in junk.items():
+        store.create(key, data)
+    report = erase(store, DATASET, [SECRET], "asked for")
+    assert report.batches == ["b2", "b3"]
+    assert len(report.problems) == 3
+    said = " ".join(report.problems)
+    for key in ("b1/notes.txt", "b2/0000000002", "quarantine/qqqqqqqq"):
+        assert key in said
+    head = log.head(store, DATASET, HOOK, "b3")
+    assert raw_lines(["ab3"], "x") == read.read_raw(
+        store, read.read_manifest(store, head.manifest), "features.jsonl"
+    )
+    for key in junk:
+        store.delete(key)
+    report = finish_erasing(store, DATASET)
+    assert report.problems == []
+    assert all(key.startswith("log/") for key in holds(store, SECRET.encode()))
     clean(store)
 
 

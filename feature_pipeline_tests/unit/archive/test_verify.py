@@ -158,6 +158,19 @@ def test_erased_is_not_missing(care):
     assert "erased" in report.summary()
 
 
+def test_an_erasure_whose_tombstone_is_gone_is_named(care):
+    """Without it, the records would be accepted and loaded again."""
+    erase(care.store, DATASET, ["r2"], "asked for")
+    key = layout.entry(layout.tombstone_log(DATASET), 1)
+    care.store.delete(key)
+    [finding] = verify(care.store).findings
+    assert (finding.state, finding.kind) == (State.MISSING, ObjectKind.TOMBSTONE_ENTRY)
+    assert finding.key == key
+    assert "'r2'" in finding.detail
+    erase(care.store, DATASET, ["r2"], "asked for")
+    assert verify(care.store).is_clean
+
+
 def test_an_erasure_that_did_not_end_is_named(care):
     before = dict(care.store._objects)
     erase(care.store, DATASET, ["r2"], "asked for")
