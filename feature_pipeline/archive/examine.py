@@ -8,6 +8,7 @@ before may have changed behind the archive's back, and that is what is looked fo
 
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import groupby
 from typing import TypeVar
 
@@ -76,10 +77,17 @@ class DocumentReader:
 
     def read_log(self, kind: ObjectKind, prefix: str, model: type[L]) -> dict[str, list[L]]:
         """Per log below `prefix` its entries, in order; those that cannot be read are findings."""
-        infos = list(self.store.list_objects(prefix))
+        infos: list[ObjectInfo] = []
         found: dict[str, list[L]] = {}
-        for name, group in groupby(infos, key=lambda info: info.key.rpartition("/")[0]):
-            self._check_gaps(kind, name, list(group))
+        for name, group in groupby(
+            self.store.list_objects(prefix), key=lambda info: info.key.rpartition("/")[0]
+        ):
+            listed = list(group)
+            if _gaps(name, listed):
+                # an entry that was made beside the listing, before one that is listed
+                listed = list(self.store.list_objects(f"{name}/"))
+            infos += listed
+            self._check_gaps(kind, name, listed)
         entries = map_threads(lambda info: self._entry(kind, info, model), infos, self.workers)
         for info, entry in zip(infos, entries, strict=True):
             if entry is not None:
@@ -87,14 +95,12 @@ class DocumentReader:
         return found
 
     def _check_gaps(self, kind: ObjectKind, name: str, infos: Sequence[ObjectInfo]) -> None:
-        seqs = set()
         for info in infos:
             try:
-                seqs.add(layout.parse_entry(info.key).seq)
+                layout.parse_entry(info.key)
             except InvalidInputError as error:
                 self.find(State.CORRUPT, kind, info.key, f"log {name}", str(error))
-        for seq in sorted(set(range(layout.FIRST_SEQ, max(seqs, default=0))) - seqs):
-            key = layout.entry(f"{name}/", seq)
+        for key in _gaps(name, infos):
             self.find(State.MISSING, kind, key, f"log {name}", "later entries are there")
 
     def _entry(self, kind: ObjectKind, info: ObjectInfo, model: type[L]) -> L | None:
@@ -124,6 +130,16 @@ class DocumentReader:
         with self._lock:
             self.reached.documents += 1
             self.reached.bytes_read += len(data)
+
+
+def _gaps(name: str, infos: Sequence[ObjectInfo]) -> list[str]:
+    """The keys that are missing before the last entry of a log."""
+    seqs = set()
+    for info in infos:
+        with suppress(InvalidInputError):
+            seqs.add(layout.parse_entry(info.key).seq)
+    absent = set(range(layout.FIRST_SEQ, max(seqs, default=0))) - seqs
+    return [layout.entry(f"{name}/", seq) for seq in sorted(absent)]
 
 
 def _is_in_its_log(entry: LogEntry, key: str) -> bool:

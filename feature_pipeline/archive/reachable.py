@@ -17,6 +17,7 @@ from feature_pipeline.archive.inbox import (
     Completion,
     QuarantinedEntry,
     Submission,
+    quarantine_key,
     read_entry,
 )
 from feature_pipeline.archive.log import BatchEntry, FeatureEntry, LogEntry, StoredRelease
@@ -40,7 +41,8 @@ from feature_pipeline.errors import (
 from feature_pipeline.records import RecordBatch
 
 _DIGEST_TEXT: Final = re.compile(r"sha256:([0-9a-f]{64})")
-_INBOX_ROUNDS: Final = 20
+_MOVES: Final = 2
+"""How often an entry may move from the inbox to the quarantine and back while it is read."""
 
 L = TypeVar("L", bound=LogEntry)
 
@@ -139,40 +141,47 @@ class _Walk(DocumentReader):
         return any(digest in erased.manifests or digest in erased.batches for erased in known)
 
     def read_waiting(self) -> None:
-        """The inbox and the quarantine, until nothing moved between them while they were read."""
-        for _ in range(_INBOX_ROUNDS):
-            before = self._waiting_keys()
-            keys = list(dict.fromkeys(before))
-            found = map_threads(self._read_waiting, keys, self.workers)
-            if before == self._waiting_keys():
-                for key, held in zip(keys, found, strict=True):
-                    self._name_waiting(key, held)
-                return
-        raise StoreUnavailableError(
-            f"{self.store.identity}: the inbox changed each of {_INBOX_ROUNDS} times it was read"
-        )
+        """The inbox and the quarantine, wherever an entry is by the time it is read.
+
+        What came after the listing is young, and what left it was accepted or given up.
+        """
+        keys = self._waiting_keys()
+        found = map_threads(self._read_waiting, keys, self.workers)
+        for key, held in dict(filter(None, found)).items():
+            self._name_waiting(key, held)
+        gone = {key for key, entry in zip(keys, found, strict=True) if entry is None}
+        if gone and (there := gone.intersection(self._waiting_keys())):
+            raise StoreUnavailableError(
+                f"{self.store.identity}: {min(there)} is listed and not there"
+            )
 
     def _waiting_keys(self) -> list[str]:
         # The inbox twice: an entry may be left again while the quarantine is listed.
-        return [
+        listed = (
             info.key
             for prefix in (layout.INBOX, layout.QUARANTINE, layout.INBOX)
             for info in self.store.list_objects(prefix)
-        ]
+        )
+        return list(dict.fromkeys(listed))
 
-    def _read_waiting(self, key: str) -> StoredObject | StoreUnavailableError | None:
-        try:
-            return self.store.get(key)
-        except NotFoundError:
-            return None
-        except (StoreUnavailableError, CorruptDataError) as error:
-            return StoreUnavailableError(str(error))
+    def _read_waiting(self, key: str) -> tuple[str, StoredObject | StoreUnavailableError] | None:
+        """The entry, and its key by now; None if it waits no more."""
+        if key.startswith(layout.INBOX):
+            other = quarantine_key(key.removeprefix(layout.INBOX))
+        else:
+            other = f"{layout.INBOX}{key.removeprefix(layout.QUARANTINE)}"
+        for place in (key, other) * _MOVES:
+            try:
+                return place, self.store.get(place)
+            except NotFoundError:
+                continue  # it may have been quarantined, or left again
+            except (StoreUnavailableError, CorruptDataError) as error:
+                return place, StoreUnavailableError(str(error))
+        return None
 
-    def _name_waiting(self, key: str, held: StoredObject | StoreUnavailableError | None) -> None:
+    def _name_waiting(self, key: str, held: StoredObject | StoreUnavailableError) -> None:
         is_inbox = key.startswith(layout.INBOX)
         kind = ObjectKind.INBOX_ENTRY if is_inbox else ObjectKind.QUARANTINE_ENTRY
-        if held is None:
-            raise StoreUnavailableError(f"{self.store.identity}: {key} is listed and not there")
         if isinstance(held, StoreUnavailableError):
             self.find(State.UNREADABLE, kind, key, kind.value, str(held))
             return
@@ -216,10 +225,17 @@ class _Walk(DocumentReader):
 
     def read_logs(self) -> None:
         """Releases, batches and features, and whether they agree with each other."""
+        # Features first: whatever they name was there before them.
+        features = self._read_features()
         scope = self.scope
         if scope.batch is None or scope.hook is not None:
             self._read_releases()
         self._read_batches()
+        for entries in features:
+            self._name_features(entries)
+
+    def _read_features(self) -> list[list[FeatureEntry]]:
+        scope = self.scope
         if scope.dataset is None:
             prefix = layout.FEATURE_LOGS
         elif scope.hook is None:
@@ -231,9 +247,11 @@ class _Walk(DocumentReader):
             prefixes = [layout.feature_log(scope.dataset, hook, scope.batch) for hook in hooks]
         else:
             prefixes = [prefix]
-        for name in prefixes:
-            for entries in self.read_log(ObjectKind.FEATURE_ENTRY, name, FeatureEntry).values():
-                self._name_features(entries)
+        return [
+            entries
+            for name in prefixes
+            for entries in self.read_log(ObjectKind.FEATURE_ENTRY, name, FeatureEntry).values()
+        ]
 
     def _read_releases(self) -> None:
         scope = self.scope

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from feature_pipeline.archive import inbox, layout, log
+from feature_pipeline.archive import accept, inbox, layout, log, publish
 from feature_pipeline.archive.erase import erase
 from feature_pipeline.archive.objects import ObjectKind, Scope, State
 from feature_pipeline.archive.verify import verify
@@ -251,6 +251,35 @@ def test_a_completion_may_move_while_the_inbox_is_read(care):
     report = verify(Moving(store))
     assert report.is_clean
     assert {e.id for e in inbox.waiting(store)} == waiting
+
+
+def test_nothing_is_missing_while_others_submit_and_accept(care):
+    """After every listing something is submitted, computed and accepted, and something waits."""
+    store, release = care.store, log.releases(care.store, DATASET, HOOK)[-1]
+    numbers = iter(range(1000))
+
+    class Live(FailingStore):
+        def __getattr__(self, name):
+            method = getattr(self.inner, name)
+
+            def call(*args, **kwargs):
+                answer = method(*args, **kwargs)
+                if name == "list_objects":
+                    number = next(numbers)
+                    batch = care.batch_of(f"live{number}", (f"live{number}",))
+                    publish.submit_batch(store, batch, care.paths(batch))
+                    for entry in accept.waiting(store):
+                        if isinstance(accept.settle(store, entry), accept.Accepted):
+                            accept.remove(store, entry.id)
+                    publish.announce(store, care.run(batch, release, "x", run_id=f"l{number}"))
+                return answer
+
+            return call
+
+    report = verify(Live(store))
+    assert report.findings == ()
+    assert next(numbers) > 5
+    assert verify(store).is_clean
 
 
 def test_entries_that_contradict_their_manifests(care):
