@@ -13,7 +13,14 @@ from datetime import UTC, date, datetime
 from enum import StrEnum
 from typing import Annotated, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    field_validator,
+    model_validator,
+)
 
 from feature_pipeline.digest import (
     INT64_MAX,
@@ -34,6 +41,9 @@ SYSTEM_COLUMNS: Final = frozenset({"tableoid", "xmin", "cmin", "xmax", "cmax", "
 """Names that PostgreSQL keeps for itself in every table. Source: its manual, section 5.6."""
 
 ColumnName = Annotated[str, Field(pattern=r"^[^\W\d][\w]{0,62}$", max_length=63)]
+
+
+FormerNames = Annotated[tuple[ColumnName, ...], Field(min_length=1)]
 
 
 class ColumnType(StrEnum):
@@ -73,9 +83,17 @@ class Column(BaseModel):
     unit: str | None = Field(None, description="Unit of the values, as people write it: Å, kDa, %.")
     description: str | None = Field(None, description="What the column means.")
     default: JsonValue = Field(None, description="Value of rows in which the column is absent.")
-    renamed_from: ColumnName | None = Field(
-        None, description="Name under which older releases wrote it."
+    renamed_from: ColumnName | FormerNames | None = Field(
+        None,
+        description="Name under which older releases wrote it, or a list of such names, the newest"
+        " first.",
     )
+
+    @field_validator("renamed_from")
+    @classmethod
+    def _one_name_is_a_name(cls, value: str | tuple[str, ...] | None) -> object:
+        # However it was written: a declaration's digest is that of what it says.
+        return value[0] if isinstance(value, tuple) and len(value) == 1 else value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -85,6 +103,14 @@ class Column(BaseModel):
             raise ValueError(f"column {self.name!r}: PostgreSQL has a column of that name already")
         if len(self.name.encode()) > 63:
             raise ValueError(f"column {self.name!r}: longer than 63 bytes, PostgreSQL's limit")
+        if isinstance(self.renamed_from, tuple):
+            names = (self.name, *self.renamed_from)
+            for name in names:
+                if names.count(name) > 1:
+                    raise ValueError(
+                        f"column {self.name!r}: renamed_from: {name!r} is there twice, or is the"
+                        " column's own name: each former name stands once, the newest first"
+                    )
         if self.format is not None and self.type is not ColumnType.STRING:
             raise ValueError(
                 f"column {self.name!r}: format {self.format.value} is for type string, "
@@ -107,6 +133,13 @@ class Column(BaseModel):
         return "json" if self.type in (ColumnType.ARRAY, ColumnType.OBJECT) else self.type.value
 
     @property
+    def former_names(self) -> tuple[str, ...]:
+        """The names under which older releases wrote it, the newest first."""
+        if self.renamed_from is None:
+            return ()
+        return (self.renamed_from,) if isinstance(self.renamed_from, str) else self.renamed_from
+
+    @property
     def default_value(self) -> Value:
         """The default as a typed value; None when there is none."""
         return None if self.default is None else decode_value(self, self.default)
@@ -120,7 +153,7 @@ def check_columns(columns: Sequence[Column]) -> None:
     """
     seen: dict[str, int] = {}
     for position, column in enumerate(columns):
-        for name in filter(None, (column.name, column.renamed_from)):
+        for name in (column.name, *column.former_names):
             if (other := seen.setdefault(name.lower(), position)) != position:
                 first = columns[other].name
                 raise InvalidInputError(
@@ -146,7 +179,7 @@ def row_encoder(columns: Sequence[Column]) -> RowEncoder:
 def decode_row(columns: Sequence[Column], row: dict[str, object]) -> tuple[Value, ...]:
     """One feature as a tuple of typed values in the order of `columns`.
 
-    A column that is absent under its name is looked for under `renamed_from`; one absent there too
+    A column that is absent under its name is looked for under its former ones; one absent there too
     takes its default. A null stays NULL. Keys that are not declared are left to the raw output.
 
     Raises:
@@ -156,8 +189,8 @@ def decode_row(columns: Sequence[Column], row: dict[str, object]) -> tuple[Value
     value: Value
     for column in columns:
         name = column.name
-        if name not in row and column.renamed_from is not None and column.renamed_from in row:
-            name = column.renamed_from
+        if name not in row:
+            name = next((former for former in column.former_names if former in row), name)
         if name not in row:
             value = column.default_value
         elif (raw := row[name]) is None:

@@ -71,7 +71,7 @@ def map_columns(written: Sequence[Column], wanted: Sequence[Column]) -> tuple[Ma
     by_name = {column.name: column for column in written}
     mappings, refusals = [], []
     for column in wanted:
-        source = _source(by_name, column)
+        source = find_source(by_name, column)
         if source is not None and not _is_allowed(source, column):
             refusals.append(
                 f"column {column.name!r}: was {describe_type(source)},"
@@ -83,14 +83,14 @@ def map_columns(written: Sequence[Column], wanted: Sequence[Column]) -> tuple[Ma
     return tuple(mappings)
 
 
-def _source(written: dict[str, Column], wanted: Column) -> Column | None:
-    """The written column that holds a wanted one's values."""
+def find_source(written: dict[str, Column], wanted: Column) -> Column | None:
+    """The written column that holds a wanted one's values, under its name or a former one."""
     same = written.get(wanted.name)
-    former = written.get(wanted.renamed_from) if wanted.renamed_from is not None else None
+    former = next((written[name] for name in wanted.former_names if name in written), None)
     if same is None or former is None:
         return same or former
     # Both are there. Written under the new name, or is that an older column that had it before?
-    return same if same.renamed_from == wanted.renamed_from else former
+    return former if set(same.former_names).isdisjoint(wanted.former_names) else same
 
 
 def take_columns(

@@ -304,7 +304,7 @@ class _Matching:
     def note(self, old: Manifest, new: Manifest) -> None:
         used: set[str] = set()
         for column in new.columns:
-            used |= {column.name, column.renamed_from or ""}
+            used |= {column.name, *column.former_names}
             try:
                 (mapping,) = map_columns(old.columns, [column])
             except MisfitError:

@@ -132,7 +132,7 @@ class _OutputReader:
     ) -> None:
         self._ids = record_ids
         self._columns = columns
-        self._names = {name for column in columns for name in (column.name, column.renamed_from)}
+        self._names = {name for column in columns for name in (column.name, *column.former_names)}
         self._is_one = cardinality is Cardinality.ONE
         self._places: dict[str, list[str]] = {record_id: [] for record_id in record_ids}
         self._outcomes: dict[str, Outcome] = {}

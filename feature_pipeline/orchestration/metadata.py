@@ -73,8 +73,9 @@ def column_sources(features: dg.AssetKey, columns: Sequence[Column]) -> dg.Metad
     asset = f"`{features.to_user_string()}`"
     there = {name: f"`{name}`" for name in ("record_id", "ordinal", *(c.name for c in columns))}
     for column in columns:
-        if column.renamed_from:
-            there[column.name] += f", `{column.renamed_from}` in older releases"
+        if column.former_names:
+            former = ", ".join(f"`{name}`" for name in column.former_names)
+            there[column.name] += f", {former} in older releases"
     lines = [
         "| column | comes from | column there |",
         "| --- | --- | --- |",

@@ -119,7 +119,9 @@ create table feature_pipeline.outcomes (
     is_replacement boolean not null default false,
     primary key (generation, record_id)
 ) partition by list (generation);
+"""
 
+_OUTCOMES: Final = """
 create view features._outcomes as
     select t.name as table_name, o.record_id, o.status, o.reason, o.batch, p.release
     from feature_pipeline.tables t
@@ -165,6 +167,7 @@ class Progress:
 def ensure_schemas(connection: Connection) -> None:
     """Both schemas and the bookkeeping exist; safe with any number of processes at once.
 
+    The schema that people read, and the view `_outcomes`, are put back if somebody dropped them.
     Needs no right but to use what is there, once it is there; to create it, `create` on the
     database, or two schemas made beforehand and owned by the role.
 
@@ -182,6 +185,12 @@ def ensure_schemas(connection: Connection) -> None:
             f"schema {BOOKKEEPING_SCHEMA} is of version {version}, this code knows"
             f" {BOOKKEEPING_VERSION}: upgrade, or drop both schemas and rebuild from the archive"
         )
+    if not _is_readable(connection):
+        with connection.transaction():
+            lock(connection, "bookkeeping")
+            if not _is_readable(connection):
+                _ensure_schema(connection, READ_SCHEMA)
+                connection.execute(_OUTCOMES)
 
 
 def has_bookkeeping(connection: Connection) -> bool:
@@ -204,12 +213,29 @@ def _bookkeeping_version(connection: Connection) -> int | None:
     return int(version)
 
 
+def _is_readable(connection: Connection) -> bool:
+    """Whether the view `_outcomes` is there."""
+    return bool(
+        fetch_value(
+            connection,
+            "select exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace"
+            " where n.nspname = %s and c.relname = '_outcomes')",
+            [READ_SCHEMA],
+        )
+    )
+
+
+def _ensure_schema(connection: Connection, schema: str) -> None:
+    # Not "if not exists": that asks for the right to create even where nothing is created.
+    if fetch_one(connection, "select from pg_namespace where nspname = %s", [schema]) is None:
+        connection.execute(sql.SQL("create schema {}").format(sql.Identifier(schema)))
+
+
 def _create(connection: Connection) -> None:
     for schema in (READ_SCHEMA, BOOKKEEPING_SCHEMA):
-        # Not "if not exists": that asks for the right to create even where nothing is created.
-        if fetch_one(connection, "select from pg_namespace where nspname = %s", [schema]) is None:
-            connection.execute(sql.SQL("create schema {}").format(sql.Identifier(schema)))
+        _ensure_schema(connection, schema)
     connection.execute(_TABLES)
+    connection.execute(_OUTCOMES)
     connection.execute(
         "insert into feature_pipeline.bookkeeping values (%s)", [BOOKKEEPING_VERSION]
     )

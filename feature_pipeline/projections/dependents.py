@@ -4,8 +4,8 @@ What belongs here: views, materialized views and privileges that a switch must k
 switch itself (`switch`).
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from psycopg import sql
@@ -172,33 +172,31 @@ def restore_view(connection: Connection, view: View) -> None:
         connection.execute(sql.SQL(statement))
     for column, text in view.comments:
         connection.execute(_comment(kind, view, column, text))
-    restore_grants(connection, view)
+    replace_grants(connection, view.identifier, view.grants)
     # Last: whoever gives a view away may change nothing about it any more.
     connection.execute(
         sql.SQL("alter {} {} owner to {}").format(kind, view.identifier, sql.Identifier(view.owner))
     )
 
 
-def restore_grants(
-    connection: Connection, view: View, columns: Sequence[str] | None = None
-) -> None:
-    """Exactly the grants that `view` had stand on it; those on columns no longer there are gone.
-
-    Args:
-        connection: In the transaction that made the view.
-        view: As it was.
-        columns: The columns it has now; as before if None.
-    """
-    present = fetch_value(
-        connection, "select to_regclass(%s)::oid", [view.identifier.as_string(connection)]
-    )
+def replace_grants(connection: Connection, view: sql.Identifier, grants: Iterable[Grant]) -> None:
+    """Exactly these grants stand on the view, in the transaction that made it."""
+    present = fetch_value(connection, "select to_regclass(%s)::oid", [view.as_string(connection)])
     # Default privileges gave the new view grants that the old one may not have had.
     for grant in _grants(connection, present):
         connection.execute(_statement("revoke {} on {} from {}", view, grant))
-    for grant in view.grants:
-        if columns is None or grant.column is None or grant.column in columns:
-            text = "grant {} on {} to {}" + (" with grant option" if grant.is_grantable else "")
-            connection.execute(_statement(text, view, grant))
+    for grant in grants:
+        text = "grant {} on {} to {}" + (" with grant option" if grant.is_grantable else "")
+        connection.execute(_statement(text, view, grant))
+
+
+def carry_grants(grants: Iterable[Grant], names: Mapping[str, str]) -> Iterator[Grant]:
+    """The grants under the columns' new names; those on columns that are no more are left out."""
+    for grant in grants:
+        if grant.column is None:
+            yield grant
+        elif grant.column in names:
+            yield replace(grant, column=names[grant.column])
 
 
 def view_options(view: View) -> sql.Composable:
@@ -212,13 +210,13 @@ def view_options(view: View) -> sql.Composable:
     return sql.SQL("with ({})").format(sql.SQL(", ").join(parts))
 
 
-def _statement(text: str, view: View, grant: Grant) -> sql.Composed:
+def _statement(text: str, view: sql.Identifier, grant: Grant) -> sql.Composed:
     privilege = sql.SQL(grant.privilege.lower())
     what: sql.Composable = privilege
     if grant.column is not None:
         what = sql.SQL("{} ({})").format(privilege, sql.Identifier(grant.column))
     whom = sql.SQL("public") if grant.grantee is None else sql.Identifier(grant.grantee)
-    return sql.SQL(text).format(what, view.identifier, whom)
+    return sql.SQL(text).format(what, view, whom)
 
 
 def _comment(kind: sql.SQL, view: View, column: str | None, text: str) -> sql.Composed:

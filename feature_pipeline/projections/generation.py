@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 from psycopg import sql
 
@@ -27,8 +27,7 @@ from feature_pipeline.projections.database import (
     lock,
 )
 from feature_pipeline.projections.table_spec import TableSpec
-
-_VIEW: Final = sql.SQL("view")
+from feature_pipeline.projections.view import comment, is_shown, put_back, show
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,21 +91,22 @@ def ensure_table(connection: Connection, spec: TableSpec) -> TableState:
 
     The first generation of a table is live from the start. Later ones are built beside it. A
     definition that was never seen before is the newest; one that was, and is not the last, is
-    older code still running, and changes nothing.
+    older code still running, and changes nothing. A view that somebody dropped is put back.
 
     Raises:
-        ConflictError: Another hook's table has this name.
+        ConflictError: Another hook's table has this name, or something else its view's.
         ProjectionError: PostgreSQL refused something.
     """
     ensure_schemas(connection)
     state = read_table(connection, spec)
-    if state is not None and is_followed(connection, spec):
+    if state is not None and is_followed(connection, spec) and is_shown(connection, spec.name):
         return state
     with connection.transaction():
         lock_table(connection, spec.name)
         state = read_table(connection, spec)
         if state is None:
             return _create_table(connection, spec)
+        put_back(connection, state.live, spec)
         if not is_followed(connection, spec):
             _follow_definition(connection, state, spec, _next_order(connection, spec))
     return require_table(connection, spec)
@@ -266,34 +266,6 @@ def drop_table(connection: Connection, spec: TableSpec) -> bool:
             drop_generation(connection, generation)
         connection.execute("delete from feature_pipeline.tables where name = %s", [spec.name])
     return True
-
-
-def show(
-    connection: Connection, generation: Generation, options: sql.Composable | None = None
-) -> None:
-    """The view shows this generation, with these options (`with (...)`) if it has any.
-
-    Raises:
-        psycopg.errors.InvalidTableDefinition: The view's columns are not a beginning of the
-            generation's.
-    """
-    names = list(table_schema.column_kinds(generation.columns))
-    connection.execute(
-        sql.SQL("create or replace view {} {} as select {} from {}").format(
-            sql.Identifier(READ_SCHEMA, generation.table_name),
-            options or sql.SQL(""),
-            sql.SQL(", ").join(map(sql.Identifier, names)),
-            generation.identifier,
-        )
-    )
-
-
-def comment(connection: Connection, generation: Generation, spec: TableSpec) -> None:
-    """The view and its columns are described as the definition and the generation describe them."""
-    for statement in table_schema.comments(
-        _VIEW, READ_SCHEMA, spec.name, spec.description, generation.columns
-    ):
-        connection.execute(statement)
 
 
 def _create_table(connection: Connection, spec: TableSpec) -> TableState:

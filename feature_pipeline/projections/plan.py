@@ -15,7 +15,7 @@ import psycopg
 from psycopg import sql
 
 from feature_pipeline.archive import log
-from feature_pipeline.archive.align import describe_type
+from feature_pipeline.archive.align import describe_type, find_source
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.log import FeatureEntry
 from feature_pipeline.archive.manifest import ROWS, Manifest
@@ -40,6 +40,7 @@ from feature_pipeline.projections.progress import compare_progress, current_entr
 from feature_pipeline.projections.switch import renames_in_place
 from feature_pipeline.projections.table_spec import TableSpec
 from feature_pipeline.projections.upcast import CannotEvolveError
+from feature_pipeline.projections.view import is_shown
 
 _SAMPLED_BATCHES: Final = 3
 _SERVER_FACTOR: Final = 2.0
@@ -57,7 +58,7 @@ class PlanAction(StrEnum):
     CATCH_UP = "catch_up"
     """A generation that was live before holds these columns; it is brought up to date."""
     ADJUST = "adjust"
-    """Indexes or comments change; no row is loaded."""
+    """Indexes or comments change, or the view is put back; no row is loaded."""
     LOAD = "load"
     """Batches are loaded into the live generation."""
     NOTHING = "nothing"
@@ -190,7 +191,7 @@ def _action(
     if compared.batches_to_load():
         return PlanAction.LOAD, wanted
     added, dropped = index_changes(connection, wanted, spec)
-    is_adjusted = bool(added or dropped) or not is_followed_now
+    is_adjusted = added or dropped or not is_followed_now or not is_shown(connection, spec.name)
     return (PlanAction.ADJUST if is_adjusted else PlanAction.NOTHING), wanted
 
 
@@ -212,11 +213,11 @@ def _manifests(store: BlobStore, entries: Mapping[str, FeatureEntry]) -> dict[st
 
 def _added(before: Iterable[Column], after: Iterable[Column]) -> list[str]:
     known = {column.name for column in before}
-    return [c.name for c in after if c.name not in known and c.renamed_from not in known]
+    return [c.name for c in after if known.isdisjoint({c.name, *c.former_names})]
 
 
 def _dropped(before: Iterable[Column], after: Iterable[Column]) -> list[str]:
-    kept = {name for column in after for name in (column.name, column.renamed_from)}
+    kept = {name for column in after for name in (column.name, *column.former_names)}
     return [column.name for column in before if column.name not in kept]
 
 
@@ -224,7 +225,7 @@ def _changed(before: Iterable[Column], after: Iterable[Column]) -> list[str]:
     known = {column.name: column for column in before}
     changes = []
     for column in after:
-        old = known.get(column.name) or known.get(column.renamed_from or "")
+        old = find_source(known, column)
         if old is None:
             continue
         if old.name != column.name:

@@ -4,7 +4,7 @@ What belongs here: comparing progress with the log. Not here: the rows themselve
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
@@ -15,6 +15,7 @@ from feature_pipeline.projections.bookkeeping import Progress, all_progress
 from feature_pipeline.projections.database import Database
 from feature_pipeline.projections.generation import read_table
 from feature_pipeline.projections.table_spec import TableSpec
+from feature_pipeline.projections.view import is_shown
 
 _SHOWN: Final = 5
 
@@ -31,11 +32,14 @@ class ProgressReport:
     """Are in the table and have no current artifact."""
     loaded: int
     """How many batches are in the table."""
+    is_shown: bool = True
+    """Whether the view that people read it by is there; False also if something else has its name.
+    """
 
     @property
     def is_complete(self) -> bool:
-        """Whether every current artifact is in the table, and nothing else."""
-        return not (self.missing or self.behind or self.extra)
+        """Whether people read every current artifact in the table, and nothing else."""
+        return self.is_shown and not (self.missing or self.behind or self.extra)
 
     def batches_to_load(self) -> list[str]:
         """The batches whose loading would make the table complete."""
@@ -59,6 +63,11 @@ class ProgressReport:
             )
             if batches
         ]
+        if not self.is_shown:
+            parts.append(
+                "and nobody can read them: its view is gone, or is another one; load any batch to"
+                " put it back"
+            )
         return f"{self.loaded} batches stand in the table; " + ", ".join(parts)
 
     def to_json(self) -> dict[str, list[str]]:
@@ -89,8 +98,10 @@ def check_progress(
     heads = current_entries(store, spec, batches)
     with database.connect(f"table {spec.name!r}") as connection:
         state = read_table(connection, spec)
-        progress = {} if state is None else all_progress(connection, state.live.id, batches)
-    return compare_progress(heads, progress)
+        if state is None:
+            return compare_progress(heads, {})
+        compared = compare_progress(heads, all_progress(connection, state.live.id, batches))
+        return replace(compared, is_shown=is_shown(connection, spec.name))
 
 
 def current_entries(

@@ -6,7 +6,7 @@ What belongs here: comparing. Not here: mending what differs (`rebuild`).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import pyarrow as pa
@@ -33,6 +33,7 @@ from feature_pipeline.projections.progress import (
 )
 from feature_pipeline.projections.read_back import canonical_texts, column_fields, read_back
 from feature_pipeline.projections.table_spec import TableSpec
+from feature_pipeline.projections.view import is_shown
 
 _MODULUS: Final = 2**256
 _SHOWN: Final = 5
@@ -114,8 +115,10 @@ def prove(
         CorruptDataError: Stored bytes are not what their digest says.
     """
     with database.connect(f"table {spec.name!r}") as connection:
-        state = require_table(connection, spec)
-        return prove_generation(store, connection, spec, state.live, batches)
+        live = require_table(connection, spec).live
+        proof = prove_generation(store, connection, spec, live, batches)
+        is_read = is_shown(connection, spec.name)
+    return replace(proof, progress=replace(proof.progress, is_shown=is_read))
 
 
 def prove_generation(

@@ -38,6 +38,7 @@ from feature_pipeline.projections.progress import compare_progress, current_entr
 from feature_pipeline.projections.proof import prove_generation
 from feature_pipeline.projections.switch import switch, wait_for_older_snapshots
 from feature_pipeline.projections.table_spec import TableSpec
+from feature_pipeline.projections.view import is_shown
 
 _ROUNDS: Final = 10
 _FILL_AGAIN_AFTER: Final = "1 hour"
@@ -144,7 +145,7 @@ def batches_to_load(store: BlobStore, database: Database, spec: TableSpec) -> li
 
 
 def _is_as_declared(connection: Connection, spec: TableSpec, state: TableState) -> bool:
-    if not is_followed(connection, spec):
+    if not (is_followed(connection, spec) and is_shown(connection, spec.name)):
         return False
     if not is_current_definition(connection, spec) or state.is_pinned:
         return True  # older code, or somebody's wish: not for this code to change

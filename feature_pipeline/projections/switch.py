@@ -18,18 +18,17 @@ from psycopg import sql
 
 from feature_pipeline.columns import Column
 from feature_pipeline.errors import ConflictError
-from feature_pipeline.projections import dependents, table_schema
+from feature_pipeline.projections import dependents
 from feature_pipeline.projections.database import READ_SCHEMA, Connection
 from feature_pipeline.projections.dependents import View
 from feature_pipeline.projections.generation import (
     Generation,
     TableState,
-    comment,
     lock_table,
     require_table,
-    show,
 )
 from feature_pipeline.projections.table_spec import TableSpec
+from feature_pipeline.projections.view import comment, kept_names, put_back, show
 
 LOCK_TIMEOUT: Final = "500ms"
 """How long readers can be held up by one attempt."""
@@ -75,6 +74,7 @@ def switch(
                 state = require_table(connection, spec)
                 if not check(connection, state):
                     return False
+                put_back(connection, state.live, spec)
                 _change_view(connection, spec, state.live, to)
                 connection.execute(
                     "update feature_pipeline.tables set live = %s, is_pinned = %s where name = %s",
@@ -152,20 +152,26 @@ def _change_view(connection: Connection, spec: TableSpec, live: Generation, to: 
                 )
         show(connection, to, options)
     else:
-        _recreate(connection, to, views, options)
+        _recreate(connection, live, to, views, options)
     comment(connection, to, spec)
 
 
 def _recreate(
-    connection: Connection, to: Generation, views: Sequence[View], options: sql.Composable
+    connection: Connection,
+    live: Generation,
+    to: Generation,
+    views: Sequence[View],
+    options: sql.Composable,
 ) -> None:
     root, *others = views
     dependents.check_restorable(views)
     for view in reversed(views):
         dependents.drop_view(connection, view)
     show(connection, to, options)
-    columns = list(table_schema.column_kinds(to.columns))
-    dependents.restore_grants(connection, root, columns)
+    names = kept_names(live.columns, to.columns)
+    dependents.replace_grants(
+        connection, root.identifier, dependents.carry_grants(root.grants, names)
+    )
     for statement in root.triggers:
         connection.execute(statement.encode())
     for view in others:
@@ -189,11 +195,10 @@ def renames_in_place(old: Sequence[Column], new: Sequence[Column]) -> list[tuple
     """
     if len(new) < len(old):
         return []
+    kept = kept_names(old, new)
     names = [("record_id", "record_id")]
     for before, after in zip(old, new, strict=False):
-        is_same = before.name in (after.name, after.renamed_from)
-        # Going back, the column that is left names the one that is returned to.
-        if before.kind != after.kind or not (is_same or before.renamed_from == after.name):
+        if before.kind != after.kind or kept.get(before.name) != after.name:
             return []
         names.append((before.name, after.name))
     return names

@@ -22,8 +22,10 @@ from feature_pipeline.hooks.definition import IndexDefinition
 from feature_pipeline.projections import generation, load, replace
 from feature_pipeline.projections.database import Database
 from feature_pipeline.projections.load import load_batch, load_batches
+from feature_pipeline.projections.plan import PlanAction, plan_table
 from feature_pipeline.projections.progress import check_progress
 from feature_pipeline.projections.proof import prove
+from feature_pipeline.projections.settle import batches_to_load
 from feature_pipeline_tests.unit.projections.feature_archive import FeatureArchive
 
 pytestmark = pytest.mark.postgres
@@ -581,6 +583,38 @@ def test_a_dropped_table_comes_back(archive, database, connection) -> None:
     load_batch(archive.store, database, spec, "b1")
 
     assert prove(archive.store, database, spec).is_equal
+
+
+@pytest.mark.parametrize("dropped", ["view features.pockets", "schema features cascade"])
+def test_a_view_dropped_by_hand_is_noticed_and_put_back(
+    archive, database, connection, dropped
+) -> None:
+    archive.add("b1", {"r1": [FULL]})
+    spec = archive.spec(description="Said.")
+    load_batch(archive.store, database, spec, "b1")
+    connection.execute(f"drop {dropped}".encode())
+
+    progress = check_progress(archive.store, database, spec)
+    assert not progress.is_complete
+    assert "its view is gone" in progress.summary()
+    assert not prove(archive.store, database, spec).is_equal
+    assert batches_to_load(archive.store, database, spec) == ["b1"]
+    assert plan_table(archive.store, database, spec).action is PlanAction.ADJUST
+
+    assert load_batch(archive.store, database, spec, "b1").is_unchanged
+
+    assert prove(archive.store, database, spec).is_equal
+    assert batches_to_load(archive.store, database, spec) == []
+    assert connection.execute(
+        "select obj_description('features.pockets'::regclass),"
+        " col_description('features.pockets'::regclass, 4)"
+    ).fetchone() == ("Said.", "What it is.")
+    assert len(connection.execute("select * from features._outcomes").fetchall()) == 1
+
+    connection.execute("drop view features.pockets; create table features.pockets (a int)")
+    assert not check_progress(archive.store, database, spec).is_complete
+    with pytest.raises(ConflictError, match=r"features\.pockets is not the view of generation"):
+        load_batch(archive.store, database, spec, "b1")
 
 
 def test_a_server_that_is_not_there_is_named_without_the_password(archive) -> None:

@@ -147,11 +147,17 @@ def test_grants_comments_and_views_survive_an_added_column(archive, database, co
         ).fetchone()
         assert dump[0] == [["reader_a", "SELECT", True, None]]
         assert [view["name"] for view in dump[1]] == [["public", "mine"]]
+
+        connection.execute("drop view features.pockets cascade")
+        load_batch(archive.store, database, archive.spec(description="Said."), "b0")
+        assert connection.execute(
+            "select has_table_privilege('reader_a', 'features.pockets', 'select with grant option')"
+        ).fetchone() == (True,)
     finally:
         drop_role(connection, "reader_a")
 
 
-def test_everything_on_the_view_is_made_again_when_columns_go(
+def test_everything_on_the_view_is_made_again_when_columns_are_others(
     archive, database, connection
 ) -> None:
     connection.execute(
@@ -177,11 +183,11 @@ def test_everything_on_the_view_is_made_again_when_columns_go(
         """
     )
     try:
-        archive.columns = (Column(name="label", type="string"),)
+        archive.columns = (LABEL, Column(name="total", type="number", renamed_from="count"))
 
         load_all(archive, database)
 
-        assert columns_of(connection) == ["label"]
+        assert columns_of(connection) == ["label", "total"]
         assert connection.execute("select * from public.counted order by 1").fetchall() == [
             ("b0", 1),
             ("b1", 1),
@@ -190,6 +196,7 @@ def test_everything_on_the_view_is_made_again_when_columns_go(
         facts = connection.execute(
             """
             select has_column_privilege('reader_b', 'features.pockets', 'label', 'select'),
+                has_column_privilege('reader_b', 'features.pockets', 'total', 'references'),
                 has_table_privilege('reader_b', 'features."a ''view''"', 'select'),
                 (select reloptions from pg_class where oid = 'features.pockets'::regclass),
                 (select reloptions from pg_class where oid = 'features."a ''view''"'::regclass),
@@ -201,6 +208,7 @@ def test_everything_on_the_view_is_made_again_when_columns_go(
             """
         ).fetchone()
         assert facts == (
+            True,
             True,
             True,
             ["security_barrier=true"],
@@ -264,6 +272,19 @@ def test_a_renamed_column_is_renamed_in_views_too(archive, database, connection)
         ("l1",),
         ("l2",),
     ]
+    assert prove(archive.store, database, archive.spec()).is_equal
+
+    archive.say("b1", {"r1": [{"title": "l1", "count": 1}]})
+    archive.columns = (
+        Column(name="heading", type="string", renamed_from=["title", "label"]),
+        COUNT,
+    )
+    load_all(archive, database)
+
+    assert connection.execute(
+        "select heading, count from features.pockets order by 1"
+    ).fetchall() == [("l0", 0), ("l1", 1), ("l2", 2)]
+    assert len(connection.execute("select label from public.mine").fetchall()) == 3
     assert prove(archive.store, database, archive.spec()).is_equal
 
 

@@ -56,6 +56,9 @@ class TestDeclaration:
             ({"type": "integer", "default": 2**63}, "default: expected an integer within 64 bits"),
             ({"format": "date", "default": "today"}, "default: expected a date"),
             ({"nullable": True}, "Extra inputs are not permitted"),
+            ({"renamed_from": []}, "at least 1 item"),
+            ({"renamed_from": ["b", "b"]}, "renamed_from: 'b' is there twice"),
+            ({"renamed_from": ["b", "x"]}, "renamed_from: 'x' is there twice, or is the column's"),
         ],
     )
     def test_a_wrong_one_says_why(self, changes, words):
@@ -72,9 +75,15 @@ class TestDeclaration:
         for declared in (
             column("string", "date-time", unit="Å", description="words", required=True),
             column("object", default={"a": [1, 2.0]}, renamed_from="old"),
+            column("string", renamed_from=["newer", "older"]),
         ):
             text = json.dumps(declared.model_dump(mode="json"))
             assert Column.model_validate(json.loads(text)) == declared
+
+    def test_one_former_name_is_declared_the_same_however_it_is_written(self):
+        one, listed = column("string", renamed_from="old"), column("string", renamed_from=["old"])
+        assert one.model_dump(mode="json") == listed.model_dump(mode="json")
+        assert one.model_dump(mode="json")["renamed_from"] == "old"
 
     def test_kinds(self):
         kinds = [c.kind for c in (STRING, NUMBER, INTEGER, BOOLEAN, ARRAY, OBJECT)]
@@ -88,6 +97,7 @@ class TestDeclaration:
             ({"name": "a"}, {"name": "A"}, "A"),
             ({"name": "a"}, {"name": "b", "renamed_from": "a"}, "a"),
             ({"name": "a", "renamed_from": "o"}, {"name": "b", "renamed_from": "o"}, "o"),
+            ({"name": "a", "renamed_from": ["n", "o"]}, {"name": "O"}, "O"),
         ],
     )
     def test_columns_that_do_not_go_together(self, one, other, claimed):
@@ -241,6 +251,9 @@ class TestRows:
     def test_the_old_name_stands_in_for_an_absent_new_one(self):
         assert decode_row(self.COLUMNS, {"a": 1, "old_c": 2})[2] == 2.0
         assert decode_row(self.COLUMNS, {"a": 1, "old_c": 2, "c": None})[2] is None
+        twice = [column("string", name="c", renamed_from=["b", "a"])]
+        assert decode_row(twice, {"a": "oldest"}) == ("oldest",)
+        assert decode_row(twice, {"a": "oldest", "b": "newer"}) == ("newer",)
 
     @pytest.mark.parametrize(
         ("row", "words"),

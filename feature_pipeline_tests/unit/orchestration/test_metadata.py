@@ -71,7 +71,7 @@ def test_nothing_is_shown_of_no_rows_or_no_columns():
 
 
 def test_the_sources_of_a_tables_columns_name_former_names():
-    renamed = Column(name="area", type=ColumnType.NUMBER, renamed_from="surface")
+    renamed = Column(name="area", type=ColumnType.NUMBER, renamed_from=["surface", "sasa"])
     features = dg.AssetKey(["structures", "features", "pockets"])
     assert column_sources(features, [LABEL, renamed]).value == "\n".join(
         [
@@ -80,7 +80,8 @@ def test_the_sources_of_a_tables_columns_name_former_names():
             "| `record_id` | `structures/features/pockets` | `record_id` |",
             "| `ordinal` | `structures/features/pockets` | `ordinal` |",
             "| `label` | `structures/features/pockets` | `label` |",
-            "| `area` | `structures/features/pockets` | `area`, `surface` in older releases |",
+            "| `area` | `structures/features/pockets` | `area`, `surface`, `sasa` in older"
+            " releases |",
             "| `batch` | the partition | |",
         ]
     )

@@ -119,6 +119,18 @@ def test_no_rows_evolve_into_no_rows() -> None:
     assert len(evolve_rows(empty, map_columns([A, N], wanted))) == 0
 
 
+def test_a_column_renamed_twice_is_read_under_any_of_its_names() -> None:
+    first, second = Column(name="a", type="string"), Column(name="b", type="string")
+    for b in (second, second.model_copy(update={"renamed_from": "a"})):
+        third = Column(name="c", type="string", renamed_from=["b", "a"])
+        assert evolve([first], [third], [("x",)]) == [("x",)]
+        assert evolve([b], [third], [("y",)]) == [("y",)]
+        assert evolve([third], [third], [("z",)]) == [("z",)]
+    assert evolve([first, second], [third], [("x", "y")]) == [("y",)]
+    before = Column(name="c", type="string", renamed_from="b")
+    assert evolve([before, second, first], [third], [("z", "-", "-")]) == [("z",)]
+
+
 def test_a_column_renamed_to_a_name_that_another_had_is_read_under_its_own() -> None:
     """The old column of that name was dropped; its values are none of the new one's."""
     old = Column(name="score", type="number")
