@@ -31,7 +31,7 @@ from feature_pipeline.projections.table_spec import TableSpec
 from feature_pipeline.projections.view import comment, kept_names, put_back, show
 
 LOCK_TIMEOUT: Final = "500ms"
-"""How long readers can be held up by one attempt."""
+"""How long one attempt waits for a lock, and holds up the readers that come meanwhile."""
 ATTEMPTS: Final = 60
 _PAUSE_SECONDS: Final = 0.5
 SNAPSHOT_WAIT_SECONDS: Final = 120.0
@@ -85,7 +85,11 @@ def switch(
                     [to.id],
                 )
                 return True
-        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
+        except (
+            psycopg.errors.LockNotAvailable,
+            psycopg.errors.DeadlockDetected,
+            _ViewsChangedError,
+        ):
             continue
         except psycopg.errors.DependentObjectsStillExist as error:
             raise ConflictError(
@@ -135,39 +139,61 @@ def _transactions(connection: Connection) -> dict[str, int]:
     return dict(rows.fetchall())
 
 
+class _ViewsChangedError(Exception):
+    """Somebody made a view on the table while the others were put away."""
+
+
 def _change_view(connection: Connection, spec: TableSpec, live: Generation, to: Generation) -> None:
     root = sql.Identifier(READ_SCHEMA, spec.name)
+    renames = renames_in_place(live.columns, to.columns)
+    others: tuple[View, ...] = ()
+    if not renames:
+        others = _put_away(connection, root)
     # Taken before the view and its grants are read: nobody changes them in between.
     connection.execute(sql.SQL("lock table {} in access exclusive mode").format(root))
-    views = dependents.read_views(connection, root)
-    _write_dump(connection, spec, live, to, views)
-    options = dependents.view_options(views[0])
-    if renames := renames_in_place(live.columns, to.columns):
-        for old, new in renames:
-            if old != new:
-                connection.execute(
-                    sql.SQL("alter view {} rename column {} to {}").format(
-                        root, sql.Identifier(old), sql.Identifier(new)
-                    )
-                )
-        show(connection, to, options)
+    view, *found = dependents.read_views(connection, root)
+    if renames:
+        _write_dump(connection, spec, live, to, view, found)
+        _change_in_place(connection, to, view, renames)
+    elif found:
+        raise _ViewsChangedError
     else:
-        _recreate(connection, live, to, views, options)
+        _write_dump(connection, spec, live, to, view, others)
+        _recreate(connection, live, to, view, others)
     comment(connection, to, spec)
 
 
-def _recreate(
-    connection: Connection,
-    live: Generation,
-    to: Generation,
-    views: Sequence[View],
-    options: sql.Composable,
-) -> None:
-    root, *others = views
+def _put_away(connection: Connection, root: sql.Identifier) -> tuple[View, ...]:
+    """Every view that reads `root` is dropped, to be made again in this transaction.
+
+    Before `root` is locked: whoever reads a view locks that first, and then what it reads. In any
+    other order readers of the one and this session would wait for each other, at every attempt.
+    """
+    views = dependents.read_views(connection, root)
     dependents.check_restorable(views)
-    for view in reversed(views):
+    for view in reversed(views[1:]):
         dependents.drop_view(connection, view)
-    show(connection, to, options)
+    return views[1:]
+
+
+def _change_in_place(
+    connection: Connection, to: Generation, view: View, renames: Sequence[tuple[str, str]]
+) -> None:
+    for old, new in renames:
+        if old != new:
+            connection.execute(
+                sql.SQL("alter view {} rename column {} to {}").format(
+                    view.identifier, sql.Identifier(old), sql.Identifier(new)
+                )
+            )
+    show(connection, to, dependents.view_options(view))
+
+
+def _recreate(
+    connection: Connection, live: Generation, to: Generation, root: View, others: Sequence[View]
+) -> None:
+    dependents.drop_view(connection, root)
+    show(connection, to, dependents.view_options(root))
     names = kept_names(live.columns, to.columns)
     dependents.replace_grants(
         connection, root.identifier, dependents.carry_grants(root.grants, names)
@@ -205,9 +231,13 @@ def renames_in_place(old: Sequence[Column], new: Sequence[Column]) -> list[tuple
 
 
 def _write_dump(
-    connection: Connection, spec: TableSpec, live: Generation, to: Generation, views: Sequence[View]
+    connection: Connection,
+    spec: TableSpec,
+    live: Generation,
+    to: Generation,
+    root: View,
+    others: Sequence[View],
 ) -> None:
-    root, *others = (view.to_json() for view in views)
     connection.execute(
         "insert into feature_pipeline.switches"
         " (table_name, from_relation, to_relation, grants, dependents)"
@@ -216,19 +246,20 @@ def _write_dump(
             spec.name,
             live.relation,
             to.relation,
-            json.dumps(root["grants"]),
-            json.dumps(others),
+            json.dumps(root.to_json()["grants"]),
+            json.dumps([view.to_json() for view in others]),
         ],
     )
 
 
 def _holders(connection: Connection, spec: TableSpec) -> str:
+    views = dependents.read_views(connection, sql.Identifier(READ_SCHEMA, spec.name))
     rows = connection.execute(
         "select distinct l.pid, a.usename from pg_locks l"
         " left join pg_stat_activity a on a.pid = l.pid"
-        " where l.relation = to_regclass(%s) and l.granted and l.pid <> pg_backend_pid()"
+        " where l.relation = any(%s::oid[]) and l.granted and l.pid <> pg_backend_pid()"
         " order by 1",
-        [sql.Identifier(READ_SCHEMA, spec.name).as_string(connection)],
+        [[view.oid for view in views]],
     ).fetchall()
     shown = ", ".join(f"process {pid} of {user}" for pid, user in rows[:_SHOWN])
     return shown or "loads, or sessions that have ended since"

@@ -499,6 +499,35 @@ def test_readers_never_see_an_error_an_empty_table_or_a_mixture(
     assert seen == {("label", "count", "note"), ("label",), ("label", "count")}
 
 
+def test_readers_of_a_view_on_the_table_do_not_keep_the_switch_away(
+    archive, database, database_url, connection, monkeypatch
+) -> None:
+    """They lock that view first and then the table's: the switch must take both in this order."""
+    monkeypatch.setattr(switch, "ATTEMPTS", 3)
+    connection.execute("create view public.labels as select label from features.pockets")
+    stop = threading.Event()
+    counts: set[int] = set()
+
+    def read() -> None:
+        with psycopg.connect(database_url, autocommit=True, prepare_threshold=None) as reader:
+            while not stop.is_set():
+                counts.add(reader.execute("select *, pg_sleep(0.005) from public.labels").rowcount)
+
+    readers = [threading.Thread(target=read) for _ in range(8)]
+    for reader in readers:
+        reader.start()
+    archive.columns = (LABEL, NOTE)
+    try:
+        load_all(archive, database)
+    finally:
+        stop.set()
+        for reader in readers:
+            reader.join()
+
+    assert columns_of(connection) == ["label", "note"]
+    assert counts == {3}
+
+
 def test_indexes_are_built_on_the_new_generation_before_it_is_read(
     archive, database, connection
 ) -> None:
