@@ -66,6 +66,20 @@ join pg_attribute a on a.attrelid = d.adrelid and a.attnum = d.adnum
 where d.adrelid = %(view)s"""
 
 
+# What else uses a relation, or its row type: views by what they are, not by their rules.
+_USERS: Final = """
+select distinct o.type || ' ' || o.identity
+from pg_class c
+join pg_depend d on d.deptype = 'n' and (d.refclassid, d.refobjid) in (
+    ('pg_class'::regclass, c.oid), ('pg_type'::regclass, c.reltype))
+left join pg_rewrite r on d.classid = 'pg_rewrite'::regclass and r.oid = d.objid
+cross join lateral pg_identify_object(
+    case when r.oid is null then d.classid else 'pg_class'::regclass end,
+    coalesce(r.ev_class, d.objid), 0) o
+where c.oid = any(%s::oid[]) and r.ev_class is distinct from c.oid
+order by 1"""
+
+
 @dataclass(frozen=True, slots=True)
 class Grant:
     """One privilege of one role on a view, or on one of its columns; `grantee` None is public."""
@@ -124,9 +138,16 @@ class View:
 
 def read_views(connection: Connection, root: sql.Identifier) -> tuple[View, ...]:
     """The view itself and every view that reads it, however far, each after what it reads."""
-    oid = fetch_value(connection, "select to_regclass(%s)::oid", [root.as_string(connection)])
+    oid = _oid(connection, root.as_string(connection))
     found = connection.execute(_DEPENDENTS, {"root": oid}).fetchall()
     return tuple(_view(connection, row) for row in found)
+
+
+def users_of(connection: Connection, *relations: sql.Identifier) -> tuple[str, ...]:
+    """What depends on these relations, but for their own parts: `view public.mine`, a function."""
+    names = [relation.as_string(connection) for relation in relations]
+    rows = connection.execute(_USERS.encode(), [[_oid(connection, name) for name in names]])
+    return tuple(row[0] for row in rows)
 
 
 def check_restorable(views: Sequence[View]) -> None:
@@ -181,7 +202,7 @@ def restore_view(connection: Connection, view: View) -> None:
 
 def replace_grants(connection: Connection, view: sql.Identifier, grants: Iterable[Grant]) -> None:
     """Exactly these grants stand on the view, in the transaction that made it."""
-    present = fetch_value(connection, "select to_regclass(%s)::oid", [view.as_string(connection)])
+    present = _oid(connection, view.as_string(connection))
     # Default privileges gave the new view grants that the old one may not have had.
     for grant in _grants(connection, present):
         connection.execute(_statement("revoke {} on {} from {}", view, grant))
@@ -253,5 +274,10 @@ def _view(connection: Connection, row: tuple[Any, ...]) -> View:
     )
 
 
-def _grants(connection: Connection, oid: int) -> tuple[Grant, ...]:
+def _oid(connection: Connection, name: str) -> int | None:
+    oid: int | None = fetch_value(connection, "select to_regclass(%s)::oid", [name])
+    return oid
+
+
+def _grants(connection: Connection, oid: int | None) -> tuple[Grant, ...]:
     return tuple(Grant(*row) for row in connection.execute(_GRANTS, {"view": oid}))

@@ -140,7 +140,6 @@ def request_rebuild(connection: Connection, spec: TableSpec, token: str) -> Tabl
     ensure_table(connection, spec)
     with connection.transaction():
         lock_table(connection, spec.name)
-        state = require_table(connection, spec)
         if not is_current_definition(connection, spec):
             raise ConflictError(
                 f"table {spec.name!r} follows a later definition than this code's: deploy that"
@@ -152,7 +151,6 @@ def request_rebuild(connection: Connection, spec: TableSpec, token: str) -> Tabl
             [spec.name, token],
         )
         if known is None:
-            _drop_unfinished(connection, state)
             wanted = _create_generation(connection, spec, token)
             _want(connection, spec, wanted)
     return require_table(connection, spec)
@@ -296,8 +294,7 @@ def _follow_definition(
     """Make the wanted generation that of `spec`, under the table's lock."""
     wanted = state.wanted
     if wanted.digest != spec.generation_digest:
-        _drop_unfinished(connection, state)
-        # One that was live before only has to catch up.
+        # One that is there already, live before or begun and left, only has to catch up.
         known = [
             g for g in list_generations(connection, spec) if g.digest == spec.generation_digest
         ]
@@ -312,12 +309,6 @@ def _follow_definition(
     )
     if wanted.id == state.live.id:
         comment(connection, _by_id(connection, spec, wanted.id), spec)
-
-
-def _drop_unfinished(connection: Connection, state: TableState) -> None:
-    """Drop what is being built, for a definition that nobody asks for any more."""
-    if state.building is not None and state.building.switched_at is None:
-        drop_generation(connection, state.building)
 
 
 def _want(connection: Connection, spec: TableSpec, generation: Generation) -> None:

@@ -4,6 +4,10 @@ What belongs here: making the indexes that exist those that are declared. Not he
 (`table_schema`).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
 import psycopg
 from psycopg import sql
 
@@ -18,6 +22,9 @@ from feature_pipeline.projections.database import (
 from feature_pipeline.projections.generation import Generation
 from feature_pipeline.projections.table_spec import TableSpec
 
+LOCK_TIMEOUT: Final = "120s"
+"""How long the change of an index waits for transactions that are under way."""
+
 
 def follow_indexes(
     connection: Connection, generation: Generation, spec: TableSpec, *, is_read: bool
@@ -28,25 +35,38 @@ def follow_indexes(
         connection: In no transaction.
         generation: Whose indexes.
         spec: What is declared.
-        is_read: Build them without stopping loads: slower, but the table stays up to date.
+        is_read: Build and drop them without stopping readers and loads: slower, and only once
+            transactions that are under way have ended.
 
     Raises:
         ProjectionError: PostgreSQL refused an index; for a unique one, the message names the
-            values that are there twice. Nothing of that index is left.
+            values that are there twice. Nothing of that index is left. Or transactions did not end
+            in time; the next call goes on from there.
     """
     wanted = _wanted(generation, spec)
     if _existing(connection, generation) == dict.fromkeys(wanted, True):
         return False
-    with session_lock(connection, "indexes", generation.id):
+    with session_lock(connection, "indexes", generation.id), _patience(connection):
         existing = _existing(connection, generation)
         for name, is_valid in existing.items():
             # An invalid one is what a process that was killed left of a concurrent build.
             if name not in wanted or not is_valid:
-                _drop(connection, name)
+                _drop(connection, generation, name, is_concurrent=is_read)
         for name, index in wanted.items():
             if not existing.get(name, False):
                 _create(connection, generation, index, name, is_concurrent=is_read)
     return True
+
+
+@contextmanager
+def _patience(connection: Connection) -> Iterator[None]:
+    """Inside, no statement waits longer than `LOCK_TIMEOUT` for somebody's transaction to end."""
+    connection.execute(f"set lock_timeout = '{LOCK_TIMEOUT}'".encode())
+    try:
+        yield
+    finally:
+        if not connection.broken:
+            connection.execute("reset lock_timeout")
 
 
 def index_changes(
@@ -94,9 +114,13 @@ def _create(
                 generation.relation, generation.columns, index, name, is_concurrent=is_concurrent
             )
         )
+    except psycopg.errors.LockNotAvailable as error:
+        raise _held_up(generation, f"index {index.name or name!r} cannot be built") from error
     except psycopg.Error as error:
         if not connection.broken:
-            _drop(connection, name)
+            # Left behind a long reader, it is invalid and goes the next time.
+            with suppress(ProjectionError):
+                _drop(connection, generation, name, is_concurrent=is_concurrent)
         detail = error.diag.message_detail or error.diag.message_primary or str(error)
         raise ProjectionError(
             f"table {generation.table_name!r}: index {index.name or name!r}"
@@ -104,9 +128,24 @@ def _create(
         ) from error
 
 
-def _drop(connection: Connection, name: str) -> None:
-    connection.execute(
-        sql.SQL("drop index if exists {}").format(sql.Identifier(BOOKKEEPING_SCHEMA, name))
+def _drop(
+    connection: Connection, generation: Generation, name: str, *, is_concurrent: bool
+) -> None:
+    how = sql.SQL("concurrently") if is_concurrent else sql.SQL("")
+    try:
+        connection.execute(
+            sql.SQL("drop index {} if exists {}").format(
+                how, sql.Identifier(BOOKKEEPING_SCHEMA, name)
+            )
+        )
+    except psycopg.errors.LockNotAvailable as error:
+        raise _held_up(generation, f"index {name!r} cannot be dropped") from error
+
+
+def _held_up(generation: Generation, what: str) -> ProjectionError:
+    return ProjectionError(
+        f"table {generation.table_name!r}: {what} while transactions that use the table are open,"
+        f" and some were for {LOCK_TIMEOUT}: end them, or run again later"
     )
 
 

@@ -7,7 +7,7 @@ A complete generation is indexed, proven equal to the archive and switched to. W
 the way leaves a table that is read as before; the next run goes on from there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -15,6 +15,7 @@ import psycopg
 
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.errors import ProjectionError
+from feature_pipeline.projections import dependents
 from feature_pipeline.projections.bookkeeping import Progress, all_progress, count_progress
 from feature_pipeline.projections.database import (
     Connection,
@@ -50,7 +51,8 @@ class TableReport:
     """How far a table is with what its definition asks for.
 
     `missing` are the batches that the generation being built lacks. `late` are those that came
-    while it was verified: it was complete, and once they are loaded it can be settled.
+    while it was verified: it was complete, and once they are loaded it can be settled. `kept` says
+    which generations that nobody needs cannot be dropped, and what depends on them.
     """
 
     table: str
@@ -62,6 +64,7 @@ class TableReport:
     is_switched: bool = False
     is_pinned: bool = False
     is_older_code: bool = False
+    kept: tuple[str, ...] = ()
 
     @property
     def is_settled(self) -> bool:
@@ -70,6 +73,9 @@ class TableReport:
 
     def summary(self) -> str:
         """One line for people."""
+        return "; ".join((self._standing(), *self.kept))
+
+    def _standing(self) -> str:
         if self.is_older_code:
             return (
                 f"{self.table}: a later definition than this code's has been seen; this code feeds"
@@ -100,6 +106,8 @@ def settle_table(store: BlobStore, database: Database, spec: TableSpec) -> Table
         CorruptDataError: Stored bytes are not what their digest says.
     """
     with database.connect(f"table {spec.name!r}") as connection:
+        if _superseded(connection, spec, require_table(connection, spec)):
+            drop_superseded(connection, spec)
         report = read_report(store, connection, spec)
         if report.is_older_code:
             return report
@@ -162,6 +170,7 @@ def read_report(store: BlobStore, connection: Connection, spec: TableSpec) -> Ta
         batches=count_progress(connection, state.wanted.id),
         is_pinned=state.is_pinned,
         is_older_code=not is_current_definition(connection, spec),
+        kept=tuple(_kept(connection, spec, state)),
     )
     if state.building is None:
         return report
@@ -191,20 +200,28 @@ def request_fill(connection: Connection, spec: TableSpec) -> bool:
 def drop_superseded(connection: Connection, spec: TableSpec) -> list[str]:
     """Generations that are neither live, wanted nor the last one live before are gone; their names.
 
-    One that is still being read stays until the next time.
+    One that is still being read, or that something depends on, stays; the next run tries again.
     """
-    dropped: list[str] = []
+    state = require_table(connection, spec)
+    return [
+        generation.relation
+        for generation in _superseded(connection, spec, state)
+        if _drop_if_free(connection, spec, generation)
+    ]
+
+
+def _drop_if_free(connection: Connection, spec: TableSpec, generation: Generation) -> bool:
     try:
         with connection.transaction():
             connection.execute("set local lock_timeout = '500ms'")
             lock_table(connection, spec.name)
             state = require_table(connection, spec)
-            for generation in _superseded(connection, spec, state):
-                drop_generation(connection, generation)
-                dropped.append(generation.relation)
-    except psycopg.errors.LockNotAvailable:
-        return []
-    return dropped
+            if generation.id not in {g.id for g in _superseded(connection, spec, state)}:
+                return False  # gone already, or wanted again
+            drop_generation(connection, generation)
+    except (psycopg.errors.LockNotAvailable, psycopg.errors.DependentObjectsStillExist):
+        return False
+    return True
 
 
 def previous_generation(
@@ -223,6 +240,15 @@ def _superseded(connection: Connection, spec: TableSpec, state: TableState) -> l
     previous = previous_generation(connection, spec, state)
     kept = _in_use(state) | ({previous.id} if previous else set())
     return [g for g in list_generations(connection, spec) if g.id not in kept]
+
+
+def _kept(connection: Connection, spec: TableSpec, state: TableState) -> Iterator[str]:
+    for generation in _superseded(connection, spec, state):
+        if users := dependents.users_of(connection, generation.identifier):
+            yield (
+                f"generation {generation.relation} is not dropped because {', '.join(users)}"
+                f" depends on it: read features.{spec.name} instead"
+            )
 
 
 def _in_use(state: TableState) -> set[int]:

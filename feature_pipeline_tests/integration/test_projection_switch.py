@@ -11,7 +11,7 @@ from feature_pipeline.archive import log
 from feature_pipeline.columns import Column
 from feature_pipeline.errors import ConflictError, ProjectionError
 from feature_pipeline.hooks.definition import IndexDefinition
-from feature_pipeline.projections import generation, settle, switch
+from feature_pipeline.projections import generation, indexes, settle, switch
 from feature_pipeline.projections.database import Database
 from feature_pipeline.projections.load import load_batch, load_batches
 from feature_pipeline.projections.prepare import prepare_batch
@@ -69,6 +69,16 @@ def drop_role(connection: psycopg.Connection, name: str) -> None:
 def relations(connection: psycopg.Connection) -> list[str]:
     rows = connection.execute("select relation from feature_pipeline.generations order by id")
     return [row[0] for row in rows]
+
+
+def index_names(connection: psycopg.Connection) -> list[tuple[str, bool]]:
+    """The indexes' declared names, and whether each is valid."""
+    rows = connection.execute(
+        "select i.relname, x.indisvalid from pg_index x join pg_class i on i.oid = x.indexrelid"
+        " join pg_class t on t.oid = x.indrelid join feature_pipeline.generations g"
+        " on g.relation = t.relname where not x.indisprimary"
+    )
+    return [(name.rpartition("_")[0], is_valid) for name, is_valid in rows]
 
 
 def report_of(archive: FeatureArchive, database: Database, spec: TableSpec) -> TableReport:
@@ -581,6 +591,33 @@ def test_an_index_change_loads_nothing_and_a_violated_one_stops_no_load(
     assert left == (0,)
 
 
+def test_indexes_of_a_live_table_change_beside_readers_and_writers(
+    archive, database, database_url, connection, monkeypatch
+) -> None:
+    """Whoever waits for a stronger lock than theirs keeps everybody who comes later waiting too."""
+    monkeypatch.setattr(indexes, "LOCK_TIMEOUT", "100ms")
+    one, other = (IndexDefinition(columns=(name,), name=name) for name in ("label", "count"))
+    load_all(archive, database, indexes=(one,))
+    isolation = "set transaction isolation level repeatable read"
+    with transaction_of(database_url, isolation, "select from features.pockets") as reader:
+        for changed, done in (((other,), "dropped"), ((other, one), "built")):
+            with pytest.raises(ProjectionError, match=rf"index .* cannot be {done} while .*100ms"):
+                load_all(archive, database, indexes=changed)
+            if done == "dropped":
+                reader.rollback()
+                load_all(archive, database, indexes=changed)
+                reader.execute(isolation.encode())
+                reader.execute("select from features.pockets")
+            with psycopg.connect(database_url, options="-c lock_timeout=1s") as beside:
+                beside.execute("update features.pockets set count = count")
+        assert sorted(index_names(connection)) == [("count", True), ("label", False)]
+        reader.rollback()
+
+    # What a build that was cut short leaves is not taken for an index.
+    load_all(archive, database, indexes=(other, one))
+    assert sorted(index_names(connection)) == [("count", True), ("label", True)]
+
+
 def test_old_generations_go_but_the_last(archive, database, connection) -> None:
     for columns in ((LABEL,), (LABEL, NOTE), (LABEL, COUNT, NOTE)):
         archive.columns = columns
@@ -592,6 +629,44 @@ def test_old_generations_go_but_the_last(archive, database, connection) -> None:
         "select count(*) from pg_class where relname like '\\_outcomes\\_%' and relkind = 'r'"
     ).fetchone()
     assert tables == (2,)
+
+
+def test_old_generations_that_are_in_use_are_kept_named_and_dropped_later(
+    archive, database, database_url, connection
+) -> None:
+    first, read = relations(connection)[0], None
+    connection.execute(f"create view public.direct as table feature_pipeline.{first}".encode())
+    for columns in ((LABEL,), (LABEL, NOTE)):
+        archive.columns = columns
+        load_all(archive, database)
+        read = read or relations(connection)[-1]
+
+    report = report_of(archive, database, archive.spec())
+    assert f"generation {first} is not dropped because view public.direct" in report.summary()
+    assert report.is_settled
+    connection.execute("drop view public.direct")
+    with transaction_of(database_url, f"select from feature_pipeline.{first}"):
+        load_batch(archive.store, database, archive.spec(), "b0")
+        assert first in relations(connection)
+    load_batch(archive.store, database, archive.spec(), "b0")
+    assert first not in relations(connection)
+    assert report_of(archive, database, archive.spec()).kept == ()
+
+
+def test_a_definition_given_up_half_way_does_not_wait_for_a_reader(
+    archive, database, database_url, connection
+) -> None:
+    archive.columns = (LABEL, NOTE)
+    load_batch(archive.store, database, archive.spec(), "b0")
+    left = relations(connection)[-1]
+    archive.columns = (LABEL, COUNT, NOTE)
+
+    with transaction_of(database_url, "select from features._outcomes"):
+        load_batch(archive.store, database, archive.spec(), "b0")
+        assert left in relations(connection)
+    load_batch(archive.store, database, archive.spec(), "b0")
+
+    assert left not in relations(connection)
 
 
 def test_a_rebuild_is_a_new_generation_with_the_same_columns(archive, database, connection) -> None:
