@@ -19,6 +19,7 @@ from feature_pipeline.orchestration.recover import (
     tables_to_recover,
 )
 from feature_pipeline.projections.database import Database
+from feature_pipeline.projections.replace import RefusedBatchError
 from feature_pipeline.projections.upcast import CannotEvolveError
 
 
@@ -66,7 +67,7 @@ def recover_all(output: Output, tables: Collection[str], workers: int) -> None:
                         counts["batches"] += 1
                         counts["rows"] += report.rows
                         steps.advance()
-                except (CorruptDataError, CannotEvolveError) as error:
+                except (CorruptDataError, CannotEvolveError, RefusedBatchError) as error:
                     # The other tables, and the other batches of this one, are brought back.
                     problems.append(str(error))
     for where, batches_of in drift.damaged.items():

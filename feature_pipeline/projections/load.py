@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
@@ -32,7 +32,11 @@ from feature_pipeline.projections.prepare import (
     prepare_group,
 )
 from feature_pipeline.projections.progress import current_entries
-from feature_pipeline.projections.replace import TableChangedError, replace_batches
+from feature_pipeline.projections.replace import (
+    RefusedBatchError,
+    TableChangedError,
+    replace_batches,
+)
 from feature_pipeline.projections.settle import settle_table
 from feature_pipeline.projections.table_spec import TableSpec
 from feature_pipeline.projections.upcast import CannotEvolveError
@@ -85,8 +89,9 @@ class _Task:
     entry: FeatureEntry
 
 
-_Problem: TypeAlias = CannotEvolveError | CorruptDataError | NotFoundError
-"""Why a batch is not loaded: it does not fit, or its artifact is damaged or incomplete."""
+_Problem: TypeAlias = CannotEvolveError | CorruptDataError | NotFoundError | RefusedBatchError
+"""Why a batch is not loaded: it does not fit, PostgreSQL refused it, or its artifact is damaged or
+incomplete."""
 _Found: TypeAlias = list[PreparedBatch | _Problem | None]
 """A task's rows for each generation that is fed, or why there are none; None if it holds them."""
 
@@ -142,8 +147,8 @@ def load_batches(
     loaded whatever happens to the rest. When the iterator ends, all of it is on disk, and the
     table is settled (`settle_table`): a generation that is complete by now has been switched to.
 
-    A batch that does not fit the wanted generation, or whose artifact is damaged, stops no other;
-    all of them are named at the end. Any other error ends the work.
+    A batch that does not fit the wanted generation, that PostgreSQL refuses or whose artifact is
+    damaged stops no other; all of them are named at the end. Any other error ends the work.
 
     Args:
         store: The archive.
@@ -158,7 +163,8 @@ def load_batches(
         ConflictError: Another hook's table has this name.
         CorruptDataError: Artifacts are damaged, or parts of them are gone; the rest is loaded.
         CannotEvolveError: Artifacts do not fit the table's columns; the rest is loaded.
-        ProjectionError: PostgreSQL refused something, or could not be reached.
+        RefusedBatchError: PostgreSQL refused rows, as a unique index does; the rest is loaded.
+        ProjectionError: PostgreSQL refused something else, or could not be reached.
     """
     if workers < 1:
         raise InvalidInputError(f"{workers} workers: at least 1 is needed")
@@ -166,34 +172,55 @@ def load_batches(
         state = ensure_table(connection, spec)
     tasks = _tasks(store, spec, batches)
     problems: dict[str, _Problem] = {}
+    tried_again: set[str] = set()
     while True:
         withdrawn = frozenset(tombstones.withdrawn(store, spec.dataset))
         work = _Work(store, database, spec, state, withdrawn, tasks, is_forced=is_forced)
         yield from work.run(min(workers, max(1, len(tasks))))
+        for task in tasks:
+            problems.pop(task.batch.batch, None)
         problems |= work.problems
-        late = set(settle_table(store, database, spec).late) - problems.keys()
-        if not late:
-            break
+        # What a unique index refused may be what another batch, loaded after it, gave up.
+        again = set() if len(tasks) == len(work.problems) else _refused(problems) - tried_again
+        tried_again |= again
         # Loaded meanwhile by code that did not know of the generation that is being built.
-        tasks = _tasks(store, spec, late)
+        late = set(settle_table(store, database, spec).late) - problems.keys()
+        if not (late or again):
+            break
+        tasks = _tasks(store, spec, late | again)
     if problems:
-        raise _summed_up(spec, list(problems.values()))
+        raise _summed_up(spec, list(problems.values())) from next(iter(problems.values()))
 
 
-def _summed_up(spec: TableSpec, problems: list[_Problem]) -> CannotEvolveError | CorruptDataError:
+def _refused(problems: Mapping[str, _Problem]) -> set[str]:
+    return {batch for batch, why in problems.items() if isinstance(why, RefusedBatchError)}
+
+
+def _summed_up(
+    spec: TableSpec, problems: list[_Problem]
+) -> CannotEvolveError | CorruptDataError | RefusedBatchError:
     """One error that names every batch that was not loaded; of the worst kind among them."""
     shown = "\n".join(map(str, problems[:_SHOWN_PROBLEMS]))
     if len(problems) > _SHOWN_PROBLEMS:
         shown += f"\nand {len(problems) - _SHOWN_PROBLEMS} more"
     misfits = sum(isinstance(problem, CannotEvolveError) for problem in problems)
-    rest = f"the rest is loaded, and what was read before still is:\n{shown}"
-    if misfits == len(problems):
-        return CannotEvolveError(
-            f"table {spec.name!r}: {misfits} batches of {spec.asset} do not fit its columns; {rest}"
+    refused = sum(isinstance(problem, RefusedBatchError) for problem in problems)
+    damaged = len(problems) - misfits - refused
+    what = ", ".join(
+        f"{count} {words}"
+        for count, words in (
+            (damaged, "damaged or incomplete (`feature-pipeline verify` names what is wrong)"),
+            (refused, "refused by PostgreSQL"),
+            (misfits, "that do not fit its columns"),
         )
-    return CorruptDataError(
-        f"table {spec.name!r}: artifacts of {len(problems) - misfits} batches of {spec.asset} are"
-        f" damaged or incomplete (`feature-pipeline verify` names what is wrong); {rest}"
+        if count
+    )
+    kind: type[CannotEvolveError | CorruptDataError | RefusedBatchError] = CannotEvolveError
+    if damaged or refused:
+        kind = CorruptDataError if damaged else RefusedBatchError
+    return kind(
+        f"table {spec.name!r}: batches of {spec.asset}: {what}; the rest is loaded, and what"
+        f" was read before still is:\n{shown}"
     )
 
 
@@ -342,13 +369,13 @@ class _Work:
         Neither waits for the other's sake: what one of them cannot hold, the other still gets.
         """
         state = group.state
-        wanted = self._load_into(connection, state, state.wanted, group.wanted)
-        live = {}
+        wanted, refused = self._load_into(connection, state, state.wanted, group.wanted)
+        self.problems |= group.wanted.problems | refused
+        live: dict[str, LoadReport] = {}
         waiting: dict[str, _Problem] = {}
         if group.live is not None:
-            live = self._load_into(connection, state, state.live, group.live)
-            waiting = group.live.problems
-        self.problems |= group.wanted.problems
+            live, refused = self._load_into(connection, state, state.live, group.live)
+            waiting = group.live.problems | refused
         return [
             replace(report, live=live.get(batch))
             if batch not in waiting
@@ -362,15 +389,17 @@ class _Work:
         state: TableState,
         generation: Generation,
         fit: _Fit,
-    ) -> dict[str, LoadReport]:
-        """Reports by batch of those that the generation can hold."""
+    ) -> tuple[dict[str, LoadReport], dict[str, _Problem]]:
+        """Reports by batch of those that the generation can hold; why not, of those refused."""
         if fit.group is None:
-            return {}
+            return {}, {}
         started = time.monotonic()
-        done = replace_batches(connection, state, generation, fit.group, is_forced=self._is_forced)
-        seconds = (time.monotonic() - started) / len(done)
+        replaced = replace_batches(
+            connection, state, generation, fit.group, is_forced=self._is_forced
+        )
+        seconds = (time.monotonic() - started) / len(fit.group.batches)
         counts = {one.entry.manifest: one.manifest.counts for one in fit.group.batches}
-        return {
+        reports = {
             replacement.held.batch: LoadReport(
                 batch=replacement.held.batch,
                 seq=replacement.held.seq,
@@ -387,8 +416,9 @@ class _Work:
                 generation=generation.relation,
                 seconds=seconds,
             )
-            for replacement in done
+            for replacement in replaced.done
         }
+        return reports, dict(replaced.refused)
 
 
 def _held(database: Database, spec: TableSpec, state: TableState) -> dict[tuple[int, str], int]:

@@ -76,10 +76,13 @@ class PreparedBatch:
         if owned is None and self.encoded is not None:
             yield from self.encoded
             return
-        rows = self.rows
-        if owned is not None:
-            rows = rows.filter(pc.is_in(rows["record_id"], pa.array(owned, pa.string())))
-        yield from encode_chunks(rows, self.batch, self.kinds)
+        yield from encode_chunks(self.owned_rows(owned), self.batch, self.kinds)
+
+    def owned_rows(self, owned: Sequence[str] | None) -> pa.Table:
+        """The rows that `chunks` encodes, in their order."""
+        if owned is None:
+            return self.rows
+        return self.rows.filter(pc.is_in(self.rows["record_id"], pa.array(owned, pa.string())))
 
     def row_count(self, owned: Sequence[str] | None) -> int:
         """How many rows `chunks` has."""

@@ -8,15 +8,17 @@ table (shared), the batch, its records in the order of their ids, progress rows 
 their batches.
 """
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+import re
+import reprlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
 import psycopg
 from psycopg import sql
 
-from feature_pipeline.errors import ConflictError
+from feature_pipeline.errors import ConflictError, ProjectionError
 from feature_pipeline.projections.bookkeeping import (
     Progress,
     has_progress,
@@ -62,6 +64,28 @@ class Replacement:
     foreign: int
 
 
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """What became of each of some batches."""
+
+    done: tuple[Replacement, ...]
+    refused: Mapping[str, "RefusedBatchError"] = field(default_factory=dict)
+
+
+class RefusedBatchError(ProjectionError):
+    """PostgreSQL refused a batch for what its rows hold; names the batch, and record and value."""
+
+
+_REFUSALS: Final = (
+    psycopg.DataError,
+    psycopg.IntegrityError,
+    psycopg.errors.ProgramLimitExceeded,  # a value too long for an index
+)
+"""Errors that are about the rows, not about the server or the connection."""
+_PLACE: Final = re.compile(r"^COPY .*, line (\d+)(?:, column ([^:\n]+))?", re.MULTILINE)
+_SHORT: Final = reprlib.Repr()
+
+
 class TableChangedError(ConflictError):
     """The table's live or wanted generation is another one since the caller looked."""
 
@@ -73,12 +97,13 @@ def replace_batches(
     group: PreparedGroup,
     *,
     is_forced: bool = False,
-) -> list[Replacement]:
+) -> Replaced:
     """The generation holds what `group` says of each of its batches, or something newer.
 
     Filling an empty generation is mostly batches and records that it does not know: all of them
     then share one transaction, one COPY of rows and one of outcomes. Otherwise each batch takes a
-    transaction of its own, and claims its records.
+    transaction of its own, and claims its records. A batch that PostgreSQL refuses keeps none of
+    the others away.
 
     Args:
         connection: In no transaction.
@@ -89,21 +114,26 @@ def replace_batches(
 
     Raises:
         TableChangedError: `state` is out of date; some of the batches may have been loaded.
-        psycopg.Error: PostgreSQL refused it; some of the batches may have been loaded.
+        psycopg.Error: PostgreSQL failed; some of the batches may have been loaded.
     """
     try:
         with connection.transaction():
-            done = _load_first(connection, state, generation, group)
-    except (psycopg.errors.UniqueViolation, psycopg.errors.DeadlockDetected):
+            first = _load_first(connection, state, generation, group)
+    except (psycopg.errors.DeadlockDetected, *_REFUSALS):
         # A record is in a batch that was loaded before, or is being loaded. Claims decide whose it
         # is; they take three times as long as COPY, which is right whenever batches do not overlap.
-        done = None
-    if done is not None:
-        return done
-    return [
-        replace_batch(connection, state, generation, prepared, is_forced=is_forced)
-        for prepared in group.batches
-    ]
+        # Or one of the batches is refused: each by itself, it is found which.
+        first = None
+    if first is not None:
+        return Replaced(tuple(first))
+    done: list[Replacement] = []
+    refused: dict[str, RefusedBatchError] = {}
+    for prepared in group.batches:
+        try:
+            done.append(replace_batch(connection, state, generation, prepared, is_forced=is_forced))
+        except RefusedBatchError as error:
+            refused[prepared.batch] = error
+    return Replaced(tuple(done), refused)
 
 
 def _load_first(
@@ -146,7 +176,8 @@ def replace_batch(
 
     Raises:
         TableChangedError: `state` is out of date; nothing changed.
-        psycopg.Error: PostgreSQL refused it; nothing changed.
+        RefusedBatchError: PostgreSQL refused rows of it; nothing changed.
+        psycopg.Error: Something else went wrong; nothing changed.
     """
     with connection.transaction():
         lock_table(connection, generation.table_name, is_shared=True)
@@ -182,7 +213,10 @@ def _replace(
     owned = None if owned_count == total else _owned(connection, generation, prepared)
     rows = prepared.row_count(owned)
     if rows:
-        copy_rows(connection, generation.identifier, prepared.kinds, prepared.chunks(owned))
+        try:
+            copy_rows(connection, generation.identifier, prepared.kinds, prepared.chunks(owned))
+        except _REFUSALS as error:
+            raise _refusal(prepared, owned, error) from error
     progress = _progress(prepared, rows)
     for batch in sorted({prepared.batch, *lost}):
         if batch == prepared.batch:
@@ -190,6 +224,25 @@ def _replace(
         else:
             _subtract_rows(connection, generation, batch, lost[batch])
     return Replacement(progress, is_unchanged=False, foreign=total - owned_count)
+
+
+def _refusal(
+    prepared: PreparedBatch, owned: Sequence[str] | None, error: psycopg.Error
+) -> RefusedBatchError:
+    said = error.diag
+    why = "; ".join(filter(None, (said.message_primary or str(error), said.message_detail)))
+    where = ""
+    if place := _PLACE.search(said.context or ""):
+        rows = prepared.owned_rows(owned)
+        [row] = rows.slice(int(place[1]) - 1, 1).to_pylist()
+        record_id, ordinal = row.pop("record_id"), row.pop("ordinal")
+        if place[2] is not None:
+            row = {place[2]: row[place[2]]}
+        values = ", ".join(
+            f"{name} = {_SHORT.repr(value)}" for name, value in row.items() if value is not None
+        )
+        where = f" record {record_id!r}, row {ordinal} ({values})"
+    return RefusedBatchError(f"batch {prepared.batch!r}: PostgreSQL refused{where}: {why}")
 
 
 def _claim(

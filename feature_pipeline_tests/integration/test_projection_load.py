@@ -25,6 +25,7 @@ from feature_pipeline.projections.load import load_batch, load_batches
 from feature_pipeline.projections.plan import PlanAction, plan_table
 from feature_pipeline.projections.progress import check_progress
 from feature_pipeline.projections.proof import prove
+from feature_pipeline.projections.replace import RefusedBatchError
 from feature_pipeline.projections.settle import batches_to_load
 from feature_pipeline_tests.unit.projections.feature_archive import FeatureArchive
 
@@ -477,13 +478,53 @@ def test_a_failed_load_leaves_everything_as_it_was(archive, database, connection
     load_batch(archive.store, database, spec, "b1")
     archive.say("b1", {"r1": [{"label": "b"}, {"label": "b"}]})
 
-    with pytest.raises(ProjectionError, match=r"duplicate key value.*labels") as raised:
+    with pytest.raises(RefusedBatchError, match=r"(?s)demo/features/pockets.*'r1'.*\(b\)"):
         load_batch(archive.store, database, spec, "b1")
 
-    assert isinstance(raised.value.__cause__, psycopg.errors.UniqueViolation)
     rows = connection.execute("select label from features.pockets").fetchall()
     assert rows == [("a",)]
     assert check_progress(archive.store, database, spec).behind == ("b1",)
+
+
+def test_a_refused_batch_is_named_and_stops_no_other(archive, database, connection) -> None:
+    """Ten new batches share a transaction; two of them hold what an index cannot."""
+    unique = IndexDefinition(columns=("label",), unique=True, name="labels")
+    halves = IndexDefinition(expression="1 / count", name="halves")
+    spec = archive.spec(indexes=(unique, halves))
+    archive.add("first", {"f": [{"label": "taken", "count": 1}]})
+    load_batch(archive.store, database, spec, "first")
+    for number in range(10):
+        archive.add(f"b{number}", {f"r{number}": [{"label": f"l{number}", "count": 1}]})
+    archive.say("b3", {"r3": [{"label": "l3", "count": 1}, {"label": "taken", "count": 7}]})
+    archive.say("b7", {"r7": [{"label": "x" * 99, "count": 0}]})
+
+    with pytest.raises(RefusedBatchError) as raised:
+        list(load_batches(archive.store, database, spec))
+
+    said = str(raised.value)
+    assert "batches of demo/features/pockets: 2 refused by PostgreSQL" in said
+    assert "batch 'b3': PostgreSQL refused record 'r3', row 1 (label = 'taken'" in said
+    assert "Key (label)=(taken) already exists" in said
+    assert "batch 'b7': PostgreSQL refused record 'r7', row 0 (label = 'xxxx" in said
+    assert "division by zero" in said
+    assert check_progress(archive.store, database, spec).missing == ("b3", "b7")
+    assert prove(archive.store, database, spec).has_equal_content
+    assert connection.execute("select count(*) from features.pockets").fetchone() == (9,)
+
+
+def test_a_value_that_another_batch_gives_up_may_be_taken(archive, database, connection) -> None:
+    """Batches are loaded from the last on, so the one that gives it up comes after."""
+    spec = archive.spec(indexes=(IndexDefinition(columns=("label",), unique=True),))
+    archive.add("b1", {"r1": [{"label": "x"}]})
+    archive.add("b2", {"r2": [{"label": "y"}]})
+    list(load_batches(archive.store, database, spec))
+    archive.say("b1", {"r1": [{"label": "z"}]})
+    archive.say("b2", {"r2": [{"label": "x"}]})
+
+    list(load_batches(archive.store, database, spec))
+
+    rows = connection.execute("select record_id, label from features.pockets order by 1")
+    assert rows.fetchall() == [("r1", "z"), ("r2", "x")]
 
 
 def test_names_that_have_to_be_quoted(database, connection) -> None:
