@@ -49,19 +49,23 @@ class Erased:
     """Per erased batch its successor, likewise."""
     blobs: Mapping[Digest, frozenset[str]] = field(default_factory=dict)
     """Per blob that was to be deleted, the records for whose sake; bare ids of one dataset."""
+    records: frozenset[str] = frozenset()
+    """Every record that was erased, be it allowed again or not; bare ids of one dataset."""
 
     @classmethod
     def of(cls, entries: Iterable[ErasureEntry]) -> Self:
         """What the entries say together."""
         manifests: dict[Digest, Digest] = {}
         batches: dict[Digest, Digest] = {}
+        records: set[str] = set()
         blobs: dict[Digest, frozenset[str]] = {}
         for entry in entries:
+            records.update(entry.record_ids)
             manifests |= {Digest.parse(old): new for old, new in entry.manifests.items()}
             batches |= {Digest.parse(old): new for old, new in entry.batches.items()}
             for digest in entry.blobs:
                 blobs[digest] = blobs.get(digest, frozenset()) | set(entry.record_ids)
-        return cls(manifests, batches, blobs)
+        return cls(manifests, batches, blobs, frozenset(records))
 
     def manifest_now(self, digest: Digest) -> Digest:
         """The manifest that stands for this one: itself, or its last successor."""

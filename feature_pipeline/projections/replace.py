@@ -299,18 +299,31 @@ def _forget_withdrawn(
 
 
 def forget_records(
-    connection: Connection, generation: Generation, record_ids: Collection[str]
+    connection: Connection,
+    generation: Generation,
+    record_ids: Collection[str],
+    batch: str | None = None,
 ) -> None:
-    """The generation holds nothing of these records, in the caller's transaction."""
-    ids = sorted(record_ids)
-    connection.execute(
-        sql.SQL("delete from {} where generation = %s and record_id = any(%s)").format(
-            generation.outcomes
-        ),
-        [generation.id, ids],
+    """The generation holds nothing of these records, in the caller's transaction.
+
+    Args:
+        connection: In a transaction that holds the table's lock.
+        generation: Which.
+        record_ids: The records.
+        batch: Forget only those that this batch owns; all of them if None.
+    """
+    if not record_ids:
+        return
+    gone = connection.execute(
+        sql.SQL(
+            "delete from {} where generation = %s and record_id = any(%s)"
+            " and batch = coalesce(%s, batch) returning record_id"
+        ).format(generation.outcomes),
+        [generation.id, sorted(record_ids), batch],
     )
-    for batch, count in sorted(_delete_rows(connection, generation, ids).items()):
-        _subtract_rows(connection, generation, batch, count)
+    ids = [row[0] for row in gone]
+    for owner, count in sorted(_delete_rows(connection, generation, ids).items()):
+        _subtract_rows(connection, generation, owner, count)
 
 
 def _subtract_rows(connection: Connection, generation: Generation, batch: str, count: int) -> None:

@@ -6,7 +6,7 @@ the change of the view (`switch`).
 
 from dataclasses import dataclass
 
-from feature_pipeline.archive import tombstones
+from feature_pipeline.archive import erasures, tombstones
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.errors import ConflictError, NotFoundError
 from feature_pipeline.projections.bookkeeping import all_progress
@@ -50,7 +50,8 @@ def rollback(store: BlobStore, database: Database, spec: TableSpec) -> RollbackR
     """The view shows the generation that was live before, and stays with it until unpinned.
 
     The generation left goes on being fed, so `unpin` can return to it at once. Records that were
-    withdrawn since are taken out of the one that is shown, in the transaction that shows it.
+    withdrawn or erased since are taken out of the one that is shown, in the transaction that shows
+    it.
 
     Raises:
         NotFoundError: The table does not exist, or no earlier generation of it is kept.
@@ -71,12 +72,18 @@ def rollback(store: BlobStore, database: Database, spec: TableSpec) -> RollbackR
             )
         wait_for_older_snapshots(connection, spec)
         withdrawn = tombstones.withdrawn(store, spec.dataset)
+        erased = erasures.erased(store, spec.dataset)
 
         def forgets(under_lock: Connection, now: TableState) -> bool:
-            # It was not fed since it was left: what was withdrawn meanwhile must not come back.
-            if now.live.id == left.live.id and withdrawn:
-                forget_records(under_lock, to, withdrawn)
-            return now.live.id == left.live.id
+            if now.live.id != left.live.id:
+                return False
+            # It was not fed since it was left: what was withdrawn meanwhile must not come back,
+            # nor what was erased, even if its record may be submitted again.
+            forget_records(under_lock, to, withdrawn)
+            for batch, held in all_progress(under_lock, to.id).items():
+                if held.manifest in erased.manifests:
+                    forget_records(under_lock, to, erased.records, batch)
+            return True
 
         if not switch(connection, spec, to, forgets, is_pinned=True):
             raise ConflictError(f"table {spec.name!r} was switched by somebody else meanwhile")

@@ -57,7 +57,8 @@ class TableSpec:
     def generation_digest(self) -> Digest:
         """Equal when the same artifacts give the same rows in a table of the same structure.
 
-        Units and descriptions are comments and indexes are attributes: neither is part of it.
+        Units and descriptions are comments and indexes are attributes: neither is part of it. Where
+        upcasters are, units are: which rows go through one depends on them (`evolve`).
         """
         columns = [
             column.model_dump(mode="json", exclude={"unit", "description"})
@@ -65,7 +66,9 @@ class TableSpec:
         ]
         upcasters = [upcaster.model_dump(mode="json") for upcaster in self.upcasters]
         as_of = None if self.as_of is None else self.as_of.isoformat()
-        return Digest.of(document_bytes([LOADER_VERSION, columns, upcasters, as_of]))
+        units = [column.unit for column in self.columns] if upcasters else []
+        parts: list[object] = [LOADER_VERSION, columns, upcasters, as_of]
+        return Digest.of(document_bytes([*parts, units] if any(units) else parts))
 
     @property
     def definition_digest(self) -> Digest:

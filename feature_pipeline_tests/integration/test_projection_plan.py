@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from feature_pipeline.archive import tombstones
+from feature_pipeline.archive import erase, tombstones
 from feature_pipeline.columns import Column
 from feature_pipeline.errors import ConflictError, NotFoundError
 from feature_pipeline.hooks.definition import IndexDefinition, UpcasterDefinition
@@ -262,12 +262,18 @@ def test_rollback_pins_and_both_generations_are_fed(archive, database, connectio
     assert prove(archive.store, database, archive.spec()).is_equal
 
 
-def test_rollback_does_not_bring_withdrawn_records_back(archive, database, connection) -> None:
+@pytest.mark.parametrize("is_lifted", [False, True])
+def test_rollback_does_not_bring_withdrawn_records_back(
+    archive, database, connection, is_lifted
+) -> None:
     """The generation that was left is not fed, nor told of what was erased since."""
     load_all(archive, database)
     archive.columns = (LABEL, NOTE)
     load_all(archive, database)
     tombstones.withdraw(archive.store, "demo", ["r0"], "asked for")
+    if is_lifted:
+        erase.erase(archive.store, "demo", ["r0"], "asked for")
+        tombstones.lift(archive.store, "demo", ["r0"], "may come again")
 
     rollback(archive.store, database, archive.spec())
 
@@ -282,6 +288,9 @@ def test_rollback_does_not_bring_withdrawn_records_back(archive, database, conne
         "select sum(p.rows) from feature_pipeline.progress p"
         " join feature_pipeline.tables t on t.live = p.generation"
     ).fetchone() == (counted,)
+    load_all(archive, database)
+    assert prove(archive.store, database, archive.spec()).is_equal
+    assert report_of(archive, database, archive.spec()).is_pinned
 
 
 def test_rollback_without_an_earlier_generation_is_refused(archive, database) -> None:

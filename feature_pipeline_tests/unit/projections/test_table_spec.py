@@ -66,6 +66,15 @@ def test_changes_that_need_a_new_generation(changes) -> None:
     assert spec(**changes).generation_digest != spec().generation_digest
 
 
+def test_a_changed_unit_needs_a_new_generation_where_upcasters_convert_units() -> None:
+    upcasters = (UpcasterDefinition(function="m:f", releases=("1",)),)
+    digests = {
+        spec(columns=(A.model_copy(update={"unit": unit}),), upcasters=upcasters).generation_digest
+        for unit in ("Å", "nm", None)
+    }
+    assert len(digests) == 3
+
+
 def test_generated_names_fit_and_differ() -> None:
     long = spec(name="é" * 31)
     names = {relation_name(long, 1), relation_name(long, 2), relation_name(spec(), 1)}
