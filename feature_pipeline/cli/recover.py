@@ -73,6 +73,7 @@ def recover_all(output: Output, tables: Collection[str], workers: int) -> None:
     for where, batches_of in drift.damaged.items():
         problems += [f"{where}, batch {key!r}: {why}" for key, why in batches_of.items()]
     proofs = prove_tables(store, database, wanted)
+    problems += [f"table {t}: {p.summary()}" for t, p in proofs.items() if p.unreadable]
     output.table(
         "proof: rows read back from PostgreSQL against the archive in S3",
         ["table", "batches", "rows", "digest of the table", "digest of the archive", "equal"],

@@ -5,8 +5,8 @@ What belongs here: comparing. Not here: mending what differs (`rebuild`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import pyarrow as pa
@@ -20,6 +20,7 @@ from feature_pipeline.archive.read import read_manifest, read_outcomes, read_row
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.columns import columns_header, row_encoder
 from feature_pipeline.digest import ContentSum
+from feature_pipeline.errors import CorruptDataError, NotFoundError
 from feature_pipeline.projections import evolve
 from feature_pipeline.projections.bookkeeping import Progress, all_progress
 from feature_pipeline.projections.canonical import RecordDigests, line_digests
@@ -33,10 +34,12 @@ from feature_pipeline.projections.progress import (
 )
 from feature_pipeline.projections.read_back import canonical_texts, column_fields, read_back
 from feature_pipeline.projections.table_spec import TableSpec
+from feature_pipeline.projections.upcast import CannotEvolveError
 from feature_pipeline.projections.view import is_shown
 
 _MODULUS: Final = 2**256
 _SHOWN: Final = 5
+_OUTCOME_FIELDS: Final = ("record_id", "status", "reason")
 _FOUND_BY_KEY: Final = 50_000
 """Records up to which rows are looked up by key: the statement names each of them."""
 
@@ -46,7 +49,9 @@ class Proof:
     """A table's content beside the archive's, as digests over the same canonical encoding.
 
     Both sides are of the artifacts that `progress` says are loaded, each record under the batch
-    that owns it. `unequal_batches` names the batches whose rows or outcomes are not the archive's.
+    that owns it. `unequal_batches` names the batches whose rows or outcomes are not the archive's,
+    those among them whose artifact cannot be read included; `unreadable` says why not. Of these the
+    table's word is taken for which records they own.
     """
 
     table_digest: ContentSum
@@ -55,6 +60,7 @@ class Proof:
     batches: int
     unequal_batches: tuple[str, ...]
     progress: ProgressReport
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_equal(self) -> bool:
@@ -72,7 +78,9 @@ class Proof:
             return f"{self.rows} rows of {self.batches} batches equal the archive's"
         named = ", ".join(self.unequal_batches[:_SHOWN])
         more = ", ..." if len(self.unequal_batches) > _SHOWN else ""
-        return f"{len(self.unequal_batches)} batches differ from the archive: {named}{more}"
+        said = f"{len(self.unequal_batches)} batches differ from the archive: {named}{more}"
+        reasons = [f"batch {batch!r}: {why}" for batch, why in self.unreadable.items()]
+        return "; ".join([said, *reasons[:_SHOWN]])
 
 
 @dataclass(slots=True)
@@ -112,7 +120,7 @@ def prove(
 
     Raises:
         NotFoundError: The table does not exist.
-        CorruptDataError: Stored bytes are not what their digest says.
+        StoreUnavailableError: The store did not answer.
     """
     with database.connect(f"table {spec.name!r}") as connection:
         live = require_table(connection, spec).live
@@ -133,34 +141,80 @@ def prove_generation(
     try:
         with connection.transaction():
             progress = all_progress(connection, generation.id, batches)
-            records = None if batches is None else _records(store, progress.values())
+            records = None
+            if batches is not None:
+                records = _records(store, connection, generation, progress)
             neighbours = _neighbours(connection, generation, progress, records)
             table = _table_content(connection, generation, batches, records)
     finally:
         connection.isolation_level = None
-    archive = _archive_content(store, spec, generation, progress, neighbours)
+    archive, unreadable = _archive_content(
+        store, connection, spec, generation, progress, neighbours
+    )
     differing = [
         batch
         for batch in sorted(table.keys() | archive.keys())
         if table.get(batch, _Content()) != archive.get(batch, _Content())
-        or (batch in progress and progress[batch].rows != archive[batch].row_count)
+        or (batch in archive and progress[batch].rows != archive[batch].row_count)
     ]
     return Proof(
         table_digest=ContentSum(sum(part.rows for part in table.values()) % _MODULUS),
         archive_digest=ContentSum(sum(part.rows for part in archive.values()) % _MODULUS),
         rows=sum(part.row_count for part in table.values()),
         batches=len(progress),
-        unequal_batches=tuple(differing),
+        unequal_batches=tuple(sorted({*differing, *unreadable})),
         progress=compare_progress(current_entries(store, spec, batches), progress),
+        unreadable=unreadable,
     )
 
 
-def _records(store: BlobStore, progress: Iterable[Progress]) -> set[str]:
-    """Every record that these artifacts say something of."""
-    manifests = map_threads(lambda held: read_manifest(store, held.manifest), list(progress))
-    outcomes = map_threads(lambda manifest: read_outcomes(store, manifest), manifests)
-    ids: list[list[Any]] = [one["record_id"].to_pylist() for one in outcomes]
-    return set().union(*ids)
+@dataclass(frozen=True, slots=True)
+class _Artifact:
+    """An artifact's manifest and what it says became of its records."""
+
+    manifest: Manifest
+    outcomes: pa.Table
+
+    @property
+    def record_ids(self) -> list[Any]:
+        return self.outcomes["record_id"].to_pylist()
+
+
+def _read_artifact(store: BlobStore, held: Progress) -> _Artifact | str:
+    """The artifact that a batch's rows come from, or why it cannot be read."""
+    try:
+        manifest = read_manifest(store, held.manifest)
+        return _Artifact(manifest, read_outcomes(store, manifest).select(list(_OUTCOME_FIELDS)))
+    except (NotFoundError, CorruptDataError) as error:
+        return str(error)
+
+
+def _records(
+    store: BlobStore,
+    connection: Connection,
+    generation: Generation,
+    progress: Mapping[str, Progress],
+) -> set[str]:
+    """Every record that these batches' artifacts say something of."""
+    found = map_threads(lambda held: _read_artifact(store, held), list(progress.values()))
+    records: set[str] = set()
+    for batch, artifact in zip(progress, found, strict=True):
+        if isinstance(artifact, str):
+            records.update(_owned_records(connection, generation, batch))
+        else:
+            records.update(artifact.record_ids)
+    return records
+
+
+def _owned_records(connection: Connection, generation: Generation, batch: str) -> list[str]:
+    """The records that the table says the batch owns."""
+    rows = connection.execute(
+        sql.SQL("select record_id from {} where generation = %s and batch = %s").format(
+            generation.outcomes
+        ),
+        [generation.id, batch],
+    )
+    return [row[0] for row in rows]
 
 
 def _neighbours(
@@ -198,7 +252,7 @@ def _table_content(
         where = sql.SQL("{} and record_id = any({})").format(where, sql.Literal(sorted(records)))
     for owner, digest, count in _record_digests(connection, generation, where):
         content.setdefault(owner, _Content()).add_rows(digest, count)
-    fields = dict.fromkeys(("record_id", "status", "reason", "batch"), pa.string())
+    fields = dict.fromkeys((*_OUTCOME_FIELDS, "batch"), pa.string())
     for chunk in read_back(connection, generation.outcomes, fields, where):
         owners: list[Any] = chunk["batch"].to_pylist()
         for owner, digest in zip(owners, _outcome_digests(chunk), strict=True):
@@ -249,15 +303,17 @@ def _start_of_last_record(rows: pa.Table) -> int:
 
 def _archive_content(
     store: BlobStore,
+    connection: Connection,
     spec: TableSpec,
     generation: Generation,
     progress: Mapping[str, Progress],
     neighbours: Mapping[str, Progress],
-) -> dict[str, _Content]:
-    """Per batch of `progress`, what the archive says: of the records that it owns.
+) -> tuple[dict[str, _Content], dict[str, str]]:
+    """Per batch of `progress` what the archive says of the records that it owns, or why it cannot.
 
     Args:
         store: The archive.
+        connection: To the table.
         spec: The table.
         generation: Whose columns the rows take.
         progress: What is loaded.
@@ -265,32 +321,46 @@ def _archive_content(
     """
     loaded = {**progress, **neighbours}
     entries = log.batches(store, spec.dataset, loaded)
-    withdrawn = frozenset(tombstones.withdrawn(store, spec.dataset))
-    manifests = {batch: read_manifest(store, held.manifest) for batch, held in loaded.items()}
+    read = map_threads(lambda held: _read_artifact(store, held), list(loaded.values()))
+    artifacts = dict(zip(loaded, read, strict=True))
+    lost = loaded.keys() - entries.keys()
+    artifacts |= dict.fromkeys(lost, f"it is not in the log of batches of {spec.dataset!r}")
     owners: dict[str, str] = {}
     # Later batches overwrite earlier ones: what is left is each record's owner.
-    for batch in sorted(manifests, key=lambda batch: entries[batch].order):
-        record_ids: list[Any] = read_outcomes(store, manifests[batch])["record_id"].to_pylist()
-        owners.update(dict.fromkeys(record_ids, batch))
-    for record_id in withdrawn:
+    for batch in [*lost, *sorted(entries, key=lambda batch: entries[batch].order)]:
+        artifact = artifacts[batch]
+        ids = (
+            _owned_records(connection, generation, batch)
+            if isinstance(artifact, str)
+            else artifact.record_ids
+        )
+        owners.update(dict.fromkeys(ids, batch))
+    for record_id in tombstones.withdrawn(store, spec.dataset):
         owners.pop(record_id, None)
-    return {
-        batch: _batch_content(store, manifests[batch], generation, batch, owners)
-        for batch in progress
-    }
+    content: dict[str, _Content] = {}
+    unreadable: dict[str, str] = {}
+    for batch in progress:
+        artifact = artifacts[batch]
+        if isinstance(artifact, str):
+            unreadable[batch] = artifact
+            continue
+        try:
+            content[batch] = _batch_content(store, artifact, generation, batch, owners)
+        except (NotFoundError, CorruptDataError, CannotEvolveError) as error:
+            unreadable[batch] = str(error)
+    return content, unreadable
 
 
 def _batch_content(
     store: BlobStore,
-    manifest: Manifest,
+    artifact: _Artifact,
     generation: Generation,
     batch: str,
     owners: dict[str, str],
 ) -> _Content:
     content, columns = _Content(), generation.columns
-    outcomes = read_outcomes(store, manifest)
-    ids: list[Any] = outcomes["record_id"].to_pylist()
-    foreign = [record_id for record_id in ids if owners.get(record_id) != batch]
+    manifest, outcomes = artifact.manifest, artifact.outcomes
+    foreign = [record_id for record_id in artifact.record_ids if owners.get(record_id) != batch]
     if foreign:
         outcomes = outcomes.filter(pc.invert(_is_in(outcomes["record_id"], foreign)))
     for digest in _outcome_digests(outcomes):
@@ -322,4 +392,4 @@ def _is_in(values: pa.ChunkedArray[Any], chosen: list[str]) -> Any:
 
 def _outcome_digests(lines: pa.Table) -> Iterator[bytes]:
     """One digest per record of what became of it."""
-    return line_digests([one_array(lines[name]) for name in ("record_id", "status", "reason")])
+    return line_digests([one_array(lines[name]) for name in _OUTCOME_FIELDS])

@@ -36,7 +36,7 @@ from feature_pipeline.projections.generation import (
 )
 from feature_pipeline.projections.indexes import are_declared, follow_indexes
 from feature_pipeline.projections.progress import compare_progress, current_entries
-from feature_pipeline.projections.proof import prove_generation
+from feature_pipeline.projections.proof import Proof, prove_generation
 from feature_pipeline.projections.switch import switch, wait_for_older_snapshots
 from feature_pipeline.projections.table_spec import TableSpec
 from feature_pipeline.projections.view import is_shown
@@ -302,9 +302,15 @@ def _prove(
     if not proof.has_equal_content:
         raise ProjectionError(
             f"table {spec.name!r}: generation {building.relation} was not switched to:"
-            f" {proof.summary()}; load these batches again with `feature-pipeline rebuild --batch`"
+            f" {proof.summary()}; {_remedy(proof)}"
         )
     return progress
+
+
+def _remedy(proof: Proof) -> str:
+    if proof.unreadable:
+        return "the archive is damaged: `feature-pipeline verify` names what is wrong with it"
+    return "load these batches again with `feature-pipeline rebuild --batch`"
 
 
 def _late(connection: Connection, state: TableState) -> tuple[str, ...]:

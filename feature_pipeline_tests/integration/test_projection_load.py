@@ -436,6 +436,35 @@ def test_a_proof_of_some_batches_finds_what_is_wrong_in_them(
     assert not prove(archive.store, database, spec).is_equal
 
 
+@pytest.mark.parametrize("part", ["manifest", "outcomes", "rows"])
+def test_a_proof_names_what_it_cannot_read_and_proves_the_rest(
+    archive, database, connection, part
+) -> None:
+    from feature_pipeline.archive.read import read_manifest
+
+    archive.add("b0", {"r0": [FULL], "shared": [FULL]})
+    archive.add("b1", {"r1": [FULL], "shared": [FULL, FULL]})
+    archive.add("b2", {"r2": [FULL]})
+    archive.add("b3", {"r3": [FULL], "r1": "no more"})
+    spec = archive.spec()
+    [report, *_] = list(load_batches(archive.store, database, spec))
+    manifest = archive.heads()["b1"].manifest
+    digest = manifest
+    if part != "manifest":
+        digest = read_manifest(archive.store, manifest).blobs[part].digest
+    archive.store.delete(layout.blob(digest))
+    table = sql.Identifier("feature_pipeline", report.generation)
+    connection.execute(sql.SQL("update {} set count = 0 where record_id = 'r2'").format(table))
+
+    for chosen in (None, ["b1", "b2"]):
+        proof = prove(archive.store, database, spec, chosen)
+        assert not proof.is_equal
+        assert proof.unequal_batches == ("b1", "b2")
+        assert list(proof.unreadable) == ["b1"]
+        assert "; batch 'b1': " in proof.summary()
+        assert f"no object {layout.blob(digest)!r}" in proof.summary()
+
+
 def test_the_digest_of_the_table_is_the_one_in_the_manifest(archive, database) -> None:
     from feature_pipeline.archive.read import read_manifest
 

@@ -219,7 +219,7 @@ def test_what_is_damaged_does_not_keep_the_rest_from_coming_back(
             for report in recover_table(loaded.store, instance, database, loaded.hooks["counts"]):
                 reports.append(report.batch)
 
-        with pytest.raises(CorruptDataError, match="artifacts of 2 batches") as raised:
+        with pytest.raises(CorruptDataError, match="2 damaged or incomplete") as raised:
             recover()
         assert "batch 'b1'" in str(raised.value)
         assert "batch 'b2'" in str(raised.value)
