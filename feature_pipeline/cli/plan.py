@@ -63,4 +63,5 @@ def plan_lines(plan: TablePlan) -> list[str]:
     if len(plan.refused) > SHOWN:
         lines.append(f"  refused: {len(plan.refused) - SHOWN:,} batches more")
     lines.extend(f"  refused: {violation}" for violation in plan.violations)
+    lines.extend(f"  refused: the switch, because {reason}" for reason in plan.blocked)
     return lines

@@ -80,6 +80,17 @@ where c.oid = any(%s::oid[]) and r.ev_class is distinct from c.oid
 order by 1"""
 
 
+_COLUMNS_USED: Final = """
+select distinct o.type || ' ' || o.identity, a.attname
+from pg_depend d
+join pg_rewrite r on r.oid = d.objid and r.ev_class <> d.refobjid
+join pg_attribute a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid
+cross join lateral pg_identify_object('pg_class'::regclass, r.ev_class, 0) o
+where d.classid = 'pg_rewrite'::regclass and d.refclassid = 'pg_class'::regclass
+    and d.refobjid = %(root)s and d.refobjsubid > 0
+order by 1, 2"""
+
+
 @dataclass(frozen=True, slots=True)
 class Grant:
     """One privilege of one role on a view, or on one of its columns; `grantee` None is public."""
@@ -156,17 +167,27 @@ def check_restorable(views: Sequence[View]) -> None:
     Raises:
         ConflictError: Not so; names them and why.
     """
-    reasons = []
-    for view in views:
-        if not view.can_restore:
-            reasons.append(f"{view.label} belongs to {view.owner!r}")
-        reasons += [f"{view.label} has {what}" for what in view.unknown]
-    if reasons:
+    if reasons := unrestorable(views):
         raise ConflictError(
             "dropped or changed columns mean that views on the table are made again, and these"
             f" cannot be: {'; '.join(reasons)}. Drop them, or let the pipeline's role be a member"
             " of their owners' roles"
         )
+
+
+def unrestorable(views: Sequence[View]) -> list[str]:
+    """Why some of these could not be dropped and made again as they were; names them."""
+    reasons = []
+    for view in views:
+        if not view.can_restore:
+            reasons.append(f"{view.label} belongs to {view.owner!r}")
+        reasons += [f"{view.label} has {what}" for what in view.unknown]
+    return reasons
+
+
+def columns_used(connection: Connection, root: View) -> list[tuple[str, str]]:
+    """Per view that reads `root` itself and column of `root` that it uses: both names."""
+    return connection.execute(_COLUMNS_USED, {"root": root.oid}).fetchall()
 
 
 def drop_view(connection: Connection, view: View) -> None:

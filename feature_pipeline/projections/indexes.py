@@ -69,18 +69,24 @@ def _patience(connection: Connection) -> Iterator[None]:
             connection.execute("reset lock_timeout")
 
 
-def index_changes(
+def missing_indexes(
     connection: Connection, generation: Generation | None, spec: TableSpec
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What `follow_indexes` would build and drop: as people declared them, and by name."""
+) -> tuple[IndexDefinition, ...]:
+    """The declared indexes that `follow_indexes` would build; all if there is no generation."""
     if generation is None:
-        return tuple(describe_index(index) for index in spec.indexes), ()
-    wanted, existing = _wanted(generation, spec), _existing(connection, generation)
-    added = [index for name, index in wanted.items() if not existing.get(name, False)]
-    return (
-        tuple(describe_index(index) for index in added),
-        tuple(sorted(existing.keys() - wanted.keys())),
-    )
+        return spec.indexes
+    existing = _existing(connection, generation)
+    wanted = _wanted(generation, spec)
+    return tuple(index for name, index in wanted.items() if not existing.get(name, False))
+
+
+def surplus_indexes(
+    connection: Connection, generation: Generation | None, spec: TableSpec
+) -> tuple[str, ...]:
+    """The names of the indexes that `follow_indexes` would drop."""
+    if generation is None:
+        return ()
+    return tuple(sorted(_existing(connection, generation).keys() - _wanted(generation, spec)))
 
 
 def describe_index(index: IndexDefinition) -> str:
@@ -93,7 +99,10 @@ def describe_index(index: IndexDefinition) -> str:
 
 def are_declared(connection: Connection, generation: Generation, spec: TableSpec) -> bool:
     """Whether the generation's indexes are those that are declared."""
-    return _existing(connection, generation) == dict.fromkeys(_wanted(generation, spec), True)
+    return not (
+        missing_indexes(connection, generation, spec)
+        or surplus_indexes(connection, generation, spec)
+    )
 
 
 def _wanted(generation: Generation, spec: TableSpec) -> dict[str, IndexDefinition]:

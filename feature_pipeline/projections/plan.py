@@ -6,6 +6,7 @@ doing it (`generation`, `load`).
 
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -23,10 +24,9 @@ from feature_pipeline.archive.read import read_manifest, read_rows
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.columns import Column
 from feature_pipeline.hooks.definition import IndexDefinition
-from feature_pipeline.projections import evolve
+from feature_pipeline.projections import dependents, evolve, table_schema
 from feature_pipeline.projections.bookkeeping import all_progress
 from feature_pipeline.projections.database import READ_SCHEMA, Connection, Database, fetch_value
-from feature_pipeline.projections.dependents import read_views
 from feature_pipeline.projections.generation import (
     Generation,
     TableState,
@@ -34,13 +34,18 @@ from feature_pipeline.projections.generation import (
     is_followed,
     read_table,
 )
-from feature_pipeline.projections.indexes import index_changes
+from feature_pipeline.projections.indexes import (
+    are_declared,
+    describe_index,
+    missing_indexes,
+    surplus_indexes,
+)
 from feature_pipeline.projections.prepare import prepare_batch
 from feature_pipeline.projections.progress import compare_progress, current_entries
 from feature_pipeline.projections.switch import renames_in_place
 from feature_pipeline.projections.table_spec import TableSpec
 from feature_pipeline.projections.upcast import CannotEvolveError
-from feature_pipeline.projections.view import is_shown
+from feature_pipeline.projections.view import is_shown, kept_names
 
 _SAMPLED_BATCHES: Final = 3
 _SERVER_FACTOR: Final = 2.0
@@ -71,8 +76,9 @@ class PlanAction(StrEnum):
 class TablePlan:
     """What would change, what it costs, and what would be refused.
 
-    `refused` gives the reason per batch that does not fit, `violations` what unique indexes
-    would refuse, `remade_views` the views that are dropped and made again at the switch.
+    `refused` gives the reason per batch that does not fit, `violations` what indexes would refuse,
+    `remade_views` the views that are dropped and made again at the switch, `blocked` what depends
+    on the table and would keep it from being switched.
     """
 
     table: str
@@ -90,11 +96,12 @@ class TablePlan:
     seconds: float = 0.0
     refused: Mapping[str, str] = field(default_factory=dict)
     violations: tuple[str, ...] = ()
+    blocked: tuple[str, ...] = ()
 
     @property
     def is_refused(self) -> bool:
         """Whether the table could not be completed as declared."""
-        return bool(self.refused or self.violations)
+        return bool(self.refused or self.violations or self.blocked)
 
     def to_json(self) -> dict[str, Any]:
         """The plan for programs."""
@@ -114,6 +121,7 @@ class TablePlan:
             "seconds": round(self.seconds, 1),
             "refused": dict(self.refused),
             "violations": list(self.violations),
+            "blocked": list(self.blocked),
         }
 
 
@@ -121,8 +129,9 @@ def plan_table(store: BlobStore, database: Database, spec: TableSpec) -> TablePl
     """Everything that the next runs of the table asset would do. Nothing is changed.
 
     Every manifest that would be loaded is read; rows are read only where a rule or an upcaster
-    depends on values. Unique indexes are tried on the live table's rows, if it has their columns;
-    those on new columns are tried when they are built, before the switch.
+    depends on values. Indexes are tried on the live table's rows as the wanted columns show them.
+    What only artifacts can say, as a column that the live table lacks and they hold, is found when
+    the index is built, before the switch.
 
     Raises:
         ConflictError: Another hook's table has this name.
@@ -137,16 +146,16 @@ def plan_table(store: BlobStore, database: Database, spec: TableSpec) -> TablePl
             return TablePlan(spec.name, action)
         pending = _pending(connection, wanted, heads)
         live = None if state is None else state.live
-        added, dropped = index_changes(connection, wanted or live, spec)
-        table_bytes = None
+        missing = missing_indexes(connection, wanted or live, spec)
+        surplus = surplus_indexes(connection, wanted or live, spec)
+        manifests = _manifests(store, pending)
+        to_build = missing if wanted is not None else spec.indexes
+        violations = _violations(connection, live, spec, to_build, manifests, wanted is None)
+        table_bytes = None if live is None else _table_bytes(connection, live)
         views: tuple[str, ...] = ()
-        violations: tuple[str, ...] = ()
-        if live is not None:
-            table_bytes = _table_bytes(connection, live)
-            violations = tuple(_violations(connection, live, spec))
-            if action in {PlanAction.BUILD, PlanAction.CATCH_UP}:
-                views = tuple(_remade_views(connection, spec, live))
-    manifests = _manifests(store, pending)
+        blocked: tuple[str, ...] = ()
+        if live is not None and action in {PlanAction.BUILD, PlanAction.CATCH_UP}:
+            views, blocked = _views(connection, spec, live)
     rows = sum(manifest.counts.rows for manifest in manifests.values())
     before = spec.columns if live is None else live.columns
     return TablePlan(
@@ -155,8 +164,8 @@ def plan_table(store: BlobStore, database: Database, spec: TableSpec) -> TablePl
         added=tuple(_added(before, spec.columns)),
         dropped=tuple(_dropped(before, spec.columns)),
         changed=tuple(_changed(before, spec.columns)),
-        indexes_added=added,
-        indexes_dropped=dropped,
+        indexes_added=tuple(describe_index(index) for index in missing),
+        indexes_dropped=surplus,
         remade_views=views,
         batches=len(pending),
         rows=rows,
@@ -165,6 +174,7 @@ def plan_table(store: BlobStore, database: Database, spec: TableSpec) -> TablePl
         seconds=_estimate(store, spec, pending, manifests),
         refused=_refused(store, spec, manifests),
         violations=violations,
+        blocked=blocked,
     )
 
 
@@ -190,9 +200,12 @@ def _action(
     compared = compare_progress(heads, all_progress(connection, wanted.id))
     if compared.batches_to_load():
         return PlanAction.LOAD, wanted
-    added, dropped = index_changes(connection, wanted, spec)
-    is_adjusted = added or dropped or not is_followed_now or not is_shown(connection, spec.name)
-    return (PlanAction.ADJUST if is_adjusted else PlanAction.NOTHING), wanted
+    is_as_declared = (
+        is_followed_now
+        and are_declared(connection, wanted, spec)
+        and is_shown(connection, spec.name)
+    )
+    return (PlanAction.NOTHING if is_as_declared else PlanAction.ADJUST), wanted
 
 
 def _pending(
@@ -314,44 +327,139 @@ def _table_bytes(connection: Connection, live: Generation) -> float | None:
     return size / rows if rows else None
 
 
-def _remade_views(connection: Connection, spec: TableSpec, live: Generation) -> list[str]:
+def _views(
+    connection: Connection, spec: TableSpec, live: Generation
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The views that the switch would make again, and what would keep it from doing so."""
     if renames_in_place(live.columns, spec.columns):
-        return []
-    views = read_views(connection, sql.Identifier(READ_SCHEMA, spec.name))
-    return [view.label for view in views[1:]]
+        return (), ()
+    root, *others = views = dependents.read_views(
+        connection, sql.Identifier(READ_SCHEMA, spec.name)
+    ) or (None,)
+    if root is None:  # somebody dropped it
+        return (), ()
+    names = kept_names(live.columns, spec.columns)
+    blocked = dependents.unrestorable([view for view in views if view is not None])
+    for user, column in dependents.columns_used(connection, root):
+        # It is made again as it was written, under the names that columns have now.
+        if (name := names.get(column)) != column:
+            becomes = "is dropped" if name is None else f"is then named {name!r}"
+            blocked.append(f"{user} uses column {column!r}, which {becomes}")
+    for user in dependents.users_of(connection, root.identifier, *(v.identifier for v in others)):
+        if not user.startswith(("view ", "materialized view ")):
+            blocked.append(f"{user} cannot be made again")
+    return tuple(view.label for view in others), tuple(blocked)
 
 
-def _violations(connection: Connection, live: Generation, spec: TableSpec) -> list[str]:
-    kinds = {column.name: column.kind for column in live.columns}
-    same = {c.name for c in spec.columns if kinds.get(c.name) == c.kind} | {"record_id", "batch"}
-    found = []
-    for index in spec.indexes:
-        if index.unique and (index.expression is not None or same.issuperset(index.columns)):
-            found += _duplicates(connection, live, index)
-    return found
+def _violations(
+    connection: Connection,
+    live: Generation | None,
+    spec: TableSpec,
+    indexes: Iterable[IndexDefinition],
+    manifests: Mapping[str, Manifest],
+    is_all: bool,
+) -> tuple[str, ...]:
+    """Why these indexes could not be built.
+
+    Args:
+        connection: To the table's database.
+        live: What is read.
+        spec: What is wanted.
+        indexes: To be built.
+        manifests: Of artifacts that would be loaded.
+        is_all: Whether these are all current artifacts.
+    """
+    none = sql.SQL("select {} where false").format(sql.SQL(", ").join(_no_values(spec)))
+    rows = None if live is None else _live_rows(live, spec, manifests.values(), is_all)
+    found: list[str] = []
+    for index in indexes:
+        try:
+            _try_index(connection, none, index)
+            # A column may be one of which only the artifacts know what it holds.
+            with suppress(psycopg.errors.UndefinedColumn):
+                found += [] if rows is None else _try_index(connection, rows, index)
+        except (psycopg.ProgrammingError, psycopg.DataError) as error:
+            reason = error.diag.message_primary or str(error)
+            found.append(f"index {_label(index)} cannot be built: {reason}")
+    return tuple(found)
 
 
-def _duplicates(connection: Connection, live: Generation, index: IndexDefinition) -> list[str]:
+def _no_values(spec: TableSpec) -> Iterable[sql.Composable]:
+    kinds = table_schema.column_kinds(spec.columns)
+    for name, kind in kinds.items():
+        typed = sql.SQL("integer") if kind == "ordinal" else table_schema.type_name(kind)
+        yield sql.SQL("null::{} as {}").format(typed, sql.Identifier(name))
+
+
+def _live_rows(
+    live: Generation, spec: TableSpec, manifests: Iterable[Manifest], is_all: bool
+) -> sql.Composable | None:
+    """The rows that are read now as the wanted columns would show them; None if nobody can say.
+
+    Without the columns whose values are in artifacts and not in the live table.
+    """
+    if spec.upcasters != live.upcasters:
+        return None
+    try:
+        mappings = evolve.map_columns(live.columns, spec.columns)
+    except CannotEvolveError:
+        return None
+    written = [{column.name: column for column in manifest.columns} for manifest in manifests]
+    chosen = [sql.Identifier(name) for name in table_schema.column_kinds(())]
+    parts: list[sql.Composable] = list(chosen)
+    for source, column in ((mapping.written, mapping.column) for mapping in mappings):
+        if source is not None:
+            value: sql.Composable = sql.Identifier(source.name)
+        elif is_all and not any(find_source(columns, column) for columns in written):
+            value = sql.Literal(column.default_value)
+        else:
+            continue
+        parts.append(
+            sql.SQL("({})::{} as {}").format(
+                value, table_schema.type_name(column.kind), sql.Identifier(column.name)
+            )
+        )
+    return sql.SQL("select {} from {}").format(sql.SQL(", ").join(parts), live.identifier)
+
+
+def _try_index(connection: Connection, rows: sql.Composable, index: IndexDefinition) -> list[str]:
+    """Keys of a unique index that are there more than once; of any other, none, if it can be made.
+
+    Raises:
+        psycopg.ProgrammingError: The index is not one on these columns.
+        psycopg.DataError: Its expression has no value for one of the rows.
+    """
     keys: list[sql.Composable] = [sql.Identifier(name) for name in index.columns]
     if index.expression is not None:
         keys = [sql.SQL("({})").format(sql.SQL(index.expression))]
+    names = [sql.Identifier(f"key_{number}") for number in range(len(keys))]
+    keyed = sql.SQL("(select {} from ({}) wanted where {}) keyed").format(
+        sql.SQL(", ").join(
+            sql.SQL("{} as {}").format(key, name) for key, name in zip(keys, names, strict=True)
+        ),
+        rows,
+        sql.SQL("true" if index.where is None else index.where),
+    )
+    if not index.unique:
+        counts = sql.SQL(", ").join(sql.SQL("count({})").format(name) for name in names)
+        connection.execute(sql.SQL("select {} from {}").format(counts, keyed))
+        return []
     # A unique index takes two NULLs for different.
-    condition = sql.SQL(" and ").join(sql.SQL("{} is not null").format(key) for key in keys)
-    if index.where is not None:
-        condition = sql.SQL("{} and ({})").format(condition, sql.SQL(index.where))
     query = sql.SQL(
-        "select array[{texts}], count(*) from {table} where {condition}"
-        " group by {keys} having count(*) > 1 order by 2 desc limit {shown}"
+        "select array[{texts}], count(*) from {keyed} where {there} group by {names}"
+        " having count(*) > 1 order by 2 desc limit {shown}"
     ).format(
-        texts=sql.SQL(", ").join(sql.SQL("{}::text").format(key) for key in keys),
-        table=live.identifier,
-        condition=condition,
-        keys=sql.SQL(", ").join(keys),
+        texts=sql.SQL(", ").join(sql.SQL("{}::text").format(name) for name in names),
+        keyed=keyed,
+        there=sql.SQL(" and ").join(sql.SQL("{} is not null").format(name) for name in names),
+        names=sql.SQL(", ").join(names),
         shown=sql.Literal(_SHOWN),
     )
-    name = index.name or ", ".join(index.columns) or index.expression
-    try:
-        rows = connection.execute(query).fetchall()
-    except psycopg.errors.UndefinedColumn:
-        return []  # an expression over a column that is new
-    return [f"unique index {name}: {', '.join(key)} is there {count} times" for key, count in rows]
+    return [
+        f"unique index {_label(index)}: {', '.join(key)} is there {count} times"
+        for key, count in connection.execute(query).fetchall()
+    ]
+
+
+def _label(index: IndexDefinition) -> str:
+    return index.name or index.expression or ", ".join(index.columns)

@@ -45,6 +45,11 @@ def column_kinds(columns: Sequence[Column]) -> dict[str, str]:
     return fixed | {column.name: column.kind for column in columns}
 
 
+def type_name(kind: str) -> sql.SQL:
+    """The SQL type of a declared column's kind."""
+    return sql.SQL(_TYPES[kind]().compile(dialect=_DIALECT))
+
+
 def create_table(relation: str, columns: Sequence[Column]) -> sql.SQL:
     """DDL of a generation: typed columns, primary key (record_id, ordinal)."""
     return _ddl(CreateTable(_table(relation, columns)))

@@ -100,7 +100,8 @@ def test_a_plan_says_what_would_change_and_changes_nothing(archive, database, co
     assert plan.changed == ("label is renamed to title",)
     assert plan.indexes_added == ("unique btree (title)",)
     assert plan.remade_views == ("view public.mine",)
-    assert (plan.batches, plan.rows, plan.is_refused) == (3, 3, False)
+    assert (plan.batches, plan.rows, plan.refused, plan.violations) == (3, 3, {}, ())
+    assert plan.blocked == ("view public.mine uses column 'label', which is then named 'title'",)
     assert plan.table_bytes
     assert objects(connection) == before
 
@@ -120,6 +121,76 @@ def test_a_plan_names_what_would_be_refused(archive, database) -> None:
     assert plan.violations == ("unique index labels: l1 is there 2 times",)
     with pytest.raises(CannotEvolveError):
         load_all(archive, database)
+
+
+def test_a_plan_tries_indexes_on_columns_that_are_new_renamed_or_retyped(
+    archive, database, connection
+) -> None:
+    for record_id in ("x", "y"):
+        archive.add(record_id, {record_id: [{"label": "Same", "count": 0}]})
+    load_all(archive, database)
+    archive.columns = (
+        Column(name="title", type="string", renamed_from="label"),
+        Column(name="count", type="number"),
+        NOTE,
+    )
+    indexes = (
+        IndexDefinition(columns=("title",), unique=True, name="renamed"),
+        IndexDefinition(expression="lower(title)", unique=True, where="count < 1", name="lowered"),
+        IndexDefinition(columns=("count",), unique=True, name="retyped"),
+        IndexDefinition(columns=("note",), unique=True, where="title <> 'l1'", name="defaulted"),
+        IndexDefinition(columns=("note", "title", "record_id"), unique=True, name="fine"),
+        IndexDefinition(expression="1 / count", name="halves"),
+        IndexDefinition(expression="lower(labell)", name="misspelt"),
+        IndexDefinition(expression="point(count, 1)", method="gist", name="without_equality"),
+    )
+
+    plan = plan_table(archive.store, database, archive.spec(indexes=indexes))
+
+    assert plan.violations == (
+        "unique index renamed: Same is there 2 times",
+        "unique index lowered: same is there 2 times",
+        "unique index retyped: 0 is there 3 times",
+        "unique index defaulted: none is there 4 times",
+        "index halves cannot be built: division by zero",
+        'index misspelt cannot be built: column "labell" does not exist',
+    )
+    # what the table lacks and the artifacts hold, nobody can say without reading them
+    archive.say("x", {"x": [{"title": "Same", "count": 0, "note": "own"}]})
+    plan = plan_table(archive.store, database, archive.spec(indexes=indexes[3:5]))
+    assert plan.violations == ()
+    archive.columns = (LABEL, COUNT)
+    fresh = archive.spec(name="others", indexes=indexes[6:7])
+    assert plan_table(archive.store, database, fresh).violations[0].startswith("index misspelt")
+
+
+def test_a_plan_names_what_would_keep_the_switch_away(archive, database, connection) -> None:
+    load_all(archive, database)
+    connection.execute(
+        """
+        create view public.mine as select label, batch from features.pockets;
+        create view public.counts as select count, label from features.pockets;
+        create view public.ruled as select batch from public.mine;
+        create rule quiet as on insert to public.ruled do instead nothing;
+        create function public.lister() returns setof features.pockets language sql
+            as 'select * from features.pockets';
+        """
+    )
+    archive.columns = (Column(name="title", type="string", renamed_from="label"),)
+
+    plan = plan_table(archive.store, database, archive.spec())
+
+    assert plan.is_refused
+    assert plan.blocked == (
+        "view public.ruled has rule quiet",
+        "view public.counts uses column 'count', which is dropped",
+        "view public.counts uses column 'label', which is then named 'title'",
+        "view public.mine uses column 'label', which is then named 'title'",
+        "function public.lister() cannot be made again",
+    )
+    assert plan.to_json()["blocked"] == list(plan.blocked)
+    archive.columns = (LABEL, COUNT, NOTE)
+    assert plan_table(archive.store, database, archive.spec()).blocked == ()
 
 
 def test_a_plan_tells_settled_loading_adjusting_and_older_code_apart(archive, database) -> None:
