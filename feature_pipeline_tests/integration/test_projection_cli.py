@@ -143,3 +143,29 @@ def test_rows_derived_from_raw_output_again_reach_the_table(project: Project, tm
     assert prove(project.archive.store, project.database, project.archive.spec()).is_equal
     status, text = project.call("rebuild", "--from-raw", "--as-of", "2026-01-01")
     assert (status, "--from-raw makes artifacts of now" in text) == (1, True)
+
+
+def test_sql_leaves_on_the_server_what_is_not_printed(project: Project) -> None:
+    project.json("rebuild")
+    query = "select label, name from pockets, pg_cursors order by 1;"
+    assert project.json("sql", query, "--max-rows", "1") == {
+        "columns": ["label", "name"],
+        "rows": [["l0", "rows"]],
+        "more": 1,
+    }
+    counted = project.json("sql", "select generate_series(1, 100000)", "--max-rows", "0")
+    assert (counted["rows"], counted["more"]) == ([], 100_000)
+    assert "2 rows" in project.call("sql", query)[1]
+    # what no cursor can be declared for
+    assert project.json("sql", "show search_path")["rows"] == [["features, public"]]
+    assert "Scan" in project.call("sql", "explain select * from pockets")[1]
+    assert project.json("sql", "values (1), (2)")["rows"] == [[1], [2]]
+    for wrong, said in (
+        ("selec 1", 'syntax error at or near "selec"'),
+        ("select * from nowhere", 'relation "nowhere" does not exist'),
+        ("set work_mem = '1MB'", "returns no rows"),
+        ("delete from feature_pipeline.tables", "read-only transaction"),
+        ("select 1 / (label = '')::int from pockets", "DivisionByZero"),
+    ):
+        status, text = project.call("sql", wrong)
+        assert (status, said in text) == (1, True), text
