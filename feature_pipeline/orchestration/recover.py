@@ -68,5 +68,7 @@ def recover_table(
 def prove_tables(
     store: BlobStore, database: Database, hooks: Sequence[HookDefinition]
 ) -> dict[str, Proof]:
-    """Per table, its digest beside the archive's."""
-    return {hook.table_name: prove(store, database, table_spec(hook)) for hook in hooks}
+    """Per table, its digest beside the archive's; what a switch has proven is not read again."""
+    return {
+        hook.table_name: prove(store, database, table_spec(hook), may_reuse=True) for hook in hooks
+    }

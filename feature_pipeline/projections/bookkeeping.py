@@ -13,6 +13,7 @@ What belongs here: its DDL, and rows of it as values. Not here: what is done wit
     feature_pipeline.progress       generation, batch -> the artifact its rows come from
     feature_pipeline.outcomes       generation, record -> status, reason, owning batch;
                                     one partition a generation, dropped with it
+    feature_pipeline.proofs         generation -> the last proof of it, and of which state
 
 Outcomes are kept per generation because a generation that is being built owns records by the
 batches *it* has loaded; so what people read in `_outcomes` changes with the view, in one step.
@@ -132,6 +133,19 @@ comment on view features._outcomes is
     'batch that owns the record.';
 """
 
+_PROOFS: Final = """
+create table feature_pipeline.proofs (
+    generation integer primary key references feature_pipeline.generations on delete cascade,
+    state text not null,
+    rows_digest text not null,
+    rows bigint not null,
+    batches bigint not null,
+    proven_at timestamptz not null default now()
+);
+comment on table feature_pipeline.proofs is
+    'The last proof that a generation equals the archive. It holds while the state is the same.';
+"""
+
 
 _SELECT_PROGRESS: Final = """
 select batch, seq, manifest, content_digest, rows_digest, release, release_digest, run, rows,
@@ -185,25 +199,15 @@ def ensure_schemas(connection: Connection) -> None:
             f"schema {BOOKKEEPING_SCHEMA} is of version {version}, this code knows"
             f" {BOOKKEEPING_VERSION}: upgrade, or drop both schemas and rebuild from the archive"
         )
-    if not _is_readable(connection):
+    if not _is_whole(connection):
         with connection.transaction():
             lock(connection, "bookkeeping")
-            if not _is_readable(connection):
-                _ensure_schema(connection, READ_SCHEMA)
-                connection.execute(_OUTCOMES)
+            _complete(connection)
 
 
 def has_bookkeeping(connection: Connection) -> bool:
     """Whether the bookkeeping was created in this database."""
-    # to_regclass() would answer from a cache that is not renewed by waiting for an advisory lock.
-    return bool(
-        fetch_value(
-            connection,
-            "select exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace"
-            " where n.nspname = %s and c.relname = 'bookkeeping')",
-            [BOOKKEEPING_SCHEMA],
-        )
-    )
+    return _exists(connection, BOOKKEEPING_SCHEMA, "bookkeeping")
 
 
 def _bookkeeping_version(connection: Connection) -> int | None:
@@ -213,14 +217,29 @@ def _bookkeeping_version(connection: Connection) -> int | None:
     return int(version)
 
 
-def _is_readable(connection: Connection) -> bool:
-    """Whether the view `_outcomes` is there."""
+def _is_whole(connection: Connection) -> bool:
+    return _exists(connection, READ_SCHEMA, "_outcomes") and _exists(
+        connection, BOOKKEEPING_SCHEMA, "proofs"
+    )
+
+
+def _complete(connection: Connection) -> None:
+    """What somebody dropped, or what earlier code did not make, is there."""
+    if not _exists(connection, READ_SCHEMA, "_outcomes"):
+        _ensure_schema(connection, READ_SCHEMA)
+        connection.execute(_OUTCOMES)
+    if not _exists(connection, BOOKKEEPING_SCHEMA, "proofs"):
+        connection.execute(_PROOFS)
+
+
+def _exists(connection: Connection, schema: str, name: str) -> bool:
+    # to_regclass() would answer from a cache that is not renewed by waiting for an advisory lock.
     return bool(
         fetch_value(
             connection,
             "select exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace"
-            " where n.nspname = %s and c.relname = '_outcomes')",
-            [READ_SCHEMA],
+            " where n.nspname = %s and c.relname = %s)",
+            [schema, name],
         )
     )
 
@@ -235,7 +254,7 @@ def _create(connection: Connection) -> None:
     for schema in (READ_SCHEMA, BOOKKEEPING_SCHEMA):
         _ensure_schema(connection, schema)
     connection.execute(_TABLES)
-    connection.execute(_OUTCOMES)
+    _complete(connection)
     connection.execute(
         "insert into feature_pipeline.bookkeeping values (%s)", [BOOKKEEPING_VERSION]
     )

@@ -32,6 +32,12 @@ from feature_pipeline.projections.progress import (
     compare_progress,
     current_entries,
 )
+from feature_pipeline.projections.proven import (
+    KeptProof,
+    content_state,
+    find_proof,
+    keep_proof,
+)
 from feature_pipeline.projections.read_back import canonical_texts, column_fields, read_back
 from feature_pipeline.projections.table_spec import TableSpec
 from feature_pipeline.projections.upcast import CannotEvolveError
@@ -104,6 +110,8 @@ def prove(
     database: Database,
     spec: TableSpec,
     batches: Collection[str] | None = None,
+    *,
+    may_reuse: bool = False,
 ) -> Proof:
     """Read the live table back in full and compare it with the archive.
 
@@ -117,6 +125,7 @@ def prove(
         batches: Compare the records of these alone, which costs what they are, not what is loaded;
             all that the table holds if None. Rows of a record that none of them has are then not
             looked at.
+        may_reuse: Whether the last full proof will do, if nothing has changed since.
 
     Raises:
         NotFoundError: The table does not exist.
@@ -124,9 +133,30 @@ def prove(
     """
     with database.connect(f"table {spec.name!r}") as connection:
         live = require_table(connection, spec).live
-        proof = prove_generation(store, connection, spec, live, batches)
+        if may_reuse and batches is None:
+            proof = prove_once(store, connection, spec, live)
+        else:
+            proof = prove_generation(store, connection, spec, live, batches)
         is_read = is_shown(connection, spec.name)
     return replace(proof, progress=replace(proof.progress, is_shown=is_read))
+
+
+def prove_once(
+    store: BlobStore, connection: Connection, spec: TableSpec, generation: Generation
+) -> Proof:
+    """The full proof of any generation; the last one, if nothing of what it read has changed."""
+    progress = all_progress(connection, generation.id)
+    withdrawn = tombstones.withdrawn(store, spec.dataset)
+    state = content_state(connection, generation, progress, withdrawn)
+    if kept := find_proof(connection, generation, state):
+        compared = compare_progress(current_entries(store, spec, None), progress)
+        digest = kept.rows_digest
+        return Proof(digest, digest, kept.rows, kept.batches, (), compared)
+    proof = prove_generation(store, connection, spec, generation)
+    if proof.has_equal_content:
+        found = KeptProof(proof.table_digest, proof.rows, proof.batches)
+        keep_proof(connection, generation, state, found)
+    return proof
 
 
 def prove_generation(

@@ -36,7 +36,7 @@ from feature_pipeline.projections.generation import (
 )
 from feature_pipeline.projections.indexes import are_declared, follow_indexes
 from feature_pipeline.projections.progress import compare_progress, current_entries
-from feature_pipeline.projections.proof import Proof, prove_generation
+from feature_pipeline.projections.proof import Proof, prove_once
 from feature_pipeline.projections.switch import switch, wait_for_older_snapshots
 from feature_pipeline.projections.table_spec import TableSpec
 from feature_pipeline.projections.view import is_shown
@@ -298,7 +298,7 @@ def _prove(
 ) -> dict[str, Progress]:
     """The progress of the generation, all of which equals the archive."""
     progress = all_progress(connection, building.id)
-    proof = prove_generation(store, connection, spec, building)
+    proof = prove_once(store, connection, spec, building)
     if not proof.has_equal_content:
         raise ProjectionError(
             f"table {spec.name!r}: generation {building.relation} was not switched to:"

@@ -42,7 +42,7 @@ STEPS = [
     Step("load", "_flush"),
     Step("settle", "follow_indexes"),
     Step("settle", "follow_indexes", is_after=True),
-    Step("settle", "prove_generation", is_after=True),
+    Step("settle", "prove_once", is_after=True),
     Step("settle", "wait_for_older_snapshots", is_after=True),
     Step("switch", "_change_view"),
     Step("switch", "_change_view", is_after=True),
@@ -179,7 +179,7 @@ def own_server() -> Iterator[OwnServer]:
     ("module", "function"),
     [
         (load, "replace_batches"),
-        (settle, "prove_generation"),
+        (settle, "prove_once"),
         (switch, "_change_view"),
         (settle, "drop_superseded"),
     ],

@@ -11,7 +11,7 @@ from feature_pipeline.archive import log
 from feature_pipeline.columns import Column
 from feature_pipeline.errors import ConflictError, ProjectionError
 from feature_pipeline.hooks.definition import IndexDefinition
-from feature_pipeline.projections import generation, indexes, settle, switch
+from feature_pipeline.projections import generation, indexes, proof, settle, switch
 from feature_pipeline.projections.database import Database
 from feature_pipeline.projections.load import load_batch, load_batches
 from feature_pipeline.projections.prepare import prepare_batch
@@ -414,6 +414,40 @@ def test_rows_that_differ_from_the_archive_are_never_switched_to(
         load_batch(archive.store, database, spec, "b2")
 
     assert columns_of(connection) == ["label", "count"]
+
+
+def test_a_generation_is_proven_once_as_long_as_nothing_changes(
+    archive, database, database_url, connection, monkeypatch
+) -> None:
+    """A switch that readers held up, the next run's, and what `recover` prints: one reading."""
+    proven: list[str] = []
+    original = proof.prove_generation
+
+    def counted(store, own, spec, which, *rest):
+        proven.append(which.relation)
+        return original(store, own, spec, which, *rest)
+
+    monkeypatch.setattr(proof, "prove_generation", counted)
+    monkeypatch.setattr(switch, "SNAPSHOT_WAIT_SECONDS", 0.1)
+    archive.columns = (LABEL, COUNT, NOTE)
+    spec = archive.spec()
+    with (
+        transaction_of(database_url, "select * from features.pockets"),
+        pytest.raises(ConflictError, match="still open"),
+    ):
+        load_all(archive, database)
+    load_all(archive, database)
+    again = prove(archive.store, database, spec, may_reuse=True)
+
+    live = relations(connection)[-1]
+    assert proven == [live]
+    assert again.is_equal
+    assert again == prove(archive.store, database, spec)
+    for damage in ("update features.pockets set count = count", "delete from features.pockets"):
+        connection.execute(damage.encode())
+        prove(archive.store, database, spec, may_reuse=True)
+    assert proven == [live] * 4
+    assert not prove(archive.store, database, spec, may_reuse=True).is_equal
 
 
 @contextmanager

@@ -45,7 +45,7 @@ DEATHS = (
     (replace, "replace_batch"),
     (replace, "write_progress"),
     (settle, "follow_indexes"),
-    (settle, "prove_generation"),
+    (settle, "prove_once"),
     (settle, "wait_for_older_snapshots"),
     (settle, "switch"),
     (settle, "drop_superseded"),
