@@ -1,4 +1,4 @@
-"""Tables that lost what Dagster calls loaded: their check says so.
+"""Tables that lost what Dagster calls loaded, or the view it is read by: their check says so.
 
 Belongs here: tables that are made on request, which nothing loads again by itself. Not here: tables
 that are always loaded, whose batches `reconcile` asks for. Dagster cannot unsay a materialization.
@@ -29,8 +29,10 @@ def judge_unloaded(
     spec = table_spec(definition)
     key = table_key(definition.dataset, spec.name)
     loaded = instance.get_materialized_partitions(key)
-    missing = check_progress(store, database, spec).missing if loaded else ()
-    unloaded = [batch for batch in missing if batch in loaded]
+    unloaded: list[str] = []
+    if loaded:
+        progress = check_progress(store, database, spec)
+        unloaded = sorted(loaded.intersection(progress.missing) if progress.is_shown else loaded)
     check = dg.AssetCheckKey(key, PROGRESS_CHECK)
     if unloaded[:NAMED_BATCHES] != next(said_before(instance, check, _UNLOADED), []):
         instance.report_runless_asset_event(_evaluation(check, spec.name, unloaded))

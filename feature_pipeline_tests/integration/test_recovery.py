@@ -289,6 +289,12 @@ def test_a_table_on_request_that_lost_its_rows_is_named_by_its_check(loaded: Pip
         assert loaded.run(TABLE, batch, checks=False).success
         assert evaluations()[0] == (not said, said)
     assert reconciled().is_empty()
+    with loaded.database.connect("test") as connection:
+        connection.execute("drop view features.counts")
+    assert reconciled().unloaded == {TABLE.to_user_string(): ["b1", "b2", "b3"]}
+    assert loaded.run(TABLE, "b2", checks=False).success
+    assert evaluations()[0] == (True, [])
+    assert reconciled().is_empty()
 
 
 def test_what_a_table_lacks_is_requested_as_one_backfill(loaded: Pipeline):
