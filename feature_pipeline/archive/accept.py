@@ -5,7 +5,7 @@ What belongs here: the checks and the verdict. Not here: the inbox's documents (
 mechanics of appending (`log.append`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final, assert_never
@@ -31,7 +31,12 @@ from feature_pipeline.archive.log import BatchEntry, FeatureEntry, ReleaseEntry,
 from feature_pipeline.archive.manifest import BlobRef, Manifest
 from feature_pipeline.archive.publish import check_same_batch
 from feature_pipeline.archive.threads import WORKERS, map_threads
-from feature_pipeline.archive.tombstones import withdrawn
+from feature_pipeline.archive.tombstones import (
+    TombstoneEntry,
+    barred_since,
+    tombstones,
+    withdrawn_by,
+)
 from feature_pipeline.errors import (
     ConflictError,
     CorruptDataError,
@@ -81,7 +86,7 @@ class _Round:
     workers: int = WORKERS
     """Requests at once within one entry; 1 where the entries themselves are settled at once."""
     _releases: dict[tuple[str, str], list[ReleaseEntry]] = field(default_factory=dict)
-    _withdrawn: dict[str, set[str]] = field(default_factory=dict)
+    _tombstones: dict[str, list[TombstoneEntry]] = field(default_factory=dict)
 
     def release(self, dataset: str, hook: str, seq: int) -> ReleaseEntry | None:
         known = self._releases.get((dataset, hook), [])
@@ -91,9 +96,12 @@ class _Round:
         return known[seq - layout.FIRST_SEQ] if layout.FIRST_SEQ <= seq <= len(known) else None
 
     def withdrawn(self, dataset: str) -> set[str]:
-        if dataset not in self._withdrawn:
-            self._withdrawn[dataset] = withdrawn(self.store, dataset)
-        return self._withdrawn[dataset]
+        return withdrawn_by(self.tombstones(dataset))
+
+    def tombstones(self, dataset: str) -> list[TombstoneEntry]:
+        if dataset not in self._tombstones:
+            self._tombstones[dataset] = tombstones(self.store, dataset)
+        return self._tombstones[dataset]
 
 
 def settle(store: BlobStore, entry: InboxEntry) -> Accepted | Waiting | Quarantined:
@@ -173,6 +181,7 @@ def _accept_batch(acceptance: _Round, submission: Submission) -> tuple[BatchEntr
         )
     ids = [record.id for record in batch.records]
     check_not_withdrawn(batch.dataset, ids, acceptance.withdrawn(batch.dataset))
+    _check_not_erased_since(submission, ids, acceptance.tombstones(batch.dataset))
     refs = [
         BlobRef(digest=file.blob, size=file.size)
         for record in batch.records
@@ -197,6 +206,18 @@ def _accept_batch(acceptance: _Round, submission: Submission) -> tuple[BatchEntr
 
     prefix = layout.batch_log(batch.dataset, batch.key)
     return log.append(store, prefix, BatchEntry, decide, known)
+
+
+def _check_not_erased_since(
+    submission: Submission, ids: Collection[str], said: Collection[TombstoneEntry]
+) -> None:
+    """Only what is submitted after the lift may bring a withdrawn record back."""
+    if broken := barred_since(said, submission.submitted_at).intersection(ids):
+        raise InvalidInputError(
+            f"batch {submission.batch!r} of dataset {submission.dataset!r} was submitted"
+            f" {submission.submitted_at:%Y-%m-%d %H:%M} UTC, and record {min(broken)!r} was erased"
+            " and allowed again since: submit the batch again"
+        )
 
 
 def accept(store: BlobStore, completion: Completion) -> FeatureEntry:
@@ -321,7 +342,14 @@ def _known_batch(store: BlobStore, manifest: Manifest) -> RecordBatch:
             f"artifact of run {manifest.run.id}: batch {manifest.batch!r} of dataset"
             f" {manifest.dataset!r} is not known yet"
         )
-    if manifest.batch_digest not in {entry.digest for entry in entries}:
+    known = [entry.digest for entry in entries]
+    if manifest.batch_digest in known[:-1]:
+        raise InvalidInputError(
+            f"artifact of run {manifest.run.id}: records were erased from batch {manifest.batch!r}"
+            f" of dataset {manifest.dataset!r} since it was planned; `feature-pipeline erase"
+            f" --dataset {manifest.dataset}` takes them out of it while they are withdrawn"
+        )
+    if manifest.batch_digest not in known:
         raise InvalidInputError(
             f"artifact of run {manifest.run.id}: it was made of {manifest.batch_digest}, batch"
             f" {manifest.batch!r} of dataset {manifest.dataset!r} is {entries[-1].digest}"

@@ -36,7 +36,7 @@ def check_artifact(
     One outcome per record of the batch and no others; rows only of records that passed, their
     ordinals from 0; the declared columns, required ones never null, at most one row where the
     cardinality is one; counts and digests computed again equal the manifest's; no record
-    withdrawn. Of a failed run only the presence of its blobs is asked.
+    withdrawn. Of a failed run the presence of its blobs is asked, and that no record is withdrawn.
 
     Raises:
         NotFoundError: A blob is missing.
@@ -47,6 +47,9 @@ def check_artifact(
     # Rows and outcomes are read, which says more than asking whether they are there.
     others = [ref for name, ref in manifest.blobs.items() if name not in {ROWS, OUTCOMES}]
     check_present(store, others, what, workers)
+    # Of a failed run too: what it left names the records that it was given.
+    given = [record.id for record in batch.records]
+    check_not_withdrawn(manifest.dataset, given, withdrawn)
     if manifest.is_failed:
         return
     check_columns(manifest.columns)
@@ -64,7 +67,6 @@ def check_artifact(
             f"{what}: its tables say {content.content_digest} ({content.counts}), its manifest"
             f" {manifest.content_digest} ({manifest.counts})"
         )
-    check_not_withdrawn(manifest.dataset, ids, withdrawn)
 
 
 def _decoded(store: BlobStore, manifest: Manifest, what: str) -> tuple[list[Outcome], Content]:

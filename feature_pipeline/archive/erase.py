@@ -19,7 +19,7 @@ from feature_pipeline.archive import blobs, inbox, layout, log, read
 from feature_pipeline.archive.blob_store import JSON_MEDIA_TYPE, BlobStore
 from feature_pipeline.archive.documents import utc_now
 from feature_pipeline.archive.erasures import Erased, ErasureEntry, erasures
-from feature_pipeline.archive.inbox import Completion, Submission
+from feature_pipeline.archive.inbox import InboxEntry, Submission
 from feature_pipeline.archive.log import BatchEntry, FeatureEntry, Verdict
 from feature_pipeline.archive.objects import State
 from feature_pipeline.archive.reachable import reach
@@ -333,18 +333,21 @@ class _Pass:
         replaced = []
         for entry in inbox.waiting(self.store):
             with self._reporting(f"inbox entry {entry.id}"):
-                if self._leave_successor(entry.content, f"inbox entry {entry.id}"):
+                if self._leave_successor(entry, f"inbox entry {entry.id}"):
                     replaced.append(f"{layout.INBOX}{entry.id}")
         for info in self.store.list_objects(layout.QUARANTINE):
             with self._reporting(info.key):
                 held = inbox.read_quarantined(self.store, info.key)
-                content = inbox.read_entry(held.id, held.left_at, held.entry.encode()).content
-                if self._leave_successor(content, f"quarantined entry {held.id}"):
+                entry = inbox.read_entry(held.id, held.left_at, held.entry.encode())
+                if self._leave_successor(entry, f"quarantined entry {held.id}"):
                     replaced.append(info.key)
         return replaced
 
-    def _leave_successor(self, content: Submission | Completion | None, where: str) -> bool:
-        if content is None or content.dataset != self.dataset:
+    def _leave_successor(self, entry: InboxEntry, where: str) -> bool:
+        content = entry.content
+        if content is None:
+            raise InvalidInputError(f"{entry.problem}; whether it names a record is not known")
+        if content.dataset != self.dataset:
             return False
         if isinstance(content, Submission):
             return self._leave_submission(content)

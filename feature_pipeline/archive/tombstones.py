@@ -5,6 +5,7 @@ archive holds of it (`erase`).
 """
 
 from collections.abc import Collection
+from datetime import datetime
 from enum import StrEnum
 
 from pydantic import Field
@@ -48,13 +49,28 @@ def tombstones(store: BlobStore, dataset: str) -> list[TombstoneEntry]:
 
 def withdrawn(store: BlobStore, dataset: str) -> set[str]:
     """The ids of the records that are withdrawn now."""
-    return _withdrawn_by(tombstones(store, dataset))
+    return withdrawn_by(tombstones(store, dataset))
 
 
-def _withdrawn_by(entries: Collection[TombstoneEntry]) -> set[str]:
+def withdrawn_by(entries: Collection[TombstoneEntry]) -> set[str]:
+    """The ids of the records that are withdrawn after these entries."""
     ids: set[str] = set()
     for entry in entries:
         entry.apply(ids)
+    return ids
+
+
+def barred_since(entries: Collection[TombstoneEntry], instant: datetime) -> set[str]:
+    """The ids of the records that what was submitted at `instant` may not have.
+
+    Those that are withdrawn, and those that were allowed again only after it.
+    """
+    ids: set[str] = set()
+    for entry in entries:
+        if entry.action is TombstoneAction.LIFT and entry.made_at <= instant:
+            ids.difference_update(entry.record_ids)
+        else:
+            ids.update(entry.record_ids)
     return ids
 
 
@@ -84,7 +100,7 @@ def _append(
         raise InvalidInputError(f"dataset {dataset!r}: no record ids to {action.value}")
 
     def decide(entries: list[TombstoneEntry]) -> TombstoneEntry:
-        already = _withdrawn_by(entries)
+        already = withdrawn_by(entries)
         if entries and entries[-1].action is action and entries[-1].record_ids == ids:
             return entries[-1]
         if action is TombstoneAction.LIFT and (absent := set(ids) - already):

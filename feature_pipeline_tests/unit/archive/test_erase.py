@@ -256,6 +256,52 @@ def test_a_run_that_ends_after_the_erasure(care):
     clean(store)
 
 
+def test_what_was_made_before_the_erasure_does_not_come_back_after_a_lift(care):
+    store = care.store
+    batch = care.submit(care.batch_of("b1", ("a", SECRET)))
+    release = care.release()
+    head = care.compute(batch, release, "x")
+    late = care.run(batch, release, "late", base=1)
+    early = submission_of(care.batch_of("b2", ("n", SECRET)))
+    erase(store, DATASET, [SECRET], "asked for")
+    tombstones.lift(store, DATASET, [SECRET], "allowed again")
+    # Whoever holds the batch in memory, or stored it again, has no more right to it.
+    log.blobs.put_blob(store, batch.encode())
+    new = care.batch_of("b2", ("n", SECRET))
+    care.submit(care.batch_of("b3", ("n", SECRET)))  # what comes after the lift stores their bytes
+    log.blobs.put_blob(store, new.encode())
+    publish.announce(store, late)
+    inbox.leave(store, early)
+    settled = accept.settle_all(store, accept.waiting(store))
+    assert ["erased" in s.reason for s in settled] == [True, True]
+    assert log.head(store, DATASET, HOOK, "b1").base == head.base
+    assert log.batch_entries(store, DATASET, "b2") == []
+    inbox.discard(store, [entry.id for entry in settled])
+    care.submit(new)
+    care.compute(new, release, "new")
+
+
+def test_a_failed_run_of_a_withdrawn_record_is_not_accepted(care):
+    """What it left names the record, as what a run that went well says does."""
+    store = care.store
+    batch = care.submit(care.batch_of("b1", ("a", SECRET)))
+    failed = care.artifact(
+        batch,
+        care.release(),
+        raw={"features.jsonl": raw_lines(["a", SECRET])},
+        failure=FailureInfo(kind="exit", reason=f"died at {SECRET}", exit_code=3),
+    )
+    completion = care.completion(failed)
+    tombstones.withdraw(store, DATASET, [SECRET], "asked for")
+    with pytest.raises(InvalidInputError, match="withdrawn"):
+        accept.accept(store, completion)
+    publish.announce(store, completion)
+    assert finish_erasing(store, DATASET).waiting == 1
+    [settled] = accept.settle_all(store, accept.waiting(store))
+    assert settled.entry.verdict is Verdict.FAILED
+    assert all(k.startswith("log/") for k in holds(store, SECRET.encode()) if "inbox" not in k)
+
+
 def test_an_artifact_accepted_in_spite_of_the_tombstone_is_found(care, monkeypatch):
     """An acceptor that read the tombstones before the withdrawal may still append."""
     store = care.store
@@ -354,9 +400,9 @@ def test_what_others_left_in_the_archive_is_named_and_the_rest_is_erased(care):
         store.create(key, data)
     report = erase(store, DATASET, [SECRET], "asked for")
     assert report.batches == ["b2", "b3"]
-    assert len(report.problems) == 3
+    assert len(report.problems) == 4
     said = " ".join(report.problems)
-    for key in ("b1/notes.txt", "b2/0000000002", "quarantine/qqqqqqqq"):
+    for key in ("b1/notes.txt", "b2/0000000002", "inbox/odd name", "quarantine/qqqqqqqq"):
         assert key in said
     head = log.head(store, DATASET, HOOK, "b3")
     assert raw_lines(["ab3"], "x") == read.read_raw(
