@@ -22,8 +22,10 @@ from feature_pipeline.archive.inbox import Completion as Completion
 from feature_pipeline.archive.inbox import CompletionStatus
 from feature_pipeline.archive.inbox import InboxEntry as InboxEntry
 from feature_pipeline.archive.inbox import Submission as Submission
+from feature_pipeline.archive.inbox import list_waiting as list_waiting
 from feature_pipeline.archive.inbox import quarantine as quarantine
 from feature_pipeline.archive.inbox import quarantined as quarantined
+from feature_pipeline.archive.inbox import read_waiting as read_waiting
 from feature_pipeline.archive.inbox import remove as remove
 from feature_pipeline.archive.inbox import requeue as requeue
 from feature_pipeline.archive.inbox import waiting as waiting

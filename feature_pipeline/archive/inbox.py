@@ -103,13 +103,22 @@ def leave(store: BlobStore, content: C) -> C:
     return type(content).decode(stored, f"{key} in {store.identity}")
 
 
-def waiting(store: BlobStore, limit: int | None = None) -> list[InboxEntry]:
-    """What waits: batches before completions, each oldest first; at most `limit`."""
-    infos = sorted(
+def waiting(store: BlobStore) -> list[InboxEntry]:
+    """What waits: batches before completions, each oldest first."""
+    return read_waiting(store, list_waiting(store))
+
+
+def list_waiting(store: BlobStore) -> list[ObjectInfo]:
+    """The objects of what waits, in the order of `waiting`; none of them is read."""
+    return sorted(
         store.list_objects(layout.INBOX),
         key=lambda i: (not _is_batch(i.key), i.modified_at, i.key),
     )
-    entries = map_threads(lambda info: _read(store, info), infos[:limit])
+
+
+def read_waiting(store: BlobStore, infos: Iterable[ObjectInfo]) -> list[InboxEntry]:
+    """The entries of those that still wait, in the order given."""
+    entries = map_threads(lambda info: _read(store, info), infos)
     return [entry for entry in entries if entry is not None]
 
 

@@ -15,7 +15,7 @@ from typing import Final
 from feature_pipeline.archive import accept, publish
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.log import FeatureEntry
-from feature_pipeline.archive.publish import PublishedArtifact
+from feature_pipeline.archive.publish import CompletionStatus, PublishedArtifact
 from feature_pipeline.compute.execute import Execution, completion_of
 from feature_pipeline.errors import OutcomeUnknownError, StoreUnavailableError
 
@@ -37,6 +37,7 @@ def keep(
     execution: Execution,
     dagster_run_id: str | None,
     say: Callable[[str], None],
+    is_cancelled: Callable[[], bool],
     patience_seconds: float = PATIENCE_SECONDS,
 ) -> Kept:
     """The execution's artifact stands in its batch's log. Idempotent.
@@ -46,6 +47,7 @@ def keep(
         execution: What a hook run left; its files are read.
         dagster_run_id: Who asked for it.
         say: Told each time the store is waited for.
+        is_cancelled: Whether somebody cancelled the run by now: what it says becomes history.
         patience_seconds: How long a store may give no answer before the wait is given up.
 
     Raises:
@@ -56,7 +58,8 @@ def keep(
     while True:
         try:
             published = publish.publish_artifact(store, execution.artifact)
-            completion = completion_of(execution, published.manifest_digest, dagster_run_id)
+            status = CompletionStatus.CANCELLED if is_cancelled() else None
+            completion = completion_of(execution, published.manifest_digest, dagster_run_id, status)
             publish.announce(store, completion)
             return Kept(published, accept.accept(store, completion))
         except (StoreUnavailableError, OutcomeUnknownError) as error:

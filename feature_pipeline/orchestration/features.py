@@ -105,12 +105,17 @@ class DagsterMonitor:
         at = time.monotonic()
         if not self._is_cancelled and (now or at - self._checked_at >= self.CHECK_SECONDS):
             self._checked_at = at
-            run = self._context.instance.get_run_by_id(self._context.run.run_id)
-            self._is_cancelled = run is not None and run.status in {
-                dg.DagsterRunStatus.CANCELING,
-                dg.DagsterRunStatus.CANCELED,
-            }
+            self._is_cancelled = is_cancelled(self._context.instance, self._context.run.run_id)
         return self._is_cancelled
+
+
+def is_cancelled(instance: dg.DagsterInstance, run_id: str) -> bool:
+    """Whether somebody asked for the run to be cancelled."""
+    run = instance.get_run_by_id(run_id)
+    return run is not None and run.status in {
+        dg.DagsterRunStatus.CANCELING,
+        dg.DagsterRunStatus.CANCELED,
+    }
 
 
 def _request_id(context: dg.AssetExecutionContext, config: HookRunConfig) -> str:

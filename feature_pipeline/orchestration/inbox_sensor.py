@@ -10,7 +10,7 @@ which changes nothing, and loses none.
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import dagster as dg
@@ -23,9 +23,9 @@ from feature_pipeline.archive.accept import (
     Submission,
     Waiting,
 )
-from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.blob_store import BlobStore, ObjectInfo
 from feature_pipeline.archive.log import FeatureEntry
-from feature_pipeline.archive.publish import Completion
+from feature_pipeline.archive.publish import Completion, CompletionStatus
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.errors import CorruptDataError, NotFoundError
 from feature_pipeline.hooks.definition import HookDefinition
@@ -80,15 +80,7 @@ def settle_inbox(
     outlived = take_outlived(store, instance, folder)
     tick.waiting.extend(outlived.waiting)
     tick.unusable.extend(outlived.unusable)
-    entries = []
-    for entry in accept.waiting(store):
-        if isinstance(entry.content, Completion) and _run_is_alive(
-            instance, entry.content.dagster_run_id
-        ):
-            tick.waiting.append(f"{entry.id}: its Dagster run is still alive")
-        else:
-            entries.append(entry)
-    chosen = _chosen(entries, limit)
+    chosen = _usable(store, instance, tick, _chosen(accept.list_waiting(store), limit))
     batches: dict[str, list[tuple[InboxEntry, Submission]]] = {}
     completions: dict[tuple[str, str], list[tuple[InboxEntry, Completion]]] = {}
     settled = accept.settle_all(store, chosen)
@@ -108,12 +100,46 @@ def settle_inbox(
     return tick
 
 
-def _chosen(entries: Sequence[InboxEntry], limit: int) -> Sequence[InboxEntry]:
+def _chosen(infos: Sequence[ObjectInfo], limit: int) -> Sequence[ObjectInfo]:
     """At most `limit`, from both ends: what cannot be accepted yet does not hold up what can."""
-    if len(entries) <= limit:
-        return entries
+    if len(infos) <= limit:
+        return infos
     oldest = limit // 2
-    return [*entries[:oldest], *entries[oldest - limit :]]
+    return [*infos[:oldest], *infos[oldest - limit :]]
+
+
+def _usable(
+    store: BlobStore, instance: dg.DagsterInstance, tick: InboxTick, infos: Sequence[ObjectInfo]
+) -> list[InboxEntry]:
+    """The entries that no live Dagster run cares for; the others are noted as waiting."""
+    entries = accept.read_waiting(store, infos)
+    runs = _runs(instance, entries)
+    usable = []
+    for entry in entries:
+        run_id = entry.content.dagster_run_id if isinstance(entry.content, Completion) else None
+        run = None if run_id is None else runs.get(run_id)
+        if run is None:
+            usable.append(entry)
+        elif run.is_finished:
+            usable.append(_as_ended(entry, run))
+        else:
+            tick.waiting.append(f"{entry.id}: its Dagster run is still alive")
+    return usable
+
+
+def _runs(instance: dg.DagsterInstance, entries: Sequence[InboxEntry]) -> dict[str, dg.DagsterRun]:
+    said = (e.content.dagster_run_id for e in entries if isinstance(e.content, Completion))
+    ids = sorted({run_id for run_id in said if run_id is not None})
+    found = instance.get_runs(dg.RunsFilter(run_ids=ids)) if ids else []
+    return {run.run_id: run for run in found}
+
+
+def _as_ended(entry: InboxEntry, run: dg.DagsterRun) -> InboxEntry:
+    """The entry, its completion cancelled if its run was: the hook may have ended before that."""
+    if run.status is not dg.DagsterRunStatus.CANCELED or not isinstance(entry.content, Completion):
+        return entry
+    cancelled = entry.content.model_copy(update={"status": CompletionStatus.CANCELLED})
+    return replace(entry, content=cancelled)
 
 
 def _report_batches(
@@ -195,11 +221,6 @@ def _note(tick: InboxTick, entry: InboxEntry, settled: Accepted | Waiting | Quar
     else:
         tick.quarantined.append(f"{entry.id}: {settled.reason}")
     return False
-
-
-def _run_is_alive(instance: dg.DagsterInstance, run_id: str | None) -> bool:
-    run = instance.get_run_by_id(run_id) if run_id else None
-    return run is not None and not run.is_finished
 
 
 def inbox_sensor(hooks: Sequence[HookDefinition]) -> dg.SensorDefinition:

@@ -30,7 +30,11 @@ from feature_pipeline.errors import (
     StoreUnavailableError,
 )
 from feature_pipeline.hooks.definition import HookDefinition
-from feature_pipeline.orchestration.features import DEFINITION_METADATA, ComputedFeatures
+from feature_pipeline.orchestration.features import (
+    DEFINITION_METADATA,
+    ComputedFeatures,
+    is_cancelled,
+)
 from feature_pipeline.orchestration.metadata import (
     artifact_metadata,
     attempts_table,
@@ -136,7 +140,8 @@ class FeatureIOManager(dg.ConfigurableIOManager):
 
         Raises:
             Failure: The hook run failed; its output and log are in the archive.
-            ConflictError: A newer release or run has become current meanwhile.
+            ConflictError: A newer release or run has become current meanwhile, or this run was
+                cancelled.
         """
         if not isinstance(obj, ComputedFeatures):
             raise InvalidInputError(
@@ -166,7 +171,14 @@ class FeatureIOManager(dg.ConfigurableIOManager):
         self, context: dg.OutputContext, store: BlobStore, obj: ComputedFeatures, done: Execution
     ) -> None:
         plan = obj.plan
-        kept = keep(store, done, obj.request_id, context.log.warning)
+        instance = context.step_context.instance
+        kept = keep(
+            store,
+            done,
+            obj.request_id,
+            context.log.warning,
+            lambda: is_cancelled(instance, obj.request_id),
+        )
         published, entry, failure = kept.published, kept.entry, done.artifact.failure
         if failure is not None:
             raise dg.Failure(
@@ -183,8 +195,8 @@ class FeatureIOManager(dg.ConfigurableIOManager):
         if entry.verdict is not Verdict.CURRENT:
             raise ConflictError(
                 f"hook run {entry.completion} of batch {plan.batch.key!r} is {entry.verdict}: a"
-                " newer one is current, and it was kept as history; materialize the partition again"
-                " to see the newest"
+                " newer one is current, or this one was cancelled, and it was kept as history;"
+                " materialize the partition again to see the newest"
             )
         self._report(context, store, obj, (entry.manifest, published.manifest))
 

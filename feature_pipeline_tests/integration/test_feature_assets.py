@@ -7,10 +7,15 @@ import pytest
 
 from feature_pipeline.archive import log, read
 from feature_pipeline.archive.log import Verdict
-from feature_pipeline.archive.publish import Completion, CompletionStatus, announce
+from feature_pipeline.archive.publish import (
+    Completion,
+    CompletionStatus,
+    announce,
+    publish_artifact,
+)
 from feature_pipeline.compute import keep as keep_module
 from feature_pipeline.digest import Digest
-from feature_pipeline.errors import OutcomeUnknownError, StoreUnavailableError
+from feature_pipeline.errors import NotFoundError, OutcomeUnknownError, StoreUnavailableError
 from feature_pipeline.orchestration.features import IO_MANAGER_KEY, DagsterMonitor
 from feature_pipeline.orchestration.inbox_sensor import settle_inbox
 from feature_pipeline.orchestration.io_manager import FeaturePartitions
@@ -246,6 +251,34 @@ def test_an_interrupted_worker_asks_anew_whether_it_is_cancelled(submitted: Pipe
     assert seen == [False, False, True]
 
 
+@pytest.mark.parametrize("acceptor", ["its worker", "the sensor"])
+def test_what_a_run_said_that_was_cancelled_at_its_end_is_history(
+    submitted: Pipeline, monkeypatch: pytest.MonkeyPatch, acceptor: str
+):
+    """The hook had ended, so nothing stopped it; the cancellation came before the acceptance."""
+
+    def cancelled_meanwhile(store, artifact):
+        run = submitted.instance.get_run_by_id(artifact.run.dagster_run_id)
+        submitted.instance.report_run_canceling(run)
+        return publish_artifact(store, artifact)
+
+    def dies(store, completion):
+        raise NotFoundError("the worker is gone")
+
+    if acceptor == "its worker":
+        monkeypatch.setattr(keep_module.publish, "publish_artifact", cancelled_meanwhile)
+    else:
+        monkeypatch.setattr(keep_module.accept, "accept", dies)
+    result = submitted.run(COUNTS, "b1")
+    assert not result.success
+    if acceptor == "the sensor":
+        # A worker that was killed does not write that it failed.
+        submitted.instance.report_run_canceled(result.dagster_run)
+        assert submitted.tick().accepted == 1
+    (entry,) = log.read_log(submitted.store, DATASET, "counts", "b1")
+    assert entry.verdict is Verdict.SUPERSEDED
+
+
 def test_an_unparsable_file_fails_the_run_and_is_kept(submitted: Pipeline):
     submitted.add_hook(
         code="""
@@ -436,7 +469,9 @@ def test_a_record_without_files_may_have_any_id(submitted: Pipeline):
     assert (said["passed"], said["errored"]) == (2, 0)
 
 
-def test_entries_that_cannot_be_accepted_yet_do_not_hold_up_others(submitted: Pipeline):
+def test_entries_that_cannot_be_accepted_yet_do_not_hold_up_others(
+    submitted: Pipeline, monkeypatch: pytest.MonkeyPatch
+):
     submitted.tick()
     for number in range(6):
         completion = Completion(
@@ -453,7 +488,10 @@ def test_entries_that_cannot_be_accepted_yet_do_not_hold_up_others(submitted: Pi
         announce(submitted.store, completion)
     assert submitted.run(COUNTS, "b1").success, "its completion is the last that waits"
 
+    read, get = [], submitted.store.get
+    monkeypatch.setattr(submitted.store, "get", lambda key, *a: (read.append(key), get(key, *a))[1])
     tick = settle_inbox(submitted.store, submitted.archive_uri, submitted.instance, limit=4)
+    assert len([key for key in read if key.startswith("inbox/")]) == 4, "only what it handles"
 
     assert len(tick.waiting) == 3
     assert tick.removed == 1

@@ -403,8 +403,10 @@ class TestSettling:
         assert "checksum" in entries[0].problem
         assert isinstance(accept.settle(scene.store, entries[0]), Waiting)
 
-    def test_at_most_so_many(self, scene, waiting):
-        assert inbox.waiting(scene.store, limit=1) == waiting[:1]
+    def test_some_of_them(self, scene, waiting):
+        infos = inbox.list_waiting(scene.store)
+        accept.remove(scene.store, waiting[0].id)
+        assert inbox.read_waiting(scene.store, infos[:2]) == waiting[1:2]
 
     def test_removed_entries_do_not_wait(self, scene, waiting):
         for entry in waiting:
