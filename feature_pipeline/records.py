@@ -6,7 +6,7 @@ the word in `source`.
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Annotated, Final, Self
 
@@ -187,7 +187,7 @@ class RecordBatch:
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        """The batch stored as `data`.
+        """The batch stored as `data`; its digest is that of these bytes, whoever wrote them.
 
         Raises:
             InvalidInputError: `data` is not a batch document, or of a newer `spec_version`.
@@ -198,10 +198,10 @@ class RecordBatch:
             document = BatchDocument.model_validate(content)
         except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
             raise InvalidInputError(f"not a batch document: {error}") from error
-        return cls.of(document)
+        return replace(cls.of(document), digest=Digest.of(data))
 
     def encode(self) -> bytes:
-        """The canonical bytes that `digest` names."""
+        """The canonical bytes: those that `digest` names, unless others were decoded."""
         return document_bytes(self.document.model_dump(mode="json"))
 
     @property

@@ -200,7 +200,7 @@ def _accept_batch(acceptance: _Round, submission: Submission) -> tuple[BatchEntr
             seq=layout.FIRST_SEQ,
             dataset=batch.dataset,
             batch=batch.key,
-            digest=batch.digest,
+            digest=submission.digest,
             source=batch.document.source,
             records=len(batch.records),
             submitted_at=submission.submitted_at,

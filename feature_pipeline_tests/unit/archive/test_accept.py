@@ -10,6 +10,7 @@ from feature_pipeline.archive.accept import Accepted, Quarantined, Waiting
 from feature_pipeline.archive.log import Verdict
 from feature_pipeline.archive.manifest import ROWS, FailureInfo
 from feature_pipeline.archive.publish import CompletionStatus, publish_artifact
+from feature_pipeline.archive.verify import verify
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import (
     ConflictError,
@@ -251,6 +252,25 @@ class TestBatches:
         assert log.read_batch(scene.store, DATASET, "b1") == batch
         assert log.batches(scene.store, DATASET) == {"b1": entry}
         assert log.datasets(scene.store) == [DATASET]
+
+    def test_a_batch_written_by_somebody_else_keeps_the_digest_of_its_bytes(self, scene):
+        """Other writers space JSON as they like; what was submitted is what is logged and read."""
+        data = json.dumps(json.loads(make_batch().encode()), indent=1).encode()
+        digest = log.blobs.put_blob(scene.store, data).digest
+        assert digest != make_batch().digest
+        submission = inbox.leave(
+            scene.store,
+            publish.Submission(
+                dataset=DATASET, batch="b1", digest=digest, source=make_batch().document.source
+            ),
+        )
+        assert accept.accept_batch(scene.store, submission).digest == digest
+        batch = log.read_batch(scene.store, DATASET, "b1")
+        assert (batch.digest, batch.records) == (digest, make_batch().records)
+        accept.accept(scene.store, scene.completion(scene.artifact(batch, scene.release())))
+        assert verify(scene.store).is_clean
+        [again] = accept.settle_all(scene.store, accept.waiting(scene.store)[:1])
+        assert isinstance(again, Accepted)
 
     def test_submitting_again_is_the_same_submission(self, scene):
         first = publish.submit_batch(scene.store, make_batch(), {})
