@@ -4,6 +4,7 @@ Belongs here: turning Dagster's contexts into arguments and results into metadat
 hashing, parsing, S3 or SQL.
 """
 
+import logging
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -42,6 +43,8 @@ from feature_pipeline.orchestration.metadata import (
     preview,
 )
 from feature_pipeline.orchestration.resources import ArchiveResource
+
+logger = logging.getLogger(__name__)
 
 ALLOW_MISSING = "allow_missing_partitions"
 """Metadata of an input, as of Dagster's own IO managers: batches without features are skipped."""
@@ -167,17 +170,25 @@ class FeatureIOManager(dg.ConfigurableIOManager):
             if obj.workspace is not None:
                 obj.workspace.cleanup()
 
+    def _is_cancelled(self, context: dg.OutputContext, run_id: str) -> bool:
+        try:
+            return is_cancelled(context.step_context.instance, run_id)
+        except Exception as error:  # noqa: BLE001 - whatever Dagster's storage raises
+            # Not by Dagster's log, which is where it cannot write. The output is announced all the
+            # same: that needs no orchestrator.
+            logger.warning("whether run %s was cancelled cannot be asked: %s", run_id, error)
+            return False
+
     def _publish(
         self, context: dg.OutputContext, store: BlobStore, obj: ComputedFeatures, done: Execution
     ) -> None:
         plan = obj.plan
-        instance = context.step_context.instance
         kept = keep(
             store,
             done,
             obj.request_id,
             context.log.warning,
-            lambda: is_cancelled(instance, obj.request_id),
+            lambda: self._is_cancelled(context, obj.request_id),
         )
         published, entry, failure = kept.published, kept.entry, done.artifact.failure
         if failure is not None:
