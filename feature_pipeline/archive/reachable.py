@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 from feature_pipeline.archive import blobs, layout, log
 from feature_pipeline.archive.blob_store import BlobStore, StoredObject
 from feature_pipeline.archive.documents import NewerVersionError
-from feature_pipeline.archive.erasures import Erased, ErasureEntry
+from feature_pipeline.archive.erasures import Erased, ErasureEntry, erased
 from feature_pipeline.archive.examine import DocumentReader
 from feature_pipeline.archive.inbox import (
     Completion,
@@ -23,6 +23,7 @@ from feature_pipeline.archive.inbox import (
 from feature_pipeline.archive.log import BatchEntry, FeatureEntry, LogEntry, StoredRelease
 from feature_pipeline.archive.manifest import LOG, OUTCOMES, RAW, ROWS, Manifest
 from feature_pipeline.archive.objects import (
+    Finding,
     ObjectKind,
     Reached,
     Reference,
@@ -72,7 +73,16 @@ def reach(
         walk.read_waiting()
     walk.read_logs()
     walk.follow()
+    walk.forget_erased_since()
     return walk.reached
+
+
+def erased_since(store: BlobStore, scope: Scope, reached: Reached) -> set[str]:
+    """The keys of what an erasure deleted, or was about to, that began after `reach`."""
+    datasets = [scope.dataset] if scope.dataset else store.list_folders(layout.ERASURE_LOGS)
+    now = {digest for dataset in datasets for digest in erased(store, dataset).blobs}
+    before = {digest for said in reached.erasures.values() for digest in said.blobs}
+    return {layout.blob(digest) for digest in now - before}
 
 
 class _Walk(DocumentReader):
@@ -138,7 +148,7 @@ class _Walk(DocumentReader):
 
     def _is_erased(self, digest: Digest) -> bool:
         known = [self.planned, *self.reached.erasures.values()]
-        return any(digest in erased.manifests or digest in erased.batches for erased in known)
+        return any(digest in said.manifests or digest in said.batches for said in known)
 
     def read_waiting(self) -> None:
         """The inbox and the quarantine, wherever an entry is by the time it is read.
@@ -334,6 +344,16 @@ class _Walk(DocumentReader):
         map_threads(self._follow_manifest, list(self._named_by), self.workers)
         map_threads(self._follow_batch, list(self._batches), self.workers)
 
+    def forget_erased_since(self) -> None:
+        """What an erasure deleted while the walk went on is no loss."""
+        if not any(map(_is_missing_blob, self.reached.findings)):
+            return
+        gone = erased_since(self.store, self.scope, self.reached)
+        for finding in list(self.reached.findings):
+            if _is_missing_blob(finding) and finding.key in gone:
+                self.reached.findings.remove(finding)
+                self.reached.erased[layout.parse_blob(finding.key)] = finding.named_by
+
     def _probe_unknown(self, digest: Digest) -> None:
         """Whatever a blob is that an unreadable document names, what it names is kept too."""
         named_by = self._unknown[digest]
@@ -428,6 +448,10 @@ class _Walk(DocumentReader):
             for file in record.files:
                 where = f"{named_by}: record {record.id!r}, file {file.name!r}"
                 self.reached.add(Reference(ObjectKind.RECORD_FILE, file.blob, file.size, where))
+
+
+def _is_missing_blob(finding: Finding) -> bool:
+    return finding.state is State.MISSING and finding.key.startswith(layout.BLOBS)
 
 
 def _is_document(decode: Callable[[], object]) -> bool:

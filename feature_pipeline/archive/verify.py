@@ -16,7 +16,6 @@ from datetime import datetime
 from feature_pipeline.archive import blobs, layout
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.documents import utc_now
-from feature_pipeline.archive.erasures import erased
 from feature_pipeline.archive.objects import (
     Finding,
     ObjectKind,
@@ -25,7 +24,7 @@ from feature_pipeline.archive.objects import (
     Scope,
     State,
 )
-from feature_pipeline.archive.reachable import reach
+from feature_pipeline.archive.reachable import erased_since, reach
 from feature_pipeline.archive.threads import WORKERS, map_threads
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import (
@@ -149,7 +148,7 @@ def verify(
     map_threads(reading.read, chosen, workers)
     found = [*reached.findings, *reading.findings, *_not_erased(store, scope, reached)]
     findings = list({finding.key: finding for finding in reversed(found)}.values())
-    kept, erased_since = _without_erased_since(store, reached, findings)
+    kept, erased_since = _without_erased_since(store, scope, reached, findings)
     return VerifyReport(
         scope=scope,
         started_at=started_at,
@@ -233,15 +232,12 @@ def _not_erased(store: BlobStore, scope: Scope, reached: Reached) -> list[Findin
 
 
 def _without_erased_since(
-    store: BlobStore, reached: Reached, findings: Sequence[Finding]
+    store: BlobStore, scope: Scope, reached: Reached, findings: Sequence[Finding]
 ) -> tuple[list[Finding], int]:
     """The findings, but for what an erasure deleted while they were made."""
     missing = [f for f in findings if f.state is State.MISSING and f.key.startswith(layout.BLOBS)]
     if not missing:
         return list(findings), 0
-    datasets = store.list_folders(layout.ERASURE_LOGS)
-    now = {digest for dataset in datasets for digest in erased(store, dataset).blobs}
-    before = {digest for said in reached.erasures.values() for digest in said.blobs}
-    since = {layout.blob(digest) for digest in now - before}
+    since = erased_since(store, scope, reached)
     kept = [f for f in findings if f.state is not State.MISSING or f.key not in since]
     return kept, len(findings) - len(kept)

@@ -11,7 +11,7 @@ from feature_pipeline.archive.gc import GcScope, collect_garbage, read_marks
 from feature_pipeline.archive.verify import verify
 from feature_pipeline.errors import ConflictError, CorruptDataError, InvalidInputError
 from feature_pipeline_tests.fixtures.care import CareScene, aged, all_keys, everything
-from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, FailingStore
+from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, At, FailingStore
 
 ALL = GcScope.everything()
 DAY = timedelta(days=1)
@@ -141,6 +141,15 @@ def test_what_a_batch_relies_on_is_not_deleted_by_a_collection_that_looked_befor
     monkeypatch.setattr(gc, "_delete", delete)
     collect(care)
     assert is_stored(care, digest)
+
+
+@pytest.mark.parametrize("call", range(2, 24, 3))
+def test_an_erasure_beside_it_is_no_loss(care, call):
+    """Whatever it deletes while the roots are followed was not lost."""
+    store = At(care.store, call, lambda: erase(care.store, DATASET, ["r1"], "asked for"))
+    gc.make_mark(store, ALL, workers=1)
+    assert store.calls >= call
+    assert verify(care.store).is_clean
 
 
 def test_what_came_to_be_needed_between_the_marks_stays(care, clock):
