@@ -148,7 +148,7 @@ def verify(
     map_threads(reading.read, chosen, workers)
     found = [*reached.findings, *reading.findings, *_not_erased(store, scope, reached)]
     findings = list({finding.key: finding for finding in reversed(found)}.values())
-    kept, erased_since = _without_erased_since(store, scope, reached, findings)
+    kept, gone_since = _without_erased_since(store, scope, reached, findings)
     return VerifyReport(
         scope=scope,
         started_at=started_at,
@@ -157,7 +157,7 @@ def verify(
         blobs=len(named),
         blobs_read=len(chosen),
         bytes_read=reached.bytes_read + reading.bytes_read,
-        erased=len(_gone(reached)) + erased_since,
+        erased=len(_gone(reached)) + gone_since,
         findings=tuple(sorted(kept, key=lambda f: (f.state, f.kind, f.key))),
         sample=sample,
         seed=seed,

@@ -52,7 +52,7 @@ class Acceptance(RuleBasedStateMachine):
 
     @rule(limit=st.sampled_from([1, 3, None]))
     def accept(self, limit):
-        for entry in accept.waiting(self.store, limit):
+        for entry in accept.waiting(self.store)[:limit]:
             settled = accept.settle(self.store, entry)
             if isinstance(settled, accept.Accepted) and isinstance(
                 entry.content, accept.Completion
