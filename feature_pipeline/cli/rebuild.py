@@ -18,7 +18,12 @@ from feature_pipeline.cli.instance import dagster_instance
 from feature_pipeline.cli.output import Output, json_option
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.compute.decode_again import decode_hook_again
-from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.errors import (
+    ConflictError,
+    CorruptDataError,
+    InvalidInputError,
+    ProjectionError,
+)
 from feature_pipeline.hooks.definition import HookDefinition
 from feature_pipeline.projections.database import Database
 from feature_pipeline.projections.load import LoadReport
@@ -70,6 +75,8 @@ def rebuild(
     are written again in the table that is read. The Dagster instance of DAGSTER_HOME is told what
     was loaded; without one the tables are rebuilt all the same.
 
+    What goes wrong with one table stops no other: it is named at the end, with status 1.
+
     With --from-raw, today's decoder reads the raw output of the current artifacts before. Where it
     says something else than the artifact did, a successor becomes current in the archive; nothing
     is computed.
@@ -107,6 +114,8 @@ def rebuild(
         ],
     )
     output.result({"tables": results, "is_dagster_told": instance is not None})
+    if problems := [result["problem"] for result in results if result["problem"]]:
+        raise click.ClickException("\n".join(problems))
 
 
 def _instance(stack: ExitStack, output: Output) -> "DagsterInstance | None":
@@ -159,6 +168,42 @@ def _rebuild(
     tell: _Tell | None,
 ) -> dict[str, Any]:
     started = time.monotonic()
+    rows = loaded = 0
+    problem = None
+    try:
+        for report in _loads(store, database, spec, batches, workers, output, tell):
+            loaded += 1
+            rows += report.rows
+    except (ProjectionError, ConflictError, CorruptDataError) as error:
+        problem = str(error)
+    seconds = time.monotonic() - started
+    return {
+        "table": spec.name,
+        "batches": loaded,
+        "rows": rows,
+        "seconds": round(seconds, 1),
+        "rows_per_second": round(rows / seconds),
+        "state": "not as it should be" if problem else _state(store, database, spec),
+        "problem": problem,
+    }
+
+
+def _state(store: BlobStore, database: Database, spec: TableSpec) -> str:
+    table = table_report(store, database, spec)
+    return "dropped meanwhile" if table is None else table.summary()
+
+
+def _loads(
+    store: BlobStore,
+    database: Database,
+    spec: TableSpec,
+    batches: tuple[str, ...],
+    workers: int,
+    output: Output,
+    tell: _Tell | None,
+) -> Iterator[LoadReport]:
+    """The table is rebuilt, or only these batches of it, beside a progress bar."""
+    started = time.monotonic()
     rows = 0
     if batches:
         count, reports = len(batches), load_again(store, database, spec, batches, workers=workers)
@@ -177,14 +222,5 @@ def _rebuild(
             left = elapsed / done * max(0, count - done)
             steps.describe(f"{spec.name}: {rows / elapsed:,.0f} rows/s, {left:,.0f} s left")
             steps.advance()
+            yield report
         steps.describe(f"{spec.name}: indexed, verified and switched")
-    seconds = time.monotonic() - started
-    table = table_report(store, database, spec)
-    return {
-        "table": spec.name,
-        "batches": count,
-        "rows": rows,
-        "seconds": round(seconds, 1),
-        "rows_per_second": round(rows / seconds),
-        "state": "dropped meanwhile" if table is None else table.summary(),
-    }

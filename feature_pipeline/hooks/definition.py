@@ -479,7 +479,7 @@ class HookDefinition(_Declaration):
             if index.method is IndexMethod.GIN and not is_json:
                 raise ValueError(
                     f"table.indexes: gin is for array and object columns, and {name!r} is neither; "
-                    f"give an expression with its operator class instead"
+                    f"give an expression instead, such as to_tsvector('english', {name})"
                 )
 
     @property

@@ -38,7 +38,12 @@ class Project:
         self.database = Database(url)
         patch.setenv("FEATURE_PIPELINE_DATABASE_URL", url)
         patch.setenv("DAGSTER_HOME", "")
-        patch.setattr(hooks, "project_hooks", lambda: [SimpleNamespace(definition=self.definition)])
+        self.others: list[HookDefinition] = []
+        patch.setattr(
+            hooks,
+            "project_hooks",
+            lambda: [SimpleNamespace(definition=d) for d in (self.definition, *self.others)],
+        )
         for module in (plan, rebuild, rollback):
             patch.setattr(module, "open_archive", lambda: self.archive.store)
         patch.setattr(rebuild, "project_hooks", hooks.project_hooks)
@@ -143,6 +148,23 @@ def test_rows_derived_from_raw_output_again_reach_the_table(project: Project, tm
     assert prove(project.archive.store, project.database, project.archive.spec()).is_equal
     status, text = project.call("rebuild", "--from-raw", "--as-of", "2026-01-01")
     assert (status, "--from-raw makes artifacts of now" in text) == (1, True)
+
+
+def test_a_table_that_cannot_be_rebuilt_keeps_no_other_away(project: Project) -> None:
+    project.json("rebuild")
+    project.others.append(project.definition.model_copy(update={"name": "others"}))
+    project.define({"name": "label", "type": "integer"})
+
+    status, text = project.call("rebuild", "--json")
+
+    assert status == 1
+    printed, _, said = text.partition("Error: ")
+    broken, other = json.loads(printed)["tables"]
+    assert (broken["table"], broken["batches"]) == ("pockets", 0)
+    assert "2 that do not fit its columns" in broken["problem"]
+    assert "2 that do not fit its columns" in said
+    assert (other["table"], other["problem"]) == ("others", None)
+    assert "read from generation others_" in other["state"]
 
 
 def test_sql_leaves_on_the_server_what_is_not_printed(project: Project) -> None:

@@ -603,6 +603,7 @@ def test_indexes_follow_the_definition_without_loading(archive, database, connec
         IndexDefinition(columns=("label",)),
         IndexDefinition(expression="lower(label)", name="lowered"),
         IndexDefinition(columns=("center",), method="gin"),
+        IndexDefinition(expression="to_tsvector('english', label)", method="gin"),
     )
 
     report = load_batch(archive.store, database, archive.spec(indexes=indexes), "b1")
@@ -615,7 +616,12 @@ def test_indexes_follow_the_definition_without_loading(archive, database, connec
         return [row[0].split(" USING ")[1] for row in rows]
 
     assert report.is_unchanged
-    assert sorted(definitions()) == ["btree (label)", "btree (lower(label))", "gin (center)"]
+    assert sorted(definitions()) == [
+        "btree (label)",
+        "btree (lower(label))",
+        "gin (center)",
+        "gin (to_tsvector('english'::regconfig, label))",
+    ]
     load_batch(archive.store, database, archive.spec(indexes=indexes[:1]), "b1")
     assert definitions() == ["btree (label)"]
 
