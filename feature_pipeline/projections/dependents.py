@@ -192,33 +192,45 @@ def columns_used(connection: Connection, root: View) -> list[tuple[str, str]]:
 
 def drop_view(connection: Connection, view: View) -> None:
     """The view is gone; PostgreSQL refuses while anything but a view depends on it."""
-    kind = sql.SQL("materialized view" if view.kind == "m" else "view")
-    connection.execute(sql.SQL("drop {} {}").format(kind, view.identifier))
+    connection.execute(sql.SQL("drop {} {}").format(_kind(view), view.identifier))
+
+
+def lock_view(connection: Connection, view: View) -> None:
+    """Nobody reads or changes the view until the transaction ends.
+
+    `lock table` would lock what it reads as well, and takes no materialized view.
+
+    Raises:
+        psycopg.errors.InsufficientPrivilege: This session is no member of its owner's role.
+    """
+    # It is the owner's already: nothing changes, but the lock is that of a change.
+    connection.execute(_own(view))
+
+
+def create_view(connection: Connection, view: View, *, has_data: bool) -> None:
+    """The view is there again, with its options; this session owns it."""
+    tail = "" if view.kind == "v" else (" with data" if has_data else " with no data")
+    connection.execute(
+        sql.SQL("create {} {} {} as {}{}").format(
+            _kind(view),
+            view.identifier,
+            view_options(view),
+            sql.SQL(view.definition.rstrip().removesuffix(";")),
+            sql.SQL(tail),
+        )
+    )
 
 
 def restore_view(connection: Connection, view: View) -> None:
     """The view is there again: definition, options, owner, grants, comments, triggers, indexes."""
-    kind = sql.SQL("materialized view" if view.kind == "m" else "view")
-    body = view.definition.rstrip().removesuffix(";")
-    tail = "" if view.kind == "v" else (" with data" if view.is_populated else " with no data")
-    connection.execute(
-        sql.SQL("create {} {} {} as {}{}").format(
-            kind,
-            view.identifier,
-            view_options(view),
-            sql.SQL(body),
-            sql.SQL(tail),
-        )
-    )
+    create_view(connection, view, has_data=view.is_populated)
     for statement in (*view.indexes, *view.triggers):
         connection.execute(sql.SQL(statement))
     for column, text in view.comments:
-        connection.execute(_comment(kind, view, column, text))
+        connection.execute(_comment(_kind(view), view, column, text))
     replace_grants(connection, view.identifier, view.grants)
     # Last: whoever gives a view away may change nothing about it any more.
-    connection.execute(
-        sql.SQL("alter {} {} owner to {}").format(kind, view.identifier, sql.Identifier(view.owner))
-    )
+    connection.execute(_own(view))
 
 
 def replace_grants(connection: Connection, view: sql.Identifier, grants: Iterable[Grant]) -> None:
@@ -250,6 +262,16 @@ def view_options(view: View) -> sql.Composable:
         name, _, value = option.partition("=")
         parts.append(sql.SQL("{} = {}").format(sql.Identifier(name), sql.Literal(value)))
     return sql.SQL("with ({})").format(sql.SQL(", ").join(parts))
+
+
+def _kind(view: View) -> sql.SQL:
+    return sql.SQL("materialized view" if view.kind == "m" else "view")
+
+
+def _own(view: View) -> sql.Composed:
+    return sql.SQL("alter {} {} owner to {}").format(
+        _kind(view), view.identifier, sql.Identifier(view.owner)
+    )
 
 
 def _statement(text: str, view: sql.Identifier, grant: Grant) -> sql.Composed:

@@ -340,11 +340,11 @@ def _views(
         return (), ()
     names = kept_names(live.columns, spec.columns)
     blocked = dependents.unrestorable([view for view in views if view is not None])
-    for user, column in dependents.columns_used(connection, root):
-        # It is made again as it was written, under the names that columns have now.
-        if (name := names.get(column)) != column:
-            becomes = "is dropped" if name is None else f"is then named {name!r}"
-            blocked.append(f"{user} uses column {column!r}, which {becomes}")
+    blocked += [
+        f"{user} uses column {column!r}, which is dropped"
+        for user, column in dependents.columns_used(connection, root)
+        if column not in names
+    ]
     for user in dependents.users_of(connection, root.identifier, *(v.identifier for v in others)):
         if not user.startswith(("view ", "materialized view ")):
             blocked.append(f"{user} cannot be made again")

@@ -10,7 +10,8 @@ tries again.
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 import psycopg
@@ -27,6 +28,7 @@ from feature_pipeline.projections.generation import (
     lock_table,
     require_table,
 )
+from feature_pipeline.projections.table_schema import truncate_identifier
 from feature_pipeline.projections.table_spec import TableSpec
 from feature_pipeline.projections.view import comment, kept_names, put_back, show
 
@@ -172,6 +174,11 @@ def _put_away(connection: Connection, root: sql.Identifier) -> tuple[View, ...]:
     views = dependents.read_views(connection, root)
     dependents.check_restorable(views)
     for view in reversed(views[1:]):
+        dependents.lock_view(connection, view)
+    # As they are now that nobody can change them.
+    views = dependents.read_views(connection, root)
+    dependents.check_restorable(views)
+    for view in reversed(views[1:]):
         dependents.drop_view(connection, view)
     return views[1:]
 
@@ -179,6 +186,11 @@ def _put_away(connection: Connection, root: sql.Identifier) -> tuple[View, ...]:
 def _change_in_place(
     connection: Connection, to: Generation, view: View, renames: Sequence[tuple[str, str]]
 ) -> None:
+    _rename_columns(connection, view, renames)
+    show(connection, to, dependents.view_options(view))
+
+
+def _rename_columns(connection: Connection, view: View, renames: Iterable[tuple[str, str]]) -> None:
     for old, new in renames:
         if old != new:
             connection.execute(
@@ -186,15 +198,16 @@ def _change_in_place(
                     view.identifier, sql.Identifier(old), sql.Identifier(new)
                 )
             )
-    show(connection, to, dependents.view_options(view))
 
 
 def _recreate(
     connection: Connection, live: Generation, to: Generation, root: View, others: Sequence[View]
 ) -> None:
+    names = kept_names(live.columns, to.columns)
+    if others and any(old != new for old, new in names.items()):
+        others = _follow_renames(connection, live, root, others, names)
     dependents.drop_view(connection, root)
     show(connection, to, dependents.view_options(root))
-    names = kept_names(live.columns, to.columns)
     dependents.replace_grants(
         connection, root.identifier, dependents.carry_grants(root.grants, names)
     )
@@ -211,6 +224,39 @@ def _recreate(
                 f"table {to.table_name!r} was not switched: {view.label} cannot be made again on"
                 f" the new columns: {reason}. Change or drop it, and run again"
             ) from error
+
+
+def _follow_renames(
+    connection: Connection,
+    live: Generation,
+    root: View,
+    others: Sequence[View],
+    names: Mapping[str, str],
+) -> list[View]:
+    """The views as they read `root` once its columns are renamed.
+
+    PostgreSQL itself rewrites them: they are made, the columns renamed, and they dropped again.
+    """
+    for view in others:
+        dependents.create_view(connection, view, has_data=False)
+    # By way of names that nobody has: a new one may be that of a column that is dropped.
+    passing = {
+        column.name: f"{truncate_identifier(column.name, 45)} ({position}, dropped)"
+        for position, column in enumerate(live.columns)
+        if names.get(column.name) != column.name
+    }
+    _rename_columns(connection, root, passing.items())
+    _rename_columns(
+        connection,
+        root,
+        [(between, names[old]) for old, between in passing.items() if old in names],
+    )
+    now = {
+        view.label: view.definition for view in dependents.read_views(connection, root.identifier)
+    }
+    for view in reversed(others):
+        dependents.drop_view(connection, view)
+    return [replace(view, definition=now[view.label]) for view in others]
 
 
 def renames_in_place(old: Sequence[Column], new: Sequence[Column]) -> list[tuple[str, str]]:

@@ -4,11 +4,12 @@ import secrets
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 
@@ -162,7 +163,19 @@ class OwnServer:
         self.server.start()
 
     def kill(self) -> None:
+        """All of it: sessions outlive their server until they next look, and may still commit."""
+        [number, *_] = (self.server.data / "postmaster.pid").read_text().splitlines()
+        sessions = []
+        # Among our own: the number may be that of a server that was killed before.
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if process.ppid() == int(number):
+                    sessions.append(process)
         self.server.kill()
+        for session in sessions:
+            with suppress(psutil.NoSuchProcess):
+                session.kill()
+        psutil.wait_procs(sessions)
 
 
 @contextmanager

@@ -298,6 +298,30 @@ def test_a_renamed_column_is_renamed_in_views_too(archive, database, connection)
     assert prove(archive.store, database, archive.spec()).is_equal
 
 
+def test_views_follow_a_rename_beside_a_dropped_column(archive, database, connection) -> None:
+    """The name that a column gets may be that of one that goes."""
+    connection.execute(
+        """
+        create view public.mine as
+            select p.label || '!' as said from features.pockets p where p.label <> 'l0';
+        create materialized view public.top as select max(said) as said from public.mine;
+        """
+    )
+    archive.columns = (Column(name="count", type="string", renamed_from="label"), NOTE)
+
+    load_all(archive, database)
+
+    assert columns_of(connection) == ["count", "note"]
+    assert connection.execute("select said from public.mine order by 1").fetchall() == [
+        ("l1!",),
+        ("l2!",),
+    ]
+    assert connection.execute("select said from public.top").fetchall() == [("l2!",)]
+    archive.columns = (Column(name="remark", type="string", renamed_from="note"),)
+    with pytest.raises(ConflictError, match=r"view public\.mine .* column .*count \(0, dropped\)"):
+        load_all(archive, database)
+
+
 def test_a_refused_batch_leaves_live_up_to_date_and_others_loaded(
     archive, database, connection
 ) -> None:

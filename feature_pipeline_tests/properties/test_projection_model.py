@@ -32,12 +32,14 @@ COUNT = Column(name="count", type="integer")
 NUMBER = Column(name="count", type="number")
 NOTE = Column(name="note", type="string", default="none")
 TITLE = Column(name="title", type="string", renamed_from="label")
+HEADING = Column(name="heading", type="string", renamed_from=["title", "label"])
 DEFINITIONS = (
     (LABEL, COUNT),
     (LABEL, COUNT, NOTE),
     (LABEL,),
     (NOTE, NUMBER, LABEL),
     (TITLE, COUNT),
+    (COUNT, HEADING),
 )
 RECORDS = ["a", "b", "Z", "é"]
 DEATHS = (
@@ -158,7 +160,11 @@ class World:
         self.said[batch] = (order, self.archive.columns, rows)
 
     def _feature(self, row: tuple[str | None, int | None]) -> dict:
-        values = {"label": row[0], "title": row[0], "count": row[1], "note": "said"}
+        text, count = row
+        values = dict.fromkeys(("label", "title", "heading"), text) | {
+            "count": count,
+            "note": "said",
+        }
         return {column.name: values[column.name] for column in self.archive.columns}
 
     def fits(self) -> bool:
@@ -178,8 +184,8 @@ class World:
         }
 
     def _value(self, batch: str, row: dict, column: Column) -> Any:
-        for name in (column.name, column.renamed_from):
-            if name is not None and any(c.name == name for c in self.said[batch][1]):
+        for name in (column.name, *column.former_names):
+            if any(c.name == name for c in self.said[batch][1]):
                 return row[name]
         return column.default
 
