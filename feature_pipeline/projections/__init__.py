@@ -5,8 +5,9 @@ batch's rows come from, and the proof that a table equals the archive. Not here:
 is (`archive`), when a table is built (`orchestration`).
 
 A table is read in this order: `table_schema` (what it looks like), `generation` (which real table
-the view shows), `evolve` and `upcast` (an artifact's columns become a generation's), `prepare`,
-`copy_format` and `replace` (a batch goes in), `load` (all of them), `settle` (a complete generation
-is indexed, proven and read), `switch` and `dependents` (the view changes, and all on it stays).
-Beside it: `proof`, `progress`, `plan`, `rebuild`, `rollback`.
+the view shows), `view` (the view itself), `evolve` and `upcast` (an artifact's columns become a
+generation's), `prepare`, `copy_format` and `replace` (a batch goes in), `load` (all of them),
+`settle` (a complete generation is indexed, proven and read), `switch` and `dependents` (the view
+changes, and all on it stays).
+Beside it: `proof`, `proven`, `progress`, `plan`, `rebuild`, `rollback`.
 """

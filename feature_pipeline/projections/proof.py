@@ -198,23 +198,11 @@ def prove_generation(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Artifact:
-    """An artifact's manifest and what it says became of its records."""
-
-    manifest: Manifest
-    outcomes: pa.Table
-
-    @property
-    def record_ids(self) -> list[Any]:
-        return self.outcomes["record_id"].to_pylist()
-
-
-def _read_artifact(store: BlobStore, held: Progress) -> _Artifact | str:
-    """The artifact that a batch's rows come from, or why it cannot be read."""
+def _read_records(store: BlobStore, held: Progress) -> tuple[Manifest, list[Any]] | str:
+    """The manifest that a batch's rows come from, and its records; or why they cannot be read."""
     try:
         manifest = read_manifest(store, held.manifest)
-        return _Artifact(manifest, read_outcomes(store, manifest).select(list(_OUTCOME_FIELDS)))
+        return manifest, read_outcomes(store, manifest)["record_id"].to_pylist()
     except (NotFoundError, CorruptDataError) as error:
         return str(error)
 
@@ -226,13 +214,13 @@ def _records(
     progress: Mapping[str, Progress],
 ) -> set[str]:
     """Every record that these batches' artifacts say something of."""
-    found = map_threads(lambda held: _read_artifact(store, held), list(progress.values()))
+    found = map_threads(lambda held: _read_records(store, held), list(progress.values()))
     records: set[str] = set()
-    for batch, artifact in zip(progress, found, strict=True):
-        if isinstance(artifact, str):
+    for batch, read in zip(progress, found, strict=True):
+        if isinstance(read, str):
             records.update(_owned_records(connection, generation, batch))
         else:
-            records.update(artifact.record_ids)
+            records.update(read[1])
     return records
 
 
@@ -351,46 +339,43 @@ def _archive_content(
     """
     loaded = {**progress, **neighbours}
     entries = log.batches(store, spec.dataset, loaded)
-    read = map_threads(lambda held: _read_artifact(store, held), list(loaded.values()))
-    artifacts = dict(zip(loaded, read, strict=True))
     lost = loaded.keys() - entries.keys()
-    artifacts |= dict.fromkeys(lost, f"it is not in the log of batches of {spec.dataset!r}")
+    unreadable = dict.fromkeys(lost, f"it is not in the log of batches of {spec.dataset!r}")
+    manifests: dict[str, Manifest] = {}
     owners: dict[str, str] = {}
     # Later batches overwrite earlier ones: what is left is each record's owner.
     for batch in [*lost, *sorted(entries, key=lambda batch: entries[batch].order)]:
-        artifact = artifacts[batch]
-        ids = (
-            _owned_records(connection, generation, batch)
-            if isinstance(artifact, str)
-            else artifact.record_ids
-        )
+        read = unreadable.get(batch) or _read_records(store, loaded[batch])
+        if isinstance(read, str):
+            unreadable[batch] = read
+            ids: list[Any] = _owned_records(connection, generation, batch)
+        else:
+            manifests[batch], ids = read
         owners.update(dict.fromkeys(ids, batch))
     for record_id in tombstones.withdrawn(store, spec.dataset):
         owners.pop(record_id, None)
     content: dict[str, _Content] = {}
-    unreadable: dict[str, str] = {}
-    for batch in progress:
-        artifact = artifacts[batch]
-        if isinstance(artifact, str):
-            unreadable[batch] = artifact
-            continue
+    for batch in sorted(progress.keys() & manifests.keys()):
         try:
-            content[batch] = _batch_content(store, artifact, generation, batch, owners)
+            content[batch] = _batch_content(store, manifests[batch], generation, batch, owners)
         except (NotFoundError, CorruptDataError, CannotEvolveError) as error:
             unreadable[batch] = str(error)
-    return content, unreadable
+    return content, {
+        batch: unreadable[batch] for batch in sorted(unreadable.keys() & progress.keys())
+    }
 
 
 def _batch_content(
     store: BlobStore,
-    artifact: _Artifact,
+    manifest: Manifest,
     generation: Generation,
     batch: str,
     owners: dict[str, str],
 ) -> _Content:
     content, columns = _Content(), generation.columns
-    manifest, outcomes = artifact.manifest, artifact.outcomes
-    foreign = [record_id for record_id in artifact.record_ids if owners.get(record_id) != batch]
+    outcomes = read_outcomes(store, manifest)
+    ids: list[Any] = outcomes["record_id"].to_pylist()
+    foreign = [record_id for record_id in ids if owners.get(record_id) != batch]
     if foreign:
         outcomes = outcomes.filter(pc.invert(_is_in(outcomes["record_id"], foreign)))
     for digest in _outcome_digests(outcomes):

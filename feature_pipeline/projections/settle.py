@@ -218,6 +218,8 @@ def _drop_if_free(connection: Connection, spec: TableSpec, generation: Generatio
             state = require_table(connection, spec)
             if generation.id not in {g.id for g in _superseded(connection, spec, state)}:
                 return False  # gone already, or wanted again
+            if dependents.users_of(connection, generation.identifier):
+                return False  # known without asking for locks that readers would wait for
             drop_generation(connection, generation)
     except (psycopg.errors.LockNotAvailable, psycopg.errors.DependentObjectsStillExist):
         return False
