@@ -10,13 +10,15 @@ between leaves an archive that reads rightly and that the next call takes furthe
 is what tells an erased object from a lost one.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
 from typing import Final
 
 from feature_pipeline.archive import blobs, inbox, layout, log, read
-from feature_pipeline.archive.blob_store import JSON_MEDIA_TYPE, BlobStore
+from feature_pipeline.archive.blob_store import JSON_MEDIA_TYPE, BlobStore, ObjectInfo
 from feature_pipeline.archive.documents import utc_now
 from feature_pipeline.archive.erasures import Erased, ErasureEntry, erasures
 from feature_pipeline.archive.inbox import InboxEntry, Submission
@@ -24,11 +26,14 @@ from feature_pipeline.archive.log import BatchEntry, FeatureEntry, Verdict
 from feature_pipeline.archive.objects import State
 from feature_pipeline.archive.reachable import reach
 from feature_pipeline.archive.redact import redact_artifact, redact_batch
+from feature_pipeline.archive.sweep import MARGIN, Sweep, outlast
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.archive.tombstones import withdraw, withdrawn
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import (
+    ConflictError,
     CorruptDataError,
+    FeaturePipelineError,
     InvalidInputError,
     NotFoundError,
     StoreUnavailableError,
@@ -36,6 +41,8 @@ from feature_pipeline.errors import (
 from feature_pipeline.records import RecordBatch
 
 _MAX_PASSES: Final = 10
+_GROUP: Final = 1000
+"""Blobs deleted between two looks at what is named by now; each look lists the logs."""
 _EMPTY: Final = Digest.of(b"")
 """It says nothing of anybody, and publishers rely on it at any moment."""
 
@@ -105,7 +112,7 @@ def erase(
 
     Raises:
         InvalidInputError: No ids, or one that cannot name a record; nothing was done.
-        StoreUnavailableError, OutcomeUnknownError: It is not finished; call again.
+        StoreUnavailableError, OutcomeUnknownError, ConflictError: It is not finished; call again.
     """
     withdraw(store, dataset, record_ids, reason)
     return finish_erasing(store, dataset, progress)
@@ -117,7 +124,7 @@ def finish_erasing(
     """Nothing of any withdrawn record of the dataset is in the archive.
 
     Raises:
-        StoreUnavailableError, OutcomeUnknownError: It is not finished; call again.
+        StoreUnavailableError, OutcomeUnknownError, ConflictError: It is not finished; call again.
     """
     say = progress or (lambda _: None)
     report = ErasureReport(dataset, ())
@@ -398,9 +405,12 @@ class _Pass:
 
         log.append(self.store, layout.erasure_log(self.dataset), ErasureEntry, decide)
 
-    def _needed(self, planned: Erased) -> set[Digest]:
-        """Every blob of any dataset that something needs besides what is replaced."""
-        reached = reach(self.store, planned=planned)
+    def _needed(self, planned: Erased, since: datetime | None = None) -> set[Digest]:
+        """Every blob of any dataset that something needs besides what is replaced.
+
+        With `since`: what waits and later log entries alone.
+        """
+        reached = reach(self.store, planned=planned, since=since)
         for finding in reached.findings:
             if finding.state in {State.UNREADABLE, State.NEWER}:
                 raise StoreUnavailableError(
@@ -419,19 +429,60 @@ class _Pass:
             for digest in entry.blobs
         }
         keys = [layout.blob(digest) for digest in sorted(due)]
-        stored = map_threads(lambda key: self.store.stat(key) is not None, keys)
-        if not any(stored):
+        stored = map_threads(self.store.stat, keys)
+        there = {info.key: info for info in stored if info is not None}
+        if not there:
             return 0
         # Asked again: somebody may have come to need one since it was said to go.
+        looked_at = utc_now()
         needed = {layout.blob(digest) for digest in self._needed(Erased())}
-        gone = [
-            key
-            for key, is_there in zip(keys, stored, strict=True)
-            if is_there and key not in needed
-        ]
-        self.say(f"deleting {len(gone)} blobs")
-        map_threads(self.store.delete, gone)
-        return len(gone)
+        going = [info for key, info in there.items() if key not in needed]
+        self.say(f"deleting {len(going)} blobs")
+        return self._sweep(going, looked_at) if going else 0
+
+    def _sweep(self, going: Sequence[ObjectInfo], looked_at: datetime) -> int:
+        """Delete those that nobody has come to rely on since; how many there were.
+
+        A publisher may have found one present before it named it. Under the lease, either it is
+        named by now, or the publisher looks once this is over: see `publish.find_lost`.
+        """
+        count = 0
+        sweep = self._take_lease()
+        try:
+            for start in range(0, len(going), _GROUP):
+                sweep.renew()
+                named = self._needed(Erased(), since=looked_at - MARGIN)
+                group = [i for i in going[start : start + _GROUP] if _digest(i) not in named]
+                count += sum(map_threads(partial(self._delete_unchanged, sweep), group))
+        finally:
+            with suppress(FeaturePipelineError):
+                sweep.end()
+        return count
+
+    def _take_lease(self) -> Sweep:
+        while True:
+            # A dead one's lease ends by itself.
+            outlast(self.store)
+            try:
+                return Sweep.take(self.store)
+            except ConflictError as error:
+                self.say(f"waiting: {error}")
+
+    def _delete_unchanged(self, sweep: Sweep, then: ObjectInfo) -> bool:
+        now = self.store.stat(then.key)
+        if now is None or (now.etag, now.modified_at) != (then.etag, then.modified_at):
+            return False  # written anew: it is named soon, or `verify` says that it is left
+        if not sweep.is_safe:
+            raise ConflictError(
+                f"looking for what is named took longer than the lease: {then.key} is not deleted;"
+                f" run `feature-pipeline erase --dataset {self.dataset}` again"
+            )
+        self.store.delete(then.key)
+        return True
+
+
+def _digest(info: ObjectInfo) -> Digest:
+    return layout.parse_blob(info.key)
 
 
 def _texts(successors: Mapping[Digest, Digest]) -> dict[str, Digest]:

@@ -9,6 +9,7 @@ before may have changed behind the archive's back, and that is what is looked fo
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import datetime
 from itertools import groupby
 from typing import TypeVar
 
@@ -43,6 +44,8 @@ class DocumentReader:
         self.store = store
         self.workers = workers
         self.reached = Reached()
+        self.since: datetime | None = None
+        """Older log entries are passed over."""
         self._lock = threading.Lock()
         self._keeps_checksums: bool | None = None
 
@@ -86,7 +89,7 @@ class DocumentReader:
             if _gaps(name, listed):
                 # an entry that was made beside the listing, before one that is listed
                 listed = list(self.store.list_objects(f"{name}/"))
-            infos += listed
+            infos += [i for i in listed if self.since is None or i.modified_at >= self.since]
             self._check_gaps(kind, name, listed)
         entries = map_threads(lambda info: self._entry(kind, info, model), infos, self.workers)
         for info, entry in zip(infos, entries, strict=True):

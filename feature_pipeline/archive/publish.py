@@ -5,13 +5,13 @@ the inbox entry. Whatever dies in between leaves blobs that nothing names, never
 its blobs; doing it again writes what is missing.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from feature_pipeline.archive import blobs, layout, log
+from feature_pipeline.archive import blobs, layout, log, sweep
 from feature_pipeline.archive.blob_store import BYTES_MEDIA_TYPE, JSON_MEDIA_TYPE, BlobStore
 from feature_pipeline.archive.blobs import BlobWrite
 from feature_pipeline.archive.contract import check_not_withdrawn
@@ -93,6 +93,8 @@ class PublishedArtifact:
     """What the store did not hold before, manifest included."""
     healed: tuple[Digest, ...] = ()
     """Blobs that were found damaged and hold the right bytes again."""
+    relied_upon: tuple[BlobRef, ...] = ()
+    """Blobs that the store held before: an erasure may have been about to delete one."""
 
 
 def publish_artifact(store: BlobStore, artifact: Artifact) -> PublishedArtifact:
@@ -133,7 +135,21 @@ def publish_artifact(store: BlobStore, artifact: Artifact) -> PublishedArtifact:
         manifest=manifest,
         bytes_stored=sum(write.ref.size for write in writes if write.is_new),
         healed=tuple(write.ref.digest for write in writes if write.is_healed),
+        relied_upon=tuple(write.ref for write in writes if not write.is_new),
     )
+
+
+def find_lost(store: BlobStore, relied_upon: Collection[BlobRef]) -> list[BlobRef]:
+    """Blobs that were present and were deleted by an erasure that had looked before.
+
+    Asked once what names them is in the inbox; write those again. A later erasure sees them named.
+    """
+    # Nobody deletes the empty blob, on which nearly every artifact relies.
+    refs = [ref for ref in relied_upon if ref.size]
+    if not refs:
+        return []
+    sweep.outlast(store)
+    return blobs.find_missing(store, refs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,11 +269,12 @@ def submit_batch(store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Pa
         check_same_batch(known, submission)
     else:
         _check_budget(store, batch.dataset)
-    _store_files(store, batch, files)
-    blobs.put_blob(store, batch.encode(), JSON_MEDIA_TYPE)
+    relied_upon = _store_batch(store, batch, files)
     if known:
         return submission.model_copy(update={"submitted_at": known[0].submitted_at})
     waits = leave(store, submission)
+    if find_lost(store, relied_upon):
+        _store_batch(store, batch, files)
     return submission.model_copy(update={"submitted_at": waits.submitted_at})
 
 
@@ -289,7 +306,18 @@ def check_same_batch(entries: Sequence[log.BatchEntry], submission: Submission) 
         )
 
 
-def _store_files(store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Path]) -> None:
+def _store_batch(
+    store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Path]
+) -> list[BlobRef]:
+    """The batch and its files are stored; those that were there before."""
+    relied_upon = _store_files(store, batch, files)
+    written = blobs.write_blob(store, batch.encode(), JSON_MEDIA_TYPE)
+    return relied_upon if written.is_new else [*relied_upon, written.ref]
+
+
+def _store_files(
+    store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Path]
+) -> list[BlobRef]:
     wanted = {file.blob: (record, file) for record in batch.records for file in record.files}
     given = [digest for digest in wanted if digest in files]
     refs = [BlobRef(digest=d, size=wanted[d][1].size) for d in wanted if d not in files]
@@ -302,17 +330,15 @@ def _store_files(store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Pa
         )
     # What nothing named until now may be about to be collected.
     map_threads(lambda ref: blobs.renew(store, ref), refs)
-    for digest, ref in zip(
-        given,
-        map_threads(lambda d: blobs.put_file(store, files[d], expected=d), given),
-        strict=True,
-    ):
+    writes = map_threads(lambda d: blobs.write_file(store, files[d], expected=d), given)
+    for digest, write in zip(given, writes, strict=True):
         record, file = wanted[digest]
-        if ref.size != file.size:
+        if write.ref.size != file.size:
             raise InvalidInputError(
-                f"batch {batch.key!r}: file {file.name!r} of record {record.id!r} has {ref.size}"
-                f" bytes, the batch says {file.size}"
+                f"batch {batch.key!r}: file {file.name!r} of record {record.id!r} has"
+                f" {write.ref.size} bytes, the batch says {file.size}"
             )
+    return [*refs, *(write.ref for write in writes if not write.is_new)]
 
 
 def _check_budget(store: BlobStore, dataset: str) -> None:

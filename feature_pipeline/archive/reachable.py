@@ -6,6 +6,7 @@ the bytes named are right (`verify`), what to do with those that nothing names (
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from typing import Final, TypeVar
 
 from feature_pipeline.archive import blobs, layout, log
@@ -53,6 +54,7 @@ def reach(
     scope: Scope | None = None,
     workers: int = WORKERS,
     planned: Erased | None = None,
+    since: datetime | None = None,
 ) -> Reached:
     """Follow every root within the scope.
 
@@ -61,6 +63,8 @@ def reach(
         scope: Which part; the whole if None.
         workers: Requests at once.
         planned: Erasures about to be written: what they replace counts as erased.
+        since: Of the logs only entries made since then, with what waits: for a second look at
+            what is named by now, not for findings.
 
     Raises:
         StoreUnavailableError: The store could not list objects, so nothing can be said.
@@ -69,6 +73,7 @@ def reach(
     # A completion is in its log before it leaves the inbox: read in this order, whatever moves
     # meanwhile is seen in one place or the other.
     walk.read_erasures()
+    walk.since = since
     if walk.scope.is_whole:
         walk.read_waiting()
     walk.read_logs()

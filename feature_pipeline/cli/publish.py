@@ -13,6 +13,7 @@ from feature_pipeline.archive.publish import (
     Completion,
     CompletionStatus,
     announce,
+    find_lost,
     publish_artifact,
 )
 from feature_pipeline.cli.hooks import find_hook
@@ -55,7 +56,8 @@ def publish(
         finished_at=now,
         exit_code=0,
     )
-    published = publish_artifact(store, collect_output(plan, folder, run, log_file))
+    artifact = collect_output(plan, folder, run, log_file)
+    published = publish_artifact(store, artifact)
     completion = Completion(
         id=run.id,
         dataset=definition.dataset,
@@ -68,6 +70,8 @@ def publish(
         status=CompletionStatus.SUCCEEDED,
     )
     announce(store, completion)
+    if find_lost(store, published.relied_upon):
+        publish_artifact(store, artifact)
     counts = published.manifest.counts
     output.table(
         f"published {definition.name} of batch {batch}",

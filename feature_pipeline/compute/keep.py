@@ -61,6 +61,8 @@ def keep(
             status = CompletionStatus.CANCELLED if is_cancelled() else None
             completion = completion_of(execution, published.manifest_digest, dagster_run_id, status)
             publish.announce(store, completion)
+            if publish.find_lost(store, published.relied_upon):
+                publish.publish_artifact(store, execution.artifact)
             return Kept(published, accept.accept(store, completion))
         except (StoreUnavailableError, OutcomeUnknownError) as error:
             if time.monotonic() + pause > end:

@@ -117,10 +117,13 @@ def take_results(
         except HookAborted as error:
             return NotUsable(str(error))
         published = publish.publish_artifact(store, execution.artifact)
-    status = CompletionStatus.CANCELLED if is_cancelled else None
-    completion = completion_of(execution, published.manifest_digest, run.dagster_run_id, status)
+        status = CompletionStatus.CANCELLED if is_cancelled else None
+        completion = completion_of(execution, published.manifest_digest, run.dagster_run_id, status)
+        announced = publish.announce(store, completion)
+        if publish.find_lost(store, published.relied_upon):
+            publish.publish_artifact(store, execution.artifact)
     logger.info("took the results of hook run %s over batch %r", run.id, run.batch)
-    return Announced(publish.announce(store, completion))
+    return Announced(announced)
 
 
 def is_published(store: BlobStore, job: str) -> bool:

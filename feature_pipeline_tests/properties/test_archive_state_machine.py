@@ -157,6 +157,7 @@ class ArchiveMachine(RuleBasedStateMachine):
             store = FailingStore(self.store, crash, acts_first) if crash else self.store
             erase(store, DATASET, [record_id], "asked for")
         except Death:
+            self.store.delete("gc/sweep")  # instead of waiting for the dead one's lease to end
             erase(self.store, DATASET, [record_id], "asked for")
         self.forget()
 

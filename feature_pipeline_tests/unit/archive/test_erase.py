@@ -3,6 +3,7 @@
 import pytest
 
 from feature_pipeline.archive import accept, history, inbox, log, publish, read, tombstones
+from feature_pipeline.archive import erase as erase_module
 from feature_pipeline.archive.erase import OUTSIDE_REACH, erase, finish_erasing
 from feature_pipeline.archive.erasures import erased, erasures
 from feature_pipeline.archive.log import Verdict
@@ -13,6 +14,7 @@ from feature_pipeline.archive.verify import verify
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import ConflictError, InvalidInputError
 from feature_pipeline.outcomes import Outcome, Status
+from feature_pipeline.records import RecordBatch, Source
 from feature_pipeline_tests.fixtures.care import CareScene, everything, holds, raw_lines
 from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, make_outcomes
 
@@ -300,6 +302,58 @@ def test_a_failed_run_of_a_withdrawn_record_is_not_accepted(care):
     [settled] = accept.settle_all(store, accept.waiting(store))
     assert settled.entry.verdict is Verdict.FAILED
     assert all(k.startswith("log/") for k in holds(store, SECRET.encode()) if "inbox" not in k)
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_what_a_publisher_relies_on_meanwhile_is_kept_or_written_again(
+    care, monkeypatch, announced
+):
+    """It found bytes present that the erasure is about to delete; it names them before or after."""
+    store = care.store
+    shared = care.file(b"shared bytes")
+
+    def batch_of(key, record_id):
+        [record] = care.batch_of(key, (record_id,)).records
+        record = record.model_copy(update={"files": (shared,)})
+        return RecordBatch.create(DATASET, key, Source.DEPOSITION, (record,))
+
+    care.submit(batch_of("b1", SECRET))
+    new = batch_of("b2", "other")
+    deletes, leaves = store.delete, publish.leave
+    steps = []
+
+    def delete(key):
+        """The erasure deletes once the publisher found the bytes; it named them, or did not yet."""
+        if key == log.layout.blob(shared.blob):
+            steps.append("deleted")
+        deletes(key)
+
+    def look(self, planned, since=None):
+        needed = needs(self, planned, since)
+        if since is None and not planned.batches and "looked" not in steps:
+            steps.append("looked")
+            if announced:
+                publish.submit_batch(store, new, care.paths(new))
+        return needed
+
+    def leave_after_the_erasure(store, submission):
+        monkeypatch.setattr(publish, "leave", leaves)
+        erase(store, DATASET, [SECRET], "asked for")
+        return leaves(store, submission)
+
+    needs = erase_module._Pass._needed
+    monkeypatch.setattr(erase_module._Pass, "_needed", look)
+    monkeypatch.setattr(store, "delete", delete)
+    if announced:
+        erase(store, DATASET, [SECRET], "asked for")
+    else:
+        monkeypatch.setattr(publish, "leave", leave_after_the_erasure)
+        publish.submit_batch(store, new, care.paths(new))
+    assert steps == (["looked"] if announced else ["looked", "deleted"])
+    [settled] = accept.settle_all(store, accept.waiting(store))
+    assert isinstance(settled, accept.Accepted)
+    assert log.blobs.read_blob(store, shared.blob) == b"shared bytes"
+    clean(store)
 
 
 def test_an_artifact_accepted_in_spite_of_the_tombstone_is_found(care, monkeypatch):
