@@ -2,16 +2,17 @@
 
 The question asked of a record is its *action*: the release's program and config, the record, its
 files and its input features. Equal actions have equal answers, so a record whose action is that
-of its last outcome is carried over, unless that outcome was an error worth retrying.
+of its last outcome is carried over, unless that outcome was an error worth retrying; or of its last
+outcome under this release, where another release is current.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from feature_pipeline.archive import blobs, log, read
 from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.archive.log import FeatureEntry, ReleaseEntry
+from feature_pipeline.archive.log import FeatureEntry, ReleaseEntry, Verdict
 from feature_pipeline.archive.manifest import Manifest
 from feature_pipeline.columns import row_encoder
 from feature_pipeline.compute.decode_again import decode_raw
@@ -144,19 +145,34 @@ def plan_run(
     )
     if head is None:
         return plan
-    plan = replace(plan, previous_digest=head.manifest, previous=_read_previous(store, head))
+    plan = replace(plan, previous_digest=head.manifest, previous=_read_manifest(store, head))
     if force:
         return plan
-    return _carry_over(store, plan, frozenset(force_records))
+    earlier = _last_of_release(store, entries, head, release)
+    return _carry_over(store, plan, frozenset(force_records), earlier)
 
 
-def _read_previous(store: BlobStore, head: FeatureEntry) -> Manifest | None:
+def _read_manifest(store: BlobStore, entry: FeatureEntry) -> Manifest | None:
     try:
-        return read.read_manifest(store, head.manifest)
+        return read.read_manifest(store, entry.manifest)
     except (NotFoundError, CorruptDataError):
-        # The head's manifest is damaged: `verify` says so; here it only means that nothing can be
-        # carried over, so everything is computed again and the archive heals.
+        # It is damaged: `verify` says so; here it only means that nothing can be carried over from
+        # it, so everything is computed again and the archive heals.
         return None
+
+
+def _last_of_release(
+    store: BlobStore, entries: Sequence[FeatureEntry], head: FeatureEntry, release: ReleaseEntry
+) -> tuple[Digest, Manifest] | None:
+    """What the release last said, where another one is current: somebody goes back to it."""
+    digest = release.release.digest
+    if head.release == digest:
+        return None
+    for entry in reversed(entries):
+        if entry.release == digest and entry.verdict is not Verdict.FAILED:
+            manifest = _read_manifest(store, entry)
+            return None if manifest is None else (entry.manifest, manifest)
+    return None
 
 
 def _read_input(
@@ -206,51 +222,78 @@ def _actions(
     }
 
 
-def _carry_over(store: BlobStore, plan: ComputePlan, forced: frozenset[str]) -> ComputePlan:
-    """The plan with every outcome carried that may stand."""
+def _carry_over(
+    store: BlobStore,
+    plan: ComputePlan,
+    forced: frozenset[str],
+    earlier: tuple[Digest, Manifest] | None,
+) -> ComputePlan:
+    """The plan with every outcome carried that may stand: of the head, else of `earlier`."""
+    notes = list(plan.notes)
+    sources = [] if earlier is None else [earlier]
     if plan.previous is None or plan.previous_digest is None:
-        return replace(plan, notes=(*plan.notes, "the previous artifact's manifest is damaged"))
-    try:
-        outcomes = {o.record_id: o for o in read.read_artifact_outcomes(store, plan.previous)}
-    except (NotFoundError, CorruptDataError) as error:
-        return replace(plan, notes=(*plan.notes, f"nothing carried over: {error}"))
-
+        notes.append("the previous artifact's manifest is damaged")
+    else:
+        sources.insert(0, (plan.previous_digest, plan.previous))
     standing: dict[str, Outcome] = {}
-    retried = 0
+    retried: set[str] = set()
+    decoded: set[str] = set()
+    for digest, manifest in sources:
+        found = _standing(store, plan, forced | standing.keys(), digest, manifest, retried, notes)
+        if _reads_otherwise(manifest, plan.definition):
+            found = _whole(plan, _decode_again(store, plan, found, notes))
+            decoded |= found.keys()
+        standing |= found
+    return replace(
+        plan,
+        carried=standing,
+        compute=tuple(r for r in plan.batch.records if r.id not in standing),
+        retried=len(retried - standing.keys()),
+        decoded_again=len(decoded),
+        notes=tuple(notes),
+    )
+
+
+def _standing(
+    store: BlobStore,
+    plan: ComputePlan,
+    settled: Collection[str],
+    digest: Digest,
+    manifest: Manifest,
+    retried: set[str],
+    notes: list[str],
+) -> dict[str, Outcome]:
+    """The artifact's outcomes that answer what is asked, but for records that are settled.
+
+    Those that answer with a retryable error are added to `retried`.
+    """
+    try:
+        outcomes = {o.record_id: o for o in read.read_artifact_outcomes(store, manifest)}
+    except (NotFoundError, CorruptDataError) as error:
+        notes.append(f"nothing carried over: {error}")
+        return {}
+    standing: dict[str, Outcome] = {}
     for record in plan.batch.records:
         outcome = outcomes.get(record.id)
-        if outcome is None or record.id in forced or outcome.action != plan.actions[record.id]:
+        if outcome is None or record.id in settled or outcome.action != plan.actions[record.id]:
             continue
         if outcome.status is Status.ERRORED and outcome.is_retryable:
-            retried += 1
+            retried.add(record.id)
             continue
-        source = outcome.carried_from or plan.previous_digest
-        standing[record.id] = replace(outcome, carried_from=source)
-
-    notes = list(plan.notes)
+        standing[record.id] = replace(outcome, carried_from=outcome.carried_from or digest)
     sources = {o.carried_from for o in standing.values() if o.carried_from is not None}
     for source in sorted(sources):
         if lost := _lost_blobs(store, source):
             notes.append(f"manifest {source.short}: {lost}; what it computed is computed again")
             standing = {i: o for i, o in standing.items() if o.carried_from != source}
+    return _whole(plan, standing)
 
-    if plan.definition.scope is Scope.BATCH and len(standing) < len(plan.batch.records):
-        standing = {}  # one action for the batch: it stands or falls as a whole
-    decoded = 0
-    if _reads_otherwise(plan.previous, plan.definition):
-        decodable = _decode_again(store, plan, standing, notes)
-        if plan.definition.scope is Scope.BATCH and len(decodable) < len(standing):
-            decodable = {}
-        standing = decodable
-        decoded = len(standing)
-    return replace(
-        plan,
-        carried=standing,
-        compute=tuple(r for r in plan.batch.records if r.id not in standing),
-        retried=retried,
-        decoded_again=decoded,
-        notes=tuple(notes),
-    )
+
+def _whole(plan: ComputePlan, outcomes: dict[str, Outcome]) -> dict[str, Outcome]:
+    """The outcomes; none if there is one action for the batch and some are not among them."""
+    if plan.definition.scope is Scope.BATCH and len(outcomes) < len(plan.batch.records):
+        return {}
+    return outcomes
 
 
 def _lost_blobs(store: BlobStore, manifest_digest: Digest) -> str | None:

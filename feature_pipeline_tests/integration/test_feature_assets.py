@@ -126,6 +126,14 @@ def test_a_new_release_computes_everything_again(submitted: Pipeline):
     said = metadata(submitted.run(COUNTS, "b1"))
     assert said["computed"] == 3
     assert len(log.releases(submitted.store, DATASET, "counts")) == 2
+    # Going back registers the first one again, and asks nothing that it has answered.
+    submitted.add_hook(release={"version": "1"})
+    said = metadata(submitted.run(COUNTS, "b1"))
+    assert (said["computed"], said["carried"], said["written"]) == (0, 3, True)
+    assert len(submitted.processes()) == 2
+    first, _, last = log.read_log(submitted.store, DATASET, "counts", "b1")
+    assert (last.release_seq, last.verdict) == (3, Verdict.CURRENT)
+    assert last.content_digest == first.content_digest
 
 
 def test_changed_limits_compute_nothing(submitted: Pipeline):
