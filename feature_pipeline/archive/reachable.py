@@ -248,6 +248,22 @@ class _Walk(DocumentReader):
         self._read_batches()
         for entries in features:
             self._name_features(entries)
+        if scope.is_whole:
+            for entries in features:
+                self._check_successors(entries)
+
+    def _check_successors(self, entries: Sequence[FeatureEntry]) -> None:
+        """What an erasure replaced in a log has its successor in it, or waiting."""
+        for entry in entries:
+            said = self.reached.erasures.get(entry.dataset, Erased())
+            successor = said.manifests.get(entry.manifest)
+            if successor is not None and successor not in self._named_by:
+                prefix = layout.feature_log(entry.dataset, entry.hook, entry.batch)
+                key = layout.entry(prefix, entries[-1].seq + 1)
+                named_by = (
+                    f"an erasure of dataset {entry.dataset}, which replaced entry {entry.seq}"
+                )
+                self.find_once(ObjectKind.FEATURE_ENTRY, key, named_by)
 
     def _read_features(self) -> list[list[FeatureEntry]]:
         scope = self.scope

@@ -171,6 +171,17 @@ def test_an_erasure_whose_tombstone_is_gone_is_named(care):
     assert verify(care.store).is_clean
 
 
+def test_a_successor_that_is_gone_from_the_end_of_its_log_is_named(care):
+    erase(care.store, DATASET, ["r1"], "asked for")
+    key = layout.entry(
+        layout.feature_log(DATASET, HOOK, "b1"),
+        log.read_log(care.store, DATASET, HOOK, "b1")[-1].seq,
+    )
+    care.store.delete(key)
+    [finding] = verify(care.store).findings
+    assert (finding.state, finding.key) == (State.MISSING, key)
+
+
 def test_an_erasure_that_did_not_end_is_named(care):
     before = dict(care.store._objects)
     erase(care.store, DATASET, ["r2"], "asked for")
