@@ -47,6 +47,7 @@ class _ResultDocument(BaseModel):
     node: str
     files: dict[str, Sum]
     irregular: list[str]
+    too_large: dict[str, int] = {}
     log: Sum
 
 
@@ -86,6 +87,7 @@ class S3Results:
                 node=document.node,
                 files={raw: _sum(value) for raw, value in document.files.items()},
                 irregular=tuple(document.irregular),
+                too_large=document.too_large,
                 log=_sum(document.log),
             )
         except (ValidationError, InvalidInputError, OverflowError, OSError) as error:

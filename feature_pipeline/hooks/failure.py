@@ -4,6 +4,8 @@ A runner reports `RuntimeFacts`; `FailurePolicy.decide` turns them into a `Decis
 (or whoever watches a Job) acts on it. Nothing else counts retries.
 """
 
+import errno
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -40,6 +42,10 @@ class FailureKind(StrEnum):
     """It ended well and left a file that is truncated or cannot be parsed."""
     CANCELLED = "cancelled"
     UNKNOWN = "unknown"
+    OUT_OF_SPACE = "out_of_space"
+    """Its scratch or its output grew beyond `limits.scratch`."""
+    OUTPUT_TOO_LARGE = "output_too_large"
+    """A file that it left is more than a pod can hand over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +99,14 @@ class Abort:
 Decision = Retry | GiveUp | Abort
 
 # The next attempt would meet the same end: the program, its records and its deadline are the same.
-_FINAL: Final = frozenset({FailureKind.DEADLINE, FailureKind.INVALID_OUTPUT})
+_FINAL: Final = frozenset(
+    {
+        FailureKind.DEADLINE,
+        FailureKind.INVALID_OUTPUT,
+        FailureKind.OUT_OF_SPACE,
+        FailureKind.OUTPUT_TOO_LARGE,
+    }
+)
 # Not the hook's doing, and waiting does not mend it.
 _ABORTING: Final = frozenset(
     {FailureKind.CANNOT_START, FailureKind.CLUSTER_REFUSED, FailureKind.CANCELLED}
@@ -157,5 +170,14 @@ _MEMORY_ERRORS: Final = ("MemoryError", "numpy.core._exceptions", "numpy._core._
 
 def is_memory_error(log_tail: Sequence[str]) -> bool:
     """Whether the last line of a failed program's log is Python's word for being out of memory."""
-    last = next((line for line in reversed(log_tail) if line.strip()), "")
+    last = _last_line(log_tail)
     return last.startswith(_MEMORY_ERRORS) and "MemoryError" in last
+
+
+def is_space_error(log_tail: Sequence[str]) -> bool:
+    """Whether the last line of a failed program's log is the system's word for a full disk."""
+    return os.strerror(errno.ENOSPC) in _last_line(log_tail)
+
+
+def _last_line(log_tail: Sequence[str]) -> str:
+    return next((line for line in reversed(log_tail) if line.strip()), "")

@@ -4,7 +4,7 @@ What belongs here: which records go together, and one `HookRun` out of many. Not
 is run by (`HookRunner`), what to do about a failed attempt (`FailurePolicy`).
 
 Only for hooks whose outcome for a record depends on that record alone. A part that gives up for
-memory or time is halved, a few times over: what is lost to a crash is named in the end.
+memory, time or space is halved, a few times over: what is lost to a crash is named in the end.
 """
 
 import json
@@ -20,11 +20,19 @@ from typing import Final
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.failure import Abort, FailureKind, FailurePolicy, GiveUp, RuntimeFacts
+from feature_pipeline.hooks.log_file import open_log
 from feature_pipeline.hooks.output import RAW_FILES, SINGLE_FEATURES
 from feature_pipeline.hooks.run import HookRun, run_hook
 from feature_pipeline.hooks.runner import HookRunner, RunMonitor, RunRequest, RunResult, Workspace
 
-_HALVED: Final = frozenset({FailureKind.OUT_OF_MEMORY, FailureKind.DEADLINE})
+_HALVED: Final = frozenset(
+    {
+        FailureKind.OUT_OF_MEMORY,
+        FailureKind.DEADLINE,
+        FailureKind.OUT_OF_SPACE,
+        FailureKind.OUTPUT_TOO_LARGE,
+    }
+)
 _LISTED: Final = 5
 _RECORDS: Final = "records.jsonl"
 
@@ -270,7 +278,7 @@ def _join(runner: HookRunner, request: RunRequest, parts: Sequence[_Part]) -> Ho
             decision = GiveUp(str(error))
     attempts = [attempt for part in parts for attempt in part.run.attempts]
     log = workspace.log(max(len(part.run.attempts) for part in parts))
-    with log.open("wb") as file:
+    with open_log(log) as file:
         for part in parts:
             file.write(f"[feature_pipeline] {_named(part)}\n".encode())
             with part.run.last.log.open("rb") as source:

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from feature_pipeline.pod.transfers import TransferError, upload, upload_bytes
+from feature_pipeline.pod.transfers import MOST_FILE_BYTES, TransferError, upload, upload_bytes
 
 ROOT: Final = Path("/osa")
 GRANT_VARIABLE: Final = "FEATURE_PIPELINE_PUBLISH"
@@ -25,8 +25,9 @@ NODE_VARIABLE: Final = "FEATURE_PIPELINE_NODE"
 def publish(grant: dict[str, Any], node: str, root: Path = ROOT) -> dict[str, Any]:
     """The hook's files, log and end are stored; the result as it was stored.
 
-    A name in the output that is not a regular file is not followed, and named in `irregular`. The
-    hook can write where the wrapper leaves its log and its word as well: neither is followed.
+    A name in the output that is not a regular file is not followed, and named in `irregular`; a
+    file beyond what one PUT takes is named in `too_large` with its size. The hook can write where
+    the wrapper leaves its log and its word as well: neither is followed.
 
     Raises:
         TransferError: The store did not take all of it; the result is not stored then.
@@ -37,17 +38,23 @@ def publish(grant: dict[str, Any], node: str, root: Path = ROOT) -> dict[str, An
         result: dict[str, Any] = json.loads(file.read(STATUS_BYTES))
     files: dict[str, list[object]] = {}
     irregular: list[str] = []
+    too_large: dict[str, int] = {}
     for name, url in grant["files"].items():
         try:
             with open_regular(root / "out" / name) as file:
-                files[name] = list(upload(url, file, name))
+                size = os.fstat(file.fileno()).st_size
+                if size > MOST_FILE_BYTES:
+                    too_large[name] = size
+                else:
+                    files[name] = list(upload(url, file, name))
         except FileNotFoundError:
             continue
         except IrregularFileError:
             irregular.append(name)
     with open_regular(root / "run" / "log") as file:
         log = list(upload(grant["log"], file, "the log"))
-    result |= {"spec_version": 1, "files": files, "irregular": irregular, "log": log, "node": node}
+    result |= {"spec_version": 1, "files": files, "irregular": irregular, "too_large": too_large}
+    result |= {"log": log, "node": node}
     upload_bytes(grant["result"], json.dumps(result).encode(), "the result")
     return result
 

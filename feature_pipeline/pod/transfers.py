@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import BinaryIO, Final, TypeVar
 
 ATTEMPTS: Final = 6
+MOST_FILE_BYTES: Final = 5 << 30
+"""What S3 takes in one PUT, and a signed address is for one."""
 CHUNK_BYTES: Final = 1 << 20
 _CALL_SECONDS: Final = 60.0
 _FIRST_PAUSE_SECONDS: Final = 0.5

@@ -5,6 +5,7 @@ A subclass gives `runner`, and says what of the surroundings differs in `enforce
 """
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from feature_pipeline.digest import Digest
+from feature_pipeline.hooks import log_file
 from feature_pipeline.hooks.definition import Limits
 from feature_pipeline.hooks.failure import FailureKind
 from feature_pipeline.hooks.runner import (
@@ -23,6 +25,7 @@ from feature_pipeline.hooks.runner import (
     RunResult,
     Workspace,
 )
+from feature_pipeline.hooks.runners import log_stream
 from feature_pipeline.records import RecordFile
 from feature_pipeline.release import HookRelease, ReleaseDocument
 
@@ -53,6 +56,7 @@ Run = Callable[..., RunResult]
 
 class HookRunnerTests:
     enforces_memory = True
+    watches_disk = True
 
     @pytest.fixture
     def runner(self, tmp_path: Path) -> HookRunner:
@@ -178,12 +182,47 @@ class HookRunnerTests:
         assert result.exit_code == 139
         assert "SIGSEGV" in result.failure.reason
 
-    def test_the_tail_of_a_long_log_is_kept_short(self, run: Run):
-        result = run("for n in range(1000):\n    print(n, '-' * 2000)\nraise SystemExit(1)\n")
+    def test_of_a_long_log_the_beginning_and_the_end_are_kept(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch
+    ):
+        """A hook that prints for ever must fill neither a disk nor what is shown of it."""
+        monkeypatch.setattr(log_file, "LOG_HEAD_BYTES", 150_000)
+        monkeypatch.setattr(log_file, "LOG_TAIL_BYTES", 100_000)
+        monkeypatch.setattr(log_stream, "SHOWN_BYTES", 50_000)
+        monitor = Monitor()
+        source = "for n in range(1000):\n    print(n, '-' * 2000)\nraise SystemExit(1)\n"
+        result = run(source, monitor)
         assert result.failure is not None
         assert len(result.failure.log_tail) == 20
         assert result.failure.log_tail[-1].startswith("999 ")
         assert max(map(len, result.failure.log_tail)) <= 500
+        text = result.log.read_text()
+        assert 225_000 < len(text) < 251_000
+        assert text.startswith("0 --")
+        assert text.endswith("--\n")
+        head, said, tail = re.split(r"\n(\[feature_pipeline\] \d+ bytes .*left out here)\n", text)
+        assert len(head) == 150_000
+        kept = [int(line.split()[0]) for line in tail.splitlines()]
+        assert kept == list(range(kept[0], 1000))
+        assert int(said.split()[1]) == sum(len(f"{n} ") + 2001 for n in range(kept[0])) - len(head)
+        shown = [line for line in monitor.lines if not line.startswith("[")]
+        assert 20 <= len(shown) <= 25
+        assert any("what follows is not shown" in line for line in monitor.lines)
+
+    def test_a_hook_that_writes_more_than_its_scratch(self, run: Run):
+        if not self.watches_disk:
+            pytest.skip("the cluster's kubelet does")
+        result = run(
+            "import os\n"
+            "with open(os.environ['OSA_OUT'] + '/features.jsonl', 'wb', 0) as file:\n"
+            "    for _ in range(4): file.write(bytes(1_000_000))\n"
+            "print('written', flush=True)\n" + HANG,
+            scratch="3Mi",
+        )
+        assert result.failure is not None
+        assert result.failure.kind is FailureKind.OUT_OF_SPACE
+        assert "its output holds 3.8" in result.failure.reason
+        assert "limits.scratch is 3Mi" in result.failure.reason
 
     def test_a_program_that_does_not_exist(self, run: Run):
         result = run("", command=("no-such-program-anywhere", "x"))

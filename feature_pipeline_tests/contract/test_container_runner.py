@@ -165,12 +165,12 @@ class TestConfinement(ContainerTests):
 
     def test_its_scratch_is_bounded(self, run: Run):
         result = run(
-            "try:\n"
-            "    open('/tmp/x', 'wb').write(bytes(3_000_000))\n"
-            "except OSError as error:\n"
-            "    print(error)\n",
+            "open('/tmp/x', 'wb').write(bytes(3_000_000))\n",
             scratch="1Mi",
         )
+        assert result.failure is not None
+        assert result.failure.kind is FailureKind.OUT_OF_SPACE
+        assert "limits.scratch is 1Mi" in result.failure.reason
         assert "No space left on device" in result.log.read_text()
 
     def test_its_processes_are_bounded(self, container_engine: Engine, run_with: Any):
@@ -213,6 +213,18 @@ class TestOutOfMemory(ContainerTests):
         assert result.failure.kind is FailureKind.OUT_OF_MEMORY
         assert "100Mi" in result.failure.reason
         assert time.monotonic() - started < 30
+
+    def test_a_hook_that_ends_by_itself_after_its_child_was_killed(self, run: Run):
+        """It ends before anybody looks at the container, with a status of its own."""
+        result = run(
+            "import subprocess, sys\n"
+            "child = subprocess.run(['python', '-c', 'held = bytearray(300_000_000)'])\n"
+            "sys.exit(child.returncode and 3)\n",
+            memory="100Mi",
+        )
+        assert result.failure is not None
+        assert result.failure.kind is FailureKind.OUT_OF_MEMORY
+        assert result.exit_code in (3, 137)  # unless a look came between
 
     def test_not_every_137_is_for_memory(self, run: Run):
         result = run("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n", memory="100Mi")

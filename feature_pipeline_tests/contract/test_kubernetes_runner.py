@@ -91,6 +91,8 @@ class KubernetesTests:
 
 
 class TestKubernetesRunner(KubernetesTests, HookRunnerTests):
+    watches_disk = False
+
     @pytest.fixture(autouse=True)
     def _cluster(self, cluster: Cluster) -> None:
         self.cluster = cluster
@@ -366,6 +368,36 @@ class TestFailures(KubernetesTests):
         result = runner.run(request, monitor)
         self.failed(result, FailureKind.EVICTED, "Evicted: node was low on memory")
         assert result.failure.log_tail == ("here",)
+
+    def test_a_pod_that_filled_its_scratch(self, runner, workspace, cluster):
+        """In the kubelet's words; the Job controller does not replace such a pod."""
+        request = self.request_of(workspace, "print('here', flush=True)\n" + HANG)
+        said = 'Usage of EmptyDir volume "out" exceeds the limit "5Gi". '
+        monitor = self.take_away_at(cluster, request, reason="Evicted", message=said)
+        result = runner.run(request, monitor)
+        self.failed(result, FailureKind.OUT_OF_SPACE, "limits.scratch", said.strip())
+
+    def test_a_killed_child_does_not_leave_the_hook_waiting(self, runner, workspace):
+        """The kernel kills the child alone; a pool would wait for its answer for ever."""
+        source = (
+            "import subprocess\n"
+            "subprocess.Popen(['python', '-c', 'held = bytearray(300_000_000)']).wait()\n" + HANG
+        )
+        result = runner.run(self.request_of(workspace, source, memory="100Mi"), Monitor())
+        self.failed(result, FailureKind.OUT_OF_MEMORY, "100Mi")
+
+    def test_a_file_that_is_too_large_to_be_handed_over(self, runner, workspace):
+        """More than S3 takes in one PUT: it is told before anything of the file is sent."""
+        source = (
+            "import os\n"
+            "with open(os.environ['OSA_OUT'] + '/features.jsonl', 'wb') as file:\n"
+            "    file.truncate(6 << 30)\n"
+        )
+        result = runner.run(self.request_of(workspace, source), Monitor())
+        self.failed(
+            result, FailureKind.OUTPUT_TOO_LARGE, "features.jsonl (6Gi)", "5Gi", "batch smaller"
+        )
+        assert list(workspace.output.iterdir()) == []
 
     def test_a_pod_that_is_always_taken_away(self, runner, workspace, cluster):
         request = self.request_of(workspace, "print('here', flush=True)\n" + HANG)

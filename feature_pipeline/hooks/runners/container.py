@@ -12,7 +12,8 @@ one that makes the same attempt finds it, waits for it, and takes its output.
 
 What this runner does not promise:
 
-- `limits.scratch` bounds `/tmp`, which is memory and counts as such; the output is not bounded.
+- `limits.scratch` bounds `/tmp`, which is memory and counts as such. The output and the working
+  directory are looked at every second: what they grow by meanwhile is written.
 - Peak memory is sampled, and known only where the container's cgroup can be seen from here.
 - While nobody watches (this process was killed) nobody keeps to the deadline; whoever attaches
   does.
@@ -23,7 +24,6 @@ What this runner does not promise:
 import os
 import platform
 import shutil
-import signal
 import socket
 import stat
 import time
@@ -35,11 +35,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from feature_pipeline.digest import Digest, digest_stream
-from feature_pipeline.hooks.failure import FailureKind, RuntimeFacts, is_memory_error
+from feature_pipeline.hooks.failure import (
+    FailureKind,
+    RuntimeFacts,
+    is_memory_error,
+    is_space_error,
+)
+from feature_pipeline.hooks.log_file import open_log
 from feature_pipeline.hooks.quantities import format_size
 from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
 from feature_pipeline.hooks.runners import container_spec as spec
 from feature_pipeline.hooks.runners.container_log import ContainerLog
+from feature_pipeline.hooks.runners.disk_watch import DiskWatch
 from feature_pipeline.hooks.runners.exit_status import exit_reason
 from feature_pipeline.hooks.runners.log_stream import LogStream
 from feature_pipeline.hooks.runners.memory_watch import MemoryWatch
@@ -108,7 +115,7 @@ class ContainerRunner:
         request.workspace.clear_output()
         started_at = datetime.now(UTC)
         path = request.workspace.log(request.attempt)
-        with path.open("wb") as file:
+        with open_log(path) as file:
             log = LogStream(file, monitor.log)
             try:
                 with _engine(self._engine_url) as api:
@@ -212,10 +219,15 @@ class _Attempt:
                 work = self._lay_out_work(cleanup)
                 self._pull(image)
                 container = self._create(name, wanted, image, work)
+                output: Path | None = self._request.workspace.output
             else:
+                work, output = _mounted(found, spec.WORK), _mounted(found, spec.OUTPUT)
                 container = found["Id"]
             cleanup.callback(self._remove, container)
-            end = self._follow(container, is_new=found is None)
+            written = {"output": output, "working directory": work}
+            folders = {what: folder for what, folder in written.items() if folder is not None}
+            disk = DiskWatch(folders, self._request.limits.scratch_bytes)
+            end = self._follow(container, disk, is_new=found is None)
             if found is not None:
                 self._take_output(found, cleanup)
             return end
@@ -309,7 +321,7 @@ class _Attempt:
         )
         return str(created["Id"])
 
-    def _follow(self, container: str, *, is_new: bool) -> _End:
+    def _follow(self, container: str, disk: DiskWatch, *, is_new: bool) -> _End:
         log = ContainerLog(self._api, container)
         try:
             if is_new:
@@ -318,7 +330,7 @@ class _Attempt:
                 self._start(container)
             else:
                 log.replay()
-            watch = _Watch(self._api, container, self._request, self._monitor, self._log, log)
+            watch = _Watch(self._api, container, self._request, self._monitor, self._log, log, disk)
             end = watch.until_end(self._grace_seconds)
             self.started_at = watch.started_at
             return end
@@ -368,6 +380,7 @@ class _Watch:
         monitor: RunMonitor,
         log: LogStream,
         source: ContainerLog,
+        disk: DiskWatch,
     ) -> None:
         self.started_at: datetime | None = None
         self._api = api
@@ -377,6 +390,7 @@ class _Watch:
         self._monitor = monitor
         self._log = log
         self._source = source
+        self._disk = disk
         self._memory: MemoryWatch | None = None
         self._stopped: tuple[FailureKind, str] | None = None
         self._kill_at: float | None = None
@@ -449,6 +463,9 @@ class _Watch:
                 # what is left of it may wait for the killed process for ever
                 self._stopped = (FailureKind.OUT_OF_MEMORY, self._memory_reason())
                 self._signal("SIGKILL")
+        if self._stopped is None and (excess := self._disk.excess()) is not None:
+            self._stopped = FailureKind.OUT_OF_SPACE, excess
+            self._signal("SIGKILL")
         if self._kill_at is not None and now >= self._kill_at:
             self._kill_at = None
             self._signal("SIGKILL")
@@ -486,8 +503,8 @@ class _Watch:
 
     def _failure(self, code: int, state: dict[str, Any]) -> tuple[FailureKind, str] | None:
         was_exceeded = self._memory is not None and self._memory.was_exceeded()
-        # 137 alone may be anybody's SIGKILL
-        if state.get("OOMKilled") or (was_exceeded and code == 128 + signal.SIGKILL):
+        # 137 alone may be anybody's SIGKILL; and a hook that lost a child ends as it likes
+        if state.get("OOMKilled") or (was_exceeded and code):
             return FailureKind.OUT_OF_MEMORY, self._memory_reason()
         if code == 0:
             return None
@@ -496,6 +513,10 @@ class _Watch:
             return FailureKind.CANNOT_START, f"{self._program!r} cannot be started: {tail[0]}"
         if is_memory_error(tail):
             return FailureKind.OUT_OF_MEMORY, "it says that memory ran out"
+        if is_space_error(tail):
+            limit = format_size(self._limits.scratch_bytes)
+            reason = f"it says that no space is left; its limits.scratch is {limit}"
+            return FailureKind.OUT_OF_SPACE, reason
         return FailureKind.NON_ZERO_EXIT, exit_reason(code)
 
 

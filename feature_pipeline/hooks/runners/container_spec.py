@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from feature_pipeline.digest import Digest, document_bytes
+from feature_pipeline.hooks.log_file import LOG_HEAD_BYTES
 from feature_pipeline.hooks.runner import RunRequest
 
 INPUTS: Final = "/osa/in"
@@ -137,7 +138,8 @@ def host_config(
         "ulimits": [Ulimit(name=name, soft=most, hard=most) for name, most in ulimits.items()],
         # process 1 gets no signal it does not ask for, and reaps nothing unless it is an init
         "init": True,
-        "log_config": LogConfig(type="json-file"),
+        # what the engine keeps for whoever attaches later
+        "log_config": LogConfig(type="json-file", config={"max-size": str(LOG_HEAD_BYTES)}),
     }
     if user.userns_mode is not None:
         config["userns_mode"] = user.userns_mode

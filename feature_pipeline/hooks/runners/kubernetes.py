@@ -30,12 +30,14 @@ from feature_pipeline.errors import (
     StoreUnavailableError,
 )
 from feature_pipeline.hooks.failure import LOG_TAIL_LINES, FailureKind
+from feature_pipeline.hooks.log_file import open_log
 from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
 from feature_pipeline.hooks.runners import kubernetes_facts as facts
 from feature_pipeline.hooks.runners import kubernetes_job as jobs
 from feature_pipeline.hooks.runners.kubernetes_api import Cluster, ClusterRefusedError, connect_here
 from feature_pipeline.hooks.runners.kubernetes_results import (
     runtime_facts,
+    tail_of,
     take_log,
     verdict,
     with_last_line_ended,
@@ -111,7 +113,7 @@ class KubernetesRunner:
         path = request.workspace.log(request.attempt)
         cluster = Cluster(self._settings.namespace, self._connect, self._patience_seconds)
         try:
-            with path.open("wb") as file:
+            with open_log(path) as file:
                 log = LogStream(file, monitor.log)
                 attempt = _Attempt(cluster, self._transfer, self._settings, request, monitor, log)
                 end = attempt.run(self._poll_seconds)
@@ -119,7 +121,7 @@ class KubernetesRunner:
         finally:
             cluster.close()
         if end.log is not None:
-            # what was followed may have been cut short; this is every byte
+            # what was followed may have been cut short; this is all that the pod kept
             path.write_bytes(end.log)
         result = end.result
         return RunResult(
@@ -362,12 +364,13 @@ class _Attempt:
         except (NotFoundError, CorruptDataError) as error:
             return _End(facts.Diagnosis(FailureKind.PUBLISH_FAILED, str(error)), node=node)
         self._pod_log.show_rest(self._log, data)
-        said = verdict(self._request, result, self._log.tail())
+        tail = tail_of(data)
+        said = verdict(self._request, result, tail)
         if said is not None and said.kind in _FORGOTTEN:
             # Who mends the program or the image asks the same question again.
             self._delete(name)
             self._patiently(lambda: self._transfer.forget(name))
-        return _End(said, result, with_last_line_ended(data), node=node)
+        return _End(said, result, with_last_line_ended(data), tail=tail, node=node)
 
     def _result(self, name: str) -> PodResult | None:
         return self._patiently(lambda: self._transfer.result(name))

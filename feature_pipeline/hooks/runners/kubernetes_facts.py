@@ -16,7 +16,7 @@ Json = Mapping[str, Any]
 
 MOST_REPLACEMENTS: Final = 3
 """A pod that is taken away is replaced without counting. One that is taken away for what the hook
-does (it filled its scratch) would be replaced for ever."""
+does would be replaced for ever."""
 
 _PULL: Final = frozenset({"ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
 _NO_START: Final = frozenset(
@@ -24,6 +24,8 @@ _NO_START: Final = frozenset(
 )
 _NO_START_ENDS: Final = frozenset({"StartError", "ContainerCannotRun"})
 _TERMINATED_BY_SIGNAL: Final = 143
+_FULL: Final = ("Usage of EmptyDir volume", "ephemeral local storage", "local ephemeral storage")
+"""How a kubelet begins, or words, that a pod wrote more than it may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,9 @@ def taken_away(pod: Json) -> Diagnosis | None:
         return Diagnosis(FailureKind.EVICTED, f"its pod was taken away: {said}".rstrip(": "))
     if status.get("reason") in {"Evicted", "Preempting", "NodeLost", "NodeShutdown", "Terminated"}:
         said = f"{status['reason']}: {status.get('message') or ''}"
+        if any(word in said for word in _FULL):
+            reason = f"it wrote more than limits.scratch allows: {said}".rstrip(": ")
+            return Diagnosis(FailureKind.OUT_OF_SPACE, reason)
         return Diagnosis(FailureKind.EVICTED, f"its pod was taken away: {said}".rstrip(": "))
     return None
 

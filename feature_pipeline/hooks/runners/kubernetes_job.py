@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from feature_pipeline.digest import Digest, document_bytes
+from feature_pipeline.hooks import log_file
 from feature_pipeline.hooks.runner import RunRequest
 from feature_pipeline.hooks.runners.kubernetes_config import PodOverrides, merged
 from feature_pipeline.release import HookRelease
@@ -22,6 +23,7 @@ NOBODY: Final = 65534
 PUBLISH_ALLOWANCE_SECONDS: Final = 900.0
 
 _SUPPORT_MEMORY: Final = "512Mi"
+_RUN_BYTES: Final = 1 << 20
 _DISRUPTED: Final = {"type": "DisruptionTarget", "status": "True"}
 
 
@@ -145,8 +147,11 @@ def job_manifest(
 
 
 def _pod(name: str, request: RunRequest, settings: JobSettings, image: str) -> dict[str, Any]:
-    limits = request.limits
-    scratch = str(limits.scratch_bytes)
+    scratch = request.limits.scratch_bytes
+    # what stage lays out beside what the hook may add; the log, and the word of the hook's end
+    work = scratch + sum(file.size for file in request.release.document.code)
+    run = log_file.LOG_HEAD_BYTES + log_file.LOG_TAIL_BYTES + _RUN_BYTES
+    bounds = {"out": scratch, "tmp": scratch, "work": work, "run": run}
     # on the pod, not the Job: the Job's would delete the pod with its log. It has all of what the
     # grants have, so that it never cuts short what they still allow
     deadline = int(settings.lifetime_seconds(request))
@@ -170,9 +175,9 @@ def _pod(name: str, request: RunRequest, settings: JobSettings, image: str) -> d
         ],
         "containers": [_support(PUBLISH, name, settings, [], ["out", "run"])],
         "volumes": [
-            # inputs are as large as they are; what the hook may fill is bounded
-            *({"name": volume, "emptyDir": {}} for volume in ("in", "files", "work", "bin", "run")),
-            *({"name": volume, "emptyDir": {"sizeLimit": scratch}} for volume in ("out", "tmp")),
+            # inputs are as large as they are; whatever the hook can write is bounded
+            *({"name": volume, "emptyDir": {}} for volume in ("in", "files", "bin")),
+            *({"name": n, "emptyDir": {"sizeLimit": str(most)}} for n, most in bounds.items()),
             {"name": "support-tmp", "emptyDir": {"sizeLimit": "64Mi"}},
         ],
     }
@@ -200,6 +205,7 @@ def _hook(request: RunRequest, settings: JobSettings, image: str) -> dict[str, A
         "command": [
             "/osa/bin/wrapper",
             *("--log", "/osa/run/log", "--status", "/osa/run/status.json"),
+            *("--head", str(log_file.LOG_HEAD_BYTES), "--tail", str(log_file.LOG_TAIL_BYTES)),
             *("--timeout", f"{limits.timeout_seconds:g}", "--grace", f"{settings.grace_seconds:g}"),
             *("--", first, *rest),
         ],

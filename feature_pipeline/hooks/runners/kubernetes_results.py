@@ -8,7 +8,9 @@ import io
 from typing import Final
 
 from feature_pipeline.errors import CorruptDataError, NotFoundError
+from feature_pipeline.hooks import log_file
 from feature_pipeline.hooks.failure import FailureKind, RuntimeFacts, is_memory_error
+from feature_pipeline.hooks.log_file import CappedLog
 from feature_pipeline.hooks.quantities import format_size
 from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
 from feature_pipeline.hooks.runners import kubernetes_job as jobs
@@ -16,8 +18,11 @@ from feature_pipeline.hooks.runners.exit_status import exit_reason
 from feature_pipeline.hooks.runners.kubernetes_facts import Diagnosis
 from feature_pipeline.hooks.runners.log_stream import LogStream
 from feature_pipeline.hooks.runners.transfer import PodResult, Results
+from feature_pipeline.pod.transfers import MOST_FILE_BYTES
 
 UNKNOWN_NODE: Final = "unknown"
+_CUT_BYTES: Final = 128
+"""More than the line that says what was left out."""
 
 
 class NotPublishedError(NotFoundError):
@@ -64,9 +69,7 @@ class PublishedResults:
         except (NotFoundError, CorruptDataError) as error:
             diagnosis = Diagnosis(FailureKind.PUBLISH_FAILED, str(error))
         else:
-            shown = LogStream(io.BytesIO(), lambda _: None)
-            shown.take(data)
-            tail = shown.tail()
+            tail = tail_of(data)
             diagnosis = verdict(request, result, tail)
         path = request.workspace.log(request.attempt)
         path.write_bytes(data)
@@ -85,13 +88,25 @@ def take_log(results: Results, name: str, result: PodResult, request: RunRequest
     """The result's files are in the request's workspace; its log.
 
     Raises:
-        NotFoundError, CorruptDataError: One is missing, or is not what the result says.
+        NotFoundError, CorruptDataError: One is missing, is not what the result says, or is a log
+            that no wrapper of ours has kept.
     """
+    most, size = log_file.LOG_HEAD_BYTES + log_file.LOG_TAIL_BYTES + _CUT_BYTES, result.log[1]
+    if size > most:
+        raise CorruptDataError(f"the log of Job {name} has {size} bytes; at most {most} are kept")
     whole = request.workspace.log(request.attempt).with_suffix(".whole")
     results.fetch(name, result, request.workspace.output, whole)
     data = whole.read_bytes()
     whole.unlink()
     return data
+
+
+def tail_of(log: bytes) -> tuple[str, ...]:
+    """The last lines of a log, as whoever follows one sees them."""
+    shown = LogStream(CappedLog(io.BytesIO()), lambda _: None)
+    shown.take(log)
+    shown.finish()
+    return shown.tail()
 
 
 def with_last_line_ended(data: bytes) -> bytes:
@@ -106,16 +121,20 @@ def verdict(request: RunRequest, result: PodResult, tail: tuple[str, ...]) -> Di
         program = request.release.document.command[0]
         reason = f"{program!r} cannot be started: {result.start_error}"
         return Diagnosis(FailureKind.CANNOT_START, reason)
-    if result.is_late:
-        return Diagnosis(FailureKind.DEADLINE, f"not done after {limits.timeout}", code)
     if result.oom_kills:
         limit = format_size(limits.memory_bytes)
         reason = f"it ran out of memory; its limit is {limit}"
         return Diagnosis(FailureKind.OUT_OF_MEMORY, reason, code)
+    if result.is_late:
+        return Diagnosis(FailureKind.DEADLINE, f"not done after {limits.timeout}", code)
     if code and is_memory_error(tail):
         return Diagnosis(FailureKind.OUT_OF_MEMORY, "it says that memory ran out", code)
     if code:
         return Diagnosis(FailureKind.NON_ZERO_EXIT, exit_reason(code), code)
+    if result.too_large:
+        named = ", ".join(f"{n} ({format_size(s)})" for n, s in result.too_large.items())
+        reason = f"{named}: a pod can hand over files of at most {format_size(MOST_FILE_BYTES)}"
+        return Diagnosis(FailureKind.OUTPUT_TOO_LARGE, f"{reason}; make the batch smaller", code)
     if result.irregular:
         reason = f"{', '.join(result.irregular)}: not a regular file"
         return Diagnosis(FailureKind.INVALID_OUTPUT, reason, code)

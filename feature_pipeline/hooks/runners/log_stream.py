@@ -1,21 +1,28 @@
-"""A hook's standard output and error: every byte into a file, every line to whoever watches."""
+"""A hook's standard output and error: its bytes into a file, its lines to whoever watches.
+
+A hook that prints for ever fills neither a disk (`hooks.log_file`) nor the output that Dagster
+captures: what is shown ends.
+"""
 
 import os
 import select
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import BinaryIO, Final
+from typing import Final
 
 from feature_pipeline.hooks.failure import LOG_TAIL_LINES
+from feature_pipeline.hooks.log_file import CappedLog
 
+SHOWN_BYTES: Final = 16 << 20
+"""What is shown of a log."""
 MAX_LINE_BYTES: Final = 4096
 _CHUNK_BYTES: Final = 1 << 16
 _TAIL_LINE_CHARACTERS: Final = 500
 
 
 class LogStream:
-    """Copies a pipe to `file` as it comes, and shows its lines.
+    """Copies a pipe to `file` as it comes, and shows its lines, up to `SHOWN_BYTES` of them.
 
     A line shown has no line end, is valid text whatever the bytes were, and is cut off after
     `MAX_LINE_BYTES`. Of a line that overwrites itself (progress bars) the last state is shown.
@@ -25,9 +32,10 @@ class LogStream:
         show: Takes the lines.
     """
 
-    def __init__(self, file: BinaryIO, show: Callable[[str], None]) -> None:
+    def __init__(self, file: CappedLog, show: Callable[[str], None]) -> None:
         self._file = file
         self._show = show
+        self._shown_bytes = 0
         self._line = bytearray()
         self._cut_bytes = 0
         self._tail: deque[str] = deque(maxlen=LOG_TAIL_LINES)
@@ -60,7 +68,11 @@ class LogStream:
     def note(self, text: str) -> None:
         """Add a line of our own to the log."""
         self.finish()
-        self.take(f"[feature_pipeline] {text}\n".encode("utf-8", "backslashreplace"))
+        for line in f"[feature_pipeline] {text}".split("\n"):
+            self._file.write(line.encode("utf-8", "backslashreplace") + b"\n")
+            self._tail.append(line)
+            self._show(line)
+        self._file.flush()
 
     def finish(self) -> None:
         """End the last line."""
@@ -99,4 +111,9 @@ class LogStream:
         self._line.clear()
         self._cut_bytes = 0
         self._tail.append(text)
-        self._show(text)
+        was_shown = self._shown_bytes <= SHOWN_BYTES
+        self._shown_bytes += len(text) + 1
+        if self._shown_bytes <= SHOWN_BYTES:
+            self._show(text)
+        elif was_shown:
+            self._show("[feature_pipeline] the log goes on; what follows is not shown here")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
+from feature_pipeline.hooks import log_file
 from feature_pipeline.hooks.runners.log_stream import LogStream
 
 _CHUNK_BYTES: Final = 1 << 14
@@ -73,7 +74,9 @@ class PodLog:
         log.drain(self._reader, 0.05)
 
     def show_rest(self, log: LogStream, whole: bytes) -> None:
-        """Hand on what of the whole log has not been followed."""
+        """Hand on what of the log, as the pod kept it, has not been followed."""
+        if self._copied_bytes > log_file.LOG_HEAD_BYTES:
+            return  # behind its beginning, what was kept is not what was printed
         rest = whole[self._copied_bytes :]
         if not rest:
             return

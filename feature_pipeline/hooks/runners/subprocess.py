@@ -7,7 +7,8 @@ What this runner does not promise:
 
 - It is no sandbox. The hook gets no credential in its environment or by an open file, but it runs
   as the same user, with the same files and the same network.
-- `limits.cpu` and `limits.scratch` are not enforced.
+- `limits.cpu` is not enforced. `limits.scratch` is looked at every second, for the scratch folder
+  and for the output.
 - Memory is sampled, every 0.1 s, over the hook and its descendants (`psutil`; without it the limit
   is not enforced, and the log says so). A peak shorter than that may pass unseen. An address-space
   limit was refused: many numerical programs reserve far more than they touch.
@@ -35,8 +36,10 @@ from typing import Final
 from feature_pipeline.digest import digest_stream
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.failure import FailureKind, RuntimeFacts, is_memory_error
+from feature_pipeline.hooks.log_file import open_log
 from feature_pipeline.hooks.quantities import format_size
 from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
+from feature_pipeline.hooks.runners.disk_watch import DiskWatch
 from feature_pipeline.hooks.runners.log_stream import LogStream
 from feature_pipeline.hooks.runners.process_tree import ProcessTree
 
@@ -72,7 +75,7 @@ class SubprocessRunner:
         started_at = datetime.now(UTC)
         log_path = request.workspace.log(request.attempt)
         peak: int | None = None
-        with log_path.open("wb") as file, self._scratch() as scratch:
+        with open_log(log_path) as file, self._scratch() as scratch:
             log = LogStream(file, monitor.log)
             if refusal := _lay_out_code(request, scratch / "work"):
                 end = _End(None, refusal)
@@ -128,7 +131,11 @@ class SubprocessRunner:
             log.note(reason)
             return _End(None, (FailureKind.CANNOT_START, reason)), None
         try:
-            watch = _Watch(process, request, monitor, log, self._grace_seconds)
+            disk = DiskWatch(
+                {"scratch": scratch, "output": request.workspace.output},
+                request.limits.scratch_bytes,
+            )
+            watch = _Watch(process, request, monitor, log, disk, self._grace_seconds)
             return watch.until_end(), watch.tree.peak_bytes
         except BaseException:
             if process.poll() is None:
@@ -197,10 +204,12 @@ class _Watch:
         request: RunRequest,
         monitor: RunMonitor,
         log: LogStream,
+        disk: DiskWatch,
         grace_seconds: float,
     ) -> None:
         self.tree = ProcessTree(process.pid)
         self._process = process
+        self._disk = disk
         self._monitor = monitor
         self._log = log
         self._grace_seconds = grace_seconds
@@ -249,6 +258,9 @@ class _Watch:
                 )
                 # no grace: it would go on growing
                 self.tree.kill()
+        if self._stopped is None and (excess := self._disk.excess()) is not None:
+            self._stopped = FailureKind.OUT_OF_SPACE, excess
+            self.tree.kill()
         if self._stopped is None and now >= self._deadline:
             self._stop(FailureKind.DEADLINE, f"not done after {self._limits.timeout}")
         if self._stopped is None and now >= self._next_question:

@@ -30,6 +30,7 @@ class PodResult:
     """How the hook ended, by the pod's own word, and what it left.
 
     `exit_code` is as shells give it. `start_error` is set if the program could not be started.
+    `irregular` and `too_large`, with sizes in bytes, are not among the `files`.
     """
 
     exit_code: int
@@ -42,6 +43,7 @@ class PodResult:
     node: str
     files: Mapping[str, tuple[Digest, int]]
     irregular: tuple[str, ...]
+    too_large: Mapping[str, int]
     log: tuple[Digest, int]
 
 
