@@ -11,7 +11,7 @@ from feature_pipeline.cli.hooks import project_hooks
 from feature_pipeline.cli.output import Output, json_option
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.servers import local_servers
-from feature_pipeline.errors import CorruptDataError
+from feature_pipeline.errors import ConflictError, CorruptDataError, ProjectionError
 from feature_pipeline.orchestration.recover import (
     prove_tables,
     recover_dagster,
@@ -19,8 +19,6 @@ from feature_pipeline.orchestration.recover import (
     tables_to_recover,
 )
 from feature_pipeline.projections.database import Database
-from feature_pipeline.projections.replace import RefusedBatchError
-from feature_pipeline.projections.upcast import CannotEvolveError
 
 
 @click.command()
@@ -67,7 +65,7 @@ def recover_all(output: Output, tables: Collection[str], workers: int) -> None:
                         counts["batches"] += 1
                         counts["rows"] += report.rows
                         steps.advance()
-                except (CorruptDataError, CannotEvolveError, RefusedBatchError) as error:
+                except (ProjectionError, ConflictError, CorruptDataError) as error:
                     # The other tables, and the other batches of this one, are brought back.
                     problems.append(str(error))
     for where, batches_of in drift.damaged.items():
