@@ -21,12 +21,15 @@ from feature_pipeline.archive.stores.s3_sign import S3Signer
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.digest import Digest, digest_stream
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
+from feature_pipeline.hooks.failure import FailureKind, RuntimeFacts
 from feature_pipeline.hooks.output import RAW_FILES
 from feature_pipeline.hooks.runner import Workspace
-from feature_pipeline.hooks.runners.transfer import Grants, PodResult
+from feature_pipeline.hooks.runners.transfer import AttemptEnd, Grants, PodResult
 
 _RESULT: Final = "result.json"
 _LOG: Final = "log"
+_END: Final = "end.json"
+"""Not among what a pod is granted: only a worker writes it."""
 
 Sum = tuple[Annotated[str, "digest"], Annotated[int, "size"]]
 
@@ -51,6 +54,22 @@ class _ResultDocument(BaseModel):
     log: Sum
 
 
+class _EndDocument(BaseModel):
+    """What a worker notes of an attempt that left no result."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    spec_version: int = 1
+    kind: FailureKind
+    reason: str
+    exit_code: int | None
+    log_tail: tuple[str, ...]
+    memory_limit_bytes: int | None
+    started_at: datetime
+    finished_at: datetime
+    node: str
+
+
 class S3Results:
     """What pods left in their upload folders; taking it needs nobody's signature.
 
@@ -61,9 +80,38 @@ class S3Results:
     def __init__(self, store: BlobStore) -> None:
         self._store = store
 
+    @property
+    def archive(self) -> str:
+        """See `Results.archive`."""
+        return self._store.identity
+
     def is_there(self, name: str) -> bool:
-        """Whether the attempt's pod has published a result, without reading it."""
-        return self._store.stat(layout.upload(name, _RESULT)) is not None
+        """Whether the attempt has ended, by its pod's word or its worker's; neither is read."""
+        return any(
+            self._store.stat(layout.upload(name, part)) is not None for part in (_RESULT, _END)
+        )
+
+    def end(self, name: str) -> AttemptEnd | None:
+        """See `Results.end`."""
+        key = layout.upload(name, _END)
+        try:
+            document = _EndDocument.model_validate_json(self._store.get(key).data)
+        except NotFoundError:
+            return None
+        except ValidationError as error:
+            raise CorruptDataError(f"{key}: not an attempt's end: {error}") from error
+        return AttemptEnd(
+            RuntimeFacts(
+                kind=document.kind,
+                reason=document.reason,
+                exit_code=document.exit_code,
+                log_tail=document.log_tail,
+                memory_limit_bytes=document.memory_limit_bytes,
+            ),
+            started_at=document.started_at,
+            finished_at=document.finished_at,
+            node=document.node,
+        )
 
     def result(self, name: str) -> PodResult | None:
         """See `Transfer.result`."""
@@ -159,6 +207,21 @@ class S3Transfer(S3Results):
             "result": put(_RESULT),
         }
         return Grants(self._signer.sign_get(stage, lifetime_seconds), json.dumps(publish))
+
+    def note_end(self, name: str, end: AttemptEnd) -> None:
+        """See `Transfer.note_end`."""
+        failure = end.failure
+        document = _EndDocument(
+            kind=failure.kind,
+            reason=failure.reason,
+            exit_code=failure.exit_code,
+            log_tail=failure.log_tail,
+            memory_limit_bytes=failure.memory_limit_bytes,
+            started_at=end.started_at,
+            finished_at=end.finished_at,
+            node=end.node,
+        )
+        self._store.create(layout.upload(name, _END), document.model_dump_json().encode())
 
     def forget(self, name: str) -> None:
         """See `Transfer.forget`."""

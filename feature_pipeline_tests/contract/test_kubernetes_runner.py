@@ -20,6 +20,7 @@ from feature_pipeline.hooks.runner import RunRequest, RunResult, Workspace
 from feature_pipeline.hooks.runners import kubernetes_job as jobs
 from feature_pipeline.hooks.runners.kubernetes import KubernetesRunner
 from feature_pipeline.hooks.runners.kubernetes_config import PodOverrides
+from feature_pipeline.hooks.runners.kubernetes_results import PublishedResults
 from feature_pipeline.local.seaweedfs import S3Address
 from feature_pipeline.release import HookRelease
 from feature_pipeline_tests.contract.hook_runner import HANG, HookRunnerTests, Monitor, Run
@@ -48,6 +49,7 @@ class KubernetesTests:
             secret_access_key=s3_address.secret_access_key,
         )
         store = S3Store(client, s3_address.bucket, s3_prefix)
+        self.archive = store.identity
         return S3Transfer(store, S3Signer(client, s3_address.bucket, s3_prefix))
 
     @pytest.fixture
@@ -87,7 +89,7 @@ class KubernetesTests:
         )
 
     def job_of(self, request: RunRequest) -> str:
-        return jobs.job_name(request, jobs.identity(request, HOOK_IMAGE))
+        return jobs.job_name(request, jobs.identity(request, HOOK_IMAGE, self.archive))
 
 
 class TestKubernetesRunner(KubernetesTests, HookRunnerTests):
@@ -198,26 +200,23 @@ class TestFailures(KubernetesTests):
         [secret] = cluster.all("secrets")
         assert secret["metadata"]["ownerReferences"]
 
-    def test_a_pod_that_stays_terminating_for_ever(
-        self, make_runner, workspace, cluster, monkeypatch
-    ):
+    @pytest.mark.parametrize(
+        ("since", "said"),
+        [("creationTimestamp", "has not ended"), ("deletionTimestamp", "should have been gone")],
+    )
+    def test_a_pod_that_stays_for_ever(self, make_runner, workspace, cluster, since, said):
         """Its node is gone, and nobody says so."""
-        from feature_pipeline.hooks.runners import kubernetes
-
-        monkeypatch.setattr(kubernetes, "_LOST_SECONDS", 0.0)
-        monkeypatch.setattr(jobs.JobSettings, "lifetime_seconds", lambda *_: 60.0)
         request = self.request_of(workspace, HANG)
 
         class Lose(Monitor):
             def is_cancelled(self, *, now: bool = False) -> bool:
                 for pod in cluster.all("pods"):
                     held = cluster.objects["pods", pod["metadata"]["name"]]["metadata"]
-                    held["deletionTimestamp"] = "2026-01-01T00:00:00Z"
-                    held["creationTimestamp"] = "2026-01-01T00:00:00Z"
+                    held[since] = "2026-01-01T00:00:00Z"
                 return False
 
         result = make_runner().run(request, Lose())
-        self.failed(result, FailureKind.EVICTED, "has not ended")
+        self.failed(result, FailureKind.EVICTED, said)
         assert cluster.all("jobs") == []
 
     @pytest.mark.parametrize("what", ["jobs", "secrets", "pods"])
@@ -494,6 +493,24 @@ class TestAttaching(KubernetesTests):
         assert result.failure is None
         assert (again.output / "features.jsonl").read_text() == "{}"
         assert cluster.jobs_created() == 1
+
+    def test_an_attempt_that_ended_without_a_result_is_not_made_again(
+        self, runner, workspace, again, cluster, tmp_path
+    ):
+        """Its Job is gone, too: a worker noted how it ended, and another goes on from there."""
+        cluster.environment["publish"] = {"FEATURE_PIPELINE_PUBLISH": "{}"}
+        first = runner.run(self.request_of(workspace, OK), Monitor())
+        cluster.environment.clear()
+        cluster.delete("jobs", cluster.all("jobs")[0]["metadata"]["name"])
+        monitor = Monitor()
+        second = runner.run(self.request_of(again, OK), monitor)
+        assert cluster.jobs_created() == 1
+        assert any("ended before, without a result" in line for line in monitor.lines)
+        nobody = PublishedResults(runner._transfer, HOOK_IMAGE)
+        third = nobody.run(self.request_of(Workspace(tmp_path / "third"), OK), Monitor())
+        for result in (second, third):
+            assert result.failure == first.failure
+            assert result.log.read_text().endswith("\n".join(first.failure.log_tail) + "\n")
 
     def test_a_job_that_is_being_deleted_is_not_attached_to(
         self, runner, workspace, again, cluster

@@ -204,6 +204,20 @@ class TestJobsOutliveWorkers(KubernetesTests):
         assert entry.verdict is Verdict.FAILED
         assert expected.expected_keys(pipeline.store) == []
 
+    def test_a_result_that_cannot_be_read_is_a_failure_and_holds_up_nothing(
+        self, pipeline, runner, cluster: Cluster
+    ):
+        self.submitted(pipeline)
+        self.die(pipeline, runner)
+        self.wait_for(lambda: cluster.all("jobs")[0]["status"].get("conditions"))
+        key = layout.upload(cluster.all("jobs")[0]["metadata"]["name"], "result.json")
+        assert pipeline.store.replace(key, b"{", pipeline.store.stat(key).etag)
+        assert pipeline.tick().accepted == 1
+        [entry] = log.read_log(pipeline.store, DATASET, "slow", "b1")
+        failure = read.read_manifest(pipeline.store, entry.manifest).failure
+        assert (entry.verdict, failure.kind) == (Verdict.FAILED, "publish_failed")
+        assert key in failure.reason
+
     def test_force_starts_a_new_one(self, pipeline, runner, cluster: Cluster):
         self.submitted(pipeline)
         self.finish(pipeline, runner)

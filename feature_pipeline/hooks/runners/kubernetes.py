@@ -21,12 +21,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
+from feature_pipeline.digest import Digest
 from feature_pipeline.errors import (
     ConflictError,
     CorruptDataError,
     FeaturePipelineError,
     InvalidInputError,
     NotFoundError,
+    OutcomeUnknownError,
     StoreUnavailableError,
 )
 from feature_pipeline.hooks.failure import LOG_TAIL_LINES, FailureKind
@@ -44,7 +46,7 @@ from feature_pipeline.hooks.runners.kubernetes_results import (
 )
 from feature_pipeline.hooks.runners.log_stream import LogStream
 from feature_pipeline.hooks.runners.pod_log import PodLog
-from feature_pipeline.hooks.runners.transfer import PodResult, Transfer
+from feature_pipeline.hooks.runners.transfer import AttemptEnd, PodResult, Transfer
 from feature_pipeline.release import HookRelease
 
 _TICK_SECONDS: Final = 0.1
@@ -123,10 +125,13 @@ class KubernetesRunner:
         if end.log is not None:
             # what was followed may have been cut short; this is all that the pod kept
             path.write_bytes(end.log)
-        result = end.result
+        result, diagnosis = end.result, end.diagnosis
+        failure = None
+        if diagnosis is not None:
+            failure = runtime_facts(diagnosis, end.tail or log.tail(), request)
         return RunResult(
-            exit_code=end.diagnosis.exit_code if end.diagnosis is not None else 0,
-            failure=runtime_facts(end.diagnosis, end.tail or log.tail(), request),
+            exit_code=diagnosis.exit_code if diagnosis is not None else 0,
+            failure=failure,
             started_at=result.started_at if result is not None else started_at,
             finished_at=result.finished_at if result is not None else datetime.now(UTC),
             log=path,
@@ -166,6 +171,7 @@ class _Attempt:
         self._log = log
         self._pod_log = PodLog(cluster.follow_log, jobs.HOOK)
         self._began = time.monotonic()
+        self._began_at = datetime.now(UTC)
         self._last_pod: dict[str, Any] | None = None
         self._taken_away: set[str] = set()
         self._pods: set[str] = set()
@@ -179,9 +185,10 @@ class _Attempt:
         if refusal := _refusal(request, image):
             return _End(refusal)
         assert image is not None  # noqa: S101  (refused above)
-        name = jobs.job_name(request, jobs.identity(request, image))
+        wanted = jobs.identity(request, image, self._transfer.archive)
+        name = jobs.job_name(request, wanted)
         try:
-            if obstacle := self._ensure(name, image):
+            if obstacle := self._ensure(name, image, wanted):
                 # nothing of ours was made: nothing is deleted
                 return _End(obstacle)
             return self._finish(name, self._wait(name, poll_seconds))
@@ -201,19 +208,24 @@ class _Attempt:
         finally:
             self._pod_log.close()
 
-    def _ensure(self, name: str, image: str) -> facts.Diagnosis | None:
+    def _ensure(self, name: str, image: str, wanted: Digest) -> facts.Diagnosis | None:
         """There is a Job for this attempt, or its result; else what stands in the way."""
         request = self._request
         job = self._job_to_attach_to(name)
         if job is None and self._result(name) is not None:
             self._log.note(f"Job {name} is gone, and what it published is here")
             return None
+        if job is None and (ended := self._patiently(lambda: self._transfer.end(name))):
+            self._log.note(f"Job {name} ended before, without a result; the end of its log:")
+            self._log.take("".join(f"{line}\n" for line in ended.failure.log_tail).encode())
+            failure = ended.failure
+            return facts.Diagnosis(failure.kind, failure.reason, failure.exit_code)
         if job is None:
             try:
                 self._offer(name)
             except InvalidInputError as error:
                 return facts.Diagnosis(FailureKind.CANNOT_START, str(error))
-            manifest = jobs.job_manifest(name, request, self._settings, image)
+            manifest = jobs.job_manifest(name, request, self._settings, image, wanted)
             try:
                 job = self._cluster.create_job(manifest)
             except ConflictError:
@@ -224,7 +236,7 @@ class _Attempt:
                 return None
         if job is None:
             return facts.Diagnosis(FailureKind.EVICTED, f"Job {name} was deleted at once")
-        if jobs.annotations_of(job).get(jobs.IDENTITY) != str(jobs.identity(request, image)):
+        if jobs.annotations_of(job).get(jobs.IDENTITY) != str(wanted):
             reason = f"a Job named {name} exists and is not ours: delete it"
             return facts.Diagnosis(FailureKind.CLUSTER_REFUSED, reason)
         self._own_secret(name, job)
@@ -323,10 +335,9 @@ class _Attempt:
             # its own deadline has passed, and the node that would keep it does not answer
             reason = f"its pod has not ended in {age:.0f} s: its node may be lost"
             return facts.Diagnosis(FailureKind.EVICTED, reason)
-        if (
-            pod["metadata"].get("deletionTimestamp")
-            or pod.get("status", {}).get("phase") == "Failed"
-        ):
+        if (diagnosis := facts.lost(pod, _LOST_SECONDS, now)) is not None:
+            return diagnosis
+        if facts.is_going(pod) or pod.get("status", {}).get("phase") == "Failed":
             return None
         return facts.stuck(pod, settings.schedule_seconds, now)
 
@@ -355,9 +366,11 @@ class _Attempt:
             diagnosis = facts.Diagnosis(FailureKind.PUBLISH_FAILED, reason)
         if result is None:
             assert diagnosis is not None  # noqa: S101  (set above)
-            tail = self._tail(diagnosis)
+            tail = self._tail(diagnosis) or self._log.tail()
             if diagnosis.kind in _FORGOTTEN:
                 self._delete(name)
+            else:
+                self._note_end(name, diagnosis, tail, node)
             return _End(diagnosis, tail=tail, node=node)
         try:
             data = self._patiently(lambda: take_log(self._transfer, name, result, self._request))
@@ -371,6 +384,18 @@ class _Attempt:
             self._delete(name)
             self._patiently(lambda: self._transfer.forget(name))
         return _End(said, result, with_last_line_ended(data), tail=tail, node=node)
+
+    def _note_end(
+        self, name: str, diagnosis: facts.Diagnosis, tail: tuple[str, ...], node: str
+    ) -> None:
+        """Whoever makes this attempt again, when the Job is gone, goes on to the next one."""
+        failure = runtime_facts(diagnosis, tail, self._request)
+        end = AttemptEnd(failure, self._began_at, datetime.now(UTC), node)
+        try:
+            self._transfer.note_end(name, end)
+        except (StoreUnavailableError, OutcomeUnknownError) as error:
+            # must not hide what happened before
+            self._log.note(f"how Job {name} ended could not be noted: {error}")
 
     def _result(self, name: str) -> PodResult | None:
         return self._patiently(lambda: self._transfer.result(name))

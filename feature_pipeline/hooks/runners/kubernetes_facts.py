@@ -104,6 +104,26 @@ def taken_away(pod: Json) -> Diagnosis | None:
     return None
 
 
+def is_going(pod: Json) -> bool:
+    """Whether somebody has asked for the pod to be deleted."""
+    return bool(pod["metadata"].get("deletionTimestamp"))
+
+
+def lost(pod: Json, patience_seconds: float, now: datetime) -> Diagnosis | None:
+    """That a pod which should be gone is not: the node that would end it does not answer.
+
+    No other pod replaces it before it has ended.
+    """
+    if not is_going(pod) or pod.get("status", {}).get("phase") in {"Failed", "Succeeded"}:
+        return None
+    overdue = (now - moment(pod["metadata"]["deletionTimestamp"])).total_seconds()
+    if overdue <= patience_seconds:
+        return None
+    node = pod.get("spec", {}).get("nodeName") or "its node"
+    reason = f"its pod should have been gone for {overdue:.0f} s: {node} may be lost"
+    return Diagnosis(FailureKind.EVICTED, reason)
+
+
 def failure(job: Json, pod: Json | None) -> Diagnosis:
     """Why a Job failed, by its last pod if there is one still."""
     failed = condition(job, "Failed") or {}

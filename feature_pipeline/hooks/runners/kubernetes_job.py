@@ -64,11 +64,18 @@ class JobSettings:
         return self.schedule_seconds + hook + 2 * PUBLISH_ALLOWANCE_SECONDS
 
 
-def identity(request: RunRequest, image: str) -> Digest:
-    """What a Job must be equal in to be the one that `request` asks for."""
+def identity(request: RunRequest, image: str, archive: str) -> Digest:
+    """What a Job must be equal in to be the one that `request` asks for.
+
+    Args:
+        request: The attempt.
+        image: Of the hook's container.
+        archive: The store that the output goes to: another's Job would leave nothing in ours.
+    """
     return Digest.of(
         document_bytes(
             {
+                "archive": archive,
                 "run": request.run_id,
                 "attempt": request.attempt,
                 "release": str(request.release.digest),
@@ -101,10 +108,9 @@ def secret_manifest(name: str, stage_url: str, publish: str) -> dict[str, Any]:
 
 
 def job_manifest(
-    name: str, request: RunRequest, settings: JobSettings, image: str
+    name: str, request: RunRequest, settings: JobSettings, image: str, wanted: Digest
 ) -> dict[str, Any]:
-    """The Job: stage, then hook, as init containers; then publish."""
-    wanted = identity(request, image)
+    """The Job: stage, then hook, as init containers; then publish. `wanted` is its identity."""
     labels = {
         "app.kubernetes.io/managed-by": "feature-pipeline",
         ROLE_LABEL: "hook",

@@ -5,6 +5,7 @@ what the cluster says of it (`kubernetes`), where results lie (`transfer`).
 """
 
 import io
+from datetime import UTC, datetime
 from typing import Final
 
 from feature_pipeline.errors import CorruptDataError, NotFoundError
@@ -17,7 +18,7 @@ from feature_pipeline.hooks.runners import kubernetes_job as jobs
 from feature_pipeline.hooks.runners.exit_status import exit_reason
 from feature_pipeline.hooks.runners.kubernetes_facts import Diagnosis
 from feature_pipeline.hooks.runners.log_stream import LogStream
-from feature_pipeline.hooks.runners.transfer import PodResult, Results
+from feature_pipeline.hooks.runners.transfer import AttemptEnd, PodResult, Results
 from feature_pipeline.pod.transfers import MOST_FILE_BYTES
 
 UNKNOWN_NODE: Final = "unknown"
@@ -56,12 +57,20 @@ class PublishedResults:
         Raises:
             NotPublishedError: There is none.
         """
-        name = jobs.job_name(request, jobs.identity(request, self._image))
-        result = self._results.result(name)
-        if result is None:
-            raise NotPublishedError(name)
+        name = jobs.job_name(request, jobs.identity(request, self._image, self._results.archive))
         request.workspace.create()
         request.workspace.clear_output()
+        try:
+            result = self._results.result(name)
+            end = self._results.end(name) if result is None else None
+        except CorruptDataError as error:
+            now = datetime.now(UTC)
+            failure = runtime_facts(Diagnosis(FailureKind.PUBLISH_FAILED, str(error)), (), request)
+            return without_result(AttemptEnd(failure, now, now, UNKNOWN_NODE), request)
+        if end is not None:
+            return without_result(end, request)
+        if result is None:
+            raise NotPublishedError(name)
         data, diagnosis = b"", None
         tail: tuple[str, ...] = ()
         try:
@@ -75,13 +84,28 @@ class PublishedResults:
         path.write_bytes(data)
         return RunResult(
             exit_code=diagnosis.exit_code if diagnosis is not None else 0,
-            failure=runtime_facts(diagnosis, tail, request),
+            failure=None if diagnosis is None else runtime_facts(diagnosis, tail, request),
             started_at=result.started_at,
             finished_at=result.finished_at,
             log=path,
             peak_memory_bytes=result.peak_memory_bytes,
             node=result.node or UNKNOWN_NODE,
         )
+
+
+def without_result(end: AttemptEnd, request: RunRequest) -> RunResult:
+    """The attempt as its worker saw it end; of its log, the last lines."""
+    path = request.workspace.log(request.attempt)
+    path.write_text("".join(f"{line}\n" for line in end.failure.log_tail), encoding="utf-8")
+    return RunResult(
+        exit_code=end.failure.exit_code,
+        failure=end.failure,
+        started_at=end.started_at,
+        finished_at=end.finished_at,
+        log=path,
+        peak_memory_bytes=None,
+        node=end.node,
+    )
 
 
 def take_log(results: Results, name: str, result: PodResult, request: RunRequest) -> bytes:
@@ -141,12 +165,8 @@ def verdict(request: RunRequest, result: PodResult, tail: tuple[str, ...]) -> Di
     return None
 
 
-def runtime_facts(
-    diagnosis: Diagnosis | None, tail: tuple[str, ...], request: RunRequest
-) -> RuntimeFacts | None:
-    """The facts of a failed attempt; None if it did not fail."""
-    if diagnosis is None:
-        return None
+def runtime_facts(diagnosis: Diagnosis, tail: tuple[str, ...], request: RunRequest) -> RuntimeFacts:
+    """The facts of a failed attempt."""
     return RuntimeFacts(
         kind=diagnosis.kind,
         reason=diagnosis.reason,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from feature_pipeline.digest import Digest
+from feature_pipeline.hooks.failure import RuntimeFacts
 from feature_pipeline.hooks.runner import Workspace
 
 
@@ -47,8 +48,31 @@ class PodResult:
     log: tuple[Digest, int]
 
 
+@dataclass(frozen=True, slots=True)
+class AttemptEnd:
+    """How an attempt ended whose pod left no result: what its worker learnt from the cluster."""
+
+    failure: RuntimeFacts
+    started_at: datetime
+    finished_at: datetime
+    node: str
+
+
 class Results(Protocol):
     """Takes what the pod of one attempt left, which is named by its Job's name."""
+
+    @property
+    def archive(self) -> str:
+        """Tells attempts about this archive from those about another: see `kubernetes_job`."""
+        ...
+
+    def end(self, name: str) -> AttemptEnd | None:
+        """What a worker noted of an attempt that left no result; None if none did.
+
+        Raises:
+            CorruptDataError: There is something else.
+        """
+        ...
 
     def result(self, name: str) -> PodResult | None:
         """What the pod published; None as long as it has not.
@@ -76,6 +100,14 @@ class Transfer(Results, Protocol):
         Raises:
             InvalidInputError: Addresses cannot be signed for so long.
             StoreUnavailableError: The store did not take them.
+        """
+        ...
+
+    def note_end(self, name: str, end: AttemptEnd) -> None:
+        """Whoever asks for the attempt again is told that it ended; the first word stands.
+
+        Raises:
+            StoreUnavailableError, OutcomeUnknownError: It may not be there.
         """
         ...
 

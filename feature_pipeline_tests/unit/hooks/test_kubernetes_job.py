@@ -17,6 +17,7 @@ from feature_pipeline.records import RecordFile
 from feature_pipeline.release import HookRelease, ReleaseDocument
 
 IMAGE = f"registry.example.org/hooks/pockets@sha256:{'a' * 64}"
+ARCHIVE = "https://s3.example.org/archive/"
 SETTINGS = jobs.JobSettings("hooks", f"registry.example.org/support@sha256:{'b' * 64}")
 
 
@@ -30,8 +31,8 @@ def request_(tmp_path) -> RunRequest:
 
 
 def manifest(request: RunRequest, settings: jobs.JobSettings = SETTINGS) -> dict[str, Any]:
-    name = jobs.job_name(request, jobs.identity(request, IMAGE))
-    return jobs.job_manifest(name, request, settings, IMAGE)
+    wanted = jobs.identity(request, IMAGE, ARCHIVE)
+    return jobs.job_manifest(jobs.job_name(request, wanted), request, settings, IMAGE, wanted)
 
 
 @pytest.mark.parametrize("version", ["1.31", "1.34"])
@@ -44,6 +45,12 @@ def test_names_leave_room_for_what_pods_add(request_):
     name = manifest(request_)["metadata"]["name"]
     assert name.startswith("hook-pocket-volume-")
     assert len(name) <= 52
+
+
+def test_another_archive_has_other_jobs(request_):
+    """Two may share a namespace, and would ask the same of the same records."""
+    ours, theirs = (jobs.identity(request_, IMAGE, ARCHIVE + x) for x in ("", "theirs"))
+    assert jobs.job_name(request_, ours) != jobs.job_name(request_, theirs)
 
 
 @pytest.mark.parametrize(
