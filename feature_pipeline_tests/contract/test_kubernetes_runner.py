@@ -507,7 +507,9 @@ class TestAttaching(KubernetesTests):
         assert cluster.jobs_created() == 1
         assert any("ended before, without a result" in line for line in monitor.lines)
         nobody = PublishedResults(runner._transfer, HOOK_IMAGE)
-        third = nobody.run(self.request_of(Workspace(tmp_path / "third"), OK), Monitor())
+        elsewhere = Workspace(tmp_path / "third")
+        elsewhere.create()
+        third = nobody.run(self.request_of(elsewhere, OK), Monitor())
         for result in (second, third):
             assert result.failure == first.failure
             assert result.log.read_text().endswith("\n".join(first.failure.log_tail) + "\n")

@@ -188,9 +188,9 @@ class _Attempt:
         wanted = jobs.identity(request, image, self._transfer.archive)
         name = jobs.job_name(request, wanted)
         try:
-            if obstacle := self._ensure(name, image, wanted):
+            if end := self._ensure(name, image, wanted):
                 # nothing of ours was made: nothing is deleted
-                return _End(obstacle)
+                return end
             return self._finish(name, self._wait(name, poll_seconds))
         except ClusterRefusedError as error:
             return _End(facts.Diagnosis(FailureKind.CLUSTER_REFUSED, str(error)))
@@ -208,8 +208,8 @@ class _Attempt:
         finally:
             self._pod_log.close()
 
-    def _ensure(self, name: str, image: str, wanted: Digest) -> facts.Diagnosis | None:
-        """There is a Job for this attempt, or its result; else what stands in the way."""
+    def _ensure(self, name: str, image: str, wanted: Digest) -> _End | None:
+        """There is a Job for this attempt, or its result; else the end that it has come to."""
         request = self._request
         job = self._job_to_attach_to(name)
         if job is None and self._result(name) is not None:
@@ -219,12 +219,13 @@ class _Attempt:
             self._log.note(f"Job {name} ended before, without a result; the end of its log:")
             self._log.take("".join(f"{line}\n" for line in ended.failure.log_tail).encode())
             failure = ended.failure
-            return facts.Diagnosis(failure.kind, failure.reason, failure.exit_code)
+            diagnosis = facts.Diagnosis(failure.kind, failure.reason, failure.exit_code)
+            return _End(diagnosis, tail=failure.log_tail, node=ended.node)
         if job is None:
             try:
                 self._offer(name)
             except InvalidInputError as error:
-                return facts.Diagnosis(FailureKind.CANNOT_START, str(error))
+                return _End(facts.Diagnosis(FailureKind.CANNOT_START, str(error)))
             manifest = jobs.job_manifest(name, request, self._settings, image, wanted)
             try:
                 job = self._cluster.create_job(manifest)
@@ -235,10 +236,10 @@ class _Attempt:
                 self._own_secret(name, job)
                 return None
         if job is None:
-            return facts.Diagnosis(FailureKind.EVICTED, f"Job {name} was deleted at once")
+            return _End(facts.Diagnosis(FailureKind.EVICTED, f"Job {name} was deleted at once"))
         if jobs.annotations_of(job).get(jobs.IDENTITY) != str(wanted):
             reason = f"a Job named {name} exists and is not ours: delete it"
-            return facts.Diagnosis(FailureKind.CLUSTER_REFUSED, reason)
+            return _End(facts.Diagnosis(FailureKind.CLUSTER_REFUSED, reason))
         self._own_secret(name, job)
         self._log.note(f"attached to Job {name}, which was made before")
         return None
