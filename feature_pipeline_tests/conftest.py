@@ -37,7 +37,30 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"servers: S3 {s3}; database {postgres}"
 
 
+LONGEST = (
+    "acceptance/test_dev.py",
+    "contract/test_kubernetes_runner.py",
+    "integration/test_table_assets.py",
+    "integration/test_archive_care.py",
+    "acceptance/test_demo.py",
+    "integration/test_local_services.py",
+    "acceptance/test_readme.py",
+    "contract/test_container_runner.py",
+    "faults/test_archive_kill.py",
+    "integration/test_recovery.py",
+    "properties/test_dagster_model.py",
+    "integration/test_backfills.py",
+    "faults/test_jobs_outlive_workers.py",
+    "acceptance/test_authoring.py",
+    "properties/test_projection_model.py",
+    "properties/test_archive_state_machine.py",
+)
+"""Files that take longest, those that compute beside those that wait. Started last, one of them
+would run on alone for minutes; side by side, those that start Dagster's processes slow one another.
+"""
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # The longest files first: started last, one of them would run on alone for minutes.
-    items.sort(key=lambda item: not item.nodeid.startswith("feature_pipeline_tests/acceptance/"))
+    ranks = {f"feature_pipeline_tests/{name}": rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.nodeid.partition("::")[0], len(ranks)))

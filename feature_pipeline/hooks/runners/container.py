@@ -304,7 +304,7 @@ class _Attempt:
 
     def _create(self, name: str, wanted: Digest, image: str, work: Path | None) -> str:
         request = self._request
-        user = spec.HookUser.here(self._api.info())
+        user = spec.HookUser.here(self._api.info)
         _open_to(user, request, work)
         created = self._api.create_container(
             image,

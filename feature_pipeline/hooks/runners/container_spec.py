@@ -3,6 +3,7 @@
 import os
 import re
 import resource
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -60,11 +61,16 @@ class HookUser:
     userns_mode: str | None = None
 
     @classmethod
-    def here(cls, engine_info: dict[str, Any]) -> "HookUser":
-        """The user for an engine on this machine that describes itself by `engine_info`."""
+    def here(cls, engine_info: Callable[[], dict[str, Any]]) -> "HookUser":
+        """The user for an engine on this machine.
+
+        Args:
+            engine_info: What the engine says of itself. Some take a second to say it.
+        """
         if os.geteuid() == 0:
             return cls(NOBODY, NOBODY)
-        is_rootless = any("rootless" in option for option in engine_info["SecurityOptions"] or ())
+        options = engine_info()["SecurityOptions"] or ()
+        is_rootless = any("rootless" in option for option in options)
         # without it, a rootless engine maps us to root in the container, and uid to somebody else
         return cls(os.geteuid(), os.getegid(), "keep-id" if is_rootless else None)
 
