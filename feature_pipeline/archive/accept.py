@@ -22,6 +22,7 @@ from feature_pipeline.archive.inbox import Completion as Completion
 from feature_pipeline.archive.inbox import CompletionStatus
 from feature_pipeline.archive.inbox import InboxEntry as InboxEntry
 from feature_pipeline.archive.inbox import Submission as Submission
+from feature_pipeline.archive.inbox import is_batch as is_batch
 from feature_pipeline.archive.inbox import list_waiting as list_waiting
 from feature_pipeline.archive.inbox import quarantine as quarantine
 from feature_pipeline.archive.inbox import quarantined as quarantined
@@ -121,8 +122,8 @@ def settle_all(
     """`settle` for each entry, in the order given, several at once; batches before the others."""
     acceptance = _Round(store, workers=1)
     settled: dict[str, Accepted | Waiting | Quarantined] = {}
-    for is_batch in (True, False):
-        group = [e for e in entries if isinstance(e.content, Submission) is is_batch]
+    for are_batches in (True, False):
+        group = [e for e in entries if isinstance(e.content, Submission) is are_batches]
         results = map_threads(lambda entry: _settle(acceptance, entry), group)
         settled.update((e.id, result) for e, result in zip(group, results, strict=True))
     return [settled[entry.id] for entry in entries]

@@ -112,7 +112,7 @@ def list_waiting(store: BlobStore) -> list[ObjectInfo]:
     """The objects of what waits, in the order of `waiting`; none of them is read."""
     return sorted(
         store.list_objects(layout.INBOX),
-        key=lambda i: (not _is_batch(i.key), i.modified_at, i.key),
+        key=lambda i: (not is_batch(i), i.modified_at, i.key),
     )
 
 
@@ -122,8 +122,9 @@ def read_waiting(store: BlobStore, infos: Iterable[ObjectInfo]) -> list[InboxEnt
     return [entry for entry in entries if entry is not None]
 
 
-def _is_batch(key: str) -> bool:
-    return key.removeprefix(layout.INBOX).startswith(BATCH_ID)
+def is_batch(info: ObjectInfo) -> bool:
+    """Whether a submitted batch waits there, by the name alone."""
+    return info.key.removeprefix(layout.INBOX).startswith(BATCH_ID)
 
 
 def _read(store: BlobStore, info: ObjectInfo) -> InboxEntry | None:

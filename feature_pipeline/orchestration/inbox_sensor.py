@@ -80,7 +80,7 @@ def settle_inbox(
     outlived = take_outlived(store, instance, folder)
     tick.waiting.extend(outlived.waiting)
     tick.unusable.extend(outlived.unusable)
-    chosen = _usable(store, instance, tick, _chosen(accept.list_waiting(store), limit))
+    chosen = _usable(store, instance, tick, choose(accept.list_waiting(store), limit))
     batches: dict[str, list[tuple[InboxEntry, Submission]]] = {}
     completions: dict[tuple[str, str], list[tuple[InboxEntry, Completion]]] = {}
     settled = accept.settle_all(store, chosen)
@@ -100,12 +100,23 @@ def settle_inbox(
     return tick
 
 
-def _chosen(infos: Sequence[ObjectInfo], limit: int) -> Sequence[ObjectInfo]:
-    """At most `limit`, from both ends: what cannot be accepted yet does not hold up what can."""
+def choose(infos: Sequence[ObjectInfo], limit: int) -> Sequence[ObjectInfo]:
+    """At most `limit` of what waits: batches, and completions once no batch is left out.
+
+    A completion that is looked at before its batch counts as one whose batch nobody knows.
+    """
+    batches = [info for info in infos if accept.is_batch(info)]
+    completions = [info for info in infos if not accept.is_batch(info)]
+    chosen = _ends(batches, limit)
+    return [*chosen, *_ends(completions, limit - len(chosen))]
+
+
+def _ends(infos: Sequence[ObjectInfo], limit: int) -> Sequence[ObjectInfo]:
+    """From both ends: what cannot be accepted yet does not hold up what can."""
     if len(infos) <= limit:
         return infos
     oldest = limit // 2
-    return [*infos[:oldest], *infos[oldest - limit :]]
+    return [*infos[:oldest], *infos[len(infos) - limit + oldest :]]
 
 
 def _usable(
