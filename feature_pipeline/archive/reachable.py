@@ -110,20 +110,10 @@ class _Walk(DocumentReader):
     def read_erasures(self) -> None:
         """Tombstones and erasures: what is expected to be gone."""
         prefix = self._prefix(layout.ERASURE_LOGS, layout.erasure_log)
-        erasures = {
-            layout.last_part(name): entries
-            for name, entries in self.read_log(
-                ObjectKind.ERASURE_ENTRY, prefix, ErasureEntry
-            ).items()
-        }
+        erasures = self._by_dataset(ObjectKind.ERASURE_ENTRY, prefix, ErasureEntry)
         # After them: an erasure follows its tombstone.
         prefix = self._prefix(layout.TOMBSTONE_LOGS, layout.tombstone_log)
-        tombstones = {
-            layout.last_part(name): entries
-            for name, entries in self.read_log(
-                ObjectKind.TOMBSTONE_ENTRY, prefix, TombstoneEntry
-            ).items()
-        }
+        tombstones = self._by_dataset(ObjectKind.TOMBSTONE_ENTRY, prefix, TombstoneEntry)
         for dataset, said in tombstones.items():
             ids: set[str] = set()
             for tombstone in said:
@@ -132,6 +122,11 @@ class _Walk(DocumentReader):
         for dataset, entries in erasures.items():
             self.reached.erasures[dataset] = Erased.of(entries)
             self._check_tombstones(entries, tombstones.get(dataset, []))
+
+    def _by_dataset(self, kind: ObjectKind, prefix: str, model: type[L]) -> dict[str, list[L]]:
+        """The logs of which each dataset has one."""
+        logs = self.read_log(kind, prefix, model)
+        return {layout.last_part(name): entries for name, entries in logs.items()}
 
     def _check_tombstones(
         self, entries: Sequence[ErasureEntry], tombstones: Sequence[TombstoneEntry]
