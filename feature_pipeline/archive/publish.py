@@ -239,6 +239,24 @@ def announce(store: BlobStore, completion: Completion) -> str:
     return completion.inbox_id
 
 
+def announce_artifact(
+    store: BlobStore, artifact: Artifact, complete: Callable[[Digest], Completion]
+) -> tuple[PublishedArtifact, Completion]:
+    """The artifact is stored and its completion waits, whatever an erasure beside it deletes.
+
+    Args:
+        store: Where to.
+        artifact: What to publish.
+        complete: The completion of the manifest with this digest.
+    """
+    published = publish_artifact(store, artifact)
+    completion = complete(published.manifest_digest)
+    announce(store, completion)
+    if find_lost(store, published.relied_upon):
+        publish_artifact(store, artifact)
+    return published, completion
+
+
 def submit_batch(store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Path]) -> Submission:
     """The batch and its records' files are stored, and the batch waits in the inbox.
 

@@ -17,6 +17,7 @@ from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.log import FeatureEntry
 from feature_pipeline.archive.publish import CompletionStatus, PublishedArtifact
 from feature_pipeline.compute.execute import Execution, completion_of
+from feature_pipeline.digest import Digest
 from feature_pipeline.errors import OutcomeUnknownError, StoreUnavailableError
 
 PATIENCE_SECONDS: Final = 900.0
@@ -54,15 +55,15 @@ def keep(
         StoreUnavailableError, OutcomeUnknownError: It gave none; the files are as they were.
         FeaturePipelineError: As of `accept.accept`.
     """
+
+    def complete(manifest: Digest) -> publish.Completion:
+        status = CompletionStatus.CANCELLED if is_cancelled() else None
+        return completion_of(execution, manifest, dagster_run_id, status)
+
     pause, end = _FIRST_PAUSE_SECONDS, time.monotonic() + patience_seconds
     while True:
         try:
-            published = publish.publish_artifact(store, execution.artifact)
-            status = CompletionStatus.CANCELLED if is_cancelled() else None
-            completion = completion_of(execution, published.manifest_digest, dagster_run_id, status)
-            publish.announce(store, completion)
-            if publish.find_lost(store, published.relied_upon):
-                publish.publish_artifact(store, execution.artifact)
+            published, completion = publish.announce_artifact(store, execution.artifact, complete)
             return Kept(published, accept.accept(store, completion))
         except (StoreUnavailableError, OutcomeUnknownError) as error:
             if time.monotonic() + pause > end:

@@ -116,14 +116,14 @@ def take_results(
             return NotPublished(error.name)
         except HookAborted as error:
             return NotUsable(str(error))
-        published = publish.publish_artifact(store, execution.artifact)
         status = CompletionStatus.CANCELLED if is_cancelled else None
-        completion = completion_of(execution, published.manifest_digest, run.dagster_run_id, status)
-        announced = publish.announce(store, completion)
-        if publish.find_lost(store, published.relied_upon):
-            publish.publish_artifact(store, execution.artifact)
+        _, completion = publish.announce_artifact(
+            store,
+            execution.artifact,
+            lambda manifest: completion_of(execution, manifest, run.dagster_run_id, status),
+        )
     logger.info("took the results of hook run %s over batch %r", run.id, run.batch)
-    return Announced(announced)
+    return Announced(completion.inbox_id)
 
 
 def is_published(store: BlobStore, job: str) -> bool:
