@@ -502,9 +502,9 @@ class _Watch:
         return _End(code, failure, peak or None)
 
     def _failure(self, code: int, state: dict[str, Any]) -> tuple[FailureKind, str] | None:
-        was_exceeded = self._memory is not None and self._memory.was_exceeded()
         # 137 alone may be anybody's SIGKILL; and a hook that lost a child ends as it likes
-        if state.get("OOMKilled") or (was_exceeded and code):
+        was_exceeded = code and self._memory is not None and self._memory.was_exceeded()
+        if state.get("OOMKilled") or was_exceeded:
             return FailureKind.OUT_OF_MEMORY, self._memory_reason()
         if code == 0:
             return None

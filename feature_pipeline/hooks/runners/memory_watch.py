@@ -6,10 +6,14 @@ only a child of the hook was killed the container may run on, waiting for it.
 
 import contextlib
 import os
+import select
+import time
 from pathlib import Path
 from typing import Final, Self
 
 _CGROUPS: Final = Path("/sys/fs/cgroup")
+_REMOVAL_SECONDS: Final = 0.5
+"""How long the kernel may take to say that a cgroup is gone whose folder is."""
 
 
 class MemoryWatch:
@@ -71,15 +75,27 @@ class MemoryWatch:
             self.peak_bytes = max(self.peak_bytes, used)
 
     def was_exceeded(self) -> bool:
-        """Whether the limit was hit so that a process had to go. Asked after the end."""
+        """Whether the limit was hit so that a process had to go. Asked after the end.
+
+        Where only the kernel's signals are left to tell, this waits for the last of them.
+        """
         if self.kills:
             return True
         if self._eventfd is None:
             return False
+        end = time.monotonic() + _REMOVAL_SECONDS
+        while True:
+            self._count(self._eventfd)
+            # the removal of a cgroup signals once too, some time after its folder is gone
+            is_there = self._events.exists()
+            left = end - time.monotonic()
+            if is_there or self._signals >= 2 or left <= 0:
+                return self._signals >= (1 if is_there else 2)
+            select.select([self._eventfd], [], [], left)
+
+    def _count(self, eventfd: int) -> None:
         with contextlib.suppress(BlockingIOError):
-            self._signals += os.eventfd_read(self._eventfd)
-        # the removal of a cgroup signals once too, after its folder is gone
-        return self._signals >= (1 if self._events.exists() else 2)
+            self._signals += os.eventfd_read(eventfd)
 
     def close(self) -> None:
         """Stop watching."""
