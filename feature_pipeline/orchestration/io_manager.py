@@ -7,10 +7,9 @@ hashing, parsing, S3 or SQL.
 import logging
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-import pandas as pd
 import pyarrow as pa
 
 from feature_pipeline.archive import layout, log, read
@@ -43,6 +42,10 @@ from feature_pipeline.orchestration.metadata import (
     preview,
 )
 from feature_pipeline.orchestration.resources import ArchiveResource
+
+if TYPE_CHECKING:
+    # importing it takes a third of a second, which every run worker would spend
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -123,12 +126,14 @@ class FeaturePartitions(Mapping[str, pa.Table]):
             f' metadata={{"{ALLOW_MISSING}": True}} to go without them'
         )
 
-    def to_pandas(self, batch: str) -> pd.DataFrame:
+    def to_pandas(self, batch: str) -> "pd.DataFrame":
         """One batch's rows, with Arrow dtypes: 64-bit integers beside NULL stay exact."""
         return _to_pandas(self[batch])
 
 
-def _to_pandas(table: pa.Table) -> pd.DataFrame:
+def _to_pandas(table: pa.Table) -> "pd.DataFrame":
+    import pandas as pd
+
     # The default conversion turns 2^60+1 beside NULL into a float and merges NaN with NULL.
     return table.to_pandas(types_mapper=pd.ArrowDtype)
 
@@ -249,6 +254,8 @@ class FeatureIOManager(dg.ConfigurableIOManager):
             NotFoundError: Batches have no current artifact, and the input's metadata do not have
                 `allow_missing_partitions`. `FeaturePartitions` raises it for a batch that is read.
         """
+        import pandas as pd
+
         upstream = (
             context.upstream_output.asset_key if context.upstream_output else context.asset_key
         )

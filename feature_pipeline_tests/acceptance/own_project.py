@@ -136,8 +136,8 @@ class OwnProject:
         assert not body.get("errors"), body
         return body["data"]
 
-    def backfill(self, keys: Sequence[Sequence[str]], partitions: Sequence[str]) -> None:
-        """Launch a backfill as the UI does, and wait for its success."""
+    def launch_backfill(self, keys: Sequence[Sequence[str]], partitions: Sequence[str]) -> str:
+        """Launch a backfill as the UI does; its id."""
         launched = self.graphql(
             BACKFILL,
             params={
@@ -146,9 +146,13 @@ class OwnProject:
             },
         )["launchPartitionBackfill"]
         assert launched["__typename"] == "LaunchBackfillSuccess", launched
+        return str(launched["backfillId"])
+
+    def wait_for_backfill(self, backfill: str) -> None:
+        """Until it has ended, which must be well. Dagster looks at backfills every 30 seconds."""
 
         def is_done() -> bool:
-            found = self.graphql(BACKFILL_STATUS, id=launched["backfillId"])
+            found = self.graphql(BACKFILL_STATUS, id=backfill)
             status = found["partitionBackfillOrError"]
             assert "FAIL" not in status["status"], status
             return status["status"] == "COMPLETED_SUCCESS"

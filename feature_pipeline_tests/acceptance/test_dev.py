@@ -1,12 +1,16 @@
-"""What a newcomer sees: servers and Dagster from one command, everything real."""
+"""What a newcomer does and sees: the README's commands in its order, everything real."""
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+import yaml
 
 from feature_pipeline.archive import log, read
 from feature_pipeline.archive.stores.s3 import make_client, open_store
@@ -14,99 +18,155 @@ from feature_pipeline.examples.records import STRUCTURES
 from feature_pipeline.local.environment import load_dotenv
 from feature_pipeline.local.services import LocalServices
 from feature_pipeline_tests.acceptance.own_project import OwnProject, wait_for
+from feature_pipeline_tests.acceptance.readme import README, one_block
 
-FEATURES = ["structures", "features", "structure_qc"]
-TABLE = ["structures", "tables", "structure_qc"]
+HOOK = "file_sizes"
+FEATURES = ["structures", "features", HOOK]
+TABLE = ["structures", "tables", HOOK]
 KEYS = [["structures", "records"], FEATURES, TABLE]
-BATCHES = {"first": ["1ubi.pdb", "5pti.cif"], "second": ["1a8o.cif"]}
+BATCHES = ["first", "second"]
 
 pytestmark = [pytest.mark.dagster, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
-def submit(project: OwnProject, batch: str, names: list[str]) -> None:
-    folder = project.root / f"{batch}-files"
-    folder.mkdir()
-    for name in names:
-        shutil.copy(STRUCTURES / name, folder / name)
-    arguments = ["--dataset", "structures", "--source", "deposition", "--batch", batch]
-    done = project.run("submit", str(folder), *arguments)
-    assert done.returncode == 0, done.stderr
+class ReadersProject(OwnProject):
+    """A checkout as a reader has it, with the README's hook in place of the examples."""
 
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, hooks=[])
+        (root / ".venv").symlink_to(sys.prefix)
+        self._write_hook()
 
-def publish_other_output(project: OwnProject, batch: str) -> None:
-    """Publish, with only the servers running, what another run of the hook might have said."""
-    with LocalServices(project.data) as services:
-        address = services.s3
-        client = make_client(
-            endpoint_url=address.endpoint_url,
-            region=address.region,
-            access_key_id=address.access_key_id,
-            secret_access_key=address.secret_access_key,
+    def _write_hook(self) -> None:
+        """Save the ten-line hook and its definition where the README says."""
+        code, definition = one_block("python", "import Reject"), one_block("yaml", "FeatureHook")
+        assert len([line for line in code.splitlines() if line.strip()]) <= 10
+        for path, text in (("file_sizes.py", code), ("defs.yaml", definition)):
+            saved = f"feature_pipeline/defs/{HOOK}/{path}"
+            assert f"`{saved}`" in README
+            (self.root / saved).parent.mkdir(exist_ok=True)
+            (self.root / saved).write_text(text, "utf-8")
+        assert yaml.safe_load(definition)["attributes"]["release"]["code"][0] == "file_sizes.py"
+
+    def shell(self, commands: str) -> str:
+        """What the commands print, each of which must succeed."""
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", commands],
+            cwd=self.root,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
         )
-        store = open_store(client, address.bucket)
-        head = log.head(store, "structures", "structure_qc", batch)
-        assert head is not None
-        raw = read.read_raw(store, read.read_manifest(store, head.manifest), "features.jsonl")
-        output = project.root / "elsewhere"
-        output.mkdir()
-        with (output / "features.jsonl").open("w") as file:
-            for line in raw.decode().splitlines():
-                said = json.loads(line)
-                said["features"][0]["waters"] = 77777
-                file.write(json.dumps(said) + "\n")
-        done = project.run("publish", str(output), "--hook", "structure_qc", "--batch", batch)
+        assert done.returncode == 0, f"{commands}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def connect(self) -> psycopg.Connection[tuple[Any, ...]]:
+        """To the tables, without a process of the command line for every question."""
+        url = load_dotenv(self.root / ".env")["FEATURE_PIPELINE_DATABASE_URL"]
+        return psycopg.connect(url, autocommit=True)
+
+    def loaded(self, condition: str = "true") -> list[str]:
+        """The records in the table; none while it does not exist."""
+        statement = f"select record_id from features.{HOOK} where {condition} order by 1"
+        with self.connect() as connection:
+            try:
+                return [record for (record,) in connection.execute(statement.encode())]
+            except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+                return []
+
+    def drop_tables(self) -> None:
+        with self.connect() as connection:
+            connection.execute("drop schema features cascade")
+            connection.execute("drop schema feature_pipeline cascade")
+
+    def submit_second(self) -> None:
+        """A batch of one record, with a harvest for its source."""
+        folder = self.root / "more"
+        folder.mkdir()
+        shutil.copy(STRUCTURES / "1a8o.cif", folder)
+        arguments = ["--dataset", "structures", "--source", "harvest", "--batch", "second"]
+        done = self.run("submit", str(folder), *arguments)
         assert done.returncode == 0, done.stderr
-        client.close()
+
+    def publish_other_output(self) -> None:
+        """Publish, with only the servers running, what another run might have said of `second`."""
+        with LocalServices(self.data) as services:
+            address = services.s3
+            client = make_client(
+                endpoint_url=address.endpoint_url,
+                region=address.region,
+                access_key_id=address.access_key_id,
+                secret_access_key=address.secret_access_key,
+            )
+            store = open_store(client, address.bucket)
+            head = log.head(store, "structures", HOOK, "second")
+            assert head is not None
+            raw = read.read_raw(store, read.read_manifest(store, head.manifest), "features.jsonl")
+            output = self.root / "elsewhere"
+            output.mkdir()
+            with (output / "features.jsonl").open("w") as file:
+                for line in raw.decode().splitlines():
+                    said = json.loads(line)
+                    said["features"][0]["bytes"] = 77777
+                    file.write(json.dumps(said) + "\n")
+            done = self.run("publish", str(output), "--hook", HOOK, "--batch", "second")
+            assert done.returncode == 0, done.stderr
+            client.close()
 
 
-def connect(project: OwnProject) -> psycopg.Connection[tuple[Any, ...]]:
-    """To the tables, without a process of the command line for every question."""
-    url = load_dotenv(project.root / ".env")["FEATURE_PIPELINE_DATABASE_URL"]
-    return psycopg.connect(url, autocommit=True)
+def look_at_results(project: ReadersProject) -> None:
+    """As the README's chapter does."""
+    shown = project.shell(one_block("sh", "feature-pipeline sql"))
+    assert shown.count("1ubi.pdb") == 2  # by `sql` and by `read`
+    assert re.search(r'"5pti","passed"', shown)
 
-
-def drop_tables(project: OwnProject) -> None:
-    with connect(project) as connection:
-        connection.execute("drop schema features cascade")
-        connection.execute("drop schema feature_pipeline cascade")
+    (project.root / "results.py").write_text(one_block("python", "Archive.open"), "utf-8")
+    printed = project.shell(".venv/bin/python results.py")
+    assert re.search(r"^first +\d+$", printed, re.MULTILINE)
+    assert re.search(r"^passed +\d+$", printed, re.MULTILINE)
+    assert '{"id": "1ubi", "features": [{"name": "1ubi.pdb", "bytes": 77355}]}' in printed
 
 
 def test_from_first_submission_to_rebuilt_table(tmp_path: Path) -> None:
-    project = OwnProject(tmp_path, hooks=["structure_qc"])
+    project = ReadersProject(tmp_path)
+    assert one_block("sh", "feature-pipeline dev") == ".venv/bin/feature-pipeline dev\n"
     with project.dev():
         # nothing is clicked: the sensor accepts, automation computes and loads
-        for batch, names in BATCHES.items():
-            submit(project, batch, names)
-        wait_for(lambda: loaded(project) == ["1a8o", "1ubi", "5pti"], 240)
+        project.shell(one_block("sh", "feature-pipeline submit"))
+        project.shell(one_block("sh", "dg scaffold"))
+        project.shell(one_block("sh", "dg check defs"))
+        shutil.rmtree(project.root / "feature_pipeline" / "defs" / "my_hook")
+        wait_for(lambda: project.loaded() == ["1ubi", "5pti"], 240)
+        project.submit_second()
+        look_at_results(project)
+        wait_for(lambda: project.loaded() == ["1a8o", "1ubi", "5pti"], 240)
+        project.shell(one_block("sh", "dg launch"))
 
         # Dagster still shows them as loaded; what the tables lack is known all the same
-        drop_tables(project)
-        missing = project.json("backfill", "structure_qc", "--select", "missing", "--dry-run")
-        assert missing["assets"] == {"/".join(TABLE): list(BATCHES)}
+        project.drop_tables()
+        missing = project.json("backfill", HOOK, "--select", "missing", "--dry-run")
+        assert missing["assets"] == {"/".join(TABLE): BATCHES}
 
         # a backfill of features and tables over every partition, as the UI launches it
-        project.backfill([FEATURES, TABLE], list(BATCHES))
-        assert loaded(project) == ["1a8o", "1ubi", "5pti"]
-        assert project.staleness(KEYS) == {"/".join(key): {"FRESH"} for key in KEYS}
-        hooks = {row["hook"]: row for row in project.json("status")["hooks"]}
-        assert hooks["structure_qc"]["to_load"] == 0
-
+        readers = project.graphql(one_block("graphql", "launchPartitionBackfill"))
+        launched = project.launch_backfill([FEATURES, TABLE], BATCHES)
         done = project.run("dev")
         assert done.returncode == 1
         assert "is in use by process" in done.stderr
+        project.shell(one_block("sh", "feature-pipeline verify"))
+        project.shell(one_block("sh", "read file_sizes --plot"))
+        assert (project.root / "file_sizes.png").read_bytes().startswith(b"\x89PNG")
+        for backfill in (readers["launchPartitionBackfill"]["backfillId"], launched):
+            project.wait_for_backfill(backfill)
+        assert project.loaded() == ["1a8o", "1ubi", "5pti"]
+        assert project.staleness(KEYS) == {"/".join(key): {"FRESH"} for key in KEYS}
+        hooks = {row["hook"]: row for row in project.json("status")["hooks"]}
+        assert hooks[HOOK]["to_load"] == 0
 
-    publish_other_output(project, "second")
+    project.publish_other_output()
 
     with project.dev():
-        wait_for(lambda: loaded(project, "waters = 77777") == ["1a8o"], 240)
+        wait_for(lambda: project.loaded("bytes = 77777") == ["1a8o"], 240)
         assert project.json("status")["quarantined"] == []
-
-
-def loaded(project: OwnProject, condition: str = "true") -> list[str]:
-    """The records in the table; none while it does not exist."""
-    statement = f"select record_id from features.structure_qc where {condition} order by 1"
-    with connect(project) as connection:
-        try:
-            return [record for (record,) in connection.execute(statement.encode())]
-        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
-            return []
