@@ -44,7 +44,6 @@ LONGEST = (
     "integration/test_archive_care.py",
     "acceptance/test_demo.py",
     "integration/test_local_services.py",
-    "acceptance/test_readme.py",
     "contract/test_container_runner.py",
     "faults/test_archive_kill.py",
     "integration/test_recovery.py",

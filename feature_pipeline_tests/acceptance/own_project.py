@@ -43,6 +43,15 @@ query Staleness($keys: [AssetKeyInput!]!) {
 """
 
 
+def copy_package(root: Path) -> None:
+    """A copy of the package in `root`, with what is compiled of it: else every copy compiles it.
+
+    Files that another process is writing there meanwhile are left out.
+    """
+    ignored = shutil.ignore_patterns("*.pyc.*", "*.tmp.*")
+    shutil.copytree(ROOT / "feature_pipeline", root / "feature_pipeline", ignore=ignored)
+
+
 class OwnProject:
     """Runs the command line as a user would, in a folder of its own.
 
@@ -62,9 +71,7 @@ class OwnProject:
         self._has_copy = hooks is not None
         if hooks is not None:
             shutil.copy(ROOT / "pyproject.toml", root)
-            package = ROOT / "feature_pipeline"
-            ignored = shutil.ignore_patterns("__pycache__", "*.tmp.*")
-            shutil.copytree(package, root / "feature_pipeline", ignore=ignored)
+            copy_package(root)
             for folder in (root / "feature_pipeline" / "defs").iterdir():
                 if folder.is_dir() and folder.name not in hooks:
                     shutil.rmtree(folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from feature_pipeline_tests.acceptance.own_project import ROOT
+from feature_pipeline_tests.acceptance.own_project import ROOT, copy_package
 
 pytestmark = [pytest.mark.dagster, pytest.mark.slow]
 
@@ -17,8 +17,7 @@ pytestmark = [pytest.mark.dagster, pytest.mark.slow]
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A copy of the project, so that files can be written into its `defs` folder."""
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "feature_pipeline", tmp_path / "feature_pipeline", ignore=ignored)
+    copy_package(tmp_path)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     return tmp_path
 

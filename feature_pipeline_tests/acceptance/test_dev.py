@@ -169,4 +169,3 @@ def test_from_first_submission_to_rebuilt_table(tmp_path: Path) -> None:
 
     with project.dev():
         wait_for(lambda: project.loaded("bytes = 77777") == ["1a8o"], 240)
-        assert project.json("status")["quarantined"] == []
