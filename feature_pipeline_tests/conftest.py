@@ -52,6 +52,14 @@ LONGEST = (
     "faults/test_jobs_outlive_workers.py",
     "acceptance/test_authoring.py",
     "properties/test_projection_model.py",
+    "faults/test_projection_death.py",
+    "integration/test_feature_assets.py",
+    "integration/test_projection_load.py",
+    "integration/test_projection_switch.py",
+    "integration/test_archive_api.py",
+    "faults/test_inbox_death.py",
+    "contract/test_osa_hooks.py",
+    "contract/test_subprocess_runner.py",
     "properties/test_archive_state_machine.py",
 )
 """Files that take longest, those that compute beside those that wait. Started last, one of them
