@@ -33,7 +33,7 @@ from feature_pipeline.archive.publish import (
     announce,
     publish_artifact,
 )
-from feature_pipeline.archive.stores.s3 import S3Store, make_client, open_store
+from feature_pipeline.archive.stores.s3 import S3Store, open_store
 from feature_pipeline.columns import Column, ColumnType
 from feature_pipeline.compute.plan import plan_run
 from feature_pipeline.digest import Digest
@@ -50,6 +50,7 @@ from feature_pipeline.projections.progress import check_progress
 from feature_pipeline.projections.proof import prove
 from feature_pipeline.projections.settle import table_report
 from feature_pipeline.records import Record, RecordBatch, Source
+from feature_pipeline_tests.fixtures.stores import archive_client
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -423,14 +424,8 @@ def main() -> None:
         folder = Path(name)
         folder.chmod(0o711)
         with LocalServices(folder / "servers") as services:
-            address = services.s3
-            client = make_client(
-                endpoint_url=address.endpoint_url,
-                region=address.region,
-                access_key_id=address.access_key_id,
-                secret_access_key=address.secret_access_key,
-            )
-            store = open_store(client, address.bucket)
+            client = archive_client(services.s3)
+            store = open_store(client, services.s3.bucket)
             for size, rounds in ((1_000_000, 20), (5_000, 60)):
                 own, plain = bench_publish(store, client, folder, size, rounds)
                 print(
@@ -456,7 +451,7 @@ def main() -> None:
                     f" clearing ({few[1]:.1f} s)"
                 )
                 # an archive of its own: recovery brings back all that is in one
-                alone = open_store(client, address.bucket, "recover")
+                alone = open_store(client, services.s3.bucket, "recover")
                 ratio = bench_recover(alone, instance, folder, options.artifacts)
                 count = f"{options.artifacts:,}"
                 print(f"recover {count} artifacts / as many plain events = {ratio:.2f}")

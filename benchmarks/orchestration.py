@@ -38,7 +38,7 @@ from feature_pipeline.archive.publish import (
     publish_artifact,
     submit_batch,
 )
-from feature_pipeline.archive.stores.s3 import S3Store, make_client, open_store
+from feature_pipeline.archive.stores.s3 import S3Store, open_store
 from feature_pipeline.hooks.definition import HookDefinition
 from feature_pipeline.local.dagster_processes import DagsterProcesses
 from feature_pipeline.local.environment import environment
@@ -46,6 +46,7 @@ from feature_pipeline.local.services import LocalServices
 from feature_pipeline.orchestration.automation import TABLES_SENSOR
 from feature_pipeline.orchestration.keys import features_key, records_key, table_key
 from feature_pipeline.records import Record, RecordBatch, Source
+from feature_pipeline_tests.fixtures.stores import archive_client
 
 DATASET: Final = "bench"
 HOOK: Final = "measured"
@@ -330,14 +331,8 @@ def running_stack(folder: Path) -> Iterator[Stack]:
     with LocalServices(folder / "servers") as services:
         variables = environment(services, home)
         os.environ.update(variables)
-        address = services.s3
-        client = make_client(
-            endpoint_url=address.endpoint_url,
-            region=address.region,
-            access_key_id=address.access_key_id,
-            secret_access_key=address.secret_access_key,
-        )
-        store = open_store(client, address.bucket)
+        client = archive_client(services.s3)
+        store = open_store(client, services.s3.bucket)
         hook, code = hook_definition(), root / "location" / "defs" / HOOK
         release = log.register_release(store, hook.hook_release(code), hook.code_files(code))
         processes = DagsterProcesses(folder / "dagster", root, workspace, variables)

@@ -21,6 +21,17 @@ CHUNK_ROWS = 65_536
 """Rows of one piece at most."""
 
 
+def to_pandas(table: pa.Table) -> "pd.DataFrame":
+    """The table as a DataFrame of Arrow dtypes.
+
+    pandas' own dtypes turn 2^60+1 beside NULL into a float, and NaN beside NULL into one thing.
+    Importing pandas takes a third of a second, which only those spend who ask for a DataFrame.
+    """
+    import pandas as pd
+
+    return table.to_pandas(types_mapper=pd.ArrowDtype)
+
+
 class Frame(ABC):
     """Rows of one schema, read from S3 anew whenever they are asked for."""
 
@@ -47,14 +58,8 @@ class Frame(ABC):
         return pa.Table.from_batches(list(self), schema=self.schema)
 
     def to_pandas(self) -> "pd.DataFrame":
-        """All rows as a DataFrame of Arrow dtypes.
-
-        pandas' own dtypes turn 2^60+1 beside NULL into a float, and NaN beside NULL into one
-        thing.
-        """
-        import pandas as pd
-
-        return self.to_arrow().to_pandas(types_mapper=pd.ArrowDtype)
+        """All rows as a DataFrame of Arrow dtypes; see `to_pandas`."""
+        return to_pandas(self.to_arrow())
 
     def to_polars(self) -> "pl.DataFrame":
         """All rows as a Polars DataFrame.

@@ -15,6 +15,7 @@ import pyarrow as pa
 from feature_pipeline.archive import layout, log, read
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.encode import rows_schema
+from feature_pipeline.archive.frames import to_pandas
 from feature_pipeline.archive.log import FeatureEntry, Verdict
 from feature_pipeline.archive.manifest import Manifest
 from feature_pipeline.columns import Column
@@ -44,7 +45,6 @@ from feature_pipeline.orchestration.metadata import (
 from feature_pipeline.orchestration.resources import ArchiveResource
 
 if TYPE_CHECKING:
-    # importing it takes a third of a second, which every run worker would spend
     import pandas as pd
 
 logger = logging.getLogger(__name__)
@@ -128,14 +128,7 @@ class FeaturePartitions(Mapping[str, pa.Table]):
 
     def to_pandas(self, batch: str) -> "pd.DataFrame":
         """One batch's rows, with Arrow dtypes: 64-bit integers beside NULL stay exact."""
-        return _to_pandas(self[batch])
-
-
-def _to_pandas(table: pa.Table) -> "pd.DataFrame":
-    import pandas as pd
-
-    # The default conversion turns 2^60+1 beside NULL into a float and merges NaN with NULL.
-    return table.to_pandas(types_mapper=pd.ArrowDtype)
+        return to_pandas(self[batch])
 
 
 class FeatureIOManager(dg.ConfigurableIOManager):
@@ -281,7 +274,7 @@ class FeatureIOManager(dg.ConfigurableIOManager):
         if is_dict:
             return {batch: partitions.to_pandas(batch) for batch in partitions}
         table = _concatenated(partitions, _declared_columns(context))
-        return table if wanted is pa.Table else _to_pandas(table)
+        return table if wanted is pa.Table else to_pandas(table)
 
 
 def _declared_columns(context: dg.InputContext) -> Sequence[Column]:

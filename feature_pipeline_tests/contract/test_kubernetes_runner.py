@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from feature_pipeline.archive.stores.s3 import S3Store, make_client
+from feature_pipeline.archive.stores.s3 import S3Store
 from feature_pipeline.archive.stores.s3_sign import S3Signer
 from feature_pipeline.compute.pod_transfer import S3Transfer
 from feature_pipeline.errors import StoreUnavailableError
@@ -31,6 +31,7 @@ from feature_pipeline_tests.fixtures.kubernetes import (
     Cluster,
     Fault,
 )
+from feature_pipeline_tests.fixtures.stores import archive_client
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.container, pytest.mark.s3]
 
@@ -42,12 +43,7 @@ class KubernetesTests:
 
     @pytest.fixture
     def transfer(self, s3_address: S3Address, s3_prefix: str) -> S3Transfer:
-        client = make_client(
-            endpoint_url=s3_address.endpoint_url,
-            region=s3_address.region,
-            access_key_id=s3_address.access_key_id,
-            secret_access_key=s3_address.secret_access_key,
-        )
+        client = archive_client(s3_address)
         store = S3Store(client, s3_address.bucket, s3_prefix)
         self.archive = store.identity
         return S3Transfer(store, S3Signer(client, s3_address.bucket, s3_prefix))

@@ -7,11 +7,12 @@ from functools import wraps
 from importlib import import_module
 from typing import Any
 
-from feature_pipeline.archive.stores.s3 import S3Store, make_client, open_store
+from feature_pipeline.archive.stores.s3 import S3Store, open_store
 from feature_pipeline.local.seaweedfs import S3Address
 from feature_pipeline.projections.database import Database
 from feature_pipeline.projections.load import load_batches
 from feature_pipeline.projections.table_spec import TableSpec
+from feature_pipeline_tests.fixtures.stores import archive_client
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,7 @@ class Step:
 
 
 def connect(address: S3Address, prefix: str) -> S3Store:
-    client = make_client(
-        endpoint_url=address.endpoint_url,
-        region=address.region,
-        access_key_id=address.access_key_id,
-        secret_access_key=address.secret_access_key,
-    )
+    client = archive_client(address)
     return open_store(client, address.bucket, prefix)
 
 

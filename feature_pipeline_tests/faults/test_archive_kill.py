@@ -18,13 +18,13 @@ from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.erase import erase
 from feature_pipeline.archive.gc import GcScope, collect_garbage
 from feature_pipeline.archive.stores.memory import MemoryStore
-from feature_pipeline.archive.stores.s3 import S3Store, make_client
+from feature_pipeline.archive.stores.s3 import S3Store
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.archive.verify import verify
 from feature_pipeline.errors import NotFoundError
 from feature_pipeline.local.seaweedfs import S3Address
 from feature_pipeline_tests.fixtures.care import CareScene, holds, raw_lines
-from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, FailingStore
+from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, FailingStore, archive_client
 
 pytestmark = [pytest.mark.s3, pytest.mark.faults, pytest.mark.slow]
 
@@ -61,15 +61,7 @@ class Ground:
 
     def __init__(self, address: S3Address) -> None:
         self._bucket = address.bucket
-        self._clients = [
-            make_client(
-                endpoint_url=address.endpoint_url,
-                region=address.region,
-                access_key_id=address.access_key_id,
-                secret_access_key=address.secret_access_key,
-            )
-            for _ in range(2)
-        ]
+        self._clients = [archive_client(address) for _ in range(2)]
         self.prefix = ""
         self.clear()
 

@@ -28,6 +28,7 @@ from feature_pipeline.projections.load import load_batches
 from feature_pipeline.projections.proof import prove
 from feature_pipeline_tests.fixtures.care import CareScene, everything
 from feature_pipeline_tests.fixtures.dagster import DATASET as LETTERS
+from feature_pipeline_tests.fixtures.dagster import check_of
 from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, connect
 
 pytestmark = pytest.mark.s3
@@ -307,12 +308,6 @@ class TestPipelines:
             assert pipeline.run(key, batch, checks=False).success
         return pipeline
 
-    def check_of(self, result):
-        [check] = [
-            e for e in result.get_asset_check_evaluations() if e.check_name == INTEGRITY_CHECK
-        ]
-        return check
-
     def damaged(self, pipeline, name, how):
         head = log.head(pipeline.store, LETTERS, "counts", "b1")
         digest = head.manifest
@@ -336,7 +331,9 @@ class TestPipelines:
             list(load_batches(computed.store, computed.database, spec))
 
     def test_the_check_and_the_job_name_what_is_damaged(self, computed):
-        assert self.check_of(computed.run(features_key(LETTERS, "counts"), "b1")).passed
+        for batch in ("b1", "b2"):
+            run = computed.run(features_key(LETTERS, "counts"), batch)
+            assert check_of(run, INTEGRITY_CHECK).passed
         key = self.damaged(computed, "rows", "change")
         job = computed.defs.resolve_job_def("verify_archive")
         result = job.execute_in_process(instance=computed.instance, raise_on_error=False)
@@ -355,7 +352,7 @@ class TestPipelines:
         # was wrong in all of it is for a reading of all of it to take back.
         for batch in ("b2", "b1"):
             run = computed.run(features_key(LETTERS, "counts"), batch, config={"force": True})
-            check = self.check_of(run)
+            check = check_of(run, INTEGRITY_CHECK)
             assert not check.passed
             assert "all of it was read at" in check.description
 

@@ -10,7 +10,7 @@ import pytest
 from feature_pipeline.orchestration.checks import OUTCOMES_CHECK
 from feature_pipeline.orchestration.keys import features_key
 from feature_pipeline.orchestration.webhook import WebhookState, tick
-from feature_pipeline_tests.fixtures.dagster import DATASET, Pipeline
+from feature_pipeline_tests.fixtures.dagster import DATASET, Pipeline, check_of
 
 pytestmark = [pytest.mark.s3, pytest.mark.postgres, pytest.mark.dagster]
 
@@ -50,8 +50,7 @@ def define(pipeline: Pipeline, version: str = "1", most: int = 9) -> None:
 def outcomes(pipeline: Pipeline, batch: str) -> dg.AssetCheckEvaluation:
     result = pipeline.run(COUNTS, batch)
     assert result.success
-    (found,) = [e for e in result.get_asset_check_evaluations() if e.check_name == OUTCOMES_CHECK]
-    return found
+    return check_of(result, OUTCOMES_CHECK)
 
 
 @pytest.fixture

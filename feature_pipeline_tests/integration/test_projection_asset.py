@@ -1,20 +1,13 @@
 """A changed definition through Dagster: one fill requested, runs join it, the table is switched."""
 
-import dagster as dg
-
 from feature_pipeline.orchestration.keys import features_key, table_key
 from feature_pipeline.orchestration.reconcile import reconcile
 from feature_pipeline.orchestration.tables import table_spec
 from feature_pipeline.projections.settle import table_report
-from feature_pipeline_tests.fixtures.dagster import COUNT_COLUMNS, DATASET, Pipeline
+from feature_pipeline_tests.fixtures.dagster import COUNT_COLUMNS, DATASET, Pipeline, check_of
 
 TABLE = table_key(DATASET, "counts")
 NOTE = {"name": "note", "type": "string", "default": "none"}
-
-
-def generation_check(result: dg.ExecuteInProcessResult) -> dg.AssetCheckEvaluation:
-    [check] = [c for c in result.get_asset_check_evaluations() if c.check_name == "generation"]
-    return check
 
 
 def columns_of(pipeline: Pipeline) -> list[str]:
@@ -30,7 +23,7 @@ def test_a_new_column_requests_one_fill_and_a_rebuild_run_builds_anew(pipeline: 
     pipeline.tick()
     for number in range(3):
         assert pipeline.run(features_key(DATASET, "counts"), f"b{number}").success
-    assert generation_check(pipeline.run(TABLE, partitions=("b0", "b2"))).passed
+    assert check_of(pipeline.run(TABLE, partitions=("b0", "b2")), "generation").passed
     pipeline.add_hook(feature={"columns": [*COUNT_COLUMNS, NOTE]})
     hooks = [pipeline.hooks["counts"]]
     spec = table_spec(hooks[0])
@@ -39,8 +32,8 @@ def test_a_new_column_requests_one_fill_and_a_rebuild_run_builds_anew(pipeline: 
     )
     assert drift.tables == {TABLE.to_user_string(): ["b0"]}
 
-    first = generation_check(pipeline.run(TABLE, "b0"))
-    second = generation_check(pipeline.run(TABLE, "b0"))
+    first = check_of(pipeline.run(TABLE, "b0"), "generation")
+    second = check_of(pipeline.run(TABLE, "b0"), "generation")
 
     assert not first.passed
     assert "building 1 of 3" in (first.description or "")
@@ -54,12 +47,12 @@ def test_a_new_column_requests_one_fill_and_a_rebuild_run_builds_anew(pipeline: 
     assert columns_of(pipeline) == ["letter", "count"]
 
     # what the backfill runs
-    assert generation_check(pipeline.run(TABLE, partitions=("b1", "b2"))).passed
+    assert check_of(pipeline.run(TABLE, partitions=("b1", "b2")), "generation").passed
     assert columns_of(pipeline) == ["letter", "count", "note"]
 
     before = table_report(pipeline.store, pipeline.database, spec)
     result = pipeline.run(TABLE, partitions=("b0", "b2"), config={"rebuild": True})
-    assert generation_check(result).passed
+    assert check_of(result, "generation").passed
     after = table_report(pipeline.store, pipeline.database, spec)
     assert before is not None
     assert after is not None

@@ -18,7 +18,7 @@ from feature_pipeline.orchestration.records import records_event
 from feature_pipeline.orchestration.tables import request_load, table_spec
 from feature_pipeline.projections.load import load_batches
 from feature_pipeline.projections.proof import prove
-from feature_pipeline_tests.fixtures.dagster import COUNT_COLUMNS, DATASET, Pipeline
+from feature_pipeline_tests.fixtures.dagster import COUNT_COLUMNS, DATASET, Pipeline, check_of
 
 RECORDS = records_key(DATASET)
 COUNTS = features_key(DATASET, "counts")
@@ -163,8 +163,7 @@ def test_a_table_changed_behind_our_back_fails_the_equality_check(loaded: Pipeli
     with loaded.database.connect("test") as connection:
         connection.execute("update features.counts set count = 99 where record_id = 'r4'")
     result = loaded.run(TABLE, "b1")
-    (check,) = [c for c in result.get_asset_check_evaluations() if c.check_name == "equals_archive"]
-    assert check.passed  # of the run's own batch
+    assert check_of(result, "equals_archive").passed  # of the run's own batch
     result = loaded.run(TABLE, partitions=("b1", "b3"))
     checks = {c.check_name: c.passed for c in result.get_asset_check_evaluations()}
     assert not equals_archive(loaded)
@@ -286,7 +285,7 @@ def test_a_batch_without_an_artifact_keeps_no_other_from_the_table(computed: Pip
     result = computed.run(TABLE, partitions=("b1", "b4"))
     assert result.success
     assert computed.rows("select count(distinct batch) from features.counts") == [(3,)]
-    (check,) = [c for c in result.get_asset_check_evaluations() if c.check_name == "progress"]
+    check = check_of(result, "progress")
     assert not check.passed
     assert "1 of this run have no artifact to load: b4" in check.description
     assert not computed.run(TABLE, "b4").success
@@ -384,23 +383,18 @@ def test_a_difference_is_named_until_it_is_mended(loaded: Pipeline):
             )
         )
 
-    def check(result: dg.ExecuteInProcessResult) -> dg.AssetCheckEvaluation:
-        (found,) = [
-            c for c in result.get_asset_check_evaluations() if c.check_name == EQUALITY_CHECK
-        ]
-        return found
-
     job = loaded.defs.resolve_implicit_global_asset_job_def().get_subset(
         asset_selection=set(),
         asset_check_selection={dg.AssetCheckKey(TABLE, EQUALITY_CHECK)},
     )
-    assert not check(job.execute_in_process(instance=loaded.instance)).passed
-    other = check(loaded.run(TABLE, "b1"))
+    whole = job.execute_in_process(instance=loaded.instance)
+    assert not check_of(whole, EQUALITY_CHECK).passed
+    other = check_of(loaded.run(TABLE, "b1"), EQUALITY_CHECK)
     assert not other.passed
     assert other.metadata["batches"].value == ["b3"]
     spec = table_spec(loaded.hooks["counts"])
     list(load_batches(loaded.store, loaded.database, spec, ["b3"], is_forced=True))
-    assert check(loaded.run(TABLE, "b1")).passed
+    assert check_of(loaded.run(TABLE, "b1"), EQUALITY_CHECK).passed
 
 
 def test_the_first_tick_sets_the_pools(pipeline: Pipeline):

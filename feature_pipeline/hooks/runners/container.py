@@ -503,8 +503,9 @@ class _Watch:
 
     def _failure(self, code: int, state: dict[str, Any]) -> tuple[FailureKind, str] | None:
         # 137 alone may be anybody's SIGKILL; and a hook that lost a child ends as it likes
-        was_exceeded = code and self._memory is not None and self._memory.was_exceeded()
-        if state.get("OOMKilled") or was_exceeded:
+        if state.get("OOMKilled") or (
+            code != 0 and self._memory is not None and self._memory.was_exceeded()
+        ):
             return FailureKind.OUT_OF_MEMORY, self._memory_reason()
         if code == 0:
             return None
