@@ -9,13 +9,42 @@ from typing import Any, Self
 
 from dagster._config.config_schema import UserConfigSchema
 from dagster._serdes import ConfigurableClassData
-from dagster_postgres import DagsterPostgresStorage
+from dagster_postgres import DagsterPostgresStorage, PostgresEventLogStorage
+from dagster_postgres.utils import create_pg_engine
 
 from feature_pipeline import settings
 
+# Firewalls and proxies forget connections that were idle for longer; the usual limits are minutes.
+RECYCLE_SECONDS = 300
+
 
 class EnvironmentStorage(DagsterPostgresStorage):
-    """`DagsterPostgresStorage` at the address in `DAGSTER_DATABASE_URL`."""
+    """`DagsterPostgresStorage` at the address in `DAGSTER_DATABASE_URL`, one connection kept open.
+
+    Dagster's own connects anew for every event it writes and every question it asks, which costs
+    more than the writing and the asking. Here a process keeps one connection for all three parts of
+    the storage, and opens more while several threads need one. A connection that the server has
+    ended meanwhile is noticed before it is used, and replaced.
+    """
+
+    def __init__(
+        self,
+        postgres_url: str,
+        should_autocreate_tables: bool = True,
+        inst_data: ConfigurableClassData | None = None,
+    ) -> None:
+        super().__init__(postgres_url, should_autocreate_tables, inst_data)
+        engine = create_pg_engine(
+            postgres_url,
+            isolation_level="AUTOCOMMIT",
+            pool_size=1,
+            max_overflow=-1,
+            pool_pre_ping=True,
+            pool_recycle=RECYCLE_SECONDS,
+        )
+        self._event_log_storage = _EventLog(postgres_url, should_autocreate_tables=False)
+        for storage in (self._run_storage, self._event_log_storage, self._schedule_storage):
+            storage._engine = engine
 
     @classmethod
     def config_type(cls) -> UserConfigSchema:
@@ -32,3 +61,30 @@ class EnvironmentStorage(DagsterPostgresStorage):
             InvalidInputError: The variable is not set, or names another driver.
         """
         return cls(postgres_url=settings.dagster_database_url(), inst_data=inst_data)
+
+
+class _EventLog(PostgresEventLogStorage):
+    """Remembers the tables and columns it has seen: Dagster asks for them before most queries.
+
+    They are there for good. One that is missing is asked for again: a migration may add it.
+    """
+
+    def __init__(self, postgres_url: str, should_autocreate_tables: bool = True) -> None:
+        super().__init__(postgres_url, should_autocreate_tables)
+        self._seen = set[tuple[str, str]]()
+
+    def has_table(self, table_name: str) -> bool:
+        key = ("table", table_name)
+        if key not in self._seen and super().has_table(table_name):
+            self._seen.add(key)
+        return key in self._seen
+
+    def has_asset_key_col(self, column_name: str) -> bool:
+        key = ("column", column_name)
+        if key not in self._seen and super().has_asset_key_col(column_name):
+            self._seen.add(key)
+        return key in self._seen
+
+    def dispose(self) -> None:
+        super().dispose()
+        self._engine.dispose()

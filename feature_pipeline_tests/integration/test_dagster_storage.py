@@ -1,0 +1,88 @@
+"""Dagster's storage on a real server: one connection a process, and what ends it is survived."""
+
+import time
+from collections.abc import Callable
+
+import dagster as dg
+import psycopg
+import pytest
+
+from feature_pipeline.orchestration.storage import EnvironmentStorage
+from feature_pipeline_tests.fixtures.postgres import PostgresAddress
+
+SESSIONS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> %s"
+
+
+@pytest.fixture
+def storage(monkeypatch: pytest.MonkeyPatch, database_url: str) -> EnvironmentStorage:
+    url = database_url.replace("postgresql://", "postgresql+psycopg2://")
+    monkeypatch.setenv("DAGSTER_DATABASE_URL", url)
+    return EnvironmentStorage.from_config_value(None, {})
+
+
+@pytest.fixture
+def sessions(database_url: str) -> Callable[[], list[int]]:
+    """The server's sessions on the database besides the asking one."""
+
+    def ask() -> list[int]:
+        with psycopg.connect(database_url) as connection:
+            own = connection.info.backend_pid
+            return [pid for (pid,) in connection.execute(SESSIONS, [own])]
+
+    return ask
+
+
+def use(storage: EnvironmentStorage) -> None:
+    """Every part of the storage writes or reads."""
+    storage.event_log_storage.add_dynamic_partitions("letters", ["a"])
+    assert storage.event_log_storage.get_dynamic_partitions("letters") == ["a"]
+    assert storage.event_log_storage.has_asset_key(dg.AssetKey("nothing")) is False
+    assert storage.run_storage.get_runs() == []
+    assert storage.schedule_storage.all_instigator_state() == []
+
+
+def until_one(sessions: Callable[[], list[int]]) -> int:
+    """The only session's process; those of closed connections take a moment to go."""
+    end = time.monotonic() + 10
+    while len(found := sessions()) != 1:
+        assert time.monotonic() < end, found
+        time.sleep(0.02)
+    return found[0]
+
+
+def test_one_connection_serves_all_three_parts(storage, sessions):
+    use(storage)
+    first = until_one(sessions)
+    use(storage)
+    assert until_one(sessions) == first
+    storage.event_log_storage.dispose()
+    end = time.monotonic() + 10
+    while sessions():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_connection_that_the_server_ended_is_replaced(
+    storage, sessions, postgres_server: PostgresAddress
+):
+    use(storage)
+    first = until_one(sessions)
+    with psycopg.connect(postgres_server.url, autocommit=True) as connection:
+        connection.execute("SELECT pg_terminate_backend(%s, 5000)", [first])
+    use(storage)
+    assert until_one(sessions) != first
+    storage.event_log_storage.dispose()
+
+
+def test_a_table_that_a_migration_adds_is_seen(storage, database_url):
+    log = storage.event_log_storage
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("ALTER TABLE dynamic_partitions RENAME TO elsewhere")
+        connection.execute("ALTER TABLE asset_keys RENAME COLUMN cached_status_data TO elsewhere")
+        assert not log.has_table("dynamic_partitions")
+        assert not log.can_read_asset_status_cache()
+        connection.execute("ALTER TABLE elsewhere RENAME TO dynamic_partitions")
+        connection.execute("ALTER TABLE asset_keys RENAME COLUMN elsewhere TO cached_status_data")
+    assert log.has_table("dynamic_partitions")
+    assert log.can_read_asset_status_cache()
+    storage.event_log_storage.dispose()
