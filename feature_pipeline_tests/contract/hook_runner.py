@@ -221,7 +221,8 @@ class HookRunnerTests:
         )
         assert result.failure is not None
         assert result.failure.kind is FailureKind.OUT_OF_SPACE
-        assert "its output holds 3.8" in result.failure.reason
+        # 3.1 to 3.8: the watch may look in the middle of the last write
+        assert re.search(r"its output holds 3\.[1-8]", result.failure.reason)
         assert "limits.scratch is 3Mi" in result.failure.reason
 
     def test_a_program_that_does_not_exist(self, run: Run):
