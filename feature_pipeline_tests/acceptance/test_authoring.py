@@ -96,8 +96,20 @@ def test_the_component_is_listed(checkout: Path) -> None:
     assert "feature_pipeline.FeatureHook" in {component["key"] for component in listed["items"]}
 
 
-def test_wrong_fields_are_named_with_file_and_line(checkout: Path) -> None:
-    path = checkout / "feature_pipeline" / "defs" / "pockets" / "defs.yaml"
+@pytest.mark.parametrize(
+    ("options", "maximum"),
+    [([], "maximum of 1"), (["--no-check-yaml"], "less than or equal to 1")],
+    ids=["by the schema", "by loading"],
+)
+def test_wrong_fields_are_named_with_file_and_line(
+    checkout: Path, options: list[str], maximum: str
+) -> None:
+    defs = checkout / "feature_pipeline" / "defs"
+    # dg validates one file of each component type, whichever the file system lists last
+    for other in defs.glob("*/defs.yaml"):
+        if other.parent.name != "pockets":
+            shutil.rmtree(other.parent)
+    path = defs / "pockets" / "defs.yaml"
     text = path.read_text()
     path.write_text(
         text.replace("cardinality: many", "cardinality: lots").replace(
@@ -106,13 +118,13 @@ def test_wrong_fields_are_named_with_file_and_line(checkout: Path) -> None:
         + "  checks:\n    error_rate: {warn: 0.1, fail: 10}\n"
     )
     lines = path.read_text().splitlines()
-    done = dg(checkout, "check", "defs")
+    done = dg(checkout, "check", "defs", *options)
     assert done.returncode != 0
     said = done.stdout + done.stderr
     for text, allowed in (
-        ("cardinality: lots", "'one', 'many'"),
+        ("cardinality: lots", "'many'"),
         ("type: float", "'number'"),
-        ("fail: 10", "maximum of 1"),
+        ("fail: 10", maximum),
     ):
         number = next(i for i, line in enumerate(lines, 1) if text in line)
         assert f"defs.yaml:{number}" in said
