@@ -41,36 +41,33 @@ def use(storage: EnvironmentStorage) -> None:
     assert storage.schedule_storage.all_instigator_state() == []
 
 
-def until_one(sessions: Callable[[], list[int]]) -> int:
-    """The only session's process; those of closed connections take a moment to go."""
+def until(count: int, sessions: Callable[[], list[int]]) -> list[int]:
+    """So many sessions' processes; those of closed connections take a moment to go."""
     end = time.monotonic() + 10
-    while len(found := sessions()) != 1:
+    while len(found := sessions()) != count:
         assert time.monotonic() < end, found
         time.sleep(0.02)
-    return found[0]
+    return found
 
 
 def test_one_connection_serves_all_three_parts(storage, sessions):
     use(storage)
-    first = until_one(sessions)
+    first = until(1, sessions)
     use(storage)
-    assert until_one(sessions) == first
+    assert until(1, sessions) == first
     storage.event_log_storage.dispose()
-    end = time.monotonic() + 10
-    while sessions():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    until(0, sessions)
 
 
 def test_a_connection_that_the_server_ended_is_replaced(
     storage, sessions, postgres_server: PostgresAddress
 ):
     use(storage)
-    first = until_one(sessions)
+    first = until(1, sessions)
     with psycopg.connect(postgres_server.url, autocommit=True) as connection:
-        connection.execute("SELECT pg_terminate_backend(%s, 5000)", [first])
+        connection.execute("SELECT pg_terminate_backend(%s, 5000)", first)
     use(storage)
-    assert until_one(sessions) != first
+    assert until(1, sessions) != first
     storage.event_log_storage.dispose()
 
 
