@@ -1,13 +1,16 @@
 """The Dagster code location: the hooks of `defs/`, and what every deployment has. Assembly only."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from feature_pipeline.hooks.definition import HookDefinition, check_definitions
+from feature_pipeline import settings
+from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.hooks.definition import HookDefinition, find_clashes
+from feature_pipeline.orchestration.assets.wrong_definitions import wrong_definition_assets
 from feature_pipeline.orchestration.automation import automation_sensors
 from feature_pipeline.orchestration.care import integrity_checks, verify_job
 from feature_pipeline.orchestration.checks import (
@@ -17,7 +20,13 @@ from feature_pipeline.orchestration.checks import (
     table_checks,
 )
 from feature_pipeline.orchestration.dead_runs import dead_runs_sensor
-from feature_pipeline.orchestration.declared_at import declared_at
+from feature_pipeline.orchestration.defs_folder import (
+    PACKAGED,
+    LoadedFolder,
+    WrongDefinition,
+    is_validating,
+    load_defs_folder,
+)
 from feature_pipeline.orchestration.features import (
     DEFINITION_METADATA,
     FOLDER_METADATA,
@@ -25,10 +34,12 @@ from feature_pipeline.orchestration.features import (
 )
 from feature_pipeline.orchestration.inbox_sensor import inbox_sensor
 from feature_pipeline.orchestration.io_manager import FeatureIOManager
+from feature_pipeline.orchestration.keys import features_key, table_key
 from feature_pipeline.orchestration.reconcile import reconcile_job, reconcile_schedule
 from feature_pipeline.orchestration.records import records_asset
 from feature_pipeline.orchestration.reports import report_job
 from feature_pipeline.orchestration.resources import default_resources
+from feature_pipeline.orchestration.source_lines import declared_at
 from feature_pipeline.orchestration.webhook import webhook_sensor
 
 
@@ -54,9 +65,16 @@ def hooks_of(definitions: dg.Definitions) -> list[DefinedHook]:
     return sorted(found, key=lambda each: (each.definition.dataset, each.definition.name))
 
 
-def shared_definitions(hooks: Sequence[HookDefinition]) -> dg.Definitions:
-    """What the hooks have in common: records assets, sensors, checks, reconciliation."""
-    datasets = sorted({hook.dataset for hook in hooks})
+def shared_definitions(
+    hooks: Sequence[HookDefinition], more_datasets: Collection[str] = ()
+) -> dg.Definitions:
+    """Return what the hooks have in common: records assets, sensors, checks, reconciliation.
+
+    Args:
+        hooks: Those that can be used.
+        more_datasets: Datasets of hooks that cannot.
+    """
+    datasets = sorted({hook.dataset for hook in hooks} | set(more_datasets))
     return dg.Definitions(
         assets=[records_asset(dataset) for dataset in datasets],
         asset_checks=[
@@ -83,26 +101,104 @@ def shared_definitions(hooks: Sequence[HookDefinition]) -> dg.Definitions:
 
 
 def build_defs(*own: dg.Definitions, resources: Mapping[str, Any] | None = None) -> dg.Definitions:
-    """A code location of the hooks in `own`, or of the project's `defs/` folder if none are given.
+    """Assemble a code location of the hooks in `own`, or of the project's folder of definitions.
+
+    In the folder, a definition that cannot be used costs its own hook: assets stand in for it that
+    fail with what is wrong. `dg check defs` and `dagster definitions validate` refuse it instead.
 
     Args:
         own: Definitions of hooks (`FeatureHook(...).definitions()`) and of anything else.
         resources: Replacements for the resources that the environment configures, by name.
+
+    Raises:
+        InvalidInputError: A definition cannot be used, and `own` are given or Dagster validates.
     """
-    merged = dg.Definitions.merge(*own) if own else _project_definitions()
+    loaded = (
+        LoadedFolder(dg.Definitions.merge(*own))
+        if own
+        else load_defs_folder(settings.defs_folder(PACKAGED))
+    )
+    merged, wrong = loaded.definitions, list(loaded.wrong)
     defined = hooks_of(merged)
-    hooks = [hook.definition for hook in defined]
     specs = {id(hook.definition): hook.spec for hook in defined}
-    check_definitions(hooks, lambda hook, field: declared_at(specs[id(hook)], hook, field))
+    unusable = {(each.dataset, each.name) for each in wrong if each.dataset and each.name}
+    clashes = list(
+        find_clashes(
+            [hook.definition for hook in defined],
+            lambda hook, field: declared_at(specs[id(hook)], hook, field),
+            unusable,
+        )
+    )
+    if own or is_validating():
+        refuse([*(each.sentence for each in wrong), *(clash.reason for clash in clashes)])
+    clashing: dict[int, str] = {}
+    for clash in clashes:
+        for hook in clash.hooks:
+            clashing.setdefault(id(hook), clash.reason)
+    wrong += [
+        _clashing(each, clashing[id(each.definition)])
+        for each in defined
+        if id(each.definition) in clashing
+    ]
+    merged = _without(merged, [each for each in defined if id(each.definition) in clashing])
+    hooks = [hook.definition for hook in hooks_of(merged)]
     provided = {**default_resources(), **(resources or {})}
     provided.setdefault(IO_MANAGER_KEY, FeatureIOManager(archive=provided["archive"]))
     return dg.Definitions.merge(
-        merged, shared_definitions(hooks), dg.Definitions(resources=provided)
+        merged,
+        dg.Definitions(assets=wrong_definition_assets(wrong, taken=_asset_keys(merged))),
+        shared_definitions(hooks, {each.dataset for each in wrong if each.dataset}),
+        dg.Definitions(resources=provided),
     )
 
 
-def _project_definitions() -> dg.Definitions:
-    return dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
+def refuse(reasons: Sequence[str]) -> None:
+    """Return if there are no reasons.
+
+    Raises:
+        InvalidInputError: The reasons, one a line.
+    """
+    if reasons:
+        raise InvalidInputError("\n".join(reasons)) from None
+
+
+def _clashing(hook: DefinedHook, reason: str) -> WrongDefinition:
+    definition = hook.definition
+    table = definition.table_name if definition.has_table else None
+    return WrongDefinition(hook.folder, None, reason, definition.dataset, definition.name, table)
+
+
+def _without(definitions: dg.Definitions, hooks: Sequence[DefinedHook]) -> dg.Definitions:
+    """The definitions, but for the assets of these hooks."""
+    gone = {key for hook in hooks for key in _keys(hook.definition)}
+    if not gone:
+        return definitions
+    assets = [
+        each
+        for each in definitions.assets or ()
+        if not (isinstance(each, dg.AssetsDefinition) and not each.keys.isdisjoint(gone))
+    ]
+    return dg.Definitions(
+        assets=assets,
+        asset_checks=definitions.asset_checks,
+        schedules=definitions.schedules,
+        sensors=definitions.sensors,
+        jobs=definitions.jobs,
+        resources=definitions.resources,
+        executor=definitions.executor,
+        loggers=definitions.loggers,
+        metadata=definitions.metadata,
+        component_tree=definitions.component_tree,
+    )
+
+
+def _asset_keys(definitions: dg.Definitions) -> set[dg.AssetKey]:
+    assets = [each for each in definitions.assets or () if isinstance(each, dg.AssetsDefinition)]
+    return {key for asset in assets for key in asset.keys}
+
+
+def _keys(hook: HookDefinition) -> list[dg.AssetKey]:
+    return [features_key(hook.dataset, hook.name), table_key(hook.dataset, hook.table_name)]
 
 
 @dg.definitions

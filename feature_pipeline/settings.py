@@ -7,6 +7,7 @@ names are listed in the README.
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
@@ -24,6 +25,7 @@ WORK_FOLDER: Final = "FEATURE_PIPELINE_WORK_FOLDER"
 RUNNER: Final = "FEATURE_PIPELINE_RUNNER"
 RUNNER_SETTINGS: Final = "FEATURE_PIPELINE_RUNNER_SETTINGS"
 WEBHOOK_URL: Final = "FEATURE_PIPELINE_WEBHOOK_URL"
+DEFS_FOLDER: Final = "FEATURE_PIPELINE_DEFS"
 UI_URL: Final = "FEATURE_PIPELINE_UI_URL"
 SIGNER_ACCESS_KEY_ID: Final = "FEATURE_PIPELINE_SIGNER_ACCESS_KEY_ID"
 SIGNER_SECRET_ACCESS_KEY: Final = "FEATURE_PIPELINE_SIGNER_SECRET_ACCESS_KEY"  # noqa: S105  (a name)
@@ -32,6 +34,9 @@ _HINT: Final = (
     "`feature-pipeline dev` starts local servers and writes every setting to .env;"
     " a deployment sets the variables listed in the README"
 )
+
+
+_DEFS_HINT: Final = "name the folder that holds one folder with a defs.yaml for each hook"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,3 +154,23 @@ def _required(environment: Mapping[str, str], name: str) -> str:
     if not value:
         raise InvalidInputError(f"{name} is not set: {_HINT}")
     return value
+
+
+def defs_folder(default: Path, environment: Mapping[str, str] | None = None) -> Path:
+    """Return the folder of the hooks' definitions, absolute.
+
+    Args:
+        default: The folder when the environment names none.
+        environment: Read in place of the process's own.
+
+    Raises:
+        InvalidInputError: The folder that is named does not exist.
+    """
+    environment = os.environ if environment is None else environment
+    named = environment.get(DEFS_FOLDER)
+    if not named:
+        return default
+    folder = Path(named).expanduser().absolute()
+    if not folder.is_dir():
+        raise InvalidInputError(f"{DEFS_FOLDER}={named}: there is no such folder; {_DEFS_HINT}")
+    return folder

@@ -96,7 +96,10 @@ def _plan(
     from feature_pipeline.orchestration.standing import Sources, hook_standing
 
     wanted, store = Select(select), open_archive()
-    hooks = project_hooks()
+    defined = project_hooks()
+    hooks = defined.usable
+    for line in defined.wrong_lines():
+        output.say(line)
     folders = {(h.definition.dataset, h.definition.name): h.folder for h in hooks}
     targets = find_targets([hook.definition for hook in hooks], names, tables)
     needs_tables = any(target.table for target in targets)

@@ -94,7 +94,8 @@ def rebuild(
     with ExitStack() as stack:
         # No asset stands for a table of the past: there is nothing to tell.
         instance = None if as_of is not None else _instance(stack, output)
-        for definition in _definitions(hooks, dataset):
+        definitions, wrong = _definitions(hooks, dataset)
+        for definition in definitions:
             if from_raw:
                 _decode_again(store, definition, batches, output)
             spec = table_spec(definition)
@@ -114,7 +115,8 @@ def rebuild(
         ],
     )
     output.result({"tables": results, "is_dagster_told": instance is not None})
-    if problems := [result["problem"] for result in results if result["problem"]]:
+    problems = [result["problem"] for result in results if result["problem"]] + wrong
+    if problems:
         raise click.ClickException("\n".join(problems))
 
 
@@ -131,18 +133,23 @@ def _instance(stack: ExitStack, output: Output) -> "DagsterInstance | None":
         return None
 
 
-def _definitions(hooks: tuple[str, ...], dataset: str | None) -> list[HookDefinition]:
+def _definitions(
+    hooks: tuple[str, ...], dataset: str | None
+) -> tuple[list[HookDefinition], list[str]]:
+    """The hooks whose tables are rebuilt, and which definitions cannot be used if all are asked."""
     if hooks:
         found = [find_hook(name, dataset).definition for name in hooks]
         for definition in found:
             if not definition.has_table:
                 raise InvalidInputError(f"hook {definition.name!r} declares no columns: no table")
-        return found
-    return [
+        return found, []
+    defined = project_hooks()
+    chosen = [
         hook.definition
-        for hook in project_hooks()
+        for hook in defined.usable
         if hook.definition.has_table and dataset in (None, hook.definition.dataset)
     ]
+    return chosen, defined.wrong_lines()
 
 
 def _decode_again(

@@ -48,14 +48,15 @@ def recover_all(output: Output, tables: Collection[str], workers: int) -> None:
     store = open_archive()
     uri = settings.S3Settings.from_environment().uri
     database = Database(settings.database_url())
-    hooks = [hook.definition for hook in project_hooks()]
+    defined = project_hooks()
+    hooks = [hook.definition for hook in defined.usable]
     wanted = tables_to_recover(hooks, tables)
     with dg.DagsterInstance.get() as instance:
         output.say("Registering partitions and materializations ...")
         drift = recover_dagster(store, uri, instance, hooks)
         output.say(drift.summary())
         loaded: dict[str, dict[str, int]] = {}
-        problems: list[str] = []
+        problems = defined.wrong_lines()
         for hook in wanted:
             batches = len(log.heads(store, hook.dataset, hook.name))
             counts = loaded[hook.table_name] = {"batches": 0, "rows": 0}

@@ -66,11 +66,14 @@ def status(deep: bool, as_json: bool) -> None:
     with ExitStack() as stack:
         has_dagster = bool(os.environ.get("DAGSTER_HOME"))
         instance = stack.enter_context(dagster_instance()) if has_dagster else None
+        defined = project_hooks()
         hooks = [
             _hook(Sources(store, database, instance), hook.definition, hook.folder, deep, counters)
-            for hook in project_hooks()
+            for hook in defined.usable
         ]
     _show(output, hooks, deep)
+    for line in defined.wrong_lines():
+        output.say(line)
     if not has_dagster:
         output.say("DAGSTER_HOME is not set: what only Dagster knows is not in these counts")
     batches = sum(isinstance(entry.content, Submission) for entry in waiting)
@@ -81,6 +84,7 @@ def status(deep: bool, as_json: bool) -> None:
     output.result(
         {
             "hooks": hooks,
+            "wrong_definitions": dict(defined.wrong),
             "waiting": [entry.id for entry in waiting],
             "quarantined": [{"id": item.id, "reason": item.reason} for item in quarantined],
         }

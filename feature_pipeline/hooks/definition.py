@@ -4,8 +4,10 @@ What belongs here: the declaration, its checks, and the release it stands for. N
 Dagster component that reads it from YAML (`orchestration.component`), SQL (`projections`).
 """
 
+import graphlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final, Self
@@ -550,6 +552,14 @@ def _nowhere(hook: HookDefinition, field: str) -> str:
     return ""
 
 
+@dataclass(frozen=True, slots=True)
+class Clash:
+    """Hooks that cannot stand beside one another, and why."""
+
+    hooks: tuple[HookDefinition, ...]
+    reason: str
+
+
 def check_definitions(definitions: Sequence[HookDefinition], place: Place = _nowhere) -> None:
     """Return if the hooks can stand beside one another.
 
@@ -558,41 +568,66 @@ def check_definitions(definitions: Sequence[HookDefinition], place: Place = _now
         place: Says where they are declared, for the message.
 
     Raises:
-        InvalidInputError: Two hooks of a dataset have one name, two hooks have one table (all
-            tables are in one PostgreSQL schema), an input is not a hook of the same dataset, or
-            inputs go round in a circle. The message names them, and where they are declared.
+        InvalidInputError: As `find_clashes` says. The message names the hooks, and where they are
+            declared.
+    """
+    for clash in find_clashes(definitions, place):
+        raise InvalidInputError(clash.reason)
+
+
+def find_clashes(
+    definitions: Sequence[HookDefinition],
+    place: Place = _nowhere,
+    unusable: Collection[tuple[str, str]] = (),
+) -> Iterator[Clash]:
+    """Yield the hooks that cannot stand beside one another, each time with the reason.
+
+    Two hooks of a dataset have one name, two hooks have one table (all tables are in one PostgreSQL
+    schema), an input is not a hook of the same dataset, or inputs go round in a circle.
+
+    Args:
+        definitions: All hooks of a code location that can be used.
+        place: Says where they are declared, for the reason.
+        unusable: Dataset and name of hooks whose definitions cannot be used. They are there: a hook
+            may name one as its input.
     """
 
-    def error(said: str, *fields: tuple[HookDefinition, str]) -> InvalidInputError:
+    def clash(reason: str, *fields: tuple[HookDefinition, str]) -> Clash:
         places = [where for hook, field in fields if (where := place(hook, field))]
-        return InvalidInputError(f"{said} ({', '.join(places)})" if places else said)
+        reason = f"{reason} ({', '.join(places)})" if places else reason
+        return Clash(tuple(hook for hook, _ in fields), reason)
 
     hooks: dict[tuple[str, str], HookDefinition] = {}
     tables: dict[str, HookDefinition] = {}
     for hook in definitions:
         if (same := hooks.setdefault((hook.dataset, hook.name), hook)) is not hook:
-            said = f"dataset {hook.dataset!r} has two hooks named {hook.name!r}"
-            raise error(said, (same, "name"), (hook, "name"))
+            reason = f"dataset {hook.dataset!r} has two hooks named {hook.name!r}"
+            yield clash(reason, (same, "name"), (hook, "name"))
         if hook.has_table and (other := tables.setdefault(hook.table_name, hook)) is not hook:
-            said = (
+            reason = (
                 f"hooks {other.dataset}/{other.name} and {hook.dataset}/{hook.name} both have "
                 f"table {hook.table_name!r}: give one another table.name"
             )
-            raise error(said, (other, "table"), (hook, "table"))
-    settled: set[tuple[str, str]] = set()
-
-    def check_inputs(hook: HookDefinition, path: tuple[HookDefinition, ...]) -> None:
-        if any(each is hook for each in path):
-            said = f"inputs go round: {' <- '.join(each.name for each in (*path, hook))}"
-            raise error(said, *((each, "inputs") for each in path))
-        if (hook.dataset, hook.name) in settled:
+            yield clash(reason, (other, "table"), (hook, "table"))
+    graph: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for key, hook in hooks.items():
+        sources = [(hook.dataset, name) for name in hook.inputs]
+        for dataset, name in sources:
+            if (dataset, name) not in hooks and (dataset, name) not in unusable:
+                reason = f"hook {hook.name!r}: input {name!r} is not a hook of dataset {dataset!r}"
+                yield clash(reason, (hook, "inputs"))
+        graph[key] = [source for source in sources if source in hooks]
+    while True:
+        try:
+            graphlib.TopologicalSorter(graph).prepare()
+        except graphlib.CycleError as error:
+            # The sorter lists each hook before those that it is an input of, the first one twice.
+            around = [hooks[key] for key in reversed(error.args[1])][:-1]
+            start = min(range(len(around)), key=lambda n: around[n].name)
+            around = around[start:] + around[:start]
+            names = " <- ".join(hook.name for hook in (*around, around[0]))
+            yield clash(f"inputs go round: {names}", *((hook, "inputs") for hook in around))
+            for hook in around:
+                graph[hook.dataset, hook.name] = []
+        else:
             return
-        for name in hook.inputs:
-            if (source := hooks.get((hook.dataset, name))) is None:
-                said = f"hook {hook.name!r}: input {name!r} is not a hook of dataset"
-                raise error(f"{said} {hook.dataset!r}", (hook, "inputs"))
-            check_inputs(source, (*path, hook))
-        settled.add((hook.dataset, hook.name))
-
-    for hook in definitions:
-        check_inputs(hook, ())

@@ -1,0 +1,1 @@
+"""The assets of a code location. Conditions, checks and sensors lie beside this folder."""

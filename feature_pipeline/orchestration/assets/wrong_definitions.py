@@ -1,0 +1,102 @@
+"""Assets that stand for a hook whose definition cannot be used.
+
+They keep the hook's keys and partitions, so that its history, its place in the graph and the hooks
+that take its features as input stay. A run of one fails with the sentence that says what is wrong.
+"""
+
+from collections.abc import Collection, Iterable
+from typing import Final
+
+import dagster as dg
+
+from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.orchestration.defs_folder import WrongDefinition
+from feature_pipeline.orchestration.keys import (
+    batches_partitions,
+    features_key,
+    records_key,
+    table_key,
+)
+from feature_pipeline.records import check_dataset
+
+SENTENCE_METADATA: Final = "feature_pipeline/wrong_definition"
+"""What is wrong with the definition, in the metadata of its assets."""
+WRONG_DEFINITION_FAILURE: Final = "wrong_definition"
+"""The failure's kind, in the metadata of the step that failed."""
+NAMELESS: Final = "wrong_definitions"
+
+
+def wrong_definition_assets(
+    wrong: Iterable[WrongDefinition], taken: Collection[dg.AssetKey] = ()
+) -> list[dg.AssetsDefinition]:
+    """Return the assets of each hook, or one asset for a definition that has no names of its own.
+
+    Args:
+        wrong: What cannot be used.
+        taken: Keys of assets that can be used: a copy of a hook may have kept its names.
+    """
+    assets: dict[dg.AssetKey, dg.AssetsDefinition] = {}
+    for each in wrong:
+        if not _add_hook(assets, each, taken):
+            key = dg.AssetKey([NAMELESS, each.path.parent.name, each.path.stem])
+            assets.setdefault(key, _asset(key, each, None, []))
+    return list(assets.values())
+
+
+def _add_hook(
+    assets: dict[dg.AssetKey, dg.AssetsDefinition],
+    wrong: WrongDefinition,
+    taken: Collection[dg.AssetKey],
+) -> bool:
+    """Add the hook's assets; False if it has no name, or that of a hook that can be used."""
+    dataset, name, table = map(_checked, (wrong.dataset, wrong.name, wrong.table))
+    if dataset is None or name is None or (key := features_key(dataset, name)) in taken:
+        return False
+    assets.setdefault(key, _asset(key, wrong, dataset, [records_key(dataset)]))
+    below = table_key(dataset, table or name)
+    if below not in taken:
+        assets.setdefault(below, _asset(below, wrong, dataset, [key]))
+    return True
+
+
+def _checked(text: str | None) -> str | None:
+    try:
+        return None if text is None else check_dataset(text)
+    except InvalidInputError:
+        return None
+
+
+def wrong_definitions(definitions: dg.Definitions) -> dict[str, str]:
+    """Return what is wrong with each definition that cannot be used, by its first asset's key."""
+    assets = [each for each in definitions.assets or () if isinstance(each, dg.AssetsDefinition)]
+    found: dict[str, str] = {}
+    for spec in (spec for asset in assets for spec in asset.specs):
+        sentence = spec.metadata.get(SENTENCE_METADATA)
+        if sentence is not None and not any(
+            parent.asset_key.to_user_string() in found for parent in spec.deps
+        ):
+            found[spec.key.to_user_string()] = str(sentence)
+    return found
+
+
+def _asset(
+    key: dg.AssetKey, wrong: WrongDefinition, dataset: str | None, deps: list[dg.AssetKey]
+) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=key,
+        deps=deps,
+        partitions_def=None if dataset is None else batches_partitions(dataset),
+        group_name=dataset or NAMELESS,
+        kinds={"wrong_definition"},
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        description=f"This definition cannot be used.\n\n{wrong.sentence}",
+        metadata={SENTENCE_METADATA: wrong.sentence},
+    )
+    def cannot_be_used() -> None:
+        raise dg.Failure(
+            description=wrong.sentence,
+            metadata={"failure_kind": WRONG_DEFINITION_FAILURE},
+            allow_retries=False,
+        )
+
+    return cannot_be_used

@@ -1,0 +1,242 @@
+"""Load a folder of definitions so that a wrong definition costs its own hook and no other.
+
+Dagster loads a `defs/` folder whole or not at all. This module loads it whole where it can, and
+otherwise file by file. What is wrong is a value: the file, the line, what would be right.
+"""
+
+import importlib
+import importlib.machinery
+import importlib.util
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Final
+
+import dagster as dg
+import yaml
+from pydantic import ValidationError
+
+import feature_pipeline
+from feature_pipeline.orchestration.source_lines import child_node, line_of
+
+PACKAGED: Final = Path(feature_pipeline.__file__).parent / "defs"
+"""The folder of the package itself: the example hooks, and those of a checkout."""
+
+_YAML_NAMES: Final = ("defs.yaml", "component.yaml")
+_IGNORED: Final = frozenset({"__pycache__", "__init__.py"})
+_POSITION: Final = re.compile(r"(?P<field>.*) at (?P<file>.+):(?P<line>\d+)`?")
+_SHOWN: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class WrongDefinition:
+    """A definition that cannot be used, and what is wrong with it.
+
+    `dataset`, `name` and `table` are None where the file does not tell them.
+    """
+
+    path: Path
+    line: int | None
+    reason: str
+    dataset: str | None = None
+    name: str | None = None
+    table: str | None = None
+
+    @property
+    def sentence(self) -> str:
+        """`file:line: reason`, on one line."""
+        place = str(self.path) if self.line is None else f"{self.path}:{self.line}"
+        return f"{place}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedFolder:
+    """What a folder of definitions holds."""
+
+    definitions: dg.Definitions
+    wrong: tuple[WrongDefinition, ...] = ()
+
+
+def load_defs_folder(folder: Path) -> LoadedFolder:
+    """Load every definition below `folder`; a file that cannot be loaded is returned as wrong.
+
+    Raises:
+        NotADirectoryError: `folder` is not a folder.
+    """
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is not a folder of definitions")
+    root = _package(folder)
+    # Any file may raise anything. The loop below finds out which one does.
+    with suppress(Exception):
+        return LoadedFolder(dg.ComponentTree.from_module(root, folder.parent).build_defs())
+    loaded: list[dg.Definitions] = []
+    wrong: list[WrongDefinition] = []
+    for path in _leaves(folder):
+        module_name = ".".join((root.__name__, *path.relative_to(folder).with_suffix("").parts))
+        try:
+            loaded.append(_load_leaf(path, module_name, folder.parent))
+        except Exception as error:  # noqa: BLE001  (as above)
+            wrong += _describe(path, error)
+    return LoadedFolder(dg.Definitions.merge(*loaded), tuple(wrong))
+
+
+def is_validating() -> bool:
+    """Tell whether `dg check defs` or `dagster definitions validate` loads this process.
+
+    Both set the variable; they must fail where a running deployment goes on.
+    """
+    return bool(os.environ.get("DAGSTER_IS_DEFS_VALIDATION_CLI"))
+
+
+def _package(folder: Path) -> ModuleType:
+    """Import `folder` as a package, whether or not it lies on the import path."""
+    if folder.resolve() == PACKAGED.resolve():
+        return importlib.import_module("feature_pipeline.defs")
+    name = "feature_pipeline_defs"
+    module = sys.modules.get(name)
+    if module is None or list(module.__path__) != [str(folder)]:
+        for old in [each for each in sys.modules if each.partition(".")[0] == name]:
+            del sys.modules[old]
+        spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
+        spec.submodule_search_locations = [str(folder)]
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+    return module
+
+
+def _leaves(folder: Path) -> Iterator[Path]:
+    """Yield each folder with a YAML file, and each Python file, in order of names."""
+    for path in sorted(folder.iterdir()):
+        if path.name in _IGNORED or path.name.startswith("."):
+            continue
+        if path.is_dir():
+            if _yaml_file(path) is not None:
+                yield path
+            else:
+                yield from _leaves(path)
+        elif path.suffix == ".py":
+            yield path
+
+
+def _yaml_file(folder: Path) -> Path | None:
+    return next((folder / name for name in _YAML_NAMES if (folder / name).is_file()), None)
+
+
+def _load_leaf(path: Path, module_name: str, project_root: Path) -> dg.Definitions:
+    module = importlib.import_module(module_name)
+    if path.suffix == ".py":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", dg.PreviewWarning)
+            return dg.load_definitions_from_module(module)
+    # Not the whole tree: it would list every component type again for each file.
+    return dg.ComponentTree.from_module(module, project_root).build_defs(path)
+
+
+def _describe(path: Path, error: Exception) -> list[WrongDefinition]:
+    """Say what is wrong with a file: once per hook that it declares."""
+    file = _yaml_file(path) or path
+    line, reason = _explain(file, error)
+    declared = list(_declared(file)) if file.suffix != ".py" else []
+    return [
+        WrongDefinition(file, line, reason, **names)
+        for names in declared or [{"dataset": None, "name": None, "table": None}]
+    ]
+
+
+def _explain(file: Path, error: Exception) -> tuple[int | None, str]:
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, ValidationError) and (found := _validation(cause)) is not None:
+            return found
+    cause = causes[-1]
+    if isinstance(cause, yaml.MarkedYAMLError) and cause.problem_mark is not None:
+        return cause.problem_mark.line + 1, f"this is not YAML: {cause.problem}"
+    text = " ".join(str(cause).split()) or type(cause).__name__
+    if isinstance(cause, (ImportError, SyntaxError, NameError, AttributeError, TypeError)):
+        text = f"{type(cause).__name__}: {text}"
+    return _guess_line(file, cause, text), text
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+
+
+def _validation(error: ValidationError) -> tuple[int | None, str] | None:
+    """The first field's line and what is wrong with each; None without positions in the error."""
+    first: int | None = None
+    parts: list[str] = []
+    for each in error.errors(include_url=False):
+        matched = _POSITION.fullmatch(str(each["loc"][0]).strip("`")) if each["loc"] else None
+        if matched is None:
+            return None
+        line = int(matched["line"])
+        field = matched["field"].removeprefix("attributes").strip(".")
+        message = each["msg"].removeprefix("Value error, ")
+        place = f"{Path(matched['file']).name}:{line}: " if parts else ""
+        parts.append(f"{place}{field}: {message}" if field else f"{place}{message}")
+        first = line if first is None else first
+    shown = "; ".join(parts[:_SHOWN])
+    more = len(parts) - _SHOWN
+    return first, f"{shown}; and {more} more" if more > 0 else shown
+
+
+def _guess_line(file: Path, cause: BaseException, text: str) -> int | None:
+    if isinstance(cause, SyntaxError) and cause.filename == str(file):
+        return cause.lineno
+    if file.suffix == ".py":
+        trace = cause.__traceback__
+        line = None
+        while trace is not None:
+            if trace.tb_frame.f_code.co_filename == str(file):
+                line = trace.tb_lineno
+            trace = trace.tb_next
+        return line
+    if "has no attribute" in text or "could not be imported" in text:
+        return line_of(file, ("type",))
+    field = re.search(r"\b(release\.code|release|table|feature|inputs)\b", text)
+    return None if field is None else line_of(file, ("attributes", *field[1].split(".")))
+
+
+def _declared(file: Path) -> Iterator[Mapping[str, str | None]]:
+    """Yield dataset, name and table of each hook in a YAML file, as far as the text tells them."""
+    try:
+        documents = [yaml.compose(text, Loader=yaml.SafeLoader) for text in _documents(file)]
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+        yield from map(_scan, _documents(file))
+        return
+    for document in documents:
+        attributes = child_node(document, "attributes")
+        table = child_node(attributes, "table")
+        yield {
+            "dataset": _scalar(child_node(attributes, "dataset")),
+            "name": _scalar(child_node(attributes, "name")),
+            "table": _scalar(child_node(table, "name")),
+        }
+
+
+def _documents(file: Path) -> list[str]:
+    text = file.read_text(encoding="utf-8", errors="replace")
+    return [part for part in re.split(r"(?m)^---\s*$", text) if part.strip()]
+
+
+def _scalar(node: yaml.Node | None) -> str | None:
+    return str(node.value) if isinstance(node, yaml.ScalarNode) else None
+
+
+def _scan(text: str) -> Mapping[str, str | None]:
+    """Read the names from text that is not YAML: the first `name:` and `dataset:` of its lines."""
+
+    def value(field: str) -> str | None:
+        matched = re.search(rf"(?m)^ *{field}: *[\"']?([a-z][a-z0-9_]*)[\"']? *(?:#.*)?$", text)
+        return None if matched is None else matched[1]
+
+    return {"dataset": value("dataset"), "name": value("name"), "table": None}
