@@ -21,6 +21,38 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 Statement = LiteralString | sql.SQL | sql.Composed
 
 _CONNECT_TIMEOUT_SECONDS: Final = 10
+_ENCODING: Final = "UTF8"
+_SETTINGS: Final = {
+    # What values look like as text, and how literals are read.
+    "datestyle": "ISO, MDY",
+    "intervalstyle": "postgres",
+    "timezone": "UTC",
+    "bytea_output": "hex",
+    # 1: the shortest text that gives the same float64; 0 and below lose digits.
+    "extra_float_digits": "1",
+    "array_nulls": "on",
+    "standard_conforming_strings": "on",
+    "quote_all_identifiers": "off",
+    # pg_catalog comes first by itself. No "$user": a role named as the bookkeeping schema has it.
+    "search_path": "public, pg_temp",
+    # An error in place of rows that a policy hides.
+    "row_security": "off",
+    # Loads wait for each other by advisory locks; under other levels they fail with 40001 instead.
+    "default_transaction_isolation": "read committed",
+    "default_transaction_read_only": "off",
+    "default_transaction_deferrable": "off",
+    # A load or an index takes as long as it takes; waits for locks are bounded where they are made.
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "client_min_messages": "warning",
+}
+"""What results depend on. Every session sets it: environment, database and role may differ."""
+_LATER_SETTINGS: Final = {
+    140000: {"idle_session_timeout": "0"},
+    170000: {"transaction_timeout": "0"},
+}
+"""The same, by the server version that first knows them."""
 _FIRST_PAUSE_SECONDS: Final = 0.005
 _LONGEST_PAUSE_SECONDS: Final = 0.5
 
@@ -53,31 +85,69 @@ class Database:
 
     @contextmanager
     def connect(self, purpose: str) -> Iterator[Connection]:
-        """An autocommit connection; transactions are opened explicitly by `transaction()`.
+        """Open an autocommit connection; transactions are opened explicitly by `transaction()`.
 
         Args:
             purpose: What it is for: the start of error messages.
 
         Raises:
             ProjectionError: PostgreSQL could not be reached or refused something; the driver's
-                error is the cause.
+                error is the cause. Or the database's encoding is not UTF8.
         """
-        with translated(purpose):
-            try:
-                connection = psycopg.connect(
-                    self.url,
-                    autocommit=True,
-                    connect_timeout=_CONNECT_TIMEOUT_SECONDS,
-                    application_name="feature_pipeline",
-                    options="-c timezone=UTC -c client_min_messages=warning -c datestyle=ISO",
-                )
-            except psycopg.OperationalError as error:
-                raise ProjectionError(
-                    f"{purpose}: no connection to PostgreSQL at {self.address}:"
-                    f" {_first_line(error)}"
-                ) from error
-            with connection:
-                yield connection
+        with translated(purpose), self.open_session(purpose) as connection:
+            yield connection
+
+    @contextmanager
+    def open_session(self, purpose: str) -> Iterator[Connection]:
+        """Open a connection as `connect` does, without translating errors of statements.
+
+        The session has the same settings whatever libpq's variables, the database or the role say
+        (`_SETTINGS`), so that the same statement gives the same bytes everywhere.
+
+        Raises:
+            ProjectionError: PostgreSQL could not be reached, or the database's encoding is not
+                UTF8.
+        """
+        try:
+            connection = psycopg.connect(
+                self.url,
+                autocommit=True,
+                connect_timeout=_CONNECT_TIMEOUT_SECONDS,
+                application_name="feature_pipeline",
+                client_encoding=_ENCODING,
+                # Given, though empty: PGOPTIONS would apply otherwise.
+                options="",
+            )
+        except psycopg.OperationalError as error:
+            raise ProjectionError(
+                f"{purpose}: no connection to PostgreSQL at {self.address}: {_first_line(error)}"
+            ) from error
+        with connection:
+            self._check_encoding(purpose, connection)
+            _set_session(connection)
+            yield connection
+
+    def _check_encoding(self, purpose: str, connection: Connection) -> None:
+        encoding = connection.info.parameter_status("server_encoding")
+        if encoding != _ENCODING:
+            raise ProjectionError(
+                f"{purpose}: database {self.address} has the encoding {encoding}, which cannot hold"
+                " every text of the archive: create another one with"
+                " `create database ... encoding 'UTF8' template template0` and rebuild into it"
+            )
+
+
+def _set_session(connection: Connection) -> None:
+    wanted = dict(_SETTINGS)
+    for version, settings in _LATER_SETTINGS.items():
+        if connection.info.server_version >= version:
+            wanted |= settings
+    # After connecting, in one statement: libpq's variables (PGDATESTYLE, PGTZ) outrank `options`.
+    connection.execute(
+        "select pg_catalog.set_config(name, value, false)"
+        " from unnest(%s::text[], %s::text[]) as wanted (name, value)",
+        [list(wanted), list(wanted.values())],
+    )
 
 
 @contextmanager

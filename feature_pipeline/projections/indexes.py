@@ -66,7 +66,7 @@ def _patience(connection: Connection) -> Iterator[None]:
         yield
     finally:
         if not connection.broken:
-            connection.execute("reset lock_timeout")
+            connection.execute("set lock_timeout = 0")
 
 
 def missing_indexes(

@@ -197,18 +197,28 @@ def replace_batch(
             progress = _progress(prepared, held.rows)
             write_provenance(connection, generation.id, progress)
             return Replacement(progress, is_unchanged=True, foreign=0)
-        return _replace(connection, generation, prepared, held)
+        return _replace(connection, generation, prepared, held, is_forced=is_forced)
 
 
 def _replace(
-    connection: Connection, generation: Generation, prepared: PreparedBatch, held: Progress | None
+    connection: Connection,
+    generation: Generation,
+    prepared: PreparedBatch,
+    held: Progress | None,
+    *,
+    is_forced: bool,
 ) -> Replacement:
     owned_count, replaced = _claim(connection, generation, prepared)
     lost: dict[str, int] = {}
-    if held is not None:
-        replaced = replaced + _forget_withdrawn(connection, generation, prepared)
+    # A batch has the same records for ever, but for those that were erased. If it was loaded and
+    # has a record without an earlier outcome, it was loaded under other ids.
+    is_scan = is_forced or (held is not None and len(replaced) < owned_count)
+    if held is not None or is_scan:
+        replaced = replaced + _forget_others(connection, generation, prepared, is_scan=is_scan)
     if replaced:
         lost = _delete_rows(connection, generation, replaced)
+    if is_scan or (held is not None and lost.get(prepared.batch, 0) != held.rows):
+        _delete_batch_rows(connection, generation, prepared.batch)
     total = len(prepared.outcomes)
     owned = None if owned_count == total else _owned(connection, generation, prepared)
     rows = prepared.row_count(owned)
@@ -277,18 +287,26 @@ def _owned(connection: Connection, generation: Generation, prepared: PreparedBat
     return [row[0] for row in rows]
 
 
-def _forget_withdrawn(
-    connection: Connection, generation: Generation, prepared: PreparedBatch
+def _forget_others(
+    connection: Connection, generation: Generation, prepared: PreparedBatch, *, is_scan: bool
 ) -> list[str]:
-    """Remove the batch's outcomes of records that it has no more, and name the records.
+    """Remove the batch's outcomes of records that it does not have, and return their ids.
 
-    A batch loses records to erasure alone. One that was redacted may have been loaded last before
-    that, and the withdrawal lifted since: all that it has not now are looked for, by a scan.
+    A batch loses records to erasure alone. If one was redacted, it may have been loaded last before
+    that, and the withdrawal lifted since.
+
+    Args:
+        connection: In the load's transaction.
+        generation: Which.
+        prepared: The batch.
+        is_scan: Look at every outcome of the batch, as for a redacted one; no index leads to them.
+            Otherwise look up withdrawn records alone.
     """
-    if not (prepared.withdrawn or prepared.is_redacted):
+    is_scan = is_scan or prepared.is_redacted
+    if not (prepared.withdrawn or is_scan):
         return []
-    chosen = "record_id = any(%s)" if not prepared.is_redacted else "record_id <> all(%s)"
-    ids = prepared.record_ids() if prepared.is_redacted else sorted(prepared.withdrawn)
+    chosen = "record_id <> all(%s)" if is_scan else "record_id = any(%s)"
+    ids = prepared.record_ids() if is_scan else sorted(prepared.withdrawn)
     rows = connection.execute(
         sql.SQL(
             "delete from {} where generation = %s and {} and batch = %s returning record_id"
@@ -346,6 +364,13 @@ def _delete_rows(
         [record_ids],
     )
     return dict(rows.fetchall())
+
+
+def _delete_batch_rows(connection: Connection, generation: Generation, batch: str) -> None:
+    """Delete every row of the batch, also of records without an outcome, by a scan."""
+    connection.execute(
+        sql.SQL("delete from {} where batch = %s").format(generation.identifier), [batch]
+    )
 
 
 def copy_rows(
