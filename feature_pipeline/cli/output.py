@@ -1,11 +1,16 @@
-"""One result, as text for people or JSON for programs."""
+"""One result, as text for people or JSON for programs.
 
-import json
+What is printed is data: it is never markup, an emoji or a control sequence of the terminal, and in
+a pipe nothing is folded or cut.
+"""
+
 import os
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from datetime import datetime
+from typing import Any, Final, TextIO
 
 import click
 from rich.console import Console
@@ -18,10 +23,17 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from feature_pipeline.errors import FeaturePipelineError
+from feature_pipeline.json_values import json_instant, json_number, json_text
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+
+_UNFOLDED_COLUMNS: Final = 1_000_000
+"""The width of what is no terminal: longer than any line."""
+# The order of what follows them in a line would be another one: U+202A to U+202E, U+2066 to U+2069.
+_CONTROLS: Final = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class Output:
@@ -34,35 +46,53 @@ class Output:
         self._errors = _console(sys.stderr)
 
     def say(self, text: str) -> None:
-        """One line for people; nothing when JSON is wanted."""
+        """Print lines for people; nothing when JSON is wanted."""
         if not self.as_json:
-            self.console.print(text, markup=False)
+            self.console.print(Text(printable(text)), soft_wrap=True)
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """A table for people; numbers are set right. Nothing when JSON is wanted."""
+    def table(
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[object]],
+        right: Collection[int] = (),
+    ) -> None:
+        """Print a table for people; nothing when JSON is wanted.
+
+        Args:
+            title: Above it.
+            columns: Headings.
+            rows: Cells; texts as they are, other values as `show` writes them. A column of numbers
+                is set right.
+            right: Positions of further columns that are set right.
+        """
         if self.as_json:
             return
-        table = Table(title=title, title_justify="left", title_style="bold")
+        if title:
+            # Not the table's own: that is folded to the table's width.
+            self.console.print(Text(printable(title), style="bold"), soft_wrap=True)
+        table = Table()
         for position, column in enumerate(columns):
             is_number = all(isinstance(row[position], int | float) for row in rows) and rows
             table.add_column(
-                column, justify="right" if is_number else "left", no_wrap=len(columns) < 10
+                Text(printable(column)),
+                justify="right" if is_number or position in right else "left",
+                overflow="fold",
             )
         for row in rows:
-            table.add_row(*(show(cell) for cell in row))
+            table.add_row(*(Text(printable(show(cell), is_cell=True)) for cell in row))
         self.console.print(table)
 
     def result(self, document: Mapping[str, Any]) -> None:
-        """The result for programs; nothing when text is wanted."""
+        """Print the result for programs; nothing when text is wanted."""
         if self.as_json:
-            json.dump(document, sys.stdout, indent=2, default=str)
-            sys.stdout.write("\n")
+            sys.stdout.write(json_text(document, indent=2, is_ascii=True) + "\n")
 
     @contextmanager
     def progress(self, description: str, total: int | None) -> Iterator["Steps"]:
         """A progress bar on standard error, while the block runs."""
         with Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TaskProgressColumn(),
@@ -74,9 +104,16 @@ class Output:
 
 
 def _console(stream: TextIO) -> Console:
-    own = os.fdopen(os.dup(stream.fileno()), "w", encoding="utf-8", buffering=1)
-    # Not a terminal: wide enough that tables in a log are not folded.
-    return Console(file=own, highlight=False, width=None if own.isatty() else 120)
+    own = os.fdopen(
+        os.dup(stream.fileno()), "w", encoding="utf-8", errors="backslashreplace", buffering=1
+    )
+    return Console(
+        file=own,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        width=None if own.isatty() else _UNFOLDED_COLUMNS,
+    )
 
 
 @contextmanager
@@ -115,11 +152,30 @@ class Steps:
 
     def describe(self, text: str) -> None:
         """What is being done now."""
-        self._progress.update(self._task, description=text)
+        self._progress.update(self._task, description=printable(text))
+
+
+def printable(text: str, *, is_cell: bool = False) -> str:
+    """Return the text with control characters as escapes: a terminal must not obey data.
+
+    Lines stay lines. A tab stays one, but in a cell, where it would become spaces.
+    """
+    return _CONTROLS.sub(
+        lambda found: found[0] if found[0] == "\t" and not is_cell else repr(found[0])[1:-1], text
+    )
+
+
+def exact(cell: object) -> str:
+    """Return a value of a hook's output as it is: no digit is rounded away, none is grouped."""
+    if isinstance(cell, bool) or cell is None:
+        return show(cell)
+    if isinstance(cell, float):
+        return str(json_number(cell))
+    return json_instant(cell) if isinstance(cell, datetime) else str(cell)
 
 
 def show(cell: object) -> str:
-    """A cell as people read it."""
+    """Return a cell as people read it: numbers grouped, and rounded to six digits."""
     if cell is None:
         return "NULL"
     if isinstance(cell, bool):
@@ -147,4 +203,8 @@ def translated_errors() -> Iterator[None]:
     try:
         yield
     except FeaturePipelineError as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(printable(str(error))) from error
+    except click.ClickException as error:
+        if type(error) is not click.ClickException:  # a wrong option: click's own words
+            raise
+        raise click.ClickException(printable(error.message)) from error

@@ -1,13 +1,11 @@
 """`feature-pipeline read`: what the archive holds of a hook, with or without a table."""
 
-import json
-import math
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from datetime import date, datetime
+from datetime import datetime
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Final
 
 import click
 import pyarrow as pa
@@ -18,9 +16,10 @@ import pyarrow.parquet as pq
 from feature_pipeline.archive.api import Archive, AsOf
 from feature_pipeline.archive.features import Features
 from feature_pipeline.archive.frames import Frame
-from feature_pipeline.cli.output import Output
+from feature_pipeline.cli.output import Output, exact
 from feature_pipeline.cli.project import Project
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.json_values import json_cell, json_text
 from feature_pipeline.outcomes import Status
 
 SHOWN_ROWS: Final = 20
@@ -72,7 +71,7 @@ def read(
     """Print the rows of HOOK's current artifacts, or their outcomes, straight from S3.
 
     No PostgreSQL and no Dagster is needed. In jsonl, arrays and objects are JSON values, and
-    numbers that JSON has not are the texts "NaN", "Infinity" and "-Infinity".
+    numbers that JSON does not have are the texts "NaN", "Infinity" and "-Infinity".
     """
     Project.find().load_environment()
     features = Archive.open().features(
@@ -174,7 +173,13 @@ def _print_table(frame: Frame, max_rows: int) -> None:
         for piece in _limited(frame, max_rows + 1)
         for row in zip(*(column.to_pylist() for column in piece.columns), strict=True)
     ]
-    output.table("", names, found[:max_rows])
+    is_number = [pa.types.is_integer(f.type) or pa.types.is_floating(f.type) for f in frame.schema]
+    output.table(
+        "",
+        names,
+        [[exact(cell) for cell in row] for row in found[:max_rows]],
+        right=[position for position, number in enumerate(is_number) if number],
+    )
     shown = min(len(found), max_rows)
     output.say(f"{shown} rows" + ("; more are not shown" if len(found) > max_rows else ""))
 
@@ -195,16 +200,15 @@ def write_parquet(schema: pa.Schema, pieces: Iterator[pa.RecordBatch], file: IO[
 
 def write_jsonl(schema: pa.Schema, pieces: Iterator[pa.RecordBatch], file: IO[bytes]) -> None:
     """One JSON object a row."""
-    readers = [_json_reader(field) for field in schema]
+    kinds = [(field.metadata or {}).get(b"encoding") == b"json" for field in schema]
     for piece in pieces:
         columns = [column.to_pylist() for column in piece.columns]
         for row in zip(*columns, strict=True):
             document = {
-                name: None if value is None else reader(value)
-                for name, value, reader in zip(schema.names, row, readers, strict=True)
+                name: json_cell(value, is_json=is_json)
+                for name, value, is_json in zip(schema.names, row, kinds, strict=True)
             }
-            line = json.dumps(document, ensure_ascii=False, allow_nan=False)
-            file.write(line.encode() + b"\n")
+            file.write(json_text(document).encode() + b"\n")
 
 
 WRITERS: Final[dict[str, Callable[[pa.Schema, Iterator[pa.RecordBatch], IO[bytes]], None]]] = {
@@ -212,26 +216,6 @@ WRITERS: Final[dict[str, Callable[[pa.Schema, Iterator[pa.RecordBatch], IO[bytes
     "jsonl": write_jsonl,
     "parquet": write_parquet,
 }
-
-
-def _json_reader(field: "pa.Field[Any]") -> Callable[[Any], object]:
-    if field.metadata and field.metadata.get(b"encoding") == b"json":
-        return json.loads
-    if pa.types.is_floating(field.type):
-        return _json_number
-    return _json_value
-
-
-def _json_number(value: float) -> object:
-    if math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
-def _json_value(value: object) -> object:
-    if isinstance(value, datetime):
-        return value.isoformat().replace("+00:00", "Z")
-    return value.isoformat() if isinstance(value, date) else value
 
 
 @contextmanager

@@ -1,16 +1,14 @@
 """The folder that a hook run is given: records, config, input features, files and code."""
 
 import json
-from datetime import date, datetime
 from pathlib import Path
 
 from feature_pipeline.archive import blobs
 from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.columns import Column
 from feature_pipeline.compute.plan import ComputePlan, InputFeatures
-from feature_pipeline.digest import Value
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.runner import LONGEST_NAME_BYTES, Workspace
+from feature_pipeline.json_values import json_cell, json_text
 from feature_pipeline.records import Record
 
 
@@ -105,23 +103,10 @@ def _write_features(path: Path, plan: ComputePlan, source: InputFeatures) -> Non
             outcome = source.outcomes.get(record.id)
             rows = outcome.rows if outcome is not None else ()
             features = [
-                {c.name: json_value(c, v) for c, v in zip(columns, row, strict=True)}
+                {
+                    c.name: json_cell(value, is_json=c.kind == "json")
+                    for c, value in zip(columns, row, strict=True)
+                }
                 for row in rows
             ]
-            # Python's tokens for NaN and infinity, as hooks themselves may write them.
-            file.write(
-                json.dumps({"id": record.id, "features": features}, ensure_ascii=False) + "\n"
-            )
-
-
-def json_value(column: Column, value: Value) -> object:
-    """A typed value as the JSON value that a hook would have written."""
-    if value is None:
-        return None
-    if column.kind == "json":
-        return json.loads(str(value))
-    if isinstance(value, datetime):
-        return value.isoformat().replace("+00:00", "Z")
-    if isinstance(value, date):
-        return value.isoformat()
-    return value
+            file.write(json_text({"id": record.id, "features": features}) + "\n")

@@ -57,6 +57,10 @@ _FIRST_PAUSE_SECONDS: Final = 0.005
 _LONGEST_PAUSE_SECONDS: Final = 0.5
 
 
+class ConnectionFailedError(ProjectionError):
+    """PostgreSQL could not be reached, or did not let the role in."""
+
+
 @dataclass(frozen=True, slots=True)
 class Database:
     """A PostgreSQL database that tables are built in.
@@ -105,8 +109,8 @@ class Database:
         (`_SETTINGS`), so that the same statement gives the same bytes everywhere.
 
         Raises:
-            ProjectionError: PostgreSQL could not be reached, or the database's encoding is not
-                UTF8.
+            ConnectionFailedError: PostgreSQL could not be reached, or did not let the role in.
+            ProjectionError: The database's encoding is not UTF8.
         """
         try:
             connection = psycopg.connect(
@@ -119,7 +123,7 @@ class Database:
                 options="",
             )
         except psycopg.OperationalError as error:
-            raise ProjectionError(
+            raise ConnectionFailedError(
                 f"{purpose}: no connection to PostgreSQL at {self.address}: {_first_line(error)}"
             ) from error
         with connection:

@@ -411,6 +411,7 @@ class TestCommandLine:
 
         table = read_out("--max-rows", "2").decode()
         assert "r5" in table
+        assert str(BIG) in table, "values are not rounded or grouped"
         assert "2 rows; more are not shown" in table
 
     def test_refusals(self, scene, s3_address, s3_prefix, tmp_path):

@@ -30,7 +30,7 @@ class Project:
     ) -> None:
         self._capture, self._text = capture, io.StringIO()
         # In place of copies of this process's own descriptors, which the command never closes.
-        patch.setattr(output, "_console", lambda _: Console(file=self._text, width=200))
+        patch.setattr(output, "_console", lambda _: Console(file=self._text, width=400))
         self.define(LABEL)
         self.archive = FeatureArchive(self.definition.feature.columns)
         for number in range(2):
@@ -191,3 +191,56 @@ def test_sql_leaves_on_the_server_what_is_not_printed(project: Project) -> None:
     ):
         status, text = project.call("sql", wrong)
         assert (status, said in text) == (1, True), text
+
+
+def test_sql_prints_values_as_they_are(project: Project) -> None:
+    project.json("rebuild")
+    query = (
+        "select 'c1cc[nH]c1' as \"[red]x\", 'HIS:A:45' as b, '[/x]' as c,"
+        " 1234567.25::float8 as d, 1234567 as e, 'nan'::float8 as f, true as g, null as h,"
+        """ '{"b": [1.50, 12345678901234567890.5, 0.1]}'::jsonb as i,"""
+        " 'infinity'::timestamptz as j, '0044-03-15 BC'::date as k,"
+        " '2026-02-01 10:00+02'::timestamptz as l, '\\x00ff'::bytea as m,"
+        " '2 days 3 s'::interval as n, array[0.1, '-inf']::float8[] as o"
+    )
+
+    status, text = project.call("sql", query)
+
+    assert status == 0, text
+    head, row = (
+        [cell.strip() for cell in line.strip("┃│ \n").replace("┃", "│").split("│")]
+        for line in text.splitlines()
+        if "nH" in line or "[red]" in line
+    )
+    assert head[0] == "[red]x"
+    assert row == [
+        *("c1cc[nH]c1", "HIS:A:45", "[/x]", "1234567.25", "1234567", "NaN", "true", "NULL"),
+        '{"b": [1.50, 12345678901234567890.5, 0.1]}',
+        *("infinity", "0044-03-15 BC", "2026-02-01 08:00:00+00", "\\x00ff"),
+        *("2 days 00:00:03", "{0.1,-Infinity}"),
+    ]
+    [values] = project.json("sql", query)["rows"]
+    assert values == [
+        *("c1cc[nH]c1", "HIS:A:45", "[/x]", 1234567.25, 1234567, "NaN", True, None),
+        {"b": [1.5, "12345678901234567890.5", 0.1]},
+        *("infinity", "0044-03-15 BC", "2026-02-01T08:00:00Z", "\\x00ff"),
+        *("2 days 00:00:03", [0.1, "-Infinity"]),
+    ]
+
+
+def test_sql_tells_a_refused_statement_from_a_database_that_is_away(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.json("rebuild")
+    with project.database.connect("test") as connection:
+        connection.execute("create materialized view empty as select 1 with no data")
+
+    refused = project.call("sql", "select * from empty")[1]
+    assert "has not been populated" in refused
+    assert "running?" not in refused
+    url = "postgresql://user:secret@127.0.0.1:9/tables"
+    monkeypatch.setenv("FEATURE_PIPELINE_DATABASE_URL", url)
+    away = project.call("sql", "select 1")[1]
+    assert "no connection to PostgreSQL at 127.0.0.1:9/tables" in away
+    assert "is `feature-pipeline dev` running?" in away
+    assert "secret" not in away
