@@ -271,6 +271,7 @@ def _accept(acceptance: _Round, completion: Completion) -> tuple[FeatureEntry, b
             verdict=_verdict(entries, completion, manifest),
             content_digest=manifest.content_digest,
             dagster_run_id=completion.dagster_run_id,
+            published_at=completion.published_at,
         )
 
     return log.append(store, prefix, FeatureEntry, decide, entries)

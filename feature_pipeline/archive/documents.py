@@ -4,8 +4,9 @@ Pydantic models need their annotations at run time, so annotations are not postp
 """
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, ClassVar, Final, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
     BaseModel,
@@ -17,9 +18,6 @@ from pydantic import (
 
 from feature_pipeline.digest import ContentSum, Digest, document_bytes
 from feature_pipeline.errors import FeaturePipelineError, InvalidInputError
-
-SPEC_VERSION: Final = 1
-"""The newest version of stored documents that this code knows. Older ones stay readable."""
 
 
 class NewerVersionError(InvalidInputError):
@@ -65,20 +63,30 @@ class Part(BaseModel):
 
 
 class Document(Part):
-    """A stored document. Equal documents have equal bytes."""
+    """A stored document. Equal documents have equal bytes.
+
+    A kind of document has versions of its own. Each is written in the newest; older ones stay
+    readable, and are encoded as they were.
+    """
 
     what: ClassVar[str] = "document"
-    spec_version: int = SPEC_VERSION
+    newest: ClassVar[int] = 1
+    """The newest version of this kind that this code knows."""
+    added: ClassVar[Mapping[str, int]] = {}
+    """Fields that version 1 did not have, and the version that brought each."""
+
+    spec_version: int = 1
 
     def encode(self) -> bytes:
-        """The stored bytes: deterministic JSON."""
-        return document_bytes(self.model_dump(mode="json"))
+        """Return the stored bytes: deterministic JSON."""
+        absent = {name for name, since in self.added.items() if since > self.spec_version}
+        return document_bytes(self.model_dump(mode="json", exclude=absent or None))
 
     @classmethod
     def decode(
         cls, data: bytes, where: str, broken: type[FeaturePipelineError] = InvalidInputError
     ) -> Self:
-        """The document stored as `data`.
+        """Return the document stored as `data`.
 
         Args:
             data: The stored bytes.
@@ -90,11 +98,17 @@ class Document(Part):
         """
         document = _parse(data, f"{cls.what} {where}", broken)
         version = document.get("spec_version")
-        if isinstance(version, int) and version > SPEC_VERSION:
+        if type(version) is not int or version < 1:
+            raise broken(f"{cls.what} {where} has no spec_version, but {version!r}")
+        if version > cls.newest:
             raise NewerVersionError(
                 f"{cls.what} {where} has spec_version {version}; this version of"
-                f" feature-pipeline knows up to {SPEC_VERSION}: upgrade it to read the archive"
+                f" feature-pipeline knows up to {cls.newest}: upgrade it to read the archive"
             )
+        for name, since in cls.added.items():
+            if (name in document) != (version >= since):
+                has = "has" if name in document else "lacks"
+                raise broken(f"{cls.what} {where} {has} {name!r} in spec_version {version}")
         try:
             return cls.model_validate(document)
         except ValidationError as error:
@@ -104,7 +118,7 @@ class Document(Part):
 def _parse(data: bytes, what: str, broken: type[FeaturePipelineError]) -> dict[str, Any]:
     try:
         document = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise broken(f"{what} is not JSON: {error}") from error
     if not isinstance(document, dict):
         raise broken(f"{what} is not a JSON object")

@@ -33,6 +33,11 @@ class ErasureEntry(LogEntry):
     )
     erased_at: InstantField = Field(default_factory=utc_now)
 
+    @property
+    def log_prefix(self) -> str:
+        """See `LogEntry.log_prefix`."""
+        return layout.erasure_log(self.dataset)
+
 
 def erasures(store: BlobStore, dataset: str) -> list[ErasureEntry]:
     """Every erasure of the dataset, in order."""

@@ -16,11 +16,9 @@ from typing import TypeVar
 from feature_pipeline.archive import layout
 from feature_pipeline.archive.blob_store import BlobStore, ObjectInfo, StoredObject
 from feature_pipeline.archive.documents import NewerVersionError
-from feature_pipeline.archive.erasures import ErasureEntry
-from feature_pipeline.archive.log import BatchEntry, FeatureEntry, LogEntry, StoredRelease
+from feature_pipeline.archive.logs.entries import LogEntry, StoredEntry, decode_entry, misfits
 from feature_pipeline.archive.objects import Finding, ObjectKind, Reached, State
 from feature_pipeline.archive.threads import map_threads
-from feature_pipeline.archive.tombstones import TombstoneEntry
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import (
     CorruptDataError,
@@ -81,7 +79,7 @@ class DocumentReader:
     def read_log(self, kind: ObjectKind, prefix: str, model: type[L]) -> dict[str, list[L]]:
         """Per log below `prefix` its entries, in order; those that cannot be read are findings."""
         infos: list[ObjectInfo] = []
-        found: dict[str, list[L]] = {}
+        found: dict[str, list[StoredEntry[L]]] = {}
         for name, group in groupby(
             self.store.list_objects(prefix), key=lambda info: info.key.rpartition("/")[0]
         ):
@@ -95,7 +93,11 @@ class DocumentReader:
         for info, entry in zip(infos, entries, strict=True):
             if entry is not None:
                 found.setdefault(info.key.rpartition("/")[0] + "/", []).append(entry)
-        return found
+        for name, stored in found.items():
+            for misfit, problem in misfits(stored):
+                key = layout.entry(name, misfit.entry.seq)
+                self.find(State.CORRUPT, kind, key, f"log {name.rstrip('/')}", problem)
+        return {name: [one.entry for one in stored] for name, stored in found.items()}
 
     def _check_gaps(self, kind: ObjectKind, name: str, infos: Sequence[ObjectInfo]) -> None:
         for info in infos:
@@ -106,17 +108,13 @@ class DocumentReader:
         for key in _gaps(name, infos):
             self.find(State.MISSING, kind, key, f"log {name}", "later entries are there")
 
-    def _entry(self, kind: ObjectKind, info: ObjectInfo, model: type[L]) -> L | None:
+    def _entry(self, kind: ObjectKind, info: ObjectInfo, model: type[L]) -> StoredEntry[L] | None:
         named_by = f"log {info.key.rpartition('/')[0]}"
         held = self.get(kind, info.key, named_by)
         if held is None:
             return None
         try:
-            entry = model.decode(held.data, info.key, broken=CorruptDataError)
-            if entry.seq != layout.parse_entry(info.key).seq:
-                raise CorruptDataError(f"it says that it is entry {entry.seq}")
-            if not _is_in_its_log(entry, info.key):
-                raise CorruptDataError("it says that it belongs to another log")
+            entry = decode_entry(model, info.key, held.data, self.store.identity)
             if not self.is_ours(held):
                 raise CorruptDataError("its bytes are not those whose checksum was stored")
         except CorruptDataError as error:
@@ -143,20 +141,3 @@ def _gaps(name: str, infos: Sequence[ObjectInfo]) -> list[str]:
             seqs.add(layout.parse_entry(info.key).seq)
     absent = set(range(layout.FIRST_SEQ, max(seqs, default=0))) - seqs
     return [layout.entry(f"{name}/", seq) for seq in sorted(absent)]
-
-
-def _is_in_its_log(entry: LogEntry, key: str) -> bool:
-    match entry:
-        case FeatureEntry():
-            prefix = layout.feature_log(entry.dataset, entry.hook, entry.batch)
-        case BatchEntry():
-            prefix = layout.batch_log(entry.dataset, entry.batch)
-        case StoredRelease():
-            prefix = layout.release_log(entry.release.dataset, entry.release.hook)
-        case TombstoneEntry():
-            prefix = layout.tombstone_log(entry.dataset)
-        case ErasureEntry():
-            prefix = layout.erasure_log(entry.dataset)
-        case _:
-            return False
-    return key == layout.entry(prefix, entry.seq)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import ClassVar, Final, TypeVar
+from typing import ClassVar, Final, Self, TypeVar
 
 from pydantic import Field
 
@@ -44,7 +44,10 @@ class Completion(Document):
     """A finished hook run whose manifest and blobs are stored."""
 
     what: ClassVar[str] = "completion"
+    newest: ClassVar[int] = 2
+    added: ClassVar[dict[str, int]] = {"published_at": 2}
 
+    spec_version: int = 2
     id: str = Field(min_length=1)
     dataset: str
     hook: str
@@ -55,11 +58,18 @@ class Completion(Document):
     manifest: DigestField
     status: CompletionStatus
     dagster_run_id: str | None = None
+    published_at: InstantField | None = None
+    """By the publisher's clock, when its artifact was stored. None if unknown, and in version 1:
+    it counts as published when its inbox entry was written."""
 
     @property
     def inbox_id(self) -> str:
         """The inbox entry's id. Two answers to one question are two entries; none is lost."""
         return f"{RUN_ID}{self.id}.{self.manifest.hex[:16]}"
+
+    def as_published(self, instant: datetime) -> Self:
+        """Return the completion, in the newest version, published at `instant`."""
+        return self.model_copy(update={"spec_version": self.newest, "published_at": instant})
 
 
 class Submission(Document):

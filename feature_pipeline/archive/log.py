@@ -1,11 +1,17 @@
 """The append-only logs: batches, releases, what became of each completion.
 
-What belongs here: entries, reading them, and appending one. Creating an entry is the commit:
-whoever creates number n+1 has decided what follows n. Not here: which entry follows
-(`accept`, `tombstones`), artifacts (`manifest`).
+What belongs here: the kinds of entries, reading logs, and appending an entry. Creating an entry is
+the commit: the writer that creates number n+1 has decided what follows n. Not here: which entry
+follows (`accept`, `tombstones`), whether an entry is in its place (`logs.entries`), artifacts
+(`manifest`).
 
 Entries never change, so they are read once per process. A listing that races a creation may miss
-it; whoever appends finds out by failing to create the next number.
+it; a writer finds out by failing to create the next number.
+
+There are two ways to read many logs. `heads`, `batches`, `feature_logs`, `batch_logs` raise at the
+first log that is damaged: for callers that act on the whole (an export, a comparison). Their
+`readable_` namesakes give what is readable and, per batch, what is wrong with the rest: for callers
+that show or load batches one by one.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -13,8 +19,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import ClassVar, Final, TypeVar
-from uuid import uuid4
+from typing import Any, ClassVar, Final, TypeVar
 
 from pydantic import Field
 
@@ -23,13 +28,28 @@ from feature_pipeline.archive.blob_store import BlobStore, ObjectInfo, create_or
 from feature_pipeline.archive.cache import LruCache
 from feature_pipeline.archive.documents import (
     DigestField,
-    Document,
     InstantField,
+    NewerVersionError,
     utc_now,
 )
+from feature_pipeline.archive.logs.damage import Damage, Readable, State
+from feature_pipeline.archive.logs.entries import LogEntry as LogEntry
+from feature_pipeline.archive.logs.entries import (
+    StoredEntry,
+    chained,
+    check_follows,
+    decode_entry,
+    misfits,
+)
+from feature_pipeline.archive.logs.entries import new_write_id as new_write_id
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.digest import Digest
-from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
+from feature_pipeline.errors import (
+    CorruptDataError,
+    InvalidInputError,
+    NotFoundError,
+    StoreUnavailableError,
+)
 from feature_pipeline.records import RecordBatch, Source
 from feature_pipeline.release import HookRelease, ReleaseDocument
 
@@ -48,22 +68,10 @@ class Verdict(StrEnum):
     FAILED = "failed"
 
 
-def new_write_id() -> str:
-    """Tells this writer's entry from an equal one of somebody else."""
-    return uuid4().hex
-
-
-class LogEntry(Document):
-    """An entry of any log. `seq` is also in its key."""
-
-    what: ClassVar[str] = "log entry"
-
-    seq: int = Field(ge=layout.FIRST_SEQ)
-    write_id: str = Field(default_factory=new_write_id)
-
-
 class FeatureEntry(LogEntry):
     """What became of one completion of a hook over a batch."""
+
+    added: ClassVar[dict[str, int]] = {**LogEntry.added, "published_at": 2}
 
     dataset: str
     hook: str
@@ -80,6 +88,13 @@ class FeatureEntry(LogEntry):
     """None when the run failed."""
     accepted_at: InstantField = Field(default_factory=utc_now)
     dagster_run_id: str | None = None
+    published_at: InstantField | None = None
+    """By the publisher's clock; None if unknown, and in version 1."""
+
+    @property
+    def log_prefix(self) -> str:
+        """See `LogEntry.log_prefix`."""
+        return layout.feature_log(self.dataset, self.hook, self.batch)
 
     @property
     def order(self) -> tuple[int, int]:
@@ -99,6 +114,11 @@ class BatchEntry(LogEntry):
     accepted_at: InstantField = Field(default_factory=utc_now)
 
     @property
+    def log_prefix(self) -> str:
+        """See `LogEntry.log_prefix`."""
+        return layout.batch_log(self.dataset, self.batch)
+
+    @property
     def order(self) -> tuple[datetime, str]:
         """Sorts batches by submission."""
         return self.submitted_at, self.batch
@@ -110,6 +130,11 @@ class StoredRelease(LogEntry):
     release: ReleaseDocument
     digest: DigestField
     registered_at: InstantField = Field(default_factory=utc_now)
+
+    @property
+    def log_prefix(self) -> str:
+        """See `LogEntry.log_prefix`."""
+        return layout.release_log(self.release.dataset, self.release.hook)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +148,9 @@ class ReleaseEntry:
 
 
 E = TypeVar("E", bound=LogEntry)
+T = TypeVar("T")
 
-_entries: LruCache[LogEntry] = LruCache(_CACHED_ENTRIES)
+_entries: LruCache[StoredEntry[Any]] = LruCache(_CACHED_ENTRIES)
 _batches: LruCache[RecordBatch] = LruCache(_CACHED_BATCHES)
 
 
@@ -138,34 +164,84 @@ def read_entries(store: BlobStore, prefix: str, model: type[E]) -> list[E]:
     """Every entry of one log, in order.
 
     Raises:
-        CorruptDataError: An entry cannot be read, or a number is missing.
+        CorruptDataError: An entry cannot be read, is not in its place or does not follow the one
+            before it, or a number is missing.
     """
+    return [stored.entry for stored in read_stored(store, prefix, model)]
+
+
+def read_stored(store: BlobStore, prefix: str, model: type[E]) -> list[StoredEntry[E]]:
+    """As `read_entries`, with the digests of the stored bytes."""
     infos = list(store.list_objects(prefix))
-    _check_gapless(store, prefix, infos)
-    return map_threads(lambda info: _read_entry(store, info, model), infos)
+    return _read_all(store, {prefix: infos} if infos else {}, model).whole().get(prefix, [])
 
 
-def _check_gapless(store: BlobStore, prefix: str, infos: Sequence[ObjectInfo]) -> None:
-    found = [layout.parse_entry(info.key).seq for info in infos]
-    if found != list(range(layout.FIRST_SEQ, layout.FIRST_SEQ + len(found))):
-        raise CorruptDataError(f"log {prefix} in {store.identity} has a gap: entries {found[:20]}")
+def _read_all(
+    store: BlobStore, logs: Mapping[str, Sequence[ObjectInfo]], model: type[E]
+) -> Readable[list[StoredEntry[E]]]:
+    """Every entry of each of these logs."""
+    flat = [info for infos in logs.values() for info in infos]
+    read = iter(map_threads(lambda info: _try_read(store, info, model), flat))
+    found: dict[str, list[StoredEntry[E]]] = {}
+    damage: dict[str, Damage] = {}
+    for name, infos in logs.items():
+        entries, problem = _in_order(store, infos, [next(read) for _ in infos])
+        if problem is None:
+            found[name] = entries
+        else:
+            damage[name] = problem
+    return Readable(found, damage)
 
 
-def _read_entry(store: BlobStore, info: ObjectInfo, model: type[E]) -> E:
+def _in_order(
+    store: BlobStore, infos: Sequence[ObjectInfo], read: Sequence[StoredEntry[E] | Damage]
+) -> tuple[list[StoredEntry[E]], Damage | None]:
+    """The entries of one log, or the first thing that is wrong with it."""
+    entries: list[StoredEntry[E]] = []
+    for info, one in zip(infos, read, strict=True):
+        if isinstance(one, Damage):
+            return [], one
+        wanted = entries[-1].entry.seq + 1 if entries else layout.FIRST_SEQ
+        if one.entry.seq != wanted:
+            return [], _gap(store, layout.entry(one.entry.log_prefix, wanted), info.key)
+        entries.append(one)
+    for misfit, problem in misfits(entries):
+        key = layout.entry(misfit.entry.log_prefix, misfit.entry.seq)
+        error = CorruptDataError(f"log entry {key} in {store.identity}: {problem}")
+        return [], Damage.of(key, error)
+    return entries, None
+
+
+def _link(store: BlobStore, before: StoredEntry[E], after: StoredEntry[E]) -> Damage | None:
+    try:
+        check_follows(before, after, store.identity)
+    except CorruptDataError as error:
+        return Damage.of(layout.entry(after.entry.log_prefix, after.entry.seq), error)
+    return None
+
+
+def _gap(store: BlobStore, absent: str, later: str) -> Damage:
+    """What was current may be in an entry that is gone: an older one must not be taken for it."""
+    message = f"the log has a gap: {absent} in {store.identity} is missing, and {later} is there"
+    return Damage(absent, State.MISSING, CorruptDataError(message))
+
+
+def _try_read(store: BlobStore, info: ObjectInfo, model: type[E]) -> StoredEntry[E] | Damage:
+    try:
+        return _read_entry(store, info, model)
+    except (CorruptDataError, NotFoundError, StoreUnavailableError, NewerVersionError) as error:
+        return Damage.of(info.key, error)
+
+
+def _read_entry(store: BlobStore, info: ObjectInfo, model: type[E]) -> StoredEntry[E]:
     # The etag makes a log that was deleted and begun anew a different one.
     cache_key = (store.identity, info.key, info.etag)
-    entry = _entries.get(cache_key)
-    if not isinstance(entry, model):
-        entry = _decode(store, info.key, store.get(info.key).data, model)
-        _entries.put(cache_key, entry)
-    return entry
-
-
-def _decode(store: BlobStore, key: str, data: bytes, model: type[E]) -> E:
-    entry = model.decode(data, f"{key} in {store.identity}", broken=CorruptDataError)
-    if entry.seq != layout.parse_entry(key).seq:
-        raise CorruptDataError(f"log entry {key} in {store.identity} says that it is {entry.seq}")
-    return entry
+    stored = _entries.get(cache_key)
+    if stored is None or not isinstance(stored.entry, model):
+        data = store.get(info.key).data
+        stored = decode_entry(model, info.key, data, store.identity)
+        _entries.put(cache_key, stored)
+    return stored
 
 
 def append(
@@ -177,6 +253,9 @@ def append(
 ) -> tuple[E, bool]:
     """The log holds the entry that `decide` wants; with whether this call appended it.
 
+    The entry is written in the newest version and names the one before it, whatever `decide` says
+    of that.
+
     Args:
         store: Where the log is.
         prefix: The log's.
@@ -186,6 +265,7 @@ def append(
         known: The log's entries, if they were just read.
 
     Raises:
+        CorruptDataError: What is in the place of the next entry does not follow the last.
         OutcomeUnknownError: The store did not answer and a read-back could not settle it.
     """
     entries = read_entries(store, prefix, model) if known is None else list(known)
@@ -193,12 +273,17 @@ def append(
         decided = decide(entries)
         if any(decided is entry for entry in entries):
             return decided, False
-        key = layout.entry(prefix, decided.seq)
-        data = decided.encode()
+        last = StoredEntry.of(entries[-1]) if entries else None
+        appended = chained(decided, last)
+        key = layout.entry(prefix, appended.seq)
+        data = appended.encode()
         stored = create_or_read(store, key, data)
         if stored == data:
-            return decided, True
-        entries.append(_decode(store, key, stored, model))
+            return appended, True
+        other = decode_entry(model, key, stored, store.identity)
+        if last is not None:
+            check_follows(last, other, store.identity)
+        entries.append(other.entry)
 
 
 def next_seq(entries: Sequence[LogEntry]) -> int:
@@ -225,9 +310,11 @@ def last_current(entries: Iterable[FeatureEntry]) -> FeatureEntry | None:
 
 def head(store: BlobStore, dataset: str, hook: str, batch: str) -> FeatureEntry | None:
     """The batch's current entry; None if no artifact is. Reads from the log's end."""
-    return _last_current_of(
-        store, list(store.list_objects(layout.feature_log(dataset, hook, batch)))
-    )
+    infos = list(store.list_objects(layout.feature_log(dataset, hook, batch)))
+    found = _last_current_of(store, infos)
+    if isinstance(found, Damage):
+        raise found.error
+    return found
 
 
 def heads(
@@ -235,7 +322,8 @@ def heads(
 ) -> dict[str, FeatureEntry]:
     """The current entry of every batch that has one, by batch, in batch order.
 
-    Entries that this process has seen are not read again.
+    Entries that this process has seen are not read again. One damaged log raises: use
+    `readable_heads` where batches are dealt with one by one.
 
     Args:
         store: The archive.
@@ -243,14 +331,38 @@ def heads(
         hook: Whose artifacts.
         batches: Look at these alone, which costs what they are, not what is archived.
     """
+    return readable_heads(store, dataset, hook, batches).whole()
+
+
+def readable_heads(
+    store: BlobStore, dataset: str, hook: str, batches: Collection[str] | None = None
+) -> Readable[FeatureEntry]:
+    """As `heads`, with what is wrong with each log whose current entry cannot be told.
+
+    Raises:
+        StoreUnavailableError: The store could not list objects.
+    """
     logs = _logs_of(
         store,
         layout.feature_logs(dataset, hook),
         lambda batch: layout.feature_log(dataset, hook, batch),
         batches,
     )
-    found = map_threads(lambda infos: _last_current_of(store, infos), logs.values())
-    return {batch: entry for batch, entry in zip(logs, found, strict=True) if entry is not None}
+    return _each(logs, lambda infos: _last_current_of(store, infos))
+
+
+def _each(
+    logs: Mapping[str, Sequence[ObjectInfo]],
+    read: Callable[[Sequence[ObjectInfo]], T | Damage | None],
+) -> Readable[T]:
+    found: dict[str, T] = {}
+    damage: dict[str, Damage] = {}
+    for name, one in zip(logs, map_threads(read, logs.values()), strict=True):
+        if isinstance(one, Damage):
+            damage[name] = one
+        elif one is not None:
+            found[name] = one
+    return Readable(found, damage)
 
 
 def _logs_of(
@@ -258,9 +370,9 @@ def _logs_of(
 ) -> dict[str, list[ObjectInfo]]:
     """What is in each of these logs that has an entry; in all below `every` if None."""
     if names is None:
-        return _by_log(store.list_objects(every))
+        return _by_log(every, store.list_objects(every))
     if len(names) > _LIST_ALL_FROM:
-        logs, wanted = _by_log(store.list_objects(every)), set(names)
+        logs, wanted = _by_log(every, store.list_objects(every)), set(names)
         return {name: infos for name, infos in logs.items() if name in wanted}
     ordered = sorted(set(names))
     found = map_threads(lambda name: list(store.list_objects(one(name))), ordered)
@@ -268,44 +380,67 @@ def _logs_of(
 
 
 def feature_logs(store: BlobStore, dataset: str, hook: str) -> dict[str, list[FeatureEntry]]:
-    """Every entry of every batch under a hook, by batch: one listing."""
-    return _read_logs(store, layout.feature_logs(dataset, hook), FeatureEntry)
+    """Every entry of every batch under a hook, by batch: one listing.
+
+    One damaged log raises: use `readable_feature_logs` where batches are dealt with one by one.
+    """
+    return readable_feature_logs(store, dataset, hook).whole()
 
 
-def _read_logs(store: BlobStore, prefix: str, model: type[E]) -> dict[str, list[E]]:
-    logs = _by_log(store.list_objects(prefix))
-    for infos in logs.values():
-        _check_gapless(store, prefix, infos)
-    flat = [info for infos in logs.values() for info in infos]
-    found = iter(map_threads(lambda info: _read_entry(store, info, model), flat))
-    return {name: [next(found) for _ in infos] for name, infos in logs.items()}
+def readable_feature_logs(
+    store: BlobStore, dataset: str, hook: str, batches: Collection[str] | None = None
+) -> Readable[list[FeatureEntry]]:
+    """As `feature_logs`, with what is wrong with each log that cannot be read whole.
+
+    Args:
+        store: The archive.
+        dataset: The hook's.
+        hook: Whose logs.
+        batches: Look at these alone, which costs what they are, not what is archived.
+
+    Raises:
+        StoreUnavailableError: The store could not list objects.
+    """
+    logs = _logs_of(
+        store,
+        layout.feature_logs(dataset, hook),
+        lambda batch: layout.feature_log(dataset, hook, batch),
+        batches,
+    )
+    return _entries_of(_read_all(store, logs, FeatureEntry))
 
 
-def _by_log(infos: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo]]:
+def _entries_of(read: Readable[list[StoredEntry[E]]]) -> Readable[list[E]]:
+    found = {name: [stored.entry for stored in entries] for name, entries in read.found.items()}
+    return Readable(found, read.damage)
+
+
+def _by_log(every: str, infos: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo]]:
+    """What is below `every`, by the folder that it is in."""
     logs: dict[str, list[ObjectInfo]] = {}
     for info in infos:
-        logs.setdefault(layout.parse_entry(info.key).name, []).append(info)
+        logs.setdefault(info.key.removeprefix(every).rpartition("/")[0], []).append(info)
     return logs
 
 
-def _last_current_of(store: BlobStore, infos: Sequence[ObjectInfo]) -> FeatureEntry | None:
-    following = None
+def _last_current_of(store: BlobStore, infos: Sequence[ObjectInfo]) -> FeatureEntry | Damage | None:
+    following: StoredEntry[FeatureEntry] | None = None
     for info in reversed(infos):
-        seq = layout.parse_entry(info.key).seq
-        if following is not None and seq != following - 1:
-            raise CorruptDataError(_gap(store, info.key, following))
-        entry = _read_entry(store, info, FeatureEntry)
-        if entry.verdict is Verdict.CURRENT:
-            return entry
-        following = seq
-    if following is not None and following != layout.FIRST_SEQ:
-        raise CorruptDataError(_gap(store, infos[0].key, following))
+        stored = _try_read(store, info, FeatureEntry)
+        if isinstance(stored, Damage):
+            return stored
+        if following is not None:
+            if stored.entry.seq != following.entry.seq - 1:
+                break
+            if (problem := _link(store, stored, following)) is not None:
+                return problem
+        if stored.entry.verdict is Verdict.CURRENT:
+            return stored.entry
+        following = stored
+    if following is not None and following.entry.seq != layout.FIRST_SEQ:
+        prefix, seq = following.entry.log_prefix, following.entry.seq
+        return _gap(store, layout.entry(prefix, seq - 1), layout.entry(prefix, seq))
     return None
-
-
-def _gap(store: BlobStore, key: str, following: int) -> str:
-    """What was current may be in an entry that is gone: an older one must not be taken for it."""
-    return f"the log of {key} in {store.identity} has a gap before entry {following}"
 
 
 # Batches
@@ -335,10 +470,23 @@ def batches(
 ) -> dict[str, BatchEntry]:
     """The last entry of every batch of a dataset, by batch, in the order of keys.
 
+    One damaged entry raises: use `readable_batches` where batches are dealt with one by one.
+
     Args:
         store: The archive.
         dataset: Whose batches.
         names: Look at these alone, which costs what they are, not what is archived.
+    """
+    return readable_batches(store, dataset, names).whole()
+
+
+def readable_batches(
+    store: BlobStore, dataset: str, names: Collection[str] | None = None
+) -> Readable[BatchEntry]:
+    """As `batches`, with what is wrong with each batch whose last entry cannot be read.
+
+    Raises:
+        StoreUnavailableError: The store could not list objects.
     """
     logs = _logs_of(
         store,
@@ -346,13 +494,30 @@ def batches(
         lambda batch: layout.batch_log(dataset, batch),
         names,
     )
-    last = map_threads(lambda infos: _read_entry(store, infos[-1], BatchEntry), logs.values())
-    return dict(zip(logs, last, strict=True))
+
+    def last(infos: Sequence[ObjectInfo]) -> BatchEntry | Damage:
+        stored = _try_read(store, infos[-1], BatchEntry)
+        return stored if isinstance(stored, Damage) else stored.entry
+
+    return _each(logs, last)
 
 
 def batch_logs(store: BlobStore, dataset: str) -> dict[str, list[BatchEntry]]:
-    """Every entry of every batch of a dataset, by batch: one listing."""
-    return _read_logs(store, layout.batch_logs(dataset), BatchEntry)
+    """Every entry of every batch of a dataset, by batch: one listing.
+
+    One damaged log raises: use `readable_batch_logs` where batches are dealt with one by one.
+    """
+    return readable_batch_logs(store, dataset).whole()
+
+
+def readable_batch_logs(store: BlobStore, dataset: str) -> Readable[list[BatchEntry]]:
+    """As `batch_logs`, with what is wrong with each log that cannot be read whole.
+
+    Raises:
+        StoreUnavailableError: The store could not list objects.
+    """
+    every = layout.batch_logs(dataset)
+    return _entries_of(_read_all(store, _by_log(every, store.list_objects(every)), BatchEntry))
 
 
 def read_batch(store: BlobStore, dataset: str, batch: str) -> RecordBatch:

@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from feature_pipeline.archive import layout
 from feature_pipeline.archive.erasures import Erased
+from feature_pipeline.archive.logs.damage import State as State
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import InvalidInputError
 
@@ -33,19 +34,6 @@ class ObjectKind(StrEnum):
     HOOK_LOG = "hook log"
     NAMED = "blob"
     """Named by a document that cannot be read whole."""
-
-
-class State(StrEnum):
-    """What is wrong with an object."""
-
-    MISSING = "missing"
-    CORRUPT = "corrupt"
-    UNREADABLE = "unreadable"
-    """The store refused or did not answer: nothing is known."""
-    NEWER = "newer"
-    """Of a version that only later code knows."""
-    NOT_ERASED = "not erased"
-    """It holds data of a withdrawn record, and is still there."""
 
 
 @dataclass(frozen=True, slots=True)

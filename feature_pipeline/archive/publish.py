@@ -15,6 +15,7 @@ from feature_pipeline.archive import blobs, layout, log, sweep
 from feature_pipeline.archive.blob_store import BYTES_MEDIA_TYPE, JSON_MEDIA_TYPE, BlobStore
 from feature_pipeline.archive.blobs import BlobWrite
 from feature_pipeline.archive.contract import check_not_withdrawn
+from feature_pipeline.archive.documents import utc_now
 from feature_pipeline.archive.encode import Content, encode_outcomes, encode_rows
 from feature_pipeline.archive.inbox import Completion as Completion
 from feature_pipeline.archive.inbox import CompletionStatus as CompletionStatus
@@ -227,16 +228,18 @@ def _manifest(artifact: Artifact, content: Content, refs: Mapping[str, BlobRef])
     )
 
 
-def announce(store: BlobStore, completion: Completion) -> str:
-    """The completion waits in the inbox: from here on its acceptance needs nobody who is alive now.
+def announce(store: BlobStore, completion: Completion) -> Completion:
+    """Leave the completion in the inbox, from which any later process can accept it.
 
-    Its manifest must be stored. Idempotent.
+    Its manifest must be stored. Idempotent: the first call fixes when it was published, which is
+    now unless `completion` says.
 
     Returns:
-        The inbox entry's id.
+        The completion as it waits.
     """
-    leave(store, completion)
-    return completion.inbox_id
+    if completion.published_at is None:
+        completion = completion.as_published(utc_now())
+    return leave(store, completion)
 
 
 def announce_artifact(
@@ -250,8 +253,7 @@ def announce_artifact(
         complete: The completion of the manifest with this digest.
     """
     published = publish_artifact(store, artifact)
-    completion = complete(published.manifest_digest)
-    announce(store, completion)
+    completion = announce(store, complete(published.manifest_digest))
     if find_lost(store, published.relied_upon):
         publish_artifact(store, artifact)
     return published, completion

@@ -34,6 +34,11 @@ class TombstoneEntry(LogEntry):
     reason: str
     made_at: InstantField = Field(default_factory=utc_now)
 
+    @property
+    def log_prefix(self) -> str:
+        """See `LogEntry.log_prefix`."""
+        return layout.tombstone_log(self.dataset)
+
     def apply(self, ids: set[str]) -> None:
         """`ids` are those withdrawn after this entry, if they were those before it."""
         if self.action is TombstoneAction.WITHDRAW:

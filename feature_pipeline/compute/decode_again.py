@@ -199,5 +199,4 @@ def _announced(store: BlobStore, head: FeatureEntry, successor: Manifest) -> Com
         manifest=stored.digest,
         status=CompletionStatus.SUCCEEDED,
     )
-    announce(store, completion)
-    return completion
+    return announce(store, completion)

@@ -1,4 +1,4 @@
-"""A reader of version 1 made from docs/format.md alone: the standard library and pyarrow only.
+"""A reader of all versions made from docs/format.md alone: the standard library and pyarrow only.
 
 It shares no code with the package, so that the two agree only if the page describes what is stored.
 """
@@ -97,21 +97,39 @@ class Reader:
             raise Damaged(digest)
         return data
 
-    def decoded(self, data: bytes) -> dict[str, Any]:
+    def decoded(self, data: bytes, newest: int = 1) -> dict[str, Any]:
         value = json.loads(data)
-        if value["spec_version"] != 1:
+        if not 1 <= value["spec_version"] <= newest:
             raise Damaged(f"spec_version {value['spec_version']} is not known")
         if document(value) != data:
             raise Damaged("the document is not canonical")
         return value
 
     def entries(self, *log: str) -> list[dict[str, Any]]:
-        files = sorted((self.root / "log").joinpath(*log).iterdir())
-        entries = [self.decoded(file.read_bytes()) for file in files]
-        for number, (file, entry) in enumerate(zip(files, entries, strict=True), 1):
+        entries: list[dict[str, Any]] = []
+        before, version = None, 1
+        for number, file in enumerate(sorted((self.root / "log").joinpath(*log).iterdir()), 1):
+            data = file.read_bytes()
+            entry = self.decoded(data, newest=2)
             if (file.name, entry["seq"]) != (f"{number:010d}", number):
                 raise Damaged(f"{file}: not entry {number}")
+            if self.place(log[0], entry) != log[1:]:
+                raise Damaged(f"{file}: an entry of {self.place(log[0], entry)}")
+            if entry["spec_version"] < version:
+                raise Damaged(f"{file}: version 1 after version 2")
+            if entry["spec_version"] > 1 and entry["previous"] != before:
+                raise Damaged(f"{file}: follows {entry['previous']}, not {before}")
+            before = f"sha256:{sha256(data).hexdigest()}"
+            version = entry["spec_version"]
+            entries.append(entry)
         return entries
+
+    def place(self, kind: str, entry: dict[str, Any]) -> tuple[str, ...]:
+        """What the entry says of the log that it is in."""
+        names = {"batches": ("dataset", "batch"), "features": ("dataset", "hook", "batch")}
+        if kind == "releases":
+            return entry["release"]["dataset"], entry["release"]["hook"]
+        return tuple(entry[name] for name in names.get(kind, ("dataset",)))
 
     def heads(self, dataset: str, hook: str) -> dict[str, dict[str, Any]]:
         found = {}

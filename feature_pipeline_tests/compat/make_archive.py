@@ -206,7 +206,7 @@ def write_output(folder: Path, said: Mapping[str, object]) -> None:
 
 
 def fill(maker: Maker) -> None:
-    """One of everything that version 1 can say."""
+    """One of everything that an archive can say."""
     first = maker.submit("harvest-1", list(SAID))
     second = maker.submit("harvest-2", ["pdb:1UBI", "neu"])
     maker.submit("waiting", ["pdb:9XYZ"], is_accepted=False)

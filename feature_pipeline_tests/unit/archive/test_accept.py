@@ -382,7 +382,7 @@ class TestSettling:
         assert [e.id for e in accept.waiting(scene.store)] == ["a folder/ö"]
 
     def test_an_entry_of_later_code_waits(self, scene, waiting):
-        document = json.loads(waiting[1].content.encode()) | {"spec_version": 2, "new": True}
+        document = json.loads(waiting[1].content.encode()) | {"spec_version": 3, "new": True}
         scene.store.create("inbox/run.later", json.dumps(document).encode())
         entry = next(e for e in accept.waiting(scene.store) if e.id == "run.later")
         settled = accept.settle(scene.store, entry)

@@ -1,12 +1,19 @@
+import json
 import threading
 from datetime import UTC, datetime
+from typing import ClassVar
 
 import pytest
 
-from feature_pipeline.archive import accept, log, tombstones
+from feature_pipeline.archive import accept, layout, log, tombstones
 from feature_pipeline.archive.cache import LruCache
 from feature_pipeline.archive.documents import instant_text
+from feature_pipeline.archive.erasures import ErasureEntry, erased
+from feature_pipeline.archive.history import head_as_of, heads_as_of, history
 from feature_pipeline.archive.manifest import FailureInfo, Manifest, RunInfo
+from feature_pipeline.archive.objects import State
+from feature_pipeline.archive.verify import verify
+from feature_pipeline.digest import Digest, document_bytes
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 from feature_pipeline.records import RecordFile
 from feature_pipeline.release import HookRelease
@@ -112,11 +119,13 @@ class TestEntries:
         scene.release("1")
         key = "log/releases/structures/pockets/000000000"
         scene.store.create(f"{key}2", scene.store.get(f"{key}1").data)
-        with pytest.raises(CorruptDataError, match="says that it is 1"):
+        with pytest.raises(
+            CorruptDataError, match=r"pockets/0000000002 .* says that it is .*pockets/0000000001"
+        ):
             log.releases(scene.store, DATASET, HOOK)
 
     def test_entries_of_later_code_say_upgrade(self, scene):
-        scene.store.create("log/batches/structures/b1/0000000001", b'{"spec_version": 2}')
+        scene.store.create("log/batches/structures/b1/0000000001", b'{"spec_version": 3}')
         with pytest.raises(InvalidInputError, match="upgrade"):
             log.batches(scene.store, DATASET)
 
@@ -140,6 +149,221 @@ class TestEntries:
             log.read_batch(scene.store, DATASET, "none")
         assert log.batches(scene.store, DATASET) == {}
         assert log.head(scene.store, DATASET, HOOK, "none") is None
+
+
+def at(log_name, seq):
+    return f"log/{log_name}/{seq:010d}"
+
+
+def stored(scene, key):
+    return scene.store.get(key).data
+
+
+class TestPlace:
+    """An entry in the wrong place is damage to every reader, as it is to `verify`."""
+
+    @pytest.fixture
+    def filled(self, scene):
+        """Two of everything that an entry can be mistaken for."""
+        release = scene.release()
+        for key in ("b1", "b2"):
+            batch = scene.submit(make_batch(key))
+            for label in "ab":
+                completion = scene.completion(scene.artifact(batch, release, label=label))
+                accept.accept(scene.store, completion)
+        document = release.release.document
+        for change in ({"hook": "sites"}, {"dataset": "other"}):
+            other = HookRelease.of(document.model_copy(update=change))
+            log.register_release(scene.store, other, {})
+        for dataset in (DATASET, "other"):
+            tombstones.withdraw(scene.store, dataset, ["gone"], "asked for")
+            prefix = layout.erasure_log(dataset)
+            erasure = ErasureEntry(seq=1, dataset=dataset, record_ids=("gone",))
+            log.append(scene.store, prefix, ErasureEntry, lambda _, entry=erasure: entry)
+        return scene
+
+    READERS: ClassVar = {
+        "features/structures/pockets/b1": [
+            lambda store: log.read_log(store, DATASET, HOOK, "b1"),
+            lambda store: log.head(store, DATASET, HOOK, "b1"),
+            lambda store: log.heads(store, DATASET, HOOK),
+            lambda store: log.heads(store, DATASET, HOOK, ["b1"]),
+            lambda store: log.feature_logs(store, DATASET, HOOK),
+            lambda store: history(store, DATASET, HOOK),
+            lambda store: head_as_of(store, DATASET, HOOK, "b1", 2),
+            lambda store: heads_as_of(store, DATASET, HOOK, AN_INSTANT),
+        ],
+        "batches/structures/b1": [
+            lambda store: log.batch_entry(store, DATASET, "b1"),
+            lambda store: log.batches(store, DATASET),
+            lambda store: log.batches(store, DATASET, ["b1"]),
+            lambda store: log.batch_logs(store, DATASET),
+            lambda store: log.read_batch(store, DATASET, "b1"),
+        ],
+        "releases/structures/pockets": [lambda store: log.releases(store, DATASET, HOOK)],
+        "tombstones/structures": [lambda store: tombstones.withdrawn(store, DATASET)],
+        "erasures/structures": [lambda store: erased(store, DATASET)],
+    }
+
+    @pytest.mark.parametrize(
+        ("target", "source"),
+        [
+            (at("features/structures/pockets/b1", 2), at("features/structures/pockets/b2", 2)),
+            (at("features/structures/pockets/b1", 2), at("features/structures/pockets/b1", 1)),
+            (at("batches/structures/b1", 1), at("batches/structures/b2", 1)),
+            (at("releases/structures/pockets", 1), at("releases/structures/sites", 1)),
+            (at("releases/structures/pockets", 1), at("releases/other/pockets", 1)),
+            (at("tombstones/structures", 1), at("tombstones/other", 1)),
+            (at("erasures/structures", 1), at("erasures/other", 1)),
+        ],
+    )
+    def test_a_valid_entry_of_elsewhere_is_not_believed(self, filled, target, source):
+        filled.store._put(target, stored(filled, source))
+        for read in self.READERS[target.removeprefix("log/").rpartition("/")[0]]:
+            with pytest.raises(CorruptDataError, match=f"{target} .*says that it is {source}"):
+                read(filled.store)
+        [finding] = [f for f in verify(filled.store).findings if f.key == target]
+        assert finding.state is State.CORRUPT
+        assert f"says that it is {source}" in finding.detail
+
+    def test_an_entry_that_names_no_place_at_all(self, filled):
+        key = at("batches/structures/b1", 1)
+        document = json.loads(stored(filled, key)) | {"batch": "Not A Key"}
+        filled.store._put(key, document_bytes(document))
+        with pytest.raises(CorruptDataError, match="in no log: batch key 'Not A Key'"):
+            log.batches(filled.store, DATASET)
+
+    @pytest.mark.parametrize(
+        "alter",
+        [lambda data: data + b"\n", lambda data: data.replace(b'"seq":', b'"seq":9,"seq":')],
+    )
+    def test_an_entry_that_was_written_anew_is_not_believed(self, filled, alter):
+        key = at("features/structures/pockets/b1", 2)
+        filled.store._put(key, alter(stored(filled, key)))
+        with pytest.raises(CorruptDataError, match="was altered"):
+            log.head(filled.store, DATASET, HOOK, "b1")
+
+    def test_damage_costs_its_own_batch(self, filled):
+        filled.store._put(at("features/structures/pockets/b1", 2), b"{}")
+        filled.store._put(at("batches/structures/b2", 1), b"{}")
+        for found, key, other in (
+            (log.readable_heads(filled.store, DATASET, HOOK), "b1", "b2"),
+            (log.readable_heads(filled.store, DATASET, HOOK, ["b1", "b2"]), "b1", "b2"),
+            (log.readable_feature_logs(filled.store, DATASET, HOOK), "b1", "b2"),
+            (log.readable_batches(filled.store, DATASET), "b2", "b1"),
+            (log.readable_batch_logs(filled.store, DATASET), "b2", "b1"),
+        ):
+            assert list(found.found) == [other]
+            assert {name: d.state for name, d in found.damage.items()} == {key: State.CORRUPT}
+            with pytest.raises(CorruptDataError):
+                found.whole()
+
+
+class TestChain:
+    """An entry names the stored bytes of the one before it."""
+
+    @pytest.fixture
+    def long(self, scene):
+        """A log of three entries, the last of them not current."""
+        release, batch = scene.release(), scene.submit(make_batch())
+        for label in "ab":
+            accept.accept(
+                scene.store, scene.completion(scene.artifact(batch, release, label=label))
+            )
+        failed = scene.artifact(batch, release, failure=FailureInfo(kind="exit", reason="1"))
+        accept.accept(scene.store, scene.completion(failed))
+        return scene
+
+    KEY = "features/structures/pockets/b1"
+
+    def alter(self, scene, seq, **change):
+        key = at(self.KEY, seq)
+        scene.store._put(key, document_bytes(json.loads(stored(scene, key)) | change))
+
+    def test_each_entry_names_the_one_before_it(self, long):
+        entries = log.read_log(long.store, DATASET, HOOK, "b1")
+        assert [entry.spec_version for entry in entries] == [2, 2, 2]
+        assert [entry.previous for entry in entries] == [
+            None,
+            Digest.of(stored(long, at(self.KEY, 1))),
+            Digest.of(stored(long, at(self.KEY, 2))),
+        ]
+
+    @pytest.mark.parametrize("seq", [1, 2])
+    def test_an_entry_that_was_replaced_in_its_place(self, long, seq):
+        self.alter(long, seq, completion="another run")
+        for read in (
+            lambda: log.read_log(long.store, DATASET, HOOK, "b1"),
+            lambda: log.feature_logs(long.store, DATASET, HOOK),
+            lambda: history(long.store, DATASET, HOOK),
+        ):
+            with pytest.raises(CorruptDataError, match="one of the two was replaced"):
+                read()
+        assert log.readable_feature_logs(long.store, DATASET, HOOK).damage.keys() == {"b1"}
+        [finding] = verify(long.store).findings
+        # The entry after its neighbour tells which of the two is right, where there is one.
+        assert (finding.state, finding.key) == (State.CORRUPT, at(self.KEY, 1 if seq == 1 else 3))
+        if seq == 2:
+            with pytest.raises(CorruptDataError, match="one of the two was replaced"):
+                log.head(long.store, DATASET, HOOK, "b1")
+
+    def test_nothing_is_appended_after_an_entry_that_was_replaced(self, long):
+        self.alter(long, 1, completion="another run")
+        batch = log.read_batch(long.store, DATASET, "b1")
+        more = long.completion(long.artifact(batch, long.release()))
+        with pytest.raises(CorruptDataError):
+            accept.accept(long.store, more)
+
+    def test_what_another_writer_put_there_must_follow(self, long):
+        entries = log.read_log(long.store, DATASET, HOOK, "b1")
+        self.alter(long, 3, previous=str(Digest.of(b"else")))
+        wanted = entries[-1].model_copy(update={"write_id": "ours"})
+        with pytest.raises(CorruptDataError, match="one of the two was replaced"):
+            log.append(
+                long.store, f"log/{self.KEY}/", log.FeatureEntry, lambda _: wanted, entries[:2]
+            )
+
+    @pytest.mark.parametrize(
+        ("seq", "change", "match"),
+        [
+            (1, {"previous": str(Digest.of(b"x"))}, "names an entry before it"),
+            (2, {"previous": None}, "names no entry before it"),
+            (2, {"spec_version": 1}, "has 'previous' in spec_version 1"),
+            (2, {"spec_version": 0}, "has no spec_version, but 0"),
+            (2, {"spec_version": True}, "has no spec_version, but True"),
+        ],
+    )
+    def test_entries_that_contradict_themselves(self, long, seq, change, match):
+        self.alter(long, seq, **change)
+        with pytest.raises(CorruptDataError, match=match):
+            log.read_log(long.store, DATASET, HOOK, "b1")
+
+    def as_version_1(self, scene, seq):
+        key = at(self.KEY, seq)
+        document = json.loads(stored(scene, key)) | {"spec_version": 1}
+        del document["previous"], document["published_at"]
+        scene.store._put(key, document_bytes(document))
+
+    def test_a_log_that_begins_with_version_1_goes_on(self, long):
+        for seq in (1, 2, 3):
+            self.as_version_1(long, seq)
+        old = log.read_log(long.store, DATASET, HOOK, "b1")
+        assert [entry.encode() for entry in old] == [
+            stored(long, at(self.KEY, seq)) for seq in (1, 2, 3)
+        ]
+        batch = log.read_batch(long.store, DATASET, "b1")
+        accept.accept(long.store, long.completion(long.artifact(batch, long.release())))
+        entries = log.read_log(long.store, DATASET, HOOK, "b1")
+        assert [entry.spec_version for entry in entries] == [1, 1, 1, 2]
+        assert entries[-1].previous == Digest.of(stored(long, at(self.KEY, 3)))
+        assert verify(long.store).is_clean
+
+    def test_version_1_does_not_follow_version_2(self, long):
+        self.as_version_1(long, 3)
+        with pytest.raises(CorruptDataError, match="has spec_version 1, the entry before it 2"):
+            log.head(long.store, DATASET, HOOK, "b1")
+        [finding] = verify(long.store).findings
+        assert (finding.state, finding.key) == (State.CORRUPT, at(self.KEY, 3))
 
 
 class TestTombstones:

@@ -298,7 +298,7 @@ def test_entries_that_contradict_their_manifests(care):
     prefix = layout.feature_log(DATASET, HOOK, "b1")
     entry = log.read_log(store, DATASET, HOOK, "b1")[-1]
     wrong = entry.model_copy(update={"seq": 3, "content_digest": Digest.of(b"x")})
-    store.create(layout.entry(prefix, 3), wrong.encode())
+    log.append(store, prefix, log.FeatureEntry, lambda _: wrong)
     [finding] = verify(store).findings
     assert (finding.state, finding.kind) == (State.CORRUPT, ObjectKind.FEATURE_ENTRY)
     assert finding.key.endswith("3")

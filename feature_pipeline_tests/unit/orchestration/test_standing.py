@@ -109,8 +109,10 @@ def test_changed_inputs_and_batches_make_an_artifact_stale(scene: Scene) -> None
 
     # A batch whose log goes on was redacted: its artifacts are looked at, and are of the old one.
     entry = log.batch_entry(scene.store, DATASET, "b2")
-    redacted = entry.model_copy(
-        update={"seq": 2, "digest": Digest.of(b"redacted"), "write_id": log.new_write_id()}
+    log.append(
+        scene.store,
+        layout.batch_log(DATASET, "b2"),
+        log.BatchEntry,
+        lambda _: entry.model_copy(update={"seq": 2, "digest": Digest.of(b"redacted")}),
     )
-    scene.store.create(layout.entry(layout.batch_log(DATASET, "b2"), 2), redacted.encode())
     assert reasons(stand(scene, hook))["b2"] == {"stale"}

@@ -1,4 +1,4 @@
-"""The checked-in archive of version 1 stays readable, and docs/format.md says how.
+"""The checked-in archives of every version stay readable, and docs/format.md says how.
 
 If a test here fails, the code must change, not the archive: other people have archives like it.
 """
@@ -17,10 +17,12 @@ from feature_pipeline.archive import accept, inbox, log, read, tombstones
 from feature_pipeline.archive.api import Archive
 from feature_pipeline.archive.documents import NewerVersionError
 from feature_pipeline.archive.encode import Content
+from feature_pipeline.archive.erase import erase
 from feature_pipeline.archive.erasures import erasures
 from feature_pipeline.archive.log import Verdict
 from feature_pipeline.archive.manifest import Manifest
 from feature_pipeline.archive.stores.memory import MemoryStore
+from feature_pipeline.archive.verify import verify
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 from feature_pipeline.hooks.definition import Cardinality
 from feature_pipeline.hooks.output import decode_output
@@ -29,24 +31,36 @@ from feature_pipeline.records import RecordBatch
 from feature_pipeline.release import HookRelease
 from feature_pipeline_tests.compat import independent_reader
 from feature_pipeline_tests.compat.independent_reader import Damaged, Reader
+from feature_pipeline_tests.compat.make_archive import OLD_COLUMNS, Maker
 
-ARCHIVE = Path(__file__).parent / "archives" / "v1"
+ARCHIVES = Path(__file__).parent / "archives"
+VERSIONS = ("v1", "v2")
 FORMAT = Path(__file__).parents[2] / "docs" / "format.md"
 DATASET, HOOK = "structures", "everything"
 
 
+@pytest.fixture(scope="module", params=VERSIONS)
+def archive(request):
+    """The folder of one version's archive."""
+    return ARCHIVES / request.param
+
+
 @pytest.fixture(scope="module")
-def store():
-    filled = MemoryStore()
-    for path in ARCHIVE.rglob("*"):
-        if path.is_file():
-            assert filled.create(path.relative_to(ARCHIVE).as_posix(), path.read_bytes())
-    return filled
+def store(archive):
+    return filled_from(archive)
 
 
 @pytest.fixture
-def reader():
-    return Reader(ARCHIVE)
+def reader(archive):
+    return Reader(archive)
+
+
+def filled_from(folder):
+    filled = MemoryStore()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            assert filled.create(path.relative_to(folder).as_posix(), path.read_bytes())
+    return filled
 
 
 class TestThePage:
@@ -69,12 +83,12 @@ class TestThePage:
         }
         assert imported - {"pyarrow"} <= sys.stdlib_module_names
 
-    def test_it_names_every_field_that_is_stored(self, reader):
+    def test_it_names_every_field_that_is_stored(self, archive, reader):
         page = FORMAT.read_text("utf-8")
         documents = [
-            reader.decoded(path.read_bytes())
+            reader.decoded(path.read_bytes(), newest=2)
             for folder in ("log", "inbox", "quarantine")
-            for path in (ARCHIVE / folder).rglob("*")
+            for path in (archive / folder).rglob("*")
             if path.is_file()
         ]
         documents += [manifest for _, manifest in reader.manifests()]
@@ -100,8 +114,8 @@ class TestIndependentReader:
             checked += 1
         assert checked == 6
 
-    def test_every_blob_is_what_its_name_says(self, reader):
-        names = [path.name for path in ARCHIVE.glob("blobs/sha256/*/*")]
+    def test_every_blob_is_what_its_name_says(self, archive, reader):
+        names = [path.name for path in archive.glob("blobs/sha256/*/*")]
         assert len(names) > 20
         for name in names:
             reader.blob(f"sha256:{name}")
@@ -257,7 +271,7 @@ class TestPackage:
             content = Content.of(manifest.columns, decoded.outcomes)
             assert content.content_digest == manifest.content_digest
 
-    def test_what_was_erased(self, store, reader):
+    def test_what_was_erased(self, archive, store, reader):
         """The erased record is nowhere; the other stays, also in what was current before."""
         (replaced,) = erasures(store, "letters")
         assert replaced.record_ids == ("bob",)
@@ -277,7 +291,7 @@ class TestPackage:
                 "words": [3],
                 "batch": ["mail"],
             }
-        assert all(b"bob" not in path.read_bytes() for path in ARCHIVE.glob("blobs/sha256/*/*"))
+        assert all(b"bob" not in path.read_bytes() for path in archive.glob("blobs/sha256/*/*"))
         assert [r.id for r in log.read_batch(store, "letters", "mail").records] == ["alice"]
 
     def test_documents_are_encoded_to_the_same_bytes(self, store):
@@ -294,6 +308,41 @@ class TestPackage:
     def test_what_waited_can_be_accepted(self, store):
         (settled,) = accept.settle_all(copy(store), inbox.waiting(store))
         assert isinstance(settled, accept.Accepted)
+
+    def test_all_of_it_is_as_it_should_be(self, store):
+        assert [f.key for f in verify(copy(store)).findings] == []
+
+    def test_every_log_goes_on(self, archive, tmp_path):
+        """What is appended to an old archive is read by both readers, with what was there."""
+        maker = Maker(tmp_path, filled_from(archive))
+        before = {info.key: maker.store.get(info.key).data for info in maker.store.list_objects("")}
+        extend(maker)
+        after = {info.key: maker.store.get(info.key).data for info in maker.store.list_objects("")}
+        assert {key: after[key] for key in before if key.startswith("log/")} == {
+            key: data for key, data in before.items() if key.startswith("log/")
+        }
+        added = sorted(key for key in after.keys() - before.keys() if key.startswith("log/"))
+        assert [key.rpartition("/")[0] for key in added] == [
+            "log/batches/letters/mail",
+            "log/erasures/letters",
+            "log/features/letters/words/mail",
+            "log/features/structures/everything/harvest-1",
+            "log/releases/structures/everything",
+            "log/tombstones/letters",
+            *("log/tombstones/structures", "log/tombstones/structures"),
+        ]
+        assert {json.loads(after[key])["spec_version"] for key in added} == {2}
+        assert verify(maker.store).findings == ()
+        for key, data in after.items():
+            path = tmp_path / "copy" / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        reader = Reader(tmp_path / "copy")
+        for key in added:
+            log_name, _, seq = key.removeprefix("log/").rpartition("/")
+            assert int(seq) in [entry["seq"] for entry in reader.entries(*log_name.split("/"))]
+        assert reader.heads(DATASET, HOOK)["harvest-1"]["release_seq"] == 3
+        assert log.heads(maker.store, DATASET, HOOK)["harvest-1"].release_seq == 3
 
     def test_a_newer_version_is_named_and_not_guessed_at(self, store):
         entry = log.read_log(store, DATASET, HOOK, "harvest-2")[0]
@@ -325,6 +374,18 @@ class TestPackage:
         damaged.replace(key.key, bytes(data), key.etag)
         with pytest.raises(CorruptDataError):
             Archive(damaged).features(HOOK).to_arrow()
+
+
+def extend(maker):
+    """One more entry in a log of every kind."""
+    batch = log.read_batch(maker.store, DATASET, "harvest-1")
+    release = maker.release(HOOK, "1.2")
+    maker.runs = 100
+    said = {record.id: [{"label": "again"}] for record in batch.records}
+    maker.publish(batch, release, said, OLD_COLUMNS, base=4)
+    tombstones.withdraw(maker.store, DATASET, ["neu"], "the depositor asked again")
+    erase(maker.store, "letters", ["alice"], "asked for")
+    tombstones.lift(maker.store, DATASET, ["neu"], "and changed their mind again")
 
 
 def copy(store):
