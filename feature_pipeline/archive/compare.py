@@ -283,10 +283,14 @@ def _manifests(
 ) -> Iterator[tuple[str, Manifest, Manifest]]:
     def manifests(batch: str) -> tuple[str, Manifest, Manifest]:
         # Where an artifact was erased, its successor says what may still be read of it.
-        old, new = (
-            read.read_manifest(store, known.manifest_now(entry.manifest)) for entry in pairs[batch]
-        )
+        old, new = (manifest(entry) for entry in pairs[batch])
         return batch, old, new
+
+    def manifest(entry: FeatureEntry) -> Manifest:
+        successor = known.manifest_now(entry.manifest)
+        if successor == entry.manifest:
+            return read.manifest_of(store, entry)
+        return read.read_manifest(store, successor)
 
     batches = list(pairs)
     for start in range(0, len(batches), _BATCHES_AHEAD):

@@ -57,7 +57,7 @@ class Selection:
             raise NotFoundError(
                 f"batch {batch!r} is not among those read of {self.dataset}/{self.hook}"
             )
-        return read.read_manifest(self.store, self.heads[batch].manifest)
+        return read.manifest_of(self.store, self.heads[batch])
 
     def newest_columns(self) -> tuple[Column, ...]:
         """The columns of the artifact that was made last; none if there is no artifact."""

@@ -33,7 +33,7 @@ class HistoryLine:
     is_erased: bool
     """Whether the artifact was replaced because a record was withdrawn."""
     release: ReleaseEntry | None
-    """None if its log has no such release."""
+    """The one registered as its `release_seq`; None if its log has no such release."""
     manifest: Manifest | None
     """None if erased, or if it cannot be read: `problem` says why then."""
     problem: str | None = None
@@ -95,17 +95,20 @@ def history(
 
     def line(entry: FeatureEntry) -> HistoryLine:
         is_erased = entry.manifest in known.manifests
+        release = releases.get(entry.release_seq)
         manifest, problem = None, None
-        if not is_erased:
+        if release is not None:
+            problem = log.release_disagreement(entry, release.release.digest)
+        if not is_erased and problem is None:
             try:
-                manifest = read.read_manifest(store, entry.manifest)
+                manifest = read.manifest_of(store, entry)
             except (NotFoundError, CorruptDataError, InvalidInputError) as error:
                 problem = str(error)
         return HistoryLine(
             entry=entry,
             is_head=entry is heads[entry.batch],
             is_erased=is_erased,
-            release=releases.get(entry.release_seq),
+            release=release,
             manifest=manifest,
             problem=problem,
         )

@@ -137,6 +137,13 @@ class StoredRelease(LogEntry):
         return layout.release_log(self.release.dataset, self.release.hook)
 
 
+def release_disagreement(entry: FeatureEntry, registered: Digest) -> str | None:
+    """Say how the entry's release differs from the one registered as its `release_seq`."""
+    if entry.release == registered:
+        return None
+    return f"its release is {entry.release}, and release {entry.release_seq} is {registered}"
+
+
 @dataclass(frozen=True, slots=True)
 class ReleaseEntry:
     """A registered release; `seq` is its order among the hook's releases."""
@@ -527,7 +534,38 @@ def read_batch(store: BlobStore, dataset: str, batch: str) -> RecordBatch:
         NotFoundError: No such batch was accepted, or its blob is gone.
         CorruptDataError: Its blob holds other bytes.
     """
-    return read_batch_blob(store, batch_entry(store, dataset, batch).digest)
+    return batch_of(store, batch_entry(store, dataset, batch))
+
+
+def batch_of(store: BlobStore, entry: BatchEntry) -> RecordBatch:
+    """Return the batch that the log entry names.
+
+    Every reader that comes from the log reads batches by this function, so that an entry and a
+    batch that do not belong together are damage and never data.
+
+    Raises:
+        NotFoundError: The blob is gone.
+        CorruptDataError: It holds other bytes, or is not the batch of this entry.
+    """
+    batch = read_batch_blob(store, entry.digest)
+    if problem := batch_disagreement(entry, batch):
+        key = layout.entry(entry.log_prefix, entry.seq)
+        raise CorruptDataError(f"log entry {key} in {store.identity}: {problem}")
+    return batch
+
+
+def batch_disagreement(entry: BatchEntry, batch: RecordBatch) -> str | None:
+    """Say in what the entry and the batch that it names differ; None if they belong together."""
+    compared = {
+        "dataset": (entry.dataset, batch.dataset),
+        "batch": (entry.batch, batch.key),
+        "source": (entry.source, batch.document.source),
+        "number of records": (entry.records, len(batch.records)),
+    }
+    for what, (ours, theirs) in compared.items():
+        if ours != theirs:
+            return f"its {what} is {ours}, that of its batch document {entry.digest} is {theirs}"
+    return None
 
 
 def read_batch_blob(store: BlobStore, digest: Digest) -> RecordBatch:

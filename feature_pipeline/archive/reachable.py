@@ -21,7 +21,14 @@ from feature_pipeline.archive.inbox import (
     quarantine_key,
     read_entry,
 )
-from feature_pipeline.archive.log import BatchEntry, FeatureEntry, LogEntry, StoredRelease
+from feature_pipeline.archive.log import (
+    BatchEntry,
+    FeatureEntry,
+    LogEntry,
+    StoredRelease,
+    batch_disagreement,
+    release_disagreement,
+)
 from feature_pipeline.archive.manifest import LOG, OUTCOMES, RAW, ROWS, Manifest
 from feature_pipeline.archive.objects import (
     Finding,
@@ -31,6 +38,7 @@ from feature_pipeline.archive.objects import (
     Scope,
     State,
 )
+from feature_pipeline.archive.read import disagreement
 from feature_pipeline.archive.threads import WORKERS, map_threads
 from feature_pipeline.archive.tombstones import TombstoneEntry
 from feature_pipeline.digest import Digest
@@ -98,6 +106,7 @@ class _Walk(DocumentReader):
         self._manifests: dict[Digest, list[FeatureEntry]] = {}
         self._named_by: dict[Digest, str] = {}
         self._batches: dict[Digest, str] = {}
+        self._batch_entries: dict[Digest, list[BatchEntry]] = {}
         self._unknown: dict[Digest, str] = {}
         self._releases: dict[tuple[str, str], list[StoredRelease]] = {}
         self._batch_digests: dict[tuple[str, str], set[Digest]] = {}
@@ -315,14 +324,13 @@ class _Walk(DocumentReader):
                 )
                 if scope.hook is None:
                     self._batches.setdefault(entry.digest, named_by)
+                    self._batch_entries.setdefault(entry.digest, []).append(entry)
 
     def _name_features(self, entries: Iterable[FeatureEntry]) -> None:
         for entry in entries:
             where = f"{entry.dataset}/{entry.hook}/{entry.batch}"
             named_by = f"{where} (entry {entry.seq}, {entry.verdict})"
-            key = layout.entry(
-                layout.feature_log(entry.dataset, entry.hook, entry.batch), entry.seq
-            )
+            key = layout.entry(entry.log_prefix, entry.seq)
             self._name_manifest(entry.manifest, named_by)
             self._manifests.setdefault(entry.manifest, []).append(entry)
             if (entry.dataset, entry.batch) not in self._batch_digests:
@@ -347,9 +355,8 @@ class _Walk(DocumentReader):
             prefix = layout.release_log(entry.dataset, entry.hook)
             release_key = layout.entry(prefix, entry.release_seq)
             self.find_once(ObjectKind.RELEASE_ENTRY, release_key, named_by)
-        elif known[entry.release_seq] != entry.release:
-            detail = f"release {entry.release_seq} is {known[entry.release_seq]}"
-            self.find(State.CORRUPT, ObjectKind.FEATURE_ENTRY, key, named_by, detail)
+        elif problem := release_disagreement(entry, known[entry.release_seq]):
+            self.find(State.CORRUPT, ObjectKind.FEATURE_ENTRY, key, named_by, problem)
 
     # What the roots name
 
@@ -427,20 +434,9 @@ class _Walk(DocumentReader):
             self.reached.add(Reference(_kind_of(name), ref.digest, ref.size, f"{named_by}: {name}"))
 
     def _check_entry(self, entry: FeatureEntry, manifest: Manifest, named_by: str) -> None:
-        said = (entry.dataset, entry.hook, entry.batch, entry.release, entry.content_digest)
-        true = (
-            manifest.dataset,
-            manifest.hook,
-            manifest.batch,
-            manifest.release.digest,
-            manifest.content_digest,
-        )
-        if said != true:
-            key = layout.entry(
-                layout.feature_log(entry.dataset, entry.hook, entry.batch), entry.seq
-            )
-            detail = f"it says {said}, its manifest {true}"
-            self.find(State.CORRUPT, ObjectKind.FEATURE_ENTRY, key, named_by, detail)
+        if problem := disagreement(entry, manifest):
+            key = layout.entry(entry.log_prefix, entry.seq)
+            self.find(State.CORRUPT, ObjectKind.FEATURE_ENTRY, key, named_by, problem)
 
     def _follow_batch(self, digest: Digest) -> None:
         named_by = self._batches[digest]
@@ -452,6 +448,10 @@ class _Walk(DocumentReader):
         except InvalidInputError as error:
             self.find(State.CORRUPT, ObjectKind.BATCH, layout.blob(digest), named_by, str(error))
             return
+        for entry in self._batch_entries.get(digest, []):
+            if problem := batch_disagreement(entry, batch):
+                key = layout.entry(entry.log_prefix, entry.seq)
+                self.find(State.CORRUPT, ObjectKind.BATCH_ENTRY, key, named_by, problem)
         withdrawn = self.reached.withdrawn.get(batch.dataset, set())
         if held := sorted(record.id for record in batch.records if record.id in withdrawn):
             detail = (

@@ -6,7 +6,7 @@ columns. Which manifest is current is the log's to say (`log.head`).
 
 import pyarrow as pa
 
-from feature_pipeline.archive import blobs
+from feature_pipeline.archive import blobs, layout
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.encode import (
     OUTCOMES_SCHEMA,
@@ -15,9 +15,10 @@ from feature_pipeline.archive.encode import (
     read_parquet,
     rows_schema,
 )
+from feature_pipeline.archive.log import FeatureEntry, Verdict
 from feature_pipeline.archive.manifest import LOG, OUTCOMES, RAW, ROWS, BlobRef, Manifest
 from feature_pipeline.digest import Digest
-from feature_pipeline.errors import NotFoundError
+from feature_pipeline.errors import CorruptDataError, NotFoundError
 from feature_pipeline.outcomes import Outcome
 
 
@@ -30,6 +31,42 @@ def read_manifest(store: BlobStore, digest: Digest) -> Manifest:
         InvalidInputError: It is no manifest, or of a version that only later code knows.
     """
     return Manifest.decode(blobs.read_blob(store, digest), str(digest))
+
+
+def manifest_of(store: BlobStore, entry: FeatureEntry) -> Manifest:
+    """Return the manifest that the log entry names.
+
+    Every reader that comes from the log reads manifests by this function, so that an entry and a
+    manifest that do not belong together are damage and never data.
+
+    Raises:
+        NotFoundError: There is no such blob.
+        CorruptDataError: It holds other bytes, or is not the manifest of this entry.
+        InvalidInputError: It is no manifest, or of a version that only later code knows.
+    """
+    manifest = read_manifest(store, entry.manifest)
+    if problem := disagreement(entry, manifest):
+        key = layout.entry(entry.log_prefix, entry.seq)
+        raise CorruptDataError(f"log entry {key} in {store.identity}: {problem}")
+    return manifest
+
+
+def disagreement(entry: FeatureEntry, manifest: Manifest) -> str | None:
+    """Say in what the entry and the manifest that it names differ; None if they belong together."""
+    has_failed = entry.verdict is Verdict.FAILED
+    compared = {
+        "dataset": (entry.dataset, manifest.dataset),
+        "hook": (entry.hook, manifest.hook),
+        "batch": (entry.batch, manifest.batch),
+        "release": (entry.release, manifest.release.digest),
+        "release_seq": (entry.release_seq, manifest.release.seq),
+        "content_digest": (entry.content_digest, manifest.content_digest),
+        "failed": (has_failed, manifest.is_failed),
+    }
+    for what, (ours, theirs) in compared.items():
+        if ours != theirs:
+            return f"its {what} is {ours}, that of its manifest {entry.manifest} is {theirs}"
+    return None
 
 
 def read_rows(store: BlobStore, manifest: Manifest) -> pa.Table:

@@ -224,7 +224,7 @@ def current_manifest(store: BlobStore, hook: HookDefinition, batch: str) -> Mani
     head = log.head(store, hook.dataset, hook.name, batch)
     if head is None:
         raise RuntimeFailure(f"{hook.name} has no artifact for {batch}")
-    return read.read_manifest(store, head.manifest)
+    return read.manifest_of(store, head)
 
 
 def _computed(materialization: dg.AssetMaterialization) -> int:

@@ -154,10 +154,10 @@ def _show(output: Output, hooks: list[dict[str, Any]], is_deep: bool) -> None:
 def archive_counts(store: BlobStore, standing: "HookStanding") -> dict[str, int]:
     """What the current artifacts say of their records, from their manifests."""
     totals = dict.fromkeys(_COUNTS, 0)
-    digests = [head.manifest for head in standing.heads.values()]
-    for start in range(0, len(digests), 256):
-        chunk = digests[start : start + 256]
-        for manifest in map_threads(lambda digest: read.read_manifest(store, digest), chunk):
+    heads = list(standing.heads.values())
+    for start in range(0, len(heads), 256):
+        chunk = heads[start : start + 256]
+        for manifest in map_threads(lambda head: read.manifest_of(store, head), chunk):
             for name in totals:
                 totals[name] += getattr(manifest.counts, name)
     return totals

@@ -87,7 +87,7 @@ def decode_batch_again(store: BlobStore, head: FeatureEntry) -> DecodedAgain:
         InvalidInputError: Today's decoder cannot read a file that an earlier one could.
         OutcomeUnknownError, StoreUnavailableError: The store did not answer; call it again.
     """
-    manifest = read.read_manifest(store, head.manifest)
+    manifest = read.manifest_of(store, head)
     before: dict[str, Outcome] | None
     damage: str | None = None
     try:

@@ -154,7 +154,7 @@ def plan_run(
 
 def _read_manifest(store: BlobStore, entry: FeatureEntry) -> Manifest | None:
     try:
-        return read.read_manifest(store, entry.manifest)
+        return read.manifest_of(store, entry)
     except (NotFoundError, CorruptDataError):
         # It is damaged: `verify` says so; here it only means that nothing can be carried over from
         # it, so everything is computed again and the archive heals.
@@ -178,16 +178,16 @@ def _last_of_release(
 def _read_input(
     store: BlobStore, batch: RecordBatch, hook: str, pinned: Digest | None
 ) -> InputFeatures:
-    digest = pinned
-    if digest is None:
+    if pinned is None:
         head = log.head(store, batch.dataset, hook, batch.key)
         if head is None:
             raise NotFoundError(
                 f"hook {hook!r} has no current artifact for batch {batch.key!r} of dataset"
                 f" {batch.dataset!r}; materialize {batch.dataset}/features/{hook} first"
             )
-        digest = head.manifest
-    manifest = read.read_manifest(store, digest)
+        digest, manifest = head.manifest, read.manifest_of(store, head)
+    else:
+        digest, manifest = pinned, read.read_manifest(store, pinned)
     outcomes = read.read_artifact_outcomes(store, manifest)
     return InputFeatures(hook, digest, manifest, {o.record_id: o for o in outcomes})
 

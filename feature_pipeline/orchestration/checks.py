@@ -54,9 +54,7 @@ def feature_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinit
     ) -> dg.AssetCheckResult:
         store = archive.store()
         heads = log.heads(store, dataset, hook, _to_judge(context, definition))
-        manifests = map_threads(
-            lambda head: read.read_manifest(store, head.manifest), heads.values()
-        )
+        manifests = map_threads(lambda head: read.manifest_of(store, head), heads.values())
         counts = {batch: manifest.counts for batch, manifest in zip(heads, manifests, strict=True)}
         change = (
             row_change(store, dataset, hook, counts) if checks.row_count_change.is_set else None

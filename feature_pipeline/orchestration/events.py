@@ -108,7 +108,7 @@ def features_events(
 
 def _manifest(store: BlobStore, head: FeatureEntry) -> Manifest | FeaturePipelineError:
     try:
-        return read.read_manifest(store, head.manifest)
+        return read.manifest_of(store, head)
     except (NotFoundError, CorruptDataError) as error:
         return error
 

@@ -172,7 +172,7 @@ def _report_batches(
             _remove(store, tick, entry)
             continue
         try:
-            batch = log.read_batch_blob(store, accepted.digest)
+            batch = log.batch_of(store, accepted)
         except (NotFoundError, CorruptDataError) as error:
             tick.damaged.append(f"{entry.id}: {error}")
             continue

@@ -102,7 +102,7 @@ class FeaturePartitions(Mapping[str, pa.Table]):
         head = self._heads.get(batch) or log.head(self.store, self.dataset, self.hook, batch)
         if head is None:
             raise self._missing([batch])
-        return read.read_manifest(self.store, head.manifest)
+        return read.manifest_of(self.store, head)
 
     def looked_up(self, *, allow_missing: bool) -> "FeaturePartitions":
         """The same partitions as the logs are now: without those that have no current artifact.

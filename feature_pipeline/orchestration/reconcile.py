@@ -198,7 +198,7 @@ def _records_event(
     store: BlobStore, entry: BatchEntry
 ) -> dg.AssetMaterialization | FeaturePipelineError:
     try:
-        return records_event(entry, log.read_batch_blob(store, entry.digest))
+        return records_event(entry, log.batch_of(store, entry))
     except (NotFoundError, CorruptDataError) as error:
         return error
 

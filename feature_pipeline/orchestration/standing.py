@@ -291,7 +291,7 @@ def _manifests(
     """Manifests of these batches, a few hundred in memory at a time."""
     for start in range(0, len(batches), 256):
         chunk = batches[start : start + 256]
-        found = map_threads(lambda batch: read.read_manifest(store, heads[batch].manifest), chunk)
+        found = map_threads(lambda batch: read.manifest_of(store, heads[batch]), chunk)
         yield from zip(chunk, found, strict=True)
 
 

@@ -20,7 +20,7 @@ from feature_pipeline.archive.align import describe_type, find_source
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.log import FeatureEntry
 from feature_pipeline.archive.manifest import ROWS, Manifest
-from feature_pipeline.archive.read import read_manifest, read_rows
+from feature_pipeline.archive.read import manifest_of, read_rows
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.columns import Column
 from feature_pipeline.hooks.definition import IndexDefinition
@@ -218,9 +218,7 @@ def _pending(
 
 
 def _manifests(store: BlobStore, entries: Mapping[str, FeatureEntry]) -> dict[str, Manifest]:
-    manifests = map_threads(
-        lambda entry: read_manifest(store, entry.manifest), list(entries.values())
-    )
+    manifests = map_threads(lambda entry: manifest_of(store, entry), list(entries.values()))
     return dict(zip(entries, manifests, strict=True))
 
 

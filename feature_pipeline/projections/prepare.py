@@ -18,7 +18,7 @@ from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.layout import FIRST_SEQ
 from feature_pipeline.archive.log import BatchEntry, FeatureEntry
 from feature_pipeline.archive.manifest import Manifest
-from feature_pipeline.archive.read import read_manifest, read_outcomes, read_rows
+from feature_pipeline.archive.read import manifest_of, read_outcomes, read_rows
 from feature_pipeline.digest import ContentSum, Digest
 from feature_pipeline.errors import CorruptDataError
 from feature_pipeline.projections import copy_format, evolve
@@ -122,7 +122,7 @@ def prepare_batch(
         CorruptDataError: Stored bytes are not what their digest says.
         StoreUnavailableError: The store did not answer.
     """
-    manifest = read_manifest(store, entry.manifest)
+    manifest = manifest_of(store, entry)
     if manifest.content_digest is None or manifest.rows_digest is None:
         raise CorruptDataError(
             f"manifest {entry.manifest} of batch {batch.batch!r} is current in the log, but is of a"

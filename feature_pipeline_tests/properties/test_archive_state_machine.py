@@ -23,7 +23,7 @@ from feature_pipeline.archive.erase import erase, finish_erasing
 from feature_pipeline.archive.gc import GcScope, collect_garbage
 from feature_pipeline.archive.log import Verdict
 from feature_pipeline.archive.verify import verify
-from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.errors import ConflictError, InvalidInputError
 from feature_pipeline_tests.fixtures.care import CareScene, raw_line
 from feature_pipeline_tests.fixtures.stores import (
     DATASET,
@@ -77,6 +77,10 @@ class ArchiveMachine(RuleBasedStateMachine):
         batch = self.scene.batch_of(key, tuple(sorted(ids)))
         if self.withdrawn & set(ids):
             with pytest.raises(InvalidInputError, match="withdrawn"):
+                publish.submit_batch(self.store, batch, self.scene.paths(batch))
+            return
+        if key in self.batches and self.batches[key] != self.submitted[key]:
+            with pytest.raises(ConflictError, match="records were erased since"):
                 publish.submit_batch(self.store, batch, self.scene.paths(batch))
             return
         publish.submit_batch(self.store, batch, self.scene.paths(batch))

@@ -1,11 +1,13 @@
 import json
+import re
 import threading
 from datetime import UTC, datetime
 from typing import ClassVar
 
 import pytest
 
-from feature_pipeline.archive import accept, layout, log, tombstones
+from feature_pipeline.archive import accept, layout, log, read, tombstones
+from feature_pipeline.archive.api import Archive
 from feature_pipeline.archive.cache import LruCache
 from feature_pipeline.archive.documents import instant_text
 from feature_pipeline.archive.erasures import ErasureEntry, erased
@@ -219,9 +221,9 @@ class TestPlace:
     )
     def test_a_valid_entry_of_elsewhere_is_not_believed(self, filled, target, source):
         filled.store._put(target, stored(filled, source))
-        for read in self.READERS[target.removeprefix("log/").rpartition("/")[0]]:
+        for look in self.READERS[target.removeprefix("log/").rpartition("/")[0]]:
             with pytest.raises(CorruptDataError, match=f"{target} .*says that it is {source}"):
-                read(filled.store)
+                look(filled.store)
         [finding] = [f for f in verify(filled.store).findings if f.key == target]
         assert finding.state is State.CORRUPT
         assert f"says that it is {source}" in finding.detail
@@ -292,13 +294,13 @@ class TestChain:
     @pytest.mark.parametrize("seq", [1, 2])
     def test_an_entry_that_was_replaced_in_its_place(self, long, seq):
         self.alter(long, seq, completion="another run")
-        for read in (
+        for look in (
             lambda: log.read_log(long.store, DATASET, HOOK, "b1"),
             lambda: log.feature_logs(long.store, DATASET, HOOK),
             lambda: history(long.store, DATASET, HOOK),
         ):
             with pytest.raises(CorruptDataError, match="one of the two was replaced"):
-                read()
+                look()
         assert log.readable_feature_logs(long.store, DATASET, HOOK).damage.keys() == {"b1"}
         [finding] = verify(long.store).findings
         # The entry after its neighbour tells which of the two is right, where there is one.
@@ -364,6 +366,59 @@ class TestChain:
             log.head(long.store, DATASET, HOOK, "b1")
         [finding] = verify(long.store).findings
         assert (finding.state, finding.key) == (State.CORRUPT, at(self.KEY, 3))
+
+
+class TestAgreement:
+    """What an entry says of what it names is checked by whoever follows it."""
+
+    @pytest.fixture
+    def filled(self, scene):
+        batch = scene.submit(make_batch())
+        accept.accept(scene.store, scene.completion(scene.artifact(batch, scene.release())))
+        return scene
+
+    @pytest.mark.parametrize(
+        ("change", "match"),
+        [
+            ({"manifest": "other"}, "its batch is b1, that of its manifest .* is b2"),
+            ({"content_digest": str(Digest.of(b"x"))}, "its content_digest is "),
+            ({"content_digest": None, "verdict": "failed"}, "its content_digest is None"),
+            ({"release_seq": 2}, "its release_seq is 2"),
+            ({"release": str(Digest.of(b"x"))}, "its release is"),
+        ],
+    )
+    def test_an_entry_and_its_manifest(self, filled, change, match):
+        scene = filled
+        scene.release("2")
+        if change.get("manifest"):
+            other = scene.completion(
+                scene.artifact(scene.submit(make_batch("b2")), scene.release("1"))
+            )
+            change = {"manifest": str(other.manifest)}
+        key = at("features/structures/pockets/b1", 1)
+        document = json.loads(stored(scene, key)) | change
+        scene.store._put(key, document_bytes(document))
+        [entry] = log.read_log(scene.store, DATASET, HOOK, "b1")
+        with pytest.raises(CorruptDataError, match=f"{key} .*{match}"):
+            read.manifest_of(scene.store, entry)
+        [line] = history(scene.store, DATASET, HOOK)
+        assert line.manifest is None
+        assert re.search("its (release|batch|content_digest)", str(line.problem))
+        assert [f.state for f in verify(scene.store).findings if f.key == key] == [State.CORRUPT]
+        if document["verdict"] == "current":
+            with pytest.raises(CorruptDataError, match=match):
+                Archive(scene.store).features(HOOK).to_arrow()
+
+    @pytest.mark.parametrize("change", [{"records": 3}, {"digest": "other"}, {"source": "fork"}])
+    def test_an_entry_and_its_batch(self, filled, change):
+        scene = filled
+        if change.get("digest"):
+            change = {"digest": str(scene.submit(make_batch("b2")).digest)}
+        key = at("batches/structures/b1", 1)
+        scene.store._put(key, document_bytes(json.loads(stored(scene, key)) | change))
+        with pytest.raises(CorruptDataError, match=f"{key} .*that of its batch document"):
+            log.read_batch(scene.store, DATASET, "b1")
+        assert [f.state for f in verify(scene.store).findings if f.key == key] == [State.CORRUPT]
 
 
 class TestTombstones:
