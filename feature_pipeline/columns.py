@@ -176,22 +176,32 @@ def row_encoder(columns: Sequence[Column]) -> RowEncoder:
     return RowEncoder(columns_header(columns), [column.kind for column in columns])
 
 
-def decode_row(columns: Sequence[Column], row: dict[str, object]) -> tuple[Value, ...]:
+def decode_row(
+    columns: Sequence[Column],
+    row: dict[str, object],
+    keys: Sequence[Sequence[str]] | None = None,
+) -> tuple[Value, ...]:
     """One feature as a tuple of typed values in the order of `columns`.
 
-    A column that is absent under its name is looked for under its former ones; one absent there too
+    The value of a column is that of the first of its keys that is there; if none is, the column
     takes its default. A null stays NULL. Keys that are not declared are left to the raw output.
+
+    Args:
+        columns: The declared columns.
+        row: The feature.
+        keys: Per column the keys to look under, in order; its name and former names if None.
 
     Raises:
         InvalidInputError: A value breaks its column's declaration; the message names the column.
     """
     values: list[Value] = []
     value: Value
-    for column in columns:
-        name = column.name
-        if name not in row:
-            name = next((former for former in column.former_names if former in row), name)
-        if name not in row:
+    for position, column in enumerate(columns):
+        name: str | None = column.name
+        if keys is not None or name not in row:
+            others = column.former_names if keys is None else keys[position]
+            name = next((key for key in others if key in row), None)
+        if name is None:
             value = column.default_value
         elif (raw := row[name]) is None:
             value = None
@@ -201,8 +211,8 @@ def decode_row(columns: Sequence[Column], row: dict[str, object]) -> tuple[Value
             except InvalidInputError as error:
                 raise InvalidInputError(f"column {name!r}: {error}") from error
         if value is None and column.required:
-            what = "is null" if name in row else "is absent"
-            raise InvalidInputError(f"column {name!r}: {what}, but is required")
+            what = f"{column.name!r}: is absent" if name is None else f"{name!r}: is null"
+            raise InvalidInputError(f"column {what}, but is required")
         values.append(value)
     return tuple(values)
 

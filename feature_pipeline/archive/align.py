@@ -1,8 +1,8 @@
 """Rows of artifacts that were written under different columns, brought under one declaration.
 
-What belongs here: where each wanted column comes from, and which values it can take over. Not
-here: what a table may become (`projections.evolve`), which refuses more: a reader takes a null in
-a column that is required by now, a table must not.
+What belongs here: which values a wanted column can take over. Not here: which written column it is
+(`column_sources`), and what a table may become (`projections.evolve`), which refuses more: a reader
+takes a null in a column that is required by now, a table must not.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_pipeline.archive.encode import arrow_field, rows_schema
+from feature_pipeline.column_sources import pair_columns
 from feature_pipeline.columns import Column, ColumnType
 from feature_pipeline.errors import InvalidInputError
 
@@ -28,7 +29,7 @@ class MisfitError(InvalidInputError):
 
 
 @dataclass(frozen=True, slots=True)
-class Mapping:
+class ColumnSource:
     """Where a wanted column comes from: a written column, or its default."""
 
     column: Column
@@ -40,8 +41,8 @@ def align_rows(
 ) -> pa.Table:
     """`rows` with record_id, ordinal and the wanted columns, in their order.
 
-    A column absent under its name is looked for under `renamed_from`; one absent there too holds
-    its default, else NULL. Integers are read as numbers where all of them are exact.
+    Where values come from is said in `column_sources`; a column that was not written holds its
+    default, else NULL. Integers are read as numbers where all of them are exact.
 
     Args:
         rows: Rows as written, of the columns `written`.
@@ -62,39 +63,28 @@ def align_rows(
         ) from error
 
 
-def map_columns(written: Sequence[Column], wanted: Sequence[Column]) -> tuple[Mapping, ...]:
-    """Per wanted column its source, found by declarations alone.
+def map_columns(written: Sequence[Column], wanted: Sequence[Column]) -> tuple[ColumnSource, ...]:
+    """Find the source of each wanted column, by declarations alone.
 
     Raises:
-        MisfitError: A column's type or format changed in a way that is not allowed.
+        MisfitError: A column's type or format changed in a way that is not allowed, or a written
+            column may be either of two wanted ones.
     """
-    by_name = {column.name: column for column in written}
-    mappings, refusals = [], []
-    for column in wanted:
-        source = find_source(by_name, column)
-        if source is not None and not _is_allowed(source, column):
+    pairs = pair_columns(written, wanted)
+    refusals = pairs.refusals()
+    for column, source in zip(wanted, pairs.sources, strict=True):
+        if source is not None and not can_become(source, column):
             refusals.append(
                 f"column {column.name!r}: was {describe_type(source)},"
                 f" is now {describe_type(column)}"
             )
-        mappings.append(Mapping(column, source))
     if refusals:
         raise MisfitError("; ".join(refusals))
-    return tuple(mappings)
-
-
-def find_source(written: dict[str, Column], wanted: Column) -> Column | None:
-    """The written column that holds a wanted one's values, under its name or a former one."""
-    same = written.get(wanted.name)
-    former = next((written[name] for name in wanted.former_names if name in written), None)
-    if same is None or former is None:
-        return same or former
-    # Both are there. Written under the new name, or is that an older column that had it before?
-    return former if set(same.former_names).isdisjoint(wanted.former_names) else same
+    return tuple(map(ColumnSource, wanted, pairs.sources))
 
 
 def take_columns(
-    rows: pa.Table, mappings: Sequence[Mapping], *, is_strict: bool = False
+    rows: pa.Table, mappings: Sequence[ColumnSource], *, is_strict: bool = False
 ) -> pa.Table:
     """The rows with `record_id`, `ordinal` and the wanted columns, in their order.
 
@@ -122,7 +112,7 @@ def take_columns(
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _values(rows: pa.Table, mapping: Mapping, refusals: list[str]) -> pa.ChunkedArray[Any]:
+def _values(rows: pa.Table, mapping: ColumnSource, refusals: list[str]) -> pa.ChunkedArray[Any]:
     column, written = mapping.column, mapping.written
     arrow_type = arrow_field(column).type
     if written is None:
@@ -146,7 +136,8 @@ def _values(rows: pa.Table, mapping: Mapping, refusals: list[str]) -> pa.Chunked
     return numbers
 
 
-def _is_allowed(written: Column, wanted: Column) -> bool:
+def can_become(written: Column, wanted: Column) -> bool:
+    """Whether values of the one column may be read as values of the other, by their types."""
     if written.type is wanted.type:
         return written.format is wanted.format
     return written.type is ColumnType.INTEGER and wanted.type is ColumnType.NUMBER

@@ -9,14 +9,13 @@ equal status and reason. A batch whose content digest is the same under both is 
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
 import pyarrow as pa
 
 from feature_pipeline.archive import log, read
-from feature_pipeline.archive.align import MisfitError, align_rows, map_columns
+from feature_pipeline.archive.align import align_rows, can_become
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.encode import decode_outcomes
 from feature_pipeline.archive.erasures import Erased, erased
@@ -24,6 +23,7 @@ from feature_pipeline.archive.log import FeatureEntry, ReleaseEntry, Verdict
 from feature_pipeline.archive.manifest import Manifest
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.archive.tombstones import withdrawn
+from feature_pipeline.column_sources import pair_columns
 from feature_pipeline.columns import Column, row_encoder
 from feature_pipeline.digest import Digest, RowEncoder, Value
 from feature_pipeline.errors import InvalidInputError, NotFoundError
@@ -306,28 +306,26 @@ class _Matching:
     retyped: set[str] = field(default_factory=set)
 
     def note(self, old: Manifest, new: Manifest) -> None:
-        used: set[str] = set()
-        for column in new.columns:
-            used |= {column.name, *column.former_names}
-            try:
-                (mapping,) = map_columns(old.columns, [column])
-            except MisfitError:
+        pairs = pair_columns(old.columns, new.columns)
+        unclear = {name for names in pairs.unclear.values() for name in names}
+        compared = _compared_columns(old, new)
+        for column, source in zip(new.columns, pairs.sources, strict=True):
+            if source is None and column.name not in unclear:
+                self.added.add(column.name)
+            elif column not in compared:
                 self.retyped.add(column.name)
-            else:
-                if mapping.written is None:
-                    self.added.add(column.name)
-        self.removed |= {column.name for column in old.columns} - used
+        found = {source.name for source in pairs.sources if source is not None}
+        self.removed |= {column.name for column in old.columns} - found - pairs.unclear.keys()
 
 
 def _compared_columns(old: Manifest, new: Manifest) -> tuple[Column, ...]:
     """The later columns that the earlier rows can be read under."""
-    columns = []
-    for column in new.columns:
-        with suppress(MisfitError):
-            (mapping,) = map_columns(old.columns, [column])
-            if mapping.written is not None:
-                columns.append(column)
-    return tuple(columns)
+    pairs = pair_columns(old.columns, new.columns)
+    return tuple(
+        column
+        for column, source in zip(new.columns, pairs.sources, strict=True)
+        if source is not None and can_become(source, column)
+    )
 
 
 def _compare_batch(

@@ -24,8 +24,9 @@ from feature_pipeline.archive.log import FeatureEntry
 from feature_pipeline.archive.manifest import Manifest
 from feature_pipeline.archive.threads import WORKERS
 from feature_pipeline.archive.tombstones import withdrawn
+from feature_pipeline.column_sources import RawKeys, contradictions, own_keys
 from feature_pipeline.columns import Column
-from feature_pipeline.errors import NotFoundError
+from feature_pipeline.errors import InvalidInputError, NotFoundError
 
 BATCH: Final = "batch"
 """The column that says which batch a row is of; the last one."""
@@ -121,15 +122,19 @@ class Features(Frame):
 
         Raises:
             NotFoundError, CorruptDataError: A blob is missing, or not what its name says.
-            InvalidInputError: A batch was written under columns of other types.
+            InvalidInputError: A batch was written under columns of other types, or a column would
+                hold different things in two batches.
         """
         selection, columns = self._selection, self.columns
         owned = _Owned(selection)
+        declarations = _Declarations(f"{self.dataset}/{self.hook}", columns)
         if selection.every_batch:
             for batch, (manifest, rows) in selection.artifacts(self._rows):
+                declarations.check(batch, manifest.columns)
                 yield self._finished(owned.of_rows(rows), manifest, columns, batch)
             return
         for batch, (manifest, rows, outcomes) in selection.artifacts(self._rows_and_outcomes):
+            declarations.check(batch, manifest.columns)
             kept = owned.of_artifact(rows, outcomes.column(0))
             yield self._finished(kept, manifest, columns, batch)
 
@@ -171,6 +176,24 @@ class Features(Frame):
     ) -> pa.Table:
         what = f"{self.dataset}/{self.hook}, batch {batch!r}"
         return _with_batch(align_rows(rows, manifest.columns, columns, what), batch)
+
+
+class _Declarations:
+    """The columns that batches were written with: whether they may be read as one."""
+
+    def __init__(self, what: str, wanted: tuple[Column, ...]) -> None:
+        self._what = what
+        self._wanted = wanted
+        self._examples: dict[tuple[RawKeys, ...], tuple[str, tuple[Column, ...]]] = {}
+
+    def check(self, batch: str, written: tuple[Column, ...]) -> None:
+        """Return if the batch may be read beside those before it."""
+        keys = own_keys(written)
+        if keys in self._examples:
+            return
+        self._examples[keys] = (batch, written)
+        for named, why in contradictions(dict(self._examples.values()), self._wanted).items():
+            raise InvalidInputError(f"{self._what}, batch {named!r}: {why}")
 
 
 class Outcomes(Frame):

@@ -50,6 +50,7 @@ def plan_lines(plan: TablePlan) -> list[str]:
     ):
         if names:
             lines.append(f"  {what}: {', '.join(names)}")
+    lines.extend(f"  column {sentence}" for sentence in plan.without_values)
     if plan.batches:
         table = (
             "" if plan.table_bytes is None else f", about {size(plan.table_bytes)} in PostgreSQL"

@@ -23,6 +23,7 @@ from feature_pipeline.archive.manifest import (
     Manifest,
 )
 from feature_pipeline.archive.publish import Completion, CompletionStatus, announce
+from feature_pipeline.column_sources import raw_keys
 from feature_pipeline.columns import Column
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import CorruptDataError, NotFoundError
@@ -156,10 +157,13 @@ def decode_raw(
 
     Raises:
         NotFoundError, CorruptDataError: A raw file is missing or damaged.
+        UnclearColumnError: The artifact's own columns do not say which of these a column is.
         InvalidInputError: A raw file is truncated or does not parse.
     """
     raw = {name: read.read_raw(store, manifest, name) for name in read.raw_names(manifest)}
-    return decode_output(raw, record_ids, columns, cardinality, {}).outcomes
+    # What the keys mean was declared when the hook ran.
+    keys = raw_keys(manifest.columns, columns)
+    return decode_output(raw, record_ids, columns, cardinality, {}, keys).outcomes
 
 
 def _said(outcome: Outcome) -> object:

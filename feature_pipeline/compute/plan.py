@@ -14,6 +14,7 @@ from feature_pipeline.archive import blobs, log, read
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.log import FeatureEntry, ReleaseEntry, Verdict
 from feature_pipeline.archive.manifest import Manifest
+from feature_pipeline.column_sources import UnclearColumnError
 from feature_pipeline.columns import row_encoder
 from feature_pipeline.compute.decode_again import decode_raw
 from feature_pipeline.digest import Digest, document_bytes
@@ -328,7 +329,7 @@ def _decode_again(
         try:
             origin = read.read_manifest(store, source)
             again = decode_raw(store, origin, wanted, feature.columns, feature.cardinality)
-        except (NotFoundError, CorruptDataError) as error:
+        except (NotFoundError, CorruptDataError, UnclearColumnError) as error:
             notes.append(f"manifest {source.short}: {error}; what it computed is computed again")
             continue
         for outcome in again:

@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from feature_pipeline.column_sources import RawKeys, own_keys
 from feature_pipeline.columns import Column, decode_row
 from feature_pipeline.digest import MAX_NESTING, Digest, Value, check_text
 from feature_pipeline.errors import InvalidInputError
@@ -60,6 +61,7 @@ def decode_output(
     columns: Sequence[Column],
     cardinality: Cardinality,
     actions: Mapping[str, Digest],
+    keys: Sequence[RawKeys] | None = None,
 ) -> DecodedOutput:
     """One outcome for each of `record_ids`, in their order, from what a hook wrote.
 
@@ -70,12 +72,14 @@ def decode_output(
         columns: Rows become tuples of typed values in their order.
         cardinality: With `one`, a record with more rows than one is errored.
         actions: What was asked, by record id; goes into the outcomes as it is.
+        keys: Per column the keys of its values, where they were written under other columns; the
+            columns' own if None.
 
     Raises:
         InvalidInputError: A file is truncated or unparsable, so that nobody knows whom it speaks
             of, or is not a regular file. The message names file, line and column.
     """
-    reader = _OutputReader(record_ids, columns, cardinality)
+    reader = _OutputReader(record_ids, columns, cardinality, keys)
     with ExitStack() as stack:
         files = {
             name: stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
@@ -128,11 +132,18 @@ class _OutputReader:
     """Collects what is said of each record, and where."""
 
     def __init__(
-        self, record_ids: Sequence[str], columns: Sequence[Column], cardinality: Cardinality
+        self,
+        record_ids: Sequence[str],
+        columns: Sequence[Column],
+        cardinality: Cardinality,
+        keys: Sequence[RawKeys] | None,
     ) -> None:
         self._ids = record_ids
         self._columns = columns
-        self._names = {name for column in columns for name in (column.name, *column.former_names)}
+        own = own_keys(columns)
+        self._keys = None if keys is None else [each.all for each in keys]
+        self._names = {name for each in (*own, *(keys or ())) for name in each.all}
+        self._synonyms = [each.names for each in keys or own if len(each.names) > 1]
         self._is_one = cardinality is Cardinality.ONE
         self._places: dict[str, list[str]] = {record_id: [] for record_id in record_ids}
         self._outcomes: dict[str, Outcome] = {}
@@ -222,7 +233,9 @@ class _OutputReader:
                 self.undeclared.update(undeclared)
                 for key in undeclared:
                     _check_nesting(key, feature[key])
-            return decode_row(self._columns, feature)
+            for names in self._synonyms:
+                _check_agreement(feature, names)
+            return decode_row(self._columns, feature, self._keys)
         except InvalidInputError as error:
             raise InvalidInputError(f"feature {number}, {error}") from error
 
@@ -242,6 +255,16 @@ class _OutputReader:
             reason=reason,
             kind=OutcomeKind.HOOK,
             is_retryable=retryable,
+        )
+
+
+def _check_agreement(feature: Mapping[str, object], names: Sequence[str]) -> None:
+    """Refuse a row that has two values for one column: which of them is meant, nothing says."""
+    there = [name for name in names if name in feature]
+    if len({repr(feature[name]) for name in there}) > 1:
+        raise InvalidInputError(
+            f"column {names[0]!r}: {_listed(list(map(repr, there)))} are names of this one column,"
+            " and their values differ: write one of them"
         )
 
 

@@ -18,10 +18,11 @@ anything else           refused, unless an upcaster (`upcast`) takes the release
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
+from feature_pipeline import column_sources
 from feature_pipeline.archive import align
 from feature_pipeline.archive.manifest import Manifest
 from feature_pipeline.columns import Column
@@ -68,15 +69,35 @@ def upcaster_for(
     return None if is_current else upcaster
 
 
+def contradictions(
+    manifests: Mapping[str, Manifest],
+    columns: Sequence[Column],
+    upcasters: Sequence[UpcasterDefinition],
+) -> dict[str, str]:
+    """By batch why its rows may not stand in a table beside the others': see `column_sources`.
+
+    What an upcaster converts is what its author says.
+    """
+    written = {
+        batch: manifest.columns
+        for batch, manifest in manifests.items()
+        if upcaster_for(manifest, columns, upcasters) is None
+    }
+    return column_sources.contradictions(written, columns)
+
+
 def _meaning(column: Column) -> tuple[object, ...]:
     return column.kind, column.format, column.required, column.unit
 
 
-def map_columns(written: Sequence[Column], wanted: Sequence[Column]) -> tuple[align.Mapping, ...]:
+def map_columns(
+    written: Sequence[Column], wanted: Sequence[Column]
+) -> tuple[align.ColumnSource, ...]:
     """Per wanted column its source, found by declarations alone.
 
     Raises:
-        CannotEvolveError: A column's type or format changed in a way that is not allowed.
+        CannotEvolveError: A column's type or format changed in a way that is not allowed, or a
+            written column may be either of two wanted ones.
     """
     try:
         return align.map_columns(written, wanted)
@@ -84,7 +105,7 @@ def map_columns(written: Sequence[Column], wanted: Sequence[Column]) -> tuple[al
         raise CannotEvolveError(str(error)) from error
 
 
-def evolve_rows(rows: pa.Table, mappings: Sequence[align.Mapping]) -> pa.Table:
+def evolve_rows(rows: pa.Table, mappings: Sequence[align.ColumnSource]) -> pa.Table:
     """The rows with `record_id`, `ordinal` and the wanted columns, in their order.
 
     Raises:

@@ -5,7 +5,7 @@ doing it (`generation`, `load`).
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,12 +16,13 @@ import psycopg
 from psycopg import sql
 
 from feature_pipeline.archive import log
-from feature_pipeline.archive.align import describe_type, find_source
+from feature_pipeline.archive.align import describe_type
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.log import FeatureEntry
 from feature_pipeline.archive.manifest import ROWS, Manifest
 from feature_pipeline.archive.read import manifest_of, read_rows
 from feature_pipeline.archive.threads import map_threads
+from feature_pipeline.column_sources import pair_columns
 from feature_pipeline.columns import Column
 from feature_pipeline.hooks.definition import IndexDefinition
 from feature_pipeline.projections import dependents, evolve, table_schema
@@ -76,7 +77,9 @@ class PlanAction(StrEnum):
 class TablePlan:
     """What would change, what it costs, and what would be refused.
 
-    `refused` gives the reason per batch that does not fit, `violations` what indexes would refuse,
+    `without_values` are sentences on columns that hold NULL or their default in batches that were
+    written without them. `refused` gives the reason per batch that does not fit, `violations` what
+    indexes would refuse,
     `remade_views` the views that are dropped and made again at the switch, `blocked` what depends
     on the table and would keep it from being switched.
     """
@@ -86,6 +89,7 @@ class TablePlan:
     added: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
+    without_values: tuple[str, ...] = ()
     indexes_added: tuple[str, ...] = ()
     indexes_dropped: tuple[str, ...] = ()
     remade_views: tuple[str, ...] = ()
@@ -111,6 +115,7 @@ class TablePlan:
             "added": list(self.added),
             "dropped": list(self.dropped),
             "changed": list(self.changed),
+            "without_values": list(self.without_values),
             "indexes_added": list(self.indexes_added),
             "indexes_dropped": list(self.indexes_dropped),
             "remade_views": list(self.remade_views),
@@ -164,6 +169,7 @@ def plan_table(store: BlobStore, database: Database, spec: TableSpec) -> TablePl
         added=tuple(_added(before, spec.columns)),
         dropped=tuple(_dropped(before, spec.columns)),
         changed=tuple(_changed(before, spec.columns)),
+        without_values=tuple(_without_values(before, spec, manifests)),
         indexes_added=tuple(describe_index(index) for index in missing),
         indexes_dropped=surplus,
         remade_views=views,
@@ -222,21 +228,19 @@ def _manifests(store: BlobStore, entries: Mapping[str, FeatureEntry]) -> dict[st
     return dict(zip(entries, manifests, strict=True))
 
 
-def _added(before: Iterable[Column], after: Iterable[Column]) -> list[str]:
-    known = {column.name for column in before}
-    return [c.name for c in after if known.isdisjoint({c.name, *c.former_names})]
+def _added(before: Sequence[Column], after: Sequence[Column]) -> list[str]:
+    sources = pair_columns(before, after).sources
+    return [c.name for c, source in zip(after, sources, strict=True) if source is None]
 
 
-def _dropped(before: Iterable[Column], after: Iterable[Column]) -> list[str]:
-    kept = {name for column in after for name in (column.name, *column.former_names)}
+def _dropped(before: Sequence[Column], after: Sequence[Column]) -> list[str]:
+    kept = {source.name for source in pair_columns(before, after).sources if source is not None}
     return [column.name for column in before if column.name not in kept]
 
 
-def _changed(before: Iterable[Column], after: Iterable[Column]) -> list[str]:
-    known = {column.name: column for column in before}
+def _changed(before: Sequence[Column], after: Sequence[Column]) -> list[str]:
     changes = []
-    for column in after:
-        old = find_source(known, column)
+    for column, old in zip(after, pair_columns(before, after).sources, strict=True):
         if old is None:
             continue
         if old.name != column.name:
@@ -247,6 +251,47 @@ def _changed(before: Iterable[Column], after: Iterable[Column]) -> list[str]:
         if old.required is not column.required:
             changes.append(f"{column.name} becomes {'required' if column.required else 'optional'}")
     return changes
+
+
+def _without_values(
+    before: Sequence[Column], spec: TableSpec, manifests: Mapping[str, Manifest]
+) -> Iterator[str]:
+    """Sentences on the columns that some of these artifacts were written without."""
+    current = pair_columns(before, spec.columns).sources
+    converted = [
+        (batch, manifest.columns, pair_columns(manifest.columns, spec.columns))
+        for batch, manifest in manifests.items()
+        if manifest.counts.rows
+        and evolve.upcaster_for(manifest, spec.columns, spec.upcasters) is None
+    ]
+    for position, column in enumerate(spec.columns):
+        lacking = {
+            batch: written
+            for batch, written, pairs in converted
+            if pairs.sources[position] is None and not pairs.unclear
+        }
+        if not lacking:
+            continue
+        what = "NULL" if column.default is None else "its default"
+        batches = f"{len(lacking)} of {len(manifests)} batches"
+        sentence = f"{column.name} is {what} in {batches}, written without it: {_some(lacking)}"
+        if (shown := current[position]) is not None:
+            lost = {
+                source.name
+                for written in lacking.values()
+                if (source := pair_columns(written, before).sources[before.index(shown)])
+            }
+            if lost:
+                sentence += (
+                    f"; the table that is read has values there, which were written as"
+                    f" {_some(sorted(lost))}: add that to renamed_from of {column.name}"
+                )
+        yield sentence
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:_SHOWN]) + (", ..." if len(listed) > _SHOWN else "")
 
 
 def _refused(
@@ -263,7 +308,10 @@ def _refused(
         return None
 
     found = map_threads(reason, list(manifests.items()))
-    return {batch: why for batch, why in zip(manifests, found, strict=True) if why is not None}
+    refused = evolve.contradictions(manifests, spec.columns, spec.upcasters)
+    return refused | {
+        batch: why for batch, why in zip(manifests, found, strict=True) if why is not None
+    }
 
 
 def _depends_on_values(spec: TableSpec, manifest: Manifest) -> bool:
@@ -402,13 +450,13 @@ def _live_rows(
         mappings = evolve.map_columns(live.columns, spec.columns)
     except CannotEvolveError:
         return None
-    written = [{column.name: column for column in manifest.columns} for manifest in manifests]
+    written = [pair_columns(manifest.columns, spec.columns).sources for manifest in manifests]
     chosen = [sql.Identifier(name) for name in table_schema.column_kinds(())]
     parts: list[sql.Composable] = list(chosen)
-    for source, column in ((mapping.written, mapping.column) for mapping in mappings):
+    for position, (source, column) in enumerate((m.written, m.column) for m in mappings):
         if source is not None:
             value: sql.Composable = sql.Identifier(source.name)
-        elif is_all and not any(find_source(columns, column) for columns in written):
+        elif is_all and not any(sources[position] for sources in written):
             value = sql.Literal(column.default_value)
         else:
             continue

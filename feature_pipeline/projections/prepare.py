@@ -22,6 +22,7 @@ from feature_pipeline.archive.read import manifest_of, read_outcomes, read_rows
 from feature_pipeline.digest import ContentSum, Digest
 from feature_pipeline.errors import CorruptDataError
 from feature_pipeline.projections import copy_format, evolve
+from feature_pipeline.projections.carried import check_carried
 from feature_pipeline.projections.generation import Generation
 from feature_pipeline.projections.table_schema import column_kinds
 
@@ -129,9 +130,11 @@ def prepare_batch(
             " failed hook run"
         )
     written = _without(read_rows(store, manifest), withdrawn)
+    said = read_outcomes(store, manifest)
+    check_carried(store, manifest, said)
     rows = evolve.artifact_rows(manifest, written, generation.columns, generation.upcasters)
     kinds = column_kinds(generation.columns)
-    outcomes = _sorted(_without(read_outcomes(store, manifest), withdrawn))
+    outcomes = _sorted(_without(said, withdrawn))
     is_small = len(rows) <= CHUNK_ROWS
     return PreparedBatch(
         batch=batch.batch,

@@ -24,6 +24,7 @@ from feature_pipeline.errors import CorruptDataError, NotFoundError
 from feature_pipeline.projections import evolve
 from feature_pipeline.projections.bookkeeping import Progress, all_progress
 from feature_pipeline.projections.canonical import RecordDigests, line_digests
+from feature_pipeline.projections.carried import check_carried
 from feature_pipeline.projections.database import Connection, Database
 from feature_pipeline.projections.generation import Generation, require_table
 from feature_pipeline.projections.prepare import one_array
@@ -355,6 +356,7 @@ def _archive_content(
     for record_id in tombstones.withdrawn(store, spec.dataset):
         owners.pop(record_id, None)
     content: dict[str, _Content] = {}
+    unreadable |= evolve.contradictions(manifests, generation.columns, generation.upcasters)
     for batch in sorted(progress.keys() & manifests.keys()):
         try:
             content[batch] = _batch_content(store, manifests[batch], generation, batch, owners)
@@ -374,6 +376,7 @@ def _batch_content(
 ) -> _Content:
     content, columns = _Content(), generation.columns
     outcomes = read_outcomes(store, manifest)
+    check_carried(store, manifest, outcomes)
     ids: list[Any] = outcomes["record_id"].to_pylist()
     foreign = [record_id for record_id in ids if owners.get(record_id) != batch]
     if foreign:

@@ -204,7 +204,11 @@ def _recreate(
     connection: Connection, live: Generation, to: Generation, root: View, others: Sequence[View]
 ) -> None:
     names = kept_names(live.columns, to.columns)
-    if others and any(old != new for old, new in names.items()):
+    taken = {column.name for column in to.columns}
+    # A column that is dropped, and whose name another one takes, must not be mistaken for that.
+    if others and any(
+        names.get(c.name) != c.name and (c.name in names or c.name in taken) for c in live.columns
+    ):
         others = _follow_renames(connection, live, root, others, names)
     dependents.drop_view(connection, root)
     show(connection, to, dependents.view_options(root))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from psycopg import sql
 
-from feature_pipeline.archive import align
+from feature_pipeline.column_sources import pair_columns
 from feature_pipeline.columns import Column
 from feature_pipeline.errors import ConflictError
 from feature_pipeline.projections import dependents, table_schema
@@ -101,15 +101,9 @@ def comment(connection: Connection, generation: Generation, spec: TableSpec) -> 
 
 
 def kept_names(before: Sequence[Column], after: Sequence[Column]) -> dict[str, str]:
-    """Per column of a view that stays when its columns change, the name that it has then.
-
-    A rename may be undone: the column that is left names the one that is returned to.
-    """
+    """Per column of a view that stays when its columns change, the name that it has then."""
     names = {name: name for name in table_schema.column_kinds(())}
-    written = {column.name: column for column in before}
-    undone = {former: column for column in before for former in column.former_names}
-    for column in after:
-        source = align.find_source(written, column) or undone.get(column.name)
+    for column, source in zip(after, pair_columns(before, after).sources, strict=True):
         if source is not None:
             names[source.name] = column.name
     return names

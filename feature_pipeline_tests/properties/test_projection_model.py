@@ -184,10 +184,13 @@ class World:
         }
 
     def _value(self, batch: str, row: dict, column: Column) -> Any:
+        written = self.said[batch][1]
         for name in (column.name, *column.former_names):
-            if any(c.name == name for c in self.said[batch][1]):
+            if any(c.name == name for c in written):
                 return row[name]
-        return column.default
+        # A rename that was taken back.
+        later = (c.name for c in written if column.name in c.former_names)
+        return next((row[name] for name in later), column.default)
 
     def check_live(self) -> None:
         """What people read is exact for what is loaded, and readable."""

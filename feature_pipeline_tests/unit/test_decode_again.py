@@ -9,9 +9,18 @@ import pytest
 from feature_pipeline.archive import layout, log, read
 from feature_pipeline.archive.log import Verdict
 from feature_pipeline.archive.verify import verify
+from feature_pipeline.column_sources import UnclearColumnError
 from feature_pipeline.columns import Column, ColumnType
-from feature_pipeline.compute.decode_again import decode_batch_again, decode_hook_again
+from feature_pipeline.compute.decode_again import (
+    decode_batch_again,
+    decode_hook_again,
+    decode_raw,
+)
 from feature_pipeline.errors import CorruptDataError, NotFoundError
+from feature_pipeline.hooks.definition import Cardinality
+from feature_pipeline.outcomes import Outcome, Status
+from feature_pipeline.projections.carried import check_carried
+from feature_pipeline.projections.upcast import CannotEvolveError
 from feature_pipeline_tests.unit.projections.feature_archive import FeatureArchive
 
 COLUMNS = (Column(name="count", type=ColumnType.INTEGER),)
@@ -142,3 +151,68 @@ def test_lost_or_damaged_raw_output_is_an_error_and_changes_nothing(archive, tmp
 def test_a_batch_without_artifact_is_named(archive):
     with pytest.raises(NotFoundError, match="no current artifact for batch 'b9'"):
         list(decode_hook_again(archive.store, "demo", "pockets", ["b9"]))
+
+
+A, B = Column(name="a", type="integer"), Column(name="b", type="integer")
+B_FROM_A = Column(name="b", type="integer", renamed_from="a")
+
+
+def carry_over(archive: FeatureArchive, row: tuple[int, ...], columns: tuple[Column, ...]) -> None:
+    """An artifact under `columns` of which everything was carried from the current one."""
+    archive.columns = columns
+    outcome = Outcome("r1", Status.PASSED, rows=(row,), carried_from=head(archive).manifest)
+    archive.accept("b1", [outcome])
+
+
+@pytest.mark.parametrize(
+    ("columns", "row"),
+    [
+        ((B_FROM_A,), (1,)),
+        ((B_FROM_A, A.model_copy(update={"name": "new"})), (1, 3)),
+    ],
+)
+def test_raw_output_means_what_was_declared_when_the_hook_ran(archive, tmp_path, columns, row):
+    """The name of a dropped column is another one's now: the values are still apart."""
+    archive.columns = (A, B)
+    archive.submit("b1", ["r1"])
+    features = {"r1": [{"a": 1, "b": 2, "new": 3}]}
+    archive.say("b1", {"r1": [{"a": 1, "b": 2}]}, raw_output(tmp_path, features))
+    original = read.read_manifest(archive.store, head(archive).manifest)
+
+    [outcome] = decode_raw(archive.store, original, ["r1"], columns, Cardinality.MANY)
+
+    assert outcome.rows == (row,)
+    carry_over(archive, (2, 2)[: len(columns)], columns)
+    decode_batch_again(archive.store, head(archive))
+    assert counts(archive) == {"r1": [row]}
+
+
+def test_raw_output_that_may_mean_two_columns_is_not_read(archive, tmp_path):
+    archive.columns = (B_FROM_A,)
+    archive.submit("b1", ["r1"])
+    archive.say("b1", {"r1": [{"b": 1}]}, raw_output(tmp_path, {"r1": [{"b": 1}]}))
+    manifest = read.read_manifest(archive.store, head(archive).manifest)
+    with pytest.raises(UnclearColumnError, match="'b', as it was written, may be 'a' or 'b'"):
+        decode_raw(archive.store, manifest, ["r1"], (A, B), Cardinality.MANY)
+
+
+def test_rows_that_were_read_under_another_columns_name_are_noticed(archive, tmp_path):
+    """As an earlier decoder left them; a batch that was never carried over holds the former a."""
+    archive.columns = (A, B)
+    archive.submit("b1", ["r1"])
+    raw = raw_output(tmp_path, {"r1": [{"a": 1, "b": 2}]})
+    archive.say("b1", {"r1": [{"a": 1, "b": 2}]}, raw)
+
+    def check() -> None:
+        manifest = read.read_manifest(archive.store, head(archive).manifest)
+        check_carried(archive.store, manifest, read.read_outcomes(archive.store, manifest))
+
+    check()
+    carry_over(archive, (2,), (B_FROM_A,))
+    with pytest.raises(CannotEvolveError, match=r"it is the former 'a'.*rebuild pockets --from-r"):
+        check()
+    decode_batch_again(archive.store, head(archive))
+    check()
+    # Neither the one nor the other: a decoder's mend, not a mistake about names.
+    carry_over(archive, (7,), (B_FROM_A,))
+    check()

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from feature_pipeline.column_sources import raw_keys
 from feature_pipeline.columns import Column, ColumnFormat, ColumnType
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import InvalidInputError
@@ -386,6 +387,28 @@ def test_a_renamed_column_is_read_under_its_old_name():
     decoded = decode({"features.jsonl": passed("a", {"old": 1}, {"new": 2})}, ("a",), columns)
     assert decoded.outcomes[0].rows == ((1,), (2,))
     assert decoded.undeclared_keys == ()
+
+
+def test_two_values_for_one_column_are_refused():
+    """An unchanged hook goes on writing what was another column before the rename."""
+    columns = (Column(name="new", type=ColumnType.INTEGER, renamed_from=["old", "oldest"]),)
+    reason = invalid({"features.jsonl": passed("a", {"old": 1, "new": 2})}, columns=columns)
+    assert reason.endswith(
+        "column 'new': 'new', 'old' are names of this one column, and their values differ: write"
+        " one of them"
+    )
+    both = passed("a", {"old": 2, "new": 2}, {"oldest": None, "old": None})
+    decoded = decode({"features.jsonl": both}, ("a",), columns)
+    assert decoded.outcomes[0].rows == ((2,), (None,))
+
+
+def test_output_of_other_columns_is_read_under_the_keys_that_it_has():
+    written = (Column(name="a", type="integer"), Column(name="b", type="integer"))
+    now = (Column(name="b", type="integer", renamed_from="a"),)
+    output = {"features.jsonl": passed("r", {"a": 1, "b": 2}, {"b": 3}).encode()}
+    keys = raw_keys(written, now)
+    decoded = decode_output(output, ["r"], now, Cardinality.MANY, {}, keys)
+    assert decoded.outcomes[0].rows == ((1,), (None,))
 
 
 @pytest.mark.parametrize(("row", "what"), [({}, "is absent"), ({"score": None}, "is null")])
