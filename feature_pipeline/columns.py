@@ -23,8 +23,6 @@ from pydantic import (
 )
 
 from feature_pipeline.digest import (
-    INT64_MAX,
-    INT64_MIN,
     RowEncoder,
     Value,
     canonical_json,
@@ -33,6 +31,7 @@ from feature_pipeline.digest import (
     document_bytes,
 )
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.json_text import Number, exact_integer, is_integral, nearest_float
 
 RESERVED_COLUMNS: Final = frozenset({"record_id", "ordinal", "batch"})
 """Names every table has already."""
@@ -227,23 +226,6 @@ def decode_value(column: Column, raw: object) -> Value:
     return _DECODERS[column.kind if column.kind != "json" else column.type.value](raw)
 
 
-class NumberBeyondRange:
-    """A JSON number, as it was written, that neither a float64 nor an integer of 64 bits can hold.
-
-    Parsers leave it in the place of the number: Python's own would make 1e400 an infinity, which is
-    a value in its own right.
-    """
-
-    __slots__ = ("_text",)
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __repr__(self) -> str:
-        shown = self._text if len(self._text) <= 40 else self._text[:37] + "..."
-        return f"{shown}, a number beyond float64"
-
-
 # repr itself gives up on values that are nested deeply
 _SHORT: Final = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
@@ -264,21 +246,18 @@ def _decode_string(raw: object) -> str:
 
 
 def _decode_number(raw: object) -> float:
-    if isinstance(raw, bool) or not isinstance(raw, int | float):
+    if isinstance(raw, bool) or not isinstance(raw, int | float | Number):
         raise _expected("a number", raw)
-    if isinstance(raw, int) and not INT64_MIN <= raw <= INT64_MAX:
-        raise _expected("an integer within 64 bits", raw)
-    return float(raw)
+    return nearest_float(raw)
 
 
 def _decode_integer(raw: object) -> int:
-    if isinstance(raw, bool) or not isinstance(raw, int | float):
+    if isinstance(raw, bool) or not isinstance(raw, int | float | Number):
         raise _expected("an integer", raw)
-    if isinstance(raw, float) and not (math.isfinite(raw) and raw.is_integer()):
-        raise _expected("an integer", raw)
-    if not INT64_MIN <= raw <= INT64_MAX:
-        raise _expected("an integer within 64 bits", raw)
-    return int(raw)
+    value = exact_integer(raw)
+    if value is None:
+        raise _expected("an integer within 64 bits" if is_integral(raw) else "an integer", raw)
+    return value
 
 
 def _decode_boolean(raw: object) -> bool:
@@ -302,9 +281,9 @@ def _decode_object(raw: object) -> str:
 
 
 def _check_json(raw: object) -> None:
-    """Refuse numbers that are not JSON's, and integers beyond 64 bits.
+    """Refuse numbers that are not JSON's, or that neither 64 bits nor a float64 can stand for.
 
-    `canonical_json` itself rounds such integers, as it must for read-back.
+    `canonical_json` itself rounds whatever is not an integer of 64 bits, as it must for read-back.
     """
     stack = [raw]
     while stack:
@@ -313,17 +292,17 @@ def _check_json(raw: object) -> None:
             stack.extend(item.values())
         elif isinstance(item, list):
             stack.extend(item)
-        elif isinstance(item, int) and not INT64_MIN <= item <= INT64_MAX:
-            raise _expected("integers within 64 bits", item)
-        elif isinstance(item, NumberBeyondRange) or (
-            isinstance(item, float) and not math.isfinite(item)
-        ):
+        elif isinstance(item, float) and not math.isfinite(item):
             raise _expected("numbers that JSON has", item)
+        elif isinstance(item, int | float | Number) and exact_integer(item) is None:
+            nearest_float(item)
 
 
 _DATE = re.compile(r"(\d{4})-(\d{2})-(\d{2})", re.ASCII)
 _INSTANT = re.compile(
-    r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(?:\.(\d+))?([Zz]|[+-]\d{2}:[0-5]\d)", re.ASCII
+    # Python 3.13 and later take 24:00:00 for the next day, earlier ones do not.
+    r"\d{4}-\d{2}-\d{2}[Tt ](?:[01]\d|2[0-3]):\d{2}:\d{2}(?:\.(\d+))?([Zz]|[+-]\d{2}:[0-5]\d)",
+    re.ASCII,
 )
 
 

@@ -16,11 +16,10 @@ from datetime import UTC, date, datetime
 from typing import Any, BinaryIO, Final, Self
 
 from feature_pipeline.errors import InvalidInputError
-
-INT64_MIN: Final = -(2**63)
-INT64_MAX: Final = 2**63 - 1
-MAX_NESTING: Final = 64
-"""Deepest nesting of arrays and objects that a feature value may have."""
+from feature_pipeline.model.json_text import INT64_MAX as INT64_MAX
+from feature_pipeline.model.json_text import INT64_MIN as INT64_MIN
+from feature_pipeline.model.json_text import MAX_NESTING as MAX_NESTING
+from feature_pipeline.model.json_text import Number, exact_integer
 
 _MODULUS: Final = 2**256
 _HEX: Final = frozenset("0123456789abcdef")
@@ -80,7 +79,8 @@ def canonical_json(value: object) -> str:
 
     Keys are sorted by code point, no white space, non-ASCII characters as themselves. A number
     with an integral value within 64 bits is written as that integer (so 1, 1.0 and 1e0 are one
-    value, and -0 is 0); any other number as the shortest text that gives the same float64.
+    value, and -0 is 0); any other number as the shortest text that gives the same float64, or as
+    the integer that this float64 is.
 
     Raises:
         InvalidInputError: NaN, infinity, an integer that float64 cannot approach, a lone
@@ -101,18 +101,63 @@ def canonical_json_bytes(value: object) -> bytes:
 def document_bytes(document: object) -> bytes:
     """Deterministic JSON of a stored document: sorted keys, no white space, numbers as they are.
 
-    Unlike `canonical_json` it keeps 2.0 apart from 2, so that what a depositor or a hook's author
-    wrote reaches the hook unchanged.
+    Unlike `canonical_json` it keeps 2.0 apart from 2 and 1.10 from 1.1, so that what a depositor
+    or a hook's author wrote reaches the hook unchanged.
 
     Raises:
         InvalidInputError: NaN, infinity, or text that UTF-8 cannot hold.
     """
     try:
-        return json.dumps(
-            document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-        ).encode()
+        try:
+            text = json.dumps(document, default=_meet, **_DOCUMENT)
+        except _NumberMet:
+            parts: list[str] = []
+            _write_document(document, parts)
+            text = "".join(parts)
+        return text.encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInputError(f"not a JSON document: {error}") from error
+
+
+_DOCUMENT: Final[dict[str, Any]] = {
+    "sort_keys": True,
+    "separators": (",", ":"),
+    "ensure_ascii": False,
+    "allow_nan": False,
+}
+
+
+class _NumberMet(Exception):
+    """The document has a number that Python's compiled writer cannot write as it was written."""
+
+
+def _meet(value: object) -> object:
+    if isinstance(value, Number):
+        raise _NumberMet
+    raise TypeError(f"{type(value).__name__} is not a JSON value")
+
+
+def _write_document(value: object, parts: list[str]) -> None:
+    """What `json.dumps` writes, numbers as they were written."""
+    if isinstance(value, Number):
+        parts.append(value.text)
+    elif isinstance(value, dict):
+        parts.append("{")
+        for position, key in enumerate(sorted(value)):
+            if position:
+                parts.append(",")
+            parts.append(json.dumps({key: 0}, **_DOCUMENT)[1:-2])
+            _write_document(value[key], parts)
+        parts.append("}")
+    elif isinstance(value, list | tuple):
+        parts.append("[")
+        for position, item in enumerate(value):
+            if position:
+                parts.append(",")
+            _write_document(item, parts)
+        parts.append("]")
+    else:
+        parts.append(json.dumps(value, default=_meet, **_DOCUMENT))
 
 
 def _write_json(value: object, parts: list[str], depth: int) -> None:
@@ -120,7 +165,7 @@ def _write_json(value: object, parts: list[str], depth: int) -> None:
         parts.append(_json_string(value))
     elif value is None or isinstance(value, bool):
         parts.append("null" if value is None else "true" if value else "false")
-    elif isinstance(value, int | float):
+    elif isinstance(value, int | float | Number):
         parts.append(_json_number(value))
     elif isinstance(value, dict | list | tuple) and depth == MAX_NESTING:
         raise InvalidInputError(f"nested deeper than {MAX_NESTING} levels")
@@ -167,20 +212,20 @@ def check_text(text: str) -> None:
         ) from error
 
 
-def _json_number(value: int | float) -> str:
-    if isinstance(value, int):
-        if INT64_MIN <= value <= INT64_MAX:
-            return str(int(value))
-        bits = value.bit_length()
-        try:
-            value = float(value)
-        except OverflowError:
-            raise InvalidInputError(f"a number of {bits} bits is beyond float64") from None
-    if not math.isfinite(value):
-        raise InvalidInputError(f"{value} is not a JSON number")
-    if value.is_integer() and INT64_MIN <= value <= INT64_MAX:
-        return str(int(value))
-    return repr(value)
+def _json_number(value: int | float | Number) -> str:
+    integer = exact_integer(value)
+    if integer is not None:
+        return str(integer)
+    try:
+        number = float(value.text if isinstance(value, Number) else value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        what = f"{value} is not a JSON number" if isinstance(value, float) else None
+        raise InvalidInputError(what or "a number is beyond float64")
+    if number.is_integer() and INT64_MIN <= number <= INT64_MAX:
+        return str(int(number))
+    return repr(number)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import math
 from datetime import date, datetime
 
 from feature_pipeline.digest import Value
+from feature_pipeline.model.json_text import Number, exact_integer
 
 
 def json_number(value: float) -> float | str:
@@ -56,6 +57,9 @@ def json_text(document: object, *, indent: int | None = None, is_ascii: bool = F
 def _finite(value: object) -> object:
     if isinstance(value, float):
         return json_number(value)
+    if isinstance(value, Number):
+        integer = exact_integer(value)
+        return json_number(float(value.text)) if integer is None else integer
     if isinstance(value, dict):
         return {key: _finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

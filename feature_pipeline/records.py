@@ -4,16 +4,17 @@ A batch never changes after it was submitted, and does not say how its records c
 the word in `source`.
 """
 
-import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Annotated, Final, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from feature_pipeline.digest import Digest, check_text, document_bytes
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.json_text import JsonObject, parse_document
 
 MAX_RECORD_ID_BYTES: Final = 512
 BATCH_KEY: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
@@ -30,25 +31,43 @@ class Source(StrEnum):
 
 
 def check_record_id(record_id: str) -> str:
-    """Return `record_id` if it can name a record.
+    """Return `record_id` if it can name a record, and a folder of the record's files.
 
     Raises:
-        InvalidInputError: It is empty, `.` or `..`, longer than 512 bytes of UTF-8, or has a
-            control character or `/`.
+        InvalidInputError: It is longer than 512 bytes of UTF-8, has a control character, or a part
+            between `/` is empty, `.` or `..`.
     """
     check_text(record_id)
-    if not record_id or record_id in {".", ".."}:
-        raise InvalidInputError(f"record id {record_id!r} cannot name a record")
+    shown = f"{record_id[:40]!r}{'...' if len(record_id) > 40 else ''}"
     if len(record_id.encode()) > MAX_RECORD_ID_BYTES:
-        raise InvalidInputError(
-            f"record id {record_id[:40]!r}... is longer than {MAX_RECORD_ID_BYTES} bytes"
-        )
+        raise InvalidInputError(f"record id {shown} is longer than {MAX_RECORD_ID_BYTES} bytes")
     for character in record_id:
-        if character == "/" or ord(character) < 32 or 127 <= ord(character) < 160:
+        if ord(character) < 32 or 127 <= ord(character) < 160:
+            raise InvalidInputError(f"record id {shown} has the control character {character!r}")
+    for part in record_id.split("/"):
+        if part in {"", ".", ".."}:
+            what = f"a part {part!r}" if part else "an empty part" if record_id else "no character"
             raise InvalidInputError(
-                f"record id {record_id!r} has {character!r}: no '/' or control characters"
+                f"record id {shown} has {what}: its parts between '/' name folders"
             )
     return record_id
+
+
+def check_folders(record_ids: Sequence[str]) -> None:
+    """Return if no record's folder lies in another's: `10.1/a` and `10.1/a/b` do not go together.
+
+    Raises:
+        InvalidInputError: One does; names both.
+    """
+    known = set(record_ids)
+    for record_id in record_ids:
+        parent = record_id
+        while parent := parent.rpartition("/")[0]:
+            if parent in known:
+                raise InvalidInputError(
+                    f"records {parent!r} and {record_id!r} are in one batch, and the folder of one"
+                    " would lie in the other's: submit them in two batches"
+                )
 
 
 def check_file_name(name: str) -> str:
@@ -125,7 +144,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: Annotated[str, AfterValidator(check_record_id)]
-    metadata: dict[str, JsonValue] = Field(default_factory=dict)
+    metadata: JsonObject = Field(default_factory=dict)
     files: tuple[RecordFile, ...] = ()
 
 
@@ -183,7 +202,11 @@ class RecordBatch:
                 raise InvalidInputError(
                     f"batch {document.batch!r}: record {record.id!r} has two files of one name"
                 )
-        return cls(document, Digest.of(document_bytes(document.model_dump(mode="json"))))
+        try:
+            check_folders(list(seen))
+        except InvalidInputError as error:
+            raise InvalidInputError(f"batch {document.batch!r}: {error}") from error
+        return cls(document, Digest.of(document_bytes(document.model_dump())))
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
@@ -193,16 +216,19 @@ class RecordBatch:
             InvalidInputError: `data` is not a batch document, or of a newer `spec_version`.
         """
         try:
-            content = json.loads(data)
-            check_spec_version("batch document", content)
+            content = parse_document(data)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"not a batch document: {error}") from error
+        check_spec_version("batch document", content)
+        try:
             document = BatchDocument.model_validate(content)
-        except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
+        except ValidationError as error:
             raise InvalidInputError(f"not a batch document: {error}") from error
         return replace(cls.of(document), digest=Digest.of(data))
 
     def encode(self) -> bytes:
         """The canonical bytes: those that `digest` names, unless others were decoded."""
-        return document_bytes(self.document.model_dump(mode="json"))
+        return document_bytes(self.document.model_dump())
 
     @property
     def dataset(self) -> str:

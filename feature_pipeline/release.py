@@ -1,13 +1,13 @@
 """A release: one immutable version of a hook, registered in the archive before its first run."""
 
-import json
 from dataclasses import dataclass
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from feature_pipeline.digest import Digest, document_bytes
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.json_text import JsonObject, parse_document
 from feature_pipeline.records import RecordFile, check_dataset, check_spec_version
 
 
@@ -27,7 +27,7 @@ class ReleaseDocument(BaseModel):
     image: str | None = None
     command: tuple[str, ...] = Field(min_length=1)
     code: tuple[RecordFile, ...] = ()
-    config: dict[str, JsonValue] = Field(default_factory=dict)
+    config: JsonObject = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class HookRelease:
     @classmethod
     def of(cls, document: ReleaseDocument) -> Self:
         """The release of a document."""
-        return cls(document, Digest.of(document_bytes(document.model_dump(mode="json"))))
+        return cls(document, Digest.of(document_bytes(document.model_dump())))
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
@@ -50,16 +50,19 @@ class HookRelease:
             InvalidInputError: `data` is not a release document of a known `spec_version`.
         """
         try:
-            content = json.loads(data)
-            check_spec_version("release", content)
+            content = parse_document(data)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"not a release document: {error}") from error
+        check_spec_version("release", content)
+        try:
             document = ReleaseDocument.model_validate(content)
-        except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
+        except ValidationError as error:
             raise InvalidInputError(f"not a release document: {error}") from error
         return cls.of(document)
 
     def encode(self) -> bytes:
         """The bytes that `digest` names."""
-        return document_bytes(self.document.model_dump(mode="json"))
+        return document_bytes(self.document.model_dump())
 
     def action_identity(self) -> dict[str, object]:
         """What of the release decides an answer: the image, or version, command and code; config.

@@ -11,6 +11,7 @@ pytest_plugins = [
     "feature_pipeline_tests.fixtures",
     "feature_pipeline_tests.fixtures.s3",
     "feature_pipeline_tests.fixtures.stores",
+    "feature_pipeline_tests.fixtures.commands",
     "feature_pipeline_tests.fixtures.postgres",
     "feature_pipeline_tests.fixtures.dagster",
     "feature_pipeline_tests.fixtures.container",

@@ -3,7 +3,6 @@
 Pydantic models need their annotations at run time, so annotations are not postponed here.
 """
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Self
@@ -18,6 +17,7 @@ from pydantic import (
 
 from feature_pipeline.digest import ContentSum, Digest, document_bytes
 from feature_pipeline.errors import FeaturePipelineError, InvalidInputError
+from feature_pipeline.model.json_text import parse_document
 
 
 class NewerVersionError(InvalidInputError):
@@ -80,7 +80,7 @@ class Document(Part):
     def encode(self) -> bytes:
         """Return the stored bytes: deterministic JSON."""
         absent = {name for name, since in self.added.items() if since > self.spec_version}
-        return document_bytes(self.model_dump(mode="json", exclude=absent or None))
+        return document_bytes(self.model_dump(exclude=absent or None))
 
     @classmethod
     def decode(
@@ -117,9 +117,9 @@ class Document(Part):
 
 def _parse(data: bytes, what: str, broken: type[FeaturePipelineError]) -> dict[str, Any]:
     try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise broken(f"{what} is not JSON: {error}") from error
+        document = parse_document(data)
+    except InvalidInputError as error:
+        raise broken(f"{what} is {error}") from error
     if not isinstance(document, dict):
         raise broken(f"{what} is not a JSON object")
     return document

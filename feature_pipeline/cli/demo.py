@@ -12,10 +12,11 @@ import dagster as dg
 from feature_pipeline.archive import log, read
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.manifest import Manifest
+from feature_pipeline.cli.local_records import LocalRecord
 from feature_pipeline.cli.output import Output, json_option, muted, size
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.servers import local_servers
-from feature_pipeline.cli.submit import LocalRecord, submit_records
+from feature_pipeline.cli.submit import submit_records
 from feature_pipeline.definitions import build_defs, hooks_of
 from feature_pipeline.errors import RuntimeFailure
 from feature_pipeline.examples.records import DATASET, example_batches

@@ -1,13 +1,13 @@
 """The folder that a hook run is given: records, config, input features, files and code."""
 
-import json
 from pathlib import Path
 
 from feature_pipeline.archive import blobs
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.compute.plan import ComputePlan, InputFeatures
+from feature_pipeline.digest import document_bytes
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.hooks.runner import LONGEST_NAME_BYTES, Workspace
+from feature_pipeline.hooks.runner import LONGEST_NAME_BYTES, Workspace, name_on_disk
 from feature_pipeline.json_values import json_cell, json_text
 from feature_pipeline.records import Record
 
@@ -25,9 +25,7 @@ def stage_inputs(store: BlobStore, plan: ComputePlan, workspace: Workspace) -> N
     _write_records(plan, workspace)
     release = plan.release.release.document
     if release.config:
-        (workspace.inputs / "config.json").write_text(
-            json.dumps(release.config, ensure_ascii=False), encoding="utf-8"
-        )
+        (workspace.inputs / "config.json").write_bytes(document_bytes(release.config))
     for source in plan.inputs:
         _write_features(workspace.inputs / "features" / f"{source.hook}.jsonl", plan, source)
     for record in plan.compute:
@@ -49,7 +47,7 @@ def outline_inputs(plan: ComputePlan, workspace: Workspace) -> None:
         folder = _make_folder(record, workspace)
         if folder is not None:
             for file in record.files:
-                with (folder / file.name).open("wb") as hole:
+                with (folder / name_on_disk(file.name)).open("wb") as hole:
                     hole.truncate(file.size)
 
 
@@ -62,16 +60,16 @@ def _write_records(plan: ComputePlan, workspace: Workspace) -> None:
 
 def _write_jsonl(path: Path, lines: list[dict[str, object]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="\n") as file:
+    with path.open("wb") as file:
         for line in lines:
-            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+            file.write(document_bytes(line) + b"\n")
 
 
 def _stage_files(store: BlobStore, record: Record, workspace: Workspace) -> None:
     folder = _make_folder(record, workspace)
     if folder is not None:
         for file in record.files:
-            blobs.download_blob(store, file.blob, folder / file.name, size=file.size)
+            blobs.download_blob(store, file.blob, folder / name_on_disk(file.name), size=file.size)
 
 
 def _make_folder(record: Record, workspace: Workspace) -> Path | None:
@@ -81,11 +79,12 @@ def _make_folder(record: Record, workspace: Workspace) -> Path | None:
         if record.files:
             raise InvalidInputError(
                 f"record id {record.id[:40]!r}... has {len(record.id.encode())} bytes: its"
-                f" {len(record.files)} files lie in a folder of that name for the hook, which can"
-                f" have {LONGEST_NAME_BYTES}; submit the record again under a shorter id"
+                f" {len(record.files)} files lie in a folder of that name for the hook, whose parts"
+                f" can have {LONGEST_NAME_BYTES}; submit the record again under a shorter id"
             )
         return None
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir()
     except FileExistsError:
         # Record ids are any text; this file system folds letter case or Unicode forms.

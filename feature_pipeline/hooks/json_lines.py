@@ -7,21 +7,24 @@ a line mean (`hooks.output`).
 
 import io
 import json
-import math
-import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
-from feature_pipeline.columns import NumberBeyondRange
-from feature_pipeline.digest import MAX_NESTING
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.json_text import (
+    BYTE_ORDER_MARK,
+    MAX_NESTING,
+    WHITE_SPACE,
+    SyntaxProblem,
+    find_problem,
+    parse_float,
+    parse_int,
+    syntax_error,
+    walk,
+)
 
-_WHITE: Final = b" \t\r\n"
-_BOM: Final = b"\xef\xbb\xbf"
-# CPython refuses to turn longer texts into an int; no number that long is within 64 bits anyway.
-_MAX_INTEGER_DIGITS: Final = 4300
+_WHITE: Final = WHITE_SPACE.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ def read_lines(name: str, data: bytes | BinaryIO) -> Iterator[Line]:
     parser = _Parser()
     stream = io.BytesIO(data) if isinstance(data, bytes) else data
     for number, raw in enumerate(stream, 1):
-        line = raw.removeprefix(_BOM) if number == 1 else raw
+        line = raw.removeprefix(BYTE_ORDER_MARK) if number == 1 else raw
         if line.strip(_WHITE):
             yield _read_line(parser, f"{name} line {number}", number, line)
 
@@ -59,7 +62,7 @@ def read_document(name: str, data: bytes) -> tuple[object, str | None]:
     Raises:
         InvalidInputError: It is not one JSON value; the message names line and column.
     """
-    parsed = _Parser().parse(data.removeprefix(_BOM), f"{name}:", is_whole_file=True)
+    parsed = _Parser().parse(data.removeprefix(BYTE_ORDER_MARK), f"{name}:", is_whole_file=True)
     return parsed.value, parsed.problem
 
 
@@ -89,12 +92,12 @@ class _Parser:
     """A JSON parser that takes whatever can still be understood, and says what was wrong."""
 
     def __init__(self) -> None:
-        self._repeated: str | None = None
+        self._has_repeated = False
         self._last: list[tuple[str, object]] = []
         hooks = {
             "object_pairs_hook": self._object,
-            "parse_float": _parse_float,
-            "parse_int": _parse_int,
+            "parse_float": parse_float,
+            "parse_int": parse_int,
         }
         self._strict = json.JSONDecoder(**hooks)  # type: ignore[arg-type]
         self._lenient = json.JSONDecoder(strict=False, **hooks)  # type: ignore[arg-type]
@@ -106,8 +109,9 @@ class _Parser:
         except UnicodeDecodeError as error:
             # bytes that are not UTF-8 become lone surrogates, so that the rest can be read
             text = raw.decode("utf-8", "surrogateescape")
-            problem = f"byte {error.start + 1} (0x{raw[error.start]:02x}) is not UTF-8"
-        self._take_repeated()
+            column = _column(text, len(raw[: error.start].decode()))
+            problem = f"column {column}: byte 0x{raw[error.start]:02x} is not UTF-8"
+        self._has_repeated = False
         value: object
         try:
             value = self._strict.decode(text)
@@ -116,99 +120,64 @@ class _Parser:
         except json.JSONDecodeError as error:
             if not error.msg.startswith("Invalid control character"):
                 raise _unparsable(text, place, error, is_whole_file) from error
-            code = ord(text[error.pos])
-            problem = f"column {error.colno}: control character U+{code:04X} that is not escaped"
+            problem = problem or f"column {error.colno}: {syntax_error(text, error)}"
             try:
                 value = self._lenient.decode(text)
             except RecursionError:
                 value = _skim(text, place)
             except json.JSONDecodeError as other:
                 raise _unparsable(text, place, other, is_whole_file) from other
-        if (repeated := self._take_repeated()) is None:
+        if not self._has_repeated:
             return _Parsed(value, problem)
         # the outermost object is the last to be finished
         ids = {repr(item) for key, item in self._last if key == "id"}
-        problem = problem or f"key {_shown(repeated)!r} is in one object twice"
+        if problem is None and (found := find_problem(text, is_output=True)) is not None:
+            problem = f"column {_column(text, found.position)}: {found.what}"
         return _Parsed(value, problem, names_two=len(ids) > 1)
-
-    def _take_repeated(self) -> str | None:
-        repeated, self._repeated = self._repeated, None
-        return repeated
 
     def _object(self, pairs: list[tuple[str, object]]) -> dict[str, object]:
         members = dict(pairs)
         if len(members) != len(pairs):
-            self._repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
+            self._has_repeated = True
         self._last = pairs
         return members
 
 
-def _shown(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _parse_float(text: str) -> float | NumberBeyondRange:
-    value = float(text)
-    return value if math.isfinite(value) else NumberBeyondRange(text)
-
-
-def _parse_int(text: str) -> int | NumberBeyondRange:
-    return int(text) if len(text) < _MAX_INTEGER_DIGITS else NumberBeyondRange(text)
+def _column(text: str, position: int) -> int:
+    """Counted from 1, in characters."""
+    return position - text.rfind("\n", 0, position)
 
 
 def _unparsable(
     text: str, place: str, error: json.JSONDecodeError, is_whole_file: bool
 ) -> InvalidInputError:
+    what = syntax_error(text, error)
     # every line that was written completely ends in a line feed
-    is_cut_off = not is_whole_file and not text.endswith("\n")
-    where = f"line {error.lineno}, column {error.colno}" if is_whole_file else None
-    what = "truncated" if is_cut_off else "not JSON"
-    separator = " " if is_whole_file else ", "
-    return InvalidInputError(
-        f"{place}{separator}{where or f'column {error.colno}'}: {what}: {error.msg}"
-    )
-
-
-_TOKEN: Final = re.compile(
-    r"""[ \t\r\n]*(?:
-        (?P<text>"(?:[^"\\]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*")
-      | (?P<scalar>-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d+)?|true|false|null|NaN|-?Infinity)
-      | (?P<mark>[\[\]{},:])
-    )""",
-    re.VERBOSE | re.ASCII | re.DOTALL,
-)
+    if not is_whole_file and not text.endswith("\n") and "carriage return" not in what:
+        what = what.replace("not JSON", "truncated", 1)
+    where = f" line {error.lineno}" if is_whole_file else ""
+    return InvalidInputError(f"{place}{where}, column {error.colno}: {what}")
 
 
 def _skim(text: str, place: str) -> object:
     """`{"id": ...}` of an object too deep to be parsed, which is checked to be JSON throughout."""
-    position, open_marks, expected = 0, [""], "value"
-    key: str | None = None
+    depth, key = 0, ""
     found: dict[str, object] = {}
-    while match := _TOKEN.match(text, position):
-        token, mark = match[0].lstrip(), match["mark"]
-        if mark in ("[", "{") and "value" in expected:
-            open_marks.append(mark)
-            expected = "value or ]" if mark == "[" else "key or }"
-        elif mark in ("]", "}") and (mark in expected or expected == f"comma in {open_marks[-1]}"):
-            if {"]": "[", "}": "{"}[mark] != open_marks.pop():
-                break
-            expected = f"comma in {open_marks[-1]}"
-        elif mark == "," and expected in ("comma in [", "comma in {"):
-            expected = "value" if expected == "comma in [" else "key"
-        elif mark == ":" and expected == "colon":
-            expected = "value"
-        elif match["text"] and expected.startswith("key"):
-            key, expected = json.loads(token, strict=False), "colon"
-        elif not mark and expected.startswith("value"):
-            if len(open_marks) == 2 and open_marks[-1] == "{" and key == "id":
-                record_id = json.loads(token, strict=False)
+    try:
+        for token in walk(text):
+            if token.kind == "open":
+                depth += 1
+            elif token.kind == "close":
+                depth -= 1
+            elif token.kind == "key":
+                key = json.loads(token.text, strict=False) if depth == 1 else key
+            elif depth == 1 and key == "id":
+                record_id = json.loads(token.text, strict=False)
                 if found.setdefault("id", record_id) != record_id:
                     raise InvalidInputError(f"{place}: has two ids, {record_id!r} being the last")
-            expected = f"comma in {open_marks[-1]}"
-        else:
-            break
-        position = match.end()
-    if expected != "comma in " or text[position:].strip(_WHITE.decode()):
+    except SyntaxProblem as error:
         state = "not JSON" if text.endswith("\n") else "truncated"
-        raise InvalidInputError(f"{place}, column {position + 1}: {state}")
-    return found if text.lstrip().startswith("{") else None
+        raise InvalidInputError(
+            f"{place}, column {_column(text, error.position)}: {state}"
+        ) from error
+    return found if text.lstrip(WHITE_SPACE).startswith("{") else None

@@ -206,9 +206,9 @@ def _lay_out(whole: Workspace, part: Workspace, items: Sequence[_Item]) -> None:
         with path.open("rb") as lines, (part.inputs / "features" / path.name).open("wb") as out:
             out.writelines(line for line in lines if json.loads(line)["id"] in wanted)
     for record_id in wanted:
-        folder = whole.files_of(record_id)
-        if folder is not None and folder.is_dir():
-            shutil.copytree(folder, part.files / record_id, copy_function=_link)
+        source, target = whole.files_of(record_id), part.files_of(record_id)
+        if source is not None and target is not None and source.is_dir():
+            shutil.copytree(source, target, copy_function=_link)
     for path in whole.code.iterdir():
         _link(str(path), str(part.code / path.name))
 

@@ -19,6 +19,11 @@ LONGEST_NAME_BYTES: Final = 255
 """Of a file or folder, on every file system that hooks are run on."""
 
 
+def name_on_disk(name: str) -> str:
+    """`name` for paths, so that it is UTF-8 on disk whatever encoding the locale gives to names."""
+    return os.fsdecode(name.encode())
+
+
 @dataclass(frozen=True, slots=True)
 class Workspace:
     """The folders of one hook run, below `root`."""
@@ -36,9 +41,13 @@ class Workspace:
         return self.root / "files"
 
     def files_of(self, record_id: str) -> Path | None:
-        """The record's folder in `files`; None if no folder can have so long a name."""
-        is_name = len(os.fsencode(record_id)) <= LONGEST_NAME_BYTES
-        return self.files / record_id if is_name else None
+        """The record's folder in `files`, nested for an id with `/`.
+
+        None if no folder can have so long a name.
+        """
+        if max(len(part.encode()) for part in record_id.split("/")) > LONGEST_NAME_BYTES:
+            return None
+        return self.files / name_on_disk(record_id)
 
     @property
     def output(self) -> Path:

@@ -21,6 +21,7 @@ from psycopg import sql
 from feature_pipeline.archive.encode import arrow_field
 from feature_pipeline.columns import Column
 from feature_pipeline.digest import INT64_MAX, INT64_MIN
+from feature_pipeline.model.json_text import exact_integer, parse_number
 from feature_pipeline.projections.database import Connection
 
 CHUNK_BYTES: Final = 4 << 20
@@ -90,7 +91,12 @@ def canonical_text(text: str) -> str:
 
 def _number(text: str) -> int | float:
     value = float(text)
-    return int(value) if value.is_integer() and INT64_MIN <= value <= INT64_MAX else value
+    if not value.is_integer() or abs(value) > INT64_MAX + 1:
+        return value
+    exact = exact_integer(parse_number(text)) if abs(value) >= 2**53 else int(value)
+    if exact is not None:
+        return exact
+    return int(value) if INT64_MIN <= value <= INT64_MAX else value
 
 
 def _integer(text: str) -> int | float:

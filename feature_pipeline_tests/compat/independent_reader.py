@@ -43,8 +43,25 @@ class Damaged(Exception):
     """Bytes are not what their name says."""
 
 
-def document(value: object) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+class Number(str):
+    """A number as it was written, unless Python writes an integer in the same way."""
+
+
+def number(written: str) -> int | Number:
+    is_plain = written.lstrip("-").isdigit() and written != "-0"
+    return int(written) if is_plain else Number(written)
+
+
+def document(value: Any) -> bytes:
+    if isinstance(value, Number):
+        return value.encode()
+    if isinstance(value, dict):
+        return b"{%s}" % b",".join(
+            document(key) + b":" + document(item) for key, item in sorted(value.items())
+        )
+    if isinstance(value, list):
+        return b"[%s]" % b",".join(map(document, value))
+    return json.dumps(value, ensure_ascii=False).encode()
 
 
 def text(tag: bytes, value: str) -> bytes:
@@ -98,7 +115,7 @@ class Reader:
         return data
 
     def decoded(self, data: bytes, newest: int = 1) -> dict[str, Any]:
-        value = json.loads(data)
+        value = json.loads(data, parse_float=number, parse_int=number)
         if not 1 <= value["spec_version"] <= newest:
             raise Damaged(f"spec_version {value['spec_version']} is not known")
         if document(value) != data:

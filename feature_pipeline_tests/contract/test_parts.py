@@ -232,3 +232,25 @@ def test_an_interrupted_part_learns_whether_the_run_is_cancelled(workspace, tmp_
     with pytest.raises(KeyboardInterrupt):
         run_in_parts(Asking(), request, FailurePolicy(), Interrupted(), PartLimits(records=4))
     assert answers == [True, True]
+
+
+def test_records_with_nested_folders_are_cut_like_others(run, workspace):
+    ids = ["10.1/a", "10.1/b/c", "10.1/b/d"]
+    lines = "".join(json.dumps({"id": i, "metadata": {}}) + "\n" for i in ids)
+    (workspace.inputs / "records.jsonl").write_text(lines)
+    for record_id in ids:
+        folder = workspace.files_of(record_id)
+        folder.mkdir(parents=True)
+        (folder / "x").write_bytes(record_id.encode())
+    source = (
+        "import json, os\n"
+        "e = os.environ\n"
+        "out = open(e['OSA_OUT'] + '/features.jsonl', 'w')\n"
+        "for line in open(e['OSA_IN'] + '/records.jsonl'):\n"
+        "    i = json.loads(line)['id']\n"
+        "    assert open(e['OSA_FILES'] + '/' + i + '/x').read() == i\n"
+        "    out.write(json.dumps({'id': i, 'features': []}) + '\\n')\n"
+    )
+    assert run(source, PartLimits(records=1)).failure is None
+    decoded = decode_output(workspace.output, ids, (), Cardinality.MANY, {})
+    assert {outcome.status for outcome in decoded.outcomes} == {Status.PASSED}

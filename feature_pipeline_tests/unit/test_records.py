@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.json_text import Number
 from feature_pipeline.records import (
     Record,
     RecordBatch,
@@ -26,7 +27,21 @@ def batch(*records: Record, key: str = "b-1") -> RecordBatch:
 
 
 @pytest.mark.parametrize(
-    "record_id", ["1abc", "urn:osa:x:rec:1@1", "é 😀", "..a", "-", "a" * 512, "é" * 256, "\u2028"]
+    "record_id",
+    [
+        "1abc",
+        "urn:osa:x:rec:1@1",
+        "é 😀",
+        "..a",
+        "-",
+        "a" * 512,
+        "é" * 256,
+        "\u2028",
+        "a/b",
+        "10.1107/S0907444994003112",
+        "a/.../b",
+        "/".join("a" * 200),
+    ],
 )
 def test_ids_that_can_name_a_record(record_id):
     assert check_record_id(record_id) == record_id
@@ -34,7 +49,25 @@ def test_ids_that_can_name_a_record(record_id):
 
 @pytest.mark.parametrize(
     "record_id",
-    ["", ".", "..", "a/b", "a\n", "\x7f", "\x85", "\x00", "\ud800", "a" * 513, "é" * 257],
+    [
+        "",
+        ".",
+        "..",
+        "a\n",
+        "\x7f",
+        "\x85",
+        "\x00",
+        "\ud800",
+        "a" * 513,
+        "é" * 257,
+        "/",
+        "/a",
+        "a/",
+        "a//b",
+        "a/.",
+        "../a",
+        "a/../b",
+    ],
 )
 def test_ids_that_cannot(record_id):
     with pytest.raises(InvalidInputError):
@@ -98,11 +131,30 @@ class TestBatch:
             ((Record(id="a"), Record(id="a")), "record 'a' is in it twice"),
             ((Record(id="a", files=(FILE, FILE)),), "two files of one name"),
             ((Record(id="a", metadata={"x": float("nan")}),), "not a JSON document"),
+            ((Record(id="a/b/c"), Record(id="a")), "'a' and 'a/b/c' are in one batch"),
         ],
     )
     def test_what_cannot_be_one(self, records, words):
         with pytest.raises(InvalidInputError, match=words):
             batch(*records)
+
+    def test_folders_side_by_side_are_no_trouble(self):
+        assert (
+            len(batch(*(Record(id=i) for i in ("a", "a.b", "ab/c", "b/a", "b/a.b"))).records) == 5
+        )
+
+    def test_numbers_of_metadata_are_as_they_were_written(self):
+        written = Record(
+            id="a", metadata={"x": [Number("1.10"), {"y": Number("1e-400")}], "z": 2.0}
+        )
+        one = batch(written)
+        assert b'"metadata":{"x":[1.10,{"y":1e-400}],"z":2.0}' in one.encode()
+        assert RecordBatch.decode(one.encode()) == one
+
+    @pytest.mark.parametrize("metadata", [[], "x", {1: 2}, {"x": object()}, None])
+    def test_metadata_is_a_json_object(self, metadata):
+        with pytest.raises(ValidationError):
+            Record(id="a", metadata=metadata)
 
     def test_names_are_checked(self):
         with pytest.raises(InvalidInputError, match="batch key 'B'"):

@@ -1,17 +1,120 @@
-"""The folder that a hook is given."""
+"""The folders that a hook is given."""
 
 import json
 import math
+import os
+import subprocess
+import sys
 from datetime import UTC, date, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
+from feature_pipeline.archive import accept, inbox, log
 from feature_pipeline.archive.stores.memory import MemoryStore
+from feature_pipeline.cli.local_records import LocalRecord
+from feature_pipeline.cli.submit import submit_records
 from feature_pipeline.columns import Column
-from feature_pipeline.compute.stage import stage_inputs
-from feature_pipeline.hooks.runner import Workspace
+from feature_pipeline.compute.plan import ComputePlan, plan_run
+from feature_pipeline.compute.stage import outline_inputs, stage_inputs
+from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.hooks.definition import HookDefinition
+from feature_pipeline.hooks.runner import Workspace, name_on_disk
+from feature_pipeline.model.json_text import Number
 from feature_pipeline.outcomes import Outcome, Status
-from feature_pipeline.records import Record
+from feature_pipeline.records import Record, Source
+
+DOIS = ("10.5281/zenodo.1", "10.5281/zenodo.1.2", "10.5281/a/b/c", "plain", "é")
+
+
+@pytest.fixture
+def workspace(tmp_path) -> Workspace:
+    made = Workspace(tmp_path / "run")
+    made.create()
+    return made
+
+
+@pytest.fixture
+def plan(memory_store: MemoryStore, tmp_path) -> ComputePlan:
+    path = tmp_path / "x.pdb"
+    path.write_bytes(b"atoms")
+    metadata = {"resolution": Number("1.10"), "two": 2.0}
+    records = [LocalRecord(each, metadata, {"é.pdb": path}) for each in DOIS]
+    submit_records(memory_store, "letters", Source.IMPORT, records, "b1")
+    accept.settle_all(memory_store, inbox.waiting(memory_store))
+    (tmp_path / "words.py").write_text("")
+    definition = HookDefinition.model_validate(
+        {
+            "name": "words",
+            "dataset": "letters",
+            "release": {
+                "version": "1",
+                "command": ["python", "words.py"],
+                "code": ["words.py"],
+                "config": {"limit": 2.0, "name": "é"},
+            },
+        }
+    )
+    release = log.register_release(
+        memory_store, definition.hook_release(tmp_path), definition.code_files(tmp_path)
+    )
+    batch = log.read_batch(memory_store, "letters", "b1")
+    return plan_run(memory_store, definition, release, batch)
+
+
+def files_in(workspace: Workspace) -> dict[str, int]:
+    return {
+        os.fsencode(path.relative_to(workspace.files)).decode(): path.stat().st_size
+        for path in workspace.files.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_an_id_with_slashes_is_a_nested_folder(memory_store, plan, workspace):
+    stage_inputs(memory_store, plan, workspace)
+    assert files_in(workspace) == {f"{each}/é.pdb": 5 for each in DOIS}
+    lines = (workspace.inputs / "records.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["id"] for line in lines] == list(DOIS)
+
+
+def test_an_outline_has_the_same_folders(plan, workspace):
+    outline_inputs(plan, workspace)
+    assert files_in(workspace) == {f"{each}/é.pdb": 5 for each in DOIS}
+
+
+def test_numbers_reach_the_hook_as_they_were_written(memory_store, plan, workspace):
+    stage_inputs(memory_store, plan, workspace)
+    line = (workspace.inputs / "records.jsonl").read_text("utf-8").splitlines()[0]
+    assert '"metadata":{"resolution":1.10,"two":2.0}' in line
+    assert (workspace.inputs / "config.json").read_text("utf-8") == '{"limit":2.0,"name":"é"}'
+
+
+def test_a_part_too_long_for_a_folder_is_named(workspace):
+    assert workspace.files_of("a/" + "b" * 255) == workspace.files / "a" / ("b" * 255)
+    assert workspace.files_of("a/" + "b" * 256) is None
+
+
+@pytest.mark.parametrize("locale", ["C.UTF-8", "C"])
+def test_names_on_disk_do_not_depend_on_the_locale(tmp_path, locale):
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from feature_pipeline.hooks.runner import Workspace\n"
+        r"Workspace(Path(sys.argv[1])).files_of('10.1/\xe9').mkdir(parents=True)"
+    )
+    environment = {**os.environ, "LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environment, check=True)
+    (folder,) = (tmp_path / "files" / "10.1").iterdir()
+    assert os.fsencode(folder.name) == "é".encode()
+    assert name_on_disk("é") == folder.name
+
+
+def test_two_records_of_one_folder_are_refused(memory_store, plan, workspace):
+    """As on a file system that folds letter case."""
+    (workspace.files / "10.5281" / "zenodo.1").mkdir(parents=True)
+    with pytest.raises(InvalidInputError, match="names the same folder as another"):
+        stage_inputs(memory_store, plan, workspace)
+
 
 COLUMNS = (
     Column(name="score", type="number"),

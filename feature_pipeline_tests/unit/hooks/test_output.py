@@ -149,10 +149,11 @@ def test_negative_zero_keeps_its_sign():
 @pytest.mark.parametrize(
     ("member", "column", "what"),
     [
-        ('"score": 1e400', "score", "1e400, a number beyond float64"),
-        ('"score": -1e400', "score", "-1e400, a number beyond float64"),
-        ('"score": ' + "9" * 5000, "score", "a number beyond float64"),
-        ('"score": 9223372036854775808', "score", "an integer within 64 bits"),
+        ('"score": 1e400', "score", "1e400 is beyond float64"),
+        ('"score": -1e400', "score", "-1e400 is beyond float64"),
+        ('"score": ' + "9" * 5000, "score", "beyond float64"),
+        ('"score": 9007199254740993', "score", "more digits than a float64 holds"),
+        ('"score": 1e-400', "score", "1e-400 is not zero, but the nearest float64 is"),
         ('"score": "1.5"', "score", "expected a number, found '1.5'"),
         ('"score": true', "score", "expected a number, found True"),
         ('"count": 1.5', "count", "expected an integer, found 1.5"),
@@ -163,8 +164,13 @@ def test_negative_zero_keeps_its_sign():
         ('"map": []', "map", "expected an object, found []"),
         ('"list": [NaN]', "list", "found nan"),
         ('"map": {"x": [-Infinity]}', "map", "found -inf"),
-        ('"list": [1e400]', "list", "1e400, a number beyond float64"),
-        ('"list": [18446744073709551616]', "list", "integers within 64 bits"),
+        ('"list": [1e400]', "list", "1e400 is beyond float64"),
+        ('"list": [18446744073709551617]', "list", "more digits than a float64 holds"),
+        (
+            '"count": 1.0000000000000000001',
+            "count",
+            "expected an integer, found 1.0000000000000000001",
+        ),
         ('"list": ["\\u0000"]', "list", "NUL character at position 0"),
         ('"map": {"\\ud800": 1}', "map", "lone surrogate \\ud800"),
         ('"list": ' + "[" * 65 + "]" * 65, "list", "nested deeper than 64 levels"),
@@ -230,7 +236,7 @@ def test_a_deep_line_that_is_cut_off_is_truncated():
     [
         (
             '{"id": "a", "features": [{"score": 1, "score": 1}]}',
-            "key 'score' is in one object twice",
+            "column 39: key 'score' is in one object twice",
         ),
         ('{"id": "a", "features": [{"map": {"k": 1, "k": 2}}]}', "key 'k' is in one object twice"),
         ('{"id": "a", "features": [], "features": []}', "key 'features' is in one object twice"),
@@ -253,7 +259,7 @@ def test_a_line_that_names_its_record_errors_that_record_only(text, what):
 
 def test_invalid_utf8_errors_the_record_that_its_line_names():
     reason = invalid({"features.jsonl": b'{"id": "a", "features": [{"name": "\xff"}]}\n'})
-    assert reason == "features.jsonl line 2: byte 36 (0xff) is not UTF-8"
+    assert reason == "features.jsonl line 2: column 36: byte 0xff is not UTF-8"
 
 
 def test_invalid_utf8_in_the_id_leaves_an_unknown_record():
@@ -288,6 +294,13 @@ def test_a_line_that_names_nobody_fails_the_hook_run(name, data, message):
     with pytest.raises(InvalidInputError) as caught:
         decode({name: data})
     assert f"{name} {message}" in str(caught.value)
+
+
+def test_lines_that_end_in_a_carriage_return_alone_are_named_as_such():
+    data = b'{"id": "a", "features": []}\r{"id": "b", "features": []}\r'
+    for name in ("features.jsonl", "errors.jsonl"):
+        with pytest.raises(InvalidInputError, match=r"column 29: .* end each with a line feed"):
+            decode({name: data})
 
 
 def test_a_last_line_without_its_end_counts_when_it_parses():

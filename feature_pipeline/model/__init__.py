@@ -1,0 +1,1 @@
+"""Values that the steps exchange, and their text. Not here: files, stores, tables, Dagster."""
