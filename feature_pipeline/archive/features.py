@@ -21,11 +21,12 @@ from feature_pipeline.archive.encode import OUTCOMES_SCHEMA, RECORD_ID, rows_sch
 from feature_pipeline.archive.erasures import erased
 from feature_pipeline.archive.frames import Frame
 from feature_pipeline.archive.log import FeatureEntry
-from feature_pipeline.archive.manifest import Manifest
+from feature_pipeline.archive.manifest import LOG, Manifest
 from feature_pipeline.archive.threads import WORKERS
 from feature_pipeline.archive.tombstones import withdrawn
 from feature_pipeline.column_sources import RawKeys, contradictions, own_keys
 from feature_pipeline.columns import Column
+from feature_pipeline.digest import Digest
 from feature_pipeline.errors import InvalidInputError, NotFoundError
 
 BATCH: Final = "batch"
@@ -146,24 +147,88 @@ class Features(Frame):
         """How the batch's artifact was made: release, run, counts, digests, blobs."""
         return self._selection.manifest(batch)
 
+    def raw_sources(self, batch: str) -> dict[Digest, list[str]]:
+        """Return the sorted names of raw files by the manifest that holds them.
+
+        The first is the batch's own. The others computed outcomes that it carried over, in the
+        order of its records: all of them, if its rows were only derived again. A manifest without
+        files is left out.
+        """
+        return {digest: read.raw_names(found) for digest, found in self._computed_by(batch).items()}
+
     def raw_names(self, batch: str) -> list[str]:
-        """The names of the files that the hook left for the batch, sorted."""
-        return read.raw_names(self.manifest(batch))
+        """Return the names of the files that the hook left for the batch, sorted."""
+        return sorted({name for names in self.raw_sources(batch).values() for name in names})
 
-    def raw(self, batch: str, name: str) -> bytes:
-        """One of the files that the hook left, exactly.
+    def raw(self, batch: str, name: str, *, manifest: Digest | str | None = None) -> bytes:
+        """Return one of the files that the hook left, exactly.
 
-        What was carried over is in the raw files of the manifest that computed it: see
-        `carried_from` of `outcomes`.
+        It is that of the batch's own manifest if that has one of this name, which then says
+        nothing of records that were carried over: see `carried_from` of `outcomes`. Otherwise it
+        is that of the manifest that computed what was carried over.
+
+        Args:
+            batch: One of those read.
+            name: One of `raw_names`.
+            manifest: Read this manifest's file: one of `raw_sources`.
 
         Raises:
-            NotFoundError: The artifact has no such file.
+            NotFoundError: No hook run left such a file for the batch.
+            InvalidInputError: Several earlier manifests have such a file, and none was chosen.
         """
-        return read.read_raw(self._selection.store, self.manifest(batch), name)
+        sources = self._computed_by(batch)
+        if manifest is not None:
+            chosen = Digest.parse(manifest) if isinstance(manifest, str) else manifest
+            if chosen not in sources:
+                raise NotFoundError(
+                    f"manifest {chosen} holds no raw files of batch {batch!r} of"
+                    f" {self.dataset}/{self.hook}; {_listed(sources) or 'none'} does"
+                )
+            return read.read_raw(self._selection.store, sources[chosen], name)
+        having = {d: found for d, found in sources.items() if name in read.raw_names(found)}
+        own = self._selection.heads[batch].manifest
+        if own in having:
+            having = {own: having[own]}
+        if len(having) > 1:
+            raise InvalidInputError(
+                f"outcomes of batch {batch!r} of {self.dataset}/{self.hook} were carried over from"
+                f" {len(having)} hook runs that left {name!r}: choose with manifest="
+                f" {_listed(having)}"
+            )
+        for found in having.values():
+            return read.read_raw(self._selection.store, found, name)
+        raise NotFoundError(
+            f"no hook run left {name!r} for batch {batch!r} of {self.dataset}/{self.hook}; there"
+            f" is {', '.join(self.raw_names(batch)) or 'no file'}"
+        )
 
     def log(self, batch: str) -> str:
-        """What the hook printed."""
-        return read.read_log_text(self._selection.store, self.manifest(batch))
+        """Return what the hook printed; of several runs, what each printed in turn."""
+        store = self._selection.store
+        found = self._computed_by(batch, has_log=True)
+        own = self._selection.heads[batch].manifest
+        manifests = [found[own]] if own in found else found.values()
+        return "".join(read.read_log_text(store, manifest) for manifest in manifests)
+
+    def _computed_by(self, batch: str, *, has_log: bool = False) -> dict[Digest, Manifest]:
+        """The manifests that hold raw files of the batch, or logs, its own first."""
+        store, selection = self._selection.store, self._selection
+        own = selection.manifest(batch)
+        digests = [selection.heads[batch].manifest]
+        if own.counts.carried:
+            erasures = erased(store, self.dataset)
+            origins = read.read_outcomes(store, own)["carried_from"].unique().to_pylist()
+            # What was erased of an origin since has a successor, which is read instead.
+            digests += [erasures.manifest_now(Digest.parse(o)) for o in origins if o is not None]
+        found = {
+            digest: own if n == 0 else read.read_manifest(store, digest)
+            for n, digest in enumerate(dict.fromkeys(digests))
+        }
+        return {
+            digest: manifest
+            for digest, manifest in found.items()
+            if (LOG in manifest.blobs if has_log else read.raw_names(manifest))
+        }
 
     def _rows(self, manifest: Manifest) -> tuple[Manifest, pa.Table]:
         return manifest, read.read_rows(self._selection.store, manifest)
@@ -260,6 +325,10 @@ class _Owned:
         foreign = ids & self._seen
         self._seen |= ids
         return _without(self.of_rows(table), pa.array(sorted(foreign), pa.string()))
+
+
+def _listed(digests: Iterable[Digest]) -> str:
+    return ", ".join(map(str, digests))
 
 
 def _without(table: pa.Table, ids: "pa.Array[Any]") -> pa.Table:

@@ -230,4 +230,4 @@ def _loads(
             steps.describe(f"{spec.name}: {rows / elapsed:,.0f} rows/s, {left:,.0f} s left")
             steps.advance()
             yield report
-        steps.describe(f"{spec.name}: indexed, verified and switched")
+        steps.describe(f"{spec.name}: {rows:,} rows loaded")

@@ -10,16 +10,21 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
 from pydantic import Field
 
 from feature_pipeline.archive import log
+from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.columns import Column
-from feature_pipeline.compute.execute import Execution, HookAborted, execute_plan, reasons_of
+from feature_pipeline.compute.execute import Execution, HookAborted, execute_plan
+from feature_pipeline.compute.interrupted import cancelled_execution
+from feature_pipeline.compute.keep import keep
 from feature_pipeline.compute.plan import ComputePlan, plan_run
 from feature_pipeline.digest import Digest, document_bytes
+from feature_pipeline.errors import FeaturePipelineError
 from feature_pipeline.hooks.definition import Compute, HookDefinition
 from feature_pipeline.hooks.runner import Workspace
 from feature_pipeline.orchestration import automation
@@ -130,6 +135,17 @@ def _request_id(context: dg.AssetExecutionContext, config: HookRunConfig) -> str
     return context.run.root_run_id or context.run.run_id
 
 
+def _planned(plan: ComputePlan) -> str:
+    """What is going to be done, for the log: nothing of it is done yet."""
+    said = f"{len(plan.compute)} to compute"
+    if plan.retried:
+        said += f" ({plan.retried} of them again, after an error that may pass)"
+    said += f", {len(plan.carried)} to carry over"
+    if plan.decoded_again:
+        said += f" ({plan.decoded_again} of them to be read again from raw output)"
+    return said
+
+
 def _aborted(error: HookAborted) -> dg.Failure:
     facts = error.hook_run.failure
     tail = "" if facts is None else "\n".join(facts.log_tail)
@@ -137,6 +153,32 @@ def _aborted(error: HookAborted) -> dg.Failure:
         description=str(error),
         metadata=failure_metadata(error.hook_run, error.failure, tail),
         allow_retries=False,
+    )
+
+
+def _keep_cancelled(
+    context: dg.AssetExecutionContext, store: BlobStore, cancelled: Execution
+) -> None:
+    """Put a cancelled run into its batch's log; a store that does not answer is not waited for.
+
+    Dagster gives an interrupted worker little time.
+    """
+    try:
+        kept = keep(
+            store,
+            cancelled,
+            context.run.run_id,
+            context.log.warning,
+            lambda: True,
+            patience_seconds=0.0,
+        )
+    except FeaturePipelineError as error:
+        context.log.warning("what the cancelled hook run left is not in the archive: %s", error)
+        return
+    context.log.info(
+        "hook run %s was cancelled; its output and log are kept in manifest %s",
+        kept.entry.completion,
+        kept.published.manifest_digest,
     )
 
 
@@ -203,28 +245,44 @@ def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefiniti
             force_records=config.force_records,
         )
         context.log.info(
-            "batch %s under release %s: %s",
+            "batch %s under release %s: %d records: %s",
             batch.key,
             release.document.version,
-            ", ".join(f"{count} {what}" for what, count in reasons_of(plan).items()),
+            len(batch.records),
+            _planned(plan),
         )
         show_preview = config.preview and definition.preview
         if plan.is_unchanged:
             return ComputedFeatures(plan, None, context.run.run_id, show_preview)
         workspace = WorkFolder(f"{hook}-", hook_runner.work_folder)
+        runner, monitor = hook_runner.runner(archive), DagsterMonitor(context)
+        request_id, started_at = _request_id(context, config), datetime.now(UTC)
         execution = None
         try:
             execution = execute_plan(
                 store,
                 plan,
-                hook_runner.runner(archive),
-                DagsterMonitor(context),
+                runner,
+                monitor,
                 Workspace(workspace.path),
-                request_id=_request_id(context, config),
+                request_id=request_id,
                 dagster_run_id=context.run.run_id,
             )
         except HookAborted as error:
             raise _aborted(error) from error
+        except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
+            if monitor.is_cancelled(now=True):
+                cancelled = cancelled_execution(
+                    plan,
+                    runner,
+                    Workspace(workspace.path),
+                    started_at=started_at,
+                    request_id=request_id,
+                    dagster_run_id=context.run.run_id,
+                )
+                if cancelled is not None:
+                    _keep_cancelled(context, store, cancelled)
+            raise
         finally:
             if execution is None:
                 workspace.cleanup()

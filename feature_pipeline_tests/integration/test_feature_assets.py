@@ -1,5 +1,9 @@
 """Feature assets on a real archive and a real instance: computing, carrying over, failing."""
 
+import os
+import signal
+from functools import partial
+
 import dagster as dg
 import pandas as pd
 import pyarrow as pa
@@ -13,15 +17,18 @@ from feature_pipeline.archive.publish import (
     announce,
     publish_artifact,
 )
+from feature_pipeline.compute import execute as execute_module
 from feature_pipeline.compute import keep as keep_module
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import NotFoundError, OutcomeUnknownError, StoreUnavailableError
+from feature_pipeline.hooks.parts import PartLimits
 from feature_pipeline.orchestration.features import IO_MANAGER_KEY, DagsterMonitor
 from feature_pipeline.orchestration.inbox_sensor import settle_inbox
 from feature_pipeline.orchestration.io_manager import FeaturePartitions
 from feature_pipeline.orchestration.keys import batches_partitions, features_key, records_key
 from feature_pipeline_tests.fixtures.dagster import COUNT_COLUMNS, DATASET, Pipeline
 
+STARTED = dg.DagsterRunStatus.STARTED
 COUNTS = features_key(DATASET, "counts")
 
 
@@ -503,3 +510,75 @@ def test_entries_that_cannot_be_accepted_yet_do_not_hold_up_others(
 
     assert len(tick.waiting) == 3
     assert tick.removed == 1
+
+
+def interrupt(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, *, is_cancelled: bool) -> None:
+    """Stop the worker as a launcher does, once the hook has said `halfway`."""
+    log_line, stopped = DagsterMonitor.log, []
+
+    def log_and_stop(self, line):
+        log_line(self, line)
+        if "halfway" in line and not stopped:  # after the label of a part
+            stopped.append(line)
+            if is_cancelled:
+                [run] = pipeline.instance.get_runs(dg.RunsFilter(statuses=[STARTED]))
+                pipeline.instance.report_run_canceling(run)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(DagsterMonitor, "log", log_and_stop)
+    run_id = pipeline.run(COUNTS, "b1").run_id
+    monkeypatch.setattr(DagsterMonitor, "log", log_line)
+    status = pipeline.instance.get_run_by_id(run_id).status
+    ended = dg.DagsterRunStatus.CANCELED if is_cancelled else dg.DagsterRunStatus.FAILURE
+    assert status is ended
+
+
+SLOW_HOOK = """
+    import os, time
+    with open(os.environ["OSA_OUT"] + "/features.jsonl", "w") as out:
+        out.write('{"id": "r1", "features": []}\\n')
+    print("halfway", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("records_a_part", [None, 2])
+def test_a_hook_run_that_is_terminated_becomes_history(
+    submitted: Pipeline, monkeypatch: pytest.MonkeyPatch, records_a_part: int | None
+):
+    if records_a_part is not None:
+        limits = partial(PartLimits, records=records_a_part, at_once=1)
+        monkeypatch.setattr(execute_module, "PartLimits", lambda **_: limits())
+    submitted.add_hook(code=SLOW_HOOK)
+
+    interrupt(submitted, monkeypatch, is_cancelled=True)
+
+    (entry,) = log.read_log(submitted.store, DATASET, "counts", "b1")
+    assert entry.verdict is Verdict.FAILED
+    manifest = read.read_manifest(submitted.store, entry.manifest)
+    assert (manifest.failure.kind, manifest.counts.records) == ("cancelled", 0)
+    assert manifest.run.dagster_run_id == entry.dagster_run_id
+    raw = read.read_raw(submitted.store, manifest, "features.jsonl")
+    assert raw == b'{"id": "r1", "features": []}\n'
+    assert "halfway" in read.read_log_text(submitted.store, manifest)
+
+    submitted.add_hook()
+    assert metadata(submitted.run(COUNTS, "b1"))["computed"] == 3
+    assert log.head(submitted.store, DATASET, "counts", "b1").seq == 2
+
+
+def test_a_worker_that_is_only_shut_down_leaves_no_history(
+    submitted: Pipeline, monkeypatch: pytest.MonkeyPatch
+):
+    submitted.add_hook(code=SLOW_HOOK)
+    interrupt(submitted, monkeypatch, is_cancelled=False)
+    assert log.read_log(submitted.store, DATASET, "counts", "b1") == []
+
+
+def test_the_log_calls_nothing_done_before_it_is(submitted: Pipeline):
+    submitted.add_hook(code="raise SystemExit(3)", release={"retries": 0})
+    result = submitted.run(COUNTS, "b1")
+    messages = [record.user_message for record in submitted.instance.all_logs(result.run_id)]
+    [planned] = [message for message in messages if message.startswith("batch b1 under release")]
+    assert planned.endswith("3 records: 3 to compute, 0 to carry over")
+    assert not [message for message in messages if "computed" in message]
