@@ -16,6 +16,7 @@ pytest_plugins = [
     "feature_pipeline_tests.fixtures.dagster",
     "feature_pipeline_tests.fixtures.container",
     "feature_pipeline_tests.fixtures.kubernetes",
+    "feature_pipeline_tests.fixtures.kubernetes_player",
     "feature_pipeline_tests.fixtures.osa",
 ]
 

@@ -105,7 +105,9 @@ def _patiently(call: Callable[[], T], what: str) -> T:
         try:
             return call()
         except urllib.error.HTTPError as error:
-            said = f"HTTP {error.code} {error.reason}: {error.read(300).decode(errors='replace')}"
+            # On one line: the end of a pod's log is shown, and it must hold the whole message.
+            body = " ".join(error.read(300).decode(errors="replace").split())
+            said = f"HTTP {error.code} {error.reason}: {body}"
             is_last = attempt == ATTEMPTS or error.code not in _PASSING
         except (OSError, http.client.HTTPException, TransferError) as error:
             said, is_last = f"{type(error).__name__}: {error}", attempt == ATTEMPTS

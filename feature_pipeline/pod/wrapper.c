@@ -9,8 +9,9 @@
  * are kept. The deadline is kept here: one on the pod would end the pod before anything of a late hook
  * is published. A hook of which the kernel killed a process for want of memory is ended at once: what
  * is left of it may wait for that process for ever. The exit status is 0 whatever the hook's
- * was, for the pod to go on to publish; 143 when the pod itself is being ended; 2 when this program
- * could not do its work.
+ * was, for the pod to go on to publish; 137 when the kernel killed a process of the hook for want of
+ * memory, after which a kubelet publishes nothing; 143 when the pod itself is being ended; 2 when
+ * this program could not do its work.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -258,5 +259,8 @@ int main(int argc, char **argv) {
     else fprintf(file, "null");
     fprintf(file, "}\n");
     if (fclose(file) || rename(part, status_path)) die(status_path);
+    /* A kubelet takes an init container whose control group was killed in for failed, whatever its
+       status, and starts nothing after it; with status 0 it does not end the pod either. */
+    if (kills > (kills_before < 0 ? 0 : kills_before)) return 137;
     return is_terminated && !is_late ? 143 : 0;
 }

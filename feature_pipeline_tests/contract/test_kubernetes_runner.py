@@ -136,11 +136,11 @@ class TestFailures(KubernetesTests):
 
     def test_what_a_queue_holds_back_is_waited_for(self, make_runner, workspace, cluster):
         overrides = PodOverrides(job_spec_config={"suspend": True})
-        settings = dataclasses.replace(SETTINGS, schedule_seconds=0.2, overrides=overrides)
+        settings = dataclasses.replace(SETTINGS, schedule_seconds=1.5, overrides=overrides)
         request = self.request_of(workspace, OK)
 
         def admit() -> None:
-            time.sleep(1)
+            time.sleep(2)
             with cluster.lock:
                 job = cluster.objects["jobs", self.job_of(request)]
                 job["spec"]["suspend"] = False
@@ -148,7 +148,6 @@ class TestFailures(KubernetesTests):
 
         thread = threading.Thread(target=admit)
         thread.start()
-        settings = dataclasses.replace(settings, schedule_seconds=0.5)
         result = make_runner(settings).run(request, Monitor())
         thread.join()
         assert result.failure is None
@@ -221,11 +220,21 @@ class TestFailures(KubernetesTests):
         cluster.faults.append(Fault(method, f"/{what}$", 403, times=99))
         result = runner.run(self.request_of(workspace, OK), Monitor())
         self.failed(result, FailureKind.CLUSTER_REFUSED, "403", what.removesuffix("s"), NAMESPACE)
+        if what != "pods":
+            assert cluster.all("jobs") == cluster.all("secrets") == []
+
+    def test_a_pod_that_admission_refuses_for_good_is_not_waited_for(
+        self, runner, workspace, cluster
+    ):
+        cluster.refused_pods = "no PriorityClass with name urgent was found"
+        result = runner.run(self.request_of(workspace, OK), Monitor())
+        self.failed(result, FailureKind.CLUSTER_REFUSED, "no PriorityClass with name urgent")
+        assert cluster.all("jobs") == cluster.all("secrets") == []
 
     def test_a_namespace_that_is_missing(self, make_runner, workspace):
         settings = dataclasses.replace(SETTINGS, namespace="elsewhere")
         result = make_runner(settings).run(self.request_of(workspace, OK), Monitor())
-        self.failed(result, FailureKind.CLUSTER_REFUSED, "404", "elsewhere")
+        self.failed(result, FailureKind.CLUSTER_REFUSED, "403", "elsewhere")
 
     def test_a_busy_server_is_outlasted(self, make_runner, workspace, cluster):
         for what, status in (
@@ -394,7 +403,9 @@ class TestFailures(KubernetesTests):
         )
         assert list(workspace.output.iterdir()) == []
 
-    def test_a_pod_that_is_always_taken_away(self, runner, workspace, cluster):
+    @pytest.mark.parametrize("visible_seconds", [0, 0.5], ids=["unseen", "seen"])
+    def test_a_pod_that_is_always_taken_away(self, runner, workspace, cluster, visible_seconds):
+        cluster.visible_seconds = visible_seconds
         request = self.request_of(workspace, "print('here', flush=True)\n" + HANG)
         job = self.job_of(request)
         condition = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByKubelet"}
@@ -404,7 +415,7 @@ class TestFailures(KubernetesTests):
                 cluster.take_away(job, conditions=[condition])
 
         result = runner.run(request, Taker())
-        self.failed(result, FailureKind.EVICTED, "EvictionByKubelet", "(4 times)")
+        self.failed(result, FailureKind.EVICTED, "its pod was taken away", "(4 times)")
         assert cluster.all("jobs") == []
 
     def test_a_deleted_pod(self, runner, workspace, cluster):

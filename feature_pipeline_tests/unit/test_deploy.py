@@ -1,6 +1,7 @@
 """What `deploy/` ships is valid, agrees with itself and with what a single machine is told."""
 
 import configparser
+import itertools
 import json
 import re
 from pathlib import Path
@@ -115,6 +116,30 @@ def test_helm_values_say_what_dagster_yaml_says():
             assert snaked(there.pop("pools")) == here.pop("pools")
         assert there == here, name
     assert not instance, "dagster.yaml says something that the chart is not told"
+
+
+def test_the_compute_log_is_told_what_it_understands():
+    """The chart passes keys on by name; one that it does not know vanishes without a word."""
+    from dagster_aws.s3.compute_log_manager import S3ComputeLogManager
+
+    text = (DEPLOY / "helm/values.yaml").read_text()
+    known = set(S3ComputeLogManager.config_type())
+    section = text[text.index("    s3ComputeLogManager:") :]
+    lines = itertools.takewhile(lambda line: line.startswith("      "), section.splitlines()[1:])
+    keys = re.findall(r"(?m)^ *(?:# )?(\w+): ", "\n".join(lines))
+    assert "endpointUrl" in keys
+    assert {snake(key) for key in keys} <= known
+
+
+def test_the_webserver_binds_a_port_that_its_user_may_bind():
+    values = yaml.safe_load((DEPLOY / "helm/values.yaml").read_text())
+    assert "65534" in (DEPLOY / "Dockerfile").read_text()
+    assert values["dagsterWebserver"]["service"]["port"] >= 1024
+
+
+def test_namespaces_are_made_before_they_are_used():
+    guide = (REPOSITORY / "docs/deploy.md").read_text()
+    assert guide.index("create namespace dagster") < guide.index(" -n dagster")
 
 
 def test_what_the_chart_needs_beforehand_is_named():

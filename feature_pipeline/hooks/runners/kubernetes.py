@@ -46,7 +46,7 @@ from feature_pipeline.hooks.runners.kubernetes_results import (
 )
 from feature_pipeline.hooks.runners.log_stream import LogStream
 from feature_pipeline.hooks.runners.pod_log import PodLog
-from feature_pipeline.hooks.runners.transfer import AttemptEnd, PodResult, Transfer
+from feature_pipeline.hooks.runners.transfer import AttemptEnd, Grants, PodResult, Transfer
 from feature_pipeline.release import HookRelease
 
 _TICK_SECONDS: Final = 0.1
@@ -54,6 +54,10 @@ _CANCEL_SECONDS: Final = 0.5
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 _LOST_SECONDS: Final = 900.0
 """Beyond all that a pod was granted; it is taken for lost then."""
+_REFUSAL_SECONDS: Final = 2.0
+"""A cluster makes a pod within a second, or says why not; then it is asked."""
+_WARNING_SECONDS: Final = 10.0
+"""Between two questions why there is no pod."""
 _DELETION_SECONDS: Final = 120.0
 """How long a Job that is being deleted is waited for, before it is taken for one that stays."""
 
@@ -170,10 +174,11 @@ class _Attempt:
         self._monitor = monitor
         self._log = log
         self._pod_log = PodLog(cluster.follow_log, jobs.HOOK)
-        self._began = time.monotonic()
+        self._without_pod_since = time.monotonic()
+        self._next_warning = float("-inf")
         self._began_at = datetime.now(UTC)
         self._last_pod: dict[str, Any] | None = None
-        self._taken_away: set[str] = set()
+        self._taken_away: dict[str, facts.Diagnosis] = {}
         self._pods: set[str] = set()
         self._offered_at = float("-inf")
         self._next_question = 0.0
@@ -223,32 +228,50 @@ class _Attempt:
             return _End(diagnosis, tail=failure.log_tail, node=ended.node)
         if job is None:
             try:
-                self._offer(name)
+                grants = self._grants(name)
             except InvalidInputError as error:
                 return _End(facts.Diagnosis(FailureKind.CANNOT_START, str(error)))
             manifest = jobs.job_manifest(name, request, self._settings, image, wanted)
             try:
-                job = self._cluster.create_job(manifest)
+                job, warnings = self._cluster.create_job(manifest)
             except ConflictError:
-                # somebody was faster, or our own call succeeded and its answer was lost
+                # Another worker was faster, or our own call succeeded and its answer was lost.
                 job = self._cluster.job(name)
             else:
-                self._own_secret(name, job)
+                for warning in warnings:
+                    self._log.note(f"the cluster warns about Job {name}: {warning}")
+                self._put_secret(job, grants)
                 return None
         if job is None:
             return _End(facts.Diagnosis(FailureKind.EVICTED, f"Job {name} was deleted at once"))
         if jobs.annotations_of(job).get(jobs.IDENTITY) != str(wanted):
             reason = f"a Job named {name} exists and is not ours: delete it"
             return _End(facts.Diagnosis(FailureKind.CLUSTER_REFUSED, reason))
-        self._own_secret(name, job)
+        if not any(facts.has_begun(pod) for pod in self._cluster.pods(name)):
+            # The worker that made the Job may have died before it made the Secret.
+            self._put_secret(job, self._grants(name))
         self._log.note(f"attached to Job {name}, which was made before")
         return None
 
-    def _offer(self, name: str) -> None:
-        """The pod's containers that start from now on are granted what they need, for a while."""
-        request, lifetime = self._request, self._settings.lifetime_seconds(self._request)
-        grants = self._patiently(lambda: self._transfer.offer(name, request.workspace, lifetime))
-        self._cluster.put_secret(jobs.secret_manifest(name, grants.stage_url, grants.publish))
+    def _grants(self, name: str) -> Grants:
+        """What the pod's containers that start from now on need, for a while."""
+        lifetime = self._settings.lifetime_seconds(self._request)
+        workspace = self._request.workspace
+        return self._patiently(lambda: self._transfer.offer(name, workspace, lifetime))
+
+    def _put_secret(self, job: dict[str, Any], grants: Grants) -> None:
+        """Grant it to the Job's pods. The Secret comes after its Job, so that it goes with it.
+
+        Raises:
+            ClusterRefusedError: It may not be made; the Job, which cannot run without, is deleted.
+        """
+        name = job["metadata"]["name"]
+        secret = jobs.secret_manifest(name, grants.stage_url, grants.publish)
+        try:
+            self._cluster.put_secret(secret, job)
+        except ClusterRefusedError:
+            self._delete(name)
+            raise
         self._offered_at = time.monotonic()
 
     def _offer_again(self, job: dict[str, Any], pod: facts.Json | None) -> None:
@@ -260,9 +283,7 @@ class _Attempt:
             is_due = bool(self._pods)
             self._pods.add(pod["metadata"]["uid"])
         if is_due:
-            name = job["metadata"]["name"]
-            self._offer(name)
-            self._own_secret(name, job)
+            self._put_secret(job, self._grants(job["metadata"]["name"]))
 
     def _job_to_attach_to(self, name: str) -> dict[str, Any] | None:
         """The Job of that name, once none is there that is being deleted."""
@@ -274,15 +295,6 @@ class _Attempt:
             if time.monotonic() > end or self._monitor.is_cancelled():
                 return job
             time.sleep(_CANCEL_SECONDS)
-
-    def _own_secret(self, name: str, job: dict[str, Any]) -> None:
-        """The secret goes with the Job; if that cannot be arranged, the Job runs all the same."""
-        try:
-            self._cluster.give_secret(name, job)
-        except NotFoundError:
-            return  # it is a Job of somebody who needed none, or is gone with its owner
-        except (ClusterRefusedError, ConflictError, StoreUnavailableError) as error:
-            self._log.note(f"secret {name} stays when the Job goes: {error}")
 
     def _wait(self, name: str, poll_seconds: float) -> facts.Diagnosis | None:
         """Wait until the Job is complete; why it will not be, if it will not."""
@@ -320,17 +332,18 @@ class _Attempt:
         if pod is None:
             if job["spec"].get("suspend"):
                 # a queue (Kueue) holds it back, and how long is the queue's business
-                self._began = time.monotonic()
-            elif time.monotonic() - self._began > settings.schedule_seconds:
-                said = self._cluster.last_warning(job["metadata"]["name"])
-                reason = f"the cluster made no pod for it: {said or 'and does not say why'}"
-                return facts.Diagnosis(FailureKind.CLUSTER_REFUSED, reason)
-            return None
-        taken = {p["metadata"]["uid"]: facts.taken_away(p) for p in pods}
-        self._taken_away |= {uid for uid, found in taken.items() if found is not None}
-        if len(self._taken_away) > facts.MOST_REPLACEMENTS:
-            last = next(found for found in reversed(taken.values()) if found is not None)
-            return facts.Diagnosis(last.kind, f"{last.reason} ({len(self._taken_away)} times)")
+                self._without_pod_since = time.monotonic()
+            return self._refused_pod(job["metadata"]["name"])
+        # Between a pod that was taken away and its replacement there is none for seconds.
+        self._without_pod_since = time.monotonic()
+        for each in pods:
+            if (found := facts.taken_away(each)) is not None:
+                self._taken_away[each["metadata"]["uid"]] = found
+        # A pod that was taken away may be gone before it is looked at: only such ones are replaced.
+        gone = self._pods - {pod["metadata"]["uid"]} - self._taken_away.keys()
+        if (times := len(self._taken_away) + len(gone)) > facts.MOST_REPLACEMENTS:
+            last = next(reversed(self._taken_away.values()), facts.REPLACED)
+            return facts.Diagnosis(last.kind, f"{last.reason} ({times} times)")
         age = (now - facts.moment(pod["metadata"]["creationTimestamp"])).total_seconds()
         if age > settings.lifetime_seconds(self._request) + _LOST_SECONDS:
             # its own deadline has passed, and the node that would keep it does not answer
@@ -341,6 +354,20 @@ class _Attempt:
         if facts.is_going(pod) or pod.get("status", {}).get("phase") == "Failed":
             return None
         return facts.stuck(pod, settings.schedule_seconds, now)
+
+    def _refused_pod(self, name: str) -> facts.Diagnosis | None:
+        """Why the Job has no pod, if the cluster will make none or has had the time to."""
+        now = time.monotonic()
+        absent = now - self._without_pod_since
+        is_overdue = absent > self._settings.schedule_seconds
+        if not is_overdue and (absent < _REFUSAL_SECONDS or now < self._next_warning):
+            return None
+        self._next_warning = now + _WARNING_SECONDS
+        warning = self._cluster.last_warning(name)
+        if not is_overdue and not facts.is_permanent_refusal(warning):
+            return None
+        reason = f"the cluster made no pod for it: {warning or 'and does not say why'}"
+        return facts.Diagnosis(FailureKind.CLUSTER_REFUSED, reason)
 
     def _follow(self, pod: facts.Json) -> None:
         state = facts.container_state(pod, jobs.HOOK)

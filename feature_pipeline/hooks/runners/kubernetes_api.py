@@ -4,6 +4,7 @@ Answers are plain JSON: what a newer cluster says besides does no harm.
 """
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -13,6 +14,9 @@ from feature_pipeline.errors import ConflictError, NotFoundError, StoreUnavailab
 _CALL_SECONDS: Final = 30
 _PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
 _LONGEST_PAUSE_SECONDS: Final = 10.0
+_RESTART_SECONDS: Final = 120.0
+"""How long after a server was away its refusals are not believed. A server that starts answers 401
+and 403 until it has read the roles, and looks then as it does when it refuses."""
 
 Json = dict[str, Any]
 
@@ -53,6 +57,9 @@ class Cluster:
         self._connect = connect
         self._patience_seconds = patience_seconds
         self._client: Any = None
+        self._has_succeeded = False
+        self._away_at = float("-inf")
+        """When the server last gave no answer."""
 
     def close(self) -> None:
         """Hang up."""
@@ -60,9 +67,14 @@ class Cluster:
             self._client.close()
             self._client = None
 
-    def create_job(self, manifest: Json) -> Json:
-        """Raises ConflictError if there is one of that name."""
-        return self._json("create_namespaced_job", self._namespace, manifest, api="BatchV1Api")
+    def create_job(self, manifest: Json) -> tuple[Json, list[str]]:
+        """Create the Job; return it with the warnings that the server gave.
+
+        Raises:
+            ConflictError: There is one of that name.
+        """
+        answer = self._answer("create_namespaced_job", self._namespace, manifest, api="BatchV1Api")
+        return json.loads(answer.data), _warnings(answer)
 
     def job(self, name: str) -> Json | None:
         """The Job; None if there is none."""
@@ -91,24 +103,18 @@ class Cluster:
         answer = self._json("list_namespaced_pod", self._namespace, label_selector=selector)
         return list(answer["items"])
 
-    def put_secret(self, manifest: Json) -> None:
-        """The secret is there, with this content."""
+    def put_secret(self, manifest: Json, job: Json) -> None:
+        """Create or replace the Secret; it goes when the Job goes."""
+        metadata = job["metadata"]
+        owner = {"apiVersion": "batch/v1", "kind": "Job"} | {
+            k: metadata[k] for k in ("name", "uid")
+        }
+        owned = manifest | {"metadata": manifest["metadata"] | {"ownerReferences": [owner]}}
         try:
-            self._json("create_namespaced_secret", self._namespace, manifest)
+            self._json("create_namespaced_secret", self._namespace, owned)
         except ConflictError:
             name = manifest["metadata"]["name"]
-            self._json("replace_namespaced_secret", name, self._namespace, manifest)
-
-    def give_secret(self, name: str, job: Json) -> None:
-        """The secret goes when the Job goes."""
-        owner = {
-            "apiVersion": "batch/v1",
-            "kind": "Job",
-            "name": job["metadata"]["name"],
-            "uid": job["metadata"]["uid"],
-        }
-        patch = {"metadata": {"ownerReferences": [owner]}}
-        self._json("patch_namespaced_secret", name, self._namespace, patch)
+            self._json("replace_namespaced_secret", name, self._namespace, owned)
 
     def last_warning(self, job: str) -> str:
         """What the cluster last complained about regarding the Job; empty if about nothing."""
@@ -117,13 +123,13 @@ class Cluster:
             self._namespace,
             field_selector=f"involvedObject.name={job},type=Warning",
         )
-        said = [f"{event.get('reason')}: {event.get('message')}" for event in answer["items"]]
-        return said[-1] if said else ""
+        last = max(answer["items"], key=_event_time, default=None)
+        return "" if last is None else f"{last.get('reason')}: {last.get('message')}"
 
     def log_tail(self, pod: str, container: str, lines: int) -> list[str]:
         """The last lines of a container; none if they cannot be had any more."""
         try:
-            data = self._answer(
+            answer = self._answer(
                 "read_namespaced_pod_log",
                 pod,
                 self._namespace,
@@ -132,7 +138,7 @@ class Cluster:
             )
         except (NotFoundError, StoreUnavailableError, ClusterRefusedError):
             return []
-        return str(data.decode("utf-8", "replace")).splitlines()
+        return str(answer.data.decode("utf-8", "replace")).splitlines()
 
     def follow_log(self, pod: str, container: str) -> Any:
         """The container's output from its beginning, as it comes: a response to be streamed.
@@ -156,13 +162,11 @@ class Cluster:
         return self._client
 
     def _json(self, method: str, *args: object, api: str = "CoreV1Api", **options: object) -> Json:
-        answer: Json = json.loads(self._answer(method, *args, api=api, **options))
+        answer: Json = json.loads(self._answer(method, *args, api=api, **options).data)
         return answer
 
-    def _answer(
-        self, method: str, *args: object, api: str = "CoreV1Api", **options: object
-    ) -> bytes:
-        """The body of an answer; busy servers, lost connections and expired tokens are outlasted.
+    def _answer(self, method: str, *args: object, api: str = "CoreV1Api", **options: object) -> Any:
+        """The response; busy servers, lost connections, restarts and expired tokens are outlasted.
 
         Raises:
             NotFoundError, ConflictError: 404, 409.
@@ -180,7 +184,7 @@ class Cluster:
                 answer = call(
                     *args, _preload_content=False, _request_timeout=_CALL_SECONDS, **options
                 )
-                data: bytes = answer.data
+                _ = answer.data
             except client.ApiException as error:
                 said = f"{what}: {error.status} {_message(error)}"
                 if error.status == 401 and not is_renewed:
@@ -192,19 +196,38 @@ class Cluster:
                     raise NotFoundError(said) from error
                 if error.status == 409:
                     raise ConflictError(said) from error
-                if error.status not in _PASSING:
+                if error.status in _PASSING:
+                    self._away_at = time.monotonic()
+                elif not self._may_be_starting(error.status) or time.monotonic() + pause > end:
                     raise ClusterRefusedError(said) from error
                 cause: Exception = error
             except config.ConfigException as error:
                 raise ClusterRefusedError(f"no cluster is configured here: {error}") from error
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 said, cause = f"{what}: {error}", error
+                self._away_at = time.monotonic()
             else:
-                return data
+                self._has_succeeded = True
+                return answer
             if time.monotonic() + pause > end:
                 raise StoreUnavailableError(f"the cluster's API does not answer: {said}") from cause
             time.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+
+    def _may_be_starting(self, status: int) -> bool:
+        """Whether a refusal may come from a server that was restarted and knows no roles yet."""
+        was_away = time.monotonic() - self._away_at < _RESTART_SECONDS
+        return status in {401, 403} and was_away and self._has_succeeded
+
+
+def _warnings(answer: Any) -> list[str]:
+    """The texts of an answer's `Warning` headers: `299 - "text"` each."""
+    lines = answer.headers.getlist("Warning")
+    return [text for line in lines for text in re.findall(r'299 \S+ "((?:[^"\\]|\\.)*)"', line)]
+
+
+def _event_time(event: Json) -> str:
+    return str(event.get("lastTimestamp") or event.get("eventTime") or "")
 
 
 def _message(error: Any) -> str:

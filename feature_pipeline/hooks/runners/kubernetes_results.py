@@ -167,9 +167,12 @@ def verdict(request: RunRequest, result: PodResult, tail: tuple[str, ...]) -> Di
 
 def runtime_facts(diagnosis: Diagnosis, tail: tuple[str, ...], request: RunRequest) -> RuntimeFacts:
     """The facts of a failed attempt."""
+    reason = diagnosis.reason
+    if diagnosis.kind is FailureKind.OUT_OF_MEMORY and "limit" not in reason:
+        reason = f"{reason}; its limit is {format_size(request.limits.memory_bytes)}"
     return RuntimeFacts(
         kind=diagnosis.kind,
-        reason=diagnosis.reason,
+        reason=reason,
         exit_code=diagnosis.exit_code,
         log_tail=tail,
         memory_limit_bytes=request.limits.memory_bytes,
