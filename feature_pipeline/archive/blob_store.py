@@ -128,6 +128,30 @@ class BlobStore(Protocol):
         """The object is not there, whether or not it was."""
         ...
 
+    def now(self) -> datetime:
+        """Return the store's own time, at most a second behind it.
+
+        Modification times are by this clock. What several machines agree on is measured by it
+        alone: their own clocks differ, and jump.
+        """
+        ...
+
+    def delete_before(self, key: str, deadline: datetime) -> bool:
+        """Delete the object, by a request that the store refuses after `deadline`.
+
+        The store compares its own clock when the request arrives: neither a slow network, nor a
+        retry, nor a process that stood still can make it act later.
+
+        Returns:
+            Whether nothing of this call can still arrive. False if an earlier attempt of it had no
+            answer: that one may act until `deadline`.
+
+        Raises:
+            StoreUnavailableError: It did not happen; the deadline has passed, or the store refused.
+            OutcomeUnknownError: It may happen until `deadline`.
+        """
+        ...
+
     def matches_file(self, info: ObjectInfo, path: Path) -> bool | None:
         """Whether an object uploaded in parts has the checksum that `path` would get.
 

@@ -15,7 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
-from feature_pipeline.archive import layout, sweep
+from feature_pipeline.archive import layout
 from feature_pipeline.archive.blob_store import (
     BYTES_MEDIA_TYPE,
     BlobStore,
@@ -158,7 +158,7 @@ def _write(
             is_healed = True
         # If another writer was faster, the next round sees what it left.
         with contextlib.suppress(OutcomeUnknownError):
-            if replace(info.etag) and (not _is_old(info) or _outlasts_sweep(store, ref, path)):
+            if replace(info.etag):
                 return BlobWrite(ref, is_new=False, is_healed=is_healed)
     if unknown is not None:
         raise unknown
@@ -169,17 +169,6 @@ def _write(
 
 def _is_old(info: ObjectInfo) -> bool:
     return utc_now() - info.modified_at >= GRACE / 2
-
-
-def _outlasts_sweep(store: BlobStore, ref: BlobRef, path: Path | None) -> bool:
-    """Whether an old blob that was written again is there once no collection can delete it.
-
-    A collection that looked at the blob just before it was written would delete the new bytes; one
-    that begins later sees that they are new.
-    """
-    sweep.outlast(store)
-    info = store.stat(layout.blob(ref.digest))
-    return info is not None and _is_right(store, info, ref, path)
 
 
 def _is_fresh(store: BlobStore, ref: BlobRef) -> bool:

@@ -6,45 +6,41 @@ an artifact or batch (`redact`), saying that a record is withdrawn (`tombstones`
 The order is what crash safety rests on: the tombstone (from here on nothing about the record is
 accepted or loaded), successors of batches and artifacts, their log entries, the entry of the
 erasure log that says what they replace and what is to be deleted, the deletions. Whatever dies in
-between leaves an archive that reads rightly and that the next call takes further; the erasure log
-is what tells an erased object from a lost one.
+between leaves an archive that the next call takes further: a batch's own log says which batch
+replaces which, so what was begun is found even if nothing else tells of it. The erasure log is what
+tells an erased object from a lost one.
+
+Damaged documents keep back the deletions (`maintenance.deletion`), never the withdrawal.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime
-from functools import partial
+from itertools import pairwise
 from typing import Final
 
-from feature_pipeline.archive import blobs, inbox, layout, log, read
-from feature_pipeline.archive.blob_store import JSON_MEDIA_TYPE, BlobStore, ObjectInfo
+from feature_pipeline.archive import blobs, inbox, layout, log, read, tombstones
+from feature_pipeline.archive.blob_store import JSON_MEDIA_TYPE, BlobStore
 from feature_pipeline.archive.documents import utc_now
 from feature_pipeline.archive.erasures import Erased, ErasureEntry, erasures
+from feature_pipeline.archive.guard import Guard
 from feature_pipeline.archive.inbox import InboxEntry, Submission
 from feature_pipeline.archive.log import BatchEntry, FeatureEntry, Verdict
-from feature_pipeline.archive.objects import State
-from feature_pipeline.archive.reachable import reach
+from feature_pipeline.archive.maintenance import deletion
+from feature_pipeline.archive.manifest import BlobRef, Manifest
 from feature_pipeline.archive.redact import redact_artifact, redact_batch
-from feature_pipeline.archive.sweep import MARGIN, Sweep, outlast
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.archive.tombstones import withdraw, withdrawn
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import (
     ConflictError,
     CorruptDataError,
-    FeaturePipelineError,
     InvalidInputError,
     NotFoundError,
-    StoreUnavailableError,
 )
 from feature_pipeline.records import RecordBatch
 
 _MAX_PASSES: Final = 10
-_GROUP: Final = 1000
-"""Blobs deleted between two looks at what is named by now; each look lists the logs."""
-_EMPTY: Final = Digest.of(b"")
-"""It says nothing of anybody, and publishers rely on it at any moment."""
 
 OUTSIDE_REACH: Final = (
     "Dagster's events and logs: previews, metadata and run logs may show values of the records;"
@@ -61,7 +57,7 @@ OUTSIDE_REACH: Final = (
 
 @dataclass
 class ErasureReport:
-    """What was done; everything that was asked for, unless `problems` says otherwise."""
+    """What was done; everything that was asked for, unless `is_finished` is False."""
 
     dataset: str
     record_ids: tuple[str, ...]
@@ -76,6 +72,17 @@ class ErasureReport:
     """Blobs deleted."""
     problems: list[str] = field(default_factory=list)
     """What could not be read, so that records may still be there; nothing else was left out."""
+    kept_back: int = 0
+    """Blobs that are to go and stay for now, because of `obstacles`."""
+    obstacles: tuple[str, ...] = ()
+    """What keeps deletions back: see `deletion.obstacles`."""
+    lifted: tuple[str, ...] = ()
+    """The records that may be submitted again, by this call."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return not self.problems and not self.kept_back
 
     def to_json(self) -> dict[str, object]:
         """The report for programs."""
@@ -87,6 +94,9 @@ class ErasureReport:
             "waiting": self.waiting,
             "deleted": self.deleted,
             "problems": self.problems,
+            "kept_back": self.kept_back,
+            "obstacles": list(self.obstacles),
+            "lifted": list(self.lifted),
             "outside_reach": list(OUTSIDE_REACH),
         }
 
@@ -97,11 +107,12 @@ def erase(
     record_ids: Collection[str],
     reason: str,
     progress: Callable[[str], None] | None = None,
+    lost: Collection[Digest] = (),
 ) -> ErasureReport:
-    """The records are withdrawn, and nothing of them is in the archive.
+    """Withdraw the records, and take out of the archive all that it holds of them.
 
-    They cannot be submitted again before the withdrawal is lifted (`tombstones.lift`). Idempotent;
-    after a crash, `finish_erasing` goes on.
+    They cannot be submitted again before the withdrawal is lifted (`lift`). Idempotent; after a
+    crash, `finish_erasing` goes on.
 
     Args:
         store: The archive.
@@ -109,19 +120,25 @@ def erase(
         record_ids: Records in whichever batches; ids that no batch has are withdrawn all the same.
         reason: Kept in the tombstone for ever: no personal data.
         progress: Called with what is being done.
+        lost: Manifests and batches that are given up: what only they name may be deleted.
 
     Raises:
         InvalidInputError: No ids, or one that cannot name a record; nothing was done.
         StoreUnavailableError, OutcomeUnknownError, ConflictError: It is not finished; call again.
     """
     withdraw(store, dataset, record_ids, reason)
-    return finish_erasing(store, dataset, progress)
+    return finish_erasing(store, dataset, progress, lost)
 
 
 def finish_erasing(
-    store: BlobStore, dataset: str, progress: Callable[[str], None] | None = None
+    store: BlobStore,
+    dataset: str,
+    progress: Callable[[str], None] | None = None,
+    lost: Collection[Digest] = (),
 ) -> ErasureReport:
-    """Nothing of any withdrawn record of the dataset is in the archive.
+    """Take out of the archive all that it holds of any withdrawn record of the dataset.
+
+    What an earlier erasure began is brought to its end, even if its records were allowed again.
 
     Raises:
         StoreUnavailableError, OutcomeUnknownError, ConflictError: It is not finished; call again.
@@ -129,16 +146,74 @@ def finish_erasing(
     say = progress or (lambda _: None)
     report = ErasureReport(dataset, ())
     ids = frozenset(withdrawn(store, dataset))
-    if not ids:
-        return report
+    own: set[int] = set()
     # A completion accepted while a pass ran is found by the next one.
     for number in range(1, _MAX_PASSES + 1):
         say(f"pass {number}: looking for {len(ids)} withdrawn records")
-        erasing = _Pass(store, dataset, ids, report, say)
-        if not erasing.run():
+        if not _Pass(store, dataset, ids, report, say, own).run():
             break
+    else:
+        raise ConflictError(
+            f"dataset {dataset!r}: {_MAX_PASSES} looks each found more to erase: something goes on"
+            " writing about withdrawn records; run `feature-pipeline erase --dataset"
+            f" {dataset}` again"
+        )
+    _delete(store, dataset, ids, own, report, say, lost)
     report.problems = list(dict.fromkeys(report.problems))
     return report
+
+
+def lift(
+    store: BlobStore,
+    dataset: str,
+    record_ids: Collection[str],
+    reason: str,
+    progress: Callable[[str], None] | None = None,
+    lost: Collection[Digest] = (),
+) -> ErasureReport:
+    """Allow the records again, in new batches, once nothing of them is left in old ones.
+
+    An erasure that was interrupted is finished first: half of one would leave artifacts about
+    records that their batch has no more. While it cannot be finished nothing is lifted, and the
+    report says why.
+
+    Raises:
+        InvalidInputError: A record is not withdrawn; nothing was done.
+        StoreUnavailableError, OutcomeUnknownError, ConflictError: It is not finished; call again.
+    """
+    tombstones.check_withdrawn(dataset, record_ids, withdrawn(store, dataset))
+    report = finish_erasing(store, dataset, progress, lost)
+    if report.is_finished:
+        report.lifted = tombstones.lift(store, dataset, record_ids, reason).record_ids
+    return report
+
+
+def _delete(
+    store: BlobStore,
+    dataset: str,
+    ids: Collection[str],
+    own: Collection[int],
+    report: ErasureReport,
+    say: Callable[[str], None],
+    lost: Collection[Digest],
+) -> None:
+    """Delete what erasures of these records, and those of these numbers, said was to go."""
+    due = {
+        digest
+        for entry in erasures(store, dataset)
+        if entry.seq in own or set(ids).intersection(entry.record_ids)
+        for digest in entry.blobs
+    }
+    stored = map_threads(store.stat, [layout.blob(digest) for digest in sorted(due)])
+    there = [info for info in stored if info is not None]
+    if not there:
+        return
+    # Asked again: something may have come to need one since it was said to go.
+    first = deletion.look(store, given_up=lost)
+    say(f"deleting {len(there)} blobs")
+    done = deletion.delete(store, there, first, waits=say, given_up=lost)
+    report.deleted = len(done.deleted)
+    report.kept_back, report.obstacles = len(done.kept_back), done.obstacles
 
 
 class _Pass:
@@ -151,19 +226,27 @@ class _Pass:
         ids: frozenset[str],
         report: ErasureReport,
         say: Callable[[str], None],
+        own: set[int],
     ) -> None:
         self.store = store
         self.dataset = dataset
         self.ids = ids
         self.report = report
         self.say = say
+        self.own = own
+        """The numbers of the entries of the erasure log that this erasure wrote."""
+        self.guard = Guard(store)
         before = erasures(store, dataset)
         self.known = Erased.of(before)
-        self.erased_ids = frozenset(i for entry in before for i in entry.record_ids)
+        self.gone = {record_id for entry in before for record_id in entry.record_ids} | ids
+        """Every record that was taken out of some batch, or is to be."""
         self.found: set[str] = set()
         self.batches: dict[Digest, Digest] = {}
         self.manifests: dict[Digest, Digest] = {}
+        self.successors: dict[Digest, Manifest] = {}
         self.candidates: set[Digest] = set()
+        self.written: list[tuple[tuple[BlobRef, ...], Callable[[], object]]] = []
+        """Per successor its blobs, and what writes them again."""
 
     def run(self) -> bool:
         """Whether there was anything to do, so that another look is worth it."""
@@ -179,15 +262,14 @@ class _Pass:
                 with self._reporting(f"{self.dataset}/{hook}/{key}"):
                     self._redact_log(hook, key)
         replaced = self._replace_waiting()
+        self._write_lost_again()
         if self.batches or self.manifests:
             self._write_entry()
         for key in replaced:
             self.store.delete(key)
-        deleted = self._delete()
-        self.report.deleted += deleted
         self.report.waiting += len(replaced)
         self.report.record_ids = tuple(sorted({*self.report.record_ids, *self.found}))
-        return bool(self.batches or self.manifests or replaced or deleted)
+        return bool(self.batches or self.manifests or replaced)
 
     @contextmanager
     def _reporting(self, where: str) -> Iterator[None]:
@@ -196,6 +278,14 @@ class _Pass:
             yield
         except (NotFoundError, CorruptDataError, InvalidInputError) as error:
             self.report.problems.append(f"{where}: {error}")
+
+    def _write_lost_again(self) -> None:
+        """Successors are named now: what a deletion beside this erasure took of them comes back."""
+        refs = [ref for written, _ in self.written for ref in written]
+        lost = {ref.digest for ref in self.guard.find_lost(refs)} if refs else set()
+        for written, write in self.written:
+            if any(ref.digest in lost for ref in written):
+                write()
 
     # Batches
 
@@ -210,18 +300,44 @@ class _Pass:
         return found
 
     def _redact_batches(self, logs: Mapping[str, list[BatchEntry]]) -> None:
-        unknown = [
-            (key, digest)
-            for key, entries in logs.items()
-            for digest in dict.fromkeys(entry.digest for entry in entries)
-            if digest not in self.known.batches
-        ]
-        found = map_threads(self._names_withdrawn, unknown)
-        for (key, digest), is_named in zip(unknown, found, strict=True):
+        ends = []
+        for key, entries in logs.items():
+            with self._reporting(f"batch {key}"):
+                for before, after in pairwise(entries):
+                    if self._note_replaced(before.digest, after.digest):
+                        self.report.batches.append(key)
+                if (last := entries[-1].digest) in self.known.batches:
+                    raise CorruptDataError(
+                        f"its log ends with {last}, which an erasure replaced: the entry after it"
+                        " is missing"
+                    )
+                ends += [(key, last)] if self.ids else []
+        found = map_threads(self._names_withdrawn, ends)
+        for (key, digest), is_named in zip(ends, found, strict=True):
             if is_named:
                 self.say(f"batch {key}")
                 self._append_batch(key, self._redact_batch(digest, self._batch(digest)))
                 self.report.batches.append(key)
+
+    def _note_replaced(self, before: Digest, after: Digest) -> bool:
+        """Whether a batch's log alone says that one replaced the other: an erasure was stopped."""
+        if before in self.known.batches:
+            return False
+        batch = self._batch(before)
+        kept = {record.id for record in self._batch(after).records}
+        self._note_redacted(batch, {record.id for record in batch.records} - kept, after)
+        return True
+
+    def _note_redacted(
+        self, batch: RecordBatch, record_ids: Collection[str], successor: Digest
+    ) -> None:
+        self.batches[batch.digest] = successor
+        self.candidates.add(batch.digest)
+        for record in batch.records:
+            if record.id in record_ids:
+                self.found.add(record.id)
+                self.gone.add(record.id)
+                self.candidates.update(file.blob for file in record.files)
 
     def _names_withdrawn(self, which: tuple[str, Digest]) -> bool:
         key, digest = which
@@ -240,13 +356,12 @@ class _Pass:
 
     def _redact_batch(self, digest: Digest, batch: RecordBatch) -> RecordBatch:
         successor = redact_batch(batch, self.ids)
-        blobs.put_blob(self.store, successor.encode(), JSON_MEDIA_TYPE)
-        self.batches[digest] = successor.digest
-        self.candidates.add(digest)
-        for record in batch.records:
-            if record.id in self.ids:
-                self.found.add(record.id)
-                self.candidates.update(file.blob for file in record.files)
+
+        def write() -> BlobRef:
+            return blobs.put_blob(self.store, successor.encode(), JSON_MEDIA_TYPE)
+
+        self.written.append(((write(),), write))
+        self._note_redacted(batch, self.ids, successor.digest)
         return successor
 
     def _append_batch(self, key: str, successor: RecordBatch) -> None:
@@ -273,10 +388,9 @@ class _Pass:
         now = Erased(batches={**self.known.batches, **self.batches}).batch_now(digest)
         return None if now == digest else now
 
-    def _gone(self, successor: Digest) -> frozenset[str]:
+    def _taken_out(self, successor: Digest) -> frozenset[str]:
         """The records that were taken out of the batch; some may be allowed elsewhere by now."""
-        kept = {record.id for record in self._batch(successor).records}
-        return (self.ids | self.erased_ids) - kept
+        return frozenset(self.gone - {record.id for record in self._batch(successor).records})
 
     def _redact_log(self, hook: str, key: str) -> None:
         for entry in log.read_log(self.store, self.dataset, hook, key):
@@ -292,24 +406,28 @@ class _Pass:
         """The artifact's successor; None if it needs none, or cannot be read."""
         if digest in self.manifests:
             return self.manifests[digest]
-        successor = None
         with self._reporting(where):
             manifest = read.read_manifest(self.store, digest)
             successor_batch = self._successor_batch(manifest.batch_digest)
             if successor_batch is None:
                 return None
             self.say(f"artifact {where}")
+            taken_out = self._taken_out(successor_batch)
             carried = {**self.known.manifests, **self.manifests}
-            successor = redact_artifact(
-                self.store, manifest, self._gone(successor_batch), successor_batch, carried
-            )
-            self.manifests[digest] = successor
+
+            def write() -> tuple[Manifest, BlobRef]:
+                return redact_artifact(self.store, manifest, taken_out, successor_batch, carried)
+
+            successor, ref = write()
+            self.written.append(((*successor.blobs.values(), ref), write))
+            self.manifests[digest] = ref.digest
+            self.successors[ref.digest] = successor
             self.candidates.add(digest)
             self.candidates.update(ref.digest for ref in manifest.blobs.values())
-        return successor
+        return self.manifests.get(digest)
 
     def _append_features(self, old: FeatureEntry, successor: Digest) -> None:
-        manifest = read.read_manifest(self.store, successor)
+        manifest = self.successors[successor]
 
         def decide(entries: list[FeatureEntry]) -> FeatureEntry:
             for entry in entries:
@@ -384,105 +502,26 @@ class _Pass:
         inbox.leave(self.store, content.model_copy(update={"digest": successor}))
         return True
 
-    # Deletions
-
     def _write_entry(self) -> None:
         """Say what is replaced and what is to be deleted, before anything is."""
         planned = Erased(self.manifests, self.batches)
-        # Whatever needs a candidate besides what is replaced keeps it, in any dataset.
-        needed = self._needed(planned)
+        # What needs a candidate besides what is replaced keeps it, in any dataset. It is asked
+        # again before anything is deleted: this is what people may expect to be gone.
+        needed = deletion.look(self.store, planned=planned).needed
         entry = ErasureEntry(
             seq=layout.FIRST_SEQ,
             dataset=self.dataset,
-            record_ids=tuple(sorted(self.ids)),
+            record_ids=tuple(sorted(self.ids | self.found)),
             manifests=_texts(self.manifests),
             batches=_texts(self.batches),
-            blobs=tuple(sorted(self.candidates - needed - {_EMPTY})),
+            blobs=tuple(sorted(self.candidates - needed - {deletion.EMPTY})),
         )
 
         def decide(entries: list[ErasureEntry]) -> ErasureEntry:
             return entry.model_copy(update={"seq": log.next_seq(entries)})
 
-        log.append(self.store, layout.erasure_log(self.dataset), ErasureEntry, decide)
-
-    def _needed(self, planned: Erased, since: datetime | None = None) -> set[Digest]:
-        """Every blob of any dataset that something needs besides what is replaced.
-
-        With `since`: what waits and later log entries alone.
-        """
-        reached = reach(self.store, planned=planned, since=since)
-        for finding in reached.findings:
-            if finding.state in {State.UNREADABLE, State.NEWER}:
-                raise StoreUnavailableError(
-                    f"{finding.kind} {finding.key} is {finding.state} ({finding.detail}): what it"
-                    " needs is not known, so nothing is deleted; run `feature-pipeline erase"
-                    f" --dataset {self.dataset}` again once it can be read"
-                )
-        return reached.digests
-
-    def _delete(self) -> int:
-        """Delete what this erasure, or an earlier one that died, said was to go."""
-        due = {
-            digest
-            for entry in erasures(self.store, self.dataset)
-            if self.ids.intersection(entry.record_ids)
-            for digest in entry.blobs
-        }
-        keys = [layout.blob(digest) for digest in sorted(due)]
-        stored = map_threads(self.store.stat, keys)
-        there = {info.key: info for info in stored if info is not None}
-        if not there:
-            return 0
-        # Asked again: somebody may have come to need one since it was said to go.
-        looked_at = utc_now()
-        needed = {layout.blob(digest) for digest in self._needed(Erased())}
-        going = [info for key, info in there.items() if key not in needed]
-        self.say(f"deleting {len(going)} blobs")
-        return self._sweep(going, looked_at) if going else 0
-
-    def _sweep(self, going: Sequence[ObjectInfo], looked_at: datetime) -> int:
-        """Delete those that nobody has come to rely on since; how many there were.
-
-        A publisher may have found one present before it named it. Under the lease, either it is
-        named by now, or the publisher looks once this is over: see `publish.find_lost`.
-        """
-        count = 0
-        sweep = self._take_lease()
-        try:
-            for start in range(0, len(going), _GROUP):
-                sweep.renew()
-                named = self._needed(Erased(), since=looked_at - MARGIN)
-                group = [i for i in going[start : start + _GROUP] if _digest(i) not in named]
-                count += sum(map_threads(partial(self._delete_unchanged, sweep), group))
-        finally:
-            with suppress(FeaturePipelineError):
-                sweep.end()
-        return count
-
-    def _take_lease(self) -> Sweep:
-        while True:
-            # A dead one's lease ends by itself.
-            outlast(self.store)
-            try:
-                return Sweep.take(self.store)
-            except ConflictError as error:
-                self.say(f"waiting: {error}")
-
-    def _delete_unchanged(self, sweep: Sweep, then: ObjectInfo) -> bool:
-        now = self.store.stat(then.key)
-        if now is None or (now.etag, now.modified_at) != (then.etag, then.modified_at):
-            return False  # written anew: it is named soon, or `verify` says that it is left
-        if not sweep.is_safe:
-            raise ConflictError(
-                f"looking for what is named took longer than the lease: {then.key} is not deleted;"
-                f" run `feature-pipeline erase --dataset {self.dataset}` again"
-            )
-        self.store.delete(then.key)
-        return True
-
-
-def _digest(info: ObjectInfo) -> Digest:
-    return layout.parse_blob(info.key)
+        written, _ = log.append(self.store, layout.erasure_log(self.dataset), ErasureEntry, decide)
+        self.own.add(written.seq)
 
 
 def _texts(successors: Mapping[Digest, Digest]) -> dict[str, Digest]:

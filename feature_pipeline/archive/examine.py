@@ -7,9 +7,8 @@ before may have changed behind the archive's back, and that is what is looked fo
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
 from itertools import groupby
 from typing import TypeVar
 
@@ -42,8 +41,8 @@ class DocumentReader:
         self.store = store
         self.workers = workers
         self.reached = Reached()
-        self.since: datetime | None = None
-        """Older log entries are passed over."""
+        self.after: Mapping[str, int] | None = None
+        """Per log the number up to which entries are passed over; None: none is."""
         self._lock = threading.Lock()
         self._keeps_checksums: bool | None = None
 
@@ -87,8 +86,8 @@ class DocumentReader:
             if _gaps(name, listed):
                 # an entry that was made beside the listing, before one that is listed
                 listed = list(self.store.list_objects(f"{name}/"))
-            infos += [i for i in listed if self.since is None or i.modified_at >= self.since]
             self._check_gaps(kind, name, listed)
+            infos += self._unseen(kind, name, listed)
         entries = map_threads(lambda info: self._entry(kind, info, model), infos, self.workers)
         for info, entry in zip(infos, entries, strict=True):
             if entry is not None:
@@ -98,6 +97,19 @@ class DocumentReader:
                 key = layout.entry(name, misfit.entry.seq)
                 self.find(State.CORRUPT, kind, key, f"log {name.rstrip('/')}", problem)
         return {name: [one.entry for one in stored] for name, stored in found.items()}
+
+    def _unseen(self, kind: ObjectKind, name: str, infos: Sequence[ObjectInfo]) -> list[ObjectInfo]:
+        """The entries of a log that are to be read."""
+        last = max(_seqs(infos), default=0)
+        self.reached.ends[name] = last
+        if self.after is None:
+            return list(infos)
+        seen = self.after.get(name, 0)
+        if last < seen:
+            key = layout.entry(f"{name}/", seen)
+            self.find(State.MISSING, kind, key, f"log {name}", "it was there a moment ago")
+        unseen = {layout.entry(f"{name}/", seq) for seq in range(seen + 1, last + 1)}
+        return [info for info in infos if info.key in unseen]
 
     def _check_gaps(self, kind: ObjectKind, name: str, infos: Sequence[ObjectInfo]) -> None:
         for info in infos:
@@ -135,9 +147,14 @@ class DocumentReader:
 
 def _gaps(name: str, infos: Sequence[ObjectInfo]) -> list[str]:
     """The keys that are missing before the last entry of a log."""
+    seqs = _seqs(infos)
+    absent = set(range(layout.FIRST_SEQ, max(seqs, default=0))) - seqs
+    return [layout.entry(f"{name}/", seq) for seq in sorted(absent)]
+
+
+def _seqs(infos: Sequence[ObjectInfo]) -> set[int]:
     seqs = set()
     for info in infos:
         with suppress(InvalidInputError):
             seqs.add(layout.parse_entry(info.key).seq)
-    absent = set(range(layout.FIRST_SEQ, max(seqs, default=0))) - seqs
-    return [layout.entry(f"{name}/", seq) for seq in sorted(absent)]
+    return seqs

@@ -1,21 +1,19 @@
 """Blobs that nothing names are deleted, once two marks a grace period apart found them orphaned.
 
-What belongs here: marks, and deleting by them. Not here: what names a blob (`reachable`), data of
-withdrawn records (`erase`).
+What belongs here: marks, and which blobs are due by them. Not here: what names a blob
+(`reachable`), whether anything may be deleted and how (`maintenance.deletion`), data of withdrawn
+records (`erase`).
 
-Why it is safe beside publishers that do not know of it: a publisher that finds a blob in place
-relies on it only if it is younger than half the grace, and otherwise writes it again. So a blob
-that is as old as when the first mark saw it was relied upon, if ever, less than half a grace after
-that mark; whoever did had half a grace to name it before the second mark, which then sees it
-named. What is written again between the second mark and the deletion is settled by the lease
-(`sweep`). Publishing must take less than half the grace, and clocks must agree to a minute.
+Publishers that look for deletions beside them (`guard`) need no grace. It is for everything else:
+programs that write blobs by hand and name them later, and mistakes that are noticed within a week.
+For their sake a publisher that finds a blob older than half the grace writes it again, and a blob
+that was written since the first mark is spared.
 """
 
-import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import ClassVar, Final, Self
 from uuid import uuid4
 
@@ -23,18 +21,16 @@ from pydantic import Field
 
 from feature_pipeline.archive import blobs, layout
 from feature_pipeline.archive.blob_store import BlobStore, ObjectInfo, create_or_read
-from feature_pipeline.archive.documents import Document, InstantField, Part, utc_now
-from feature_pipeline.archive.objects import ObjectKind, Reached, State
-from feature_pipeline.archive.reachable import reach
-from feature_pipeline.archive.sweep import Sweep
+from feature_pipeline.archive.documents import Document, InstantField, Part
+from feature_pipeline.archive.maintenance.deletion import EMPTY, Look, delete, look
 from feature_pipeline.archive.threads import WORKERS, map_threads
 from feature_pipeline.digest import Digest
-from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, InvalidInputError
+from feature_pipeline.errors import CorruptDataError, InvalidInputError
 
-logger = logging.getLogger(__name__)
-
-_GROUP: Final = 64
-"""Blobs that are looked at and deleted between two renewals of the lease."""
+_MASS: Final = 0.1
+"""More of the blobs than this, newly orphaned, are no publisher that died: something is wrong."""
+_FEW: Final = 12
+"""So many in all shards together are no mass, however small the archive."""
 _SHARDS: Final = frozenset(f"{number:02x}" for number in range(256))
 
 
@@ -86,6 +82,8 @@ class Mark(Document):
     """After the last blob was listed."""
     shards: tuple[str, ...]
     orphans: Mapping[str, Orphan] = Field(description="By digest.")
+    waiting: tuple[str, ...] = ()
+    """The keys of what waited in inbox and quarantine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +106,9 @@ class GcReport:
     """Due, and written again since this collection began."""
     first_mark_at: datetime | None
     """When the mark was made by which blobs are due; None if none is old enough."""
+    obstacles: tuple[str, ...] = ()
+    """Why nothing more was deleted, and nothing marked if that was known before. One sentence
+    each; empty if all went well."""
 
     def to_json(self) -> dict[str, object]:
         """The report for programs."""
@@ -123,6 +124,7 @@ class GcReport:
             "deleted_bytes": self.deleted_bytes,
             "spared": [str(digest) for digest in self.spared],
             "first_mark_at": None if self.first_mark_at is None else self.first_mark_at.isoformat(),
+            "obstacles": list(self.obstacles),
         }
 
 
@@ -132,40 +134,43 @@ def collect_garbage(
     *,
     is_dry_run: bool = True,
     lost: Collection[Digest] = (),
+    new_orphans: int = 0,
     workers: int = WORKERS,
     progress: Callable[[int, int], None] | None = None,
 ) -> GcReport:
     """Mark what is orphaned now; delete what a mark at least `blobs.GRACE` old found orphaned too.
 
     A dry run writes and deletes nothing. Without one, what is due is deleted and the mark is kept
-    for later collections. Stopped at any moment, it can be run again.
+    for later collections. Stopped at any moment, it can be run again. If anything stands in the
+    way (`deletion.obstacles`, or a mass of new orphans), nothing is marked or deleted, and the
+    report names it.
 
     Args:
         store: The archive.
         scope: What may be deleted.
         is_dry_run: Only say what would be done.
         lost: Manifests and batches that are given up: what only they name may be deleted.
+        new_orphans: So many blobs may have become orphaned since the last mark, even if that is a
+            mass of them.
         workers: Requests at once.
         progress: Called with (blobs settled, blobs due).
 
     Raises:
-        CorruptDataError: Something that the roots name cannot be read, so what it names in turn is
-            unknown; nothing was deleted. `verify` says what it is.
-        ConflictError: Another collection is deleting; what this one deleted was right.
+        ConflictError: Another deletion is under way; what this one deleted was right.
         StoreUnavailableError, OutcomeUnknownError: Some of what was due may be deleted.
     """
-    mark, stored = make_mark(store, scope, lost, workers)
-    first = _first_mark(read_marks(store).values(), mark)
-    due = [] if first is None else _due(first, mark)
-    deleted: list[Digest] = []
-    spared: list[Digest] = []
-    if not is_dry_run:
-        # The mark before the deletions: a collection that dies halfway has marked all the same.
-        name = f"{mark.started_at:%Y%m%dT%H%M%S.%f}Z-{uuid4().hex[:8]}"
-        create_or_read(store, layout.gc_mark(name), mark.encode())
-        deleted, spared = _delete(store, mark, due, workers, progress)
-        _remove_old_marks(store, scope)
-    return GcReport(
+    marks = read_marks(store)
+    mark, stored, found = make_mark(store, scope, lost, workers)
+    covering = [m for m in marks.values() if set(m.shards) >= scope.shards]
+    obstacles = (
+        *found.obstacles,
+        *_unlisted(store, marks.values(), found),
+        *_mass(mark, stored, covering, new_orphans),
+    )
+    first = _first_mark(covering, mark)
+    due = [] if first is None or obstacles else _due(first, mark)
+    report = partial(
+        GcReport,
         is_dry_run=is_dry_run,
         stored=len(stored),
         stored_bytes=sum(info.size for info in stored),
@@ -173,10 +178,28 @@ def collect_garbage(
         orphaned_bytes=sum(orphan.size for orphan in mark.orphans.values()),
         due=tuple(due),
         due_bytes=_bytes_of(mark, due),
-        deleted=tuple(deleted),
-        deleted_bytes=_bytes_of(mark, deleted),
-        spared=tuple(spared),
         first_mark_at=None if first is None else first.started_at,
+    )
+    if is_dry_run or obstacles:
+        return report(deleted=(), deleted_bytes=0, spared=(), obstacles=obstacles)
+    # The mark before the deletions: a collection that dies halfway has marked all the same.
+    name = f"{mark.started_at:%Y%m%dT%H%M%S.%f}Z-{uuid4().hex[:8]}"
+    create_or_read(store, layout.gc_mark(name), mark.encode())
+    infos = {layout.parse_blob(info.key): info for info in stored}
+    done = delete(
+        store,
+        [infos[digest] for digest in due],
+        found,
+        given_up=lost,
+        workers=workers,
+        progress=progress,
+    )
+    _remove_old_marks(store, scope)
+    return report(
+        deleted=done.deleted,
+        deleted_bytes=_bytes_of(mark, done.deleted),
+        spared=done.spared,
+        obstacles=done.obstacles,
     )
 
 
@@ -189,56 +212,62 @@ def make_mark(
     scope: GcScope,
     lost: Collection[Digest] = (),
     workers: int = WORKERS,
-) -> tuple[Mark, list[ObjectInfo]]:
-    """What is orphaned within the scope, and all that is stored within it. Nothing is written.
+) -> tuple[Mark, list[ObjectInfo], Look]:
+    """Return what is orphaned within the scope, all that is stored within it, and the look.
 
-    Raises:
-        CorruptDataError: As of `collect_garbage`.
+    Nothing is written. If the look has obstacles, the mark means nothing.
     """
-    started_at = utc_now()
-    reached = reach(store, workers=workers)
-    _check_readable(store, reached, {layout.blob(digest) for digest in lost})
-    needed = reached.digests
-    stored: list[ObjectInfo] = []
-    orphans: dict[str, Orphan] = {}
-    for prefix in scope.prefixes:
-        for info in store.list_objects(prefix):
-            digest = layout.parse_blob(info.key)
-            stored.append(info)
-            if digest not in needed:
-                orphans[str(digest)] = Orphan(
-                    size=info.size, modified_at=info.modified_at, etag=info.etag
-                )
+    started_at = store.now()
+    found = look(store, given_up=lost, workers=workers)
+    stored = [info for prefix in scope.prefixes for info in store.list_objects(prefix)]
+    orphans = {
+        str(digest): Orphan(size=info.size, modified_at=info.modified_at, etag=info.etag)
+        for info in stored
+        if (digest := layout.parse_blob(info.key)) not in found.needed and digest != EMPTY
+    }
     mark = Mark(
         started_at=started_at,
-        finished_at=utc_now(),
+        finished_at=store.now(),
         shards=tuple(sorted(scope.shards)),
         orphans=orphans,
+        waiting=tuple(sorted(found.waiting)),
     )
-    return mark, stored
+    return mark, stored, found
 
 
-def _check_readable(store: BlobStore, reached: Reached, lost: Collection[str]) -> None:
-    """Refuse to go on where a document is not known: what it names would look orphaned."""
-    known = {State.NOT_ERASED}
-    # A quarantined entry that is no document is kept for people; every digest in its text counts
-    # as named.
-    unparsable = {ObjectKind.INBOX_ENTRY, ObjectKind.QUARANTINE_ENTRY}
-    for finding in reached.findings:
-        if finding.state in known or finding.key in lost:
-            continue
-        if finding.state is State.CORRUPT and finding.kind in unparsable:
-            continue
-        raise CorruptDataError(
-            f"{store.identity}: {finding.kind} {finding.key} is {finding.state}"
-            f" ({finding.detail}), so what it names is not known and nothing is deleted;"
-            " `feature-pipeline verify` lists all that is wrong; what cannot be brought back is"
-            " given up with --lost"
-        )
+def _unlisted(store: BlobStore, marks: Iterable[Mark], found: Look) -> list[str]:
+    """What waits and was not listed, though the newest mark knows of it."""
+    newest = max(marks, key=lambda mark: mark.started_at, default=None)
+    gone = [] if newest is None else sorted(set(newest.waiting) - found.waiting)
+    stored = map_threads(store.stat, gone)
+    return [
+        f"{key} is stored and was not listed: the store lists less than it holds, so what is named"
+        " is not known"
+        for key, info in zip(gone, stored, strict=True)
+        if info is not None
+    ]
+
+
+def _mass(
+    mark: Mark, stored: Collection[ObjectInfo], covering: Collection[Mark], allowed: int
+) -> list[str]:
+    """A mass of blobs that something named when the last mark was made."""
+    last = max(covering, key=lambda mark: mark.started_at, default=None)
+    known = set() if last is None else last.orphans.keys()
+    new = len(mark.orphans.keys() - known)
+    few = max(_MASS * len(stored), _FEW * len(mark.shards) / len(_SHARDS))
+    if new <= max(few, allowed):
+        return []
+    since = "no earlier mark knows" if last is None else f"nothing needs since {last.started_at:%F}"
+    return [
+        f"{new} of {len(stored)} blobs are new orphans, which {since}: if entries of logs are"
+        " missing, `feature-pipeline verify` says so; if a large submission was given up, or many"
+        f" records were erased, `--new-orphans {new}` goes on"
+    ]
 
 
 def read_marks(store: BlobStore) -> dict[str, Mark]:
-    """Every mark that is kept, by key, oldest first."""
+    """Return every mark that is kept, by key, oldest first."""
     infos = list(store.list_objects(layout.GC_MARKS))
     found = map_threads(lambda info: store.get(info.key).data, infos)
     return {
@@ -249,12 +278,7 @@ def read_marks(store: BlobStore) -> dict[str, Mark]:
 
 def _first_mark(marks: Iterable[Mark], second: Mark) -> Mark | None:
     """The last mark that ended a grace period before the second one began."""
-    old = [
-        mark
-        for mark in marks
-        if second.started_at - mark.finished_at >= blobs.GRACE
-        and set(mark.shards) >= set(second.shards)
-    ]
+    old = [mark for mark in marks if second.started_at - mark.finished_at >= blobs.GRACE]
     return max(old, key=lambda mark: mark.started_at, default=None)
 
 
@@ -266,53 +290,9 @@ def _due(first: Mark, second: Mark) -> list[Digest]:
     ]
 
 
-def _delete(
-    store: BlobStore,
-    mark: Mark,
-    due: Sequence[Digest],
-    workers: int,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[list[Digest], list[Digest]]:
-    deleted: list[Digest] = []
-    spared: list[Digest] = []
-    if not due:
-        return deleted, spared
-    sweep = Sweep.take(store)
-
-    def settle(digest: Digest) -> bool:
-        info = store.stat(layout.blob(digest))
-        orphan = mark.orphans[str(digest)]
-        if info is None:
-            return True
-        if (info.size, info.modified_at, info.etag) != (
-            orphan.size,
-            orphan.modified_at,
-            orphan.etag,
-        ) or not sweep.is_safe:
-            return False
-        store.delete(info.key)
-        return True
-
-    try:
-        for start in range(0, len(due), _GROUP):
-            group = due[start : start + _GROUP]
-            sweep.renew()
-            for digest, is_deleted in zip(group, map_threads(settle, group, workers), strict=True):
-                (deleted if is_deleted else spared).append(digest)
-            if progress is not None:
-                progress(len(deleted) + len(spared), len(due))
-    except FeaturePipelineError:
-        with suppress(FeaturePipelineError):
-            sweep.end()
-        raise
-    sweep.end()
-    logger.info("%s: %d orphaned blobs deleted", store.identity, len(deleted))
-    return deleted, spared
-
-
 def _remove_old_marks(store: BlobStore, scope: GcScope) -> None:
     """Marks of this scope go that a later one, old enough by now, stands in for."""
-    now = utc_now()
+    now = store.now()
     ripe = [
         key
         for key, mark in read_marks(store).items()

@@ -13,7 +13,7 @@
     expected/<run>.<worker>                      a hook run whose result pods leave in uploads/
     uploads/<job>/<part>                         what a pod is given and leaves; not archived
     gc/marks/<name>                              blobs that a collection found orphaned
-    gc/sweep                                     there while a collection may delete
+    gc/lease                                     who may delete blobs now, or was the last to
     probe/conditional-writes                     written when a store is opened: what can it do?
 
 No key is a folder of another: stores over file systems cannot hold both.
@@ -37,7 +37,7 @@ ERASURE_LOGS: Final = "log/erasures/"
 INBOX: Final = "inbox/"
 QUARANTINE: Final = "quarantine/"
 GC_MARKS: Final = "gc/marks/"
-GC_SWEEP: Final = "gc/sweep"
+GC_LEASE: Final = "gc/lease"
 UPLOADS: Final = "uploads/"
 EXPECTED: Final = "expected/"
 PROBE: Final = "probe/conditional-writes"

@@ -32,6 +32,7 @@ from feature_pipeline.archive.documents import (
     NewerVersionError,
     utc_now,
 )
+from feature_pipeline.archive.guard import Guard
 from feature_pipeline.archive.logs.damage import Damage, Readable, State
 from feature_pipeline.archive.logs.entries import LogEntry as LogEntry
 from feature_pipeline.archive.logs.entries import (
@@ -42,6 +43,7 @@ from feature_pipeline.archive.logs.entries import (
     misfits,
 )
 from feature_pipeline.archive.logs.entries import new_write_id as new_write_id
+from feature_pipeline.archive.manifest import BlobRef
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import (
@@ -637,9 +639,14 @@ def register_release(
     known = read_entries(store, prefix, StoredRelease)
     if known and known[-1].digest == release.digest:
         return release_entry(known[-1])
-    map_threads(
-        lambda file: blobs.put_file(store, code[file.name], expected=file.blob), document.code
-    )
+    guard = Guard(store)
+
+    def put_code() -> list[BlobRef]:
+        return map_threads(
+            lambda file: blobs.put_file(store, code[file.name], expected=file.blob), document.code
+        )
+
+    refs = put_code()
 
     def decide(entries: list[StoredRelease]) -> StoredRelease:
         if entries and entries[-1].digest == release.digest:
@@ -647,6 +654,8 @@ def register_release(
         return StoredRelease(seq=next_seq(entries), release=document, digest=release.digest)
 
     entry, _ = append(store, prefix, StoredRelease, decide, known)
+    if guard.find_lost(refs):
+        put_code()
     return release_entry(entry)
 
 

@@ -110,6 +110,13 @@ class Reached:
     """Per dataset the records that are withdrawn."""
     erasures: dict[str, Erased] = field(default_factory=dict)
     """Per dataset what its erasures say."""
+    ends: dict[str, int] = field(default_factory=dict)
+    """Per log the number of its last entry."""
+    waiting: set[str] = field(default_factory=set)
+    """The keys of what waits in inbox and quarantine."""
+    unparsed: dict[str, str] = field(default_factory=dict)
+    """Quarantined entries that are no entry any code knows, by key, and why. They are kept as they
+    came, so nothing is wrong with them, but what they name is not known."""
 
     @property
     def digests(self) -> set[Digest]:

@@ -11,12 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from feature_pipeline.archive import blobs, layout, log, sweep
+from feature_pipeline.archive import blobs, layout, log
 from feature_pipeline.archive.blob_store import BYTES_MEDIA_TYPE, JSON_MEDIA_TYPE, BlobStore
 from feature_pipeline.archive.blobs import BlobWrite
 from feature_pipeline.archive.contract import check_not_withdrawn
 from feature_pipeline.archive.documents import utc_now
 from feature_pipeline.archive.encode import Content, encode_outcomes, encode_rows
+from feature_pipeline.archive.guard import Guard
 from feature_pipeline.archive.inbox import Completion as Completion
 from feature_pipeline.archive.inbox import CompletionStatus as CompletionStatus
 from feature_pipeline.archive.inbox import Submission as Submission
@@ -94,8 +95,8 @@ class PublishedArtifact:
     """What the store did not hold before, manifest included."""
     healed: tuple[Digest, ...] = ()
     """Blobs that were found damaged and hold the right bytes again."""
-    relied_upon: tuple[BlobRef, ...] = ()
-    """Blobs that the store held before: an erasure may have been about to delete one."""
+    refs: tuple[BlobRef, ...] = ()
+    """Every blob of the artifact, its manifest included."""
 
 
 def publish_artifact(store: BlobStore, artifact: Artifact) -> PublishedArtifact:
@@ -136,21 +137,8 @@ def publish_artifact(store: BlobStore, artifact: Artifact) -> PublishedArtifact:
         manifest=manifest,
         bytes_stored=sum(write.ref.size for write in writes if write.is_new),
         healed=tuple(write.ref.digest for write in writes if write.is_healed),
-        relied_upon=tuple(write.ref for write in writes if not write.is_new),
+        refs=tuple(write.ref for write in writes),
     )
-
-
-def find_lost(store: BlobStore, relied_upon: Collection[BlobRef]) -> list[BlobRef]:
-    """Blobs that were present and were deleted by an erasure that had looked before.
-
-    Asked once what names them is in the inbox; write those again. A later erasure sees them named.
-    """
-    # Nobody deletes the empty blob, on which nearly every artifact relies.
-    refs = [ref for ref in relied_upon if ref.size]
-    if not refs:
-        return []
-    sweep.outlast(store)
-    return blobs.find_missing(store, refs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,18 +233,33 @@ def announce(store: BlobStore, completion: Completion) -> Completion:
 def announce_artifact(
     store: BlobStore, artifact: Artifact, complete: Callable[[Digest], Completion]
 ) -> tuple[PublishedArtifact, Completion]:
-    """The artifact is stored and its completion waits, whatever an erasure beside it deletes.
+    """The artifact is stored and its completion waits, whatever is deleted beside it.
 
     Args:
         store: Where to.
         artifact: What to publish.
         complete: The completion of the manifest with this digest.
+
+    Raises:
+        InvalidInputError: A record of the batch was withdrawn meanwhile, and the artifact deleted.
     """
+    guard = Guard(store)
     published = publish_artifact(store, artifact)
     completion = announce(store, complete(published.manifest_digest))
-    if find_lost(store, published.relied_upon):
+    if guard.find_lost(published.refs):
+        ids = [record.id for record in artifact.batch.records]
+        _check_still_wanted(store, artifact.dataset, ids)
         publish_artifact(store, artifact)
     return published, completion
+
+
+def _check_still_wanted(store: BlobStore, dataset: str, record_ids: Collection[str]) -> None:
+    """Return if what was deleted beside this publisher is to come back.
+
+    Raises:
+        InvalidInputError: A record was withdrawn meanwhile: the deletion was of this very data.
+    """
+    check_not_withdrawn(dataset, record_ids, withdrawn(store, dataset))
 
 
 def submit_batch(store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Path]) -> Submission:
@@ -289,11 +292,13 @@ def submit_batch(store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Pa
         check_same_batch(known, submission)
     else:
         _check_budget(store, batch.dataset)
-    relied_upon = _store_batch(store, batch, files)
+    guard = Guard(store)
+    refs = _store_batch(store, batch, files)
     if known:
         return submission.model_copy(update={"submitted_at": known[0].submitted_at})
     waits = leave(store, submission)
-    if find_lost(store, relied_upon):
+    if guard.find_lost(refs):
+        _check_still_wanted(store, batch.dataset, ids)
         _store_batch(store, batch, files)
     return submission.model_copy(update={"submitted_at": waits.submitted_at})
 
@@ -329,10 +334,9 @@ def check_same_batch(entries: Sequence[log.BatchEntry], submission: Submission) 
 def _store_batch(
     store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Path]
 ) -> list[BlobRef]:
-    """The batch and its files are stored; those that were there before."""
-    relied_upon = _store_files(store, batch, files)
-    written = blobs.write_blob(store, batch.encode(), JSON_MEDIA_TYPE)
-    return relied_upon if written.is_new else [*relied_upon, written.ref]
+    """The batch and its files are stored."""
+    refs = _store_files(store, batch, files)
+    return [*refs, blobs.put_blob(store, batch.encode(), JSON_MEDIA_TYPE)]
 
 
 def _store_files(
@@ -358,7 +362,7 @@ def _store_files(
                 f"batch {batch.key!r}: file {file.name!r} of record {record.id!r} has"
                 f" {write.ref.size} bytes, the batch says {file.size}"
             )
-    return [*refs, *(write.ref for write in writes if not write.is_new)]
+    return [*refs, *(write.ref for write in writes)]
 
 
 def _check_budget(store: BlobStore, dataset: str) -> None:

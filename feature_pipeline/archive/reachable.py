@@ -5,8 +5,7 @@ the bytes named are right (`verify`), what to do with those that nothing names (
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, TypeVar
 
 from feature_pipeline.archive import blobs, layout, log
@@ -62,7 +61,7 @@ def reach(
     scope: Scope | None = None,
     workers: int = WORKERS,
     planned: Erased | None = None,
-    since: datetime | None = None,
+    after: Mapping[str, int] | None = None,
 ) -> Reached:
     """Follow every root within the scope.
 
@@ -71,8 +70,9 @@ def reach(
         scope: Which part; the whole if None.
         workers: Requests at once.
         planned: Erasures about to be written: what they replace counts as erased.
-        since: Of the logs only entries made since then, with what waits: for a second look at
-            what is named by now, not for findings.
+        after: Per log the number up to which entries are passed over (`Reached.ends` of an earlier
+            look): what waits and what was appended since is looked at, and whether a log is shorter
+            than it was. Whether entries agree with those passed over is not.
 
     Raises:
         StoreUnavailableError: The store could not list objects, so nothing can be said.
@@ -81,10 +81,11 @@ def reach(
     # A completion is in its log before it leaves the inbox: read in this order, whatever moves
     # meanwhile is seen in one place or the other.
     walk.read_erasures()
-    walk.since = since
+    walk.after = after
     if walk.scope.is_whole:
         walk.read_waiting()
     walk.read_logs()
+    walk.find_vanished()
     walk.follow()
     walk.forget_erased_since()
     return walk.reached
@@ -109,7 +110,7 @@ class _Walk(DocumentReader):
         self._batch_entries: dict[Digest, list[BatchEntry]] = {}
         self._unknown: dict[Digest, str] = {}
         self._releases: dict[tuple[str, str], list[StoredRelease]] = {}
-        self._batch_digests: dict[tuple[str, str], set[Digest]] = {}
+        self._batch_digests: dict[tuple[str, str], list[Digest]] = {}
 
     # Roots
 
@@ -165,6 +166,7 @@ class _Walk(DocumentReader):
         What came after the listing is young, and what left it was accepted or given up.
         """
         keys = self._waiting_keys()
+        self.reached.waiting.update(keys)
         found = map_threads(self._read_waiting, keys, self.workers)
         for key, held in dict(filter(None, found)).items():
             self._name_waiting(key, held)
@@ -232,6 +234,8 @@ class _Walk(DocumentReader):
             case _:
                 if is_inbox:
                     self.find(State.CORRUPT, kind, key, kind.value, str(entry.problem))
+                else:
+                    self.reached.unparsed[key] = str(entry.problem)
                 self._name_unknown(key, data.decode(errors="replace"))
 
     def _name_unknown(self, key: str, text: str) -> None:
@@ -252,9 +256,17 @@ class _Walk(DocumentReader):
         self._read_batches()
         for entries in features:
             self._name_features(entries)
-        if scope.is_whole:
+        if scope.is_whole and self.after is None:
             for entries in features:
                 self._check_successors(entries)
+
+    def find_vanished(self) -> None:
+        """Logs that an earlier look saw, and of which nothing is listed now."""
+        for name, seq in (self.after or {}).items():
+            if name not in self.reached.ends:
+                key = layout.entry(f"{name}/", seq)
+                kind = _kind_of_log(name)
+                self.find(State.MISSING, kind, key, f"log {name}", "it was there a moment ago")
 
     def _check_successors(self, entries: Sequence[FeatureEntry]) -> None:
         """What an erasure replaced in a log has its successor in it, or waiting."""
@@ -319,9 +331,8 @@ class _Walk(DocumentReader):
         for entries in self.read_log(ObjectKind.BATCH_ENTRY, prefix, BatchEntry).values():
             for entry in entries:
                 named_by = f"batch {entry.dataset}/{entry.batch} (entry {entry.seq})"
-                self._batch_digests.setdefault((entry.dataset, entry.batch), set()).add(
-                    entry.digest
-                )
+                known = self._batch_digests.setdefault((entry.dataset, entry.batch), [])
+                known.append(entry.digest)
                 if scope.hook is None:
                     self._batches.setdefault(entry.digest, named_by)
                     self._batch_entries.setdefault(entry.digest, []).append(entry)
@@ -333,6 +344,8 @@ class _Walk(DocumentReader):
             key = layout.entry(entry.log_prefix, entry.seq)
             self._name_manifest(entry.manifest, named_by)
             self._manifests.setdefault(entry.manifest, []).append(entry)
+            if self.after is not None:
+                continue
             if (entry.dataset, entry.batch) not in self._batch_digests:
                 prefix = layout.batch_log(entry.dataset, entry.batch)
                 self.find_once(
@@ -422,16 +435,23 @@ class _Walk(DocumentReader):
             return
         for entry in self._manifests.get(digest, []):
             self._check_entry(entry, manifest, named_by)
-        said = self.reached.erasures.get(manifest.dataset)
-        if said is not None and manifest.batch_digest in said.batches:
+        if self._is_of_a_replaced_batch(manifest):
             detail = (
-                "it was made of a batch whose records are withdrawn in part: run"
+                "it was made of a batch from which records were erased since: run"
                 f" `feature-pipeline erase --dataset {manifest.dataset}` to erase them from it"
             )
             key = layout.blob(digest)
             self.find(State.NOT_ERASED, ObjectKind.MANIFEST, key, named_by, detail)
         for name, ref in manifest.blobs.items():
             self.reached.add(Reference(_kind_of(name), ref.digest, ref.size, f"{named_by}: {name}"))
+
+    def _is_of_a_replaced_batch(self, manifest: Manifest) -> bool:
+        """Whether the artifact is of a batch that another replaced: its log and erasures say so."""
+        said = self.reached.erasures.get(manifest.dataset)
+        if said is not None and manifest.batch_digest in said.batches:
+            return True
+        log_of_it = self._batch_digests.get((manifest.dataset, manifest.batch), [])
+        return manifest.batch_digest in log_of_it and manifest.batch_digest != log_of_it[-1]
 
     def _check_entry(self, entry: FeatureEntry, manifest: Manifest, named_by: str) -> None:
         if problem := disagreement(entry, manifest):
@@ -476,6 +496,17 @@ def _is_document(decode: Callable[[], object]) -> bool:
     except InvalidInputError:
         return False
     return True
+
+
+def _kind_of_log(name: str) -> ObjectKind:
+    kinds = {
+        layout.FEATURE_LOGS: ObjectKind.FEATURE_ENTRY,
+        layout.BATCH_LOGS: ObjectKind.BATCH_ENTRY,
+        layout.RELEASE_LOGS: ObjectKind.RELEASE_ENTRY,
+        layout.TOMBSTONE_LOGS: ObjectKind.TOMBSTONE_ENTRY,
+        layout.ERASURE_LOGS: ObjectKind.ERASURE_ENTRY,
+    }
+    return next(kind for prefix, kind in kinds.items() if name.startswith(prefix))
 
 
 def _kind_of(name: str) -> ObjectKind:

@@ -91,8 +91,8 @@ def redact_artifact(
     record_ids: Collection[str],
     batch_digest: Digest,
     carried: Mapping[Digest, Digest],
-) -> Digest:
-    """The artifact without these records is stored; the digest of its manifest.
+) -> tuple[Manifest, BlobRef]:
+    """Store the artifact without these records; return its manifest, and where that is.
 
     Equal arguments give equal bytes, so doing it again writes nothing new.
 
@@ -141,7 +141,7 @@ def redact_artifact(
             "notes": _notes(manifest, record_ids),
         }
     )
-    return blobs.put_blob(store, successor.encode(), MANIFEST_MEDIA_TYPE).digest
+    return successor, blobs.put_blob(store, successor.encode(), MANIFEST_MEDIA_TYPE)
 
 
 def _moved(outcome: Outcome, carried: Mapping[Digest, Digest]) -> Outcome:

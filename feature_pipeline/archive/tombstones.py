@@ -89,8 +89,25 @@ def withdraw(
 def lift(
     store: BlobStore, dataset: str, record_ids: Collection[str], reason: str
 ) -> TombstoneEntry:
-    """The records may be submitted again; what was erased does not come back."""
+    """Allow the records again; what was erased does not come back.
+
+    Only once an erasure that was begun has ended: `erase.lift` sees to that.
+    """
     return _append(store, dataset, record_ids, reason, TombstoneAction.LIFT)
+
+
+def check_withdrawn(
+    dataset: str, record_ids: Collection[str], withdrawn_ids: Collection[str]
+) -> None:
+    """Return if these records are withdrawn, so that they can be allowed again.
+
+    Raises:
+        InvalidInputError: One is not.
+    """
+    if absent := set(record_ids) - set(withdrawn_ids):
+        raise InvalidInputError(
+            f"dataset {dataset!r}: record {min(absent)!r} is not withdrawn: nothing to lift"
+        )
 
 
 def _append(
@@ -108,10 +125,8 @@ def _append(
         already = withdrawn_by(entries)
         if entries and entries[-1].action is action and entries[-1].record_ids == ids:
             return entries[-1]
-        if action is TombstoneAction.LIFT and (absent := set(ids) - already):
-            raise InvalidInputError(
-                f"dataset {dataset!r}: record {min(absent)!r} is not withdrawn: nothing to lift"
-            )
+        if action is TombstoneAction.LIFT:
+            check_withdrawn(dataset, ids, already)
         return TombstoneEntry(
             seq=next_seq(entries), dataset=dataset, action=action, record_ids=ids, reason=reason
         )

@@ -2,11 +2,13 @@
 
 import click
 
-from feature_pipeline.archive import tombstones
 from feature_pipeline.archive.erase import OUTSIDE_REACH, finish_erasing
 from feature_pipeline.archive.erase import erase as erase_records
+from feature_pipeline.archive.erase import lift as lift_withdrawal
+from feature_pipeline.cli.gc import say_obstacles
 from feature_pipeline.cli.output import Output, json_option
 from feature_pipeline.cli.project import Project, open_archive
+from feature_pipeline.digest import Digest
 from feature_pipeline.errors import InvalidInputError
 
 
@@ -14,7 +16,14 @@ from feature_pipeline.errors import InvalidInputError
 @click.argument("record_ids", nargs=-1)
 @click.option("--dataset", required=True, help="The records' dataset.")
 @click.option("--reason", help="Kept for ever beside the records' ids: no personal data.")
-@click.option("--lift", is_flag=True, help="Allow the records to be submitted again instead.")
+@click.option(
+    "--lift",
+    is_flag=True,
+    help="Allow the records to be submitted again; what was begun to be erased is erased first.",
+)
+@click.option(
+    "--lost", multiple=True, help="A manifest or batch that is given up: sha256:<digest>."
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 def erase(
@@ -22,13 +31,15 @@ def erase(
     dataset: str,
     reason: str | None,
     lift: bool,
+    lost: tuple[str, ...],
     yes: bool,
     as_json: bool,
 ) -> None:
     """Withdraw RECORD_IDS and erase what the archive holds of them. It cannot be undone.
 
-    Without ids, an erasure that was interrupted is brought to its end. Exits with 2 if damaged
-    artifacts could not be redacted.
+    Without ids, an erasure that was interrupted is brought to its end. Exits with 2 if it is not
+    finished: damaged artifacts could not be redacted, or blobs are kept because anything that may
+    need them is damaged or missing. The records are withdrawn all the same.
     """
     Project.find().load_environment()
     output = Output(as_json)
@@ -37,30 +48,36 @@ def erase(
     if lift and not record_ids:
         raise InvalidInputError("--lift: name the records")
     store = open_archive()
-    if lift:
-        entry = tombstones.lift(store, dataset, record_ids, reason or "")
-        output.say(f"{len(entry.record_ids)} records may be submitted again, in new batches")
-        output.result({"dataset": dataset, "lifted": list(entry.record_ids)})
-        return
-    if record_ids and not yes:
+    given_up = frozenset(map(Digest.parse, lost))
+    if record_ids and not lift and not yes:
         click.confirm(
             f"Erase {len(record_ids)} records of {dataset} from {store.uri('')} for ever?",
             abort=True,
             err=True,
         )
-    if record_ids:
-        report = erase_records(store, dataset, record_ids, reason or "", output.say)
+    if lift:
+        report = lift_withdrawal(store, dataset, record_ids, reason or "", output.say, given_up)
+    elif record_ids:
+        report = erase_records(store, dataset, record_ids, reason or "", output.say, given_up)
     else:
-        report = finish_erasing(store, dataset, output.say)
+        report = finish_erasing(store, dataset, output.say, given_up)
     output.say(
         f"{len(report.record_ids)} records erased from {len(report.batches)} batches and"
         f" {report.artifacts} artifacts; {report.deleted} blobs deleted"
     )
     for problem in report.problems:
         output.say(f"not erased: {problem}")
-    output.say("Not reached:")
-    for place in OUTSIDE_REACH:
-        output.say(f"  - {place}")
+    if report.kept_back:
+        output.say(f"{report.kept_back} blobs are still to be deleted")
+    say_obstacles(output, report.obstacles)
+    if report.lifted:
+        output.say(f"{len(report.lifted)} records may be submitted again, in new batches")
+    elif lift:
+        output.say("Nothing was lifted: first the erasure must come to its end")
+    if not lift:
+        output.say("Not reached:")
+        for place in OUTSIDE_REACH:
+            output.say(f"  - {place}")
     output.result(report.to_json())
-    if report.problems:
+    if not report.is_finished:
         raise SystemExit(2)

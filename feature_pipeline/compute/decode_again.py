@@ -14,12 +14,14 @@ from feature_pipeline.archive import blobs, log, read
 from feature_pipeline.archive.accept import accept
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.encode import Content, encode_outcomes, encode_rows
+from feature_pipeline.archive.guard import Guard
 from feature_pipeline.archive.log import FeatureEntry, Verdict
 from feature_pipeline.archive.manifest import (
     MANIFEST_MEDIA_TYPE,
     OUTCOMES,
     PARQUET_MEDIA_TYPE,
     ROWS,
+    BlobRef,
     Manifest,
 )
 from feature_pipeline.archive.publish import Completion, CompletionStatus, announce
@@ -99,10 +101,15 @@ def decode_batch_again(store: BlobStore, head: FeatureEntry) -> DecodedAgain:
     changed = tuple(o.record_id for o in after if before and _said(before[o.record_id]) != _said(o))
     if before is not None and not changed:
         return DecodedAgain(head.batch, head, is_new=False)
+    guard = Guard(store)
     successor = _store_successor(store, manifest, after)
     if successor.blobs == manifest.blobs:
         return DecodedAgain(head.batch, head, is_new=False, damage=damage)
-    entry = accept(store, _announced(store, head, successor))
+    ref = _put_manifest(store, successor)
+    completion = _announced(store, head, ref.digest)
+    if guard.find_lost([*successor.blobs.values(), ref]):
+        _put_manifest(store, _store_successor(store, manifest, after))
+    entry = accept(store, completion)
     # Not current: a hook run was accepted meanwhile, and was decoded by this decoder.
     is_new = entry.verdict is Verdict.CURRENT
     return DecodedAgain(head.batch, entry, is_new=is_new, changed=changed, damage=damage)
@@ -186,12 +193,15 @@ def _store_successor(store: BlobStore, manifest: Manifest, outcomes: list[Outcom
     )
 
 
-def _announced(store: BlobStore, head: FeatureEntry, successor: Manifest) -> Completion:
-    """The successor's completion, durable from here on.
+def _put_manifest(store: BlobStore, successor: Manifest) -> BlobRef:
+    return blobs.put_blob(store, successor.encode(), MANIFEST_MEDIA_TYPE)
+
+
+def _announced(store: BlobStore, head: FeatureEntry, successor: Digest) -> Completion:
+    """The completion of the successor's manifest, durable from here on.
 
     Its base is the old artifact's: it says the same run's answer better, and nothing newer.
     """
-    stored = blobs.put_blob(store, successor.encode(), MANIFEST_MEDIA_TYPE)
     completion = Completion(
         id=f"decoded-again-{head.manifest.hex[:24]}",
         dataset=head.dataset,
@@ -200,7 +210,7 @@ def _announced(store: BlobStore, head: FeatureEntry, successor: Manifest) -> Com
         release_seq=head.release_seq,
         release_digest=head.release,
         base=head.base,
-        manifest=stored.digest,
+        manifest=successor,
         status=CompletionStatus.SUCCEEDED,
     )
     return announce(store, completion)

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import threading
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from feature_pipeline.archive.blob_store import BlobStore, create_or_read
 from feature_pipeline.archive.blobs import download_blob, is_present, put_file, write_blob
 from feature_pipeline.archive.manifest import BlobRef
 from feature_pipeline.digest import Digest
-from feature_pipeline.errors import CorruptDataError, NotFoundError
+from feature_pipeline.errors import CorruptDataError, NotFoundError, StoreUnavailableError
 
 
 class BlobStoreTests:
@@ -103,6 +104,22 @@ class BlobStoreTests:
         store.delete("inbox/a")
         assert store.stat("inbox/a") is None
         assert store.create("inbox/a", b"again") is True
+
+    def test_deletes_before_a_deadline_and_not_after_it(self, store):
+        store.create("inbox/a", b"one")
+        with pytest.raises(StoreUnavailableError, match="inbox/a"):
+            store.delete_before("inbox/a", store.now() - timedelta(minutes=1))
+        assert self.stored(store, "inbox/a") == b"one"
+        for _ in range(2):
+            assert store.delete_before("inbox/a", store.now() + timedelta(minutes=1)) is True
+            assert self.stored(store, "inbox/a") is None
+
+    def test_its_time_is_that_of_its_objects(self, store):
+        before = store.now()
+        store.create("inbox/a", b"one")
+        modified_at = store.stat("inbox/a").modified_at
+        assert before - timedelta(seconds=1) <= modified_at
+        assert modified_at <= store.now() + timedelta(seconds=1)
 
     def test_one_creation_wins_a_race(self, store):
         barrier = threading.Barrier(8)

@@ -15,6 +15,7 @@ from feature_pipeline.errors import (
     StoreUnavailableError,
 )
 from feature_pipeline_tests.contract.blob_store import BlobStoreTests
+from feature_pipeline_tests.fixtures.s3 import make_client as plain_client
 
 
 class TestMemoryStore(BlobStoreTests):
@@ -193,6 +194,18 @@ class TestS3Store(BlobStoreTests):
         ):
             with pytest.raises(StoreUnavailableError):
                 call()
+        client.close()
+
+    def test_deletions_of_any_client_have_a_deadline(self, s3_address, s3_prefix):
+        """Also of one that signs addresses the old way, as boto3 does by itself."""
+        client = plain_client(s3_address)
+        store = S3Store(client, s3_address.bucket, s3_prefix)
+        store.create("inbox/a", b"x")
+        assert store.delete_before("inbox/a", store.now() + timedelta(minutes=1))
+        assert store.stat("inbox/a") is None
+        store.create("inbox/a", b"x")
+        store.delete("inbox/a")
+        assert store.stat("inbox/a") is None
         client.close()
 
     def test_a_store_that_ignores_conditions_is_refused(self, s3_client, s3_address, s3_prefix):

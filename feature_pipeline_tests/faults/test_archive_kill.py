@@ -13,7 +13,7 @@ from datetime import timedelta
 
 import pytest
 
-from feature_pipeline.archive import accept, blobs, inbox, log, publish, sweep
+from feature_pipeline.archive import accept, blobs, inbox, log, publish
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.erase import erase
 from feature_pipeline.archive.gc import GcScope, collect_garbage
@@ -24,12 +24,17 @@ from feature_pipeline.archive.verify import verify
 from feature_pipeline.errors import NotFoundError
 from feature_pipeline.local.seaweedfs import S3Address
 from feature_pipeline_tests.fixtures.care import CareScene, holds, raw_lines
-from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, FailingStore, archive_client
+from feature_pipeline_tests.fixtures.stores import (
+    CHANGES,
+    DATASET,
+    HOOK,
+    FailingStore,
+    archive_client,
+)
 
 pytestmark = [pytest.mark.s3, pytest.mark.faults, pytest.mark.slow]
 
 SECRET = "xyzzy7"
-CHANGES = frozenset({"create", "create_file", "replace", "replace_file", "delete"})
 MOST_CHANGES = 120
 ENDED = 7
 
@@ -223,7 +228,7 @@ def test_erase(ground, tmp_path):
         publish.announce(scene.store, scene.run(batch, release, "waits", base=2))
 
     def act(scene, prepared):
-        scene.store.delete("gc/sweep")  # instead of waiting for the dead one's lease to end
+        scene.store.delete("gc/lease")  # instead of waiting for the dead one's lease to end
         erase(scene.store, DATASET, [SECRET], "asked for")
 
     def check(scene, prepared):
@@ -241,8 +246,6 @@ def test_erase(ground, tmp_path):
 
 def test_gc(ground, tmp_path, monkeypatch):
     monkeypatch.setattr(blobs, "GRACE", timedelta())
-    monkeypatch.setattr(sweep, "LEASE", timedelta(seconds=1.5))
-    monkeypatch.setattr(sweep, "MARGIN", timedelta(seconds=0.5))
 
     def prepare(scene):
         batch, release = submitted(scene)
@@ -253,7 +256,7 @@ def test_gc(ground, tmp_path, monkeypatch):
         collect_garbage(scene.store, GcScope.everything(), is_dry_run=False)
 
     def act(scene, prepared):
-        sweep.outlast(scene.store)  # a lease that a dead collection left ends by itself
+        scene.store.delete("gc/lease")  # instead of waiting for the dead one's lease to end
         collect_garbage(scene.store, GcScope.everything(), is_dry_run=False)
 
     def check(scene, prepared):

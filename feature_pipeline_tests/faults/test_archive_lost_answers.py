@@ -1,6 +1,9 @@
 """The server acts and its answer is lost: nothing is written twice, nothing is taken for absent."""
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 
@@ -155,3 +158,29 @@ def test_two_writers_race_with_lost_answers(lossy, proxy, s3_scene):
     entries = log.read_log(s3_scene.store, DATASET, HOOK, "b1")
     assert sorted(e.completion for e in entries) == sorted(c.id for c in completions)
     assert log.head(lossy.store, DATASET, HOOK, "b1").manifest == completions[5].manifest
+
+
+def test_a_deletion_that_arrives_after_its_deadline_is_refused(lossy, proxy, s3_store):
+    """It left in time and was held up on its way: the store itself keeps the deadline."""
+    s3_store.create("inbox/x", b"needed by now")
+    deadline = s3_store.now() + timedelta(seconds=2)
+    with ThreadPoolExecutor(1) as pool:
+        with proxy.holding("DELETE .*/inbox/x") as arrived:
+            deletion = pool.submit(lossy.store.delete_before, "inbox/x", deadline)
+            assert arrived.wait(30)
+            while s3_store.now() <= deadline:
+                time.sleep(0.05)
+        with pytest.raises(StoreUnavailableError, match="expired"):
+            deletion.result(60)
+    assert s3_store.get("inbox/x").data == b"needed by now"
+
+
+def test_a_deletion_whose_answer_was_lost_may_still_arrive(lossy, proxy):
+    lossy.store.create("inbox/x", b"x")
+    proxy.lose_answers("DELETE .*/inbox/x", times=1)
+    deadline = lossy.store.now() + timedelta(minutes=1)
+    assert lossy.store.delete_before("inbox/x", deadline) is False
+    assert lossy.store.stat("inbox/x") is None
+    proxy.lose_answers("DELETE .*/inbox/x", times=ALWAYS)
+    with pytest.raises(OutcomeUnknownError):
+        lossy.store.delete_before("inbox/x", deadline)

@@ -161,7 +161,7 @@ class ArchiveMachine(RuleBasedStateMachine):
             store = FailingStore(self.store, crash, acts_first) if crash else self.store
             erase(store, DATASET, [record_id], "asked for")
         except Death:
-            self.store.delete("gc/sweep")  # instead of waiting for the dead one's lease to end
+            self.store.delete("gc/lease")  # instead of waiting for the dead one's lease to end
             erase(self.store, DATASET, [record_id], "asked for")
         self.forget()
 
@@ -200,7 +200,7 @@ class ArchiveMachine(RuleBasedStateMachine):
             try:
                 collect_garbage(store, everything, is_dry_run=False)
             except Death:
-                self.store.delete("gc/sweep")  # instead of waiting for the dead one's lease to end
+                self.store.delete("gc/lease")  # instead of waiting for the dead one's lease to end
                 collect_garbage(self.store, everything, is_dry_run=False)
                 collect_garbage(self.store, everything, is_dry_run=False)
             assert collect_garbage(self.store, everything).orphaned == 0

@@ -3,10 +3,10 @@
 import itertools
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 from feature_pipeline.archive.blob_store import (
@@ -15,8 +15,9 @@ from feature_pipeline.archive.blob_store import (
     ObjectStream,
     StoredObject,
 )
+from feature_pipeline.archive.documents import instant_text, utc_now
 from feature_pipeline.digest import Digest
-from feature_pipeline.errors import CorruptDataError, NotFoundError
+from feature_pipeline.errors import CorruptDataError, NotFoundError, StoreUnavailableError
 
 _CHUNK_BYTES = 1 << 20
 
@@ -28,9 +29,14 @@ class _Held:
 
 
 class MemoryStore:
-    """A `BlobStore` that ends with the process."""
+    """A `BlobStore` that ends with the process.
 
-    def __init__(self) -> None:
+    Args:
+        clock: The store's own time.
+    """
+
+    def __init__(self, clock: Callable[[], datetime] = utc_now) -> None:
+        self._clock = clock
         self._objects: dict[str, _Held] = {}
         self._lock = threading.Lock()
         self._etags = itertools.count(1)
@@ -112,6 +118,21 @@ class MemoryStore:
         with self._lock:
             self._objects.pop(key, None)
 
+    def now(self) -> datetime:
+        """See `BlobStore.now`."""
+        return self._clock()
+
+    def delete_before(self, key: str, deadline: datetime) -> bool:
+        """See `BlobStore.delete_before`."""
+        with self._lock:
+            if (now := self._clock()) > deadline:
+                raise StoreUnavailableError(
+                    f"DELETE {key}: it arrived at {instant_text(now)} and was to be refused after"
+                    f" {instant_text(deadline)}"
+                )
+            self._objects.pop(key, None)
+        return True
+
     def matches_file(self, info: ObjectInfo, path: Path) -> bool | None:
         """See `BlobStore.matches_file`. Nothing is uploaded in parts here."""
         return None
@@ -120,7 +141,7 @@ class MemoryStore:
         info = ObjectInfo(
             key=key,
             size=len(data),
-            modified_at=datetime.now(UTC),
+            modified_at=self._clock(),
             etag=f'"{next(self._etags)}"',
             sha256=Digest.of(data),
         )

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
 
@@ -26,6 +28,7 @@ from feature_pipeline.archive.blob_store import (
     StoredObject,
 )
 from feature_pipeline.archive.layout import BLOBS, PROBE
+from feature_pipeline.archive.stores import s3_delete
 from feature_pipeline.archive.stores.memory import check_size
 from feature_pipeline.archive.stores.s3_answers import (
     base64_text,
@@ -125,6 +128,7 @@ class S3Store:
         self._where = f"s3://{bucket}/{self._prefix}"
         self._identity = f"{client.meta.endpoint_url}/{bucket}/{self._prefix}"
         self._transfer = Transfer.like(client, bucket, f"s3://{bucket}/")
+        s3_delete.prepare(client)
 
     @property
     def identity(self) -> str:
@@ -265,6 +269,35 @@ class S3Store:
             key,
             lambda: self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key),
         )
+
+    def now(self) -> datetime:
+        """See `BlobStore.now`."""
+        try:
+            answer = self._client.head_bucket(Bucket=self._bucket)
+        except boto_errors.ClientError as error:
+            raise self._refused("HEAD", "", error) from error
+        except boto_errors.BotoCoreError as error:
+            raise self._unreachable("HEAD", "", error) from error
+        date = answer["ResponseMetadata"]["HTTPHeaders"].get("date", "")
+        try:
+            return parsedate_to_datetime(date)
+        except ValueError as error:
+            raise StoreUnavailableError(
+                f"HEAD {self._where}: the answer has no Date, so the store's time is not known"
+            ) from error
+
+    def delete_before(self, key: str, deadline: datetime) -> bool:
+        """See `BlobStore.delete_before`."""
+        address = s3_delete.sign(self._client, self._bucket, self._prefix + key, deadline)
+        attempts_before: list[int] = []
+
+        def send() -> None:
+            with s3_delete.sent_to(address):
+                answer = self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
+            attempts_before.append(answer["ResponseMetadata"].get("RetryAttempts", 0))
+
+        self._write("DELETE", key, send)
+        return attempts_before == [0]
 
     def matches_file(self, info: ObjectInfo, path: Path) -> bool | None:
         """See `BlobStore.matches_file`."""

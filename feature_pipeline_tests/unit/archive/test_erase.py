@@ -1,10 +1,18 @@
 """Withdrawn records leave nothing behind; everything else stays as it was."""
 
+import contextlib
+
 import pytest
 
-from feature_pipeline.archive import accept, history, inbox, log, publish, read, tombstones
+from feature_pipeline.archive import accept, history, inbox, layout, log, publish, read, tombstones
 from feature_pipeline.archive import erase as erase_module
-from feature_pipeline.archive.erase import OUTSIDE_REACH, erase, finish_erasing
+from feature_pipeline.archive.erase import (
+    OUTSIDE_REACH,
+    ErasureReport,
+    erase,
+    finish_erasing,
+    lift,
+)
 from feature_pipeline.archive.erasures import erased, erasures
 from feature_pipeline.archive.log import Verdict
 from feature_pipeline.archive.manifest import FailureInfo
@@ -14,9 +22,16 @@ from feature_pipeline.archive.verify import verify
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import ConflictError, InvalidInputError
 from feature_pipeline.outcomes import Outcome, Status
-from feature_pipeline.records import RecordBatch, Source
 from feature_pipeline_tests.fixtures.care import CareScene, everything, holds, raw_lines
-from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, make_outcomes
+from feature_pipeline_tests.fixtures.stores import (
+    CHANGES,
+    DATASET,
+    HOOK,
+    Death,
+    FailingStore,
+    copy_of,
+    make_outcomes,
+)
 
 SECRET = "xyzzy7"
 
@@ -304,58 +319,6 @@ def test_a_failed_run_of_a_withdrawn_record_is_not_accepted(care):
     assert all(k.startswith("log/") for k in holds(store, SECRET.encode()) if "inbox" not in k)
 
 
-@pytest.mark.parametrize("announced", [True, False])
-def test_what_a_publisher_relies_on_meanwhile_is_kept_or_written_again(
-    care, monkeypatch, announced
-):
-    """It found bytes present that the erasure is about to delete; it names them before or after."""
-    store = care.store
-    shared = care.file(b"shared bytes")
-
-    def batch_of(key, record_id):
-        [record] = care.batch_of(key, (record_id,)).records
-        record = record.model_copy(update={"files": (shared,)})
-        return RecordBatch.create(DATASET, key, Source.DEPOSITION, (record,))
-
-    care.submit(batch_of("b1", SECRET))
-    new = batch_of("b2", "other")
-    deletes, leaves = store.delete, publish.leave
-    steps = []
-
-    def delete(key):
-        """The erasure deletes once the publisher found the bytes; it named them, or did not yet."""
-        if key == log.layout.blob(shared.blob):
-            steps.append("deleted")
-        deletes(key)
-
-    def look(self, planned, since=None):
-        needed = needs(self, planned, since)
-        if since is None and not planned.batches and "looked" not in steps:
-            steps.append("looked")
-            if announced:
-                publish.submit_batch(store, new, care.paths(new))
-        return needed
-
-    def leave_after_the_erasure(store, submission):
-        monkeypatch.setattr(publish, "leave", leaves)
-        erase(store, DATASET, [SECRET], "asked for")
-        return leaves(store, submission)
-
-    needs = erase_module._Pass._needed
-    monkeypatch.setattr(erase_module._Pass, "_needed", look)
-    monkeypatch.setattr(store, "delete", delete)
-    if announced:
-        erase(store, DATASET, [SECRET], "asked for")
-    else:
-        monkeypatch.setattr(publish, "leave", leave_after_the_erasure)
-        publish.submit_batch(store, new, care.paths(new))
-    assert steps == (["looked"] if announced else ["looked", "deleted"])
-    [settled] = accept.settle_all(store, accept.waiting(store))
-    assert isinstance(settled, accept.Accepted)
-    assert log.blobs.read_blob(store, shared.blob) == b"shared bytes"
-    clean(store)
-
-
 def test_an_artifact_accepted_in_spite_of_the_tombstone_is_found(care, monkeypatch):
     """An acceptor that read the tombstones before the withdrawal may still append."""
     store = care.store
@@ -428,6 +391,99 @@ def test_resubmission_needs_a_lift(care):
     erase(store, DATASET, [SECRET], "again")
     assert all(k.startswith("log/") for k in holds(store, SECRET.encode()))
     clean(store)
+
+
+class TestStoppedAndLifted:
+    """What an erasure began is brought to its end, whenever it stopped."""
+
+    def ground(self, care):
+        release = care.release()
+        batch = care.submit(care.batch_of("b1", ("a", SECRET, "c")))
+        care.compute(batch, release, "x")
+        care.compute(batch, release, "y", base=1)
+        publish.announce(care.store, care.run(batch, release, "waits", base=2))
+
+    def every_death(self, care):
+        """An archive for every change of an erasure: it died before it."""
+        self.ground(care)
+        for change in range(1, 100):
+            died = CareScene(copy_of(care.store), care.folder)
+            store = FailingStore(died.store, change, only=CHANGES)
+            with contextlib.suppress(Death):
+                erase(store, DATASET, [SECRET], "asked for")
+            if len(store.calls) < change:
+                assert change > 20
+                return
+            died.store.delete(layout.GC_LEASE)  # instead of waiting for its lease to end
+            yield died
+
+    def is_consistent(self, care):
+        """The current artifact is about the records that the batch has, and no others."""
+        ids = [record.id for record in log.read_batch(care.store, DATASET, "b1").records]
+        head = log.head(care.store, DATASET, HOOK, "b1")
+        manifest = read.read_manifest(care.store, head.manifest)
+        outcomes = read.read_artifact_outcomes(care.store, manifest)
+        return [outcome.record_id for outcome in outcomes] == ids
+
+    def test_a_lift_finishes_it(self, care):
+        for died in self.every_death(care):
+            if SECRET not in tombstones.withdrawn(died.store, DATASET):
+                with pytest.raises(InvalidInputError, match="not withdrawn"):
+                    lift(died.store, DATASET, [SECRET], "allowed again")
+                assert clean(died.store)
+                continue
+            report = lift(died.store, DATASET, [SECRET], "allowed again")
+            assert report.lifted == (SECRET,)
+            assert self.is_consistent(died)
+            assert all(key.startswith("log/") for key in holds(died.store, SECRET.encode()))
+            clean(died.store)
+            died.submit(died.batch_of("b2", (SECRET,)))
+            clean(died.store)
+
+    def test_one_that_was_lifted_all_the_same_is_named_and_finished(self, care):
+        """As an earlier version of the command left it."""
+        found = 0
+        for died in self.every_death(care):
+            if SECRET not in tombstones.withdrawn(died.store, DATASET):
+                continue
+            tombstones.lift(died.store, DATASET, [SECRET], "allowed again")
+            report = verify(died.store)
+            if not self.is_consistent(died):
+                found += 1
+                assert State.NOT_ERASED in {finding.state for finding in report.findings}
+            finish_erasing(died.store, DATASET)
+            assert self.is_consistent(died)
+            clean(died.store)
+        assert found > 5
+
+    def test_nothing_is_lifted_while_it_cannot_be_finished(self, care):
+        self.ground(care)
+        tombstones.withdraw(care.store, DATASET, [SECRET], "asked for")
+        head = log.head(care.store, DATASET, HOOK, "b1")
+        rows = log.layout.blob(read.read_manifest(care.store, head.manifest).blobs["rows"].digest)
+        held = care.store.get(rows)
+        care.store.replace(rows, b"damaged", held.info.etag)
+        report = lift(care.store, DATASET, [SECRET], "allowed again")
+        assert report.lifted == ()
+        assert report.problems
+        assert tombstones.withdrawn(care.store, DATASET) == {SECRET}
+        care.store.replace(rows, held.data, care.store.stat(rows).etag)
+        assert lift(care.store, DATASET, [SECRET], "allowed again").lifted == (SECRET,)
+        clean(care.store)
+
+    def test_records_that_come_back_by_a_second_erasure(self, care):
+        """Lifted after a death, then another record is erased: the first stays out."""
+        self.ground(care)
+        store = care.store
+        tombstones.withdraw(store, DATASET, [SECRET], "asked for")
+        ids = frozenset({SECRET})
+        pass_ = erase_module._Pass(store, DATASET, ids, ErasureReport(DATASET, ()), print, set())
+        pass_._redact_batches(pass_._batch_logs())  # and it dies
+        tombstones.lift(store, DATASET, [SECRET], "allowed again")
+        erase(store, DATASET, ["c"], "asked for")
+        assert [r.id for r in log.read_batch(store, DATASET, "b1").records] == ["a"]
+        assert self.is_consistent(care)
+        clean(store)
 
 
 def submission_of(batch):

@@ -4,14 +4,15 @@ from datetime import timedelta
 
 import pytest
 
-from feature_pipeline.archive import blobs, gc, inbox, layout, log, publish, sweep
-from feature_pipeline.archive.documents import utc_now
+from feature_pipeline.archive import blobs, gc, layout, log, publish
 from feature_pipeline.archive.erase import erase
 from feature_pipeline.archive.gc import GcScope, collect_garbage, read_marks
+from feature_pipeline.archive.lease import DeletionLease
+from feature_pipeline.archive.stores.memory import MemoryStore
 from feature_pipeline.archive.verify import verify
-from feature_pipeline.errors import ConflictError, CorruptDataError, InvalidInputError
-from feature_pipeline_tests.fixtures.care import CareScene, aged, all_keys, everything
-from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, At, FailingStore
+from feature_pipeline.errors import ConflictError, InvalidInputError
+from feature_pipeline_tests.fixtures.care import CareScene, Clock, aged, all_keys, everything
+from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, At
 
 ALL = GcScope.everything()
 DAY = timedelta(days=1)
@@ -20,22 +21,14 @@ DAY = timedelta(days=1)
 @pytest.fixture
 def clock(monkeypatch):
     """Moves the time of everything in the archive."""
-
-    class Clock:
-        offset = timedelta()
-
-        def now(self):
-            return utc_now() + self.offset
-
     clock = Clock()
-    for module in (gc, blobs, sweep):
-        monkeypatch.setattr(module, "utc_now", clock.now)
+    clock.install(monkeypatch)
     return clock
 
 
 @pytest.fixture
-def care(memory_store, tmp_path):
-    scene = CareScene(memory_store, tmp_path)
+def care(clock, tmp_path):
+    scene = CareScene(MemoryStore(clock.now), tmp_path)
     everything(scene)
     return scene
 
@@ -119,30 +112,6 @@ def test_what_is_written_again_is_spared(care, clock):
     assert is_stored(care, digest)
 
 
-def test_what_a_batch_relies_on_is_not_deleted_by_a_collection_that_looked_before(
-    care, clock, monkeypatch
-):
-    """Submitted by digest alone, between the second look at an orphan and its deletion."""
-    digest = orphan(care, b"cif n")
-    aged(care.store, 30 * DAY)
-    collect(care)
-    clock.offset += 8 * DAY
-    batch = care.batch_of("b9", ("n",))
-    original = gc._delete
-
-    def delete(*args, **kwargs):
-        monkeypatch.setattr(gc, "_delete", original)
-        # What a collection in another process has decided is not undone by submitting; only that
-        # the blob is another one by then keeps it.
-        monkeypatch.setattr(sweep, "outlast", lambda store: None)
-        publish.submit_batch(care.store, batch, {})
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(gc, "_delete", delete)
-    collect(care)
-    assert is_stored(care, digest)
-
-
 @pytest.mark.parametrize("call", range(2, 24, 3))
 def test_an_erasure_beside_it_is_no_loss(care, call):
     """Whatever it deletes while the roots are followed was not lost."""
@@ -186,22 +155,8 @@ def test_everything_named_by_roots_stays(care, clock):
     assert verify(care.store).is_clean
 
 
-def test_what_quarantined_text_names_stays(care, clock):
-    """An entry of a bucket's other user, or of a version to come: nothing in it is lost."""
-    digest = orphan(care)
-    care.store.create("inbox/run.odd", f'{{"spec_version": 1, "x": "{digest}"}}'.encode())
-    [entry] = [e for e in inbox.waiting(care.store) if e.id == "run.odd"]
-    inbox.quarantine(care.store, entry, "odd")
-    collect(care)
-    clock.offset += 30 * DAY
-    assert collect(care).deleted == ()
-    care.store.create("inbox/run.new", f'{{"spec_version": 99, "x": "{digest}"}}'.encode())
-    with pytest.raises(CorruptDataError, match="newer"):
-        collect(care)
-
-
 @pytest.mark.parametrize("damage", [b"damaged", None])
-def test_nothing_is_deleted_while_something_cannot_be_followed(care, clock, damage):
+def test_what_is_lost_for_good_is_given_up_by_name(care, clock, damage):
     orphan(care)
     collect(care)
     clock.offset += 8 * DAY
@@ -212,8 +167,9 @@ def test_nothing_is_deleted_while_something_cannot_be_followed(care, clock, dama
     else:
         care.store.replace(key, damage, care.store.stat(key).etag)
     before = all_keys(care.store)
-    with pytest.raises(CorruptDataError, match=str(manifest.hex)):
-        collect(care)
+    report = collect(care)
+    assert (report.due, report.deleted) == ((), ())
+    assert manifest.hex in report.obstacles[0]
     assert all_keys(care.store) == before
     assert collect(care, lost={manifest}).deleted
 
@@ -229,74 +185,48 @@ def test_one_collection_at_a_time(care, clock):
     orphan(care)
     collect(care)
     clock.offset += 8 * DAY
-    held = sweep.Sweep.take(care.store)
-    with pytest.raises(ConflictError, match="another collection"):
+    held = DeletionLease.take(care.store)
+    with pytest.raises(ConflictError, match="another deletion"):
         collect(care)
     held.end()
     assert len(collect(care).deleted) == 1
 
 
-def test_a_lease_that_ended_is_taken_over(care, clock):
-    first = sweep.Sweep.take(care.store)
-    clock.offset += sweep.LEASE + sweep.MARGIN
-    second = sweep.Sweep.take(care.store)
-    with pytest.raises(ConflictError):
-        first.renew()
-    first.end()
-    second.renew()
-    second.end()
-    assert care.store.stat(layout.GC_SWEEP) is None
+class TestMassesOfOrphans:
+    """No publisher that died leaves so many: logs are missing, or somebody must say so."""
 
+    def leave(self, care, count):
+        for n in range(count):
+            orphan(care, f"orphan {n}".encode())
 
-def test_a_collection_that_lost_its_lease_stops(care, clock, monkeypatch):
-    digest = orphan(care)
-    collect(care)
-    clock.offset += 8 * DAY
-    stat = care.store.stat
+    def test_nothing_is_marked_before_they_are_allowed(self, care):
+        self.leave(care, 40)
+        before = all_keys(care.store)
+        report = collect(care)
+        assert "40 of" in report.obstacles[0]
+        assert "--new-orphans 40" in report.obstacles[0]
+        assert collect(care, is_dry_run=True).obstacles == report.obstacles
+        assert all_keys(care.store) == before
+        assert collect(care, new_orphans=40).obstacles == ()
 
-    def slow_stat(key):
-        clock.offset += sweep.LEASE
-        return stat(key)
+    def test_those_that_were_marked_are_not_new(self, care, clock):
+        self.leave(care, 40)
+        collect(care, new_orphans=40)
+        clock.offset += 8 * DAY
+        report = collect(care)
+        assert (report.obstacles, len(report.deleted)) == ((), 40)
 
-    monkeypatch.setattr(care.store, "stat", slow_stat)
-    assert collect(care).spared == (digest,)
-    monkeypatch.undo()
-    assert is_stored(care, digest)
+    def test_a_mark_of_other_shards_knows_nothing_of_them(self, care):
+        self.leave(care, 40)
+        shards = {layout.parse_blob(key).hex[:2] for key in all_keys(care.store) if "blobs" in key}
+        one = GcScope(frozenset({min(shards)}))
+        collect_garbage(care.store, one, is_dry_run=False, new_orphans=40)
+        assert collect(care).obstacles
 
-
-def test_a_publisher_outlasts_a_collection(care, clock):
-    """Written again just after the collection looked, and deleted: the publisher notices."""
-    digest = orphan(care)
-    aged(care.store, timedelta(days=30))
-    looked = care.store.stat(layout.blob(digest))
-    held = sweep.Sweep.take(care.store)
-    deletes = iter([True])
-
-    class Collecting(FailingStore):
-        """Deletes what it looked at before, once the publisher has written it again."""
-
-        def __getattr__(self, name):
-            method = getattr(self.inner, name)
-
-            def call(*args, **kwargs):
-                answer = method(*args, **kwargs)
-                if name == "replace" and args[0] == looked.key and next(deletes, False):
-                    self.inner.delete(looked.key)
-                if name == "get" and args[0] == layout.GC_SWEEP:
-                    held.end()
-                return answer
-
-            return call
-
-    written = blobs.write_blob(Collecting(care.store), b"nobody needs this")
-    assert written.ref.digest == digest
-    assert is_stored(care, digest)
-    assert next(deletes, None) is None
-
-
-def test_a_dead_collection_holds_nobody_up(care, clock):
-    orphan(care)
-    aged(care.store, timedelta(days=30))
-    sweep.Sweep.take(care.store)
-    clock.offset += sweep.LEASE + sweep.MARGIN
-    blobs.write_blob(care.store, b"nobody needs this")
+    def test_small_archives_and_shards(self, care):
+        """A dozen is no mass in a whole archive; in a shard it is."""
+        self.leave(care, 12)
+        assert collect(care, is_dry_run=True).obstacles == ()
+        digest = orphan(care, b"orphan 0")
+        shard = GcScope(frozenset({digest.hex[:2]}))
+        assert collect_garbage(care.store, shard).obstacles

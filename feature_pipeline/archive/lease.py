@@ -1,0 +1,248 @@
+"""The lease under which blobs are deleted, so that publishers know when to look again.
+
+What belongs here: the object `gc/lease`: taking, extending, giving back and waiting for it. Not
+here: what may be deleted (`maintenance.deletion`), what a publisher does about it (`guard`).
+
+Stores delete without a condition that tells a blob from an equal one written a moment ago. So a
+deletion first takes the lease, saying what is condemned, then looks at what is named, then deletes.
+A publisher looks at the lease before its first blob and after it has named them. Whichever came
+first, one of the two sees the other.
+
+The object stays when a lease is over: a publisher sees that there was one.
+
+Every time here is the store's own, and the store refuses a deletion that arrives after the lease:
+no clock of a machine, no slow request and no process that stood still can break the order.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Collection
+from datetime import datetime, timedelta
+from typing import ClassVar, Final, Self
+from uuid import uuid4
+
+from pydantic import Field
+
+from feature_pipeline.archive import layout
+from feature_pipeline.archive.blob_store import (
+    JSON_MEDIA_TYPE,
+    BlobStore,
+    StoredObject,
+    create_or_read,
+)
+from feature_pipeline.archive.documents import DigestField, Document, InstantField, instant_text
+from feature_pipeline.digest import Digest
+from feature_pipeline.errors import (
+    ConflictError,
+    NotFoundError,
+    OutcomeUnknownError,
+    StoreUnavailableError,
+)
+
+LEASE: Final = timedelta(minutes=3)
+MARGIN: Final = timedelta(seconds=15)
+"""Others wait so long after a lease that was not given back: a store has many machines, whose
+clocks differ by less."""
+
+_FIRST_PAUSE_SECONDS: Final = 0.1
+_LONGEST_PAUSE_SECONDS: Final = 2.0
+_MOST_OF: Final = 0.8
+"""The part of a lease after which no further deletion is begun: it would be refused."""
+
+
+class LeaseDocument(Document):
+    """Who may delete what, and until when. A working object, not part of the format."""
+
+    what: ClassVar[str] = "deletion lease"
+
+    holder: str = Field(default_factory=lambda: uuid4().hex)
+    number: int = 0
+    """How often this holder has written it: equal bytes mean that nothing happened between."""
+    until: InstantField
+    """By the store's clock."""
+    condemned: tuple[DigestField, ...] = ()
+    """What may be deleted under it."""
+    is_over: bool = False
+    """Whether every deletion under it has ended."""
+
+    def may_delete(self, digests: Collection[Digest]) -> bool:
+        """Whether one of these may be deleted while the lease is as it is."""
+        return not self.is_over and not set(self.condemned).isdisjoint(digests)
+
+
+def read(store: BlobStore) -> LeaseDocument | None:
+    """The lease as it is; None if there never was one."""
+    held = _read(store)
+    return None if held is None else _decode(held)
+
+
+def wait(store: BlobStore, digests: Collection[Digest]) -> None:
+    """Return once no deletion that was decided before this call can still delete one of these."""
+    first = read(store)
+    if first is None or not first.may_delete(digests):
+        return
+    pause = _FIRST_PAUSE_SECONDS
+    while read(store) == first and store.now() < first.until + MARGIN:
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+
+class DeletionLease:
+    """A lease that is held."""
+
+    def __init__(self, store: BlobStore, document: LeaseDocument, began: float) -> None:
+        self._store = store
+        self._document = document
+        self._began = began
+        self._length = LEASE
+        self._is_settled = True
+        self._lock = threading.Lock()
+
+    @classmethod
+    def take(cls, store: BlobStore) -> Self:
+        """Take the lease.
+
+        Raises:
+            ConflictError: Another deletion holds it.
+            OutcomeUnknownError: The store did not answer; the lease, if taken, ends by itself.
+        """
+        began = time.monotonic()
+        now = store.now()
+        document = LeaseDocument(until=now + LEASE)
+        data = document.encode()
+        if create_or_read(store, layout.GC_LEASE, data) != data:
+            held = store.get(layout.GC_LEASE)
+            lease = _decode(held)
+            if not lease.is_over and now < lease.until + MARGIN:
+                raise ConflictError(
+                    f"another deletion is under way in {store.identity}, or ended without giving"
+                    f" the lease back: run this one again, after {instant_text(lease.until)} at the"
+                    " latest"
+                )
+            if not _replace(store, data, held.info.etag):
+                raise ConflictError(
+                    f"another deletion has just begun in {store.identity}: run this one again later"
+                )
+        return cls(store, document, began)
+
+    @classmethod
+    def take_when_free(cls, store: BlobStore, say: Callable[[str], None]) -> Self:
+        """Take the lease, after waiting for another deletion to end.
+
+        Args:
+            store: The archive.
+            say: Called once with what is waited for.
+        """
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                return cls.take(store)
+            except ConflictError as error:
+                # One that died holds it for a few minutes at most.
+                if pause == _FIRST_PAUSE_SECONDS:
+                    say(f"waiting: {error}")
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    def condemn(self, digests: Collection[Digest], at_least: timedelta = LEASE) -> None:
+        """Extend the lease, for these alone. Look at what is named after it, and then delete.
+
+        Whatever was decided before it has been deleted or left alone: publishers rely on that.
+
+        Args:
+            digests: What may be deleted from now on.
+            at_least: How long looking and deleting may take.
+
+        Raises:
+            ConflictError: Another deletion took the lease.
+        """
+        while not self._is_settled and self._store.now() <= self._document.until:
+            time.sleep(_LONGEST_PAUSE_SECONDS)  # a request without an answer may still arrive
+        began = time.monotonic()
+        self._length = max(LEASE, at_least)
+        self._write(
+            {
+                "until": self._store.now() + self._length,
+                "condemned": tuple(sorted(digests)),
+            }
+        )
+        self._began = began
+        self._is_settled = True
+
+    @property
+    def has_time(self) -> bool:
+        """Whether there is time for another deletion. The store refuses one that is too late."""
+        return time.monotonic() - self._began < _MOST_OF * self._length.total_seconds()
+
+    @property
+    def until(self) -> datetime:
+        """Until when deletions under it may arrive, by the store's clock."""
+        return self._document.until
+
+    def delete(self, digest: Digest) -> None:
+        """Delete a condemned blob.
+
+        Raises:
+            StoreUnavailableError: It did not happen; the lease may be over.
+            OutcomeUnknownError: It may happen until the lease is over.
+        """
+        is_settled = False
+        try:
+            is_settled = self._store.delete_before(layout.blob(digest), self.until)
+        except StoreUnavailableError:
+            is_settled = True
+            raise
+        finally:
+            with self._lock:
+                self._is_settled = self._is_settled and is_settled
+
+    def end(self) -> None:
+        """Give the lease back, so that publishers that wait go on.
+
+        Not if a deletion had no answer: it may still arrive, so the lease ends by itself then.
+        """
+        if self._is_settled:
+            self._write({"is_over": True, "condemned": ()})
+
+    def _write(self, update: dict[str, object]) -> None:
+        held = _read(self._store)
+        if held is None or held.data != self._document.encode():
+            raise self._taken()
+        document = self._document.model_copy(update={"number": self._document.number + 1, **update})
+        if not _replace(self._store, document.encode(), held.info.etag):
+            raise self._taken()
+        self._document = document
+
+    def _taken(self) -> ConflictError:
+        return ConflictError(
+            f"the lease {layout.GC_LEASE} in {self._store.identity} ended, and another deletion"
+            " took it: run this one again"
+        )
+
+
+def _replace(store: BlobStore, data: bytes, etag: str) -> bool:
+    """Whether the lease is `data` now; no two writers write the same."""
+    unknown: OutcomeUnknownError | None = None
+    try:
+        if store.replace(layout.GC_LEASE, data, etag, JSON_MEDIA_TYPE):
+            return True
+    except OutcomeUnknownError as error:
+        unknown = error
+    # A refusal may be of a second attempt, whose first one succeeded without an answer.
+    held = _read(store)
+    if held is not None and held.data == data:
+        return True
+    if unknown is not None and held is not None and held.info.etag == etag:
+        raise unknown
+    return False
+
+
+def _decode(held: StoredObject) -> LeaseDocument:
+    return LeaseDocument.decode(held.data, layout.GC_LEASE)
+
+
+def _read(store: BlobStore) -> StoredObject | None:
+    try:
+        return store.get(layout.GC_LEASE)
+    except NotFoundError:
+        return None

@@ -1,0 +1,240 @@
+"""The one rule for whatever deletes blobs, and the one way to delete them.
+
+What belongs here: whether anything may be deleted now, and deleting. Not here: which blobs are
+candidates (`gc`, `erase`), the lease (`lease`), what a publisher does (`guard`).
+
+**The rule.** A blob is deleted only if it is known that nothing needs it. That is known only if
+everything that may name blobs was read: while one such object of any dataset is missing, corrupt,
+lost, unreadable or of a newer version, nothing is deleted. Nor while less is listed than was known
+before. What keeps deletions back is said, and stays until it is restored or given up by name.
+
+**The way.** Look at everything; take the lease, saying what is condemned; look at what was named
+since; delete what is still not named, by requests that the store refuses when the lease is over.
+A publisher that named a blob before the second look is seen; one that names it later sees the lease
+(`guard`) and writes the blob again.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Final
+
+from feature_pipeline.archive import layout
+from feature_pipeline.archive.blob_store import BlobStore, ObjectInfo
+from feature_pipeline.archive.erasures import Erased
+from feature_pipeline.archive.lease import DeletionLease
+from feature_pipeline.archive.objects import Finding, Reached, State
+from feature_pipeline.archive.reachable import reach
+from feature_pipeline.archive.threads import WORKERS, map_threads
+from feature_pipeline.digest import Digest
+from feature_pipeline.errors import FeaturePipelineError
+
+logger = logging.getLogger(__name__)
+
+EMPTY: Final = Digest.of(b"")
+"""The blob without bytes. Publishers rely on it at any moment, and it costs nothing to keep."""
+
+_GROUP: Final = 1000
+"""Blobs condemned at once: publishers read their names while they may be deleted."""
+_AT_ONCE: Final = 64
+"""Blobs deleted between two looks at the time."""
+_LOOKS_PER_LEASE: Final = 4
+"""A lease is so many times longer than looking took: most of it is for deleting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is named in the whole archive, and what keeps it from being known."""
+
+    needed: frozenset[Digest]
+    """Every blob that something names."""
+    obstacles: tuple[str, ...]
+    """Why nothing may be deleted: one sentence each. Empty: what is not needed may be."""
+    ends: Mapping[str, int] = field(default_factory=dict)
+    """Per log the number of its last entry."""
+    waiting: frozenset[str] = frozenset()
+    """The keys of what waits in inbox and quarantine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """What came of deleting."""
+
+    deleted: tuple[Digest, ...] = ()
+    spared: tuple[Digest, ...] = ()
+    """Candidates that something needs by now, or that were written anew."""
+    kept_back: tuple[Digest, ...] = ()
+    """Candidates that may still go, once `obstacles` are out of the way."""
+    obstacles: tuple[str, ...] = ()
+
+
+def look(
+    store: BlobStore,
+    *,
+    planned: Erased | None = None,
+    given_up: Collection[Digest] = (),
+    after: Mapping[str, int] | None = None,
+    workers: int = WORKERS,
+) -> Look:
+    """Look at everything that may name blobs.
+
+    Args:
+        store: The archive.
+        planned: Erasures about to be written: what they replace needs nothing.
+        given_up: Manifests and batches that are lost for good: what only they name may go.
+        after: Pass over log entries up to these numbers, which an earlier look has seen.
+        workers: Requests at once.
+
+    Raises:
+        StoreUnavailableError: The store could not list objects.
+    """
+    reached = reach(store, workers=workers, planned=planned, after=after)
+    return Look(
+        needed=frozenset(reached.digests),
+        obstacles=obstacles(reached, given_up),
+        ends=reached.ends,
+        waiting=frozenset(reached.waiting),
+    )
+
+
+def obstacles(reached: Reached, given_up: Collection[Digest] = ()) -> tuple[str, ...]:
+    """Decide whether anything may be deleted: return what forbids it, or nothing.
+
+    Args:
+        reached: What was reached in the whole archive.
+        given_up: Manifests and batches that are lost for good.
+    """
+    lost = {layout.blob(digest) for digest in given_up}
+    found = [
+        _sentence(finding)
+        for finding in reached.findings
+        if finding.state is not State.NOT_ERASED and finding.key not in lost
+    ]
+    found += [
+        f"{key} is no entry that can be read ({why}), so what it names is not known:"
+        " `feature-pipeline quarantine --discard` gives it up"
+        for key, why in reached.unparsed.items()
+    ]
+    return tuple(sorted(set(found)))
+
+
+def _sentence(finding: Finding) -> str:
+    return (
+        f"{finding.kind} {finding.key} is {finding.state} ({finding.detail}), so what it names is"
+        " not known"
+    )
+
+
+def delete(
+    store: BlobStore,
+    candidates: Sequence[ObjectInfo],
+    first: Look,
+    *,
+    waits: Callable[[str], None] | None = None,
+    given_up: Collection[Digest] = (),
+    workers: int = WORKERS,
+    progress: Callable[[int, int], None] | None = None,
+) -> Deletion:
+    """Delete the candidates that nothing needs, if the rule allows it.
+
+    Args:
+        store: The archive.
+        candidates: Blobs as they were when they were chosen: one that was written since is spared.
+        first: A look made after they were chosen.
+        waits: Wait for another deletion to end rather than raise, and say so by this.
+        given_up: As of `look`.
+        workers: Requests at once.
+        progress: Called with (candidates settled, candidates).
+
+    Raises:
+        ConflictError: Another deletion is under way, or took over. What was deleted was right.
+        StoreUnavailableError, OutcomeUnknownError: The store did not answer. As above; call again.
+    """
+    wanted = {_digest(info): info for info in candidates if _digest(info) != EMPTY}
+    if first.obstacles:
+        return Deletion(kept_back=tuple(wanted), obstacles=first.obstacles)
+    going = {d: info for d, info in wanted.items() if d not in first.needed}
+    run = _Run(store, first, given_up, workers, progress, len(wanted))
+    run.spared += [digest for digest in wanted if digest not in going]
+    if not going:
+        return run.outcome(())
+    lease = DeletionLease.take_when_free(store, waits) if waits else DeletionLease.take(store)
+    try:
+        left = run.delete_under(lease, going)
+    except FeaturePipelineError:
+        with suppress(FeaturePipelineError):
+            lease.end()
+        raise
+    lease.end()
+    logger.info("%s: %d blobs deleted", store.identity, len(run.deleted))
+    return run.outcome(left)
+
+
+@dataclass
+class _Run:
+    store: BlobStore
+    first: Look
+    given_up: Collection[Digest]
+    workers: int
+    progress: Callable[[int, int], None] | None
+    total: int
+    deleted: list[Digest] = field(default_factory=list)
+    spared: list[Digest] = field(default_factory=list)
+    obstacles: tuple[str, ...] = ()
+
+    def outcome(self, kept_back: Collection[Digest]) -> Deletion:
+        return Deletion(tuple(self.deleted), tuple(self.spared), tuple(kept_back), self.obstacles)
+
+    def delete_under(
+        self, lease: DeletionLease, going: Mapping[Digest, ObjectInfo]
+    ) -> list[Digest]:
+        """Delete; what is kept back by something that was found meanwhile is returned."""
+        left = list(going)
+        at_least = timedelta()
+        while left:
+            lease.condemn(left[:_GROUP], at_least)
+            began = time.monotonic()
+            now = look(
+                self.store, given_up=self.given_up, after=self.first.ends, workers=self.workers
+            )
+            at_least = _LOOKS_PER_LEASE * timedelta(seconds=time.monotonic() - began)
+            if now.obstacles:
+                self.obstacles = now.obstacles
+                return left
+            condemned, left = left[:_GROUP], left[_GROUP:]
+            while condemned and lease.has_time:
+                some, condemned = condemned[:_AT_ONCE], condemned[_AT_ONCE:]
+                self._settle(lease, some, now, going)
+            left = condemned + left
+        return left
+
+    def _settle(
+        self,
+        lease: DeletionLease,
+        digests: Sequence[Digest],
+        now: Look,
+        going: Mapping[Digest, ObjectInfo],
+    ) -> None:
+        def settle(digest: Digest) -> bool:
+            if digest in now.needed:
+                return False
+            info, then = self.store.stat(layout.blob(digest)), going[digest]
+            if info is None:
+                return True
+            if (info.size, info.modified_at, info.etag) != (then.size, then.modified_at, then.etag):
+                return False
+            lease.delete(digest)
+            return True
+
+        settled = map_threads(settle, digests, self.workers)
+        for digest, is_gone in zip(digests, settled, strict=True):
+            (self.deleted if is_gone else self.spared).append(digest)
+        if self.progress is not None:
+            self.progress(len(self.deleted) + len(self.spared), self.total)
+
+
+def _digest(info: ObjectInfo) -> Digest:
+    return layout.parse_blob(info.key)
