@@ -1,8 +1,9 @@
 """What became of each record of a batch: the value that hooks, archive and tables exchange."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 from feature_pipeline.digest import Digest, Value
 from feature_pipeline.errors import InvalidInputError
@@ -27,7 +28,45 @@ class OutcomeKind(StrEnum):
     INVALID_OUTPUT = "invalid_output"
     """What the hook wrote about it breaks the contract or the declared columns."""
     LOST = "lost"
-    """A crash of the hook took it along, and it could not be computed alone either."""
+    """The hook failed over it together with other records, which were not told apart."""
+    OUT_OF_MEMORY = "out_of_memory"
+    """Given this record alone, the hook ran out of memory."""
+    DEADLINE = "deadline"
+    """Given this record alone, the hook took longer than it may."""
+    OUT_OF_SPACE = "out_of_space"
+    """Given this record alone, the hook filled its disk."""
+    OUTPUT_TOO_LARGE = "output_too_large"
+    """Given this record alone, the hook left a file that is too large to be handed over."""
+    CRASH = "crash"
+    """Given this record alone, the hook ended with another status than 0."""
+
+
+def outcome_kind(text: str) -> OutcomeKind | str:
+    """Return the kind that `text` names; the text itself if only later code knows it."""
+    return OutcomeKind(text) if text in _KINDS else text
+
+
+_KINDS: Final = frozenset(OutcomeKind)
+
+
+@dataclass(frozen=True, slots=True)
+class GrantedLimits:
+    """The most that a hook run gives an attempt. No limit is part of an action."""
+
+    memory_bytes: int
+    """As far as memory is raised after an attempt ran out of it."""
+    timeout_seconds: float
+    scratch_bytes: int
+
+
+# which limits, once raised, may make another outcome of it
+_LIMITS_OF: Final[Mapping[OutcomeKind | str, tuple[str, ...]]] = {
+    OutcomeKind.OUT_OF_MEMORY: ("memory_bytes",),
+    OutcomeKind.DEADLINE: ("timeout_seconds",),
+    OutcomeKind.OUT_OF_SPACE: ("scratch_bytes",),
+    OutcomeKind.OUTPUT_TOO_LARGE: (),
+    OutcomeKind.CRASH: ("memory_bytes", "timeout_seconds", "scratch_bytes"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +81,17 @@ class Outcome:
     status: Status
     rows: tuple[tuple[Value, ...], ...] = ()
     reason: str | None = None
-    kind: OutcomeKind | None = None
+    kind: OutcomeKind | str | None = None
+    """None unless errored; a text where a later version of this code names another kind."""
     is_retryable: bool = False
     action: Digest | None = None
     """What was asked: equal actions have equal answers. None where nothing is known of it."""
     carried_from: Digest | None = None
     """The manifest that computed it, when that is an earlier one."""
+    is_from_output: bool = True
+    """Whether it was read from the hook's output; else the hook left none about the record."""
+    limits: GrantedLimits | None = None
+    """What the hook was given when it failed over the record; else None."""
 
     def __post_init__(self) -> None:
         if (self.status is Status.PASSED) != (self.reason is None) or self.reason == "":
@@ -62,6 +106,19 @@ class Outcome:
             raise InvalidInputError(
                 f"record {self.record_id!r}: {self.status} with kind {self.kind!r}"
             )
+
+    def may_differ_under(self, granted: GrantedLimits) -> bool:
+        """Tell whether asking the same question again under `granted` may give another outcome."""
+        if self.status is not Status.ERRORED:
+            return False
+        if self.is_retryable:
+            return True
+        if self.limits is None or self.kind is None:
+            return False
+        return any(
+            getattr(granted, name) > getattr(self.limits, name)
+            for name in _LIMITS_OF.get(self.kind, ())
+        )
 
 
 @dataclass(frozen=True, slots=True)

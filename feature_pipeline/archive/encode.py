@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from feature_pipeline.columns import Column, row_encoder
 from feature_pipeline.digest import ContentSum, Digest, Value
 from feature_pipeline.errors import CorruptDataError, FeaturePipelineError
-from feature_pipeline.outcomes import Outcome, OutcomeCounts, OutcomeKind, Status
+from feature_pipeline.outcomes import Outcome, OutcomeCounts, Status, outcome_kind
 
 RECORD_ID: Final = "record_id"
 ORDINAL: Final = "ordinal"
@@ -140,7 +140,7 @@ def encode_outcomes(outcomes: Sequence[Outcome]) -> bytes:
         pa.array([o.record_id for o in outcomes], pa.string()),
         pa.array([o.status.value for o in outcomes], pa.string()),
         pa.array([o.reason for o in outcomes], pa.string()),
-        pa.array([None if o.kind is None else o.kind.value for o in outcomes], pa.string()),
+        pa.array([None if o.kind is None else str(o.kind) for o in outcomes], pa.string()),
         pa.array([o.is_retryable for o in outcomes], pa.bool_()),
         pa.array([len(o.rows) for o in outcomes], pa.int32()),
         pa.array([_text(o.action) for o in outcomes], pa.string()),
@@ -221,7 +221,7 @@ def decode_outcomes(columns: Sequence[Column], rows: pa.Table, outcomes: pa.Tabl
                     status=Status(status),
                     rows=record_rows,
                     reason=reason,
-                    kind=None if kind is None else OutcomeKind(kind),
+                    kind=None if kind is None else outcome_kind(kind),
                     is_retryable=retryable,
                     action=None if action is None else Digest.parse(action),
                     carried_from=None if carried_from is None else Digest.parse(carried_from),

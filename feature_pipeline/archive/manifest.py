@@ -24,6 +24,9 @@ LOG: Final = "log"
 RAW: Final = "raw/"
 """Names of an artifact's blobs; raw files are `raw/<file name>`."""
 
+ENDED_WELL: Final = "well"
+"""How a start ended that has no failure."""
+
 MANIFEST_MEDIA_TYPE: Final = "application/vnd.feature-pipeline.manifest+json"
 PARQUET_MEDIA_TYPE: Final = "application/vnd.apache.parquet"
 
@@ -52,7 +55,11 @@ class RunInfo(Part):
     runner: str
     started_at: InstantField
     finished_at: InstantField
-    attempts: int = Field(1, ge=0, description="Processes started; 0 when all was carried over.")
+    attempts: int = Field(
+        1,
+        ge=0,
+        description="Starts of the hook, over parts and retries; 0 if all was carried over.",
+    )
     memory_bytes: int | None = Field(None, description="Peak, where the runner can tell.")
     node: str | None = None
     exit_code: int | None = None
@@ -62,6 +69,35 @@ class RunInfo(Part):
     def duration_seconds(self) -> float:
         """From the first attempt's start to the last one's end."""
         return (self.finished_at - self.started_at).total_seconds()
+
+
+class StartInfo(Part):
+    """One start of the hook: an attempt over all records that were computed, or a part of them."""
+
+    part: str = Field(description="Empty: all of them. Part 2 is divided into 2.1 and 2.2.")
+    records: int = Field(ge=1, description="How many the part holds.")
+    attempt: int = Field(ge=1, description="Counted in each part.")
+    started_at: InstantField
+    finished_at: InstantField
+    memory_limit_bytes: int
+    ended: str = Field(description="`well`, or the kind of its failure.")
+    exit_code: int | None = None
+    memory_bytes: int | None = Field(None, description="Peak, where the runner can tell.")
+    node: str | None = None
+
+
+class WithoutOutput(Part):
+    """The outcome of a record about which the hook left no output: the hook failed over it.
+
+    The limits are what a hook run grants at most, as they were declared then.
+    """
+
+    kind: str
+    reason: str = Field(min_length=1)
+    retryable: bool = False
+    memory_bytes: int | None = Field(None, ge=0)
+    timeout_seconds: float | None = Field(None, ge=0, allow_inf_nan=False)
+    scratch_bytes: int | None = Field(None, ge=0)
 
 
 class FailureInfo(Part):
@@ -79,7 +115,10 @@ class Manifest(Document):
     """
 
     what: ClassVar[str] = "manifest"
+    newest: ClassVar[int] = 2
+    added: ClassVar[Mapping[str, int]] = {"starts": 2, "without_output": 2}
 
+    spec_version: int = 2
     dataset: str
     hook: str
     batch: str
@@ -91,11 +130,17 @@ class Manifest(Document):
         default_factory=dict, description="Per input hook, the content digest that was read."
     )
     run: RunInfo
+    starts: tuple[StartInfo, ...] = ()
+    """Every start of the hook, in order; unknown in version 1."""
     counts: OutcomeCounts
     blobs: Mapping[str, BlobRef]
     content_digest: DigestField | None
     rows_digest: SumField | None
     failure: FailureInfo | None = None
+    without_output: Mapping[str, WithoutOutput] = Field(
+        default_factory=dict,
+        description="By record id, outcomes that stand in no output; carried ones as well.",
+    )
     notes: tuple[str, ...] = ()
 
     @model_validator(mode="after")

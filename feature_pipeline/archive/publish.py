@@ -35,13 +35,15 @@ from feature_pipeline.archive.manifest import (
     Manifest,
     ReleaseRef,
     RunInfo,
+    StartInfo,
+    WithoutOutput,
 )
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.archive.tombstones import withdrawn
 from feature_pipeline.columns import Column
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import ConflictError, InvalidInputError
-from feature_pipeline.outcomes import Outcome, OutcomeCounts
+from feature_pipeline.outcomes import Outcome, OutcomeCounts, Status
 from feature_pipeline.records import RecordBatch, check_file_name
 
 MAX_BATCHES: Final = 100_000
@@ -73,6 +75,8 @@ class Artifact:
     notes: tuple[str, ...] = ()
     inputs: Mapping[str, Digest] = field(default_factory=dict)
     """Per input hook, the content digest that was read."""
+    starts: tuple[StartInfo, ...] = ()
+    """Every start of the hook, in order."""
 
     @property
     def dataset(self) -> str:
@@ -178,6 +182,12 @@ def check_outcomes(artifact: Artifact) -> None:
         )
     said = [outcome.record_id for outcome in artifact.outcomes]
     wanted = [] if artifact.failure else [record.id for record in artifact.batch.records]
+    odd = [o for o in artifact.outcomes if not o.is_from_output and o.status is not Status.ERRORED]
+    if odd:
+        raise InvalidInputError(
+            f"artifact of {artifact.hook!r} over batch {artifact.batch.key!r}: record"
+            f" {odd[0].record_id!r} is {odd[0].status} without any output about it"
+        )
     if said != wanted:
         wrong = next(
             (pair for pair in zip(said, wanted, strict=False) if pair[0] != pair[1]),
@@ -207,12 +217,30 @@ def _manifest(artifact: Artifact, content: Content, refs: Mapping[str, BlobRef])
         cardinality=artifact.cardinality,
         inputs=dict(artifact.inputs),
         run=artifact.run,
+        starts=artifact.starts,
         counts=OutcomeCounts() if has_failed else content.counts,
         blobs=dict(sorted(refs.items())),
         content_digest=None if has_failed else content.content_digest,
         rows_digest=None if has_failed else content.rows_digest,
         failure=artifact.failure,
+        without_output={
+            outcome.record_id: _without_output(outcome)
+            for outcome in artifact.outcomes
+            if not outcome.is_from_output
+        },
         notes=artifact.notes,
+    )
+
+
+def _without_output(outcome: Outcome) -> WithoutOutput:
+    limits = outcome.limits
+    return WithoutOutput(
+        kind=str(outcome.kind),
+        reason=outcome.reason or "",
+        retryable=outcome.is_retryable,
+        memory_bytes=None if limits is None else limits.memory_bytes,
+        timeout_seconds=None if limits is None else limits.timeout_seconds,
+        scratch_bytes=None if limits is None else limits.scratch_bytes,
     )
 
 

@@ -4,6 +4,8 @@ Everything is checked on the way: size first, then digest, then that the tables 
 columns. Which manifest is current is the log's to say (`log.head`).
 """
 
+from dataclasses import replace
+
 import pyarrow as pa
 
 from feature_pipeline.archive import blobs, layout
@@ -19,7 +21,7 @@ from feature_pipeline.archive.log import FeatureEntry, Verdict
 from feature_pipeline.archive.manifest import LOG, OUTCOMES, RAW, ROWS, BlobRef, Manifest
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import CorruptDataError, NotFoundError
-from feature_pipeline.outcomes import Outcome
+from feature_pipeline.outcomes import GrantedLimits, Outcome, Status, outcome_kind
 
 
 def read_manifest(store: BlobStore, digest: Digest) -> Manifest:
@@ -90,14 +92,59 @@ def read_outcomes(store: BlobStore, manifest: Manifest) -> pa.Table:
 
 
 def read_artifact_outcomes(store: BlobStore, manifest: Manifest) -> list[Outcome]:
-    """The artifact's outcomes with their rows, in the batch's order; none if it failed.
+    """Read the artifact's outcomes with their rows, in the batch's order; none if it failed.
 
     Raises:
         NotFoundError, CorruptDataError: A blob is missing, or not what the manifest says; or the
-            two tables do not agree.
+            two tables, or the manifest and they, do not agree.
     """
-    return decode_outcomes(
+    outcomes = decode_outcomes(
         manifest.columns, read_rows(store, manifest), read_outcomes(store, manifest)
+    )
+    if not manifest.without_output:
+        return outcomes
+    known = {outcome.record_id for outcome in outcomes}
+    if odd := sorted(manifest.without_output.keys() - known):
+        raise CorruptDataError(f"{_name(manifest)}: without_output names {odd[:5]}, no records")
+    return [_with_limits(manifest, outcome) for outcome in outcomes]
+
+
+def _with_limits(manifest: Manifest, outcome: Outcome) -> Outcome:
+    if outcome.record_id not in manifest.without_output:
+        return outcome
+    stated = outcome_without_output(manifest, outcome.record_id)
+    full = replace(stated, action=outcome.action, carried_from=outcome.carried_from)
+    if replace(full, is_from_output=True, limits=None) != outcome:
+        raise CorruptDataError(
+            f"{_name(manifest)}: record {outcome.record_id!r} is {outcome.status}"
+            f" ({outcome.kind}: {outcome.reason}) in its outcomes, and {full.kind}: {full.reason}"
+            " in without_output"
+        )
+    return full
+
+
+def outcome_without_output(manifest: Manifest, record_id: str) -> Outcome:
+    """Return the outcome that the manifest states of a record that has no output.
+
+    Raises:
+        KeyError: It states none.
+    """
+    stated = manifest.without_output[record_id]
+    limits = None
+    if (
+        stated.memory_bytes is not None
+        and stated.timeout_seconds is not None
+        and stated.scratch_bytes is not None
+    ):
+        limits = GrantedLimits(stated.memory_bytes, stated.timeout_seconds, stated.scratch_bytes)
+    return Outcome(
+        record_id,
+        Status.ERRORED,
+        reason=stated.reason,
+        kind=outcome_kind(stated.kind),
+        is_retryable=stated.retryable,
+        is_from_output=False,
+        limits=limits,
     )
 
 

@@ -138,6 +138,11 @@ def redact_artifact(
             **update,
             "batch_digest": batch_digest,
             "blobs": dict(sorted(refs.items())),
+            "without_output": {
+                record_id: stated
+                for record_id, stated in manifest.without_output.items()
+                if record_id not in record_ids
+            },
             "notes": _notes(manifest, record_ids),
         }
     )

@@ -1,6 +1,7 @@
 """What a hook left, and what was carried over, become one artifact."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from feature_pipeline.archive.manifest import FailureInfo, RunInfo
@@ -9,25 +10,51 @@ from feature_pipeline.compute.plan import ComputePlan
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.output import decode_output, raw_files
-from feature_pipeline.outcomes import DecodedOutput
+from feature_pipeline.outcomes import DecodedOutput, Outcome
 
 
-def collect_output(plan: ComputePlan, output: Path, run: RunInfo, log: Path | None) -> Artifact:
-    """The artifact of a hook run that exited with success: one outcome per record of the batch.
+def collect_output(
+    plan: ComputePlan,
+    output: Path,
+    run: RunInfo,
+    log: Path | None,
+    *,
+    decoded: DecodedOutput | None = None,
+    failed: Sequence[Outcome] = (),
+) -> Artifact:
+    """Make the artifact of a hook run that gave a verdict: one outcome per record of the batch.
+
+    Args:
+        plan: What was asked.
+        output: The hook's output folder.
+        run: How it was run.
+        log: What it printed.
+        decoded: What `read_output` reads in `output`; read here if absent.
+        failed: Outcomes of the records that the hook left no output about.
 
     Raises:
         InvalidInputError: A file of the output is truncated or does not parse; the hook run has
             failed, and `failed_artifact` keeps what it left.
     """
-    ids = [record.id for record in plan.compute]
-    decoded = decode_output(
+    if decoded is None:
+        decoded = read_output(plan, output, [record.id for record in plan.compute])
+    decoded = replace(decoded, outcomes=(*decoded.outcomes, *failed))
+    return _artifact(plan, decoded, raw_files(output), run, log)
+
+
+def read_output(plan: ComputePlan, output: Path, record_ids: Sequence[str]) -> DecodedOutput:
+    """Read what a hook wrote about these records of the plan.
+
+    Raises:
+        InvalidInputError: A file is truncated or does not parse.
+    """
+    return decode_output(
         output,
-        ids,
+        record_ids,
         plan.definition.feature.columns,
         plan.definition.feature.cardinality,
-        {record_id: plan.actions[record_id] for record_id in ids},
+        {record_id: plan.actions[record_id] for record_id in record_ids},
     )
-    return _artifact(plan, decoded, raw_files(output), run, log)
 
 
 def carried_artifact(plan: ComputePlan, run: RunInfo) -> Artifact:

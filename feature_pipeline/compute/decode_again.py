@@ -141,9 +141,11 @@ def _asked(store: BlobStore, manifest: Manifest) -> list[_Asked]:
 
 def _decode(store: BlobStore, head: FeatureEntry, manifest: Manifest) -> list[Outcome]:
     asked = _asked(store, manifest)
-    decoded: dict[str, Outcome] = {}
-    for source in {one.source for one in asked}:
-        ids = [one.record_id for one in asked if one.source == source]
+    # no output is about these: what the manifest states of them is all there is
+    decoded = {i: read.outcome_without_output(manifest, i) for i in manifest.without_output}
+    given = [one for one in asked if one.record_id not in decoded]
+    for source in {one.source for one in given}:
+        ids = [one.record_id for one in given if one.source == source]
         origin = manifest if source is None else read.read_manifest(store, source)
         cardinality = Cardinality(manifest.cardinality)
         for outcome in decode_raw(store, origin, ids, manifest.columns, cardinality):

@@ -1,23 +1,28 @@
 """A plan carried out: inputs staged, the hook run, its output collected into an artifact."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.archive.manifest import FailureInfo, RunInfo
+from feature_pipeline.archive.manifest import ENDED_WELL, FailureInfo, RunInfo, StartInfo
 from feature_pipeline.archive.publish import Artifact, Completion, CompletionStatus
-from feature_pipeline.compute.collect import carried_artifact, collect_output, failed_artifact
+from feature_pipeline.compute.collect import (
+    carried_artifact,
+    collect_output,
+    failed_artifact,
+    read_output,
+)
 from feature_pipeline.compute.expected import expect
 from feature_pipeline.compute.plan import ComputePlan
 from feature_pipeline.compute.stage import stage_inputs
 from feature_pipeline.digest import Digest
-from feature_pipeline.errors import InvalidInputError, RuntimeFailure
+from feature_pipeline.errors import RuntimeFailure
 from feature_pipeline.hooks.definition import Scope
-from feature_pipeline.hooks.failure import Abort, FailureKind, FailurePolicy
+from feature_pipeline.hooks.failure import Abort, FailureKind, FailurePolicy, granted_limits
 from feature_pipeline.hooks.parts import PartLimits, run_in_parts
-from feature_pipeline.hooks.run import HookRun, run_hook
+from feature_pipeline.hooks.run import HookRun
 from feature_pipeline.hooks.runner import (
     HookRunner,
     LastingRunner,
@@ -25,6 +30,7 @@ from feature_pipeline.hooks.runner import (
     RunRequest,
     Workspace,
 )
+from feature_pipeline.outcomes import DecodedOutput, Outcome, OutcomeKind, Status
 
 NO_RUNNER = "none"
 """The runner named by an artifact for which no hook process started."""
@@ -89,12 +95,21 @@ def execute_plan(
     workspace.create()
     stage_inputs(store, plan, workspace)
     waits = None
+    begin_with = _memory_to_begin_with(plan)
     if isinstance(runner, LastingRunner):
-        # Before anything is started: from here on the result is taken whoever dies.
-        image = runner.image_of(plan.release.release)
-        waits = expect(store, plan, image, request_id=request_id, dagster_run_id=dagster_run_id)
+        # Before anything is started: from here on the result is taken, though this worker dies.
+        waits = expect(
+            store,
+            plan,
+            runner.image_of(plan.release.release),
+            begin_with=begin_with,
+            request_id=request_id,
+            dagster_run_id=dagster_run_id,
+        )
     try:
-        return run_staged(plan, runner, monitor, workspace, request_id, dagster_run_id)
+        return run_staged(
+            plan, runner, monitor, workspace, request_id, dagster_run_id, begin_with=begin_with
+        )
     except HookAborted as error:
         may_go_on = error.failure.kind == FailureKind.CLUSTER_REFUSED
         if waits is not None and not may_go_on:
@@ -109,6 +124,8 @@ def run_staged(
     workspace: Workspace,
     request_id: str,
     dagster_run_id: str | None,
+    *,
+    begin_with: Mapping[str, int],
     retry_delay_seconds: float | None = None,
 ) -> Execution:
     """Run the hook over what is laid out in `workspace`, and collect the artifact.
@@ -120,6 +137,7 @@ def run_staged(
         workspace: Holds the inputs, and the output afterwards.
         request_id: Tells this request from others for the same records.
         dagster_run_id: Who asked.
+        begin_with: Records over which the hook failed before, with the memory to begin with.
         retry_delay_seconds: The pause before another attempt, if not the policy's own.
 
     Raises:
@@ -133,22 +151,54 @@ def run_staged(
         workspace=workspace,
     )
     policy = FailurePolicy(
-        retries=declared.retries, memory_ceiling_bytes=declared.limits.memory_ceiling_bytes
+        retries=declared.retries,
+        retry_within_seconds=declared.retry_within_seconds,
+        memory_bytes=declared.limits.memory_bytes,
+        memory_ceiling_bytes=declared.limits.memory_ceiling_bytes,
     )
     if retry_delay_seconds is not None:
         policy = replace(policy, delay_seconds=retry_delay_seconds)
+    # A hook that may run so many times at once is given as many runs by its pool, each with one
+    # part at a time.
+    limits = PartLimits() if declared.concurrency is None else PartLimits(at_once=1)
     if plan.definition.scope is Scope.BATCH:
-        hook_run = run_hook(runner, request, policy, monitor)
-    else:
-        # A hook that may run so many times at once is given as many runs by its pool, each with
-        # one part at a time.
-        limits = PartLimits() if declared.concurrency is None else PartLimits(at_once=1)
-        hook_run = run_in_parts(runner, request, policy, monitor, limits)
-    return _collect(plan, hook_run, workspace, run_info(hook_run, dagster_run_id))
+        limits = replace(limits, is_divisible=False)
+    read: list[DecodedOutput] = []
+
+    def check(output: Path, record_ids: Sequence[str]) -> None:
+        read[:] = [read_output(plan, output, record_ids)]
+
+    hook_run = run_in_parts(
+        runner,
+        request,
+        policy,
+        monitor,
+        limits,
+        check=check,
+        begin_with=begin_with,
+    )
+    # the last that was read is the joined output
+    decoded = read[0] if read else DecodedOutput(())
+    return _collect(plan, hook_run, workspace, run_info(hook_run, dagster_run_id), decoded)
 
 
-def _collect(plan: ComputePlan, hook_run: HookRun, workspace: Workspace, run: RunInfo) -> Execution:
-    last = hook_run.last
+def _memory_to_begin_with(plan: ComputePlan) -> dict[str, int]:
+    """Per record over which the hook failed before under lower limits, the first memory limit."""
+    limits = plan.definition.release.limits
+    most = granted_limits(limits).memory_bytes
+    begin_with = {}
+    for record_id, outcome in plan.failed_before.items():
+        memory = limits.memory_bytes
+        if outcome.kind is OutcomeKind.OUT_OF_MEMORY and outcome.limits is not None:
+            # that much was not enough
+            memory = max(memory, min(2 * outcome.limits.memory_bytes, most))
+        begin_with[record_id] = memory
+    return begin_with
+
+
+def _collect(
+    plan: ComputePlan, hook_run: HookRun, workspace: Workspace, run: RunInfo, decoded: DecodedOutput
+) -> Execution:
     if hook_run.failure is not None:
         facts = hook_run.failure
         # the decision's reason is the facts', and why there was no further attempt
@@ -157,16 +207,30 @@ def _collect(plan: ComputePlan, hook_run: HookRun, workspace: Workspace, run: Ru
         if isinstance(hook_run.decision, Abort) and facts.kind is not FailureKind.CANCELLED:
             # Nothing was learnt about the batch, and no other would fare better: no entry for it.
             raise HookAborted(f"hook run {run.id}: {facts.describe()}", failure, hook_run)
-        artifact = failed_artifact(plan, workspace.output, run, last.log, failure)
-        return Execution(plan, artifact, hook_run)
-    try:
-        artifact = collect_output(plan, workspace.output, run, last.log)
-    except InvalidInputError as error:
-        failure = FailureInfo(
-            kind=FailureKind.INVALID_OUTPUT, reason=str(error), exit_code=last.exit_code
+        artifact = failed_artifact(plan, workspace.output, run, hook_run.log, failure)
+    else:
+        failed = _failed_outcomes(plan, hook_run)
+        artifact = collect_output(
+            plan, workspace.output, run, hook_run.log, decoded=decoded, failed=failed
         )
-        artifact = failed_artifact(plan, workspace.output, run, last.log, failure)
-    return Execution(plan, artifact, hook_run)
+    return Execution(plan, replace(artifact, starts=_starts(hook_run)), hook_run)
+
+
+def _failed_outcomes(plan: ComputePlan, hook_run: HookRun) -> list[Outcome]:
+    granted = granted_limits(plan.definition.release.limits)
+    return [
+        Outcome(
+            record.record_id,
+            Status.ERRORED,
+            reason=record.reason,
+            kind=record.kind,
+            is_retryable=record.is_retryable,
+            action=plan.actions[record.record_id],
+            is_from_output=False,
+            limits=granted,
+        )
+        for record in hook_run.failed_records
+    ]
 
 
 def completion_of(
@@ -207,18 +271,37 @@ def _status(failure: FailureInfo | None) -> CompletionStatus:
 
 
 def run_info(hook_run: HookRun, dagster_run_id: str | None) -> RunInfo:
-    """The provenance of a hook run, over all its attempts."""
-    last = hook_run.attempts[-1]
+    """The provenance of a hook run, over all its starts."""
+    results = [start.result for start in hook_run.starts]
+    peaks = [r.peak_memory_bytes for r in results if r.peak_memory_bytes is not None]
     return RunInfo(
         id=hook_run.run_id,
         runner=hook_run.runner,
-        started_at=hook_run.attempts[0].started_at,
-        finished_at=last.finished_at,
-        attempts=len(hook_run.attempts),
-        memory_bytes=last.peak_memory_bytes,
-        node=last.node,
-        exit_code=last.exit_code,
+        started_at=hook_run.started_at,
+        finished_at=hook_run.finished_at,
+        attempts=len(results),
+        memory_bytes=max(peaks, default=None),
+        node=", ".join(sorted({result.node for result in results})),
+        exit_code=hook_run.exit_code,
         dagster_run_id=dagster_run_id,
+    )
+
+
+def _starts(hook_run: HookRun) -> tuple[StartInfo, ...]:
+    return tuple(
+        StartInfo(
+            part=start.part,
+            records=start.records,
+            attempt=start.attempt,
+            started_at=start.result.started_at,
+            finished_at=start.result.finished_at,
+            memory_limit_bytes=start.memory_limit_bytes,
+            ended=ENDED_WELL if start.result.failure is None else start.result.failure.kind.value,
+            exit_code=start.result.exit_code,
+            memory_bytes=start.result.peak_memory_bytes,
+            node=start.result.node,
+        )
+        for start in hook_run.starts
     )
 
 

@@ -30,7 +30,10 @@ class ExpectedRun(Document):
     """A hook run as it was asked for, and by whom."""
 
     what: ClassVar[str] = "expected hook run"
+    newest: ClassVar[int] = 2
+    added: ClassVar[Mapping[str, int]] = {"begin_with": 2}
 
+    spec_version: int = 2
     id: str
     dataset: str
     hook: str
@@ -42,6 +45,10 @@ class ExpectedRun(Document):
         description="Ids of the records that are computed; None for the whole batch."
     )
     inputs: Mapping[str, DigestField] = Field(description="Per input hook, the manifest's digest.")
+    begin_with: Mapping[str, int] = Field(
+        default_factory=dict,
+        description="Records over which the hook failed before, with the memory to begin with.",
+    )
     request_id: str
     image: str = Field(description="Of the hook's container; attempts are named by it.")
     dagster_run_id: str | None
@@ -68,6 +75,7 @@ def expect(
     plan: ComputePlan,
     image: str | None,
     *,
+    begin_with: Mapping[str, int],
     request_id: str,
     dagster_run_id: str | None,
 ) -> str | None:
@@ -88,6 +96,7 @@ def expect(
         base=plan.base,
         records=None if len(computed) == len(plan.batch.records) else computed,
         inputs={source.hook: source.manifest_digest for source in plan.inputs},
+        begin_with=begin_with,
         request_id=request_id,
         image=image,
         dagster_run_id=dagster_run_id,

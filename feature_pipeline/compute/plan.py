@@ -7,7 +7,7 @@ outcome under this release, where another release is current.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from feature_pipeline.archive import blobs, log, read
@@ -21,7 +21,8 @@ from feature_pipeline.digest import Digest, document_bytes
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 from feature_pipeline.hooks.batch import batch_action, record_action
 from feature_pipeline.hooks.definition import HookDefinition, Scope
-from feature_pipeline.outcomes import Outcome, Status
+from feature_pipeline.hooks.failure import granted_limits
+from feature_pipeline.outcomes import Outcome
 from feature_pipeline.records import Record, RecordBatch
 
 NO_BASE: Final = 0
@@ -69,6 +70,8 @@ class ComputePlan:
     """Records computed again because their last outcome was a retryable error."""
     decoded_again: int = 0
     """Records whose raw output was read again under changed columns."""
+    failed_before: Mapping[str, Outcome] = field(default_factory=dict)
+    """Records computed again because the hook failed over them under lower limits."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -237,7 +240,7 @@ def _carry_over(
     else:
         sources.insert(0, (plan.previous_digest, plan.previous))
     standing: dict[str, Outcome] = {}
-    retried: set[str] = set()
+    retried: dict[str, Outcome] = {}
     decoded: set[str] = set()
     for digest, manifest in sources:
         found = _standing(store, plan, forced | standing.keys(), digest, manifest, retried, notes)
@@ -249,7 +252,12 @@ def _carry_over(
         plan,
         carried=standing,
         compute=tuple(r for r in plan.batch.records if r.id not in standing),
-        retried=len(retried - standing.keys()),
+        retried=len(retried.keys() - standing.keys()),
+        failed_before={
+            record_id: outcome
+            for record_id, outcome in retried.items()
+            if record_id not in standing and outcome.limits and not outcome.is_retryable
+        },
         decoded_again=len(decoded),
         notes=tuple(notes),
     )
@@ -261,12 +269,12 @@ def _standing(
     settled: Collection[str],
     digest: Digest,
     manifest: Manifest,
-    retried: set[str],
+    retried: dict[str, Outcome],
     notes: list[str],
 ) -> dict[str, Outcome]:
     """The artifact's outcomes that answer what is asked, but for records that are settled.
 
-    Those that answer with a retryable error are added to `retried`.
+    Those that may be answered otherwise now, if asked again, are added to `retried`.
     """
     try:
         outcomes = {o.record_id: o for o in read.read_artifact_outcomes(store, manifest)}
@@ -274,12 +282,13 @@ def _standing(
         notes.append(f"nothing carried over: {error}")
         return {}
     standing: dict[str, Outcome] = {}
+    granted = granted_limits(plan.definition.release.limits)
     for record in plan.batch.records:
         outcome = outcomes.get(record.id)
         if outcome is None or record.id in settled or outcome.action != plan.actions[record.id]:
             continue
-        if outcome.status is Status.ERRORED and outcome.is_retryable:
-            retried.add(record.id)
+        if outcome.may_differ_under(granted):
+            retried[record.id] = outcome
             continue
         standing[record.id] = replace(outcome, carried_from=outcome.carried_from or digest)
     sources = {o.carried_from for o in standing.values() if o.carried_from is not None}
@@ -325,7 +334,10 @@ def _decode_again(
     decoded: dict[str, Outcome] = {}
     feature = plan.definition.feature
     for source in sorted({o.carried_from for o in standing.values() if o.carried_from}):
-        wanted = [i for i, o in standing.items() if o.carried_from == source]
+        ours = {i: o for i, o in standing.items() if o.carried_from == source}
+        decoded |= {i: o for i, o in ours.items() if not o.is_from_output}
+        if not (wanted := [i for i, o in ours.items() if o.is_from_output]):
+            continue
         try:
             origin = read.read_manifest(store, source)
             again = decode_raw(store, origin, wanted, feature.columns, feature.cardinality)

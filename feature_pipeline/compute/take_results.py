@@ -110,6 +110,7 @@ def take_results(
                 workspace,
                 run.request_id,
                 run.dagster_run_id,
+                begin_with=run.begin_with,
                 retry_delay_seconds=0.0,
             )
         except NotPublishedError as error:

@@ -168,9 +168,19 @@ class ReleaseDefinition(_Declaration):
     retries: int = Field(
         2, ge=0, le=20, description="How often a run that gave no verdict is tried again."
     )
+    retry_within: Duration = Field(
+        "5m",
+        description="A run that ended with another status than 0 is tried again only if it took no"
+        " longer than this: 30s, 5m or 2h.",
+    )
     concurrency: int | None = Field(
         None, ge=1, description="How many runs of the hook may go on at a time."
     )
+
+    @property
+    def retry_within_seconds(self) -> float:
+        """Seconds within which an attempt has failed quickly."""
+        return parse_duration(self.retry_within)
 
     @field_validator("version", mode="before")
     @classmethod

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from feature_pipeline.hooks.definition import Limits
 from feature_pipeline.hooks.quantities import format_size
+from feature_pipeline.outcomes import GrantedLimits
 
 MAX_MEMORY_DOUBLINGS: Final = 3
 LOG_TAIL_LINES: Final = 20
@@ -121,22 +123,35 @@ class FailurePolicy:
 
     Attributes:
         retries: How often an attempt is repeated, memory doublings not counted.
+        retry_within_seconds: An attempt that ended with another status than 0 is repeated only if
+            it took no longer: one that always ends so costs that much again.
+        memory_bytes: The declared memory, which is doubled three times at most, whatever the first
+            attempt was given; None takes the first attempt's.
         memory_ceiling_bytes: Memory is never raised beyond it; None leaves it to the number of
             doublings.
         delay_seconds: Pause before the first retry; it doubles up to `max_delay_seconds`.
     """
 
     retries: int = 2
+    retry_within_seconds: float = 300.0
+    memory_bytes: int | None = None
     memory_ceiling_bytes: int | None = None
     delay_seconds: float = 5.0
     max_delay_seconds: float = 300.0
 
-    def decide(self, facts: RuntimeFacts, earlier: Sequence[RuntimeFacts] = ()) -> Decision:
-        """What to do about `facts`.
+    def decide(
+        self,
+        facts: RuntimeFacts,
+        earlier: Sequence[RuntimeFacts] = (),
+        *,
+        seconds: float = 0.0,
+    ) -> Decision:
+        """Decide what to do about `facts`.
 
         Args:
             facts: The attempt that just failed.
             earlier: The failed attempts before it at the same question, oldest first.
+            seconds: How long the attempt ran.
         """
         if facts.kind is FailureKind.OUT_OF_MEMORY:
             return self._more_memory(facts, earlier)
@@ -145,7 +160,10 @@ class FailurePolicy:
         if facts.kind in _FINAL:
             return GiveUp(facts.reason)
         used = sum(fact.kind is not FailureKind.OUT_OF_MEMORY for fact in earlier)
-        if used < self.retries:
+        is_slow_exit = (
+            facts.kind is FailureKind.NON_ZERO_EXIT and seconds > self.retry_within_seconds
+        )
+        if used < self.retries and not is_slow_exit:
             return Retry(min(self.delay_seconds * 2**used, self.max_delay_seconds))
         reason = f"{facts.reason}; {used + 1} attempts" if used else facts.reason
         return Abort(reason) if facts.kind in _SURROUNDINGS else GiveUp(reason)
@@ -154,15 +172,30 @@ class FailurePolicy:
         limit = facts.memory_limit_bytes
         if limit is None:
             return GiveUp(f"{facts.reason}; no memory limit was set, so none can be raised")
+        first = next((fact for fact in earlier if fact.memory_limit_bytes is not None), facts)
+        declared = self.memory_bytes or first.memory_limit_bytes or limit
+        most = _most_memory(declared, self.memory_ceiling_bytes)
         doublings = sum(fact.kind is FailureKind.OUT_OF_MEMORY for fact in earlier)
-        if doublings >= MAX_MEMORY_DOUBLINGS:
-            return GiveUp(f"{facts.reason}; memory was doubled {doublings} times already")
-        wanted = limit * 2
-        if self.memory_ceiling_bytes is not None:
-            wanted = min(wanted, self.memory_ceiling_bytes)
-        if wanted <= limit:
+        if limit < most and doublings < MAX_MEMORY_DOUBLINGS:
+            return Retry(0.0, min(2 * limit, most))
+        if self.memory_ceiling_bytes is not None and limit >= self.memory_ceiling_bytes:
             return GiveUp(f"{facts.reason}; {format_size(limit)} is its limits.memory_ceiling")
-        return Retry(0.0, wanted)
+        doubled = f"memory was doubled {MAX_MEMORY_DOUBLINGS} times already"
+        return GiveUp(f"{facts.reason}; {doubled}")
+
+
+def granted_limits(limits: Limits) -> GrantedLimits:
+    """Return the most that attempts are given under `limits`: memory as far as it is raised."""
+    return GrantedLimits(
+        memory_bytes=_most_memory(limits.memory_bytes, limits.memory_ceiling_bytes),
+        timeout_seconds=limits.timeout_seconds,
+        scratch_bytes=limits.scratch_bytes,
+    )
+
+
+def _most_memory(declared_bytes: int, ceiling_bytes: int | None) -> int:
+    most = declared_bytes * 2**MAX_MEMORY_DOUBLINGS
+    return most if ceiling_bytes is None else min(most, ceiling_bytes)
 
 
 _MEMORY_ERRORS: Final = ("MemoryError", "numpy.core._exceptions", "numpy._core._exceptions")

@@ -1,40 +1,54 @@
-"""A batch that is too much for one run, run in parts: split, run side by side, joined again.
+"""A hook run over a batch, in parts where the whole is too much: run side by side, joined again.
 
-What belongs here: which records go together, and one `HookRun` out of many. Not here: what a part
-is run by (`HookRunner`), what to do about a failed attempt (`FailurePolicy`).
+What belongs here: the workspaces of parts, and one `HookRun` out of many. Not here: what a part is
+run by (`HookRunner`), what to do about a failed attempt (`FailurePolicy`), which records are run
+together next (`isolate`).
 
-Only for hooks whose outcome for a record depends on that record alone. A part that gives up for
-memory, time or space is halved, a few times over: what is lost to a crash is named in the end.
+Only hooks whose outcome for a record depends on that record alone are run in parts.
 """
 
 import json
 import os
+import re
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from codecs import BOM_UTF8
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.failure import Abort, FailureKind, FailurePolicy, GiveUp, RuntimeFacts
-from feature_pipeline.hooks.log_file import open_log
-from feature_pipeline.hooks.output import RAW_FILES, SINGLE_FEATURES
-from feature_pipeline.hooks.run import HookRun, run_hook
-from feature_pipeline.hooks.runner import HookRunner, RunMonitor, RunRequest, RunResult, Workspace
+from feature_pipeline.hooks.isolate import Isolation, Part, first_parts
+from feature_pipeline.hooks.json_lines import read_document
+from feature_pipeline.hooks.log_file import CappedLog, open_log
+from feature_pipeline.hooks.output import FEATURES, RAW_FILES, SINGLE_FEATURES
+from feature_pipeline.hooks.quantities import format_size
+from feature_pipeline.hooks.run import FailedRecord, HookRun, run_hook
+from feature_pipeline.hooks.runner import HookRunner, RunMonitor, RunRequest, Workspace
+from feature_pipeline.outcomes import OutcomeKind
 
-_HALVED: Final = frozenset(
-    {
-        FailureKind.OUT_OF_MEMORY,
-        FailureKind.DEADLINE,
-        FailureKind.OUT_OF_SPACE,
-        FailureKind.OUTPUT_TOO_LARGE,
-    }
-)
+# The hook's doing, so that fewer records, or others, may end otherwise.
+_KINDS: Final = {
+    FailureKind.OUT_OF_MEMORY: OutcomeKind.OUT_OF_MEMORY,
+    FailureKind.DEADLINE: OutcomeKind.DEADLINE,
+    FailureKind.OUT_OF_SPACE: OutcomeKind.OUT_OF_SPACE,
+    FailureKind.OUTPUT_TOO_LARGE: OutcomeKind.OUTPUT_TOO_LARGE,
+    FailureKind.NON_ZERO_EXIT: OutcomeKind.CRASH,
+    FailureKind.INVALID_OUTPUT: OutcomeKind.INVALID_OUTPUT,
+}
 _LISTED: Final = 5
+_REASON_CHARACTERS: Final = 500
 _RECORDS: Final = "records.jsonl"
+_JOINED: Final = "joined"
+_NEVER_SECONDS: Final = -1.0
+_LINE_ENDS: Final = re.compile(rb"[\r\n]+")
+
+Check = Callable[[Path, Sequence[str]], object]
+"""Reads what was written about these records; raises InvalidInputError if that is not possible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +59,13 @@ class PartLimits:
         records: Most records of a part.
         input_bytes: Most bytes of their lines and files; a record beyond it is a part of its own.
         at_once: Parts that run side by side.
-        halvings: How often what is too much is halved. A hook that hangs on every record would
-            otherwise be waited for once per record.
+        is_divisible: Whether there may be parts at all.
     """
 
     records: int = 1000
     input_bytes: int = 20 * 2**30
     at_once: int = 4
-    halvings: int = 3
+    is_divisible: bool = True
 
 
 class InterruptedPartError(Exception):
@@ -68,74 +81,385 @@ class _Item:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Ran:
+    """A part that was run, with its own workspace."""
+
+    part: Part
+    workspace: Workspace
+    run: HookRun
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the last attempt was given."""
+        return self.run.starts[-1].memory_limit_bytes
+
+
 def run_in_parts(
     runner: HookRunner,
     request: RunRequest,
     policy: FailurePolicy,
     monitor: RunMonitor,
     limits: PartLimits,
+    *,
+    check: Check,
+    begin_with: Mapping[str, int] | None = None,
 ) -> HookRun:
-    """Run the hook over the batch, in parts if it exceeds `limits` or proves too much for one run.
+    """Run the hook over the batch, in parts if it exceeds `limits` or the hook fails over it.
 
-    The workspace holds the parts' output joined, in the batch's order, and one log. If a part gives
-    no verdict the whole run gives none: its reason names the part's records, and what the others
-    left is kept.
+    The workspace holds the parts' output joined, in the batch's order, and one log of every start.
+    Records over which the hook fails when it is given them alone are `failed_records` of a run that
+    gives a verdict on the others. If the hook fails over everything, or for a reason that is not
+    its own, the run gives no verdict: its reason names the records, and what the others left is
+    kept.
+
+    Args:
+        runner: Makes the attempts.
+        request: The first attempt at the whole batch.
+        policy: Decides about failed attempts.
+        monitor: Watches all of them.
+        limits: What a part holds.
+        check: Called for what the run left, and for parts where that cannot be read.
+        begin_with: Records over which the hook failed before under lower limits, by id, with the
+            bytes of memory to give the first attempt.
 
     Raises:
         BaseException: Whatever interrupts the wait; every part is left as its runner leaves one.
     """
-    items = _read_items(request.workspace)
-    parts = split(items, limits)
-    if len(parts) < 2:
-        whole = run_hook(runner, request, policy, monitor)
-        is_last = len(items) < 2 or limits.halvings < 1
-        if whole.failure is None or not _is_too_much(whole) or is_last:
-            return whole
-        monitor.log(f"{whole.failure.reason}: running the batch in halves")
-        parts, limits = _halves(items), replace(limits, halvings=limits.halvings - 1)
-    shared = _Shared(monitor)
-    with ThreadPoolExecutor(limits.at_once, thread_name_prefix="part") as pool:
-
-        def one(part: Sequence[_Item]) -> list[_Part]:
-            return _run_part(runner, request, policy, shared, part, limits.halvings)
-
-        futures = [pool.submit(one, part) for part in parts]
-        try:
-            # the first error is enough; and an interrupt comes here, not to the threads
-            wait(futures, return_when="FIRST_EXCEPTION")
-            shared.interrupt_if(any(f.done() and f.exception() is not None for f in futures))
-            wait(futures)
-            errors = [error for future in futures if (error := future.exception()) is not None]
-            # The other parts end because of the first error; theirs must not hide it.
-            errors.sort(key=lambda error: isinstance(error, InterruptedPartError))
-            if errors:
-                raise errors[0]
-            ended = [part for future in futures for part in future.result()]
-        except BaseException:
-            shared.interrupt_if(True)
-            raise
-    return _join(runner, request, ended)
+    return _Course(runner, request, policy, monitor, limits, check, begin_with or {}).run()
 
 
-def split(items: Sequence[_Item], limits: PartLimits) -> list[list[_Item]]:
-    """The records in order, cut before each that would exceed a part."""
-    parts: list[list[_Item]] = []
-    size = 0
-    for item in items:
-        is_full = bool(parts) and (
-            len(parts[-1]) >= limits.records or size + item.size > limits.input_bytes
+class _Course:
+    """One run of a batch, from its first parts to the output of all."""
+
+    def __init__(
+        self,
+        runner: HookRunner,
+        request: RunRequest,
+        policy: FailurePolicy,
+        monitor: RunMonitor,
+        limits: PartLimits,
+        check: Check,
+        begin_with: Mapping[str, int],
+    ) -> None:
+        self._runner = runner
+        self._request = request
+        self._policy = policy
+        self._shared = _Shared(monitor)
+        self._limits = limits
+        self._check = check
+        self._items = items = _read_items(request.workspace)
+        raised = {
+            position: begin_with[item.record_id]
+            for position, item in enumerate(items)
+            if item.record_id in begin_with
+        }
+        sizes, memory = [item.size for item in items], request.limits.memory_bytes
+        parts = first_parts(sizes, memory, limits.records, limits.input_bytes, raised)
+        if not limits.is_divisible:
+            everything = tuple(range(len(items)))
+            parts = [Part("", everything, max(part.memory_bytes for part in parts))]
+        width = max(1, limits.at_once // 2)
+        self._search = Isolation(parts, sizes, width, frozenset(raised))
+        self._first = parts
+        self._ran: dict[Part, _Ran] = {}
+
+    def run(self) -> HookRun:
+        """Run parts until the search has ended, and join what they left."""
+        while True:
+            while parts := self._search.next_parts():
+                self._run_parts(parts)
+                if (stopped := self._stopped()) is not None:
+                    return self._without_verdict(stopped)
+            if not self._search.is_conclusive:
+                return self._without_verdict(self._blamed())
+            if not self._search.well:
+                return self._with_verdict()
+            try:
+                output = self._join(self._search.well)
+                self._check(output, self._ids(self._search.well))
+            except InvalidInputError as error:
+                if (stopped := self._find_invalid(error)) is not None:
+                    return self._without_verdict(stopped)
+                continue
+            self._adopt(output)
+            return self._with_verdict()
+
+    def _run_parts(self, parts: Sequence[Part]) -> None:
+        """Run the parts, each lane one after another: a part needs what the one before it needed.
+
+        In lanes, so that what a part is given depends on how others ended, and not on when.
+        """
+        lanes = [parts[n :: self._limits.at_once] for n in range(self._limits.at_once)]
+
+        def run_lane(lane: Sequence[Part]) -> list[_Ran]:
+            ended, needed = [], 0
+            for part in lane:
+                ran = self._run_part(part, max(part.memory_bytes, needed))
+                if ran.run.failure is None:
+                    needed = max(needed, ran.memory_bytes)
+                ended.append(ran)
+            return ended
+
+        with ThreadPoolExecutor(self._limits.at_once, thread_name_prefix="part") as pool:
+            futures = [pool.submit(run_lane, lane) for lane in lanes if lane]
+            try:
+                # the first error is enough; and an interrupt comes here, not to the threads
+                wait(futures, return_when="FIRST_EXCEPTION")
+                has_failed = any(f.done() and f.exception() is not None for f in futures)
+                self._shared.interrupt_if(has_failed)
+                wait(futures)
+                errors = [error for future in futures if (error := future.exception()) is not None]
+                # The other parts end because of the first error; theirs must not hide it.
+                errors.sort(key=lambda error: isinstance(error, InterruptedPartError))
+                if errors:
+                    raise errors[0]
+            except BaseException:
+                self._shared.interrupt_if(True)
+                raise
+        ended = {ran.part: ran for future in futures for ran in future.result()}
+        for part in parts:
+            self._ran[part] = ended[part]
+            self._note(ended[part])
+
+    def _run_part(self, part: Part, memory_bytes: int) -> _Ran:
+        request, policy = self._request, self._policy
+        if memory_bytes != request.limits.memory_bytes:
+            request = replace(request, limits=request.limits.with_memory(memory_bytes))
+        monitor = self._shared.monitor("")
+        if part.path:
+            items = [self._items[record] for record in part.records]
+            # named by its records: who runs the same part again attaches to it
+            name = Digest.of(b"\n".join(item.record_id.encode() for item in items)).hex[:12]
+            workspace = Workspace(request.workspace.root / "parts" / name)
+            _lay_out(request.workspace, workspace, items)
+            request = replace(request, part=name, workspace=workspace)
+            first, last = items[0].record_id, items[-1].record_id
+            monitor = self._shared.monitor(f"{first} to {last}" if len(items) > 1 else first)
+        if part not in self._first and len(part.records) > 1:
+            # it is divided, which is another try for each of its records
+            policy = replace(policy, retry_within_seconds=_NEVER_SECONDS)
+        count = len(part.records)
+        run = run_hook(self._runner, request, policy, monitor, part=part.path, records=count)
+        return _Ran(part, request.workspace, run)
+
+    def _note(self, ran: _Ran) -> None:
+        """Tell the search how a part ended."""
+        failure = ran.run.failure
+        if failure is None:
+            self._search.note_well(ran.part)
+        elif self._is_hooks_doing(ran):
+            self._search.note_failed(ran.part, ran.memory_bytes)
+            count = len(ran.part.records)
+            if count > 1 and self._limits.is_divisible:
+                reason = f"{failure.kind.value}: {failure.reason}"
+                self._shared.monitor("").log(f"{reason}: the {count} records are divided")
+
+    def _is_hooks_doing(self, ran: _Ran) -> bool:
+        failure = ran.run.failure
+        return (
+            failure is not None and failure.kind in _KINDS and isinstance(ran.run.decision, GiveUp)
         )
-        if is_full or not parts:
-            parts.append([])
-            size = 0
-        parts[-1].append(item)
-        size += item.size
-    return parts
+
+    def _stopped(self) -> _Ran | None:
+        """The part that ends the run: fewer records would not fare better."""
+        failed = [ran for ran in self._ran.values() if ran.run.failure is not None]
+        if not self._limits.is_divisible:
+            return failed[0] if failed else None
+        others = [ran for ran in failed if not self._is_hooks_doing(ran)]
+        # what says nothing about the batch stops the run, whatever else happened
+        aborted = [ran for ran in others if isinstance(ran.run.decision, Abort)]
+        return next(iter([*aborted, *others]), None)
+
+    def _blamed(self) -> _Ran:
+        """The part whose failure is the run's, where the hook failed over everything."""
+        return next(ran for ran in self._ran.values() if ran.run.failure is not None)
+
+    def _find_invalid(self, error: InvalidInputError) -> _Ran | None:
+        """Have the search go on with the parts whose output cannot be read.
+
+        Returns the part that ends the run, if none is to be divided.
+        """
+        found = False
+        for part in list(self._search.well):
+            ran = self._ran[part]
+            try:
+                self._check(ran.workspace.output, self._ids([part]))
+            except InvalidInputError as problem:
+                found = True
+                self._ran[part] = ran = _as_invalid(ran, problem)
+                is_misunderstood = len(part.records) > 1 and _has_single(ran.workspace)
+                if is_misunderstood or not self._limits.is_divisible:
+                    return ran
+                self._note(ran)
+        return None if found else _as_invalid(self._ran[self._search.well[0]], error)
+
+    def _ids(self, parts: Sequence[Part]) -> list[str]:
+        records = sorted(record for part in parts for record in part.records)
+        return [self._items[record].record_id for record in records]
+
+    def _with_verdict(self) -> HookRun:
+        """The run as one that gives a verdict on what ended well."""
+        failed = [self._failed_record(part) for part in self._search.culprits]
+        for part in self._search.unresolved:
+            failed += self._lost_records(part)
+        if not self._search.well:
+            self._request.workspace.clear_output()
+        order = {item.record_id: position for position, item in enumerate(self._items)}
+        failed.sort(key=lambda record: order[record.record_id])
+        return self._joined(None, None, tuple(failed))
+
+    def _failed_record(self, part: Part) -> FailedRecord:
+        failure = self._ran[part].run.failure
+        assert failure is not None  # noqa: S101  (a culprit's)
+        reason = failure.reason
+        if failure.kind is FailureKind.NON_ZERO_EXIT and failure.log_tail:
+            reason = f"{reason}: {failure.log_tail[-1]}"
+        kind = _KINDS[failure.kind]
+        return FailedRecord(self._items[part.records[0]].record_id, kind, _as_reason(reason))
+
+    def _lost_records(self, part: Part) -> list[FailedRecord]:
+        """The records of a part that was not divided to the end; they may be asked about again."""
+        failure = next(
+            ran.run.failure
+            for ran in reversed(self._ran.values())
+            if set(part.records) <= set(ran.part.records) and ran.run.failure is not None
+        )
+        reason = _as_reason(
+            f"the hook failed over this record together with {len(part.records) - 1} others"
+            f" ({failure.kind.value}: {failure.reason}), and too often to find out which;"
+            " run the batch again"
+        )
+        return [
+            FailedRecord(self._items[record].record_id, OutcomeKind.LOST, reason, True)
+            for record in part.records
+        ]
+
+    def _without_verdict(self, blamed: _Ran) -> HookRun:
+        """The run as one that gives no verdict; what the last parts left is joined."""
+        search = self._search
+        left = [part for part in (*search.well, *search.culprits) if part in self._ran]
+        left += [part for part in search.unresolved if part in self._ran]
+        left += [ran.part for ran in self._ran.values() if not self._is_hooks_doing(ran)]
+        if self._first[0].path or search.well:
+            self._adopt(self._join(sorted(set(left), key=_position), strict=False))
+        facts, decision = blamed.run.failure, blamed.run.decision
+        assert facts is not None  # noqa: S101  (chosen so)
+        assert decision is not None  # noqa: S101  (a failed run has one)
+        if len(self._ran) > 1:
+            well = {record for part in search.well for record in part.records}
+            lost = [item.record_id for n, item in enumerate(self._items) if n not in well]
+            names = ", ".join(map(repr, lost[:_LISTED])) + (", ..." if len(lost) > _LISTED else "")
+            reason = f"no outcome for {len(lost)} of the batch's records: {names}"
+            facts = replace(facts, reason=f"{facts.reason}; {reason}")
+            decision = replace(decision, reason=f"{decision.reason}; {reason}")
+        return self._joined(facts, decision)
+
+    def _joined(
+        self,
+        failure: RuntimeFacts | None,
+        decision: GiveUp | Abort | None,
+        failed: tuple[FailedRecord, ...] = (),
+    ) -> HookRun:
+        starts = tuple(start for ran in self._ran.values() for start in ran.run.starts)
+        log = starts[0].result.log
+        if len(starts) > 1:
+            log = self._request.workspace.whole_log
+            with open_log(log) as file:
+                for ran in self._ran.values():
+                    self._write_log(file, ran)
+                for record in failed:
+                    _note(file, f"record {record.record_id!r}: {record.kind}: {record.reason}")
+        run_id, name = self._request.run_id, self._runner.name
+        return HookRun(run_id, name, starts, failure, decision, log, failed)
+
+    def _write_log(self, file: CappedLog, ran: _Ran) -> None:
+        """Write what each start of a part printed, below a line that says which start it was."""
+        ids = self._ids([ran.part])
+        records = (
+            f"records {ids[0]!r} to {ids[-1]!r} ({len(ids)})" if len(ids) > 1 else repr(ids[0])
+        )
+        part = f"part {ran.part.path}, " if ran.part.path else ""
+        for start in ran.run.starts:
+            result = start.result
+            memory = format_size(start.memory_limit_bytes)
+            ended = "well" if result.failure is None else result.failure.kind.value
+            _note(
+                file,
+                f"{part}{records}: attempt {start.attempt} with {memory} of memory ended"
+                f" {ended} after {result.seconds:.1f} s",
+            )
+            with result.log.open("rb") as source:
+                shutil.copyfileobj(source, file)
+
+    def _join(self, parts: Sequence[Part], *, strict: bool = True) -> Path:
+        """Join what the parts left, in the batch's order; the folder that holds it.
+
+        Raises:
+            InvalidInputError: A part left something else than a regular file, and `strict` is set.
+        """
+        ran = [self._ran[part] for part in sorted(parts, key=_position)]
+        workspace = self._request.workspace
+        if len(ran) == 1 and ran[0].workspace == workspace:
+            return workspace.output
+        joined = workspace.root / _JOINED
+        shutil.rmtree(joined, ignore_errors=True)
+        joined.mkdir()
+        for name in RAW_FILES:
+            if name == SINGLE_FEATURES:
+                continue
+            with (joined / name).open("wb") as out:
+                for one in ran:
+                    _append(out, one.workspace.output / name, strict=strict)
+                    if name == FEATURES and len(one.part.records) == 1:
+                        record_id = self._items[one.part.records[0]].record_id
+                        _append_single(out, one.workspace.output, record_id, strict=strict)
+                is_empty = not out.tell()
+            if is_empty:
+                (joined / name).unlink()
+        return joined
+
+    def _adopt(self, output: Path) -> None:
+        """Have the folder be the run's output."""
+        workspace = self._request.workspace
+        if output != workspace.output:
+            workspace.clear_output()
+            workspace.output.rmdir()
+            output.rename(workspace.output)
 
 
-def _halves(items: Sequence[_Item]) -> list[list[_Item]]:
-    middle = (len(items) + 1) // 2
-    return [list(items[:middle]), list(items[middle:])]
+def _position(part: Part) -> int:
+    return part.records[0]
+
+
+def _as_invalid(ran: _Ran, error: InvalidInputError) -> _Ran:
+    """A part that ended well, as one that left what cannot be read."""
+    *others, last = ran.run.starts
+    facts = RuntimeFacts(
+        FailureKind.INVALID_OUTPUT,
+        str(error),
+        exit_code=0,
+        memory_limit_bytes=last.memory_limit_bytes,
+    )
+    last = replace(last, result=replace(last.result, failure=facts))
+    decision = GiveUp(facts.reason)
+    run = replace(ran.run, starts=(*others, last), failure=facts, decision=decision)
+    return replace(ran, run=run)
+
+
+def _as_reason(text: str) -> str:
+    """A reason that every store can hold."""
+    cut = text if len(text) <= _REASON_CHARACTERS else f"{text[:_REASON_CHARACTERS]}..."
+    return cut.replace("\x00", "\ufffd").encode("utf-8", "backslashreplace").decode()
+
+
+def _note(file: CappedLog, text: str) -> None:
+    line = " ".join(text.splitlines())
+    file.write(f"[feature_pipeline] {line}\n".encode("utf-8", "backslashreplace"))
+
+
+def _has_single(workspace: Workspace) -> bool:
+    return os.path.lexists(workspace.output / SINGLE_FEATURES)
 
 
 def _read_items(workspace: Workspace) -> list[_Item]:
@@ -148,48 +472,6 @@ def _read_items(workspace: Workspace) -> list[_Item]:
             size = len(line) + sum(path.stat().st_size for path in files if path.is_file())
             items.append(_Item(record_id, line if line.endswith(b"\n") else line + b"\n", size))
     return items
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A part that has ended, with its own workspace."""
-
-    items: tuple[_Item, ...]
-    workspace: Workspace
-    run: HookRun
-
-
-def _is_too_much(run: HookRun) -> bool:
-    return (
-        run.failure is not None and run.failure.kind in _HALVED and isinstance(run.decision, GiveUp)
-    )
-
-
-def _run_part(
-    runner: HookRunner,
-    request: RunRequest,
-    policy: FailurePolicy,
-    shared: "_Shared",
-    items: Sequence[_Item],
-    halvings: int,
-) -> list[_Part]:
-    """Run a part; halves of it, one after the other, if it is too much as well."""
-    # named by its records: whoever runs the same part again attaches to it
-    name = Digest.of(b"\n".join(item.record_id.encode() for item in items)).hex[:12]
-    workspace = Workspace(request.workspace.root / "parts" / name)
-    _lay_out(request.workspace, workspace, items)
-    part = replace(request, run_id=f"{request.run_id}-{name}", workspace=workspace)
-    label = (
-        f"{items[0].record_id} to {items[-1].record_id}" if len(items) > 1 else items[0].record_id
-    )
-    run = run_hook(runner, part, policy, shared.monitor(label))
-    if not _is_too_much(run) or len(items) < 2 or halvings < 1:
-        return [_Part(tuple(items), workspace, run)]
-    return [
-        ended
-        for half in _halves(items)
-        for ended in _run_part(runner, request, policy, shared, half, halvings - 1)
-    ]
 
 
 def _lay_out(whole: Workspace, part: Workspace, items: Sequence[_Item]) -> None:
@@ -264,84 +546,51 @@ class _PartMonitor:
         return self.ask(now)
 
 
-def _join(runner: HookRunner, request: RunRequest, parts: Sequence[_Part]) -> HookRun:
-    """The parts' outputs, logs and facts as one run's."""
-    workspace = request.workspace
-    workspace.clear_output()
-    failure, decision = _joined_failure(parts)
-    try:
-        for name in RAW_FILES:
-            _join_files(workspace.output / name, [part.workspace.output / name for part in parts])
-    except InvalidInputError as error:
-        if failure is None:
-            failure = RuntimeFacts(FailureKind.INVALID_OUTPUT, str(error), exit_code=0)
-            decision = GiveUp(str(error))
-    attempts = [attempt for part in parts for attempt in part.run.attempts]
-    log = workspace.log(max(len(part.run.attempts) for part in parts))
-    with open_log(log) as file:
-        for part in parts:
-            file.write(f"[feature_pipeline] {_named(part)}\n".encode())
-            with part.run.last.log.open("rb") as source:
-                shutil.copyfileobj(source, file)
-    peaks = [a.peak_memory_bytes for a in attempts if a.peak_memory_bytes is not None]
-    last = RunResult(
-        exit_code=failure.exit_code if failure is not None else 0,
-        failure=failure,
-        started_at=min(attempt.started_at for attempt in attempts),
-        finished_at=max(attempt.finished_at for attempt in attempts),
-        log=log,
-        peak_memory_bytes=max(peaks, default=None),
-        node=", ".join(sorted({attempt.node for attempt in attempts})),
-    )
-    memory = max(part.run.memory_bytes for part in parts)
-    joined = (*attempts[:-1], last)
-    return HookRun(request.run_id, runner.name, joined, failure, decision, memory)
+def _append(out: BinaryIO, source: Path, *, strict: bool) -> None:
+    """Append a part's file as a part of a longer one.
 
-
-def _joined_failure(
-    parts: Sequence[_Part],
-) -> tuple[RuntimeFacts | None, GiveUp | Abort | None]:
-    """The failure of the first part that has one, naming what is lost with it and with others."""
-    failed = [part for part in parts if part.run.failure is not None]
-    if not failed:
-        return None, None
-    # what says nothing about the batch stops the run, whatever else happened
-    first = next((part for part in failed if isinstance(part.run.decision, Abort)), failed[0])
-    facts, decision = first.run.failure, first.run.decision
-    assert facts is not None  # noqa: S101  (chosen so)
-    assert decision is not None  # noqa: S101  (a failed run has one)
-    lost = [item.record_id for part in failed for item in part.items]
-    names = ", ".join(map(repr, lost[:_LISTED])) + (", ..." if len(lost) > _LISTED else "")
-    said = f"no outcome for {len(lost)} of the batch's records: {names}"
-    return (
-        replace(facts, reason=f"{facts.reason}; {said}"),
-        replace(decision, reason=f"{decision.reason}; {said}"),
-    )
-
-
-def _join_files(target: Path, sources: Sequence[Path]) -> None:
-    found = [source for source in sources if os.path.lexists(source)]
-    if not found:
+    Its last line is ended, so that it does not run into the next part's first, and a byte order
+    mark is left out where it is not the first thing in the file.
+    """
+    if not _is_there(source, strict=strict):
         return
-    if target.name == SINGLE_FEATURES:
-        raise InvalidInputError(f"{target.name} is for one record: parts of a batch write lines")
-    with target.open("wb") as out:
-        for source in found:
-            if source.is_symlink() or not source.is_file():
-                raise InvalidInputError(f"{source.name}: expected a regular file in every part")
-            with source.open("rb") as file:
-                shutil.copyfileobj(file, out)
-            if out.tell():
-                _end_line(source, out.write)
-
-
-def _end_line(source: Path, write: Callable[[bytes], object]) -> None:
-    """A last line without its end must not run into the next part's first."""
+    begun = out.tell()
     with source.open("rb") as file:
-        if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
-            write(b"\n")
+        if begun and file.read(len(BOM_UTF8)) != BOM_UTF8:
+            file.seek(0)
+        shutil.copyfileobj(file, out)
+        if out.tell() > begun:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                out.write(b"\n")
 
 
-def _named(part: _Part) -> str:
-    first, last = part.items[0].record_id, part.items[-1].record_id
-    return f"records {first!r} to {last!r} ({len(part.items)})"
+def _append_single(out: BinaryIO, output: Path, record_id: str, *, strict: bool) -> None:
+    """Append the single document of a part of one record as the line that says the same.
+
+    Its values stay spelled as they are: outside of strings JSON takes any white space for another,
+    and inside of strings there is no line end.
+
+    Raises:
+        InvalidInputError: It is no document, and `strict` is set.
+    """
+    source = output / SINGLE_FEATURES
+    if not _is_there(source, strict=strict):
+        return
+    data = source.read_bytes()
+    if strict:
+        # what is no document by itself could be part of a line
+        read_document(SINGLE_FEATURES, data)
+    value = _LINE_ENDS.sub(b" ", data.removeprefix(BOM_UTF8)).strip()
+    if value.startswith(b"{"):
+        value = b"[" + value + b"]"
+    name = json.dumps(record_id, ensure_ascii=False).encode()
+    out.write(b'{"id": ' + name + b', "features": ' + value + b"}\n")
+
+
+def _is_there(source: Path, *, strict: bool) -> bool:
+    if source.is_symlink() or (os.path.lexists(source) and not source.is_file()):
+        if strict:
+            raise InvalidInputError(f"{source.name}: expected a regular file in every part")
+        return False
+    return source.exists()

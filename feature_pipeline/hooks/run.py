@@ -1,7 +1,9 @@
-"""Run one release over one batch: attempts until there is a verdict or the policy has enough."""
+"""Run one release over one workspace: attempts until there is a verdict or the policy gives up."""
 
 import time
 from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
 
 from feature_pipeline.hooks.failure import (
     Abort,
@@ -13,67 +15,118 @@ from feature_pipeline.hooks.failure import (
 )
 from feature_pipeline.hooks.quantities import format_size
 from feature_pipeline.hooks.runner import HookRunner, RunMonitor, RunRequest, RunResult
+from feature_pipeline.outcomes import OutcomeKind
 
 _TICK_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class HookRun:
-    """Every attempt of one hook run.
+class Start:
+    """One start of the hook's program: an attempt over the whole batch or over a part of it.
 
-    `failure` is None if the last attempt gave a verdict; else the facts of that attempt, or that
-    the run was cancelled between two. `decision` says what the policy made of it.
+    `part` is empty for the whole; part 2 is divided into 2.1 and 2.2.
+    """
+
+    part: str
+    records: int
+    attempt: int
+    memory_limit_bytes: int
+    result: RunResult
+
+
+@dataclass(frozen=True, slots=True)
+class FailedRecord:
+    """A record about which the hook left no output, in a run that gave a verdict on others."""
+
+    record_id: str
+    kind: OutcomeKind
+    reason: str
+    is_retryable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HookRun:
+    """Every start of one hook run.
+
+    `failure` is None if there is a verdict; else why there is none, or that the run was cancelled
+    between two attempts. `decision` says what the policy made of it. `log` is what was printed, by
+    all starts. `failed_records` are records that have no output although there is a verdict.
     """
 
     run_id: str
     runner: str
-    attempts: tuple[RunResult, ...]
+    starts: tuple[Start, ...]
     failure: RuntimeFacts | None
     decision: GiveUp | Abort | None
-    memory_bytes: int
-    """The memory limit of the last attempt."""
+    log: Path
+    failed_records: tuple[FailedRecord, ...] = ()
 
     @property
     def last(self) -> RunResult:
-        """The last attempt: its output is what the workspace holds."""
-        return self.attempts[-1]
+        """The result of the last start."""
+        return self.starts[-1].result
+
+    @property
+    def exit_code(self) -> int | None:
+        """The status with which the hook ended; 0 if it gave a verdict."""
+        return 0 if self.failure is None else self.failure.exit_code
+
+    @property
+    def memory_bytes(self) -> int:
+        """The largest memory limit of a start."""
+        return max(start.memory_limit_bytes for start in self.starts)
+
+    @property
+    def started_at(self) -> datetime:
+        """When the first start was."""
+        return min(start.result.started_at for start in self.starts)
+
+    @property
+    def finished_at(self) -> datetime:
+        """When the last of them ended."""
+        return max(start.result.finished_at for start in self.starts)
 
 
 def run_hook(
-    runner: HookRunner, request: RunRequest, policy: FailurePolicy, monitor: RunMonitor
+    runner: HookRunner,
+    request: RunRequest,
+    policy: FailurePolicy,
+    monitor: RunMonitor,
+    *,
+    part: str = "",
+    records: int = 0,
 ) -> HookRun:
     """Run the hook as often as `policy` says; the workspace holds the last attempt's output.
+
+    Args:
+        part: The part of the batch that the workspace holds, for the record.
+        records: How many records that is.
 
     Raises:
         BaseException: Whatever interrupts the wait; the hook is stopped before.
     """
-    attempts: list[RunResult] = []
+    starts: list[Start] = []
     failures: list[RuntimeFacts] = []
+
+    def ended(failure: RuntimeFacts | None, decision: GiveUp | Abort | None) -> HookRun:
+        log = starts[-1].result.log
+        return HookRun(request.run_id, runner.name, tuple(starts), failure, decision, log)
+
     while True:
         result = runner.run(request, monitor)
-        attempts.append(result)
+        memory = request.limits.memory_bytes
+        starts.append(Start(part, records, request.attempt, memory, result))
         if result.failure is None:
-            return _ended(runner, request, attempts, None, None)
-        decision = policy.decide(result.failure, failures)
+            return ended(None, None)
+        decision = policy.decide(result.failure, failures, seconds=result.seconds)
         failures.append(result.failure)
         if not isinstance(decision, Retry):
-            return _ended(runner, request, attempts, result.failure, decision)
+            return ended(result.failure, decision)
         _announce(monitor, request, result.failure, decision)
         if not _wait(decision.delay_seconds, monitor):
             cancelled = RuntimeFacts(FailureKind.CANCELLED, "cancelled before another attempt")
-            return _ended(runner, request, attempts, cancelled, Abort(cancelled.reason))
+            return ended(cancelled, Abort(cancelled.reason))
         request = _next(request, decision)
-
-
-def _ended(
-    runner: HookRunner,
-    request: RunRequest,
-    attempts: list[RunResult],
-    failure: RuntimeFacts | None,
-    decision: GiveUp | Abort | None,
-) -> HookRun:
-    memory = request.limits.memory_bytes
-    return HookRun(request.run_id, runner.name, tuple(attempts), failure, decision, memory)
 
 
 def _next(request: RunRequest, decision: Retry) -> RunRequest:

@@ -66,6 +66,11 @@ class Workspace:
         """
         return self.root / "logs" / f"attempt-{attempt}.log"
 
+    @property
+    def whole_log(self) -> Path:
+        """The logs of all attempts, where there were several."""
+        return self.root / "logs" / "whole.log"
+
     def create(self) -> None:
         """Make the folders that do not exist yet."""
         for folder in (self.inputs, self.files, self.output, self.code, self.root / "logs"):
@@ -84,7 +89,8 @@ class Workspace:
 class RunRequest:
     """One attempt at running a release over the records laid out in `workspace`.
 
-    `attempt` counts from 1. `run_id` stays the same over the attempts.
+    `run_id` is the hook run's, and stays the same over its parts and attempts. `part` names the
+    records of a part of the batch; it is empty for all of them. `attempt` counts from 1.
     """
 
     run_id: str
@@ -92,6 +98,12 @@ class RunRequest:
     limits: Limits
     workspace: Workspace
     attempt: int = 1
+    part: str = ""
+
+    @property
+    def question(self) -> str:
+        """What all attempts at the same records of the same hook run share."""
+        return f"{self.run_id}-{self.part}" if self.part else self.run_id
 
 
 class RunMonitor(Protocol):
@@ -138,6 +150,11 @@ class RunResult:
     log: Path
     peak_memory_bytes: int | None
     node: str
+
+    @property
+    def seconds(self) -> float:
+        """How long it ran."""
+        return (self.finished_at - self.started_at).total_seconds()
 
 
 class HookRunner(Protocol):

@@ -16,10 +16,11 @@ from feature_pipeline.columns import Column
 from feature_pipeline.digest import Digest
 from feature_pipeline.hooks.definition import HookDefinition
 from feature_pipeline.hooks.quantities import format_size
-from feature_pipeline.hooks.run import HookRun
+from feature_pipeline.hooks.run import HookRun, Start
 from feature_pipeline.outcomes import Outcome
 
 PREVIEW_ROWS = 5
+_STARTS_SHOWN = 25
 _CELL_LENGTH = 60
 _MARKUP = re.compile(r"[\\|`*_~\[\]<&]")
 
@@ -178,32 +179,42 @@ def failure_metadata(hook_run: HookRun | None, failure: FailureInfo, log_tail: s
     }
     if hook_run is not None:
         metadata["memory_limit"] = dg.MetadataValue.text(format_size(hook_run.memory_bytes))
-        metadata["attempts"] = dg.MetadataValue.int(len(hook_run.attempts))
+        metadata["attempts"] = dg.MetadataValue.int(len(hook_run.starts))
         metadata |= attempts_table(hook_run)
     return metadata
 
 
 def attempts_table(hook_run: HookRun) -> Metadata:
-    """How each attempt ended, as a Markdown table; nothing if the first one was enough."""
-    failed = [attempt.failure for attempt in hook_run.attempts if attempt.failure is not None]
-    if not failed:
+    """How each start of the hook ended, as a Markdown table; nothing if the first one was enough.
+
+    Of many starts the first and the last are shown.
+    """
+    starts = hook_run.starts
+    if all(start.result.failure is None for start in starts):
         return {}
     lines = [
-        "| attempt | ended | why | memory limit | seconds |",
-        "| --- | --- | --- | --- | --- |",
+        "| part | records | attempt | ended | why | memory limit | seconds |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for number, attempt in enumerate(hook_run.attempts, 1):
-        facts = attempt.failure
-        limit = facts.memory_limit_bytes if facts is not None else hook_run.memory_bytes
-        cells = [
-            str(number),
-            "well" if facts is None else facts.kind.value,
-            "" if facts is None else _plain(facts.reason),
-            "" if limit is None else format_size(limit),
-            f"{(attempt.finished_at - attempt.started_at).total_seconds():.1f}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+    lines += map(_start_line, starts[:_STARTS_SHOWN])
+    if (more := len(starts) - 2 * _STARTS_SHOWN) > 0:
+        lines.append(f"| | | | | {more} more, which the manifest names | | |")
+    lines += map(_start_line, starts[max(_STARTS_SHOWN, len(starts) - _STARTS_SHOWN) :])
     return {"attempts_made": dg.MetadataValue.md("\n".join(lines))}
+
+
+def _start_line(start: Start) -> str:
+    facts = start.result.failure
+    cells = [
+        start.part or "all",
+        str(start.records),
+        str(start.attempt),
+        "well" if facts is None else facts.kind.value,
+        "" if facts is None else _plain(facts.reason),
+        format_size(start.memory_limit_bytes),
+        f"{start.result.seconds:.1f}",
+    ]
+    return "| " + " | ".join(cells) + " |"
 
 
 def preview(

@@ -165,7 +165,22 @@ class Reader:
         return {record_id for record_id, action in last.items() if action == "withdraw"}
 
     def manifest(self, digest: str) -> dict[str, Any]:
-        return self.decoded(self.blob(digest))
+        manifest = self.decoded(self.blob(digest), newest=2)
+        added = {"starts", "without_output"}
+        if added & manifest.keys() != (added if manifest["spec_version"] > 1 else set()):
+            raise Damaged(f"{digest}: fields of another version")
+        return manifest
+
+    def without_output(self, manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """The records that have an outcome and no output, with what is stated of them."""
+        stated = manifest.get("without_output", {})
+        outcomes = {outcome["record_id"]: outcome for outcome in self.outcomes(manifest)}
+        for record_id, one in stated.items():
+            outcome = outcomes[record_id]
+            said = (outcome["status"], outcome["kind"], outcome["reason"], outcome["retryable"])
+            if said != ("errored", one["kind"], one["reason"], one["retryable"]):
+                raise Damaged(f"{record_id}: {said} in its outcomes")
+        return stated
 
     def table(self, manifest: dict[str, Any], name: str) -> pa.Table:
         ref = manifest["blobs"][name]

@@ -1,6 +1,6 @@
 """Makes the archive that `compat` keeps for a `spec_version`: run once, when a version is released.
 
-    python -m feature_pipeline_tests.compat.make_archive v2
+    python -m feature_pipeline_tests.compat.make_archive v3
 
 An archive that is checked in is never made again: that it can still be read is the point of it. The
 folder has one file per object, its path being the key.
@@ -18,7 +18,7 @@ from feature_pipeline.archive import accept, blobs, inbox, layout, log, publish,
 from feature_pipeline.archive.blob_store import create_or_read
 from feature_pipeline.archive.erase import erase
 from feature_pipeline.archive.log import FeatureEntry, ReleaseEntry
-from feature_pipeline.archive.manifest import FailureInfo, RunInfo
+from feature_pipeline.archive.manifest import ENDED_WELL, FailureInfo, RunInfo, StartInfo
 from feature_pipeline.archive.publish import Artifact, Completion, CompletionStatus
 from feature_pipeline.archive.stores.memory import MemoryStore
 from feature_pipeline.columns import Column
@@ -26,7 +26,7 @@ from feature_pipeline.digest import Digest
 from feature_pipeline.hooks.batch import record_action
 from feature_pipeline.hooks.definition import Cardinality
 from feature_pipeline.hooks.output import decode_output
-from feature_pipeline.outcomes import Outcome
+from feature_pipeline.outcomes import GrantedLimits, Outcome, OutcomeKind, Status
 from feature_pipeline.records import Record, RecordBatch, RecordFile, Source
 from feature_pipeline.release import HookRelease, ReleaseDocument
 
@@ -34,6 +34,8 @@ ARCHIVES = Path(__file__).parent / "archives"
 DATASET = "structures"
 ERASED = "letters"
 """A dataset of which a record was erased."""
+FAILING = "solids"
+"""A dataset with a record that its hook fails over."""
 STARTED = datetime(2026, 1, 2, 3, 4, 5, 678900, tzinfo=UTC)
 
 OLD_COLUMNS = (
@@ -131,8 +133,13 @@ class Maker:
         failure: FailureInfo | None = None,
         cardinality: Cardinality = Cardinality.MANY,
         inputs: Mapping[str, Digest] | None = None,
+        failed: Mapping[str, Outcome] | None = None,
     ) -> FeatureEntry:
-        """Publish and accept what a hook run said of the records that were not carried over."""
+        """Publish and accept what a hook run said of the records that were not carried over.
+
+        Args:
+            failed: Records over which the hook failed.
+        """
         self.runs += 1
         output = self.folder / f"run-{self.runs}"
         write_output(output, said)
@@ -144,14 +151,33 @@ class Maker:
         if failure is None:
             decoded = decode_output(output, list(said), columns, cardinality, actions)
             outcomes.update({outcome.record_id: outcome for outcome in decoded.outcomes})
+            outcomes.update(failed or {})
         run = RunInfo(
             id=f"run-{self.runs}",
             runner="subprocess",
             started_at=STARTED,
             finished_at=STARTED + timedelta(seconds=self.runs),
+            attempts=2,
             memory_bytes=12_345_678,
             exit_code=0 if failure is None else failure.exit_code,
         )
+        start = StartInfo(
+            part="",
+            records=len(said) + len(failed or {}),
+            attempt=1,
+            started_at=run.started_at,
+            finished_at=run.finished_at,
+            memory_limit_bytes=2**31,
+            ended="evicted",
+            node="node-1",
+        )
+        ended = ENDED_WELL if failure is None else failure.kind
+        last = {
+            "attempt": 2,
+            "ended": ended,
+            "exit_code": run.exit_code,
+            "memory_bytes": 12_345_678,
+        }
         artifact = Artifact(
             batch=batch,
             release=release,
@@ -164,6 +190,7 @@ class Maker:
             failure=failure,
             notes=("a note",),
             inputs=inputs or {},
+            starts=(start, start.model_copy(update=last)),
         )
         published = publish.publish_artifact(self.store, artifact)
         completion = Completion(
@@ -244,6 +271,18 @@ def fill(maker: Maker) -> None:
     counted = {"alice": [{"words": 3}], "bob": [{"words": 5}]}
     maker.publish(letters, counter, counted, words, base=0)
     erase(maker.store, ERASED, ["bob"], "asked for")
+
+    pile = maker.submit("pile", ["small", "large"], dataset=FAILING)
+    mesher = maker.release("meshes", "1", FAILING)
+    large = Outcome(
+        "large",
+        Status.ERRORED,
+        reason="not done after 1h",
+        kind=OutcomeKind.DEADLINE,
+        is_from_output=False,
+        limits=GrantedLimits(2**34, 3600.0, 5 * 2**30),
+    )
+    maker.publish(pile, mesher, {"small": [{"words": 1}]}, words, base=0, failed={"large": large})
 
     create_or_read(maker.store, layout.inbox("run.broken"), b'{"not": "a completion"}')
     (broken,) = [entry for entry in inbox.waiting(maker.store) if entry.content is None]

@@ -26,15 +26,17 @@ from feature_pipeline.archive.verify import verify
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 from feature_pipeline.hooks.definition import Cardinality
 from feature_pipeline.hooks.output import decode_output
-from feature_pipeline.outcomes import OutcomeKind, Status
+from feature_pipeline.outcomes import GrantedLimits, OutcomeKind, Status
 from feature_pipeline.records import RecordBatch
 from feature_pipeline.release import HookRelease
 from feature_pipeline_tests.compat import independent_reader
 from feature_pipeline_tests.compat.independent_reader import Damaged, Reader
-from feature_pipeline_tests.compat.make_archive import OLD_COLUMNS, Maker
+from feature_pipeline_tests.compat.make_archive import FAILING, OLD_COLUMNS, Maker
 
 ARCHIVES = Path(__file__).parent / "archives"
-VERSIONS = ("v1", "v2")
+VERSIONS = ("v1", "v2", "v3")
+WITH_STARTS = "v3"
+"""The first whose manifests are of version 2."""
 FORMAT = Path(__file__).parents[2] / "docs" / "format.md"
 DATASET, HOOK = "structures", "everything"
 
@@ -53,6 +55,11 @@ def store(archive):
 @pytest.fixture
 def reader(archive):
     return Reader(archive)
+
+
+@pytest.fixture
+def has_starts(archive):
+    return archive.name >= WITH_STARTS
 
 
 def filled_from(folder):
@@ -93,6 +100,9 @@ class TestThePage:
         ]
         documents += [manifest for _, manifest in reader.manifests()]
         names = {name for each in documents for name in each}
+        parts = [start for each in documents for start in each.get("starts") or ()]
+        parts += [one for each in documents for one in (each.get("without_output") or {}).values()]
+        names |= {name for part in parts for name in part}
         for part in ("run", "counts", "release", "failure"):
             parts = [each.get(part) for each in documents]
             names |= {name for found in parts if isinstance(found, dict) for name in found}
@@ -101,7 +111,7 @@ class TestThePage:
 
 
 class TestIndependentReader:
-    def test_digests_are_those_of_the_manifests(self, reader):
+    def test_digests_are_those_of_the_manifests(self, reader, has_starts):
         checked = 0
         for entry, manifest in reader.manifests():
             if manifest["failure"] is not None:
@@ -111,8 +121,9 @@ class TestIndependentReader:
             digests = reader.digests(manifest)
             assert manifest["rows_digest"] == digests.rows
             assert manifest["content_digest"] == entry["content_digest"] == digests.content
+            reader.without_output(manifest)
             checked += 1
-        assert checked == 6
+        assert checked == 6 + has_starts
 
     def test_every_blob_is_what_its_name_says(self, archive, reader):
         names = [path.name for path in archive.glob("blobs/sha256/*/*")]
@@ -148,9 +159,10 @@ class TestIndependentReader:
 
 
 class TestPackage:
-    def test_what_the_archive_holds(self, store):
+    def test_what_the_archive_holds(self, store, has_starts):
         archive = Archive(store)
-        assert archive.datasets() == ["letters", DATASET]
+        failing = [FAILING] if has_starts else []
+        assert archive.datasets() == ["letters", *failing, DATASET]
         assert [(h.name, h.versions) for h in archive.hooks(DATASET)] == [
             ("everything", ("1.0", "1.1")),
             ("verdicts", ("1",)),
@@ -219,6 +231,20 @@ class TestPackage:
         assert {i for i, o in outcomes.items() if o.carried_from is None} == {"später"}
         first = log.read_log(store, DATASET, HOOK, "harvest-1")[0].manifest
         assert {o.carried_from for o in outcomes.values()} == {None, first}
+
+    def test_a_record_that_the_hook_failed_over(self, store, reader, has_starts):
+        if not has_starts:
+            return
+        head = log.heads(store, FAILING, "meshes")["pile"]
+        manifest = read.read_manifest(store, head.manifest)
+        small, large = read.read_artifact_outcomes(store, manifest)
+        assert (small.status, small.limits, small.is_from_output) == (Status.PASSED, None, True)
+        assert (large.kind, large.reason) == (OutcomeKind.DEADLINE, "not done after 1h")
+        assert large.limits == GrantedLimits(2**34, 3600.0, 5 * 2**30)
+        assert not large.is_from_output
+        assert set(reader.without_output(reader.manifest(str(head.manifest)))) == {"large"}
+        assert manifest.run.attempts == len(manifest.starts) == 2
+        assert [start.ended for start in manifest.starts] == ["evicted", "well"]
 
     def test_columns_of_both_declarations_together(self, store):
         table = Archive(store).features(HOOK).to_arrow()
@@ -347,9 +373,9 @@ class TestPackage:
     def test_a_newer_version_is_named_and_not_guessed_at(self, store):
         entry = log.read_log(store, DATASET, HOOK, "harvest-2")[0]
         document = json.loads(Archive(store).blob(entry.manifest))
-        document["spec_version"] = 2
+        document["spec_version"] = 3
         document["shape"] = "of another kind"
-        with pytest.raises(NewerVersionError, match=r"spec_version 2.*up to 1"):
+        with pytest.raises(NewerVersionError, match=r"spec_version 3.*up to 2"):
             Manifest.decode(json.dumps(document).encode(), "here")
         for decode, digest in (
             (RecordBatch.decode, log.batch_entry(store, DATASET, "harvest-1").digest),

@@ -4,6 +4,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from feature_pipeline.hooks.parts import PartLimits, run_in_parts
 from feature_pipeline.hooks.run import HookRun
 from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult, Workspace
 from feature_pipeline.hooks.runners.subprocess import SubprocessRunner
-from feature_pipeline.outcomes import Status
+from feature_pipeline.outcomes import OutcomeKind, Status
 from feature_pipeline.records import RecordFile
 from feature_pipeline.release import HookRelease, ReleaseDocument
 from feature_pipeline_tests.contract.hook_runner import Monitor
@@ -39,6 +40,10 @@ WRITE = (
 IDS = [f"r{n}" for n in range(7)]
 
 
+def check(output: Path, record_ids: Sequence[str]) -> None:
+    decode_output(output, record_ids, (), Cardinality.MANY, {})
+
+
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     workspace = Workspace(tmp_path / "run")
@@ -57,7 +62,14 @@ def workspace(tmp_path: Path) -> Workspace:
 @pytest.fixture
 def run(workspace: Workspace, tmp_path: Path) -> Any:
     def run(
-        source: str, limits: PartLimits, monitor: Monitor | None = None, **of_run: str
+        source: str,
+        limits: PartLimits,
+        monitor: Monitor | None = None,
+        *,
+        retries: int = 0,
+        ceiling: int | None = None,
+        begin_with: dict[str, int] | None = None,
+        **of_run: str,
     ) -> HookRun:
         (workspace.code / "hook.py").write_text(source)
         code = RecordFile(
@@ -69,8 +81,19 @@ def run(workspace: Workspace, tmp_path: Path) -> Any:
         run_limits = Limits.model_validate({"memory": "1Gi", "timeout": "60s"} | of_run)
         request = RunRequest("run-1", HookRelease.of(document), run_limits, workspace)
         runner = SubprocessRunner(tmp_path / "work", grace_seconds=0.1)
-        policy = FailurePolicy(retries=0, memory_ceiling_bytes=run_limits.memory_bytes)
-        return run_in_parts(runner, request, policy, monitor or Monitor(), limits)
+        memory = run_limits.memory_bytes
+        policy = FailurePolicy(
+            retries=retries, memory_ceiling_bytes=ceiling or memory, delay_seconds=0
+        )
+        return run_in_parts(
+            runner,
+            request,
+            policy,
+            monitor or Monitor(),
+            limits,
+            check=check,
+            begin_with=begin_with,
+        )
 
     return run
 
@@ -82,14 +105,14 @@ def passed(workspace: Workspace) -> list[str]:
 
 
 def parts_in(result: HookRun) -> list[list[str]]:
-    lines = result.last.log.read_text().splitlines()
+    lines = result.log.read_text().splitlines()
     return [line.split()[1:] for line in lines if line.startswith("records ")]
 
 
 def test_what_fits_is_one_run(run, workspace):
     result = run(PASS + WRITE, PartLimits())
     assert result.failure is None
-    assert len(result.attempts) == 1
+    assert len(result.starts) == 1
     assert parts_in(result) == [IDS]
     assert not (workspace.root / "parts").exists()
 
@@ -107,8 +130,8 @@ def test_parts_by_number_and_size(run, workspace, limits, expected):
     assert result.failure is None, result.failure
     assert parts_in(result) == expected
     assert passed(workspace) == IDS
-    assert len(result.attempts) == len(expected)
-    assert result.last.started_at <= result.last.finished_at
+    assert len(result.starts) == len(expected)
+    assert result.started_at <= result.finished_at
 
 
 def test_they_run_side_by_side(run, workspace):
@@ -129,40 +152,206 @@ def test_a_batch_that_is_too_slow_is_halved(run, workspace):
     assert passed(workspace) == IDS
 
 
-def test_what_a_crash_loses_is_named(run, workspace):
+def test_a_record_that_takes_too_long_costs_itself_alone(run, workspace):
     """Halved down to the one record that needs more time than there is."""
     slow = "import time\nif 'r5' in ids: time.sleep(60)\n"
     result = run(PASS + slow + WRITE, PartLimits(), timeout="2s")
-    assert result.failure is not None
-    assert result.failure.kind is FailureKind.DEADLINE
-    assert "1 of the batch's records: 'r5'" in result.failure.reason
-    assert isinstance(result.decision, GiveUp)
-    assert result.last.failure == result.failure
-    # what the others left is kept
+    assert (result.failure, result.decision) == (None, None)
+    (failed,) = result.failed_records
+    assert (failed.record_id, failed.kind) == ("r5", OutcomeKind.DEADLINE)
+    assert not failed.is_retryable
+    assert failed.reason == "not done after 2s"
     assert [i for i in IDS if i != "r5"] == passed(workspace)
+    # all of them; then r0-r3 and r4-r6, r4-r5 and r6, r4 and r5
+    assert [(s.part, s.records) for s in result.starts] == [
+        ("", 7), ("1", 4), ("2", 3), ("2.1", 2), ("2.2", 1), ("2.1.1", 1), ("2.1.2", 1),
+    ]  # fmt: skip
+    ended = [s.result.failure and s.result.failure.kind.value for s in result.starts]
+    assert ended == ["deadline", None, "deadline", "deadline", None, None, "deadline"]
+    assert result.started_at == result.starts[0].result.started_at
 
 
-def test_a_hook_that_always_hangs_is_not_waited_for_once_per_record(run, workspace):
-    result = run("import time\ntime.sleep(60)\n", PartLimits(halvings=1), timeout="1s")
-    assert result.failure is not None
-    assert "7 of the batch's records: 'r0', 'r1', 'r2', 'r3', 'r4', ..." in result.failure.reason
-    assert len(result.attempts) == 2
+def test_a_record_that_ends_the_hook_costs_itself_alone(run, workspace):
+    """The whole is tried again, and so is the record alone; what lies between is only divided."""
+    result = run(PASS + "assert 'r6' not in ids, 'six'\n" + WRITE, PartLimits(), retries=1)
+    assert result.failure is None
+    (failed,) = result.failed_records
+    assert (failed.record_id, failed.kind) == ("r6", OutcomeKind.CRASH)
+    assert failed.reason == "it ended with status 1: AssertionError: six"
+    assert passed(workspace) == IDS[:6]
+    assert [(s.part, s.attempt) for s in result.starts] == [
+        ("", 1), ("", 2), ("1", 1), ("2", 1), ("2.1", 1), ("2.2", 1), ("2.2", 2),
+    ]  # fmt: skip
 
 
-def test_a_failing_part_fails_the_run(run, workspace):
-    result = run(PASS + "assert 'r6' not in ids\n" + WRITE, PartLimits(records=3))
+def test_a_line_that_cannot_be_read_costs_the_record_it_is_about(run, workspace):
+    """Nobody could say whom it is about, had the hook not been asked about that record alone."""
+    source = (
+        "def bad(line): return json.dumps(line)[:-1] if line['id'] == 'r2' else json.dumps(line)\n"
+    ) + WRITE.replace("json.dumps(", "bad(")
+    result = run(PASS + source, PartLimits())
+    assert result.failure is None
+    (failed,) = result.failed_records
+    assert (failed.record_id, failed.kind) == ("r2", OutcomeKind.INVALID_OUTPUT)
+    assert "features.jsonl line 1" in failed.reason
+    assert passed(workspace) == [i for i in IDS if i != "r2"]
+    kinds = [s.result.failure and s.result.failure.kind.value for s in result.starts]
+    assert kinds[:2] == ["invalid_output", "invalid_output"]
+
+
+def test_a_hook_that_fails_over_everything_fails_the_run(run, workspace):
+    result = run("import sys\nprint('broken')\nsys.exit(3)\n", PartLimits())
     assert result.failure is not None
     assert result.failure.kind is FailureKind.NON_ZERO_EXIT
-    assert "'r6'" in result.failure.reason
-    assert passed(workspace) == IDS[:6]
+    assert result.exit_code == 3
+    assert "7 of the batch's records: 'r0', 'r1', 'r2', 'r3', 'r4', ..." in result.failure.reason
+    assert isinstance(result.decision, GiveUp)
+    assert result.failed_records == ()
+    # all of them, both halves, and three records alone
+    assert [s.records for s in result.starts] == [7, 4, 3, 1, 1, 1]
 
 
-def test_a_single_document_cannot_be_joined(run, workspace):
-    source = PASS + "open(e['OSA_OUT'] + '/features.json', 'w').write('[]')\n"
-    result = run(source, PartLimits(records=1))
+def test_a_record_that_is_asked_alone_may_be_the_hooks_fault(run, workspace):
+    """Unless it is known to have failed so before, while others were computed."""
+    lines = (workspace.inputs / "records.jsonl").read_text().splitlines(keepends=True)
+    (workspace.inputs / "records.jsonl").write_text(lines[0])
+    result = run("raise SystemExit(3)\n", PartLimits())
+    assert result.failure is not None
+    assert result.failed_records == ()
+    result = run("raise SystemExit(3)\n", PartLimits(), begin_with={"r0": 2**30})
+    assert result.failure is None
+    assert [record.record_id for record in result.failed_records] == ["r0"]
+    assert list(workspace.output.iterdir()) == []
+
+
+def test_what_the_hook_writes_before_it_fails_over_everything_is_kept(run, workspace):
+    partial = (
+        "open(e['OSA_OUT'] + '/errors.jsonl', 'w').write('half a line')\nraise SystemExit(1)\n"
+    )
+    assert run(PASS + partial, PartLimits()).failure is not None
+    assert (workspace.output / "errors.jsonl").read_text() == "half a line"
+
+
+def test_what_it_leaves_of_everything_is_kept_if_none_of_it_can_be_read(run, workspace):
+    partial = "open(e['OSA_OUT'] + '/features.jsonl', 'w').write('{' + ' '.join(ids))\n"
+    result = run(PASS + partial, PartLimits())
     assert result.failure is not None
     assert result.failure.kind is FailureKind.INVALID_OUTPUT
-    assert "features.json" in result.failure.reason
+    assert (workspace.output / "features.jsonl").read_text() == "{r0 r1 r2 r3 r4 r5 r6"
+
+
+HOLD = (
+    "import time\n"
+    "held = bytearray(b'x') * (1_000_000 * {})\n"
+    "print('held', flush=True)\n"
+    "time.sleep(0.5)\n"
+)
+
+
+def test_halves_and_later_parts_begin_with_the_memory_that_was_needed_before(run, workspace):
+    """Four starts for the first part, one for each of the others."""
+    hold = HOLD.format("150 if 'r6' not in ids else 5")
+    limits = PartLimits(records=3, at_once=1)
+    result = run(PASS + hold + WRITE, limits, memory="100Mi", ceiling=2**30)
+    assert result.failure is None
+    mebibytes = [(s.part, s.attempt, s.memory_limit_bytes >> 20) for s in result.starts]
+    assert mebibytes == [("1", 1, 100), ("1", 2, 200), ("2", 1, 200), ("3", 1, 200)]
+    assert passed(workspace) == IDS
+
+
+def test_a_record_too_large_for_memory_costs_itself_alone(run, workspace):
+    hold = HOLD.format("300 if 'r3' in ids else 5")
+    result = run(PASS + hold + WRITE, PartLimits(), memory="100Mi", ceiling=200 * 2**20)
+    assert result.failure is None
+    (failed,) = result.failed_records
+    assert (failed.record_id, failed.kind) == ("r3", OutcomeKind.OUT_OF_MEMORY)
+    assert passed(workspace) == [i for i in IDS if i != "r3"]
+    # the limit that was not enough for all of them is met once
+    low = [s.part for s in result.starts if s.memory_limit_bytes == 100 * 2**20]
+    assert low == [""]
+
+
+def test_a_record_that_ran_out_of_memory_before_begins_above_that(run, workspace):
+    hold = HOLD.format("250 if 'r3' in ids else 5")
+    result = run(
+        PASS + hold + WRITE, PartLimits(), memory="100Mi", ceiling=2**30,
+        begin_with={"r3": 400 * 2**20},
+    )  # fmt: skip
+    assert result.failure is None
+    assert [(s.part, s.records, s.memory_limit_bytes >> 20) for s in result.starts] == [
+        ("1", 6, 100),
+        ("2", 1, 400),
+    ]
+    assert passed(workspace) == IDS
+
+
+def test_the_log_tells_of_every_start(run, workspace):
+    result = run(PASS + "assert 'r6' not in ids\n" + WRITE, PartLimits())
+    ours = [
+        line.removeprefix("[feature_pipeline] ")
+        for line in result.log.read_text().splitlines()
+        if line.startswith("[feature_pipeline]")
+    ]
+    assert len(ours) == len(result.starts) + 1
+    assert ours[0].startswith("records 'r0' to 'r6' (7): attempt 1 with 1Gi of memory ended")
+    assert "ended non_zero_exit after" in ours[0]
+    assert ours[1].startswith("part 1, records 'r0' to 'r3' (4): attempt 1")
+    assert "ended well" in ours[1]
+    assert ours[-1].startswith("record 'r6': crash: it ended with status 1")
+    # and of what each of them printed
+    assert result.log.read_text().count("records r0 r1 r2 r3 r4 r5 r6") == 1
+    assert result.log.read_text().count("records r4 r5 r6") == 1
+
+
+def test_a_single_document_is_accepted_from_a_part_of_one(run, workspace):
+    """Its values stay as they are spelled; what other parts write in lines is joined with it."""
+    single = (
+        'text = \'{\\n  "x": 1.50,\\n  "y": "a\\\\nb"\\n}\'\n'
+        "if ids == ['r0']: open(e['OSA_OUT'] + '/features.json', 'w').write(text)\n"
+        "else:\n"
+    )
+    write = "".join(f"    {line}\n" for line in WRITE.splitlines())
+    result = run(PASS + single + write, PartLimits(records=1))
+    assert result.failure is None
+    lines = (workspace.output / "features.jsonl").read_bytes().splitlines()
+    assert lines[0] == rb"""{"id": "r0", "features": [{   "x": 1.50,   "y": "a\nb" }]}"""
+    assert passed(workspace) == IDS
+    assert not (workspace.output / "features.json").exists()
+
+
+def test_a_byte_order_mark_of_each_part_does_no_harm(run, workspace):
+    write = WRITE.replace("'w')", "'w', encoding='utf-8-sig')")
+    result = run(PASS + write, PartLimits(records=3))
+    assert result.failure is None
+    assert (workspace.output / "features.jsonl").read_bytes().count(b"\xef\xbb\xbf") == 1
+    assert passed(workspace) == IDS
+
+
+def test_a_single_document_about_several_records_fails_the_run(run, workspace):
+    source = PASS + "open(e['OSA_OUT'] + '/features.json', 'w').write('[]')\n"
+    result = run(source, PartLimits())
+    assert result.failure is not None
+    assert result.failure.kind is FailureKind.INVALID_OUTPUT
+    assert "features.json speaks of one record" in result.failure.reason
+    assert len(result.starts) == 1
+
+
+@pytest.mark.parametrize("text", ["[{", '[], "id": "r1"', ""])
+def test_a_single_document_that_is_none_costs_its_record(run, workspace, text):
+    single = (
+        f"if ids == ['r0']: open(e['OSA_OUT'] + '/features.json', 'w').write({text!r})\nelse:\n"
+    )
+    write = "".join(f"    {line}\n" for line in WRITE.splitlines())
+    result = run(PASS + single + write, PartLimits(records=1))
+    assert result.failure is None
+    assert [record.record_id for record in result.failed_records] == ["r0"]
+    assert passed(workspace) == IDS[1:]
+
+
+def test_a_batch_that_may_not_be_divided_fails_as_a_whole(run, workspace):
+    result = run(PASS + "assert 'r6' not in ids\n" + WRITE, PartLimits(is_divisible=False))
+    assert result.failure is not None
+    assert len(result.starts) == 1
 
 
 def test_cancellation_reaches_every_part(run, workspace):
@@ -230,7 +419,14 @@ def test_an_interrupted_part_learns_whether_the_run_is_cancelled(workspace, tmp_
     document = ReleaseDocument(dataset="d", hook="h", version="1", command=("true",))
     request = RunRequest("run-1", HookRelease.of(document), Limits(), workspace)
     with pytest.raises(KeyboardInterrupt):
-        run_in_parts(Asking(), request, FailurePolicy(), Interrupted(), PartLimits(records=4))
+        run_in_parts(
+            Asking(),
+            request,
+            FailurePolicy(),
+            Interrupted(),
+            PartLimits(records=4),
+            check=check,
+        )
     assert answers == [True, True]
 
 

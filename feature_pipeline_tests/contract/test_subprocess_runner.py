@@ -246,10 +246,11 @@ class TestSubprocessRunner(HookRunnerTests):
         release = self.release_of({"hook.py": source}, ("python", "hook.py"))
         request = RunRequest("r", release, Limits(memory="100Mi"), workspace)
         run = run_hook(runner, request, FailurePolicy(retries=0), Monitor())
-        kinds = [attempt.failure and attempt.failure.kind for attempt in run.attempts]
+        results = [start.result for start in run.starts]
+        kinds = [result.failure and result.failure.kind for result in results]
         assert kinds == [FailureKind.OUT_OF_MEMORY, None]
         assert run.memory_bytes == 200 * 2**20
-        assert run.attempts[0].log != run.attempts[1].log
+        assert results[0].log != results[1].log
 
     def test_an_example_hook_over_a_real_structure(self, runner, workspace: Workspace):
         examples = Path(feature_pipeline.__file__).parent / "examples"

@@ -83,7 +83,8 @@ class TestJobsOutliveWorkers(KubernetesTests):
             release={"config": config},
             feature={"columns": [{"name": "n", "type": "integer"}]},
         )
-        pipeline.submit("b1", {"r1": "", "r2": ""})
+        # a record that fails alone is the run's failure; two would be divided
+        pipeline.submit("b1", {"r1": ""} if status else {"r1": "", "r2": ""})
         pipeline.tick()
 
     def die(self, pipeline: Pipeline, runner: KubernetesRunner) -> None:

@@ -32,7 +32,7 @@ def identity(request: RunRequest, image: str) -> Digest:
     return Digest.of(
         document_bytes(
             {
-                "run": request.run_id,
+                "run": request.question,
                 "attempt": request.attempt,
                 "release": str(request.release.digest),
                 "image": image,
@@ -44,7 +44,7 @@ def identity(request: RunRequest, image: str) -> Digest:
 
 def container_name(request: RunRequest, wanted: Digest) -> str:
     """The container's name: the same whenever the same attempt is asked for again."""
-    run = re.sub(r"[^a-zA-Z0-9_.-]+", "-", request.run_id)[:60]
+    run = re.sub(r"[^a-zA-Z0-9_.-]+", "-", request.question)[:60]
     return f"feature-pipeline-{run}-{request.attempt}-{wanted.hex[:12]}"
 
 

@@ -76,7 +76,7 @@ def identity(request: RunRequest, image: str, archive: str) -> Digest:
         document_bytes(
             {
                 "archive": archive,
-                "run": request.run_id,
+                "run": request.question,
                 "attempt": request.attempt,
                 "release": str(request.release.digest),
                 "image": image,
@@ -117,7 +117,7 @@ def job_manifest(
         # a label's value ends in a letter or a digit, a hook's name need not
         HOOK_LABEL: request.release.document.hook.rstrip("_"),
     }
-    annotations = {IDENTITY: str(wanted), RUN: request.run_id, ATTEMPT: str(request.attempt)}
+    annotations = {IDENTITY: str(wanted), RUN: request.question, ATTEMPT: str(request.attempt)}
     overrides = settings.overrides
     template_metadata = {
         "labels": labels,

@@ -204,3 +204,10 @@ def test_the_encoding_is_the_one_that_archives_were_written_with():
         str(content.rows_digest)
         == "3bcab7df4c282be274237e78657bee1da0b880b1b4d0fd9407a76933cd598697"
     )
+
+
+def test_a_kind_that_only_later_code_knows_is_shown_as_it_is():
+    later = Outcome("r1", Status.ERRORED, reason="x", kind="eaten_by_a_bear")
+    (found,) = decode_outcomes((), read_parquet(encode_rows((), [later]), "rows"),
+                               read_parquet(encode_outcomes([later]), "outcomes"))  # fmt: skip
+    assert found == later

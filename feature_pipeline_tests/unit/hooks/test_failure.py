@@ -44,6 +44,23 @@ def test_without_retries_the_first_failure_is_the_last():
     assert FailurePolicy(retries=0).decide(EXIT) == GiveUp("the reason")
 
 
+def test_an_exit_after_a_long_time_is_not_repeated():
+    """A hook that always ends so would cost that time again, as often as it may be retried."""
+    policy = FailurePolicy(retries=3, retry_within_seconds=60)
+    assert policy.decide(EXIT, seconds=59) == Retry(5)
+    assert policy.decide(EXIT, seconds=61) == GiveUp("the reason")
+    assert policy.decide(EXIT, [EXIT], seconds=61) == GiveUp("the reason; 2 attempts")
+    # what is not the hook's doing costs what it costs
+    assert policy.decide(facts(FailureKind.EVICTED), seconds=3600) == Retry(5)
+
+
+def test_memory_that_was_learnt_counts_towards_what_is_granted():
+    """A part that begins with more than was declared is not raised to more than others are."""
+    policy = FailurePolicy(memory_bytes=GIB)
+    assert policy.decide(facts(FailureKind.OUT_OF_MEMORY, 4 * GIB)) == Retry(0, 8 * GIB)
+    assert isinstance(policy.decide(facts(FailureKind.OUT_OF_MEMORY, 8 * GIB)), GiveUp)
+
+
 def test_memory_is_doubled_three_times():
     policy = FailurePolicy(retries=0)
     tried = [facts(FailureKind.OUT_OF_MEMORY, GIB * 2**n) for n in range(4)]

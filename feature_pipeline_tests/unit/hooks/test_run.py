@@ -1,7 +1,7 @@
 """The loop over attempts, with a runner that plays a script: what it is asked matters here."""
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -19,8 +19,9 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 class Script:
     name = "script"
 
-    def __init__(self, *kinds: FailureKind | None) -> None:
+    def __init__(self, *kinds: FailureKind | None, seconds: float = 0) -> None:
         self._kinds = list(kinds)
+        self._ended = NOW + timedelta(seconds=seconds)
         self.requests: list[RunRequest] = []
 
     def run(self, request: RunRequest, monitor: RunMonitor) -> RunResult:
@@ -28,7 +29,7 @@ class Script:
         kind = self._kinds.pop(0)
         memory = request.limits.memory_bytes
         facts = kind and RuntimeFacts(kind, kind.value, memory_limit_bytes=memory)
-        return RunResult(0, facts, NOW, NOW, Path("log"), None, "node")
+        return RunResult(0, facts, NOW, self._ended, Path("log"), None, "node")
 
 
 class Watching:
@@ -50,7 +51,7 @@ def request_(tmp_path: Path) -> RunRequest:
 
 def test_success_at_once(request_):
     run = run_hook(Script(None), request_, FailurePolicy(), Watching())
-    assert (run.failure, run.decision, len(run.attempts), run.runner) == (None, None, 1, "script")
+    assert (run.failure, run.decision, len(run.starts), run.runner) == (None, None, 1, "script")
 
 
 def test_attempts_are_numbered_and_memory_grows(request_):
@@ -70,9 +71,16 @@ def test_attempts_are_numbered_and_memory_grows(request_):
 def test_giving_up_keeps_every_attempt(request_):
     runner = Script(*[FailureKind.NON_ZERO_EXIT] * 2)
     run = run_hook(runner, request_, FailurePolicy(retries=1, delay_seconds=0), Watching())
-    assert len(run.attempts) == 2
+    assert len(run.starts) == 2
     assert run.failure is run.last.failure
     assert run.decision == GiveUp("non_zero_exit; 2 attempts")
+
+
+def test_an_exit_is_judged_by_how_long_it_took(request_):
+    policy = FailurePolicy(retries=2, delay_seconds=0, retry_within_seconds=60)
+    exits = [FailureKind.NON_ZERO_EXIT] * 3
+    assert len(run_hook(Script(*exits, seconds=59), request_, policy, Watching()).starts) == 3
+    assert len(run_hook(Script(*exits, seconds=61), request_, policy, Watching()).starts) == 1
 
 
 def test_cancellation_between_attempts_ends_the_wait(request_):
