@@ -8,20 +8,19 @@ Nothing is written, so credentials that may only read and list are enough.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Self
 from urllib.parse import urlsplit
 
 from feature_pipeline import settings
-from feature_pipeline.archive import blobs, history, layout, log
+from feature_pipeline.archive import blobs, history, log
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.features import Features, Outcomes, Selection
 from feature_pipeline.archive.history import AsOf as AsOf
 from feature_pipeline.archive.log import BatchEntry, FeatureEntry
+from feature_pipeline.archive.logs.damage import Readable
 from feature_pipeline.archive.stores.s3 import S3Store, make_client
-from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.digest import Digest
-from feature_pipeline.errors import InvalidInputError, NotFoundError
+from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +114,7 @@ class Archive:
         batches: Collection[str] | None = None,
         as_of: AsOf | None = None,
         every_batch: bool = False,
+        skip_damaged: bool = False,
     ) -> Features:
         """What a hook said: the rows of its current artifacts.
 
@@ -126,30 +126,52 @@ class Archive:
             every_batch: A record that is in several batches belongs to the one submitted last, as
                 in tables. True gives its rows in each of them, and needs no memory of the records
                 seen (about 100 bytes each).
+            skip_damaged: Leave out batches of which something is damaged or lost, and their records
+                in earlier batches. `damage` of the result names them. Otherwise the first raises.
 
         Raises:
             NotFoundError: No such hook, or a batch named has no artifact that was current then.
             InvalidInputError: Hooks of several datasets have this name.
+            CorruptDataError: A log is damaged.
         """
+        if isinstance(batches, str):
+            raise InvalidInputError(f"batches is the text {batches!r}: give a list of keys")
         chosen = self._dataset_of(name, dataset)
-        heads = self._heads(chosen, name, as_of)
-        if batches is not None:
-            if isinstance(batches, str):
-                raise InvalidInputError(f"batches is the text {batches!r}: give a list of keys")
-            if absent := sorted(set(batches) - heads.keys()):
-                raise NotFoundError(
-                    f"hook {name!r} of dataset {chosen!r} has no current artifact for batch"
-                    f" {absent[0]!r}"
-                    + (f" and {len(absent) - 1} others" if len(absent) > 1 else "")
-                    + ("" if as_of is None else f" as of {as_of}")
-                )
-            heads = {batch: heads[batch] for batch in heads if batch in set(batches)}
-        submitted = log.batches(self.store, chosen)
-        ordered = sorted(heads, key=lambda batch: submitted[batch].order, reverse=True)
-        selection = Selection(
-            self.store, chosen, name, {batch: heads[batch] for batch in ordered}, every_batch
+        readable = self._heads(chosen, name, as_of, batches)
+        heads = readable.found
+        if absent := sorted(set(batches or ()) - heads.keys() - readable.damage.keys()):
+            raise NotFoundError(
+                f"hook {name!r} of dataset {chosen!r} has no current artifact for batch"
+                f" {absent[0]!r}"
+                + (f" and {len(absent) - 1} others" if len(absent) > 1 else "")
+                + ("" if as_of is None else f" as of {as_of}")
+            )
+        submitted = log.readable_batches(self.store, chosen, batches)
+        damage = {b: one.error for b, one in readable.damage.items()}
+        for batch in heads.keys() - submitted.found.keys():
+            known = submitted.damage.get(batch)
+            damage[batch] = known.error if known else CorruptDataError(_no_entry(chosen, batch))
+        if damage and not skip_damaged:
+            raise damage[min(damage)]
+        entries = sorted(submitted.found.values(), key=lambda entry: entry.order, reverse=True)
+        mine = heads.keys() | damage.keys()
+        order = [
+            *sorted(mine - submitted.found.keys()),
+            *(entry.batch for entry in entries if entry.batch in mine),
+        ]
+        return Features(
+            Selection(
+                self.store,
+                chosen,
+                name,
+                heads,
+                every_batch,
+                order,
+                {batch: entry.digest for batch, entry in submitted.found.items()},
+                skips_damaged=skip_damaged,
+                damage={batch: str(error) for batch, error in sorted(damage.items())},
+            )
         )
-        return Features(selection)
 
     def outcomes(
         self,
@@ -159,10 +181,16 @@ class Archive:
         batches: Collection[str] | None = None,
         as_of: AsOf | None = None,
         every_batch: bool = False,
+        skip_damaged: bool = False,
     ) -> Outcomes:
         """What became of every record under a hook; arguments and errors as of `features`."""
         return self.features(
-            name, dataset=dataset, batches=batches, as_of=as_of, every_batch=every_batch
+            name,
+            dataset=dataset,
+            batches=batches,
+            as_of=as_of,
+            every_batch=every_batch,
+            skip_damaged=skip_damaged,
         ).outcomes()
 
     def blob(self, digest: Digest | str) -> bytes:
@@ -188,16 +216,19 @@ class Archive:
             )
         return found[0]
 
-    def _heads(self, dataset: str, hook: str, as_of: AsOf | None) -> dict[str, FeatureEntry]:
+    def _heads(
+        self, dataset: str, hook: str, as_of: AsOf | None, batches: Collection[str] | None
+    ) -> Readable[FeatureEntry]:
         if as_of is None:
-            return log.heads(self.store, dataset, hook)
-        if isinstance(as_of, datetime):
-            return history.heads_as_of(self.store, dataset, hook, as_of)
-        names = self.store.list_folders(layout.feature_logs(dataset, hook))
-        heads = map_threads(
-            lambda batch: history.head_as_of(self.store, dataset, hook, batch, as_of), names
-        )
-        return {b: head for b, head in zip(names, heads, strict=True) if head is not None}
+            return log.readable_heads(self.store, dataset, hook, batches)
+        return history.readable_heads_as_of(self.store, dataset, hook, as_of, batches)
+
+
+def _no_entry(dataset: str, batch: str) -> str:
+    return (
+        f"batch {batch!r} is not in the log of batches of {dataset!r}, and the hook's log has"
+        " entries about it: its own entry is lost"
+    )
 
 
 def _address(url: str, environment: Mapping[str, str] | None) -> settings.S3Settings:

@@ -5,18 +5,19 @@ What belongs here: reading chosen artifacts as one. Not here: choosing them (`ap
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feature_pipeline.archive import read
+from feature_pipeline.archive import log, read
 from feature_pipeline.archive.align import align_rows
 from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.documents import NewerVersionError
 from feature_pipeline.archive.encode import OUTCOMES_SCHEMA, RECORD_ID, rows_schema
 from feature_pipeline.archive.erasures import erased
 from feature_pipeline.archive.frames import Frame
@@ -27,7 +28,7 @@ from feature_pipeline.archive.tombstones import withdrawn
 from feature_pipeline.column_sources import RawKeys, contradictions, own_keys
 from feature_pipeline.columns import Column
 from feature_pipeline.digest import Digest
-from feature_pipeline.errors import InvalidInputError, NotFoundError
+from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 
 BATCH: Final = "batch"
 """The column that says which batch a row is of; the last one."""
@@ -40,13 +41,25 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Selection:
-    """Which artifacts are read, from the batch submitted last to the first."""
+    """Which artifacts are read, from the batch submitted last to the first.
+
+    A batch that is damaged raises, unless `skips_damaged`: it is left out then, `damage` says why,
+    and so are its records in batches that were submitted before it: they belong to it.
+    """
 
     store: BlobStore
     dataset: str
     hook: str
     heads: Mapping[str, FeatureEntry]
     every_batch: bool
+    order: Sequence[str]
+    """The batches from the one submitted last, also those of `damage`; those whose place is not
+    known come first."""
+    documents: Mapping[str, Digest] = field(default_factory=dict)
+    """Per batch the digest of its batch document, where it is known."""
+    skips_damaged: bool = False
+    damage: dict[str, str] = field(default_factory=dict)
+    """Batches that cannot be read, with the reason; what is found while reading is added."""
 
     @cached_property
     def withdrawn(self) -> "pa.Array[Any]":
@@ -67,16 +80,47 @@ class Selection:
         # What erasing left of an older artifact was accepted late and says what it said before.
         redacted = set(erased(self.store, self.dataset).manifests.values())
         candidates = [batch for batch in heads if heads[batch].manifest in redacted]
-        others = heads.keys() - candidates
-        if others:
-            candidates.append(max(others, key=lambda batch: (heads[batch].accepted_at, batch)))
-        manifests = [self.manifest(batch) for batch in candidates]
-        newest = max(manifests, key=lambda m: (m.run.finished_at, m.batch), default=None)
+        others = sorted(
+            heads.keys() - candidates, key=lambda batch: (heads[batch].accepted_at, batch)
+        )
+        manifests = [self._readable(batch, lambda manifest: manifest) for batch in candidates]
+        while others:
+            manifests.append(self._readable(others.pop(), lambda manifest: manifest))
+            if manifests[-1] is not None:
+                break
+        readable = [manifest for manifest in manifests if manifest is not None]
+        newest = max(readable, key=lambda m: (m.run.finished_at, m.batch), default=None)
         return () if newest is None else newest.columns
 
-    def artifacts(self, load: Callable[[Manifest], R]) -> Iterator[tuple[str, R]]:
-        """Per batch what `load` makes of its manifest, a few being read ahead."""
-        return _ahead(lambda batch: load(self.manifest(batch)), self.heads)
+    def artifacts(self, load: Callable[[Manifest], R]) -> Iterator[tuple[str, R | None]]:
+        """Per batch what `load` makes of its manifest, a few being read ahead; None if damaged."""
+        return _ahead(lambda batch: self._readable(batch, load), self.order)
+
+    def _readable(self, batch: str, load: Callable[[Manifest], R]) -> R | None:
+        if batch in self.damage:
+            return None
+        try:
+            return load(self.manifest(batch))
+        except (NotFoundError, CorruptDataError, NewerVersionError) as error:
+            if not self.skips_damaged:
+                raise
+            self.damage[batch] = str(error)
+            return None
+
+    def record_ids(self, batch: str) -> set[str]:
+        """The ids of a damaged batch's records.
+
+        None if not even they can be read, which `damage` then says.
+        """
+        try:
+            digest = self.documents.get(batch) or self.manifest(batch).batch_digest
+            return {record.id for record in log.read_batch_blob(self.store, digest).records}
+        except (NotFoundError, CorruptDataError, InvalidInputError) as error:
+            self.damage[batch] += (
+                f"; nor is known which records it has ({error}), so records of it that earlier"
+                " batches have, too, are shown as those say"
+            )
+            return set()
 
 
 class Features(Frame):
@@ -106,7 +150,15 @@ class Features(Frame):
     @property
     def batches(self) -> list[str]:
         """The batches read, from the one submitted last."""
-        return list(self._selection.heads)
+        return [batch for batch in self._selection.order if batch in self._selection.heads]
+
+    @property
+    def damage(self) -> Mapping[str, str]:
+        """The batches that are left out because they are damaged or lost, with the reason.
+
+        Complete once all rows, or outcomes, were read.
+        """
+        return self._selection.damage
 
     @cached_property
     def columns(self) -> tuple[Column, ...]:
@@ -119,7 +171,11 @@ class Features(Frame):
         return rows_schema(self.columns).append(_BATCH_FIELD)
 
     def tables(self) -> Iterator[pa.Table]:
-        """The rows of each batch in turn.
+        """The rows of each batch in turn; errors as of `batch_tables`."""
+        return (table for _, table in self.batch_tables())
+
+    def batch_tables(self) -> Iterator[tuple[str, pa.Table]]:
+        """The rows of each batch in turn, with the batch, but for those that are left out.
 
         Raises:
             NotFoundError, CorruptDataError: A blob is missing, or not what its name says.
@@ -130,14 +186,21 @@ class Features(Frame):
         owned = _Owned(selection)
         declarations = _Declarations(f"{self.dataset}/{self.hook}", columns)
         if selection.every_batch:
-            for batch, (manifest, rows) in selection.artifacts(self._rows):
+            for batch, found in selection.artifacts(self._rows):
+                if found is None:
+                    continue
+                manifest, rows = found
                 declarations.check(batch, manifest.columns)
-                yield self._finished(owned.of_rows(rows), manifest, columns, batch)
+                yield batch, self._finished(owned.of_rows(rows), manifest, columns, batch)
             return
-        for batch, (manifest, rows, outcomes) in selection.artifacts(self._rows_and_outcomes):
+        for batch, artifact in selection.artifacts(self._rows_and_outcomes):
+            if artifact is None:
+                owned.claim(selection.record_ids(batch))
+                continue
+            manifest, rows, outcomes = artifact
             declarations.check(batch, manifest.columns)
             kept = owned.of_artifact(rows, outcomes.column(0))
-            yield self._finished(kept, manifest, columns, batch)
+            yield batch, self._finished(kept, manifest, columns, batch)
 
     def outcomes(self) -> "Outcomes":
         """What became of every record of these batches."""
@@ -274,6 +337,11 @@ class Outcomes(Frame):
         return f"Outcomes({self._selection.dataset}/{self._selection.hook})"
 
     @property
+    def damage(self) -> Mapping[str, str]:
+        """See `Features.damage`."""
+        return self._selection.damage
+
+    @property
     def schema(self) -> pa.Schema:
         """record_id, status, reason, kind, retryable, row_count, action, carried_from, batch."""
         return OUTCOMES_SCHEMA.append(_BATCH_FIELD)
@@ -289,12 +357,14 @@ class Outcomes(Frame):
         for batch, outcomes in selection.artifacts(
             lambda manifest: read.read_outcomes(selection.store, manifest)
         ):
-            kept = (
-                owned.of_rows(outcomes)
-                if selection.every_batch
-                else owned.of_artifact(outcomes, outcomes.column(0))
-            )
-            yield _with_batch(kept, batch)
+            if selection.every_batch:
+                if outcomes is not None:
+                    yield _with_batch(owned.of_rows(outcomes), batch)
+            elif outcomes is None:
+                owned.claim(selection.record_ids(batch))
+            else:
+                kept = owned.of_artifact(outcomes, outcomes.column(0))
+                yield _with_batch(kept, batch)
 
 
 def _with_batch(table: pa.Table, batch: str) -> pa.Table:
@@ -314,6 +384,10 @@ class _Owned:
         """The lines of records that are not withdrawn."""
         return _without(table, self._withdrawn)
 
+    def claim(self, ids: Collection[str]) -> None:
+        """Leave these records out of the batches that are read from now on."""
+        self._seen.update(ids)
+
     def of_artifact(self, table: pa.Table, record_ids: "pa.ChunkedArray[Any]") -> pa.Table:
         """The lines of the artifact's records that no batch before held; they are held now.
 
@@ -323,7 +397,7 @@ class _Owned:
         listed: list[Any] = record_ids.to_pylist()
         ids: set[str] = set(listed)
         foreign = ids & self._seen
-        self._seen |= ids
+        self.claim(ids)
         return _without(self.of_rows(table), pa.array(sorted(foreign), pa.string()))
 
 

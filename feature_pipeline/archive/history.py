@@ -6,18 +6,23 @@ An erasure reaches into the past: where the log names an erased artifact, its su
 so that every time can still be read, without the withdrawn records.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from feature_pipeline.archive import layout, log, read
 from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.archive.documents import instant_text
+from feature_pipeline.archive.documents import NewerVersionError, instant_text
 from feature_pipeline.archive.erasures import Erased, erased
 from feature_pipeline.archive.log import FeatureEntry, ReleaseEntry
+from feature_pipeline.archive.logs.damage import Damage, Readable
 from feature_pipeline.archive.manifest import Manifest
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
+
+RELEASES: Final = "(releases)"
+"""Stands for the log of a hook's releases where batches are named; no batch has this key."""
 
 AsOf = datetime | int
 """A time, with its offset; or the seq of an entry, where one batch is looked at."""
@@ -70,6 +75,16 @@ class HistoryLine:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class History:
+    """What became of batches, as far as their logs can be read."""
+
+    lines: Sequence[HistoryLine]
+    """Every entry of the logs that can be read, by batch and seq."""
+    damage: Mapping[str, str]
+    """Per batch whose log cannot be read, why; `RELEASES` if it is that of the hook's releases."""
+
+
 def history(
     store: BlobStore, dataset: str, hook: str, batch: str | None = None
 ) -> list[HistoryLine]:
@@ -77,19 +92,38 @@ def history(
 
     Raises:
         NotFoundError: The hook has no release in the dataset, or nothing became of the batch.
+        CorruptDataError: A log is damaged: use `readable_history` to see the rest.
     """
-    releases = {entry.seq: entry for entry in log.releases(store, dataset, hook)}
-    if not releases:
+    found = readable_history(store, dataset, hook, batch)
+    for problem in found.damage.values():
+        raise CorruptDataError(problem)
+    return list(found.lines)
+
+
+def readable_history(
+    store: BlobStore, dataset: str, hook: str, batch: str | None = None
+) -> History:
+    """As `history`, with what is wrong with each log that cannot be read.
+
+    Raises:
+        NotFoundError: The hook has no release in the dataset, or nothing became of the batch.
+    """
+    damage: dict[str, str] = {}
+    releases: dict[int, ReleaseEntry] = {}
+    try:
+        releases = {entry.seq: entry for entry in log.releases(store, dataset, hook)}
+    except (CorruptDataError, NewerVersionError) as error:
+        damage[RELEASES] = str(error)
+    if not releases and not damage:
         raise NotFoundError(
             f"dataset {dataset!r} has no hook {hook!r}; it has"
             f" {', '.join(log.hooks(store, dataset)) or 'none'}"
         )
-    if batch is None:
-        logs = log.feature_logs(store, dataset, hook)
-    else:
-        logs = {batch: log.read_log(store, dataset, hook, batch)}
-        if not logs[batch]:
-            raise NotFoundError(f"nothing was accepted of batch {batch!r} under hook {hook!r} yet")
+    readable = log.readable_feature_logs(store, dataset, hook, None if batch is None else [batch])
+    logs = readable.found
+    damage |= {key: str(one.error) for key, one in readable.damage.items()}
+    if batch is not None and batch not in logs and batch not in damage:
+        raise NotFoundError(f"nothing was accepted of batch {batch!r} under hook {hook!r} yet")
     known = erased(store, dataset)
     heads = {key: log.last_current(entries) for key, entries in logs.items()}
 
@@ -113,7 +147,8 @@ def history(
             problem=problem,
         )
 
-    return map_threads(line, [entry for entries in logs.values() for entry in entries])
+    lines = map_threads(line, [entry for entries in logs.values() for entry in entries])
+    return History(lines, damage)
 
 
 def head_as_of(
@@ -142,12 +177,40 @@ def heads_as_of(
 
     Raises:
         InvalidInputError: A time without its offset.
+        CorruptDataError: A log is damaged.
+    """
+    return readable_heads_as_of(store, dataset, hook, as_of).whole()
+
+
+def readable_heads_as_of(
+    store: BlobStore, dataset: str, hook: str, as_of: AsOf, batches: Collection[str] | None = None
+) -> Readable[FeatureEntry]:
+    """As `heads_as_of`, with what is wrong with each log that cannot be read.
+
+    Args:
+        store: The archive.
+        dataset: The hook's.
+        hook: Whose artifacts.
+        as_of: A time, or the seq of the last entry of each batch's log to look at.
+        batches: Look at these alone.
+
+    Raises:
+        InvalidInputError: A time without its offset.
     """
     check_as_of(as_of)
     known = erased(store, dataset)
-    logs = log.feature_logs(store, dataset, hook)
-    found = {batch: _head(entries, as_of, known) for batch, entries in logs.items()}
-    return {batch: entry for batch, entry in found.items() if entry is not None}
+    logs = log.readable_feature_logs(store, dataset, hook, batches)
+    found: dict[str, FeatureEntry] = {}
+    damage = dict(logs.damage)
+    for batch, entries in logs.found.items():
+        try:
+            head = _head(entries, as_of, known)
+        except CorruptDataError as error:
+            damage[batch] = Damage.of(layout.feature_log(dataset, hook, batch), error)
+        else:
+            if head is not None:
+                found[batch] = head
+    return Readable(found, damage)
 
 
 def check_as_of(as_of: AsOf) -> AsOf:

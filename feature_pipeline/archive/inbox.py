@@ -21,9 +21,15 @@ from feature_pipeline.archive.documents import (
     NewerVersionError,
     utc_now,
 )
+from feature_pipeline.archive.logs.damage import Damage, Readable
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.digest import Digest
-from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
+from feature_pipeline.errors import (
+    CorruptDataError,
+    InvalidInputError,
+    NotFoundError,
+    StoreUnavailableError,
+)
 from feature_pipeline.records import Source
 
 BATCH_ID: Final = "batch."
@@ -211,10 +217,40 @@ def quarantine_key(entry_id: str) -> str:
 
 
 def quarantined(store: BlobStore) -> list[QuarantinedEntry]:
-    """Everything in the quarantine, oldest first."""
+    """Everything in the quarantine, oldest first.
+
+    One damaged entry raises: use `readable_quarantined` where entries are dealt with one by one.
+    """
+    return list(readable_quarantined(store).whole().values())
+
+
+def readable_quarantined(store: BlobStore) -> Readable[QuarantinedEntry]:
+    """Return what is in the quarantine, oldest first, by id; and what cannot be read of it.
+
+    Raises:
+        StoreUnavailableError: The store could not list objects.
+    """
     infos = list(store.list_objects(layout.QUARANTINE))
-    entries = map_threads(lambda info: read_quarantined(store, info.key), infos)
-    return sorted(entries, key=lambda entry: (entry.quarantined_at, entry.id))
+    found: list[QuarantinedEntry] = []
+    damage: dict[str, Damage] = {}
+    for info, entry in zip(
+        infos, map_threads(lambda info: _try_quarantined(store, info.key), infos), strict=True
+    ):
+        if isinstance(entry, Damage):
+            damage[layout.last_part(info.key)] = entry
+        elif entry is not None:
+            found.append(entry)
+    ordered = sorted(found, key=lambda entry: (entry.quarantined_at, entry.id))
+    return Readable({entry.id: entry for entry in ordered}, damage)
+
+
+def _try_quarantined(store: BlobStore, key: str) -> QuarantinedEntry | Damage | None:
+    try:
+        return read_quarantined(store, key)
+    except NotFoundError:
+        return None  # requeued or discarded since the listing
+    except (CorruptDataError, InvalidInputError, StoreUnavailableError) as error:
+        return Damage.of(key, error)
 
 
 def read_quarantined(store: BlobStore, key: str) -> QuarantinedEntry:

@@ -220,10 +220,11 @@ def summarize(
     summary = Summary(
         features.dataset,
         features.hook,
-        len(features.batches),
+        0,
         columns=[ColumnSummary.of(column) for column in chosen],
     )
-    for batch, table in zip(features.batches, features.tables(), strict=True):
+    for batch, table in features.batch_tables():
+        summary.batches += 1
         summary.rows += len(table)
         for found in summary.columns:
             found.add(table.column(found.column.name))

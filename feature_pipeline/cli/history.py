@@ -2,9 +2,8 @@
 
 import click
 
-from feature_pipeline.archive.history import HistoryLine
-from feature_pipeline.archive.history import history as read_history
-from feature_pipeline.cli.output import Output, json_option
+from feature_pipeline.archive.history import HistoryLine, readable_history
+from feature_pipeline.cli.output import DAMAGED, Output, json_option
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.verify import find_dataset
 from feature_pipeline.errors import NotFoundError
@@ -18,7 +17,8 @@ from feature_pipeline.errors import NotFoundError
 def history(hook: str, batch: str | None, dataset: str | None, as_json: bool) -> None:
     """Show every entry of HOOK's log, of BATCH or of all batches.
 
-    The current artifact of a batch is marked with *.
+    The current artifact of a batch is marked with *. Exits with 2 if a log cannot be read, or an
+    artifact of it: the rest is shown.
     """
     Project.find().load_environment()
     output = Output(as_json)
@@ -26,7 +26,8 @@ def history(hook: str, batch: str | None, dataset: str | None, as_json: bool) ->
     where = find_dataset(store, hook, dataset)
     if where is None:
         raise NotFoundError(f"no dataset of the archive has hook {hook!r}")
-    lines = read_history(store, where, hook, batch)
+    found = readable_history(store, where, hook, batch)
+    lines, damage = found.lines, dict(found.damage)
     output.table(
         f"{where}/{hook}" + (f", batch {batch}" if batch else ""),
         ["batch", "entry", "verdict", "accepted at", "version", "records", "rows", "manifest", ""],
@@ -38,8 +39,18 @@ def history(hook: str, batch: str | None, dataset: str | None, as_json: bool) ->
             "hook": hook,
             "batch": batch,
             "entries": [line.to_json() for line in lines],
+            "damaged": damage,
         }
     )
+    damage |= {
+        f"{line.entry.batch}, entry {line.entry.seq}": line.problem
+        for line in lines
+        if line.problem is not None
+    }
+    if damage:
+        output.problems(f"damaged in {where}/{hook}", damage)
+        output.warn("`feature-pipeline repair` shows what can be brought back")
+        raise SystemExit(DAMAGED)
 
 
 def _cells(line: HistoryLine) -> list[object]:

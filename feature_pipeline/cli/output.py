@@ -30,6 +30,10 @@ from feature_pipeline.json_values import json_instant, json_number, json_text
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
+DAMAGED: Final = 2
+"""The exit status of a command that did what it could: something is damaged or lost, and named."""
+SHOWN_PROBLEMS: Final = 20
+
 _UNFOLDED_COLUMNS: Final = 1_000_000
 """The width of what is no terminal: longer than any line."""
 # The order of what follows them in a line would be another one: U+202A to U+202E, U+2066 to U+2069.
@@ -49,6 +53,25 @@ class Output:
         """Print lines for people; nothing when JSON is wanted."""
         if not self.as_json:
             self.console.print(Text(printable(text)), soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """Print lines on standard error, whatever is wanted on standard output."""
+        self._errors.print(Text(printable(text)), soft_wrap=True)
+
+    def problems(self, title: str, problems: Mapping[str, str]) -> None:
+        """Name what is wrong with each of some batches, on standard error; nothing if none is.
+
+        Args:
+            title: What they are; their number is put before it.
+            problems: By batch.
+        """
+        if not problems:
+            return
+        self.warn(f"{len(problems)} {title}:")
+        for name, problem in list(problems.items())[:SHOWN_PROBLEMS]:
+            self.warn(f"  {name}: {problem}")
+        if len(problems) > SHOWN_PROBLEMS:
+            self.warn(f"  and {len(problems) - SHOWN_PROBLEMS} more")
 
     def table(
         self,

@@ -4,8 +4,8 @@ import click
 
 from feature_pipeline.archive import accept
 from feature_pipeline.archive.documents import instant_text
-from feature_pipeline.archive.inbox import discard
-from feature_pipeline.cli.output import Output, json_option
+from feature_pipeline.archive.inbox import discard, readable_quarantined
+from feature_pipeline.cli.output import DAMAGED, Output, json_option
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import InvalidInputError
 
@@ -21,18 +21,21 @@ def quarantine(
 ) -> None:
     """Show what is in the quarantine and why; with --requeue, let IDS try again.
 
-    Mend first what the reason names: submit the batch, register the release, lift the withdrawal.
+    First correct what the reason names: submit the batch, register the release, lift the
+    withdrawal. Exits with 2 if an entry cannot be read; the others are shown.
     """
     Project.find().load_environment()
     output = Output(as_json)
     store = open_archive()
-    held = accept.quarantined(store)
+    readable = readable_quarantined(store)
+    held, damage = list(readable.found.values()), readable.damage
     if requeue and is_discarded:
         raise InvalidInputError("--requeue and --discard: one of them is needed")
     if (requeue or is_discarded) and bool(ids) == is_all:
         raise InvalidInputError("name the entries, or say --all")
-    chosen = [entry.id for entry in held] if is_all else list(ids)
-    if unknown := sorted(set(chosen) - {entry.id for entry in held}):
+    known = [*readable.found, *(damage if is_discarded or not requeue else ())]
+    chosen = known if is_all else list(ids)
+    if unknown := sorted(set(chosen) - set(known)):
         raise InvalidInputError(f"{unknown[0]!r} is not in the quarantine")
     if requeue:
         accept.requeue(store, chosen)
@@ -44,6 +47,9 @@ def quarantine(
         shown = [entry for entry in held if not chosen or entry.id in chosen]
         for entry in shown:
             output.say(f"{entry.id}\n  since {instant_text(entry.quarantined_at)}: {entry.reason}")
+        for entry_id, one in damage.items():
+            if not chosen or entry_id in chosen:
+                output.say(f"{entry_id}\n  cannot be read: {one.error}")
         output.say(f"{len(shown)} in the quarantine")
     output.result(
         {
@@ -57,7 +63,10 @@ def quarantine(
                     "quarantined_at": instant_text(entry.quarantined_at),
                     "entry": entry.entry,
                 }
-                for entry in accept.quarantined(store)
+                for entry in readable_quarantined(store).found.values()
             ],
+            "damaged": {entry_id: str(one.error) for entry_id, one in damage.items()},
         }
     )
+    if damage and not (requeue or is_discarded):
+        raise SystemExit(DAMAGED)

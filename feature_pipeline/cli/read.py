@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from feature_pipeline.archive.api import Archive, AsOf
 from feature_pipeline.archive.features import Features
 from feature_pipeline.archive.frames import Frame
-from feature_pipeline.cli.output import Output, exact
+from feature_pipeline.cli.output import DAMAGED, Output, exact
 from feature_pipeline.cli.project import Project
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.json_values import json_cell, json_text
@@ -72,6 +72,9 @@ def read(
 
     No PostgreSQL and no Dagster is needed. In jsonl, arrays and objects are JSON values, and
     numbers that JSON does not have are the texts "NaN", "Infinity" and "-Infinity".
+
+    Exits with 2 if batches are left out because they are damaged or lost: standard error names
+    them.
     """
     Project.find().load_environment()
     features = Archive.open().features(
@@ -80,6 +83,7 @@ def read(
         batches=batches or None,
         as_of=parse_as_of(as_of),
         every_batch=every_batch,
+        skip_damaged=True,
     )
     if columns and not plot:
         raise InvalidInputError("--column says which columns to plot: give --plot, too")
@@ -87,8 +91,22 @@ def read(
         if outcomes or statuses or max_rows is not None or form != "table":
             raise InvalidInputError("--plot writes a picture: it takes no option about rows")
         _plot(features, columns, output or Path(f"{hook}.html"))
-        return
-    frame: Frame = features.outcomes() if outcomes or statuses else features
+    else:
+        _print(features, outcomes, statuses, form, max_rows, output)
+    if features.damage:
+        _warn(features)
+        raise SystemExit(DAMAGED)
+
+
+def _print(
+    features: Features,
+    is_outcomes: bool,
+    statuses: Collection[str],
+    form: str,
+    max_rows: int | None,
+    output: Path | None,
+) -> None:
+    frame: Frame = features.outcomes() if is_outcomes or statuses else features
     if statuses:
         frame = OfStatus(frame, statuses)
     if form == "table":
@@ -100,6 +118,16 @@ def read(
         raise InvalidInputError("Parquet is not text: give --output FILE, or pipe it somewhere")
     with _sink(output) as file:
         WRITERS[form](frame.schema, _limited(frame, max_rows), file)
+
+
+def _warn(features: Features) -> None:
+    output = Output()
+    output.problems(
+        f"batches of {features.dataset}/{features.hook} are damaged or lost, and left out with"
+        " their records in earlier batches",
+        features.damage,
+    )
+    output.warn("`feature-pipeline repair` shows what can be brought back")
 
 
 class OfStatus(Frame):

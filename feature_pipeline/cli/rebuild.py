@@ -17,11 +17,12 @@ from feature_pipeline.cli.hooks import find_hook, project_hooks
 from feature_pipeline.cli.instance import dagster_instance
 from feature_pipeline.cli.output import Output, json_option
 from feature_pipeline.cli.project import Project, open_archive
-from feature_pipeline.compute.decode_again import decode_hook_again
+from feature_pipeline.compute.decode_again import decode_batch_again
 from feature_pipeline.errors import (
     ConflictError,
     CorruptDataError,
     InvalidInputError,
+    NotFoundError,
     ProjectionError,
 )
 from feature_pipeline.hooks.definition import HookDefinition
@@ -97,7 +98,7 @@ def rebuild(
         definitions, wrong = _definitions(hooks, dataset)
         for definition in definitions:
             if from_raw:
-                _decode_again(store, definition, batches, output)
+                wrong += _decode_again(store, definition, batches, output)
             spec = table_spec(definition)
             if as_of is not None:
                 spec = past_spec(spec, as_of)
@@ -154,15 +155,35 @@ def _definitions(
 
 def _decode_again(
     store: BlobStore, definition: HookDefinition, batches: tuple[str, ...], output: Output
-) -> None:
+) -> list[str]:
+    """Read the raw output again, batch by batch; what is wrong with the batches left as they are.
+
+    Raises:
+        NotFoundError: A batch named has no current artifact.
+    """
     name, dataset = definition.name, definition.dataset
-    chosen = batches or tuple(sorted(log.heads(store, dataset, name)))
-    with output.progress(f"{name}: raw output", len(chosen)) as steps:
-        for done in decode_hook_again(store, dataset, name, chosen):
-            steps.advance()
+    readable = log.readable_heads(store, dataset, name, batches or None)
+    problems = {batch: str(damage.error) for batch, damage in readable.damage.items()}
+    if absent := sorted(set(batches) - readable.found.keys() - problems.keys()):
+        raise NotFoundError(
+            f"hook {name!r} has no current artifact for batch {absent[0]!r} of dataset {dataset!r}"
+        )
+    with output.progress(f"{name}: raw output", len(readable.found)) as steps:
+        for batch, head in readable.found.items():
+            try:
+                done = decode_batch_again(store, head)
+            except (NotFoundError, CorruptDataError, InvalidInputError) as error:
+                problems[batch] = str(error)
+                continue
+            finally:
+                steps.advance()
             if done.is_new or done.damage:
                 what = f"{len(done.changed)} records decoded otherwise"
                 output.say(f"{name}: batch {done.batch}: {done.damage or what}")
+    return [
+        f"{name}: the raw output of batch {batch!r} cannot be read again: {why}"
+        for batch, why in problems.items()
+    ]
 
 
 def _rebuild(

@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field
 
 from feature_pipeline.archive import inbox
 from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.documents import utc_now
 from feature_pipeline.digest import Digest, document_bytes
 
 EVENTS_PER_LOOK = 500
@@ -247,10 +248,20 @@ def _keys(data: Any) -> Iterator[str]:
 
 
 def _quarantined(store: BlobStore, seen: Seen) -> Iterator[Notice]:
-    entries = inbox.quarantined(store)
+    readable = inbox.readable_quarantined(store)
     known = set(seen.quarantined)
-    seen.quarantined = [entry.id for entry in entries]
-    for entry in entries:
+    seen.quarantined = [*readable.found, *readable.damage]
+    for entry_id, damage in readable.damage.items():
+        if entry_id not in known:
+            yield Notice(
+                cause=f"quarantine/{entry_id}",
+                kind=NoticeKind.QUARANTINED,
+                what=f"entry {entry_id} of the quarantine cannot be read",
+                where={"entry": entry_id, "archive": store.identity},
+                why=_short(str(damage.error)),
+                at=utc_now(),
+            )
+    for entry in readable.found.values():
         if entry.id not in known:
             yield Notice(
                 cause=f"quarantine/{entry.id}",

@@ -71,7 +71,10 @@ def report_job() -> dg.JobDefinition:
     ) -> None:
         opened = Archive(archive.store())
         features = opened.features(
-            config.hook, dataset=config.dataset, batches=config.batches or None
+            config.hook,
+            dataset=config.dataset,
+            batches=config.batches or None,
+            skip_damaged=True,
         )
         metadata = report(features, config.columns)
         if config.compare or config.from_release or config.to_release:
@@ -119,7 +122,20 @@ def report(features: Features, columns: Sequence[str] = ()) -> Metadata:
     if summary.columns:
         metadata["columns"] = dg.MetadataValue.md(table(*plots.statistics(summary)))
     metadata["plots"] = dg.MetadataValue.md(picture_markdown(summary))
+    if features.damage:
+        metadata["left_out"] = dg.MetadataValue.md(damage_markdown(features))
     return metadata
+
+
+def damage_markdown(features: Features) -> str:
+    """The batches that the report leaves out, and how to see what can be brought back."""
+    lines = [[batch, _cut(why)] for batch, why in list(features.damage.items())[:SHOWN_BATCHES]]
+    count = len(features.damage)
+    return (
+        f"{count:,} batches are damaged or lost in the archive, and left out with their records in"
+        " earlier batches; `feature-pipeline repair` shows what can be brought back.\n\n"
+        f"{table(['batch', 'what is wrong'], lines)}"
+    )
 
 
 def outcomes_markdown(summary: Summary) -> str:

@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
@@ -19,19 +19,25 @@ from typing import Final, TypeAlias
 from feature_pipeline.archive import log, tombstones
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.log import BatchEntry, FeatureEntry
+from feature_pipeline.archive.maintenance.known import LostEntry
 from feature_pipeline.digest import ContentSum, Digest
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 from feature_pipeline.outcomes import OutcomeCounts
-from feature_pipeline.projections.bookkeeping import all_progress
+from feature_pipeline.projections.bookkeeping import Progress, all_progress
 from feature_pipeline.projections.database import Connection, Database
-from feature_pipeline.projections.generation import Generation, TableState, ensure_table
+from feature_pipeline.projections.generation import (
+    Generation,
+    TableState,
+    ensure_table,
+    read_table,
+)
 from feature_pipeline.projections.prepare import (
     PreparedBatch,
     PreparedGroup,
     prepare_batch,
     prepare_group,
 )
-from feature_pipeline.projections.progress import current_entries
+from feature_pipeline.projections.progress import CurrentEntries, LostEntryError, current_entries
 from feature_pipeline.projections.replace import (
     RefusedBatchError,
     TableChangedError,
@@ -90,8 +96,8 @@ class _Task:
 
 
 _Problem: TypeAlias = CannotEvolveError | CorruptDataError | NotFoundError | RefusedBatchError
-"""Why a batch is not loaded: it does not fit, PostgreSQL refused it, or its artifact is damaged or
-incomplete."""
+"""Why a batch is not loaded: it does not fit, PostgreSQL refused it, its artifact is damaged or
+incomplete, or what was loaded of it before is lost in the archive."""
 _Found: TypeAlias = list[PreparedBatch | _Problem | None]
 """A task's rows for each generation that is fed, or why there are none; None if it holds them."""
 
@@ -161,7 +167,8 @@ def load_batches(
     Raises:
         NotFoundError: A batch named is unknown, or has no current artifact under the hook.
         ConflictError: Another hook's table has this name.
-        CorruptDataError: Artifacts are damaged, or parts of them are gone; the rest is loaded.
+        CorruptDataError: Artifacts are damaged, parts of them are gone, or the log has lost the
+            entry that the table was loaded from; the rest is loaded.
         CannotEvolveError: Artifacts do not fit the table's columns; the rest is loaded.
         RefusedBatchError: PostgreSQL refused rows, as a unique index does; the rest is loaded.
         ProjectionError: PostgreSQL refused something else, or could not be reached.
@@ -170,8 +177,8 @@ def load_batches(
         raise InvalidInputError(f"{workers} workers: at least 1 is needed")
     with database.connect(f"table {spec.name!r}") as connection:
         state = ensure_table(connection, spec)
-    tasks = _tasks(store, spec, batches)
-    problems: dict[str, _Problem] = {}
+    chosen = None if batches is None else list(dict.fromkeys(batches))
+    tasks, problems = _tasks(store, database, spec, state, chosen)
     tried_again: set[str] = set()
     while True:
         withdrawn = frozenset(tombstones.withdrawn(store, spec.dataset))
@@ -187,7 +194,8 @@ def load_batches(
         late = set(settle_table(store, database, spec).late) - problems.keys()
         if not (late or again):
             break
-        tasks = _tasks(store, spec, late | again)
+        tasks, unusable = _tasks(store, database, spec, state, late | again)
+        problems |= unusable
     if problems:
         raise _summed_up(spec, list(problems.values())) from next(iter(problems.values()))
 
@@ -205,10 +213,12 @@ def _summed_up(
         shown += f"\nand {len(problems) - _SHOWN_PROBLEMS} more"
     misfits = sum(isinstance(problem, CannotEvolveError) for problem in problems)
     refused = sum(isinstance(problem, RefusedBatchError) for problem in problems)
-    damaged = len(problems) - misfits - refused
+    lost = sum(isinstance(problem, LostEntryError) for problem in problems)
+    damaged = len(problems) - misfits - refused - lost
     what = ", ".join(
         f"{count} {words}"
         for count, words in (
+            (lost, "lost in the archive (`feature-pipeline repair` puts them back, or gives up)"),
             (damaged, "damaged or incomplete (`feature-pipeline verify` names what is wrong)"),
             (refused, "refused by PostgreSQL"),
             (misfits, "that do not fit its columns"),
@@ -216,34 +226,77 @@ def _summed_up(
         if count
     )
     kind: type[CannotEvolveError | CorruptDataError | RefusedBatchError] = CannotEvolveError
-    if damaged or refused:
-        kind = CorruptDataError if damaged else RefusedBatchError
+    if lost or damaged or refused:
+        kind = CorruptDataError if lost or damaged else RefusedBatchError
     return kind(
         f"table {spec.name!r}: batches of {spec.asset}: {what}; the rest is loaded, and what"
         f" was read before still is:\n{shown}"
     )
 
 
-def _tasks(store: BlobStore, spec: TableSpec, batches: Iterable[str] | None) -> list[_Task]:
-    """The batches with their heads, those submitted last first.
+def _tasks(
+    store: BlobStore,
+    database: Database,
+    spec: TableSpec,
+    state: TableState,
+    chosen: Collection[str] | None,
+) -> tuple[list[_Task], dict[str, _Problem]]:
+    """The batches with their heads, those submitted last first; and why others cannot be loaded.
 
     In this order a record that is in two batches is claimed by its owner at once, and the rows
     that it has elsewhere are never written.
+
+    Raises:
+        NotFoundError: A batch of `chosen` is unknown, or has no current artifact under the hook.
     """
-    chosen = None if batches is None else list(dict.fromkeys(batches))
-    entries = log.batches(store, spec.dataset, chosen)
-    heads = current_entries(store, spec, chosen)
+    submitted = log.readable_batches(store, spec.dataset, chosen)
+    current = current_entries(store, spec, chosen)
+    problems: dict[str, _Problem] = {
+        batch: CorruptDataError(f"batch {batch!r}: {damage.error}")
+        for batch, damage in {**submitted.damage, **current.damage}.items()
+        # A dataset's batch that the hook has nothing about is not the table's matter.
+        if batch in current or batch in current.damage
+    }
+    problems |= {
+        batch: LostEntryError(f"batch {batch!r}: {one}")
+        for batch, one in _lost(database, spec, state, current, chosen).items()
+    }
     for batch in chosen or ():
-        if batch not in entries:
+        if batch in problems:
+            continue
+        if batch not in submitted.found and batch not in current:
             raise NotFoundError(f"dataset {spec.dataset!r} has no batch {batch!r}")
-        if batch not in heads:
+        if batch not in current:
             raise NotFoundError(f"batch {batch!r} has no current artifact in {spec.asset}")
     tasks = []
-    for batch, entry in heads.items():
-        if batch not in entries:
-            raise NotFoundError(f"batch {batch!r} of {spec.dataset!r} is not in the log of batches")
-        tasks.append(_Task(entries[batch], entry))
-    return sorted(tasks, key=lambda task: task.batch.order, reverse=True)
+    for batch, entry in current.items():
+        if batch in problems:
+            continue
+        if batch in submitted.found:
+            tasks.append(_Task(submitted.found[batch], entry))
+        else:
+            problems[batch] = NotFoundError(
+                f"batch {batch!r}: it is not in the log of batches of {spec.dataset!r}"
+            )
+    return sorted(tasks, key=lambda task: task.batch.order, reverse=True), problems
+
+
+def _lost(
+    database: Database,
+    spec: TableSpec,
+    state: TableState,
+    current: CurrentEntries,
+    chosen: Collection[str] | None,
+) -> dict[str, LostEntry]:
+    """The batches that a generation was loaded with from an entry that the archive lost.
+
+    They are not loaded from another: it must be decided first whether the archive is right.
+    """
+    lost: dict[str, LostEntry] = {}
+    with database.connect(f"table {spec.name!r}") as connection:
+        for generation in state.fed:
+            lost |= current.find_lost(all_progress(connection, generation.id, chosen))
+    return lost
 
 
 class _Work:
@@ -400,20 +453,12 @@ class _Work:
         seconds = (time.monotonic() - started) / len(fit.group.batches)
         counts = {one.entry.manifest: one.manifest.counts for one in fit.group.batches}
         reports = {
-            replacement.held.batch: LoadReport(
-                batch=replacement.held.batch,
-                seq=replacement.held.seq,
-                release=replacement.held.release,
-                release_digest=replacement.held.release_digest,
-                manifest=replacement.held.manifest,
-                counts=counts.get(replacement.held.manifest),
-                content_digest=replacement.held.content_digest,
-                rows_digest=replacement.held.rows_digest,
-                data_version=data_version(generation, replacement.held.content_digest),
-                rows=replacement.held.rows,
-                foreign=replacement.foreign,
+            replacement.held.batch: _report(
+                generation,
+                replacement.held,
+                counts.get(replacement.held.manifest),
                 is_unchanged=replacement.is_unchanged,
-                generation=generation.relation,
+                foreign=replacement.foreign,
                 seconds=seconds,
             )
             for replacement in replaced.done
@@ -444,6 +489,48 @@ def _group(tasks: list[_Task], state: TableState, found: list[_Found]) -> _Group
         }
         fits.append(_Fit(prepare_group(fitting, generation) if fitting else None, problems))
     return _Group(tasks, state, fits[0], fits[1] if len(fits) > 1 else None)
+
+
+def fed_loads(database: Database, spec: TableSpec) -> dict[str, LoadReport]:
+    """What a table was loaded with, by batch, as its last load reported it.
+
+    Of the wanted generation, and of the live one for batches that only that holds. Empty if the
+    table does not exist. Nothing is read from the archive: there are no counts.
+    """
+    with database.connect(f"table {spec.name!r}") as connection:
+        state = read_table(connection, spec)
+        return {
+            batch: _report(generation, loaded, None, is_unchanged=True)
+            for generation in reversed([] if state is None else state.fed)
+            for batch, loaded in all_progress(connection, generation.id).items()
+        }
+
+
+def _report(
+    generation: Generation,
+    loaded: Progress,
+    counts: OutcomeCounts | None,
+    *,
+    is_unchanged: bool,
+    foreign: int = 0,
+    seconds: float = 0.0,
+) -> LoadReport:
+    return LoadReport(
+        batch=loaded.batch,
+        seq=loaded.seq,
+        release=loaded.release,
+        release_digest=loaded.release_digest,
+        manifest=loaded.manifest,
+        counts=counts,
+        content_digest=loaded.content_digest,
+        rows_digest=loaded.rows_digest,
+        data_version=data_version(generation, loaded.content_digest),
+        rows=loaded.rows,
+        foreign=foreign,
+        is_unchanged=is_unchanged,
+        generation=generation.relation,
+        seconds=seconds,
+    )
 
 
 def data_version(generation: Generation, content: Digest) -> str:

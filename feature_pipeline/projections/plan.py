@@ -42,7 +42,11 @@ from feature_pipeline.projections.indexes import (
     surplus_indexes,
 )
 from feature_pipeline.projections.prepare import prepare_batch
-from feature_pipeline.projections.progress import compare_progress, current_entries
+from feature_pipeline.projections.progress import (
+    CurrentEntries,
+    compare_progress,
+    current_entries,
+)
 from feature_pipeline.projections.switch import renames_in_place
 from feature_pipeline.projections.table_spec import TableSpec
 from feature_pipeline.projections.upcast import CannotEvolveError
@@ -188,7 +192,7 @@ def _action(
     connection: Connection,
     spec: TableSpec,
     state: TableState | None,
-    heads: Mapping[str, FeatureEntry],
+    heads: CurrentEntries,
 ) -> tuple[PlanAction, Generation | None]:
     """What would be done, and the generation that it would be done to, if it is there."""
     if state is None:
@@ -215,7 +219,7 @@ def _action(
 
 
 def _pending(
-    connection: Connection, wanted: Generation | None, heads: Mapping[str, FeatureEntry]
+    connection: Connection, wanted: Generation | None, heads: CurrentEntries
 ) -> dict[str, FeatureEntry]:
     if wanted is None:
         return dict(heads)

@@ -3,17 +3,20 @@
 What belongs here: comparing progress with the log. Not here: the rows themselves (`proof`).
 """
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
-from datetime import datetime
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from feature_pipeline.archive import history, log
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.log import FeatureEntry
+from feature_pipeline.archive.logs.damage import Readable
+from feature_pipeline.archive.maintenance.known import LostEntry, find_lost
+from feature_pipeline.errors import CorruptDataError
 from feature_pipeline.projections.bookkeeping import Progress, all_progress
 from feature_pipeline.projections.database import Database
 from feature_pipeline.projections.generation import read_table
+from feature_pipeline.projections.known import known_entry
 from feature_pipeline.projections.table_spec import TableSpec
 from feature_pipeline.projections.view import is_shown
 
@@ -35,11 +38,15 @@ class ProgressReport:
     is_shown: bool = True
     """Whether the view that people read it by is there; False also if something else has its name.
     """
+    lost: Mapping[str, LostEntry] = field(default_factory=dict)
+    """Were loaded from a log entry that the archive no longer has."""
+    damaged: Mapping[str, str] = field(default_factory=dict)
+    """Have a log that cannot be read, with the reason: what is current is not known."""
 
     @property
     def is_complete(self) -> bool:
         """Whether people read every current artifact in the table, and nothing else."""
-        return self.is_shown and not (self.missing or self.behind or self.extra)
+        return self.is_shown and not self.wrong()
 
     def batches_to_load(self) -> list[str]:
         """The batches whose loading would make the table complete."""
@@ -47,7 +54,7 @@ class ProgressReport:
 
     def wrong(self) -> list[str]:
         """The batches that do not stand in the table as the log says."""
-        return sorted({*self.missing, *self.behind, *self.extra})
+        return sorted({*self.missing, *self.behind, *self.extra, *self.lost, *self.damaged})
 
     def summary(self) -> str:
         """One line for people; names some of the batches."""
@@ -60,6 +67,12 @@ class ProgressReport:
                 ("missing", self.missing),
                 ("behind", self.behind),
                 ("without a current artifact", self.extra),
+                (
+                    "loaded from log entries that the archive no longer has, which"
+                    " `feature-pipeline repair` puts back or gives up",
+                    sorted(self.lost),
+                ),
+                ("with a damaged log in the archive", sorted(self.damaged)),
             )
             if batches
         ]
@@ -76,6 +89,8 @@ class ProgressReport:
             "missing": list(self.missing),
             "behind": list(self.behind),
             "extra": list(self.extra),
+            "lost": sorted(self.lost),
+            "damaged": sorted(self.damaged),
         }
 
 
@@ -104,39 +119,67 @@ def check_progress(
         return replace(compared, is_shown=is_shown(connection, spec.name))
 
 
+class LostEntryError(CorruptDataError):
+    """A table was loaded from a log entry that the archive no longer has."""
+
+
+class CurrentEntries(Mapping[str, FeatureEntry]):
+    """The current log entry of each batch that has one, by batch; made by `current_entries`.
+
+    `damage` says of which batches it cannot be told, and why: they are not among the others.
+    """
+
+    def __init__(self, store: BlobStore, spec: TableSpec, entries: Readable[FeatureEntry]) -> None:
+        self._store, self._spec, self._entries = store, spec, entries.found
+        self.damage = entries.damage
+
+    def __getitem__(self, batch: str) -> FeatureEntry:
+        return self._entries[batch]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def find_lost(self, progress: Mapping[str, Progress]) -> dict[str, LostEntry]:
+        """The batches that were loaded from an entry that their log no longer has."""
+        known = [known_entry(self._spec, loaded) for loaded in progress.values()]
+        lost = find_lost(self._store, known, self._entries)
+        return {one.known.batch: one for one in lost}
+
+
 def current_entries(
     store: BlobStore, spec: TableSpec, batches: Collection[str] | None
-) -> dict[str, FeatureEntry]:
+) -> CurrentEntries:
     """The current log entry of each of these batches that has one; of all batches if None.
 
     For a table of the past, what was current then.
     """
-    if spec.as_of is not None:
-        return _entries_as_of(store, spec, spec.as_of, batches)
-    return log.heads(store, spec.dataset, spec.hook, batches)
+    dataset, hook = spec.dataset, spec.hook
+    if spec.as_of is None:
+        readable = log.readable_heads(store, dataset, hook, batches)
+    else:
+        # Not by way of the log alone: what is erased since has a successor, which is read instead.
+        readable = history.readable_heads_as_of(store, dataset, hook, spec.as_of, batches)
+    return CurrentEntries(store, spec, readable)
 
 
-def _entries_as_of(
-    store: BlobStore, spec: TableSpec, time: datetime, batches: Collection[str] | None
-) -> dict[str, FeatureEntry]:
-    # Not by way of the log alone: what is erased since has a successor, which is read instead.
-    heads = history.heads_as_of(store, spec.dataset, spec.hook, time)
-    return heads if batches is None else {b: heads[b] for b in batches if b in heads}
-
-
-def compare_progress(
-    heads: Mapping[str, FeatureEntry], progress: Mapping[str, Progress]
-) -> ProgressReport:
+def compare_progress(current: CurrentEntries, progress: Mapping[str, Progress]) -> ProgressReport:
     """Where `progress` differs from the current artifacts' content digests."""
+    lost = current.find_lost(progress)
+    unknown = lost.keys() | current.damage.keys()
     return ProgressReport(
-        missing=tuple(sorted(heads.keys() - progress.keys())),
+        missing=tuple(sorted(current.keys() - progress.keys())),
         behind=tuple(
             sorted(
                 batch
-                for batch in heads.keys() & progress.keys()
-                if heads[batch].content_digest != progress[batch].content_digest
+                for batch in (current.keys() & progress.keys()) - unknown
+                if current[batch].content_digest != progress[batch].content_digest
             )
         ),
-        extra=tuple(sorted(progress.keys() - heads.keys())),
+        extra=tuple(sorted(progress.keys() - current.keys() - unknown)),
         loaded=len(progress),
+        lost=lost,
+        damaged={batch: str(damage.error) for batch, damage in current.damage.items()},
     )

@@ -47,7 +47,9 @@ def begin_rebuild(store: BlobStore, database: Database, spec: TableSpec) -> Rebu
         if state.building is None and all_progress(connection, state.live.id):
             state = request_rebuild(connection, spec, uuid.uuid4().hex)
         held = all_progress(connection, state.wanted.id)
-    lacking = compare_progress(current_entries(store, spec, None), held).batches_to_load()
+    compared = compare_progress(current_entries(store, spec, None), held)
+    # What is damaged is given to the load, which names it.
+    lacking = sorted({*compared.batches_to_load(), *compared.damaged})
     return Rebuild(spec, state.wanted.relation, tuple(lacking), bool(held))
 
 

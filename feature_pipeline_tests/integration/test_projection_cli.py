@@ -42,7 +42,9 @@ class Project:
         patch.setattr(
             hooks,
             "project_hooks",
-            lambda: [SimpleNamespace(definition=d) for d in (self.definition, *self.others)],
+            lambda: hooks.ProjectHooks(
+                [SimpleNamespace(definition=d) for d in (self.definition, *self.others)], {}
+            ),
         )
         for module in (plan, rebuild, rollback):
             patch.setattr(module, "open_archive", lambda: self.archive.store)

@@ -16,6 +16,7 @@ import pytest
 from psycopg import sql
 
 from feature_pipeline.archive import erase, layout, tombstones
+from feature_pipeline.archive.logs.entries import StoredEntry, chained
 from feature_pipeline.columns import Column
 from feature_pipeline.errors import ConflictError, NotFoundError, ProjectionError
 from feature_pipeline.hooks.definition import IndexDefinition
@@ -484,11 +485,13 @@ def test_withdrawn_records_are_not_loaded_and_leave(archive, database, connectio
     archive.add("b2", {"r3": [FULL]})
     # What an erasure leaves: the batch's next artifact, which says something else of the rest.
     # Here the same artifact stands for one accepted before the withdrawal.
-    with connection.transaction():
-        connection.execute(
-            "update feature_pipeline.progress set seq = 0, content_digest = %s",
-            ["sha256:" + "0" * 64],
-        )
+    again = archive.heads()["b1"]
+    key = layout.entry(layout.feature_log("demo", "pockets", "b1"), 2)
+    next_entry = chained(again.model_copy(update={"seq": 2}), StoredEntry.of(again))
+    assert archive.store.create(key, next_entry.encode())
+    connection.execute(
+        "update feature_pipeline.progress set content_digest = %s", ["sha256:" + "0" * 64]
+    )
 
     list(load_batches(archive.store, database, archive.spec()))
 

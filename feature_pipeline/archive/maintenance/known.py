@@ -1,0 +1,178 @@
+"""What databases know of the archive's logs, compared with the logs.
+
+What belongs here: entries that a table was loaded from or that Dagster was told of, and which of
+them their log no longer has. Not here: asking PostgreSQL (`projections.known`) and Dagster
+(`orchestration.known`), what a census knows (`archive.logs.census`).
+
+A log's end can be lost without a trace in the log. Whatever was told of an entry proves that there
+was one.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from feature_pipeline.archive import layout, log
+from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.log import FeatureEntry
+from feature_pipeline.archive.objects import Finding, ObjectKind, State
+from feature_pipeline.digest import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class KnownEntry:
+    """An entry of a hook's log over a batch that something outside the archive has read."""
+
+    dataset: str
+    hook: str
+    batch: str
+    seq: int | None
+    """None where only the manifest was noted: any entry that names it is the one."""
+    manifest: Digest
+    known_by: str
+    """For people: `table pockets`, `Dagster (structures/features/pockets)`."""
+    known_at: datetime
+    """When it was read, by the reader's clock."""
+
+    def is_entry(self, entry: FeatureEntry) -> bool:
+        """Whether `entry` is the one that was read.
+
+        Its number and its manifest must be: a log that lost its end uses numbers again.
+        """
+        return self.manifest == entry.manifest and self.seq in {None, entry.seq}
+
+
+@dataclass(frozen=True, slots=True)
+class LostEntry:
+    """A known entry that its log no longer has, and what the log has instead."""
+
+    known: KnownEntry
+    detail: str
+
+    @property
+    def finding(self) -> Finding:
+        """What `verify` says of it."""
+        known = self.known
+        prefix = layout.feature_log(known.dataset, known.hook, known.batch)
+        key = prefix if known.seq is None else layout.entry(prefix, known.seq)
+        return Finding(State.LOST, ObjectKind.FEATURE_ENTRY, key, known.known_by, self.detail)
+
+    def __str__(self) -> str:
+        known = self.known
+        number = "an entry" if known.seq is None else f"entry {known.seq}"
+        return (
+            f"{known.known_by} was made from {number} (manifest {known.manifest.short}) that the"
+            f" archive no longer has: {self.detail}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class KnownBatch:
+    """A submitted batch that something outside the archive has read."""
+
+    dataset: str
+    batch: str
+    digest: Digest
+    """Of the batch document."""
+    known_by: str
+    known_at: datetime
+    submitted_at: datetime | None = None
+    """None where it was not noted."""
+
+
+@dataclass(frozen=True, slots=True)
+class LostBatch:
+    """A known batch whose log no longer has it, and what the log has instead."""
+
+    known: KnownBatch
+    detail: str
+
+    @property
+    def finding(self) -> Finding:
+        """What `verify` says of it."""
+        known = self.known
+        key = layout.entry(layout.batch_log(known.dataset, known.batch), layout.FIRST_SEQ)
+        return Finding(State.LOST, ObjectKind.BATCH_ENTRY, key, known.known_by, self.detail)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.known.known_by} has seen batch {self.known.batch!r}"
+            f" ({self.known.digest.short}), which the archive no longer has: {self.detail}"
+        )
+
+
+def find_lost_batches(store: BlobStore, known: Iterable[KnownBatch]) -> list[LostBatch]:
+    """Return the known batches that the logs of batches no longer have, in the order given.
+
+    Logs that cannot be read are left out: `verify` names them.
+    """
+    by_dataset: dict[str, list[KnownBatch]] = {}
+    for one in known:
+        by_dataset.setdefault(one.dataset, []).append(one)
+    lost: list[LostBatch] = []
+    for dataset, ones in by_dataset.items():
+        last = log.readable_batches(store, dataset, {one.batch for one in ones})
+        for one in ones:
+            entry = last.found.get(one.batch)
+            if one.batch in last.damage or (entry is not None and entry.digest == one.digest):
+                continue
+            # A redacted batch has an entry for each digest that it had.
+            entries = [] if entry is None else log.batch_entries(store, dataset, one.batch)
+            if not any(entry.digest == one.digest for entry in entries):
+                there = entry.digest.short if entry is not None else None
+                detail = f"its log has {there}" if there else "it is in no log"
+                lost.append(LostBatch(one, detail))
+    return lost
+
+
+def find_lost(
+    store: BlobStore,
+    known: Iterable[KnownEntry],
+    current: Mapping[str, FeatureEntry] | None = None,
+) -> list[LostEntry]:
+    """Return the known entries that their logs no longer have, in the order given.
+
+    Logs that cannot be read are left out: what they have is not known, and `verify` names them.
+    Costs a listing per batch or hook, and the whole log of each batch of which another entry than
+    the current one is known.
+
+    Args:
+        store: The archive.
+        known: Of any hooks and batches.
+        current: The current entries by batch, if all that is known is of one hook and they were
+            just read.
+    """
+    by_hook: dict[tuple[str, str], list[KnownEntry]] = {}
+    for one in known:
+        by_hook.setdefault((one.dataset, one.hook), []).append(one)
+    lost: list[LostEntry] = []
+    for (dataset, hook), ones in by_hook.items():
+        heads = current
+        if heads is None:
+            batches = {one.batch for one in ones}
+            heads = log.readable_heads(store, dataset, hook, batches).found
+        others = [one for one in ones if not _is_current(one, heads)]
+        logs = log.readable_feature_logs(store, dataset, hook, {one.batch for one in others})
+        for one in others:
+            if one.batch in logs.damage:
+                continue
+            if (detail := _loss(one, logs.found.get(one.batch, []))) is not None:
+                lost.append(LostEntry(one, detail))
+    return lost
+
+
+def _is_current(one: KnownEntry, heads: Mapping[str, FeatureEntry]) -> bool:
+    head = heads.get(one.batch)
+    return head is not None and one.is_entry(head)
+
+
+def _loss(one: KnownEntry, entries: list[FeatureEntry]) -> str | None:
+    """What the log has instead of the entry; None if it has it."""
+    if any(one.is_entry(entry) for entry in entries):
+        return None
+    for entry in entries:
+        if entry.seq == one.seq:
+            return f"entry {entry.seq} of the log has manifest {entry.manifest.short}"
+    if not entries:
+        return "the batch has no log under the hook"
+    return f"the log has {len(entries)} entries, none of which is it"

@@ -1,0 +1,165 @@
+"""Tables over an archive whose logs are shorter than what was loaded, or differ from it."""
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from feature_pipeline.archive import layout
+from feature_pipeline.columns import Column
+from feature_pipeline.errors import CorruptDataError
+from feature_pipeline.projections.database import Database
+from feature_pipeline.projections.load import LoadReport, load_batches
+from feature_pipeline.projections.progress import check_progress
+from feature_pipeline.projections.rebuild import begin_rebuild, fill
+from feature_pipeline.projections.settle import batches_to_load, table_report
+from feature_pipeline_tests.unit.projections.feature_archive import FeatureArchive
+
+pytestmark = [pytest.mark.postgres, pytest.mark.faults]
+
+COLUMNS = (Column(name="label", type="string"),)
+MORE_COLUMNS = (*COLUMNS, Column(name="score", type="number"))
+
+
+@pytest.fixture
+def database(database_url: str) -> Database:
+    return Database(database_url)
+
+
+@pytest.fixture
+def connection(database_url: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def archive(database: Database) -> FeatureArchive:
+    """Three batches, loaded: b1 has two entries, each of the others one."""
+    archive = FeatureArchive(COLUMNS)
+    archive.add("b1", {"r1": [{"label": "old"}]})
+    archive.add("b2", {"r2": [{"label": "two"}]})
+    archive.add("b3", {"r3": [{"label": "three"}]})
+    archive.say("b1", {"r1": [{"label": "new"}]})
+    load(archive, database)
+    return archive
+
+
+def lose(archive: FeatureArchive, batch: str, *seqs: int) -> None:
+    for seq in seqs:
+        archive.store.delete(layout.entry(layout.feature_log("demo", "pockets", batch), seq))
+
+
+def labels(connection: psycopg.Connection) -> list[str]:
+    return [row[0] for row in connection.execute("select label from features.pockets order by 1")]
+
+
+def rebuild(archive: FeatureArchive, database: Database) -> None:
+    begun = begin_rebuild(archive.store, database, archive.spec())
+    run(fill(archive.store, database, begun))
+
+
+def load(archive: FeatureArchive, database: Database, *batches: str) -> None:
+    run(load_batches(archive.store, database, archive.spec(), batches or None))
+
+
+def run(reports: Iterator[LoadReport]) -> None:
+    for count, _ in enumerate(reports):
+        assert count < 20, "it goes on for ever"
+
+
+def test_a_rebuild_ends_and_names_what_the_log_lost(archive, database, connection) -> None:
+    lose(archive, "b1", 2)
+    with pytest.raises(CorruptDataError, match="no longer has") as raised:
+        rebuild(archive, database)
+    assert "batch 'b1'" in str(raised.value)
+    assert "entry 2" in str(raised.value)
+    assert "feature-pipeline repair" in str(raised.value)
+    # what people read is what they read before, until it is decided what is right
+    assert labels(connection) == ["new", "three", "two"]
+    report = table_report(archive.store, database, archive.spec())
+    assert report is not None
+    assert report.building is not None
+
+
+def test_a_rebuild_ends_where_a_whole_log_is_lost(archive, database, connection) -> None:
+    lose(archive, "b2", 1)
+    with pytest.raises(CorruptDataError, match="batch 'b2'"):
+        rebuild(archive, database)
+    assert labels(connection) == ["new", "three", "two"]
+
+
+def test_an_entry_of_another_artifact_at_the_same_number_is_a_loss(
+    archive, database, connection
+) -> None:
+    """An older bucket was put back, and the hook has run since."""
+    lose(archive, "b1", 2)
+    archive.say("b1", {"r1": [{"label": "other"}]})
+    progress = check_progress(archive.store, database, archive.spec())
+    assert list(progress.lost) == ["b1"]
+    with pytest.raises(CorruptDataError, match="batch 'b1'"):
+        load(archive, database)
+    # nor is it silently replaced when the log has gone on past it
+    archive.say("b1", {"r1": [{"label": "third"}]})
+    with pytest.raises(CorruptDataError, match="batch 'b1'"):
+        load(archive, database, "b1")
+    assert labels(connection) == ["new", "three", "two"]
+
+
+def test_what_is_lost_is_named_by_progress_and_is_not_to_be_loaded(archive, database) -> None:
+    lose(archive, "b1", 2)
+    lose(archive, "b3", 1)
+    progress = check_progress(archive.store, database, archive.spec())
+    assert sorted(progress.lost) == ["b1", "b3"]
+    assert not progress.is_complete
+    assert (progress.missing, progress.behind, progress.extra) == ((), (), ())
+    assert progress.wrong() == ["b1", "b3"]
+    assert "no longer has" in progress.summary()
+    assert batches_to_load(archive.store, database, archive.spec()) == []
+
+
+def test_what_is_lost_keeps_no_other_batch_from_its_table(archive, database, connection) -> None:
+    lose(archive, "b1", 2)
+    archive.say("b2", {"r2": [{"label": "second"}]})
+    archive.columns = MORE_COLUMNS
+    with pytest.raises(CorruptDataError, match="batch 'b1'"):
+        load(archive, database)
+    assert labels(connection) == ["new", "second", "three"]
+    report = table_report(archive.store, database, archive.spec())
+    assert report is not None
+    assert report.missing == ("b1",)
+
+
+def test_a_log_that_is_longer_than_what_was_loaded_is_no_loss(
+    archive, database, connection
+) -> None:
+    """A newer bucket under an older database: the table follows."""
+    archive.say("b1", {"r1": [{"label": "newer"}]})
+    archive.say("b1", {"r1": [{"label": "newest"}]})
+    progress = check_progress(archive.store, database, archive.spec())
+    assert (progress.behind, progress.lost) == (("b1",), {})
+    load(archive, database)
+    assert labels(connection) == ["newest", "three", "two"]
+
+
+def flip(archive: FeatureArchive, key: str) -> None:
+    held = archive.store.get(key)
+    assert archive.store.replace(key, bytes([held.data[0] ^ 1]) + held.data[1:], held.info.etag)
+
+
+def test_a_damaged_log_costs_its_own_batch(archive, database, connection) -> None:
+    """Of a feature log, a batch's entry, and a batch's entry that is gone."""
+    archive.add("b4", {"r4": [{"label": "four"}]})
+    archive.add("b5", {"r5": [{"label": "five"}]})
+    flip(archive, layout.entry(layout.feature_log("demo", "pockets", "b2"), 1))
+    flip(archive, layout.entry(layout.batch_log("demo", "b3"), 1))
+    archive.store.delete(layout.entry(layout.batch_log("demo", "b4"), 1))
+    progress = check_progress(archive.store, database, archive.spec())
+    assert (list(progress.damaged), progress.missing) == (["b2"], ("b4", "b5"))
+    with pytest.raises(CorruptDataError, match="3 damaged or incomplete") as raised:
+        load(archive, database)
+    for batch in ("b2", "b3", "b4"):
+        assert f"batch '{batch}'" in str(raised.value)
+    assert labels(connection) == ["five", "new", "three", "two"]
+    with pytest.raises(CorruptDataError, match="3 damaged or incomplete"):
+        rebuild(archive, database)
+    assert labels(connection) == ["five", "new", "three", "two"]
