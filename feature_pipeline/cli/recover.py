@@ -58,7 +58,7 @@ def recover_all(output: Output, tables: Collection[str], workers: int) -> None:
         loaded: dict[str, dict[str, int]] = {}
         problems = defined.wrong_lines()
         for hook in wanted:
-            batches = len(log.heads(store, hook.dataset, hook.name))
+            batches = len(log.readable_heads(store, hook.dataset, hook.name).found)
             counts = loaded[hook.table_name] = {"batches": 0, "rows": 0}
             with output.progress(f"table {hook.table_name}", batches) as steps:
                 try:
@@ -69,7 +69,7 @@ def recover_all(output: Output, tables: Collection[str], workers: int) -> None:
                 except (ProjectionError, ConflictError, CorruptDataError) as error:
                     # The other tables, and the other batches of this one, are brought back.
                     problems.append(str(error))
-    for where, batches_of in drift.damaged.items():
+    for where, batches_of in [*drift.damaged.items(), *drift.lost.items()]:
         problems += [f"{where}, batch {key!r}: {why}" for key, why in batches_of.items()]
     proofs = prove_tables(store, database, wanted)
     problems += [f"table {t}: {p.summary()}" for t, p in proofs.items() if p.unreadable]
@@ -108,7 +108,8 @@ def recover_all(output: Output, tables: Collection[str], workers: int) -> None:
         output.say(problem)
     if problems:
         raise click.ClickException(
-            f"{len(problems)} problems, named above: everything else was brought back"
+            f"{len(problems)} problems, named above: everything else was brought back;"
+            " `feature-pipeline repair` shows what else can be"
         )
     if not all(proof.is_equal for proof in proofs.values()):
         raise click.ClickException("a table differs from the archive")

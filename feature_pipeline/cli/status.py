@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from feature_pipeline import settings
-from feature_pipeline.archive import accept, read
-from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.archive.inbox import Completion, InboxEntry, Submission, read_entry
-from feature_pipeline.archive.threads import map_threads
+from feature_pipeline.archive import accept
+from feature_pipeline.archive.inbox import (
+    Completion,
+    InboxEntry,
+    Submission,
+    read_entry,
+    readable_quarantined,
+)
 from feature_pipeline.cli.hooks import project_hooks
 from feature_pipeline.cli.instance import dagster_instance
-from feature_pipeline.cli.output import Output, json_option
+from feature_pipeline.cli.output import DAMAGED, Output, json_option
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.hooks.definition import HookDefinition
 from feature_pipeline.projections.database import Database
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = (
     *("batches", "archived", "missing", "failed", "stale", "old_release"),
-    *("waiting", "quarantined", "loaded", "to_load"),
+    *("damaged", "lost", "waiting", "quarantined", "loaded", "to_load"),
 )
 _HEADINGS = {"old_release": "old", "to_load": "to load"}
 _COUNTS = ("records", "passed", "rejected", "errored", "rows")
@@ -49,18 +53,22 @@ def status(deep: bool, as_json: bool) -> None:
                  records errored and are worth another try, too
     stale        made from another release, batch or input than current ones, or columns
     old          made by another release than the declared one
+    damaged, lost         batches of which the archive cannot be read, and those of which a
+                 table or Dagster knows an artifact that the archive no longer has
     waiting, quarantined  completions in the inbox, and those that could not be accepted
     loaded, to load       current artifacts that the table holds as they are, and the others
 
     `feature-pipeline backfill --select` runs them. Logs are listed and the tables' bookkeeping is
-    read; manifests are with --deep alone.
+    read; manifests are with --deep alone. Exits with 2 if something is damaged or lost: it is
+    named, and the rest is shown.
     """  # noqa: D301 - \b is click's mark of a paragraph that is not folded
     from feature_pipeline.orchestration.standing import Sources
 
     Project.find().load_environment()
     output = Output(as_json)
     store, database = open_archive(), Database(settings.database_url())
-    waiting, quarantined = accept.waiting(store), accept.quarantined(store)
+    waiting, readable = accept.waiting(store), readable_quarantined(store)
+    quarantined = list(readable.found.values())
     held = [read_entry(q.id, q.left_at, q.entry.encode()) for q in quarantined]
     counters = {"waiting": _completions(waiting), "quarantined": _completions(held)}
     with ExitStack() as stack:
@@ -87,8 +95,25 @@ def status(deep: bool, as_json: bool) -> None:
             "wrong_definitions": dict(defined.wrong),
             "waiting": [entry.id for entry in waiting],
             "quarantined": [{"id": item.id, "reason": item.reason} for item in quarantined],
+            "damaged_in_quarantine": {k: str(one.error) for k, one in readable.damage.items()},
         }
     )
+    if _warn(output, hooks, {k: str(one.error) for k, one in readable.damage.items()}):
+        raise SystemExit(DAMAGED)
+
+
+def _warn(output: Output, hooks: list[dict[str, Any]], quarantine: Mapping[str, str]) -> bool:
+    """Whether something is damaged or lost; it is named then."""
+    found = bool(quarantine)
+    for row in hooks:
+        for what in ("damaged", "lost"):
+            problems = row[f"{what}_batches"]
+            found = found or bool(problems)
+            output.problems(f"{what} in {row['dataset']}/{row['hook']}", problems)
+    output.problems("entries of the quarantine cannot be read", quarantine)
+    if found:
+        output.warn("`feature-pipeline repair` shows what can be brought back")
+    return found
 
 
 def _completions(entries: Iterable[InboxEntry]) -> Names:
@@ -114,6 +139,10 @@ def _hook(
         "batches": len(features.facts),
         "archived": len(standing.heads),
         **_reasons(features),
+        "damaged": len(standing.damaged),
+        "lost": len(standing.lost),
+        "damaged_batches": dict(standing.damaged),
+        "lost_batches": dict(standing.lost),
         **{name: counts[definition.dataset, definition.name] for name, counts in counters.items()},
     }
     if table is not None:
@@ -123,7 +152,7 @@ def _hook(
             "to_load": to_load,
             "table": {"name": definition.table_name, **_reasons(table)},
         }
-    return row | (archive_counts(sources.store, standing) if is_deep else {})
+    return row | (archive_counts(standing) if is_deep else {})
 
 
 def _reasons(standing: "Standing") -> dict[str, int]:
@@ -151,13 +180,7 @@ def _show(output: Output, hooks: list[dict[str, Any]], is_deep: bool) -> None:
             )
 
 
-def archive_counts(store: BlobStore, standing: "HookStanding") -> dict[str, int]:
-    """What the current artifacts say of their records, from their manifests."""
-    totals = dict.fromkeys(_COUNTS, 0)
-    heads = list(standing.heads.values())
-    for start in range(0, len(heads), 256):
-        chunk = heads[start : start + 256]
-        for manifest in map_threads(lambda head: read.manifest_of(store, head), chunk):
-            for name in totals:
-                totals[name] += getattr(manifest.counts, name)
-    return totals
+def archive_counts(standing: "HookStanding") -> dict[str, int]:
+    """What the current artifacts say of their records, without those that are damaged."""
+    counts = standing.counts.values()
+    return {name: sum(getattr(count, name) for count in counts) for name in _COUNTS}

@@ -5,17 +5,21 @@ of one load's own batches (`tables`). A dropped table or a damaged object leaves
 partitions green; these checks fail and name the batches.
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from feature_pipeline.archive import log, read
 from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.documents import NewerVersionError
 from feature_pipeline.archive.erasures import erased
 from feature_pipeline.archive.log import Verdict
+from feature_pipeline.archive.manifest import Manifest
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.digest import Digest
+from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, NotFoundError
 from feature_pipeline.hooks.definition import CheckDefinition, HookDefinition, Threshold
 from feature_pipeline.orchestration.judged_batches import (
     NAMED_BATCHES,
@@ -53,11 +57,11 @@ def feature_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinit
         context: dg.AssetCheckExecutionContext, archive: ArchiveResource
     ) -> dg.AssetCheckResult:
         store = archive.store()
-        heads = log.heads(store, dataset, hook, _to_judge(context, definition))
-        manifests = map_threads(lambda head: read.manifest_of(store, head), heads.values())
-        counts = {batch: manifest.counts for batch, manifest in zip(heads, manifests, strict=True)}
+        counts, damaged = _counts(store, dataset, hook, _to_judge(context, definition))
         change = (
-            row_change(store, dataset, hook, counts) if checks.row_count_change.is_set else None
+            row_change(store, dataset, hook, counts, damaged)
+            if checks.row_count_change.is_set
+            else None
         )
         judgement = judge(checks, counts, change)
         totals = {
@@ -66,23 +70,28 @@ def feature_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinit
         }
         said = [
             f"{totals['errored']} of {totals['records']} records errored and"
-            f" {totals['rejected']} were rejected; {len(judgement.failing)} of {len(heads)}"
+            f" {totals['rejected']} were rejected; {len(judgement.failing)} of {len(counts)}"
             " batches are above a threshold"
         ]
+        if damaged:
+            said.append(
+                f"{len(damaged)} batches are damaged or lost in the archive, and not judged"
+            )
         if change is not None:
             said.append(f"against the previous release, {change}")
         shown = list(judgement.failing.items())[:NAMED_BATCHES]
         return dg.AssetCheckResult(
-            passed=judgement.level is Level.FINE,
+            passed=judgement.level is Level.FINE and not damaged,
             severity=(
                 dg.AssetCheckSeverity.ERROR
-                if judgement.level is Level.FAIL
+                if judgement.level is Level.FAIL or damaged
                 else dg.AssetCheckSeverity.WARN
             ),
             description="; ".join(said),
             metadata={
                 **totals,
-                "batches": len(heads),
+                "batches": len(counts),
+                "damaged": dg.MetadataValue.json(dict(list(damaged.items())[:NAMED_BATCHES])),
                 "failing_batches": dg.MetadataValue.json(
                     {
                         batch: {name: round(rate, 6) for name, rate in rates.items()}
@@ -94,6 +103,31 @@ def feature_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinit
         )
 
     return [outcomes]
+
+
+def _counts(
+    store: BlobStore, dataset: str, hook: str, batches: Collection[str] | None
+) -> tuple[dict[str, OutcomeCounts], dict[str, str]]:
+    """The current artifacts' counts by batch, and why those of other batches are not known."""
+    readable = log.readable_heads(store, dataset, hook, batches)
+    damaged = {batch: str(damage.error) for batch, damage in readable.damage.items()}
+    counts: dict[str, OutcomeCounts] = {}
+    found = map_threads(
+        lambda head: _try(lambda: read.manifest_of(store, head)), readable.found.values()
+    )
+    for batch, manifest in zip(readable.found, found, strict=True):
+        if isinstance(manifest, Manifest):
+            counts[batch] = manifest.counts
+        else:
+            damaged[batch] = str(manifest)
+    return counts, damaged
+
+
+def _try(read_one: Callable[[], Manifest]) -> Manifest | FeaturePipelineError:
+    try:
+        return read_one()
+    except (NotFoundError, CorruptDataError, NewerVersionError) as error:
+        return error
 
 
 def _to_judge(
@@ -108,7 +142,8 @@ def _to_judge(
     if batches is None or definition.checks.row_count_change.is_set:
         return None
     key = dg.AssetCheckKey(features_key(definition.dataset, definition.name), OUTCOMES_CHECK)
-    return {*batches, *named_before(context.instance, key, "failing_batches")}
+    before = (named_before(context.instance, key, what) for what in ("failing_batches", "damaged"))
+    return {*batches, *itertools.chain(*before)}
 
 
 def outcomes_job(hooks: Sequence[HookDefinition]) -> UnresolvedAssetJobDefinition:
@@ -144,7 +179,11 @@ def _thresholds_text(checks: CheckDefinition) -> str:
 
 
 def row_change(
-    store: BlobStore, dataset: str, hook: str, counts: Mapping[str, OutcomeCounts]
+    store: BlobStore,
+    dataset: str,
+    hook: str,
+    counts: Mapping[str, OutcomeCounts],
+    damaged: dict[str, str] | None = None,
 ) -> RowChange | None:
     """Rows under the newest release against those under the one before, in the same batches.
 
@@ -153,14 +192,20 @@ def row_change(
         dataset: The hook's.
         hook: Whose artifacts.
         counts: Of every current artifact, by batch.
+        damaged: Gets the batches whose earlier artifact cannot be read, with the reason; they are
+            left out.
 
     Returns:
         None while no batch has current artifacts of both.
     """
-    logs = log.feature_logs(store, dataset, hook)
+    damaged = {} if damaged is None else damaged
+    readable = log.readable_feature_logs(store, dataset, hook)
+    damaged |= {b: str(readable.damage[b].error) for b in counts if b in readable.damage}
+    logs = readable.found
     current = {
         batch: [entry for entry in logs[batch] if entry.verdict is Verdict.CURRENT]
         for batch in counts
+        if batch in logs
     }
     newest = max((entries[-1].release_seq for entries in current.values()), default=0)
     known = erased(store, dataset)
@@ -170,13 +215,21 @@ def row_change(
         earlier = [entry for entry in entries if entry.release != head.release]
         if head.release_seq == newest and earlier:
             before[batch] = known.manifest_now(earlier[-1].manifest)
-    if not before:
+    found = map_threads(
+        lambda digest: _try(lambda: read.read_manifest(store, digest)), before.values()
+    )
+    rows: dict[str, int] = {}
+    for batch, manifest in zip(before, found, strict=True):
+        if isinstance(manifest, Manifest):
+            rows[batch] = manifest.counts.rows
+        else:
+            damaged[batch] = str(manifest)
+    if not rows:
         return None
-    manifests = map_threads(lambda digest: read.read_manifest(store, digest), before.values())
     return RowChange(
-        batches=len(before),
-        before=sum(manifest.counts.rows for manifest in manifests),
-        now=sum(counts[batch].rows for batch in before),
+        batches=len(rows),
+        before=sum(rows.values()),
+        now=sum(counts[batch].rows for batch in rows),
     )
 
 

@@ -10,10 +10,10 @@ import dagster as dg
 
 from feature_pipeline.archive import layout, log, read
 from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.archive.log import FeatureEntry, ReleaseEntry
+from feature_pipeline.archive.documents import NewerVersionError
+from feature_pipeline.archive.log import FeatureEntry
 from feature_pipeline.archive.manifest import Manifest
 from feature_pipeline.archive.threads import map_threads
-from feature_pipeline.digest import Digest
 from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, NotFoundError
 from feature_pipeline.orchestration.features import feature_code_version
 from feature_pipeline.orchestration.keys import features_key, records_key
@@ -64,8 +64,8 @@ def features_events(
         dataset: The hook's.
         hook: Whose artifacts.
         heads: The log entries to report, by batch.
-        damaged: Gets the batches whose manifest is gone or damaged, with the reason: one of them
-            must not keep the others from being known.
+        damaged: Gets the batches of which something is gone or damaged, with the reason: one of
+            them must not keep the others from being known.
     """
     manifests: dict[str, Manifest] = {}
     for batch, found in zip(
@@ -80,12 +80,24 @@ def features_events(
     records = latest_events(instance, records_key(dataset), heads)
     sources = {name for manifest in manifests.values() for name in manifest.inputs}
     known = {name: latest_events(instance, features_key(dataset, name), heads) for name in sources}
-    releases = {entry.release.digest: entry for entry in log.releases(store, dataset, hook)}
+    try:
+        registered = log.releases(store, dataset, hook)
+    except (CorruptDataError, NewerVersionError) as error:
+        damaged.update(dict.fromkeys(manifests, f"the hook's log of releases: {error}"))
+        return {}
+    releases = {entry.release.digest: entry for entry in registered}
     events = {}
     for batch, manifest in manifests.items():
         head, record_event = heads[batch], records.get(batch)
         if record_event is None or record_event.data_version is None:
             continue
+        release = releases.get(manifest.release.digest)
+        if release is None:
+            damaged[batch] = (
+                f"the log of releases has no {manifest.release.digest}, which made its artifact"
+            )
+            continue
+        code_version = feature_code_version(release.release, manifest.columns, manifest.cardinality)
         inputs: dict[dg.AssetKey, InputVersion | None] = {
             records_key(dataset): InputVersion(record_event.data_version, record_event.storage_id)
         }
@@ -94,7 +106,7 @@ def features_events(
             inputs[source] = read_version(
                 instance, source, batch, str(content_digest), known[name].get(batch)
             )
-        tags = event_tags(str(manifest.content_digest), _code_version(releases, manifest), inputs)
+        tags = event_tags(str(manifest.content_digest), code_version, inputs)
         events[batch] = dg.AssetMaterialization(
             asset_key=features_key(dataset, hook),
             partition=batch,
@@ -109,18 +121,8 @@ def features_events(
 def _manifest(store: BlobStore, head: FeatureEntry) -> Manifest | FeaturePipelineError:
     try:
         return read.manifest_of(store, head)
-    except (NotFoundError, CorruptDataError) as error:
+    except (NotFoundError, CorruptDataError, NewerVersionError) as error:
         return error
-
-
-def _code_version(releases: Mapping[Digest, ReleaseEntry], manifest: Manifest) -> str:
-    entry = releases.get(manifest.release.digest)
-    if entry is None:
-        raise NotFoundError(
-            f"hook {manifest.hook!r} of dataset {manifest.dataset!r} has no release"
-            f" {manifest.release.digest}, which made the artifact of batch {manifest.batch!r}"
-        )
-    return feature_code_version(entry.release, manifest.columns, manifest.cardinality)
 
 
 def reports(event: PartitionEvent | None, head: FeatureEntry) -> bool:

@@ -26,7 +26,6 @@ from feature_pipeline.archive.accept import (
 from feature_pipeline.archive.blob_store import BlobStore, ObjectInfo
 from feature_pipeline.archive.log import FeatureEntry
 from feature_pipeline.archive.publish import Completion, CompletionStatus
-from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.errors import CorruptDataError, NotFoundError
 from feature_pipeline.hooks.definition import HookDefinition
 from feature_pipeline.orchestration.events import features_events, reports
@@ -192,13 +191,15 @@ def _report_completions(
 ) -> None:
     """Remove the entries that are history or that Dagster knows of; events for the others."""
     keys = sorted({completion.batch for _, completion in accepted})
-    found = map_threads(lambda key: log.head(store, dataset, hook, key), keys)
-    heads = dict(zip(keys, found, strict=True))
+    readable = log.readable_heads(store, dataset, hook, keys)
     known = latest_events(instance, features_key(dataset, hook), keys)
     unreported: dict[str, FeatureEntry] = {}
     waiting: list[tuple[InboxEntry, str]] = []
     for entry, completion in accepted:
-        head = heads[completion.batch]
+        if completion.batch in readable.damage:
+            tick.damaged.append(f"{entry.id}: {readable.damage[completion.batch].error}")
+            continue
+        head = readable.found.get(completion.batch)
         if head is None or head.completion != completion.id:
             # Failed or superseded: history, of which Dagster has no event to wait for.
             _remove(store, tick, entry)

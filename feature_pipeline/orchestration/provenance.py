@@ -9,6 +9,7 @@ need. Not here: what the versions mean.
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import dagster as dg
 from dagster._core.definitions.data_version import (
@@ -24,6 +25,10 @@ from dagster._core.definitions.data_version import (
 BEFORE_ANY_EVENT = "1"
 """A pointer to before the input's first event: whatever its events say is new. With Dagster's own
 word for "none", it compares the latest event with itself."""
+MANIFEST = "manifest"
+BATCH = "digest"
+SUBMITTED_AT = "submitted_at"
+"""Entries of a materialization's metadata that say what in the archive it stands for."""
 _EVENTS_SEARCHED = 100
 """Events of a partition that are searched for one that says what was read."""
 
@@ -51,6 +56,10 @@ class PartitionEvent:
     timestamp: float
     run_id: str
     tags: Mapping[str, str]
+    document: str | None = None
+    """Digest of the manifest or batch that it stands for; events made by hand name none."""
+    submitted_at: datetime | None = None
+    """When a batch was submitted, if it says so."""
 
 
 def latest_events(
@@ -83,8 +92,23 @@ def latest_events(
                 timestamp=record.timestamp,
                 run_id=record.run_id,
                 tags=tags,
+                document=_text(materialization, MANIFEST) or _text(materialization, BATCH),
+                submitted_at=_instant(_text(materialization, SUBMITTED_AT)),
             )
     return events
+
+
+def _text(materialization: dg.AssetMaterialization, name: str) -> str | None:
+    value = materialization.metadata.get(name)
+    return value.value if isinstance(value, dg.TextMetadataValue) else None
+
+
+def _instant(text: str | None) -> datetime | None:
+    try:
+        parsed = None if text is None else datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return None if parsed is None or parsed.tzinfo is None else parsed.astimezone(UTC)
 
 
 def has_read(event: PartitionEvent | None, source: dg.AssetKey, version: str) -> bool:

@@ -7,7 +7,7 @@ lost database forgot; this can, from LISTs of the logs.
 
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import dagster as dg
@@ -16,7 +16,8 @@ from dagster._core.execution.backfill import PartitionBackfill
 
 from feature_pipeline.archive import log
 from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.archive.log import BatchEntry
+from feature_pipeline.archive.log import BatchEntry, FeatureEntry
+from feature_pipeline.archive.maintenance.known import find_lost, find_lost_batches
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, NotFoundError
 from feature_pipeline.hooks.definition import Compute, HookDefinition, Materialize
@@ -28,16 +29,15 @@ from feature_pipeline.orchestration.keys import (
     records_key,
     table_key,
 )
+from feature_pipeline.orchestration.known import known_batches, known_partitions
 from feature_pipeline.orchestration.notices import RECONCILE_JOB, RECONCILE_TAG
 from feature_pipeline.orchestration.pools import set_pools
 from feature_pipeline.orchestration.provenance import has_read, latest_events
+from feature_pipeline.orchestration.reconcile_tables import TableDrift, reconcile_table
 from feature_pipeline.orchestration.records import records_event
 from feature_pipeline.orchestration.resources import ArchiveResource, DatabaseResource
 from feature_pipeline.orchestration.staleness import partition_runs
-from feature_pipeline.orchestration.tables import table_spec
-from feature_pipeline.orchestration.unloaded_tables import judge_unloaded
 from feature_pipeline.projections.database import Database
-from feature_pipeline.projections.settle import batches_to_load
 
 
 @dataclass
@@ -58,8 +58,17 @@ class Drift:
     """Partitions in Dagster that no batch of the log stands for."""
     behind: dict[str, list[str]] = field(default_factory=dict)
     """Features that were made from other features than there are now; to be run."""
-    vanished: dict[str, list[str]] = field(default_factory=dict)
-    """Partitions that Dagster calls materialized and that the archive's log knows nothing of."""
+    table_events: dict[str, list[str]] = field(default_factory=dict)
+    """Batches of tables of which Dagster had no event, or one of other rows; reported."""
+    changed: dict[str, list[str]] = field(default_factory=dict)
+    """Batches whose rows were changed in a table behind its back; the table is to be built anew."""
+    unfounded: dict[str, list[str]] = field(default_factory=dict)
+    """Partitions that Dagster calls materialized and that stand for no artifact: materializations
+    that were reported by hand, or whose artifact was given up."""
+    lost: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Batches of which Dagster or a table knows more than the archive's log; each with what."""
+    to_rebuild: dict[str, list[str]] = field(default_factory=dict)
+    """Every batch of the `always` tables with changed rows that are not being rebuilt already."""
     damaged: dict[str, dict[str, str]] = field(default_factory=dict)
     """Batches of which Dagster could not be told, because of what is wrong with them in the
     archive; each with the reason."""
@@ -80,7 +89,10 @@ class Drift:
                 ("batches called loaded that are not in", self.unloaded),
                 ("partitions without a batch in", self.unknown_partitions),
                 ("batches to compute again in", self.behind),
-                ("partitions without an artifact in", self.vanished),
+                ("table events reported for", self.table_events),
+                ("batches whose rows were changed by hand in", self.changed),
+                ("partitions that stand for no artifact in", self.unfounded),
+                ("batches lost from the archive of", self.lost),
                 ("batches damaged in the archive of", self.damaged),
             )
             for name, keys in found.items()
@@ -101,35 +113,65 @@ def reconcile(
         database: None leaves the tables out.
     """
     drift = Drift()
+    batches: dict[str, dict[str, BatchEntry]] = {}
+    heads: dict[tuple[str, str], dict[str, FeatureEntry]] = {}
     for dataset in sorted({hook.dataset for hook in hooks} | set(log.datasets(store))):
-        _reconcile_batches(store, instance, dataset, drift)
-        for hook in _inputs_first(log.hooks(store, dataset), dataset, hooks):
-            _reconcile_features(store, archive_uri, instance, dataset, hook, drift)
+        batches[dataset] = _reconcile_batches(store, instance, dataset, drift)
+        # Also hooks of which the archive knows nothing: Dagster may know what it has lost.
+        declared = [hook.name for hook in hooks if hook.dataset == dataset]
+        names = sorted({*declared, *log.hooks(store, dataset)})
+        for hook in _inputs_first(names, dataset, hooks):
+            heads[dataset, hook] = _reconcile_features(
+                store, archive_uri, instance, dataset, hook, drift
+            )
     for definition in hooks:
-        is_automatic = definition.compute is Compute.AUTOMATICALLY
-        if is_automatic and definition.inputs and (behind := _behind(instance, definition)):
-            key = features_key(definition.dataset, definition.name)
-            drift.behind[key.to_user_string()] = behind
+        key = features_key(definition.dataset, definition.name).to_user_string()
+        if definition.compute is Compute.AUTOMATICALLY:
+            # A run makes the artifact that a materialization by hand claims.
+            unfounded = batches[definition.dataset].keys() & drift.unfounded.get(key, ())
+            wanting = _behind(instance, definition) | unfounded
+            if runnable := _without_given_up(instance, definition, wanting):
+                drift.behind[key] = runnable
     if database is not None:
         for definition in hooks:
-            if not definition.has_table:
-                continue
-            table = table_key(definition.dataset, definition.table_name).to_user_string()
-            if definition.table.materialize is Materialize.ALWAYS:
-                if wanting := batches_to_load(store, database, table_spec(definition)):
-                    drift.tables[table] = wanting
-            elif unloaded := judge_unloaded(store, database, instance, definition):
-                drift.unloaded[table] = unloaded
+            if definition.has_table:
+                own = heads[definition.dataset, definition.name]
+                found = reconcile_table(store, archive_uri, database, instance, definition, own)
+                _add_table(drift, definition, found, own)
     return drift
 
 
-def _behind(instance: dg.DagsterInstance, definition: HookDefinition) -> list[str]:
+def _add_table(
+    drift: Drift,
+    definition: HookDefinition,
+    found: TableDrift,
+    heads: Mapping[str, FeatureEntry],
+) -> None:
+    key = table_key(definition.dataset, definition.table_name).to_user_string()
+    for kind, batches in (
+        (drift.tables, found.to_load),
+        (drift.unloaded, found.unloaded),
+        (drift.table_events, found.reported),
+        (drift.changed, found.changed),
+        (drift.unfounded, found.unfounded),
+    ):
+        if batches:
+            kind[key] = list(batches)
+    if found.lost:
+        drift.lost[key] = dict(found.lost)
+    is_always = definition.table.materialize is Materialize.ALWAYS
+    if found.changed and is_always and not (found.is_rebuilt or found.lost):
+        drift.to_rebuild[key] = sorted(heads)
+
+
+def _behind(instance: dg.DagsterInstance, definition: HookDefinition) -> set[str]:
     """The partitions whose latest event was made from other input features than there are now.
 
-    Automation asks for them when an input changes; this is for changes that it did not see. What
-    failed or was called off since waits for somebody.
+    Automation asks for them when an input changes; this is for changes that it did not see.
     """
     dataset = definition.dataset
+    if not definition.inputs:
+        return set()
     key = features_key(dataset, definition.name)
     own = latest_events(instance, key, instance.get_materialized_partitions(key))
     behind: set[str] = set()
@@ -140,10 +182,18 @@ def _behind(instance: dg.DagsterInstance, definition: HookDefinition) -> list[st
                 own[batch], source, event.data_version
             ):
                 behind.add(batch)
-    if not behind:
+    return behind
+
+
+def _without_given_up(
+    instance: dg.DagsterInstance, definition: HookDefinition, batches: Collection[str]
+) -> list[str]:
+    """Those of `batches` whose last run neither failed nor was cancelled: an operator decides."""
+    if not batches:
         return []
-    failed = partition_runs(instance, key, batches_partitions(dataset)).failed
-    return sorted(behind - failed - cancelled_partitions(instance, key).keys())
+    key = features_key(definition.dataset, definition.name)
+    failed = partition_runs(instance, key, batches_partitions(definition.dataset)).failed
+    return sorted(set(batches) - failed - cancelled_partitions(instance, key).keys())
 
 
 def _inputs_first(
@@ -167,14 +217,21 @@ def _inputs_first(
 
 def _reconcile_batches(
     store: BlobStore, instance: dg.DagsterInstance, dataset: str, drift: Drift
-) -> None:
-    entries = log.batches(store, dataset)
+) -> dict[str, BatchEntry]:
+    """Tell Dagster of batches that it does not know; the last entry of every batch."""
+    readable = log.readable_batches(store, dataset)
+    entries = dict(readable.found)
+    name = records_key(dataset).to_user_string()
+    if readable.damage:
+        drift.damaged[name] = {b: str(damage.error) for b, damage in readable.damage.items()}
+    if lost := find_lost_batches(store, known_batches(instance, dataset)):
+        drift.lost[name] = {one.known.batch: str(one) for one in lost}
     known = set(instance.get_dynamic_partitions(dataset))
     submitted = sorted(entries.values(), key=lambda entry: entry.order)
     if absent := [entry.batch for entry in submitted if entry.batch not in known]:
         instance.add_dynamic_partitions(dataset, absent)
         drift.partitions[dataset] = absent
-    if unknown := sorted(known - set(entries)):
+    if unknown := sorted(known - entries.keys() - readable.damage.keys()):
         drift.unknown_partitions[dataset] = unknown
     events = latest_events(instance, records_key(dataset), entries)
     unreported = [
@@ -191,7 +248,8 @@ def _reconcile_batches(
             if isinstance(event, dg.AssetMaterialization):
                 drift.records.setdefault(dataset, []).append(entry.batch)
             else:
-                drift.damaged.setdefault(dataset, {})[entry.batch] = str(event)
+                drift.damaged.setdefault(name, {})[entry.batch] = str(event)
+    return entries
 
 
 def _records_event(
@@ -210,16 +268,25 @@ def _reconcile_features(
     dataset: str,
     hook: str,
     drift: Drift,
-) -> None:
+) -> dict[str, FeatureEntry]:
+    """Tell Dagster of artifacts that it does not know; the hook's current entries."""
     key = features_key(dataset, hook)
-    heads = log.heads(store, dataset, hook)
-    known = latest_events(instance, key, heads)
-    if vanished := instance.get_materialized_partitions(key) - heads.keys():
-        drift.vanished[key.to_user_string()] = sorted(vanished)
+    name = key.to_user_string()
+    readable = log.readable_heads(store, dataset, hook)
+    heads = dict(readable.found)
+    known = known_partitions(instance, key)
+    if readable.damage:
+        drift.damaged[name] = {b: str(damage.error) for b, damage in readable.damage.items()}
+    lost = find_lost(store, known.entries(dataset, hook), heads)
+    if lost:
+        drift.lost[name] = {one.known.batch: str(one) for one in lost}
+    absent = known.events.keys() - heads.keys() - readable.damage.keys()
+    if unfounded := sorted(absent - {one.known.batch for one in lost}):
+        drift.unfounded[name] = unfounded
     unreported = [
         batch
         for batch, head in heads.items()
-        if batch not in known or known[batch].data_version != str(head.content_digest)
+        if batch not in known.events or known.events[batch].data_version != str(head.content_digest)
     ]
     for start in range(0, len(unreported), EVENTS_AT_ONCE):
         chunk = {batch: heads[batch] for batch in unreported[start : start + EVENTS_AT_ONCE]}
@@ -227,38 +294,55 @@ def _reconcile_features(
         events = features_events(store, archive_uri, instance, dataset, hook, chunk, damaged)
         report_events(instance, events.values())
         if damaged:
-            drift.damaged.setdefault(key.to_user_string(), {}).update(damaged)
+            drift.damaged.setdefault(name, {}).update(damaged)
         if events:
-            drift.features.setdefault(key.to_user_string(), []).extend(events)
+            drift.features.setdefault(name, []).extend(events)
+    return heads
 
 
 def request_runs(
-    instance: dg.DagsterInstance, asset_graph: AssetGraph, wanted: Mapping[str, Iterable[str]]
+    instance: dg.DagsterInstance,
+    asset_graph: AssetGraph,
+    wanted: Mapping[str, Iterable[str]],
+    *,
+    is_rebuild: bool = False,
 ) -> list[str]:
     """One Dagster backfill per asset is requested for the batches it wants; their ids.
 
     Not for batches that are being run, or that a running backfill is about.
+
+    Args:
+        instance: Where to.
+        asset_graph: The code location's.
+        wanted: Batches by asset.
+        is_rebuild: Whether the assets are tables, to be built anew and switched to.
     """
     ids = []
     for asset, lacking in wanted.items():
-        busy = partitions_under_way(instance, dg.AssetKey.from_user_string(asset))
+        key = dg.AssetKey.from_user_string(asset)
+        busy = partitions_under_way(instance, key)
         batches = [batch for batch in lacking if batch not in busy]
-        if not batches:
+        if not batches or (is_rebuild and busy):
             continue
         backfill_id = uuid.uuid4().hex[:8]
+        rebuild = {"ops": {"__".join(key.path): {"config": {"rebuild": True}}}}
         instance.add_backfill(
             PartitionBackfill.from_asset_partitions(
                 backfill_id=backfill_id,
                 asset_graph=asset_graph,
                 partition_names=batches,
-                asset_selection=[dg.AssetKey.from_user_string(asset)],
+                asset_selection=[key],
                 backfill_timestamp=time.time(),
                 tags={RECONCILE_TAG: "true"},
                 dynamic_partitions_store=instance,
                 all_partitions=False,
                 title=f"reconcile {asset}",
-                description="Batches that the asset lacks, or holds as they were before.",
-                run_config=None,
+                description=(
+                    "Rows were changed by hand: the table is built anew."
+                    if is_rebuild
+                    else "Batches that the asset lacks, or holds as they were before."
+                ),
+                run_config=rebuild if is_rebuild else None,
             )
         )
         ids.append(backfill_id)
@@ -266,7 +350,7 @@ def request_runs(
 
 
 def reconcile_job(hooks: Sequence[HookDefinition]) -> dg.JobDefinition:
-    """The job `reconcile`: finds and mends drift, and requests the loads that tables want."""
+    """The job `reconcile`: finds and mends drift, and requests the runs that assets want."""
 
     @dg.op(name="find_and_mend_drift", description="Compares the logs, Dagster and the tables.")
     def find_and_mend(
@@ -278,19 +362,27 @@ def reconcile_job(hooks: Sequence[HookDefinition]) -> dg.JobDefinition:
         )
         context.log.info(drift.summary())
         wanted = {**drift.behind, **drift.tables}
-        if wanted:
+        if wanted or drift.to_rebuild:
             graph = context.repository_def.asset_graph
             ids = request_runs(context.instance, graph, wanted)
+            ids += request_runs(context.instance, graph, drift.to_rebuild, is_rebuild=True)
             context.log.info("backfills requested: %s", ", ".join(ids))
-        if drift.damaged or drift.vanished:
+        if drift.unfounded:
+            context.log.warning(
+                "Dagster calls partitions materialized that stand for no artifact, as when a"
+                " materialization is reported by hand: %s. Hooks that compute automatically are"
+                " run for them; of the others, materialize the partitions",
+                drift.unfounded,
+            )
+        if drift.damaged or drift.lost:
             raise dg.Failure(
                 description=(
-                    "the archive does not hold what it should (see `feature-pipeline verify`):"
-                    f" {drift.summary()}; everything else was mended"
+                    "the archive does not have what it should: run `feature-pipeline repair` to see"
+                    f" what can be brought back; {drift.summary()}; the rest was reconciled"
                 ),
                 metadata={
                     "damaged": dg.MetadataValue.json(drift.damaged),
-                    "vanished": dg.MetadataValue.json(drift.vanished),
+                    "lost": dg.MetadataValue.json(drift.lost),
                 },
                 allow_retries=False,
             )

@@ -7,19 +7,23 @@ The archive's logs and the tables' bookkeeping come first. Dagster adds what the
 that left nothing in the archive, and changed columns.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
 
 import dagster as dg
 
 from feature_pipeline.archive import log, read
 from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.documents import NewerVersionError
+from feature_pipeline.archive.history import RELEASES
 from feature_pipeline.archive.log import BatchEntry, FeatureEntry, Verdict
+from feature_pipeline.archive.logs.damage import Readable
+from feature_pipeline.archive.maintenance.known import KnownEntry, find_lost
 from feature_pipeline.archive.manifest import Manifest
 from feature_pipeline.archive.threads import map_threads
+from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, NotFoundError
 from feature_pipeline.hooks.definition import HookDefinition
 from feature_pipeline.orchestration.features import feature_code_version
 from feature_pipeline.orchestration.keys import (
@@ -28,20 +32,19 @@ from feature_pipeline.orchestration.keys import (
     records_key,
     table_key,
 )
+from feature_pipeline.orchestration.known import known_entries
 from feature_pipeline.orchestration.staleness import (
     PartitionRuns,
     partition_runs,
     stale_partitions,
 )
 from feature_pipeline.orchestration.tables import table_code_version, table_spec
-from feature_pipeline.outcomes import Status
+from feature_pipeline.outcomes import OutcomeCounts, Status
 from feature_pipeline.projections.bookkeeping import Progress, all_progress
 from feature_pipeline.projections.database import Database
 from feature_pipeline.projections.generation import read_table
+from feature_pipeline.projections.known import known_entry
 from feature_pipeline.release import HookRelease
-
-_LIST_ALL_FROM: Final = 32
-"""Batches from which one listing of all is faster than one of each."""
 
 
 class Reason(StrEnum):
@@ -66,13 +69,18 @@ class BatchFacts:
     is_behind: bool = False
     """It was made from something else than what is current now."""
     is_stale_in_dagster: bool = False
+    problem: str | None = None
+    """What the archive has damaged or lost of it: nothing else is known then, and no reason but an
+    operator's speaks for running it."""
     is_other_release: bool = False
     """Features: another release than the declared one made it. Table: it was loaded from an
     artifact of another release than the current artifact's."""
 
     def reasons(self) -> frozenset[Reason]:
         """Everything that speaks for running the partition."""
-        found = set()
+        found: set[Reason] = set()
+        if self.problem is not None:
+            return frozenset()
         if not self.is_there:
             found.add(Reason.MISSING)
         if self.is_failed or self.has_retryable_errors:
@@ -119,6 +127,13 @@ class HookStanding:
     heads: Mapping[str, FeatureEntry]
     without_input: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Per input hook the batches of which it has no artifact: a run could only fail."""
+    damaged: Mapping[str, str] = field(default_factory=dict)
+    """Batches of which something in the archive cannot be read, with the reason. The hook's
+    releases are under `RELEASES`."""
+    counts: Mapping[str, OutcomeCounts] = field(default_factory=dict)
+    """What current artifacts say of their records, as far as manifests were read."""
+    lost: Mapping[str, str] = field(default_factory=dict)
+    """Batches of which the table or Dagster knows an artifact that the log no longer has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +159,7 @@ def hook_standing(
 
     Costs two listings, one small object per log entry, one query of the table's bookkeeping, and a
     few queries of Dagster's events per 500 batches. Manifests are read only of hooks with inputs
-    and of batches of which a record was erased.
+    and of batches of which a record was erased. What is damaged costs its own batch.
 
     Args:
         sources: Archive, tables and Dagster.
@@ -155,70 +170,80 @@ def hook_standing(
             errored records that are worth another try.
     """
     store, dataset, hook = sources.store, definition.dataset, definition.name
-    entries = _batch_entries(store, dataset, batches)
-    logs = _logs(store, dataset, hook, entries, batches)
+    submitted = log.readable_batches(store, dataset, batches)
+    damaged = {batch: str(damage.error) for batch, damage in submitted.damage.items()}
+    entries = _in_order(dataset, submitted, batches)
+    names = None if batches is None else entries
+    readable = log.readable_feature_logs(store, dataset, hook, names)
+    damaged |= {batch: str(damage.error) for batch, damage in readable.damage.items()}
+    logs = {batch: readable.found[batch] for batch in entries if batch in readable.found}
     found = {batch: log.last_current(lines) for batch, lines in logs.items()}
     heads = {batch: head for batch, head in found.items() if head is not None}
-    inputs = {name: _heads(store, dataset, name, entries, batches) for name in definition.inputs}
+    inputs = {
+        name: log.readable_heads(store, dataset, name, names).found for name in definition.inputs
+    }
+    loaded = _loaded(sources.database, definition)
+    lost = _lost(sources, definition, heads, loaded)
+    if batches is not None:
+        lost = {batch: why for batch, why in lost.items() if batch in entries}
     release = definition.hook_release(folder)
-    releases = log.releases(store, dataset, hook)
+    try:
+        releases = log.releases(store, dataset, hook)
+    except (CorruptDataError, NewerVersionError) as error:
+        releases, damaged[RELEASES] = [], str(error)
+    counts: dict[str, OutcomeCounts] = {}
+    # What is found damaged in artifacts is added to `damaged`.
     features = _features_standing(
-        sources, definition, release, entries, logs, heads, inputs, is_deep
+        sources, definition, release, entries, logs, heads, inputs, is_deep, lost, damaged, counts
     )
     return HookStanding(
         definition=definition,
         release=release,
         is_registered=bool(releases) and releases[-1].release.digest == release.digest,
         features=features,
-        table=_table_standing(sources, definition, entries, heads),
+        table=_table_standing(sources, definition, entries, heads, loaded, lost, damaged),
         heads=heads,
         without_input={
             name: frozenset(entries.keys() - known.keys()) for name, known in inputs.items()
         },
+        damaged=damaged,
+        lost=lost,
+        counts=counts,
     )
 
 
-def _batch_entries(
-    store: BlobStore, dataset: str, batches: Collection[str] | None
+def _in_order(
+    dataset: str, submitted: Readable[BatchEntry], batches: Collection[str] | None
 ) -> dict[str, BatchEntry]:
-    """The batches in the order of submission.
+    """The readable batches in the order of submission.
 
     Raises:
         NotFoundError: One that is named was never accepted.
     """
-    is_listed = batches is None or len(batches) > _LIST_ALL_FROM
-    found = log.batches(store, dataset) if is_listed else {}
     for batch in batches or ():
-        if batch not in found:
-            found[batch] = log.batch_entry(store, dataset, batch)
-    wanted = found if batches is None else batches
-    return {e.batch: e for e in sorted((found[b] for b in wanted), key=lambda e: e.order)}
+        if batch not in submitted.found and batch not in submitted.damage:
+            raise NotFoundError(
+                f"dataset {dataset!r} has no batch {batch!r}; submit it, or wait for the inbox"
+            )
+    return {e.batch: e for e in sorted(submitted.found.values(), key=lambda e: e.order)}
 
 
-def _logs(
-    store: BlobStore,
-    dataset: str,
-    hook: str,
-    entries: Mapping[str, BatchEntry],
-    batches: Collection[str] | None,
-) -> dict[str, list[FeatureEntry]]:
-    if batches is None or len(batches) > _LIST_ALL_FROM:
-        logs = log.feature_logs(store, dataset, hook)
-        return {batch: logs[batch] for batch in entries if batch in logs}
-    found = map_threads(lambda batch: log.read_log(store, dataset, hook, batch), entries)
-    return {batch: lines for batch, lines in zip(entries, found, strict=True) if lines}
-
-
-def _heads(
-    store: BlobStore,
-    dataset: str,
-    hook: str,
-    entries: Mapping[str, BatchEntry],
-    batches: Collection[str] | None,
-) -> dict[str, FeatureEntry]:
-    logs = _logs(store, dataset, hook, entries, batches)
-    found = {batch: log.last_current(lines) for batch, lines in logs.items()}
-    return {batch: head for batch, head in found.items() if head is not None}
+def _lost(
+    sources: Sources,
+    definition: HookDefinition,
+    heads: Mapping[str, FeatureEntry],
+    loaded: Sequence[Mapping[str, Progress]],
+) -> dict[str, str]:
+    """What the table and Dagster know of the hook's logs and the logs do not have, by batch."""
+    dataset, hook = definition.dataset, definition.name
+    known: list[KnownEntry] = []
+    if loaded:
+        spec = table_spec(definition)
+        known += [known_entry(spec, one) for held in loaded for one in held.values()]
+    if sources.instance is not None:
+        known += known_entries(sources.instance, dataset, hook)
+    lost = find_lost(sources.store, known, heads)
+    return {one.known.batch: str(one) for one in reversed(lost)}
 
 
 def is_last_run_failed(entries: Collection[FeatureEntry]) -> bool:
@@ -236,6 +261,9 @@ def _features_standing(
     heads: Mapping[str, FeatureEntry],
     inputs: Mapping[str, Mapping[str, FeatureEntry]],
     is_deep: bool,
+    lost: Mapping[str, str],
+    damaged: dict[str, str],
+    counts: dict[str, OutcomeCounts],
 ) -> Standing:
     key = features_key(definition.dataset, definition.name)
     made_from = [
@@ -249,11 +277,15 @@ def _features_standing(
     behind: set[str] = set()
     retryable: set[str] = set()
     looked_at = [b for b in heads if is_deep or inputs or entries[b].seq > 1]
-    for batch, manifest in _manifests(sources.store, heads, looked_at):
+    for batch, manifest in _manifests(sources.store, heads, looked_at, damaged):
+        counts[batch] = manifest.counts
         if _is_behind(manifest, entries[batch], inputs):
             behind.add(batch)
-        if is_deep and _has_retryable_errors(sources.store, manifest):
-            retryable.add(batch)
+        try:
+            if is_deep and _has_retryable_errors(sources.store, manifest):
+                retryable.add(batch)
+        except (NotFoundError, CorruptDataError) as error:
+            damaged[batch] = str(error)
     facts = {}
     for batch in entries:
         head = heads.get(batch)
@@ -264,6 +296,7 @@ def _features_standing(
             has_retryable_errors=batch in retryable,
             is_behind=is_other or batch in behind,
             is_stale_in_dagster=batch in stale,
+            problem=damaged.get(batch) or lost.get(batch),
             is_other_release=is_other,
         )
     return Standing(key, facts, runs.running)
@@ -286,13 +319,27 @@ def _dagster(
 
 
 def _manifests(
-    store: BlobStore, heads: Mapping[str, FeatureEntry], batches: list[str]
+    store: BlobStore,
+    heads: Mapping[str, FeatureEntry],
+    batches: list[str],
+    damaged: dict[str, str],
 ) -> Iterator[tuple[str, Manifest]]:
-    """Manifests of these batches, a few hundred in memory at a time."""
+    """Manifests of these batches, a few hundred in memory at a time; `damaged` gets the others."""
     for start in range(0, len(batches), 256):
         chunk = batches[start : start + 256]
-        found = map_threads(lambda batch: read.manifest_of(store, heads[batch]), chunk)
-        yield from zip(chunk, found, strict=True)
+        found = map_threads(lambda batch: _manifest(store, heads[batch]), chunk)
+        for batch, manifest in zip(chunk, found, strict=True):
+            if isinstance(manifest, Manifest):
+                yield batch, manifest
+            else:
+                damaged[batch] = str(manifest)
+
+
+def _manifest(store: BlobStore, head: FeatureEntry) -> Manifest | FeaturePipelineError:
+    try:
+        return read.manifest_of(store, head)
+    except (NotFoundError, CorruptDataError, NewerVersionError) as error:
+        return error
 
 
 def _is_behind(
@@ -328,6 +375,9 @@ def _table_standing(
     definition: HookDefinition,
     entries: Mapping[str, BatchEntry],
     heads: Mapping[str, FeatureEntry],
+    loaded: Sequence[Mapping[str, Progress]],
+    lost: Mapping[str, str],
+    damaged: Mapping[str, str],
 ) -> Standing | None:
     if sources.database is None or not definition.has_table:
         return None
@@ -336,32 +386,33 @@ def _table_standing(
     code_version = table_code_version(spec)
     source = features_key(definition.dataset, definition.name)
     runs, stale = _dagster(sources, key, code_version, [source], heads)
-    live, building = _loaded(sources.database, definition)
     facts = {}
     for batch in entries:
         if (head := heads.get(batch)) is None:
             continue
-        held = [progress.get(batch) for progress in (live, building) if progress is not None]
+        held = [progress.get(batch) for progress in loaded]
         facts[batch] = BatchFacts(
-            is_there=None not in held,
+            is_there=bool(held) and None not in held,
             is_failed=batch in runs.failed,
             is_behind=any(p is not None and p.content_digest != head.content_digest for p in held),
             is_stale_in_dagster=batch in stale,
+            problem=damaged.get(batch) or lost.get(batch),
             is_other_release=any(p is not None and p.release_digest != head.release for p in held),
         )
     return Standing(key, facts, runs.running)
 
 
-def _loaded(
-    database: Database, definition: HookDefinition
-) -> tuple[dict[str, Progress], dict[str, Progress] | None]:
-    """What the generation that is read holds, and what the one being built holds, if one is."""
+def _loaded(database: Database | None, definition: HookDefinition) -> list[Mapping[str, Progress]]:
+    """What the generation that is read holds, and what the one being built holds, if one is.
+
+    Empty if there is no table.
+    """
+    if database is None or not definition.has_table:
+        return []
     spec = table_spec(definition)
     with database.connect(f"table {spec.name!r}") as connection:
         state = read_table(connection, spec)
         if state is None:
-            return {}, None
-        live = all_progress(connection, state.live.id)
-        if state.building is None:
-            return live, None
-        return live, all_progress(connection, state.building.id)
+            return []
+        generations = [state.live, *([state.building] if state.building else [])]
+        return [all_progress(connection, generation.id) for generation in generations]

@@ -157,7 +157,7 @@ def test_what_was_made_from_older_input_is_stale_after_recovery_and_is_made_agai
         # and where automation has not seen it, or not in time
         again = recover_dagster(loaded.store, loaded.archive_uri, instance, hooks)
         assert again.behind == {after.to_user_string(): ["b1"]}
-        assert (again.vanished, again.features) == ({}, {})
+        assert (again.unfounded, again.lost, again.features) == ({}, {}, {})
     postgres_server.drop_database(dagster_url)
 
 
@@ -181,8 +181,16 @@ def test_an_artifact_that_is_gone_from_the_log_is_named(loaded: Pipeline):
     assert not result.success
     (failure,) = [e for e in result.all_events if e.is_step_failure]
     shown = failure.step_failure_data.user_failure_data
-    assert shown.metadata["vanished"].value == {COUNTS.to_user_string(): ["b2"]}
-    assert "partitions without an artifact in letters/features/counts: 1" in shown.description
+    lost = shown.metadata["lost"].value
+    assert {asset: list(batches) for asset, batches in lost.items()} == {
+        COUNTS.to_user_string(): ["b2"],
+        TABLE.to_user_string(): ["b2"],
+    }
+    assert head.manifest.short in lost[COUNTS.to_user_string()]["b2"]
+    assert "batches lost from the archive of letters/features/counts: 1" in shown.description
+    assert "feature-pipeline repair" in shown.description
+    # nothing computes the batch again while it is not decided that the artifact is given up
+    assert loaded.instance.get_backfills() == []
 
 
 def damage(pipeline: Pipeline, digest: Digest) -> None:

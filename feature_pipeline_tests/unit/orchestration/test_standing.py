@@ -7,6 +7,7 @@ import pytest
 
 from feature_pipeline.archive import layout, log
 from feature_pipeline.archive.accept import accept
+from feature_pipeline.archive.history import RELEASES
 from feature_pipeline.archive.inbox import CompletionStatus
 from feature_pipeline.archive.manifest import FailureInfo
 from feature_pipeline.archive.stores.memory import MemoryStore
@@ -116,3 +117,37 @@ def test_changed_inputs_and_batches_make_an_artifact_stale(scene: Scene) -> None
         lambda _: entry.model_copy(update={"seq": 2, "digest": Digest.of(b"redacted")}),
     )
     assert reasons(stand(scene, hook))["b2"] == {"stale"}
+
+
+def flip(scene: Scene, key: str) -> None:
+    held = scene.store.get(key)
+    assert scene.store.replace(key, bytes([held.data[0] ^ 1]) + held.data[1:], held.info.etag)
+
+
+def test_what_is_damaged_costs_its_own_batch_and_is_not_called_missing(scene: Scene) -> None:
+    hook = definition()
+    first = release(scene, hook)
+    heads = {}
+    for number in range(1, 6):
+        batch = scene.submit(make_batch(f"b{number}"))
+        heads[batch.key] = accept(scene.store, scene.completion(scene.artifact(batch, first)))
+    flip(scene, layout.entry(layout.feature_log(DATASET, HOOK, "b1"), 1))
+    flip(scene, layout.entry(layout.batch_log(DATASET, "b2"), 1))
+    flip(scene, layout.blob(heads["b3"].manifest))
+    standing = stand(scene, hook, is_deep=True)
+    assert sorted(standing.damaged) == ["b1", "b2", "b3"]
+    assert standing.features.batches(Reason.MISSING) == []
+    assert standing.features.batches(Reason.FAILED) == ["b4", "b5"]  # errors worth another try
+    assert list(standing.counts) == ["b4", "b5"]
+    flip(scene, layout.entry(layout.release_log(DATASET, HOOK), 1))
+    standing = stand(scene, hook, batches=["b1", "b4"])
+    assert sorted(standing.damaged) == [RELEASES, "b1"]
+    assert not standing.is_registered
+
+
+def test_a_damaged_input_is_no_reason_to_raise(scene: Scene) -> None:
+    batch = scene.submit(make_batch("b1"))
+    accept(scene.store, scene.completion(scene.artifact(batch, release(scene, definition()))))
+    flip(scene, layout.entry(layout.feature_log(DATASET, HOOK, "b1"), 1))
+    after = definition().model_copy(update={"name": "after", "inputs": (HOOK,)})
+    assert stand(scene, after).without_input == {HOOK: {"b1"}}

@@ -1,0 +1,86 @@
+"""What Dagster knows of the archive: which artifacts and batches it was told of.
+
+Belongs here: reading materializations as knowledge of the archive's logs. Not here: comparing it
+with the logs (`archive.maintenance.known`), telling Dagster what it lacks (`reconcile`).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from feature_pipeline.archive.maintenance.known import KnownBatch, KnownEntry
+from feature_pipeline.digest import Digest
+from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.orchestration.keys import features_key, records_key
+from feature_pipeline.orchestration.provenance import PartitionEvent, latest_events
+
+
+@dataclass(frozen=True, slots=True)
+class KnownPartitions:
+    """What the latest materializations of an asset's partitions stand for."""
+
+    key: dg.AssetKey
+    events: Mapping[str, PartitionEvent]
+    documents: Mapping[str, Digest] = field(init=False)
+    """Per partition the manifest or batch that its event names."""
+
+    def __post_init__(self) -> None:
+        found = {name: _digest(event) for name, event in self.events.items()}
+        named = {name: digest for name, digest in found.items() if digest is not None}
+        object.__setattr__(self, "documents", named)
+
+    @property
+    def made_by_hand(self) -> set[str]:
+        """Partitions whose latest event stands for nothing in the archive."""
+        return self.events.keys() - self.documents.keys()
+
+    @property
+    def known_by(self) -> str:
+        """Dagster and the asset, for people."""
+        return f"Dagster ({self.key.to_user_string()})"
+
+    def entries(self, dataset: str, hook: str) -> Iterator[KnownEntry]:
+        """The log entries that they stand for, of a feature asset."""
+        for batch, digest in self.documents.items():
+            instant = _instant(self.events[batch])
+            yield KnownEntry(dataset, hook, batch, None, digest, self.known_by, instant)
+
+    def batches(self, dataset: str) -> Iterator[KnownBatch]:
+        """The batches that they stand for, of a records asset."""
+        for batch, digest in self.documents.items():
+            event = self.events[batch]
+            submitted_at = event.submitted_at
+            yield KnownBatch(dataset, batch, digest, self.known_by, _instant(event), submitted_at)
+
+
+def known_partitions(instance: dg.DagsterInstance, key: dg.AssetKey) -> KnownPartitions:
+    """Return what Dagster was last told of every partition of an asset that was materialized.
+
+    Costs a query, and one per 500 partitions.
+    """
+    return KnownPartitions(
+        key, latest_events(instance, key, instance.get_materialized_partitions(key))
+    )
+
+
+def known_entries(instance: dg.DagsterInstance, dataset: str, hook: str) -> list[KnownEntry]:
+    """Return the log entries of a hook that Dagster was told of."""
+    return list(known_partitions(instance, features_key(dataset, hook)).entries(dataset, hook))
+
+
+def known_batches(instance: dg.DagsterInstance, dataset: str) -> list[KnownBatch]:
+    """Return the batches of a dataset that Dagster was told of."""
+    return list(known_partitions(instance, records_key(dataset)).batches(dataset))
+
+
+def _digest(event: PartitionEvent) -> Digest | None:
+    try:
+        return None if event.document is None else Digest.parse(event.document)
+    except InvalidInputError:
+        return None
+
+
+def _instant(event: PartitionEvent) -> datetime:
+    return datetime.fromtimestamp(event.timestamp, UTC)
