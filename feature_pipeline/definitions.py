@@ -12,7 +12,12 @@ from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.definition import HookDefinition, find_clashes
 from feature_pipeline.orchestration.assets.wrong_definitions import wrong_definition_assets
 from feature_pipeline.orchestration.automation import automation_sensors
-from feature_pipeline.orchestration.care import integrity_checks, verify_job
+from feature_pipeline.orchestration.care import (
+    census_job,
+    census_schedule,
+    integrity_checks,
+    verify_job,
+)
 from feature_pipeline.orchestration.checks import (
     feature_checks,
     outcomes_job,
@@ -91,10 +96,15 @@ def shared_definitions(
         jobs=[
             reconcile_job(hooks),
             verify_job(),
+            census_job(),
             report_job(),
             *([outcomes_job(hooks)] if hooks else []),
         ],
-        schedules=[reconcile_schedule(), *([outcomes_schedule()] if hooks else [])],
+        schedules=[
+            reconcile_schedule(),
+            census_schedule(),
+            *([outcomes_schedule()] if hooks else []),
+        ],
         # One process a run: a run has one step that matters, and a second process costs seconds.
         executor=dg.in_process_executor,
     )

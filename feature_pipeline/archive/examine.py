@@ -16,6 +16,7 @@ from feature_pipeline.archive import layout
 from feature_pipeline.archive.blob_store import BlobStore, ObjectInfo, StoredObject
 from feature_pipeline.archive.documents import NewerVersionError
 from feature_pipeline.archive.logs.entries import LogEntry, StoredEntry, decode_entry, misfits
+from feature_pipeline.archive.logs.known import Sighting
 from feature_pipeline.archive.objects import Finding, ObjectKind, Reached, State
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.digest import Digest
@@ -43,6 +44,8 @@ class DocumentReader:
         self.reached = Reached()
         self.after: Mapping[str, int] | None = None
         """Per log the number up to which entries are passed over; None: none is."""
+        self.prefixes: list[str] = []
+        """Of the logs that were read."""
         self._lock = threading.Lock()
         self._keeps_checksums: bool | None = None
 
@@ -88,10 +91,17 @@ class DocumentReader:
                 listed = list(self.store.list_objects(f"{name}/"))
             self._check_gaps(kind, name, listed)
             infos += self._unseen(kind, name, listed)
+        self.prefixes.append(prefix)
         entries = map_threads(lambda info: self._entry(kind, info, model), infos, self.workers)
         for info, entry in zip(infos, entries, strict=True):
+            log = info.key.rpartition("/")[0] + "/"
+            digest = None
             if entry is not None:
-                found.setdefault(info.key.rpartition("/")[0] + "/", []).append(entry)
+                digest = entry.digest
+                found.setdefault(log, []).append(entry)
+            with suppress(InvalidInputError):
+                seq = layout.parse_entry(info.key).seq
+                self.reached.seen.setdefault(log, {})[seq] = Sighting(info.etag, digest)
         for name, stored in found.items():
             for misfit, problem in misfits(stored):
                 key = layout.entry(name, misfit.entry.seq)

@@ -8,6 +8,8 @@
     log/releases/<dataset>/<hook>/<seq>          releases, in order of registration
     log/tombstones/<dataset>/<seq>               withdrawn records
     log/erasures/<dataset>/<seq>                 what erasing them replaced and deleted
+    log/losses/<dataset>/<seq>                   entries of other logs that were given up
+    census/<instant>-<64 hex>                    how far every log went, to notice a lost end
     inbox/<id>                                   waiting to be accepted
     quarantine/<id>                              could not be accepted, and why
     expected/<run>.<worker>                      a hook run whose result pods leave in uploads/
@@ -21,6 +23,7 @@ No key is a folder of another: stores over file systems cannot hold both.
 
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 from feature_pipeline.digest import Digest
@@ -34,6 +37,8 @@ BATCH_LOGS: Final = "log/batches/"
 RELEASE_LOGS: Final = "log/releases/"
 TOMBSTONE_LOGS: Final = "log/tombstones/"
 ERASURE_LOGS: Final = "log/erasures/"
+LOSS_LOGS: Final = "log/losses/"
+CENSUS: Final = "census/"
 INBOX: Final = "inbox/"
 QUARANTINE: Final = "quarantine/"
 GC_MARKS: Final = "gc/marks/"
@@ -46,6 +51,7 @@ SEQ_DIGITS: Final = 10
 FIRST_SEQ: Final = 1
 
 _ENTRY_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,239}")
+_INSTANT: Final = "%Y%m%dT%H%M%S.%fZ"
 _SEQ: Final = re.compile(r"[0-9]{10}")
 
 
@@ -99,6 +105,43 @@ def tombstone_log(dataset: str) -> str:
 def erasure_log(dataset: str) -> str:
     """The prefix of a dataset's erasures."""
     return f"{ERASURE_LOGS}{check_dataset(dataset)}/"
+
+
+def loss_log(dataset: str) -> str:
+    """The prefix of a dataset's accepted losses."""
+    return f"{LOSS_LOGS}{check_dataset(dataset)}/"
+
+
+def dataset_of(log: str) -> str:
+    """The dataset of the log with this prefix, of whatever kind.
+
+    Raises:
+        InvalidInputError: `log` is not the prefix of a log.
+    """
+    parts = log.split("/")
+    if not log.startswith(LOGS) or not log.endswith("/") or len(parts) < 4:
+        raise InvalidInputError(f"{log!r} is not the prefix of a log")
+    return check_dataset(parts[2])
+
+
+def census(taken_at: datetime, digest: Digest) -> str:
+    """The key of a census; names sort by time, and name the bytes."""
+    return f"{CENSUS}{taken_at.astimezone(UTC):{_INSTANT}}-{digest.hex}"
+
+
+def parse_census(key: str) -> tuple[datetime, Digest]:
+    """When a census was begun, and the digest of its bytes.
+
+    Raises:
+        InvalidInputError: `key` is not a census's.
+    """
+    instant, _, name = key.removeprefix(CENSUS).partition("-")
+    try:
+        if not key.startswith(CENSUS):
+            raise ValueError(key)
+        return datetime.strptime(instant, _INSTANT).replace(tzinfo=UTC), Digest(name)
+    except ValueError as error:
+        raise InvalidInputError(f"{key!r} is not the key of a census") from error
 
 
 def gc_mark(name: str) -> str:

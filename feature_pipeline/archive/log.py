@@ -14,52 +14,47 @@ first log that is damaged: for callers that act on the whole (an export, a compa
 that show or load batches one by one.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, ClassVar, Final, TypeVar
+from typing import ClassVar, Final, TypeVar
 
 from pydantic import Field
 
 from feature_pipeline.archive import blobs, layout
-from feature_pipeline.archive.blob_store import BlobStore, ObjectInfo, create_or_read
+from feature_pipeline.archive.blob_store import BlobStore, ObjectInfo
 from feature_pipeline.archive.cache import LruCache
-from feature_pipeline.archive.documents import (
-    DigestField,
-    InstantField,
-    NewerVersionError,
-    utc_now,
-)
+from feature_pipeline.archive.documents import DigestField, InstantField, utc_now
 from feature_pipeline.archive.guard import Guard
-from feature_pipeline.archive.logs.damage import Damage, Readable, State
+from feature_pipeline.archive.logs import reading
+from feature_pipeline.archive.logs.damage import Damage, Readable
 from feature_pipeline.archive.logs.entries import LogEntry as LogEntry
-from feature_pipeline.archive.logs.entries import (
-    StoredEntry,
-    chained,
-    check_follows,
-    decode_entry,
-    misfits,
-)
+from feature_pipeline.archive.logs.entries import StoredEntry
 from feature_pipeline.archive.logs.entries import new_write_id as new_write_id
+from feature_pipeline.archive.logs.known import KnownLogs, compare, sightings
+from feature_pipeline.archive.logs.reading import append as append
+from feature_pipeline.archive.logs.reading import (
+    by_log,
+    entries_of,
+    gap,
+    link,
+    list_logs,
+    read_all,
+    read_each,
+    try_read,
+)
+from feature_pipeline.archive.logs.reading import next_seq as next_seq
+from feature_pipeline.archive.logs.reading import read_entries as read_entries
 from feature_pipeline.archive.manifest import BlobRef
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.digest import Digest
-from feature_pipeline.errors import (
-    CorruptDataError,
-    InvalidInputError,
-    NotFoundError,
-    StoreUnavailableError,
-)
+from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 from feature_pipeline.records import RecordBatch, Source
 from feature_pipeline.release import HookRelease, ReleaseDocument
 
-_CACHED_ENTRIES: Final = 1 << 17
-"""More than the batches of a full dataset; about 2 KB each."""
 _CACHED_BATCHES: Final = 64
-_LIST_ALL_FROM: Final = 1_000
-"""Logs from which on all are listed, a thousand keys a request, in place of one after another."""
 
 
 class Verdict(StrEnum):
@@ -156,148 +151,15 @@ class ReleaseEntry:
     write_id: str = ""
 
 
-E = TypeVar("E", bound=LogEntry)
 T = TypeVar("T")
 
-_entries: LruCache[StoredEntry[Any]] = LruCache(_CACHED_ENTRIES)
 _batches: LruCache[RecordBatch] = LruCache(_CACHED_BATCHES)
 
 
 def forget_read_entries() -> None:
     """Entries and batches are read anew, as by a process that begins. For measuring."""
-    _entries.clear()
+    reading.forget()
     _batches.clear()
-
-
-def read_entries(store: BlobStore, prefix: str, model: type[E]) -> list[E]:
-    """Every entry of one log, in order.
-
-    Raises:
-        CorruptDataError: An entry cannot be read, is not in its place or does not follow the one
-            before it, or a number is missing.
-    """
-    return [stored.entry for stored in read_stored(store, prefix, model)]
-
-
-def read_stored(store: BlobStore, prefix: str, model: type[E]) -> list[StoredEntry[E]]:
-    """As `read_entries`, with the digests of the stored bytes."""
-    infos = list(store.list_objects(prefix))
-    return _read_all(store, {prefix: infos} if infos else {}, model).whole().get(prefix, [])
-
-
-def _read_all(
-    store: BlobStore, logs: Mapping[str, Sequence[ObjectInfo]], model: type[E]
-) -> Readable[list[StoredEntry[E]]]:
-    """Every entry of each of these logs."""
-    flat = [info for infos in logs.values() for info in infos]
-    read = iter(map_threads(lambda info: _try_read(store, info, model), flat))
-    found: dict[str, list[StoredEntry[E]]] = {}
-    damage: dict[str, Damage] = {}
-    for name, infos in logs.items():
-        entries, problem = _in_order(store, infos, [next(read) for _ in infos])
-        if problem is None:
-            found[name] = entries
-        else:
-            damage[name] = problem
-    return Readable(found, damage)
-
-
-def _in_order(
-    store: BlobStore, infos: Sequence[ObjectInfo], read: Sequence[StoredEntry[E] | Damage]
-) -> tuple[list[StoredEntry[E]], Damage | None]:
-    """The entries of one log, or the first thing that is wrong with it."""
-    entries: list[StoredEntry[E]] = []
-    for info, one in zip(infos, read, strict=True):
-        if isinstance(one, Damage):
-            return [], one
-        wanted = entries[-1].entry.seq + 1 if entries else layout.FIRST_SEQ
-        if one.entry.seq != wanted:
-            return [], _gap(store, layout.entry(one.entry.log_prefix, wanted), info.key)
-        entries.append(one)
-    for misfit, problem in misfits(entries):
-        key = layout.entry(misfit.entry.log_prefix, misfit.entry.seq)
-        error = CorruptDataError(f"log entry {key} in {store.identity}: {problem}")
-        return [], Damage.of(key, error)
-    return entries, None
-
-
-def _link(store: BlobStore, before: StoredEntry[E], after: StoredEntry[E]) -> Damage | None:
-    try:
-        check_follows(before, after, store.identity)
-    except CorruptDataError as error:
-        return Damage.of(layout.entry(after.entry.log_prefix, after.entry.seq), error)
-    return None
-
-
-def _gap(store: BlobStore, absent: str, later: str) -> Damage:
-    """What was current may be in an entry that is gone: an older one must not be taken for it."""
-    message = f"the log has a gap: {absent} in {store.identity} is missing, and {later} is there"
-    return Damage(absent, State.MISSING, CorruptDataError(message))
-
-
-def _try_read(store: BlobStore, info: ObjectInfo, model: type[E]) -> StoredEntry[E] | Damage:
-    try:
-        return _read_entry(store, info, model)
-    except (CorruptDataError, NotFoundError, StoreUnavailableError, NewerVersionError) as error:
-        return Damage.of(info.key, error)
-
-
-def _read_entry(store: BlobStore, info: ObjectInfo, model: type[E]) -> StoredEntry[E]:
-    # The etag makes a log that was deleted and begun anew a different one.
-    cache_key = (store.identity, info.key, info.etag)
-    stored = _entries.get(cache_key)
-    if stored is None or not isinstance(stored.entry, model):
-        data = store.get(info.key).data
-        stored = decode_entry(model, info.key, data, store.identity)
-        _entries.put(cache_key, stored)
-    return stored
-
-
-def append(
-    store: BlobStore,
-    prefix: str,
-    model: type[E],
-    decide: Callable[[list[E]], E],
-    known: Sequence[E] | None = None,
-) -> tuple[E, bool]:
-    """The log holds the entry that `decide` wants; with whether this call appended it.
-
-    The entry is written in the newest version and names the one before it, whatever `decide` says
-    of that.
-
-    Args:
-        store: Where the log is.
-        prefix: The log's.
-        model: The log's kind of entry.
-        decide: Given the log's entries, one of them (nothing to append) or a new one whose `seq`
-            follows the last. Asked again each time another writer was faster.
-        known: The log's entries, if they were just read.
-
-    Raises:
-        CorruptDataError: What is in the place of the next entry does not follow the last.
-        OutcomeUnknownError: The store did not answer and a read-back could not settle it.
-    """
-    entries = read_entries(store, prefix, model) if known is None else list(known)
-    while True:
-        decided = decide(entries)
-        if any(decided is entry for entry in entries):
-            return decided, False
-        last = StoredEntry.of(entries[-1]) if entries else None
-        appended = chained(decided, last)
-        key = layout.entry(prefix, appended.seq)
-        data = appended.encode()
-        stored = create_or_read(store, key, data)
-        if stored == data:
-            return appended, True
-        other = decode_entry(model, key, stored, store.identity)
-        if last is not None:
-            check_follows(last, other, store.identity)
-        entries.append(other.entry)
-
-
-def next_seq(entries: Sequence[LogEntry]) -> int:
-    """The number that follows the last entry."""
-    return entries[-1].seq + 1 if entries else layout.FIRST_SEQ
 
 
 # Features
@@ -344,48 +206,54 @@ def heads(
 
 
 def readable_heads(
-    store: BlobStore, dataset: str, hook: str, batches: Collection[str] | None = None
+    store: BlobStore,
+    dataset: str,
+    hook: str,
+    batches: Collection[str] | None = None,
+    known: KnownLogs | None = None,
 ) -> Readable[FeatureEntry]:
     """As `heads`, with what is wrong with each log whose current entry cannot be told.
+
+    Args:
+        store: The archive.
+        dataset: The hook's.
+        hook: Whose artifacts.
+        batches: Look at these alone, which costs what they are, not what is archived.
+        known: Compare the logs with what is known of them (`logs.known.known_logs`, read before
+            this call): a log whose end is lost is damaged then. Without it, its last entry that is
+            there is taken for its end.
 
     Raises:
         StoreUnavailableError: The store could not list objects.
     """
-    logs = _logs_of(
-        store,
-        layout.feature_logs(dataset, hook),
-        lambda batch: layout.feature_log(dataset, hook, batch),
-        batches,
-    )
-    return _each(logs, lambda infos: _last_current_of(store, infos))
+    every = layout.feature_logs(dataset, hook)
+    logs = list_logs(store, every, batches)
+    read = read_each(logs, lambda infos: _last_current_of(store, infos))
+    return _without_lost(store, read, known, every, logs, batches)
 
 
-def _each(
+def _without_lost(
+    store: BlobStore,
+    read: Readable[T],
+    known: KnownLogs | None,
+    every: str,
     logs: Mapping[str, Sequence[ObjectInfo]],
-    read: Callable[[Sequence[ObjectInfo]], T | Damage | None],
+    names: Collection[str] | None,
 ) -> Readable[T]:
-    found: dict[str, T] = {}
-    damage: dict[str, Damage] = {}
-    for name, one in zip(logs, map_threads(read, logs.values()), strict=True):
-        if isinstance(one, Damage):
-            damage[name] = one
-        elif one is not None:
-            found[name] = one
-    return Readable(found, damage)
-
-
-def _logs_of(
-    store: BlobStore, every: str, one: Callable[[str], str], names: Collection[str] | None
-) -> dict[str, list[ObjectInfo]]:
-    """What is in each of these logs that has an entry; in all below `every` if None."""
-    if names is None:
-        return _by_log(every, store.list_objects(every))
-    if len(names) > _LIST_ALL_FROM:
-        logs, wanted = _by_log(every, store.list_objects(every)), set(names)
-        return {name: infos for name, infos in logs.items() if name in wanted}
-    ordered = sorted(set(names))
-    found = map_threads(lambda name: list(store.list_objects(one(name))), ordered)
-    return {name: infos for name, infos in zip(ordered, found, strict=True) if infos}
+    """What was read, but for logs that are not what they are known to have been."""
+    if known is None:
+        return read
+    seen = sightings(info for infos in logs.values() for info in infos)
+    short = {
+        shortfall.log.removeprefix(every).rstrip("/"): shortfall.damage
+        for shortfall in compare(store, known, every, seen)
+    }
+    if names is not None:
+        short = {name: damage for name, damage in short.items() if name in names}
+    # What reading showed says more.
+    damage = {**short, **read.damage}
+    found = {name: value for name, value in read.found.items() if name not in damage}
+    return Readable(found, dict(sorted(damage.items())))
 
 
 def feature_logs(store: BlobStore, dataset: str, hook: str) -> dict[str, list[FeatureEntry]]:
@@ -397,7 +265,11 @@ def feature_logs(store: BlobStore, dataset: str, hook: str) -> dict[str, list[Fe
 
 
 def readable_feature_logs(
-    store: BlobStore, dataset: str, hook: str, batches: Collection[str] | None = None
+    store: BlobStore,
+    dataset: str,
+    hook: str,
+    batches: Collection[str] | None = None,
+    known: KnownLogs | None = None,
 ) -> Readable[list[FeatureEntry]]:
     """As `feature_logs`, with what is wrong with each log that cannot be read whole.
 
@@ -406,49 +278,34 @@ def readable_feature_logs(
         dataset: The hook's.
         hook: Whose logs.
         batches: Look at these alone, which costs what they are, not what is archived.
+        known: As of `readable_heads`.
 
     Raises:
         StoreUnavailableError: The store could not list objects.
     """
-    logs = _logs_of(
-        store,
-        layout.feature_logs(dataset, hook),
-        lambda batch: layout.feature_log(dataset, hook, batch),
-        batches,
-    )
-    return _entries_of(_read_all(store, logs, FeatureEntry))
-
-
-def _entries_of(read: Readable[list[StoredEntry[E]]]) -> Readable[list[E]]:
-    found = {name: [stored.entry for stored in entries] for name, entries in read.found.items()}
-    return Readable(found, read.damage)
-
-
-def _by_log(every: str, infos: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo]]:
-    """What is below `every`, by the folder that it is in."""
-    logs: dict[str, list[ObjectInfo]] = {}
-    for info in infos:
-        logs.setdefault(info.key.removeprefix(every).rpartition("/")[0], []).append(info)
-    return logs
+    every = layout.feature_logs(dataset, hook)
+    logs = list_logs(store, every, batches)
+    read = entries_of(read_all(store, logs, FeatureEntry))
+    return _without_lost(store, read, known, every, logs, batches)
 
 
 def _last_current_of(store: BlobStore, infos: Sequence[ObjectInfo]) -> FeatureEntry | Damage | None:
     following: StoredEntry[FeatureEntry] | None = None
     for info in reversed(infos):
-        stored = _try_read(store, info, FeatureEntry)
+        stored = try_read(store, info, FeatureEntry)
         if isinstance(stored, Damage):
             return stored
         if following is not None:
             if stored.entry.seq != following.entry.seq - 1:
                 break
-            if (problem := _link(store, stored, following)) is not None:
+            if (problem := link(store, stored, following)) is not None:
                 return problem
         if stored.entry.verdict is Verdict.CURRENT:
             return stored.entry
         following = stored
     if following is not None and following.entry.seq != layout.FIRST_SEQ:
         prefix, seq = following.entry.log_prefix, following.entry.seq
-        return _gap(store, layout.entry(prefix, seq - 1), layout.entry(prefix, seq))
+        return gap(store, layout.entry(prefix, seq - 1), layout.entry(prefix, seq))
     return None
 
 
@@ -490,25 +347,30 @@ def batches(
 
 
 def readable_batches(
-    store: BlobStore, dataset: str, names: Collection[str] | None = None
+    store: BlobStore,
+    dataset: str,
+    names: Collection[str] | None = None,
+    known: KnownLogs | None = None,
 ) -> Readable[BatchEntry]:
     """As `batches`, with what is wrong with each batch whose last entry cannot be read.
+
+    Args:
+        store: The archive.
+        dataset: Whose batches.
+        names: Look at these alone, which costs what they are, not what is archived.
+        known: As of `readable_heads`.
 
     Raises:
         StoreUnavailableError: The store could not list objects.
     """
-    logs = _logs_of(
-        store,
-        layout.batch_logs(dataset),
-        lambda batch: layout.batch_log(dataset, batch),
-        names,
-    )
+    every = layout.batch_logs(dataset)
+    logs = list_logs(store, every, names)
 
     def last(infos: Sequence[ObjectInfo]) -> BatchEntry | Damage:
-        stored = _try_read(store, infos[-1], BatchEntry)
+        stored = try_read(store, infos[-1], BatchEntry)
         return stored if isinstance(stored, Damage) else stored.entry
 
-    return _each(logs, last)
+    return _without_lost(store, read_each(logs, last), known, every, logs, names)
 
 
 def batch_logs(store: BlobStore, dataset: str) -> dict[str, list[BatchEntry]]:
@@ -519,14 +381,23 @@ def batch_logs(store: BlobStore, dataset: str) -> dict[str, list[BatchEntry]]:
     return readable_batch_logs(store, dataset).whole()
 
 
-def readable_batch_logs(store: BlobStore, dataset: str) -> Readable[list[BatchEntry]]:
+def readable_batch_logs(
+    store: BlobStore, dataset: str, known: KnownLogs | None = None
+) -> Readable[list[BatchEntry]]:
     """As `batch_logs`, with what is wrong with each log that cannot be read whole.
+
+    Args:
+        store: The archive.
+        dataset: Whose batches.
+        known: As of `readable_heads`.
 
     Raises:
         StoreUnavailableError: The store could not list objects.
     """
     every = layout.batch_logs(dataset)
-    return _entries_of(_read_all(store, _by_log(every, store.list_objects(every)), BatchEntry))
+    logs = by_log(every, store.list_objects(every))
+    read = entries_of(read_all(store, logs, BatchEntry))
+    return _without_lost(store, read, known, every, logs, None)
 
 
 def read_batch(store: BlobStore, dataset: str, batch: str) -> RecordBatch:

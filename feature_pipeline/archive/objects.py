@@ -10,6 +10,7 @@ from enum import StrEnum
 from feature_pipeline.archive import layout
 from feature_pipeline.archive.erasures import Erased
 from feature_pipeline.archive.logs.damage import State as State
+from feature_pipeline.archive.logs.known import KnownLogs, Shortfall, Sighting
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import InvalidInputError
 
@@ -22,6 +23,8 @@ class ObjectKind(StrEnum):
     RELEASE_ENTRY = "release log entry"
     TOMBSTONE_ENTRY = "tombstone log entry"
     ERASURE_ENTRY = "erasure log entry"
+    LOSS_ENTRY = "loss log entry"
+    CENSUS = "census"
     INBOX_ENTRY = "inbox entry"
     QUARANTINE_ENTRY = "quarantine entry"
     MANIFEST = "manifest"
@@ -117,6 +120,12 @@ class Reached:
     unparsed: dict[str, str] = field(default_factory=dict)
     """Quarantined entries that are no entry any code knows, by key, and why. They are kept as they
     came, so nothing is wrong with them, but what they name is not known."""
+    known: KnownLogs | None = None
+    """What the logs were compared with; None if they were not."""
+    seen: dict[str, dict[int, Sighting]] = field(default_factory=dict)
+    """By log and number the entries that are there."""
+    shortfalls: tuple[Shortfall, ...] = ()
+    """Logs that are not what they are known to have been; each is a finding too."""
 
     @property
     def digests(self) -> set[Digest]:

@@ -28,6 +28,10 @@ from feature_pipeline.archive.log import (
     batch_disagreement,
     release_disagreement,
 )
+from feature_pipeline.archive.logs.kinds import kind_of
+from feature_pipeline.archive.logs.known import KnownLogs, known_logs
+from feature_pipeline.archive.logs.known import compare as compare_logs
+from feature_pipeline.archive.logs.losses import LossEntry
 from feature_pipeline.archive.manifest import LOG, OUTCOMES, RAW, ROWS, Manifest
 from feature_pipeline.archive.objects import (
     Finding,
@@ -77,15 +81,20 @@ def reach(
     Raises:
         StoreUnavailableError: The store could not list objects, so nothing can be said.
     """
+    # Before any listing: logs only grow, so what is known by now is there whenever they are listed.
+    known = known_logs(store) if after is None else None
     walk = _Walk(store, scope or Scope(), workers, planned or Erased())
     # A completion is in its log before it leaves the inbox: read in this order, whatever moves
     # meanwhile is seen in one place or the other.
+    walk.read_losses()
     walk.read_erasures()
     walk.after = after
     if walk.scope.is_whole:
         walk.read_waiting()
     walk.read_logs()
     walk.find_vanished()
+    if known is not None:
+        walk.compare(known)
     walk.follow()
     walk.forget_erased_since()
     return walk.reached
@@ -116,6 +125,39 @@ class _Walk(DocumentReader):
 
     def _prefix(self, logs: str, of_dataset: Callable[[str], str]) -> str:
         return logs if self.scope.dataset is None else of_dataset(self.scope.dataset)
+
+    def read_losses(self) -> None:
+        """Accepted losses: read for what may be wrong with them alone."""
+        self.read_log(
+            ObjectKind.LOSS_ENTRY, self._prefix(layout.LOSS_LOGS, layout.loss_log), LossEntry
+        )
+
+    def compare(self, known: KnownLogs) -> None:
+        """Find the logs that are not what they are known to have been."""
+        self.reached.known = known
+        # One comparison a prefix that was read: nothing is known to be wrong with other logs.
+        self.reached.shortfalls = tuple(
+            shortfall
+            for prefix in dict.fromkeys(self.prefixes)
+            for shortfall in compare_logs(
+                self.store, known, prefix, self.reached.seen, self.workers
+            )
+        )
+        # What is known of an absent entry says more than that others need it.
+        short = {shortfall.damage.key for shortfall in self.reached.shortfalls}
+        self.reached.findings = [
+            finding
+            for finding in self.reached.findings
+            if finding.state is not State.MISSING or finding.key not in short
+        ]
+        for shortfall in self.reached.shortfalls:
+            damage = shortfall.damage
+            _, kind = kind_of(shortfall.log)
+            named_by = "what was known of its log"
+            self.find(damage.state, kind, damage.key, named_by, str(damage.error))
+        for key, damage in known.damage.items():
+            if key.startswith(layout.CENSUS):
+                self.find(damage.state, ObjectKind.CENSUS, key, "comparing logs", str(damage.error))
 
     def read_erasures(self) -> None:
         """Tombstones and erasures: what is expected to be gone."""
@@ -265,7 +307,7 @@ class _Walk(DocumentReader):
         for name, seq in (self.after or {}).items():
             if name not in self.reached.ends:
                 key = layout.entry(f"{name}/", seq)
-                kind = _kind_of_log(name)
+                _, kind = kind_of(name)
                 self.find(State.MISSING, kind, key, f"log {name}", "it was there a moment ago")
 
     def _check_successors(self, entries: Sequence[FeatureEntry]) -> None:
@@ -496,17 +538,6 @@ def _is_document(decode: Callable[[], object]) -> bool:
     except InvalidInputError:
         return False
     return True
-
-
-def _kind_of_log(name: str) -> ObjectKind:
-    kinds = {
-        layout.FEATURE_LOGS: ObjectKind.FEATURE_ENTRY,
-        layout.BATCH_LOGS: ObjectKind.BATCH_ENTRY,
-        layout.RELEASE_LOGS: ObjectKind.RELEASE_ENTRY,
-        layout.TOMBSTONE_LOGS: ObjectKind.TOMBSTONE_ENTRY,
-        layout.ERASURE_LOGS: ObjectKind.ERASURE_ENTRY,
-    }
-    return next(kind for prefix, kind in kinds.items() if name.startswith(prefix))
 
 
 def _kind_of(name: str) -> ObjectKind:

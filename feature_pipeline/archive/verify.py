@@ -3,8 +3,8 @@
 What belongs here: reading stored bytes again and saying what is wrong. Not here: which objects
 there are (`reachable`), mending (bytes heal when they are published again).
 
-A log's last entry names its log no more than a missing one does: that the newest entry of a log is
-gone is seen by whoever else knows of it (Dagster, the tables), and `reconcile` says so.
+A log cannot show that its end is gone. So a census of all logs is written at the end, and the logs
+are compared with the newest one: what it knows and is not there is lost.
 """
 
 import random
@@ -15,7 +15,8 @@ from datetime import datetime
 
 from feature_pipeline.archive import blobs, layout
 from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.archive.documents import utc_now
+from feature_pipeline.archive.documents import NewerVersionError, utc_now
+from feature_pipeline.archive.logs import census
 from feature_pipeline.archive.objects import (
     Finding,
     ObjectKind,
@@ -31,6 +32,7 @@ from feature_pipeline.errors import (
     CorruptDataError,
     InvalidInputError,
     NotFoundError,
+    OutcomeUnknownError,
     StoreUnavailableError,
 )
 
@@ -58,6 +60,8 @@ class VerifyReport:
     sample: float = 1.0
     seed: int | None = None
     """What repeats the same sample."""
+    notes: tuple[str, ...] = ()
+    """What is worth knowing and nothing wrong with the archive."""
 
     @property
     def is_clean(self) -> bool:
@@ -95,6 +99,7 @@ class VerifyReport:
             "erased": self.erased,
             "sample": self.sample,
             "seed": self.seed,
+            "notes": list(self.notes),
             "counts": {state.value: self.count(state) for state in State},
             "findings": [
                 {
@@ -118,9 +123,11 @@ def verify(
     workers: int = WORKERS,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
-    """Read what the scope holds again, and say what is wrong. Nothing is written.
+    """Read what the scope holds again, and say what is wrong.
 
-    Documents are always all read; of other blobs the fraction `sample`, in full.
+    Documents are always all read; of other blobs the fraction `sample`, in full. Logs are compared
+    with the newest census. If the whole archive is read, a census of what is there now is written;
+    nothing else is.
 
     Args:
         store: The archive.
@@ -146,6 +153,7 @@ def verify(
     chosen = _choose(named, sample, seed)
     reading = _Reading(store, len(chosen), progress)
     map_threads(reading.read, chosen, workers)
+    notes = _take_census(store, reached, workers) if scope.is_whole else ()
     found = [*reached.findings, *reading.findings, *_not_erased(store, scope, reached)]
     findings = list({finding.key: finding for finding in reversed(found)}.values())
     kept, gone_since = _without_erased_since(store, scope, reached, findings)
@@ -161,7 +169,19 @@ def verify(
         findings=tuple(sorted(kept, key=lambda f: (f.state, f.kind, f.key))),
         sample=sample,
         seed=seed,
+        notes=notes,
     )
+
+
+def _take_census(store: BlobStore, reached: Reached, workers: int) -> tuple[str, ...]:
+    """Write how far the logs go now; what keeps it from being written is a note, no finding."""
+    if reached.known is None:
+        return ()
+    try:
+        census.record(store, reached.known, reached.seen, reached.shortfalls, workers)
+    except (StoreUnavailableError, OutcomeUnknownError, NewerVersionError) as error:
+        return (f"no census was written: {error}",)
+    return ()
 
 
 def _choose(named: Sequence[Reference], sample: float, seed: int | None) -> Sequence[Reference]:

@@ -41,7 +41,7 @@ def verify(
 ) -> None:
     """Read what is stored and compare it with its names.
 
-    Exits with 0 if all is right, with 2 if something is missing, corrupt, unreadable or not
+    Exits with 0 if all is right, with 2 if something is missing, corrupt, lost, unreadable or not
     erased, with 1 if the archive could not be verified at all.
     """
     Project.find().load_environment()
@@ -64,6 +64,8 @@ def verify(
             "What a damaged log entry, manifest or batch names was not looked at: bring it back,"
             " then verify again"
         )
+    for note in report.notes:
+        output.say(f"note: {note}")
     output.say(f"{report.summary()} ({size(report.bytes_read)})")
     if report.blobs_read < report.blobs:
         output.say(f"The same sample is read again with --sample {sample} --seed {report.seed}")

@@ -1,6 +1,7 @@
-"""Verification of the archive as Dagster shows it: a job for all of it, a check per feature asset.
+"""Verification of the archive as Dagster shows it: jobs for all of it, a check per feature asset.
 
-Belongs here: turning reports into results and metadata. Not here: verifying (`archive.verify`).
+Belongs here: turning reports into results and metadata. Not here: verifying (`archive.verify`),
+taking a census (`archive.logs.census`).
 A damaged object leaves partitions green; the check fails and names what is damaged.
 """
 
@@ -11,6 +12,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
+from feature_pipeline.archive.logs.census import take_census
 from feature_pipeline.archive.objects import Scope
 from feature_pipeline.archive.verify import VerifyReport, verify
 from feature_pipeline.hooks.definition import HookDefinition
@@ -24,6 +26,7 @@ from feature_pipeline.orchestration.keys import features_key
 from feature_pipeline.orchestration.resources import ArchiveResource
 
 INTEGRITY_CHECK = "archive_integrity"
+CENSUS_JOB = "take_census"
 _ALL_OF_IT = "all_of_it"
 _SHOWN = 50
 _STEPS = 10
@@ -66,6 +69,49 @@ def verify_job() -> dg.JobDefinition:
         read_again()
 
     return verify_all
+
+
+def census_job() -> dg.JobDefinition:
+    """The job `take_census`: writes how far every log goes; fails if the end of one is lost."""
+
+    @dg.op(
+        name="compare_logs",
+        description="Compares every log with the newest census, and writes another.",
+    )
+    def compare_logs(context: dg.OpExecutionContext, archive: ArchiveResource) -> None:
+        report = take_census(archive.store())
+        context.log.info(report.summary())
+        if not report.is_clean:
+            damaged = [shortfall.damage for shortfall in report.shortfalls]
+            damaged += report.known.damage.values()
+            lines = [f"- {damage.state} `{damage.key}`" for damage in damaged[:_SHOWN]]
+            raise dg.Failure(
+                description=(
+                    f"{len(damaged)} logs or censuses are not what they should be:"
+                    f" {damaged[0].error}; `feature-pipeline verify` names all that is wrong"
+                ),
+                metadata={
+                    "wrong": dg.MetadataValue.json(dict(Counter(d.state.value for d in damaged))),
+                    "findings": dg.MetadataValue.md("\n".join(lines)),
+                },
+                allow_retries=False,
+            )
+
+    @dg.job(name=CENSUS_JOB, description="Notices logs that have lost their end.")
+    def take() -> None:
+        compare_logs()
+
+    return take
+
+
+def census_schedule() -> dg.ScheduleDefinition:
+    """Runs `take_census` every day; running by default."""
+    return dg.ScheduleDefinition(
+        name="take_census_daily",
+        job_name=CENSUS_JOB,
+        cron_schedule="11 2 * * *",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+    )
 
 
 def integrity_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinition]:

@@ -360,6 +360,26 @@ class TestPipelines:
             assert not check.passed
             assert "all of it was read at" in check.description
 
+    def test_the_end_of_a_log_that_is_lost(self, computed):
+        """The job writes what there is, and later fails until what it knew is back."""
+        job = computed.defs.resolve_job_def("take_census")
+        assert job.execute_in_process(instance=computed.instance).success
+        prefix = layout.feature_log(LETTERS, "counts", "b1")
+        *_, key = (info.key for info in computed.store.list_objects(prefix))
+        data = computed.store.get(key).data
+        computed.store.delete(key)
+        for _ in range(2):
+            result = job.execute_in_process(instance=computed.instance, raise_on_error=False)
+            assert not result.success
+            [failed] = [e for e in result.all_events if e.is_step_failure]
+            [failure] = [failed.step_failure_data.user_failure_data]
+            assert f"{key} is not in" in failure.description
+            assert failure.metadata["wrong"].value == {"lost": 1}
+        run = computed.run(features_key(LETTERS, "counts"), "b2", config={"force": True})
+        assert run.success
+        computed.store.create(key, data)
+        assert job.execute_in_process(instance=computed.instance).success
+
     def test_tables_follow_an_erasure(self, computed):
         spec = table_spec(computed.hooks["counts"])
         list(load_batches(computed.store, computed.database, spec))

@@ -1,0 +1,348 @@
+"""How far every log is known to have gone: the newest census, and what was given up since.
+
+What belongs here: the form of a census, reading the newest one, and comparing logs with it. Not
+here: taking one (`census`).
+
+A log cannot show that its end is gone, so what it had is written beside it. Logs only grow, so what
+a census says of a log stays true of every later state of it, unless the loss of its end was
+accepted. That makes two rules for whoever compares: read what is known before listing the logs, and
+accepted losses count against a census that had not seen them.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from feature_pipeline.archive import layout
+from feature_pipeline.archive.blob_store import BlobStore, ObjectInfo
+from feature_pipeline.archive.cache import LruCache
+from feature_pipeline.archive.documents import NewerVersionError
+from feature_pipeline.archive.logs.damage import Damage, State
+from feature_pipeline.archive.logs.entries import StoredEntry
+from feature_pipeline.archive.logs.losses import LossEntry, readable_losses
+from feature_pipeline.archive.threads import WORKERS, map_threads
+from feature_pipeline.digest import Digest
+from feature_pipeline.errors import (
+    CorruptDataError,
+    InvalidInputError,
+    NotFoundError,
+    StoreUnavailableError,
+)
+
+CENSUS_VERSION: Final = 1
+_FIELDS: "list[pa.Field[Any]]" = [
+    pa.field("log", pa.string(), nullable=False),
+    pa.field("entries", pa.int64(), nullable=False),
+    pa.field("digest", pa.binary(32)),
+    pa.field("etag", pa.string()),
+]
+SCHEMA: Final = pa.schema(_FIELDS)
+_LOOKS: Final = 3
+"""How often censuses are listed again because one was removed before it was read."""
+_ASKED_FOR: Final = 1_000
+"""Absent entries that are asked for by key: beyond it the listing is not what is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """How far one log went."""
+
+    entries: int
+    """The number of its last entry."""
+    digest: Digest | None
+    """Of that entry's stored bytes; None where it could not be read as an entry."""
+    etag: str | None = None
+    """That entry's, as the store listed it: while it is the same, so are the bytes."""
+    is_shortened: bool = False
+    """Whether this is what an accepted loss left of the log, and not a census's word."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """One entry's object, as it was listed or read."""
+
+    etag: str
+    digest: Digest | None = None
+    """Of its bytes; None where they were not read, or are no entry in its place."""
+
+
+Sightings = Mapping[str, Mapping[int, Sighting]]
+"""By log and number what is there."""
+
+
+def sightings(infos: Iterable[ObjectInfo]) -> dict[str, dict[int, Sighting]]:
+    """Return what a listing shows of logs. Keys that are no entry's are left out."""
+    seen: dict[str, dict[int, Sighting]] = {}
+    for info in infos:
+        try:
+            key = layout.parse_entry(info.key)
+        except InvalidInputError:
+            continue
+        seen.setdefault(key.log, {})[key.seq] = Sighting(info.etag)
+    return seen
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """What every log had at some time."""
+
+    key: str
+    taken_at: datetime
+    table: pa.Table
+
+    def below(self, prefix: str) -> dict[str, Line]:
+        """Return the lines of the logs below `prefix`, by log, in order."""
+        table = self.table.filter(pc.starts_with(self.table.column("log"), prefix))
+        columns = (table.column(name).to_pylist() for name in SCHEMA.names)
+        return {
+            log: Line(entries, None if digest is None else Digest(digest.hex()), etag)
+            for log, entries, digest, etag in zip(*columns, strict=True)
+        }
+
+
+def encode_census(lines: Mapping[str, Line]) -> bytes:
+    """Return the stored bytes of a census with these lines."""
+    logs = sorted(lines)
+    digests = [lines[log].digest for log in logs]
+    table = pa.table(
+        {
+            "log": logs,
+            "entries": [lines[log].entries for log in logs],
+            "digest": [None if d is None else bytes.fromhex(d.hex) for d in digests],
+            "etag": [lines[log].etag for log in logs],
+        },
+        schema=SCHEMA.with_metadata({"spec_version": str(CENSUS_VERSION)}),
+    )
+    sink = pa.BufferOutputStream()
+    # Names of logs have long common beginnings, digests have none.
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        use_dictionary=False,
+        column_encoding={"log": "DELTA_BYTE_ARRAY", "entries": "DELTA_BINARY_PACKED"},
+        store_schema=True,
+    )
+    return bytes(sink.getvalue())
+
+
+def decode_census(key: str, data: bytes, store: str) -> Census:
+    """Return the census stored as `data` under `key`.
+
+    Raises:
+        CorruptDataError: Its bytes are not what its name says, or are no census.
+        NewerVersionError: It is of a version that only later code knows.
+    """
+    where = f"census {key} in {store}"
+    try:
+        taken_at, digest = layout.parse_census(key)
+    except InvalidInputError as error:
+        raise CorruptDataError(f"{where}: {error}") from error
+    if (actual := Digest.of(data)) != digest:
+        raise CorruptDataError(f"{where} holds bytes whose digest is {actual}")
+    try:
+        table = pq.read_table(pa.BufferReader(data), use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptDataError(f"{where} is not Parquet: {error}") from error
+    version = (table.schema.metadata or {}).get(b"spec_version", b"").decode(errors="replace")
+    if version.isdecimal() and int(version) > CENSUS_VERSION:
+        raise NewerVersionError(
+            f"{where} has spec_version {version}; this version of feature-pipeline knows up to"
+            f" {CENSUS_VERSION}: upgrade it to read the archive"
+        )
+    if version != str(CENSUS_VERSION) or not table.schema.equals(SCHEMA, check_metadata=False):
+        raise CorruptDataError(f"{where} is not a census: {table.schema}")
+    return Census(key, taken_at, table)
+
+
+@dataclass(frozen=True, slots=True)
+class Shortfall:
+    """A log that is not what it is known to have been."""
+
+    log: str
+    line: Line
+    """What is known of it."""
+    entries: int
+    """The number of its last entry now; 0 if it has none."""
+    damage: Damage
+
+
+@dataclass(frozen=True, slots=True)
+class KnownLogs:
+    """What must be there."""
+
+    census: Census | None
+    """The newest that can be read; None if there is none."""
+    losses: Mapping[str, Sequence[StoredEntry[LossEntry]]] = field(default_factory=dict)
+    """By dataset."""
+    damage: Mapping[str, Damage] = field(default_factory=dict)
+    """By key or log, the censuses and losses that cannot be read."""
+
+    def below(self, prefix: str) -> dict[str, Line]:
+        """Return, by log below `prefix`, how far it is known to have gone."""
+        lines = {} if self.census is None else self.census.below(prefix)
+        for dataset, entries in self.losses.items():
+            for stored in entries[self._seen_losses(dataset) :]:
+                for loss in stored.entry.losses:
+                    if not loss.log.startswith(prefix):
+                        continue
+                    if loss.entries:
+                        lines[loss.log] = Line(loss.entries, loss.last, is_shortened=True)
+                    else:
+                        lines.pop(loss.log, None)
+        return lines
+
+    def _seen_losses(self, dataset: str) -> int:
+        """How many of a dataset's losses the census had seen when it was taken.
+
+        None, if the log of losses is no longer what the census saw: then each of them counts, which
+        asks for less of the other logs and hides nothing, for this log is itself reported.
+        """
+        entries, log = self.losses[dataset], layout.loss_log(dataset)
+        line = None if self.census is None else self.census.below(log).get(log)
+        if line is None or line.entries > len(entries):
+            return 0
+        return line.entries if entries[line.entries - 1].digest == line.digest else 0
+
+    def shortfalls(
+        self, store: BlobStore, prefix: str, seen: Sightings, workers: int = WORKERS
+    ) -> list[Shortfall]:
+        """Return the logs below `prefix` that are not what they are known to have been.
+
+        Args:
+            store: The archive.
+            prefix: Which logs.
+            seen: What is there of them, listed after this was read.
+            workers: Requests at once.
+        """
+        lines = self.below(prefix)
+        gone = [log for log, line in lines.items() if line.entries not in seen.get(log, {})]
+        # All of them are gone, or the listing is at fault: a few keys tell.
+        asked = gone[:_ASKED_FOR]
+        there = map_threads(
+            lambda log: store.stat(layout.entry(log, lines[log].entries)), asked, workers
+        )
+        unlisted = {log for log, info in zip(asked, there, strict=True) if info is not None}
+        found = {log: self._absent(store, log, lines[log], log in unlisted) for log in gone}
+        unsure = [
+            log
+            for log, line in lines.items()
+            if log not in found and not _is_known(line, seen[log][line.entries])
+        ]
+        read = map_threads(lambda log: self._differs(store, log, lines[log]), unsure, workers)
+        found.update((log, d) for log, d in zip(unsure, read, strict=True) if d is not None)
+        return [
+            Shortfall(log, lines[log], max(seen.get(log, {}), default=0), found[log])
+            for log in sorted(found)
+        ]
+
+    def _absent(self, store: BlobStore, log: str, line: Line, is_unlisted: bool) -> Damage:
+        key = layout.entry(log, line.entries)
+        if is_unlisted:
+            unlisted = f"{key} is in {store.identity}, and the store's listing leaves it out"
+            return Damage(key, State.UNREADABLE, StoreUnavailableError(unlisted))
+        lost = (
+            f"the log has lost its end: by {self._source(line)} it had {line.entries} entries, and"
+            f" {key} is not in {store.identity}"
+        )
+        return Damage(key, State.LOST, CorruptDataError(lost))
+
+    def _differs(self, store: BlobStore, log: str, line: Line) -> Damage | None:
+        key = layout.entry(log, line.entries)
+        try:
+            data = store.get(key).data
+        except (NotFoundError, CorruptDataError, StoreUnavailableError) as error:
+            return Damage.of(key, error)
+        if (actual := Digest.of(data)) == line.digest:
+            return None
+        replaced = (
+            f"log entry {key} in {store.identity} is {actual}, and by {self._source(line)} it was"
+            f" {line.digest}: another entry is in its place"
+        )
+        return Damage(key, State.LOST, CorruptDataError(replaced))
+
+    def _source(self, line: Line) -> str:
+        if self.census is None or line.is_shortened:
+            return "the accepted loss of what followed"
+        return f"the census of {self.census.taken_at:%Y-%m-%d %H:%M} UTC"
+
+    def with_losses_now(self, store: BlobStore) -> "KnownLogs":
+        """Return the same census with the losses accepted by now."""
+        read = readable_losses(store)
+        return replace(self, losses=read.found)
+
+
+def _is_known(line: Line, sighting: Sighting) -> bool:
+    """Whether what was seen is, or must be, what is known; no bytes need to be read."""
+    if line.digest is None:
+        return True
+    if sighting.digest is not None:
+        return sighting.digest == line.digest
+    return sighting.etag == line.etag
+
+
+def compare(
+    store: BlobStore, known: KnownLogs, prefix: str, seen: Sightings, workers: int = WORKERS
+) -> tuple[Shortfall, ...]:
+    """Return the logs below `prefix` that are not what they are known to have been.
+
+    Args:
+        store: The archive.
+        known: Read before the logs were listed.
+        prefix: Which logs.
+        seen: What is there of them.
+        workers: Requests at once.
+    """
+    found = known.shortfalls(store, prefix, seen, workers)
+    if found:
+        # A loss may have been accepted since `known` was read.
+        found = known.with_losses_now(store).shortfalls(store, prefix, seen, workers)
+    return tuple(found)
+
+
+_censuses: LruCache[Census] = LruCache(2)
+
+
+def known_logs(store: BlobStore) -> KnownLogs:
+    """Read what is known of all logs. Call it before listing them, not after.
+
+    Costs two listings, and the newest census once per process.
+
+    Raises:
+        StoreUnavailableError: The store could not list objects.
+    """
+    census, damage = _newest(store)
+    read = readable_losses(store)
+    damaged_losses = {f"{layout.LOSS_LOGS}{name}/": d for name, d in read.damage.items()}
+    return KnownLogs(census, read.found, {**damage, **damaged_losses})
+
+
+def _newest(store: BlobStore) -> tuple[Census | None, dict[str, Damage]]:
+    """The newest census that can be read, and what is wrong with those that are newer."""
+    for _ in range(_LOOKS):
+        damage: dict[str, Damage] = {}
+        try:
+            return _first_readable(store, damage), damage
+        except NotFoundError:
+            continue  # removed since the listing, because newer ones were written
+    raise StoreUnavailableError(f"{store.identity}: a census is listed and not there")
+
+
+def _first_readable(store: BlobStore, damage: dict[str, Damage]) -> Census | None:
+    for info in reversed(list(store.list_objects(layout.CENSUS))):
+        cache_key = (store.identity, info.key, info.etag)
+        census = _censuses.get(cache_key)
+        if census is None:
+            try:
+                census = decode_census(info.key, store.get(info.key).data, store.identity)
+            except (CorruptDataError, StoreUnavailableError, NewerVersionError) as error:
+                damage[info.key] = Damage.of(info.key, error)
+                continue
+            _censuses.put(cache_key, census)
+        return census
+    return None
