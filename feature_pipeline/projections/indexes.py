@@ -40,8 +40,8 @@ def follow_indexes(
 
     Raises:
         ProjectionError: PostgreSQL refused an index; for a unique one, the message names the
-            values that are there twice. Nothing of that index is left. Or transactions did not end
-            in time; the next call goes on from there.
+            values that are there twice. Nothing of that index is left, and no valid index was
+            dropped. Or transactions did not end in time; the next call goes on from there.
     """
     wanted = _wanted(generation, spec)
     if _existing(connection, generation) == dict.fromkeys(wanted, True):
@@ -50,11 +50,15 @@ def follow_indexes(
         existing = _existing(connection, generation)
         for name, is_valid in existing.items():
             # An invalid one is what a process that was killed left of a concurrent build.
-            if name not in wanted or not is_valid:
+            if not is_valid:
                 _drop(connection, generation, name, is_concurrent=is_read)
         for name, index in wanted.items():
             if not existing.get(name, False):
                 _create(connection, generation, index, name, is_concurrent=is_read)
+        # Last: if the one that is to take its place is refused, people keep the one they have.
+        for name, is_valid in existing.items():
+            if is_valid and name not in wanted:
+                _drop(connection, generation, name, is_concurrent=is_read)
     return True
 
 

@@ -155,7 +155,7 @@ def test_grants_comments_and_views_survive_an_added_column(archive, database, co
         dump = connection.execute(
             "select grants, dependents from feature_pipeline.switches"
         ).fetchone()
-        assert dump[0] == [["reader_a", "SELECT", True, None]]
+        assert dump[0] == [["reader_a", "SELECT", True, None, None]]
         assert [view["name"] for view in dump[1]] == [["public", "mine"]]
 
         connection.execute("drop view features.pockets cascade")
@@ -649,6 +649,25 @@ def test_an_index_change_loads_nothing_and_a_violated_one_stops_no_load(
     assert left == (0,)
 
 
+def test_an_index_that_cannot_become_unique_stays_as_it_is(archive, database, connection) -> None:
+    archive.add("b3", {"r3": [{"label": "l0", "count": 7}]})
+    plain = IndexDefinition(columns=("label",), name="labels")
+    load_all(archive, database, indexes=(plain,))
+    before = index_names(connection)
+
+    with pytest.raises(ProjectionError, match=r"index 'labels'.*\(label\)=\(l0\)"):
+        load_all(archive, database, indexes=(plain.model_copy(update={"unique": True}),))
+
+    assert index_names(connection) == before == [("labels", True)]
+    archive.say("b3", {"r3": [{"label": "l3", "count": 7}]})
+    load_all(archive, database, indexes=(plain.model_copy(update={"unique": True}),))
+    assert index_names(connection) == [("labels", True)]
+    assert connection.execute(
+        "select indisunique from pg_index x join pg_class i on i.oid = x.indexrelid"
+        " where i.relname like 'labels%'"
+    ).fetchall() == [(True,)]
+
+
 def test_indexes_of_a_live_table_change_beside_readers_and_writers(
     archive, database, database_url, connection, monkeypatch
 ) -> None:
@@ -658,21 +677,21 @@ def test_indexes_of_a_live_table_change_beside_readers_and_writers(
     load_all(archive, database, indexes=(one,))
     isolation = "set transaction isolation level repeatable read"
     with transaction_of(database_url, isolation, "select from features.pockets") as reader:
-        for changed, done in (((other,), "dropped"), ((other, one), "built")):
+        for changed, done in (((), "dropped"), ((other, one), "built")):
             with pytest.raises(ProjectionError, match=rf"index .* cannot be {done} while .*100ms"):
-                load_all(archive, database, indexes=changed)
+                load_all(archive, database, indexes=changed, description=done)
             if done == "dropped":
                 reader.rollback()
-                load_all(archive, database, indexes=changed)
+                load_all(archive, database, indexes=changed, description=done)
                 reader.execute(isolation.encode())
                 reader.execute("select from features.pockets")
             with psycopg.connect(database_url, options="-c lock_timeout=1s") as beside:
                 beside.execute("update features.pockets set count = count")
-        assert sorted(index_names(connection)) == [("count", True), ("label", False)]
+        assert index_names(connection) == [("count", False)]
         reader.rollback()
 
     # What a build that was cut short leaves is not taken for an index.
-    load_all(archive, database, indexes=(other, one))
+    load_all(archive, database, indexes=(other, one), description=done)
     assert sorted(index_names(connection)) == [("count", True), ("label", True)]
 
 

@@ -1,0 +1,200 @@
+"""What people set on views of theirs is there after a switch that makes these views again."""
+
+import secrets
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from feature_pipeline.columns import Column
+from feature_pipeline.projections import dependents
+from feature_pipeline.projections.database import Database
+from feature_pipeline.projections.load import load_batches
+from feature_pipeline_tests.unit.projections.feature_archive import FeatureArchive
+
+pytestmark = pytest.mark.postgres
+
+LABEL = Column(name="label", type="string")
+COUNT = Column(name="count", type="integer")
+OTHER = Column(name="other", type="string")
+
+ROOT = sql.Identifier("features", "pockets")
+
+ON_A_MATERIALIZED_VIEW = """
+    create materialized view public.totals
+        with (fillfactor = 70, autovacuum_enabled = off, toast.autovacuum_enabled = off) as
+        select label, count, record_id, label || '!' as loud from features.pockets;
+    create index by_label on public.totals (label) with (fillfactor = 60);
+    create unique index by_key on public.totals (record_id, count);
+    create index by_expression on public.totals (lower(loud));
+    alter index public.by_expression alter column 1 set statistics 321;
+    comment on index public.by_label is 'Wanted by ''the'' dashboard.';
+    alter materialized view public.totals cluster on by_key;
+    alter materialized view public.totals alter column label set statistics 1234;
+    alter materialized view public.totals alter column loud set storage external;
+    alter materialized view public.totals alter column loud set compression pglz;
+    alter materialized view public.totals alter column count set (n_distinct = 5);
+    create statistics public.together (ndistinct, dependencies) on label, count
+        from public.totals;
+    alter statistics public.together set statistics 77;
+    comment on statistics public.together is 'They go together, 100%.';
+    comment on materialized view public.totals is 'Mine.';
+    comment on column public.totals.loud is 'Louder.';
+    create view public."On top" as select * from public.totals
+"""
+
+
+@pytest.fixture
+def database(database_url: str) -> Database:
+    return Database(database_url)
+
+
+@pytest.fixture
+def connection(database_url: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def archive(database: Database) -> FeatureArchive:
+    """A batch in a table of three columns."""
+    archive = FeatureArchive((LABEL, COUNT, OTHER))
+    archive.add("b0", {"r0": [{"label": "l0", "count": 1}, {"label": "l1", "count": 2}]})
+    list(load_batches(archive.store, database, archive.spec()))
+    return archive
+
+
+def drop_a_column(archive: FeatureArchive, database: Database) -> None:
+    """Which makes every view on the table again."""
+    archive.columns = (LABEL, COUNT)
+    list(load_batches(archive.store, database, archive.spec()))
+
+
+def views_of(database: Database) -> dict[str, dict]:
+    with database.connect("test") as connection:
+        views = dependents.read_views(connection, ROOT)
+    # Who made it and where it lies in the catalog is no matter.
+    return {view.label: view.to_json() for view in views[1:]}
+
+
+def test_everything_that_can_be_set_on_a_materialized_view_is_kept(
+    archive, database, connection
+) -> None:
+    for statement in filter(str.strip, ON_A_MATERIALIZED_VIEW.split(";")):
+        connection.execute(statement.encode())
+    before = views_of(database)
+    assert len(before["materialized view public.totals"]["settings"]) == 12
+
+    drop_a_column(archive, database)
+
+    assert views_of(database) == before
+    assert connection.execute('select count(*) from public."On top"').fetchone() == (2,)
+
+
+def test_comments_on_triggers_are_kept(archive, database, connection) -> None:
+    for statement in (
+        "create view public.mine as select label from features.pockets",
+        "create function public.refuse() returns trigger language plpgsql as"
+        " 'begin raise exception ''read only''; end'",
+        "create trigger refusing instead of insert on public.mine for each row"
+        " execute function public.refuse()",
+        "comment on trigger refusing on public.mine is 'Nobody writes here.'",
+    ):
+        connection.execute(statement)
+    before = views_of(database)
+
+    drop_a_column(archive, database)
+
+    assert views_of(database) == before
+    [settings] = [view["settings"] for view in before.values()]
+    assert settings == ("comment on trigger refusing on mine is 'Nobody writes here.'",)
+
+
+class Roles:
+    """Roles of this test's own: they belong to the server."""
+
+    def __init__(self, connection: psycopg.Connection) -> None:
+        self._connection, self._suffix = connection, secrets.token_hex(4)
+        self.names: list[str] = []
+
+    def make(self, name: str, *, is_ours: bool) -> str:
+        """A role; `is_ours` lets the pipeline act in its name."""
+        role = f"{name}_{self._suffix}"
+        self.names.append(role)
+        self.run("create role {}", role)
+        if is_ours:
+            self.run("grant {} to current_user", role)
+        return role
+
+    def run(self, statement: str, *roles: str) -> None:
+        self._connection.execute(sql.SQL(statement).format(*map(sql.Identifier, roles)))
+
+    def grant_as(self, role: str, statement: str, *roles: str) -> None:
+        with self._connection.transaction():
+            self.run("grant {} to current_user", role)
+            self.run("set local role {}", role)
+            self.run(statement, *roles)
+
+    def drop(self) -> None:
+        # With what the roles have rights on.
+        self._connection.execute("drop schema features, feature_pipeline cascade")
+        for statement in ("grant {} to current_user", "drop owned by {} cascade", "drop role {}"):
+            for role in reversed(self.names):
+                self.run(statement, role)
+
+
+@pytest.fixture
+def roles(connection: psycopg.Connection) -> Iterator[Roles]:
+    roles = Roles(connection)
+    yield roles
+    roles.drop()
+
+
+@pytest.mark.parametrize("view", ["features.pockets", "public.mine"])
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_grant_is_its_grantors_again_or_named_beforehand(
+    archive, database, connection, roles, view: str, is_ours: bool
+) -> None:
+    connection.execute("create view public.mine as select label, count from features.pockets")
+    first, second, third = (roles.make(n, is_ours=is_ours) for n in ("first", "second", "third"))
+    for schema in ("features", "public"):
+        roles.run(f"grant usage on schema {schema} to {{}}, {{}}", first, second)
+    roles.run(f"grant select on {view} to {{}} with grant option", first)
+    roles.grant_as(first, f"grant select on {view} to {{}} with grant option", second)
+    roles.grant_as(second, f"grant select (label) on {view} to {{}}", third)
+    if not is_ours:
+        for role in (first, second):
+            roles.run("revoke {} from current_user", role)
+
+    def chain() -> set[tuple[str, str | None]]:
+        with database.connect("test") as own:
+            found = dependents.read_views(own, ROOT)
+        [chosen] = [each for each in found if f"{each.schema}.{each.name}" == view]
+        return {(g.grantee, g.grantor) for g in chosen.grants if g.grantee in roles.names}
+
+    before = chain()
+    assert before == {(first, None), (second, first), (third, second)}
+    with database.connect("test") as own:
+        named = dependents.not_kept(dependents.read_views(own, ROOT))
+
+    drop_a_column(archive, database)
+
+    if is_ours:
+        assert (chain(), named) == (before, [])
+    else:
+        assert chain() == {(first, None), (second, None), (third, None)}
+        assert [line.split("'")[1] for line in named] == sorted([first, second])
+
+
+def test_what_cannot_be_put_back_keeps_the_view_from_being_made_again(
+    archive, database, connection
+) -> None:
+    connection.execute(
+        "create materialized view public.totals as select label from features.pockets"
+    )
+    connection.execute("create index by_label on public.totals (label)")
+    connection.execute("alter index public.by_label depends on extension plpgsql")
+    with database.connect("test") as own:
+        reasons = dependents.unrestorable(dependents.read_views(own, ROOT))
+    assert reasons == ["materialized view public.totals has a dependence on extension plpgsql"]
