@@ -105,7 +105,9 @@ def rebuild(
             tell: _Tell | None = None
             if instance is not None:
                 uri = settings.S3Settings.from_environment().uri
-                tell = partial(report_loads, instance, definition, archive_uri=uri)
+                tell = partial(
+                    report_loads, instance, definition, archive_uri=uri, database=database
+                )
             results.append(_rebuild(store, database, spec, batches, workers, output, tell))
     output.table(
         "rebuilt",

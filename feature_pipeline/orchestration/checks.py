@@ -21,6 +21,7 @@ from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, NotFoundError
 from feature_pipeline.hooks.definition import CheckDefinition, HookDefinition, Threshold
+from feature_pipeline.orchestration.equality import EQUALITY_CHECK, judge_equality
 from feature_pipeline.orchestration.judged_batches import (
     NAMED_BATCHES,
     named_before,
@@ -31,12 +32,8 @@ from feature_pipeline.orchestration.resources import ArchiveResource, DatabaseRe
 from feature_pipeline.orchestration.tables import table_spec
 from feature_pipeline.orchestration.thresholds import Level, RowChange, judge
 from feature_pipeline.outcomes import OutcomeCounts
-from feature_pipeline.projections.progress import check_progress
-from feature_pipeline.projections.proof import prove
-from feature_pipeline.projections.settle import table_report
 
 OUTCOMES_CHECK = "outcomes"
-EQUALITY_CHECK = "equals_archive"
 
 
 def feature_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinition]:
@@ -254,39 +251,15 @@ def table_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinitio
         archive: ArchiveResource,
         database: DatabaseResource,
     ) -> dg.AssetCheckResult:
-        store, target = archive.store(), database.database()
-        batches = run_batches(context, definition.dataset)
-        if batches is not None:
-            check = dg.AssetCheckKey(key, EQUALITY_CHECK)
-            batches = sorted({*batches, *named_before(context.instance, check, "batches")})
-        if table_report(store, target, spec) is None:
-            progress = check_progress(store, target, spec, batches)
-            return dg.AssetCheckResult(
-                passed=not progress.missing,
-                description=(
-                    f"features.{spec.name} does not exist; {len(progress.missing)} batches of the"
-                    f" archive belong into it: run the job `reconcile`, or materialize them"
-                ),
-                metadata={
-                    "rows": 0,
-                    "batches": dg.MetadataValue.json(list(progress.missing[:NAMED_BATCHES])),
-                    "progress": dg.MetadataValue.json(progress.to_json()),
-                },
-            )
-        proof = prove(store, target, spec, batches)
-        progress = proof.progress
-        said = [proof.summary(), *([] if progress.is_complete else [progress.summary()])]
-        wrong = sorted({*proof.unequal_batches, *progress.missing, *progress.behind})
+        found = judge_equality(
+            archive.store(),
+            database.database(),
+            context.instance,
+            spec,
+            run_batches(context, definition.dataset),
+        )
         return dg.AssetCheckResult(
-            passed=proof.is_equal,
-            description="; ".join(said),
-            metadata={
-                "rows": proof.rows,
-                "table_digest": str(proof.table_digest),
-                "archive_digest": str(proof.archive_digest),
-                "batches": dg.MetadataValue.json(wrong[:NAMED_BATCHES]),
-                "progress": dg.MetadataValue.json(progress.to_json()),
-            },
+            passed=found.passed, description=found.description, metadata=found.metadata
         )
 
     return [equals_archive]

@@ -18,6 +18,7 @@ from feature_pipeline.hooks.definition import HookDefinition
 from feature_pipeline.hooks.quantities import format_size
 from feature_pipeline.hooks.run import HookRun, Start
 from feature_pipeline.outcomes import Outcome
+from feature_pipeline.projections.shown_table import ShownColumn
 
 PREVIEW_ROWS = 5
 _STARTS_SHOWN = 25
@@ -57,6 +58,26 @@ def table_schema(columns: Sequence[Column]) -> dg.TableSchema:
             dg.TableColumn("batch", "string", "The batch that the row came with.", required),
         ]
     )
+
+
+def shown_schema(shown: Sequence[ShownColumn], declared: Sequence[Column]) -> dg.TableSchema:
+    """Return the column schema of a table as PostgreSQL shows it; units are as declared."""
+    known = {column.name: column for column in declared}
+    columns = []
+    for column in shown:
+        found = known.get(column.name)
+        columns.append(
+            dg.TableColumn(
+                name=column.name,
+                type=column.type,
+                description=column.description,
+                constraints=dg.TableColumnConstraints(
+                    nullable=found is not None and not found.required,
+                    other=[f"unit: {found.unit}"] if found is not None and found.unit else [],
+                ),
+            )
+        )
+    return dg.TableSchema(columns=columns)
 
 
 def column_lineage(features: dg.AssetKey, columns: Sequence[Column]) -> dg.TableColumnLineage:
@@ -131,7 +152,8 @@ def artifact_metadata(
     counts = manifest.counts
     run = manifest.run
     metadata: dict[str, dg.MetadataValue] = {
-        "dagster/row_count": dg.MetadataValue.int(counts.rows),
+        # Not `dagster/row_count`, which is an asset's: this is one batch's.
+        "rows": dg.MetadataValue.int(counts.rows),
         "dagster/uri": dg.MetadataValue.text(uri),
         "records": dg.MetadataValue.int(counts.records),
         "passed": dg.MetadataValue.int(counts.passed),

@@ -12,7 +12,7 @@ import dagster as dg
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.log import FeatureEntry
 from feature_pipeline.hooks.definition import HookDefinition, Materialize
-from feature_pipeline.orchestration.checks import EQUALITY_CHECK
+from feature_pipeline.orchestration.equality import EQUALITY_CHECK
 from feature_pipeline.orchestration.judged_batches import NAMED_BATCHES, said_before
 from feature_pipeline.orchestration.keys import table_key
 from feature_pipeline.orchestration.known import known_partitions

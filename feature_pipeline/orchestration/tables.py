@@ -21,14 +21,22 @@ from feature_pipeline.digest import Digest, document_bytes
 from feature_pipeline.errors import FeaturePipelineError
 from feature_pipeline.hooks.definition import HookDefinition, Materialize
 from feature_pipeline.orchestration import automation
+from feature_pipeline.orchestration.equality import (
+    Equality,
+    equality_key,
+    is_selected,
+    judge_equality,
+)
 from feature_pipeline.orchestration.events import report_events
 from feature_pipeline.orchestration.judged_batches import NAMED_BATCHES, named_before
 from feature_pipeline.orchestration.keys import batches_partitions, features_key, table_key
 from feature_pipeline.orchestration.metadata import (
+    Metadata,
     column_lineage,
     column_sources,
     columns_markdown,
     freshness_policy,
+    shown_schema,
     table_schema,
 )
 from feature_pipeline.orchestration.provenance import (
@@ -44,6 +52,7 @@ from feature_pipeline.projections.load import LoadReport, load_batches
 from feature_pipeline.projections.plan import plan_table
 from feature_pipeline.projections.progress import check_progress
 from feature_pipeline.projections.settle import request_fill, table_report
+from feature_pipeline.projections.shown_table import read_shown_table
 from feature_pipeline.projections.table_spec import TableSpec
 
 PROGRESS_CHECK = "progress"
@@ -139,7 +148,12 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
         config: TableRunConfig,
         archive: ArchiveResource,
         database: DatabaseResource,
-    ) -> Iterator[dg.MaterializeResult[None] | dg.AssetMaterialization | dg.AssetCheckResult]:
+    ) -> Iterator[
+        dg.MaterializeResult[None]
+        | dg.AssetMaterialization
+        | dg.AssetCheckResult
+        | dg.AssetCheckEvaluation
+    ]:
         store, target = archive.store(), database.database()
         batches = list(context.partition_keys)
         absent: list[str] = []
@@ -158,30 +172,17 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
                 request_rebuild(connection, spec, token)
         inputs = latest_events(context.instance, source, batches)
         done: list[str] = []
-        for report in load_batches(store, target, spec, batches):
+
+        def loaded(
+            report: LoadReport, shown: Metadata
+        ) -> dg.MaterializeResult[None] | dg.AssetMaterialization:
             event = inputs.get(report.batch)
             if event is None or event.data_version != str(report.content_digest):
                 # accepted since the events were read
                 event = latest_events(context.instance, source, [report.batch]).get(report.batch)
             tags = load_tags(report, code_version, source, event)
-            metadata = load_metadata(report, archive.uri)
-            if len(done) + 1 == len(batches):
-                # The UI reads column lineage from the latest event alone: one a run is enough.
-                metadata["dagster/column_lineage"] = dg.MetadataValue.column_lineage(
-                    column_lineage(source, columns)
-                )
-            # A run may load batches that came while it verified a generation: they are not its own.
-            if is_single and report.batch == batches[0]:
-                yield dg.MaterializeResult(
-                    asset_key=key,
-                    metadata=metadata,
-                    data_version=dg.DataVersion(report.data_version),
-                    tags=tags,
-                )
-            else:
-                yield dg.AssetMaterialization(
-                    asset_key=key, partition=report.batch, metadata=metadata, tags=tags
-                )
+            metadata = load_metadata(report, archive.uri) | shown
+            is_first = report.batch not in done
             done.append(report.batch)
             context.log.info(
                 "%s: %d rows%s",
@@ -189,6 +190,33 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
                 report.rows,
                 ", unchanged" if report.is_unchanged else "",
             )
+            # A run may load batches that came while it verified a generation: they are not its own.
+            # And its own a second time, into a generation that is built anew.
+            if is_single and report.batch == batches[0] and is_first:
+                return dg.MaterializeResult(
+                    asset_key=key,
+                    metadata=metadata,
+                    data_version=dg.DataVersion(report.data_version),
+                    tags=tags,
+                )
+            return dg.AssetMaterialization(
+                asset_key=key, partition=report.batch, metadata=metadata, tags=tags
+            )
+
+        last: LoadReport | None = None
+        try:
+            for report in load_batches(store, target, spec, batches):
+                if last is not None:
+                    yield loaded(last, {})
+                last = report
+        except Exception:
+            if last is not None:  # it is loaded all the same
+                yield loaded(last, {})
+            raise
+        if last is not None:
+            # The UI reads columns, lineage and the number of rows from the latest event alone: one
+            # a run is enough, and what is shown is known once the load has ended.
+            yield loaded(last, shown_metadata(target, definition))
         before = named_before(context.instance, dg.AssetCheckKey(key, PROGRESS_CHECK), "batches")
         progress = check_progress(store, target, spec, {*batches, *before})
         yield dg.AssetCheckResult(
@@ -203,8 +231,33 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
             },
         )
         yield generation_result(context, key, store, target, spec)
+        if not is_selected(context, equality_key(spec)):
+            yield _proved(context, store, target, spec, batches)
 
     return load_table
+
+
+def _proved(
+    context: dg.AssetExecutionContext,
+    store: BlobStore,
+    database: Database,
+    spec: TableSpec,
+    batches: Sequence[str],
+) -> dg.AssetCheckEvaluation:
+    """Evaluate `equals_archive` for the batches of a run that does not execute it by itself."""
+    key = equality_key(spec)
+    try:
+        found = judge_equality(store, database, context.instance, spec, batches)
+    except FeaturePipelineError as error:
+        named = dg.MetadataValue.json(list(batches[:NAMED_BATCHES]))
+        found = Equality(False, f"it could not be proved: {error}", {"batches": named})
+    return dg.AssetCheckEvaluation(
+        asset_key=key.asset_key,
+        check_name=key.name,
+        passed=found.passed,
+        description=found.description,
+        metadata=found.metadata,
+    )
 
 
 def _absent(batches: Sequence[str]) -> str:
@@ -329,22 +382,26 @@ def report_loads(
     definition: HookDefinition,
     reports: Iterable[LoadReport],
     archive_uri: str | None = None,
+    database: Database | None = None,
 ) -> Generator[LoadReport]:
     """The reports as they come; when the iterator ends or is closed, Dagster knows all of them.
 
     What Dagster says of a partition already is not said again. What was loaded before an error is
-    told before it is raised.
+    told before it is raised. The last event has what the table shows, if its database is given.
     """
     told: list[LoadReport] = []
     try:
         for report in reports:
-            told.append(report)
             if len(told) == _TOLD_AT_ONCE:
-                _tell(instance, definition, told, archive_uri)
+                _tell(instance, definition, told, archive_uri, {})
                 told = []
+            told.append(report)
             yield report
     finally:
-        _tell(instance, definition, told, archive_uri)
+        shown: Metadata = {}
+        if told and database is not None:
+            shown = shown_metadata(database, definition)
+        _tell(instance, definition, told, archive_uri, shown)
 
 
 def _tell(
@@ -352,11 +409,14 @@ def _tell(
     definition: HookDefinition,
     reports: Sequence[LoadReport],
     archive_uri: str | None,
+    shown: Metadata,
 ) -> None:
     batches = [report.batch for report in reports]
     features = latest_events(instance, features_key(definition.dataset, definition.name), batches)
     known = latest_events(instance, table_key(definition.dataset, definition.table_name), batches)
     events = [table_event(definition, r, features.get(r.batch), archive_uri) for r in reports]
+    if events and shown:
+        events[-1] = events[-1].with_metadata({**events[-1].metadata, **shown})
     report_events(
         instance,
         [
@@ -367,34 +427,54 @@ def _tell(
     )
 
 
-def load_metadata(
-    report: LoadReport, archive_uri: str | None = None
-) -> dict[str, dg.MetadataValue]:
+def load_metadata(report: LoadReport, archive_uri: str | None = None) -> Metadata:
     """What a materialization of one table partition shows.
 
     Args:
         archive_uri: The archive's address; without it, the manifest's is left out.
     """
-    metadata: dict[str, dg.MetadataValue] = {
-        "dagster/partition_row_count": dg.MetadataValue.int(report.rows),
-        "rows": dg.MetadataValue.int(report.rows),
+    counts: dict[str, int] = {"rows": report.rows, "seq": report.seq}
+    if report.counts is not None:
+        counts |= {
+            "records": report.counts.records,
+            "passed": report.counts.passed,
+            "rejected": report.counts.rejected,
+            "errored": report.counts.errored,
+        }
+    metadata: Metadata = {
+        # Not numbers of their own: Dagster would plot those of one batch after the other as the
+        # table's, which would seem to shrink.
+        "batch": dg.MetadataValue.json(counts),
         "unchanged": dg.MetadataValue.bool(report.is_unchanged),
-        "seq": dg.MetadataValue.int(report.seq),
         "manifest": dg.MetadataValue.text(str(report.manifest)),
         "content_digest": dg.MetadataValue.text(str(report.content_digest)),
         "rows_digest": dg.MetadataValue.text(str(report.rows_digest)),
         "generation": dg.MetadataValue.text(report.generation),
-        "duration_seconds": dg.MetadataValue.float(report.seconds),
+        "duration": dg.MetadataValue.text(f"{report.seconds:.3f} s"),
         "release": dg.MetadataValue.text(f"{report.release} ({report.release_digest.short})"),
     }
     if archive_uri is not None:
         uri = f"{archive_uri}/{layout.blob(report.manifest)}"
         metadata["manifest_uri"] = dg.MetadataValue.text(uri)
-    if report.counts is not None:
-        metadata |= {
-            "records": dg.MetadataValue.int(report.counts.records),
-            "passed": dg.MetadataValue.int(report.counts.passed),
-            "rejected": dg.MetadataValue.int(report.counts.rejected),
-            "errored": dg.MetadataValue.int(report.counts.errored),
-        }
     return metadata
+
+
+def shown_metadata(database: Database, definition: HookDefinition) -> Metadata:
+    """Return what the table shows as a whole: columns, their sources, rows; as PostgreSQL has it.
+
+    Empty if the table is not there.
+    """
+    spec = table_spec(definition)
+    shown = read_shown_table(database, spec.name)
+    if shown is None:
+        return {}
+    source = features_key(definition.dataset, definition.name)
+    names = {column.name for column in shown.columns}
+    there = [column for column in spec.columns if column.name in names]
+    return {
+        "dagster/row_count": dg.MetadataValue.int(shown.rows),
+        "dagster/column_schema": dg.MetadataValue.table_schema(
+            shown_schema(shown.columns, spec.columns)
+        ),
+        "dagster/column_lineage": dg.MetadataValue.column_lineage(column_lineage(source, there)),
+    }

@@ -53,7 +53,7 @@ def submitted(pipeline: Pipeline) -> Pipeline:
 def test_hook_output_becomes_the_current_artifact(submitted: Pipeline):
     result = submitted.run(COUNTS, "b1")
     said = metadata(result)
-    assert (said["records"], said["passed"], said["rejected"], said["dagster/row_count"]) == (
+    assert (said["records"], said["passed"], said["rejected"], said["rows"]) == (
         3,
         2,
         1,

@@ -11,7 +11,7 @@ from dagster._core.loader import LoadingContextForTest
 from psycopg import sql
 
 from feature_pipeline.archive import accept, log
-from feature_pipeline.orchestration.checks import EQUALITY_CHECK
+from feature_pipeline.orchestration.equality import EQUALITY_CHECK
 from feature_pipeline.orchestration.keys import features_key, pool_of, records_key, table_key
 from feature_pipeline.orchestration.reconcile import request_runs
 from feature_pipeline.orchestration.records import records_event
@@ -436,3 +436,37 @@ def test_a_repeated_tick_appends_nothing(pipeline: Pipeline):
         assert [event.partition for event in tick.events] == ["b1"]
     assert len(log.batch_entries(pipeline.store, DATASET, "b1")) == 1
     assert pipeline.instance.get_dynamic_partitions(DATASET) == []
+
+
+def test_a_run_that_automation_requests_proves_what_it_loads(loaded: Pipeline):
+    """Such a run executes the checks that belong to the load, and no others."""
+    proved = check_of(loaded.run(TABLE, "b1", checks=False), EQUALITY_CHECK)
+    assert (proved.passed, proved.metadata["rows"].value) == (True, 2)
+
+    loaded.rows("update features.counts set letter = 'w' where batch = 'b2' returning 1")
+    wrong = check_of(loaded.run(TABLE, "b2", checks=False), EQUALITY_CHECK)
+    assert (wrong.passed, wrong.metadata["batches"].value) == (False, ["b2"])
+    still = check_of(loaded.run(TABLE, "b1", checks=False), EQUALITY_CHECK)
+    assert (still.passed, still.metadata["batches"].value) == (False, ["b2"])
+
+
+def test_dagster_shows_the_columns_and_rows_that_postgresql_has(loaded: Pipeline):
+    def shown() -> list[dict[str, dg.MetadataValue]]:
+        records = loaded.instance.fetch_materializations(TABLE, limit=100).records
+        return [record.asset_materialization.metadata for record in records]
+
+    newest, *earlier = shown()
+    assert newest["dagster/row_count"].value == 6
+    columns = {c.name: c for c in newest["dagster/column_schema"].schema.columns}
+    assert {name: column.type for name, column in columns.items()} == dict(
+        loaded.rows(
+            "select attname, format_type(atttypid, atttypmod) from pg_attribute"
+            " where attrelid = 'features.counts'::regclass and attnum > 0"
+        )
+    )
+    # Dagster plots every number, one event after the other: none is of one batch alone.
+    numbers = (dg.IntMetadataValue, dg.FloatMetadataValue)
+    for metadata in (newest, *earlier):
+        plotted = {name for name, value in metadata.items() if isinstance(value, numbers)}
+        assert plotted <= {"dagster/row_count"}
+        assert metadata["batch"].value["rows"] in {1, 2, 3}

@@ -39,7 +39,7 @@ from feature_pipeline.compute.collect import collect_output
 from feature_pipeline.compute.plan import plan_run
 from feature_pipeline.digest import Digest
 from feature_pipeline.orchestration.automation import TABLES_SENSOR
-from feature_pipeline.orchestration.checks import EQUALITY_CHECK
+from feature_pipeline.orchestration.equality import EQUALITY_CHECK
 from feature_pipeline.orchestration.keys import features_key, records_key, table_key
 from feature_pipeline.orchestration.reconcile import reconcile, request_runs
 from feature_pipeline.orchestration.recover import recover_dagster, recover_table
