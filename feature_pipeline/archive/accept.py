@@ -7,7 +7,7 @@ mechanics of appending (`log.append`).
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final, assert_never
 
 from feature_pipeline.archive import layout, log, read
@@ -119,14 +119,43 @@ def settle(store: BlobStore, entry: InboxEntry) -> Accepted | Waiting | Quaranti
 def settle_all(
     store: BlobStore, entries: Sequence[InboxEntry]
 ) -> list[Accepted | Waiting | Quarantined]:
-    """`settle` for each entry, in the order given, several at once; batches before the others."""
+    """Settle each entry: batches before the others, completions of a batch as they were published.
+
+    Completions of different batches are settled at once.
+
+    Returns:
+        What came of each, in the order given.
+    """
     acceptance = _Round(store, workers=1)
     settled: dict[str, Accepted | Waiting | Quarantined] = {}
     for are_batches in (True, False):
-        group = [e for e in entries if isinstance(e.content, Submission) is are_batches]
-        results = map_threads(lambda entry: _settle(acceptance, entry), group)
-        settled.update((e.id, result) for e, result in zip(group, results, strict=True))
+        chosen = [e for e in entries if isinstance(e.content, Submission) is are_batches]
+        logs: dict[object, list[InboxEntry]] = {}
+        for entry in sorted(chosen, key=_published_at):
+            logs.setdefault(_log_of(entry), []).append(entry)
+        results = map_threads(
+            lambda group: [(entry.id, _settle(acceptance, entry)) for entry in group],
+            logs.values(),
+        )
+        settled.update(result for group in results for result in group)
     return [settled[entry.id] for entry in entries]
+
+
+def _published_at(entry: InboxEntry) -> tuple[datetime, str]:
+    content = entry.content
+    known = content.published_at if isinstance(content, Completion) else None
+    return known or entry.modified_at, entry.id
+
+
+def _log_of(entry: InboxEntry) -> object:
+    """What entries share that are settled one after another: the log that they go to."""
+    match entry.content:
+        case Submission(dataset=dataset, batch=batch):
+            return dataset, batch
+        case Completion(dataset=dataset, hook=hook, batch=batch):
+            return dataset, hook, batch
+        case _:
+            return entry.id
 
 
 def _settle(acceptance: _Round, entry: InboxEntry) -> Accepted | Waiting | Quarantined:
@@ -135,7 +164,7 @@ def _settle(acceptance: _Round, entry: InboxEntry) -> Accepted | Waiting | Quara
             case Submission() as submission:
                 return Accepted(*_accept_batch(acceptance, submission))
             case Completion() as completion:
-                return Accepted(*_accept(acceptance, completion))
+                return Accepted(*_accept(acceptance, _with_time(completion, entry.modified_at)))
             case None if entry.is_newer:
                 raise NewerVersionError(entry.problem)
             case None:
@@ -155,6 +184,11 @@ def _settle(acceptance: _Round, entry: InboxEntry) -> Accepted | Waiting | Quara
     except (StoreUnavailableError, OutcomeUnknownError, CorruptDataError) as error:
         return Waiting(f"{reason}; it could not be moved to the quarantine: {error}")
     return Quarantined(entry.id, reason)
+
+
+def _with_time(completion: Completion, left_at: datetime) -> Completion:
+    """The completion; one that does not say so counts as published when its entry was written."""
+    return completion if completion.published_at else completion.as_published(left_at)
 
 
 def accept_batch(store: BlobStore, submission: Submission) -> BatchEntry:
@@ -293,9 +327,19 @@ def _verdict(
     if completion.status is CompletionStatus.CANCELLED:
         return Verdict.SUPERSEDED
     current = log.last_current(entries)
-    if current is not None and (completion.release_seq, completion.base) < current.order:
+    if current is not None and _is_before(completion, current):
         return Verdict.SUPERSEDED
     return Verdict.CURRENT
+
+
+def _is_before(completion: Completion, current: FeatureEntry) -> bool:
+    """Whether what is current was asked for, or at least published, after the completion."""
+    order = completion.release_seq, completion.base
+    if order != current.order:
+        return order < current.order
+    if completion.published_at is None or current.published_at is None:
+        return False
+    return completion.published_at < current.published_at
 
 
 def _check_release(acceptance: _Round, completion: Completion) -> None:

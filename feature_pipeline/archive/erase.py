@@ -485,6 +485,8 @@ class _Pass:
             successor = self._redact_artifact(content.manifest, where)
         if successor is None:
             return False
+        if content.published_at is None:
+            content = content.as_published(entry.modified_at)
         inbox.leave(self.store, content.model_copy(update={"manifest": successor}))
         return True
 

@@ -47,7 +47,6 @@ class DocumentReader:
         self.prefixes: list[str] = []
         """Of the logs that were read."""
         self._lock = threading.Lock()
-        self._keeps_checksums: bool | None = None
 
     def find(self, state: State, kind: ObjectKind, key: str, named_by: str, detail: str) -> None:
         """Something is wrong with an object."""
@@ -69,14 +68,19 @@ class DocumentReader:
         """Whether the bytes are those that were written, as far as the store can tell.
 
         A document's key does not name its bytes. Its writer sent their checksum, which the store
-        keeps and every read compares; an object without one was put there by something else.
+        keeps and every read compares. An object that was copied or put back has none: its content
+        decides, and that the checksum is missing is noted.
         """
         if held.info.sha256 is not None:
             return held.info.sha256 == Digest.of(held.data)
-        if self._keeps_checksums is None:
-            probe = self.store.stat(layout.PROBE)
-            self._keeps_checksums = probe is not None and probe.sha256 is not None
-        return not self._keeps_checksums
+        self.note_unchecked(held.info)
+        return True
+
+    def note_unchecked(self, info: ObjectInfo) -> None:
+        """Note an object that the store keeps no checksum of."""
+        if info.sha256 is None and info.composite_sha256 is None:
+            with self._lock:
+                self.reached.unchecked.add(info.key)
 
     def read_log(self, kind: ObjectKind, prefix: str, model: type[L]) -> dict[str, list[L]]:
         """Per log below `prefix` its entries, in order; those that cannot be read are findings."""

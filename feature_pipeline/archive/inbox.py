@@ -271,7 +271,11 @@ def requeue(store: BlobStore, entry_ids: Iterable[str]) -> None:
     for entry_id in entry_ids:
         key = quarantine_key(entry_id)
         held = read_quarantined(store, key)
-        create_or_read(store, f"{layout.INBOX}{entry_id}", held.entry.encode())
+        data = held.entry.encode()
+        content = read_entry(held.id, held.left_at, data).content
+        if isinstance(content, Completion) and content.published_at is None:
+            data = content.as_published(held.left_at).encode()  # what it counted as until now
+        create_or_read(store, f"{layout.INBOX}{entry_id}", data)
         store.delete(key)
 
 

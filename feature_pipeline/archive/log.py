@@ -95,7 +95,10 @@ class FeatureEntry(LogEntry):
 
     @property
     def order(self) -> tuple[int, int]:
-        """What decides between two completions: the later release, then the later base."""
+        """What decides between two completions: the later release, then the later base.
+
+        Where they are equal: the later `published_at`, or the later entry if that is not known.
+        """
         return self.release_seq, self.base
 
 

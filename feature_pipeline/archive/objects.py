@@ -120,6 +120,8 @@ class Reached:
     unparsed: dict[str, str] = field(default_factory=dict)
     """Quarantined entries that are no entry any code knows, by key, and why. They are kept as they
     came, so nothing is wrong with them, but what they name is not known."""
+    unchecked: set[str] = field(default_factory=set)
+    """The keys of objects that were read and of which the store keeps no checksum."""
     known: KnownLogs | None = None
     """What the logs were compared with; None if they were not."""
     seen: dict[str, dict[int, Sighting]] = field(default_factory=dict)

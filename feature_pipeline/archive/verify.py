@@ -9,7 +9,7 @@ are compared with the newest one: what it knows and is not there is lost.
 
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -17,6 +17,7 @@ from feature_pipeline.archive import blobs, layout
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.documents import NewerVersionError, utc_now
 from feature_pipeline.archive.logs import census
+from feature_pipeline.archive.maintenance import checksums
 from feature_pipeline.archive.objects import (
     Finding,
     ObjectKind,
@@ -122,12 +123,13 @@ def verify(
     seed: int | None = None,
     workers: int = WORKERS,
     progress: Callable[[int, int], None] | None = None,
+    restore_checksums: bool = False,
 ) -> VerifyReport:
     """Read what the scope holds again, and say what is wrong.
 
     Documents are always all read; of other blobs the fraction `sample`, in full. Logs are compared
     with the newest census. If the whole archive is read, a census of what is there now is written;
-    nothing else is.
+    nothing else is, unless checksums are restored.
 
     Args:
         store: The archive.
@@ -137,6 +139,7 @@ def verify(
         workers: Requests at once.
         progress: Called with (blobs read, blobs to read) as they are read, from any thread but
             never from two at once.
+        restore_checksums: Write right objects again of which the store keeps no checksum.
 
     Raises:
         StoreUnavailableError: The store could not list objects; nothing was verified.
@@ -153,10 +156,13 @@ def verify(
     chosen = _choose(named, sample, seed)
     reading = _Reading(store, len(chosen), progress)
     map_threads(reading.read, chosen, workers)
-    notes = _take_census(store, reached, workers) if scope.is_whole else ()
     found = [*reached.findings, *reading.findings, *_not_erased(store, scope, reached)]
     findings = list({finding.key: finding for finding in reversed(found)}.values())
     kept, gone_since = _without_erased_since(store, scope, reached, findings)
+    unchecked = (reached.unchecked | reading.unchecked) - {finding.key for finding in findings}
+    notes = _note_checksums(store, unchecked, restore_checksums, workers)
+    if scope.is_whole:
+        notes += _take_census(store, reached, workers)
     return VerifyReport(
         scope=scope,
         started_at=started_at,
@@ -184,6 +190,23 @@ def _take_census(store: BlobStore, reached: Reached, workers: int) -> tuple[str,
     return ()
 
 
+def _note_checksums(
+    store: BlobStore, unchecked: Collection[str], restores: bool, workers: int
+) -> tuple[str, ...]:
+    """What is right and has no checksum in the store is a note, if the store keeps any."""
+    probe = store.stat(layout.PROBE) if unchecked else None
+    if probe is None or probe.sha256 is None:
+        return ()
+    what = f"the store keeps no checksum of {len(unchecked)} objects whose bytes are right"
+    if not restores:
+        return (f"{what}: `feature-pipeline verify --restore-checksums` sets it again",)
+    try:
+        restored = checksums.restore_checksums(store, unchecked, workers)
+    except StoreUnavailableError as error:
+        return (f"{what}; it could not be set again: {error}",)
+    return (f"{what}; it was set again for {restored} of them",)
+
+
 def _choose(named: Sequence[Reference], sample: float, seed: int | None) -> Sequence[Reference]:
     if sample == 1:
         return named
@@ -200,13 +223,18 @@ class _Reading:
     done: int = 0
     bytes_read: int = 0
     findings: list[Finding] = field(default_factory=list)
+    unchecked: set[str] = field(default_factory=set)
+    """The keys of blobs of which the store keeps no checksum."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def read(self, reference: Reference) -> None:
         problem: tuple[State, str] | None = None
-        size = 0
+        size, unchecked = 0, None
         try:
-            size = blobs.verify_blob(self.store, reference.digest, reference.size)
+            with blobs.open_blob(self.store, reference.digest, reference.size) as stream:
+                size = sum(len(chunk) for chunk in stream.chunks)
+                if stream.info.sha256 is None and stream.info.composite_sha256 is None:
+                    unchecked = reference.key
         except NotFoundError as error:
             problem = State.MISSING, str(error)
         except CorruptDataError as error:
@@ -216,6 +244,8 @@ class _Reading:
         with self._lock:
             self.done += 1
             self.bytes_read += size
+            if unchecked is not None:
+                self.unchecked.add(unchecked)
             if problem is not None:
                 state, detail = problem
                 self.findings.append(

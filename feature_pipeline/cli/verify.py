@@ -29,6 +29,11 @@ _SHOWN = 200
 )
 @click.option("--seed", type=int, help="Read the sample that this number chose before.")
 @click.option("--workers", type=click.IntRange(1, 64), default=8, show_default=True)
+@click.option(
+    "--restore-checksums",
+    is_flag=True,
+    help="Write right objects again of which the store keeps no checksum.",
+)
 @json_option
 def verify(
     dataset: str | None,
@@ -37,6 +42,7 @@ def verify(
     sample: float,
     seed: int | None,
     workers: int,
+    restore_checksums: bool,
     as_json: bool,
 ) -> None:
     """Read what is stored and compare it with its names.
@@ -50,7 +56,13 @@ def verify(
     scope = Scope(find_dataset(store, hook, dataset, batch), hook, batch)
     with progress_of(output, "verifying") as progress:
         report = verify_archive(
-            store, scope, sample=sample, seed=seed, workers=workers, progress=progress
+            store,
+            scope,
+            sample=sample,
+            seed=seed,
+            workers=workers,
+            progress=progress,
+            restore_checksums=restore_checksums,
         )
     if report.findings:
         output.table(

@@ -121,7 +121,10 @@ def take_results(
         _, completion = publish.announce_artifact(
             store,
             execution.artifact,
-            lambda manifest: completion_of(execution, manifest, run.dagster_run_id, status),
+            # Its pods published it; the sensor comes by later.
+            lambda manifest: completion_of(
+                execution, manifest, run.dagster_run_id, status
+            ).as_published(execution.artifact.run.finished_at),
         )
     logger.info("took the results of hook run %s over batch %r", run.id, run.batch)
     return Announced(completion.inbox_id)

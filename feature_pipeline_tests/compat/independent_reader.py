@@ -267,6 +267,37 @@ class Reader:
             replaced |= entry["manifests"]
         return replaced
 
+    def known(self) -> dict[str, tuple[int, bytes | None]]:
+        """By log how far it went, and the digest of its last entry."""
+        lines: dict[str, tuple[int, bytes | None]] = {}
+        for path in sorted((self.root / "census").iterdir(), reverse=True):
+            data = path.read_bytes()
+            if sha256(data).hexdigest() != path.name.partition("-")[2]:
+                continue  # damaged: the one before it is used
+            table = pq.read_table(pa.BufferReader(data))
+            if table.schema.metadata[b"spec_version"] != b"1":
+                raise Damaged(f"{path}: spec_version {table.schema.metadata} is not known")
+            lines = {line["log"]: (line["entries"], line["digest"]) for line in table.to_pylist()}
+            break
+        for folder in self.root.glob("log/losses/*"):
+            seen, _ = lines.get(f"log/losses/{folder.name}/", (0, None))
+            for entry in self.entries("losses", folder.name)[seen:]:
+                for loss in entry["losses"]:
+                    lines.pop(loss["log"], None)
+                    if loss["entries"]:
+                        last = bytes.fromhex(loss["last"].removeprefix("sha256:"))
+                        lines[loss["log"]] = (loss["entries"], last)
+        return lines
+
+    def lost(self) -> list[str]:
+        """The logs that have lost their end."""
+        found = []
+        for log, (entries, digest) in self.known().items():
+            path = self.root / log / f"{entries:010d}"
+            is_there = path.exists() and digest in {None, sha256(path.read_bytes()).digest()}
+            found += [] if is_there else [log]
+        return found
+
     def manifests(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """Every feature entry with its manifest, but for those that were erased."""
         for folder in sorted(self.root.glob("log/features/*/*/*")):

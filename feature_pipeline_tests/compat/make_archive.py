@@ -18,6 +18,8 @@ from feature_pipeline.archive import accept, blobs, inbox, layout, log, publish,
 from feature_pipeline.archive.blob_store import create_or_read
 from feature_pipeline.archive.erase import erase
 from feature_pipeline.archive.log import FeatureEntry, ReleaseEntry
+from feature_pipeline.archive.logs.accept_loss import accept_losses, plan_loss
+from feature_pipeline.archive.logs.census import take_census
 from feature_pipeline.archive.manifest import ENDED_WELL, FailureInfo, RunInfo, StartInfo
 from feature_pipeline.archive.publish import Artifact, Completion, CompletionStatus
 from feature_pipeline.archive.stores.memory import MemoryStore
@@ -284,10 +286,22 @@ def fill(maker: Maker) -> None:
     )
     maker.publish(pile, mesher, {"small": [{"words": 1}]}, words, base=0, failed={"large": large})
 
+    given_up(maker)
     create_or_read(maker.store, layout.inbox("run.broken"), b'{"not": "a completion"}')
     (broken,) = [entry for entry in inbox.waiting(maker.store) if entry.content is None]
     inbox.quarantine(maker.store, broken, "not a completion")
     blobs.put_blob(maker.store, b"an orphan: nothing names it")
+
+
+def given_up(maker: Maker) -> None:
+    """A release that a census knows, whose entry was lost, and whose loss was accepted."""
+    maker.release("verdicts", "2")
+    take_census(maker.store)
+    prefix = layout.release_log(DATASET, "verdicts")
+    maker.store.delete(layout.entry(prefix, 2))
+    loss = plan_loss(maker.store, prefix)
+    assert loss is not None
+    accept_losses(maker.store, DATASET, [loss], by="the operator", reason="no copy is left")
 
 
 def main(version: str) -> None:

@@ -7,6 +7,7 @@ import ast
 import doctest
 import json
 import math
+import shutil
 import sys
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -20,6 +21,8 @@ from feature_pipeline.archive.encode import Content
 from feature_pipeline.archive.erase import erase
 from feature_pipeline.archive.erasures import erasures
 from feature_pipeline.archive.log import Verdict
+from feature_pipeline.archive.logs.census import take_census
+from feature_pipeline.archive.logs.known import known_logs
 from feature_pipeline.archive.manifest import Manifest
 from feature_pipeline.archive.stores.memory import MemoryStore
 from feature_pipeline.archive.verify import verify
@@ -34,8 +37,9 @@ from feature_pipeline_tests.compat.independent_reader import Damaged, Reader
 from feature_pipeline_tests.compat.make_archive import FAILING, OLD_COLUMNS, Maker
 
 ARCHIVES = Path(__file__).parent / "archives"
-VERSIONS = ("v1", "v2", "v3")
+VERSIONS = ("v1", "v2", "v3", "v4")
 WITH_STARTS = "v3"
+WITH_CENSUS = "v4"
 """The first whose manifests are of version 2."""
 FORMAT = Path(__file__).parents[2] / "docs" / "format.md"
 DATASET, HOOK = "structures", "everything"
@@ -337,6 +341,27 @@ class TestPackage:
 
     def test_all_of_it_is_as_it_should_be(self, store):
         assert [f.key for f in verify(copy(store)).findings] == []
+
+    def test_what_is_known_of_logs(self, archive, tmp_path):
+        """Both readers tell a log that was shortened from one that has lost its end."""
+        if archive.name < WITH_CENSUS:
+            assert known_logs(filled_from(archive)).below("log/") == {}
+            return
+        folder = tmp_path / "copy"
+        shutil.copytree(archive, folder)
+        lines = known_logs(filled_from(folder)).below("log/")
+        assert {
+            name: (line.entries, line.digest and bytes.fromhex(line.digest.hex))
+            for name, line in lines.items()
+        } == Reader(folder).known()
+        shortened = "log/releases/structures/verdicts/"
+        assert lines[shortened].entries == 1
+        assert Reader(folder).lost() == []
+        for name in (shortened, "log/features/structures/everything/harvest-1/"):
+            (folder / name / f"{lines[name].entries:010d}").unlink()
+            assert name in Reader(folder).lost()
+            report = take_census(filled_from(folder))
+            assert [s.log for s in report.shortfalls] == sorted(Reader(folder).lost())
 
     def test_every_log_goes_on(self, archive, tmp_path):
         """What is appended to an old archive is read by both readers, with what was there."""

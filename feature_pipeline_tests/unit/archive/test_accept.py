@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from feature_pipeline.archive import accept, contract, inbox, log, publish, read, tombstones
+from feature_pipeline.archive import accept, contract, inbox, layout, log, publish, read, tombstones
 from feature_pipeline.archive.accept import Accepted, Quarantined, Waiting
 from feature_pipeline.archive.log import Verdict
 from feature_pipeline.archive.manifest import ROWS, FailureInfo
@@ -380,6 +380,63 @@ class TestSettling:
         assert accept.waiting(scene.store) == []
         accept.requeue(scene.store, [settled.id])
         assert [e.id for e in accept.waiting(scene.store)] == ["a folder/ö"]
+
+    @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+    @pytest.mark.parametrize("at_once", [True, False])
+    def test_of_equals_the_one_published_later_is_current(self, scene, order, at_once):
+        """However they are accepted: together, or one by one by processes that restart."""
+        batch, release = scene.submit(make_batch()), scene.release()
+        published = [
+            publish.announce(
+                scene.store, scene.completion(scene.artifact(batch, release, label=label))
+            )
+            for label in "ab"
+        ]
+        waiting = {e.content.id: e for e in accept.waiting(scene.store)}
+        entries = [waiting[published[n].id] for n in order]
+        if at_once:
+            accept.settle_all(scene.store, entries)
+        else:
+            for entry in entries:
+                accept.settle(scene.store, entry)
+        logged = log.read_log(scene.store, DATASET, HOOK, "b1")
+        head = log.last_current(logged)
+        assert head.manifest == published[1].manifest
+        assert head.published_at == published[1].published_at
+        if at_once:
+            assert [e.verdict for e in logged] == [Verdict.CURRENT, Verdict.CURRENT]
+        assert len(logged) == 2
+
+    def test_one_that_does_not_say_counts_from_its_inbox_entry(self, scene):
+        """As left by code that knew version 1."""
+        batch, release = scene.submit(make_batch()), scene.release()
+        old = scene.completion(scene.artifact(batch, release, label="old"))
+        old = old.model_copy(update={"spec_version": 1})
+        scene.store.create(layout.inbox(old.inbox_id), old.encode())
+        assert b"published_at" not in old.encode()
+        new = publish.announce(
+            scene.store, scene.completion(scene.artifact(batch, release, label="new"))
+        )
+        waiting = {e.content.id: e for e in accept.waiting(scene.store)}
+        for completion in (new, old):
+            accept.settle(scene.store, waiting[completion.id])
+        logged = log.read_log(scene.store, DATASET, HOOK, "b1")
+        assert [e.verdict for e in logged] == [Verdict.CURRENT, Verdict.SUPERSEDED]
+        assert logged[1].published_at == waiting[old.id].modified_at
+
+    def test_an_older_one_that_is_tried_again_stays_older(self, scene):
+        batch, release = scene.submit(make_batch()), scene.release()
+        old = scene.completion(scene.artifact(batch, release, label="old"))
+        old = old.model_copy(update={"spec_version": 1})
+        scene.store.create(layout.inbox(old.inbox_id), old.encode())
+        [entry] = accept.waiting(scene.store)
+        accept.quarantine(scene.store, entry, "for the test")
+        new = scene.completion(scene.artifact(batch, release, label="new"))
+        accept.accept(scene.store, publish.announce(scene.store, new))
+        accept.requeue(scene.store, [entry.id])
+        for waiting in accept.waiting(scene.store):
+            accept.settle(scene.store, waiting)
+        assert log.head(scene.store, DATASET, HOOK, "b1").manifest == new.manifest
 
     def test_an_entry_of_later_code_waits(self, scene, waiting):
         document = json.loads(waiting[1].content.encode()) | {"spec_version": 3, "new": True}

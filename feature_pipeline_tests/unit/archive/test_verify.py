@@ -29,10 +29,18 @@ def care(memory_store, tmp_path):
 
 
 def overwrite(store, key, data):
-    """Behind the archive's back: the store itself has no checksum of such bytes."""
+    """Behind the store's back: it has the checksum of what was there."""
     held = store._objects[key]
-    info = dataclasses.replace(held.info, size=len(data), sha256=None, etag=f'"{Digest.of(data)}"')
+    info = dataclasses.replace(held.info, size=len(data), etag=f'"{Digest.of(data)}"')
     store._objects[key] = dataclasses.replace(held, data=data, info=info)
+
+
+def put_back(store, key, data):
+    """As other programs write objects: the store keeps no checksum."""
+    overwrite(store, key, data)
+    held = store._objects[key]
+    info = dataclasses.replace(held.info, sha256=None)
+    store._objects[key] = dataclasses.replace(held, info=info)
 
 
 def flipped(data, at):
@@ -113,10 +121,65 @@ def test_every_byte_of_a_log_entry_counts(care):
     overwrite(store, key, data)
 
 
+def test_every_byte_counts_without_a_checksum_too(care):
+    """Content decides: what the entry says, the entry after it, or the census."""
+    store = care.store
+    assert verify(store).is_clean
+    for seq in (1, 2):
+        key = f"log/features/structures/pockets/b1/000000000{seq}"
+        data = store.get(key).data
+        for at in range(0, len(data), 11):
+            put_back(store, key, flipped(data, at))
+            findings = verify(store).findings
+            assert {f.state for f in findings} & {State.CORRUPT, State.LOST}
+            assert any(f.key.startswith("log/features/structures/pockets/b1/") for f in findings)
+        put_back(store, key, data)
+    assert verify(store).is_clean
+
+
 def test_stores_without_checksums_are_no_damage(care):
     for key in all_keys(care.store):
-        overwrite(care.store, key, care.store.get(key).data)
+        put_back(care.store, key, care.store.get(key).data)
     assert verify(care.store).is_clean
+    assert verify(care.store).notes == ()
+
+
+def test_right_bytes_without_a_checksum_are_right(care):
+    """As operations.md allows: objects put back by any tool that keeps bytes."""
+    store = care.store
+    keys = [key for key in all_keys(store) if key != layout.PROBE]
+    for key in keys:
+        put_back(store, key, store.get(key).data)
+    before = {key: store.get(key).data for key in all_keys(store)}
+    report = verify(store)
+    assert report.is_clean
+    [note] = report.notes
+    assert note.startswith(f"the store keeps no checksum of {len(keys)} objects")
+    assert "verify --restore-checksums" in note
+    assert {key: store.get(key).data for key in before} == before
+    waiting = {key: store._objects[key].info for key in keys if key.startswith("inbox/")}
+
+    [note] = verify(store, restore_checksums=True).notes
+    rewritten = [key for key in keys if key.startswith(("log/", "blobs/"))]
+    assert note.endswith(f"set again for {len(rewritten)} of them")
+    assert {key: store.get(key).data for key in before} == before
+    for key in rewritten:
+        assert store.stat(key).sha256 == Digest.of(before[key])
+    # What waits is as old as its object.
+    assert {key: store._objects[key].info for key in waiting} == waiting
+    report = verify(store, Scope(DATASET))
+    assert (report.is_clean, report.notes) == (True, ())
+
+
+def test_wrong_bytes_are_not_given_a_checksum(care):
+    store = care.store
+    assert verify(store).is_clean
+    head = log.head(store, DATASET, HOOK, "b1")
+    keys = ("log/features/structures/pockets/b1/0000000001", layout.blob(head.manifest))
+    for key in keys:
+        put_back(store, key, flipped(store.get(key).data, 100))
+    assert not verify(store, restore_checksums=True).is_clean
+    assert [store.stat(key).sha256 for key in keys] == [None, None]
 
 
 class RefusingStore(FailingStore):
