@@ -460,7 +460,6 @@ class _Walk(DocumentReader):
         if (actual := Digest.of(held.data)) != digest:
             self.find(State.CORRUPT, kind, key, named_by, f"its bytes have the digest {actual}")
             return None
-        self.note_unchecked(held.info)
         self.count(held.data)
         self.reached.add(Reference(kind, digest, len(held.data), named_by))
         return held.data

@@ -159,8 +159,11 @@ def verify(
     found = [*reached.findings, *reading.findings, *_not_erased(store, scope, reached)]
     findings = list({finding.key: finding for finding in reversed(found)}.values())
     kept, gone_since = _without_erased_since(store, scope, reached, findings)
-    unchecked = (reached.unchecked | reading.unchecked) - {finding.key for finding in findings}
-    notes = _note_checksums(store, unchecked, restore_checksums, workers)
+    unchecked = (
+        reached.unchecked | reading.unchecked | _unchecked_documents(store, reached, workers)
+    )
+    wrong = {finding.key for finding in findings}
+    notes = _note_checksums(store, unchecked - wrong, restore_checksums, workers)
     if scope.is_whole:
         notes += _take_census(store, reached, workers)
     return VerifyReport(
@@ -188,6 +191,17 @@ def _take_census(store: BlobStore, reached: Reached, workers: int) -> tuple[str,
     except (StoreUnavailableError, OutcomeUnknownError, NewerVersionError) as error:
         return (f"no census was written: {error}",)
     return ()
+
+
+def _unchecked_documents(store: BlobStore, reached: Reached, workers: int) -> set[str]:
+    """Manifests and batches of which the store keeps no checksum: reading one does not tell."""
+    keys = {r.key for r in reached.references.values() if r.kind in _DOCUMENTS}
+    try:
+        infos = map_threads(store.stat, sorted(keys), workers)
+    except StoreUnavailableError:
+        return set()
+    stored = [info for info in infos if info is not None]
+    return {i.key for i in stored if i.sha256 is None and i.composite_sha256 is None}
 
 
 def _note_checksums(

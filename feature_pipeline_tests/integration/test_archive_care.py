@@ -100,8 +100,12 @@ def test_damage_of_every_kind_is_named(care, damage, how):
     leaves = {
         kind: key
         for kind, key in objects.items()
-        if kind not in PARENTS and (how != "delete" or kind not in waiting)
+        if kind not in PARENTS and (how == "truncate" or kind not in waiting)
     }
+    if how == "flip":
+        # The bytes were put there without a checksum, and may be those of another entry: then what
+        # it names is not there, or the entry after it names another.
+        del leaves[ObjectKind.FEATURE_ENTRY]
     for key in leaves.values():
         damage(key, how)
     state = State.MISSING if how == "delete" else State.CORRUPT
@@ -117,6 +121,29 @@ def test_damage_of_what_names_others_is_named(care, damage, how, kind):
     [finding] = verify(care.store).findings
     assert (finding.kind, finding.key) == (kind, key)
     assert finding.state is (State.MISSING if how == "delete" else State.CORRUPT)
+
+
+def test_an_entry_that_became_another_is_noticed(care, damage):
+    damage(one_of_each_kind(care.store)[ObjectKind.FEATURE_ENTRY], "flip")
+    assert not verify(care.store).is_clean
+
+
+def test_objects_that_another_tool_put_back(care, s3_client, s3_address, s3_prefix):
+    """Their bytes are right; that the server has no SHA-256 of them is a note."""
+    keys = [key for kind, key in one_of_each_kind(care.store).items()]
+    for key in keys:
+        where = {"Bucket": s3_address.bucket, "Key": f"{s3_prefix}/{key}"}
+        s3_client.put_object(**where, Body=s3_client.get_object(**where)["Body"].read())
+    report = verify(care.store)
+    assert report.findings == ()
+    [note] = report.notes
+    assert f"no checksum of {len(keys)} objects" in note
+    [note] = verify(care.store, restore_checksums=True).notes
+    assert "set again" in note
+    assert care.store.stat(keys[0]).sha256 is not None
+    report = verify(care.store)
+    assert report.findings == ()
+    assert "no checksum of 2 objects" in report.notes[0]  # what waits is left as it is
 
 
 def test_damage_is_never_read_as_data(care, damage):
