@@ -18,6 +18,7 @@ from feature_pipeline.archive.features import Features, Outcomes, Selection
 from feature_pipeline.archive.history import AsOf as AsOf
 from feature_pipeline.archive.log import BatchEntry, FeatureEntry
 from feature_pipeline.archive.logs.damage import Readable
+from feature_pipeline.archive.logs.known import known_logs
 from feature_pipeline.archive.stores.s3 import S3Store, make_client
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
@@ -146,7 +147,7 @@ class Archive:
                 + (f" and {len(absent) - 1} others" if len(absent) > 1 else "")
                 + ("" if as_of is None else f" as of {as_of}")
             )
-        submitted = log.readable_batches(self.store, chosen, batches)
+        submitted = log.readable_batches(self.store, chosen, batches, known_logs(self.store))
         damage = {b: one.error for b, one in readable.damage.items()}
         for batch in heads.keys() - submitted.found.keys():
             known = submitted.damage.get(batch)
@@ -219,9 +220,10 @@ class Archive:
     def _heads(
         self, dataset: str, hook: str, as_of: AsOf | None, batches: Collection[str] | None
     ) -> Readable[FeatureEntry]:
+        known = known_logs(self.store)
         if as_of is None:
-            return log.readable_heads(self.store, dataset, hook, batches)
-        return history.readable_heads_as_of(self.store, dataset, hook, as_of, batches)
+            return log.readable_heads(self.store, dataset, hook, batches, known)
+        return history.readable_heads_as_of(self.store, dataset, hook, as_of, batches, known)
 
 
 def _no_entry(dataset: str, batch: str) -> str:

@@ -17,6 +17,7 @@ from feature_pipeline.archive.documents import NewerVersionError, instant_text
 from feature_pipeline.archive.erasures import Erased, erased
 from feature_pipeline.archive.log import FeatureEntry, ReleaseEntry
 from feature_pipeline.archive.logs.damage import Damage, Readable
+from feature_pipeline.archive.logs.known import KnownLogs, known_logs
 from feature_pipeline.archive.manifest import Manifest
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
@@ -119,7 +120,9 @@ def readable_history(
             f"dataset {dataset!r} has no hook {hook!r}; it has"
             f" {', '.join(log.hooks(store, dataset)) or 'none'}"
         )
-    readable = log.readable_feature_logs(store, dataset, hook, None if batch is None else [batch])
+    known_ends = known_logs(store)
+    names = None if batch is None else [batch]
+    readable = log.readable_feature_logs(store, dataset, hook, names, known_ends)
     logs = readable.found
     damage |= {key: str(one.error) for key, one in readable.damage.items()}
     if batch is not None and batch not in logs and batch not in damage:
@@ -183,7 +186,12 @@ def heads_as_of(
 
 
 def readable_heads_as_of(
-    store: BlobStore, dataset: str, hook: str, as_of: AsOf, batches: Collection[str] | None = None
+    store: BlobStore,
+    dataset: str,
+    hook: str,
+    as_of: AsOf,
+    batches: Collection[str] | None = None,
+    known: KnownLogs | None = None,
 ) -> Readable[FeatureEntry]:
     """As `heads_as_of`, with what is wrong with each log that cannot be read.
 
@@ -193,18 +201,19 @@ def readable_heads_as_of(
         hook: Whose artifacts.
         as_of: A time, or the seq of the last entry of each batch's log to look at.
         batches: Look at these alone.
+        known: As of `log.readable_heads`.
 
     Raises:
         InvalidInputError: A time without its offset.
     """
     check_as_of(as_of)
-    known = erased(store, dataset)
-    logs = log.readable_feature_logs(store, dataset, hook, batches)
+    gone = erased(store, dataset)
+    logs = log.readable_feature_logs(store, dataset, hook, batches, known)
     found: dict[str, FeatureEntry] = {}
     damage = dict(logs.damage)
     for batch, entries in logs.found.items():
         try:
-            head = _head(entries, as_of, known)
+            head = _head(entries, as_of, gone)
         except CorruptDataError as error:
             damage[batch] = Damage.of(layout.feature_log(dataset, hook, batch), error)
         else:

@@ -246,6 +246,9 @@ def _without_lost(
     """What was read, but for logs that are not what they are known to have been."""
     if known is None:
         return read
+    if names is not None:
+        # Logs that were not listed would look as if they were gone.
+        known = known.only({f"{every}{name}/" for name in names})
     seen = sightings(info for infos in logs.values() for info in infos)
     short = {
         shortfall.log.removeprefix(every).rstrip("/"): shortfall.damage

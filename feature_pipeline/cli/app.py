@@ -22,6 +22,7 @@ COMMANDS = {
     "compare": "Show what two releases of a hook say differently.",
     "history": "Show what became of a hook's batches, entry by entry.",
     "verify": "Read the archive again: every object there, and right.",
+    "repair": "Bring back what is damaged or lost in the archive.",
     "quarantine": "Show what could not be accepted, and why; let it try again.",
     "erase": "Take withdrawn records out of the archive.",
     "gc": "Delete blobs that nothing needs any more.",

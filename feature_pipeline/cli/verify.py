@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import click
 
@@ -9,6 +10,7 @@ from feature_pipeline.archive import log
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.objects import Scope
 from feature_pipeline.archive.verify import verify as verify_archive
+from feature_pipeline.cli.databases import ask_databases
 from feature_pipeline.cli.output import Output, json_option, size
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import InvalidInputError, NotFoundError
@@ -47,6 +49,8 @@ def verify(
 ) -> None:
     """Read what is stored and compare it with its names.
 
+    What the tables and Dagster were told of is compared with the logs, where they are configured.
+
     Exits with 0 if all is right, with 2 if something is missing, corrupt, lost, unreadable or not
     erased, with 1 if the archive could not be verified at all.
     """
@@ -64,6 +68,12 @@ def verify(
             progress=progress,
             restore_checksums=restore_checksums,
         )
+    # What the tables and Dagster were made from: a log cannot show that its end is lost.
+    named = {finding.key for finding in report.findings}
+    lost = [
+        f for f in ask_databases(output, scope.dataset).lost(store, scope) if f.key not in named
+    ]
+    report = replace(report, findings=(*report.findings, *lost))
     if report.findings:
         output.table(
             f"{len(report.findings)} objects are not as they should be",
@@ -74,7 +84,7 @@ def verify(
             output.say(f"... and {len(report.findings) - _SHOWN} more: --json shows all")
         output.say(
             "What a damaged log entry, manifest or batch names was not looked at: bring it back,"
-            " then verify again"
+            " then verify again. `feature-pipeline repair` shows what can be brought back"
         )
     for note in report.notes:
         output.say(f"note: {note}")

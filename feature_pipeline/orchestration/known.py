@@ -75,6 +75,32 @@ def known_batches(instance: dg.DagsterInstance, dataset: str) -> list[KnownBatch
     return list(known_partitions(instance, records_key(dataset)).batches(dataset))
 
 
+@dataclass(frozen=True, slots=True)
+class DagsterKnowledge:
+    """What Dagster knows of the archive."""
+
+    entries: list[KnownEntry]
+    batches: list[KnownBatch]
+
+
+def knowledge_of(instance: dg.DagsterInstance, dataset: str | None = None) -> DagsterKnowledge:
+    """Return every batch and artifact that Dagster was told of, whatever the archive still has.
+
+    Args:
+        instance: Where Dagster's events are.
+        dataset: Only of this one.
+    """
+    entries: list[KnownEntry] = []
+    batches: list[KnownBatch] = []
+    for key in instance.get_asset_keys():
+        match list(key.path):
+            case [of, "records"] if dataset in {None, of}:
+                batches += known_batches(instance, of)
+            case [of, "features", hook] if dataset in {None, of}:
+                entries += known_entries(instance, of, hook)
+    return DagsterKnowledge(entries, batches)
+
+
 def _digest(event: PartitionEvent) -> Digest | None:
     try:
         return None if event.document is None else Digest.parse(event.document)

@@ -17,6 +17,7 @@ from dagster._core.execution.backfill import PartitionBackfill
 from feature_pipeline.archive import log
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.log import BatchEntry, FeatureEntry
+from feature_pipeline.archive.logs.known import known_logs
 from feature_pipeline.archive.maintenance.known import find_lost, find_lost_batches
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, NotFoundError
@@ -219,7 +220,7 @@ def _reconcile_batches(
     store: BlobStore, instance: dg.DagsterInstance, dataset: str, drift: Drift
 ) -> dict[str, BatchEntry]:
     """Tell Dagster of batches that it does not know; the last entry of every batch."""
-    readable = log.readable_batches(store, dataset)
+    readable = log.readable_batches(store, dataset, None, known_logs(store))
     entries = dict(readable.found)
     name = records_key(dataset).to_user_string()
     if readable.damage:
@@ -272,7 +273,7 @@ def _reconcile_features(
     """Tell Dagster of artifacts that it does not know; the hook's current entries."""
     key = features_key(dataset, hook)
     name = key.to_user_string()
-    readable = log.readable_heads(store, dataset, hook)
+    readable = log.readable_heads(store, dataset, hook, None, known_logs(store))
     heads = dict(readable.found)
     known = known_partitions(instance, key)
     if readable.damage:

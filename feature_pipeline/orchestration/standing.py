@@ -20,6 +20,7 @@ from feature_pipeline.archive.documents import NewerVersionError
 from feature_pipeline.archive.history import RELEASES
 from feature_pipeline.archive.log import BatchEntry, FeatureEntry, Verdict
 from feature_pipeline.archive.logs.damage import Readable
+from feature_pipeline.archive.logs.known import known_logs
 from feature_pipeline.archive.maintenance.known import KnownEntry, find_lost
 from feature_pipeline.archive.manifest import Manifest
 from feature_pipeline.archive.threads import map_threads
@@ -170,11 +171,12 @@ def hook_standing(
             errored records that are worth another try.
     """
     store, dataset, hook = sources.store, definition.dataset, definition.name
-    submitted = log.readable_batches(store, dataset, batches)
+    known = known_logs(store)
+    submitted = log.readable_batches(store, dataset, batches, known)
     damaged = {batch: str(damage.error) for batch, damage in submitted.damage.items()}
     entries = _in_order(dataset, submitted, batches)
     names = None if batches is None else entries
-    readable = log.readable_feature_logs(store, dataset, hook, names)
+    readable = log.readable_feature_logs(store, dataset, hook, names, known)
     damaged |= {batch: str(damage.error) for batch, damage in readable.damage.items()}
     logs = {batch: readable.found[batch] for batch in entries if batch in readable.found}
     found = {batch: log.last_current(lines) for batch, lines in logs.items()}

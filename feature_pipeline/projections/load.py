@@ -98,6 +98,9 @@ class _Task:
 _Problem: TypeAlias = CannotEvolveError | CorruptDataError | NotFoundError | RefusedBatchError
 """Why a batch is not loaded: it does not fit, PostgreSQL refused it, its artifact is damaged or
 incomplete, or what was loaded of it before is lost in the archive."""
+_GivenUp: TypeAlias = dict[tuple[int, str], tuple[int, Digest]]
+"""By generation and batch the log entry (number, manifest) that it was loaded from, and whose loss
+was accepted."""
 _Found: TypeAlias = list[PreparedBatch | _Problem | None]
 """A task's rows for each generation that is fed, or why there are none; None if it holds them."""
 
@@ -178,11 +181,11 @@ def load_batches(
     with database.connect(f"table {spec.name!r}") as connection:
         state = ensure_table(connection, spec)
     chosen = None if batches is None else list(dict.fromkeys(batches))
-    tasks, problems = _tasks(store, database, spec, state, chosen)
+    tasks, problems, given_up = _tasks(store, database, spec, state, chosen)
     tried_again: set[str] = set()
     while True:
         withdrawn = frozenset(tombstones.withdrawn(store, spec.dataset))
-        work = _Work(store, database, spec, state, withdrawn, tasks, is_forced=is_forced)
+        work = _Work(store, database, spec, state, withdrawn, tasks, given_up, is_forced=is_forced)
         yield from work.run(min(workers, max(1, len(tasks))))
         for task in tasks:
             problems.pop(task.batch.batch, None)
@@ -194,7 +197,7 @@ def load_batches(
         late = set(settle_table(store, database, spec).late) - problems.keys()
         if not (late or again):
             break
-        tasks, unusable = _tasks(store, database, spec, state, late | again)
+        tasks, unusable, given_up = _tasks(store, database, spec, state, late | again)
         problems |= unusable
     if problems:
         raise _summed_up(spec, list(problems.values())) from next(iter(problems.values()))
@@ -240,8 +243,10 @@ def _tasks(
     spec: TableSpec,
     state: TableState,
     chosen: Collection[str] | None,
-) -> tuple[list[_Task], dict[str, _Problem]]:
+) -> tuple[list[_Task], dict[str, _Problem], _GivenUp]:
     """The batches with their heads, those submitted last first; and why others cannot be loaded.
+
+    With what generations hold of log entries that were given up: anything replaces it.
 
     In this order a record that is in two batches is claimed by its owner at once, and the rows
     that it has elsewhere are never written.
@@ -257,10 +262,8 @@ def _tasks(
         # A dataset's batch that the hook has nothing about is not the table's matter.
         if batch in current or batch in current.damage
     }
-    problems |= {
-        batch: LostEntryError(f"batch {batch!r}: {one}")
-        for batch, one in _lost(database, spec, state, current, chosen).items()
-    }
+    lost, given_up = _unlogged(database, spec, state, current, chosen)
+    problems |= {batch: LostEntryError(f"batch {batch!r}: {one}") for batch, one in lost.items()}
     for batch in chosen or ():
         if batch in problems:
             continue
@@ -278,25 +281,32 @@ def _tasks(
             problems[batch] = NotFoundError(
                 f"batch {batch!r}: it is not in the log of batches of {spec.dataset!r}"
             )
-    return sorted(tasks, key=lambda task: task.batch.order, reverse=True), problems
+    return sorted(tasks, key=lambda task: task.batch.order, reverse=True), problems, given_up
 
 
-def _lost(
+def _unlogged(
     database: Database,
     spec: TableSpec,
     state: TableState,
     current: CurrentEntries,
     chosen: Collection[str] | None,
-) -> dict[str, LostEntry]:
-    """The batches that a generation was loaded with from an entry that the archive lost.
+) -> tuple[dict[str, LostEntry], _GivenUp]:
+    """What generations were loaded with from entries that the archive no longer has.
 
-    They are not loaded from another: it must be decided first whether the archive is right.
+    What is lost is not loaded from another entry: it must be decided first whether the archive is
+    right. What was given up is.
     """
     lost: dict[str, LostEntry] = {}
+    given_up: _GivenUp = {}
     with database.connect(f"table {spec.name!r}") as connection:
         for generation in state.fed:
-            lost |= current.find_lost(all_progress(connection, generation.id, chosen))
-    return lost
+            progress = all_progress(connection, generation.id, chosen)
+            found, gone = current.compare_logs(progress)
+            lost |= found
+            for batch in gone:
+                one = progress[batch]
+                given_up[generation.id, batch] = (one.seq, one.manifest)
+    return lost, given_up
 
 
 class _Work:
@@ -310,6 +320,7 @@ class _Work:
         state: TableState,
         withdrawn: frozenset[str],
         tasks: list[_Task],
+        given_up: _GivenUp,
         *,
         is_forced: bool,
     ) -> None:
@@ -320,6 +331,7 @@ class _Work:
         self._withdrawn = withdrawn
         self._is_forced = is_forced
         self._tasks = iter(tasks)
+        self._given_up = given_up
         self.problems: dict[str, _Problem] = {}
         """Batches that were not loaded into the wanted generation, each with the reason."""
         self._live_holds = {} if is_forced else _held(database, spec, state)
@@ -397,8 +409,8 @@ class _Work:
         ]
 
     def _is_held(self, task: _Task, generation: Generation) -> bool:
-        held = self._live_holds.get((generation.id, task.batch.batch), 0)
-        return held >= task.entry.seq
+        key = generation.id, task.batch.batch
+        return key not in self._given_up and self._live_holds.get(key, 0) >= task.entry.seq
 
     def _prepare_for(self, task: _Task, generation: Generation) -> PreparedBatch | _Problem:
         try:
@@ -448,7 +460,16 @@ class _Work:
             return {}, {}
         started = time.monotonic()
         replaced = replace_batches(
-            connection, state, generation, fit.group, is_forced=self._is_forced
+            connection,
+            state,
+            generation,
+            fit.group,
+            is_forced=self._is_forced,
+            given_up={
+                batch: entry
+                for (own, batch), entry in self._given_up.items()
+                if own == generation.id
+            },
         )
         seconds = (time.monotonic() - started) / len(fit.group.batches)
         counts = {one.entry.manifest: one.manifest.counts for one in fit.group.batches}

@@ -11,7 +11,12 @@ from feature_pipeline.archive import history, log
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.log import FeatureEntry
 from feature_pipeline.archive.logs.damage import Readable
-from feature_pipeline.archive.maintenance.known import LostEntry, find_lost
+from feature_pipeline.archive.logs.known import known_logs
+from feature_pipeline.archive.maintenance.known import (
+    LostEntry,
+    find_unlogged,
+    not_given_up,
+)
 from feature_pipeline.errors import CorruptDataError
 from feature_pipeline.projections.bookkeeping import Progress, all_progress
 from feature_pipeline.projections.database import Database
@@ -144,9 +149,20 @@ class CurrentEntries(Mapping[str, FeatureEntry]):
 
     def find_lost(self, progress: Mapping[str, Progress]) -> dict[str, LostEntry]:
         """The batches that were loaded from an entry that their log no longer has."""
+        return self.compare_logs(progress)[0]
+
+    def compare_logs(
+        self, progress: Mapping[str, Progress]
+    ) -> tuple[dict[str, LostEntry], set[str]]:
+        """The batches that were loaded from an entry that their log no longer has.
+
+        Returns:
+            Those whose entry is lost, and those whose loss was accepted since.
+        """
         known = [known_entry(self._spec, loaded) for loaded in progress.values()]
-        lost = find_lost(self._store, known, self._entries)
-        return {one.known.batch: one for one in lost}
+        unlogged = find_unlogged(self._store, known, self._entries)
+        lost = {one.known.batch: one for one in not_given_up(self._store, unlogged)}
+        return lost, {one.known.batch for one in unlogged} - lost.keys()
 
 
 def current_entries(
@@ -157,17 +173,19 @@ def current_entries(
     For a table of the past, what was current then.
     """
     dataset, hook = spec.dataset, spec.hook
+    # What a census knows is compared where all batches are looked at: it is a line per batch.
+    known = known_logs(store) if batches is None else None
     if spec.as_of is None:
-        readable = log.readable_heads(store, dataset, hook, batches)
+        readable = log.readable_heads(store, dataset, hook, batches, known)
     else:
         # Not by way of the log alone: what is erased since has a successor, which is read instead.
-        readable = history.readable_heads_as_of(store, dataset, hook, spec.as_of, batches)
+        readable = history.readable_heads_as_of(store, dataset, hook, spec.as_of, batches, known)
     return CurrentEntries(store, spec, readable)
 
 
 def compare_progress(current: CurrentEntries, progress: Mapping[str, Progress]) -> ProgressReport:
     """Where `progress` differs from the current artifacts' content digests."""
-    lost = current.find_lost(progress)
+    lost, given_up = current.compare_logs(progress)
     unknown = lost.keys() | current.damage.keys()
     return ProgressReport(
         missing=tuple(sorted(current.keys() - progress.keys())),
@@ -175,7 +193,8 @@ def compare_progress(current: CurrentEntries, progress: Mapping[str, Progress]) 
             sorted(
                 batch
                 for batch in (current.keys() & progress.keys()) - unknown
-                if current[batch].content_digest != progress[batch].content_digest
+                if batch in given_up
+                or current[batch].content_digest != progress[batch].content_digest
             )
         ),
         extra=tuple(sorted(progress.keys() - current.keys() - unknown)),

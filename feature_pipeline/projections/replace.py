@@ -13,11 +13,13 @@ import reprlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Final
 
 import psycopg
 from psycopg import sql
 
+from feature_pipeline.digest import Digest
 from feature_pipeline.errors import ConflictError, ProjectionError
 from feature_pipeline.projections.bookkeeping import (
     Progress,
@@ -97,6 +99,7 @@ def replace_batches(
     group: PreparedGroup,
     *,
     is_forced: bool = False,
+    given_up: Mapping[str, tuple[int, Digest]] = MappingProxyType({}),
 ) -> Replaced:
     """The generation holds what `group` says of each of its batches, or something newer.
 
@@ -111,6 +114,8 @@ def replace_batches(
         generation: One that is fed.
         group: The batches, for this generation.
         is_forced: Write rows anew even if they are there, but never an older log entry's.
+        given_up: By batch the log entry (number, manifest) that it was loaded from and that was
+            given up: an older entry replaces it.
 
     Raises:
         TableChangedError: `state` is out of date; some of the batches may have been loaded.
@@ -130,7 +135,7 @@ def replace_batches(
     refused: dict[str, RefusedBatchError] = {}
     for prepared in group.batches:
         try:
-            done.append(replace_batch(connection, state, generation, prepared, is_forced=is_forced))
+            done.append(_replace_one(connection, state, generation, prepared, is_forced, given_up))
         except RefusedBatchError as error:
             refused[prepared.batch] = error
     return Replaced(tuple(done), refused)
@@ -154,6 +159,20 @@ def _load_first(
     return [Replacement(one, is_unchanged=False, foreign=0) for one in held]
 
 
+def _replace_one(
+    connection: Connection,
+    state: TableState,
+    generation: Generation,
+    prepared: PreparedBatch,
+    is_forced: bool,
+    given_up: Mapping[str, tuple[int, Digest]],
+) -> Replacement:
+    entry = given_up.get(prepared.batch)
+    return replace_batch(
+        connection, state, generation, prepared, is_forced=is_forced, given_up=entry
+    )
+
+
 def replace_batch(
     connection: Connection,
     state: TableState,
@@ -161,6 +180,7 @@ def replace_batch(
     prepared: PreparedBatch,
     *,
     is_forced: bool = False,
+    given_up: tuple[int, Digest] | None = None,
 ) -> Replacement:
     """The generation holds what `prepared` says of its batch, or something newer.
 
@@ -173,6 +193,8 @@ def replace_batch(
         generation: One that is fed.
         prepared: The batch, for this generation.
         is_forced: Write its rows anew even if they are there, but never an older log entry's.
+        given_up: The log entry (number, manifest) that it was loaded from, if its loss was
+            accepted: an older entry replaces it.
 
     Raises:
         TableChangedError: `state` is out of date; nothing changed.
@@ -184,7 +206,8 @@ def replace_batch(
         lock(connection, "batch", generation.id, prepared.batch)
         _check_state(connection, state)
         held = read_progress(connection, generation.id, prepared.batch)
-        if held is not None and held.seq >= prepared.entry.seq + is_forced:
+        is_given_up = held is not None and (held.seq, held.manifest) == given_up
+        if held is not None and not is_given_up and held.seq >= prepared.entry.seq + is_forced:
             return Replacement(held, is_unchanged=True, foreign=0)
         # Rows of another release may go through another upcaster.
         is_same = (

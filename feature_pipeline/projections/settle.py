@@ -265,7 +265,11 @@ def _finish(store: BlobStore, connection: Connection, spec: TableSpec) -> TableR
         if state.building is None or state.is_pinned or report.is_older_code:
             return report
         building = state.building
-        if late := {*report.missing, *_late(connection, state)}:
+        # Batches whose loss was accepted: live holds what the log does not.
+        _, gone = current_entries(store, spec, None).compare_logs(
+            all_progress(connection, state.live.id)
+        )
+        if late := {*report.missing, *(set(_late(connection, state)) - gone)}:
             # It was complete a moment ago: these have come since, or only live has them.
             return replace(report, late=tuple(sorted(late)))
         follow_indexes(connection, building, spec, is_read=False)
@@ -277,13 +281,14 @@ def _finish(store: BlobStore, connection: Connection, spec: TableSpec) -> TableR
             now: TableState,
             building: Generation = building,
             proven: Mapping[str, Progress] = proven,
+            gone: frozenset[str] = frozenset(gone),
         ) -> bool:
             return (
                 now.building is not None
                 and now.building.id == building.id
                 and not now.is_pinned
                 and all_progress(under_lock, building.id) == proven
-                and not _late(under_lock, now)
+                and not set(_late(under_lock, now)) - gone
             )
 
         if switch(connection, spec, building, is_still_so, is_pinned=False):

@@ -6,9 +6,21 @@ import psycopg
 import pytest
 
 from feature_pipeline.archive import layout
+from feature_pipeline.archive.api import Archive
+from feature_pipeline.archive.logs.census import take_census
+from feature_pipeline.archive.maintenance.accept_loss import (
+    accept_losses,
+    plan_losses,
+    remove_given_up,
+)
+from feature_pipeline.archive.maintenance.known import find_lost
+from feature_pipeline.archive.maintenance.repair import append_again
+from feature_pipeline.archive.objects import ObjectKind, State
+from feature_pipeline.archive.verify import verify
 from feature_pipeline.columns import Column
 from feature_pipeline.errors import CorruptDataError
 from feature_pipeline.projections.database import Database
+from feature_pipeline.projections.known import known_by_tables
 from feature_pipeline.projections.load import LoadReport, load_batches
 from feature_pipeline.projections.progress import check_progress
 from feature_pipeline.projections.rebuild import begin_rebuild, fill
@@ -163,3 +175,81 @@ def test_a_damaged_log_costs_its_own_batch(archive, database, connection) -> Non
     with pytest.raises(CorruptDataError, match="3 damaged or incomplete"):
         rebuild(archive, database)
     assert labels(connection) == ["five", "new", "three", "two"]
+
+
+def accept(archive: FeatureArchive, database: Database) -> list[str]:
+    """Give up what the tables know and the archive does not have."""
+    lost = find_lost(archive.store, known_by_tables(database))
+    planned = plan_losses(archive.store, [one.finding for one in lost])
+    accept_losses(archive.store, planned, by="the operator", reason="no copy is left")
+    return [loss.log for loss in planned]
+
+
+def test_after_a_loss_is_accepted_tables_follow_the_shorter_log(
+    archive, database, connection
+) -> None:
+    lose(archive, "b1", 2)
+    lose(archive, "b2", 1)
+    assert len(accept(archive, database)) == 2
+    progress = check_progress(archive.store, database, archive.spec())
+    assert (progress.lost, progress.behind, progress.extra) == ({}, ("b1",), ("b2",))
+    # the older entry replaces the one that was given up
+    load(archive, database)
+    assert labels(connection) == ["old", "three", "two"]
+    # what has no artifact any more leaves with the next generation
+    rebuild(archive, database)
+    assert labels(connection) == ["old", "three"]
+    assert check_progress(archive.store, database, archive.spec()).is_complete
+    # numbers are used again, and a later loss is a loss again
+    archive.say("b1", {"r1": [{"label": "again"}]})
+    load(archive, database)
+    assert labels(connection) == ["again", "three"]
+    lose(archive, "b1", 2)
+    assert list(check_progress(archive.store, database, archive.spec()).lost) == ["b1"]
+
+
+def test_a_number_that_is_used_again_before_any_load_is_loaded(
+    archive, database, connection
+) -> None:
+    lose(archive, "b1", 2)
+    accept(archive, database)
+    archive.say("b1", {"r1": [{"label": "another"}]})
+    load(archive, database)
+    assert labels(connection) == ["another", "three", "two"]
+
+
+def test_a_census_makes_a_lost_end_a_damaged_batch_to_every_reader(archive, database) -> None:
+    """From S3 alone: no database knows of the entry."""
+    take_census(archive.store)
+    archive.add("b4", {"r4": [{"label": "four"}]})
+    take_census(archive.store)
+    lose(archive, "b4", 1)
+    features = Archive(archive.store).features("pockets", skip_damaged=True)
+    assert len(features.to_arrow()) == 3
+    assert list(features.damage) == ["b4"]
+    with pytest.raises(CorruptDataError, match="batch 'b4': the log has lost its end"):
+        load(archive, database)
+    report = verify(archive.store)
+    assert [(f.state, f.kind) for f in report.findings] == [(State.LOST, ObjectKind.FEATURE_ENTRY)]
+    accept_losses(archive.store, plan_losses(archive.store, report.findings), by="o", reason="r")
+    assert verify(archive.store).is_clean
+    load(archive, database)
+
+
+def test_what_is_behind_a_damaged_entry_is_kept_as_text_and_appended_again(
+    archive, database, connection
+) -> None:
+    archive.say("b1", {"r1": [{"label": "third"}]})
+    load(archive, database)
+    take_census(archive.store)
+    flip(archive, layout.entry(layout.feature_log("demo", "pockets", "b1"), 2))
+    planned = plan_losses(archive.store, verify(archive.store).findings)
+    [loss] = planned
+    assert (loss.entries, loss.known_entries, len(loss.removed)) == (1, 3, 2)
+    accept_losses(archive.store, planned, by="the operator", reason="damaged")
+    remove_given_up(archive.store, "demo")  # it can be repeated
+    again = append_again(archive.store, planned, known_by_tables(database))
+    assert len(again) == 1
+    assert verify(archive.store).is_clean
+    load(archive, database)
+    assert labels(connection) == ["third", "three", "two"]

@@ -9,7 +9,7 @@ accepted. That makes two rules for whoever compares: read what is known before l
 accepted losses count against a census that had not seen them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
@@ -196,6 +196,17 @@ class KnownLogs:
                     else:
                         lines.pop(loss.log, None)
         return lines
+
+    def only(self, logs: Collection[str]) -> "KnownLogs":
+        """Return what is known of these logs, and of accepted losses."""
+        if self.census is None:
+            return self
+        column = self.census.table.column("log")
+        wanted = pc.or_(
+            pc.is_in(column, pa.array(sorted(logs), pa.string())),
+            pc.starts_with(column, layout.LOSS_LOGS),
+        )
+        return replace(self, census=replace(self.census, table=self.census.table.filter(wanted)))
 
     def _seen_losses(self, dataset: str) -> int:
         """How many of a dataset's losses the census had seen when it was taken.

@@ -15,6 +15,7 @@ from datetime import datetime
 from feature_pipeline.archive import layout, log
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.log import FeatureEntry
+from feature_pipeline.archive.logs.losses import losses
 from feature_pipeline.archive.objects import Finding, ObjectKind, State
 from feature_pipeline.digest import Digest
 
@@ -130,7 +131,19 @@ def find_lost(
     known: Iterable[KnownEntry],
     current: Mapping[str, FeatureEntry] | None = None,
 ) -> list[LostEntry]:
-    """Return the known entries that their logs no longer have, in the order given.
+    """Return the known entries that their logs no longer have, but for those that were given up.
+
+    Arguments and costs as of `find_unlogged`.
+    """
+    return not_given_up(store, find_unlogged(store, known, current))
+
+
+def find_unlogged(
+    store: BlobStore,
+    known: Iterable[KnownEntry],
+    current: Mapping[str, FeatureEntry] | None = None,
+) -> list[LostEntry]:
+    """Return the known entries that their logs do not have, lost or given up.
 
     Logs that cannot be read are left out: what they have is not known, and `verify` names them.
     Costs a listing per batch or hook, and the whole log of each batch of which another entry than
@@ -159,6 +172,25 @@ def find_lost(
             if (detail := _loss(one, logs.found.get(one.batch, []))) is not None:
                 lost.append(LostEntry(one, detail))
     return lost
+
+
+def not_given_up(store: BlobStore, lost: list[LostEntry]) -> list[LostEntry]:
+    """Leave out what was known before the loss of its log's end was accepted."""
+    given_up: dict[str, dict[str, datetime]] = {}
+    left: list[LostEntry] = []
+    for one in lost:
+        known = one.known
+        if known.dataset not in given_up:
+            given_up[known.dataset] = {
+                loss.log: entry.accepted_at
+                for entry in losses(store, known.dataset)
+                for loss in entry.losses
+            }
+        prefix = layout.feature_log(known.dataset, known.hook, known.batch)
+        accepted_at = given_up[known.dataset].get(prefix)
+        if accepted_at is None or known.known_at > accepted_at:
+            left.append(one)
+    return left
 
 
 def _is_current(one: KnownEntry, heads: Mapping[str, FeatureEntry]) -> bool:

@@ -1,0 +1,703 @@
+"""Repair: what `verify` found wrong, and what can be brought back, from what, proved by what.
+
+What belongs here: the plan, and carrying out its steps. Not here: finding what is wrong (`verify`,
+`known`), deriving rows from raw output (the caller gives it), giving up what is lost
+(`accept_loss`).
+
+Bytes whose digest is known come back only as they were: from a second archive, compared with the
+digest. A log entry is proved by the entry after it, which names its bytes; by the entry before it,
+which it names; or, of version 1, by its place and by what it names. Where no copy is left, an
+artifact that a database knows is appended to its log again: a new entry, whose completion says so.
+
+Every step can be repeated. A repair that is interrupted is planned anew from what is there.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from feature_pipeline.archive import accept, blobs, inbox, layout, log, read
+from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.documents import NewerVersionError
+from feature_pipeline.archive.erasures import ErasureEntry, erasures
+from feature_pipeline.archive.inbox import Completion, CompletionStatus, Submission
+from feature_pipeline.archive.log import BatchEntry, FeatureEntry, StoredRelease
+from feature_pipeline.archive.logs.entries import (
+    LogEntry,
+    StoredEntry,
+    decode_entry,
+    link_problem,
+)
+from feature_pipeline.archive.logs.losses import Loss
+from feature_pipeline.archive.maintenance.known import KnownBatch, KnownEntry
+from feature_pipeline.archive.manifest import Manifest
+from feature_pipeline.archive.objects import Finding, ObjectKind, State
+from feature_pipeline.archive.publish import announce
+from feature_pipeline.archive.tombstones import TombstoneEntry, withdraw, withdrawn
+from feature_pipeline.digest import Digest
+from feature_pipeline.errors import (
+    ConflictError,
+    CorruptDataError,
+    InvalidInputError,
+    NotFoundError,
+)
+from feature_pipeline.records import RecordBatch
+from feature_pipeline.release import HookRelease
+
+_MODELS: Final[dict[ObjectKind, type[LogEntry]]] = {
+    ObjectKind.FEATURE_ENTRY: FeatureEntry,
+    ObjectKind.BATCH_ENTRY: BatchEntry,
+    ObjectKind.RELEASE_ENTRY: StoredRelease,
+    ObjectKind.TOMBSTONE_ENTRY: TombstoneEntry,
+    ObjectKind.ERASURE_ENTRY: ErasureEntry,
+}
+_UNREADABLE: Final = (NotFoundError, CorruptDataError, InvalidInputError)
+
+
+class Action(StrEnum):
+    """What a step does."""
+
+    COPY = "copy from the second archive"
+    DERIVE = "derive again from raw output"
+    STORE_CODE = "store the project's code file"
+    APPEND = "append the artifact to its log again"
+    SUBMIT = "enter the batch in its log again"
+    REGISTER = "register the release again"
+    WITHDRAW = "withdraw the erased records again"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing that can be brought back."""
+
+    finding: Finding
+    action: Action
+    proof: str
+    """Why what comes back is right, for people."""
+    run: Callable[[], None] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Remainder:
+    """One thing that cannot be brought back from what there is."""
+
+    finding: Finding
+    remedy: str
+    """What an operator can do, with the command."""
+
+
+@dataclass(frozen=True, slots=True)
+class RepairPlan:
+    """What can be brought back, and what cannot."""
+
+    steps: tuple[Step, ...]
+    remainders: tuple[Remainder, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """The plan for programs."""
+        return {
+            "steps": [
+                {**_finding(step.finding), "action": step.action.value, "proof": step.proof}
+                for step in self.steps
+            ],
+            "remainders": [{**_finding(r.finding), "remedy": r.remedy} for r in self.remainders],
+        }
+
+
+def _finding(finding: Finding) -> dict[str, object]:
+    return {"state": finding.state.value, "kind": finding.kind.value, "key": finding.key}
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectRelease:
+    """A release that the project declares, with its code files by name."""
+
+    release: HookRelease
+    code: Mapping[str, Path]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where things may come back from, besides the archive itself."""
+
+    second: BlobStore | None = None
+    """Another archive with the same keys: a copy, a backup. It is only read."""
+    entries: Sequence[KnownEntry] = ()
+    """What databases know of hooks' logs."""
+    batches: Sequence[KnownBatch] = ()
+    """What databases know of submitted batches."""
+    submitted_at: Mapping[tuple[str, str], datetime] = field(default_factory=dict)
+    """By (dataset, batch) when it was submitted, as far as tables know."""
+    releases: Sequence[ProjectRelease] = ()
+    derive: Callable[[BlobStore, FeatureEntry], object] | None = None
+    """Derives a current artifact's rows and outcomes from its raw output again."""
+
+
+def plan_repair(store: BlobStore, findings: Iterable[Finding], sources: Sources) -> RepairPlan:
+    """Decide for each finding what brings it back, and name what nothing does. Writes nothing.
+
+    Args:
+        store: The archive.
+        findings: What `verify` and `known.find_lost` found.
+        sources: Where from.
+
+    Raises:
+        StoreUnavailableError: A store did not answer.
+    """
+    planner = _Planner(store, sources)
+    steps: list[Step] = []
+    remainders: list[Remainder] = []
+    for finding in findings:
+        step = planner.step(finding)
+        if step is None:
+            remainders.append(Remainder(finding, planner.remedy(finding)))
+        else:
+            steps.append(step)
+    # Bytes before what names them: logs are put right by entries whose artifacts are there.
+    order = list(Action)
+    steps.sort(key=lambda s: (not s.finding.key.startswith(layout.BLOBS), order.index(s.action)))
+    return RepairPlan(tuple(steps), tuple(remainders))
+
+
+def carry_out(plan: RepairPlan, progress: Callable[[Step], None]) -> list[Remainder]:
+    """Take every step; return those that did not succeed, with the reason.
+
+    Raises:
+        StoreUnavailableError, OutcomeUnknownError: A store did not answer. Plan again, and carry
+            that out.
+    """
+    failed: list[Remainder] = []
+    for step in plan.steps:
+        try:
+            step.run()
+        except (*_UNREADABLE, ConflictError) as error:
+            failed.append(Remainder(step.finding, f"it was tried to {step.action}: {error}"))
+        progress(step)
+    return failed
+
+
+def append_again(
+    store: BlobStore, accepted: Iterable[Loss], known: Sequence[KnownEntry]
+) -> list[FeatureEntry]:
+    """Append artifacts whose log entries were given up and whose manifests are still stored.
+
+    They are known by the text of entries that were removed, or by databases.
+
+    Returns:
+        The new entries.
+    """
+    appended: list[FeatureEntry] = []
+    for loss in accepted:
+        if not loss.log.startswith(layout.FEATURE_LOGS):
+            continue
+        dataset, hook, batch = loss.log.removeprefix(layout.FEATURE_LOGS).rstrip("/").split("/")
+        named: list[tuple[int, Digest]] = []
+        for removed in loss.removed:
+            try:
+                entry = FeatureEntry.decode(removed.text.encode(), loss.log)
+            except InvalidInputError:
+                continue
+            named.append((removed.seq, entry.manifest))
+        named += [
+            (one.seq or loss.known_entries, one.manifest)
+            for one in known
+            if layout.feature_log(one.dataset, one.hook, one.batch) == loss.log
+        ]
+        there = {entry.manifest for entry in log.read_log(store, dataset, hook, batch)}
+        for digest in dict.fromkeys(digest for _, digest in sorted(named, key=lambda n: n[0])):
+            manifest = None if digest in there else _read_manifest(store, digest)
+            if manifest is None or (manifest.dataset, manifest.hook, manifest.batch) != (
+                dataset,
+                hook,
+                batch,
+            ):
+                continue
+            appended += _append(store, [manifest])
+    return appended
+
+
+class _Planner:
+    def __init__(self, store: BlobStore, sources: Sources) -> None:
+        self._store, self._sources = store, sources
+        self._tables: dict[Digest, FeatureEntry] | None = None
+
+    def step(self, finding: Finding) -> Step | None:
+        """What brings back the object of a finding; None if nothing does."""
+        if finding.state in {State.NEWER, State.NOT_ERASED, State.UNREADABLE}:
+            return None
+        if finding.key.startswith(layout.BLOBS):
+            return self._blob(finding)
+        if finding.kind not in _MODELS:
+            return None
+        return self._copied_entry(finding) or self._entry(finding)
+
+    # Blobs
+
+    def _blob(self, finding: Finding) -> Step | None:
+        digest = layout.parse_blob(finding.key)
+        second = self._sources.second
+        if second is not None and _has(second, digest):
+            return Step(
+                finding,
+                Action.COPY,
+                "its bytes have the digest that is its name",
+                lambda: _copy_blob(second, self._store, digest),
+            )
+        if finding.kind is ObjectKind.CODE:
+            return self._code(finding, digest)
+        if finding.kind not in {ObjectKind.ROWS, ObjectKind.OUTCOMES}:
+            return None
+        entry, derive = self._tables_by_digest().get(digest), self._sources.derive
+        if entry is None or derive is None:
+            return None
+        return Step(
+            finding,
+            Action.DERIVE,
+            "raw output is the authority; if today's decoder gives other bytes, a successor with"
+            " the same raw output becomes current",
+            lambda: _run(derive, self._store, entry),
+        )
+
+    def _code(self, finding: Finding, digest: Digest) -> Step | None:
+        for declared in self._sources.releases:
+            for file in declared.release.document.code:
+                path = declared.code.get(file.name)
+                if file.blob == digest and path is not None and path.is_file():
+                    return Step(
+                        finding,
+                        Action.STORE_CODE,
+                        f"{path} has the digest that is its name",
+                        lambda path=path: _put(self._store, digest, path.read_bytes()),  # type: ignore[misc]
+                    )
+        return None
+
+    def _tables_by_digest(self) -> dict[Digest, FeatureEntry]:
+        """The current entry by the digests of its artifact's rows and outcomes."""
+        if self._tables is None:
+            self._tables = {}
+            for dataset in log.datasets(self._store):
+                for hook in log.hooks(self._store, dataset):
+                    heads = log.readable_heads(self._store, dataset, hook).found
+                    for head in heads.values():
+                        manifest = _manifest(self._store, head)
+                        for name in ("rows", "outcomes"):
+                            if manifest is not None and name in manifest.blobs:
+                                self._tables.setdefault(manifest.blobs[name].digest, head)
+        return self._tables
+
+    # Log entries from a second archive
+
+    def _copied_entry(self, finding: Finding) -> Step | None:
+        second = self._sources.second
+        try:
+            key = layout.parse_entry(finding.key)
+        except InvalidInputError:
+            return None
+        if second is None:
+            return None
+        model = _MODELS[finding.kind]
+        ours = _entries(self._store, key.log, model)
+        theirs = _entries(second, key.log, model)
+        copied: list[int] = []
+        for seq in range(layout.FIRST_SEQ, key.seq + 1):
+            if seq in ours and seq != key.seq:
+                continue
+            candidate, before, after = theirs.get(seq), ours.get(seq - 1), ours.get(seq + 1)
+            if candidate is None or _contradicts(before, candidate, after, seq):
+                return None
+            ours[seq] = candidate
+            copied.append(seq)
+        return Step(
+            finding,
+            Action.COPY,
+            _proof(ours, copied, self._sources.entries),
+            lambda: _copy_entries(second, self._store, [ours[seq] for seq in copied]),
+        )
+
+    # Log entries without a copy
+
+    def _entry(self, finding: Finding) -> Step | None:
+        match finding.kind:
+            case ObjectKind.FEATURE_ENTRY:
+                return self._artifact(finding)
+            case ObjectKind.BATCH_ENTRY:
+                return self._batch(finding)
+            case ObjectKind.RELEASE_ENTRY:
+                return self._release(finding)
+            case ObjectKind.TOMBSTONE_ENTRY:
+                return self._tombstone(finding)
+            case _:
+                return None
+
+    def _artifact(self, finding: Finding) -> Step | None:
+        """A lost artifact that a database knows and whose manifest is still stored."""
+        prefix = finding.key.rpartition("/")[0] + "/"
+        known = [
+            one
+            for one in self._sources.entries
+            if layout.feature_log(one.dataset, one.hook, one.batch) == prefix
+        ]
+        if not known or finding.state is not State.LOST:
+            return None
+        newest = max(known, key=lambda one: (one.seq or 0, one.known_at))
+        readable = log.readable_feature_logs(
+            self._store, newest.dataset, newest.hook, [newest.batch]
+        )
+        if readable.damage:
+            return None
+        entries = readable.found.get(newest.batch, [])
+        lost = sorted(
+            {one.manifest: one for one in known if not any(map(one.is_entry, entries))}.values(),
+            key=lambda one: (one.seq or 0, one.known_at),
+        )
+        artifacts = [(one, _read_manifest(self._store, one.manifest)) for one in lost]
+        found = [(one, manifest) for one, manifest in artifacts if _is_of(manifest, one)]
+        if not found:
+            return None
+        return Step(
+            finding,
+            Action.APPEND,
+            f"{', '.join(dict.fromkeys(one.known_by for one, _ in found))} knows its manifest,"
+            " whose bytes have the digest; it is a new entry, named restored-..., because the old"
+            " one's bytes are gone",
+            lambda: _run(_append, self._store, [manifest for _, manifest in found if manifest]),
+        )
+
+    def _batch(self, finding: Finding) -> Step | None:
+        """A batch that artifacts or a database name and whose document is still stored."""
+        dataset, batch = _names(finding.key)
+        if batch is None or log.readable_batches(self._store, dataset, [batch]).damage:
+            return None
+        if log.batch_entries(self._store, dataset, batch):
+            return None  # a later entry is there: the first one's bytes are named by it
+        digests: dict[Digest, str] = {
+            one.digest: one.known_by
+            for one in self._sources.batches
+            if (one.dataset, one.batch) == (dataset, batch)
+        }
+        instants = [
+            one.submitted_at
+            for one in self._sources.batches
+            if (one.dataset, one.batch) == (dataset, batch) and one.submitted_at is not None
+        ]
+        if (at := self._sources.submitted_at.get((dataset, batch))) is not None:
+            instants.append(at)
+        made = list(self._manifests_over(dataset, batch))
+        for manifest in made:
+            digests.setdefault(manifest.batch_digest, f"the artifact of hook {manifest.hook}")
+        readable = {d: by for d, by in digests.items() if _read_batch(self._store, d) is not None}
+        if len(readable) != 1:
+            return None
+        [(digest, known_by)] = readable.items()
+        instants = instants or [manifest.run.started_at for manifest in made]
+        if not instants:
+            return None
+        exact = bool(self._sources.submitted_at.get((dataset, batch))) or any(
+            one.submitted_at for one in self._sources.batches if one.batch == batch
+        )
+        when = "as a database knows" if exact else "no later than its first hook run"
+        return Step(
+            finding,
+            Action.SUBMIT,
+            f"{known_by} names the batch document, whose bytes have the digest; submitted {when}",
+            lambda: _submit(self._store, digest, min(instants)),
+        )
+
+    def _manifests_over(self, dataset: str, batch: str) -> Iterator[Manifest]:
+        for hook in log.hooks(self._store, dataset):
+            logs = log.readable_feature_logs(self._store, dataset, hook, [batch])
+            for entry in logs.found.get(batch, []):
+                if (manifest := _manifest(self._store, entry)) is not None:
+                    yield manifest
+
+    def _release(self, finding: Finding) -> Step | None:
+        """The release after the last one in the log, if the project declares it."""
+        key = layout.parse_entry(finding.key)
+        dataset, hook = _names(finding.key)
+        if hook is None:
+            return None
+        try:
+            there = log.releases(self._store, dataset, hook)
+        except (CorruptDataError, NewerVersionError):
+            return None
+        if key.seq != len(there) + 1:
+            return None
+        named = {
+            entry.release
+            for entries in log.readable_feature_logs(self._store, dataset, hook).found.values()
+            for entry in entries
+            if entry.release_seq == key.seq
+        }
+        for declared in self._sources.releases:
+            if declared.release.digest in named:
+                return Step(
+                    finding,
+                    Action.REGISTER,
+                    "artifacts name this release by its digest, and the project declares it",
+                    lambda declared=declared: _register(self._store, declared),  # type: ignore[misc]
+                )
+        return None
+
+    def _tombstone(self, finding: Finding) -> Step | None:
+        dataset, _ = _names(finding.key)
+        if finding.state is not State.MISSING:
+            return None
+        try:
+            ids = {i for entry in erasures(self._store, dataset) for i in entry.record_ids}
+            missing = sorted(ids - withdrawn(self._store, dataset))
+        except (CorruptDataError, NewerVersionError):
+            return None
+        if not missing:
+            return None
+        return Step(
+            finding,
+            Action.WITHDRAW,
+            "the log of erasures names the records",
+            lambda: _run(
+                withdraw, self._store, dataset, missing, "restored: the log of erasures names them"
+            ),
+        )
+
+    # What cannot be brought back
+
+    def remedy(self, finding: Finding) -> str:
+        """What an operator can do about a finding that nothing brings back."""
+        if finding.state is State.NEWER:
+            return "upgrade feature-pipeline: nothing is wrong with it"
+        if finding.state is State.UNREADABLE:
+            return "the store did not give it: try again, then look at the store"
+        if finding.state is State.NOT_ERASED:
+            return finding.detail
+        match finding.kind:
+            case ObjectKind.MANIFEST | ObjectKind.RAW | ObjectKind.HOOK_LOG:
+                return f"{_COPY}, or compute again: {_compute(finding)}"
+            case ObjectKind.ROWS | ObjectKind.OUTCOMES:
+                return f"{_COPY}, or, if it is current, compute again: {_compute(finding)}"
+            case ObjectKind.BATCH | ObjectKind.RECORD_FILE | ObjectKind.BATCH_ENTRY:
+                return f"{_COPY}, or submit the same records again under the same batch key"
+            case ObjectKind.CODE | ObjectKind.RELEASE_ENTRY:
+                return f"{_COPY}, or declare the release as it was and run this command again"
+            case ObjectKind.FEATURE_ENTRY:
+                return f"{_COPY}; what cannot come back is computed again: {_compute(finding)}"
+            case ObjectKind.INBOX_ENTRY | ObjectKind.QUARANTINE_ENTRY:
+                return (
+                    "publish or submit it again; `feature-pipeline quarantine --discard` removes it"
+                )
+            case _:
+                return _COPY
+
+
+_COPY: Final = "copy it from a replica or backup of the bucket with --from s3://BUCKET/PREFIX"
+
+
+def _compute(finding: Finding) -> str:
+    """The command that computes again what a finding is about."""
+    where = finding.named_by
+    if finding.key.startswith(layout.FEATURE_LOGS):
+        parts = finding.key.removeprefix(layout.FEATURE_LOGS).split("/")
+        return f"`feature-pipeline backfill {parts[1]} --select all --batch {parts[2]}`"
+    return f"`feature-pipeline backfill HOOK --select all --batch BATCH` (needed by {where})"
+
+
+def _names(key: str) -> tuple[str, str | None]:
+    """The dataset of a log entry's key, and its batch or hook, if its log is of one."""
+    parts = key.split("/")
+    return parts[2], parts[3] if len(parts) > 4 else None
+
+
+def _run(function: Callable[..., object], *arguments: object) -> None:
+    function(*arguments)
+
+
+def _has(store: BlobStore, digest: Digest) -> bool:
+    try:
+        blobs.verify_blob(store, digest)
+    except (NotFoundError, CorruptDataError):
+        return False
+    return True
+
+
+def _copy_blob(source: BlobStore, target: BlobStore, digest: Digest) -> None:
+    _put(target, digest, blobs.read_blob(source, digest))
+
+
+def _put(store: BlobStore, digest: Digest, data: bytes) -> None:
+    """Store the bytes under their digest, in place of whatever is there.
+
+    Raises:
+        CorruptDataError: They are not those of the digest.
+    """
+    if (actual := Digest.of(data)) != digest:
+        raise CorruptDataError(f"the bytes for blob {digest} have the digest {actual}")
+    _replace(store, layout.blob(digest), data)
+
+
+def _replace(store: BlobStore, key: str, data: bytes) -> None:
+    info = store.stat(key)
+    done = store.create(key, data) if info is None else store.replace(key, data, info.etag)
+    if not done and store.get(key).data != data:
+        raise ConflictError(f"{store.identity}: {key} was written by another process meanwhile")
+
+
+def _ensure(source: BlobStore, target: BlobStore, digest: Digest) -> None:
+    """The target has the blob, as the source has it."""
+    if not _has(target, digest):
+        _copy_blob(source, target, digest)
+
+
+def _entries(
+    store: BlobStore, prefix: str, model: type[LogEntry]
+) -> dict[int, StoredEntry[LogEntry]]:
+    """The entries of a log that can be read, each by itself, by number."""
+    found: dict[int, StoredEntry[LogEntry]] = {}
+    for info in store.list_objects(prefix):
+        try:
+            data = store.get(info.key).data
+            entry = decode_entry(model, info.key, data, store.identity)
+        except _UNREADABLE:
+            continue
+        found[entry.entry.seq] = entry
+    return found
+
+
+def _contradicts(
+    before: StoredEntry[LogEntry] | None,
+    candidate: StoredEntry[LogEntry],
+    after: StoredEntry[LogEntry] | None,
+    seq: int,
+) -> bool:
+    if before is None:
+        if seq != layout.FIRST_SEQ:
+            return True
+    elif link_problem(before, candidate) is not None:
+        return True
+    return after is not None and link_problem(candidate, after) is not None
+
+
+def _proof(
+    entries: Mapping[int, StoredEntry[LogEntry]],
+    copied: Sequence[int],
+    known: Sequence[KnownEntry],
+) -> str:
+    last = entries[copied[-1]]
+    after = entries.get(copied[-1] + 1)
+    if after is not None and after.entry.previous == last.digest:
+        return f"entry {after.entry.seq} names its bytes by their digest"
+    if isinstance(last.entry, FeatureEntry):
+        for one in known:
+            same = (one.dataset, one.hook, one.batch)
+            ours = (last.entry.dataset, last.entry.hook, last.entry.batch)
+            if same == ours and one.is_entry(last.entry):
+                return f"{one.known_by} knows its number and manifest"
+    if last.entry.previous is not None:
+        return f"it names entry {last.entry.seq - 1} by the digest of its bytes"
+    return "it is in its place, and what it names agrees with it; no digest of its bytes is known"
+
+
+def _copy_entries(
+    source: BlobStore, target: BlobStore, entries: Sequence[StoredEntry[LogEntry]]
+) -> None:
+    """Copy what the entries name, then the entries, in order."""
+    for stored in entries:
+        entry = stored.entry
+        match entry:
+            case FeatureEntry():
+                erased = {old for e in erasures(source, entry.dataset) for old in e.manifests}
+                if str(entry.manifest) not in erased:
+                    manifest = read.manifest_of(source, entry)
+                    for ref in manifest.blobs.values():
+                        _ensure(source, target, ref.digest)
+                    _ensure(source, target, entry.manifest)
+            case BatchEntry():
+                gone = {old for e in erasures(source, entry.dataset) for old in e.batches}
+                if str(entry.digest) not in gone:
+                    batch = RecordBatch.decode(blobs.read_blob(source, entry.digest))
+                    for record in batch.records:
+                        for file in record.files:
+                            _ensure(source, target, file.blob)
+                    _ensure(source, target, entry.digest)
+            case StoredRelease():
+                for code in entry.release.code:
+                    _ensure(source, target, code.blob)
+        _replace(target, layout.entry(entry.log_prefix, entry.seq), entry.encode())
+
+
+def _manifest(store: BlobStore, entry: FeatureEntry) -> Manifest | None:
+    try:
+        return read.manifest_of(store, entry)
+    except _UNREADABLE:
+        return None
+
+
+def _read_manifest(store: BlobStore, digest: Digest) -> Manifest | None:
+    try:
+        return read.read_manifest(store, digest)
+    except _UNREADABLE:
+        return None
+
+
+def _read_batch(store: BlobStore, digest: Digest) -> RecordBatch | None:
+    try:
+        return RecordBatch.decode(blobs.read_blob(store, digest))
+    except _UNREADABLE:
+        return None
+
+
+def _is_of(manifest: Manifest | None, known: KnownEntry) -> bool:
+    return manifest is not None and (manifest.dataset, manifest.hook, manifest.batch) == (
+        known.dataset,
+        known.hook,
+        known.batch,
+    )
+
+
+def _append(store: BlobStore, manifests: Sequence[Manifest]) -> list[FeatureEntry]:
+    """Accept the artifacts again, in order, through the door that every artifact comes by."""
+    appended: list[FeatureEntry] = []
+    for manifest in manifests:
+        entries = log.read_log(store, manifest.dataset, manifest.hook, manifest.batch)
+        digest = Digest.of(manifest.encode())
+        completion = announce(
+            store,
+            Completion(
+                id=f"restored-{digest.hex[:24]}",
+                dataset=manifest.dataset,
+                hook=manifest.hook,
+                batch=manifest.batch,
+                release_seq=manifest.release.seq,
+                release_digest=manifest.release.digest,
+                base=entries[-1].seq if entries else 0,
+                manifest=digest,
+                status=(
+                    CompletionStatus.FAILED if manifest.is_failed else CompletionStatus.SUCCEEDED
+                ),
+                dagster_run_id=manifest.run.dagster_run_id,
+                published_at=manifest.run.finished_at,
+            ),
+        )
+        appended.append(accept.accept(store, completion))
+        inbox.remove(store, completion.inbox_id)
+    return appended
+
+
+def _submit(store: BlobStore, digest: Digest, submitted_at: datetime) -> None:
+    batch = RecordBatch.decode(blobs.read_blob(store, digest))
+    submission = inbox.leave(
+        store,
+        Submission(
+            dataset=batch.dataset,
+            batch=batch.key,
+            digest=digest,
+            source=batch.document.source,
+            submitted_at=submitted_at,
+        ),
+    )
+    accept.accept_batch(store, submission)
+    inbox.remove(store, submission.inbox_id)
+
+
+def _register(store: BlobStore, declared: ProjectRelease) -> None:
+    log.register_release(store, declared.release, declared.code)
