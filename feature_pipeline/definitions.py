@@ -40,6 +40,10 @@ from feature_pipeline.orchestration.features import (
 from feature_pipeline.orchestration.inbox_sensor import inbox_sensor
 from feature_pipeline.orchestration.io_manager import FeatureIOManager
 from feature_pipeline.orchestration.keys import features_key, table_key
+from feature_pipeline.orchestration.operations.remember_answers import (
+    answers_job,
+    answers_schedule,
+)
 from feature_pipeline.orchestration.reconcile import reconcile_job, reconcile_schedule
 from feature_pipeline.orchestration.records import records_asset
 from feature_pipeline.orchestration.reports import report_job
@@ -98,11 +102,13 @@ def shared_definitions(
             verify_job(),
             census_job(),
             report_job(),
+            answers_job(),
             *([outcomes_job(hooks)] if hooks else []),
         ],
         schedules=[
             reconcile_schedule(),
             census_schedule(),
+            answers_schedule(),
             *([outcomes_schedule()] if hooks else []),
         ],
         # One process a run: a run has one step that matters, and a second process costs seconds.

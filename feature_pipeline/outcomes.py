@@ -39,6 +39,8 @@ class OutcomeKind(StrEnum):
     """Given this record alone, the hook left a file that is too large to be handed over."""
     CRASH = "crash"
     """Given this record alone, the hook ended with another status than 0."""
+    INPUT = "input"
+    """The hook was not asked: a hook whose features it takes has no answer for the record."""
 
 
 def outcome_kind(text: str) -> OutcomeKind | str:
@@ -87,9 +89,11 @@ class Outcome:
     action: Digest | None = None
     """What was asked: equal actions have equal answers. None where nothing is known of it."""
     carried_from: Digest | None = None
-    """The manifest that computed it, when that is an earlier one."""
+    """The manifest that computed it, when that is another one: of any batch of the hook, or of the
+    input hook whose verdict this is."""
     is_from_output: bool = True
-    """Whether it was read from the hook's output; else the hook left none about the record."""
+    """Whether it was read from the hook's output; else the hook left none about the record, or
+    was not asked about it."""
     limits: GrantedLimits | None = None
     """What the hook was given when it failed over the record; else None."""
 

@@ -31,6 +31,7 @@ from feature_pipeline.archive.inbox import remove as remove
 from feature_pipeline.archive.inbox import requeue as requeue
 from feature_pipeline.archive.inbox import waiting as waiting
 from feature_pipeline.archive.log import BatchEntry, FeatureEntry, ReleaseEntry, Verdict
+from feature_pipeline.archive.logs import answers
 from feature_pipeline.archive.manifest import BlobRef, Manifest
 from feature_pipeline.archive.publish import check_same_batch
 from feature_pipeline.archive.threads import WORKERS, map_threads
@@ -287,7 +288,11 @@ def _accept(acceptance: _Round, completion: Completion) -> tuple[FeatureEntry, b
     _check_names(manifest, completion)
     batch = _known_batch(store, manifest)
     withdrawn_ids = acceptance.withdrawn(completion.dataset)
-    check_artifact(store, manifest, batch, withdrawn_ids, acceptance.workers)
+    outcomes = check_artifact(store, manifest, batch, withdrawn_ids, acceptance.workers)
+    if not manifest.is_failed:
+        # Before the entry: what a log names is in the memory, wherever this process dies.
+        answered = answers.own_answers(outcomes)
+        answers.remember(store, completion.dataset, completion.hook, completion.manifest, answered)
 
     def decide(entries: list[FeatureEntry]) -> FeatureEntry:
         if (done := _find(entries, completion)) is not None:

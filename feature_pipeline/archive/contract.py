@@ -30,13 +30,14 @@ def check_artifact(
     batch: RecordBatch,
     withdrawn: Collection[str],
     workers: int = WORKERS,
-) -> None:
-    """Return if the artifact's blobs are stored and say what the manifest says.
+) -> list[Outcome]:
+    """Return the outcomes if the artifact's blobs are stored and say what the manifest says.
 
     One outcome per record of the batch and no others; rows only of records that passed, their
     ordinals from 0; the declared columns, required ones never null, at most one row where the
     cardinality is one; counts and digests computed again equal the manifest's; no record
-    withdrawn. Of a failed run the presence of its blobs is asked, and that no record is withdrawn.
+    withdrawn. Of a failed run, which has no outcomes, the presence of its blobs is asked, and that
+    no record is withdrawn.
 
     Raises:
         NotFoundError: A blob is missing.
@@ -51,7 +52,7 @@ def check_artifact(
     given = [record.id for record in batch.records]
     check_not_withdrawn(manifest.dataset, given, withdrawn)
     if manifest.is_failed:
-        return
+        return []
     check_columns(manifest.columns)
     outcomes, content = _decoded(store, manifest, what)
     ids = [outcome.record_id for outcome in outcomes]
@@ -67,6 +68,7 @@ def check_artifact(
             f"{what}: its tables say {content.content_digest} ({content.counts}), its manifest"
             f" {manifest.content_digest} ({manifest.counts})"
         )
+    return outcomes
 
 
 def _decoded(store: BlobStore, manifest: Manifest, what: str) -> tuple[list[Outcome], Content]:

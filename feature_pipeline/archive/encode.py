@@ -195,8 +195,7 @@ def decode_outcomes(columns: Sequence[Column], rows: pa.Table, outcomes: pa.Tabl
         CorruptDataError: The tables do not agree: a record twice, rows of a record that did not
             pass or is not there, ordinals that are not 0..n-1, or another number of rows.
     """
-    if not outcomes.schema.equals(OUTCOMES_SCHEMA, check_metadata=False):
-        raise CorruptDataError(f"outcomes: columns are {_describe(outcomes.schema)}")
+    lines = _outcome_lines(outcomes)
     found: dict[str, tuple[tuple[Value, ...], ...]] = {}
     for record_id, record_rows in iter_record_rows(rows, columns):
         if record_id in found:
@@ -204,8 +203,8 @@ def decode_outcomes(columns: Sequence[Column], rows: pa.Table, outcomes: pa.Tabl
         found[record_id] = record_rows
     decoded: list[Outcome] = []
     seen: set[str] = set()
-    lines = zip(*(column.to_pylist() for column in outcomes.columns), strict=True)
-    for record_id, status, reason, kind, retryable, row_count, action, carried_from in lines:
+    for line in lines:
+        record_id, row_count = line[0], line[5]
         record_rows = found.pop(record_id, ())
         if len(record_rows) != row_count:
             raise CorruptDataError(
@@ -214,24 +213,42 @@ def decode_outcomes(columns: Sequence[Column], rows: pa.Table, outcomes: pa.Tabl
         if record_id in seen:
             raise CorruptDataError(f"outcomes: record {record_id!r} is there twice")
         seen.add(record_id)
-        try:
-            decoded.append(
-                Outcome(
-                    record_id=record_id,
-                    status=Status(status),
-                    rows=record_rows,
-                    reason=reason,
-                    kind=None if kind is None else outcome_kind(kind),
-                    is_retryable=retryable,
-                    action=None if action is None else Digest.parse(action),
-                    carried_from=None if carried_from is None else Digest.parse(carried_from),
-                )
-            )
-        except (ValueError, FeaturePipelineError) as error:
-            raise CorruptDataError(f"outcomes: record {record_id!r}: {error}") from error
+        decoded.append(_outcome(line, record_rows))
     if found:
         raise CorruptDataError(f"rows: record {next(iter(found))!r} has no outcome")
     return decoded
+
+
+def outcomes_without_rows(table: pa.Table) -> list[Outcome]:
+    """The outcomes that the outcomes table holds, in its order, as if none had rows.
+
+    Raises:
+        CorruptDataError: It is no such table.
+    """
+    return [_outcome(line, ()) for line in _outcome_lines(table)]
+
+
+def _outcome_lines(table: pa.Table) -> list[tuple[Any, ...]]:
+    if not table.schema.equals(OUTCOMES_SCHEMA, check_metadata=False):
+        raise CorruptDataError(f"outcomes: columns are {_describe(table.schema)}")
+    return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+
+
+def _outcome(line: tuple[Any, ...], rows: tuple[tuple[Value, ...], ...]) -> Outcome:
+    record_id, status, reason, kind, retryable, _, action, carried_from = line
+    try:
+        return Outcome(
+            record_id=record_id,
+            status=Status(status),
+            rows=rows,
+            reason=reason,
+            kind=None if kind is None else outcome_kind(kind),
+            is_retryable=retryable,
+            action=None if action is None else Digest.parse(action),
+            carried_from=None if carried_from is None else Digest.parse(carried_from),
+        )
+    except (ValueError, FeaturePipelineError) as error:
+        raise CorruptDataError(f"outcomes: record {record_id!r}: {error}") from error
 
 
 def iter_record_rows(

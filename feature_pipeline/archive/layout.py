@@ -14,6 +14,7 @@
     quarantine/<id>                              could not be accepted, and why
     expected/<run>.<worker>                      a hook run whose result pods leave in uploads/
     uploads/<job>/<part>                         what a pod is given and leaves; not archived
+    answers/<dataset>/<hook>/<name>              which artifact answers what was asked; derived
     gc/marks/<name>                              blobs that a collection found orphaned
     gc/lease                                     who may delete blobs now, or was the last to
     probe/conditional-writes                     written when a store is opened: what can it do?
@@ -45,6 +46,7 @@ GC_MARKS: Final = "gc/marks/"
 GC_LEASE: Final = "gc/lease"
 UPLOADS: Final = "uploads/"
 EXPECTED: Final = "expected/"
+ANSWERS: Final = "answers/"
 PROBE: Final = "probe/conditional-writes"
 
 SEQ_DIGITS: Final = 10
@@ -142,6 +144,11 @@ def parse_census(key: str) -> tuple[datetime, Digest]:
         return datetime.strptime(instant, _INSTANT).replace(tzinfo=UTC), Digest(name)
     except ValueError as error:
         raise InvalidInputError(f"{key!r} is not the key of a census") from error
+
+
+def answers(dataset: str, hook: str) -> str:
+    """The prefix of a hook's memory of answers."""
+    return f"{ANSWERS}{check_dataset(dataset)}/{check_dataset(hook)}/"
 
 
 def gc_mark(name: str) -> str:

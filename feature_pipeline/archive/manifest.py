@@ -87,12 +87,14 @@ class StartInfo(Part):
 
 
 class WithoutOutput(Part):
-    """The outcome of a record about which the hook left no output: the hook failed over it.
+    """The outcome of a record about which the hook left no output.
 
-    The limits are what a hook run grants at most, as they were declared then.
+    The hook failed over it: the limits are what a hook run grants at most, as they were declared
+    then. Or it was not asked about it, since an input hook has no answer.
     """
 
-    kind: str
+    kind: str | None
+    """None: rejected, by an input hook."""
     reason: str = Field(min_length=1)
     retryable: bool = False
     memory_bytes: int | None = Field(None, ge=0)

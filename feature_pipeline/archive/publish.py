@@ -182,7 +182,7 @@ def check_outcomes(artifact: Artifact) -> None:
         )
     said = [outcome.record_id for outcome in artifact.outcomes]
     wanted = [] if artifact.failure else [record.id for record in artifact.batch.records]
-    odd = [o for o in artifact.outcomes if not o.is_from_output and o.status is not Status.ERRORED]
+    odd = [o for o in artifact.outcomes if not o.is_from_output and o.status is Status.PASSED]
     if odd:
         raise InvalidInputError(
             f"artifact of {artifact.hook!r} over batch {artifact.batch.key!r}: record"
@@ -235,7 +235,7 @@ def _manifest(artifact: Artifact, content: Content, refs: Mapping[str, BlobRef])
 def _without_output(outcome: Outcome) -> WithoutOutput:
     limits = outcome.limits
     return WithoutOutput(
-        kind=str(outcome.kind),
+        kind=None if outcome.kind is None else str(outcome.kind),
         reason=outcome.reason or "",
         retryable=outcome.is_retryable,
         memory_bytes=None if limits is None else limits.memory_bytes,

@@ -139,9 +139,9 @@ def outcome_without_output(manifest: Manifest, record_id: str) -> Outcome:
         limits = GrantedLimits(stated.memory_bytes, stated.timeout_seconds, stated.scratch_bytes)
     return Outcome(
         record_id,
-        Status.ERRORED,
+        Status.REJECTED if stated.kind is None else Status.ERRORED,
         reason=stated.reason,
-        kind=outcome_kind(stated.kind),
+        kind=None if stated.kind is None else outcome_kind(stated.kind),
         is_retryable=stated.retryable,
         is_from_output=False,
         limits=limits,

@@ -26,6 +26,7 @@ COMMANDS = {
     "quarantine": "Show what could not be accepted, and why; let it try again.",
     "erase": "Take withdrawn records out of the archive.",
     "gc": "Delete blobs that nothing needs any more.",
+    "answers": "Bring the memory of what was answered in line with the archive's logs.",
     "hook": "Define hooks that were written elsewhere.",
     "sql": "Run one SQL statement on the tables' database.",
 }

@@ -1,4 +1,4 @@
-"""What a hook left, and what was carried over, become one artifact."""
+"""What a hook left, what was carried over and what was not asked become one artifact."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -58,7 +58,7 @@ def read_output(plan: ComputePlan, output: Path, record_ids: Sequence[str]) -> D
 
 
 def carried_artifact(plan: ComputePlan, run: RunInfo) -> Artifact:
-    """The artifact of a run in which no hook process started: every outcome is carried.
+    """The artifact of a run in which no hook process started: every outcome is known.
 
     Raises:
         InvalidInputError: The plan has records to compute.
@@ -94,10 +94,8 @@ def _artifact(
     log: Path | None,
 ) -> Artifact:
     computed = {outcome.record_id: outcome for outcome in decoded.outcomes}
-    outcomes = tuple(
-        computed[record.id] if record.id in computed else plan.carried[record.id]
-        for record in plan.batch.records
-    )
+    known = {**plan.not_asked, **plan.carried, **computed}
+    outcomes = tuple(known[record.id] for record in plan.batch.records)
     notes = list(plan.notes) + list(decoded.notes)
     if decoded.unknown_ids:
         notes.append(

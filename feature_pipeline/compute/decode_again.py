@@ -14,6 +14,7 @@ from feature_pipeline.archive import blobs, log, read
 from feature_pipeline.archive.accept import accept
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.encode import Content, encode_outcomes, encode_rows
+from feature_pipeline.archive.erasures import erased
 from feature_pipeline.archive.guard import Guard
 from feature_pipeline.archive.log import FeatureEntry, Verdict
 from feature_pipeline.archive.manifest import (
@@ -120,7 +121,7 @@ class _Asked:
     record_id: str
     action: Digest | None
     source: Digest | None
-    """The manifest that computed it; None if it is this one."""
+    """The manifest that computed it, or its successor if it was erased; None if it is this one."""
 
 
 def _asked(store: BlobStore, manifest: Manifest) -> list[_Asked]:
@@ -132,9 +133,10 @@ def _asked(store: BlobStore, manifest: Manifest) -> list[_Asked]:
             raise
         batch = log.read_batch_blob(store, manifest.batch_digest)
         return [_Asked(record.id, None, None) for record in batch.records]
+    now = erased(store, manifest.dataset).manifest_now
     names = ("record_id", "action", "carried_from")
     return [
-        _Asked(record_id, action and Digest.parse(action), source and Digest.parse(source))
+        _Asked(record_id, action and Digest.parse(action), source and now(Digest.parse(source)))
         for record_id, action, source in zip(*(table[n].to_pylist() for n in names), strict=True)
     ]
 

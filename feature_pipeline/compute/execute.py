@@ -321,6 +321,7 @@ def reasons_of(plan: ComputePlan) -> Mapping[str, int]:
         "records": len(plan.batch.records),
         "computed": len(plan.compute),
         "carried": len(plan.carried),
+        "not_asked": len(plan.not_asked),
         "retried": plan.retried,
         "decoded_again": plan.decoded_again,
     }

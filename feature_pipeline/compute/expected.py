@@ -31,7 +31,7 @@ class ExpectedRun(Document):
 
     what: ClassVar[str] = "expected hook run"
     newest: ClassVar[int] = 2
-    added: ClassVar[Mapping[str, int]] = {"begin_with": 2}
+    added: ClassVar[Mapping[str, int]] = {"begin_with": 2, "sources": 2}
 
     spec_version: int = 2
     id: str
@@ -48,6 +48,9 @@ class ExpectedRun(Document):
     begin_with: Mapping[str, int] = Field(
         default_factory=dict,
         description="Records over which the hook failed before, with the memory to begin with.",
+    )
+    sources: tuple[DigestField, ...] | None = Field(
+        None, description="The artifacts that answers are carried over from."
     )
     request_id: str
     image: str = Field(description="Of the hook's container; attempts are named by it.")
@@ -97,6 +100,7 @@ def expect(
         records=None if len(computed) == len(plan.batch.records) else computed,
         inputs={source.hook: source.manifest_digest for source in plan.inputs},
         begin_with=begin_with,
+        sources=plan.sources,
         request_id=request_id,
         image=image,
         dagster_run_id=dagster_run_id,

@@ -1,28 +1,26 @@
 """What a hook run must compute, and what the archive already answers.
 
 The question asked of a record is its *action*: the release's program and config, the record, its
-files and its input features. Equal actions have equal answers, so a record whose action is that
-of its last outcome is carried over, unless that outcome was an error worth retrying; or of its last
-outcome under this release, where another release is current.
+files and its input features. Equal actions have equal answers, so a record whose action was
+answered in any batch is carried over (`carry`). A record of which an input hook gave no answer is
+not asked about, unless the definition says so: it gets the input's verdict.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
-from feature_pipeline.archive import blobs, log, read
+from feature_pipeline.archive import log, read
 from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.archive.log import FeatureEntry, ReleaseEntry, Verdict
+from feature_pipeline.archive.log import FeatureEntry, ReleaseEntry
 from feature_pipeline.archive.manifest import Manifest
-from feature_pipeline.column_sources import UnclearColumnError
 from feature_pipeline.columns import row_encoder
-from feature_pipeline.compute.decode_again import decode_raw
+from feature_pipeline.compute.carry import Carried, Current, Question, carry_over, reads_otherwise
 from feature_pipeline.digest import Digest, document_bytes
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 from feature_pipeline.hooks.batch import batch_action, record_action
-from feature_pipeline.hooks.definition import HookDefinition, Scope
-from feature_pipeline.hooks.failure import granted_limits
-from feature_pipeline.outcomes import Outcome
+from feature_pipeline.hooks.definition import HookDefinition, Scope, UnansweredInputs
+from feature_pipeline.outcomes import Outcome, OutcomeKind, Status
 from feature_pipeline.records import Record, RecordBatch
 
 NO_BASE: Final = 0
@@ -47,6 +45,8 @@ class PlanBasis:
     """The batch's log is read up to here."""
     inputs: Mapping[str, Digest]
     """Per input hook, the digest of the manifest that was read."""
+    sources: tuple[Digest, ...] | None = None
+    """The artifacts that answers were carried over from; None to look for them again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,16 @@ class ComputePlan:
     previous: Manifest | None
     previous_digest: Digest | None
     actions: Mapping[str, Digest]
+    """Per record that the hook may be asked about."""
     compute: tuple[Record, ...]
     """The records to give to the hook, in the batch's order."""
     carried: Mapping[str, Outcome]
     """Outcomes that stand, by record id; decoded again where the columns changed."""
+    not_asked: Mapping[str, Outcome] = field(default_factory=dict)
+    """Outcomes of records of which an input hook has no answer, by record id."""
     inputs: tuple[InputFeatures, ...] = ()
+    sources: tuple[Digest, ...] = ()
+    """The artifacts that answers are carried over from, of this batch or others."""
     retried: int = 0
     """Records computed again because their last outcome was a retryable error."""
     decoded_again: int = 0
@@ -73,6 +78,8 @@ class ComputePlan:
     failed_before: Mapping[str, Outcome] = field(default_factory=dict)
     """Records computed again because the hook failed over them under lower limits."""
     notes: tuple[str, ...] = ()
+    repeats_previous: bool = False
+    """Whether every outcome known so far is the current artifact's."""
 
     @property
     def is_unchanged(self) -> bool:
@@ -80,9 +87,10 @@ class ComputePlan:
         return (
             self.previous is not None
             and not self.compute
+            and self.repeats_previous
             and not self.decoded_again
             and self.previous.release.digest == self.release.release.digest
-            and not _reads_otherwise(self.previous, self.definition)
+            and not reads_otherwise(self.previous, self.definition)
             and self.previous.inputs == {i.hook: i.manifest.content_digest for i in self.inputs}
         )
 
@@ -122,6 +130,7 @@ def plan_run(
     Raises:
         InvalidInputError: A forced record is not in the batch.
         NotFoundError: An input hook has no current artifact for the batch.
+        StoreUnavailableError: The archive could not be read.
     """
     if unknown := set(force_records) - {record.id for record in batch.records}:
         raise InvalidInputError(
@@ -130,53 +139,69 @@ def plan_run(
         )
     then = {} if basis is None else basis.inputs
     inputs = tuple(_read_input(store, batch, hook, then.get(hook)) for hook in definition.inputs)
-    actions = _actions(definition, release, batch, inputs)
+    not_asked = _not_asked(definition, batch, inputs)
+    asked = tuple(record for record in batch.records if record.id not in not_asked)
+    actions = _actions(definition, release, asked, inputs)
     entries = log.read_log(store, batch.dataset, definition.name, batch.key)
     if basis is not None:
         entries = [entry for entry in entries if entry.seq <= basis.base]
     head = log.last_current(entries)
-    plan = ComputePlan(
+    current = None if head is None else _read_current(store, head)
+    carried = Carried()
+    if not force:
+        question = Question(definition, release.release.digest, actions, frozenset(force_records))
+        sources = None if basis is None else basis.sources
+        carried = carry_over(store, question, current, entries, sources)
+    return ComputePlan(
         definition=definition,
         release=release,
         batch=batch,
         base=entries[-1].seq if entries else NO_BASE,
-        previous=None,
-        previous_digest=None,
+        previous=None if current is None else current.manifest,
+        previous_digest=None if head is None else head.manifest,
         actions=actions,
-        compute=batch.records,
-        carried={},
+        compute=tuple(record for record in asked if record.id not in carried.outcomes),
+        carried=carried.outcomes,
+        not_asked=not_asked,
         inputs=inputs,
+        sources=tuple(carried.sources),
+        retried=len(carried.retried),
+        decoded_again=len(carried.decoded_again),
+        failed_before={
+            record_id: outcome
+            for record_id, outcome in carried.retried.items()
+            if outcome.limits is not None and not outcome.is_retryable
+        },
+        notes=tuple(carried.notes),
+        repeats_previous=current is not None and _repeats(current, carried, not_asked),
     )
-    if head is None:
-        return plan
-    plan = replace(plan, previous_digest=head.manifest, previous=_read_manifest(store, head))
-    if force:
-        return plan
-    earlier = _last_of_release(store, entries, head, release)
-    return _carry_over(store, plan, frozenset(force_records), earlier)
 
 
-def _read_manifest(store: BlobStore, entry: FeatureEntry) -> Manifest | None:
+def _read_current(store: BlobStore, head: FeatureEntry) -> Current:
     try:
-        return read.manifest_of(store, entry)
+        manifest = read.manifest_of(store, head)
     except (NotFoundError, CorruptDataError):
         # It is damaged: `verify` says so; here it only means that nothing can be carried over from
-        # it, so everything is computed again and the archive heals.
-        return None
+        # it, so that the archive is whole again once its records are computed.
+        return Current(head, None, {})
+    try:
+        outcomes = read.read_artifact_outcomes(store, manifest)
+    except (NotFoundError, CorruptDataError) as error:
+        return Current(head, manifest, {}, str(error))
+    return Current(head, manifest, {o.record_id: o for o in outcomes})
 
 
-def _last_of_release(
-    store: BlobStore, entries: Sequence[FeatureEntry], head: FeatureEntry, release: ReleaseEntry
-) -> tuple[Digest, Manifest] | None:
-    """What the release last said, where another one is current: somebody goes back to it."""
-    digest = release.release.digest
-    if head.release == digest:
-        return None
-    for entry in reversed(entries):
-        if entry.release == digest and entry.verdict is not Verdict.FAILED:
-            manifest = _read_manifest(store, entry)
-            return None if manifest is None else (entry.manifest, manifest)
-    return None
+def _repeats(current: Current, carried: Carried, not_asked: Mapping[str, Outcome]) -> bool:
+    """Whether the current artifact has all of these outcomes."""
+    before = current.outcomes
+    return set(carried.sources) <= {current.entry.manifest} and all(
+        record_id in before and _verdict(before[record_id]) == _verdict(outcome)
+        for record_id, outcome in not_asked.items()
+    )
+
+
+def _verdict(outcome: Outcome) -> object:
+    return outcome.status, outcome.reason, outcome.kind, outcome.is_retryable, outcome.action
 
 
 def _read_input(
@@ -209,142 +234,62 @@ def input_digests(inputs: Iterable[InputFeatures]) -> dict[str, dict[str, str]]:
     return digests
 
 
-def _actions(
-    definition: HookDefinition,
-    release: ReleaseEntry,
-    batch: RecordBatch,
-    inputs: tuple[InputFeatures, ...],
-) -> dict[str, Digest]:
-    said = input_digests(inputs)
-    if definition.scope is Scope.BATCH:
-        whole = {source.hook: str(source.manifest.content_digest) for source in inputs}
-        action = batch_action(release.release, batch.records, whole)
-        return dict.fromkeys((record.id for record in batch.records), action)
-    return {
-        record.id: record_action(release.release, record, said.get(record.id, {}))
-        for record in batch.records
-    }
+def _not_asked(
+    definition: HookDefinition, batch: RecordBatch, inputs: tuple[InputFeatures, ...]
+) -> dict[str, Outcome]:
+    """By record id, the outcomes of records of which an input hook has no answer."""
+    if definition.unanswered_inputs is UnansweredInputs.GIVE:
+        return {}
+    found = {}
+    for record in batch.records:
+        verdicts = [_inherited(record.id, source) for source in inputs]
+        if lacking := [verdict for verdict in verdicts if verdict is not None]:
+            found[record.id] = min(lacking, key=_finality)
+    return found
 
 
-def _carry_over(
-    store: BlobStore,
-    plan: ComputePlan,
-    forced: frozenset[str],
-    earlier: tuple[Digest, Manifest] | None,
-) -> ComputePlan:
-    """The plan with every outcome carried that may stand: of the head, else of `earlier`."""
-    notes = list(plan.notes)
-    sources = [] if earlier is None else [earlier]
-    if plan.previous is None or plan.previous_digest is None:
-        notes.append("the previous artifact's manifest is damaged")
+def _inherited(record_id: str, source: InputFeatures) -> Outcome | None:
+    """The outcome of a record of which the input has no answer; None if it has one.
+
+    It names the input's manifest as what it comes from, and no action: the hook was asked nothing.
+    """
+    verdict = source.outcomes.get(record_id)
+    if verdict is None:
+        status, reason, is_retryable = Status.ERRORED, "does not know the record", True
+    elif verdict.status is Status.PASSED:
+        return None
     else:
-        sources.insert(0, (plan.previous_digest, plan.previous))
-    standing: dict[str, Outcome] = {}
-    retried: dict[str, Outcome] = {}
-    decoded: set[str] = set()
-    for digest, manifest in sources:
-        found = _standing(store, plan, forced | standing.keys(), digest, manifest, retried, notes)
-        if _reads_otherwise(manifest, plan.definition):
-            found = _whole(plan, _decode_again(store, plan, found, notes))
-            decoded |= found.keys()
-        standing |= found
-    return replace(
-        plan,
-        carried=standing,
-        compute=tuple(r for r in plan.batch.records if r.id not in standing),
-        retried=len(retried.keys() - standing.keys()),
-        failed_before={
-            record_id: outcome
-            for record_id, outcome in retried.items()
-            if record_id not in standing and outcome.limits and not outcome.is_retryable
-        },
-        decoded_again=len(decoded),
-        notes=tuple(notes),
+        status, is_retryable = verdict.status, verdict.is_retryable
+        what = "rejected it" if status is Status.REJECTED else "has no answer"
+        reason = f"{what}: {verdict.reason}"
+    return Outcome(
+        record_id,
+        status,
+        reason=f"not asked: input {source.hook!r} {reason}",
+        kind=OutcomeKind.INPUT if status is Status.ERRORED else None,
+        is_retryable=is_retryable,
+        carried_from=source.manifest_digest,
+        is_from_output=False,
     )
 
 
-def _standing(
-    store: BlobStore,
-    plan: ComputePlan,
-    settled: Collection[str],
-    digest: Digest,
-    manifest: Manifest,
-    retried: dict[str, Outcome],
-    notes: list[str],
-) -> dict[str, Outcome]:
-    """The artifact's outcomes that answer what is asked, but for records that are settled.
-
-    Those that may be answered otherwise now, if asked again, are added to `retried`.
-    """
-    try:
-        outcomes = {o.record_id: o for o in read.read_artifact_outcomes(store, manifest)}
-    except (NotFoundError, CorruptDataError) as error:
-        notes.append(f"nothing carried over: {error}")
-        return {}
-    standing: dict[str, Outcome] = {}
-    granted = granted_limits(plan.definition.release.limits)
-    for record in plan.batch.records:
-        outcome = outcomes.get(record.id)
-        if outcome is None or record.id in settled or outcome.action != plan.actions[record.id]:
-            continue
-        if outcome.may_differ_under(granted):
-            retried[record.id] = outcome
-            continue
-        standing[record.id] = replace(outcome, carried_from=outcome.carried_from or digest)
-    sources = {o.carried_from for o in standing.values() if o.carried_from is not None}
-    for source in sorted(sources):
-        if lost := _lost_blobs(store, source):
-            notes.append(f"manifest {source.short}: {lost}; what it computed is computed again")
-            standing = {i: o for i, o in standing.items() if o.carried_from != source}
-    return _whole(plan, standing)
+def _finality(outcome: Outcome) -> tuple[bool, bool]:
+    """Sorts verdicts of several inputs: a rejection first, what may be answered later last."""
+    return outcome.status is not Status.REJECTED, outcome.is_retryable
 
 
-def _whole(plan: ComputePlan, outcomes: dict[str, Outcome]) -> dict[str, Outcome]:
-    """The outcomes; none if there is one action for the batch and some are not among them."""
-    if plan.definition.scope is Scope.BATCH and len(outcomes) < len(plan.batch.records):
-        return {}
-    return outcomes
-
-
-def _lost_blobs(store: BlobStore, manifest_digest: Digest) -> str | None:
-    """Why a manifest cannot be carried from, or None: every blob it names is present."""
-    try:
-        manifest = read.read_manifest(store, manifest_digest)
-    except (NotFoundError, CorruptDataError) as error:
-        return str(error)
-    for name, ref in manifest.blobs.items():
-        if not blobs.is_present(store, ref):
-            return f"its blob {name} ({ref.digest.short}) is missing or damaged"
-    return None
-
-
-def _reads_otherwise(previous: Manifest, definition: HookDefinition) -> bool:
-    """Whether the same raw output says something else under what is declared now."""
-    feature = definition.feature
-    return previous.columns != feature.columns or previous.cardinality != feature.cardinality.value
-
-
-def _decode_again(
-    store: BlobStore, plan: ComputePlan, standing: Mapping[str, Outcome], notes: list[str]
-) -> dict[str, Outcome]:
-    """The standing outcomes as the raw output says them under what is declared now.
-
-    Without those whose raw output cannot be read any more: they are computed again, and noted.
-    """
-    decoded: dict[str, Outcome] = {}
-    feature = plan.definition.feature
-    for source in sorted({o.carried_from for o in standing.values() if o.carried_from}):
-        ours = {i: o for i, o in standing.items() if o.carried_from == source}
-        decoded |= {i: o for i, o in ours.items() if not o.is_from_output}
-        if not (wanted := [i for i, o in ours.items() if o.is_from_output]):
-            continue
-        try:
-            origin = read.read_manifest(store, source)
-            again = decode_raw(store, origin, wanted, feature.columns, feature.cardinality)
-        except (NotFoundError, CorruptDataError, UnclearColumnError) as error:
-            notes.append(f"manifest {source.short}: {error}; what it computed is computed again")
-            continue
-        for outcome in again:
-            action = standing[outcome.record_id].action
-            decoded[outcome.record_id] = replace(outcome, carried_from=source, action=action)
-    return {i: decoded[i] for i in standing if i in decoded}
+def _actions(
+    definition: HookDefinition,
+    release: ReleaseEntry,
+    asked: tuple[Record, ...],
+    inputs: tuple[InputFeatures, ...],
+) -> dict[str, Digest]:
+    if definition.scope is Scope.BATCH:
+        whole = {source.hook: str(source.manifest.content_digest) for source in inputs}
+        action = batch_action(release.release, asked, whole)
+        return dict.fromkeys((record.id for record in asked), action)
+    said = input_digests(inputs)
+    return {
+        record.id: record_action(release.release, record, said.get(record.id, {}))
+        for record in asked
+    }

@@ -1,14 +1,17 @@
 """The folder that a hook run is given: records, config, input features, files and code."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from feature_pipeline.archive import blobs
 from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.columns import Column
 from feature_pipeline.compute.plan import ComputePlan, InputFeatures
 from feature_pipeline.digest import document_bytes
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.runner import LONGEST_NAME_BYTES, Workspace, name_on_disk
 from feature_pipeline.json_values import json_cell, json_text
+from feature_pipeline.outcomes import Outcome
 from feature_pipeline.records import Record
 
 
@@ -99,13 +102,21 @@ def _write_features(path: Path, plan: ComputePlan, source: InputFeatures) -> Non
     columns = source.manifest.columns
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for record in plan.compute:
-            outcome = source.outcomes.get(record.id)
-            rows = outcome.rows if outcome is not None else ()
-            features = [
-                {
-                    c.name: json_cell(value, is_json=c.kind == "json")
-                    for c, value in zip(columns, row, strict=True)
-                }
-                for row in rows
-            ]
-            file.write(json_text({"id": record.id, "features": features}) + "\n")
+            line = _input_line(record.id, source.outcomes.get(record.id), columns)
+            file.write(json_text(line) + "\n")
+
+
+def _input_line(
+    record_id: str, outcome: Outcome | None, columns: Sequence[Column]
+) -> dict[str, object]:
+    """What a hook is given of an input's outcome: nothing that is not part of the action."""
+    if outcome is None:
+        return {"id": record_id, "status": None, "features": []}
+    line: dict[str, object] = {"id": record_id, "status": outcome.status.value}
+    if outcome.reason is not None:
+        line["reason"] = outcome.reason
+    line["features"] = [
+        {c.name: json_cell(v, is_json=c.kind == "json") for c, v in zip(columns, row, strict=True)}
+        for row in outcome.rows
+    ]
+    return line

@@ -152,5 +152,5 @@ def _plan(store: BlobStore, run: ExpectedRun) -> ComputePlan:
         log.read_batch(store, run.dataset, run.batch),
         force=run.records is None,
         force_records=run.records or (),
-        basis=PlanBasis(run.base, run.inputs),
+        basis=PlanBasis(run.base, run.inputs, run.sources),
     )

@@ -56,6 +56,15 @@ class Scope(StrEnum):
     """On every record of the batch."""
 
 
+class UnansweredInputs(StrEnum):
+    """What becomes of a record that an input hook rejected, or has no answer for."""
+
+    SKIP = "skip"
+    """The hook is not asked about it; its outcome is the input's verdict."""
+    GIVE = "give"
+    """The hook is asked about it; the line of input features has the verdict and no features."""
+
+
 class Cardinality(StrEnum):
     """How many rows a record may have."""
 
@@ -411,6 +420,11 @@ class HookDefinition(_Declaration):
     description: str | None = Field(None, description="What the hook says about a record.")
     owners: tuple[str, ...] = Field((), description="E-mail addresses, or team:<name>.")
     inputs: tuple[Name, ...] = Field((), description="Other hooks whose features it is given.")
+    unanswered_inputs: UnansweredInputs = Field(
+        UnansweredInputs.SKIP,
+        description="Records that an input rejected or errored on: skip: not asked about; give:"
+        " given with that verdict.",
+    )
     scope: Scope = Field(
         Scope.RECORD,
         description="record: an outcome depends on its record alone; batch: on the whole batch.",
@@ -451,6 +465,8 @@ class HookDefinition(_Declaration):
             raise ValueError(f"hook {self.name!r} has itself as an input")
         if len(set(self.inputs)) != len(self.inputs):
             raise ValueError(f"an input is in {list(self.inputs)} twice")
+        if self.unanswered_inputs is UnansweredInputs.GIVE and not self.inputs:
+            raise ValueError("unanswered_inputs: the hook has no inputs; name them in `inputs`")
         self._check_table()
         for index in self.table.indexes:
             self._check_index(index)

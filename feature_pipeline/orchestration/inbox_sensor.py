@@ -8,6 +8,7 @@ event is found in Dagster: a daemon that dies in between repeats an event of the
 which changes nothing, and loses none.
 """
 
+import logging
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,8 +26,14 @@ from feature_pipeline.archive.accept import (
 )
 from feature_pipeline.archive.blob_store import BlobStore, ObjectInfo
 from feature_pipeline.archive.log import FeatureEntry
+from feature_pipeline.archive.logs import answers
 from feature_pipeline.archive.publish import Completion, CompletionStatus
-from feature_pipeline.errors import CorruptDataError, NotFoundError
+from feature_pipeline.errors import (
+    CorruptDataError,
+    NotFoundError,
+    OutcomeUnknownError,
+    StoreUnavailableError,
+)
 from feature_pipeline.hooks.definition import HookDefinition
 from feature_pipeline.orchestration.events import features_events, reports
 from feature_pipeline.orchestration.keys import features_key, records_key
@@ -35,6 +42,8 @@ from feature_pipeline.orchestration.pools import set_pools
 from feature_pipeline.orchestration.provenance import latest_events
 from feature_pipeline.orchestration.records import records_event
 from feature_pipeline.orchestration.resources import ArchiveResource, HookRunnerResource
+
+logger = logging.getLogger(__name__)
 
 ENTRIES_PER_TICK = 500
 TICK_SECONDS = 5
@@ -92,11 +101,22 @@ def settle_inbox(
             case Completion() as completion:
                 pair = completion.dataset, completion.hook
                 completions.setdefault(pair, []).append((entry, completion))
+    for dataset, hook in completions:
+        _compact_answers(store, dataset, hook)
     for dataset, submissions in batches.items():
         _report_batches(store, instance, tick, dataset, submissions)
     for (dataset, hook), accepted in completions.items():
         _report_completions(store, archive_uri, instance, tick, dataset, hook, accepted)
     return tick
+
+
+def _compact_answers(store: BlobStore, dataset: str, hook: str) -> None:
+    """Merge what acceptances have added to the hook's memory of answers, if it has become much."""
+    try:
+        answers.compact(store, dataset, hook)
+    except (StoreUnavailableError, OutcomeUnknownError) as error:
+        # Nothing is lost: the next plan reads more objects, the next round merges them.
+        logger.warning("answers of %s/%s were not merged: %s", dataset, hook, error)
 
 
 def choose(infos: Sequence[ObjectInfo], limit: int) -> Sequence[ObjectInfo]:

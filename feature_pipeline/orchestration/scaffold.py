@@ -23,6 +23,9 @@ attributes:
   description: What this hook says about a record.
   owners: ["team:science"]   # e-mail addresses, or team:<name>
 
+  # inputs: [other_hook]     # whose features it is given, for records that other_hook passed
+  # unanswered_inputs: give  # the others too, with other_hook's verdict
+
   release:
     version: "1"             # another version, command, code or config computes every record again
     command: [python, $name.py]

@@ -39,6 +39,10 @@ def make_workspace(folder: Path) -> Workspace:
     workspace.create()
     lines = [json.dumps({"id": i, "metadata": {"title": t}}) for i, t in RECORDS.items()]
     (workspace.inputs / "records.jsonl").write_text("\n".join(lines) + "\n")
+    # The SDK's hooks read no input features: a line's verdict is nothing to them.
+    (workspace.inputs / "features").mkdir()
+    given = [json.dumps({"id": i, "status": "passed", "features": []}) + "\n" for i in RECORDS]
+    (workspace.inputs / "features" / "other.jsonl").write_text("".join(given))
     (workspace.files / "r 1").mkdir()
     (workspace.files / "r 1" / "b.txt").write_text("four")
     (workspace.files / "r 1" / "a.txt").write_text("")

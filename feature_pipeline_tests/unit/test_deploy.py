@@ -211,7 +211,7 @@ def test_the_writer_reaches_every_prefix_of_the_layout_and_deletes_nothing_of_th
     prefixes = {r.removeprefix(BUCKET).split("/")[0] for r in granted["ReadAndAppend"][1]}
     keys = (
         layout.BLOBS, layout.LOGS, layout.INBOX, layout.QUARANTINE, layout.UPLOADS,
-        layout.EXPECTED, layout.PROBE,
+        layout.EXPECTED, layout.PROBE, layout.ANSWERS,
     )  # fmt: skip
     assert {key.split("/")[0] for key in keys} <= prefixes
     deleted = {
@@ -220,7 +220,9 @@ def test_the_writer_reaches_every_prefix_of_the_layout_and_deletes_nothing_of_th
         if "s3:DeleteObject" in actions
         for resource in resources
     }
-    assert deleted == {"inbox/*", "quarantine/*", "expected/*", "probe/*", "uploads/*"}
+    assert deleted == {
+        "inbox/*", "quarantine/*", "expected/*", "answers/*", "probe/*", "uploads/*",
+    }  # fmt: skip
 
 
 def test_lifecycle_rules_reach_nothing_that_is_archived():

@@ -1,0 +1,447 @@
+"""The memory of answers: which artifact answers an action, over all batches of a hook.
+
+What belongs here: the objects of the memory, writing what one artifact answers, finding, and
+compaction. Not here: whether an artifact that is found may be carried from (`compute.carry`),
+comparing the memory with the logs (`maintenance.remember`).
+
+The memory is derived from the logs and is never an authority: what it names is read and checked
+before it is believed, and what it lacks is computed again. Acceptance writes what an artifact
+answers before the entry of the log, so that whatever is in a log is in the memory.
+
+::
+
+    answers/<dataset>/<hook>/<name>.<part>.<parts>   actions of one or many artifacts, sorted
+    answers/<dataset>/<hook>/complete.<instant>      everything in the logs was in the memory then
+
+An object never changes. Compaction writes one segment (all of its parts) before it deletes those
+that the segment holds, without a lock: two compactions at once leave an action twice, which is
+harmless. Object names and formats are described in `docs/format.md`.
+"""
+
+import io
+import logging
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final, cast
+from uuid import uuid4
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from feature_pipeline.archive import layout
+from feature_pipeline.archive.blob_store import (
+    BYTES_MEDIA_TYPE,
+    BlobStore,
+    ObjectInfo,
+    create_or_read,
+)
+from feature_pipeline.archive.documents import NewerVersionError
+from feature_pipeline.archive.threads import map_threads
+from feature_pipeline.digest import Digest
+from feature_pipeline.errors import CorruptDataError, NotFoundError, StoreUnavailableError
+from feature_pipeline.outcomes import Outcome, Status
+
+logger = logging.getLogger(__name__)
+
+SPEC_VERSION: Final = 1
+COMPLETE: Final = "complete."
+PART_BYTES: Final = 8 << 20
+"""A part holds at most this much: eight parts are read at once, each whole."""
+FULL_BYTES: Final = 8 * PART_BYTES
+"""Segments of this size are not merged again: it would save no request and no byte."""
+SMALL_BYTES: Final = 2 * PART_BYTES
+"""Acceptance merges no more than this at once, well under a second; upkeep merges the rest."""
+_FAN_IN: Final = 8
+"""Objects from which on a merge is worth it. A plan reads at most about this many small ones."""
+_ALWAYS_MERGED_BYTES: Final = 1 << 16
+_LISTINGS: Final = 5
+_ACTION_BITS: Final = 64
+_ROW_BYTES: Final = 10
+_DIGEST_BYTES: Final = 32
+
+Actions = npt.NDArray[np.uint64]
+"""The first eight bytes of actions, most significant first, as numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One object of the memory, by its key."""
+
+    info: ObjectInfo
+    name: str
+    """The segment's."""
+    number: int
+    parts: int
+
+    def concerns(self, actions: Actions) -> bool:
+        """Whether any of the actions would be in this part."""
+        if self.parts == 1:
+            return bool(len(actions))
+        shift = np.uint64(_ACTION_BITS - (self.parts.bit_length() - 1))
+        return bool(np.any(actions >> shift == np.uint64(self.number)))
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The answers of some artifacts: a part, or a power of two of them, cut by action."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(part.info.size for part in self.parts)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of its parts are there. Its writer may have died, or may be writing."""
+        return len(self.parts) == self.parts[0].parts
+
+    @property
+    def modified_at(self) -> datetime:
+        """When the last of its parts was written."""
+        return max(part.info.modified_at for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a hook's memory consists of."""
+
+    segments: tuple[Segment, ...]
+    completed_at: datetime | None
+    """When everything in the logs was last known to be in the memory; None if that was never
+    established."""
+    marks: tuple[str, ...] = ()
+    """Keys of the objects that say so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The content of a part: parallel arrays, sorted by action, and the artifacts they point to."""
+
+    actions: Actions
+    artifacts: npt.NDArray[Any]
+    """Per action the position of its artifact in `manifests`."""
+    manifests: tuple[Digest, ...]
+    """Every artifact of the segment, with or without an action in this part."""
+
+
+@dataclass(slots=True)
+class Found:
+    """Artifacts that may answer what was asked; read and check them before believing it."""
+
+    artifacts: dict[Digest, set[Digest]] = field(default_factory=dict)
+    """Per manifest the actions that it seems to answer."""
+    is_complete: bool = False
+    """Whether what is not found was never answered, as far as is known."""
+    problems: list[str] = field(default_factory=list)
+    """Objects that could not be read: they may hold further answers."""
+
+
+def own_answers(outcomes: Iterable[Outcome]) -> set[Digest]:
+    """The actions that an artifact answers by itself.
+
+    Not those carried over: the memory names the artifact that computed them. Not those with a
+    retryable error, which is no answer; where several records share an action (`scope: batch`),
+    one such error leaves it unanswered.
+    """
+    answered: set[Digest] = set()
+    unanswered: set[Digest] = set()
+    for outcome in outcomes:
+        if outcome.action is None or outcome.carried_from is not None:
+            continue
+        is_open = outcome.status is Status.ERRORED and outcome.is_retryable
+        (unanswered if is_open else answered).add(outcome.action)
+    return answered - unanswered
+
+
+def remember(
+    store: BlobStore, dataset: str, hook: str, manifest: Digest, actions: Collection[Digest]
+) -> None:
+    """Write what one artifact answers into the memory, be it nothing. Idempotent.
+
+    Raises:
+        StoreUnavailableError, OutcomeUnknownError: It may not be written; call again.
+    """
+    key = f"{layout.answers(dataset, hook)}{manifest.hex}.0.1"
+    rows = np.sort(_numbers(actions))
+    data = encode(Table(rows, np.zeros(len(rows), np.uint16), (manifest,)))
+    create_or_read(store, key, data, BYTES_MEDIA_TYPE)
+
+
+def _numbers(actions: Iterable[Digest]) -> Actions:
+    return np.fromiter((int(action.hex[:16], 16) for action in actions), np.uint64)
+
+
+def find(store: BlobStore, dataset: str, hook: str, actions: Collection[Digest]) -> Found:
+    """Which artifacts of the hook answer the actions. One listing, and the parts concerned.
+
+    Raises:
+        StoreUnavailableError: The store did not answer; nothing is known.
+    """
+    asked: dict[int, list[Digest]] = {}
+    for action in actions:
+        asked.setdefault(int(action.hex[:16], 16), []).append(action)
+    wanted = np.array(sorted(asked), np.uint64)
+    found = Found()
+    done: set[str] = set()
+    for _ in range(_LISTINGS):
+        listing = list_answers(store, dataset, hook)
+        found.is_complete = listing.completed_at is not None
+        due = [
+            part
+            for segment in listing.segments
+            for part in segment.parts
+            if part.info.key not in done and part.concerns(wanted)
+        ]
+        read = map_threads(lambda part: _hits(store, part, wanted), due)
+        for part, hits in zip(due, read, strict=True):
+            if isinstance(hits, str):
+                found.problems.append(hits)
+            elif hits is not None:
+                for number, manifest in hits:
+                    found.artifacts.setdefault(manifest, set()).update(asked[number])
+            if hits is not None:
+                done.add(part.info.key)
+        if all(hits is not None for hits in read):
+            return found
+        # Merged since the listing, and so in a segment that the next listing has.
+    raise StoreUnavailableError(
+        f"{store.identity}: objects below {layout.answers(dataset, hook)} are listed and not there"
+    )
+
+
+def _hits(store: BlobStore, part: Part, wanted: Actions) -> list[tuple[int, Digest]] | str | None:
+    """The wanted actions in the part; why it cannot be read; None if it is gone."""
+    try:
+        table = read_part(store, part)
+    except NotFoundError:
+        return None
+    except (CorruptDataError, NewerVersionError) as error:
+        logger.warning("%s", error)
+        return str(error)
+    first = np.searchsorted(table.actions, wanted, "left")
+    after = np.searchsorted(table.actions, wanted, "right")
+    return [
+        (int(wanted[position]), table.manifests[int(table.artifacts[row])])
+        for position in np.flatnonzero(first < after)
+        for row in range(int(first[position]), int(after[position]))
+    ]
+
+
+def list_answers(store: BlobStore, dataset: str, hook: str) -> Listing:
+    """What the hook's memory consists of: one listing."""
+    prefix = layout.answers(dataset, hook)
+    marks: list[ObjectInfo] = []
+    segments: dict[str, list[Part]] = {}
+    for info in store.list_objects(prefix):
+        name = info.key.removeprefix(prefix)
+        if name.startswith(COMPLETE):
+            marks.append(info)
+        elif (part := _parse(info, name)) is not None:
+            segments.setdefault(part.name, []).append(part)
+    return Listing(
+        tuple(
+            Segment(tuple(sorted(parts, key=lambda part: part.number)))
+            for _, parts in sorted(segments.items())
+        ),
+        max((info.modified_at for info in marks), default=None),
+        tuple(info.key for info in marks),
+    )
+
+
+def _parse(info: ObjectInfo, name: str) -> Part | None:
+    """The part that a key names; None for one that is not ours."""
+    fields = name.split(".")
+    if len(fields) != 3 or not (fields[1].isdecimal() and fields[2].isdecimal()):
+        return None
+    number, parts = int(fields[1]), int(fields[2])
+    is_power = parts > 0 and parts & (parts - 1) == 0
+    return Part(info, fields[0], number, parts) if is_power and number < parts else None
+
+
+def read_part(store: BlobStore, part: Part) -> Table:
+    """The content of a part.
+
+    Raises:
+        NotFoundError: It is gone: merged into another segment since it was listed.
+        CorruptDataError: It is damaged.
+        NewerVersionError: It is of a version that only later code knows.
+    """
+    where = f"{part.info.key} in {store.identity}"
+    return decode(store.get(part.info.key, part.info.size).data, where)
+
+
+def encode(table: Table) -> bytes:
+    """The stored bytes: an Arrow file with one batch, and the artifacts in its metadata."""
+    arrays: list[Any] = [pa.array(table.actions), pa.array(table.artifacts)]
+    schema = pa.schema(
+        [pa.field("action", arrays[0].type), pa.field("artifact", arrays[1].type)],
+        metadata={
+            b"spec_version": str(SPEC_VERSION).encode(),
+            b"manifests": b"".join(bytes.fromhex(digest.hex) for digest in table.manifests),
+        },
+    )
+    sink = io.BytesIO()
+    with pa.ipc.new_file(sink, schema) as file:
+        file.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+    return sink.getvalue()
+
+
+def decode(data: bytes, where: str) -> Table:
+    """The table stored as `data`. Errors as of `read_part`."""
+    try:
+        with pa.ipc.open_file(pa.BufferReader(data)) as file:
+            metadata = file.schema.metadata or {}
+            version = int(metadata[b"spec_version"])
+            if version > SPEC_VERSION:
+                raise NewerVersionError(
+                    f"answers {where} have spec_version {version}; this version of"
+                    f" feature-pipeline knows up to {SPEC_VERSION}"
+                )
+            batch = file.get_batch(0)
+            names = metadata[b"manifests"].hex()
+            actions = batch.column(0).to_numpy()
+            artifacts = batch.column(1).to_numpy()
+        width = 2 * _DIGEST_BYTES
+        manifests = tuple(Digest(names[i : i + width]) for i in range(0, len(names), width))
+        is_sorted = bool(np.all(actions[:-1] <= actions[1:]))
+        points_outside = bool(len(artifacts)) and int(artifacts.max()) >= len(manifests)
+        if actions.dtype != np.uint64 or not is_sorted or points_outside:
+            raise ValueError("actions are not sorted, or point to no artifact")
+    except NewerVersionError:
+        raise
+    except (pa.ArrowException, KeyError, ValueError, IndexError) as error:
+        raise CorruptDataError(f"answers {where} cannot be read: {error}") from error
+    return Table(actions, artifacts, manifests)
+
+
+# Compaction
+
+
+def compact(
+    store: BlobStore, dataset: str, hook: str, most_bytes: int = SMALL_BYTES, fan_in: int = _FAN_IN
+) -> int:
+    """Merge small segments into one if there are many; how many were merged.
+
+    Costs one listing if there is nothing to do. Every segment left is larger than all smaller ones
+    together were, so their number grows with the logarithm of what is remembered.
+
+    Args:
+        store: The archive.
+        dataset: The hook's.
+        hook: Whose memory.
+        most_bytes: Merge no more than this.
+        fan_in: Merge only if there are that many.
+    """
+    listing = list_answers(store, dataset, hook)
+    group = due(listing.segments, most_bytes, fan_in)
+    return merge(store, dataset, hook, group) if group else 0
+
+
+def due(segments: Sequence[Segment], most_bytes: int, fan_in: int) -> list[Segment]:
+    """The segments to merge, the smallest first; none if it is not worth it yet."""
+    group: list[Segment] = []
+    size = 0
+    for segment in sorted(filter(lambda s: s.is_whole, segments), key=lambda s: s.size):
+        is_large = segment.size > max(size, _ALWAYS_MERGED_BYTES)
+        if is_large or size + segment.size > most_bytes:
+            break
+        group.append(segment)
+        size += segment.size
+    return group if len(group) >= fan_in else []
+
+
+def merge(
+    store: BlobStore,
+    dataset: str,
+    hook: str,
+    group: Sequence[Segment],
+    forgotten: Collection[Digest] = (),
+) -> int:
+    """Put one segment in the place of several; how many of them it replaces.
+
+    Args:
+        store: The archive.
+        dataset: The hook's.
+        hook: Whose memory.
+        group: Whole segments. One that cannot be read stays, and so do all if one is gone: another
+            process merges them.
+        forgotten: Artifacts to leave out.
+    """
+    tables: list[list[Table]] = []
+    merged: list[Segment] = []
+    for segment in group:
+        try:
+            tables.append(map_threads(lambda part: read_part(store, part), segment.parts))
+        except NotFoundError:
+            return 0
+        except (CorruptDataError, NewerVersionError) as error:
+            logger.warning("%s", error)
+            continue
+        merged.append(segment)
+    if not merged:
+        return 0
+    write_segment(store, dataset, hook, _joined(tables, set(forgotten)))
+    delete(store, merged)
+    return len(merged)
+
+
+def _joined(segments: Sequence[Sequence[Table]], forgotten: set[Digest]) -> Table:
+    """One table of all segments, each with its parts; an artifact in two of them is kept once."""
+    positions: dict[Digest, int] = {}
+    actions: list[Actions] = []
+    artifacts: list[npt.NDArray[np.uint32]] = []
+    for parts in segments:
+        # Every part of a segment names all of the segment's artifacts.
+        manifests = parts[0].manifests
+        taken = [m not in forgotten and m not in positions for m in manifests]
+        for manifest, is_taken in zip(manifests, taken, strict=True):
+            if is_taken:
+                positions[manifest] = len(positions)
+        there = np.array([positions.get(manifest, 0) for manifest in manifests], np.uint32)
+        for table in parts:
+            rows = np.array(taken, bool)[table.artifacts]
+            actions.append(table.actions[rows])
+            artifacts.append(there[table.artifacts[rows]])
+    joined = np.concatenate(actions)
+    order = np.argsort(joined, kind="stable")
+    return Table(joined[order], np.concatenate(artifacts)[order], tuple(positions))
+
+
+def write_segment(store: BlobStore, dataset: str, hook: str, table: Table) -> None:
+    """Write a segment of as many parts as its size asks for."""
+    width = np.uint16 if len(table.manifests) <= 1 << 16 else np.uint32
+    artifacts = table.artifacts.astype(width)
+    count = 1
+    while _ROW_BYTES * len(table.actions) > count * PART_BYTES:
+        count *= 2
+    shift = _ACTION_BITS - (count.bit_length() - 1)
+    starts = np.array([part << shift for part in range(1, count)], np.uint64)
+    bounds = [0, *map(int, np.searchsorted(table.actions, starts)), len(table.actions)]
+    prefix = f"{layout.answers(dataset, hook)}{uuid4().hex}"
+
+    def write(part: int) -> None:
+        rows = slice(bounds[part], bounds[part + 1])
+        data = encode(Table(table.actions[rows], artifacts[rows], table.manifests))
+        create_or_read(store, f"{prefix}.{part}.{count}", data, BYTES_MEDIA_TYPE)
+
+    map_threads(write, range(count))
+
+
+def delete(store: BlobStore, segments: Iterable[Segment]) -> None:
+    """Delete segments whose content is in another one, or is given up."""
+    keys = [part.info.key for segment in segments for part in segment.parts]
+    map_threads(store.delete, keys)
+
+
+def table_of(answered: Sequence[tuple[Digest, Collection[Digest]]]) -> Table:
+    """One table of what several artifacts answer: (manifest, actions) each."""
+    actions = np.concatenate([_numbers(found) for _, found in answered])
+    counts = [len(found) for _, found in answered]
+    artifacts = np.repeat(np.arange(len(answered), dtype=np.uint32), counts)
+    order = np.argsort(actions, kind="stable")
+    manifests = tuple(manifest for manifest, _ in answered)
+    return Table(cast("Actions", actions[order]), artifacts[order], manifests)

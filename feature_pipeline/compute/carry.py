@@ -1,0 +1,293 @@
+"""Which outcomes of the archive answer what is asked now.
+
+What belongs here: where answers are looked for, in which order, and when one is believed. Not
+here: what is asked (`plan`), the memory that says where to look (`archive.logs.answers`).
+
+Artifacts are looked into one after another, and each gives what the ones before it left open: the
+batch's current artifact, then those of any batch that the memory of answers names, the one accepted
+last first. While the memory is not known to be complete, the earlier artifacts of the batch's own
+log come after them. An answer is believed only if a log names its artifact and every blob of the
+manifest that computed it is there.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import cached_property
+
+from feature_pipeline.archive import blobs, log, read
+from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.erasures import Erased, erased
+from feature_pipeline.archive.log import FeatureEntry, Verdict
+from feature_pipeline.archive.logs import answers
+from feature_pipeline.archive.manifest import OUTCOMES, ROWS, Manifest
+from feature_pipeline.archive.threads import map_threads
+from feature_pipeline.column_sources import UnclearColumnError
+from feature_pipeline.compute.decode_again import decode_raw
+from feature_pipeline.digest import Digest
+from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
+from feature_pipeline.hooks.definition import HookDefinition, Scope
+from feature_pipeline.hooks.failure import granted_limits
+from feature_pipeline.outcomes import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of the archive before a hook is."""
+
+    definition: HookDefinition
+    release: Digest
+    actions: Mapping[str, Digest]
+    """Per record that is asked about, what is asked; equal for all of a hook of `scope: batch`."""
+    forced: frozenset[str] = frozenset()
+    """Records to compute again whatever was answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Current:
+    """The batch's current artifact."""
+
+    entry: FeatureEntry
+    manifest: Manifest | None
+    """None if it cannot be read."""
+    outcomes: Mapping[str, Outcome]
+    """Empty if they cannot be read."""
+    damage: str | None = None
+    """Why the outcomes of a manifest that can be read cannot be."""
+
+
+@dataclass
+class Carried:
+    """The answers found, and where."""
+
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    """By record id, each with the manifest that computed it."""
+    sources: list[Digest] = field(default_factory=list)
+    """The manifests of the artifacts that gave them, in the order of looking."""
+    retried: dict[str, Outcome] = field(default_factory=dict)
+    """Records whose last outcome may differ if they are asked again, and which have no later
+    answer; with that outcome."""
+    decoded_again: set[str] = field(default_factory=set)
+    """Records whose raw output was read again under changed columns."""
+    notes: list[str] = field(default_factory=list)
+
+
+def carry_over(
+    store: BlobStore,
+    question: Question,
+    current: Current | None,
+    entries: Sequence[FeatureEntry],
+    sources: Sequence[Digest] | None = None,
+) -> Carried:
+    """Find every answer that the archive has. Nothing is written.
+
+    Args:
+        store: The archive.
+        question: What is asked.
+        current: The batch's current artifact, if it has one.
+        entries: The batch's log.
+        sources: Look into these artifacts alone, in this order: to repeat what was found before.
+
+    Raises:
+        StoreUnavailableError: The store did not answer.
+    """
+    search = _Search(store, question)
+    if current is not None:
+        search.look_into_current(current)
+    if sources is not None:
+        search.look_into(sources, is_ordered=True)
+    elif search.open_records:
+        is_complete = search.look_into_memory()
+        if search.open_records and not is_complete:
+            search.look_into(
+                entry.manifest
+                for entry in reversed(entries)
+                if entry.release == question.release and entry.verdict is not Verdict.FAILED
+            )
+    for record_id in search.found.outcomes:
+        search.found.retried.pop(record_id, None)
+    return search.found
+
+
+def reads_otherwise(manifest: Manifest, definition: HookDefinition) -> bool:
+    """Whether the same raw output says something else under what is declared now."""
+    feature = definition.feature
+    return manifest.columns != feature.columns or manifest.cardinality != feature.cardinality.value
+
+
+class _Search:
+    def __init__(self, store: BlobStore, question: Question) -> None:
+        self.store = store
+        self.question = question
+        self.definition = question.definition
+        self.found = Carried()
+        self._granted = granted_limits(question.definition.release.limits)
+        self._errored_at: dict[str, datetime] = {}
+        """When the batch's current artifact left a record open: what is older is no answer."""
+        self._seen: set[Digest] = set()
+        self._read: set[Digest] = set()
+        """Blobs that were read whole, and so are there."""
+        self._manifests: dict[Digest, Manifest] = {}
+        self._lost: dict[Digest, str | None] = {}
+
+    @property
+    def open_records(self) -> list[str]:
+        """Records that are asked about and have no answer so far, in order."""
+        done = self.found.outcomes.keys() | self.question.forced
+        return [record_id for record_id in self.question.actions if record_id not in done]
+
+    @cached_property
+    def erased(self) -> Erased:
+        return erased(self.store, self.definition.dataset)
+
+    def look_into_current(self, current: Current) -> None:
+        if current.manifest is None:
+            self.found.notes.append("the previous artifact's manifest is damaged")
+            return
+        if current.damage is not None:
+            self.found.notes.append(f"nothing carried over: {current.damage}")
+        self._manifests[current.entry.manifest] = current.manifest
+        self._take(current.entry.manifest, current.outcomes, current.entry.accepted_at)
+        self._errored_at = dict.fromkeys(self.found.retried, current.entry.accepted_at)
+
+    def look_into_memory(self) -> bool:
+        """Whether the memory is known to be complete."""
+        dataset, hook = self.definition.dataset, self.definition.name
+        actions = {self.question.actions[record_id] for record_id in self.open_records}
+        remembered = answers.find(self.store, dataset, hook, actions)
+        self.found.notes += [f"memory of answers: {why}" for why in remembered.problems]
+        self.look_into(remembered.artifacts)
+        return remembered.is_complete
+
+    def look_into(self, manifests: Iterable[Digest], *, is_ordered: bool = False) -> None:
+        """Take what these artifacts answer, the one accepted last first unless they are ordered."""
+        # An erasure replaced some: what the successor does not say any more is not answered.
+        names = dict.fromkeys(map(self.erased.manifest_now, manifests))
+        located = map_threads(self._locate, [name for name in names if name not in self._seen])
+        accepted = [entry for entry in located if entry is not None]
+        if not is_ordered:
+            accepted.sort(key=lambda e: (e.accepted_at, e.seq, e.manifest), reverse=True)
+        for entry in accepted:
+            if not self.open_records:
+                return
+            self._read_and_take(entry)
+
+    def _locate(self, digest: Digest) -> FeatureEntry | None:
+        """The log entry of an artifact of this hook; None if no log names it."""
+        manifest = self._manifest(digest)
+        if manifest is None or manifest.is_failed:
+            return None
+        whose = (manifest.dataset, manifest.hook)
+        if whose != (self.definition.dataset, self.definition.name):
+            return None
+        try:
+            entries = log.read_log(self.store, *whose, manifest.batch)
+        except (NotFoundError, CorruptDataError, InvalidInputError) as error:
+            self.found.notes.append(f"manifest {digest.short}: {error}")
+            return None
+        for entry in reversed(entries):
+            if entry.manifest == digest and read.disagreement(entry, manifest) is None:
+                return entry
+        return None
+
+    def _manifest(self, digest: Digest) -> Manifest | None:
+        manifest = self._manifests.get(digest)
+        if manifest is None:
+            try:
+                manifest = read.read_manifest(self.store, digest)
+            except (NotFoundError, CorruptDataError, InvalidInputError) as error:
+                self.found.notes.append(f"manifest {digest.short}: {error}")
+                return None
+            self._manifests[digest] = manifest
+        return manifest
+
+    def _read_and_take(self, entry: FeatureEntry) -> None:
+        try:
+            outcomes = read.read_artifact_outcomes(self.store, self._manifests[entry.manifest])
+        except (NotFoundError, CorruptDataError) as error:
+            self.found.notes.append(f"manifest {entry.manifest.short}: {error}")
+            return
+        self._take(entry.manifest, {o.record_id: o for o in outcomes}, entry.accepted_at)
+
+    def _take(self, digest: Digest, outcomes: Mapping[str, Outcome], accepted_at: datetime) -> None:
+        """Take the artifact's answers to what is open. Its tables were read, if it has outcomes."""
+        self._seen.add(digest)
+        if outcomes:
+            named = self._manifests[digest].blobs
+            self._read |= {named[ROWS].digest, named[OUTCOMES].digest}
+        taken: dict[str, Outcome] = {}
+        for record_id in self.open_records:
+            outcome = outcomes.get(record_id)
+            if outcome is None or outcome.action != self.question.actions[record_id]:
+                continue
+            errored_at = self._errored_at.get(record_id)
+            if errored_at is not None and accepted_at <= errored_at:
+                continue
+            if outcome.may_differ_under(self._granted):
+                self.found.retried.setdefault(record_id, outcome)
+                continue
+            source = self.erased.manifest_now(outcome.carried_from or digest)
+            taken[record_id] = replace(outcome, carried_from=source)
+        taken = self._whole(self._present(taken))
+        if reads_otherwise(self._manifests[digest], self.definition):
+            taken = self._whole(self._decoded(taken))
+            self.found.decoded_again |= taken.keys()
+        if taken:
+            self.found.outcomes |= taken
+            self.found.sources.append(digest)
+
+    def _whole(self, taken: dict[str, Outcome]) -> dict[str, Outcome]:
+        """The outcomes; none if there is one action for the batch and some are not among them."""
+        if self.definition.scope is Scope.BATCH and len(taken) < len(self.question.actions):
+            return {}
+        return taken
+
+    def _present(self, taken: dict[str, Outcome]) -> dict[str, Outcome]:
+        """The outcomes whose raw output, and all else of the manifest, is in the archive."""
+        sources = {o.carried_from for o in taken.values() if o.carried_from is not None}
+        for source in sorted(sources - self._lost.keys()):
+            self._lost[source] = lost = self._what_is_lost(source)
+            if lost is not None:
+                self.found.notes.append(
+                    f"manifest {source.short}: {lost}; what it computed is not carried over"
+                )
+        lost_sources = {source for source in sources if self._lost[source] is not None}
+        return {i: o for i, o in taken.items() if o.carried_from not in lost_sources}
+
+    def _what_is_lost(self, digest: Digest) -> str | None:
+        """Why a manifest cannot be carried from; None if every blob it names is present."""
+        manifest = self._manifest(digest)
+        if manifest is None:
+            return "it cannot be read"
+        refs = [ref for ref in manifest.blobs.values() if ref.digest not in self._read]
+        missing = {ref.digest for ref in blobs.find_missing(self.store, refs)}
+        for name, ref in manifest.blobs.items():
+            if ref.digest in missing:
+                return f"its blob {name} ({ref.digest.short}) is missing or damaged"
+        return None
+
+    def _decoded(self, taken: Mapping[str, Outcome]) -> dict[str, Outcome]:
+        """The outcomes as the raw output says them under what is declared now.
+
+        Without those whose raw output cannot be read any more: they are computed again, and noted.
+        """
+        decoded: dict[str, Outcome] = {}
+        feature = self.definition.feature
+        for source in sorted({o.carried_from for o in taken.values() if o.carried_from}):
+            ours = {i: o for i, o in taken.items() if o.carried_from == source}
+            decoded |= {i: o for i, o in ours.items() if not o.is_from_output}
+            wanted = [i for i, o in ours.items() if o.is_from_output]
+            if not wanted:
+                continue
+            origin = self._manifests[source]
+            try:
+                again = decode_raw(self.store, origin, wanted, feature.columns, feature.cardinality)
+            except (NotFoundError, CorruptDataError, UnclearColumnError) as error:
+                self.found.notes.append(
+                    f"manifest {source.short}: {error}; what it computed is computed again"
+                )
+                continue
+            for outcome in again:
+                action = taken[outcome.record_id].action
+                decoded[outcome.record_id] = replace(outcome, carried_from=source, action=action)
+        return {i: decoded[i] for i in taken if i in decoded}

@@ -1,0 +1,100 @@
+"""The job that brings the memory of answers in line with the logs, and its schedule.
+
+Belongs here: when it runs, and what Dagster shows of it. Not here: what is compared
+(`archive.maintenance.remember`). Acceptance keeps the memory complete; this notices what acceptance
+cannot know of.
+"""
+
+from collections.abc import Iterator
+
+import dagster as dg
+from pydantic import Field
+
+from feature_pipeline.archive import log
+from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.maintenance.remember import complete, is_due
+from feature_pipeline.archive.threads import map_threads
+from feature_pipeline.errors import CorruptDataError
+from feature_pipeline.orchestration.resources import ArchiveResource
+
+ANSWERS_JOB = "remember_answers"
+
+
+class RememberConfig(dg.Config):
+    """Which memories are compared with their logs."""
+
+    due_only: bool = Field(
+        default=False, description="Only those that were not compared for a day."
+    )
+
+
+def hooks_due(store: BlobStore) -> list[tuple[str, str]]:
+    """The (dataset, hook) pairs whose memory was not compared for a day. One listing each."""
+    pairs = list(_hooks(store))
+    due = map_threads(lambda pair: is_due(store, *pair), pairs)
+    return [pair for pair, is_now in zip(pairs, due, strict=True) if is_now]
+
+
+def _hooks(store: BlobStore) -> Iterator[tuple[str, str]]:
+    for dataset in log.datasets(store):
+        for hook in log.hooks(store, dataset):
+            yield dataset, hook
+
+
+def answers_job() -> dg.JobDefinition:
+    """The job `remember_answers`: completes the memory of answers from the logs."""
+
+    @dg.op(name="compare_with_logs", description="Adds what the memory lacks, leaves out the rest.")
+    def compare_with_logs(
+        context: dg.OpExecutionContext, config: RememberConfig, archive: ArchiveResource
+    ) -> None:
+        store = archive.store()
+        unreadable: dict[str, str] = {}
+        for dataset, hook in hooks_due(store) if config.due_only else list(_hooks(store)):
+            try:
+                report = complete(store, dataset, hook)
+            except CorruptDataError as error:
+                unreadable[f"{dataset}/{hook}"] = str(error)
+                continue
+            context.log.info(report.summary())
+            for problem in report.problems:
+                context.log.warning("its answers cannot be remembered: %s", problem)
+        if unreadable:
+            raise dg.Failure(
+                description=(
+                    f"the logs of {', '.join(unreadable)} cannot be read, so that records may be"
+                    " computed again: `feature-pipeline verify` names what is damaged"
+                ),
+                metadata={"unreadable": dg.MetadataValue.json(unreadable)},
+                allow_retries=False,
+            )
+
+    @dg.job(
+        name=ANSWERS_JOB,
+        description="Brings the memory of answers in line with the archive's logs.",
+    )
+    def remember_answers() -> None:
+        compare_with_logs()
+
+    return remember_answers
+
+
+def answers_schedule() -> dg.ScheduleDefinition:
+    """Runs `remember_answers` within the hour if a memory is absent, else daily; running."""
+
+    @dg.schedule(
+        name="remember_answers_hourly",
+        job_name=ANSWERS_JOB,
+        cron_schedule="37 * * * *",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+    )
+    def remember_answers_hourly(
+        archive: ArchiveResource,
+    ) -> dg.RunRequest | dg.SkipReason:
+        due = hooks_due(archive.store())
+        if not due:
+            return dg.SkipReason("every memory of answers was compared with its logs today")
+        config = RememberConfig(due_only=True)
+        return dg.RunRequest(run_config=dg.RunConfig(ops={"compare_with_logs": config}))
+
+    return remember_answers_hourly
