@@ -1,6 +1,7 @@
 """Publishing, accepting, ticking and recovering, as ratios within one run.
 
     python -m benchmarks.archive [--artifacts 2000] [--archived 20000] [--loaded 20000]
+                                 [--remembered 10000]
 
 Starts its own servers in a temporary folder. Times are of this machine; the ratios are what
 counts.
@@ -14,17 +15,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dagster as dg
+import numpy as np
 import yaml
 
 from feature_pipeline.archive import accept, blobs, layout, log
 from feature_pipeline.archive.encode import Content, encode_outcomes, encode_rows
 from feature_pipeline.archive.log import BatchEntry, FeatureEntry, ReleaseEntry, Verdict
+from feature_pipeline.archive.logs import answers
 from feature_pipeline.archive.manifest import BlobRef, Manifest, ReleaseRef, RunInfo
 from feature_pipeline.archive.publish import (
     Artifact,
@@ -35,7 +38,7 @@ from feature_pipeline.archive.publish import (
 )
 from feature_pipeline.archive.stores.s3 import S3Store, open_store
 from feature_pipeline.columns import Column, ColumnType
-from feature_pipeline.compute.plan import plan_run
+from feature_pipeline.compute.plan import ComputePlan, plan_run
 from feature_pipeline.digest import Digest
 from feature_pipeline.hooks.definition import HookDefinition
 from feature_pipeline.local.services import LocalServices
@@ -311,43 +314,7 @@ def bench_unchanged(store: S3Store, folder: Path) -> float:
     dataset = "unchanged"
     release = register(store, dataset, folder)
     batch = make_batch(dataset, "b", 1000)
-    blobs.put_blob(store, batch.encode())
-    accept.accept_batch(
-        store,
-        accept.Submission(dataset=dataset, batch="b", digest=batch.digest, source=Source.IMPORT),
-    )
-    first = plan_run(store, definition(dataset), release, batch)
-    outcomes = tuple(
-        Outcome(o.record_id, o.status, o.rows, action=first.actions[o.record_id])
-        for o in outcomes_of(batch, 5)
-    )
-    published = publish_artifact(
-        store,
-        Artifact(
-            batch=batch,
-            release=release,
-            columns=COLUMNS,
-            cardinality="many",
-            run=run_info("r"),
-            outcomes=outcomes,
-            raw={},
-            log=None,
-        ),
-    )
-    accept.accept(
-        store,
-        Completion(
-            id="r",
-            dataset=dataset,
-            hook=HOOK,
-            batch="b",
-            release_seq=release.seq,
-            release_digest=release.release.digest,
-            base=0,
-            manifest=published.manifest_digest,
-            status=CompletionStatus.SUCCEEDED,
-        ),
-    )
+    compute(store, release, batch)
     spent = []
     for _ in range(5):
         plans = []
@@ -356,6 +323,109 @@ def bench_unchanged(store: S3Store, folder: Path) -> float:
         )
         assert plans[0].is_unchanged
     return statistics.median(spent)
+
+
+def compute(store: S3Store, release: ReleaseEntry, batch: RecordBatch) -> None:
+    """The batch is accepted, and an artifact that answers what is asked of each of its records."""
+    blobs.put_blob(store, batch.encode())
+    submission = accept.Submission(
+        dataset=batch.dataset, batch=batch.key, digest=batch.digest, source=Source.IMPORT
+    )
+    accept.accept_batch(store, submission)
+    plan = plan_run(store, definition(batch.dataset), release, batch)
+    outcomes = tuple(replace(o, action=plan.actions[o.record_id]) for o in outcomes_of(batch, 5))
+    published = publish_artifact(
+        store,
+        Artifact(
+            batch=batch,
+            release=release,
+            columns=COLUMNS,
+            cardinality="many",
+            run=run_info(f"r-{batch.key}"),
+            outcomes=outcomes,
+            raw={},
+            log=None,
+        ),
+    )
+    accept.accept(
+        store,
+        Completion(
+            id=f"r-{batch.key}",
+            dataset=batch.dataset,
+            hook=HOOK,
+            batch=batch.key,
+            release_seq=release.seq,
+            release_digest=release.release.digest,
+            base=0,
+            manifest=published.manifest_digest,
+            status=CompletionStatus.SUCCEEDED,
+        ),
+    )
+
+
+@dataclass
+class Counting:
+    """A store that counts requests; no listing here has a second page."""
+
+    inner: S3Store
+    requests: int = 0
+
+    @property
+    def identity(self) -> str:
+        return self.inner.identity
+
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        self.requests += 1
+        return getattr(self.inner, name)
+
+
+def bench_planning(
+    store: S3Store, folder: Path, artifacts: int, records: int = 1000
+) -> dict[str, tuple[float, int, int]]:
+    """Plan a new batch beside so many remembered artifacts: seconds, requests, records carried.
+
+    The memory is written and merged as acceptance does it, one artifact after another, and is as
+    it is just before its next merge.
+    """
+    dataset = "planned"
+    release = register(store, dataset, folder)
+    known = make_batch(dataset, "known", records)
+    compute(store, release, known)
+    draw = np.random.default_rng(1)
+    prefix = layout.answers(dataset, HOOK)
+    for number in range(artifacts):
+        manifest = Digest.of(str(number).encode())
+        actions = np.sort(draw.integers(0, 1 << 64, records, np.uint64))
+        table = answers.Table(actions, np.zeros(records, np.uint16), (manifest,))
+        store.create(f"{prefix}{manifest.hex}.0.1", answers.encode(table))
+        if number % 8 == 7 and number < artifacts - 8:
+            answers.compact(store, dataset, HOOK)
+    listing = answers.list_answers(store, dataset, HOOK)
+    objects = sum(len(segment.parts) for segment in listing.segments)
+    stored = sum(segment.size for segment in listing.segments)
+    print(f"memory of {artifacts:,} artifacts: {objects} objects, {stored / 1e6:.0f} MB")
+    again = RecordBatch.create(dataset, "again", Source.IMPORT, known.records)
+    alone = RecordBatch.create(dataset, "alone", Source.IMPORT, known.records[:1])
+    batches = {
+        f"{records:,} records that were never computed": make_batch(dataset, "new", records),
+        f"{records:,} records computed in another batch": again,
+        "one record computed in another batch": alone,
+    }
+    found = {}
+    for what, batch in batches.items():
+        spent = []
+        for _ in range(5):
+            log.forget_read_entries()  # a run is a process of its own
+            counting, plans = Counting(store), list[ComputePlan]()
+            spent.append(
+                seconds(
+                    lambda b=batch, c=counting, p=plans: p.append(
+                        plan_run(c, definition(dataset), release, b)
+                    )
+                )
+            )
+        found[what] = statistics.median(spent), counting.requests, len(plans[0].carried)
+    return found
 
 
 def bench_load(store: S3Store, database: Database, folder: Path, archived: int) -> float:
@@ -419,6 +489,7 @@ def main() -> None:
     parser.add_argument("--artifacts", type=int, default=2_000, help="to recover")
     parser.add_argument("--archived", type=int, default=20_000, help="beside the waiting ones")
     parser.add_argument("--loaded", type=int, default=20_000, help="into a table before")
+    parser.add_argument("--remembered", type=int, default=10_000, help="of 1,000 records each")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -434,6 +505,10 @@ def main() -> None:
                 )
             print(f"completions accepted a second: {bench_accept(store, folder, 300):.0f}")
             print(f"unchanged batch of 1,000 records: {bench_unchanged(store, folder):.2f} s")
+            for what, (spent, requests, carried) in bench_planning(
+                store, folder, options.remembered
+            ).items():
+                print(f"plan {what}: {spent:.2f} s, {requests} requests, {carried} carried over")
             database = Database(services.database_url)
             few_loaded = bench_load(store, database, folder, 1_000)
             many_loaded = bench_load(store, database, folder, options.loaded)
