@@ -1,12 +1,16 @@
 """Settings from the environment: the only module that reads it.
 
 `feature-pipeline dev` writes them to `.env` for a laptop; a deployment sets them itself. The
-names are listed in the README.
+names are listed in the README. Settings are checked when they are read. Those that belong together
+come from one source: all from the environment, or all from the file.
 """
 
+import ipaddress
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+import urllib.request
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
@@ -19,8 +23,13 @@ S3_ENDPOINT_URL: Final = "FEATURE_PIPELINE_S3_ENDPOINT_URL"
 S3_BUCKET: Final = "FEATURE_PIPELINE_S3_BUCKET"
 S3_PREFIX: Final = "FEATURE_PIPELINE_S3_PREFIX"
 S3_REGION: Final = "FEATURE_PIPELINE_S3_REGION"
+S3_ACCESS_KEY_ID: Final = "FEATURE_PIPELINE_S3_ACCESS_KEY_ID"
+S3_SECRET_ACCESS_KEY: Final = "FEATURE_PIPELINE_S3_SECRET_ACCESS_KEY"  # noqa: S105  (a name)
+S3_SESSION_TOKEN: Final = "FEATURE_PIPELINE_S3_SESSION_TOKEN"  # noqa: S105  (a name)
+CA_BUNDLE: Final = "AWS_CA_BUNDLE"
 DATABASE_URL: Final = "FEATURE_PIPELINE_DATABASE_URL"
 DAGSTER_DATABASE_URL: Final = "DAGSTER_DATABASE_URL"
+DAGSTER_HOME: Final = "DAGSTER_HOME"
 WORK_FOLDER: Final = "FEATURE_PIPELINE_WORK_FOLDER"
 RUNNER: Final = "FEATURE_PIPELINE_RUNNER"
 RUNNER_SETTINGS: Final = "FEATURE_PIPELINE_RUNNER_SETTINGS"
@@ -39,21 +48,62 @@ _HINT: Final = (
 _DEFS_HINT: Final = "name the folder that holds one folder with a defs.yaml for each hook"
 
 
+S3_SETTINGS: Final = frozenset(
+    {S3_ENDPOINT_URL, S3_BUCKET, S3_PREFIX, S3_REGION}
+    | {S3_ACCESS_KEY_ID, S3_SECRET_ACCESS_KEY, S3_SESSION_TOKEN}
+)
+"""Where the archive is and how to be let in: from one source."""
+AWS_CREDENTIALS: Final = frozenset(
+    {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"}
+    | {"AWS_PROFILE", "AWS_DEFAULT_PROFILE"}
+)
+"""Credentials by AWS's own names: they go with the bucket if they come from the same file."""
+DAGSTER_SETTINGS: Final = frozenset({DAGSTER_DATABASE_URL, DAGSTER_HOME})
+
+_BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]|arn:[^\s/]+[/:][^\s]+")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
 @dataclass(frozen=True, slots=True)
 class S3Settings:
-    """Where the archive is. Credentials come from the standard AWS variables or a role."""
+    """Where the archive is, and the keys to it; without keys, boto3's usual places are asked.
+
+    Raises:
+        InvalidInputError: A setting cannot be right; the message names its variable.
+    """
 
     bucket: str
     prefix: str = ""
     endpoint_url: str | None = None
     region: str | None = None
+    access_key_id: str | None = None
+    secret_access_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if not _BUCKET.fullmatch(self.bucket):
+            raise InvalidInputError(
+                f"{S3_BUCKET} is {self.bucket!r}: write the bucket's name alone"
+            )
+        check_prefix(self.prefix)
+        if self.endpoint_url is not None:
+            _check_endpoint(self.endpoint_url)
+        if self.region is not None and not re.fullmatch(r"[A-Za-z0-9-]+", self.region):
+            raise InvalidInputError(
+                f"{S3_REGION} is {self.region!r}: write a name such as eu-west-1"
+            )
+        _check_pair(
+            (S3_ACCESS_KEY_ID, self.access_key_id), (S3_SECRET_ACCESS_KEY, self.secret_access_key)
+        )
+        if self.session_token is not None and self.access_key_id is None:
+            raise InvalidInputError(f"{S3_SESSION_TOKEN} is set without {S3_ACCESS_KEY_ID}")
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
         """The archive's address.
 
         Raises:
-            InvalidInputError: The bucket is not set.
+            InvalidInputError: The bucket is not set, or a setting cannot be right.
         """
         environment = os.environ if environment is None else environment
         bucket = _required(environment, S3_BUCKET)
@@ -61,19 +111,160 @@ class S3Settings:
 
     @classmethod
     def at(cls, bucket: str, prefix: str, environment: Mapping[str, str] | None = None) -> Self:
-        """A given place, at the endpoint and in the region that the environment names."""
+        """A given place, at the endpoint, in the region and with the keys of the environment.
+
+        In an environment that is given, AWS's own names of the keys are read, too: boto3 would read
+        the process's.
+        """
+        is_given = environment is not None
         environment = os.environ if environment is None else environment
+        names = (S3_ACCESS_KEY_ID, S3_SECRET_ACCESS_KEY, S3_SESSION_TOKEN)
+        if is_given and not any(environment.get(name) for name in names):
+            names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+        key, secret, token = (environment.get(name) or None for name in names)
         return cls(
             bucket=bucket,
-            prefix=prefix,
+            prefix=prefix.strip("/"),
             endpoint_url=environment.get(S3_ENDPOINT_URL) or None,
             region=environment.get(S3_REGION) or None,
+            access_key_id=key,
+            secret_access_key=secret,
+            session_token=token,
         )
 
     @property
     def uri(self) -> str:
         """`s3://bucket/prefix`."""
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+
+def s3_keys() -> tuple[str | None, str | None, str | None]:
+    """The archive's key, secret and session token, as the environment has them by its own names.
+
+    Raises:
+        InvalidInputError: One of the first two is set without the other.
+    """
+    key, secret = optional(S3_ACCESS_KEY_ID), optional(S3_SECRET_ACCESS_KEY)
+    _check_pair((S3_ACCESS_KEY_ID, key), (S3_SECRET_ACCESS_KEY, secret))
+    return key, secret, optional(S3_SESSION_TOKEN)
+
+
+def signer_keys() -> tuple[str | None, str | None]:
+    """The key and the secret that sign what a hook's pod may do; None where not set.
+
+    Raises:
+        InvalidInputError: One is set without the other.
+    """
+    key, secret = optional(SIGNER_ACCESS_KEY_ID), optional(SIGNER_SECRET_ACCESS_KEY)
+    _check_pair((SIGNER_ACCESS_KEY_ID, key), (SIGNER_SECRET_ACCESS_KEY, secret))
+    return key, secret
+
+
+def _check_pair(one: tuple[str, str | None], other: tuple[str, str | None]) -> None:
+    for (name, value), (needed, lacking) in ((one, other), (other, one)):
+        if value is not None and lacking is None:
+            raise InvalidInputError(f"{name} is set and {needed} is not: set both or neither")
+
+
+def check_prefix(prefix: str) -> str:
+    """Return `prefix` if stores and clients all write it in the same way.
+
+    Raises:
+        InvalidInputError: A part between `/` is empty, `.` or `..`, or it has a control character.
+    """
+    parts = prefix.strip("/").split("/") if prefix.strip("/") else []
+    wrong = next((part for part in parts if part in {"", ".", ".."}), None)
+    if wrong is not None or _CONTROL.search(prefix) or "\\" in prefix:
+        what = "an empty part" if wrong == "" else repr(wrong) if wrong else "a control character"
+        raise InvalidInputError(
+            f"prefix {prefix!r} ({S3_PREFIX}) has {what}: stores write such keys in another way,"
+            " so that nothing would be found again; write parts between single slashes"
+        )
+    return prefix
+
+
+def _check_endpoint(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        is_right = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:
+        is_right = False
+    if not is_right or parts.query or parts.fragment or parts.username:
+        raise InvalidInputError(f"{S3_ENDPOINT_URL} is {url!r}: write http://host:port")
+
+
+def ca_bundle() -> str | None:
+    """The file of certificates that HTTPS endpoints are checked against; None for the usual ones.
+
+    Raises:
+        InvalidInputError: The variable names no file.
+    """
+    path = os.environ.get(CA_BUNDLE) or None
+    if path is not None and not Path(path).is_file():
+        raise InvalidInputError(f"{CA_BUNDLE} is {path!r}, and there is no such file")
+    return path
+
+
+def proxy_for(url: str) -> str | None:
+    """The proxy that the environment has for `url`; None if it is to be reached directly.
+
+    A server on this machine is always reached directly. `ALL_PROXY` has no effect.
+    """
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if is_local(host) or urllib.request.proxy_bypass(host):
+        return None
+    return urllib.request.getproxies().get(parts.scheme)
+
+
+def is_local(host: str) -> bool:
+    """Whether a host is this machine, by its name or its loopback address."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def add_settings(environment: MutableMapping[str, str], values: Mapping[str, str]) -> bool:
+    """Add the settings of a file to the environment; what the environment has already goes first.
+
+    Settings that belong together come from one source. The archive's address and keys are those of
+    the environment if it names the bucket, else those of the file, AWS's own names of credentials
+    included: a shell has keys for other stores. Dagster's home and database likewise.
+
+    Returns:
+        Whether Dagster's database is the file's.
+
+    Raises:
+        InvalidInputError: The environment has settings of an archive whose bucket the file names.
+    """
+    settings = dict(values)
+    has_bucket, names_bucket = bool(environment.get(S3_BUCKET)), bool(settings.get(S3_BUCKET))
+    if has_bucket:
+        _drop(settings, S3_SETTINGS | AWS_CREDENTIALS)
+    elif names_bucket:
+        own = sorted(name for name in S3_SETTINGS if environment.get(name))
+        if different := [name for name in own if environment[name] != settings.get(name, "")]:
+            raise InvalidInputError(
+                f"{', '.join(different)} is set in the environment, and {S3_BUCKET} in .env: the"
+                " archive's settings come from one source; set all of them in one place"
+            )
+        if settings.get("AWS_ACCESS_KEY_ID") and not settings.get(S3_ACCESS_KEY_ID):
+            _drop(environment, AWS_CREDENTIALS)
+    if environment.get(DAGSTER_DATABASE_URL):
+        _drop(settings, DAGSTER_SETTINGS)
+    elif settings.get(DAGSTER_DATABASE_URL):
+        _drop(environment, DAGSTER_SETTINGS)
+    for name, value in settings.items():
+        environment.setdefault(name, value)
+    return bool(settings.get(DAGSTER_DATABASE_URL))
+
+
+def _drop(mapping: MutableMapping[str, str], names: frozenset[str]) -> None:
+    for name in names & mapping.keys():
+        del mapping[name]
 
 
 def database_url(environment: Mapping[str, str] | None = None) -> str:

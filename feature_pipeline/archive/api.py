@@ -19,7 +19,8 @@ from feature_pipeline.archive.history import AsOf as AsOf
 from feature_pipeline.archive.log import BatchEntry, FeatureEntry
 from feature_pipeline.archive.logs.damage import Readable
 from feature_pipeline.archive.logs.known import known_logs
-from feature_pipeline.archive.stores.s3 import S3Store, make_client
+from feature_pipeline.archive.stores.s3 import S3Store
+from feature_pipeline.archive.stores.s3_client import client_of
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 
@@ -63,15 +64,7 @@ class Archive:
         """
         given = None if environment is None else {k: v for k, v in environment.items() if v}
         where = settings.S3Settings.from_environment(given) if url is None else _address(url, given)
-        credentials = given or {}
-        client = make_client(
-            endpoint_url=where.endpoint_url,
-            region=where.region,
-            access_key_id=credentials.get("AWS_ACCESS_KEY_ID"),
-            secret_access_key=credentials.get("AWS_SECRET_ACCESS_KEY"),
-            session_token=credentials.get("AWS_SESSION_TOKEN"),
-        )
-        store = S3Store(client, where.bucket, where.prefix)
+        store = S3Store(client_of(where), where.bucket, where.prefix)
         store.check_bucket()
         return cls(store)
 

@@ -23,6 +23,7 @@ _COLORS: Final = ("#2b7a3d", "#9bc4a4", "#c98a1b", "#b3342d")
 _ACROSS: Final = 3
 _FEWEST_BINS: Final = 8
 _INCHES: Final = (4.0, 2.8)
+_HUGE: Final = 1e300
 MEDIA_TYPES: Final = {".png": "image/png", ".svg": "image/svg+xml", ".html": "text/html"}
 
 
@@ -77,18 +78,21 @@ def _draw_column(axis: "Axes", found: ColumnSummary) -> None:
     # Rice's rule: more bins than the values can fill are a comb.
     bins = max(_FEWEST_BINS, math.ceil(2 * math.cbrt(found.values)))
     edges, counts = found.histogram.bins(min(bins, SHOWN_BINS))
+    # An axis reaches beyond its values, and cannot reach beyond float64.
+    is_huge = counts.size > 0 and max(-edges[0], edges[-1]) > _HUGE
     if counts.size:
-        axis.stairs(counts, edges, fill=True, color="#39648f")
+        axis.stairs(counts, edges / _HUGE if is_huge else edges, fill=True, color="#39648f")
     else:
         axis.text(0.5, 0.5, "no values", ha="center", transform=axis.transAxes)
     # Names are not formulas, whatever characters they have.
     axis.set_title(found.label, fontsize=10, parse_math=False)
-    axis.set_xlabel(_left_out(found), fontsize=8)
+    notes = ([f"times {_HUGE:g}"] if is_huge else []) + _left_out(found)
+    axis.set_xlabel(", ".join(notes), fontsize=8)
 
 
-def _left_out(found: ColumnSummary) -> str:
+def _left_out(found: ColumnSummary) -> list[str]:
     counts = (("NULL", found.nulls), ("NaN", found.nans), ("infinite", found.infinite))
-    return ", ".join(f"{count:,} {what}" for what, count in counts if count)
+    return [f"{count:,} {what}" for what, count in counts if count]
 
 
 def _saved(figure: "Figure", form: str, dpi: int) -> bytes:

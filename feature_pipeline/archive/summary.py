@@ -28,6 +28,7 @@ SHOWN_BINS: Final = 40
 NUMERIC: Final = frozenset({ColumnType.NUMBER, ColumnType.INTEGER})
 _EXACT_BITS: Final = 52
 """Bins are numbered by whole numbers that float64 holds exactly."""
+_SMALLER: Final = 64
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -140,6 +141,8 @@ class ColumnSummary:
     minimum: float | None = None
     maximum: float | None = None
     _sum: float = 0.0
+    _small_sum: float = 0.0
+    """The same of the values divided by 2^64, which does not overflow."""
 
     @classmethod
     def of(cls, column: Column) -> "ColumnSummary":
@@ -149,7 +152,12 @@ class ColumnSummary:
     @property
     def mean(self) -> float | None:
         """Of the finite numbers."""
-        return self._sum / self.values if self.values else None
+        if self.minimum is None or self.maximum is None:
+            return None
+        if math.isfinite(self._sum):
+            return self._sum / self.values
+        mean = math.ldexp(self._small_sum / self.values, _SMALLER)
+        return min(max(mean, self.minimum), self.maximum)
 
     @property
     def label(self) -> str:
@@ -169,8 +177,9 @@ class ColumnSummary:
         if not finite.size:
             return
         self.values += finite.size
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             self._sum += float(finite.sum())
+            self._small_sum += float(np.ldexp(finite, -_SMALLER).sum())
         low, high = float(finite.min()), float(finite.max())
         self.minimum = low if self.minimum is None else min(low, self.minimum)
         self.maximum = high if self.maximum is None else max(high, self.maximum)

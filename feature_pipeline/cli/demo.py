@@ -1,6 +1,7 @@
 """`feature-pipeline demo`: the whole path on local servers, and what came of it."""
 
 import logging
+import shlex
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,9 +49,14 @@ def demo(folder: Path | None, as_json: bool) -> None:
     output.say("Starting local servers ...")
     with local_servers(project, folder or project.data_folder, output) as services:
         Demo(output, services.database_url).run()
-    output.say(
-        "\nNext: `feature-pipeline dev` starts the same servers with Dagster's UI on this data."
-    )
+    output.say(next_step(folder))
+
+
+def next_step(folder: Path | None) -> str:
+    """What to run after the demo, on the same data."""
+    here = "" if folder is None else f" --folder {shlex.quote(str(folder))}"
+    command = f"feature-pipeline dev{here}"
+    return f"\nNext: `{command}` starts the same servers with Dagster's UI on this data."
 
 
 class Demo:

@@ -231,3 +231,9 @@ def translated_errors() -> Iterator[None]:
         if type(error) is not click.ClickException:  # a wrong option: click's own words
             raise
         raise click.ClickException(printable(error.message)) from error
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # A path that was given on the command line, or one below it.
+        message = f"{os.fsdecode(error.filename)}: {error.strerror}"
+        raise click.ClickException(printable(message)) from error

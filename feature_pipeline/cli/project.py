@@ -8,7 +8,8 @@ import yaml
 
 import feature_pipeline
 from feature_pipeline import settings
-from feature_pipeline.archive.stores.s3 import S3Store, make_client, open_store
+from feature_pipeline.archive.stores.s3 import S3Store, open_store
+from feature_pipeline.archive.stores.s3_client import client_of
 from feature_pipeline.errors import NotFoundError
 from feature_pipeline.local.environment import load_dotenv
 
@@ -16,8 +17,7 @@ from feature_pipeline.local.environment import load_dotenv
 def open_archive() -> S3Store:
     """The archive that the environment names, opened."""
     where = settings.S3Settings.from_environment()
-    client = make_client(endpoint_url=where.endpoint_url, region=where.region)
-    return open_store(client, where.bucket, where.prefix)
+    return open_store(client_of(where), where.bucket, where.prefix)
 
 
 DATA_FOLDER = ".feature_pipeline"
@@ -73,13 +73,13 @@ class Project:
         )
 
     def load_environment(self) -> None:
-        """The settings of `.env` are in the environment, but for those that are set already.
+        """Add the settings of `.env` to the environment; what is set already goes first.
 
-        Without the file the environment stands as it is: a deployment sets it itself.
+        Settings that belong together come from one source (`settings.add_settings`). Without the
+        file the environment stands as it is: a deployment sets it itself.
         """
         try:
             values = load_dotenv(self.dotenv)
         except NotFoundError:
             return
-        for name, value in values.items():
-            os.environ.setdefault(name, value)
+        settings.add_settings(os.environ, values)

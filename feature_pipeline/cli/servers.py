@@ -5,10 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from feature_pipeline.cli.output import Output
+from feature_pipeline import settings
+from feature_pipeline.cli.output import Output, size
 from feature_pipeline.cli.project import Project
 from feature_pipeline.local.environment import environment, usable_cores, write_dotenv
 from feature_pipeline.local.services import LocalServices
+
+ENOUGH_BYTES = 1 << 30
 
 
 @contextmanager
@@ -19,7 +22,12 @@ def local_servers(project: Project, folder: Path, output: Output) -> Iterator[Lo
         variables = environment(services, home)
         project.prepare_dagster_home(home, usable_cores())
         write_dotenv(project.dotenv, variables)
+        for name in settings.S3_SETTINGS | settings.DAGSTER_SETTINGS:
+            os.environ.pop(name, None)
         os.environ.update(variables)
         output.say(f"S3 (SeaweedFS)  {services.s3.endpoint_url}, bucket {services.s3.bucket}")
         output.say(f"PostgreSQL      {services.database_url.rpartition('@')[2]}")
+        if services.free_bytes < ENOUGH_BYTES:
+            left = size(services.free_bytes)
+            output.say(f"The disk of {folder} has {left} left; a store without any takes nothing.")
         yield services

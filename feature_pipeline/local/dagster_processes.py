@@ -16,11 +16,14 @@ from feature_pipeline.local.process import (
     end_all,
     reap,
 )
+from feature_pipeline.projections.libpq import VARIABLES
 
 READY_SECONDS = 120.0
 PATIENCE_SECONDS = 8.0
 """For what Dagster's processes started, once these have ended."""
 HOST = "127.0.0.1"
+# Whatever proxies the environment has: none of them reaches this machine's loopback.
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class DagsterProcesses:
@@ -40,7 +43,7 @@ class DagsterProcesses:
         self.folder = folder
         self._root = root
         self._workspace = workspace
-        self._environment = {**os.environ, **environment}
+        self._environment = {**_without_libpq(os.environ), **environment}
         self._servers: list[ServerProcess] = []
         self._port = 0
 
@@ -108,7 +111,12 @@ class DagsterProcesses:
 
     def _probe(self) -> None:
         try:
-            with urllib.request.urlopen(f"{self.url}/server_info", timeout=2):  # noqa: S310
+            with _DIRECT.open(f"{self.url}/server_info", timeout=2):
                 return
         except (urllib.error.URLError, OSError) as error:
             raise NotReadyError(str(error)) from error
+
+
+def _without_libpq(environment: Mapping[str, str]) -> dict[str, str]:
+    """What the processes are started with: libpq's variables are of other servers."""
+    return {name: value for name, value in environment.items() if name not in VARIABLES}

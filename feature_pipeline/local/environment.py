@@ -29,8 +29,9 @@ def environment(services: LocalServices, dagster_home: Path) -> dict[str, str]:
         "FEATURE_PIPELINE_S3_BUCKET": address.bucket,
         "FEATURE_PIPELINE_S3_PREFIX": "",
         "FEATURE_PIPELINE_S3_REGION": address.region,
-        "AWS_ACCESS_KEY_ID": address.access_key_id,
-        "AWS_SECRET_ACCESS_KEY": address.secret_access_key,
+        # Not by AWS's names: shells have keys of their own under these, for other stores.
+        "FEATURE_PIPELINE_S3_ACCESS_KEY_ID": address.access_key_id,
+        "FEATURE_PIPELINE_S3_SECRET_ACCESS_KEY": address.secret_access_key,
         "FEATURE_PIPELINE_DATABASE_URL": services.database_url,
         "DAGSTER_DATABASE_URL": services.dagster_database_url,
         # Dagster refuses a relative one.
@@ -52,11 +53,18 @@ def write_dotenv(path: Path, env: Mapping[str, str]) -> None:
         InvalidInputError: A name or value that the file cannot hold, or the file there is damaged.
     """
     lines = [f"{name}={_quote(name, value)}\n" for name, value in env.items()]
+    former = {
+        "AWS_ACCESS_KEY_ID": env.get("FEATURE_PIPELINE_S3_ACCESS_KEY_ID"),
+        "AWS_SECRET_ACCESS_KEY": env.get("FEATURE_PIPELINE_S3_SECRET_ACCESS_KEY"),
+    }
     foreign = (
         [
             binding.original.string
             for binding in _parse(path)
-            if binding.key not in env and binding.original.string.strip() not in HEADER.splitlines()
+            if binding.key not in env
+            and binding.original.string.strip() not in HEADER.splitlines()
+            # Written by an earlier release, for the same servers.
+            and not (binding.key in former and binding.value == former[binding.key])
         ]
         if path.exists()
         else []

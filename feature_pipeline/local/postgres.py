@@ -37,6 +37,7 @@ from feature_pipeline.local.process import (
     stop_process,
     write_private,
 )
+from feature_pipeline.projections.libpq import nothing_ambient
 
 NAME = "PostgreSQL"
 SUPERUSER = "postgres"
@@ -309,19 +310,18 @@ class PostgresServer:
         )
 
     def _connect(self, database: str) -> psycopg.Connection[tuple[object, ...]]:
-        return psycopg.connect(
-            host="127.0.0.1",
-            port=self._port,
-            user=SUPERUSER,
-            password=self._superuser_password,
-            dbname=database,
-            connect_timeout=2,
-            autocommit=True,
-            # Settings of the caller's PG* variables would apply where nothing is said.
-            sslmode="disable",
-            options="",
-            passfile=os.devnull,
-        )
+        with nothing_ambient():
+            return psycopg.connect(
+                host="127.0.0.1",
+                port=self._port,
+                user=SUPERUSER,
+                password=self._superuser_password,
+                dbname=database,
+                connect_timeout=2,
+                autocommit=True,
+                sslmode="disable",
+                passfile=os.devnull,
+            )
 
     def _probe(self) -> None:
         try:

@@ -14,10 +14,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from feature_pipeline.archive.stores.s3_client import boto_session
 from feature_pipeline.errors import NotFoundError, StoreUnavailableError
 from feature_pipeline.local.process import (
     TERMINATE_THEN_KILL,
@@ -42,8 +42,10 @@ PORTS = (
     "s3", "s3_grpc", "master", "master_grpc", "volume", "volume_grpc",
     "filer", "filer_grpc", "admin", "admin_grpc",
 )  # fmt: skip
-# They would change how it serves: WEED_* are settings, S3_BUCKET stands in for a flag.
+# They would change how it serves: WEED_* are settings, S3_BUCKET stands in for a flag. Its parts
+# talk to one another on loopback, and by no proxy.
 FOREIGN_VARIABLES = ("AWS_", "WEED_", "S3_")
+FOREIGN_SUFFIX = "_proxy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +217,7 @@ class SeaweedServer:
         environment = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(FOREIGN_VARIABLES)
+            if not name.startswith(FOREIGN_VARIABLES) and not name.lower().endswith(FOREIGN_SUFFIX)
         }
         return ServerCommand(argv=argv, folder=self.folder, environment=environment)
 
@@ -236,7 +238,7 @@ class SeaweedServer:
 
     def _client(self) -> "S3Client":
         address = self.address
-        return boto3.session.Session().client(
+        return boto_session(is_explicit=True).client(
             "s3",
             endpoint_url=address.endpoint_url,
             region_name=address.region,

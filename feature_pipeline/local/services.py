@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -138,6 +139,11 @@ class LocalServices:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes that are left on the disk of `folder`; S3 answers InternalError without any."""
+        return shutil.disk_usage(self.folder).free
 
     @property
     def s3(self) -> S3Address:

@@ -29,13 +29,21 @@ class ArchiveS3Resource(S3Resource):
     """
 
     def get_client(self) -> "S3Client":
-        """A boto3 client; what is not configured comes from boto3's usual places."""
+        """Make a boto3 client.
+
+        Keys that are not configured are the environment's: of the archive if there are any, else
+        boto3's usual places are asked. They are no configuration, which the UI shows.
+        """
+        key, secret, token = settings.s3_keys()
+        if self.aws_access_key_id is not None:
+            key, secret = self.aws_access_key_id, self.aws_secret_access_key
+            token = self.aws_session_token
         return make_client(
             endpoint_url=self.endpoint_url,
             region=self.region_name,
-            access_key_id=self.aws_access_key_id,
-            secret_access_key=self.aws_secret_access_key,
-            session_token=self.aws_session_token,
+            access_key_id=key,
+            secret_access_key=secret,
+            session_token=token,
         )
 
 
@@ -72,14 +80,14 @@ class ArchiveResource(dg.ConfigurableResource[S3Store]):
 
     def signer(self) -> S3Signer:
         """Signs what hooks' pods are granted, with its own credentials if there are any."""
-        access_key_id = settings.optional(settings.SIGNER_ACCESS_KEY_ID)
+        access_key_id, secret_access_key = settings.signer_keys()
         if access_key_id is None:
             return S3Signer(self.s3.get_client(), self.bucket, self.prefix)
         client = make_client(
             endpoint_url=self.s3.endpoint_url,
             region=self.s3.region_name,
             access_key_id=access_key_id,
-            secret_access_key=settings.optional(settings.SIGNER_SECRET_ACCESS_KEY),
+            secret_access_key=secret_access_key,
         )
         return S3Signer(client, self.bucket, self.prefix)
 

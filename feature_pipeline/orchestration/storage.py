@@ -11,8 +11,10 @@ from dagster._config.config_schema import UserConfigSchema
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage, PostgresEventLogStorage
 from dagster_postgres.utils import create_pg_engine
+from sqlalchemy import Dialect, event
 
 from feature_pipeline import settings
+from feature_pipeline.projections.libpq import nothing_ambient
 
 # Firewalls and proxies forget connections that were idle for longer; the usual limits are minutes.
 RECYCLE_SECONDS = 300
@@ -33,7 +35,9 @@ class EnvironmentStorage(DagsterPostgresStorage):
         should_autocreate_tables: bool = True,
         inst_data: ConfigurableClassData | None = None,
     ) -> None:
-        super().__init__(postgres_url, should_autocreate_tables, inst_data)
+        # It connects, to create its tables, by engines of its own.
+        with nothing_ambient():
+            super().__init__(postgres_url, should_autocreate_tables, inst_data)
         engine = create_pg_engine(
             postgres_url,
             isolation_level="AUTOCOMMIT",
@@ -42,6 +46,7 @@ class EnvironmentStorage(DagsterPostgresStorage):
             pool_pre_ping=True,
             pool_recycle=RECYCLE_SECONDS,
         )
+        event.listen(engine, "do_connect", _connect)
         self._event_log_storage = _EventLog(postgres_url, should_autocreate_tables=False)
         for storage in (self._run_storage, self._event_log_storage, self._schedule_storage):
             storage._engine = engine
@@ -61,6 +66,14 @@ class EnvironmentStorage(DagsterPostgresStorage):
             InvalidInputError: The variable is not set, or names another driver.
         """
         return cls(postgres_url=settings.dagster_database_url(), inst_data=inst_data)
+
+
+def _connect(
+    dialect: Dialect, record: object, arguments: list[Any], parameters: dict[str, Any]
+) -> object:
+    """Connect as SQLAlchemy would; the variables of libpq have no effect."""
+    with nothing_ambient():
+        return dialect.connect(*arguments, **parameters)
 
 
 class _EventLog(PostgresEventLogStorage):

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import dagster as dg
 from pydantic import BaseModel, Field
@@ -123,8 +124,11 @@ def post(url: str, document: dict[str, Any]) -> str | None:
         headers={"Content-Type": "application/json", "User-Agent": "feature-pipeline"},
         method="POST",
     )
+    opener = urllib.request.build_opener(_NoRedirects)
+    if settings.is_local(urlsplit(url).hostname or ""):
+        opener = urllib.request.build_opener(_NoRedirects, urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.build_opener(_NoRedirects).open(request, timeout=POST_SECONDS):
+        with opener.open(request, timeout=POST_SECONDS):
             return None
     except urllib.error.HTTPError as error:
         error.close()

@@ -11,6 +11,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from feature_pipeline.errors import InvalidInputError, ProjectionError
+from feature_pipeline.projections.libpq import nothing_ambient
 
 READ_SCHEMA: Final = "features"
 """Where people read: views."""
@@ -113,15 +114,14 @@ class Database:
             ProjectionError: The database's encoding is not UTF8.
         """
         try:
-            connection = psycopg.connect(
-                self.url,
-                autocommit=True,
-                connect_timeout=_CONNECT_TIMEOUT_SECONDS,
-                application_name="feature_pipeline",
-                client_encoding=_ENCODING,
-                # Given, though empty: PGOPTIONS would apply otherwise.
-                options="",
-            )
+            with nothing_ambient():
+                connection = psycopg.connect(
+                    self.url,
+                    autocommit=True,
+                    connect_timeout=_CONNECT_TIMEOUT_SECONDS,
+                    application_name="feature_pipeline",
+                    client_encoding=_ENCODING,
+                )
         except psycopg.OperationalError as error:
             raise ConnectionFailedError(
                 f"{purpose}: no connection to PostgreSQL at {self.address}: {_first_line(error)}"
@@ -146,7 +146,7 @@ def _set_session(connection: Connection) -> None:
     for version, settings in _LATER_SETTINGS.items():
         if connection.info.server_version >= version:
             wanted |= settings
-    # After connecting, in one statement: libpq's variables (PGDATESTYLE, PGTZ) outrank `options`.
+    # After connecting, in one statement: the database's and the role's settings outrank `options`.
     connection.execute(
         "select pg_catalog.set_config(name, value, false)"
         " from unnest(%s::text[], %s::text[]) as wanted (name, value)",

@@ -8,9 +8,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import psutil
@@ -59,10 +60,17 @@ class OwnProject:
         root: The folder.
         hooks: A copy of the package has only these of the example hooks. All of them take minutes.
             None uses the package as it is installed.
+        shell: Variables that the user's shell has besides.
     """
 
-    def __init__(self, root: Path, hooks: Collection[str] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        hooks: Collection[str] | None = None,
+        shell: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.root = root
+        self._shell = dict(shell)
         root.mkdir(exist_ok=True)
         root.chmod(0o711)  # as root, PostgreSQL is another user
         for name in ("workspace.yaml", "dagster.yaml"):
@@ -85,7 +93,7 @@ class OwnProject:
 
     def environment(self) -> dict[str, str]:
         """Without the coverage of pytest's own warning filters: this is a user's process."""
-        own = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+        own = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")} | self._shell
         return {**own, "PYTHONPATH": str(self.root)} if self._has_copy else own
 
     def run(self, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:

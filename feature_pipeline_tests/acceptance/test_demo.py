@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 
 from feature_pipeline_tests.acceptance.own_project import OwnProject
+from feature_pipeline_tests.fixtures.shell import HOSTILE
 
 
 @pytest.mark.slow
 @pytest.mark.dagster
 @pytest.mark.timeout(900)
 def test_demo_proves_its_tables_and_computes_nothing_twice(tmp_path: Path) -> None:
-    project = OwnProject(tmp_path)
+    """Also in a shell that has keys, proxies and services of other places."""
+    project = OwnProject(tmp_path, shell=HOSTILE)
     first = project.json("demo")
     assert first["computed"] == 48
     hooks = {row["hook"]: row for row in first["hooks"]}

@@ -18,6 +18,7 @@ from feature_pipeline.local.environment import load_dotenv
 from feature_pipeline.local.services import LocalServices
 from feature_pipeline_tests.acceptance.own_project import OwnProject, wait_for
 from feature_pipeline_tests.acceptance.readme import README, one_block
+from feature_pipeline_tests.fixtures.shell import HOSTILE
 from feature_pipeline_tests.fixtures.stores import connect
 
 HOOK = "file_sizes"
@@ -33,7 +34,8 @@ class ReadersProject(OwnProject):
     """A checkout as a reader has it, with the README's hook in place of the examples."""
 
     def __init__(self, root: Path) -> None:
-        super().__init__(root, hooks=[])
+        # the shell has keys, proxies and services of other places
+        super().__init__(root, hooks=[], shell=HOSTILE)
         (root / ".venv").symlink_to(sys.prefix)
         self._write_hook()
 

@@ -1,12 +1,15 @@
 import dataclasses
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from feature_pipeline.archive import blobs, layout
+from feature_pipeline.archive.blob_store import StoredObject
 from feature_pipeline.archive.stores import s3
 from feature_pipeline.archive.stores.memory import MemoryStore
 from feature_pipeline.archive.stores.s3 import S3Store, make_client, open_store
+from feature_pipeline.archive.stores.s3_transfer import Transfer
 from feature_pipeline.digest import Digest, digest_stream
 from feature_pipeline.errors import (
     CorruptDataError,
@@ -14,8 +17,40 @@ from feature_pipeline.errors import (
     NotFoundError,
     StoreUnavailableError,
 )
+from feature_pipeline.local.seaweedfs import READY_BUCKET
 from feature_pipeline_tests.contract.blob_store import BlobStoreTests
 from feature_pipeline_tests.fixtures.s3 import make_client as plain_client
+from feature_pipeline_tests.fixtures.stores import archive_client, connect
+
+NOWHERE = "http://127.0.0.1:1"
+HOSTILE = [
+    ("AWS_ENDPOINT", NOWHERE),
+    ("AWS_ENDPOINT_URL", NOWHERE),
+    ("AWS_ENDPOINT_URL_S3", NOWHERE),
+    ("AWS_CONDITIONAL_PUT", "disabled"),
+    ("AWS_COPY_IF_NOT_EXISTS", "garbage"),
+    ("AWS_S3_EXPRESS", "true"),
+    ("AWS_SKIP_SIGNATURE", "true"),
+    ("AWS_SERVER_SIDE_ENCRYPTION", "aws:kms"),
+    ("AWS_SERVER_SIDE_ENCRYPTION", "garbage"),
+    ("AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "true"),
+    ("AWS_BUCKET", "elsewhere"),
+    ("AWS_ACCESS_KEY_ID", "theirs"),
+    ("AWS_SESSION_TOKEN", "theirs"),
+    ("AWS_TOKEN", "theirs"),
+    ("AWS_PROFILE", "nobody"),
+    ("AWS_CA_BUNDLE", "/nowhere"),
+    ("AWS_DEFAULTS_MODE", "garbage"),
+    ("AWS_RETRY_MODE", "garbage"),
+    ("AWS_MAX_ATTEMPTS", "0"),
+    ("AWS_USE_FIPS_ENDPOINT", "true"),
+    ("AWS_REQUEST_CHECKSUM_CALCULATION", "garbage"),
+    ("AWS_DEFAULT_REGION", "eu-x-1"),
+    ("HTTP_PROXY", NOWHERE),
+    ("http_proxy", NOWHERE),
+    ("ALL_PROXY", NOWHERE),
+    ("all_proxy", "socks5://127.0.0.1:1"),
+]
 
 
 class TestMemoryStore(BlobStoreTests):
@@ -207,6 +242,55 @@ class TestS3Store(BlobStoreTests):
         store.delete("inbox/a")
         assert store.stat("inbox/a") is None
         client.close()
+
+    @pytest.mark.parametrize(("name", "value"), HOSTILE)
+    def test_no_variable_of_the_shell_changes_where_objects_go(
+        self, s3_address, s3_prefix, s3_client, monkeypatch, name, value
+    ):
+        monkeypatch.setenv(name, value)
+        with connect(s3_address, s3_prefix) as store:
+            assert store.create("inbox/a", b"x")
+            assert not store.create("inbox/a", b"y")
+            assert store.get("inbox/a").data == b"x"
+        for key in (layout.PROBE, "inbox/a"):
+            s3_client.head_object(Bucket=s3_address.bucket, Key=f"{s3_prefix}/{key}")
+
+    def test_two_clients_that_see_two_stores_are_refused(
+        self, s3_address, s3_prefix, s3_client, monkeypatch
+    ):
+        other = archive_client(s3_address)
+        elsewhere = Transfer.like(other, READY_BUCKET, "s3://ready/")
+        monkeypatch.setattr(Transfer, "like", lambda *_: elsewhere)
+        with pytest.raises(InvalidInputError, match="see two stores"):
+            open_store(other, s3_address.bucket, s3_prefix)
+        other.close()
+
+    def test_two_stores_that_both_hold_an_archive_are_told_apart(
+        self, s3_address, s3_prefix, monkeypatch
+    ):
+        """By the time of the probe's object: its bytes are the same in every archive."""
+        now = datetime.now(UTC)
+        with connect(s3_address, s3_prefix) as store:
+            get = Transfer.get
+
+            def older(self: Transfer, key: str, size: int | None) -> StoredObject:
+                found = get(self, key, size)
+                moved = replace(found.info, modified_at=now - timedelta(days=1))
+                return replace(found, info=moved)
+
+            monkeypatch.setattr(Transfer, "get", older)
+            with pytest.raises(InvalidInputError, match="see two stores"):
+                store.check_is_one()
+
+    def test_a_store_that_does_not_list_what_was_written_is_refused(self, s3_store, monkeypatch):
+        monkeypatch.setattr(S3Store, "list_objects", lambda *_: iter(()))
+        with pytest.raises(InvalidInputError, match=r"does not list s3://.*/probe/"):
+            s3_store.check_is_one()
+
+    @pytest.mark.parametrize("prefix", ["a//b", "a/../b", ".", "a\n"])
+    def test_a_prefix_that_stores_write_in_another_way(self, s3_client, s3_address, prefix):
+        with pytest.raises(InvalidInputError, match="prefix"):
+            open_store(s3_client, s3_address.bucket, prefix)
 
     def test_a_store_that_ignores_conditions_is_refused(self, s3_client, s3_address, s3_prefix):
         for ignored in ("IfNoneMatch", "IfMatch"):

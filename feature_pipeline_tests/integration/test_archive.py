@@ -6,11 +6,10 @@ import pytest
 
 from feature_pipeline.archive import accept, log, publish, read
 from feature_pipeline.archive.accept import Accepted
-from feature_pipeline.archive.stores.s3 import client_from_environment, open_store
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import CorruptDataError, InvalidInputError
 from feature_pipeline.records import Record, RecordBatch, RecordFile, Source
-from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, Scene, connect, make_batch
+from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, connect, make_batch
 
 pytestmark = pytest.mark.s3
 
@@ -89,18 +88,3 @@ def test_two_processes_accept_the_same_inbox(s3_scene, s3_address, s3_prefix):
     assert len(log.heads(store, DATASET, HOOK)) == 8
     for n in range(8):
         assert len(log.read_log(store, DATASET, HOOK, f"b{n}")) == 1
-
-
-def test_the_client_of_the_environment(s3_address, s3_prefix, tmp_path):
-    client = client_from_environment(
-        {
-            "AWS_ENDPOINT_URL_S3": s3_address.endpoint_url,
-            "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
-            "AWS_REGION": s3_address.region,
-            "AWS_ACCESS_KEY_ID": s3_address.access_key_id,
-            "AWS_SECRET_ACCESS_KEY": s3_address.secret_access_key,
-        }
-    )
-    store = open_store(client, s3_address.bucket, s3_prefix)
-    assert Scene(store, tmp_path).submit(make_batch()).key == "b1"
-    client.close()

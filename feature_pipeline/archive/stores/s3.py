@@ -33,12 +33,10 @@ from feature_pipeline.archive.stores.memory import check_size
 from feature_pipeline.archive.stores.s3_answers import (
     base64_text,
     code,
+    explained,
     object_info,
     retries,
     status,
-)
-from feature_pipeline.archive.stores.s3_client import (
-    client_from_environment as client_from_environment,
 )
 from feature_pipeline.archive.stores.s3_client import make_client as make_client
 from feature_pipeline.archive.stores.s3_transfer import Transfer
@@ -51,6 +49,7 @@ from feature_pipeline.errors import (
     OutcomeUnknownError,
     StoreUnavailableError,
 )
+from feature_pipeline.settings import check_prefix
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -86,14 +85,17 @@ _BODY_ERRORS: Final = (
 
 
 def open_store(client: "S3Client", bucket: str, prefix: str = "") -> "S3Store":
-    """The store below `prefix` in `bucket`, after a probe that its conditional writes hold.
+    """Open the store below `prefix` in `bucket`, after a probe that it can hold an archive.
 
-    Writes one small object, once in the life of an archive.
+    The probe writes one small object, once in the life of an archive, reads it by both clients of
+    the store, and lists it. So a store that ignores conditions, clients that reach two stores, and
+    a prefix that the store writes in another way are found before anything is written there.
 
     Raises:
         NotFoundError: There is no such bucket.
-        InvalidInputError: The store ignores `If-None-Match` or `If-Match`; an archive on it would
-            lose data to the first two writers that meet.
+        InvalidInputError: The store ignores `If-None-Match` or `If-Match` (an archive on it would
+            lose data to the first two writers that meet), does not list what was written, or its
+            two clients see two stores; or the prefix cannot be one.
         StoreUnavailableError: The store could not be asked.
     """
     store = S3Store(client, bucket, prefix)
@@ -110,6 +112,7 @@ def open_store(client: "S3Client", bucket: str, prefix: str = "") -> "S3Store":
             f"{store.identity} ignores If-Match; the archive needs a store with conditional writes"
             " (AWS S3, MinIO, Ceph, SeaweedFS)"
         )
+    store.check_is_one()
     return store
 
 
@@ -124,7 +127,8 @@ class S3Store:
     def __init__(self, client: "S3Client", bucket: str, prefix: str = "") -> None:
         self._client = client
         self._bucket = bucket
-        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        prefix = check_prefix(prefix).strip("/")
+        self._prefix = f"{prefix}/" if prefix else ""
         self._where = f"s3://{bucket}/{self._prefix}"
         self._identity = f"{client.meta.endpoint_url}/{bucket}/{self._prefix}"
         self._transfer = Transfer.like(client, bucket, f"s3://{bucket}/")
@@ -162,6 +166,30 @@ class S3Store:
         except boto_errors.BotoCoreError as error:
             raise self._unreachable("HEAD", "", error) from error
 
+    def check_is_one(self) -> None:
+        """Return if what one client wrote is what the other reads, and is listed.
+
+        Two objects of one key and content were not written in the same second in two stores.
+
+        Raises:
+            InvalidInputError: It is not.
+        """
+        transfer = self._transfer_of(PROBE)
+        found = [_seen(lambda: self._read(PROBE))]
+        if transfer is not None:
+            found.append(_seen(lambda: transfer.get(self._prefix + PROBE, None)))
+        if None in found or len(set(found)) > 1:
+            raise InvalidInputError(
+                f"the two clients of {self.identity} see two stores: {self.uri(PROBE)} as boto3"
+                " reads it is not what obstore reads or wrote; look for variables and files of AWS,"
+                " and for proxies, that only one of them obeys"
+            )
+        if PROBE not in {info.key for info in self.list_objects(PROBE.rpartition("/")[0] + "/")}:
+            raise InvalidInputError(
+                f"{self.identity} does not list {self.uri(PROBE)}, which is there: it stores keys"
+                f" below the prefix {self._prefix!r} in another way; choose another prefix"
+            )
+
     def create(self, key: str, data: bytes, media_type: str = BYTES_MEDIA_TYPE) -> bool:
         """See `BlobStore.create`."""
         transfer = self._transfer_of(key)
@@ -192,6 +220,10 @@ class S3Store:
         if transfer is not None:
             found = transfer.get(self._prefix + key, size)
             return replace(found, info=replace(found.info, key=key))
+        return self._read(key, size)
+
+    def _read(self, key: str, size: int | None = None) -> StoredObject:
+        """Read by boto3, whatever the key."""
         for attempt in range(1, _READ_ATTEMPTS + 1):
             response = self._get(key)
             body = response["Body"]
@@ -475,6 +507,7 @@ class S3Store:
                 # A server error may come after the act; so may a refusal that follows a retry.
                 raise OutcomeUnknownError(
                     f"{verb} {self.uri(key)}: no clear answer ({http_status} {s3_code}): {error}"
+                    f"{explained(http_status)}"
                 ) from error
             raise self._refused(verb, key, error) from error
         except _NEVER_SENT as error:
@@ -492,6 +525,16 @@ class S3Store:
 
     def _unreachable(self, verb: str, key: str, error: Exception) -> FeaturePipelineError:
         return StoreUnavailableError(f"{verb} {self.uri(key)}: {error}")
+
+
+def _seen(read: Callable[[], StoredObject]) -> tuple[bytes, datetime] | None:
+    """What tells an object from one of the same key in another store; None if there is none."""
+    try:
+        stored = read()
+    except NotFoundError:
+        return None
+    # Stores give the time to the second in some answers, and to the millisecond in others.
+    return stored.data, stored.info.modified_at.replace(microsecond=0)
 
 
 def _read_parts(file: BinaryIO, hasher: Any) -> list[bytes]:

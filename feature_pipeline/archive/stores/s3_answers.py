@@ -58,3 +58,10 @@ def code(error: boto_errors.ClientError) -> str:
 def retries(error: boto_errors.ClientError) -> int:
     """How often boto3 had asked before this refusal; any of those may have been acted on."""
     return error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0)
+
+
+def explained(http_status: int) -> str:
+    """What people should know of a store's answer beyond its words, to follow them."""
+    if http_status in {500, 507}:
+        return " (a store whose disk is full answers so: look at its free space and its log)"
+    return ""

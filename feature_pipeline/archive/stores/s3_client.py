@@ -1,13 +1,42 @@
-"""boto3 clients as archives want them; `S3Store` works with any other, too."""
+"""boto3 clients as archives want them; `S3Store` works with any other, too.
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+A client gets every setting explicitly. With keys that are given, nothing is taken from AWS's
+variables and files. Without, they are asked for credentials and a default region, and for nothing
+else: an endpoint, a retry mode or a signing option of the shell would have no effect on obstore,
+which sends the archive's small objects, and the two must not go different ways.
+"""
+
+import os
+import urllib.parse
+from typing import TYPE_CHECKING, Any, Final
 
 import boto3
+import botocore.exceptions as boto_errors
+import botocore.session
 from botocore.config import Config
+
+from feature_pipeline import settings
+from feature_pipeline.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
+_CHAIN: Final = frozenset(
+    {
+        "profile",
+        "region",
+        "config_file",
+        "credentials_file",
+        "metadata_service_timeout",
+        "metadata_service_num_attempts",
+        "ec2_metadata_service_endpoint",
+        "ec2_metadata_service_endpoint_mode",
+        "ec2_metadata_v1_disabled",
+        "imds_use_ipv6",
+        "sts_regional_endpoints",
+    }
+)
+"""Settings of botocore by which it finds credentials and a region."""
 
 
 def make_client(
@@ -19,14 +48,33 @@ def make_client(
     session_token: str | None = None,
     pool: int = 32,
 ) -> "S3Client":
-    """A boto3 S3 client set up for archives; what is not given comes from boto3's usual places.
+    """Make a boto3 S3 client set up for archives.
 
-    A custom endpoint is addressed by path, because buckets have no host names there.
+    Args:
+        endpoint_url: For stores other than AWS. It is addressed by path, because buckets have no
+            host names there.
+        region: When absent, boto3's; with keys that are given, that of the endpoint.
+        access_key_id: With `secret_access_key`: credentials. Without them, boto3's usual places
+            are asked.
+        secret_access_key: See `access_key_id`.
+        session_token: Of temporary credentials.
+        pool: Connections that are kept open.
+
+    Raises:
+        InvalidInputError: AWS's variables or files name a profile that is not there, or the like.
     """
+    options: dict[str, Any] = {
+        "ignore_configured_endpoint_urls": True,
+        "defaults_mode": "legacy",
+    }
     config = Config(
         # requests have it anyway; unless it is said, addresses are signed the old way
         signature_version="s3v4",
-        s3={"addressing_style": "path" if endpoint_url else "auto"},
+        s3={
+            "addressing_style": "path" if endpoint_url else "auto",
+            "us_east_1_regional_endpoint": "legacy",
+            "use_accelerate_endpoint": False,
+        },
         retries={"mode": "standard", "total_max_attempts": 4},
         max_pool_connections=pool,
         connect_timeout=5,
@@ -35,29 +83,66 @@ def make_client(
         # CRC32 would be computed beside them.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
+        use_dualstack_endpoint=False,
+        use_fips_endpoint=False,
+        disable_request_compression=True,
+        proxies=proxies_for(endpoint_url or "https://s3.amazonaws.com"),
+        **options,
     )
-    client: S3Client = boto3.session.Session().client(
-        "s3",
-        endpoint_url=endpoint_url,
-        region_name=region,
-        aws_access_key_id=access_key_id,
-        aws_secret_access_key=secret_access_key,
-        aws_session_token=session_token,
-        config=config,
-    )
+    try:
+        client: S3Client = boto_session(is_explicit=access_key_id is not None).client(
+            "s3",
+            endpoint_url=endpoint_url,
+            region_name=region,
+            aws_access_key_id=access_key_id,
+            aws_secret_access_key=secret_access_key,
+            aws_session_token=session_token,
+            verify=settings.ca_bundle() if is_encrypted(endpoint_url) else None,
+            config=config,
+        )
+    except (boto_errors.BotoCoreError, ValueError) as error:
+        raise InvalidInputError(f"no S3 client can be made: {error}") from error
     return client
 
 
-def client_from_environment(environment: Mapping[str, str]) -> "S3Client":
-    """A client by the AWS variables of `environment`, the only places looked at beside boto3's own.
+def client_of(where: settings.S3Settings) -> "S3Client":
+    """Make the client that reaches the archive's bucket.
 
-    `AWS_ENDPOINT_URL_S3` goes before `AWS_ENDPOINT_URL`, `AWS_REGION` before
-    `AWS_DEFAULT_REGION`.
+    Raises:
+        InvalidInputError: See `make_client`.
     """
     return make_client(
-        endpoint_url=environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL"),
-        region=environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION"),
-        access_key_id=environment.get("AWS_ACCESS_KEY_ID"),
-        secret_access_key=environment.get("AWS_SECRET_ACCESS_KEY"),
-        session_token=environment.get("AWS_SESSION_TOKEN"),
+        endpoint_url=where.endpoint_url,
+        region=where.region,
+        access_key_id=where.access_key_id,
+        secret_access_key=where.secret_access_key,
+        session_token=where.session_token,
     )
+
+
+def boto_session(*, is_explicit: bool) -> boto3.session.Session:
+    """Make a session that takes nothing from AWS's variables and files, or credentials alone.
+
+    Args:
+        is_explicit: Whether credentials are given to the clients that it makes.
+    """
+    variables: dict[str, Any] = {}
+    for name, (_, _, default, convert) in botocore.session.Session.SESSION_VARIABLES.items():
+        if is_explicit or name not in _CHAIN:
+            variables[name] = (None, None, default, convert)
+    if is_explicit:
+        for name in ("config_file", "credentials_file"):
+            variables[name] = (None, None, os.devnull, None)
+    core = botocore.session.Session(session_vars=variables)
+    return boto3.session.Session(botocore_session=core)
+
+
+def is_encrypted(endpoint_url: str | None) -> bool:
+    """Whether the endpoint is reached by TLS; AWS always is."""
+    return endpoint_url is None or urllib.parse.urlsplit(endpoint_url).scheme == "https"
+
+
+def proxies_for(url: str) -> dict[str, str]:
+    """The proxies by which botocore reaches `url`; none for a server on this machine."""
+    proxy = settings.proxy_for(url)
+    return {} if proxy is None else {urllib.parse.urlsplit(url).scheme: proxy}

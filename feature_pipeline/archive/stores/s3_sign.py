@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 import botocore.exceptions as boto_errors
 
 from feature_pipeline.errors import InvalidInputError, StoreUnavailableError
+from feature_pipeline.settings import check_prefix
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -27,7 +28,8 @@ class S3Signer:
     def __init__(self, client: "S3Client", bucket: str, prefix: str = "") -> None:
         self._client = client
         self._bucket = bucket
-        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        prefix = check_prefix(prefix).strip("/")
+        self._prefix = f"{prefix}/" if prefix else ""
 
     def sign_get(self, key: str, seconds: float) -> str:
         """An address that reads the object."""

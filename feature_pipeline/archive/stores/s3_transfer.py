@@ -12,14 +12,17 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias
+from urllib.parse import urlsplit
 
 import obstore
 from botocore.client import BaseClient
 from obstore import exceptions as errors
 from obstore.store import S3Store as ObjectStore
 
+from feature_pipeline import settings
 from feature_pipeline.archive.blob_store import ObjectInfo, StoredObject
 from feature_pipeline.archive.stores.memory import check_size
+from feature_pipeline.archive.stores.s3_answers import explained
 from feature_pipeline.errors import NotFoundError, OutcomeUnknownError, StoreUnavailableError
 
 if TYPE_CHECKING:
@@ -36,11 +39,19 @@ _CREDENTIALS_LIFETIME: Final = timedelta(minutes=1)
 _SAFE_KEY: Final = re.compile(r"[A-Za-z0-9_.\-]+(/[A-Za-z0-9_.\-]+)*")
 """Keys that no client writes in another way on its path to the server."""
 _REFUSED: Final = re.compile(r"status code: 4(?!08|29)\d\d")
+_ANSWER: Final = re.compile(
+    r"status code: (\d{3}).*?<Code>([^<]*)</Code>.*?<Message>([^<]*)</Message>", re.DOTALL
+)
 _CLIENT_OPTIONS: Final["ClientConfig"] = {
     "connect_timeout": "5s",
     "read_timeout": "60s",
     "timeout": "15m",
 }
+
+_UNSETTABLE: Final = "AWS_SERVER_SIDE_ENCRYPTION"
+"""obstore obeys it, and no explicit setting means its default."""
+_NO_PROXY: Final = "http://127.0.0.1:9"
+"""Stands for the proxy that is not used: without one, obstore takes the environment's."""
 
 _process: int | None = None
 """The process that obstore's threads run in: a forked child has inherited them, standing still."""
@@ -62,6 +73,8 @@ class Transfer:
         """
         if not isinstance(client, BaseClient) or not re.fullmatch(r"[a-z0-9.\-]+", bucket):
             return None  # somebody's own client, or an access point, whose address boto3 makes
+        if _UNSETTABLE in os.environ:
+            return None
         global _process
         _process = _process or os.getpid()
         # boto3 does not say elsewhere whose credentials a client signs with.
@@ -79,19 +92,26 @@ class Transfer:
             }
 
         endpoint: str = client.meta.endpoint_url
-        options: ClientConfig = {**_CLIENT_OPTIONS, "allow_http": endpoint.startswith("http://")}
-        if bundle := os.environ.get("AWS_CA_BUNDLE"):
-            options["root_certificate"] = Path(bundle).read_bytes()
         config: S3Config = {
             "bucket": bucket,
+            # Both: the variable of the second outranks the first.
             "endpoint": endpoint,
+            "aws_endpoint_url_s3": endpoint,
             "region": client.meta.region_name or "us-east-1",
             "virtual_hosted_style_request": False,
             "checksum_algorithm": "SHA256",
+            # What follows is obstore's default, and given so that AWS_* variables do not change it.
+            "conditional_put": "etag",
+            "copy_if_not_exists": "multipart",
+            "disable_tagging": False,
+            "request_payer": False,
+            "s3_express": False,
+            "skip_signature": False,
+            "unsigned_payload": False,
         }
         store = ObjectStore(
             config=config,
-            client_options=options,
+            client_options=_client_options(client, endpoint),
             # Repeated here, where an answer that was lost is not forgotten over the next one.
             retry_config={"max_retries": 0},
             credential_provider=frozen,
@@ -167,6 +187,24 @@ class Transfer:
         return StoreUnavailableError(f"{verb} {self._where}{key}: {_shown(error)}")
 
 
+def _client_options(client: BaseClient, endpoint: str) -> "ClientConfig":
+    """How connections are made: as `client` makes them, whatever proxies the environment has."""
+    parts = urlsplit(endpoint)
+    proxies: dict[str, str] | None = getattr(client.meta.config, "proxies", None)
+    proxy = settings.proxy_for(endpoint) if proxies is None else proxies.get(parts.scheme)
+    options: ClientConfig = {
+        **_CLIENT_OPTIONS,
+        "allow_http": parts.scheme == "http",
+        "proxy_url": proxy or _NO_PROXY,
+    }
+    if proxy is None:
+        options["proxy_excludes"] = parts.hostname or ""
+    bundle = settings.ca_bundle() if parts.scheme == "https" else None
+    if bundle is not None:
+        options["root_certificate"] = Path(bundle).read_bytes()
+    return options
+
+
 def _info(key: str, meta: Any) -> ObjectInfo:
     return ObjectInfo(
         key=key, size=meta["size"], modified_at=meta["last_modified"], etag=meta["e_tag"]
@@ -180,7 +218,11 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def _shown(error: Exception | None) -> str:
-    return str(error).partition("\n\nDebug source")[0]
+    text = str(error).partition("\n\nDebug source")[0]
+    if (answer := _ANSWER.search(text)) is None:
+        return text
+    status, code, message = answer.groups()
+    return f"{status} {code}: {message}{explained(int(status))}"
 
 
 def _pause(attempt: int) -> None:

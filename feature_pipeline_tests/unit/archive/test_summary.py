@@ -8,13 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from feature_pipeline.archive import plots
 from feature_pipeline.archive.api import Archive
-from feature_pipeline.archive.summary import KEPT_BINS, SHOWN_BINS, Histogram, Summary, summarize
+from feature_pipeline.archive.summary import (
+    KEPT_BINS,
+    SHOWN_BINS,
+    ColumnSummary,
+    Histogram,
+    Summary,
+    summarize,
+)
 from feature_pipeline.columns import Column
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline_tests.unit.projections.feature_archive import FeatureArchive
@@ -137,6 +145,27 @@ def test_pictures(archive: FeatureArchive, suffix: str, is_right: Callable[[byte
     assert is_right(data)
     if suffix == ".png":
         assert data == plots.draw(found, suffix)
+
+
+@pytest.mark.parametrize(
+    ("values", "mean"),
+    [
+        ([1e308, -1e308], 0.0),
+        ([1.7e308] * 3, 1.7e308),
+        ([-sys.float_info.max, sys.float_info.max], 0.0),
+        ([1e308, 1.0], 5e307),
+        ([5e-324, 0.0], 0.0),
+        ([1e300, 1.0001e300], 1.00005e300),
+    ],
+)
+def test_values_at_the_ends_of_float64_are_drawn(values: list[float], mean: float) -> None:
+    """Their sum, and an axis around them, are beyond it."""
+    column = ColumnSummary.of(Column(name="x", type="number"))
+    column.add(pa.chunked_array([pa.array(values, pa.float64())]))
+    summary = Summary("demo", "pockets", 1, len(values), [column])
+    for suffix in (".png", ".svg", ".html"):
+        assert plots.draw(summary, suffix)
+    assert column.mean == pytest.approx(mean, rel=1e-15)
 
 
 def test_what_cannot_be_drawn_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -226,6 +226,12 @@ def test_other_answers_are_not_taken_and_redirects_not_followed(receiver: Receiv
     assert receiver.attempts == 1
 
 
+def test_a_receiver_on_this_machine_is_reached_by_no_proxy(receiver, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    assert post(receiver.url, {}) is None
+
+
 def test_problems_do_not_show_the_address(receiver: Receiver):
     receiver.server.server_close()
     problem = post(receiver.url, {})
