@@ -8,11 +8,8 @@ from feature_pipeline.archive import log
 from feature_pipeline.archive.api import Archive
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.log import FeatureEntry
-from feature_pipeline.archive.maintenance.accept_loss import (
-    accept_losses,
-    plan_losses,
-    remove_given_up,
-)
+from feature_pipeline.archive.logs.accept_loss import remove_given_up
+from feature_pipeline.archive.maintenance.accept_loss import accept_losses, plan_losses
 from feature_pipeline.archive.maintenance.repair import (
     ProjectRelease,
     RepairPlan,

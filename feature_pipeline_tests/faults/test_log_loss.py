@@ -7,12 +7,9 @@ import pytest
 
 from feature_pipeline.archive import layout
 from feature_pipeline.archive.api import Archive
+from feature_pipeline.archive.logs.accept_loss import remove_given_up
 from feature_pipeline.archive.logs.census import take_census
-from feature_pipeline.archive.maintenance.accept_loss import (
-    accept_losses,
-    plan_losses,
-    remove_given_up,
-)
+from feature_pipeline.archive.maintenance.accept_loss import accept_losses, plan_losses
 from feature_pipeline.archive.maintenance.known import find_lost
 from feature_pipeline.archive.maintenance.repair import append_again
 from feature_pipeline.archive.objects import ObjectKind, State

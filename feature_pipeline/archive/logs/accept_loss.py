@@ -14,7 +14,7 @@ from feature_pipeline.archive.blob_store import BlobStore, ObjectInfo
 from feature_pipeline.archive.logs.entries import LogEntry, StoredEntry, decode_entry, link_problem
 from feature_pipeline.archive.logs.kinds import kind_of
 from feature_pipeline.archive.logs.known import KnownLogs, known_logs
-from feature_pipeline.archive.logs.losses import Loss, LossEntry, RemovedEntry
+from feature_pipeline.archive.logs.losses import Loss, LossEntry, RemovedEntry, losses
 from feature_pipeline.archive.logs.reading import append, next_seq
 from feature_pipeline.errors import (
     ConflictError,
@@ -125,11 +125,14 @@ def accept_losses(
 
     Raises:
         ConflictError: A log is no longer as it was when that was planned; nothing was given up.
-        InvalidInputError: Nothing is planned, or a log is not one of the dataset.
+        InvalidInputError: Nothing is planned, a log is not one of the dataset, or `by` or `reason`
+            is empty.
         StoreUnavailableError, OutcomeUnknownError: The store did not answer; call it again.
     """
     if not planned:
         raise InvalidInputError(f"dataset {dataset!r}: no loss to accept")
+    if not by or not reason:
+        raise InvalidInputError("accepting a loss needs who accepts it, and why")
     for loss in planned:
         if layout.dataset_of(loss.log) != dataset:
             raise InvalidInputError(f"log {loss.log} is not one of dataset {dataset!r}")
@@ -150,10 +153,27 @@ def accept_losses(
         )
 
     entry, _ = append(store, layout.loss_log(dataset), LossEntry, decide)
-    for loss in planned:
+    _remove_behind(store, planned)
+    return entry
+
+
+def remove_given_up(store: BlobStore, dataset: str) -> None:
+    """Remove what the last accepted loss of each log put behind its end. Idempotent.
+
+    A call of `accept_losses` that was interrupted leaves it. An object that holds other bytes than
+    the loss kept was written since, and stays.
+
+    Raises:
+        StoreUnavailableError, OutcomeUnknownError: The store did not answer; call it again.
+    """
+    last = {loss.log: loss for entry in losses(store, dataset) for loss in entry.losses}
+    _remove_behind(store, list(last.values()))
+
+
+def _remove_behind(store: BlobStore, given_up: Sequence[Loss]) -> None:
+    for loss in given_up:
         for removed in loss.removed:
             _remove(store, layout.entry(loss.log, removed.seq), removed.text)
-    return entry
 
 
 def _remove(store: BlobStore, key: str, text: str) -> None:

@@ -1,11 +1,8 @@
-"""Giving up what is lost: logs go on without entries that cannot be brought back.
+"""Which ends of logs an operator may give up, from what `verify` and the databases find.
 
-What belongs here: what would be given up, and the entry that says so. Not here: noticing a loss
-(`archive.logs.known`, `known`), bringing things back (`repair`).
-
-The entry is written first: it keeps the text of every object behind the new end of a log, so that
-nothing that could still be read is lost with it. Then these objects are removed, and the log's
-numbers are used again. Stopped in between, the same call goes on.
+What belongs here: from findings to the logs they concern. Not here: how the end of a log is given
+up (`archive.logs.accept_loss`), noticing a loss (`archive.logs.known`, `known`), bringing things
+back (`repair`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,13 +10,11 @@ from dataclasses import dataclass
 
 from feature_pipeline.archive import layout, log
 from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.logs import accept_loss
 from feature_pipeline.archive.logs.damage import State
-from feature_pipeline.archive.logs.entries import StoredEntry, decode_entry, link_problem
-from feature_pipeline.archive.logs.kinds import kind_of
-from feature_pipeline.archive.logs.losses import Loss, LossEntry, RemovedEntry, losses
+from feature_pipeline.archive.logs.known import known_logs
+from feature_pipeline.archive.logs.losses import Loss
 from feature_pipeline.archive.objects import Finding
-from feature_pipeline.digest import Digest
-from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 
 _GIVEN_UP = frozenset({State.LOST, State.MISSING, State.CORRUPT})
 
@@ -47,6 +42,10 @@ def plan_losses(store: BlobStore, findings: Iterable[Finding]) -> list[Loss]:
 
     Only log entries that are lost or corrupt count, and missing ones before others of their log. A
     log keeps every entry before the first that is not there or does not follow the one before it.
+
+    Raises:
+        StoreUnavailableError: An entry cannot be read now: that it is lost is not known.
+        NewerVersionError: An entry is of a version that only later code knows.
     """
     ends: dict[str, int] = {}
     for finding in findings:
@@ -62,7 +61,12 @@ def plan_losses(store: BlobStore, findings: Iterable[Finding]) -> list[Loss]:
             if finding.state is State.MISSING and not _goes_on(store, prefix, seq):
                 continue  # what other objects need is needed whether or not it is given up
         ends[prefix] = max(seq, ends.get(prefix, 0))
-    return [_loss(store, prefix, known) for prefix, known in sorted(ends.items())]
+    known = known_logs(store)
+    planned = (
+        accept_loss.plan_loss(store, prefix, known, entries)
+        for prefix, entries in sorted(ends.items())
+    )
+    return [loss for loss in planned if loss is not None]
 
 
 def accept_losses(
@@ -77,92 +81,20 @@ def accept_losses(
         reason: Why.
 
     Raises:
+        ConflictError: A log is no longer as it was when that was planned.
         InvalidInputError: `by` or `reason` is empty.
         StoreUnavailableError, OutcomeUnknownError: The store did not answer. Plan again.
     """
-    if not by or not reason:
-        raise InvalidInputError("accepting a loss needs who accepts it, and why")
     by_dataset: dict[str, list[Loss]] = {}
     for loss in planned:
         by_dataset.setdefault(layout.dataset_of(loss.log), []).append(loss)
     for dataset, ones in by_dataset.items():
-        entry = LossEntry(
-            seq=layout.FIRST_SEQ, dataset=dataset, losses=tuple(ones), by=by, reason=reason
-        )
-
-        def decide(entries: list[LossEntry], entry: LossEntry = entry) -> LossEntry:
-            for known in entries:
-                if known.write_id == entry.write_id:
-                    return known
-            return entry.model_copy(update={"seq": log.next_seq(entries)})
-
-        log.append(store, layout.loss_log(dataset), LossEntry, decide)
-        remove_given_up(store, dataset)
+        accept_loss.accept_losses(store, dataset, ones, by=by, reason=reason)
     log.forget_read_entries()
     return [
         GivenUp(loss.log, loss.entries, loss.known_entries, len(loss.removed)) for loss in planned
     ]
 
 
-def remove_given_up(store: BlobStore, dataset: str) -> None:
-    """Remove the objects that the last accepted loss of each log put behind its end.
-
-    One that holds other bytes than the loss kept was written since, and stays.
-    """
-    last = {loss.log: loss for entry in losses(store, dataset) for loss in entry.losses}
-    for loss in last.values():
-        for removed in loss.removed:
-            key = layout.entry(loss.log, removed.seq)
-            try:
-                data = store.get(key).data
-            except NotFoundError:
-                continue
-            except CorruptDataError:
-                data = None
-            if data is None or _text(data) == removed.text:
-                store.delete(key)
-
-
 def _goes_on(store: BlobStore, prefix: str, seq: int) -> bool:
     return any(layout.parse_entry(i.key).seq > seq for i in store.list_objects(prefix))
-
-
-def _loss(store: BlobStore, prefix: str, known: int) -> Loss:
-    model, _ = kind_of(prefix)
-    kept: StoredEntry[log.LogEntry] | None = None
-    removed: list[RemovedEntry] = []
-    last_seen = 0
-    for info in store.list_objects(prefix):
-        seq = layout.parse_entry(info.key).seq
-        last_seen = max(last_seen, seq)
-        try:
-            data = store.get(info.key).data
-        except CorruptDataError as error:
-            removed.append(RemovedEntry(seq=seq, text=f"(the store does not give it: {error})"))
-            continue
-        entry = None
-        if not removed:
-            try:
-                entry = decode_entry(model, info.key, data, store.identity)
-            except (CorruptDataError, InvalidInputError):
-                entry = None
-        follows = entry is not None and (
-            entry.entry.seq == layout.FIRST_SEQ
-            if kept is None
-            else link_problem(kept, entry) is None
-        )
-        if entry is not None and follows:
-            kept = entry
-        else:
-            removed.append(RemovedEntry(seq=seq, text=_text(data)))
-    return Loss(
-        log=prefix,
-        entries=0 if kept is None else kept.entry.seq,
-        last=None if kept is None else Digest.of(kept.entry.encode()),
-        known_entries=max(known, last_seen),
-        removed=tuple(removed),
-    )
-
-
-def _text(data: bytes) -> str:
-    return data.decode(errors="backslashreplace")
