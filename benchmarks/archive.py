@@ -392,7 +392,7 @@ def bench_planning(
     known = make_batch(dataset, "known", records)
     compute(store, release, known)
     draw = np.random.default_rng(1)
-    prefix = layout.answers(dataset, HOOK)
+    prefix = layout.answers(dataset, HOOK, release.release.program)
     for number in range(artifacts):
         manifest = Digest.of(str(number).encode())
         actions = np.sort(draw.integers(0, 1 << 64, records, np.uint64))
@@ -400,7 +400,7 @@ def bench_planning(
         store.create(f"{prefix}{manifest.hex}.0.1", answers.encode(table))
         if number % 8 == 7 and number < artifacts - 8:
             answers.compact(store, dataset, HOOK)
-    listing = answers.list_answers(store, dataset, HOOK)
+    listing = answers.list_answers(store, prefix)
     objects = sum(len(segment.parts) for segment in listing.segments)
     stored = sum(segment.size for segment in listing.segments)
     print(f"memory of {artifacts:,} artifacts: {objects} objects, {stored / 1e6:.0f} MB")

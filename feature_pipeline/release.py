@@ -64,6 +64,11 @@ class HookRelease:
         """The bytes that `digest` names."""
         return document_bytes(self.document.model_dump())
 
+    @property
+    def program(self) -> Digest:
+        """The digest of what decides an answer: releases that differ in name alone share it."""
+        return Digest.of(document_bytes(self.action_identity()))
+
     def action_identity(self) -> dict[str, object]:
         """What of the release decides an answer: the image, or version, command and code; config.
 

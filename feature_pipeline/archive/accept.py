@@ -50,6 +50,7 @@ from feature_pipeline.errors import (
     StoreUnavailableError,
 )
 from feature_pipeline.records import RecordBatch
+from feature_pipeline.release import HookRelease
 
 PATIENCE: Final = timedelta(hours=1)
 """How long an entry may wait for what it names before it is quarantined."""
@@ -283,7 +284,7 @@ def _accept(acceptance: _Round, completion: Completion) -> tuple[FeatureEntry, b
     entries = log.read_entries(store, prefix, FeatureEntry)
     if (done := _find(entries, completion)) is not None:
         return done, False
-    _check_release(acceptance, completion)
+    release = _known_release(acceptance, completion)
     manifest = read.read_manifest(store, completion.manifest)
     _check_names(manifest, completion)
     batch = _known_batch(store, manifest)
@@ -291,8 +292,8 @@ def _accept(acceptance: _Round, completion: Completion) -> tuple[FeatureEntry, b
     outcomes = check_artifact(store, manifest, batch, withdrawn_ids, acceptance.workers)
     if not manifest.is_failed:
         # Before the entry: what a log names is in the memory, wherever this process dies.
-        answered = answers.own_answers(outcomes)
-        answers.remember(store, completion.dataset, completion.hook, completion.manifest, answered)
+        memory = layout.answers(completion.dataset, completion.hook, release.program)
+        answers.remember(store, memory, completion.manifest, answers.own_answers(outcomes))
 
     def decide(entries: list[FeatureEntry]) -> FeatureEntry:
         if (done := _find(entries, completion)) is not None:
@@ -347,7 +348,7 @@ def _is_before(completion: Completion, current: FeatureEntry) -> bool:
     return completion.published_at < current.published_at
 
 
-def _check_release(acceptance: _Round, completion: Completion) -> None:
+def _known_release(acceptance: _Round, completion: Completion) -> HookRelease:
     seq, name = (
         completion.release_seq,
         f"hook {completion.hook!r} of dataset {completion.dataset!r}",
@@ -362,6 +363,7 @@ def _check_release(acceptance: _Round, completion: Completion) -> None:
             f"completion {completion.id}: release {seq} of {name} is {entry.release.digest}, not"
             f" {completion.release_digest}"
         )
+    return entry.release
 
 
 def _check_names(manifest: Manifest, completion: Completion) -> None:

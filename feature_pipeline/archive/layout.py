@@ -146,9 +146,10 @@ def parse_census(key: str) -> tuple[datetime, Digest]:
         raise InvalidInputError(f"{key!r} is not the key of a census") from error
 
 
-def answers(dataset: str, hook: str) -> str:
-    """The prefix of a hook's memory of answers."""
-    return f"{ANSWERS}{check_dataset(dataset)}/{check_dataset(hook)}/"
+def answers(dataset: str, hook: str, program: Digest | None = None) -> str:
+    """The prefix of a hook's memory of answers; of what one program answered if it is given."""
+    prefix = f"{ANSWERS}{check_dataset(dataset)}/{check_dataset(hook)}/"
+    return prefix if program is None else f"{prefix}{program.hex}/"
 
 
 def gc_mark(name: str) -> str:

@@ -3,7 +3,7 @@
 import click
 
 from feature_pipeline.archive import log
-from feature_pipeline.archive.logs.answers import list_answers
+from feature_pipeline.archive.logs.answers import list_programs
 from feature_pipeline.archive.maintenance.remember import complete
 from feature_pipeline.cli.output import Output, json_option, size
 from feature_pipeline.cli.project import Project, open_archive
@@ -42,7 +42,8 @@ def answers(hooks: tuple[str, ...], dataset: str | None, rebuild: bool, as_json:
         output.say(report.summary())
         for problem in report.problems:
             output.say(f"  {problem}")
-        segments = list_answers(store, name, hook).segments
+        listings = list_programs(store, name, hook).values()
+        segments = [segment for listing in listings for segment in listing.segments]
         stored = sum(segment.size for segment in segments)
         objects = sum(len(segment.parts) for segment in segments)
         output.say(f"  {objects} objects, {size(stored)}")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 
-from feature_pipeline.archive import blobs, log, read
+from feature_pipeline.archive import blobs, layout, log, read
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.erasures import Erased, erased
 from feature_pipeline.archive.log import FeatureEntry, Verdict
@@ -29,6 +29,7 @@ from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoun
 from feature_pipeline.hooks.definition import HookDefinition, Scope
 from feature_pipeline.hooks.failure import granted_limits
 from feature_pipeline.outcomes import Outcome
+from feature_pipeline.release import HookRelease
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Question:
     """What is asked of the archive before a hook is."""
 
     definition: HookDefinition
-    release: Digest
+    release: HookRelease
     actions: Mapping[str, Digest]
     """Per record that is asked about, what is asked; equal for all of a hook of `scope: batch`."""
     forced: frozenset[str] = frozenset()
@@ -102,7 +103,7 @@ def carry_over(
             search.look_into(
                 entry.manifest
                 for entry in reversed(entries)
-                if entry.release == question.release and entry.verdict is not Verdict.FAILED
+                if entry.release == question.release.digest and entry.verdict is not Verdict.FAILED
             )
     for record_id in search.found.outcomes:
         search.found.retried.pop(record_id, None)
@@ -152,9 +153,10 @@ class _Search:
 
     def look_into_memory(self) -> bool:
         """Whether the memory is known to be complete."""
-        dataset, hook = self.definition.dataset, self.definition.name
+        program = self.question.release.program
+        prefix = layout.answers(self.definition.dataset, self.definition.name, program)
         actions = {self.question.actions[record_id] for record_id in self.open_records}
-        remembered = answers.find(self.store, dataset, hook, actions)
+        remembered = answers.find(self.store, prefix, actions)
         self.found.notes += [f"memory of answers: {why}" for why in remembered.problems]
         self.look_into(remembered.artifacts)
         return remembered.is_complete

@@ -149,7 +149,7 @@ def plan_run(
     current = None if head is None else _read_current(store, head)
     carried = Carried()
     if not force:
-        question = Question(definition, release.release.digest, actions, frozenset(force_records))
+        question = Question(definition, release.release, actions, frozenset(force_records))
         sources = None if basis is None else basis.sources
         carried = carry_over(store, question, current, entries, sources)
     return ComputePlan(

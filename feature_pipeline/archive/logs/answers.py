@@ -10,8 +10,11 @@ answers before the entry of the log, so that whatever is in a log is in the memo
 
 ::
 
-    answers/<dataset>/<hook>/<name>.<part>.<parts>   actions of one or many artifacts, sorted
-    answers/<dataset>/<hook>/complete.<instant>      everything in the logs was in the memory then
+    answers/<dataset>/<hook>/<program>/<name>.<part>.<parts>   actions of one or many artifacts
+    answers/<dataset>/<hook>/<program>/complete.<instant>      all of the logs was in the memory
+
+An action is that of one program (`HookRelease.program`), so each of a hook's programs has a memory
+of its own, and a plan reads that of its release.
 
 An object never changes. Compaction writes one segment (all of its parts) before it deletes those
 that the segment holds, without a lock: two compactions at once leave an action twice, which is
@@ -107,7 +110,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a hook's memory consists of."""
+    """What a program's memory consists of."""
 
     segments: tuple[Segment, ...]
     completed_at: datetime | None
@@ -115,6 +118,9 @@ class Listing:
     established."""
     marks: tuple[str, ...] = ()
     """Keys of the objects that say so."""
+
+
+NOTHING: Final = Listing((), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,15 +163,19 @@ def own_answers(outcomes: Iterable[Outcome]) -> set[Digest]:
     return answered - unanswered
 
 
-def remember(
-    store: BlobStore, dataset: str, hook: str, manifest: Digest, actions: Collection[Digest]
-) -> None:
+def remember(store: BlobStore, prefix: str, manifest: Digest, actions: Collection[Digest]) -> None:
     """Write what one artifact answers into the memory, be it nothing. Idempotent.
+
+    Args:
+        store: The archive.
+        prefix: Of the program that made the artifact: see `layout.answers`.
+        manifest: The artifact's.
+        actions: What it answers.
 
     Raises:
         StoreUnavailableError, OutcomeUnknownError: It may not be written; call again.
     """
-    key = f"{layout.answers(dataset, hook)}{manifest.hex}.0.1"
+    key = f"{prefix}{manifest.hex}.0.1"
     rows = np.sort(_numbers(actions))
     data = encode(Table(rows, np.zeros(len(rows), np.uint16), (manifest,)))
     create_or_read(store, key, data, BYTES_MEDIA_TYPE)
@@ -175,8 +185,8 @@ def _numbers(actions: Iterable[Digest]) -> Actions:
     return np.fromiter((int(action.hex[:16], 16) for action in actions), np.uint64)
 
 
-def find(store: BlobStore, dataset: str, hook: str, actions: Collection[Digest]) -> Found:
-    """Which artifacts of the hook answer the actions. One listing, and the parts concerned.
+def find(store: BlobStore, prefix: str, actions: Collection[Digest]) -> Found:
+    """Which artifacts answer actions of a program. One listing, and the parts concerned.
 
     Raises:
         StoreUnavailableError: The store did not answer; nothing is known.
@@ -188,7 +198,7 @@ def find(store: BlobStore, dataset: str, hook: str, actions: Collection[Digest])
     found = Found()
     done: set[str] = set()
     for _ in range(_LISTINGS):
-        listing = list_answers(store, dataset, hook)
+        listing = list_answers(store, prefix)
         found.is_complete = listing.completed_at is not None
         due = [
             part
@@ -209,7 +219,7 @@ def find(store: BlobStore, dataset: str, hook: str, actions: Collection[Digest])
             return found
         # Merged since the listing, and so in a segment that the next listing has.
     raise StoreUnavailableError(
-        f"{store.identity}: objects below {layout.answers(dataset, hook)} are listed and not there"
+        f"{store.identity}: objects below {prefix} are listed and not there"
     )
 
 
@@ -231,12 +241,26 @@ def _hits(store: BlobStore, part: Part, wanted: Actions) -> list[tuple[int, Dige
     ]
 
 
-def list_answers(store: BlobStore, dataset: str, hook: str) -> Listing:
-    """What the hook's memory consists of: one listing."""
-    prefix = layout.answers(dataset, hook)
+def list_answers(store: BlobStore, prefix: str) -> Listing:
+    """What a program's memory consists of: one listing."""
+    return _listing(prefix, store.list_objects(prefix))
+
+
+def list_programs(store: BlobStore, dataset: str, hook: str) -> dict[str, Listing]:
+    """The memory of each of a hook's programs, by prefix: one listing."""
+    every = layout.answers(dataset, hook)
+    found: dict[str, list[ObjectInfo]] = {}
+    for info in store.list_objects(every):
+        program, _, name = info.key.removeprefix(every).partition("/")
+        if name:
+            found.setdefault(f"{every}{program}/", []).append(info)
+    return {prefix: _listing(prefix, infos) for prefix, infos in found.items()}
+
+
+def _listing(prefix: str, infos: Iterable[ObjectInfo]) -> Listing:
     marks: list[ObjectInfo] = []
     segments: dict[str, list[Part]] = {}
-    for info in store.list_objects(prefix):
+    for info in infos:
         name = info.key.removeprefix(prefix)
         if name.startswith(COMPLETE):
             marks.append(info)
@@ -324,7 +348,7 @@ def decode(data: bytes, where: str) -> Table:
 def compact(
     store: BlobStore, dataset: str, hook: str, most_bytes: int = SMALL_BYTES, fan_in: int = _FAN_IN
 ) -> int:
-    """Merge small segments into one if there are many; how many were merged.
+    """Merge small segments of each of a hook's programs if they are many; how many were merged.
 
     Costs one listing if there is nothing to do. Every segment left is larger than all smaller ones
     together were, so their number grows with the logarithm of what is remembered.
@@ -336,9 +360,11 @@ def compact(
         most_bytes: Merge no more than this.
         fan_in: Merge only if there are that many.
     """
-    listing = list_answers(store, dataset, hook)
-    group = due(listing.segments, most_bytes, fan_in)
-    return merge(store, dataset, hook, group) if group else 0
+    count = 0
+    for prefix, listing in list_programs(store, dataset, hook).items():
+        if group := due(listing.segments, most_bytes, fan_in):
+            count += merge(store, prefix, group)
+    return count
 
 
 def due(segments: Sequence[Segment], most_bytes: int, fan_in: int) -> list[Segment]:
@@ -356,8 +382,7 @@ def due(segments: Sequence[Segment], most_bytes: int, fan_in: int) -> list[Segme
 
 def merge(
     store: BlobStore,
-    dataset: str,
-    hook: str,
+    prefix: str,
     group: Sequence[Segment],
     forgotten: Collection[Digest] = (),
 ) -> int:
@@ -365,8 +390,7 @@ def merge(
 
     Args:
         store: The archive.
-        dataset: The hook's.
-        hook: Whose memory.
+        prefix: The program's.
         group: Whole segments. One that cannot be read stays, and so do all if one is gone: another
             process merges them.
         forgotten: Artifacts to leave out.
@@ -384,7 +408,9 @@ def merge(
         merged.append(segment)
     if not merged:
         return 0
-    write_segment(store, dataset, hook, _joined(tables, set(forgotten)))
+    joined = _joined(tables, set(forgotten))
+    if joined.manifests:
+        write_segment(store, prefix, joined)
     delete(store, merged)
     return len(merged)
 
@@ -411,7 +437,7 @@ def _joined(segments: Sequence[Sequence[Table]], forgotten: set[Digest]) -> Tabl
     return Table(joined[order], np.concatenate(artifacts)[order], tuple(positions))
 
 
-def write_segment(store: BlobStore, dataset: str, hook: str, table: Table) -> None:
+def write_segment(store: BlobStore, prefix: str, table: Table) -> None:
     """Write a segment of as many parts as its size asks for."""
     width = np.uint16 if len(table.manifests) <= 1 << 16 else np.uint32
     artifacts = table.artifacts.astype(width)
@@ -421,12 +447,12 @@ def write_segment(store: BlobStore, dataset: str, hook: str, table: Table) -> No
     shift = _ACTION_BITS - (count.bit_length() - 1)
     starts = np.array([part << shift for part in range(1, count)], np.uint64)
     bounds = [0, *map(int, np.searchsorted(table.actions, starts)), len(table.actions)]
-    prefix = f"{layout.answers(dataset, hook)}{uuid4().hex}"
+    name = f"{prefix}{uuid4().hex}"
 
     def write(part: int) -> None:
         rows = slice(bounds[part], bounds[part + 1])
         data = encode(Table(table.actions[rows], artifacts[rows], table.manifests))
-        create_or_read(store, f"{prefix}.{part}.{count}", data, BYTES_MEDIA_TYPE)
+        create_or_read(store, f"{name}.{part}.{count}", data, BYTES_MEDIA_TYPE)
 
     map_threads(write, range(count))
 

@@ -8,7 +8,7 @@ code that had no memory, objects of the memory that were lost or damaged, entrie
 log, and artifacts that an erasure replaced.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
@@ -32,7 +32,7 @@ _ARTIFACTS_AT_ONCE: Final = 256
 
 @dataclass
 class MemoryReport:
-    """What a comparison of the memory with the logs came to."""
+    """What a comparison of a hook's memory with its logs came to."""
 
     dataset: str
     hook: str
@@ -43,7 +43,7 @@ class MemoryReport:
     forgotten: int = 0
     """Artifacts that are left out from now on: erased, or never accepted."""
     discarded: int = 0
-    """Objects that could not be read, or were never finished; deleted."""
+    """Segments that could not be read, or were never finished; deleted."""
     problems: list[str] = field(default_factory=list)
     """Logs and artifacts that cannot be read; they are tried again the next time."""
 
@@ -52,7 +52,7 @@ class MemoryReport:
         line = f"{self.dataset}/{self.hook}: {self.artifacts} artifacts, {self.added} added"
         for count, what in (
             (self.forgotten, "forgotten"),
-            (self.discarded, "objects discarded"),
+            (self.discarded, "segments discarded"),
             (len(self.problems), "cannot be read"),
         ):
             line += f", {count} {what}" if count else ""
@@ -72,9 +72,25 @@ class MemoryReport:
 
 
 def is_due(store: BlobStore, dataset: str, hook: str) -> bool:
-    """Whether the hook's memory was not compared with its logs for a day, or never. One listing."""
-    completed_at = answers.list_answers(store, dataset, hook).completed_at
-    return completed_at is None or store.now() - completed_at >= OLD
+    """Whether a memory of the hook was not compared with its logs for a day, or never.
+
+    Costs two listings, and what a process has not read yet of the hook's releases.
+    """
+    known = answers.list_programs(store, dataset, hook)
+    now = store.now()
+    for prefix in _programs(store, dataset, hook).values():
+        completed_at = known[prefix].completed_at if prefix in known else None
+        if completed_at is None or now - completed_at >= OLD:
+            return True
+    return False
+
+
+def _programs(store: BlobStore, dataset: str, hook: str) -> dict[Digest, str]:
+    """Per release of the hook the prefix of its program's memory."""
+    return {
+        entry.release.digest: layout.answers(dataset, hook, entry.release.program)
+        for entry in log.releases(store, dataset, hook)
+    }
 
 
 def complete(
@@ -94,50 +110,69 @@ def complete(
         dataset: The hook's.
         hook: Whose memory.
         anew: Believe nothing of what is there: derive all of it from the logs, then delete it.
-        progress: Called with (artifacts added, artifacts missing).
+        progress: Called with (artifacts added, artifacts missing), program by program.
 
     Raises:
-        CorruptDataError: The log of erasures cannot be read.
+        CorruptDataError: The log of erasures, or that of releases, cannot be read.
         StoreUnavailableError, OutcomeUnknownError: It is not finished; call again.
     """
-    done = MemoryReport(dataset, hook)
-    before = answers.list_answers(store, dataset, hook)
-    known = {} if anew else _known(store, before, done)
+    report = MemoryReport(dataset, hook)
+    before = answers.list_programs(store, dataset, hook)
     gone = erased(store, dataset).manifests
-    logs = _readable_logs(store, done)
-    logged = {
-        entry.manifest
-        for entries in logs.values()
-        for entry in entries
-        if entry.verdict is not Verdict.FAILED and entry.manifest not in gone
-    }
-    done.artifacts = len(logged)
-    remembered = {manifest for manifests in known.values() for manifest in manifests}
-    _add(store, done, sorted(logged - remembered), progress)
-    if anew:
-        answers.delete(store, before.segments)
-        done.discarded = len(before.segments)
-    else:
-        # A log that cannot be read may name what no other does.
-        _forget(store, done, known, None if done.problems else logged, gone.keys())
+    logged = _logged(store, report, gone)
+    report.artifacts = sum(map(len, logged.values()))
+    # A log that cannot be read may name what no other does.
+    is_all = not report.problems
+    for prefix in sorted(before.keys() | logged.keys()):
+        listing = before.get(prefix, answers.NOTHING)
+        wanted = logged.get(prefix, set())
+        known = {} if anew else _known(store, listing, report)
+        remembered = {manifest for manifests in known.values() for manifest in manifests}
+        _add(store, prefix, report, sorted(wanted - remembered), progress)
+        if anew:
+            answers.delete(store, listing.segments)
+            report.discarded += len(listing.segments)
+        else:
+            _forget(store, prefix, report, known, wanted if is_all else None, gone.keys())
+        if prefix in logged:
+            _mark(store, prefix, listing.marks)
     while answers.compact(store, dataset, hook, answers.FULL_BYTES, fan_in=2):
         pass
-    _mark(store, dataset, hook, before.marks)
-    return done
+    return report
 
 
-def _readable_logs(store: BlobStore, done: MemoryReport) -> dict[str, list[FeatureEntry]]:
+def _logged(
+    store: BlobStore, report: MemoryReport, gone: Mapping[Digest, Digest]
+) -> dict[str, set[Digest]]:
+    """Per program the artifacts that its hook's logs name, be it none.
+
+    Damaged logs, and entries of unknown releases, are problems.
+    """
+    programs = _programs(store, report.dataset, report.hook)
+    logged: dict[str, set[Digest]] = {prefix: set() for prefix in programs.values()}
+    for batch, entries in _readable_logs(store, report).items():
+        for entry in entries:
+            if entry.verdict is Verdict.FAILED or entry.manifest in gone:
+                continue
+            if (prefix := programs.get(entry.release)) is None:
+                report.problems.append(f"log of batch {batch}: no release {entry.release}")
+            else:
+                logged[prefix].add(entry.manifest)
+    return logged
+
+
+def _readable_logs(store: BlobStore, report: MemoryReport) -> dict[str, list[FeatureEntry]]:
     """The hook's logs, but for those that are damaged: these are problems."""
-    readable = log.readable_feature_logs(store, done.dataset, done.hook)
+    readable = log.readable_feature_logs(store, report.dataset, report.hook)
     for batch, damage in readable.damage.items():
         if damage.state is State.UNREADABLE:
             raise damage.error
-        done.problems.append(f"log of batch {batch}: {damage.error}")
+        report.problems.append(f"log of batch {batch}: {damage.error}")
     return dict(readable.found)
 
 
 def _known(
-    store: BlobStore, listing: answers.Listing, done: MemoryReport
+    store: BlobStore, listing: answers.Listing, report: MemoryReport
 ) -> dict[answers.Segment, tuple[Digest, ...]]:
     """Per segment its artifacts. Segments that are damaged or were never finished are deleted."""
     known: dict[answers.Segment, tuple[Digest, ...]] = {}
@@ -156,13 +191,14 @@ def _known(
             continue
         known[segment] = tables[0].manifests
     answers.delete(store, useless)
-    done.discarded = len(useless)
+    report.discarded += len(useless)
     return known
 
 
 def _add(
     store: BlobStore,
-    done: MemoryReport,
+    prefix: str,
+    report: MemoryReport,
     missing: list[Digest],
     progress: Callable[[int, int], None] | None,
 ) -> None:
@@ -173,13 +209,12 @@ def _add(
         answered: list[tuple[Digest, set[Digest]]] = []
         for manifest, found in zip(group, read_answers, strict=True):
             if isinstance(found, str):
-                done.problems.append(found)
+                report.problems.append(found)
             else:
                 answered.append((manifest, found))
         if answered:
-            table = answers.table_of(answered)
-            answers.write_segment(store, done.dataset, done.hook, table)
-        done.added += len(answered)
+            answers.write_segment(store, prefix, answers.table_of(answered))
+        report.added += len(answered)
         if progress is not None:
             progress(start + len(group), len(missing))
 
@@ -195,7 +230,8 @@ def _answers_of(store: BlobStore, digest: Digest) -> set[Digest] | str:
 
 def _forget(
     store: BlobStore,
-    done: MemoryReport,
+    prefix: str,
+    report: MemoryReport,
     known: dict[answers.Segment, tuple[Digest, ...]],
     logged: set[Digest] | None,
     gone: Iterable[Digest],
@@ -208,15 +244,13 @@ def _forget(
         if logged is not None and now - segment.modified_at >= OLD:
             # A younger one may be of an acceptance that has not appended its entry yet.
             stale |= set(manifests) - logged
-        if stale and answers.merge(store, done.dataset, done.hook, [segment], stale):
+        if stale and answers.merge(store, prefix, [segment], stale):
             forgotten |= stale
-    done.forgotten = len(forgotten)
+    report.forgotten += len(forgotten)
 
 
-def _mark(store: BlobStore, dataset: str, hook: str, older: Iterable[str]) -> None:
-    prefix = layout.answers(dataset, hook)
-    now = store.now()
-    key = f"{prefix}{answers.COMPLETE}{now:%Y%m%dT%H%M%S.%f}Z"
+def _mark(store: BlobStore, prefix: str, older: Iterable[str]) -> None:
+    key = f"{prefix}{answers.COMPLETE}{store.now():%Y%m%dT%H%M%S.%f}Z"
     create_or_read(store, key, b"{}")
     for mark in older:
         store.delete(mark)

@@ -18,7 +18,7 @@ from feature_pipeline.errors import CorruptDataError, StoreUnavailableError
 from feature_pipeline.outcomes import Outcome, OutcomeKind, Status
 from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, At, FailingStore
 
-PREFIX = layout.answers(DATASET, HOOK)
+PREFIX = layout.answers(DATASET, HOOK, Digest.of(b"program"))
 
 
 def digest(name: str) -> Digest:
@@ -26,11 +26,11 @@ def digest(name: str) -> Digest:
 
 
 def remember(store: BlobStore, manifest: str, actions: Iterable[str]) -> None:
-    answers.remember(store, DATASET, HOOK, digest(manifest), {digest(a) for a in actions})
+    answers.remember(store, PREFIX, digest(manifest), {digest(a) for a in actions})
 
 
 def find(store: BlobStore, *actions: str) -> dict[Digest, set[Digest]]:
-    return answers.find(store, DATASET, HOOK, [digest(a) for a in actions]).artifacts
+    return answers.find(store, PREFIX, [digest(a) for a in actions]).artifacts
 
 
 def keys(store: BlobStore) -> list[str]:
@@ -43,8 +43,8 @@ def test_what_is_remembered_is_found_and_nothing_else(memory_store: MemoryStore)
     assert find(memory_store, "a", "x") == {digest("m1"): {digest("a")}}
     assert find(memory_store, "b") == {digest("m1"): {digest("b")}, digest("m2"): {digest("b")}}
     assert find(memory_store, "x") == {}
-    other = answers.find(memory_store, DATASET, "other", [digest("a")])
-    assert other.artifacts == {}
+    other = layout.answers(DATASET, HOOK, Digest.of(b"another program"))
+    assert answers.find(memory_store, other, [digest("a")]).artifacts == {}
 
 
 def test_one_object_an_artifact_and_the_same_one_again(memory_store: MemoryStore):
@@ -167,7 +167,7 @@ def test_damage_is_said_and_what_is_whole_is_found(memory_store: MemoryStore):
     key = f"{PREFIX}{digest('m1').hex}.0.1"
     memory_store.delete(key)
     memory_store.create(key, b"nonsense")
-    found = answers.find(memory_store, DATASET, HOOK, [digest("a"), digest("b")])
+    found = answers.find(memory_store, PREFIX, [digest("a"), digest("b")])
     assert found.artifacts == {digest("m2"): {digest("b")}}
     [problem] = found.problems
     assert key in problem
@@ -202,7 +202,7 @@ def test_a_memory_of_later_code_is_left_alone(
     [key] = keys(memory_store)
     with pytest.raises(NewerVersionError, match="spec_version 2"):
         decode(memory_store.get(key).data, key)
-    found = answers.find(memory_store, DATASET, HOOK, [digest("a")])
+    found = answers.find(memory_store, PREFIX, [digest("a")])
     assert found.artifacts == {}
     assert len(found.problems) == 1
     answers.compact(memory_store, DATASET, HOOK, fan_in=1)

@@ -17,7 +17,6 @@ from feature_pipeline_tests.fixtures.care import aged
 from feature_pipeline_tests.fixtures.stores import At, FailingStore
 
 HOOK = "lengths"
-PREFIX = layout.answers(DATASET, HOOK)
 
 
 @pytest.fixture
@@ -31,10 +30,16 @@ def asking(memory_store: MemoryStore, tmp_path: Path) -> Asking:
     return asking
 
 
+def memory(asking: Asking) -> str:
+    """The prefix of the memory of the hook's only program."""
+    release = asking.definitions[HOOK].hook_release(asking.folder)
+    return layout.answers(DATASET, HOOK, release.program)
+
+
 def remembered(asking: Asking) -> dict[str, set[Digest]]:
     """Per record the artifacts that the memory names for it."""
     actions = {**asking.plan("b1").actions, **asking.plan("b2").actions}
-    found = answers.find(asking.store, DATASET, HOOK, actions.values()).artifacts
+    found = answers.find(asking.store, memory(asking), actions.values()).artifacts
     return {
         record: {manifest for manifest, answered in found.items() if action in answered}
         for record, action in actions.items()
@@ -42,7 +47,7 @@ def remembered(asking: Asking) -> dict[str, set[Digest]]:
 
 
 def keys(asking: Asking) -> list[str]:
-    return [info.key for info in asking.store.list_objects(PREFIX)]
+    return [info.key for info in asking.store.list_objects(memory(asking))]
 
 
 def test_nothing_is_added_to_a_memory_that_acceptance_kept(asking: Asking):
@@ -67,10 +72,10 @@ def test_an_archive_without_a_memory_gets_the_one_that_acceptance_would_have_kep
 
 def test_it_is_due_at_first_and_a_day_later(asking: Asking):
     assert is_due(asking.store, DATASET, HOOK)
-    assert not answers.find(asking.store, DATASET, HOOK, [Digest.of(b"")]).is_complete
+    assert not answers.find(asking.store, memory(asking), [Digest.of(b"")]).is_complete
     complete(asking.store, DATASET, HOOK)
     assert not is_due(asking.store, DATASET, HOOK)
-    assert answers.find(asking.store, DATASET, HOOK, [Digest.of(b"")]).is_complete
+    assert answers.find(asking.store, memory(asking), [Digest.of(b"")]).is_complete
     aged(asking.store, OLD + timedelta(minutes=1))
     assert is_due(asking.store, DATASET, HOOK)
     complete(asking.store, DATASET, HOOK)
@@ -98,27 +103,27 @@ def test_what_is_erased_is_forgotten_and_its_successor_remembered(asking: Asking
     assert (report.added, report.forgotten) == (1, 1)
     after = log.head(asking.store, DATASET, HOOK, "b1")
     assert remembered(asking)["r2"] == {after.manifest}
-    assert answers.find(asking.store, DATASET, HOOK, [action]).artifacts == {}
+    assert answers.find(asking.store, memory(asking), [action]).artifacts == {}
     stored = b"".join(asking.store.get(key).data for key in keys(asking))
     assert bytes.fromhex(before.manifest.hex) not in stored
 
 
 def test_what_no_log_names_is_forgotten_once_it_cannot_be_under_way(asking: Asking):
     orphan = Digest.of(b"accepted by nobody")
-    answers.remember(asking.store, DATASET, HOOK, orphan, {Digest.of(b"a")})
+    answers.remember(asking.store, memory(asking), orphan, {Digest.of(b"a")})
     assert complete(asking.store, DATASET, HOOK).forgotten == 0
     aged(asking.store, OLD)
     assert complete(asking.store, DATASET, HOOK).forgotten == 1
-    assert answers.find(asking.store, DATASET, HOOK, [Digest.of(b"a")]).artifacts == {}
+    assert answers.find(asking.store, memory(asking), [Digest.of(b"a")]).artifacts == {}
 
 
 def test_a_segment_that_was_never_finished_goes_once_its_writer_must_be_dead(asking: Asking):
-    asking.store.create(f"{PREFIX}{'ab' * 16}.0.2", b"?")
+    asking.store.create(f"{memory(asking)}{'ab' * 16}.0.2", b"?")
     complete(asking.store, DATASET, HOOK)
-    assert f"{PREFIX}{'ab' * 16}.0.2" in keys(asking)
+    assert f"{memory(asking)}{'ab' * 16}.0.2" in keys(asking)
     aged(asking.store, OLD)
     assert complete(asking.store, DATASET, HOOK).discarded == 1
-    assert f"{PREFIX}{'ab' * 16}.0.2" not in keys(asking)
+    assert f"{memory(asking)}{'ab' * 16}.0.2" not in keys(asking)
 
 
 def test_a_damaged_artifact_and_a_damaged_log_cost_themselves_alone(asking: Asking):
@@ -137,7 +142,7 @@ def test_a_damaged_artifact_and_a_damaged_log_cost_themselves_alone(asking: Aski
     assert remembered(asking)["r1"] == before["r1"]
     # what the damaged log may name is not forgotten
     aged(asking.store, OLD)
-    answers.remember(asking.store, DATASET, HOOK, Digest.of(b"in b3"), set())
+    answers.remember(asking.store, memory(asking), Digest.of(b"in b3"), set())
     aged(asking.store, OLD)
     assert complete(asking.store, DATASET, HOOK).forgotten == 0
 
@@ -170,6 +175,24 @@ def test_what_is_accepted_meanwhile_is_not_lost(asking: Asking, anew: bool):
         if beside.calls < call:
             break
         action = asking.plan("b3").actions["r4"]
-        assert answers.find(asking.store, DATASET, HOOK, [action]).artifacts
+        assert answers.find(asking.store, memory(asking), [action]).artifacts
         assert {record for record, found in remembered(asking).items() if found} == {"r1", "r2"}
     assert call > 5
+
+
+def test_each_program_has_a_memory_and_a_name_alone_makes_no_program(asking: Asking):
+    asking.hook(config={"factor": 2})
+    asking.run("b1")
+    asking.hook(release={"version": "1"}, description="of the first program")
+    asking.forget()
+    report = complete(asking.store, DATASET, HOOK)
+    assert (report.artifacts, report.added) == (3, 3)
+    assert len(answers.list_programs(asking.store, DATASET, HOOK)) == 2
+    first = log.read_log(asking.store, DATASET, HOOK, "b1")[0]
+    assert remembered(asking)["r1"] == {first.manifest}
+    # what is left of a program that no release has goes, and is no problem meanwhile
+    other = layout.answers(DATASET, HOOK, Digest.of(b"no program"))
+    answers.remember(asking.store, other, Digest.of(b"no artifact"), {Digest.of(b"a")})
+    aged(asking.store, OLD)
+    assert complete(asking.store, DATASET, HOOK).forgotten == 1
+    assert len(answers.list_programs(asking.store, DATASET, HOOK)) == 2

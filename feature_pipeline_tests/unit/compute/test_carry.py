@@ -207,10 +207,12 @@ def test_a_false_memory_costs_work_and_no_truth(asking: Asking):
     first = asking.run("b1")
     other = asking.run("b1", "totals")
     asking.submit("b2", {"r2": "bb"})
-    action = asking.plan("b2").actions["r2"]
+    plan = asking.plan("b2")
+    action = plan.actions["r2"]
+    memory = layout.answers(DATASET, "lengths", plan.release.release.program)
     asking.forget()
     for manifest in (first.manifest, other.manifest, Digest.of(b"no manifest")):
-        answers.remember(asking.store, DATASET, "lengths", manifest, {action})
+        answers.remember(asking.store, memory, manifest, {action})
     asking.run("b2")
     assert asking.values("b2") == {"r2": 2}
 
