@@ -15,7 +15,7 @@ from feature_pipeline.orchestration.judged_batches import NAMED_BATCHES, named_b
 from feature_pipeline.orchestration.keys import table_key
 from feature_pipeline.projections.database import Database
 from feature_pipeline.projections.progress import check_progress
-from feature_pipeline.projections.proof import prove
+from feature_pipeline.projections.proof import AlteredTableError, prove
 from feature_pipeline.projections.settle import table_report
 from feature_pipeline.projections.table_spec import TableSpec
 
@@ -62,7 +62,8 @@ def judge_equality(
     """
     if batches is not None:
         batches = sorted({*batches, *named_before(instance, equality_key(spec), "batches")})
-    if table_report(store, database, spec) is None:
+    report = table_report(store, database, spec)
+    if report is None or report.live is None:
         progress = check_progress(store, database, spec, batches)
         return Equality(
             passed=not progress.missing,
@@ -76,7 +77,10 @@ def judge_equality(
                 "progress": dg.MetadataValue.json(progress.to_json()),
             },
         )
-    proof = prove(store, database, spec, batches)
+    try:
+        proof = prove(store, database, spec, batches)
+    except AlteredTableError as error:
+        return Equality(False, str(error), {"rows": 0, "batches": dg.MetadataValue.json([])})
     progress = proof.progress
     said = [proof.summary(), *([] if progress.is_complete else [progress.summary()])]
     wrong = sorted({*proof.unequal_batches, *progress.missing, *progress.behind})

@@ -21,7 +21,7 @@ from feature_pipeline.orchestration.unloaded_tables import judge_unloaded
 from feature_pipeline.projections.database import Database
 from feature_pipeline.projections.load import fed_loads
 from feature_pipeline.projections.progress import check_progress
-from feature_pipeline.projections.proof import prove
+from feature_pipeline.projections.proof import AlteredTableError, prove
 from feature_pipeline.projections.settle import batches_to_load, table_report
 
 _CHANGED = "changed_by_hand"
@@ -84,7 +84,9 @@ def reconcile_table(
         to_load=to_load,
         unloaded=unloaded,
         reported=[load.batch for load in told],
-        changed=[] if table is None else _changed(store, database, instance, definition),
+        changed=[]
+        if table is None or table.live is None
+        else _changed(store, database, instance, definition),
         is_rebuilt=table is not None and table.building is not None,
         unfounded=sorted(known.events.keys() - heads.keys() - loads.keys()),
         lost={b: str(one) for b, one in check_progress(store, database, spec).lost.items()},
@@ -99,7 +101,10 @@ def _changed(
     The check is evaluated if they are others than it says.
     """
     spec = table_spec(definition)
-    proof = prove(store, database, spec, may_reuse=True)
+    try:
+        proof = prove(store, database, spec, may_reuse=True)
+    except AlteredTableError:
+        return []  # it is built anew by the next load, which is among those that are requested
     changed = sorted(set(proof.unequal_batches) - proof.unreadable.keys())
     check = dg.AssetCheckKey(table_key(definition.dataset, spec.name), EQUALITY_CHECK)
     if changed[:NAMED_BATCHES] != next(said_before(instance, check, _CHANGED), []):

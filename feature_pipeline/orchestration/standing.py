@@ -416,5 +416,8 @@ def _loaded(database: Database | None, definition: HookDefinition) -> list[Mappi
         state = read_table(connection, spec)
         if state is None:
             return []
-        generations = [state.live, *([state.building] if state.building else [])]
-        return [all_progress(connection, generation.id) for generation in generations]
+        # Nothing is read of a table before its first generation was proved.
+        live = {} if state.live is None else all_progress(connection, state.live.id)
+        if state.building is None:
+            return [live]
+        return [live, all_progress(connection, state.building.id)]

@@ -302,7 +302,7 @@ def generation_result(
         severity=dg.AssetCheckSeverity.WARN,
         description=report.summary(),
         metadata={
-            "live": report.live,
+            "live": report.live or "",
             "building": report.building or "",
             "missing": len(report.missing),
             **requested,

@@ -6,18 +6,20 @@ of the live generation (`switch`).
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
+import psycopg
 from psycopg import sql
 
 from feature_pipeline.columns import Column
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import ConflictError, NotFoundError
 from feature_pipeline.hooks.definition import UpcasterDefinition
-from feature_pipeline.projections import table_schema
-from feature_pipeline.projections.bookkeeping import ensure_schemas, has_bookkeeping
+from feature_pipeline.projections import own_views, table_schema
+from feature_pipeline.projections.bookkeeping import ensure_schemas, has_bookkeeping, has_table
 from feature_pipeline.projections.database import (
     BOOKKEEPING_SCHEMA,
     READ_SCHEMA,
@@ -26,8 +28,9 @@ from feature_pipeline.projections.database import (
     fetch_value,
     lock,
 )
+from feature_pipeline.projections.own_views import ViewState
 from feature_pipeline.projections.table_spec import TableSpec
-from feature_pipeline.projections.view import comment, is_shown, put_back, show
+from feature_pipeline.projections.view import check_free, comment, put_back, view_query
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,10 @@ class Generation:
     upcasters: tuple[UpcasterDefinition, ...]
     created_at: datetime
     switched_at: datetime | None
+    is_there: bool = True
+    """Whether its real table is."""
+    is_whole: bool = True
+    """Whether that table, and the one of its outcomes, have what loads and the view need."""
 
     @property
     def identifier(self) -> sql.Identifier:
@@ -56,21 +63,30 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class TableState:
-    """Which generation of a table is read, and which one, if another, is being built."""
+    """Which generation of a table is read, and which one, if another, is being built.
 
-    live: Generation
+    `live` is None until a first generation was proved, and again if its real table was dropped by
+    hand. One of the two is always there.
+    """
+
+    live: Generation | None
     building: Generation | None
     is_pinned: bool
+    lost: tuple[str, ...] = ()
+    """The live and the wanted generation, if somebody dropped or altered their tables."""
 
     @property
     def wanted(self) -> Generation:
         """The generation that the definition asks for."""
-        return self.building or self.live
+        wanted = self.building or self.live
+        assert wanted is not None  # noqa: S101
+        return wanted
 
     @property
     def fed(self) -> tuple[Generation, ...]:
         """The generations that a batch is loaded into, the wanted one first."""
-        return (self.live,) if self.building is None else (self.building, self.live)
+        found = (self.building, self.live)
+        return tuple(g for g in found if g is not None and g.is_whole)
 
 
 def lock_table(connection: Connection, name: str, *, is_shared: bool = False) -> None:
@@ -87,11 +103,11 @@ def outcomes_partition(generation: int) -> str:
 
 
 def ensure_table(connection: Connection, spec: TableSpec) -> TableState:
-    """The table's view, live generation and wanted generation exist; nothing is loaded.
+    """The table's wanted generation exists, and its view if it is live; nothing is loaded.
 
-    The first generation of a table is live from the start. Later ones are built beside it. A
-    definition that was never seen before is the newest; one that was, and is not the last, is
-    older code still running, and changes nothing. A view that somebody dropped is put back.
+    A definition that was never seen before is the newest; one that was, and is not the last, is
+    older code still running, and changes nothing. What somebody dropped or altered is made anew:
+    the view, and generations that bookkeeping knows and PostgreSQL does not.
 
     Raises:
         ConflictError: Another hook's table has this name, or something else its view's.
@@ -99,17 +115,75 @@ def ensure_table(connection: Connection, spec: TableSpec) -> TableState:
     """
     ensure_schemas(connection)
     state = read_table(connection, spec)
-    if state is not None and is_followed(connection, spec) and is_shown(connection, spec.name):
+    if state is not None and _needs_nothing(connection, spec, state):
         return state
     with connection.transaction():
         lock_table(connection, spec.name)
+        _forget_lost(connection, spec)
         state = read_table(connection, spec)
         if state is None:
             return _create_table(connection, spec)
-        put_back(connection, state.live, spec)
+        if state.live is None:
+            check_free(connection, spec.name)
+        elif state.live.is_whole:
+            put_back(connection, state.live, spec)
         if not is_followed(connection, spec):
             _follow_definition(connection, state, spec, _next_order(connection, spec))
+        elif not state.wanted.is_whole:
+            _want(connection, spec, _create_generation(connection, _spec_of(spec, state.wanted)))
+        elif _is_left_behind(connection, spec, state):
+            _follow_definition(connection, state, spec, _order(connection, spec))
     return require_table(connection, spec)
+
+
+def _needs_nothing(connection: Connection, spec: TableSpec, state: TableState) -> bool:
+    if state.lost or not is_followed(connection, spec) or _is_left_behind(connection, spec, state):
+        return False
+    # A view that was changed is put back when the table is settled, which waits for readers.
+    return state.live is None or own_views.find_view(connection, spec.name).is_own
+
+
+def _is_left_behind(connection: Connection, spec: TableSpec, state: TableState) -> bool:
+    """Whether what the newest definition wants is not there: it was dropped by hand."""
+    return state.wanted.digest != spec.generation_digest and is_current_definition(connection, spec)
+
+
+def _spec_of(spec: TableSpec, generation: Generation) -> TableSpec:
+    """The table as a generation has it, which older code than the newest may have to make anew."""
+    return replace(spec, columns=generation.columns, upcasters=generation.upcasters, indexes=())
+
+
+def _live_id(connection: Connection, spec: TableSpec) -> int | None:
+    row = fetch_one(
+        connection, "select live from feature_pipeline.tables where name = %s", [spec.name]
+    )
+    return None if row is None else row[0]
+
+
+def _forget_lost(connection: Connection, spec: TableSpec) -> None:
+    """Nothing is known of generations whose tables somebody dropped or altered, but for live.
+
+    A live one that is only altered is read until another one was built.
+
+    Args:
+        connection: In a transaction that holds the table's lock.
+        spec: The table.
+    """
+    live = _live_id(connection, spec)
+    for generation in _list_all(connection, spec):
+        if not generation.is_there or not (generation.is_whole or generation.id == live):
+            with suppress(psycopg.errors.DependentObjectsStillExist), connection.transaction():
+                drop_generation(connection, generation)
+    # A generation that is gone is neither read nor wanted.
+    connection.execute(
+        "with there as (select id from feature_pipeline.generations)"
+        " update feature_pipeline.tables set live = (select id from there where id = live),"
+        " wanted = coalesce((select id from there where id = wanted),"
+        " (select id from there where id = live)),"
+        " is_pinned = is_pinned and live in (table there) and wanted in (table there)"
+        " where name = %s",
+        [spec.name],
+    )
 
 
 def adopt_definition(connection: Connection, spec: TableSpec) -> TableState:
@@ -156,6 +230,77 @@ def request_rebuild(connection: Connection, spec: TableSpec, token: str) -> Tabl
     return require_table(connection, spec)
 
 
+DISCARDED_FOR: Final = "1 hour"
+"""A table of which a generation was discarded this lately is not built anew by itself."""
+
+
+def build_anew(connection: Connection, spec: TableSpec, generation: Generation) -> None:
+    """A generation of the same columns, and for the same request, is wanted in place of this one.
+
+    Args:
+        connection: In a transaction that holds the table's lock.
+        spec: The table.
+        generation: The one that is being built.
+    """
+    token = fetch_value(
+        connection,
+        "update feature_pipeline.generations g set token = '' from"
+        " (select id, token from feature_pipeline.generations where id = %s) before"
+        " where g.id = before.id returning before.token",
+        [generation.id],
+    )
+    _want(connection, spec, _create_generation(connection, _spec_of(spec, generation), token))
+
+
+def record_discarded(
+    connection: Connection, spec: TableSpec, generation: Generation, reason: str
+) -> None:
+    """Remember that the generation held other rows than the archive."""
+    connection.execute(
+        "insert into feature_pipeline.discarded (table_name, relation, reason) values (%s, %s, %s)"
+        " on conflict (table_name, relation) do update set reason = excluded.reason,"
+        " discarded_at = now()",
+        [spec.name, generation.relation, reason],
+    )
+
+
+def discarded_lately(connection: Connection, spec: TableSpec) -> bool:
+    """Whether a generation of the table was discarded within `DISCARDED_FOR`."""
+    return bool(
+        fetch_value(
+            connection,
+            "select exists (select from feature_pipeline.discarded where table_name = %s"
+            " and discarded_at > now() - %s::interval)",
+            [spec.name, DISCARDED_FOR],
+        )
+    )
+
+
+def why_discarded(connection: Connection, spec: TableSpec, building: Generation) -> str | None:
+    """Why the generation before the one that is being built was discarded, if it was."""
+    if not has_table(connection, "discarded"):
+        return None
+    row = fetch_one(
+        connection,
+        "select relation, reason from feature_pipeline.discarded"
+        " where table_name = %s and discarded_at >= %s order by discarded_at desc limit 1",
+        [spec.name, building.created_at],
+    )
+    return None if row is None else f"generation {row[0]} was discarded: {row[1]}"
+
+
+def is_discarded(connection: Connection, spec: TableSpec, generation: Generation) -> bool:
+    """Whether the generation was found to hold other rows than the archive."""
+    return bool(
+        fetch_value(
+            connection,
+            "select exists (select from feature_pipeline.discarded where table_name = %s"
+            " and relation = %s)",
+            [spec.name, generation.relation],
+        )
+    )
+
+
 def is_current_definition(connection: Connection, spec: TableSpec) -> bool:
     """Whether the table follows `spec`, rather than a definition seen later."""
     return bool(
@@ -185,6 +330,8 @@ def is_followed(connection: Connection, spec: TableSpec) -> bool:
 def read_table(connection: Connection, spec: TableSpec) -> TableState | None:
     """The table as it stands, None if it does not exist. Changes nothing.
 
+    Bookkeeping is believed of generations alone whose real tables are there.
+
     Raises:
         ConflictError: Another hook's table has this name.
     """
@@ -192,11 +339,11 @@ def read_table(connection: Connection, spec: TableSpec) -> TableState | None:
         return None
     # One statement: between two, a switch could drop what the first one named.
     rows = connection.execute(
-        "select t.dataset, t.hook, t.live, t.wanted, t.is_pinned, g.id, g.table_name, g.relation,"
-        " g.digest, g.columns, g.upcasters, g.created_at, g.switched_at"
-        " from feature_pipeline.tables t"
-        " left join feature_pipeline.generations g on g.id in (t.live, t.wanted)"
-        " where t.name = %s",
+        sql.SQL(
+            "select t.dataset, t.hook, t.live, t.wanted, t.is_pinned, g.*"
+            " from feature_pipeline.tables t"
+            " left join ({}) g on g.id in (t.live, t.wanted) where t.name = %s"
+        ).format(sql.SQL(_GENERATIONS)),
         [spec.name],
     ).fetchall()
     if not rows:
@@ -207,11 +354,18 @@ def read_table(connection: Connection, spec: TableSpec) -> TableState | None:
             f"table {spec.name!r} already shows {dataset}/features/{hook}, so it cannot show"
             f" {spec.asset}: give one of them another table name, or drop the old table"
         )
-    if live is None:
+    found = {row[5]: _generation(row[5:]) for row in rows if row[5] is not None}
+    there = {number: g for number, g in found.items() if g.is_there}
+    read = there.get(live)
+    building = there.get(wanted) if wanted != live else None
+    if read is None and building is None:
         return None
-    generations = {row[5]: _generation(row[5:]) for row in rows}
-    building = generations[wanted] if wanted != live else None
-    return TableState(generations[live], building, is_pinned)
+    lost = tuple(
+        found[number].relation if number in found else f"number {number}"
+        for number in dict.fromkeys((live, wanted))
+        if number is not None and not (number in there and there[number].is_whole)
+    )
+    return TableState(read, building, is_pinned, lost)
 
 
 def require_table(connection: Connection, spec: TableSpec) -> TableState:
@@ -229,10 +383,16 @@ def require_table(connection: Connection, spec: TableSpec) -> TableState:
 
 
 def list_generations(connection: Connection, spec: TableSpec) -> list[Generation]:
-    """Every generation of the table, oldest first."""
+    """Every generation of the table that is there as it was made, oldest first."""
+    return [generation for generation in _list_all(connection, spec) if generation.is_whole]
+
+
+def _list_all(connection: Connection, spec: TableSpec) -> list[Generation]:
+    """Every generation that bookkeeping knows of the table, oldest first."""
     rows = connection.execute(
-        "select id, table_name, relation, digest, columns, upcasters, created_at, switched_at"
-        " from feature_pipeline.generations where table_name = %s order by id",
+        sql.SQL("select * from ({}) g where g.table_name = %s order by g.id").format(
+            sql.SQL(_GENERATIONS)
+        ),
         [spec.name],
     )
     return [_generation(row) for row in rows]
@@ -240,51 +400,88 @@ def list_generations(connection: Connection, spec: TableSpec) -> list[Generation
 
 def drop_generation(connection: Connection, generation: Generation) -> None:
     """The generation, its outcomes and its progress are gone. It is neither live nor wanted."""
-    connection.execute(
-        sql.SQL("drop table if exists {}, {}").format(generation.identifier, generation.outcomes)
-    )
+    for name in (generation.relation, outcomes_partition(generation.id)):
+        if _is_table(connection, name):
+            connection.execute(
+                sql.SQL("drop table {}").format(sql.Identifier(BOOKKEEPING_SCHEMA, name))
+            )
     connection.execute(
         "delete from feature_pipeline.progress where generation = %s", [generation.id]
     )
     connection.execute("delete from feature_pipeline.generations where id = %s", [generation.id])
 
 
+def _is_table(connection: Connection, name: str) -> bool:
+    return bool(
+        fetch_value(
+            connection,
+            "select exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace"
+            " where n.nspname = %s and c.relname = %s and c.relkind = 'r')",
+            [BOOKKEEPING_SCHEMA, name],
+        )
+    )
+
+
 def drop_table(connection: Connection, spec: TableSpec) -> bool:
     """The view, its generations and their bookkeeping are gone; whether there was anything.
 
-    Views of other people on it make PostgreSQL refuse, and nothing is dropped.
+    Views of other people on it make PostgreSQL refuse, and nothing is dropped. A view of its name
+    that is not the pipeline's stays.
     """
-    if read_table(connection, spec) is None:
+    read_table(connection, spec)  # another hook's is not dropped
+    if not has_bookkeeping(connection):
         return False
+    ensure_schemas(connection)
     with connection.transaction():
         lock_table(connection, spec.name)
-        view = sql.Identifier(READ_SCHEMA, spec.name)
-        connection.execute(sql.SQL("drop view if exists {}").format(view))
-        for generation in list_generations(connection, spec):
+        state = read_table(connection, spec)
+        _drop_view(connection, spec, None if state is None else state.live)
+        for generation in _list_all(connection, spec):
             drop_generation(connection, generation)
-        connection.execute("delete from feature_pipeline.tables where name = %s", [spec.name])
-    return True
+        own_views.forget_view(connection, spec.name)
+        for known in ("definitions", "switches", "discarded"):
+            connection.execute(
+                sql.SQL("delete from {} where table_name = %s").format(
+                    sql.Identifier(BOOKKEEPING_SCHEMA, known)
+                ),
+                [spec.name],
+            )
+        gone = connection.execute(
+            "delete from feature_pipeline.tables where name = %s", [spec.name]
+        )
+    return bool(gone.rowcount)
+
+
+def _drop_view(connection: Connection, spec: TableSpec, live: Generation | None) -> None:
+    found = own_views.find_view(connection, spec.name)
+    is_own = found.is_own or (
+        found.state is ViewState.UNKNOWN
+        and live is not None
+        and own_views.is_defined_as(connection, spec.name, view_query(live))
+    )
+    if is_own:
+        view = sql.Identifier(READ_SCHEMA, spec.name)
+        connection.execute(sql.SQL("drop view {}").format(view))
 
 
 def _create_table(connection: Connection, spec: TableSpec) -> TableState:
+    """A first generation is wanted; none is read until it was proved."""
+    check_free(connection, spec.name)
     connection.execute(
         "insert into feature_pipeline.tables (name, dataset, hook) values (%s, %s, %s)"
         " on conflict (name) do nothing",
         [spec.name, spec.dataset, spec.hook],
     )
-    order = _next_order(connection, spec)
+    # Of a table that was lost the order of its definitions is still known.
+    order = (
+        _order(connection, spec) if is_followed(connection, spec) else _next_order(connection, spec)
+    )
     generation = _create_generation(connection, spec)
     connection.execute(
-        "update feature_pipeline.tables set live = %s, wanted = %s, wanted_order = %s"
+        "update feature_pipeline.tables set wanted = %s, wanted_order = %s, is_pinned = false"
         " where name = %s",
-        [generation.id, generation.id, order, spec.name],
+        [generation.id, order, spec.name],
     )
-    connection.execute(
-        "update feature_pipeline.generations set switched_at = now() where id = %s",
-        [generation.id],
-    )
-    show(connection, generation)
-    comment(connection, generation, spec)
     return require_table(connection, spec)
 
 
@@ -307,7 +504,7 @@ def _follow_definition(
         "update feature_pipeline.generations set columns = %s where id = %s",
         [_columns_json(spec.columns), wanted.id],
     )
-    if wanted.id == state.live.id:
+    if state.live is not None and wanted.id == state.live.id:
         comment(connection, _by_id(connection, spec, wanted.id), spec)
 
 
@@ -323,22 +520,20 @@ def _want(connection: Connection, spec: TableSpec, generation: Generation) -> No
 
 
 def _create_generation(connection: Connection, spec: TableSpec, token: str = "") -> Generation:
-    number = fetch_value(
-        connection,
+    number, relation = _free_name(connection, spec)
+    connection.execute(
         "insert into feature_pipeline.generations"
-        " (table_name, relation, digest, columns, upcasters, token)"
-        " values (%s, 'new', %s, %s, %s, %s) returning id",
+        " (id, table_name, relation, digest, columns, upcasters, token)"
+        " values (%s, %s, %s, %s, %s, %s, %s)",
         [
+            number,
             spec.name,
+            relation,
             str(spec.generation_digest),
             _columns_json(spec.columns),
             json.dumps([upcaster.model_dump(mode="json") for upcaster in spec.upcasters]),
             token,
         ],
-    )
-    relation = table_schema.relation_name(spec, number)
-    connection.execute(
-        "update feature_pipeline.generations set relation = %s where id = %s", [relation, number]
     )
     connection.execute(table_schema.create_table(relation, spec.columns))
     partition = sql.Identifier(BOOKKEEPING_SCHEMA, outcomes_partition(number))
@@ -355,6 +550,27 @@ def _create_generation(connection: Connection, spec: TableSpec, token: str = "")
         ).format(partition, sql.Literal(number))
     )
     return _by_id(connection, spec, number)
+
+
+def _free_name(connection: Connection, spec: TableSpec) -> tuple[int, str]:
+    """A number that no generation has, nor anything that has a name with it."""
+    while True:
+        number = fetch_value(
+            connection,
+            "select nextval(pg_get_serial_sequence('feature_pipeline.generations', 'id'))::integer",
+        )
+        relation = table_schema.relation_name(spec, number)
+        if not any(
+            own_views.describe_relation(connection, BOOKKEEPING_SCHEMA, name)
+            for name in (relation, outcomes_partition(number))
+        ):
+            return number, relation
+
+
+def _order(connection: Connection, spec: TableSpec) -> int:
+    """The number of the definition that the table follows."""
+    query = "select wanted_order from feature_pipeline.tables where name = %s"
+    return int(fetch_value(connection, query, [spec.name]))
 
 
 def _next_order(connection: Connection, spec: TableSpec) -> int:
@@ -385,15 +601,50 @@ def _columns_json(columns: Sequence[Column]) -> str:
     )
 
 
+# Each generation beside what PostgreSQL has of it, from the catalog itself: functions that look a
+# name up do not see what this statement's snapshot sees.
+_GENERATIONS: Final = """
+select g.id, g.table_name, g.relation, g.digest, g.columns, g.upcasters, g.created_at,
+    g.switched_at, c.oid is not null as is_there,
+    array(
+        select array[a.attname::text, format_type(a.atttypid, a.atttypmod),
+            (a.attnotnull and not a.atthasdef and a.attidentity = '')::text]
+        from pg_attribute a
+        where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped) as attributes,
+    exists (
+        select from pg_index x where x.indrelid = c.oid and x.indisprimary and x.indisvalid
+        and array(
+            select a.attname::text from unnest(x.indkey) with ordinality k (number, place)
+            join pg_attribute a on a.attrelid = c.oid and a.attnum = k.number order by k.place
+            ) = array['record_id', 'ordinal']) as is_keyed,
+    exists (
+        select from pg_inherits i join pg_class o on o.oid = i.inhrelid
+        join pg_class p on p.oid = i.inhparent
+        where o.relname = '_outcomes_' || g.id and p.relname = 'outcomes'
+        and n.oid in (o.relnamespace, p.relnamespace) and o.relnamespace = p.relnamespace
+        ) as has_outcomes
+from feature_pipeline.generations g
+join pg_namespace n on n.nspname = 'feature_pipeline'
+left join pg_class c on c.relnamespace = n.oid and c.relname = g.relation and c.relkind = 'r'"""
+
+
 def _generation(row: tuple[Any, ...]) -> Generation:
-    number, table_name, relation, digest, columns, upcasters, created_at, switched_at = row
+    number, table_name, relation, digest, columns, upcasters, created_at, switched_at = row[:8]
+    is_there, attributes, is_keyed, has_outcomes = row[8:]
+    declared = tuple(Column.model_validate(column) for column in columns)
+    types = table_schema.column_types(declared)
+    has_columns = types.items() <= {name: kind for name, kind, _ in attributes}.items()
+    # A column of somebody's that every row must have a value of keeps all rows out.
+    is_open = not any(name not in types and needed == "true" for name, _, needed in attributes)
     return Generation(
         id=number,
         table_name=table_name,
         relation=relation,
         digest=Digest.parse(digest),
-        columns=tuple(Column.model_validate(column) for column in columns),
+        columns=declared,
         upcasters=tuple(UpcasterDefinition.model_validate(upcaster) for upcaster in upcasters),
         created_at=created_at,
         switched_at=switched_at,
+        is_there=is_there,
+        is_whole=is_there and has_columns and is_open and is_keyed and has_outcomes,
     )

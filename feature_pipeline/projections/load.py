@@ -7,6 +7,7 @@ Any number of processes may do this at once for the same table: each batch is lo
 is first, and who comes later finds it unchanged.
 """
 
+import logging
 import queue
 import threading
 import time
@@ -15,6 +16,8 @@ from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
+
+import psycopg
 
 from feature_pipeline.archive import log, tombstones
 from feature_pipeline.archive.blob_store import BlobStore
@@ -47,6 +50,7 @@ from feature_pipeline.projections.settle import settle_table
 from feature_pipeline.projections.table_spec import TableSpec
 from feature_pipeline.projections.upcast import CannotEvolveError
 
+_LOG: Final = logging.getLogger(__name__)
 _END: Final = object()
 _AHEAD: Final = 2
 """Groups a worker prepares while it loads another. One waits for S3 most of its time."""
@@ -137,7 +141,8 @@ def load_batch(store: BlobStore, database: Database, spec: TableSpec, batch: str
         CannotEvolveError: The artifact does not fit the table's columns.
         ProjectionError: PostgreSQL refused something, or could not be reached.
     """
-    [report] = load_batches(store, database, spec, [batch])
+    # Twice, if what it was loaded into was discarded.
+    *_, report = load_batches(store, database, spec, [batch])
     return report
 
 
@@ -194,7 +199,13 @@ def load_batches(
         again = set() if len(tasks) == len(work.problems) else _refused(problems) - tried_again
         tried_again |= again
         # Loaded meanwhile by code that did not know of the generation that is being built.
-        late = set(settle_table(store, database, spec).late) - problems.keys()
+        report = settle_table(store, database, spec)
+        late = set(report.late) - problems.keys()
+        if report.is_discarded:
+            _LOG.warning("table %r: %s", spec.name, report.summary())
+            # Otherwise what was read before still is, and a fill is requested for the new one.
+            if batches is None or report.live is None:
+                late |= set(report.missing) - problems.keys()
         if not (late or again):
             break
         tasks, unusable, given_up = _tasks(store, database, spec, state, late | again)
@@ -422,10 +433,13 @@ class _Work:
         while True:
             try:
                 return self._feed(connection, group)
-            except TableChangedError:
+            except (TableChangedError, psycopg.errors.UndefinedTable) as error:
                 with self._lock:
                     if self._state is group.state:
                         self._state = ensure_table(connection, self._spec)
+                    is_same = self._state == group.state
+                if is_same and not isinstance(error, TableChangedError):
+                    raise
                 group = self._prepare_again(group.tasks)
 
     def _feed(self, connection: Connection, group: _Group) -> list[LoadReport]:
@@ -434,12 +448,13 @@ class _Work:
         Neither waits for the other's sake: what one of them cannot hold, the other still gets.
         """
         state = group.state
-        wanted, refused = self._load_into(connection, state, state.wanted, group.wanted)
+        first, *rest = state.fed
+        wanted, refused = self._load_into(connection, state, first, group.wanted)
         self.problems |= group.wanted.problems | refused
         live: dict[str, LoadReport] = {}
         waiting: dict[str, _Problem] = {}
         if group.live is not None:
-            live, refused = self._load_into(connection, state, state.live, group.live)
+            live, refused = self._load_into(connection, state, rest[0], group.live)
             waiting = group.live.problems | refused
         return [
             replace(report, live=live.get(batch))
@@ -492,7 +507,7 @@ def _held(database: Database, spec: TableSpec, state: TableState) -> dict[tuple[
 
     What it holds need not be read, decoded and offered to it a second time.
     """
-    if state.building is None:
+    if state.building is None or state.live is None:
         return {}
     with database.connect(f"table {spec.name!r}") as connection:
         progress = all_progress(connection, state.live.id)

@@ -41,6 +41,12 @@ from feature_pipeline.projections.indexes import (
     missing_indexes,
     surplus_indexes,
 )
+from feature_pipeline.projections.own_views import (
+    ViewState,
+    find_view,
+    is_defined_as,
+    obstacle,
+)
 from feature_pipeline.projections.prepare import prepare_batch
 from feature_pipeline.projections.progress import (
     CurrentEntries,
@@ -50,7 +56,7 @@ from feature_pipeline.projections.progress import (
 from feature_pipeline.projections.switch import renames_in_place
 from feature_pipeline.projections.table_spec import TableSpec
 from feature_pipeline.projections.upcast import CannotEvolveError
-from feature_pipeline.projections.view import is_shown, kept_names
+from feature_pipeline.projections.view import is_shown, kept_names, view_query
 
 _SAMPLED_BATCHES: Final = 3
 _SERVER_FACTOR: Final = 2.0
@@ -62,7 +68,7 @@ class PlanAction(StrEnum):
     """What the next run of the table asset does."""
 
     CREATE = "create"
-    """The table does not exist."""
+    """The table does not exist, or nothing of it was proved yet."""
     BUILD = "build"
     """A generation is built beside the live one and then switched to."""
     CATCH_UP = "catch_up"
@@ -84,8 +90,9 @@ class TablePlan:
     `without_values` are sentences on columns that hold NULL or their default in batches that were
     written without them. `refused` gives the reason per batch that does not fit, `violations` what
     indexes would refuse,
-    `remade_views` the views that are dropped and made again at the switch, `blocked` what depends
-    on the table and would keep it from being switched.
+    `remade_views` the views that are dropped and made again at the switch, `blocked` what has the
+    table's name, or depends on it, and would keep it from being read. `repairs` are sentences on
+    what somebody dropped or changed, and what becomes of that.
     """
 
     table: str
@@ -105,6 +112,7 @@ class TablePlan:
     refused: Mapping[str, str] = field(default_factory=dict)
     violations: tuple[str, ...] = ()
     blocked: tuple[str, ...] = ()
+    repairs: tuple[str, ...] = ()
 
     @property
     def is_refused(self) -> bool:
@@ -131,6 +139,7 @@ class TablePlan:
             "refused": dict(self.refused),
             "violations": list(self.violations),
             "blocked": list(self.blocked),
+            "repairs": list(self.repairs),
         }
 
 
@@ -162,9 +171,10 @@ def plan_table(store: BlobStore, database: Database, spec: TableSpec) -> TablePl
         violations = _violations(connection, live, spec, to_build, manifests, wanted is None)
         table_bytes = None if live is None else _table_bytes(connection, live)
         views: tuple[str, ...] = ()
-        blocked: tuple[str, ...] = ()
-        if live is not None and action in {PlanAction.BUILD, PlanAction.CATCH_UP}:
+        blocked = _obstacles(connection, spec, live)
+        if live is not None and action in {PlanAction.BUILD, PlanAction.CATCH_UP} and not blocked:
             views, blocked = _views(connection, spec, live)
+        repairs = tuple(_repairs(connection, spec, state))
     rows = sum(manifest.counts.rows for manifest in manifests.values())
     before = spec.columns if live is None else live.columns
     return TablePlan(
@@ -185,7 +195,33 @@ def plan_table(store: BlobStore, database: Database, spec: TableSpec) -> TablePl
         refused=_refused(store, spec, manifests),
         violations=violations,
         blocked=blocked,
+        repairs=repairs,
     )
+
+
+def _obstacles(connection: Connection, spec: TableSpec, live: Generation | None) -> tuple[str, ...]:
+    """What has the name of the table's view and is not the pipeline's."""
+    found = find_view(connection, spec.name)
+    is_foreign = found.state is ViewState.FOREIGN
+    if found.state is ViewState.UNKNOWN:
+        is_foreign = live is None or not (
+            is_shown(connection, spec.name)
+            or is_defined_as(connection, spec.name, view_query(live))
+        )
+    return (obstacle(spec.name, found),) if is_foreign else ()
+
+
+def _repairs(connection: Connection, spec: TableSpec, state: TableState | None) -> Iterator[str]:
+    """What somebody dropped or changed, and what the next run makes of it."""
+    if state is None:
+        return
+    for relation in state.lost:
+        yield f"generation {relation} was dropped or altered by hand: it is built anew"
+    found = find_view(connection, spec.name)
+    if found.state is ViewState.CHANGED:
+        yield f"{found.what} was changed by hand: it shows the whole table again"
+    elif found.state is ViewState.ABSENT and state.live is not None:
+        yield f"view {READ_SCHEMA}.{spec.name} was dropped by hand: it is made again"
 
 
 def _action(
@@ -204,6 +240,8 @@ def _action(
     if not known:
         return PlanAction.BUILD, None
     wanted = known[0]
+    if state.live is None:
+        return PlanAction.CREATE, wanted
     if wanted.id != state.live.id:
         action = PlanAction.BUILD if wanted.switched_at is None else PlanAction.CATCH_UP
         return action, wanted

@@ -107,7 +107,7 @@ def check_progress(
 ) -> ProgressReport:
     """Compare progress with the log, by content digest: a listing and a query, no rows read.
 
-    A table that does not exist misses every batch.
+    A table that does not exist, or of which nothing was proved yet, misses every batch.
 
     Args:
         store: The archive.
@@ -118,7 +118,7 @@ def check_progress(
     heads = current_entries(store, spec, batches)
     with database.connect(f"table {spec.name!r}") as connection:
         state = read_table(connection, spec)
-        if state is None:
+        if state is None or state.live is None:
             return compare_progress(heads, {})
         compared = compare_progress(heads, all_progress(connection, state.live.id, batches))
         return replace(compared, is_shown=is_shown(connection, spec.name))

@@ -20,12 +20,12 @@ from feature_pipeline.archive.read import read_manifest, read_outcomes, read_row
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.columns import columns_header, row_encoder
 from feature_pipeline.digest import ContentSum
-from feature_pipeline.errors import CorruptDataError, NotFoundError
-from feature_pipeline.projections import evolve
+from feature_pipeline.errors import CorruptDataError, NotFoundError, ProjectionError
+from feature_pipeline.projections import evolve, table_schema
 from feature_pipeline.projections.bookkeeping import Progress, all_progress
 from feature_pipeline.projections.canonical import RecordDigests, line_digests
 from feature_pipeline.projections.carried import check_carried
-from feature_pipeline.projections.database import Connection, Database
+from feature_pipeline.projections.database import READ_SCHEMA, Connection, Database
 from feature_pipeline.projections.generation import Generation, require_table
 from feature_pipeline.projections.prepare import one_array
 from feature_pipeline.projections.progress import (
@@ -49,6 +49,10 @@ _SHOWN: Final = 5
 _OUTCOME_FIELDS: Final = ("record_id", "status", "reason")
 _FOUND_BY_KEY: Final = 50_000
 """Records up to which rows are looked up by key: the statement names each of them."""
+
+
+class AlteredTableError(ProjectionError):
+    """The real table of what is read is not as it was made: somebody altered it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +118,10 @@ def prove(
     *,
     may_reuse: bool = False,
 ) -> Proof:
-    """Read the live table back in full and compare it with the archive.
+    """Read what people read back in full and compare it with the archive.
 
-    The table is read in one snapshot, so loads that go on meanwhile do not disturb it. Memory
+    Rows are read through the view, so that one which somebody changed is found out. The table is
+    read in one snapshot, so loads that go on meanwhile do not disturb it. Memory
     grows with the number of records, not of rows.
 
     Args:
@@ -129,17 +134,48 @@ def prove(
         may_reuse: Whether the last full proof will do, if nothing has changed since.
 
     Raises:
-        NotFoundError: The table does not exist.
+        NotFoundError: The table does not exist, or nothing of it was proved yet.
+        AlteredTableError: Somebody altered its real table.
         StoreUnavailableError: The store did not answer.
     """
     with database.connect(f"table {spec.name!r}") as connection:
-        live = require_table(connection, spec).live
-        if may_reuse and batches is None:
+        live = _require_live(connection, spec)
+        is_read = is_shown(connection, spec.name)
+        if may_reuse and batches is None and is_read:
             proof = prove_once(store, connection, spec, live)
         else:
-            proof = prove_generation(store, connection, spec, live, batches)
-        is_read = is_shown(connection, spec.name)
+            source = _read_by_people(connection, spec, live)
+            proof = prove_generation(store, connection, spec, live, batches, source)
     return replace(proof, progress=replace(proof.progress, is_shown=is_read))
+
+
+def _require_live(connection: Connection, spec: TableSpec) -> Generation:
+    live = require_table(connection, spec).live
+    if live is None:
+        raise NotFoundError(
+            f"nothing of table {spec.name!r} is read yet: load what it lacks, and it is proved"
+        )
+    if not live.is_whole:
+        raise AlteredTableError(
+            f"table {spec.name!r}: generation {live.relation} was altered by hand: load any batch,"
+            " or run `feature-pipeline rebuild`, to have it built anew"
+        )
+    return live
+
+
+def _read_by_people(connection: Connection, spec: TableSpec, live: Generation) -> sql.Identifier:
+    """The view, if it has the columns that are compared; the generation, if it is something else.
+
+    Then nothing people read is the table, and `is_shown` says so.
+    """
+    columns = connection.execute(
+        "select a.attname, format_type(a.atttypid, a.atttypmod) from pg_attribute a"
+        " join pg_class c on c.oid = a.attrelid join pg_namespace n on n.oid = c.relnamespace"
+        " where n.nspname = %s and c.relname = %s and a.attnum > 0 and not a.attisdropped",
+        [READ_SCHEMA, spec.name],
+    )
+    is_like = table_schema.column_types(live.columns).items() <= dict(columns.fetchall()).items()
+    return sql.Identifier(READ_SCHEMA, spec.name) if is_like else live.identifier
 
 
 def prove_once(
@@ -166,8 +202,9 @@ def prove_generation(
     spec: TableSpec,
     generation: Generation,
     batches: Collection[str] | None = None,
+    source: sql.Identifier | None = None,
 ) -> Proof:
-    """`prove` for any generation, live or not."""
+    """`prove` for any generation, live or not; its rows are read from `source` if that is given."""
     connection.isolation_level = IsolationLevel.REPEATABLE_READ
     try:
         with connection.transaction():
@@ -176,7 +213,7 @@ def prove_generation(
             if batches is not None:
                 records = _records(store, connection, generation, progress)
             neighbours = _neighbours(connection, generation, progress, records)
-            table = _table_content(connection, generation, batches, records)
+            table = _table_content(connection, generation, batches, records, source)
     finally:
         connection.isolation_level = None
     archive, unreadable = _archive_content(
@@ -260,6 +297,7 @@ def _table_content(
     generation: Generation,
     batches: Collection[str] | None,
     records: Collection[str] | None,
+    source: sql.Identifier | None,
 ) -> dict[str, _Content]:
     """Per batch, what the table holds."""
     content: dict[str, _Content] = {}
@@ -269,7 +307,8 @@ def _table_content(
     if records is not None and len(records) <= _FOUND_BY_KEY:
         # No index leads from a batch to its rows; the primary key leads from a record.
         where = sql.SQL("{} and record_id = any({})").format(where, sql.Literal(sorted(records)))
-    for owner, digest, count in _record_digests(connection, generation, where):
+    rows = source or generation.identifier
+    for owner, digest, count in _record_digests(connection, generation, rows, where):
         content.setdefault(owner, _Content()).add_rows(digest, count)
     fields = dict.fromkeys((*_OUTCOME_FIELDS, "batch"), pa.string())
     for chunk in read_back(connection, generation.outcomes, fields, where):
@@ -280,7 +319,7 @@ def _table_content(
 
 
 def _record_digests(
-    connection: Connection, generation: Generation, where: sql.Composable
+    connection: Connection, generation: Generation, source: sql.Identifier, where: sql.Composable
 ) -> Iterator[tuple[str, bytes, int]]:
     """(batch, digest, rows) of every record that has rows."""
     fields = column_fields(generation.columns)
@@ -290,7 +329,7 @@ def _record_digests(
         row_encoder(generation.columns), [column.kind for column in generation.columns]
     )
     held: pa.Table | None = None
-    for chunk in read_back(connection, generation.identifier, fields, tail):
+    for chunk in read_back(connection, source, fields, tail):
         rows = chunk if held is None else pa.concat_tables([held, chunk])
         # The last record may go on in the next chunk.
         end = _start_of_last_record(rows)

@@ -17,7 +17,7 @@ from typing import Any
 from psycopg import sql
 
 from feature_pipeline.digest import ContentSum, Digest, document_bytes
-from feature_pipeline.projections.bookkeeping import Progress
+from feature_pipeline.projections.bookkeeping import Progress, has_table
 from feature_pipeline.projections.database import Connection, fetch_one
 from feature_pipeline.projections.generation import Generation
 
@@ -54,6 +54,8 @@ def content_state(
 
 def find_proof(connection: Connection, generation: Generation, state: Digest) -> KeptProof | None:
     """The proof of exactly this state; None if there is none."""
+    if not has_table(connection, "proofs"):
+        return None
     row = fetch_one(
         connection,
         "select rows_digest, rows, batches from feature_pipeline.proofs"
@@ -74,6 +76,8 @@ def keep_proof(
         state: As it was before the proof began: a change meanwhile makes it one of the past.
         proof: What was found.
     """
+    if not has_table(connection, "proofs"):
+        return  # dropped by hand; the next load makes it again
     connection.execute(
         "insert into feature_pipeline.proofs (generation, state, rows_digest, rows, batches)"
         " values (%s, %s, %s, %s, %s) on conflict (generation) do update set"

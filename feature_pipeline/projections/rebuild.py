@@ -12,7 +12,12 @@ from datetime import datetime
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.projections.bookkeeping import all_progress
 from feature_pipeline.projections.database import Database
-from feature_pipeline.projections.generation import adopt_definition, request_rebuild
+from feature_pipeline.projections.generation import (
+    adopt_definition,
+    is_discarded,
+    request_rebuild,
+    require_table,
+)
 from feature_pipeline.projections.load import LoadReport, load_batches
 from feature_pipeline.projections.progress import compare_progress, current_entries
 from feature_pipeline.projections.table_schema import truncate_identifier
@@ -34,9 +39,9 @@ class Rebuild:
 def begin_rebuild(store: BlobStore, database: Database, spec: TableSpec) -> Rebuild:
     """A generation for `spec` is wanted, and nothing is loaded yet; readers notice nothing.
 
-    A generation that is being built for these columns is continued, whoever began it. Otherwise
-    there is a new one, unless the table is empty as it is. The table follows this definition from
-    now on, even if a later one was seen.
+    A generation that is being built for these columns is continued, whoever began it, unless it was
+    found to hold wrong rows. Otherwise there is a new one, unless the table is empty as it is. The
+    table follows this definition from now on, even if a later one was seen.
 
     Raises:
         ConflictError: Another hook's table has this name.
@@ -44,7 +49,8 @@ def begin_rebuild(store: BlobStore, database: Database, spec: TableSpec) -> Rebu
     """
     with database.connect(f"table {spec.name!r}") as connection:
         state = adopt_definition(connection, spec)
-        if state.building is None and all_progress(connection, state.live.id):
+        is_wrong = is_discarded(connection, spec, state.wanted)
+        if is_wrong or (state.building is None and all_progress(connection, state.wanted.id)):
             state = request_rebuild(connection, spec, uuid.uuid4().hex)
         held = all_progress(connection, state.wanted.id)
     compared = compare_progress(current_entries(store, spec, None), held)
@@ -56,8 +62,16 @@ def begin_rebuild(store: BlobStore, database: Database, spec: TableSpec) -> Rebu
 def fill(
     store: BlobStore, database: Database, rebuild: Rebuild, *, workers: int = 1
 ) -> Iterator[LoadReport]:
-    """Load what the generation lacks, then index, verify and switch to it (`load_batches`)."""
-    return load_batches(store, database, rebuild.spec, rebuild.batches, workers=workers)
+    """Load what the generation lacks, then index, verify and switch to it (`load_batches`).
+
+    If it turns out to hold wrong rows, which an earlier run may have left there, another one is
+    filled in its place.
+    """
+    yield from load_batches(store, database, rebuild.spec, rebuild.batches, workers=workers)
+    with database.connect(f"table {rebuild.spec.name!r}") as connection:
+        state = require_table(connection, rebuild.spec)
+    if state.building is not None and state.building.relation != rebuild.generation:
+        yield from load_batches(store, database, rebuild.spec, workers=workers)
 
 
 def load_again(

@@ -419,11 +419,11 @@ def _check_state(connection: Connection, state: TableState) -> None:
     row = fetch_one(
         connection,
         "select live, wanted from feature_pipeline.tables where name = %s",
-        [state.live.table_name],
+        [state.wanted.table_name],
     )
-    if row != (state.live.id, state.wanted.id):
+    if row != (None if state.live is None else state.live.id, state.wanted.id):
         raise TableChangedError(
-            f"table {state.live.table_name!r} was switched, dropped or redefined meanwhile"
+            f"table {state.wanted.table_name!r} was switched, dropped or redefined meanwhile"
         )
 
 

@@ -5,14 +5,24 @@ the change of the view (`switch`).
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 from feature_pipeline.archive import erasures, tombstones
 from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.errors import ConflictError, NotFoundError
-from feature_pipeline.projections.bookkeeping import all_progress
+from feature_pipeline.errors import ConflictError, NotFoundError, ProjectionError
+from feature_pipeline.projections.bookkeeping import all_progress, has_bookkeeping
 from feature_pipeline.projections.database import Connection, Database
-from feature_pipeline.projections.generation import TableState, lock_table, require_table
+from feature_pipeline.projections.generation import (
+    Generation,
+    TableState,
+    ensure_table,
+    list_generations,
+    lock_table,
+    read_table,
+    require_table,
+)
 from feature_pipeline.projections.progress import compare_progress, current_entries
+from feature_pipeline.projections.proof import prove_once
 from feature_pipeline.projections.replace import forget_records
 from feature_pipeline.projections.settle import (
     TableReport,
@@ -22,6 +32,8 @@ from feature_pipeline.projections.settle import (
 )
 from feature_pipeline.projections.switch import switch, wait_for_older_snapshots
 from feature_pipeline.projections.table_spec import TableSpec
+
+_SHOWN: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +62,20 @@ def rollback(store: BlobStore, database: Database, spec: TableSpec) -> RollbackR
     """The view shows the generation that was live before, and stays with it until unpinned.
 
     The generation left goes on being fed, so `unpin` can return to it at once. Records that were
-    withdrawn or erased since are taken out of the one that is shown, in the transaction that shows
-    it.
+    withdrawn or erased since are taken out of the one that is shown before it is, and what it holds
+    is proved again: somebody may have written to it.
 
     Raises:
         NotFoundError: The table does not exist, or no earlier generation of it is kept.
         ConflictError: A view on the table could not be made again on the earlier columns.
+        ProjectionError: The earlier generation holds other rows than the archive.
     """
     with database.connect(f"table {spec.name!r}") as connection:
+        if read_table(connection, spec) is None and _is_known(connection, spec):
+            ensure_table(connection, spec)  # its live generation was dropped by hand
         left = require_table(connection, spec)
         to = previous_generation(connection, spec, left)
-        if left.is_pinned and left.building is not None:
+        if left.is_pinned and left.building is not None and left.live is not None:
             raise ConflictError(
                 f"table {spec.name!r} is pinned to generation {left.live.relation} already: unpin"
                 " it first"
@@ -70,28 +85,64 @@ def rollback(store: BlobStore, database: Database, spec: TableSpec) -> RollbackR
                 f"table {spec.name!r} has no earlier generation to go back to: only the last one"
                 " that was read is kept"
             )
+        _forget_gone(store, connection, spec, to)
+        _check_content(store, connection, spec, to)
         wait_for_older_snapshots(connection, spec)
-        withdrawn = tombstones.withdrawn(store, spec.dataset)
-        erased = erasures.erased(store, spec.dataset)
 
         def forgets(under_lock: Connection, now: TableState) -> bool:
-            if now.live.id != left.live.id:
+            if _id(now.live) != _id(left.live):
                 return False
-            # It was not fed since it was left: what was withdrawn meanwhile must not come back,
-            # nor what was erased, even if its record may be submitted again.
-            forget_records(under_lock, to, withdrawn)
-            for batch, held in all_progress(under_lock, to.id).items():
-                if held.manifest in erased.manifests:
-                    forget_records(under_lock, to, erased.records, batch)
+            # Of what was withdrawn or erased in the meantime.
+            _forget_gone(store, under_lock, spec, to)
             return True
 
         if not switch(connection, spec, to, forgets, is_pinned=True):
-            raise ConflictError(f"table {spec.name!r} was switched by somebody else meanwhile")
+            raise ConflictError(f"table {spec.name!r} was switched by another process meanwhile")
         progress = all_progress(connection, to.id)
     compared = compare_progress(current_entries(store, spec, None), progress)
     return RollbackReport(
-        spec.name, to.relation, left.live.relation, tuple(compared.batches_to_load())
+        spec.name,
+        to.relation,
+        (left.live or left.wanted).relation,
+        tuple(compared.batches_to_load()),
     )
+
+
+def _is_known(connection: Connection, spec: TableSpec) -> bool:
+    return has_bookkeeping(connection) and bool(list_generations(connection, spec))
+
+
+def _id(generation: Generation | None) -> int | None:
+    return None if generation is None else generation.id
+
+
+def _forget_gone(
+    store: BlobStore, connection: Connection, spec: TableSpec, generation: Generation
+) -> None:
+    """The generation, which was not fed since it was left, holds nothing that went since.
+
+    Not what was withdrawn, nor what was erased, even if its record may be submitted again.
+    """
+    withdrawn = tombstones.withdrawn(store, spec.dataset)
+    erased = erasures.erased(store, spec.dataset)
+    with connection.transaction():
+        forget_records(connection, generation, withdrawn)
+        for batch, held in all_progress(connection, generation.id).items():
+            if held.manifest in erased.manifests:
+                forget_records(connection, generation, erased.records, batch)
+
+
+def _check_content(
+    store: BlobStore, connection: Connection, spec: TableSpec, generation: Generation
+) -> None:
+    proof = prove_once(store, connection, spec, generation)
+    # Artifacts that were erased cannot be compared with any more.
+    if differing := [batch for batch in proof.unequal_batches if batch not in proof.unreadable]:
+        raise ProjectionError(
+            f"table {spec.name!r}: the earlier generation {generation.relation} was not returned"
+            f" to: it differs from the archive in batches {', '.join(differing[:_SHOWN])}; build"
+            " the table anew with `feature-pipeline rebuild`"
+        )
 
 
 def unpin(store: BlobStore, database: Database, spec: TableSpec) -> TableReport:

@@ -3,8 +3,9 @@
 What belongs here: when a generation is complete, what is done before it is read, which generations
 are kept. Not here: rows (`load`), the change of the view (`switch`).
 
-A complete generation is indexed, proven equal to the archive and switched to. Whoever is killed on
-the way leaves a table that is read as before; the next run goes on from there.
+A complete generation is indexed, proven equal to the archive and switched to; of a first one, what
+it holds is proven. Whoever is killed on the way leaves a table that is read as before; the next run
+goes on from there.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,19 +25,24 @@ from feature_pipeline.projections.database import (
     session_lock,
 )
 from feature_pipeline.projections.generation import (
+    DISCARDED_FOR,
     Generation,
     TableState,
+    build_anew,
+    discarded_lately,
     drop_generation,
     is_current_definition,
     is_followed,
     list_generations,
     lock_table,
     read_table,
+    record_discarded,
     require_table,
+    why_discarded,
 )
 from feature_pipeline.projections.indexes import are_declared, follow_indexes
 from feature_pipeline.projections.progress import compare_progress, current_entries
-from feature_pipeline.projections.proof import Proof, prove_once
+from feature_pipeline.projections.proof import Proof, prove_generation, prove_once
 from feature_pipeline.projections.switch import switch, wait_for_older_snapshots
 from feature_pipeline.projections.table_spec import TableSpec
 from feature_pipeline.projections.view import is_shown
@@ -50,13 +56,16 @@ _FILL_AGAIN_AFTER: Final = "1 hour"
 class TableReport:
     """How far a table is with what its definition asks for.
 
-    `missing` are the batches that the generation being built lacks. `late` are those that came
-    while it was verified: it was complete, and once they are loaded it can be settled. `kept` says
-    which generations that nobody needs cannot be dropped, and what depends on them.
+    `live` is None as long as no generation was proved. `missing` are the batches that the
+    generation being built lacks. `late` are those that came while it was verified: it was complete,
+    and once they are loaded it can be settled. `lost` are generations that are live or wanted and
+    whose tables were dropped or altered by hand. `discarded` says why the generation before the one
+    that is built was discarded, and `is_discarded` that it was just now. `kept` says which
+    generations that nobody needs cannot be dropped, and what depends on them.
     """
 
     table: str
-    live: str
+    live: str | None
     building: str | None
     batches: int
     missing: tuple[str, ...] = ()
@@ -64,16 +73,25 @@ class TableReport:
     is_switched: bool = False
     is_pinned: bool = False
     is_older_code: bool = False
+    lost: tuple[str, ...] = ()
+    discarded: str | None = None
+    is_discarded: bool = False
     kept: tuple[str, ...] = ()
 
     @property
     def is_settled(self) -> bool:
         """Whether people read what the definition of this code asks for."""
-        return self.building is None and not self.is_older_code
+        return self.building is None and not self.is_older_code and not self.lost
 
     def summary(self) -> str:
         """One line for people."""
-        return "; ".join((self._standing(), *self.kept))
+        lost = [
+            f"generation {name} was dropped or altered by hand: load any batch, or run"
+            " `feature-pipeline rebuild`, to have it built anew"
+            for name in self.lost
+        ]
+        discarded = [] if self.discarded is None else [self.discarded]
+        return "; ".join((self._standing(), *lost, *discarded, *self.kept))
 
     def _standing(self) -> str:
         if self.is_older_code:
@@ -84,10 +102,10 @@ class TableReport:
         if self.building is None:
             done = "switched to" if self.is_switched else "read from"
             return f"{self.table}: {done} generation {self.live}, {self.batches} batches"
-        progress = (
-            f"{self.table}: building {self.batches - len(self.missing)} of {self.batches} batches;"
-            f" live serves the old columns"
-        )
+        progress = f"{self.table}: building {self.batches - len(self.missing)} of {self.batches}"
+        if self.live is None:
+            return f"{progress} batches; nothing is read before it is proved"
+        progress = f"{progress} batches; live serves the old columns"
         if self.is_pinned:
             return f"{progress}; pinned to {self.live} until `feature-pipeline rollback --unpin`"
         return f"{progress}; backfill all partitions" if self.missing else progress
@@ -97,28 +115,46 @@ def settle_table(store: BlobStore, database: Database, spec: TableSpec) -> Table
     """Indexes are those declared; a generation that is complete has become the live one.
 
     Complete means that it holds every current artifact. It is then indexed, proven, and switched
-    to. Safe in any number of processes at once: one does it, the others find it done.
+    to. One that holds other rows than the archive is discarded, and another one is begun. A view
+    that was changed is put back. Safe in any number of processes at once: one does it, the others
+    find it done.
 
     Raises:
         NotFoundError: The table does not exist.
-        ProjectionError: An index cannot be built, or what was built differs from the archive.
+        ProjectionError: An index cannot be built, the archive cannot be read, or what was built
+            differs from the archive again.
         ConflictError: The view could not be switched; the message says what held it.
         CorruptDataError: Stored bytes are not what their digest says.
     """
     with database.connect(f"table {spec.name!r}") as connection:
-        if _superseded(connection, spec, require_table(connection, spec)):
+        state = require_table(connection, spec)
+        if _superseded(connection, spec, state):
             drop_superseded(connection, spec)
         report = read_report(store, connection, spec)
+        if state.live is None:
+            with session_lock(connection, "settle", spec.name):
+                return _finish(store, connection, spec)
         if report.is_older_code:
             return report
+        if state.live.is_whole and not is_shown(connection, spec.name):
+            _show_again(connection, spec, state.live)
         if report.building is None:
-            state = require_table(connection, spec)
             follow_indexes(connection, state.live, spec, is_read=True)
             return report
         if report.missing or report.is_pinned:
             return report
         with session_lock(connection, "settle", spec.name):
             return _finish(store, connection, spec)
+
+
+def _show_again(connection: Connection, spec: TableSpec, live: Generation) -> None:
+    """The view shows all of what is live, whatever somebody made of it."""
+
+    def is_still_live(_: Connection, now: TableState) -> bool:
+        return now.live is not None and now.live.id == live.id
+
+    state = require_table(connection, spec)
+    switch(connection, spec, live, is_still_live, is_pinned=state.is_pinned)
 
 
 def table_report(store: BlobStore, database: Database, spec: TableSpec) -> TableReport | None:
@@ -153,6 +189,8 @@ def batches_to_load(store: BlobStore, database: Database, spec: TableSpec) -> li
 
 
 def _is_as_declared(connection: Connection, spec: TableSpec, state: TableState) -> bool:
+    if state.live is None or state.lost:
+        return False
     if not (is_followed(connection, spec) and is_shown(connection, spec.name)):
         return False
     if not is_current_definition(connection, spec) or state.is_pinned:
@@ -165,11 +203,15 @@ def read_report(store: BlobStore, connection: Connection, spec: TableSpec) -> Ta
     state = require_table(connection, spec)
     report = TableReport(
         table=spec.name,
-        live=state.live.relation,
+        live=None if state.live is None else state.live.relation,
         building=None if state.building is None else state.building.relation,
         batches=count_progress(connection, state.wanted.id),
         is_pinned=state.is_pinned,
         is_older_code=not is_current_definition(connection, spec),
+        lost=state.lost,
+        discarded=None
+        if state.building is None
+        else why_discarded(connection, spec, state.building),
         kept=tuple(_kept(connection, spec, state)),
     )
     if state.building is None:
@@ -189,7 +231,7 @@ def request_fill(connection: Connection, spec: TableSpec) -> bool:
             connection,
             "with asked as (update feature_pipeline.generations g set fill_requested_at = now()"
             " from feature_pipeline.tables t"
-            " where t.name = %s and g.id = t.wanted and t.wanted <> t.live"
+            " where t.name = %s and g.id = t.wanted and t.wanted is distinct from t.live"
             " and (g.fill_requested_at is null or g.fill_requested_at < now() - %s::interval)"
             " returning 1) select exists (select from asked)",
             [spec.name, _FILL_AGAIN_AFTER],
@@ -254,38 +296,54 @@ def _kept(connection: Connection, spec: TableSpec, state: TableState) -> Iterato
 
 
 def _in_use(state: TableState) -> set[int]:
-    return {generation.id for generation in state.fed}
+    return {generation.id for generation in (state.live, state.building) if generation is not None}
 
 
 def _finish(store: BlobStore, connection: Connection, spec: TableSpec) -> TableReport:
-    """Index, prove and switch; under the lock that one process holds for this table."""
+    """Index, prove and switch; under the lock that one process holds for this table.
+
+    A first generation need not be complete: there is nothing that is read in the meantime. What it
+    holds by then is proved, and what comes later is loaded into what is read.
+    """
+    proven: dict[str, Progress] = {}
     for _ in range(_ROUNDS):
         report = read_report(store, connection, spec)
         state = require_table(connection, spec)
-        if state.building is None or state.is_pinned or report.is_older_code:
+        building, is_first = state.building, state.live is None
+        if building is None or (not is_first and (state.is_pinned or report.is_older_code)):
             return report
-        building = state.building
         # Batches whose loss was accepted: live holds what the log does not.
-        _, gone = current_entries(store, spec, None).compare_logs(
-            all_progress(connection, state.live.id)
+        gone = (
+            frozenset[str]()
+            if state.live is None
+            else _accepted(store, connection, spec, state.live)
         )
-        if late := {*report.missing, *(set(_late(connection, state)) - gone)}:
+        if not is_first and (late := {*report.missing, *(set(_late(connection, state)) - gone)}):
             # It was complete a moment ago: these have come since, or only live has them.
             return replace(report, late=tuple(sorted(late)))
-        follow_indexes(connection, building, spec, is_read=False)
-        proven = _prove(store, connection, spec, building)
-        wait_for_older_snapshots(connection, spec)
+        problem = _index(connection, building, spec, report)
+        progress = all_progress(connection, building.id)
+        proof = _prove(store, connection, spec, building, progress, proven)
+        if not proof.has_equal_content:
+            _discard(connection, spec, building, proof)
+            return replace(read_report(store, connection, spec), is_discarded=True)
+        proven = progress
+        if not is_first:
+            wait_for_older_snapshots(connection, spec)
 
         def is_still_so(
             under_lock: Connection,
             now: TableState,
             building: Generation = building,
             proven: Mapping[str, Progress] = proven,
-            gone: frozenset[str] = frozenset(gone),
+            gone: frozenset[str] = gone,
+            was_first: bool = is_first,
         ) -> bool:
             return (
                 now.building is not None
                 and now.building.id == building.id
+                and now.building.is_whole
+                and (now.live is None) == was_first
                 and not now.is_pinned
                 and all_progress(under_lock, building.id) == proven
                 and not set(_late(under_lock, now)) - gone
@@ -293,36 +351,95 @@ def _finish(store: BlobStore, connection: Connection, spec: TableSpec) -> TableR
 
         if switch(connection, spec, building, is_still_so, is_pinned=False):
             drop_superseded(connection, spec)
+            if problem is not None:
+                raise problem
             return replace(read_report(store, connection, spec), is_switched=True)
     raise ProjectionError(
-        f"table {spec.name!r}: batches kept arriving while generation {building.relation} was"
-        f" verified, {_ROUNDS} times; it is complete, and the next run switches to it"
+        f"table {spec.name!r}: batches kept arriving while generation {report.building} was"
+        f" verified, {_ROUNDS} times; the next run switches to it"
     )
 
 
+def _accepted(
+    store: BlobStore, connection: Connection, spec: TableSpec, live: Generation
+) -> frozenset[str]:
+    """The batches that live was loaded with from log entries whose loss was accepted."""
+    progress = all_progress(connection, live.id)
+    return frozenset(current_entries(store, spec, None).compare_logs(progress)[1])
+
+
+def _index(
+    connection: Connection, building: Generation, spec: TableSpec, report: TableReport
+) -> ProjectionError | None:
+    """Build the generation's indexes; why not, of a first one.
+
+    What it holds is read without the index: nothing else is there to be read.
+
+    Raises:
+        ProjectionError: An index cannot be built, and something else is read.
+    """
+    if report.is_older_code:
+        return None  # the indexes are those of a later definition
+    try:
+        follow_indexes(connection, building, spec, is_read=False)
+    except ProjectionError as error:
+        if report.live is not None:
+            raise
+        return error
+    return None
+
+
 def _prove(
-    store: BlobStore, connection: Connection, spec: TableSpec, building: Generation
-) -> dict[str, Progress]:
-    """The progress of the generation, all of which equals the archive."""
-    progress = all_progress(connection, building.id)
-    proof = prove_once(store, connection, spec, building)
-    if not proof.has_equal_content:
+    store: BlobStore,
+    connection: Connection,
+    spec: TableSpec,
+    building: Generation,
+    progress: Mapping[str, Progress],
+    proven: Mapping[str, Progress],
+) -> Proof:
+    """Compare what the generation holds with the archive, but for what was compared already.
+
+    Raises:
+        ProjectionError: The archive's side cannot be read.
+    """
+    changed = [batch for batch, held in progress.items() if proven.get(batch) != held]
+    if proven and len(changed) < len(progress):
+        proof = prove_generation(store, connection, spec, building, changed)
+    else:
+        proof = prove_once(store, connection, spec, building)
+    if proof.unreadable:
         raise ProjectionError(
             f"table {spec.name!r}: generation {building.relation} was not switched to:"
-            f" {proof.summary()}; {_remedy(proof)}"
+            f" {proof.summary()}; `feature-pipeline verify` names what is damaged in the archive"
         )
-    return progress
+    return proof
 
 
-def _remedy(proof: Proof) -> str:
-    if proof.unreadable:
-        return "the archive is damaged: `feature-pipeline verify` names what is wrong with it"
-    return "load these batches again with `feature-pipeline rebuild --batch`"
+def _discard(connection: Connection, spec: TableSpec, building: Generation, proof: Proof) -> None:
+    """Have a generation that holds wrong rows built anew.
+
+    Raises:
+        ProjectionError: That was done a short while ago.
+    """
+    with connection.transaction():
+        lock_table(connection, spec.name)
+        is_again = discarded_lately(connection, spec)
+        record_discarded(connection, spec, building, proof.summary())
+        state = require_table(connection, spec)
+        is_ours = state.building is not None and state.building.id == building.id
+        if is_ours and not is_again:
+            build_anew(connection, spec, building)
+    if is_again:
+        raise ProjectionError(
+            f"table {spec.name!r}: generation {building.relation} was not switched to:"
+            f" {proof.summary()}. It was built anew less than {DISCARDED_FOR} ago: remove what"
+            " changes its rows, as a trigger does, and run `feature-pipeline rebuild`"
+        )
 
 
 def _late(connection: Connection, state: TableState) -> tuple[str, ...]:
     """Batches that the live generation holds in a later version than the one being built."""
-    if state.building is None:
+    if state.building is None or state.live is None:
         return ()
     rows = connection.execute(
         "select l.batch from feature_pipeline.progress l"

@@ -28,9 +28,10 @@ from feature_pipeline.projections.generation import (
     lock_table,
     require_table,
 )
+from feature_pipeline.projections.own_views import ViewState, find_view, is_as_made
 from feature_pipeline.projections.table_schema import truncate_identifier
 from feature_pipeline.projections.table_spec import TableSpec
-from feature_pipeline.projections.view import comment, kept_names, put_back, show
+from feature_pipeline.projections.view import comment, create, kept_names, put_back, show
 
 LOCK_TIMEOUT: Final = "500ms"
 """How long one attempt waits for a lock, and holds up the readers that come meanwhile."""
@@ -47,10 +48,11 @@ Check = Callable[[Connection, TableState], bool]
 def switch(
     connection: Connection, spec: TableSpec, to: Generation, check: Check, *, is_pinned: bool
 ) -> bool:
-    """The view shows generation `to`, or nothing has changed.
+    """The view shows generation `to`, as the pipeline defines it, or nothing has changed.
 
     Grants on it, and the views that read it with all that hangs on them, are as before; a dump of
-    them is in `feature_pipeline.switches`.
+    them is in `feature_pipeline.switches`. The first generation's view is made. To switch to what
+    is live puts a view back that was changed.
 
     Args:
         connection: In no transaction.
@@ -64,7 +66,8 @@ def switch(
 
     Raises:
         ConflictError: A view on the table could not be made again, or something else depends on
-            it; names them. Or readers held the view during every attempt.
+            it; names them. Or something that is not the pipeline's has the view's name. Or readers
+            held the view during every attempt.
     """
     for attempt in range(ATTEMPTS):
         if attempt:
@@ -76,8 +79,7 @@ def switch(
                 state = require_table(connection, spec)
                 if not check(connection, state):
                     return False
-                put_back(connection, state.live, spec)
-                _change_view(connection, spec, state.live, to)
+                _show(connection, spec, state.live, to)
                 connection.execute(
                     "update feature_pipeline.tables set live = %s, is_pinned = %s where name = %s",
                     [to.id, is_pinned, spec.name],
@@ -145,9 +147,30 @@ class _ViewsChangedError(Exception):
     """Somebody made a view on the table while the others were put away."""
 
 
-def _change_view(connection: Connection, spec: TableSpec, live: Generation, to: Generation) -> None:
+def _show(connection: Connection, spec: TableSpec, live: Generation | None, to: Generation) -> None:
+    found = find_view(connection, spec.name)
+    if found.state is ViewState.ABSENT or (live is None and not found.is_own):
+        create(connection, to, spec)  # or refused: something else has its name
+        return
+    if live is None:
+        # It shows a generation of which the bookkeeping knows nothing any more.
+        _change_view(connection, spec, to, to, [])
+        return
+    put_back(connection, live, spec)
+    is_unchanged = is_as_made(connection, spec.name)
+    renames = renames_in_place(live.columns, to.columns) if is_unchanged else []
+    _change_view(connection, spec, live, to, renames)
+
+
+def _change_view(
+    connection: Connection,
+    spec: TableSpec,
+    live: Generation,
+    to: Generation,
+    renames: Sequence[tuple[str, str]],
+) -> None:
+    """Make the view show `to`: in place by these renames, or dropped and made again if none."""
     root = sql.Identifier(READ_SCHEMA, spec.name)
-    renames = renames_in_place(live.columns, to.columns)
     others: tuple[View, ...] = ()
     if not renames:
         others = _put_away(connection, root)

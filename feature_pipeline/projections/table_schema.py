@@ -45,6 +45,14 @@ def column_kinds(columns: Sequence[Column]) -> dict[str, str]:
     return fixed | {column.name: column.kind for column in columns}
 
 
+def column_types(columns: Sequence[Column]) -> dict[str, str]:
+    """Every column of a generation with its type, as PostgreSQL names it (`format_type`)."""
+    return {
+        name: "integer" if kind == "ordinal" else type_name(kind).as_string().lower()
+        for name, kind in column_kinds(columns).items()
+    }
+
+
 def type_name(kind: str) -> sql.SQL:
     """The SQL type of a declared column's kind."""
     return sql.SQL(_TYPES[kind]().compile(dialect=_DIALECT))

@@ -234,11 +234,12 @@ def test_an_older_log_entry_never_replaces_a_newer_one(archive, database, connec
         batch = log.batch_entry(archive.store, "demo", "b1")
         head = log.head(archive.store, "demo", "pockets", "b1")
         assert head is not None
-        old = prepare_batch(archive.store, state.live, batch, head)
+        old = prepare_batch(archive.store, state.wanted, batch, head)
         archive.say("b1", {"r1": [{"label": "new"}]})
         load_batch(archive.store, database, spec, "b1")
+        state = generation.require_table(own, spec)
 
-        done = replace_batch(own, state, state.live, old)
+        done = replace_batch(own, state, state.wanted, old)
 
     assert done.is_unchanged
     assert done.held.seq == 2

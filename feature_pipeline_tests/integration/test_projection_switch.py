@@ -16,6 +16,7 @@ from feature_pipeline.projections.database import Database
 from feature_pipeline.projections.load import load_batch, load_batches
 from feature_pipeline.projections.prepare import prepare_batch
 from feature_pipeline.projections.proof import prove
+from feature_pipeline.projections.rebuild import begin_rebuild, fill
 from feature_pipeline.projections.replace import TableChangedError, replace_batch
 from feature_pipeline.projections.settle import TableReport, request_fill, table_report
 from feature_pipeline.projections.table_spec import TableSpec
@@ -428,16 +429,76 @@ def test_arrivals_that_only_older_code_loaded_are_caught_up(
 def test_rows_that_differ_from_the_archive_are_never_switched_to(
     archive, database, connection
 ) -> None:
+    """A generation that holds them is discarded, and another one built."""
     archive.columns = (LABEL, COUNT, NOTE)
     spec = archive.spec()
     list(load_batches(archive.store, database, spec, ["b0", "b1"]))
     building = relations(connection)[-1]
     connection.execute(f"update feature_pipeline.{building} set count = 99".encode())
 
-    with pytest.raises(ProjectionError, match="2 batches differ from the archive: b0, b1"):
-        load_batch(archive.store, database, spec, "b2")
+    load_batch(archive.store, database, spec, "b2")
 
     assert columns_of(connection) == ["label", "count"]
+    report = report_of(archive, database, spec)
+    assert report.missing == ("b0", "b1", "b2")
+    assert f"{building} was discarded: 2 batches differ from the archive: b0" in report.summary()
+    list(load_batches(archive.store, database, spec, ["b0", "b1", "b2"]))
+    assert columns_of(connection) == ["label", "count", "note"]
+    assert building not in relations(connection)
+    assert prove(archive.store, database, spec).is_equal
+    assert report_of(archive, database, spec).discarded is None
+
+
+@pytest.mark.parametrize("is_rebuild", [True, False])
+def test_a_rebuild_ends_with_the_right_table_whatever_it_goes_on_with(
+    archive, database, connection, is_rebuild
+) -> None:
+    archive.columns = (LABEL, COUNT, NOTE)
+    spec = archive.spec()
+    list(load_batches(archive.store, database, spec, ["b0", "b1"]))
+    building = relations(connection)[-1]
+    connection.execute(
+        f"insert into feature_pipeline.{building} values ('ghost', 0, 'b9', 'x', 1)".encode()
+    )
+
+    if is_rebuild:
+        list(fill(archive.store, database, begin_rebuild(archive.store, database, spec)))
+    else:
+        load_all(archive, database)
+
+    assert columns_of(connection) == ["label", "count", "note"]
+    assert prove(archive.store, database, spec).is_equal
+
+
+def test_what_goes_on_changing_rows_is_named_and_not_fed_for_ever(
+    archive, database, connection, monkeypatch
+) -> None:
+    connection.execute(
+        "create function public.spoil() returns trigger language plpgsql as"
+        " 'begin new.count = 99; return new; end'"
+    )
+    original = generation._create_generation
+
+    def spoilt(own, spec, token=""):
+        made = original(own, spec, token)
+        trigger = "create trigger spoil before insert on {} for each row execute function spoil()"
+        own.execute(psycopg.sql.SQL(trigger).format(made.identifier))
+        return made
+
+    archive.columns = (LABEL, COUNT, NOTE)
+    with monkeypatch.context() as somebody:
+        somebody.setattr(generation, "_create_generation", spoilt)
+        for _ in range(2):
+            with pytest.raises(ProjectionError, match="built anew less than 1 hour ago: remove"):
+                load_all(archive, database)
+            assert columns_of(connection) == ["label", "count"]
+    assert len(relations(connection)) <= 3
+    spec = archive.spec()
+
+    list(fill(archive.store, database, begin_rebuild(archive.store, database, spec)))
+
+    assert columns_of(connection) == ["label", "count", "note"]
+    assert prove(archive.store, database, spec).is_equal
 
 
 def test_a_generation_is_proven_once_as_long_as_nothing_changes(
@@ -769,10 +830,9 @@ def test_batches_that_differ_are_loaded_again_and_then_switched_to(
     list(load_batches(archive.store, database, spec, ["b0", "b1"]))
     building = relations(connection)[-1]
     connection.execute(f"update feature_pipeline.{building} set count = 99".encode())
-    with pytest.raises(ProjectionError, match="rebuild --batch"):
-        load_batch(archive.store, database, spec, "b2")
-
     list(load_batches(archive.store, database, spec, ["b0", "b1"], is_forced=True))
+
+    load_batch(archive.store, database, spec, "b2")
 
     assert report_of(archive, database, spec).is_settled
     assert relations(connection)[-1] == building

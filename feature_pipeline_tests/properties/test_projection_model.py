@@ -5,6 +5,7 @@ written with and what was said. Deployments, partial loads, deaths, rollbacks an
 be able to tell in the end.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +43,14 @@ DEFINITIONS = (
     (COUNT, HEADING),
 )
 RECORDS = ["a", "b", "Z", "é"]
+HARM = (
+    "drop table feature_pipeline.{live} cascade",
+    "drop table feature_pipeline.{last} cascade",
+    "alter table feature_pipeline.{live} drop constraint {live}_pkey",
+    "drop view features.pockets cascade",
+    "create or replace view features.pockets as {view} where false",
+    "drop table feature_pipeline.generations cascade",
+)
 DEATHS = (
     (load, "replace_batches"),
     (replace, "replace_batch"),
@@ -92,6 +101,13 @@ class Unpin:
     pass
 
 
+@dataclass(frozen=True)
+class Harm:
+    """What somebody does by hand."""
+
+    statement: str
+
+
 _fatal = st.tuples(st.integers(0, len(DEATHS) - 1), st.integers(0, 2), st.booleans())
 _death = st.one_of(st.none(), _fatal, _fatal, _fatal)
 _steps = st.lists(
@@ -102,6 +118,7 @@ _steps = st.lists(
         st.builds(Rebuild, _death),
         st.builds(Rollback),
         st.builds(Unpin),
+        st.builds(Harm, st.sampled_from(HARM)),
     ),
     min_size=3,
     max_size=14,
@@ -139,6 +156,8 @@ class World:
     database: Database
     archive: FeatureArchive = field(default_factory=lambda: FeatureArchive(DEFINITIONS[0]))
     said: dict[str, tuple[tuple[int, str], tuple[Column, ...], dict]] = field(default_factory=dict)
+    is_harmed: bool = False
+    """Somebody's deed by hand was not made good yet: the next load does."""
 
     @property
     def spec(self) -> TableSpec:
@@ -196,9 +215,26 @@ class World:
         """What people read is exact for what is loaded, and readable."""
         with self.database.connect("test") as connection:
             state = generation.read_table(connection, self.spec)
-        if state is not None:
+        if self.is_harmed or state is None or state.live is None:
+            return
+        if state.live.is_whole:
             assert prove(self.archive.store, self.database, self.spec).has_equal_content
-            read(self.database)
+        read(self.database)
+
+    def harm(self, statement: str) -> None:
+        with psycopg.connect(self.database.url, autocommit=True) as connection:
+            query = "select rtrim(pg_get_viewdef(to_regclass('features.pockets')), ';')"
+            named: dict[str, Any] = {"view": connection.execute(query).fetchone()[0]}
+            with suppress(psycopg.errors.UndefinedTable):
+                rows = connection.execute(
+                    "select relation from feature_pipeline.generations g"
+                    " left join feature_pipeline.tables t on t.live = g.id"
+                    " where table_name = 'pockets' order by t.live is not null, g.id"
+                ).fetchall()
+                named |= {"last": rows[0][0], "live": rows[-1][0]} if rows else {}
+            with suppress(KeyError, psycopg.Error):
+                connection.execute(statement.format(**named).encode())
+                self.is_harmed = True
 
 
 def read(database: Database) -> list:
@@ -220,14 +256,18 @@ def carry_out(world: World, step: object) -> None:
             with pytest.MonkeyPatch.context() as patch:
                 dying(patch, death)
                 list(load_batches(store, database, world.spec, chosen or None))
+            world.is_harmed = False
         case Rebuild(death):
             with pytest.MonkeyPatch.context() as patch:
                 dying(patch, death)
                 list(fill(store, database, begin_rebuild(store, database, world.spec)))
+            world.is_harmed = False
         case Rollback():
             rollback(store, database, world.spec)
         case Unpin():
             unpin(store, database, world.spec)
+        case Harm(statement):
+            world.harm(statement)
 
 
 @settings(
