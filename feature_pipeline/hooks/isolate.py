@@ -118,7 +118,10 @@ class Isolation:
         if self.is_hopeless:
             return []
         if self._untested:
-            now, self._untested = self._untested, []
+            most = len(self._untested)
+            if self._is_doubtful and self._is_probed:
+                most = _PROBES - self._new_culprits
+            now, self._untested = self._untested[:most], self._untested[most:]
             return now
         if not self._failing or self._failures_left <= 0:
             return []
@@ -160,12 +163,19 @@ class Isolation:
     @property
     def is_hopeless(self) -> bool:
         """Whether the hook fails over whatever it is given."""
-        return self._is_doubtful and self._is_probed and not self._divided
+        if not (self._is_doubtful and self._is_probed) or self._divided:
+            return False
+        # Of few records fewer than three can be run alone; then what is left is run as well.
+        return not self._untested or self._new_culprits >= _PROBES
 
     @property
     def is_conclusive(self) -> bool:
         """Whether the records are to blame for the failures, not the hook."""
         return bool(self.well) or not any(map(self._is_new, (*self.culprits, *self.unresolved)))
+
+    @property
+    def _new_culprits(self) -> int:
+        return sum(map(self._is_new, self.culprits))
 
     @property
     def _is_doubtful(self) -> bool:
