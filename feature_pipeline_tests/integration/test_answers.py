@@ -56,7 +56,7 @@ def memory(pipeline: Pipeline) -> list[str]:
 def test_a_record_that_another_batch_has_computed_is_carried_over(computed: Pipeline):
     said = metadata(computed.run(COUNTS, "b2"))
     assert computed.processes() == [["r1", "r2", "r3"], ["r4"]]
-    assert (said["computed"], said["carried"], said["dagster/row_count"]) == (1, 2, 4)
+    assert (said["computed"], said["carried"], said["rows"]) == (1, 2, 4)
     assert metadata(computed.run(COUNTS, "b2"))["written"] is False
 
 

@@ -118,7 +118,14 @@ def test_damage_of_every_kind_is_named(care, damage, how):
 def test_damage_of_what_names_others_is_named(care, damage, how, kind):
     key = one_of_each_kind(care.store)[kind]
     damage(key, how)
-    [finding] = verify(care.store).findings
+    findings = verify(care.store).findings
+    if how == "flip" and kind in {ObjectKind.BATCH_ENTRY, ObjectKind.RELEASE_ENTRY}:
+        # Put there without a checksum, the bytes may be another entry's: then the entry after it
+        # names another, too.
+        assert {f.key.rpartition("/")[0] for f in findings} == {key.rpartition("/")[0]}
+        assert {f.state for f in findings} == {State.CORRUPT}
+        return
+    [finding] = findings
     assert (finding.kind, finding.key) == (kind, key)
     assert finding.state is (State.MISSING if how == "delete" else State.CORRUPT)
 
