@@ -49,7 +49,8 @@ OUTSIDE_REACH: Final = (
     " kept for rollback hold the records until they are dropped",
     "copies of the bucket and of the database: replicas, old object versions, backups, dumps",
     "what hooks said about other records: an alignment may name a withdrawn one",
-    "what hooks' pods were given and left, in `uploads/`: 14 days by the bucket's lifecycle rule",
+    "what hook runs that did not end were given and left, in `uploads/` and in the work folders of"
+    " the machines that ran them: until their batch is computed again, 14 days at most",
     "blobs that nothing names (a publisher died before its manifest): `feature-pipeline gc`",
 )
 """What an erasure in the archive does not reach, for people."""

@@ -13,7 +13,7 @@
     inbox/<id>                                   waiting to be accepted
     quarantine/<id>                              could not be accepted, and why
     expected/<run>.<worker>                      a hook run whose result pods leave in uploads/
-    uploads/<job>/<part>                         what a pod is given and leaves; not archived
+    uploads/<run>/<job>/<part>                   what a pod is given and leaves; not archived
     answers/<dataset>/<hook>/<name>              which artifact answers what was asked; derived
     gc/marks/<name>                              blobs that a collection found orphaned
     gc/lease                                     who may delete blobs now, or was the last to
@@ -219,9 +219,14 @@ def last_part(key: str) -> str:
     return key.rstrip("/").rpartition("/")[2]
 
 
-def upload(name: str, part: str) -> str:
-    """The key of a part of what a pod is given, or leaves, before any of it is archived."""
-    return f"{UPLOADS}{check_entry_id(name)}/{part}"
+def uploads(run_id: str) -> str:
+    """The prefix of what the pods of a hook run are given, and leave, before it is archived."""
+    return f"{UPLOADS}{check_entry_id(run_id)}/"
+
+
+def upload(run_id: str, job: str, part: str) -> str:
+    """The key of a part of what the pod of one attempt is given, or leaves."""
+    return f"{uploads(run_id)}{check_entry_id(job)}/{part}"
 
 
 def expected(run_id: str, worker: str) -> str:

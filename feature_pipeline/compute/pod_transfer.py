@@ -24,7 +24,7 @@ from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoun
 from feature_pipeline.hooks.failure import FailureKind, RuntimeFacts
 from feature_pipeline.hooks.output import RAW_FILES
 from feature_pipeline.hooks.runner import Workspace
-from feature_pipeline.hooks.runners.transfer import AttemptEnd, Grants, PodResult
+from feature_pipeline.hooks.runners.transfer import AttemptEnd, AttemptKey, Grants, PodResult
 
 _RESULT: Final = "result.json"
 _LOG: Final = "log"
@@ -85,15 +85,16 @@ class S3Results:
         """See `Results.archive`."""
         return self._store.identity
 
-    def is_there(self, name: str) -> bool:
+    def is_there(self, attempt: AttemptKey) -> bool:
         """Whether the attempt has ended, by its pod's word or its worker's; neither is read."""
         return any(
-            self._store.stat(layout.upload(name, part)) is not None for part in (_RESULT, _END)
+            self._store.stat(layout.upload(attempt.run_id, attempt.job, part)) is not None
+            for part in (_RESULT, _END)
         )
 
-    def end(self, name: str) -> AttemptEnd | None:
+    def end(self, attempt: AttemptKey) -> AttemptEnd | None:
         """See `Results.end`."""
-        key = layout.upload(name, _END)
+        key = layout.upload(attempt.run_id, attempt.job, _END)
         try:
             document = _EndDocument.model_validate_json(self._store.get(key).data)
         except NotFoundError:
@@ -113,9 +114,9 @@ class S3Results:
             node=document.node,
         )
 
-    def result(self, name: str) -> PodResult | None:
+    def result(self, attempt: AttemptKey) -> PodResult | None:
         """See `Transfer.result`."""
-        key = layout.upload(name, _RESULT)
+        key = layout.upload(attempt.run_id, attempt.job, _RESULT)
         try:
             data = self._store.get(key).data
         except NotFoundError:
@@ -141,11 +142,13 @@ class S3Results:
         except (ValidationError, InvalidInputError, OverflowError, OSError) as error:
             raise CorruptDataError(f"{key}: not a pod's result: {error}") from error
 
-    def fetch(self, name: str, result: PodResult, output: Path, log: Path) -> None:
+    def fetch(self, attempt: AttemptKey, result: PodResult, output: Path, log: Path) -> None:
         """See `Transfer.fetch`."""
         for raw, (digest, size) in result.files.items():
-            self._fetch(layout.upload(name, f"out-{raw}"), output / raw, digest, size)
-        self._fetch(layout.upload(name, _LOG), log, *result.log)
+            self._fetch(
+                layout.upload(attempt.run_id, attempt.job, f"out-{raw}"), output / raw, digest, size
+            )
+        self._fetch(layout.upload(attempt.run_id, attempt.job, _LOG), log, *result.log)
 
     def _fetch(self, key: str, path: Path, digest: Digest, size: int) -> None:
         part = path.with_name(path.name + ".part")
@@ -172,7 +175,7 @@ class S3Transfer(S3Results):
         super().__init__(store)
         self._signer = signer
 
-    def offer(self, name: str, workspace: Workspace, lifetime_seconds: float) -> Grants:
+    def offer(self, attempt: AttemptKey, workspace: Workspace, lifetime_seconds: float) -> Grants:
         """See `Transfer.offer`. Files that the archive holds already are not uploaded again."""
         folders = (("in", workspace.inputs), ("files", workspace.files), ("work", workspace.code))
         paths = [
@@ -188,18 +191,20 @@ class S3Transfer(S3Results):
                 digest, size = digest_stream(stream)
             key = layout.blob(digest)
             if not is_present(self._store, BlobRef(digest=digest, size=size)):
-                key = layout.upload(name, f"in-{digest.hex}")
+                key = layout.upload(attempt.run_id, attempt.job, f"in-{digest.hex}")
                 self._store.create_file(key, path, digest, size)
             url = self._signer.sign_get(key, lifetime_seconds)
             return {"path": place, "url": url, "digest": str(digest), "size": size}
 
         document = {"spec_version": 1, "files": map_threads(one, paths)}
         # a name of its own: who offers again must not change what another pod is reading
-        stage = layout.upload(name, f"stage-{secrets.token_hex(8)}.json")
+        stage = layout.upload(attempt.run_id, attempt.job, f"stage-{secrets.token_hex(8)}.json")
         self._store.create(stage, json.dumps(document).encode())
 
         def put(part: str) -> str:
-            return self._signer.sign_put(layout.upload(name, part), lifetime_seconds)
+            return self._signer.sign_put(
+                layout.upload(attempt.run_id, attempt.job, part), lifetime_seconds
+            )
 
         publish = {
             "files": {raw: put(f"out-{raw}") for raw in RAW_FILES},
@@ -208,7 +213,7 @@ class S3Transfer(S3Results):
         }
         return Grants(self._signer.sign_get(stage, lifetime_seconds), json.dumps(publish))
 
-    def note_end(self, name: str, end: AttemptEnd) -> None:
+    def note_end(self, attempt: AttemptKey, end: AttemptEnd) -> None:
         """See `Transfer.note_end`."""
         failure = end.failure
         document = _EndDocument(
@@ -221,11 +226,13 @@ class S3Transfer(S3Results):
             finished_at=end.finished_at,
             node=end.node,
         )
-        self._store.create(layout.upload(name, _END), document.model_dump_json().encode())
+        self._store.create(
+            layout.upload(attempt.run_id, attempt.job, _END), document.model_dump_json().encode()
+        )
 
-    def forget(self, name: str) -> None:
+    def forget(self, attempt: AttemptKey) -> None:
         """See `Transfer.forget`."""
-        self._store.delete(layout.upload(name, _RESULT))
+        self._store.delete(layout.upload(attempt.run_id, attempt.job, _RESULT))
 
 
 def _sum(value: Sum) -> tuple[Digest, int]:

@@ -5,7 +5,6 @@ environment (`settings`), Dagster's resource around it.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -14,12 +13,14 @@ from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.stores.s3_sign import S3Signer
 from feature_pipeline.compute.pod_transfer import S3Transfer
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.hooks.ended_attempts import EndedAttempts
 from feature_pipeline.hooks.runner import HookRunner
 from feature_pipeline.hooks.runners.container import ContainerRunner
 from feature_pipeline.hooks.runners.kubernetes import KubernetesRunner
 from feature_pipeline.hooks.runners.kubernetes_config import PodOverrides
 from feature_pipeline.hooks.runners.kubernetes_job import JobSettings
 from feature_pipeline.hooks.runners.subprocess import SubprocessRunner
+from feature_pipeline.hooks.work_folders import WorkFolders
 
 
 class _Settings(BaseModel):
@@ -30,7 +31,6 @@ class SubprocessSettings(_Settings):
     """Hooks run beside Dagster, as its user."""
 
     kind: Literal["subprocess"] = "subprocess"
-    work_folder: Path | None = Field(None, description="Scratch; the system's temporary folder.")
 
 
 class ContainerSettings(_Settings):
@@ -92,6 +92,7 @@ def open_runner(
     settings: SubprocessSettings | ContainerSettings | KubernetesSettings,
     store: BlobStore,
     signer: S3Signer | None = None,
+    work: WorkFolders | None = None,
 ) -> HookRunner:
     """The runner; nothing is connected yet.
 
@@ -99,16 +100,22 @@ def open_runner(
         settings: Parsed from configuration.
         store: The archive, by which pods get their inputs and leave their output.
         signer: Signs what pods are granted; only Kubernetes needs one.
+        work: Where attempts that have ended are kept on this machine; nowhere if None.
 
     Raises:
         InvalidInputError: The `k8s` additions are wrong, or there is nobody to sign.
     """
+    attempts = None if work is None else EndedAttempts(work.attempts)
     match settings:
         case SubprocessSettings():
-            return SubprocessRunner(settings.work_folder)
+            return SubprocessRunner(work)
         case ContainerSettings():
             return ContainerRunner(
-                settings.engine_url, code_image=settings.code_image, pids=settings.pids
+                settings.engine_url,
+                code_image=settings.code_image,
+                attempts=attempts,
+                archive=store.identity,
+                pids=settings.pids,
             )
         case KubernetesSettings():
             if signer is None:

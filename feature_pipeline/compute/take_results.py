@@ -11,14 +11,16 @@ and doing it twice makes the same one.
 
 import logging
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from feature_pipeline.archive import log, publish
+from feature_pipeline.archive import layout, log, publish
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.publish import CompletionStatus
+from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.compute.execute import HookAborted, completion_of, run_staged
 from feature_pipeline.compute.expected import ExpectedRun
 from feature_pipeline.compute.plan import ComputePlan, PlanBasis, plan_run
@@ -32,6 +34,7 @@ from feature_pipeline.errors import (
 from feature_pipeline.hooks.definition import HookDefinition
 from feature_pipeline.hooks.runner import SilentMonitor, Workspace
 from feature_pipeline.hooks.runners.kubernetes_results import NotPublishedError, PublishedResults
+from feature_pipeline.hooks.runners.transfer import AttemptKey
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +55,7 @@ class AlreadyLogged:
 class NotPublished:
     """An attempt has left nothing so far; its Job goes on, or a further attempt is due."""
 
-    job: str
+    attempt: AttemptKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ def take_results(
     Args:
         store: Holds the archive and what the pods left.
         run: What was asked.
-        folder: Where to put what is downloaded, for the time being; the system's if absent.
+        folder: An empty folder to download into; a temporary one of the system's if absent.
         is_cancelled: Whether somebody cancelled the run: what it says becomes history.
 
     Raises:
@@ -98,8 +101,11 @@ def take_results(
             f"batch {run.batch!r} of dataset {run.dataset!r} is no longer what hook run {run.id}"
             " was asked about: a record was erased, or a blob that was carried over is lost"
         )
-    with tempfile.TemporaryDirectory(prefix=f"{run.hook}-", dir=folder) as scratch:
-        workspace = Workspace(Path(scratch))
+    with ExitStack() as cleanup:
+        if folder is None:
+            scratch = tempfile.TemporaryDirectory(prefix=f"{run.hook}-")
+            folder = Path(cleanup.enter_context(scratch))
+        workspace = Workspace(folder)
         workspace.create()
         outline_inputs(plan, workspace)
         try:
@@ -114,7 +120,7 @@ def take_results(
                 retry_delay_seconds=0.0,
             )
         except NotPublishedError as error:
-            return NotPublished(error.name)
+            return NotPublished(error.attempt)
         except HookAborted as error:
             return NotUsable(str(error))
         status = CompletionStatus.CANCELLED if is_cancelled else None
@@ -130,9 +136,19 @@ def take_results(
     return Announced(completion.inbox_id)
 
 
-def is_published(store: BlobStore, job: str) -> bool:
-    """Whether the pod of this Job has left a result."""
-    return S3Results(store).is_there(job)
+def is_published(store: BlobStore, attempt: AttemptKey) -> bool:
+    """Whether the attempt's pod has left a result."""
+    return S3Results(store).is_there(attempt)
+
+
+def remove_uploads(store: BlobStore, run_id: str) -> None:
+    """Remove what the pods of a hook run were given, and what they left. Idempotent.
+
+    Raises:
+        StoreUnavailableError, OutcomeUnknownError: Some of it may be there; do it again.
+    """
+    keys = [info.key for info in store.list_objects(layout.uploads(run_id))]
+    map_threads(store.delete, keys)
 
 
 def _plan(store: BlobStore, run: ExpectedRun) -> ComputePlan:

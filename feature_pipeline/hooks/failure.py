@@ -48,6 +48,8 @@ class FailureKind(StrEnum):
     """Its scratch or its output grew beyond `limits.scratch`."""
     OUTPUT_TOO_LARGE = "output_too_large"
     """A file that it left is more than a pod can hand over."""
+    WORKER_DIED = "worker_died"
+    """Its worker died, and it could not be attached to: the attempt was made again."""
 
 
 @dataclass(frozen=True, slots=True)

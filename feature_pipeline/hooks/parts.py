@@ -389,8 +389,9 @@ class _Course:
                 f"{part}{records}: attempt {start.attempt} with {memory} of memory ended"
                 f" {ended} after {result.seconds:.1f} s",
             )
-            with result.log.open("rb") as source:
-                shutil.copyfileobj(source, file)
+            if result.failure is None or result.failure.kind is not FailureKind.WORKER_DIED:
+                with result.log.open("rb") as source:
+                    shutil.copyfileobj(source, file)
 
     def _join(self, parts: Sequence[Part], *, strict: bool = True) -> Path:
         """Join what the parts left, in the batch's order; the folder that holds it.

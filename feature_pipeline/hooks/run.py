@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 from feature_pipeline.hooks.failure import (
@@ -114,8 +115,9 @@ def run_hook(
 
     while True:
         result = runner.run(request, monitor)
-        memory = request.limits.memory_bytes
-        starts.append(Start(part, records, request.attempt, memory, result))
+        for made in (*_lost(result), result):
+            memory = request.limits.memory_bytes
+            starts.append(Start(part, records, request.attempt, memory, made))
         if result.failure is None:
             return ended(None, None)
         decision = policy.decide(result.failure, failures, seconds=result.seconds)
@@ -127,6 +129,25 @@ def run_hook(
             cancelled = RuntimeFacts(FailureKind.CANCELLED, "cancelled before another attempt")
             return ended(cancelled, Abort(cancelled.reason))
         request = _next(request, decision)
+
+
+def _lost(result: RunResult) -> list[RunResult]:
+    """The starts of the attempt that ended unseen, by when the next one began."""
+    reason = "its worker died, and it could not be attached to"
+    facts = RuntimeFacts(FailureKind.WORKER_DIED, reason)
+    begun = [*result.lost_starts, result.started_at]
+    return [
+        replace(
+            result,
+            exit_code=None,
+            failure=facts,
+            started_at=began,
+            finished_at=max(began, ended),
+            peak_memory_bytes=None,
+            lost_starts=(),
+        )
+        for began, ended in pairwise(begun)
+    ]
 
 
 def _next(request: RunRequest, decision: Retry) -> RunRequest:

@@ -78,7 +78,7 @@ class Workspace:
 
     def clear_output(self) -> None:
         """Leave `output` empty: an attempt must not be taken for what an earlier one left."""
-        if self.output.is_symlink():
+        if self.output.is_symlink() or self.output.is_file():
             self.output.unlink()
         elif self.output.exists():
             shutil.rmtree(self.output)
@@ -140,7 +140,8 @@ class RunResult:
 
     `failure` is None if and only if the program ended by itself with status 0: the output may be
     read. Times are UTC. `peak_memory_bytes` is None where it could not be measured; `node` names
-    the machine.
+    the machine. `lost_starts` are the times of earlier starts of the same attempt whose worker
+    died, and which could not be attached to.
     """
 
     exit_code: int | None
@@ -150,6 +151,7 @@ class RunResult:
     log: Path
     peak_memory_bytes: int | None
     node: str
+    lost_starts: tuple[datetime, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -187,4 +189,25 @@ class LastingRunner(HookRunner, Protocol):
 
     def image_of(self, release: HookRelease) -> str | None:
         """The image that hooks of the release run in: their attempts' names depend on it."""
+        ...
+
+
+@runtime_checkable
+class RunsContainers(HookRunner, Protocol):
+    """A runner on this machine whose containers stay when the worker dies."""
+
+    def runs_left(self) -> dict[str, datetime]:
+        """Return the hook runs of its archive that have containers, with when the last was made.
+
+        Raises:
+            RuntimeFailure: The engine does not answer.
+        """
+        ...
+
+    def remove_run(self, run_id: str) -> None:
+        """Remove the containers of a hook run, running or not.
+
+        Raises:
+            RuntimeFailure: The engine does not answer.
+        """
         ...

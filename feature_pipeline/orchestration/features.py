@@ -4,9 +4,7 @@ Belongs here: the op that plans and runs a hook, and its Dagster description. No
 persistence (`io_manager`), running (`compute`, `hooks`), conditions (`automation`).
 """
 
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from feature_pipeline.digest import Digest, document_bytes
 from feature_pipeline.errors import FeaturePipelineError
 from feature_pipeline.hooks.definition import Compute, HookDefinition
 from feature_pipeline.hooks.runner import Workspace
+from feature_pipeline.hooks.work_folders import Question, WorkFolder
 from feature_pipeline.orchestration import automation
 from feature_pipeline.orchestration.keys import (
     batches_partitions,
@@ -61,21 +60,6 @@ class HookRunConfig(dg.Config):
         default=True,
         description="Show the first rows in the metadata, unless the definition says not to.",
     )
-
-
-class WorkFolder:
-    """A folder of one hook run, gone after `cleanup` unless somebody was told to find it there."""
-
-    def __init__(self, prefix: str, parent: str | None) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-
-    def cleanup(self) -> None:
-        """The folder is gone, or as much of it as this user may delete."""
-        shutil.rmtree(self.path, ignore_errors=True)
-
-    def leave(self) -> Path:
-        """The folder stays; where it is."""
-        return self.path
 
 
 @dataclass(slots=True)
@@ -254,9 +238,17 @@ def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefiniti
         show_preview = config.preview and definition.preview
         if plan.is_unchanged:
             return ComputedFeatures(plan, None, context.run.run_id, show_preview)
-        workspace = WorkFolder(f"{hook}-", hook_runner.work_folder)
         runner, monitor = hook_runner.runner(archive), DagsterMonitor(context)
         request_id, started_at = _request_id(context, config), datetime.now(UTC)
+        question = Question(
+            run_id=plan.hook_run_id(request_id),
+            dataset=dataset,
+            hook=hook,
+            batch=batch.key,
+            base=plan.base,
+            runner=runner.name,
+        )
+        workspace = hook_runner.work_folders(archive).open(hook, question)
         execution = None
         try:
             execution = execute_plan(

@@ -12,7 +12,6 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import dagster as dg
 
@@ -30,11 +29,14 @@ from feature_pipeline.archive.logs import answers
 from feature_pipeline.archive.publish import Completion, CompletionStatus
 from feature_pipeline.errors import (
     CorruptDataError,
+    InvalidInputError,
     NotFoundError,
     OutcomeUnknownError,
     StoreUnavailableError,
 )
 from feature_pipeline.hooks.definition import HookDefinition
+from feature_pipeline.hooks.runner import HookRunner
+from feature_pipeline.hooks.work_folders import WorkFolders
 from feature_pipeline.orchestration.events import features_events, reports
 from feature_pipeline.orchestration.keys import features_key, records_key
 from feature_pipeline.orchestration.outlived_runs import take_outlived
@@ -42,6 +44,7 @@ from feature_pipeline.orchestration.pools import set_pools
 from feature_pipeline.orchestration.provenance import latest_events
 from feature_pipeline.orchestration.records import records_event
 from feature_pipeline.orchestration.resources import ArchiveResource, HookRunnerResource
+from feature_pipeline.orchestration.sensors.leftovers import remove_left_now_and_then
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +67,9 @@ class InboxTick:
     damaged: list[str] = field(default_factory=list)
     """Accepted entries of which Dagster cannot be told: what they name is gone or damaged."""
 
+    left_over: list[str] = field(default_factory=list)
+    """What workers had left that died, and is removed."""
+
     def summary(self) -> str:
         """One line for the tick's log."""
         return (
@@ -77,15 +83,20 @@ def settle_inbox(
     archive_uri: str,
     instance: dg.DagsterInstance,
     limit: int = ENTRIES_PER_TICK,
-    folder: Path | None = None,
+    work: WorkFolders | None = None,
+    runner: HookRunner | None = None,
 ) -> InboxTick:
     """Accept up to `limit` waiting entries, batches before completions.
 
-    Results of hook runs whose worker died are among them from this tick on, by way of `folder`.
-    Idempotent: repeating a tick appends nothing to any log that is there already.
+    Results of hook runs whose worker died are among them from this tick on, by way of `work`. What
+    dead workers left there and with `runner` is removed once nothing can come of it. Idempotent:
+    repeating a tick appends nothing to any log that is there already.
     """
     tick = InboxTick()
-    outlived = take_outlived(store, instance, folder)
+    outlived = take_outlived(store, instance, work)
+    if work is not None:
+        tick.left_over, problems = remove_left_now_and_then(store, work, runner)
+        tick.waiting.extend(problems)
     tick.waiting.extend(outlived.waiting)
     tick.unusable.extend(outlived.unusable)
     chosen = _usable(store, instance, tick, choose(accept.list_waiting(store), limit))
@@ -276,10 +287,23 @@ def inbox_sensor(hooks: Sequence[HookDefinition]) -> dg.SensorDefinition:
         if not has_pools.is_set():
             set_pools(context.instance, hooks)
             has_pools.set()
-        folder = None if hook_runner.work_folder is None else Path(hook_runner.work_folder)
-        tick = settle_inbox(archive.store(), archive.uri, context.instance, folder=folder)
+        runner = None
+        try:
+            runner = hook_runner.local_runner(archive)
+        except InvalidInputError as error:
+            # Runs fail with it; acceptance needs no runner.
+            context.log.warning("what dead workers left in containers stays: %s", error)
+        tick = settle_inbox(
+            archive.store(),
+            archive.uri,
+            context.instance,
+            work=hook_runner.work_folders(archive),
+            runner=runner,
+        )
         for line in _loud(tick):
             context.log.error(line)
+        for line in tick.left_over:
+            context.log.info("removed what a worker left that died: %s", line)
         skip = None if tick.events else tick.summary()
         return dg.SensorResult(
             asset_events=tick.events,

@@ -189,6 +189,8 @@ class FeatureIOManager(dg.ConfigurableIOManager):
             lambda: self._is_cancelled(context, obj.request_id),
         )
         published, entry, failure = kept.published, kept.entry, done.artifact.failure
+        if obj.workspace is not None:
+            obj.workspace.forget_attempts()
         if failure is not None:
             raise dg.Failure(
                 description=(

@@ -1,18 +1,19 @@
 """Hook runs whose worker died: their results are taken once no Dagster run waits for them.
 
-Belongs here: which runs Dagster still waits for. Not here: taking a result
-(`compute.take_results`), accepting it (`inbox_sensor`), failing the dead worker's Dagster run
-(`dead_runs`, Dagster's run monitoring).
+Belongs here: which runs Dagster still waits for, and when what their pods left may go. Not here:
+taking a result (`compute.take_results`), accepting it (`inbox_sensor`), failing the dead worker's
+Dagster run (`dead_runs`, Dagster's run monitoring), what is left on this machine
+(`sensors.leftovers`).
 """
 
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from pathlib import Path
 
 import dagster as dg
 
+from feature_pipeline.archive import log
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.documents import NewerVersionError, utc_now
 from feature_pipeline.archive.threads import map_threads
@@ -27,10 +28,14 @@ from feature_pipeline.compute.take_results import (
     Announced,
     NotPublished,
     NotUsable,
+    Taken,
     is_published,
+    remove_uploads,
     take_results,
 )
 from feature_pipeline.errors import FeaturePipelineError, InvalidInputError
+from feature_pipeline.hooks.runners.transfer import AttemptKey
+from feature_pipeline.hooks.work_folders import WorkFolders
 
 SECONDS_PER_TICK = 15.0
 """Dagster gives a tick a minute; what is left over is taken at the next one."""
@@ -39,9 +44,11 @@ CANCELLED_KEPT = timedelta(days=1)
 which it is looked this long."""
 _RUNS_PER_QUERY = 500
 
-_awaited: dict[tuple[str, str], str] = {}
+_awaited: dict[tuple[str, str], AttemptKey] = {}
 """Per store and expected run, the Job whose result was missing last: one look asks for it again.
 Forgetting it costs a few requests."""
+_announced: set[tuple[str, str]] = set()
+"""Per store, expected runs whose completion waits. Forgetting it repeats the announcement."""
 
 
 @dataclass
@@ -57,7 +64,7 @@ class OutlivedRuns:
 def take_outlived(
     store: BlobStore,
     instance: dg.DagsterInstance,
-    folder: Path | None = None,
+    work: WorkFolders | None = None,
     seconds: float = SECONDS_PER_TICK,
 ) -> OutlivedRuns:
     """Results of hook runs that no live Dagster run waits for are in the inbox. Idempotent.
@@ -76,7 +83,7 @@ def take_outlived(
     for key, run in runs.items():
         if time.monotonic() > end:
             break
-        _take(store, key, run, found, folder, key.dagster_run_id in cancelled)
+        _take(store, key, run, found, work, key.dagster_run_id in cancelled)
     return found
 
 
@@ -126,7 +133,7 @@ def _take(
     key: ExpectedKey,
     run: ExpectedRun | InvalidInputError,
     found: OutlivedRuns,
-    folder: Path | None,
+    work: WorkFolders | None,
     is_cancelled: bool,
 ) -> None:
     if isinstance(run, NewerVersionError):
@@ -134,43 +141,76 @@ def _take(
         return
     if isinstance(run, InvalidInputError):
         found.unusable.append(str(run))
-        _forget(store, key)
+        _forget(store, key, found)
         return
     try:
-        taken = take_results(store, run, folder, is_cancelled=is_cancelled)
+        taken = _taken(store, key, run, work, is_cancelled)
     except (FeaturePipelineError, OSError) as error:
         # one that cannot be taken must not keep the others, or the inbox, waiting
         found.waiting.append(f"{key.run_id}: {error}")
         return
     match taken:
         case AlreadyLogged():
-            _forget(store, key)
+            _forget(store, key, found)
         case Announced(inbox_id):
+            # Until it is in the log, another worker may ask the same, and finds what is there.
             found.announced.append(inbox_id)
-            # last: what waits in the inbox needs this note no more
-            _forget(store, key)
+            _announced.add((store.identity, key.key))
         case NotUsable(reason):
             found.unusable.append(f"{key.run_id}: {reason}")
-            _forget(store, key)
-        case NotPublished(job):
+            _forget(store, key, found)
+        case NotPublished(attempt):
             if _is_given_up(key, utc_now(), is_cancelled):
-                _forget(store, key)
+                _forget(store, key, found)
             elif key.is_late(utc_now()):
-                found.unusable.append(f"{key.run_id}: Job {job} left no result")
-                _forget(store, key)
+                found.unusable.append(f"{key.run_id}: Job {attempt} left no result")
+                _forget(store, key, found)
             else:
-                _awaited[store.identity, key.key] = job
-                _wait(store, key, job, found)
+                _awaited[store.identity, key.key] = attempt
+                _wait(store, key, attempt, found)
+        case None:
+            if key.is_late(utc_now()):
+                _forget(store, key, found)
+            else:
+                found.waiting.append(f"{key.run_id}: its completion is not accepted yet")
+
+
+def _taken(
+    store: BlobStore,
+    key: ExpectedKey,
+    run: ExpectedRun,
+    work: WorkFolders | None,
+    is_cancelled: bool,
+) -> Taken | None:
+    """What became of the run; None if its completion still waits."""
+    if (store.identity, key.key) in _announced:
+        entries = log.read_log(store, run.dataset, run.hook, run.batch)
+        is_logged = any(entry.completion == run.id for entry in entries)
+        return AlreadyLogged() if is_logged else None
+    if work is None:
+        return take_results(store, run, is_cancelled=is_cancelled)
+    folder = work.open(run.hook)
+    try:
+        return take_results(store, run, folder.path / "run", is_cancelled=is_cancelled)
+    finally:
+        folder.cleanup()
 
 
 def _is_given_up(key: ExpectedKey, now: datetime, is_cancelled: bool) -> bool:
     return is_cancelled and now - key.begun_at > CANCELLED_KEPT
 
 
-def _wait(store: BlobStore, key: ExpectedKey, job: str, found: OutlivedRuns) -> None:
-    found.waiting.append(f"{key.run_id}: Job {job} has left no result in {store.identity} yet")
+def _wait(store: BlobStore, key: ExpectedKey, attempt: AttemptKey, found: OutlivedRuns) -> None:
+    found.waiting.append(f"{key.run_id}: Job {attempt} has left no result in {store.identity} yet")
 
 
-def _forget(store: BlobStore, key: ExpectedKey) -> None:
-    store.delete(key.key)
+def _forget(store: BlobStore, key: ExpectedKey, found: OutlivedRuns) -> None:
+    """The question is over: what pods left, and then the note that it was asked, are removed."""
+    try:
+        remove_uploads(store, key.run_id)
+        store.delete(key.key)
+    except FeaturePipelineError as error:
+        found.waiting.append(f"{key.run_id}: what its pods left is not removed: {error}")
+        return
     _awaited.pop((store.identity, key.key), None)
+    _announced.discard((store.identity, key.key))

@@ -4,6 +4,7 @@ Belongs here: turning configuration into clients. Not here: anything done with t
 """
 
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import dagster as dg
@@ -15,6 +16,7 @@ from feature_pipeline.archive.stores.s3 import S3Store, make_client, open_store
 from feature_pipeline.archive.stores.s3_sign import S3Signer
 from feature_pipeline.compute.runners import open_runner, parse_settings
 from feature_pipeline.hooks.runner import HookRunner
+from feature_pipeline.hooks.work_folders import WorkFolders
 from feature_pipeline.projections.database import Database
 
 if TYPE_CHECKING:
@@ -129,10 +131,18 @@ class HookRunnerResource(dg.ConfigurableResource[HookRunner]):
             InvalidInputError: The settings are not those of the kind.
         """
         config = {"kind": self.kind, **self.settings}
-        if self.kind == "subprocess":
-            config = {"work_folder": self.work_folder} | config
         signer = archive.signer() if self.kind == "kubernetes" else None
-        return open_runner(parse_settings(config), archive.store(), signer)
+        work = self.work_folders(archive)
+        return open_runner(parse_settings(config), archive.store(), signer, work)
+
+    def local_runner(self, archive: ArchiveResource) -> HookRunner | None:
+        """Return the runner if it starts hooks on this machine; None if they run in a cluster."""
+        return None if self.kind == "kubernetes" else self.runner(archive)
+
+    def work_folders(self, archive: ArchiveResource) -> WorkFolders:
+        """Return where runs of hooks over the archive keep their folders on this machine."""
+        root = None if self.work_folder is None else Path(self.work_folder)
+        return WorkFolders(root, archive.store().identity)
 
 
 def default_resources() -> dict[str, Any]:

@@ -357,6 +357,42 @@ class HookRunnerTests:
         time.sleep(1.5)
         assert list(workspace.output.iterdir()) == []
 
+    @pytest.mark.parametrize("end", ["well", "status", "deadline", "memory"])
+    def test_an_attempt_that_has_ended_is_not_made_again(
+        self, runner: HookRunner, run: Run, tmp_path: Path, end: str
+    ):
+        """Its worker died before it could say so. The next one has another workspace."""
+        how = {
+            "well": "",
+            "status": "sys.exit(3)\n",
+            "deadline": HANG,
+            "memory": "raise MemoryError('no room')\n",
+        }
+        limits = {"timeout": "1s"} if end == "deadline" else {}
+        source = (
+            "import os, sys, uuid\n"
+            "token = str(uuid.uuid4())\n"
+            "print(token, flush=True)\n"
+            "open(os.environ['OSA_OUT'] + '/features.jsonl', 'w').write(token)\n"
+        )
+        first = run(source + how[end], **limits)
+        again = Workspace(tmp_path / "again")
+        again.create()
+        code = {"hook.py": (source + how[end]).encode()}
+        (again.code / "hook.py").write_bytes(code["hook.py"])
+        request = RunRequest(
+            run_id="probe-1",
+            release=self.release_of(code, ("python", "hook.py")),
+            limits=Limits.model_validate({"memory": "1Gi", "timeout": "60s"} | limits),
+            workspace=again,
+        )
+        second = runner.run(request, Monitor())
+        assert second.failure == first.failure
+        assert (second.exit_code, second.started_at) == (first.exit_code, first.started_at)
+        token = first.log.read_text().splitlines()[0]
+        assert token in second.log.read_text()
+        assert (again.output / "features.jsonl").read_text() == token
+
     def test_several_at_once_do_not_meet(self, runner: HookRunner, tmp_path: Path):
         source = (
             b"import os, time\n"

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from feature_pipeline.hooks.definition import Limits
+from feature_pipeline.hooks.ended_attempts import EndedAttempts
 from feature_pipeline.hooks.failure import FailureKind
 from feature_pipeline.hooks.runner import RunRequest, RunResult, Workspace
 from feature_pipeline.hooks.runners import container_spec as spec
@@ -35,8 +36,14 @@ class ContainerTests:
         self.image = container_engine.image
 
     @pytest.fixture
-    def runner(self, container_engine: Engine) -> ContainerRunner:
-        return ContainerRunner(container_engine.url, grace_seconds=1)
+    def attempts(self, tmp_path: Path) -> EndedAttempts:
+        return EndedAttempts(tmp_path / "attempts")
+
+    @pytest.fixture
+    def runner(self, container_engine: Engine, attempts: EndedAttempts) -> ContainerRunner:
+        return ContainerRunner(
+            container_engine.url, attempts=attempts, archive="test", grace_seconds=1
+        )
 
     def release_of(self, code: dict[str, bytes], command: tuple[str, ...]) -> HookRelease:
         document = HookRunnerTests.release_of(self, code, command).document  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ from feature_pipeline.hooks.runners import kubernetes_job as jobs
 from feature_pipeline.hooks.runners.kubernetes import KubernetesRunner
 from feature_pipeline.hooks.runners.kubernetes_config import PodOverrides
 from feature_pipeline.hooks.runners.kubernetes_results import PublishedResults
+from feature_pipeline.hooks.runners.transfer import AttemptKey
 from feature_pipeline.local.seaweedfs import S3Address
 from feature_pipeline.release import HookRelease
 from feature_pipeline_tests.contract.hook_runner import HANG, HookRunnerTests, Monitor, Run
@@ -527,7 +528,7 @@ class TestAttaching(KubernetesTests):
         request = self.request_of(workspace, OK)
         assert runner.run(request, Monitor()).failure is None
         name = self.job_of(request)
-        runner._transfer.forget(name)
+        runner._transfer.forget(AttemptKey(request.run_id, name))
         cluster.objects["jobs", name]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
         threading.Timer(1.0, cluster.delete, ("jobs", name)).start()
         assert runner.run(self.request_of(again, OK), Monitor()).failure is None

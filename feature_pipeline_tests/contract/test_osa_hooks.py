@@ -105,7 +105,7 @@ def test_subprocess(osa: Osa, workspace: Workspace, tmp_path: Path):
         command=(str(osa.python), "run.py"),
         code=files,
     )
-    check(outcomes(SubprocessRunner(tmp_path / "work"), HookRelease.of(document), workspace))
+    check(outcomes(SubprocessRunner(), HookRelease.of(document), workspace))
 
 
 @pytest.mark.container

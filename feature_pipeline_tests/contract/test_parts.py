@@ -18,6 +18,7 @@ from feature_pipeline.hooks.parts import PartLimits, run_in_parts
 from feature_pipeline.hooks.run import HookRun
 from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult, Workspace
 from feature_pipeline.hooks.runners.subprocess import SubprocessRunner
+from feature_pipeline.hooks.work_folders import WorkFolders
 from feature_pipeline.outcomes import OutcomeKind, Status
 from feature_pipeline.records import RecordFile
 from feature_pipeline.release import HookRelease, ReleaseDocument
@@ -80,7 +81,7 @@ def run(workspace: Workspace, tmp_path: Path) -> Any:
         )
         run_limits = Limits.model_validate({"memory": "1Gi", "timeout": "60s"} | of_run)
         request = RunRequest("run-1", HookRelease.of(document), run_limits, workspace)
-        runner = SubprocessRunner(tmp_path / "work", grace_seconds=0.1)
+        runner = SubprocessRunner(WorkFolders(tmp_path / "work", "here"), grace_seconds=0.1)
         memory = run_limits.memory_bytes
         policy = FailurePolicy(
             retries=retries, memory_ceiling_bytes=ceiling or memory, delay_seconds=0

@@ -21,6 +21,7 @@ from feature_pipeline.hooks.run import run_hook
 from feature_pipeline.hooks.runner import RunRequest, Workspace
 from feature_pipeline.hooks.runners import process_tree
 from feature_pipeline.hooks.runners.subprocess import SubprocessRunner
+from feature_pipeline.hooks.work_folders import WorkFolders
 from feature_pipeline.outcomes import Status
 from feature_pipeline.release import HookRelease, ReleaseDocument
 from feature_pipeline_tests.contract.hook_runner import HANG, HookRunnerTests, Monitor, Run
@@ -29,13 +30,9 @@ from feature_pipeline_tests.contract.hook_runner import HANG, HookRunnerTests, M
 class TestSubprocessRunner(HookRunnerTests):
     @pytest.fixture
     def runner(self, tmp_path: Path) -> SubprocessRunner:
-        return SubprocessRunner(tmp_path / "work", grace_seconds=1)
+        return SubprocessRunner(WorkFolders(tmp_path / "work", "here"), grace_seconds=1)
 
-    @pytest.fixture
-    def work(self, tmp_path: Path) -> Path:
-        return tmp_path / "work"
-
-    def test_nothing_is_left_of_its_scratch(self, run: Run, work: Path):
+    def test_nothing_is_left_of_its_scratch(self, run: Run, tmp_path: Path):
         result = run(
             "import os, pathlib, tempfile\n"
             "pathlib.Path.home().joinpath('x').write_text('')\n"
@@ -44,8 +41,9 @@ class TestSubprocessRunner(HookRunnerTests):
             "print(os.getcwd(), pathlib.Path.home(), tempfile.gettempdir())\n"
         )
         assert result.failure is None
-        assert all(path.startswith(str(work)) for path in result.log.read_text().split())
-        assert list(work.iterdir()) == []
+        assert all(path.startswith(str(tmp_path)) for path in result.log.read_text().split())
+        assert WorkFolders(tmp_path / "work", "here").left_runs() == []
+        assert not list(tmp_path.glob("work/*/runs/*"))
 
     def test_its_environment_is_no_more_than_this(self, run: Run):
         result = run("import os\nprint(*sorted(os.environ))\n")
@@ -211,6 +209,7 @@ class TestSubprocessRunner(HookRunnerTests):
             "from feature_pipeline.hooks.definition import Limits\n"
             "from feature_pipeline.hooks.runner import RunRequest, Workspace\n"
             "from feature_pipeline.hooks.runners.subprocess import SubprocessRunner\n"
+            "from feature_pipeline.hooks.work_folders import WorkFolders\n"
             "from feature_pipeline_tests.contract.hook_runner import HookRunnerTests\n"
             "root = Path(sys.argv[1])\n"
             "workspace = Workspace(root / 'run')\n"
@@ -223,9 +222,9 @@ class TestSubprocessRunner(HookRunnerTests):
             "    def log(self, line): print(line, flush=True)\n"
             "    def is_cancelled(self, *, now=False): return False\n"
             "try:\n"
-            "    SubprocessRunner(root / 'work').run(request, Show())\n"
+            "    SubprocessRunner(WorkFolders(root / 'work', 'here')).run(request, Show())\n"
             "except KeyboardInterrupt:\n"
-            "    print('passed on', list((root / 'work').iterdir()), flush=True)\n"
+            "    print('passed on', list(root.glob('work/*/runs/*')), flush=True)\n"
         )
         with subprocess.Popen(
             [sys.executable, "-c", program, str(tmp_path)],

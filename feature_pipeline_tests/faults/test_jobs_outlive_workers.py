@@ -171,7 +171,6 @@ class TestJobsOutliveWorkers(KubernetesTests):
         pipeline.instance.report_run_failed(run)  # as run monitoring does
         tick = pipeline.tick()
         assert (tick.accepted, [e.asset_key for e in tick.events]) == (1, [KEY])
-        assert expected() == []
         [entry] = log.read_log(pipeline.store, DATASET, "slow", "b1")
         assert (entry.verdict, entry.dagster_run_id) == (Verdict.CURRENT, run.run_id)
         manifest = read.read_manifest(pipeline.store, entry.manifest)
@@ -186,6 +185,7 @@ class TestJobsOutliveWorkers(KubernetesTests):
         assert len(log.read_log(pipeline.store, DATASET, "slow", "b1")) == 1
         pipeline.tick()
         assert expected() == []
+        assert list(pipeline.store.list_objects(layout.UPLOADS)) == []
 
     def test_the_sensor_accepts_a_failure_and_leaves_another_attempt_to_a_run(
         self, pipeline, runner, cluster: Cluster
@@ -203,7 +203,9 @@ class TestJobsOutliveWorkers(KubernetesTests):
         assert pipeline.tick().accepted == 1
         [entry] = log.read_log(pipeline.store, DATASET, "slow", "b1")
         assert entry.verdict is Verdict.FAILED
+        pipeline.tick()
         assert expected.expected_keys(pipeline.store) == []
+        assert list(pipeline.store.list_objects(layout.UPLOADS)) == []
 
     def test_a_result_that_cannot_be_read_is_a_failure_and_holds_up_nothing(
         self, pipeline, runner, cluster: Cluster
@@ -211,7 +213,9 @@ class TestJobsOutliveWorkers(KubernetesTests):
         self.submitted(pipeline)
         self.die(pipeline, runner)
         self.wait_for(lambda: cluster.all("jobs")[0]["status"].get("conditions"))
-        key = layout.upload(cluster.all("jobs")[0]["metadata"]["name"], "result.json")
+        job = cluster.all("jobs")[0]["metadata"]
+        run_id = job["annotations"]["feature-pipeline/run"]
+        key = layout.upload(run_id, job["name"], "result.json")
         assert pipeline.store.replace(key, b"{", pipeline.store.stat(key).etag)
         assert pipeline.tick().accepted == 1
         [entry] = log.read_log(pipeline.store, DATASET, "slow", "b1")

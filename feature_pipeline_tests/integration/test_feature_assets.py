@@ -471,9 +471,14 @@ def test_what_cannot_be_stored_is_left_where_the_error_says(submitted: Pipeline,
     (failure,) = [e for e in result.all_events if e.is_step_failure]
     said = failure.step_failure_data.error.cause or failure.step_failure_data.error
     assert "down for good; what the hook left is in" in str(said)
-    (left,) = submitted.folder.glob("counts-*/out/features.jsonl")
+    (left,) = submitted.folder.glob("*/runs/counts-*/out/features.jsonl")
     assert str(left.parents[1]) in str(said)
     assert '"r1"' in left.read_text()
+    # the next run finds that the attempt has ended, and starts no process
+    monkeypatch.undo()
+    assert submitted.run(COUNTS, "b1").success
+    assert len(submitted.processes()) == 1
+    assert not list(submitted.folder.glob("*/attempts/*"))
 
 
 def test_a_record_without_files_may_have_any_id(submitted: Pipeline):

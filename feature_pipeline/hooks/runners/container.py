@@ -8,7 +8,8 @@ user that is not root. It writes in `OSA_OUT`, in `/tmp`, and, if its release is
 working directory.
 
 A container is named after the attempt it makes. If the process that started it is killed, the next
-one that makes the same attempt finds it, waits for it, and takes its output.
+one that makes the same attempt finds it, waits for it, and takes its output. It is removed once
+what it left is kept, so that an attempt that has ended is always found again.
 
 What this runner does not promise:
 
@@ -31,10 +32,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from feature_pipeline.digest import Digest, digest_stream
+from feature_pipeline.errors import RuntimeFailure
+from feature_pipeline.hooks.ended_attempts import EndedAttempts, made_once
 from feature_pipeline.hooks.failure import (
     FailureKind,
     RuntimeFacts,
@@ -79,6 +83,16 @@ class _End:
     peak_memory_bytes: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What is the same for all containers of a runner."""
+
+    attempts: EndedAttempts | None
+    archive: str
+    grace_seconds: float
+    pids: int
+
+
 class ContainerRunner:
     """Runs a release's image, or its code files in `code_image`, in a container.
 
@@ -86,6 +100,8 @@ class ContainerRunner:
         engine_url: Where the Docker API answers: `unix:///run/podman/podman.sock`. None takes
             DOCKER_HOST, or Docker's own socket.
         code_image: Image, by digest or local id, for releases that are code files and name none.
+        attempts: Keeps attempts that have ended for the next worker; None keeps none.
+        archive: The store's identity, by which its containers are told from those of others.
         grace_seconds: Between SIGTERM and SIGKILL, at a deadline and on cancellation.
         pids: Most processes and threads of a hook at a time.
     """
@@ -97,13 +113,15 @@ class ContainerRunner:
         engine_url: str | None = None,
         *,
         code_image: str | None = None,
+        attempts: EndedAttempts | None = None,
+        archive: str = "",
         grace_seconds: float = 10.0,
         pids: int = 4096,
     ) -> None:
         self._engine_url = engine_url
         self._code_image = code_image
-        self._grace_seconds = grace_seconds
-        self._pids = pids
+        self._attempts = attempts
+        self._settings = _Settings(attempts, archive, grace_seconds, pids)
 
     def run(self, request: RunRequest, monitor: RunMonitor) -> RunResult:
         """Run the release's command over the workspace; see `HookRunner.run`.
@@ -111,34 +129,89 @@ class ContainerRunner:
         A container that an earlier process started for the same attempt is waited for instead, and
         its output copied. The result's `started_at` is then that container's.
         """
+        image = request.release.document.image or self._code_image
+        identity = spec.identity(request, image or "")
+        make = partial(self._make, image=image)
+        return made_once(self._attempts, request, identity, monitor, make)
+
+    def runs_left(self) -> dict[str, datetime]:
+        """Return the hook runs of this archive that have containers, with when the last was made.
+
+        Raises:
+            RuntimeFailure: No engine answers.
+        """
+        with self._looking() as api:
+            found: dict[str, datetime] = {}
+            for container in self._containers(api):
+                run = container["Labels"].get(spec.RUN_LABEL, "")
+                made_at = datetime.fromtimestamp(container["Created"], UTC)
+                found[run] = max(found.get(run, made_at), made_at)
+            return found
+
+    def remove_run(self, run_id: str) -> None:
+        """Remove the containers of a hook run whose question is over, running or not.
+
+        Raises:
+            RuntimeFailure: No engine answers.
+        """
+        import docker
+
+        with self._looking() as api:
+            for container in self._containers(api):
+                if container["Labels"].get(spec.RUN_LABEL) == run_id:
+                    with suppress(docker.errors.NotFound):
+                        api.remove_container(container["Id"], force=True, v=True)
+
+    def _containers(self, api: Any) -> list[dict[str, Any]]:
+        label = f"{spec.ARCHIVE_LABEL}={spec.archive_label(self._settings.archive)}"
+        found: list[dict[str, Any]] = api.containers(all=True, filters={"label": [label]})
+        return found
+
+    @contextmanager
+    def _looking(self) -> Iterator[Any]:
+        try:
+            with _engine(self._engine_url) as api, _refusals():
+                yield api
+        except _CannotGoOnError as error:
+            raise RuntimeFailure(str(error)) from error
+
+    @contextmanager
+    def _make(
+        self, request: RunRequest, monitor: RunMonitor, image: str | None
+    ) -> Iterator[RunResult]:
+        """Make the attempt; its container goes when the context is left."""
         request.workspace.create()
         request.workspace.clear_output()
         started_at = datetime.now(UTC)
         path = request.workspace.log(request.attempt)
-        with open_log(path) as file:
-            log = LogStream(file, monitor.log)
-            try:
-                with _engine(self._engine_url) as api:
-                    attempt = _Attempt(api, request, monitor, log, self._grace_seconds, self._pids)
-                    end = attempt.run(self._code_image)
+        with ExitStack() as cleanup:
+            with open_log(path) as file:
+                log = LogStream(file, monitor.log)
+                try:
+                    if image is None:
+                        raise _no_image(request)
+                    api = cleanup.enter_context(_engine(self._engine_url))
+                    attempt = _Attempt(api, request, monitor, log, self._settings, cleanup)
+                    with _refusals():
+                        end = attempt.run(image)
                     started_at = attempt.started_at or started_at
-            except _CannotGoOnError as error:
-                end = _End(None, (error.kind, str(error)))
-            log.finish()
-        return RunResult(
-            exit_code=end.exit_code,
-            failure=_facts(end, log, request),
-            started_at=started_at,
-            finished_at=datetime.now(UTC),
-            log=path,
-            peak_memory_bytes=end.peak_memory_bytes,
-            node=platform.node(),
-        )
+                except _CannotGoOnError as error:
+                    end = _End(None, (error.kind, str(error)))
+                log.finish()
+            yield RunResult(
+                exit_code=end.exit_code,
+                failure=_facts(end, log, request),
+                started_at=started_at,
+                finished_at=datetime.now(UTC),
+                log=path,
+                peak_memory_bytes=end.peak_memory_bytes,
+                node=platform.node(),
+            )
 
 
 @contextmanager
 def _engine(url: str | None) -> Iterator[Any]:
-    """A client of the engine; what the engine refuses ends the attempt."""
+    """Connect to the engine; that it does not answer ends the attempt."""
     try:
         import docker
     except ImportError as error:
@@ -158,15 +231,33 @@ def _engine(url: str | None) -> Iterator[Any]:
         reason = f"no container engine answers at {where}: {error}"
         raise _CannotGoOnError(FailureKind.CANNOT_START, reason) from error
     try:
-        client.api.ping()
+        with _refusals():
+            client.api.ping()
         yield client.api
+    finally:
+        client.close()
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Have what the engine refuses end the attempt."""
+    import docker
+
+    try:
+        yield
     except docker.errors.APIError as error:
         raise _CannotGoOnError(FailureKind.CANNOT_START, _said(error)) from error
     except (docker.errors.DockerException, OSError) as error:
         reason = f"the container engine stopped answering: {error}"
         raise _CannotGoOnError(FailureKind.UNKNOWN, reason) from error
-    finally:
-        client.close()
+
+
+def _no_image(request: RunRequest) -> _CannotGoOnError:
+    return _CannotGoOnError(
+        FailureKind.CANNOT_START,
+        f"release {request.release.document.version!r} is code files and names no image: set the"
+        f" container runner's code_image, or use the subprocess runner",
+    )
 
 
 def _knock(url: str) -> None:
@@ -190,47 +281,38 @@ class _Attempt:
         request: RunRequest,
         monitor: RunMonitor,
         log: LogStream,
-        grace_seconds: float,
-        pids: int,
+        settings: _Settings,
+        cleanup: ExitStack,
     ) -> None:
         self.started_at: datetime | None = None
         self._api = api
         self._request = request
         self._monitor = monitor
         self._log = log
-        self._grace_seconds = grace_seconds
-        self._pids = pids
+        self._settings = settings
+        self._cleanup = cleanup
 
-    def run(self, code_image: str | None) -> _End:
-        """Start the container or attach to it, wait for its end, remove it."""
-        document = self._request.release.document
-        image = document.image or code_image
-        if image is None:
-            raise _CannotGoOnError(
-                FailureKind.CANNOT_START,
-                f"release {document.version!r} is code files and names no image: set the container"
-                f" runner's code_image, or use the subprocess runner",
-            )
+    def run(self, image: str) -> _End:
+        """Start the container or attach to it, and wait for its end; `cleanup` removes it."""
         wanted = spec.identity(self._request, image)
         name = spec.container_name(self._request, wanted)
         found = self._find(name, wanted)
-        with ExitStack() as cleanup:
-            if found is None:
-                work = self._lay_out_work(cleanup)
-                self._pull(image)
-                container = self._create(name, wanted, image, work)
-                output: Path | None = self._request.workspace.output
-            else:
-                work, output = _mounted(found, spec.WORK), _mounted(found, spec.OUTPUT)
-                container = found["Id"]
-            cleanup.callback(self._remove, container)
-            written = {"output": output, "working directory": work}
-            folders = {what: folder for what, folder in written.items() if folder is not None}
-            disk = DiskWatch(folders, self._request.limits.scratch_bytes)
-            end = self._follow(container, disk, is_new=found is None)
-            if found is not None:
-                self._take_output(found, cleanup)
-            return end
+        if found is None:
+            work = self._lay_out_work()
+            self._pull(image)
+            container = self._create(name, wanted, image, work)
+            output: Path | None = self._request.workspace.output
+        else:
+            work, output = _mounted(found, spec.WORK), _mounted(found, spec.OUTPUT)
+            container = found["Id"]
+        self._cleanup.callback(self._remove, container)
+        written = {"output": output, "working directory": work}
+        folders = {what: folder for what, folder in written.items() if folder is not None}
+        disk = DiskWatch(folders, self._request.limits.scratch_bytes)
+        end = self._follow(container, disk, wanted, is_new=found is None)
+        if found is not None:
+            self._take_output(found)
+        return end
 
     def _find(self, name: str, wanted: Digest) -> dict[str, Any] | None:
         """The container that makes this attempt already, or made it and was not listened to."""
@@ -258,7 +340,7 @@ class _Attempt:
             return None
         return described
 
-    def _lay_out_work(self, cleanup: ExitStack) -> Path | None:
+    def _lay_out_work(self) -> Path | None:
         """A working directory with the release's code files, if it has any."""
         request = self._request
         if not request.release.document.code:
@@ -266,7 +348,7 @@ class _Attempt:
         work = request.workspace.root / f"work-{request.attempt}"
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
-        cleanup.callback(shutil.rmtree, work, ignore_errors=True)
+        self._cleanup.callback(shutil.rmtree, work, ignore_errors=True)
         for code in request.release.document.code:
             try:
                 shutil.copyfile(request.workspace.code / code.name, work / code.name)
@@ -313,25 +395,33 @@ class _Attempt:
             name=name,
             user=f"{user.uid}:{user.gid}",
             environment=spec.environment(request),
-            labels={spec.IDENTITY_LABEL: str(wanted), spec.RUN_LABEL: request.run_id},
+            labels=spec.labels(request, wanted, self._settings.archive),
             working_dir=spec.WORK if work is not None else None,
             host_config=self._api.create_host_config(
-                **spec.host_config(request, user, work=work, pids=self._pids)
+                **spec.host_config(request, user, work=work, pids=self._settings.pids)
             ),
         )
         return str(created["Id"])
 
-    def _follow(self, container: str, disk: DiskWatch, *, is_new: bool) -> _End:
+    def _follow(self, container: str, disk: DiskWatch, wanted: Digest, *, is_new: bool) -> _End:
         log = ContainerLog(self._api, container)
         try:
             if is_new:
                 # before the start: what is printed at once would be missed
                 log.attach()
                 self._start(container)
+                if self._settings.attempts is not None:
+                    with suppress(OSError):
+                        self._settings.attempts.note_start(self._request, wanted)
             else:
                 log.replay()
-            watch = _Watch(self._api, container, self._request, self._monitor, self._log, log, disk)
-            end = watch.until_end(self._grace_seconds)
+            stops = _Stops(self._settings.attempts, self._request, wanted)
+            watch = _Watch(
+                self._api, container, self._request, self._monitor, self._log, log, disk, stops
+            )
+            if not is_new:
+                watch.stopped = stops.before()
+            end = watch.until_end(self._settings.grace_seconds)
             self.started_at = watch.started_at
             return end
         finally:
@@ -347,11 +437,11 @@ class _Attempt:
             reason = f"{program!r} cannot be started: {_said(error)}"
             raise _CannotGoOnError(FailureKind.CANNOT_START, reason) from error
 
-    def _take_output(self, found: dict[str, Any], cleanup: ExitStack) -> None:
+    def _take_output(self, found: dict[str, Any]) -> None:
         """Move what an attached container left to our workspace, and remove its working folder."""
         output, work = _mounted(found, spec.OUTPUT), _mounted(found, spec.WORK)
         if work is not None:
-            cleanup.callback(shutil.rmtree, work, ignore_errors=True)
+            self._cleanup.callback(shutil.rmtree, work, ignore_errors=True)
         here = self._request.workspace.output
         if output is not None and output.resolve() != here.resolve():
             shutil.copytree(output, here, symlinks=True, ignore=_special, dirs_exist_ok=True)
@@ -369,6 +459,28 @@ class _Attempt:
                 self._log.note(f"container {container[:12]} could not be removed: {error}")
 
 
+@dataclass(frozen=True, slots=True)
+class _Stops:
+    """Why an attempt is stopped, noted before it is: its end alone would not say."""
+
+    attempts: EndedAttempts | None
+    request: RunRequest
+    identity: Digest
+
+    def before(self) -> tuple[FailureKind, str] | None:
+        """Return why a worker that is gone stopped the attempt."""
+        if self.attempts is None:
+            return None
+        return self.attempts.stop_of(self.request, self.identity)
+
+    def note(self, kind: FailureKind, reason: str) -> None:
+        """Note it for a worker that attaches, if this one dies before it has kept the end."""
+        if self.attempts is not None and kind is not FailureKind.CANCELLED:
+            # without the note such a worker is told of a signal
+            with suppress(OSError):
+                self.attempts.note_stop(self.request, self.identity, kind, reason)
+
+
 class _Watch:
     """Follows a started container to its end, stopping it when there is reason to."""
 
@@ -381,6 +493,7 @@ class _Watch:
         log: LogStream,
         source: ContainerLog,
         disk: DiskWatch,
+        stops: _Stops,
     ) -> None:
         self.started_at: datetime | None = None
         self._api = api
@@ -391,8 +504,10 @@ class _Watch:
         self._log = log
         self._source = source
         self._disk = disk
+        self._stops = stops
         self._memory: MemoryWatch | None = None
-        self._stopped: tuple[FailureKind, str] | None = None
+        self.stopped: tuple[FailureKind, str] | None = None
+        """Why the container was stopped, by this worker or by one before it."""
         self._kill_at: float | None = None
         self._next_question = 0.0
         self._deadline = time.monotonic() + request.limits.timeout_seconds
@@ -406,6 +521,8 @@ class _Watch:
         """
         try:
             state = self._state()
+            if self.stopped is not None and state["Running"]:
+                self._stop(*self.stopped, time.monotonic() + grace_seconds)
             while state["Running"]:
                 state = self._wait_a_little(state, grace_seconds)
             self._source.drain(self._log, _DRAIN_SECONDS)
@@ -459,29 +576,33 @@ class _Watch:
     def _look(self, now: float, grace_seconds: float) -> None:
         if self._memory is not None:
             self._memory.sample()
-            if self._stopped is None and self._memory.kills:
+            if self.stopped is None and self._memory.kills:
                 # what is left of it may wait for the killed process for ever
-                self._stopped = (FailureKind.OUT_OF_MEMORY, self._memory_reason())
-                self._signal("SIGKILL")
-        if self._stopped is None and (excess := self._disk.excess()) is not None:
-            self._stopped = FailureKind.OUT_OF_SPACE, excess
-            self._signal("SIGKILL")
+                self._kill(FailureKind.OUT_OF_MEMORY, self._memory_reason())
+        if self.stopped is None and (excess := self._disk.excess()) is not None:
+            self._kill(FailureKind.OUT_OF_SPACE, excess)
         if self._kill_at is not None and now >= self._kill_at:
             self._kill_at = None
             self._signal("SIGKILL")
-        if self._stopped is None and now >= self._deadline:
+        if self.stopped is None and now >= self._deadline:
             reason = f"not done after {self._limits.timeout}"
             self._stop(FailureKind.DEADLINE, reason, now + grace_seconds)
-        if self._stopped is None and now >= self._next_question:
+        if self.stopped is None and now >= self._next_question:
             self._next_question = now + _CANCEL_SECONDS
             if self._monitor.is_cancelled():
                 self._stop(FailureKind.CANCELLED, "cancelled", now + grace_seconds)
 
     def _stop(self, kind: FailureKind, reason: str, kill_at: float) -> None:
-        self._stopped = (kind, reason)
+        self.stopped = (kind, reason)
+        self._stops.note(kind, reason)
         self._log.note(f"{reason}: stopping it")
         self._signal("SIGTERM")
         self._kill_at = kill_at
+
+    def _kill(self, kind: FailureKind, reason: str) -> None:
+        self.stopped = (kind, reason)
+        self._stops.note(kind, reason)
+        self._signal("SIGKILL")
 
     def _signal(self, name: str) -> None:
         import docker
@@ -496,7 +617,7 @@ class _Watch:
     def _end(self, state: dict[str, Any]) -> _End:
         code = int(state["ExitCode"])
         peak = self._memory.peak_bytes if self._memory is not None else 0
-        failure = self._stopped or self._failure(code, state)
+        failure = self.stopped or self._failure(code, state)
         if failure is not None and failure[0] is FailureKind.CANNOT_START:
             return _End(None, failure)
         return _End(code, failure, peak or None)

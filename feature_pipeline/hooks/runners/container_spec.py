@@ -20,6 +20,7 @@ SCRATCH: Final = "/tmp"  # noqa: S108  (inside the container)
 NOBODY: Final = 65534
 IDENTITY_LABEL: Final = "feature-pipeline.identity"
 RUN_LABEL: Final = "feature-pipeline.run"
+ARCHIVE_LABEL: Final = "feature-pipeline.archive"
 
 _MOST: Final = 32768
 """Processes that Linux numbers by default, and files enough."""
@@ -40,6 +41,20 @@ def identity(request: RunRequest, image: str) -> Digest:
             }
         )
     )
+
+
+def labels(request: RunRequest, wanted: Digest, archive: str) -> dict[str, str]:
+    """What the container is found again by, and told from others' containers."""
+    return {
+        IDENTITY_LABEL: str(wanted),
+        RUN_LABEL: request.run_id,
+        ARCHIVE_LABEL: archive_label(archive),
+    }
+
+
+def archive_label(archive: str) -> str:
+    """A store's identity as a label's value."""
+    return Digest.of(archive.encode()).hex[:16]
 
 
 def container_name(request: RunRequest, wanted: Digest) -> str:

@@ -46,7 +46,13 @@ from feature_pipeline.hooks.runners.kubernetes_results import (
 )
 from feature_pipeline.hooks.runners.log_stream import LogStream
 from feature_pipeline.hooks.runners.pod_log import PodLog
-from feature_pipeline.hooks.runners.transfer import AttemptEnd, Grants, PodResult, Transfer
+from feature_pipeline.hooks.runners.transfer import (
+    AttemptEnd,
+    AttemptKey,
+    Grants,
+    PodResult,
+    Transfer,
+)
 from feature_pipeline.release import HookRelease
 
 _TICK_SECONDS: Final = 0.1
@@ -220,7 +226,7 @@ class _Attempt:
         if job is None and self._result(name) is not None:
             self._log.note(f"Job {name} is gone, and what it published is here")
             return None
-        if job is None and (ended := self._patiently(lambda: self._transfer.end(name))):
+        if job is None and (ended := self._patiently(lambda: self._transfer.end(self._key(name)))):
             self._log.note(f"Job {name} ended before, without a result; the end of its log:")
             self._log.take("".join(f"{line}\n" for line in ended.failure.log_tail).encode())
             failure = ended.failure
@@ -257,7 +263,7 @@ class _Attempt:
         """What the pod's containers that start from now on need, for a while."""
         lifetime = self._settings.lifetime_seconds(self._request)
         workspace = self._request.workspace
-        return self._patiently(lambda: self._transfer.offer(name, workspace, lifetime))
+        return self._patiently(lambda: self._transfer.offer(self._key(name), workspace, lifetime))
 
     def _put_secret(self, job: dict[str, Any], grants: Grants) -> None:
         """Grant it to the Job's pods. The Secret comes after its Job, so that it goes with it.
@@ -401,7 +407,9 @@ class _Attempt:
                 self._note_end(name, diagnosis, tail, node)
             return _End(diagnosis, tail=tail, node=node)
         try:
-            data = self._patiently(lambda: take_log(self._transfer, name, result, self._request))
+            data = self._patiently(
+                lambda: take_log(self._transfer, self._key(name), result, self._request)
+            )
         except (NotFoundError, CorruptDataError) as error:
             return _End(facts.Diagnosis(FailureKind.PUBLISH_FAILED, str(error)), node=node)
         self._pod_log.show_rest(self._log, data)
@@ -410,7 +418,7 @@ class _Attempt:
         if said is not None and said.kind in _FORGOTTEN:
             # Who mends the program or the image asks the same question again.
             self._delete(name)
-            self._patiently(lambda: self._transfer.forget(name))
+            self._patiently(lambda: self._transfer.forget(self._key(name)))
         return _End(said, result, with_last_line_ended(data), tail=tail, node=node)
 
     def _note_end(
@@ -420,13 +428,16 @@ class _Attempt:
         failure = runtime_facts(diagnosis, tail, self._request)
         end = AttemptEnd(failure, self._began_at, datetime.now(UTC), node)
         try:
-            self._transfer.note_end(name, end)
+            self._transfer.note_end(self._key(name), end)
         except (StoreUnavailableError, OutcomeUnknownError) as error:
             # must not hide what happened before
             self._log.note(f"how Job {name} ended could not be noted: {error}")
 
+    def _key(self, name: str) -> AttemptKey:
+        return AttemptKey(self._request.run_id, name)
+
     def _result(self, name: str) -> PodResult | None:
-        return self._patiently(lambda: self._transfer.result(name))
+        return self._patiently(lambda: self._transfer.result(self._key(name)))
 
     def _patiently(self, look: Callable[[], T]) -> T:
         """What `look` gives, once the store answers.

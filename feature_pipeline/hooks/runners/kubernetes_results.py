@@ -18,7 +18,12 @@ from feature_pipeline.hooks.runners import kubernetes_job as jobs
 from feature_pipeline.hooks.runners.exit_status import exit_reason
 from feature_pipeline.hooks.runners.kubernetes_facts import Diagnosis
 from feature_pipeline.hooks.runners.log_stream import LogStream
-from feature_pipeline.hooks.runners.transfer import AttemptEnd, PodResult, Results
+from feature_pipeline.hooks.runners.transfer import (
+    AttemptEnd,
+    AttemptKey,
+    PodResult,
+    Results,
+)
 from feature_pipeline.pod.transfers import MOST_FILE_BYTES
 
 UNKNOWN_NODE: Final = "unknown"
@@ -27,11 +32,11 @@ _CUT_BYTES: Final = 128
 
 
 class NotPublishedError(NotFoundError):
-    """The attempt's pod has published nothing yet, or never will. `name` is its Job's."""
+    """The attempt's pod has published nothing yet, or never will."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"Job {name} has published no result")
-        self.name = name
+    def __init__(self, attempt: AttemptKey) -> None:
+        super().__init__(f"Job {attempt} has published no result")
+        self.attempt = attempt
 
 
 class PublishedResults:
@@ -57,12 +62,13 @@ class PublishedResults:
         Raises:
             NotPublishedError: There is none.
         """
-        name = jobs.job_name(request, jobs.identity(request, self._image, self._results.archive))
+        job = jobs.job_name(request, jobs.identity(request, self._image, self._results.archive))
+        attempt = AttemptKey(request.run_id, job)
         request.workspace.create()
         request.workspace.clear_output()
         try:
-            result = self._results.result(name)
-            end = self._results.end(name) if result is None else None
+            result = self._results.result(attempt)
+            end = self._results.end(attempt) if result is None else None
         except CorruptDataError as error:
             now = datetime.now(UTC)
             failure = runtime_facts(Diagnosis(FailureKind.PUBLISH_FAILED, str(error)), (), request)
@@ -70,11 +76,11 @@ class PublishedResults:
         if end is not None:
             return without_result(end, request)
         if result is None:
-            raise NotPublishedError(name)
+            raise NotPublishedError(attempt)
         data, diagnosis = b"", None
         tail: tuple[str, ...] = ()
         try:
-            data = with_last_line_ended(take_log(self._results, name, result, request))
+            data = with_last_line_ended(take_log(self._results, attempt, result, request))
         except (NotFoundError, CorruptDataError) as error:
             diagnosis = Diagnosis(FailureKind.PUBLISH_FAILED, str(error))
         else:
@@ -108,7 +114,9 @@ def without_result(end: AttemptEnd, request: RunRequest) -> RunResult:
     )
 
 
-def take_log(results: Results, name: str, result: PodResult, request: RunRequest) -> bytes:
+def take_log(
+    results: Results, attempt: AttemptKey, result: PodResult, request: RunRequest
+) -> bytes:
     """The result's files are in the request's workspace; its log.
 
     Raises:
@@ -117,9 +125,11 @@ def take_log(results: Results, name: str, result: PodResult, request: RunRequest
     """
     most, size = log_file.LOG_HEAD_BYTES + log_file.LOG_TAIL_BYTES + _CUT_BYTES, result.log[1]
     if size > most:
-        raise CorruptDataError(f"the log of Job {name} has {size} bytes; at most {most} are kept")
+        raise CorruptDataError(
+            f"the log of Job {attempt} has {size} bytes; at most {most} are kept"
+        )
     whole = request.workspace.log(request.attempt).with_suffix(".whole")
-    results.fetch(name, result, request.workspace.output, whole)
+    results.fetch(attempt, result, request.workspace.output, whole)
     data = whole.read_bytes()
     whole.unlink()
     return data

@@ -111,6 +111,21 @@ class ProcessTree:
         return 0
 
 
+def end_processes_of(folder: Path) -> int:
+    """End the processes of hooks that run in a folder whose worker is gone; how many there were.
+
+    They are known by their environment: their output lies in that folder.
+    """
+    psutil = import_module("psutil")
+    ended, prefix = 0, f"{folder.resolve()}{os.sep}"
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get("OSA_OUT", "").startswith(prefix):
+                process.kill()
+                ended += 1
+    return ended
+
+
 def _high_water(pid: int) -> int:
     """The most memory that the process ever had, where the kernel tells: a peak between samples."""
     with suppress(OSError):

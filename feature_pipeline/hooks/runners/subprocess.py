@@ -14,7 +14,9 @@ What this runner does not promise:
   limit was refused: many numerical programs reserve far more than they touch.
 - A descendant that leaves the process group and is gone from the tree before a sample was taken is
   not found, and not stopped.
-- If this process itself is killed with SIGKILL, the hook runs to its end, unheard.
+- If this process itself is killed with SIGKILL, the hook runs on, unheard, and cannot be attached
+  to: its output is a pipe, and its status goes to its parent. The attempt is made anew. Attempts
+  that had ended are found again.
 """
 
 import math
@@ -27,14 +29,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from feature_pipeline.digest import digest_stream
+from feature_pipeline.digest import Digest, digest_stream, document_bytes
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.hooks.ended_attempts import EndedAttempts, made_once
 from feature_pipeline.hooks.failure import FailureKind, RuntimeFacts, is_memory_error
 from feature_pipeline.hooks.log_file import open_log
 from feature_pipeline.hooks.quantities import format_size
@@ -42,6 +45,7 @@ from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
 from feature_pipeline.hooks.runners.disk_watch import DiskWatch
 from feature_pipeline.hooks.runners.log_stream import LogStream
 from feature_pipeline.hooks.runners.process_tree import ProcessTree
+from feature_pipeline.hooks.work_folders import WorkFolders
 
 _TICK_SECONDS: Final = 0.05
 _SAMPLE_SECONDS: Final = 0.1
@@ -51,18 +55,19 @@ _PYTHON: Final = frozenset({"python", "python3"})
 
 
 class SubprocessRunner:
-    """Runs a release's code files as a child process in a fresh folder below `work_folder`.
+    """Runs a release's code files as a child process in a fresh folder.
 
     Args:
-        work_folder: For scratch, each attempt's folder being removed when it ends; None is the
-            system's temporary folder.
+        work: Where that folder lies, and where attempts that have ended are kept for the next
+            worker; if None, in the system's temporary folder, and nowhere.
         grace_seconds: Between SIGTERM and SIGKILL, at a deadline and on cancellation.
     """
 
     name = "subprocess"
 
-    def __init__(self, work_folder: Path | None = None, grace_seconds: float = 10.0) -> None:
-        self._work_folder = work_folder
+    def __init__(self, work: WorkFolders | None = None, *, grace_seconds: float = 10.0) -> None:
+        self._work = work
+        self._attempts = None if work is None else EndedAttempts(work.attempts)
         self._grace_seconds = grace_seconds
 
     def run(self, request: RunRequest, monitor: RunMonitor) -> RunResult:
@@ -70,6 +75,10 @@ class SubprocessRunner:
 
         `python` as the command's first word is the interpreter that runs this.
         """
+        return made_once(self._attempts, request, _identity(request), monitor, self._make)
+
+    @contextmanager
+    def _make(self, request: RunRequest, monitor: RunMonitor) -> Iterator[RunResult]:
         request.workspace.create()
         request.workspace.clear_output()
         started_at = datetime.now(UTC)
@@ -82,7 +91,7 @@ class SubprocessRunner:
             else:
                 end, peak = self._execute(request, monitor, log, scratch)
             facts = None if end.failure is None else _facts(end, log, request)
-        return RunResult(
+        yield RunResult(
             exit_code=end.exit_code,
             failure=facts,
             started_at=started_at,
@@ -94,16 +103,20 @@ class SubprocessRunner:
 
     @contextmanager
     def _scratch(self) -> Iterator[Path]:
-        if self._work_folder is not None:
-            self._work_folder.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix="hook-", dir=self._work_folder)).resolve()
-        try:
+        # Not below the workspace: sockets are made in TMPDIR, and a socket's path is at most 107
+        # bytes long.
+        with ExitStack() as cleanup:
+            if self._work is None:
+                scratch = Path(tempfile.mkdtemp(prefix="hook-")).resolve()
+                # what cannot be removed is left: it must not hide what happened before
+                cleanup.callback(shutil.rmtree, scratch, ignore_errors=True)
+            else:
+                folder = self._work.open("s")
+                cleanup.callback(folder.cleanup)
+                scratch = folder.path.resolve()
             for name in ("work", "home", "tmp"):
                 (scratch / name).mkdir()
             yield scratch
-        finally:
-            # what cannot be removed is left: it must not hide what happened before
-            shutil.rmtree(scratch, ignore_errors=True)
 
     def _execute(
         self, request: RunRequest, monitor: RunMonitor, log: LogStream, scratch: Path
@@ -131,6 +144,9 @@ class SubprocessRunner:
             log.note(reason)
             return _End(None, (FailureKind.CANNOT_START, reason)), None
         try:
+            if self._attempts is not None:
+                with suppress(OSError):
+                    self._attempts.note_start(request, _identity(request))
             disk = DiskWatch(
                 {"scratch": scratch, "output": request.workspace.output},
                 request.limits.scratch_bytes,
@@ -142,6 +158,20 @@ class SubprocessRunner:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
             raise
+
+
+def _identity(request: RunRequest) -> Digest:
+    """What an attempt must be equal in to be the one that `request` asks for."""
+    return Digest.of(
+        document_bytes(
+            {
+                "run": request.question,
+                "attempt": request.attempt,
+                "release": str(request.release.digest),
+                "limits": request.limits.model_dump(mode="json"),
+            }
+        )
+    )
 
 
 def _lay_out_code(request: RunRequest, folder: Path) -> tuple[FailureKind, str] | None:

@@ -15,6 +15,17 @@ from feature_pipeline.hooks.runner import Workspace
 
 
 @dataclass(frozen=True, slots=True)
+class AttemptKey:
+    """Which attempt: the hook run's id, and the name of the attempt's Job."""
+
+    run_id: str
+    job: str
+
+    def __str__(self) -> str:
+        return self.job
+
+
+@dataclass(frozen=True, slots=True)
 class Grants:
     """What the pod is given, secret both: signed addresses that work for a limited time.
 
@@ -59,14 +70,14 @@ class AttemptEnd:
 
 
 class Results(Protocol):
-    """Takes what the pod of one attempt left, which is named by its Job's name."""
+    """Takes what the pod of one attempt left."""
 
     @property
     def archive(self) -> str:
         """Tells attempts about this archive from those about another: see `kubernetes_job`."""
         ...
 
-    def end(self, name: str) -> AttemptEnd | None:
+    def end(self, attempt: AttemptKey) -> AttemptEnd | None:
         """What a worker noted of an attempt that left no result; None if none did.
 
         Raises:
@@ -74,7 +85,7 @@ class Results(Protocol):
         """
         ...
 
-    def result(self, name: str) -> PodResult | None:
+    def result(self, attempt: AttemptKey) -> PodResult | None:
         """What the pod published; None as long as it has not.
 
         Raises:
@@ -82,7 +93,7 @@ class Results(Protocol):
         """
         ...
 
-    def fetch(self, name: str, result: PodResult, output: Path, log: Path) -> None:
+    def fetch(self, attempt: AttemptKey, result: PodResult, output: Path, log: Path) -> None:
         """The files are in `output` and the log in `log`, with the digests that `result` names.
 
         Raises:
@@ -94,7 +105,7 @@ class Results(Protocol):
 class Transfer(Results, Protocol):
     """Moves the workspace of one attempt, there and back."""
 
-    def offer(self, name: str, workspace: Workspace, lifetime_seconds: float) -> Grants:
+    def offer(self, attempt: AttemptKey, workspace: Workspace, lifetime_seconds: float) -> Grants:
         """The workspace's inputs, files and code can be had by the pod for that time.
 
         Raises:
@@ -103,7 +114,7 @@ class Transfer(Results, Protocol):
         """
         ...
 
-    def note_end(self, name: str, end: AttemptEnd) -> None:
+    def note_end(self, attempt: AttemptKey, end: AttemptEnd) -> None:
         """Whoever asks for the attempt again is told that it ended; the first word stands.
 
         Raises:
@@ -111,7 +122,7 @@ class Transfer(Results, Protocol):
         """
         ...
 
-    def forget(self, name: str) -> None:
+    def forget(self, attempt: AttemptKey) -> None:
         """The attempt's pod has left no result, whatever it left; no error if it had left none.
 
         Raises:

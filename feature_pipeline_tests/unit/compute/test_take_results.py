@@ -1,10 +1,13 @@
 """What pods left of a run whose worker died is taken by repeating its course, starting nothing."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
-from feature_pipeline.archive import accept, inbox, log, read
+from feature_pipeline.archive import accept, inbox, layout, log, read
+from feature_pipeline.archive.blob_store import create_or_read
 from feature_pipeline.archive.log import Verdict
 from feature_pipeline.archive.stores.memory import MemoryStore
 from feature_pipeline.compute.expected import ExpectedRun, expected_keys, read_expected
@@ -15,6 +18,7 @@ from feature_pipeline.compute.take_results import (
     take_results,
 )
 from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
+from feature_pipeline.orchestration.outlived_runs import take_outlived
 from feature_pipeline.outcomes import OutcomeKind
 from feature_pipeline_tests.fixtures.scripted import (
     DATASET,
@@ -104,6 +108,51 @@ def test_a_run_under_raised_limits_is_taken_too(computing: Computing):
     entries = log.read_log(computing.store, DATASET, HOOK, "b1")
     assert [entry.verdict for entry in entries] == [Verdict.CURRENT, Verdict.CURRENT]
     assert len(read.read_manifest(computing.store, entries[-1].manifest).starts) == 2
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+def uploads(computing: Computing) -> set[str]:
+    return {info.key.split("/")[1] for info in computing.store.list_objects(layout.UPLOADS)}
+
+
+def test_what_pods_left_goes_once_the_run_is_in_the_log(computing: Computing, instance):
+    runner = PodRunner(computing.store, ScriptedRunner(fails_over("r7")))
+    computing.execute(runner)
+    run = begun(computing)
+    assert uploads(computing) == {run.id}
+    assert len(take_outlived(computing.store, instance).announced) == 1
+    # until then another worker may ask the same
+    assert uploads(computing) == {run.id}
+    again = computing.execute(runner)
+    assert again.hook_run is not None
+    assert len(set(runner.names)) == len(runner.names)
+    waiting = take_outlived(computing.store, instance).waiting
+    assert waiting == [f"{run.id}: its completion is not accepted yet"]
+    accept_all(computing)
+    take_outlived(computing.store, instance)
+    assert uploads(computing) == set()
+    assert expected_keys(computing.store) == []
+
+
+def test_what_pods_left_of_a_run_that_goes_on_stays(computing: Computing, instance):
+    runner = DiesAfter(computing.store, ScriptedRunner(fails_over("r7")))
+    runner.attempts = 5
+    with pytest.raises(Died):
+        computing.execute(runner)
+    # ended attempts of another run are no business of this one
+    create_or_read(computing.store, layout.upload("other-run", "hook-x-1", "log"), b"")
+    found = take_outlived(computing.store, instance)
+    assert (found.announced, len(found.waiting)) == ([], 1)
+    assert uploads(computing) == {begun(computing).id, "other-run"}
+    runner.attempts = 10**6
+    computing.run(runner)
+    take_outlived(computing.store, instance)
+    assert uploads(computing) == {"other-run"}
 
 
 def test_what_an_older_worker_noted_can_be_taken(computing: Computing):

@@ -1,0 +1,330 @@
+"""Attempts that have ended, kept on this machine for the next worker that asks for them.
+
+What belongs here: how an attempt's facts, output and log outlive the worker that made it. Not here:
+where the folder is and when it goes (`work_folders`), what the next worker does about the facts
+(`failure`).
+
+An attempt is kept before anything of it is removed, and is there completely or not at all. Its
+output is checked against its digests when it is taken, so that an attempt that is damaged counts as
+one that was never made.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from feature_pipeline.digest import Digest, digest_stream
+from feature_pipeline.hooks.failure import FailureKind, RuntimeFacts
+from feature_pipeline.hooks.output import RAW_FILES
+from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
+
+_WAIT_SECONDS: Final = 0.2
+_END: Final = "end.json"
+_STOP: Final = "stop.json"
+_STARTS: Final = "starts"
+_OUTPUT: Final = "out"
+_LOG: Final = "log"
+# Nothing was learnt about the records: the next worker makes the attempt anew.
+_NOT_KEPT: Final = frozenset(
+    {
+        FailureKind.CANCELLED,
+        FailureKind.CANNOT_START,
+        FailureKind.CLUSTER_REFUSED,
+        FailureKind.IMAGE_PULL,
+        FailureKind.STAGE_FAILED,
+        FailureKind.UNKNOWN,
+        FailureKind.UNSCHEDULABLE,
+    }
+)
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Failure(_Document):
+    kind: FailureKind
+    reason: str
+    exit_code: int | None
+    log_tail: tuple[str, ...]
+    memory_limit_bytes: int | None
+
+
+class _Ended(_Document):
+    """How an attempt ended, and what it left."""
+
+    identity: str
+    exit_code: int | None
+    failure: _Failure | None
+    started_at: datetime
+    finished_at: datetime
+    peak_memory_bytes: int | None
+    node: str
+    files: Mapping[str, str]
+    """Digests of the regular files that are kept of the output."""
+    irregular: tuple[str, ...]
+    """Names of such files that are something else."""
+    others: tuple[str, ...]
+    """Names in the output that are not kept."""
+    log: str
+
+
+class EndedAttempts:
+    """The ended attempts of one archive's hook runs, below `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @contextmanager
+    def alone(self, request: RunRequest, identity: Digest, monitor: RunMonitor) -> Iterator[None]:
+        """Have no other worker of this machine make the same attempt meanwhile.
+
+        Waits for a worker that makes it, as long as the run is not cancelled.
+        """
+        run = self._run(request)
+        run.mkdir(parents=True, exist_ok=True)
+        with (run / f"{_name(identity)}.lock").open("wb") as file:
+            while not _locked(file.fileno()) and not monitor.is_cancelled():
+                time.sleep(_WAIT_SECONDS)
+            yield
+
+    def take(self, request: RunRequest, identity: Digest) -> RunResult | None:
+        """Take the attempt if it has ended: its output and log are in the request's workspace.
+
+        Args:
+            request: The attempt.
+            identity: What an attempt must be equal in to be this one.
+        """
+        folder = self._run(request) / _name(identity)
+        try:
+            ended = _Ended.model_validate_json((folder / _END).read_bytes())
+            if ended.identity != str(identity) or not _is_whole(folder, ended):
+                raise ValueError(f"{folder} holds another attempt, or is damaged")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError, ValueError):
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+        workspace = request.workspace
+        workspace.create()
+        workspace.clear_output()
+        for name in ended.files:
+            shutil.copyfile(folder / _OUTPUT / name, workspace.output / name)
+        for name in ended.irregular:
+            (workspace.output / name).symlink_to(name)
+        for name in ended.others:
+            with suppress(OSError):
+                (workspace.output / name).touch()
+        log = workspace.log(request.attempt)
+        # it may be the same file
+        log.unlink(missing_ok=True)
+        shutil.copyfile(folder / _LOG, log)
+        failure = None
+        if ended.failure is not None:
+            failure = RuntimeFacts(**ended.failure.model_dump())
+        return RunResult(
+            exit_code=ended.exit_code,
+            failure=failure,
+            started_at=ended.started_at,
+            finished_at=ended.finished_at,
+            log=log,
+            peak_memory_bytes=ended.peak_memory_bytes,
+            node=ended.node,
+        )
+
+    def keep(self, request: RunRequest, identity: Digest, result: RunResult) -> None:
+        """Keep the attempt, whose output and log are in the request's workspace.
+
+        Raises:
+            OSError: It could not be kept, and is not there.
+        """
+        if result.failure is not None and result.failure.kind in _NOT_KEPT:
+            return
+        run = self._run(request)
+        run.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=".", dir=run))
+        try:
+            _write(part, request, identity, result)
+            part.replace(run / _name(identity))
+        except OSError as error:
+            shutil.rmtree(part, ignore_errors=True)
+            # another worker has kept the same attempt
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+    def note_start(self, request: RunRequest, identity: Digest) -> None:
+        """Note that the hook is started for the attempt, now: this worker may not see its end.
+
+        Raises:
+            OSError: It could not be noted.
+        """
+        with self._starts(request, identity).open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now(UTC).isoformat()}\n")
+
+    def lost_starts(self, request: RunRequest, identity: Digest) -> tuple[datetime, ...]:
+        """Return when the hook was started for the attempt before the last time."""
+        try:
+            lines = self._starts(request, identity).read_text(encoding="utf-8").splitlines()
+            return tuple(datetime.fromisoformat(line) for line in lines[:-1])
+        except (OSError, ValueError):
+            return ()
+
+    def _starts(self, request: RunRequest, identity: Digest) -> Path:
+        return self._run(request) / f"{_name(identity)}.{_STARTS}"
+
+    def note_stop(
+        self, request: RunRequest, identity: Digest, kind: FailureKind, reason: str
+    ) -> None:
+        """Note why an attempt is being stopped, for a worker that finds it stopped.
+
+        Raises:
+            OSError: It could not be noted.
+        """
+        run = self._run(request)
+        run.mkdir(parents=True, exist_ok=True)
+        document = {"kind": kind.value, "reason": reason}
+        _write_whole(run / f"{_name(identity)}.{_STOP}", document)
+
+    def stop_of(self, request: RunRequest, identity: Digest) -> tuple[FailureKind, str] | None:
+        """Return why an earlier worker stopped the attempt; None if none did."""
+        try:
+            data = (self._run(request) / f"{_name(identity)}.{_STOP}").read_bytes()
+            document = json.loads(data)
+            return FailureKind(document["kind"]), str(document["reason"])
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def _run(self, request: RunRequest) -> Path:
+        return self._folder / request.run_id
+
+
+def _name(identity: Digest) -> str:
+    return identity.hex[:32]
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        # a file system without locks: two workers may make the same attempt there
+        return error.errno in (errno.ENOLCK, errno.ENOTSUP)
+    return True
+
+
+def _write(folder: Path, request: RunRequest, identity: Digest, result: RunResult) -> None:
+    (folder / _OUTPUT).mkdir()
+    files: dict[str, str] = {}
+    irregular, others = [], []
+    output = request.workspace.output
+    if output.is_symlink() or not output.is_dir():
+        raise OSError(f"the hook replaced {output.name}, its output folder")
+    for path in sorted(output.iterdir()):
+        if path.name not in RAW_FILES:
+            others.append(path.name)
+        elif path.is_symlink() or not path.is_file():
+            irregular.append(path.name)
+        else:
+            files[path.name] = _keep_file(path, folder / _OUTPUT / path.name)
+    failure = result.failure
+    ended = _Ended(
+        identity=str(identity),
+        exit_code=result.exit_code,
+        failure=None
+        if failure is None
+        else _Failure(
+            kind=failure.kind,
+            reason=failure.reason,
+            exit_code=failure.exit_code,
+            log_tail=failure.log_tail,
+            memory_limit_bytes=failure.memory_limit_bytes,
+        ),
+        started_at=result.started_at,
+        finished_at=result.finished_at,
+        peak_memory_bytes=result.peak_memory_bytes,
+        node=result.node,
+        files=files,
+        irregular=tuple(irregular),
+        others=tuple(others),
+        log=_keep_file(result.log, folder / _LOG),
+    )
+    _write_whole(folder / _END, ended.model_dump(mode="json"))
+
+
+def _keep_file(source: Path, target: Path) -> str:
+    """Have the file under another name as well; its digest."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+    return _digest(target)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return str(digest_stream(stream)[0])
+
+
+def _is_whole(folder: Path, ended: _Ended) -> bool:
+    paths = {folder / _OUTPUT / name: digest for name, digest in ended.files.items()}
+    paths[folder / _LOG] = ended.log
+    return all(_digest(path) == digest for path, digest in paths.items())
+
+
+def _write_whole(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a document that is there completely or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+    with part.open("w", encoding="utf-8") as file:
+        json.dump(document, file)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def made_once(
+    attempts: EndedAttempts | None,
+    request: RunRequest,
+    identity: Digest,
+    monitor: RunMonitor,
+    make: Callable[[RunRequest, RunMonitor], AbstractContextManager[RunResult]],
+) -> RunResult:
+    """Take the attempt if it has ended already; else make it, and keep it.
+
+    Args:
+        attempts: Where ended attempts are kept; None keeps none.
+        request: The attempt.
+        identity: What an attempt must be equal in to be this one.
+        monitor: Watches it.
+        make: Makes the attempt. What it made goes when the context is left: once it is kept.
+
+    Raises:
+        BaseException: As `make`; the attempt is not kept then.
+    """
+    if attempts is None:
+        with make(request, monitor) as result:
+            return result
+    with attempts.alone(request, identity, monitor):
+        ended = attempts.take(request, identity)
+        if ended is not None:
+            monitor.log(f"[feature_pipeline] attempt {request.attempt} had ended before")
+            return replace(ended, lost_starts=attempts.lost_starts(request, identity))
+        with make(request, monitor) as result:
+            try:
+                attempts.keep(request, identity, result)
+            except OSError as error:
+                # it costs another start if this worker dies, and no more
+                monitor.log(f"[feature_pipeline] what the attempt left is not kept: {error}")
+            return replace(result, lost_starts=attempts.lost_starts(request, identity))

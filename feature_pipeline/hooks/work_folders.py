@@ -1,0 +1,225 @@
+"""Where the hook runs of one archive keep their folders on this machine, and whose worker is gone.
+
+What belongs here: the folders, and telling those of living workers from those of dead ones. Not
+here: which questions are over (`orchestration.outlived_runs`), what is kept of an attempt
+(`ended_attempts`).
+
+    <root>/<archive>/runs/<hook>-<random>/   one worker's workspace; it holds `lock` while it lives
+    <root>/<archive>/attempts/<run id>/      attempts that have ended: see `ended_attempts`
+
+Both hold a `question.json`: what the run asks, by which others find out whether it is over. The
+kernel lets go of a lock when its process dies, so that no process number needs to be believed.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from feature_pipeline.digest import Digest
+from feature_pipeline.errors import InvalidInputError
+
+_LOCK: Final = "lock"
+_QUESTION: Final = "question.json"
+_LEFT: Final = "left"
+_PRIVATE: Final = 0o700
+_BEGINNING_SECONDS: Final = 60.0
+"""A folder so young may not have its lock yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a hook run asks: it is over once its batch's log has its id, or goes on past `base`."""
+
+    run_id: str
+    dataset: str
+    hook: str
+    batch: str
+    base: int
+    runner: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeftFolder:
+    """A folder that no living worker uses.
+
+    `question` is None if it says nothing of one. `is_left` is set if people were told of it.
+    """
+
+    path: Path
+    question: Question | None
+    modified_at: float
+    """Seconds since 1970."""
+    is_left: bool = False
+
+
+class WorkFolder:
+    """One worker's folder, gone after `cleanup` unless people were told to find it there."""
+
+    def __init__(self, folders: "WorkFolders", path: Path, lock: int, run_id: str | None) -> None:
+        self.path = path
+        self._folders = folders
+        self._lock: int | None = lock
+        self._run_id = run_id
+
+    def cleanup(self) -> None:
+        """Remove the folder, or as much of it as this user may."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._release()
+
+    def leave(self) -> Path:
+        """Let the folder stay where it is, until its question is over."""
+        with suppress(OSError):
+            (self.path / _LEFT).touch()
+        self._release()
+        return self.path
+
+    def forget_attempts(self) -> None:
+        """Remove the ended attempts of the hook run: its batch's log has what they came to.
+
+        They stay where another worker works at the same run, which would make them anew.
+        """
+        run_id = self._run_id
+        if run_id is not None and self._folders.living().count(run_id) < 2:
+            shutil.rmtree(self._folders.attempts / run_id, ignore_errors=True)
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+class WorkFolders:
+    """The folders of the hook runs of one archive.
+
+    Args:
+        root: Where they lie; a folder of this user's in the system's temporary folder if None.
+        archive: The store's identity: archives on one machine keep apart.
+    """
+
+    def __init__(self, root: Path | None, archive: str) -> None:
+        self._root = root or Path(tempfile.gettempdir()) / f"feature-pipeline-{os.geteuid()}"
+        self._is_shared = root is None
+        self._folder = self._root / Digest.of(archive.encode()).hex[:12]
+
+    @property
+    def attempts(self) -> Path:
+        """The folder of ended attempts."""
+        return self._folder / "attempts"
+
+    @property
+    def _runs(self) -> Path:
+        return self._folder / "runs"
+
+    def open(self, prefix: str, question: Question | None = None) -> WorkFolder:
+        """Make a folder for a worker that begins now.
+
+        Args:
+            prefix: Of its name.
+            question: What the worker's hook run asks.
+
+        Raises:
+            InvalidInputError: Another user owns the folder that is ours.
+            OSError: It cannot be made.
+        """
+        self._make(self._runs)
+        path = Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=self._runs))
+        # its name comes when it is held: a lock that is not held means that its worker is gone
+        unnamed = path / f".{_LOCK}"
+        lock = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+                raise
+        unnamed.rename(path / _LOCK)
+        if question is None:
+            return WorkFolder(self, path, lock, None)
+        text = json.dumps(asdict(question))
+        (path / _QUESTION).write_text(text, encoding="utf-8")
+        attempts = self.attempts / question.run_id
+        self._make(attempts)
+        (attempts / _QUESTION).write_text(text, encoding="utf-8")
+        return WorkFolder(self, path, lock, question.run_id)
+
+    def living(self) -> list[str]:
+        """Return the id of the hook run that each living worker of this machine works at."""
+        return [
+            question.run_id
+            for path in _folders(self._runs)
+            if not _is_abandoned(path) and (question := _read_question(path)) is not None
+        ]
+
+    def left_runs(self) -> list[LeftFolder]:
+        """Return the folders of workers that are gone."""
+        return [
+            LeftFolder(path, _read_question(path), _modified_at(path), (path / _LEFT).exists())
+            for path in _folders(self._runs)
+            if _is_abandoned(path)
+        ]
+
+    def left_attempts(self) -> list[LeftFolder]:
+        """Return the folders of ended attempts of hook runs that no living worker works at."""
+        living = set(self.living())
+        return [
+            LeftFolder(path, _read_question(path), _modified_at(path))
+            for path in _folders(self.attempts)
+            if path.name not in living
+        ]
+
+    def _make(self, folder: Path) -> None:
+        if self._is_shared:
+            # anybody may have made a folder of that name
+            with suppress(FileExistsError):
+                self._root.mkdir(mode=_PRIVATE)
+            found = self._root.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+                raise InvalidInputError(
+                    f"{self._root} is not ours: remove it, or set FEATURE_PIPELINE_WORK_FOLDER"
+                )
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _folders(parent: Path) -> Iterator[Path]:
+    with suppress(FileNotFoundError):
+        yield from sorted(path for path in parent.iterdir() if path.is_dir())
+
+
+def _is_abandoned(folder: Path) -> bool:
+    """Whether no process holds the folder's lock; False where that cannot be told."""
+    try:
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return time.time() - _modified_at(folder) > _BEGINNING_SECONDS
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(lock)
+    return True
+
+
+def _modified_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
+
+
+def _read_question(folder: Path) -> Question | None:
+    try:
+        return Question(**json.loads((folder / _QUESTION).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None

@@ -1,0 +1,1 @@
+"""What Dagster's daemon does by itself, a look at a time."""

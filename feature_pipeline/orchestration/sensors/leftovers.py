@@ -1,0 +1,139 @@
+"""What workers left on this machine that died: removed once nothing can come of it.
+
+A question is over once its batch's log has the hook run, or has gone on past what the run was
+planned upon: from then on no worker asks it again, so that nothing of it can be attached to or
+taken. Only then, or two weeks after the last worker, what might have been needed is removed; and
+never while a living worker works at it.
+"""
+
+import shutil
+import time
+from collections.abc import Collection, Mapping
+from typing import Final
+
+from feature_pipeline.archive import log
+from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.documents import utc_now
+from feature_pipeline.compute.expected import KEPT
+from feature_pipeline.errors import FeaturePipelineError
+from feature_pipeline.hooks.runner import HookRunner, RunsContainers
+from feature_pipeline.hooks.runners.process_tree import end_processes_of
+from feature_pipeline.hooks.work_folders import LeftFolder, Question, WorkFolders
+
+LOOK_SECONDS: Final = 60.0
+"""Between two looks of a process that looks at every tick."""
+CONTAINER: Final = "container"
+"""The runner whose containers use a dead worker's folder."""
+
+_next_look: dict[str, float] = {}
+"""Per store."""
+
+
+def remove_left_now_and_then(
+    store: BlobStore, work: WorkFolders, runner: HookRunner | None
+) -> tuple[list[str], list[str]]:
+    """Do what `remove_left` does, every `LOOK_SECONDS`; what is removed, and problems."""
+    now = time.monotonic()
+    if now < _next_look.get(store.identity, now):
+        return [], []
+    _next_look[store.identity] = now + LOOK_SECONDS
+    return remove_left(store, work, runner)
+
+
+def remove_left(
+    store: BlobStore, work: WorkFolders, runner: HookRunner | None
+) -> tuple[list[str], list[str]]:
+    """Remove what dead workers left on this machine, where nothing can come of it any more.
+
+    Containers and ended attempts of questions that are over or were abandoned; the folders of
+    workers, at once where nothing can be attached to in them; processes of hooks that no worker
+    can attach to. Costs nothing of the archive while nothing is left; else the listing of one log
+    per question.
+
+    Args:
+        store: The archive.
+        work: The folders on this machine.
+        runner: Starts the containers on this machine, if there are any.
+
+    Returns:
+        What is removed, and what could not be looked at: that stays.
+    """
+    leftovers = _Leftovers(store, work, runner)
+    try:
+        leftovers.remove()
+    except (FeaturePipelineError, OSError) as error:
+        leftovers.problems.append(f"what dead workers left is not removed: {error}")
+    return leftovers.removed, leftovers.problems
+
+
+class _Leftovers:
+    """One look at what dead workers left."""
+
+    def __init__(self, store: BlobStore, work: WorkFolders, runner: HookRunner | None) -> None:
+        self.removed: list[str] = []
+        self.problems: list[str] = []
+        self._store = store
+        self._work = work
+        self._containers = runner if isinstance(runner, RunsContainers) else None
+        self._now = utc_now()
+        self._over: dict[Question, bool] = {}
+
+    def remove(self) -> None:
+        """Remove what nothing can come of."""
+        runs, attempts = self._work.left_runs(), self._work.left_attempts()
+        questions = {
+            left.question.run_id: left.question
+            for left in (*runs, *attempts)
+            if left.question is not None
+        }
+        kept = self._remove_containers(questions)
+        for left in runs:
+            if self._is_done_with(left, kept):
+                end_processes_of(left.path)
+                self._remove(left)
+        for left in attempts:
+            if left.path.name not in kept and self._is_over(left.question, left.modified_at):
+                self._remove(left)
+
+    def _remove_containers(self, questions: Mapping[str, Question]) -> set[str]:
+        """Remove containers of questions that are over; the runs of those that stay."""
+        if self._containers is None:
+            return set()
+        living, kept = set(self._work.living()), set()
+        for run_id, made_at in self._containers.runs_left().items():
+            is_over = self._is_over(questions.get(run_id), made_at.timestamp())
+            if run_id in living or not is_over:
+                kept.add(run_id)
+            else:
+                self._containers.remove_run(run_id)
+                self.removed.append(f"containers of hook run {run_id}")
+        return kept
+
+    def _is_done_with(self, left: LeftFolder, kept: Collection[str]) -> bool:
+        question = left.question
+        if question is None:
+            return True
+        if question.run_id in kept:
+            # a container of it writes here
+            return False
+        # What another process may be told of, or may attach to, stays as long as it may.
+        may_be_needed = left.is_left or question.runner == CONTAINER
+        return not may_be_needed or self._is_over(question, left.modified_at)
+
+    def _is_over(self, question: Question | None, used_at: float) -> bool:
+        """Whether nothing can come of what was left of it."""
+        if self._now.timestamp() - used_at > KEPT.total_seconds():
+            return True
+        if question is None:
+            return False
+        if question not in self._over:
+            entries = log.read_log(self._store, question.dataset, question.hook, question.batch)
+            self._over[question] = any(
+                entry.completion == question.run_id or entry.seq > question.base
+                for entry in entries
+            )
+        return self._over[question]
+
+    def _remove(self, left: LeftFolder) -> None:
+        shutil.rmtree(left.path, ignore_errors=True)
+        self.removed.append(str(left.path))
