@@ -13,8 +13,8 @@ tells an erased object from a lost one.
 Damaged documents keep back the deletions (`maintenance.deletion`), never the withdrawal.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
@@ -26,6 +26,8 @@ from feature_pipeline.archive.erasures import Erased, ErasureEntry, erasures
 from feature_pipeline.archive.guard import Guard
 from feature_pipeline.archive.inbox import InboxEntry, Submission
 from feature_pipeline.archive.log import BatchEntry, FeatureEntry, Verdict
+from feature_pipeline.archive.logs.damage import Damage
+from feature_pipeline.archive.logs.known import KnownLogs, compare, known_logs, sightings
 from feature_pipeline.archive.maintenance import deletion
 from feature_pipeline.archive.manifest import BlobRef, Manifest
 from feature_pipeline.archive.redact import redact_artifact, redact_batch
@@ -76,14 +78,15 @@ class ErasureReport:
     kept_back: int = 0
     """Blobs that are to go and stay for now, because of `obstacles`."""
     obstacles: tuple[str, ...] = ()
-    """What keeps deletions back: see `deletion.obstacles`."""
+    """What is not known, so that records may be in it and nothing may be deleted: see
+    `deletion.obstacles`."""
     lifted: tuple[str, ...] = ()
     """The records that may be submitted again, by this call."""
 
     @property
     def is_finished(self) -> bool:
         """Whether nothing is left to do."""
-        return not self.problems and not self.kept_back
+        return not self.problems and not self.obstacles
 
     def to_json(self) -> dict[str, object]:
         """The report for programs."""
@@ -127,6 +130,7 @@ def erase(
         InvalidInputError: No ids, or one that cannot name a record; nothing was done.
         StoreUnavailableError, OutcomeUnknownError, ConflictError: It is not finished; call again.
     """
+    _known_logs(store, dataset)
     withdraw(store, dataset, record_ids, reason)
     return finish_erasing(store, dataset, progress, lost)
 
@@ -146,12 +150,13 @@ def finish_erasing(
     """
     say = progress or (lambda _: None)
     report = ErasureReport(dataset, ())
+    known = _known_logs(store, dataset)
     ids = frozenset(withdrawn(store, dataset))
     own: set[int] = set()
     # A completion accepted while a pass ran is found by the next one.
     for number in range(1, _MAX_PASSES + 1):
         say(f"pass {number}: looking for {len(ids)} withdrawn records")
-        if not _Pass(store, dataset, ids, report, say, own).run():
+        if not _Pass(store, dataset, ids, report, say, own, known).run():
             break
     else:
         raise ConflictError(
@@ -162,6 +167,19 @@ def finish_erasing(
     _delete(store, dataset, ids, own, report, say, lost)
     report.problems = list(dict.fromkeys(report.problems))
     return report
+
+
+def _known_logs(store: BlobStore, dataset: str) -> KnownLogs:
+    """What is known of all logs, after a look at those that say what is withdrawn and erased.
+
+    Raises:
+        CorruptDataError, StoreUnavailableError: One of them has lost entries.
+    """
+    known = known_logs(store)
+    for prefix in (layout.tombstone_log(dataset), layout.erasure_log(dataset)):
+        for shortfall in compare(store, known, prefix, sightings(store.list_objects(prefix))):
+            raise shortfall.damage.error
+    return known
 
 
 def lift(
@@ -207,14 +225,17 @@ def _delete(
     }
     stored = map_threads(store.stat, [layout.blob(digest) for digest in sorted(due)])
     there = [info for info in stored if info is not None]
+    # Asked again: something may have come to need one since it was said to go. What cannot be read
+    # may also be about a withdrawn record.
+    first = deletion.look(store, given_up=lost)
+    report.obstacles = first.obstacles
     if not there:
         return
-    # Asked again: something may have come to need one since it was said to go.
-    first = deletion.look(store, given_up=lost)
     say(f"deleting {len(there)} blobs")
     done = deletion.delete(store, there, first, waits=say, given_up=lost)
     report.deleted = len(done.deleted)
-    report.kept_back, report.obstacles = len(done.kept_back), done.obstacles
+    report.kept_back = len(done.kept_back)
+    report.obstacles = done.obstacles
 
 
 class _Pass:
@@ -228,6 +249,7 @@ class _Pass:
         report: ErasureReport,
         say: Callable[[str], None],
         own: set[int],
+        known_logs: KnownLogs,
     ) -> None:
         self.store = store
         self.dataset = dataset
@@ -236,6 +258,8 @@ class _Pass:
         self.say = say
         self.own = own
         """The numbers of the entries of the erasure log that this erasure wrote."""
+        self.known_logs = known_logs
+        """A log that has lost entries is not written to: their numbers are not free."""
         self.guard = Guard(store)
         before = erasures(store, dataset)
         self.known = Erased.of(before)
@@ -259,9 +283,13 @@ class _Pass:
             if any(self._successor_batch(entry.digest) is not None for entry in entries)
         }
         for hook in self.store.list_folders(f"{layout.FEATURE_LOGS}{self.dataset}/"):
-            for key in sorted(touched):
+            read = log.readable_feature_logs(
+                self.store, self.dataset, hook, touched, self.known_logs
+            )
+            self._report(read.damage, f"{self.dataset}/{hook}/{{}}")
+            for key, features in read.found.items():
                 with self._reporting(f"{self.dataset}/{hook}/{key}"):
-                    self._redact_log(hook, key)
+                    self._redact_log(features)
         replaced = self._replace_waiting()
         self._write_lost_again()
         if self.batches or self.manifests:
@@ -290,15 +318,14 @@ class _Pass:
 
     # Batches
 
-    def _batch_logs(self) -> dict[str, list[BatchEntry]]:
+    def _batch_logs(self) -> Mapping[str, list[BatchEntry]]:
         """The log of every batch, as far as they can be read."""
-        with suppress(CorruptDataError, InvalidInputError):
-            return log.batch_logs(self.store, self.dataset)
-        found: dict[str, list[BatchEntry]] = {}
-        for key in self.store.list_folders(layout.batch_logs(self.dataset)):
-            with self._reporting(f"the log of batch {key}"):
-                found[key] = log.batch_entries(self.store, self.dataset, key)
-        return found
+        read = log.readable_batch_logs(self.store, self.dataset, self.known_logs)
+        self._report(read.damage, "the log of batch {}")
+        return read.found
+
+    def _report(self, damage: Mapping[str, Damage], where: str) -> None:
+        self.report.problems += [f"{where.format(k)}: {d.error}" for k, d in damage.items()]
 
     def _redact_batches(self, logs: Mapping[str, list[BatchEntry]]) -> None:
         ends = []
@@ -393,11 +420,11 @@ class _Pass:
         """The records that were taken out of the batch; some may be allowed elsewhere by now."""
         return frozenset(self.gone - {record.id for record in self._batch(successor).records})
 
-    def _redact_log(self, hook: str, key: str) -> None:
-        for entry in log.read_log(self.store, self.dataset, hook, key):
+    def _redact_log(self, entries: Iterable[FeatureEntry]) -> None:
+        for entry in entries:
             if entry.manifest in self.known.manifests:
                 continue
-            where = f"{self.dataset}/{hook}/{key}, entry {entry.seq}"
+            where = f"{entry.dataset}/{entry.hook}/{entry.batch}, entry {entry.seq}"
             successor = self._redact_artifact(entry.manifest, where)
             if successor is not None:
                 self._append_features(entry, successor)

@@ -43,7 +43,9 @@ class DocumentReader:
         self.workers = workers
         self.reached = Reached()
         self.after: Mapping[str, int] | None = None
-        """Per log the number up to which entries are passed over; None: none is."""
+        """By log the number up to which entries are passed over; None: none is."""
+        self.ends: dict[str, int] = {}
+        """By log the number of its last entry."""
         self.prefixes: list[str] = []
         """Of the logs that were read."""
         self._lock = threading.Lock()
@@ -94,7 +96,7 @@ class DocumentReader:
                 # an entry that was made beside the listing, before one that is listed
                 listed = list(self.store.list_objects(f"{name}/"))
             self._check_gaps(kind, name, listed)
-            infos += self._unseen(kind, name, listed)
+            infos += self._unseen(f"{name}/", listed)
         self.prefixes.append(prefix)
         entries = map_threads(lambda info: self._entry(kind, info, model), infos, self.workers)
         for info, entry in zip(infos, entries, strict=True):
@@ -112,17 +114,12 @@ class DocumentReader:
                 self.find(State.CORRUPT, kind, key, f"log {name.rstrip('/')}", problem)
         return {name: [one.entry for one in stored] for name, stored in found.items()}
 
-    def _unseen(self, kind: ObjectKind, name: str, infos: Sequence[ObjectInfo]) -> list[ObjectInfo]:
+    def _unseen(self, log: str, infos: Sequence[ObjectInfo]) -> list[ObjectInfo]:
         """The entries of a log that are to be read."""
-        last = max(_seqs(infos), default=0)
-        self.reached.ends[name] = last
+        last = self.ends[log] = max(_seqs(infos), default=0)
         if self.after is None:
             return list(infos)
-        seen = self.after.get(name, 0)
-        if last < seen:
-            key = layout.entry(f"{name}/", seen)
-            self.find(State.MISSING, kind, key, f"log {name}", "it was there a moment ago")
-        unseen = {layout.entry(f"{name}/", seq) for seq in range(seen + 1, last + 1)}
+        unseen = {layout.entry(log, seq) for seq in range(self.after.get(log, 0) + 1, last + 1)}
         return [info for info in infos if info.key in unseen]
 
     def _check_gaps(self, kind: ObjectKind, name: str, infos: Sequence[ObjectInfo]) -> None:

@@ -22,10 +22,11 @@ from pydantic import Field
 from feature_pipeline.archive import blobs, layout
 from feature_pipeline.archive.blob_store import BlobStore, ObjectInfo, create_or_read
 from feature_pipeline.archive.documents import Document, InstantField, Part
+from feature_pipeline.archive.logs.census import take_census
 from feature_pipeline.archive.maintenance.deletion import EMPTY, Look, delete, look
 from feature_pipeline.archive.threads import WORKERS, map_threads
 from feature_pipeline.digest import Digest
-from feature_pipeline.errors import CorruptDataError, InvalidInputError
+from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 
 _MASS: Final = 0.1
 """More of the blobs than this, newly orphaned, are no publisher that died: something is wrong."""
@@ -185,6 +186,8 @@ def collect_garbage(
     # The mark before the deletions: a collection that dies halfway has marked all the same.
     name = f"{mark.started_at:%Y%m%dT%H%M%S.%f}Z-{uuid4().hex[:8]}"
     create_or_read(store, layout.gc_mark(name), mark.encode())
+    # How far logs went that named what this mark has not: the next collection misses what is lost.
+    take_census(store, workers)
     infos = {layout.parse_blob(info.key): info for info in stored}
     done = delete(
         store,
@@ -269,11 +272,16 @@ def _mass(
 def read_marks(store: BlobStore) -> dict[str, Mark]:
     """Return every mark that is kept, by key, oldest first."""
     infos = list(store.list_objects(layout.GC_MARKS))
-    found = map_threads(lambda info: store.get(info.key).data, infos)
-    return {
-        info.key: Mark.decode(data, info.key, broken=CorruptDataError)
-        for info, data in zip(infos, found, strict=True)
-    }
+    found = map_threads(lambda info: _read_mark(store, info.key), infos)
+    return {info.key: mark for info, mark in zip(infos, found, strict=True) if mark is not None}
+
+
+def _read_mark(store: BlobStore, key: str) -> Mark | None:
+    """The mark; None if another collection removed it since it was listed."""
+    try:
+        return Mark.decode(store.get(key).data, key, broken=CorruptDataError)
+    except NotFoundError:
+        return None
 
 
 def _first_mark(marks: Iterable[Mark], second: Mark) -> Mark | None:

@@ -113,8 +113,6 @@ class Reached:
     """Per dataset the records that are withdrawn."""
     erasures: dict[str, Erased] = field(default_factory=dict)
     """Per dataset what its erasures say."""
-    ends: dict[str, int] = field(default_factory=dict)
-    """Per log the number of its last entry."""
     waiting: set[str] = field(default_factory=set)
     """The keys of what waits in inbox and quarantine."""
     unparsed: dict[str, str] = field(default_factory=dict)

@@ -74,8 +74,8 @@ def reach(
         scope: Which part; the whole if None.
         workers: Requests at once.
         planned: Erasures about to be written: what they replace counts as erased.
-        after: Per log the number up to which entries are passed over (`Reached.ends` of an earlier
-            look): what waits and what was appended since is looked at, and whether a log is shorter
+        after: By log the number up to which entries are passed over, as an earlier look saw
+            them: what waits and what was appended since is looked at, and whether a log is shorter
             than it was. Whether entries agree with those passed over is not.
 
     Raises:
@@ -303,10 +303,10 @@ class _Walk(DocumentReader):
                 self._check_successors(entries)
 
     def find_vanished(self) -> None:
-        """Logs that an earlier look saw, and of which nothing is listed now."""
+        """Logs of which an earlier look saw more."""
         for name, seq in (self.after or {}).items():
-            if name not in self.reached.ends:
-                key = layout.entry(f"{name}/", seq)
+            if self.ends.get(name, 0) < seq:
+                key = layout.entry(name, seq)
                 _, kind = kind_of(name)
                 self.find(State.MISSING, kind, key, f"log {name}", "it was there a moment ago")
 

@@ -435,7 +435,8 @@ def extend(maker):
     said = {record.id: [{"label": "again"}] for record in batch.records}
     maker.publish(batch, release, said, OLD_COLUMNS, base=4)
     tombstones.withdraw(maker.store, DATASET, ["neu"], "the depositor asked again")
-    inbox.discard(maker.store, ["run.broken"])  # while it is there, nothing is deleted
+    inbox.discard(maker.store, ["run.broken"])  # while it is there, nothing is deleted,
+    take_census(maker.store)  # nor before there is a census
     erase(maker.store, "letters", ["alice"], "asked for")
     tombstones.lift(maker.store, DATASET, ["neu"], "and changed their mind again")
 

@@ -138,7 +138,7 @@ def drill(ground: Ground, tmp_path, prepare, act, check, *, ages_matter: bool = 
         folder = tmp_path / f"{change}"
         folder.mkdir()
         ground.clear()
-        scene = CareScene(ground.store if ages_matter else MemoryStore(), folder)
+        scene = CareScene(ground.store if ages_matter else MemoryStore(), folder, takes_census=True)
         prepared = prepare(scene)
         if not ages_matter:
             copy(scene.store, ground.store)

@@ -184,7 +184,7 @@ def test_collections_beside_publishers(s3_store, s3_address, s3_prefix, tmp_path
     monkeypatch.setattr(blobs, "GRACE", timedelta(seconds=2))
     monkeypatch.setattr(lease, "LEASE", timedelta(seconds=5))
     monkeypatch.setattr(lease, "MARGIN", timedelta(seconds=1))
-    scene = CareScene(s3_store, tmp_path)
+    scene = CareScene(s3_store, tmp_path, takes_census=True)
     batch = scene.submit(scene.batch_of("b1", ("r1", "r2")))
     release = scene.release()
     ends = time.monotonic() + 15
@@ -312,6 +312,7 @@ class TestCommands:
         assert inbox.quarantined(care.store) == []
 
     def test_erase(self, care, run):
+        run("verify")  # writes the first census: without one nothing is deleted
         assert "--reason" in run("erase", "r2", "--dataset", DATASET, status=1)
         assert "Aborted" in run("erase", "r2", "--dataset", DATASET, "--reason", "x", status=1)
         arguments = ("--dataset", DATASET, "--reason", "asked for", "--yes", "--json")
@@ -324,6 +325,7 @@ class TestCommands:
         assert lifted["lifted"] == ["r2"]
 
     def test_gc(self, care, run):
+        run("verify")  # writes the first census: without one nothing is deleted
         blobs.put_blob(care.store, b"nobody needs this")
         assert "say what may be collected" in run("gc", status=1)
         assert "Dry run" in run("gc", "--all")

@@ -54,7 +54,7 @@ class Look:
     obstacles: tuple[str, ...]
     """Why nothing may be deleted: one sentence each. Empty: what is not needed may be."""
     ends: Mapping[str, int] = field(default_factory=dict)
-    """Per log the number of its last entry."""
+    """By log the number of its last entry."""
     waiting: frozenset[str] = frozenset()
     """The keys of what waits in inbox and quarantine."""
 
@@ -95,7 +95,7 @@ def look(
     return Look(
         needed=frozenset(reached.digests),
         obstacles=obstacles(reached, given_up),
-        ends=reached.ends,
+        ends={name: max(entries) for name, entries in reached.seen.items()},
         waiting=frozenset(reached.waiting),
     )
 
@@ -113,6 +113,13 @@ def obstacles(reached: Reached, given_up: Collection[Digest] = ()) -> tuple[str,
         for finding in reached.findings
         if finding.state is not State.NOT_ERASED and finding.key not in lost
     ]
+    if reached.known is not None and reached.known.census is None:
+        found.append(
+            "there is no census, so nothing tells whether logs are missing: `feature-pipeline"
+            " verify` writes one"
+            if reached.seen
+            else "there is no log and no census, so nothing tells what the blobs are needed for"
+        )
     found += [
         f"{key} is no entry that can be read ({why}), so what it names is not known:"
         " `feature-pipeline quarantine --discard` gives it up"

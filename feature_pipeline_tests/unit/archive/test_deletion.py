@@ -1,15 +1,28 @@
 """Nothing that is needed is deleted: not beside damage, not beside publishers, not too late."""
 
 import contextlib
+import dataclasses
+import re
 from datetime import timedelta
 
 import pytest
 
-from feature_pipeline.archive import accept, blobs, documents, inbox, layout, lease, log, publish
+from feature_pipeline.archive import (
+    accept,
+    blobs,
+    documents,
+    inbox,
+    layout,
+    lease,
+    log,
+    publish,
+    tombstones,
+)
 from feature_pipeline.archive.erase import erase, finish_erasing
 from feature_pipeline.archive.gc import GcScope, collect_garbage
 from feature_pipeline.archive.guard import Guard
 from feature_pipeline.archive.lease import LEASE, MARGIN, DeletionLease
+from feature_pipeline.archive.logs.census import take_census
 from feature_pipeline.archive.maintenance import deletion
 from feature_pipeline.archive.stores.memory import MemoryStore
 from feature_pipeline.archive.verify import verify
@@ -22,7 +35,7 @@ from feature_pipeline.errors import (
 )
 from feature_pipeline.records import RecordBatch, Source
 from feature_pipeline.release import HookRelease, ReleaseDocument
-from feature_pipeline_tests.fixtures.care import CareScene, Clock, everything
+from feature_pipeline_tests.fixtures.care import CareScene, Clock, all_keys, everything
 from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, At, copy_of
 
 SECRET = "xyzzy7"
@@ -45,7 +58,7 @@ def make(clock, tmp_path):
     def make_scene():
         folder = tmp_path / str(next(count))
         folder.mkdir()
-        return CareScene(MemoryStore(clock.now), folder)
+        return CareScene(MemoryStore(clock.now), folder, takes_census=True)
 
     return make_scene
 
@@ -101,7 +114,7 @@ class TestPublishersBesideDeletions:
         assert call > 5
 
     def test_a_submission_between_any_two_requests_of_an_erasure(self, make):
-        for call in range(1, 200):
+        for call in range(1, 200, 3):
             scene = make()
             scene.submit(batch_with(scene, "b1", SECRET))
             store = At(scene.store, call, lambda scene=scene: self.submit(scene, scene.store))
@@ -231,7 +244,7 @@ class Release:
 
 
 class Erasure:
-    step = 5  # it makes many requests
+    step = 9  # it makes many requests
 
     def prepare(self, scene):
         return None
@@ -296,6 +309,262 @@ class TestPublishersBesideTheMostHostileDeletion:
             if store.calls < call:
                 return
         raise AssertionError
+
+
+OTHERS = "others"
+"""Another dataset, whose records, code and output have the same bytes."""
+
+ROT = ("flip", "truncate", "empty", "a later version")
+"""The bytes changed where they lie."""
+OVERWRITTEN = ("flip, put anew", "flip near the end, put anew", "empty, put anew")
+"""The object was put there anew, without a checksum: the store vouches for nothing."""
+
+
+def damaged(data: bytes, how: str) -> bytes:
+    at = len(data) - 8 if "near the end" in how else len(data) // 2
+    if how.startswith("flip"):
+        return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+    if how.startswith("a later version"):
+        return re.sub(rb'"spec_version":\d+', b'"spec_version":99', data)
+    return data[:at] if how.startswith("truncate") else b""
+
+
+class Damage:
+    """An object of a store in memory is not as it was, until it is restored."""
+
+    def __init__(self, store: MemoryStore, key: str, how: str) -> None:
+        self.store, self.key, self.held = store, key, store._objects[key]
+        if how == "delete":
+            del store._objects[key]
+            return
+        data, info = damaged(self.held.data, how), self.held.info
+        if how in OVERWRITTEN:
+            info = dataclasses.replace(info, size=len(data), etag='"anew"', sha256=None)
+        store._objects[key] = dataclasses.replace(self.held, data=data, info=info)
+
+    def restore(self) -> None:
+        self.store._objects[self.key] = self.held
+
+
+def namers(store: MemoryStore) -> list[str]:
+    """The keys of one object of each kind that names blobs in the other dataset."""
+    heads = log.heads(store, OTHERS, HOOK)
+    logs = [
+        layout.feature_log(OTHERS, HOOK, "b1"),
+        layout.batch_log(OTHERS, "b1"),
+        layout.release_log(OTHERS, HOOK),
+    ]
+    keys = [layout.entry(log_of_it, 1) for log_of_it in logs]
+    keys += [layout.entry(logs[0], 2)]
+    keys += [layout.blob(heads["b1"].manifest)]
+    keys += [layout.blob(log.batch_entry(store, OTHERS, "b1").digest)]
+    for entry in inbox.waiting(store):
+        if entry.content.dataset == OTHERS:
+            keys += [f"{layout.INBOX}{entry.id}", layout.blob(entry.content.manifest)]
+    for held in inbox.quarantined(store):
+        if f'"{OTHERS}"' in held.entry:
+            keys += [f"{layout.QUARANTINE}{held.id}"]
+    return keys
+
+
+def blobs_of(store: MemoryStore) -> set[str]:
+    return {key for key in all_keys(store) if key.startswith(layout.BLOBS)}
+
+
+class TestDamage:
+    """While anything that may name blobs is not as it was, in any dataset, everything stays."""
+
+    @pytest.fixture
+    def ground(self, make):
+        scene = make()
+        everything(scene)
+        (scene.folder / OTHERS).mkdir()
+        everything(CareScene(scene.store, scene.folder / OTHERS, dataset=OTHERS))
+        take_census(scene.store)
+        return scene
+
+    @pytest.mark.parametrize("how", [*ROT, *OVERWRITTEN, "delete"])
+    def test_an_erasure_deletes_nothing_and_withdraws_all_the_same(self, ground, how):
+        kept = 0
+        for key in namers(ground.store):
+            if how == "delete" and not key.startswith((layout.LOGS, layout.BLOBS)):
+                continue  # nothing says that it was there
+            store = copy_of(ground.store)
+            damage = Damage(store, key, how)
+            before = blobs_of(store)
+            report = erase(store, DATASET, ["r1"], "asked for")
+            assert tombstones.withdrawn(store, DATASET) == {"r1"}
+            ids = [record.id for record in log.read_batch(store, DATASET, "b1").records]
+            assert ids == ["r2", "r3"]
+            if report.kept_back:
+                kept += 1
+                assert (report.deleted, report.is_finished) == (0, False)
+                assert before <= blobs_of(store)
+                assert any(key in text for text in report.obstacles) or how in OVERWRITTEN
+            else:
+                # Another value that changes nothing of what is named.
+                assert how.startswith("flip"), key
+                assert how in OVERWRITTEN, key
+            damage.restore()
+            report = finish_erasing(store, DATASET)
+            assert report.is_finished
+            assert verify(store).findings == (), key
+            assert report.deleted or kept == 0
+        assert kept > 5
+
+    @pytest.mark.parametrize("how", [*ROT, *OVERWRITTEN, "delete"])
+    def test_a_collection_deletes_nothing(self, ground, how, clock):
+        store = ground.store
+        orphan = blobs.put_blob(store, b"an orphan")
+        collect_garbage(store, ALL, is_dry_run=False)
+        refused = 0
+        for key in namers(ground.store):
+            if how == "delete" and not key.startswith((layout.LOGS, layout.BLOBS)):
+                continue
+            store = copy_of(ground.store)
+            damage = Damage(store, key, how)
+            for _ in range(2):
+                clock.offset += timedelta(days=8)
+                report = collect_garbage(store, ALL, is_dry_run=False)
+                if report.obstacles:
+                    assert report.deleted == ()
+            refused += bool(report.obstacles)
+            damage.restore()
+            assert verify(store).findings == (), key
+            clock.offset += timedelta(days=8)
+            assert orphan.digest in collect_garbage(store, ALL, is_dry_run=False).deleted or (
+                not is_stored(store, b"an orphan")
+            )
+        assert refused > 5
+
+    def test_a_later_version_that_was_quarantined_keeps_everything(self, ground):
+        """So does any entry that nobody can read: it may have named what it does not name now."""
+        store = ground.store
+        for name, data in {"run.odd": b"", "run.new": b'{"spec_version": 99}'}.items():
+            store.create(layout.inbox(name), data)
+            [entry] = [e for e in inbox.waiting(store) if e.id == name]
+            inbox.quarantine(store, entry, "odd")
+            for _ in range(2):
+                report = collect_garbage(store, ALL)
+                assert any(name in text for text in report.obstacles)
+            inbox.discard(store, [name])
+            assert collect_garbage(store, ALL).obstacles == ()
+
+    def test_a_store_that_gives_no_answer_keeps_everything(self, ground, monkeypatch):
+        for key in namers(ground.store):
+            store = copy_of(ground.store)
+
+            def no_answer(asked, size=None, key=key, get=store.get):
+                if asked == key:
+                    raise StoreUnavailableError(f"GET {asked}: no answer")
+                return get(asked, size)
+
+            monkeypatch.setattr(store, "get", no_answer)
+            report = collect_garbage(store, ALL)
+            assert any(key in text for text in report.obstacles)
+
+
+class ShortLists:
+    """A store that lists less than it holds."""
+
+    def __init__(self, inner, is_left_out):
+        self.inner, self.is_left_out = inner, is_left_out
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def list_objects(self, prefix):
+        return iter([i for i in self.inner.list_objects(prefix) if not self.is_left_out(i.key)])
+
+    def list_folders(self, prefix):
+        keys = [i.key.removeprefix(prefix) for i in self.list_objects(prefix)]
+        return sorted({key.partition("/")[0] for key in keys if "/" in key})
+
+
+class TestLostLogs:
+    """29 of 29 blobs were deleted."""
+
+    @pytest.fixture
+    def ground(self, make):
+        scene = make()
+        everything(scene)
+        take_census(scene.store)
+        return scene
+
+    def logs(self, store):
+        keys = [key for key in all_keys(store) if key.startswith(layout.LOGS)]
+        names = {key.rpartition("/")[0] for key in keys}
+        tails = [max(key for key in keys if key.startswith(f"{name}/")) for name in sorted(names)]
+        return keys, sorted(names), tails
+
+    def losses(self, store):
+        keys, names, tails = self.logs(store)
+        yield from ([tail] for tail in tails)
+        yield from ([key for key in keys if key.startswith(f"{name}/")] for name in names)
+        yield keys
+
+    @pytest.mark.parametrize("is_listed_short", [False, True])
+    def test_nothing_is_deleted_while_the_census_knows_more(self, ground, clock, is_listed_short):
+        for lost in self.losses(ground.store):
+            store = copy_of(ground.store)
+            held = {key: store._objects[key] for key in lost}
+            acting = store
+            if is_listed_short:
+                acting = ShortLists(store, held.__contains__)
+            else:
+                for key in lost:
+                    del store._objects[key]
+            before = blobs_of(store)
+            for _ in range(3):
+                report = collect_garbage(acting, ALL, is_dry_run=False, new_orphans=1000)
+                assert report.obstacles
+                clock.offset += timedelta(days=8)
+            report = erase(acting, DATASET, ["s1"], "asked for")
+            assert not report.is_finished
+            assert before <= blobs_of(store)
+            store._objects.update(held)
+            assert finish_erasing(store, DATASET).is_finished
+            assert verify(store).findings == ()
+
+    def test_there_is_no_census(self, ground, clock):
+        store = ground.store
+        for info in list(store.list_objects(layout.CENSUS)):
+            store.delete(info.key)
+        report = collect_garbage(store, ALL, is_dry_run=False)
+        assert "no census" in report.obstacles[0]
+        assert "feature-pipeline verify" in report.obstacles[0]
+        take_census(store)
+        assert collect_garbage(store, ALL, is_dry_run=False).obstacles == ()
+
+    def test_there_are_blobs_and_no_logs(self, ground, clock):
+        """The first collection ever; or a bucket that was copied in part."""
+        store = ground.store
+        for key in all_keys(store):
+            if not key.startswith(layout.BLOBS):
+                store.delete(key)
+        for _ in range(2):
+            report = collect_garbage(store, ALL, is_dry_run=False, new_orphans=1000)
+            assert "no log and no census" in report.obstacles[0]
+            take_census(store)
+            clock.offset += timedelta(days=8)
+        # A new release, and a census of it, do not make orphans of all the rest.
+        ground.release("9")
+        take_census(store)
+        for _ in range(2):
+            report = collect_garbage(store, ALL, is_dry_run=False)
+            assert "new orphans" in report.obstacles[0]
+            clock.offset += timedelta(days=8)
+
+    def test_a_listing_of_the_inbox_or_the_quarantine_is_cut_short(self, ground, clock):
+        store = ground.store
+        collect_garbage(store, ALL, is_dry_run=False)
+        for prefix in (layout.INBOX, layout.QUARANTINE):
+            acting = ShortLists(store, lambda key, prefix=prefix: key.startswith(prefix))
+            for _ in range(3):
+                clock.offset += timedelta(days=8)
+                report = collect_garbage(acting, ALL, is_dry_run=False)
+                assert any("was not listed" in text for text in report.obstacles)
+        assert verify(store).findings == ()
 
 
 class TestTheLease:

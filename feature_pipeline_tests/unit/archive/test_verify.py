@@ -6,6 +6,7 @@ import pytest
 
 from feature_pipeline.archive import accept, inbox, layout, log, publish
 from feature_pipeline.archive.erase import erase
+from feature_pipeline.archive.logs.census import take_census
 from feature_pipeline.archive.objects import ObjectKind, Scope, State
 from feature_pipeline.archive.verify import verify
 from feature_pipeline.digest import Digest
@@ -212,6 +213,7 @@ def test_a_store_that_lists_nothing_says_nothing(care):
 
 
 def test_erased_is_not_missing(care):
+    take_census(care.store)
     erase(care.store, DATASET, ["r2"], "asked for")
     report = verify(care.store)
     assert report.is_clean
@@ -233,6 +235,7 @@ def test_an_erasure_whose_tombstone_is_gone_is_named(care):
 
 
 def test_a_successor_that_is_gone_from_the_end_of_its_log_is_named(care):
+    take_census(care.store)
     erase(care.store, DATASET, ["r1"], "asked for")
     key = layout.entry(
         layout.feature_log(DATASET, HOOK, "b1"),
@@ -244,6 +247,7 @@ def test_a_successor_that_is_gone_from_the_end_of_its_log_is_named(care):
 
 
 def test_an_erasure_that_did_not_end_is_named(care):
+    take_census(care.store)
     before = dict(care.store._objects)
     erase(care.store, DATASET, ["r2"], "asked for")
     gone = [key for key in before if key not in care.store._objects and key.startswith("blobs/")]

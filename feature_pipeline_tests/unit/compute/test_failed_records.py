@@ -210,6 +210,7 @@ def test_reading_raw_output_again_leaves_it_as_it_is(computing: Computing):
 
 def test_erasing_the_record_erases_what_is_said_of_it(computing: Computing):
     computing.run(ScriptedRunner(fails_over("r7")))
+    verify(computing.store)  # writes the first census: without one nothing is deleted
     erase(computing.store, DATASET, ["r7"], "asked for")
     manifest = computing.manifest()
     assert manifest.without_output == {}
