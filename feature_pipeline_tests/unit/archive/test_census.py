@@ -29,6 +29,7 @@ def care(memory_store, tmp_path):
     everything(scene)
     for entry in inbox.waiting(memory_store):
         accept.settle(memory_store, entry)
+    take_census(memory_store)
     erase(memory_store, DATASET, ["r3"], "asked for")
     return scene
 

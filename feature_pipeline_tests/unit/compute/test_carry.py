@@ -8,6 +8,7 @@ from feature_pipeline.archive import layout, log, read
 from feature_pipeline.archive.erase import erase
 from feature_pipeline.archive.gc import GcScope, make_mark
 from feature_pipeline.archive.logs import answers
+from feature_pipeline.archive.logs.census import take_census
 from feature_pipeline.archive.maintenance import remember
 from feature_pipeline.archive.stores.memory import MemoryStore
 from feature_pipeline.archive.tombstones import lift
@@ -282,6 +283,7 @@ def test_what_is_erased_is_no_answer_and_the_others_still_are(asking: Asking):
     first = asking.run("b1")
     asking.submit("b2", {"r2": "bb"})
     asking.run("b2")
+    take_census(asking.store)
     erase(asking.store, DATASET, ["personal"], "asked for")
     assert traces(asking) == []
     successor = log.head(asking.store, DATASET, "lengths", "b1")
@@ -304,6 +306,7 @@ def test_carried_outcomes_are_decoded_from_the_successor_of_an_erased_artifact(a
     asking.run("b1")
     asking.submit("b2", {"r2": "bb"})
     entry = asking.run("b2")
+    take_census(asking.store)
     erase(asking.store, DATASET, ["personal"], "asked for")
     assert not decode_batch_again(asking.store, entry).is_new
     manifest = read.read_manifest(asking.store, entry.manifest)
@@ -327,6 +330,7 @@ def test_erasing_a_record_of_two_batches_leaves_nothing_of_it(asking: Asking, wh
     asking.run(whose)
     asking.run(other)
     assert len(asking.runner.starts) == 1
+    take_census(asking.store)
     erase(asking.store, DATASET, ["personal"], "asked for")
     assert traces(asking) == []
     assert asking.values("b1") == asking.values("b2") == {"r2": 2}
