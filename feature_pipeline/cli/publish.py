@@ -179,7 +179,7 @@ def check_replaces_no_answer(store: BlobStore, plan: ComputePlan, artifact: Arti
     except (NotFoundError, CorruptDataError) as error:
         raise ConflictError(
             f"what {artifact.hook!r} answered for batch {artifact.batch.key!r} until now cannot be"
-            f" read ({error}), so that nobody can tell what this would replace: publish with"
+            f" read ({error}), so what this would replace is not known: publish with"
             " --force if it is to stand in its place"
         ) from error
     answered = {each.record_id for each in outcomes if each.status is not Status.ERRORED}

@@ -78,7 +78,7 @@ def plan_loss(
 
 
 def _is_entry(key: str, log: str) -> bool:
-    """Whether the key is an entry's of this log; what else lies there is nobody's end."""
+    """Whether the key is an entry's of this log; other objects there are not part of a log."""
     try:
         return layout.parse_entry(key).log == log
     except InvalidInputError:
