@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from psycopg import IsolationLevel, sql
 
-from feature_pipeline.archive import log, tombstones
+from feature_pipeline.archive import erasures, log, tombstones
 from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.erasures import Erased
 from feature_pipeline.archive.manifest import Manifest
 from feature_pipeline.archive.read import read_manifest, read_outcomes, read_rows
 from feature_pipeline.archive.threads import map_threads
@@ -61,8 +62,8 @@ class Proof:
 
     Both sides are of the artifacts that `progress` says are loaded, each record under the batch
     that owns it. `unequal_batches` names the batches whose rows or outcomes are not the archive's,
-    those among them whose artifact cannot be read included; `unreadable` says why not. Of these the
-    table's word is taken for which records they own.
+    those among them whose artifact cannot be read or was erased included; `unreadable` says why.
+    Of these the table's word is taken for which records they own.
     """
 
     table_digest: ContentSum
@@ -211,7 +212,7 @@ def prove_generation(
             progress = all_progress(connection, generation.id, batches)
             records = None
             if batches is not None:
-                records = _records(store, connection, generation, progress)
+                records = _records(store, connection, spec, generation, progress)
             neighbours = _neighbours(connection, generation, progress, records)
             table = _table_content(connection, generation, batches, records, source)
     finally:
@@ -236,8 +237,15 @@ def prove_generation(
     )
 
 
-def _read_records(store: BlobStore, held: Progress) -> tuple[Manifest, list[Any]] | str:
-    """The manifest that a batch's rows come from, and its records; or why they cannot be read."""
+def _read_records(
+    store: BlobStore, held: Progress, erased: Erased
+) -> tuple[Manifest, list[Any]] | str:
+    """The manifest that a batch's rows come from, and its records; or why they cannot be compared.
+
+    An erased artifact says no more what its batch holds, even where its deletion is still to come.
+    """
+    if held.manifest in erased.manifests:
+        return f"artifact {held.manifest.short}, which it was loaded from, was erased"
     try:
         manifest = read_manifest(store, held.manifest)
         return manifest, read_outcomes(store, manifest)["record_id"].to_pylist()
@@ -248,11 +256,13 @@ def _read_records(store: BlobStore, held: Progress) -> tuple[Manifest, list[Any]
 def _records(
     store: BlobStore,
     connection: Connection,
+    spec: TableSpec,
     generation: Generation,
     progress: Mapping[str, Progress],
 ) -> set[str]:
     """Every record that these batches' artifacts say something of."""
-    found = map_threads(lambda held: _read_records(store, held), list(progress.values()))
+    erased = erasures.erased(store, spec.dataset)
+    found = map_threads(lambda held: _read_records(store, held, erased), list(progress.values()))
     records: set[str] = set()
     for batch, read in zip(progress, found, strict=True):
         if isinstance(read, str):
@@ -379,13 +389,14 @@ def _archive_content(
     """
     loaded = {**progress, **neighbours}
     entries = log.batches(store, spec.dataset, loaded)
+    erased = erasures.erased(store, spec.dataset)
     lost = loaded.keys() - entries.keys()
     unreadable = dict.fromkeys(lost, f"it is not in the log of batches of {spec.dataset!r}")
     manifests: dict[str, Manifest] = {}
     owners: dict[str, str] = {}
     # Later batches overwrite earlier ones: what is left is each record's owner.
     for batch in [*lost, *sorted(entries, key=lambda batch: entries[batch].order)]:
-        read = unreadable.get(batch) or _read_records(store, loaded[batch])
+        read = unreadable.get(batch) or _read_records(store, loaded[batch], erased)
         if isinstance(read, str):
             unreadable[batch] = read
             ids: list[Any] = _owned_records(connection, generation, batch)

@@ -21,6 +21,7 @@ from feature_pipeline import settings
 from feature_pipeline.archive import layout, log
 from feature_pipeline.cli import backfill, hooks, output, rebuild, status
 from feature_pipeline.cli.app import main
+from feature_pipeline.cli.hooks import ProjectHooks
 from feature_pipeline.orchestration.backfills import AssetPart, BackfillPlan, Select
 from feature_pipeline.orchestration.features import feature_code_version
 from feature_pipeline.orchestration.keys import features_key, records_key, table_key
@@ -71,9 +72,10 @@ class Operator:
         for module in (backfill, hooks, rebuild, status):
             patch.setattr(module, "project_hooks", self._hooks)
 
-    def _hooks(self) -> list[SimpleNamespace]:
+    def _hooks(self) -> ProjectHooks:
         hooks = self.pipeline.hooks.values()
-        return [SimpleNamespace(definition=hook, folder=self.pipeline.folder) for hook in hooks]
+        defined = [SimpleNamespace(definition=h, folder=self.pipeline.folder) for h in hooks]
+        return ProjectHooks(defined, {})
 
     def call(self, *arguments: str) -> tuple[int, str]:
         """Exit status, and what was printed; errors if it failed."""
@@ -279,7 +281,8 @@ def test_a_rebuild_is_known_to_dagster(operator: Operator) -> None:
     said = {name: value.value for name, value in event.asset_materialization.metadata.items()}
     head = log.head(pipeline.store, DATASET, "counts", "errored")
     assert said["manifest_uri"] == f"{pipeline.archive_uri}/{layout.blob(head.manifest)}"
-    assert (said["records"], said["passed"], said["errored"], said["rows"]) == (2, 1, 1, 2)
+    counts = said["batch"]
+    assert [counts[name] for name in ("records", "passed", "errored", "rows")] == [2, 1, 1, 2]
     assert said["release"].startswith("1 (")
 
     # What is known is not said again; a table of the past is no asset's.

@@ -109,9 +109,8 @@ def test_a_hook_and_assets_of_a_plain_module(pipeline: Pipeline):
             uri = f"{pipeline.archive_uri}/{layout.blob(head.manifest)}"
             assert entries["manifest_uri"].value == uri
             assert entries["release"].value == f"1 ({head.release.short})"
-            outcomes = [
-                entries[name].value for name in ("records", "passed", "rejected", "errored")
-            ]
+            said_counts = entries["batch"].value
+            outcomes = [said_counts[name] for name in ("records", "passed", "rejected", "errored")]
             assert outcomes == [1, 1, 0, 0]
             assert entries["unchanged"].value is (result is again)
     assert pipeline.rows("select sum(count) from features.counts") == [(5,)]

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from feature_pipeline.archive import erase, tombstones
+from feature_pipeline.archive.logs.census import take_census
 from feature_pipeline.columns import Column
 from feature_pipeline.errors import ConflictError, NotFoundError
 from feature_pipeline.hooks.definition import IndexDefinition, UpcasterDefinition
@@ -330,17 +331,21 @@ def test_rollback_pins_and_both_generations_are_fed(archive, database, connectio
     assert prove(archive.store, database, archive.spec()).is_equal
 
 
+@pytest.mark.parametrize("is_deleted", [False, True])
 @pytest.mark.parametrize("is_lifted", [False, True])
 def test_rollback_does_not_bring_withdrawn_records_back(
-    archive, database, connection, is_lifted
+    archive, database, connection, is_lifted, is_deleted
 ) -> None:
     """The generation that was left is not fed, nor told of what was erased since."""
+    if is_deleted:
+        take_census(archive.store)
     load_all(archive, database)
     archive.columns = (LABEL, NOTE)
     load_all(archive, database)
     tombstones.withdraw(archive.store, "demo", ["r0"], "asked for")
     if is_lifted:
-        erase.erase(archive.store, "demo", ["r0"], "asked for")
+        erasure = erase.erase(archive.store, "demo", ["r0"], "asked for")
+        assert bool(erasure.deleted) == is_deleted
         tombstones.lift(archive.store, "demo", ["r0"], "may come again")
 
     rollback(archive.store, database, archive.spec())

@@ -28,6 +28,7 @@ from dagster._core.loader import LoadingContextForTest
 from feature_pipeline.archive import log, read
 from feature_pipeline.archive.erase import erase
 from feature_pipeline.archive.log import FeatureEntry
+from feature_pipeline.archive.logs.census import take_census
 from feature_pipeline.archive.manifest import Manifest, RunInfo
 from feature_pipeline.archive.publish import (
     Completion,
@@ -321,6 +322,8 @@ class Game:
         if record_id in self.withdrawn:
             return
         self.tick()
+        if self.pick("deletes", "keeps") == "deletes":
+            take_census(self.pipeline.store)
         self.withdrawn.add(record_id)
         erase(self.pipeline.store, DATASET, [record_id], "asked for")
         self.reconcile()
