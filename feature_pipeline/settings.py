@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.yaml_text import InvalidYamlError, check_yaml
 
 S3_ENDPOINT_URL: Final = "FEATURE_PIPELINE_S3_ENDPOINT_URL"
 S3_BUCKET: Final = "FEATURE_PIPELINE_S3_BUCKET"
@@ -311,7 +312,10 @@ def runner_settings(environment: Mapping[str, str] | None = None) -> dict[str, A
     """
     text = (os.environ if environment is None else environment).get(RUNNER_SETTINGS) or "{}"
     try:
+        check_yaml(text)
         value = yaml.safe_load(text)
+    except InvalidYamlError as error:
+        raise InvalidInputError(f"{RUNNER_SETTINGS}: {error}") from error
     except yaml.YAMLError as error:
         raise InvalidInputError(f"{RUNNER_SETTINGS} is not YAML: {error}") from error
     if not isinstance(value, dict):

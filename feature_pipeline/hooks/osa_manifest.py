@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.definition import HookDefinition
+from feature_pipeline.model.yaml_text import dump_yaml
 
 COMMAND: Final = ("osa-run-hook",)
 """The SDK's entry point; it finds the hook by `OSA_HOOK_NAME`."""
@@ -181,14 +182,6 @@ def _notes(hook: _Hook) -> tuple[str, ...]:
 
 
 def definition_yaml(definition: HookDefinition) -> str:
-    """A `defs.yaml` of the definition, with what it says and not what is by default."""
-    import yaml
-
+    """Return a `defs.yaml` of the definition, with the fields that were set."""
     attributes: Mapping[str, Any] = definition.model_dump(mode="json", exclude_unset=True)
-    text = yaml.safe_dump(
-        {"type": "feature_pipeline.FeatureHook", "attributes": attributes},
-        sort_keys=False,
-        allow_unicode=True,
-        width=100,
-    )
-    return str(text)
+    return dump_yaml({"type": "feature_pipeline.FeatureHook", "attributes": attributes})

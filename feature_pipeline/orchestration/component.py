@@ -12,23 +12,10 @@ import dagster as dg
 from pydantic import BaseModel
 
 from feature_pipeline.hooks.definition import HookDefinition
+from feature_pipeline.orchestration.defs_folder import check_file
 from feature_pipeline.orchestration.features import feature_asset
 from feature_pipeline.orchestration.scaffold import FeatureHookScaffolder
 from feature_pipeline.orchestration.tables import table_asset
-
-
-def _render(context: dg.ResolutionContext, value: object) -> object:
-    """`value` with every text that has `{{` rendered, to text.
-
-    Dagster renders every text and reads the result as Python, which makes '1' a number.
-    """
-    if isinstance(value, dict):
-        return {key: _render(context, item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_render(context, item) for item in value]
-    if isinstance(value, str) and "{{" in value:
-        return str(context.resolve_value(value))
-    return value
 
 
 @dg.scaffold_with(FeatureHookScaffolder)
@@ -46,9 +33,14 @@ class FeatureHook(dg.Component, HookDefinition, dg.Resolvable):
 
     @classmethod
     def resolve_from_model(cls, context: dg.ResolutionContext, model: BaseModel) -> Self:
-        """The hook of a parsed `attributes` section, with `{{ ... }}` rendered."""
-        attributes = model.model_dump(mode="json", exclude_unset=True)
-        return cls.model_validate(_render(context, attributes))
+        """Return the hook of a parsed `attributes` section, each text as it is written.
+
+        Dagster would evaluate `{{ ... }}` as a program in this process. Descriptions and config may
+        come from elsewhere, so nothing in a definition is evaluated.
+        """
+        if context.source_position_tree is not None:
+            check_file(Path(context.source_position_tree.position.filename))
+        return cls.model_validate(model.model_dump(mode="json", exclude_unset=True))
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """The hook's assets; code files are relative to the component's folder."""

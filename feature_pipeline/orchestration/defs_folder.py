@@ -4,6 +4,7 @@ Dagster loads a `defs/` folder whole or not at all. This module loads it whole w
 otherwise file by file. What is wrong is a value: the file, the line, what would be right.
 """
 
+import functools
 import importlib
 import importlib.machinery
 import importlib.util
@@ -23,6 +24,7 @@ import yaml
 from pydantic import ValidationError
 
 import feature_pipeline
+from feature_pipeline.model.yaml_text import InvalidYamlError, check_yaml
 from feature_pipeline.orchestration.source_lines import child_node, line_of
 
 PACKAGED: Final = Path(feature_pipeline.__file__).parent / "defs"
@@ -31,6 +33,7 @@ PACKAGED: Final = Path(feature_pipeline.__file__).parent / "defs"
 _YAML_NAMES: Final = ("defs.yaml", "component.yaml")
 _IGNORED: Final = frozenset({"__pycache__", "__init__.py"})
 _POSITION: Final = re.compile(r"(?P<field>.*) at (?P<file>.+):(?P<line>\d+)`?")
+_DECLARES_HOOK: Final = re.compile(r"(?m)^type: *[\"']?feature_pipeline\.")
 _SHOWN: Final = 3
 
 
@@ -72,18 +75,50 @@ def load_defs_folder(folder: Path) -> LoadedFolder:
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder of definitions")
     root = _package(folder)
-    # Any file may raise anything. The loop below finds out which one does.
-    with suppress(Exception):
-        return LoadedFolder(dg.ComponentTree.from_module(root, folder.parent).build_defs())
+    leaves = list(_leaves(folder))
+    # Dagster expands aliases before anything of a file can be looked at.
+    unread = {path: error for path in leaves if (error := _cannot_be_read(path)) is not None}
+    if not unread:
+        # Any file may raise anything. The loop below finds out which one does.
+        with suppress(Exception):
+            return LoadedFolder(dg.ComponentTree.from_module(root, folder.parent).build_defs())
     loaded: list[dg.Definitions] = []
     wrong: list[WrongDefinition] = []
-    for path in _leaves(folder):
+    for path in leaves:
+        if path in unread:
+            wrong += _describe(path, unread[path])
+            continue
         module_name = ".".join((root.__name__, *path.relative_to(folder).with_suffix("").parts))
         try:
             loaded.append(_load_leaf(path, module_name, folder.parent))
         except Exception as error:  # noqa: BLE001  (as above)
             wrong += _describe(path, error)
     return LoadedFolder(dg.Definitions.merge(*loaded), tuple(wrong))
+
+
+def check_file(file: Path) -> None:
+    """Return if Dagster may read a YAML file: it is bounded, and a hook's has one meaning.
+
+    Raises:
+        InvalidYamlError: With the line and what would be right.
+        yaml.YAMLError: It is not YAML.
+    """
+    _check_text(file.read_text(encoding="utf-8"))
+
+
+@functools.lru_cache(maxsize=1024)
+def _check_text(text: str) -> None:
+    check_yaml(text, strict=_DECLARES_HOOK.search(text) is not None)
+
+
+def _cannot_be_read(path: Path) -> Exception | None:
+    if (file := _yaml_file(path)) is None:
+        return None
+    try:
+        check_file(file)
+    except (InvalidYamlError, yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        return error
+    return None
 
 
 def is_validating() -> bool:
@@ -155,6 +190,8 @@ def _explain(file: Path, error: Exception) -> tuple[int | None, str]:
         if isinstance(cause, ValidationError) and (found := _validation(cause)) is not None:
             return found
     cause = causes[-1]
+    if isinstance(cause, InvalidYamlError):
+        return cause.line, cause.reason
     if isinstance(cause, yaml.MarkedYAMLError) and cause.problem_mark is not None:
         return cause.problem_mark.line + 1, f"this is not YAML: {cause.problem}"
     text = " ".join(str(cause).split()) or type(cause).__name__

@@ -82,7 +82,7 @@ def test_from_the_environment():
     assert settings.runner_settings({}) == {}
 
 
-@pytest.mark.parametrize("text", ["a: [", "[1]", "text"])
+@pytest.mark.parametrize("text", ["a: [", "[1]", "text", "{pids: 010}"])
 def test_settings_that_are_no_mapping(text):
     with pytest.raises(InvalidInputError, match=settings.RUNNER_SETTINGS):
         settings.runner_settings({settings.RUNNER_SETTINGS: text})

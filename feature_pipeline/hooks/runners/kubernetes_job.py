@@ -213,7 +213,8 @@ def _hook(request: RunRequest, settings: JobSettings, image: str) -> dict[str, A
             *("--log", "/osa/run/log", "--status", "/osa/run/status.json"),
             *("--head", str(log_file.LOG_HEAD_BYTES), "--tail", str(log_file.LOG_TAIL_BYTES)),
             *("--timeout", f"{limits.timeout_seconds:g}", "--grace", f"{settings.grace_seconds:g}"),
-            *("--", first, *rest),
+            # Kubernetes puts variables in place of $(NAME); $$ is one dollar sign.
+            *("--", *(part.replace("$", "$$") for part in (first, *rest))),
         ],
         "env": [{"name": key, "value": value} for key, value in environment.items()],
         "resources": {

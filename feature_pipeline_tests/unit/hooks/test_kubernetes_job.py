@@ -109,6 +109,15 @@ def test_code_files_run_where_stage_puts_them(request_):
     assert hook["command"][-1] == "./tool"
 
 
+def test_a_command_with_dollar_signs_is_run_as_it_is_declared(request_):
+    """Kubernetes would put the value of a variable in place of $(NAME)."""
+    command = ("sh", "-c", "echo $(hostname) $HOME")
+    document = request_.release.document.model_copy(update={"command": command})
+    request = dataclasses.replace(request_, release=HookRelease.of(document))
+    hook = manifest(request)["spec"]["template"]["spec"]["initContainers"][1]
+    assert hook["command"][-1] == "echo $$(hostname) $$HOME"
+
+
 OVERRIDES = {
     "container_config": {"env": [{"name": "THREADS", "value": "2"}]},
     "pod_template_spec_metadata": {"labels": {"team": "structures"}},

@@ -8,9 +8,11 @@ import yaml
 from click.testing import CliRunner
 
 from feature_pipeline.cli.hook import hook
+from feature_pipeline.definitions import build_defs, hooks_of
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.definition import HookDefinition
 from feature_pipeline.hooks.osa_manifest import definition_yaml, import_hooks
+from feature_pipeline.orchestration.assets.wrong_definitions import wrong_definitions
 
 MANIFEST = Path(__file__).parents[2] / "fixtures/osa/manifest.json"
 IMAGE = f"registry.example.org/probe@sha256:{'c' * 64}"
@@ -91,3 +93,43 @@ def test_the_command(tmp_path):
     assert again.exit_code != 0
     assert (tmp_path / "is_readable/defs.yaml").read_text() == before
     assert CliRunner().invoke(hook, [*arguments, "--overwrite"]).exit_code == 0
+
+
+def test_texts_of_a_manifest_are_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Dagster would run `{{ ... }}` as a program, in the process that has the secrets."""
+    ran = tmp_path / "ran"
+    program = f"{{{{ cycler.__init__.__globals__.os.system('touch {ran}') }}}}"
+    secret = "{{ env.FEATURE_PIPELINE_S3_SECRET_ACCESS_KEY }}"
+    texts = [
+        "1e-5",
+        "010",
+        "yes",
+        "12:30:45",
+        "{% raw %}",
+        "*a",
+        "&a",
+        "a: b # c",
+        "\u2028",
+        "two\nlines",
+    ]
+    document = json.loads(MANIFEST.read_bytes())
+    found = document["conventions"][0]["hooks"][0]
+    found["config"] = {"secret": secret, "texts": texts}
+    found["feature"]["columns"][0]["description"] = program
+    found["feature"]["columns"][1]["unit"] = "010"
+    path, defs = tmp_path / "manifest.json", tmp_path / "hooks"
+    path.write_text(json.dumps(document))
+    arguments = ["import", str(path), "--dataset", "d", "--image", IMAGE, "--folder", str(defs)]
+    assert CliRunner().invoke(hook, arguments).exit_code == 0
+    monkeypatch.setenv("FEATURE_PIPELINE_DEFS", str(defs))
+    monkeypatch.setenv("FEATURE_PIPELINE_S3_BUCKET", "none")
+    monkeypatch.setenv("FEATURE_PIPELINE_S3_SECRET_ACCESS_KEY", "hidden")
+    loaded = build_defs()
+    assert wrong_definitions(loaded) == {}
+    chains = next(
+        each.definition for each in hooks_of(loaded) if each.definition.name == found["name"]
+    )
+    assert not ran.exists()
+    assert chains.feature.columns[0].description == program
+    assert chains.feature.columns[1].unit == "010"
+    assert chains.release.config == {"secret": secret, "texts": texts}

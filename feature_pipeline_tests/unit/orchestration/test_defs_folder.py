@@ -25,6 +25,11 @@ attributes:
     columns:
       - {{name: size, type: integer}}
 """
+BOMB = (
+    "attributes:\n  release: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+    + "".join(f"  b{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 30))
+    + "  name: size\n  dataset: structures\n"
+)
 ASSET = """\
 import dagster as dg
 
@@ -89,11 +94,15 @@ def test_a_folder_of_ones_own_needs_no_project_around_it(project: Project) -> No
     ("old", "new", "line", "words"),
     [
         ("cardinality: one", "cardinality: oen", 12, "feature.cardinality: Input should be 'one'"),
-        ("attributes:", "attributes: [", 5, "this is not YAML: expected ',' or ']'"),
+        ("attributes:", "attributes: [", 5, "this is not YAML: did not find expected ','"),
         ("FeatureHook", "FeatureHok", 1, "has no attribute `FeatureHok`"),
         ("  dataset: structures\n", "", 3, "dataset: Field required"),
         ("code: [hook.py]", "code: [gone.py]", 10, "gone.py does not exist"),
         ("type: integer", "type: float", 14, "feature.columns.0.type: Input should be 'string'"),
+        ("    code:", "    config: {e: 1e-5}\n    code:", 10, "1e-5 is text by YAML 1.1"),
+        ("type: integer", "type: integer, required: no", 14, "write false or 'no' in quotes"),
+        ("inputs: []", "inputs: []\n  inputs: []", 7, "'inputs' is there twice"),
+        ("attributes:\n", BOMB, 8, "values once aliases are expanded"),
         ("inputs: []", "inputs: [nothing]", 6, "input 'nothing' is not a hook of dataset"),
         ("inputs: []", "inputs: [size]", 0, "hook 'size' has itself as an input"),
     ],
