@@ -124,12 +124,13 @@ def verify(
     workers: int = WORKERS,
     progress: Callable[[int, int], None] | None = None,
     restore_checksums: bool = False,
+    takes_census: bool = True,
 ) -> VerifyReport:
     """Read what the scope holds again, and say what is wrong.
 
     Documents are always all read; of other blobs the fraction `sample`, in full. Logs are compared
-    with the newest census. If the whole archive is read, a census of what is there now is written;
-    nothing else is, unless checksums are restored.
+    with the newest census. If the whole archive is read, a census of what is there now is written,
+    unless `takes_census` is False; nothing else is, unless checksums are restored.
 
     Args:
         store: The archive.
@@ -140,6 +141,7 @@ def verify(
         progress: Called with (blobs read, blobs to read) as they are read, from any thread but
             never from two at once.
         restore_checksums: Write right objects again of which the store keeps no checksum.
+        takes_census: Whether a census may be written.
 
     Raises:
         StoreUnavailableError: The store could not list objects; nothing was verified.
@@ -164,7 +166,7 @@ def verify(
     )
     wrong = {finding.key for finding in findings}
     notes = _note_checksums(store, unchecked - wrong, restore_checksums, workers)
-    if scope.is_whole:
+    if scope.is_whole and takes_census:
         notes += _take_census(store, reached, workers)
     return VerifyReport(
         scope=scope,

@@ -1,6 +1,7 @@
 """`feature-pipeline repair`: what is wrong with the archive, what brings it back, and doing it."""
 
 import getpass
+from collections.abc import Sequence
 
 import click
 
@@ -9,6 +10,7 @@ from feature_pipeline.archive.api import Archive
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.log import FeatureEntry
 from feature_pipeline.archive.logs.accept_loss import remove_given_up
+from feature_pipeline.archive.logs.losses import Loss
 from feature_pipeline.archive.maintenance.accept_loss import accept_losses, plan_losses
 from feature_pipeline.archive.maintenance.repair import (
     ProjectRelease,
@@ -17,6 +19,8 @@ from feature_pipeline.archive.maintenance.repair import (
     Step,
     append_again,
     carry_out,
+    find_appendable,
+    find_unfinished,
     plan_repair,
 )
 from feature_pipeline.archive.objects import Finding, Scope
@@ -26,6 +30,7 @@ from feature_pipeline.cli.hooks import project_hooks
 from feature_pipeline.cli.output import DAMAGED, Output, json_option
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.verify import find_dataset, progress_of
+from feature_pipeline.digest import Digest
 from feature_pipeline.errors import FeaturePipelineError, InvalidInputError
 
 _ROUNDS = 10
@@ -80,9 +85,8 @@ def repair(
     sources = _sources(output, second, known)
     if accept_loss and not reason:
         raise InvalidInputError("--accept-loss needs --reason: why it is given up is kept for ever")
-    if yes or accept_loss:
-        for name in [scope.dataset] if scope.dataset else log.datasets(store):
-            remove_given_up(store, name)  # a call that was interrupted before
+    names = [scope.dataset] if scope.dataset else log.datasets(store)
+    unfinished = _finish_accepting(output, store, names, known, is_confirmed=yes)
     tried: set[tuple[str, str]] = set()
     done: list[Step] = []
     failed: dict[str, str] = {}
@@ -101,18 +105,56 @@ def repair(
     if accept_loss:
         given_up = _accept(output, store, plan, known, tried, reason, is_confirmed=yes)
         plan = plan_repair(store, _findings(store, scope, known, output), sources)
-        if not (plan.steps or plan.remainders):
+        if given_up and not (plan.steps or plan.remainders):
             output.say("nothing is wrong any more")
     output.result(
         {
             **plan.to_json(),
+            "unfinished": unfinished,
             "done": [{"key": step.finding.key, "action": step.action.value} for step in done],
             "failed": failed,
             "given_up": given_up,
         }
     )
-    if plan.steps or plan.remainders:
+    if plan.steps or plan.remainders or unfinished:
         raise SystemExit(DAMAGED)
+
+
+def _finish_accepting(
+    output: Output,
+    store: BlobStore,
+    datasets: Sequence[str],
+    known: DatabaseKnowledge,
+    *,
+    is_confirmed: bool,
+) -> list[str]:
+    """Finish calls that were interrupted after a loss was accepted.
+
+    Returns:
+        A line for each artifact that is still to be appended, if it is not confirmed.
+    """
+    unfinished: list[str] = []
+    for name in datasets:
+        if is_confirmed:
+            remove_given_up(store, name)
+        losses = find_unfinished(store, name)
+        if is_confirmed:
+            _append_again(output, store, losses, known)
+            continue
+        for manifest in find_appendable(store, losses, known.entries):
+            where = f"hook {manifest.hook}, batch {manifest.batch}"
+            digest = Digest.of(manifest.encode())
+            unfinished.append(f"{where}: artifact {digest.short} is to be appended again")
+    for line in unfinished:
+        output.say(f"{line}: a call that accepted a loss was interrupted; --yes finishes it")
+    return unfinished
+
+
+def _append_again(
+    output: Output, store: BlobStore, losses: Sequence[Loss], known: DatabaseKnowledge
+) -> None:
+    for entry in append_again(store, losses, known.entries):
+        output.warn(f"{entry.log_prefix} has the artifact {entry.manifest.short} again")
 
 
 def _accept(
@@ -135,14 +177,14 @@ def _accept(
     findings = [r.finding for r in plan.remainders] + [s.finding for s in plan.steps]
     losses = plan_losses(store, findings)
     if not losses:
-        raise click.ClickException("no log entry is lost, corrupt or missing: nothing to give up")
+        output.warn("no log entry is lost, corrupt or missing: nothing is given up")
+        return []
     for loss in losses:
         output.warn(f"{loss.log} keeps {loss.entries} of {loss.known_entries} entries")
     if not is_confirmed:
         click.confirm("Give up the others for good?", abort=True, err=True)
     accepted = accept_losses(store, losses, by=getpass.getuser(), reason=reason)
-    for entry in append_again(store, losses, known.entries):
-        output.warn(f"{entry.log_prefix} has the artifact {entry.manifest.short} again")
+    _append_again(output, store, losses, known)
     output.warn(
         "Run `feature-pipeline rebuild` for the tables, and the job `reconcile` for Dagster"
     )
@@ -153,7 +195,8 @@ def _findings(
     store: BlobStore, scope: Scope, known: DatabaseKnowledge, output: Output
 ) -> list[Finding]:
     with progress_of(output, "verifying") as progress:
-        report = verify_archive(store, scope, progress=progress)
+        # Without a census: a plan writes nothing.
+        report = verify_archive(store, scope, progress=progress, takes_census=False)
     found = {finding.key: finding for finding in known.lost(store, scope)}
     return list((found | {finding.key: finding for finding in report.findings}).values())
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import click
 
-from feature_pipeline.archive import log
+from feature_pipeline.archive import layout, log
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.objects import Scope
 from feature_pipeline.archive.verify import verify as verify_archive
@@ -126,7 +126,7 @@ def find_dataset(
         name
         for name in log.datasets(store)
         if (hook is None or hook in log.hooks(store, name))
-        and (batch is None or log.batch_entries(store, name, batch))
+        and (batch is None or _has_batch(store, name, batch))
     ]
     what = f"hook {hook!r}" if batch is None else f"batch {batch!r}"
     if not found:
@@ -134,3 +134,10 @@ def find_dataset(
     if len(found) > 1:
         raise InvalidInputError(f"{what} is in {', '.join(found)}: say which with --dataset")
     return found[0]
+
+
+def _has_batch(store: BlobStore, dataset: str, batch: str) -> bool:
+    """Whether a log of the dataset is about the batch. No entry is read: it may be damaged."""
+    logs = [layout.batch_log(dataset, batch)]
+    logs += [layout.feature_log(dataset, hook, batch) for hook in log.hooks(store, dataset)]
+    return any(True for prefix in logs for _ in store.list_objects(prefix))

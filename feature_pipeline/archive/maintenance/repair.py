@@ -31,7 +31,7 @@ from feature_pipeline.archive.logs.entries import (
     decode_entry,
     link_problem,
 )
-from feature_pipeline.archive.logs.losses import Loss
+from feature_pipeline.archive.logs.losses import Loss, losses
 from feature_pipeline.archive.maintenance.known import KnownBatch, KnownEntry
 from feature_pipeline.archive.manifest import Manifest
 from feature_pipeline.archive.objects import Finding, ObjectKind, State
@@ -54,6 +54,8 @@ _MODELS: Final[dict[ObjectKind, type[LogEntry]]] = {
     ObjectKind.TOMBSTONE_ENTRY: TombstoneEntry,
     ObjectKind.ERASURE_ENTRY: ErasureEntry,
 }
+_RESTORED: Final = "restored-"
+"""Begins the ids of completions by which artifacts are accepted again."""
 _UNREADABLE: Final = (NotFoundError, CorruptDataError, InvalidInputError)
 
 
@@ -179,17 +181,15 @@ def carry_out(plan: RepairPlan, progress: Callable[[Step], None]) -> list[Remain
     return failed
 
 
-def append_again(
+def find_appendable(
     store: BlobStore, accepted: Iterable[Loss], known: Sequence[KnownEntry]
-) -> list[FeatureEntry]:
-    """Append artifacts whose log entries were given up and whose manifests are still stored.
+) -> list[Manifest]:
+    """Return the artifacts whose log entries were given up and that are still stored, in order.
 
-    They are known by the text of entries that were removed, or by databases.
-
-    Returns:
-        The new entries.
+    They are known by the text of entries that were removed, or by databases. Logs that cannot be
+    read are left out. Writes nothing.
     """
-    appended: list[FeatureEntry] = []
+    found: list[Manifest] = []
     for loss in accepted:
         if not loss.log.startswith(layout.FEATURE_LOGS):
             continue
@@ -206,17 +206,45 @@ def append_again(
             for one in known
             if layout.feature_log(one.dataset, one.hook, one.batch) == loss.log
         ]
-        there = {entry.manifest for entry in log.read_log(store, dataset, hook, batch)}
+        readable = log.readable_feature_logs(store, dataset, hook, [batch])
+        if readable.damage:
+            continue
+        there = {entry.manifest for entry in readable.found.get(batch, [])}
         for digest in dict.fromkeys(digest for _, digest in sorted(named, key=lambda n: n[0])):
             manifest = None if digest in there else _read_manifest(store, digest)
-            if manifest is None or (manifest.dataset, manifest.hook, manifest.batch) != (
+            if manifest is not None and (manifest.dataset, manifest.hook, manifest.batch) == (
                 dataset,
                 hook,
                 batch,
             ):
-                continue
-            appended += _append(store, [manifest])
-    return appended
+                found.append(manifest)
+    return found
+
+
+def find_unfinished(store: BlobStore, dataset: str) -> list[Loss]:
+    """Return the accepted losses after which nothing but given up artifacts was accepted.
+
+    A process that died may have left some of these unappended. Of a log that has gone on since, no
+    older artifact is appended: it would become current.
+    """
+    last = {loss.log: loss for entry in losses(store, dataset) for loss in entry.losses}
+    unfinished: list[Loss] = []
+    for prefix, loss in last.items():
+        if not prefix.startswith(layout.FEATURE_LOGS):
+            continue
+        _, hook, batch = prefix.removeprefix(layout.FEATURE_LOGS).rstrip("/").split("/")
+        readable = log.readable_feature_logs(store, dataset, hook, [batch])
+        since = readable.found.get(batch, [])[loss.entries :]
+        if not readable.damage and all(e.completion.startswith(_RESTORED) for e in since):
+            unfinished.append(loss)
+    return unfinished
+
+
+def append_again(
+    store: BlobStore, accepted: Iterable[Loss], known: Sequence[KnownEntry]
+) -> list[FeatureEntry]:
+    """Append what `find_appendable` returns; return the new entries. Idempotent."""
+    return _append(store, find_appendable(store, accepted, known))
 
 
 class _Planner:
@@ -663,7 +691,7 @@ def _append(store: BlobStore, manifests: Sequence[Manifest]) -> list[FeatureEntr
         completion = announce(
             store,
             Completion(
-                id=f"restored-{digest.hex[:24]}",
+                id=f"{_RESTORED}{digest.hex[:24]}",
                 dataset=manifest.dataset,
                 hook=manifest.hook,
                 batch=manifest.batch,
