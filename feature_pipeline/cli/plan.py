@@ -4,7 +4,7 @@ import click
 
 from feature_pipeline import settings
 from feature_pipeline.cli.hooks import find_hook
-from feature_pipeline.cli.output import Output, json_option, size
+from feature_pipeline.cli.output import DAMAGED, Output, json_option, size
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.projections.database import Database
@@ -20,7 +20,8 @@ SHOWN = 10
 def plan(hook: str, dataset: str | None, as_json: bool) -> None:
     """Show what the next runs of HOOK's table would do; nothing is touched.
 
-    Exits with status 1 if something would be refused.
+    Exits with 1 if something would be refused, with 2 if batches are damaged or lost in the
+    archive: they are named, and the plan is about the others.
     """
     from feature_pipeline.orchestration.tables import table_spec
 
@@ -33,6 +34,11 @@ def plan(hook: str, dataset: str | None, as_json: bool) -> None:
     for line in plan_lines(found):
         output.say(line)
     output.result(found.to_json())
+    output.problems("batches are damaged, and not in the plan", found.damaged)
+    output.problems("batches are lost in the archive, and not in the plan", found.lost)
+    if not found.is_all:
+        output.warn("`feature-pipeline repair` shows what can be brought back")
+        raise SystemExit(DAMAGED)
     if found.is_refused:
         raise SystemExit(1)
 

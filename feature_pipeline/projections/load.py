@@ -21,6 +21,7 @@ import psycopg
 
 from feature_pipeline.archive import log, tombstones
 from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.documents import NewerVersionError
 from feature_pipeline.archive.log import BatchEntry, FeatureEntry
 from feature_pipeline.archive.maintenance.known import LostEntry
 from feature_pipeline.digest import ContentSum, Digest
@@ -428,6 +429,8 @@ class _Work:
             return prepare_batch(self._store, generation, task.batch, task.entry, self._withdrawn)
         except (CannotEvolveError, CorruptDataError, NotFoundError) as error:
             return type(error)(f"batch {task.batch.batch!r}: {error}")
+        except NewerVersionError as error:
+            return CorruptDataError(f"batch {task.batch.batch!r}: {error}")
 
     def _load(self, connection: Connection, group: _Group) -> list[LoadReport]:
         while True:

@@ -5,7 +5,7 @@ doing it (`generation`, `load`).
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,12 +18,14 @@ from psycopg import sql
 from feature_pipeline.archive import log
 from feature_pipeline.archive.align import describe_type
 from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.archive.log import FeatureEntry
+from feature_pipeline.archive.documents import NewerVersionError
+from feature_pipeline.archive.log import BatchEntry, FeatureEntry
 from feature_pipeline.archive.manifest import ROWS, Manifest
 from feature_pipeline.archive.read import manifest_of, read_rows
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.column_sources import pair_columns
 from feature_pipeline.columns import Column
+from feature_pipeline.errors import CorruptDataError, NotFoundError
 from feature_pipeline.hooks.definition import IndexDefinition
 from feature_pipeline.projections import dependents, evolve, table_schema
 from feature_pipeline.projections.bookkeeping import all_progress
@@ -92,7 +94,10 @@ class TablePlan:
     indexes would refuse,
     `remade_views` the views that are dropped and made again at the switch, `blocked` what has the
     table's name, or depends on it, and would keep it from being read. `repairs` are sentences on
-    what somebody dropped or changed, and what becomes of that.
+    what was dropped or changed by hand, and what becomes of that.
+
+    `damaged` gives the reason per batch that cannot be read, `lost` per batch that was loaded from
+    a log entry which the archive no longer has: nothing else of the plan is about them.
     """
 
     table: str
@@ -113,6 +118,13 @@ class TablePlan:
     violations: tuple[str, ...] = ()
     blocked: tuple[str, ...] = ()
     repairs: tuple[str, ...] = ()
+    damaged: Mapping[str, str] = field(default_factory=dict)
+    lost: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_all(self) -> bool:
+        """Whether the plan is about every batch: none is damaged or lost."""
+        return not (self.damaged or self.lost)
 
     @property
     def is_refused(self) -> bool:
@@ -140,6 +152,8 @@ class TablePlan:
             "violations": list(self.violations),
             "blocked": list(self.blocked),
             "repairs": list(self.repairs),
+            "damaged": dict(self.damaged),
+            "lost": dict(self.lost),
         }
 
 
@@ -149,12 +163,13 @@ def plan_table(store: BlobStore, database: Database, spec: TableSpec) -> TablePl
     Every manifest that would be loaded is read; rows are read only where a rule or an upcaster
     depends on values. Indexes are tried on the live table's rows as the wanted columns show them.
     What only artifacts can say, as a column that the live table lacks and they hold, is found when
-    the index is built, before the switch.
+    the index is built, before the switch. What is damaged costs its own batch. Rows that no rule
+    depends on are read of a sample only: damage to others is found by loading, and by `verify`.
 
     Raises:
         ConflictError: Another hook's table has this name.
         ProjectionError: PostgreSQL refused something, or could not be reached.
-        NotFoundError, CorruptDataError: An artifact is missing, or damaged.
+        StoreUnavailableError: The store did not answer.
     """
     heads = current_entries(store, spec, None)
     with database.connect(f"table {spec.name!r}") as connection:
@@ -162,19 +177,23 @@ def plan_table(store: BlobStore, database: Database, spec: TableSpec) -> TablePl
         action, wanted = _action(connection, spec, state, heads)
         if action is PlanAction.OLDER_CODE:
             return TablePlan(spec.name, action)
-        pending = _pending(connection, wanted, heads)
+        lost = {} if state is None else _lost(connection, state, heads)
+        to_load = _ToLoad.read(store, spec, _pending(connection, wanted, heads, lost))
+        manifests = to_load.manifests
         live = None if state is None else state.live
         missing = missing_indexes(connection, wanted or live, spec)
         surplus = surplus_indexes(connection, wanted or live, spec)
-        manifests = _manifests(store, pending)
         to_build = missing if wanted is not None else spec.indexes
-        violations = _violations(connection, live, spec, to_build, manifests, wanted is None)
+        # Whether the manifests are those of all current artifacts.
+        is_all = wanted is None and not (to_load.damaged or heads.damage or lost)
+        violations = _violations(connection, live, spec, to_build, manifests, is_all)
         table_bytes = None if live is None else _table_bytes(connection, live)
         views: tuple[str, ...] = ()
         blocked = _obstacles(connection, spec, live)
         if live is not None and action in {PlanAction.BUILD, PlanAction.CATCH_UP} and not blocked:
             views, blocked = _views(connection, spec, live)
         repairs = tuple(_repairs(connection, spec, state))
+    seconds = _estimate(store, spec, to_load)
     rows = sum(manifest.counts.rows for manifest in manifests.values())
     before = spec.columns if live is None else live.columns
     return TablePlan(
@@ -187,15 +206,17 @@ def plan_table(store: BlobStore, database: Database, spec: TableSpec) -> TablePl
         indexes_added=tuple(describe_index(index) for index in missing),
         indexes_dropped=surplus,
         remade_views=views,
-        batches=len(pending),
+        batches=len(manifests),
         rows=rows,
         archive_bytes=sum(m.blobs[ROWS].size for m in manifests.values() if ROWS in m.blobs),
         table_bytes=None if table_bytes is None else int(table_bytes * rows),
-        seconds=_estimate(store, spec, pending, manifests),
-        refused=_refused(store, spec, manifests),
+        seconds=seconds,
+        refused=to_load.refused,
         violations=violations,
         blocked=blocked,
         repairs=repairs,
+        damaged={b: str(damage.error) for b, damage in heads.damage.items()} | to_load.damaged,
+        lost=lost,
     )
 
 
@@ -212,7 +233,7 @@ def _obstacles(connection: Connection, spec: TableSpec, live: Generation | None)
 
 
 def _repairs(connection: Connection, spec: TableSpec, state: TableState | None) -> Iterator[str]:
-    """What somebody dropped or changed, and what the next run makes of it."""
+    """What was dropped or changed by hand, and what the next run makes of it."""
     if state is None:
         return
     for relation in state.lost:
@@ -257,17 +278,81 @@ def _action(
 
 
 def _pending(
-    connection: Connection, wanted: Generation | None, heads: CurrentEntries
+    connection: Connection,
+    wanted: Generation | None,
+    heads: CurrentEntries,
+    lost: Collection[str],
 ) -> dict[str, FeatureEntry]:
     if wanted is None:
-        return dict(heads)
+        return {batch: entry for batch, entry in heads.items() if batch not in lost}
     compared = compare_progress(heads, all_progress(connection, wanted.id))
-    return {batch: heads[batch] for batch in compared.batches_to_load()}
+    return {batch: heads[batch] for batch in compared.batches_to_load() if batch not in lost}
 
 
-def _manifests(store: BlobStore, entries: Mapping[str, FeatureEntry]) -> dict[str, Manifest]:
-    manifests = map_threads(lambda entry: manifest_of(store, entry), list(entries.values()))
-    return dict(zip(entries, manifests, strict=True))
+def _lost(connection: Connection, state: TableState, heads: CurrentEntries) -> dict[str, str]:
+    """Per batch what a generation was loaded from and the log no longer has."""
+    lost: dict[str, str] = {}
+    for generation in state.fed:
+        found = heads.find_lost(all_progress(connection, generation.id))
+        lost |= {batch: str(one) for batch, one in found.items()}
+    return lost
+
+
+@dataclass(frozen=True, slots=True)
+class _ToLoad:
+    """The batches that would be loaded, as far as the archive can be read."""
+
+    tasks: dict[str, tuple[BatchEntry, FeatureEntry]]
+    manifests: dict[str, Manifest]
+    refused: dict[str, str]
+    """Why batches do not fit the table."""
+    damaged: dict[str, str]
+    """Why batches cannot be read; they are not among the others."""
+
+    @classmethod
+    def read(
+        cls, store: BlobStore, spec: TableSpec, pending: Mapping[str, FeatureEntry]
+    ) -> "_ToLoad":
+        submitted = log.readable_batches(store, spec.dataset, pending)
+        damaged = {batch: str(damage.error) for batch, damage in submitted.damage.items()}
+        for batch in pending.keys() - submitted.found.keys() - damaged.keys():
+            damaged[batch] = f"it is not in the log of batches of {spec.dataset!r}"
+        refused: dict[str, str] = {}
+        manifests: dict[str, Manifest] = {}
+        names = [batch for batch in pending if batch not in damaged]
+        read = map_threads(lambda batch: _read(store, spec, pending[batch]), names)
+        for batch, (manifest, refusal, damage) in zip(names, read, strict=True):
+            if damage is not None:
+                damaged[batch] = damage
+                continue
+            if manifest is not None:
+                manifests[batch] = manifest
+            if refusal is not None:
+                refused[batch] = refusal
+        refused |= {
+            batch: why
+            for batch, why in evolve.contradictions(manifests, spec.columns, spec.upcasters).items()
+            if batch not in refused
+        }
+        tasks = {batch: (submitted.found[batch], pending[batch]) for batch in manifests}
+        return cls(tasks, manifests, refused, damaged)
+
+
+def _read(
+    store: BlobStore, spec: TableSpec, entry: FeatureEntry
+) -> tuple[Manifest | None, str | None, str | None]:
+    """An artifact's manifest, why it does not fit the table, and why it cannot be read."""
+    try:
+        manifest = manifest_of(store, entry)
+        try:
+            if _depends_on_values(spec, manifest):
+                rows = read_rows(store, manifest)
+                evolve.artifact_rows(manifest, rows, spec.columns, spec.upcasters)
+        except CannotEvolveError as error:
+            return manifest, str(error), None
+    except (NotFoundError, CorruptDataError, NewerVersionError) as error:
+        return None, None, str(error)
+    return manifest, None, None
 
 
 def _added(before: Sequence[Column], after: Sequence[Column]) -> list[str]:
@@ -336,26 +421,6 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(listed[:_SHOWN]) + (", ..." if len(listed) > _SHOWN else "")
 
 
-def _refused(
-    store: BlobStore, spec: TableSpec, manifests: Mapping[str, Manifest]
-) -> dict[str, str]:
-    def reason(item: tuple[str, Manifest]) -> str | None:
-        manifest = item[1]
-        try:
-            if _depends_on_values(spec, manifest):
-                rows = read_rows(store, manifest)
-                evolve.artifact_rows(manifest, rows, spec.columns, spec.upcasters)
-        except CannotEvolveError as error:
-            return str(error)
-        return None
-
-    found = map_threads(reason, list(manifests.items()))
-    refused = evolve.contradictions(manifests, spec.columns, spec.upcasters)
-    return refused | {
-        batch: why for batch, why in zip(manifests, found, strict=True) if why is not None
-    }
-
-
 def _depends_on_values(spec: TableSpec, manifest: Manifest) -> bool:
     """Whether the rows themselves decide if the artifact fits.
 
@@ -375,11 +440,11 @@ def _depends_on_values(spec: TableSpec, manifest: Manifest) -> bool:
 def _estimate(
     store: BlobStore,
     spec: TableSpec,
-    pending: Mapping[str, FeatureEntry],
-    manifests: Mapping[str, Manifest],
+    to_load: _ToLoad,
 ) -> float:
     """Seconds, from the time that preparing some of the batches takes here and now."""
-    by_size = sorted(pending, key=lambda batch: manifests[batch].counts.rows)
+    manifests = to_load.manifests
+    by_size = sorted(manifests, key=lambda batch: manifests[batch].counts.rows)
     step = max(1, len(by_size) // _SAMPLED_BATCHES)
     sample = by_size[step // 2 :: step][:_SAMPLED_BATCHES]
     planned = Generation(
@@ -396,9 +461,12 @@ def _estimate(
     for batch in sample:
         started = time.monotonic()
         try:
-            entry = log.batch_entry(store, spec.dataset, batch)
-            prepare_batch(store, planned, entry, pending[batch])
+            prepare_batch(store, planned, *to_load.tasks[batch])
         except CannotEvolveError:
+            continue
+        except (NotFoundError, CorruptDataError) as error:
+            to_load.damaged[batch] = str(error)
+            del manifests[batch]
             continue
         spent += time.monotonic() - started
         rows += manifests[batch].counts.rows + 1
@@ -424,7 +492,7 @@ def _views(
     root, *others = views = dependents.read_views(
         connection, sql.Identifier(READ_SCHEMA, spec.name)
     ) or (None,)
-    if root is None:  # somebody dropped it
+    if root is None:  # it was dropped by hand
         return (), ()
     names = kept_names(live.columns, spec.columns)
     blocked = dependents.unrestorable([view for view in views if view is not None])

@@ -15,6 +15,7 @@ from psycopg import IsolationLevel, sql
 
 from feature_pipeline.archive import erasures, log, tombstones
 from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.documents import NewerVersionError
 from feature_pipeline.archive.erasures import Erased
 from feature_pipeline.archive.manifest import Manifest
 from feature_pipeline.archive.read import read_manifest, read_outcomes, read_rows
@@ -249,7 +250,7 @@ def _read_records(
     try:
         manifest = read_manifest(store, held.manifest)
         return manifest, read_outcomes(store, manifest)["record_id"].to_pylist()
-    except (NotFoundError, CorruptDataError) as error:
+    except (NotFoundError, CorruptDataError, NewerVersionError) as error:
         return str(error)
 
 
@@ -388,10 +389,12 @@ def _archive_content(
         neighbours: Further batches that are loaded and may own records of these.
     """
     loaded = {**progress, **neighbours}
-    entries = log.batches(store, spec.dataset, loaded)
+    submitted = log.readable_batches(store, spec.dataset, loaded)
+    entries = submitted.found
     erased = erasures.erased(store, spec.dataset)
     lost = loaded.keys() - entries.keys()
     unreadable = dict.fromkeys(lost, f"it is not in the log of batches of {spec.dataset!r}")
+    unreadable |= {batch: str(damage.error) for batch, damage in submitted.damage.items()}
     manifests: dict[str, Manifest] = {}
     owners: dict[str, str] = {}
     # Later batches overwrite earlier ones: what is left is each record's owner.

@@ -13,13 +13,16 @@ from feature_pipeline.archive.maintenance.accept_loss import accept_losses, plan
 from feature_pipeline.archive.maintenance.known import find_lost
 from feature_pipeline.archive.maintenance.repair import append_again
 from feature_pipeline.archive.objects import ObjectKind, State
+from feature_pipeline.archive.read import read_manifest
 from feature_pipeline.archive.verify import verify
 from feature_pipeline.columns import Column
 from feature_pipeline.errors import CorruptDataError
 from feature_pipeline.projections.database import Database
 from feature_pipeline.projections.known import known_by_tables
 from feature_pipeline.projections.load import LoadReport, load_batches
+from feature_pipeline.projections.plan import PlanAction, plan_table
 from feature_pipeline.projections.progress import check_progress
+from feature_pipeline.projections.proof import prove
 from feature_pipeline.projections.rebuild import begin_rebuild, fill
 from feature_pipeline.projections.settle import batches_to_load, table_report
 from feature_pipeline_tests.unit.projections.feature_archive import FeatureArchive
@@ -172,6 +175,44 @@ def test_a_damaged_log_costs_its_own_batch(archive, database, connection) -> Non
     with pytest.raises(CorruptDataError, match="3 damaged or incomplete"):
         rebuild(archive, database)
     assert labels(connection) == ["five", "new", "three", "two"]
+
+
+def test_a_proof_names_the_batch_whose_log_is_damaged(archive, database) -> None:
+    flip(archive, layout.entry(layout.batch_log("demo", "b2"), 1))
+    archive.store.delete(layout.entry(layout.batch_log("demo", "b3"), 1))
+    proof = prove(archive.store, database, archive.spec())
+    assert sorted(proof.unreadable) == ["b2", "b3"]
+    assert (proof.unequal_batches, proof.has_equal_content) == (("b2", "b3"), False)
+    assert (proof.rows, proof.batches) == (3, 3)
+
+
+def rows_key(archive: FeatureArchive, batch: str) -> str:
+    manifest = read_manifest(archive.store, archive.heads()[batch].manifest)
+    return layout.blob(manifest.blobs["rows"].digest)
+
+
+def test_a_plan_is_about_what_can_be_read_and_names_the_rest(archive, database) -> None:
+    """Every way in which a batch cannot be planned costs that batch alone."""
+    for number in range(4, 9):
+        archive.add(f"b{number}", {f"r{number}": [{"label": f"l{number}"}]})
+    flip(archive, layout.blob(archive.heads()["b6"].manifest))
+    archive.store.delete(rows_key(archive, "b7"))
+    flip(archive, layout.entry(layout.feature_log("demo", "pockets", "b2"), 1))
+    flip(archive, layout.entry(layout.batch_log("demo", "b4"), 1))
+    archive.store.delete(layout.entry(layout.batch_log("demo", "b5"), 1))
+    lose(archive, "b1", 2)
+    plan = plan_table(archive.store, database, archive.spec())
+    assert (plan.action, plan.is_all) == (PlanAction.LOAD, False)
+    assert sorted(plan.damaged) == ["b2", "b4", "b5", "b6", "b7"]
+    assert list(plan.lost) == ["b1"]
+    assert (plan.batches, plan.rows, plan.refused) == (1, 1, {})
+    # A rule that values decide reads rows; the damaged ones are damage, not a misfit.
+    archive.say("b8", {"r8": [{"label": None}]})
+    archive.columns = (Column(name="label", type="string", required=True),)
+    plan = plan_table(archive.store, database, archive.spec())
+    assert (plan.action, plan.is_all) == (PlanAction.BUILD, False)
+    assert sorted(plan.damaged) == ["b2", "b4", "b5", "b6", "b7"]
+    assert list(plan.refused) == ["b8"]
 
 
 def accept(archive: FeatureArchive, database: Database) -> list[str]:

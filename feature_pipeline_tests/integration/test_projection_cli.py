@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from feature_pipeline.archive import layout
 from feature_pipeline.cli import hooks, output, plan, rebuild, rollback
 from feature_pipeline.cli.app import main
 from feature_pipeline.hooks.definition import HookDefinition
@@ -113,6 +114,18 @@ def test_a_plan_that_would_be_refused_exits_with_1(project: Project) -> None:
     status, text = project.call("plan", "pockets")
     assert status == 1
     assert "refused: batch b0: column 'label': was string, is now integer" in text
+
+
+def test_a_plan_without_a_damaged_batch_exits_with_2(project: Project) -> None:
+    key = layout.blob(project.archive.heads()["b0"].manifest)
+    project.archive.store.delete(key)
+    status, text = project.call("plan", "pockets", "--json")
+    assert status == 2
+    document, end = json.JSONDecoder().raw_decode(text)
+    assert (list(document["damaged"]), document["lost"], document["batches"]) == (["b0"], {}, 1)
+    assert "1 batches are damaged, and not in the plan:" in text[end:]
+    assert key in text[end:]
+    assert "`feature-pipeline repair`" in text[end:]
 
 
 def test_a_batch_is_written_again_and_the_past_is_a_table_of_its_own(project: Project) -> None:
