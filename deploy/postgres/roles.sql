@@ -11,6 +11,9 @@
 
 create role feature_pipeline login password :owner_password
     nosuperuser nocreatedb nocreaterole noreplication;
+-- Not "$user", which the pipeline's role has its bookkeeping under: what people make as that role,
+-- without naming a schema, must not land where everything may be dropped.
+alter role feature_pipeline set search_path = features, public;
 create role feature_reader login password :reader_password
     nosuperuser nocreatedb nocreaterole noreplication;
 

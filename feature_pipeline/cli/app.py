@@ -19,6 +19,7 @@ COMMANDS = {
     "plan": "Show what loading a hook's table would change, cost and refuse.",
     "rebuild": "Rebuild tables from S3, beside the ones that people read.",
     "rollback": "Read the generation of a table that was read before its last switch.",
+    "retire": "Show the tables that no definition declares, and drop them.",
     "compare": "Show what two releases of a hook say differently.",
     "history": "Show what became of a hook's batches, entry by entry.",
     "verify": "Read the archive again: every object there, and right.",

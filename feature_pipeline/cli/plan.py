@@ -3,10 +3,11 @@
 import click
 
 from feature_pipeline import settings
-from feature_pipeline.cli.hooks import find_hook
+from feature_pipeline.cli.hooks import project_hooks, undeclared_lines
 from feature_pipeline.cli.output import DAMAGED, Output, json_option, size
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.projections.catalog.retire import known_tables
 from feature_pipeline.projections.database import Database
 from feature_pipeline.projections.plan import TablePlan, plan_table
 
@@ -20,20 +21,24 @@ SHOWN = 10
 def plan(hook: str, dataset: str | None, as_json: bool) -> None:
     """Show what the next runs of HOOK's table would do; nothing is touched.
 
+    Tables that no definition declares are named besides: `feature-pipeline retire` drops them.
     Exits with 1 if something would be refused, with 2 if batches are damaged or lost in the
     archive: they are named, and the plan is about the others.
     """
     from feature_pipeline.orchestration.tables import table_spec
 
     Project.find().load_environment()
-    definition = find_hook(hook, dataset).definition
+    defined = project_hooks()
+    definition = defined.find(hook, dataset).definition
     if not definition.has_table:
         raise InvalidInputError(f"hook {hook!r} declares no columns, so it has no table")
     output = Output(as_json)
-    found = plan_table(open_archive(), Database(settings.database_url()), table_spec(definition))
-    for line in plan_lines(found):
+    database = Database(settings.database_url())
+    found = plan_table(open_archive(), database, table_spec(definition))
+    undeclared = defined.undeclared(known_tables(database))
+    for line in (*plan_lines(found), *undeclared_lines(undeclared)):
         output.say(line)
-    output.result(found.to_json())
+    output.result({**found.to_json(), "undeclared": [table.name for table in undeclared]})
     output.problems("batches are damaged, and not in the plan", found.damaged)
     output.problems("batches are lost in the archive, and not in the plan", found.lost)
     if not found.is_all:

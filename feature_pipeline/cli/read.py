@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import IO, Final
 
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 from feature_pipeline.archive.api import Archive, AsOf
 from feature_pipeline.archive.features import Features
 from feature_pipeline.archive.frames import Frame
+from feature_pipeline.cli.instants import parse_instant
 from feature_pipeline.cli.output import DAMAGED, Output, exact
 from feature_pipeline.cli.project import Project
 from feature_pipeline.errors import InvalidInputError
@@ -172,13 +172,7 @@ def parse_as_of(text: str | None) -> AsOf | None:
     """
     if text is None or text.isdecimal():
         return None if text is None else int(text)
-    try:
-        instant = datetime.fromisoformat(text)
-    except ValueError:
-        instant = None
-    if instant is None or instant.tzinfo is None:
-        raise InvalidInputError(f"as of {text!r}: write a time such as 2026-01-31T12:00Z, or a seq")
-    return instant
+    return parse_instant(text, ", or a seq")
 
 
 def _limited(frame: Frame, max_rows: int | None) -> Iterator[pa.RecordBatch]:

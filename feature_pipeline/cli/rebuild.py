@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,6 +14,7 @@ from feature_pipeline.archive import log
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.cli.hooks import find_hook, project_hooks
 from feature_pipeline.cli.instance import dagster_instance
+from feature_pipeline.cli.instants import parse_instant
 from feature_pipeline.cli.output import Output, json_option
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.compute.decode_again import decode_batch_again
@@ -39,26 +39,15 @@ _Tell: TypeAlias = Callable[[Iterator[LoadReport]], Generator[LoadReport]]
 """Passes reports on, and has told Dagster of them when it ends or is closed."""
 
 
-def parse_time(
-    _context: click.Context, _option: click.Parameter, text: str | None
-) -> datetime | None:
-    """The time that an ISO 8601 text says; without an offset it is UTC."""
-    if text is None:
-        return None
-    try:
-        parsed = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise click.BadParameter(f"{text!r}: write a time such as 2026-01-31T12:00:00Z") from error
-    return parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
-
-
 @click.command()
 @click.argument("hooks", nargs=-1)
 @click.option("--dataset", help="Needed when several datasets have a hook of this name.")
 @click.option("--batch", "batches", multiple=True, help="Load only this batch again; repeatable.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64))
 @click.option("--from-raw", is_flag=True, help="First derive rows from the raw output again.")
-@click.option("--as-of", callback=parse_time, help="A separate table of what was current then.")
+@click.option(
+    "--as-of", "time", help="A time with its offset: a separate table of what was current then."
+)
 @json_option
 def rebuild(
     hooks: tuple[str, ...],
@@ -66,7 +55,7 @@ def rebuild(
     batches: tuple[str, ...],
     workers: int,
     from_raw: bool,
-    as_of: datetime | None,
+    time: str | None,
     as_json: bool,
 ) -> None:
     """Rebuild the tables of HOOKS, or of all hooks, from S3.
@@ -84,6 +73,7 @@ def rebuild(
     """
     from feature_pipeline.orchestration.tables import report_loads, table_spec
 
+    as_of = None if time is None else parse_instant(time)
     if batches and (len(hooks) != 1 or as_of is not None):
         raise InvalidInputError("--batch needs exactly one hook, and no --as-of")
     if from_raw and as_of is not None:

@@ -18,11 +18,12 @@ from feature_pipeline.archive.inbox import (
     read_entry,
     readable_quarantined,
 )
-from feature_pipeline.cli.hooks import project_hooks
+from feature_pipeline.cli.hooks import project_hooks, undeclared_lines
 from feature_pipeline.cli.instance import dagster_instance
 from feature_pipeline.cli.output import DAMAGED, Output, json_option
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.hooks.definition import HookDefinition
+from feature_pipeline.projections.catalog.retire import known_tables
 from feature_pipeline.projections.database import Database
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def status(deep: bool, as_json: bool) -> None:
     waiting, quarantined  completions in the inbox, and those that could not be accepted
     loaded, to load       current artifacts that the table holds as they are, and the others
 
-    `feature-pipeline backfill --select` runs them. Logs are listed and the tables' bookkeeping is
+    `feature-pipeline backfill --select` runs them. Tables that no definition declares any more are
+    named; `feature-pipeline retire` drops them. Logs are listed and the tables' bookkeeping is
     read; manifests are with --deep alone. Exits with 2 if something is damaged or lost: it is
     named, and the rest is shown.
     """  # noqa: D301 - \b is click's mark of a paragraph that is not folded
@@ -80,7 +82,8 @@ def status(deep: bool, as_json: bool) -> None:
             for hook in defined.usable
         ]
     _show(output, hooks, deep)
-    for line in defined.wrong_lines():
+    undeclared = defined.undeclared(known_tables(database))
+    for line in (*defined.wrong_lines(), *undeclared_lines(undeclared)):
         output.say(line)
     if not has_dagster:
         output.say("DAGSTER_HOME is not set: what only Dagster knows is not in these counts")
@@ -93,6 +96,7 @@ def status(deep: bool, as_json: bool) -> None:
         {
             "hooks": hooks,
             "wrong_definitions": dict(defined.wrong),
+            "undeclared_tables": [table.name for table in undeclared],
             "waiting": [entry.id for entry in waiting],
             "quarantined": [{"id": item.id, "reason": item.reason} for item in quarantined],
             "damaged_in_quarantine": {k: str(one.error) for k, one in readable.damage.items()},

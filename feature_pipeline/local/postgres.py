@@ -346,6 +346,13 @@ class PostgresServer:
                         sql.Identifier(ROLE), sql.Literal(self._password)
                     )
                 )
+                # By default "$user" comes first, the schema of the bookkeeping: what people make as
+                # this role, without naming a schema, must not land there.
+                connection.execute(
+                    sql.SQL("ALTER ROLE {} SET search_path = features, public").format(
+                        sql.Identifier(ROLE)
+                    )
+                )
                 rows = connection.execute("SELECT datname FROM pg_database").fetchall()
                 for name in self._databases:
                     if (name,) not in rows:

@@ -15,7 +15,8 @@ What belongs here: its DDL, and rows of it as values. Not here: what is done wit
                                     one partition a generation, dropped with it
     feature_pipeline.proofs         generation -> the last proof of it, and of which state
     feature_pipeline.views          the views that are the pipeline's own, and how it defined them
-    feature_pipeline.discarded       generations that held wrong rows and were built anew
+    feature_pipeline.past_tables    the tables of the past, and as of when
+    feature_pipeline.discarded      generations that held wrong rows and were built anew
 
 Outcomes are kept per generation because a generation that is being built owns records by the
 batches *it* has loaded; so what people read in `_outcomes` changes with the view, in one step.
@@ -145,6 +146,13 @@ create table feature_pipeline.views (
 comment on table feature_pipeline.views is
     'The views in schema features that the pipeline made, and a digest of how it defined each. '
     'Nothing else in that schema is replaced or dropped.'""",
+    "past_tables": """
+create table feature_pipeline.past_tables (
+    table_name text collate "C" primary key references feature_pipeline.tables on delete cascade,
+    as_of timestamptz not null
+);
+comment on table feature_pipeline.past_tables is
+    'Tables that show what was current at a time. No definition declares them.'""",
     "discarded": """
 create table feature_pipeline.discarded (
     table_name text collate "C" not null,
@@ -157,7 +165,7 @@ comment on table feature_pipeline.discarded is
     'Generations that held other rows than the archive and were built anew.'""",
 }
 """Per table of the bookkeeping the statements that make it, in an order in which they can run."""
-LATER_TABLES: Final = frozenset({"proofs", "views", "discarded"})
+LATER_TABLES: Final = frozenset({"proofs", "views", "discarded", "past_tables"})
 """Tables without which tables can be read: code of this version did not always make them."""
 
 _OUTCOMES: Final = """

@@ -170,7 +170,7 @@ def _forget_lost(connection: Connection, spec: TableSpec) -> None:
         spec: The table.
     """
     live = _live_id(connection, spec)
-    for generation in _list_all(connection, spec):
+    for generation in list_generations(connection, spec, is_whole=False):
         if not generation.is_there or not (generation.is_whole or generation.id == live):
             with suppress(psycopg.errors.DependentObjectsStillExist), connection.transaction():
                 drop_generation(connection, generation)
@@ -352,7 +352,8 @@ def read_table(connection: Connection, spec: TableSpec) -> TableState | None:
     if (dataset, hook) != (spec.dataset, spec.hook):
         raise ConflictError(
             f"table {spec.name!r} already shows {dataset}/features/{hook}, so it cannot show"
-            f" {spec.asset}: give one of them another table name, or drop the old table"
+            f" {spec.asset}: give one of them another table name, or drop the old table with"
+            f" `feature-pipeline retire {spec.name}`"
         )
     found = {row[5]: _generation(row[5:]) for row in rows if row[5] is not None}
     there = {number: g for number, g in found.items() if g.is_there}
@@ -382,20 +383,24 @@ def require_table(connection: Connection, spec: TableSpec) -> TableState:
     return state
 
 
-def list_generations(connection: Connection, spec: TableSpec) -> list[Generation]:
-    """Every generation of the table that is there as it was made, oldest first."""
-    return [generation for generation in _list_all(connection, spec) if generation.is_whole]
+def list_generations(
+    connection: Connection, spec: TableSpec, *, is_whole: bool = True
+) -> list[Generation]:
+    """Every generation of the table, oldest first.
 
-
-def _list_all(connection: Connection, spec: TableSpec) -> list[Generation]:
-    """Every generation that bookkeeping knows of the table, oldest first."""
+    Args:
+        connection: To the table's database.
+        spec: The table.
+        is_whole: Without those whose tables were dropped or altered by hand.
+    """
     rows = connection.execute(
         sql.SQL("select * from ({}) g where g.table_name = %s order by g.id").format(
             sql.SQL(_GENERATIONS)
         ),
         [spec.name],
     )
-    return [_generation(row) for row in rows]
+    found = [_generation(row) for row in rows]
+    return [generation for generation in found if generation.is_whole or not is_whole]
 
 
 def drop_generation(connection: Connection, generation: Generation) -> None:
@@ -425,30 +430,39 @@ def _is_table(connection: Connection, name: str) -> bool:
 def drop_table(connection: Connection, spec: TableSpec) -> bool:
     """The view, its generations and their bookkeeping are gone; whether there was anything.
 
-    Views of other people on it make PostgreSQL refuse, and nothing is dropped. A view of its name
-    that is not the pipeline's stays.
+    A view of its name that is not the pipeline's stays.
+
+    Raises:
+        ConflictError: Something depends on it, or it is another hook's; nothing is dropped.
     """
     read_table(connection, spec)  # another hook's is not dropped
     if not has_bookkeeping(connection):
         return False
     ensure_schemas(connection)
-    with connection.transaction():
-        lock_table(connection, spec.name)
-        state = read_table(connection, spec)
-        _drop_view(connection, spec, None if state is None else state.live)
-        for generation in _list_all(connection, spec):
-            drop_generation(connection, generation)
-        own_views.forget_view(connection, spec.name)
-        for known in ("definitions", "switches", "discarded"):
-            connection.execute(
-                sql.SQL("delete from {} where table_name = %s").format(
-                    sql.Identifier(BOOKKEEPING_SCHEMA, known)
-                ),
-                [spec.name],
-            )
-        gone = connection.execute(
-            "delete from feature_pipeline.tables where name = %s", [spec.name]
+    try:
+        with connection.transaction():
+            return _drop_table(connection, spec)
+    except psycopg.errors.DependentObjectsStillExist as error:
+        raise ConflictError(
+            f"table {spec.name!r} was not dropped: {error.diag.message_detail}; drop that first"
+        ) from error
+
+
+def _drop_table(connection: Connection, spec: TableSpec) -> bool:
+    lock_table(connection, spec.name)
+    state = read_table(connection, spec)
+    _drop_view(connection, spec, None if state is None else state.live)
+    for generation in list_generations(connection, spec, is_whole=False):
+        drop_generation(connection, generation)
+    own_views.forget_view(connection, spec.name)
+    for known in ("definitions", "switches", "discarded"):
+        connection.execute(
+            sql.SQL("delete from {} where table_name = %s").format(
+                sql.Identifier(BOOKKEEPING_SCHEMA, known)
+            ),
+            [spec.name],
         )
+    gone = connection.execute("delete from feature_pipeline.tables where name = %s", [spec.name])
     return bool(gone.rowcount)
 
 
@@ -472,6 +486,7 @@ def _create_table(connection: Connection, spec: TableSpec) -> TableState:
         " on conflict (name) do nothing",
         [spec.name, spec.dataset, spec.hook],
     )
+    _record_time(connection, spec)
     # Of a table that was lost the order of its definitions is still known.
     order = (
         _order(connection, spec) if is_followed(connection, spec) else _next_order(connection, spec)
@@ -499,6 +514,7 @@ def _follow_definition(
     connection.execute(
         "update feature_pipeline.tables set wanted_order = %s where name = %s", [order, spec.name]
     )
+    _record_time(connection, spec)
     _want(connection, spec, wanted)
     connection.execute(
         "update feature_pipeline.generations set columns = %s where id = %s",
@@ -506,6 +522,16 @@ def _follow_definition(
     )
     if state.live is not None and wanted.id == state.live.id:
         comment(connection, _by_id(connection, spec, wanted.id), spec)
+
+
+def _record_time(connection: Connection, spec: TableSpec) -> None:
+    """Remember the time that a table of the past is of."""
+    if spec.as_of is not None:
+        connection.execute(
+            "insert into feature_pipeline.past_tables (table_name, as_of) values (%s, %s)"
+            " on conflict (table_name) do update set as_of = excluded.as_of",
+            [spec.name, spec.as_of],
+        )
 
 
 def _want(connection: Connection, spec: TableSpec, generation: Generation) -> None:

@@ -7,9 +7,12 @@ switching, which any run of the table asset does as well (`load`, `settle`).
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
+from typing import Final
 
 from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.digest import Digest
+from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.projections.bookkeeping import all_progress
 from feature_pipeline.projections.database import Database
 from feature_pipeline.projections.generation import (
@@ -21,9 +24,9 @@ from feature_pipeline.projections.generation import (
 from feature_pipeline.projections.load import LoadReport, load_batches
 from feature_pipeline.projections.progress import compare_progress, current_entries
 from feature_pipeline.projections.table_schema import truncate_identifier
-from feature_pipeline.projections.table_spec import TableSpec
+from feature_pipeline.projections.table_spec import MAX_IDENTIFIER_BYTES, TableSpec
 
-_LONGEST_NAME_BYTES = 36
+_NAME_DIGITS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,28 @@ def load_again(
 
 
 def past_spec(spec: TableSpec, time: datetime) -> TableSpec:
-    """A separate table, named for the time, that shows what the archive's log said then."""
-    label = f"{time:%Y%m%dT%H%M%S}"
-    name = f"{truncate_identifier(spec.name, _LONGEST_NAME_BYTES)}_as_of_{label}"
-    return replace(spec, name=name, as_of=time)
+    """A separate table that shows what the archive's log said at a time.
+
+    It is named for the table and the instant, to the microsecond if that is no whole second, in
+    lower case, which needs no quotes in SQL. A name that is too long is cut, and a digest of it put
+    in.
+
+    Raises:
+        InvalidInputError: The time has no offset, or is yet to come.
+    """
+    if time.tzinfo is None:
+        raise InvalidInputError(f"as of {time.isoformat()}: a time needs its offset from UTC")
+    instant = time.astimezone(UTC)
+    if instant > datetime.now(UTC):
+        raise InvalidInputError(
+            f"as of {instant.isoformat()}: that is yet to come, and what is current then is not"
+            " known; give a time that has passed"
+        )
+    suffix = f"_as_of_{instant:%Y%m%dt%H%M%S}"
+    if instant.microsecond:
+        suffix += f"_{instant:%f}"
+    name, room = spec.name, MAX_IDENTIFIER_BYTES - len(suffix)
+    if len(name.encode()) > room:
+        digest = Digest.of(name.encode()).hex[:_NAME_DIGITS]
+        name = f"{truncate_identifier(name, room - len(digest) - 1)}_{digest}"
+    return replace(spec, name=name + suffix, as_of=instant)

@@ -293,6 +293,8 @@ def test_the_databases_role_cannot_leave_the_database(services: LocalServices) -
         ) == [("feature_pipeline",) * 2]
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             execute(url, "COPY (SELECT 1) TO PROGRAM 'cat'")
+        # no "$user", which the schema of the bookkeeping has the name of
+        assert execute(url, "SHOW search_path") == [("features, public",)]
 
 
 def test_server_settings_are_durable_and_utc(services: LocalServices) -> None:

@@ -2,7 +2,7 @@
 
 import io
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from feature_pipeline.archive import layout
-from feature_pipeline.cli import hooks, output, plan, rebuild, rollback
+from feature_pipeline.cli import hooks, output, plan, rebuild, retire, rollback
 from feature_pipeline.cli.app import main
 from feature_pipeline.hooks.definition import HookDefinition
 from feature_pipeline.projections.database import Database
@@ -40,16 +40,19 @@ class Project:
         patch.setenv("FEATURE_PIPELINE_DATABASE_URL", url)
         patch.setenv("DAGSTER_HOME", "")
         self.others: list[HookDefinition] = []
+        self.wrong: dict[str, str] = {}
         patch.setattr(
             hooks,
             "project_hooks",
             lambda: hooks.ProjectHooks(
-                [SimpleNamespace(definition=d) for d in (self.definition, *self.others)], {}
+                [SimpleNamespace(definition=d) for d in (self.definition, *self.others)],
+                self.wrong,
             ),
         )
         for module in (plan, rebuild, rollback):
             patch.setattr(module, "open_archive", lambda: self.archive.store)
-        patch.setattr(rebuild, "project_hooks", hooks.project_hooks)
+        for module in (plan, rebuild, retire):
+            patch.setattr(module, "project_hooks", hooks.project_hooks)
 
     def define(self, *columns: dict) -> None:
         self.definition = HookDefinition.model_validate(
@@ -140,8 +143,119 @@ def test_a_batch_is_written_again_and_the_past_is_a_table_of_its_own(project: Pr
     past = project.json("rebuild", "pockets", "--as-of", now)["tables"][0]
     assert past["table"].startswith("pockets_as_of_")
     assert past["rows"] == 2
-    assert project.call("rebuild", "--as-of", "yesterday")[0] == 2
     assert project.call("rebuild", "--batch", "b0")[0] == 1
+
+
+def test_two_instants_of_one_second_are_two_tables_which_are_listed_and_dropped(
+    project: Project,
+) -> None:
+    """The name was of whole seconds: the second table replaced the first, or failed."""
+    first = project.archive.heads()["b0"].accepted_at
+    newer = project.archive.say("b0", {"r0": [{"label": "newer"}]})
+    between = newer.accepted_at - timedelta(microseconds=1)
+    assert first <= between
+    project.json("rebuild")
+
+    past, later = (
+        project.json("rebuild", "pockets", "--as-of", time.isoformat())["tables"][0]["table"]
+        for time in (between, newer.accepted_at)
+    )
+
+    assert past != later
+    for table, label in ((past, "l0"), (later, "newer")):
+        query = f"select label from {table} where record_id = 'r0'"
+        assert project.json("sql", query)["rows"] == [[label]]
+    assert project.json("plan", "pockets")["undeclared"] == []
+    listed = project.json("retire")["tables"]
+    assert {(each["table"], each["rows"], each["as_of"]) for each in listed} == {
+        (past, 2, between.isoformat().replace("+00:00", "Z")),
+        (later, 2, newer.accepted_at.isoformat().replace("+00:00", "Z")),
+    }
+    assert project.json("retire", past)["tables"][0]["is_dropped"] is False
+    assert f"{past}: demo/features/pockets as of" in project.call("retire", past, "--yes")[1]
+    assert [each["table"] for each in project.json("retire")["tables"]] == [later]
+    assert project.call("sql", f"select from {past}")[0] == 1
+    assert project.columns() == ["label"]
+
+
+@pytest.mark.parametrize(
+    ("time", "why"),
+    [
+        ("yesterday", "that is no time"),
+        ("2026-01-01T00:00:00", "without an offset, two places mean two times"),
+        ("2026-01-01", "without an offset"),
+        ("2026-01-01T00:00:00.1234567Z", "no time is finer than microseconds"),
+        ("2100-01-01T00:00:00Z", "that is yet to come"),
+    ],
+)
+def test_a_time_that_names_no_past_instant_is_refused(
+    project: Project, time: str, why: str
+) -> None:
+    status, text = project.call("rebuild", "--as-of", time)
+    assert (status, why in text) == (1, True), text
+    assert project.call("retire", "pockets")[0] == 1  # nothing was made
+
+
+def test_a_table_whose_hook_is_gone_is_named_and_retired(project: Project) -> None:
+    """Its view went on answering, and nothing mentioned it."""
+    project.json("rebuild")
+    with project.database.connect("test") as connection:
+        connection.execute("create view public.mine as select label from features.pockets")
+    kept = project.definition
+    project.definition = kept.model_copy(update={"name": "cavities"})
+
+    status, text = project.call("plan", "cavities")
+    assert status == 0, text
+    line = "table pockets still shows demo/features/pockets, and no definition declares it"
+    assert line in text
+    assert project.json("plan", "cavities")["undeclared"] == ["pockets"]
+    assert "pockets: demo/features/pockets; 2 batches, 2 rows" in project.call("retire")[1]
+
+    for arguments in (["pockets"], ["pockets", "--yes"]):
+        status, text = project.call("retire", *arguments)
+        assert (status, "view public.mine uses it" in text) == (1, True)
+    assert project.columns() == ["label"]
+    with project.database.connect("test") as connection:
+        connection.execute("drop view public.mine")
+    assert project.call("retire", "--yes")[0] == 1  # which ones?
+    assert project.call("retire", "nosuch", "--yes")[0] == 1
+    [dropped] = project.json("retire", "pockets", "--yes")["tables"]
+    assert (dropped["is_dropped"], dropped["rows"]) == (True, 2)
+
+    assert project.json("plan", "cavities")["undeclared"] == []
+    left = "select relname from pg_class where relname like '%%pockets%%'"
+    assert project.json("sql", left)["rows"] == []
+    project.definition = kept
+    project.json("rebuild")
+    assert prove(project.archive.store, project.database, project.archive.spec()).is_equal
+
+
+@pytest.mark.parametrize("asset", ["demo/features/pockets", "wrong_definitions/pockets/defs"])
+def test_a_table_of_a_wrong_definition_is_not_retired(project: Project, asset: str) -> None:
+    project.json("rebuild")
+    assert "declares it" in project.call("retire", "pockets", "--yes")[1]
+    project.definition = project.definition.model_copy(update={"name": "others"})
+    project.wrong[asset] = "defs.yaml:3: cardinality: oen"
+
+    status, text = project.call("retire", "pockets", "--yes")
+
+    assert (status, "cardinality: oen" in text) == (1, True)
+    assert project.json("plan", "others")["undeclared"] == []
+    assert project.json("retire")["tables"] == []
+    assert project.columns() == ["label"]
+
+
+def test_what_took_the_place_of_a_retired_view_stays(project: Project) -> None:
+    project.json("rebuild")
+    project.definition = project.definition.model_copy(update={"name": "others"})
+    with project.database.connect("test") as connection:
+        connection.execute("drop view features.pockets; create table features.pockets (a int)")
+
+    status, text = project.call("retire", "pockets", "--yes")
+
+    assert (status, "table features.pockets of role" in text) == (0, True), text
+    assert project.json("sql", "select a from pockets")["rows"] == []
+    assert project.json("retire")["tables"] == []
 
 
 def test_rows_derived_from_raw_output_again_reach_the_table(project: Project, tmp_path: Path):
@@ -161,7 +275,7 @@ def test_rows_derived_from_raw_output_again_reach_the_table(project: Project, tm
         rows = connection.execute("select record_id, label from features.pockets order by 1")
         assert rows.fetchall() == [("r0", "as written"), ("r1", "l1")]
     assert prove(project.archive.store, project.database, project.archive.spec()).is_equal
-    status, text = project.call("rebuild", "--from-raw", "--as-of", "2026-01-01")
+    status, text = project.call("rebuild", "--from-raw", "--as-of", "2026-01-01T00:00Z")
     assert (status, "--from-raw makes artifacts of now" in text) == (1, True)
 
 

@@ -98,6 +98,17 @@ def test_the_pipeline_needs_no_more_than_the_owner_role_has(roles: Roles) -> Non
         assert reader.execute("select count(*) from features._outcomes").fetchone() == (3,)
 
 
+def test_what_people_make_as_the_owner_role_is_not_among_the_bookkeeping(roles: Roles) -> None:
+    """By default "$user" comes first in search_path: the schema in which everything is dropped."""
+    archive = FeatureArchive((LABEL,))
+    archive.add("b1", {"r1": [{"label": "x"}]})
+    list(load_batches(archive.store, Database(roles.url(roles.owner)), archive.spec()))
+
+    with psycopg.connect(roles.url(roles.owner), autocommit=True) as owner:
+        owner.execute("create view mine as select label from pockets")
+        assert owner.execute("select 'mine'::regclass::oid = 'features.mine'::regclass").fetchone()
+
+
 @pytest.mark.parametrize(
     "statement",
     [

@@ -1,12 +1,13 @@
 """What a definition may ask for, and which changes of it need the rows anew."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
 from feature_pipeline.columns import Column
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.definition import IndexDefinition, UpcasterDefinition
+from feature_pipeline.projections.rebuild import past_spec
 from feature_pipeline.projections.table_schema import index_name, relation_name
 from feature_pipeline.projections.table_spec import TableSpec
 
@@ -84,3 +85,25 @@ def test_generated_names_fit_and_differ() -> None:
     names |= {index_name(relation, index) for relation in list(names) for index in (one, other)}
     assert len(names) == 9
     assert all(len(name.encode()) <= 63 for name in names)
+
+
+TIME = datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+def test_tables_of_the_past_have_names_of_their_own() -> None:
+    """Instants of one second, and tables with the same beginning, had one name."""
+    names = ["pockets", "a" * 40 + "b", "a" * 40 + "c", "a" * 63, "é" * 31]
+    times = [TIME, TIME + timedelta(microseconds=1), TIME + timedelta(seconds=1)]
+    found = [past_spec(spec(name=name), time) for name in names for time in times]
+
+    assert len({each.name for each in found}) == len(found)
+    assert found[0].name == "pockets_as_of_20260131t120000"
+    assert found[1].name == "pockets_as_of_20260131t120000_000001"
+    zone = timezone(timedelta(hours=2))
+    assert past_spec(spec(), TIME.astimezone(zone)) == past_spec(spec(), TIME)
+
+
+@pytest.mark.parametrize("time", [datetime(2026, 1, 31), datetime(9999, 1, 1, tzinfo=UTC)])  # noqa: DTZ001
+def test_a_time_without_offset_or_to_come_names_no_table(time: datetime) -> None:
+    with pytest.raises(InvalidInputError, match="as of"):
+        past_spec(spec(), time)
