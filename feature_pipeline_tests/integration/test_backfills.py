@@ -332,6 +332,10 @@ def test_every_selection_takes_what_it_says(operator: Operator) -> None:
     expected |= {"records": 5, "passed": 3, "rejected": 1, "errored": 1, "rows": 7}
     assert {name: row[name] for name in expected} == expected
     assert operator.counts()["failed"] == 1  # what errored is in manifests alone
+    assert operator.json("status")["undeclared_tables"] == []
+    with operator.patch.context() as patch:
+        patch.setattr(status, "project_hooks", lambda: ProjectHooks([], {}))
+        assert operator.json("status")["undeclared_tables"] == ["counts"]
     assert "rows" not in operator.counts()
     with operator.patch.context() as patch:
         patch.delenv("DAGSTER_HOME")
