@@ -33,7 +33,7 @@ from feature_pipeline.archive import log
 from feature_pipeline.archive.read import read_manifest, read_rows
 from feature_pipeline.archive.stores.s3 import S3Store, make_client, open_store
 from feature_pipeline.columns import Column
-from feature_pipeline.local import LocalServices
+from feature_pipeline.local.services import LocalServices
 from feature_pipeline.projections import generation, table_schema
 from feature_pipeline.projections.database import Database
 from feature_pipeline.projections.load import load_batches

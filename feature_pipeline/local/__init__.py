@@ -7,18 +7,3 @@ and never imports this package.
 
 Needs the `local` extra.
 """
-
-from feature_pipeline.local.environment import environment, load_dotenv, write_dotenv
-from feature_pipeline.local.postgres import PostgresServer
-from feature_pipeline.local.seaweedfs import S3Address, SeaweedServer
-from feature_pipeline.local.services import LocalServices
-
-__all__ = [
-    "LocalServices",
-    "PostgresServer",
-    "S3Address",
-    "SeaweedServer",
-    "environment",
-    "load_dotenv",
-    "write_dotenv",
-]

@@ -7,12 +7,15 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dotenv.parser import Binding, parse_stream
 
 from feature_pipeline.errors import InvalidInputError, NotFoundError
 from feature_pipeline.local.process import write_private
-from feature_pipeline.local.services import LocalServices
+
+if TYPE_CHECKING:
+    from feature_pipeline.local.services import LocalServices
 
 HEADER = (
     "# Written by `feature-pipeline dev` for the servers it runs; holds secrets, not for git.\n"
@@ -21,7 +24,7 @@ HEADER = (
 NAME_PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
-def environment(services: LocalServices, dagster_home: Path) -> dict[str, str]:
+def environment(services: "LocalServices", dagster_home: Path) -> dict[str, str]:
     """Every variable the project and its Dagster configuration read, for running `services`."""
     address = services.s3
     return {

@@ -12,7 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
-from feature_pipeline.local import LocalServices
+from feature_pipeline.local.services import LocalServices
 
 
 def become(uid: int, gid: int, warm_up_folder: Path) -> None:

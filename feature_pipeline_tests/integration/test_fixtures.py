@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from feature_pipeline.local import S3Address
+from feature_pipeline.local.seaweedfs import S3Address
 from feature_pipeline_tests.fixtures.postgres import PostgresAddress
 
 if TYPE_CHECKING:

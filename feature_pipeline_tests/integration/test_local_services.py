@@ -26,9 +26,11 @@ from feature_pipeline.errors import (
     NotFoundError,
     StoreUnavailableError,
 )
-from feature_pipeline.local import LocalServices, environment, postgres, process, unprivileged
+from feature_pipeline.local import postgres, process, unprivileged
+from feature_pipeline.local.environment import environment
 from feature_pipeline.local.postgres import PostgresServer, closed_parent, find_binaries
 from feature_pipeline.local.seaweedfs import SeaweedServer, find_weed
+from feature_pipeline.local.services import LocalServices
 from feature_pipeline_tests.fixtures import missing, server_folder
 from feature_pipeline_tests.fixtures.s3 import make_client
 
