@@ -12,6 +12,7 @@ from feature_pipeline.archive.log import FeatureEntry
 from feature_pipeline.archive.logs.accept_loss import remove_given_up
 from feature_pipeline.archive.logs.losses import Loss
 from feature_pipeline.archive.maintenance.accept_loss import accept_losses, plan_losses
+from feature_pipeline.archive.maintenance.known import Knowledge
 from feature_pipeline.archive.maintenance.repair import (
     ProjectRelease,
     RepairPlan,
@@ -25,7 +26,7 @@ from feature_pipeline.archive.maintenance.repair import (
 )
 from feature_pipeline.archive.objects import Finding, Scope
 from feature_pipeline.archive.verify import verify as verify_archive
-from feature_pipeline.cli.databases import DatabaseKnowledge, ask_databases
+from feature_pipeline.cli.databases import ask_databases
 from feature_pipeline.cli.hooks import project_hooks
 from feature_pipeline.cli.output import DAMAGED, Output, json_option
 from feature_pipeline.cli.project import Project, open_archive
@@ -124,7 +125,7 @@ def _finish_accepting(
     output: Output,
     store: BlobStore,
     datasets: Sequence[str],
-    known: DatabaseKnowledge,
+    known: Knowledge,
     *,
     is_confirmed: bool,
 ) -> list[str]:
@@ -151,7 +152,7 @@ def _finish_accepting(
 
 
 def _append_again(
-    output: Output, store: BlobStore, losses: Sequence[Loss], known: DatabaseKnowledge
+    output: Output, store: BlobStore, losses: Sequence[Loss], known: Knowledge
 ) -> None:
     for entry in append_again(store, losses, known.entries):
         output.warn(f"{entry.log_prefix} has the artifact {entry.manifest.short} again")
@@ -161,7 +162,7 @@ def _accept(
     output: Output,
     store: BlobStore,
     plan: RepairPlan,
-    known: DatabaseKnowledge,
+    known: Knowledge,
     tried: set[tuple[str, str]],
     reason: str,
     *,
@@ -191,17 +192,14 @@ def _accept(
     return [str(one) for one in accepted]
 
 
-def _findings(
-    store: BlobStore, scope: Scope, known: DatabaseKnowledge, output: Output
-) -> list[Finding]:
+def _findings(store: BlobStore, scope: Scope, known: Knowledge, output: Output) -> list[Finding]:
     with progress_of(output, "verifying") as progress:
         # Without a census: a plan writes nothing.
         report = verify_archive(store, scope, progress=progress, takes_census=False)
-    found = {finding.key: finding for finding in known.lost(store, scope)}
-    return list((found | {finding.key: finding for finding in report.findings}).values())
+    return list(known.add_lost(report, store).findings)
 
 
-def _sources(output: Output, second: BlobStore | None, known: DatabaseKnowledge) -> Sources:
+def _sources(output: Output, second: BlobStore | None, known: Knowledge) -> Sources:
     from feature_pipeline.compute.decode_again import decode_batch_again
 
     def derive(store: BlobStore, entry: FeatureEntry) -> object:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import click
 
@@ -49,7 +48,7 @@ def verify(
 ) -> None:
     """Read what is stored and compare it with its names.
 
-    What the tables and Dagster were told of is compared with the logs, where they are configured.
+    What the tables and Dagster know is compared with the logs, where they are configured.
 
     Exits with 0 if all is right, with 2 if something is missing, corrupt, lost, unreadable or not
     erased, with 1 if the archive could not be verified at all.
@@ -68,12 +67,7 @@ def verify(
             progress=progress,
             restore_checksums=restore_checksums,
         )
-    # What the tables and Dagster were made from: a log cannot show that its end is lost.
-    named = {finding.key for finding in report.findings}
-    lost = [
-        f for f in ask_databases(output, scope.dataset).lost(store, scope) if f.key not in named
-    ]
-    report = replace(report, findings=(*report.findings, *lost))
+    report = ask_databases(output, scope.dataset).add_lost(report, store)
     if report.findings:
         output.table(
             f"{len(report.findings)} objects are not as they should be",

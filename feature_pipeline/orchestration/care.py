@@ -23,7 +23,8 @@ from feature_pipeline.orchestration.judged_batches import (
     said_before,
 )
 from feature_pipeline.orchestration.keys import features_key
-from feature_pipeline.orchestration.resources import ArchiveResource
+from feature_pipeline.orchestration.known import ask_databases
+from feature_pipeline.orchestration.resources import ArchiveResource, DatabaseResource
 
 INTEGRITY_CHECK = "archive_integrity"
 CENSUS_JOB = "take_census"
@@ -46,7 +47,10 @@ def verify_job() -> dg.JobDefinition:
 
     @dg.op(name="read_archive_again", description="Compares every stored object with its name.")
     def read_again(
-        context: dg.OpExecutionContext, config: VerifyConfig, archive: ArchiveResource
+        context: dg.OpExecutionContext,
+        config: VerifyConfig,
+        archive: ArchiveResource,
+        database: DatabaseResource,
     ) -> None:
         scope = Scope(config.dataset, config.hook, config.batch)
         said = 0
@@ -57,8 +61,13 @@ def verify_job() -> dg.JobDefinition:
                 said = done * _STEPS // total
                 context.log.info("%d of %d blobs read", done, total)
 
-        report = verify(archive.store(), scope, sample=config.sample, progress=progress)
+        store = archive.store()
+        report = verify(store, scope, sample=config.sample, progress=progress)
+        known = ask_databases(database.database(), context.instance, scope)
+        report = known.add_lost(report, store)
         context.log.info(report.summary())
+        for note in report.notes:
+            context.log.warning(note)
         if not report.is_clean:
             raise dg.Failure(
                 description=report.summary(), metadata=report_metadata(report), allow_retries=False
@@ -125,22 +134,27 @@ def integrity_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefin
         description=(
             "Everything that the hook said is stored and is what its name says. In a run of"
             " partitions: of these, and of those that were wrong before; executed alone: of all,"
-            " which reads all of it. What was wrong in all of it stays wrong until all of it is"
-            " read again."
+            " which reads all of it. What the table and Dagster know is compared with the log. What"
+            " was wrong in all of it stays wrong until all of it is read again."
         ),
     )
     def archive_integrity(
-        context: dg.AssetCheckExecutionContext, archive: ArchiveResource
+        context: dg.AssetCheckExecutionContext,
+        archive: ArchiveResource,
+        database: DatabaseResource,
     ) -> dg.AssetCheckResult:
-        store = archive.store()
+        store, whole = archive.store(), Scope(dataset, hook)
         batches = run_batches(context, dataset)
         if batches is None:
-            report = verify(store, Scope(dataset, hook))
-            reports, all_of_it = [report], _all_of_it(report)
+            scopes, names = [whole], None
         else:
-            before = named_before(context.instance, key, "batches")
-            scopes = [Scope(dataset, hook, batch) for batch in sorted({*batches, *before})]
-            reports = [verify(store, scope) for scope in scopes]
+            names = sorted({*batches, *named_before(context.instance, key, "batches")})
+            scopes = [Scope(dataset, hook, batch) for batch in names]
+        known = ask_databases(database.database(), context.instance, whole, names)
+        reports = [known.add_lost(verify(store, scope), store) for scope in scopes]
+        if batches is None:
+            all_of_it = _all_of_it(reports[0])
+        else:
             all_of_it = _read_before(context.instance, key)
         wrong = [report for report in reports if not report.is_clean]
         said = [report.summary() for report in (wrong or reports[:1])[:_SHOWN]]
@@ -149,6 +163,7 @@ def integrity_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefin
                 f"all of it was read at {all_of_it['at']}, and this was wrong: "
                 f"{all_of_it['wrong']}; execute this check alone to read it again"
             )
+        said += known.notes
         return dg.AssetCheckResult(
             passed=not wrong and not all_of_it["wrong"],
             severity=dg.AssetCheckSeverity.ERROR,

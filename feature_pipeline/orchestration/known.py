@@ -4,17 +4,20 @@ Belongs here: reading materializations as knowledge of the archive's logs. Not h
 with the logs (`archive.maintenance.known`), telling Dagster what it lacks (`reconcile`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import dagster as dg
 
-from feature_pipeline.archive.maintenance.known import KnownBatch, KnownEntry
+from feature_pipeline.archive.maintenance.known import Knowledge, KnownBatch, KnownEntry
+from feature_pipeline.archive.objects import Scope
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.orchestration.keys import features_key, records_key
 from feature_pipeline.orchestration.provenance import PartitionEvent, latest_events
+from feature_pipeline.projections.database import Database
+from feature_pipeline.projections.known import ask_tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,50 +58,76 @@ class KnownPartitions:
             yield KnownBatch(dataset, batch, digest, self.known_by, _instant(event), submitted_at)
 
 
-def known_partitions(instance: dg.DagsterInstance, key: dg.AssetKey) -> KnownPartitions:
-    """Return what Dagster was last told of every partition of an asset that was materialized.
+def known_partitions(
+    instance: dg.DagsterInstance, key: dg.AssetKey, names: Collection[str] | None = None
+) -> KnownPartitions:
+    """Return the latest materializations of an asset's partitions; of all if `names` is None.
 
     Costs a query, and one per 500 partitions.
     """
-    return KnownPartitions(
-        key, latest_events(instance, key, instance.get_materialized_partitions(key))
-    )
+    if names is None:
+        names = instance.get_materialized_partitions(key)
+    return KnownPartitions(key, latest_events(instance, key, names))
 
 
-def known_entries(instance: dg.DagsterInstance, dataset: str, hook: str) -> list[KnownEntry]:
-    """Return the log entries of a hook that Dagster was told of."""
-    return list(known_partitions(instance, features_key(dataset, hook)).entries(dataset, hook))
+def known_entries(
+    instance: dg.DagsterInstance, dataset: str, hook: str, names: Collection[str] | None = None
+) -> list[KnownEntry]:
+    """Return the log entries of a hook that Dagster has materializations of."""
+    known = known_partitions(instance, features_key(dataset, hook), names)
+    return list(known.entries(dataset, hook))
 
 
-def known_batches(instance: dg.DagsterInstance, dataset: str) -> list[KnownBatch]:
-    """Return the batches of a dataset that Dagster was told of."""
-    return list(known_partitions(instance, records_key(dataset)).batches(dataset))
+def known_batches(
+    instance: dg.DagsterInstance, dataset: str, names: Collection[str] | None = None
+) -> list[KnownBatch]:
+    """Return the batches of a dataset that Dagster has materializations of."""
+    return list(known_partitions(instance, records_key(dataset), names).batches(dataset))
 
 
-@dataclass(frozen=True, slots=True)
-class DagsterKnowledge:
-    """What Dagster knows of the archive."""
-
-    entries: list[KnownEntry]
-    batches: list[KnownBatch]
-
-
-def knowledge_of(instance: dg.DagsterInstance, dataset: str | None = None) -> DagsterKnowledge:
-    """Return every batch and artifact that Dagster was told of, whatever the archive still has.
+def ask_dagster(
+    instance: dg.DagsterInstance,
+    dataset: str | None = None,
+    hook: str | None = None,
+    names: Collection[str] | None = None,
+) -> Knowledge:
+    """Return the batches and artifacts that Dagster knows, whatever the archive still has.
 
     Args:
         instance: Where Dagster's events are.
         dataset: Only of this one.
+        hook: Only artifacts of this hook.
+        names: Only of these batches.
     """
     entries: list[KnownEntry] = []
     batches: list[KnownBatch] = []
     for key in instance.get_asset_keys():
         match list(key.path):
-            case [of, "records"] if dataset in {None, of}:
-                batches += known_batches(instance, of)
-            case [of, "features", hook] if dataset in {None, of}:
-                entries += known_entries(instance, of, hook)
-    return DagsterKnowledge(entries, batches)
+            case [of, "records"] if dataset in {None, of} and hook is None:
+                batches += known_batches(instance, of, names)
+            case [of, "features", named] if dataset in {None, of} and hook in {None, named}:
+                entries += known_entries(instance, of, named, names)
+    return Knowledge(entries, batches)
+
+
+def ask_databases(
+    database: Database,
+    instance: dg.DagsterInstance,
+    scope: Scope,
+    names: Collection[str] | None = None,
+) -> Knowledge:
+    """Return what the tables and Dagster know of a part of the archive.
+
+    Args:
+        database: Where the tables are. One that does not answer is a note.
+        instance: Where Dagster's events are.
+        scope: The part.
+        names: Only of these batches; of the scope's if None.
+    """
+    if names is None and scope.batch is not None:
+        names = [scope.batch]
+    tables = ask_tables(database, scope.dataset, scope.hook, names)
+    return tables.joined(ask_dagster(instance, scope.dataset, scope.hook, names))
 
 
 def _digest(event: PartitionEvent) -> Digest | None:

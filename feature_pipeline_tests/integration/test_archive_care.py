@@ -378,13 +378,7 @@ class TestPipelines:
         job = computed.defs.resolve_job_def("verify_archive")
         result = job.execute_in_process(instance=computed.instance, raise_on_error=False)
         assert not result.success
-        selection = dg.AssetSelection.checks(
-            dg.AssetCheckKey(features_key(LETTERS, "counts"), INTEGRITY_CHECK)
-        )
-        check_job = dg.define_asset_job("integrity", selection=selection)
-        defs = dg.Definitions.merge(computed.defs, dg.Definitions(jobs=[check_job]))
-        result = defs.resolve_job_def("integrity").execute_in_process(instance=computed.instance)
-        [check] = result.get_asset_check_evaluations()
+        check = self.integrity(computed)
         assert not check.passed
         assert key in check.metadata["findings"].value
         assert "b1" in check.metadata["findings"].value
@@ -395,6 +389,42 @@ class TestPipelines:
             check = check_of(run, INTEGRITY_CHECK)
             assert not check.passed
             assert "all of it was read at" in check.description
+
+    def integrity(self, pipeline):
+        """The check, executed alone."""
+        selection = dg.AssetSelection.checks(
+            dg.AssetCheckKey(features_key(LETTERS, "counts"), INTEGRITY_CHECK)
+        )
+        job = dg.define_asset_job("integrity", selection=selection)
+        defs = dg.Definitions.merge(pipeline.defs, dg.Definitions(jobs=[job]))
+        result = defs.resolve_job_def("integrity").execute_in_process(instance=pipeline.instance)
+        [check] = result.get_asset_check_evaluations()
+        return check
+
+    @pytest.mark.parametrize("known_by", ["Dagster", "table"])
+    def test_the_end_of_a_log_that_only_a_database_knows(self, computed, known_by):
+        """No census was taken: a table or Dagster alone knows what the log has lost."""
+        if known_by == "table":
+            spec = table_spec(computed.hooks["counts"])
+            list(load_batches(computed.store, computed.database, spec))
+            computed.instance.wipe_assets([features_key(LETTERS, "counts")])
+        prefix = layout.feature_log(LETTERS, "counts", "b1")
+        [info] = computed.store.list_objects(prefix)
+        data = computed.store.get(info.key).data
+        computed.store.delete(info.key)
+        check = self.integrity(computed)
+        assert not check.passed
+        assert check.metadata["wrong"].value == {"lost": 1}
+        assert f"needed by {known_by}" in check.metadata["findings"].value
+        assert prefix in check.metadata["findings"].value
+        job = computed.defs.resolve_job_def("verify_archive")
+        result = job.execute_in_process(instance=computed.instance, raise_on_error=False)
+        [failed] = [e for e in result.all_events if e.is_step_failure]
+        failure = failed.step_failure_data.user_failure_data
+        assert failure.metadata["wrong"].value == {"lost": 1}
+        computed.store.create(info.key, data)
+        assert self.integrity(computed).passed
+        assert job.execute_in_process(instance=computed.instance).success
 
     def test_the_end_of_a_log_that_is_lost(self, computed):
         """The job writes what there is, and later fails until what it knew is back."""

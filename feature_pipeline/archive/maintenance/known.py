@@ -8,15 +8,16 @@ A log's end can be lost without a trace in the log. Whatever was told of an entr
 was one.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from feature_pipeline.archive import layout, log
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.log import FeatureEntry
 from feature_pipeline.archive.logs.losses import losses
-from feature_pipeline.archive.objects import Finding, ObjectKind, State
+from feature_pipeline.archive.objects import Finding, ObjectKind, Scope, State
+from feature_pipeline.archive.verify import VerifyReport
 from feature_pipeline.digest import Digest
 
 
@@ -99,6 +100,56 @@ class LostBatch:
         return (
             f"{self.known.known_by} has seen batch {self.known.batch!r}"
             f" ({self.known.digest.short}), which the archive no longer has: {self.detail}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """What databases know of an archive; nothing of one that is away."""
+
+    entries: Sequence[KnownEntry] = ()
+    batches: Sequence[KnownBatch] = ()
+    submitted_at: Mapping[tuple[str, str], datetime] = field(default_factory=dict)
+    """By (dataset, batch) when it was submitted, as far as tables know."""
+    notes: tuple[str, ...] = ()
+    """Which databases did not answer, and why."""
+
+    def joined(self, other: "Knowledge") -> "Knowledge":
+        """Return what both know."""
+        return Knowledge(
+            [*self.entries, *other.entries],
+            [*self.batches, *other.batches],
+            {**self.submitted_at, **other.submitted_at},
+            (*self.notes, *other.notes),
+        )
+
+    def lost(self, store: BlobStore, scope: Scope) -> list[Finding]:
+        """Return what they know of the scope and the logs no longer have, once per log entry."""
+
+        def is_within(dataset: str, hook: str | None, batch: str) -> bool:
+            return (
+                scope.dataset in {None, dataset}
+                and (scope.hook is None or scope.hook == hook)
+                and scope.batch in {None, batch}
+            )
+
+        entries = [e for e in self.entries if is_within(e.dataset, e.hook, e.batch)]
+        batches = [b for b in self.batches if is_within(b.dataset, None, b.batch)]
+        found = [one.finding for one in find_lost(store, entries)]
+        found += [one.finding for one in find_lost_batches(store, batches)]
+        return list({finding.key: finding for finding in reversed(found)}.values())
+
+    def add_lost(self, report: VerifyReport, store: BlobStore) -> VerifyReport:
+        """Return the report with what is lost of its scope: a log cannot show that itself.
+
+        Databases that did not answer are notes of it.
+        """
+        named = {finding.key for finding in report.findings}
+        lost = [one for one in self.lost(store, report.scope) if one.key not in named]
+        return replace(
+            report,
+            findings=(*report.findings, *lost),
+            notes=(*report.notes, *self.notes),
         )
 
 

@@ -10,9 +10,9 @@ from feature_pipeline.archive import layout, log
 from feature_pipeline.archive.logs import accept_loss
 from feature_pipeline.archive.logs.census import take_census
 from feature_pipeline.archive.logs.losses import losses
+from feature_pipeline.archive.maintenance.known import Knowledge
 from feature_pipeline.archive.verify import verify
 from feature_pipeline.cli import repair as repair_module
-from feature_pipeline.cli.databases import DatabaseKnowledge
 from feature_pipeline.cli.hooks import ProjectHooks
 from feature_pipeline_tests.fixtures.care import CareScene, all_keys
 from feature_pipeline_tests.fixtures.commands import CommandLine
@@ -60,7 +60,7 @@ def repair(monkeypatch, memory_store, command_line, tmp_path) -> Repair:
     second = SimpleNamespace(open=lambda url: SimpleNamespace(store=repair.second))
     monkeypatch.setattr(repair_module, "Archive", second)
     monkeypatch.setattr(repair_module, "project_hooks", lambda: ProjectHooks([], {}))
-    monkeypatch.setattr(repair_module, "ask_databases", lambda *_: DatabaseKnowledge())
+    monkeypatch.setattr(repair_module, "ask_databases", lambda *_: Knowledge())
     return repair
 
 
