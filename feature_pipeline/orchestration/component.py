@@ -6,7 +6,7 @@ Belongs here: from a definition to the assets of one hook. Not here: what the fi
 
 import inspect
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 import dagster as dg
 from pydantic import BaseModel
@@ -16,6 +16,9 @@ from feature_pipeline.orchestration.defs_folder import check_file
 from feature_pipeline.orchestration.features import feature_asset
 from feature_pipeline.orchestration.scaffold import FeatureHookScaffolder
 from feature_pipeline.orchestration.tables import table_asset
+
+_NO_FILE: Final = "<string>"
+"""Dagster's name for the file of a definition that has none."""
 
 
 @dg.scaffold_with(FeatureHookScaffolder)
@@ -38,8 +41,10 @@ class FeatureHook(dg.Component, HookDefinition, dg.Resolvable):
         Dagster would evaluate `{{ ... }}` as a program in this process. Descriptions and config may
         come from elsewhere, so nothing in a definition is evaluated.
         """
-        if context.source_position_tree is not None:
-            check_file(Path(context.source_position_tree.position.filename))
+        tree = context.source_position_tree
+        # Definitions that come as a dict or a text, as in tests, have no file.
+        if tree is not None and tree.position.filename != _NO_FILE:
+            check_file(Path(tree.position.filename))
         return cls.model_validate(model.model_dump(mode="json", exclude_unset=True))
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
