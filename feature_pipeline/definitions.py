@@ -48,6 +48,7 @@ from feature_pipeline.orchestration.reconcile import reconcile_job, reconcile_sc
 from feature_pipeline.orchestration.records import records_asset
 from feature_pipeline.orchestration.reports import report_job
 from feature_pipeline.orchestration.resources import default_resources
+from feature_pipeline.orchestration.sensors.repeats import repeats_sensor
 from feature_pipeline.orchestration.source_lines import declared_at
 from feature_pipeline.orchestration.webhook import webhook_sensor
 
@@ -95,6 +96,7 @@ def shared_definitions(
             inbox_sensor(hooks),
             *automation_sensors(hooks),
             dead_runs_sensor(),
+            repeats_sensor(),
             webhook_sensor(),
         ],
         jobs=[

@@ -28,6 +28,7 @@ from feature_pipeline.hooks.runner import Workspace
 from feature_pipeline.hooks.work_folders import Question, WorkFolder
 from feature_pipeline.orchestration import automation
 from feature_pipeline.orchestration.keys import (
+    REQUEST_TAG,
     batches_partitions,
     features_key,
     pool_of,
@@ -112,11 +113,12 @@ def _request_id(context: dg.AssetExecutionContext, config: HookRunConfig) -> str
 
     Empty, so that a run that follows a dead one attaches to the container or Job which that one
     started: a hook run that ended, well or not, has moved the log on and with it the question. A
-    forced run asks anew; a retry of it does not.
+    forced run asks anew; a retry or a repetition of it does not.
     """
     if not (config.force or config.force_records):
         return ""
-    return context.run.root_run_id or context.run.run_id
+    run = context.run
+    return run.tags.get(REQUEST_TAG) or run.root_run_id or run.run_id
 
 
 def _planned(plan: ComputePlan) -> str:

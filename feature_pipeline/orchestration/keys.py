@@ -4,8 +4,12 @@ Belongs here: how datasets, hooks and tables are named in Dagster. Not here: wha
 """
 
 from functools import cache
+from typing import Final
 
 import dagster as dg
+
+REQUEST_TAG: Final = "feature_pipeline/request"
+"""On a run that repeats another: whose request to compute again it carries out."""
 
 
 @cache

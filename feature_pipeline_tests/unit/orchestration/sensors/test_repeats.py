@@ -1,0 +1,281 @@
+"""What is repeated after an outage, when, and how often."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import dagster as dg
+import psycopg
+import pytest
+from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
+from dagster._core.events import JobFailureData, RunFailureReason
+from dagster._core.execution.backfill import BulkActionStatus
+from dagster_shared.error import SerializableErrorInfo
+
+from feature_pipeline.errors import (
+    InvalidInputError,
+    ProjectionError,
+    RuntimeFailure,
+    StoreUnavailableError,
+)
+from feature_pipeline.hooks.failure import FailureKind
+from feature_pipeline.orchestration.keys import REQUEST_TAG, batches_partitions, features_key
+from feature_pipeline.orchestration.sensors.repeats import (
+    MAX_REPEATS,
+    REPEAT_TAG,
+    REPEATED_TAG,
+    Repeats,
+    failed_by_infrastructure,
+    pause_seconds,
+    repeat_failed_runs,
+)
+
+KEY = features_key("d", "hook")
+DAY = 80_000.0
+"""Nearly: the first look finds failures of the last day."""
+
+
+def hook_failure(kind: FailureKind) -> dg.Failure:
+    return dg.Failure("failed", metadata={"failure_kind": kind.value}, allow_retries=False)
+
+
+def wrapped(error: Exception) -> Exception:
+    """As the projection wraps what the driver raises."""
+    try:
+        raise ProjectionError("loading: refused") from error
+    except ProjectionError as outer:
+        return outer
+
+
+class Project:
+    """One asset that fails as it is told to, and an instance."""
+
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        self.instance = instance
+        self.error: Exception | None = None
+        self.cursor: str | None = None
+        instance.add_dynamic_partitions("d", ["b1", "b2"])
+
+        class Config(dg.Config):
+            force: bool = False
+
+        @dg.asset(key=KEY, partitions_def=batches_partitions("d"))
+        def features(config: Config) -> None:
+            if self.error is not None:
+                raise self.error
+
+        self.asset = features
+
+    def graph(self) -> AssetGraph:
+        return dg.Definitions(assets=[self.asset]).resolve_asset_graph()
+
+    def run(
+        self, error: Exception | None, partition: str = "b1", **options: object
+    ) -> dg.DagsterRun:
+        self.error = error
+        job = dg.Definitions(assets=[self.asset]).resolve_implicit_global_asset_job_def()
+        result = job.execute_in_process(
+            instance=self.instance,
+            partition_key=partition,
+            asset_selection=[KEY],
+            raise_on_error=False,
+            **options,  # type: ignore[arg-type]
+        )
+        run = self.instance.get_run_by_id(result.run_id)
+        assert run is not None
+        return run
+
+    def dead(self, partition: str = "b1", reason: JobFailureData | None = None) -> dg.DagsterRun:
+        """A run whose worker died before it could say anything."""
+        job = dg.Definitions(assets=[self.asset]).resolve_implicit_global_asset_job_def()
+        run = self.instance.create_run_for_job(
+            job,
+            asset_selection=frozenset([KEY]),
+            tags={"dagster/partition": partition},
+            status=dg.DagsterRunStatus.STARTED,
+        )
+        self.instance.report_run_failed(run, "its worker process ended", reason)
+        return run
+
+    def look(self, seconds_later: float) -> Repeats:
+        runs = self.instance.get_run_records(dg.RunsFilter())
+        ended = max(record.update_timestamp.timestamp() for record in runs)
+        found, self.cursor = repeat_failed_runs(
+            self.instance, self.graph(), self.cursor, ended + seconds_later
+        )
+        return found
+
+    def tags(self, run: dg.DagsterRun) -> dict[str, str]:
+        now = self.instance.get_run_by_id(run.run_id)
+        assert now is not None
+        return dict(now.tags)
+
+
+@pytest.fixture
+def project() -> Iterator[Project]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield Project(instance)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        StoreUnavailableError("no answer"),
+        psycopg.OperationalError("connection refused"),
+        wrapped(psycopg.errors.AdminShutdown("terminating")),
+        wrapped(psycopg.errors.DiskFull("no space")),
+        hook_failure(FailureKind.CLUSTER_REFUSED),
+        hook_failure(FailureKind.EVICTED),
+    ],
+    ids=repr,
+)
+def test_an_outage_is_told_from_the_hook(project: Project, error: Exception) -> None:
+    assert failed_by_infrastructure(project.instance, project.run(error))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("a bug"),
+        InvalidInputError("wrong"),
+        RuntimeFailure("exit status 3"),
+        wrapped(psycopg.errors.ProgramLimitExceeded("row too big")),
+        wrapped(psycopg.errors.QueryCanceled("statement timeout")),
+        *map(hook_failure, (FailureKind.NON_ZERO_EXIT, FailureKind.DEADLINE)),
+        *map(hook_failure, (FailureKind.OUT_OF_MEMORY, FailureKind.CANNOT_START)),
+    ],
+    ids=repr,
+)
+def test_a_failure_of_ones_own_is_not_repeated(project: Project, error: Exception) -> None:
+    run = project.run(error)
+    assert not failed_by_infrastructure(project.instance, run)
+    assert not project.look(DAY).requested
+    assert project.instance.get_backfills() == []
+
+
+def test_a_run_that_was_refused_is_not_repeated(project: Project) -> None:
+    error = SerializableErrorInfo("no such field", [], "DagsterInvalidConfigError")
+    project.dead(reason=JobFailureData(error, RunFailureReason.RUN_EXCEPTION))
+    assert not project.look(DAY).requested
+
+
+def test_of_several_hooks_in_a_run_those_are_repeated_that_did_not_fail_by_themselves() -> None:
+    """Automation puts hooks of one dataset and batch into one run."""
+
+    def fails(name: str, error: Exception | None, deps: list[str]) -> dg.AssetsDefinition:
+        @dg.asset(
+            key=features_key("d", name),
+            deps=[features_key("d", each) for each in deps],
+            partitions_def=batches_partitions("d"),
+        )
+        def features() -> None:
+            if error is not None:
+                raise error
+
+        return features
+
+    assets = [
+        fails("well", None, []),
+        fails("buggy", ValueError("a bug"), []),
+        fails("below", None, ["buggy"]),
+        fails("unlucky", StoreUnavailableError("gone"), []),
+        fails("waiting", None, ["unlucky"]),
+    ]
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions("d", ["b1"])
+        defs = dg.Definitions(assets=assets, executor=dg.in_process_executor)
+        defs.resolve_implicit_global_asset_job_def().execute_in_process(
+            instance=instance,
+            partition_key="b1",
+            asset_selection=[key for asset in assets for key in asset.keys],
+            raise_on_error=False,
+        )
+        repeat_failed_runs(instance, defs.resolve_asset_graph(), None, time.time() + DAY)
+        (backfill,) = instance.get_backfills()
+        assert {key.path[-1] for key in backfill.asset_selection or ()} == {
+            *("well", "unlucky", "waiting")
+        }
+
+
+@pytest.mark.parametrize("fail", [Project.dead, lambda p: p.run(StoreUnavailableError("gone"))])
+def test_the_work_is_requested_once_when_its_pause_is_over(
+    project: Project, fail: Callable[[Project], dg.DagsterRun]
+) -> None:
+    run = fail(project)
+    early = project.look(0)
+    assert (early.requested, early.waiting) == ({}, 1)
+    found = project.look(pause_seconds(0) + 1)
+    assert list(found.requested.values()) == [1]
+    (backfill,) = project.instance.get_backfills()
+    assert backfill.tags == {REPEAT_TAG: "1"}
+    assert backfill.asset_backfill_data is not None
+    target = backfill.asset_backfill_data.target_subset.get_partitions_subset(KEY)
+    assert set(target.get_partition_keys()) == {"b1"}
+    assert project.tags(run)[REPEATED_TAG] == backfill.backfill_id
+    assert not project.look(DAY).requested
+    project.cursor = None
+    assert not project.look(DAY).requested
+
+
+def test_what_was_done_meanwhile_is_not_repeated(project: Project) -> None:
+    failed = project.dead()
+    project.run(None)
+    assert not project.look(DAY).requested
+    assert project.tags(failed)[REPEATED_TAG] == "none: nothing is left"
+
+
+def test_runs_of_one_kind_are_one_backfill(project: Project) -> None:
+    project.dead("b2")
+    project.dead("b1")
+    assert list(project.look(DAY).requested.values()) == [2]
+
+
+def test_pauses_grow_and_end(project: Project) -> None:
+    pauses = [pause_seconds(repeats) for repeats in range(MAX_REPEATS)]
+    assert pauses[:3] == [30, 60, 120]
+    assert DAY / 2 < sum(pauses) < 2 * DAY
+    run = project.run(StoreUnavailableError("gone"), tags={REPEAT_TAG: "3"})
+    assert not project.look(pause_seconds(2)).requested
+    assert project.look(pause_seconds(3) + 1).requested
+    assert project.instance.get_backfills()[0].tags[REPEAT_TAG] == "4"
+    last = project.run(StoreUnavailableError("gone"), "b2", tags={REPEAT_TAG: str(MAX_REPEATS)})
+    assert project.look(DAY).given_up == [last.run_id]
+    assert project.tags(last)[REPEATED_TAG] == "none: 50 repeats failed"
+    assert run.run_id != last.run_id
+
+
+def test_a_forced_run_is_the_same_request_when_it_is_repeated(project: Project) -> None:
+    config = {"ops": {"d__features__hook": {"config": {"force": True}}}}
+    run = project.run(StoreUnavailableError("gone"), run_config=config)
+    assert project.look(DAY).requested
+    (backfill,) = project.instance.get_backfills()
+    assert backfill.run_config == config
+    assert backfill.tags[REQUEST_TAG] == run.run_id
+    again = project.run(
+        StoreUnavailableError("gone"), "b2", run_config=config, tags=dict(backfill.tags)
+    )
+    assert project.look(DAY).requested
+    newest = max(project.instance.get_backfills(), key=lambda each: each.tags[REPEAT_TAG])
+    assert newest.tags == {REPEAT_TAG: "2", REQUEST_TAG: run.run_id}
+    assert again.run_id != run.run_id
+
+
+def test_what_was_called_off_is_not_repeated(project: Project) -> None:
+    project.dead()
+    project.look(DAY)
+    (backfill,) = project.instance.get_backfills()
+    project.instance.update_backfill(backfill.with_status(BulkActionStatus.CANCELED))
+    run = project.run(
+        StoreUnavailableError("gone"), tags={"dagster/backfill": backfill.backfill_id}
+    )
+    assert not project.look(DAY).requested
+    assert REPEATED_TAG not in project.tags(run)
+
+
+def test_a_hook_that_is_gone_is_not_repeated(project: Project) -> None:
+    project.dead()
+
+    @dg.asset(key=features_key("d", "other"), partitions_def=batches_partitions("d"))
+    def other() -> None: ...
+
+    project.asset = other
+    assert not project.look(DAY).requested
