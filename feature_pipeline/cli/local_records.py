@@ -17,13 +17,13 @@ from typing import Any, Final
 
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.runner import LONGEST_NAME_BYTES
+from feature_pipeline.model.first_few import first_few
 from feature_pipeline.model.json_text import BYTE_ORDER_MARK, WHITE_SPACE, check_object, read_json
 from feature_pipeline.records import check_file_name, check_record_id
 
 COMPRESSED: Final = frozenset({".gz", ".bz2", ".xz", ".zst", ".lz4", ".z"})
 """Suffixes that say how a file is packed, not what it is."""
 
-_MAX_LISTED: Final = 5
 _MEMBERS: Final = frozenset({"id", "metadata", "files"})
 
 
@@ -100,8 +100,9 @@ class _Folder:
         records = list(self.records())
         if self.problems:
             raise InvalidInputError(
-                f"{self.path}: {_listed(self.problems)}. Nothing was submitted: move or rename"
-                " these, leave them out by --exclude PATTERN, or list the records in a .jsonl file"
+                f"{self.path}: {first_few(self.problems, separator='; ')}. Nothing was submitted:"
+                " move or rename these, leave them out by --exclude PATTERN, or list the records in"
+                " a .jsonl file"
             )
         return LocalRecords(tuple(records), tuple(self.left_out))
 
@@ -215,7 +216,7 @@ def _record(item: object, folder: Path, place: str) -> LocalRecord:
     if not isinstance(item, dict) or not isinstance(item.get("id"), str):
         raise InvalidInputError('a record is {"id": text, "metadata": {...}, "files": {...}}')
     if unknown := sorted(item.keys() - _MEMBERS):
-        raise InvalidInputError(f"unknown keys {', '.join(map(repr, unknown[:_MAX_LISTED]))}")
+        raise InvalidInputError(f"unknown keys {first_few(map(repr, unknown))}")
     metadata, files = (
         _member(item, name) if item.get(name) is not None else {} for name in ("metadata", "files")
     )
@@ -238,8 +239,3 @@ def _member(item: dict[str, Any], name: str) -> dict[str, Any]:
         return check_object(item[name])
     except InvalidInputError as error:
         raise InvalidInputError(f"{name}: {error}") from error
-
-
-def _listed(problems: Sequence[str]) -> str:
-    more = len(problems) - _MAX_LISTED
-    return "; ".join(problems[:_MAX_LISTED]) + (f"; and {more} more" if more > 0 else "")

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import uuid
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -34,13 +33,13 @@ from feature_pipeline.errors import (
 )
 from feature_pipeline.hooks.json_lines import read_lines
 from feature_pipeline.hooks.output import ERRORS, FEATURES, REJECTIONS, SINGLE_FEATURES
+from feature_pipeline.model.first_few import first_few
 from feature_pipeline.outcomes import Status
 
 OUTCOME_FILES: Final = (FEATURES, SINGLE_FEATURES, REJECTIONS, ERRORS)
 """Files of the contract that say something of records."""
 
 _UNREGISTERED: Final = 0
-_MAX_LISTED: Final = 5
 
 
 @click.command()
@@ -141,7 +140,7 @@ def check_is_output(folder: Path) -> None:
     hint = f"publish {folder / below[0]} instead" if below else "publish the folder of OSA_OUT"
     raise InvalidInputError(
         f"{folder} has none of {', '.join(OUTCOME_FILES)}, so it is no hook's output; it has"
-        f" {_listed(there) or 'nothing'}: {hint}"
+        f" {first_few(there) or 'nothing'}: {hint}"
     )
 
 
@@ -160,8 +159,8 @@ def check_is_about(folder: Path, artifact: Artifact) -> None:
                 named |= dict.fromkeys(line.record_id for line in read_lines(name, file))
     if named and named.keys().isdisjoint(outcome.record_id for outcome in artifact.outcomes):
         raise InvalidInputError(
-            f"{folder} names no record of batch {artifact.batch.key!r}, but {_listed(list(named))}:"
-            " is it the output of another batch?"
+            f"{folder} names no record of batch {artifact.batch.key!r}, but {first_few(named)}: is"
+            " it the output of another batch?"
         )
 
 
@@ -192,11 +191,6 @@ def check_replaces_no_answer(store: BlobStore, plan: ComputePlan, artifact: Arti
         raise ConflictError(
             f"{len(lost)} of {len(artifact.outcomes)} records of batch {artifact.batch.key!r} have"
             f" an answer of {artifact.hook!r} and would have an error instead:"
-            f" {_listed([outcome.record_id for outcome in lost])} ({lost[0].reason}); publish with"
+            f" {first_few(outcome.record_id for outcome in lost)} ({lost[0].reason}); publish with"
             " --force if that is right"
         )
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _MAX_LISTED
-    return ", ".join(names[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")

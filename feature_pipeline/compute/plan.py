@@ -20,6 +20,7 @@ from feature_pipeline.digest import Digest, document_bytes
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 from feature_pipeline.hooks.batch import batch_action, record_action
 from feature_pipeline.hooks.definition import HookDefinition, Scope, UnansweredInputs
+from feature_pipeline.model.first_few import first_few
 from feature_pipeline.outcomes import Outcome, OutcomeKind, Status
 from feature_pipeline.records import Record, RecordBatch
 
@@ -134,8 +135,8 @@ def plan_run(
     """
     if unknown := set(force_records) - {record.id for record in batch.records}:
         raise InvalidInputError(
-            f"force_records names {sorted(unknown)[:5]}, not in batch {batch.key!r}"
-            f" of dataset {batch.dataset!r}"
+            f"force_records names {first_few(map(repr, sorted(unknown)))}, which batch"
+            f" {batch.key!r} of dataset {batch.dataset!r} does not contain"
         )
     then = {} if basis is None else basis.inputs
     inputs = tuple(_read_input(store, batch, hook, then.get(hook)) for hook in definition.inputs)

@@ -24,6 +24,7 @@ import yaml
 from pydantic import ValidationError
 
 import feature_pipeline
+from feature_pipeline.model.first_few import first_few
 from feature_pipeline.model.yaml_text import InvalidYamlError, check_yaml
 from feature_pipeline.orchestration.source_lines import child_node, line_of
 
@@ -221,9 +222,7 @@ def _validation(error: ValidationError) -> tuple[int | None, str] | None:
         place = f"{Path(matched['file']).name}:{line}: " if parts else ""
         parts.append(f"{place}{field}: {message}" if field else f"{place}{message}")
         first = line if first is None else first
-    shown = "; ".join(parts[:_SHOWN])
-    more = len(parts) - _SHOWN
-    return first, f"{shown}; and {more} more" if more > 0 else shown
+    return first, first_few(parts, limit=_SHOWN, separator="; ")
 
 
 def _guess_line(file: Path, cause: BaseException, text: str) -> int | None:

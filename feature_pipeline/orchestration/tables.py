@@ -20,6 +20,7 @@ from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.digest import Digest, document_bytes
 from feature_pipeline.errors import FeaturePipelineError
 from feature_pipeline.hooks.definition import HookDefinition, Materialize
+from feature_pipeline.model.first_few import first_few
 from feature_pipeline.orchestration import automation
 from feature_pipeline.orchestration.equality import (
     Equality,
@@ -57,7 +58,6 @@ from feature_pipeline.projections.table_spec import TableSpec
 
 PROGRESS_CHECK = "progress"
 GENERATION_CHECK = "generation"
-_SHOWN = 5
 _TOLD_AT_ONCE = 64
 """Loads whose events are stored together, with two questions to Dagster."""
 BATCHES_PER_RUN = 500
@@ -263,8 +263,7 @@ def _proved(
 def _absent(batches: Sequence[str]) -> str:
     if not batches:
         return ""
-    named = ", ".join(batches[:_SHOWN]) + (", ..." if len(batches) > _SHOWN else "")
-    return f"; {len(batches)} of this run have no artifact to load: {named}"
+    return f"; {len(batches)} of this run have no artifact to load: {first_few(batches)}"
 
 
 def generation_result(

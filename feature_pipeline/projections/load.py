@@ -26,6 +26,7 @@ from feature_pipeline.archive.log import BatchEntry, FeatureEntry
 from feature_pipeline.archive.maintenance.known import LostEntry
 from feature_pipeline.digest import ContentSum, Digest
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
+from feature_pipeline.model.first_few import first_few
 from feature_pipeline.outcomes import OutcomeCounts
 from feature_pipeline.projections.bookkeeping import Progress, all_progress
 from feature_pipeline.projections.database import Connection, Database
@@ -223,9 +224,7 @@ def _summed_up(
     spec: TableSpec, problems: list[_Problem]
 ) -> CannotEvolveError | CorruptDataError | RefusedBatchError:
     """One error that names every batch that was not loaded; of the worst kind among them."""
-    shown = "\n".join(map(str, problems[:_SHOWN_PROBLEMS]))
-    if len(problems) > _SHOWN_PROBLEMS:
-        shown += f"\nand {len(problems) - _SHOWN_PROBLEMS} more"
+    shown = first_few(problems, limit=_SHOWN_PROBLEMS, separator="\n")
     misfits = sum(isinstance(problem, CannotEvolveError) for problem in problems)
     refused = sum(isinstance(problem, RefusedBatchError) for problem in problems)
     lost = sum(isinstance(problem, LostEntryError) for problem in problems)

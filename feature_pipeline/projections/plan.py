@@ -27,6 +27,7 @@ from feature_pipeline.column_sources import pair_columns
 from feature_pipeline.columns import Column
 from feature_pipeline.errors import CorruptDataError, NotFoundError
 from feature_pipeline.hooks.definition import IndexDefinition
+from feature_pipeline.model.first_few import first_few
 from feature_pipeline.projections import dependents, evolve, table_schema
 from feature_pipeline.projections.bookkeeping import all_progress
 from feature_pipeline.projections.database import READ_SCHEMA, Connection, Database, fetch_value
@@ -401,7 +402,7 @@ def _without_values(
             continue
         what = "NULL" if column.default is None else "its default"
         batches = f"{len(lacking)} of {len(manifests)} batches"
-        sentence = f"{column.name} is {what} in {batches}, written without it: {_some(lacking)}"
+        sentence = f"{column.name} is {what} in {batches}, written without it: {first_few(lacking)}"
         if (shown := current[position]) is not None:
             lost = {
                 source.name
@@ -411,14 +412,9 @@ def _without_values(
             if lost:
                 sentence += (
                     f"; the table that is read has values there, which were written as"
-                    f" {_some(sorted(lost))}: add that to renamed_from of {column.name}"
+                    f" {first_few(sorted(lost))}: add that to renamed_from of {column.name}"
                 )
         yield sentence
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:_SHOWN]) + (", ..." if len(listed) > _SHOWN else "")
 
 
 def _depends_on_values(spec: TableSpec, manifest: Manifest) -> bool:

@@ -5,7 +5,6 @@ What belongs here: comparing progress with the log. Not here: the rows themselve
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
 
 from feature_pipeline.archive import history, log
 from feature_pipeline.archive.blob_store import BlobStore
@@ -18,14 +17,13 @@ from feature_pipeline.archive.maintenance.known import (
     not_given_up,
 )
 from feature_pipeline.errors import CorruptDataError
+from feature_pipeline.model.first_few import first_few
 from feature_pipeline.projections.bookkeeping import Progress, all_progress
 from feature_pipeline.projections.database import Database
 from feature_pipeline.projections.generation import read_table
 from feature_pipeline.projections.known import known_entry
 from feature_pipeline.projections.table_spec import TableSpec
 from feature_pipeline.projections.view import is_shown
-
-_SHOWN: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +64,7 @@ class ProgressReport:
         if self.is_complete:
             return f"{self.loaded} batches stand in the table as the archive's log says"
         parts = [
-            f"{len(batches)} {what} ({', '.join(batches[:_SHOWN])}"
-            + (", ...)" if len(batches) > _SHOWN else ")")
+            f"{len(batches)} {what} ({first_few(batches)})"
             for what, batches in (
                 ("missing", self.missing),
                 ("behind", self.behind),

@@ -23,6 +23,7 @@ from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.columns import columns_header, row_encoder
 from feature_pipeline.digest import ContentSum
 from feature_pipeline.errors import CorruptDataError, NotFoundError, ProjectionError
+from feature_pipeline.model.first_few import first_few
 from feature_pipeline.projections import evolve, table_schema
 from feature_pipeline.projections.bookkeeping import Progress, all_progress
 from feature_pipeline.projections.canonical import RecordDigests, line_digests
@@ -47,7 +48,6 @@ from feature_pipeline.projections.upcast import CannotEvolveError
 from feature_pipeline.projections.view import is_shown
 
 _MODULUS: Final = 2**256
-_SHOWN: Final = 5
 _OUTCOME_FIELDS: Final = ("record_id", "status", "reason")
 _FOUND_BY_KEY: Final = 50_000
 """Records up to which rows are looked up by key: the statement names each of them."""
@@ -89,11 +89,10 @@ class Proof:
         """One line for people."""
         if self.has_equal_content:
             return f"{self.rows} rows of {self.batches} batches equal the archive's"
-        named = ", ".join(self.unequal_batches[:_SHOWN])
-        more = ", ..." if len(self.unequal_batches) > _SHOWN else ""
-        said = f"{len(self.unequal_batches)} batches differ from the archive: {named}{more}"
+        named = first_few(self.unequal_batches)
+        differing = f"{len(self.unequal_batches)} batches differ from the archive: {named}"
         reasons = [f"batch {batch!r}: {why}" for batch, why in self.unreadable.items()]
-        return "; ".join([said, *reasons[:_SHOWN]])
+        return f"{differing}; {first_few(reasons, separator='; ')}" if reasons else differing
 
 
 @dataclass(slots=True)

@@ -5,11 +5,11 @@ the change of the view (`switch`).
 """
 
 from dataclasses import dataclass
-from typing import Final
 
 from feature_pipeline.archive import erasures, tombstones
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.errors import ConflictError, NotFoundError, ProjectionError
+from feature_pipeline.model.first_few import first_few
 from feature_pipeline.projections.bookkeeping import all_progress, has_bookkeeping
 from feature_pipeline.projections.database import Connection, Database
 from feature_pipeline.projections.generation import (
@@ -32,8 +32,6 @@ from feature_pipeline.projections.settle import (
 )
 from feature_pipeline.projections.switch import switch, wait_for_older_snapshots
 from feature_pipeline.projections.table_spec import TableSpec
-
-_SHOWN: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +138,7 @@ def _check_content(
     if differing := [batch for batch in proof.unequal_batches if batch not in proof.unreadable]:
         raise ProjectionError(
             f"table {spec.name!r}: the earlier generation {generation.relation} was not returned"
-            f" to: it differs from the archive in batches {', '.join(differing[:_SHOWN])}; build"
+            f" to: it differs from the archive in batches {first_few(differing)}; build"
             " the table anew with `feature-pipeline rebuild`"
         )
 
