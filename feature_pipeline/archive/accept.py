@@ -5,9 +5,10 @@ What belongs here: the checks and the verdict. Not here: the inbox's documents (
 mechanics of appending (`log.append`).
 """
 
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final, assert_never
 
 from feature_pipeline.archive import layout, log, read
@@ -17,7 +18,13 @@ from feature_pipeline.archive.contract import (
     check_not_withdrawn,
     check_present,
 )
-from feature_pipeline.archive.documents import NewerVersionError, utc_now
+from feature_pipeline.archive.documents import (
+    NewerVersionError,
+    check_values,
+    instant_text,
+    utc_now,
+)
+from feature_pipeline.archive.inbox import MOST_REASON as MOST_REASON
 from feature_pipeline.archive.inbox import Completion as Completion
 from feature_pipeline.archive.inbox import CompletionStatus
 from feature_pipeline.archive.inbox import InboxEntry as InboxEntry
@@ -49,11 +56,19 @@ from feature_pipeline.errors import (
     OutcomeUnknownError,
     StoreUnavailableError,
 )
+from feature_pipeline.model.quoting import quoted
 from feature_pipeline.records import RecordBatch
 from feature_pipeline.release import HookRelease
 
+logger = logging.getLogger(__name__)
+
 PATIENCE: Final = timedelta(hours=1)
 """How long an entry may wait for what it names before it is quarantined."""
+EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
+"""No clock that is right shows an earlier time."""
+CLOCKS_DIFFER: Final = timedelta(days=1)
+"""How far a writer's clock may be ahead of the store's. What a later time decides (who owns a
+record, which artifact is current) would be decided for good by one that is far ahead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +179,12 @@ def _settle(acceptance: _Round, entry: InboxEntry) -> Accepted | Waiting | Quara
     try:
         match entry.content:
             case Submission() as submission:
-                return Accepted(*_accept_batch(acceptance, submission))
+                return Accepted(*_accept_batch(acceptance, submission, entry.modified_at))
             case Completion() as completion:
-                return Accepted(*_accept(acceptance, _with_time(completion, entry.modified_at)))
+                timed = _with_time(completion, entry.modified_at)
+                return Accepted(*_accept(acceptance, timed, entry.modified_at))
+            case None if entry.is_unread:
+                raise StoreUnavailableError(entry.problem)
             case None if entry.is_newer:
                 raise NewerVersionError(entry.problem)
             case None:
@@ -175,14 +193,25 @@ def _settle(acceptance: _Round, entry: InboxEntry) -> Accepted | Waiting | Quara
                 assert_never(entry.content)
     except (StoreUnavailableError, OutcomeUnknownError) as error:
         return Waiting(str(error))
-    except (NotFoundError, CorruptDataError, NewerVersionError) as error:
-        if utc_now() - entry.modified_at < PATIENCE:
-            return Waiting(str(error))
-        reason = str(error)
     except (InvalidInputError, ConflictError) as error:
+        if not isinstance(error, NewerVersionError):
+            return _quarantine(acceptance.store, entry, str(error))
         reason = str(error)
+    except (NotFoundError, CorruptDataError) as error:
+        reason = str(error)
+    except Exception as error:
+        # The one place where a round goes over objects: whatever one holds, it costs itself.
+        reason = f"{type(error).__name__}: {error}"
+        logger.exception("inbox entry %s cannot be accepted", quoted(entry.id))
+    if utc_now() - entry.modified_at < PATIENCE:
+        return Waiting(reason)
+    return _quarantine(acceptance.store, entry, reason)
+
+
+def _quarantine(store: BlobStore, entry: InboxEntry, reason: str) -> Waiting | Quarantined:
+    reason = quoted(reason, MOST_REASON)
     try:
-        quarantine(acceptance.store, entry, reason)
+        quarantine(store, entry, reason)
     except (StoreUnavailableError, OutcomeUnknownError, CorruptDataError) as error:
         return Waiting(f"{reason}; it could not be moved to the quarantine: {error}")
     return Quarantined(entry.id, reason)
@@ -203,15 +232,19 @@ def accept_batch(store: BlobStore, submission: Submission) -> BatchEntry:
         InvalidInputError: The submission and the batch do not agree, or a record is withdrawn.
         OutcomeUnknownError: The store did not answer and a read-back could not settle it.
     """
-    return _accept_batch(_Round(store), submission)[0]
+    return _accept_batch(_Round(store), submission, utc_now())[0]
 
 
-def _accept_batch(acceptance: _Round, submission: Submission) -> tuple[BatchEntry, bool]:
+def _accept_batch(
+    acceptance: _Round, submission: Submission, left_at: datetime
+) -> tuple[BatchEntry, bool]:
     store = acceptance.store
     known = log.batch_entries(store, submission.dataset, submission.batch)
     if known:
         check_same_batch(known, submission)
         return known[-1], False
+    what = f"batch {submission.batch!r} of dataset {submission.dataset!r}: submitted at"
+    _check_instant(what, submission.submitted_at, left_at)
     batch = log.read_batch_blob(store, submission.digest)
     if (batch.dataset, batch.key) != (submission.dataset, submission.batch):
         raise InvalidInputError(
@@ -275,18 +308,29 @@ def accept(store: BlobStore, completion: Completion) -> FeatureEntry:
         InvalidInputError: The artifact breaks the contract: see `contract.check_artifact`.
         OutcomeUnknownError: The store did not answer and a read-back could not settle it.
     """
-    return _accept(_Round(store), completion)[0]
+    return _accept(_Round(store), completion, utc_now())[0]
 
 
-def _accept(acceptance: _Round, completion: Completion) -> tuple[FeatureEntry, bool]:
+def _accept(
+    acceptance: _Round, completion: Completion, left_at: datetime
+) -> tuple[FeatureEntry, bool]:
     store = acceptance.store
     prefix = layout.feature_log(completion.dataset, completion.hook, completion.batch)
     entries = log.read_entries(store, prefix, FeatureEntry)
     if (done := _find(entries, completion)) is not None:
         return done, False
+    _check_base(completion, entries)
     release = _known_release(acceptance, completion)
     manifest = read.read_manifest(store, completion.manifest)
-    _check_names(manifest, completion)
+    _check_names(manifest, completion, release)
+    check_values(manifest)
+    times = {
+        "published at": completion.published_at,
+        "started at": manifest.run.started_at,
+        "finished at": manifest.run.finished_at,
+    }
+    for what, instant in times.items():
+        _check_instant(f"completion {completion.id}: {what}", instant, left_at)
     batch = _known_batch(store, manifest)
     withdrawn_ids = acceptance.withdrawn(completion.dataset)
     outcomes = check_artifact(store, manifest, batch, withdrawn_ids, acceptance.workers)
@@ -315,6 +359,38 @@ def _accept(acceptance: _Round, completion: Completion) -> tuple[FeatureEntry, b
         )
 
     return log.append(store, prefix, FeatureEntry, decide, entries)
+
+
+def _check_base(completion: Completion, entries: Sequence[FeatureEntry]) -> None:
+    """Return if the run can have been planned upon this log.
+
+    Raises:
+        NotFoundError: It names an entry that the log does not have, or not any more.
+    """
+    last = log.next_seq(entries) - 1
+    if completion.base > last:
+        raise NotFoundError(
+            f"completion {completion.id}: it was planned upon entry"
+            f" {quoted(str(completion.base), 20)} of its batch's log, which has {last}"
+        )
+
+
+def _check_instant(what: str, instant: datetime | None, left_at: datetime) -> None:
+    """Return if a time that the writer states can be true.
+
+    Args:
+        what: Whose time, for the message.
+        instant: The time; None if it is not stated.
+        left_at: When the entry was left, by the store's clock.
+
+    Raises:
+        InvalidInputError: It is before 2000, or more than a day after `left_at`.
+    """
+    if instant is not None and not EARLIEST <= instant <= left_at + CLOCKS_DIFFER:
+        raise InvalidInputError(
+            f"{what} {instant_text(instant)}, and left in the inbox at {instant_text(left_at)}:"
+            " set the writer's clock, and publish or submit again"
+        )
 
 
 def _find(entries: Sequence[FeatureEntry], completion: Completion) -> FeatureEntry | None:
@@ -366,7 +442,7 @@ def _known_release(acceptance: _Round, completion: Completion) -> HookRelease:
     return entry.release
 
 
-def _check_names(manifest: Manifest, completion: Completion) -> None:
+def _check_names(manifest: Manifest, completion: Completion, release: HookRelease) -> None:
     said = {
         "dataset": (manifest.dataset, completion.dataset),
         "hook": (manifest.hook, completion.hook),
@@ -380,6 +456,14 @@ def _check_names(manifest: Manifest, completion: Completion) -> None:
                 f"completion {completion.id}: {what} is {in_completion}, in its manifest"
                 f" {in_manifest}"
             )
+    registered = release.document.version, release.document.image
+    if (manifest.release.version, manifest.release.image) != registered:
+        raise InvalidInputError(
+            f"completion {completion.id}: its manifest names version"
+            f" {quoted(manifest.release.version)!r} with image"
+            f" {quoted(str(manifest.release.image))}, and release {completion.release_seq} is"
+            f" version {registered[0]!r} with image {registered[1]}"
+        )
     # A cancelled run may have failed or not.
     if completion.status is not CompletionStatus.CANCELLED and manifest.is_failed != (
         completion.status is CompletionStatus.FAILED

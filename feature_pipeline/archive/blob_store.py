@@ -17,7 +17,12 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from feature_pipeline.digest import Digest
-from feature_pipeline.errors import NotFoundError, OutcomeUnknownError, StoreUnavailableError
+from feature_pipeline.errors import (
+    CorruptDataError,
+    NotFoundError,
+    OutcomeUnknownError,
+    StoreUnavailableError,
+)
 
 JSON_MEDIA_TYPE: Final = "application/json"
 BYTES_MEDIA_TYPE: Final = "application/octet-stream"
@@ -158,6 +163,38 @@ class BlobStore(Protocol):
         None when the store's answer does not tell.
         """
         ...
+
+
+def get_small(store: BlobStore, key: str, most_bytes: int) -> StoredObject:
+    """Return the object, if it is as small as it must be; else it is not read.
+
+    Raises:
+        NotFoundError: There is none.
+        CorruptDataError: It is larger, or damaged.
+    """
+    info = store.stat(key)
+    if info is None:
+        raise NotFoundError(f"{store.identity}: no object {key!r}")
+    if info.size > most_bytes:
+        raise CorruptDataError(
+            f"{key} in {store.identity} has {info.size:,} bytes; at most {most_bytes:,} are read"
+        )
+    return store.get(key, info.size)
+
+
+def read_beginning(store: BlobStore, key: str, most_bytes: int) -> bytes:
+    """Return the first bytes of the object, at most so many.
+
+    Raises:
+        NotFoundError: There is none.
+    """
+    data = bytearray()
+    with store.open(key) as stream:
+        for chunk in stream.chunks:
+            data += chunk
+            if len(data) >= most_bytes:
+                break
+    return bytes(data[:most_bytes])
 
 
 def create_or_read(

@@ -13,12 +13,19 @@ from typing import ClassVar, Final, Self, TypeVar
 from pydantic import Field
 
 from feature_pipeline.archive import layout
-from feature_pipeline.archive.blob_store import BlobStore, ObjectInfo, create_or_read
+from feature_pipeline.archive.blob_store import (
+    BlobStore,
+    ObjectInfo,
+    create_or_read,
+    get_small,
+    read_beginning,
+)
 from feature_pipeline.archive.documents import (
     DigestField,
     Document,
     InstantField,
     NewerVersionError,
+    check_values,
     utc_now,
 )
 from feature_pipeline.archive.logs.damage import Damage, Readable
@@ -30,11 +37,17 @@ from feature_pipeline.errors import (
     NotFoundError,
     StoreUnavailableError,
 )
+from feature_pipeline.model.quoting import quoted
 from feature_pipeline.records import Source
 
 BATCH_ID: Final = "batch."
 RUN_ID: Final = "run."
 """What an entry's id begins with says its kind, so that batches can be accepted first."""
+MOST_ENTRY_BYTES: Final = 64 << 10
+"""The largest object in the inbox that is read: entries are small. Of a larger one so much is
+quarantined."""
+_MOST_RUN_ID: Final = 255
+MOST_REASON: Final = 2_000
 
 
 class CompletionStatus(StrEnum):
@@ -52,6 +65,7 @@ class Completion(Document):
     what: ClassVar[str] = "completion"
     newest: ClassVar[int] = 2
     added: ClassVar[dict[str, int]] = {"published_at": 2}
+    most_bytes: ClassVar[int] = MOST_ENTRY_BYTES
 
     spec_version: int = 2
     id: str = Field(min_length=1)
@@ -63,7 +77,7 @@ class Completion(Document):
     base: int = Field(ge=0, description="Seq of the batch's last log entry when planned, or 0.")
     manifest: DigestField
     status: CompletionStatus
-    dagster_run_id: str | None = None
+    dagster_run_id: str | None = Field(None, max_length=_MOST_RUN_ID)
     published_at: InstantField | None = None
     """By the publisher's clock, when its artifact was stored. None if unknown, and in version 1:
     it counts as published when its inbox entry was written."""
@@ -82,6 +96,7 @@ class Submission(Document):
     """A batch whose blob and files are stored."""
 
     what: ClassVar[str] = "submission"
+    most_bytes: ClassVar[int] = MOST_ENTRY_BYTES
 
     dataset: str
     batch: str
@@ -107,6 +122,8 @@ class InboxEntry:
     problem: str | None = None
     is_newer: bool = False
     """Whether it is of a version that only later code knows."""
+    is_unread: bool = False
+    """Whether the store did not give its bytes: nothing is known of it."""
 
 
 C = TypeVar("C", Submission, Completion)
@@ -144,25 +161,34 @@ def is_batch(info: ObjectInfo) -> bool:
 
 
 def _read(store: BlobStore, info: ObjectInfo) -> InboxEntry | None:
+    entry_id = info.key.removeprefix(layout.INBOX)
+    if info.size > MOST_ENTRY_BYTES:
+        problem = f"{quoted(info.key)} {Completion.too_large(info.size)}"
+        return InboxEntry(entry_id, info.modified_at, None, problem)
     try:
-        data = store.get(info.key).data
+        data = store.get(info.key, info.size).data
     except NotFoundError:
-        return None  # somebody else accepted and removed it since the listing
+        return None  # another process accepted and removed it since the listing
     except CorruptDataError as error:
-        return InboxEntry(info.key.removeprefix(layout.INBOX), info.modified_at, None, str(error))
-    return read_entry(info.key.removeprefix(layout.INBOX), info.modified_at, data)
+        return InboxEntry(entry_id, info.modified_at, None, str(error))
+    except StoreUnavailableError as error:
+        # The store may refuse one object alone: a key of its own encrypts it, or it is in a
+        # storage class that is not read at once.
+        return InboxEntry(entry_id, info.modified_at, None, str(error), is_unread=True)
+    return read_entry(entry_id, info.modified_at, data)
 
 
 def read_entry(entry_id: str, modified_at: datetime, data: bytes) -> InboxEntry:
     """The entry that `data` is, or an entry that says why it is none."""
     model = Submission if entry_id.startswith(BATCH_ID) else Completion
     try:
-        content = model.decode(data, f"{layout.INBOX}{entry_id}")
+        content = model.decode(data, f"{layout.INBOX}{quoted(entry_id)}")
+        check_values(content)
     except InvalidInputError as error:
         is_newer = isinstance(error, NewerVersionError)
         return InboxEntry(entry_id, modified_at, None, str(error), is_newer)
     if content.inbox_id != entry_id:
-        problem = f"{layout.INBOX}{entry_id} holds the entry {content.inbox_id}"
+        problem = f"{layout.INBOX}{quoted(entry_id)} holds the entry {quoted(content.inbox_id)}"
         return InboxEntry(entry_id, modified_at, None, problem)
     return InboxEntry(entry_id, modified_at, content)
 
@@ -176,11 +202,12 @@ class QuarantinedEntry(Document):
     """An entry that could not be accepted, as it was, and why."""
 
     what: ClassVar[str] = "quarantined entry"
+    most_bytes: ClassVar[int] = 1 << 20
 
     id: str
     reason: str
     entry: str
-    """The inbox entry's text."""
+    """The inbox entry's text: the first `MOST_ENTRY_BYTES` of it."""
     left_at: InstantField
     quarantined_at: InstantField = Field(default_factory=utc_now)
 
@@ -191,20 +218,21 @@ def quarantine(store: BlobStore, entry: InboxEntry, reason: str) -> QuarantinedE
     None if it does not wait any more. Blobs it names stay: the quarantine is one of the roots.
     """
     try:
-        data = store.get(f"{layout.INBOX}{entry.id}").data
+        data = read_beginning(store, f"{layout.INBOX}{entry.id}", MOST_ENTRY_BYTES)
     except NotFoundError:
         return None
     document = QuarantinedEntry(
         id=entry.id,
-        reason=reason,
+        reason=quoted(reason, MOST_REASON),
         entry=data.decode(errors="backslashreplace"),
         left_at=entry.modified_at,
     )
-    # The quarantine before the inbox: the entry is always in one of them.
+    # The quarantine before the inbox: the entry is always in one of them, and can be read there.
     key = quarantine_key(entry.id)
     stored = create_or_read(store, key, document.encode())
+    held = QuarantinedEntry.decode(stored, f"{key} in {store.identity}", CorruptDataError)
     remove(store, entry.id)
-    return QuarantinedEntry.decode(stored, f"{key} in {store.identity}")
+    return held
 
 
 def quarantine_key(entry_id: str) -> str:
@@ -259,7 +287,8 @@ def read_quarantined(store: BlobStore, key: str) -> QuarantinedEntry:
     Raises:
         InvalidInputError: It is none; the message names its key.
     """
-    return QuarantinedEntry.decode(store.get(key).data, f"{key} in {store.identity}")
+    held = get_small(store, key, QuarantinedEntry.most_bytes)
+    return QuarantinedEntry.decode(held.data, f"{key} in {store.identity}")
 
 
 def requeue(store: BlobStore, entry_ids: Iterable[str]) -> None:

@@ -15,11 +15,17 @@ from typing import Any, ClassVar, Final
 from pydantic import Field
 
 from feature_pipeline.archive import layout
-from feature_pipeline.archive.blob_store import BlobStore, create_or_read
+from feature_pipeline.archive.blob_store import BlobStore, create_or_read, get_small
 from feature_pipeline.archive.documents import DigestField, Document, InstantField, utc_now
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.compute.plan import ComputePlan
-from feature_pipeline.errors import InvalidInputError, NotFoundError
+from feature_pipeline.errors import (
+    CorruptDataError,
+    FeaturePipelineError,
+    InvalidInputError,
+    NotFoundError,
+    StoreUnavailableError,
+)
 
 KEPT: Final = timedelta(days=14)
 """How long a result is waited for: what pods left is deleted after this time as well."""
@@ -30,6 +36,7 @@ class ExpectedRun(Document):
     """A hook run as it was asked for, and by whom."""
 
     what: ClassVar[str] = "expected hook run"
+    most_bytes: ClassVar[int] = 64 << 20
     newest: ClassVar[int] = 2
     added: ClassVar[Mapping[str, int]] = {"begin_with": 2, "sources": 2}
 
@@ -123,15 +130,16 @@ def expected_keys(store: BlobStore) -> list[ExpectedKey]:
 
 def read_expected(
     store: BlobStore, keys: Iterable[ExpectedKey]
-) -> dict[ExpectedKey, ExpectedRun | InvalidInputError]:
+) -> dict[ExpectedKey, ExpectedRun | FeaturePipelineError]:
     """The runs, or why one cannot be read; those gone since the listing are left out."""
 
-    def one(key: ExpectedKey) -> ExpectedRun | InvalidInputError | None:
+    def one(key: ExpectedKey) -> ExpectedRun | FeaturePipelineError | None:
         try:
-            return ExpectedRun.decode(store.get(key.key).data, key.key)
+            held = get_small(store, key.key, ExpectedRun.most_bytes)
+            return ExpectedRun.decode(held.data, key.key)
         except NotFoundError:
             return None
-        except InvalidInputError as error:
+        except (InvalidInputError, CorruptDataError, StoreUnavailableError) as error:
             return error
 
     keys = list(keys)

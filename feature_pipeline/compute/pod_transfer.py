@@ -11,10 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from feature_pipeline.archive import layout
-from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.accept import CLOCKS_DIFFER, EARLIEST
+from feature_pipeline.archive.blob_store import BlobStore, get_small
 from feature_pipeline.archive.blobs import is_present
 from feature_pipeline.archive.manifest import BlobRef
 from feature_pipeline.archive.stores.s3_sign import S3Signer
@@ -25,13 +26,28 @@ from feature_pipeline.hooks.failure import FailureKind, RuntimeFacts
 from feature_pipeline.hooks.output import RAW_FILES
 from feature_pipeline.hooks.runner import Workspace
 from feature_pipeline.hooks.runners.transfer import AttemptEnd, AttemptKey, Grants, PodResult
+from feature_pipeline.model.json_text import INT64_MAX
+from feature_pipeline.model.quoting import problems, quoted
 
 _RESULT: Final = "result.json"
 _LOG: Final = "log"
 _END: Final = "end.json"
 """Not among what a pod is granted: only a worker writes it."""
+MOST_RESULT_BYTES: Final = 1 << 20
+"""The largest `result.json` or `end.json` that is read: a pod's own is a thousandth of it."""
+_MOST_EXIT_CODE: Final = 2**31 - 1
 
-Sum = tuple[Annotated[str, "digest"], Annotated[int, "size"]]
+
+def _check_raw(name: str) -> str:
+    if name not in RAW_FILES:
+        raise ValueError(f"{quoted(name)} is no file of a hook")
+    return name
+
+
+Size = Annotated[int, Field(ge=0, le=INT64_MAX)]
+Seconds = Annotated[float, Field(ge=EARLIEST.timestamp(), allow_inf_nan=False)]
+RawName = Annotated[str, AfterValidator(_check_raw)]
+Sum = tuple[Annotated[str, Field(max_length=71)], Size]
 
 
 class _ResultDocument(BaseModel):
@@ -40,17 +56,17 @@ class _ResultDocument(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     spec_version: int
-    exit_code: int
+    exit_code: int = Field(ge=-_MOST_EXIT_CODE, le=_MOST_EXIT_CODE)
     is_late: bool
-    oom_kills: int
-    peak_memory_bytes: int
-    started_at: float
-    finished_at: float
+    oom_kills: Size
+    peak_memory_bytes: Size
+    started_at: Seconds
+    finished_at: Seconds
     start_error: str | None
     node: str
-    files: dict[str, Sum]
-    irregular: list[str]
-    too_large: dict[str, int] = {}
+    files: dict[RawName, Sum]
+    irregular: list[RawName]
+    too_large: dict[RawName, Size] = {}
     log: Sum
 
 
@@ -96,11 +112,12 @@ class S3Results:
         """See `Results.end`."""
         key = layout.upload(attempt.run_id, attempt.job, _END)
         try:
-            document = _EndDocument.model_validate_json(self._store.get(key).data)
+            held = get_small(self._store, key, MOST_RESULT_BYTES)
+            document = _EndDocument.model_validate_json(held.data)
         except NotFoundError:
             return None
         except ValidationError as error:
-            raise CorruptDataError(f"{key}: not an attempt's end: {error}") from error
+            raise CorruptDataError(f"{key}: not an attempt's end: {problems(error)}") from error
         return AttemptEnd(
             RuntimeFacts(
                 kind=document.kind,
@@ -118,13 +135,15 @@ class S3Results:
         """See `Transfer.result`."""
         key = layout.upload(attempt.run_id, attempt.job, _RESULT)
         try:
-            data = self._store.get(key).data
+            held = get_small(self._store, key, MOST_RESULT_BYTES)
         except NotFoundError:
             return None
         try:
-            document = _ResultDocument.model_validate_json(data)
-            if set(document.files) - set(RAW_FILES):
-                raise InvalidInputError(f"unknown files {sorted(document.files)}")
+            document = _ResultDocument.model_validate_json(held.data)
+            latest = (held.info.modified_at + CLOCKS_DIFFER).timestamp()
+            if document.started_at > latest or document.finished_at > latest:
+                raise InvalidInputError("its times are later than that at which it was stored")
+            start_error = document.start_error
             return PodResult(
                 exit_code=document.exit_code,
                 is_late=document.is_late,
@@ -132,14 +151,16 @@ class S3Results:
                 peak_memory_bytes=document.peak_memory_bytes,
                 started_at=datetime.fromtimestamp(document.started_at, UTC),
                 finished_at=datetime.fromtimestamp(document.finished_at, UTC),
-                start_error=document.start_error,
-                node=document.node,
+                start_error=None if start_error is None else quoted(start_error),
+                node=quoted(document.node),
                 files={raw: _sum(value) for raw, value in document.files.items()},
                 irregular=tuple(document.irregular),
                 too_large=document.too_large,
                 log=_sum(document.log),
             )
-        except (ValidationError, InvalidInputError, OverflowError, OSError) as error:
+        except ValidationError as error:
+            raise CorruptDataError(f"{key}: not a pod's result: {problems(error)}") from error
+        except (ValueError, OverflowError, OSError) as error:
             raise CorruptDataError(f"{key}: not a pod's result: {error}") from error
 
     def fetch(self, attempt: AttemptKey, result: PodResult, output: Path, log: Path) -> None:

@@ -6,6 +6,7 @@ Dagster run (`dead_runs`, Dagster's run monitoring), what is left on this machin
 (`sensors.leftovers`).
 """
 
+import logging
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import dagster as dg
 from feature_pipeline.archive import log
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.documents import NewerVersionError, utc_now
+from feature_pipeline.archive.inbox import MOST_REASON
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.compute.expected import (
     ExpectedKey,
@@ -36,6 +38,9 @@ from feature_pipeline.compute.take_results import (
 from feature_pipeline.errors import FeaturePipelineError, InvalidInputError
 from feature_pipeline.hooks.runners.transfer import AttemptKey
 from feature_pipeline.hooks.work_folders import WorkFolders
+from feature_pipeline.model.quoting import quoted
+
+logger = logging.getLogger(__name__)
 
 SECONDS_PER_TICK = 15.0
 """Dagster gives a tick a minute; what is left over is taken at the next one."""
@@ -47,6 +52,8 @@ _RUNS_PER_QUERY = 500
 _awaited: dict[tuple[str, str], AttemptKey] = {}
 """Per store and expected run, the Job whose result was missing last: one look asks for it again.
 Forgetting it costs a few requests."""
+_last_taken: dict[tuple[str, str], float] = {}
+"""Per store and expected run, when it was last tried: the one that waits longest goes first."""
 _announced: set[tuple[str, str]] = set()
 """Per store, expected runs whose completion waits. Forgetting it repeats the announcement."""
 
@@ -79,10 +86,14 @@ def take_outlived(
     orphaned, cancelled = _orphaned(instance, keys)
     ready = _ready(store, orphaned, cancelled, found)
     end = time.monotonic() + seconds
-    runs = read_expected(store, ready)
-    for key, run in runs.items():
-        if time.monotonic() > end:
+    ready.sort(key=lambda key: _last_taken.get((store.identity, key.key), 0.0))
+    for number, key in enumerate(ready):
+        if number and time.monotonic() > end:
             break
+        _last_taken[store.identity, key.key] = time.monotonic()
+        run = read_expected(store, [key]).get(key)
+        if run is None:
+            continue
         _take(store, key, run, found, work, key.dagster_run_id in cancelled)
     return found
 
@@ -131,15 +142,15 @@ def _ready(
 def _take(
     store: BlobStore,
     key: ExpectedKey,
-    run: ExpectedRun | InvalidInputError,
+    run: ExpectedRun | FeaturePipelineError,
     found: OutlivedRuns,
     work: WorkFolders | None,
     is_cancelled: bool,
 ) -> None:
-    if isinstance(run, NewerVersionError):
+    if isinstance(run, FeaturePipelineError) and not _is_broken(run):
         found.waiting.append(str(run))
         return
-    if isinstance(run, InvalidInputError):
+    if isinstance(run, FeaturePipelineError):
         found.unusable.append(str(run))
         _forget(store, key, found)
         return
@@ -147,7 +158,15 @@ def _take(
         taken = _taken(store, key, run, work, is_cancelled)
     except (FeaturePipelineError, OSError) as error:
         # one that cannot be taken must not keep the others, or the inbox, waiting
-        found.waiting.append(f"{key.run_id}: {error}")
+        found.waiting.append(f"{key.run_id}: {quoted(str(error), MOST_REASON)}")
+        return
+    except Exception as error:
+        # whatever a pod has left
+        logger.exception("results of hook run %s cannot be taken", key.run_id)
+        reason = quoted(f"{type(error).__name__}: {error}", MOST_REASON)
+        found.unusable.append(f"{key.run_id}: {reason}")
+        if key.is_late(utc_now()):
+            _forget(store, key, found)
         return
     match taken:
         case AlreadyLogged():
@@ -173,6 +192,11 @@ def _take(
                 _forget(store, key, found)
             else:
                 found.waiting.append(f"{key.run_id}: its completion is not accepted yet")
+
+
+def _is_broken(error: FeaturePipelineError) -> bool:
+    """Whether what cannot be read will never be a run: nobody writes these documents anew."""
+    return isinstance(error, InvalidInputError) and not isinstance(error, NewerVersionError)
 
 
 def _taken(
@@ -213,4 +237,5 @@ def _forget(store: BlobStore, key: ExpectedKey, found: OutlivedRuns) -> None:
         found.waiting.append(f"{key.run_id}: what its pods left is not removed: {error}")
         return
     _awaited.pop((store.identity, key.key), None)
+    _last_taken.pop((store.identity, key.key), None)
     _announced.discard((store.identity, key.key))

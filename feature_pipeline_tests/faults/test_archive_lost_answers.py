@@ -11,7 +11,7 @@ from feature_pipeline.archive import accept, blobs, inbox, log, publish, read
 from feature_pipeline.archive.accept import Accepted, Waiting
 from feature_pipeline.archive.stores import s3
 from feature_pipeline.errors import OutcomeUnknownError, StoreUnavailableError
-from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, Scene, make_batch
+from feature_pipeline_tests.fixtures.stores import AN_INSTANT, DATASET, HOOK, Scene, make_batch
 
 pytestmark = [pytest.mark.s3, pytest.mark.faults]
 
@@ -131,7 +131,9 @@ def test_two_writers_race_with_lost_answers(lossy, proxy, s3_scene):
     """Every completion stands in the log exactly once, and every reader sees the same head."""
     release = lossy.release()
     completions = [
-        lossy.completion(lossy.artifact(make_batch(), release, label=str(n)), base=n)
+        lossy.completion(lossy.artifact(make_batch(), release, label=str(n))).as_published(
+            AN_INSTANT + timedelta(seconds=n)
+        )
         for n in range(6)
     ]
     proxy.lose_answers("PUT .*/log/features/", times=5)

@@ -89,7 +89,7 @@ class Acceptance(RuleBasedStateMachine):
             for completion in self.accepted:
                 if completion.batch != key or completion.status == "failed":
                     continue
-                order = (completion.release_seq, completion.base)
+                order = (completion.release_seq, completion.base, completion.published_at)
                 if best is None or order >= best[0]:
                     best = (order, completion.manifest)
             assert (heads[key].manifest if key in heads else None) == (best[1] if best else None)

@@ -331,7 +331,7 @@ def test_an_artifact_accepted_in_spite_of_the_tombstone_is_found(care, monkeypat
     assert round_before.withdrawn(DATASET) == set()
     erase(store, DATASET, [SECRET], "asked for")
     monkeypatch.setattr(accept, "_known_batch", lambda *_: batch)
-    entry, _ = accept._accept(round_before, late)
+    entry, _ = accept._accept(round_before, late, store.now())
     assert entry.verdict is Verdict.CURRENT
     found = verify(store).findings
     assert {finding.state for finding in found} == {State.NOT_ERASED}

@@ -1,5 +1,6 @@
 """What pods left of a run whose worker died is taken by repeating its course, starting nothing."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,13 +12,17 @@ from feature_pipeline.archive.blob_store import create_or_read
 from feature_pipeline.archive.log import Verdict
 from feature_pipeline.archive.stores.memory import MemoryStore
 from feature_pipeline.compute.expected import ExpectedRun, expected_keys, read_expected
+from feature_pipeline.compute.pod_transfer import S3Results
 from feature_pipeline.compute.take_results import (
     AlreadyLogged,
     Announced,
     NotPublished,
     take_results,
 )
+from feature_pipeline.errors import CorruptDataError
 from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
+from feature_pipeline.hooks.runners.transfer import AttemptKey
+from feature_pipeline.orchestration import outlived_runs
 from feature_pipeline.orchestration.outlived_runs import take_outlived
 from feature_pipeline.outcomes import OutcomeKind
 from feature_pipeline_tests.fixtures.scripted import (
@@ -163,3 +168,92 @@ def test_what_an_older_worker_noted_can_be_taken(computing: Computing):
     assert isinstance(
         take_results(computing.store, ExpectedRun.decode(old.encode(), "old")), Announced
     )
+
+
+HUGE = 10**400
+ODD_RESULTS = [
+    {"started_at": 1e12},
+    {"started_at": -1e12, "finished_at": float("nan")},
+    {"finished_at": 4e9},
+    {"too_large": {"features.jsonl": HUGE}},
+    {"too_large": {"x": 5}},
+    {"irregular": ["\x1b[31m", "y" * 1_000]},
+    {"exit_code": HUGE},
+    {"peak_memory_bytes": 10**30},
+    {"oom_kills": -1},
+    {"files": {"features.jsonl": ["sha256:" + "0" * 64, 10**30]}},
+    {"files": {"../../x": ["sha256:" + "0" * 64, 5]}},
+    {"log": ["sha256:" + "0" * 64, 10**30]},
+    {"unknown": "z" * 500_000},
+    {"node": 5},
+]
+
+
+@pytest.mark.parametrize(
+    "change", [*ODD_RESULTS, "[" * 100_000, "", "x" * (2 << 20)], ids=lambda c: str(c)[:30]
+)
+def test_whatever_a_pod_says_of_its_end_costs_its_run_alone(computing: Computing, instance, change):
+    """Pods write their results: nothing in one stops a tick, or reaches a reason whole."""
+    runner = PodRunner(computing.store, ScriptedRunner(fails_over("none")))
+    computing.execute(runner)
+    [result] = [
+        info.key
+        for info in computing.store.list_objects(layout.UPLOADS)
+        if info.key.endswith("result.json")
+    ]
+    text = change
+    if not isinstance(change, str):
+        text = json.dumps(json.loads(computing.store.get(result).data) | change)
+    computing.store.delete(result)
+    computing.store.create(result, text.encode())
+    found = take_outlived(computing.store, instance)
+    # another attempt may be due, which another run makes
+    assert len(found.announced) + len(found.waiting) + len(found.unusable) == 1
+    attempt = AttemptKey(*result.split("/")[1:3])
+    with pytest.raises(CorruptDataError) as raised:
+        S3Results(computing.store).result(attempt)
+    assert len(str(raised.value)) < 2_000
+
+
+def test_what_a_pod_says_of_its_node_is_cut(computing: Computing):
+    runner = PodRunner(computing.store, ScriptedRunner(fails_over("none")))
+    computing.execute(runner)
+    [result] = [
+        info.key
+        for info in computing.store.list_objects(layout.UPLOADS)
+        if info.key.endswith("result.json")
+    ]
+    document = json.loads(computing.store.get(result).data)
+    text = json.dumps(document | {"node": "a\0b" * 10_000, "start_error": "z" * 10_000})
+    computing.store.delete(result)
+    computing.store.create(result, text.encode())
+    taken = S3Results(computing.store).result(AttemptKey(*result.split("/")[1:3]))
+    assert taken is not None
+    assert taken.node.startswith("a\\x00ba")
+    assert taken.node.endswith("... (30,000 characters)")
+    assert taken.start_error is not None
+    assert taken.start_error.endswith("... (10,000 characters)")
+
+
+def test_a_run_whose_taking_fails_in_a_way_nobody_foresaw_costs_itself(
+    computing: Computing, instance, monkeypatch
+):
+    computing.execute(PodRunner(computing.store, ScriptedRunner(fails_over("none"))))
+    run = begun(computing)
+
+    def fails(*_, **__):
+        raise ZeroDivisionError("a mistake")
+
+    monkeypatch.setattr(outlived_runs, "take_results", fails)
+    found = take_outlived(computing.store, instance)
+    assert found.unusable == [f"{run.id}: ZeroDivisionError: a mistake"]
+    # it is tried again: nothing of it is removed
+    assert begun(computing) == run
+
+
+def test_expected_runs_that_are_none_keep_no_other_waiting(computing: Computing, instance):
+    computing.execute(PodRunner(computing.store, ScriptedRunner(fails_over("none"))))
+    for n, text in enumerate(("[" * 100_000, '{"spec_version": 2}', "")):
+        computing.store.create(layout.expected(f"odd{n}", "none"), text.encode())
+    found = take_outlived(computing.store, instance)
+    assert (len(found.announced), len(found.unusable)) == (1, 3)

@@ -58,8 +58,9 @@ def test_the_log_says_what_is_missing_failed_and_of_another_release(scene: Scene
     good, then_failed, then_cancelled = (make_batch(f"b{n}") for n in (1, 2, 3))
     for batch in (good, then_failed, then_cancelled):
         accept(scene.store, scene.completion(scene.artifact(batch, first)))
-    for batch in (then_failed, then_cancelled, make_batch("b4")):
-        accept(scene.store, scene.completion(scene.artifact(batch, first, failure=FAILURE), base=1))
+    for batch, base in ((then_failed, 1), (then_cancelled, 1), (make_batch("b4"), 0)):
+        failed = scene.artifact(batch, first, failure=FAILURE)
+        accept(scene.store, scene.completion(failed, base=base))
     cancelled = scene.artifact(then_cancelled, first, label="b")
     accept(scene.store, scene.completion(cancelled, base=2, status=CompletionStatus.CANCELLED))
     assert reasons(stand(scene, definition())) == {

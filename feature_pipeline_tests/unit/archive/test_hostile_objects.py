@@ -1,0 +1,279 @@
+"""Whatever an object holds, it costs itself: the others are accepted, and it is named."""
+
+import json
+
+import pytest
+
+from feature_pipeline.archive import accept, inbox, layout, log, publish, read
+from feature_pipeline.archive.accept import Accepted, Quarantined, Waiting
+from feature_pipeline.archive.documents import NewerVersionError
+from feature_pipeline.archive.inbox import Completion, QuarantinedEntry
+from feature_pipeline.archive.logs.losses import LossEntry
+from feature_pipeline.archive.maintenance.deletion import look
+from feature_pipeline.archive.manifest import Manifest
+from feature_pipeline.archive.verify import verify
+from feature_pipeline.errors import (
+    CorruptDataError,
+    FeaturePipelineError,
+    StoreUnavailableError,
+)
+from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, make_batch
+
+DEEP = "[" * 100_000
+BEYOND = "0001-01-01T00:00:00+14:00"
+HUGE = 10**4_000
+LONE = "\ud800"
+
+
+def with_value(value: object) -> list[dict[str, object]]:
+    """Changes of one field of a completion each."""
+    names = ("id", "dataset", "batch", "base", "release_seq", "dagster_run_id", "published_at")
+    return [{name: value} for name in (*names, "manifest", "spec_version", "unknown")]
+
+
+ODD_VALUES = [HUGE, -HUGE, LONE, "a\0b", BEYOND, [], {"x": HUGE}, "y" * 30_000, 1e300, True]
+ODD = [change for value in ODD_VALUES for change in with_value(value)]
+
+
+@pytest.fixture
+def announced(scene):
+    """A batch that waits, and a completion of another batch that waits."""
+    batch, release = scene.submit(make_batch()), scene.release()
+    publish.submit_batch(scene.store, make_batch("b2"), {})
+    return publish.announce(scene.store, scene.completion(scene.artifact(batch, release)))
+
+
+def settle(scene) -> dict[str, Accepted | Waiting | Quarantined]:
+    entries = accept.waiting(scene.store)
+    settled = accept.settle_all(scene.store, entries)
+    return {entry.id: result for entry, result in zip(entries, settled, strict=True)}
+
+
+def check_care(scene) -> None:
+    """What goes over all objects goes on: it says what is wrong, and is not stopped by it."""
+    verify(scene.store)
+    look(scene.store)
+    inbox.readable_quarantined(scene.store)
+    for entry in accept.waiting(scene.store):
+        assert entry.content or entry.problem
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        DEEP,
+        '{"a":' * 20_000,
+        '{"x": ' + DEEP,
+        "[]",
+        "9" * 5_000,
+        json.dumps({f"k{n}": n for n in range(4_000)}),
+        "x" * (inbox.MOST_ENTRY_BYTES + 1),
+        "\x00" * inbox.MOST_ENTRY_BYTES,
+    ],
+    ids=["lists", "objects", "a member", "a list", "a number", "keys", "too large", "binary"],
+)
+def test_text_that_is_no_entry(scene, announced, text):
+    scene.store.create("inbox/run.odd", text.encode())
+    scene.store.create("inbox/batch.odd", text.encode())
+    check_care(scene)
+    settled = settle(scene)
+    odd = [settled.pop("run.odd"), settled.pop("batch.odd")]
+    assert all(isinstance(result, Quarantined) for result in odd)
+    assert all(isinstance(result, Accepted) for result in settled.values())
+    assert max(len(result.reason) for result in odd) < 2_500
+    for held in accept.quarantined(scene.store):
+        assert held.entry in text
+        assert len(held.reason) < 2_500
+    check_care(scene)
+
+
+def test_values_that_no_completion_can_have(scene, announced):
+    for n, change in enumerate(ODD):
+        document = json.loads(announced.encode()) | {"id": f"odd-{n}"} | change
+        try:
+            name = Completion.model_validate(document).inbox_id
+            scene.store.create(layout.inbox(name), json.dumps(document).encode())
+        except ValueError:
+            scene.store.create(f"inbox/run.odd-{n}", json.dumps(document).encode())
+    assert len(accept.waiting(scene.store)) == len(ODD) + 2
+    check_care(scene)
+    settled = settle(scene)
+    assert isinstance(settled[announced.inbox_id], Accepted)
+    assert log.head(scene.store, DATASET, HOOK, "b1").manifest == announced.manifest
+    assert len(log.batch_entries(scene.store, DATASET, "b2")) == 1
+    # all entries but those whose odd value is none: a base that is the number 1, a long run id
+    accepted = [r.entry for r in settled.values() if isinstance(r, Accepted) and r.is_new]
+    assert all(type(e.seq) is int and len(str(e)) < 2_000 for e in accepted)
+    check_care(scene)
+
+
+@pytest.mark.parametrize("instant", [BEYOND, "9999-12-31T23:59:59-14:00", 1e300, "x" * 9_999])
+def test_times_that_no_clock_shows(scene, announced, instant):
+    submission = inbox.Submission(
+        dataset=DATASET, batch="b3", digest=make_batch("b3").digest, source="harvest"
+    )
+    document = json.loads(submission.encode()) | {"submitted_at": instant}
+    scene.store.create(layout.inbox(submission.inbox_id), json.dumps(document).encode())
+    settled = settle(scene)
+    refused = settled.pop(submission.inbox_id)
+    assert isinstance(refused, Quarantined)
+    assert len(refused.reason) < 1_000
+    assert all(isinstance(result, Accepted) for result in settled.values())
+
+
+def test_what_nobody_foresaw_waits_and_is_quarantined_then(scene, announced, monkeypatch):
+    batch_entries = log.batch_entries
+
+    def fails(store, dataset, batch):
+        if batch == "b2":
+            raise ZeroDivisionError("a mistake in this code")
+        return batch_entries(store, dataset, batch)
+
+    monkeypatch.setattr(log, "batch_entries", fails)
+    settled = settle(scene)
+    [odd] = [r for r in settled.values() if not isinstance(r, Accepted)]
+    assert odd == Waiting("ZeroDivisionError: a mistake in this code")
+    assert isinstance(settled[announced.inbox_id], Accepted)
+    monkeypatch.setattr(accept, "PATIENCE", accept.PATIENCE * 0)
+    [odd] = [r for r in settle(scene).values() if not isinstance(r, Accepted)]
+    assert isinstance(odd, Quarantined)
+
+
+def test_an_object_that_the_store_refuses_waits_alone(scene, announced, monkeypatch):
+    original = scene.store.get
+
+    def get(key, size=None):
+        if key.startswith("inbox/batch."):
+            raise StoreUnavailableError(f"{key}: 400 InvalidRequest: encrypted by another key")
+        return original(key, size)
+
+    monkeypatch.setattr(scene.store, "get", get)
+    monkeypatch.setattr(accept, "PATIENCE", accept.PATIENCE * 0)
+    settled = settle(scene)
+    assert [type(result) for result in settled.values()] == [Waiting, Accepted]
+    assert accept.quarantined(scene.store) == []
+
+
+def test_something_else_in_the_quarantine_costs_no_entry(scene, announced):
+    """An entry leaves the inbox when it can be read in the quarantine, and not before."""
+    scene.store.create("inbox/run.odd", b"{}")
+    scene.store.create("quarantine/run.odd", DEEP.encode())
+    settled = settle(scene)
+    assert isinstance(settled["run.odd"], Waiting)
+    assert "could not be moved to the quarantine" in settled["run.odd"].reason
+    assert isinstance(settled[announced.inbox_id], Accepted)
+    check_care(scene)
+
+
+def test_quarantined_documents_that_are_none_are_damage(scene, announced):
+    scene.store.create("quarantine/a", DEEP.encode())
+    scene.store.create("quarantine/b", b"x" * (QuarantinedEntry.most_bytes + 1))
+    accept.quarantine(scene.store, accept.waiting(scene.store)[0], "y" * 100_000)
+    held = inbox.readable_quarantined(scene.store)
+    assert [len(entry.reason) for entry in held.found.values()] < [2_100]
+    assert set(held.damage) == {"a", "b"}
+    check_care(scene)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["log/features/structures/pockets/b1/", "log/batches/structures/b2/"]
+)
+@pytest.mark.parametrize("data", [DEEP.encode(), b'{"spec_version": 2, "seq": 1e999}', b"\xff"])
+def test_log_entries(scene, announced, prefix, data):
+    scene.store.create(f"{prefix}0000000001", data)
+    settled = settle(scene)
+    assert sum(isinstance(result, Accepted) for result in settled.values()) == 1
+    check_care(scene)
+
+
+@pytest.mark.parametrize(
+    "model", [Completion, inbox.Submission, QuarantinedEntry, Manifest, LossEntry]
+)
+@pytest.mark.parametrize("value", [DEEP, BEYOND, HUGE, LONE, {"a": {"b": [1] * 999}}, None])
+def test_reading_a_document_gives_it_or_says_what_is_wrong(model, value):
+    for name in model.model_fields:
+        document = {"spec_version": model.newest, name: value}
+        with pytest.raises(FeaturePipelineError) as raised:
+            model.decode(json.dumps(document).encode(), "x", CorruptDataError)
+        assert isinstance(raised.value, CorruptDataError | NewerVersionError)
+        assert len(str(raised.value)) < 3_000
+
+
+class TestFieldsThatCannotBeTrue:
+    """What a completion or its manifest says is compared with what can be."""
+
+    def refused(self, scene, completion, match):
+        publish.announce(scene.store, completion)
+        result = settle(scene)[completion.inbox_id]
+        assert not isinstance(result, Accepted)
+        assert match in result.reason
+        assert len(result.reason) < 2_500
+        assert log.read_log(scene.store, DATASET, HOOK, "b1") == []
+
+    def with_manifest(self, scene, **changes):
+        """A completion of an artifact whose manifest is changed."""
+        batch, release = scene.submit(make_batch()), scene.release()
+        completion = scene.completion(scene.artifact(batch, release))
+        manifest = read.read_manifest(scene.store, completion.manifest)
+        document = json.loads(manifest.encode())
+        for path, value in changes.items():
+            target, _, name = path.rpartition("__")
+            (document[target] if target else document)[name] = value
+        data = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+        ref = log.blobs.put_blob(scene.store, data)
+        return completion.model_copy(update={"manifest": ref.digest})
+
+    @pytest.mark.parametrize(
+        ("base", "match"), [(1, "its batch's log, which has 0"), (10**30, "base: an integer")]
+    )
+    def test_a_base_that_the_log_does_not_have(self, scene, base, match):
+        """It would supersede whatever is computed after it."""
+        batch, release = scene.submit(make_batch()), scene.release()
+        completion = scene.completion(scene.artifact(batch, release), base=base)
+        self.refused(scene, completion, match)
+        honest = accept.accept(scene.store, scene.completion(scene.artifact(batch, release)))
+        assert log.head(scene.store, DATASET, HOOK, "b1") == honest
+
+    @pytest.mark.parametrize(
+        ("changes", "match"),
+        [
+            ({"run__memory_bytes": 10**30}, "run.memory_bytes: an integer of more than 64 bits"),
+            ({"run__attempts": HUGE}, "run.attempts"),
+            ({"run__started_at": "9999-12-31T00:00:00Z"}, "started at 9999"),
+            ({"run__finished_at": "1969-12-31T00:00:00Z"}, "finished at 1969"),
+            ({"run__finished_at": BEYOND}, "finished_at"),
+            ({"run__node": "a\0b"}, "run.node: NUL character"),
+            ({"run__node": LONE}, "run.node"),
+            ({"release__version": "1\0"}, "and release 1 is version '1'"),
+            ({"release__version": "v" * 100_000}, "and release 1 is version '1'"),
+            ({"release__image": "other"}, "with image other"),
+            ({"notes": ["\0"]}, "notes: NUL character"),
+            ({"unknown": 5}, "unknown: Extra inputs are not permitted"),
+        ],
+        ids=str,
+    )
+    def test_of_manifests(self, scene, changes, match):
+        self.refused(scene, self.with_manifest(scene, **changes), match)
+
+    @pytest.mark.parametrize("published_at", ["1999-12-31T23:59:59Z", "2999-01-01T00:00:00Z"])
+    def test_times_of_completions(self, scene, published_at):
+        batch, release = scene.submit(make_batch()), scene.release()
+        completion = scene.completion(scene.artifact(batch, release))
+        document = json.loads(completion.encode()) | {"published_at": published_at}
+        self.refused(
+            scene, Completion.decode(json.dumps(document).encode(), "x"), "set the writer's clock"
+        )
+
+    def test_a_batch_of_the_far_future_owns_no_record(self, scene):
+        submission = publish.submit_batch(scene.store, make_batch(), {})
+        inbox.remove(scene.store, submission.inbox_id)
+        document = json.loads(submission.encode()) | {"submitted_at": "2999-01-01T00:00:00Z"}
+        scene.store.create(layout.inbox(submission.inbox_id), json.dumps(document).encode())
+        [result] = settle(scene).values()
+        assert isinstance(result, Quarantined)
+        assert "2999" in result.reason
+
+    def test_a_manifest_that_is_too_large_is_not_parsed(self, scene, monkeypatch):
+        completion = self.with_manifest(scene, notes=["y" * 5_000])
+        monkeypatch.setattr(Manifest, "most_bytes", 5_000)
+        self.refused(scene, completion, "it can have at most 5,000")
