@@ -41,6 +41,8 @@ class OutcomeKind(StrEnum):
     """Given this record alone, the hook ended with another status than 0."""
     INPUT = "input"
     """The hook was not asked: a hook whose features it takes has no answer for the record."""
+    NOT_STAGED = "not_staged"
+    """The hook was not asked: the record's files cannot be laid out as files of these names."""
 
 
 def outcome_kind(text: str) -> OutcomeKind | str:

@@ -79,11 +79,13 @@ def execute_plan(
         StoreUnavailableError: The archive could not be read.
         HookAborted: The hook could not be run at all, and no other batch would fare better.
     """
-    run_id = plan.hook_run_id(request_id)
+    if plan.compute:
+        workspace.create()
+        plan = stage_inputs(store, plan, workspace)
     if not plan.compute:
         now = datetime.now(UTC)
         run = RunInfo(
-            id=run_id,
+            id=plan.hook_run_id(request_id),
             runner=NO_RUNNER,
             started_at=now,
             finished_at=now,
@@ -92,8 +94,6 @@ def execute_plan(
         )
         return Execution(plan, carried_artifact(plan, run), None)
 
-    workspace.create()
-    stage_inputs(store, plan, workspace)
     waits = None
     begin_with = _memory_to_begin_with(plan)
     if isinstance(runner, LastingRunner):

@@ -3,7 +3,8 @@
 The question asked of a record is its *action*: the release's program and config, the record, its
 files and its input features. Equal actions have equal answers, so a record whose action was
 answered in any batch is carried over (`carry`). A record of which an input hook gave no answer is
-not asked about, unless the definition says so: it gets the input's verdict.
+not asked about, unless the definition says so: it gets the input's verdict. Nor is one whose files
+cannot be laid out: it costs no other record.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -20,7 +21,9 @@ from feature_pipeline.digest import Digest, document_bytes
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 from feature_pipeline.hooks.batch import batch_action, record_action
 from feature_pipeline.hooks.definition import HookDefinition, Scope, UnansweredInputs
+from feature_pipeline.hooks.runner import LONGEST_NAME_BYTES, too_long_for_a_name
 from feature_pipeline.model.first_few import first_few
+from feature_pipeline.model.quoting import quoted
 from feature_pipeline.outcomes import Outcome, OutcomeKind, Status
 from feature_pipeline.records import Record, RecordBatch
 
@@ -68,7 +71,8 @@ class ComputePlan:
     carried: Mapping[str, Outcome]
     """Outcomes that stand, by record id; decoded again where the columns changed."""
     not_asked: Mapping[str, Outcome] = field(default_factory=dict)
-    """Outcomes of records of which an input hook has no answer, by record id."""
+    """Outcomes of records that the hook is not asked about, by record id: an input hook has no
+    answer, or their files cannot be laid out."""
     inputs: tuple[InputFeatures, ...] = ()
     sources: tuple[Digest, ...] = ()
     """The artifacts that answers are carried over from, of this batch or others."""
@@ -238,14 +242,39 @@ def input_digests(inputs: Iterable[InputFeatures]) -> dict[str, dict[str, str]]:
 def _not_asked(
     definition: HookDefinition, batch: RecordBatch, inputs: tuple[InputFeatures, ...]
 ) -> dict[str, Outcome]:
-    """By record id, the outcomes of records of which an input hook has no answer."""
+    """By record id, the outcomes of records that the hook is not asked about.
+
+    No file system can hold their files, or an input hook has no answer.
+    """
+    found = _not_stageable(batch)
     if definition.unanswered_inputs is UnansweredInputs.GIVE:
-        return {}
-    found = {}
+        return found
     for record in batch.records:
+        if record.id in found:
+            continue
         verdicts = [_inherited(record.id, source) for source in inputs]
         if lacking := [verdict for verdict in verdicts if verdict is not None]:
             found[record.id] = min(lacking, key=_finality)
+    return found
+
+
+def _not_stageable(batch: RecordBatch) -> dict[str, Outcome]:
+    """By record id, the outcomes of records whose files no file system can hold."""
+    found = {}
+    for record in batch.records:
+        if record.files and (part := too_long_for_a_name(record.id)) is not None:
+            reason = (
+                f"not asked: its {len(record.files)} files lie in folders that its id names, and"
+                f" the part {quoted(part, 40)!r} has {len(part.encode())} bytes where"
+                f" {LONGEST_NAME_BYTES} can be; submit the record again under a shorter id"
+            )
+            found[record.id] = Outcome(
+                record.id,
+                Status.ERRORED,
+                reason=reason,
+                kind=OutcomeKind.NOT_STAGED,
+                is_from_output=False,
+            )
     return found
 
 

@@ -1,7 +1,12 @@
 """The folder that a hook run is given: records, config, input features, files and code."""
 
+import errno
+import os
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from feature_pipeline.archive import blobs
 from feature_pipeline.archive.blob_store import BlobStore
@@ -9,32 +14,69 @@ from feature_pipeline.columns import Column
 from feature_pipeline.compute.plan import ComputePlan, InputFeatures
 from feature_pipeline.digest import document_bytes
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.hooks.runner import LONGEST_NAME_BYTES, Workspace, name_on_disk
+from feature_pipeline.hooks.definition import Scope
+from feature_pipeline.hooks.runner import Workspace, name_on_disk
 from feature_pipeline.json_values import json_cell, json_text
-from feature_pipeline.outcomes import Outcome
+from feature_pipeline.model.quoting import quoted
+from feature_pipeline.outcomes import Outcome, OutcomeKind, Status
 from feature_pipeline.records import Record
 
+_NAME_ERRORS: Final = frozenset(
+    {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
+)
+"""How a file system says that it cannot hold a name, or holds it already in another spelling."""
 
-def stage_inputs(store: BlobStore, plan: ComputePlan, workspace: Workspace) -> None:
+
+def stage_inputs(store: BlobStore, plan: ComputePlan, workspace: Workspace) -> ComputePlan:
     """Every input of the run is in `workspace`, checked against its digest.
 
     Writes `records.jsonl`, `config.json` (if the release has config), `features/<hook>.jsonl` per
     declared input, each record's files below `files/<record id>/`, and the release's code files.
 
+    Returns:
+        The plan, without records whose files this machine's file system cannot hold: their outcome
+        is that, and may be tried again.
+
     Raises:
         NotFoundError, CorruptDataError: A blob is missing, or not what its digest says.
-        InvalidInputError: Two record ids name the same folder here.
+        InvalidInputError: It cannot hold a record's files, and the hook is asked about the batch as
+            a whole.
     """
+    plan = _with_files(store, plan, workspace)
     _write_records(plan, workspace)
     release = plan.release.release.document
     if release.config:
         (workspace.inputs / "config.json").write_bytes(document_bytes(release.config))
     for source in plan.inputs:
         _write_features(workspace.inputs / "features" / f"{source.hook}.jsonl", plan, source)
-    for record in plan.compute:
-        _stage_files(store, record, workspace)
     for code in release.code:
         blobs.download_blob(store, code.blob, workspace.code / code.name, size=code.size)
+    return plan
+
+
+def _with_files(store: BlobStore, plan: ComputePlan, workspace: Workspace) -> ComputePlan:
+    """Lay out the files of the plan's records; return it without those of which it cannot be."""
+    staged: list[Record] = []
+    not_asked: dict[str, Outcome] = {}
+    for record in plan.compute:
+        try:
+            _stage_files(store, record, workspace)
+        except InvalidInputError as error:
+            if plan.definition.scope is Scope.BATCH:
+                raise
+            not_asked[record.id] = Outcome(
+                record.id,
+                Status.ERRORED,
+                reason=f"not asked: {error}",
+                kind=OutcomeKind.NOT_STAGED,
+                is_retryable=True,
+                is_from_output=False,
+            )
+        else:
+            staged.append(record)
+    if not not_asked:
+        return plan
+    return replace(plan, compute=tuple(staged), not_asked={**plan.not_asked, **not_asked})
 
 
 def outline_inputs(plan: ComputePlan, workspace: Workspace) -> None:
@@ -69,31 +111,47 @@ def _write_jsonl(path: Path, lines: list[dict[str, object]]) -> None:
 
 
 def _stage_files(store: BlobStore, record: Record, workspace: Workspace) -> None:
+    """Lay out the record's files.
+
+    Raises:
+        InvalidInputError: This file system cannot hold them; nothing of the record is left then.
+    """
     folder = _make_folder(record, workspace)
-    if folder is not None:
-        for file in record.files:
-            blobs.download_blob(store, file.blob, folder / name_on_disk(file.name), size=file.size)
+    if folder is None:
+        return
+    for file in record.files:
+        path = folder / name_on_disk(file.name)
+        try:
+            if os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, "another file has this name here")
+            blobs.download_blob(store, file.blob, path, size=file.size)
+        except OSError as error:
+            if error.errno not in _NAME_ERRORS:
+                raise
+            shutil.rmtree(folder)
+            raise InvalidInputError(
+                f"file name {quoted(file.name)!r} of record {quoted(record.id)!r} is none on this"
+                f" file system ({error.strerror})"
+            ) from error
 
 
 def _make_folder(record: Record, workspace: Workspace) -> Path | None:
-    """The record's folder. One without files needs none if its id is too long for a name."""
+    """Make the record's folder. One without files needs none if its id is too long for a name."""
     folder = workspace.files_of(record.id)
     if folder is None:
-        if record.files:
-            raise InvalidInputError(
-                f"record id {record.id[:40]!r}... has {len(record.id.encode())} bytes: its"
-                f" {len(record.files)} files lie in a folder of that name for the hook, whose parts"
-                f" can have {LONGEST_NAME_BYTES}; submit the record again under a shorter id"
-            )
         return None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir()
-    except FileExistsError:
-        # Record ids are any text; this file system folds letter case or Unicode forms.
+    except OSError as error:
+        # Record ids are any text; a file system may fold letter case or Unicode forms.
+        if error.errno not in _NAME_ERRORS:
+            raise
+        same = " names the same folder as another on this file system"
+        other = f" names no folder on this file system ({error.strerror})"
         raise InvalidInputError(
-            f"record id {record.id!r} names the same folder as another on this file system"
-        ) from None
+            f"record id {quoted(record.id)!r}{same if error.errno == errno.EEXIST else other}"
+        ) from error
     return folder
 
 

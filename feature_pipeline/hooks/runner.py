@@ -24,6 +24,12 @@ def name_on_disk(name: str) -> str:
     return os.fsdecode(name.encode())
 
 
+def too_long_for_a_name(record_id: str) -> str | None:
+    """Return the part of the id that is too long to name a folder; None if none is."""
+    parts = (part for part in record_id.split("/") if len(part.encode()) > LONGEST_NAME_BYTES)
+    return next(parts, None)
+
+
 @dataclass(frozen=True, slots=True)
 class Workspace:
     """The folders of one hook run, below `root`."""
@@ -45,7 +51,7 @@ class Workspace:
 
         None if no folder can have so long a name.
         """
-        if max(len(part.encode()) for part in record_id.split("/")) > LONGEST_NAME_BYTES:
+        if too_long_for_a_name(record_id) is not None:
             return None
         return self.files / name_on_disk(record_id)
 

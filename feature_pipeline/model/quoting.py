@@ -5,10 +5,12 @@ into messages, reasons, notes and events. Not here: escaping for one target (`cl
 terminal, `orchestration.markdown` for Dagster).
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Final
 
 from pydantic import ValidationError
+
+from feature_pipeline.model.first_few import first_few
 
 MOST_CHARACTERS: Final = 200
 """The longest text that is quoted whole."""
@@ -36,10 +38,7 @@ def quoted_list(texts: Iterable[str], most: int = MOST_ITEMS) -> str:
         texts: Of whatever number and length.
         most: How many of them are quoted.
     """
-    texts = texts if isinstance(texts, Collection) else list(texts)
-    shown = [quoted(text) for _, text in zip(range(most), texts, strict=False)]
-    more = len(texts) - len(shown)
-    return ", ".join(shown) + (f" and {more:,} more" if more else "")
+    return first_few(map(quoted, texts), most)
 
 
 def storable(text: str) -> str:

@@ -1,29 +1,34 @@
 """The folders that a hook is given."""
 
+import errno
 import json
 import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from feature_pipeline.archive import accept, inbox, log
+from feature_pipeline.archive import accept, blobs, inbox, log, publish
 from feature_pipeline.archive.stores.memory import MemoryStore
 from feature_pipeline.cli.local_records import LocalRecord
 from feature_pipeline.cli.submit import submit_records
 from feature_pipeline.columns import Column
 from feature_pipeline.compute.plan import ComputePlan, plan_run
 from feature_pipeline.compute.stage import outline_inputs, stage_inputs
+from feature_pipeline.digest import Digest
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.hooks.definition import HookDefinition
+from feature_pipeline.hooks.definition import HookDefinition, Scope
 from feature_pipeline.hooks.runner import Workspace, name_on_disk
 from feature_pipeline.model.json_text import Number
-from feature_pipeline.outcomes import Outcome, Status
-from feature_pipeline.records import Record, Source
+from feature_pipeline.outcomes import Outcome, OutcomeKind, Status
+from feature_pipeline.records import Record, RecordBatch, RecordFile, Source
+from feature_pipeline_tests.fixtures.scripted import DATASET as SCRIPTED
+from feature_pipeline_tests.fixtures.scripted import Computing, ScriptedRunner, fails_over
 
 DOIS = ("10.5281/zenodo.1", "10.5281/zenodo.1.2", "10.5281/a/b/c", "plain", "é")
 
@@ -109,11 +114,90 @@ def test_names_on_disk_do_not_depend_on_the_locale(tmp_path, locale):
     assert name_on_disk("é") == folder.name
 
 
-def test_two_records_of_one_folder_are_refused(memory_store, plan, workspace):
-    """As on a file system that folds letter case."""
-    (workspace.files / "10.5281" / "zenodo.1").mkdir(parents=True)
-    with pytest.raises(InvalidInputError, match="names the same folder as another"):
-        stage_inputs(memory_store, plan, workspace)
+class TestRecordsThatCannotBeStaged:
+    """They cost themselves: all others of the batch are asked about."""
+
+    @pytest.fixture
+    def computing(self, memory_store, tmp_path) -> Computing:
+        path = tmp_path / "x.pdb"
+        path.write_bytes(b"atoms")
+        file = RecordFile(name="x.pdb", digest=str(Digest.of(b"atoms")), size=5)
+        ids = ("good", "a/" + "é" * 150, "l" * 300, "better")
+        records = [Record(id=each, files=(file,)) for each in ids]
+        records.append(Record(id="m" * 300))  # without files it needs no folder
+        batch = RecordBatch.create(SCRIPTED, "b1", Source.IMPORT, tuple(records))
+        publish.submit_batch(memory_store, batch, {Digest.of(b"atoms"): path})
+        accept.settle_all(memory_store, inbox.waiting(memory_store))
+        return Computing.of(memory_store, tmp_path)
+
+    def test_ids_that_no_file_system_holds(self, computing):
+        runner = ScriptedRunner(fails_over("none"))
+        computing.run(runner)
+        assert [ids for ids, _ in runner.asked] == [["good", "better", "m" * 300]]
+        outcomes = computing.outcomes()
+        odd = [outcome for outcome in outcomes.values() if outcome.status is Status.ERRORED]
+        assert {(o.kind, o.is_retryable) for o in odd} == {(OutcomeKind.NOT_STAGED, False)}
+        assert [len(o.record_id) for o in odd] == [152, 300]
+        assert "has 300 bytes where 255 can be" in odd[0].reason
+        assert computing.plan().is_unchanged
+
+    def test_whatever_the_hook_is_asked_as_a_whole(self, computing):
+        computing.definition = computing.definition.model_copy(update={"scope": Scope.BATCH})
+        runner = ScriptedRunner(fails_over("none"))
+        computing.run(runner)
+        assert [len(ids) for ids, _ in runner.asked] == [3]
+
+    @pytest.mark.parametrize("code", [errno.EILSEQ, errno.ENAMETOOLONG])
+    def test_names_that_this_file_system_does_not_hold(self, computing, monkeypatch, code):
+        download = blobs.download_blob
+
+        def refuses(store, digest, path, size=None):
+            if path.parent.name == "good":
+                raise OSError(code, os.strerror(code), str(path))
+            download(store, digest, path, size=size)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(blobs, "download_blob", refuses)
+            computing.run(runner := ScriptedRunner(fails_over("none")))
+        assert [ids for ids, _ in runner.asked] == [["better", "m" * 300]]
+        good = computing.outcomes()["good"]
+        assert (good.kind, good.is_retryable) == (OutcomeKind.NOT_STAGED, True)
+        assert os.strerror(code) in good.reason
+        # elsewhere it may be held: it alone is asked about
+        computing.run(runner := ScriptedRunner(fails_over("none")))
+        assert [ids for ids, _ in runner.asked] == [["good"]]
+        assert computing.outcomes()["good"].status is Status.PASSED
+
+    def test_a_disk_that_is_full_is_no_fault_of_a_record(self, computing, monkeypatch):
+        def fails(*_, **__):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(blobs, "download_blob", fails)
+        with pytest.raises(OSError, match="No space left"):
+            computing.execute(ScriptedRunner(fails_over("none")))
+
+    def test_two_records_of_one_folder(self, memory_store, plan, workspace):
+        """As on a file system that folds letter case."""
+        (workspace.files / "10.5281" / "zenodo.1").mkdir(parents=True)
+        staged = stage_inputs(memory_store, plan, workspace)
+        assert {record.id for record in staged.compute} == set(DOIS) - {"10.5281/zenodo.1"}
+        [outcome] = staged.not_asked.values()
+        assert "names the same folder as another" in outcome.reason
+        lines = (workspace.inputs / "records.jsonl").read_text("utf-8").splitlines()
+        assert len(lines) == len(DOIS) - 1
+
+    def test_two_files_of_one_name(self, memory_store, plan, workspace, monkeypatch):
+        lexists = os.path.lexists
+        monkeypatch.setattr(os.path, "lexists", lambda p: "plain" in str(p) or lexists(p))
+        staged = stage_inputs(memory_store, plan, workspace)
+        assert list(staged.not_asked) == ["plain"]
+        assert not (workspace.files / "plain").exists()
+
+    def test_a_batch_that_is_asked_about_as_a_whole(self, memory_store, plan, workspace):
+        whole = plan.definition.model_copy(update={"scope": Scope.BATCH})
+        (workspace.files / "plain").mkdir(parents=True)
+        with pytest.raises(InvalidInputError, match="names the same folder as another"):
+            stage_inputs(memory_store, replace(plan, definition=whole), workspace)
 
 
 COLUMNS = (
