@@ -18,6 +18,8 @@ pytest_plugins = [
     "feature_pipeline_tests.fixtures.kubernetes",
     "feature_pipeline_tests.fixtures.kubernetes_player",
     "feature_pipeline_tests.fixtures.osa",
+    "feature_pipeline_tests.fixtures.pooler",
+    "feature_pipeline_tests.fixtures.wheel",
 ]
 
 

@@ -10,6 +10,7 @@ from feature_pipeline.cli.output import translated_errors
 COMMANDS = {
     "demo": "Run the example hooks over real structures on local servers; print what happened.",
     "dev": "Run local servers and Dagster's UI until Ctrl-C.",
+    "init": "Make a project: a folder for hooks of your own, and Dagster's files.",
     "submit": "Submit records as batches.",
     "publish": "Publish the output of a hook that ran elsewhere.",
     "status": "Show what is archived, loaded, waiting and quarantined.",
@@ -23,6 +24,7 @@ COMMANDS = {
     "compare": "Show what two releases of a hook say differently.",
     "history": "Show what became of a hook's batches, entry by entry.",
     "verify": "Read the archive again: every object there, and right.",
+    "check-store": "Try which properties of S3 a store has, and name what it lacks.",
     "repair": "Bring back what is damaged or lost in the archive.",
     "quarantine": "Show what could not be accepted, and why; let it try again.",
     "erase": "Take withdrawn records out of the archive.",
@@ -45,7 +47,8 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = getattr(
-            import_module(f"feature_pipeline.cli.{cmd_name}"), cmd_name
+            import_module(f"feature_pipeline.cli.{cmd_name.replace('-', '_')}"),
+            cmd_name.replace("-", "_"),
         )
         return command
 

@@ -66,12 +66,13 @@ class Demo:
         self._output = output
         self._database = Database(database_url)
         self._store = open_archive()
+        for category in (dg.BetaWarning, dg.PreviewWarning):
+            warnings.filterwarnings("ignore", category=category)
         self._defs = build_defs()
         self._hooks = [
             hook.definition for hook in hooks_of(self._defs) if hook.definition.dataset == DATASET
         ]
         logging.getLogger("dagster").setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore", category=dg.BetaWarning)
 
     def run(self) -> None:
         """Submit, accept, compute, load; print what happened and the proof."""

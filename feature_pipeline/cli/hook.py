@@ -1,17 +1,41 @@
-"""`feature-pipeline hook import`: definitions of hooks that were written elsewhere."""
+"""`feature-pipeline hook`: a new hook, or definitions of hooks that were written elsewhere."""
 
 from pathlib import Path
 from typing import BinaryIO
 
 import click
 
-from feature_pipeline.errors import ConflictError
+from feature_pipeline import settings
+from feature_pipeline.cli.project import Project
+from feature_pipeline.errors import ConflictError, NotFoundError
 from feature_pipeline.hooks.osa_manifest import definition_yaml, import_hooks
+
+DEFS = "feature_pipeline/defs"
+"""Of a checkout."""
 
 
 @click.group()
 def hook() -> None:
-    """Define hooks that were written elsewhere."""
+    """Write a new hook, or define hooks that were written elsewhere."""
+
+
+@hook.command()
+@click.argument("name")
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the definitions are; the folder that FEATURE_PIPELINE_DEFS names when absent.",
+)
+def new(name: str, folder: Path | None) -> None:
+    """Write a hook that loads and runs, to start from: <folder>/NAME/defs.yaml and its program."""
+    from feature_pipeline.orchestration.scaffold import write_hook
+
+    written = (_definitions() if folder is None else folder) / name
+    if written.exists():
+        raise ConflictError(f"{written} exists: choose another name")
+    write_hook(written)
+    for path in sorted(written.iterdir()):
+        click.echo(path)
 
 
 @hook.command("import")
@@ -22,9 +46,8 @@ def hook() -> None:
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),
-    default=Path("feature_pipeline/defs"),
-    show_default=True,
-    help="Where the definitions go: <folder>/<hook>/defs.yaml.",
+    help="Where the definitions go: <folder>/<hook>/defs.yaml; the folder that"
+    f" FEATURE_PIPELINE_DEFS names when absent, else {DEFS}.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace definitions that are there.")
 def import_(
@@ -32,7 +55,7 @@ def import_(
     dataset: str,
     image: str | None,
     version: str | None,
-    folder: Path,
+    folder: Path | None,
     overwrite: bool,
 ) -> None:
     """Define the hooks of a manifest of the Open Science Archive's SDK.
@@ -40,6 +63,7 @@ def import_(
     MANIFEST is what `osa manifest` printed, - for standard input. Nothing is written unless every
     hook of it can be.
     """
+    folder = _definitions() if folder is None else folder
     hooks = import_hooks(manifest.read(), dataset=dataset, image=image, version=version)
     paths = {imported.definition.name: imported for imported in hooks}
     if not overwrite:
@@ -55,3 +79,19 @@ def import_(
         for note in imported.notes:
             click.echo(f"  look at {note}", err=True)
     click.echo("`dg check defs` says whether the project takes them.")
+
+
+def _definitions() -> Path:
+    """Return the folder of definitions: that of the settings, else that of a checkout.
+
+    Raises:
+        NotFoundError: No setting names one, and the working directory is not a checkout.
+    """
+    Project.find().load_environment()
+    folder = settings.defs_folder(Path(DEFS))
+    if not folder.is_dir():
+        raise NotFoundError(
+            f"there is no folder {folder} here, and {settings.DEFS_FOLDER} is not set:"
+            " `feature-pipeline init` makes a project with a folder for hooks"
+        )
+    return folder

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import yaml
 
@@ -20,36 +21,41 @@ def open_archive() -> S3Store:
     return open_store(client_of(where), where.bucket, where.prefix)
 
 
-DATA_FOLDER = ".feature_pipeline"
+DATA_FOLDER: Final = ".feature_pipeline"
+WORKSPACE: Final = "workspace.yaml"
+DAGSTER: Final = "dagster.yaml"
+TEMPLATES: Final = Path(feature_pipeline.__file__).parent / "templates"
+"""The package's own `workspace.yaml` and `dagster.yaml`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """A checkout: the folder with `workspace.yaml`, `dagster.yaml` and `feature_pipeline/`."""
+    """A folder with `.env` and the data of local servers, and Dagster's two files.
+
+    A checkout has `workspace.yaml` and `dagster.yaml`, and so has a folder that `feature-pipeline
+    init` made. In any other folder the package's own are used.
+    """
 
     root: Path
 
     @classmethod
     def find(cls) -> "Project":
-        """The project around the working directory, else the one this package was installed from.
+        """Return the project around the working directory.
 
-        Raises:
-            NotFoundError: Neither has a `workspace.yaml`.
+        That is the nearest folder with both files, else the checkout that this package is
+        installed from, else the working directory.
         """
         here = Path.cwd()
-        package = Path(feature_pipeline.__file__).parent.parent
-        for folder in (here, *here.parents, package):
-            if (folder / "workspace.yaml").is_file() and (folder / "dagster.yaml").is_file():
+        checkout = Path(feature_pipeline.__file__).parent.parent
+        for folder in (here, *here.parents, checkout):
+            if (folder / WORKSPACE).is_file() and (folder / DAGSTER).is_file():
                 return cls(folder)
-        raise NotFoundError(
-            f"no workspace.yaml and dagster.yaml in {here} or a folder above it: run the command"
-            " inside a checkout of the project"
-        )
+        return cls(here)
 
     @property
     def workspace_file(self) -> Path:
         """What Dagster loads."""
-        return self.root / "workspace.yaml"
+        return self._file(WORKSPACE)
 
     @property
     def dotenv(self) -> Path:
@@ -64,7 +70,7 @@ class Project:
     def prepare_dagster_home(self, home: Path, max_concurrent_runs: int) -> None:
         """`home` holds this project's `dagster.yaml`, with runs capped for this machine."""
         home.mkdir(parents=True, exist_ok=True)
-        text = (self.root / "dagster.yaml").read_text(encoding="utf-8")
+        text = self._file(DAGSTER).read_text(encoding="utf-8")
         config = yaml.safe_load(text)
         config["concurrency"]["runs"]["max_concurrent_runs"] = max_concurrent_runs
         header = "# Written by feature-pipeline from the project's dagster.yaml at every start.\n"
@@ -83,3 +89,7 @@ class Project:
         except NotFoundError:
             return
         settings.add_settings(os.environ, values)
+
+    def _file(self, name: str) -> Path:
+        own = self.root / name
+        return own if own.is_file() else TEMPLATES / name

@@ -25,6 +25,7 @@ def local_servers(project: Project, folder: Path, output: Output) -> Iterator[Lo
         for name in settings.S3_SETTINGS | settings.DAGSTER_SETTINGS:
             os.environ.pop(name, None)
         os.environ.update(variables)
+        project.load_environment()  # what else .env sets: the folder of definitions, say
         output.say(f"S3 (SeaweedFS)  {services.s3.endpoint_url}, bucket {services.s3.bucket}")
         output.say(f"PostgreSQL      {services.database_url.rpartition('@')[2]}")
         if services.free_bytes < ENOUGH_BYTES:

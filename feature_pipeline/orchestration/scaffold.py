@@ -4,14 +4,17 @@ Belongs here: the text of a new hook's files. Not here: what the fields mean (`h
 """
 
 import os
+import shutil
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, Final
 
 import dagster as dg
 
 from feature_pipeline import examples
 from feature_pipeline.records import check_dataset
+
+CONTRACT: Final = "contract.py"
 
 DEFS_YAML = Template(
     """\
@@ -84,10 +87,27 @@ class FeatureHookScaffolder(dg.Scaffolder[Any]):
 
     def scaffold(self, request: dg.ScaffoldRequest[Any]) -> None:
         """`defs.yaml` and `<name>.py` are in the new folder, and load as they are."""
-        folder = request.target_path
-        name = check_dataset(folder.name)
-        folder.mkdir(parents=True, exist_ok=True)
-        contract = Path(examples.__file__).parent / "hooks" / "contract.py"
-        values = {"name": name, "contract": os.path.relpath(contract, folder)}
-        (folder / "defs.yaml").write_text(DEFS_YAML.substitute(values), encoding="utf-8")
-        (folder / f"{name}.py").write_text(HOOK_PY.substitute(values), encoding="utf-8")
+        write_hook(request.target_path)
+
+
+def write_hook(folder: Path) -> None:
+    """Write a hook that loads and runs: its name is the folder's.
+
+    In the package's own folder it shares `contract.py` with the examples; elsewhere it gets a copy,
+    since a path into an installation would be another one on another machine.
+
+    Raises:
+        InvalidInputError: The folder's name is no name for a hook.
+    """
+    name = check_dataset(folder.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    contract = Path(examples.__file__).parent / "hooks" / CONTRACT
+    package = Path(examples.__file__).parents[1]
+    if folder.resolve().is_relative_to(package):
+        named = os.path.relpath(contract, folder)
+    else:
+        named = CONTRACT
+        shutil.copyfile(contract, folder / CONTRACT)
+    values = {"name": name, "contract": named}
+    (folder / "defs.yaml").write_text(DEFS_YAML.substitute(values), encoding="utf-8")
+    (folder / f"{name}.py").write_text(HOOK_PY.substitute(values), encoding="utf-8")

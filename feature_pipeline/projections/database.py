@@ -1,8 +1,9 @@
 """Connections to PostgreSQL, and its errors translated once."""
 
+import select
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, LiteralString
 
@@ -22,6 +23,8 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 Statement = LiteralString | sql.SQL | sql.Composed
 
 _CONNECT_TIMEOUT_SECONDS: Final = 10
+_POOLER_SECONDS: Final = 5.0
+_FIRST_VERSION: Final = 140_000
 _ENCODING: Final = "UTF8"
 _SETTINGS: Final = {
     # What values look like as text, and how literals are read.
@@ -111,7 +114,8 @@ class Database:
 
         Raises:
             ConnectionFailedError: PostgreSQL could not be reached, or did not let the role in.
-            ProjectionError: The database's encoding is not UTF8.
+            ProjectionError: The server's version, the database's encoding, or the mode of a pooler
+                before it cannot be used.
         """
         try:
             with nothing_ambient():
@@ -127,11 +131,37 @@ class Database:
                 f"{purpose}: no connection to PostgreSQL at {self.address}: {_first_line(error)}"
             ) from error
         with connection:
-            self._check_encoding(purpose, connection)
-            _set_session(connection)
+            self._check_server(purpose, connection)
+            pid = _set_session(connection)
+            # A pooler answers with a process id of its own making.
+            if pid != connection.info.backend_pid:
+                self._check_pooler(purpose, connection)
             yield connection
 
-    def _check_encoding(self, purpose: str, connection: Connection) -> None:
+    def _check_pooler(self, purpose: str, connection: Connection) -> None:
+        """Refuse a pooler that gives a session another server process for each transaction.
+
+        Settings and locks of a session would be those of whichever client has the process next.
+        """
+        if self.url in _session_poolers:
+            return
+        if _lends_server(connection, self.url):
+            raise ProjectionError(
+                f"{purpose}: the connection pooler at {self.address} lends a server process for a"
+                " transaction, and the pipeline's settings and locks last for a session: use a"
+                " pooler in session mode (PgBouncer: pool_mode=session for this database), or"
+                " PostgreSQL itself"
+            )
+        _session_poolers.add(self.url)
+
+    def _check_server(self, purpose: str, connection: Connection) -> None:
+        version = connection.info.server_version
+        if version < _FIRST_VERSION:
+            # as PostgreSQL numbers itself since 10
+            raise ProjectionError(
+                f"{purpose}: PostgreSQL at {self.address} is of version {version // 10_000}:"
+                f" {_FIRST_VERSION // 10_000} or newer is needed"
+            )
         encoding = connection.info.parameter_status("server_encoding")
         if encoding != _ENCODING:
             raise ProjectionError(
@@ -141,17 +171,46 @@ class Database:
             )
 
 
-def _set_session(connection: Connection) -> None:
+def _set_session(connection: Connection) -> int:
+    """Set what results depend on, and return the id of the server's process."""
     wanted = dict(_SETTINGS)
     for version, settings in _LATER_SETTINGS.items():
         if connection.info.server_version >= version:
             wanted |= settings
-    # After connecting, in one statement: the database's and the role's settings outrank `options`.
-    connection.execute(
-        "select pg_catalog.set_config(name, value, false)"
-        " from unnest(%s::text[], %s::text[]) as wanted (name, value)",
-        [list(wanted), list(wanted.values())],
+    # After connecting, in one statement: the database's and the role's settings outrank `options`,
+    # which poolers refuse.
+    return int(
+        fetch_value(
+            connection,
+            "select pg_catalog.pg_backend_pid(),"
+            " array_agg(pg_catalog.set_config(name, value, false))"
+            " from unnest(%s::text[], %s::text[]) as wanted (name, value)",
+            [list(wanted), list(wanted.values())],
+        )
     )
+
+
+_session_poolers: Final = set[str]()
+"""URLs of poolers that keep a server process for a session, as this process has seen."""
+
+
+def _lends_server(connection: Connection, url: str) -> bool:
+    """Tell whether a second client is given the server process of an open session.
+
+    In transaction mode an idle client has no process: the one that it had last is the first that
+    the next client gets.
+    """
+    ours = fetch_value(connection, "select pg_catalog.pg_backend_pid()")
+    with nothing_ambient():
+        second = psycopg.connect(url, autocommit=True, connect_timeout=_CONNECT_TIMEOUT_SECONDS)
+    with closing(second):
+        second.pgconn.send_query(b"select pg_catalog.pg_backend_pid()")
+        if not select.select([second.fileno()], [], [], _POOLER_SECONDS)[0]:
+            # A pool with no process left for it: each belongs to a session.
+            return False
+        result = second.pgconn.get_result()
+        value = None if result is None else result.get_value(0, 0)
+        return value is not None and int(value) == ours
 
 
 @contextmanager
@@ -159,6 +218,11 @@ def translated(purpose: str) -> Iterator[None]:
     """Inside, an error of the driver becomes a `ProjectionError` that starts with `purpose`."""
     try:
         yield
+    except psycopg.errors.ReadOnlySqlTransaction as error:
+        raise ProjectionError(
+            f"{purpose}: this PostgreSQL takes no writes, as a standby does"
+            f" ({_describe(error)}): name the primary server in the database URL"
+        ) from error
     except psycopg.Error as error:
         raise ProjectionError(f"{purpose}: {_describe(error)}") from error
 

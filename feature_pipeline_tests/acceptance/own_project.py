@@ -37,6 +37,9 @@ query Status($id: String!) {
   }
 }
 """
+RUN_STATUS = """
+query Status($id: ID!) { runOrError(runId: $id) { __typename ... on Run { status } } }
+"""
 STALENESS = """
 query Staleness($keys: [AssetKeyInput!]!) {
   assetNodes(assetKeys: $keys) { assetKey { path } partitionKeys staleStatusByPartition }
@@ -61,6 +64,8 @@ class OwnProject:
         hooks: A copy of the package has only these of the example hooks. All of them take minutes.
             None uses the package as it is installed.
         shell: Variables that the user's shell has besides.
+        python: Of an environment that the wheel is installed in; then nothing of the checkout is
+            used, and the folder stays empty.
     """
 
     def __init__(
@@ -68,13 +73,16 @@ class OwnProject:
         root: Path,
         hooks: Collection[str] | None = None,
         shell: Mapping[str, str] = MappingProxyType({}),
+        python: Path | None = None,
     ) -> None:
         self.root = root
+        self.python = Path(sys.executable) if python is None else python
         self._shell = dict(shell)
         root.mkdir(exist_ok=True)
         root.chmod(0o711)  # as root, PostgreSQL is another user
-        for name in ("workspace.yaml", "dagster.yaml"):
-            shutil.copy(ROOT / name, root / name)
+        if python is None:
+            for name in ("workspace.yaml", "dagster.yaml"):
+                shutil.copy(ROOT / name, root / name)
         self.url = ""
         self._has_copy = hooks is not None
         if hooks is not None:
@@ -89,16 +97,25 @@ class OwnProject:
         return self.root / ".feature_pipeline"
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "feature_pipeline.cli.app", *arguments]
+        return [str(self.python), "-m", "feature_pipeline.cli.app", *arguments]
 
     def environment(self) -> dict[str, str]:
         """Without the coverage of pytest's own warning filters: this is a user's process."""
         own = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")} | self._shell
         return {**own, "PYTHONPATH": str(self.root)} if self._has_copy else own
 
-    def run(self, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, timeout: float = 500) -> subprocess.CompletedProcess[str]:
+        return self._run(self.command(*arguments), timeout)
+
+    def tool(self, name: str, *arguments: str) -> str:
+        """What a program beside the interpreter prints, which must succeed: `dagster`, `dg`."""
+        done = self._run([str(self.python.parent / name), *arguments], 500)
+        assert done.returncode == 0, f"{name} {arguments}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    def _run(self, command: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.command(*arguments),
+            command,
             cwd=self.root,
             env=self.environment(),
             capture_output=True,
@@ -173,6 +190,12 @@ class OwnProject:
             return status["status"] == "COMPLETED_SUCCESS"
 
         wait_for(is_done, 300)
+
+    def run_status(self, run_id: str) -> str:
+        """The status of a run, which must not have failed."""
+        status = str(self.graphql(RUN_STATUS, id=run_id)["runOrError"].get("status"))
+        assert status not in {"FAILURE", "CANCELED", "None"}, status
+        return status
 
     def staleness(self, keys: Sequence[Sequence[str]]) -> dict[str, set[str]]:
         """Per asset, the statuses of its partitions."""

@@ -1,0 +1,32 @@
+"""`feature-pipeline init`: a folder of the user's own, beside an installed package."""
+
+import shutil
+from pathlib import Path
+
+import click
+
+from feature_pipeline import settings
+from feature_pipeline.cli.project import DAGSTER, TEMPLATES, WORKSPACE
+from feature_pipeline.errors import ConflictError
+from feature_pipeline.local.environment import write_dotenv
+
+DEFS = "defs"
+
+
+@click.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path), default=".")
+def init(folder: Path) -> None:
+    """Make FOLDER, the working directory when absent, a project of your own.
+
+    It gets `defs/` for your hooks, `workspace.yaml` and `dagster.yaml` for Dagster, and in `.env`
+    the setting that names `defs/`. Nothing that is there is replaced.
+    """
+    root = folder.absolute()
+    for name in (WORKSPACE, DAGSTER):
+        if (root / name).exists():
+            raise ConflictError(f"{root / name} exists: {root} is a project already")
+    (root / DEFS).mkdir(parents=True, exist_ok=True)
+    write_dotenv(root / ".env", {settings.DEFS_FOLDER: str(root / DEFS)})
+    for name in (DAGSTER, WORKSPACE):
+        shutil.copyfile(TEMPLATES / name, root / name)
+    click.echo(f"{root} is a project. In it, `feature-pipeline hook new NAME` writes a hook.")
