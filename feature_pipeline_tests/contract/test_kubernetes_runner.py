@@ -19,6 +19,7 @@ from feature_pipeline.hooks.failure import FailureKind
 from feature_pipeline.hooks.runner import RunRequest, RunResult, Workspace
 from feature_pipeline.hooks.runners import kubernetes_job as jobs
 from feature_pipeline.hooks.runners.kubernetes import KubernetesRunner
+from feature_pipeline.hooks.runners.kubernetes_api import Cluster as Api
 from feature_pipeline.hooks.runners.kubernetes_config import PodOverrides
 from feature_pipeline.hooks.runners.kubernetes_results import PublishedResults
 from feature_pipeline.hooks.runners.transfer import AttemptKey
@@ -31,6 +32,7 @@ from feature_pipeline_tests.fixtures.kubernetes import (
     SUPPORT_IMAGE,
     Cluster,
     Fault,
+    RealCluster,
 )
 from feature_pipeline_tests.fixtures.stores import archive_client
 
@@ -41,6 +43,7 @@ SETTINGS = jobs.JobSettings(namespace=NAMESPACE, support_image=SUPPORT_IMAGE, gr
 
 class KubernetesTests:
     workspace = HookRunnerTests.workspace
+    hook_image = HOOK_IMAGE
 
     @pytest.fixture
     def transfer(self, s3_address: S3Address, s3_prefix: str) -> S3Transfer:
@@ -73,7 +76,7 @@ class KubernetesTests:
 
     def release_of(self, code: dict[str, bytes], command: tuple[str, ...]) -> HookRelease:
         document = HookRunnerTests.release_of(self, code, command).document  # type: ignore[arg-type]
-        return HookRelease.of(document.model_copy(update={"image": HOOK_IMAGE}))
+        return HookRelease.of(document.model_copy(update={"image": self.hook_image}))
 
     def request_of(self, workspace: Workspace, source: str, **limits: str) -> RunRequest:
         (workspace.code / "hook.py").write_text(source)
@@ -86,7 +89,7 @@ class KubernetesTests:
         )
 
     def job_of(self, request: RunRequest) -> str:
-        return jobs.job_name(request, jobs.identity(request, HOOK_IMAGE, self.archive))
+        return jobs.job_name(request, jobs.identity(request, self.hook_image, self.archive))
 
 
 class TestKubernetesRunner(KubernetesTests, HookRunnerTests):
@@ -109,6 +112,44 @@ class TestKubernetesRunner(KubernetesTests, HookRunnerTests):
             run("print('go', flush=True)\n" + HANG, Broken())
         [job] = self.cluster.all("jobs")
         assert not job["status"].get("conditions")
+
+
+class TestRealCluster(KubernetesTests, HookRunnerTests):
+    """The common suite on a cluster; skipped without `--kube-context`."""
+
+    watches_disk = False
+
+    @pytest.fixture(autouse=True)
+    def _images(self, real_cluster: RealCluster) -> None:
+        self.hook_image = real_cluster.hook_image
+
+    @pytest.fixture
+    def make_runner(
+        self, transfer: S3Transfer, real_cluster: RealCluster
+    ) -> Callable[..., KubernetesRunner]:
+        settings = jobs.JobSettings(
+            namespace=real_cluster.namespace,
+            support_image=real_cluster.support_image,
+            grace_seconds=1,
+        )
+        return lambda: KubernetesRunner(
+            transfer, settings, connect=real_cluster.connect, poll_seconds=0.5
+        )
+
+
+def test_a_context_of_kubectl_leads_to_its_cluster(cluster_url: str, tmp_path: Path) -> None:
+    names = {"double": cluster_url, "other": "http://127.0.0.1:1"}
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "other",
+        "clusters": [{"name": n, "cluster": {"server": url}} for n, url in names.items()],
+        "users": [{"name": "me", "user": {}}],
+        "contexts": [{"name": n, "context": {"cluster": n, "user": "me"}} for n in names],
+    }
+    (tmp_path / "config").write_text(json.dumps(config))
+    connect = RealCluster("double", NAMESPACE, "", "", tmp_path / "config").connect
+    assert Api(NAMESPACE, connect, patience_seconds=5).job("none") is None
 
 
 OK = "import os\nprint('fine')\nopen(os.environ['OSA_OUT'] + '/features.jsonl', 'w').write('{}')\n"
