@@ -142,7 +142,7 @@ def _finish_accepting(
         if is_confirmed:
             _append_again(output, store, losses, known)
             continue
-        for manifest in find_appendable(store, losses, known.entries):
+        for manifest, _ in find_appendable(store, losses, known.entries):
             where = f"hook {manifest.hook}, batch {manifest.batch}"
             digest = Digest.of(manifest.encode())
             unfinished.append(f"{where}: artifact {digest.short} is to be appended again")

@@ -36,6 +36,11 @@ class KnownEntry:
     known_at: datetime
     """When it was read, by the reader's clock."""
 
+    @property
+    def artifact(self) -> tuple[str, str, str, Digest]:
+        """What the entry is about, whatever its number."""
+        return self.dataset, self.hook, self.batch, self.manifest
+
     def is_entry(self, entry: FeatureEntry) -> bool:
         """Whether `entry` is the one that was read.
 
@@ -135,7 +140,14 @@ class Knowledge:
 
         entries = [e for e in self.entries if is_within(e.dataset, e.hook, e.batch)]
         batches = [b for b in self.batches if is_within(b.dataset, None, b.batch)]
-        found = [one.finding for one in find_lost(store, entries)]
+        lost = find_lost(store, entries)
+        numbered = {one.known.artifact for one in lost if one.known.seq is not None}
+        found = [
+            one.finding
+            for one in lost
+            # Dagster knows no numbers: an entry that a table knows too is named by its number.
+            if one.known.seq is not None or one.known.artifact not in numbered
+        ]
         found += [one.finding for one in find_lost_batches(store, batches)]
         return list({finding.key: finding for finding in reversed(found)}.values())
 
@@ -145,6 +157,8 @@ class Knowledge:
         Databases that did not answer are notes of it.
         """
         named = {finding.key for finding in report.findings}
+        # A log whose lost entries are named by number.
+        named |= {f"{key.rpartition('/')[0]}/" for key in named if key.startswith(layout.LOGS)}
         lost = [one for one in self.lost(store, report.scope) if one.key not in named]
         return replace(
             report,

@@ -183,18 +183,20 @@ def carry_out(plan: RepairPlan, progress: Callable[[Step], None]) -> list[Remain
 
 def find_appendable(
     store: BlobStore, accepted: Iterable[Loss], known: Sequence[KnownEntry]
-) -> list[Manifest]:
+) -> list[tuple[Manifest, int | None]]:
     """Return the artifacts whose log entries were given up and that are still stored, in order.
+
+    With the number that each entry had, where it is known.
 
     They are known by the text of entries that were removed, or by databases. Logs that cannot be
     read are left out. Writes nothing.
     """
-    found: list[Manifest] = []
+    found: list[tuple[Manifest, int | None]] = []
     for loss in accepted:
         if not loss.log.startswith(layout.FEATURE_LOGS):
             continue
         dataset, hook, batch = loss.log.removeprefix(layout.FEATURE_LOGS).rstrip("/").split("/")
-        named: list[tuple[int, Digest]] = []
+        named: list[tuple[int | None, Digest]] = []
         for removed in loss.removed:
             try:
                 entry = FeatureEntry.decode(removed.text.encode(), loss.log)
@@ -202,7 +204,7 @@ def find_appendable(
                 continue
             named.append((removed.seq, entry.manifest))
         named += [
-            (one.seq or loss.known_entries, one.manifest)
+            (one.seq, one.manifest)
             for one in known
             if layout.feature_log(one.dataset, one.hook, one.batch) == loss.log
         ]
@@ -210,14 +212,16 @@ def find_appendable(
         if readable.damage:
             continue
         there = {entry.manifest for entry in readable.found.get(batch, [])}
-        for digest in dict.fromkeys(digest for _, digest in sorted(named, key=lambda n: n[0])):
+        named.sort(key=lambda one: one[0] or loss.known_entries)
+        numbers = {digest: seq for seq, digest in reversed(named)}
+        for digest in dict.fromkeys(digest for _, digest in named):
             manifest = None if digest in there else _read_manifest(store, digest)
             if manifest is not None and (manifest.dataset, manifest.hook, manifest.batch) == (
                 dataset,
                 hook,
                 batch,
             ):
-                found.append(manifest)
+                found.append((manifest, numbers[digest]))
     return found
 
 
@@ -320,18 +324,20 @@ class _Planner:
 
     def _copied_entry(self, finding: Finding) -> Step | None:
         second = self._sources.second
-        try:
-            key = layout.parse_entry(finding.key)
-        except InvalidInputError:
-            return None
         if second is None:
             return None
         model = _MODELS[finding.kind]
-        ours = _entries(self._store, key.log, model)
-        theirs = _entries(second, key.log, model)
+        prefix = f"{finding.key.rpartition('/')[0]}/"
+        ours = _entries(self._store, prefix, model)
+        theirs = _entries(second, prefix, model)
+        last = self._number(finding, theirs)
+        if last is None:
+            return None
+        if finding.state is State.LOST and last in ours:
+            return None  # the log has gone on without the lost entry: which is right is undecided
         copied: list[int] = []
-        for seq in range(layout.FIRST_SEQ, key.seq + 1):
-            if seq in ours and seq != key.seq:
+        for seq in range(layout.FIRST_SEQ, last + 1):
+            if seq in ours and seq != last:
                 continue
             candidate, before, after = theirs.get(seq), ours.get(seq - 1), ours.get(seq + 1)
             if candidate is None or _contradicts(before, candidate, after, seq):
@@ -344,6 +350,25 @@ class _Planner:
             _proof(ours, copied, self._sources.entries),
             lambda: _copy_entries(second, self._store, [ours[seq] for seq in copied]),
         )
+
+    def _number(self, finding: Finding, theirs: Mapping[int, StoredEntry[LogEntry]]) -> int | None:
+        """The number of the entry; that of the second archive's if only its manifest is known."""
+        if not finding.key.endswith("/"):
+            try:
+                return layout.parse_entry(finding.key).seq
+            except InvalidInputError:
+                return None
+        known = {
+            one.manifest
+            for one in self._sources.entries
+            if layout.feature_log(one.dataset, one.hook, one.batch) == finding.key
+        }
+        numbers = [
+            seq
+            for seq, stored in theirs.items()
+            if isinstance(stored.entry, FeatureEntry) and stored.entry.manifest in known
+        ]
+        return max(numbers, default=None)
 
     # Log entries without a copy
 
@@ -391,7 +416,7 @@ class _Planner:
             f"{', '.join(dict.fromkeys(one.known_by for one, _ in found))} knows its manifest,"
             " whose bytes have the digest; it is a new entry, named restored-..., because the old"
             " one's bytes are gone",
-            lambda: _run(_append, self._store, [manifest for _, manifest in found if manifest]),
+            lambda: _run(_append, self._store, [(m, one.seq) for one, m in found if m]),
         )
 
     def _batch(self, finding: Finding) -> Step | None:
@@ -682,12 +707,21 @@ def _is_of(manifest: Manifest | None, known: KnownEntry) -> bool:
     )
 
 
-def _append(store: BlobStore, manifests: Sequence[Manifest]) -> list[FeatureEntry]:
-    """Accept the artifacts again, in order, through the door that every artifact comes by."""
+def _append(
+    store: BlobStore, artifacts: Sequence[tuple[Manifest, int | None]]
+) -> list[FeatureEntry]:
+    """Accept the artifacts again, in order, through the door that every artifact comes by.
+
+    Those that their logs have by now are left out. An artifact is no later than the number that
+    its entry had: what was accepted since in the lost entry's place, and was published later, stays
+    current.
+    """
     appended: list[FeatureEntry] = []
-    for manifest in manifests:
+    for manifest, seq in artifacts:
         entries = log.read_log(store, manifest.dataset, manifest.hook, manifest.batch)
         digest = Digest.of(manifest.encode())
+        if any(entry.manifest == digest for entry in entries):
+            continue
         completion = announce(
             store,
             Completion(
@@ -697,7 +731,7 @@ def _append(store: BlobStore, manifests: Sequence[Manifest]) -> list[FeatureEntr
                 batch=manifest.batch,
                 release_seq=manifest.release.seq,
                 release_digest=manifest.release.digest,
-                base=entries[-1].seq if entries else 0,
+                base=len(entries) if seq is None else min(len(entries), seq - 1),
                 manifest=digest,
                 status=(
                     CompletionStatus.FAILED if manifest.is_failed else CompletionStatus.SUCCEEDED

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from feature_pipeline.archive import layout, log, read, tombstones
+from feature_pipeline.archive import accept, layout, log, read, tombstones
 from feature_pipeline.archive.erase import erase
+from feature_pipeline.archive.logs.census import take_census
 from feature_pipeline.archive.maintenance.known import (
+    Knowledge,
     KnownBatch,
     KnownEntry,
     find_lost,
@@ -22,7 +24,7 @@ from feature_pipeline.archive.maintenance.repair import (
     carry_out,
     plan_repair,
 )
-from feature_pipeline.archive.objects import Finding
+from feature_pipeline.archive.objects import Finding, Scope
 from feature_pipeline.archive.stores.memory import MemoryStore
 from feature_pipeline.archive.verify import verify
 from feature_pipeline.compute.decode_again import decode_batch_again
@@ -165,6 +167,54 @@ def test_a_lost_end_comes_back_from_a_second_archive_with_what_it_names(scene) -
     plan = repaired(scene, sources)
     assert (plan.steps, plan.remainders) == ((), ())
     assert {k: v for k, v in contents(scene.store).items() if k in before} == before
+
+
+def test_a_lost_end_of_which_only_the_manifest_is_known_comes_back_from_a_second_archive(
+    scene,
+) -> None:
+    """Dagster knows no numbers of entries."""
+    before = contents(scene.store)
+    [table] = known(scene, (3,))
+    sources = Sources(second=backup(scene), entries=[replace(table, seq=None)])
+    for seq in (2, 3):
+        scene.store.delete(entry_key("b1", seq))
+    plan = plan_repair(scene.store, findings(scene, sources), sources)
+    assert [step.action for step in plan.steps] == [Action.COPY]
+    plan = repaired(scene, sources)
+    assert (plan.steps, plan.remainders) == ((), ())
+    assert {k: v for k, v in contents(scene.store).items() if k in before} == before
+
+
+def test_an_entry_that_two_databases_know_is_lost_once(scene) -> None:
+    [table] = known(scene, (3,))
+    told = Knowledge([table, replace(table, seq=None, known_by="Dagster")])
+    scene.store.delete(entry_key("b1", 3))
+    log.forget_read_entries()
+    [lost] = told.lost(scene.store, Scope())
+    assert lost.key == entry_key("b1", 3)
+    [lost] = told.add_lost(verify(scene.store), scene.store).findings
+    assert lost.key == entry_key("b1", 3)
+
+
+def test_an_entry_that_was_accepted_after_a_loss_is_not_overwritten(scene) -> None:
+    """Both histories are kept: the log goes on, and what it lost is appended to it."""
+    sources = Sources(second=backup(scene), entries=known(scene, (3,)))
+    take_census(scene.store)
+    scene.store.delete(entry_key("b1", 3))
+    log.forget_read_entries()
+    batch = log.read_batch(scene.store, DATASET, "b1")
+    completion = scene.run(batch, log.releases(scene.store, DATASET, HOOK)[0], "x", base=2)
+    later = completion.model_copy(update={"published_at": datetime.now(UTC)})
+    accepted = accept.accept(scene.store, later)
+    assert accepted.seq == 3
+    plan = plan_repair(scene.store, findings(scene, sources), sources)
+    assert Action.COPY not in {step.action for step in plan.steps}
+    carry_out(plan, lambda _: None)
+    log.forget_read_entries()
+    entries = log.read_log(scene.store, DATASET, HOOK, "b1")
+    assert entries[2] == accepted
+    assert entries[3].manifest == sources.entries[0].manifest
+    assert log.last_current(entries) == accepted
 
 
 def test_a_lost_end_that_a_database_knows_is_appended_again_as_a_new_entry(scene) -> None:
