@@ -46,6 +46,7 @@ LONGEST = (
     "contract/test_kubernetes_runner.py",
     "integration/test_table_assets.py",
     "integration/test_archive_care.py",
+    "integration/test_log_drills.py",
     "acceptance/test_demo.py",
     "integration/test_local_services.py",
     "contract/test_container_runner.py",

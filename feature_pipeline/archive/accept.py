@@ -241,7 +241,7 @@ def _accept_batch(
     store = acceptance.store
     known = log.batch_entries(store, submission.dataset, submission.batch)
     if known:
-        check_same_batch(known, submission)
+        check_same_batch(store, known, submission)
         return known[-1], False
     what = f"batch {submission.batch!r} of dataset {submission.dataset!r}: submitted at"
     _check_instant(what, submission.submitted_at, left_at)
@@ -264,7 +264,7 @@ def _accept_batch(
 
     def decide(entries: list[BatchEntry]) -> BatchEntry:
         if entries:
-            check_same_batch(entries, submission)
+            check_same_batch(store, entries, submission)
             return entries[-1]
         return BatchEntry(
             seq=layout.FIRST_SEQ,

@@ -50,6 +50,9 @@ OUTSIDE_REACH: Final = (
     "tables until they are loaded again: run the job `reconcile`, or rebuild them; generations"
     " kept for rollback hold the records until they are dropped",
     "copies of the bucket and of the database: replicas, old object versions, backups, dumps",
+    "the servers' own logs: the store's access logs name keys and their prefixes, and PostgreSQL's"
+    " log names records in the statements and values of its errors; delete them, or let their"
+    " retention end",
     "what hooks said about other records: an alignment may name a withdrawn one",
     "what hook runs that did not end were given and left, in `uploads/` and in the work folders of"
     " the machines that ran them: until their batch is computed again, 14 days at most",

@@ -56,7 +56,7 @@ class CompletionStatus(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
-    """Somebody cancelled it; what it said becomes history."""
+    """It was cancelled; its result becomes history."""
 
 
 class Completion(Document):

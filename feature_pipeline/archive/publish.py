@@ -17,6 +17,7 @@ from feature_pipeline.archive.blobs import BlobWrite
 from feature_pipeline.archive.contract import check_not_withdrawn
 from feature_pipeline.archive.documents import utc_now
 from feature_pipeline.archive.encode import Content, encode_outcomes, encode_rows
+from feature_pipeline.archive.erasures import erased
 from feature_pipeline.archive.guard import Guard
 from feature_pipeline.archive.inbox import Completion as Completion
 from feature_pipeline.archive.inbox import CompletionStatus as CompletionStatus
@@ -317,7 +318,7 @@ def submit_batch(store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Pa
     check_not_withdrawn(batch.dataset, ids, withdrawn(store, batch.dataset))
     known = log.batch_entries(store, batch.dataset, batch.key)
     if known:
-        check_same_batch(known, submission)
+        check_same_batch(store, known, submission)
     else:
         _check_budget(store, batch.dataset)
     guard = Guard(store)
@@ -331,10 +332,13 @@ def submit_batch(store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Pa
     return submission.model_copy(update={"submitted_at": waits.submitted_at})
 
 
-def check_same_batch(entries: Sequence[log.BatchEntry], submission: Submission) -> None:
+def check_same_batch(
+    store: BlobStore, entries: Sequence[log.BatchEntry], submission: Submission
+) -> None:
     """Return if the accepted batch is the submitted one.
 
     Args:
+        store: The archive.
         entries: The batch's log; not empty.
         submission: What is submitted.
 
@@ -347,12 +351,18 @@ def check_same_batch(entries: Sequence[log.BatchEntry], submission: Submission) 
         f"dataset {first.dataset!r} has a batch {first.batch!r} already, submitted"
         f" {first.submitted_at:%Y-%m-%d %H:%M} UTC"
     )
+    is_erased = entries[-1].digest != first.digest and (
+        submission.submitted_at != first.submitted_at
+    )
     if first.digest != submission.digest:
+        # Records may have been erased from it while it waited.
+        is_erased = submission.digest in erased(store, submission.dataset).batches
+    if first.digest != submission.digest and not is_erased:
         raise ConflictError(
             f"{already} with other records ({first.digest.short}, not {submission.digest.short});"
             " a batch never changes: submit these records under another key"
         )
-    if entries[-1].digest != first.digest and submission.submitted_at != first.submitted_at:
+    if is_erased:
         raise ConflictError(
             f"{already}, from which records were erased since; a batch never changes: submit those"
             " that may come again under another key"

@@ -50,8 +50,8 @@ def status(deep: bool, as_json: bool) -> None:
 
     \b
     archived     have a current artifact        missing  have none
-    failed       the last hook run failed, or the last Dagster run did; with --deep,
-                 records errored and are worth another try, too
+    failed       the last hook run failed and was not cancelled, or the last Dagster
+                 run did; with --deep, records errored and are worth another try, too
     stale        made from another release, batch or input than current ones, or columns
     old          made by another release than the declared one
     damaged, lost         batches of which the archive cannot be read, and those of which a
@@ -61,8 +61,8 @@ def status(deep: bool, as_json: bool) -> None:
 
     `feature-pipeline backfill --select` runs them. Tables that no definition declares any more are
     named; `feature-pipeline retire` drops them. Logs are listed and the tables' bookkeeping is
-    read; manifests are with --deep alone. Exits with 2 if something is damaged or lost: it is
-    named, and the rest is shown.
+    read; manifests are with --deep, of hooks with inputs and of failed runs. Exits with 2 if
+    something is damaged or lost: it is named, and the rest is shown.
     """  # noqa: D301 - \b is click's mark of a paragraph that is not folded
     from feature_pipeline.orchestration.standing import Sources
 

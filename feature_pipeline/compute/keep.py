@@ -48,7 +48,7 @@ def keep(
         execution: What a hook run left; its files are read.
         dagster_run_id: Who asked for it.
         say: Told each time the store is waited for.
-        is_cancelled: Whether somebody cancelled the run by now: what it says becomes history.
+        is_cancelled: Whether the run was cancelled by now: its result becomes history.
         patience_seconds: How long a store may give no answer before the wait is given up.
 
     Raises:

@@ -84,7 +84,7 @@ def take_results(
         store: Holds the archive and what the pods left.
         run: What was asked.
         folder: An empty folder to download into; a temporary one of the system's if absent.
-        is_cancelled: Whether somebody cancelled the run: what it says becomes history.
+        is_cancelled: Whether the run was cancelled: its result becomes history.
 
     Raises:
         StoreUnavailableError, OutcomeUnknownError: Nothing is known; do it again.

@@ -26,6 +26,7 @@ from feature_pipeline.archive.manifest import Manifest
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, NotFoundError
 from feature_pipeline.hooks.definition import HookDefinition
+from feature_pipeline.hooks.failure import FailureKind
 from feature_pipeline.orchestration.features import feature_code_version
 from feature_pipeline.orchestration.keys import (
     batches_partitions,
@@ -159,8 +160,9 @@ def hook_standing(
     """How the hook's batches stand now.
 
     Costs two listings, one small object per log entry, one query of the table's bookkeeping, and a
-    few queries of Dagster's events per 500 batches. Manifests are read only of hooks with inputs
-    and of batches of which a record was erased. What is damaged costs its own batch.
+    few queries of Dagster's events per 500 batches. Manifests are read only of hooks with inputs,
+    of batches of which a record was erased, and of last runs that failed. What is damaged costs its
+    own batch.
 
     Args:
         sources: Archive, tables and Dagster.
@@ -248,10 +250,22 @@ def _lost(
     return {one.known.batch: str(one) for one in reversed(lost)}
 
 
-def is_last_run_failed(entries: Collection[FeatureEntry]) -> bool:
-    """Whether the last hook run that counts failed: superseded ones change nothing."""
-    counted = [entry.verdict for entry in entries if entry.verdict is not Verdict.SUPERSEDED]
-    return bool(counted) and counted[-1] is Verdict.FAILED
+def _is_last_run_failed(store: BlobStore, entries: Sequence[FeatureEntry]) -> bool:
+    """Whether the last hook run that counts failed: superseded and cancelled ones change nothing.
+
+    Manifests are read of failed runs alone: a log does not say which of them were cancelled. One
+    that cannot be read counts as failed.
+    """
+    for entry in reversed(entries):
+        if entry.verdict is Verdict.SUPERSEDED:
+            continue
+        if entry.verdict is not Verdict.FAILED:
+            return False
+        manifest = _manifest(store, entry)
+        failure = manifest.failure if isinstance(manifest, Manifest) else None
+        if failure is None or failure.kind != FailureKind.CANCELLED:
+            return True
+    return False
 
 
 def _features_standing(
@@ -288,13 +302,16 @@ def _features_standing(
                 retryable.add(batch)
         except (NotFoundError, CorruptDataError) as error:
             damaged[batch] = str(error)
+    last_failed = map_threads(
+        lambda batch: _is_last_run_failed(sources.store, logs.get(batch, ())), list(entries)
+    )
     facts = {}
-    for batch in entries:
+    for batch, is_last_failed in zip(entries, last_failed, strict=True):
         head = heads.get(batch)
         is_other = head is not None and head.release != release.digest
         facts[batch] = BatchFacts(
             is_there=head is not None,
-            is_failed=batch in runs.failed or is_last_run_failed(logs.get(batch, ())),
+            is_failed=batch in runs.failed or is_last_failed,
             has_retryable_errors=batch in retryable,
             is_behind=is_other or batch in behind,
             is_stale_in_dagster=batch in stale,

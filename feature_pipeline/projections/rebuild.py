@@ -56,9 +56,12 @@ def begin_rebuild(store: BlobStore, database: Database, spec: TableSpec) -> Rebu
         if is_wrong or (state.building is None and all_progress(connection, state.wanted.id)):
             state = request_rebuild(connection, spec, uuid.uuid4().hex)
         held = all_progress(connection, state.wanted.id)
-    compared = compare_progress(current_entries(store, spec, None), held)
-    # What is damaged is given to the load, which names it.
-    lacking = sorted({*compared.batches_to_load(), *compared.damaged})
+        read = {} if state.live is None else all_progress(connection, state.live.id)
+    current = current_entries(store, spec, None)
+    compared = compare_progress(current, held)
+    # What is damaged or lost is given to the load, which names it.
+    unusable = {*compared.damaged, *compared.lost, *current.find_lost(read)}
+    lacking = sorted({*compared.batches_to_load(), *unusable})
     return Rebuild(spec, state.wanted.relation, tuple(lacking), bool(held))
 
 

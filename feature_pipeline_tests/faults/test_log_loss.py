@@ -100,6 +100,17 @@ def test_a_rebuild_ends_where_a_whole_log_is_lost(archive, database, connection)
     assert labels(connection) == ["new", "three", "two"]
 
 
+def test_a_rebuild_names_every_batch_that_is_lost(archive, database, connection) -> None:
+    """One whose log is gone among others whose logs are shorter."""
+    lose(archive, "b1", 2)
+    lose(archive, "b2", 1)
+    with pytest.raises(CorruptDataError, match="2 lost in the archive") as raised:
+        rebuild(archive, database)
+    assert "batch 'b1'" in str(raised.value)
+    assert "batch 'b2'" in str(raised.value)
+    assert labels(connection) == ["new", "three", "two"]
+
+
 def test_an_entry_of_another_artifact_at_the_same_number_is_a_loss(
     archive, database, connection
 ) -> None:

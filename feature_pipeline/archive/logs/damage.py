@@ -58,8 +58,8 @@ class Damage:
 class Readable(Generic[T]):
     """What could be read, and what could not: a damaged object costs its own log alone.
 
-    Whoever shows `found` also says what is in `damage`, and ends with a status that says that it
-    is not all.
+    A command that shows `found` also names what is in `damage`, and its exit status says that it is
+    not all.
     """
 
     found: Mapping[str, T]

@@ -6,7 +6,7 @@ logs (`archive.log`), the kinds of entries.
 
 An entry names its log and number, which are also in its key, and (from version 2 on) the digest of
 the stored bytes of the entry before it. So an entry that was copied, moved or replaced is noticed
-by whoever reads it, alone or beside its neighbour.
+by every reader, alone or beside its neighbour.
 """
 
 from collections.abc import Iterator, Sequence

@@ -5,7 +5,7 @@ here: taking one (`census`).
 
 A log cannot show that its end is gone, so what it had is written beside it. Logs only grow, so what
 a census says of a log stays true of every later state of it, unless the loss of its end was
-accepted. That makes two rules for whoever compares: read what is known before listing the logs, and
+accepted. That makes two rules for comparing: read what is known before listing the logs, and
 accepted losses count against a census that had not seen them.
 """
 

@@ -170,8 +170,9 @@ class Knowledge:
 def find_lost_batches(store: BlobStore, known: Iterable[KnownBatch]) -> list[LostBatch]:
     """Return the known batches that the logs of batches no longer have, in the order given.
 
-    Logs that cannot be read are left out: `verify` names them.
+    But for those that were given up. Logs that cannot be read are left out: `verify` names them.
     """
+    accepted = _AcceptedLosses(store)
     by_dataset: dict[str, list[KnownBatch]] = {}
     for one in known:
         by_dataset.setdefault(one.dataset, []).append(one)
@@ -181,6 +182,8 @@ def find_lost_batches(store: BlobStore, known: Iterable[KnownBatch]) -> list[Los
         for one in ones:
             entry = last.found.get(one.batch)
             if one.batch in last.damage or (entry is not None and entry.digest == one.digest):
+                continue
+            if accepted.include(dataset, layout.batch_log(dataset, one.batch), one.known_at):
                 continue
             # A redacted batch has an entry for each digest that it had.
             entries = [] if entry is None else log.batch_entries(store, dataset, one.batch)
@@ -241,21 +244,32 @@ def find_unlogged(
 
 def not_given_up(store: BlobStore, lost: list[LostEntry]) -> list[LostEntry]:
     """Leave out what was known before the loss of its log's end was accepted."""
-    given_up: dict[str, dict[str, datetime]] = {}
-    left: list[LostEntry] = []
-    for one in lost:
-        known = one.known
-        if known.dataset not in given_up:
-            given_up[known.dataset] = {
+    accepted = _AcceptedLosses(store)
+
+    def is_given_up(known: KnownEntry) -> bool:
+        prefix = layout.feature_log(known.dataset, known.hook, known.batch)
+        return accepted.include(known.dataset, prefix, known.known_at)
+
+    return [one for one in lost if not is_given_up(one.known)]
+
+
+class _AcceptedLosses:
+    """When the last loss of each log was accepted, read as far as it is asked for."""
+
+    def __init__(self, store: BlobStore) -> None:
+        self._store = store
+        self._accepted: dict[str, dict[str, datetime]] = {}
+
+    def include(self, dataset: str, prefix: str, known_at: datetime) -> bool:
+        """Whether what was known of the log at that time was given up since."""
+        if dataset not in self._accepted:
+            self._accepted[dataset] = {
                 loss.log: entry.accepted_at
-                for entry in losses(store, known.dataset)
+                for entry in losses(self._store, dataset)
                 for loss in entry.losses
             }
-        prefix = layout.feature_log(known.dataset, known.hook, known.batch)
-        accepted_at = given_up[known.dataset].get(prefix)
-        if accepted_at is None or known.known_at > accepted_at:
-            left.append(one)
-    return left
+        accepted_at = self._accepted[dataset].get(prefix)
+        return accepted_at is not None and known_at <= accepted_at
 
 
 def _is_current(one: KnownEntry, heads: Mapping[str, FeatureEntry]) -> bool:

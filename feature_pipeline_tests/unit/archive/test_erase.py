@@ -566,3 +566,19 @@ def test_ids_nobody_has(care):
         publish.submit_batch(care.store, batch, care.paths(batch))
     with pytest.raises(InvalidInputError):
         erase(care.store, DATASET, [], "nothing")
+
+
+def test_a_batch_from_which_records_were_erased_while_it_waited_says_so(care):
+    """Its log has never had the records: the batch that was submitted is not another one."""
+    scene = care
+    scene.release()
+    other = scene.batch_of("b1", ("r3",))
+    batch = scene.batch_of("b1", ("r1", "r2"))
+    publish.submit_batch(scene.store, batch, scene.paths(batch))
+    erase(scene.store, DATASET, ["r1"], "asked for")
+    lift(scene.store, DATASET, ["r1"], "allowed again")
+    accept.settle_all(scene.store, accept.waiting(scene.store))
+    with pytest.raises(ConflictError, match="from which records were erased since"):
+        publish.submit_batch(scene.store, batch, scene.paths(batch))
+    with pytest.raises(ConflictError, match="with other records"):
+        publish.submit_batch(scene.store, other, scene.paths(other))

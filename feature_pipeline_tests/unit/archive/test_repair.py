@@ -9,6 +9,7 @@ import pytest
 from feature_pipeline.archive import accept, layout, log, read, tombstones
 from feature_pipeline.archive.erase import erase
 from feature_pipeline.archive.logs.census import take_census
+from feature_pipeline.archive.maintenance.accept_loss import accept_losses, plan_losses
 from feature_pipeline.archive.maintenance.known import (
     Knowledge,
     KnownBatch,
@@ -283,6 +284,19 @@ def test_a_lost_batch_is_entered_again_from_its_document(scene, is_told) -> None
     assert (now.digest, now.records, now.source) == (was.digest, was.records, was.source)
     if is_told:
         assert now.submitted_at == was.submitted_at
+
+
+def test_a_batch_that_was_given_up_is_lost_no_more(scene) -> None:
+    """Dagster keeps its materialization of it; what it learns later is a loss again."""
+    was = log.batch_entry(scene.store, DATASET, "b2")
+    scene.store.delete(layout.entry(layout.batch_log(DATASET, "b2"), 1))
+    log.forget_read_entries()
+    told = KnownBatch(DATASET, "b2", was.digest, "Dagster", datetime.now(UTC))
+    lost = [one.finding for one in find_lost_batches(scene.store, [told])]
+    accept_losses(scene.store, plan_losses(scene.store, lost), by="me", reason="gone")
+    assert find_lost_batches(scene.store, [told]) == []
+    later = replace(told, known_at=datetime.now(UTC))
+    assert len(find_lost_batches(scene.store, [later])) == 1
 
 
 def test_releases_and_code_come_back_from_the_project(scene) -> None:

@@ -85,6 +85,24 @@ def test_the_log_says_what_is_missing_failed_and_of_another_release(scene: Scene
         stand(scene, definition(), batches=["b6"])
 
 
+def test_a_cancelled_run_is_no_failed_one(scene: Scene) -> None:
+    """Its log entry is `failed`, as there is no output: what was before it counts."""
+    first = release(scene, definition())
+    cancelled = FailureInfo(kind="cancelled", reason="the Dagster run was cancelled")
+    for key, failures in (("b1", [None]), ("b2", []), ("b3", [FAILURE])):
+        batch = scene.submit(make_batch(key))
+        for base, failure in enumerate([*failures, cancelled]):
+            artifact = scene.artifact(batch, first, failure=failure)
+            status = CompletionStatus.CANCELLED if failure is cancelled else None
+            accept(scene.store, scene.completion(artifact, base=base, status=status))
+        assert log.read_log(scene.store, DATASET, HOOK, key)[-1].verdict is log.Verdict.FAILED
+    assert reasons(stand(scene, definition())) == {
+        "b1": set(),
+        "b2": {"missing"},
+        "b3": {"missing", "failed"},
+    }
+
+
 def test_changed_inputs_and_batches_make_an_artifact_stale(scene: Scene) -> None:
     batches = [scene.submit(make_batch(f"b{n}")) for n in range(1, 4)]
     source = log.register_release(
