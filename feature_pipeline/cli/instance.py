@@ -1,10 +1,13 @@
 """Dagster's instance, for commands that ask it or tell it something."""
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import click
+
+from feature_pipeline.cli.output import Output
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
@@ -35,3 +38,16 @@ def dagster_instance() -> Iterator["DagsterInstance"]:
             f"Dagster's storage cannot be reached: {error}; on a laptop, is `feature-pipeline dev`"
             " running?"
         ) from error
+
+
+def known_instance(stack: ExitStack, output: Output) -> "DagsterInstance | None":
+    """Dagster's instance, open as long as the stack; None, and a line that says so, without one."""
+    if not os.environ.get("DAGSTER_HOME"):
+        output.say("DAGSTER_HOME is not set: Dagster is not told, and shows partitions as before")
+        return None
+    try:
+        return stack.enter_context(dagster_instance())
+    except click.ClickException as error:
+        # A table comes from S3 alone: a database that is away must not keep people from it.
+        output.say(f"Dagster is not told, and shows partitions as before: {error.message}")
+        return None

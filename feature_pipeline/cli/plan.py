@@ -74,7 +74,7 @@ def plan_lines(plan: TablePlan) -> list[str]:
         lines.append(f"  refused: batch {batch}: {why}")
     if len(plan.refused) > SHOWN:
         lines.append(f"  refused: {len(plan.refused) - SHOWN:,} batches more")
-    lines.extend(f"  {repair}" for repair in plan.repairs)
+    lines.extend(f"  {sentence}" for sentence in (*plan.repairs, *plan.not_kept))
     lines.extend(f"  refused: {violation}" for violation in plan.violations)
     lines.extend(f"  refused: the switch, because {reason}" for reason in plan.blocked)
     return lines

@@ -1,11 +1,10 @@
 """`feature-pipeline rebuild`: tables derived again from S3, beside the ones that are read."""
 
-import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import click
 
@@ -13,7 +12,7 @@ from feature_pipeline import settings
 from feature_pipeline.archive import log
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.cli.hooks import find_hook, project_hooks
-from feature_pipeline.cli.instance import dagster_instance
+from feature_pipeline.cli.instance import known_instance
 from feature_pipeline.cli.instants import parse_instant
 from feature_pipeline.cli.output import Output, json_option
 from feature_pipeline.cli.project import Project, open_archive
@@ -31,9 +30,6 @@ from feature_pipeline.projections.load import LoadReport
 from feature_pipeline.projections.rebuild import begin_rebuild, fill, load_again, past_spec
 from feature_pipeline.projections.settle import table_report
 from feature_pipeline.projections.table_spec import TableSpec
-
-if TYPE_CHECKING:
-    from dagster import DagsterInstance
 
 _Tell: TypeAlias = Callable[[Iterator[LoadReport]], Generator[LoadReport]]
 """Passes reports on, and has told Dagster of them when it ends or is closed."""
@@ -84,7 +80,7 @@ def rebuild(
     results = []
     with ExitStack() as stack:
         # No asset stands for a table of the past: there is nothing to tell.
-        instance = None if as_of is not None else _instance(stack, output)
+        instance = None if as_of is not None else known_instance(stack, output)
         definitions, wrong = _definitions(hooks, dataset)
         for definition in definitions:
             if from_raw:
@@ -111,19 +107,6 @@ def rebuild(
     problems = [result["problem"] for result in results if result["problem"]] + wrong
     if problems:
         raise click.ClickException("\n".join(problems))
-
-
-def _instance(stack: ExitStack, output: Output) -> "DagsterInstance | None":
-    """Dagster's instance, open as long as the stack; None, and a line that says so, without one."""
-    if not os.environ.get("DAGSTER_HOME"):
-        output.say("DAGSTER_HOME is not set: Dagster is not told, and shows partitions as before")
-        return None
-    try:
-        return stack.enter_context(dagster_instance())
-    except click.ClickException as error:
-        # A table comes from S3 alone: a database that is away must not keep people from it.
-        output.say(f"Dagster is not told, and shows partitions as before: {error.message}")
-        return None
 
 
 def _definitions(

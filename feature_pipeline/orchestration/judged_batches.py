@@ -7,7 +7,7 @@ A check has one colour for all partitions: an evaluation in the run of one batch
 what another batch made red.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import dagster as dg
 
@@ -49,3 +49,38 @@ def named_before(instance: dg.DagsterInstance, key: dg.AssetCheckKey, entry: str
         if isinstance(said, dict | list)
         for batch in said
     }
+
+
+def report_named(
+    instance: dg.DagsterInstance,
+    key: dg.AssetCheckKey,
+    entry: str,
+    batches: Sequence[str],
+    descriptions: tuple[str, str],
+) -> None:
+    """Evaluate a check outside any run, if it last named other batches in an entry than these.
+
+    Args:
+        instance: Where Dagster's events are.
+        key: The check.
+        entry: Of its metadata.
+        batches: Those that are wrong; the check passes if there are none.
+        descriptions: What is wrong with them; what is right if there are none.
+    """
+    named = list(batches[:NAMED_BATCHES])
+    if named == next(said_before(instance, key, entry), []):
+        return
+    wrong, right = descriptions
+    instance.report_runless_asset_event(
+        dg.AssetCheckEvaluation(
+            asset_key=key.asset_key,
+            check_name=key.name,
+            passed=not batches,
+            severity=dg.AssetCheckSeverity.ERROR,
+            description=f"{len(batches)} batches {wrong}" if batches else right,
+            metadata={
+                "batches": dg.MetadataValue.json(named),
+                entry: dg.MetadataValue.json(named),
+            },
+        )
+    )

@@ -13,11 +13,15 @@ from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.log import FeatureEntry
 from feature_pipeline.hooks.definition import HookDefinition, Materialize
 from feature_pipeline.orchestration.equality import EQUALITY_CHECK
-from feature_pipeline.orchestration.judged_batches import NAMED_BATCHES, said_before
+from feature_pipeline.orchestration.judged_batches import report_named
 from feature_pipeline.orchestration.keys import table_key
 from feature_pipeline.orchestration.known import known_partitions
-from feature_pipeline.orchestration.tables import report_loads, table_spec
-from feature_pipeline.orchestration.unloaded_tables import judge_unloaded
+from feature_pipeline.orchestration.tables import (
+    PROGRESS_CHECK,
+    report_loads,
+    report_shown,
+    table_spec,
+)
 from feature_pipeline.projections.database import Database
 from feature_pipeline.projections.load import fed_loads
 from feature_pipeline.projections.progress import check_progress
@@ -25,6 +29,7 @@ from feature_pipeline.projections.proof import AlteredTableError, prove
 from feature_pipeline.projections.settle import batches_to_load, table_report
 
 _CHANGED = "changed_by_hand"
+_UNLOADED = "unloaded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,7 @@ def reconcile_table(
     spec = table_spec(definition)
     is_always = definition.table.materialize is Materialize.ALWAYS
     to_load = batches_to_load(store, database, spec) if is_always else []
-    unloaded = [] if is_always else judge_unloaded(store, database, instance, definition)
+    unloaded = [] if is_always else _unloaded(store, database, instance, definition)
     known = known_partitions(instance, table_key(definition.dataset, spec.name))
     loads = fed_loads(database, spec)
     unreported = [
@@ -78,7 +83,8 @@ def reconcile_table(
         for batch, load in loads.items()
         if batch not in known.events or known.events[batch].data_version != load.data_version
     ]
-    told = list(report_loads(instance, definition, unreported, archive_uri))
+    told = list(report_loads(instance, definition, unreported, database, archive_uri))
+    report_shown(instance, definition, database, archive_uri)
     table = table_report(store, database, spec)
     return TableDrift(
         to_load=to_load,
@@ -106,29 +112,44 @@ def _changed(
     except AlteredTableError:
         return []  # it is built anew by the next load, which is among those that are requested
     changed = sorted(set(proof.unequal_batches) - proof.unreadable.keys())
-    check = dg.AssetCheckKey(table_key(definition.dataset, spec.name), EQUALITY_CHECK)
-    if changed[:NAMED_BATCHES] != next(said_before(instance, check, _CHANGED), []):
-        instance.report_runless_asset_event(_evaluation(check, spec.name, changed))
+    report_named(
+        instance,
+        dg.AssetCheckKey(table_key(definition.dataset, spec.name), EQUALITY_CHECK),
+        _CHANGED,
+        changed,
+        (
+            f"of features.{spec.name} have rows that are not those that were loaded: they were"
+            " changed by hand, and a rebuild replaces them",
+            "every row is one that was loaded",
+        ),
+    )
     return changed
 
 
-def _evaluation(
-    check: dg.AssetCheckKey, table: str, changed: Sequence[str]
-) -> dg.AssetCheckEvaluation:
-    named = list(changed[:NAMED_BATCHES])
-    return dg.AssetCheckEvaluation(
-        asset_key=check.asset_key,
-        check_name=check.name,
-        passed=not changed,
-        severity=dg.AssetCheckSeverity.ERROR,
-        description=(
-            f"rows of {len(changed)} batches in features.{table} are not those that were loaded:"
-            " they were changed by hand, and a rebuild replaces them"
-            if changed
-            else "every row is one that was loaded"
+def _unloaded(
+    store: BlobStore, database: Database, instance: dg.DagsterInstance, definition: HookDefinition
+) -> list[str]:
+    """The batches that Dagster calls loaded and the table lacks; its check `progress` names them.
+
+    Nothing loads a table that is made on request again by itself, and Dagster cannot unsay a
+    materialization. The check passes again once there are none.
+    """
+    spec = table_spec(definition)
+    key = table_key(definition.dataset, spec.name)
+    loaded = instance.get_materialized_partitions(key)
+    unloaded: list[str] = []
+    if loaded:
+        progress = check_progress(store, database, spec)
+        unloaded = sorted(loaded.intersection(progress.missing) if progress.is_shown else loaded)
+    report_named(
+        instance,
+        dg.AssetCheckKey(key, PROGRESS_CHECK),
+        _UNLOADED,
+        unloaded,
+        (
+            f"that Dagster calls loaded are not in features.{spec.name}: materialize them, if the"
+            " table is still wanted",
+            "every batch that Dagster calls loaded is in the table",
         ),
-        metadata={
-            "batches": dg.MetadataValue.json(named),
-            _CHANGED: dg.MetadataValue.json(named),
-        },
     )
+    return unloaded

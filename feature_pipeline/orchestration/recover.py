@@ -62,7 +62,7 @@ def recover_table(
     """The table holds every current artifact and Dagster knows it; a report per batch."""
     loads = load_batches(store, database, table_spec(definition), workers=workers)
     with contextlib.closing(loads):
-        yield from report_loads(instance, definition, loads)
+        yield from report_loads(instance, definition, loads, database)
 
 
 def prove_tables(

@@ -49,7 +49,7 @@ from feature_pipeline.orchestration.provenance import (
 from feature_pipeline.orchestration.resources import ArchiveResource, DatabaseResource
 from feature_pipeline.projections.database import Database
 from feature_pipeline.projections.generation import request_rebuild
-from feature_pipeline.projections.load import LoadReport, load_batches
+from feature_pipeline.projections.load import LoadReport, fed_loads, load_batches
 from feature_pipeline.projections.plan import plan_table
 from feature_pipeline.projections.progress import check_progress
 from feature_pipeline.projections.settle import request_fill, table_report
@@ -60,6 +60,7 @@ PROGRESS_CHECK = "progress"
 GENERATION_CHECK = "generation"
 _TOLD_AT_ONCE = 64
 """Loads whose events are stored together, with two questions to Dagster."""
+_SHOWN_ENTRIES = ("dagster/column_schema", "dagster/row_count")
 BATCHES_PER_RUN = 500
 """A run costs about five seconds to start and a batch milliseconds to load."""
 
@@ -380,13 +381,13 @@ def report_loads(
     instance: dg.DagsterInstance,
     definition: HookDefinition,
     reports: Iterable[LoadReport],
+    database: Database,
     archive_uri: str | None = None,
-    database: Database | None = None,
 ) -> Generator[LoadReport]:
     """The reports as they come; when the iterator ends or is closed, Dagster knows all of them.
 
     What Dagster says of a partition already is not said again. What was loaded before an error is
-    told before it is raised. The last event has what the table shows, if its database is given.
+    told before it is raised. The last event has what the table shows.
     """
     told: list[LoadReport] = []
     try:
@@ -397,10 +398,9 @@ def report_loads(
             told.append(report)
             yield report
     finally:
-        shown: Metadata = {}
-        if told and database is not None:
-            shown = shown_metadata(database, definition)
-        _tell(instance, definition, told, archive_uri, shown)
+        shown = shown_metadata(database, definition) if told else {}
+        if told and not _tell(instance, definition, told, archive_uri, shown):
+            report_shown(instance, definition, database, archive_uri)
 
 
 def _tell(
@@ -409,21 +409,57 @@ def _tell(
     reports: Sequence[LoadReport],
     archive_uri: str | None,
     shown: Metadata,
-) -> None:
+) -> bool:
+    """Report what Dagster does not know yet, the last of it with what is shown; whether anything.
+
+    Args:
+        shown: What the table shows as a whole.
+    """
     batches = [report.batch for report in reports]
     features = latest_events(instance, features_key(definition.dataset, definition.name), batches)
     known = latest_events(instance, table_key(definition.dataset, definition.table_name), batches)
     events = [table_event(definition, r, features.get(r.batch), archive_uri) for r in reports]
-    if events and shown:
-        events[-1] = events[-1].with_metadata({**events[-1].metadata, **shown})
-    report_events(
-        instance,
-        [
-            event
-            for batch, event in zip(batches, events, strict=True)
-            if batch not in known or known[batch].tags != event.tags
-        ],
+    news = [
+        event
+        for batch, event in zip(batches, events, strict=True)
+        if batch not in known or known[batch].tags != event.tags
+    ]
+    if not news:
+        return False
+    *others, last = news
+    report_events(instance, others)
+    # Dagster shows the columns of the event that it has stored last.
+    report_events(instance, [last.with_metadata({**last.metadata, **shown})])
+    return True
+
+
+def report_shown(
+    instance: dg.DagsterInstance,
+    definition: HookDefinition,
+    database: Database,
+    archive_uri: str | None = None,
+) -> bool:
+    """Report the columns and rows that the table shows, if Dagster shows others; whether it did.
+
+    The event of a batch that is loaded is repeated with them: its data version is the same, so that
+    nothing becomes stale.
+    """
+    shown = shown_metadata(database, definition)
+    latest = instance.get_latest_materialization_event(
+        table_key(definition.dataset, definition.table_name)
     )
+    known = None if latest is None else latest.asset_materialization
+    if not shown or known is None or all(known.metadata.get(n) == shown[n] for n in _SHOWN_ENTRIES):
+        return False
+    loads = fed_loads(database, table_spec(definition))
+    if not loads:
+        return False
+    load = loads.get(known.partition or "") or next(iter(loads.values()))
+    source = features_key(definition.dataset, definition.name)
+    event = latest_events(instance, source, [load.batch]).get(load.batch)
+    told = table_event(definition, load, event, archive_uri)
+    report_events(instance, [told.with_metadata({**told.metadata, **shown})])
+    return True
 
 
 def load_metadata(report: LoadReport, archive_uri: str | None = None) -> Metadata:

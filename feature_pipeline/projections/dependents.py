@@ -339,10 +339,32 @@ def create_view(connection: Connection, view: View, *, has_data: bool) -> None:
     )
 
 
+def move_view(connection: Connection, view: View, schema: str) -> View:
+    """The view, with its indexes, is in another schema."""
+    connection.execute(
+        sql.SQL("alter {} {} set schema {}").format(
+            _kind(view), view.identifier, sql.Identifier(schema)
+        )
+    )
+    return replace(view, schema=schema)
+
+
 def restore_view(connection: Connection, view: View) -> None:
     """The view is there again, with everything that `read_views` found on it."""
-    create_view(connection, view, has_data=view.is_populated)
-    for statement in (*view.indexes, *view.triggers, *view.settings):
+    make_view(connection, view, has_data=view.is_populated)
+    dress_view(connection, view)
+
+
+def make_view(connection: Connection, view: View, *, has_data: bool) -> None:
+    """The view and its indexes are there again: all that takes time."""
+    create_view(connection, view, has_data=has_data)
+    for statement in view.indexes:
+        connection.execute(sql.SQL(statement))
+
+
+def dress_view(connection: Connection, view: View) -> None:
+    """What else `read_views` found on the view, its owner included, is on it again."""
+    for statement in (*view.triggers, *view.settings):
         connection.execute(sql.SQL(statement))
     for column, text in view.comments:
         connection.execute(_comment(_kind(view), view, column, text))

@@ -56,10 +56,10 @@ from feature_pipeline.projections.progress import (
     compare_progress,
     current_entries,
 )
-from feature_pipeline.projections.switch import renames_in_place
 from feature_pipeline.projections.table_spec import TableSpec
 from feature_pipeline.projections.upcast import CannotEvolveError
 from feature_pipeline.projections.view import is_shown, kept_names, view_query
+from feature_pipeline.projections.views_ahead import renames_in_place, try_views
 
 _SAMPLED_BATCHES: Final = 3
 _SERVER_FACTOR: Final = 2.0
@@ -95,7 +95,8 @@ class TablePlan:
     indexes would refuse,
     `remade_views` the views that are dropped and made again at the switch, `blocked` what has the
     table's name, or depends on it, and would keep it from being read. `repairs` are sentences on
-    what was dropped or changed by hand, and what becomes of that.
+    what was dropped or changed by hand, and what becomes of that, `not_kept` on what the switch
+    changes about views that it makes again.
 
     `damaged` gives the reason per batch that cannot be read, `lost` per batch that was loaded from
     a log entry which the archive no longer has: nothing else of the plan is about them.
@@ -119,6 +120,7 @@ class TablePlan:
     violations: tuple[str, ...] = ()
     blocked: tuple[str, ...] = ()
     repairs: tuple[str, ...] = ()
+    not_kept: tuple[str, ...] = ()
     damaged: Mapping[str, str] = field(default_factory=dict)
     lost: Mapping[str, str] = field(default_factory=dict)
 
@@ -153,6 +155,7 @@ class TablePlan:
             "violations": list(self.violations),
             "blocked": list(self.blocked),
             "repairs": list(self.repairs),
+            "not_kept": list(self.not_kept),
             "damaged": dict(self.damaged),
             "lost": dict(self.lost),
         }
@@ -190,9 +193,10 @@ def plan_table(store: BlobStore, database: Database, spec: TableSpec) -> TablePl
         violations = _violations(connection, live, spec, to_build, manifests, is_all)
         table_bytes = None if live is None else _table_bytes(connection, live)
         views: tuple[str, ...] = ()
+        not_kept: tuple[str, ...] = ()
         blocked = _obstacles(connection, spec, live)
         if live is not None and action in {PlanAction.BUILD, PlanAction.CATCH_UP} and not blocked:
-            views, blocked = _views(connection, spec, live)
+            views, blocked, not_kept = _views(connection, spec, live)
         repairs = tuple(_repairs(connection, spec, state))
     seconds = _estimate(store, spec, to_load)
     rows = sum(manifest.counts.rows for manifest in manifests.values())
@@ -216,6 +220,7 @@ def plan_table(store: BlobStore, database: Database, spec: TableSpec) -> TablePl
         violations=violations,
         blocked=blocked,
         repairs=repairs,
+        not_kept=not_kept,
         damaged={b: str(damage.error) for b, damage in heads.damage.items()} | to_load.damaged,
         lost=lost,
     )
@@ -481,17 +486,19 @@ def _table_bytes(connection: Connection, live: Generation) -> float | None:
 
 def _views(
     connection: Connection, spec: TableSpec, live: Generation
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The views that the switch would make again, and what would keep it from doing so."""
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """The views that the switch would make again, what would keep it from that, what would change.
+
+    Whether they can be made on the new columns is tried, unless something keeps it from that.
+    """
     if renames_in_place(live.columns, spec.columns):
-        return (), ()
-    root, *others = views = dependents.read_views(
-        connection, sql.Identifier(READ_SCHEMA, spec.name)
-    ) or (None,)
-    if root is None:  # it was dropped by hand
-        return (), ()
+        return (), (), ()
+    views = dependents.read_views(connection, sql.Identifier(READ_SCHEMA, spec.name))
+    if not views:  # it was dropped by hand
+        return (), (), ()
+    root, *others = views
     names = kept_names(live.columns, spec.columns)
-    blocked = dependents.unrestorable([view for view in views if view is not None])
+    blocked = dependents.unrestorable(views)
     blocked += [
         f"{user} uses column {column!r}, which is dropped"
         for user, column in dependents.columns_used(connection, root)
@@ -500,7 +507,13 @@ def _views(
     for user in dependents.users_of(connection, root.identifier, *(v.identifier for v in others)):
         if not user.startswith(("view ", "materialized view ")):
             blocked.append(f"{user} cannot be made again")
-    return tuple(view.label for view in others), tuple(blocked)
+    if others and not blocked and (why := try_views(connection, spec, live)) is not None:
+        blocked.append(why)
+    return (
+        tuple(view.label for view in others),
+        tuple(blocked),
+        tuple(dependents.not_kept(views)),
+    )
 
 
 def _violations(

@@ -10,16 +10,15 @@ tries again.
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
 import psycopg
 from psycopg import sql
 
-from feature_pipeline.columns import Column
 from feature_pipeline.errors import ConflictError
-from feature_pipeline.projections import dependents
+from feature_pipeline.projections import dependents, views_ahead
 from feature_pipeline.projections.database import READ_SCHEMA, Connection
 from feature_pipeline.projections.dependents import View
 from feature_pipeline.projections.generation import (
@@ -29,9 +28,9 @@ from feature_pipeline.projections.generation import (
     require_table,
 )
 from feature_pipeline.projections.own_views import ViewState, find_view, is_as_made
-from feature_pipeline.projections.table_schema import truncate_identifier
 from feature_pipeline.projections.table_spec import TableSpec
 from feature_pipeline.projections.view import comment, create, kept_names, put_back, show
+from feature_pipeline.projections.views_ahead import Ahead, ViewsChangedError, renames_in_place
 
 LOCK_TIMEOUT: Final = "500ms"
 """How long one attempt waits for a lock, and holds up the readers that come meanwhile."""
@@ -73,13 +72,57 @@ def switch(
         if attempt:
             time.sleep(_PAUSE_SECONDS)
         try:
-            with connection.transaction():
+            with connection.transaction() as transaction:
                 connection.execute(f"set local lock_timeout = '{LOCK_TIMEOUT}'".encode())
+                ahead = views_ahead.make_ahead(connection, spec, to)
+                is_done = _switch(connection, spec, to, check, ahead, is_pinned=is_pinned)
+                if not is_done:
+                    raise psycopg.Rollback(transaction)  # what was made ahead goes
+            return is_done
+        except (
+            psycopg.errors.LockNotAvailable,
+            psycopg.errors.DeadlockDetected,
+            ViewsChangedError,
+        ):
+            continue
+        except psycopg.errors.DependentObjectsStillExist as error:
+            raise ConflictError(
+                f"table {spec.name!r} was not switched: columns are dropped or changed, and"
+                f" objects that the pipeline cannot make again depend on them:"
+                f" {error.diag.message_detail}"
+            ) from error
+    raise _in_use(connection, spec)
+
+
+def _in_use(connection: Connection, spec: TableSpec) -> ConflictError:
+    return ConflictError(
+        f"table {spec.name!r} was not switched: at each of {ATTEMPTS} attempts it was in use, by"
+        f" {_holders(connection, spec)}; end long transactions, or run again"
+    )
+
+
+def _switch(
+    connection: Connection,
+    spec: TableSpec,
+    to: Generation,
+    check: Check,
+    ahead: Ahead | None,
+    *,
+    is_pinned: bool,
+) -> bool:
+    """As `switch`, in its transaction; what was made ahead is kept while locks are asked for."""
+    attempts = 1 if ahead is None else ATTEMPTS
+    for attempt in range(attempts):
+        if attempt:
+            time.sleep(_PAUSE_SECONDS)
+        try:
+            # A savepoint: locks that were taken are given back with it.
+            with connection.transaction():
                 lock_table(connection, spec.name)
                 state = require_table(connection, spec)
                 if not check(connection, state):
                     return False
-                _show(connection, spec, state.live, to)
+                _show(connection, spec, state.live, to, ahead)
                 connection.execute(
                     "update feature_pipeline.tables set live = %s, is_pinned = %s where name = %s",
                     [to.id, is_pinned, spec.name],
@@ -89,22 +132,10 @@ def switch(
                     [to.id],
                 )
                 return True
-        except (
-            psycopg.errors.LockNotAvailable,
-            psycopg.errors.DeadlockDetected,
-            _ViewsChangedError,
-        ):
-            continue
-        except psycopg.errors.DependentObjectsStillExist as error:
-            raise ConflictError(
-                f"table {spec.name!r} was not switched: columns are dropped or changed, and"
-                f" objects that the pipeline cannot make again depend on them:"
-                f" {error.diag.message_detail}"
-            ) from error
-    raise ConflictError(
-        f"table {spec.name!r} was not switched: at each of {ATTEMPTS} attempts it was in use, by"
-        f" {_holders(connection, spec)}; end long transactions, or run again"
-    )
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
+            if ahead is None:
+                raise
+    raise _in_use(connection, spec)
 
 
 def wait_for_older_snapshots(connection: Connection, spec: TableSpec) -> None:
@@ -143,23 +174,25 @@ def _transactions(connection: Connection) -> dict[str, int]:
     return dict(rows.fetchall())
 
 
-class _ViewsChangedError(Exception):
-    """Somebody made a view on the table while the others were put away."""
-
-
-def _show(connection: Connection, spec: TableSpec, live: Generation | None, to: Generation) -> None:
+def _show(
+    connection: Connection,
+    spec: TableSpec,
+    live: Generation | None,
+    to: Generation,
+    ahead: Ahead | None,
+) -> None:
     found = find_view(connection, spec.name)
     if found.state is ViewState.ABSENT or (live is None and not found.is_own):
         create(connection, to, spec)  # or refused: something else has its name
         return
     if live is None:
         # It shows a generation of which the bookkeeping knows nothing any more.
-        _change_view(connection, spec, to, to, [])
+        _change_view(connection, spec, to, to, [], None)
         return
     put_back(connection, live, spec)
     is_unchanged = is_as_made(connection, spec.name)
     renames = renames_in_place(live.columns, to.columns) if is_unchanged else []
-    _change_view(connection, spec, live, to, renames)
+    _change_view(connection, spec, live, to, renames, ahead)
 
 
 def _change_view(
@@ -168,8 +201,15 @@ def _change_view(
     live: Generation,
     to: Generation,
     renames: Sequence[tuple[str, str]],
+    ahead: Ahead | None,
 ) -> None:
-    """Make the view show `to`: in place by these renames, or dropped and made again if none."""
+    """Make the view show `to`: in place by these renames, or dropped and made again if none.
+
+    Raises:
+        ViewsChangedError: What was made ahead is not what is wanted any more.
+    """
+    if ahead is not None and (renames or ahead.live.id != live.id):
+        raise ViewsChangedError
     root = sql.Identifier(READ_SCHEMA, spec.name)
     others: tuple[View, ...] = ()
     if not renames:
@@ -181,10 +221,13 @@ def _change_view(
         _write_dump(connection, spec, live, to, view, found)
         _change_in_place(connection, to, view, renames)
     elif found:
-        raise _ViewsChangedError
+        raise ViewsChangedError
     else:
         _write_dump(connection, spec, live, to, view, others)
-        _recreate(connection, live, to, view, others)
+        if ahead is not None:
+            views_ahead.put_in_place(connection, ahead, to, view, others)
+        else:
+            _recreate(connection, live, to, view, others)
     comment(connection, to, spec)
 
 
@@ -209,29 +252,15 @@ def _put_away(connection: Connection, root: sql.Identifier) -> tuple[View, ...]:
 def _change_in_place(
     connection: Connection, to: Generation, view: View, renames: Sequence[tuple[str, str]]
 ) -> None:
-    _rename_columns(connection, view, renames)
+    views_ahead.rename_each(connection, view, renames)
     show(connection, to, dependents.view_options(view))
-
-
-def _rename_columns(connection: Connection, view: View, renames: Iterable[tuple[str, str]]) -> None:
-    for old, new in renames:
-        if old != new:
-            connection.execute(
-                sql.SQL("alter view {} rename column {} to {}").format(
-                    view.identifier, sql.Identifier(old), sql.Identifier(new)
-                )
-            )
 
 
 def _recreate(
     connection: Connection, live: Generation, to: Generation, root: View, others: Sequence[View]
 ) -> None:
     names = kept_names(live.columns, to.columns)
-    taken = {column.name for column in to.columns}
-    # A column that is dropped, and whose name another one takes, must not be mistaken for that.
-    if others and any(
-        names.get(c.name) != c.name and (c.name in names or c.name in taken) for c in live.columns
-    ):
+    if others and views_ahead.follows_renames(live, to):
         others = _follow_renames(connection, live, root, others, names)
     dependents.drop_view(connection, root)
     show(connection, to, dependents.view_options(root))
@@ -246,11 +275,7 @@ def _recreate(
         except psycopg.errors.LockNotAvailable:
             raise
         except psycopg.Error as error:
-            reason = error.diag.message_primary or str(error)
-            raise ConflictError(
-                f"table {to.table_name!r} was not switched: {view.label} cannot be made again on"
-                f" the new columns: {reason}. Change or drop it, and run again"
-            ) from error
+            raise views_ahead.ViewMisfitError(to.table_name, view, error) from error
 
 
 def _follow_renames(
@@ -266,41 +291,13 @@ def _follow_renames(
     """
     for view in others:
         dependents.create_view(connection, view, has_data=False)
-    # By way of names that nobody has: a new one may be that of a column that is dropped.
-    passing = {
-        column.name: f"{truncate_identifier(column.name, 45)} ({position}, dropped)"
-        for position, column in enumerate(live.columns)
-        if names.get(column.name) != column.name
-    }
-    _rename_columns(connection, root, passing.items())
-    _rename_columns(
-        connection,
-        root,
-        [(between, names[old]) for old, between in passing.items() if old in names],
-    )
+    views_ahead.rename_columns(connection, root, live, names)
     now = {
         view.label: view.definition for view in dependents.read_views(connection, root.identifier)
     }
     for view in reversed(others):
         dependents.drop_view(connection, view)
     return [replace(view, definition=now[view.label]) for view in others]
-
-
-def renames_in_place(old: Sequence[Column], new: Sequence[Column]) -> list[tuple[str, str]]:
-    """Old and new name per column of the live view, if that view can become the new one in place.
-
-    So it can when columns were only renamed or appended; views on it then follow by themselves.
-    Empty if it cannot.
-    """
-    if len(new) < len(old):
-        return []
-    kept = kept_names(old, new)
-    names = [("record_id", "record_id")]
-    for before, after in zip(old, new, strict=False):
-        if before.kind != after.kind or kept.get(before.name) != after.name:
-            return []
-        names.append((before.name, after.name))
-    return names
 
 
 def _write_dump(

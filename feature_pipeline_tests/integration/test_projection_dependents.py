@@ -1,16 +1,20 @@
 """What people set on views of theirs is there after a switch that makes these views again."""
 
 import secrets
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
 from psycopg import sql
 
 from feature_pipeline.columns import Column
+from feature_pipeline.errors import ConflictError
 from feature_pipeline.projections import dependents
 from feature_pipeline.projections.database import Database
 from feature_pipeline.projections.load import load_batches
+from feature_pipeline.projections.plan import plan_table
 from feature_pipeline_tests.unit.projections.feature_archive import FeatureArchive
 
 pytestmark = pytest.mark.postgres
@@ -177,6 +181,8 @@ def test_a_grant_is_its_grantors_again_or_named_beforehand(
     assert before == {(first, None), (second, first), (third, second)}
     with database.connect("test") as own:
         named = dependents.not_kept(dependents.read_views(own, ROOT))
+    planned = plan_table(archive.store, database, archive.spec(columns=(LABEL, COUNT)))
+    assert planned.not_kept == tuple(named)
 
     drop_a_column(archive, database)
 
@@ -198,3 +204,73 @@ def test_what_cannot_be_put_back_keeps_the_view_from_being_made_again(
     with database.connect("test") as own:
         reasons = dependents.unrestorable(dependents.read_views(own, ROOT))
     assert reasons == ["materialized view public.totals has a dependence on extension plpgsql"]
+
+
+SLOW = """
+    create table public.may_go (); insert into public.may_go default values;
+    create function public.slow() returns boolean volatile language plpgsql as $$
+    begin
+        while not exists (select from public.may_go) loop perform pg_sleep(0.01); end loop;
+        return true;
+    end $$;
+    create materialized view public.totals as
+        select label, public.slow() as is_slow from features.pockets;
+    create index by_label on public.totals (label);
+    create view public.on_top as select label from public.totals
+"""
+
+
+def test_nobody_waits_while_a_materialized_view_is_filled(
+    archive, database, connection, database_url
+) -> None:
+    """It was filled inside the switch, under the locks of all views on the table."""
+    connection.execute(SLOW)
+    before = views_of(database)
+    connection.execute("truncate public.may_go; set lock_timeout = '5s'")
+    archive.columns = (LABEL, COUNT)
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(lambda: list(load_batches(archive.store, database, archive.spec())))
+        with psycopg.connect(database_url, autocommit=True) as watching:
+            filling = (
+                "select from pg_stat_activity where state = 'active' and pid <> pg_backend_pid()"
+                " and query ilike 'create materialized view%'"
+            )
+            while not watching.execute(filling).fetchall() and not loading.done():
+                time.sleep(0.02)
+        try:
+            for view in ("features.pockets", "public.totals", "public.on_top"):
+                read = connection.execute(f"select label from {view} order by 1".encode())
+                assert [row[0] for row in read] == ["l0", "l1"]
+        finally:
+            connection.execute("insert into public.may_go default values")
+        loading.result()
+
+    assert views_of(database) == before
+    columns = connection.execute("select * from features.pockets").description or ()
+    assert [column.name for column in columns][3:] == ["label", "count"]
+    left = "select relname from pg_class where relnamespace = 'feature_pipeline'::regnamespace"
+    assert not {row[0] for row in connection.execute(left)} & {"pockets", "totals", "on_top"}
+
+
+def test_a_view_that_has_no_meaning_on_the_new_columns_is_in_the_plan(
+    archive, database, connection
+) -> None:
+    connection.execute(
+        "create view public.halves as select label, count % 2 as odd from features.pockets;"
+        "create view public.fine as select count + 1 as next from features.pockets"
+    )
+    archive.columns = (LABEL, Column(name="count", type="number"))
+    objects = "select relname, xmin::text from pg_class order by oid"
+    before = connection.execute(objects).fetchall()
+
+    planned = plan_table(archive.store, database, archive.spec())
+
+    [why] = planned.blocked
+    assert why.startswith("view public.halves cannot be made again on the new columns: operator")
+    assert connection.execute(objects).fetchall() == before
+    with pytest.raises(ConflictError, match=r"view public\.halves cannot be made again"):
+        list(load_batches(archive.store, database, archive.spec()))
+    connection.execute("drop view public.halves")
+    assert not plan_table(archive.store, database, archive.spec()).is_refused
+    list(load_batches(archive.store, database, archive.spec()))
+    assert connection.execute("select next from public.fine order by 1").fetchall() == [(2,), (3,)]

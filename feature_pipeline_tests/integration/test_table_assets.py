@@ -13,9 +13,12 @@ from psycopg import sql
 from feature_pipeline.archive import accept, log
 from feature_pipeline.orchestration.equality import EQUALITY_CHECK
 from feature_pipeline.orchestration.keys import features_key, pool_of, records_key, table_key
+from feature_pipeline.orchestration.provenance import latest_events
 from feature_pipeline.orchestration.reconcile import request_runs
+from feature_pipeline.orchestration.reconcile_tables import reconcile_table
 from feature_pipeline.orchestration.records import records_event
-from feature_pipeline.orchestration.tables import request_load, table_spec
+from feature_pipeline.orchestration.tables import report_shown, request_load, table_spec
+from feature_pipeline.projections.database import Database
 from feature_pipeline.projections.load import load_batches
 from feature_pipeline.projections.proof import prove
 from feature_pipeline_tests.fixtures.dagster import COUNT_COLUMNS, DATASET, Pipeline, check_of
@@ -470,3 +473,26 @@ def test_dagster_shows_the_columns_and_rows_that_postgresql_has(loaded: Pipeline
         plotted = {name for name, value in metadata.items() if isinstance(value, numbers)}
         assert plotted <= {"dagster/row_count"}
         assert metadata["batch"].value["rows"] in {1, 2, 3}
+
+
+def test_columns_that_changed_without_a_load_are_shown_too(loaded: Pipeline):
+    """As after a rollback: the columns of the last load stayed."""
+    database = Database(loaded.resources["database"].url)
+    hook = loaded.hooks["counts"]
+    before = latest_events(loaded.instance, TABLE, ["b1", "b2", "b3"])
+    assert not report_shown(loaded.instance, hook, database)
+    with database.connect("test") as connection:
+        connection.execute("comment on column features.counts.letter is 'Other words.'")
+
+    heads = log.heads(loaded.store, DATASET, "counts")
+    args = (loaded.store, loaded.archive_uri, database, loaded.instance, hook, heads)
+    assert reconcile_table(*args).reported == []
+
+    event = loaded.instance.get_latest_materialization_event(TABLE)
+    assert event is not None
+    assert event.asset_materialization is not None
+    schema = event.asset_materialization.metadata["dagster/column_schema"].value
+    assert "Other words." in {column.description for column in schema.columns}
+    after = latest_events(loaded.instance, TABLE, ["b1", "b2", "b3"])
+    assert {b: e.tags for b, e in after.items()} == {b: e.tags for b, e in before.items()}
+    assert not report_shown(loaded.instance, hook, database)
