@@ -12,9 +12,14 @@ from feature_pipeline_tests.fixtures.shell import HOSTILE
 @pytest.mark.slow
 @pytest.mark.dagster
 @pytest.mark.timeout(900)
-def test_demo_proves_its_tables_and_computes_nothing_twice(tmp_path: Path, installed: Path) -> None:
-    """From the wheel, in an empty folder, in a shell with settings of other places."""
-    project = OwnProject(tmp_path, shell=HOSTILE, python=installed)
+def test_demo_proves_its_tables_and_computes_nothing_twice(
+    tmp_path: Path, installed_minima: Path
+) -> None:
+    """From the wheel, in an empty folder, in a shell with settings of other places.
+
+    Every dependency is the oldest that pyproject.toml allows.
+    """
+    project = OwnProject(tmp_path, shell=HOSTILE, python=installed_minima)
     first = project.json("demo")
     assert first["computed"] == 48
     hooks = {row["hook"]: row for row in first["hooks"]}

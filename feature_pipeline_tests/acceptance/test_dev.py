@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -136,11 +137,16 @@ def test_from_first_submission_to_rebuilt_table(tmp_path: Path) -> None:
         project.submit_second()
         wait_for(lambda: project.loaded() == ["1a8o", "1ubi", "5pti"], 240)
         project.shell(one_block("sh", "dg launch"))
+        # another tool, which takes the name of the code location from elsewhere
+        run = str(uuid.uuid4())
+        project.tool("dagster", "job", "launch", "-j", "reconcile", "--run-id", run)
 
         # Dagster still shows them as loaded; what the tables lack is known all the same
         project.drop_tables()
         missing = project.json("backfill", HOOK, "--select", "missing", "--dry-run")
         assert missing["assets"] == {"/".join(TABLE): BATCHES}
+
+        wait_for(lambda: project.run_status(run) == "SUCCESS", 240)
 
         # a backfill of features and tables over every partition, as the UI launches it
         readers = project.graphql(one_block("graphql", "launchPartitionBackfill"))
