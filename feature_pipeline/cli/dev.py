@@ -2,6 +2,8 @@
 
 import signal
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -10,9 +12,39 @@ import click
 from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project
 from feature_pipeline.cli.servers import local_servers
+from feature_pipeline.errors import StoreUnavailableError
 from feature_pipeline.local.dagster_processes import DagsterProcesses
+from feature_pipeline.local.supervisor import Supervisor
 
 CHECK_SECONDS = 1.0
+LOCATION_SECONDS = 5.0
+"""Between two looks at whether the code location loads."""
+
+
+class CodeLocationWatch:
+    """Tells the user when the code location does not load, and when it does again."""
+
+    def __init__(self, dagster: DagsterProcesses, say: Callable[[str], None]) -> None:
+        self._dagster = dagster
+        self._say = say
+        self._next = 0.0
+        self._error: str | None = None
+
+    def look(self) -> None:
+        """Ask Dagster's webserver, if that was not done a short while ago."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + LOCATION_SECONDS
+        try:
+            error = self._dagster.load_error()
+        except StoreUnavailableError:
+            return  # The supervisor sees to the webserver.
+        if error is not None and error != self._error:
+            self._say(f"The code location does not load, so nothing is accepted or run:\n{error}")
+        elif error is None and self._error is not None:
+            self._say("The code location loads again.")
+        self._error = error
 
 
 @click.command()
@@ -24,7 +56,8 @@ CHECK_SECONDS = 1.0
 def dev(folder: Path | None) -> None:
     """Run S3, PostgreSQL, and Dagster's webserver and daemon on loopback until Ctrl-C.
 
-    Writes every setting to .env, so that plain `dagster` and `dg` commands work beside it.
+    Writes every setting to .env, so that plain `dagster` and `dg` commands work beside it. A server
+    that dies is started again.
     """
     project = Project.find()
     output = Output()
@@ -53,9 +86,11 @@ def dev(folder: Path | None) -> None:
                 "Submit: feature-pipeline submit FOLDER --dataset structures --source import"
             )
             output.say("Ctrl-C stops everything; the data stays.")
+            servers = Supervisor({**services.servers(), **dagster.servers()}, output.say)
+            location = CodeLocationWatch(dagster, output.say)
             while not stopping.wait(CHECK_SECONDS):
-                services.check()
-                dagster.check()
+                servers.look()
+                location.look()
         except KeyboardInterrupt:
             pass
         finally:

@@ -81,7 +81,10 @@ def submit(
     )
     if found.left_out:
         output.say(f"Left out by --exclude: {', '.join(found.left_out)}")
-    output.say("The inbox sensor accepts them within seconds while Dagster's daemon runs.")
+    output.say(
+        "They wait in the inbox for the inbox sensor, which runs while Dagster's daemon does and"
+        " the code location loads. `feature-pipeline status` shows what waits."
+    )
     output.result({"dataset": dataset, "batches": submitted, "left_out": found.left_out})
 
 

@@ -14,7 +14,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ from feature_pipeline.errors import ConflictError, CorruptDataError, StoreUnavai
 from feature_pipeline.local.postgres import PostgresServer
 from feature_pipeline.local.process import write_private
 from feature_pipeline.local.seaweedfs import S3Address, SeaweedServer
+from feature_pipeline.local.supervisor import Server
 
 DEFAULT_FOLDER = Path(".feature_pipeline")
 BUCKET = "feature-pipeline"
@@ -123,10 +124,16 @@ class LocalServices:
         finally:
             self._lock.release()
 
-    def check(self) -> None:
-        """Raise StoreUnavailableError, with the log's last lines, if a server has died."""
-        for server in self._running():
-            server.check()
+    def servers(self) -> dict[str, Server]:
+        """Return what a supervisor watches: each server, by the name that users know."""
+        seaweedfs, postgres = self._running()
+        return {
+            "SeaweedFS": _SameAddress(seaweedfs, self._addresses),
+            "PostgreSQL": _SameAddress(postgres, self._addresses),
+        }
+
+    def _addresses(self) -> tuple[str, str]:
+        return self.s3.endpoint_url, self.database_url
 
     def __enter__(self) -> Self:
         self.start()
@@ -204,6 +211,35 @@ class LocalServices:
                 f"The servers' folder {self.folder} cannot be used: {error}. It must be on a local "
                 "disk, have room, and belong to the user who starts them."
             ) from error
+
+
+class _SameAddress:
+    """A server whose address others have been told, so that it must not change."""
+
+    def __init__(
+        self, server: SeaweedServer | PostgresServer, addresses: Callable[[], tuple[str, str]]
+    ) -> None:
+        self._server = server
+        self._addresses = addresses
+
+    def check(self) -> None:
+        """Raise StoreUnavailableError, with the log's last lines, if it has died."""
+        self._server.check()
+
+    def start(self) -> None:
+        """Start it again.
+
+        Raises:
+            ConflictError: Another program has taken its port meanwhile.
+            StoreUnavailableError: It does not start.
+        """
+        before = self._addresses()
+        self._server.start()
+        if self._addresses() != before:
+            raise ConflictError(
+                f"Another program has taken a port of {before[0]}, so that the server came back at"
+                " another address: start everything again"
+            )
 
 
 def prepare_folder(folder: Path) -> None:

@@ -130,8 +130,8 @@ class OwnProject:
         return json.loads(done.stdout)
 
     @contextmanager
-    def dev(self) -> Iterator[None]:
-        """`feature-pipeline dev` runs; ended as Ctrl-C ends it."""
+    def dev(self) -> Iterator[list[str]]:
+        """`feature-pipeline dev` runs; ended as Ctrl-C ends it. Yields the lines that it prints."""
         process = subprocess.Popen(
             self.command("dev"),
             cwd=self.root,
@@ -148,7 +148,7 @@ class OwnProject:
         try:
             wait_for(lambda: _ready(process, lines), 180)
             (self.url,) = [line.split()[1] for line in lines if line.startswith("Dagster ")]
-            yield
+            yield lines
         finally:
             started = [] if process.poll() is not None else _children(process.pid)
             process.send_signal(signal.SIGINT)
@@ -159,6 +159,30 @@ class OwnProject:
         assert lines[-1] == "Stopped.\n"
         _, left = psutil.wait_procs(started, timeout=5)
         assert not left, [process.cmdline() for process in left]
+
+    def kill_servers(self, said: list[str]) -> None:
+        """Kill the store, Dagster's daemon and the UI's code server; `dev` starts them again."""
+        folders = (self.data / "seaweedfs", self.data / "dagster-processes" / "daemon")
+        pids = [json.loads((each / "server.json").read_text())["pid"] for each in folders]
+        webserver = self.data / "dagster-processes" / "webserver" / "server.json"
+        of_webserver = _children(json.loads(webserver.read_text())["pid"])
+        pids += [each.pid for each in of_webserver if {"api", "grpc"} <= set(each.cmdline())]
+        assert len(pids) == 3
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: sum(line.endswith("runs again.\n") for line in said) == 3, 240)
+
+    def break_code_location(self, said: list[str]) -> None:
+        """Save a mistake, reload, and correct it; `dev` tells both."""
+        module = self.root / "feature_pipeline" / "definitions.py"
+        text = module.read_text()
+        for mistake, line in (
+            ("\nraise RuntimeError('on purpose')\n", "RuntimeError: on purpose\n"),
+            ("", "The code location loads again.\n"),
+        ):
+            module.write_text(text + mistake)
+            self.graphql("mutation { reloadWorkspace { __typename } }")
+            wait_for(lambda wanted=line: wanted in said, 120)  # type: ignore[misc]
 
     def graphql(self, query: str, **variables: Any) -> Any:
         response = requests.post(

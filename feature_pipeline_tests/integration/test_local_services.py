@@ -31,6 +31,7 @@ from feature_pipeline.local.environment import environment
 from feature_pipeline.local.postgres import PostgresServer, closed_parent, find_binaries
 from feature_pipeline.local.seaweedfs import SeaweedServer, find_weed
 from feature_pipeline.local.services import LocalServices
+from feature_pipeline.local.supervisor import Server, Supervisor
 from feature_pipeline_tests.fixtures import missing, server_folder
 from feature_pipeline_tests.fixtures.s3 import make_client
 
@@ -82,8 +83,21 @@ def used_folder(folder: Path, used_folder_template: Path) -> Path:
     return folder
 
 
+def check(services: LocalServices) -> None:
+    for server in services.servers().values():
+        server.check()
+
+
+def is_dead(server: Server) -> bool:
+    try:
+        server.check()
+    except StoreUnavailableError:
+        return True
+    return False
+
+
 def assert_all_there(services: LocalServices) -> None:
-    services.check()
+    check(services)
     assert get(services, "a/b") == b"kept"
     assert execute(services.database_url, "SELECT n FROM t") == [(42,)]
 
@@ -193,11 +207,18 @@ def test_what_was_acknowledged_survives_servers_that_are_killed(used_folder: Pat
         execute(services.database_url, "CREATE TABLE u AS SELECT 43 AS n")
         for pid in recorded_pids(used_folder):
             os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not any(map(is_running, recorded_pids(used_folder))))
+        # A process whose threads have not ended is a zombie that cannot be waited for.
+        wait_until(lambda: all(map(is_dead, services.servers().values())))
         with pytest.raises(StoreUnavailableError, match=r"(?s)signal SIGKILL.*server\.log"):
-            services.check()
-
-    with LocalServices(used_folder) as services:
+            check(services)
+        said: list[str] = []
+        Supervisor(services.servers(), said.append).look()
+        assert said == [
+            "SeaweedFS ended with signal SIGKILL; starting it again ...",
+            "SeaweedFS runs again.",
+            "PostgreSQL ended with signal SIGKILL; starting it again ...",
+            "PostgreSQL runs again.",
+        ]
         assert_all_there(services)
         assert get(services, "a/c") == b"new" * 1000
         assert execute(services.database_url, "SELECT n FROM u") == [(43,)]
@@ -229,7 +250,7 @@ def test_a_second_start_on_the_same_folder_is_refused(services: LocalServices) -
         LocalServices(services.folder).start()
     assert str(services.folder) in str(caught.value)
     assert f"process {os.getpid()}:" in str(caught.value)
-    services.check()
+    check(services)
 
 
 def test_conditional_writes_are_honoured(services: LocalServices) -> None:
