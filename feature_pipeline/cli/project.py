@@ -26,6 +26,8 @@ WORKSPACE: Final = "workspace.yaml"
 DAGSTER: Final = "dagster.yaml"
 TEMPLATES: Final = Path(feature_pipeline.__file__).parent / "templates"
 """The package's own `workspace.yaml` and `dagster.yaml`."""
+_WORK_TAG: Final = "feature_pipeline/work"
+"""As `orchestration.run_queue` names it; importing that takes a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +69,21 @@ class Project:
         """Where local servers keep their data, unless another folder is named."""
         return self.root / DATA_FOLDER
 
-    def prepare_dagster_home(self, home: Path, max_concurrent_runs: int) -> None:
-        """`home` holds this project's `dagster.yaml`, with runs capped for this machine."""
+    def prepare_dagster_home(self, home: Path, cores: int) -> None:
+        """Write this project's `dagster.yaml` into `home`, with runs capped for this machine.
+
+        As many runs of hooks as cores, and as many more runs of anything as `dagster.yaml` leaves.
+        """
         home.mkdir(parents=True, exist_ok=True)
         text = self._file(DAGSTER).read_text(encoding="utf-8")
         config = yaml.safe_load(text)
-        config["concurrency"]["runs"]["max_concurrent_runs"] = max_concurrent_runs
+        runs = config["concurrency"]["runs"]
+        spare = 0
+        for limit in runs.get("tag_concurrency_limits", ()):
+            if limit["key"] == _WORK_TAG:
+                spare = max(runs["max_concurrent_runs"] - limit["limit"], 0)
+                limit["limit"] = cores
+        runs["max_concurrent_runs"] = cores + spare
         header = "# Written by feature-pipeline from the project's dagster.yaml at every start.\n"
         (home / "dagster.yaml").write_text(
             header + yaml.safe_dump(config, sort_keys=False), encoding="utf-8"

@@ -10,6 +10,11 @@ import dagster as dg
 
 REQUEST_TAG: Final = "feature_pipeline/request"
 """On a run that repeats another: whose request to compute again it carries out."""
+REPEAT_TAG: Final = "feature_pipeline/repeat"
+"""On a run that repeats another: how often its work was repeated before, and this time."""
+RECONCILE_TAG: Final = "feature_pipeline/reconcile"
+"""On a run that reconciliation requested."""
+_TABLES: Final = "tables"
 
 
 @cache
@@ -30,7 +35,21 @@ def features_key(dataset: str, hook: str) -> dg.AssetKey:
 
 def table_key(dataset: str, table: str) -> dg.AssetKey:
     """The asset of a PostgreSQL table."""
-    return dg.AssetKey([dataset, "tables", table])
+    return dg.AssetKey([dataset, _TABLES, table])
+
+
+def tables_group(dataset: str) -> str:
+    """The group of the dataset's tables.
+
+    Records and features are in the group that has the dataset's name. The UI's sidebar shows an
+    asset by the last part of its key, and a table has the name of its hook.
+    """
+    return f"{dataset}_{_TABLES}"
+
+
+def is_table_key(key: dg.AssetKey) -> bool:
+    """Whether it is a key of `table_key`."""
+    return len(key.path) == 3 and key.path[1] == _TABLES
 
 
 def pool_of(dataset: str, hook: str) -> str:

@@ -21,11 +21,10 @@ from feature_pipeline.archive import inbox
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.documents import utc_now
 from feature_pipeline.digest import Digest, document_bytes
+from feature_pipeline.orchestration.keys import RECONCILE_TAG
 
 EVENTS_PER_LOOK = 500
 RECONCILE_JOB = "reconcile"
-RECONCILE_TAG = "feature_pipeline/reconcile"
-"""Of backfills, and their runs, that reconciliation asked for."""
 RUNS_REMEMBERED = 5_000
 _WHY_LENGTH = 1_000
 _BATCHES_SHOWN = 20

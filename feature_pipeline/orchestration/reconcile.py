@@ -25,13 +25,14 @@ from feature_pipeline.hooks.definition import Compute, HookDefinition, Materiali
 from feature_pipeline.orchestration.asked_for import cancelled_partitions, partitions_under_way
 from feature_pipeline.orchestration.events import EVENTS_AT_ONCE, features_events, report_events
 from feature_pipeline.orchestration.keys import (
+    RECONCILE_TAG,
     batches_partitions,
     features_key,
     records_key,
     table_key,
 )
 from feature_pipeline.orchestration.known import known_batches, known_partitions
-from feature_pipeline.orchestration.notices import RECONCILE_JOB, RECONCILE_TAG
+from feature_pipeline.orchestration.notices import RECONCILE_JOB
 from feature_pipeline.orchestration.pools import set_pools
 from feature_pipeline.orchestration.provenance import has_read, latest_events
 from feature_pipeline.orchestration.reconcile_tables import TableDrift, reconcile_table
@@ -388,7 +389,13 @@ def reconcile_job(hooks: Sequence[HookDefinition]) -> dg.JobDefinition:
                 allow_retries=False,
             )
 
-    @dg.job(name=RECONCILE_JOB, description="Finds and mends drift between S3, Dagster and tables.")
+    @dg.job(
+        name=RECONCILE_JOB,
+        description=(
+            "Compares the archive, Dagster's events and the tables; reports events that Dagster"
+            " lacks, and requests backfills of batches that tables lack."
+        ),
+    )
     def reconcile_all() -> None:
         find_and_mend()
 
@@ -401,5 +408,6 @@ def reconcile_schedule() -> dg.ScheduleDefinition:
         name="reconcile_hourly",
         job_name=RECONCILE_JOB,
         cron_schedule="17 * * * *",
+        description="Has drift between the archive, Dagster and the tables found every hour.",
         default_status=dg.DefaultScheduleStatus.RUNNING,
     )

@@ -22,6 +22,7 @@ from feature_pipeline.errors import FeaturePipelineError
 from feature_pipeline.hooks.definition import HookDefinition, Materialize
 from feature_pipeline.model.first_few import first_few
 from feature_pipeline.orchestration import automation
+from feature_pipeline.orchestration.asked_for import partitions_under_way
 from feature_pipeline.orchestration.equality import (
     Equality,
     equality_key,
@@ -30,7 +31,12 @@ from feature_pipeline.orchestration.equality import (
 )
 from feature_pipeline.orchestration.events import report_events
 from feature_pipeline.orchestration.judged_batches import NAMED_BATCHES, named_before
-from feature_pipeline.orchestration.keys import batches_partitions, features_key, table_key
+from feature_pipeline.orchestration.keys import (
+    batches_partitions,
+    features_key,
+    table_key,
+    tables_group,
+)
 from feature_pipeline.orchestration.metadata import (
     Metadata,
     column_lineage,
@@ -128,7 +134,7 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
                 description="People read what this definition asks for; nothing is being built.",
             ),
         ],
-        group_name=dataset,
+        group_name=tables_group(dataset),
         kinds={"postgres", "table"},
         owners=list(definition.owners),
         freshness_policy=freshness_policy(definition),
@@ -277,7 +283,8 @@ def generation_result(
     """Whether people read what the definition asks for; if not, one fill is requested.
 
     A generation that is being built is filled by a backfill of the batches that it lacks: the
-    first run to find some asks for it, and the others join it.
+    first run to find some asks for it, and the others join it. Batches that are being loaded, or
+    whose features are being computed, come by themselves: the backfill would load them twice.
     """
     report = table_report(store, database, spec)
     if report is None:  # dropped by somebody since
@@ -288,11 +295,12 @@ def generation_result(
             description=f"{spec.name} does not exist any more",
         )
     requested: dict[str, Any] = {}
-    if report.missing and not report.is_older_code:
+    waiting = [] if report.is_older_code else _not_under_way(context.instance, spec, report.missing)
+    if waiting:
         with database.connect(f"table {spec.name!r}") as connection:
             is_ours = request_fill(connection, spec)
         if is_ours:
-            fill = request_load(context.instance, key, report.missing, "fill")
+            fill = request_load(context.instance, key, waiting, "fill")
             requested = {"backfill": fill, "plan": _planned(store, database, spec)}
             context.log.info("backfill %s requested: %s", fill, report.summary())
     return dg.AssetCheckResult(
@@ -308,6 +316,16 @@ def generation_result(
             **requested,
         },
     )
+
+
+def _not_under_way(
+    instance: dg.DagsterInstance, spec: TableSpec, batches: Sequence[str]
+) -> list[str]:
+    if not batches:
+        return []
+    keys = table_key(spec.dataset, spec.name), features_key(spec.dataset, spec.hook)
+    busy = set().union(*(partitions_under_way(instance, key) for key in keys))
+    return [batch for batch in batches if batch not in busy]
 
 
 def _planned(store: BlobStore, database: Database, spec: TableSpec) -> dg.MetadataValue:

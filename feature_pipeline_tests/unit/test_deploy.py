@@ -13,6 +13,7 @@ import yaml
 
 from feature_pipeline.archive import layout
 from feature_pipeline.hooks.runners.kubernetes_job import JobSettings
+from feature_pipeline.orchestration.run_queue import COMPUTE, WORK_TAG
 
 REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"
@@ -90,7 +91,7 @@ def test_helm_values_say_what_dagster_yaml_says():
     said = {
         "run_monitoring": snaked(daemon["runMonitoring"]),
         "run_retries": snaked(daemon["runRetries"]),
-        "run_coordinator": snaked(daemon["runCoordinator"]["config"]["queuedRunCoordinator"]),
+        "run_coordinator": daemon["runCoordinator"]["config"]["customRunCoordinator"],
         "concurrency": snaked(values["concurrency"]),
         "telemetry": values["telemetry"],
         "retention": values["retention"],
@@ -100,8 +101,8 @@ def test_helm_values_say_what_dagster_yaml_says():
     assert storage["custom"]["class"] == "EnvironmentStorage"
     assert values["postgresql"]["postgresqlScheme"] == "postgresql+psycopg2"
     # The launcher of a cluster starts runs without a code server.
-    here = {k: v for k, v in coordinator["config"].items() if "user_code" not in k}
-    assert said.pop("run_coordinator") == here
+    own = {k: v for k, v in coordinator["config"].items() if "user_code" not in k}
+    assert said.pop("run_coordinator") == coordinator | {"config": own}
     for name in said:
         if name in ONLY_IN_HELM:
             assert name not in instance
@@ -114,7 +115,12 @@ def test_helm_values_say_what_dagster_yaml_says():
         if name == "concurrency":
             assert there.pop("enabled") is True
             # a core each on a single machine, pods that wait for Jobs in a cluster
-            assert snaked(there.pop("runs")).keys() == here.pop("runs").keys()
+            runs, own_runs = snaked(there.pop("runs")), here.pop("runs")
+            assert runs.keys() == own_runs.keys()
+            for limits in (runs, own_runs):
+                (limit,) = limits["tag_concurrency_limits"]
+                assert (limit["key"], limit["value"]) == (WORK_TAG, COMPUTE)
+                assert limit["limit"] < limits["max_concurrent_runs"]
             assert snaked(there.pop("pools")) == here.pop("pools")
         assert there == here, name
     assert not instance, "dagster.yaml says something that the chart is not told"
