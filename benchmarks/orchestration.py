@@ -43,7 +43,7 @@ from feature_pipeline.hooks.definition import HookDefinition
 from feature_pipeline.local.dagster_processes import DagsterProcesses
 from feature_pipeline.local.environment import environment
 from feature_pipeline.local.services import LocalServices
-from feature_pipeline.orchestration.automation import TABLES_SENSOR
+from feature_pipeline.orchestration.automation import FEATURES_SENSOR, TABLES_SENSOR
 from feature_pipeline.orchestration.keys import features_key, records_key, table_key
 from feature_pipeline.records import Record, RecordBatch, Source
 from feature_pipeline_tests.fixtures.stores import archive_client
@@ -376,7 +376,7 @@ def bench_lag(stack: Stack, rounds: int, burst: int) -> None:
         f" {left:.1f} s), {stack.instance.get_runs_count() - runs} runs"
     )
     quiet_since, runs = time.time(), stack.instance.get_runs_count()
-    for sensor in ("inbox", "automation", TABLES_SENSOR):
+    for sensor in ("inbox", FEATURES_SENSOR, TABLES_SENSOR):
         stack.tick_seconds(sensor, quiet_since, 4)
     wait_for(lambda: not list(stack.store.list_objects("inbox/")), 60)
     print(f"nothing changed for four ticks: {stack.instance.get_runs_count() - runs} runs")

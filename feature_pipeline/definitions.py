@@ -47,7 +47,7 @@ from feature_pipeline.orchestration.operations.remember_answers import (
 from feature_pipeline.orchestration.reconcile import reconcile_job, reconcile_schedule
 from feature_pipeline.orchestration.records import records_asset
 from feature_pipeline.orchestration.reports import report_job
-from feature_pipeline.orchestration.resources import default_resources
+from feature_pipeline.orchestration.resources import default_resources, settled
 from feature_pipeline.orchestration.sensors.repeats import repeats_sensor
 from feature_pipeline.orchestration.source_lines import declared_at
 from feature_pipeline.orchestration.webhook import webhook_sensor
@@ -160,8 +160,14 @@ def build_defs(*own: dg.Definitions, resources: Mapping[str, Any] | None = None)
     ]
     merged = _without(merged, [each for each in defined if id(each.definition) in clashing])
     hooks = [hook.definition for hook in hooks_of(merged)]
-    provided = {**default_resources(), **(resources or {})}
+    given = dict(resources or {})
+    provided = {**default_resources(), **given}
     provided.setdefault(IO_MANAGER_KEY, FeatureIOManager(archive=provided["archive"]))
+    # What the deployment decides is no run's to change; what is handed in is the caller's.
+    provided = {
+        name: given[name] if name in given else settled(resource)
+        for name, resource in provided.items()
+    }
     return dg.Definitions.merge(
         merged,
         dg.Definitions(assets=wrong_definition_assets(wrong, taken=_asset_keys(merged))),

@@ -132,12 +132,14 @@ class Demo:
 
     def _run(self, instance: dg.DagsterInstance, keys: list[dg.AssetKey], batch: str) -> int:
         """Run assets for a batch as Dagster would; the number of records a hook computed."""
-        job = self._defs.resolve_implicit_global_asset_job_def().get_subset(
-            asset_selection=set(keys)
-        )
+        job = self._defs.resolve_implicit_global_asset_job_def()
         with muted():
             result = job.execute_in_process(
-                instance=instance, partition_key=batch, run_config=QUIET, raise_on_error=False
+                instance=instance,
+                partition_key=batch,
+                asset_selection=keys,
+                run_config=QUIET,
+                raise_on_error=False,
             )
         if not result.success:
             failures = [

@@ -83,6 +83,8 @@ class Compute(StrEnum):
     """When a hook is run over a batch that has no features yet."""
 
     AUTOMATICALLY = "automatically"
+    FIRST_BATCH = "first_batch"
+    """The dataset's first batch is, to be looked at; the others are on request."""
     ON_REQUEST = "on_request"
 
 
@@ -437,7 +439,9 @@ class HookDefinition(_Declaration):
         default_factory=TableDefinition, description="The table of its features."
     )
     compute: Compute = Field(
-        Compute.AUTOMATICALLY, description="automatically, or on_request: only when asked for."
+        Compute.AUTOMATICALLY,
+        description="automatically: for every batch; first_batch: for the dataset's first one, to"
+        " be looked at before the others; on_request: only when asked for.",
     )
     checks: CheckDefinition = Field(
         default_factory=CheckDefinition, description="Thresholds of the check of its outcomes."

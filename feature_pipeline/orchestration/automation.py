@@ -23,9 +23,15 @@ TICK_SECONDS = 5
 COMPARED_AT_MOST = 5_000
 LATELY_SECONDS = 600.0
 LATELY_AT_MOST = 1_000
-TABLES_SENSOR = "automation_tables"
+FEATURES_SENSOR = "compute_features"
+TABLES_SENSOR = "load_tables"
 TABLES_PRIORITY = "10"
 """Runs without one have 0."""
+_COMPUTES = (
+    "Runs hooks for batches that have no features yet, and again when their input features change:"
+    " hooks with `compute: automatically`, and assets of your own that have a condition."
+)
+_LOADS = "Loads batches into the tables that are always kept, when their features have changed."
 HOOK_ASSETS_PER_SENSOR = 450
 """Dagster refuses more than 500 in one sensor; some are left for assets that are not hooks'."""
 
@@ -201,14 +207,40 @@ def features() -> Condition:
     return (asked | changed).with_label("batch missing or inputs changed")
 
 
+class FirstBatch(dg.AutomationCondition[Entity]):
+    """True of the partition that the dataset was given first."""
+
+    @property
+    def name(self) -> str:
+        """What the UI shows."""
+        return "first_batch"
+
+    def evaluate(self, context: dg.AutomationContext[Entity]) -> dg.AutomationResult[Entity]:
+        """The candidate that is the dataset's first batch, if it is one."""
+        instance = context.asset_graph_view.instance
+        first = instance.get_dynamic_partitions(_asset(context).path[0])[:1]
+        subset = context.candidate_subset.compute_intersection_with_partition_keys(set(first))
+        return dg.AutomationResult(context, subset)
+
+
+def condition_of(compute: Compute) -> Condition | None:
+    """Return when a feature asset is run without being asked; None if never."""
+    match compute:
+        case Compute.AUTOMATICALLY:
+            return features()
+        case Compute.FIRST_BATCH:
+            return (FirstBatch() & features()).with_label("first batch missing or inputs changed")
+        case Compute.ON_REQUEST:
+            return None
+
+
 def automation_sensors(
     hooks: Sequence[HookDefinition],
 ) -> list[dg.AutomationConditionSensorDefinition]:
     """Sensors that evaluate every condition of the code location each `TICK_SECONDS`; running.
 
-    Tables have one of their own, whose runs are taken from the queue first: they are short, and
-    would otherwise wait behind every batch that is yet to be computed. Hooks with more assets than
-    a sensor may have get several.
+    Tables have one of their own, whose runs are taken from the queue first. Hooks with more assets
+    than a sensor may have get several.
     """
     tables = sorted(
         table_key(hook.dataset, hook.table_name)
@@ -218,18 +250,20 @@ def automation_sensors(
     features = sorted(
         features_key(hook.dataset, hook.name)
         for hook in hooks
-        if hook.compute is Compute.AUTOMATICALLY
+        if hook.compute is not Compute.ON_REQUEST
     )
     chunks = list(_chunks(features)) if len(features) > HOOK_ASSETS_PER_SENSOR else []
     apart = [*tables, *(key for chunk in chunks for key in chunk)]
     rest = dg.AssetSelection.all()
-    sensors = [_sensor("automation", rest - dg.AssetSelection.assets(*apart) if apart else rest)]
+    selected = rest - dg.AssetSelection.assets(*apart) if apart else rest
+    sensors = [_sensor(FEATURES_SENSOR, selected, _COMPUTES)]
     for number, chunk in enumerate(chunks, 1):
-        sensors.append(_sensor(f"automation_{number}", dg.AssetSelection.assets(*chunk)))
+        name = f"{FEATURES_SENSOR}_{number}"
+        sensors.append(_sensor(name, dg.AssetSelection.assets(*chunk), _COMPUTES))
     for number, chunk in enumerate(_chunks(tables)):
         name = f"{TABLES_SENSOR}_{number}" if number else TABLES_SENSOR
         sensors.append(
-            _sensor(name, dg.AssetSelection.assets(*chunk), {PRIORITY_TAG: TABLES_PRIORITY})
+            _sensor(name, dg.AssetSelection.assets(*chunk), _LOADS, {PRIORITY_TAG: TABLES_PRIORITY})
         )
     return sensors
 
@@ -240,11 +274,15 @@ def _chunks(keys: Sequence[dg.AssetKey]) -> Iterator[Sequence[dg.AssetKey]]:
 
 
 def _sensor(
-    name: str, target: dg.AssetSelection, run_tags: Mapping[str, str] | None = None
+    name: str,
+    target: dg.AssetSelection,
+    description: str,
+    run_tags: Mapping[str, str] | None = None,
 ) -> dg.AutomationConditionSensorDefinition:
     return dg.AutomationConditionSensorDefinition(
         name,
         target=target,
+        description=description,
         run_tags=run_tags,
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=TICK_SECONDS,

@@ -225,7 +225,7 @@ def _feature_batches(
 ) -> list[str]:
     definition, key = standing.definition, standing.features.key.to_user_string()
     batches = [b for b, facts in standing.features.facts.items() if select.takes(facts)]
-    if definition.compute is Compute.ON_REQUEST and not target.is_named:
+    if definition.compute is not Compute.AUTOMATICALLY and not target.is_named:
         held = {b for b in batches if not standing.features.facts[b].is_there}
         if held:
             notes.append(

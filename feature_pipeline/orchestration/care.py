@@ -73,7 +73,13 @@ def verify_job() -> dg.JobDefinition:
                 description=report.summary(), metadata=report_metadata(report), allow_retries=False
             )
 
-    @dg.job(name="verify_archive", description="Reads the archive again and names what is wrong.")
+    @dg.job(
+        name="verify_archive",
+        description=(
+            "Reads every stored object again, compares it with its digest, and fails with what is"
+            " missing or damaged."
+        ),
+    )
     def verify_all() -> None:
         read_again()
 
@@ -106,7 +112,13 @@ def census_job() -> dg.JobDefinition:
                 allow_retries=False,
             )
 
-    @dg.job(name=CENSUS_JOB, description="Notices logs that have lost their end.")
+    @dg.job(
+        name=CENSUS_JOB,
+        description=(
+            "Compares the length of every log of the archive with the last census, writes another,"
+            " and fails if entries are lost."
+        ),
+    )
     def take() -> None:
         compare_logs()
 
@@ -119,6 +131,7 @@ def census_schedule() -> dg.ScheduleDefinition:
         name="take_census_daily",
         job_name=CENSUS_JOB,
         cron_schedule="11 2 * * *",
+        description="Has the job compare every log of the archive with the last census, daily.",
         default_status=dg.DefaultScheduleStatus.RUNNING,
     )
 

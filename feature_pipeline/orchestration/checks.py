@@ -161,6 +161,7 @@ def outcomes_schedule() -> dg.ScheduleDefinition:
         name="check_outcomes_daily",
         job_name="check_outcomes",
         cron_schedule="41 3 * * *",
+        description="Has the outcomes of all hooks judged by their thresholds, daily.",
         default_status=dg.DefaultScheduleStatus.RUNNING,
     )
 

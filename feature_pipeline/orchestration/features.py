@@ -23,7 +23,7 @@ from feature_pipeline.compute.keep import keep
 from feature_pipeline.compute.plan import ComputePlan, plan_run
 from feature_pipeline.digest import Digest, document_bytes
 from feature_pipeline.errors import FeaturePipelineError
-from feature_pipeline.hooks.definition import Compute, HookDefinition
+from feature_pipeline.hooks.definition import HookDefinition
 from feature_pipeline.hooks.runner import Workspace
 from feature_pipeline.hooks.work_folders import Question, WorkFolder
 from feature_pipeline.orchestration import automation
@@ -54,9 +54,8 @@ class HookRunConfig(dg.Config):
     """What one materialization of a feature asset may be asked for."""
 
     force: bool = Field(default=False, description="Compute every record again.")
-    force_records: list[str] = Field(
-        default_factory=list, description="Ids of records to compute again."
-    )
+    # A default of this form is offered in the launchpad; a factory's is not.
+    force_records: list[str] = Field(default=[], description="Ids of records to compute again.")
     preview: bool = Field(
         default=True,
         description="Show the first rows in the metadata, unless the definition says not to.",
@@ -196,9 +195,7 @@ def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefiniti
         io_manager_key=IO_MANAGER_KEY,
         code_version=feature_code_version(release, columns, definition.feature.cardinality.value),
         backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=1),
-        automation_condition=(
-            automation.features() if definition.compute is Compute.AUTOMATICALLY else None
-        ),
+        automation_condition=automation.condition_of(definition.compute),
         pool=pool_of(dataset, hook),
         group_name=dataset,
         kinds={"s3", "parquet"},

@@ -47,10 +47,10 @@ class ReportConfig(dg.Config):
         default=None, description="Its dataset, where several have a hook of this name."
     )
     batches: list[str] = Field(
-        default_factory=list, description="These batches; all that have an artifact when empty."
+        default=[], description="These batches; all that have an artifact when empty."
     )
     columns: list[str] = Field(
-        default_factory=list, description="Numeric columns to show; all of them when empty."
+        default=[], description="Numeric columns to show; all of them when empty."
     )
     compare: bool = Field(
         default=False, description="Compare two releases: those below, or the last two."

@@ -3,6 +3,7 @@
 Belongs here: turning configuration into clients. Not here: anything done with them.
 """
 
+import inspect
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -143,6 +144,22 @@ class HookRunnerResource(dg.ConfigurableResource[HookRunner]):
         """Return where runs of hooks over the archive keep their folders on this machine."""
         root = None if self.work_folder is None else Path(self.work_folder)
         return WorkFolders(root, archive.store().identity)
+
+
+def settled(resource: dg.ConfigurableResource[Any] | dg.ConfigurableIOManager) -> Any:
+    """Return a definition of the resource that no run can configure otherwise.
+
+    A configurable resource is part of each run's config: the launchpad would offer another bucket
+    for one run.
+    """
+
+    def initialise(context: dg.InitResourceContext) -> Any:
+        return resource.process_config_and_initialize()
+
+    description = inspect.getdoc(type(resource))
+    if isinstance(resource, dg.ConfigurableIOManager):
+        return dg.IOManagerDefinition(initialise, config_schema={}, description=description)
+    return dg.ResourceDefinition(initialise, config_schema={}, description=description)
 
 
 def default_resources() -> dict[str, Any]:

@@ -49,7 +49,8 @@ attributes:
     materialize: always      # on_request: loaded only when asked for
     # indexes: [{columns: [bytes]}]
 
-  compute: on_request        # automatically: run for every batch, also those there are already
+  compute: on_request        # first_batch: run for that one, to be looked at before the others
+                             # automatically: run for every batch, also those there are already
 
   # preview: false           # no first rows in Dagster's events; for data that must not be there
   # freshness: {fail_window: 7d, warn_window: 2d}   # how old the last materialization may be

@@ -39,7 +39,7 @@ from feature_pipeline.archive.publish import (
 from feature_pipeline.compute.collect import collect_output
 from feature_pipeline.compute.plan import plan_run
 from feature_pipeline.digest import Digest
-from feature_pipeline.orchestration.automation import TABLES_SENSOR
+from feature_pipeline.orchestration.automation import FEATURES_SENSOR, TABLES_SENSOR
 from feature_pipeline.orchestration.equality import EQUALITY_CHECK
 from feature_pipeline.orchestration.keys import features_key, records_key, table_key
 from feature_pipeline.orchestration.reconcile import reconcile, request_runs
@@ -505,7 +505,7 @@ class Game:
         expected = self.expected()
         defs = self.pipeline.defs
         requests: list[dg.RunRequest] = []
-        for name in ("automation", TABLES_SENSOR):
+        for name in (FEATURES_SENSOR, TABLES_SENSOR):
             sensor = defs.resolve_sensor_def(name)
             context = dg.build_sensor_context(
                 self.pipeline.instance, cursor=self.cursors.get(name), definitions=defs

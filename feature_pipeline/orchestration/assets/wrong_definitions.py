@@ -14,8 +14,10 @@ from feature_pipeline.orchestration.defs_folder import WrongDefinition
 from feature_pipeline.orchestration.keys import (
     batches_partitions,
     features_key,
+    is_table_key,
     records_key,
     table_key,
+    tables_group,
 )
 from feature_pipeline.records import check_dataset
 
@@ -79,6 +81,12 @@ def wrong_definitions(definitions: dg.Definitions) -> dict[str, str]:
     return found
 
 
+def _group(key: dg.AssetKey, dataset: str | None) -> str:
+    if dataset is None:
+        return NAMELESS
+    return tables_group(dataset) if is_table_key(key) else dataset
+
+
 def _asset(
     key: dg.AssetKey, wrong: WrongDefinition, dataset: str | None, deps: list[dg.AssetKey]
 ) -> dg.AssetsDefinition:
@@ -86,7 +94,7 @@ def _asset(
         key=key,
         deps=deps,
         partitions_def=None if dataset is None else batches_partitions(dataset),
-        group_name=dataset or NAMELESS,
+        group_name=_group(key, dataset),
         kinds={"wrong_definition"},
         backfill_policy=dg.BackfillPolicy.single_run(),
         description=f"This definition cannot be used.\n\n{wrong.sentence}",

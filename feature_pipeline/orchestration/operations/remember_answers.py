@@ -86,6 +86,7 @@ def answers_schedule() -> dg.ScheduleDefinition:
         name="remember_answers_hourly",
         job_name=ANSWERS_JOB,
         cron_schedule="37 * * * *",
+        description="Has the memory of answers compared with the archive's logs, daily.",
         default_status=dg.DefaultScheduleStatus.RUNNING,
     )
     def remember_answers_hourly(

@@ -24,7 +24,8 @@ from dagster_shared.error import SerializableErrorInfo
 from feature_pipeline.errors import OutcomeUnknownError, StoreUnavailableError
 from feature_pipeline.hooks.failure import FailureKind
 from feature_pipeline.orchestration.asked_for import partitions_of_run, partitions_under_way
-from feature_pipeline.orchestration.keys import REQUEST_TAG, batches_partitions
+from feature_pipeline.orchestration.assets.wrong_definitions import NAMELESS
+from feature_pipeline.orchestration.keys import REPEAT_TAG, REQUEST_TAG, batches_partitions
 from feature_pipeline.orchestration.staleness import partition_runs
 from feature_pipeline.projections.database import ConnectionFailedError
 
@@ -38,8 +39,6 @@ LOOK_BACK_SECONDS: Final = 86_400.0
 RUNS_PER_TICK: Final = 200
 MAX_WAITING: Final = 2000
 
-REPEAT_TAG: Final = "feature_pipeline/repeat"
-"""On a run: how often its work was repeated before."""
 REPEATED_TAG: Final = "feature_pipeline/repeated_by"
 """On a failed run: the backfill that repeats it, or why none does."""
 
@@ -183,6 +182,8 @@ def repeat_failed_runs(
         if _repeats(run) >= MAX_REPEATS:
             instance.add_run_tags(run.run_id, {REPEATED_TAG: f"none: {MAX_REPEATS} repeats failed"})
             found.given_up.append(run.run_id)
+        elif gone := sorted((run.asset_selection or frozenset()) - graph.get_all_asset_keys()):
+            instance.add_run_tags(run.run_id, {REPEATED_TAG: f"none: {undefined(gone)}"[:250]})
         elif _exist(graph, run) and (assets := _blameless(instance, graph, run)):
             wanted.setdefault(_work(run, assets), []).append(run)
     for work, runs in wanted.items():
@@ -239,6 +240,33 @@ def _exist(graph: AssetGraph, run: dg.DagsterRun) -> bool:
     return len(datasets) == 1 and all(
         graph.has(key) and graph.get(key).partitions_def == batches_partitions(key.path[0])
         for key in keys
+    )
+
+
+def fail_undefined_runs(instance: dg.DagsterInstance, graph: AssetGraph) -> list[str]:
+    """Fail queued runs of assets that are defined no more, with a sentence; their ids.
+
+    A worker that took one could not even say what it was to run. Nothing is failed while a
+    definition is too broken to tell which hook it is of.
+    """
+    known = graph.get_all_asset_keys()
+    if any(key.path[0] == NAMELESS for key in known):
+        return []
+    failed = []
+    queued = dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED])
+    for run in instance.get_runs(queued, limit=RUNS_PER_TICK):
+        if gone := sorted((run.asset_selection or frozenset()) - known):
+            instance.report_run_failed(run, undefined(gone))
+            failed.append(run.run_id)
+    return failed
+
+
+def undefined(keys: Sequence[dg.AssetKey]) -> str:
+    """Say that assets are defined no more, and what to do."""
+    named = ", ".join(key.to_user_string() for key in keys)
+    return (
+        f"{named}: no definition has it any more. It was renamed or deleted while this run waited;"
+        " materialize the batch of the asset that took its place"
     )
 
 
@@ -323,13 +351,16 @@ def repeats_sensor() -> dg.SensorDefinition:
         description=(
             "Repeats runs that failed because a worker, S3, PostgreSQL, the code server or the"
             " cluster failed: after 30 seconds, then after twice as long each time, for a day. A"
-            " hook's own failures are not repeated."
+            " hook's own failures are not repeated. Fails queued runs of assets that were renamed"
+            " or deleted."
         ),
     )
     def repeat_after_outages(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         repository = context.repository_def
         if repository is None:
             return dg.SkipReason("evaluated without a code location")
+        for run_id in fail_undefined_runs(context.instance, repository.asset_graph):
+            context.log.error("run %s: its assets are not defined any more; failed", run_id)
         found, cursor = repeat_failed_runs(
             context.instance, repository.asset_graph, context.cursor, time.time()
         )

@@ -2,9 +2,13 @@
 
 import dagster as dg
 
-from feature_pipeline.hooks.definition import HookDefinition
-from feature_pipeline.orchestration.automation import HOOK_ASSETS_PER_SENSOR, automation_sensors
-from feature_pipeline.orchestration.keys import features_key, table_key
+from feature_pipeline.hooks.definition import Compute, HookDefinition
+from feature_pipeline.orchestration.automation import (
+    HOOK_ASSETS_PER_SENSOR,
+    automation_sensors,
+    condition_of,
+)
+from feature_pipeline.orchestration.keys import batches_partitions, features_key, table_key
 
 DAGSTERS_LIMIT = 500
 
@@ -27,7 +31,7 @@ def test_tables_are_evaluated_apart_and_their_runs_go_first():
     """A table's run is short; ten thousand batches may be queued before it."""
     few = hooks(200)
     everything, tables = automation_sensors(few)
-    assert [everything.name, tables.name] == ["automation", "automation_tables"]
+    assert [everything.name, tables.name] == ["compute_features", "load_tables"]
     assert everything.default_status is tables.default_status is dg.DefaultSensorStatus.RUNNING
     assert everything.run_tags == {}
     assert tables.run_tags == {"dagster/priority": "10"}
@@ -58,3 +62,23 @@ def test_many_hooks_are_shared_out_and_none_is_left_out_or_evaluated_twice():
     assert all(len(keys) <= HOOK_ASSETS_PER_SENSOR <= DAGSTERS_LIMIT for keys in evaluated)
     assert sum(len(keys) for keys in evaluated) == 1401
     assert set().union(*evaluated) == graph.get_all_asset_keys()
+
+
+def test_the_first_batch_alone_is_computed_until_the_definition_says_automatically():
+    def asked(compute: Compute) -> set[str]:
+        @dg.asset(
+            key=features_key("letters", "size"),
+            partitions_def=batches_partitions("letters"),
+            automation_condition=condition_of(compute),
+        )
+        def size() -> None: ...
+
+        result = dg.evaluate_automation_conditions([size], instance)
+        return set(result.get_requested_partitions(size.key))
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert asked(Compute.FIRST_BATCH) == set()
+        instance.add_dynamic_partitions("letters", ["b2", "b1", "b3"])
+        assert asked(Compute.FIRST_BATCH) == {"b2"}
+        assert asked(Compute.AUTOMATICALLY) == {"b1", "b2", "b3"}
+        assert asked(Compute.ON_REQUEST) == set()

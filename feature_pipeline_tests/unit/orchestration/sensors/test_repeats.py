@@ -18,16 +18,23 @@ from feature_pipeline.errors import (
     StoreUnavailableError,
 )
 from feature_pipeline.hooks.failure import FailureKind
-from feature_pipeline.orchestration.keys import REQUEST_TAG, batches_partitions, features_key
+from feature_pipeline.orchestration.assets.wrong_definitions import NAMELESS
+from feature_pipeline.orchestration.keys import (
+    REPEAT_TAG,
+    REQUEST_TAG,
+    batches_partitions,
+    features_key,
+)
 from feature_pipeline.orchestration.sensors.repeats import (
     MAX_REPEATS,
-    REPEAT_TAG,
     REPEATED_TAG,
     Repeats,
+    fail_undefined_runs,
     failed_by_infrastructure,
     pause_seconds,
     repeat_failed_runs,
 )
+from feature_pipeline_tests.fixtures.queued_runs import CODE_ORIGIN, ORIGIN
 
 KEY = features_key("d", "hook")
 DAY = 80_000.0
@@ -279,3 +286,34 @@ def test_a_hook_that_is_gone_is_not_repeated(project: Project) -> None:
 
     project.asset = other
     assert not project.look(DAY).requested
+    (record,) = project.instance.get_run_records(dg.RunsFilter())
+    said = record.dagster_run.tags[REPEATED_TAG]
+    assert said.startswith("none: d/features/hook: no definition has it any more")
+
+
+def test_a_queued_run_of_a_hook_that_is_gone_ends_with_a_sentence(project: Project) -> None:
+    job = dg.Definitions(assets=[project.asset]).resolve_implicit_global_asset_job_def()
+    waiting = project.instance.create_run_for_job(
+        job,
+        asset_selection=frozenset([KEY]),
+        status=dg.DagsterRunStatus.QUEUED,
+        remote_job_origin=ORIGIN,
+        job_code_origin=CODE_ORIGIN,
+    )
+    graph = project.graph()
+    assert fail_undefined_runs(project.instance, graph) == []
+
+    @dg.asset(key=features_key("d", "other"), partitions_def=batches_partitions("d"))
+    def other() -> None: ...
+
+    broken = dg.AssetSpec([NAMELESS, "hook", "defs"])
+    unsure = dg.Definitions(assets=[other, broken]).resolve_asset_graph()
+    assert fail_undefined_runs(project.instance, unsure) == []
+    project.asset = other
+    assert fail_undefined_runs(project.instance, project.graph()) == [waiting.run_id]
+    (failure,) = project.instance.get_records_for_run(
+        waiting.run_id, of_type=dg.DagsterEventType.RUN_FAILURE
+    ).records
+    event = failure.event_log_entry.dagster_event
+    assert event is not None
+    assert "d/features/hook: no definition has it any more" in (event.message or "")

@@ -1,0 +1,57 @@
+"""What Dagster's UI shows of a project: names, groups, descriptions, and the launchpad."""
+
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from feature_pipeline.definitions import build_defs
+from feature_pipeline.orchestration.component import FeatureHook
+from feature_pipeline.orchestration.keys import features_key, records_key, table_key
+
+
+@pytest.fixture
+def defs(monkeypatch: pytest.MonkeyPatch) -> dg.Definitions:
+    monkeypatch.setenv("FEATURE_PIPELINE_S3_BUCKET", "bucket")
+    monkeypatch.setenv("FEATURE_PIPELINE_DATABASE_URL", "postgresql://u@127.0.0.1/d")
+    hook = FeatureHook.model_validate(
+        {
+            "name": "size",
+            "dataset": "letters",
+            "release": {"version": "1", "command": ["size"], "image": f"sha256:{'0' * 64}"},
+            "feature": {"columns": [{"name": "size", "type": "integer"}]},
+        }
+    )
+    return build_defs(hook.definitions())
+
+
+def test_what_runs_by_itself_says_what_it_does(defs: dg.Definitions) -> None:
+    repository = defs.get_repository_def()
+    jobs = [job for job in repository.get_all_jobs() if not job.name.startswith("__")]
+    shown = [*repository.sensor_defs, *repository.schedule_defs, *jobs]
+    assert {each.name for each in repository.sensor_defs} == {
+        *("compute_features", "load_tables", "inbox", "dead_runs", "repeat_after_outages"),
+        "webhook",
+    }
+    assert [each.name for each in shown if len(each.description or "") < 40] == []
+
+
+def test_features_and_tables_are_told_apart(defs: dg.Definitions) -> None:
+    """The sidebar shows an asset by the last part of its key, below its group."""
+    graph = defs.resolve_asset_graph()
+    keys = [records_key("letters"), features_key("letters", "size"), table_key("letters", "size")]
+    assert [graph.get(key).group_name for key in keys] == ["letters", "letters", "letters_tables"]
+
+
+def test_a_run_configures_only_what_is_a_runs_to_decide(defs: dg.Definitions) -> None:
+    schema = defs.resolve_implicit_global_asset_job_def().run_config_schema.run_config_schema_type
+
+    def fields(type_: Any, *path: str) -> dict[str, Any]:
+        for name in path:
+            type_ = type_.fields[name].config_type
+        return dict(type_.fields)
+
+    for name in ("archive", "s3", "database", "hook_runner", "features_io_manager"):
+        assert fields(schema, "resources", name, "config") == {}
+    offered = fields(schema, "ops", "letters__features__size")["config"].default_value
+    assert offered == {"force": False, "force_records": [], "preview": True}
