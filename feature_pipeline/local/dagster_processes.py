@@ -135,7 +135,7 @@ class DagsterProcesses:
         Raises:
             StoreUnavailableError: The webserver does not answer.
         """
-        self._ask("mutation { reloadWorkspace { __typename } }")
+        self._ask("mutation { reloadWorkspace { __typename } }", READY_SECONDS)
 
     def load_error(self) -> str | None:
         """Return why the code location does not load; None while it loads, or has.
@@ -176,14 +176,14 @@ class DagsterProcesses:
         self._processes[name] = server
         server.start()
 
-    def _ask(self, query: str) -> Any:
+    def _ask(self, query: str, timeout_seconds: float = ANSWER_SECONDS) -> Any:
         request = urllib.request.Request(  # noqa: S310  (of this machine's loopback)
             f"{self.url}/graphql",
             json.dumps({"query": query}).encode(),
             {"Content-Type": "application/json"},
         )
         try:
-            with _DIRECT.open(request, timeout=ANSWER_SECONDS) as answer:
+            with _DIRECT.open(request, timeout=timeout_seconds) as answer:
                 return json.load(answer)["data"]
         except (urllib.error.URLError, OSError, ValueError) as error:
             raise StoreUnavailableError(f"Dagster's webserver does not answer: {error}") from error

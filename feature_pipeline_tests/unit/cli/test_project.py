@@ -47,7 +47,9 @@ def test_any_folder_is_a_project(elsewhere: Path):
     assert project.workspace_file == TEMPLATES / "workspace.yaml"
     project.prepare_dagster_home(elsewhere / "home", 3)
     written = yaml.safe_load((elsewhere / "home" / "dagster.yaml").read_text("utf-8"))
-    assert written["concurrency"]["runs"]["max_concurrent_runs"] == 3
+    runs = written["concurrency"]["runs"]
+    assert [limit["limit"] for limit in runs["tag_concurrency_limits"]] == [3]
+    assert runs["max_concurrent_runs"] == 5  # loads have slots that hooks do not take
 
 
 def test_init_makes_a_project_and_hook_new_a_hook(elsewhere: Path, command_line: CommandLine):
