@@ -31,7 +31,9 @@ from feature_pipeline.archive.erase import erase, finish_erasing, lift
 from feature_pipeline.archive.gc import GcScope, collect_garbage
 from feature_pipeline.archive.logs.census import take_census
 from feature_pipeline.archive.maintenance import deletion
-from feature_pipeline.archive.objects import ObjectKind, State
+from feature_pipeline.archive.maintenance.repair import Sources, carry_out, plan_repair
+from feature_pipeline.archive.objects import Finding, ObjectKind, State
+from feature_pipeline.archive.reachable import reach
 from feature_pipeline.archive.stores.memory import MemoryStore
 from feature_pipeline.archive.tombstones import withdrawn
 from feature_pipeline.archive.verify import verify
@@ -62,6 +64,7 @@ KEYS = tuple((dataset, key) for dataset in (DATASET, OTHERS) for key in ("b1", "
 BATCHES = tuple(key for dataset, key in KEYS if dataset == DATASET)
 PUBLISHING = ("submit", "answer")
 DELETING = ("delete", "collect", "erase", "finish")
+HOW = ("flip", "truncate", "empty", "remove")
 EVERYTHING = GcScope.everything()
 # Read at import: the session takes such variables out of the environment.
 EXAMPLES = int(os.environ.get("FEATURE_PIPELINE_TEST_EXAMPLES", "12"))
@@ -74,6 +77,19 @@ def _cif(key: str, n: int) -> bytes:
 def _printed(label: str) -> bytes:
     """What hooks print: the same, run after run."""
     return f"finished {label}".encode()
+
+
+def changed(data: bytes, how: str) -> bytes | None:
+    """The bytes of a damaged object; None if it is gone."""
+    at = len(data) // 2
+    match how:
+        case "flip":
+            return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :] if data else b"x"
+        case "truncate":
+            return data[:at]
+        case "empty":
+            return b""
+    return None
 
 
 ORPHANS = (*(_cif(key, n) for key in BATCHES for n in (0, 1)), _printed("x"), _printed("y"))
@@ -445,8 +461,48 @@ class ArchiveMachine(RuleBasedStateMachine):
 
     @rule(
         data=st.data(),
+        how=st.sampled_from(HOW),
+        change=st.integers(0, 8),
+        beside=st.sampled_from((None, *PUBLISHING, *DELETING)),
+    )
+    def repair(self, data: st.DataObject, how: str, change: int, beside: str | None) -> None:
+        """Objects are damaged, and come back from a copy; whoever repairs may die at any change."""
+        take_census(self.store)
+        second = MemoryStore()
+        for info in self.store.list_objects(""):
+            second.create(info.key, self.store.get(info.key).data)
+        entries = [key for key in self.namers() if not key.startswith(WAITING)]
+        keys = sorted({*entries, *(r.key for r in reach(self.store).references.values())})
+        drawn = st.lists(st.sampled_from(keys), min_size=1, max_size=3, unique=True)
+        damaged = [key for key in data.draw(drawn, "damaged") if self.store.stat(key) is not None]
+        for key in damaged:
+            self.put(key, changed(self.store.get(key).data, how))
+        if beside is not None:
+            with suppress(FeaturePipelineError):
+                self.doing(beside, data)(self.store)
+        sources = Sources(second=second)
+        for store in (FailingStore(self.store, change, only=CHANGES), self.store):
+            for _ in range(len(keys)):
+                with suppress(Death):
+                    plan = plan_repair(store, self.findings(), sources)
+                    assert carry_out(plan, lambda _: None) == []
+                    if not plan.steps:
+                        break
+        for key in damaged:
+            if beside is None:
+                assert self.store.get(key).data == second.get(key).data, key
+        self.let_leases_end()
+        self.see_what_is_withdrawn()
+
+    def findings(self) -> list[Finding]:
+        """What `verify` finds wrong that can be brought back."""
+        found = verify(self.store, takes_census=False).findings
+        return [f for f in found if f.state is not State.NOT_ERASED and not self.is_unpromised(f)]
+
+    @rule(
+        data=st.data(),
         what=st.sampled_from((*DELETING, "lift")),
-        how=st.sampled_from(("flip", "truncate", "empty", "remove")),
+        how=st.sampled_from(HOW),
     )
     def damage(self, data: st.DataObject, what: str, how: str) -> None:
         """Objects that name others are not as they were, for a while."""
@@ -455,15 +511,7 @@ class ArchiveMachine(RuleBasedStateMachine):
         restore = []
         drawn = st.lists(st.sampled_from(keys), min_size=1, max_size=2, unique=True)
         for key in data.draw(drawn, "damaged"):
-            held = self.store.get(key).data
-            at = len(held) // 2
-            changed = {
-                "flip": held[:at] + bytes([held[at] ^ 1]) + held[at + 1 :],
-                "truncate": held[:at],
-                "empty": b"",
-                "remove": None,
-            }[how]
-            restore.append(self.put(key, changed))
+            restore.append(self.put(key, changed(self.store.get(key).data, how)))
         with suppress(FeaturePipelineError):
             self.doing(what, data)(self.store)
         self.nothing_wrong_is_shown()
@@ -560,11 +608,14 @@ class ArchiveMachine(RuleBasedStateMachine):
                 is_late = finding.named_by.startswith(WAITING)
                 assert self.model.erasing or is_orphan or is_late, finding
                 continue
-            # What a publisher that died named, and was not yet written or was deleted.
-            assert finding.state is State.MISSING, finding
-            assert finding.named_by.startswith(WAITING), finding
-            named_by = [e for e in inbox.waiting(self.store) if e.id in finding.named_by]
-            assert not any(map(self.is_promised, named_by)), finding
+            assert self.is_unpromised(finding), finding
+
+    def is_unpromised(self, finding: Finding) -> bool:
+        """Whether a publisher that died named it, and it was not yet written or was deleted."""
+        if finding.state is not State.MISSING or not finding.named_by.startswith(WAITING):
+            return False
+        named_by = [e for e in inbox.waiting(self.store) if e.id in finding.named_by]
+        return not any(map(self.is_promised, named_by))
 
 
 WAITING = (layout.INBOX, layout.QUARANTINE)

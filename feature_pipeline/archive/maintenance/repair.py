@@ -334,7 +334,10 @@ class _Planner:
         if last is None:
             return None
         if finding.state is State.LOST and last in ours:
-            return None  # the log has gone on without the lost entry: which is right is undecided
+            if last not in theirs or not _is_damaged_copy(ours[last].entry, theirs[last].entry):
+                return None  # the log has gone on without it: which is right is undecided
+        elif last in ours and _is_before(theirs.get(last - 1), ours[last], ours.get(last - 1)):
+            last -= 1  # the entry itself is right, and names the one that was before it
         copied: list[int] = []
         for seq in range(layout.FIRST_SEQ, last + 1):
             if seq in ours and seq != last:
@@ -614,6 +617,28 @@ def _entries(
             continue
         found[entry.entry.seq] = entry
     return found
+
+
+def _is_damaged_copy(ours: LogEntry, theirs: LogEntry) -> bool:
+    """Whether two entries are one, a part of which has changed.
+
+    Two that were accepted differ in `write_id`, and in what or when they were.
+    """
+    one, other = ours.model_dump(), theirs.model_dump()
+    return sum(one[name] != other.get(name) for name in one) == 1
+
+
+def _is_before(
+    candidate: StoredEntry[LogEntry] | None,
+    entry: StoredEntry[LogEntry],
+    now: StoredEntry[LogEntry] | None,
+) -> bool:
+    """Whether the candidate is what the entry follows, and something else is there now."""
+    return (
+        candidate is not None
+        and entry.entry.previous == candidate.digest
+        and (now is None or now.digest != candidate.digest)
+    )
 
 
 def _contradicts(

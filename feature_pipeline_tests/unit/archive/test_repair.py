@@ -1,5 +1,6 @@
 """What is brought back, from what, and what is named because nothing brings it back."""
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +30,7 @@ from feature_pipeline.archive.objects import Finding, Scope
 from feature_pipeline.archive.stores.memory import MemoryStore
 from feature_pipeline.archive.verify import verify
 from feature_pipeline.compute.decode_again import decode_batch_again
-from feature_pipeline.digest import Digest
+from feature_pipeline.digest import Digest, document_bytes
 from feature_pipeline_tests.fixtures.care import CareScene, all_keys
 from feature_pipeline_tests.fixtures.stores import DATASET, HOOK
 
@@ -120,6 +121,25 @@ def test_every_object_comes_back_from_a_second_archive_byte_by_byte(scene, how) 
         assert (plan.steps, plan.remainders) == ((), ()), key
         after = contents(scene.store)
         assert {k: v for k, v in after.items() if k in before} == before, key
+
+
+@pytest.mark.parametrize("seq", [1, 2, 3])
+def test_an_entry_that_became_another_valid_one_comes_back(scene, seq) -> None:
+    """The entry after it names its bytes, or a census does: it is found through these."""
+    before = contents(scene.store)
+    sources = Sources(second=backup(scene))
+    take_census(scene.store)
+    key = entry_key("b1", seq)
+    held = scene.store.get(key)
+    document = json.loads(held.data)
+    document["dagster_run_id"] = "another"
+    assert scene.store.replace(key, document_bytes(document), held.info.etag)
+    log.forget_read_entries()
+    plan = plan_repair(scene.store, findings(scene, sources), sources)
+    assert [step.action for step in plan.steps] == [Action.COPY]
+    plan = repaired(scene, sources)
+    assert (plan.steps, plan.remainders) == ((), ())
+    assert {k: v for k, v in contents(scene.store).items() if k in before} == before
 
 
 def test_bytes_of_a_second_archive_are_compared_with_their_digest(scene) -> None:
