@@ -1,21 +1,34 @@
 """The archive against a model: whatever people, programs and accidents do in whatever order.
 
 Nothing that was reported as stored is lost, and nothing wrong is shown as right. Processes die at
-any request, others come in between any two, objects are damaged and restored, clocks jump.
+any request, others come in between any two, objects are damaged and restored or repaired from a
+copy, clocks jump.
+
+Without one of these the machine fails, as `test_it_finds_what_would_be_lost_without` shows:
+
+- nothing is deleted while what names blobs is damaged, in logs, manifests, batches, inbox or
+  quarantine, or while a log has lost its end: blobs are gone once the object is restored;
+- publishers look for deletions beside them, and the store refuses a deletion that arrives after the
+  lease: a blob that was promised is gone;
+- a lift finishes the erasure first: a batch is without the record, and its artifact is about it.
 """
 
 import dataclasses
+import inspect
 import os
 import secrets
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partialmethod
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -25,14 +38,25 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from feature_pipeline.archive import accept, blobs, inbox, layout, lease, log, publish, read
+from feature_pipeline.archive import (
+    accept,
+    blobs,
+    guard,
+    inbox,
+    layout,
+    lease,
+    log,
+    publish,
+    read,
+    tombstones,
+)
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.erase import erase, finish_erasing, lift
 from feature_pipeline.archive.gc import GcScope, collect_garbage
 from feature_pipeline.archive.logs.census import take_census
 from feature_pipeline.archive.maintenance import deletion
 from feature_pipeline.archive.maintenance.repair import Sources, carry_out, plan_repair
-from feature_pipeline.archive.objects import Finding, ObjectKind, State
+from feature_pipeline.archive.objects import Finding, ObjectKind, Reached, State
 from feature_pipeline.archive.reachable import reach
 from feature_pipeline.archive.stores.memory import MemoryStore
 from feature_pipeline.archive.tombstones import withdrawn
@@ -327,7 +351,8 @@ class ArchiveMachine(RuleBasedStateMachine):
     def doing(self, what: str, data: st.DataObject) -> Callable[[BlobStore], None]:
         """One of the above, drawn."""
         if what in {"submit", "answer"}:
-            key = data.draw(st.sampled_from(KEYS if what == "submit" else KEYS[:3]), "batch")
+            answerable = [key for key in self.model.submitted if key[0] == DATASET]
+            key = data.draw(st.sampled_from(KEYS if what == "submit" else answerable), "batch")
         if what == "submit":
             ids = tuple(sorted(data.draw(st.sets(st.sampled_from(IDS), min_size=1), "records")))
             return lambda store: self.submit(store, key, ids)
@@ -499,15 +524,37 @@ class ArchiveMachine(RuleBasedStateMachine):
         found = verify(self.store, takes_census=False).findings
         return [f for f in found if f.state is not State.NOT_ERASED and not self.is_unpromised(f)]
 
+    @rule(data=st.data(), beside=st.sampled_from(PUBLISHING), number=st.integers(1, 5))
+    def let_a_deletion_arrive_late(self, data: st.DataObject, beside: str, number: int) -> None:
+        """A publisher has waited for the lease to end before the request is carried out."""
+        self.leave_orphans()
+        self.disturb(self.delete_all, self.doing(beside, data), ("delete_before", number))
+
     @rule(
         data=st.data(),
         what=st.sampled_from((*DELETING, "lift")),
         how=st.sampled_from(HOW),
+        which=st.sampled_from(("any", "waiting", "last")),
+        is_published=st.booleans(),
     )
-    def damage(self, data: st.DataObject, what: str, how: str) -> None:
-        """Objects that name others are not as they were, for a while."""
+    def damage(
+        self, data: st.DataObject, what: str, how: str, which: str, is_published: bool
+    ) -> None:
+        """Objects that name others are not as they were, for a while.
+
+        Of any kind; or what waits; or the last entries of logs, which are gone.
+        """
+        if is_published:
+            self.doing(data.draw(st.sampled_from(PUBLISHING), "published"), data)(self.store)
         take_census(self.store)
+        # An entry that waits and vanishes is missed by nothing.
         keys = [key for key in self.namers() if how != "remove" or not key.startswith(WAITING)]
+        if which == "last":
+            how = "remove"
+            logs = {key.rpartition("/")[0]: key for key in keys if key.startswith(layout.LOGS)}
+            keys = list(logs.values())
+        elif which == "waiting":
+            keys = [key for key in keys if key.startswith(WAITING)] or keys
         restore = []
         drawn = st.lists(st.sampled_from(keys), min_size=1, max_size=2, unique=True)
         for key in data.draw(drawn, "damaged"):
@@ -710,3 +757,87 @@ def test_the_archive_is_as_the_model_says():
 def test_so_it_is_on_a_server(s3_address):
     OnServer.address = s3_address
     run(OnServer, EXAMPLES // 4, 12)
+
+
+def part_of_it(*rules: str) -> type[InMemory]:
+    """The machine with these rules alone; what the others do can still be called."""
+    marker = "hypothesis_stateful_rule"
+    others = {
+        name: partialmethod(method)
+        for name, method in inspect.getmembers(InMemory)
+        if hasattr(method, marker) and name not in rules
+    }
+    return type("Part", (InMemory,), others)
+
+
+def but(is_left_out: Callable[[Finding], bool]) -> Callable[..., tuple[str, ...]]:
+    """What forbids a deletion, but for some findings."""
+    whole = deletion.obstacles
+
+    def obstacles(reached: Reached, given_up: Collection[Digest] = ()) -> tuple[str, ...]:
+        found = [finding for finding in reached.findings if not is_left_out(finding)]
+        return whole(dataclasses.replace(reached, findings=found, unparsed={}), given_up)
+
+    return obstacles
+
+
+def lift_at_once(store: BlobStore, dataset: str, ids: Collection[str], reason: str) -> object:
+    """Without finishing the erasure first."""
+    return SimpleNamespace(lifted=tombstones.lift(store, dataset, ids, reason).record_ids)
+
+
+def delete_late(store: MemoryStore, key: str, _: object) -> bool:
+    """As a store that does not look at when a request arrives."""
+    store.delete(key)
+    return True
+
+
+WAITS = {ObjectKind.INBOX_ENTRY, ObjectKind.QUARANTINE_ENTRY}
+LEFT_OUT: dict[str, tuple[tuple[object, str, object], tuple[str, ...]]] = {
+    "damage to what names others": (
+        (deletion, "obstacles", but(lambda f: f.kind not in WAITS and f.state is not State.LOST)),
+        ("damage",),
+    ),
+    "damage to what waits": (
+        (deletion, "obstacles", but(lambda f: f.kind in WAITS)),
+        ("damage",),
+    ),
+    "lost ends of logs": (
+        (deletion, "obstacles", but(lambda f: f.state is State.LOST)),
+        ("damage",),
+    ),
+    "deletions beside a publisher": (
+        (guard.Guard, "find_lost", lambda self, refs: []),
+        ("publish", "disturb_a_publisher", "disturb_a_deletion"),
+    ),
+    "the end of the lease": (
+        (MemoryStore, "delete_before", delete_late),
+        ("let_a_deletion_arrive_late",),
+    ),
+    "finishing before lifting": (
+        (sys.modules[__name__], "lift", lift_at_once),
+        ("publish", "kill_an_erasure_and_lift"),
+    ),
+}
+"""What the archive takes care of: what is put in its place, and the rules that then find a loss."""
+
+
+@pytest.mark.parametrize("care", LEFT_OUT)
+def test_it_finds_what_would_be_lost_without(care, monkeypatch):
+    """A model that finds nothing proves nothing."""
+    (where, name, instead), rules = LEFT_OUT[care]
+    monkeypatch.setattr(where, name, instead)
+    with pytest.raises((AssertionError, FeaturePipelineError)):
+        run_state_machine_as_test(
+            part_of_it(*rules),
+            settings=settings(
+                max_examples=40,
+                stateful_step_count=4,
+                deadline=None,
+                derandomize=True,
+                database=None,
+                phases=[Phase.generate],
+                report_multiple_bugs=False,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
