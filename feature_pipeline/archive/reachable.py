@@ -6,6 +6,7 @@ the bytes named are right (`verify`), what to do with those that nothing names (
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Final, TypeVar
 
 from feature_pipeline.archive import blobs, layout, log
@@ -101,9 +102,15 @@ def reach(
 
 
 def erased_since(store: BlobStore, scope: Scope, reached: Reached) -> set[str]:
-    """The keys of what an erasure deleted, or was about to, that began after `reach`."""
+    """The keys of what an erasure deleted, or was about to, that began after `reach`.
+
+    A log of erasures that is damaged is a finding of the walk: nothing is known of it.
+    """
     datasets = [scope.dataset] if scope.dataset else store.list_folders(layout.ERASURE_LOGS)
-    now = {digest for dataset in datasets for digest in erased(store, dataset).blobs}
+    now: set[Digest] = set()
+    for dataset in datasets:
+        with suppress(CorruptDataError, NewerVersionError):
+            now.update(erased(store, dataset).blobs)
     before = {digest for said in reached.erasures.values() for digest in said.blobs}
     return {layout.blob(digest) for digest in now - before}
 

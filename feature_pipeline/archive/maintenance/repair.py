@@ -625,7 +625,7 @@ def _is_damaged_copy(ours: LogEntry, theirs: LogEntry) -> bool:
     Two that were accepted differ in `write_id`, and in what or when they were.
     """
     one, other = ours.model_dump(), theirs.model_dump()
-    return sum(one[name] != other.get(name) for name in one) == 1
+    return len([name for name in one if one[name] != other.get(name)]) == 1
 
 
 def _is_before(
@@ -634,11 +634,9 @@ def _is_before(
     now: StoredEntry[LogEntry] | None,
 ) -> bool:
     """Whether the candidate is what the entry follows, and something else is there now."""
-    return (
-        candidate is not None
-        and entry.entry.previous == candidate.digest
-        and (now is None or now.digest != candidate.digest)
-    )
+    if candidate is None or (now is not None and now.digest == candidate.digest):
+        return False
+    return bool(entry.entry.previous == candidate.digest)
 
 
 def _contradicts(

@@ -234,6 +234,18 @@ def test_an_erasure_whose_tombstone_is_gone_is_named(care):
     assert verify(care.store).is_clean
 
 
+def test_damage_to_the_log_of_erasures_is_named_with_what_it_explained(care):
+    """What was erased is missing then: no other object says why."""
+    take_census(care.store)
+    erase(care.store, DATASET, ["r2"], "asked for")
+    key = layout.entry(layout.erasure_log(DATASET), 1)
+    overwrite(care.store, key, care.store.get(key).data[:-9])
+    log.forget_read_entries()
+    found = {(f.state, f.key) for f in verify(care.store).findings}
+    assert (State.CORRUPT, key) in found
+    assert State.MISSING in {state for state, _ in found}
+
+
 def test_a_successor_that_is_gone_from_the_end_of_its_log_is_named(care):
     take_census(care.store)
     erase(care.store, DATASET, ["r1"], "asked for")
