@@ -24,7 +24,6 @@ from feature_pipeline.archive.documents import (
     instant_text,
     utc_now,
 )
-from feature_pipeline.archive.inbox import MOST_REASON as MOST_REASON
 from feature_pipeline.archive.inbox import Completion as Completion
 from feature_pipeline.archive.inbox import CompletionStatus
 from feature_pipeline.archive.inbox import InboxEntry as InboxEntry
@@ -56,7 +55,7 @@ from feature_pipeline.errors import (
     OutcomeUnknownError,
     StoreUnavailableError,
 )
-from feature_pipeline.model.quoting import quoted
+from feature_pipeline.model.quoting import MOST_REASON, quoted
 from feature_pipeline.records import RecordBatch
 from feature_pipeline.release import HookRelease
 

@@ -15,7 +15,6 @@ from feature_pipeline.archive.manifest import OUTCOMES, ROWS, BlobRef, Manifest
 from feature_pipeline.archive.threads import WORKERS
 from feature_pipeline.columns import check_columns
 from feature_pipeline.errors import (
-    CorruptDataError,
     FeaturePipelineError,
     InvalidInputError,
     NotFoundError,
@@ -54,7 +53,7 @@ def check_artifact(
     if manifest.is_failed:
         return []
     check_columns(manifest.columns)
-    outcomes, content = _decoded(store, manifest, what)
+    outcomes, content = _decoded(store, manifest, what, len(given))
     ids = [outcome.record_id for outcome in outcomes]
     if set(ids) != {record.id for record in batch.records}:
         odd = set(ids) ^ {record.id for record in batch.records}
@@ -71,21 +70,26 @@ def check_artifact(
     return outcomes
 
 
-def _decoded(store: BlobStore, manifest: Manifest, what: str) -> tuple[list[Outcome], Content]:
+def _decoded(
+    store: BlobStore, manifest: Manifest, what: str, records: int
+) -> tuple[list[Outcome], Content]:
     """What the artifact's tables say, and the digests of it.
 
     Raises:
-        CorruptDataError: They hold what no value of their columns can be: text that is no UUID, a
-            date beyond the calendar.
+        NotFoundError, CorruptDataError: A blob is missing or damaged: it may come.
+        InvalidInputError: The bytes are those that the manifest names, and no tables of this
+            artifact: they will not change, so nothing is waited for. They hold too much, or what no
+            value of their columns can be: text that is no UUID, a date beyond the calendar.
     """
+    rows, said = (read.read_named(store, manifest, name) for name in (ROWS, OUTCOMES))
     try:
-        outcomes = read.read_artifact_outcomes(store, manifest)
+        outcomes = read.decode_bounded(manifest, rows, said, records)
         return outcomes, Content.of(manifest.columns, outcomes)
-    except FeaturePipelineError:
+    except InvalidInputError:
         raise
-    except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
-        # Whoever may write blobs may have written any Parquet; one must not stop the others.
-        raise CorruptDataError(f"{what}: its tables cannot be decoded: {error}") from error
+    except (FeaturePipelineError, ValueError, TypeError, OverflowError, pa.ArrowException) as error:
+        # Anybody who may write blobs may have written any Parquet; one must not stop the others.
+        raise InvalidInputError(f"{what}: its tables cannot be decoded: {error}") from error
 
 
 def _check_values(manifest: Manifest, outcomes: Sequence[Outcome], what: str) -> None:

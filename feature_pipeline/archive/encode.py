@@ -17,11 +17,16 @@ import pyarrow.parquet as pq
 
 from feature_pipeline.columns import Column, row_encoder
 from feature_pipeline.digest import ContentSum, Digest, Value
-from feature_pipeline.errors import CorruptDataError, FeaturePipelineError
+from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, InvalidInputError
 from feature_pipeline.outcomes import Outcome, OutcomeCounts, Status, outcome_kind
 
 RECORD_ID: Final = "record_id"
 ORDINAL: Final = "ordinal"
+
+MOST_ROWS: Final = 2_000_000
+"""How many rows an artifact may have: as values of Python they take a gigabyte with ten columns."""
+MOST_DECODED_BYTES: Final = 1 << 30
+"""How large the values of one of its tables may be."""
 
 _ARROW_TYPES: Final[dict[str, pa.DataType]] = {
     "string": pa.string(),
@@ -157,6 +162,55 @@ def _parquet(table: pa.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
+
+
+def read_bounded(data: bytes, what: str, schema: pa.Schema, rows: int) -> pa.Table:
+    """Return the table in `data`, which anybody may have written, if it is no more than it may be.
+
+    A few bytes of a dictionary can stand for many texts: these are made once their length is known.
+
+    Args:
+        data: Parquet.
+        what: The table, for messages.
+        schema: Its columns.
+        rows: How many rows it must have.
+
+    Raises:
+        InvalidInputError: It has others, or is too large.
+        CorruptDataError: `data` is not Parquet.
+    """
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        if (found := file.metadata.num_rows) != rows or found > MOST_ROWS:
+            raise InvalidInputError(
+                f"{what}: {found:,} rows; {rows:,} are stated, and at most {MOST_ROWS:,} can be"
+            )
+        if not file.schema_arrow.equals(schema, check_metadata=False):
+            raise InvalidInputError(
+                f"{what}: columns are {_describe(file.schema_arrow)}, declared are"
+                f" {_describe(schema)}"
+            )
+        groups = range(file.metadata.num_row_groups)
+        size = sum(file.metadata.row_group(number).total_byte_size for number in groups)
+        if size <= MOST_DECODED_BYTES:
+            texts = [field.name for field in schema if pa.types.is_string(field.type)]
+            table = pq.read_table(pa.BufferReader(data), use_threads=False, read_dictionary=texts)
+            size = sum(_text_bytes(table.column(name)) for name in texts)
+        if size > MOST_DECODED_BYTES:
+            raise InvalidInputError(
+                f"{what}: {size:,} bytes once decoded; at most {MOST_DECODED_BYTES:,} can be"
+            )
+        return table.cast(schema)
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptDataError(f"{what} is not Parquet: {error}") from error
+
+
+def _text_bytes(column: Any) -> int:
+    """How long the texts of a column are together; they stay in its dictionaries."""
+    return sum(
+        pc.sum(pc.take(pc.binary_length(chunk.dictionary), chunk.indices)).as_py() or 0
+        for chunk in column.chunks
+    )
 
 
 def read_parquet(data: bytes, what: str) -> pa.Table:

@@ -18,9 +18,10 @@ from feature_pipeline.archive.erasures import Erased, erased
 from feature_pipeline.archive.log import FeatureEntry, ReleaseEntry
 from feature_pipeline.archive.logs.damage import Damage, Readable
 from feature_pipeline.archive.logs.known import KnownLogs, known_logs
-from feature_pipeline.archive.manifest import Manifest
+from feature_pipeline.archive.manifest import Manifest, shown_notes
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
+from feature_pipeline.model.quoting import MOST_REASON, quoted
 
 RELEASES: Final = "(releases)"
 """Stands for the log of a hook's releases where batches are named; no batch has this key."""
@@ -70,8 +71,11 @@ class HistoryLine:
             "attempts": None if manifest is None else manifest.run.attempts,
             "failure": None
             if manifest is None or manifest.failure is None
-            else manifest.failure.model_dump(mode="json"),
-            "notes": [] if manifest is None else list(manifest.notes),
+            else {
+                **manifest.failure.model_dump(mode="json"),
+                "reason": quoted(manifest.failure.reason, MOST_REASON),
+            },
+            "notes": [] if manifest is None else shown_notes(manifest),
             "problem": self.problem,
         }
 

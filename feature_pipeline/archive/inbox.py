@@ -37,7 +37,7 @@ from feature_pipeline.errors import (
     NotFoundError,
     StoreUnavailableError,
 )
-from feature_pipeline.model.quoting import quoted
+from feature_pipeline.model.quoting import MOST_REASON, quoted
 from feature_pipeline.records import Source
 
 BATCH_ID: Final = "batch."
@@ -47,7 +47,6 @@ MOST_ENTRY_BYTES: Final = 64 << 10
 """The largest object in the inbox that is read: entries are small. Of a larger one so much is
 quarantined."""
 _MOST_RUN_ID: Final = 255
-MOST_REASON: Final = 2_000
 
 
 class CompletionStatus(StrEnum):

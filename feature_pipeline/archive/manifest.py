@@ -16,6 +16,7 @@ from feature_pipeline.archive.documents import (
     SumField,
 )
 from feature_pipeline.columns import Column
+from feature_pipeline.model.quoting import MOST_REASON, quoted
 from feature_pipeline.outcomes import OutcomeCounts
 
 ROWS: Final = "rows"
@@ -26,6 +27,8 @@ RAW: Final = "raw/"
 
 ENDED_WELL: Final = "well"
 """How a start ended that has no failure."""
+
+_NOTES_SHOWN: Final = 20
 
 MANIFEST_MEDIA_TYPE: Final = "application/vnd.feature-pipeline.manifest+json"
 PARQUET_MEDIA_TYPE: Final = "application/vnd.apache.parquet"
@@ -163,3 +166,10 @@ class Manifest(Document):
     def bytes_stored(self) -> int:
         """The sum of its blobs' sizes, without the manifest itself."""
         return sum(ref.size for ref in self.blobs.values())
+
+
+def shown_notes(manifest: Manifest) -> list[str]:
+    """Return the manifest's notes for people: the first of them, each cut where it is long."""
+    shown = [quoted(note, MOST_REASON) for note in manifest.notes[:_NOTES_SHOWN]]
+    more = len(manifest.notes) - len(shown)
+    return [*shown, f"and {more} more notes"] if more else shown

@@ -14,6 +14,7 @@ from feature_pipeline.archive.encode import (
     OUTCOMES_SCHEMA,
     check_rows_schema,
     decode_outcomes,
+    read_bounded,
     read_parquet,
     rows_schema,
 )
@@ -98,9 +99,36 @@ def read_artifact_outcomes(store: BlobStore, manifest: Manifest) -> list[Outcome
         NotFoundError, CorruptDataError: A blob is missing, or not what the manifest says; or the
             two tables, or the manifest and they, do not agree.
     """
-    outcomes = decode_outcomes(
-        manifest.columns, read_rows(store, manifest), read_outcomes(store, manifest)
+    return _with_stated(
+        manifest,
+        decode_outcomes(
+            manifest.columns, read_rows(store, manifest), read_outcomes(store, manifest)
+        ),
     )
+
+
+def decode_bounded(manifest: Manifest, rows: bytes, outcomes: bytes, records: int) -> list[Outcome]:
+    """Decode an artifact's tables that anybody may have written, as `read_artifact_outcomes` does.
+
+    Args:
+        manifest: The artifact's; it did not fail.
+        rows: The bytes of its rows.
+        outcomes: The bytes of its outcomes.
+        records: How many records the batch has.
+
+    Raises:
+        InvalidInputError: A table is larger than it may be, or not what is stated.
+        CorruptDataError: As of `read_artifact_outcomes`.
+    """
+    what = f"{_name(manifest)}: {OUTCOMES}"
+    said = read_bounded(outcomes, what, OUTCOMES_SCHEMA, records)
+    what = f"{_name(manifest)}: {ROWS}"
+    table = read_bounded(rows, what, rows_schema(manifest.columns), manifest.counts.rows)
+    return _with_stated(manifest, decode_outcomes(manifest.columns, table, said))
+
+
+def _with_stated(manifest: Manifest, outcomes: list[Outcome]) -> list[Outcome]:
+    """The outcomes, with what the manifest states of those without output."""
     if not manifest.without_output:
         return outcomes
     known = {outcome.record_id for outcome in outcomes}

@@ -9,7 +9,9 @@ from feature_pipeline.archive.publish import Artifact
 from feature_pipeline.compute.plan import ComputePlan
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.hooks.left_output import files_to_keep
 from feature_pipeline.hooks.output import decode_output, raw_files
+from feature_pipeline.model.quoting import quoted_list
 from feature_pipeline.outcomes import DecodedOutput, Outcome
 
 
@@ -71,7 +73,11 @@ def carried_artifact(plan: ComputePlan, run: RunInfo) -> Artifact:
 def failed_artifact(
     plan: ComputePlan, output: Path, run: RunInfo, log: Path | None, failure: FailureInfo
 ) -> Artifact:
-    """The artifact of a failed hook run: its output and log exactly as left, and no outcomes."""
+    """The artifact of a failed hook run: its output and log exactly as left, and no outcomes.
+
+    Files that cannot be read, or are longer than the run may write, are named in place of kept.
+    """
+    raw, left_out = files_to_keep(output, plan.definition.release.limits.scratch_bytes)
     return Artifact(
         batch=plan.batch,
         release=plan.release,
@@ -79,9 +85,10 @@ def failed_artifact(
         cardinality=plan.definition.feature.cardinality.value,
         run=run,
         outcomes=(),
-        raw=raw_files(output),
+        raw=raw,
         log=log,
         failure=failure,
+        notes=tuple(f"not kept from the output: {one}" for one in left_out),
         inputs=_input_digests(plan),
     )
 
@@ -99,11 +106,11 @@ def _artifact(
     notes = list(plan.notes) + list(decoded.notes)
     if decoded.unknown_ids:
         notes.append(
-            f"the hook wrote about ids it was not given: {', '.join(decoded.unknown_ids[:20])}"
+            f"the hook wrote about ids it was not given: {quoted_list(decoded.unknown_ids)}"
         )
     if decoded.undeclared_keys:
         notes.append(
-            f"feature keys that no column declares: {', '.join(decoded.undeclared_keys[:20])}"
+            f"feature keys that no column declares: {quoted_list(decoded.undeclared_keys)}"
         )
     return Artifact(
         batch=plan.batch,

@@ -13,6 +13,7 @@ from typing import Final
 
 from feature_pipeline.hooks.definition import Limits
 from feature_pipeline.hooks.quantities import format_size
+from feature_pipeline.model.quoting import MOST_REASON, quoted
 from feature_pipeline.outcomes import GrantedLimits
 
 MAX_MEMORY_DOUBLINGS: Final = 3
@@ -66,6 +67,10 @@ class RuntimeFacts:
     exit_code: int | None = None
     log_tail: tuple[str, ...] = ()
     memory_limit_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        # It may quote what the hook wrote.
+        object.__setattr__(self, "reason", quoted(self.reason, MOST_REASON))
 
     def describe(self) -> str:
         """Kind, reason and log tail as people read them."""

@@ -7,6 +7,7 @@ a line mean (`hooks.output`).
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Final
@@ -23,8 +24,17 @@ from feature_pipeline.model.json_text import (
     syntax_error,
     walk,
 )
+from feature_pipeline.model.quoting import quoted
 
 _WHITE: Final = WHITE_SPACE.encode()
+MOST_LINE_BYTES: Final = 64 << 20
+"""The longest line, or document, that is parsed."""
+MOST_LINE_VALUES: Final = 4_000_000
+"""How many values one may hold: each takes some 60 bytes of memory, however short it is."""
+_BEGINNING_BYTES: Final = 8192
+_FIRST_ID: Final = re.compile(
+    rb'[ \t\r]*\{[ \t\r]*"id"[ \t\r]*:[ \t\r]*("(?:[^"\\\x00-\x1f]|\\.)*")', re.DOTALL
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +60,17 @@ def read_lines(name: str, data: bytes | BinaryIO) -> Iterator[Line]:
     """
     parser = _Parser()
     stream = io.BytesIO(data) if isinstance(data, bytes) else data
-    for number, raw in enumerate(stream, 1):
+    number = 0
+    while raw := stream.readline(MOST_LINE_BYTES + 1):
+        number += 1
         line = raw.removeprefix(BYTE_ORDER_MARK) if number == 1 else raw
-        if line.strip(_WHITE):
-            yield _read_line(parser, f"{name} line {number}", number, line)
+        place = f"{name} line {number}"
+        if len(line) > MOST_LINE_BYTES:
+            yield _too_much(place, number, line, _bytes(len(line) + _rest_of_line(stream, line)))
+        elif (problem := _excess(line)) is not None:
+            yield _too_much(place, number, line, problem)
+        elif line.strip(_WHITE):
+            yield _read_line(parser, place, number, line)
 
 
 def read_document(name: str, data: bytes) -> tuple[object, str | None]:
@@ -62,8 +79,49 @@ def read_document(name: str, data: bytes) -> tuple[object, str | None]:
     Raises:
         InvalidInputError: It is not one JSON value; the message names line and column.
     """
+    problem = _bytes(len(data)) if len(data) > MOST_LINE_BYTES else _excess(data)
+    if problem is not None:
+        raise InvalidInputError(f"{name}: {problem}")
     parsed = _Parser().parse(data.removeprefix(BYTE_ORDER_MARK), f"{name}:", is_whole_file=True)
     return parsed.value, parsed.problem
+
+
+def _rest_of_line(stream: BinaryIO, line: bytes) -> int:
+    """Pass over what is left of the line that begins with `line`; its length."""
+    size = 0
+    while line and not line.endswith(b"\n"):
+        line = stream.readline(1 << 20)
+        size += len(line)
+    return size
+
+
+def _bytes(size: int) -> str:
+    return f"has {size:,} bytes; at most {MOST_LINE_BYTES:,} are read"
+
+
+def _excess(data: bytes) -> str | None:
+    """Say that the text holds too many values to be parsed; None if it does not."""
+    if sum(map(data.count, (b",", b"[", b"{"))) <= MOST_LINE_VALUES:
+        return None
+    count = 0
+    try:
+        for token in walk(data.decode("utf-8", "replace")):
+            count += token.kind not in ("key", "close")
+            if count > MOST_LINE_VALUES:
+                return f"has more than {MOST_LINE_VALUES:,} values, which is the most that is read"
+    except SyntaxProblem:
+        pass  # the parser says where, before it has made more values than these
+    return None
+
+
+def _too_much(place: str, number: int, line: bytes, problem: str) -> Line:
+    """The line that is too much to be parsed, if it begins with the id of its record."""
+    if (found := _FIRST_ID.match(line, 0, _BEGINNING_BYTES)) is not None:
+        record_id = json.loads(found[1].decode("utf-8", "surrogateescape"))
+        return Line(number, record_id, {}, problem)
+    raise InvalidInputError(
+        f"{place}: {problem}, and it does not begin with its id, so no record can be told"
+    )
 
 
 def _read_line(parser: "_Parser", place: str, number: int, raw: bytes) -> Line:
@@ -77,7 +135,7 @@ def _read_line(parser: "_Parser", place: str, number: int, raw: bytes) -> Line:
     if not isinstance(record_id, str):
         raise InvalidInputError(f"{place}: id is {str(record_id)[:40]!r}, not text")
     if parsed.names_two:
-        raise InvalidInputError(f"{place}: has two ids, {record_id!r} being the last")
+        raise InvalidInputError(f"{place}: has two ids, {quoted(record_id)!r} being the last")
     return Line(number, record_id, members, parsed.problem)
 
 
@@ -174,7 +232,8 @@ def _skim(text: str, place: str) -> object:
             elif depth == 1 and key == "id":
                 record_id = json.loads(token.text, strict=False)
                 if found.setdefault("id", record_id) != record_id:
-                    raise InvalidInputError(f"{place}: has two ids, {record_id!r} being the last")
+                    shown = quoted(str(record_id))
+                    raise InvalidInputError(f"{place}: has two ids, {shown!r} being the last")
     except SyntaxProblem as error:
         state = "not JSON" if text.endswith("\n") else "truncated"
         raise InvalidInputError(

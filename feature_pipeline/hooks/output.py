@@ -26,19 +26,22 @@ from feature_pipeline.columns import Column, decode_row
 from feature_pipeline.digest import MAX_NESTING, Digest, Value, check_text
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.definition import Cardinality
-from feature_pipeline.hooks.json_lines import Line, read_document, read_lines
+from feature_pipeline.hooks.json_lines import MOST_LINE_BYTES, Line, read_document, read_lines
+from feature_pipeline.hooks.left_output import ERRORS as ERRORS
+from feature_pipeline.hooks.left_output import FEATURES as FEATURES
+from feature_pipeline.hooks.left_output import PROGRESS as PROGRESS
+from feature_pipeline.hooks.left_output import RAW_FILES as RAW_FILES
+from feature_pipeline.hooks.left_output import REJECTIONS as REJECTIONS
+from feature_pipeline.hooks.left_output import SINGLE_FEATURES as SINGLE_FEATURES
+from feature_pipeline.hooks.left_output import files_to_keep, folder_problem
+from feature_pipeline.model.quoting import MOST_REASON, quoted
+from feature_pipeline.model.quoting import storable as _shown
 from feature_pipeline.outcomes import DecodedOutput, Outcome, OutcomeKind, Status
-
-FEATURES: Final = "features.jsonl"
-SINGLE_FEATURES: Final = "features.json"
-REJECTIONS: Final = "rejections.jsonl"
-ERRORS: Final = "errors.jsonl"
-PROGRESS: Final = "progress.jsonl"
-RAW_FILES: Final = (FEATURES, SINGLE_FEATURES, REJECTIONS, ERRORS, PROGRESS)
-"""The files of a hook that are kept exactly as they came."""
 
 _NO_REASON: Final = "(no reason given)"
 _MAX_LISTED: Final = 5
+_MOST_NOTED: Final = 1_000
+"""How many different ids and keys that mean nothing are remembered."""
 _CHECKED_MEMBERS: Final = frozenset({"id", "features"})
 
 Rows = tuple[tuple[Value, ...], ...]
@@ -50,9 +53,7 @@ def raw_files(output: Path) -> dict[str, Path]:
     Absent ones are left out, and so is what is not a regular file: links are not followed, since a
     container's link would name a file of this machine. `decode_output` refuses such a folder.
     """
-    if output.is_symlink():
-        return {}
-    return {name: path for name, path in _entries(output).items() if _is_regular(path)}
+    return files_to_keep(output)[0]
 
 
 def decode_output(
@@ -93,24 +94,21 @@ def decode_output(
             for record_id in record_ids
         ),
         unknown_ids=tuple(reader.unknown),
-        undeclared_keys=tuple(sorted(map(_shown, reader.undeclared))),
+        undeclared_keys=tuple(sorted(reader.undeclared)),
         notes=_unread(output) if isinstance(output, Path) else (),
     )
 
 
 def _entries(output: Path) -> dict[str, Path]:
-    if output.is_symlink():
-        raise InvalidInputError(f"{output.name}: the output folder was replaced by a link")
+    is_there = os.path.lexists(output)
+    if is_there and (problem := folder_problem(output)) is not None:
+        raise InvalidInputError(problem)
     paths = {name: output / name for name in RAW_FILES}
     return {name: path for name, path in paths.items() if os.path.lexists(path)}
 
 
-def _is_regular(path: Path) -> bool:
-    return stat.S_ISREG(path.lstat().st_mode)
-
-
 def _check_regular(path: Path) -> bool:
-    if not _is_regular(path):
+    if not stat.S_ISREG(path.lstat().st_mode):
         found = stat.filemode(path.lstat().st_mode)
         raise InvalidInputError(f"{path.name}: expected a regular file, found {found}")
     return True
@@ -168,7 +166,8 @@ class _OutputReader:
         """Note what a line says, and where it was said."""
         places = self._places.get(line.record_id)
         if places is None:
-            self.unknown[_shown(line.record_id)] = None
+            if len(self.unknown) < _MOST_NOTED:
+                self.unknown[quoted(line.record_id)] = None
             return
         place = f"{name} line {line.number}"
         places.append(place)
@@ -190,7 +189,7 @@ class _OutputReader:
                 f"{SINGLE_FEATURES} speaks of one record, and the hook was given {len(self._ids)}: "
                 f"write {FEATURES}"
             )
-        content = data if isinstance(data, bytes) else data.read()
+        content = data if isinstance(data, bytes) else data.read(MOST_LINE_BYTES + 1)
         value, problem = read_document(SINGLE_FEATURES, content)
         features = [value] if isinstance(value, dict) else value
         self.take(
@@ -230,8 +229,9 @@ class _OutputReader:
         try:
             if not self._names.issuperset(feature):
                 undeclared = feature.keys() - self._names
-                self.undeclared.update(undeclared)
                 for key in undeclared:
+                    if len(self.undeclared) < _MOST_NOTED:
+                        self.undeclared.add(quoted(key))
                     _check_nesting(key, feature[key])
             for names in self._synonyms:
                 _check_agreement(feature, names)
@@ -284,7 +284,7 @@ def _check_nesting(key: str, value: object) -> None:
         ]
         if not level:
             return
-    raise InvalidInputError(f"key {_shown(key)!r}: nested deeper than {MAX_NESTING} levels")
+    raise InvalidInputError(f"key {quoted(key)!r}: nested deeper than {MAX_NESTING} levels")
 
 
 def _text(line: Line, name: str) -> str:
@@ -300,7 +300,13 @@ def _text(line: Line, name: str) -> str:
 
 
 def _invalid(record_id: str, reason: str) -> Outcome:
-    return Outcome(record_id, Status.ERRORED, reason=reason, kind=OutcomeKind.INVALID_OUTPUT)
+    # It quotes what the hook wrote.
+    return Outcome(
+        record_id,
+        Status.ERRORED,
+        reason=quoted(reason, MOST_REASON),
+        kind=OutcomeKind.INVALID_OUTPUT,
+    )
 
 
 def _kind(value: object) -> str:
@@ -311,8 +317,3 @@ def _kind(value: object) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     shown = _shown(repr(value))
     return shown if len(shown) <= 40 else shown[:37] + "..."
-
-
-def _shown(text: str) -> str:
-    """`text` as something that UTF-8 and PostgreSQL can hold."""
-    return text.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")

@@ -23,9 +23,14 @@ from feature_pipeline.digest import Digest
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.failure import Abort, FailureKind, FailurePolicy, GiveUp, RuntimeFacts
 from feature_pipeline.hooks.isolate import Isolation, Part, first_parts
-from feature_pipeline.hooks.json_lines import read_document
+from feature_pipeline.hooks.json_lines import MOST_LINE_BYTES, read_document
+from feature_pipeline.hooks.left_output import (
+    FEATURES,
+    RAW_FILES,
+    SINGLE_FEATURES,
+    files_to_keep,
+)
 from feature_pipeline.hooks.log_file import CappedLog, open_log
-from feature_pipeline.hooks.output import FEATURES, RAW_FILES, SINGLE_FEATURES
 from feature_pipeline.hooks.quantities import format_size
 from feature_pipeline.hooks.run import FailedRecord, HookRun, run_hook
 from feature_pipeline.hooks.runner import HookRunner, RunMonitor, RunRequest, Workspace
@@ -411,6 +416,8 @@ class _Course:
                 continue
             with (joined / name).open("wb") as out:
                 for one in ran:
+                    if not strict and not self._is_kept(one, name):
+                        continue
                     _append(out, one.workspace.output / name, strict=strict)
                     if name == FEATURES and len(one.part.records) == 1:
                         record_id = self._items[one.part.records[0]].record_id
@@ -419,6 +426,11 @@ class _Course:
             if is_empty:
                 (joined / name).unlink()
         return joined
+
+    def _is_kept(self, ran: _Ran, name: str) -> bool:
+        """Whether a file of a part that failed can be read, and is no longer than it may be."""
+        kept, _ = files_to_keep(ran.workspace.output, self._request.limits.scratch_bytes)
+        return name in kept or (name == FEATURES and SINGLE_FEATURES in kept)
 
     def _adopt(self, output: Path) -> None:
         """Have the folder be the run's output."""
@@ -578,7 +590,10 @@ def _append_single(out: BinaryIO, output: Path, record_id: str, *, strict: bool)
     source = output / SINGLE_FEATURES
     if not _is_there(source, strict=strict):
         return
-    data = source.read_bytes()
+    with source.open("rb") as file:
+        data = file.read(MOST_LINE_BYTES + 1)
+    if len(data) > MOST_LINE_BYTES and not strict:
+        return
     if strict:
         # what is no document by itself could be part of a line
         read_document(SINGLE_FEATURES, data)

@@ -14,6 +14,7 @@ from feature_pipeline.hooks.failure import (
     Retry,
     RuntimeFacts,
 )
+from feature_pipeline.hooks.left_output import problem_of
 from feature_pipeline.hooks.quantities import format_size
 from feature_pipeline.hooks.runner import HookRunner, RunMonitor, RunRequest, RunResult
 from feature_pipeline.outcomes import OutcomeKind
@@ -114,7 +115,7 @@ def run_hook(
         return HookRun(request.run_id, runner.name, tuple(starts), failure, decision, log)
 
     while True:
-        result = runner.run(request, monitor)
+        result = _checked(request, runner.run(request, monitor))
         for made in (*_lost(result), result):
             memory = request.limits.memory_bytes
             starts.append(Start(part, records, request.attempt, memory, made))
@@ -129,6 +130,24 @@ def run_hook(
             cancelled = RuntimeFacts(FailureKind.CANCELLED, "cancelled before another attempt")
             return ended(cancelled, Abort(cancelled.reason))
         request = _next(request, decision)
+
+
+def _checked(request: RunRequest, result: RunResult) -> RunResult:
+    """The result; of an attempt that ended well and left what cannot be read, or too much: failed.
+
+    The one place where it is decided, whatever runner made the attempt.
+    """
+    limits = request.limits
+    if result.failure is not None:
+        return result
+    problem = problem_of(request.workspace.output, limits.scratch_bytes)
+    if problem is None:
+        return result
+    kind, reason = problem
+    facts = RuntimeFacts(
+        kind, reason, exit_code=result.exit_code, memory_limit_bytes=limits.memory_bytes
+    )
+    return replace(result, failure=facts)
 
 
 def _lost(result: RunResult) -> list[RunResult]:

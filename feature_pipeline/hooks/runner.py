@@ -6,6 +6,7 @@ What belongs here: requests, results and the folders of a run. Not here: what to
 
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -84,10 +85,16 @@ class Workspace:
 
     def clear_output(self) -> None:
         """Leave `output` empty: an attempt must not be taken for what an earlier one left."""
-        if self.output.is_symlink() or self.output.is_file():
-            self.output.unlink()
-        elif self.output.exists():
-            shutil.rmtree(self.output)
+        if os.path.lexists(self.output):
+            try:
+                if self.output.is_symlink() or not self.output.is_dir():
+                    self.output.unlink()
+                else:
+                    shutil.rmtree(self.output)
+            except OSError:
+                # Another user's, or made unreadable: it goes with the workspace.
+                aside = tempfile.mkdtemp(prefix="left-", dir=self.root)
+                self.output.rename(Path(aside) / "out")
         self.output.mkdir(parents=True)
 
 

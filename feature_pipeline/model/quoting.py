@@ -15,6 +15,8 @@ from feature_pipeline.model.first_few import first_few
 MOST_CHARACTERS: Final = 200
 """The longest text that is quoted whole."""
 MOST_ITEMS: Final = 20
+MOST_REASON: Final = 2_000
+"""The longest reason that is kept or shown whole."""
 _MOST_PROBLEMS: Final = 3
 _MOST_MESSAGE: Final = 500
 

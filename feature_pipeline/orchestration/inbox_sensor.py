@@ -42,7 +42,7 @@ from feature_pipeline.errors import (
 from feature_pipeline.hooks.definition import HookDefinition
 from feature_pipeline.hooks.runner import HookRunner
 from feature_pipeline.hooks.work_folders import WorkFolders
-from feature_pipeline.model.quoting import quoted
+from feature_pipeline.model.quoting import MOST_REASON, quoted
 from feature_pipeline.orchestration.events import features_events, reports
 from feature_pipeline.orchestration.keys import features_key, records_key
 from feature_pipeline.orchestration.outlived_runs import take_outlived
@@ -87,12 +87,12 @@ class InboxTick:
 
     def wait(self, entry: InboxEntry, reason: str) -> None:
         """Note that the entry stays in the inbox, and why."""
-        self.waiting.append(f"{quoted(entry.id)}: {quoted(reason, accept.MOST_REASON)}")
+        self.waiting.append(f"{quoted(entry.id)}: {quoted(reason, MOST_REASON)}")
         self.in_vain.add(entry.id)
 
     def damage(self, entry: InboxEntry, reason: str) -> None:
         """Note that Dagster cannot be told of the entry, and why."""
-        self.damaged.append(f"{quoted(entry.id)}: {quoted(reason, accept.MOST_REASON)}")
+        self.damaged.append(f"{quoted(entry.id)}: {quoted(reason, MOST_REASON)}")
         self.in_vain.add(entry.id)
 
     def add(self, other: "InboxTick") -> None:

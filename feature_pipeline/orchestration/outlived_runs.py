@@ -17,7 +17,6 @@ import dagster as dg
 from feature_pipeline.archive import log
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.archive.documents import NewerVersionError, utc_now
-from feature_pipeline.archive.inbox import MOST_REASON
 from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.compute.expected import (
     ExpectedKey,
@@ -38,7 +37,7 @@ from feature_pipeline.compute.take_results import (
 from feature_pipeline.errors import FeaturePipelineError, InvalidInputError
 from feature_pipeline.hooks.runners.transfer import AttemptKey
 from feature_pipeline.hooks.work_folders import WorkFolders
-from feature_pipeline.model.quoting import quoted
+from feature_pipeline.model.quoting import MOST_REASON, quoted
 
 logger = logging.getLogger(__name__)
 

@@ -444,7 +444,11 @@ class _Attempt:
             self._cleanup.callback(shutil.rmtree, work, ignore_errors=True)
         here = self._request.workspace.output
         if output is not None and output.resolve() != here.resolve():
-            shutil.copytree(output, here, symlinks=True, ignore=_special, dirs_exist_ok=True)
+            try:
+                shutil.copytree(output, here, symlinks=True, ignore=_special, dirs_exist_ok=True)
+            except OSError as error:
+                reason = f"the output folder cannot be read: {error}"
+                raise _CannotGoOnError(FailureKind.INVALID_OUTPUT, reason) from error
 
     def _remove(self, container: str) -> None:
         import docker

@@ -4,12 +4,13 @@ What belongs here: measuring. A file that is open and has no name any more is no
 """
 
 import os
+import stat
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from feature_pipeline.hooks.quantities import format_size
+from feature_pipeline.hooks.left_output import excess
 
 _LOOK_SECONDS: Final = 1.0
 _LOOK_SHARE: Final = 20
@@ -35,18 +36,23 @@ class DiskWatch:
         self._next_look = ended + max(_LOOK_SECONDS, _LOOK_SHARE * (ended - begun))
         for name, size in used.items():
             if size > self._limit_bytes:
-                limit = format_size(self._limit_bytes)
-                return f"its {name} holds {format_size(size)}, and limits.scratch is {limit}"
+                return excess(name, size, self._limit_bytes)
         return None
 
 
 def _held_bytes(folder: Path) -> int:
-    """Bytes on disk below `folder`: a hole in a file takes none. What goes meanwhile counts not."""
+    """Bytes below `folder`, by length or by room on disk, whichever is more.
+
+    A hole takes no room, but is read and stored as what it stands for. What goes meanwhile counts
+    not.
+    """
     held = 0
     for parent, _, names in os.walk(folder):
         for name in names:
             try:
-                held += os.lstat(os.path.join(parent, name)).st_blocks * _BLOCK_BYTES  # noqa: PTH118
+                info = os.lstat(os.path.join(parent, name))  # noqa: PTH118
+                length = info.st_size if stat.S_ISREG(info.st_mode) else 0
+                held += max(info.st_blocks * _BLOCK_BYTES, length)
             except OSError:
                 continue  # the hook has removed it
     return held

@@ -5,12 +5,14 @@ what the cluster says of it (`kubernetes`), where results lie (`transfer`).
 """
 
 import io
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
 from feature_pipeline.errors import CorruptDataError, NotFoundError
 from feature_pipeline.hooks import log_file
 from feature_pipeline.hooks.failure import FailureKind, RuntimeFacts, is_memory_error
+from feature_pipeline.hooks.left_output import excess
 from feature_pipeline.hooks.log_file import CappedLog
 from feature_pipeline.hooks.quantities import format_size
 from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
@@ -129,10 +131,16 @@ def take_log(
             f"the log of Job {attempt} has {size} bytes; at most {most} are kept"
         )
     whole = request.workspace.log(request.attempt).with_suffix(".whole")
+    if _length(result) > request.limits.scratch_bytes:
+        result = replace(result, files={})  # too much: see `verdict`
     results.fetch(attempt, result, request.workspace.output, whole)
     data = whole.read_bytes()
     whole.unlink()
     return data
+
+
+def _length(result: PodResult) -> int:
+    return sum(size for _, size in result.files.values())
 
 
 def tail_of(log: bytes) -> tuple[str, ...]:
@@ -169,6 +177,9 @@ def verdict(request: RunRequest, result: PodResult, tail: tuple[str, ...]) -> Di
         named = ", ".join(f"{n} ({format_size(s)})" for n, s in result.too_large.items())
         reason = f"{named}: a pod can hand over files of at most {format_size(MOST_FILE_BYTES)}"
         return Diagnosis(FailureKind.OUTPUT_TOO_LARGE, f"{reason}; make the batch smaller", code)
+    if _length(result) > limits.scratch_bytes:
+        reason = excess("output", _length(result), limits.scratch_bytes)
+        return Diagnosis(FailureKind.OUT_OF_SPACE, reason, code)
     if result.irregular:
         reason = f"{', '.join(result.irregular)}: not a regular file"
         return Diagnosis(FailureKind.INVALID_OUTPUT, reason, code)

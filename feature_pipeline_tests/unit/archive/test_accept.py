@@ -466,8 +466,8 @@ class TestSettling:
 
         monkeypatch.setattr(contract.Content, "of", of)
         settled = accept.settle_all(scene.store, accept.waiting(scene.store))
-        [waits] = [result for result in settled if isinstance(result, Waiting)]
-        assert "cannot be decoded: badly formed" in waits.reason
+        [refused] = [result for result in settled if isinstance(result, Quarantined)]
+        assert "cannot be decoded: badly formed" in refused.reason
         assert sum(isinstance(result, Accepted) for result in settled) == len(settled) - 1
 
     def test_an_inbox_object_that_is_damaged_stops_nothing_else(self, scene, waiting, monkeypatch):

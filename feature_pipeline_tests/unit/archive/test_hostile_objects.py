@@ -1,12 +1,16 @@
 """Whatever an object holds, it costs itself: the others are accepted, and it is named."""
 
+import io
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from feature_pipeline.archive import accept, inbox, layout, log, publish, read
+from feature_pipeline.archive import accept, encode, inbox, layout, log, publish, read
 from feature_pipeline.archive.accept import Accepted, Quarantined, Waiting
 from feature_pipeline.archive.documents import NewerVersionError
+from feature_pipeline.archive.encode import rows_schema
 from feature_pipeline.archive.inbox import Completion, QuarantinedEntry
 from feature_pipeline.archive.logs.losses import LossEntry
 from feature_pipeline.archive.maintenance.deletion import look
@@ -17,7 +21,7 @@ from feature_pipeline.errors import (
     FeaturePipelineError,
     StoreUnavailableError,
 )
-from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, make_batch
+from feature_pipeline_tests.fixtures.stores import COLUMNS, DATASET, HOOK, make_batch
 
 DEEP = "[" * 100_000
 BEYOND = "0001-01-01T00:00:00+14:00"
@@ -277,3 +281,57 @@ class TestFieldsThatCannotBeTrue:
         completion = self.with_manifest(scene, notes=["y" * 5_000])
         monkeypatch.setattr(Manifest, "most_bytes", 5_000)
         self.refused(scene, completion, "it can have at most 5,000")
+
+
+class TestTables:
+    """Anybody who may write blobs may write any Parquet: it is judged before it is decoded."""
+
+    def refused(self, scene, match, *, rows: pa.Table | None = None, count: int | None = None):
+        batch, release = scene.submit(make_batch()), scene.release()
+        completion = scene.completion(scene.artifact(batch, release))
+        manifest = read.read_manifest(scene.store, completion.manifest)
+        document = json.loads(manifest.encode())
+        if rows is not None:
+            sink = io.BytesIO()
+            pq.write_table(rows, sink, compression="zstd")
+            ref = log.blobs.put_blob(scene.store, sink.getvalue())
+            document["blobs"]["rows"] |= {"digest": str(ref.digest), "size": ref.size}
+        if count is not None:
+            document["counts"]["rows"] = count
+        data = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+        manifest = log.blobs.put_blob(scene.store, data).digest
+        publish.announce(scene.store, completion.model_copy(update={"manifest": manifest}))
+        [result] = settle(scene).values()
+        # They will not change: nothing is waited for, so they are not decoded at every tick.
+        assert isinstance(result, Quarantined)
+        assert match in result.reason
+
+    def table(self, label: list[str]) -> pa.Table:
+        n = len(label)
+        ids = pa.array(["r1"] * n)
+        columns = [ids, pa.array(range(n), pa.int32()), pa.array([1.0] * n), pa.array([1] * n)]
+        arrays = [*columns, pa.array(label)]
+        return pa.Table.from_arrays(arrays, schema=rows_schema(COLUMNS))
+
+    def test_more_rows_than_are_stated(self, scene):
+        self.refused(scene, "3 rows; 2 are stated", rows=self.table(["a"] * 3))
+
+    def test_more_rows_than_can_be(self, scene, monkeypatch):
+        monkeypatch.setattr(encode, "MOST_ROWS", 9)
+        table = self.table(["a"] * 10)
+        self.refused(scene, "10 rows; 10 are stated, and at most 9", rows=table, count=10)
+
+    def test_few_bytes_that_stand_for_many(self, scene, monkeypatch):
+        monkeypatch.setattr(encode, "MOST_DECODED_BYTES", 1_000_000)
+        table = self.table(["a" * 10_000] * 1_000)
+        self.refused(scene, "10,002,000 bytes once decoded", rows=table, count=1_000)
+
+    def test_other_columns(self, scene):
+        table = self.table(["a", "b"]).drop_columns(["label"])
+        self.refused(scene, "declared are", rows=table)
+
+    def test_what_is_no_parquet(self, scene, monkeypatch):
+        monkeypatch.setattr(pq, "write_table", lambda _, sink, **__: sink.write(b"PAR1"))
+        batch, release = scene.submit(make_batch()), scene.release()
+        completion = publish.announce(scene.store, scene.completion(scene.artifact(batch, release)))
+        assert isinstance(settle(scene)[completion.inbox_id], Quarantined)

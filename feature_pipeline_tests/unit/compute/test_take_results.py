@@ -20,6 +20,7 @@ from feature_pipeline.compute.take_results import (
     take_results,
 )
 from feature_pipeline.errors import CorruptDataError
+from feature_pipeline.hooks.failure import FailureKind, RuntimeFacts
 from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
 from feature_pipeline.hooks.runners.transfer import AttemptKey
 from feature_pipeline.orchestration import outlived_runs
@@ -257,3 +258,28 @@ def test_expected_runs_that_are_none_keep_no_other_waiting(computing: Computing,
         computing.store.create(layout.expected(f"odd{n}", "none"), text.encode())
     found = take_outlived(computing.store, instance)
     assert (len(found.announced), len(found.unusable)) == (1, 3)
+
+
+def test_more_than_a_pod_may_leave_is_not_downloaded(computing: Computing):
+    """Its length is in its result: the limit is compared before anything is read."""
+    computing.with_limits(scratch="1Mi")
+    runner = PodRunner(computing.store, ScriptedRunner(fails_over("none")))
+    computing.execute(runner)
+    [result] = [
+        info.key
+        for info in computing.store.list_objects(layout.UPLOADS)
+        if info.key.endswith("result.json")
+    ]
+    document = json.loads(computing.store.get(result).data)
+    document["files"]["features.jsonl"][1] = (1 << 20) + 1
+    computing.store.delete(result)
+    computing.store.create(result, json.dumps(document).encode())
+    execution = computing.execute(runner)
+    assert execution.artifact.failure is not None
+    assert execution.artifact.failure.kind == "out_of_space"
+    assert "its output holds 1Mi, and limits.scratch is 1Mi" in execution.artifact.failure.reason
+
+
+def test_what_is_quoted_in_a_reason_is_cut():
+    facts = RuntimeFacts(FailureKind.INVALID_OUTPUT, "i" * 8_000_000 + "\x00")
+    assert facts.reason == "i" * 2_000 + "... (8,000,001 characters)"

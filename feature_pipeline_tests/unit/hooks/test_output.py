@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import tracemalloc
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from feature_pipeline.column_sources import raw_keys
 from feature_pipeline.columns import Column, ColumnFormat, ColumnType
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.hooks import json_lines, output
 from feature_pipeline.hooks.definition import Cardinality
 from feature_pipeline.hooks.output import decode_output, raw_files
 from feature_pipeline.outcomes import DecodedOutput, Outcome, OutcomeKind, Status
@@ -611,3 +613,86 @@ def test_a_file_cut_off_anywhere_is_whole_lines_or_refused(data):
         return
     for before, after in zip(complete, decoded.outcomes, strict=True):
         assert after == before or (after.reason or "").startswith("no outcome")
+
+
+class TestMuch:
+    """What is too much to be parsed costs its record; what is quoted of it is cut."""
+
+    @pytest.fixture(autouse=True)
+    def little(self, monkeypatch):
+        monkeypatch.setattr(json_lines, "MOST_LINE_BYTES", 2_000)
+        monkeypatch.setattr(output, "MOST_LINE_BYTES", 2_000)
+        monkeypatch.setattr(json_lines, "MOST_LINE_VALUES", 100)
+
+    def test_a_long_line(self):
+        text = passed("a", {"name": "x" * 3_000}) + passed("c", {"score": 2.0})
+        for end in ("", passed("b", {"score": 1.0})):
+            outcomes = decode({"features.jsonl": text + end}).outcomes
+            assert outcomes[0].reason == (
+                "features.jsonl line 1: has 3,040 bytes; at most 2,000 are read"
+            )
+            assert outcomes[2].rows == ((None, 2.0, *[None] * 7),)
+
+    def test_a_long_line_that_does_not_begin_with_its_id(self):
+        line = json.dumps({"features": [{"name": "x" * 3_000}], "id": "a"})
+        with pytest.raises(InvalidInputError, match="does not begin with its id, so no record"):
+            decode({"features.jsonl": line})
+
+    def test_a_long_line_twice(self):
+        outcome = only({"features.jsonl": passed("a", {"name": "x" * 3_000}) * 2})
+        assert (outcome.reason or "").startswith("2 outcomes instead of one")
+
+    def test_a_hole_is_not_read_whole(self, tmp_path):
+        with (tmp_path / "features.jsonl").open("wb") as file:
+            file.write(passed("a", {"score": 1.0}).encode())
+            file.truncate(50_000_000)
+        tracemalloc.start()
+        with pytest.raises(InvalidInputError, match=r"has 49,999,9\d\d bytes"):
+            decode_output(tmp_path, ("a",), (SCORE,), Cardinality.MANY, {})
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 5_000_000
+
+    def test_many_values_in_few_bytes(self):
+        outcome = only({"features.jsonl": passed("a", *[{}] * 101)})
+        assert "has more than 100 values" in (outcome.reason or "")
+
+    def test_commas_in_texts_are_no_values(self):
+        outcome = only({"features.jsonl": passed("a", {"name": "," * 500})})
+        assert outcome.status is Status.PASSED
+
+    def test_a_large_document(self):
+        for text in (json.dumps({"name": "x" * 3_000}), json.dumps([{}] * 101)):
+            with pytest.raises(InvalidInputError, match=r"features.json: has (more than|3,012)"):
+                decode({"features.json": text}, ("a",))
+
+    def test_ids_in_messages(self):
+        long = "i" * 1_900
+        for first, last in (("a", long), (long, "a")):
+            line = f'{{"id": "{first}", "id": "{last}"}}'
+            with pytest.raises(InvalidInputError, match="has two ids") as raised:
+                decode({"features.jsonl": line})
+            assert len(str(raised.value)) < 400
+
+    def test_unknown_ids_and_keys(self):
+        long = "i" * 1_500
+        decoded = decode(
+            {"features.jsonl": passed(long) + passed("\ud800") + passed("a", {long: 1})}
+        )
+        cut = f"{long[:200]}... (1,500 characters)"
+        assert decoded.unknown_ids == (cut, "\\ud800")
+        assert decoded.undeclared_keys == (cut,)
+
+    def test_many_unknown_ids_and_keys(self, monkeypatch):
+        monkeypatch.setattr(output, "_MOST_NOTED", 3)
+        text = "".join(passed(f"x{n}") for n in range(9))
+        decoded = decode({"features.jsonl": text + passed("a", {f"k{n}": n for n in range(9)})})
+        assert decoded.unknown_ids == ("x0", "x1", "x2")
+        assert len(decoded.undeclared_keys) == 3
+
+    def test_reasons_that_quote_what_was_written(self):
+        outcome = only(
+            {"features.jsonl": passed("a", {"day": "x" * 1_900})},
+            columns=(Column(name="score", type="number"), EVERY_TYPE[6]),
+        )
+        assert len(outcome.reason or "") < 2_100
