@@ -5,7 +5,6 @@ a pipe nothing is folded or cut.
 """
 
 import os
-import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from rich.text import Text
 
 from feature_pipeline.errors import FeaturePipelineError
 from feature_pipeline.json_values import json_instant, json_number, json_text
+from feature_pipeline.model.printable import printable as printable
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
@@ -36,8 +36,6 @@ SHOWN_PROBLEMS: Final = 20
 
 _UNFOLDED_COLUMNS: Final = 1_000_000
 """The width of what is no terminal: longer than any line."""
-# The order of what follows them in a line would be another one: U+202A to U+202E, U+2066 to U+2069.
-_CONTROLS: Final = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class Output:
@@ -176,16 +174,6 @@ class Steps:
     def describe(self, text: str) -> None:
         """What is being done now."""
         self._progress.update(self._task, description=printable(text))
-
-
-def printable(text: str, *, is_cell: bool = False) -> str:
-    """Return the text with control characters as escapes: a terminal must not obey data.
-
-    Lines stay lines. A tab stays one, but in a cell, where it would become spaces.
-    """
-    return _CONTROLS.sub(
-        lambda found: found[0] if found[0] == "\t" and not is_cell else repr(found[0])[1:-1], text
-    )
 
 
 def exact(cell: object) -> str:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Final
 
 import click
@@ -16,7 +17,7 @@ from feature_pipeline.archive.api import Archive, AsOf
 from feature_pipeline.archive.features import Features
 from feature_pipeline.archive.frames import Frame
 from feature_pipeline.cli.instants import parse_instant
-from feature_pipeline.cli.output import DAMAGED, Output, exact
+from feature_pipeline.cli.output import DAMAGED, Output, exact, printable
 from feature_pipeline.cli.project import Project
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.json_values import json_cell, json_text
@@ -242,6 +243,13 @@ WRITERS: Final[dict[str, Callable[[pa.Schema, Iterator[pa.RecordBatch], IO[bytes
 
 @contextmanager
 def _sink(path: Path | None) -> Iterator[IO[bytes]]:
+    if path is None and sys.stdout.isatty():
+        with TemporaryFile() as held:
+            yield held
+            held.seek(0)
+            for line in held:
+                sys.stdout.write(printable(line.decode(errors="replace")))
+        return
     if path is None:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()

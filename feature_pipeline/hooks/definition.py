@@ -26,6 +26,7 @@ from pydantic.json_schema import SkipJsonSchema
 from feature_pipeline.columns import RESERVED_COLUMNS, Column, ColumnType, check_columns
 from feature_pipeline.digest import digest_stream, document_bytes
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.hooks.code_files import find_code_file
 from feature_pipeline.hooks.quantities import (
     Cpu,
     Duration,
@@ -538,14 +539,15 @@ class HookDefinition(_Declaration):
             folder: The folder that `release.code` is relative to.
 
         Raises:
-            InvalidInputError: One does not exist or is not a file.
+            InvalidInputError: One does not exist, or is not a file of the project.
         """
-        files = {Path(path).name: folder / path for path in self.release.code}
-        for path in files.values():
-            if not path.is_file():
-                what = "is a folder: list its files" if path.is_dir() else "does not exist"
-                raise InvalidInputError(f"hook {self.name!r}: release.code: {path} {what}")
-        return dict(sorted(files.items()))
+        files = {}
+        for name in sorted(self.release.code, key=lambda path: Path(path).name):
+            try:
+                files[Path(name).name] = find_code_file(folder, name)
+            except InvalidInputError as error:
+                raise InvalidInputError(f"hook {self.name!r}: release.code: {error}") from None
+        return files
 
     def hook_release(self, folder: Path) -> HookRelease:
         """The release this definition stands for, with the code files in `folder` as they are now.

@@ -16,6 +16,7 @@ from feature_pipeline.archive.logs.census import take_census
 from feature_pipeline.archive.objects import Scope
 from feature_pipeline.archive.verify import VerifyReport, verify
 from feature_pipeline.hooks.definition import HookDefinition
+from feature_pipeline.model.quoting import quoted
 from feature_pipeline.orchestration.judged_batches import (
     NAMED_BATCHES,
     named_before,
@@ -24,6 +25,7 @@ from feature_pipeline.orchestration.judged_batches import (
 )
 from feature_pipeline.orchestration.keys import features_key
 from feature_pipeline.orchestration.known import ask_databases
+from feature_pipeline.orchestration.markdown import code, plain
 from feature_pipeline.orchestration.resources import ArchiveResource, DatabaseResource
 
 INTEGRITY_CHECK = "archive_integrity"
@@ -99,7 +101,7 @@ def census_job() -> dg.JobDefinition:
         if not report.is_clean:
             damaged = [shortfall.damage for shortfall in report.shortfalls]
             damaged += report.known.damage.values()
-            lines = [f"- {damage.state} `{damage.key}`" for damage in damaged[:_SHOWN]]
+            lines = [f"- {damage.state} {code(damage.key)}" for damage in damaged[:_SHOWN]]
             raise dg.Failure(
                 description=(
                     f"{len(damaged)} logs or censuses are not what they should be:"
@@ -218,7 +220,10 @@ def report_metadata(report: VerifyReport) -> dict[str, Any]:
 def _findings_metadata(reports: Sequence[VerifyReport]) -> dict[str, Any]:
     findings = [finding for report in reports for finding in report.findings]
     counts = Counter(finding.state.value for finding in findings)
-    lines = [f"- {f.state} {f.kind} `{f.key}`, needed by {f.named_by}" for f in findings[:_SHOWN]]
+    lines = [
+        f"- {f.state} {f.kind} {code(f.key)}, needed by {plain(quoted(f.named_by))}"
+        for f in findings[:_SHOWN]
+    ]
     if not findings:
         return {}
     return {

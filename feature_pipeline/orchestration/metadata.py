@@ -4,26 +4,26 @@ Belongs here: turning manifests and reports into metadata values. Not here: comp
 Lists of rejected records and plots are made on demand from S3, never stored in events.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
 
-from feature_pipeline.archive.manifest import FailureInfo, Manifest
+from feature_pipeline.archive.manifest import FailureInfo, Manifest, shown_notes
 from feature_pipeline.columns import Column
 from feature_pipeline.digest import Digest
 from feature_pipeline.hooks.definition import HookDefinition
 from feature_pipeline.hooks.quantities import format_size
 from feature_pipeline.hooks.run import HookRun, Start
+from feature_pipeline.model.printable import printable
+from feature_pipeline.orchestration.markdown import bullets, code, fenced, plain
 from feature_pipeline.outcomes import Outcome
 from feature_pipeline.projections.shown_table import ShownColumn
 
 PREVIEW_ROWS = 5
 _STARTS_SHOWN = 25
 _CELL_LENGTH = 60
-_MARKUP = re.compile(r"[\\|`*_~\[\]<&]")
 
 Metadata = dict[str, dg.MetadataValue]
 
@@ -128,8 +128,8 @@ def columns_markdown(columns: Sequence[Column]) -> str:
         kind = column.format.value if column.format else column.type.value
         if column.required:
             kind += ", required"
-        description = (column.description or "").replace("|", "\\|").replace("\n", " ")
-        lines.append(f"| `{column.name}` | {kind} | {column.unit or ''} | {description} |")
+        cells = [code(column.name), kind, plain(column.unit or ""), plain(column.description or "")]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -181,7 +181,7 @@ def artifact_metadata(
             column_schema(manifest.columns)
         )
     if manifest.notes:
-        metadata["notes"] = dg.MetadataValue.md("\n".join(f"- {note}" for note in manifest.notes))
+        metadata["notes"] = dg.MetadataValue.md(bullets(shown_notes(manifest)))
     return metadata
 
 
@@ -195,9 +195,9 @@ def failure_metadata(hook_run: HookRun | None, failure: FailureInfo, log_tail: s
     """
     metadata: Metadata = {
         "failure_kind": dg.MetadataValue.text(failure.kind),
-        "decision": dg.MetadataValue.text(failure.reason),
+        "decision": dg.MetadataValue.text(printable(failure.reason)),
         "exit_code": dg.MetadataValue.text(str(failure.exit_code)),
-        "log_tail": dg.MetadataValue.md(f"```\n{log_tail}\n```"),
+        "log_tail": dg.MetadataValue.md(fenced(log_tail)),
     }
     if hook_run is not None:
         metadata["memory_limit"] = dg.MetadataValue.text(format_size(hook_run.memory_bytes))
@@ -232,7 +232,7 @@ def _start_line(start: Start) -> str:
         str(start.records),
         str(start.attempt),
         "well" if facts is None else facts.kind.value,
-        "" if facts is None else _plain(facts.reason),
+        "" if facts is None else plain(facts.reason),
         format_size(start.memory_limit_bytes),
         f"{start.result.seconds:.1f}",
     ]
@@ -243,13 +243,13 @@ def preview(
     columns: Sequence[Column], outcomes: Sequence[Outcome]
 ) -> Mapping[str, dg.MetadataValue]:
     """The first rows, at most `PREVIEW_ROWS`, as a Markdown table; nothing if there are none."""
-    names = ["record_id", "ordinal", *(_plain(column.name) for column in columns)]
+    names = ["record_id", "ordinal", *(plain(column.name) for column in columns)]
     lines: list[str] = []
     for outcome in outcomes:
         for ordinal, row in enumerate(outcome.rows):
             if len(lines) == PREVIEW_ROWS:
                 break
-            cells = [_plain(outcome.record_id), str(ordinal), *(_cell(value) for value in row)]
+            cells = [plain(outcome.record_id), str(ordinal), *(_cell(value) for value in row)]
             lines.append("| " + " | ".join(cells) + " |")
     if not lines or not columns:
         return {}
@@ -261,9 +261,4 @@ def _cell(value: object) -> str:
     if value is None:
         return "NULL"
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return _plain(text if len(text) <= _CELL_LENGTH else f"{text[: _CELL_LENGTH - 3]}...")
-
-
-def _plain(text: str) -> str:
-    """Markdown of one table cell that is read as this text: SMILES has brackets, ids have bars."""
-    return _MARKUP.sub(r"\\\g<0>", " ".join(text.splitlines()))
+    return plain(text if len(text) <= _CELL_LENGTH else f"{text[: _CELL_LENGTH - 3]}...")

@@ -25,7 +25,9 @@ from feature_pipeline.archive.features import Features
 from feature_pipeline.archive.log import ReleaseEntry
 from feature_pipeline.archive.summary import Summary, summarize
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.orchestration import markdown
 from feature_pipeline.orchestration.keys import features_key
+from feature_pipeline.orchestration.markdown import Markup, code, plain
 from feature_pipeline.orchestration.metadata import Metadata
 from feature_pipeline.orchestration.resources import ArchiveResource
 from feature_pipeline.outcomes import Status
@@ -145,7 +147,7 @@ def outcomes_markdown(summary: Summary) -> str:
         summary.outcomes.items(), key=lambda item: (-item[1]["errored"], -item[1]["rejected"])
     )
     totals = summary.totals()
-    lines = [["**all**", *(totals[name] for name in names)]]
+    lines = [[Markup("**all**"), *(totals[name] for name in names)]]
     lines += [[batch, *(counts[name] for name in names)] for batch, counts in ordered]
     shown = table(["batch", *names], lines[: SHOWN_BATCHES + 1])
     left = len(ordered) - SHOWN_BATCHES
@@ -223,11 +225,14 @@ def comparison_markdown(comparison: Comparison) -> str:
         ),
     ]
     changes = [
-        *(f"{a} → {b}: {count:,} records" for (a, b), count in found.outcomes.most_common()),
-        *(f"column `{name}`: {count:,} rows" for name, count in found.columns.most_common()),
-        *(f"column `{name}` added" for name in comparison.columns_added),
-        *(f"column `{name}` removed" for name in comparison.columns_removed),
-        *(f"column `{name}` of another type" for name in comparison.columns_retyped),
+        *(
+            f"{plain(a)} → {plain(b)}: {count:,} records"
+            for (a, b), count in found.outcomes.most_common()
+        ),
+        *(f"column {code(name)}: {count:,} rows" for name, count in found.columns.most_common()),
+        *(f"column {code(name)} added" for name in comparison.columns_added),
+        *(f"column {code(name)} removed" for name in comparison.columns_removed),
+        *(f"column {code(name)} of another type" for name in comparison.columns_retyped),
         *(f"{len(b):,} batches under one release only" for b in _only(comparison)),
     ]
     parts.append("\n".join(f"- {change}" for change in changes))
@@ -253,7 +258,7 @@ def _only(comparison: Comparison) -> list[tuple[str, ...]]:
 
 
 def _named(entry: ReleaseEntry) -> str:
-    return f"release {entry.release.document.version} (#{entry.seq})"
+    return f"release {plain(entry.release.document.version)} (#{entry.seq})"
 
 
 def _cut(text: str) -> str:
@@ -262,13 +267,5 @@ def _cut(text: str) -> str:
 
 def table(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     """A Markdown table; what is in a cell stays in it."""
-    rows = [heads, ["---"] * len(heads), *lines]
-    return "\n".join(f"| {' | '.join(_cell(cell) for cell in row)} |" for row in rows)
-
-
-def _cell(value: object) -> str:
-    text = " ".join(plots.cell_text(value).split())
-    # Reasons come from programs: they must not become markup of the page.
-    for character in "\\|<>`[]":
-        text = text.replace(character, f"\\{character}")
-    return text
+    shown = ([c if isinstance(c, Markup) else plots.cell_text(c) for c in line] for line in lines)
+    return markdown.table(heads, shown)

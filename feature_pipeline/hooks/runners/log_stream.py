@@ -13,6 +13,7 @@ from typing import Final
 
 from feature_pipeline.hooks.failure import LOG_TAIL_LINES
 from feature_pipeline.hooks.log_file import CappedLog
+from feature_pipeline.model.printable import printable
 
 SHOWN_BYTES: Final = 16 << 20
 """What is shown of a log."""
@@ -24,8 +25,9 @@ _TAIL_LINE_CHARACTERS: Final = 500
 class LogStream:
     """Copies a pipe to `file` as it comes, and shows its lines, up to `SHOWN_BYTES` of them.
 
-    A line shown has no line end, is valid text whatever the bytes were, and is cut off after
-    `MAX_LINE_BYTES`. Of a line that overwrites itself (progress bars) the last state is shown.
+    A line shown has no line end, is valid text whatever the bytes were, with control characters as
+    escapes, and is cut off after `MAX_LINE_BYTES`. Of a line that overwrites itself (progress bars)
+    the last state is shown.
 
     Args:
         file: Takes the bytes, unchanged.
@@ -70,8 +72,8 @@ class LogStream:
         self.finish()
         for line in f"[feature_pipeline] {text}".split("\n"):
             self._file.write(line.encode("utf-8", "backslashreplace") + b"\n")
-            self._tail.append(line)
-            self._show(line)
+            self._tail.append(printable(line))
+            self._show(printable(line))
         self._file.flush()
 
     def finish(self) -> None:
@@ -105,7 +107,9 @@ class LogStream:
         self._cut_bytes += max(0, len(part) - room)
 
     def _end_line(self) -> None:
-        text = self._line.rstrip(b"\r").decode("utf-8", "replace").replace("\x00", "\ufffd")
+        # What is shown is not obeyed: a terminal would take colours, titles and worse from a hook.
+        line = self._line.rstrip(b"\r").decode("utf-8", "replace").replace("\x00", "\ufffd")
+        text = printable(line)
         if self._cut_bytes:
             text += f"... ({self._cut_bytes} more bytes)"
         self._line.clear()

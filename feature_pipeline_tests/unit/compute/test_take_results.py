@@ -275,9 +275,13 @@ def test_more_than_a_pod_may_leave_is_not_downloaded(computing: Computing):
     computing.store.delete(result)
     computing.store.create(result, json.dumps(document).encode())
     execution = computing.execute(runner)
-    assert execution.artifact.failure is not None
-    assert execution.artifact.failure.kind == "out_of_space"
-    assert "its output holds 1Mi, and limits.scratch is 1Mi" in execution.artifact.failure.reason
+    assert execution.hook_run is not None
+    failure = execution.hook_run.starts[0].result.failure
+    assert failure is not None
+    assert failure.kind is FailureKind.OUT_OF_SPACE
+    assert failure.reason == "its output holds 1Mi, and limits.scratch is 1Mi"
+    # it is divided, as after any other failure
+    assert execution.artifact.failure is None
 
 
 def test_what_is_quoted_in_a_reason_is_cut():

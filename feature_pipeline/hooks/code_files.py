@@ -1,0 +1,61 @@
+"""Which files a definition may name as code of a hook.
+
+A release keeps the bytes of its code files for good, and every hook run is given them. So a
+definition, which may come from elsewhere, names files of its own project only: no file of the
+machine, no hidden one (`.env` holds credentials), no link that leads out.
+"""
+
+from pathlib import Path
+from typing import Final
+
+from feature_pipeline.errors import InvalidInputError
+
+_PACKAGE: Final = Path(__file__).resolve().parent.parent
+_MARKS: Final = ("workspace.yaml", ".git", "pyproject.toml")
+"""What the folder of a project holds, the surest first."""
+
+
+def find_code_file(folder: Path, name: str) -> Path:
+    """Return the file that a definition names, links resolved.
+
+    Args:
+        folder: Where the definition is.
+        name: The path that it gives, relative to the folder.
+
+    Raises:
+        InvalidInputError: There is none, or it is not a file of the project or of this package.
+    """
+    path = folder / name
+    if Path(name).is_absolute():
+        raise InvalidInputError(f"{name!r} is absolute: write a path relative to the definition")
+    found = path.resolve()
+    root = project_of(folder)
+    inside = next((each for each in (root, _PACKAGE) if found.is_relative_to(each)), None)
+    if inside is None:
+        link = f", through a link to {found}" if path.is_symlink() else ""
+        raise InvalidInputError(f"{path} is outside of the project {root}{link}: copy it there")
+    hidden = [part for part in found.relative_to(inside).parts if part.startswith(".")]
+    if hidden:
+        raise InvalidInputError(
+            f"{path}: {hidden[0]!r} is hidden, and may hold credentials: code is in other files"
+        )
+    if not found.is_file():
+        what = "is a folder: list its files" if found.is_dir() else "does not exist"
+        raise InvalidInputError(f"{path} {what}")
+    return found
+
+
+def project_of(folder: Path) -> Path:
+    """Return the folder of the project that a definition's folder is in.
+
+    The nearest one with a `workspace.yaml`; else with `.git`; else with a `pyproject.toml`; else
+    the folder itself. In this package it is the package.
+    """
+    folder = folder.resolve()
+    if folder.is_relative_to(_PACKAGE):
+        return _PACKAGE
+    for mark in _MARKS:
+        for each in (folder, *folder.parents):
+            if (each / mark).exists():
+                return each
+    return folder

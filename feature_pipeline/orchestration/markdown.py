@@ -1,0 +1,65 @@
+"""Text in Dagster's pages, which are Markdown: it is read as what it is, and is never markup.
+
+Ids, reasons, notes, logs and names come from hooks, or from anybody who may write an object.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from feature_pipeline.model.printable import printable
+
+# An underscore within a word is none: names of columns stay as they are.
+_MARKUP: Final = re.compile(r"[\\|`*~\[\]<>&]|(?<![^\W_])_|_(?![^\W_])")
+_BACKTICKS: Final = re.compile("`+")
+_BEGINS_BLOCK: Final = re.compile(r"^(\s*)([#+\-=]|\d+[.)])")
+
+
+class Markup(str):
+    """Text that is Markdown already."""
+
+    __slots__ = ()
+
+
+def plain(text: str) -> str:
+    """Return Markdown, of one line, that is read as this text: SMILES and ids have its marks."""
+    if isinstance(text, Markup):
+        return text
+    shown = _MARKUP.sub(r"\\\g<0>", printable(" ".join(text.split()), is_cell=True))
+    # At its beginning it would be a heading, a list or a line.
+    return _BEGINS_BLOCK.sub(_escaped_beginning, shown)
+
+
+def _escaped_beginning(found: "re.Match[str]") -> str:
+    space, mark = found[1], found[2]
+    return f"{space}\\{mark}" if len(mark) == 1 else f"{space}{mark[:-1]}\\{mark[-1]}"
+
+
+def code(text: str) -> str:
+    """Return the text as code in a line."""
+    shown = printable(" ".join(text.split()), is_cell=True)
+    fence = "`" * (_longest_run(shown) + 1)
+    space = " " if shown.startswith("`") or shown.endswith("`") else ""
+    return f"{fence}{space}{shown}{space}{fence}"
+
+
+def fenced(text: str) -> str:
+    """Return the text as a block of code, which nothing in it ends."""
+    shown = printable(text)
+    fence = "`" * max(3, _longest_run(shown) + 1)
+    return f"{fence}\n{shown}\n{fence}"
+
+
+def bullets(texts: Iterable[str]) -> str:
+    """Return a list of texts."""
+    return "\n".join(f"- {plain(text)}" for text in texts)
+
+
+def table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Return a table; what is in a cell stays in it."""
+    rows = [heads, [Markup("---")] * len(heads), *lines]
+    return "\n".join(f"| {' | '.join(plain(cell) for cell in row)} |" for row in rows)
+
+
+def _longest_run(text: str) -> int:
+    return max((len(run) for run in _BACKTICKS.findall(text)), default=0)
