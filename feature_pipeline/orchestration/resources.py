@@ -153,8 +153,9 @@ def settled(resource: dg.ConfigurableResource[Any] | dg.ConfigurableIOManager) -
     for one run.
     """
 
-    def initialise(context: dg.InitResourceContext) -> Any:
-        return resource.process_config_and_initialize()
+    def initialise(context: dg.InitResourceContext) -> Any:  # a generator: ended after the run
+        with resource.process_config_and_initialize_cm() as initialised:
+            yield initialised
 
     description = inspect.getdoc(type(resource))
     if isinstance(resource, dg.ConfigurableIOManager):

@@ -55,3 +55,14 @@ def test_a_run_configures_only_what_is_a_runs_to_decide(defs: dg.Definitions) ->
         assert fields(schema, "resources", name, "config") == {}
     offered = fields(schema, "ops", "letters__features__size")["config"].default_value
     assert offered == {"force": False, "force_records": [], "preview": True}
+
+
+def test_what_the_deployment_decides_is_made_and_ended_with_the_run(
+    defs: dg.Definitions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the IO manager, which has something to end."""
+    monkeypatch.setenv("FEATURE_PIPELINE_S3_BUCKET", "later")
+    with dg.build_resources(dict(defs.resources or {})) as made:
+        assert made.archive.uri == "s3://later"
+        assert made.features_io_manager.archive.uri == "s3://later"
+        assert made.hook_runner.kind == "subprocess"
