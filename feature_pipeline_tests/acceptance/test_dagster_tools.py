@@ -73,5 +73,5 @@ def test_one_name_without_our_dev(tmp_path: Path, database_url: str, tool: str) 
     )
     port = choose_ports(tmp_path / "ports.json", ["webserver"])["webserver"]
     with running(project, tool, port):
-        found = wait_for(lambda: locations(port), 240)
+        found = wait_for(lambda: locations(port), 500)
     assert found == [("feature_pipeline", "RepositoryLocation")]

@@ -11,7 +11,7 @@ from feature_pipeline_tests.fixtures.shell import HOSTILE
 
 @pytest.mark.slow
 @pytest.mark.dagster
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_demo_proves_its_tables_and_computes_nothing_twice(
     tmp_path: Path, installed_minima: Path
 ) -> None:

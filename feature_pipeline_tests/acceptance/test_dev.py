@@ -59,7 +59,7 @@ class ReadersProject(OwnProject):
             env=self.environment(),
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=500,
             check=False,
         )
         assert done.returncode == 0, f"{commands}\n{done.stdout}\n{done.stderr}"
@@ -132,10 +132,10 @@ def test_from_first_submission_to_rebuilt_table(tmp_path: Path) -> None:
         project.shell(one_block("sh", "dg scaffold"))
         project.shell(one_block("sh", "dg check defs"))
         shutil.rmtree(project.root / "feature_pipeline" / "defs" / "my_hook")
-        wait_for(lambda: project.loaded() == ["1ubi", "5pti"], 240)
+        wait_for(lambda: project.loaded() == ["1ubi", "5pti"], 600)
         look_at_results(project)
         project.submit_second()
-        wait_for(lambda: project.loaded() == ["1a8o", "1ubi", "5pti"], 240)
+        wait_for(lambda: project.loaded() == ["1a8o", "1ubi", "5pti"], 600)
         project.shell(one_block("sh", "dg launch"))
         # another tool, which takes the name of the code location from elsewhere
         run = str(uuid.uuid4())
@@ -146,7 +146,7 @@ def test_from_first_submission_to_rebuilt_table(tmp_path: Path) -> None:
         missing = project.json("backfill", HOOK, "--select", "missing", "--dry-run")
         assert missing["assets"] == {"/".join(TABLE): BATCHES}
 
-        wait_for(lambda: project.run_status(run) == "SUCCESS", 240)
+        wait_for(lambda: project.run_status(run) == "SUCCESS", 600)
 
         # a backfill of features and tables over every partition, as the UI launches it
         readers = project.graphql(one_block("graphql", "launchPartitionBackfill"))
@@ -169,5 +169,5 @@ def test_from_first_submission_to_rebuilt_table(tmp_path: Path) -> None:
     with project.dev() as said:
         project.kill_servers(said)
         project.break_code_location(said)
-        wait_for(lambda: project.loaded("bytes = 77777") == ["1a8o"], 240)
+        wait_for(lambda: project.loaded("bytes = 77777") == ["1a8o"], 600)
         assert project.json("status")["quarantined"] == []

@@ -15,7 +15,7 @@ HOOK = "file_counts"
 FEATURES = f"structures/features/{HOOK}"
 MODULE = ("-m", "feature_pipeline.definitions")
 
-pytestmark = [pytest.mark.dagster, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.dagster, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def done(project: OwnProject, *arguments: str) -> str:
