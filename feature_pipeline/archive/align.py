@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from feature_pipeline.archive.encode import arrow_field, rows_schema
 from feature_pipeline.column_sources import pair_columns
-from feature_pipeline.columns import Column, ColumnType
+from feature_pipeline.columns import Column, ColumnType, decode_value
 from feature_pipeline.errors import InvalidInputError
 
 _SHOWN: Final = 5
@@ -42,7 +42,8 @@ def align_rows(
     """`rows` with record_id, ordinal and the wanted columns, in their order.
 
     Where values come from is said in `column_sources`; a column that was not written holds its
-    default, else NULL. Integers are read as numbers where all of them are exact.
+    default, else NULL. Integers are read as numbers by the rule for raw output: rounded to the
+    nearest float64, unless a digit is lost.
 
     Args:
         rows: Rows as written, of the columns `written`.
@@ -51,8 +52,8 @@ def align_rows(
         what: The rows, for messages.
 
     Raises:
-        InvalidInputError: A column has another type or format now, or an integer is not exact as
-            a number.
+        InvalidInputError: A column has another type or format now, or an integer loses a
+            digit as a number.
     """
     try:
         return take_columns(rows, map_columns(written, wanted))
@@ -92,7 +93,7 @@ def take_columns(
         is_strict: Refuse nulls in columns that are required.
 
     Raises:
-        MisfitError: An integer is not exact as a number, or a required column would hold a null;
+        MisfitError: An integer loses a digit as a number, or a required column would hold a null;
             the message names the column and some of the values or records.
     """
     columns = [rows["record_id"], rows["ordinal"]]
@@ -123,17 +124,28 @@ def _values(rows: pa.Table, mapping: ColumnSource, refusals: list[str]) -> pa.Ch
     if written.kind == column.kind:
         return values
     numbers, is_inexact = _integers_as_numbers(values)
-    if is_inexact.any():
-        at = np.flatnonzero(is_inexact)
-        holders = zip(
-            rows["record_id"].take(at).to_pylist(), values.take(at).to_pylist(), strict=True
-        )
-        shown = [f"{value} of record {record_id!r}" for record_id, value in holders]
+    at = np.flatnonzero(is_inexact)
+    holders = zip(rows["record_id"].take(at).to_pylist(), values.take(at).to_pylist(), strict=True)
+    shown = [
+        f"{value} of record {record_id!r}"
+        for record_id, value in holders
+        if not _is_decoded(column, value)
+    ]
+    if shown:
         refusals.append(
             f"column {column.name!r}: {len(shown)} integers are not exact as numbers:"
             f" {_some(shown, str)}"
         )
     return numbers
+
+
+def _is_decoded(column: Column, value: object) -> bool:
+    """Whether an integer of raw output would be a value of the column."""
+    try:
+        decode_value(column, value)
+    except InvalidInputError:
+        return False
+    return True
 
 
 def can_become(written: Column, wanted: Column) -> bool:

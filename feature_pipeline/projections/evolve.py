@@ -11,7 +11,7 @@ column dropped          the values are not loaded
 `renamed_from`          read under the old name
 required to optional    nothing
 optional to required    refused where a null is held
-integer to number       refused where a value is not exact in float64
+integer to number       as raw output would be decoded: refused where a digit is lost
 anything else           refused, unless an upcaster (`upcast`) takes the release's rows
 ======================  ==========================================================
 """
@@ -87,7 +87,8 @@ def contradictions(
 
 
 def _meaning(column: Column) -> tuple[object, ...]:
-    return column.kind, column.format, column.required, column.unit
+    # Not the kind: arrays and objects have one.
+    return column.type, column.format, column.required, column.unit
 
 
 def map_columns(
@@ -109,7 +110,7 @@ def evolve_rows(rows: pa.Table, mappings: Sequence[align.ColumnSource]) -> pa.Ta
     """The rows with `record_id`, `ordinal` and the wanted columns, in their order.
 
     Raises:
-        CannotEvolveError: A required column would hold a null, or an integer is not exact as a
+        CannotEvolveError: A required column would hold a null, or an integer loses a digit as a
             number; the message names the column and some of the values or records.
     """
     try:
