@@ -35,6 +35,7 @@ from feature_pipeline.hooks.quantities import (
     parse_duration,
     parse_size,
 )
+from feature_pipeline.model.table_limits import check_table_limits
 from feature_pipeline.records import RecordFile, check_dataset, check_file_name
 from feature_pipeline.release import HookRelease, ReleaseDocument
 
@@ -492,6 +493,11 @@ class HookDefinition(_Declaration):
                 )
         if len(set(chosen)) != len(chosen):
             raise ValueError(f"table.columns: a column is in {list(chosen)} twice")
+        try:
+            check_table_limits([column.kind for column in self.table_columns()])
+        except InvalidInputError as error:
+            where = "feature.columns" if self.table.columns is None else "table.columns"
+            raise ValueError(f"{where}: {error}") from error
         names = [index.name for index in self.table.indexes if index.name]
         if len(set(names)) != len(names):
             raise ValueError(f"table.indexes: a name is in {names} twice")

@@ -92,6 +92,7 @@ def judge_equality(
             "table_digest": str(proof.table_digest),
             "archive_digest": str(proof.archive_digest),
             "batches": dg.MetadataValue.json(wrong[:NAMED_BATCHES]),
+            "left_out": dg.MetadataValue.json(dict(list(proof.left_out.items())[:NAMED_BATCHES])),
             "progress": dg.MetadataValue.json(progress.to_json()),
         },
     )

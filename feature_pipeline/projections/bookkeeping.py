@@ -15,6 +15,7 @@ What belongs here: its DDL, and rows of it as values. Not here: what is done wit
                                     one partition a generation, dropped with it
     feature_pipeline.proofs         generation -> the last proof of it, and of which state
     feature_pipeline.views          the views that are the pipeline's own, and how it defined them
+    feature_pipeline.left_out       generation, record -> why PostgreSQL cannot hold its rows
     feature_pipeline.past_tables    the tables of the past, and as of when
     feature_pipeline.discarded      generations that held wrong rows and were built anew
 
@@ -22,7 +23,7 @@ Outcomes are kept per generation because a generation that is being built owns r
 batches *it* has loaded; so what people read in `_outcomes` changes with the view, in one step.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -146,6 +147,16 @@ create table feature_pipeline.views (
 comment on table feature_pipeline.views is
     'The views in schema features that the pipeline made, and a digest of how it defined each. '
     'Nothing else in that schema is replaced or dropped.'""",
+    "left_out": """
+create table feature_pipeline.left_out (
+    generation integer not null,
+    record_id text collate "C" not null,
+    batch text collate "C" not null,
+    reason text not null,
+    primary key (generation, record_id)
+);
+comment on table feature_pipeline.left_out is
+    'Records without rows in a generation, because PostgreSQL cannot hold them, and why.'""",
     "past_tables": """
 create table feature_pipeline.past_tables (
     table_name text collate "C" primary key references feature_pipeline.tables on delete cascade,
@@ -165,7 +176,7 @@ comment on table feature_pipeline.discarded is
     'Generations that held other rows than the archive and were built anew.'""",
 }
 """Per table of the bookkeeping the statements that make it, in an order in which they can run."""
-LATER_TABLES: Final = frozenset({"proofs", "views", "discarded", "past_tables"})
+LATER_TABLES: Final = frozenset({"proofs", "views", "discarded", "left_out", "past_tables"})
 """Tables without which tables can be read: code of this version did not always make them."""
 
 _OUTCOMES: Final = """
@@ -345,6 +356,43 @@ def has_progress(connection: Connection, generation: int, batches: Sequence[str]
             " where generation = %s and batch = any(%s))",
             [generation, list(batches)],
         )
+    )
+
+
+def read_left_out(connection: Connection, generation: int) -> dict[str, str]:
+    """Why each record that is left out of a generation is, by record."""
+    if not has_table(connection, "left_out"):
+        return {}
+    rows = connection.execute(
+        "select record_id, reason from feature_pipeline.left_out where generation = %s"
+        " order by record_id",
+        [generation],
+    )
+    return dict(rows.fetchall())
+
+
+def write_left_out(
+    connection: Connection, generation: int, batch: str, reasons: Mapping[str, str]
+) -> None:
+    """These records, and no others of the batch, are left out; the caller's transaction decides."""
+    connection.execute(
+        "delete from feature_pipeline.left_out where generation = %s and batch = %s",
+        [generation, batch],
+    )
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            "insert into feature_pipeline.left_out (generation, record_id, batch, reason)"
+            " values (%s, %s, %s, %s) on conflict (generation, record_id) do update"
+            " set batch = excluded.batch, reason = excluded.reason",
+            [(generation, record_id, batch, reason) for record_id, reason in reasons.items()],
+        )
+
+
+def forget_left_out(connection: Connection, generation: int, record_ids: Sequence[str]) -> None:
+    """Nothing is known of these records being left out."""
+    connection.execute(
+        "delete from feature_pipeline.left_out where generation = %s and record_id = any(%s)",
+        [generation, list(record_ids)],
     )
 
 

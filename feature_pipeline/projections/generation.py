@@ -413,6 +413,10 @@ def drop_generation(connection: Connection, generation: Generation) -> None:
     connection.execute(
         "delete from feature_pipeline.progress where generation = %s", [generation.id]
     )
+    if has_table(connection, "left_out"):
+        connection.execute(
+            "delete from feature_pipeline.left_out where generation = %s", [generation.id]
+        )
     connection.execute("delete from feature_pipeline.generations where id = %s", [generation.id])
 
 

@@ -14,7 +14,8 @@ import time
 from collections import deque
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Final, TypeAlias
 
 import psycopg
@@ -71,8 +72,8 @@ class LoadReport:
     a batch submitted later. `is_unchanged` says that no row was written: the content was there
     already. While a generation is being built the report is of that one; `live` is then the
     report of the one that is read, if it had to be fed, or `waiting` says why that one cannot hold
-    the artifact. `counts` are the artifact's; None where a later one was there already, which was
-    not read.
+    the artifact. `left_out` says of records why PostgreSQL cannot hold their rows. `counts` are the
+    artifact's; None where a later one was there already, which was not read.
     """
 
     batch: str
@@ -91,6 +92,7 @@ class LoadReport:
     seconds: float
     live: "LoadReport | None" = None
     waiting: str | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -498,6 +500,7 @@ class _Work:
                 is_unchanged=replacement.is_unchanged,
                 foreign=replacement.foreign,
                 seconds=seconds,
+                left_out=replacement.left_out,
             )
             for replacement in replaced.done
         }
@@ -552,6 +555,7 @@ def _report(
     is_unchanged: bool,
     foreign: int = 0,
     seconds: float = 0.0,
+    left_out: Mapping[str, str] = MappingProxyType({}),
 ) -> LoadReport:
     return LoadReport(
         batch=loaded.batch,
@@ -568,6 +572,7 @@ def _report(
         is_unchanged=is_unchanged,
         generation=generation.relation,
         seconds=seconds,
+        left_out=left_out,
     )
 
 

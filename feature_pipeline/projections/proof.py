@@ -25,7 +25,7 @@ from feature_pipeline.digest import ContentSum
 from feature_pipeline.errors import CorruptDataError, NotFoundError, ProjectionError
 from feature_pipeline.model.first_few import first_few
 from feature_pipeline.projections import evolve, table_schema
-from feature_pipeline.projections.bookkeeping import Progress, all_progress
+from feature_pipeline.projections.bookkeeping import Progress, all_progress, read_left_out
 from feature_pipeline.projections.canonical import RecordDigests, line_digests
 from feature_pipeline.projections.carried import check_carried
 from feature_pipeline.projections.database import READ_SCHEMA, Connection, Database
@@ -64,7 +64,8 @@ class Proof:
     Both sides are of the artifacts that `progress` says are loaded, each record under the batch
     that owns it. `unequal_batches` names the batches whose rows or outcomes are not the archive's,
     those among them whose artifact cannot be read or was erased included; `unreadable` says why.
-    Of these the table's word is taken for which records they own.
+    Of these the table's word is taken for which records they own. `left_out` says of records why
+    PostgreSQL cannot hold their rows: both sides are without these.
     """
 
     table_digest: ContentSum
@@ -74,25 +75,35 @@ class Proof:
     unequal_batches: tuple[str, ...]
     progress: ProgressReport
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_equal(self) -> bool:
         """Whether the table is exactly what the archive says."""
-        return self.progress.is_complete and self.has_equal_content
+        return self.progress.is_complete and self.has_equal_content and not self.left_out
 
     @property
     def has_equal_content(self) -> bool:
-        """Whether what is loaded equals its artifacts, complete or not."""
+        """Whether what is loaded equals its artifacts, complete or not; of what is not left out."""
         return not self.unequal_batches and self.table_digest == self.archive_digest
 
     def summary(self) -> str:
         """One line for people."""
         if self.has_equal_content:
-            return f"{self.rows} rows of {self.batches} batches equal the archive's"
+            equal = f"{self.rows} rows of {self.batches} batches equal the archive's"
+            return f"{equal}; {describe_left_out(self.left_out)}" if self.left_out else equal
         named = first_few(self.unequal_batches)
         differing = f"{len(self.unequal_batches)} batches differ from the archive: {named}"
         reasons = [f"batch {batch!r}: {why}" for batch, why in self.unreadable.items()]
         return f"{differing}; {first_few(reasons, separator='; ')}" if reasons else differing
+
+
+def describe_left_out(left_out: Mapping[str, str]) -> str:
+    """One line on records whose rows PostgreSQL cannot hold."""
+    named = first_few([f"{record!r}: {why}" for record, why in left_out.items()], separator="; ")
+    return (
+        f"{len(left_out)} records are left out, because PostgreSQL cannot hold their rows: {named}"
+    )
 
 
 @dataclass(slots=True)
@@ -189,7 +200,8 @@ def prove_once(
     if kept := find_proof(connection, generation, state):
         compared = compare_progress(current_entries(store, spec, None), progress)
         digest = kept.rows_digest
-        return Proof(digest, digest, kept.rows, kept.batches, (), compared)
+        left_out = read_left_out(connection, generation.id)
+        return Proof(digest, digest, kept.rows, kept.batches, (), compared, left_out=left_out)
     proof = prove_generation(store, connection, spec, generation)
     if proof.has_equal_content:
         found = KeptProof(proof.table_digest, proof.rows, proof.batches)
@@ -215,10 +227,11 @@ def prove_generation(
                 records = _records(store, connection, spec, generation, progress)
             neighbours = _neighbours(connection, generation, progress, records)
             table = _table_content(connection, generation, batches, records, source)
+            left_out = read_left_out(connection, generation.id)
     finally:
         connection.isolation_level = None
     archive, unreadable = _archive_content(
-        store, connection, spec, generation, progress, neighbours
+        store, connection, spec, generation, progress, neighbours, left_out.keys()
     )
     differing = [
         batch
@@ -234,6 +247,7 @@ def prove_generation(
         unequal_batches=tuple(sorted({*differing, *unreadable})),
         progress=compare_progress(current_entries(store, spec, batches), progress),
         unreadable=unreadable,
+        left_out=left_out,
     )
 
 
@@ -376,6 +390,7 @@ def _archive_content(
     generation: Generation,
     progress: Mapping[str, Progress],
     neighbours: Mapping[str, Progress],
+    left_out: Collection[str],
 ) -> tuple[dict[str, _Content], dict[str, str]]:
     """Per batch of `progress` what the archive says of the records that it owns, or why it cannot.
 
@@ -386,6 +401,7 @@ def _archive_content(
         generation: Whose columns the rows take.
         progress: What is loaded.
         neighbours: Further batches that are loaded and may own records of these.
+        left_out: Records whose rows are not compared.
     """
     loaded = {**progress, **neighbours}
     submitted = log.readable_batches(store, spec.dataset, loaded)
@@ -411,7 +427,9 @@ def _archive_content(
     unreadable |= evolve.contradictions(manifests, generation.columns, generation.upcasters)
     for batch in sorted(progress.keys() & manifests.keys()):
         try:
-            content[batch] = _batch_content(store, manifests[batch], generation, batch, owners)
+            content[batch] = _batch_content(
+                store, manifests[batch], generation, batch, owners, left_out
+            )
         except (NotFoundError, CorruptDataError, CannotEvolveError) as error:
             unreadable[batch] = str(error)
     return content, {
@@ -425,6 +443,7 @@ def _batch_content(
     generation: Generation,
     batch: str,
     owners: dict[str, str],
+    left_out: Collection[str],
 ) -> _Content:
     content, columns = _Content(), generation.columns
     outcomes = read_outcomes(store, manifest)
@@ -435,8 +454,9 @@ def _batch_content(
         outcomes = outcomes.filter(pc.invert(_is_in(outcomes["record_id"], foreign)))
     for digest in _outcome_digests(outcomes):
         content.add_outcome(digest)
+    without = [*foreign, *left_out]
     if (
-        not foreign
+        not without
         and manifest.rows_digest is not None
         and columns_header(manifest.columns) == columns_header(columns)
         and evolve.upcaster_for(manifest, columns, generation.upcasters) is None
@@ -445,8 +465,8 @@ def _batch_content(
         content.rows, content.row_count = manifest.rows_digest.value, manifest.counts.rows
         return content
     rows = evolve.artifact_rows(manifest, read_rows(store, manifest), columns, generation.upcasters)
-    if foreign:
-        rows = rows.filter(pc.invert(_is_in(rows["record_id"], foreign)))
+    if without:
+        rows = rows.filter(pc.invert(_is_in(rows["record_id"], without)))
     digests = RecordDigests(row_encoder(columns), [column.kind for column in columns])
     arrays = [one_array(rows[column.name]) for column in columns]
     for _, digest, count in digests.of(

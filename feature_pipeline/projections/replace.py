@@ -10,28 +10,37 @@ their batches.
 
 import re
 import reprlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Final
 
 import psycopg
+import pyarrow as pa
+import pyarrow.compute as pc
 from psycopg import sql
 
 from feature_pipeline.digest import Digest
 from feature_pipeline.errors import ConflictError, ProjectionError
 from feature_pipeline.projections.bookkeeping import (
     Progress,
+    forget_left_out,
     has_progress,
     read_progress,
+    write_left_out,
     write_progress,
     write_provenance,
 )
 from feature_pipeline.projections.copy_format import COPY_HEADER, COPY_TRAILER
 from feature_pipeline.projections.database import Connection, fetch_one, lock, lock_each
 from feature_pipeline.projections.generation import Generation, TableState, lock_table
-from feature_pipeline.projections.prepare import OUTCOME_KINDS, PreparedBatch, PreparedGroup
+from feature_pipeline.projections.prepare import (
+    OUTCOME_KINDS,
+    PreparedBatch,
+    PreparedGroup,
+    encode_chunks,
+)
 
 # A record belongs to the batch submitted last among those loaded, whatever became of it there.
 # Equal means this batch: it replaces its own outcome. The order of claims is that of the ids.
@@ -58,12 +67,13 @@ class Replacement:
 
     `held` is what the generation holds of the batch afterwards. `is_unchanged` says that no row
     was written: the content was there already. `foreign` counts the batch's records that belong
-    to a batch submitted later.
+    to a batch submitted later. `left_out` says of records why PostgreSQL cannot hold their rows.
     """
 
     held: Progress
     is_unchanged: bool
     foreign: int
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +88,17 @@ class RefusedBatchError(ProjectionError):
     """PostgreSQL refused a batch for what its rows hold; names the batch, and record and value."""
 
 
-_REFUSALS: Final = (
+_UNHOLDABLE: Final = (
     psycopg.DataError,
-    psycopg.IntegrityError,
-    psycopg.errors.ProgramLimitExceeded,  # a value too long for an index
+    # A value too long for an index, a row beyond a page, an object beyond a quarter of a gigabyte.
+    psycopg.errors.ProgramLimitExceeded,
 )
+"""Errors that are about one row alone: it cannot be held, whatever the others are."""
+_REFUSALS: Final = (*_UNHOLDABLE, psycopg.IntegrityError)
 """Errors that are about the rows, not about the server or the connection."""
 _PLACE: Final = re.compile(r"^COPY .*, line (\d+)(?:, column ([^:\n]+))?", re.MULTILINE)
 _SHORT: Final = reprlib.Repr()
+_LONGEST_REASON: Final = 500
 
 
 class TableChangedError(ConflictError):
@@ -106,7 +119,7 @@ def replace_batches(
     Filling an empty generation is mostly batches and records that it does not know: all of them
     then share one transaction, one COPY of rows and one of outcomes. Otherwise each batch takes a
     transaction of its own, and claims its records. A batch that PostgreSQL refuses keeps none of
-    the others away.
+    the others away, and a record whose rows it cannot hold none of its batch.
 
     Args:
         connection: In no transaction.
@@ -198,7 +211,7 @@ def replace_batch(
 
     Raises:
         TableChangedError: `state` is out of date; nothing changed.
-        RefusedBatchError: PostgreSQL refused rows of it; nothing changed.
+        RefusedBatchError: PostgreSQL refused rows of it for what others hold; nothing changed.
         psycopg.Error: Something else went wrong; nothing changed.
     """
     with connection.transaction():
@@ -245,37 +258,97 @@ def _replace(
     total = len(prepared.outcomes)
     owned = None if owned_count == total else _owned(connection, generation, prepared)
     rows = prepared.row_count(owned)
-    if rows:
-        try:
-            copy_rows(connection, generation.identifier, prepared.kinds, prepared.chunks(owned))
-        except _REFUSALS as error:
-            raise _refusal(prepared, owned, error) from error
+    left_out = _copy_owned(connection, generation, prepared, owned) if rows else {}
+    if left_out:
+        held_back = pc.is_in(
+            prepared.owned_rows(owned)["record_id"], pa.array(list(left_out), pa.string())
+        )
+        rows -= held_back.to_pylist().count(True)
+    write_left_out(connection, generation.id, prepared.batch, left_out)
     progress = _progress(prepared, rows)
     for batch in sorted({prepared.batch, *lost}):
         if batch == prepared.batch:
             write_progress(connection, generation.id, [progress])
         else:
             _subtract_rows(connection, generation, batch, lost[batch])
-    return Replacement(progress, is_unchanged=False, foreign=total - owned_count)
+    return Replacement(progress, is_unchanged=False, foreign=total - owned_count, left_out=left_out)
 
 
-def _refusal(
-    prepared: PreparedBatch, owned: Sequence[str] | None, error: psycopg.Error
-) -> RefusedBatchError:
+def _copy_owned(
+    connection: Connection,
+    generation: Generation,
+    prepared: PreparedBatch,
+    owned: Sequence[str] | None,
+) -> dict[str, str]:
+    """Write the owned records' rows; why not, of the records whose rows PostgreSQL cannot hold.
+
+    Raises:
+        RefusedBatchError: Rows are refused for what others hold, as by a unique index.
+    """
+    try:
+        with connection.transaction():
+            copy_rows(connection, generation.identifier, prepared.kinds, prepared.chunks(owned))
+            return {}
+    except psycopg.IntegrityError as error:
+        raise _refusal(prepared, prepared.owned_rows(owned), error) from error
+    except _UNHOLDABLE:
+        # The error names a line of COPY, which may be a later one than that of the row.
+        return dict(_copy_parts(connection, generation, prepared, prepared.owned_rows(owned)))
+
+
+def _copy_parts(
+    connection: Connection, generation: Generation, prepared: PreparedBatch, rows: pa.Table
+) -> Iterator[tuple[str, str]]:
+    """Halve rows of which some cannot be held, until each of these is alone."""
+    ids = rows["record_id"].unique()
+    if len(ids) == 1:
+        parts = [rows]
+    else:
+        first = pc.is_in(rows["record_id"], ids.slice(0, len(ids) // 2))
+        parts = [rows.filter(first), rows.filter(pc.invert(first))]
+    for part in parts:
+        chunks = encode_chunks(part, prepared.batch, prepared.kinds)
+        try:
+            with connection.transaction():
+                copy_rows(connection, generation.identifier, prepared.kinds, chunks)
+        except psycopg.IntegrityError as error:
+            raise _refusal(prepared, part, error) from error
+        except _UNHOLDABLE as error:
+            if part is rows:
+                yield str(ids[0]), _reason(error)
+            else:
+                yield from _copy_parts(connection, generation, prepared, part)
+
+
+def _reason(error: psycopg.Error) -> str:
     said = error.diag
-    why = "; ".join(filter(None, (said.message_primary or str(error), said.message_detail)))
+    parts = [said.message_primary or str(error), said.message_detail]
+    return "; ".join(part for part in parts if part)[:_LONGEST_REASON]
+
+
+def _refusal(prepared: PreparedBatch, rows: pa.Table, error: psycopg.Error) -> RefusedBatchError:
+    """The error of a batch, with the row that COPY was at, if that can be told.
+
+    Args:
+        prepared: The batch.
+        rows: What was copied.
+        error: PostgreSQL's.
+    """
     where = ""
-    if place := _PLACE.search(said.context or ""):
-        rows = prepared.owned_rows(owned)
-        [row] = rows.slice(int(place[1]) - 1, 1).to_pylist()
+    place = _PLACE.search(error.diag.context or "")
+    found = rows.slice(int(place[1]) - 1, 1).to_pylist() if place else []
+    if place and found:
+        [row] = found
         record_id, ordinal = row.pop("record_id"), row.pop("ordinal")
-        if place[2] is not None:
+        if place[2] in row:
             row = {place[2]: row[place[2]]}
         values = ", ".join(
             f"{name} = {_SHORT.repr(value)}" for name, value in row.items() if value is not None
         )
         where = f" record {record_id!r}, row {ordinal} ({values})"
-    return RefusedBatchError(f"batch {prepared.batch!r}: PostgreSQL refused{where}: {why}")
+    return RefusedBatchError(
+        f"batch {prepared.batch!r}: PostgreSQL refused{where}: {_reason(error)}"
+    )
 
 
 def _claim(
@@ -379,6 +452,7 @@ def _delete_rows(
     connection: Connection, generation: Generation, record_ids: list[str]
 ) -> dict[str, int]:
     """Delete the records' rows; how many of each batch went."""
+    forget_left_out(connection, generation.id, record_ids)
     rows = connection.execute(
         sql.SQL(
             "with gone as (delete from {} where record_id = any(%s) returning batch)"

@@ -9,7 +9,7 @@ goes on from there.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import psycopg
@@ -17,7 +17,12 @@ import psycopg
 from feature_pipeline.archive.blob_store import BlobStore
 from feature_pipeline.errors import ProjectionError
 from feature_pipeline.projections import dependents
-from feature_pipeline.projections.bookkeeping import Progress, all_progress, count_progress
+from feature_pipeline.projections.bookkeeping import (
+    Progress,
+    all_progress,
+    count_progress,
+    read_left_out,
+)
 from feature_pipeline.projections.database import (
     Connection,
     Database,
@@ -42,7 +47,12 @@ from feature_pipeline.projections.generation import (
 )
 from feature_pipeline.projections.indexes import are_declared, follow_indexes
 from feature_pipeline.projections.progress import compare_progress, current_entries
-from feature_pipeline.projections.proof import Proof, prove_generation, prove_once
+from feature_pipeline.projections.proof import (
+    Proof,
+    describe_left_out,
+    prove_generation,
+    prove_once,
+)
 from feature_pipeline.projections.switch import switch, wait_for_older_snapshots
 from feature_pipeline.projections.table_spec import TableSpec
 from feature_pipeline.projections.view import is_shown
@@ -61,7 +71,8 @@ class TableReport:
     and once they are loaded it can be settled. `lost` are generations that are live or wanted and
     whose tables were dropped or altered by hand. `discarded` says why the generation before the one
     that is built was discarded, and `is_discarded` that it was just now. `kept` says which
-    generations that nobody needs cannot be dropped, and what depends on them.
+    generations that nobody needs cannot be dropped, and what depends on them. `left_out` says of
+    records of the wanted generation why PostgreSQL cannot hold their rows.
     """
 
     table: str
@@ -77,6 +88,7 @@ class TableReport:
     discarded: str | None = None
     is_discarded: bool = False
     kept: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_settled(self) -> bool:
@@ -91,7 +103,8 @@ class TableReport:
             for name in self.lost
         ]
         discarded = [] if self.discarded is None else [self.discarded]
-        return "; ".join((self._standing(), *lost, *discarded, *self.kept))
+        left_out = [describe_left_out(self.left_out)] if self.left_out else []
+        return "; ".join((self._standing(), *lost, *discarded, *self.kept, *left_out))
 
     def _standing(self) -> str:
         if self.is_older_code:
@@ -213,6 +226,7 @@ def read_report(store: BlobStore, connection: Connection, spec: TableSpec) -> Ta
         if state.building is None
         else why_discarded(connection, spec, state.building),
         kept=tuple(_kept(connection, spec, state)),
+        left_out=read_left_out(connection, state.wanted.id),
     )
     if state.building is None:
         return report

@@ -8,6 +8,7 @@ from feature_pipeline.columns import RESERVED_COLUMNS, Column, check_columns
 from feature_pipeline.digest import Digest, check_text, document_bytes
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.definition import IndexDefinition, UpcasterDefinition
+from feature_pipeline.model.table_limits import check_table_limits
 from feature_pipeline.records import check_dataset
 
 LOADER_VERSION: Final = 1
@@ -39,6 +40,7 @@ class TableSpec:
         check_dataset(self.hook)
         check_table_name(self.name)
         check_columns(self.columns)
+        check_table_limits([column.kind for column in self.columns])
         known = RESERVED_COLUMNS | {column.name for column in self.columns}
         for index in self.indexes:
             for name in index.columns:

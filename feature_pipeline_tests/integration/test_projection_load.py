@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import itertools
 import math
+import secrets
 import threading
 import time
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from feature_pipeline.projections.plan import PlanAction, plan_table
 from feature_pipeline.projections.progress import check_progress
 from feature_pipeline.projections.proof import prove
 from feature_pipeline.projections.replace import RefusedBatchError
-from feature_pipeline.projections.settle import batches_to_load
+from feature_pipeline.projections.settle import batches_to_load, table_report
 from feature_pipeline_tests.unit.projections.feature_archive import FeatureArchive
 
 pytestmark = pytest.mark.postgres
@@ -520,29 +521,87 @@ def test_a_failed_load_leaves_everything_as_it_was(archive, database, connection
 
 
 def test_a_refused_batch_is_named_and_stops_no_other(archive, database, connection) -> None:
-    """Ten new batches share a transaction; two of them hold what an index cannot."""
+    """Ten new batches share a transaction; one of them holds what another has already."""
     unique = IndexDefinition(columns=("label",), unique=True, name="labels")
-    halves = IndexDefinition(expression="1 / count", name="halves")
-    spec = archive.spec(indexes=(unique, halves))
+    spec = archive.spec(indexes=(unique,))
     archive.add("first", {"f": [{"label": "taken", "count": 1}]})
     load_batch(archive.store, database, spec, "first")
     for number in range(10):
         archive.add(f"b{number}", {f"r{number}": [{"label": f"l{number}", "count": 1}]})
     archive.say("b3", {"r3": [{"label": "l3", "count": 1}, {"label": "taken", "count": 7}]})
-    archive.say("b7", {"r7": [{"label": "x" * 99, "count": 0}]})
 
     with pytest.raises(RefusedBatchError) as raised:
         list(load_batches(archive.store, database, spec))
 
     said = str(raised.value)
-    assert "batches of demo/features/pockets: 2 refused by PostgreSQL" in said
+    assert "batches of demo/features/pockets: 1 refused by PostgreSQL" in said
     assert "batch 'b3': PostgreSQL refused record 'r3', row 1 (label = 'taken'" in said
     assert "Key (label)=(taken) already exists" in said
-    assert "batch 'b7': PostgreSQL refused record 'r7', row 0 (label = 'xxxx" in said
-    assert "division by zero" in said
-    assert check_progress(archive.store, database, spec).missing == ("b3", "b7")
+    assert check_progress(archive.store, database, spec).missing == ("b3",)
     assert prove(archive.store, database, spec).has_equal_content
-    assert connection.execute("select count(*) from features.pockets").fetchone() == (9,)
+    assert connection.execute("select count(*) from features.pockets").fetchone() == (10,)
+
+
+def test_a_record_that_postgresql_cannot_hold_keeps_no_other_out(
+    archive, database, connection
+) -> None:
+    """Its batch was not loaded, and the record that was named was that of another row."""
+    by_label = IndexDefinition(columns=("label",), name="by_label")
+    halves = IndexDefinition(expression="1 / count", name="halves")
+    spec = archive.spec(indexes=(by_label, halves))
+    archive.add("first", {"f": [{"label": "f", "count": 1}]})
+    load_batch(archive.store, database, spec, "first")
+    said = {f"r{n:02}": [{"label": f"l{n}", "count": 1}, {"count": 2}] for n in range(40)}
+    fine = dict(said)
+    said["r07"] = [{"label": "fine", "count": 1}, {"label": secrets.token_hex(4500), "count": 1}]
+    said["r31"] = [{"label": "none", "count": 0}]
+    archive.add("b1", said)
+
+    [report] = load_batches(archive.store, database, spec, ["b1"])
+
+    assert (report.rows, sorted(report.left_out)) == (76, ["r07", "r31"])
+    assert "index row" in report.left_out["r07"]
+    assert "division by zero" in report.left_out["r31"]
+    rows = connection.execute("select distinct record_id from features.pockets").fetchall()
+    assert {row[0] for row in rows} == {"f", *said} - {"r07", "r31"}
+    proof = prove(archive.store, database, spec)
+    assert (proof.has_equal_content, proof.is_equal) == (True, False)
+    assert "2 records are left out, because PostgreSQL cannot hold their rows: 'r07': " in (
+        proof.summary()
+    )
+    table = table_report(archive.store, database, spec)
+    assert table is not None
+    assert "2 records are left out" in table.summary()
+    # Of another batch alone, and by the kept proof, it is said too.
+    assert not prove(archive.store, database, spec, ["first"]).is_equal
+    assert prove(archive.store, database, spec, may_reuse=True).left_out == proof.left_out
+
+    archive.say("b1", fine)
+    list(load_batches(archive.store, database, spec))
+    assert prove(archive.store, database, spec).is_equal
+    archive.add("b2", {"r07": [{"label": secrets.token_hex(4500), "count": 1}]})
+    list(load_batches(archive.store, database, spec))
+    assert list(prove(archive.store, database, spec).left_out) == ["r07"]
+    archive.add("b3", {"r07": "withdrawn by its author"})
+    list(load_batches(archive.store, database, spec))
+    assert prove(archive.store, database, spec).is_equal
+
+
+def test_rows_wider_than_a_page_cost_their_records(database, connection) -> None:
+    columns = tuple(Column(name=f"c{n}", type="string") for n in range(500))
+    archive = FeatureArchive(columns)
+    wide = {column.name: "x" * 20 for column in columns}
+    archive.add("b1", {"r1": [{}], "r2": [wide], "r3": [{"c0": "y"}]})
+
+    list(load_batches(archive.store, database, archive.spec()))
+
+    proof = prove(archive.store, database, archive.spec())
+    assert (proof.rows, list(proof.left_out)) == (2, ["r2"])
+    assert "row is too big" in proof.left_out["r2"]
+    with database.connect("test") as own:
+        generation.drop_table(own, archive.spec())
+    left = "select count(*) from feature_pipeline.left_out"
+    assert connection.execute(left).fetchone() == (0,)
 
 
 def test_a_value_that_another_batch_gives_up_may_be_taken(archive, database, connection) -> None:
