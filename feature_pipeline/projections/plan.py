@@ -26,7 +26,7 @@ from feature_pipeline.archive.threads import map_threads
 from feature_pipeline.column_sources import pair_columns
 from feature_pipeline.columns import Column
 from feature_pipeline.errors import CorruptDataError, NotFoundError
-from feature_pipeline.hooks.definition import IndexDefinition
+from feature_pipeline.hooks.definition import IndexDefinition, IndexMethod
 from feature_pipeline.model.first_few import first_few
 from feature_pipeline.projections import dependents, evolve, table_schema
 from feature_pipeline.projections.bookkeeping import all_progress
@@ -65,6 +65,12 @@ _SAMPLED_BATCHES: Final = 3
 _SERVER_FACTOR: Final = 2.0
 """PostgreSQL needs about as long for rows as preparing them takes, primary key included."""
 _SHOWN: Final = 5
+_TEMPORARY: Final = "pg_temp"
+_TRIED: Final = "tried"
+_LONG_KEY_BYTES: Final = 2_000
+"""A btree holds keys of 2,704 bytes: shorter ones, as text, are not tried."""
+_TRIED_KEYS: Final = 1_000
+"""The longest keys, on which an index is tried."""
 
 
 class PlanAction(StrEnum):
@@ -534,26 +540,27 @@ def _violations(
         manifests: Of artifacts that would be loaded.
         is_all: Whether these are all current artifacts.
     """
-    none = sql.SQL("select {} where false").format(sql.SQL(", ").join(_no_values(spec)))
     rows = None if live is None else _live_rows(live, spec, manifests.values(), is_all)
     found: list[str] = []
-    for index in indexes:
-        try:
-            _try_index(connection, none, index)
-            # A column may be one of which only the artifacts know what it holds.
-            with suppress(psycopg.errors.UndefinedColumn):
-                found += [] if rows is None else _try_index(connection, rows, index)
-        except (psycopg.ProgrammingError, psycopg.DataError) as error:
-            reason = error.diag.message_primary or str(error)
-            found.append(f"index {_label(index)} cannot be built: {reason}")
+    # A temporary table, which goes with the transaction.
+    with connection.transaction(force_rollback=True):
+        tried = [column.model_copy(update={"required": False}) for column in spec.columns]
+        connection.execute(table_schema.create_table(_TRIED, tried, _TEMPORARY))
+        for number, index in enumerate(indexes):
+            try:
+                with connection.transaction():
+                    connection.execute(
+                        table_schema.create_index(
+                            _TRIED, tried, index, f"by_{number}", schema=_TEMPORARY
+                        )
+                    )
+                # A column may be one of which only the artifacts know what it holds.
+                with suppress(psycopg.errors.UndefinedColumn), connection.transaction():
+                    found += [] if rows is None else _try_index(connection, rows, index)
+            except (psycopg.ProgrammingError, psycopg.DataError) as error:
+                reason = error.diag.message_primary or str(error)
+                found.append(f"index {_label(index)} cannot be built: {reason}")
     return tuple(found)
-
-
-def _no_values(spec: TableSpec) -> Iterable[sql.Composable]:
-    kinds = table_schema.column_kinds(spec.columns)
-    for name, kind in kinds.items():
-        typed = sql.SQL("integer") if kind == "ordinal" else table_schema.type_name(kind)
-        yield sql.SQL("null::{} as {}").format(typed, sql.Identifier(name))
 
 
 def _live_rows(
@@ -588,7 +595,7 @@ def _live_rows(
 
 
 def _try_index(connection: Connection, rows: sql.Composable, index: IndexDefinition) -> list[str]:
-    """Keys of a unique index that are there more than once; of any other, none, if it can be made.
+    """Keys that the index cannot hold: too long ones, and those that a unique one has twice.
 
     Raises:
         psycopg.ProgrammingError: The index is not one on these columns.
@@ -605,10 +612,11 @@ def _try_index(connection: Connection, rows: sql.Composable, index: IndexDefinit
         rows,
         sql.SQL("true" if index.where is None else index.where),
     )
+    long = [] if index.method is not IndexMethod.BTREE else _long_keys(connection, keyed, index)
     if not index.unique:
         counts = sql.SQL(", ").join(sql.SQL("count({})").format(name) for name in names)
         connection.execute(sql.SQL("select {} from {}").format(counts, keyed))
-        return []
+        return long
     # A unique index takes two NULLs for different.
     query = sql.SQL(
         "select array[{texts}], count(*) from {keyed} where {there} group by {names}"
@@ -620,10 +628,40 @@ def _try_index(connection: Connection, rows: sql.Composable, index: IndexDefinit
         names=sql.SQL(", ").join(names),
         shown=sql.Literal(_SHOWN),
     )
-    return [
+    return long + [
         f"unique index {_label(index)}: {', '.join(key)} is there {count} times"
         for key, count in connection.execute(query).fetchall()
     ]
+
+
+def _long_keys(connection: Connection, keyed: sql.Composable, index: IndexDefinition) -> list[str]:
+    """Why the index cannot hold the longest of these keys, tried on a table of theirs."""
+    names = [sql.Identifier(f"key_{number}") for number in range(len(index.columns) or 1)]
+    length = sql.SQL(" + ").join(
+        sql.SQL("coalesce(octet_length({}::text), 0)").format(name) for name in names
+    )
+    keys = sql.Identifier(_TEMPORARY, "long_keys")
+    try:
+        with connection.transaction(force_rollback=True):
+            connection.execute(
+                sql.SQL(
+                    "create table {} as select * from {} where {} > {} order by {} desc limit {}"
+                ).format(
+                    keys,
+                    keyed,
+                    length,
+                    sql.Literal(_LONG_KEY_BYTES),
+                    length,
+                    sql.Literal(_TRIED_KEYS),
+                )
+            )
+            connection.execute(
+                sql.SQL("create index on {} ({})").format(keys, sql.SQL(", ").join(names))
+            )
+    except psycopg.errors.ProgramLimitExceeded as error:
+        why = error.diag.message_primary or str(error)
+        return [f"index {_label(index)} cannot hold rows of the table that is read: {why}"]
+    return []
 
 
 def _label(index: IndexDefinition) -> str:

@@ -58,9 +58,11 @@ def type_name(kind: str) -> sql.SQL:
     return sql.SQL(_TYPES[kind]().compile(dialect=_DIALECT))
 
 
-def create_table(relation: str, columns: Sequence[Column]) -> sql.SQL:
+def create_table(
+    relation: str, columns: Sequence[Column], schema: str = BOOKKEEPING_SCHEMA
+) -> sql.SQL:
     """DDL of a generation: typed columns, primary key (record_id, ordinal)."""
-    return _ddl(CreateTable(_table(relation, columns)))
+    return _ddl(CreateTable(_table(relation, columns, schema)))
 
 
 def create_index(
@@ -70,9 +72,10 @@ def create_index(
     name: str,
     *,
     is_concurrent: bool = False,
+    schema: str = BOOKKEEPING_SCHEMA,
 ) -> sql.SQL:
     """DDL of an index of a generation; built concurrently, it lets loads go on meanwhile."""
-    table = _table(relation, columns)
+    table = _table(relation, columns, schema)
     # literal_column, not text: text takes a colon for a parameter.
     parts: list[sa.ColumnElement[Any]] = (
         [table.c[column] for column in index.columns]
@@ -134,7 +137,7 @@ def comments(
         )
 
 
-def _table(relation: str, columns: Sequence[Column]) -> sa.Table:
+def _table(relation: str, columns: Sequence[Column], schema: str = BOOKKEEPING_SCHEMA) -> sa.Table:
     return sa.Table(
         relation,
         sa.MetaData(),
@@ -146,7 +149,7 @@ def _table(relation: str, columns: Sequence[Column]) -> sa.Table:
             sa.Column(column.name, _TYPES[column.kind](), nullable=not column.required)
             for column in columns
         ),
-        schema=BOOKKEEPING_SCHEMA,
+        schema=schema,
     )
 
 

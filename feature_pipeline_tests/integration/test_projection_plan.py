@@ -1,5 +1,6 @@
 """What `plan` foretells, what upcasters convert, going back, and tables of the past."""
 
+import secrets
 import sys
 import types
 from collections.abc import Iterator
@@ -103,6 +104,29 @@ def test_a_plan_says_what_would_change_and_changes_nothing(archive, database, co
     assert plan.remade_views == ("view public.mine",)
     assert (plan.batches, plan.rows, plan.is_refused) == (3, 3, False)
     assert plan.table_bytes
+    assert objects(connection) == before
+
+
+def test_a_plan_tries_indexes(archive, database, connection) -> None:
+    """They failed when they were built, after everything had been loaded."""
+    archive.add("b3", {"r3": [{"label": secrets.token_hex(4500), "count": 1}]})
+    indexes = (
+        IndexDefinition(columns=("label",), name="long"),
+        IndexDefinition(expression="now()", name="volatile"),
+        IndexDefinition(expression="(label)", method="gin", name="plain_text"),
+        IndexDefinition(expression="to_tsvector('english', label)", method="gin", name="words"),
+        IndexDefinition(columns=("count",), name="fine"),
+    )
+    [empty, other] = plan_table(archive.store, database, archive.spec(indexes=indexes)).violations
+    assert "IMMUTABLE" in empty
+    assert "index plain_text cannot be built: data type text has no default operator" in other
+    load_all(archive, database)
+    before = objects(connection)
+
+    found = plan_table(archive.store, database, archive.spec(indexes=indexes)).violations
+
+    assert found[0].startswith("index long cannot hold rows of the table that is read: index row")
+    assert list(found[1:]) == [empty, other]
     assert objects(connection) == before
 
 
