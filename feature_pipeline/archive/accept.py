@@ -19,6 +19,7 @@ from feature_pipeline.archive.contract import (
     check_present,
 )
 from feature_pipeline.archive.documents import (
+    Document,
     NewerVersionError,
     check_values,
     instant_text,
@@ -47,6 +48,7 @@ from feature_pipeline.archive.tombstones import (
     tombstones,
     withdrawn_by,
 )
+from feature_pipeline.digest import Digest
 from feature_pipeline.errors import (
     ConflictError,
     CorruptDataError,
@@ -244,6 +246,7 @@ def _accept_batch(
         return known[-1], False
     what = f"batch {submission.batch!r} of dataset {submission.dataset!r}: submitted at"
     _check_instant(what, submission.submitted_at, left_at)
+    _check_size(store, submission.digest, f"batch {submission.batch!r}")
     batch = log.read_batch_blob(store, submission.digest)
     if (batch.dataset, batch.key) != (submission.dataset, submission.batch):
         raise InvalidInputError(
@@ -320,6 +323,7 @@ def _accept(
         return done, False
     _check_base(completion, entries)
     release = _known_release(acceptance, completion)
+    _check_size(store, completion.manifest, f"completion {completion.id}")
     manifest = read.read_manifest(store, completion.manifest)
     _check_names(manifest, completion, release)
     check_values(manifest)
@@ -371,6 +375,19 @@ def _check_base(completion: Completion, entries: Sequence[FeatureEntry]) -> None
         raise NotFoundError(
             f"completion {completion.id}: it was planned upon entry"
             f" {quoted(str(completion.base), 20)} of its batch's log, which has {last}"
+        )
+
+
+def _check_size(store: BlobStore, digest: Digest, what: str) -> None:
+    """Return if a document that an entry names is not too large to be read.
+
+    Raises:
+        InvalidInputError: It is.
+    """
+    info = store.stat(layout.blob(digest))
+    if info is not None and info.size > Document.most_bytes:
+        raise InvalidInputError(
+            f"{what}: its document {digest} {Document.too_large(info.size)}: make batches smaller"
         )
 
 

@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import TypeVar
 
 from feature_pipeline.archive import layout
-from feature_pipeline.archive.blob_store import BlobStore, ObjectInfo, StoredObject
+from feature_pipeline.archive.blob_store import BlobStore, ObjectInfo, StoredObject, get_small
 from feature_pipeline.archive.documents import NewerVersionError
 from feature_pipeline.archive.logs.entries import LogEntry, StoredEntry, decode_entry, misfits
 from feature_pipeline.archive.logs.known import Sighting
@@ -54,9 +54,13 @@ class DocumentReader:
         """Something is wrong with an object."""
         self.reached.findings.append(Finding(state, kind, key, named_by, detail))
 
-    def get(self, kind: ObjectKind, key: str, named_by: str) -> StoredObject | None:
-        """The object; None, with a finding, if it cannot be had."""
+    def get(
+        self, kind: ObjectKind, key: str, named_by: str, most_bytes: int | None = None
+    ) -> StoredObject | None:
+        """The object; None, with a finding, if it cannot be had, or is larger than it can be."""
         try:
+            if most_bytes is not None:
+                return get_small(self.store, key, most_bytes)
             return self.store.get(key)
         except NotFoundError as error:
             self.find(State.MISSING, kind, key, named_by, str(error))

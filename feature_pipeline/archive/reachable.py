@@ -10,8 +10,8 @@ from contextlib import suppress
 from typing import Final, TypeVar
 
 from feature_pipeline.archive import blobs, layout, log
-from feature_pipeline.archive.blob_store import BlobStore, StoredObject
-from feature_pipeline.archive.documents import NewerVersionError
+from feature_pipeline.archive.blob_store import BlobStore, StoredObject, get_small
+from feature_pipeline.archive.documents import Document, NewerVersionError
 from feature_pipeline.archive.erasures import Erased, ErasureEntry, erased
 from feature_pipeline.archive.examine import DocumentReader
 from feature_pipeline.archive.inbox import (
@@ -242,7 +242,7 @@ class _Walk(DocumentReader):
             other = f"{layout.INBOX}{key.removeprefix(layout.QUARANTINE)}"
         for place in (key, other) * _MOVES:
             try:
-                return place, self.store.get(place)
+                return place, get_small(self.store, place, QuarantinedEntry.most_bytes)
             except NotFoundError:
                 continue  # it may have been quarantined, or left again
             except (StoreUnavailableError, CorruptDataError) as error:
@@ -443,6 +443,11 @@ class _Walk(DocumentReader):
         """Whatever a blob is that an unreadable document names, what it names is kept too."""
         named_by = self._unknown[digest]
         try:
+            info = self.store.stat(layout.blob(digest))
+            if info is not None and info.size > Document.most_bytes:
+                # Too large for a document: it names nothing.
+                self.reached.add(Reference(ObjectKind.NAMED, digest, info.size, named_by))
+                return
             data = blobs.read_blob(self.store, digest)
         except (NotFoundError, CorruptDataError):
             return
@@ -461,7 +466,7 @@ class _Walk(DocumentReader):
         if self._is_erased(digest):
             self.reached.erased.setdefault(digest, named_by)
             return None
-        held = self.get(kind, key, named_by)
+        held = self.get(kind, key, named_by, Document.most_bytes)
         if held is None:
             return None
         if (actual := Digest.of(held.data)) != digest:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,7 +10,8 @@ import pytest
 
 from feature_pipeline.archive import accept, encode, inbox, layout, log, publish, read
 from feature_pipeline.archive.accept import Accepted, Quarantined, Waiting
-from feature_pipeline.archive.documents import NewerVersionError
+from feature_pipeline.archive.blob_store import ObjectStream
+from feature_pipeline.archive.documents import Document, NewerVersionError
 from feature_pipeline.archive.encode import rows_schema
 from feature_pipeline.archive.inbox import Completion, QuarantinedEntry
 from feature_pipeline.archive.logs.losses import LossEntry
@@ -111,7 +113,11 @@ def test_values_that_no_completion_can_have(scene, announced):
     check_care(scene)
 
 
-@pytest.mark.parametrize("instant", [BEYOND, "9999-12-31T23:59:59-14:00", 1e300, "x" * 9_999])
+@pytest.mark.parametrize(
+    "instant",
+    [BEYOND, "9999-12-31T23:59:59-14:00", 1e300, "x" * 9_999],
+    ids=["before the first year", "after the last year", "a number", "a long text"],
+)
 def test_times_that_no_clock_shows(scene, announced, instant):
     submission = inbox.Submission(
         dataset=DATASET, batch="b3", digest=make_batch("b3").digest, source="harvest"
@@ -182,7 +188,11 @@ def test_quarantined_documents_that_are_none_are_damage(scene, announced):
 @pytest.mark.parametrize(
     "prefix", ["log/features/structures/pockets/b1/", "log/batches/structures/b2/"]
 )
-@pytest.mark.parametrize("data", [DEEP.encode(), b'{"spec_version": 2, "seq": 1e999}', b"\xff"])
+@pytest.mark.parametrize(
+    "data",
+    [DEEP.encode(), b'{"spec_version": 2, "seq": 1e999}', b"\xff"],
+    ids=["lists", "beyond float64", "not UTF-8"],
+)
 def test_log_entries(scene, announced, prefix, data):
     scene.store.create(f"{prefix}0000000001", data)
     settled = settle(scene)
@@ -193,7 +203,9 @@ def test_log_entries(scene, announced, prefix, data):
 @pytest.mark.parametrize(
     "model", [Completion, inbox.Submission, QuarantinedEntry, Manifest, LossEntry]
 )
-@pytest.mark.parametrize("value", [DEEP, BEYOND, HUGE, LONE, {"a": {"b": [1] * 999}}, None])
+@pytest.mark.parametrize(
+    "value", [DEEP, BEYOND, HUGE, LONE, {"a": {"b": [1] * 999}}, None], ids=lambda v: str(v)[:20]
+)
 def test_reading_a_document_gives_it_or_says_what_is_wrong(model, value):
     for name in model.model_fields:
         document = {"spec_version": model.newest, name: value}
@@ -254,7 +266,7 @@ class TestFieldsThatCannotBeTrue:
             ({"notes": ["\0"]}, "notes: NUL character"),
             ({"unknown": 5}, "unknown: Extra inputs are not permitted"),
         ],
-        ids=str,
+        ids=lambda value: str(value)[:40],
     )
     def test_of_manifests(self, scene, changes, match):
         self.refused(scene, self.with_manifest(scene, **changes), match)
@@ -281,6 +293,61 @@ class TestFieldsThatCannotBeTrue:
         completion = self.with_manifest(scene, notes=["y" * 5_000])
         monkeypatch.setattr(Manifest, "most_bytes", 5_000)
         self.refused(scene, completion, "it can have at most 5,000")
+
+
+class TestLargeObjects:
+    """What is larger than its kind can be is not read into memory, whoever goes over objects."""
+
+    @pytest.fixture(autouse=True)
+    def little(self, monkeypatch):
+        monkeypatch.setattr(Document, "most_bytes", 5_000)
+
+    @pytest.fixture
+    def read_whole(self, scene, monkeypatch):
+        """The sizes of what is read whole."""
+        sizes, get = [], scene.store.get
+
+        def counted(key, size=None):
+            held = get(key, size)
+            sizes.append(len(held.data))
+            return held
+
+        @contextmanager
+        def streamed(key, size=None):
+            held = get(key, size)
+            yield ObjectStream(held.info, iter([held.data]))
+
+        monkeypatch.setattr(scene.store, "get", counted)
+        monkeypatch.setattr(scene.store, "open", streamed)
+        return sizes
+
+    def test_documents_that_entries_name(self, scene, announced, read_whole):
+        large = log.blobs.put_blob(scene.store, b"[" * 9_000)
+        submission = inbox.Submission(
+            dataset=DATASET, batch="b3", digest=large.digest, source="harvest"
+        )
+        inbox.leave(scene.store, submission)
+        odd = announced.model_copy(update={"manifest": large.digest})
+        publish.announce(scene.store, odd)
+        scene.store.create("quarantine/odd", str(large.digest).encode())
+        verify(scene.store)
+        look(scene.store)
+        settled = settle(scene)
+        for entry in (submission, odd):
+            result = settled.pop(entry.inbox_id)
+            assert isinstance(result, Quarantined)
+            assert "has 9,000 bytes; it can have at most 5,000" in result.reason
+        assert all(isinstance(result, Accepted) for result in settled.values())
+        assert max(read_whole) <= 5_000
+
+    def test_entries(self, scene, announced, read_whole, monkeypatch):
+        monkeypatch.setattr(QuarantinedEntry, "most_bytes", 200_000)
+        scene.store.create("inbox/run.odd", b"x" * 300_000)
+        scene.store.create("quarantine/odd", b"x" * 300_000)
+        verify(scene.store)
+        look(scene.store)
+        assert isinstance(settle(scene)["run.odd"], Quarantined)
+        assert max(read_whole) < 200_000
 
 
 class TestTables:

@@ -12,7 +12,7 @@ import click
 import pytest
 from rich.console import Console
 
-from feature_pipeline.cli import output
+from feature_pipeline.cli import output, read
 from feature_pipeline.cli.output import Output, exact, translated_errors
 from feature_pipeline.errors import InvalidInputError
 
@@ -154,3 +154,18 @@ def test_json_holds_no_number_that_json_does_not_have(pipe: Pipe) -> None:
         "a": ["NaN", {"b": "Infinity"}, ["-Infinity", 1.5]],
         "at": "2026-01-01T00:00:00Z",
     }
+
+
+class Terminal(io.StringIO):
+    """Standard output that people look at."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_rows_printed_on_a_terminal_are_not_obeyed(monkeypatch):
+    """Also those that a program would be given byte by byte."""
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    with read._sink(None) as file:
+        file.write('"id"\n"\x1b[31mé\x1b]0;title\x07","=1"\n'.encode())
+    assert sys.stdout.getvalue() == '"id"\n"\\x1b[31mé\\x1b]0;title\\x07","=1"\n'
