@@ -224,8 +224,8 @@ def test_damage_and_swapped_buckets(drill: Drill):
         left = {f"r{batch[1:]}" for batch in {"b1", "b2", "b3"} - unreadable}
         assert drill.read(*unreadable) == [row for row in rows if row[0] in left]
         drill.status(damaged=batches, lost=batches if act is deleted_at_the_end else ())
-        if act is deleted_at_the_end:
-            drill.plan(damaged=batches, lost=batches)
+        if unreadable:
+            drill.plan(damaged=batches, lost=batches if act is deleted_at_the_end else ())
             drill.rebuild(*batches)
         done = drill.json("repair", *second)
         assert {(step["key"]) for step in done["done"]} == {key for _, key in findings}
