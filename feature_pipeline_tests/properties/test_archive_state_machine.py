@@ -633,6 +633,11 @@ class ArchiveMachine(RuleBasedStateMachine):
         for key in BATCHES:
             self.check_head(key)
         waiting = {entry.id: entry.content for entry in inbox.waiting(self.store)}
+        if self.model.erasing:
+            # What is about a record that is being erased is held until its successor waits.
+            for held in inbox.quarantined(self.store):
+                entry = inbox.read_entry(held.id, held.left_at, held.entry.encode())
+                waiting[held.id] = entry.content
         batches = {
             (c.dataset, c.batch) for c in waiting.values() if isinstance(c, inbox.Submission)
         }
