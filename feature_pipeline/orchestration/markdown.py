@@ -12,7 +12,7 @@ from feature_pipeline.model.printable import printable
 # An underscore within a word is none: names of columns stay as they are.
 _MARKUP: Final = re.compile(r"[\\|`*~\[\]<>&]|(?<![^\W_])_|_(?![^\W_])")
 _BACKTICKS: Final = re.compile("`+")
-_BEGINS_BLOCK: Final = re.compile(r"^(\s*)([#+\-=]|\d+[.)])")
+_BEGINS_BLOCK: Final = re.compile(r"^([#+\-=]|\d+[.)])(?=[\s#+\-=]|$)")
 
 
 class Markup(str):
@@ -31,8 +31,7 @@ def plain(text: str) -> str:
 
 
 def _escaped_beginning(found: "re.Match[str]") -> str:
-    space, mark = found[1], found[2]
-    return f"{space}\\{mark}" if len(mark) == 1 else f"{space}{mark[:-1]}\\{mark[-1]}"
+    return f"{found[1][:-1]}\\{found[1][-1]}"
 
 
 def code(text: str) -> str:

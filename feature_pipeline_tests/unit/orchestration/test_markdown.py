@@ -39,6 +39,9 @@ HOSTILE = [
     "\x1b[31mred\x1b[0m \x1b]0;title\x07",
     "\u202edesrever",
     "~~~",
+    "## heading",
+    "===",
+    "10) item",
 ]
 RENDER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
@@ -94,12 +97,13 @@ def manifest(**changes: object) -> Manifest:
     return Manifest.model_validate(document | changes)
 
 
-def test_notes():
-    made = manifest(notes=[f"note {text}" for text in HOSTILE])
+@pytest.mark.parametrize("hostile", [HOSTILE[:12], HOSTILE[12:]])
+def test_notes(hostile: list[str]):
+    made = manifest(notes=[f"note {text}" for text in hostile])
     notes = artifact_metadata("s3://a", Digest.of(b"x"), made, "s3://a/x")["notes"]
     page, tags = rendered(str(notes.value))
     assert tags <= {"ul", "li", "p"}
-    assert page.count("note") == len(HOSTILE)
+    assert page.count("note") == len(hostile)
 
 
 def test_notes_without_end():
@@ -121,3 +125,9 @@ def test_descriptions_of_columns():
     columns = [Column(name="c", type="number", unit=text, description=text) for text in HOSTILE]
     tags = rendered(columns_markdown(columns))[1]
     assert tags == {"table", "thead", "tr", "th", "tbody", "td", "code"}
+
+
+@pytest.mark.parametrize("text", ["10.5281/zenodo.1", "-0.5", "+1", "record_id", "#1", "=1"])
+def test_what_is_no_markup_stays_as_it_is(text: str):
+    assert plain(text) == text
+    assert rendered(plain(text)) == (text, {"p"})
