@@ -24,11 +24,12 @@ import dagster as dg
 import numpy as np
 import yaml
 
-from feature_pipeline.archive import accept, blobs, layout, log
-from feature_pipeline.archive.encode import Content, encode_outcomes, encode_rows
-from feature_pipeline.archive.log import BatchEntry, FeatureEntry, ReleaseEntry, Verdict
-from feature_pipeline.archive.logs import answers
-from feature_pipeline.archive.manifest import BlobRef, Manifest, ReleaseRef, RunInfo
+from feature_pipeline.archive import accept, blobs
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.format.encode import Content, encode_outcomes, encode_rows
+from feature_pipeline.archive.format.manifest import BlobRef, Manifest, ReleaseRef, RunInfo
+from feature_pipeline.archive.logs import answers, log
+from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry, ReleaseEntry, Verdict
 from feature_pipeline.archive.publish import (
     Artifact,
     Completion,
@@ -36,23 +37,23 @@ from feature_pipeline.archive.publish import (
     announce,
     publish_artifact,
 )
-from feature_pipeline.archive.stores.s3 import S3Store, open_store
-from feature_pipeline.columns import Column, ColumnType
+from feature_pipeline.archive.store.s3 import S3Store, open_store
 from feature_pipeline.compute.plan import ComputePlan, plan_run
-from feature_pipeline.digest import Digest
-from feature_pipeline.hooks.definition import HookDefinition
 from feature_pipeline.local.services import LocalServices
-from feature_pipeline.orchestration.inbox_sensor import settle_inbox
+from feature_pipeline.model.columns import Column, ColumnType
+from feature_pipeline.model.definition import HookDefinition
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.outcomes import Outcome, Status
+from feature_pipeline.model.records import Record, RecordBatch, Source
+from feature_pipeline.orchestration.assets.tables import table_spec
 from feature_pipeline.orchestration.keys import features_key
-from feature_pipeline.orchestration.recover import recover_dagster
-from feature_pipeline.orchestration.tables import table_spec
-from feature_pipeline.outcomes import Outcome, Status
-from feature_pipeline.projections.database import Database
+from feature_pipeline.orchestration.operations.recover import recover_dagster
+from feature_pipeline.orchestration.sensors.inbox import settle_inbox
+from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.load import load_batch, load_batches
-from feature_pipeline.projections.progress import check_progress
-from feature_pipeline.projections.proof import prove
-from feature_pipeline.projections.settle import table_report
-from feature_pipeline.records import Record, RecordBatch, Source
+from feature_pipeline.projections.proof.progress import check_progress
+from feature_pipeline.projections.proof.proof import prove
+from feature_pipeline.projections.switch.finalize import table_report
 from feature_pipeline_tests.fixtures.stores import archive_client
 
 if TYPE_CHECKING:
@@ -286,7 +287,7 @@ def bench_tick(
 def recover_events(
     store: S3Store, instance: dg.DagsterInstance, dataset: str, keys: Sequence[str]
 ) -> None:
-    from feature_pipeline.orchestration.records import records_event
+    from feature_pipeline.orchestration.assets.records import records_event
 
     for key in keys:
         entry = log.batch_entry(store, dataset, key)

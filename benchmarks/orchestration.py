@@ -28,8 +28,8 @@ import requests
 from dagster._core.scheduler.instigation import InstigatorTick, TickStatus
 
 from benchmarks.archive import outcomes_of, run_info
-from feature_pipeline.archive import log
-from feature_pipeline.archive.log import ReleaseEntry
+from feature_pipeline.archive.logs import log
+from feature_pipeline.archive.logs.log import ReleaseEntry
 from feature_pipeline.archive.publish import (
     Artifact,
     Completion,
@@ -38,14 +38,14 @@ from feature_pipeline.archive.publish import (
     publish_artifact,
     submit_batch,
 )
-from feature_pipeline.archive.stores.s3 import S3Store, open_store
-from feature_pipeline.hooks.definition import HookDefinition
+from feature_pipeline.archive.store.s3 import S3Store, open_store
 from feature_pipeline.local.dagster_processes import DagsterProcesses
 from feature_pipeline.local.environment import environment
 from feature_pipeline.local.services import LocalServices
-from feature_pipeline.orchestration.automation import FEATURES_SENSOR, TABLES_SENSOR
+from feature_pipeline.model.definition import HookDefinition
+from feature_pipeline.model.records import Record, RecordBatch, Source
+from feature_pipeline.orchestration.conditions import FEATURES_SENSOR, TABLES_SENSOR
 from feature_pipeline.orchestration.keys import features_key, records_key, table_key
-from feature_pipeline.records import Record, RecordBatch, Source
 from feature_pipeline_tests.fixtures.stores import archive_client
 
 DATASET: Final = "bench"

@@ -29,18 +29,18 @@ import sqlalchemy as sa
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from feature_pipeline.archive import log
+from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.read import read_manifest, read_rows
-from feature_pipeline.archive.stores.s3 import S3Store, make_client, open_store
-from feature_pipeline.columns import Column
+from feature_pipeline.archive.store.s3 import S3Store, make_client, open_store
 from feature_pipeline.local.services import LocalServices
-from feature_pipeline.projections import generation, table_schema
-from feature_pipeline.projections.database import Database
+from feature_pipeline.model.columns import Column
+from feature_pipeline.projections.catalog import ddl, generation
+from feature_pipeline.projections.catalog.database import Database
+from feature_pipeline.projections.catalog.spec import TableSpec
 from feature_pipeline.projections.load import load_batches
-from feature_pipeline.projections.proof import prove
+from feature_pipeline.projections.proof.proof import prove
 from feature_pipeline.projections.rebuild import begin_rebuild, fill
-from feature_pipeline.projections.table_spec import TableSpec
-from feature_pipeline_tests.unit.projections.feature_archive import FeatureArchive
+from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
 
 RECORDS_PER_BATCH, ROWS_PER_RECORD = 1000, 5
 COLUMNS = (
@@ -119,7 +119,7 @@ class Bench:
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute("create schema if not exists feature_pipeline")
             connection.execute('drop table if exists feature_pipeline."raw"')
-            connection.execute(table_schema.create_table("raw", COLUMNS))
+            connection.execute(ddl.create_table("raw", COLUMNS))
 
     def drop_ours(self) -> None:
         with self.database.connect("benchmark") as connection:

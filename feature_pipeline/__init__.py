@@ -4,16 +4,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from feature_pipeline.archive.api import Archive
+    from feature_pipeline.archive.query.api import Archive
+    from feature_pipeline.archive.query.summary import summarize
     from feature_pipeline.orchestration.component import FeatureHook
 
 # Imported on first use: reading an archive must not import Dagster.
 _EXPORTS = {
-    "Archive": "feature_pipeline.archive.api",
+    "Archive": "feature_pipeline.archive.query.api",
     "FeatureHook": "feature_pipeline.orchestration.component",
+    "summarize": "feature_pipeline.archive.query.summary",
 }
 
-__all__ = ["Archive", "FeatureHook"]
+__all__ = ["Archive", "FeatureHook", "summarize"]
 
 
 def __getattr__(name: str) -> object:

@@ -9,22 +9,28 @@ import dagster as dg
 
 from feature_pipeline import settings
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.hooks.definition import HookDefinition, find_clashes
+from feature_pipeline.model.definition import HookDefinition, find_clashes
+from feature_pipeline.orchestration.assets.features import (
+    DEFINITION_METADATA,
+    FOLDER_METADATA,
+    IO_MANAGER_KEY,
+)
+from feature_pipeline.orchestration.assets.io_manager import FeatureIOManager
+from feature_pipeline.orchestration.assets.records import records_asset
 from feature_pipeline.orchestration.assets.wrong_definitions import wrong_definition_assets
-from feature_pipeline.orchestration.automation import automation_sensors
-from feature_pipeline.orchestration.care import (
+from feature_pipeline.orchestration.checks.integrity import (
     census_job,
     census_schedule,
     integrity_checks,
     verify_job,
 )
-from feature_pipeline.orchestration.checks import (
+from feature_pipeline.orchestration.checks.outcomes import (
     feature_checks,
     outcomes_job,
     outcomes_schedule,
     table_checks,
 )
-from feature_pipeline.orchestration.dead_runs import dead_runs_sensor
+from feature_pipeline.orchestration.conditions import automation_sensors
 from feature_pipeline.orchestration.defs_folder import (
     PACKAGED,
     LoadedFolder,
@@ -32,25 +38,16 @@ from feature_pipeline.orchestration.defs_folder import (
     is_validating,
     load_defs_folder,
 )
-from feature_pipeline.orchestration.features import (
-    DEFINITION_METADATA,
-    FOLDER_METADATA,
-    IO_MANAGER_KEY,
-)
-from feature_pipeline.orchestration.inbox_sensor import inbox_sensor
-from feature_pipeline.orchestration.io_manager import FeatureIOManager
 from feature_pipeline.orchestration.keys import features_key, table_key
-from feature_pipeline.orchestration.operations.remember_answers import (
-    answers_job,
-    answers_schedule,
-)
-from feature_pipeline.orchestration.reconcile import reconcile_job, reconcile_schedule
-from feature_pipeline.orchestration.records import records_asset
-from feature_pipeline.orchestration.reports import report_job
+from feature_pipeline.orchestration.operations.reconcile import reconcile_job, reconcile_schedule
+from feature_pipeline.orchestration.operations.remember_answers import answers_job, answers_schedule
+from feature_pipeline.orchestration.operations.reports import report_job
 from feature_pipeline.orchestration.resources import default_resources, settled
+from feature_pipeline.orchestration.sensors.dead_runs import dead_runs_sensor
+from feature_pipeline.orchestration.sensors.inbox import inbox_sensor
 from feature_pipeline.orchestration.sensors.repeats import repeats_sensor
-from feature_pipeline.orchestration.source_lines import declared_at
-from feature_pipeline.orchestration.webhook import webhook_sensor
+from feature_pipeline.orchestration.sensors.webhook import webhook_sensor
+from feature_pipeline.orchestration.source_location import declared_at
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@
     FeaturePipelineError
     ├── InvalidInputError (ValueError)  correct the input; trying again changes nothing
     ├── NotFoundError (KeyError)        the named thing is not there; it may come
-    ├── ConflictError                   somebody else holds it, or has written something different
+    ├── ConflictError                   another process has it, or has written something different
     ├── CorruptDataError                stored bytes are not what their name says; restore them
     ├── StoreUnavailableError           S3 did not do it; nothing happened; try again later
     ├── OutcomeUnknownError             S3 gave no answer; it may have happened; read back
@@ -13,7 +13,7 @@
     └── RuntimeFailure                  a hook run gave no verdict; the message says what is known
 
 What a hook says about a *record* (rejected, errored) is data, not an error:
-see `feature_pipeline.outcomes`.
+see `feature_pipeline.model.outcomes`.
 """
 
 from enum import StrEnum

@@ -1,6 +1,7 @@
 """Inbox entry to log entry: the rules by which a batch or a completion is accepted.
 
-Whoever holds an entry may call: acceptance is idempotent, and the log decides between callers.
+Any process that has an entry may call: acceptance is idempotent, and the log decides between
+callers.
 What belongs here: the checks and the verdict. Not here: the inbox's documents (`inbox`), the
 mechanics of appending (`log.append`).
 """
@@ -11,44 +12,39 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final, assert_never
 
-from feature_pipeline.archive import layout, log, read
-from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.archive.contract import (
-    check_artifact,
-    check_not_withdrawn,
-    check_present,
-)
-from feature_pipeline.archive.documents import (
+from feature_pipeline.archive import read
+from feature_pipeline.archive.contract import check_artifact, check_not_withdrawn, check_present
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.format.documents import (
     Document,
     NewerVersionError,
     check_values,
     instant_text,
     utc_now,
 )
-from feature_pipeline.archive.inbox import Completion as Completion
-from feature_pipeline.archive.inbox import CompletionStatus
-from feature_pipeline.archive.inbox import InboxEntry as InboxEntry
-from feature_pipeline.archive.inbox import Submission as Submission
-from feature_pipeline.archive.inbox import is_batch as is_batch
-from feature_pipeline.archive.inbox import list_waiting as list_waiting
-from feature_pipeline.archive.inbox import quarantine as quarantine
-from feature_pipeline.archive.inbox import quarantined as quarantined
-from feature_pipeline.archive.inbox import read_waiting as read_waiting
-from feature_pipeline.archive.inbox import remove as remove
-from feature_pipeline.archive.inbox import requeue as requeue
-from feature_pipeline.archive.inbox import waiting as waiting
-from feature_pipeline.archive.log import BatchEntry, FeatureEntry, ReleaseEntry, Verdict
-from feature_pipeline.archive.logs import answers
-from feature_pipeline.archive.manifest import BlobRef, Manifest
-from feature_pipeline.archive.publish import check_same_batch
-from feature_pipeline.archive.threads import WORKERS, map_threads
-from feature_pipeline.archive.tombstones import (
+from feature_pipeline.archive.format.manifest import BlobRef, Manifest
+from feature_pipeline.archive.logs import answers, log
+from feature_pipeline.archive.logs.inbox import Completion as Completion
+from feature_pipeline.archive.logs.inbox import CompletionStatus
+from feature_pipeline.archive.logs.inbox import InboxEntry as InboxEntry
+from feature_pipeline.archive.logs.inbox import Submission as Submission
+from feature_pipeline.archive.logs.inbox import is_batch as is_batch
+from feature_pipeline.archive.logs.inbox import list_waiting as list_waiting
+from feature_pipeline.archive.logs.inbox import quarantine as quarantine
+from feature_pipeline.archive.logs.inbox import quarantined as quarantined
+from feature_pipeline.archive.logs.inbox import read_waiting as read_waiting
+from feature_pipeline.archive.logs.inbox import remove as remove
+from feature_pipeline.archive.logs.inbox import requeue as requeue
+from feature_pipeline.archive.logs.inbox import waiting as waiting
+from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry, ReleaseEntry, Verdict
+from feature_pipeline.archive.logs.tombstones import (
     TombstoneEntry,
     barred_since,
     tombstones,
     withdrawn_by,
 )
-from feature_pipeline.digest import Digest
+from feature_pipeline.archive.publish import check_same_batch
+from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import (
     ConflictError,
     CorruptDataError,
@@ -57,9 +53,11 @@ from feature_pipeline.errors import (
     OutcomeUnknownError,
     StoreUnavailableError,
 )
+from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.quoting import MOST_REASON, quoted
-from feature_pipeline.records import RecordBatch
-from feature_pipeline.release import HookRelease
+from feature_pipeline.model.records import RecordBatch
+from feature_pipeline.model.release import HookRelease
+from feature_pipeline.parallel import WORKERS, map_threads
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +72,7 @@ record, which artifact is current) would be decided for good by one that is far 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The entry stands in its log. Remove it from the inbox when nobody needs it there."""
+    """The entry stands in its log. Remove it from the inbox when it is no longer needed there."""
 
     entry: FeatureEntry | BatchEntry
     is_new: bool

@@ -1,4 +1,4 @@
-"""Bytes by their digest: written once, checked on every read, healed when they come again.
+"""Bytes by their digest: written once, checked on every read, restored when they come again.
 
 What belongs here: when a stored blob is believed. Not here: what blobs mean (`manifest`), which
 may be deleted (`gc`).
@@ -15,23 +15,23 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
-from feature_pipeline.archive import layout
-from feature_pipeline.archive.blob_store import (
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.format.documents import utc_now
+from feature_pipeline.archive.format.manifest import BlobRef
+from feature_pipeline.archive.store.base import (
     BYTES_MEDIA_TYPE,
     BlobStore,
     ObjectInfo,
     ObjectStream,
 )
-from feature_pipeline.archive.documents import utc_now
-from feature_pipeline.archive.manifest import BlobRef
-from feature_pipeline.archive.threads import WORKERS, map_threads
-from feature_pipeline.digest import Digest, digest_stream
 from feature_pipeline.errors import (
     CorruptDataError,
     NotFoundError,
     OutcomeUnknownError,
     StoreUnavailableError,
 )
+from feature_pipeline.model.digest import Digest, digest_stream
+from feature_pipeline.parallel import WORKERS, map_threads
 
 logger = logging.getLogger(__name__)
 

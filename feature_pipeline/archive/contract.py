@@ -9,18 +9,14 @@ from collections.abc import Collection, Sequence
 import pyarrow as pa
 
 from feature_pipeline.archive import blobs, read
-from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.archive.encode import Content
-from feature_pipeline.archive.manifest import OUTCOMES, ROWS, BlobRef, Manifest
-from feature_pipeline.archive.threads import WORKERS
-from feature_pipeline.columns import check_columns
-from feature_pipeline.errors import (
-    FeaturePipelineError,
-    InvalidInputError,
-    NotFoundError,
-)
-from feature_pipeline.outcomes import Outcome
-from feature_pipeline.records import RecordBatch
+from feature_pipeline.archive.format.encode import Content
+from feature_pipeline.archive.format.manifest import OUTCOMES, ROWS, BlobRef, Manifest
+from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.errors import FeaturePipelineError, InvalidInputError, NotFoundError
+from feature_pipeline.model.columns import check_columns
+from feature_pipeline.model.outcomes import Outcome
+from feature_pipeline.model.records import RecordBatch
+from feature_pipeline.parallel import WORKERS
 
 
 def check_artifact(
@@ -88,7 +84,7 @@ def _decoded(
     except InvalidInputError:
         raise
     except (FeaturePipelineError, ValueError, TypeError, OverflowError, pa.ArrowException) as error:
-        # Anybody who may write blobs may have written any Parquet; one must not stop the others.
+        # A writer of blobs may have written any Parquet; one must not stop the others.
         raise InvalidInputError(f"{what}: its tables cannot be decoded: {error}") from error
 
 

@@ -7,8 +7,8 @@ blobs are deleted (`lease`), what may be deleted (`maintenance.deletion`).
 from collections.abc import Collection
 
 from feature_pipeline.archive import blobs, lease
-from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.archive.manifest import BlobRef
+from feature_pipeline.archive.format.manifest import BlobRef
+from feature_pipeline.archive.store.base import BlobStore
 
 
 class Guard:

@@ -23,21 +23,26 @@ from uuid import uuid4
 
 from pydantic import Field
 
-from feature_pipeline.archive import layout
-from feature_pipeline.archive.blob_store import (
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.format.documents import (
+    DigestField,
+    Document,
+    InstantField,
+    instant_text,
+)
+from feature_pipeline.archive.store.base import (
     JSON_MEDIA_TYPE,
     BlobStore,
     StoredObject,
     create_or_read,
 )
-from feature_pipeline.archive.documents import DigestField, Document, InstantField, instant_text
-from feature_pipeline.digest import Digest
 from feature_pipeline.errors import (
     ConflictError,
     NotFoundError,
     OutcomeUnknownError,
     StoreUnavailableError,
 )
+from feature_pipeline.model.digest import Digest
 
 LEASE: Final = timedelta(minutes=3)
 MARGIN: Final = timedelta(seconds=15)

@@ -11,20 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from feature_pipeline.archive import blobs, layout, log
-from feature_pipeline.archive.blob_store import BYTES_MEDIA_TYPE, JSON_MEDIA_TYPE, BlobStore
+from feature_pipeline.archive import blobs
 from feature_pipeline.archive.blobs import BlobWrite
 from feature_pipeline.archive.contract import check_not_withdrawn
-from feature_pipeline.archive.documents import utc_now
-from feature_pipeline.archive.encode import Content, encode_outcomes, encode_rows
-from feature_pipeline.archive.erasures import erased
-from feature_pipeline.archive.guard import Guard
-from feature_pipeline.archive.inbox import Completion as Completion
-from feature_pipeline.archive.inbox import CompletionStatus as CompletionStatus
-from feature_pipeline.archive.inbox import Submission as Submission
-from feature_pipeline.archive.inbox import leave
-from feature_pipeline.archive.log import ReleaseEntry
-from feature_pipeline.archive.manifest import (
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.format.documents import utc_now
+from feature_pipeline.archive.format.encode import Content, encode_outcomes, encode_rows
+from feature_pipeline.archive.format.manifest import (
     LOG,
     MANIFEST_MEDIA_TYPE,
     OUTCOMES,
@@ -39,13 +32,22 @@ from feature_pipeline.archive.manifest import (
     StartInfo,
     WithoutOutput,
 )
-from feature_pipeline.archive.threads import map_threads
-from feature_pipeline.archive.tombstones import withdrawn
-from feature_pipeline.columns import Column
-from feature_pipeline.digest import Digest
+from feature_pipeline.archive.guard import Guard
+from feature_pipeline.archive.logs import log
+from feature_pipeline.archive.logs.erasures import erased
+from feature_pipeline.archive.logs.inbox import Completion as Completion
+from feature_pipeline.archive.logs.inbox import CompletionStatus as CompletionStatus
+from feature_pipeline.archive.logs.inbox import Submission as Submission
+from feature_pipeline.archive.logs.inbox import leave
+from feature_pipeline.archive.logs.log import ReleaseEntry
+from feature_pipeline.archive.logs.tombstones import withdrawn
+from feature_pipeline.archive.store.base import BYTES_MEDIA_TYPE, JSON_MEDIA_TYPE, BlobStore
 from feature_pipeline.errors import ConflictError, InvalidInputError
-from feature_pipeline.outcomes import Outcome, OutcomeCounts, Status
-from feature_pipeline.records import RecordBatch, check_file_name
+from feature_pipeline.model.columns import Column
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.outcomes import Outcome, OutcomeCounts, Status
+from feature_pipeline.model.records import RecordBatch, check_file_name
+from feature_pipeline.parallel import map_threads
 
 MAX_BATCHES: Final = 100_000
 """Batches of one dataset: past it Dagster's pages and ticks get slow."""

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from feature_pipeline.archive import blobs, layout
-from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.archive.encode import (
+from feature_pipeline.archive import blobs
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.format.encode import (
     OUTCOMES_SCHEMA,
     check_rows_schema,
     decode_outcomes,
@@ -18,11 +18,12 @@ from feature_pipeline.archive.encode import (
     read_parquet,
     rows_schema,
 )
-from feature_pipeline.archive.log import FeatureEntry, Verdict
-from feature_pipeline.archive.manifest import LOG, OUTCOMES, RAW, ROWS, BlobRef, Manifest
-from feature_pipeline.digest import Digest
+from feature_pipeline.archive.format.manifest import LOG, OUTCOMES, RAW, ROWS, BlobRef, Manifest
+from feature_pipeline.archive.logs.log import FeatureEntry, Verdict
+from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import CorruptDataError, NotFoundError
-from feature_pipeline.outcomes import GrantedLimits, Outcome, Status, outcome_kind
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.outcomes import GrantedLimits, Outcome, Status, outcome_kind
 
 
 def read_manifest(store: BlobStore, digest: Digest) -> Manifest:
@@ -108,7 +109,7 @@ def read_artifact_outcomes(store: BlobStore, manifest: Manifest) -> list[Outcome
 
 
 def decode_bounded(manifest: Manifest, rows: bytes, outcomes: bytes, records: int) -> list[Outcome]:
-    """Decode an artifact's tables that anybody may have written, as `read_artifact_outcomes` does.
+    """Decode an artifact's tables that any writer may have made, as `read_artifact_outcomes` does.
 
     Args:
         manifest: The artifact's; it did not fail.

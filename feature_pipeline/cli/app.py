@@ -47,7 +47,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = getattr(
-            import_module(f"feature_pipeline.cli.{cmd_name.replace('-', '_')}"),
+            import_module(f"feature_pipeline.cli.commands.{cmd_name.replace('-', '_')}"),
             cmd_name.replace("-", "_"),
         )
         return command

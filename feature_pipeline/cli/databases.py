@@ -9,8 +9,8 @@ from feature_pipeline.archive.maintenance.known import Knowledge
 from feature_pipeline.cli.instance import dagster_instance
 from feature_pipeline.cli.output import Output
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.projections.database import Database
-from feature_pipeline.projections.known import ask_tables
+from feature_pipeline.projections.catalog.database import Database
+from feature_pipeline.projections.catalog.known import ask_tables
 
 
 def ask_databases(output: Output, dataset: str | None) -> Knowledge:
@@ -25,7 +25,7 @@ def ask_databases(output: Output, dataset: str | None) -> Knowledge:
         except InvalidInputError as error:
             known = Knowledge(notes=(f"what the tables know is not compared: {error}",))
     if os.environ.get("DAGSTER_HOME"):
-        from feature_pipeline.orchestration.known import ask_dagster
+        from feature_pipeline.orchestration.events.known import ask_dagster
 
         try:
             with dagster_instance() as instance:

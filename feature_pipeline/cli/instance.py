@@ -21,9 +21,10 @@ def dagster_instance() -> Iterator["DagsterInstance"]:
         ClickException: DAGSTER_HOME is not set, or Dagster's storage cannot be reached.
     """
     import dagster as dg
-    from dagster._core.errors import DagsterHomeNotSetError
     from dagster_postgres.utils import DagsterPostgresException
     from sqlalchemy.exc import OperationalError
+
+    from feature_pipeline.orchestration.dagster_internals import DagsterHomeNotSetError
 
     try:
         with dg.DagsterInstance.get() as instance:

@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from feature_pipeline.errors import FeaturePipelineError
-from feature_pipeline.json_values import json_instant, json_number, json_text
+from feature_pipeline.model.json_values import json_instant, json_number, json_text
 from feature_pipeline.model.printable import printable as printable
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")

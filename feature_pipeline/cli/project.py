@@ -9,8 +9,8 @@ import yaml
 
 import feature_pipeline
 from feature_pipeline import settings
-from feature_pipeline.archive.stores.s3 import S3Store, open_store
-from feature_pipeline.archive.stores.s3_client import client_of
+from feature_pipeline.archive.store.s3 import S3Store, open_store
+from feature_pipeline.archive.store.s3_client import client_of
 from feature_pipeline.errors import NotFoundError
 from feature_pipeline.local.environment import load_dotenv
 

@@ -15,21 +15,22 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 
-from feature_pipeline.archive import blobs, layout, log, read
-from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.archive.erasures import Erased, erased
-from feature_pipeline.archive.log import FeatureEntry, Verdict
-from feature_pipeline.archive.logs import answers
-from feature_pipeline.archive.manifest import OUTCOMES, ROWS, Manifest
-from feature_pipeline.archive.threads import map_threads
-from feature_pipeline.column_sources import UnclearColumnError
-from feature_pipeline.compute.decode_again import decode_raw
-from feature_pipeline.digest import Digest
+from feature_pipeline.archive import blobs, read
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.format.manifest import OUTCOMES, ROWS, Manifest
+from feature_pipeline.archive.logs import answers, log
+from feature_pipeline.archive.logs.erasures import Erased, erased
+from feature_pipeline.archive.logs.log import FeatureEntry, Verdict
+from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.compute.redecode import decode_raw
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
-from feature_pipeline.hooks.definition import HookDefinition, Scope
 from feature_pipeline.hooks.failure import granted_limits
-from feature_pipeline.outcomes import Outcome
-from feature_pipeline.release import HookRelease
+from feature_pipeline.model.column_sources import UnclearColumnError
+from feature_pipeline.model.definition import HookDefinition, Scope
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.outcomes import Outcome
+from feature_pipeline.model.release import HookRelease
+from feature_pipeline.parallel import map_threads
 
 
 @dataclass(frozen=True, slots=True)

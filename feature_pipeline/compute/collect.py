@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from feature_pipeline.archive.manifest import FailureInfo, RunInfo
+from feature_pipeline.archive.format.manifest import FailureInfo, RunInfo
 from feature_pipeline.archive.publish import Artifact
 from feature_pipeline.compute.plan import ComputePlan
-from feature_pipeline.digest import Digest
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.left_output import files_to_keep
 from feature_pipeline.hooks.output import decode_output, raw_files
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.outcomes import DecodedOutput, Outcome
 from feature_pipeline.model.quoting import quoted_list
-from feature_pipeline.outcomes import DecodedOutput, Outcome
 
 
 def collect_output(

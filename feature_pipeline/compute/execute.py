@@ -5,21 +5,19 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.archive.manifest import ENDED_WELL, FailureInfo, RunInfo, StartInfo
+from feature_pipeline.archive.format.manifest import ENDED_WELL, FailureInfo, RunInfo, StartInfo
 from feature_pipeline.archive.publish import Artifact, Completion, CompletionStatus
+from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.compute.collect import (
     carried_artifact,
     collect_output,
     failed_artifact,
     read_output,
 )
-from feature_pipeline.compute.expected import expect
+from feature_pipeline.compute.in_flight import expect
 from feature_pipeline.compute.plan import ComputePlan
 from feature_pipeline.compute.stage import stage_inputs
-from feature_pipeline.digest import Digest
 from feature_pipeline.errors import RuntimeFailure
-from feature_pipeline.hooks.definition import Scope
 from feature_pipeline.hooks.failure import Abort, FailureKind, FailurePolicy, granted_limits
 from feature_pipeline.hooks.parts import PartLimits, run_in_parts
 from feature_pipeline.hooks.run import HookRun
@@ -30,7 +28,9 @@ from feature_pipeline.hooks.runner import (
     RunRequest,
     Workspace,
 )
-from feature_pipeline.outcomes import DecodedOutput, Outcome, OutcomeKind, Status
+from feature_pipeline.model.definition import Scope
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.outcomes import DecodedOutput, Outcome, OutcomeKind, Status
 
 NO_RUNNER = "none"
 """The runner named by an artifact for which no hook process started."""

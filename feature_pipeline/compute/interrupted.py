@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from feature_pipeline.archive.manifest import FailureInfo, RunInfo
+from feature_pipeline.archive.format.manifest import FailureInfo, RunInfo
 from feature_pipeline.compute.collect import failed_artifact
 from feature_pipeline.compute.execute import Execution
 from feature_pipeline.compute.plan import ComputePlan

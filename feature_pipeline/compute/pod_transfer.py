@@ -1,7 +1,7 @@
 """A pod's inputs and output by way of S3: `hooks.runners.transfer.Transfer`.
 
 The pod gets signed addresses of single objects and no credential. What it may read are the blobs of
-its own inputs; what it may write are the named files of its own upload folder, which nobody
+its own inputs; what it may write are the named files of its own upload folder, which nothing else
 believes: digests are checked here, and the archive's blobs are written from here.
 """
 
@@ -13,21 +13,26 @@ from typing import Annotated, Final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from feature_pipeline.archive import layout
 from feature_pipeline.archive.accept import CLOCKS_DIFFER, EARLIEST
-from feature_pipeline.archive.blob_store import BlobStore, get_small
 from feature_pipeline.archive.blobs import is_present
-from feature_pipeline.archive.manifest import BlobRef
-from feature_pipeline.archive.stores.s3_sign import S3Signer
-from feature_pipeline.archive.threads import map_threads
-from feature_pipeline.digest import Digest, digest_stream
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.format.manifest import BlobRef
+from feature_pipeline.archive.store.base import BlobStore, get_small
+from feature_pipeline.archive.store.s3_sign import S3Signer
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 from feature_pipeline.hooks.failure import FailureKind, RuntimeFacts
 from feature_pipeline.hooks.output import RAW_FILES
 from feature_pipeline.hooks.runner import Workspace
-from feature_pipeline.hooks.runners.transfer import AttemptEnd, AttemptKey, Grants, PodResult
+from feature_pipeline.hooks.runners.kubernetes.transfer import (
+    AttemptEnd,
+    AttemptKey,
+    Grants,
+    PodResult,
+)
+from feature_pipeline.model.digest import Digest, digest_stream
 from feature_pipeline.model.json_text import INT64_MAX
 from feature_pipeline.model.quoting import problems, quoted
+from feature_pipeline.parallel import map_threads
 
 _RESULT: Final = "result.json"
 _LOG: Final = "log"
@@ -87,7 +92,7 @@ class _EndDocument(BaseModel):
 
 
 class S3Results:
-    """What pods left in their upload folders; taking it needs nobody's signature.
+    """What pods left in their upload folders; taking it needs no signature.
 
     Args:
         store: Holds the archive, and the upload folders beside it.

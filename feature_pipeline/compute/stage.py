@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Final
 
 from feature_pipeline.archive import blobs
-from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.columns import Column
+from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.compute.plan import ComputePlan, InputFeatures
-from feature_pipeline.digest import document_bytes
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.hooks.definition import Scope
 from feature_pipeline.hooks.runner import Workspace, name_on_disk
-from feature_pipeline.json_values import json_cell, json_text
+from feature_pipeline.model.columns import Column
+from feature_pipeline.model.definition import Scope
+from feature_pipeline.model.digest import document_bytes
+from feature_pipeline.model.json_values import json_cell, json_text
+from feature_pipeline.model.outcomes import Outcome, OutcomeKind, Status
 from feature_pipeline.model.quoting import quoted
-from feature_pipeline.outcomes import Outcome, OutcomeKind, Status
-from feature_pipeline.records import Record
+from feature_pipeline.model.records import Record
 
 _NAME_ERRORS: Final = frozenset(
     {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
@@ -82,7 +82,7 @@ def _with_files(store: BlobStore, plan: ComputePlan, workspace: Workspace) -> Co
 def outline_inputs(plan: ComputePlan, workspace: Workspace) -> None:
     """What a run in parts is cut by is in `workspace`: the records, and files of their sizes.
 
-    The files are holes and take no room: for whoever repeats a run's course without its hook.
+    The files are holes and take no room: for repeating a run's course without its hook.
 
     Raises:
         InvalidInputError: Two record ids name the same folder here.

@@ -7,7 +7,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter
 
-from feature_pipeline.records import Source
+from feature_pipeline.model.records import Source
 
 DATASET: Final = "structures"
 STRUCTURES: Final = Path(__file__).parent / "structures"

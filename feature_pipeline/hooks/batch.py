@@ -6,9 +6,9 @@ columns are not in it: they change how a hook is run and read, not what it says.
 
 from collections.abc import Mapping, Sequence
 
-from feature_pipeline.digest import Digest, document_bytes
-from feature_pipeline.records import Record
-from feature_pipeline.release import HookRelease
+from feature_pipeline.model.digest import Digest, document_bytes
+from feature_pipeline.model.records import Record
+from feature_pipeline.model.release import HookRelease
 
 
 def record_action(release: HookRelease, record: Record, inputs: Mapping[str, str]) -> Digest:

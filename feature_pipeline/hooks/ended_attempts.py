@@ -25,10 +25,10 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from feature_pipeline.digest import Digest, digest_stream
 from feature_pipeline.hooks.failure import FailureKind, RuntimeFacts
 from feature_pipeline.hooks.output import RAW_FILES
 from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
+from feature_pipeline.model.digest import Digest, digest_stream
 
 _WAIT_SECONDS: Final = 0.2
 _END: Final = "end.json"

@@ -1,7 +1,7 @@
 """Why a hook run gave no verdict, and what to do about it: facts in, decision out, no side effects.
 
 A runner reports `RuntimeFacts`; `FailurePolicy.decide` turns them into a `Decision`; `hooks.run`
-(or whoever watches a Job) acts on it. Nothing else counts retries.
+(or the process that watches a Job) acts on it. Nothing else counts retries.
 """
 
 import errno
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from feature_pipeline.hooks.definition import Limits
-from feature_pipeline.hooks.quantities import format_size
+from feature_pipeline.model.definition import Limits
+from feature_pipeline.model.outcomes import GrantedLimits
+from feature_pipeline.model.quantities import format_size
 from feature_pipeline.model.quoting import MOST_REASON, quoted
-from feature_pipeline.outcomes import GrantedLimits
 
 MAX_MEMORY_DOUBLINGS: Final = 3
 LOG_TAIL_LINES: Final = 20
@@ -27,7 +27,7 @@ class FailureKind(StrEnum):
     DEADLINE = "deadline"
     """It took longer than `limits.timeout`."""
     NON_ZERO_EXIT = "non_zero_exit"
-    """The program ended with another status than 0, or by a signal that nobody here sent."""
+    """The program ended with another status than 0, or by a signal that we did not send."""
     CANNOT_START = "cannot_start"
     """There is no such program, or it is not one."""
     IMAGE_PULL = "image_pull"
@@ -99,7 +99,7 @@ class GiveUp:
 class Abort:
     """Nothing was learnt about the batch: stop the surrounding run, and record no failed hook run.
 
-    No other batch would fare better until somebody has mended what `reason` names.
+    No other batch would succeed until what `reason` names has been corrected.
     """
 
     reason: str
@@ -116,7 +116,7 @@ _FINAL: Final = frozenset(
         FailureKind.OUTPUT_TOO_LARGE,
     }
 )
-# Not the hook's doing, and waiting does not mend it.
+# Not the hook's doing, and waiting does not help.
 _ABORTING: Final = frozenset(
     {FailureKind.CANNOT_START, FailureKind.CLUSTER_REFUSED, FailureKind.CANCELLED}
 )

@@ -12,7 +12,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.hooks.definition import HookDefinition
+from feature_pipeline.model.definition import HookDefinition
 from feature_pipeline.model.yaml_text import dump_yaml
 
 COMMAND: Final = ("osa-run-hook",)

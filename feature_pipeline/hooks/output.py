@@ -21,11 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from feature_pipeline.column_sources import RawKeys, own_keys
-from feature_pipeline.columns import Column, decode_row
-from feature_pipeline.digest import MAX_NESTING, Digest, Value, check_text
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.hooks.definition import Cardinality
 from feature_pipeline.hooks.json_lines import MOST_LINE_BYTES, Line, read_document, read_lines
 from feature_pipeline.hooks.left_output import ERRORS as ERRORS
 from feature_pipeline.hooks.left_output import FEATURES as FEATURES
@@ -34,9 +30,13 @@ from feature_pipeline.hooks.left_output import RAW_FILES as RAW_FILES
 from feature_pipeline.hooks.left_output import REJECTIONS as REJECTIONS
 from feature_pipeline.hooks.left_output import SINGLE_FEATURES as SINGLE_FEATURES
 from feature_pipeline.hooks.left_output import files_to_keep, folder_problem
+from feature_pipeline.model.column_sources import RawKeys, own_keys
+from feature_pipeline.model.columns import Column, decode_row
+from feature_pipeline.model.definition import Cardinality
+from feature_pipeline.model.digest import MAX_NESTING, Digest, Value, check_text
+from feature_pipeline.model.outcomes import DecodedOutput, Outcome, OutcomeKind, Status
 from feature_pipeline.model.quoting import MOST_REASON, quoted
 from feature_pipeline.model.quoting import storable as _shown
-from feature_pipeline.outcomes import DecodedOutput, Outcome, OutcomeKind, Status
 
 _NO_REASON: Final = "(no reason given)"
 _MAX_LISTED: Final = 5
@@ -68,7 +68,7 @@ def decode_output(
 
     Args:
         output: The hook's output folder; or its files by name (`RAW_FILES`), as paths, bytes or
-            streams, absent ones left out. Only a folder gives a note on files that nobody reads.
+            streams, absent ones left out. Only a folder gives a note on files that are not read.
         record_ids: The records that the hook was given, each once.
         columns: Rows become tuples of typed values in their order.
         cardinality: With `one`, a record with more rows than one is errored.
@@ -77,7 +77,8 @@ def decode_output(
             columns' own if None.
 
     Raises:
-        InvalidInputError: A file is truncated or unparsable, so that nobody knows whom it speaks
+        InvalidInputError: A file is truncated or unparsable, so that it is unknown of which
+        records it speaks
             of, or is not a regular file. The message names file, line and column.
     """
     reader = _OutputReader(record_ids, columns, cardinality, keys)
@@ -269,7 +270,7 @@ def _check_agreement(feature: Mapping[str, object], names: Sequence[str]) -> Non
 
 
 def _check_nesting(key: str, value: object) -> None:
-    """Refuse what nests too deep, also where nobody reads it.
+    """Refuse what nests too deep, also where it is not read.
 
     Beyond some depth, which differs from one interpreter to the next, a line cannot be parsed at
     all; whether its record stands must not depend on that.

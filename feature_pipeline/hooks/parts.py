@@ -19,22 +19,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from feature_pipeline.digest import Digest
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.failure import Abort, FailureKind, FailurePolicy, GiveUp, RuntimeFacts
 from feature_pipeline.hooks.isolate import Isolation, Part, first_parts
 from feature_pipeline.hooks.json_lines import MOST_LINE_BYTES, read_document
-from feature_pipeline.hooks.left_output import (
-    FEATURES,
-    RAW_FILES,
-    SINGLE_FEATURES,
-    files_to_keep,
-)
-from feature_pipeline.hooks.log_file import CappedLog, open_log
-from feature_pipeline.hooks.quantities import format_size
+from feature_pipeline.hooks.left_output import FEATURES, RAW_FILES, SINGLE_FEATURES, files_to_keep
 from feature_pipeline.hooks.run import FailedRecord, HookRun, run_hook
 from feature_pipeline.hooks.runner import HookRunner, RunMonitor, RunRequest, Workspace
-from feature_pipeline.outcomes import OutcomeKind
+from feature_pipeline.hooks.runners.shared.log_file import CappedLog, open_log
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.outcomes import OutcomeKind
+from feature_pipeline.model.quantities import format_size
 
 # The hook's doing, so that fewer records, or others, may end otherwise.
 _KINDS: Final = {

@@ -12,9 +12,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
-from feature_pipeline.hooks.definition import Limits
 from feature_pipeline.hooks.failure import RuntimeFacts
-from feature_pipeline.release import HookRelease
+from feature_pipeline.model.definition import Limits
+from feature_pipeline.model.release import HookRelease
 
 LONGEST_NAME_BYTES: Final = 255
 """Of a file or folder, on every file system that hooks are run on."""
@@ -120,7 +120,7 @@ class RunRequest:
 
 
 class RunMonitor(Protocol):
-    """Whoever watches a run while it goes on."""
+    """The observer of a run while it goes on."""
 
     def log(self, line: str) -> None:
         """Take one line of the hook's log, without its end. Long lines come shortened."""
@@ -198,7 +198,7 @@ class HookRunner(Protocol):
 
 @runtime_checkable
 class LastingRunner(HookRunner, Protocol):
-    """A runner whose hooks go on when the worker dies, and whose results anybody can take then."""
+    """A runner whose hooks go on when the worker dies; then any worker takes their results."""
 
     def image_of(self, release: HookRelease) -> str | None:
         """The image that hooks of the release run in: their attempts' names depend on it."""

@@ -25,8 +25,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from feature_pipeline.digest import Digest
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.digest import Digest
 
 _LOCK: Final = "lock"
 _QUESTION: Final = "question.json"
@@ -178,7 +178,7 @@ class WorkFolders:
 
     def _make(self, folder: Path) -> None:
         if self._is_shared:
-            # anybody may have made a folder of that name
+            # another program may have made a folder of that name
             with suppress(FileExistsError):
                 self._root.mkdir(mode=_PRIVATE)
             found = self._root.lstat()

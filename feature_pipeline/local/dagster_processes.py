@@ -23,7 +23,7 @@ from feature_pipeline.local.process import (
     reap,
 )
 from feature_pipeline.local.supervisor import Server
-from feature_pipeline.projections.libpq import VARIABLES
+from feature_pipeline.projections.catalog.libpq import VARIABLES
 
 READY_SECONDS = 120.0
 PATIENCE_SECONDS = 8.0
@@ -157,7 +157,7 @@ class DagsterProcesses:
         What a run was doing is found and failed at the next start.
         """
         servers, self._processes = list(self._processes.values()), {}
-        # Asked before: what a process that ended had started is nobody's child.
+        # Asked before: the children of a process that ended have no parent that we know.
         started = [process for server in servers for process in server.descendants()]
         for server in servers:
             server.request_stop()

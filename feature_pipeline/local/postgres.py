@@ -37,7 +37,7 @@ from feature_pipeline.local.process import (
     stop_process,
     write_private,
 )
-from feature_pipeline.projections.libpq import nothing_ambient
+from feature_pipeline.projections.catalog.libpq import nothing_ambient
 
 NAME = "PostgreSQL"
 SUPERUSER = "postgres"
@@ -88,7 +88,7 @@ def find_binaries() -> Path:
 
 
 class PostgresServer:
-    """A PostgreSQL server on a data folder that nobody else uses (the caller holds its lock).
+    """A PostgreSQL server on a data folder of its own (the caller holds its lock).
 
     Args:
         folder: Holds `data`, the log and the ports.
@@ -171,7 +171,7 @@ class PostgresServer:
             self._process.stop()
 
     def kill(self) -> None:
-        """The server has ended, at once; for data that nobody wants."""
+        """End the server at once; for data that is thrown away."""
         self._is_stopping = True
         if self._process is not None:
             self._process.kill()

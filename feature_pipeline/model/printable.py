@@ -1,4 +1,4 @@
-"""Text for a terminal, or for a line of a log that somebody reads there: shown, never obeyed."""
+"""Text for a terminal, or for a line of a log that is read there: shown, never obeyed."""
 
 import re
 from typing import Final

@@ -9,6 +9,6 @@ import warnings
 import dagster as dg
 
 # The parameters stand as they are in the versions that are allowed, and the warnings would greet
-# everybody at every start.
+# every process at every start.
 for parameter in ("backfill_policy", "use_user_code_server"):
     warnings.filterwarnings("ignore", f".*`{parameter}`.* in beta", category=dg.BetaWarning)

@@ -11,11 +11,11 @@ from typing import Final, Self
 import dagster as dg
 from pydantic import BaseModel
 
-from feature_pipeline.hooks.definition import HookDefinition
+from feature_pipeline.model.definition import HookDefinition
+from feature_pipeline.orchestration.assets.features import feature_asset
+from feature_pipeline.orchestration.assets.tables import table_asset
 from feature_pipeline.orchestration.defs_folder import check_file
-from feature_pipeline.orchestration.features import feature_asset
 from feature_pipeline.orchestration.scaffold import FeatureHookScaffolder
-from feature_pipeline.orchestration.tables import table_asset
 
 _NO_FILE: Final = "<string>"
 """Dagster's name for the file of a definition that has none."""

@@ -1,6 +1,6 @@
 """Text in Dagster's pages, which are Markdown: it is read as what it is, and is never markup.
 
-Ids, reasons, notes, logs and names come from hooks, or from anybody who may write an object.
+Ids, reasons, notes, logs and names come from hooks, or from any writer of an object.
 """
 
 import re

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from feature_pipeline.hooks.definition import HookDefinition
+from feature_pipeline.model.definition import HookDefinition
 from feature_pipeline.orchestration.keys import pool_of
 
 
@@ -15,7 +15,7 @@ def set_pools(instance: dg.DagsterInstance, hooks: Sequence[HookDefinition]) -> 
     """Every hook's pool has the limit that its definition gives; the limits set, by pool.
 
     A hook without `release.concurrency` has a pool without a limit. Pools of other names are left
-    alone: they are somebody else's.
+    alone: they are not ours.
     """
     storage = instance.event_log_storage
     known = {limit.name: limit.limit for limit in storage.get_pool_limits()}

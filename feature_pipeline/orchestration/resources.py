@@ -13,12 +13,12 @@ from dagster_aws.s3 import S3Resource
 from pydantic import Field, PrivateAttr
 
 from feature_pipeline import settings
-from feature_pipeline.archive.stores.s3 import S3Store, make_client, open_store
-from feature_pipeline.archive.stores.s3_sign import S3Signer
-from feature_pipeline.compute.runners import open_runner, parse_settings
+from feature_pipeline.archive.store.s3 import S3Store, make_client, open_store
+from feature_pipeline.archive.store.s3_sign import S3Signer
+from feature_pipeline.compute.runner_settings import open_runner, parse_settings
 from feature_pipeline.hooks.runner import HookRunner
 from feature_pipeline.hooks.work_folders import WorkFolders
-from feature_pipeline.projections.database import Database
+from feature_pipeline.projections.catalog.database import Database
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -122,7 +122,8 @@ class HookRunnerResource(dg.ConfigurableResource[HookRunner]):
         default=None, description="Where runs keep their folders; the system's temporary folder."
     )
     settings: dict[str, Any] = Field(
-        default={}, description="What the kind needs besides: see feature_pipeline.compute.runners."
+        default={},
+        description="What the kind needs besides: see feature_pipeline.compute.runner_settings.",
     )
 
     def runner(self, archive: ArchiveResource) -> HookRunner:

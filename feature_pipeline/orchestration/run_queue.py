@@ -1,22 +1,21 @@
 """Dagster's run queue, with slots for loads that hooks cannot take.
 
-Runs wait in one queue, and hooks take hours. Each run is tagged when it is submitted, whoever
-submits it: the limit of `dagster.yaml` on the tag leaves the other slots to loads.
+Runs wait in one queue, and hooks take hours. Each run is tagged when it is submitted, by
+whatever submits it: the limit of `dagster.yaml` on the tag leaves the other slots to loads.
 """
 
 from collections.abc import Collection, Mapping
 from typing import Final
 
 import dagster as dg
-from dagster._core.run_coordinator import QueuedRunCoordinator, SubmitRunContext
-from dagster._core.storage.tags import (
+
+from feature_pipeline.orchestration.dagster_internals import (
     AUTO_MATERIALIZE_TAG,
     AUTOMATION_CONDITION_TAG,
     PRIORITY_TAG,
     SCHEDULE_NAME_TAG,
     SENSOR_NAME_TAG,
 )
-
 from feature_pipeline.orchestration.keys import RECONCILE_TAG, REPEAT_TAG, is_table_key
 
 WORK_TAG: Final = "feature_pipeline/work"
@@ -65,10 +64,10 @@ def queue_tags(
     return added
 
 
-class RunQueue(QueuedRunCoordinator):
+class RunQueue(dg.QueuedRunCoordinator):
     """Dagster's queue; each run is tagged with its kind and its priority."""
 
-    def submit_run(self, context: SubmitRunContext) -> dg.DagsterRun:
+    def submit_run(self, context: dg.SubmitRunContext) -> dg.DagsterRun:
         """Tag the run and put it into the queue."""
         run = context.dagster_run
         added = queue_tags(run.asset_selection, run.tags, is_counted=self._is_counted(run))

@@ -12,7 +12,7 @@ from typing import Any, Final
 import dagster as dg
 
 from feature_pipeline import examples
-from feature_pipeline.records import check_dataset
+from feature_pipeline.model.records import check_dataset
 
 CONTRACT: Final = "contract.py"
 

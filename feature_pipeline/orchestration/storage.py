@@ -7,14 +7,13 @@ sets it.
 from collections.abc import Mapping
 from typing import Any, Self
 
-from dagster._config.config_schema import UserConfigSchema
-from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage, PostgresEventLogStorage
 from dagster_postgres.utils import create_pg_engine
 from sqlalchemy import Dialect, event
 
 from feature_pipeline import settings
-from feature_pipeline.projections.libpq import nothing_ambient
+from feature_pipeline.orchestration.dagster_internals import ConfigurableClassData, UserConfigSchema
+from feature_pipeline.projections.catalog.libpq import nothing_ambient
 
 # Firewalls and proxies forget connections that were idle for longer; the usual limits are minutes.
 RECYCLE_SECONDS = 300

@@ -3,7 +3,7 @@
 What belongs here: which batches are loaded, by how many workers, in which order. Not here: how one
 is (`replace`), when Dagster asks for it (`orchestration`).
 
-Any number of processes may do this at once for the same table: each batch is loaded once, whoever
+Any number of processes may do this at once for the same table: each batch is loaded once, whichever
 is first, and who comes later finds it unchanged.
 """
 
@@ -20,38 +20,42 @@ from typing import Final, TypeAlias
 
 import psycopg
 
-from feature_pipeline.archive import log, tombstones
-from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.archive.documents import NewerVersionError
-from feature_pipeline.archive.log import BatchEntry, FeatureEntry
+from feature_pipeline.archive.format.documents import NewerVersionError
+from feature_pipeline.archive.logs import log, tombstones
+from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry
 from feature_pipeline.archive.maintenance.known import LostEntry
-from feature_pipeline.digest import ContentSum, Digest
+from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
+from feature_pipeline.model.digest import ContentSum, Digest
 from feature_pipeline.model.first_few import first_few
-from feature_pipeline.outcomes import OutcomeCounts
-from feature_pipeline.projections.bookkeeping import Progress, all_progress
-from feature_pipeline.projections.database import Connection, Database
-from feature_pipeline.projections.generation import (
+from feature_pipeline.model.outcomes import OutcomeCounts
+from feature_pipeline.projections.catalog.bookkeeping import Progress, all_progress
+from feature_pipeline.projections.catalog.database import Connection, Database
+from feature_pipeline.projections.catalog.generation import (
     Generation,
     TableState,
     ensure_table,
     read_table,
 )
-from feature_pipeline.projections.prepare import (
+from feature_pipeline.projections.catalog.spec import TableSpec
+from feature_pipeline.projections.proof.progress import (
+    CurrentEntries,
+    LostEntryError,
+    current_entries,
+)
+from feature_pipeline.projections.rows.prepare import (
     PreparedBatch,
     PreparedGroup,
     prepare_batch,
     prepare_group,
 )
-from feature_pipeline.projections.progress import CurrentEntries, LostEntryError, current_entries
-from feature_pipeline.projections.replace import (
+from feature_pipeline.projections.rows.replace import (
     RefusedBatchError,
     TableChangedError,
     replace_batches,
 )
-from feature_pipeline.projections.settle import settle_table
-from feature_pipeline.projections.table_spec import TableSpec
-from feature_pipeline.projections.upcast import CannotEvolveError
+from feature_pipeline.projections.rows.upcast import CannotEvolveError
+from feature_pipeline.projections.switch.finalize import settle_table
 
 _LOG: Final = logging.getLogger(__name__)
 _END: Final = object()

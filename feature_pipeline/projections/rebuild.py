@@ -10,21 +10,21 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
-from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.digest import Digest
+from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.projections.bookkeeping import all_progress
-from feature_pipeline.projections.database import Database
-from feature_pipeline.projections.generation import (
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.projections.catalog.bookkeeping import all_progress
+from feature_pipeline.projections.catalog.database import Database
+from feature_pipeline.projections.catalog.ddl import truncate_identifier
+from feature_pipeline.projections.catalog.generation import (
     adopt_definition,
     is_discarded,
     request_rebuild,
     require_table,
 )
+from feature_pipeline.projections.catalog.spec import MAX_IDENTIFIER_BYTES, TableSpec
 from feature_pipeline.projections.load import LoadReport, load_batches
-from feature_pipeline.projections.progress import compare_progress, current_entries
-from feature_pipeline.projections.table_schema import truncate_identifier
-from feature_pipeline.projections.table_spec import MAX_IDENTIFIER_BYTES, TableSpec
+from feature_pipeline.projections.proof.progress import compare_progress, current_entries
 
 _NAME_DIGITS: Final = 8
 
@@ -42,9 +42,9 @@ class Rebuild:
 def begin_rebuild(store: BlobStore, database: Database, spec: TableSpec) -> Rebuild:
     """A generation for `spec` is wanted, and nothing is loaded yet; readers notice nothing.
 
-    A generation that is being built for these columns is continued, whoever began it, unless it was
-    found to hold wrong rows. Otherwise there is a new one, unless the table is empty as it is. The
-    table follows this definition from now on, even if a later one was seen.
+    A generation that is being built for these columns is continued, whichever process began it,
+    unless it was found to hold wrong rows. Otherwise there is a new one, unless the table is
+    empty as it is. The table follows this definition from now on, even if a later one was seen.
 
     Raises:
         ConflictError: Another hook's table has this name.

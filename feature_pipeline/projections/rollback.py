@@ -6,13 +6,13 @@ the change of the view (`switch`).
 
 from dataclasses import dataclass
 
-from feature_pipeline.archive import erasures, tombstones
-from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.logs import erasures, tombstones
+from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import ConflictError, NotFoundError, ProjectionError
 from feature_pipeline.model.first_few import first_few
-from feature_pipeline.projections.bookkeeping import all_progress, has_bookkeeping
-from feature_pipeline.projections.database import Connection, Database
-from feature_pipeline.projections.generation import (
+from feature_pipeline.projections.catalog.bookkeeping import all_progress, has_bookkeeping
+from feature_pipeline.projections.catalog.database import Connection, Database
+from feature_pipeline.projections.catalog.generation import (
     Generation,
     TableState,
     ensure_table,
@@ -21,17 +21,17 @@ from feature_pipeline.projections.generation import (
     read_table,
     require_table,
 )
-from feature_pipeline.projections.progress import compare_progress, current_entries
-from feature_pipeline.projections.proof import prove_once
-from feature_pipeline.projections.replace import forget_records
-from feature_pipeline.projections.settle import (
+from feature_pipeline.projections.catalog.spec import TableSpec
+from feature_pipeline.projections.proof.progress import compare_progress, current_entries
+from feature_pipeline.projections.proof.proof import prove_once
+from feature_pipeline.projections.rows.replace import forget_records
+from feature_pipeline.projections.switch.finalize import (
     TableReport,
     previous_generation,
     read_report,
     settle_table,
 )
-from feature_pipeline.projections.switch import switch, wait_for_older_snapshots
-from feature_pipeline.projections.table_spec import TableSpec
+from feature_pipeline.projections.switch.switch import switch, wait_for_older_snapshots
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def rollback(store: BlobStore, database: Database, spec: TableSpec) -> RollbackR
 
     The generation left goes on being fed, so `unpin` can return to it at once. Records that were
     withdrawn or erased since are taken out of the one that is shown before it is, and what it holds
-    is proved again: somebody may have written to it.
+    is proved again: it may have been written to.
 
     Raises:
         NotFoundError: The table does not exist, or no earlier generation of it is kept.

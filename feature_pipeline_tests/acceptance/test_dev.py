@@ -13,7 +13,8 @@ import psycopg
 import pytest
 import yaml
 
-from feature_pipeline.archive import log, read
+from feature_pipeline.archive import read
+from feature_pipeline.archive.logs import log
 from feature_pipeline.examples.records import STRUCTURES
 from feature_pipeline.local.environment import load_dotenv
 from feature_pipeline.local.services import LocalServices

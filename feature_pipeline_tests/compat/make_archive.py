@@ -14,23 +14,25 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from feature_pipeline.archive import accept, blobs, inbox, layout, log, publish, read, tombstones
-from feature_pipeline.archive.blob_store import create_or_read
-from feature_pipeline.archive.erase import erase
-from feature_pipeline.archive.log import FeatureEntry, ReleaseEntry
-from feature_pipeline.archive.logs.accept_loss import accept_losses, plan_loss
-from feature_pipeline.archive.logs.census import take_census
-from feature_pipeline.archive.manifest import ENDED_WELL, FailureInfo, RunInfo, StartInfo
+from feature_pipeline.archive import accept, blobs, publish, read
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.format.manifest import ENDED_WELL, FailureInfo, RunInfo, StartInfo
+from feature_pipeline.archive.inspection.census import take_census
+from feature_pipeline.archive.logs import inbox, log, tombstones
+from feature_pipeline.archive.logs.log import FeatureEntry, ReleaseEntry
+from feature_pipeline.archive.maintenance.erase import erase
+from feature_pipeline.archive.maintenance.loss_entries import accept_losses, plan_loss
 from feature_pipeline.archive.publish import Artifact, Completion, CompletionStatus
-from feature_pipeline.archive.stores.memory import MemoryStore
-from feature_pipeline.columns import Column
-from feature_pipeline.digest import Digest
+from feature_pipeline.archive.store.base import create_or_read
+from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.hooks.batch import record_action
-from feature_pipeline.hooks.definition import Cardinality
 from feature_pipeline.hooks.output import decode_output
-from feature_pipeline.outcomes import GrantedLimits, Outcome, OutcomeKind, Status
-from feature_pipeline.records import Record, RecordBatch, RecordFile, Source
-from feature_pipeline.release import HookRelease, ReleaseDocument
+from feature_pipeline.model.columns import Column
+from feature_pipeline.model.definition import Cardinality
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.outcomes import GrantedLimits, Outcome, OutcomeKind, Status
+from feature_pipeline.model.records import Record, RecordBatch, RecordFile, Source
+from feature_pipeline.model.release import HookRelease, ReleaseDocument
 
 ARCHIVES = Path(__file__).parent / "archives"
 DATASET = "structures"

@@ -14,24 +14,25 @@ from pathlib import Path
 
 import pytest
 
-from feature_pipeline.archive import accept, inbox, log, read, tombstones
-from feature_pipeline.archive.api import Archive
-from feature_pipeline.archive.documents import NewerVersionError
-from feature_pipeline.archive.encode import Content
-from feature_pipeline.archive.erase import erase
-from feature_pipeline.archive.erasures import erasures
-from feature_pipeline.archive.log import Verdict
-from feature_pipeline.archive.logs.census import take_census
+from feature_pipeline.archive import accept, read
+from feature_pipeline.archive.format.documents import NewerVersionError
+from feature_pipeline.archive.format.encode import Content
+from feature_pipeline.archive.format.manifest import Manifest
+from feature_pipeline.archive.inspection.census import take_census
+from feature_pipeline.archive.inspection.verify import verify
+from feature_pipeline.archive.logs import inbox, log, tombstones
+from feature_pipeline.archive.logs.erasures import erasures
 from feature_pipeline.archive.logs.known import known_logs
-from feature_pipeline.archive.manifest import Manifest
-from feature_pipeline.archive.stores.memory import MemoryStore
-from feature_pipeline.archive.verify import verify
+from feature_pipeline.archive.logs.log import Verdict
+from feature_pipeline.archive.maintenance.erase import erase
+from feature_pipeline.archive.query.api import Archive
+from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
-from feature_pipeline.hooks.definition import Cardinality
 from feature_pipeline.hooks.output import decode_output
-from feature_pipeline.outcomes import GrantedLimits, OutcomeKind, Status
-from feature_pipeline.records import RecordBatch
-from feature_pipeline.release import HookRelease
+from feature_pipeline.model.definition import Cardinality
+from feature_pipeline.model.outcomes import GrantedLimits, OutcomeKind, Status
+from feature_pipeline.model.records import RecordBatch
+from feature_pipeline.model.release import HookRelease
 from feature_pipeline_tests.compat import independent_reader
 from feature_pipeline_tests.compat.independent_reader import Damaged, Reader
 from feature_pipeline_tests.compat.make_archive import FAILING, OLD_COLUMNS, Maker

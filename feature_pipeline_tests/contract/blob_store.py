@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from feature_pipeline.archive.blob_store import BlobStore, create_or_read
 from feature_pipeline.archive.blobs import download_blob, is_present, put_file, write_blob
-from feature_pipeline.archive.manifest import BlobRef
-from feature_pipeline.digest import Digest
+from feature_pipeline.archive.format.manifest import BlobRef
+from feature_pipeline.archive.store.base import BlobStore, create_or_read
 from feature_pipeline.errors import CorruptDataError, NotFoundError, StoreUnavailableError
+from feature_pipeline.model.digest import Digest
 
 
 class BlobStoreTests:

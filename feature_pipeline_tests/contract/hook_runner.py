@@ -14,20 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from feature_pipeline.digest import Digest
-from feature_pipeline.hooks import log_file
-from feature_pipeline.hooks.definition import Limits
 from feature_pipeline.hooks.failure import FailureKind
-from feature_pipeline.hooks.runner import (
-    HookRunner,
-    RunMonitor,
-    RunRequest,
-    RunResult,
-    Workspace,
-)
-from feature_pipeline.hooks.runners import log_stream
-from feature_pipeline.records import RecordFile
-from feature_pipeline.release import HookRelease, ReleaseDocument
+from feature_pipeline.hooks.runner import HookRunner, RunMonitor, RunRequest, RunResult, Workspace
+from feature_pipeline.hooks.runners.shared import log_file, log_stream
+from feature_pipeline.model.definition import Limits
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.records import RecordFile
+from feature_pipeline.model.release import HookRelease, ReleaseDocument
 
 HANG = "import time\ntime.sleep(3600)\n"
 

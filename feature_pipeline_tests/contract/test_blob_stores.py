@@ -4,13 +4,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from feature_pipeline.archive import blobs, layout
-from feature_pipeline.archive.blob_store import StoredObject
-from feature_pipeline.archive.stores import s3
-from feature_pipeline.archive.stores.memory import MemoryStore
-from feature_pipeline.archive.stores.s3 import S3Store, make_client, open_store
-from feature_pipeline.archive.stores.s3_transfer import Transfer
-from feature_pipeline.digest import Digest, digest_stream
+from feature_pipeline.archive import blobs
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.store import s3
+from feature_pipeline.archive.store.base import StoredObject
+from feature_pipeline.archive.store.memory import MemoryStore
+from feature_pipeline.archive.store.s3 import S3Store, make_client, open_store
+from feature_pipeline.archive.store.s3_transfer import Transfer
 from feature_pipeline.errors import (
     CorruptDataError,
     InvalidInputError,
@@ -18,6 +18,7 @@ from feature_pipeline.errors import (
     StoreUnavailableError,
 )
 from feature_pipeline.local.seaweedfs import READY_BUCKET
+from feature_pipeline.model.digest import Digest, digest_stream
 from feature_pipeline_tests.contract.blob_store import BlobStoreTests
 from feature_pipeline_tests.fixtures.s3 import make_client as plain_client
 from feature_pipeline_tests.fixtures.stores import archive_client, connect

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from feature_pipeline.hooks.definition import Limits
 from feature_pipeline.hooks.ended_attempts import EndedAttempts
 from feature_pipeline.hooks.failure import FailureKind
 from feature_pipeline.hooks.runner import RunRequest, RunResult, Workspace
-from feature_pipeline.hooks.runners import container_spec as spec
-from feature_pipeline.hooks.runners.container import ContainerRunner
-from feature_pipeline.hooks.runners.container_log import whole_lines
-from feature_pipeline.release import HookRelease, ReleaseDocument
+from feature_pipeline.hooks.runners.container import spec
+from feature_pipeline.hooks.runners.container.log import whole_lines
+from feature_pipeline.hooks.runners.container.runner import ContainerRunner
+from feature_pipeline.model.definition import Limits
+from feature_pipeline.model.release import HookRelease, ReleaseDocument
 from feature_pipeline_tests.contract.hook_runner import HANG, HookRunnerTests, Monitor, Run
 from feature_pipeline_tests.fixtures.container import PROXY_SECRET, Engine
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from feature_pipeline.hooks.definition import Limits
 from feature_pipeline.hooks.failure import FailureKind
 from feature_pipeline.hooks.runner import RunRequest, RunResult, Workspace
-from feature_pipeline.hooks.runners import kubernetes_job as jobs
-from feature_pipeline.hooks.runners.kubernetes import KubernetesRunner
-from feature_pipeline.release import HookRelease, ReleaseDocument
+from feature_pipeline.hooks.runners.kubernetes import job as jobs
+from feature_pipeline.hooks.runners.kubernetes.runner import KubernetesRunner
+from feature_pipeline.model.definition import Limits
+from feature_pipeline.model.release import HookRelease, ReleaseDocument
 from feature_pipeline_tests.contract.hook_runner import Monitor
 from feature_pipeline_tests.fixtures.kubernetes_player import SCENARIOS, PlayedTransfer, Player
 

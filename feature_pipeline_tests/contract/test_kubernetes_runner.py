@@ -10,21 +10,21 @@ from typing import Any
 
 import pytest
 
-from feature_pipeline.archive.stores.s3 import S3Store
-from feature_pipeline.archive.stores.s3_sign import S3Signer
+from feature_pipeline.archive.store.s3 import S3Store
+from feature_pipeline.archive.store.s3_sign import S3Signer
 from feature_pipeline.compute.pod_transfer import S3Transfer
 from feature_pipeline.errors import StoreUnavailableError
-from feature_pipeline.hooks.definition import Limits
 from feature_pipeline.hooks.failure import FailureKind
 from feature_pipeline.hooks.runner import RunRequest, RunResult, Workspace
-from feature_pipeline.hooks.runners import kubernetes_job as jobs
-from feature_pipeline.hooks.runners.kubernetes import KubernetesRunner
-from feature_pipeline.hooks.runners.kubernetes_api import Cluster as Api
-from feature_pipeline.hooks.runners.kubernetes_config import PodOverrides
-from feature_pipeline.hooks.runners.kubernetes_results import PublishedResults
-from feature_pipeline.hooks.runners.transfer import AttemptKey
+from feature_pipeline.hooks.runners.kubernetes import job as jobs
+from feature_pipeline.hooks.runners.kubernetes.api import Cluster as Api
+from feature_pipeline.hooks.runners.kubernetes.config import PodOverrides
+from feature_pipeline.hooks.runners.kubernetes.results import PublishedResults
+from feature_pipeline.hooks.runners.kubernetes.runner import KubernetesRunner
+from feature_pipeline.hooks.runners.kubernetes.transfer import AttemptKey
 from feature_pipeline.local.seaweedfs import S3Address
-from feature_pipeline.release import HookRelease
+from feature_pipeline.model.definition import Limits
+from feature_pipeline.model.release import HookRelease
 from feature_pipeline_tests.contract.hook_runner import HANG, HookRunnerTests, Monitor, Run
 from feature_pipeline_tests.fixtures.kubernetes import (
     HOOK_IMAGE,
@@ -476,7 +476,9 @@ class TestFailures(KubernetesTests):
 
         request = self.request_of(workspace, "print('here', flush=True)\n" + HANG)
         result = runner.run(request, Deleter())
-        self.failed(result, FailureKind.EVICTED, "somebody deleted its Job", self.job_of(request))
+        self.failed(
+            result, FailureKind.EVICTED, "was deleted by another program", self.job_of(request)
+        )
 
     def test_the_pods_own_deadline(self, runner, workspace, cluster):
         request = self.request_of(workspace, "print('here', flush=True)\n" + HANG)

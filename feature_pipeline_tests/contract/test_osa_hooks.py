@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from feature_pipeline.columns import Column
-from feature_pipeline.digest import Digest
-from feature_pipeline.hooks.definition import Cardinality, Limits
 from feature_pipeline.hooks.output import decode_output
 from feature_pipeline.hooks.runner import HookRunner, RunRequest, Workspace
-from feature_pipeline.hooks.runners.container import ContainerRunner
+from feature_pipeline.hooks.runners.container.runner import ContainerRunner
 from feature_pipeline.hooks.runners.subprocess import SubprocessRunner
-from feature_pipeline.outcomes import Outcome, Status
-from feature_pipeline.records import RecordFile
-from feature_pipeline.release import HookRelease, ReleaseDocument
+from feature_pipeline.model.columns import Column
+from feature_pipeline.model.definition import Cardinality, Limits
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.outcomes import Outcome, Status
+from feature_pipeline.model.records import RecordFile
+from feature_pipeline.model.release import HookRelease, ReleaseDocument
 from feature_pipeline_tests.contract.hook_runner import Monitor
 from feature_pipeline_tests.contract.test_kubernetes_runner import KubernetesTests
 from feature_pipeline_tests.fixtures.container import Engine

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-from feature_pipeline.digest import Digest
-from feature_pipeline.hooks.definition import Cardinality, Limits
 from feature_pipeline.hooks.failure import Abort, FailureKind, FailurePolicy, GiveUp
 from feature_pipeline.hooks.output import decode_output
 from feature_pipeline.hooks.parts import PartLimits, run_in_parts
@@ -19,9 +17,11 @@ from feature_pipeline.hooks.run import HookRun
 from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult, Workspace
 from feature_pipeline.hooks.runners.subprocess import SubprocessRunner
 from feature_pipeline.hooks.work_folders import WorkFolders
-from feature_pipeline.outcomes import OutcomeKind, Status
-from feature_pipeline.records import RecordFile
-from feature_pipeline.release import HookRelease, ReleaseDocument
+from feature_pipeline.model.definition import Cardinality, Limits
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.outcomes import OutcomeKind, Status
+from feature_pipeline.model.records import RecordFile
+from feature_pipeline.model.release import HookRelease, ReleaseDocument
 from feature_pipeline_tests.contract.hook_runner import Monitor
 
 PASS = (

@@ -13,8 +13,6 @@ import psutil
 import pytest
 
 import feature_pipeline
-from feature_pipeline.digest import Digest
-from feature_pipeline.hooks.definition import Cardinality, HookDefinition, Limits
 from feature_pipeline.hooks.failure import FailureKind, FailurePolicy
 from feature_pipeline.hooks.output import decode_output
 from feature_pipeline.hooks.run import run_hook
@@ -22,8 +20,10 @@ from feature_pipeline.hooks.runner import RunRequest, Workspace
 from feature_pipeline.hooks.runners import process_tree
 from feature_pipeline.hooks.runners.subprocess import SubprocessRunner
 from feature_pipeline.hooks.work_folders import WorkFolders
-from feature_pipeline.outcomes import Status
-from feature_pipeline.release import HookRelease, ReleaseDocument
+from feature_pipeline.model.definition import Cardinality, HookDefinition, Limits
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.outcomes import Status
+from feature_pipeline.model.release import HookRelease, ReleaseDocument
 from feature_pipeline_tests.contract.hook_runner import HANG, HookRunnerTests, Monitor, Run
 
 
@@ -206,7 +206,7 @@ class TestSubprocessRunner(HookRunnerTests):
             # ignored signals are inherited: a background job's children get SIGINT ignored
             "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "from pathlib import Path\n"
-            "from feature_pipeline.hooks.definition import Limits\n"
+            "from feature_pipeline.model.definition import Limits\n"
             "from feature_pipeline.hooks.runner import RunRequest, Workspace\n"
             "from feature_pipeline.hooks.runners.subprocess import SubprocessRunner\n"
             "from feature_pipeline.hooks.work_folders import WorkFolders\n"

@@ -7,11 +7,11 @@ from functools import wraps
 from importlib import import_module
 from typing import Any
 
-from feature_pipeline.archive.stores.s3 import S3Store, open_store
+from feature_pipeline.archive.store.s3 import S3Store, open_store
 from feature_pipeline.local.seaweedfs import S3Address
-from feature_pipeline.projections.database import Database
+from feature_pipeline.projections.catalog.database import Database
+from feature_pipeline.projections.catalog.spec import TableSpec
 from feature_pipeline.projections.load import load_batches
-from feature_pipeline.projections.table_spec import TableSpec
 from feature_pipeline_tests.fixtures.stores import archive_client
 
 

@@ -2,9 +2,10 @@
 
 import pytest
 
-from feature_pipeline.archive import accept, inbox, log, publish, read
+from feature_pipeline.archive import accept, publish, read
 from feature_pipeline.archive.accept import Accepted
-from feature_pipeline.archive.log import Verdict
+from feature_pipeline.archive.logs import inbox, log
+from feature_pipeline.archive.logs.log import Verdict
 from feature_pipeline_tests.fixtures.stores import (
     DATASET,
     HOOK,

@@ -13,16 +13,17 @@ from datetime import timedelta
 
 import pytest
 
-from feature_pipeline.archive import accept, blobs, inbox, log, publish
-from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.archive.erase import erase
-from feature_pipeline.archive.gc import GcScope, collect_garbage
-from feature_pipeline.archive.stores.memory import MemoryStore
-from feature_pipeline.archive.stores.s3 import S3Store
-from feature_pipeline.archive.threads import map_threads
-from feature_pipeline.archive.verify import verify
+from feature_pipeline.archive import accept, blobs, publish
+from feature_pipeline.archive.inspection.verify import verify
+from feature_pipeline.archive.logs import inbox, log
+from feature_pipeline.archive.maintenance.erase import erase
+from feature_pipeline.archive.maintenance.gc import GcScope, collect_garbage
+from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.archive.store.memory import MemoryStore
+from feature_pipeline.archive.store.s3 import S3Store
 from feature_pipeline.errors import NotFoundError
 from feature_pipeline.local.seaweedfs import S3Address
+from feature_pipeline.parallel import map_threads
 from feature_pipeline_tests.fixtures.care import CareScene, holds, raw_lines
 from feature_pipeline_tests.fixtures.stores import (
     CHANGES,

@@ -7,9 +7,10 @@ from datetime import timedelta
 
 import pytest
 
-from feature_pipeline.archive import accept, blobs, inbox, log, publish, read
+from feature_pipeline.archive import accept, blobs, publish, read
 from feature_pipeline.archive.accept import Accepted, Waiting
-from feature_pipeline.archive.stores import s3
+from feature_pipeline.archive.logs import inbox, log
+from feature_pipeline.archive.store import s3
 from feature_pipeline.errors import OutcomeUnknownError, StoreUnavailableError
 from feature_pipeline_tests.fixtures.stores import AN_INSTANT, DATASET, HOOK, Scene, make_batch
 

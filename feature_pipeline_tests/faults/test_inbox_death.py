@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 
-from feature_pipeline.archive import accept, log
-from feature_pipeline.archive.documents import utc_now
-from feature_pipeline.archive.manifest import RunInfo
+from feature_pipeline.archive import accept
+from feature_pipeline.archive.format.documents import utc_now
+from feature_pipeline.archive.format.manifest import RunInfo
+from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.publish import (
     Completion,
     CompletionStatus,
@@ -16,8 +17,8 @@ from feature_pipeline.archive.publish import (
 )
 from feature_pipeline.compute.collect import collect_output
 from feature_pipeline.compute.plan import plan_run
-from feature_pipeline.orchestration.inbox_sensor import settle_inbox
 from feature_pipeline.orchestration.keys import features_key, records_key
+from feature_pipeline.orchestration.sensors.inbox import settle_inbox
 from feature_pipeline_tests.fixtures.dagster import DATASET, Pipeline
 from feature_pipeline_tests.fixtures.stores import Death, FailingStore
 

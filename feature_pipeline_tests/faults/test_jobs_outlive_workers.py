@@ -13,13 +13,16 @@ import dagster as dg
 import pytest
 import yaml
 
-from feature_pipeline.archive import accept, layout, log, read
-from feature_pipeline.archive.log import Verdict
-from feature_pipeline.compute import execute, expected
-from feature_pipeline.compute.take_results import NotPublished, take_results
+from feature_pipeline.archive import accept, read
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.logs import log
+from feature_pipeline.archive.logs.log import Verdict
+from feature_pipeline.compute import execute
+from feature_pipeline.compute import in_flight as expected
+from feature_pipeline.compute.recover_results import NotPublished, take_results
 from feature_pipeline.hooks.parts import PartLimits
 from feature_pipeline.hooks.runner import HookRunner, RunMonitor, RunRequest, RunResult
-from feature_pipeline.hooks.runners.kubernetes import KubernetesRunner
+from feature_pipeline.hooks.runners.kubernetes.runner import KubernetesRunner
 from feature_pipeline.orchestration.keys import features_key
 from feature_pipeline.orchestration.resources import HookRunnerResource
 from feature_pipeline_tests.contract.hook_runner import Monitor

@@ -5,27 +5,27 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from feature_pipeline.archive import layout
-from feature_pipeline.archive.api import Archive
-from feature_pipeline.archive.logs.accept_loss import remove_given_up
-from feature_pipeline.archive.logs.census import take_census
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.inspection.census import take_census
+from feature_pipeline.archive.inspection.findings import ObjectKind, State
+from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.maintenance.accept_loss import accept_losses, plan_losses
 from feature_pipeline.archive.maintenance.known import find_lost
+from feature_pipeline.archive.maintenance.loss_entries import remove_given_up
 from feature_pipeline.archive.maintenance.repair import append_again
-from feature_pipeline.archive.objects import ObjectKind, State
+from feature_pipeline.archive.query.api import Archive
 from feature_pipeline.archive.read import read_manifest
-from feature_pipeline.archive.verify import verify
-from feature_pipeline.columns import Column
 from feature_pipeline.errors import CorruptDataError
-from feature_pipeline.projections.database import Database
-from feature_pipeline.projections.known import known_by_tables
+from feature_pipeline.model.columns import Column
+from feature_pipeline.projections.catalog.database import Database
+from feature_pipeline.projections.catalog.known import known_by_tables
 from feature_pipeline.projections.load import LoadReport, load_batches
-from feature_pipeline.projections.plan import PlanAction, plan_table
-from feature_pipeline.projections.progress import check_progress
-from feature_pipeline.projections.proof import prove
+from feature_pipeline.projections.preview import PlanAction, plan_table
+from feature_pipeline.projections.proof.progress import check_progress
+from feature_pipeline.projections.proof.proof import prove
 from feature_pipeline.projections.rebuild import begin_rebuild, fill
-from feature_pipeline.projections.settle import batches_to_load, table_report
-from feature_pipeline_tests.unit.projections.feature_archive import FeatureArchive
+from feature_pipeline.projections.switch.finalize import batches_to_load, table_report
+from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
 
 pytestmark = [pytest.mark.postgres, pytest.mark.faults]
 

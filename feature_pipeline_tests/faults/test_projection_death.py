@@ -13,19 +13,20 @@ import psutil
 import psycopg
 import pytest
 
-from feature_pipeline.columns import Column
 from feature_pipeline.errors import ProjectionError
-from feature_pipeline.hooks.definition import IndexDefinition
 from feature_pipeline.local.postgres import PostgresServer
 from feature_pipeline.local.seaweedfs import S3Address
-from feature_pipeline.projections import load, settle, switch
-from feature_pipeline.projections.database import Database
+from feature_pipeline.model.columns import Column
+from feature_pipeline.model.definition import IndexDefinition
+from feature_pipeline.projections import load
+from feature_pipeline.projections.catalog.database import Database
+from feature_pipeline.projections.catalog.spec import TableSpec
 from feature_pipeline.projections.load import load_batches
-from feature_pipeline.projections.proof import prove
-from feature_pipeline.projections.table_spec import TableSpec
+from feature_pipeline.projections.proof.proof import prove
+from feature_pipeline.projections.switch import finalize, switch
 from feature_pipeline_tests.faults.projection_child import Step, connect, rebuild_until
 from feature_pipeline_tests.fixtures import server_folder
-from feature_pipeline_tests.unit.projections.feature_archive import FeatureArchive
+from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
 
 pytestmark = [pytest.mark.postgres, pytest.mark.faults, pytest.mark.slow]
 
@@ -38,17 +39,17 @@ BATCHES, ROWS = 3, 40
 STEPS = [
     Step("load", "ensure_table", is_after=True),
     Step("load", "replace_batches", call=2),
-    Step("replace", "write_progress", call=1),
-    Step("replace", "write_progress", call=1, is_after=True),
+    Step("rows.replace", "write_progress", call=1),
+    Step("rows.replace", "write_progress", call=1, is_after=True),
     Step("load", "_flush"),
-    Step("settle", "follow_indexes"),
-    Step("settle", "follow_indexes", is_after=True),
-    Step("settle", "prove_once", is_after=True),
-    Step("settle", "wait_for_older_snapshots", is_after=True),
-    Step("switch", "_change_view"),
-    Step("switch", "_change_view", is_after=True),
-    Step("settle", "drop_superseded"),
-    Step("settle", "drop_generation"),
+    Step("switch.finalize", "follow_indexes"),
+    Step("switch.finalize", "follow_indexes", is_after=True),
+    Step("switch.finalize", "prove_once", is_after=True),
+    Step("switch.finalize", "wait_for_older_snapshots", is_after=True),
+    Step("switch.switch", "_change_view"),
+    Step("switch.switch", "_change_view", is_after=True),
+    Step("switch.finalize", "drop_superseded"),
+    Step("switch.finalize", "drop_generation"),
 ]
 
 
@@ -192,9 +193,9 @@ def own_server() -> Iterator[OwnServer]:
     ("module", "function"),
     [
         (load, "replace_batches"),
-        (settle, "prove_once"),
+        (finalize, "prove_once"),
         (switch, "_change_view"),
-        (settle, "drop_superseded"),
+        (finalize, "drop_superseded"),
     ],
 )
 def test_a_killed_server_takes_nothing_false_back_up(

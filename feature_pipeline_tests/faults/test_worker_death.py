@@ -11,20 +11,20 @@ from typing import Any
 
 import pytest
 
-from feature_pipeline.digest import Digest
-from feature_pipeline.hooks.definition import Cardinality, Limits
 from feature_pipeline.hooks.ended_attempts import EndedAttempts
 from feature_pipeline.hooks.failure import FailureKind, FailurePolicy
 from feature_pipeline.hooks.output import decode_output
 from feature_pipeline.hooks.parts import PartLimits, run_in_parts
 from feature_pipeline.hooks.run import HookRun
 from feature_pipeline.hooks.runner import HookRunner, RunRequest, Workspace
-from feature_pipeline.hooks.runners.container import ContainerRunner
+from feature_pipeline.hooks.runners.container.runner import ContainerRunner
 from feature_pipeline.hooks.runners.process_tree import end_processes_of
 from feature_pipeline.hooks.runners.subprocess import SubprocessRunner
 from feature_pipeline.hooks.work_folders import WorkFolders
-from feature_pipeline.records import RecordFile
-from feature_pipeline.release import HookRelease, ReleaseDocument
+from feature_pipeline.model.definition import Cardinality, Limits
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.records import RecordFile
+from feature_pipeline.model.release import HookRelease, ReleaseDocument
 from feature_pipeline_tests.contract.hook_runner import Monitor
 from feature_pipeline_tests.fixtures.container import Engine
 
@@ -185,7 +185,7 @@ class TestContainers:
             limits = request.limits.model_copy(update={"timeout": "1s"})
             return RunRequest(request.run_id, request.release, limits, request.workspace)
 
-        monkeypatch.setattr("feature_pipeline.hooks.runners.container._Watch._end", die)
+        monkeypatch.setattr("feature_pipeline.hooks.runners.container.runner._Watch._end", die)
         worker = multiprocessing.get_context("fork").Process(target=run, args=(runner, late(first)))
         worker.start()
         worker.join(60)

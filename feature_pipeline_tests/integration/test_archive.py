@@ -4,11 +4,12 @@ import threading
 
 import pytest
 
-from feature_pipeline.archive import accept, log, publish, read
+from feature_pipeline.archive import accept, publish, read
 from feature_pipeline.archive.accept import Accepted
-from feature_pipeline.digest import Digest
+from feature_pipeline.archive.logs import log
 from feature_pipeline.errors import CorruptDataError, InvalidInputError
-from feature_pipeline.records import Record, RecordBatch, RecordFile, Source
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.records import Record, RecordBatch, RecordFile, Source
 from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, connect, make_batch
 
 pytestmark = pytest.mark.s3

@@ -16,15 +16,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_pipeline import Archive
-from feature_pipeline.archive import accept, blobs, layout, log, read, tombstones
-from feature_pipeline.archive.erase import erase
-from feature_pipeline.archive.threads import WORKERS
-from feature_pipeline.columns import Column
-from feature_pipeline.digest import Digest
+from feature_pipeline.archive import accept, blobs, read
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.logs import log, tombstones
+from feature_pipeline.archive.maintenance.erase import erase
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
-from feature_pipeline.release import HookRelease, ReleaseDocument
+from feature_pipeline.model.columns import Column
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.release import HookRelease, ReleaseDocument
+from feature_pipeline.parallel import WORKERS
+from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
 from feature_pipeline_tests.fixtures.stores import FailingStore, make_batch
-from feature_pipeline_tests.unit.projections.feature_archive import FeatureArchive
 
 pytestmark = pytest.mark.s3
 

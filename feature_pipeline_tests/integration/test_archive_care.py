@@ -12,20 +12,19 @@ from datetime import timedelta
 import dagster as dg
 import pytest
 
-from feature_pipeline.archive import blobs, inbox, layout, lease, log, publish, read
-from feature_pipeline.archive.erase import erase
-from feature_pipeline.archive.gc import GcScope, collect_garbage
-from feature_pipeline.archive.objects import ObjectKind, State
-from feature_pipeline.archive.verify import verify
-from feature_pipeline.errors import (
-    ConflictError,
-    CorruptDataError,
-)
-from feature_pipeline.orchestration.care import INTEGRITY_CHECK
+from feature_pipeline.archive import blobs, lease, publish, read
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.inspection.findings import ObjectKind, State
+from feature_pipeline.archive.inspection.verify import verify
+from feature_pipeline.archive.logs import inbox, log
+from feature_pipeline.archive.maintenance.erase import erase
+from feature_pipeline.archive.maintenance.gc import GcScope, collect_garbage
+from feature_pipeline.errors import ConflictError, CorruptDataError
+from feature_pipeline.orchestration.assets.tables import table_spec
+from feature_pipeline.orchestration.checks.integrity import INTEGRITY_CHECK
 from feature_pipeline.orchestration.keys import features_key
-from feature_pipeline.orchestration.tables import table_spec
 from feature_pipeline.projections.load import load_batches
-from feature_pipeline.projections.proof import prove
+from feature_pipeline.projections.proof.proof import prove
 from feature_pipeline_tests.fixtures.care import CareScene, everything
 from feature_pipeline_tests.fixtures.dagster import DATASET as LETTERS
 from feature_pipeline_tests.fixtures.dagster import check_of

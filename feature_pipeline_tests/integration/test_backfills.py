@@ -18,15 +18,18 @@ from dagster._core.loader import LoadingContextForTest
 from rich.console import Console
 
 from feature_pipeline import settings
-from feature_pipeline.archive import layout, log
-from feature_pipeline.cli import backfill, hooks, output, rebuild, status
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.logs import log
+from feature_pipeline.cli import output
+from feature_pipeline.cli import project_hooks as hooks
 from feature_pipeline.cli.app import main
-from feature_pipeline.cli.hooks import ProjectHooks
-from feature_pipeline.orchestration.backfills import AssetPart, BackfillPlan, Select
-from feature_pipeline.orchestration.features import feature_code_version
+from feature_pipeline.cli.commands import backfill, rebuild, status
+from feature_pipeline.cli.project_hooks import ProjectHooks
+from feature_pipeline.orchestration.assets.tables import table_code_version, table_spec
+from feature_pipeline.orchestration.events.provenance import feature_code_version
+from feature_pipeline.orchestration.events.staleness import stale_partitions
 from feature_pipeline.orchestration.keys import features_key, records_key, table_key
-from feature_pipeline.orchestration.staleness import stale_partitions
-from feature_pipeline.orchestration.tables import table_code_version, table_spec
+from feature_pipeline.orchestration.operations.backfills import AssetPart, BackfillPlan, Select
 from feature_pipeline_tests.fixtures.dagster import COUNT_HOOK, DATASET, Pipeline
 
 pytestmark = [pytest.mark.dagster, pytest.mark.postgres]

@@ -6,15 +6,15 @@ import json
 
 import pytest
 
-from feature_pipeline.archive.api import Archive
-from feature_pipeline.cli import sql
+from feature_pipeline.archive.query.api import Archive
+from feature_pipeline.cli.commands import sql
+from feature_pipeline.cli.commands.read import write_csv, write_jsonl
+from feature_pipeline.cli.commands.submit import submit_records
 from feature_pipeline.cli.local_records import read_records
-from feature_pipeline.cli.read import write_csv, write_jsonl
-from feature_pipeline.cli.submit import submit_records
+from feature_pipeline.model.records import Source
+from feature_pipeline.orchestration.assets.tables import table_spec
 from feature_pipeline.orchestration.keys import features_key, records_key, table_key
-from feature_pipeline.orchestration.tables import table_spec
-from feature_pipeline.projections.proof import prove
-from feature_pipeline.records import Source
+from feature_pipeline.projections.proof.proof import prove
 from feature_pipeline_tests.fixtures.commands import CommandLine
 from feature_pipeline_tests.fixtures.dagster import DATASET, Pipeline
 

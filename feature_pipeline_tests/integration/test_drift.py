@@ -3,11 +3,11 @@
 import dagster as dg
 import pytest
 
-from feature_pipeline.archive import log
-from feature_pipeline.orchestration.checks import EQUALITY_CHECK
+from feature_pipeline.archive.logs import log
+from feature_pipeline.orchestration.checks.outcomes import EQUALITY_CHECK
+from feature_pipeline.orchestration.events.provenance import latest_events
 from feature_pipeline.orchestration.keys import features_key
-from feature_pipeline.orchestration.provenance import latest_events
-from feature_pipeline.orchestration.reconcile import Drift, reconcile
+from feature_pipeline.orchestration.operations.reconcile import Drift, reconcile
 from feature_pipeline_tests.fixtures.dagster import DATASET, Pipeline
 from feature_pipeline_tests.integration.test_table_assets import COUNTS, TABLE, TEXTS
 

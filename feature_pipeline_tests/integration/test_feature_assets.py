@@ -9,8 +9,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from feature_pipeline.archive import log, read
-from feature_pipeline.archive.log import Verdict
+from feature_pipeline.archive import read
+from feature_pipeline.archive.logs import log
+from feature_pipeline.archive.logs.log import Verdict
 from feature_pipeline.archive.publish import (
     Completion,
     CompletionStatus,
@@ -18,14 +19,14 @@ from feature_pipeline.archive.publish import (
     publish_artifact,
 )
 from feature_pipeline.compute import execute as execute_module
-from feature_pipeline.compute import keep as keep_module
-from feature_pipeline.digest import Digest
+from feature_pipeline.compute import publish_run as keep_module
 from feature_pipeline.errors import NotFoundError, OutcomeUnknownError, StoreUnavailableError
 from feature_pipeline.hooks.parts import PartLimits
-from feature_pipeline.orchestration.features import IO_MANAGER_KEY, DagsterMonitor
-from feature_pipeline.orchestration.inbox_sensor import settle_inbox
-from feature_pipeline.orchestration.io_manager import FeaturePartitions
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.orchestration.assets.features import IO_MANAGER_KEY, DagsterMonitor
+from feature_pipeline.orchestration.assets.io_manager import FeaturePartitions
 from feature_pipeline.orchestration.keys import batches_partitions, features_key, records_key
+from feature_pipeline.orchestration.sensors.inbox import settle_inbox
 from feature_pipeline_tests.fixtures.dagster import COUNT_COLUMNS, DATASET, Pipeline
 
 STARTED = dg.DagsterRunStatus.STARTED

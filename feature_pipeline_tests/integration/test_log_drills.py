@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from feature_pipeline.archive import layout, log
-from feature_pipeline.cli import hooks, rebuild, repair, status
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.logs import log
+from feature_pipeline.cli import project_hooks
+from feature_pipeline.cli.commands import rebuild, repair, status
 from feature_pipeline.definitions import DefinedHook
 from feature_pipeline.orchestration.keys import features_key, table_key
-from feature_pipeline.orchestration.reconcile import Drift, reconcile
+from feature_pipeline.orchestration.operations.reconcile import Drift, reconcile
 from feature_pipeline_tests.fixtures.commands import CommandLine
 from feature_pipeline_tests.fixtures.dagster import COUNT_HOOK, DATASET, Pipeline
 from feature_pipeline_tests.fixtures.s3 import S3Address
@@ -158,12 +160,12 @@ def drill(
     }.items():
         monkeypatch.setenv(name, value)
 
-    def defined() -> hooks.ProjectHooks:
+    def defined() -> project_hooks.ProjectHooks:
         [spec] = pipeline.defs.resolve_asset_graph().get(COUNTS).assets_def.specs
         found = [DefinedHook(pipeline.hooks["counts"], pipeline.folder, spec)]
-        return hooks.ProjectHooks(found, {})
+        return project_hooks.ProjectHooks(found, {})
 
-    for module in (hooks, status, rebuild, repair):
+    for module in (project_hooks, status, rebuild, repair):
         monkeypatch.setattr(module, "project_hooks", defined)
     return Drill(pipeline, command_line, s3_client, s3_address.bucket, s3_prefix)
 

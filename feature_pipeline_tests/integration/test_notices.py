@@ -7,9 +7,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import dagster as dg
 import pytest
 
-from feature_pipeline.orchestration.checks import OUTCOMES_CHECK
+from feature_pipeline.orchestration.checks.outcomes import OUTCOMES_CHECK
 from feature_pipeline.orchestration.keys import features_key
-from feature_pipeline.orchestration.webhook import WebhookState, tick
+from feature_pipeline.orchestration.sensors.webhook import WebhookState, tick
 from feature_pipeline_tests.fixtures.dagster import DATASET, Pipeline, check_of
 
 pytestmark = [pytest.mark.s3, pytest.mark.postgres, pytest.mark.dagster]

@@ -12,7 +12,8 @@ import dagster as dg
 import pandas as pd
 import pytest
 
-from feature_pipeline.archive import layout, log
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.logs import log
 from feature_pipeline.definitions import build_defs, hooks_of
 from feature_pipeline.orchestration.keys import features_key, table_key
 from feature_pipeline_tests.fixtures.dagster import COUNT_HOOK, DATASET, Pipeline

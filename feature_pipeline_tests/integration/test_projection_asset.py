@@ -1,9 +1,9 @@
 """A changed definition through Dagster: one fill requested, runs join it, the table is switched."""
 
+from feature_pipeline.orchestration.assets.tables import table_spec
 from feature_pipeline.orchestration.keys import features_key, table_key
-from feature_pipeline.orchestration.reconcile import reconcile, request_runs
-from feature_pipeline.orchestration.tables import table_spec
-from feature_pipeline.projections.settle import table_report
+from feature_pipeline.orchestration.operations.reconcile import reconcile, request_runs
+from feature_pipeline.projections.switch.finalize import table_report
 from feature_pipeline_tests.fixtures.dagster import COUNT_COLUMNS, DATASET, Pipeline, check_of
 
 TABLE = table_key(DATASET, "counts")

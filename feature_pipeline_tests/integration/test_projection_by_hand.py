@@ -6,19 +6,20 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from feature_pipeline.columns import Column
 from feature_pipeline.errors import ConflictError, NotFoundError, ProjectionError
-from feature_pipeline.projections import generation, own_views, settle
-from feature_pipeline.projections.database import Database
+from feature_pipeline.model.columns import Column
+from feature_pipeline.projections.catalog import generation, own_views
+from feature_pipeline.projections.catalog.database import Database
+from feature_pipeline.projections.catalog.spec import TableSpec
 from feature_pipeline.projections.load import load_batch, load_batches
-from feature_pipeline.projections.plan import PlanAction, plan_table
-from feature_pipeline.projections.progress import check_progress
-from feature_pipeline.projections.proof import prove
+from feature_pipeline.projections.preview import PlanAction, plan_table
+from feature_pipeline.projections.proof.progress import check_progress
+from feature_pipeline.projections.proof.proof import prove
 from feature_pipeline.projections.rebuild import begin_rebuild, fill
 from feature_pipeline.projections.rollback import rollback, unpin
-from feature_pipeline.projections.settle import batches_to_load, table_report
-from feature_pipeline.projections.table_spec import TableSpec
-from feature_pipeline_tests.unit.projections.feature_archive import FeatureArchive
+from feature_pipeline.projections.switch import finalize
+from feature_pipeline.projections.switch.finalize import batches_to_load, table_report
+from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
 
 pytestmark = pytest.mark.postgres
 
@@ -442,13 +443,13 @@ def test_views_that_earlier_code_made_are_taken_over(archive, database, connecti
 
 def test_nothing_is_read_before_it_is_proved(archive, database, connection, monkeypatch) -> None:
     seen: list[bool] = []
-    original: Callable[..., object] = settle.prove_once
+    original: Callable[..., object] = finalize.prove_once
 
     def watched(*arguments: object) -> object:
         seen.append(exists(connection, "features.pockets"))
         return original(*arguments)
 
-    monkeypatch.setattr(settle, "prove_once", watched)
+    monkeypatch.setattr(finalize, "prove_once", watched)
     load_batch(archive.store, database, archive.spec(), "b0")
     assert seen == [False]
     assert labels(connection) == ["l0"]
@@ -492,12 +493,12 @@ def test_what_comes_while_a_first_generation_is_proved_is_proved_as_well(
     archive, database, connection, monkeypatch
 ) -> None:
     proven: list[object] = []
-    once, some = settle.prove_once, settle.prove_generation
+    once, some = finalize.prove_once, finalize.prove_generation
     spec = archive.spec()
 
     def first(*arguments):
         proof = once(*arguments)
-        monkeypatch.setattr(settle, "prove_once", once)
+        monkeypatch.setattr(finalize, "prove_once", once)
         with monkeypatch.context() as beside:
             beside.setattr("feature_pipeline.projections.load.settle_table", settled)
             load_batch(archive.store, database, spec, "b1")
@@ -510,8 +511,8 @@ def test_what_comes_while_a_first_generation_is_proved_is_proved_as_well(
         proven.append(batches)
         return some(store, own, spec, building, batches, *others)
 
-    monkeypatch.setattr(settle, "prove_once", first)
-    monkeypatch.setattr(settle, "prove_generation", rest)
+    monkeypatch.setattr(finalize, "prove_once", first)
+    monkeypatch.setattr(finalize, "prove_generation", rest)
     load_batch(archive.store, database, spec, "b0")
 
     assert proven == [["b1"]]

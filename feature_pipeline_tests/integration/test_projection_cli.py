@@ -9,13 +9,14 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from feature_pipeline.archive import layout
-from feature_pipeline.cli import hooks, output, plan, rebuild, retire, rollback
+from feature_pipeline.archive.format import layout
+from feature_pipeline.cli import output, project_hooks
 from feature_pipeline.cli.app import main
-from feature_pipeline.hooks.definition import HookDefinition
-from feature_pipeline.projections.database import Database
-from feature_pipeline.projections.proof import prove
-from feature_pipeline_tests.unit.projections.feature_archive import FeatureArchive
+from feature_pipeline.cli.commands import plan, rebuild, retire, rollback
+from feature_pipeline.model.definition import HookDefinition
+from feature_pipeline.projections.catalog.database import Database
+from feature_pipeline.projections.proof.proof import prove
+from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
 
 pytestmark = pytest.mark.postgres
 
@@ -42,9 +43,9 @@ class Project:
         self.others: list[HookDefinition] = []
         self.wrong: dict[str, str] = {}
         patch.setattr(
-            hooks,
+            project_hooks,
             "project_hooks",
-            lambda: hooks.ProjectHooks(
+            lambda: project_hooks.ProjectHooks(
                 [SimpleNamespace(definition=d) for d in (self.definition, *self.others)],
                 self.wrong,
             ),
@@ -52,7 +53,7 @@ class Project:
         for module in (plan, rebuild, rollback):
             patch.setattr(module, "open_archive", lambda: self.archive.store)
         for module in (plan, rebuild, retire):
-            patch.setattr(module, "project_hooks", hooks.project_hooks)
+            patch.setattr(module, "project_hooks", project_hooks.project_hooks)
 
     def define(self, *columns: dict) -> None:
         self.definition = HookDefinition.model_validate(

@@ -9,13 +9,13 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from feature_pipeline.columns import Column
 from feature_pipeline.errors import ConflictError
-from feature_pipeline.projections import dependents
-from feature_pipeline.projections.database import Database
+from feature_pipeline.model.columns import Column
+from feature_pipeline.projections.catalog import dependents
+from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.load import load_batches
-from feature_pipeline.projections.plan import plan_table
-from feature_pipeline_tests.unit.projections.feature_archive import FeatureArchive
+from feature_pipeline.projections.preview import plan_table
+from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
 
 pytestmark = pytest.mark.postgres
 

@@ -16,20 +16,24 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from feature_pipeline.archive import erase, layout, tombstones
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.logs import tombstones
 from feature_pipeline.archive.logs.entries import StoredEntry, chained
-from feature_pipeline.columns import Column
+from feature_pipeline.archive.maintenance import erase
 from feature_pipeline.errors import ConflictError, NotFoundError, ProjectionError
-from feature_pipeline.hooks.definition import IndexDefinition
-from feature_pipeline.projections import generation, load, replace
-from feature_pipeline.projections.database import Database
+from feature_pipeline.model.columns import Column
+from feature_pipeline.model.definition import IndexDefinition
+from feature_pipeline.projections import load
+from feature_pipeline.projections.catalog import generation
+from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.load import load_batch, load_batches
-from feature_pipeline.projections.plan import PlanAction, plan_table
-from feature_pipeline.projections.progress import check_progress
-from feature_pipeline.projections.proof import prove
-from feature_pipeline.projections.replace import RefusedBatchError
-from feature_pipeline.projections.settle import batches_to_load, table_report
-from feature_pipeline_tests.unit.projections.feature_archive import FeatureArchive
+from feature_pipeline.projections.preview import PlanAction, plan_table
+from feature_pipeline.projections.proof.progress import check_progress
+from feature_pipeline.projections.proof.proof import prove
+from feature_pipeline.projections.rows import replace
+from feature_pipeline.projections.rows.replace import RefusedBatchError
+from feature_pipeline.projections.switch.finalize import batches_to_load, table_report
+from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
 
 pytestmark = pytest.mark.postgres
 
@@ -224,9 +228,9 @@ def test_a_record_belongs_to_the_batch_submitted_last(archive, database, connect
 
 def test_an_older_log_entry_never_replaces_a_newer_one(archive, database, connection) -> None:
     """Two runs of one batch: the slower one has read the log before the faster one's entry."""
-    from feature_pipeline.archive import log
-    from feature_pipeline.projections.prepare import prepare_batch
-    from feature_pipeline.projections.replace import replace_batch
+    from feature_pipeline.archive.logs import log
+    from feature_pipeline.projections.rows.prepare import prepare_batch
+    from feature_pipeline.projections.rows.replace import replace_batch
 
     archive.add("b1", {"r1": [{"label": "old"}]})
     spec = archive.spec()
@@ -778,7 +782,7 @@ def test_bookkeeping_of_a_later_version_is_refused(archive, database, connection
 
 
 def test_rows_stream_in_chunks(archive, database, monkeypatch) -> None:
-    monkeypatch.setattr("feature_pipeline.projections.prepare.CHUNK_ROWS", 7)
+    monkeypatch.setattr("feature_pipeline.projections.rows.prepare.CHUNK_ROWS", 7)
     archive.add("b1", {f"r{number}": [{**FULL, "count": number}] * 5 for number in range(10)})
     archive.add("b2", {"r3": []})
 

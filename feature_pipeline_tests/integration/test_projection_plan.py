@@ -10,23 +10,24 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from feature_pipeline.archive import erase, tombstones
-from feature_pipeline.archive.logs.census import take_census
-from feature_pipeline.columns import Column
+from feature_pipeline.archive.inspection.census import take_census
+from feature_pipeline.archive.logs import tombstones
+from feature_pipeline.archive.maintenance import erase
 from feature_pipeline.errors import ConflictError, NotFoundError
-from feature_pipeline.hooks.definition import IndexDefinition, UpcasterDefinition
-from feature_pipeline.projections import generation
-from feature_pipeline.projections.database import Database
+from feature_pipeline.model.columns import Column
+from feature_pipeline.model.definition import IndexDefinition, UpcasterDefinition
+from feature_pipeline.projections.catalog import generation
+from feature_pipeline.projections.catalog.database import Database
+from feature_pipeline.projections.catalog.spec import TableSpec
 from feature_pipeline.projections.load import load_batch, load_batches
-from feature_pipeline.projections.plan import PlanAction, plan_table
-from feature_pipeline.projections.progress import check_progress
-from feature_pipeline.projections.proof import prove
+from feature_pipeline.projections.preview import PlanAction, plan_table
+from feature_pipeline.projections.proof.progress import check_progress
+from feature_pipeline.projections.proof.proof import prove
 from feature_pipeline.projections.rebuild import begin_rebuild, fill, load_again, past_spec
 from feature_pipeline.projections.rollback import rollback, unpin
-from feature_pipeline.projections.settle import TableReport, batches_to_load, table_report
-from feature_pipeline.projections.table_spec import TableSpec
-from feature_pipeline.projections.upcast import CannotEvolveError
-from feature_pipeline_tests.unit.projections.feature_archive import FeatureArchive
+from feature_pipeline.projections.rows.upcast import CannotEvolveError
+from feature_pipeline.projections.switch.finalize import TableReport, batches_to_load, table_report
+from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
 
 pytestmark = pytest.mark.postgres
 

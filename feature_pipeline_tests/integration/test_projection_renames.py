@@ -8,18 +8,18 @@ import psycopg
 import pytest
 
 from feature_pipeline.archive import read
-from feature_pipeline.archive.api import Archive
-from feature_pipeline.columns import Column
-from feature_pipeline.compute.decode_again import decode_batch_again, decode_raw
+from feature_pipeline.archive.query.api import Archive
+from feature_pipeline.compute.redecode import decode_batch_again, decode_raw
 from feature_pipeline.errors import ConflictError, InvalidInputError, ProjectionError
-from feature_pipeline.hooks.definition import Cardinality
-from feature_pipeline.outcomes import Outcome, Status
-from feature_pipeline.projections.database import Database
+from feature_pipeline.model.columns import Column
+from feature_pipeline.model.definition import Cardinality
+from feature_pipeline.model.outcomes import Outcome, Status
+from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.load import load_batches
-from feature_pipeline.projections.plan import plan_table
-from feature_pipeline.projections.proof import prove
-from feature_pipeline.projections.upcast import CannotEvolveError
-from feature_pipeline_tests.unit.projections.feature_archive import FeatureArchive
+from feature_pipeline.projections.preview import plan_table
+from feature_pipeline.projections.proof.proof import prove
+from feature_pipeline.projections.rows.upcast import CannotEvolveError
+from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
 
 pytestmark = pytest.mark.postgres
 
@@ -121,8 +121,8 @@ def test_the_proof_names_a_batch_that_holds_another_columns_values(
     archive.columns = (B_FROM_A,)
     carry_over(archive, "b1", [Outcome("r1", Status.PASSED, rows=((10,),))])
     with monkeypatch.context() as earlier:
-        earlier.setattr("feature_pipeline.projections.prepare.check_carried", lambda *_: None)
-        earlier.setattr("feature_pipeline.projections.proof.check_carried", lambda *_: None)
+        earlier.setattr("feature_pipeline.projections.rows.prepare.check_carried", lambda *_: None)
+        earlier.setattr("feature_pipeline.projections.proof.proof.check_carried", lambda *_: None)
         load_all(archive, database)
 
     proof = prove(archive.store, database, archive.spec())

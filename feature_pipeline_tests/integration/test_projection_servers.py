@@ -7,8 +7,13 @@ import pytest
 
 from feature_pipeline.errors import ProjectionError
 from feature_pipeline.orchestration.storage import EnvironmentStorage
-from feature_pipeline.projections import database as module
-from feature_pipeline.projections.database import Database, fetch_value, session_lock, translated
+from feature_pipeline.projections.catalog import database as module
+from feature_pipeline.projections.catalog.database import (
+    Database,
+    fetch_value,
+    session_lock,
+    translated,
+)
 from feature_pipeline_tests.fixtures.pooler import Pooler
 
 pytestmark = pytest.mark.postgres

@@ -8,13 +8,13 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from feature_pipeline.columns import Column
 from feature_pipeline.errors import ProjectionError
-from feature_pipeline.projections.database import Database
+from feature_pipeline.model.columns import Column
+from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.load import load_batches
-from feature_pipeline.projections.proof import prove
+from feature_pipeline.projections.proof.proof import prove
+from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
 from feature_pipeline_tests.fixtures.postgres import PostgresAddress
-from feature_pipeline_tests.unit.projections.feature_archive import FeatureArchive
 
 pytestmark = pytest.mark.postgres
 

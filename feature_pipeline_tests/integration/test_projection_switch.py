@@ -7,21 +7,23 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 
-from feature_pipeline.archive import log
-from feature_pipeline.columns import Column
+from feature_pipeline.archive.logs import log
 from feature_pipeline.errors import ConflictError, ProjectionError
-from feature_pipeline.hooks.definition import IndexDefinition
-from feature_pipeline.projections import generation, indexes, proof, settle, switch
-from feature_pipeline.projections.database import Database
+from feature_pipeline.model.columns import Column
+from feature_pipeline.model.definition import IndexDefinition
+from feature_pipeline.projections.catalog import generation, indexes
+from feature_pipeline.projections.catalog.database import Database
+from feature_pipeline.projections.catalog.spec import TableSpec
 from feature_pipeline.projections.load import load_batch, load_batches
-from feature_pipeline.projections.prepare import prepare_batch
-from feature_pipeline.projections.proof import prove
+from feature_pipeline.projections.proof import proof
+from feature_pipeline.projections.proof.proof import prove
 from feature_pipeline.projections.rebuild import begin_rebuild, fill
-from feature_pipeline.projections.replace import TableChangedError, replace_batch
-from feature_pipeline.projections.settle import TableReport, request_fill, table_report
-from feature_pipeline.projections.table_spec import TableSpec
-from feature_pipeline.projections.upcast import CannotEvolveError
-from feature_pipeline_tests.unit.projections.feature_archive import FeatureArchive
+from feature_pipeline.projections.rows.prepare import prepare_batch
+from feature_pipeline.projections.rows.replace import TableChangedError, replace_batch
+from feature_pipeline.projections.rows.upcast import CannotEvolveError
+from feature_pipeline.projections.switch import finalize, switch
+from feature_pipeline.projections.switch.finalize import TableReport, request_fill, table_report
+from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
 
 pytestmark = pytest.mark.postgres
 
@@ -418,7 +420,7 @@ def test_arrivals_that_only_older_code_loaded_are_caught_up(
                 prepared = prepare_batch(archive.store, state.live, batch, arrived[0])
                 replace_batch(other, state, state.live, prepared)
 
-    monkeypatch.setattr(settle, "wait_for_older_snapshots", late)
+    monkeypatch.setattr(finalize, "wait_for_older_snapshots", late)
     list(load_batches(archive.store, database, spec))
 
     assert columns_of(connection) == ["label", "count", "note"]
@@ -563,7 +565,7 @@ def test_the_switch_lets_readers_through_between_attempts(
     archive, database, database_url, monkeypatch
 ) -> None:
     monkeypatch.setattr(switch, "wait_for_older_snapshots", lambda *_: None)
-    monkeypatch.setattr(settle, "wait_for_older_snapshots", lambda *_: None)
+    monkeypatch.setattr(finalize, "wait_for_older_snapshots", lambda *_: None)
     monkeypatch.setattr(switch, "ATTEMPTS", 2)
     monkeypatch.setattr(switch, "LOCK_TIMEOUT", "50ms")
     archive.columns = (LABEL, COUNT, NOTE)

@@ -11,28 +11,25 @@ from dagster._core.events import EngineEventData
 from dagster._core.loader import LoadingContextForTest
 from dagster._core.utils import make_new_run_id
 
-from feature_pipeline.archive import layout, log, read
-from feature_pipeline.digest import Digest
+from feature_pipeline.archive import read
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.logs import log
 from feature_pipeline.errors import CorruptDataError
-from feature_pipeline.orchestration.dead_runs import fail_dead_runs
-from feature_pipeline.orchestration.features import feature_code_version
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.orchestration.assets.tables import PROGRESS_CHECK
+from feature_pipeline.orchestration.events.provenance import feature_code_version
+from feature_pipeline.orchestration.events.staleness import stale_partitions
 from feature_pipeline.orchestration.keys import features_key, pool_of, records_key, table_key
-from feature_pipeline.orchestration.reconcile import Drift, reconcile, request_runs
-from feature_pipeline.orchestration.recover import (
+from feature_pipeline.orchestration.operations.reconcile import Drift, reconcile, request_runs
+from feature_pipeline.orchestration.operations.recover import (
     prove_tables,
     recover_dagster,
     recover_table,
     tables_to_recover,
 )
-from feature_pipeline.orchestration.staleness import stale_partitions
-from feature_pipeline.orchestration.tables import PROGRESS_CHECK
-from feature_pipeline.projections.database import Database
-from feature_pipeline_tests.fixtures.dagster import (
-    COUNT_HOOK,
-    DATASET,
-    Pipeline,
-    dagster_instance,
-)
+from feature_pipeline.orchestration.sensors.dead_runs import fail_dead_runs
+from feature_pipeline.projections.catalog.database import Database
+from feature_pipeline_tests.fixtures.dagster import COUNT_HOOK, DATASET, Pipeline, dagster_instance
 from feature_pipeline_tests.fixtures.postgres import PostgresAddress
 from feature_pipeline_tests.integration.test_table_assets import (
     COUNTS,

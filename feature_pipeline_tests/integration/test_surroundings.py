@@ -5,7 +5,7 @@ import psycopg
 import pytest
 import yaml
 
-from feature_pipeline.projections.database import Database
+from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline_tests.fixtures.shell import LIBPQ
 
 pytestmark = pytest.mark.postgres

@@ -10,17 +10,18 @@ from dagster._core.execution.backfill import BulkActionStatus
 from dagster._core.loader import LoadingContextForTest
 from psycopg import sql
 
-from feature_pipeline.archive import accept, log
-from feature_pipeline.orchestration.equality import EQUALITY_CHECK
+from feature_pipeline.archive import accept
+from feature_pipeline.archive.logs import log
+from feature_pipeline.orchestration.assets.equality import EQUALITY_CHECK
+from feature_pipeline.orchestration.assets.records import records_event
+from feature_pipeline.orchestration.assets.tables import report_shown, request_load, table_spec
+from feature_pipeline.orchestration.events.provenance import latest_events
 from feature_pipeline.orchestration.keys import features_key, pool_of, records_key, table_key
-from feature_pipeline.orchestration.provenance import latest_events
-from feature_pipeline.orchestration.reconcile import request_runs
-from feature_pipeline.orchestration.reconcile_tables import reconcile_table
-from feature_pipeline.orchestration.records import records_event
-from feature_pipeline.orchestration.tables import report_shown, request_load, table_spec
-from feature_pipeline.projections.database import Database
+from feature_pipeline.orchestration.operations.reconcile import request_runs
+from feature_pipeline.orchestration.operations.reconcile_tables import reconcile_table
+from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.load import load_batches
-from feature_pipeline.projections.proof import prove
+from feature_pipeline.projections.proof.proof import prove
 from feature_pipeline_tests.fixtures.dagster import COUNT_COLUMNS, DATASET, Pipeline, check_of
 
 RECORDS = records_key(DATASET)
@@ -430,7 +431,7 @@ def test_inbox_entries_go_once_their_events_are_in_dagster(computed: Pipeline):
 
 def test_a_repeated_tick_appends_nothing(pipeline: Pipeline):
     """A daemon that dies before it stores a tick's events repeats the tick."""
-    from feature_pipeline.orchestration.inbox_sensor import settle_inbox
+    from feature_pipeline.orchestration.sensors.inbox import settle_inbox
 
     pipeline.add_hook()
     pipeline.submit("b1", TEXTS["b1"])

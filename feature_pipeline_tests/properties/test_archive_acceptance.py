@@ -7,10 +7,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from feature_pipeline.archive import accept, log, publish
-from feature_pipeline.archive.log import Verdict
-from feature_pipeline.archive.manifest import FailureInfo
-from feature_pipeline.archive.stores.memory import MemoryStore
+from feature_pipeline.archive import accept, publish
+from feature_pipeline.archive.format.manifest import FailureInfo
+from feature_pipeline.archive.logs import log
+from feature_pipeline.archive.logs.log import Verdict
+from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, Scene, make_batch
 
 BATCHES = st.sampled_from(["b1", "b2"])

@@ -5,16 +5,16 @@ from datetime import UTC, date, datetime
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feature_pipeline.archive.encode import (
+from feature_pipeline.archive.format.encode import (
     Content,
     decode_outcomes,
     encode_outcomes,
     encode_rows,
     read_parquet,
 )
-from feature_pipeline.columns import Column
-from feature_pipeline.digest import canonical_json
-from feature_pipeline.outcomes import Outcome, OutcomeKind, Status
+from feature_pipeline.model.columns import Column
+from feature_pipeline.model.digest import canonical_json
+from feature_pipeline.model.outcomes import Outcome, OutcomeKind, Status
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x00"), max_size=20)
 JSON = st.recursive(

@@ -38,38 +38,29 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from feature_pipeline.archive import (
-    accept,
-    blobs,
-    guard,
-    inbox,
-    layout,
-    lease,
-    log,
-    publish,
-    read,
-    tombstones,
-)
-from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.archive.erase import erase, finish_erasing, lift
-from feature_pipeline.archive.gc import GcScope, collect_garbage
-from feature_pipeline.archive.logs.census import take_census
+from feature_pipeline.archive import accept, blobs, guard, lease, publish, read
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.inspection.census import take_census
+from feature_pipeline.archive.inspection.findings import Finding, ObjectKind, Reached, State
+from feature_pipeline.archive.inspection.reachable import reach
+from feature_pipeline.archive.inspection.verify import verify
+from feature_pipeline.archive.logs import inbox, log, tombstones
+from feature_pipeline.archive.logs.tombstones import withdrawn
 from feature_pipeline.archive.maintenance import deletion
+from feature_pipeline.archive.maintenance.erase import erase, finish_erasing, lift
+from feature_pipeline.archive.maintenance.gc import GcScope, collect_garbage
 from feature_pipeline.archive.maintenance.repair import Sources, carry_out, plan_repair
-from feature_pipeline.archive.objects import Finding, ObjectKind, Reached, State
-from feature_pipeline.archive.reachable import reach
-from feature_pipeline.archive.stores.memory import MemoryStore
-from feature_pipeline.archive.tombstones import withdrawn
-from feature_pipeline.archive.verify import verify
-from feature_pipeline.digest import Digest
+from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.errors import (
     ConflictError,
     FeaturePipelineError,
     InvalidInputError,
     StoreUnavailableError,
 )
-from feature_pipeline.outcomes import Outcome, Status
-from feature_pipeline.records import Record, RecordBatch, Source
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.outcomes import Outcome, Status
+from feature_pipeline.model.records import Record, RecordBatch, Source
 from feature_pipeline_tests.fixtures.care import CareScene, Clock, raw_line
 from feature_pipeline_tests.fixtures.stores import (
     CHANGES,

@@ -9,13 +9,13 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_pipeline.archive.align import MisfitError, map_columns, take_columns
-from feature_pipeline.archive.encode import rows_table
-from feature_pipeline.column_sources import UnclearColumnError, raw_keys
-from feature_pipeline.columns import Column
-from feature_pipeline.hooks.definition import Cardinality
+from feature_pipeline.archive.format.align import MisfitError, map_columns, take_columns
+from feature_pipeline.archive.format.encode import rows_table
 from feature_pipeline.hooks.output import decode_output
-from feature_pipeline.outcomes import Outcome
+from feature_pipeline.model.column_sources import UnclearColumnError, raw_keys
+from feature_pipeline.model.columns import Column
+from feature_pipeline.model.definition import Cardinality
+from feature_pipeline.model.outcomes import Outcome
 
 NAMES = "abcd"
 

@@ -25,11 +25,12 @@ from dagster._core.definitions.partitions.context import partition_loading_conte
 from dagster._core.execution.backfill import BulkActionStatus
 from dagster._core.loader import LoadingContextForTest
 
-from feature_pipeline.archive import log, read
-from feature_pipeline.archive.erase import erase
-from feature_pipeline.archive.log import FeatureEntry
-from feature_pipeline.archive.logs.census import take_census
-from feature_pipeline.archive.manifest import Manifest, RunInfo
+from feature_pipeline.archive import read
+from feature_pipeline.archive.format.manifest import Manifest, RunInfo
+from feature_pipeline.archive.inspection.census import take_census
+from feature_pipeline.archive.logs import log
+from feature_pipeline.archive.logs.log import FeatureEntry
+from feature_pipeline.archive.maintenance.erase import erase
 from feature_pipeline.archive.publish import (
     Completion,
     CompletionStatus,
@@ -38,19 +39,15 @@ from feature_pipeline.archive.publish import (
 )
 from feature_pipeline.compute.collect import collect_output
 from feature_pipeline.compute.plan import plan_run
-from feature_pipeline.digest import Digest
-from feature_pipeline.orchestration.automation import FEATURES_SENSOR, TABLES_SENSOR
-from feature_pipeline.orchestration.equality import EQUALITY_CHECK
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.orchestration.assets.equality import EQUALITY_CHECK
+from feature_pipeline.orchestration.assets.tables import table_spec
+from feature_pipeline.orchestration.conditions import FEATURES_SENSOR, TABLES_SENSOR
 from feature_pipeline.orchestration.keys import features_key, records_key, table_key
-from feature_pipeline.orchestration.reconcile import reconcile, request_runs
-from feature_pipeline.orchestration.recover import recover_dagster, recover_table
-from feature_pipeline.orchestration.tables import table_spec
-from feature_pipeline.projections.progress import check_progress
-from feature_pipeline_tests.fixtures.dagster import (
-    DATASET,
-    Pipeline,
-    dagster_instance,
-)
+from feature_pipeline.orchestration.operations.reconcile import reconcile, request_runs
+from feature_pipeline.orchestration.operations.recover import recover_dagster, recover_table
+from feature_pipeline.projections.proof.progress import check_progress
+from feature_pipeline_tests.fixtures.dagster import DATASET, Pipeline, dagster_instance
 from feature_pipeline_tests.fixtures.postgres import PostgresAddress
 
 pytestmark = [

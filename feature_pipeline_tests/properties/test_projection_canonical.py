@@ -10,15 +10,15 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
-from feature_pipeline.archive.encode import rows_table
-from feature_pipeline.columns import Column, row_encoder
-from feature_pipeline.digest import INT64_MAX, INT64_MIN, canonical_json
-from feature_pipeline.outcomes import Outcome, Status
-from feature_pipeline.projections import read_back
-from feature_pipeline.projections.canonical import RecordDigests, line_digests
-from feature_pipeline.projections.prepare import encode_chunks, one_array
-from feature_pipeline.projections.replace import copy_rows
-from feature_pipeline.projections.table_schema import column_kinds, create_table
+from feature_pipeline.archive.format.encode import rows_table
+from feature_pipeline.model.columns import Column, row_encoder
+from feature_pipeline.model.digest import INT64_MAX, INT64_MIN, canonical_json
+from feature_pipeline.model.outcomes import Outcome, Status
+from feature_pipeline.projections.catalog.ddl import column_kinds, create_table
+from feature_pipeline.projections.proof import read_back
+from feature_pipeline.projections.proof.canonical import RecordDigests, line_digests
+from feature_pipeline.projections.rows.prepare import encode_chunks, one_array
+from feature_pipeline.projections.rows.replace import copy_rows
 
 COLUMNS = (
     Column(name="string", type="string"),

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from feature_pipeline.archive.encode import rows_schema, rows_table
-from feature_pipeline.columns import Column, row_encoder
-from feature_pipeline.digest import INT64_MAX, INT64_MIN, canonical_json
-from feature_pipeline.outcomes import Outcome, Status
-from feature_pipeline.projections import copy_format
-from feature_pipeline.projections.table_schema import column_kinds, create_table
+from feature_pipeline.archive.format.encode import rows_schema, rows_table
+from feature_pipeline.model.columns import Column, row_encoder
+from feature_pipeline.model.digest import INT64_MAX, INT64_MIN, canonical_json
+from feature_pipeline.model.outcomes import Outcome, Status
+from feature_pipeline.projections.catalog.ddl import column_kinds, create_table
+from feature_pipeline.projections.rows import copy_format
 
 pytestmark = pytest.mark.postgres
 

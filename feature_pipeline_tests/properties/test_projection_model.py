@@ -14,17 +14,20 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from feature_pipeline.columns import Column
 from feature_pipeline.errors import ConflictError, NotFoundError
-from feature_pipeline.projections import generation, load, replace, settle
-from feature_pipeline.projections.database import Database
+from feature_pipeline.model.columns import Column
+from feature_pipeline.projections import load
+from feature_pipeline.projections.catalog import generation
+from feature_pipeline.projections.catalog.database import Database
+from feature_pipeline.projections.catalog.spec import TableSpec
 from feature_pipeline.projections.load import load_batches
-from feature_pipeline.projections.proof import prove
+from feature_pipeline.projections.proof.proof import prove
 from feature_pipeline.projections.rebuild import begin_rebuild, fill
 from feature_pipeline.projections.rollback import rollback, unpin
-from feature_pipeline.projections.table_spec import TableSpec
-from feature_pipeline.projections.upcast import CannotEvolveError
-from feature_pipeline_tests.unit.projections.feature_archive import FeatureArchive
+from feature_pipeline.projections.rows import replace
+from feature_pipeline.projections.rows.upcast import CannotEvolveError
+from feature_pipeline.projections.switch import finalize
+from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
 
@@ -55,11 +58,11 @@ DEATHS = (
     (load, "replace_batches"),
     (replace, "replace_batch"),
     (replace, "write_progress"),
-    (settle, "follow_indexes"),
-    (settle, "prove_once"),
-    (settle, "wait_for_older_snapshots"),
-    (settle, "switch"),
-    (settle, "drop_superseded"),
+    (finalize, "follow_indexes"),
+    (finalize, "prove_once"),
+    (finalize, "wait_for_older_snapshots"),
+    (finalize, "switch"),
+    (finalize, "drop_superseded"),
 )
 
 _row = st.tuples(st.none() | st.sampled_from("xy"), st.none() | st.integers(0, 3))

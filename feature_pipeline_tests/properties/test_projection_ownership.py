@@ -7,12 +7,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from feature_pipeline.columns import Column
-from feature_pipeline.projections import generation
-from feature_pipeline.projections.database import Database
+from feature_pipeline.model.columns import Column
+from feature_pipeline.projections.catalog import generation
+from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.load import load_batch, load_batches
-from feature_pipeline.projections.proof import prove
-from feature_pipeline_tests.unit.projections.feature_archive import FeatureArchive
+from feature_pipeline.projections.proof.proof import prove
+from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
 
 pytestmark = pytest.mark.postgres
 

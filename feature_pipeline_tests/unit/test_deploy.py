@@ -11,8 +11,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from feature_pipeline.archive import layout
-from feature_pipeline.hooks.runners.kubernetes_job import JobSettings
+from feature_pipeline.archive.format import layout
+from feature_pipeline.hooks.runners.kubernetes.job import JobSettings
 from feature_pipeline.orchestration.run_queue import COMPUTE, WORK_TAG
 
 REPOSITORY = Path(__file__).parents[2]
@@ -42,7 +42,7 @@ def test_the_hooks_service_account_is_the_runners_default_and_is_bound_to_nothin
 
 def test_the_role_is_what_the_runner_calls_and_no_more():
     """Each call of the client in `kubernetes_api.py`, as RBAC names it."""
-    source = (REPOSITORY / "feature_pipeline/hooks/runners/kubernetes_api.py").read_text()
+    source = (REPOSITORY / "feature_pipeline/hooks/runners/kubernetes/api.py").read_text()
     verbs = {"read": "get", "replace": "update"}
     calls = set()
     for verb, what in re.findall(r"\b([a-z]+)_namespaced_([a-z_]+)", source):

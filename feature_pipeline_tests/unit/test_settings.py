@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from feature_pipeline import settings
-from feature_pipeline.archive.stores.s3_client import client_of, make_client
+from feature_pipeline.archive.store.s3_client import client_of, make_client
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.local.environment import load_dotenv, write_dotenv
 from feature_pipeline.settings import S3Settings, add_settings, check_prefix, proxy_for

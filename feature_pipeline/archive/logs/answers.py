@@ -33,18 +33,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from feature_pipeline.archive import layout
-from feature_pipeline.archive.blob_store import (
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.format.documents import NewerVersionError
+from feature_pipeline.archive.store.base import (
     BYTES_MEDIA_TYPE,
     BlobStore,
     ObjectInfo,
     create_or_read,
 )
-from feature_pipeline.archive.documents import NewerVersionError
-from feature_pipeline.archive.threads import map_threads
-from feature_pipeline.digest import Digest
 from feature_pipeline.errors import CorruptDataError, NotFoundError, StoreUnavailableError
-from feature_pipeline.outcomes import Outcome, Status
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.outcomes import Outcome, Status
+from feature_pipeline.parallel import map_threads
 
 logger = logging.getLogger(__name__)
 

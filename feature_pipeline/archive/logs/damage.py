@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic, TypeVar
 
-from feature_pipeline.archive.documents import NewerVersionError
+from feature_pipeline.archive.format.documents import NewerVersionError
 from feature_pipeline.errors import FeaturePipelineError, NotFoundError, StoreUnavailableError
 
 T = TypeVar("T")

@@ -17,10 +17,10 @@ from uuid import uuid4
 
 from pydantic import Field
 
-from feature_pipeline.archive import layout
-from feature_pipeline.archive.documents import DigestField, Document
-from feature_pipeline.digest import Digest
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.format.documents import DigestField, Document
 from feature_pipeline.errors import CorruptDataError, InvalidInputError
+from feature_pipeline.model.digest import Digest
 
 CHAINED: Final = 2
 """The first version whose entries name the one before them."""

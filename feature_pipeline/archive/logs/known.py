@@ -18,21 +18,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from feature_pipeline.archive import layout
-from feature_pipeline.archive.blob_store import BlobStore, ObjectInfo
-from feature_pipeline.archive.cache import LruCache
-from feature_pipeline.archive.documents import NewerVersionError
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.format.documents import NewerVersionError
+from feature_pipeline.archive.logs.cache import LruCache
 from feature_pipeline.archive.logs.damage import Damage, State
 from feature_pipeline.archive.logs.entries import StoredEntry
 from feature_pipeline.archive.logs.losses import LossEntry, readable_losses
-from feature_pipeline.archive.threads import WORKERS, map_threads
-from feature_pipeline.digest import Digest
+from feature_pipeline.archive.store.base import BlobStore, ObjectInfo
 from feature_pipeline.errors import (
     CorruptDataError,
     InvalidInputError,
     NotFoundError,
     StoreUnavailableError,
 )
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.parallel import WORKERS, map_threads
 
 CENSUS_VERSION: Final = 1
 _FIELDS: "list[pa.Field[Any]]" = [

@@ -12,12 +12,12 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from feature_pipeline.archive import layout
-from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.archive.documents import DigestField, InstantField, Part, utc_now
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.format.documents import DigestField, InstantField, Part, utc_now
 from feature_pipeline.archive.logs.damage import Readable
 from feature_pipeline.archive.logs.entries import LogEntry, StoredEntry
 from feature_pipeline.archive.logs.reading import by_log, read_all, read_entries
+from feature_pipeline.archive.store.base import BlobStore
 
 
 class RemovedEntry(Part):

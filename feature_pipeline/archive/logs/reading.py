@@ -7,10 +7,9 @@ here: the kinds of entries and what they mean (`archive.log`), what must be ther
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from feature_pipeline.archive import layout
-from feature_pipeline.archive.blob_store import BlobStore, ObjectInfo, create_or_read
-from feature_pipeline.archive.cache import LruCache
-from feature_pipeline.archive.documents import NewerVersionError
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.format.documents import NewerVersionError
+from feature_pipeline.archive.logs.cache import LruCache
 from feature_pipeline.archive.logs.damage import Damage, Readable, State
 from feature_pipeline.archive.logs.entries import (
     LogEntry,
@@ -20,9 +19,10 @@ from feature_pipeline.archive.logs.entries import (
     decode_entry,
     misfits,
 )
-from feature_pipeline.archive.threads import map_threads
+from feature_pipeline.archive.store.base import BlobStore, ObjectInfo, create_or_read
 from feature_pipeline.errors import CorruptDataError, NotFoundError, StoreUnavailableError
-from feature_pipeline.records import check_batch_key
+from feature_pipeline.model.records import check_batch_key
+from feature_pipeline.parallel import map_threads
 
 _CACHED_ENTRIES: Final = 1 << 17
 """More than the batches of a full dataset; about 2 KB each."""

@@ -8,13 +8,14 @@ back (`repair`).
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from feature_pipeline.archive import layout, log
-from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.archive.logs import accept_loss
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.inspection.findings import Finding
+from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.damage import State
 from feature_pipeline.archive.logs.known import known_logs
 from feature_pipeline.archive.logs.losses import Loss
-from feature_pipeline.archive.objects import Finding
+from feature_pipeline.archive.maintenance import loss_entries
+from feature_pipeline.archive.store.base import BlobStore
 
 _GIVEN_UP = frozenset({State.LOST, State.MISSING, State.CORRUPT})
 
@@ -63,7 +64,7 @@ def plan_losses(store: BlobStore, findings: Iterable[Finding]) -> list[Loss]:
         ends[prefix] = max(seq, ends.get(prefix, 0))
     known = known_logs(store)
     planned = (
-        accept_loss.plan_loss(store, prefix, known, entries)
+        loss_entries.plan_loss(store, prefix, known, entries)
         for prefix, entries in sorted(ends.items())
     )
     return [loss for loss in planned if loss is not None]
@@ -89,7 +90,7 @@ def accept_losses(
     for loss in planned:
         by_dataset.setdefault(layout.dataset_of(loss.log), []).append(loss)
     for dataset, ones in by_dataset.items():
-        accept_loss.accept_losses(store, dataset, ones, by=by, reason=reason)
+        loss_entries.accept_losses(store, dataset, ones, by=by, reason=reason)
     log.forget_read_entries()
     return [
         GivenUp(loss.log, loss.entries, loss.known_entries, len(loss.removed)) for loss in planned

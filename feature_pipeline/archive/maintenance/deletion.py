@@ -22,15 +22,15 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
-from feature_pipeline.archive import layout
-from feature_pipeline.archive.blob_store import BlobStore, ObjectInfo
-from feature_pipeline.archive.erasures import Erased
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.inspection.findings import Finding, Reached, State
+from feature_pipeline.archive.inspection.reachable import reach
 from feature_pipeline.archive.lease import DeletionLease
-from feature_pipeline.archive.objects import Finding, Reached, State
-from feature_pipeline.archive.reachable import reach
-from feature_pipeline.archive.threads import WORKERS, map_threads
-from feature_pipeline.digest import Digest
+from feature_pipeline.archive.logs.erasures import Erased
+from feature_pipeline.archive.store.base import BlobStore, ObjectInfo
 from feature_pipeline.errors import FeaturePipelineError
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.parallel import WORKERS, map_threads
 
 logger = logging.getLogger(__name__)
 

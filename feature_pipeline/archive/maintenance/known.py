@@ -12,13 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from feature_pipeline.archive import layout, log
-from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.archive.log import FeatureEntry
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.inspection.findings import Finding, ObjectKind, Scope, State
+from feature_pipeline.archive.inspection.verify import VerifyReport
+from feature_pipeline.archive.logs import log
+from feature_pipeline.archive.logs.log import FeatureEntry
 from feature_pipeline.archive.logs.losses import losses
-from feature_pipeline.archive.objects import Finding, ObjectKind, Scope, State
-from feature_pipeline.archive.verify import VerifyReport
-from feature_pipeline.digest import Digest
+from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.model.digest import Digest
 
 
 @dataclass(frozen=True, slots=True)

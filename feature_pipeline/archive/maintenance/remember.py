@@ -13,17 +13,18 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
-from feature_pipeline.archive import layout, log, read
-from feature_pipeline.archive.blob_store import BlobStore, create_or_read
-from feature_pipeline.archive.documents import NewerVersionError
-from feature_pipeline.archive.encode import outcomes_without_rows
-from feature_pipeline.archive.erasures import erased
-from feature_pipeline.archive.log import FeatureEntry, Verdict
-from feature_pipeline.archive.logs import answers
+from feature_pipeline.archive import read
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.format.documents import NewerVersionError
+from feature_pipeline.archive.format.encode import outcomes_without_rows
+from feature_pipeline.archive.logs import answers, log
 from feature_pipeline.archive.logs.damage import State
-from feature_pipeline.archive.threads import map_threads
-from feature_pipeline.digest import Digest
+from feature_pipeline.archive.logs.erasures import erased
+from feature_pipeline.archive.logs.log import FeatureEntry, Verdict
+from feature_pipeline.archive.store.base import BlobStore, create_or_read
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.parallel import map_threads
 
 OLD: Final = timedelta(days=1)
 """Objects younger than this may be in the making; a memory not compared for so long is due."""

@@ -19,33 +19,30 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from feature_pipeline.archive import accept, blobs, inbox, layout, log, read
-from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.archive.documents import NewerVersionError
-from feature_pipeline.archive.erasures import ErasureEntry, erasures
-from feature_pipeline.archive.inbox import Completion, CompletionStatus, Submission
-from feature_pipeline.archive.log import BatchEntry, FeatureEntry, StoredRelease
-from feature_pipeline.archive.logs.entries import (
-    LogEntry,
-    StoredEntry,
-    decode_entry,
-    link_problem,
-)
+from feature_pipeline.archive import accept, blobs, read
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.format.documents import NewerVersionError
+from feature_pipeline.archive.format.manifest import Manifest
+from feature_pipeline.archive.inspection.findings import Finding, ObjectKind, State
+from feature_pipeline.archive.logs import inbox, log
+from feature_pipeline.archive.logs.entries import LogEntry, StoredEntry, decode_entry, link_problem
+from feature_pipeline.archive.logs.erasures import ErasureEntry, erasures
+from feature_pipeline.archive.logs.inbox import Completion, CompletionStatus, Submission
+from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry, StoredRelease
 from feature_pipeline.archive.logs.losses import Loss, losses
+from feature_pipeline.archive.logs.tombstones import TombstoneEntry, withdraw, withdrawn
 from feature_pipeline.archive.maintenance.known import KnownBatch, KnownEntry
-from feature_pipeline.archive.manifest import Manifest
-from feature_pipeline.archive.objects import Finding, ObjectKind, State
 from feature_pipeline.archive.publish import announce
-from feature_pipeline.archive.tombstones import TombstoneEntry, withdraw, withdrawn
-from feature_pipeline.digest import Digest
+from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import (
     ConflictError,
     CorruptDataError,
     InvalidInputError,
     NotFoundError,
 )
-from feature_pipeline.records import RecordBatch
-from feature_pipeline.release import HookRelease
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.records import RecordBatch
+from feature_pipeline.model.release import HookRelease
 
 _MODELS: Final[dict[ObjectKind, type[LogEntry]]] = {
     ObjectKind.FEATURE_ENTRY: FeatureEntry,

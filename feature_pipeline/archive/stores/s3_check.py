@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import botocore.exceptions as boto_errors
 
-from feature_pipeline.archive.layout import PROBE
-from feature_pipeline.archive.stores import s3_delete
-from feature_pipeline.archive.stores.s3 import S3Store
-from feature_pipeline.archive.stores.s3_answers import base64_text, status
-from feature_pipeline.digest import Digest
+from feature_pipeline.archive.format.layout import PROBE
+from feature_pipeline.archive.store import s3_delete
+from feature_pipeline.archive.store.s3 import S3Store
+from feature_pipeline.archive.store.s3_answers import base64_text, status
 from feature_pipeline.errors import FeaturePipelineError
+from feature_pipeline.model.digest import Digest
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

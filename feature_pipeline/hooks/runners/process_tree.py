@@ -80,7 +80,7 @@ class ProcessTree:
         return members
 
     def _alive(self) -> list[Any]:
-        """Descendants that still run, those that nobody's sample saw included if they can be."""
+        """Descendants that still run, including those that no sample saw, if they can be found."""
         if self._psutil is None:
             return []
         alive = []

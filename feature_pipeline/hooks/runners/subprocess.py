@@ -35,17 +35,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from feature_pipeline.digest import Digest, digest_stream, document_bytes
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.ended_attempts import EndedAttempts, made_once
 from feature_pipeline.hooks.failure import FailureKind, RuntimeFacts, is_memory_error
-from feature_pipeline.hooks.log_file import open_log
-from feature_pipeline.hooks.quantities import format_size
 from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
-from feature_pipeline.hooks.runners.disk_watch import DiskWatch
-from feature_pipeline.hooks.runners.log_stream import LogStream
 from feature_pipeline.hooks.runners.process_tree import ProcessTree
+from feature_pipeline.hooks.runners.shared.disk_watch import DiskWatch
+from feature_pipeline.hooks.runners.shared.log_file import open_log
+from feature_pipeline.hooks.runners.shared.log_stream import LogStream
 from feature_pipeline.hooks.work_folders import WorkFolders
+from feature_pipeline.model.digest import Digest, digest_stream, document_bytes
+from feature_pipeline.model.quantities import format_size
 
 _TICK_SECONDS: Final = 0.05
 _SAMPLE_SECONDS: Final = 0.1

@@ -10,6 +10,7 @@ from typing import Final
 import dagster as dg
 
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.records import check_dataset
 from feature_pipeline.orchestration.defs_folder import WrongDefinition
 from feature_pipeline.orchestration.keys import (
     batches_partitions,
@@ -19,7 +20,6 @@ from feature_pipeline.orchestration.keys import (
     table_key,
     tables_group,
 )
-from feature_pipeline.records import check_dataset
 
 SENTENCE_METADATA: Final = "feature_pipeline/wrong_definition"
 """What is wrong with the definition, in the metadata of its assets."""

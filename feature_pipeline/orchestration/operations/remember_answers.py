@@ -10,12 +10,12 @@ from collections.abc import Iterator
 import dagster as dg
 from pydantic import Field
 
-from feature_pipeline.archive import log
-from feature_pipeline.archive.blob_store import BlobStore
+from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.maintenance.remember import complete, is_due
-from feature_pipeline.archive.threads import map_threads
+from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import CorruptDataError
 from feature_pipeline.orchestration.resources import ArchiveResource
+from feature_pipeline.parallel import map_threads
 
 ANSWERS_JOB = "remember_answers"
 

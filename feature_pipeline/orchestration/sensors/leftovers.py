@@ -11,10 +11,10 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Final
 
-from feature_pipeline.archive import log
-from feature_pipeline.archive.blob_store import BlobStore
-from feature_pipeline.archive.documents import utc_now
-from feature_pipeline.compute.expected import KEPT
+from feature_pipeline.archive.format.documents import utc_now
+from feature_pipeline.archive.logs import log
+from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.compute.in_flight import KEPT
 from feature_pipeline.errors import FeaturePipelineError
 from feature_pipeline.hooks.runner import HookRunner, RunsContainers
 from feature_pipeline.hooks.runners.process_tree import end_processes_of

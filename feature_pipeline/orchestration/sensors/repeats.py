@@ -16,18 +16,22 @@ from typing import Any, Final
 
 import dagster as dg
 import psycopg
-from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
-from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
-from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, BACKFILL_ID_TAG
 from dagster_shared.error import SerializableErrorInfo
 
 from feature_pipeline.errors import OutcomeUnknownError, StoreUnavailableError
 from feature_pipeline.hooks.failure import FailureKind
-from feature_pipeline.orchestration.asked_for import partitions_of_run, partitions_under_way
 from feature_pipeline.orchestration.assets.wrong_definitions import NAMELESS
+from feature_pipeline.orchestration.dagster_internals import (
+    AUTO_RETRY_RUN_ID_TAG,
+    BACKFILL_ID_TAG,
+    AssetGraph,
+    BulkActionStatus,
+    PartitionBackfill,
+)
+from feature_pipeline.orchestration.events.requested import partitions_of_run, partitions_under_way
+from feature_pipeline.orchestration.events.staleness import partition_runs
 from feature_pipeline.orchestration.keys import REPEAT_TAG, REQUEST_TAG, batches_partitions
-from feature_pipeline.orchestration.staleness import partition_runs
-from feature_pipeline.projections.database import ConnectionFailedError
+from feature_pipeline.projections.catalog.database import ConnectionFailedError
 
 TICK_SECONDS: Final = 15
 FIRST_PAUSE_SECONDS: Final = 30.0

@@ -5,13 +5,14 @@ from datetime import timedelta
 
 import pytest
 
-from feature_pipeline.archive import accept, contract, inbox, layout, log, publish, read, tombstones
+from feature_pipeline.archive import accept, contract, publish, read
 from feature_pipeline.archive.accept import Accepted, Quarantined, Waiting
-from feature_pipeline.archive.log import Verdict
-from feature_pipeline.archive.manifest import ROWS, FailureInfo
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.format.manifest import ROWS, FailureInfo
+from feature_pipeline.archive.inspection.verify import verify
+from feature_pipeline.archive.logs import inbox, log, tombstones
+from feature_pipeline.archive.logs.log import Verdict
 from feature_pipeline.archive.publish import CompletionStatus, publish_artifact
-from feature_pipeline.archive.verify import verify
-from feature_pipeline.digest import Digest
 from feature_pipeline.errors import (
     ConflictError,
     CorruptDataError,
@@ -19,7 +20,8 @@ from feature_pipeline.errors import (
     NotFoundError,
     StoreUnavailableError,
 )
-from feature_pipeline.outcomes import Outcome, Status
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.outcomes import Outcome, Status
 from feature_pipeline_tests.fixtures.stores import (
     DATASET,
     HOOK,

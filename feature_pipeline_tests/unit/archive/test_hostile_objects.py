@@ -8,21 +8,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from feature_pipeline.archive import accept, encode, inbox, layout, log, publish, read
+from feature_pipeline.archive import accept, publish, read
 from feature_pipeline.archive.accept import Accepted, Quarantined, Waiting
-from feature_pipeline.archive.blob_store import ObjectStream
-from feature_pipeline.archive.documents import Document, NewerVersionError
-from feature_pipeline.archive.encode import rows_schema
-from feature_pipeline.archive.inbox import Completion, QuarantinedEntry
+from feature_pipeline.archive.format import encode, layout
+from feature_pipeline.archive.format.documents import Document, NewerVersionError
+from feature_pipeline.archive.format.encode import rows_schema
+from feature_pipeline.archive.format.manifest import Manifest
+from feature_pipeline.archive.inspection.verify import verify
+from feature_pipeline.archive.logs import inbox, log
+from feature_pipeline.archive.logs.inbox import Completion, QuarantinedEntry
 from feature_pipeline.archive.logs.losses import LossEntry
 from feature_pipeline.archive.maintenance.deletion import look
-from feature_pipeline.archive.manifest import Manifest
-from feature_pipeline.archive.verify import verify
-from feature_pipeline.errors import (
-    CorruptDataError,
-    FeaturePipelineError,
-    StoreUnavailableError,
-)
+from feature_pipeline.archive.store.base import ObjectStream
+from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, StoreUnavailableError
 from feature_pipeline_tests.fixtures.stores import COLUMNS, DATASET, HOOK, make_batch
 
 DEEP = "[" * 100_000

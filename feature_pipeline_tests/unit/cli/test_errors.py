@@ -6,9 +6,9 @@ import click
 import pytest
 from obstore import exceptions
 
-from feature_pipeline.archive.stores.s3_answers import explained
-from feature_pipeline.archive.stores.s3_transfer import _shown
-from feature_pipeline.cli.demo import next_step
+from feature_pipeline.archive.store.s3_answers import explained
+from feature_pipeline.archive.store.s3_transfer import _shown
+from feature_pipeline.cli.commands.demo import next_step
 from feature_pipeline.cli.output import translated_errors
 
 

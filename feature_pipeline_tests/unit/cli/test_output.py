@@ -12,7 +12,8 @@ import click
 import pytest
 from rich.console import Console
 
-from feature_pipeline.cli import output, read
+from feature_pipeline.cli import output
+from feature_pipeline.cli.commands import read
 from feature_pipeline.cli.output import Output, exact, translated_errors
 from feature_pipeline.errors import InvalidInputError
 

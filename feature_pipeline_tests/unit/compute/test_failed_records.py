@@ -4,18 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from feature_pipeline.archive import log, read
-from feature_pipeline.archive.erase import erase
-from feature_pipeline.archive.log import Verdict
-from feature_pipeline.archive.manifest import Manifest
-from feature_pipeline.archive.stores.memory import MemoryStore
-from feature_pipeline.archive.verify import verify
-from feature_pipeline.compute.decode_again import decode_batch_again
+from feature_pipeline.archive import read
+from feature_pipeline.archive.format.manifest import Manifest
+from feature_pipeline.archive.inspection.verify import verify
+from feature_pipeline.archive.logs import log
+from feature_pipeline.archive.logs.log import Verdict
+from feature_pipeline.archive.maintenance.erase import erase
+from feature_pipeline.archive.store.memory import MemoryStore
+from feature_pipeline.compute.redecode import decode_batch_again
 from feature_pipeline.errors import CorruptDataError
-from feature_pipeline.hooks.definition import Scope
 from feature_pipeline.hooks.failure import FailureKind
 from feature_pipeline.hooks.runner import RunRequest
-from feature_pipeline.outcomes import OutcomeKind, Status
+from feature_pipeline.model.definition import Scope
+from feature_pipeline.model.outcomes import OutcomeKind, Status
 from feature_pipeline_tests.fixtures.scripted import (
     DATASET,
     HOOK,

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from feature_pipeline.archive import log, read
-from feature_pipeline.archive.log import Verdict
-from feature_pipeline.archive.stores.memory import MemoryStore
+from feature_pipeline.archive import read
+from feature_pipeline.archive.logs import log
+from feature_pipeline.archive.logs.log import Verdict
+from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.hooks.failure import FailureKind
 from feature_pipeline.hooks.left_output import files_to_keep, folder_problem, problem_of
 from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult, Workspace
-from feature_pipeline.hooks.runners.disk_watch import DiskWatch
-from feature_pipeline.outcomes import OutcomeKind
+from feature_pipeline.hooks.runners.shared.disk_watch import DiskWatch
+from feature_pipeline.model.outcomes import OutcomeKind
 from feature_pipeline_tests.fixtures.scripted import (
     DATASET,
     HOOK,

@@ -13,20 +13,21 @@ from types import SimpleNamespace
 
 import pytest
 
-from feature_pipeline.archive import accept, blobs, inbox, log, publish
-from feature_pipeline.archive.stores.memory import MemoryStore
+from feature_pipeline.archive import accept, blobs, publish
+from feature_pipeline.archive.logs import inbox, log
+from feature_pipeline.archive.store.memory import MemoryStore
+from feature_pipeline.cli.commands.submit import submit_records
 from feature_pipeline.cli.local_records import LocalRecord
-from feature_pipeline.cli.submit import submit_records
-from feature_pipeline.columns import Column
 from feature_pipeline.compute.plan import ComputePlan, plan_run
 from feature_pipeline.compute.stage import outline_inputs, stage_inputs
-from feature_pipeline.digest import Digest
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.hooks.definition import HookDefinition, Scope
 from feature_pipeline.hooks.runner import Workspace, name_on_disk
+from feature_pipeline.model.columns import Column
+from feature_pipeline.model.definition import HookDefinition, Scope
+from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.json_text import Number
-from feature_pipeline.outcomes import Outcome, OutcomeKind, Status
-from feature_pipeline.records import Record, RecordBatch, RecordFile, Source
+from feature_pipeline.model.outcomes import Outcome, OutcomeKind, Status
+from feature_pipeline.model.records import Record, RecordBatch, RecordFile, Source
 from feature_pipeline_tests.fixtures.scripted import DATASET as SCRIPTED
 from feature_pipeline_tests.fixtures.scripted import Computing, ScriptedRunner, fails_over
 

@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from feature_pipeline.archive import layout, log, read
-from feature_pipeline.archive.erase import erase
-from feature_pipeline.archive.logs.census import take_census
-from feature_pipeline.archive.stores.memory import MemoryStore
-from feature_pipeline.archive.verify import verify
-from feature_pipeline.compute.decode_again import decode_batch_again
-from feature_pipeline.outcomes import OutcomeKind, Status
+from feature_pipeline.archive import read
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.inspection.census import take_census
+from feature_pipeline.archive.inspection.verify import verify
+from feature_pipeline.archive.logs import log
+from feature_pipeline.archive.maintenance.erase import erase
+from feature_pipeline.archive.store.memory import MemoryStore
+from feature_pipeline.compute.redecode import decode_batch_again
+from feature_pipeline.model.outcomes import OutcomeKind, Status
 from feature_pipeline_tests.fixtures import asked
 from feature_pipeline_tests.fixtures.asked import COLUMNS, DATASET, Asking
 

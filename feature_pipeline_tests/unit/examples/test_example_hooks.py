@@ -28,10 +28,10 @@ from Bio.PDB import MMCIFParser, PDBParser
 from Bio.PDB.MMCIF2Dict import MMCIF2Dict
 from Bio.PDB.Polypeptide import PPBuilder
 
-from feature_pipeline.columns import ColumnFormat, ColumnType, decode_row
 from feature_pipeline.examples import records as examples
-from feature_pipeline.hooks.definition import Cardinality, HookDefinition
-from feature_pipeline.records import Record, RecordBatch, Source, check_batch_key
+from feature_pipeline.model.columns import ColumnFormat, ColumnType, decode_row
+from feature_pipeline.model.definition import Cardinality, HookDefinition
+from feature_pipeline.model.records import Record, RecordBatch, Source, check_batch_key
 
 PACKAGE = Path(examples.__file__).parents[1]
 HOOKS = PACKAGE / "examples" / "hooks"

@@ -2,10 +2,10 @@
 
 import pytest
 
-from feature_pipeline.digest import Digest
 from feature_pipeline.hooks.batch import batch_action, record_action
-from feature_pipeline.records import Record, RecordFile
-from feature_pipeline.release import HookRelease, ReleaseDocument
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.records import Record, RecordFile
+from feature_pipeline.model.release import HookRelease, ReleaseDocument
 
 FILE = RecordFile(name="a.cif", digest=str(Digest.of(b"a")), size=1)
 OTHER = RecordFile(name="b.cif", digest=str(Digest.of(b"b")), size=1)

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from feature_pipeline.digest import Digest
-from feature_pipeline.hooks.definition import Limits
 from feature_pipeline.hooks.ended_attempts import EndedAttempts, made_once
 from feature_pipeline.hooks.failure import FailureKind, RuntimeFacts
 from feature_pipeline.hooks.runner import (
@@ -20,7 +18,9 @@ from feature_pipeline.hooks.runner import (
     SilentMonitor,
     Workspace,
 )
-from feature_pipeline.release import HookRelease, ReleaseDocument
+from feature_pipeline.model.definition import Limits
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.release import HookRelease, ReleaseDocument
 
 RELEASE = HookRelease.of(ReleaseDocument(dataset="d", hook="h", version="1", command=("x",)))
 NOW = datetime(2026, 1, 1, 12, 0, 0, 5, tzinfo=UTC)

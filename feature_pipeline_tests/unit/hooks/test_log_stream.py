@@ -2,8 +2,8 @@
 
 import io
 
-from feature_pipeline.hooks.log_file import CappedLog
-from feature_pipeline.hooks.runners.log_stream import LogStream
+from feature_pipeline.hooks.runners.shared.log_file import CappedLog
+from feature_pipeline.hooks.runners.shared.log_stream import LogStream
 
 
 def test_control_characters_are_kept_and_not_obeyed():

@@ -7,11 +7,11 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from feature_pipeline.cli.hook import hook
+from feature_pipeline.cli.commands.hook import hook
 from feature_pipeline.definitions import build_defs, hooks_of
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.hooks.definition import HookDefinition
 from feature_pipeline.hooks.osa_manifest import definition_yaml, import_hooks
+from feature_pipeline.model.definition import HookDefinition
 from feature_pipeline.orchestration.assets.wrong_definitions import wrong_definitions
 
 MANIFEST = Path(__file__).parents[2] / "fixtures/osa/manifest.json"

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_pipeline.column_sources import raw_keys
-from feature_pipeline.columns import Column, ColumnFormat, ColumnType
-from feature_pipeline.digest import Digest
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks import json_lines, output
-from feature_pipeline.hooks.definition import Cardinality
 from feature_pipeline.hooks.output import decode_output, raw_files
-from feature_pipeline.outcomes import DecodedOutput, Outcome, OutcomeKind, Status
+from feature_pipeline.model.column_sources import raw_keys
+from feature_pipeline.model.columns import Column, ColumnFormat, ColumnType
+from feature_pipeline.model.definition import Cardinality
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.outcomes import DecodedOutput, Outcome, OutcomeKind, Status
 
 SCORE = Column(name="score", type=ColumnType.NUMBER)
 EVERY_TYPE = (

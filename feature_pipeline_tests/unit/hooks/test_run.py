@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from feature_pipeline.hooks.definition import Limits
 from feature_pipeline.hooks.failure import Abort, FailureKind, FailurePolicy, GiveUp, RuntimeFacts
 from feature_pipeline.hooks.run import run_hook
 from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult, Workspace
-from feature_pipeline.release import HookRelease, ReleaseDocument
+from feature_pipeline.model.definition import Limits
+from feature_pipeline.model.release import HookRelease, ReleaseDocument
 
 RELEASE = HookRelease.of(ReleaseDocument(dataset="d", hook="h", version="1", command=("x",)))
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

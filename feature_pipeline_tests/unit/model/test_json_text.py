@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_pipeline.digest import document_bytes
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.digest import document_bytes
 from feature_pipeline.model.json_text import (
     Number,
     check_object,

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.hooks.definition import HookDefinition
+from feature_pipeline.model.definition import HookDefinition
 from feature_pipeline.model.table_limits import check_table_limits
 
 

@@ -7,16 +7,16 @@ from datetime import UTC, datetime
 import pytest
 from markdown_it import MarkdownIt
 
-from feature_pipeline.archive.manifest import FailureInfo, Manifest
-from feature_pipeline.columns import Column
-from feature_pipeline.digest import ContentSum, Digest
-from feature_pipeline.orchestration.markdown import bullets, code, fenced, plain, table
-from feature_pipeline.orchestration.metadata import (
+from feature_pipeline.archive.format.manifest import FailureInfo, Manifest
+from feature_pipeline.model.columns import Column
+from feature_pipeline.model.digest import ContentSum, Digest
+from feature_pipeline.model.outcomes import OutcomeCounts
+from feature_pipeline.orchestration.events.metadata import (
     artifact_metadata,
     columns_markdown,
     failure_metadata,
 )
-from feature_pipeline.outcomes import OutcomeCounts
+from feature_pipeline.orchestration.markdown import bullets, code, fenced, plain, table
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -12,16 +12,16 @@ from itertools import product
 
 import pytest
 
-from feature_pipeline.archive.encode import iter_record_rows, rows_table
+from feature_pipeline.archive.format.encode import iter_record_rows, rows_table
 from feature_pipeline.archive.read import manifest_of, read_rows
-from feature_pipeline.columns import Column, decode_value
-from feature_pipeline.digest import Value
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.hooks.definition import UpcasterDefinition
-from feature_pipeline.outcomes import Outcome, Status
-from feature_pipeline.projections.evolve import artifact_rows, evolve_rows, map_columns
-from feature_pipeline.projections.upcast import CannotEvolveError
-from feature_pipeline_tests.unit.projections.feature_archive import FeatureArchive
+from feature_pipeline.model.columns import Column, decode_value
+from feature_pipeline.model.definition import UpcasterDefinition
+from feature_pipeline.model.digest import Value
+from feature_pipeline.model.outcomes import Outcome, Status
+from feature_pipeline.projections.rows.evolve import artifact_rows, evolve_rows, map_columns
+from feature_pipeline.projections.rows.upcast import CannotEvolveError
+from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
 
 UUID = "0f8fad5b-d9cb-469f-a165-70867728950e"
 VALUES: dict[str, Sequence[object]] = {

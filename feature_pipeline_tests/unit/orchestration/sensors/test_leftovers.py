@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from feature_pipeline.archive.stores.memory import MemoryStore
+from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.errors import RuntimeFailure
 from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
 from feature_pipeline.hooks.work_folders import Question, WorkFolder, WorkFolders

@@ -1,0 +1,1 @@
+"""What stored bytes are: keys, documents, manifests, encodings. Imports no store."""

@@ -1,0 +1,172 @@
+"""The form of every JSON document in the archive: deterministic bytes, a version, checked fields.
+
+Pydantic models need their annotations at run time, so annotations are not postponed here.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    ValidationError,
+)
+
+from feature_pipeline.errors import FeaturePipelineError, InvalidInputError
+from feature_pipeline.model.digest import ContentSum, Digest, check_text, document_bytes
+from feature_pipeline.model.json_text import INT64_MAX, INT64_MIN, parse_document
+from feature_pipeline.model.quoting import problems, quoted
+
+
+class NewerVersionError(InvalidInputError):
+    """A document is of a version that only later code knows; nothing is wrong with it."""
+
+
+def utc_now() -> datetime:
+    """The time, in UTC."""
+    return datetime.now(UTC)
+
+
+def instant_text(value: datetime) -> str:
+    """ISO 8601 in UTC with microseconds and `Z`; text sorts as time does."""
+    return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _parse_digest(value: object) -> object:
+    return Digest.parse(value) if isinstance(value, str) else value
+
+
+def _parse_sum(value: object) -> object:
+    return ContentSum.parse(value) if isinstance(value, str) else value
+
+
+def _parse_instant(value: object) -> datetime:
+    instant = datetime.fromisoformat(value) if isinstance(value, str) else value
+    if not isinstance(instant, datetime) or instant.tzinfo is None:
+        raise InvalidInputError(f"{quoted(repr(value))} is not a time with its offset")
+    try:
+        return instant.astimezone(UTC)
+    except OverflowError:
+        raise InvalidInputError(f"{value} is not within the years 1 to 9999 in UTC") from None
+
+
+DigestField = Annotated[Digest, BeforeValidator(_parse_digest), PlainSerializer(str)]
+SumField = Annotated[ContentSum, BeforeValidator(_parse_sum), PlainSerializer(str)]
+InstantField = Annotated[
+    datetime, BeforeValidator(_parse_instant), PlainSerializer(instant_text, return_type=str)
+]
+
+
+class Part(BaseModel):
+    """A part of a stored document."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class Document(Part):
+    """A stored document. Equal documents have equal bytes.
+
+    A kind of document has versions of its own. Each is written in the newest; older ones stay
+    readable, and are encoded as they were.
+    """
+
+    what: ClassVar[str] = "document"
+    newest: ClassVar[int] = 1
+    """The newest version of this kind that this code knows."""
+    added: ClassVar[Mapping[str, int]] = {}
+    """Fields that version 1 did not have, and the version that brought each."""
+    most_bytes: ClassVar[int] = 256 << 20
+    """The largest object that is read as such a document."""
+
+    spec_version: int = 1
+
+    def encode(self) -> bytes:
+        """Return the stored bytes: deterministic JSON."""
+        absent = {name for name, since in self.added.items() if since > self.spec_version}
+        return document_bytes(self.model_dump(exclude=absent or None))
+
+    @classmethod
+    def decode(
+        cls, data: bytes, where: str, broken: type[FeaturePipelineError] = InvalidInputError
+    ) -> Self:
+        """Return the document stored as `data`.
+
+        Args:
+            data: The stored bytes.
+            where: The object, for messages.
+            broken: What to raise when `data` is no such document.
+
+        Raises:
+            NewerVersionError: The document is of a newer version than this code knows.
+        """
+        if len(data) > cls.most_bytes:
+            raise broken(f"{cls.what} {where} {cls.too_large(len(data))}")
+        document = _parse(data, f"{cls.what} {where}", broken)
+        version = document.get("spec_version")
+        if type(version) is not int or version < 1:
+            raise broken(f"{cls.what} {where} has no spec_version, but {quoted(repr(version))}")
+        if version > cls.newest:
+            raise NewerVersionError(
+                f"{cls.what} {where} has spec_version {quoted(repr(version))}; this version of"
+                f" feature-pipeline knows up to {cls.newest}: upgrade it to read the archive"
+            )
+        for name, since in cls.added.items():
+            if (name in document) != (version >= since):
+                has = "has" if name in document else "lacks"
+                raise broken(f"{cls.what} {where} {has} {name!r} in spec_version {version}")
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            raise broken(f"{cls.what} {where} is not one: {problems(error)}") from error
+
+    @classmethod
+    def too_large(cls, size: int) -> str:
+        """Say that an object of `size` bytes is none."""
+        return f"has {size:,} bytes; it can have at most {cls.most_bytes:,}"
+
+
+def _parse(data: bytes, what: str, broken: type[FeaturePipelineError]) -> dict[str, Any]:
+    try:
+        document = parse_document(data)
+    except InvalidInputError as error:
+        raise broken(f"{what} is {error}") from error
+    if not isinstance(document, dict):
+        raise broken(f"{what} is not a JSON object")
+    return document
+
+
+def check_values(document: Document) -> None:
+    """Return if PostgreSQL and readers in other languages can hold each value of a document.
+
+    Texts are without NUL characters and lone surrogates, integers are within 64 bits.
+
+    Raises:
+        InvalidInputError: A value is not so; names its field.
+    """
+    stack: list[tuple[str, object]] = [("", document.model_dump())]
+    while stack:
+        place, value = stack.pop()
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                _check_value(document, f"a key of {place or 'the document'}", key)
+                stack.append((f"{place}.{key}" if place else str(key), item))
+        elif isinstance(value, list | tuple):
+            stack += [(place, item) for item in value]
+        else:
+            _check_value(document, place, value)
+
+
+def _check_value(document: Document, place: str, value: object) -> None:
+    problem: str | None = None
+    if isinstance(value, str):
+        try:
+            check_text(value)
+        except InvalidInputError as error:
+            problem = str(error)
+    elif isinstance(value, int) and not INT64_MIN <= value <= INT64_MAX:
+        problem = "an integer of more than 64 bits"
+    if problem is not None:
+        raise InvalidInputError(f"{document.what}: {quoted(place)}: {problem}")

@@ -1,0 +1,355 @@
+"""Outcomes become canonical Parquet and digests, and back again.
+
+What belongs here: the two tables of an artifact (`rows`, `outcomes`), their Arrow types, and the
+digests over what they say. Not here: JSON and files of hooks (`hooks.output`), storing.
+"""
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, InvalidInputError
+from feature_pipeline.model.columns import Column, row_encoder
+from feature_pipeline.model.digest import ContentSum, Digest, Value
+from feature_pipeline.model.outcomes import Outcome, OutcomeCounts, Status, outcome_kind
+
+RECORD_ID: Final = "record_id"
+ORDINAL: Final = "ordinal"
+
+MOST_ROWS: Final = 2_000_000
+"""How many rows an artifact may have: as values of Python they take a gigabyte with ten columns."""
+MOST_DECODED_BYTES: Final = 1 << 30
+"""How large the values of one of its tables may be."""
+
+_ARROW_TYPES: Final[dict[str, pa.DataType]] = {
+    "string": pa.string(),
+    "number": pa.float64(),
+    "integer": pa.int64(),
+    "boolean": pa.bool_(),
+    "json": pa.string(),
+    "date": pa.date32(),
+    "date-time": pa.timestamp("us", tz="UTC"),
+    "uuid": pa.string(),
+}
+
+_OUTCOME_FIELDS: Final[list["pa.Field[Any]"]] = [
+    pa.field(RECORD_ID, pa.string(), nullable=False),
+    pa.field("status", pa.string(), nullable=False),
+    pa.field("reason", pa.string()),
+    pa.field("kind", pa.string()),
+    pa.field("retryable", pa.bool_(), nullable=False),
+    pa.field("row_count", pa.int32(), nullable=False),
+    pa.field("action", pa.string()),
+    pa.field("carried_from", pa.string()),
+]
+OUTCOMES_SCHEMA: Final = pa.schema(_OUTCOME_FIELDS)
+"""One line per record of the batch, in the batch's order."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What outcomes say, as digests: not when, by whom or in which order of records."""
+
+    content_digest: Digest
+    """Equal for equal columns and equal (id, status, reason, rows): the data version."""
+    rows_digest: ContentSum
+    """Over the rows alone: what a table is compared with."""
+    counts: OutcomeCounts
+
+    @classmethod
+    def of(cls, columns: Sequence[Column], outcomes: Sequence[Outcome]) -> "Content":
+        """The digests and counts of `outcomes`, whose rows are in the order of `columns`."""
+        encoder = row_encoder(columns)
+        said: list[bytes] = []
+        rows: list[bytes] = []
+        for outcome in outcomes:
+            encoded = encoder.rows(outcome.rows)
+            said.append(
+                encoder.outcome_digest(
+                    outcome.record_id, outcome.status.value, outcome.reason, encoded
+                )
+            )
+            if outcome.rows:
+                rows.append(encoder.rows_digest(outcome.record_id, encoded))
+        return cls(
+            content_digest=encoder.content_digest(ContentSum.of(said)),
+            rows_digest=ContentSum.of(rows),
+            counts=OutcomeCounts.of(outcomes),
+        )
+
+
+def arrow_field(column: Column) -> "pa.Field[pa.DataType]":
+    """The Arrow field of a column; its metadata says what Arrow's type does not."""
+    metadata = {"type": column.type.value}
+    if column.format is not None:
+        metadata["format"] = column.format.value
+    if column.kind == "json":
+        metadata["encoding"] = "json"
+    if column.unit is not None:
+        metadata["unit"] = column.unit
+    if column.description is not None:
+        metadata["description"] = column.description
+    return pa.field(column.name, _ARROW_TYPES[column.kind], metadata=metadata)
+
+
+def rows_schema(columns: Sequence[Column]) -> pa.Schema:
+    """Record id, ordinal, then the declared columns in order."""
+    fields: list[pa.Field[Any]] = [
+        pa.field(RECORD_ID, pa.string(), nullable=False),
+        pa.field(ORDINAL, pa.int32(), nullable=False),
+        *(arrow_field(column) for column in columns),
+    ]
+    return pa.schema(fields)
+
+
+def encode_rows(columns: Sequence[Column], outcomes: Sequence[Outcome]) -> bytes:
+    """Parquet of every row: records in the order given, rows of a record by ordinal from 0.
+
+    NaN, infinities and -0.0 stay; NULL is not NaN. Arrays and objects are their canonical JSON.
+    """
+    return _parquet(rows_table(columns, outcomes))
+
+
+def rows_table(columns: Sequence[Column], outcomes: Sequence[Outcome]) -> pa.Table:
+    """The table that `encode_rows` writes."""
+    schema = rows_schema(columns)
+    ids: list[str] = []
+    ordinals: list[int] = []
+    rows: list[tuple[Value, ...]] = []
+    for outcome in outcomes:
+        ids.extend([outcome.record_id] * len(outcome.rows))
+        ordinals.extend(range(len(outcome.rows)))
+        rows.extend(outcome.rows)
+    values = list(zip(*rows, strict=True)) if rows else [()] * len(columns)
+    arrays: list[Any] = [pa.array(ids, pa.string()), pa.array(ordinals, pa.int32())]
+    arrays += [
+        # from_pandas=False: NaN is a value here, not a hole.
+        pa.array(column_values, field.type, from_pandas=False)
+        for column_values, field in zip(values, list(schema)[2:], strict=True)
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def encode_outcomes(outcomes: Sequence[Outcome]) -> bytes:
+    """Parquet of `OUTCOMES_SCHEMA`, in the order given."""
+    arrays: list[Any] = [
+        pa.array([o.record_id for o in outcomes], pa.string()),
+        pa.array([o.status.value for o in outcomes], pa.string()),
+        pa.array([o.reason for o in outcomes], pa.string()),
+        pa.array([None if o.kind is None else str(o.kind) for o in outcomes], pa.string()),
+        pa.array([o.is_retryable for o in outcomes], pa.bool_()),
+        pa.array([len(o.rows) for o in outcomes], pa.int32()),
+        pa.array([_text(o.action) for o in outcomes], pa.string()),
+        pa.array([_text(o.carried_from) for o in outcomes], pa.string()),
+    ]
+    return _parquet(pa.Table.from_arrays(arrays, schema=OUTCOMES_SCHEMA))
+
+
+def _text(digest: Digest | None) -> str | None:
+    return None if digest is None else str(digest)
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def read_bounded(data: bytes, what: str, schema: pa.Schema, rows: int) -> pa.Table:
+    """Return the table in `data`, which any writer may have made, if it is no more than it may be.
+
+    A few bytes of a dictionary can stand for many texts: these are made once their length is known.
+
+    Args:
+        data: Parquet.
+        what: The table, for messages.
+        schema: Its columns.
+        rows: How many rows it must have.
+
+    Raises:
+        InvalidInputError: It has others, or is too large.
+        CorruptDataError: `data` is not Parquet.
+    """
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        if (found := file.metadata.num_rows) != rows or found > MOST_ROWS:
+            raise InvalidInputError(
+                f"{what}: {found:,} rows; {rows:,} are stated, and at most {MOST_ROWS:,} can be"
+            )
+        if not file.schema_arrow.equals(schema, check_metadata=False):
+            raise InvalidInputError(
+                f"{what}: columns are {_describe(file.schema_arrow)}, declared are"
+                f" {_describe(schema)}"
+            )
+        groups = range(file.metadata.num_row_groups)
+        size = sum(file.metadata.row_group(number).total_byte_size for number in groups)
+        if size <= MOST_DECODED_BYTES:
+            texts = [field.name for field in schema if pa.types.is_string(field.type)]
+            table = pq.read_table(pa.BufferReader(data), use_threads=False, read_dictionary=texts)
+            size = sum(_text_bytes(table.column(name)) for name in texts)
+        if size > MOST_DECODED_BYTES:
+            raise InvalidInputError(
+                f"{what}: {size:,} bytes once decoded; at most {MOST_DECODED_BYTES:,} can be"
+            )
+        return table.cast(schema)
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptDataError(f"{what} is not Parquet: {error}") from error
+
+
+def _text_bytes(column: Any) -> int:
+    """How long the texts of a column are together; they stay in its dictionaries."""
+    return sum(
+        pc.sum(pc.take(pc.binary_length(chunk.dictionary), chunk.indices)).as_py() or 0
+        for chunk in column.chunks
+    )
+
+
+def read_parquet(data: bytes, what: str) -> pa.Table:
+    """The table in `data`, in this process's memory.
+
+    Raises:
+        CorruptDataError: `data` is not Parquet.
+    """
+    try:
+        return pq.read_table(pa.BufferReader(data), use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptDataError(f"{what} is not Parquet: {error}") from error
+
+
+def check_rows_schema(table: pa.Table, columns: Sequence[Column], what: str = "rows") -> None:
+    """Return if the table has exactly record id, ordinal and these columns with their types.
+
+    Raises:
+        CorruptDataError: It has not.
+    """
+    wanted = rows_schema(columns)
+    if not table.schema.equals(wanted, check_metadata=False):
+        raise CorruptDataError(
+            f"{what}: columns are {_describe(table.schema)}, declared are {_describe(wanted)}"
+        )
+
+
+def _describe(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in schema)
+
+
+def decode_outcomes(columns: Sequence[Column], rows: pa.Table, outcomes: pa.Table) -> list[Outcome]:
+    """The outcomes that the two tables hold, in the order of the outcomes table.
+
+    Raises:
+        CorruptDataError: The tables do not agree: a record twice, rows of a record that did not
+            pass or is not there, ordinals that are not 0..n-1, or another number of rows.
+    """
+    lines = _outcome_lines(outcomes)
+    found: dict[str, tuple[tuple[Value, ...], ...]] = {}
+    for record_id, record_rows in iter_record_rows(rows, columns):
+        if record_id in found:
+            raise CorruptDataError(f"rows: record {record_id!r} stands in two places")
+        found[record_id] = record_rows
+    decoded: list[Outcome] = []
+    seen: set[str] = set()
+    for line in lines:
+        record_id, row_count = line[0], line[5]
+        record_rows = found.pop(record_id, ())
+        if len(record_rows) != row_count:
+            raise CorruptDataError(
+                f"record {record_id!r}: {row_count} rows in outcomes, {len(record_rows)} in rows"
+            )
+        if record_id in seen:
+            raise CorruptDataError(f"outcomes: record {record_id!r} is there twice")
+        seen.add(record_id)
+        decoded.append(_outcome(line, record_rows))
+    if found:
+        raise CorruptDataError(f"rows: record {next(iter(found))!r} has no outcome")
+    return decoded
+
+
+def outcomes_without_rows(table: pa.Table) -> list[Outcome]:
+    """The outcomes that the outcomes table holds, in its order, as if none had rows.
+
+    Raises:
+        CorruptDataError: It is no such table.
+    """
+    return [_outcome(line, ()) for line in _outcome_lines(table)]
+
+
+def _outcome_lines(table: pa.Table) -> list[tuple[Any, ...]]:
+    if not table.schema.equals(OUTCOMES_SCHEMA, check_metadata=False):
+        raise CorruptDataError(f"outcomes: columns are {_describe(table.schema)}")
+    return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+
+
+def _outcome(line: tuple[Any, ...], rows: tuple[tuple[Value, ...], ...]) -> Outcome:
+    record_id, status, reason, kind, retryable, _, action, carried_from = line
+    try:
+        return Outcome(
+            record_id=record_id,
+            status=Status(status),
+            rows=rows,
+            reason=reason,
+            kind=None if kind is None else outcome_kind(kind),
+            is_retryable=retryable,
+            action=None if action is None else Digest.parse(action),
+            carried_from=None if carried_from is None else Digest.parse(carried_from),
+        )
+    except (ValueError, FeaturePipelineError) as error:
+        raise CorruptDataError(f"outcomes: record {record_id!r}: {error}") from error
+
+
+def iter_record_rows(
+    table: pa.Table, columns: Sequence[Column]
+) -> Iterator[tuple[str, tuple[tuple[Value, ...], ...]]]:
+    """Per record with rows its id and rows by ordinal, in the table's order.
+
+    Raises:
+        CorruptDataError: The columns are others, or the ordinals of a record are not 0..n-1 in
+            order and together.
+    """
+    check_rows_schema(table, columns)
+    if not table.num_rows:
+        return
+    ids: list[Any] = table.column(0).to_pylist()
+    ordinals = table.column(1).to_pylist()
+    values = [
+        _READERS.get(column.kind, _read_plain)(table.column(position + 2))
+        for position, column in enumerate(columns)
+    ]
+    rows: list[tuple[Value, ...]] = list(zip(*values, strict=True)) if values else [()] * len(ids)
+    starts = [i for i, ordinal in enumerate(ordinals) if ordinal == 0]
+    if not starts or starts[0] != 0:
+        raise CorruptDataError(f"rows: the first row, of record {ids[0]!r}, has not ordinal 0")
+    for start, end in pairwise([*starts, len(ids)]):
+        record_id = ids[start]
+        if ordinals[start:end] != list(range(end - start)) or ids[start:end] != [record_id] * (
+            end - start
+        ):
+            raise CorruptDataError(
+                f"rows: record {record_id!r}: ordinals are not 0..n-1, in order and together"
+            )
+        yield record_id, tuple(rows[start:end])
+
+
+def _read_plain(array: "pa.ChunkedArray[Any]") -> list[Value]:
+    return array.to_pylist()
+
+
+def _read_instants(array: "pa.ChunkedArray[Any]") -> list[Value]:
+    # to_pylist attaches whichever UTC class is installed; this gives datetime.UTC, and no pandas.
+    return [
+        None if since is None else _EPOCH + timedelta(microseconds=since)
+        for since in pc.cast(array, pa.int64()).to_pylist()
+    ]
+
+
+_READERS: Final[dict[str, Callable[["pa.ChunkedArray[Any]"], list[Value]]]] = {
+    "date-time": _read_instants,
+}

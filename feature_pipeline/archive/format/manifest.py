@@ -1,0 +1,175 @@
+"""The manifest: canonical JSON that names an artifact's blobs and says how they were made.
+
+It needs no database and no earlier manifest to be read. Annotations are needed at run time.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Final, Self
+
+from pydantic import Field, model_validator
+
+from feature_pipeline.archive.format.documents import (
+    DigestField,
+    Document,
+    InstantField,
+    Part,
+    SumField,
+)
+from feature_pipeline.model.columns import Column
+from feature_pipeline.model.outcomes import OutcomeCounts
+from feature_pipeline.model.quoting import MOST_REASON, quoted
+
+ROWS: Final = "rows"
+OUTCOMES: Final = "outcomes"
+LOG: Final = "log"
+RAW: Final = "raw/"
+"""Names of an artifact's blobs; raw files are `raw/<file name>`."""
+
+ENDED_WELL: Final = "well"
+"""How a start ended that has no failure."""
+
+_NOTES_SHOWN: Final = 20
+
+MANIFEST_MEDIA_TYPE: Final = "application/vnd.feature-pipeline.manifest+json"
+PARQUET_MEDIA_TYPE: Final = "application/vnd.apache.parquet"
+
+
+class BlobRef(Part):
+    """Where bytes are, and which."""
+
+    digest: DigestField
+    size: int = Field(ge=0, description="Bytes.")
+    media_type: str = "application/octet-stream"
+
+
+class ReleaseRef(Part):
+    """The release that made an artifact, as it stood in the release log."""
+
+    seq: int = Field(ge=1)
+    digest: DigestField
+    version: str
+    image: str | None = None
+
+
+class RunInfo(Part):
+    """The hook run: one execution of a release over a batch, with all its attempts."""
+
+    id: str
+    runner: str
+    started_at: InstantField
+    finished_at: InstantField
+    attempts: int = Field(
+        1,
+        ge=0,
+        description="Starts of the hook, over parts and retries; 0 if all was carried over.",
+    )
+    memory_bytes: int | None = Field(None, description="Peak, where the runner can tell.")
+    node: str | None = None
+    exit_code: int | None = None
+    dagster_run_id: str | None = None
+
+    @property
+    def duration_seconds(self) -> float:
+        """From the first attempt's start to the last one's end."""
+        return (self.finished_at - self.started_at).total_seconds()
+
+
+class StartInfo(Part):
+    """One start of the hook: an attempt over all records that were computed, or a part of them."""
+
+    part: str = Field(description="Empty: all of them. Part 2 is divided into 2.1 and 2.2.")
+    records: int = Field(ge=1, description="How many the part holds.")
+    attempt: int = Field(ge=1, description="Counted in each part.")
+    started_at: InstantField
+    finished_at: InstantField
+    memory_limit_bytes: int
+    ended: str = Field(description="`well`, or the kind of its failure.")
+    exit_code: int | None = None
+    memory_bytes: int | None = Field(None, description="Peak, where the runner can tell.")
+    node: str | None = None
+
+
+class WithoutOutput(Part):
+    """The outcome of a record about which the hook left no output.
+
+    The hook failed over it: the limits are what a hook run grants at most, as they were declared
+    then. Or it was not asked about it, since an input hook has no answer.
+    """
+
+    kind: str | None
+    """None: rejected, by an input hook."""
+    reason: str = Field(min_length=1)
+    retryable: bool = False
+    memory_bytes: int | None = Field(None, ge=0)
+    timeout_seconds: float | None = Field(None, ge=0, allow_inf_nan=False)
+    scratch_bytes: int | None = Field(None, ge=0)
+
+
+class FailureInfo(Part):
+    """Why a hook run gave no verdict."""
+
+    kind: str
+    reason: str
+    exit_code: int | None = None
+
+
+class Manifest(Document):
+    """Everything about one artifact but its bytes.
+
+    `content_digest` and `rows_digest` are None exactly when the hook run failed: nothing was said.
+    """
+
+    what: ClassVar[str] = "manifest"
+    newest: ClassVar[int] = 2
+    added: ClassVar[Mapping[str, int]] = {"starts": 2, "without_output": 2}
+
+    spec_version: int = 2
+    dataset: str
+    hook: str
+    batch: str
+    batch_digest: DigestField
+    release: ReleaseRef
+    columns: tuple[Column, ...]
+    cardinality: Annotated[str, Field(pattern="^(one|many)$")]
+    inputs: Mapping[str, DigestField] = Field(
+        default_factory=dict, description="Per input hook, the content digest that was read."
+    )
+    run: RunInfo
+    starts: tuple[StartInfo, ...] = ()
+    """Every start of the hook, in order; unknown in version 1."""
+    counts: OutcomeCounts
+    blobs: Mapping[str, BlobRef]
+    content_digest: DigestField | None
+    rows_digest: SumField | None
+    failure: FailureInfo | None = None
+    without_output: Mapping[str, WithoutOutput] = Field(
+        default_factory=dict,
+        description="By record id, outcomes that stand in no output; carried ones as well.",
+    )
+    notes: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        said = self.content_digest is not None
+        if said == (self.failure is not None) or said != (self.rows_digest is not None):
+            raise ValueError("either the run failed or it has a content and a rows digest")
+        if said and not {ROWS, OUTCOMES} <= self.blobs.keys():
+            raise ValueError(f"blobs {ROWS!r} and {OUTCOMES!r} are needed")
+        return self
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether the hook run gave no verdict; there are no outcomes then."""
+        return self.failure is not None
+
+    @property
+    def bytes_stored(self) -> int:
+        """The sum of its blobs' sizes, without the manifest itself."""
+        return sum(ref.size for ref in self.blobs.values())
+
+
+def shown_notes(manifest: Manifest) -> list[str]:
+    """Return the manifest's notes for people: the first of them, each cut where it is long."""
+    shown = [quoted(note, MOST_REASON) for note in manifest.notes[:_NOTES_SHOWN]]
+    more = len(manifest.notes) - len(shown)
+    return [*shown, f"and {more} more notes"] if more else shown

@@ -1,0 +1,309 @@
+"""Every object that something names is there and is what its name says.
+
+What belongs here: reading stored bytes again and saying what is wrong. Not here: which objects
+there are (`reachable`), repairing (publishing bytes again restores them).
+
+A log cannot show that its end is gone. So a census of all logs is written at the end, and the logs
+are compared with the newest one: what it knows and is not there is lost.
+"""
+
+import random
+import threading
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from feature_pipeline.archive import blobs
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.format.documents import NewerVersionError, utc_now
+from feature_pipeline.archive.inspection import census, checksums
+from feature_pipeline.archive.inspection.findings import (
+    Finding,
+    ObjectKind,
+    Reached,
+    Reference,
+    Scope,
+    State,
+)
+from feature_pipeline.archive.inspection.reachable import erased_since, reach
+from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.errors import (
+    CorruptDataError,
+    InvalidInputError,
+    NotFoundError,
+    OutcomeUnknownError,
+    StoreUnavailableError,
+)
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.parallel import WORKERS, map_threads
+
+_DOCUMENTS = frozenset({ObjectKind.MANIFEST, ObjectKind.BATCH})
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What was looked at, and all that is wrong with it."""
+
+    scope: Scope
+    started_at: datetime
+    finished_at: datetime
+    documents: int
+    """Log, inbox and quarantine entries, manifests and batches: all of them were read."""
+    blobs: int
+    """Other blobs that are named."""
+    blobs_read: int
+    """Those of them that were read whole; fewer than `blobs` only in a sample."""
+    bytes_read: int
+    erased: int
+    """Objects that are gone because a record was withdrawn, as they should be."""
+    findings: tuple[Finding, ...]
+    """One for each object that is not as it should be: the first thing wrong with it."""
+    sample: float = 1.0
+    seed: int | None = None
+    """What repeats the same sample."""
+    notes: tuple[str, ...] = ()
+    """What is worth knowing and nothing wrong with the archive."""
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing was found wrong."""
+        return not self.findings
+
+    def count(self, state: State) -> int:
+        """How many objects are in this state."""
+        return sum(finding.state is state for finding in self.findings)
+
+    def summary(self) -> str:
+        """One line for people."""
+        looked = f"{self.documents} documents and {self.blobs_read} blobs"
+        if self.blobs_read < self.blobs:
+            looked += f" (of {self.blobs})"
+        wrong = [f"{count} {state}" for state in State if (count := self.count(state))]
+        gone = f"; {self.erased} erased" if self.erased else ""
+        return f"{self.scope}: {looked} read: {', '.join(wrong) or 'all right'}{gone}"
+
+    def to_json(self) -> dict[str, object]:
+        """The report for programs."""
+        return {
+            "scope": {
+                "dataset": self.scope.dataset,
+                "hook": self.scope.hook,
+                "batch": self.scope.batch,
+            },
+            "is_clean": self.is_clean,
+            "started_at": self.started_at.isoformat(),
+            "finished_at": self.finished_at.isoformat(),
+            "documents": self.documents,
+            "blobs": self.blobs,
+            "blobs_read": self.blobs_read,
+            "bytes_read": self.bytes_read,
+            "erased": self.erased,
+            "sample": self.sample,
+            "seed": self.seed,
+            "notes": list(self.notes),
+            "counts": {state.value: self.count(state) for state in State},
+            "findings": [
+                {
+                    "state": finding.state.value,
+                    "kind": finding.kind.value,
+                    "key": finding.key,
+                    "named_by": finding.named_by,
+                    "detail": finding.detail,
+                }
+                for finding in self.findings
+            ],
+        }
+
+
+def verify(
+    store: BlobStore,
+    scope: Scope | None = None,
+    *,
+    sample: float = 1.0,
+    seed: int | None = None,
+    workers: int = WORKERS,
+    progress: Callable[[int, int], None] | None = None,
+    restore_checksums: bool = False,
+    takes_census: bool = True,
+) -> VerifyReport:
+    """Read what the scope holds again, and say what is wrong.
+
+    Documents are always all read; of other blobs the fraction `sample`, in full. Logs are compared
+    with the newest census. If the whole archive is read, a census of what is there now is written,
+    unless `takes_census` is False; nothing else is, unless checksums are restored.
+
+    Args:
+        store: The archive.
+        scope: Which part of it; all if None.
+        sample: Above 0, up to 1.
+        seed: Choose the same blobs as an earlier sample did; one is drawn and reported if None.
+        workers: Requests at once.
+        progress: Called with (blobs read, blobs to read) as they are read, from any thread but
+            never from two at once.
+        restore_checksums: Write right objects again of which the store keeps no checksum.
+        takes_census: Whether a census may be written.
+
+    Raises:
+        StoreUnavailableError: The store could not list objects; nothing was verified.
+        InvalidInputError: `sample` is no such fraction.
+    """
+    if not 0 < sample <= 1:
+        raise InvalidInputError(f"sample {sample}: above 0 and at most 1 is needed")
+    if seed is None and sample < 1:
+        seed = random.SystemRandom().getrandbits(32)
+    scope = scope or Scope()
+    started_at = utc_now()
+    reached = reach(store, scope, workers)
+    named = [r for r in reached.references.values() if r.kind not in _DOCUMENTS]
+    chosen = _choose(named, sample, seed)
+    reading = _Reading(store, len(chosen), progress)
+    map_threads(reading.read, chosen, workers)
+    found = [*reached.findings, *reading.findings, *_not_erased(store, scope, reached)]
+    findings = list({finding.key: finding for finding in reversed(found)}.values())
+    kept, gone_since = _without_erased_since(store, scope, reached, findings)
+    unchecked = (
+        reached.unchecked | reading.unchecked | _unchecked_documents(store, reached, workers)
+    )
+    wrong = {finding.key for finding in findings}
+    notes = _note_checksums(store, unchecked - wrong, restore_checksums, workers)
+    if scope.is_whole and takes_census:
+        notes += _take_census(store, reached, workers)
+    return VerifyReport(
+        scope=scope,
+        started_at=started_at,
+        finished_at=utc_now(),
+        documents=reached.documents,
+        blobs=len(named),
+        blobs_read=len(chosen),
+        bytes_read=reached.bytes_read + reading.bytes_read,
+        erased=len(_gone(reached)) + gone_since,
+        findings=tuple(sorted(kept, key=lambda f: (f.state, f.kind, f.key))),
+        sample=sample,
+        seed=seed,
+        notes=notes,
+    )
+
+
+def _take_census(store: BlobStore, reached: Reached, workers: int) -> tuple[str, ...]:
+    """Write how far the logs go now; what keeps it from being written is a note, no finding."""
+    if reached.known is None:
+        return ()
+    try:
+        census.record(store, reached.known, reached.seen, reached.shortfalls, workers)
+    except (StoreUnavailableError, OutcomeUnknownError, NewerVersionError) as error:
+        return (f"no census was written: {error}",)
+    return ()
+
+
+def _unchecked_documents(store: BlobStore, reached: Reached, workers: int) -> set[str]:
+    """Manifests and batches of which the store keeps no checksum: reading one does not tell."""
+    keys = {r.key for r in reached.references.values() if r.kind in _DOCUMENTS}
+    try:
+        infos = map_threads(store.stat, sorted(keys), workers)
+    except StoreUnavailableError:
+        return set()
+    stored = [info for info in infos if info is not None]
+    return {i.key for i in stored if i.sha256 is None and i.composite_sha256 is None}
+
+
+def _note_checksums(
+    store: BlobStore, unchecked: Collection[str], restores: bool, workers: int
+) -> tuple[str, ...]:
+    """What is right and has no checksum in the store is a note, if the store keeps any."""
+    probe = store.stat(layout.PROBE) if unchecked else None
+    if probe is None or probe.sha256 is None:
+        return ()
+    what = f"the store keeps no checksum of {len(unchecked)} objects whose bytes are right"
+    if not restores:
+        return (f"{what}: `feature-pipeline verify --restore-checksums` sets it again",)
+    try:
+        restored = checksums.restore_checksums(store, unchecked, workers)
+    except StoreUnavailableError as error:
+        return (f"{what}; it could not be set again: {error}",)
+    return (f"{what}; it was set again for {restored} of them",)
+
+
+def _choose(named: Sequence[Reference], sample: float, seed: int | None) -> Sequence[Reference]:
+    if sample == 1:
+        return named
+    ordered = sorted(named, key=lambda reference: (reference.digest, reference.size or 0))
+    count = min(len(ordered), max(1, round(sample * len(ordered))))
+    return random.Random(seed).sample(ordered, count)  # noqa: S311 - which to look at, no secret
+
+
+@dataclass
+class _Reading:
+    store: BlobStore
+    total: int
+    progress: Callable[[int, int], None] | None
+    done: int = 0
+    bytes_read: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    unchecked: set[str] = field(default_factory=set)
+    """The keys of blobs of which the store keeps no checksum."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def read(self, reference: Reference) -> None:
+        problem: tuple[State, str] | None = None
+        size, unchecked = 0, None
+        try:
+            with blobs.open_blob(self.store, reference.digest, reference.size) as stream:
+                size = sum(len(chunk) for chunk in stream.chunks)
+                if stream.info.sha256 is None and stream.info.composite_sha256 is None:
+                    unchecked = reference.key
+        except NotFoundError as error:
+            problem = State.MISSING, str(error)
+        except CorruptDataError as error:
+            problem = State.CORRUPT, str(error)
+        except StoreUnavailableError as error:
+            problem = State.UNREADABLE, str(error)
+        with self._lock:
+            self.done += 1
+            self.bytes_read += size
+            if unchecked is not None:
+                self.unchecked.add(unchecked)
+            if problem is not None:
+                state, detail = problem
+                self.findings.append(
+                    Finding(state, reference.kind, reference.key, reference.named_by, detail)
+                )
+            if self.progress is not None:
+                self.progress(self.done, self.total)
+
+
+def _gone(reached: Reached) -> set[Digest]:
+    """What was erased and nothing needs: all of it if the whole is looked at."""
+    blobs_gone = {digest for said in reached.erasures.values() for digest in said.blobs}
+    return (blobs_gone | reached.erased.keys()) - reached.digests
+
+
+def _not_erased(store: BlobStore, scope: Scope, reached: Reached) -> list[Finding]:
+    """Data of records that are withdrawn and that is still there: an erasure did not end."""
+    found: list[Finding] = []
+    # What else needs a blob is known only when all is looked at.
+    if not scope.is_whole:
+        return found
+    for dataset, said in reached.erasures.items():
+        ids = reached.withdrawn.get(dataset, set())
+        due = [d for d, whose in said.blobs.items() if whose & ids and d not in reached.digests]
+        stored = map_threads(lambda digest: store.stat(layout.blob(digest)), due)
+        named_by = f"an erasure of dataset {dataset}"
+        detail = f"run `feature-pipeline erase --dataset {dataset}` to end the erasure"
+        found += [
+            Finding(State.NOT_ERASED, ObjectKind.NAMED, layout.blob(digest), named_by, detail)
+            for digest, info in zip(due, stored, strict=True)
+            if info is not None
+        ]
+    return found
+
+
+def _without_erased_since(
+    store: BlobStore, scope: Scope, reached: Reached, findings: Sequence[Finding]
+) -> tuple[list[Finding], int]:
+    """The findings, but for what an erasure deleted while they were made."""
+    missing = [f for f in findings if f.state is State.MISSING and f.key.startswith(layout.BLOBS)]
+    if not missing:
+        return list(findings), 0
+    since = erased_since(store, scope, reached)
+    kept = [f for f in findings if f.state is not State.MISSING or f.key not in since]
+    return kept, len(findings) - len(kept)

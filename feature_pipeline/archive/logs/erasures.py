@@ -1,0 +1,90 @@
+"""What erasing withdrawn records replaced and deleted: a log per dataset.
+
+What belongs here: its entries, and what they say of a digest. Not here: erasing (`erase`), saying
+that a record is withdrawn (`tombstones`).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Self
+
+from pydantic import Field
+
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.format.documents import DigestField, InstantField, utc_now
+from feature_pipeline.archive.logs.log import LogEntry, read_entries
+from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.model.digest import Digest
+
+
+class ErasureEntry(LogEntry):
+    """One erasure. It is written after the successors and before anything is deleted."""
+
+    dataset: str
+    record_ids: tuple[str, ...]
+    manifests: Mapping[str, DigestField] = Field(
+        default_factory=dict, description="Per manifest that named a record, its successor."
+    )
+    batches: Mapping[str, DigestField] = Field(
+        default_factory=dict, description="Per batch that had a record, its successor."
+    )
+    blobs: tuple[DigestField, ...] = Field(
+        default=(), description="What nothing else needed then, to be deleted."
+    )
+    erased_at: InstantField = Field(default_factory=utc_now)
+
+    @property
+    def log_prefix(self) -> str:
+        """See `LogEntry.log_prefix`."""
+        return layout.erasure_log(self.dataset)
+
+
+def erasures(store: BlobStore, dataset: str) -> list[ErasureEntry]:
+    """Every erasure of the dataset, in order."""
+    return read_entries(store, layout.erasure_log(dataset), ErasureEntry)
+
+
+@dataclass(frozen=True)
+class Erased:
+    """What erasures say, by digest."""
+
+    manifests: Mapping[Digest, Digest] = field(default_factory=dict)
+    """Per erased manifest its successor, which may be erased in turn."""
+    batches: Mapping[Digest, Digest] = field(default_factory=dict)
+    """Per erased batch its successor, likewise."""
+    blobs: Mapping[Digest, frozenset[str]] = field(default_factory=dict)
+    """Per blob that was to be deleted, the records for whose sake; bare ids of one dataset."""
+    records: frozenset[str] = frozenset()
+    """Every record that was erased, be it allowed again or not; bare ids of one dataset."""
+
+    @classmethod
+    def of(cls, entries: Iterable[ErasureEntry]) -> Self:
+        """What the entries say together."""
+        manifests: dict[Digest, Digest] = {}
+        batches: dict[Digest, Digest] = {}
+        records: set[str] = set()
+        blobs: dict[Digest, frozenset[str]] = {}
+        for entry in entries:
+            records.update(entry.record_ids)
+            manifests |= {Digest.parse(old): new for old, new in entry.manifests.items()}
+            batches |= {Digest.parse(old): new for old, new in entry.batches.items()}
+            for digest in entry.blobs:
+                blobs[digest] = blobs.get(digest, frozenset()) | set(entry.record_ids)
+        return cls(manifests, batches, blobs, frozenset(records))
+
+    def manifest_now(self, digest: Digest) -> Digest:
+        """The manifest that stands for this one: itself, or its last successor."""
+        while (successor := self.manifests.get(digest)) is not None:
+            digest = successor
+        return digest
+
+    def batch_now(self, digest: Digest) -> Digest:
+        """The batch that stands for this one: itself, or its last successor."""
+        while (successor := self.batches.get(digest)) is not None:
+            digest = successor
+        return digest
+
+
+def erased(store: BlobStore, dataset: str) -> Erased:
+    """What was erased of the dataset."""
+    return Erased.of(erasures(store, dataset))

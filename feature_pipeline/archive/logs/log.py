@@ -1,0 +1,552 @@
+"""The append-only logs: batches, releases, what became of each completion.
+
+What belongs here: the kinds of entries, reading logs, and appending an entry. Creating an entry is
+the commit: the writer that creates number n+1 has decided what follows n. Not here: which entry
+follows (`accept`, `tombstones`), whether an entry is in its place (`logs.entries`), artifacts
+(`manifest`).
+
+Entries never change, so they are read once per process. A listing that races a creation may miss
+it; a writer finds out by failing to create the next number.
+
+There are two ways to read many logs. `heads`, `batches`, `feature_logs`, `batch_logs` raise at the
+first log that is damaged: for callers that act on the whole (an export, a comparison). Their
+`readable_` namesakes give what is readable and, per batch, what is wrong with the rest: for callers
+that show or load batches one by one.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import ClassVar, Final, TypeVar
+
+from pydantic import Field
+
+from feature_pipeline.archive import blobs
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.format.documents import DigestField, InstantField, utc_now
+from feature_pipeline.archive.format.manifest import BlobRef
+from feature_pipeline.archive.guard import Guard
+from feature_pipeline.archive.logs import reading
+from feature_pipeline.archive.logs.cache import LruCache
+from feature_pipeline.archive.logs.damage import Damage, Readable
+from feature_pipeline.archive.logs.entries import LogEntry as LogEntry
+from feature_pipeline.archive.logs.entries import StoredEntry
+from feature_pipeline.archive.logs.entries import new_write_id as new_write_id
+from feature_pipeline.archive.logs.known import KnownLogs, compare, sightings
+from feature_pipeline.archive.logs.reading import append as append
+from feature_pipeline.archive.logs.reading import (
+    by_log,
+    entries_of,
+    gap,
+    link,
+    list_logs,
+    read_all,
+    read_each,
+    try_read,
+)
+from feature_pipeline.archive.logs.reading import next_seq as next_seq
+from feature_pipeline.archive.logs.reading import read_entries as read_entries
+from feature_pipeline.archive.store.base import BlobStore, ObjectInfo
+from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.records import RecordBatch, Source
+from feature_pipeline.model.release import HookRelease, ReleaseDocument
+from feature_pipeline.parallel import map_threads
+
+_CACHED_BATCHES: Final = 64
+
+
+class Verdict(StrEnum):
+    """What a completion became in its batch's log."""
+
+    CURRENT = "current"
+    SUPERSEDED = "superseded"
+    FAILED = "failed"
+
+
+class FeatureEntry(LogEntry):
+    """What became of one completion of a hook over a batch."""
+
+    added: ClassVar[dict[str, int]] = {**LogEntry.added, "published_at": 2}
+
+    dataset: str
+    hook: str
+    batch: str
+    completion: str
+    """The completion's id."""
+    manifest: DigestField
+    release_seq: int
+    release: DigestField
+    base: int
+    """Seq of the log's last entry when the run was planned; 0 if there was none."""
+    verdict: Verdict
+    content_digest: DigestField | None
+    """None when the run failed."""
+    accepted_at: InstantField = Field(default_factory=utc_now)
+    dagster_run_id: str | None = None
+    published_at: InstantField | None = None
+    """By the publisher's clock; None if unknown, and in version 1."""
+
+    @property
+    def log_prefix(self) -> str:
+        """See `LogEntry.log_prefix`."""
+        return layout.feature_log(self.dataset, self.hook, self.batch)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """What decides between two completions: the later release, then the later base.
+
+        Where they are equal: the later `published_at`, or the later entry if that is not known.
+        """
+        return self.release_seq, self.base
+
+
+class BatchEntry(LogEntry):
+    """A submitted batch. `(submitted_at, batch)` says which of two batches owns a record."""
+
+    dataset: str
+    batch: str
+    digest: DigestField
+    source: Source
+    records: int = Field(ge=0)
+    submitted_at: InstantField
+    accepted_at: InstantField = Field(default_factory=utc_now)
+
+    @property
+    def log_prefix(self) -> str:
+        """See `LogEntry.log_prefix`."""
+        return layout.batch_log(self.dataset, self.batch)
+
+    @property
+    def order(self) -> tuple[datetime, str]:
+        """Sorts batches by submission."""
+        return self.submitted_at, self.batch
+
+
+class StoredRelease(LogEntry):
+    """A release as its log holds it."""
+
+    release: ReleaseDocument
+    digest: DigestField
+    registered_at: InstantField = Field(default_factory=utc_now)
+
+    @property
+    def log_prefix(self) -> str:
+        """See `LogEntry.log_prefix`."""
+        return layout.release_log(self.release.dataset, self.release.hook)
+
+
+def release_disagreement(entry: FeatureEntry, registered: Digest) -> str | None:
+    """Say how the entry's release differs from the one registered as its `release_seq`."""
+    if entry.release == registered:
+        return None
+    return f"its release is {entry.release}, and release {entry.release_seq} is {registered}"
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseEntry:
+    """A registered release; `seq` is its order among the hook's releases."""
+
+    seq: int
+    release: HookRelease
+    registered_at: datetime = field(default_factory=utc_now)
+    write_id: str = ""
+
+
+T = TypeVar("T")
+
+_batches: LruCache[RecordBatch] = LruCache(_CACHED_BATCHES)
+
+
+def forget_read_entries() -> None:
+    """Entries and batches are read anew, as by a process that begins. For measuring."""
+    reading.forget()
+    _batches.clear()
+
+
+# Features
+
+
+def read_log(store: BlobStore, dataset: str, hook: str, batch: str) -> list[FeatureEntry]:
+    """Everything that became of a batch under a hook, in order; empty if nothing was accepted."""
+    return read_entries(store, layout.feature_log(dataset, hook, batch), FeatureEntry)
+
+
+def last_current(entries: Iterable[FeatureEntry]) -> FeatureEntry | None:
+    """The entry whose artifact is the batch's current one."""
+    current = None
+    for entry in entries:
+        if entry.verdict is Verdict.CURRENT:
+            current = entry
+    return current
+
+
+def head(store: BlobStore, dataset: str, hook: str, batch: str) -> FeatureEntry | None:
+    """The batch's current entry; None if no artifact is. Reads from the log's end."""
+    infos = list(store.list_objects(layout.feature_log(dataset, hook, batch)))
+    found = _last_current_of(store, infos)
+    if isinstance(found, Damage):
+        raise found.error
+    return found
+
+
+def heads(
+    store: BlobStore, dataset: str, hook: str, batches: Collection[str] | None = None
+) -> dict[str, FeatureEntry]:
+    """The current entry of every batch that has one, by batch, in batch order.
+
+    Entries that this process has seen are not read again. One damaged log raises: use
+    `readable_heads` where batches are dealt with one by one.
+
+    Args:
+        store: The archive.
+        dataset: The hook's.
+        hook: Whose artifacts.
+        batches: Look at these alone, which costs what they are, not what is archived.
+    """
+    return readable_heads(store, dataset, hook, batches).whole()
+
+
+def readable_heads(
+    store: BlobStore,
+    dataset: str,
+    hook: str,
+    batches: Collection[str] | None = None,
+    known: KnownLogs | None = None,
+) -> Readable[FeatureEntry]:
+    """As `heads`, with what is wrong with each log whose current entry cannot be told.
+
+    Args:
+        store: The archive.
+        dataset: The hook's.
+        hook: Whose artifacts.
+        batches: Look at these alone, which costs what they are, not what is archived.
+        known: Compare the logs with what is known of them (`logs.known.known_logs`, read before
+            this call): a log whose end is lost is damaged then. Without it, its last entry that is
+            there is taken for its end.
+
+    Raises:
+        StoreUnavailableError: The store could not list objects.
+    """
+    every = layout.feature_logs(dataset, hook)
+    logs = list_logs(store, every, batches)
+    read = read_each(logs, lambda infos: _last_current_of(store, infos))
+    return _without_lost(store, read, known, every, logs, batches)
+
+
+def _without_lost(
+    store: BlobStore,
+    read: Readable[T],
+    known: KnownLogs | None,
+    every: str,
+    logs: Mapping[str, Sequence[ObjectInfo]],
+    names: Collection[str] | None,
+) -> Readable[T]:
+    """What was read, but for logs that are not what they are known to have been."""
+    if known is None:
+        return read
+    if names is not None:
+        # Logs that were not listed would look as if they were gone.
+        known = known.only({f"{every}{name}/" for name in names})
+    seen = sightings(info for infos in logs.values() for info in infos)
+    short = {
+        shortfall.log.removeprefix(every).rstrip("/"): shortfall.damage
+        for shortfall in compare(store, known, every, seen)
+    }
+    if names is not None:
+        short = {name: damage for name, damage in short.items() if name in names}
+    # What reading showed says more.
+    damage = {**short, **read.damage}
+    found = {name: value for name, value in read.found.items() if name not in damage}
+    return Readable(found, dict(sorted(damage.items())))
+
+
+def feature_logs(store: BlobStore, dataset: str, hook: str) -> dict[str, list[FeatureEntry]]:
+    """Every entry of every batch under a hook, by batch: one listing.
+
+    One damaged log raises: use `readable_feature_logs` where batches are dealt with one by one.
+    """
+    return readable_feature_logs(store, dataset, hook).whole()
+
+
+def readable_feature_logs(
+    store: BlobStore,
+    dataset: str,
+    hook: str,
+    batches: Collection[str] | None = None,
+    known: KnownLogs | None = None,
+) -> Readable[list[FeatureEntry]]:
+    """As `feature_logs`, with what is wrong with each log that cannot be read whole.
+
+    Args:
+        store: The archive.
+        dataset: The hook's.
+        hook: Whose logs.
+        batches: Look at these alone, which costs what they are, not what is archived.
+        known: As of `readable_heads`.
+
+    Raises:
+        StoreUnavailableError: The store could not list objects.
+    """
+    every = layout.feature_logs(dataset, hook)
+    logs = list_logs(store, every, batches)
+    read = entries_of(read_all(store, logs, FeatureEntry))
+    return _without_lost(store, read, known, every, logs, batches)
+
+
+def _last_current_of(store: BlobStore, infos: Sequence[ObjectInfo]) -> FeatureEntry | Damage | None:
+    following: StoredEntry[FeatureEntry] | None = None
+    for info in reversed(infos):
+        stored = try_read(store, info, FeatureEntry)
+        if isinstance(stored, Damage):
+            return stored
+        if following is not None:
+            if stored.entry.seq != following.entry.seq - 1:
+                break
+            if (problem := link(store, stored, following)) is not None:
+                return problem
+        if stored.entry.verdict is Verdict.CURRENT:
+            return stored.entry
+        following = stored
+    if following is not None and following.entry.seq != layout.FIRST_SEQ:
+        prefix, seq = following.entry.log_prefix, following.entry.seq
+        return gap(store, layout.entry(prefix, seq - 1), layout.entry(prefix, seq))
+    return None
+
+
+# Batches
+
+
+def batch_entries(store: BlobStore, dataset: str, batch: str) -> list[BatchEntry]:
+    """The batch's log: one entry, and one more for every redaction."""
+    return read_entries(store, layout.batch_log(dataset, batch), BatchEntry)
+
+
+def batch_entry(store: BlobStore, dataset: str, batch: str) -> BatchEntry:
+    """The batch's last entry.
+
+    Raises:
+        NotFoundError: No such batch was accepted.
+    """
+    entries = batch_entries(store, dataset, batch)
+    if not entries:
+        raise NotFoundError(
+            f"dataset {dataset!r} has no batch {batch!r}; submit it, or wait for the inbox"
+        )
+    return entries[-1]
+
+
+def batches(
+    store: BlobStore, dataset: str, names: Collection[str] | None = None
+) -> dict[str, BatchEntry]:
+    """The last entry of every batch of a dataset, by batch, in the order of keys.
+
+    One damaged entry raises: use `readable_batches` where batches are dealt with one by one.
+
+    Args:
+        store: The archive.
+        dataset: Whose batches.
+        names: Look at these alone, which costs what they are, not what is archived.
+    """
+    return readable_batches(store, dataset, names).whole()
+
+
+def readable_batches(
+    store: BlobStore,
+    dataset: str,
+    names: Collection[str] | None = None,
+    known: KnownLogs | None = None,
+) -> Readable[BatchEntry]:
+    """As `batches`, with what is wrong with each batch whose last entry cannot be read.
+
+    Args:
+        store: The archive.
+        dataset: Whose batches.
+        names: Look at these alone, which costs what they are, not what is archived.
+        known: As of `readable_heads`.
+
+    Raises:
+        StoreUnavailableError: The store could not list objects.
+    """
+    every = layout.batch_logs(dataset)
+    logs = list_logs(store, every, names)
+
+    def last(infos: Sequence[ObjectInfo]) -> BatchEntry | Damage:
+        stored = try_read(store, infos[-1], BatchEntry)
+        return stored if isinstance(stored, Damage) else stored.entry
+
+    return _without_lost(store, read_each(logs, last), known, every, logs, names)
+
+
+def batch_logs(store: BlobStore, dataset: str) -> dict[str, list[BatchEntry]]:
+    """Every entry of every batch of a dataset, by batch: one listing.
+
+    One damaged log raises: use `readable_batch_logs` where batches are dealt with one by one.
+    """
+    return readable_batch_logs(store, dataset).whole()
+
+
+def readable_batch_logs(
+    store: BlobStore, dataset: str, known: KnownLogs | None = None
+) -> Readable[list[BatchEntry]]:
+    """As `batch_logs`, with what is wrong with each log that cannot be read whole.
+
+    Args:
+        store: The archive.
+        dataset: Whose batches.
+        known: As of `readable_heads`.
+
+    Raises:
+        StoreUnavailableError: The store could not list objects.
+    """
+    every = layout.batch_logs(dataset)
+    logs = by_log(every, store.list_objects(every))
+    read = entries_of(read_all(store, logs, BatchEntry))
+    return _without_lost(store, read, known, every, logs, None)
+
+
+def read_batch(store: BlobStore, dataset: str, batch: str) -> RecordBatch:
+    """The batch as it stands.
+
+    Raises:
+        NotFoundError: No such batch was accepted, or its blob is gone.
+        CorruptDataError: Its blob holds other bytes.
+    """
+    return batch_of(store, batch_entry(store, dataset, batch))
+
+
+def batch_of(store: BlobStore, entry: BatchEntry) -> RecordBatch:
+    """Return the batch that the log entry names.
+
+    Every reader that comes from the log reads batches by this function, so that an entry and a
+    batch that do not belong together are damage and never data.
+
+    Raises:
+        NotFoundError: The blob is gone.
+        CorruptDataError: It holds other bytes, or is not the batch of this entry.
+    """
+    batch = read_batch_blob(store, entry.digest)
+    if problem := batch_disagreement(entry, batch):
+        key = layout.entry(entry.log_prefix, entry.seq)
+        raise CorruptDataError(f"log entry {key} in {store.identity}: {problem}")
+    return batch
+
+
+def batch_disagreement(entry: BatchEntry, batch: RecordBatch) -> str | None:
+    """Say in what the entry and the batch that it names differ; None if they belong together."""
+    compared = {
+        "dataset": (entry.dataset, batch.dataset),
+        "batch": (entry.batch, batch.key),
+        "source": (entry.source, batch.document.source),
+        "number of records": (entry.records, len(batch.records)),
+    }
+    for what, (ours, theirs) in compared.items():
+        if ours != theirs:
+            return f"its {what} is {ours}, that of its batch document {entry.digest} is {theirs}"
+    return None
+
+
+def read_batch_blob(store: BlobStore, digest: Digest) -> RecordBatch:
+    """The batch with this digest, whether or not it was accepted."""
+    cache_key = (store.identity, digest)
+    batch = _batches.get(cache_key)
+    if batch is None:
+        batch = RecordBatch.decode(blobs.read_blob(store, digest))
+        _batches.put(cache_key, batch)
+    return batch
+
+
+def datasets(store: BlobStore) -> list[str]:
+    """Every dataset that has a batch or a release, sorted."""
+    found = store.list_folders(layout.BATCH_LOGS) + store.list_folders(layout.RELEASE_LOGS)
+    return sorted(set(found))
+
+
+def hooks(store: BlobStore, dataset: str) -> list[str]:
+    """Every hook with a release in the dataset, sorted."""
+    return store.list_folders(f"{layout.RELEASE_LOGS}{dataset}/")
+
+
+# Releases
+
+
+def releases(store: BlobStore, dataset: str, hook: str) -> list[ReleaseEntry]:
+    """The hook's releases in the order of registration."""
+    entries = read_entries(store, layout.release_log(dataset, hook), StoredRelease)
+    return [release_entry(entry) for entry in entries]
+
+
+def release(store: BlobStore, dataset: str, hook: str, digest: Digest) -> ReleaseEntry:
+    """The last registration of the release with this digest.
+
+    Raises:
+        NotFoundError: It was never registered.
+    """
+    for entry in reversed(releases(store, dataset, hook)):
+        if entry.release.digest == digest:
+            return entry
+    raise NotFoundError(f"hook {hook!r} of dataset {dataset!r} has no release {digest}")
+
+
+def register_release(
+    store: BlobStore, release: HookRelease, code: Mapping[str, Path]
+) -> ReleaseEntry:
+    """The release is the last in its hook's log, and its code files are stored.
+
+    Registering the last release again appends nothing; going back to an earlier one does.
+
+    Args:
+        store: Where to.
+        release: What to register.
+        code: Where each of the release's code files is, by name.
+
+    Raises:
+        InvalidInputError: A code file is not given.
+        CorruptDataError: A code file is not what the release says.
+    """
+    document = release.document
+    for file in document.code:
+        if file.name not in code:
+            raise InvalidInputError(
+                f"release {document.version!r} of hook {document.hook!r}: no path was given for"
+                f" code file {file.name!r}"
+            )
+    prefix = layout.release_log(document.dataset, document.hook)
+    known = read_entries(store, prefix, StoredRelease)
+    if known and known[-1].digest == release.digest:
+        return release_entry(known[-1])
+    guard = Guard(store)
+
+    def put_code() -> list[BlobRef]:
+        return map_threads(
+            lambda file: blobs.put_file(store, code[file.name], expected=file.blob), document.code
+        )
+
+    refs = put_code()
+
+    def decide(entries: list[StoredRelease]) -> StoredRelease:
+        if entries and entries[-1].digest == release.digest:
+            return entries[-1]
+        return StoredRelease(seq=next_seq(entries), release=document, digest=release.digest)
+
+    entry, _ = append(store, prefix, StoredRelease, decide, known)
+    if guard.find_lost(refs):
+        put_code()
+    return release_entry(entry)
+
+
+def release_entry(stored: StoredRelease) -> ReleaseEntry:
+    """The entry as a value.
+
+    Raises:
+        CorruptDataError: Its document is not what its digest says.
+    """
+    release = HookRelease.of(stored.release)
+    if release.digest != stored.digest:
+        raise CorruptDataError(
+            f"release entry {stored.seq} of hook {stored.release.hook!r} says {stored.digest}, its"
+            f" document is {release.digest}"
+        )
+    return ReleaseEntry(stored.seq, release, stored.registered_at, stored.write_id)

@@ -1,0 +1,134 @@
+"""Withdrawn records: a log per dataset that acceptance, loading, switching and recovery obey.
+
+What belongs here: saying that a record is withdrawn, or no longer. Not here: removing what the
+archive holds of it (`erase`).
+"""
+
+from collections.abc import Collection
+from datetime import datetime
+from enum import StrEnum
+
+from pydantic import Field
+
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.format.documents import InstantField, utc_now
+from feature_pipeline.archive.logs.log import LogEntry, append, next_seq, read_entries
+from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.records import check_record_id
+
+
+class TombstoneAction(StrEnum):
+    """What an entry says of its records."""
+
+    WITHDRAW = "withdraw"
+    LIFT = "lift"
+
+
+class TombstoneEntry(LogEntry):
+    """Records withdrawn, or allowed again."""
+
+    dataset: str
+    action: TombstoneAction
+    record_ids: tuple[str, ...] = Field(min_length=1)
+    reason: str
+    made_at: InstantField = Field(default_factory=utc_now)
+
+    @property
+    def log_prefix(self) -> str:
+        """See `LogEntry.log_prefix`."""
+        return layout.tombstone_log(self.dataset)
+
+    def apply(self, ids: set[str]) -> None:
+        """`ids` are those withdrawn after this entry, if they were those before it."""
+        if self.action is TombstoneAction.WITHDRAW:
+            ids.update(self.record_ids)
+        else:
+            ids.difference_update(self.record_ids)
+
+
+def tombstones(store: BlobStore, dataset: str) -> list[TombstoneEntry]:
+    """Every withdrawal and lift of the dataset, in order."""
+    return read_entries(store, layout.tombstone_log(dataset), TombstoneEntry)
+
+
+def withdrawn(store: BlobStore, dataset: str) -> set[str]:
+    """The ids of the records that are withdrawn now."""
+    return withdrawn_by(tombstones(store, dataset))
+
+
+def withdrawn_by(entries: Collection[TombstoneEntry]) -> set[str]:
+    """The ids of the records that are withdrawn after these entries."""
+    ids: set[str] = set()
+    for entry in entries:
+        entry.apply(ids)
+    return ids
+
+
+def barred_since(entries: Collection[TombstoneEntry], instant: datetime) -> set[str]:
+    """The ids of the records that what was submitted at `instant` may not have.
+
+    Those that are withdrawn, and those that were allowed again only after it.
+    """
+    ids: set[str] = set()
+    for entry in entries:
+        if entry.action is TombstoneAction.LIFT and entry.made_at <= instant:
+            ids.difference_update(entry.record_ids)
+        else:
+            ids.update(entry.record_ids)
+    return ids
+
+
+def withdraw(
+    store: BlobStore, dataset: str, record_ids: Collection[str], reason: str
+) -> TombstoneEntry:
+    """The records are withdrawn: nothing about them is accepted or loaded from now on."""
+    return _append(store, dataset, record_ids, reason, TombstoneAction.WITHDRAW)
+
+
+def lift(
+    store: BlobStore, dataset: str, record_ids: Collection[str], reason: str
+) -> TombstoneEntry:
+    """Allow the records again; what was erased does not come back.
+
+    Only once an erasure that was begun has ended: `erase.lift` sees to that.
+    """
+    return _append(store, dataset, record_ids, reason, TombstoneAction.LIFT)
+
+
+def check_withdrawn(
+    dataset: str, record_ids: Collection[str], withdrawn_ids: Collection[str]
+) -> None:
+    """Return if these records are withdrawn, so that they can be allowed again.
+
+    Raises:
+        InvalidInputError: One is not.
+    """
+    if absent := set(record_ids) - set(withdrawn_ids):
+        raise InvalidInputError(
+            f"dataset {dataset!r}: record {min(absent)!r} is not withdrawn: nothing to lift"
+        )
+
+
+def _append(
+    store: BlobStore,
+    dataset: str,
+    record_ids: Collection[str],
+    reason: str,
+    action: TombstoneAction,
+) -> TombstoneEntry:
+    ids = tuple(sorted({check_record_id(record_id) for record_id in record_ids}))
+    if not ids:
+        raise InvalidInputError(f"dataset {dataset!r}: no record ids to {action.value}")
+
+    def decide(entries: list[TombstoneEntry]) -> TombstoneEntry:
+        already = withdrawn_by(entries)
+        if entries and entries[-1].action is action and entries[-1].record_ids == ids:
+            return entries[-1]
+        if action is TombstoneAction.LIFT:
+            check_withdrawn(dataset, ids, already)
+        return TombstoneEntry(
+            seq=next_seq(entries), dataset=dataset, action=action, record_ids=ids, reason=reason
+        )
+
+    return append(store, layout.tombstone_log(dataset), TombstoneEntry, decide)[0]

@@ -1,0 +1,311 @@
+"""Blobs that nothing names are deleted, once two marks a grace period apart found them orphaned.
+
+What belongs here: marks, and which blobs are due by them. Not here: what names a blob
+(`reachable`), whether anything may be deleted and how (`maintenance.deletion`), data of withdrawn
+records (`erase`).
+
+Publishers that look for deletions beside them (`guard`) need no grace. It is for everything else:
+programs that write blobs by hand and name them later, and mistakes that are noticed within a week.
+For their sake a publisher that finds a blob older than half the grace writes it again, and a blob
+that was written since the first mark is spared.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import ClassVar, Final, Self
+from uuid import uuid4
+
+from pydantic import Field
+
+from feature_pipeline.archive import blobs
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.format.documents import Document, InstantField, Part
+from feature_pipeline.archive.inspection.census import take_census
+from feature_pipeline.archive.maintenance.deletion import EMPTY, Look, delete, look
+from feature_pipeline.archive.store.base import BlobStore, ObjectInfo, create_or_read
+from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.parallel import WORKERS, map_threads
+
+_MASS: Final = 0.1
+"""More of the blobs than this, newly orphaned, are no publisher that died: something is wrong."""
+_FEW: Final = 12
+"""So many in all shards together are no mass, however small the archive."""
+_SHARDS: Final = frozenset(f"{number:02x}" for number in range(256))
+
+
+@dataclass(frozen=True, slots=True)
+class GcScope:
+    """The blobs that a collection may delete, said explicitly: all, or some of 256 shards."""
+
+    shards: frozenset[str]
+    """The first two hex digits of the blobs' names."""
+
+    def __post_init__(self) -> None:
+        if not self.shards:
+            raise InvalidInputError(
+                "say what may be collected: everything, or shards by the first two hex digits of"
+                " the blobs' names"
+            )
+        if unknown := sorted(self.shards - _SHARDS):
+            raise InvalidInputError(f"shard {unknown[0]!r}: two lower-case hex digits are needed")
+
+    @classmethod
+    def everything(cls) -> Self:
+        """All blobs."""
+        return cls(_SHARDS)
+
+    @property
+    def prefixes(self) -> list[str]:
+        """What to list."""
+        if self.shards == _SHARDS:
+            return [layout.BLOBS]
+        return [f"{layout.BLOBS}{shard}/" for shard in sorted(self.shards)]
+
+
+class Orphan(Part):
+    """A blob that nothing named, as it was."""
+
+    size: int
+    modified_at: InstantField
+    etag: str
+
+
+class Mark(Document):
+    """What one collection found orphaned."""
+
+    what: ClassVar[str] = "mark of a collection"
+
+    started_at: InstantField
+    """Before the first root was read."""
+    finished_at: InstantField
+    """After the last blob was listed."""
+    shards: tuple[str, ...]
+    orphans: Mapping[str, Orphan] = Field(description="By digest.")
+    waiting: tuple[str, ...] = ()
+    """The keys of what waited in inbox and quarantine."""
+
+
+@dataclass(frozen=True, slots=True)
+class GcReport:
+    """What a collection found, and what it deleted or would delete."""
+
+    is_dry_run: bool
+    stored: int
+    """Blobs within the scope."""
+    stored_bytes: int
+    orphaned: int
+    """Those that nothing names now."""
+    orphaned_bytes: int
+    due: tuple[Digest, ...]
+    """Those that an earlier mark, a grace period ago, found orphaned and unchanged."""
+    due_bytes: int
+    deleted: tuple[Digest, ...]
+    deleted_bytes: int
+    spared: tuple[Digest, ...]
+    """Due, and written again since this collection began."""
+    first_mark_at: datetime | None
+    """When the mark was made by which blobs are due; None if none is old enough."""
+    obstacles: tuple[str, ...] = ()
+    """Why nothing more was deleted, and nothing marked if that was known before. One sentence
+    each; empty if all went well."""
+
+    def to_json(self) -> dict[str, object]:
+        """The report for programs."""
+        return {
+            "is_dry_run": self.is_dry_run,
+            "stored": self.stored,
+            "stored_bytes": self.stored_bytes,
+            "orphaned": self.orphaned,
+            "orphaned_bytes": self.orphaned_bytes,
+            "due": [str(digest) for digest in self.due],
+            "due_bytes": self.due_bytes,
+            "deleted": [str(digest) for digest in self.deleted],
+            "deleted_bytes": self.deleted_bytes,
+            "spared": [str(digest) for digest in self.spared],
+            "first_mark_at": None if self.first_mark_at is None else self.first_mark_at.isoformat(),
+            "obstacles": list(self.obstacles),
+        }
+
+
+def collect_garbage(
+    store: BlobStore,
+    scope: GcScope,
+    *,
+    is_dry_run: bool = True,
+    lost: Collection[Digest] = (),
+    new_orphans: int = 0,
+    workers: int = WORKERS,
+    progress: Callable[[int, int], None] | None = None,
+) -> GcReport:
+    """Mark what is orphaned now; delete what a mark at least `blobs.GRACE` old found orphaned too.
+
+    A dry run writes and deletes nothing. Without one, what is due is deleted and the mark is kept
+    for later collections. Stopped at any moment, it can be run again. If anything stands in the
+    way (`deletion.obstacles`, or a mass of new orphans), nothing is marked or deleted, and the
+    report names it.
+
+    Args:
+        store: The archive.
+        scope: What may be deleted.
+        is_dry_run: Only say what would be done.
+        lost: Manifests and batches that are given up: what only they name may be deleted.
+        new_orphans: So many blobs may have become orphaned since the last mark, even if that is a
+            mass of them.
+        workers: Requests at once.
+        progress: Called with (blobs settled, blobs due).
+
+    Raises:
+        ConflictError: Another deletion is under way; what this one deleted was right.
+        StoreUnavailableError, OutcomeUnknownError: Some of what was due may be deleted.
+    """
+    marks = read_marks(store)
+    mark, stored, found = make_mark(store, scope, lost, workers)
+    covering = [m for m in marks.values() if set(m.shards) >= scope.shards]
+    obstacles = (
+        *found.obstacles,
+        *_unlisted(store, marks.values(), found),
+        *_mass(mark, stored, covering, new_orphans),
+    )
+    first = _first_mark(covering, mark)
+    due = [] if first is None or obstacles else _due(first, mark)
+    report = partial(
+        GcReport,
+        is_dry_run=is_dry_run,
+        stored=len(stored),
+        stored_bytes=sum(info.size for info in stored),
+        orphaned=len(mark.orphans),
+        orphaned_bytes=sum(orphan.size for orphan in mark.orphans.values()),
+        due=tuple(due),
+        due_bytes=_bytes_of(mark, due),
+        first_mark_at=None if first is None else first.started_at,
+    )
+    if is_dry_run or obstacles:
+        return report(deleted=(), deleted_bytes=0, spared=(), obstacles=obstacles)
+    # The mark before the deletions: a collection that dies halfway has marked all the same.
+    name = f"{mark.started_at:%Y%m%dT%H%M%S.%f}Z-{uuid4().hex[:8]}"
+    create_or_read(store, layout.gc_mark(name), mark.encode())
+    # How far logs went that named what this mark has not: the next collection misses what is lost.
+    take_census(store, workers)
+    infos = {layout.parse_blob(info.key): info for info in stored}
+    done = delete(
+        store,
+        [infos[digest] for digest in due],
+        found,
+        given_up=lost,
+        workers=workers,
+        progress=progress,
+    )
+    _remove_old_marks(store, scope)
+    return report(
+        deleted=done.deleted,
+        deleted_bytes=_bytes_of(mark, done.deleted),
+        spared=done.spared,
+        obstacles=done.obstacles,
+    )
+
+
+def _bytes_of(mark: Mark, digests: Collection[Digest]) -> int:
+    return sum(mark.orphans[str(digest)].size for digest in digests)
+
+
+def make_mark(
+    store: BlobStore,
+    scope: GcScope,
+    lost: Collection[Digest] = (),
+    workers: int = WORKERS,
+) -> tuple[Mark, list[ObjectInfo], Look]:
+    """Return what is orphaned within the scope, all that is stored within it, and the look.
+
+    Nothing is written. If the look has obstacles, the mark means nothing.
+    """
+    started_at = store.now()
+    found = look(store, given_up=lost, workers=workers)
+    stored = [info for prefix in scope.prefixes for info in store.list_objects(prefix)]
+    orphans = {
+        str(digest): Orphan(size=info.size, modified_at=info.modified_at, etag=info.etag)
+        for info in stored
+        if (digest := layout.parse_blob(info.key)) not in found.needed and digest != EMPTY
+    }
+    mark = Mark(
+        started_at=started_at,
+        finished_at=store.now(),
+        shards=tuple(sorted(scope.shards)),
+        orphans=orphans,
+        waiting=tuple(sorted(found.waiting)),
+    )
+    return mark, stored, found
+
+
+def _unlisted(store: BlobStore, marks: Iterable[Mark], found: Look) -> list[str]:
+    """What waits and was not listed, though the newest mark knows of it."""
+    newest = max(marks, key=lambda mark: mark.started_at, default=None)
+    gone = [] if newest is None else sorted(set(newest.waiting) - found.waiting)
+    stored = map_threads(store.stat, gone)
+    return [
+        f"{key} is stored and was not listed: the store lists less than it holds, so what is named"
+        " is not known"
+        for key, info in zip(gone, stored, strict=True)
+        if info is not None
+    ]
+
+
+def _mass(
+    mark: Mark, stored: Collection[ObjectInfo], covering: Collection[Mark], allowed: int
+) -> list[str]:
+    """A mass of blobs that something named when the last mark was made."""
+    last = max(covering, key=lambda mark: mark.started_at, default=None)
+    known = set() if last is None else last.orphans.keys()
+    new = len(mark.orphans.keys() - known)
+    few = max(_MASS * len(stored), _FEW * len(mark.shards) / len(_SHARDS))
+    if new <= max(few, allowed):
+        return []
+    since = "no earlier mark knows" if last is None else f"nothing needs since {last.started_at:%F}"
+    return [
+        f"{new} of {len(stored)} blobs are new orphans, which {since}: if entries of logs are"
+        " missing, `feature-pipeline verify` says so; if a large submission was given up, or many"
+        f" records were erased, `--new-orphans {new}` goes on"
+    ]
+
+
+def read_marks(store: BlobStore) -> dict[str, Mark]:
+    """Return every mark that is kept, by key, oldest first."""
+    infos = list(store.list_objects(layout.GC_MARKS))
+    found = map_threads(lambda info: _read_mark(store, info.key), infos)
+    return {info.key: mark for info, mark in zip(infos, found, strict=True) if mark is not None}
+
+
+def _read_mark(store: BlobStore, key: str) -> Mark | None:
+    """The mark; None if another collection removed it since it was listed."""
+    try:
+        return Mark.decode(store.get(key).data, key, broken=CorruptDataError)
+    except NotFoundError:
+        return None
+
+
+def _first_mark(marks: Iterable[Mark], second: Mark) -> Mark | None:
+    """The last mark that ended a grace period before the second one began."""
+    old = [mark for mark in marks if second.started_at - mark.finished_at >= blobs.GRACE]
+    return max(old, key=lambda mark: mark.started_at, default=None)
+
+
+def _due(first: Mark, second: Mark) -> list[Digest]:
+    return [
+        Digest.parse(name)
+        for name, orphan in sorted(second.orphans.items())
+        if first.orphans.get(name) == orphan
+    ]
+
+
+def _remove_old_marks(store: BlobStore, scope: GcScope) -> None:
+    """Marks of this scope go that a later one, old enough by now, stands in for."""
+    now = store.now()
+    ripe = [
+        key
+        for key, mark in read_marks(store).items()
+        if now - mark.finished_at >= blobs.GRACE and set(mark.shards) == scope.shards
+    ]
+    for key in ripe[:-1]:
+        store.delete(key)

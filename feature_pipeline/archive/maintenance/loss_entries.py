@@ -1,0 +1,188 @@
+"""Giving up the end of a log: saying so for good, and letting the log go on.
+
+What belongs here: what would be given up, and the entry that gives it up. Not here: whether it
+could be brought back (`maintenance.repair`), who decides.
+
+The order is what makes it safe to die at: first the entry, then what lies behind the new end is
+removed. Between the two the log has a gap, which readers refuse; doing it again removes the rest.
+"""
+
+from collections.abc import Sequence
+
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.inspection.kinds import kind_of
+from feature_pipeline.archive.logs.entries import LogEntry, StoredEntry, decode_entry, link_problem
+from feature_pipeline.archive.logs.known import KnownLogs, known_logs
+from feature_pipeline.archive.logs.losses import Loss, LossEntry, RemovedEntry, losses
+from feature_pipeline.archive.logs.reading import append, next_seq
+from feature_pipeline.archive.store.base import BlobStore, ObjectInfo
+from feature_pipeline.errors import (
+    ConflictError,
+    CorruptDataError,
+    InvalidInputError,
+    NotFoundError,
+)
+
+
+def plan_loss(
+    store: BlobStore, log: str, known: KnownLogs | None = None, known_entries: int = 0
+) -> Loss | None:
+    """Return what accepting the loss of the log's end would give up; None if nothing is lost.
+
+    The log keeps its entries up to the first that is missing, damaged or not in its place. What
+    lies behind is given up: what is known to have been there, and what is there and can no longer
+    follow. Publish again what can be read of it (`Loss.removed`) before or after: nothing else
+    keeps what it names.
+
+    Args:
+        store: The archive.
+        log: The log's prefix.
+        known: What is known of all logs; read anew if None.
+        known_entries: How many entries another witness (a table, Dagster) knows.
+
+    Raises:
+        StoreUnavailableError: An entry cannot be read now: that it is lost is not known.
+        NewerVersionError: An entry is of a version that only later code knows.
+    """
+    known = known_logs(store) if known is None else known
+    model, _ = kind_of(log)
+    line = known.below(log).get(log)
+    kept: list[StoredEntry[LogEntry]] = []
+    infos = [info for info in store.list_objects(log) if _is_entry(info.key, log)]
+    for info in infos:
+        entry = _read_next(store, model, info, kept)
+        if entry is None:
+            break
+        kept.append(entry)
+    removed = tuple(
+        RemovedEntry(seq=seq, text=text)
+        for seq, text in (_text(store, info) for info in infos[len(kept) :])
+    )
+    most = max(len(infos), known_entries, 0 if line is None else line.entries)
+    is_replaced = (
+        line is not None
+        and line.digest is not None
+        and line.entries <= len(kept)
+        and kept[line.entries - 1].digest != line.digest
+    )
+    if most <= len(kept) and not removed and not is_replaced:
+        return None
+    return Loss(
+        log=log,
+        entries=len(kept),
+        last=kept[-1].digest if kept else None,
+        known_entries=most,
+        known_last=None if line is None else line.digest,
+        removed=removed,
+    )
+
+
+def _is_entry(key: str, log: str) -> bool:
+    """Whether the key is an entry's of this log; other objects there are not part of a log."""
+    try:
+        return layout.parse_entry(key).log == log
+    except InvalidInputError:
+        return False
+
+
+def _read_next(
+    store: BlobStore,
+    model: type[LogEntry],
+    info: ObjectInfo,
+    kept: Sequence[StoredEntry[LogEntry]],
+) -> StoredEntry[LogEntry] | None:
+    """The entry, if it is the next one of those kept."""
+    try:
+        entry = decode_entry(model, info.key, store.get(info.key).data, store.identity)
+    except (CorruptDataError, NotFoundError):
+        return None
+    if entry.entry.seq != len(kept) + layout.FIRST_SEQ:
+        return None
+    return None if kept and link_problem(kept[-1], entry) else entry
+
+
+def _text(store: BlobStore, info: ObjectInfo) -> tuple[int, str]:
+    try:
+        text = store.get(info.key).data.decode(errors="backslashreplace")
+    except (CorruptDataError, NotFoundError):
+        text = ""  # the store itself says that its bytes are not those that were written
+    return layout.parse_entry(info.key).seq, text
+
+
+def accept_losses(
+    store: BlobStore, dataset: str, planned: Sequence[Loss], *, by: str, reason: str
+) -> LossEntry:
+    """Give up the ends of these logs of a dataset for good. Idempotent.
+
+    From then on each of the logs is as long as its `Loss` says, and goes on from there.
+
+    Args:
+        store: The archive.
+        dataset: Whose logs.
+        planned: What `plan_loss` returned and a person has agreed to.
+        by: Who gives it up.
+        reason: Why.
+
+    Raises:
+        ConflictError: A log is no longer as it was when that was planned; nothing was given up.
+        InvalidInputError: Nothing is planned, a log is not one of the dataset, or `by` or `reason`
+            is empty.
+        StoreUnavailableError, OutcomeUnknownError: The store did not answer; call it again.
+    """
+    if not planned:
+        raise InvalidInputError(f"dataset {dataset!r}: no loss to accept")
+    if not by or not reason:
+        raise InvalidInputError("accepting a loss needs who accepts it, and why")
+    for loss in planned:
+        if layout.dataset_of(loss.log) != dataset:
+            raise InvalidInputError(f"log {loss.log} is not one of dataset {dataset!r}")
+    known = known_logs(store)
+
+    def decide(entries: list[LossEntry]) -> LossEntry:
+        if entries and entries[-1].losses == tuple(planned):
+            return entries[-1]
+        for loss in planned:
+            now = plan_loss(store, loss.log, known, loss.known_entries)
+            if now != loss:
+                raise ConflictError(
+                    f"log {loss.log} is no longer what it was when its loss was planned: plan it"
+                    " again"
+                )
+        return LossEntry(
+            seq=next_seq(entries), dataset=dataset, losses=tuple(planned), by=by, reason=reason
+        )
+
+    entry, _ = append(store, layout.loss_log(dataset), LossEntry, decide)
+    _remove_behind(store, planned)
+    return entry
+
+
+def remove_given_up(store: BlobStore, dataset: str) -> None:
+    """Remove what the last accepted loss of each log put behind its end. Idempotent.
+
+    A call of `accept_losses` that was interrupted leaves it. An object that holds other bytes than
+    the loss kept was written since, and stays.
+
+    Raises:
+        StoreUnavailableError, OutcomeUnknownError: The store did not answer; call it again.
+    """
+    last = {loss.log: loss for entry in losses(store, dataset) for loss in entry.losses}
+    _remove_behind(store, list(last.values()))
+
+
+def _remove_behind(store: BlobStore, given_up: Sequence[Loss]) -> None:
+    for loss in given_up:
+        for removed in loss.removed:
+            _remove(store, layout.entry(loss.log, removed.seq), removed.text)
+
+
+def _remove(store: BlobStore, key: str, text: str) -> None:
+    """Remove an object behind the new end, unless the log has gone on there since."""
+    try:
+        data = store.get(key).data
+    except NotFoundError:
+        return
+    except CorruptDataError:
+        data = b""
+    if data.decode(errors="backslashreplace") == text:
+        store.delete(key)

@@ -1,0 +1,235 @@
+"""The archive for people who read it: features, outcomes and raw bytes, without Dagster.
+
+What belongs here: finding what is meant by names, batches and times. Not here: reading it
+(`features`), conversions (`frames`), what is current (`log`).
+
+Nothing is written, so credentials that may only read and list are enough.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Self
+from urllib.parse import urlsplit
+
+from feature_pipeline import settings
+from feature_pipeline.archive import blobs
+from feature_pipeline.archive.logs import log
+from feature_pipeline.archive.logs.damage import Readable
+from feature_pipeline.archive.logs.known import known_logs
+from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry
+from feature_pipeline.archive.query import history
+from feature_pipeline.archive.query.features import Features, Outcomes, Selection
+from feature_pipeline.archive.query.history import AsOf as AsOf
+from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.archive.store.s3 import S3Store
+from feature_pipeline.archive.store.s3_client import client_of
+from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
+from feature_pipeline.model.digest import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivedHook:
+    """A hook that the archive knows."""
+
+    dataset: str
+    name: str
+    versions: tuple[str, ...]
+    """Versions of its releases, in the order of registration."""
+
+
+class Archive:
+    """An archive in S3, read only.
+
+    Args:
+        store: Any store; `Archive.open` makes one of an address.
+    """
+
+    def __init__(self, store: BlobStore) -> None:
+        self.store = store
+
+    @classmethod
+    def open(
+        cls, url: str | None = None, *, environment: Mapping[str, str | None] | None = None
+    ) -> Self:
+        """The archive at `url`, or the one that the environment names.
+
+        Args:
+            url: `s3://bucket/prefix`. Without it, the bucket and prefix are those of the
+                `FEATURE_PIPELINE_S3_*` variables, which give endpoint and region in any case.
+            environment: Variables to read instead of the process's own, AWS credentials included:
+                `dotenv_values(".env")`.
+
+        Raises:
+            InvalidInputError: `url` is no such address, or no bucket is named.
+            NotFoundError: There is no such bucket.
+            StoreUnavailableError: The store refused, or could not be reached.
+        """
+        given = None if environment is None else {k: v for k, v in environment.items() if v}
+        where = settings.S3Settings.from_environment(given) if url is None else _address(url, given)
+        store = S3Store(client_of(where), where.bucket, where.prefix)
+        store.check_bucket()
+        return cls(store)
+
+    def __repr__(self) -> str:
+        return f"Archive({self.store.identity!r})"
+
+    def datasets(self) -> list[str]:
+        """Every dataset, sorted."""
+        return log.datasets(self.store)
+
+    def hooks(self, dataset: str | None = None) -> list[ArchivedHook]:
+        """Every hook of the dataset, or of all, whether or not it ever had a table."""
+        names = [
+            (each, hook)
+            for each in (self.datasets() if dataset is None else [dataset])
+            for hook in log.hooks(self.store, each)
+        ]
+        return [
+            ArchivedHook(
+                each,
+                hook,
+                tuple(e.release.document.version for e in log.releases(self.store, each, hook)),
+            )
+            for each, hook in names
+        ]
+
+    def batches(self, dataset: str | None = None) -> list[BatchEntry]:
+        """Every batch of the dataset, or of all, in the order of submission."""
+        entries = [
+            entry
+            for each in (self.datasets() if dataset is None else [dataset])
+            for entry in log.batches(self.store, each).values()
+        ]
+        return sorted(entries, key=lambda entry: entry.order)
+
+    def features(
+        self,
+        name: str,
+        *,
+        dataset: str | None = None,
+        batches: Collection[str] | None = None,
+        as_of: AsOf | None = None,
+        every_batch: bool = False,
+        skip_damaged: bool = False,
+    ) -> Features:
+        """What a hook said: the rows of its current artifacts.
+
+        Args:
+            name: The hook's.
+            dataset: Needed only if hooks of two datasets have this name.
+            batches: Read these only; all that have an artifact when absent.
+            as_of: Read what was current then: at a time, or at a seq of each batch's log.
+            every_batch: A record that is in several batches belongs to the one submitted last, as
+                in tables. True gives its rows in each of them, and needs no memory of the records
+                seen (about 100 bytes each).
+            skip_damaged: Leave out batches of which something is damaged or lost, and their records
+                in earlier batches. `damage` of the result names them. Otherwise the first raises.
+
+        Raises:
+            NotFoundError: No such hook, or a batch named has no artifact that was current then.
+            InvalidInputError: Hooks of several datasets have this name.
+            CorruptDataError: A log is damaged.
+        """
+        if isinstance(batches, str):
+            raise InvalidInputError(f"batches is the text {batches!r}: give a list of keys")
+        chosen = self._dataset_of(name, dataset)
+        readable = self._heads(chosen, name, as_of, batches)
+        heads = readable.found
+        if absent := sorted(set(batches or ()) - heads.keys() - readable.damage.keys()):
+            raise NotFoundError(
+                f"hook {name!r} of dataset {chosen!r} has no current artifact for batch"
+                f" {absent[0]!r}"
+                + (f" and {len(absent) - 1} others" if len(absent) > 1 else "")
+                + ("" if as_of is None else f" as of {as_of}")
+            )
+        submitted = log.readable_batches(self.store, chosen, batches, known_logs(self.store))
+        damage = {b: one.error for b, one in readable.damage.items()}
+        for batch in heads.keys() - submitted.found.keys():
+            known = submitted.damage.get(batch)
+            damage[batch] = known.error if known else CorruptDataError(_no_entry(chosen, batch))
+        if damage and not skip_damaged:
+            raise damage[min(damage)]
+        entries = sorted(submitted.found.values(), key=lambda entry: entry.order, reverse=True)
+        mine = heads.keys() | damage.keys()
+        order = [
+            *sorted(mine - submitted.found.keys()),
+            *(entry.batch for entry in entries if entry.batch in mine),
+        ]
+        return Features(
+            Selection(
+                self.store,
+                chosen,
+                name,
+                heads,
+                every_batch,
+                order,
+                {batch: entry.digest for batch, entry in submitted.found.items()},
+                skips_damaged=skip_damaged,
+                damage={batch: str(error) for batch, error in sorted(damage.items())},
+            )
+        )
+
+    def outcomes(
+        self,
+        name: str,
+        *,
+        dataset: str | None = None,
+        batches: Collection[str] | None = None,
+        as_of: AsOf | None = None,
+        every_batch: bool = False,
+        skip_damaged: bool = False,
+    ) -> Outcomes:
+        """What became of every record under a hook; arguments and errors as of `features`."""
+        return self.features(
+            name,
+            dataset=dataset,
+            batches=batches,
+            as_of=as_of,
+            every_batch=every_batch,
+            skip_damaged=skip_damaged,
+        ).outcomes()
+
+    def blob(self, digest: Digest | str) -> bytes:
+        """The bytes with this digest, checked.
+
+        Raises:
+            NotFoundError: There is no such blob.
+            CorruptDataError: Other bytes are stored under its name.
+        """
+        wanted = Digest.parse(digest) if isinstance(digest, str) else digest
+        return blobs.read_blob(self.store, wanted)
+
+    def _dataset_of(self, hook: str, dataset: str | None) -> str:
+        searched = self.datasets() if dataset is None else [dataset]
+        known = {each: log.hooks(self.store, each) for each in searched}
+        found = [each for each, hooks in known.items() if hook in hooks]
+        if not found:
+            names = ", ".join(f"{each}/{h}" for each, hooks in known.items() for h in hooks)
+            raise NotFoundError(f"no hook {hook!r} in {self.store.identity}; it has {names or '-'}")
+        if len(found) > 1:
+            raise InvalidInputError(
+                f"hook {hook!r} is in datasets {', '.join(found)}: say which with dataset="
+            )
+        return found[0]
+
+    def _heads(
+        self, dataset: str, hook: str, as_of: AsOf | None, batches: Collection[str] | None
+    ) -> Readable[FeatureEntry]:
+        known = known_logs(self.store)
+        if as_of is None:
+            return log.readable_heads(self.store, dataset, hook, batches, known)
+        return history.readable_heads_as_of(self.store, dataset, hook, as_of, batches, known)
+
+
+def _no_entry(dataset: str, batch: str) -> str:
+    return (
+        f"batch {batch!r} is not in the log of batches of {dataset!r}, and the hook's log has"
+        " entries about it: its own entry is lost"
+    )
+
+
+def _address(url: str, environment: Mapping[str, str] | None) -> settings.S3Settings:
+    parts = urlsplit(url)
+    if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment:
+        raise InvalidInputError(f"{url!r} is not the address of an archive: s3://bucket/prefix")
+    return settings.S3Settings.at(parts.netloc, parts.path.strip("/"), environment)

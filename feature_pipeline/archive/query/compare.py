@@ -1,0 +1,426 @@
+"""What a hook says under one release and under another, over the same batches.
+
+What belongs here: the difference between archived artifacts, record by record. Not here: what
+loading them would change (`projections.plan`), which of them is current (`log`).
+
+Records are compared by their canonical digests, as content is anywhere: equal rows in equal order,
+equal status and reason. A batch whose content digest is the same under both is not read at all.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import pyarrow as pa
+
+from feature_pipeline.archive import read
+from feature_pipeline.archive.format.align import align_rows, can_become
+from feature_pipeline.archive.format.encode import decode_outcomes
+from feature_pipeline.archive.format.manifest import Manifest
+from feature_pipeline.archive.logs import log
+from feature_pipeline.archive.logs.erasures import Erased, erased
+from feature_pipeline.archive.logs.log import FeatureEntry, ReleaseEntry, Verdict
+from feature_pipeline.archive.logs.tombstones import withdrawn
+from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.errors import InvalidInputError, NotFoundError
+from feature_pipeline.model.column_sources import pair_columns
+from feature_pipeline.model.columns import Column, row_encoder
+from feature_pipeline.model.digest import Digest, RowEncoder, Value
+from feature_pipeline.model.outcomes import Outcome
+from feature_pipeline.parallel import map_threads
+
+MAX_EXAMPLES: Final = 20
+_BATCHES_AHEAD: Final = 64
+"""Manifests read together; rows are read of one batch at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One record of which something else is said."""
+
+    batch: str
+    record_id: str
+    before: str
+    """`passed, 3 rows`, or `rejected: reason`; empty if the record was not there."""
+    after: str
+    columns: tuple[str, ...] = ()
+    """The columns whose values differ in rows of the same ordinal."""
+
+
+@dataclass
+class Difference:
+    """How what is said over batches differs. Records are counted once, rows by ordinal."""
+
+    batches: int = 0
+    """Batches compared; `equal_batches` of them say the same."""
+    equal_batches: int = 0
+    records_equal: int = 0
+    records_added: int = 0
+    records_removed: int = 0
+    records_changed: int = 0
+    """Records with another status or reason, or other rows."""
+    rows_equal: int = 0
+    rows_added: int = 0
+    rows_removed: int = 0
+    rows_changed: int = 0
+    """Rows whose values differ from those of the row of the same record and ordinal."""
+    outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Per (status before, status after) the records whose status changed."""
+    reasons_changed: int = 0
+    """Records with the same status for another reason."""
+    columns: Counter[str] = field(default_factory=Counter)
+    """Per column the rows in both in which its value differs."""
+    examples: list[Example] = field(default_factory=list)
+    """The first `MAX_EXAMPLES` records that were added, removed or changed."""
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether the same is said of every record."""
+        return not (self.records_added or self.records_removed or self.records_changed)
+
+    def add(self, other: "Difference") -> None:
+        """Count what `other` counts as well."""
+        for name in (
+            *("batches", "equal_batches", "reasons_changed"),
+            *(f"{what}_{how}" for what in ("records", "rows") for how in _HOW),
+        ):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.outcomes.update(other.outcomes)
+        self.columns.update(other.columns)
+        self.examples.extend(other.examples[: MAX_EXAMPLES - len(self.examples)])
+
+    def to_json(self) -> dict[str, object]:
+        """The difference for programs."""
+        return {
+            "equal": self.is_equal,
+            "batches": self.batches,
+            "equal_batches": self.equal_batches,
+            "records": {how: getattr(self, f"records_{how}") for how in _HOW},
+            "rows": {how: getattr(self, f"rows_{how}") for how in _HOW},
+            "outcomes": [
+                {"before": before, "after": after, "records": count}
+                for (before, after), count in self.outcomes.most_common()
+            ],
+            "reasons_changed": self.reasons_changed,
+            "columns": dict(self.columns.most_common()),
+            "examples": [
+                {
+                    "batch": example.batch,
+                    "record_id": example.record_id,
+                    "before": example.before,
+                    "after": example.after,
+                    "columns": list(example.columns),
+                }
+                for example in self.examples
+            ],
+        }
+
+
+_HOW: Final = ("equal", "added", "removed", "changed")
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two releases of a hook over the batches that both were run over."""
+
+    before: ReleaseEntry
+    after: ReleaseEntry
+    difference: Difference
+    columns_added: tuple[str, ...] = ()
+    columns_removed: tuple[str, ...] = ()
+    columns_retyped: tuple[str, ...] = ()
+    """Columns of another type: their values are not compared."""
+    only_before: tuple[str, ...] = ()
+    """Batches that the later release was not run over."""
+    only_after: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """The comparison for programs."""
+        return {
+            "from": release_json(self.before),
+            "to": release_json(self.after),
+            **self.difference.to_json(),
+            "columns_added": list(self.columns_added),
+            "columns_removed": list(self.columns_removed),
+            "columns_retyped": list(self.columns_retyped),
+            "only_from": list(self.only_before),
+            "only_to": list(self.only_after),
+        }
+
+
+def release_json(entry: ReleaseEntry) -> dict[str, object]:
+    """A release for programs."""
+    return {
+        "seq": entry.seq,
+        "version": entry.release.document.version,
+        "digest": str(entry.release.digest),
+    }
+
+
+def find_release(store: BlobStore, dataset: str, hook: str, name: str) -> ReleaseEntry:
+    """The hook's release with this version, or with this seq as in `#3` or, if no version, `3`.
+
+    Raises:
+        NotFoundError: There is none; names those there are.
+        InvalidInputError: Several releases have this version: the seq is needed.
+    """
+    entries = log.releases(store, dataset, hook)
+    known = ", ".join(f"{e.release.document.version} (#{e.seq})" for e in entries)
+    found = [e for e in entries if e.release.document.version == name]
+    if len({entry.release.digest for entry in found}) > 1:
+        raise InvalidInputError(
+            f"hook {hook!r}: several releases are {name!r}; write #seq: {known}"
+        )
+    number = name.removeprefix("#")
+    if not found and number.isdecimal():
+        found = [entry for entry in entries if entry.seq == int(number)]
+    if not found:
+        raise NotFoundError(f"hook {hook!r} has no release {name!r}; it has {known or 'none'}")
+    return found[-1]
+
+
+def last_two_releases(
+    store: BlobStore, dataset: str, hook: str
+) -> tuple[ReleaseEntry, ReleaseEntry]:
+    """The last other release that was registered before the last one, and the last one.
+
+    Raises:
+        NotFoundError: The hook never had two.
+    """
+    entries = log.releases(store, dataset, hook)
+    others = [e for e in entries[:-1] if e.release.digest != entries[-1].release.digest]
+    if not others:
+        count = "one release" if entries else "no release"
+        raise NotFoundError(f"hook {hook!r} of dataset {dataset!r} has {count}: two are needed")
+    return others[-1], entries[-1]
+
+
+def compare_releases(
+    store: BlobStore,
+    dataset: str,
+    hook: str,
+    before: ReleaseEntry,
+    after: ReleaseEntry,
+    batches: Collection[str] | None = None,
+) -> Comparison:
+    """How what `after` says differs from what `before` said, over the batches that both ran over.
+
+    Of each batch the last artifact that was current under each release is taken. Withdrawn records
+    are left out. Columns are those that both declare with types that can be compared: a renamed
+    column is its old self, integers are compared as numbers. Memory is that of one batch.
+
+    Raises:
+        NotFoundError: No batch, or not one that is named, has an artifact under both releases.
+        InvalidInputError: `before` and `after` are one release; or an integer of `before` is not
+            exact as the number that its column holds by now.
+        CorruptDataError: Stored bytes are not what their name says.
+    """
+    if before.release.digest == after.release.digest:
+        raise InvalidInputError(
+            f"#{before.seq} and #{after.seq} of hook {hook!r} are the same release: nothing differs"
+        )
+    pairs, only_before, only_after = _pairs(store, dataset, hook, before, after, batches)
+    known, gone = erased(store, dataset), withdrawn(store, dataset)
+    total = Difference()
+    matching = _Matching()
+    for batch, old, new in _manifests(store, pairs, known):
+        matching.note(old, new)
+        total.add(_compare_batch(store, batch, old, new, gone))
+    return Comparison(
+        before=before,
+        after=after,
+        difference=total,
+        columns_added=tuple(sorted(matching.added)),
+        columns_removed=tuple(sorted(matching.removed)),
+        columns_retyped=tuple(sorted(matching.retyped)),
+        only_before=only_before,
+        only_after=only_after,
+    )
+
+
+Pair = tuple[FeatureEntry, FeatureEntry]
+
+
+def _pairs(
+    store: BlobStore,
+    dataset: str,
+    hook: str,
+    before: ReleaseEntry,
+    after: ReleaseEntry,
+    batches: Collection[str] | None,
+) -> tuple[dict[str, Pair], tuple[str, ...], tuple[str, ...]]:
+    """Per batch its last artifact under each release; the batches that only one ran over."""
+    if batches is None:
+        logs = log.feature_logs(store, dataset, hook)
+    else:
+        logs = {batch: log.read_log(store, dataset, hook, batch) for batch in batches}
+    old, new = (_last_under(logs, entry.release.digest) for entry in (before, after))
+    both = {batch: (old[batch], new[batch]) for batch in logs if batch in old and batch in new}
+    if batches is not None and (absent := sorted(set(batches) - both.keys())):
+        raise NotFoundError(
+            f"batch {absent[0]!r} has no artifact of hook {hook!r} under both releases"
+            f" #{before.seq} and #{after.seq}; see `feature-pipeline history {hook} {absent[0]}`"
+        )
+    if not both:
+        raise NotFoundError(
+            f"no batch has artifacts of hook {hook!r} under both releases #{before.seq} and"
+            f" #{after.seq}; `feature-pipeline backfill {hook} --select old-release` makes them"
+        )
+    return both, tuple(sorted(old.keys() - new.keys())), tuple(sorted(new.keys() - old.keys()))
+
+
+def _last_under(logs: Mapping[str, list[FeatureEntry]], release: Digest) -> dict[str, FeatureEntry]:
+    return {
+        batch: entry
+        for batch, entries in logs.items()
+        for entry in entries
+        if entry.verdict is Verdict.CURRENT and entry.release == release
+    }
+
+
+def _manifests(
+    store: BlobStore, pairs: Mapping[str, Pair], known: Erased
+) -> Iterator[tuple[str, Manifest, Manifest]]:
+    def manifests(batch: str) -> tuple[str, Manifest, Manifest]:
+        # Where an artifact was erased, its successor says what may still be read of it.
+        old, new = (manifest(entry) for entry in pairs[batch])
+        return batch, old, new
+
+    def manifest(entry: FeatureEntry) -> Manifest:
+        successor = known.manifest_now(entry.manifest)
+        if successor == entry.manifest:
+            return read.manifest_of(store, entry)
+        return read.read_manifest(store, successor)
+
+    batches = list(pairs)
+    for start in range(0, len(batches), _BATCHES_AHEAD):
+        yield from map_threads(manifests, batches[start : start + _BATCHES_AHEAD])
+
+
+@dataclass(slots=True)
+class _Matching:
+    """Columns by what became of them, over all batches."""
+
+    added: set[str] = field(default_factory=set)
+    removed: set[str] = field(default_factory=set)
+    retyped: set[str] = field(default_factory=set)
+
+    def note(self, old: Manifest, new: Manifest) -> None:
+        pairs = pair_columns(old.columns, new.columns)
+        unclear = {name for names in pairs.unclear.values() for name in names}
+        compared = _compared_columns(old, new)
+        for column, source in zip(new.columns, pairs.sources, strict=True):
+            if source is None and column.name not in unclear:
+                self.added.add(column.name)
+            elif column not in compared:
+                self.retyped.add(column.name)
+        found = {source.name for source in pairs.sources if source is not None}
+        self.removed |= {column.name for column in old.columns} - found - pairs.unclear.keys()
+
+
+def _compared_columns(old: Manifest, new: Manifest) -> tuple[Column, ...]:
+    """The later columns that the earlier rows can be read under."""
+    pairs = pair_columns(old.columns, new.columns)
+    return tuple(
+        column
+        for column, source in zip(new.columns, pairs.sources, strict=True)
+        if source is not None and can_become(source, column)
+    )
+
+
+def _compare_batch(
+    store: BlobStore, batch: str, old: Manifest, new: Manifest, gone: Collection[str]
+) -> Difference:
+    if old.content_digest == new.content_digest and not gone:
+        counts = new.counts
+        return Difference(
+            batches=1, equal_batches=1, records_equal=counts.records, rows_equal=counts.rows
+        )
+    columns = _compared_columns(old, new)
+    before, after = (_outcomes(store, each, columns, gone) for each in (old, new))
+    found = Difference(batches=1)
+    compared = _Records(
+        batch, row_encoder(columns), {c.name: row_encoder([c]) for c in columns}, found
+    )
+    for record_id in sorted(before.keys() | after.keys()):
+        compared.add(record_id, before.get(record_id), after.get(record_id))
+    del found.examples[MAX_EXAMPLES:]
+    found.equal_batches = int(found.is_equal)
+    return found
+
+
+def _outcomes(
+    store: BlobStore, manifest: Manifest, columns: tuple[Column, ...], gone: Collection[str]
+) -> dict[str, Outcome]:
+    """Outcomes by record, their rows in the order of `columns`."""
+    what = f"{manifest.dataset}/{manifest.hook}, batch {manifest.batch!r}"
+    rows: pa.Table = read.read_rows(store, manifest)
+    aligned = align_rows(rows, manifest.columns, columns, what)
+    outcomes = decode_outcomes(columns, aligned, read.read_outcomes(store, manifest))
+    return {o.record_id: o for o in outcomes if o.record_id not in gone}
+
+
+@dataclass(frozen=True, slots=True)
+class _Records:
+    """Compares records of one batch and counts into `found`."""
+
+    batch: str
+    encoder: RowEncoder
+    cells: Mapping[str, RowEncoder]
+    """Per column, in order, an encoder of it alone."""
+    found: Difference
+
+    def add(self, record_id: str, old: Outcome | None, new: Outcome | None) -> None:
+        found = self.found
+        if old is not None and new is not None and self._digest(old) == self._digest(new):
+            found.records_equal += 1
+            found.rows_equal += len(new.rows)
+            return
+        if old is None or new is None:
+            found.records_added += old is None
+            found.records_removed += new is None
+        else:
+            found.records_changed += 1
+            if old.status is not new.status:
+                found.outcomes[old.status.value, new.status.value] += 1
+            elif old.reason != new.reason:
+                found.reasons_changed += 1
+        names = self._rows(old.rows if old else (), new.rows if new else ())
+        found.examples.append(
+            Example(self.batch, record_id, _described(old), _described(new), names)
+        )
+
+    def _digest(self, outcome: Outcome) -> bytes:
+        encoded = self.encoder.rows(outcome.rows)
+        return self.encoder.outcome_digest(
+            outcome.record_id, outcome.status.value, outcome.reason, encoded
+        )
+
+    def _rows(
+        self, old: tuple[tuple[Value, ...], ...], new: tuple[tuple[Value, ...], ...]
+    ) -> tuple[str, ...]:
+        """Count the record's rows by ordinal; the columns in which they differ."""
+        found = self.found
+        found.rows_removed += max(0, len(old) - len(new))
+        found.rows_added += max(0, len(new) - len(old))
+        names: dict[str, None] = {}
+        for before, after in zip(old, new, strict=False):
+            if self.encoder.rows([before]) == self.encoder.rows([after]):
+                found.rows_equal += 1
+                continue
+            found.rows_changed += 1
+            for (name, cell), *values in zip(self.cells.items(), before, after, strict=True):
+                one, other = (cell.rows([(value,)]) for value in values)
+                if one != other:
+                    found.columns[name] += 1
+                    names[name] = None
+        return tuple(names)
+
+
+def _described(outcome: Outcome | None) -> str:
+    if outcome is None:
+        return ""
+    if outcome.reason is not None:
+        return f"{outcome.status.value}: {outcome.reason}"
+    return f"{outcome.status.value}, {len(outcome.rows)} rows"

@@ -1,0 +1,431 @@
+"""What a hook said over chosen batches, as frames: rows, outcomes, and the bytes behind them.
+
+What belongs here: reading chosen artifacts as one. Not here: choosing them (`api`), conversions
+(`frames`), checks of bytes (`read`).
+"""
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from feature_pipeline.archive import read
+from feature_pipeline.archive.format.align import align_rows
+from feature_pipeline.archive.format.documents import NewerVersionError
+from feature_pipeline.archive.format.encode import OUTCOMES_SCHEMA, RECORD_ID, rows_schema
+from feature_pipeline.archive.format.manifest import LOG, Manifest
+from feature_pipeline.archive.logs import log
+from feature_pipeline.archive.logs.erasures import erased
+from feature_pipeline.archive.logs.log import FeatureEntry
+from feature_pipeline.archive.logs.tombstones import withdrawn
+from feature_pipeline.archive.query.frames import Frame
+from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
+from feature_pipeline.model.column_sources import RawKeys, contradictions, own_keys
+from feature_pipeline.model.columns import Column
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.parallel import WORKERS
+
+BATCH: Final = "batch"
+"""The column that says which batch a row is of; the last one."""
+
+_BATCH_FIELD: Final["pa.Field[Any]"] = pa.field(BATCH, pa.string(), nullable=False)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which artifacts are read, from the batch submitted last to the first.
+
+    A batch that is damaged raises, unless `skips_damaged`: it is left out then, `damage` says why,
+    and so are its records in batches that were submitted before it: they belong to it.
+    """
+
+    store: BlobStore
+    dataset: str
+    hook: str
+    heads: Mapping[str, FeatureEntry]
+    every_batch: bool
+    order: Sequence[str]
+    """The batches from the one submitted last, also those of `damage`; those whose place is not
+    known come first."""
+    documents: Mapping[str, Digest] = field(default_factory=dict)
+    """Per batch the digest of its batch document, where it is known."""
+    skips_damaged: bool = False
+    damage: dict[str, str] = field(default_factory=dict)
+    """Batches that cannot be read, with the reason; what is found while reading is added."""
+
+    @cached_property
+    def withdrawn(self) -> "pa.Array[Any]":
+        """Ids of records that are not to be read: acceptance alone does not remove them."""
+        return pa.array(sorted(withdrawn(self.store, self.dataset)), pa.string())
+
+    def manifest(self, batch: str) -> Manifest:
+        """The manifest of the batch's artifact."""
+        if batch not in self.heads:
+            raise NotFoundError(
+                f"batch {batch!r} is not among those read of {self.dataset}/{self.hook}"
+            )
+        return read.manifest_of(self.store, self.heads[batch])
+
+    def newest_columns(self) -> tuple[Column, ...]:
+        """The columns of the artifact that was made last; none if there is no artifact."""
+        heads = self.heads
+        # What erasing left of an older artifact was accepted late and says what it said before.
+        redacted = set(erased(self.store, self.dataset).manifests.values())
+        candidates = [batch for batch in heads if heads[batch].manifest in redacted]
+        others = sorted(
+            heads.keys() - candidates, key=lambda batch: (heads[batch].accepted_at, batch)
+        )
+        manifests = [self._readable(batch, lambda manifest: manifest) for batch in candidates]
+        while others:
+            manifests.append(self._readable(others.pop(), lambda manifest: manifest))
+            if manifests[-1] is not None:
+                break
+        readable = [manifest for manifest in manifests if manifest is not None]
+        newest = max(readable, key=lambda m: (m.run.finished_at, m.batch), default=None)
+        return () if newest is None else newest.columns
+
+    def artifacts(self, load: Callable[[Manifest], R]) -> Iterator[tuple[str, R | None]]:
+        """Per batch what `load` makes of its manifest, a few being read ahead; None if damaged."""
+        return _ahead(lambda batch: self._readable(batch, load), self.order)
+
+    def _readable(self, batch: str, load: Callable[[Manifest], R]) -> R | None:
+        if batch in self.damage:
+            return None
+        try:
+            return load(self.manifest(batch))
+        except (NotFoundError, CorruptDataError, NewerVersionError) as error:
+            if not self.skips_damaged:
+                raise
+            self.damage[batch] = str(error)
+            return None
+
+    def record_ids(self, batch: str) -> set[str]:
+        """The ids of a damaged batch's records.
+
+        None if not even they can be read, which `damage` then says.
+        """
+        try:
+            digest = self.documents.get(batch) or self.manifest(batch).batch_digest
+            return {record.id for record in log.read_batch_blob(self.store, digest).records}
+        except (NotFoundError, CorruptDataError, InvalidInputError) as error:
+            self.damage[batch] += (
+                f"; nor is known which records it has ({error}), so records of it that earlier"
+                " batches have, too, are shown as those say"
+            )
+            return set()
+
+
+class Features(Frame):
+    """Rows of a hook over batches: record_id, ordinal, the declared columns, batch.
+
+    The declared columns are those of the artifact made last; rows written under others are
+    read as `align_rows` says. Arrays and objects are their canonical JSON text, uuids text,
+    instants microseconds in UTC. The order is that of batches, from the one submitted last.
+    """
+
+    def __init__(self, selection: Selection) -> None:
+        self._selection = selection
+
+    def __repr__(self) -> str:
+        return f"Features({self.dataset}/{self.hook}, {len(self.batches)} batches)"
+
+    @property
+    def dataset(self) -> str:
+        """The hook's dataset."""
+        return self._selection.dataset
+
+    @property
+    def hook(self) -> str:
+        """The hook's name."""
+        return self._selection.hook
+
+    @property
+    def batches(self) -> list[str]:
+        """The batches read, from the one submitted last."""
+        return [batch for batch in self._selection.order if batch in self._selection.heads]
+
+    @property
+    def damage(self) -> Mapping[str, str]:
+        """The batches that are left out because they are damaged or lost, with the reason.
+
+        Complete once all rows, or outcomes, were read.
+        """
+        return self._selection.damage
+
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """The declared columns, with units and descriptions; none if nothing is read."""
+        return self._selection.newest_columns()
+
+    @property
+    def schema(self) -> pa.Schema:
+        """record_id, ordinal, the declared columns, batch; fields carry type, format and unit."""
+        return rows_schema(self.columns).append(_BATCH_FIELD)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The rows of each batch in turn; errors as of `batch_tables`."""
+        return (table for _, table in self.batch_tables())
+
+    def batch_tables(self) -> Iterator[tuple[str, pa.Table]]:
+        """The rows of each batch in turn, with the batch, but for those that are left out.
+
+        Raises:
+            NotFoundError, CorruptDataError: A blob is missing, or not what its name says.
+            InvalidInputError: A batch was written under columns of other types, or a column would
+                hold different things in two batches.
+        """
+        selection, columns = self._selection, self.columns
+        owned = _Owned(selection)
+        declarations = _Declarations(f"{self.dataset}/{self.hook}", columns)
+        if selection.every_batch:
+            for batch, found in selection.artifacts(self._rows):
+                if found is None:
+                    continue
+                manifest, rows = found
+                declarations.check(batch, manifest.columns)
+                yield batch, self._finished(owned.of_rows(rows), manifest, columns, batch)
+            return
+        for batch, artifact in selection.artifacts(self._rows_and_outcomes):
+            if artifact is None:
+                owned.claim(selection.record_ids(batch))
+                continue
+            manifest, rows, outcomes = artifact
+            declarations.check(batch, manifest.columns)
+            kept = owned.of_artifact(rows, outcomes.column(0))
+            yield batch, self._finished(kept, manifest, columns, batch)
+
+    def outcomes(self) -> "Outcomes":
+        """What became of every record of these batches."""
+        return Outcomes(self._selection)
+
+    def manifest(self, batch: str) -> Manifest:
+        """How the batch's artifact was made: release, run, counts, digests, blobs."""
+        return self._selection.manifest(batch)
+
+    def raw_sources(self, batch: str) -> dict[Digest, list[str]]:
+        """Return the sorted names of raw files by the manifest that holds them.
+
+        The first is the batch's own. The others computed outcomes that it carried over, in the
+        order of its records: all of them, if its rows were only derived again. A manifest without
+        files is left out.
+        """
+        return {digest: read.raw_names(found) for digest, found in self._computed_by(batch).items()}
+
+    def raw_names(self, batch: str) -> list[str]:
+        """Return the names of the files that the hook left for the batch, sorted."""
+        return sorted({name for names in self.raw_sources(batch).values() for name in names})
+
+    def raw(self, batch: str, name: str, *, manifest: Digest | str | None = None) -> bytes:
+        """Return one of the files that the hook left, exactly.
+
+        It is that of the batch's own manifest if that has one of this name, which then says
+        nothing of records that were carried over: see `carried_from` of `outcomes`. Otherwise it
+        is that of the manifest that computed what was carried over.
+
+        Args:
+            batch: One of those read.
+            name: One of `raw_names`.
+            manifest: Read this manifest's file: one of `raw_sources`.
+
+        Raises:
+            NotFoundError: No hook run left such a file for the batch.
+            InvalidInputError: Several earlier manifests have such a file, and none was chosen.
+        """
+        sources = self._computed_by(batch)
+        if manifest is not None:
+            chosen = Digest.parse(manifest) if isinstance(manifest, str) else manifest
+            if chosen not in sources:
+                raise NotFoundError(
+                    f"manifest {chosen} holds no raw files of batch {batch!r} of"
+                    f" {self.dataset}/{self.hook}; {_listed(sources) or 'none'} does"
+                )
+            return read.read_raw(self._selection.store, sources[chosen], name)
+        having = {d: found for d, found in sources.items() if name in read.raw_names(found)}
+        own = self._selection.heads[batch].manifest
+        if own in having:
+            having = {own: having[own]}
+        if len(having) > 1:
+            raise InvalidInputError(
+                f"outcomes of batch {batch!r} of {self.dataset}/{self.hook} were carried over from"
+                f" {len(having)} hook runs that left {name!r}: choose with manifest="
+                f" {_listed(having)}"
+            )
+        for found in having.values():
+            return read.read_raw(self._selection.store, found, name)
+        raise NotFoundError(
+            f"no hook run left {name!r} for batch {batch!r} of {self.dataset}/{self.hook}; there"
+            f" is {', '.join(self.raw_names(batch)) or 'no file'}"
+        )
+
+    def log(self, batch: str) -> str:
+        """Return what the hook printed; of several runs, what each printed in turn."""
+        store = self._selection.store
+        found = self._computed_by(batch, has_log=True)
+        own = self._selection.heads[batch].manifest
+        manifests = [found[own]] if own in found else found.values()
+        return "".join(read.read_log_text(store, manifest) for manifest in manifests)
+
+    def _computed_by(self, batch: str, *, has_log: bool = False) -> dict[Digest, Manifest]:
+        """The manifests that hold raw files of the batch, or logs, its own first."""
+        store, selection = self._selection.store, self._selection
+        own = selection.manifest(batch)
+        digests = [selection.heads[batch].manifest]
+        if own.counts.carried:
+            erasures = erased(store, self.dataset)
+            origins = read.read_outcomes(store, own)["carried_from"].unique().to_pylist()
+            # What was erased of an origin since has a successor, which is read instead.
+            digests += [erasures.manifest_now(Digest.parse(o)) for o in origins if o is not None]
+        found = {
+            digest: own if n == 0 else read.read_manifest(store, digest)
+            for n, digest in enumerate(dict.fromkeys(digests))
+        }
+        return {
+            digest: manifest
+            for digest, manifest in found.items()
+            if (LOG in manifest.blobs if has_log else read.raw_names(manifest))
+        }
+
+    def _rows(self, manifest: Manifest) -> tuple[Manifest, pa.Table]:
+        return manifest, read.read_rows(self._selection.store, manifest)
+
+    def _rows_and_outcomes(self, manifest: Manifest) -> tuple[Manifest, pa.Table, pa.Table]:
+        return *self._rows(manifest), read.read_outcomes(self._selection.store, manifest)
+
+    def _finished(
+        self, rows: pa.Table, manifest: Manifest, columns: tuple[Column, ...], batch: str
+    ) -> pa.Table:
+        what = f"{self.dataset}/{self.hook}, batch {batch!r}"
+        return _with_batch(align_rows(rows, manifest.columns, columns, what), batch)
+
+
+class _Declarations:
+    """The columns that batches were written with: whether they may be read as one."""
+
+    def __init__(self, what: str, wanted: tuple[Column, ...]) -> None:
+        self._what = what
+        self._wanted = wanted
+        self._examples: dict[tuple[RawKeys, ...], tuple[str, tuple[Column, ...]]] = {}
+
+    def check(self, batch: str, written: tuple[Column, ...]) -> None:
+        """Return if the batch may be read beside those before it."""
+        keys = own_keys(written)
+        if keys in self._examples:
+            return
+        self._examples[keys] = (batch, written)
+        for named, why in contradictions(dict(self._examples.values()), self._wanted).items():
+            raise InvalidInputError(f"{self._what}, batch {named!r}: {why}")
+
+
+class Outcomes(Frame):
+    """One line per record: `OUTCOMES_SCHEMA`, then batch.
+
+    The order is that of batches, from the one submitted last, and that of the batch within it.
+    """
+
+    def __init__(self, selection: Selection) -> None:
+        self._selection = selection
+
+    def __repr__(self) -> str:
+        return f"Outcomes({self._selection.dataset}/{self._selection.hook})"
+
+    @property
+    def damage(self) -> Mapping[str, str]:
+        """See `Features.damage`."""
+        return self._selection.damage
+
+    @property
+    def schema(self) -> pa.Schema:
+        """record_id, status, reason, kind, retryable, row_count, action, carried_from, batch."""
+        return OUTCOMES_SCHEMA.append(_BATCH_FIELD)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The outcomes of each batch in turn.
+
+        Raises:
+            NotFoundError, CorruptDataError: A blob is missing, or not what its name says.
+        """
+        selection = self._selection
+        owned = _Owned(selection)
+        for batch, outcomes in selection.artifacts(
+            lambda manifest: read.read_outcomes(selection.store, manifest)
+        ):
+            if selection.every_batch:
+                if outcomes is not None:
+                    yield _with_batch(owned.of_rows(outcomes), batch)
+            elif outcomes is None:
+                owned.claim(selection.record_ids(batch))
+            else:
+                kept = owned.of_artifact(outcomes, outcomes.column(0))
+                yield _with_batch(kept, batch)
+
+
+def _with_batch(table: pa.Table, batch: str) -> pa.Table:
+    repeat: Any = pa.repeat
+    values: pa.Array[Any] = repeat(pa.scalar(batch, pa.string()), len(table))
+    return table.append_column(_BATCH_FIELD, values)
+
+
+class _Owned:
+    """Leaves out withdrawn records, and those that a batch read before holds."""
+
+    def __init__(self, selection: Selection) -> None:
+        self._withdrawn = selection.withdrawn
+        self._seen: set[str] = set()
+
+    def of_rows(self, table: pa.Table) -> pa.Table:
+        """The lines of records that are not withdrawn."""
+        return _without(table, self._withdrawn)
+
+    def claim(self, ids: Collection[str]) -> None:
+        """Leave these records out of the batches that are read from now on."""
+        self._seen.update(ids)
+
+    def of_artifact(self, table: pa.Table, record_ids: "pa.ChunkedArray[Any]") -> pa.Table:
+        """The lines of the artifact's records that no batch before held; they are held now.
+
+        A record belongs to the batch submitted last, whatever became of it there: the ids are of
+        all outcomes, not only of those with rows.
+        """
+        listed: list[Any] = record_ids.to_pylist()
+        ids: set[str] = set(listed)
+        foreign = ids & self._seen
+        self.claim(ids)
+        return _without(self.of_rows(table), pa.array(sorted(foreign), pa.string()))
+
+
+def _listed(digests: Iterable[Digest]) -> str:
+    return ", ".join(map(str, digests))
+
+
+def _without(table: pa.Table, ids: "pa.Array[Any]") -> pa.Table:
+    if not len(ids):
+        return table
+    return table.filter(pc.invert(pc.is_in(table.column(RECORD_ID), ids)))
+
+
+def _ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
+    """`function` of every item, in order, at most `WORKERS` being worked on or waiting."""
+    running: deque[tuple[T, Future[R]]] = deque()
+    with ThreadPoolExecutor(WORKERS) as pool:
+        try:
+            for item in items:
+                running.append((item, pool.submit(function, item)))
+                if len(running) == WORKERS:
+                    first, future = running.popleft()
+                    yield first, future.result()
+            while running:
+                first, future = running.popleft()
+                yield first, future.result()
+        finally:
+            # The caller may stop early: what has not begun is not read.
+            for _, future in running:
+                future.cancel()

@@ -1,0 +1,265 @@
+"""What became of batches over time, and what was current at some time.
+
+What belongs here: reading the logs as of a time or an entry. Not here: reading artifacts (`read`).
+
+An erasure reaches into the past: where the log names an erased artifact, its successor is given,
+so that every time can still be read, without the withdrawn records.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from feature_pipeline.archive import read
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.format.documents import NewerVersionError, instant_text
+from feature_pipeline.archive.format.manifest import Manifest, shown_notes
+from feature_pipeline.archive.logs import log
+from feature_pipeline.archive.logs.damage import Damage, Readable
+from feature_pipeline.archive.logs.erasures import Erased, erased
+from feature_pipeline.archive.logs.known import KnownLogs, known_logs
+from feature_pipeline.archive.logs.log import FeatureEntry, ReleaseEntry
+from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
+from feature_pipeline.model.quoting import MOST_REASON, quoted
+from feature_pipeline.parallel import map_threads
+
+RELEASES: Final = "(releases)"
+"""Stands for the log of a hook's releases where batches are named; no batch has this key."""
+
+AsOf = datetime | int
+"""A time, with its offset; or the seq of an entry, where one batch is looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryLine:
+    """One entry of a batch's log, with what its artifact says of itself."""
+
+    entry: FeatureEntry
+    is_head: bool
+    """Whether its artifact is the batch's current one."""
+    is_erased: bool
+    """Whether the artifact was replaced because a record was withdrawn."""
+    release: ReleaseEntry | None
+    """The one registered as its `release_seq`; None if its log has no such release."""
+    manifest: Manifest | None
+    """None if erased, or if it cannot be read: `problem` says why then."""
+    problem: str | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """The line for programs."""
+        entry, manifest = self.entry, self.manifest
+        return {
+            "dataset": entry.dataset,
+            "hook": entry.hook,
+            "batch": entry.batch,
+            "seq": entry.seq,
+            "verdict": entry.verdict.value,
+            "is_head": self.is_head,
+            "is_erased": self.is_erased,
+            "accepted_at": instant_text(entry.accepted_at),
+            "completion": entry.completion,
+            "manifest": str(entry.manifest),
+            "content_digest": None if entry.content_digest is None else str(entry.content_digest),
+            "release_seq": entry.release_seq,
+            "version": None if self.release is None else self.release.release.document.version,
+            "base": entry.base,
+            "dagster_run_id": entry.dagster_run_id,
+            "counts": None
+            if manifest is None
+            else {name: getattr(manifest.counts, name) for name in manifest.counts.__slots__},
+            "duration_seconds": None if manifest is None else manifest.run.duration_seconds,
+            "attempts": None if manifest is None else manifest.run.attempts,
+            "failure": None
+            if manifest is None or manifest.failure is None
+            else {
+                **manifest.failure.model_dump(mode="json"),
+                "reason": quoted(manifest.failure.reason, MOST_REASON),
+            },
+            "notes": [] if manifest is None else shown_notes(manifest),
+            "problem": self.problem,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What became of batches, as far as their logs can be read."""
+
+    lines: Sequence[HistoryLine]
+    """Every entry of the logs that can be read, by batch and seq."""
+    damage: Mapping[str, str]
+    """Per batch whose log cannot be read, why; `RELEASES` if it is that of the hook's releases."""
+
+
+def history(
+    store: BlobStore, dataset: str, hook: str, batch: str | None = None
+) -> list[HistoryLine]:
+    """Every entry of a hook's logs, of one batch or all, by batch and seq. Reads every manifest.
+
+    Raises:
+        NotFoundError: The hook has no release in the dataset, or nothing became of the batch.
+        CorruptDataError: A log is damaged: use `readable_history` to see the rest.
+    """
+    found = readable_history(store, dataset, hook, batch)
+    for problem in found.damage.values():
+        raise CorruptDataError(problem)
+    return list(found.lines)
+
+
+def readable_history(
+    store: BlobStore, dataset: str, hook: str, batch: str | None = None
+) -> History:
+    """As `history`, with what is wrong with each log that cannot be read.
+
+    Raises:
+        NotFoundError: The hook has no release in the dataset, or nothing became of the batch.
+    """
+    damage: dict[str, str] = {}
+    releases: dict[int, ReleaseEntry] = {}
+    try:
+        releases = {entry.seq: entry for entry in log.releases(store, dataset, hook)}
+    except (CorruptDataError, NewerVersionError) as error:
+        damage[RELEASES] = str(error)
+    if not releases and not damage:
+        raise NotFoundError(
+            f"dataset {dataset!r} has no hook {hook!r}; it has"
+            f" {', '.join(log.hooks(store, dataset)) or 'none'}"
+        )
+    known_ends = known_logs(store)
+    names = None if batch is None else [batch]
+    readable = log.readable_feature_logs(store, dataset, hook, names, known_ends)
+    logs = readable.found
+    damage |= {key: str(one.error) for key, one in readable.damage.items()}
+    if batch is not None and batch not in logs and batch not in damage:
+        raise NotFoundError(f"nothing was accepted of batch {batch!r} under hook {hook!r} yet")
+    known = erased(store, dataset)
+    heads = {key: log.last_current(entries) for key, entries in logs.items()}
+
+    def line(entry: FeatureEntry) -> HistoryLine:
+        is_erased = entry.manifest in known.manifests
+        release = releases.get(entry.release_seq)
+        manifest, problem = None, None
+        if release is not None:
+            problem = log.release_disagreement(entry, release.release.digest)
+        if not is_erased and problem is None:
+            try:
+                manifest = read.manifest_of(store, entry)
+            except (NotFoundError, CorruptDataError, InvalidInputError) as error:
+                problem = str(error)
+        return HistoryLine(
+            entry=entry,
+            is_head=entry is heads[entry.batch],
+            is_erased=is_erased,
+            release=release,
+            manifest=manifest,
+            problem=problem,
+        )
+
+    lines = map_threads(line, [entry for entries in logs.values() for entry in entries])
+    return History(lines, damage)
+
+
+def head_as_of(
+    store: BlobStore, dataset: str, hook: str, batch: str, as_of: AsOf
+) -> FeatureEntry | None:
+    """The entry that was current then; None if none was.
+
+    Args:
+        store: The archive.
+        dataset: The hook's.
+        hook: Whose artifact.
+        batch: Over which batch.
+        as_of: A time, or the seq of the last entry to look at.
+
+    Raises:
+        InvalidInputError: A time without its offset.
+    """
+    entries = log.read_log(store, dataset, hook, batch)
+    return _head(entries, check_as_of(as_of), erased(store, dataset))
+
+
+def heads_as_of(
+    store: BlobStore, dataset: str, hook: str, as_of: datetime
+) -> dict[str, FeatureEntry]:
+    """Per batch the entry that was current at a time, in batch order; as `log.heads` for now.
+
+    Raises:
+        InvalidInputError: A time without its offset.
+        CorruptDataError: A log is damaged.
+    """
+    return readable_heads_as_of(store, dataset, hook, as_of).whole()
+
+
+def readable_heads_as_of(
+    store: BlobStore,
+    dataset: str,
+    hook: str,
+    as_of: AsOf,
+    batches: Collection[str] | None = None,
+    known: KnownLogs | None = None,
+) -> Readable[FeatureEntry]:
+    """As `heads_as_of`, with what is wrong with each log that cannot be read.
+
+    Args:
+        store: The archive.
+        dataset: The hook's.
+        hook: Whose artifacts.
+        as_of: A time, or the seq of the last entry of each batch's log to look at.
+        batches: Look at these alone.
+        known: As of `log.readable_heads`.
+
+    Raises:
+        InvalidInputError: A time without its offset.
+    """
+    check_as_of(as_of)
+    gone = erased(store, dataset)
+    logs = log.readable_feature_logs(store, dataset, hook, batches, known)
+    found: dict[str, FeatureEntry] = {}
+    damage = dict(logs.damage)
+    for batch, entries in logs.found.items():
+        try:
+            head = _head(entries, as_of, gone)
+        except CorruptDataError as error:
+            damage[batch] = Damage.of(layout.feature_log(dataset, hook, batch), error)
+        else:
+            if head is not None:
+                found[batch] = head
+    return Readable(found, damage)
+
+
+def check_as_of(as_of: AsOf) -> AsOf:
+    """Return `as_of` if it says which time or entry is meant.
+
+    Raises:
+        InvalidInputError: It does not.
+    """
+    if isinstance(as_of, datetime):
+        if as_of.tzinfo is None:
+            raise InvalidInputError(f"as of {as_of}: a time with its offset is needed, as in Z")
+    elif as_of < layout.FIRST_SEQ:
+        raise InvalidInputError(f"as of {as_of}: entries are numbered from {layout.FIRST_SEQ}")
+    return as_of
+
+
+def _head(entries: Sequence[FeatureEntry], as_of: AsOf, known: Erased) -> FeatureEntry | None:
+    if isinstance(as_of, datetime):
+        # In the log's order, not by clocks: an entry stands before all that follow it.
+        then = []
+        for entry in entries:
+            if entry.accepted_at > as_of:
+                break
+            then.append(entry)
+    else:
+        then = [entry for entry in entries if entry.seq <= as_of]
+    head = log.last_current(then)
+    if head is None or head.manifest not in known.manifests:
+        return head
+    successor = known.manifest_now(head.manifest)
+    for entry in entries:
+        if entry.manifest == successor:
+            return entry
+    raise CorruptDataError(
+        f"batch {head.batch!r} under hook {head.hook!r}: the artifact of entry {head.seq} was"
+        f" erased, and its successor {successor} is in no entry"
+    )

@@ -1,0 +1,67 @@
+"""What S3's answers say, out of boto3's untyped dictionaries."""
+
+import base64
+from typing import Any
+
+import botocore.exceptions as boto_errors
+
+from feature_pipeline.archive.store.base import ObjectInfo
+from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.digest import Digest
+
+
+def object_info(key: str, response: Any) -> ObjectInfo:
+    """What an answer to HEAD or GET says of the object."""
+    checksum = response.get("ChecksumSHA256")
+    whole = checksum is not None and "-" not in checksum
+    declared = response.get("Metadata", {}).get("sha256")
+    return ObjectInfo(
+        key=key,
+        size=response["ContentLength"],
+        modified_at=response["LastModified"],
+        etag=response["ETag"],
+        sha256=_checksum_digest(checksum) if whole else None,
+        composite_sha256=None if whole else checksum,
+        declared_sha256=_declared_digest(declared) if declared is not None else None,
+    )
+
+
+def _checksum_digest(checksum: str) -> Digest | None:
+    try:
+        return Digest(base64.b64decode(checksum, validate=True).hex())
+    except ValueError:
+        return None
+
+
+def _declared_digest(text: str) -> Digest | None:
+    try:
+        return Digest(text)
+    except InvalidInputError:
+        return None
+
+
+def base64_text(data: bytes) -> str:
+    """Base64, as S3 writes checksums."""
+    return base64.b64encode(data).decode()
+
+
+def status(error: boto_errors.ClientError) -> int:
+    """The HTTP status of a refusal; 0 if there is none."""
+    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+
+
+def code(error: boto_errors.ClientError) -> str:
+    """The S3 error code of a refusal; empty if there is none."""
+    return error.response.get("Error", {}).get("Code", "")
+
+
+def retries(error: boto_errors.ClientError) -> int:
+    """How often boto3 had asked before this refusal; any of those may have been acted on."""
+    return error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0)
+
+
+def explained(http_status: int) -> str:
+    """What people should know of a store's answer beyond its words, to follow them."""
+    if http_status in {500, 507}:
+        return " (a store whose disk is full answers so: look at its free space and its log)"
+    return ""

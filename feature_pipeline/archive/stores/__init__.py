@@ -1,1 +1,0 @@
-"""Implementations of `BlobStore`: memory for tests, S3 for everything else."""

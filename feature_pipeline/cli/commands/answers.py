@@ -1,0 +1,50 @@
+"""`feature-pipeline answers`: the memory of answers is brought in line with the archive's logs."""
+
+import click
+
+from feature_pipeline.archive.logs import log
+from feature_pipeline.archive.logs.answers import list_programs
+from feature_pipeline.archive.maintenance.remember import complete
+from feature_pipeline.cli.commands.verify import progress_of
+from feature_pipeline.cli.output import Output, json_option, size
+from feature_pipeline.cli.project import Project, open_archive
+from feature_pipeline.errors import NotFoundError
+
+
+@click.command()
+@click.argument("hooks", nargs=-1)
+@click.option("--dataset", help="Only hooks of this dataset.")
+@click.option("--rebuild", is_flag=True, help="Believe nothing of it: derive all from the logs.")
+@json_option
+def answers(hooks: tuple[str, ...], dataset: str | None, rebuild: bool, as_json: bool) -> None:
+    """Add to the memory of answers what it lacks, and leave out what was erased.
+
+    The memory says which artifact answers what is asked of a hook, so that no record is computed
+    twice. It is kept up to date as results are accepted, and compared with the logs once a day by
+    the job `remember_answers`; this does so now. Nothing that was archived is changed.
+    """
+    Project.find().load_environment()
+    output = Output(as_json)
+    store = open_archive()
+    pairs = [
+        (name, hook)
+        for name in ([dataset] if dataset else log.datasets(store))
+        for hook in log.hooks(store, name)
+        if not hooks or hook in hooks
+    ]
+    if unknown := sorted(set(hooks) - {hook for _, hook in pairs}):
+        raise NotFoundError(f"the archive has no release of a hook {unknown[0]!r}")
+    reports = []
+    for name, hook in pairs:
+        with progress_of(output, f"{name}/{hook}") as progress:
+            report = complete(store, name, hook, anew=rebuild, progress=progress)
+        reports.append(report)
+        output.say(report.summary())
+        for problem in report.problems:
+            output.say(f"  {problem}")
+        listings = list_programs(store, name, hook).values()
+        segments = [segment for listing in listings for segment in listing.segments]
+        stored = sum(segment.size for segment in segments)
+        objects = sum(len(segment.parts) for segment in segments)
+        output.say(f"  {objects} objects, {size(stored)}")
+    output.result({"hooks": [report.to_json() for report in reports]})

@@ -1,0 +1,175 @@
+"""`feature-pipeline backfill`: run again what is missing, failed, stale or of an old release."""
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from feature_pipeline import settings
+from feature_pipeline.archive.logs import log
+from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.cli.instance import dagster_instance
+from feature_pipeline.cli.output import Output, json_option
+from feature_pipeline.cli.project import Project, open_archive
+from feature_pipeline.cli.project_hooks import project_hooks
+from feature_pipeline.errors import InvalidInputError, NotFoundError
+from feature_pipeline.projections.catalog.database import Database
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+
+    from feature_pipeline.orchestration.operations.backfills import BackfillPlan
+
+SELECTIONS: Final = ("missing", "failed", "stale", "old-release", "all")
+
+
+@click.command()
+@click.argument("names", metavar="[HOOK|TABLE]...", nargs=-1)
+@click.option("--select", type=click.Choice(SELECTIONS), help="Which partitions; see above.")
+@click.option("--batch", "batches", multiple=True, help="Only this batch; repeatable.")
+@click.option(
+    "--tables/--no-tables",
+    default=None,
+    help="Tables that are materialized on request, too; or none. Without: those that always are.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be run, and launch nothing.")
+@click.option("--cancel", metavar="ID", help="Cancel the backfill of this id instead.")
+@json_option
+def backfill(
+    names: tuple[str, ...],
+    select: str | None,
+    batches: tuple[str, ...],
+    tables: bool | None,
+    dry_run: bool,
+    cancel: str | None,
+    as_json: bool,
+) -> None:
+    """Launch one Dagster backfill of chosen partitions; it appears in the UI like any other.
+
+    HOOK means its features and its table, TABLE or an asset's key (structures/tables/pockets)
+    that alone; without names, all hooks of the project.
+
+    \b
+    --select     features                         tables
+    missing      batches without an artifact      artifacts that are not loaded
+    failed       the last hook run or the last    the last Dagster run failed
+                 Dagster run failed, or records
+                 errored and are worth another
+                 try
+    stale        Dagster says so, or made from    Dagster says so, or loaded with
+                 another batch, input or release  other content than the artifact
+                 than the current ones            that is current
+    old-release  made by another release than     loaded from an artifact of another
+                 the declared one                 release than the current one's
+    all          every batch                      every batch
+
+    A table's partition is run, too, wherever its features are. What a hook has answered is carried
+    over by its run, not computed again.
+    """  # noqa: D301 - \b is click's mark of a paragraph that is not folded
+    from feature_pipeline.orchestration.operations.backfills import cancel_backfill
+
+    Project.find().load_environment()
+    output = Output(as_json)
+    with dagster_instance() as instance:
+        if cancel is not None:
+            cancel_backfill(instance, cancel)
+            output.say(f"backfill {cancel} is being cancelled, and its runs with it")
+            output.result({"cancelled": cancel})
+            return
+        if select is None:
+            raise InvalidInputError(f"say which partitions: --select {'|'.join(SELECTIONS)}")
+        plan = _plan(instance, output, select, names, batches, tables)
+        _show(output, plan)
+        launched = None if dry_run or plan.is_empty else _launch(instance, output, plan)
+        output.result({**plan.to_json(), "backfill": launched})
+
+
+def _plan(
+    instance: "DagsterInstance",
+    output: Output,
+    select: str,
+    names: Collection[str],
+    batches: Collection[str],
+    tables: bool | None,
+) -> "BackfillPlan":
+    from feature_pipeline.orchestration.operations.backfills import (
+        Select,
+        find_targets,
+        plan_backfill,
+    )
+    from feature_pipeline.orchestration.operations.status import Sources, hook_standing
+
+    wanted, store = Select(select), open_archive()
+    defined = project_hooks()
+    hooks = defined.usable
+    for line in defined.wrong_lines():
+        output.say(line)
+    folders = {(h.definition.dataset, h.definition.name): h.folder for h in hooks}
+    targets = find_targets([hook.definition for hook in hooks], names, tables)
+    needs_tables = any(target.table for target in targets)
+    database = Database(settings.database_url()) if needs_tables else None
+    chosen = batches_by_dataset(store, {t.definition.dataset for t in targets}, batches)
+    standings = []
+    with output.progress("looking at batches", len(targets)) as steps:
+        for target in targets:
+            definition = target.definition
+            standing = hook_standing(
+                Sources(store, database if target.table else None, instance),
+                definition,
+                folders[definition.dataset, definition.name],
+                batches=chosen and chosen[definition.dataset],
+                is_deep=wanted is Select.FAILED,
+            )
+            standings.append((target, standing))
+            steps.advance()
+    datasets = {target.definition.dataset for target in targets}
+    partitions = {d: frozenset(instance.get_dynamic_partitions(d)) for d in datasets}
+    return plan_backfill(wanted, standings, partitions)
+
+
+def batches_by_dataset(
+    store: BlobStore, datasets: Collection[str], batches: Collection[str]
+) -> dict[str, list[str]] | None:
+    """Those of `batches` that each dataset has; None if none is named.
+
+    Raises:
+        NotFoundError: No dataset has one that is named.
+    """
+    if not batches:
+        return None
+    found: dict[str, list[str]] = {dataset: [] for dataset in datasets}
+    for batch in dict.fromkeys(batches):
+        having = [dataset for dataset in datasets if log.batch_entries(store, dataset, batch)]
+        if not having:
+            raise NotFoundError(f"no batch {batch!r} in dataset {' or '.join(sorted(datasets))}")
+        for dataset in having:
+            found[dataset].append(batch)
+    return found
+
+
+def _show(output: Output, plan: "BackfillPlan") -> None:
+    for part in plan.parts:
+        output.say(f"{part.key.to_user_string()}: {len(part.batches):,} partitions")
+        output.say("\n".join(f"  {batch}" for batch in part.batches))
+    for note in plan.notes:
+        output.say(note)
+    if plan.is_empty:
+        output.say(f"Nothing to do: no partition to be run is {plan.select}.")
+
+
+def _launch(instance: "DagsterInstance", output: Output, plan: "BackfillPlan") -> str:
+    from feature_pipeline.orchestration.operations.backfills import (
+        active_backfills,
+        is_daemon_running,
+        launch_backfill,
+    )
+
+    before = active_backfills(instance)
+    backfill_id = launch_backfill(instance, plan)
+    output.say(f"Backfill {backfill_id} launched: /runs/b/{backfill_id} in the UI.")
+    output.say(f"Cancel it there, or with: feature-pipeline backfill --cancel {backfill_id}")
+    if not is_daemon_running(instance):
+        output.say("No Dagster daemon was heard of lately: the backfill waits until one runs.")
+    if before:
+        output.say(f"Launched before and not done yet: {', '.join(before)}")
+    return backfill_id

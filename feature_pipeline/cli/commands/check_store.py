@@ -1,0 +1,52 @@
+"""`feature-pipeline check-store`: whether the archive's store has the properties it needs."""
+
+import click
+
+from feature_pipeline import settings
+from feature_pipeline.archive.store.s3_client import client_of
+from feature_pipeline.archive.stores.s3_check import check_store as check
+from feature_pipeline.cli.output import Output, json_option
+from feature_pipeline.cli.project import Project
+
+
+@click.command("check-store")
+@json_option
+def check_store(as_json: bool) -> None:
+    """Try each property of S3 that the archive needs, on the store that the settings name.
+
+    Small objects are written below `probe/` and removed. Exits with 0 if the store has every
+    property that is required, with 2 if it lacks one, with 1 if it could not be asked.
+    """
+    Project.find().load_environment()
+    output = Output(as_json)
+    where = settings.S3Settings.from_environment()
+    client = client_of(where)
+    try:
+        found = check(client, where.bucket, where.prefix)
+    finally:
+        client.close()
+    output.table(
+        where.uri,
+        ["property", "needed for", "is there"],
+        [[each.name, each.needed_for, each.failure or "yes"] for each in found],
+    )
+    lacking = [each.name for each in found if each.is_required and not each.is_held]
+    if lacking:
+        output.say(f"An archive on this store can lose data: it lacks {', '.join(lacking)}.")
+    output.result(
+        {
+            "store": where.uri,
+            "is_usable": not lacking,
+            "properties": [
+                {
+                    "name": each.name,
+                    "needed_for": each.needed_for,
+                    "is_required": each.is_required,
+                    "failure": each.failure,
+                }
+                for each in found
+            ],
+        }
+    )
+    if lacking:
+        raise SystemExit(2)

@@ -1,0 +1,104 @@
+"""`feature-pipeline compare`: what two releases of a hook say of the same batches."""
+
+import click
+
+from feature_pipeline.archive.logs.log import ReleaseEntry
+from feature_pipeline.archive.query.compare import (
+    Comparison,
+    compare_releases,
+    find_release,
+    last_two_releases,
+)
+from feature_pipeline.cli.commands.verify import find_dataset
+from feature_pipeline.cli.output import Output, json_option
+from feature_pipeline.cli.project import Project, open_archive
+from feature_pipeline.errors import NotFoundError
+
+
+@click.command()
+@click.argument("hook")
+@click.option("--from", "before", metavar="RELEASE", help="A version, or #seq; the one before.")
+@click.option("--to", "after", metavar="RELEASE", help="A version, or #seq; the last one.")
+@click.option("--batch", "batches", multiple=True, help="Only this batch; repeatable.")
+@click.option("--dataset", help="The hook's dataset, where several have a hook of this name.")
+@json_option
+def compare(
+    hook: str,
+    before: str | None,
+    after: str | None,
+    batches: tuple[str, ...],
+    dataset: str | None,
+    as_json: bool,
+) -> None:
+    """Compare what HOOK says under two releases, over the batches that both were run over.
+
+    Of each batch the last artifact that was current under each release is read, from S3 alone.
+    Rows are compared by record and ordinal; columns that only one release declares are named and
+    not compared. `feature-pipeline history HOOK` lists releases and batches.
+    """
+    Project.find().load_environment()
+    output = Output(as_json)
+    store = open_archive()
+    where = find_dataset(store, hook, dataset)
+    if where is None:
+        raise NotFoundError(f"no dataset of the archive has hook {hook!r}")
+    if before is None or after is None:
+        defaults = last_two_releases(store, where, hook)
+    old = defaults[0] if before is None else find_release(store, where, hook, before)
+    new = defaults[1] if after is None else find_release(store, where, hook, after)
+    found = compare_releases(store, where, hook, old, new, batches or None)
+    _show(output, found)
+    output.result({"dataset": where, "hook": hook, **found.to_json()})
+
+
+def named(entry: ReleaseEntry) -> str:
+    """A release for people."""
+    return f"{entry.release.document.version} (#{entry.seq}, {entry.release.digest.short})"
+
+
+def _show(output: Output, found: Comparison) -> None:
+    difference = found.difference
+    output.say(f"from {named(found.before)} to {named(found.after)}")
+    output.say(f"{difference.batches:,} batches, {difference.equal_batches:,} of them equal")
+    output.table(
+        "",
+        ["", "equal", "added", "removed", "changed"],
+        [
+            [what, *(getattr(difference, f"{what}_{how}") for how in _HOW)]
+            for what in ("records", "rows")
+        ],
+    )
+    for what, names in (
+        ("columns added", found.columns_added),
+        ("columns removed", found.columns_removed),
+        ("columns of another type, not compared", found.columns_retyped),
+        ("batches that only the first was run over", found.only_before),
+        ("batches that only the second was run over", found.only_after),
+    ):
+        if names:
+            output.say(f"{what}: {', '.join(names[:_SHOWN])}{_more(len(names))}")
+    for (status, other), count in difference.outcomes.most_common():
+        output.say(f"{status} -> {other}: {count:,} records")
+    if difference.reasons_changed:
+        output.say(f"same status, another reason: {difference.reasons_changed:,} records")
+    for column, count in difference.columns.most_common():
+        output.say(f"column {column} differs in {count:,} rows")
+    if difference.examples:
+        output.table(
+            "examples",
+            ["batch", "record", "before", "after", "columns"],
+            [
+                [e.batch, e.record_id, e.before[:_WIDE], e.after[:_WIDE], ", ".join(e.columns)]
+                for e in difference.examples
+            ],
+        )
+
+
+_HOW = ("equal", "added", "removed", "changed")
+_SHOWN = 10
+_WIDE = 40
+"""Characters of a reason that are shown; --json has all of them."""
+
+
+def _more(count: int) -> str:
+    return f" and {count - _SHOWN:,} more" if count > _SHOWN else ""

@@ -1,0 +1,83 @@
+"""`feature-pipeline erase`: withdrawn records are taken out of the archive."""
+
+import click
+
+from feature_pipeline.archive.maintenance.erase import OUTSIDE_REACH, finish_erasing
+from feature_pipeline.archive.maintenance.erase import erase as erase_records
+from feature_pipeline.archive.maintenance.erase import lift as lift_withdrawal
+from feature_pipeline.cli.commands.gc import say_obstacles
+from feature_pipeline.cli.output import Output, json_option
+from feature_pipeline.cli.project import Project, open_archive
+from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.digest import Digest
+
+
+@click.command()
+@click.argument("record_ids", nargs=-1)
+@click.option("--dataset", required=True, help="The records' dataset.")
+@click.option("--reason", help="Kept for ever beside the records' ids: no personal data.")
+@click.option(
+    "--lift",
+    is_flag=True,
+    help="Allow the records to be submitted again; what was begun to be erased is erased first.",
+)
+@click.option(
+    "--lost", multiple=True, help="A manifest or batch that is given up: sha256:<digest>."
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def erase(
+    record_ids: tuple[str, ...],
+    dataset: str,
+    reason: str | None,
+    lift: bool,
+    lost: tuple[str, ...],
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Withdraw RECORD_IDS and erase what the archive holds of them. It cannot be undone.
+
+    Without ids, an erasure that was interrupted is brought to its end. Exits with 2 if it is not
+    finished: damaged artifacts could not be redacted, or blobs are kept because anything that may
+    need them is damaged or missing. The records are withdrawn all the same.
+    """
+    Project.find().load_environment()
+    output = Output(as_json)
+    if record_ids and not reason:
+        raise InvalidInputError("--reason is needed: it is what the archive keeps of the records")
+    if lift and not record_ids:
+        raise InvalidInputError("--lift: name the records")
+    store = open_archive()
+    given_up = frozenset(map(Digest.parse, lost))
+    if record_ids and not lift and not yes:
+        click.confirm(
+            f"Erase {len(record_ids)} records of {dataset} from {store.uri('')} for ever?",
+            abort=True,
+            err=True,
+        )
+    if lift:
+        report = lift_withdrawal(store, dataset, record_ids, reason or "", output.say, given_up)
+    elif record_ids:
+        report = erase_records(store, dataset, record_ids, reason or "", output.say, given_up)
+    else:
+        report = finish_erasing(store, dataset, output.say, given_up)
+    output.say(
+        f"{len(report.record_ids)} records erased from {len(report.batches)} batches and"
+        f" {report.artifacts} artifacts; {report.deleted} blobs deleted"
+    )
+    for problem in report.problems:
+        output.say(f"not erased: {problem}")
+    if report.kept_back:
+        output.say(f"{report.kept_back} blobs are still to be deleted")
+    say_obstacles(output, report.obstacles)
+    if report.lifted:
+        output.say(f"{len(report.lifted)} records may be submitted again, in new batches")
+    elif lift:
+        output.say("Nothing was lifted: first the erasure must come to its end")
+    if not lift:
+        output.say("Not reached:")
+        for place in OUTSIDE_REACH:
+            output.say(f"  - {place}")
+    output.result(report.to_json())
+    if not report.is_finished:
+        raise SystemExit(2)

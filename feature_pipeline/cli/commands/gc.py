@@ -1,0 +1,109 @@
+"""`feature-pipeline gc`: blobs that nothing needs are marked, and deleted a grace period later."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import click
+
+from feature_pipeline.archive import blobs
+from feature_pipeline.archive.maintenance.gc import GcReport, GcScope, collect_garbage
+from feature_pipeline.cli.commands.verify import progress_of
+from feature_pipeline.cli.output import Output, json_option, size
+from feature_pipeline.cli.project import Project, open_archive
+from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.digest import Digest
+
+_SHOWN: Final = 20
+"""Obstacles that are named; `--json` has all of them."""
+
+
+@click.command()
+@click.option("--all", "is_all", is_flag=True, help="All blobs of the archive.")
+@click.option(
+    "--shard", "shards", multiple=True, help="Blobs whose digest begins with these two hex digits."
+)
+@click.option("--delete", is_flag=True, help="Mark, and delete what is due. Without: a dry run.")
+@click.option(
+    "--lost", multiple=True, help="A manifest or batch that is given up: sha256:<digest>."
+)
+@click.option(
+    "--new-orphans",
+    type=click.IntRange(0),
+    default=0,
+    help="So many blobs may newly be needed by nothing, even if that is a mass of them.",
+)
+@click.option("--workers", type=click.IntRange(1, 64), default=8, show_default=True)
+@json_option
+def gc(
+    is_all: bool,
+    shards: tuple[str, ...],
+    delete: bool,
+    lost: tuple[str, ...],
+    new_orphans: int,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Delete blobs that two runs, a week apart, both found to be needed by nothing.
+
+    Without --delete nothing is written and nothing is deleted. Run it with --delete every day or
+    week: each run marks what it finds, and deletes what a run at least a week earlier had marked.
+
+    Exits with 2, and deletes nothing, while anything that may name blobs is damaged or missing, or
+    if far more blobs than before are needed by nothing.
+    """
+    Project.find().load_environment()
+    output = Output(as_json)
+    if is_all == bool(shards):
+        raise InvalidInputError("say what may be collected: --all, or --shard (once or more)")
+    scope = GcScope.everything() if is_all else GcScope(frozenset(shards))
+    store = open_archive()
+    with progress_of(output, "deleting") as progress:
+        report = collect_garbage(
+            store,
+            scope,
+            is_dry_run=not delete,
+            lost=frozenset(map(Digest.parse, lost)),
+            new_orphans=new_orphans,
+            workers=workers,
+            progress=progress,
+        )
+    output.say(f"{report.stored} blobs ({size(report.stored_bytes)}) in {store.uri('')}")
+    if not report.obstacles:
+        _say_orphans(output, report)
+    if report.deleted or report.spared:
+        output.say(
+            f"{len(report.deleted)} deleted ({size(report.deleted_bytes)}),"
+            f" {len(report.spared)} spared because they were written again"
+        )
+    say_obstacles(output, report.obstacles)
+    if not delete and not report.obstacles:
+        output.say("Dry run: nothing was marked or deleted. --delete does both")
+    output.result(report.to_json())
+    if report.obstacles:
+        raise SystemExit(2)
+
+
+def _say_orphans(output: Output, report: GcReport) -> None:
+    output.say(f"{report.orphaned} of them ({size(report.orphaned_bytes)}) are needed by nothing")
+    if report.first_mark_at is None:
+        output.say(f"No mark is {blobs.GRACE.days} days old yet: nothing is due")
+    else:
+        output.say(
+            f"{len(report.due)} ({size(report.due_bytes)}) are due: marked"
+            f" {report.first_mark_at:%Y-%m-%d %H:%M} UTC, and unchanged since"
+        )
+
+
+def say_obstacles(output: Output, obstacles: Sequence[str]) -> None:
+    """Say why nothing is deleted, and what to do about it."""
+    if not obstacles:
+        return
+    output.say("Nothing is deleted, because it is not known what is needed:")
+    for obstacle in obstacles[:_SHOWN]:
+        output.say(f"  - {obstacle}")
+    if (more := len(obstacles) - _SHOWN) > 0:
+        output.say(f"  and {more} more")
+    output.say(
+        "Restore what is damaged or missing, then run this again: `feature-pipeline verify` names"
+        " it all. A manifest or batch that is lost for good is given up with --lost"
+    )

@@ -1,0 +1,75 @@
+"""`feature-pipeline history`: what became of a hook's batches."""
+
+import click
+
+from feature_pipeline.archive.query.history import HistoryLine, readable_history
+from feature_pipeline.cli.commands.verify import find_dataset
+from feature_pipeline.cli.output import DAMAGED, Output, json_option
+from feature_pipeline.cli.project import Project, open_archive
+from feature_pipeline.errors import NotFoundError
+
+
+@click.command()
+@click.argument("hook")
+@click.argument("batch", required=False)
+@click.option("--dataset", help="The hook's dataset, where several have a hook of this name.")
+@json_option
+def history(hook: str, batch: str | None, dataset: str | None, as_json: bool) -> None:
+    """Show every entry of HOOK's log, of BATCH or of all batches.
+
+    The current artifact of a batch is marked with *. Exits with 2 if a log cannot be read, or an
+    artifact of it: the rest is shown.
+    """
+    Project.find().load_environment()
+    output = Output(as_json)
+    store = open_archive()
+    where = find_dataset(store, hook, dataset)
+    if where is None:
+        raise NotFoundError(f"no dataset of the archive has hook {hook!r}")
+    found = readable_history(store, where, hook, batch)
+    lines, damage = found.lines, dict(found.damage)
+    output.table(
+        f"{where}/{hook}" + (f", batch {batch}" if batch else ""),
+        ["batch", "entry", "verdict", "accepted at", "version", "records", "rows", "manifest", ""],
+        [_cells(line) for line in lines],
+    )
+    output.result(
+        {
+            "dataset": where,
+            "hook": hook,
+            "batch": batch,
+            "entries": [line.to_json() for line in lines],
+            "damaged": damage,
+        }
+    )
+    damage |= {
+        f"{line.entry.batch}, entry {line.entry.seq}": line.problem
+        for line in lines
+        if line.problem is not None
+    }
+    if damage:
+        output.problems(f"damaged in {where}/{hook}", damage)
+        output.warn("`feature-pipeline repair` shows what can be brought back")
+        raise SystemExit(DAMAGED)
+
+
+def _cells(line: HistoryLine) -> list[object]:
+    entry, manifest = line.entry, line.manifest
+    said: str = ""
+    if line.is_erased:
+        said = "erased: see its successor"
+    elif line.problem is not None:
+        said = "cannot be read"
+    elif manifest is not None and manifest.failure is not None:
+        said = f"{manifest.failure.kind}: {manifest.failure.reason}"[:60]
+    return [
+        entry.batch,
+        f"{entry.seq}{'*' if line.is_head else ''}",
+        entry.verdict.value,
+        f"{entry.accepted_at:%Y-%m-%d %H:%M:%S}",
+        "?" if line.release is None else line.release.release.document.version,
+        "" if manifest is None else manifest.counts.records,
+        "" if manifest is None else manifest.counts.rows,
+        entry.manifest.short,
+        said,
+    ]

@@ -1,0 +1,80 @@
+"""`feature-pipeline plan`: what loading a hook's table would change, cost and refuse."""
+
+import click
+
+from feature_pipeline import settings
+from feature_pipeline.cli.output import DAMAGED, Output, json_option, size
+from feature_pipeline.cli.project import Project, open_archive
+from feature_pipeline.cli.project_hooks import project_hooks, undeclared_lines
+from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.projections.catalog.database import Database
+from feature_pipeline.projections.preview import TablePlan, plan_table
+from feature_pipeline.projections.retire import known_tables
+
+SHOWN = 10
+
+
+@click.command()
+@click.argument("hook")
+@click.option("--dataset", help="Needed when several datasets have a hook of this name.")
+@json_option
+def plan(hook: str, dataset: str | None, as_json: bool) -> None:
+    """Show what the next runs of HOOK's table would do; nothing is touched.
+
+    Tables that no definition declares are named besides: `feature-pipeline retire` drops them.
+    Exits with 1 if something would be refused, with 2 if batches are damaged or lost in the
+    archive: they are named, and the plan is about the others.
+    """
+    from feature_pipeline.orchestration.assets.tables import table_spec
+
+    Project.find().load_environment()
+    defined = project_hooks()
+    definition = defined.find(hook, dataset).definition
+    if not definition.has_table:
+        raise InvalidInputError(f"hook {hook!r} declares no columns, so it has no table")
+    output = Output(as_json)
+    database = Database(settings.database_url())
+    found = plan_table(open_archive(), database, table_spec(definition))
+    undeclared = defined.undeclared(known_tables(database))
+    for line in (*plan_lines(found), *undeclared_lines(undeclared)):
+        output.say(line)
+    output.result({**found.to_json(), "undeclared": [table.name for table in undeclared]})
+    output.problems("batches are damaged, and not in the plan", found.damaged)
+    output.problems("batches are lost in the archive, and not in the plan", found.lost)
+    if not found.is_all:
+        output.warn("`feature-pipeline repair` shows what can be brought back")
+        raise SystemExit(DAMAGED)
+    if found.is_refused:
+        raise SystemExit(1)
+
+
+def plan_lines(plan: TablePlan) -> list[str]:
+    """The plan for people."""
+    lines = [f"{plan.table}: {plan.action.value.replace('_', ' ')}"]
+    for what, names in (
+        ("columns added", plan.added),
+        ("columns dropped", plan.dropped),
+        ("columns changed", plan.changed),
+        ("indexes built", plan.indexes_added),
+        ("indexes dropped", plan.indexes_dropped),
+        ("views made again", plan.remade_views),
+    ):
+        if names:
+            lines.append(f"  {what}: {', '.join(names)}")
+    lines.extend(f"  column {sentence}" for sentence in plan.without_values)
+    if plan.batches:
+        table = (
+            "" if plan.table_bytes is None else f", about {size(plan.table_bytes)} in PostgreSQL"
+        )
+        lines.append(
+            f"  to load: {plan.batches:,} batches, {plan.rows:,} rows,"
+            f" {size(plan.archive_bytes)} in S3{table}, about {plan.seconds:,.0f} s"
+        )
+    for batch, why in list(plan.refused.items())[:SHOWN]:
+        lines.append(f"  refused: batch {batch}: {why}")
+    if len(plan.refused) > SHOWN:
+        lines.append(f"  refused: {len(plan.refused) - SHOWN:,} batches more")
+    lines.extend(f"  {sentence}" for sentence in (*plan.repairs, *plan.not_kept))
+    lines.extend(f"  refused: {violation}" for violation in plan.violations)
+    lines.extend(f"  refused: the switch, because {reason}" for reason in plan.blocked)
+    return lines

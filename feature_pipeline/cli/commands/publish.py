@@ -1,0 +1,197 @@
+"""`feature-pipeline publish`: the finished output of a hook that ran elsewhere."""
+
+import dataclasses
+import os
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import click
+
+from feature_pipeline.archive import read
+from feature_pipeline.archive.format.manifest import RunInfo
+from feature_pipeline.archive.logs import log
+from feature_pipeline.archive.logs.log import ReleaseEntry
+from feature_pipeline.archive.publish import (
+    Artifact,
+    Completion,
+    CompletionStatus,
+    announce_artifact,
+)
+from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.cli.output import Output, json_option
+from feature_pipeline.cli.project import Project, open_archive
+from feature_pipeline.cli.project_hooks import find_hook
+from feature_pipeline.compute.collect import collect_output
+from feature_pipeline.compute.plan import ComputePlan, plan_run
+from feature_pipeline.errors import (
+    ConflictError,
+    CorruptDataError,
+    InvalidInputError,
+    NotFoundError,
+)
+from feature_pipeline.hooks.json_lines import read_lines
+from feature_pipeline.hooks.output import ERRORS, FEATURES, REJECTIONS, SINGLE_FEATURES
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.first_few import first_few
+from feature_pipeline.model.outcomes import Status
+
+OUTCOME_FILES: Final = (FEATURES, SINGLE_FEATURES, REJECTIONS, ERRORS)
+"""Files of the contract that say something of records."""
+
+_UNREGISTERED: Final = 0
+
+
+@click.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--hook", required=True, help="The hook that wrote it.")
+@click.option("--batch", required=True, help="The batch it was given, whole.")
+@click.option("--dataset", help="The hook's dataset, if hooks of two datasets have this name.")
+@click.option("--log", "log_file", type=click.Path(exists=True, path_type=Path), help="Its log.")
+@click.option("--force", is_flag=True, help="Replace answers by errors, too.")
+@json_option
+def publish(
+    folder: Path,
+    hook: str,
+    batch: str,
+    dataset: str | None,
+    log_file: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Publish FOLDER, what a hook left in OSA_OUT after exiting with status 0.
+
+    The output is taken to be the hook's release as declared now. Nothing of Dagster needs to run:
+    the result is durable when the command ends, and is accepted when the daemon runs. A folder
+    without features.jsonl, features.json, rejections.jsonl or errors.jsonl is refused, and so is
+    output that has errors for records with an answer, unless --force is given.
+    """
+    Project.find().load_environment()
+    output = Output(as_json)
+    check_is_output(folder)
+    found = find_hook(hook, dataset)
+    store = open_archive()
+    definition = found.definition
+    release = definition.hook_release(found.folder)
+    records = log.read_batch(store, definition.dataset, batch)
+    # Registered once the output was found good: a refusal changes nothing.
+    unregistered = ReleaseEntry(_UNREGISTERED, release)
+    plan = plan_run(store, definition, unregistered, records, force=True)
+    now = datetime.now(UTC)
+    run = RunInfo(
+        id=plan.hook_run_id(f"publish-{uuid.uuid4().hex}"),
+        runner="external",
+        started_at=now,
+        finished_at=now,
+        exit_code=0,
+    )
+    artifact = collect_output(plan, folder, run, log_file)
+    check_is_about(folder, artifact)
+    if not force:
+        check_replaces_no_answer(store, plan, artifact)
+    entry = log.register_release(store, release, definition.code_files(found.folder))
+
+    def complete(manifest: Digest) -> Completion:
+        return Completion(
+            id=run.id,
+            dataset=definition.dataset,
+            hook=definition.name,
+            batch=batch,
+            release_seq=entry.seq,
+            release_digest=release.digest,
+            base=plan.base,
+            manifest=manifest,
+            status=CompletionStatus.SUCCEEDED,
+        )
+
+    artifact = dataclasses.replace(artifact, release=entry)
+    published, _ = announce_artifact(store, artifact, complete)
+    counts, notes = published.manifest.counts, published.manifest.notes
+    output.table(
+        f"published {definition.name} of batch {batch}",
+        ["records", "passed", "rejected", "errored", "rows"],
+        [[counts.records, counts.passed, counts.rejected, counts.errored, counts.rows]],
+    )
+    for note in notes:
+        output.say(f"note: {note}")
+    output.say(f"manifest {published.manifest_digest}; accepted when Dagster's daemon next runs")
+    output.result(
+        {
+            "id": run.id,
+            "manifest": str(published.manifest_digest),
+            "counts": dataclasses.asdict(counts),
+            "notes": list(notes),
+        }
+    )
+
+
+def check_is_output(folder: Path) -> None:
+    """Return if `folder` is what a hook left: at least one file of the contract is in it.
+
+    Raises:
+        InvalidInputError: There is none; names what is there, and a folder below that has one.
+    """
+    if any(os.path.lexists(folder / name) for name in OUTCOME_FILES):
+        return
+    there = sorted(path.name for path in folder.iterdir())
+    below = [
+        name for name in there if any((folder / name / each).is_file() for each in OUTCOME_FILES)
+    ]
+    hint = f"publish {folder / below[0]} instead" if below else "publish the folder of OSA_OUT"
+    raise InvalidInputError(
+        f"{folder} has none of {', '.join(OUTCOME_FILES)}, so it is no hook's output; it has"
+        f" {first_few(there) or 'nothing'}: {hint}"
+    )
+
+
+def check_is_about(folder: Path, artifact: Artifact) -> None:
+    """Return if the output names a record of the batch, or none at all.
+
+    Raises:
+        InvalidInputError: All that it names are records of something else.
+    """
+    if any(outcome.status is not Status.ERRORED for outcome in artifact.outcomes):
+        return
+    named: dict[str, None] = {}
+    for name in (FEATURES, REJECTIONS, ERRORS):
+        if (folder / name).is_file():
+            with (folder / name).open("rb") as file:
+                named |= dict.fromkeys(line.record_id for line in read_lines(name, file))
+    if named and named.keys().isdisjoint(outcome.record_id for outcome in artifact.outcomes):
+        raise InvalidInputError(
+            f"{folder} names no record of batch {artifact.batch.key!r}, but {first_few(named)}: is"
+            " it the output of another batch?"
+        )
+
+
+def check_replaces_no_answer(store: BlobStore, plan: ComputePlan, artifact: Artifact) -> None:
+    """Return if no record that has an answer, passed or rejected, would have an error instead.
+
+    Raises:
+        ConflictError: One would, names some and why; or the answers there are cannot be read.
+    """
+    if plan.previous_digest is None:
+        return
+    try:
+        previous = read.read_manifest(store, plan.previous_digest)
+        outcomes = read.read_artifact_outcomes(store, previous)
+    except (NotFoundError, CorruptDataError) as error:
+        raise ConflictError(
+            f"what {artifact.hook!r} answered for batch {artifact.batch.key!r} until now cannot be"
+            f" read ({error}), so what this would replace is not known: publish with"
+            " --force if it is to stand in its place"
+        ) from error
+    answered = {each.record_id for each in outcomes if each.status is not Status.ERRORED}
+    lost = [
+        outcome
+        for outcome in artifact.outcomes
+        if outcome.status is Status.ERRORED and outcome.record_id in answered
+    ]
+    if lost:
+        raise ConflictError(
+            f"{len(lost)} of {len(artifact.outcomes)} records of batch {artifact.batch.key!r} have"
+            f" an answer of {artifact.hook!r} and would have an error instead:"
+            f" {first_few(outcome.record_id for outcome in lost)} ({lost[0].reason}); publish with"
+            " --force if that is right"
+        )

@@ -1,0 +1,72 @@
+"""`feature-pipeline quarantine`: what could not be accepted, and another try."""
+
+import click
+
+from feature_pipeline.archive import accept
+from feature_pipeline.archive.format.documents import instant_text
+from feature_pipeline.archive.logs.inbox import discard, readable_quarantined
+from feature_pipeline.cli.output import DAMAGED, Output, json_option
+from feature_pipeline.cli.project import Project, open_archive
+from feature_pipeline.errors import InvalidInputError
+
+
+@click.command()
+@click.argument("ids", nargs=-1)
+@click.option("--requeue", is_flag=True, help="Let these wait in the inbox again, as they were.")
+@click.option("--discard", "is_discarded", is_flag=True, help="Delete these. What they name goes.")
+@click.option("--all", "is_all", is_flag=True, help="All that is in the quarantine.")
+@json_option
+def quarantine(
+    ids: tuple[str, ...], requeue: bool, is_discarded: bool, is_all: bool, as_json: bool
+) -> None:
+    """Show what is in the quarantine and why; with --requeue, let IDS try again.
+
+    First correct what the reason names: submit the batch, register the release, lift the
+    withdrawal. Exits with 2 if an entry cannot be read; the others are shown.
+    """
+    Project.find().load_environment()
+    output = Output(as_json)
+    store = open_archive()
+    readable = readable_quarantined(store)
+    held, damage = list(readable.found.values()), readable.damage
+    if requeue and is_discarded:
+        raise InvalidInputError("--requeue and --discard: one of them is needed")
+    if (requeue or is_discarded) and bool(ids) == is_all:
+        raise InvalidInputError("name the entries, or say --all")
+    known = [*readable.found, *(damage if is_discarded or not requeue else ())]
+    chosen = known if is_all else list(ids)
+    if unknown := sorted(set(chosen) - set(known)):
+        raise InvalidInputError(f"{unknown[0]!r} is not in the quarantine")
+    if requeue:
+        accept.requeue(store, chosen)
+        output.say(f"{len(chosen)} wait in the inbox again; the sensor accepts them in seconds")
+    elif is_discarded:
+        discard(store, chosen)
+        output.say(f"{len(chosen)} discarded; `feature-pipeline gc` deletes what they alone named")
+    else:
+        shown = [entry for entry in held if not chosen or entry.id in chosen]
+        for entry in shown:
+            output.say(f"{entry.id}\n  since {instant_text(entry.quarantined_at)}: {entry.reason}")
+        for entry_id, one in damage.items():
+            if not chosen or entry_id in chosen:
+                output.say(f"{entry_id}\n  cannot be read: {one.error}")
+        output.say(f"{len(shown)} in the quarantine")
+    output.result(
+        {
+            "requeued": chosen if requeue else [],
+            "discarded": chosen if is_discarded else [],
+            "quarantined": [
+                {
+                    "id": entry.id,
+                    "reason": entry.reason,
+                    "left_at": instant_text(entry.left_at),
+                    "quarantined_at": instant_text(entry.quarantined_at),
+                    "entry": entry.entry,
+                }
+                for entry in readable_quarantined(store).found.values()
+            ],
+            "damaged": {entry_id: str(one.error) for entry_id, one in damage.items()},
+        }
+    )
+    if damage and not (requeue or is_discarded):
+        raise SystemExit(DAMAGED)

@@ -1,0 +1,264 @@
+"""`feature-pipeline read`: what the archive holds of a hook, with or without a table."""
+
+import sys
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Final
+
+import click
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from feature_pipeline.archive.query.api import Archive, AsOf
+from feature_pipeline.archive.query.features import Features
+from feature_pipeline.archive.query.frames import Frame
+from feature_pipeline.cli.instants import parse_instant
+from feature_pipeline.cli.output import DAMAGED, Output, exact, printable
+from feature_pipeline.cli.project import Project
+from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.json_values import json_cell, json_text
+from feature_pipeline.model.outcomes import Status
+
+SHOWN_ROWS: Final = 20
+
+
+@click.command()
+@click.argument("hook")
+@click.option("--dataset", help="The hook's dataset, if hooks of two datasets have this name.")
+@click.option("--batch", "batches", multiple=True, help="Only this batch; may be given often.")
+@click.option("--outcomes", is_flag=True, help="What became of each record, instead of rows.")
+@click.option(
+    "--status",
+    "statuses",
+    type=click.Choice([status.value for status in Status]),
+    multiple=True,
+    help="Only outcomes of this status, with their reasons; repeatable.",
+)
+@click.option("--plot", is_flag=True, help="Write a picture of the numeric columns and outcomes.")
+@click.option("--column", "columns", multiple=True, help="Plot only this column; repeatable.")
+@click.option("--as-of", help="A time with its offset, or a seq: what was current then.")
+@click.option("--every-batch", is_flag=True, help="Records of several batches in each of them.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "jsonl", "parquet"]),
+    default="table",
+    show_default=True,
+)
+@click.option("--max-rows", type=click.IntRange(0), help="Stop after so many; a table after 20.")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write this file; a plot as its .html, .png or .svg, else as HOOK.html.",
+)
+def read(
+    hook: str,
+    dataset: str | None,
+    batches: tuple[str, ...],
+    outcomes: bool,
+    statuses: tuple[str, ...],
+    plot: bool,
+    columns: tuple[str, ...],
+    as_of: str | None,
+    every_batch: bool,
+    form: str,
+    max_rows: int | None,
+    output: Path | None,
+) -> None:
+    """Print the rows of HOOK's current artifacts, or their outcomes, straight from S3.
+
+    No PostgreSQL and no Dagster is needed. In jsonl, arrays and objects are JSON values, and
+    numbers that JSON does not have are the texts "NaN", "Infinity" and "-Infinity".
+
+    Exits with 2 if batches are left out because they are damaged or lost: standard error names
+    them.
+    """
+    Project.find().load_environment()
+    features = Archive.open().features(
+        hook,
+        dataset=dataset,
+        batches=batches or None,
+        as_of=parse_as_of(as_of),
+        every_batch=every_batch,
+        skip_damaged=True,
+    )
+    if columns and not plot:
+        raise InvalidInputError("--column says which columns to plot: give --plot, too")
+    if plot:
+        if outcomes or statuses or max_rows is not None or form != "table":
+            raise InvalidInputError("--plot writes a picture: it takes no option about rows")
+        _plot(features, columns, output or Path(f"{hook}.html"))
+    else:
+        _print(features, outcomes, statuses, form, max_rows, output)
+    if features.damage:
+        _warn(features)
+        raise SystemExit(DAMAGED)
+
+
+def _print(
+    features: Features,
+    is_outcomes: bool,
+    statuses: Collection[str],
+    form: str,
+    max_rows: int | None,
+    output: Path | None,
+) -> None:
+    frame: Frame = features.outcomes() if is_outcomes or statuses else features
+    if statuses:
+        frame = OfStatus(frame, statuses)
+    if form == "table":
+        if output is not None:
+            raise InvalidInputError("a table is for people: give --format with --output")
+        _print_table(frame, SHOWN_ROWS if max_rows is None else max_rows)
+        return
+    if form == "parquet" and output is None and sys.stdout.isatty():
+        raise InvalidInputError("Parquet is not text: give --output FILE, or pipe it somewhere")
+    with _sink(output) as file:
+        WRITERS[form](frame.schema, _limited(frame, max_rows), file)
+
+
+def _warn(features: Features) -> None:
+    output = Output()
+    output.problems(
+        f"batches of {features.dataset}/{features.hook} are damaged or lost, and left out with"
+        " their records in earlier batches",
+        features.damage,
+    )
+    output.warn("`feature-pipeline repair` shows what can be brought back")
+
+
+class OfStatus(Frame):
+    """Outcomes of some statuses."""
+
+    def __init__(self, outcomes: Frame, statuses: Collection[str]) -> None:
+        self._outcomes, self._statuses = outcomes, pa.array(sorted(statuses), pa.string())
+
+    @property
+    def schema(self) -> pa.Schema:
+        """That of the outcomes."""
+        return self._outcomes.schema
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The outcomes of each batch in turn that have one of the statuses."""
+        for table in self._outcomes.tables():
+            yield table.filter(pc.is_in(table.column("status"), self._statuses))
+
+
+def _plot(features: Features, columns: Collection[str], path: Path) -> None:
+    from feature_pipeline.archive.query import plots
+    from feature_pipeline.archive.query.summary import summarize
+
+    output = Output()
+    if path.suffix not in plots.MEDIA_TYPES:
+        raise InvalidInputError(f"{path}: a plot is a file {', '.join(plots.MEDIA_TYPES)}")
+    with output.progress("reading", len(features.batches)) as steps:
+        summary = summarize(features, columns, lambda _: steps.advance())
+    data = plots.draw(summary, path.suffix)
+    with _sink(path) as file:
+        file.write(data)
+    heads, lines = plots.statistics(summary)
+    output.table(f"{summary.rows:,} rows of {summary.batches:,} batches", heads, lines)
+    output.say(f"written to {path}")
+
+
+def parse_as_of(text: str | None) -> AsOf | None:
+    """A seq, or a time with its offset from UTC.
+
+    Raises:
+        InvalidInputError: `text` is neither.
+    """
+    if text is None or text.isdecimal():
+        return None if text is None else int(text)
+    return parse_instant(text, ", or a seq")
+
+
+def _limited(frame: Frame, max_rows: int | None) -> Iterator[pa.RecordBatch]:
+    left = max_rows
+    for piece in frame:
+        if left is None:
+            yield piece
+            continue
+        yield piece.slice(0, left)
+        left -= min(left, len(piece))
+        if not left:
+            return
+
+
+def _print_table(frame: Frame, max_rows: int) -> None:
+    output = Output()
+    names = frame.schema.names
+    found = [
+        row
+        for piece in _limited(frame, max_rows + 1)
+        for row in zip(*(column.to_pylist() for column in piece.columns), strict=True)
+    ]
+    is_number = [pa.types.is_integer(f.type) or pa.types.is_floating(f.type) for f in frame.schema]
+    output.table(
+        "",
+        names,
+        [[exact(cell) for cell in row] for row in found[:max_rows]],
+        right=[position for position, number in enumerate(is_number) if number],
+    )
+    shown = min(len(found), max_rows)
+    output.say(f"{shown} rows" + ("; more are not shown" if len(found) > max_rows else ""))
+
+
+def write_csv(schema: pa.Schema, pieces: Iterator[pa.RecordBatch], file: IO[bytes]) -> None:
+    """One header, then the rows; NULL is nothing, text is in quotes."""
+    with pyarrow.csv.CSVWriter(file, schema) as writer:
+        for piece in pieces:
+            writer.write_batch(piece)
+
+
+def write_parquet(schema: pa.Schema, pieces: Iterator[pa.RecordBatch], file: IO[bytes]) -> None:
+    """A Parquet file of the same schema."""
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for piece in pieces:
+            writer.write_batch(piece)
+
+
+def write_jsonl(schema: pa.Schema, pieces: Iterator[pa.RecordBatch], file: IO[bytes]) -> None:
+    """One JSON object a row."""
+    kinds = [(field.metadata or {}).get(b"encoding") == b"json" for field in schema]
+    for piece in pieces:
+        columns = [column.to_pylist() for column in piece.columns]
+        for row in zip(*columns, strict=True):
+            document = {
+                name: json_cell(value, is_json=is_json)
+                for name, value, is_json in zip(schema.names, row, kinds, strict=True)
+            }
+            file.write(json_text(document).encode() + b"\n")
+
+
+WRITERS: Final[dict[str, Callable[[pa.Schema, Iterator[pa.RecordBatch], IO[bytes]], None]]] = {
+    "csv": write_csv,
+    "jsonl": write_jsonl,
+    "parquet": write_parquet,
+}
+
+
+@contextmanager
+def _sink(path: Path | None) -> Iterator[IO[bytes]]:
+    if path is None and sys.stdout.isatty():
+        with TemporaryFile() as held:
+            yield held
+            held.seek(0)
+            for line in held:
+                sys.stdout.write(printable(line.decode(errors="replace")))
+        return
+    if path is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    # Under its own name only when it is whole.
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        with partial.open("wb") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

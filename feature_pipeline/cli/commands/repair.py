@@ -1,0 +1,260 @@
+"""`feature-pipeline repair`: what is wrong with the archive, what brings it back, and doing it."""
+
+import getpass
+from collections.abc import Sequence
+
+import click
+
+from feature_pipeline.archive.inspection.findings import Finding, Scope
+from feature_pipeline.archive.inspection.verify import verify as verify_archive
+from feature_pipeline.archive.logs import log
+from feature_pipeline.archive.logs.log import FeatureEntry
+from feature_pipeline.archive.logs.losses import Loss
+from feature_pipeline.archive.maintenance.accept_loss import accept_losses, plan_losses
+from feature_pipeline.archive.maintenance.known import Knowledge
+from feature_pipeline.archive.maintenance.loss_entries import remove_given_up
+from feature_pipeline.archive.maintenance.repair import (
+    ProjectRelease,
+    RepairPlan,
+    Sources,
+    Step,
+    append_again,
+    carry_out,
+    find_appendable,
+    find_unfinished,
+    plan_repair,
+)
+from feature_pipeline.archive.query.api import Archive
+from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.cli.commands.verify import find_dataset, progress_of
+from feature_pipeline.cli.databases import ask_databases
+from feature_pipeline.cli.output import DAMAGED, Output, json_option
+from feature_pipeline.cli.project import Project, open_archive
+from feature_pipeline.cli.project_hooks import project_hooks
+from feature_pipeline.errors import FeaturePipelineError, InvalidInputError
+from feature_pipeline.model.digest import Digest
+
+_ROUNDS = 10
+"""What was brought back may name further objects, which are looked at in the next round."""
+
+
+@click.command()
+@click.option("--dataset", help="Only this dataset.")
+@click.option("--hook", help="Only this hook: its releases and artifacts.")
+@click.option("--batch", help="Only this batch.")
+@click.option(
+    "--from", "second_url", help="A second archive, s3://BUCKET/PREFIX: a copy, a backup."
+)
+@click.option("--yes", is_flag=True, help="Carry the plan out. Without it, nothing is written.")
+@click.option(
+    "--accept-loss",
+    is_flag=True,
+    help="Give up log entries that nothing brings back: their logs go on without them.",
+)
+@click.option("--reason", default="", help="Why a loss is accepted; kept for ever.")
+@json_option
+def repair(
+    dataset: str | None,
+    hook: str | None,
+    batch: str | None,
+    second_url: str | None,
+    yes: bool,
+    accept_loss: bool,
+    reason: str,
+    as_json: bool,
+) -> None:
+    """Show what is damaged, missing or lost and what would bring it back; with --yes, do it.
+
+    Objects come back from a second archive, compared with their digests; rows and outcomes from
+    raw output; lost log entries from what databases know of them; code files and releases from
+    the project. Safe to interrupt and to repeat.
+
+    With --accept-loss and --reason, log entries that nothing brings back are given up, after it
+    was said which: the shorter log is right from then on, its numbers are used again, and tables
+    and Dagster are brought in line with it by `rebuild` and the job `reconcile`. Artifacts that
+    the entries named and that are still stored are appended again.
+
+    Exits with 0 if nothing is wrong any more, with 2 otherwise: what cannot be brought back is
+    listed with what an operator can do.
+    """
+    Project.find().load_environment()
+    output = Output(as_json)
+    store = open_archive()
+    scope = Scope(find_dataset(store, hook, dataset, batch), hook, batch)
+    second = None if second_url is None else Archive.open(second_url).store
+    known = ask_databases(output, scope.dataset)
+    sources = _sources(output, second, known)
+    if accept_loss and not reason:
+        raise InvalidInputError("--accept-loss needs --reason: why it is given up is kept for ever")
+    names = [scope.dataset] if scope.dataset else log.datasets(store)
+    unfinished = _finish_accepting(output, store, names, known, is_confirmed=yes)
+    tried: set[tuple[str, str]] = set()
+    done: list[Step] = []
+    failed: dict[str, str] = {}
+    for _ in range(_ROUNDS):
+        plan = plan_repair(store, _findings(store, scope, known, output), sources)
+        new = [step for step in plan.steps if (step.finding.key, step.action.value) not in tried]
+        if not yes or not new:
+            break
+        tried.update((step.finding.key, step.action.value) for step in new)
+        with output.progress("repairing", len(new)) as steps:
+            problems = carry_out(RepairPlan(tuple(new), ()), lambda _: steps.advance())
+        failed.update({problem.finding.key: problem.remedy for problem in problems})
+        done += [step for step in new if step.finding.key not in failed]
+    _show(output, plan, done, failed, is_plan=not yes)
+    given_up: list[str] = []
+    if accept_loss:
+        given_up = _accept(output, store, plan, known, tried, reason, is_confirmed=yes)
+        plan = plan_repair(store, _findings(store, scope, known, output), sources)
+        if given_up and not (plan.steps or plan.remainders):
+            output.say("nothing is wrong any more")
+    output.result(
+        {
+            **plan.to_json(),
+            "unfinished": unfinished,
+            "done": [{"key": step.finding.key, "action": step.action.value} for step in done],
+            "failed": failed,
+            "given_up": given_up,
+        }
+    )
+    if plan.steps or plan.remainders or unfinished:
+        raise SystemExit(DAMAGED)
+
+
+def _finish_accepting(
+    output: Output,
+    store: BlobStore,
+    datasets: Sequence[str],
+    known: Knowledge,
+    *,
+    is_confirmed: bool,
+) -> list[str]:
+    """Finish calls that were interrupted after a loss was accepted.
+
+    Returns:
+        A line for each artifact that is still to be appended, if it is not confirmed.
+    """
+    unfinished: list[str] = []
+    for name in datasets:
+        if is_confirmed:
+            remove_given_up(store, name)
+        losses = find_unfinished(store, name)
+        if is_confirmed:
+            _append_again(output, store, losses, known)
+            continue
+        for manifest, _ in find_appendable(store, losses, known.entries):
+            where = f"hook {manifest.hook}, batch {manifest.batch}"
+            digest = Digest.of(manifest.encode())
+            unfinished.append(f"{where}: artifact {digest.short} is to be appended again")
+    for line in unfinished:
+        output.say(f"{line}: a call that accepted a loss was interrupted; --yes finishes it")
+    return unfinished
+
+
+def _append_again(
+    output: Output, store: BlobStore, losses: Sequence[Loss], known: Knowledge
+) -> None:
+    for entry in append_again(store, losses, known.entries):
+        output.warn(f"{entry.log_prefix} has the artifact {entry.manifest.short} again")
+
+
+def _accept(
+    output: Output,
+    store: BlobStore,
+    plan: RepairPlan,
+    known: Knowledge,
+    tried: set[tuple[str, str]],
+    reason: str,
+    *,
+    is_confirmed: bool,
+) -> list[str]:
+    """Say what is given up, ask, and give it up; one line for each log."""
+    left = [s for s in plan.steps if (s.finding.key, s.action.value) not in tried]
+    if left:
+        raise click.ClickException(
+            f"{len(left)} objects can be brought back: run this command with --yes first, then give"
+            " up what is left"
+        )
+    findings = [r.finding for r in plan.remainders] + [s.finding for s in plan.steps]
+    losses = plan_losses(store, findings)
+    if not losses:
+        output.warn("no log entry is lost, corrupt or missing: nothing is given up")
+        return []
+    for loss in losses:
+        output.warn(f"{loss.log} keeps {loss.entries} of {loss.known_entries} entries")
+    if not is_confirmed:
+        click.confirm("Give up the others for good?", abort=True, err=True)
+    accepted = accept_losses(store, losses, by=getpass.getuser(), reason=reason)
+    _append_again(output, store, losses, known)
+    output.warn(
+        "Run `feature-pipeline rebuild` for the tables, and the job `reconcile` for Dagster"
+    )
+    return [str(one) for one in accepted]
+
+
+def _findings(store: BlobStore, scope: Scope, known: Knowledge, output: Output) -> list[Finding]:
+    with progress_of(output, "verifying") as progress:
+        # Without a census: a plan writes nothing.
+        report = verify_archive(store, scope, progress=progress, takes_census=False)
+    return list(known.add_lost(report, store).findings)
+
+
+def _sources(output: Output, second: BlobStore | None, known: Knowledge) -> Sources:
+    from feature_pipeline.compute.redecode import decode_batch_again
+
+    def derive(store: BlobStore, entry: FeatureEntry) -> object:
+        return decode_batch_again(store, entry)
+
+    releases: list[ProjectRelease] = []
+    try:
+        for hook in project_hooks().usable:
+            release = hook.definition.hook_release(hook.folder)
+            releases.append(ProjectRelease(release, hook.definition.code_files(hook.folder)))
+    except FeaturePipelineError as error:
+        output.warn(f"the project's releases are not used: {error}")
+    return Sources(
+        second=second,
+        entries=known.entries,
+        batches=known.batches,
+        submitted_at=known.submitted_at,
+        releases=releases,
+        derive=derive,
+    )
+
+
+def _show(
+    output: Output, plan: RepairPlan, done: list[Step], failed: dict[str, str], *, is_plan: bool
+) -> None:
+    for title, steps in (
+        ("brought back", done),
+        ("can be brought back" if is_plan else "not brought back", list(plan.steps)),
+    ):
+        if steps:
+            output.table(
+                f"{len(steps)} objects {title}",
+                ["state", "what", "key", "how", "proof"],
+                [
+                    [s.finding.state.value, s.finding.kind.value, s.finding.key, s.action, s.proof]
+                    for s in steps
+                ],
+            )
+    output.problems("objects could not be brought back", failed)
+    if plan.remainders:
+        output.table(
+            f"{len(plan.remainders)} objects cannot be brought back from what there is",
+            ["state", "what", "key", "needed by", "what to do"],
+            [
+                [
+                    r.finding.state.value,
+                    r.finding.kind.value,
+                    r.finding.key,
+                    r.finding.named_by,
+                    r.remedy,
+                ]
+                for r in plan.remainders
+            ],
+        )
+    if not (plan.steps or plan.remainders):
+        output.say("nothing is wrong" if not done else "nothing is wrong any more")
+    elif is_plan and plan.steps:
+        output.say("Nothing was written. `feature-pipeline repair --yes` carries it out")

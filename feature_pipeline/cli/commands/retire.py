@@ -1,0 +1,94 @@
+"""`feature-pipeline retire`: tables that no definition declares, and tables of the past."""
+
+from typing import Any
+
+import click
+
+from feature_pipeline import settings
+from feature_pipeline.cli.output import Output, json_option, size
+from feature_pipeline.cli.project import Project
+from feature_pipeline.cli.project_hooks import ProjectHooks, project_hooks
+from feature_pipeline.errors import ConflictError, InvalidInputError, ProjectionError
+from feature_pipeline.projections.catalog.database import Database
+from feature_pipeline.projections.retire import (
+    KnownTable,
+    Retirement,
+    find_tables,
+    known_tables,
+    plan_retirement,
+    retire_table,
+)
+
+
+@click.command()
+@click.argument("tables", nargs=-1)
+@click.option("--yes", is_flag=True, help="Drop TABLES. Without it, nothing is changed.")
+@json_option
+def retire(tables: tuple[str, ...], yes: bool, as_json: bool) -> None:
+    """Show the tables that no definition declares, and drop TABLES among them.
+
+    A table stays, and answers, when its hook is deleted or renamed, or the hook's table gets
+    another name. Tables of the past (`rebuild --as-of`) stay until they are dropped. Without TABLES
+    both are listed. With TABLES: what dropping them takes away, and with --yes they are dropped:
+    the view, its generations and what the bookkeeping knows of them. The archive keeps everything.
+
+    A table that a definition declares is not dropped, nor one whose definition cannot be used.
+    Exits with status 1 if one of TABLES is not, or would not be, dropped.
+    """
+    if yes and not tables:
+        raise InvalidInputError("say which tables are dropped: feature-pipeline retire TABLE --yes")
+    Project.find().load_environment()
+    output = Output(as_json)
+    database = Database(settings.database_url())
+    defined = project_hooks()
+    known = known_tables(database)
+    chosen = find_tables(known, dict.fromkeys(tables)) if tables else _candidates(defined, known)
+    results: list[dict[str, Any]] = []
+    problems: list[str] = []
+    for table in chosen:
+        found = plan_retirement(database, table)
+        problem = _obstacle(defined, found)
+        is_dropped = False
+        if yes and problem is None:
+            try:
+                retire_table(database, table)
+                is_dropped = True
+            except (ConflictError, ProjectionError) as error:
+                problem = str(error)
+        results.append({**found.to_json(), "problem": problem, "is_dropped": is_dropped})
+        output.say(_line(found, is_dropped=is_dropped))
+        problems += [] if problem is None else [problem]
+    if not chosen:
+        output.say("No table but those that definitions declare.")
+    output.result({"tables": results, "wrong_definitions": dict(defined.wrong)})
+    if not tables:
+        for line in (*problems, *defined.wrong_lines()):
+            output.say(line)
+    elif problems:
+        raise click.ClickException("\n".join(problems))
+
+
+def _candidates(defined: ProjectHooks, known: list[KnownTable]) -> list[KnownTable]:
+    return [table for table in known if defined.why_kept(table) is None]
+
+
+def _obstacle(defined: ProjectHooks, found: Retirement) -> str | None:
+    """Why the table cannot be dropped; None if it can."""
+    name = found.table.name
+    if (kept := defined.why_kept(found.table)) is not None:
+        return f"table {name!r} is not dropped: {kept}"
+    if found.blocked:
+        return f"table {name!r} is not dropped: {', '.join(found.blocked)} uses it: drop that first"
+    return None
+
+
+def _line(found: Retirement, *, is_dropped: bool) -> str:
+    table = found.table
+    what = table.asset if table.as_of is None else f"{table.asset} as of {table.as_of.isoformat()}"
+    line = (
+        f"{table.name}: {what}; {found.batches:,} batches, {found.rows:,} rows,"
+        f" {size(found.size_bytes)} in {found.generations} generations"
+    )
+    if found.left is not None:
+        line += f"; {found.left} is not the pipeline's and stays"
+    return f"{line}: dropped" if is_dropped else line

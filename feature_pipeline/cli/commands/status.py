@@ -1,0 +1,190 @@
+"""`feature-pipeline status`: how every hook's batches stand, and what waits."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from feature_pipeline import settings
+from feature_pipeline.archive import accept
+from feature_pipeline.archive.logs.inbox import (
+    Completion,
+    InboxEntry,
+    Submission,
+    read_entry,
+    readable_quarantined,
+)
+from feature_pipeline.cli.instance import dagster_instance
+from feature_pipeline.cli.output import DAMAGED, Output, json_option
+from feature_pipeline.cli.project import Project, open_archive
+from feature_pipeline.cli.project_hooks import project_hooks, undeclared_lines
+from feature_pipeline.model.definition import HookDefinition
+from feature_pipeline.projections.catalog.database import Database
+from feature_pipeline.projections.retire import known_tables
+
+if TYPE_CHECKING:
+    from feature_pipeline.orchestration.operations.status import HookStanding, Sources, Standing
+
+_COLUMNS = (
+    *("batches", "archived", "missing", "failed", "stale", "old_release"),
+    *("damaged", "lost", "waiting", "quarantined", "loaded", "to_load"),
+)
+_HEADINGS = {"old_release": "old", "to_load": "to load"}
+_COUNTS = ("records", "passed", "rejected", "errored", "rows")
+Names = Counter[tuple[str, str]]
+
+
+@click.command()
+@click.option(
+    "--deep",
+    is_flag=True,
+    help="Read every current manifest: counts of records, and errors that are worth a retry.",
+)
+@json_option
+def status(deep: bool, as_json: bool) -> None:
+    """Show, per hook, how its batches stand; then what waits and what is in the quarantine.
+
+    \b
+    archived     have a current artifact        missing  have none
+    failed       the last hook run failed and was not cancelled, or the last Dagster
+                 run did; with --deep, records errored and are worth another try, too
+    stale        made from another release, batch or input than current ones, or columns
+    old          made by another release than the declared one
+    damaged, lost         batches of which the archive cannot be read, and those of which a
+                 table or Dagster knows an artifact that the archive no longer has
+    waiting, quarantined  completions in the inbox, and those that could not be accepted
+    loaded, to load       current artifacts that the table holds as they are, and the others
+
+    `feature-pipeline backfill --select` runs them. Tables that no definition declares any more are
+    named; `feature-pipeline retire` drops them. Logs are listed and the tables' bookkeeping is
+    read; manifests are with --deep, of hooks with inputs and of failed runs. Exits with 2 if
+    something is damaged or lost: it is named, and the rest is shown.
+    """  # noqa: D301 - \b is click's mark of a paragraph that is not folded
+    from feature_pipeline.orchestration.operations.status import Sources
+
+    Project.find().load_environment()
+    output = Output(as_json)
+    store, database = open_archive(), Database(settings.database_url())
+    waiting, readable = accept.waiting(store), readable_quarantined(store)
+    quarantined = list(readable.found.values())
+    held = [read_entry(q.id, q.left_at, q.entry.encode()) for q in quarantined]
+    counters = {"waiting": _completions(waiting), "quarantined": _completions(held)}
+    with ExitStack() as stack:
+        has_dagster = bool(os.environ.get("DAGSTER_HOME"))
+        instance = stack.enter_context(dagster_instance()) if has_dagster else None
+        defined = project_hooks()
+        hooks = [
+            _hook(Sources(store, database, instance), hook.definition, hook.folder, deep, counters)
+            for hook in defined.usable
+        ]
+    _show(output, hooks, deep)
+    undeclared = defined.undeclared(known_tables(database))
+    for line in (*defined.wrong_lines(), *undeclared_lines(undeclared)):
+        output.say(line)
+    if not has_dagster:
+        output.say("DAGSTER_HOME is not set: what only Dagster knows is not in these counts")
+    batches = sum(isinstance(entry.content, Submission) for entry in waiting)
+    output.say(f"inbox: {len(waiting)} waiting, {batches} of them batches")
+    output.say(f"quarantine: {len(quarantined)}")
+    for item in quarantined:
+        output.say(f"  {item.id}: {item.reason}")
+    output.result(
+        {
+            "hooks": hooks,
+            "wrong_definitions": dict(defined.wrong),
+            "undeclared_tables": [table.name for table in undeclared],
+            "waiting": [entry.id for entry in waiting],
+            "quarantined": [{"id": item.id, "reason": item.reason} for item in quarantined],
+            "damaged_in_quarantine": {k: str(one.error) for k, one in readable.damage.items()},
+        }
+    )
+    if _warn(output, hooks, {k: str(one.error) for k, one in readable.damage.items()}):
+        raise SystemExit(DAMAGED)
+
+
+def _warn(output: Output, hooks: list[dict[str, Any]], quarantine: Mapping[str, str]) -> bool:
+    """Whether something is damaged or lost; it is named then."""
+    found = bool(quarantine)
+    for row in hooks:
+        for what in ("damaged", "lost"):
+            problems = row[f"{what}_batches"]
+            found = found or bool(problems)
+            output.problems(f"{what} in {row['dataset']}/{row['hook']}", problems)
+    output.problems("entries of the quarantine cannot be read", quarantine)
+    if found:
+        output.warn("`feature-pipeline repair` shows what can be brought back")
+    return found
+
+
+def _completions(entries: Iterable[InboxEntry]) -> Names:
+    """How many completions there are of each hook."""
+    contents = [entry.content for entry in entries]
+    return Counter((c.dataset, c.hook) for c in contents if isinstance(c, Completion))
+
+
+def _hook(
+    sources: "Sources",
+    definition: HookDefinition,
+    folder: Path,
+    is_deep: bool,
+    counters: dict[str, Names],
+) -> dict[str, Any]:
+    from feature_pipeline.orchestration.operations.status import hook_standing
+
+    standing = hook_standing(sources, definition, folder, is_deep=is_deep)
+    features, table = standing.features, standing.table
+    row: dict[str, Any] = {
+        "dataset": definition.dataset,
+        "hook": definition.name,
+        "batches": len(features.facts),
+        "archived": len(standing.heads),
+        **_reasons(features),
+        "damaged": len(standing.damaged),
+        "lost": len(standing.lost),
+        "damaged_batches": dict(standing.damaged),
+        "lost_batches": dict(standing.lost),
+        **{name: counts[definition.dataset, definition.name] for name, counts in counters.items()},
+    }
+    if table is not None:
+        to_load = sum(not f.is_there or f.is_behind for f in table.facts.values())
+        row |= {
+            "loaded": len(table.facts) - to_load,
+            "to_load": to_load,
+            "table": {"name": definition.table_name, **_reasons(table)},
+        }
+    return row | (archive_counts(standing) if is_deep else {})
+
+
+def _reasons(standing: "Standing") -> dict[str, int]:
+    from feature_pipeline.orchestration.operations.status import Reason
+
+    return {r.value.replace("-", "_"): len(standing.batches(r)) for r in Reason}
+
+
+def _show(output: Output, hooks: list[dict[str, Any]], is_deep: bool) -> None:
+    for dataset in sorted({row["dataset"] for row in hooks}):
+        own = [row for row in hooks if row["dataset"] == dataset]
+        for title, columns in (("batches", _COLUMNS), ("records", _COUNTS if is_deep else ())):
+            if columns:
+                output.table(
+                    f"{title} of {dataset}",
+                    ["hook", *(_HEADINGS.get(name, name) for name in columns)],
+                    [[row["hook"], *(row.get(name, "-") for name in columns)] for row in own],
+                )
+    for row in hooks:
+        table = row.get("table", {})
+        if table.get("failed") or table.get("stale"):
+            output.say(
+                f"table {table['name']}: {table['failed']:,} batches whose last run failed,"
+                f" {table['stale']:,} stale"
+            )
+
+
+def archive_counts(standing: "HookStanding") -> dict[str, int]:
+    """What the current artifacts say of their records, without those that are damaged."""
+    counts = standing.counts.values()
+    return {name: sum(getattr(count, name) for count in counts) for name in _COUNTS}

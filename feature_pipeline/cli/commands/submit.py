@@ -1,0 +1,145 @@
+"""`feature-pipeline submit`: records with their files become batches in the archive's inbox."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.publish import MAX_BATCHES, submit_batch
+from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.cli.local_records import LocalRecord, read_records
+from feature_pipeline.cli.output import Output, json_option
+from feature_pipeline.cli.project import Project, open_archive
+from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.digest import Digest, digest_stream
+from feature_pipeline.model.records import (
+    Record,
+    RecordBatch,
+    RecordFile,
+    Source,
+    check_batch_key,
+    check_dataset,
+    check_folders,
+)
+
+
+@click.command()
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.option("--dataset", required=True, help="The dataset the records belong to.")
+@click.option(
+    "--source", type=click.Choice([s.value for s in Source]), required=True, help="How they came."
+)
+@click.option("--batch", help="Key of the first batch; made of the content when absent.")
+@click.option("--batch-size", default=1000, show_default=True, type=click.IntRange(1, 100_000))
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave entries of a folder with such a name out: --exclude '.*'. May be repeated.",
+)
+@json_option
+def submit(
+    path: Path,
+    dataset: str,
+    source: str,
+    batch: str | None,
+    batch_size: int,
+    exclude: Sequence[str],
+    as_json: bool,
+) -> None:
+    """Submit the records of PATH.
+
+    PATH is a folder (each file a record of its own, each folder a record with its files), or a
+    .jsonl file with one {"id", "metadata", "files": {name: path}} a line; paths are relative to
+    it. A file's record is named as the file without its suffixes: 1ubi of 1ubi.pdb.gz. Every entry
+    is taken, or the command ends and names it. Submitting the same again changes nothing.
+    """
+    Project.find().load_environment()
+    output = Output(as_json)
+    check_dataset(dataset)
+    if batch is not None:
+        check_batch_key(batch)
+    found = read_records(path, exclude)
+    records = found.records
+    groups = [records[i : i + batch_size] for i in range(0, len(records), batch_size)]
+    for group in groups:
+        check_folders([record.id for record in group])
+    store = open_archive()
+    check_budget(store, dataset, len(groups))
+    submitted = []
+    with output.progress("submitting", len(groups)) as steps:
+        for number, group in enumerate(groups, 1):
+            key = batch if batch is None or len(groups) == 1 else f"{batch}-{number:05d}"
+            done = submit_records(store, dataset, Source(source), group, key)
+            submitted.append({"batch": done.key, "records": len(group), "digest": str(done.digest)})
+            steps.advance()
+    output.table(
+        f"submitted to {dataset}",
+        ["batch", "records", "digest"],
+        [[item["batch"], item["records"], str(item["digest"])[:19]] for item in submitted],
+    )
+    if found.left_out:
+        output.say(f"Left out by --exclude: {', '.join(found.left_out)}")
+    output.say(
+        "They wait in the inbox for the inbox sensor, which runs while Dagster's daemon does and"
+        " the code location loads. `feature-pipeline status` shows what waits."
+    )
+    output.result({"dataset": dataset, "batches": submitted, "left_out": found.left_out})
+
+
+def check_budget(store: BlobStore, dataset: str, more: int) -> None:
+    """Return if the dataset may have that many more batches.
+
+    Raises:
+        InvalidInputError: It would have more than `MAX_BATCHES`.
+    """
+    have = len(store.list_folders(layout.batch_logs(dataset)))
+    if have + more > MAX_BATCHES:
+        raise InvalidInputError(
+            f"dataset {dataset!r} has {have} batches; {more} more would exceed {MAX_BATCHES}:"
+            " raise --batch-size, or submit to another dataset"
+        )
+
+
+def submit_records(
+    store: BlobStore,
+    dataset: str,
+    source: Source,
+    records: Sequence[LocalRecord],
+    key: str | None = None,
+) -> RecordBatch:
+    """The records are a batch in the inbox, its files stored.
+
+    Args:
+        key: The batch's key; without one it is made of the records, so that submitting the same
+            records again names the same batch.
+
+    Raises:
+        InvalidInputError: A file cannot be read, or the records cannot be a batch.
+    """
+    files: dict[Digest, Path] = {}
+    described: list[Record] = []
+    for record in records:
+        described_files = []
+        for name, path in sorted(record.files.items()):
+            try:
+                with path.open("rb") as stream:
+                    digest, size = digest_stream(stream)
+            except OSError as error:
+                raise InvalidInputError(
+                    f"{record.place or record.id}: {path} cannot be read: {error.strerror}"
+                ) from error
+            files[digest] = path
+            described_files.append(RecordFile(name=name, digest=str(digest), size=size))
+        described.append(
+            Record.model_validate(
+                {"id": record.id, "metadata": record.metadata, "files": tuple(described_files)}
+            )
+        )
+    if key is None:
+        unnamed = RecordBatch.create(dataset, "unnamed", source, tuple(described))
+        key = f"{source.value}-{unnamed.digest.short}"
+    batch = RecordBatch.create(dataset, key, source, tuple(described))
+    submit_batch(store, batch, files)
+    return batch

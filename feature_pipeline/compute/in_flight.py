@@ -1,0 +1,147 @@
+"""Hook runs that go on without the worker that began them: what taking their results will need.
+
+What belongs here: the document that a worker leaves before it starts such a run, and finding the
+documents. Not here: taking a result (`take_results`), how pods leave it (`pod_transfer`).
+
+The document names no credential and no signed address, and lies where pods can neither read nor
+write. It is a note, not a part of the archive: every digest it names is in a log as well.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, ClassVar, Final
+
+from pydantic import Field
+
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.format.documents import DigestField, Document, InstantField, utc_now
+from feature_pipeline.archive.store.base import BlobStore, create_or_read, get_small
+from feature_pipeline.compute.plan import ComputePlan
+from feature_pipeline.errors import (
+    CorruptDataError,
+    FeaturePipelineError,
+    InvalidInputError,
+    NotFoundError,
+    StoreUnavailableError,
+)
+from feature_pipeline.parallel import map_threads
+
+KEPT: Final = timedelta(days=14)
+"""How long a result is waited for: what pods left is deleted after this time as well."""
+_NOBODY: Final = "none"
+
+
+class ExpectedRun(Document):
+    """A hook run as it was asked for, and by whom."""
+
+    what: ClassVar[str] = "expected hook run"
+    most_bytes: ClassVar[int] = 64 << 20
+    newest: ClassVar[int] = 2
+    added: ClassVar[Mapping[str, int]] = {"begin_with": 2, "sources": 2}
+
+    spec_version: int = 2
+    id: str
+    dataset: str
+    hook: str
+    batch: str
+    definition: Mapping[str, Any] = Field(description="The hook's definition then.")
+    release_seq: int
+    base: int
+    records: tuple[str, ...] | None = Field(
+        description="Ids of the records that are computed; None for the whole batch."
+    )
+    inputs: Mapping[str, DigestField] = Field(description="Per input hook, the manifest's digest.")
+    begin_with: Mapping[str, int] = Field(
+        default_factory=dict,
+        description="Records over which the hook failed before, with the memory to begin with.",
+    )
+    sources: tuple[DigestField, ...] | None = Field(
+        None, description="The artifacts that answers are carried over from."
+    )
+    request_id: str
+    image: str = Field(description="Of the hook's container; attempts are named by it.")
+    dagster_run_id: str | None
+    begun_at: InstantField = Field(default_factory=utc_now)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedKey:
+    """Where an expected run lies, which says who waits for it."""
+
+    key: str
+    run_id: str
+    dagster_run_id: str | None
+    begun_at: datetime
+    """By the store's clock."""
+
+    def is_late(self, now: datetime) -> bool:
+        """Whether what its pods left is deleted by now."""
+        return now - self.begun_at > KEPT
+
+
+def expect(
+    store: BlobStore,
+    plan: ComputePlan,
+    image: str | None,
+    *,
+    begin_with: Mapping[str, int],
+    request_id: str,
+    dagster_run_id: str | None,
+) -> str | None:
+    """Let another process take the run up from now on; return the key of the document.
+
+    None if no container can be made for it (`image` is None), so that nothing will be left.
+    """
+    if image is None:
+        return None
+    computed = tuple(record.id for record in plan.compute)
+    run = ExpectedRun(
+        id=plan.hook_run_id(request_id),
+        dataset=plan.batch.dataset,
+        hook=plan.definition.name,
+        batch=plan.batch.key,
+        definition=plan.definition.model_dump(mode="json"),
+        release_seq=plan.release.seq,
+        base=plan.base,
+        records=None if len(computed) == len(plan.batch.records) else computed,
+        inputs={source.hook: source.manifest_digest for source in plan.inputs},
+        begin_with=begin_with,
+        sources=plan.sources,
+        request_id=request_id,
+        image=image,
+        dagster_run_id=dagster_run_id,
+    )
+    key = layout.expected(run.id, dagster_run_id or _NOBODY)
+    # what a worker of the same Dagster run left before it is as good
+    create_or_read(store, key, run.encode())
+    return key
+
+
+def expected_keys(store: BlobStore) -> list[ExpectedKey]:
+    """Every run that some worker waits for, or waited for when it died. One listing."""
+    found = []
+    for info in store.list_objects(layout.EXPECTED):
+        run_id, _, worker = info.key.removeprefix(layout.EXPECTED).rpartition(".")
+        dagster_run_id = None if worker == _NOBODY else worker
+        found.append(ExpectedKey(info.key, run_id, dagster_run_id, info.modified_at))
+    return found
+
+
+def read_expected(
+    store: BlobStore, keys: Iterable[ExpectedKey]
+) -> dict[ExpectedKey, ExpectedRun | FeaturePipelineError]:
+    """The runs, or why one cannot be read; those gone since the listing are left out."""
+
+    def one(key: ExpectedKey) -> ExpectedRun | FeaturePipelineError | None:
+        try:
+            held = get_small(store, key.key, ExpectedRun.most_bytes)
+            return ExpectedRun.decode(held.data, key.key)
+        except NotFoundError:
+            return None
+        except (InvalidInputError, CorruptDataError, StoreUnavailableError) as error:
+            return error
+
+    keys = list(keys)
+    read = zip(keys, map_threads(one, keys), strict=True)
+    return {key: run for key, run in read if run is not None}

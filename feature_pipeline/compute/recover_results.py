@@ -1,0 +1,170 @@
+"""A hook run that outlived its worker becomes an artifact and an inbox entry, without another run.
+
+What belongs here: repeating the run's course over the results that its pods have published. Not
+here: who may do so and when (`orchestration.inbox_sensor`), the rules of acceptance
+(`archive.accept`).
+
+The course is repeated by the code that a worker would have run: the same plan, parts, policy and
+decisions, over attempts that only read. So its artifact is the one that the worker would have made,
+and doing it twice makes the same one.
+"""
+
+import logging
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from feature_pipeline.archive import publish
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.logs import log
+from feature_pipeline.archive.publish import CompletionStatus
+from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.compute.execute import HookAborted, completion_of, run_staged
+from feature_pipeline.compute.in_flight import ExpectedRun
+from feature_pipeline.compute.plan import ComputePlan, PlanBasis, plan_run
+from feature_pipeline.compute.pod_transfer import S3Results
+from feature_pipeline.compute.stage import outline_inputs
+from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
+from feature_pipeline.hooks.runner import SilentMonitor, Workspace
+from feature_pipeline.hooks.runners.kubernetes.results import NotPublishedError, PublishedResults
+from feature_pipeline.hooks.runners.kubernetes.transfer import AttemptKey
+from feature_pipeline.model.definition import HookDefinition
+from feature_pipeline.parallel import map_threads
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """The run's completion waits in the inbox."""
+
+    inbox_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AlreadyLogged:
+    """The batch's log has the run's completion: another process took it."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotPublished:
+    """An attempt has left nothing so far; its Job goes on, or a further attempt is due."""
+
+    attempt: AttemptKey
+
+
+@dataclass(frozen=True, slots=True)
+class NotUsable:
+    """The results can never become an artifact of what was asked."""
+
+    reason: str
+
+
+Taken = Announced | AlreadyLogged | NotPublished | NotUsable
+
+
+def take_results(
+    store: BlobStore,
+    run: ExpectedRun,
+    folder: Path | None = None,
+    *,
+    is_cancelled: bool = False,
+) -> Taken:
+    """The run's results are published and announced, if all of them are there. Idempotent.
+
+    Starts nothing and waits for nothing. A run whose attempts all failed is announced as failed,
+    as its worker would have; one that deserves another attempt is left to another run.
+
+    Args:
+        store: Holds the archive and what the pods left.
+        run: What was asked.
+        folder: An empty folder to download into; a temporary one of the system's if absent.
+        is_cancelled: Whether the run was cancelled: its result becomes history.
+
+    Raises:
+        StoreUnavailableError, OutcomeUnknownError: Nothing is known; do it again.
+    """
+    entries = log.read_log(store, run.dataset, run.hook, run.batch)
+    if any(entry.completion == run.id for entry in entries):
+        return AlreadyLogged()
+    try:
+        plan = _plan(store, run)
+    except (InvalidInputError, NotFoundError, CorruptDataError) as error:
+        return NotUsable(str(error))
+    if plan.hook_run_id(run.request_id) != run.id:
+        return NotUsable(
+            f"batch {run.batch!r} of dataset {run.dataset!r} is no longer what hook run {run.id}"
+            " was asked about: a record was erased, or a blob that was carried over is lost"
+        )
+    with ExitStack() as cleanup:
+        if folder is None:
+            scratch = tempfile.TemporaryDirectory(prefix=f"{run.hook}-")
+            folder = Path(cleanup.enter_context(scratch))
+        workspace = Workspace(folder)
+        workspace.create()
+        outline_inputs(plan, workspace)
+        try:
+            execution = run_staged(
+                plan,
+                PublishedResults(S3Results(store), run.image),
+                SilentMonitor(),
+                workspace,
+                run.request_id,
+                run.dagster_run_id,
+                begin_with=run.begin_with,
+                retry_delay_seconds=0.0,
+            )
+        except NotPublishedError as error:
+            return NotPublished(error.attempt)
+        except HookAborted as error:
+            return NotUsable(str(error))
+        status = CompletionStatus.CANCELLED if is_cancelled else None
+        _, completion = publish.announce_artifact(
+            store,
+            execution.artifact,
+            # Its pods published it; the sensor comes by later.
+            lambda manifest: completion_of(
+                execution, manifest, run.dagster_run_id, status
+            ).as_published(execution.artifact.run.finished_at),
+        )
+    logger.info("took the results of hook run %s over batch %r", run.id, run.batch)
+    return Announced(completion.inbox_id)
+
+
+def is_published(store: BlobStore, attempt: AttemptKey) -> bool:
+    """Whether the attempt's pod has left a result."""
+    return S3Results(store).is_there(attempt)
+
+
+def remove_uploads(store: BlobStore, run_id: str) -> None:
+    """Remove what the pods of a hook run were given, and what they left. Idempotent.
+
+    Raises:
+        StoreUnavailableError, OutcomeUnknownError: Some of it may be there; do it again.
+    """
+    keys = [info.key for info in store.list_objects(layout.uploads(run_id))]
+    map_threads(store.delete, keys)
+
+
+def _plan(store: BlobStore, run: ExpectedRun) -> ComputePlan:
+    """The plan that the worker made: the same records, upon the same log and inputs."""
+    try:
+        definition = HookDefinition.model_validate(run.definition)
+    except ValidationError as error:
+        raise InvalidInputError(f"hook run {run.id}: its definition: {error}") from error
+    releases = log.releases(store, run.dataset, run.hook)
+    release = next((entry for entry in releases if entry.seq == run.release_seq), None)
+    if release is None:
+        raise NotFoundError(f"hook {run.hook!r} has no release {run.release_seq}")
+    return plan_run(
+        store,
+        definition,
+        release,
+        log.read_batch(store, run.dataset, run.batch),
+        force=run.records is None,
+        force_records=run.records or (),
+        basis=PlanBasis(run.base, run.inputs, run.sources),
+    )

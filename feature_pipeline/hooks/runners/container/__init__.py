@@ -1,0 +1,1 @@
+"""Hooks as containers of Docker or Podman."""

@@ -1,0 +1,282 @@
+"""What a Job and its pods say about a failure: the API's words in, facts out. No calls.
+
+A pod is `Pending` as long as an init container runs, and the hook is one: what goes on is read from
+the containers' states, never from the phase.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from feature_pipeline.hooks.failure import FailureKind
+from feature_pipeline.hooks.runners.kubernetes.job import HOOK, PUBLISH, STAGE
+
+Json = Mapping[str, Any]
+
+MOST_REPLACEMENTS: Final = 3
+"""A pod that is taken away is replaced without counting. One that is taken away for what the hook
+does would be replaced for ever."""
+
+_PULL_REFUSED: Final = frozenset({"InvalidImageName", "ErrImageNeverPull"})
+_PULL_FAILED: Final = frozenset({"ErrImagePull", "ImagePullBackOff"})
+"""The kubelet tries again. A pod's status lags behind its events by up to 25 s, so the pull may
+have succeeded by the time that this state is seen."""
+_NO_SUCH_IMAGE: Final = ("code = NotFound", ": not found", "manifest unknown")
+_NO_START: Final = frozenset(
+    {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
+)
+_NO_START_ENDS: Final = frozenset({"StartError", "ContainerCannotRun"})
+_TERMINATED_BY_SIGNAL: Final = 143
+_KILLED: Final = 137
+_OUT_OF_MEMORY: Final = "OOMKilled"
+_HANGS_SECONDS: Final = 15.0
+"""After this a pod whose hook ran out of memory is taken for one that the kubelet will not go on
+with. Publish starts within a second where it starts at all."""
+_SECRET_SECONDS: Final = 120.0
+"""How long a pod may wait for the Secret that is made right after its Job. A kubelet looks for it
+again at every sync, about once in ten seconds."""
+_PERMANENT_REFUSALS: Final = (
+    "violates PodSecurity",
+    "no PriorityClass with name",
+    "error looking up service account",
+    "is forbidden: maximum ",
+    "is forbidden: minimum ",
+    "is forbidden: [maximum ",
+    "is forbidden: [minimum ",
+)
+"""What the API server says of a pod that it will never admit. A quota may pass; it is not here."""
+_FULL: Final = ("Usage of EmptyDir volume", "ephemeral local storage", "local ephemeral storage")
+"""How a kubelet begins, or words, that a pod wrote more than it may."""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Why a Job gives no result. `container` names whose log says more."""
+
+    kind: FailureKind
+    reason: str
+    exit_code: int | None = None
+    container: str | None = None
+
+
+REPLACED: Final = Diagnosis(FailureKind.EVICTED, "its pod was taken away and replaced")
+
+
+def newest(pods: Sequence[Json]) -> Json | None:
+    """The pod that counts: the last one made."""
+    return max(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), default=None)
+
+
+def condition(thing: Json, kind: str) -> Json | None:
+    """The condition of that type, if it is true."""
+    for found in thing.get("status", {}).get("conditions") or ():
+        if found["type"] == kind and found["status"] == "True":
+            result: Json = found
+            return result
+    return None
+
+
+def container_state(pod: Json, name: str) -> Json:
+    """`waiting`, `running` or `terminated` of a container; empty before the kubelet has seen it."""
+    status = pod.get("status", {})
+    for found in (
+        *(status.get("initContainerStatuses") or ()),
+        *(status.get("containerStatuses") or ()),
+    ):
+        if found["name"] == name:
+            state: Json = found.get("state") or {}
+            return state
+    return {}
+
+
+def stuck(pod: Json, schedule_seconds: float, now: datetime) -> Diagnosis | None:
+    """Why a pod that has not ended will not get on by itself."""
+    for name in (STAGE, HOOK, PUBLISH):
+        waiting = container_state(pod, name).get("waiting") or {}
+        reason, message = waiting.get("reason"), waiting.get("message") or ""
+        if reason in _PULL_REFUSED or _is_pull_hopeless(
+            pod, reason, message, schedule_seconds, now
+        ):
+            return Diagnosis(FailureKind.IMAGE_PULL, f"{name}: {reason}: {message}")
+        if reason in _NO_START and not _is_secret_awaited(pod, message, now):
+            return Diagnosis(FailureKind.CANNOT_START, f"{name}: {reason}: {message}")
+    if (found := _hangs(pod, now)) is not None:
+        return found
+    if has_begun(pod):
+        return None
+    age = (now - moment(pod["metadata"]["creationTimestamp"])).total_seconds()
+    if age <= schedule_seconds:
+        return None
+    unscheduled = [
+        c
+        for c in pod.get("status", {}).get("conditions") or ()
+        if c["type"] == "PodScheduled" and c["status"] == "False"
+    ]
+    said = str(unscheduled[0].get("message") or "") if unscheduled else "no container has started"
+    return Diagnosis(FailureKind.UNSCHEDULABLE, f"{said} (for {age:.0f} s)")
+
+
+def has_begun(pod: Json) -> bool:
+    """Tell whether a container of the pod has started."""
+    return any(
+        container_state(pod, name).keys() & {"running", "terminated"} for name in (STAGE, HOOK)
+    )
+
+
+def _is_pull_hopeless(
+    pod: Json, reason: object, message: str, schedule_seconds: float, now: datetime
+) -> bool:
+    """Whether an image will not come: the registry has none, or it has had the time to come."""
+    if reason in _PULL_REFUSED:
+        return True
+    if reason not in _PULL_FAILED:
+        return False
+    if reason == "ImagePullBackOff" and any(said in message for said in _NO_SUCH_IMAGE):
+        return True
+    return _seconds_on_node(pod, now) > schedule_seconds
+
+
+def _is_secret_awaited(pod: Json, message: str, now: datetime) -> bool:
+    is_absent = message.startswith("secret ") and message.endswith("not found")
+    return is_absent and _seconds_on_node(pod, now) <= _SECRET_SECONDS
+
+
+def _seconds_on_node(pod: Json, now: datetime) -> float:
+    """How long a pod has been on its node; since it was made, if the time is not told."""
+    scheduled = condition(pod, "PodScheduled") or {}
+    since = scheduled.get("lastTransitionTime") or pod["metadata"]["creationTimestamp"]
+    return (now - moment(since)).total_seconds()
+
+
+def _hangs(pod: Json, now: datetime) -> Diagnosis | None:
+    """That the hook's container was killed for memory and the kubelet starts nothing after it.
+
+    A kubelet takes an init container with this reason for a failed one whatever its exit code. If
+    the code is 0 it starts nothing more, and does not end the pod either.
+    """
+    ended = _killed_for_memory(pod)
+    if ended is None or container_state(pod, PUBLISH).keys() & {"running", "terminated"}:
+        return None
+    if (now - moment(ended["finishedAt"])).total_seconds() <= _HANGS_SECONDS:
+        return None
+    return _out_of_memory(int(ended.get("exitCode") or 0))
+
+
+def _killed_for_memory(pod: Json) -> Json | None:
+    ended: Json = container_state(pod, HOOK).get("terminated") or {}
+    return ended if ended.get("reason") == _OUT_OF_MEMORY else None
+
+
+def _out_of_memory(code: int) -> Diagnosis:
+    reason = "it ran out of memory; the kernel ended its container"
+    return Diagnosis(FailureKind.OUT_OF_MEMORY, reason, code or _KILLED, HOOK)
+
+
+def is_permanent_refusal(warning: str) -> bool:
+    """Tell whether the cluster's complaint about a Job says that it will never make its pod."""
+    return any(said in warning for said in _PERMANENT_REFUSALS)
+
+
+def refused_by_kubelet(pod: Json) -> Diagnosis | None:
+    """Tell why the kubelet refused a pod that was bound to its node, if it did.
+
+    Such a pod has failed for a reason and none of its containers was ever looked at.
+    """
+    status = pod.get("status", {})
+    reason = status.get("reason")
+    seen = (status.get("initContainerStatuses") or []) + (status.get("containerStatuses") or [])
+    if status.get("phase") != "Failed" or not reason or seen:
+        return None
+    said = f"the node refused its pod: {reason}: {status.get('message') or ''}".rstrip(": ")
+    return Diagnosis(FailureKind.UNSCHEDULABLE, said)
+
+
+def taken_away(pod: Json) -> Diagnosis | None:
+    """Why the cluster took a pod away, if it did."""
+    status = pod.get("status", {})
+    disrupted = condition(pod, "DisruptionTarget")
+    if disrupted is not None:
+        said = f"{disrupted.get('reason')}: {disrupted.get('message') or ''}"
+        return Diagnosis(FailureKind.EVICTED, f"its pod was taken away: {said}".rstrip(": "))
+    if status.get("reason") in {"Evicted", "Preempting", "NodeLost", "NodeShutdown", "Terminated"}:
+        said = f"{status['reason']}: {status.get('message') or ''}"
+        if any(word in said for word in _FULL):
+            reason = f"it wrote more than limits.scratch allows: {said}".rstrip(": ")
+            return Diagnosis(FailureKind.OUT_OF_SPACE, reason)
+        return Diagnosis(FailureKind.EVICTED, f"its pod was taken away: {said}".rstrip(": "))
+    return None
+
+
+def is_going(pod: Json) -> bool:
+    """Whether the pod's deletion was requested."""
+    return bool(pod["metadata"].get("deletionTimestamp"))
+
+
+def lost(pod: Json, patience_seconds: float, now: datetime) -> Diagnosis | None:
+    """That a pod which should be gone is not: the node that would end it does not answer.
+
+    No other pod replaces it before it has ended.
+    """
+    if not is_going(pod) or pod.get("status", {}).get("phase") in {"Failed", "Succeeded"}:
+        return None
+    overdue = (now - moment(pod["metadata"]["deletionTimestamp"])).total_seconds()
+    if overdue <= patience_seconds:
+        return None
+    node = pod.get("spec", {}).get("nodeName") or "its node"
+    reason = f"its pod should have been gone for {overdue:.0f} s: {node} may be lost"
+    return Diagnosis(FailureKind.EVICTED, reason)
+
+
+def failure(job: Json, pod: Json | None) -> Diagnosis:
+    """Why a Job failed, by its last pod if there is one still."""
+    failed = condition(job, "Failed") or {}
+    if pod is not None:
+        found = taken_away(pod) or refused_by_kubelet(pod) or _by_containers(pod)
+        if found is not None:
+            return found
+    said = f"{failed.get('reason')}: {failed.get('message') or ''}".rstrip(": ")
+    is_late = failed.get("reason") == "DeadlineExceeded" or (
+        pod is not None and pod.get("status", {}).get("reason") == "DeadlineExceeded"
+    )
+    if is_late:
+        return Diagnosis(FailureKind.DEADLINE, f"the pod took longer than it may: {said}")
+    if pod is None:
+        return Diagnosis(FailureKind.EVICTED, f"its pod is gone: {said}")
+    return Diagnosis(FailureKind.UNKNOWN, f"the Job failed: {said}")
+
+
+def _by_containers(pod: Json) -> Diagnosis | None:
+    for name in (STAGE, HOOK, PUBLISH):
+        ended = container_state(pod, name).get("terminated")
+        if name == HOOK and (killed := _killed_for_memory(pod)) is not None:
+            return _out_of_memory(int(killed.get("exitCode") or 0))
+        if not ended or not ended.get("exitCode"):
+            continue
+        code, reason = int(ended["exitCode"]), str(ended.get("reason") or "")
+        message = str(ended.get("message") or "").strip()
+        if name == STAGE:
+            said = f"stage ended with status {code} ({reason}): {message}"
+            return Diagnosis(FailureKind.STAGE_FAILED, said, code, name)
+        if name == PUBLISH:
+            said = f"publish ended with status {code} ({reason}): {message}"
+            return Diagnosis(FailureKind.PUBLISH_FAILED, said, code, name)
+        return _hook_ended(pod, code, reason, message)
+    return None
+
+
+def _hook_ended(pod: Json, code: int, reason: str, message: str) -> Diagnosis:
+    """The wrapper's container did not end by itself with 0: something ended it from outside."""
+    if pod.get("status", {}).get("reason") == "DeadlineExceeded":
+        return Diagnosis(FailureKind.DEADLINE, "its pod took longer than it may", code, HOOK)
+    if reason in _NO_START_ENDS:
+        return Diagnosis(FailureKind.CANNOT_START, f"{reason}: {message}", None, HOOK)
+    if code == _TERMINATED_BY_SIGNAL:
+        return Diagnosis(FailureKind.EVICTED, "its pod was ended from outside", code, HOOK)
+    said = f"its container ended with status {code} ({reason}): {message}"
+    return Diagnosis(FailureKind.UNKNOWN, said.rstrip(": "), code, HOOK)
+
+
+def moment(text: object) -> datetime:
+    """An instant as the API writes it."""
+    return datetime.fromisoformat(str(text)).astimezone(UTC)

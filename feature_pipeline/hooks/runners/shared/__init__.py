@@ -1,0 +1,1 @@
+"""What several runners need: logs, disk use, exit statuses."""

@@ -1,0 +1,167 @@
+"""What became of each record of a batch: the value that hooks, archive and tables exchange."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.digest import Digest, Value
+
+
+class Status(StrEnum):
+    """A hook's verdict on a record."""
+
+    PASSED = "passed"
+    """The hook made features; there may be none."""
+    REJECTED = "rejected"
+    """The hook says that the record is not for it, and why."""
+    ERRORED = "errored"
+    """No features could be made of this record; `OutcomeKind` says whose fault."""
+
+
+class OutcomeKind(StrEnum):
+    """Why a record errored. Append only."""
+
+    HOOK = "hook"
+    """The hook said so."""
+    INVALID_OUTPUT = "invalid_output"
+    """What the hook wrote about it breaks the contract or the declared columns."""
+    LOST = "lost"
+    """The hook failed over it together with other records, which were not told apart."""
+    OUT_OF_MEMORY = "out_of_memory"
+    """Given this record alone, the hook ran out of memory."""
+    DEADLINE = "deadline"
+    """Given this record alone, the hook took longer than it may."""
+    OUT_OF_SPACE = "out_of_space"
+    """Given this record alone, the hook filled its disk."""
+    OUTPUT_TOO_LARGE = "output_too_large"
+    """Given this record alone, the hook left a file that is too large to be handed over."""
+    CRASH = "crash"
+    """Given this record alone, the hook ended with another status than 0."""
+    INPUT = "input"
+    """The hook was not asked: a hook whose features it takes has no answer for the record."""
+    NOT_STAGED = "not_staged"
+    """The hook was not asked: the record's files cannot be laid out as files of these names."""
+
+
+def outcome_kind(text: str) -> OutcomeKind | str:
+    """Return the kind that `text` names; the text itself if only later code knows it."""
+    return OutcomeKind(text) if text in _KINDS else text
+
+
+_KINDS: Final = frozenset(OutcomeKind)
+
+
+@dataclass(frozen=True, slots=True)
+class GrantedLimits:
+    """The most that a hook run gives an attempt. No limit is part of an action."""
+
+    memory_bytes: int
+    """As far as memory is raised after an attempt ran out of it."""
+    timeout_seconds: float
+    scratch_bytes: int
+
+
+# which limits, once raised, may make another outcome of it
+_LIMITS_OF: Final[Mapping[OutcomeKind | str, tuple[str, ...]]] = {
+    OutcomeKind.OUT_OF_MEMORY: ("memory_bytes",),
+    OutcomeKind.DEADLINE: ("timeout_seconds",),
+    OutcomeKind.OUT_OF_SPACE: ("scratch_bytes",),
+    OutcomeKind.OUTPUT_TOO_LARGE: (),
+    OutcomeKind.CRASH: ("memory_bytes", "timeout_seconds", "scratch_bytes"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One record's outcome.
+
+    `rows` hold one tuple per feature in the order written, each in the order of the declared
+    columns. `reason` is None for passed records and never empty for others.
+    """
+
+    record_id: str
+    status: Status
+    rows: tuple[tuple[Value, ...], ...] = ()
+    reason: str | None = None
+    kind: OutcomeKind | str | None = None
+    """None unless errored; a text where a later version of this code names another kind."""
+    is_retryable: bool = False
+    action: Digest | None = None
+    """What was asked: equal actions have equal answers. None where nothing is known of it."""
+    carried_from: Digest | None = None
+    """The manifest that computed it, when that is another one: of any batch of the hook, or of the
+    input hook whose verdict this is."""
+    is_from_output: bool = True
+    """Whether it was read from the hook's output; else the hook left none about the record, or
+    was not asked about it."""
+    limits: GrantedLimits | None = None
+    """What the hook was given when it failed over the record; else None."""
+
+    def __post_init__(self) -> None:
+        if (self.status is Status.PASSED) != (self.reason is None) or self.reason == "":
+            raise InvalidInputError(
+                f"record {self.record_id!r}: {self.status} with reason {self.reason!r}"
+            )
+        if self.rows and self.status is not Status.PASSED:
+            raise InvalidInputError(
+                f"record {self.record_id!r}: {self.status} with {len(self.rows)} rows"
+            )
+        if (self.status is Status.ERRORED) != (self.kind is not None):
+            raise InvalidInputError(
+                f"record {self.record_id!r}: {self.status} with kind {self.kind!r}"
+            )
+
+    def may_differ_under(self, granted: GrantedLimits) -> bool:
+        """Tell whether asking the same question again under `granted` may give another outcome."""
+        if self.status is not Status.ERRORED:
+            return False
+        if self.is_retryable:
+            return True
+        if self.limits is None or self.kind is None:
+            return False
+        return any(
+            getattr(granted, name) > getattr(self.limits, name)
+            for name in _LIMITS_OF.get(self.kind, ())
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeCounts:
+    """How many records ended how. `empty` counts passed records without rows."""
+
+    records: int = 0
+    passed: int = 0
+    rejected: int = 0
+    errored: int = 0
+    empty: int = 0
+    rows: int = 0
+    carried: int = 0
+
+    @classmethod
+    def of(cls, outcomes: Iterable[Outcome]) -> "OutcomeCounts":
+        """The counts over `outcomes`."""
+        tally = dict.fromkeys(cls.__slots__, 0)
+        for outcome in outcomes:
+            tally["records"] += 1
+            tally[outcome.status.value] += 1
+            tally["rows"] += len(outcome.rows)
+            tally["empty"] += outcome.status is Status.PASSED and not outcome.rows
+            tally["carried"] += outcome.carried_from is not None
+        return cls(**tally)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedOutput:
+    """Everything a hook said about the records it was given.
+
+    `outcomes` holds exactly one per record, in the batch's order. `unknown_ids` are ids that the
+    hook wrote about and was never given; `undeclared_keys` are the feature keys that no column
+    declares. Both stay in the raw output.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    unknown_ids: tuple[str, ...] = ()
+    undeclared_keys: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=())

@@ -1,0 +1,246 @@
+"""Records and batches: what archives submit, and what one hook run is given.
+
+A batch never changes after it was submitted, and does not say how its records came to be beyond
+the word in `source`.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Annotated, Final, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.digest import Digest, check_text, document_bytes
+from feature_pipeline.model.json_text import JsonObject, parse_document
+
+MAX_RECORD_ID_BYTES: Final = 512
+BATCH_KEY: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+DATASET_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
+
+
+class Source(StrEnum):
+    """How a batch came to be. Storage treats all alike."""
+
+    DEPOSITION = "deposition"
+    HARVEST = "harvest"
+    FORK = "fork"
+    IMPORT = "import"
+
+
+def check_record_id(record_id: str) -> str:
+    """Return `record_id` if it can name a record, and a folder of the record's files.
+
+    Raises:
+        InvalidInputError: It is longer than 512 bytes of UTF-8, has a control character, or a part
+            between `/` is empty, `.` or `..`.
+    """
+    check_text(record_id)
+    shown = f"{record_id[:40]!r}{'...' if len(record_id) > 40 else ''}"
+    if len(record_id.encode()) > MAX_RECORD_ID_BYTES:
+        raise InvalidInputError(f"record id {shown} is longer than {MAX_RECORD_ID_BYTES} bytes")
+    for character in record_id:
+        if ord(character) < 32 or 127 <= ord(character) < 160:
+            raise InvalidInputError(f"record id {shown} has the control character {character!r}")
+    for part in record_id.split("/"):
+        if part in {"", ".", ".."}:
+            what = f"a part {part!r}" if part else "an empty part" if record_id else "no character"
+            raise InvalidInputError(
+                f"record id {shown} has {what}: its parts between '/' name folders"
+            )
+    return record_id
+
+
+def check_folders(record_ids: Sequence[str]) -> None:
+    """Return if no record's folder lies in another's: `10.1/a` and `10.1/a/b` do not go together.
+
+    Raises:
+        InvalidInputError: One does; names both.
+    """
+    known = set(record_ids)
+    for record_id in record_ids:
+        parent = record_id
+        while parent := parent.rpartition("/")[0]:
+            if parent in known:
+                raise InvalidInputError(
+                    f"records {parent!r} and {record_id!r} are in one batch, and the folder of one"
+                    " would lie in the other's: submit them in two batches"
+                )
+
+
+def check_file_name(name: str) -> str:
+    """Return `name` if it can name a record's file: one path component of at most 255 bytes."""
+    check_text(name)
+    if name in {"", ".", ".."} or "/" in name or len(name.encode()) > 255:
+        raise InvalidInputError(
+            f"file name {name!r}: one path component of at most 255 bytes is needed"
+        )
+    return name
+
+
+def check_digest(digest: str) -> str:
+    """Return `digest` if it is written `sha256:<64 hex digits>`."""
+    return str(Digest.parse(digest))
+
+
+def check_batch_key(key: str) -> str:
+    """Return `key` if it can name a batch (and so a partition).
+
+    Raises:
+        InvalidInputError: It is not of the form `[a-z0-9][a-z0-9_-]{0,62}`.
+    """
+    if not BATCH_KEY.fullmatch(key):
+        raise InvalidInputError(
+            f"batch key {key!r}: 1 to 63 of a-z, 0-9, '_' and '-', not starting with '_' or '-'"
+        )
+    return key
+
+
+def check_dataset(name: str) -> str:
+    """Return `name` if it can name a dataset or hook: `[a-z][a-z0-9_]{0,39}`."""
+    if not DATASET_NAME.fullmatch(name):
+        raise InvalidInputError(
+            f"name {name!r}: 1 to 40 of a-z, 0-9 and '_', starting with a letter"
+        )
+    return name
+
+
+def check_spec_version(what: str, content: object) -> None:
+    """Return if this release of the package can read a stored document.
+
+    It comes before the document's own form is checked: a newer form differs in that too.
+
+    Raises:
+        InvalidInputError: `content` has another `spec_version` than 1.
+    """
+    version = content.get("spec_version", 1) if isinstance(content, dict) else 1
+    if version != 1:
+        raise InvalidInputError(
+            f"{what} of spec_version {version!r}: only 1 is known here; a newer release of "
+            f"feature-pipeline may read it"
+        )
+
+
+class RecordFile(BaseModel):
+    """A file of a record, stored as a blob."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, AfterValidator(check_file_name)]
+    digest: Annotated[str, AfterValidator(check_digest)]
+    size: int = Field(ge=0, description="Bytes.")
+
+    @property
+    def blob(self) -> Digest:
+        """The file's digest."""
+        return Digest.parse(self.digest)
+
+
+class Record(BaseModel):
+    """One item of science data with a stable id."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: Annotated[str, AfterValidator(check_record_id)]
+    metadata: JsonObject = Field(default_factory=dict)
+    files: tuple[RecordFile, ...] = ()
+
+
+class BatchDocument(BaseModel):
+    """The stored form of a batch: deterministic JSON, named by its digest.
+
+    A submitted batch has records; one that lost its last record to an erasure has none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    spec_version: int = 1
+    dataset: Annotated[str, AfterValidator(check_dataset)]
+    batch: Annotated[str, AfterValidator(check_batch_key)]
+    source: Source
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordBatch:
+    """A fixed, ordered list of records with the digest of its stored form."""
+
+    document: BatchDocument
+    digest: Digest
+
+    @classmethod
+    def create(cls, dataset: str, batch: str, source: Source, records: tuple[Record, ...]) -> Self:
+        """The batch of these records.
+
+        Raises:
+            InvalidInputError: No records, an id twice, a file name twice in a record, or a name
+                that cannot be one.
+        """
+        if not records:
+            raise InvalidInputError(
+                f"batch {batch!r} of {dataset!r}: it has no records; at least 1 item is needed"
+            )
+        try:
+            document = BatchDocument(dataset=dataset, batch=batch, source=source, records=records)
+        except ValidationError as error:
+            raise InvalidInputError(f"batch {batch!r} of {dataset!r}: {error}") from error
+        return cls.of(document)
+
+    @classmethod
+    def of(cls, document: BatchDocument) -> Self:
+        """The batch of a document; the same refusals as `create`."""
+        seen: set[str] = set()
+        for record in document.records:
+            if record.id in seen:
+                raise InvalidInputError(
+                    f"batch {document.batch!r}: record {record.id!r} is in it twice"
+                )
+            seen.add(record.id)
+            if len({file.name for file in record.files}) != len(record.files):
+                raise InvalidInputError(
+                    f"batch {document.batch!r}: record {record.id!r} has two files of one name"
+                )
+        try:
+            check_folders(list(seen))
+        except InvalidInputError as error:
+            raise InvalidInputError(f"batch {document.batch!r}: {error}") from error
+        return cls(document, Digest.of(document_bytes(document.model_dump())))
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """The batch stored as `data`; its digest is that of these bytes.
+
+        Raises:
+            InvalidInputError: `data` is not a batch document, or of a newer `spec_version`.
+        """
+        try:
+            content = parse_document(data)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"not a batch document: {error}") from error
+        check_spec_version("batch document", content)
+        try:
+            document = BatchDocument.model_validate(content)
+        except ValidationError as error:
+            raise InvalidInputError(f"not a batch document: {error}") from error
+        return replace(cls.of(document), digest=Digest.of(data))
+
+    def encode(self) -> bytes:
+        """The canonical bytes: those that `digest` names, unless others were decoded."""
+        return document_bytes(self.document.model_dump())
+
+    @property
+    def dataset(self) -> str:
+        """The dataset it belongs to."""
+        return self.document.dataset
+
+    @property
+    def key(self) -> str:
+        """The batch key, which is the Dagster partition key."""
+        return self.document.batch
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """The records, in order."""
+        return self.document.records

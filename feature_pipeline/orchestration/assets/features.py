@@ -1,0 +1,268 @@
+"""The feature asset of a hook: one artifact per batch.
+
+Belongs here: the op that plans and runs a hook, and its Dagster description. Not here:
+persistence (`io_manager`), running (`compute`, `hooks`), conditions (`automation`).
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dagster as dg
+from pydantic import Field
+
+from feature_pipeline.archive.logs import log
+from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.compute.execute import Execution, HookAborted, execute_plan
+from feature_pipeline.compute.interrupted import cancelled_execution
+from feature_pipeline.compute.plan import ComputePlan, plan_run
+from feature_pipeline.compute.publish_run import keep
+from feature_pipeline.errors import FeaturePipelineError
+from feature_pipeline.hooks.runner import Workspace
+from feature_pipeline.hooks.work_folders import Question, WorkFolder
+from feature_pipeline.model.definition import HookDefinition
+from feature_pipeline.orchestration import conditions
+from feature_pipeline.orchestration.events.metadata import (
+    code_references,
+    column_schema,
+    columns_markdown,
+    failure_metadata,
+    freshness_policy,
+)
+from feature_pipeline.orchestration.events.provenance import feature_code_version
+from feature_pipeline.orchestration.keys import (
+    REQUEST_TAG,
+    batches_partitions,
+    features_key,
+    pool_of,
+    records_key,
+)
+from feature_pipeline.orchestration.resources import ArchiveResource, HookRunnerResource
+
+DEFINITION_METADATA = "feature_pipeline/definition"
+FOLDER_METADATA = "feature_pipeline/folder"
+"""The definition, and the folder its code files are relative to, in an asset's metadata."""
+IO_MANAGER_KEY = "features_io_manager"
+
+
+class HookRunConfig(dg.Config):
+    """What one materialization of a feature asset may be asked for."""
+
+    force: bool = Field(default=False, description="Compute every record again.")
+    # A default of this form is offered in the launchpad; a factory's is not.
+    force_records: list[str] = Field(default=[], description="Ids of records to compute again.")
+    preview: bool = Field(
+        default=True,
+        description="Show the first rows in the metadata, unless the definition says not to.",
+    )
+
+
+@dataclass(slots=True)
+class ComputedFeatures:
+    """What the op hands to the IO manager: an artifact to publish, or word that none is needed."""
+
+    plan: ComputePlan
+    execution: Execution | None
+    """None: the current artifact already says all of it."""
+    request_id: str
+    show_preview: bool
+    workspace: WorkFolder | None = None
+    """Holds the raw files until they are published."""
+
+
+class DagsterMonitor:
+    """Hook log lines go to the step's captured output; the stored run status tells cancellation."""
+
+    CHECK_SECONDS = 2.0
+
+    def __init__(self, context: dg.AssetExecutionContext) -> None:
+        self._context = context
+        self._checked_at = 0.0
+        self._is_cancelled = False
+
+    def log(self, line: str) -> None:
+        """Write one line where Dagster captures it; an event per line would flood its storage."""
+        sys.stdout.write(line + "\n")
+
+    def is_cancelled(self, *, now: bool = False) -> bool:
+        """Whether cancellation of this run was requested, at most `CHECK_SECONDS` ago."""
+        at = time.monotonic()
+        if not self._is_cancelled and (now or at - self._checked_at >= self.CHECK_SECONDS):
+            self._checked_at = at
+            self._is_cancelled = is_cancelled(self._context.instance, self._context.run.run_id)
+        return self._is_cancelled
+
+
+def is_cancelled(instance: dg.DagsterInstance, run_id: str) -> bool:
+    """Whether cancellation of the run was requested."""
+    run = instance.get_run_by_id(run_id)
+    return run is not None and run.status in {
+        dg.DagsterRunStatus.CANCELING,
+        dg.DagsterRunStatus.CANCELED,
+    }
+
+
+def _request_id(context: dg.AssetExecutionContext, config: HookRunConfig) -> str:
+    """What tells this request from an earlier one for the same records.
+
+    Empty, so that a run that follows a dead one attaches to the container or Job which that one
+    started: a hook run that ended, well or not, has moved the log on and with it the question. A
+    forced run asks anew; a retry or a repetition of it does not.
+    """
+    if not (config.force or config.force_records):
+        return ""
+    run = context.run
+    return run.tags.get(REQUEST_TAG) or run.root_run_id or run.run_id
+
+
+def _planned(plan: ComputePlan) -> str:
+    """What is going to be done, for the log: nothing of it is done yet."""
+    said = f"{len(plan.compute)} to compute"
+    if plan.retried:
+        said += f" ({plan.retried} of them again, after an error that may pass)"
+    said += f", {len(plan.carried)} to carry over"
+    if plan.decoded_again:
+        said += f" ({plan.decoded_again} of them to be read again from raw output)"
+    return said
+
+
+def _aborted(error: HookAborted) -> dg.Failure:
+    facts = error.hook_run.failure
+    tail = "" if facts is None else "\n".join(facts.log_tail)
+    return dg.Failure(
+        description=str(error),
+        metadata=failure_metadata(error.hook_run, error.failure, tail),
+        allow_retries=False,
+    )
+
+
+def _keep_cancelled(
+    context: dg.AssetExecutionContext, store: BlobStore, cancelled: Execution
+) -> None:
+    """Put a cancelled run into its batch's log; a store that does not answer is not waited for.
+
+    Dagster gives an interrupted worker little time.
+    """
+    try:
+        kept = keep(
+            store,
+            cancelled,
+            context.run.run_id,
+            context.log.warning,
+            lambda: True,
+            patience_seconds=0.0,
+        )
+    except FeaturePipelineError as error:
+        context.log.warning("what the cancelled hook run left is not in the archive: %s", error)
+        return
+    context.log.info(
+        "hook run %s was cancelled; its output and log are kept in manifest %s",
+        kept.entry.completion,
+        kept.published.manifest_digest,
+    )
+
+
+def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefinition:
+    """The asset `<dataset>/features/<hook>`, one partition a batch, one partition a run.
+
+    Args:
+        folder: What the definition's code files are relative to.
+    """
+    release = definition.hook_release(folder)
+    code = definition.code_files(folder)
+    dataset, hook, columns = definition.dataset, definition.name, definition.feature.columns
+
+    @dg.asset(
+        key=features_key(dataset, hook),
+        partitions_def=batches_partitions(dataset),
+        deps=[records_key(dataset), *(features_key(dataset, name) for name in definition.inputs)],
+        io_manager_key=IO_MANAGER_KEY,
+        code_version=feature_code_version(release, columns, definition.feature.cardinality.value),
+        backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=1),
+        automation_condition=conditions.condition_of(definition.compute),
+        pool=pool_of(dataset, hook),
+        group_name=dataset,
+        kinds={"s3", "parquet"},
+        owners=list(definition.owners),
+        freshness_policy=freshness_policy(definition),
+        tags={"feature_pipeline/hook": hook},
+        description=f"{definition.description or ''}\n\n{columns_markdown(columns)}".strip(),
+        metadata={
+            DEFINITION_METADATA: dg.MetadataValue.json(definition.model_dump(mode="json")),
+            FOLDER_METADATA: dg.MetadataValue.path(folder),
+            "release": f"{release.document.version} ({release.digest.short})",
+            **({"dagster/column_schema": column_schema(columns)} if columns else {}),
+            **code_references(code.values()),
+        },
+    )
+    def compute_features(
+        context: dg.AssetExecutionContext,
+        config: HookRunConfig,
+        archive: ArchiveResource,
+        hook_runner: HookRunnerResource,
+    ) -> ComputedFeatures:
+        store = archive.store()
+        batch = log.read_batch(store, dataset, context.partition_key)
+        plan = plan_run(
+            store,
+            definition,
+            log.register_release(store, release, code),
+            batch,
+            force=config.force,
+            force_records=config.force_records,
+        )
+        context.log.info(
+            "batch %s under release %s: %d records: %s",
+            batch.key,
+            release.document.version,
+            len(batch.records),
+            _planned(plan),
+        )
+        show_preview = config.preview and definition.preview
+        if plan.is_unchanged:
+            return ComputedFeatures(plan, None, context.run.run_id, show_preview)
+        runner, monitor = hook_runner.runner(archive), DagsterMonitor(context)
+        request_id, started_at = _request_id(context, config), datetime.now(UTC)
+        question = Question(
+            run_id=plan.hook_run_id(request_id),
+            dataset=dataset,
+            hook=hook,
+            batch=batch.key,
+            base=plan.base,
+            runner=runner.name,
+        )
+        workspace = hook_runner.work_folders(archive).open(hook, question)
+        execution = None
+        try:
+            execution = execute_plan(
+                store,
+                plan,
+                runner,
+                monitor,
+                Workspace(workspace.path),
+                request_id=request_id,
+                dagster_run_id=context.run.run_id,
+            )
+        except HookAborted as error:
+            raise _aborted(error) from error
+        except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
+            if monitor.is_cancelled(now=True):
+                cancelled = cancelled_execution(
+                    plan,
+                    runner,
+                    Workspace(workspace.path),
+                    started_at=started_at,
+                    request_id=request_id,
+                    dagster_run_id=context.run.run_id,
+                )
+                if cancelled is not None:
+                    _keep_cancelled(context, store, cancelled)
+            raise
+        finally:
+            if execution is None:
+                workspace.cleanup()
+        return ComputedFeatures(plan, execution, context.run.run_id, show_preview, workspace)
+
+    return compute_features

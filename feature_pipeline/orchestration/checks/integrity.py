@@ -1,0 +1,232 @@
+"""Verification of the archive as Dagster shows it: jobs for all of it, a check per feature asset.
+
+Belongs here: turning reports into results and metadata. Not here: verifying (`archive.verify`),
+taking a census (`archive.logs.census`).
+A damaged object leaves partitions green; the check fails and names what is damaged.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from feature_pipeline.archive.inspection.census import take_census
+from feature_pipeline.archive.inspection.findings import Scope
+from feature_pipeline.archive.inspection.verify import VerifyReport, verify
+from feature_pipeline.model.definition import HookDefinition
+from feature_pipeline.model.quoting import quoted
+from feature_pipeline.orchestration.events.check_history import (
+    NAMED_BATCHES,
+    named_before,
+    run_batches,
+    said_before,
+)
+from feature_pipeline.orchestration.events.known import ask_databases
+from feature_pipeline.orchestration.keys import features_key
+from feature_pipeline.orchestration.markdown import code, plain
+from feature_pipeline.orchestration.resources import ArchiveResource, DatabaseResource
+
+INTEGRITY_CHECK = "archive_integrity"
+CENSUS_JOB = "take_census"
+_ALL_OF_IT = "all_of_it"
+_SHOWN = 50
+_STEPS = 10
+
+
+class VerifyConfig(dg.Config):
+    """What to verify; the whole archive by default."""
+
+    dataset: str | None = Field(default=None, description="Only this dataset.")
+    hook: str | None = Field(default=None, description="Only this hook of the dataset.")
+    batch: str | None = Field(default=None, description="Only this batch of the dataset.")
+    sample: float = Field(default=1.0, gt=0, le=1, description="Fraction of the blobs to read.")
+
+
+def verify_job() -> dg.JobDefinition:
+    """The job `verify_archive`: reads what is stored again; fails if anything is wrong."""
+
+    @dg.op(name="read_archive_again", description="Compares every stored object with its name.")
+    def read_again(
+        context: dg.OpExecutionContext,
+        config: VerifyConfig,
+        archive: ArchiveResource,
+        database: DatabaseResource,
+    ) -> None:
+        scope = Scope(config.dataset, config.hook, config.batch)
+        said = 0
+
+        def progress(done: int, total: int) -> None:
+            nonlocal said
+            if done * _STEPS // total > said:
+                said = done * _STEPS // total
+                context.log.info("%d of %d blobs read", done, total)
+
+        store = archive.store()
+        report = verify(store, scope, sample=config.sample, progress=progress)
+        known = ask_databases(database.database(), context.instance, scope)
+        report = known.add_lost(report, store)
+        context.log.info(report.summary())
+        for note in report.notes:
+            context.log.warning(note)
+        if not report.is_clean:
+            raise dg.Failure(
+                description=report.summary(), metadata=report_metadata(report), allow_retries=False
+            )
+
+    @dg.job(
+        name="verify_archive",
+        description=(
+            "Reads every stored object again, compares it with its digest, and fails with what is"
+            " missing or damaged."
+        ),
+    )
+    def verify_all() -> None:
+        read_again()
+
+    return verify_all
+
+
+def census_job() -> dg.JobDefinition:
+    """The job `take_census`: writes how far every log goes; fails if the end of one is lost."""
+
+    @dg.op(
+        name="compare_logs",
+        description="Compares every log with the newest census, and writes another.",
+    )
+    def compare_logs(context: dg.OpExecutionContext, archive: ArchiveResource) -> None:
+        report = take_census(archive.store())
+        context.log.info(report.summary())
+        if not report.is_clean:
+            damaged = [shortfall.damage for shortfall in report.shortfalls]
+            damaged += report.known.damage.values()
+            lines = [f"- {damage.state} {code(damage.key)}" for damage in damaged[:_SHOWN]]
+            raise dg.Failure(
+                description=(
+                    f"{len(damaged)} logs or censuses are not what they should be:"
+                    f" {damaged[0].error}; `feature-pipeline verify` names all that is wrong"
+                ),
+                metadata={
+                    "wrong": dg.MetadataValue.json(dict(Counter(d.state.value for d in damaged))),
+                    "findings": dg.MetadataValue.md("\n".join(lines)),
+                },
+                allow_retries=False,
+            )
+
+    @dg.job(
+        name=CENSUS_JOB,
+        description=(
+            "Compares the length of every log of the archive with the last census, writes another,"
+            " and fails if entries are lost."
+        ),
+    )
+    def take() -> None:
+        compare_logs()
+
+    return take
+
+
+def census_schedule() -> dg.ScheduleDefinition:
+    """Runs `take_census` every day; running by default."""
+    return dg.ScheduleDefinition(
+        name="take_census_daily",
+        job_name=CENSUS_JOB,
+        cron_schedule="11 2 * * *",
+        description="Has the job compare every log of the archive with the last census, daily.",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+    )
+
+
+def integrity_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinition]:
+    """Checks of a feature asset: `archive_integrity`."""
+    dataset, hook = definition.dataset, definition.name
+    key = dg.AssetCheckKey(features_key(dataset, hook), INTEGRITY_CHECK)
+
+    @dg.asset_check(
+        asset=key.asset_key,
+        name=INTEGRITY_CHECK,
+        description=(
+            "Everything that the hook said is stored and is what its name says. In a run of"
+            " partitions: of these, and of those that were wrong before; executed alone: of all,"
+            " which reads all of it. What the table and Dagster know is compared with the log. What"
+            " was wrong in all of it stays wrong until all of it is read again."
+        ),
+    )
+    def archive_integrity(
+        context: dg.AssetCheckExecutionContext,
+        archive: ArchiveResource,
+        database: DatabaseResource,
+    ) -> dg.AssetCheckResult:
+        store, whole = archive.store(), Scope(dataset, hook)
+        batches = run_batches(context, dataset)
+        if batches is None:
+            scopes, names = [whole], None
+        else:
+            names = sorted({*batches, *named_before(context.instance, key, "batches")})
+            scopes = [Scope(dataset, hook, batch) for batch in names]
+        known = ask_databases(database.database(), context.instance, whole, names)
+        reports = [known.add_lost(verify(store, scope), store) for scope in scopes]
+        if batches is None:
+            all_of_it = _all_of_it(reports[0])
+        else:
+            all_of_it = _read_before(context.instance, key)
+        wrong = [report for report in reports if not report.is_clean]
+        said = [report.summary() for report in (wrong or reports[:1])[:_SHOWN]]
+        if batches is not None and all_of_it["wrong"]:
+            said.append(
+                f"all of it was read at {all_of_it['at']}, and this was wrong: "
+                f"{all_of_it['wrong']}; execute this check alone to read it again"
+            )
+        said += known.notes
+        return dg.AssetCheckResult(
+            passed=not wrong and not all_of_it["wrong"],
+            severity=dg.AssetCheckSeverity.ERROR,
+            description="; ".join(said),
+            metadata={
+                "bytes_read": sum(report.bytes_read for report in reports),
+                "blobs_read": sum(report.blobs_read for report in reports),
+                "batches": [r.scope.batch for r in wrong if r.scope.batch][:NAMED_BATCHES],
+                **({_ALL_OF_IT: dg.MetadataValue.json(all_of_it)} if all_of_it["at"] else {}),
+                **_findings_metadata(wrong),
+            },
+        )
+
+    return [archive_integrity]
+
+
+def _all_of_it(report: VerifyReport) -> dict[str, str]:
+    """What reading everything found, as evaluations pass it on; `wrong` is empty if nothing was."""
+    wrong = "" if report.is_clean else report.summary()
+    return {"at": report.started_at.isoformat(timespec="seconds"), "wrong": wrong}
+
+
+def _read_before(instance: dg.DagsterInstance, key: dg.AssetCheckKey) -> dict[str, str]:
+    """What the last evaluation that read everything found, as later ones have passed it on."""
+    said = [said for said in said_before(instance, key, _ALL_OF_IT) if isinstance(said, dict)]
+    return max(said, key=lambda each: str(each["at"]), default={"at": "", "wrong": ""})
+
+
+def report_metadata(report: VerifyReport) -> dict[str, Any]:
+    """A report as Dagster shows it."""
+    return {
+        "documents": report.documents,
+        "blobs_read": report.blobs_read,
+        "bytes_read": report.bytes_read,
+        **_findings_metadata([report]),
+    }
+
+
+def _findings_metadata(reports: Sequence[VerifyReport]) -> dict[str, Any]:
+    findings = [finding for report in reports for finding in report.findings]
+    counts = Counter(finding.state.value for finding in findings)
+    lines = [
+        f"- {f.state} {f.kind} {code(f.key)}, needed by {plain(quoted(f.named_by))}"
+        for f in findings[:_SHOWN]
+    ]
+    if not findings:
+        return {}
+    return {
+        "wrong": dg.MetadataValue.json(dict(counts)),
+        "findings": dg.MetadataValue.md("\n".join(lines)),
+    }

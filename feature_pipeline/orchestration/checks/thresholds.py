@@ -1,0 +1,90 @@
+"""Judging outcomes by the thresholds of a hook's definition.
+
+Belongs here: from counts to a verdict and its reasons. Not here: reading the counts, or what
+Dagster shows of them (`checks`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+from feature_pipeline.model.definition import CheckDefinition, Threshold
+from feature_pipeline.model.outcomes import OutcomeCounts
+
+
+class Level(IntEnum):
+    """How bad it is."""
+
+    FINE = 0
+    WARN = 1
+    FAIL = 2
+
+
+@dataclass(frozen=True, slots=True)
+class RowChange:
+    """Rows of the batches that a release and the one before it have both computed."""
+
+    batches: int
+    before: int
+    now: int
+
+    @property
+    def share(self) -> float:
+        """The change as a share of what was there; infinite if nothing was."""
+        if self.before == self.now:
+            return 0.0
+        return abs(self.now - self.before) / self.before if self.before else float("inf")
+
+    def __str__(self) -> str:
+        change = f"{(self.now - self.before) / self.before:+.1%}" if self.before else "all new"
+        return f"{self.before} rows became {self.now} ({change}) in {self.batches} batches"
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The worst level, and every batch that is not fine with its rates, the worst first."""
+
+    level: Level
+    failing: Mapping[str, Mapping[str, float]]
+    """Per batch the rates, by name, that are above a threshold."""
+    row_change: RowChange | None
+    """What is judged of it is in `level`; None without a threshold or a previous release."""
+
+
+def level_of(value: float, threshold: Threshold) -> Level:
+    """Where a value stands; a value that equals a threshold is still fine."""
+    if threshold.fail is not None and value > threshold.fail:
+        return Level.FAIL
+    if threshold.warn is not None and value > threshold.warn:
+        return Level.WARN
+    return Level.FINE
+
+
+def judge(
+    checks: CheckDefinition, counts: Mapping[str, OutcomeCounts], row_change: RowChange | None
+) -> Judgement:
+    """The current artifacts by the thresholds.
+
+    Args:
+        checks: The thresholds.
+        counts: Of every current artifact, by batch. Rates are judged batch by batch: one bad batch
+            among thousands is seen.
+        row_change: Against the previous release; judged as one sum, since few records of a small
+            batch change its share a lot.
+    """
+    thresholds = {"error_rate": checks.error_rate, "rejection_rate": checks.rejection_rate}
+    worst = Level.FINE
+    failing: dict[str, dict[str, float]] = {}
+    for batch, count in counts.items():
+        share = max(count.records, 1)
+        rates = {"error_rate": count.errored / share, "rejection_rate": count.rejected / share}
+        levels = {name: level_of(rates[name], threshold) for name, threshold in thresholds.items()}
+        if above := {
+            name: rates[name] for name, level in levels.items() if level is not Level.FINE
+        }:
+            failing[batch] = above
+            worst = max(worst, *levels.values())
+    if row_change is not None:
+        worst = max(worst, level_of(row_change.share, checks.row_count_change))
+    by_badness = sorted(failing.items(), key=lambda item: -max(item[1].values()))
+    return Judgement(worst, dict(by_badness), row_change)

@@ -1,0 +1,290 @@
+"""When features and tables are run without being asked.
+
+Belongs here: the automation conditions and their sensors. Not here: accepting completions
+(`inbox_sensor`), repairing drift (`reconcile`). Automation alone owns runs: no other sensor here
+requests any.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import dagster as dg
+
+from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.definition import Compute, HookDefinition, Materialize
+from feature_pipeline.orchestration.dagster_internals import DATA_VERSION_TAG, PRIORITY_TAG
+from feature_pipeline.orchestration.events.provenance import has_read, latest_events
+from feature_pipeline.orchestration.events.requested import cancelled_partitions
+from feature_pipeline.orchestration.keys import features_key, table_key
+
+TICK_SECONDS = 5
+COMPARED_AT_MOST = 5_000
+LATELY_SECONDS = 600.0
+LATELY_AT_MOST = 1_000
+FEATURES_SENSOR = "compute_features"
+TABLES_SENSOR = "load_tables"
+TABLES_PRIORITY = "10"
+"""Runs without one have 0."""
+_COMPUTES = (
+    "Runs hooks for batches that have no features yet, and again when their input features change:"
+    " hooks with `compute: automatically`, and assets of your own that have a condition."
+)
+_LOADS = "Loads batches into the tables that are always kept, when their features have changed."
+HOOK_ASSETS_PER_SENSOR = 450
+"""Dagster refuses more than 500 in one sensor; some are left for assets that are not hooks'."""
+
+# Dagster writes an event and then the asset's record of it. A tick in between takes the event for
+# seen and looks at the record, which does not have it: the change would never be noticed. Given
+# time to settle, a tick looks at nothing younger than its beginning.
+os.environ.setdefault("DAGSTER_AUTOMATION_TICK_SETTLE_SECONDS", "0.5")
+
+Entity = dg.AssetKey | dg.AssetCheckKey
+Condition = dg.AutomationCondition[Entity]
+
+
+def _asset(context: dg.AutomationContext[Entity]) -> dg.AssetKey:
+    if not isinstance(context.key, dg.AssetKey):
+        raise InvalidInputError(f"{context.key} is a check: only assets are made from inputs")
+    return context.key
+
+
+class InputsDiffer(dg.AutomationCondition[Entity]):
+    """True of a partition that was made from other data versions than its inputs have now.
+
+    Says so of one that was never made too, if an input of it is there. Reads the latest event of
+    every candidate: combine it with what narrows the candidates first. Of more than
+    `COMPARED_AT_MOST` candidates the others are taken to be as they should, and are left to
+    reconciliation: a tick has a minute.
+    """
+
+    @property
+    def name(self) -> str:
+        """What the UI shows."""
+        return "inputs_differ"
+
+    def evaluate(self, context: dg.AutomationContext[Entity]) -> dg.AutomationResult[Entity]:
+        """The candidates whose inputs differ."""
+        asset = _asset(context)
+        candidates = context.candidate_subset.expensively_compute_partition_keys()
+        keys = sorted(candidates)[:COMPARED_AT_MOST]
+        instance = context.asset_graph_view.instance
+        own = latest_events(instance, asset, keys)
+        differing: set[str] = set()
+        for source in context.asset_graph.get(asset).parent_keys if keys else ():
+            versions = instance.event_log_storage.get_latest_tags_by_partition(
+                source, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG], keys
+            )
+            for partition, tags in versions.items():
+                if not has_read(own.get(partition), source, tags[DATA_VERSION_TAG]):
+                    differing.add(partition)
+        subset = context.candidate_subset.compute_intersection_with_partition_keys(differing)
+        return dg.AutomationResult(context, subset)
+
+
+class InputsDifferLately(dg.AutomationCondition[Entity]):
+    """True of a partition with an input that was updated lately to a version it has not read.
+
+    Dagster's own conditions look at each event once, and one that comes beside a tick, a request or
+    the end of a run may be answered before it is looked at. This one holds until it is answered.
+    """
+
+    @property
+    def name(self) -> str:
+        """What the UI shows."""
+        return "inputs_differ_lately"
+
+    def evaluate(self, context: dg.AutomationContext[Entity]) -> dg.AutomationResult[Entity]:
+        """The candidates whose inputs differ and were updated in the last `LATELY_SECONDS`."""
+        asset = _asset(context)
+        instance = context.asset_graph_view.instance
+        after = time.time() - LATELY_SECONDS
+        updated: dict[dg.AssetKey, set[str]] = {}
+        for source in context.asset_graph.get(asset).parent_keys:
+            records = instance.fetch_materializations(
+                dg.AssetRecordsFilter(asset_key=source, after_timestamp=after), limit=LATELY_AT_MOST
+            ).records
+            updated[source] = {r.partition_key for r in records if r.partition_key is not None}
+        subset = context.candidate_subset.compute_intersection_with_partition_keys(
+            set().union(*updated.values())
+        )
+        keys = subset.expensively_compute_partition_keys()
+        own = latest_events(instance, asset, keys)
+        differing = {
+            partition
+            for source, partitions in updated.items()
+            for partition, event in latest_events(instance, source, partitions & keys).items()
+            if event.data_version is not None
+            and not has_read(own.get(partition), source, event.data_version)
+        }
+        return dg.AutomationResult(
+            context, subset.compute_intersection_with_partition_keys(differing)
+        )
+
+
+class RunCancelled(dg.AutomationCondition[Entity]):
+    """True of a partition whose run, or backfill, was cancelled, until an input of it is updated.
+
+    It was cancelled; the next tick must not ask for it again.
+    """
+
+    @property
+    def name(self) -> str:
+        """What the UI shows."""
+        return "run_cancelled"
+
+    def evaluate(self, context: dg.AutomationContext[Entity]) -> dg.AutomationResult[Entity]:
+        """The candidates that were called off since their inputs were updated."""
+        asset = _asset(context)
+        instance = context.asset_graph_view.instance
+        keys = context.candidate_subset.expensively_compute_partition_keys()
+        called_off = cancelled_partitions(instance, asset) if keys else {}
+        held = {partition: at for partition, at in called_off.items() if partition in keys}
+        for source in context.asset_graph.get(asset).parent_keys if held else ():
+            # What is beyond them waits for an operator: a tick has a minute.
+            events = latest_events(instance, source, sorted(held)[:COMPARED_AT_MOST])
+            held = {
+                partition: at
+                for partition, at in held.items()
+                if partition not in events or events[partition].timestamp <= at
+            }
+        subset = context.candidate_subset.compute_intersection_with_partition_keys(set(held))
+        return dg.AutomationResult(context, subset)
+
+
+def _quiet() -> Condition:
+    """True while neither the partition nor anything it is made from is being run."""
+    return (
+        ~dg.AutomationCondition.any_deps_missing()
+        & ~dg.AutomationCondition.any_deps_in_progress()
+        & ~dg.AutomationCondition.in_progress()
+    )
+
+
+def _input_changed() -> Condition:
+    """True from an input's change until a run is requested, or has read what the input says now.
+
+    `AutomationCondition.eager()` looks at events, not data versions: an identical re-run would run
+    everything downstream again. `since_last_handled()` takes every materialization for an answer:
+    an input that changes while a run of its old content goes on would wait for reconciliation.
+    """
+    updated = dg.AutomationCondition.newly_updated()
+    changed = dg.AutomationCondition.any_deps_match(
+        dg.AutomationCondition.data_version_changed()
+    ) | (updated & InputsDiffer())
+    answered = (
+        dg.AutomationCondition.newly_requested()
+        | (updated & ~InputsDiffer())
+        | dg.AutomationCondition.initial_evaluation()
+    )
+    return changed.since(answered.with_label("answered"))
+
+
+def _overlooked() -> Condition:
+    """True of what should have been run; what failed or was cancelled waits for an operator."""
+    return (
+        _quiet()
+        & ~dg.AutomationCondition.execution_failed()
+        & InputsDifferLately()
+        & ~RunCancelled()
+    )
+
+
+def tables() -> Condition:
+    """Run when what a loaded batch is made from says something new."""
+    return ((_input_changed() & _quiet()) | _overlooked()).with_label("features changed")
+
+
+def features() -> Condition:
+    """Run for new batches, and when input features say something new.
+
+    What failed or was cancelled waits for an operator.
+    """
+    absent = dg.AutomationCondition.missing() & ~dg.AutomationCondition.execution_failed()
+    asked = absent & _quiet() & ~RunCancelled()
+    changed = (_input_changed() & _quiet()) | _overlooked()
+    return (asked | changed).with_label("batch missing or inputs changed")
+
+
+class FirstBatch(dg.AutomationCondition[Entity]):
+    """True of the partition that the dataset was given first."""
+
+    @property
+    def name(self) -> str:
+        """What the UI shows."""
+        return "first_batch"
+
+    def evaluate(self, context: dg.AutomationContext[Entity]) -> dg.AutomationResult[Entity]:
+        """The candidate that is the dataset's first batch, if it is one."""
+        instance = context.asset_graph_view.instance
+        first = instance.get_dynamic_partitions(_asset(context).path[0])[:1]
+        subset = context.candidate_subset.compute_intersection_with_partition_keys(set(first))
+        return dg.AutomationResult(context, subset)
+
+
+def condition_of(compute: Compute) -> Condition | None:
+    """Return when a feature asset is run without being asked; None if never."""
+    match compute:
+        case Compute.AUTOMATICALLY:
+            return features()
+        case Compute.FIRST_BATCH:
+            return (FirstBatch() & features()).with_label("first batch missing or inputs changed")
+        case Compute.ON_REQUEST:
+            return None
+
+
+def automation_sensors(
+    hooks: Sequence[HookDefinition],
+) -> list[dg.AutomationConditionSensorDefinition]:
+    """Sensors that evaluate every condition of the code location each `TICK_SECONDS`; running.
+
+    Tables have one of their own, whose runs are taken from the queue first. Hooks with more assets
+    than a sensor may have get several.
+    """
+    tables = sorted(
+        table_key(hook.dataset, hook.table_name)
+        for hook in hooks
+        if hook.has_table and hook.table.materialize is Materialize.ALWAYS
+    )
+    features = sorted(
+        features_key(hook.dataset, hook.name)
+        for hook in hooks
+        if hook.compute is not Compute.ON_REQUEST
+    )
+    chunks = list(_chunks(features)) if len(features) > HOOK_ASSETS_PER_SENSOR else []
+    apart = [*tables, *(key for chunk in chunks for key in chunk)]
+    rest = dg.AssetSelection.all()
+    selected = rest - dg.AssetSelection.assets(*apart) if apart else rest
+    sensors = [_sensor(FEATURES_SENSOR, selected, _COMPUTES)]
+    for number, chunk in enumerate(chunks, 1):
+        name = f"{FEATURES_SENSOR}_{number}"
+        sensors.append(_sensor(name, dg.AssetSelection.assets(*chunk), _COMPUTES))
+    for number, chunk in enumerate(_chunks(tables)):
+        name = f"{TABLES_SENSOR}_{number}" if number else TABLES_SENSOR
+        sensors.append(
+            _sensor(name, dg.AssetSelection.assets(*chunk), _LOADS, {PRIORITY_TAG: TABLES_PRIORITY})
+        )
+    return sensors
+
+
+def _chunks(keys: Sequence[dg.AssetKey]) -> Iterator[Sequence[dg.AssetKey]]:
+    for start in range(0, len(keys), HOOK_ASSETS_PER_SENSOR):
+        yield keys[start : start + HOOK_ASSETS_PER_SENSOR]
+
+
+def _sensor(
+    name: str,
+    target: dg.AssetSelection,
+    description: str,
+    run_tags: Mapping[str, str] | None = None,
+) -> dg.AutomationConditionSensorDefinition:
+    return dg.AutomationConditionSensorDefinition(
+        name,
+        target=target,
+        description=description,
+        run_tags=run_tags,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        minimum_interval_seconds=TICK_SECONDS,
+        # The daemon knows no conditions but Dagster's own.
+        use_user_code_server=True,
+    )

@@ -1,0 +1,86 @@
+"""The one module that imports names which Dagster calls private.
+
+Every name has a line that says what it is needed for and which public name would replace it. Other
+modules import it from here, so that an upgrade of Dagster that moves or removes a name fails in one
+place. `dagster` is pinned to one minor version for the same reason.
+"""
+
+# What a Postgres storage class needs to be configured by dagster.yaml. Public: none; the base class
+# `DagsterPostgresStorage` has both in its signatures.
+from dagster._config.config_schema import UserConfigSchema as UserConfigSchema
+
+# The graph in which `reconcile` looks up partitions and automation. Public: none;
+# `Definitions.resolve_asset_graph()` returns one.
+from dagster._core.definitions.assets.graph.asset_graph import AssetGraph as AssetGraph
+
+# What a backfill of several assets with their own partitions takes. Public: the GraphQL mutation
+# `launchPartitionBackfill`, which needs a webserver.
+from dagster._core.definitions.assets.graph.asset_graph_subset import (
+    AssetGraphSubset as AssetGraphSubset,
+)
+
+# The tags of a materialization that say what it was made from. Inside a run Dagster writes them;
+# events that are reported without a run need them too. Public: `DataVersion` and `code_version`
+# cover the asset's own version, nothing covers its inputs'.
+from dagster._core.definitions.data_version import CODE_VERSION_TAG as CODE_VERSION_TAG
+from dagster._core.definitions.data_version import (
+    DATA_VERSION_IS_USER_PROVIDED_TAG as DATA_VERSION_IS_USER_PROVIDED_TAG,
+)
+from dagster._core.definitions.data_version import DATA_VERSION_TAG as DATA_VERSION_TAG
+from dagster._core.definitions.data_version import DEFAULT_DATA_VERSION as DEFAULT_DATA_VERSION
+from dagster._core.definitions.data_version import NULL_EVENT_POINTER as NULL_EVENT_POINTER
+from dagster._core.definitions.data_version import (
+    extract_data_version_from_entry as extract_data_version_from_entry,
+)
+from dagster._core.definitions.data_version import (
+    get_input_data_version_tag as get_input_data_version_tag,
+)
+from dagster._core.definitions.data_version import (
+    get_input_event_pointer_tag as get_input_event_pointer_tag,
+)
+
+# The type of what `dg.define_asset_job` returns. Public: none.
+from dagster._core.definitions.unresolved_asset_job_definition import (
+    UnresolvedAssetJobDefinition as UnresolvedAssetJobDefinition,
+)
+
+# What `DagsterInstance.get` raises without DAGSTER_HOME. Public: its base
+# `DagsterInvariantViolationError`, which is raised for much else.
+from dagster._core.errors import DagsterHomeNotSetError as DagsterHomeNotSetError
+
+# Backfills as the instance stores them: to ask for one from a sensor or a command, and to see which
+# are going on. Public: the GraphQL API, which needs a webserver.
+from dagster._core.execution.backfill import (
+    BULK_ACTION_TERMINAL_STATUSES as BULK_ACTION_TERMINAL_STATUSES,
+)
+from dagster._core.execution.backfill import BulkActionsFilter as BulkActionsFilter
+from dagster._core.execution.backfill import BulkActionStatus as BulkActionStatus
+from dagster._core.execution.backfill import PartitionBackfill as PartitionBackfill
+
+# Which partitions failed or are in progress, without reading every event. Public:
+# `DagsterInstance.get_status_by_partition` answers one asset at a time and leaves failures out.
+from dagster._core.storage.partition_status_cache import (
+    get_and_update_asset_status_cache_value as get_and_update_asset_status_cache_value,
+)
+
+# Names of tags that Dagster documents as text (`dagster/partition`, `dagster/priority`, ...).
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG as ASSET_PARTITION_RANGE_END_TAG,
+)
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_START_TAG as ASSET_PARTITION_RANGE_START_TAG,
+)
+from dagster._core.storage.tags import AUTO_MATERIALIZE_TAG as AUTO_MATERIALIZE_TAG
+from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG as AUTO_RETRY_RUN_ID_TAG
+from dagster._core.storage.tags import AUTOMATION_CONDITION_TAG as AUTOMATION_CONDITION_TAG
+from dagster._core.storage.tags import BACKFILL_ID_TAG as BACKFILL_ID_TAG
+from dagster._core.storage.tags import PARTITION_NAME_TAG as PARTITION_NAME_TAG
+from dagster._core.storage.tags import PRIORITY_TAG as PRIORITY_TAG
+from dagster._core.storage.tags import SCHEDULE_NAME_TAG as SCHEDULE_NAME_TAG
+from dagster._core.storage.tags import SENSOR_NAME_TAG as SENSOR_NAME_TAG
+
+# Whether a daemon will take up a backfill that a command asks for. Public: the GraphQL API.
+from dagster._daemon.controller import get_daemon_statuses as get_daemon_statuses
+
+# How a storage class knows its own configuration. Public: none.
+from dagster._serdes import ConfigurableClassData as ConfigurableClassData

@@ -1,0 +1,86 @@
+"""Which batches a check judges: those of its run, and those that it found wrong before.
+
+Belongs here: what Dagster knows of the run and of earlier evaluations. Not here: judging (`checks`,
+`care`, `tables`).
+
+A check has one colour for all partitions: an evaluation in the run of one batch must not turn green
+what another batch made red.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import dagster as dg
+
+from feature_pipeline.orchestration.events.requested import partitions_of_run
+
+NAMED_BATCHES = 200
+"""Wrong batches that an evaluation names, and that later ones look at again."""
+_EVALUATIONS_BEFORE = 100
+"""Earlier evaluations that are looked at: runs end beside one another."""
+
+
+def run_batches(context: dg.AssetCheckExecutionContext, dataset: str) -> list[str] | None:
+    """The partitions that this run is about; None for a run of no partition.
+
+    Checks are not partitioned (partitioned checks are in preview), so the run's tags are read.
+    """
+    return partitions_of_run(context.instance, dataset, context.run)
+
+
+def said_before(
+    instance: dg.DagsterInstance, key: dg.AssetCheckKey, entry: str
+) -> Iterator[object]:
+    """The values that earlier evaluations of a check have for one entry of their metadata."""
+    for record in instance.event_log_storage.get_asset_check_execution_history(
+        key, limit=_EVALUATIONS_BEFORE
+    ):
+        event = record.event.dagster_event if record.event else None
+        if event is not None and event.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            said = event.asset_check_evaluation_data.metadata.get(entry)
+            if said is not None:
+                yield said.value
+
+
+def named_before(instance: dg.DagsterInstance, key: dg.AssetCheckKey, entry: str) -> set[str]:
+    """The batches that earlier evaluations named in an entry of their metadata."""
+    return {
+        str(batch)
+        for said in said_before(instance, key, entry)
+        if isinstance(said, dict | list)
+        for batch in said
+    }
+
+
+def report_named(
+    instance: dg.DagsterInstance,
+    key: dg.AssetCheckKey,
+    entry: str,
+    batches: Sequence[str],
+    descriptions: tuple[str, str],
+) -> None:
+    """Evaluate a check outside any run, if it last named other batches in an entry than these.
+
+    Args:
+        instance: Where Dagster's events are.
+        key: The check.
+        entry: Of its metadata.
+        batches: Those that are wrong; the check passes if there are none.
+        descriptions: What is wrong with them; what is right if there are none.
+    """
+    named = list(batches[:NAMED_BATCHES])
+    if named == next(said_before(instance, key, entry), []):
+        return
+    wrong, right = descriptions
+    instance.report_runless_asset_event(
+        dg.AssetCheckEvaluation(
+            asset_key=key.asset_key,
+            check_name=key.name,
+            passed=not batches,
+            severity=dg.AssetCheckSeverity.ERROR,
+            description=f"{len(batches)} batches {wrong}" if batches else right,
+            metadata={
+                "batches": dg.MetadataValue.json(named),
+                entry: dg.MetadataValue.json(named),
+            },
+        )
+    )

@@ -1,0 +1,141 @@
+"""What Dagster knows of the archive: which artifacts and batches it was told of.
+
+Belongs here: reading materializations as knowledge of the archive's logs. Not here: comparing it
+with the logs (`archive.maintenance.known`), telling Dagster what it lacks (`reconcile`).
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from feature_pipeline.archive.inspection.findings import Scope
+from feature_pipeline.archive.maintenance.known import Knowledge, KnownBatch, KnownEntry
+from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.orchestration.events.provenance import PartitionEvent, latest_events
+from feature_pipeline.orchestration.keys import features_key, records_key
+from feature_pipeline.projections.catalog.database import Database
+from feature_pipeline.projections.catalog.known import ask_tables
+
+
+@dataclass(frozen=True, slots=True)
+class KnownPartitions:
+    """What the latest materializations of an asset's partitions stand for."""
+
+    key: dg.AssetKey
+    events: Mapping[str, PartitionEvent]
+    documents: Mapping[str, Digest] = field(init=False)
+    """Per partition the manifest or batch that its event names."""
+
+    def __post_init__(self) -> None:
+        found = {name: _digest(event) for name, event in self.events.items()}
+        named = {name: digest for name, digest in found.items() if digest is not None}
+        object.__setattr__(self, "documents", named)
+
+    @property
+    def made_by_hand(self) -> set[str]:
+        """Partitions whose latest event stands for nothing in the archive."""
+        return self.events.keys() - self.documents.keys()
+
+    @property
+    def known_by(self) -> str:
+        """Dagster and the asset, for people."""
+        return f"Dagster ({self.key.to_user_string()})"
+
+    def entries(self, dataset: str, hook: str) -> Iterator[KnownEntry]:
+        """The log entries that they stand for, of a feature asset."""
+        for batch, digest in self.documents.items():
+            instant = _instant(self.events[batch])
+            yield KnownEntry(dataset, hook, batch, None, digest, self.known_by, instant)
+
+    def batches(self, dataset: str) -> Iterator[KnownBatch]:
+        """The batches that they stand for, of a records asset."""
+        for batch, digest in self.documents.items():
+            event = self.events[batch]
+            submitted_at = event.submitted_at
+            yield KnownBatch(dataset, batch, digest, self.known_by, _instant(event), submitted_at)
+
+
+def known_partitions(
+    instance: dg.DagsterInstance, key: dg.AssetKey, names: Collection[str] | None = None
+) -> KnownPartitions:
+    """Return the latest materializations of an asset's partitions; of all if `names` is None.
+
+    Costs a query, and one per 500 partitions.
+    """
+    if names is None:
+        names = instance.get_materialized_partitions(key)
+    return KnownPartitions(key, latest_events(instance, key, names))
+
+
+def known_entries(
+    instance: dg.DagsterInstance, dataset: str, hook: str, names: Collection[str] | None = None
+) -> list[KnownEntry]:
+    """Return the log entries of a hook that Dagster has materializations of."""
+    known = known_partitions(instance, features_key(dataset, hook), names)
+    return list(known.entries(dataset, hook))
+
+
+def known_batches(
+    instance: dg.DagsterInstance, dataset: str, names: Collection[str] | None = None
+) -> list[KnownBatch]:
+    """Return the batches of a dataset that Dagster has materializations of."""
+    return list(known_partitions(instance, records_key(dataset), names).batches(dataset))
+
+
+def ask_dagster(
+    instance: dg.DagsterInstance,
+    dataset: str | None = None,
+    hook: str | None = None,
+    names: Collection[str] | None = None,
+) -> Knowledge:
+    """Return the batches and artifacts that Dagster knows, whatever the archive still has.
+
+    Args:
+        instance: Where Dagster's events are.
+        dataset: Only of this one.
+        hook: Only artifacts of this hook.
+        names: Only of these batches.
+    """
+    entries: list[KnownEntry] = []
+    batches: list[KnownBatch] = []
+    for key in instance.get_asset_keys():
+        match list(key.path):
+            case [of, "records"] if dataset in {None, of} and hook is None:
+                batches += known_batches(instance, of, names)
+            case [of, "features", named] if dataset in {None, of} and hook in {None, named}:
+                entries += known_entries(instance, of, named, names)
+    return Knowledge(entries, batches)
+
+
+def ask_databases(
+    database: Database,
+    instance: dg.DagsterInstance,
+    scope: Scope,
+    names: Collection[str] | None = None,
+) -> Knowledge:
+    """Return what the tables and Dagster know of a part of the archive.
+
+    Args:
+        database: Where the tables are. One that does not answer is a note.
+        instance: Where Dagster's events are.
+        scope: The part.
+        names: Only of these batches; of the scope's if None.
+    """
+    if names is None and scope.batch is not None:
+        names = [scope.batch]
+    tables = ask_tables(database, scope.dataset, scope.hook, names)
+    return tables.joined(ask_dagster(instance, scope.dataset, scope.hook, names))
+
+
+def _digest(event: PartitionEvent) -> Digest | None:
+    try:
+        return None if event.document is None else Digest.parse(event.document)
+    except InvalidInputError:
+        return None
+
+
+def _instant(event: PartitionEvent) -> datetime:
+    return datetime.fromtimestamp(event.timestamp, UTC)

@@ -1,0 +1,187 @@
+"""Dagster event tags that say what a materialization was made from.
+
+Dagster's staleness compares, per input, the data version recorded here with the input's current
+one. An event that lacks a tag shows as stale for ever, so every event this project emits, inside
+a run or outside any, gets all of them from here. Belongs here: these tags and the look-ups they
+need. Not here: what the versions mean.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from feature_pipeline.model.columns import Column
+from feature_pipeline.model.digest import Digest, document_bytes
+from feature_pipeline.model.release import HookRelease
+from feature_pipeline.orchestration.dagster_internals import (
+    CODE_VERSION_TAG,
+    DATA_VERSION_IS_USER_PROVIDED_TAG,
+    DATA_VERSION_TAG,
+    DEFAULT_DATA_VERSION,
+    extract_data_version_from_entry,
+    get_input_data_version_tag,
+    get_input_event_pointer_tag,
+)
+
+BEFORE_ANY_EVENT = "1"
+"""A pointer to before the input's first event: whatever its events say is new. With Dagster's own
+word for "none", it compares the latest event with itself."""
+MANIFEST = "manifest"
+BATCH = "digest"
+SUBMITTED_AT = "submitted_at"
+"""Entries of a materialization's metadata that say what in the archive it stands for."""
+_EVENTS_SEARCHED = 100
+"""Events of a partition that are searched for one that says what was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputVersion:
+    """What was read of an upstream partition: its data version, and Dagster's event for it.
+
+    Dagster calls a partition stale if an input's latest event says something else than the event
+    that is pointed at; it does not look at the data version that was noted. So the event must be
+    one that says what was read; None if Dagster has none.
+    """
+
+    data_version: str
+    storage_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionEvent:
+    """The latest materialization that Dagster knows of an asset's partition."""
+
+    data_version: str | None
+    code_version: str | None
+    storage_id: int
+    timestamp: float
+    run_id: str
+    tags: Mapping[str, str]
+    document: str | None = None
+    """Digest of the manifest or batch that it stands for; events made by hand name none."""
+    submitted_at: datetime | None = None
+    """When a batch was submitted, if it says so."""
+
+
+def latest_events(
+    instance: dg.DagsterInstance, key: dg.AssetKey, partitions: Iterable[str]
+) -> dict[str, PartitionEvent]:
+    """The latest materialization of each partition that has one, by partition."""
+    wanted = list(partitions)
+    events: dict[str, PartitionEvent] = {}
+    if not wanted:
+        return events
+    storage_ids = instance.event_log_storage.get_latest_storage_id_by_partition(
+        key, dg.DagsterEventType.ASSET_MATERIALIZATION, set(wanted)
+    )
+    ids = [storage_ids[p] for p in wanted if p in storage_ids]
+    for start in range(0, len(ids), 500):
+        chunk = ids[start : start + 500]
+        records = instance.fetch_materializations(
+            dg.AssetRecordsFilter(asset_key=key, storage_ids=chunk), limit=len(chunk)
+        ).records
+        for record in records:
+            materialization = record.asset_materialization
+            if materialization is None or materialization.partition is None:
+                continue
+            version = extract_data_version_from_entry(record.event_log_entry)
+            tags = materialization.tags or {}
+            events[materialization.partition] = PartitionEvent(
+                data_version=version.value if version else None,
+                code_version=tags.get(CODE_VERSION_TAG),
+                storage_id=record.storage_id,
+                timestamp=record.timestamp,
+                run_id=record.run_id,
+                tags=tags,
+                document=_text(materialization, MANIFEST) or _text(materialization, BATCH),
+                submitted_at=_instant(_text(materialization, SUBMITTED_AT)),
+            )
+    return events
+
+
+def _text(materialization: dg.AssetMaterialization, name: str) -> str | None:
+    value = materialization.metadata.get(name)
+    return value.value if isinstance(value, dg.TextMetadataValue) else None
+
+
+def _instant(text: str | None) -> datetime | None:
+    try:
+        parsed = None if text is None else datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return None if parsed is None or parsed.tzinfo is None else parsed.astimezone(UTC)
+
+
+def has_read(event: PartitionEvent | None, source: dg.AssetKey, version: str) -> bool:
+    """Whether a materialization says that it was made from this version of an input."""
+    if event is None:
+        return False
+    # Of a partition that one of its own runs read, Dagster records the hash of the version.
+    hashed = hashlib.sha256(version.encode()).hexdigest()
+    return event.tags.get(get_input_data_version_tag(source)) in {version, hashed}
+
+
+def read_version(
+    instance: dg.DagsterInstance,
+    key: dg.AssetKey,
+    partition: str,
+    data_version: str,
+    latest: PartitionEvent | None,
+) -> InputVersion:
+    """What was read of a partition, with the last event that says so.
+
+    Args:
+        instance: Where Dagster's events are.
+        key: The input.
+        partition: Which of its partitions.
+        data_version: What was read.
+        latest: The partition's latest event, if there is one.
+    """
+    if latest is None or latest.data_version == data_version:
+        return InputVersion(data_version, latest.storage_id if latest else None)
+    for record in instance.fetch_materializations(
+        dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition]), limit=_EVENTS_SEARCHED
+    ).records:
+        said = extract_data_version_from_entry(record.event_log_entry)
+        if said is not None and said.value == data_version:
+            return InputVersion(data_version, record.storage_id)
+    return InputVersion(data_version, None)
+
+
+def event_tags(
+    data_version: str,
+    code_version: str | None,
+    inputs: Mapping[dg.AssetKey, InputVersion | None],
+) -> dict[str, str]:
+    """Every provenance tag of one materialization event.
+
+    An input of None is one that Dagster has no event of; its first one makes this event stale, as
+    does any event of an input that never said what was read.
+    """
+    tags = {DATA_VERSION_TAG: data_version, DATA_VERSION_IS_USER_PROVIDED_TAG: "true"}
+    if code_version is not None:
+        tags[CODE_VERSION_TAG] = code_version
+    for key, version in inputs.items():
+        tags[get_input_data_version_tag(key)] = (
+            DEFAULT_DATA_VERSION.value if version is None else version.data_version
+        )
+        tags[get_input_event_pointer_tag(key)] = (
+            BEFORE_ANY_EVENT
+            if version is None or version.storage_id is None
+            else str(version.storage_id)
+        )
+    return tags
+
+
+def feature_code_version(release: HookRelease, columns: Sequence[Column], cardinality: str) -> str:
+    """Changes when a re-materialization could change what the partition says.
+
+    What a column is called in prose, and its unit, says nothing else of any record.
+    """
+    declared = [
+        column.model_dump(mode="json", exclude={"unit", "description"}) for column in columns
+    ]
+    return Digest.of(document_bytes([str(release.digest), declared, cardinality])).short

@@ -1,0 +1,150 @@
+"""Partitions that were requested or cancelled: Dagster's runs and backfills.
+
+Belongs here: which partitions of an asset runs and backfills are about. Not here: what became of
+the partitions (`staleness`), what should be asked for (`automation`, `reconcile`).
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import dagster as dg
+
+from feature_pipeline.archive.logs.cache import LruCache
+from feature_pipeline.orchestration.dagster_internals import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    BULK_ACTION_TERMINAL_STATUSES,
+    PARTITION_NAME_TAG,
+    BulkActionsFilter,
+    BulkActionStatus,
+    PartitionBackfill,
+)
+from feature_pipeline.orchestration.events.staleness import partition_runs
+from feature_pipeline.orchestration.keys import batches_partitions
+
+_CANCELLED: Final = [dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED]
+_RUNS_REMEMBERED: Final = 20_000
+_BACKFILLS_REMEMBERED: Final = 200
+_AT_ONCE: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class _CancelledRun:
+    assets: frozenset[dg.AssetKey]
+    partition: str | None
+    partition_range: tuple[str, str] | None
+    at: float
+
+
+_runs: LruCache[_CancelledRun] = LruCache(_RUNS_REMEMBERED)
+"""Cancelled runs do not change; a process reads each once."""
+_backfills: LruCache[frozenset[str]] = LruCache(_BACKFILLS_REMEMBERED)
+
+
+def partitions_of_run(
+    instance: dg.DagsterInstance, dataset: str, run: dg.DagsterRun
+) -> list[str] | None:
+    """The partitions that a run is about; None for a run of no partition."""
+    single, ends = _named(run)
+    if single is not None:
+        return [single]
+    return None if ends is None else _between(instance, dataset, *ends)
+
+
+def cancelled_partitions(instance: dg.DagsterInstance, key: dg.AssetKey) -> dict[str, float]:
+    """Partitions of an asset of which a run or a backfill was cancelled, and when that was last.
+
+    Seconds since the epoch. Of the last cancelled runs and backfills; what was asked for of their
+    partitions since is for the caller to see.
+    """
+    found: dict[str, float] = {}
+    dataset = key.path[0]
+    for run in _cancelled_runs(instance):
+        if key not in run.assets:
+            continue
+        if run.partition is not None:
+            partitions = [run.partition]
+        elif run.partition_range is not None:
+            partitions = _between(instance, dataset, *run.partition_range)
+        else:
+            continue
+        for partition in partitions:
+            found[partition] = max(run.at, found.get(partition, 0.0))
+    statuses = [BulkActionStatus.CANCELING, BulkActionStatus.CANCELED]
+    for backfill in instance.get_backfills(
+        filters=BulkActionsFilter(statuses=statuses), limit=_BACKFILLS_REMEMBERED
+    ):
+        at = backfill.backfill_end_timestamp or (
+            time.time()
+            if backfill.status is BulkActionStatus.CANCELING
+            else backfill.backfill_timestamp
+        )
+        # Also those whose runs were not begun: that is most of a large backfill.
+        for partition in _targets_once(backfill, key):
+            found[partition] = max(at, found.get(partition, 0.0))
+    return found
+
+
+def partitions_under_way(instance: dg.DagsterInstance, key: dg.AssetKey) -> set[str]:
+    """Partitions of an asset that are run now, are queued, or are a running backfill's to run."""
+    busy = set(partition_runs(instance, key, batches_partitions(key.path[0])).running)
+    active = [s for s in BulkActionStatus if s not in BULK_ACTION_TERMINAL_STATUSES]
+    for backfill in instance.get_backfills(filters=BulkActionsFilter(statuses=active)):
+        busy |= _targets(backfill, key)
+    return busy
+
+
+def _cancelled_runs(instance: dg.DagsterInstance) -> Iterator[_CancelledRun]:
+    ids = instance.get_run_ids(dg.RunsFilter(statuses=_CANCELLED), limit=_RUNS_REMEMBERED)
+    held = {run_id: _runs.get(run_id) for run_id in ids}
+    yield from (run for run in held.values() if run is not None)
+    unread = [run_id for run_id, run in held.items() if run is None]
+    for start in range(0, len(unread), _AT_ONCE):
+        for record in instance.get_run_records(
+            dg.RunsFilter(run_ids=unread[start : start + _AT_ONCE])
+        ):
+            run = _cancelled_run(record)
+            if record.end_time is not None:
+                _runs.put(record.dagster_run.run_id, run)
+            yield run
+
+
+def _cancelled_run(record: dg.RunRecord) -> _CancelledRun:
+    single, ends = _named(record.dagster_run)
+    assets = frozenset(record.dagster_run.asset_selection or ())
+    return _CancelledRun(assets, single, ends, record.end_time or time.time())
+
+
+def _named(run: dg.DagsterRun) -> tuple[str | None, tuple[str, str] | None]:
+    tags = run.tags
+    first, last = (
+        tags.get(ASSET_PARTITION_RANGE_START_TAG),
+        tags.get(ASSET_PARTITION_RANGE_END_TAG),
+    )
+    ends = None if first is None or last is None else (first, last)
+    return tags.get(PARTITION_NAME_TAG), ends
+
+
+def _between(instance: dg.DagsterInstance, dataset: str, first: str, last: str) -> list[str]:
+    keys = list(instance.get_dynamic_partitions(dataset))
+    if first not in keys or last not in keys:
+        return []
+    return keys[keys.index(first) : keys.index(last) + 1]
+
+
+def _targets_once(backfill: PartitionBackfill, key: dg.AssetKey) -> frozenset[str]:
+    """As `_targets`, of a backfill whose targets do not change any more."""
+    known = _backfills.get((backfill.backfill_id, key))
+    if known is None:
+        known = frozenset(_targets(backfill, key))
+        _backfills.put((backfill.backfill_id, key), known)
+    return known
+
+
+def _targets(backfill: PartitionBackfill, key: dg.AssetKey) -> set[str]:
+    data = backfill.asset_backfill_data
+    if data is None or key not in data.target_subset.asset_keys:
+        return set()
+    return set(data.target_subset.get_partitions_subset(key).get_partition_keys())

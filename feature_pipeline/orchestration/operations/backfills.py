@@ -1,0 +1,347 @@
+"""Backfills of what is missing, failed, stale or of an old release: chosen, and launched.
+
+Belongs here: which partitions a backfill takes, and handing it to Dagster. Not here: how batches
+stand (`standing`). The runs are the daemon's: a backfill launched here is one of the UI's.
+"""
+
+import time
+import uuid
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Final
+
+import dagster as dg
+
+from feature_pipeline.errors import ConflictError, InvalidInputError, NotFoundError
+from feature_pipeline.model.definition import Compute, HookDefinition, Materialize
+from feature_pipeline.orchestration.dagster_internals import (
+    BULK_ACTION_TERMINAL_STATUSES,
+    AssetGraphSubset,
+    BulkActionsFilter,
+    BulkActionStatus,
+    PartitionBackfill,
+    get_daemon_statuses,
+)
+from feature_pipeline.orchestration.keys import batches_partitions, features_key, table_key
+from feature_pipeline.orchestration.operations.status import (
+    BatchFacts,
+    HookStanding,
+    Reason,
+    Standing,
+)
+
+SELECT_TAG: Final = "feature_pipeline/select"
+_DAEMON: Final = "BACKFILL"
+_TITLE_LENGTH: Final = 100
+"""Dagster refuses longer ones."""
+
+
+class Select(StrEnum):
+    """What of an asset a backfill takes."""
+
+    MISSING = "missing"
+    FAILED = "failed"
+    STALE = "stale"
+    OLD_RELEASE = "old-release"
+    ALL = "all"
+
+    def takes(self, facts: BatchFacts) -> bool:
+        """Whether it takes a partition of which this is known."""
+        return self is Select.ALL or Reason(self.value) in facts.reasons()
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The assets of one hook that a backfill is about."""
+
+    definition: HookDefinition
+    features: bool = True
+    table: bool = False
+    is_named: bool = False
+    """Whether this hook was asked for by name."""
+
+
+def find_targets(
+    definitions: Sequence[HookDefinition], names: Collection[str], tables: bool | None = None
+) -> list[Target]:
+    """The assets that `names` mean; those of all hooks if there are none.
+
+    A hook's name, alone or as `dataset/hook`, means its features and, if it is always
+    materialized, its table. The name of a table that no hook has, and an asset's key
+    (`dataset/features/hook`, `dataset/tables/table`), mean that asset alone.
+
+    Args:
+        definitions: The hooks there are.
+        names: The names that were given.
+        tables: True takes tables that are materialized on request, too; False takes none.
+
+    Raises:
+        NotFoundError: A name means nothing.
+        InvalidInputError: A name means hooks of several datasets; or a table is named and tables
+            are not wanted.
+    """
+    if not names:
+        return [Target(d, table=_wants_table(d, tables)) for d in definitions]
+    found: dict[tuple[str, str], Target] = {}
+    for name in names:
+        target = _find(definitions, name, tables)
+        key = target.definition.dataset, target.definition.name
+        before = found.get(key, Target(target.definition, features=False))
+        found[key] = replace(
+            target,
+            features=before.features or target.features,
+            table=before.table or target.table,
+        )
+    return list(found.values())
+
+
+def _wants_table(definition: HookDefinition, tables: bool | None) -> bool:
+    if not definition.has_table or tables is False:
+        return False
+    return tables is True or definition.table.materialize is Materialize.ALWAYS
+
+
+def _find(definitions: Sequence[HookDefinition], name: str, tables: bool | None) -> Target:
+    by_hook = [d for d in definitions if name in (d.name, f"{d.dataset}/{d.name}")]
+    by_table = [d for d in definitions if d.has_table and name == d.table_name]
+    for d in definitions:
+        if name == features_key(d.dataset, d.name).to_user_string():
+            return Target(d, is_named=True)
+        if d.has_table and name == table_key(d.dataset, d.table_name).to_user_string():
+            by_hook, by_table = [], [d]
+    matches = by_hook or by_table
+    if not matches:
+        known = ", ".join(f"{d.dataset}/{d.name}" for d in definitions)
+        raise NotFoundError(f"no hook and no table {name!r}; hooks are {known or 'none'}")
+    if len(matches) > 1:
+        raise InvalidInputError(
+            f"{name!r} is in datasets {', '.join(d.dataset for d in matches)}: write"
+            f" {matches[0].dataset}/{matches[0].name}"
+        )
+    if by_hook:
+        return Target(by_hook[0], table=_wants_table(by_hook[0], tables), is_named=True)
+    if tables is False:
+        raise InvalidInputError(f"{name!r} is a table, and --no-tables says to leave tables out")
+    return Target(by_table[0], features=False, table=True, is_named=True)
+
+
+@dataclass(frozen=True, slots=True)
+class AssetPart:
+    """The partitions of one asset that a backfill takes."""
+
+    key: dg.AssetKey
+    batches: tuple[str, ...]
+    """In the order of submission."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackfillPlan:
+    """What a backfill would take, and what was left out and why."""
+
+    select: Select
+    parts: tuple[AssetPart, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self.parts
+
+    def to_json(self) -> dict[str, object]:
+        """Every key, for programs."""
+        return {
+            "select": self.select.value,
+            "assets": {part.key.to_user_string(): list(part.batches) for part in self.parts},
+            "notes": list(self.notes),
+        }
+
+
+def plan_backfill(
+    select: Select,
+    chosen: Iterable[tuple[Target, HookStanding]],
+    partitions: Mapping[str, Collection[str]],
+) -> BackfillPlan:
+    """The partitions that a backfill takes, features and tables in one go.
+
+    A table's partitions are those that are to be run for its own sake, and those whose features
+    are computed. Left out, and named in the notes: what Dagster is running already, batches that
+    are no partitions yet, batches that an input hook has nothing about, and, unless they are
+    named, the missing batches of hooks that compute on request.
+
+    Args:
+        select: What is wanted.
+        chosen: The assets, and how their batches stand.
+        partitions: Per dataset, the keys that Dagster has.
+    """
+    standings = list(chosen)
+    notes: list[str] = []
+    features: dict[tuple[str, str], list[str]] = {}
+    for target, standing in _inputs_first(standings):
+        name = standing.definition.dataset, standing.definition.name
+        if target.features:
+            wanted = _feature_batches(select, target, standing, features, notes)
+            known = partitions.get(name[0], ())
+            features[name] = _launchable(select, standing.features, wanted, known, notes)
+            _note_release(standing, features[name], notes)
+    parts = []
+    for target, standing in standings:
+        name = standing.definition.dataset, standing.definition.name
+        computed = features.get(name, [])
+        parts.append(AssetPart(standing.features.key, tuple(computed)))
+        if target.table and standing.table is not None:
+            own = {b for b, facts in standing.table.facts.items() if select.takes(facts)}
+            own.update(computed)
+            wanted = [b for b in standing.features.facts if b in own]
+            known = partitions.get(name[0], ())
+            loaded = _launchable(select, standing.table, wanted, known, notes)
+            parts.append(AssetPart(standing.table.key, tuple(loaded)))
+    return BackfillPlan(select, tuple(part for part in parts if part.batches), tuple(notes))
+
+
+def _inputs_first(
+    standings: Sequence[tuple[Target, HookStanding]],
+) -> list[tuple[Target, HookStanding]]:
+    """Hooks after those whose features they take, so that these are known to be computed."""
+    left = {(s.definition.dataset, s.definition.name): (target, s) for target, s in standings}
+    done = []
+    while left:
+        ready = [
+            name
+            for name, (_, standing) in left.items()
+            if not any((name[0], source) in left for source in standing.definition.inputs)
+        ]
+        # Definitions whose inputs make a cycle are refused when they are loaded.
+        done += [left.pop(name) for name in ready or list(left)]
+    return done
+
+
+def _feature_batches(
+    select: Select,
+    target: Target,
+    standing: HookStanding,
+    features: Mapping[tuple[str, str], Sequence[str]],
+    notes: list[str],
+) -> list[str]:
+    definition, key = standing.definition, standing.features.key.to_user_string()
+    batches = [b for b, facts in standing.features.facts.items() if select.takes(facts)]
+    if definition.compute is not Compute.AUTOMATICALLY and not target.is_named:
+        held = {b for b in batches if not standing.features.facts[b].is_there}
+        if held:
+            notes.append(
+                f"{key}: {len(held)} batches not computed yet left out: it computes on request;"
+                " name it to have them computed"
+            )
+        batches = [b for b in batches if b not in held]
+    blocked: set[str] = set()
+    for source, absent in standing.without_input.items():
+        coming = set(features.get((definition.dataset, source), ()))
+        blocked.update(b for b in batches if b in absent and b not in coming)
+    if blocked:
+        notes.append(
+            f"{key}: {len(blocked)} batches left out: {' or '.join(definition.inputs)} has no"
+            f" artifact of them ({_some(sorted(blocked))})"
+        )
+    return [b for b in batches if b not in blocked]
+
+
+def _launchable(
+    select: Select,
+    asset: Standing,
+    batches: Sequence[str],
+    known: Collection[str],
+    notes: list[str],
+) -> list[str]:
+    name, running = asset.key.to_user_string(), asset.running
+    if unknown := [b for b in batches if b not in known]:
+        notes.append(
+            f"{name}: {len(unknown)} batches are no partitions in Dagster yet ({_some(unknown)}):"
+            " the inbox sensor adds them, or the job reconcile"
+        )
+    busy = [] if select is Select.ALL else [b for b in batches if b in running and b in known]
+    if busy:
+        notes.append(f"{name}: {len(busy)} batches are being run already ({_some(busy)})")
+    left_out = {*unknown, *busy}
+    return [b for b in batches if b not in left_out]
+
+
+def _note_release(standing: HookStanding, computed: Sequence[str], notes: list[str]) -> None:
+    if computed and not standing.is_registered:
+        document = standing.release.document
+        notes.append(
+            f"{document.dataset}/{document.hook}: release {document.version} as it is declared is"
+            " not the last one registered; the first run registers it. Dagster must have loaded"
+            " this definition: press Reload definitions if it was changed"
+        )
+
+
+def _some(batches: Sequence[str], shown: int = 5) -> str:
+    return ", ".join(batches[:shown]) + (", ..." if len(batches) > shown else "")
+
+
+def launch_backfill(instance: dg.DagsterInstance, plan: BackfillPlan) -> str:
+    """One Dagster backfill of all partitions of the plan is requested; its id.
+
+    The daemon runs it: features one batch a run, tables many batches a run, each table partition
+    after its features. Without a daemon it waits.
+
+    Raises:
+        InvalidInputError: The plan is empty.
+    """
+    if plan.is_empty:
+        raise InvalidInputError("nothing is to be run: no backfill was launched")
+    backfill_id = uuid.uuid4().hex[:8]
+    subsets = {
+        part.key: batches_partitions(part.key.path[0])
+        .empty_subset()
+        .with_partition_keys(part.batches)
+        for part in plan.parts
+    }
+    instance.add_backfill(
+        PartitionBackfill.from_asset_graph_subset(
+            backfill_id=backfill_id,
+            backfill_timestamp=time.time(),
+            tags={SELECT_TAG: plan.select.value},
+            dynamic_partitions_store=instance,
+            # Its decorator hides the named tuple's fields from mypy.
+            asset_graph_subset=AssetGraphSubset(subsets, set()),  # type: ignore[call-arg]
+            title=_title(plan),
+            description=f"Partitions chosen by `feature-pipeline backfill --select {plan.select}`.",
+            run_config=None,
+        )
+    )
+    return backfill_id
+
+
+def _title(plan: BackfillPlan) -> str:
+    names = ", ".join(part.key.to_user_string() for part in plan.parts)
+    title = f"{plan.select.value}: {names}"
+    return title if len(title) <= _TITLE_LENGTH else f"{title[: _TITLE_LENGTH - 3]}..."
+
+
+def active_backfills(instance: dg.DagsterInstance) -> list[str]:
+    """Ids of backfills launched here before that are not done."""
+    active = [s for s in BulkActionStatus if s not in BULK_ACTION_TERMINAL_STATUSES]
+    found = instance.get_backfills(filters=BulkActionsFilter(statuses=active))
+    return [backfill.backfill_id for backfill in found if SELECT_TAG in backfill.tags]
+
+
+def is_daemon_running(instance: dg.DagsterInstance) -> bool:
+    """Whether a daemon that carries out backfills was heard of lately."""
+    return bool(get_daemon_statuses(instance, [_DAEMON], ignore_errors=True)[_DAEMON].healthy)
+
+
+def cancel_backfill(instance: dg.DagsterInstance, backfill_id: str) -> None:
+    """The daemon cancels the backfill and its runs; what they have done stays.
+
+    Raises:
+        NotFoundError: There is no such backfill.
+        ConflictError: It is done already.
+    """
+    backfill = instance.get_backfill(backfill_id)
+    if backfill is None:
+        raise NotFoundError(f"Dagster has no backfill {backfill_id!r}")
+    if backfill.status in BULK_ACTION_TERMINAL_STATUSES:
+        raise ConflictError(f"backfill {backfill_id} is done: {backfill.status.value}")
+    cancelled = backfill.with_status(BulkActionStatus.CANCELING)  # type: ignore[no-untyped-call]
+    instance.update_backfill(cancelled)

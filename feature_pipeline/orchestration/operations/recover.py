@@ -1,0 +1,74 @@
+"""Recovery: Dagster's knowledge and the tables come back from S3 and the code alone.
+
+Belongs here: the order of it. Not here: what each step does (`reconcile`, `projections`).
+"""
+
+import contextlib
+from collections.abc import Collection, Iterator, Sequence
+
+import dagster as dg
+
+from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.errors import NotFoundError
+from feature_pipeline.model.definition import HookDefinition, Materialize
+from feature_pipeline.orchestration.assets.tables import report_loads, table_spec
+from feature_pipeline.orchestration.operations.reconcile import Drift, reconcile
+from feature_pipeline.orchestration.pools import set_pools
+from feature_pipeline.projections.catalog.database import Database
+from feature_pipeline.projections.load import LoadReport, load_batches
+from feature_pipeline.projections.proof.proof import Proof, prove
+
+
+def recover_dagster(
+    store: BlobStore,
+    archive_uri: str,
+    instance: dg.DagsterInstance,
+    hooks: Sequence[HookDefinition],
+) -> Drift:
+    """Dagster has every partition, record, artifact and pool of the archive; what it lacked.
+
+    Resumable: what Dagster knows already is not reported again.
+    """
+    set_pools(instance, hooks)
+    return reconcile(store, archive_uri, instance, None, hooks)
+
+
+def tables_to_recover(
+    hooks: Sequence[HookDefinition], named: Collection[str]
+) -> list[HookDefinition]:
+    """The hooks whose tables are rebuilt: every `always` table, and those named.
+
+    Raises:
+        NotFoundError: A name is no table's.
+    """
+    tables = {hook.table_name: hook for hook in hooks if hook.has_table}
+    if unknown := set(named) - tables.keys():
+        raise NotFoundError(f"no table {min(unknown)!r}; there are {', '.join(sorted(tables))}")
+    return [
+        hook
+        for name, hook in tables.items()
+        if hook.table.materialize is Materialize.ALWAYS or name in named
+    ]
+
+
+def recover_table(
+    store: BlobStore,
+    instance: dg.DagsterInstance,
+    database: Database,
+    definition: HookDefinition,
+    *,
+    workers: int = 2,
+) -> Iterator[LoadReport]:
+    """The table holds every current artifact and Dagster knows it; a report per batch."""
+    loads = load_batches(store, database, table_spec(definition), workers=workers)
+    with contextlib.closing(loads):
+        yield from report_loads(instance, definition, loads, database)
+
+
+def prove_tables(
+    store: BlobStore, database: Database, hooks: Sequence[HookDefinition]
+) -> dict[str, Proof]:
+    """Per table, its digest beside the archive's; what a switch has proven is not read again."""
+    return {
+        hook.table_name: prove(store, database, table_spec(hook), may_reuse=True) for hook in hooks
+    }

@@ -1,0 +1,271 @@
+"""The job `feature_report`: what a hook said, shown in the UI, made from S3 when it is asked for.
+
+Belongs here: turning summaries and comparisons into Markdown. Not here: computing them
+(`archive.summary`, `archive.compare`). Nothing is stored but one event, whose size has a limit:
+complete lists are printed by `feature-pipeline read` and `feature-pipeline compare`.
+"""
+
+import base64
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Final
+
+import dagster as dg
+from pydantic import Field
+
+from feature_pipeline.archive.logs.log import ReleaseEntry
+from feature_pipeline.archive.query import plots
+from feature_pipeline.archive.query.api import Archive
+from feature_pipeline.archive.query.compare import (
+    Comparison,
+    compare_releases,
+    find_release,
+    last_two_releases,
+)
+from feature_pipeline.archive.query.features import Features
+from feature_pipeline.archive.query.summary import Summary, summarize
+from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.outcomes import Status
+from feature_pipeline.orchestration import markdown
+from feature_pipeline.orchestration.events.metadata import Metadata
+from feature_pipeline.orchestration.keys import features_key
+from feature_pipeline.orchestration.markdown import Markup, code, plain
+from feature_pipeline.orchestration.resources import ArchiveResource
+
+SHOWN_BATCHES: Final = 50
+SHOWN_RECORDS: Final = 100
+SHOWN_CHARACTERS: Final = 200
+"""Of a reason."""
+MAX_PICTURE_BYTES: Final = 250_000
+"""Encoded. Events are rows of Dagster's database, and the UI loads a run's all at once."""
+_DPI: Final = (80, 60, 40)
+
+
+class ReportConfig(dg.Config):
+    """What a report is about."""
+
+    hook: str = Field(description="The hook's name.")
+    dataset: str | None = Field(
+        default=None, description="Its dataset, where several have a hook of this name."
+    )
+    batches: list[str] = Field(
+        default=[], description="These batches; all that have an artifact when empty."
+    )
+    columns: list[str] = Field(
+        default=[], description="Numeric columns to show; all of them when empty."
+    )
+    compare: bool = Field(
+        default=False, description="Compare two releases: those below, or the last two."
+    )
+    from_release: str | None = Field(default=None, description="A version, or #seq.")
+    to_release: str | None = Field(default=None, description="A version, or #seq.")
+
+
+def report_job() -> dg.JobDefinition:
+    """The job `feature_report`; its result is one observation of the hook's feature asset."""
+
+    @dg.op(
+        name="report_features",
+        description="Reads the archive and reports: see the event ASSET_OBSERVATION of the run.",
+    )
+    def report_features(
+        context: dg.OpExecutionContext, config: ReportConfig, archive: ArchiveResource
+    ) -> None:
+        opened = Archive(archive.store())
+        features = opened.features(
+            config.hook,
+            dataset=config.dataset,
+            batches=config.batches or None,
+            skip_damaged=True,
+        )
+        metadata = report(features, config.columns)
+        if config.compare or config.from_release or config.to_release:
+            metadata["comparison"] = dg.MetadataValue.md(_comparison(opened, features, config))
+        # Without data version and partition: an observation of an asset that is materialized
+        # changes neither what is stale nor what is missing.
+        context.log_event(
+            dg.AssetObservation(
+                asset_key=features_key(features.dataset, features.hook), metadata=metadata
+            )
+        )
+
+    @dg.job(
+        name="feature_report",
+        description=(
+            "Outcomes, rejected and errored records with reasons, statistics and histograms of a"
+            " hook's features, and what two releases say differently; from S3, on demand. The"
+            " result is the observation in the run's events, and on the feature asset's page."
+        ),
+    )
+    def feature_report() -> None:
+        report_features()
+
+    return feature_report
+
+
+def report(features: Features, columns: Sequence[str] = ()) -> Metadata:
+    """Outcomes, unhappy records, statistics and histograms as Dagster shows them, of bounded size.
+
+    Raises:
+        InvalidInputError: One of `columns` is no numeric column.
+    """
+    summary = summarize(features, columns)
+    totals = summary.totals()
+    metadata: Metadata = {
+        "batches": dg.MetadataValue.int(summary.batches),
+        "dagster/row_count": dg.MetadataValue.int(summary.rows),
+        **{
+            name: dg.MetadataValue.int(totals[name])
+            for name in ("passed", "rejected", "errored", "empty")
+        },
+        "outcomes": dg.MetadataValue.md(outcomes_markdown(summary)),
+        "rejected_and_errored": dg.MetadataValue.md(unhappy_markdown(features, totals)),
+    }
+    if summary.columns:
+        metadata["columns"] = dg.MetadataValue.md(table(*plots.statistics(summary)))
+    metadata["plots"] = dg.MetadataValue.md(picture_markdown(summary))
+    if features.damage:
+        metadata["left_out"] = dg.MetadataValue.md(damage_markdown(features))
+    return metadata
+
+
+def damage_markdown(features: Features) -> str:
+    """The batches that the report leaves out, and how to see what can be brought back."""
+    lines = [[batch, _cut(why)] for batch, why in list(features.damage.items())[:SHOWN_BATCHES]]
+    count = len(features.damage)
+    return (
+        f"{count:,} batches are damaged or lost in the archive, and left out with their records in"
+        " earlier batches; `feature-pipeline repair` shows what can be brought back.\n\n"
+        f"{table(['batch', 'what is wrong'], lines)}"
+    )
+
+
+def outcomes_markdown(summary: Summary) -> str:
+    """Outcomes per batch, those with most errors and rejections first."""
+    names = ("passed", "empty", "rejected", "errored")
+    ordered = sorted(
+        summary.outcomes.items(), key=lambda item: (-item[1]["errored"], -item[1]["rejected"])
+    )
+    totals = summary.totals()
+    lines = [[Markup("**all**"), *(totals[name] for name in names)]]
+    lines += [[batch, *(counts[name] for name in names)] for batch, counts in ordered]
+    shown = table(["batch", *names], lines[: SHOWN_BATCHES + 1])
+    left = len(ordered) - SHOWN_BATCHES
+    return f"{shown}\n\n{left:,} more batches are not shown." if left > 0 else shown
+
+
+def unhappy_markdown(features: Features, totals: "dict[str, int]") -> str:
+    """The first rejected and errored records with their reasons, and how to print all of them."""
+    count = totals["rejected"] + totals["errored"]
+    if not count:
+        return "None."
+    lines: list[list[object]] = []
+    for found in features.outcomes():
+        for row in zip(
+            *(found.column(name).to_pylist() for name in ("record_id", "status", "kind")),
+            *(found.column(name).to_pylist() for name in ("retryable", "batch", "reason")),
+            strict=True,
+        ):
+            record_id, status, kind, is_retryable, batch, reason = row
+            if status != Status.PASSED and len(lines) < SHOWN_RECORDS:
+                again = "retryable" if is_retryable else ""
+                lines.append([record_id, batch, status, kind or "", again, _cut(reason or "")])
+        if len(lines) == SHOWN_RECORDS:
+            break
+    heads = ["record", "batch", "status", "kind", "", "reason"]
+    command = (
+        f"feature-pipeline read {features.hook} --dataset {features.dataset}"
+        " --status rejected --status errored --format csv"
+    )
+    return f"{table(heads, lines)}\n\n{len(lines):,} of {count:,} records. All: `{command}`"
+
+
+def picture_markdown(summary: Summary) -> str:
+    """Histograms as one picture that the page carries; fewer of them if it would be too large."""
+    shown = summary
+    while True:
+        for dpi in _DPI:
+            try:
+                data = base64.b64encode(plots.draw(shown, ".png", dpi=dpi))
+            except InvalidInputError as error:
+                return str(error)
+            if len(data) <= MAX_PICTURE_BYTES:
+                left = len(summary.columns) - len(shown.columns)
+                note = f"\n\n{left} more columns: name them in `columns`." if left else ""
+                return f"![histograms](data:image/png;base64,{data.decode()}){note}"
+        if not shown.columns:
+            return "The picture is too large."
+        shown = replace(shown, columns=shown.columns[: len(shown.columns) // 2])
+
+
+def _comparison(archive: Archive, features: Features, config: ReportConfig) -> str:
+    store, where = archive.store, (features.dataset, features.hook)
+    before = config.from_release and find_release(store, *where, config.from_release)
+    after = config.to_release and find_release(store, *where, config.to_release)
+    if not (before and after):
+        last = last_two_releases(store, *where)
+        before, after = before or last[0], after or last[1]
+    return comparison_markdown(
+        compare_releases(store, *where, before, after, config.batches or None)
+    )
+
+
+def comparison_markdown(comparison: Comparison) -> str:
+    """What two releases say differently."""
+    found = comparison.difference
+    parts = [
+        f"From {_named(comparison.before)} to {_named(comparison.after)}, over {found.batches:,}"
+        f" batches, {found.equal_batches:,} of them equal.",
+        table(
+            ["", "equal", "added", "removed", "changed"],
+            [
+                [what, *(getattr(found, f"{what}_{how}") for how in _HOW)]
+                for what in ("records", "rows")
+            ],
+        ),
+    ]
+    changes = [
+        *(
+            f"{plain(a)} → {plain(b)}: {count:,} records"
+            for (a, b), count in found.outcomes.most_common()
+        ),
+        *(f"column {code(name)}: {count:,} rows" for name, count in found.columns.most_common()),
+        *(f"column {code(name)} added" for name in comparison.columns_added),
+        *(f"column {code(name)} removed" for name in comparison.columns_removed),
+        *(f"column {code(name)} of another type" for name in comparison.columns_retyped),
+        *(f"{len(b):,} batches under one release only" for b in _only(comparison)),
+    ]
+    parts.append("\n".join(f"- {change}" for change in changes))
+    if found.examples:
+        heads = ["batch", "record", "before", "after", "columns"]
+        parts.append(
+            table(
+                heads,
+                [
+                    [e.batch, e.record_id, _cut(e.before), _cut(e.after), ", ".join(e.columns)]
+                    for e in found.examples
+                ],
+            )
+        )
+    return "\n\n".join(part for part in parts if part)
+
+
+_HOW: Final = ("equal", "added", "removed", "changed")
+
+
+def _only(comparison: Comparison) -> list[tuple[str, ...]]:
+    return [batches for batches in (comparison.only_before, comparison.only_after) if batches]
+
+
+def _named(entry: ReleaseEntry) -> str:
+    return f"release {plain(entry.release.document.version)} (#{entry.seq})"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
+
+
+def table(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    """A Markdown table; what is in a cell stays in it."""
+    shown = ([c if isinstance(c, Markup) else plots.cell_text(c) for c in line] for line in lines)
+    return markdown.table(heads, shown)

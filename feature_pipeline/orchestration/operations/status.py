@@ -1,0 +1,441 @@
+"""How every batch of a hook stands: in the archive, in its table, in Dagster.
+
+Belongs here: the facts, and which of them make a batch missing, failed, stale or of an old release.
+Not here: what is done about it (`backfills`), drift that is repaired without any run (`reconcile`).
+
+The archive's logs and the tables' bookkeeping come first. Dagster adds what they cannot know: runs
+that left nothing in the archive, and changed columns.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+import dagster as dg
+
+from feature_pipeline.archive import read
+from feature_pipeline.archive.format.documents import NewerVersionError
+from feature_pipeline.archive.format.manifest import Manifest
+from feature_pipeline.archive.logs import log
+from feature_pipeline.archive.logs.damage import Readable
+from feature_pipeline.archive.logs.known import known_logs
+from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry, Verdict
+from feature_pipeline.archive.maintenance.known import KnownEntry, find_lost
+from feature_pipeline.archive.query.history import RELEASES
+from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, NotFoundError
+from feature_pipeline.hooks.failure import FailureKind
+from feature_pipeline.model.definition import HookDefinition
+from feature_pipeline.model.outcomes import OutcomeCounts, Status
+from feature_pipeline.model.release import HookRelease
+from feature_pipeline.orchestration.assets.tables import table_code_version, table_spec
+from feature_pipeline.orchestration.events.known import known_entries
+from feature_pipeline.orchestration.events.provenance import feature_code_version
+from feature_pipeline.orchestration.events.staleness import (
+    PartitionRuns,
+    partition_runs,
+    stale_partitions,
+)
+from feature_pipeline.orchestration.keys import (
+    batches_partitions,
+    features_key,
+    records_key,
+    table_key,
+)
+from feature_pipeline.parallel import map_threads
+from feature_pipeline.projections.catalog.bookkeeping import Progress, all_progress
+from feature_pipeline.projections.catalog.database import Database
+from feature_pipeline.projections.catalog.generation import read_table
+from feature_pipeline.projections.catalog.known import known_entry
+
+
+class Reason(StrEnum):
+    """Why a partition is to be run again."""
+
+    MISSING = "missing"
+    FAILED = "failed"
+    STALE = "stale"
+    OLD_RELEASE = "old-release"
+
+
+@dataclass(frozen=True, slots=True)
+class BatchFacts:
+    """What is known of one partition of a feature asset or a table asset."""
+
+    is_there: bool
+    """It has a current artifact, or is loaded."""
+    is_failed: bool = False
+    """Its last hook run left a failure in the log, or its last Dagster run failed."""
+    has_retryable_errors: bool = False
+    """Its current artifact has errored records that a run would compute again."""
+    is_behind: bool = False
+    """It was made from something else than what is current now."""
+    is_stale_in_dagster: bool = False
+    problem: str | None = None
+    """What the archive has damaged or lost of it: nothing else is known then, and no reason but an
+    operator's speaks for running it."""
+    is_other_release: bool = False
+    """Features: another release than the declared one made it. Table: it was loaded from an
+    artifact of another release than the current artifact's."""
+
+    def reasons(self) -> frozenset[Reason]:
+        """Everything that speaks for running the partition."""
+        found: set[Reason] = set()
+        if self.problem is not None:
+            return frozenset()
+        if not self.is_there:
+            found.add(Reason.MISSING)
+        if self.is_failed or self.has_retryable_errors:
+            found.add(Reason.FAILED)
+        if self.is_there and (self.is_behind or self.is_stale_in_dagster):
+            found.add(Reason.STALE)
+        if self.is_there and self.is_other_release:
+            found.add(Reason.OLD_RELEASE)
+        return frozenset(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How the partitions of one asset stand."""
+
+    key: dg.AssetKey
+    facts: Mapping[str, BatchFacts]
+    """By batch, in the order of submission. Of a table: those with a current artifact."""
+    running: frozenset[str] = frozenset()
+    """Batches that Dagster is running, or has queued."""
+    reasons: Mapping[str, frozenset[Reason]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        found = {batch: facts.reasons() for batch, facts in self.facts.items()}
+        object.__setattr__(self, "reasons", found)
+
+    def batches(self, reason: Reason) -> list[str]:
+        """The batches that this reason speaks for, in the order of submission."""
+        return [batch for batch, reasons in self.reasons.items() if reason in reasons]
+
+
+@dataclass(frozen=True, slots=True)
+class HookStanding:
+    """How a hook's batches stand. Made by `hook_standing`."""
+
+    definition: HookDefinition
+    release: HookRelease
+    """As it is declared: what a run would use."""
+    is_registered: bool
+    """Whether the archive knows that release as the last one."""
+    features: Standing
+    table: Standing | None
+    """None for a hook without a table, or if the table was left out."""
+    heads: Mapping[str, FeatureEntry]
+    without_input: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Per input hook the batches of which it has no artifact: a run could only fail."""
+    damaged: Mapping[str, str] = field(default_factory=dict)
+    """Batches of which something in the archive cannot be read, with the reason. The hook's
+    releases are under `RELEASES`."""
+    counts: Mapping[str, OutcomeCounts] = field(default_factory=dict)
+    """What current artifacts say of their records, as far as manifests were read."""
+    lost: Mapping[str, str] = field(default_factory=dict)
+    """Batches of which the table or Dagster knows an artifact that the log no longer has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where facts come from."""
+
+    store: BlobStore
+    database: Database | None = None
+    """None leaves tables out."""
+    instance: dg.DagsterInstance | None = None
+    """None leaves out what only Dagster knows."""
+
+
+def hook_standing(
+    sources: Sources,
+    definition: HookDefinition,
+    folder: Path,
+    *,
+    batches: Collection[str] | None = None,
+    is_deep: bool = False,
+) -> HookStanding:
+    """How the hook's batches stand now.
+
+    Costs two listings, one small object per log entry, one query of the table's bookkeeping, and a
+    few queries of Dagster's events per 500 batches. Manifests are read only of hooks with inputs,
+    of batches of which a record was erased, and of last runs that failed. What is damaged costs its
+    own batch.
+
+    Args:
+        sources: Archive, tables and Dagster.
+        definition: The hook.
+        folder: What the definition's code files are relative to.
+        batches: Look at these alone; at all of the dataset if None.
+        is_deep: Read every current manifest, and the outcomes of those that have errors, to find
+            errored records that are worth another try.
+    """
+    store, dataset, hook = sources.store, definition.dataset, definition.name
+    known = known_logs(store)
+    submitted = log.readable_batches(store, dataset, batches, known)
+    damaged = {batch: str(damage.error) for batch, damage in submitted.damage.items()}
+    entries = _in_order(dataset, submitted, batches)
+    names = None if batches is None else entries
+    readable = log.readable_feature_logs(store, dataset, hook, names, known)
+    damaged |= {batch: str(damage.error) for batch, damage in readable.damage.items()}
+    logs = {batch: readable.found[batch] for batch in entries if batch in readable.found}
+    found = {batch: log.last_current(lines) for batch, lines in logs.items()}
+    heads = {batch: head for batch, head in found.items() if head is not None}
+    inputs = {
+        name: log.readable_heads(store, dataset, name, names).found for name in definition.inputs
+    }
+    loaded = _loaded(sources.database, definition)
+    lost = _lost(sources, definition, heads, loaded)
+    if batches is not None:
+        lost = {batch: why for batch, why in lost.items() if batch in entries}
+    release = definition.hook_release(folder)
+    try:
+        releases = log.releases(store, dataset, hook)
+    except (CorruptDataError, NewerVersionError) as error:
+        releases, damaged[RELEASES] = [], str(error)
+    counts: dict[str, OutcomeCounts] = {}
+    # What is found damaged in artifacts is added to `damaged`.
+    features = _features_standing(
+        sources, definition, release, entries, logs, heads, inputs, is_deep, lost, damaged, counts
+    )
+    return HookStanding(
+        definition=definition,
+        release=release,
+        is_registered=bool(releases) and releases[-1].release.digest == release.digest,
+        features=features,
+        table=_table_standing(sources, definition, entries, heads, loaded, lost, damaged),
+        heads=heads,
+        without_input={
+            name: frozenset(entries.keys() - known.keys()) for name, known in inputs.items()
+        },
+        damaged=damaged,
+        lost=lost,
+        counts=counts,
+    )
+
+
+def _in_order(
+    dataset: str, submitted: Readable[BatchEntry], batches: Collection[str] | None
+) -> dict[str, BatchEntry]:
+    """The readable batches in the order of submission.
+
+    Raises:
+        NotFoundError: One that is named was never accepted.
+    """
+    for batch in batches or ():
+        if batch not in submitted.found and batch not in submitted.damage:
+            raise NotFoundError(
+                f"dataset {dataset!r} has no batch {batch!r}; submit it, or wait for the inbox"
+            )
+    return {e.batch: e for e in sorted(submitted.found.values(), key=lambda e: e.order)}
+
+
+def _lost(
+    sources: Sources,
+    definition: HookDefinition,
+    heads: Mapping[str, FeatureEntry],
+    loaded: Sequence[Mapping[str, Progress]],
+) -> dict[str, str]:
+    """What the table and Dagster know of the hook's logs and the logs do not have, by batch."""
+    dataset, hook = definition.dataset, definition.name
+    known: list[KnownEntry] = []
+    if loaded:
+        spec = table_spec(definition)
+        known += [known_entry(spec, one) for held in loaded for one in held.values()]
+    if sources.instance is not None:
+        known += known_entries(sources.instance, dataset, hook)
+    lost = find_lost(sources.store, known, heads)
+    return {one.known.batch: str(one) for one in reversed(lost)}
+
+
+def _is_last_run_failed(store: BlobStore, entries: Sequence[FeatureEntry]) -> bool:
+    """Whether the last hook run that counts failed: superseded and cancelled ones change nothing.
+
+    Manifests are read of failed runs alone: a log does not say which of them were cancelled. One
+    that cannot be read counts as failed.
+    """
+    for entry in reversed(entries):
+        if entry.verdict is Verdict.SUPERSEDED:
+            continue
+        if entry.verdict is not Verdict.FAILED:
+            return False
+        manifest = _manifest(store, entry)
+        failure = manifest.failure if isinstance(manifest, Manifest) else None
+        if failure is None or failure.kind != FailureKind.CANCELLED:
+            return True
+    return False
+
+
+def _features_standing(
+    sources: Sources,
+    definition: HookDefinition,
+    release: HookRelease,
+    entries: Mapping[str, BatchEntry],
+    logs: Mapping[str, list[FeatureEntry]],
+    heads: Mapping[str, FeatureEntry],
+    inputs: Mapping[str, Mapping[str, FeatureEntry]],
+    is_deep: bool,
+    lost: Mapping[str, str],
+    damaged: dict[str, str],
+    counts: dict[str, OutcomeCounts],
+) -> Standing:
+    key = features_key(definition.dataset, definition.name)
+    made_from = [
+        records_key(definition.dataset),
+        *(features_key(definition.dataset, name) for name in definition.inputs),
+    ]
+    code_version = feature_code_version(
+        release, definition.feature.columns, definition.feature.cardinality.value
+    )
+    runs, stale = _dagster(sources, key, code_version, made_from, entries)
+    behind: set[str] = set()
+    retryable: set[str] = set()
+    looked_at = [b for b in heads if is_deep or inputs or entries[b].seq > 1]
+    for batch, manifest in _manifests(sources.store, heads, looked_at, damaged):
+        counts[batch] = manifest.counts
+        if _is_behind(manifest, entries[batch], inputs):
+            behind.add(batch)
+        try:
+            if is_deep and _has_retryable_errors(sources.store, manifest):
+                retryable.add(batch)
+        except (NotFoundError, CorruptDataError) as error:
+            damaged[batch] = str(error)
+    last_failed = map_threads(
+        lambda batch: _is_last_run_failed(sources.store, logs.get(batch, ())), list(entries)
+    )
+    facts = {}
+    for batch, is_last_failed in zip(entries, last_failed, strict=True):
+        head = heads.get(batch)
+        is_other = head is not None and head.release != release.digest
+        facts[batch] = BatchFacts(
+            is_there=head is not None,
+            is_failed=batch in runs.failed or is_last_failed,
+            has_retryable_errors=batch in retryable,
+            is_behind=is_other or batch in behind,
+            is_stale_in_dagster=batch in stale,
+            problem=damaged.get(batch) or lost.get(batch),
+            is_other_release=is_other,
+        )
+    return Standing(key, facts, runs.running)
+
+
+def _dagster(
+    sources: Sources,
+    key: dg.AssetKey,
+    code_version: str,
+    made_from: list[dg.AssetKey],
+    batches: Collection[str],
+) -> tuple[PartitionRuns, set[str]]:
+    if sources.instance is None:
+        return PartitionRuns(), set()
+    partitions = batches_partitions(key.path[0])
+    return (
+        partition_runs(sources.instance, key, partitions),
+        stale_partitions(sources.instance, key, code_version, made_from, batches),
+    )
+
+
+def _manifests(
+    store: BlobStore,
+    heads: Mapping[str, FeatureEntry],
+    batches: list[str],
+    damaged: dict[str, str],
+) -> Iterator[tuple[str, Manifest]]:
+    """Manifests of these batches, a few hundred in memory at a time; `damaged` gets the others."""
+    for start in range(0, len(batches), 256):
+        chunk = batches[start : start + 256]
+        found = map_threads(lambda batch: _manifest(store, heads[batch]), chunk)
+        for batch, manifest in zip(chunk, found, strict=True):
+            if isinstance(manifest, Manifest):
+                yield batch, manifest
+            else:
+                damaged[batch] = str(manifest)
+
+
+def _manifest(store: BlobStore, head: FeatureEntry) -> Manifest | FeaturePipelineError:
+    try:
+        return read.manifest_of(store, head)
+    except (NotFoundError, CorruptDataError, NewerVersionError) as error:
+        return error
+
+
+def _is_behind(
+    manifest: Manifest, entry: BatchEntry, inputs: Mapping[str, Mapping[str, FeatureEntry]]
+) -> bool:
+    """Whether the artifact was made from another batch or other input features than current."""
+    now = {
+        name: heads[entry.batch].content_digest
+        for name, heads in inputs.items()
+        if entry.batch in heads
+    }
+    return manifest.batch_digest != entry.digest or any(
+        manifest.inputs.get(name) != digest for name, digest in now.items()
+    )
+
+
+def _has_retryable_errors(store: BlobStore, manifest: Manifest) -> bool:
+    if not manifest.counts.errored:
+        return False
+    outcomes = read.read_outcomes(store, manifest)
+    return any(
+        status == Status.ERRORED and is_retryable
+        for status, is_retryable in zip(
+            outcomes.column("status").to_pylist(),
+            outcomes.column("retryable").to_pylist(),
+            strict=True,
+        )
+    )
+
+
+def _table_standing(
+    sources: Sources,
+    definition: HookDefinition,
+    entries: Mapping[str, BatchEntry],
+    heads: Mapping[str, FeatureEntry],
+    loaded: Sequence[Mapping[str, Progress]],
+    lost: Mapping[str, str],
+    damaged: Mapping[str, str],
+) -> Standing | None:
+    if sources.database is None or not definition.has_table:
+        return None
+    spec = table_spec(definition)
+    key = table_key(definition.dataset, spec.name)
+    code_version = table_code_version(spec)
+    source = features_key(definition.dataset, definition.name)
+    runs, stale = _dagster(sources, key, code_version, [source], heads)
+    facts = {}
+    for batch in entries:
+        if (head := heads.get(batch)) is None:
+            continue
+        held = [progress.get(batch) for progress in loaded]
+        facts[batch] = BatchFacts(
+            is_there=bool(held) and None not in held,
+            is_failed=batch in runs.failed,
+            is_behind=any(p is not None and p.content_digest != head.content_digest for p in held),
+            is_stale_in_dagster=batch in stale,
+            problem=damaged.get(batch) or lost.get(batch),
+            is_other_release=any(p is not None and p.release_digest != head.release for p in held),
+        )
+    return Standing(key, facts, runs.running)
+
+
+def _loaded(database: Database | None, definition: HookDefinition) -> list[Mapping[str, Progress]]:
+    """What the generation that is read holds, and what the one being built holds, if one is.
+
+    Empty if there is no table.
+    """
+    if database is None or not definition.has_table:
+        return []
+    spec = table_spec(definition)
+    with database.connect(f"table {spec.name!r}") as connection:
+        state = read_table(connection, spec)
+        if state is None:
+            return []
+        # Nothing is read of a table before its first generation was proved.
+        live = {} if state.live is None else all_progress(connection, state.live.id)
+        if state.building is None:
+            return [live]
+        return [live, all_progress(connection, state.building.id)]

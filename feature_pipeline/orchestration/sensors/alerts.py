@@ -1,0 +1,277 @@
+"""What operators are alerted to: failed runs, failing checks, quarantined entries.
+
+Belongs here: finding them in Dagster's events and the archive, and what is said of each. Not here:
+telling (`webhook`). What happened before the first look is not told, except what still waits in
+the quarantine.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+from urllib.parse import quote
+
+import dagster as dg
+from pydantic import BaseModel, Field
+
+from feature_pipeline.archive.format.documents import utc_now
+from feature_pipeline.archive.logs import inbox
+from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.model.digest import Digest, document_bytes
+from feature_pipeline.orchestration.dagster_internals import BACKFILL_ID_TAG, PARTITION_NAME_TAG
+from feature_pipeline.orchestration.keys import RECONCILE_TAG
+
+EVENTS_PER_LOOK = 500
+RECONCILE_JOB = "reconcile"
+RUNS_REMEMBERED = 5_000
+_WHY_LENGTH = 1_000
+_BATCHES_SHOWN = 20
+_NAMED_BY = ("failing_batches", "batches", "problems", "wrong")
+"""Where the metadata of this project's checks name what fails, the most telling first."""
+
+
+class NoticeKind(StrEnum):
+    """What happened. Append only: receivers tell them apart by it."""
+
+    RUN_FAILED = "run_failed"
+    CHECK_FAILED = "check_failed"
+    QUARANTINED = "quarantined"
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """One cause, told once."""
+
+    cause: str
+    """Names the cause: the same for whatever repeats it."""
+    kind: NoticeKind
+    what: str
+    """One line."""
+    where: Mapping[str, Any]
+    why: str
+    at: datetime
+    path: str | None = None
+    """Where the UI shows it, below its address."""
+
+    def document(self, ui_url: str | None) -> dict[str, Any]:
+        """The JSON that is posted."""
+        link = f"{ui_url.rstrip('/')}/{self.path}" if ui_url and self.path else None
+        return {
+            "id": Digest.of(f"{self.cause} {self.at.isoformat()}".encode()).hex[:32],
+            "kind": self.kind.value,
+            # What chat services show of a message they know nothing else about.
+            "text": f"{self.what}: {self.why}" + (f" {link}" if link else ""),
+            "what": self.what,
+            "why": self.why,
+            "where": dict(self.where),
+            "link": link,
+            "at": self.at.isoformat(),
+        }
+
+
+class Seen(BaseModel):
+    """Which causes were found already; kept between looks."""
+
+    cursor: int | None = None
+    """Dagster's events were looked at up to this storage id; None before the first look."""
+    horizon: int = 0
+    """The last event there was at the look before."""
+    runs: list[str] = Field(default_factory=list)
+    """Causes of failed runs, the oldest first."""
+    checks: dict[str, str] = Field(default_factory=dict)
+    """Per check that fails, the digest of what it named."""
+    quarantined: list[str] = Field(default_factory=list)
+
+
+def look(instance: dg.DagsterInstance, store: BlobStore, seen: Seen) -> list[Notice]:
+    """What is new since the look before; `seen` has it afterwards.
+
+    An event is looked at once the next look has begun: by then every event with a lower storage id
+    is committed, and none can be passed over.
+    """
+    notices = list(_quarantined(store, seen))
+    newest = instance.event_log_storage.get_maximum_record_id() or 0
+    if seen.cursor is None:
+        seen.cursor = seen.horizon = newest
+        return notices
+    entries: dict[int, dg.EventLogEntry] = {}
+    frontier = seen.horizon
+    for kind in (dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.ASSET_CHECK_EVALUATION):
+        found = instance.event_log_storage.get_logs_for_all_runs_by_log_id(
+            after_cursor=seen.cursor, dagster_event_type=kind, limit=EVENTS_PER_LOOK
+        )
+        entries.update(found)
+        if len(found) == EVENTS_PER_LOOK:
+            frontier = min(frontier, max(found))
+    for storage_id, entry in sorted(entries.items()):
+        if storage_id <= frontier:
+            notices.extend(_of_event(instance, entry, seen))
+    seen.cursor, seen.horizon = frontier, newest
+    del seen.runs[:-RUNS_REMEMBERED]
+    return notices
+
+
+def _of_event(
+    instance: dg.DagsterInstance, entry: dg.EventLogEntry, seen: Seen
+) -> Iterator[Notice]:
+    event = entry.dagster_event
+    if event is None:
+        return
+    at = datetime.fromtimestamp(entry.timestamp, UTC)
+    if event.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+        yield from _failing_check(event.asset_check_evaluation_data, entry.run_id, at, seen)
+    else:
+        yield from _failed_run(instance, entry.run_id, at, seen)
+
+
+def _failed_run(
+    instance: dg.DagsterInstance, run_id: str, at: datetime, seen: Seen
+) -> Iterator[Notice]:
+    run = instance.get_run_by_id(run_id)
+    if run is None:
+        return  # deleted since
+    backfill = run.tags.get(BACKFILL_ID_TAG)
+    assets = [key.to_user_string() for key in _assets(instance, run)]
+    why = _why_failed(instance, run_id)
+    if RECONCILE_TAG in run.tags or run.job_name == RECONCILE_JOB:
+        # Asked for anew every hour as long as it fails: told once a day.
+        said = Digest.of(document_bytes([assets, why])).short
+        cause = f"reconcile/{said}/{at:%Y-%m-%d}"
+    else:
+        cause = f"backfill/{backfill}" if backfill else f"run/{run.root_run_id or run_id}"
+    if cause in seen.runs:
+        return
+    seen.runs.append(cause)
+    partition = run.tags.get(PARTITION_NAME_TAG)
+    subject = ", ".join(assets[:3]) or run.job_name
+    what = f"run of {subject} failed" + (f" for batch {partition}" if partition else "")
+    if backfill:
+        what = f"backfill {backfill}: {what}; further failures of it are not told"
+    yield Notice(
+        cause=cause,
+        kind=NoticeKind.RUN_FAILED,
+        what=what,
+        where={
+            "run": run_id,
+            "job": run.job_name,
+            "assets": assets,
+            "partition": partition,
+            "backfill": backfill,
+        },
+        why=why,
+        at=at,
+        path=f"runs/{run_id}",
+    )
+
+
+def _assets(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[dg.AssetKey]:
+    """What the run was to materialize, in order; nothing for other jobs."""
+    if run.asset_selection:
+        return sorted(run.asset_selection)
+    planned = instance.get_records_for_run(
+        run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED, limit=100
+    ).records
+    events = [record.event_log_entry.dagster_event for record in planned]
+    return sorted({event.asset_key for event in events if event and event.asset_key})
+
+
+def _why_failed(instance: dg.DagsterInstance, run_id: str) -> str:
+    for kind in (dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE):
+        for record in instance.get_records_for_run(run_id, of_type=kind, limit=1).records:
+            event = record.event_log_entry.dagster_event
+            if event is None:
+                continue
+            if kind is dg.DagsterEventType.STEP_FAILURE:
+                failure = event.step_failure_data
+                if failure.user_failure_data and failure.user_failure_data.description:
+                    return _short(failure.user_failure_data.description)
+                error = failure.error
+                while error is not None and error.cause is not None:
+                    error = error.cause
+                if error is not None:
+                    return _short(error.message)
+            return _short(event.message or "no reason was recorded")
+    return "no reason was recorded"
+
+
+def _failing_check(
+    evaluation: dg.AssetCheckEvaluation, run_id: str, at: datetime, seen: Seen
+) -> Iterator[Notice]:
+    key = f"{evaluation.asset_key.to_user_string()}:{evaluation.check_name}"
+    if evaluation.passed:
+        seen.checks.pop(key, None)
+        return
+    named = _named(evaluation)
+    digest = Digest.of(document_bytes([evaluation.partition, named])).short
+    if seen.checks.get(key) == digest:
+        return
+    seen.checks[key] = digest
+    asset = evaluation.asset_key.to_user_string()
+    yield Notice(
+        cause=f"check/{key}/{digest}",
+        kind=NoticeKind.CHECK_FAILED,
+        what=f"check {evaluation.check_name} of {asset} fails",
+        where={
+            "asset": asset,
+            "check": evaluation.check_name,
+            "severity": evaluation.severity.value.lower(),
+            "batches": named[:_BATCHES_SHOWN],
+            "run": run_id or None,
+        },
+        why=_short(evaluation.description or "the check gave no reason"),
+        at=at,
+        path=f"assets/{quote(asset)}?view=checks&checkDetail={quote(evaluation.check_name)}",
+    )
+
+
+def _named(evaluation: dg.AssetCheckEvaluation) -> list[str]:
+    """The batches that a check names. What else it says counts and changes with every run."""
+    for name in _NAMED_BY:
+        value = evaluation.metadata.get(name)
+        if isinstance(value, dg.JsonMetadataValue) and value.data:
+            return sorted(_keys(value.data))
+    return []
+
+
+def _keys(data: Any) -> Iterator[str]:
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            if isinstance(value, list):  # batches by what is wrong with them
+                yield from map(str, value)
+            else:
+                yield str(key)
+    elif isinstance(data, list):
+        yield from map(str, data)
+
+
+def _quarantined(store: BlobStore, seen: Seen) -> Iterator[Notice]:
+    readable = inbox.readable_quarantined(store)
+    known = set(seen.quarantined)
+    seen.quarantined = [*readable.found, *readable.damage]
+    for entry_id, damage in readable.damage.items():
+        if entry_id not in known:
+            yield Notice(
+                cause=f"quarantine/{entry_id}",
+                kind=NoticeKind.QUARANTINED,
+                what=f"entry {entry_id} of the quarantine cannot be read",
+                where={"entry": entry_id, "archive": store.identity},
+                why=_short(str(damage.error)),
+                at=utc_now(),
+            )
+    for entry in readable.found.values():
+        if entry.id not in known:
+            yield Notice(
+                cause=f"quarantine/{entry.id}",
+                kind=NoticeKind.QUARANTINED,
+                what=f"inbox entry {entry.id} was quarantined",
+                where={"entry": entry.id, "archive": store.identity},
+                why=_short(entry.reason),
+                at=entry.quarantined_at,
+            )
+
+
+def _short(text: str) -> str:
+    text = re.sub(r"\s+", " ", text).strip()
+    return text if len(text) <= _WHY_LENGTH else text[: _WHY_LENGTH - 1] + "…"

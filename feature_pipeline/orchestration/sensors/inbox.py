@@ -1,0 +1,466 @@
+"""The inbox sensor: accepts what was submitted or finished, and tells Dagster.
+
+Belongs here: one tick over the inbox, as events and partitions. Not here: the rules of acceptance
+(`archive.accept`), requesting runs (`automation`).
+
+A tick costs what is waiting, not what is archived. An entry is deleted on a later tick, once its
+event is found in Dagster: a daemon that dies in between repeats an event of the same data version,
+which changes nothing, and loses none.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TypeVar
+
+import dagster as dg
+
+from feature_pipeline.archive import accept
+from feature_pipeline.archive.accept import Accepted, InboxEntry, Quarantined, Submission, Waiting
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.format.documents import NewerVersionError
+from feature_pipeline.archive.logs import answers, log
+from feature_pipeline.archive.logs.inbox import BATCH_ID
+from feature_pipeline.archive.logs.log import FeatureEntry
+from feature_pipeline.archive.publish import Completion, CompletionStatus
+from feature_pipeline.archive.store.base import BlobStore, ObjectInfo
+from feature_pipeline.errors import (
+    CorruptDataError,
+    InvalidInputError,
+    NotFoundError,
+    OutcomeUnknownError,
+    StoreUnavailableError,
+)
+from feature_pipeline.hooks.runner import HookRunner
+from feature_pipeline.hooks.work_folders import WorkFolders
+from feature_pipeline.model.definition import HookDefinition
+from feature_pipeline.model.quoting import MOST_REASON, quoted
+from feature_pipeline.orchestration.assets.records import records_event
+from feature_pipeline.orchestration.events.materializations import features_events, reports
+from feature_pipeline.orchestration.events.provenance import latest_events
+from feature_pipeline.orchestration.keys import features_key, records_key
+from feature_pipeline.orchestration.pools import set_pools
+from feature_pipeline.orchestration.resources import ArchiveResource, HookRunnerResource
+from feature_pipeline.orchestration.sensors.leftovers import remove_left_now_and_then
+from feature_pipeline.orchestration.sensors.orphaned_runs import take_outlived
+
+logger = logging.getLogger(__name__)
+
+ENTRIES_PER_TICK = 500
+TICK_SECONDS = 5
+ACCEPTING_SECONDS = 20.0
+"""Dagster gives a tick a minute; nothing is begun after this time."""
+_ENTRIES_AT_ONCE = 50
+
+E = TypeVar("E")
+BatchEntries = Sequence[tuple[InboxEntry, Submission]]
+RunEntries = Sequence[tuple[InboxEntry, Completion]]
+
+
+@dataclass
+class InboxTick:
+    """What one look at the inbox found and did; events and partitions are yet to be stored."""
+
+    events: list[dg.AssetMaterialization] = field(default_factory=list)
+    partitions: dict[str, list[str]] = field(default_factory=dict)
+    accepted: int = 0
+    waiting: list[str] = field(default_factory=list)
+    quarantined: list[str] = field(default_factory=list)
+    removed: int = 0
+    unusable: list[str] = field(default_factory=list)
+    """Results of hook runs whose worker died, and which can never be accepted."""
+    damaged: list[str] = field(default_factory=list)
+    """Accepted entries of which Dagster cannot be told: what they name is gone or damaged."""
+
+    left_over: list[str] = field(default_factory=list)
+    """What workers had left that died, and is removed."""
+    in_vain: set[str] = field(default_factory=set)
+    """Ids of entries that were looked at and stay as they were."""
+
+    def wait(self, entry: InboxEntry, reason: str) -> None:
+        """Note that the entry stays in the inbox, and why."""
+        self.waiting.append(f"{quoted(entry.id)}: {quoted(reason, MOST_REASON)}")
+        self.in_vain.add(entry.id)
+
+    def damage(self, entry: InboxEntry, reason: str) -> None:
+        """Note that Dagster cannot be told of the entry, and why."""
+        self.damaged.append(f"{quoted(entry.id)}: {quoted(reason, MOST_REASON)}")
+        self.in_vain.add(entry.id)
+
+    def add(self, other: "InboxTick") -> None:
+        """Add what a part of the same look found and did."""
+        for dataset, keys in other.partitions.items():
+            self.partitions.setdefault(dataset, []).extend(keys)
+        self.events += other.events
+        self.waiting += other.waiting
+        self.damaged += other.damaged
+        self.removed += other.removed
+        self.in_vain |= other.in_vain
+
+    def summary(self) -> str:
+        """One line for the tick's log."""
+        return (
+            f"{self.accepted} accepted, {self.removed} done, {len(self.waiting)} waiting,"
+            f" {len(self.quarantined)} quarantined"
+        )
+
+
+@dataclass
+class Looks:
+    """How often this process looked at entries in vain: those that it did not look at go first."""
+
+    _counts: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def of(self, infos: Iterable[ObjectInfo]) -> Mapping[str, int]:
+        """Return the counts of what waits, by key; what waits no more is forgotten."""
+        there = [(info.key, info.etag) for info in infos]
+        self._counts = {one: self._counts[one] for one in there if one in self._counts}
+        return {key: count for (key, _), count in self._counts.items()}
+
+    def add(self, infos: Iterable[ObjectInfo], in_vain: Collection[str]) -> None:
+        """Count a look at these objects, which was in vain for the entries of these ids."""
+        for info in infos:
+            if info.key.removeprefix(layout.INBOX) in in_vain:
+                one = info.key, info.etag
+                self._counts[one] = self._counts.get(one, 0) + 1
+
+
+def settle_inbox(
+    store: BlobStore,
+    archive_uri: str,
+    instance: dg.DagsterInstance,
+    limit: int = ENTRIES_PER_TICK,
+    work: WorkFolders | None = None,
+    runner: HookRunner | None = None,
+    looks: Looks | None = None,
+) -> InboxTick:
+    """Accept up to `limit` waiting entries, batches before completions.
+
+    Whatever an entry holds, it costs itself alone. Batches and completions have shares of `limit`
+    and of the time, and what `looks` knows to be waiting yields to what was not looked at. Results
+    of hook runs whose worker died are among them from this tick on, by way of `work`. What
+    dead workers left there and with `runner` is removed once nothing can come of it. Idempotent:
+    repeating a tick appends nothing to any log that is there already.
+    """
+    tick = InboxTick()
+    outlived = take_outlived(store, instance, work)
+    if work is not None:
+        tick.left_over, problems = remove_left_now_and_then(store, work, runner)
+        tick.waiting.extend(problems)
+    tick.waiting.extend(outlived.waiting)
+    tick.unusable.extend(outlived.unusable)
+    looks = looks or Looks()
+    infos = accept.list_waiting(store)
+    chosen = choose(infos, limit, looks.of(infos))
+    batches: dict[str, list[tuple[InboxEntry, Submission]]] = {}
+    completions: dict[tuple[str, str], list[tuple[InboxEntry, Completion]]] = {}
+    for entry in _accepted(store, instance, tick, infos, chosen):
+        match entry.content:
+            case Submission() as submission:
+                batches.setdefault(submission.dataset, []).append((entry, submission))
+            case Completion() as completion:
+                pair = completion.dataset, completion.hook
+                completions.setdefault(pair, []).append((entry, completion))
+    for dataset, hook in completions:
+        _compact_answers(store, dataset, hook)
+    for dataset, submissions in batches.items():
+        _each_alone(tick, partial(_report_batches, store, instance, dataset), submissions)
+    for (dataset, hook), runs in completions.items():
+        report = partial(_report_completions, store, archive_uri, instance, dataset, hook)
+        _each_alone(tick, report, runs)
+    looks.add(chosen, tick.in_vain)
+    return tick
+
+
+def _accepted(
+    store: BlobStore,
+    instance: dg.DagsterInstance,
+    tick: InboxTick,
+    infos: Sequence[ObjectInfo],
+    chosen: Sequence[ObjectInfo],
+) -> Iterator[InboxEntry]:
+    """Accept what was chosen, a few at a time, as long as there is time; give what is accepted."""
+    start, looked_at = time.monotonic(), {info.key for info in chosen}
+    put_off = {info.key for info in infos if accept.is_batch(info)} - looked_at
+    for are_batches, seconds in ((True, ACCEPTING_SECONDS / 2), (False, ACCEPTING_SECONDS)):
+        of_kind = [info for info in chosen if accept.is_batch(info) is are_batches]
+        for first in range(0, len(of_kind), _ENTRIES_AT_ONCE):
+            if first and time.monotonic() - start > seconds:
+                if are_batches:
+                    put_off.update(info.key for info in of_kind[first:])
+                break
+            some = of_kind[first : first + _ENTRIES_AT_ONCE]
+            entries = _usable(store, instance, tick, some, put_off)
+            for entry, settled in zip(entries, accept.settle_all(store, entries), strict=True):
+                if _note(tick, entry, settled):
+                    yield entry
+
+
+Report = Callable[[InboxTick, Sequence[tuple[InboxEntry, E]]], None]
+
+
+def _each_alone(
+    tick: InboxTick, report: Report[E], entries: Sequence[tuple[InboxEntry, E]]
+) -> None:
+    """Report accepted entries together; if that fails, one by one, so that each costs itself."""
+    part = InboxTick()
+    try:
+        report(part, entries)
+    except Exception as error:
+        if len(entries) > 1:
+            for one in entries:
+                _each_alone(tick, report, [one])
+            return
+        entry, _ = entries[0]
+        logger.exception("inbox entry %s cannot be reported", quoted(entry.id))
+        part = InboxTick()
+        part.damage(entry, f"{type(error).__name__}: {error}")
+    tick.add(part)
+
+
+def _compact_answers(store: BlobStore, dataset: str, hook: str) -> None:
+    """Merge what acceptances have added to the hook's memory of answers, if it has become much."""
+    try:
+        answers.compact(store, dataset, hook)
+    except (StoreUnavailableError, OutcomeUnknownError) as error:
+        # Nothing is lost: the next plan reads more objects, the next round merges them.
+        logger.warning("answers of %s/%s were not merged: %s", dataset, hook, error)
+
+
+def choose(
+    infos: Sequence[ObjectInfo], limit: int, looked_at: Mapping[str, int]
+) -> Sequence[ObjectInfo]:
+    """Return at most `limit` of what waits: half of them batches, or as many as the rest leaves.
+
+    Args:
+        infos: What waits, as of `accept.list_waiting`.
+        limit: How many.
+        looked_at: By key, how often it was looked at in vain: the fewer times, the sooner.
+    """
+    batches = [info for info in infos if accept.is_batch(info)]
+    completions = [info for info in infos if not accept.is_batch(info)]
+    share = max(limit - limit // 2, limit - len(completions))
+    chosen = _fewest(batches, share, looked_at)
+    return [*chosen, *_fewest(completions, limit - len(chosen), looked_at)]
+
+
+def _fewest(
+    infos: Sequence[ObjectInfo], limit: int, looked_at: Mapping[str, int]
+) -> Sequence[ObjectInfo]:
+    """Those that were looked at the fewest times, in the order given."""
+    by_count: dict[int, list[ObjectInfo]] = {}
+    for info in infos:
+        by_count.setdefault(looked_at.get(info.key, 0), []).append(info)
+    chosen: set[str] = set()
+    for _, group in sorted(by_count.items()):
+        chosen.update(info.key for info in _ends(group, limit - len(chosen)))
+    return [info for info in infos if info.key in chosen]
+
+
+def _ends(infos: Sequence[ObjectInfo], limit: int) -> Sequence[ObjectInfo]:
+    """From both ends: what cannot be accepted yet does not hold up what can."""
+    if len(infos) <= limit:
+        return infos
+    oldest = limit // 2
+    return [*infos[:oldest], *infos[len(infos) - limit + oldest :]]
+
+
+def _usable(
+    store: BlobStore,
+    instance: dg.DagsterInstance,
+    tick: InboxTick,
+    infos: Sequence[ObjectInfo],
+    put_off: Collection[str],
+) -> list[InboxEntry]:
+    """The entries that can be accepted or refused now; the others are noted as waiting.
+
+    Not those of live Dagster runs. Nor completions whose batch is put off: they would count as
+    those whose batch is not known.
+    """
+    batches = {key.rpartition(".")[0] for key in put_off}
+    entries = accept.read_waiting(store, infos)
+    runs = _runs(instance, entries)
+    usable = []
+    for entry in entries:
+        run_id = entry.content.dagster_run_id if isinstance(entry.content, Completion) else None
+        run = None if run_id is None else runs.get(run_id)
+        if isinstance(entry.content, Completion) and _batch_key(entry.content) in batches:
+            tick.wait(entry, "its batch waits too, and was not looked at yet")
+        elif run is None:
+            usable.append(entry)
+        elif run.is_finished:
+            usable.append(_as_ended(entry, run))
+        else:
+            tick.wait(entry, "its Dagster run is still alive")
+    return usable
+
+
+def _batch_key(completion: Completion) -> str:
+    """What the keys of submissions of the completion's batch begin with."""
+    return f"{layout.INBOX}{BATCH_ID}{completion.dataset}.{completion.batch}"
+
+
+def _runs(instance: dg.DagsterInstance, entries: Sequence[InboxEntry]) -> dict[str, dg.DagsterRun]:
+    said = (e.content.dagster_run_id for e in entries if isinstance(e.content, Completion))
+    ids = sorted({run_id for run_id in said if run_id is not None})
+    found = instance.get_runs(dg.RunsFilter(run_ids=ids)) if ids else []
+    return {run.run_id: run for run in found}
+
+
+def _as_ended(entry: InboxEntry, run: dg.DagsterRun) -> InboxEntry:
+    """The entry, its completion cancelled if its run was: the hook may have ended before that."""
+    if run.status is not dg.DagsterRunStatus.CANCELED or not isinstance(entry.content, Completion):
+        return entry
+    cancelled = entry.content.model_copy(update={"status": CompletionStatus.CANCELLED})
+    return replace(entry, content=cancelled)
+
+
+def _report_batches(
+    store: BlobStore,
+    instance: dg.DagsterInstance,
+    dataset: str,
+    tick: InboxTick,
+    submissions: BatchEntries,
+) -> None:
+    """Remove the entries that Dagster knows of; events and partitions for the others."""
+    known = set(instance.get_dynamic_partitions(dataset))
+    keys = [submission.batch for _, submission in submissions]
+    events = latest_events(instance, records_key(dataset), keys)
+    for entry, submission in submissions:
+        try:
+            accepted = log.batch_entry(store, dataset, submission.batch)
+        except (NotFoundError, CorruptDataError, NewerVersionError) as error:
+            tick.damage(entry, str(error))
+            continue
+        event = events.get(submission.batch)
+        is_current = event is not None and event.data_version == str(accepted.digest)
+        if is_current and submission.batch in known:
+            _remove(store, tick, entry)
+            continue
+        try:
+            batch = log.batch_of(store, accepted)
+        except (NotFoundError, CorruptDataError) as error:
+            tick.damage(entry, str(error))
+            continue
+        tick.events.append(records_event(accepted, batch))
+        if submission.batch not in known:
+            tick.partitions.setdefault(dataset, []).append(submission.batch)
+
+
+def _report_completions(
+    store: BlobStore,
+    archive_uri: str,
+    instance: dg.DagsterInstance,
+    dataset: str,
+    hook: str,
+    tick: InboxTick,
+    accepted: RunEntries,
+) -> None:
+    """Remove the entries that are history or that Dagster knows of; events for the others."""
+    keys = sorted({completion.batch for _, completion in accepted})
+    readable = log.readable_heads(store, dataset, hook, keys)
+    known = latest_events(instance, features_key(dataset, hook), keys)
+    unreported: dict[str, FeatureEntry] = {}
+    waiting: list[tuple[InboxEntry, str]] = []
+    for entry, completion in accepted:
+        if completion.batch in readable.damage:
+            tick.damage(entry, str(readable.damage[completion.batch].error))
+            continue
+        head = readable.found.get(completion.batch)
+        if head is None or head.completion != completion.id:
+            # Failed or superseded: history, of which Dagster has no event to wait for.
+            _remove(store, tick, entry)
+        elif reports(known.get(completion.batch), head):
+            _remove(store, tick, entry)
+        else:
+            unreported[completion.batch] = head
+            waiting.append((entry, completion.batch))
+    damaged: dict[str, str] = {}
+    events = features_events(store, archive_uri, instance, dataset, hook, unreported, damaged)
+    tick.events.extend(events.values())
+    for entry, batch in waiting:
+        if batch in damaged:
+            tick.damage(entry, damaged[batch])
+        elif batch not in events:
+            tick.wait(entry, "its batch is not in Dagster yet")
+
+
+def _remove(store: BlobStore, tick: InboxTick, entry: InboxEntry) -> None:
+    accept.remove(store, entry.id)
+    tick.removed += 1
+
+
+def _note(tick: InboxTick, entry: InboxEntry, settled: Accepted | Waiting | Quarantined) -> bool:
+    """Whether the entry was accepted; otherwise what became of it is noted."""
+    if isinstance(settled, Accepted):
+        tick.accepted += settled.is_new
+        return True
+    if isinstance(settled, Waiting):
+        tick.wait(entry, settled.reason)
+    else:
+        tick.quarantined.append(f"{quoted(entry.id)}: {settled.reason}")
+    return False
+
+
+def inbox_sensor(hooks: Sequence[HookDefinition]) -> dg.SensorDefinition:
+    """Accepts batches and completions every `TICK_SECONDS`; running by default.
+
+    Its first tick sets the hooks' concurrency pools: before anything that it accepts is run.
+    """
+    has_pools, looks = threading.Event(), Looks()
+
+    @dg.sensor(
+        name="inbox",
+        minimum_interval_seconds=TICK_SECONDS,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Accepts submitted batches and finished hook runs from the archive's inbox.",
+    )
+    def inbox(
+        context: dg.SensorEvaluationContext,
+        archive: ArchiveResource,
+        hook_runner: HookRunnerResource,
+    ) -> dg.SensorResult:
+        if not has_pools.is_set():
+            set_pools(context.instance, hooks)
+            has_pools.set()
+        runner = None
+        try:
+            runner = hook_runner.local_runner(archive)
+        except InvalidInputError as error:
+            # Runs fail with it; acceptance needs no runner.
+            context.log.warning("what dead workers left in containers stays: %s", error)
+        tick = settle_inbox(
+            archive.store(),
+            archive.uri,
+            context.instance,
+            work=hook_runner.work_folders(archive),
+            runner=runner,
+            looks=looks,
+        )
+        for line in _loud(tick):
+            context.log.error(line)
+        for line in tick.left_over:
+            context.log.info("removed what a worker left that died: %s", line)
+        skip = None if tick.events else tick.summary()
+        return dg.SensorResult(
+            asset_events=tick.events,
+            dynamic_partitions_requests=[
+                dg.AddDynamicPartitionsRequest(dataset, keys)
+                for dataset, keys in tick.partitions.items()
+            ],
+            skip_reason=skip,
+        )
+
+    return inbox
+
+
+def _loud(tick: InboxTick) -> Iterator[str]:
+    for line in tick.quarantined:
+        yield f"quarantined {line}; `feature-pipeline status` lists it"
+    for line in tick.unusable:
+        yield f"the result of a hook run whose worker died cannot be accepted: {line}"
+    for line in tick.damaged:
+        yield f"damaged in the archive: {line}; `feature-pipeline verify` names all that is"

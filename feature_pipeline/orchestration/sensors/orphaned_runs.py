@@ -1,0 +1,240 @@
+"""Hook runs whose worker died: their results are taken once no Dagster run waits for them.
+
+Belongs here: which runs Dagster still waits for, and when what their pods left may go. Not here:
+taking a result (`compute.take_results`), accepting it (`inbox_sensor`), failing the dead worker's
+Dagster run (`dead_runs`, Dagster's run monitoring), what is left on this machine
+(`sensors.leftovers`).
+"""
+
+import logging
+import time
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+import dagster as dg
+
+from feature_pipeline.archive.format.documents import NewerVersionError, utc_now
+from feature_pipeline.archive.logs import log
+from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.compute.in_flight import (
+    ExpectedKey,
+    ExpectedRun,
+    expected_keys,
+    read_expected,
+)
+from feature_pipeline.compute.recover_results import (
+    AlreadyLogged,
+    Announced,
+    NotPublished,
+    NotUsable,
+    Taken,
+    is_published,
+    remove_uploads,
+    take_results,
+)
+from feature_pipeline.errors import FeaturePipelineError, InvalidInputError
+from feature_pipeline.hooks.runners.kubernetes.transfer import AttemptKey
+from feature_pipeline.hooks.work_folders import WorkFolders
+from feature_pipeline.model.quoting import MOST_REASON, quoted
+from feature_pipeline.parallel import map_threads
+
+logger = logging.getLogger(__name__)
+
+SECONDS_PER_TICK = 15.0
+"""Dagster gives a tick a minute; what is left over is taken at the next one."""
+CANCELLED_KEPT = timedelta(days=1)
+"""A cancelled run's Job is deleted with it. Should that have failed, what it says is history, for
+which it is looked this long."""
+_RUNS_PER_QUERY = 500
+
+_awaited: dict[tuple[str, str], AttemptKey] = {}
+"""Per store and expected run, the Job whose result was missing last: one look asks for it again.
+Forgetting it costs a few requests."""
+_last_taken: dict[tuple[str, str], float] = {}
+"""Per store and expected run, when it was last tried: the one that waits longest goes first."""
+_announced: set[tuple[str, str]] = set()
+"""Per store, expected runs whose completion waits. Forgetting it repeats the announcement."""
+
+
+@dataclass
+class OutlivedRuns:
+    """What became of the hook runs that no worker waits for."""
+
+    announced: list[str] = field(default_factory=list)
+    """Inbox entries that wait now."""
+    waiting: list[str] = field(default_factory=list)
+    unusable: list[str] = field(default_factory=list)
+
+
+def take_outlived(
+    store: BlobStore,
+    instance: dg.DagsterInstance,
+    work: WorkFolders | None = None,
+    seconds: float = SECONDS_PER_TICK,
+) -> OutlivedRuns:
+    """Results of hook runs that no live Dagster run waits for are in the inbox. Idempotent.
+
+    Costs one listing, one query of Dagster, and per run that no worker waits for one request while
+    its pod has left nothing. Begins nothing new after `seconds`.
+    """
+    found = OutlivedRuns()
+    keys = expected_keys(store)
+    if not keys:
+        return found
+    orphaned, cancelled = _orphaned(instance, keys)
+    ready = _ready(store, orphaned, cancelled, found)
+    end = time.monotonic() + seconds
+    ready.sort(key=lambda key: _last_taken.get((store.identity, key.key), 0.0))
+    for number, key in enumerate(ready):
+        if number and time.monotonic() > end:
+            break
+        _last_taken[store.identity, key.key] = time.monotonic()
+        run = read_expected(store, [key]).get(key)
+        if run is None:
+            continue
+        _take(store, key, run, found, work, key.dagster_run_id in cancelled)
+    return found
+
+
+def _orphaned(
+    instance: dg.DagsterInstance, keys: Sequence[ExpectedKey]
+) -> tuple[list[ExpectedKey], set[str | None]]:
+    """The runs that no live Dagster run waits for, and the Dagster runs that were cancelled.
+
+    Several workers may have waited for one hook run, one after the other.
+    """
+    ids = sorted({key.dagster_run_id for key in keys if key.dagster_run_id is not None})
+    known: dict[str, dg.DagsterRun] = {}
+    for start in range(0, len(ids), _RUNS_PER_QUERY):
+        some = instance.get_runs(dg.RunsFilter(run_ids=ids[start : start + _RUNS_PER_QUERY]))
+        known |= {run.run_id: run for run in some}
+    live = {run_id for run_id, run in known.items() if not run.is_finished}
+    awaited = {key.run_id for key in keys if key.dagster_run_id in live}
+    cancelled: set[str | None] = {
+        run_id for run_id, run in known.items() if run.status is dg.DagsterRunStatus.CANCELED
+    }
+    return [key for key in keys if key.run_id not in awaited], cancelled
+
+
+def _ready(
+    store: BlobStore,
+    keys: Iterable[ExpectedKey],
+    cancelled: Collection[str | None],
+    found: OutlivedRuns,
+) -> list[ExpectedKey]:
+    """The runs that may have something new: those not looked at yet, or with another result."""
+
+    def has_news(key: ExpectedKey) -> bool:
+        job = _awaited.get((store.identity, key.key))
+        is_over = key.is_late(now) or _is_given_up(key, now, key.dagster_run_id in cancelled)
+        return job is None or is_over or is_published(store, job)
+
+    keys, now = list(keys), utc_now()
+    news = map_threads(has_news, keys)
+    for key, is_new in zip(keys, news, strict=True):
+        if not is_new:
+            _wait(store, key, _awaited[store.identity, key.key], found)
+    return [key for key, is_new in zip(keys, news, strict=True) if is_new]
+
+
+def _take(
+    store: BlobStore,
+    key: ExpectedKey,
+    run: ExpectedRun | FeaturePipelineError,
+    found: OutlivedRuns,
+    work: WorkFolders | None,
+    is_cancelled: bool,
+) -> None:
+    if isinstance(run, FeaturePipelineError) and not _is_broken(run):
+        found.waiting.append(str(run))
+        return
+    if isinstance(run, FeaturePipelineError):
+        found.unusable.append(str(run))
+        _forget(store, key, found)
+        return
+    try:
+        taken = _taken(store, key, run, work, is_cancelled)
+    except (FeaturePipelineError, OSError) as error:
+        # one that cannot be taken must not keep the others, or the inbox, waiting
+        found.waiting.append(f"{key.run_id}: {quoted(str(error), MOST_REASON)}")
+        return
+    except Exception as error:
+        # whatever a pod has left
+        logger.exception("results of hook run %s cannot be taken", key.run_id)
+        reason = quoted(f"{type(error).__name__}: {error}", MOST_REASON)
+        found.unusable.append(f"{key.run_id}: {reason}")
+        if key.is_late(utc_now()):
+            _forget(store, key, found)
+        return
+    match taken:
+        case AlreadyLogged():
+            _forget(store, key, found)
+        case Announced(inbox_id):
+            # Until it is in the log, another worker may ask the same, and finds what is there.
+            found.announced.append(inbox_id)
+            _announced.add((store.identity, key.key))
+        case NotUsable(reason):
+            found.unusable.append(f"{key.run_id}: {reason}")
+            _forget(store, key, found)
+        case NotPublished(attempt):
+            if _is_given_up(key, utc_now(), is_cancelled):
+                _forget(store, key, found)
+            elif key.is_late(utc_now()):
+                found.unusable.append(f"{key.run_id}: Job {attempt} left no result")
+                _forget(store, key, found)
+            else:
+                _awaited[store.identity, key.key] = attempt
+                _wait(store, key, attempt, found)
+        case None:
+            if key.is_late(utc_now()):
+                _forget(store, key, found)
+            else:
+                found.waiting.append(f"{key.run_id}: its completion is not accepted yet")
+
+
+def _is_broken(error: FeaturePipelineError) -> bool:
+    """Whether what cannot be read will never be a run: these documents are not written anew."""
+    return isinstance(error, InvalidInputError) and not isinstance(error, NewerVersionError)
+
+
+def _taken(
+    store: BlobStore,
+    key: ExpectedKey,
+    run: ExpectedRun,
+    work: WorkFolders | None,
+    is_cancelled: bool,
+) -> Taken | None:
+    """What became of the run; None if its completion still waits."""
+    if (store.identity, key.key) in _announced:
+        entries = log.read_log(store, run.dataset, run.hook, run.batch)
+        is_logged = any(entry.completion == run.id for entry in entries)
+        return AlreadyLogged() if is_logged else None
+    if work is None:
+        return take_results(store, run, is_cancelled=is_cancelled)
+    folder = work.open(run.hook)
+    try:
+        return take_results(store, run, folder.path / "run", is_cancelled=is_cancelled)
+    finally:
+        folder.cleanup()
+
+
+def _is_given_up(key: ExpectedKey, now: datetime, is_cancelled: bool) -> bool:
+    return is_cancelled and now - key.begun_at > CANCELLED_KEPT
+
+
+def _wait(store: BlobStore, key: ExpectedKey, attempt: AttemptKey, found: OutlivedRuns) -> None:
+    found.waiting.append(f"{key.run_id}: Job {attempt} has left no result in {store.identity} yet")
+
+
+def _forget(store: BlobStore, key: ExpectedKey, found: OutlivedRuns) -> None:
+    """The question is over: what pods left, and then the note that it was asked, are removed."""
+    try:
+        remove_uploads(store, key.run_id)
+        store.delete(key.key)
+    except FeaturePipelineError as error:
+        found.waiting.append(f"{key.run_id}: what its pods left is not removed: {error}")
+        return
+    _awaited.pop((store.identity, key.key), None)
+    _last_taken.pop((store.identity, key.key), None)
+    _announced.discard((store.identity, key.key))

@@ -1,0 +1,302 @@
+"""Connections to PostgreSQL, and its errors translated once."""
+
+import select
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, LiteralString
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
+
+from feature_pipeline.errors import InvalidInputError, ProjectionError
+from feature_pipeline.projections.catalog.libpq import nothing_ambient
+
+READ_SCHEMA: Final = "features"
+"""Where people read: views."""
+BOOKKEEPING_SCHEMA: Final = "feature_pipeline"
+"""Where generations and bookkeeping are."""
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+Statement = LiteralString | sql.SQL | sql.Composed
+
+_CONNECT_TIMEOUT_SECONDS: Final = 10
+_POOLER_SECONDS: Final = 5.0
+_FIRST_VERSION: Final = 140_000
+_ENCODING: Final = "UTF8"
+_SETTINGS: Final = {
+    # What values look like as text, and how literals are read.
+    "datestyle": "ISO, MDY",
+    "intervalstyle": "postgres",
+    "timezone": "UTC",
+    "bytea_output": "hex",
+    # 1: the shortest text that gives the same float64; 0 and below lose digits.
+    "extra_float_digits": "1",
+    "array_nulls": "on",
+    "standard_conforming_strings": "on",
+    "quote_all_identifiers": "off",
+    # pg_catalog comes first by itself. No "$user": a role named as the bookkeeping schema has it.
+    "search_path": "public, pg_temp",
+    # An error in place of rows that a policy hides.
+    "row_security": "off",
+    # Loads wait for each other by advisory locks; under other levels they fail with 40001 instead.
+    "default_transaction_isolation": "read committed",
+    "default_transaction_read_only": "off",
+    "default_transaction_deferrable": "off",
+    # A load or an index takes as long as it takes; waits for locks are bounded where they are made.
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "client_min_messages": "warning",
+}
+"""What results depend on. Every session sets it: environment, database and role may differ."""
+_LATER_SETTINGS: Final = {
+    140000: {"idle_session_timeout": "0"},
+    170000: {"transaction_timeout": "0"},
+}
+"""The same, by the server version that first knows them."""
+_FIRST_PAUSE_SECONDS: Final = 0.005
+_LONGEST_PAUSE_SECONDS: Final = 0.5
+
+
+class ConnectionFailedError(ProjectionError):
+    """PostgreSQL could not be reached, or did not let the role in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """A PostgreSQL database that tables are built in.
+
+    `url` is `postgresql://user:password@host:port/database`, without a driver suffix. It does not
+    appear in the representation, because it holds a password.
+    """
+
+    url: str = field(repr=False)
+
+    def __post_init__(self) -> None:
+        try:
+            conninfo_to_dict(self.url)
+        except psycopg.Error as error:
+            # Neither the URL nor the driver's message, which may quote the password.
+            raise InvalidInputError(
+                "the database URL is not of the form postgresql://user:password@host:port/database"
+            ) from error
+
+    @property
+    def address(self) -> str:
+        """`host:port/database`, for messages."""
+        parts = conninfo_to_dict(self.url)
+        host, port = parts.get("host", "localhost"), parts.get("port", "5432")
+        return f"{host}:{port}/{parts.get('dbname', parts.get('user', ''))}"
+
+    @contextmanager
+    def connect(self, purpose: str) -> Iterator[Connection]:
+        """Open an autocommit connection; transactions are opened explicitly by `transaction()`.
+
+        Args:
+            purpose: What it is for: the start of error messages.
+
+        Raises:
+            ProjectionError: PostgreSQL could not be reached or refused something; the driver's
+                error is the cause. Or the database's encoding is not UTF8.
+        """
+        with translated(purpose), self.open_session(purpose) as connection:
+            yield connection
+
+    @contextmanager
+    def open_session(self, purpose: str) -> Iterator[Connection]:
+        """Open a connection as `connect` does, without translating errors of statements.
+
+        The session has the same settings whatever libpq's variables, the database or the role say
+        (`_SETTINGS`), so that the same statement gives the same bytes everywhere.
+
+        Raises:
+            ConnectionFailedError: PostgreSQL could not be reached, or did not let the role in.
+            ProjectionError: The server's version, the database's encoding, or the mode of a pooler
+                before it cannot be used.
+        """
+        try:
+            with nothing_ambient():
+                connection = psycopg.connect(
+                    self.url,
+                    autocommit=True,
+                    connect_timeout=_CONNECT_TIMEOUT_SECONDS,
+                    application_name="feature_pipeline",
+                    client_encoding=_ENCODING,
+                )
+        except psycopg.OperationalError as error:
+            raise ConnectionFailedError(
+                f"{purpose}: no connection to PostgreSQL at {self.address}: {_first_line(error)}"
+            ) from error
+        with connection:
+            self._check_server(purpose, connection)
+            pid = _set_session(connection)
+            # A pooler answers with a process id of its own making.
+            if pid != connection.info.backend_pid:
+                self._check_pooler(purpose, connection)
+            yield connection
+
+    def _check_pooler(self, purpose: str, connection: Connection) -> None:
+        """Refuse a pooler that gives a session another server process for each transaction.
+
+        Settings and locks of a session would be those of whichever client has the process next.
+        """
+        if self.url in _session_poolers:
+            return
+        if _lends_server(connection, self.url):
+            raise ProjectionError(
+                f"{purpose}: the connection pooler at {self.address} lends a server process for a"
+                " transaction, and the pipeline's settings and locks last for a session: use a"
+                " pooler in session mode (PgBouncer: pool_mode=session for this database), or"
+                " PostgreSQL itself"
+            )
+        _session_poolers.add(self.url)
+
+    def _check_server(self, purpose: str, connection: Connection) -> None:
+        version = connection.info.server_version
+        if version < _FIRST_VERSION:
+            # as PostgreSQL numbers itself since 10
+            raise ProjectionError(
+                f"{purpose}: PostgreSQL at {self.address} is of version {version // 10_000}:"
+                f" {_FIRST_VERSION // 10_000} or newer is needed"
+            )
+        encoding = connection.info.parameter_status("server_encoding")
+        if encoding != _ENCODING:
+            raise ProjectionError(
+                f"{purpose}: database {self.address} has the encoding {encoding}, which cannot hold"
+                " every text of the archive: create another one with"
+                " `create database ... encoding 'UTF8' template template0` and rebuild into it"
+            )
+
+
+def _set_session(connection: Connection) -> int:
+    """Set what results depend on, and return the id of the server's process."""
+    wanted = dict(_SETTINGS)
+    for version, settings in _LATER_SETTINGS.items():
+        if connection.info.server_version >= version:
+            wanted |= settings
+    # After connecting, in one statement: the database's and the role's settings outrank `options`,
+    # which poolers refuse.
+    return int(
+        fetch_value(
+            connection,
+            "select pg_catalog.pg_backend_pid(),"
+            " array_agg(pg_catalog.set_config(name, value, false))"
+            " from unnest(%s::text[], %s::text[]) as wanted (name, value)",
+            [list(wanted), list(wanted.values())],
+        )
+    )
+
+
+_session_poolers: Final = set[str]()
+"""URLs of poolers that keep a server process for a session, as this process has seen."""
+
+
+def _lends_server(connection: Connection, url: str) -> bool:
+    """Tell whether a second client is given the server process of an open session.
+
+    In transaction mode an idle client has no process: the one that it had last is the first that
+    the next client gets.
+    """
+    ours = fetch_value(connection, "select pg_catalog.pg_backend_pid()")
+    with nothing_ambient():
+        second = psycopg.connect(url, autocommit=True, connect_timeout=_CONNECT_TIMEOUT_SECONDS)
+    with closing(second):
+        second.pgconn.send_query(b"select pg_catalog.pg_backend_pid()")
+        if not select.select([second.fileno()], [], [], _POOLER_SECONDS)[0]:
+            # A pool with no process left for it: each belongs to a session.
+            return False
+        result = second.pgconn.get_result()
+        value = None if result is None else result.get_value(0, 0)
+        return value is not None and int(value) == ours
+
+
+@contextmanager
+def translated(purpose: str) -> Iterator[None]:
+    """Inside, an error of the driver becomes a `ProjectionError` that starts with `purpose`."""
+    try:
+        yield
+    except psycopg.errors.ReadOnlySqlTransaction as error:
+        raise ProjectionError(
+            f"{purpose}: this PostgreSQL takes no writes, as a standby does"
+            f" ({_describe(error)}): name the primary server in the database URL"
+        ) from error
+    except psycopg.Error as error:
+        raise ProjectionError(f"{purpose}: {_describe(error)}") from error
+
+
+def lock(connection: Connection, *names: object, is_shared: bool = False) -> None:
+    """Hold the advisory lock of these names until the transaction ends.
+
+    Two names may share a lock by chance of hashing: then one waits for no reason, no more.
+    """
+    query: LiteralString = (
+        "select pg_advisory_xact_lock_shared(hashtextextended(%s, 7))"
+        if is_shared
+        else "select pg_advisory_xact_lock(hashtextextended(%s, 7))"
+    )
+    connection.execute(query, [_lock_name(names)])
+
+
+def lock_each(connection: Connection, names: Iterable[tuple[object, ...]]) -> None:
+    """Hold the advisory locks of all these names, taken in this order (`lock`)."""
+    connection.execute(
+        "select pg_advisory_xact_lock(hashtextextended(name, 7)) from unnest(%s::text[]) as name",
+        [[_lock_name(name) for name in names]],
+    )
+
+
+def _lock_name(names: Iterable[object]) -> str:
+    return "feature_pipeline/" + "/".join(map(str, names))
+
+
+@contextmanager
+def session_lock(connection: Connection, *names: object) -> Iterator[None]:
+    """Hold the advisory lock of these names while the block runs, over any number of transactions.
+
+    It is asked for again and again rather than waited for: a session that waits in PostgreSQL
+    holds a snapshot, and the holder may be waiting for just that to go (`create index
+    concurrently` does).
+    """
+    name = _lock_name(names)
+    pause = _FIRST_PAUSE_SECONDS
+    while not fetch_value(
+        connection, "select pg_try_advisory_lock(hashtextextended(%s, 7))", [name]
+    ):
+        time.sleep(pause)
+        pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+    try:
+        yield
+    finally:
+        # A broken connection has released it already.
+        if not connection.broken:
+            connection.execute("select pg_advisory_unlock(hashtextextended(%s, 7))", [name])
+
+
+def fetch_one(
+    connection: Connection, query: Statement, parameters: Any = None
+) -> tuple[Any, ...] | None:
+    """The first row of a query, or None."""
+    return connection.execute(query, parameters).fetchone()
+
+
+def fetch_value(connection: Connection, query: Statement, parameters: Any = None) -> Any:
+    """The first column of the first row of a query that always has one."""
+    row = connection.execute(query, parameters).fetchone()
+    if row is None:
+        raise ProjectionError("PostgreSQL answered a query without the row it always has")
+    return row[0]
+
+
+def _first_line(error: psycopg.Error) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _describe(error: psycopg.Error) -> str:
+    diagnostics = error.diag
+    if diagnostics.message_primary is None:
+        return _first_line(error)
+    parts = [diagnostics.message_primary, diagnostics.message_detail, diagnostics.message_hint]
+    return f"{'; '.join(part for part in parts if part)} ({diagnostics.sqlstate})"

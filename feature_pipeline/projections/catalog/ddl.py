@@ -1,0 +1,158 @@
+"""Declared columns as a PostgreSQL table: types, names, indexes, comments, generation digest.
+
+What belongs here: what a table looks like. Not here: which real table is read (`generation`).
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+import sqlalchemy as sa
+from psycopg import sql
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql.base import PGDialect
+from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy.types import TypeEngine
+
+from feature_pipeline.model.columns import Column
+from feature_pipeline.model.definition import IndexDefinition
+from feature_pipeline.model.digest import Digest, document_bytes
+from feature_pipeline.projections.catalog.database import BOOKKEEPING_SCHEMA
+from feature_pipeline.projections.catalog.spec import TableSpec
+
+# paramstyle "named": the driver's dialect would double every % in an expression.
+_DIALECT: Final = PGDialect(paramstyle="named")  # type: ignore[no-untyped-call]
+
+_TYPES: Final[dict[str, Callable[[], TypeEngine[Any]]]] = {
+    "string": sa.Text,
+    "number": sa.Double,
+    "integer": sa.BigInteger,
+    "boolean": sa.Boolean,
+    "json": JSONB,
+    "date": sa.Date,
+    "date-time": lambda: sa.TIMESTAMP(timezone=True),
+    "uuid": sa.Uuid,
+}
+
+
+def column_kinds(columns: Sequence[Column]) -> dict[str, str]:
+    """Every column of a generation, in its order, with the kind `copy_format` encodes it as.
+
+    `batch` precedes the declared columns, so that a column declared later is appended to the view
+    and `create or replace view` can add it.
+    """
+    fixed = {"record_id": "string", "ordinal": "ordinal", "batch": "string"}
+    return fixed | {column.name: column.kind for column in columns}
+
+
+def column_types(columns: Sequence[Column]) -> dict[str, str]:
+    """Every column of a generation with its type, as PostgreSQL names it (`format_type`)."""
+    return {
+        name: "integer" if kind == "ordinal" else type_name(kind).as_string().lower()
+        for name, kind in column_kinds(columns).items()
+    }
+
+
+def type_name(kind: str) -> sql.SQL:
+    """The SQL type of a declared column's kind."""
+    return sql.SQL(_TYPES[kind]().compile(dialect=_DIALECT))
+
+
+def create_table(
+    relation: str, columns: Sequence[Column], schema: str = BOOKKEEPING_SCHEMA
+) -> sql.SQL:
+    """DDL of a generation: typed columns, primary key (record_id, ordinal)."""
+    return _ddl(CreateTable(_table(relation, columns, schema)))
+
+
+def create_index(
+    relation: str,
+    columns: Sequence[Column],
+    index: IndexDefinition,
+    name: str,
+    *,
+    is_concurrent: bool = False,
+    schema: str = BOOKKEEPING_SCHEMA,
+) -> sql.SQL:
+    """DDL of an index of a generation; built concurrently, it lets loads go on meanwhile."""
+    table = _table(relation, columns, schema)
+    # literal_column, not text: text takes a colon for a parameter.
+    parts: list[sa.ColumnElement[Any]] = (
+        [table.c[column] for column in index.columns]
+        if index.expression is None
+        else [sa.literal_column(f"({index.expression})")]
+    )
+    built = sa.Index(
+        name,
+        *parts,
+        unique=index.unique,
+        postgresql_using=index.method.value,
+        postgresql_concurrently=is_concurrent,
+        postgresql_where=None if index.where is None else sa.literal_column(index.where),
+        _table=table,
+    )
+    return _ddl(CreateIndex(built))
+
+
+def index_name(relation: str, index: IndexDefinition) -> str:
+    """A name that is unique in the schema and says, by digest, what the index is."""
+    label = truncate_identifier(index.name or relation, 45)
+    identity = [relation, index.model_dump(mode="json")]
+    return f"{label}_{Digest.of(document_bytes(identity)).hex[:16]}"
+
+
+def relation_name(spec: TableSpec, number: int) -> str:
+    """The name of a generation's real table; `number` makes it unique.
+
+    Of the table's name only word characters are kept: a `%` would be taken for a parameter in the
+    statements that load.
+    """
+    label = truncate_identifier(re.sub(r"\W", "_", spec.name), 36)
+    return f"{label}_{spec.generation_digest.hex[:8]}_{number}"
+
+
+def truncate_identifier(text: str, max_bytes: int) -> str:
+    """The longest start of `text` within `max_bytes` of UTF-8."""
+    return text.encode()[:max_bytes].decode(errors="ignore")
+
+
+def comments(
+    kind: sql.SQL, schema: str, relation: str, description: str | None, columns: Sequence[Column]
+) -> Iterator[sql.Composed]:
+    """Statements that comment a table or view and its columns from descriptions and units."""
+    target = sql.Identifier(schema, relation)
+    yield sql.SQL("comment on {} {} is {}").format(kind, target, sql.Literal(description))
+    texts = {
+        "record_id": "Record that the hook made this feature of.",
+        "ordinal": "Position among the record's features, from 0.",
+        "batch": "Batch whose artifact the row comes from; joins to feature_pipeline.progress.",
+    }
+    for column in columns:
+        unit = f"[{column.unit}]" if column.unit else None
+        text = " ".join(filter(None, (column.description, unit)))
+        texts[column.name] = text
+    for name, text in texts.items():
+        yield sql.SQL("comment on column {}.{} is {}").format(
+            target, sql.Identifier(name), sql.Literal(text or None)
+        )
+
+
+def _table(relation: str, columns: Sequence[Column], schema: str = BOOKKEEPING_SCHEMA) -> sa.Table:
+    return sa.Table(
+        relation,
+        sa.MetaData(),
+        # "C": ids are compared by code point, as everywhere in the archive, and faster.
+        sa.Column("record_id", sa.Text(collation="C"), primary_key=True),
+        sa.Column("ordinal", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("batch", sa.Text(collation="C"), nullable=False),
+        *(
+            sa.Column(column.name, _TYPES[column.kind](), nullable=not column.required)
+            for column in columns
+        ),
+        schema=schema,
+    )
+
+
+def _ddl(element: sa.schema.ExecutableDDLElement) -> sql.SQL:
+    # Identifiers in it were quoted by SQLAlchemy's compiler.
+    return sql.SQL(str(element.compile(dialect=_DIALECT)))

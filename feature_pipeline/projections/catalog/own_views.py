@@ -1,0 +1,250 @@
+"""Which views of the schema that people read are the pipeline's own, and whether they are as made.
+
+People make views of their own in that schema, and may change those that they find there. What
+belongs here: recording what the pipeline made, and telling it from everything else. Not here: what
+a table's view is to show (`view`).
+
+A view is known by its oid, and whether it is as it was made by its stored definition. After a
+restore from a dump both are others; then it is compared with one that is made for the purpose.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+import psycopg
+from psycopg import sql
+
+from feature_pipeline.errors import ConflictError
+from feature_pipeline.projections.catalog.database import (
+    BOOKKEEPING_SCHEMA,
+    READ_SCHEMA,
+    Connection,
+    fetch_one,
+    fetch_value,
+)
+
+OUTCOMES: Final = "_outcomes"
+"""The view of every record's outcome."""
+
+_KINDS: Final = {
+    "r": "table",
+    "p": "partitioned table",
+    "v": "view",
+    "m": "materialized view",
+    "f": "foreign table",
+    "S": "sequence",
+    "i": "index",
+    "I": "partitioned index",
+    "c": "composite type",
+}
+
+# From the catalog and no function of it: pg_get_viewdef() waits for a switch, and fails after it.
+# A renamed column is in pg_attribute alone.
+_FIND: Final = """
+select c.oid::bigint, c.relkind::text, pg_get_userbyid(c.relowner)::text,
+    md5(r.ev_action::text || array(
+        select a.attname from pg_attribute a
+        where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped order by a.attnum)::text)
+from pg_class c join pg_namespace n on n.oid = c.relnamespace
+left join pg_rewrite r on r.ev_class = c.oid and r.rulename = '_RETURN'
+where n.nspname = %s and c.relname = %s"""
+
+# A view has a row type of its name, so that another type of that name is in its way.
+_FIND_TYPE: Final = """
+select pg_get_userbyid(t.typowner)::text
+from pg_type t join pg_namespace n on n.oid = t.typnamespace
+where n.nspname = %s and t.typname = %s and t.typrelid = 0"""
+
+
+class ViewState(StrEnum):
+    """What has the name of a view of the pipeline's."""
+
+    ABSENT = "absent"
+    """Nothing."""
+    AS_MADE = "as made"
+    """The pipeline's view, as it defined it."""
+    CHANGED = "changed"
+    """The pipeline's view, redefined or with a renamed column."""
+    UNKNOWN = "unknown"
+    """A view that may be the pipeline's: earlier code's, or one of a restored database."""
+    FOREIGN = "foreign"
+    """Something that is not the pipeline's."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundView:
+    """What has a view's name.
+
+    `what` is what messages call it. `is_known` says that the pipeline made a view of this name,
+    this one or one before it.
+    """
+
+    state: ViewState
+    what: str
+    is_known: bool = False
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is the pipeline's for certain."""
+        return self.state in {ViewState.AS_MADE, ViewState.CHANGED}
+
+
+def find_view(connection: Connection, name: str) -> FoundView:
+    """Look for a view of the pipeline's. Changes nothing, and does not wait."""
+    row = fetch_one(connection, _FIND, [READ_SCHEMA, name])
+    if row is None:
+        what = _describe_type(connection, READ_SCHEMA, name)
+        state = ViewState.ABSENT if what is None else ViewState.FOREIGN
+        return FoundView(state, what or "nothing")
+    oid, kind, owner, definition = row
+    what = _describe(kind, READ_SCHEMA, name, owner)
+    recorded = _recorded(connection, name)
+    is_known = recorded is not None
+    if kind != "v":
+        return FoundView(ViewState.FOREIGN, what, is_known)
+    if recorded is None or recorded[0] != oid:
+        return FoundView(ViewState.UNKNOWN, what, is_known)
+    state = ViewState.AS_MADE if recorded[1] == definition else ViewState.CHANGED
+    return FoundView(state, what, is_known)
+
+
+def is_as_made(connection: Connection, name: str) -> bool:
+    """Whether the view is there, recorded, and defined as the pipeline defined it."""
+    return find_view(connection, name).state is ViewState.AS_MADE
+
+
+def ensure_view(
+    connection: Connection,
+    name: str,
+    query: sql.Composable,
+    earlier: Sequence[sql.Composable] = (),
+) -> None:
+    """The view has this definition, in the caller's transaction.
+
+    Args:
+        connection: In a transaction.
+        name: The view's.
+        query: What it shows.
+        earlier: What earlier code defined it as.
+
+    Raises:
+        ConflictError: Something that is not the pipeline's has its name, or something depends on a
+            view that was changed.
+    """
+    found = find_view(connection, name)
+    if found.state is ViewState.UNKNOWN:
+        if not is_defined_as(connection, name, query, *earlier):
+            raise in_the_way(name, found)
+    elif found.state is ViewState.FOREIGN:
+        raise in_the_way(name, found)
+    view = sql.Identifier(READ_SCHEMA, name)
+    if found.state is ViewState.ABSENT:
+        create_view(connection, name, query)
+        return
+    try:
+        with connection.transaction():
+            connection.execute(sql.SQL("create or replace view {} as {}").format(view, query))
+    except psycopg.errors.InvalidTableDefinition:
+        try:
+            connection.execute(sql.SQL("drop view {}").format(view))
+        except psycopg.errors.DependentObjectsStillExist as error:
+            raise ConflictError(
+                f"view {READ_SCHEMA}.{name} was changed by hand and cannot be put back:"
+                f" {error.diag.message_detail}: drop that, and run again"
+            ) from error
+        connection.execute(sql.SQL("create view {} as {}").format(view, query))
+    record_view(connection, name)
+
+
+def create_view(connection: Connection, name: str, query: sql.Composable) -> None:
+    """Make a view that is not there, in the caller's transaction.
+
+    Raises:
+        ConflictError: Something has its name by now.
+    """
+    view = sql.Identifier(READ_SCHEMA, name)
+    try:
+        with connection.transaction():
+            connection.execute(sql.SQL("create view {} as {}").format(view, query))
+    except (psycopg.errors.DuplicateTable, psycopg.errors.DuplicateObject) as error:
+        raise in_the_way(name, find_view(connection, name)) from error
+    record_view(connection, name)
+
+
+def record_view(connection: Connection, name: str) -> None:
+    """The view, as it is, is the pipeline's from now on."""
+    oid, _, _, definition = fetch_one(connection, _FIND, [READ_SCHEMA, name]) or (None,) * 4
+    connection.execute(
+        "insert into feature_pipeline.views (name, oid, definition) values (%s, %s, %s)"
+        " on conflict (name) do update set oid = excluded.oid, definition = excluded.definition",
+        [name, oid, definition],
+    )
+
+
+def forget_view(connection: Connection, name: str) -> None:
+    """Nothing is known of a view of this name any more."""
+    connection.execute("delete from feature_pipeline.views where name = %s", [name])
+
+
+def is_defined_as(connection: Connection, name: str, *queries: sql.Composable) -> bool:
+    """Whether the view shows one of these, be it ours or not. In a transaction; changes nothing."""
+    probe = sql.Identifier(BOOKKEEPING_SCHEMA, "_probe")
+    definition = "select pg_get_viewdef(%s::text::regclass)"
+    there = fetch_value(
+        connection, definition, [sql.Identifier(READ_SCHEMA, name).as_string(connection)]
+    )
+    for query in queries:
+        with connection.transaction(force_rollback=True):
+            connection.execute(sql.SQL("create view {} as {}").format(probe, query))
+            if fetch_value(connection, definition, [probe.as_string(connection)]) == there:
+                return True
+    return False
+
+
+def in_the_way(name: str, found: FoundView) -> ConflictError:
+    """The error that something which is not the pipeline's has a view's name."""
+    return ConflictError(f"{READ_SCHEMA}.{name} cannot be made: {obstacle(name, found)}")
+
+
+def obstacle(name: str, found: FoundView) -> str:
+    """Say what is in a view's way, and what to do about it."""
+    return (
+        f"{found.what} is there, which the pipeline did not make: rename or drop it, or, for a"
+        " hook's table, give that another name (`table.name`)"
+    )
+
+
+def describe_relation(connection: Connection, schema: str, name: str) -> str | None:
+    """What has this name in the schema: `table public.mine of role me`; None if nothing has."""
+    row = fetch_one(connection, _FIND, [schema, name])
+    if row is None:
+        return _describe_type(connection, schema, name)
+    return _describe(row[1], schema, name, row[2])
+
+
+def _describe(kind: str, schema: str, name: str, owner: str) -> str:
+    return f"{_KINDS.get(kind, 'relation')} {schema}.{name} of role {owner!r}"
+
+
+def _describe_type(connection: Connection, schema: str, name: str) -> str | None:
+    row = fetch_one(connection, _FIND_TYPE, [schema, name])
+    return None if row is None else f"type {schema}.{name} of role {row[0]!r}"
+
+
+def _recorded(connection: Connection, name: str) -> tuple[int, str] | None:
+    is_there = fetch_value(
+        connection,
+        "select exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace"
+        " where n.nspname = %s and c.relname = 'views' and c.relkind = 'r')",
+        [BOOKKEEPING_SCHEMA],
+    )
+    if not is_there:
+        return None
+    row = fetch_one(
+        connection,
+        "select oid::bigint, definition from feature_pipeline.views where name = %s",
+        [name],
+    )
+    return None if row is None else (row[0], row[1])

@@ -1,0 +1,185 @@
+"""The view that people read a table by: whether it is there, what it shows, putting it back.
+
+What belongs here: `features.<table>` itself. Not here: which generation it is to show
+(`generation`), its change to another one (`switch`), whose a view is (`own_views`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from psycopg import sql
+
+from feature_pipeline.errors import ConflictError
+from feature_pipeline.model.column_sources import pair_columns
+from feature_pipeline.model.columns import Column
+from feature_pipeline.projections.catalog import ddl, dependents, own_views
+from feature_pipeline.projections.catalog.database import (
+    READ_SCHEMA,
+    Connection,
+    fetch_one,
+    fetch_value,
+)
+from feature_pipeline.projections.catalog.dependents import Grant
+from feature_pipeline.projections.catalog.own_views import ViewState
+
+if TYPE_CHECKING:
+    from feature_pipeline.projections.catalog.generation import Generation
+    from feature_pipeline.projections.catalog.spec import TableSpec
+
+_VIEW: Final = sql.SQL("view")
+
+# Whether the view, if it is one, reads the generation that is live.
+_READS_LIVE: Final = """
+select exists (
+    select from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    join pg_rewrite r on r.ev_class = c.oid
+    join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
+        and d.refclassid = 'pg_class'::regclass
+    join pg_class real on real.oid = d.refobjid
+    join feature_pipeline.generations g on g.relation = real.relname
+    join feature_pipeline.tables t on t.live = g.id and t.name = %(table)s
+    where n.nspname = %(schema)s and c.relname = %(table)s and c.relkind = 'v')"""
+
+
+def is_shown(connection: Connection, table: str) -> bool:
+    """Whether the view of this name shows the table's live generation, and all of it.
+
+    One that earlier code made, and did not record, is taken for it if it reads that generation.
+    """
+    found = own_views.find_view(connection, table)
+    is_as_made = found.state is ViewState.AS_MADE or (
+        found.state is ViewState.UNKNOWN and not found.is_known
+    )
+    return is_as_made and bool(
+        fetch_value(connection, _READS_LIVE, {"schema": READ_SCHEMA, "table": table})
+    )
+
+
+def check_free(connection: Connection, table: str) -> None:
+    """Return if the view can be made: nothing has its name, or what has it is the pipeline's.
+
+    Raises:
+        ConflictError: Something else has it; names it and says what to do.
+    """
+    found = own_views.find_view(connection, table)
+    if found.state in {ViewState.FOREIGN, ViewState.UNKNOWN}:
+        raise own_views.in_the_way(table, found)
+
+
+def put_back(connection: Connection, generation: Generation, spec: TableSpec) -> None:
+    """The view is the pipeline's: made again if it was dropped, with what grants we know.
+
+    Grants are those that it had before the last switch; the bookkeeping holds no others. A view
+    that was changed stays as it is: changing it back waits for readers (`switch`).
+
+    Args:
+        connection: In a transaction that holds the table's lock.
+        generation: The live one.
+        spec: The table.
+
+    Raises:
+        ConflictError: Something else has taken the view's name.
+    """
+    found = own_views.find_view(connection, spec.name)
+    if found.state is ViewState.UNKNOWN and own_views.is_defined_as(
+        connection, spec.name, view_query(generation)
+    ):
+        own_views.record_view(connection, spec.name)
+    elif found.state in {ViewState.UNKNOWN, ViewState.FOREIGN}:
+        raise ConflictError(
+            f"table {spec.name!r}: {READ_SCHEMA}.{spec.name} is not the view of generation"
+            f" {generation.relation}: {own_views.obstacle(spec.name, found)}"
+        )
+    elif found.state is ViewState.ABSENT:
+        create(connection, generation, spec)
+
+
+def create(connection: Connection, generation: Generation, spec: TableSpec) -> None:
+    """Make the view of a generation, described, and granted as before the last switch.
+
+    Raises:
+        ConflictError: Something else has its name.
+    """
+    own_views.create_view(connection, spec.name, view_query(generation))
+    comment(connection, generation, spec)
+    if (grants := _known_grants(connection, generation)) is not None:
+        dependents.replace_grants(connection, sql.Identifier(READ_SCHEMA, spec.name), grants)
+
+
+def show(
+    connection: Connection, generation: Generation, options: sql.Composable | None = None
+) -> None:
+    """The view shows this generation, with these options (`with (...)`) if it has any.
+
+    Args:
+        connection: In a transaction that holds the table's lock, and has seen that the view is
+            the pipeline's, or has dropped it.
+        generation: Which.
+        options: The view's.
+
+    Raises:
+        psycopg.errors.InvalidTableDefinition: The view's columns are not a beginning of the
+            generation's.
+    """
+    connection.execute(
+        sql.SQL("create or replace view {} {} as {}").format(
+            sql.Identifier(READ_SCHEMA, generation.table_name),
+            options or sql.SQL(""),
+            view_query(generation),
+        )
+    )
+    own_views.record_view(connection, generation.table_name)
+
+
+def view_query(generation: Generation) -> sql.Composed:
+    """What the view of a generation shows: every column of it, and every row."""
+    names = ddl.column_kinds(generation.columns)
+    return sql.SQL("select {} from {}").format(
+        sql.SQL(", ").join(map(sql.Identifier, names)), generation.identifier
+    )
+
+
+def comment(connection: Connection, generation: Generation, spec: TableSpec) -> None:
+    """The view and its columns are described as the definition and the generation describe them."""
+    for statement in ddl.comments(
+        _VIEW, READ_SCHEMA, spec.name, spec.description, generation.columns
+    ):
+        connection.execute(statement)
+
+
+def kept_names(before: Sequence[Column], after: Sequence[Column]) -> dict[str, str]:
+    """Per column of a view that stays when its columns change, the name that it has then."""
+    names = {name: name for name in ddl.column_kinds(())}
+    for column, source in zip(after, pair_columns(before, after).sources, strict=True):
+        if source is not None:
+            names[source.name] = column.name
+    return names
+
+
+def _known_grants(connection: Connection, live: Generation) -> list[Grant] | None:
+    """The grants of before the last switch, of roles and columns that are still there.
+
+    None if the table was never switched: a new view then has what default privileges give it.
+    """
+    row = fetch_one(
+        connection,
+        "select s.grants, g.columns from feature_pipeline.switches s"
+        " left join feature_pipeline.generations g on g.relation = s.from_relation"
+        " where s.table_name = %s order by s.id desc limit 1",
+        [live.table_name],
+    )
+    if row is None:
+        return None
+    grants, written = row
+    before = live.columns
+    if written is not None:
+        before = tuple(Column.model_validate(column) for column in written)
+    names = kept_names(before, live.columns)
+    roles = {role for (role,) in connection.execute("select rolname from pg_roles")}
+    return [
+        grant
+        for grant in dependents.carry_grants([Grant(*grant) for grant in grants], names)
+        if grant.grantee is None or grant.grantee in roles
+    ]

@@ -1,0 +1,170 @@
+"""Arrow columns in the canonical encoding that content is compared by, built a column at a time.
+
+What belongs here: `digest.RowEncoder`'s encoding of rows, made by Arrow and numpy instead of a
+value at a time. Not here: the encoding's definition (`digest`), which a test holds the two to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from feature_pipeline.model.digest import RowEncoder
+from feature_pipeline.projections.rows.copy_format import (
+    MAX_SMALL_BYTES,
+    Array,
+    RowBuilder,
+    binary_parts,
+    flags,
+    is_valid,
+    lengths,
+    numbers,
+    uuid_octets,
+)
+
+_NULL: Final = ord("N")
+_NAN_BITS: Final = 0x7FF8_0000_0000_0000
+
+_compute: Final[Any] = pc
+
+
+def encode_rows(columns: Sequence[tuple[str, Array]]) -> tuple[memoryview, npt.NDArray[np.int64]]:
+    """Every row's canonical encoding, side by side, and where each begins and the last ends.
+
+    Args:
+        columns: Per column its kind and its values, all of one length. A `json` column holds
+            canonical text.
+    """
+    count = len(columns[0][1]) if columns else 0
+    if count == 0:
+        return memoryview(b""), np.zeros(1, np.int64)
+    is_large = sum(values.nbytes for _, values in columns) > MAX_SMALL_BYTES
+    row = RowBuilder(count, pa.large_binary() if is_large else pa.binary())
+    for kind, values in columns:
+        _ADD_COLUMN[kind](row, values)
+    return binary_parts(row.join_array())
+
+
+class RecordDigests:
+    """One digest a record, from rows that come in the order of records and ordinals.
+
+    Args:
+        encoder: For the columns of the rows.
+        kinds: Of these columns.
+    """
+
+    def __init__(self, encoder: RowEncoder, kinds: Sequence[str]) -> None:
+        self._encoder, self._kinds = encoder, kinds
+
+    def of(
+        self, keys: Sequence[Array], ordinals: Array, columns: Sequence[Array]
+    ) -> Iterator[tuple[tuple[str, ...], bytes, int]]:
+        """Per record its keys, its digest and its number of rows.
+
+        Args:
+            keys: What tells records apart, the record's id first.
+            ordinals: 0..n-1 in each record; anything else gives a digest that no artifact has.
+            columns: The values.
+        """
+        count = len(ordinals)
+        if count == 0:
+            return
+        is_first = np.ones(count, np.bool_)
+        is_first[1:] = np.logical_or.reduce([_changes(key) for key in keys])
+        starts = np.flatnonzero(is_first)
+        ends = np.append(starts[1:], count)
+        positions = np.arange(count) - np.repeat(starts, ends - starts)
+        is_gapped = np.add.reduceat(positions != np.asarray(ordinals), starts) > 0
+        data, offsets = encode_rows(list(zip(self._kinds, columns, strict=True)))
+        bounds = offsets.tolist() if columns else [0] * (count + 1)
+        first: Any = pa.array(starts)
+        names = [key.take(first).to_pylist() for key in keys]
+        for at, (start, end, named) in enumerate(
+            zip(starts.tolist(), ends.tolist(), zip(*names, strict=True), strict=True)
+        ):
+            encoded = (end - start).to_bytes(4) + data[bounds[start] : bounds[end]]
+            if is_gapped[at]:
+                encoded += b"ordinals" + np.asarray(ordinals)[start:end].tobytes()
+            yield named, self._encoder.rows_digest(named[0], encoded), end - start
+
+
+def line_digests(columns: Sequence[Array]) -> Iterator[bytes]:
+    """One SHA-256 a line of these text columns."""
+    data, offsets = encode_rows([("string", values) for values in columns])
+    bounds = offsets.tolist()
+    for start, end in pairwise(bounds):
+        yield hashlib.sha256(data[start:end]).digest()
+
+
+def _changes(key: Array) -> npt.NDArray[np.bool_]:
+    """Whether each value but the first differs from the one before it."""
+    differs: npt.NDArray[np.bool_] = np.asarray(_compute.not_equal(key[1:], key[:-1]))
+    return differs
+
+
+def _add_tag(row: RowBuilder, values: Array, tag: str) -> npt.NDArray[np.bool_] | None:
+    """Append the tag of each value; which of them are valid, None if all are."""
+    if values.null_count == 0:
+        row.add_fixed(ord(tag), "u1")
+        return None
+    valid = is_valid(values)
+    row.add_fixed(np.where(valid, ord(tag), _NULL), "u1")
+    return valid
+
+
+def _add_fixed(
+    row: RowBuilder, values: Array, tag: str, data: npt.NDArray[Any], dtype: str
+) -> None:
+    valid = _add_tag(row, values, tag)
+    if valid is None:
+        row.add_fixed(data, dtype, 1 if data.ndim == 1 else data.shape[1])
+    else:
+        row.add_some(data.astype(dtype, copy=False).reshape(row.count, -1), valid)
+
+
+def _add_text(row: RowBuilder, values: Array, tag: str) -> None:
+    valid = _add_tag(row, values, tag)
+    sizes = lengths(values)
+    if valid is None:
+        row.add_fixed(sizes, ">u4")
+    else:
+        row.add_some(sizes.astype(">u4").reshape(row.count, -1), valid)
+    row.add_text(values)
+
+
+def _add_number(row: RowBuilder, values: Array) -> None:
+    data = numbers(values, np.dtype("<f8"))
+    bits = np.where(np.isnan(data), np.uint64(_NAN_BITS), data.view(np.uint64))
+    _add_fixed(row, values, "d", bits, ">u8")
+
+
+def _add_boolean(row: RowBuilder, values: Array) -> None:
+    tags = np.where(flags(values) != 0, ord("T"), ord("F"))
+    if values.null_count:
+        tags = np.where(is_valid(values), tags, _NULL)
+    row.add_fixed(tags, "u1")
+
+
+_ADD_COLUMN: Final[dict[str, Callable[[RowBuilder, Array], None]]] = {
+    "string": lambda row, values: _add_text(row, values, "s"),
+    "json": lambda row, values: _add_text(row, values, "j"),
+    "number": _add_number,
+    "integer": lambda row, values: _add_fixed(
+        row, values, "i", numbers(values, np.dtype("<i8")), ">i8"
+    ),
+    "boolean": _add_boolean,
+    "date": lambda row, values: _add_fixed(
+        row, values, "D", numbers(values, np.dtype("<i4")).astype(np.int64), ">i8"
+    ),
+    "date-time": lambda row, values: _add_fixed(
+        row, values, "t", numbers(values, np.dtype("<i8")), ">i8"
+    ),
+    "uuid": lambda row, values: _add_fixed(row, values, "u", uuid_octets(values), "u1"),
+}

@@ -1,0 +1,99 @@
+"""The last proof of a generation, and whether it still holds: nothing is read back twice.
+
+What belongs here: everything that a proof depends on as one value, the state; keeping a proof with
+it. Not here: proving (`proof`).
+
+A state is compared in place of the rows: it says which versions of rows PostgreSQL shows, so that
+whatever is written, by loads or behind their back, makes it another one, and finding it out costs a
+scan without reading a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg import sql
+
+from feature_pipeline.model.digest import ContentSum, Digest, document_bytes
+from feature_pipeline.projections.catalog.bookkeeping import Progress, has_table
+from feature_pipeline.projections.catalog.database import Connection, fetch_one
+from feature_pipeline.projections.catalog.generation import Generation
+
+
+@dataclass(frozen=True, slots=True)
+class KeptProof:
+    """What a full proof found, of a generation that equalled the archive."""
+
+    rows_digest: ContentSum
+    rows: int
+    batches: int
+
+
+def content_state(
+    connection: Connection,
+    generation: Generation,
+    progress: Mapping[str, Progress],
+    withdrawn: Iterable[str],
+) -> Digest:
+    """Equal when the generation holds the same versions of rows, of the same artifacts.
+
+    Args:
+        connection: To the table.
+        generation: Which.
+        progress: What it holds.
+        withdrawn: Records that must not appear.
+    """
+    held = [[one.batch, one.seq, str(one.manifest), one.rows] for one in progress.values()]
+    tables = [_row_versions(connection, t) for t in (generation.identifier, generation.outcomes)]
+    columns = [column.model_dump(mode="json") for column in generation.columns]
+    parts = [str(generation.digest), columns, held, sorted(withdrawn), tables]
+    return Digest.of(document_bytes(parts))
+
+
+def find_proof(connection: Connection, generation: Generation, state: Digest) -> KeptProof | None:
+    """The proof of exactly this state; None if there is none."""
+    if not has_table(connection, "proofs"):
+        return None
+    row = fetch_one(
+        connection,
+        "select rows_digest, rows, batches from feature_pipeline.proofs"
+        " where generation = %s and state = %s",
+        [generation.id, str(state)],
+    )
+    return None if row is None else KeptProof(ContentSum.parse(row[0]), row[1], row[2])
+
+
+def keep_proof(
+    connection: Connection, generation: Generation, state: Digest, proof: KeptProof
+) -> None:
+    """The generation's proof is this one.
+
+    Args:
+        connection: To the table.
+        generation: Which.
+        state: As it was before the proof began: a change meanwhile makes it one of the past.
+        proof: What was found.
+    """
+    if not has_table(connection, "proofs"):
+        return  # dropped by hand; the next load makes it again
+    connection.execute(
+        "insert into feature_pipeline.proofs (generation, state, rows_digest, rows, batches)"
+        " values (%s, %s, %s, %s, %s) on conflict (generation) do update set"
+        " state = excluded.state, rows_digest = excluded.rows_digest, rows = excluded.rows,"
+        " batches = excluded.batches, proven_at = now()",
+        [generation.id, str(state), str(proof.rows_digest), proof.rows, proof.batches],
+    )
+
+
+def _row_versions(connection: Connection, table: sql.Identifier) -> list[Any]:
+    """How many rows there are, and a hash of where each is and which transaction wrote it."""
+    row = fetch_one(
+        connection,
+        sql.SQL(
+            "select count(*), coalesce(sum(hashtidextended(ctid, xmin::text::bigint)"
+            "::numeric), 0)::text from {}"
+        ).format(table),
+    )
+    return list(row or ())

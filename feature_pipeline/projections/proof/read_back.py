@@ -1,0 +1,144 @@
+"""Rows read back from PostgreSQL as Arrow columns, exactly as they stand there.
+
+What belongs here: COPY to the client and its decoding. Not here: what the rows are compared with
+(`proof`).
+
+CSV rather than binary: Arrow parses it a block at a time, while binary rows have to be walked one
+by one. PostgreSQL writes the shortest text that gives the same float64, and quotes an empty text
+but not a NULL, so nothing is lost on the way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+from psycopg import sql
+
+from feature_pipeline.archive.format.encode import arrow_field
+from feature_pipeline.model.columns import Column
+from feature_pipeline.model.digest import INT64_MAX, INT64_MIN
+from feature_pipeline.model.json_text import exact_integer, parse_number
+from feature_pipeline.projections.catalog.database import Connection
+
+CHUNK_BYTES: Final = 4 << 20
+"""Bytes of text parsed at a time: a multiple of it is the memory needed."""
+
+
+def read_back(
+    connection: Connection,
+    source: sql.Composable,
+    fields: Mapping[str, pa.DataType],
+    tail: sql.Composable,
+) -> Iterator[pa.Table]:
+    """The columns of a table in chunks of whole rows.
+
+    Args:
+        connection: Its transaction is what the rows are read in.
+        source: The table.
+        fields: Per column its Arrow type; values that do not fit raise.
+        tail: What follows `from <source>`: conditions and order, without parameters.
+    """
+    query = sql.SQL("copy (select {} from {} {}) to stdout (format csv, encoding 'UTF8')").format(
+        sql.SQL(", ").join(map(sql.Identifier, fields)), source, tail
+    )
+    parts: list[bytes] = []
+    size = 0
+    with connection.cursor() as cursor, cursor.copy(query) as copy:
+        # One row each time, so a chunk ends where a row does, however long its values are.
+        while row := copy.read():
+            parts.append(bytes(row))
+            size += len(row)
+            if size >= CHUNK_BYTES:
+                yield _parse(b"".join(parts), fields)
+                parts, size = [], 0
+    if parts:
+        yield _parse(b"".join(parts), fields)
+
+
+def column_fields(columns: tuple[Column, ...]) -> dict[str, pa.DataType]:
+    """Record, batch, ordinal, then the declared columns, as `read_back` takes them."""
+    fixed: dict[str, pa.DataType] = {
+        "record_id": pa.string(),
+        "batch": pa.string(),
+        "ordinal": pa.int32(),
+    }
+    declared: dict[str, pa.DataType] = {c.name: arrow_field(c).type for c in columns}
+    return fixed | declared
+
+
+def canonical_texts(values: pa.ChunkedArray[Any]) -> pa.Array[Any]:
+    """The canonical JSON (`digest.canonical_json`) of what `jsonb` wrote as text."""
+    texts: list[Any] = values.to_pylist()
+    # Parsed as one list: a call of the parser costs more than a small value.
+    parsed = _DECODE("[" + ",".join("null" if text is None else text for text in texts) + "]")
+    written = [
+        None if text is None else _write(value) for text, value in zip(texts, parsed, strict=True)
+    ]
+    return pa.array(written, pa.string())
+
+
+def canonical_text(text: str) -> str:
+    """`canonical_json` of a JSON text, by Python's compiled parser and writer.
+
+    Only numbers are written otherwise than the writer would, so these are replaced in parsing.
+    """
+    return _write(_DECODE(text))
+
+
+def _number(text: str) -> int | float:
+    value = float(text)
+    if not value.is_integer() or abs(value) > INT64_MAX + 1:
+        return value
+    exact = exact_integer(parse_number(text)) if abs(value) >= 2**53 else int(value)
+    if exact is not None:
+        return exact
+    return int(value) if INT64_MIN <= value <= INT64_MAX else value
+
+
+def _integer(text: str) -> int | float:
+    value = int(text)
+    return value if INT64_MIN <= value <= INT64_MAX else _number(text)
+
+
+_DECODE: Final = json.JSONDecoder(parse_float=_number, parse_int=_integer).decode
+_ENCODER: Final = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, check_circular=False
+)
+
+
+def _make_writer() -> Callable[[object], str]:
+    make: Any = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:
+        return _ENCODER.encode
+    # What `JSONEncoder.encode` builds for every value, which takes it longer than writing one.
+    compiled: Any = make(
+        None, _ENCODER.default, json.encoder.encode_basestring, None, ":", ",", True, False, False
+    )
+    return lambda value: "".join(compiled(value, 0))
+
+
+_write: Final = _make_writer()
+
+
+def _parse(text: bytes, fields: Mapping[str, pa.DataType]) -> pa.Table:
+    source: Any = pa.BufferReader(text)
+    return pa_csv.read_csv(
+        source,
+        # One block: a row may be longer than any block size chosen beforehand.
+        read_options=pa_csv.ReadOptions(
+            column_names=list(fields), block_size=len(text) + 1, use_threads=False
+        ),
+        parse_options=pa_csv.ParseOptions(newlines_in_values=True),
+        convert_options=pa_csv.ConvertOptions(
+            column_types=dict(fields),
+            null_values=[""],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+            true_values=["t"],
+            false_values=["f"],
+        ),
+    )

@@ -1,0 +1,1 @@
+"""From an artifact's rows to a table's: evolve, prepare, copy, replace."""

@@ -1,0 +1,206 @@
+"""One batch of the archive as what is to stand in a table: read, checked, evolved, encoded.
+
+What belongs here: everything about a load that needs no database, so that it can run ahead of it
+in another thread. Not here: SQL (`replace`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from feature_pipeline.archive.format.layout import FIRST_SEQ
+from feature_pipeline.archive.format.manifest import Manifest
+from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry
+from feature_pipeline.archive.read import manifest_of, read_outcomes, read_rows
+from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.errors import CorruptDataError
+from feature_pipeline.model.digest import ContentSum, Digest
+from feature_pipeline.projections.catalog.ddl import column_kinds
+from feature_pipeline.projections.catalog.generation import Generation
+from feature_pipeline.projections.rows import copy_format, evolve
+from feature_pipeline.projections.rows.carried import check_carried
+
+CHUNK_ROWS: Final = 16_384
+"""Rows encoded at a time. With the widest rows seen (2 KB) a chunk is 32 MB."""
+
+
+OUTCOME_KINDS: Final = {
+    "generation": "ordinal",
+    "record_id": "string",
+    "status": "string",
+    "reason": "string",
+    "batch": "string",
+    "submitted_at": "date-time",
+}
+"""The columns of `outcomes` that a load fills, as `copy_format` encodes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedBatch:
+    """What a batch's head says, ready to be loaded into one generation."""
+
+    batch: str
+    submitted_at: datetime
+    entry: FeatureEntry
+    manifest: Manifest
+    content_digest: Digest
+    rows_digest: ContentSum
+    outcomes: pa.Table
+    """record_id, status and reason, sorted by record id."""
+    rows: pa.Table
+    kinds: dict[str, str]
+    withdrawn: frozenset[str]
+    """Records that must not appear; `outcomes` and `rows` are without them."""
+    is_redacted: bool
+    """Whether the batch has had records that it has no more."""
+    encoded: tuple[memoryview, ...] | None
+    """COPY rows of all of `rows`, if they were encoded ahead."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of rows, as Arrow holds them."""
+        return self.rows.nbytes
+
+    def record_ids(self) -> list[str]:
+        """The batch's records, sorted."""
+        ids: list[Any] = self.outcomes["record_id"].to_pylist()
+        return ids
+
+    def chunks(self, owned: Sequence[str] | None) -> Iterator[memoryview]:
+        """COPY rows of the owned records, all if None."""
+        if owned is None and self.encoded is not None:
+            yield from self.encoded
+            return
+        yield from encode_chunks(self.owned_rows(owned), self.batch, self.kinds)
+
+    def owned_rows(self, owned: Sequence[str] | None) -> pa.Table:
+        """The rows that `chunks` encodes, in their order."""
+        if owned is None:
+            return self.rows
+        return self.rows.filter(pc.is_in(self.rows["record_id"], pa.array(owned, pa.string())))
+
+    def row_count(self, owned: Sequence[str] | None) -> int:
+        """How many rows `chunks` has."""
+        if owned is None:
+            return len(self.rows)
+        is_owned = pc.is_in(self.rows["record_id"], pa.array(owned, pa.string()))
+        return is_owned.to_pylist().count(True)
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedGroup:
+    """Batches that may be loaded into one generation in one transaction."""
+
+    batches: tuple[PreparedBatch, ...]
+    encoded_outcomes: memoryview
+    """COPY rows of all their outcomes, in the order of record ids."""
+
+
+def prepare_batch(
+    store: BlobStore,
+    generation: Generation,
+    batch: BatchEntry,
+    entry: FeatureEntry,
+    withdrawn: frozenset[str] = frozenset(),
+) -> PreparedBatch:
+    """The artifact of `entry` as rows of the generation; its bytes are checked while reading.
+
+    Args:
+        store: The archive.
+        generation: Whose columns the rows take.
+        batch: The batch, for its order among the others.
+        entry: The log entry to load.
+        withdrawn: Records that must not appear, whatever the artifact says.
+
+    Raises:
+        CannotEvolveError: The artifact's columns or values do not fit the generation's.
+        CorruptDataError: Stored bytes are not what their digest says.
+        StoreUnavailableError: The store did not answer.
+    """
+    manifest = manifest_of(store, entry)
+    if manifest.content_digest is None or manifest.rows_digest is None:
+        raise CorruptDataError(
+            f"manifest {entry.manifest} of batch {batch.batch!r} is current in the log, but is of a"
+            " failed hook run"
+        )
+    written = _without(read_rows(store, manifest), withdrawn)
+    said = read_outcomes(store, manifest)
+    check_carried(store, manifest, said)
+    rows = evolve.artifact_rows(manifest, written, generation.columns, generation.upcasters)
+    kinds = column_kinds(generation.columns)
+    outcomes = _sorted(_without(said, withdrawn))
+    is_small = len(rows) <= CHUNK_ROWS
+    return PreparedBatch(
+        batch=batch.batch,
+        submitted_at=batch.submitted_at,
+        entry=entry,
+        manifest=manifest,
+        content_digest=manifest.content_digest,
+        rows_digest=manifest.rows_digest,
+        outcomes=outcomes,
+        rows=rows,
+        kinds=kinds,
+        withdrawn=withdrawn,
+        is_redacted=batch.seq > FIRST_SEQ,
+        encoded=tuple(encode_chunks(rows, batch.batch, kinds)) if is_small else None,
+    )
+
+
+def prepare_group(batches: Sequence[PreparedBatch], generation: Generation) -> PreparedGroup:
+    """These batches, for one transaction. There is at least one."""
+    repeat: Any = pa.repeat
+    instant = pa.timestamp("us", "UTC")
+    tables = []
+    for prepared in batches:
+        table, count = prepared.outcomes, len(prepared.outcomes)
+        table = table.append_column("batch", repeat(pa.scalar(prepared.batch), count))
+        submitted_at = repeat(pa.scalar(prepared.submitted_at, instant), count)
+        tables.append(table.append_column("submitted_at", submitted_at))
+    # Every loader takes records in this order, so that none waits for another in a circle.
+    outcomes = tables[0] if len(tables) == 1 else pa.concat_tables(tables).sort_by("record_id")
+    values = {name: one_array(outcomes[name]) for name in outcomes.column_names}
+    values["generation"] = repeat(pa.scalar(generation.id, pa.int32()), len(outcomes))
+    encoded = copy_format.encode_copy_rows([(kind, values[n]) for n, kind in OUTCOME_KINDS.items()])
+    return PreparedGroup(tuple(batches), encoded)
+
+
+def encode_chunks(rows: pa.Table, batch: str, kinds: dict[str, str]) -> Iterator[memoryview]:
+    """COPY rows of `rows`, `CHUNK_ROWS` at a time."""
+    for start in range(0, len(rows), CHUNK_ROWS):
+        chunk = rows.slice(start, CHUNK_ROWS)
+        label = pa.repeat(pa.scalar(batch), len(chunk))
+        yield copy_format.encode_copy_rows(
+            [
+                (kind, label if name == "batch" else one_array(chunk[name]))
+                for name, kind in kinds.items()
+            ]
+        )
+
+
+def one_array(values: pa.ChunkedArray[Any]) -> pa.Array[Any]:
+    """The values in one piece; copied only if they were in several."""
+    # The published stubs of pyarrow mistake both for chunked arrays.
+    concat: Any = pa.concat_arrays
+    if values.num_chunks == 0:
+        empty: pa.Array[Any] = pa.array([], values.type)
+        return empty
+    array: pa.Array[Any] = values.chunks[0] if values.num_chunks == 1 else concat(values.chunks)
+    return array
+
+
+def _without(table: pa.Table, withdrawn: frozenset[str]) -> pa.Table:
+    if not withdrawn:
+        return table
+    is_withdrawn = pc.is_in(table["record_id"], pa.array(sorted(withdrawn), pa.string()))
+    return table.filter(pc.invert(is_withdrawn))
+
+
+def _sorted(table: pa.Table) -> pa.Table:
+    # By bytes of UTF-8, which is the order of collation "C": every loader claims in this order.
+    return table.select(["record_id", "status", "reason"]).sort_by("record_id")

@@ -1,0 +1,1 @@
+"""Which generation the view shows, and when it changes."""

@@ -1,0 +1,464 @@
+"""Bringing a table to what its definition asks for, once its rows are there.
+
+What belongs here: when a generation is complete, what is done before it is read, which generations
+are kept. Not here: rows (`load`), the change of the view (`switch`).
+
+A complete generation is indexed, proven equal to the archive and switched to; of a first one, what
+it holds is proven. A process that is killed on the way leaves a table that is read as before; the
+next run goes on from there.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import psycopg
+
+from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.errors import ProjectionError
+from feature_pipeline.projections.catalog import dependents
+from feature_pipeline.projections.catalog.bookkeeping import (
+    Progress,
+    all_progress,
+    count_progress,
+    read_left_out,
+)
+from feature_pipeline.projections.catalog.database import (
+    Connection,
+    Database,
+    fetch_value,
+    session_lock,
+)
+from feature_pipeline.projections.catalog.generation import (
+    DISCARDED_FOR,
+    Generation,
+    TableState,
+    build_anew,
+    discarded_lately,
+    drop_generation,
+    is_current_definition,
+    is_followed,
+    list_generations,
+    lock_table,
+    read_table,
+    record_discarded,
+    require_table,
+    why_discarded,
+)
+from feature_pipeline.projections.catalog.indexes import are_declared, follow_indexes
+from feature_pipeline.projections.catalog.spec import TableSpec
+from feature_pipeline.projections.catalog.view import is_shown
+from feature_pipeline.projections.proof.progress import compare_progress, current_entries
+from feature_pipeline.projections.proof.proof import (
+    Proof,
+    describe_left_out,
+    prove_generation,
+    prove_once,
+)
+from feature_pipeline.projections.switch.switch import switch, wait_for_older_snapshots
+
+_ROUNDS: Final = 10
+_FILL_AGAIN_AFTER: Final = "1 hour"
+"""A fill that was requested this long ago and is not complete is requested again."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableReport:
+    """How far a table is with what its definition asks for.
+
+    `live` is None as long as no generation was proved. `missing` are the batches that the
+    generation being built lacks. `late` are those that came while it was verified: it was complete,
+    and once they are loaded it can be settled. `lost` are generations that are live or wanted and
+    whose tables were dropped or altered by hand. `discarded` says why the generation before the one
+    that is built was discarded, and `is_discarded` that it was just now. `kept` says which
+    generations that are not needed cannot be dropped, and what depends on them. `left_out` says of
+    records of the wanted generation why PostgreSQL cannot hold their rows.
+    """
+
+    table: str
+    live: str | None
+    building: str | None
+    batches: int
+    missing: tuple[str, ...] = ()
+    late: tuple[str, ...] = ()
+    is_switched: bool = False
+    is_pinned: bool = False
+    is_older_code: bool = False
+    lost: tuple[str, ...] = ()
+    discarded: str | None = None
+    is_discarded: bool = False
+    kept: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether people read what the definition of this code asks for."""
+        return self.building is None and not self.is_older_code and not self.lost
+
+    def summary(self) -> str:
+        """One line for people."""
+        lost = [
+            f"generation {name} was dropped or altered by hand: load any batch, or run"
+            " `feature-pipeline rebuild`, to have it built anew"
+            for name in self.lost
+        ]
+        discarded = [] if self.discarded is None else [self.discarded]
+        left_out = [describe_left_out(self.left_out)] if self.left_out else []
+        return "; ".join((self._standing(), *lost, *discarded, *self.kept, *left_out))
+
+    def _standing(self) -> str:
+        if self.is_older_code:
+            return (
+                f"{self.table}: a later definition than this code's has been seen; this code feeds"
+                " the table and builds nothing. `feature-pipeline rebuild` with this code goes back"
+            )
+        if self.building is None:
+            done = "switched to" if self.is_switched else "read from"
+            return f"{self.table}: {done} generation {self.live}, {self.batches} batches"
+        progress = f"{self.table}: building {self.batches - len(self.missing)} of {self.batches}"
+        if self.live is None:
+            return f"{progress} batches; nothing is read before it is proved"
+        progress = f"{progress} batches; live serves the old columns"
+        if self.is_pinned:
+            return f"{progress}; pinned to {self.live} until `feature-pipeline rollback --unpin`"
+        return f"{progress}; backfill all partitions" if self.missing else progress
+
+
+def settle_table(store: BlobStore, database: Database, spec: TableSpec) -> TableReport:
+    """Indexes are those declared; a generation that is complete has become the live one.
+
+    Complete means that it holds every current artifact. It is then indexed, proven, and switched
+    to. One that holds other rows than the archive is discarded, and another one is begun. A view
+    that was changed is put back. Safe in any number of processes at once: one does it, the others
+    find it done.
+
+    Raises:
+        NotFoundError: The table does not exist.
+        ProjectionError: An index cannot be built, the archive cannot be read, or what was built
+            differs from the archive again.
+        ConflictError: The view could not be switched; the message says what held it.
+        CorruptDataError: Stored bytes are not what their digest says.
+    """
+    with database.connect(f"table {spec.name!r}") as connection:
+        state = require_table(connection, spec)
+        if _superseded(connection, spec, state):
+            drop_superseded(connection, spec)
+        report = read_report(store, connection, spec)
+        if state.live is None:
+            with session_lock(connection, "settle", spec.name):
+                return _finish(store, connection, spec)
+        if report.is_older_code:
+            return report
+        if state.live.is_whole and not is_shown(connection, spec.name):
+            _show_again(connection, spec, state.live)
+        if report.building is None:
+            follow_indexes(connection, state.live, spec, is_read=True)
+            return report
+        if report.missing or report.is_pinned:
+            return report
+        with session_lock(connection, "settle", spec.name):
+            return _finish(store, connection, spec)
+
+
+def _show_again(connection: Connection, spec: TableSpec, live: Generation) -> None:
+    """Make the view show all of what is live, whatever it showed."""
+
+    def is_still_live(_: Connection, now: TableState) -> bool:
+        return now.live is not None and now.live.id == live.id
+
+    state = require_table(connection, spec)
+    switch(connection, spec, live, is_still_live, is_pinned=state.is_pinned)
+
+
+def table_report(store: BlobStore, database: Database, spec: TableSpec) -> TableReport | None:
+    """How far the table is; None if it does not exist. Changes nothing."""
+    with database.connect(f"table {spec.name!r}") as connection:
+        if read_table(connection, spec) is None:
+            return None
+        return read_report(store, connection, spec)
+
+
+def batches_to_load(store: BlobStore, database: Database, spec: TableSpec) -> list[str]:
+    """The batches whose loading brings the table to what its definition asks for.
+
+    Those that the live generation or the one being built lacks. If there are none, and the table
+    still is not as it is declared, any batch: the run that loads it settles the table.
+    """
+    heads = current_entries(store, spec, None)
+    with database.connect(f"table {spec.name!r}") as connection:
+        state = read_table(connection, spec)
+        if state is None:
+            return sorted(heads)
+        lacking = {
+            batch
+            for generation in state.fed
+            for batch in compare_progress(
+                heads, all_progress(connection, generation.id)
+            ).batches_to_load()
+        }
+        if not lacking and not _is_as_declared(connection, spec, state):
+            lacking = set(sorted(heads)[:1])
+    return sorted(lacking)
+
+
+def _is_as_declared(connection: Connection, spec: TableSpec, state: TableState) -> bool:
+    if state.live is None or state.lost:
+        return False
+    if not (is_followed(connection, spec) and is_shown(connection, spec.name)):
+        return False
+    if not is_current_definition(connection, spec) or state.is_pinned:
+        return True  # older code, or a user's wish: not for this code to change
+    return state.building is None and are_declared(connection, state.live, spec)
+
+
+def read_report(store: BlobStore, connection: Connection, spec: TableSpec) -> TableReport:
+    """`table_report` on a connection, for a table that exists."""
+    state = require_table(connection, spec)
+    report = TableReport(
+        table=spec.name,
+        live=None if state.live is None else state.live.relation,
+        building=None if state.building is None else state.building.relation,
+        batches=count_progress(connection, state.wanted.id),
+        is_pinned=state.is_pinned,
+        is_older_code=not is_current_definition(connection, spec),
+        lost=state.lost,
+        discarded=None
+        if state.building is None
+        else why_discarded(connection, spec, state.building),
+        kept=tuple(_kept(connection, spec, state)),
+        left_out=read_left_out(connection, state.wanted.id),
+    )
+    if state.building is None:
+        return report
+    heads = current_entries(store, spec, None)
+    compared = compare_progress(heads, all_progress(connection, state.wanted.id))
+    return replace(report, batches=len(heads), missing=tuple(compared.batches_to_load()))
+
+
+def request_fill(connection: Connection, spec: TableSpec) -> bool:
+    """Whether the caller is the one who is to have all missing batches loaded.
+
+    True once for a generation that is being built, and again when an hour has not completed it.
+    """
+    return bool(
+        fetch_value(
+            connection,
+            "with asked as (update feature_pipeline.generations g set fill_requested_at = now()"
+            " from feature_pipeline.tables t"
+            " where t.name = %s and g.id = t.wanted and t.wanted is distinct from t.live"
+            " and (g.fill_requested_at is null or g.fill_requested_at < now() - %s::interval)"
+            " returning 1) select exists (select from asked)",
+            [spec.name, _FILL_AGAIN_AFTER],
+        )
+    )
+
+
+def drop_superseded(connection: Connection, spec: TableSpec) -> list[str]:
+    """Generations that are neither live, wanted nor the last one live before are gone; their names.
+
+    One that is still being read, or that something depends on, stays; the next run tries again.
+    """
+    state = require_table(connection, spec)
+    return [
+        generation.relation
+        for generation in _superseded(connection, spec, state)
+        if _drop_if_free(connection, spec, generation)
+    ]
+
+
+def _drop_if_free(connection: Connection, spec: TableSpec, generation: Generation) -> bool:
+    try:
+        with connection.transaction():
+            connection.execute("set local lock_timeout = '500ms'")
+            lock_table(connection, spec.name)
+            state = require_table(connection, spec)
+            if generation.id not in {g.id for g in _superseded(connection, spec, state)}:
+                return False  # gone already, or wanted again
+            if dependents.users_of(connection, generation.identifier):
+                return False  # known without asking for locks that readers would wait for
+            drop_generation(connection, generation)
+    except (psycopg.errors.LockNotAvailable, psycopg.errors.DependentObjectsStillExist):
+        return False
+    return True
+
+
+def previous_generation(
+    connection: Connection, spec: TableSpec, state: TableState
+) -> Generation | None:
+    """The generation that was live before the live one, if it is kept."""
+    before = [
+        generation
+        for generation in list_generations(connection, spec)
+        if generation.switched_at is not None and generation.id not in _in_use(state)
+    ]
+    return max(before, key=lambda g: g.switched_at or g.created_at, default=None)
+
+
+def _superseded(connection: Connection, spec: TableSpec, state: TableState) -> list[Generation]:
+    previous = previous_generation(connection, spec, state)
+    kept = _in_use(state) | ({previous.id} if previous else set())
+    return [g for g in list_generations(connection, spec) if g.id not in kept]
+
+
+def _kept(connection: Connection, spec: TableSpec, state: TableState) -> Iterator[str]:
+    for generation in _superseded(connection, spec, state):
+        if users := dependents.users_of(connection, generation.identifier):
+            yield (
+                f"generation {generation.relation} is not dropped because {', '.join(users)}"
+                f" depends on it: read features.{spec.name} instead"
+            )
+
+
+def _in_use(state: TableState) -> set[int]:
+    return {generation.id for generation in (state.live, state.building) if generation is not None}
+
+
+def _finish(store: BlobStore, connection: Connection, spec: TableSpec) -> TableReport:
+    """Index, prove and switch; under the lock that one process holds for this table.
+
+    A first generation need not be complete: there is nothing that is read in the meantime. What it
+    holds by then is proved, and what comes later is loaded into what is read.
+    """
+    proven: dict[str, Progress] = {}
+    for _ in range(_ROUNDS):
+        report = read_report(store, connection, spec)
+        state = require_table(connection, spec)
+        building, is_first = state.building, state.live is None
+        if building is None or (not is_first and (state.is_pinned or report.is_older_code)):
+            return report
+        # Batches whose loss was accepted: live holds what the log does not.
+        gone = (
+            frozenset[str]()
+            if state.live is None
+            else _accepted(store, connection, spec, state.live)
+        )
+        if not is_first and (late := {*report.missing, *(set(_late(connection, state)) - gone)}):
+            # It was complete a moment ago: these have come since, or only live has them.
+            return replace(report, late=tuple(sorted(late)))
+        problem = _index(connection, building, spec, report)
+        progress = all_progress(connection, building.id)
+        proof = _prove(store, connection, spec, building, progress, proven)
+        if not proof.has_equal_content:
+            _discard(connection, spec, building, proof)
+            return replace(read_report(store, connection, spec), is_discarded=True)
+        proven = progress
+        if not is_first:
+            wait_for_older_snapshots(connection, spec)
+
+        def is_still_so(
+            under_lock: Connection,
+            now: TableState,
+            building: Generation = building,
+            proven: Mapping[str, Progress] = proven,
+            gone: frozenset[str] = gone,
+            was_first: bool = is_first,
+        ) -> bool:
+            return (
+                now.building is not None
+                and now.building.id == building.id
+                and now.building.is_whole
+                and (now.live is None) == was_first
+                and not now.is_pinned
+                and all_progress(under_lock, building.id) == proven
+                and not set(_late(under_lock, now)) - gone
+            )
+
+        if switch(connection, spec, building, is_still_so, is_pinned=False):
+            drop_superseded(connection, spec)
+            if problem is not None:
+                raise problem
+            return replace(read_report(store, connection, spec), is_switched=True)
+    raise ProjectionError(
+        f"table {spec.name!r}: batches kept arriving while generation {report.building} was"
+        f" verified, {_ROUNDS} times; the next run switches to it"
+    )
+
+
+def _accepted(
+    store: BlobStore, connection: Connection, spec: TableSpec, live: Generation
+) -> frozenset[str]:
+    """The batches that live was loaded with from log entries whose loss was accepted."""
+    progress = all_progress(connection, live.id)
+    return frozenset(current_entries(store, spec, None).compare_logs(progress)[1])
+
+
+def _index(
+    connection: Connection, building: Generation, spec: TableSpec, report: TableReport
+) -> ProjectionError | None:
+    """Build the generation's indexes; why not, of a first one.
+
+    What it holds is read without the index: nothing else is there to be read.
+
+    Raises:
+        ProjectionError: An index cannot be built, and something else is read.
+    """
+    if report.is_older_code:
+        return None  # the indexes are those of a later definition
+    try:
+        follow_indexes(connection, building, spec, is_read=False)
+    except ProjectionError as error:
+        if report.live is not None:
+            raise
+        return error
+    return None
+
+
+def _prove(
+    store: BlobStore,
+    connection: Connection,
+    spec: TableSpec,
+    building: Generation,
+    progress: Mapping[str, Progress],
+    proven: Mapping[str, Progress],
+) -> Proof:
+    """Compare what the generation holds with the archive, but for what was compared already.
+
+    Raises:
+        ProjectionError: The archive's side cannot be read.
+    """
+    changed = [batch for batch, held in progress.items() if proven.get(batch) != held]
+    if proven and len(changed) < len(progress):
+        proof = prove_generation(store, connection, spec, building, changed)
+    else:
+        proof = prove_once(store, connection, spec, building)
+    if proof.unreadable:
+        raise ProjectionError(
+            f"table {spec.name!r}: generation {building.relation} was not switched to:"
+            f" {proof.summary()}; `feature-pipeline verify` names what is damaged in the archive"
+        )
+    return proof
+
+
+def _discard(connection: Connection, spec: TableSpec, building: Generation, proof: Proof) -> None:
+    """Have a generation that holds wrong rows built anew.
+
+    Raises:
+        ProjectionError: That was done a short while ago.
+    """
+    with connection.transaction():
+        lock_table(connection, spec.name)
+        is_again = discarded_lately(connection, spec)
+        record_discarded(connection, spec, building, proof.summary())
+        state = require_table(connection, spec)
+        is_ours = state.building is not None and state.building.id == building.id
+        if is_ours and not is_again:
+            build_anew(connection, spec, building)
+    if is_again:
+        raise ProjectionError(
+            f"table {spec.name!r}: generation {building.relation} was not switched to:"
+            f" {proof.summary()}. It was built anew less than {DISCARDED_FOR} ago: remove what"
+            " changes its rows, as a trigger does, and run `feature-pipeline rebuild`"
+        )
+
+
+def _late(connection: Connection, state: TableState) -> tuple[str, ...]:
+    """Batches that the live generation holds in a later version than the one being built."""
+    if state.building is None or state.live is None:
+        return ()
+    rows = connection.execute(
+        "select l.batch from feature_pipeline.progress l"
+        " left join feature_pipeline.progress b on b.generation = %s and b.batch = l.batch"
+        " where l.generation = %s and (b.seq is null or b.seq < l.seq) order by l.batch",
+        [state.building.id, state.live.id],
+    )
+    return tuple(row[0] for row in rows)

@@ -1,0 +1,213 @@
+import math
+from datetime import UTC, date, datetime
+
+import pyarrow as pa
+import pytest
+
+from feature_pipeline.archive.format.encode import (
+    Content,
+    decode_outcomes,
+    encode_outcomes,
+    encode_rows,
+    iter_record_rows,
+    read_parquet,
+    rows_table,
+)
+from feature_pipeline.errors import CorruptDataError
+from feature_pipeline.model.columns import Column
+from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.outcomes import Outcome, OutcomeKind, Status
+
+COLUMNS = (
+    Column(name="number", type="number", unit="Å", description="a number"),
+    Column(name="integer", type="integer"),
+    Column(name="text", type="string"),
+    Column(name="flag", type="boolean"),
+    Column(name="list", type="array"),
+    Column(name="object", type="object"),
+    Column(name="day", type="string", format="date"),
+    Column(name="instant", type="string", format="date-time"),
+    Column(name="id", type="string", format="uuid"),
+)
+ROWS = (
+    (1.5, 2**60 + 1, "é\n\t😀", True, "[1,null]", '{"a":1}', date(1, 1, 1),
+     datetime(1, 1, 1, tzinfo=UTC), "12345678-1234-1234-1234-123456789abc"),
+    (math.nan, -(2**63), "", False, "[]", "{}", date(9999, 12, 31),
+     datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC), None),
+    (-0.0, None, None, None, None, None, None, None, None),
+    (math.inf, 2**63 - 1, " ", None, None, None, None, None, None),
+    (None, 0, "null", None, None, None, None, None, None),
+)  # fmt: skip
+OUTCOMES = (
+    Outcome("r2", Status.PASSED, ROWS, action=Digest.of(b"q"), carried_from=Digest.of(b"m")),
+    Outcome("r1", Status.REJECTED, reason="two\nlines"),
+    Outcome("r3", Status.ERRORED, reason="x", kind=OutcomeKind.INVALID_OUTPUT, is_retryable=True),
+    Outcome("r4", Status.PASSED),
+    Outcome("r5", Status.PASSED, ROWS[:1]),
+)
+
+
+def decode(columns, outcomes):
+    rows = read_parquet(encode_rows(columns, outcomes), "rows")
+    return decode_outcomes(columns, rows, read_parquet(encode_outcomes(outcomes), "outcomes"))
+
+
+def bits(outcomes):
+    """NaN is equal to nothing and -0.0 to 0.0, so values are compared by their text."""
+    return [(o.record_id, o.status, repr(o.rows), o.reason, o.kind, o.action) for o in outcomes]
+
+
+def test_every_value_survives():
+    decoded = decode(COLUMNS, OUTCOMES)
+    assert bits(decoded) == bits(OUTCOMES)
+    assert [o.carried_from for o in decoded] == [o.carried_from for o in OUTCOMES]
+    assert [o.is_retryable for o in decoded] == [o.is_retryable for o in OUTCOMES]
+    assert Content.of(COLUMNS, decoded) == Content.of(COLUMNS, OUTCOMES)
+
+
+def test_null_is_not_nan():
+    rows = rows_table(COLUMNS, OUTCOMES)
+    assert rows["number"].null_count == 1
+    assert math.isnan(rows["number"][1].as_py())
+
+
+def test_fields_say_what_arrow_types_do_not():
+    schema = read_parquet(encode_rows(COLUMNS, OUTCOMES), "rows").schema
+    assert schema.field("number").metadata == {
+        b"type": b"number", b"unit": "Å".encode(), b"description": b"a number",
+    }  # fmt: skip
+    assert schema.field("list").metadata == {b"type": b"array", b"encoding": b"json"}
+    assert schema.field("id").metadata == {b"type": b"string", b"format": b"uuid"}
+    assert schema.field("instant").type == pa.timestamp("us", tz="UTC")
+    assert [f.name for f in schema][:2] == ["record_id", "ordinal"]
+
+
+def test_nothing_at_all():
+    assert decode((), ()) == []
+    assert decode(COLUMNS, ()) == []
+    assert decode(COLUMNS, OUTCOMES[1:4]) == list(OUTCOMES[1:4])
+
+
+def test_rows_of_a_hook_without_columns():
+    outcomes = (Outcome("r", Status.PASSED, ((), ())),)
+    assert decode((), outcomes) == list(outcomes)
+
+
+def test_content_does_not_depend_on_the_order_of_records():
+    assert Content.of(COLUMNS, OUTCOMES) == Content.of(COLUMNS, OUTCOMES[::-1])
+
+
+def test_content_does_not_depend_on_who_and_when():
+    other = tuple(
+        Outcome(o.record_id, o.status, o.rows, o.reason, o.kind, not o.is_retryable)
+        for o in OUTCOMES
+    )
+    digests = [Content.of(COLUMNS, outcomes).content_digest for outcomes in (OUTCOMES, other)]
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        (Outcome("r1", Status.REJECTED, reason="two lines"), *OUTCOMES[2:]),
+        (Outcome("r1", Status.PASSED), *OUTCOMES[2:]),
+        (Outcome("r0", Status.REJECTED, reason="two\nlines"), *OUTCOMES[2:]),
+        OUTCOMES[2:],
+        (*OUTCOMES[1:4], Outcome("r5", Status.PASSED, (ROWS[0], ROWS[0]))),
+        (*OUTCOMES[1:4], Outcome("r5", Status.PASSED, (ROWS[1],))),
+    ],
+)
+def test_content_depends_on_what_is_said(changed):
+    said = Content.of(COLUMNS, OUTCOMES[1:])
+    assert Content.of(COLUMNS, changed).content_digest != said.content_digest
+
+
+def test_content_depends_on_columns_and_rows_digest_on_rows_alone():
+    one, other = (Column(name=n, type="integer") for n in ("a", "b"))
+    rejected, passed = OUTCOMES[1], Outcome("r", Status.PASSED, ((1,),))
+    assert Content.of((one,), [passed]) != Content.of((other,), [passed])
+    with_rejected = Content.of((one,), [passed, rejected])
+    alone = Content.of((one,), [passed])
+    assert with_rejected.rows_digest == alone.rows_digest
+    assert with_rejected.content_digest != alone.content_digest
+
+
+def test_rows_digests_add_up():
+    a, b = Content.of(COLUMNS, OUTCOMES[:1]), Content.of(COLUMNS, OUTCOMES[1:])
+    assert a.rows_digest + b.rows_digest == Content.of(COLUMNS, OUTCOMES).rows_digest
+
+
+class TestTablesThatDisagree:
+    """Anyone may upload a table: what does not hold together is never read as data."""
+
+    column = (Column(name="n", type="integer"),)
+    passed = Outcome("a", Status.PASSED, ((1,), (2,)))
+    rejected = Outcome("b", Status.REJECTED, reason="no")
+
+    def tables(self):
+        outcomes = (self.passed, self.rejected)
+        return (
+            rows_table(self.column, outcomes),
+            read_parquet(encode_outcomes(outcomes), "outcomes"),
+        )
+
+    @pytest.mark.parametrize(
+        "rows",
+        [
+            {"record_id": ["a", "a"], "ordinal": [0, 2], "n": [1, 2]},
+            {"record_id": ["a", "a"], "ordinal": [1, 0], "n": [1, 2]},
+            {"record_id": ["a"], "ordinal": [0], "n": [1]},
+            {"record_id": ["a", "a", "b"], "ordinal": [0, 1, 0], "n": [1, 2, 3]},
+            {"record_id": ["a", "a", "c"], "ordinal": [0, 1, 0], "n": [1, 2, 3]},
+            {"record_id": ["a", "b", "a"], "ordinal": [0, 0, 1], "n": [1, 2, 3]},
+            {"record_id": ["a", "b", "a"], "ordinal": [0, 0, 0], "n": [1, 2, 3]},
+            {"record_id": ["a", "b"], "ordinal": [0, 1], "n": [1, 2]},
+        ],
+    )
+    def test_wrong_rows(self, rows):
+        table, outcomes = self.tables()
+        with pytest.raises(CorruptDataError):
+            decode_outcomes(self.column, pa.table(rows, schema=table.schema), outcomes)
+
+    def test_a_record_with_two_outcomes(self):
+        table, outcomes = self.tables()
+        twice = pa.concat_tables([outcomes, outcomes.slice(1, 1)])
+        with pytest.raises(CorruptDataError, match="twice"):
+            decode_outcomes(self.column, table, twice)
+
+    def test_an_outcome_that_cannot_be(self):
+        table, outcomes = self.tables()
+        odd = outcomes.set_column(1, "status", pa.array(["passed", "unheard of"]))
+        with pytest.raises(CorruptDataError):
+            decode_outcomes(self.column, table, odd.cast(outcomes.schema))
+
+    def test_other_columns(self):
+        table, _ = self.tables()
+        with pytest.raises(CorruptDataError, match="declared are"):
+            list(iter_record_rows(table, (Column(name="m", type="integer"),)))
+        with pytest.raises(CorruptDataError, match="declared are"):
+            list(iter_record_rows(table, (Column(name="n", type="number"),)))
+
+    def test_bytes_that_are_not_parquet(self):
+        with pytest.raises(CorruptDataError, match="rows is not Parquet"):
+            read_parquet(b"PAR1 not really", "rows")
+
+
+def test_the_encoding_is_the_one_that_archives_were_written_with():
+    """These digests are stored in every manifest: code that computes others is a new format."""
+    content = Content.of(COLUMNS, OUTCOMES)
+    assert (
+        content.content_digest.hex
+        == "4d0d06ec84c6f0993e8325477fd11f0e6178411e2992ad3cb3b9e461b238a1e4"
+    )
+    assert (
+        str(content.rows_digest)
+        == "3bcab7df4c282be274237e78657bee1da0b880b1b4d0fd9407a76933cd598697"
+    )
+
+
+def test_a_kind_that_only_later_code_knows_is_shown_as_it_is():
+    later = Outcome("r1", Status.ERRORED, reason="x", kind="eaten_by_a_bear")
+    (found,) = decode_outcomes((), read_parquet(encode_rows((), [later]), "rows"),
+                               read_parquet(encode_outcomes([later]), "outcomes"))  # fmt: skip
+    assert found == later

@@ -1,0 +1,291 @@
+"""What pods left of a run whose worker died is taken by repeating its course, starting nothing."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from feature_pipeline.archive import accept, read
+from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.logs import inbox, log
+from feature_pipeline.archive.logs.log import Verdict
+from feature_pipeline.archive.store.base import create_or_read
+from feature_pipeline.archive.store.memory import MemoryStore
+from feature_pipeline.compute.in_flight import ExpectedRun, expected_keys, read_expected
+from feature_pipeline.compute.pod_transfer import S3Results
+from feature_pipeline.compute.recover_results import (
+    AlreadyLogged,
+    Announced,
+    NotPublished,
+    take_results,
+)
+from feature_pipeline.errors import CorruptDataError
+from feature_pipeline.hooks.failure import FailureKind, RuntimeFacts
+from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
+from feature_pipeline.hooks.runners.kubernetes.transfer import AttemptKey
+from feature_pipeline.model.outcomes import OutcomeKind
+from feature_pipeline.orchestration.sensors import orphaned_runs
+from feature_pipeline.orchestration.sensors.orphaned_runs import take_outlived
+from feature_pipeline_tests.fixtures.scripted import (
+    DATASET,
+    HOOK,
+    Computing,
+    PodRunner,
+    ScriptedRunner,
+    fails_over,
+)
+
+IDS = [f"r{n}" for n in range(12)]
+
+
+class Died(Exception):
+    """The worker is gone."""
+
+
+class DiesAfter(PodRunner):
+    """Its worker dies once so many attempts have ended."""
+
+    attempts = 10**6
+
+    def run(self, request: RunRequest, monitor: RunMonitor) -> RunResult:
+        if self.attempts == 0:
+            raise Died
+        self.attempts -= 1
+        return super().run(request, monitor)
+
+
+@pytest.fixture
+def computing(memory_store: MemoryStore, tmp_path: Path) -> Computing:
+    computing = Computing.of(memory_store, tmp_path)
+    computing.submit(IDS)
+    return computing
+
+
+def begun(computing: Computing) -> ExpectedRun:
+    """The only run that some worker waits for."""
+    (run,) = read_expected(computing.store, expected_keys(computing.store)).values()
+    assert isinstance(run, ExpectedRun)
+    return run
+
+
+def accept_all(computing: Computing) -> None:
+    for entry in inbox.waiting(computing.store):
+        assert entry.content is not None
+        accept.accept(computing.store, entry.content)
+
+
+def test_a_run_that_was_divided_is_taken_as_its_worker_would_have_left_it(computing: Computing):
+    runner = PodRunner(computing.store, ScriptedRunner(fails_over("r7")))
+    computing.execute(runner)
+    starts = len(runner.names)
+    assert starts > 10
+    taken = take_results(computing.store, begun(computing))
+    assert isinstance(taken, Announced)
+    accept_all(computing)
+    assert computing.outcomes()["r7"].kind is OutcomeKind.OUT_OF_MEMORY
+    assert len(computing.manifest().starts) == starts
+    assert isinstance(take_results(computing.store, begun(computing)), AlreadyLogged)
+
+
+@pytest.mark.parametrize("attempts", [1, 4, 7])
+def test_a_worker_that_goes_on_starts_nothing_again(computing: Computing, attempts: int):
+    runner = DiesAfter(computing.store, ScriptedRunner(fails_over("r7")))
+    runner.attempts = attempts
+    with pytest.raises(Died):
+        computing.execute(runner)
+    assert isinstance(take_results(computing.store, begun(computing)), NotPublished)
+    runner.attempts = 10**6
+    computing.run(runner)
+    # each of them once
+    assert len(runner.names) == len(set(runner.names)) == len(runner.scripted.asked)
+    assert len(computing.manifest().starts) == len(runner.names)
+
+
+def test_a_run_under_raised_limits_is_taken_too(computing: Computing):
+    """Its course depends on what had failed before, which a plan of now would not say."""
+    computing.run(ScriptedRunner(fails_over("r7")))
+    computing.with_limits(memory="4Gi")
+    runner = PodRunner(computing.store, ScriptedRunner(fails_over("r7")))
+    computing.execute(runner)
+    run = begun(computing)
+    assert run.begin_with == {"r7": 16 * 2**30}
+    assert isinstance(take_results(computing.store, run), Announced)
+    accept_all(computing)
+    entries = log.read_log(computing.store, DATASET, HOOK, "b1")
+    assert [entry.verdict for entry in entries] == [Verdict.CURRENT, Verdict.CURRENT]
+    assert len(read.read_manifest(computing.store, entries[-1].manifest).starts) == 2
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+def uploads(computing: Computing) -> set[str]:
+    return {info.key.split("/")[1] for info in computing.store.list_objects(layout.UPLOADS)}
+
+
+def test_what_pods_left_goes_once_the_run_is_in_the_log(computing: Computing, instance):
+    runner = PodRunner(computing.store, ScriptedRunner(fails_over("r7")))
+    computing.execute(runner)
+    run = begun(computing)
+    assert uploads(computing) == {run.id}
+    assert len(take_outlived(computing.store, instance).announced) == 1
+    # until then another worker may ask the same
+    assert uploads(computing) == {run.id}
+    again = computing.execute(runner)
+    assert again.hook_run is not None
+    assert len(set(runner.names)) == len(runner.names)
+    waiting = take_outlived(computing.store, instance).waiting
+    assert waiting == [f"{run.id}: its completion is not accepted yet"]
+    accept_all(computing)
+    take_outlived(computing.store, instance)
+    assert uploads(computing) == set()
+    assert expected_keys(computing.store) == []
+
+
+def test_what_pods_left_of_a_run_that_goes_on_stays(computing: Computing, instance):
+    runner = DiesAfter(computing.store, ScriptedRunner(fails_over("r7")))
+    runner.attempts = 5
+    with pytest.raises(Died):
+        computing.execute(runner)
+    # ended attempts of another run are no business of this one
+    create_or_read(computing.store, layout.upload("other-run", "hook-x-1", "log"), b"")
+    found = take_outlived(computing.store, instance)
+    assert (found.announced, len(found.waiting)) == ([], 1)
+    assert uploads(computing) == {begun(computing).id, "other-run"}
+    runner.attempts = 10**6
+    computing.run(runner)
+    take_outlived(computing.store, instance)
+    assert uploads(computing) == {"other-run"}
+
+
+def test_what_an_older_worker_noted_can_be_taken(computing: Computing):
+    runner = PodRunner(computing.store, ScriptedRunner(fails_over()))
+    computing.execute(runner)
+    old = begun(computing).model_copy(update={"spec_version": 1})
+    assert b"begin_with" not in old.encode()
+    assert isinstance(
+        take_results(computing.store, ExpectedRun.decode(old.encode(), "old")), Announced
+    )
+
+
+HUGE = 10**400
+ODD_RESULTS = [
+    {"started_at": 1e12},
+    {"started_at": -1e12, "finished_at": float("nan")},
+    {"finished_at": 4e9},
+    {"too_large": {"features.jsonl": HUGE}},
+    {"too_large": {"x": 5}},
+    {"irregular": ["\x1b[31m", "y" * 1_000]},
+    {"exit_code": HUGE},
+    {"peak_memory_bytes": 10**30},
+    {"oom_kills": -1},
+    {"files": {"features.jsonl": ["sha256:" + "0" * 64, 10**30]}},
+    {"files": {"../../x": ["sha256:" + "0" * 64, 5]}},
+    {"log": ["sha256:" + "0" * 64, 10**30]},
+    {"unknown": "z" * 500_000},
+    {"node": 5},
+]
+
+
+@pytest.mark.parametrize(
+    "change", [*ODD_RESULTS, "[" * 100_000, "", "x" * (2 << 20)], ids=lambda c: str(c)[:30]
+)
+def test_whatever_a_pod_says_of_its_end_costs_its_run_alone(computing: Computing, instance, change):
+    """Pods write their results: nothing in one stops a tick, or reaches a reason whole."""
+    runner = PodRunner(computing.store, ScriptedRunner(fails_over("none")))
+    computing.execute(runner)
+    [result] = [
+        info.key
+        for info in computing.store.list_objects(layout.UPLOADS)
+        if info.key.endswith("result.json")
+    ]
+    text = change
+    if not isinstance(change, str):
+        text = json.dumps(json.loads(computing.store.get(result).data) | change)
+    computing.store.delete(result)
+    computing.store.create(result, text.encode())
+    found = take_outlived(computing.store, instance)
+    # another attempt may be due, which another run makes
+    assert len(found.announced) + len(found.waiting) + len(found.unusable) == 1
+    attempt = AttemptKey(*result.split("/")[1:3])
+    with pytest.raises(CorruptDataError) as raised:
+        S3Results(computing.store).result(attempt)
+    assert len(str(raised.value)) < 2_000
+
+
+def test_what_a_pod_says_of_its_node_is_cut(computing: Computing):
+    runner = PodRunner(computing.store, ScriptedRunner(fails_over("none")))
+    computing.execute(runner)
+    [result] = [
+        info.key
+        for info in computing.store.list_objects(layout.UPLOADS)
+        if info.key.endswith("result.json")
+    ]
+    document = json.loads(computing.store.get(result).data)
+    text = json.dumps(document | {"node": "a\0b" * 10_000, "start_error": "z" * 10_000})
+    computing.store.delete(result)
+    computing.store.create(result, text.encode())
+    taken = S3Results(computing.store).result(AttemptKey(*result.split("/")[1:3]))
+    assert taken is not None
+    assert taken.node.startswith("a\\x00ba")
+    assert taken.node.endswith("... (30,000 characters)")
+    assert taken.start_error is not None
+    assert taken.start_error.endswith("... (10,000 characters)")
+
+
+def test_a_run_whose_taking_fails_in_a_way_nobody_foresaw_costs_itself(
+    computing: Computing, instance, monkeypatch
+):
+    computing.execute(PodRunner(computing.store, ScriptedRunner(fails_over("none"))))
+    run = begun(computing)
+
+    def fails(*_, **__):
+        raise ZeroDivisionError("a mistake")
+
+    monkeypatch.setattr(orphaned_runs, "take_results", fails)
+    found = take_outlived(computing.store, instance)
+    assert found.unusable == [f"{run.id}: ZeroDivisionError: a mistake"]
+    # it is tried again: nothing of it is removed
+    assert begun(computing) == run
+
+
+def test_expected_runs_that_are_none_keep_no_other_waiting(computing: Computing, instance):
+    computing.execute(PodRunner(computing.store, ScriptedRunner(fails_over("none"))))
+    for n, text in enumerate(("[" * 100_000, '{"spec_version": 2}', "")):
+        computing.store.create(layout.expected(f"odd{n}", "none"), text.encode())
+    found = take_outlived(computing.store, instance)
+    assert (len(found.announced), len(found.unusable)) == (1, 3)
+
+
+def test_more_than_a_pod_may_leave_is_not_downloaded(computing: Computing):
+    """Its length is in its result: the limit is compared before anything is read."""
+    computing.with_limits(scratch="1Mi")
+    runner = PodRunner(computing.store, ScriptedRunner(fails_over("none")))
+    computing.execute(runner)
+    [result] = [
+        info.key
+        for info in computing.store.list_objects(layout.UPLOADS)
+        if info.key.endswith("result.json")
+    ]
+    document = json.loads(computing.store.get(result).data)
+    document["files"]["features.jsonl"][1] = (1 << 20) + 1
+    computing.store.delete(result)
+    computing.store.create(result, json.dumps(document).encode())
+    execution = computing.execute(runner)
+    assert execution.hook_run is not None
+    failure = execution.hook_run.starts[0].result.failure
+    assert failure is not None
+    assert failure.kind is FailureKind.OUT_OF_SPACE
+    assert failure.reason == "its output holds 1Mi, and limits.scratch is 1Mi"
+    # it is divided, as after any other failure
+    assert execution.artifact.failure is None
+
+
+def test_what_is_quoted_in_a_reason_is_cut():
+    facts = RuntimeFacts(FailureKind.INVALID_OUTPUT, "i" * 8_000_000 + "\x00")
+    assert facts.reason == "i" * 2_000 + "... (8,000,001 characters)"

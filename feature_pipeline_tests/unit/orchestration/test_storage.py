@@ -1,0 +1,28 @@
+import shutil
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from feature_pipeline.errors import InvalidInputError
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        (None, "DAGSTER_DATABASE_URL is not set: `feature-pipeline dev` starts local servers"),
+        ("postgresql://u:p@h/d", r"begins with 'postgresql': write postgresql\+psycopg2://"),
+    ],
+)
+def test_without_a_database_dagster_says_what_would_give_it_one(monkeypatch, tmp_path, url, said):
+    shutil.copy(REPOSITORY / "dagster.yaml", tmp_path)
+    monkeypatch.delenv("DAGSTER_DATABASE_URL", raising=False)
+    if url is not None:
+        monkeypatch.setenv("DAGSTER_DATABASE_URL", url)
+    with (
+        pytest.raises(InvalidInputError, match=said),
+        dg.DagsterInstance.from_config(str(tmp_path)),
+    ):
+        pass
