@@ -191,8 +191,9 @@ class LocalServices:
 
     def _start_both(self, servers: tuple[SeaweedServer, PostgresServer]) -> None:
         with ThreadPoolExecutor(max_workers=2, thread_name_prefix="start") as pool:
-            futures = [pool.submit(server.start) for server in servers]
             try:
+                # Inside: the first server may run, and Ctrl-C come, before the second is begun.
+                futures = [pool.submit(server.start) for server in servers]
                 wait(futures, return_when=FIRST_EXCEPTION)
                 for future in futures:
                     if future.done():

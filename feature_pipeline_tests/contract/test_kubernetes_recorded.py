@@ -43,7 +43,7 @@ EXPECTED: dict[str, tuple[FailureKind | None, str, float]] = {
     "podsecurity-violation": (FailureKind.CLUSTER_REFUSED, "violates PodSecurity", 5),
     "pod-deadline-exceeded": (FailureKind.DEADLINE, "longer than it may", 16),
     "kubectl-delete-pod": (FailureKind.EVICTED, "", 6),
-    "kubectl-delete-job": (FailureKind.EVICTED, "deleted its Job", 6),
+    "kubectl-delete-job": (FailureKind.EVICTED, "was deleted by another program", 6),
     "ttl-after-finished": (None, "", 12),
     "api-server-killed-and-restarted": (None, "", 50),
     "ephemeral-storage-eviction": (FailureKind.OUT_OF_SPACE, "limits.scratch", 70),

@@ -152,7 +152,7 @@ def test_namespaces_are_made_before_they_are_used():
 
 def test_what_the_chart_needs_beforehand_is_named():
     values = yaml.safe_load((DEPLOY / "helm/values.yaml").read_text())
-    guide = (REPOSITORY / "docs/deploy.md").read_text()
+    guide = " ".join((REPOSITORY / "docs/deploy.md").read_text().split())
     assert values["generatePostgresqlPasswordSecret"] is False
     secret = values["global"]["postgresqlSecretName"]
     assert f"create secret generic {secret} -n dagster --from-literal=postgresql-password" in guide

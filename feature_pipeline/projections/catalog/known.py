@@ -28,7 +28,7 @@ order by t.dataset, t.hook, p.batch, p.seq"""
 
 _SUBMISSIONS = """
 select distinct t.dataset, o.batch, o.submitted_at
-from feature_pipeline.model.outcomes o
+from feature_pipeline.outcomes o
 join feature_pipeline.generations g on g.id = o.generation
 join feature_pipeline.tables t on t.name = g.table_name"""
 """When each batch was submitted that owns a record in some generation."""
