@@ -23,7 +23,7 @@ from feature_pipeline.local.process import (
     reap,
 )
 from feature_pipeline.local.supervisor import Server
-from feature_pipeline.projections.catalog.libpq import VARIABLES
+from feature_pipeline.projections.catalog.libpq import PREFIX
 
 READY_SECONDS = 120.0
 PATIENCE_SECONDS = 8.0
@@ -250,4 +250,4 @@ class _CodeServer:
 
 def _without_libpq(environment: Mapping[str, str]) -> dict[str, str]:
     """What the processes are started with: libpq's variables are of other servers."""
-    return {name: value for name, value in environment.items() if name not in VARIABLES}
+    return {name: value for name, value in environment.items() if not name.startswith(PREFIX)}

@@ -13,7 +13,7 @@ import pytest
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.logs import log
 from feature_pipeline.cli import project_hooks
-from feature_pipeline.cli.commands import rebuild, repair, status
+from feature_pipeline.cli.commands import plan, rebuild, repair, status
 from feature_pipeline.definitions import DefinedHook
 from feature_pipeline.orchestration.keys import features_key, table_key
 from feature_pipeline.orchestration.operations.reconcile import Drift, reconcile
@@ -165,7 +165,7 @@ def drill(
         found = [DefinedHook(pipeline.hooks["counts"], pipeline.folder, spec)]
         return project_hooks.ProjectHooks(found, {})
 
-    for module in (project_hooks, status, rebuild, repair):
+    for module in (project_hooks, plan, status, rebuild, repair):
         monkeypatch.setattr(module, "project_hooks", defined)
     return Drill(pipeline, command_line, s3_client, s3_address.bucket, s3_prefix)
 

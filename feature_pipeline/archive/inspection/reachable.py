@@ -59,6 +59,8 @@ from feature_pipeline.parallel import WORKERS, map_threads
 _DIGEST_TEXT: Final = re.compile(r"sha256:([0-9a-f]{64})")
 _MOVES: Final = 2
 """How often an entry may move from the inbox to the quarantine and back while it is read."""
+_LOOKS: Final = 5
+"""How often an entry may be listed and gone when it is read before the store is called wrong."""
 
 L = TypeVar("L", bound=LogEntry)
 
@@ -218,14 +220,19 @@ class _Walk(DocumentReader):
         """
         keys = self._waiting_keys()
         self.reached.waiting.update(keys)
-        found = map_threads(self._read_waiting, keys, self.workers)
-        for key, held in dict(filter(None, found)).items():
+        found: dict[str, StoredObject | StoreUnavailableError] = {}
+        for _ in range(_LOOKS):
+            read = map_threads(self._read_waiting, keys, self.workers)
+            found |= dict(filter(None, read))
+            gone = {key for key, entry in zip(keys, read, strict=True) if entry is None}
+            # An entry may have been accepted, and the same run published again, in between.
+            keys = sorted(gone.intersection(self._waiting_keys())) if gone else []
+            if not keys:
+                break
+        else:
+            raise StoreUnavailableError(f"{self.store.identity}: {keys[0]} is listed and not there")
+        for key, held in found.items():
             self._name_waiting(key, held)
-        gone = {key for key, entry in zip(keys, found, strict=True) if entry is None}
-        if gone and (there := gone.intersection(self._waiting_keys())):
-            raise StoreUnavailableError(
-                f"{self.store.identity}: {min(there)} is listed and not there"
-            )
 
     def _waiting_keys(self) -> list[str]:
         # The inbox twice: an entry may be left again while the quarantine is listed.

@@ -12,12 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from psycopg import pq
-
-VARIABLES: Final = frozenset(
-    option.envvar.decode() for option in pq.Conninfo.get_defaults() if option.envvar
-) | {"PGSERVICEFILE", "PGSYSCONFDIR", "PGREQUIRESSL", "PGREALM", "PGTZ", "PGDATESTYLE", "PGGEQO"}
-"""What libpq reads, of whichever version."""
+PREFIX: Final = "PG"
+"""How the names of all variables begin that a libpq reads: psycopg and psycopg2 bring versions of
+their own, and a newer one reads more."""
 
 _lock: Final = threading.Lock()
 _held: dict[str, str] = {}
@@ -33,7 +30,7 @@ def nothing_ambient() -> Iterator[None]:
     global _users
     with _lock:
         _users += 1
-        for name in VARIABLES & os.environ.keys():
+        for name in [name for name in os.environ if name.startswith(PREFIX)]:
             _held[name] = os.environ.pop(name)
     try:
         yield
