@@ -142,12 +142,13 @@ def test_from_first_submission_to_rebuilt_table(tmp_path: Path) -> None:
         run = str(uuid.uuid4())
         project.tool("dagster", "job", "launch", "-j", "reconcile", "--run-id", run)
 
+        # its end: it would request what is dropped now
+        wait_for(lambda: project.run_status(run) == "SUCCESS", 600)
+
         # Dagster still shows them as loaded; what the tables lack is known all the same
         project.drop_tables()
         missing = project.json("backfill", HOOK, "--select", "missing", "--dry-run")
         assert missing["assets"] == {"/".join(TABLE): BATCHES}
-
-        wait_for(lambda: project.run_status(run) == "SUCCESS", 600)
 
         # a backfill of features and tables over every partition, as the UI launches it
         readers = project.graphql(one_block("graphql", "launchPartitionBackfill"))
