@@ -1,4 +1,4 @@
-"""A pod's inputs and output by way of S3: `hooks.runners.transfer.Transfer`.
+"""A pod's inputs and output by way of S3: `hooks.runners.kubernetes.transfer.Transfer`.
 
 The pod gets signed addresses of single objects and no credential. What it may read are the blobs of
 its own inputs; what it may write are the named files of its own upload folder, which nothing else

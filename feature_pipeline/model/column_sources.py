@@ -2,7 +2,7 @@
 
 Columns are renamed, added and dropped, and artifacts stay as they were written. What belongs here:
 the one answer for reading artifacts, comparing them, decoding raw output again, loading tables and
-planning that. Not here: types and values (`archive.align`).
+planning that. Not here: types and values (`archive.format.align`).
 
 A wanted column is the written column
 

@@ -1,7 +1,7 @@
 """Declared columns: names, types, nullability, and what one JSON value becomes under them.
 
 What belongs here: the meaning of a declaration, shared by every step. Not here: files and lines
-(`hooks.output`), Parquet (`archive.encode`), SQL types (`projections.table_schema`).
+(`hooks.output`), Parquet (`archive.format.encode`), SQL types (`projections.catalog.ddl`).
 """
 
 import math

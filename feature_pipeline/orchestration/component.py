@@ -1,7 +1,7 @@
 """The `FeatureHook` component: one hook, declared in `defs/<hook>/defs.yaml` or in Python.
 
 Belongs here: from a definition to the assets of one hook. Not here: what the fields mean
-(`hooks.definition`), what hooks share (`feature_pipeline.definitions`).
+(`model.definition`), what hooks share (`feature_pipeline.definitions`).
 """
 
 import inspect

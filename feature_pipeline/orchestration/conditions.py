@@ -1,7 +1,7 @@
 """When features and tables are run without being asked.
 
 Belongs here: the automation conditions and their sensors. Not here: accepting completions
-(`inbox_sensor`), repairing drift (`reconcile`). Automation alone owns runs: no other sensor here
+(`sensors.inbox`), repairing drift (`reconcile`). Automation alone owns runs: no other sensor here
 requests any.
 """
 

@@ -1,7 +1,7 @@
 """A table derived again from the archive alone, beside the one that people read.
 
 What belongs here: what a rebuild is, and how an interrupted one goes on. Not here: loading and
-switching, which any run of the table asset does as well (`load`, `settle`).
+switching, which any run of the table asset does as well (`load`, `switch.finalize`).
 """
 
 import uuid

@@ -1,7 +1,7 @@
 """Tables that the bookkeeping knows, whatever definitions say: listed, and dropped.
 
 What belongs here: tables of hooks that were deleted or renamed, and tables of the past. Not here:
-which tables a project declares (`cli.hooks`).
+which tables a project declares (`cli.project_hooks`).
 """
 
 import re

@@ -7,9 +7,9 @@ import boto3
 import pytest
 from botocore.config import Config
 
+from feature_pipeline.archive.store import s3_check
 from feature_pipeline.archive.store.s3 import S3Store
-from feature_pipeline.archive.stores import s3_check
-from feature_pipeline.archive.stores.s3_check import StoreProperty, check_store
+from feature_pipeline.archive.store.s3_check import StoreProperty, check_store
 from feature_pipeline.local.seaweedfs import S3Address
 from feature_pipeline_tests.fixtures.commands import CommandLine
 from feature_pipeline_tests.fixtures.stores import archive_client

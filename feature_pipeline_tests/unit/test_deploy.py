@@ -41,7 +41,7 @@ def test_the_hooks_service_account_is_the_runners_default_and_is_bound_to_nothin
 
 
 def test_the_role_is_what_the_runner_calls_and_no_more():
-    """Each call of the client in `kubernetes_api.py`, as RBAC names it."""
+    """Each call of the client in `runners/kubernetes/api.py`, as RBAC names it."""
     source = (REPOSITORY / "feature_pipeline/hooks/runners/kubernetes/api.py").read_text()
     verbs = {"read": "get", "replace": "update"}
     calls = set()

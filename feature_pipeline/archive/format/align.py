@@ -1,8 +1,8 @@
 """Rows of artifacts that were written under different columns, brought under one declaration.
 
 What belongs here: which values a wanted column can take over. Not here: which written column it is
-(`column_sources`), and what a table may become (`projections.evolve`), which refuses more: a reader
-takes a null in a column that is required by now, a table must not.
+(`column_sources`), and what a table may become (`projections.rows.evolve`), which refuses more: a
+reader takes a null in a column that is required by now, a table must not.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """From the roots (log, inbox, quarantine) to every object that something names.
 
-What belongs here: what each document names. Not here: reading them with doubt (`examine`), whether
+What belongs here: what each document names. Not here: reading them with doubt (`scan`), whether
 the bytes named are right (`verify`), what to do with those that nothing names (`gc`).
 """
 

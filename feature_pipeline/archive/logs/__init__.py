@@ -1,6 +1,6 @@
-"""What the append-only logs are made of: entries, their places, and what may be wrong with them.
+"""The append-only logs: entries, their places in the chain, and what may be wrong with them.
 
-What belongs here: one entry's form, identity and place in its chain; knowledge of whole logs (the
-census, accepted losses). Not here: what entries mean for a batch (`archive.log`), what they name
-(`archive.reachable`).
+What belongs here: the logs of batches, features and releases (`log`), tombstones, erasures and
+accepted losses; the inbox that fills them; the memory of answers that is derived from them. Not
+here: comparing them with a census (`archive.inspection`), changing them (`archive.maintenance`).
 """

@@ -1,7 +1,7 @@
 """What can be wrong with a stored object, and reading that goes on past it.
 
 What belongs here: the states, and the values of readers that give what is readable with what is
-not. Not here: what objects are to the archive (`archive.objects`), reading.
+not. Not here: what objects are to the archive (`archive.inspection.findings`), reading.
 """
 
 from collections.abc import Mapping

@@ -2,7 +2,7 @@
 
 What belongs here: decoding stored bytes into an entry, and the one decision whether an entry
 belongs where it was found. Every reader and `verify` decide by these functions. Not here: reading
-logs (`archive.log`), the kinds of entries.
+logs (`archive.logs.log`), the kinds of entries.
 
 An entry names its log and number, which are also in its key, and (from version 2 on) the digest of
 the stored bytes of the entry before it. So an entry that was copied, moved or replaced is noticed

@@ -1,7 +1,7 @@
 """Accepted losses: a log per dataset that says which ends of other logs are given up.
 
-What belongs here: its entries, and reading them. Not here: writing one (`accept_loss`), noticing
-that something is lost (`known`).
+What belongs here: its entries, and reading them. Not here: writing one
+(`maintenance.loss_entries`), noticing that something is lost (`known`).
 
 A log whose end is lost is reported as lost until its entries are back or an entry here gives them
 up. From then on the shorter log is the whole log, and its numbers are used again.

@@ -1,7 +1,7 @@
 """Reading the entries of logs, and appending one; of whatever kind.
 
 What belongs here: entries by log, in order, each in its place; the mechanics of appending. Not
-here: the kinds of entries and what they mean (`archive.log`), what must be there (`known`).
+here: the kinds of entries and what they mean (`archive.logs.log`), what must be there (`known`).
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

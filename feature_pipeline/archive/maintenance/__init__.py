@@ -1,5 +1,5 @@
-"""Looking after stored bytes: what is wrong with them, what may go, what can be restored.
+"""Changing what is stored: collecting, erasing, repairing, giving up what is lost.
 
-What belongs here: rules and commands that go over the whole archive. Not here: publishing,
-accepting and reading (`feature_pipeline.archive`).
+What belongs here: the one rule for whatever deletes, and what goes over the whole archive to change
+it. Not here: finding what is wrong (`archive.inspection`), publishing and accepting.
 """

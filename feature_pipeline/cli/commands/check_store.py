@@ -3,8 +3,8 @@
 import click
 
 from feature_pipeline import settings
+from feature_pipeline.archive.store.s3_check import check_store as check
 from feature_pipeline.archive.store.s3_client import client_of
-from feature_pipeline.archive.stores.s3_check import check_store as check
 from feature_pipeline.cli.output import Output, json_option
 from feature_pipeline.cli.project import Project
 

@@ -1,1 +1,1 @@
-"""The assets of a code location. Conditions, checks and sensors lie beside this folder."""
+"""The assets of a code location, and the IO manager that persists them."""

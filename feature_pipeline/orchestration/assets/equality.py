@@ -1,7 +1,7 @@
 """Whether a table equals the archive, as Dagster shows it.
 
 What belongs here: the result of the check `equals_archive`, which runs with loads and by itself.
-Not here: comparing (`projections.proof`).
+Not here: comparing (`projections.proof.proof`).
 """
 
 from collections.abc import Collection

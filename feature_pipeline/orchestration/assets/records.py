@@ -1,7 +1,7 @@
 """The records asset of a dataset: its submitted batches.
 
 Belongs here: what a batch looks like in Dagster. Not here: accepting a submission
-(`archive.accept`, run by `inbox_sensor`).
+(`archive.accept`, run by `sensors.inbox`).
 """
 
 import dagster as dg

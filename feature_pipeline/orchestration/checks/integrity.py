@@ -1,7 +1,7 @@
 """Verification of the archive as Dagster shows it: jobs for all of it, a check per feature asset.
 
-Belongs here: turning reports into results and metadata. Not here: verifying (`archive.verify`),
-taking a census (`archive.logs.census`).
+Belongs here: turning reports into results and metadata. Not here: verifying
+(`archive.inspection.verify`), taking a census (`archive.inspection.census`).
 A damaged object leaves partitions green; the check fails and names what is damaged.
 """
 

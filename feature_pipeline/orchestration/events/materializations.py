@@ -1,7 +1,7 @@
 """Materializations that happened outside any run, as Dagster events with full provenance.
 
 Belongs here: the events that stand for artifacts in the archive. Not here: when to emit them
-(`inbox_sensor`, `reconcile`).
+(`sensors.inbox`, `reconcile`).
 """
 
 from collections.abc import Collection, Mapping

@@ -1,1 +1,1 @@
-"""What Dagster's daemon does by itself, a look at a time."""
+"""Sensors: what Dagster's daemon does by itself, one tick at a time."""

@@ -1,7 +1,7 @@
 """Indexes of a generation: an attribute of it, changed without loading anything.
 
 What belongs here: making the indexes that exist those that are declared. Not here: the DDL of one
-(`table_schema`).
+(`ddl`).
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """A table as people read it now: the columns that PostgreSQL shows, and how many rows.
 
-What belongs here: looking at the view. Not here: what it should be (`table_spec`, `generation`).
+What belongs here: looking at the view. Not here: what it should be (`spec`, `generation`).
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """An artifact's columns become a generation's: each manifest carries those it was written with.
 
 What belongs here: the matrix of allowed changes, applied to a batch's rows. Not here: what the
-table looks like (`table_schema`), when a generation is built.
+table looks like (`ddl`), when a generation is built.
 
 ======================  ==========================================================
 change                  what happens to older batches

@@ -1,7 +1,7 @@
 """Runs hooks as Kubernetes Jobs: stage, hook and publish in one pod.
 
 What belongs here: one attempt's Job from its making to its result. Not here: what the Job may do
-(`kubernetes_job`), what its failures mean (`kubernetes_facts`), retries (`hooks.failure`).
+(`job`), what its failures mean (`facts`), retries (`hooks.failure`).
 
 A Job is named after the attempt it makes. A worker that makes the same attempt again, after
 another died or beside it, finds the Job and waits for it; if the Job is gone, what it published

@@ -74,7 +74,7 @@ class Results(Protocol):
 
     @property
     def archive(self) -> str:
-        """Tells attempts about this archive from those about another: see `kubernetes_job`."""
+        """Tells attempts about this archive from those about another: see `job`."""
         ...
 
     def end(self, attempt: AttemptKey) -> AttemptEnd | None:

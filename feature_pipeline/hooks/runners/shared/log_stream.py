@@ -1,7 +1,7 @@
 """A hook's standard output and error: its bytes into a file, its lines to the observer.
 
-A hook that prints for ever fills neither a disk (`hooks.log_file`) nor the output that Dagster
-captures: what is shown ends.
+A hook that prints for ever fills neither a disk (`hooks.runners.shared.log_file`) nor the output
+that Dagster captures: what is shown ends.
 """
 
 import os
