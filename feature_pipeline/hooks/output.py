@@ -34,12 +34,12 @@ from feature_pipeline.model.column_sources import RawKeys, own_keys
 from feature_pipeline.model.columns import Column, decode_row
 from feature_pipeline.model.definition import Cardinality
 from feature_pipeline.model.digest import MAX_NESTING, Digest, Value, check_text
+from feature_pipeline.model.first_few import first_few
 from feature_pipeline.model.outcomes import DecodedOutput, Outcome, OutcomeKind, Status
 from feature_pipeline.model.quoting import MOST_REASON, quoted
 from feature_pipeline.model.quoting import storable as _shown
 
 _NO_REASON: Final = "(no reason given)"
-_MAX_LISTED: Final = 5
 _MOST_NOTED: Final = 1_000
 """How many different ids and keys that mean nothing are remembered."""
 _CHECKED_MEMBERS: Final = frozenset({"id", "features"})
@@ -119,12 +119,7 @@ def _unread(output: Path) -> tuple[str, ...]:
     if not output.exists():
         return ()
     others = sorted(_shown(path.name) for path in output.iterdir() if path.name not in RAW_FILES)
-    return (f"not kept from the output: {_listed(others)}",) if others else ()
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _MAX_LISTED
-    return ", ".join(names[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
+    return (f"not kept from the output: {first_few(others)}",) if others else ()
 
 
 class _OutputReader:
@@ -206,7 +201,7 @@ class _OutputReader:
             return _invalid(
                 record_id, f"no outcome: it is in none of {FEATURES}, {REJECTIONS}, {ERRORS}"
             )
-        return _invalid(record_id, f"{len(places)} outcomes instead of one: {_listed(places)}")
+        return _invalid(record_id, f"{len(places)} outcomes instead of one: {first_few(places)}")
 
     def passed(self, line: Line) -> Outcome:
         """The outcome of a line with features."""
@@ -264,7 +259,7 @@ def _check_agreement(feature: Mapping[str, object], names: Sequence[str]) -> Non
     there = [name for name in names if name in feature]
     if len({repr(feature[name]) for name in there}) > 1:
         raise InvalidInputError(
-            f"column {names[0]!r}: {_listed(list(map(repr, there)))} are names of this one column,"
+            f"column {names[0]!r}: {first_few(map(repr, there))} are names of this one column,"
             " and their values differ: write one of them"
         )
 

@@ -598,21 +598,6 @@ class Clash:
     reason: str
 
 
-def check_definitions(definitions: Sequence[HookDefinition], place: Place = _nowhere) -> None:
-    """Return if the hooks can stand beside one another.
-
-    Args:
-        definitions: All hooks of a code location.
-        place: Says where they are declared, for the message.
-
-    Raises:
-        InvalidInputError: As `find_clashes` says. The message names the hooks, and where they are
-            declared.
-    """
-    for clash in find_clashes(definitions, place):
-        raise InvalidInputError(clash.reason)
-
-
 def find_clashes(
     definitions: Sequence[HookDefinition],
     place: Place = _nowhere,

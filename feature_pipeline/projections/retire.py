@@ -15,6 +15,7 @@ import psycopg
 from psycopg import sql
 
 from feature_pipeline.errors import ConflictError, NotFoundError
+from feature_pipeline.model.json_values import json_instant
 from feature_pipeline.projections.catalog import dependents
 from feature_pipeline.projections.catalog.bookkeeping import has_bookkeeping, has_table
 from feature_pipeline.projections.catalog.database import (
@@ -79,7 +80,7 @@ class Retirement:
             "table": self.table.name,
             "dataset": self.table.dataset,
             "hook": self.table.hook,
-            "as_of": None if as_of is None else as_of.isoformat().replace("+00:00", "Z"),
+            "as_of": None if as_of is None else json_instant(as_of),
             "generations": self.generations,
             "batches": self.batches,
             "rows": self.rows,

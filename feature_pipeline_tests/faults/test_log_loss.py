@@ -34,17 +34,6 @@ MORE_COLUMNS = (*COLUMNS, Column(name="score", type="number"))
 
 
 @pytest.fixture
-def database(database_url: str) -> Database:
-    return Database(database_url)
-
-
-@pytest.fixture
-def connection(database_url: str) -> Iterator[psycopg.Connection]:
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        yield connection
-
-
-@pytest.fixture
 def archive(database: Database) -> FeatureArchive:
     """Three batches, loaded: b1 has two entries, each of the others one."""
     archive = FeatureArchive(COLUMNS)

@@ -1,6 +1,6 @@
 """What people do to tables, views and bookkeeping by hand, and what becomes of it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import psycopg
 import pytest
@@ -19,37 +19,23 @@ from feature_pipeline.projections.rebuild import begin_rebuild, fill
 from feature_pipeline.projections.rollback import rollback, unpin
 from feature_pipeline.projections.switch import finalize
 from feature_pipeline.projections.switch.finalize import batches_to_load, table_report
-from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
+from feature_pipeline_tests.fixtures.feature_archive import (
+    COUNT,
+    LABEL,
+    FeatureArchive,
+    load_all,
+    three_batches,
+)
 
 pytestmark = pytest.mark.postgres
 
-LABEL = Column(name="label", type="string")
-COUNT = Column(name="count", type="integer")
 NOTE = Column(name="note", type="string", default="none")
 LIVE, BUILDING = "{live}", "{building}"
 
 
 @pytest.fixture
-def database(database_url: str) -> Database:
-    return Database(database_url)
-
-
-@pytest.fixture
-def connection(database_url: str) -> Iterator[psycopg.Connection]:
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        yield connection
-
-
-@pytest.fixture
 def archive() -> FeatureArchive:
-    archive = FeatureArchive((LABEL, COUNT))
-    for number in range(3):
-        archive.add(f"b{number}", {f"r{number}": [{"label": f"l{number}", "count": number}]})
-    return archive
-
-
-def load_all(archive: FeatureArchive, database: Database) -> None:
-    list(load_batches(archive.store, database, archive.spec()))
+    return three_batches()
 
 
 def rebuild(archive: FeatureArchive, database: Database) -> None:

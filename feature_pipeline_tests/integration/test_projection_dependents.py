@@ -15,12 +15,10 @@ from feature_pipeline.projections.catalog import dependents
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.load import load_batches
 from feature_pipeline.projections.preview import plan_table
-from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
+from feature_pipeline_tests.fixtures.feature_archive import COUNT, LABEL, FeatureArchive
 
 pytestmark = pytest.mark.postgres
 
-LABEL = Column(name="label", type="string")
-COUNT = Column(name="count", type="integer")
 OTHER = Column(name="other", type="string")
 
 ROOT = sql.Identifier("features", "pockets")
@@ -47,17 +45,6 @@ ON_A_MATERIALIZED_VIEW = """
     comment on column public.totals.loud is 'Louder.';
     create view public."On top" as select * from public.totals
 """
-
-
-@pytest.fixture
-def database(database_url: str) -> Database:
-    return Database(database_url)
-
-
-@pytest.fixture
-def connection(database_url: str) -> Iterator[psycopg.Connection]:
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        yield connection
 
 
 @pytest.fixture

@@ -62,11 +62,6 @@ FULL = {
 
 
 @pytest.fixture
-def database(database_url: str) -> Database:
-    return Database(database_url)
-
-
-@pytest.fixture
 def connection(database_url: str) -> Iterator[psycopg.Connection]:
     with psycopg.connect(database_url, autocommit=True, options="-c timezone=UTC") as connection:
         yield connection

@@ -27,32 +27,22 @@ from feature_pipeline.projections.rebuild import begin_rebuild, fill, load_again
 from feature_pipeline.projections.rollback import rollback, unpin
 from feature_pipeline.projections.rows.upcast import CannotEvolveError
 from feature_pipeline.projections.switch.finalize import TableReport, batches_to_load, table_report
-from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
+from feature_pipeline_tests.fixtures.feature_archive import (
+    COUNT,
+    LABEL,
+    FeatureArchive,
+    load_all,
+    three_batches,
+)
 
 pytestmark = pytest.mark.postgres
 
-LABEL = Column(name="label", type="string")
-COUNT = Column(name="count", type="integer")
 NOTE = Column(name="note", type="string", default="none")
 
 
 @pytest.fixture
-def database(database_url: str) -> Database:
-    return Database(database_url)
-
-
-@pytest.fixture
-def connection(database_url: str) -> Iterator[psycopg.Connection]:
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        yield connection
-
-
-@pytest.fixture
 def archive() -> FeatureArchive:
-    archive = FeatureArchive((LABEL, COUNT))
-    for number in range(3):
-        archive.add(f"b{number}", {f"r{number}": [{"label": f"l{number}", "count": number}]})
-    return archive
+    return three_batches()
 
 
 def columns_of(connection: psycopg.Connection) -> list[str]:
@@ -64,10 +54,6 @@ def report_of(archive: FeatureArchive, database: Database, spec: TableSpec) -> T
     report = table_report(archive.store, database, spec)
     assert report is not None
     return report
-
-
-def load_all(archive: FeatureArchive, database: Database, **changes: object) -> list:
-    return list(load_batches(archive.store, database, archive.spec(**changes)))
 
 
 def objects(connection: psycopg.Connection) -> list:

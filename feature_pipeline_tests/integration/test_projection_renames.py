@@ -1,7 +1,6 @@
 """Renamed columns: table, plan and archive agree on which values a column holds."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 
 import psycopg
@@ -14,29 +13,17 @@ from feature_pipeline.errors import ConflictError, InvalidInputError, Projection
 from feature_pipeline.model.columns import Column
 from feature_pipeline.model.definition import Cardinality
 from feature_pipeline.model.outcomes import Outcome, Status
-from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.load import load_batches
 from feature_pipeline.projections.preview import plan_table
 from feature_pipeline.projections.proof.proof import prove
 from feature_pipeline.projections.rows.upcast import CannotEvolveError
-from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
+from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive, load_all
 
 pytestmark = pytest.mark.postgres
 
 A = Column(name="a", type="integer")
 B = Column(name="b", type="integer")
 B_FROM_A = Column(name="b", type="integer", renamed_from="a")
-
-
-@pytest.fixture
-def database(database_url: str) -> Database:
-    return Database(database_url)
-
-
-@pytest.fixture
-def connection(database_url: str) -> Iterator[psycopg.Connection]:
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        yield connection
 
 
 @pytest.fixture
@@ -51,10 +38,6 @@ def archive(tmp_path) -> FeatureArchive:
         archive.submit(f"b{number}", [record_id])
         archive.say(f"b{number}", {record_id: [row]}, {raw.name: raw})
     return archive
-
-
-def load_all(archive: FeatureArchive, database: Database) -> None:
-    list(load_batches(archive.store, database, archive.spec()))
 
 
 def carry_over(archive: FeatureArchive, batch: str, outcomes: list[Outcome]) -> None:

@@ -23,33 +23,24 @@ from feature_pipeline.projections.rows.replace import TableChangedError, replace
 from feature_pipeline.projections.rows.upcast import CannotEvolveError
 from feature_pipeline.projections.switch import finalize, switch
 from feature_pipeline.projections.switch.finalize import TableReport, request_fill, table_report
-from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
+from feature_pipeline_tests.fixtures.feature_archive import (
+    COUNT,
+    LABEL,
+    FeatureArchive,
+    load_all,
+    three_batches,
+)
 
 pytestmark = pytest.mark.postgres
 
-LABEL = Column(name="label", type="string")
-COUNT = Column(name="count", type="integer")
 NOTE = Column(name="note", type="string", default="none", description="Why.")
-
-
-@pytest.fixture
-def database(database_url: str) -> Database:
-    return Database(database_url)
-
-
-@pytest.fixture
-def connection(database_url: str) -> Iterator[psycopg.Connection]:
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        yield connection
 
 
 @pytest.fixture
 def archive(database: Database) -> FeatureArchive:
     """Three batches, all loaded into a table of two columns."""
-    archive = FeatureArchive((LABEL, COUNT))
-    for number in range(3):
-        archive.add(f"b{number}", {f"r{number}": [{"label": f"l{number}", "count": number}]})
-    list(load_batches(archive.store, database, archive.spec()))
+    archive = three_batches()
+    load_all(archive, database)
     return archive
 
 
@@ -88,10 +79,6 @@ def report_of(archive: FeatureArchive, database: Database, spec: TableSpec) -> T
     report = table_report(archive.store, database, spec)
     assert report is not None
     return report
-
-
-def load_all(archive: FeatureArchive, database: Database, **changes: object) -> list:
-    return list(load_batches(archive.store, database, archive.spec(**changes)))
 
 
 def test_live_serves_the_old_columns_until_every_batch_is_there(
@@ -488,8 +475,8 @@ def test_what_goes_on_changing_rows_is_named_and_not_fed_for_ever(
         return made
 
     archive.columns = (LABEL, COUNT, NOTE)
-    with monkeypatch.context() as somebody:
-        somebody.setattr(generation, "_create_generation", spoilt)
+    with monkeypatch.context() as spoiling:
+        spoiling.setattr(generation, "_create_generation", spoilt)
         for _ in range(2):
             with pytest.raises(ProjectionError, match="built anew less than 1 hour ago: remove"):
                 load_all(archive, database)

@@ -35,11 +35,6 @@ class KnownPartitions:
         object.__setattr__(self, "documents", named)
 
     @property
-    def made_by_hand(self) -> set[str]:
-        """Partitions whose latest event stands for nothing in the archive."""
-        return self.events.keys() - self.documents.keys()
-
-    @property
     def known_by(self) -> str:
         """Dagster and the asset, for people."""
         return f"Dagster ({self.key.to_user_string()})"

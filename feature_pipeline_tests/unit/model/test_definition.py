@@ -12,7 +12,7 @@ from feature_pipeline.model.definition import (
     Limits,
     Materialize,
     Scope,
-    check_definitions,
+    find_clashes,
 )
 from feature_pipeline.model.digest import Digest
 
@@ -240,8 +240,9 @@ class TestTogether:
         return [define(name=name, inputs=inputs.get(name, [])) for name in names]
 
     def test_hooks_that_fit(self):
-        check_definitions(self.hooks("a", "b", "c", "d", b=["a"], c=["a"], d=["b", "c"]))
-        check_definitions([define(), define(dataset="other", feature={})])
+        diamond = self.hooks("a", "b", "c", "d", b=["a"], c=["a"], d=["b", "c"])
+        assert list(find_clashes(diamond)) == []
+        assert list(find_clashes([define(), define(dataset="other", feature={})])) == []
 
     @pytest.mark.parametrize(
         ("names", "inputs", "words"),
@@ -252,19 +253,19 @@ class TestTogether:
         ],
     )
     def test_hooks_that_do_not(self, names, inputs, words):
-        with pytest.raises(InvalidInputError, match=words):
-            check_definitions(self.hooks(*names, **inputs))
+        clash, *_ = find_clashes(self.hooks(*names, **inputs))
+        assert words in clash.reason
 
     def test_where_they_are_declared_is_said(self):
         hooks = self.hooks("a", "b", a=["b"], b=["a"])
-        with pytest.raises(InvalidInputError, match=r"a <- b <- a \(a.yaml inputs, b.yaml inputs"):
-            check_definitions(hooks, lambda hook, field: f"{hook.name}.yaml {field}")
+        [clash] = find_clashes(hooks, lambda hook, field: f"{hook.name}.yaml {field}")
+        assert "a <- b <- a (a.yaml inputs, b.yaml inputs" in clash.reason
 
     def test_two_hooks_with_one_table(self):
-        with pytest.raises(InvalidInputError, match="structures/pockets and other/pockets both"):
-            check_definitions([define(), define(dataset="other")])
+        [clash] = find_clashes([define(), define(dataset="other")])
+        assert "structures/pockets and other/pockets both" in clash.reason
 
     def test_many_diamonds_take_no_time(self):
         names = [f"h{n}" for n in range(60)]
         inputs = {f"h{n}": [f"h{n - 1}", f"h{n - 2}"] for n in range(2, 60)}
-        check_definitions(self.hooks(*names, **inputs))
+        assert list(find_clashes(self.hooks(*names, **inputs))) == []
