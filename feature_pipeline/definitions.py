@@ -190,7 +190,7 @@ def _clashing(hook: DefinedHook, reason: str) -> WrongDefinition:
 
 
 def _without(definitions: dg.Definitions, hooks: Sequence[DefinedHook]) -> dg.Definitions:
-    """The definitions, but for the assets of these hooks."""
+    """Return the definitions, but for the assets of these hooks."""
     gone = {key for hook in hooks for key in _keys(hook.definition)}
     if not gone:
         return definitions

@@ -101,7 +101,7 @@ class S3Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
-        """The archive's address.
+        """Return the archive's address.
 
         Raises:
             InvalidInputError: The bucket is not set, or a setting cannot be right.
@@ -219,7 +219,7 @@ def proxy_for(url: str) -> str | None:
 
 
 def is_local(host: str) -> bool:
-    """Whether a host is this machine, by its name or its loopback address."""
+    """Return whether a host is this machine, by its name or its loopback address."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
@@ -340,7 +340,7 @@ def webhook_url(environment: Mapping[str, str] | None = None) -> str | None:
 
 
 def optional(name: str) -> str | None:
-    """A variable that need not be set; None when it is not, or is empty."""
+    """Return a variable that need not be set; None when it is not, or is empty."""
     return os.environ.get(name) or None
 
 

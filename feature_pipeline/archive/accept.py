@@ -222,7 +222,7 @@ def _with_time(completion: Completion, left_at: datetime) -> Completion:
 
 
 def accept_batch(store: BlobStore, submission: Submission) -> BatchEntry:
-    """The batch stands in its log, once.
+    """Return the batch stands in its log, once.
 
     Raises:
         NotFoundError: Its blob or a record's file is not stored.
@@ -429,7 +429,7 @@ def _verdict(
 
 
 def _is_before(completion: Completion, current: FeatureEntry) -> bool:
-    """Whether what is current was asked for, or at least published, after the completion."""
+    """Return whether what is current was asked for, or at least published, after the completion."""
     order = completion.release_seq, completion.base
     if order != current.order:
         return order < current.order

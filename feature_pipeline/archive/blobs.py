@@ -191,7 +191,7 @@ def _stat_after(
 
 
 def _is_right(store: BlobStore, info: ObjectInfo, ref: BlobRef, path: Path | None) -> bool:
-    """Whether a stored object holds the bytes that its name says."""
+    """Return whether a stored object holds the bytes that its name says."""
     if info.size != ref.size:
         return False
     if info.sha256 is not None:
@@ -249,7 +249,7 @@ def renew(store: BlobStore, ref: BlobRef) -> None:
 
 
 def read_blob(store: BlobStore, digest: Digest, size: int | None = None) -> bytes:
-    """The bytes with this digest, checked: size first (when given), then digest.
+    """Return the bytes with this digest, checked: size first (when given), then digest.
 
     Raises:
         NotFoundError: There is no such blob.

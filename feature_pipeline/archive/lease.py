@@ -71,7 +71,7 @@ class LeaseDocument(Document):
     """Whether every deletion under it has ended."""
 
     def may_delete(self, digests: Collection[Digest]) -> bool:
-        """Whether one of these may be deleted while the lease is as it is."""
+        """Return whether one of these may be deleted while the lease is as it is."""
         return not self.is_over and not set(self.condemned).isdisjoint(digests)
 
 
@@ -226,7 +226,7 @@ class DeletionLease:
 
 
 def _replace(store: BlobStore, data: bytes, etag: str) -> bool:
-    """Whether the lease is `data` now; no two writers write the same."""
+    """Return whether the lease is `data` now; no two writers write the same."""
     unknown: OutcomeUnknownError | None = None
     try:
         if store.replace(layout.GC_LEASE, data, etag, JSON_MEDIA_TYPE):

@@ -27,7 +27,7 @@ from feature_pipeline.model.outcomes import GrantedLimits, Outcome, Status, outc
 
 
 def read_manifest(store: BlobStore, digest: Digest) -> Manifest:
-    """The manifest with this digest.
+    """Return the manifest with this digest.
 
     Raises:
         NotFoundError: There is no such blob.
@@ -87,7 +87,7 @@ def read_rows(store: BlobStore, manifest: Manifest) -> pa.Table:
 
 
 def read_outcomes(store: BlobStore, manifest: Manifest) -> pa.Table:
-    """The artifact's outcomes as `OUTCOMES_SCHEMA`, one per record; none if it failed."""
+    """Return the artifact's outcomes as `OUTCOMES_SCHEMA`, one per record; none if it failed."""
     if manifest.is_failed:
         return OUTCOMES_SCHEMA.empty_table()
     return _read_table(store, manifest, OUTCOMES)
@@ -129,7 +129,7 @@ def decode_bounded(manifest: Manifest, rows: bytes, outcomes: bytes, records: in
 
 
 def _with_stated(manifest: Manifest, outcomes: list[Outcome]) -> list[Outcome]:
-    """The outcomes, with what the manifest states of those without output."""
+    """Return the outcomes, with what the manifest states of those without output."""
     if not manifest.without_output:
         return outcomes
     known = {outcome.record_id for outcome in outcomes}
@@ -178,7 +178,7 @@ def outcome_without_output(manifest: Manifest, record_id: str) -> Outcome:
 
 
 def raw_names(manifest: Manifest) -> list[str]:
-    """The names of the hook's own files that the artifact keeps, sorted."""
+    """Return the names of the hook's own files that the artifact keeps, sorted."""
     return sorted(name.removeprefix(RAW) for name in manifest.blobs if name.startswith(RAW))
 
 
@@ -199,7 +199,7 @@ def read_log_text(store: BlobStore, manifest: Manifest) -> str:
 
 
 def read_named(store: BlobStore, manifest: Manifest, name: str) -> bytes:
-    """The bytes of one of the manifest's blobs, by its name there."""
+    """Return the bytes of one of the manifest's blobs, by its name there."""
     ref = blob_ref(manifest, name)
     return blobs.read_blob(store, ref.digest, ref.size)
 

@@ -39,11 +39,11 @@ class LazyGroup(click.Group):
     """Imports a command's module when it is used: `--help` must not import Dagster."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The commands, in the order in which people need them."""
+        """Return the commands, in the order in which people need them."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command's object, from the module of its name."""
+        """Return the command's object, from the module of its name."""
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = getattr(

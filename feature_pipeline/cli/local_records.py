@@ -47,7 +47,7 @@ class LocalRecords:
 
 
 def read_records(path: Path, exclude: Sequence[str] = ()) -> LocalRecords:
-    """The records of a folder or a .jsonl file.
+    """Return the records of a folder or a .jsonl file.
 
     Args:
         path: Of a folder, each file is a record whose id is the file's name without its suffixes
@@ -157,7 +157,7 @@ class _Folder:
                     yield name, path
 
     def is_usable(self, shown: str, path: Path) -> bool:
-        """Whether it is a file that can be read; the reason is noted if it is not."""
+        """Return whether it is a file that can be read; the reason is noted if it is not."""
         try:
             check_readable(path)
         except InvalidInputError as error:

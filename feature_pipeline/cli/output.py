@@ -199,7 +199,7 @@ def show(cell: object) -> str:
 
 
 def size(size_bytes: int) -> str:
-    """A number of bytes in the unit people would choose."""
+    """Return a number of bytes in the unit people would choose."""
     value = float(size_bytes)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000:

@@ -16,7 +16,7 @@ from feature_pipeline.local.environment import load_dotenv
 
 
 def open_archive() -> S3Store:
-    """The archive that the environment names, opened."""
+    """Return the archive that the environment names, opened."""
     where = settings.S3Settings.from_environment()
     return open_store(client_of(where), where.bucket, where.prefix)
 

@@ -112,7 +112,7 @@ def carry_over(
 
 
 def reads_otherwise(manifest: Manifest, definition: HookDefinition) -> bool:
-    """Whether the same raw output says something else under what is declared now."""
+    """Return whether the same raw output says something else under what is declared now."""
     feature = definition.feature
     return manifest.columns != feature.columns or manifest.cardinality != feature.cardinality.value
 
@@ -153,7 +153,7 @@ class _Search:
         self._errored_at = dict.fromkeys(self.found.retried, current.entry.accepted_at)
 
     def look_into_memory(self) -> bool:
-        """Whether the memory is known to be complete."""
+        """Return whether the memory is known to be complete."""
         program = self.question.release.program
         prefix = layout.answers(self.definition.dataset, self.definition.name, program)
         actions = {self.question.actions[record_id] for record_id in self.open_records}
@@ -176,7 +176,7 @@ class _Search:
             self._read_and_take(entry)
 
     def _locate(self, digest: Digest) -> FeatureEntry | None:
-        """The log entry of an artifact of this hook; None if no log names it."""
+        """Return the log entry of an artifact of this hook; None if no log names it."""
         manifest = self._manifest(digest)
         if manifest is None or manifest.is_failed:
             return None

@@ -60,7 +60,7 @@ def read_output(plan: ComputePlan, output: Path, record_ids: Sequence[str]) -> D
 
 
 def carried_artifact(plan: ComputePlan, run: RunInfo) -> Artifact:
-    """The artifact of a run in which no hook process started: every outcome is known.
+    """Return the artifact of a run in which no hook process started: every outcome is known.
 
     Raises:
         InvalidInputError: The plan has records to compute.

@@ -239,7 +239,7 @@ def completion_of(
     dagster_run_id: str | None,
     status: CompletionStatus | None = None,
 ) -> Completion:
-    """The completion that announces the execution's stored artifact.
+    """Return the completion that announces the execution's stored artifact.
 
     Args:
         execution: What was carried out.
@@ -271,7 +271,7 @@ def _status(failure: FailureInfo | None) -> CompletionStatus:
 
 
 def run_info(hook_run: HookRun, dagster_run_id: str | None) -> RunInfo:
-    """The provenance of a hook run, over all its starts."""
+    """Return the provenance of a hook run, over all its starts."""
     results = [start.result for start in hook_run.starts]
     peaks = [r.peak_memory_bytes for r in results if r.peak_memory_bytes is not None]
     return RunInfo(
@@ -306,7 +306,7 @@ def _starts(hook_run: HookRun) -> tuple[StartInfo, ...]:
 
 
 def log_tail(log: Path | None, max_bytes: int = 4096) -> str:
-    """The last lines of a hook's log, for people."""
+    """Return the last lines of a hook's log, for people."""
     if log is None or not log.exists():
         return ""
     with log.open("rb") as file:

@@ -76,7 +76,7 @@ class ExpectedKey:
     """By the store's clock."""
 
     def is_late(self, now: datetime) -> bool:
-        """Whether what its pods left is deleted by now."""
+        """Return whether what its pods left is deleted by now."""
         return now - self.begun_at > KEPT
 
 
@@ -119,7 +119,7 @@ def expect(
 
 
 def expected_keys(store: BlobStore) -> list[ExpectedKey]:
-    """Every run that some worker waits for, or waited for when it died. One listing."""
+    """Return every run that some worker waits for, or waited for when it died. One listing."""
     found = []
     for info in store.list_objects(layout.EXPECTED):
         run_id, _, worker = info.key.removeprefix(layout.EXPECTED).rpartition(".")
@@ -131,7 +131,7 @@ def expected_keys(store: BlobStore) -> list[ExpectedKey]:
 def read_expected(
     store: BlobStore, keys: Iterable[ExpectedKey]
 ) -> dict[ExpectedKey, ExpectedRun | FeaturePipelineError]:
-    """The runs, or why one cannot be read; those gone since the listing are left out."""
+    """Return the runs, or why one cannot be read; those gone since the listing are left out."""
 
     def one(key: ExpectedKey) -> ExpectedRun | FeaturePipelineError | None:
         try:

@@ -198,7 +198,7 @@ def _read_current(store: BlobStore, head: FeatureEntry) -> Current:
 
 
 def _repeats(current: Current, carried: Carried, not_asked: Mapping[str, Outcome]) -> bool:
-    """Whether the current artifact has all of these outcomes."""
+    """Return whether the current artifact has all of these outcomes."""
     before = current.outcomes
     return set(carried.sources) <= {current.entry.manifest} and all(
         record_id in before and _verdict(before[record_id]) == _verdict(outcome)

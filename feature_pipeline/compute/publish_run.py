@@ -41,7 +41,7 @@ def keep(
     is_cancelled: Callable[[], bool],
     patience_seconds: float = PATIENCE_SECONDS,
 ) -> Kept:
-    """The execution's artifact stands in its batch's log. Idempotent.
+    """Return the execution's artifact stands in its batch's log. Idempotent.
 
     Args:
         store: The archive.

@@ -135,7 +135,7 @@ def take_results(
 
 
 def is_published(store: BlobStore, attempt: AttemptKey) -> bool:
-    """Whether the attempt's pod has left a result."""
+    """Return whether the attempt's pod has left a result."""
     return S3Results(store).is_there(attempt)
 
 
@@ -150,7 +150,7 @@ def remove_uploads(store: BlobStore, run_id: str) -> None:
 
 
 def _plan(store: BlobStore, run: ExpectedRun) -> ComputePlan:
-    """The plan that the worker made: the same records, upon the same log and inputs."""
+    """Return the plan that the worker made: the same records, upon the same log and inputs."""
     try:
         definition = HookDefinition.model_validate(run.definition)
     except ValidationError as error:

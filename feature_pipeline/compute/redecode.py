@@ -203,7 +203,7 @@ def _put_manifest(store: BlobStore, successor: Manifest) -> BlobRef:
 
 
 def _announced(store: BlobStore, head: FeatureEntry, successor: Digest) -> Completion:
-    """The completion of the successor's manifest, durable from here on.
+    """Return the completion of the successor's manifest, durable from here on.
 
     Its base is the old artifact's: it says the same run's answer better, and nothing newer.
     """

@@ -94,7 +94,7 @@ def open_runner(
     signer: S3Signer | None = None,
     work: WorkFolders | None = None,
 ) -> HookRunner:
-    """The runner; nothing is connected yet.
+    """Return the runner; nothing is connected yet.
 
     Args:
         settings: Parsed from configuration.

@@ -49,7 +49,7 @@ class _BatchEntry(BaseModel):
 
 @cache
 def example_batches() -> tuple[ExampleBatch, ...]:
-    """The batches in the order of submission: two harvests and a deposition of one record.
+    """Return the batches in the order of submission: two harvests and a deposition of one record.
 
     No record is in two of them. `structures/records.json` says which files they are made of, and
     what the files' headers say of entry, title and method.
@@ -69,5 +69,5 @@ def example_batches() -> tuple[ExampleBatch, ...]:
 
 
 def example_records() -> list[ExampleRecord]:
-    """The records of all example batches, in the order of submission."""
+    """Return the records of all example batches, in the order of submission."""
     return [record for batch in example_batches() for record in batch.records]

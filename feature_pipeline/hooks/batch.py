@@ -12,7 +12,7 @@ from feature_pipeline.model.release import HookRelease
 
 
 def record_action(release: HookRelease, record: Record, inputs: Mapping[str, str]) -> Digest:
-    """The action of one record.
+    """Return the action of one record.
 
     Args:
         release: What is run.
@@ -32,7 +32,7 @@ def record_action(release: HookRelease, record: Record, inputs: Mapping[str, str
 def batch_action(
     release: HookRelease, records: Sequence[Record], inputs: Mapping[str, str]
 ) -> Digest:
-    """The one action of all records of a batch, for hooks of `scope: batch`.
+    """Return the one action of all records of a batch, for hooks of `scope: batch`.
 
     Args:
         release: What is run.

@@ -184,7 +184,7 @@ class Isolation:
         return len(failed) > 1 and not self.is_conclusive
 
     def _is_new(self, part: Part) -> bool:
-        """Whether the hook did not fail over the part's records before."""
+        """Return whether the hook did not fail over the part's records before."""
         return not self.suspects.issuperset(part.records)
 
     def _fails(self, part: Part) -> None:

@@ -86,7 +86,7 @@ class ImportedHook:
 def import_hooks(
     manifest: bytes, *, dataset: str, image: str | None = None, version: str | None = None
 ) -> list[ImportedHook]:
-    """The hooks of a manifest, in its order, each once.
+    """Return the hooks of a manifest, in its order, each once.
 
     Args:
         manifest: What `osa manifest` printed.

@@ -193,7 +193,7 @@ class _OutputReader:
         )
 
     def outcome(self, record_id: str) -> Outcome:
-        """The record's one outcome."""
+        """Return the record's one outcome."""
         places = self._places[record_id]
         if len(places) == 1:
             return self._outcomes[record_id]
@@ -204,7 +204,7 @@ class _OutputReader:
         return _invalid(record_id, f"{len(places)} outcomes instead of one: {first_few(places)}")
 
     def passed(self, line: Line) -> Outcome:
-        """The outcome of a line with features."""
+        """Return the outcome of a line with features."""
         if "features" not in line.members:
             raise InvalidInputError("has no features: write [] for none")
         features = line.members["features"]
@@ -236,11 +236,11 @@ class _OutputReader:
             raise InvalidInputError(f"feature {number}, {error}") from error
 
     def rejected(self, line: Line) -> Outcome:
-        """The outcome of a line with a rejection."""
+        """Return the outcome of a line with a rejection."""
         return Outcome(line.record_id, Status.REJECTED, reason=_text(line, "reason"))
 
     def errored(self, line: Line) -> Outcome:
-        """The outcome of a line with an error."""
+        """Return the outcome of a line with an error."""
         reason = _text(line, "error")
         retryable = line.members.get("retryable", False)
         if not isinstance(retryable, bool):

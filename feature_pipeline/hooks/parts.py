@@ -262,7 +262,7 @@ class _Course:
         )
 
     def _stopped(self) -> _Ran | None:
-        """The part that ends the run: fewer records would not fare better."""
+        """Return the part that ends the run: fewer records would not fare better."""
         failed = [ran for ran in self._ran.values() if ran.run.failure is not None]
         if not self._limits.is_divisible:
             return failed[0] if failed else None
@@ -441,7 +441,7 @@ def _position(part: Part) -> int:
 
 
 def _as_invalid(ran: _Ran, error: InvalidInputError) -> _Ran:
-    """A part that ended well, as one that left what cannot be read."""
+    """Return a part that ended well, as one that left what cannot be read."""
     *others, last = ran.run.starts
     facts = RuntimeFacts(
         FailureKind.INVALID_OUTPUT,
@@ -525,7 +525,7 @@ class _Shared:
             self._is_interrupted.set()
 
     def monitor(self, label: str) -> RunMonitor:
-        """A part's own monitor."""
+        """Return a part's own monitor."""
         return _PartMonitor(label, self._log, self._is_cancelled)
 
     def _log(self, line: str) -> None:

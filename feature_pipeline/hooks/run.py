@@ -151,7 +151,7 @@ def _checked(request: RunRequest, result: RunResult) -> RunResult:
 
 
 def _lost(result: RunResult) -> list[RunResult]:
-    """The starts of the attempt that ended unseen, by when the next one began."""
+    """Return the starts of the attempt that ended unseen, by when the next one began."""
     reason = "its worker died, and it could not be attached to"
     facts = RuntimeFacts(FailureKind.WORKER_DIED, reason)
     begun = [*result.lost_starts, result.started_at]

@@ -48,7 +48,7 @@ class Workspace:
         return self.root / "files"
 
     def files_of(self, record_id: str) -> Path | None:
-        """The record's folder in `files`, nested for an id with `/`.
+        """Return the record's folder in `files`, nested for an id with `/`.
 
         None if no folder can have so long a name.
         """
@@ -127,7 +127,7 @@ class RunMonitor(Protocol):
         ...
 
     def is_cancelled(self, *, now: bool = False) -> bool:
-        """Whether the run is to be stopped. Asked about twice a second.
+        """Return whether the run is to be stopped. Asked about twice a second.
 
         Args:
             now: An answer of some seconds ago will not do: the worker is being interrupted, and
@@ -201,7 +201,7 @@ class LastingRunner(HookRunner, Protocol):
     """A runner whose hooks go on when the worker dies; then any worker takes their results."""
 
     def image_of(self, release: HookRelease) -> str | None:
-        """The image that hooks of the release run in: their attempts' names depend on it."""
+        """Return the image that hooks of the release run in: their attempts' names depend on it."""
         ...
 
 

@@ -195,7 +195,7 @@ def _folders(parent: Path) -> Iterator[Path]:
 
 
 def _is_abandoned(folder: Path) -> bool:
-    """Whether no process holds the folder's lock; False where that cannot be told."""
+    """Return whether no process holds the folder's lock; False where that cannot be told."""
     try:
         lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -338,7 +338,7 @@ def choose_ports(path: Path, names: Sequence[str], *, anew: bool = False) -> dic
 
 
 def is_port_free(port: int) -> bool:
-    """Whether a server could listen on 127.0.0.1:`port` now."""
+    """Return whether a server could listen on 127.0.0.1:`port` now."""
     with socket.socket() as listener:
         # Connections of the last run in TIME_WAIT do not hinder a server, so they must not here.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

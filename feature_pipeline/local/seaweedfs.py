@@ -60,7 +60,7 @@ class S3Address:
 
 
 def find_weed() -> Path:
-    """The `weed` program of the installed wheel.
+    """Return the `weed` program of the installed wheel.
 
     A `weed` elsewhere on PATH is not used: its version, and so its flags and format, are not known.
 

@@ -256,7 +256,7 @@ def prepare_folder(folder: Path) -> None:
 
 
 def load_or_make_credentials(path: Path) -> Credentials:
-    """The credentials in `path`; if there are none, made at random and written."""
+    """Return the credentials in `path`; if there are none, made at random and written."""
     try:
         return Credentials.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

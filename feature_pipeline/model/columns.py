@@ -171,7 +171,7 @@ def columns_header(columns: Sequence[Column]) -> bytes:
 
 
 def row_encoder(columns: Sequence[Column]) -> RowEncoder:
-    """The canonical encoder for rows of these columns."""
+    """Return the canonical encoder for rows of these columns."""
     return RowEncoder(columns_header(columns), [column.kind for column in columns])
 
 

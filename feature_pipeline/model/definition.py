@@ -154,7 +154,7 @@ class Limits(_Declaration):
         return self
 
     def with_memory(self, memory_bytes: int) -> "Limits":
-        """The same limits with that much memory."""
+        """Return the same limits with that much memory."""
         # whole KiB, since a size is written with a unit
         return self.model_copy(update={"memory": f"{-(-memory_bytes // 1024)}Ki"})
 

@@ -41,12 +41,12 @@ class Digest:
 
     @classmethod
     def of(cls, data: bytes | memoryview) -> Self:
-        """The digest of `data`."""
+        """Return the digest of `data`."""
         return cls(hashlib.sha256(data).hexdigest())
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The digest written as `sha256:<hex>`.
+        """Return the digest written as `sha256:<hex>`.
 
         Raises:
             InvalidInputError: `text` is anything else.
@@ -239,12 +239,12 @@ class ContentSum:
 
     @classmethod
     def of(cls, record_digests: Iterable[bytes]) -> Self:
-        """The sum over `record_digests`, 32 bytes each."""
+        """Return the sum over `record_digests`, 32 bytes each."""
         return cls(sum(int.from_bytes(digest) for digest in record_digests) % _MODULUS)
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The sum written as 64 hex digits."""
+        """Return the sum written as 64 hex digits."""
         return cls(int(Digest(text).hex, 16))
 
     def __add__(self, other: "ContentSum") -> "ContentSum":
@@ -312,7 +312,7 @@ class RowEncoder:
         self._encoders = [_ENCODERS[kind] for kind in kinds]
 
     def rows(self, rows: Sequence[Sequence[Value]]) -> bytes:
-        """The canonical encoding of a record's rows, in the order of their ordinals."""
+        """Return the canonical encoding of a record's rows, in the order of their ordinals."""
         parts = [_U32(len(rows))]
         for row in rows:
             parts.extend(

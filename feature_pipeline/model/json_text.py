@@ -78,7 +78,7 @@ def parse_float(text: str) -> float | Number:
 
 
 def number_text(value: int | float | Number) -> str:
-    """The number's spelling.
+    """Return the number's spelling.
 
     Raises:
         InvalidInputError: NaN or an infinity, which JSON does not have.
@@ -91,7 +91,7 @@ def number_text(value: int | float | Number) -> str:
 
 
 def exact_integer(value: int | float | Number) -> int | None:
-    """The number as an integer of 64 bits; None if its value is not one.
+    """Return the number as an integer of 64 bits; None if its value is not one.
 
     The value is that of the text: `9007199254740993.0` is odd, though the nearest float64 is even.
     """
@@ -110,7 +110,7 @@ def exact_integer(value: int | float | Number) -> int | None:
 
 
 def is_integral(value: int | float | Number) -> bool:
-    """Whether the number's value is an integer, of whatever size."""
+    """Return whether the number's value is an integer, of whatever size."""
     if isinstance(value, int):
         return True
     if isinstance(value, float) and not math.isfinite(value):
@@ -119,7 +119,7 @@ def is_integral(value: int | float | Number) -> bool:
 
 
 def nearest_float(value: int | float | Number) -> float:
-    """The float64 that stands for the number.
+    """Return the float64 that stands for the number.
 
     It is the one that is nearest to the number's value, of two equally near ones the even. NaN and
     infinities are themselves.
@@ -277,7 +277,7 @@ def parse_document(data: bytes) -> object:
 
 
 def find_problem(text: str, *, is_output: bool = False) -> Problem | None:
-    """The first thing in a JSON text that strict reading objects to, beside syntax.
+    """Return the first thing in a JSON text that strict reading objects to, beside syntax.
 
     Args:
         text: Any text; what follows the first error of syntax is not looked at.

@@ -172,7 +172,7 @@ class RecordBatch:
 
     @classmethod
     def create(cls, dataset: str, batch: str, source: Source, records: tuple[Record, ...]) -> Self:
-        """The batch of these records.
+        """Return the batch of these records.
 
         Raises:
             InvalidInputError: No records, an id twice, a file name twice in a record, or a name
@@ -190,7 +190,7 @@ class RecordBatch:
 
     @classmethod
     def of(cls, document: BatchDocument) -> Self:
-        """The batch of a document; the same refusals as `create`."""
+        """Return the batch of a document; the same refusals as `create`."""
         seen: set[str] = set()
         for record in document.records:
             if record.id in seen:
@@ -210,7 +210,7 @@ class RecordBatch:
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        """The batch stored as `data`; its digest is that of these bytes.
+        """Return the batch stored as `data`; its digest is that of these bytes.
 
         Raises:
             InvalidInputError: `data` is not a batch document, or of a newer `spec_version`.
@@ -227,7 +227,7 @@ class RecordBatch:
         return replace(cls.of(document), digest=Digest.of(data))
 
     def encode(self) -> bytes:
-        """The canonical bytes: those that `digest` names, unless others were decoded."""
+        """Return the canonical bytes: those that `digest` names, unless others were decoded."""
         return document_bytes(self.document.model_dump())
 
     @property

@@ -39,12 +39,12 @@ class HookRelease:
 
     @classmethod
     def of(cls, document: ReleaseDocument) -> Self:
-        """The release of a document."""
+        """Return the release of a document."""
         return cls(document, Digest.of(document_bytes(document.model_dump())))
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        """The release stored as `data`.
+        """Return the release stored as `data`.
 
         Raises:
             InvalidInputError: `data` is not a release document of a known `spec_version`.
@@ -61,7 +61,7 @@ class HookRelease:
         return cls.of(document)
 
     def encode(self) -> bytes:
-        """The bytes that `digest` names."""
+        """Return the bytes that `digest` names."""
         return document_bytes(self.document.model_dump())
 
     @property

@@ -177,7 +177,7 @@ def _read_1_1(text: str) -> object:
 
 
 def _read_1_2(text: str) -> object:
-    """The core schema of YAML 1.2.2, section 10.3.2."""
+    """Return the core schema of YAML 1.2.2, section 10.3.2."""
     if _NULL.fullmatch(text):
         return None
     if _TRUE_OR_FALSE.fullmatch(text):

@@ -48,11 +48,11 @@ class FeatureHook(dg.Component, HookDefinition, dg.Resolvable):
         return cls.model_validate(model.model_dump(mode="json", exclude_unset=True))
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """The hook's assets; code files are relative to the component's folder."""
+        """Return the hook's assets; code files are relative to the component's folder."""
         return self.definitions(context.path)
 
     def definitions(self, folder: Path | None = None) -> dg.Definitions:
-        """The hook's assets, for hooks declared in Python.
+        """Return the hook's assets, for hooks declared in Python.
 
         Args:
             folder: What code files are relative to; the folder of the calling module by default.

@@ -64,7 +64,7 @@ class InputsDiffer(dg.AutomationCondition[Entity]):
         return "inputs_differ"
 
     def evaluate(self, context: dg.AutomationContext[Entity]) -> dg.AutomationResult[Entity]:
-        """The candidates whose inputs differ."""
+        """Return the candidates whose inputs differ."""
         asset = _asset(context)
         candidates = context.candidate_subset.expensively_compute_partition_keys()
         keys = sorted(candidates)[:COMPARED_AT_MOST]

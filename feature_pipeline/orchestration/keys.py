@@ -24,22 +24,22 @@ def batches_partitions(dataset: str) -> dg.DynamicPartitionsDefinition:
 
 
 def records_key(dataset: str) -> dg.AssetKey:
-    """The asset of the dataset's submitted batches."""
+    """Return the asset of the dataset's submitted batches."""
     return dg.AssetKey([dataset, "records"])
 
 
 def features_key(dataset: str, hook: str) -> dg.AssetKey:
-    """The asset of a hook's artifacts."""
+    """Return the asset of a hook's artifacts."""
     return dg.AssetKey([dataset, "features", hook])
 
 
 def table_key(dataset: str, table: str) -> dg.AssetKey:
-    """The asset of a PostgreSQL table."""
+    """Return the asset of a PostgreSQL table."""
     return dg.AssetKey([dataset, _TABLES, table])
 
 
 def tables_group(dataset: str) -> str:
-    """The group of the dataset's tables.
+    """Return the group of the dataset's tables.
 
     Records and features are in the group that has the dataset's name. The UI's sidebar shows an
     asset by the last part of its key, and a table has the name of its hook.
@@ -48,10 +48,10 @@ def tables_group(dataset: str) -> str:
 
 
 def is_table_key(key: dg.AssetKey) -> bool:
-    """Whether it is a key of `table_key`."""
+    """Return whether it is a key of `table_key`."""
     return len(key.path) == 3 and key.path[1] == _TABLES
 
 
 def pool_of(dataset: str, hook: str) -> str:
-    """The concurrency pool that all runs of a hook share."""
+    """Return the concurrency pool that all runs of a hook share."""
     return f"{dataset}/{hook}"

@@ -63,10 +63,10 @@ class ArchiveResource(dg.ConfigurableResource[S3Store]):
     _store: S3Store | None = PrivateAttr(default=None)
 
     def store(self) -> S3Store:
-        """The opened store; the first call in a process proves that conditional writes hold.
+        """Return the opened store; the first call in a process proves that conditional writes hold.
 
-        Sensors get new resources at every tick. Making a client takes a fifth of a second, and
-        what was read of the logs belongs to the store, so stores are kept by what they open.
+        Sensors get new resources at every tick. Making a client takes a fifth of a second, and what
+        was read of the logs belongs to the store, so stores are kept by what they open.
         """
         if self._store is None:
             s3 = self.s3
@@ -106,7 +106,7 @@ class DatabaseResource(dg.ConfigurableResource[Database]):
     url: str = Field(description="postgresql://user:password@host:port/database, no driver suffix.")
 
     def database(self) -> Database:
-        """The database; nothing is connected yet."""
+        """Return the database; nothing is connected yet."""
         return Database(self.url)
 
 
@@ -127,7 +127,7 @@ class HookRunnerResource(dg.ConfigurableResource[HookRunner]):
     )
 
     def runner(self, archive: ArchiveResource) -> HookRunner:
-        """The runner.
+        """Return the runner.
 
         Raises:
             InvalidInputError: The settings are not those of the kind.

@@ -76,7 +76,7 @@ class RunQueue(dg.QueuedRunCoordinator):
         return super().submit_run(context)
 
     def _is_counted(self, run: dg.DagsterRun) -> bool:
-        """Whether the run counts as computing: not if a pool holds it back earlier.
+        """Return whether the run counts as computing: not if a pool holds it back earlier.
 
         Dagster counts a run towards a tag's limit before it looks at pools. Runs that wait for
         their hook's pool would take the slots of every other hook.

@@ -44,7 +44,7 @@ def line_of(file: Path, path: Sequence[str]) -> int | None:
 
 
 def _line(text: str, hook: HookDefinition, field: str) -> int | None:
-    """The line of the field in the document that declares the hook, counted from 1."""
+    """Return the line of the field in the document that declares the hook, counted from 1."""
     for document in yaml.compose_all(text, Loader=yaml.SafeLoader):
         attributes = child_node(document, _ATTRIBUTES)
         name, dataset = child_node(attributes, "name"), child_node(attributes, "dataset")

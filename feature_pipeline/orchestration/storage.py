@@ -59,7 +59,7 @@ class EnvironmentStorage(DagsterPostgresStorage):
     def from_config_value(
         cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
     ) -> Self:
-        """The storage.
+        """Return the storage.
 
         Raises:
             InvalidInputError: The variable is not set, or names another driver.

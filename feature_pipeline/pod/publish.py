@@ -64,7 +64,7 @@ class IrregularFileError(OSError):
 
 
 def open_regular(path: Path) -> io.BufferedReader:
-    """The file, opened without following a link, and without waiting for a pipe's other end.
+    """Return the file, opened without following a link, and without waiting for a pipe's other end.
 
     Raises:
         FileNotFoundError: There is none.

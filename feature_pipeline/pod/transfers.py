@@ -49,7 +49,7 @@ def download(url: str, path: Path, digest: str, size: int) -> None:
 
 
 def download_bytes(url: str, what: str) -> bytes:
-    """The object at `url`."""
+    """Return the object at `url`."""
 
     def once() -> bytes:
         with _OPENER.open(_request(url), timeout=_CALL_SECONDS) as answer:

@@ -147,7 +147,7 @@ class TablePlan:
         return bool(self.refused or self.violations or self.blocked)
 
     def to_json(self) -> dict[str, Any]:
-        """The plan for programs."""
+        """Return the plan for programs."""
         return {
             "table": self.table,
             "action": self.action.value,
@@ -435,7 +435,7 @@ def _without_values(
 
 
 def _depends_on_values(spec: TableSpec, manifest: Manifest) -> bool:
-    """Whether the rows themselves decide if the artifact fits.
+    """Return whether the rows themselves decide if the artifact fits.
 
     Raises:
         CannotEvolveError: It does not fit, whatever they are.

@@ -87,7 +87,7 @@ def map_columns(written: Sequence[Column], wanted: Sequence[Column]) -> tuple[Co
 def take_columns(
     rows: pa.Table, mappings: Sequence[ColumnSource], *, is_strict: bool = False
 ) -> pa.Table:
-    """The rows with `record_id`, `ordinal` and the wanted columns, in their order.
+    """Return the rows with `record_id`, `ordinal` and the wanted columns, in their order.
 
     Args:
         is_strict: Refuse nulls in columns that are required.
@@ -140,7 +140,7 @@ def _values(rows: pa.Table, mapping: ColumnSource, refusals: list[str]) -> pa.Ch
 
 
 def _is_decoded(column: Column, value: object) -> bool:
-    """Whether an integer of raw output would be a value of the column."""
+    """Return whether an integer of raw output would be a value of the column."""
     try:
         decode_value(column, value)
     except InvalidInputError:
@@ -158,7 +158,7 @@ def can_become(written: Column, wanted: Column) -> bool:
 def _integers_as_numbers(
     values: pa.ChunkedArray[Any],
 ) -> tuple[pa.ChunkedArray[Any], npt.NDArray[np.bool_]]:
-    """The values as float64, and which of them changed thereby."""
+    """Return the values as float64, and which of them changed thereby."""
     # Arrow's own safe cast refuses everything beyond 2^53, exact or not. Chunk by chunk: of empty
     # ones, the cast of a chunked array drops some.
     numbers = [chunk.cast(pa.float64(), safe=False) for chunk in values.chunks]
@@ -174,7 +174,7 @@ def _integers_as_numbers(
 
 
 def describe_type(column: Column) -> str:
-    """A column's type and format, for people."""
+    """Return a column's type and format, for people."""
     return column.type.value + (f" ({column.format.value})" if column.format else "")
 
 

@@ -26,7 +26,7 @@ class NewerVersionError(InvalidInputError):
 
 
 def utc_now() -> datetime:
-    """The time, in UTC."""
+    """Return the time, in UTC."""
     return datetime.now(UTC)
 
 

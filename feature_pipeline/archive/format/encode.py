@@ -88,7 +88,7 @@ class Content:
 
 
 def arrow_field(column: Column) -> "pa.Field[pa.DataType]":
-    """The Arrow field of a column; its metadata says what Arrow's type does not."""
+    """Return the Arrow field of a column; its metadata says what Arrow's type does not."""
     metadata = {"type": column.type.value}
     if column.format is not None:
         metadata["format"] = column.format.value
@@ -120,7 +120,7 @@ def encode_rows(columns: Sequence[Column], outcomes: Sequence[Outcome]) -> bytes
 
 
 def rows_table(columns: Sequence[Column], outcomes: Sequence[Outcome]) -> pa.Table:
-    """The table that `encode_rows` writes."""
+    """Return the table that `encode_rows` writes."""
     schema = rows_schema(columns)
     ids: list[str] = []
     ordinals: list[int] = []
@@ -214,7 +214,7 @@ def _text_bytes(column: Any) -> int:
 
 
 def read_parquet(data: bytes, what: str) -> pa.Table:
-    """The table in `data`, in this process's memory.
+    """Return the table in `data`, in this process's memory.
 
     Raises:
         CorruptDataError: `data` is not Parquet.
@@ -243,7 +243,7 @@ def _describe(schema: pa.Schema) -> str:
 
 
 def decode_outcomes(columns: Sequence[Column], rows: pa.Table, outcomes: pa.Table) -> list[Outcome]:
-    """The outcomes that the two tables hold, in the order of the outcomes table.
+    """Return the outcomes that the two tables hold, in the order of the outcomes table.
 
     Raises:
         CorruptDataError: The tables do not agree: a record twice, rows of a record that did not

@@ -58,12 +58,12 @@ _SEQ: Final = re.compile(r"[0-9]{10}")
 
 
 def blob(digest: Digest) -> str:
-    """The key of the bytes with this digest."""
+    """Return the key of the bytes with this digest."""
     return f"{BLOBS}{digest.hex[:2]}/{digest.hex}"
 
 
 def parse_blob(key: str) -> Digest:
-    """The digest that a blob's key names.
+    """Return the digest that a blob's key names.
 
     Raises:
         InvalidInputError: `key` is not a blob's.
@@ -75,47 +75,47 @@ def parse_blob(key: str) -> Digest:
 
 
 def feature_logs(dataset: str, hook: str) -> str:
-    """The prefix below which a hook keeps one log per batch."""
+    """Return the prefix below which a hook keeps one log per batch."""
     return f"{FEATURE_LOGS}{check_dataset(dataset)}/{check_dataset(hook)}/"
 
 
 def feature_log(dataset: str, hook: str, batch: str) -> str:
-    """The prefix of one batch's log under a hook."""
+    """Return the prefix of one batch's log under a hook."""
     return f"{feature_logs(dataset, hook)}{check_batch_key(batch)}/"
 
 
 def batch_logs(dataset: str) -> str:
-    """The prefix below which a dataset keeps one log per batch."""
+    """Return the prefix below which a dataset keeps one log per batch."""
     return f"{BATCH_LOGS}{check_dataset(dataset)}/"
 
 
 def batch_log(dataset: str, batch: str) -> str:
-    """The prefix of one batch's log."""
+    """Return the prefix of one batch's log."""
     return f"{batch_logs(dataset)}{check_batch_key(batch)}/"
 
 
 def release_log(dataset: str, hook: str) -> str:
-    """The prefix of a hook's releases."""
+    """Return the prefix of a hook's releases."""
     return f"{RELEASE_LOGS}{check_dataset(dataset)}/{check_dataset(hook)}/"
 
 
 def tombstone_log(dataset: str) -> str:
-    """The prefix of a dataset's withdrawals and lifts."""
+    """Return the prefix of a dataset's withdrawals and lifts."""
     return f"{TOMBSTONE_LOGS}{check_dataset(dataset)}/"
 
 
 def erasure_log(dataset: str) -> str:
-    """The prefix of a dataset's erasures."""
+    """Return the prefix of a dataset's erasures."""
     return f"{ERASURE_LOGS}{check_dataset(dataset)}/"
 
 
 def loss_log(dataset: str) -> str:
-    """The prefix of a dataset's accepted losses."""
+    """Return the prefix of a dataset's accepted losses."""
     return f"{LOSS_LOGS}{check_dataset(dataset)}/"
 
 
 def dataset_of(log: str) -> str:
-    """The dataset of the log with this prefix, of whatever kind.
+    """Return the dataset of the log with this prefix, of whatever kind.
 
     Raises:
         InvalidInputError: `log` is not the prefix of a log.
@@ -127,7 +127,7 @@ def dataset_of(log: str) -> str:
 
 
 def census(taken_at: datetime, digest: Digest) -> str:
-    """The key of a census; names sort by time, and name the bytes."""
+    """Return the key of a census; names sort by time, and name the bytes."""
     return f"{CENSUS}{taken_at.astimezone(UTC):{_INSTANT}}-{digest.hex}"
 
 
@@ -153,12 +153,12 @@ def answers(dataset: str, hook: str, program: Digest | None = None) -> str:
 
 
 def gc_mark(name: str) -> str:
-    """The key of one mark of a collection; names sort by the time they were begun."""
+    """Return the key of one mark of a collection; names sort by the time they were begun."""
     return f"{GC_MARKS}{check_entry_id(name)}"
 
 
 def entry(log: str, seq: int) -> str:
-    """The key of entry `seq` in the log with prefix `log`."""
+    """Return the key of entry `seq` in the log with prefix `log`."""
     if not FIRST_SEQ <= seq < 10**SEQ_DIGITS:
         raise InvalidInputError(f"log {log!r}: {seq} is not a sequence number")
     return f"{log}{seq:0{SEQ_DIGITS}d}"
@@ -179,7 +179,7 @@ class EntryKey:
 
 
 def parse_entry(key: str) -> EntryKey:
-    """The log and sequence number of an entry's key.
+    """Return the log and sequence number of an entry's key.
 
     Raises:
         InvalidInputError: `key` is not a log entry's.
@@ -205,17 +205,17 @@ def check_entry_id(entry_id: str) -> str:
 
 
 def inbox(entry_id: str) -> str:
-    """The key of a waiting entry."""
+    """Return the key of a waiting entry."""
     return f"{INBOX}{check_entry_id(entry_id)}"
 
 
 def quarantine(entry_id: str) -> str:
-    """The key of an entry that could not be accepted."""
+    """Return the key of an entry that could not be accepted."""
     return f"{QUARANTINE}{check_entry_id(entry_id)}"
 
 
 def last_part(key: str) -> str:
-    """The last part of a key or prefix: `hook` of `log/releases/dataset/hook/`."""
+    """Return the last part of a key or prefix: `hook` of `log/releases/dataset/hook/`."""
     return key.rstrip("/").rpartition("/")[2]
 
 
@@ -230,5 +230,5 @@ def upload(run_id: str, job: str, part: str) -> str:
 
 
 def expected(run_id: str, worker: str) -> str:
-    """The key of a hook run that a worker waits for, as long as it lives."""
+    """Return the key of a hook run that a worker waits for, as long as it lives."""
     return f"{EXPECTED}{check_entry_id(f'{run_id}.{worker}')}"

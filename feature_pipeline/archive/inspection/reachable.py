@@ -244,7 +244,7 @@ class _Walk(DocumentReader):
         return list(dict.fromkeys(listed))
 
     def _read_waiting(self, key: str) -> tuple[str, StoredObject | StoreUnavailableError] | None:
-        """The entry, and its key by now; None if it waits no more."""
+        """Return the entry, and its key by now; None if it waits no more."""
         if key.startswith(layout.INBOX):
             other = quarantine_key(key.removeprefix(layout.INBOX))
         else:

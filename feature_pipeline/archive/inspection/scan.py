@@ -71,7 +71,7 @@ class DocumentReader:
         return None
 
     def is_ours(self, held: StoredObject) -> bool:
-        """Whether the bytes are those that were written, as far as the store can tell.
+        """Return whether the bytes are those that were written, as far as the store can tell.
 
         A document's key does not name its bytes. Its writer sent their checksum, which the store
         keeps and every read compares. An object that was copied or put back has none: its content

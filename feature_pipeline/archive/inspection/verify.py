@@ -83,7 +83,7 @@ class VerifyReport:
         return f"{self.scope}: {looked} read: {', '.join(wrong) or 'all right'}{gone}"
 
     def to_json(self) -> dict[str, object]:
-        """The report for programs."""
+        """Return the report for programs."""
         return {
             "scope": {
                 "dataset": self.scope.dataset,

@@ -79,7 +79,7 @@ class Part:
     parts: int
 
     def concerns(self, actions: Actions) -> bool:
-        """Whether any of the actions would be in this part."""
+        """Return whether any of the actions would be in this part."""
         if self.parts == 1:
             return bool(len(actions))
         shift = np.uint64(_ACTION_BITS - (self.parts.bit_length() - 1))
@@ -147,11 +147,11 @@ class Found:
 
 
 def own_answers(outcomes: Iterable[Outcome]) -> set[Digest]:
-    """The actions that an artifact answers by itself.
+    """Return the actions that an artifact answers by itself.
 
     Not those carried over: the memory names the artifact that computed them. Not those with a
-    retryable error, which is no answer; where several records share an action (`scope: batch`),
-    one such error leaves it unanswered.
+    retryable error, which is no answer; where several records share an action (`scope: batch`), one
+    such error leaves it unanswered.
     """
     answered: set[Digest] = set()
     unanswered: set[Digest] = set()
@@ -224,7 +224,7 @@ def find(store: BlobStore, prefix: str, actions: Collection[Digest]) -> Found:
 
 
 def _hits(store: BlobStore, part: Part, wanted: Actions) -> list[tuple[int, Digest]] | str | None:
-    """The wanted actions in the part; why it cannot be read; None if it is gone."""
+    """Return the wanted actions in the part; why it cannot be read; None if it is gone."""
     try:
         table = read_part(store, part)
     except NotFoundError:
@@ -247,7 +247,7 @@ def list_answers(store: BlobStore, prefix: str) -> Listing:
 
 
 def list_programs(store: BlobStore, dataset: str, hook: str) -> dict[str, Listing]:
-    """The memory of each of a hook's programs, by prefix: one listing."""
+    """Return the memory of each of a hook's programs, by prefix: one listing."""
     every = layout.answers(dataset, hook)
     found: dict[str, list[ObjectInfo]] = {}
     for info in store.list_objects(every):
@@ -277,7 +277,7 @@ def _listing(prefix: str, infos: Iterable[ObjectInfo]) -> Listing:
 
 
 def _parse(info: ObjectInfo, name: str) -> Part | None:
-    """The part that a key names; None for one that is not ours."""
+    """Return the part that a key names; None for one that is not ours."""
     fields = name.split(".")
     if len(fields) != 3 or not (fields[1].isdecimal() and fields[2].isdecimal()):
         return None
@@ -287,7 +287,7 @@ def _parse(info: ObjectInfo, name: str) -> Part | None:
 
 
 def read_part(store: BlobStore, part: Part) -> Table:
-    """The content of a part.
+    """Return the content of a part.
 
     Raises:
         NotFoundError: It is gone: merged into another segment since it was listed.
@@ -299,7 +299,7 @@ def read_part(store: BlobStore, part: Part) -> Table:
 
 
 def encode(table: Table) -> bytes:
-    """The stored bytes: an Arrow file with one batch, and the artifacts in its metadata."""
+    """Return the stored bytes: an Arrow file with one batch, and the artifacts in its metadata."""
     arrays: list[Any] = [pa.array(table.actions), pa.array(table.artifacts)]
     schema = pa.schema(
         [pa.field("action", arrays[0].type), pa.field("artifact", arrays[1].type)],
@@ -315,7 +315,7 @@ def encode(table: Table) -> bytes:
 
 
 def decode(data: bytes, where: str) -> Table:
-    """The table stored as `data`. Errors as of `read_part`."""
+    """Return the table stored as `data`. Errors as of `read_part`."""
     try:
         with pa.ipc.open_file(pa.BufferReader(data)) as file:
             metadata = file.schema.metadata or {}
@@ -368,7 +368,7 @@ def compact(
 
 
 def due(segments: Sequence[Segment], most_bytes: int, fan_in: int) -> list[Segment]:
-    """The segments to merge, the smallest first; none if it is not worth it yet."""
+    """Return the segments to merge, the smallest first; none if it is not worth it yet."""
     group: list[Segment] = []
     size = 0
     for segment in sorted(filter(lambda s: s.is_whole, segments), key=lambda s: s.size):

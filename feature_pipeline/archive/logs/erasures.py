@@ -40,7 +40,7 @@ class ErasureEntry(LogEntry):
 
 
 def erasures(store: BlobStore, dataset: str) -> list[ErasureEntry]:
-    """Every erasure of the dataset, in order."""
+    """Return every erasure of the dataset, in order."""
     return read_entries(store, layout.erasure_log(dataset), ErasureEntry)
 
 
@@ -73,13 +73,13 @@ class Erased:
         return cls(manifests, batches, blobs, frozenset(records))
 
     def manifest_now(self, digest: Digest) -> Digest:
-        """The manifest that stands for this one: itself, or its last successor."""
+        """Return the manifest that stands for this one: itself, or its last successor."""
         while (successor := self.manifests.get(digest)) is not None:
             digest = successor
         return digest
 
     def batch_now(self, digest: Digest) -> Digest:
-        """The batch that stands for this one: itself, or its last successor."""
+        """Return the batch that stands for this one: itself, or its last successor."""
         while (successor := self.batches.get(digest)) is not None:
             digest = successor
         return digest

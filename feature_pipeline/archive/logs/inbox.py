@@ -129,7 +129,7 @@ C = TypeVar("C", Submission, Completion)
 
 
 def leave(store: BlobStore, content: C) -> C:
-    """The entry waits in the inbox; what is there, if it was left before."""
+    """Return the entry waits in the inbox; what is there, if it was left before."""
     key = layout.inbox(content.inbox_id)
     stored = create_or_read(store, key, content.encode())
     return type(content).decode(stored, f"{key} in {store.identity}")
@@ -141,7 +141,7 @@ def waiting(store: BlobStore) -> list[InboxEntry]:
 
 
 def list_waiting(store: BlobStore) -> list[ObjectInfo]:
-    """The objects of what waits, in the order of `waiting`; none of them is read."""
+    """Return the objects of what waits, in the order of `waiting`; none of them is read."""
     return sorted(
         store.list_objects(layout.INBOX),
         key=lambda i: (not is_batch(i), i.modified_at, i.key),
@@ -149,13 +149,13 @@ def list_waiting(store: BlobStore) -> list[ObjectInfo]:
 
 
 def read_waiting(store: BlobStore, infos: Iterable[ObjectInfo]) -> list[InboxEntry]:
-    """The entries of those that still wait, in the order given."""
+    """Return the entries of those that still wait, in the order given."""
     entries = map_threads(lambda info: _read(store, info), infos)
     return [entry for entry in entries if entry is not None]
 
 
 def is_batch(info: ObjectInfo) -> bool:
-    """Whether a submitted batch waits there, by the name alone."""
+    """Return whether a submitted batch waits there, by the name alone."""
     return info.key.removeprefix(layout.INBOX).startswith(BATCH_ID)
 
 
@@ -281,7 +281,7 @@ def _try_quarantined(store: BlobStore, key: str) -> QuarantinedEntry | Damage | 
 
 
 def read_quarantined(store: BlobStore, key: str) -> QuarantinedEntry:
-    """The document of a quarantined entry.
+    """Return the document of a quarantined entry.
 
     Raises:
         InvalidInputError: It is none; the message names its key.

@@ -289,7 +289,7 @@ class KnownLogs:
 
 
 def _is_known(line: Line, sighting: Sighting) -> bool:
-    """Whether what was seen is, or must be, what is known; no bytes need to be read."""
+    """Return whether what was seen is, or must be, what is known; no bytes need to be read."""
     if line.digest is None:
         return True
     if sighting.digest is not None:

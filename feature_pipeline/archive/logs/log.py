@@ -184,7 +184,7 @@ def last_current(entries: Iterable[FeatureEntry]) -> FeatureEntry | None:
 
 
 def head(store: BlobStore, dataset: str, hook: str, batch: str) -> FeatureEntry | None:
-    """The batch's current entry; None if no artifact is. Reads from the log's end."""
+    """Return the batch's current entry; None if no artifact is. Reads from the log's end."""
     infos = list(store.list_objects(layout.feature_log(dataset, hook, batch)))
     found = _last_current_of(store, infos)
     if isinstance(found, Damage):
@@ -264,7 +264,7 @@ def _without_lost(
 
 
 def feature_logs(store: BlobStore, dataset: str, hook: str) -> dict[str, list[FeatureEntry]]:
-    """Every entry of every batch under a hook, by batch: one listing.
+    """Return every entry of every batch under a hook, by batch: one listing.
 
     One damaged log raises: use `readable_feature_logs` where batches are dealt with one by one.
     """
@@ -320,12 +320,12 @@ def _last_current_of(store: BlobStore, infos: Sequence[ObjectInfo]) -> FeatureEn
 
 
 def batch_entries(store: BlobStore, dataset: str, batch: str) -> list[BatchEntry]:
-    """The batch's log: one entry, and one more for every redaction."""
+    """Return the batch's log: one entry, and one more for every redaction."""
     return read_entries(store, layout.batch_log(dataset, batch), BatchEntry)
 
 
 def batch_entry(store: BlobStore, dataset: str, batch: str) -> BatchEntry:
-    """The batch's last entry.
+    """Return the batch's last entry.
 
     Raises:
         NotFoundError: No such batch was accepted.
@@ -341,7 +341,7 @@ def batch_entry(store: BlobStore, dataset: str, batch: str) -> BatchEntry:
 def batches(
     store: BlobStore, dataset: str, names: Collection[str] | None = None
 ) -> dict[str, BatchEntry]:
-    """The last entry of every batch of a dataset, by batch, in the order of keys.
+    """Return the last entry of every batch of a dataset, by batch, in the order of keys.
 
     One damaged entry raises: use `readable_batches` where batches are dealt with one by one.
 
@@ -381,7 +381,7 @@ def readable_batches(
 
 
 def batch_logs(store: BlobStore, dataset: str) -> dict[str, list[BatchEntry]]:
-    """Every entry of every batch of a dataset, by batch: one listing.
+    """Return every entry of every batch of a dataset, by batch: one listing.
 
     One damaged log raises: use `readable_batch_logs` where batches are dealt with one by one.
     """
@@ -408,7 +408,7 @@ def readable_batch_logs(
 
 
 def read_batch(store: BlobStore, dataset: str, batch: str) -> RecordBatch:
-    """The batch as it stands.
+    """Return the batch as it stands.
 
     Raises:
         NotFoundError: No such batch was accepted, or its blob is gone.
@@ -465,7 +465,7 @@ def datasets(store: BlobStore) -> list[str]:
 
 
 def hooks(store: BlobStore, dataset: str) -> list[str]:
-    """Every hook with a release in the dataset, sorted."""
+    """Return every hook with a release in the dataset, sorted."""
     return store.list_folders(f"{layout.RELEASE_LOGS}{dataset}/")
 
 
@@ -473,13 +473,13 @@ def hooks(store: BlobStore, dataset: str) -> list[str]:
 
 
 def releases(store: BlobStore, dataset: str, hook: str) -> list[ReleaseEntry]:
-    """The hook's releases in the order of registration."""
+    """Return the hook's releases in the order of registration."""
     entries = read_entries(store, layout.release_log(dataset, hook), StoredRelease)
     return [release_entry(entry) for entry in entries]
 
 
 def release(store: BlobStore, dataset: str, hook: str, digest: Digest) -> ReleaseEntry:
-    """The last registration of the release with this digest.
+    """Return the last registration of the release with this digest.
 
     Raises:
         NotFoundError: It was never registered.
@@ -538,7 +538,7 @@ def register_release(
 
 
 def release_entry(stored: StoredRelease) -> ReleaseEntry:
-    """The entry as a value.
+    """Return the entry as a value.
 
     Raises:
         CorruptDataError: Its document is not what its digest says.

@@ -42,7 +42,7 @@ def forget() -> None:
 
 
 def read_entries(store: BlobStore, prefix: str, model: type[E]) -> list[E]:
-    """Every entry of one log, in order.
+    """Return every entry of one log, in order.
 
     Raises:
         CorruptDataError: An entry cannot be read, is not in its place or does not follow the one
@@ -60,7 +60,7 @@ def read_stored(store: BlobStore, prefix: str, model: type[E]) -> list[StoredEnt
 def read_all(
     store: BlobStore, logs: Mapping[str, Sequence[ObjectInfo]], model: type[E]
 ) -> Readable[list[StoredEntry[E]]]:
-    """Every entry of each of these logs."""
+    """Return every entry of each of these logs."""
     flat = [info for infos in logs.values() for info in infos]
     read = iter(map_threads(lambda info: try_read(store, info, model), flat))
     found: dict[str, list[StoredEntry[E]]] = {}
@@ -170,7 +170,7 @@ def append(
 
 
 def next_seq(entries: Sequence[LogEntry]) -> int:
-    """The number that follows the last entry."""
+    """Return the number that follows the last entry."""
     return entries[-1].seq + 1 if entries else layout.FIRST_SEQ
 
 

@@ -48,7 +48,7 @@ class TombstoneEntry(LogEntry):
 
 
 def tombstones(store: BlobStore, dataset: str) -> list[TombstoneEntry]:
-    """Every withdrawal and lift of the dataset, in order."""
+    """Return every withdrawal and lift of the dataset, in order."""
     return read_entries(store, layout.tombstone_log(dataset), TombstoneEntry)
 
 

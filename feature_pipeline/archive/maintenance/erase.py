@@ -94,7 +94,7 @@ class ErasureReport:
         return not self.problems and not self.obstacles
 
     def to_json(self) -> dict[str, object]:
-        """The report for programs."""
+        """Return the report for programs."""
         return {
             "dataset": self.dataset,
             "record_ids": list(self.record_ids),
@@ -279,7 +279,7 @@ class _Pass:
         """Per successor its blobs, and what writes them again."""
 
     def run(self) -> bool:
-        """Whether there was anything to do, so that another look is worth it."""
+        """Return whether there was anything to do, so that another look is worth it."""
         logs = self._batch_logs()
         self._redact_batches(logs)
         touched = {
@@ -417,7 +417,7 @@ class _Pass:
     # Artifacts
 
     def _successor_batch(self, digest: Digest) -> Digest | None:
-        """The batch that replaces one which had a withdrawn record; None for any other."""
+        """Return the batch that replaces one which had a withdrawn record; None for any other."""
         now = Erased(batches={**self.known.batches, **self.batches}).batch_now(digest)
         return None if now == digest else now
 
@@ -436,7 +436,7 @@ class _Pass:
                 self.report.artifacts += 1
 
     def _redact_artifact(self, digest: Digest, where: str) -> Digest | None:
-        """The artifact's successor; None if it needs none, or cannot be read."""
+        """Return the artifact's successor; None if it needs none, or cannot be read."""
         if digest in self.manifests:
             return self.manifests[digest]
         with self._reporting(where):

@@ -54,7 +54,7 @@ class GcScope:
 
     @classmethod
     def everything(cls) -> Self:
-        """All blobs."""
+        """Return all blobs."""
         return cls(_SHARDS)
 
     @property
@@ -113,7 +113,7 @@ class GcReport:
     each; empty if all went well."""
 
     def to_json(self) -> dict[str, object]:
-        """The report for programs."""
+        """Return the report for programs."""
         return {
             "is_dry_run": self.is_dry_run,
             "stored": self.stored,
@@ -278,7 +278,7 @@ def read_marks(store: BlobStore) -> dict[str, Mark]:
 
 
 def _read_mark(store: BlobStore, key: str) -> Mark | None:
-    """The mark; None if another collection removed it since it was listed."""
+    """Return the mark; None if another collection removed it since it was listed."""
     try:
         return Mark.decode(store.get(key).data, key, broken=CorruptDataError)
     except NotFoundError:
@@ -286,7 +286,7 @@ def _read_mark(store: BlobStore, key: str) -> Mark | None:
 
 
 def _first_mark(marks: Iterable[Mark], second: Mark) -> Mark | None:
-    """The last mark that ended a grace period before the second one began."""
+    """Return the last mark that ended a grace period before the second one began."""
     old = [mark for mark in marks if second.started_at - mark.finished_at >= blobs.GRACE]
     return max(old, key=lambda mark: mark.started_at, default=None)
 

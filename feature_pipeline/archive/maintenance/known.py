@@ -43,7 +43,7 @@ class KnownEntry:
         return self.dataset, self.hook, self.batch, self.manifest
 
     def is_entry(self, entry: FeatureEntry) -> bool:
-        """Whether `entry` is the one that was read.
+        """Return whether `entry` is the one that was read.
 
         Its number and its manifest must be: a log that lost its end uses numbers again.
         """
@@ -262,7 +262,7 @@ class _AcceptedLosses:
         self._accepted: dict[str, dict[str, datetime]] = {}
 
     def include(self, dataset: str, prefix: str, known_at: datetime) -> bool:
-        """Whether what was known of the log at that time was given up since."""
+        """Return whether what was known of the log at that time was given up since."""
         if dataset not in self._accepted:
             self._accepted[dataset] = {
                 loss.log: entry.accepted_at

@@ -36,13 +36,13 @@ _WITHHELD: Final = "withheld: the run was given a record that is withdrawn since
 
 
 def redact_batch(batch: RecordBatch, record_ids: Collection[str]) -> RecordBatch:
-    """The batch without these records; maybe without any."""
+    """Return the batch without these records; maybe without any."""
     kept = tuple(record for record in batch.records if record.id not in record_ids)
     return RecordBatch.of(batch.document.model_copy(update={"records": kept}))
 
 
 def redact_lines(data: bytes, record_ids: Collection[str]) -> bytes:
-    """A file of JSON lines without those of these records; every other byte as it was."""
+    """Return a file of JSON lines without those of these records; every other byte as it was."""
     kept = [
         line
         for number, line in enumerate(_lines(data))

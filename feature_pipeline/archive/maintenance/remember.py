@@ -60,7 +60,7 @@ class MemoryReport:
         return line
 
     def to_json(self) -> dict[str, object]:
-        """The result for programs."""
+        """Return the result for programs."""
         return {
             "dataset": self.dataset,
             "hook": self.hook,
@@ -73,7 +73,7 @@ class MemoryReport:
 
 
 def is_due(store: BlobStore, dataset: str, hook: str) -> bool:
-    """Whether a memory of the hook was not compared with its logs for a day, or never.
+    """Return whether a memory of the hook was not compared with its logs for a day, or never.
 
     Costs two listings, and what a process has not read yet of the hook's releases.
     """

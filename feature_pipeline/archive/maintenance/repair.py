@@ -96,7 +96,7 @@ class RepairPlan:
     remainders: tuple[Remainder, ...]
 
     def to_json(self) -> dict[str, object]:
-        """The plan for programs."""
+        """Return the plan for programs."""
         return {
             "steps": [
                 {**_finding(step.finding), "action": step.action.value, "proof": step.proof}
@@ -304,7 +304,7 @@ class _Planner:
         return None
 
     def _tables_by_digest(self) -> dict[Digest, FeatureEntry]:
-        """The current entry by the digests of its artifact's rows and outcomes."""
+        """Return the current entry by the digests of its artifact's rows and outcomes."""
         if self._tables is None:
             self._tables = {}
             for dataset in log.datasets(self._store):
@@ -467,7 +467,7 @@ class _Planner:
                     yield manifest
 
     def _release(self, finding: Finding) -> Step | None:
-        """The release after the last one in the log, if the project declares it."""
+        """Return the release after the last one in the log, if the project declares it."""
         key = layout.parse_entry(finding.key)
         dataset, hook = _names(finding.key)
         if hook is None:
@@ -617,7 +617,7 @@ def _entries(
 
 
 def _is_damaged_copy(ours: LogEntry, theirs: LogEntry) -> bool:
-    """Whether two entries are one, a part of which has changed.
+    """Return whether two entries are one, a part of which has changed.
 
     Two that were accepted differ in `write_id`, and in what or when they were.
     """
@@ -630,7 +630,7 @@ def _is_before(
     entry: StoredEntry[LogEntry],
     now: StoredEntry[LogEntry] | None,
 ) -> bool:
-    """Whether the candidate is what the entry follows, and something else is there now."""
+    """Return whether the candidate is what the entry follows, and something else is there now."""
     if candidate is None or (now is not None and now.digest == candidate.digest):
         return False
     return bool(entry.entry.previous == candidate.digest)

@@ -51,7 +51,7 @@ class Archive:
     def open(
         cls, url: str | None = None, *, environment: Mapping[str, str | None] | None = None
     ) -> Self:
-        """The archive at `url`, or the one that the environment names.
+        """Return the archive at `url`, or the one that the environment names.
 
         Args:
             url: `s3://bucket/prefix`. Without it, the bucket and prefix are those of the
@@ -74,11 +74,11 @@ class Archive:
         return f"Archive({self.store.identity!r})"
 
     def datasets(self) -> list[str]:
-        """Every dataset, sorted."""
+        """Return every dataset, sorted."""
         return log.datasets(self.store)
 
     def hooks(self, dataset: str | None = None) -> list[ArchivedHook]:
-        """Every hook of the dataset, or of all, whether or not it ever had a table."""
+        """Return every hook of the dataset, or of all, whether or not it ever had a table."""
         names = [
             (each, hook)
             for each in (self.datasets() if dataset is None else [dataset])
@@ -94,7 +94,7 @@ class Archive:
         ]
 
     def batches(self, dataset: str | None = None) -> list[BatchEntry]:
-        """Every batch of the dataset, or of all, in the order of submission."""
+        """Return every batch of the dataset, or of all, in the order of submission."""
         entries = [
             entry
             for each in (self.datasets() if dataset is None else [dataset])
@@ -190,7 +190,7 @@ class Archive:
         ).outcomes()
 
     def blob(self, digest: Digest | str) -> bytes:
-        """The bytes with this digest, checked.
+        """Return the bytes with this digest, checked.
 
         Raises:
             NotFoundError: There is no such blob.

@@ -91,7 +91,7 @@ class Difference:
         self.examples.extend(other.examples[: MAX_EXAMPLES - len(self.examples)])
 
     def to_json(self) -> dict[str, object]:
-        """The difference for programs."""
+        """Return the difference for programs."""
         return {
             "equal": self.is_equal,
             "batches": self.batches,
@@ -136,7 +136,7 @@ class Comparison:
     only_after: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
-        """The comparison for programs."""
+        """Return the comparison for programs."""
         return {
             "from": release_json(self.before),
             "to": release_json(self.after),
@@ -150,7 +150,7 @@ class Comparison:
 
 
 def release_json(entry: ReleaseEntry) -> dict[str, object]:
-    """A release for programs."""
+    """Return a release for programs."""
     return {
         "seq": entry.seq,
         "version": entry.release.document.version,

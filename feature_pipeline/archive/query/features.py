@@ -68,7 +68,7 @@ class Selection:
         return pa.array(sorted(withdrawn(self.store, self.dataset)), pa.string())
 
     def manifest(self, batch: str) -> Manifest:
-        """The manifest of the batch's artifact."""
+        """Return the manifest of the batch's artifact."""
         if batch not in self.heads:
             raise NotFoundError(
                 f"batch {batch!r} is not among those read of {self.dataset}/{self.hook}"
@@ -109,7 +109,7 @@ class Selection:
             return None
 
     def record_ids(self, batch: str) -> set[str]:
-        """The ids of a damaged batch's records.
+        """Return the ids of a damaged batch's records.
 
         None if not even they can be read, which `damage` then says.
         """
@@ -275,7 +275,7 @@ class Features(Frame):
         return "".join(read.read_log_text(store, manifest) for manifest in manifests)
 
     def _computed_by(self, batch: str, *, has_log: bool = False) -> dict[Digest, Manifest]:
-        """The manifests that hold raw files of the batch, or logs, its own first."""
+        """Return the manifests that hold raw files of the batch, or logs, its own first."""
         store, selection = self._selection.store, self._selection
         own = selection.manifest(batch)
         digests = [selection.heads[batch].manifest]
@@ -390,7 +390,7 @@ class _Owned:
         self._seen.update(ids)
 
     def of_artifact(self, table: pa.Table, record_ids: "pa.ChunkedArray[Any]") -> pa.Table:
-        """The lines of the artifact's records that no batch before held; they are held now.
+        """Return the lines of the artifact's records that no batch before held; they are held now.
 
         A record belongs to the batch submitted last, whatever became of it there: the ids are of
         all outcomes, not only of those with rows.

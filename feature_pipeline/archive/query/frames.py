@@ -22,7 +22,7 @@ CHUNK_ROWS = 65_536
 
 
 def to_pandas(table: pa.Table) -> "pd.DataFrame":
-    """The table as a DataFrame of Arrow dtypes.
+    """Return the table as a DataFrame of Arrow dtypes.
 
     pandas' own dtypes turn 2^60+1 beside NULL into a float, and NaN beside NULL into one thing.
     Importing pandas takes a third of a second, which only those spend who ask for a DataFrame.
@@ -54,15 +54,15 @@ class Frame(ABC):
         return pa.RecordBatchReader.from_batches(self.schema, iter(self))
 
     def to_arrow(self) -> pa.Table:
-        """All rows as an Arrow table."""
+        """Return all rows as an Arrow table."""
         return pa.Table.from_batches(list(self), schema=self.schema)
 
     def to_pandas(self) -> "pd.DataFrame":
-        """All rows as a DataFrame of Arrow dtypes; see `to_pandas`."""
+        """Return all rows as a DataFrame of Arrow dtypes; see `to_pandas`."""
         return to_pandas(self.to_arrow())
 
     def to_polars(self) -> "pl.DataFrame":
-        """All rows as a Polars DataFrame.
+        """Return all rows as a Polars DataFrame.
 
         Raises:
             InvalidInputError: Polars is not installed.

@@ -48,7 +48,7 @@ class HistoryLine:
     problem: str | None = None
 
     def to_json(self) -> dict[str, object]:
-        """The line for programs."""
+        """Return the line for programs."""
         entry, manifest = self.entry, self.manifest
         return {
             "dataset": entry.dataset,

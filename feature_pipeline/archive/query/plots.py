@@ -28,7 +28,7 @@ MEDIA_TYPES: Final = {".png": "image/png", ".svg": "image/svg+xml", ".html": "te
 
 
 def draw(summary: Summary, suffix: str, *, dpi: int = 100) -> bytes:
-    """The summary as a picture: `.png`, `.svg`, or an `.html` page that needs nothing else.
+    """Return the summary as a picture: `.png`, `.svg`, or an `.html` page that needs nothing else.
 
     Raises:
         InvalidInputError: `suffix` is another one, or matplotlib is not installed.
@@ -135,7 +135,7 @@ def _row(tag: str, cells: Sequence[object]) -> str:
 
 
 def cell_text(cell: object) -> str:
-    """A count or a statistic as people read it."""
+    """Return a count or a statistic as people read it."""
     if cell is None:
         return ""
     if isinstance(cell, int):

@@ -73,10 +73,10 @@ class BlobStore(Protocol):
         ...
 
     def create(self, key: str, data: bytes, media_type: str = BYTES_MEDIA_TYPE) -> bool:
-        """The object exists if it did not before: True; it is untouched if it did: False.
+        """Return the object exists if it did not before: True; it is untouched if it did: False.
 
-        False may stand for an earlier attempt of this very call whose answer was lost: compare
-        what is there with what was to be written.
+        False may stand for an earlier attempt of this very call whose answer was lost: compare what
+        is there with what was to be written.
 
         Raises:
             OutcomeUnknownError: It may or may not have been created.
@@ -100,7 +100,7 @@ class BlobStore(Protocol):
         ...
 
     def get(self, key: str, size: int | None = None) -> StoredObject:
-        """The object.
+        """Return the object.
 
         Raises:
             NotFoundError: The store says that there is none.
@@ -158,7 +158,7 @@ class BlobStore(Protocol):
         ...
 
     def matches_file(self, info: ObjectInfo, path: Path) -> bool | None:
-        """Whether an object uploaded in parts has the checksum that `path` would get.
+        """Return whether an object uploaded in parts has the checksum that `path` would get.
 
         None when the store's answer does not tell.
         """

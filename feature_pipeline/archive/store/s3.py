@@ -145,7 +145,7 @@ class S3Store:
         return self._bucket
 
     def uri(self, key: str) -> str:
-        """The `s3://` address of an object."""
+        """Return the `s3://` address of an object."""
         return f"{self._where}{key}"
 
     def check_bucket(self) -> None:
@@ -495,7 +495,7 @@ class S3Store:
             raise self._unreachable("LIST", prefix, error) from error
 
     def _write(self, verb: str, key: str, call: Callable[[], object]) -> bool:
-        """Whether a write happened: True, or False when its condition did not hold."""
+        """Return whether a write happened: True, or False when its condition did not hold."""
         try:
             call()
         except boto_errors.ClientError as error:

@@ -46,12 +46,12 @@ def base64_text(data: bytes) -> str:
 
 
 def status(error: boto_errors.ClientError) -> int:
-    """The HTTP status of a refusal; 0 if there is none."""
+    """Return the HTTP status of a refusal; 0 if there is none."""
     return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
 
 
 def code(error: boto_errors.ClientError) -> str:
-    """The S3 error code of a refusal; empty if there is none."""
+    """Return the S3 error code of a refusal; empty if there is none."""
     return error.response.get("Error", {}).get("Code", "")
 
 

@@ -138,11 +138,11 @@ def boto_session(*, is_explicit: bool) -> boto3.session.Session:
 
 
 def is_encrypted(endpoint_url: str | None) -> bool:
-    """Whether the endpoint is reached by TLS; AWS always is."""
+    """Return whether the endpoint is reached by TLS; AWS always is."""
     return endpoint_url is None or urllib.parse.urlsplit(endpoint_url).scheme == "https"
 
 
 def proxies_for(url: str) -> dict[str, str]:
-    """The proxies by which botocore reaches `url`; none for a server on this machine."""
+    """Return the proxies by which botocore reaches `url`; none for a server on this machine."""
     proxy = settings.proxy_for(url)
     return {} if proxy is None else {urllib.parse.urlsplit(url).scheme: proxy}

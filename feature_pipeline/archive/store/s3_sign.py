@@ -32,11 +32,11 @@ class S3Signer:
         self._prefix = f"{prefix}/" if prefix else ""
 
     def sign_get(self, key: str, seconds: float) -> str:
-        """An address that reads the object."""
+        """Return an address that reads the object."""
         return self._sign("get_object", key, seconds)
 
     def sign_put(self, key: str, seconds: float) -> str:
-        """An address that writes the object."""
+        """Return an address that writes the object."""
         return self._sign("put_object", key, seconds)
 
     def _sign(self, method: str, key: str, seconds: float) -> str:

@@ -120,11 +120,11 @@ class Transfer:
 
     @staticmethod
     def takes(key: str) -> bool:
-        """Whether this process may transfer, and the key is the same for every client."""
+        """Return whether this process may transfer, and the key is the same for every client."""
         return os.getpid() == _process and _SAFE_KEY.fullmatch(key) is not None
 
     def put(self, key: str, data: bytes, media_type: str, condition: Condition) -> bool:
-        """Whether the object is `data` now; False if the condition did not hold.
+        """Return whether the object is `data` now; False if the condition did not hold.
 
         The store compares the bytes with their SHA-256 and keeps it.
 
@@ -165,7 +165,7 @@ class Transfer:
         ) from unclear
 
     def get(self, key: str, size: int | None) -> StoredObject:
-        """The object; its `info` is without checksums. See `BlobStore.get`."""
+        """Return the object; its `info` is without checksums. See `BlobStore.get`."""
         for attempt in range(_ATTEMPTS):
             if attempt:
                 _pause(attempt)
@@ -212,7 +212,7 @@ def _info(key: str, meta: Any) -> ObjectInfo:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether the store said no, rather than nothing or that it failed."""
+    """Return whether the store said no, rather than nothing or that it failed."""
     refusals = (errors.PermissionDeniedError, errors.UnauthenticatedError, errors.InvalidPathError)
     return isinstance(error, refusals) or _REFUSED.search(str(error)) is not None
 

@@ -52,7 +52,7 @@ def compare(
 
 
 def named(entry: ReleaseEntry) -> str:
-    """A release for people."""
+    """Return a release for people."""
     return f"{entry.release.document.version} (#{entry.seq}, {entry.release.digest.short})"
 
 

@@ -49,7 +49,7 @@ def plan(hook: str, dataset: str | None, as_json: bool) -> None:
 
 
 def plan_lines(plan: TablePlan) -> list[str]:
-    """The plan for people."""
+    """Return the plan for people."""
     lines = [f"{plan.table}: {plan.action.value.replace('_', ' ')}"]
     for what, names in (
         ("columns added", plan.added),

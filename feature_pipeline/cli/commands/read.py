@@ -166,7 +166,7 @@ def _plot(features: Features, columns: Collection[str], path: Path) -> None:
 
 
 def parse_as_of(text: str | None) -> AsOf | None:
-    """A seq, or a time with its offset from UTC.
+    """Return a seq, or a time with its offset from UTC.
 
     Raises:
         InvalidInputError: `text` is neither.

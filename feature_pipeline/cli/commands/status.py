@@ -107,7 +107,7 @@ def status(deep: bool, as_json: bool) -> None:
 
 
 def _warn(output: Output, hooks: list[dict[str, Any]], quarantine: Mapping[str, str]) -> bool:
-    """Whether something is damaged or lost; it is named then."""
+    """Return whether something is damaged or lost; it is named then."""
     found = bool(quarantine)
     for row in hooks:
         for what in ("damaged", "lost"):

@@ -47,7 +47,7 @@ class Record:
     folder: Path
 
     def file(self, *suffixes: str) -> Path:
-        """The record's first file, by name, that ends in one of `suffixes`.
+        """Return the record's first file, by name, that ends in one of `suffixes`.
 
         Raises:
             Reject: The record has no such file.

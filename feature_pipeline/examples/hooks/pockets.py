@@ -115,7 +115,7 @@ def sphere_centre(pocket: Pocket) -> list[float]:
 
 
 def describe(pocket: Pocket, names: Mapping[int, str]) -> dict[str, Any]:
-    """The pocket's row, without what depends on the other pockets."""
+    """Return the pocket's row, without what depends on the other pockets."""
     x, y, z = sphere_centre(pocket)
     lining = sorted(number for _, number in pocket["residues"])
     return {
@@ -158,13 +158,13 @@ def druggability(found: list[Pocket]) -> list[float | None]:
 
 
 def normalised(values: list[float]) -> list[float] | None:
-    """The values scaled to 0..1, or None when they do not differ."""
+    """Return the values scaled to 0..1, or None when they do not differ."""
     low, high = min(values, default=0.0), max(values, default=0.0)
     return [(value - low) / (high - low) for value in values] if high > low else None
 
 
 def logistic(value: float) -> float:
-    """The logistic function."""
+    """Return the logistic function."""
     return 1 / (1 + math.exp(-value))
 
 

@@ -11,7 +11,7 @@ SUFFIXES = (".cif", ".cif.gz", ".pdb", ".pdb.gz", ".ent", ".ent.gz")
 
 
 def read_structure(record: Record) -> gemmi.Structure:
-    """The record's structure with entities and polymers assigned; it has at least one atom.
+    """Return the record's structure with entities and polymers assigned; it has at least one atom.
 
     Raises:
         contract.Reject: The record has no structure file.
@@ -26,13 +26,13 @@ def read_structure(record: Record) -> gemmi.Structure:
 
 
 def is_peptide(polymer: gemmi.ResidueSpan) -> bool:
-    """Whether these residues are a polypeptide, of L or D amino acids."""
+    """Return whether these residues are a polypeptide, of L or D amino acids."""
     kinds = (gemmi.PolymerType.PeptideL, gemmi.PolymerType.PeptideD)
     return polymer.check_polymer_type() in kinds
 
 
 def peptides(model: gemmi.Model) -> dict[str, list[gemmi.Residue]]:
-    """The residues of each peptide chain by chain name.
+    """Return the residues of each peptide chain by chain name.
 
     Where a position holds two kinds of residue (microheterogeneity), the first in the file counts.
     """
@@ -41,7 +41,7 @@ def peptides(model: gemmi.Model) -> dict[str, list[gemmi.Residue]]:
 
 
 def parent_letter(residue: gemmi.Residue) -> str:
-    """The one-letter code of the residue or of its parent, M for MSE; X if it has none."""
+    """Return the one-letter code of the residue or of its parent, M for MSE; X if it has none."""
     code = gemmi.find_tabulated_residue(residue.name).one_letter_code.strip().upper()
     return code or "X"
 

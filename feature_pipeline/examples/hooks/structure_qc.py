@@ -21,7 +21,7 @@ CIS_OMEGA_DEGREES = 30.0
 
 
 def structure_qc(record: Record, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The record's one row."""
+    """Return the record's one row."""
     structure = read_structure(record)
     model = structure[0]
     chains = peptides(model)
@@ -82,7 +82,7 @@ def contents(model: gemmi.Model) -> dict[str, Any]:
 
 
 def bonded(residue: gemmi.Residue, following: gemmi.Residue) -> bool:
-    """Whether a peptide bond joins the two; true where a missing atom leaves it open."""
+    """Return whether a peptide bond joins the two; true where a missing atom leaves it open."""
     if "C" not in residue or "N" not in following:
         return True
     carbon, nitrogen = residue.find_atom("C", "*"), following.find_atom("N", "*")
@@ -90,7 +90,7 @@ def bonded(residue: gemmi.Residue, following: gemmi.Residue) -> bool:
 
 
 def is_cis(residue: gemmi.Residue, following: gemmi.Residue) -> bool:
-    """Whether the peptide bond between the two is cis. An angle that is unknown is not."""
+    """Return whether the peptide bond between the two is cis. An angle that is unknown is not."""
     omega = math.degrees(gemmi.calculate_omega(residue, following))
     return bonded(residue, following) and abs(omega) < CIS_OMEGA_DEGREES
 
@@ -142,7 +142,7 @@ def clashes(structure: gemmi.Structure, distance: float) -> int:
 
 
 def is_explained(structure: gemmi.Structure, one: gemmi.CRA, other: gemmi.CRA) -> bool:
-    """Whether the two atoms may be this close."""
+    """Return whether the two atoms may be this close."""
     atoms = (one.atom, other.atom)
     return (
         any(atom.element.is_metal for atom in atoms)

@@ -200,7 +200,7 @@ def _lay_out_code(request: RunRequest, folder: Path) -> tuple[FailureKind, str] 
 
 
 def _environment(request: RunRequest, scratch: Path) -> dict[str, str]:
-    """All that the hook gets: nothing is inherited but where programs are found."""
+    """Return all that the hook gets: nothing is inherited but where programs are found."""
     workspace = request.workspace
     path = [str(Path(sys.executable).parent), *os.get_exec_path()]
     return {

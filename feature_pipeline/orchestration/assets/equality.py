@@ -37,7 +37,7 @@ def equality_key(spec: TableSpec) -> dg.AssetCheckKey:
 
 
 def is_selected(context: dg.AssetExecutionContext, key: dg.AssetCheckKey) -> bool:
-    """Whether the run executes the check as a step of its own.
+    """Return whether the run executes the check as a step of its own.
 
     Runs that automation requests execute the checks that belong to the load alone.
     """

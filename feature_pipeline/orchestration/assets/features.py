@@ -87,7 +87,7 @@ class DagsterMonitor:
         sys.stdout.write(line + "\n")
 
     def is_cancelled(self, *, now: bool = False) -> bool:
-        """Whether cancellation of this run was requested, at most `CHECK_SECONDS` ago."""
+        """Return whether cancellation of this run was requested, at most `CHECK_SECONDS` ago."""
         at = time.monotonic()
         if not self._is_cancelled and (now or at - self._checked_at >= self.CHECK_SECONDS):
             self._checked_at = at
@@ -96,7 +96,7 @@ class DagsterMonitor:
 
 
 def is_cancelled(instance: dg.DagsterInstance, run_id: str) -> bool:
-    """Whether cancellation of the run was requested."""
+    """Return whether cancellation of the run was requested."""
     run = instance.get_run_by_id(run_id)
     return run is not None and run.status in {
         dg.DagsterRunStatus.CANCELING,
@@ -165,7 +165,7 @@ def _keep_cancelled(
 
 
 def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefinition:
-    """The asset `<dataset>/features/<hook>`, one partition a batch, one partition a run.
+    """Return the asset `<dataset>/features/<hook>`, one partition a batch, one partition a run.
 
     Args:
         folder: What the definition's code files are relative to.

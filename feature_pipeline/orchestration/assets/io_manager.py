@@ -96,7 +96,7 @@ class FeaturePartitions(Mapping[str, pa.Table]):
         return read.read_rows(self.store, self.manifest(batch))
 
     def manifest(self, batch: str) -> Manifest:
-        """The manifest of the batch's current artifact.
+        """Return the manifest of the batch's current artifact.
 
         Raises:
             NotFoundError: The batch has no current artifact.
@@ -242,7 +242,7 @@ class FeatureIOManager(dg.ConfigurableIOManager):
         context.add_output_metadata(metadata)
 
     def load_input(self, context: dg.InputContext) -> object:
-        """The current artifacts of the upstream partitions, in the form the input asks for.
+        """Return the current artifacts of the upstream partitions, in the form the input asks for.
 
         `pd.DataFrame` and `pa.Table` hold the rows of all partitions, with a `batch` column;
         `dict[str, pd.DataFrame]` maps batches to rows; `FeaturePartitions` reads lazily.
@@ -291,7 +291,7 @@ def _declared_columns(context: dg.InputContext) -> Sequence[Column]:
 
 
 def _concatenated(partitions: FeaturePartitions, declared: Sequence[Column]) -> pa.Table:
-    """The rows of all partitions; of none, an empty table of the declared columns."""
+    """Return the rows of all partitions; of none, an empty table of the declared columns."""
     if not partitions:
         return rows_schema(declared).append(pa.field("batch", pa.string())).empty_table()
     tables = []

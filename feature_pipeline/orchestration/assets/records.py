@@ -19,7 +19,7 @@ RECORDS_CODE_VERSION = "1"
 
 
 def records_asset(dataset: str) -> dg.AssetsDefinition:
-    """The asset `<dataset>/records`; materializing a partition verifies its batch again.
+    """Return the asset `<dataset>/records`; materializing a partition verifies its batch again.
 
     Batches are materialized by the inbox sensor when they are accepted; a run of this asset reads
     every file of the batch and compares it with its digest.
@@ -60,7 +60,7 @@ def records_asset(dataset: str) -> dg.AssetsDefinition:
 
 
 def records_event(entry: BatchEntry, batch: RecordBatch) -> dg.AssetMaterialization:
-    """The materialization that stands for an accepted batch, outside any run."""
+    """Return the materialization that stands for an accepted batch, outside any run."""
     return dg.AssetMaterialization(
         asset_key=records_key(batch.dataset),
         partition=batch.key,

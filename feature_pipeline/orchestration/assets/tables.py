@@ -88,7 +88,7 @@ class TableRunConfig(dg.Config):
 
 
 def table_spec(definition: HookDefinition) -> TableSpec:
-    """The table that a hook's definition asks for."""
+    """Return the table that a hook's definition asks for."""
     return TableSpec(
         dataset=definition.dataset,
         hook=definition.name,
@@ -106,7 +106,7 @@ def table_code_version(spec: TableSpec) -> str:
 
 
 def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
-    """The asset `<dataset>/tables/<table>`, one partition a batch, many partitions a run."""
+    """Return the asset `<dataset>/tables/<table>`, one partition a batch, many partitions a run."""
     spec = table_spec(definition)
     dataset, columns = definition.dataset, spec.columns
     key, source = table_key(dataset, spec.name), features_key(dataset, definition.name)
@@ -284,11 +284,11 @@ def generation_result(
     database: Database,
     spec: TableSpec,
 ) -> dg.AssetCheckResult:
-    """Whether people read what the definition asks for; if not, one fill is requested.
+    """Return whether people read what the definition asks for; if not, one fill is requested.
 
-    A generation that is being built is filled by a backfill of the batches that it lacks: the
-    first run to find some asks for it, and the others join it. Batches that are being loaded, or
-    whose features are being computed, come by themselves: the backfill would load them twice.
+    A generation that is being built is filled by a backfill of the batches that it lacks: the first
+    run to find some asks for it, and the others join it. Batches that are being loaded, or whose
+    features are being computed, come by themselves: the backfill would load them twice.
     """
     report = table_report(store, database, spec)
     if report is None:  # dropped since
@@ -383,7 +383,7 @@ def table_event(
     event: PartitionEvent | None,
     archive_uri: str | None = None,
 ) -> dg.AssetMaterialization:
-    """The materialization that stands for a batch loaded outside any run.
+    """Return the materialization that stands for a batch loaded outside any run.
 
     Args:
         event: The latest event of the features' partition, if Dagster has one.

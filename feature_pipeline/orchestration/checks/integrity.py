@@ -45,7 +45,7 @@ class VerifyConfig(dg.Config):
 
 
 def verify_job() -> dg.JobDefinition:
-    """The job `verify_archive`: reads what is stored again; fails if anything is wrong."""
+    """Return the job `verify_archive`: reads what is stored again; fails if anything is wrong."""
 
     @dg.op(name="read_archive_again", description="Compares every stored object with its name.")
     def read_again(

@@ -63,7 +63,7 @@ def level_of(value: float, threshold: Threshold) -> Level:
 def judge(
     checks: CheckDefinition, counts: Mapping[str, OutcomeCounts], row_change: RowChange | None
 ) -> Judgement:
-    """The current artifacts by the thresholds.
+    """Return the current artifacts by the thresholds.
 
     Args:
         checks: The thresholds.

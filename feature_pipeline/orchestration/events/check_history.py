@@ -42,7 +42,7 @@ def said_before(
 
 
 def named_before(instance: dg.DagsterInstance, key: dg.AssetCheckKey, entry: str) -> set[str]:
-    """The batches that earlier evaluations named in an entry of their metadata."""
+    """Return the batches that earlier evaluations named in an entry of their metadata."""
     return {
         str(batch)
         for said in said_before(instance, key, entry)

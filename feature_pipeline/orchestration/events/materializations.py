@@ -54,7 +54,7 @@ def features_events(
     heads: Mapping[str, FeatureEntry],
     damaged: dict[str, str],
 ) -> dict[str, dg.AssetMaterialization]:
-    """The materializations that stand for current artifacts of a hook, by batch.
+    """Return the materializations that stand for current artifacts of a hook, by batch.
 
     A batch of whose records Dagster has no event yet is left out: without a pointer to one its
     partition would show as stale. Manifests are read in parallel, Dagster is asked once per input.
@@ -128,7 +128,7 @@ def _manifest(store: BlobStore, head: FeatureEntry) -> Manifest | FeaturePipelin
 
 
 def reports(event: PartitionEvent | None, head: FeatureEntry) -> bool:
-    """Whether Dagster's latest event of a partition is the one of this log entry."""
+    """Return whether Dagster's latest event of a partition is the one of this log entry."""
     return event is not None and (
         event.tags.get(COMPLETION_TAG) == head.completion
         or (head.dagster_run_id is not None and event.run_id == head.dagster_run_id)

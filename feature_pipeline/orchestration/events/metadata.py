@@ -47,7 +47,7 @@ def column_schema(columns: Sequence[Column]) -> dg.TableSchema:
 
 
 def table_schema(columns: Sequence[Column]) -> dg.TableSchema:
-    """The column schema of a table: record_id, ordinal, the declared columns, batch."""
+    """Return the column schema of a table: record_id, ordinal, the declared columns, batch."""
     declared = column_schema(columns).columns
     required = dg.TableColumnConstraints(nullable=False)
     return dg.TableSchema(
@@ -120,7 +120,7 @@ def freshness_policy(definition: HookDefinition) -> dg.FreshnessPolicy | None:
 
 
 def columns_markdown(columns: Sequence[Column]) -> str:
-    """The declared columns as a Markdown table."""
+    """Return the declared columns as a Markdown table."""
     if not columns:
         return "No columns: the hook passes or rejects records."
     lines = ["| column | type | unit | description |", "| --- | --- | --- | --- |"]

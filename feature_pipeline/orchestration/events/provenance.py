@@ -116,7 +116,7 @@ def _instant(text: str | None) -> datetime | None:
 
 
 def has_read(event: PartitionEvent | None, source: dg.AssetKey, version: str) -> bool:
-    """Whether a materialization says that it was made from this version of an input."""
+    """Return whether a materialization says that it was made from this version of an input."""
     if event is None:
         return False
     # Of a partition that one of its own runs read, Dagster records the hash of the version.
@@ -156,7 +156,7 @@ def event_tags(
     code_version: str | None,
     inputs: Mapping[dg.AssetKey, InputVersion | None],
 ) -> dict[str, str]:
-    """Every provenance tag of one materialization event.
+    """Return every provenance tag of one materialization event.
 
     An input of None is one that Dagster has no event of; its first one makes this event stale, as
     does any event of an input that never said what was read.

@@ -51,7 +51,7 @@ def stale_partitions(
 
 
 def _is_changed(event: PartitionEvent, source: dg.AssetKey, now: PartitionEvent | None) -> bool:
-    """Whether the input says something else than what `event` was made from."""
+    """Return whether the input says something else than what `event` was made from."""
     read = event.tags.get(get_input_data_version_tag(source))
     pointer = event.tags.get(get_input_event_pointer_tag(source), NULL_EVENT_POINTER)
     if read is None:

@@ -47,7 +47,7 @@ class Select(StrEnum):
     ALL = "all"
 
     def takes(self, facts: BatchFacts) -> bool:
-        """Whether it takes a partition of which this is known."""
+        """Return whether it takes a partition of which this is known."""
         return self is Select.ALL or Reason(self.value) in facts.reasons()
 
 
@@ -65,11 +65,11 @@ class Target:
 def find_targets(
     definitions: Sequence[HookDefinition], names: Collection[str], tables: bool | None = None
 ) -> list[Target]:
-    """The assets that `names` mean; those of all hooks if there are none.
+    """Return the assets that `names` mean; those of all hooks if there are none.
 
-    A hook's name, alone or as `dataset/hook`, means its features and, if it is always
-    materialized, its table. The name of a table that no hook has, and an asset's key
-    (`dataset/features/hook`, `dataset/tables/table`), mean that asset alone.
+    A hook's name, alone or as `dataset/hook`, means its features and, if it is always materialized,
+    its table. The name of a table that no hook has, and an asset's key (`dataset/features/hook`,
+    `dataset/tables/table`), mean that asset alone.
 
     Args:
         definitions: The hooks there are.
@@ -149,7 +149,7 @@ class BackfillPlan:
         return not self.parts
 
     def to_json(self) -> dict[str, object]:
-        """Every key, for programs."""
+        """Return every key, for programs."""
         return {
             "select": self.select.value,
             "assets": {part.key.to_user_string(): list(part.batches) for part in self.parts},
@@ -327,7 +327,7 @@ def active_backfills(instance: dg.DagsterInstance) -> list[str]:
 
 
 def is_daemon_running(instance: dg.DagsterInstance) -> bool:
-    """Whether a daemon that carries out backfills was heard of lately."""
+    """Return whether a daemon that carries out backfills was heard of lately."""
     return bool(get_daemon_statuses(instance, [_DAEMON], ignore_errors=True)[_DAEMON].healthy)
 
 

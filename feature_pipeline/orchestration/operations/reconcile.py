@@ -82,7 +82,7 @@ class Drift:
     archive; each with the reason."""
 
     def is_empty(self) -> bool:
-        """Whether everything agreed."""
+        """Return whether everything agreed."""
         return not any(vars(self).values())
 
     def summary(self) -> str:

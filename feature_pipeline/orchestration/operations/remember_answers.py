@@ -42,7 +42,7 @@ def _hooks(store: BlobStore) -> Iterator[tuple[str, str]]:
 
 
 def answers_job() -> dg.JobDefinition:
-    """The job `remember_answers`: completes the memory of answers from the logs."""
+    """Return the job `remember_answers`: completes the memory of answers from the logs."""
 
     @dg.op(name="compare_with_logs", description="Adds what the memory lacks, leaves out the rest.")
     def compare_with_logs(

@@ -267,6 +267,6 @@ def _cut(text: str) -> str:
 
 
 def table(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    """A Markdown table; what is in a cell stays in it."""
+    """Return a Markdown table; what is in a cell stays in it."""
     shown = ([c if isinstance(c, Markup) else plots.cell_text(c) for c in line] for line in lines)
     return markdown.table(heads, shown)

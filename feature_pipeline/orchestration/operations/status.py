@@ -111,7 +111,7 @@ class Standing:
         object.__setattr__(self, "reasons", found)
 
     def batches(self, reason: Reason) -> list[str]:
-        """The batches that this reason speaks for, in the order of submission."""
+        """Return the batches that this reason speaks for, in the order of submission."""
         return [batch for batch, reasons in self.reasons.items() if reason in reasons]
 
 
@@ -220,7 +220,7 @@ def hook_standing(
 def _in_order(
     dataset: str, submitted: Readable[BatchEntry], batches: Collection[str] | None
 ) -> dict[str, BatchEntry]:
-    """The readable batches in the order of submission.
+    """Return the readable batches in the order of submission.
 
     Raises:
         NotFoundError: One that is named was never accepted.

@@ -39,7 +39,7 @@ def fail_dead_runs(instance: dg.DagsterInstance) -> list[str]:
 
 
 def _worker(instance: dg.DagsterInstance, run_id: str) -> tuple[int, float] | None:
-    """The pid that the run's worker reported last, and when."""
+    """Return the pid that the run's worker reported last, and when."""
     records = instance.get_records_for_run(
         run_id, of_type=dg.DagsterEventType.ENGINE_EVENT, ascending=False
     ).records

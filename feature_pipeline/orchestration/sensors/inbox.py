@@ -394,7 +394,7 @@ def _remove(store: BlobStore, tick: InboxTick, entry: InboxEntry) -> None:
 
 
 def _note(tick: InboxTick, entry: InboxEntry, settled: Accepted | Waiting | Quarantined) -> bool:
-    """Whether the entry was accepted; otherwise what became of it is noted."""
+    """Return whether the entry was accepted; otherwise what became of it is noted."""
     if isinstance(settled, Accepted):
         tick.accepted += settled.is_new
         return True

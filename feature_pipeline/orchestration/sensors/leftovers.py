@@ -121,7 +121,7 @@ class _Leftovers:
         return not may_be_needed or self._is_over(question, left.modified_at)
 
     def _is_over(self, question: Question | None, used_at: float) -> bool:
-        """Whether nothing can come of what was left of it."""
+        """Return whether nothing can come of what was left of it."""
         if self._now.timestamp() - used_at > KEPT.total_seconds():
             return True
         if question is None:

@@ -238,7 +238,7 @@ def _is_called_off(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
 
 
 def _exist(graph: AssetGraph, run: dg.DagsterRun) -> bool:
-    """Whether its assets are still defined, as assets of batches of one dataset."""
+    """Return whether its assets are still defined, as assets of batches of one dataset."""
     keys = run.asset_selection or frozenset()
     datasets = {key.path[0] for key in keys}
     return len(datasets) == 1 and all(

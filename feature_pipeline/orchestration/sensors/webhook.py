@@ -64,7 +64,7 @@ class WebhookTick(BaseModel):
 
 
 def parse_state(cursor: str | None) -> WebhookState:
-    """The state of a sensor's cursor; a new one's before the first tick."""
+    """Return the state of a sensor's cursor; a new one's before the first tick."""
     return WebhookState.model_validate_json(cursor) if cursor else WebhookState()
 
 

@@ -246,12 +246,12 @@ def ensure_schemas(connection: Connection) -> None:
 
 
 def has_bookkeeping(connection: Connection) -> bool:
-    """Whether the bookkeeping is in this database, with all that says what tables hold."""
+    """Return whether the bookkeeping is in this database, with all that says what tables hold."""
     return _tables(connection) >= _TABLES.keys() - LATER_TABLES
 
 
 def has_table(connection: Connection, name: str) -> bool:
-    """Whether the bookkeeping has this table, which earlier code may not have made."""
+    """Return whether the bookkeeping has this table, which earlier code may not have made."""
     return name in _tables(connection)
 
 
@@ -348,7 +348,7 @@ def count_progress(connection: Connection, generation: int) -> int:
 
 
 def has_progress(connection: Connection, generation: int, batches: Sequence[str]) -> bool:
-    """Whether the generation holds anything of one of these batches."""
+    """Return whether the generation holds anything of one of these batches."""
     return bool(
         fetch_value(
             connection,

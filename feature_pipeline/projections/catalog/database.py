@@ -278,7 +278,7 @@ def session_lock(connection: Connection, *names: object) -> Iterator[None]:
 def fetch_one(
     connection: Connection, query: Statement, parameters: Any = None
 ) -> tuple[Any, ...] | None:
-    """The first row of a query, or None."""
+    """Return the first row of a query, or None."""
     return connection.execute(query, parameters).fetchone()
 
 

@@ -36,7 +36,7 @@ _TYPES: Final[dict[str, Callable[[], TypeEngine[Any]]]] = {
 
 
 def column_kinds(columns: Sequence[Column]) -> dict[str, str]:
-    """Every column of a generation, in its order, with the kind `copy_format` encodes it as.
+    """Return every column of a generation, in its order, with the kind `copy_format` encodes it as.
 
     `batch` precedes the declared columns, so that a column declared later is appended to the view
     and `create or replace view` can add it.
@@ -46,7 +46,7 @@ def column_kinds(columns: Sequence[Column]) -> dict[str, str]:
 
 
 def column_types(columns: Sequence[Column]) -> dict[str, str]:
-    """Every column of a generation with its type, as PostgreSQL names it (`format_type`)."""
+    """Return every column of a generation with its type, as PostgreSQL names it (`format_type`)."""
     return {
         name: "integer" if kind == "ordinal" else type_name(kind).as_string().lower()
         for name, kind in column_kinds(columns).items()
@@ -54,7 +54,7 @@ def column_types(columns: Sequence[Column]) -> dict[str, str]:
 
 
 def type_name(kind: str) -> sql.SQL:
-    """The SQL type of a declared column's kind."""
+    """Return the SQL type of a declared column's kind."""
     return sql.SQL(_TYPES[kind]().compile(dialect=_DIALECT))
 
 
@@ -102,7 +102,7 @@ def index_name(relation: str, index: IndexDefinition) -> str:
 
 
 def relation_name(spec: TableSpec, number: int) -> str:
-    """The name of a generation's real table; `number` makes it unique.
+    """Return the name of a generation's real table; `number` makes it unique.
 
     Of the table's name only word characters are kept: a `%` would be taken for a parameter in the
     statements that load.
@@ -112,7 +112,7 @@ def relation_name(spec: TableSpec, number: int) -> str:
 
 
 def truncate_identifier(text: str, max_bytes: int) -> str:
-    """The longest start of `text` within `max_bytes` of UTF-8."""
+    """Return the longest start of `text` within `max_bytes` of UTF-8."""
     return text.encode()[:max_bytes].decode(errors="ignore")
 
 

@@ -411,7 +411,7 @@ def _issuable_order(grants: Iterable[Grant]) -> list[Grant]:
 
 
 def _grant_as(connection: Connection, grantor: str, statement: sql.Composed) -> bool:
-    """Whether the grant was made in the name of the grantor, in the caller's transaction."""
+    """Return whether the grant was made in the name of the grantor, in the caller's transaction."""
     before = fetch_value(connection, "select current_setting('role')")
     try:
         with connection.transaction():

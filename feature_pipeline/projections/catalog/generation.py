@@ -102,7 +102,7 @@ def lock_table(connection: Connection, name: str, *, is_shared: bool = False) ->
 
 
 def outcomes_partition(generation: int) -> str:
-    """The name of the generation's partition of `outcomes`."""
+    """Return the name of the generation's partition of `outcomes`."""
     return f"_outcomes_{generation}"
 
 
@@ -148,7 +148,7 @@ def _needs_nothing(connection: Connection, spec: TableSpec, state: TableState) -
 
 
 def _is_left_behind(connection: Connection, spec: TableSpec, state: TableState) -> bool:
-    """Whether what the newest definition wants is not there: it was dropped by hand."""
+    """Return whether what the newest definition wants is not there: it was dropped by hand."""
     return state.wanted.digest != spec.generation_digest and is_current_definition(connection, spec)
 
 
@@ -269,7 +269,7 @@ def record_discarded(
 
 
 def discarded_lately(connection: Connection, spec: TableSpec) -> bool:
-    """Whether a generation of the table was discarded within `DISCARDED_FOR`."""
+    """Return whether a generation of the table was discarded within `DISCARDED_FOR`."""
     return bool(
         fetch_value(
             connection,
@@ -294,7 +294,7 @@ def why_discarded(connection: Connection, spec: TableSpec, building: Generation)
 
 
 def is_discarded(connection: Connection, spec: TableSpec, generation: Generation) -> bool:
-    """Whether the generation was found to hold other rows than the archive."""
+    """Return whether the generation was found to hold other rows than the archive."""
     return bool(
         fetch_value(
             connection,
@@ -306,7 +306,7 @@ def is_discarded(connection: Connection, spec: TableSpec, generation: Generation
 
 
 def is_current_definition(connection: Connection, spec: TableSpec) -> bool:
-    """Whether the table follows `spec`, rather than a definition seen later."""
+    """Return whether the table follows `spec`, rather than a definition seen later."""
     return bool(
         fetch_value(
             connection,
@@ -374,7 +374,7 @@ def read_table(connection: Connection, spec: TableSpec) -> TableState | None:
 
 
 def require_table(connection: Connection, spec: TableSpec) -> TableState:
-    """The table as it stands.
+    """Return the table as it stands.
 
     Raises:
         NotFoundError: It does not exist.
@@ -390,7 +390,7 @@ def require_table(connection: Connection, spec: TableSpec) -> TableState:
 def list_generations(
     connection: Connection, spec: TableSpec, *, is_whole: bool = True
 ) -> list[Generation]:
-    """Every generation of the table, oldest first.
+    """Return every generation of the table, oldest first.
 
     Args:
         connection: To the table's database.
@@ -602,7 +602,7 @@ def _free_name(connection: Connection, spec: TableSpec) -> tuple[int, str]:
 
 
 def _order(connection: Connection, spec: TableSpec) -> int:
-    """The number of the definition that the table follows."""
+    """Return the number of the definition that the table follows."""
     query = "select wanted_order from feature_pipeline.tables where name = %s"
     return int(fetch_value(connection, query, [spec.name]))
 

@@ -87,14 +87,14 @@ def missing_indexes(
 def surplus_indexes(
     connection: Connection, generation: Generation | None, spec: TableSpec
 ) -> tuple[str, ...]:
-    """The names of the indexes that `follow_indexes` would drop."""
+    """Return the names of the indexes that `follow_indexes` would drop."""
     if generation is None:
         return ()
     return tuple(sorted(_existing(connection, generation).keys() - _wanted(generation, spec)))
 
 
 def describe_index(index: IndexDefinition) -> str:
-    """An index in a few words."""
+    """Return an index in a few words."""
     what = "unique " if index.unique else ""
     keys = index.expression or ", ".join(index.columns)
     where = f" where {index.where}" if index.where else ""
@@ -102,7 +102,7 @@ def describe_index(index: IndexDefinition) -> str:
 
 
 def are_declared(connection: Connection, generation: Generation, spec: TableSpec) -> bool:
-    """Whether the generation's indexes are those that are declared."""
+    """Return whether the generation's indexes are those that are declared."""
     return not (
         missing_indexes(connection, generation, spec)
         or surplus_indexes(connection, generation, spec)

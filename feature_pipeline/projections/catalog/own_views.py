@@ -111,7 +111,7 @@ def find_view(connection: Connection, name: str) -> FoundView:
 
 
 def is_as_made(connection: Connection, name: str) -> bool:
-    """Whether the view is there, recorded, and defined as the pipeline defined it."""
+    """Return whether the view is there, recorded, and defined as the pipeline defined it."""
     return find_view(connection, name).state is ViewState.AS_MADE
 
 

@@ -44,7 +44,7 @@ select exists (
 
 
 def is_shown(connection: Connection, table: str) -> bool:
-    """Whether the view of this name shows the table's live generation, and all of it.
+    """Return whether the view of this name shows the table's live generation, and all of it.
 
     One that earlier code made, and did not record, is taken for it if it reads that generation.
     """

@@ -36,7 +36,7 @@ _compute: Final[Any] = pc
 
 
 def encode_rows(columns: Sequence[tuple[str, Array]]) -> tuple[memoryview, npt.NDArray[np.int64]]:
-    """Every row's canonical encoding, side by side, and where each begins and the last ends.
+    """Return every row's canonical encoding, side by side, and where each begins and the last ends.
 
     Args:
         columns: Per column its kind and its values, all of one length. A `json` column holds
@@ -104,7 +104,7 @@ def line_digests(columns: Sequence[Array]) -> Iterator[bytes]:
 
 
 def _changes(key: Array) -> npt.NDArray[np.bool_]:
-    """Whether each value but the first differs from the one before it."""
+    """Return whether each value but the first differs from the one before it."""
     differs: npt.NDArray[np.bool_] = np.asarray(_compute.not_equal(key[1:], key[:-1]))
     return differs
 

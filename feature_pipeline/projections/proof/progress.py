@@ -49,7 +49,7 @@ class ProgressReport:
         return self.is_shown and not self.wrong()
 
     def batches_to_load(self) -> list[str]:
-        """The batches whose loading would make the table complete."""
+        """Return the batches whose loading would make the table complete."""
         return sorted({*self.missing, *self.behind})
 
     def wrong(self) -> list[str]:

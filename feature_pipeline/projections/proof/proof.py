@@ -275,7 +275,7 @@ def _records(
     generation: Generation,
     progress: Mapping[str, Progress],
 ) -> set[str]:
-    """Every record that these batches' artifacts say something of."""
+    """Return every record that these batches' artifacts say something of."""
     erased = erasures.erased(store, spec.dataset)
     found = map_threads(lambda held: _read_records(store, held, erased), list(progress.values()))
     records: set[str] = set()

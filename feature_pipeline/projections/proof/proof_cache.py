@@ -53,7 +53,7 @@ def content_state(
 
 
 def find_proof(connection: Connection, generation: Generation, state: Digest) -> KeptProof | None:
-    """The proof of exactly this state; None if there is none."""
+    """Return the proof of exactly this state; None if there is none."""
     if not has_table(connection, "proofs"):
         return None
     row = fetch_one(

@@ -71,7 +71,7 @@ def column_fields(columns: tuple[Column, ...]) -> dict[str, pa.DataType]:
 
 
 def canonical_texts(values: pa.ChunkedArray[Any]) -> pa.Array[Any]:
-    """The canonical JSON (`digest.canonical_json`) of what `jsonb` wrote as text."""
+    """Return the canonical JSON (`digest.canonical_json`) of what `jsonb` wrote as text."""
     texts: list[Any] = values.to_pylist()
     # Parsed as one list: a call of the parser costs more than a small value.
     parsed = _DECODE("[" + ",".join("null" if text is None else text for text in texts) + "]")

@@ -39,7 +39,7 @@ Array: TypeAlias = "pa.Array[Any]"
 
 
 def encode_copy_rows(columns: Sequence[tuple[str, Array]]) -> memoryview:
-    """The COPY tuples of these columns, row by row, without header and trailer.
+    """Return the COPY tuples of these columns, row by row, without header and trailer.
 
     Args:
         columns: Per column its kind (`columns.Column.kind`, or `ordinal` for a 32-bit integer)
@@ -93,7 +93,7 @@ class RowBuilder:
         return _characters(self.join_array())
 
     def join_array(self) -> Array:
-        """A binary value per row."""
+        """Return a binary value per row."""
         self._flush()
         if len(self._pieces) == 1:
             return self._pieces[0]
@@ -257,7 +257,7 @@ def lengths(values: Array) -> npt.NDArray[np.int64]:
 
 
 def _characters(values: Array) -> memoryview:
-    """The bytes of all values of a binary array, side by side."""
+    """Return the bytes of all values of a binary array, side by side."""
     return binary_parts(values)[0]
 
 
@@ -271,7 +271,7 @@ def binary_parts(values: Array) -> tuple[memoryview, npt.NDArray[np.int64]]:
 
 
 def numbers(values: Array, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """The values straight from Arrow's buffer; what stands where null is undefined."""
+    """Return the values straight from Arrow's buffer; what stands where null is undefined."""
     buffers: Any = values.buffers()
     numbers: npt.NDArray[Any] = np.frombuffer(
         buffers[1], dtype, count=len(values), offset=values.offset * dtype.itemsize

@@ -36,7 +36,7 @@ def artifact_rows(
     columns: Sequence[Column],
     upcasters: Sequence[UpcasterDefinition],
 ) -> pa.Table:
-    """The artifact's rows with `record_id`, `ordinal` and these columns.
+    """Return the artifact's rows with `record_id`, `ordinal` and these columns.
 
     Args:
         manifest: Of the artifact.
@@ -56,7 +56,7 @@ def artifact_rows(
 def upcaster_for(
     manifest: Manifest, columns: Sequence[Column], upcasters: Sequence[UpcasterDefinition]
 ) -> UpcasterDefinition | None:
-    """The upcaster that the artifact's rows go through.
+    """Return the upcaster that the artifact's rows go through.
 
     None for an artifact whose columns are these already: its raw output was read again under them.
     A unit is part of what a column means here, as is whether it may be null.
@@ -107,7 +107,7 @@ def map_columns(
 
 
 def evolve_rows(rows: pa.Table, mappings: Sequence[align.ColumnSource]) -> pa.Table:
-    """The rows with `record_id`, `ordinal` and the wanted columns, in their order.
+    """Return the rows with `record_id`, `ordinal` and the wanted columns, in their order.
 
     Raises:
         CannotEvolveError: A required column would hold a null, or an integer loses a digit as a

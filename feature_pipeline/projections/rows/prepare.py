@@ -68,7 +68,7 @@ class PreparedBatch:
         return self.rows.nbytes
 
     def record_ids(self) -> list[str]:
-        """The batch's records, sorted."""
+        """Return the batch's records, sorted."""
         ids: list[Any] = self.outcomes["record_id"].to_pylist()
         return ids
 
@@ -80,7 +80,7 @@ class PreparedBatch:
         yield from encode_chunks(self.owned_rows(owned), self.batch, self.kinds)
 
     def owned_rows(self, owned: Sequence[str] | None) -> pa.Table:
-        """The rows that `chunks` encodes, in their order."""
+        """Return the rows that `chunks` encodes, in their order."""
         if owned is None:
             return self.rows
         return self.rows.filter(pc.is_in(self.rows["record_id"], pa.array(owned, pa.string())))
@@ -184,7 +184,7 @@ def encode_chunks(rows: pa.Table, batch: str, kinds: dict[str, str]) -> Iterator
 
 
 def one_array(values: pa.ChunkedArray[Any]) -> pa.Array[Any]:
-    """The values in one piece; copied only if they were in several."""
+    """Return the values in one piece; copied only if they were in several."""
     # The published stubs of pyarrow mistake both for chunked arrays.
     concat: Any = pa.concat_arrays
     if values.num_chunks == 0:

@@ -373,7 +373,7 @@ def _claim(
 
 
 def _owned(connection: Connection, generation: Generation, prepared: PreparedBatch) -> list[str]:
-    """The batch's own records. They are locked by the claim, so this answer stays true."""
+    """Return the batch's own records. They are locked by the claim, so this answer stays true."""
     rows = connection.execute(
         sql.SQL(
             "select record_id from {} where generation = %s and record_id = any(%s) and batch = %s"

@@ -30,13 +30,13 @@ class CannotEvolveError(ProjectionError):
 def find_upcaster(
     manifest: Manifest, upcasters: Sequence[UpcasterDefinition]
 ) -> UpcasterDefinition | None:
-    """The upcaster that names the artifact's release."""
+    """Return the upcaster that names the artifact's release."""
     version = manifest.release.version
     return next((upcaster for upcaster in upcasters if version in upcaster.releases), None)
 
 
 def load_upcaster(upcaster: UpcasterDefinition) -> Upcaster:
-    """The function.
+    """Return the function.
 
     Raises:
         CannotEvolveError: It cannot be imported.

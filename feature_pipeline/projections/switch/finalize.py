@@ -179,7 +179,7 @@ def table_report(store: BlobStore, database: Database, spec: TableSpec) -> Table
 
 
 def batches_to_load(store: BlobStore, database: Database, spec: TableSpec) -> list[str]:
-    """The batches whose loading brings the table to what its definition asks for.
+    """Return the batches whose loading brings the table to what its definition asks for.
 
     Those that the live generation or the one being built lacks. If there are none, and the table
     still is not as it is declared, any batch: the run that loads it settles the table.
@@ -236,7 +236,7 @@ def read_report(store: BlobStore, connection: Connection, spec: TableSpec) -> Ta
 
 
 def request_fill(connection: Connection, spec: TableSpec) -> bool:
-    """Whether the caller is the one who is to have all missing batches loaded.
+    """Return whether the caller is the one who is to have all missing batches loaded.
 
     True once for a generation that is being built, and again when an hour has not completed it.
     """

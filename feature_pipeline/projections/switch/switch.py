@@ -168,7 +168,7 @@ def wait_for_older_snapshots(connection: Connection, spec: TableSpec) -> None:
 
 
 def _transactions(connection: Connection) -> dict[str, int]:
-    """The transactions of sessions of this database: virtual id to process."""
+    """Return the transactions of sessions of this database: virtual id to process."""
     # usesysid is null for PostgreSQL's own workers, which read no tables of ours.
     rows = connection.execute(
         "select l.virtualxid, l.pid from pg_locks l"

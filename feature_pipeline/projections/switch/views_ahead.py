@@ -170,7 +170,7 @@ def _identity(view: View) -> tuple[object, ...]:
 def _moved(
     connection: Connection, old: Sequence[View], live: Generation, to: Generation
 ) -> tuple[tuple[View, ...], tuple[View, ...]] | None:
-    """The views, and how they would be defined in the bookkeeping schema on the new columns.
+    """Return the views, and how they would be defined in the bookkeeping schema on the new columns.
 
     PostgreSQL itself rewrites their definitions: they are moved, columns renamed, and all of it is
     rolled back. None if names in that schema are taken.
@@ -239,7 +239,7 @@ def renames_in_place(old: Sequence[Column], new: Sequence[Column]) -> list[tuple
 
 
 def follows_renames(live: Generation, to: Generation) -> bool:
-    """Whether views have to be rewritten to read columns under their new names.
+    """Return whether views have to be rewritten to read columns under their new names.
 
     A column that is dropped, and whose name another one takes, must not be mistaken for that.
     """

@@ -75,7 +75,7 @@ class MemoryWatch:
             self.peak_bytes = max(self.peak_bytes, used)
 
     def was_exceeded(self) -> bool:
-        """Whether the limit was hit so that a process had to go. Asked after the end.
+        """Return whether the limit was hit so that a process had to go. Asked after the end.
 
         Where only the kernel's signals are left to tell, this waits for the last of them.
         """

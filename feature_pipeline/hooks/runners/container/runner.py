@@ -518,7 +518,7 @@ class _Watch:
         self._silent_since: float | None = None
 
     def until_end(self, grace_seconds: float) -> _End:
-        """The end of the container.
+        """Return the end of the container.
 
         Raises:
             BaseException: Whatever interrupts the wait; the container is killed before.

@@ -53,12 +53,12 @@ def labels(request: RunRequest, wanted: Digest, archive: str) -> dict[str, str]:
 
 
 def archive_label(archive: str) -> str:
-    """A store's identity as a label's value."""
+    """Return a store's identity as a label's value."""
     return Digest.of(archive.encode()).hex[:16]
 
 
 def container_name(request: RunRequest, wanted: Digest) -> str:
-    """The container's name: the same whenever the same attempt is asked for again."""
+    """Return the container's name: the same whenever the same attempt is asked for again."""
     run = re.sub(r"[^a-zA-Z0-9_.-]+", "-", request.question)[:60]
     return f"feature-pipeline-{run}-{request.attempt}-{wanted.hex[:12]}"
 
@@ -77,7 +77,7 @@ class HookUser:
 
     @classmethod
     def here(cls, engine_info: Callable[[], dict[str, Any]]) -> "HookUser":
-        """The user for an engine on this machine.
+        """Return the user for an engine on this machine.
 
         Args:
             engine_info: What the engine says of itself. Some take a second to say it.
@@ -91,7 +91,7 @@ class HookUser:
 
 
 def environment(request: RunRequest) -> dict[str, str]:
-    """All that the hook gets, besides what its image sets."""
+    """Return all that the hook gets, besides what its image sets."""
     return {
         # Podman hands its own proxies on to every container, and their addresses hold passwords
         **{name: "" for lower in _PROXIES for name in (lower, lower.upper())},

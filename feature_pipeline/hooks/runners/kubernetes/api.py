@@ -26,7 +26,7 @@ class ClusterRefusedError(Exception):
 
 
 def connect_here() -> Any:
-    """A client of the cluster that this runs in, else of the current context of kubectl."""
+    """Return a client of the cluster that this runs in, else of the current context of kubectl."""
     from kubernetes import client, config
 
     configuration = client.Configuration()
@@ -77,7 +77,7 @@ class Cluster:
         return json.loads(answer.data), _warnings(answer)
 
     def job(self, name: str) -> Json | None:
-        """The Job; None if there is none."""
+        """Return the Job; None if there is none."""
         try:
             return self._json("read_namespaced_job", name, self._namespace, api="BatchV1Api")
         except NotFoundError:
@@ -127,7 +127,7 @@ class Cluster:
         return "" if last is None else f"{last.get('reason')}: {last.get('message')}"
 
     def log_tail(self, pod: str, container: str, lines: int) -> list[str]:
-        """The last lines of a container; none if they cannot be had any more."""
+        """Return the last lines of a container; none if they cannot be had any more."""
         try:
             answer = self._answer(
                 "read_namespaced_pod_log",
@@ -221,7 +221,7 @@ class Cluster:
 
 
 def _warnings(answer: Any) -> list[str]:
-    """The texts of an answer's `Warning` headers: `299 - "text"` each."""
+    """Return the texts of an answer's `Warning` headers: `299 - "text"` each."""
     lines = answer.headers.getlist("Warning")
     return [text for line in lines for text in re.findall(r'299 \S+ "((?:[^"\\]|\\.)*)"', line)]
 

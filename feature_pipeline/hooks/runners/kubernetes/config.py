@@ -52,7 +52,7 @@ class PodOverrides:
 
     @classmethod
     def parse(cls, config: Mapping[str, Any]) -> Self:
-        """The overrides of a `k8s` config.
+        """Return the overrides of a `k8s` config.
 
         Raises:
             InvalidInputError: An unknown or fixed field, or a value of the wrong shape.

@@ -209,7 +209,7 @@ def taken_away(pod: Json) -> Diagnosis | None:
 
 
 def is_going(pod: Json) -> bool:
-    """Whether the pod's deletion was requested."""
+    """Return whether the pod's deletion was requested."""
     return bool(pod["metadata"].get("deletionTimestamp"))
 
 
@@ -278,5 +278,5 @@ def _hook_ended(pod: Json, code: int, reason: str, message: str) -> Diagnosis:
 
 
 def moment(text: object) -> datetime:
-    """An instant as the API writes it."""
+    """Return an instant as the API writes it."""
     return datetime.fromisoformat(str(text)).astimezone(UTC)

@@ -55,7 +55,7 @@ class JobSettings:
     overrides: PodOverrides = field(default_factory=PodOverrides)
 
     def image_of(self, release: HookRelease) -> str | None:
-        """The image of the hook's container."""
+        """Return the image of the hook's container."""
         return release.document.image or self.code_image
 
     def lifetime_seconds(self, request: RunRequest) -> float:
@@ -276,5 +276,5 @@ def _mount(volume: str, *, is_read_only: bool = False) -> dict[str, Any]:
 
 
 def annotations_of(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """The annotations of a Job as the API returns it."""
+    """Return the annotations of a Job as the API returns it."""
     return dict(manifest.get("metadata", {}).get("annotations") or {})

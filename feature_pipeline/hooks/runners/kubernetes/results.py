@@ -102,7 +102,7 @@ class PublishedResults:
 
 
 def without_result(end: AttemptEnd, request: RunRequest) -> RunResult:
-    """The attempt as its worker saw it end; of its log, the last lines."""
+    """Return the attempt as its worker saw it end; of its log, the last lines."""
     path = request.workspace.log(request.attempt)
     path.write_text("".join(f"{line}\n" for line in end.failure.log_tail), encoding="utf-8")
     return RunResult(
@@ -144,7 +144,7 @@ def _length(result: PodResult) -> int:
 
 
 def tail_of(log: bytes) -> tuple[str, ...]:
-    """The last lines of a log, as a follower of the log sees them."""
+    """Return the last lines of a log, as a follower of the log sees them."""
     shown = LogStream(CappedLog(io.BytesIO()), lambda _: None)
     shown.take(log)
     shown.finish()
@@ -187,7 +187,7 @@ def verdict(request: RunRequest, result: PodResult, tail: tuple[str, ...]) -> Di
 
 
 def runtime_facts(diagnosis: Diagnosis, tail: tuple[str, ...], request: RunRequest) -> RuntimeFacts:
-    """The facts of a failed attempt."""
+    """Return the facts of a failed attempt."""
     reason = diagnosis.reason
     if diagnosis.kind is FailureKind.OUT_OF_MEMORY and "limit" not in reason:
         reason = f"{reason}; its limit is {format_size(request.limits.memory_bytes)}"

@@ -110,7 +110,7 @@ class KubernetesRunner:
         self._patience_seconds = patience_seconds
 
     def image_of(self, release: HookRelease) -> str | None:
-        """The image that hooks of the release run in: their attempts' names depend on it."""
+        """Return the image that hooks of the release run in: their attempts' names depend on it."""
         return self._settings.image_of(release)
 
     def run(self, request: RunRequest, monitor: RunMonitor) -> RunResult:

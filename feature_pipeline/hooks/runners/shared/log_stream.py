@@ -84,7 +84,7 @@ class LogStream:
         self._file.flush()
 
     def tail(self) -> tuple[str, ...]:
-        """The last lines, oldest first, each shortened."""
+        """Return the last lines, oldest first, each shortened."""
         return tuple(line[:_TAIL_LINE_CHARACTERS] for line in self._tail)
 
     def take(self, chunk: bytes) -> None:
