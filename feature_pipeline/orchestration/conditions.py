@@ -15,13 +15,18 @@ from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.definition import Compute, HookDefinition, Materialize
 from feature_pipeline.orchestration.dagster_internals import DATA_VERSION_TAG, PRIORITY_TAG
 from feature_pipeline.orchestration.events.provenance import has_read, latest_events
-from feature_pipeline.orchestration.events.requested import cancelled_partitions
+from feature_pipeline.orchestration.events.requested import (
+    cancelled_partitions,
+    partitions_under_way,
+)
 from feature_pipeline.orchestration.keys import features_key, table_key
 
 TICK_SECONDS = 5
 COMPARED_AT_MOST = 5_000
 LATELY_SECONDS = 600.0
 LATELY_AT_MOST = 1_000
+GATHER_SECONDS = 60.0
+"""How long an updated batch waits at most for the runs of its table that go on."""
 FEATURES_SENSOR = "compute_features"
 TABLES_SENSOR = "load_tables"
 TABLES_PRIORITY = "10"
@@ -152,6 +157,40 @@ class RunCancelled(dg.AutomationCondition[Entity]):
         return dg.AutomationResult(context, subset)
 
 
+class Gathered(dg.AutomationCondition[Entity]):
+    """False of a partition that was updated lately while the asset's other partitions are run.
+
+    Batches that end one after the other are then loaded together, once the run before has ended: a
+    run takes seconds to start, and a batch takes less to load.
+    """
+
+    @property
+    def name(self) -> str:
+        """What the UI shows."""
+        return "gathered"
+
+    def evaluate(self, context: dg.AutomationContext[Entity]) -> dg.AutomationResult[Entity]:
+        """The candidates that wait for no run, or have waited for `GATHER_SECONDS`."""
+        asset = _asset(context)
+        instance = context.asset_graph_view.instance
+        keys = context.candidate_subset.expensively_compute_partition_keys()
+        if not keys or not partitions_under_way(instance, asset):
+            return dg.AutomationResult(context, context.candidate_subset)
+        # What is beyond them is requested at once: a tick has a minute.
+        compared = sorted(keys)[:COMPARED_AT_MOST]
+        after = time.time() - GATHER_SECONDS
+        lately = {
+            partition
+            for source in context.asset_graph.get(asset).parent_keys
+            for partition, event in latest_events(instance, source, compared).items()
+            if event.timestamp > after
+        }
+        subset = context.candidate_subset.compute_intersection_with_partition_keys(
+            set(keys) - lately
+        )
+        return dg.AutomationResult(context, subset)
+
+
 def _quiet() -> Condition:
     """True while neither the partition nor anything it is made from is being run."""
     return (
@@ -191,8 +230,9 @@ def _overlooked() -> Condition:
 
 
 def tables() -> Condition:
-    """Run when what a loaded batch is made from says something new."""
-    return ((_input_changed() & _quiet()) | _overlooked()).with_label("features changed")
+    """Run when what a loaded batch is made from says something new; many batches a run."""
+    changed = (_input_changed() & _quiet()) | _overlooked()
+    return (changed & Gathered()).with_label("features changed")
 
 
 def features() -> Condition:
