@@ -15,7 +15,7 @@ from feature_pipeline.archive import blobs
 from feature_pipeline.archive.blobs import BlobWrite
 from feature_pipeline.archive.contract import check_not_withdrawn
 from feature_pipeline.archive.format import layout
-from feature_pipeline.archive.format.documents import utc_now
+from feature_pipeline.archive.format.documents import Document, utc_now
 from feature_pipeline.archive.format.encode import Content, encode_outcomes, encode_rows
 from feature_pipeline.archive.format.manifest import (
     LOG,
@@ -110,7 +110,8 @@ def publish_artifact(store: BlobStore, artifact: Artifact) -> PublishedArtifact:
     """The artifact's blobs and then its manifest are stored. Equal artifacts are stored once.
 
     Raises:
-        InvalidInputError: The outcomes are not one per record of the batch; nothing was written.
+        InvalidInputError: The outcomes are not one per record of the batch, and nothing was
+            written; or the manifest is larger than what is read again, and is not stored.
         StoreUnavailableError, OutcomeUnknownError: Some blobs may be stored; no manifest is.
     """
     check_outcomes(artifact)
@@ -137,7 +138,10 @@ def publish_artifact(store: BlobStore, artifact: Artifact) -> PublishedArtifact:
         for name, ref in refs.items()
     }
     manifest = _manifest(artifact, content, named)
-    stored = blobs.write_blob(store, manifest.encode(), MANIFEST_MEDIA_TYPE)
+    data = Manifest.check_size(
+        manifest.encode(), f"batch {artifact.batch.key!r}: its manifest", "make batches smaller"
+    )
+    stored = blobs.write_blob(store, data, MANIFEST_MEDIA_TYPE)
     writes = [*written.values(), stored]
     return PublishedArtifact(
         manifest_digest=stored.ref.digest,
@@ -304,8 +308,9 @@ def submit_batch(store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Pa
         files: Where bytes are, by digest; not needed for those that the archive holds already.
 
     Raises:
-        InvalidInputError: A file is neither given nor stored, a record is withdrawn, or the
-            dataset is full; if a record is withdrawn, nothing was stored.
+        InvalidInputError: A file is neither given nor stored, a record is withdrawn, the batch is
+            larger than what is read again, or the dataset is full; nothing was stored if it is
+            the batch's size or a record.
         CorruptDataError: A given file is not what its digest says.
         ConflictError: The dataset has another batch of this key, or records were erased from it
             since: those that may come again come in another batch.
@@ -316,6 +321,11 @@ def submit_batch(store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Pa
         digest=batch.digest,
         source=batch.document.source,
     )
+    data = Document.check_size(
+        batch.encode(),
+        f"batch {batch.key!r}: its document",
+        "submit fewer records a batch (--batch-size), or put long metadata into files",
+    )
     ids = [record.id for record in batch.records]
     check_not_withdrawn(batch.dataset, ids, withdrawn(store, batch.dataset))
     known = log.batch_entries(store, batch.dataset, batch.key)
@@ -324,13 +334,13 @@ def submit_batch(store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Pa
     else:
         _check_budget(store, batch.dataset)
     guard = Guard(store)
-    refs = _store_batch(store, batch, files)
+    refs = _store_batch(store, batch, data, files)
     if known:
         return submission.model_copy(update={"submitted_at": known[0].submitted_at})
     waits = leave(store, submission)
     if guard.find_lost(refs):
         _check_still_wanted(store, batch.dataset, ids)
-        _store_batch(store, batch, files)
+        _store_batch(store, batch, data, files)
     return submission.model_copy(update={"submitted_at": waits.submitted_at})
 
 
@@ -372,11 +382,11 @@ def check_same_batch(
 
 
 def _store_batch(
-    store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Path]
+    store: BlobStore, batch: RecordBatch, data: bytes, files: Mapping[Digest, Path]
 ) -> list[BlobRef]:
-    """The batch and its files are stored."""
+    """The batch, which is encoded as `data`, and its files are stored."""
     refs = _store_files(store, batch, files)
-    return [*refs, blobs.put_blob(store, batch.encode(), JSON_MEDIA_TYPE)]
+    return [*refs, blobs.put_blob(store, data, JSON_MEDIA_TYPE)]
 
 
 def _store_files(

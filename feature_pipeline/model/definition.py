@@ -37,7 +37,7 @@ from feature_pipeline.model.quantities import (
 )
 from feature_pipeline.model.records import RecordFile, check_dataset, check_file_name
 from feature_pipeline.model.release import HookRelease, ReleaseDocument
-from feature_pipeline.model.table_limits import check_table_limits
+from feature_pipeline.model.table_limits import MAX_INDEX_COLUMNS, check_table_limits
 
 _IMAGE: Final = re.compile(r"[a-z0-9][a-z0-9._/:-]*@sha256:[0-9a-f]{64}|sha256:[0-9a-f]{64}")
 _INDEX_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
@@ -296,6 +296,11 @@ class IndexDefinition(_Declaration):
             raise ValueError(f"a column is in {list(self.columns)} twice")
         if self.unique and self.method is not IndexMethod.BTREE:
             raise ValueError(f"only btree indexes can be unique, not {self.method.value}")
+        if len(self.columns) > MAX_INDEX_COLUMNS:
+            raise ValueError(
+                f"{len(self.columns)} columns are more than the {MAX_INDEX_COLUMNS} that an index"
+                " in PostgreSQL can have"
+            )
         if self.method in (IndexMethod.HASH, IndexMethod.SPGIST) and len(self.columns) > 1:
             raise ValueError(f"a {self.method.value} index has one column")
         return self

@@ -13,6 +13,7 @@ from feature_pipeline.errors import InvalidInputError
 
 MAX_COLUMNS: Final = 1_600
 """Of a table, those that every table has included."""
+MAX_INDEX_COLUMNS: Final = 32
 MAX_ROW_BYTES: Final = 8_160
 """Of a row in its page: 8,192 without the page's header and the pointer to the row."""
 

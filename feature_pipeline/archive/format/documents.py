@@ -127,6 +127,17 @@ class Document(Part):
         """Say that an object of `size` bytes is none."""
         return f"has {size:,} bytes; it can have at most {cls.most_bytes:,}"
 
+    @classmethod
+    def check_size(cls, data: bytes, what: str, remedy: str) -> bytes:
+        """Return `data`, which is to be stored, if readers will read as many bytes.
+
+        Raises:
+            InvalidInputError: They are too many for `what`; says the `remedy`.
+        """
+        if len(data) > cls.most_bytes:
+            raise InvalidInputError(f"{what} {cls.too_large(len(data))}: {remedy}")
+        return data
+
 
 def _parse(data: bytes, what: str, broken: type[FeaturePipelineError]) -> dict[str, Any]:
     try:

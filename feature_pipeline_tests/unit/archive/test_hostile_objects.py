@@ -20,7 +20,13 @@ from feature_pipeline.archive.logs.inbox import Completion, QuarantinedEntry
 from feature_pipeline.archive.logs.losses import LossEntry
 from feature_pipeline.archive.maintenance.deletion import look
 from feature_pipeline.archive.store.base import ObjectStream
-from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, StoreUnavailableError
+from feature_pipeline.errors import (
+    CorruptDataError,
+    FeaturePipelineError,
+    InvalidInputError,
+    StoreUnavailableError,
+)
+from feature_pipeline.model.records import Record, RecordBatch, Source
 from feature_pipeline_tests.fixtures.stores import COLUMNS, DATASET, HOOK, make_batch
 
 DEEP = "[" * 100_000
@@ -337,6 +343,21 @@ class TestLargeObjects:
             assert "has 9,000 bytes; it can have at most 5,000" in result.reason
         assert all(isinstance(result, Accepted) for result in settled.values())
         assert max(read_whole) <= 5_000
+
+    def test_what_no_reader_would_read_is_not_written(self, scene, monkeypatch):
+        """Readers and writers have one bound: what is submitted or published can be accepted."""
+        batch, release = scene.submit(make_batch()), scene.release()
+        metadata = {"text": "x" * 6_000}
+        records = (Record(id="r", metadata=metadata),)
+        large = RecordBatch.create(DATASET, "b9", Source.HARVEST, records)
+        before = {info.key for info in scene.store.list_objects("")}
+        with pytest.raises(InvalidInputError, match=r"'b9': its document has .* submit fewer"):
+            publish.submit_batch(scene.store, large, {})
+        monkeypatch.setattr(Manifest, "most_bytes", 500)
+        with pytest.raises(InvalidInputError, match=r"'b1': its manifest has .* at most 500"):
+            scene.completion(scene.artifact(batch, release))
+        written = {info.key for info in scene.store.list_objects("")} - before
+        assert not [key for key in written if not key.startswith("blobs/")]
 
     def test_entries(self, scene, announced, read_whole, monkeypatch):
         monkeypatch.setattr(QuarantinedEntry, "most_bytes", 200_000)

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.model.definition import HookDefinition
+from feature_pipeline.model.definition import HookDefinition, IndexDefinition
 from feature_pipeline.model.table_limits import check_table_limits
 
 
@@ -43,3 +43,10 @@ def test_a_definition_is_checked_against_the_table_that_it_asks_for() -> None:
         HookDefinition.model_validate(declared)
     chosen = {"columns": [column["name"] for column in columns[:1000]]}
     assert HookDefinition.model_validate({**declared, "table": chosen}).has_table
+
+
+def test_an_index_has_no_more_columns_than_postgresql_allows() -> None:
+    names = [f"c{number}" for number in range(33)]
+    assert IndexDefinition(columns=tuple(names[:32]))
+    with pytest.raises(ValidationError, match="33 columns are more than the 32 that an index"):
+        IndexDefinition(columns=tuple(names))
