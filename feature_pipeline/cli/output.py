@@ -63,13 +63,17 @@ class Output:
             title: What they are; their number is put before it.
             problems: By batch.
         """
-        if not problems:
-            return
-        self.warn(f"{len(problems)} {title}:")
-        for name, problem in list(problems.items())[:SHOWN_PROBLEMS]:
-            self.warn(f"  {name}: {problem}")
-        if len(problems) > SHOWN_PROBLEMS:
-            self.warn(f"  and {len(problems) - SHOWN_PROBLEMS} more")
+        for line in _named(title, problems):
+            self.warn(line)
+
+    def reasons(self, title: str, reasons: Mapping[str, str]) -> None:
+        """Do as `problems` does, on standard output, for what is no fault of the archive.
+
+        Of each reason the first line is shown: the others are the end of a hook's log.
+        """
+        first = {name: reason.partition("\n")[0] for name, reason in reasons.items()}
+        for line in _named(title, first):
+            self.say(line)
 
     def table(
         self,
@@ -122,6 +126,16 @@ class Output:
             disable=self.as_json,
         ) as progress:
             yield Steps(progress, progress.add_task(description, total=total))
+
+
+def _named(title: str, reasons: Mapping[str, str]) -> Iterator[str]:
+    if not reasons:
+        return
+    yield f"{len(reasons)} {title}:"
+    for name, reason in list(reasons.items())[:SHOWN_PROBLEMS]:
+        yield f"  {name}: {reason}"
+    if len(reasons) > SHOWN_PROBLEMS:
+        yield f"  and {len(reasons) - SHOWN_PROBLEMS} more"
 
 
 def _console(stream: TextIO) -> Console:

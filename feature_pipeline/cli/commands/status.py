@@ -23,10 +23,14 @@ from feature_pipeline.cli.output import DAMAGED, Output, json_option
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.project_hooks import project_hooks, undeclared_lines
 from feature_pipeline.model.definition import HookDefinition
+from feature_pipeline.model.first_few import first_few
+from feature_pipeline.model.json_values import json_instant
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.retire import known_tables
 
 if TYPE_CHECKING:
+    from dagster import DagsterInstance
+
     from feature_pipeline.orchestration.operations.status import HookStanding, Sources, Standing
 
 _COLUMNS = (
@@ -35,6 +39,8 @@ _COLUMNS = (
 )
 _HEADINGS = {"old_release": "old", "to_load": "to load"}
 _COUNTS = ("records", "passed", "rejected", "errored", "rows")
+_ASKED_OF_DAGSTER = 20
+"""Of how many failed batches of an asset the reason is looked up in Dagster's events."""
 Names = Counter[tuple[str, str]]
 
 
@@ -59,7 +65,9 @@ def status(deep: bool, as_json: bool) -> None:
     waiting, quarantined  completions in the inbox, and those that could not be accepted
     loaded, to load       current artifacts that the table holds as they are, and the others
 
-    `feature-pipeline backfill --select` runs them. Tables that no definition declares any more are
+    `feature-pipeline backfill --select` runs them. Failed batches, records that a table cannot
+    hold, and runs that wait to be repeated after an outage are named with the reason; with --deep,
+    the first errored records, too. Tables that no definition declares any more are
     named; `feature-pipeline retire` drops them. Logs are listed and the tables' bookkeeping is
     read; manifests are with --deep, of hooks with inputs and of failed runs. Exits with 2 if
     something is damaged or lost: it is named, and the rest is shown.
@@ -81,7 +89,10 @@ def status(deep: bool, as_json: bool) -> None:
             _hook(Sources(store, database, instance), hook.definition, hook.folder, deep, counters)
             for hook in defined.usable
         ]
+        repeats = [] if instance is None else _repeats(instance)
     _show(output, hooks, deep)
+    for row in hooks:
+        _say_why(output, row)
     undeclared = defined.undeclared(known_tables(database))
     for line in (*defined.wrong_lines(), *undeclared_lines(undeclared)):
         output.say(line)
@@ -92,9 +103,14 @@ def status(deep: bool, as_json: bool) -> None:
     output.say(f"quarantine: {len(quarantined)}")
     for item in quarantined:
         output.say(f"  {item.id}: {item.reason}")
+    output.reasons(
+        "runs failed in an outage and wait to be repeated",
+        {f"{one['assets']} of {one['batches']}": f"not before {one['at']}" for one in repeats},
+    )
     output.result(
         {
             "hooks": hooks,
+            "repeats": repeats,
             "wrong_definitions": dict(defined.wrong),
             "undeclared_tables": [table.name for table in undeclared],
             "waiting": [entry.id for entry in waiting],
@@ -117,6 +133,47 @@ def _warn(output: Output, hooks: list[dict[str, Any]], quarantine: Mapping[str, 
     output.problems("entries of the quarantine cannot be read", quarantine)
     if found:
         output.warn("`feature-pipeline repair` shows what can be brought back")
+    return found
+
+
+def _say_why(output: Output, row: Mapping[str, Any]) -> None:
+    """Name what could not be computed or loaded, with the reasons."""
+    hook = f"{row['dataset']}/{row['hook']}"
+    output.reasons(f"batches that {hook} failed over", row["failures"])
+    output.reasons(f"records errored in {hook}", row.get("errored_records", {}))
+    if "table" in row:
+        name = f"table {row['table']['name']}"
+        output.reasons(f"batches whose last load into {name} failed", row["table"]["failures"])
+        output.reasons(f"records that {name} cannot hold", row["table"]["left_out"])
+
+
+def _repeats(instance: "DagsterInstance") -> list[dict[str, str]]:
+    from feature_pipeline.orchestration.sensors.repeats import waiting_repeats
+
+    return [
+        {
+            "assets": first_few([key.to_user_string() for key in each.assets]),
+            "batches": first_few(each.batches),
+            "at": json_instant(each.at),
+        }
+        for each in waiting_repeats(instance)
+    ]
+
+
+def _failures(standing: "Standing", instance: "DagsterInstance | None") -> dict[str, str]:
+    """Why each failed batch failed; Dagster is asked about the first few that the log knows not."""
+    from feature_pipeline.orchestration.sensors.repeats import last_failure
+
+    found: dict[str, str] = {}
+    asked = 0
+    for batch, facts in standing.facts.items():
+        if not facts.is_failed or facts.problem is not None:
+            continue
+        reason = facts.failure
+        if reason is None and instance is not None and asked < _ASKED_OF_DAGSTER:
+            asked += 1
+            reason = last_failure(instance, standing.key, batch)
+        found[batch] = reason or "its last Dagster run failed; its page in the UI says why"
     return found
 
 
@@ -147,6 +204,7 @@ def _hook(
         "lost": len(standing.lost),
         "damaged_batches": dict(standing.damaged),
         "lost_batches": dict(standing.lost),
+        "failures": _failures(features, sources.instance),
         **{name: counts[definition.dataset, definition.name] for name, counts in counters.items()},
     }
     if table is not None:
@@ -154,9 +212,16 @@ def _hook(
         row |= {
             "loaded": len(table.facts) - to_load,
             "to_load": to_load,
-            "table": {"name": definition.table_name, **_reasons(table)},
+            "table": {
+                "name": definition.table_name,
+                **_reasons(table),
+                "failures": _failures(table, sources.instance),
+                "left_out": dict(standing.left_out),
+            },
         }
-    return row | (archive_counts(standing) if is_deep else {})
+    if is_deep:
+        row |= {**archive_counts(standing), "errored_records": dict(standing.errored)}
+    return row
 
 
 def _reasons(standing: "Standing") -> dict[str, int]:

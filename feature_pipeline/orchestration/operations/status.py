@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Final
 
 import dagster as dg
 
@@ -44,10 +45,17 @@ from feature_pipeline.orchestration.keys import (
     table_key,
 )
 from feature_pipeline.parallel import map_threads
-from feature_pipeline.projections.catalog.bookkeeping import Progress, all_progress
+from feature_pipeline.projections.catalog.bookkeeping import (
+    Progress,
+    all_progress,
+    read_left_out,
+)
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.catalog.generation import read_table
 from feature_pipeline.projections.catalog.known import known_entry
+
+ERRORED_AT_MOST: Final = 20
+"""How many errored records of a hook are named."""
 
 
 class Reason(StrEnum):
@@ -67,6 +75,8 @@ class BatchFacts:
     """It has a current artifact, or is loaded."""
     is_failed: bool = False
     """Its last hook run left a failure in the log, or its last Dagster run failed."""
+    failure: str | None = None
+    """Why the last hook run failed, if the log has that."""
     has_retryable_errors: bool = False
     """Its current artifact has errored records that a run would compute again."""
     is_behind: bool = False
@@ -137,6 +147,11 @@ class HookStanding:
     """What current artifacts say of their records, as far as manifests were read."""
     lost: Mapping[str, str] = field(default_factory=dict)
     """Batches of which the table or Dagster knows an artifact that the log no longer has."""
+    errored: Mapping[str, str] = field(default_factory=dict)
+    """The first errored records of current artifacts, with their reasons, as far as outcomes were
+    read."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Records that the table that is read cannot hold, with PostgreSQL's reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +202,7 @@ def hook_standing(
     inputs = {
         name: log.readable_heads(store, dataset, name, names).found for name in definition.inputs
     }
-    loaded = _loaded(sources.database, definition)
+    loaded, left_out = _loaded(sources.database, definition)
     lost = _lost(sources, definition, heads, loaded)
     if batches is not None:
         lost = {batch: why for batch, why in lost.items() if batch in entries}
@@ -196,10 +211,9 @@ def hook_standing(
         releases = log.releases(store, dataset, hook)
     except (CorruptDataError, NewerVersionError) as error:
         releases, damaged[RELEASES] = [], str(error)
-    counts: dict[str, OutcomeCounts] = {}
-    # What is found damaged in artifacts is added to `damaged`.
+    read_now = _Read(damaged)
     features = _features_standing(
-        sources, definition, release, entries, logs, heads, inputs, is_deep, lost, damaged, counts
+        sources, definition, release, entries, logs, heads, inputs, is_deep, lost, read_now
     )
     return HookStanding(
         definition=definition,
@@ -213,8 +227,37 @@ def hook_standing(
         },
         damaged=damaged,
         lost=lost,
-        counts=counts,
+        counts=read_now.counts,
+        errored=read_now.errored,
+        left_out=left_out,
     )
+
+
+@dataclass(slots=True)
+class _Read:
+    """What was read of current artifacts."""
+
+    damaged: dict[str, str]
+    """Gets the batches whose artifacts are found damaged."""
+    counts: dict[str, OutcomeCounts] = field(default_factory=dict)
+    retryable: set[str] = field(default_factory=set)
+    """Batches with records that a run would compute again."""
+    errored: dict[str, str] = field(default_factory=dict)
+
+    def add_errors(self, store: BlobStore, batch: str, manifest: Manifest) -> None:
+        """Read the outcomes of an artifact that has errored records."""
+        if not manifest.counts.errored:
+            return
+        outcomes = read.read_outcomes(store, manifest).select(
+            ["record_id", "status", "reason", "retryable"]
+        )
+        for row in outcomes.to_pylist():
+            if row["status"] != Status.ERRORED:
+                continue
+            if row["retryable"]:
+                self.retryable.add(batch)
+            if len(self.errored) < ERRORED_AT_MOST:
+                self.errored[row["record_id"]] = row["reason"] or "no reason is given"
 
 
 def _in_order(
@@ -251,22 +294,25 @@ def _lost(
     return {one.known.batch: str(one) for one in reversed(lost)}
 
 
-def _is_last_run_failed(store: BlobStore, entries: Sequence[FeatureEntry]) -> bool:
-    """Whether the last hook run that counts failed: superseded and cancelled ones change nothing.
+def _last_failure(store: BlobStore, entries: Sequence[FeatureEntry]) -> str | None:
+    """Why the last hook run that counts failed: superseded and cancelled ones change nothing.
 
     Manifests are read of failed runs alone: a log does not say which of them were cancelled. One
-    that cannot be read counts as failed.
+    that cannot be read counts as failed. None if it did not fail.
     """
     for entry in reversed(entries):
         if entry.verdict is Verdict.SUPERSEDED:
             continue
         if entry.verdict is not Verdict.FAILED:
-            return False
+            return None
         manifest = _manifest(store, entry)
-        failure = manifest.failure if isinstance(manifest, Manifest) else None
-        if failure is None or failure.kind != FailureKind.CANCELLED:
-            return True
-    return False
+        if not isinstance(manifest, Manifest):
+            return str(manifest)
+        if manifest.failure is None:
+            return "its manifest states no reason"
+        if manifest.failure.kind != FailureKind.CANCELLED:
+            return f"{manifest.failure.kind}: {manifest.failure.reason}"
+    return None
 
 
 def _features_standing(
@@ -279,8 +325,7 @@ def _features_standing(
     inputs: Mapping[str, Mapping[str, FeatureEntry]],
     is_deep: bool,
     lost: Mapping[str, str],
-    damaged: dict[str, str],
-    counts: dict[str, OutcomeCounts],
+    read_now: _Read,
 ) -> Standing:
     key = features_key(definition.dataset, definition.name)
     made_from = [
@@ -292,28 +337,29 @@ def _features_standing(
     )
     runs, stale = _dagster(sources, key, code_version, made_from, entries)
     behind: set[str] = set()
-    retryable: set[str] = set()
+    damaged = read_now.damaged
     looked_at = [b for b in heads if is_deep or inputs or entries[b].seq > 1]
     for batch, manifest in _manifests(sources.store, heads, looked_at, damaged):
-        counts[batch] = manifest.counts
+        read_now.counts[batch] = manifest.counts
         if _is_behind(manifest, entries[batch], inputs):
             behind.add(batch)
         try:
-            if is_deep and _has_retryable_errors(sources.store, manifest):
-                retryable.add(batch)
+            if is_deep:
+                read_now.add_errors(sources.store, batch, manifest)
         except (NotFoundError, CorruptDataError) as error:
             damaged[batch] = str(error)
-    last_failed = map_threads(
-        lambda batch: _is_last_run_failed(sources.store, logs.get(batch, ())), list(entries)
+    failures = map_threads(
+        lambda batch: _last_failure(sources.store, logs.get(batch, ())), list(entries)
     )
     facts = {}
-    for batch, is_last_failed in zip(entries, last_failed, strict=True):
+    for batch, failure in zip(entries, failures, strict=True):
         head = heads.get(batch)
         is_other = head is not None and head.release != release.digest
         facts[batch] = BatchFacts(
             is_there=head is not None,
-            is_failed=batch in runs.failed or is_last_failed,
-            has_retryable_errors=batch in retryable,
+            is_failed=batch in runs.failed or failure is not None,
+            failure=failure,
+            has_retryable_errors=batch in read_now.retryable,
             is_behind=is_other or batch in behind,
             is_stale_in_dagster=batch in stale,
             problem=damaged.get(batch) or lost.get(batch),
@@ -376,20 +422,6 @@ def _is_behind(
     )
 
 
-def _has_retryable_errors(store: BlobStore, manifest: Manifest) -> bool:
-    if not manifest.counts.errored:
-        return False
-    outcomes = read.read_outcomes(store, manifest)
-    return any(
-        status == Status.ERRORED and is_retryable
-        for status, is_retryable in zip(
-            outcomes.column("status").to_pylist(),
-            outcomes.column("retryable").to_pylist(),
-            strict=True,
-        )
-    )
-
-
 def _table_standing(
     sources: Sources,
     definition: HookDefinition,
@@ -422,20 +454,24 @@ def _table_standing(
     return Standing(key, facts, runs.running)
 
 
-def _loaded(database: Database | None, definition: HookDefinition) -> list[Mapping[str, Progress]]:
+def _loaded(
+    database: Database | None, definition: HookDefinition
+) -> tuple[list[Mapping[str, Progress]], Mapping[str, str]]:
     """What the generation that is read holds, and what the one being built holds, if one is.
 
-    Empty if there is no table.
+    Empty if there is no table. Then the records that are left out of the one that is read.
     """
     if database is None or not definition.has_table:
-        return []
+        return [], {}
     spec = table_spec(definition)
     with database.connect(f"table {spec.name!r}") as connection:
         state = read_table(connection, spec)
         if state is None:
-            return []
+            return [], {}
         # Nothing is read of a table before its first generation was proved.
         live = {} if state.live is None else all_progress(connection, state.live.id)
+        shown = state.live or state.building
+        left_out = {} if shown is None else read_left_out(connection, shown.id)
         if state.building is None:
-            return [live]
-        return [live, all_progress(connection, state.building.id)]
+            return [live], left_out
+        return [live, all_progress(connection, state.building.id)], left_out

@@ -24,6 +24,7 @@ from feature_pipeline.orchestration.assets.wrong_definitions import NAMELESS
 from feature_pipeline.orchestration.dagster_internals import (
     AUTO_RETRY_RUN_ID_TAG,
     BACKFILL_ID_TAG,
+    PARTITION_NAME_TAG,
     AssetGraph,
     BulkActionStatus,
     PartitionBackfill,
@@ -33,6 +34,7 @@ from feature_pipeline.orchestration.events.staleness import partition_runs
 from feature_pipeline.orchestration.keys import REPEAT_TAG, REQUEST_TAG, batches_partitions
 from feature_pipeline.projections.catalog.database import ConnectionFailedError
 
+SENSOR: Final = "repeat_after_outages"
 TICK_SECONDS: Final = 15
 FIRST_PAUSE_SECONDS: Final = 30.0
 LONGEST_PAUSE_SECONDS: Final = 1800.0
@@ -59,6 +61,9 @@ FAILURES_OF_SURROUNDINGS: Final = frozenset(
     }
 )
 """Ends of hook runs that are not the hook's doing."""
+
+_FAILED_RUNS: Final = 20
+"""Of one batch, that are looked at for an asset."""
 
 _SQL_STATES: Final = ("08", "53", "57")
 """Classes: no connection, no resources, stopped by an operator."""
@@ -200,6 +205,62 @@ def repeat_failed_runs(
         del state.waiting[run_id]
     found.waiting = len(state.waiting)
     return found, state.write()
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingRepeat:
+    """A failed run that is to be repeated."""
+
+    assets: tuple[dg.AssetKey, ...]
+    batches: tuple[str, ...]
+    at: datetime
+    """When it is requested again, at the earliest."""
+
+
+def waiting_repeats(instance: dg.DagsterInstance) -> list[WaitingRepeat]:
+    """Return the failed runs that the sensor has found and not requested again yet, next first."""
+    waiting: dict[str, float] = {}
+    for state in instance.all_instigator_state():
+        cursor = getattr(state.instigator_data, "cursor", None)
+        if state.name == SENSOR and cursor is not None:
+            waiting |= _Cursor.read(cursor, 0.0).waiting
+    ids = sorted(waiting, key=waiting.__getitem__)[:RUNS_PER_TICK]
+    runs = instance.get_runs(dg.RunsFilter(run_ids=ids)) if ids else ()
+    found = []
+    for run in sorted(runs, key=lambda each: waiting[each.run_id]):
+        assets = tuple(sorted(run.asset_selection or ()))
+        batches = partitions_of_run(instance, assets[0].path[0], run) if assets else None
+        at = datetime.fromtimestamp(waiting[run.run_id], UTC)
+        found.append(WaitingRepeat(assets, tuple(batches or ()), at))
+    return found
+
+
+def last_failure(instance: dg.DagsterInstance, key: dg.AssetKey, batch: str) -> str | None:
+    """Return why the last failed run of one batch of an asset failed; None if none is known.
+
+    The text of the innermost error. Runs over a range of batches are not looked at.
+    """
+    tags = {PARTITION_NAME_TAG: batch}
+    failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags=tags)
+    for run in instance.get_runs(failed, limit=_FAILED_RUNS):
+        if key not in (run.asset_selection or ()):
+            continue
+        steps = _events(instance, run, dg.DagsterEventType.STEP_FAILURE)
+        own = [event for event in steps if event.step_key == "__".join(key.path)]
+        for event in own or steps:
+            failure = event.step_failure_data
+            if failure.user_failure_data is not None and failure.user_failure_data.description:
+                return failure.user_failure_data.description
+            if failure.error is not None:
+                return _innermost(failure.error).message.strip()
+        return "its worker died, or could not be started"
+    return None
+
+
+def _innermost(error: SerializableErrorInfo) -> SerializableErrorInfo:
+    while error.cause is not None:
+        error = error.cause
+    return error
 
 
 def _find_failed(instance: dg.DagsterInstance, state: _Cursor) -> None:
@@ -349,7 +410,7 @@ def repeats_sensor() -> dg.SensorDefinition:
     """Repeats runs that infrastructure made fail, every `TICK_SECONDS`; running by default."""
 
     @dg.sensor(
-        name="repeat_after_outages",
+        name=SENSOR,
         minimum_interval_seconds=TICK_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=(

@@ -15,6 +15,7 @@ from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.errors import NotFoundError
 from feature_pipeline.model.definition import HookDefinition
 from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.outcomes import Status
 from feature_pipeline.model.release import HookRelease, ReleaseDocument
 from feature_pipeline.orchestration.operations.status import (
     HookStanding,
@@ -22,7 +23,13 @@ from feature_pipeline.orchestration.operations.status import (
     Sources,
     hook_standing,
 )
-from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, Scene, make_batch
+from feature_pipeline_tests.fixtures.stores import (
+    DATASET,
+    HOOK,
+    Scene,
+    make_batch,
+    make_outcomes,
+)
 
 FAILURE = FailureInfo(kind="non_zero_exit", reason="status 3")
 IMAGE = f"example.org/p@sha256:{'0' * 64}"
@@ -84,6 +91,23 @@ def test_the_log_says_what_is_missing_failed_and_of_another_release(scene: Scene
     assert stand(scene, definition("2")).is_registered
     with pytest.raises(NotFoundError, match="no batch 'b6'"):
         stand(scene, definition(), batches=["b6"])
+
+
+def test_what_cannot_be_computed_is_named_with_its_reason(scene: Scene) -> None:
+    first = release(scene, definition())
+    good, failing = scene.submit(make_batch("b1")), scene.submit(make_batch("b2"))
+    accept(scene.store, scene.completion(scene.artifact(good, first)))
+    accept(scene.store, scene.completion(scene.artifact(failing, first, failure=FAILURE)))
+    found = stand(scene, definition(), is_deep=True)
+    facts = found.features.facts
+    assert facts["b2"].failure == "non_zero_exit: status 3"
+    assert facts["b1"].failure is None
+    outcomes = {outcome.record_id: outcome for outcome in make_outcomes(good)}
+    errored = {name: o.reason for name, o in outcomes.items() if o.status == Status.ERRORED}
+    assert errored
+    assert found.errored == errored
+    # an artifact is read only when it is asked for
+    assert stand(scene, definition()).errored == {}
 
 
 def test_a_cancelled_run_is_no_failed_one(scene: Scene) -> None:

@@ -7,8 +7,16 @@ import dagster as dg
 import psycopg
 import pytest
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
+from dagster._core.definitions.sensor_definition import SensorType
 from dagster._core.events import JobFailureData, RunFailureReason
 from dagster._core.execution.backfill import BulkActionStatus
+from dagster._core.remote_origin import RemoteInstigatorOrigin
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    InstigatorType,
+    SensorInstigatorData,
+)
 from dagster_shared.error import SerializableErrorInfo
 
 from feature_pipeline.errors import (
@@ -28,11 +36,14 @@ from feature_pipeline.orchestration.keys import (
 from feature_pipeline.orchestration.sensors.repeats import (
     MAX_REPEATS,
     REPEATED_TAG,
+    SENSOR,
     Repeats,
     fail_undefined_runs,
     failed_by_infrastructure,
+    last_failure,
     pause_seconds,
     repeat_failed_runs,
+    waiting_repeats,
 )
 from feature_pipeline_tests.fixtures.queued_runs import CODE_ORIGIN, ORIGIN
 
@@ -317,3 +328,34 @@ def test_a_queued_run_of_a_hook_that_is_gone_ends_with_a_sentence(project: Proje
     event = failure.event_log_entry.dagster_event
     assert event is not None
     assert "d/features/hook: no definition has it any more" in (event.message or "")
+
+
+def test_status_names_what_waits_to_be_repeated() -> None:
+    """As it stands in the cursor that Dagster keeps for the sensor."""
+    with dg.instance_for_test() as instance:
+        project = Project(instance)
+        assert waiting_repeats(instance) == []
+        project.run(StoreUnavailableError("no answer"), "b2")
+        assert not project.look(0).requested
+        origin = RemoteInstigatorOrigin(ORIGIN.repository_origin, SENSOR)
+        data = SensorInstigatorData(cursor=project.cursor, sensor_type=SensorType.STANDARD)
+        state = InstigatorState(
+            origin, InstigatorType.SENSOR, InstigatorStatus.DECLARED_IN_CODE, data
+        )
+        instance.add_instigator_state(state)
+        (waiting,) = waiting_repeats(instance)
+        (record,) = instance.get_run_records()
+    assert waiting.assets == (KEY,)
+    assert waiting.batches == ("b2",)
+    assert record.end_time is not None
+    assert waiting.at.timestamp() - record.end_time == pytest.approx(pause_seconds(0))
+
+
+def test_the_reason_of_a_failed_run_is_its_innermost_error(project: Project) -> None:
+    project.run(wrapped(ValueError("row 3 is wrong")))
+    assert last_failure(project.instance, KEY, "b1") == "ValueError: row 3 is wrong"
+    project.run(hook_failure(FailureKind.NON_ZERO_EXIT), "b2")
+    assert last_failure(project.instance, KEY, "b2") == "failed"
+    assert last_failure(project.instance, KEY, "b3") is None
+    project.dead("b1")
+    assert last_failure(project.instance, KEY, "b1") == "its worker died, or could not be started"
