@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 import requests
+from dagster_dg_core.utils.telemetry import get_telemetry_enabled_for_cli
+from dagster_shared.utils.config import get_dg_config_path
 
 from feature_pipeline.local.process import choose_ports
 from feature_pipeline_tests.acceptance.own_project import OwnProject, wait_for
+from feature_pipeline_tests.acceptance.readme import README, one_block
 
 LOCATIONS = """
 { workspaceOrError { __typename
@@ -75,3 +78,19 @@ def test_one_name_without_our_dev(tmp_path: Path, database_url: str, tool: str) 
     with running(project, tool, port):
         found = wait_for(lambda: locations(port), 500)
     assert found == [("feature_pipeline", "RepositoryLocation")]
+
+
+def test_telemetry_of_dg_is_off_where_the_readme_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`dg` reads no `.env`: without its own file it announces what `dagster.yaml` turns off."""
+    for name in ("DG_CLI_CONFIG", "XDG_CONFIG_HOME", "DAGSTER_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert get_telemetry_enabled_for_cli()
+    path = tmp_path / ".config" / "dg.toml"
+    path.parent.mkdir()
+    path.write_text(one_block("toml", "telemetry"))
+    assert get_dg_config_path() == path
+    assert "`~/.config/dg.toml`" in README
+    assert not get_telemetry_enabled_for_cli()
