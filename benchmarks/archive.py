@@ -380,10 +380,21 @@ class Counting:
         return getattr(self.inner, name)
 
 
+@dataclass(frozen=True)
+class Planning:
+    """What it took to plan one batch."""
+
+    seconds: float
+    processor_seconds: float
+    """Of this process, all its threads."""
+    requests: int
+    carried: int
+
+
 def bench_planning(
     store: S3Store, folder: Path, artifacts: int, records: int = 1000
-) -> dict[str, tuple[float, int, int]]:
-    """Plan a new batch beside so many remembered artifacts: seconds, requests, records carried.
+) -> dict[str, Planning]:
+    """Plan a new batch beside so many remembered artifacts.
 
     The memory is written and merged as acceptance does it, one artifact after another, and is as
     it is just before its next merge.
@@ -414,10 +425,11 @@ def bench_planning(
     }
     found = {}
     for what, batch in batches.items():
-        spent = []
+        spent, processor = [], []
         for _ in range(5):
             log.forget_read_entries()  # a run is a process of its own
             counting, plans = Counting(store), list[ComputePlan]()
+            before = time.process_time()
             spent.append(
                 seconds(
                     lambda b=batch, c=counting, p=plans: p.append(
@@ -425,7 +437,13 @@ def bench_planning(
                     )
                 )
             )
-        found[what] = statistics.median(spent), counting.requests, len(plans[0].carried)
+            processor.append(time.process_time() - before)
+        found[what] = Planning(
+            statistics.median(spent),
+            statistics.median(processor),
+            counting.requests,
+            len(plans[0].carried),
+        )
     return found
 
 
@@ -506,10 +524,12 @@ def main() -> None:
                 )
             print(f"completions accepted a second: {bench_accept(store, folder, 300):.0f}")
             print(f"unchanged batch of 1,000 records: {bench_unchanged(store, folder):.2f} s")
-            for what, (spent, requests, carried) in bench_planning(
-                store, folder, options.remembered
-            ).items():
-                print(f"plan {what}: {spent:.2f} s, {requests} requests, {carried} carried over")
+            for what, took in bench_planning(store, folder, options.remembered).items():
+                print(
+                    f"plan {what}: {took.processor_seconds:.2f} s of processor time,"
+                    f" {took.seconds:.2f} s, {took.requests} requests,"
+                    f" {took.carried} carried over"
+                )
             database = Database(services.database_url)
             few_loaded = bench_load(store, database, folder, 1_000)
             many_loaded = bench_load(store, database, folder, options.loaded)

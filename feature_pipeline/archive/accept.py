@@ -423,12 +423,12 @@ def _verdict(
     if completion.status is CompletionStatus.CANCELLED:
         return Verdict.SUPERSEDED
     current = log.last_current(entries)
-    if current is not None and _is_before(completion, current):
+    if current is not None and is_before(completion, current):
         return Verdict.SUPERSEDED
     return Verdict.CURRENT
 
 
-def _is_before(completion: Completion, current: FeatureEntry) -> bool:
+def is_before(completion: Completion | FeatureEntry, current: FeatureEntry) -> bool:
     """Return whether what is current was asked for, or at least published, after the completion."""
     order = completion.release_seq, completion.base
     if order != current.order:

@@ -26,11 +26,11 @@ from feature_pipeline.cli.app import main
 from feature_pipeline.cli.commands import backfill, rebuild, status
 from feature_pipeline.cli.project_hooks import ProjectHooks
 from feature_pipeline.orchestration.assets.tables import table_code_version, table_spec
-from feature_pipeline.orchestration.events.provenance import feature_code_version
+from feature_pipeline.orchestration.events.provenance import feature_code_version, latest_events
 from feature_pipeline.orchestration.events.staleness import stale_partitions
 from feature_pipeline.orchestration.keys import features_key, records_key, table_key
 from feature_pipeline.orchestration.operations.backfills import AssetPart, BackfillPlan, Select
-from feature_pipeline_tests.fixtures.dagster import COUNT_HOOK, DATASET, Pipeline
+from feature_pipeline_tests.fixtures.dagster import COUNT_COLUMNS, COUNT_HOOK, DATASET, Pipeline
 
 pytestmark = [pytest.mark.dagster, pytest.mark.postgres]
 
@@ -295,6 +295,43 @@ def test_a_rebuild_is_known_to_dagster(operator: Operator) -> None:
     assert past["is_dagster_told"] is False
     after = pipeline.instance.fetch_materializations(TABLE, limit=100).records
     assert len(after) == len(before)
+
+
+def test_a_rollback_is_known_to_dagster(operator: Operator) -> None:
+    """Its columns, its rows and its materialization are those of what is read now."""
+    pipeline, batches = operator.pipeline, ["loaded", "archived", "errored"]
+
+    def shown() -> list[str]:
+        event = pipeline.instance.get_latest_materialization_event(TABLE)
+        assert event is not None
+        assert event.asset_materialization is not None
+        metadata = event.asset_materialization.metadata
+        [(rows,)] = pipeline.rows("select count(*) from features.counts")
+        assert metadata["dagster/row_count"].value == rows
+        columns = [column.name for column in metadata["dagster/column_schema"].value.columns]
+        in_table = pipeline.rows(
+            "select attname from pg_attribute where attrelid = 'features.counts'::regclass"
+            " and attnum > 0 and not attisdropped order by attnum"
+        )
+        assert columns == [name for (name,) in in_table]
+        return columns
+
+    operator.json("rebuild", "counts")
+    before = shown()
+    note = {"name": "note", "type": "string", "default": "none"}
+    pipeline.add_hook(code=CODE, feature={"columns": [*COUNT_COLUMNS, note]})
+    operator.json("rebuild", "counts")
+    assert set(shown()) - set(before) == {"note"}
+    known = {b: e.tags for b, e in latest_events(pipeline.instance, TABLE, batches).items()}
+
+    operator.json("rollback", "counts")
+    assert shown() == before
+    operator.json("rollback", "counts", "--unpin")
+    assert set(shown()) - set(before) == {"note"}
+    # The same batches are loaded with the same content: nothing became stale by it.
+    after = {b: e.tags for b, e in latest_events(pipeline.instance, TABLE, batches).items()}
+    assert after == known
+    assert set(known) == set(batches)
 
 
 def test_a_rebuild_needs_no_dagster_that_answers(operator: Operator, tmp_path: Path) -> None:

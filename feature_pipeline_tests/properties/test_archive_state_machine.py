@@ -1,8 +1,8 @@
 """The archive against a model: whatever people, programs and accidents do in whatever order.
 
 Nothing that was reported as stored is lost, and nothing wrong is shown as right. Processes die at
-any request, others come in between any two, objects are damaged and restored or repaired from a
-copy, clocks jump.
+any request, others come in between any two, objects are damaged and restored, repaired from a
+copy or given up, clocks jump.
 
 Without one of these the machine fails, as `test_it_finds_what_would_be_lost_without` shows:
 
@@ -19,10 +19,10 @@ import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,16 +40,26 @@ from hypothesis.stateful import (
 
 from feature_pipeline.archive import accept, blobs, guard, lease, publish, read
 from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.format.documents import utc_now
 from feature_pipeline.archive.inspection.census import take_census
 from feature_pipeline.archive.inspection.findings import Finding, ObjectKind, Reached, State
 from feature_pipeline.archive.inspection.reachable import reach
 from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.logs import inbox, log, tombstones
+from feature_pipeline.archive.logs.erasures import erased
 from feature_pipeline.archive.logs.tombstones import withdrawn
 from feature_pipeline.archive.maintenance import deletion
+from feature_pipeline.archive.maintenance.accept_loss import accept_losses, plan_losses
 from feature_pipeline.archive.maintenance.erase import erase, finish_erasing, lift
 from feature_pipeline.archive.maintenance.gc import GcScope, collect_garbage
-from feature_pipeline.archive.maintenance.repair import Sources, carry_out, plan_repair
+from feature_pipeline.archive.maintenance.loss_entries import remove_given_up
+from feature_pipeline.archive.maintenance.repair import (
+    Sources,
+    append_again,
+    carry_out,
+    find_unfinished,
+    plan_repair,
+)
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.errors import (
@@ -195,6 +205,10 @@ class ArchiveMachine(RuleBasedStateMachine):
     def let_a_grace_pass(self) -> None:
         raise NotImplementedError
 
+    def machines_clock(self) -> datetime:
+        """What it shows if it is right."""
+        return utc_now()
+
     @initialize()
     def begin(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
@@ -335,8 +349,8 @@ class ArchiveMachine(RuleBasedStateMachine):
         match entry.content:
             case inbox.Submission(dataset=dataset, batch=batch):
                 return (dataset, batch) in self.model.promised
-            case inbox.Completion(id=name):
-                return self.model.answers[name].is_promised
+            case inbox.Completion():
+                return self.model.answers[self.name_of(entry.content)].is_promised
         raise AssertionError(entry)
 
     def doing(self, what: str, data: st.DataObject) -> Callable[[BlobStore], None]:
@@ -389,6 +403,16 @@ class ArchiveMachine(RuleBasedStateMachine):
     @rule()
     def release(self) -> None:
         self.releases.append(self.scene.release(str(len(self.releases) + 1)))
+
+    @rule(hours=st.floats(-20, 400))
+    def a_machines_clock_jumps(self, hours: float) -> None:
+        """The store's clock goes on; those of the machines are what they are.
+
+        What a publisher states as its time is believed up to a day ahead of the store's.
+        """
+        right = self.machines_clock
+        self.patch.setattr(blobs, "utc_now", lambda: right() + timedelta(hours=hours))
+        self.patch.setattr(publish, "utc_now", lambda: right() + timedelta(hours=min(hours, 20)))
 
     @rule()
     def leave_orphans(self) -> None:
@@ -510,6 +534,48 @@ class ArchiveMachine(RuleBasedStateMachine):
         self.let_leases_end()
         self.see_what_is_withdrawn()
 
+    @rule(
+        data=st.data(),
+        how=st.sampled_from(HOW),
+        change=st.integers(0, 8),
+        acts_first=st.booleans(),
+        beside=st.sampled_from((None, *PUBLISHING, *DELETING)),
+    )
+    def accept_a_loss(
+        self, data: st.DataObject, how: str, change: int, acts_first: bool, beside: str | None
+    ) -> None:
+        """An entry of a log is gone for good, and is given up; whoever does it may die.
+
+        What lies behind it is appended again: it alone is lost, or is the end of the log.
+        """
+        self.settle(self.store)
+        take_census(self.store)
+        prefix = layout.feature_log(DATASET, HOOK, data.draw(st.sampled_from(BATCHES), "batch"))
+        keys = [info.key for info in self.store.list_objects(prefix)]
+        if not keys:
+            return
+        before = {e.seq: self.name_of(e) for e in self.entries() if e.log_prefix == prefix}
+        at = data.draw(st.integers(0, len(keys) - 1), "entry")
+        self.put(keys[at], changed(self.store.get(keys[at]).data, how))
+        if beside is not None:
+            # A log with a damaged entry is neither read nor appended to.
+            with suppress(FeaturePipelineError):
+                self.doing(beside, data)(self.store)
+        for store in (FailingStore(self.store, change, acts_first, only=CHANGES), self.store):
+            with suppress(Death):
+                remove_given_up(store, DATASET)
+                append_again(store, find_unfinished(store, DATASET), ())
+                if planned := plan_losses(store, self.findings()):
+                    accept_losses(store, planned, by="the operator", reason="no copy is left")
+                    append_again(store, planned, ())
+        given_up = {before[at + 1]} - {self.name_of(entry) for entry in self.entries()}
+        given_up -= self.names_of(entry.content for entry in inbox.waiting(self.store))
+        for name in given_up:
+            self.model.answers[name].is_promised = False
+        self.let_leases_end()
+        self.see_what_is_withdrawn()
+        self.settle(self.store)
+
     def findings(self) -> list[Finding]:
         """What `verify` finds wrong that can be brought back."""
         found = verify(self.store, takes_census=False).findings
@@ -577,6 +643,18 @@ class ArchiveMachine(RuleBasedStateMachine):
         logs = log.feature_logs(self.store, DATASET, HOOK)
         return [entry for entries in logs.values() for entry in entries]
 
+    def names_of(self, contents: Iterable[object]) -> set[str]:
+        """Of what waits, by name."""
+        return {self.name_of(one) for one in contents if isinstance(one, inbox.Completion)}
+
+    def name_of(self, entry: log.FeatureEntry | inbox.Completion) -> str:
+        """The completion; of an artifact that was appended again, the run that made it."""
+        name = entry.completion if isinstance(entry, log.FeatureEntry) else entry.id
+        if not name.startswith("restored-"):
+            return name
+        digest = erased(self.store, DATASET).manifest_now(entry.manifest)
+        return read.read_manifest(self.store, digest).run.id
+
     def nothing_wrong_is_shown(self) -> None:
         """Readers fail, or give what is right."""
         for key in BATCHES:
@@ -598,12 +676,12 @@ class ArchiveMachine(RuleBasedStateMachine):
 
     def check_head(self, key: str) -> None:
         head = log.head(self.store, DATASET, HOOK, key)
-        accepted = {e.completion for e in log.read_log(self.store, DATASET, HOOK, key)}
+        accepted = {self.name_of(e) for e in log.read_log(self.store, DATASET, HOOK, key)}
         if head is None:
             assert not accepted
             return
         best = max(self.model.answers[name].order for name in accepted)
-        answer = self.model.answers[head.completion]
+        answer = self.model.answers[self.name_of(head)]
         assert (answer.batch, answer.order) == (key, best)
         manifest = read.read_manifest(self.store, head.manifest)
         outcomes = read.read_artifact_outcomes(self.store, manifest)
@@ -632,11 +710,11 @@ class ArchiveMachine(RuleBasedStateMachine):
         batches = {
             (c.dataset, c.batch) for c in waiting.values() if isinstance(c, inbox.Submission)
         }
-        runs = {c.id for c in waiting.values() if isinstance(c, inbox.Completion)}
+        runs = self.names_of(waiting.values())
         for dataset, batch in self.model.promised:
             is_accepted = bool(log.batch_entries(self.store, dataset, batch))
             assert is_accepted or (dataset, batch) in batches
-        accepted = {entry.completion for entry in self.entries()}
+        accepted = {self.name_of(entry) for entry in self.entries()}
         for name, answer in self.model.answers.items():
             assert not answer.is_promised or name in accepted | runs, name
 
@@ -691,12 +769,12 @@ class InMemory(ArchiveMachine):
     def let_a_grace_pass(self) -> None:
         self.clock.offset += blobs.GRACE
 
-    @rule(hours=st.floats(-1, 400))
-    def a_machines_clock_jumps(self, hours: float) -> None:
-        """The store's clock goes on; those of the machines are what they are."""
-        self.clock.offset += timedelta(hours=max(hours, 0))
-        now = self.clock.now
-        self.patch.setattr(blobs, "utc_now", lambda: now() + timedelta(hours=hours))
+    def machines_clock(self) -> datetime:
+        return self.clock.now()
+
+    @rule(hours=st.floats(0, 400))
+    def time_passes(self, hours: float) -> None:
+        self.clock.offset += timedelta(hours=hours)
 
 
 class OnServer(ArchiveMachine):

@@ -12,9 +12,12 @@ from collections.abc import Sequence
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.inspection.kinds import kind_of
 from feature_pipeline.archive.logs.entries import LogEntry, StoredEntry, decode_entry, link_problem
+from feature_pipeline.archive.logs.erasures import erased
 from feature_pipeline.archive.logs.known import KnownLogs, known_logs
+from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry, batch_of
 from feature_pipeline.archive.logs.losses import Loss, LossEntry, RemovedEntry, losses
 from feature_pipeline.archive.logs.reading import append, next_seq
+from feature_pipeline.archive.read import manifest_of
 from feature_pipeline.archive.store.base import BlobStore, ObjectInfo
 from feature_pipeline.errors import (
     ConflictError,
@@ -29,8 +32,9 @@ def plan_loss(
 ) -> Loss | None:
     """Return what accepting the loss of the log's end would give up; None if nothing is lost.
 
-    The log keeps its entries up to the first that is missing, damaged or not in its place. What
-    lies behind is given up: what is known to have been there, and what is there and can no longer
+    The log keeps its entries up to the first that is missing, damaged or not in its place, or
+    that does not fit what comes after it and names a document that is not there. What lies behind
+    is given up: what is known to have been there, and what is there and can no longer
     follow. Publish again what can be read of it (`Loss.removed`) before or after: nothing else
     keeps what it names.
 
@@ -54,17 +58,20 @@ def plan_loss(
         if entry is None:
             break
         kept.append(entry)
-    removed = tuple(
-        RemovedEntry(seq=seq, text=text)
-        for seq, text in (_text(store, info) for info in infos[len(kept) :])
-    )
-    most = max(len(infos), known_entries, 0 if line is None else line.entries)
     is_replaced = (
         line is not None
         and line.digest is not None
         and line.entries <= len(kept)
         and kept[line.entries - 1].digest != line.digest
     )
+    # What does not fit the next entry or the census may be the entry that was damaged.
+    if kept and (is_replaced or len(kept) < len(infos)) and not _is_supported(store, kept[-1]):
+        kept.pop()
+    removed = tuple(
+        RemovedEntry(seq=seq, text=text)
+        for seq, text in (_text(store, info) for info in infos[len(kept) :])
+    )
+    most = max(len(infos), known_entries, 0 if line is None else line.entries)
     if most <= len(kept) and not removed and not is_replaced:
         return None
     return Loss(
@@ -99,6 +106,23 @@ def _read_next(
     if entry.entry.seq != len(kept) + layout.FIRST_SEQ:
         return None
     return None if kept and link_problem(kept[-1], entry) else entry
+
+
+def _is_supported(store: BlobStore, stored: StoredEntry[LogEntry]) -> bool:
+    """Whether what the entry names, if it names a document, is there and belongs to it."""
+    entry = stored.entry
+    if not isinstance(entry, FeatureEntry | BatchEntry):
+        return True
+    try:
+        gone = erased(store, entry.dataset)
+    except CorruptDataError:
+        return True  # what it names may have been erased
+    try:
+        if isinstance(entry, FeatureEntry):
+            return entry.manifest in gone.manifests or bool(manifest_of(store, entry))
+        return entry.digest in gone.batches or bool(batch_of(store, entry))
+    except (NotFoundError, CorruptDataError, InvalidInputError):
+        return False
 
 
 def _text(store: BlobStore, info: ObjectInfo) -> tuple[int, str]:

@@ -12,6 +12,7 @@ artifact that a database knows is appended to its log again: a new entry, whose 
 Every step can be repeated. A repair that is interrupted is planned anew from what is there.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -26,9 +27,9 @@ from feature_pipeline.archive.format.manifest import Manifest
 from feature_pipeline.archive.inspection.findings import Finding, ObjectKind, State
 from feature_pipeline.archive.logs import inbox, log
 from feature_pipeline.archive.logs.entries import LogEntry, StoredEntry, decode_entry, link_problem
-from feature_pipeline.archive.logs.erasures import ErasureEntry, erasures
+from feature_pipeline.archive.logs.erasures import ErasureEntry, erased, erasures
 from feature_pipeline.archive.logs.inbox import Completion, CompletionStatus, Submission
-from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry, StoredRelease
+from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry, StoredRelease, Verdict
 from feature_pipeline.archive.logs.losses import Loss, losses
 from feature_pipeline.archive.logs.tombstones import TombstoneEntry, withdraw, withdrawn
 from feature_pipeline.archive.maintenance.known import KnownBatch, KnownEntry
@@ -43,6 +44,8 @@ from feature_pipeline.errors import (
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.records import RecordBatch
 from feature_pipeline.model.release import HookRelease
+
+logger = logging.getLogger(__name__)
 
 _MODELS: Final[dict[ObjectKind, type[LogEntry]]] = {
     ObjectKind.FEATURE_ENTRY: FeatureEntry,
@@ -178,48 +181,102 @@ def carry_out(plan: RepairPlan, progress: Callable[[Step], None]) -> list[Remain
     return failed
 
 
+@dataclass(frozen=True, slots=True)
+class Appendable:
+    """An artifact without an entry in its log, and what is known of the entry that it had."""
+
+    manifest: Manifest
+    base: int | None
+    """What was in the log when its run was planned, or an upper bound of it; None if unknown."""
+    published_at: datetime
+    is_history: bool = False
+    """Whether it was accepted as the result of a cancelled run."""
+
+    @classmethod
+    def at(cls, manifest: Manifest, seq: int | None) -> "Appendable":
+        """One of whose entry at most the number is known."""
+        return cls(manifest, None if seq is None else seq - 1, manifest.run.finished_at)
+
+    @property
+    def order(self) -> tuple[int, float, datetime]:
+        """What decides which of several is current: see `FeatureEntry.order`."""
+        base = float("inf") if self.base is None else self.base
+        return self.manifest.release.seq, base, self.published_at
+
+
 def find_appendable(
     store: BlobStore, accepted: Iterable[Loss], known: Sequence[KnownEntry]
-) -> list[tuple[Manifest, int | None]]:
-    """Return the artifacts whose log entries were given up and that are still stored, in order.
+) -> list[Appendable]:
+    """Return the artifacts whose log entries were given up and that are still stored.
 
-    With the number that each entry had, where it is known.
-
-    They are known by the text of entries that were removed, or by databases. Logs that cannot be
-    read are left out. Writes nothing.
+    They are known by the text of entries that were removed, by databases, or by the log of
+    erasures: the successor of an artifact from which a record was erased. Logs that cannot be read
+    are left out. Writes nothing.
     """
-    found: list[tuple[Manifest, int | None]] = []
+    found: list[Appendable] = []
     for loss in accepted:
         if not loss.log.startswith(layout.FEATURE_LOGS):
             continue
         dataset, hook, batch = loss.log.removeprefix(layout.FEATURE_LOGS).rstrip("/").split("/")
-        named: list[tuple[int | None, Digest]] = []
-        for removed in loss.removed:
-            try:
-                entry = FeatureEntry.decode(removed.text.encode(), loss.log)
-            except InvalidInputError:
-                continue
-            named.append((removed.seq, entry.manifest))
-        named += [
-            (one.seq, one.manifest)
-            for one in known
-            if layout.feature_log(one.dataset, one.hook, one.batch) == loss.log
-        ]
         readable = log.readable_feature_logs(store, dataset, hook, [batch])
         if readable.damage:
             continue
-        there = {entry.manifest for entry in readable.found.get(batch, [])}
-        named.sort(key=lambda one: one[0] or loss.known_entries)
-        numbers = {digest: seq for seq, digest in reversed(named)}
-        for digest in dict.fromkeys(digest for _, digest in named):
-            manifest = None if digest in there else _read_manifest(store, digest)
-            if manifest is not None and (manifest.dataset, manifest.hook, manifest.batch) == (
+        there = readable.found.get(batch, [])
+        gone = erased(store, dataset)
+        done = {entry.manifest for entry in there}
+        removed = _removed_entries(loss)
+        replaced = [entry for entry in there if entry.manifest in gone.manifests]
+        artifacts: list[tuple[Digest, int | None]] = [
+            (entry.manifest, entry.seq) for entry in (*removed, *replaced)
+        ]
+        artifacts += [
+            (one.manifest, one.seq)
+            for one in sorted(known, key=lambda one: one.seq or loss.known_entries)
+            if layout.feature_log(one.dataset, one.hook, one.batch) == loss.log
+        ]
+        texts = {entry.manifest: entry for entry in (*replaced, *removed)}
+        for named, seq in artifacts:
+            digest = gone.manifest_now(named)
+            if digest in done:
+                continue
+            done.add(digest)
+            manifest = _read_manifest(store, digest)
+            if manifest is None or (manifest.dataset, manifest.hook, manifest.batch) != (
                 dataset,
                 hook,
                 batch,
             ):
-                found.append((manifest, numbers[digest]))
+                continue
+            if (entry := texts.get(named)) is None:
+                found.append(Appendable.at(manifest, seq))
+                continue
+            published_at = entry.published_at or manifest.run.finished_at
+            was_cancelled = _was_cancelled(entry, [*there[: loss.entries], *removed])
+            found.append(Appendable(manifest, entry.base, published_at, was_cancelled))
     return found
+
+
+def _removed_entries(loss: Loss) -> list[FeatureEntry]:
+    """The entries behind the new end of a hook's log whose text can be read."""
+    found: list[FeatureEntry] = []
+    for removed in loss.removed:
+        try:
+            found.append(FeatureEntry.decode(removed.text.encode(), loss.log))
+        except InvalidInputError:
+            continue
+    return found
+
+
+def _was_cancelled(entry: FeatureEntry, entries: Sequence[FeatureEntry]) -> bool:
+    """Whether an entry is history though nothing that was accepted before it is newer.
+
+    Not known where an entry before it cannot be read: that one may have been the newer one.
+    """
+    earlier = [one for one in entries if one.seq < entry.seq]
+    if entry.verdict is not Verdict.SUPERSEDED or len(earlier) < entry.seq - layout.FIRST_SEQ:
+        return False
+    current = log.last_current(earlier)
+    return current is None or not accept.is_before(entry, current)
 
 
 def find_unfinished(store: BlobStore, dataset: str) -> list[Loss]:
@@ -408,7 +465,8 @@ class _Planner:
         )
         artifacts = [(one, _read_manifest(self._store, one.manifest)) for one in lost]
         found = [(one, manifest) for one, manifest in artifacts if _is_of(manifest, one)]
-        if not found:
+        appendable = [Appendable.at(m, one.seq) for one, m in found if m is not None]
+        if not appendable:
             return None
         return Step(
             finding,
@@ -416,7 +474,9 @@ class _Planner:
             f"{', '.join(dict.fromkeys(one.known_by for one, _ in found))} knows its manifest,"
             " whose bytes have the digest; it is a new entry, named restored-..., because the old"
             " one's bytes are gone",
-            lambda: _run(_append, self._store, [(m, one.seq) for one, m in found if m]),
+            lambda: _run(
+                _append, self._store, [Appendable.at(m, one.seq) for one, m in found if m]
+            ),
         )
 
     def _batch(self, finding: Finding) -> Step | None:
@@ -727,21 +787,27 @@ def _is_of(manifest: Manifest | None, known: KnownEntry) -> bool:
     )
 
 
-def _append(
-    store: BlobStore, artifacts: Sequence[tuple[Manifest, int | None]]
-) -> list[FeatureEntry]:
-    """Accept the artifacts again, in order, through the door that every artifact comes by.
+def _append(store: BlobStore, artifacts: Iterable[Appendable]) -> list[FeatureEntry]:
+    """Accept the artifacts again, through the door that every artifact comes by.
 
-    Those that their logs have by now are left out. An artifact is no later than the number that
-    its entry had: what was accepted since in the lost entry's place, and was published later, stays
-    current.
+    Those that their logs have by now are left out. In the order that decides what is current, and
+    under their old bases as far as the shorter log has them: so what was current among them is
+    again. What was accepted since in a lost entry's place, and was published later, stays current.
+
+    One that cannot be accepted stays in the inbox: an erasure that is not finished may be about it.
     """
     appended: list[FeatureEntry] = []
-    for manifest, seq in artifacts:
+    for one in sorted(artifacts, key=lambda one: one.order):
+        manifest = one.manifest
         entries = log.read_log(store, manifest.dataset, manifest.hook, manifest.batch)
         digest = Digest.of(manifest.encode())
         if any(entry.manifest == digest for entry in entries):
             continue
+        status = CompletionStatus.SUCCEEDED
+        if manifest.is_failed:
+            status = CompletionStatus.FAILED
+        elif one.is_history:
+            status = CompletionStatus.CANCELLED
         completion = announce(
             store,
             Completion(
@@ -751,16 +817,19 @@ def _append(
                 batch=manifest.batch,
                 release_seq=manifest.release.seq,
                 release_digest=manifest.release.digest,
-                base=len(entries) if seq is None else min(len(entries), seq - 1),
+                base=len(entries) if one.base is None else min(len(entries), one.base),
                 manifest=digest,
-                status=(
-                    CompletionStatus.FAILED if manifest.is_failed else CompletionStatus.SUCCEEDED
-                ),
+                status=status,
                 dagster_run_id=manifest.run.dagster_run_id,
-                published_at=manifest.run.finished_at,
+                published_at=one.published_at,
             ),
         )
-        appended.append(accept.accept(store, completion))
+        try:
+            entry = accept.accept(store, completion)
+        except InvalidInputError as error:
+            logger.warning("%s; it waits in the inbox", error)
+            continue
+        appended.append(entry)
         inbox.remove(store, completion.inbox_id)
     return appended
 

@@ -142,7 +142,8 @@ def _finish_accepting(
         if is_confirmed:
             _append_again(output, store, losses, known)
             continue
-        for manifest, _ in find_appendable(store, losses, known.entries):
+        for one in find_appendable(store, losses, known.entries):
+            manifest = one.manifest
             where = f"hook {manifest.hook}, batch {manifest.batch}"
             digest = Digest.of(manifest.encode())
             unfinished.append(f"{where}: artifact {digest.short} is to be appended again")

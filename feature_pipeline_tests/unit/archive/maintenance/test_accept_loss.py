@@ -1,5 +1,7 @@
 """The end of a log that is lost for good is given up by an entry that says so."""
 
+from datetime import timedelta
+
 import pytest
 
 from feature_pipeline.archive import accept
@@ -7,12 +9,25 @@ from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.inspection.census import take_census
 from feature_pipeline.archive.inspection.findings import State
 from feature_pipeline.archive.inspection.verify import verify
-from feature_pipeline.archive.logs import log
+from feature_pipeline.archive.logs import inbox, log
+from feature_pipeline.archive.logs.inbox import CompletionStatus
 from feature_pipeline.archive.logs.losses import accepted, losses
+from feature_pipeline.archive.logs.tombstones import withdraw
 from feature_pipeline.archive.maintenance import loss_entries
+from feature_pipeline.archive.maintenance.erase import erase
 from feature_pipeline.archive.maintenance.loss_entries import accept_losses, plan_loss
+from feature_pipeline.archive.maintenance.repair import append_again
 from feature_pipeline.errors import ConflictError, CorruptDataError, InvalidInputError
-from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, Death, FailingStore, make_batch
+from feature_pipeline.model.digest import Digest
+from feature_pipeline_tests.fixtures.care import CareScene
+from feature_pipeline_tests.fixtures.stores import (
+    AN_INSTANT,
+    DATASET,
+    HOOK,
+    Death,
+    FailingStore,
+    make_batch,
+)
 
 LOG = "log/features/structures/pockets/b1/"
 
@@ -115,6 +130,25 @@ def test_an_end_that_was_replaced(long):
     assert verify(long.store).is_clean
 
 
+@pytest.mark.parametrize("seq", [1, 2, 3])
+def test_an_entry_that_names_what_is_not_there(long, seq):
+    """A flipped bit of the digest leaves a valid entry: the one to give up is this one."""
+    key = layout.entry(LOG, seq)
+    texts = [long.store.get(layout.entry(LOG, n)).data.decode() for n in (1, 2, 3)]
+    other = log.read_log(long.store, DATASET, HOOK, "b1")[seq - 1].model_copy(
+        update={"manifest": Digest.of(b"never stored")}
+    )
+    long.store._put(key, other.encode())
+    log.forget_read_entries()
+    loss = plan_loss(long.store, LOG)
+    assert (loss.entries, loss.known_entries) == (seq - 1, 3)
+    assert [r.text for r in loss.removed] == [other.encode().decode(), *texts[seq:]]
+    give_up(long)
+    append_again(long.store, [loss], ())
+    assert len(log.read_log(long.store, DATASET, HOOK, "b1")) == 2
+    assert verify(long.store).is_clean
+
+
 def test_nothing_is_given_up_that_is_there(long):
     assert plan_loss(long.store, LOG) is None
     delete(long, 3)
@@ -206,3 +240,72 @@ def test_losses_that_are_lost_themselves(long):
     assert loss.entries == 0
     accept_losses(long.store, DATASET, [loss], by="x", reason="y")
     assert verify(long.store).is_clean
+
+
+def test_the_entry_of_an_erasures_successor(memory_store, tmp_path):
+    """What the entry before it names is erased; the log of erasures says what stands for it."""
+    scene = CareScene(memory_store, tmp_path, takes_census=True)
+    batch = scene.submit(scene.batch_of("b1", ("r1", "r2")))
+    scene.compute(batch, scene.release())
+    assert erase(scene.store, DATASET, ["r1"], "asked for").is_finished
+    assert verify(scene.store).is_clean
+    head = log.head(scene.store, DATASET, HOOK, "b1")
+    scene.store._put(layout.entry(LOG, head.seq), b"{}")
+    give_up(scene)
+    append_again(scene.store, losses(scene.store, DATASET)[-1].losses, ())
+    log.forget_read_entries()
+    now = log.head(scene.store, DATASET, HOOK, "b1")
+    assert (now.seq, now.manifest) == (head.seq, head.manifest)
+    assert verify(scene.store).is_clean
+
+
+class TestOrder:
+    """What is current among artifacts that are appended again is what was current."""
+
+    def compute(self, scene, base, at, status=None, version="1"):
+        batch = log.read_batch(scene.store, DATASET, "b1")
+        artifact = scene.artifact(batch, scene.release(version), label=f"run {scene.count}")
+        completion = scene.completion(artifact, base=base, status=status)
+        published_at = AN_INSTANT + timedelta(hours=at)
+        return accept.accept(scene.store, completion.as_published(published_at))
+
+    def given_up_and_appended_again(self, scene):
+        give_up(scene)
+        loss = losses(scene.store, DATASET)[-1].losses[-1]
+        append_again(scene.store, [loss], ())
+        log.forget_read_entries()
+        return log.head(scene.store, DATASET, HOOK, "b1")
+
+    def test_a_base_is_what_it_was(self, scene):
+        """Its place in the log is no later base: an answer to an older question stays older."""
+        scene.submit(make_batch())
+        self.compute(scene, 0, 1)
+        lost = self.compute(scene, 0, 2)
+        best = self.compute(scene, 2, 3)
+        assert self.compute(scene, 1, 4).verdict is log.Verdict.SUPERSEDED
+        scene.store._put(layout.entry(LOG, lost.seq), b"{}")
+        assert self.given_up_and_appended_again(scene).manifest == best.manifest
+        assert len(log.read_log(scene.store, DATASET, HOOK, "b1")) == 3
+
+    def test_what_was_cancelled_stays_history(self, scene):
+        scene.submit(make_batch())
+        best = self.compute(scene, 0, 2)
+        lost = self.compute(scene, 0, 1)
+        cancelled = self.compute(scene, 1, 3, CompletionStatus.CANCELLED)
+        damaged = lost.model_copy(update={"manifest": Digest.of(b"never stored")})
+        scene.store._put(layout.entry(LOG, lost.seq), damaged.encode())
+        assert self.given_up_and_appended_again(scene).manifest == best.manifest
+        again = log.read_log(scene.store, DATASET, HOOK, "b1")[-1]
+        assert (again.manifest, again.verdict) == (cancelled.manifest, log.Verdict.SUPERSEDED)
+
+    def test_what_is_about_a_withdrawn_record_waits(self, scene):
+        """Its erasure did not end: it takes what waits, too."""
+        batch = scene.submit(make_batch())
+        for base in (0, 1, 2):
+            self.compute(scene, base, base)
+        scene.store._put(layout.entry(LOG, 2), b"{}")
+        withdraw(scene.store, DATASET, [batch.records[0].id], "asked for")
+        give_up(scene)
+        [loss] = losses(scene.store, DATASET)[-1].losses
+        assert append_again(scene.store, [loss], ()) == []
+        assert [e.content.id[:9] for e in inbox.waiting(scene.store)] == ["restored-"]
