@@ -1,11 +1,10 @@
-"""Step 2: a hook's output becomes canonical bytes; S3 is the truth.
+"""Step 2: store a hook's output as canonical bytes. S3 is the source of truth.
 
-What belongs here: keys, bytes, documents and logs in the object store, and what may be believed
-of them. Not here: how output is parsed (`hooks.output`), tables (`projections`), Dagster.
+What belongs here: keys, bytes, documents and logs in the object store, and the rules for trusting
+them. Not here: parsing of output (`hooks.output`), tables (`projections`), Dagster.
 
-The path of an artifact: `format.encode` → `publish` (blobs, manifest, inbox entry) → `accept` (log
-entry: the commit) → `read`. Below them are `format`, `store` and `logs`; `inspection` finds what is
-wrong, `maintenance` changes what is stored, `query` reads without Dagster. Nothing stored is ever
-overwritten, except that a blob whose bytes are not what its name says is replaced by the right
-ones.
+The path of an artifact is `format.encode` → `publish` (blobs, manifest, inbox entry) → `accept`
+(log entry: the commit) → `read`. Below these are `format`, `store` and `logs`. `inspection` finds
+problems, `maintenance` changes stored objects, and `query` reads without Dagster. No object is ever
+overwritten, except that a blob whose bytes do not match its name is replaced by the right ones.
 """

@@ -1,9 +1,7 @@
-"""Inbox entry to log entry: the rules by which a batch or a completion is accepted.
+"""Accept batches and completions: turn an inbox entry into a log entry.
 
-Any process that has an entry may call: acceptance is idempotent, and the log decides between
-callers.
-What belongs here: the checks and the verdict. Not here: the inbox's documents (`inbox`), the
-mechanics of appending (`log.append`).
+Any process that has an entry may call this: acceptance is idempotent, and the log decides between
+concurrent callers.
 """
 
 import logging
@@ -62,17 +60,18 @@ from feature_pipeline.parallel import WORKERS, map_threads
 logger = logging.getLogger(__name__)
 
 PATIENCE: Final = timedelta(hours=1)
-"""How long an entry may wait for what it names before it is quarantined."""
+"""How long an entry may wait for objects that it names before it is quarantined."""
 EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
-"""No clock that is right shows an earlier time."""
+"""Earliest plausible time: no correct clock shows an earlier one."""
 CLOCKS_DIFFER: Final = timedelta(days=1)
-"""How far a writer's clock may be ahead of the store's. What a later time decides (who owns a
-record, which artifact is current) would be decided for good by one that is far ahead."""
+"""How far a writer's clock may be ahead of the store's. Later times decide which batch owns a
+record and which artifact is current, so a time far ahead would decide that permanently.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The entry stands in its log. Remove it from the inbox when it is no longer needed there."""
+    """The entry is in its log. Remove it from the inbox when it is no longer needed there."""
 
     entry: FeatureEntry | BatchEntry
     is_new: bool
@@ -96,14 +95,14 @@ class Quarantined:
 
 @dataclass
 class _Round:
-    """What one round of acceptance reads once, however many entries it settles.
+    """The values that one round of acceptance reads once for all entries.
 
     A withdrawal made during the round may be missed: `erase` looks for such artifacts after it.
     """
 
     store: BlobStore
     workers: int = WORKERS
-    """Requests at once within one entry; 1 where the entries themselves are settled at once."""
+    """Concurrent requests within one entry; 1 if entries themselves are processed concurrently."""
     _releases: dict[tuple[str, str], list[ReleaseEntry]] = field(default_factory=dict)
     _tombstones: dict[str, list[TombstoneEntry]] = field(default_factory=dict)
 
@@ -124,10 +123,11 @@ class _Round:
 
 
 def settle(store: BlobStore, entry: InboxEntry) -> Accepted | Waiting | Quarantined:
-    """The entry is accepted, or waits, or is in the quarantine; never lost.
+    """Accept the entry, leave it waiting, or quarantine it; it is never lost.
 
-    What may still come (an unknown batch or release, missing or damaged bytes, a newer document)
-    is waited for during `PATIENCE`; a store that does not answer, for ever.
+    An entry that refers to something that may still arrive (an unknown batch or release, missing or
+    damaged bytes, a newer document) waits for up to `PATIENCE`. If the store does not answer, it
+    waits without limit.
     """
     return _settle(_Round(store), entry)
 
@@ -135,12 +135,12 @@ def settle(store: BlobStore, entry: InboxEntry) -> Accepted | Waiting | Quaranti
 def settle_all(
     store: BlobStore, entries: Sequence[InboxEntry]
 ) -> list[Accepted | Waiting | Quarantined]:
-    """Settle each entry: batches before the others, completions of a batch as they were published.
+    """Process each entry: batches first, then each batch's completions in order of publication.
 
-    Completions of different batches are settled at once.
+    Completions of different batches are processed concurrently.
 
     Returns:
-        What came of each, in the order given.
+        The result for each entry, in the order given.
     """
     acceptance = _Round(store, workers=1)
     settled: dict[str, Accepted | Waiting | Quarantined] = {}
@@ -164,7 +164,7 @@ def _published_at(entry: InboxEntry) -> tuple[datetime, str]:
 
 
 def _log_of(entry: InboxEntry) -> object:
-    """What entries share that are settled one after another: the log that they go to."""
+    """Return the log that the entry goes to; entries of one log are processed in sequence."""
     match entry.content:
         case Submission(dataset=dataset, batch=batch):
             return dataset, batch
@@ -217,16 +217,16 @@ def _quarantine(store: BlobStore, entry: InboxEntry, reason: str) -> Waiting | Q
 
 
 def _with_time(completion: Completion, left_at: datetime) -> Completion:
-    """The completion; one that does not say so counts as published when its entry was written."""
+    """Return the completion with `published_at`, by default when its inbox entry was written."""
     return completion if completion.published_at else completion.as_published(left_at)
 
 
 def accept_batch(store: BlobStore, submission: Submission) -> BatchEntry:
-    """Return the batch stands in its log, once.
+    """Append the batch to its log, once.
 
     Raises:
         NotFoundError: Its blob or a record's file is not stored.
-        CorruptDataError: A stored blob is not what its name says.
+        CorruptDataError: A stored blob does not match its name.
         ConflictError: The dataset has another batch of this key.
         InvalidInputError: The submission and the batch do not agree, or a record is withdrawn.
         OutcomeUnknownError: The store did not answer and a read-back could not settle it.
@@ -283,7 +283,7 @@ def _accept_batch(
 def _check_not_erased_since(
     submission: Submission, ids: Collection[str], said: Collection[TombstoneEntry]
 ) -> None:
-    """Only what is submitted after the lift may bring a withdrawn record back."""
+    """Check that every formerly withdrawn record was submitted after its lift."""
     if broken := barred_since(said, submission.submitted_at).intersection(ids):
         raise InvalidInputError(
             f"batch {submission.batch!r} of dataset {submission.dataset!r} was submitted"
@@ -293,18 +293,18 @@ def _check_not_erased_since(
 
 
 def accept(store: BlobStore, completion: Completion) -> FeatureEntry:
-    """The completion stands in its batch's log, once; readers see the old head or the new one.
+    """Append the completion to its batch's log, once.
 
-    It is `current` unless an artifact of a later release, or of a run planned later, is; the
-    result of a cancelled run is `superseded`, a failed run is `failed`. Zero rows are a valid
-    artifact.
+    Readers see the old head or the new one. The entry is `current` unless an artifact of a later
+    release, or of a run planned later, is; the result of a cancelled run is `superseded`, a failed
+    run is `failed`. Zero rows are a valid artifact.
 
     Returns:
         The log entry that stands for it: ours, or the one an earlier call appended.
 
     Raises:
         NotFoundError: The batch or release is not known yet, or a blob is missing.
-        CorruptDataError: A stored blob is not what its name says.
+        CorruptDataError: A stored blob does not match its name.
         InvalidInputError: The artifact breaks the contract: see `contract.check_artifact`.
         OutcomeUnknownError: The store did not answer and a read-back could not settle it.
     """
@@ -363,10 +363,10 @@ def _accept(
 
 
 def _check_base(completion: Completion, entries: Sequence[FeatureEntry]) -> None:
-    """Return if the run can have been planned upon this log.
+    """Check that the run can have been planned upon this log.
 
     Raises:
-        NotFoundError: It names an entry that the log does not have, or not any more.
+        NotFoundError: It names an entry that the log does not have, or no longer has.
     """
     last = log.next_seq(entries) - 1
     if completion.base > last:
@@ -377,10 +377,10 @@ def _check_base(completion: Completion, entries: Sequence[FeatureEntry]) -> None
 
 
 def _check_size(store: BlobStore, digest: Digest, what: str) -> None:
-    """Return if a document that an entry names is not too large to be read.
+    """Check that a document that an entry names is small enough to be read.
 
     Raises:
-        InvalidInputError: It is.
+        InvalidInputError: It is not.
     """
     info = store.stat(layout.blob(digest))
     if info is not None and info.size > Document.most_bytes:
@@ -390,12 +390,12 @@ def _check_size(store: BlobStore, digest: Digest, what: str) -> None:
 
 
 def _check_instant(what: str, instant: datetime | None, left_at: datetime) -> None:
-    """Return if a time that the writer states can be true.
+    """Check that a time stated by the writer is plausible.
 
     Args:
         what: Whose time, for the message.
         instant: The time; None if it is not stated.
-        left_at: When the entry was left, by the store's clock.
+        left_at: When the entry was written, by the store's clock.
 
     Raises:
         InvalidInputError: It is before 2000, or more than a day after `left_at`.
@@ -408,7 +408,7 @@ def _check_instant(what: str, instant: datetime | None, left_at: datetime) -> No
 
 
 def _find(entries: Sequence[FeatureEntry], completion: Completion) -> FeatureEntry | None:
-    """The entry of this completion. A second answer to one question is a completion of its own."""
+    """Return the entry of this completion; a second result of one run is another completion."""
     for entry in entries:
         if (entry.completion, entry.manifest) == (completion.id, completion.manifest):
             return entry
@@ -429,7 +429,7 @@ def _verdict(
 
 
 def is_before(completion: Completion | FeatureEntry, current: FeatureEntry) -> bool:
-    """Return whether what is current was asked for, or at least published, after the completion."""
+    """Return whether the current artifact was planned, or at least published, after this one."""
     order = completion.release_seq, completion.base
     if order != current.order:
         return order < current.order

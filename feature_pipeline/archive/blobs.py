@@ -1,8 +1,4 @@
-"""Bytes by their digest: written once, checked on every read, restored when they come again.
-
-What belongs here: when a stored blob is believed. Not here: what blobs mean (`manifest`), which
-may be deleted (`gc`).
-"""
+"""Blobs: bytes stored once under their digest, checked on every read, restored when damaged."""
 
 import contextlib
 import hashlib
@@ -36,8 +32,9 @@ from feature_pipeline.parallel import WORKERS, map_threads
 logger = logging.getLogger(__name__)
 
 GRACE: Final = timedelta(days=7)
-"""How long an orphaned blob is left alone. A publisher that meets a blob older than half of it
-writes it again, so that no blob it relies on can be between the two marks of a collection."""
+"""How long an orphaned blob is left alone. A publisher rewrites a blob older than half of it, so
+that no blob it relies on can be between the two marks of a collection.
+"""
 
 _WRITE_ATTEMPTS: Final = 6
 _DOWNLOAD_ATTEMPTS: Final = 3
@@ -45,17 +42,17 @@ _DOWNLOAD_ATTEMPTS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class BlobWrite:
-    """What came of writing a blob; in every case it is stored now."""
+    """The result of writing a blob; in every case it is stored now."""
 
     ref: BlobRef
     is_new: bool
-    """Whether this call stored its bytes under a key that had none."""
+    """Whether this call stored its bytes under a key that had no object."""
     is_healed: bool = False
     """Whether other bytes were stored under its name and were replaced."""
 
 
 def put_blob(store: BlobStore, data: bytes, media_type: str = BYTES_MEDIA_TYPE) -> BlobRef:
-    """`data` is stored under its digest."""
+    """Store `data` under its digest."""
     return write_blob(store, data, media_type).ref
 
 
@@ -65,7 +62,7 @@ def write_blob(
     media_type: str = BYTES_MEDIA_TYPE,
     digest: Digest | None = None,
 ) -> BlobWrite:
-    """As `put_blob`, saying what was found in its place.
+    """Store `data` as `put_blob` does, and return what was stored under its name before.
 
     Args:
         digest: The digest of `data`, if the caller has computed it.
@@ -91,7 +88,7 @@ def put_file(
     media_type: str = BYTES_MEDIA_TYPE,
     expected: Digest | None = None,
 ) -> BlobRef:
-    """The file's bytes are stored under their digest. It is read twice; memory stays bounded.
+    """Store the file's bytes under their digest, reading it twice in bounded memory.
 
     Raises:
         CorruptDataError: The file is not `expected`, or changed while it was read.
@@ -105,7 +102,7 @@ def write_file(
     media_type: str = BYTES_MEDIA_TYPE,
     expected: Digest | None = None,
 ) -> BlobWrite:
-    """As `put_file`, saying what was found in its place."""
+    """Store the file as `put_file` does, and return what was stored under its name before."""
     with path.open("rb") as file:
         digest, size = digest_stream(file)
     if expected is not None and digest != expected:
@@ -127,7 +124,7 @@ def _write(
     replace: Callable[[str], bool],
     path: Path | None,
 ) -> BlobWrite:
-    """Create; if something is there, believe it, refresh it or replace it.
+    """Create the object; if one exists, trust it, refresh it or replace it.
 
     Creating first costs one round trip in the common case; asking first would always cost two.
     """
@@ -191,7 +188,7 @@ def _stat_after(
 
 
 def _is_right(store: BlobStore, info: ObjectInfo, ref: BlobRef, path: Path | None) -> bool:
-    """Return whether a stored object holds the bytes that its name says."""
+    """Return whether a stored object has the bytes that its name states."""
     if info.size != ref.size:
         return False
     if info.sha256 is not None:
@@ -207,7 +204,7 @@ def _is_right(store: BlobStore, info: ObjectInfo, ref: BlobRef, path: Path | Non
 
 
 def _bytes_are(store: BlobStore, key: str, ref: BlobRef) -> bool:
-    """Whether the bytes, read, have the digest: for stores that answer without a checksum."""
+    """Read the bytes and return whether they have the digest, for stores without checksums."""
     hasher = hashlib.sha256()
     try:
         with store.open(key, ref.size) as stream:
@@ -219,7 +216,7 @@ def _bytes_are(store: BlobStore, key: str, ref: BlobRef) -> bool:
 
 
 def is_present(store: BlobStore, ref: BlobRef) -> bool:
-    """Whether the blob is stored, with the size and the checksum that its name and `ref` say."""
+    """Return whether the blob is stored with the size and checksum of its name and `ref`."""
     info = store.stat(layout.blob(ref.digest))
     return info is not None and _is_right(store, info, ref, None)
 
@@ -227,17 +224,17 @@ def is_present(store: BlobStore, ref: BlobRef) -> bool:
 def find_missing(
     store: BlobStore, refs: Collection[BlobRef], workers: int = WORKERS
 ) -> list[BlobRef]:
-    """Those of `refs` that are not stored, or not as they should be."""
+    """Return those of `refs` that are not stored, or not stored correctly."""
     unique = list({ref.digest: ref for ref in refs}.values())
     present = map_threads(lambda ref: is_present(store, ref), unique, workers)
     return [ref for ref, is_there in zip(unique, present, strict=True) if not is_there]
 
 
 def renew(store: BlobStore, ref: BlobRef) -> None:
-    """The stored blob is as good as one that was just written: no collection is about to delete it.
+    """Make the stored blob as safe as a new one, so that no collection is about to delete it.
 
     Raises:
-        NotFoundError, CorruptDataError: It is not stored, or holds other bytes.
+        NotFoundError, CorruptDataError: It is not stored, or has other bytes.
     """
     info = store.stat(layout.blob(ref.digest))
     if info is not None and not _is_old(info):
@@ -249,11 +246,11 @@ def renew(store: BlobStore, ref: BlobRef) -> None:
 
 
 def read_blob(store: BlobStore, digest: Digest, size: int | None = None) -> bytes:
-    """Return the bytes with this digest, checked: size first (when given), then digest.
+    """Return the bytes with this digest, after checking first the size (if given), then the digest.
 
     Raises:
         NotFoundError: There is no such blob.
-        CorruptDataError: What is stored under its name are other bytes.
+        CorruptDataError: Other bytes are stored under its name.
     """
     data = store.get(layout.blob(digest), size).data
     if (actual := Digest.of(data)) != digest:
@@ -264,10 +261,10 @@ def read_blob(store: BlobStore, digest: Digest, size: int | None = None) -> byte
 
 
 def verify_blob(store: BlobStore, digest: Digest, size: int | None = None) -> int:
-    """The blob's size in bytes, all of which were read and have the digest.
+    """Read the whole blob, check its digest, and return its size in bytes.
 
     Raises:
-        NotFoundError, CorruptDataError: As of `read_blob`.
+        NotFoundError, CorruptDataError: As for `read_blob`.
     """
     with open_blob(store, digest, size) as stream:
         return sum(len(chunk) for chunk in stream.chunks)
@@ -275,7 +272,7 @@ def verify_blob(store: BlobStore, digest: Digest, size: int | None = None) -> in
 
 @contextlib.contextmanager
 def open_blob(store: BlobStore, digest: Digest, size: int | None = None) -> Iterator[ObjectStream]:
-    """The blob as a stream; the digest is checked as the last chunk is taken.
+    """Stream the blob; the digest is checked when the last chunk is taken.
 
     Do nothing final with the chunks before the iteration has ended without an error.
     """
@@ -296,10 +293,10 @@ def _checked(store: BlobStore, digest: Digest, chunks: Iterator[bytes]) -> Itera
 
 
 def download_blob(store: BlobStore, digest: Digest, path: Path, size: int | None = None) -> None:
-    """`path` is a file with exactly the blob's bytes, whole or not there at all.
+    """Write exactly the blob's bytes to `path`, completely or not at all.
 
     Raises:
-        NotFoundError, CorruptDataError: As of `read_blob`; nothing is at `path` then.
+        NotFoundError, CorruptDataError: As for `read_blob`; nothing is at `path` then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for attempt in range(1, _DOWNLOAD_ATTEMPTS + 1):

@@ -1,8 +1,4 @@
-"""What an artifact must be to be accepted, asked of the bytes that are stored.
-
-What belongs here: checks of one artifact or batch against what it names. Not here: which entry of
-a log it becomes (`accept`), checks of the whole archive (`verify`).
-"""
+"""Check the stored bytes of an artifact before it is accepted."""
 
 from collections.abc import Collection, Sequence
 
@@ -26,17 +22,17 @@ def check_artifact(
     withdrawn: Collection[str],
     workers: int = WORKERS,
 ) -> list[Outcome]:
-    """Return the outcomes if the artifact's blobs are stored and say what the manifest says.
+    """Check that the artifact's blobs are stored and match the manifest; return the outcomes.
 
-    One outcome per record of the batch and no others; rows only of records that passed, their
-    ordinals from 0; the declared columns, required ones never null, at most one row where the
-    cardinality is one; counts and digests computed again equal the manifest's; no record
-    withdrawn. Of a failed run, which has no outcomes, the presence of its blobs is asked, and that
-    no record is withdrawn.
+    There must be one outcome per record of the batch and no others; rows only of records that
+    passed, with ordinals from 0; the declared columns, with required ones never null and at most
+    one row where the cardinality is one; counts and digests equal to the manifest's when computed
+    again; and no withdrawn record. A failed run has no outcomes: only its blobs must be present,
+    and no record may be withdrawn.
 
     Raises:
         NotFoundError: A blob is missing.
-        CorruptDataError: A blob is not what its name says, or the two tables do not agree.
+        CorruptDataError: A blob does not match its name, or the two tables do not agree.
         InvalidInputError: The contract is broken.
     """
     what = f"artifact of run {manifest.run.id}"
@@ -69,13 +65,13 @@ def check_artifact(
 def _decoded(
     store: BlobStore, manifest: Manifest, what: str, records: int
 ) -> tuple[list[Outcome], Content]:
-    """What the artifact's tables say, and the digests of it.
+    """Decode the artifact's tables and compute their digests.
 
     Raises:
-        NotFoundError, CorruptDataError: A blob is missing or damaged: it may come.
-        InvalidInputError: The bytes are those that the manifest names, and no tables of this
-            artifact: they will not change, so nothing is waited for. They hold too much, or what no
-            value of their columns can be: text that is no UUID, a date beyond the calendar.
+        NotFoundError, CorruptDataError: A blob is missing or damaged: it may still arrive.
+        InvalidInputError: The bytes match the manifest but are not valid tables of this artifact:
+            they are too large, or contain impossible values (text that is no UUID, a date beyond
+            the calendar). They will not change, so acceptance does not wait.
     """
     rows, said = (read.read_named(store, manifest, name) for name in (ROWS, OUTCOMES))
     try:
@@ -106,10 +102,10 @@ def _check_values(manifest: Manifest, outcomes: Sequence[Outcome], what: str) ->
 def check_present(
     store: BlobStore, refs: Collection[BlobRef], what: str, workers: int = WORKERS
 ) -> None:
-    """Return if every blob is stored with the size and checksum that its name says.
+    """Check that every blob is stored with the size and checksum that its name states.
 
     Raises:
-        NotFoundError: One is not.
+        NotFoundError: A blob is not.
     """
     if missing := blobs.find_missing(store, refs, workers):
         raise NotFoundError(
@@ -121,10 +117,10 @@ def check_present(
 def check_not_withdrawn(
     dataset: str, record_ids: Collection[str], withdrawn: Collection[str]
 ) -> None:
-    """Return if none of the records is withdrawn.
+    """Check that none of the records is withdrawn.
 
     Raises:
-        InvalidInputError: One is.
+        InvalidInputError: A record is.
     """
     if broken := set(withdrawn).intersection(record_ids):
         raise InvalidInputError(

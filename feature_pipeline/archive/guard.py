@@ -1,8 +1,4 @@
-"""Blobs that are written first and named afterwards are there once they are named.
-
-What belongs here: what a publisher does about deletions beside it. Not here: the lease under which
-blobs are deleted (`lease`), what may be deleted (`maintenance.deletion`).
-"""
+"""Protect a publisher's blobs against deletions until an entry names them."""
 
 from collections.abc import Collection
 
@@ -12,9 +8,9 @@ from feature_pipeline.archive.store.base import BlobStore
 
 
 class Guard:
-    """Looks for deletions between two moments: before the first blob, and after they are named.
+    """Detects deletions between a publisher's first blob and its log or inbox entry.
 
-    Make one before anything is written or looked for. Without a deletion it costs two requests.
+    Create it before anything is written or looked up. Without a deletion it costs two requests.
 
     Args:
         store: The archive.
@@ -25,13 +21,13 @@ class Guard:
         self._before = lease.read(store)
 
     def find_lost(self, refs: Collection[BlobRef]) -> list[BlobRef]:
-        """Find those of `refs` that a deletion beside this publisher has taken.
+        """Return those of `refs` that a concurrent deletion has taken.
 
-        Call it once something names them: an entry of the inbox or of a log. Write those again that
-        it gives; from then on every deletion finds them named.
+        Call it once an entry of the inbox or of a log names them, and write the returned blobs
+        again; from then on every deletion finds them named.
 
         Args:
-            refs: Every blob that is named now, whether it was written or was there before.
+            refs: Every blob that is named now, whether it was written or existed before.
         """
         digests = [ref.digest for ref in refs]
         now = lease.read(self._store)

@@ -1,17 +1,14 @@
-"""The lease under which blobs are deleted, so that publishers know when to look again.
+"""The lease for deleting blobs, which lets publishers detect concurrent deletions.
 
-What belongs here: the object `gc/lease`: taking, extending, giving back and waiting for it. Not
-here: what may be deleted (`maintenance.deletion`), what a publisher does about it (`guard`).
+Stores delete without a condition that distinguishes a blob from an equal one written a moment ago.
+So a deletion first takes the lease with the blobs to delete, then checks which of them are named,
+then deletes. A publisher reads the lease before its first blob and again after its blobs are named.
+Whichever comes first, one of the two sees the other.
 
-Stores delete without a condition that tells a blob from an equal one written a moment ago. So a
-deletion first takes the lease, saying what is condemned, then looks at what is named, then deletes.
-A publisher looks at the lease before its first blob and after it has named them. Whichever came
-first, one of the two sees the other.
+The object remains when a lease is over, so that a publisher sees that there was one.
 
-The object stays when a lease is over: a publisher sees that there was one.
-
-Every time here is the store's own, and the store refuses a deletion that arrives after the lease:
-no clock of a machine, no slow request and no process that stood still can break the order.
+All times are the store's, and the store refuses a deletion that arrives after the lease: no
+machine's clock, slow request or stalled process can break the order.
 """
 
 import threading
@@ -46,17 +43,18 @@ from feature_pipeline.model.digest import Digest
 
 LEASE: Final = timedelta(minutes=3)
 MARGIN: Final = timedelta(seconds=15)
-"""Others wait so long after a lease that was not given back: a store has many machines, whose
-clocks differ by less."""
+"""How long others wait after an expired lease: a store has many machines, whose clocks differ by
+less.
+"""
 
 _FIRST_PAUSE_SECONDS: Final = 0.1
 _LONGEST_PAUSE_SECONDS: Final = 2.0
 _MOST_OF: Final = 0.8
-"""The part of a lease after which no further deletion is begun: it would be refused."""
+"""Fraction of a lease after which no further deletion is begun, since it could be refused."""
 
 
 class LeaseDocument(Document):
-    """Who may delete what, and until when. A working object, not part of the format."""
+    """Who may delete which blobs, and until when. A working object, not part of the format."""
 
     what: ClassVar[str] = "deletion lease"
 
@@ -66,23 +64,23 @@ class LeaseDocument(Document):
     until: InstantField
     """By the store's clock."""
     condemned: tuple[DigestField, ...] = ()
-    """What may be deleted under it."""
+    """Blobs that may be deleted under it."""
     is_over: bool = False
     """Whether every deletion under it has ended."""
 
     def may_delete(self, digests: Collection[Digest]) -> bool:
-        """Return whether one of these may be deleted while the lease is as it is."""
+        """Return whether one of these may be deleted under this lease."""
         return not self.is_over and not set(self.condemned).isdisjoint(digests)
 
 
 def read(store: BlobStore) -> LeaseDocument | None:
-    """The lease as it is; None if there never was one."""
+    """Return the current lease; None if there never was one."""
     held = _read(store)
     return None if held is None else _decode(held)
 
 
 def wait(store: BlobStore, digests: Collection[Digest]) -> None:
-    """Return once no deletion that was decided before this call can still delete one of these."""
+    """Wait until no deletion decided before this call can still delete one of these."""
     first = read(store)
     if first is None or not first.may_delete(digests):
         return
@@ -93,7 +91,7 @@ def wait(store: BlobStore, digests: Collection[Digest]) -> None:
 
 
 class DeletionLease:
-    """A lease that is held."""
+    """A lease held by this process."""
 
     def __init__(self, store: BlobStore, document: LeaseDocument, began: float) -> None:
         self._store = store
@@ -136,7 +134,7 @@ class DeletionLease:
 
         Args:
             store: The archive.
-            say: Called once with what is waited for.
+            say: Called once with the reason for waiting.
         """
         pause = _FIRST_PAUSE_SECONDS
         while True:
@@ -150,13 +148,13 @@ class DeletionLease:
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     def condemn(self, digests: Collection[Digest], at_least: timedelta = LEASE) -> None:
-        """Extend the lease, for these alone. Look at what is named after it, and then delete.
+        """Extend the lease for these blobs alone. Check which are named afterwards, then delete.
 
-        Whatever was decided before it has been deleted or left alone: publishers rely on that.
+        Every earlier decision has been carried out or dropped by then: publishers rely on that.
 
         Args:
             digests: What may be deleted from now on.
-            at_least: How long looking and deleting may take.
+            at_least: How long checking and deleting may take.
 
         Raises:
             ConflictError: Another deletion took the lease.
@@ -202,9 +200,9 @@ class DeletionLease:
                 self._is_settled = self._is_settled and is_settled
 
     def end(self) -> None:
-        """Give the lease back, so that publishers that wait go on.
+        """Release the lease, so that waiting publishers continue.
 
-        Not if a deletion had no answer: it may still arrive, so the lease ends by itself then.
+        If a deletion had no answer, it may still arrive: the lease then expires by itself.
         """
         if self._is_settled:
             self._write({"is_over": True, "condemned": ()})
@@ -226,7 +224,7 @@ class DeletionLease:
 
 
 def _replace(store: BlobStore, data: bytes, etag: str) -> bool:
-    """Return whether the lease is `data` now; no two writers write the same."""
+    """Write `data` as the lease; return whether it is stored. No two writers' bytes are equal."""
     unknown: OutcomeUnknownError | None = None
     try:
         if store.replace(layout.GC_LEASE, data, etag, JSON_MEDIA_TYPE):

@@ -1,5 +1,5 @@
-"""The command line: what `dagster` does not do already.
+"""The command line, for what `dagster` does not offer.
 
-What belongs here: arguments, progress, and the same result as text or JSON. Not here: the work
+It contains the arguments, the progress display, and the results as text or JSON. Not here: the work
 itself.
 """

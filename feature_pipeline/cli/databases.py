@@ -1,4 +1,4 @@
-"""What the databases that the environment names know of the archive, for commands that compare."""
+"""Evidence from the configured databases, for commands that compare it with the archive."""
 
 import os
 
@@ -14,16 +14,16 @@ from feature_pipeline.projections.catalog.known import ask_tables
 
 
 def ask_databases(output: Output, dataset: str | None) -> Knowledge:
-    """Ask the tables' database and Dagster, where they are configured.
+    """Ask the tables' database and Dagster, if they are configured.
 
-    One that does not answer is named on standard error: the archive can be looked at without it.
+    If one does not answer, it is named on standard error, and the command goes on without it.
     """
     known = Knowledge()
     if os.environ.get(settings.DATABASE_URL):
         try:
             known = ask_tables(Database(settings.database_url()), dataset)
         except InvalidInputError as error:
-            known = Knowledge(notes=(f"what the tables know is not compared: {error}",))
+            known = Knowledge(notes=(f"the tables are not compared with the archive: {error}",))
     if os.environ.get("DAGSTER_HOME"):
         from feature_pipeline.orchestration.events.known import ask_dagster
 
@@ -31,7 +31,7 @@ def ask_databases(output: Output, dataset: str | None) -> Knowledge:
             with dagster_instance() as instance:
                 known = known.joined(ask_dagster(instance, dataset))
         except click.ClickException as error:
-            note = f"what Dagster knows is not compared: {error.message}"
+            note = f"Dagster is not compared with the archive: {error.message}"
             known = known.joined(Knowledge(notes=(note,)))
     for note in known.notes:
         output.warn(note)

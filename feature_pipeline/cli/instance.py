@@ -1,4 +1,4 @@
-"""Dagster's instance, for commands that ask it or tell it something."""
+"""The Dagster instance, for commands that query it or report to it."""
 
 import os
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def dagster_instance() -> Iterator["DagsterInstance"]:
-    """The instance of DAGSTER_HOME, while the block runs. Imports Dagster: seconds.
+    """Open the instance of DAGSTER_HOME for the block. Imports Dagster, which takes seconds.
 
     Raises:
         ClickException: DAGSTER_HOME is not set, or Dagster's storage cannot be reached.
@@ -31,8 +31,8 @@ def dagster_instance() -> Iterator["DagsterInstance"]:
             yield instance
     except DagsterHomeNotSetError as error:
         raise click.ClickException(
-            "DAGSTER_HOME is not set; `feature-pipeline dev` writes it to .env, a deployment sets"
-            " it itself"
+            "DAGSTER_HOME is not set; `feature-pipeline dev` writes it to .env, in a deployment set"
+            " it yourself"
         ) from error
     except (OperationalError, DagsterPostgresException) as error:
         raise click.ClickException(
@@ -42,13 +42,13 @@ def dagster_instance() -> Iterator["DagsterInstance"]:
 
 
 def known_instance(stack: ExitStack, output: Output) -> "DagsterInstance | None":
-    """Dagster's instance, open as long as the stack; None, and a line that says so, without one."""
+    """Open Dagster's instance on the stack; if there is none, print that and return None."""
     if not os.environ.get("DAGSTER_HOME"):
-        output.say("DAGSTER_HOME is not set: Dagster is not told, and shows partitions as before")
+        output.say("DAGSTER_HOME is not set: nothing is reported to Dagster, whose UI is unchanged")
         return None
     try:
         return stack.enter_context(dagster_instance())
     except click.ClickException as error:
         # A table comes from S3 alone: a database that is away must not keep people from it.
-        output.say(f"Dagster is not told, and shows partitions as before: {error.message}")
+        output.say(f"Nothing is reported to Dagster, whose UI is unchanged: {error.message}")
         return None

@@ -1,4 +1,4 @@
-"""Instants as people write them on the command line."""
+"""Instants on the command line."""
 
 import re
 from datetime import UTC, datetime
@@ -10,25 +10,25 @@ _TOO_FINE: Final = re.compile(r"[.,]\d{7}", re.ASCII)
 
 
 def parse_instant(text: str, more: str = "") -> datetime:
-    """The instant that an ISO 8601 text with its offset from UTC says, in UTC.
+    """Return the instant, in UTC, of an ISO 8601 text with a UTC offset.
 
     Args:
-        text: What was written.
-        more: What else may be written, for the message.
+        text: The argument.
+        more: What else the argument may be, for the message.
 
     Raises:
-        InvalidInputError: It is no time, has no offset, or is finer than microseconds.
+        InvalidInputError: It is not a time, has no offset, or is finer than microseconds.
     """
     try:
         instant = datetime.fromisoformat(text)
         if instant.tzinfo is not None and _TOO_FINE.search(text) is None:
             return instant.astimezone(UTC)
     except (ValueError, OverflowError):
-        what = "that is no time"
+        what = "that is not a time"
     else:
         what = (
-            "without an offset, two places mean two times"
+            "a time without a UTC offset is ambiguous"
             if instant.tzinfo is None
-            else "no time is finer than microseconds"
+            else "a time has at most microseconds"
         )
     raise InvalidInputError(f"as of {text!r}: {what}; write a time such as 2026-01-31T12:00Z{more}")

@@ -1,10 +1,7 @@
-"""Records on this machine: a folder, or a .jsonl file, read into records with paths to their files.
+"""Records on this machine: read a folder or a .jsonl file into records with paths to their files.
 
-What belongs here: what counts as a record, its id and its files, and every way to get them wrong.
-Not here: batches, and what is stored (`submit`).
-
-Each entry of a folder is taken, left out because the user said so, or refused by its name; nothing
-is passed over. File names are UTF-8 whatever the locale says.
+Each entry of a folder is taken, excluded at the user's request, or refused by name; none is skipped
+silently. File names are UTF-8 in any locale.
 """
 
 import os
@@ -22,7 +19,7 @@ from feature_pipeline.model.json_text import BYTE_ORDER_MARK, WHITE_SPACE, check
 from feature_pipeline.model.records import check_file_name, check_record_id
 
 COMPRESSED: Final = frozenset({".gz", ".bz2", ".xz", ".zst", ".lz4", ".z"})
-"""Suffixes that say how a file is packed, not what it is."""
+"""Suffixes that tell how a file is compressed, not what it contains."""
 
 _MEMBERS: Final = frozenset({"id", "metadata", "files"})
 
@@ -40,7 +37,7 @@ class LocalRecord:
 
 @dataclass(frozen=True, slots=True)
 class LocalRecords:
-    """The records of a folder or a file, in order; the entries left out by request."""
+    """The records of a folder or a file, in order, and the entries excluded on request."""
 
     records: tuple[LocalRecord, ...]
     left_out: tuple[str, ...] = ()
@@ -50,12 +47,12 @@ def read_records(path: Path, exclude: Sequence[str] = ()) -> LocalRecords:
     """Return the records of a folder or a .jsonl file.
 
     Args:
-        path: Of a folder, each file is a record whose id is the file's name without its suffixes
-            (`record_id_of`), and each folder a record of that name with its files.
-        exclude: Patterns of names to leave out of a folder, as a shell has them.
+        path: In a folder, each file is a record whose id is the file's name without its suffixes
+            (`record_id_of`), and each subfolder a record of that name with its files.
+        exclude: Shell patterns of names to exclude from a folder.
 
     Raises:
-        InvalidInputError: Something there is no record, or cannot be read; names the line or entry.
+        InvalidInputError: An entry is not a record, or cannot be read; names the line or entry.
     """
     if path.is_dir():
         found = _Folder(path, exclude).read()
@@ -66,13 +63,13 @@ def read_records(path: Path, exclude: Sequence[str] = ()) -> LocalRecords:
     else:
         raise InvalidInputError(f"{path}: a folder or a .jsonl file is needed")
     if not found.records:
-        raise InvalidInputError(f"{path} holds no records")
+        raise InvalidInputError(f"{path} has no records")
     _check_ids(found.records)
     return found
 
 
 def record_id_of(file_name: str) -> str:
-    """The id of a record that is one file: `1ubi` of `1ubi`, `1ubi.pdb` and `1ubi.pdb.gz`."""
+    """Return the id of a one-file record: `1ubi` for `1ubi`, `1ubi.pdb` and `1ubi.pdb.gz`."""
     name = Path(file_name)
     return Path(name.stem).stem if name.suffix.lower() in COMPRESSED else name.stem
 
@@ -82,14 +79,14 @@ def _check_ids(records: Sequence[LocalRecord]) -> None:
     for record in records:
         if (first := seen.setdefault(record.id, record)) is not record:
             raise InvalidInputError(
-                f"record {record.id!r} is there twice: {first.place} and {record.place}; give each"
+                f"record {record.id!r} is given twice: {first.place} and {record.place}; give each"
                 " an id of its own, or put the files of one record into one folder"
             )
 
 
 @dataclass
 class _Folder:
-    """Reads a folder, and gathers what is wrong with it rather than stop at the first."""
+    """Read a folder, and collect all its problems rather than stop at the first."""
 
     path: Path
     exclude: Sequence[str]
@@ -127,7 +124,7 @@ class _Folder:
                 yield LocalRecord(record_id, {}, files, f"{name!r} in {self.path}")
 
     def entries(self, folder: Path, prefix: str) -> Iterator[tuple[str, Path]]:
-        """Names and paths of what is in `folder`, but for what is refused by its name alone."""
+        """Return names and paths of the entries of `folder`, except those refused by name."""
         try:
             paths = sorted(folder.iterdir(), key=lambda path: os.fsencode(path.name))
         except OSError as error:
@@ -157,7 +154,7 @@ class _Folder:
                     yield name, path
 
     def is_usable(self, shown: str, path: Path) -> bool:
-        """Return whether it is a file that can be read; the reason is noted if it is not."""
+        """Return whether it is a readable file; record the reason if it is not."""
         try:
             check_readable(path)
         except InvalidInputError as error:
@@ -167,10 +164,10 @@ class _Folder:
 
 
 def check_readable(path: Path) -> None:
-    """Return if `path` is a regular file, or a link to one, and its first byte can be read.
+    """Check that `path` is a readable regular file, or a link to one.
 
     Raises:
-        InvalidInputError: It is not; the message goes on after the file's name.
+        InvalidInputError: It is not. The message continues a sentence that begins with its name.
     """
     try:
         mode = path.stat().st_mode
@@ -185,7 +182,7 @@ def check_readable(path: Path) -> None:
 
 
 def check_folder_name(record_id: str, *, has_files: bool) -> None:
-    """Return if hooks can be given a folder of that name, which a record with files needs.
+    """Check that a record with files can have a folder of that name.
 
     Raises:
         InvalidInputError: It cannot name a record, or a part of it cannot name a folder.

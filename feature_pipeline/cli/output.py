@@ -1,7 +1,7 @@
-"""One result, as text for people or JSON for programs.
+"""Results as text for users or JSON for programs.
 
-What is printed is data: it is never markup, an emoji or a control sequence of the terminal, and in
-a pipe nothing is folded or cut.
+Output is data: markup, emoji codes and terminal control sequences in it have no effect, and in a
+pipe nothing is folded or cut.
 """
 
 import os
@@ -31,15 +31,15 @@ from feature_pipeline.model.printable import printable as printable
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
 DAMAGED: Final = 2
-"""The exit status of a command that did what it could: something is damaged or lost, and named."""
+"""Exit status of a command that did what it could, and named damaged or lost objects."""
 SHOWN_PROBLEMS: Final = 20
 
 _UNFOLDED_COLUMNS: Final = 1_000_000
-"""The width of what is no terminal: longer than any line."""
+"""Width of a non-terminal: longer than any line."""
 
 
 class Output:
-    """Where a command says what it found: text on standard output, progress on standard error."""
+    """Print results on standard output and progress on standard error."""
 
     def __init__(self, as_json: bool = False) -> None:
         self.as_json = as_json
@@ -48,19 +48,19 @@ class Output:
         self._errors = _console(sys.stderr)
 
     def say(self, text: str) -> None:
-        """Print lines for people; nothing when JSON is wanted."""
+        """Print lines for users; nothing with --json."""
         if not self.as_json:
             self.console.print(Text(printable(text)), soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """Print lines on standard error, whatever is wanted on standard output."""
+        """Print lines on standard error, also with --json."""
         self._errors.print(Text(printable(text)), soft_wrap=True)
 
     def problems(self, title: str, problems: Mapping[str, str]) -> None:
-        """Name what is wrong with each of some batches, on standard error; nothing if none is.
+        """Print what is wrong with each of some batches on standard error; nothing if none is.
 
         Args:
-            title: What they are; their number is put before it.
+            title: Describes them; their number is put before it.
             problems: By batch.
         """
         for line in _named(title, problems):
@@ -82,14 +82,14 @@ class Output:
         rows: Sequence[Sequence[object]],
         right: Collection[int] = (),
     ) -> None:
-        """Print a table for people; nothing when JSON is wanted.
+        """Print a table for users; nothing with --json.
 
         Args:
-            title: Above it.
+            title: Printed above it.
             columns: Headings.
-            rows: Cells; texts as they are, other values as `show` writes them. A column of numbers
-                is set right.
-            right: Positions of further columns that are set right.
+            rows: Cells. Texts are unchanged, other values are formatted by `show`. A column of
+                numbers is right-aligned.
+            right: Positions of further columns that are right-aligned.
         """
         if self.as_json:
             return
@@ -109,13 +109,13 @@ class Output:
         self.console.print(table)
 
     def result(self, document: Mapping[str, Any]) -> None:
-        """Print the result for programs; nothing when text is wanted."""
+        """Print the result as JSON; nothing without --json."""
         if self.as_json:
             sys.stdout.write(json_text(document, indent=2, is_ascii=True) + "\n")
 
     @contextmanager
     def progress(self, description: str, total: int | None) -> Iterator["Steps"]:
-        """A progress bar on standard error, while the block runs."""
+        """Show a progress bar on standard error during the block."""
         with Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
@@ -153,9 +153,9 @@ def _console(stream: TextIO) -> Console:
 
 @contextmanager
 def muted() -> Iterator[None]:
-    """What this process and its children write to their standard streams goes nowhere meanwhile.
+    """Discard what this process and its children write to their standard streams meanwhile.
 
-    Dagster copies a run's output to the console besides keeping it for the UI.
+    Dagster copies a run's output to the console besides storing it for the UI.
     """
     saved = {number: os.dup(number) for number in (1, 2)}
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -178,20 +178,20 @@ class Steps:
         self._progress, self._task = progress, task
 
     def advance(self, steps: int = 1) -> None:
-        """That many more steps are done."""
+        """Record that this many more steps are done."""
         self._progress.advance(self._task, steps)
 
     def expect(self, total: int) -> None:
-        """That many steps there are."""
+        """Set the total number of steps."""
         self._progress.update(self._task, total=total)
 
     def describe(self, text: str) -> None:
-        """What is being done now."""
+        """Set the text beside the bar."""
         self._progress.update(self._task, description=printable(text))
 
 
 def exact(cell: object) -> str:
-    """Return a value of a hook's output as it is: no digit is rounded away, none is grouped."""
+    """Return a value of a hook's output unchanged: no digit is rounded away, none is grouped."""
     if isinstance(cell, bool) or cell is None:
         return show(cell)
     if isinstance(cell, float):
@@ -200,7 +200,7 @@ def exact(cell: object) -> str:
 
 
 def show(cell: object) -> str:
-    """Return a cell as people read it: numbers grouped, and rounded to six digits."""
+    """Return a cell for display: numbers grouped, and rounded to six digits."""
     if cell is None:
         return "NULL"
     if isinstance(cell, bool):
@@ -213,7 +213,7 @@ def show(cell: object) -> str:
 
 
 def size(size_bytes: int) -> str:
-    """Return a number of bytes in the unit people would choose."""
+    """Return a number of bytes in a convenient unit."""
     value = float(size_bytes)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000:
@@ -224,7 +224,7 @@ def size(size_bytes: int) -> str:
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
-    """Errors of this package end the command with their message, without a traceback."""
+    """Report errors of this package as messages, without a traceback."""
     try:
         yield
     except FeaturePipelineError as error:

@@ -1,4 +1,4 @@
-"""Where the project is, and the environment that its commands run in."""
+"""The project's folder, and the environment in which its commands run."""
 
 import os
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from feature_pipeline.local.environment import load_dotenv
 
 
 def open_archive() -> S3Store:
-    """Return the archive that the environment names, opened."""
+    """Open the archive that the environment names."""
     where = settings.S3Settings.from_environment()
     return open_store(client_of(where), where.bucket, where.prefix)
 
@@ -27,12 +27,12 @@ DAGSTER: Final = "dagster.yaml"
 TEMPLATES: Final = Path(feature_pipeline.__file__).parent / "templates"
 """The package's own `workspace.yaml` and `dagster.yaml`."""
 _WORK_TAG: Final = "feature_pipeline/work"
-"""As `orchestration.run_queue` names it; importing that takes a second."""
+"""Equal to the tag in `orchestration.run_queue`, whose import would take a second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """A folder with `.env` and the data of local servers, and Dagster's two files.
+    """A folder with `.env`, the data of local servers, and Dagster's two files.
 
     A checkout has `workspace.yaml` and `dagster.yaml`, and so has a folder that `feature-pipeline
     init` made. In any other folder the package's own are used.
@@ -44,8 +44,8 @@ class Project:
     def find(cls) -> "Project":
         """Return the project around the working directory.
 
-        That is the nearest folder with both files, else the checkout that this package is
-        installed from, else the working directory.
+        That is the nearest folder with both files, else the checkout that this package is installed
+        from, else the working directory.
         """
         here = Path.cwd()
         checkout = Path(feature_pipeline.__file__).parent.parent
@@ -56,23 +56,24 @@ class Project:
 
     @property
     def workspace_file(self) -> Path:
-        """What Dagster loads."""
+        """The workspace file that Dagster loads."""
         return self._file(WORKSPACE)
 
     @property
     def dotenv(self) -> Path:
-        """Where `dev` writes the settings."""
+        """The file to which `dev` writes the settings."""
         return self.root / ".env"
 
     @property
     def data_folder(self) -> Path:
-        """Where local servers keep their data, unless another folder is named."""
+        """The folder of the local servers' data, unless the user names another."""
         return self.root / DATA_FOLDER
 
     def prepare_dagster_home(self, home: Path, cores: int) -> None:
-        """Write this project's `dagster.yaml` into `home`, with runs capped for this machine.
+        """Write this project's `dagster.yaml` into `home`, with run limits for this machine.
 
-        As many runs of hooks as cores, and as many more runs of anything as `dagster.yaml` leaves.
+        As many runs of hooks as there are cores, and as many additional runs as `dagster.yaml`
+        allows.
         """
         home.mkdir(parents=True, exist_ok=True)
         text = self._file(DAGSTER).read_text(encoding="utf-8")
@@ -90,10 +91,10 @@ class Project:
         )
 
     def load_environment(self) -> None:
-        """Add the settings of `.env` to the environment; what is set already goes first.
+        """Add the settings of `.env` to the environment; variables that are set take precedence.
 
         Settings that belong together come from one source (`settings.add_settings`). Without the
-        file the environment stands as it is: a deployment sets it itself.
+        file the environment is unchanged: a deployment sets it itself.
         """
         try:
             values = load_dotenv(self.dotenv)

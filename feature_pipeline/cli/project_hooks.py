@@ -1,4 +1,4 @@
-"""The hooks that this project defines, for commands that need their columns or code."""
+"""The hooks of this project, for commands that need their columns or code."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ProjectHooks:
-    """What the project's code location defines."""
+    """The hooks that the project's code location defines."""
 
     usable: "list[DefinedHook]"
     wrong: Mapping[str, str]
-    """Per definition that cannot be used, by the asset that stands for it: file, line and why."""
+    """For each definition that cannot be used, by its placeholder asset: file, line and error."""
 
     def wrong_lines(self) -> list[str]:
         """Return a line for each definition that cannot be used."""
@@ -27,7 +27,7 @@ class ProjectHooks:
         """Return the hook of that name.
 
         Raises:
-            NotFoundError: There is none; names those there are.
+            NotFoundError: There is none; names the defined hooks.
             InvalidInputError: Several datasets have one, or its definition cannot be used.
         """
         matches = [
@@ -52,8 +52,8 @@ class ProjectHooks:
     def why_kept(self, table: KnownTable) -> str | None:
         """Return which definition needs the table, or may need it; None if none does.
 
-        What a wrong definition declares is not known for certain: it keeps every table of its hook,
-        and, if its hook's name cannot be read, every table but those of the past.
+        The content of an invalid definition is not known for certain: it keeps every table of its
+        hook and, if the hook's name cannot be read, every table except those of the past.
         """
         for hook in self.usable:
             definition = hook.definition
@@ -70,7 +70,7 @@ class ProjectHooks:
         return None
 
     def undeclared(self, tables: Iterable[KnownTable]) -> list[KnownTable]:
-        """Return the tables that no definition declares, and that are not of the past."""
+        """Return the tables that no definition declares, except tables of the past."""
         return [t for t in tables if t.as_of is None and self.why_kept(t) is None]
 
 
@@ -90,7 +90,7 @@ def undeclared_lines(tables: Iterable[KnownTable]) -> list[str]:
 
 
 def project_hooks() -> ProjectHooks:
-    """Load every hook of the project's code location. Imports Dagster: seconds."""
+    """Load every hook of the project's code location. Imports Dagster, which takes seconds."""
     from feature_pipeline.definitions import build_defs, hooks_of
     from feature_pipeline.orchestration.assets.wrong_definitions import wrong_definitions
 

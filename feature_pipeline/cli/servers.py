@@ -1,4 +1,4 @@
-"""Local servers for `demo` and `dev`: started, described in the environment, stopped."""
+"""Local servers for `demo` and `dev`."""
 
 import os
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ ENOUGH_BYTES = 1 << 30
 
 @contextmanager
 def local_servers(project: Project, folder: Path, output: Output) -> Iterator[LocalServices]:
-    """S3 and PostgreSQL run while the block does; `.env` and this process know their addresses."""
+    """Run S3 and PostgreSQL during the block; write their addresses to `.env` and os.environ."""
     home = folder.resolve() / "dagster"
     with LocalServices(folder) as services:
         variables = environment(services, home)
@@ -30,5 +30,7 @@ def local_servers(project: Project, folder: Path, output: Output) -> Iterator[Lo
         output.say(f"PostgreSQL      {services.database_url.rpartition('@')[2]}")
         if services.free_bytes < ENOUGH_BYTES:
             left = size(services.free_bytes)
-            output.say(f"The disk of {folder} has {left} left; a store without any takes nothing.")
+            output.say(
+                f"The disk of {folder} has {left} left; a store on a full disk refuses writes."
+            )
         yield services

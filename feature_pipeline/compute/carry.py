@@ -1,8 +1,5 @@
 """Which outcomes of the archive answer what is asked now.
 
-What belongs here: where answers are looked for, in which order, and when one is believed. Not
-here: what is asked (`plan`), the memory that says where to look (`archive.logs.answers`).
-
 Artifacts are looked into one after another, and each gives what the ones before it left open: the
 batch's current artifact, then those of any batch that the memory of answers names, the one accepted
 last first. While the memory is not known to be complete, the earlier artifacts of the batch's own

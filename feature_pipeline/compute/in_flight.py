@@ -1,8 +1,5 @@
 """Hook runs that go on without the worker that began them: what taking their results will need.
 
-What belongs here: the document that a worker leaves before it starts such a run, and finding the
-documents. Not here: taking a result (`recover_results`), how pods leave it (`pod_transfer`).
-
 The document names no credential and no signed address, and lies where pods can neither read nor
 write. It is a note, not a part of the archive: every digest it names is in a log as well.
 """

@@ -1,9 +1,4 @@
-"""What a hook run left that was stopped because its run was cancelled, as an artifact for the log.
-
-What belongs here: gathering the files of a run that has no result. Not here: stopping it (runners),
-whether it was cancelled (`orchestration`). A run whose worker was merely shut down is not history:
-it is run again.
-"""
+"""Publish the output of a cancelled hook run as a failed artifact, so that its log keeps it."""
 
 import shutil
 from collections.abc import Iterable

@@ -1,8 +1,5 @@
 """A hook run's output is kept: published, announced and accepted, with patience for the store.
 
-What belongs here: waiting for a store that does not answer. Not here: what publishing and
-acceptance are (`archive.publish`, `archive.accept`).
-
 An hour of compute must not be lost to a store that restarts for a minute, and everything here may
 be done twice.
 """

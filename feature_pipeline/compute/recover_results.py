@@ -1,9 +1,5 @@
 """A hook run that outlived its worker becomes an artifact and an inbox entry, without another run.
 
-What belongs here: repeating the run's course over the results that its pods have published. Not
-here: who may do so and when (`orchestration.sensors.inbox`), the rules of acceptance
-(`archive.accept`).
-
 The course is repeated by the code that a worker would have run: the same plan, parts, policy and
 decisions, over attempts that only read. So its artifact is the one that the worker would have made,
 and doing it twice makes the same one.

@@ -1,9 +1,6 @@
 """Archived artifacts read again from their raw output, for when the decoder had a bug.
 
-Raw output is the authority; rows and outcomes are what a decoder made of it. What belongs here: an
-artifact whose raw output says something else today, or whose derived tables are damaged, gets a
-successor that says it, under its own release and its own declared columns. Not here: changed
-columns (`plan`), loading tables (`projections`).
+Raw output is the authority; rows and outcomes are what a decoder made of it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

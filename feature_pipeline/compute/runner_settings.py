@@ -1,8 +1,4 @@
-"""Which runner starts hooks, from settings to a `HookRunner`.
-
-What belongs here: one settings value for all three, and what each of them needs. Not here: the
-environment (`settings`), Dagster's resource around it.
-"""
+"""Which runner starts hooks, from settings to a `HookRunner`."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal

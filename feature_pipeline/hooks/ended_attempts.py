@@ -1,9 +1,5 @@
 """Attempts that have ended, kept on this machine for the next worker that asks for them.
 
-What belongs here: how an attempt's facts, output and log outlive the worker that made it. Not here:
-where the folder is and when it goes (`work_folders`), what the next worker does about the facts
-(`failure`).
-
 An attempt is kept before anything of it is removed, and is there completely or not at all. Its
 output is checked against its digests when it is taken, so that an attempt that is damaged counts as
 one that was never made.

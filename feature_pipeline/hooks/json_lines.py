@@ -1,8 +1,7 @@
 """Lines of JSON as hooks write them, each with the record it names and what is wrong with it.
 
-What belongs here: the syntax. A line that names its record never spoils the file, whatever else is
-wrong with it; a line that does not makes the whole file unparsable. Not here: what the members of
-a line mean (`hooks.output`).
+A line that names its record never spoils the file, whatever else is wrong with it; a line that does
+not makes the whole file unparsable.
 """
 
 import io

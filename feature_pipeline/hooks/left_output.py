@@ -1,8 +1,5 @@
 """What lies in the output folder of an attempt that ended: may it be read, and is it too much?
 
-What belongs here: the folder and its files as objects of a file system. Not here: what they say
-(`hooks.output`).
-
 Sizes are lengths. A file with a hole takes less room than it is long, and is read to its end.
 """
 

@@ -1,8 +1,4 @@
-"""Hooks of the Open Science Archive's SDK, as definitions: what `osa manifest` says, in our words.
-
-What belongs here: the manifest of osa-py (`manifest_version` 1) and what becomes of it. Not here:
-running such hooks, which is the contract of every hook.
-"""
+"""Convert the hooks of an `osa manifest` of the Open Science Archive's SDK into definitions."""
 
 import re
 from collections.abc import Mapping

@@ -1,8 +1,5 @@
 """What a hook left, read into exactly one outcome per record.
 
-What belongs here: the meaning of the files and of every way to get them wrong. Not here: JSON
-syntax (`hooks.json_lines`), what a declared column takes (`columns`), where the bytes are kept.
-
 A mistake about one record makes that record `errored` (`kind: invalid_output`) and leaves the
 others alone. Only a file that cannot be read as lines that name their records fails the hook run.
 Where the contract leaves it open:

@@ -1,9 +1,5 @@
 """A hook run over a batch, in parts where the whole is too much: run side by side, joined again.
 
-What belongs here: the workspaces of parts, and one `HookRun` out of many. Not here: what a part is
-run by (`HookRunner`), what to do about a failed attempt (`FailurePolicy`), which records are run
-together next (`isolate`).
-
 Only hooks whose outcome for a record depends on that record alone are run in parts.
 """
 

@@ -1,8 +1,4 @@
-"""The protocol between those who want a hook run and those who can run one.
-
-What belongs here: requests, results and the folders of a run. Not here: what to do about a failure
-(`hooks.failure`), and what the output means (`hooks.output`).
-"""
+"""The protocol between those who want a hook run and those who can run one."""
 
 import os
 import shutil

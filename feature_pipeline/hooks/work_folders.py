@@ -1,9 +1,5 @@
 """Where the hook runs of one archive keep their folders on this machine, and whose worker is gone.
 
-What belongs here: the folders, and telling those of living workers from those of dead ones. Not
-here: which questions are over (`orchestration.sensors.orphaned_runs`), what is kept of an attempt
-(`ended_attempts`).
-
     <root>/<archive>/runs/<hook>-<random>/   one worker's workspace; it holds `lock` while it lives
     <root>/<archive>/attempts/<run id>/      attempts that have ended: see `ended_attempts`
 

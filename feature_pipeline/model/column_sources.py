@@ -1,8 +1,6 @@
 """Which written column a wanted one is: where its values come from when declarations change.
 
-Columns are renamed, added and dropped, and artifacts stay as they were written. What belongs here:
-the one answer for reading artifacts, comparing them, decoding raw output again, loading tables and
-planning that. Not here: types and values (`archive.format.align`).
+Columns are renamed, added and dropped, and artifacts stay as they were written.
 
 A wanted column is the written column
 

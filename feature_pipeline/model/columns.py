@@ -1,8 +1,4 @@
-"""Declared columns: names, types, nullability, and what one JSON value becomes under them.
-
-What belongs here: the meaning of a declaration, shared by every step. Not here: files and lines
-(`hooks.output`), Parquet (`archive.format.encode`), SQL types (`projections.catalog.ddl`).
-"""
+"""Declared columns: names, types, nullability, and what one JSON value becomes under them."""
 
 import math
 import re

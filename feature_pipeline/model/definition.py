@@ -1,8 +1,4 @@
-"""What a scientist declares about a hook: its release, its columns, its table.
-
-What belongs here: the declaration, its checks, and the release it stands for. Not here: the
-Dagster component that reads it from YAML (`orchestration.component`), SQL (`projections`).
-"""
+"""What a scientist declares about a hook: its release, its columns, its table."""
 
 import graphlib
 import re

@@ -1,9 +1,4 @@
-"""Digests of bytes, canonical JSON, and the order-free sums that contents are compared by.
-
-What belongs here: SHA-256 names of bytes, the canonical text of JSON values, the canonical
-encoding of typed rows. Not here: which objects exist, or what a manifest holds.
-The encoding is part of the stored format: `docs/format.md` describes it for other readers.
-"""
+"""Digests of bytes, canonical JSON, and the order-free sums that contents are compared by."""
 
 import hashlib
 import json

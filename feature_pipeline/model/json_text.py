@@ -1,7 +1,6 @@
 """JSON text: read strictly, with numbers as they were written, and what those numbers denote.
 
-Every door reads JSON through this module: submitted records, hook output, stored documents. What
-belongs here: syntax, and the value of a number. Not here: what members mean.
+Every door reads JSON through this module: submitted records, hook output, stored documents.
 
 CPython's compiled parser does the reading. It does not say where a repeated key or a literal such
 as NaN is, and it stops at some depth, so a text that it objects to is walked again, token by token.

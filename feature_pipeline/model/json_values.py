@@ -1,8 +1,5 @@
 """JSON that a program in any language reads, and one rule for the numbers that JSON does not have.
 
-What belongs here: JSON that people and programs are given. Not here: stored documents and canonical
-texts (`digest`), which refuse such numbers.
-
 NaN and the infinities are the texts "NaN", "Infinity" and "-Infinity". An instant is ISO 8601 in
 UTC and ends with `Z`.
 """

@@ -1,9 +1,4 @@
-"""Text from elsewhere, quoted: cut where it is long, with the length that it had.
-
-What belongs here: what of a hook's output, or of an object that any writer could have made, goes
-into messages, reasons, notes and events. Not here: escaping for one target (`cli.output` for a
-terminal, `orchestration.markdown` for Dagster).
-"""
+"""Text from elsewhere, quoted: cut where it is long, with the length that it had."""
 
 from collections.abc import Iterable
 from typing import Final

@@ -1,8 +1,5 @@
 """What PostgreSQL can hold in one table, by its declared columns alone.
 
-What belongs here: the limits of the target that a definition is checked against. Not here: values,
-which may be too long where the columns are not (`projections.rows.replace`).
-
 Source: PostgreSQL's manual, appendix K (limits) and section 66.6 (database page layout).
 """
 

@@ -1,7 +1,6 @@
 """The `FeatureHook` component: one hook, declared in `defs/<hook>/defs.yaml` or in Python.
 
-Belongs here: from a definition to the assets of one hook. Not here: what the fields mean
-(`model.definition`), what hooks share (`feature_pipeline.definitions`).
+Belongs here: from a definition to the assets of one hook.
 """
 
 import inspect

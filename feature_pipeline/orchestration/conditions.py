@@ -1,8 +1,6 @@
 """When features and tables are run without being asked.
 
-Belongs here: the automation conditions and their sensors. Not here: accepting completions
-(`sensors.inbox`), repairing drift (`reconcile`). Automation alone owns runs: no other sensor here
-requests any.
+Belongs here: the automation conditions and their sensors.
 """
 
 import os

@@ -1,6 +1,6 @@
 """Asset keys and partitions of a dataset.
 
-Belongs here: how datasets, hooks and tables are named in Dagster. Not here: what the assets do.
+Belongs here: how datasets, hooks and tables are named in Dagster.
 """
 
 from functools import cache

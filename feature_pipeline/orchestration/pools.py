@@ -1,6 +1,6 @@
 """Concurrency pools of hooks, as their definitions say.
 
-Belongs here: telling Dagster the limits. Not here: which pool an asset is in (`keys.pool_of`).
+Belongs here: telling Dagster the limits.
 """
 
 from collections.abc import Sequence

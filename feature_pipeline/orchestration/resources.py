@@ -1,6 +1,6 @@
 """Resources: the archive in S3, the PostgreSQL database, the hook runner.
 
-Belongs here: turning configuration into clients. Not here: anything done with them.
+Belongs here: turning configuration into clients.
 """
 
 import inspect

@@ -1,6 +1,6 @@
 """What `dg scaffold defs feature_pipeline.FeatureHook <name>` writes: a hook that loads and runs.
 
-Belongs here: the text of a new hook's files. Not here: what the fields mean (`model.definition`).
+Belongs here: the text of a new hook's files.
 """
 
 import os

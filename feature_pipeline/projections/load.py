@@ -1,8 +1,5 @@
 """Tables from the archive: one batch, some, or all of them.
 
-What belongs here: which batches are loaded, by how many workers, in which order. Not here: how one
-is (`replace`), when Dagster asks for it (`orchestration`).
-
 Any number of processes may do this at once for the same table: each batch is loaded once, whichever
 is first, and who comes later finds it unchanged.
 """

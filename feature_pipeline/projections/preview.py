@@ -1,8 +1,4 @@
-"""What loading a table under its definition would do, found before anything is touched.
-
-What belongs here: comparing a definition with a table and with every current artifact. Not here:
-doing it (`generation`, `load`).
-"""
+"""What loading a table under its definition would do, found before anything is touched."""
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

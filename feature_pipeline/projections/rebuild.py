@@ -1,8 +1,4 @@
-"""A table derived again from the archive alone, beside the one that people read.
-
-What belongs here: what a rebuild is, and how an interrupted one goes on. Not here: loading and
-switching, which any run of the table asset does as well (`load`, `switch.finalize`).
-"""
+"""A table derived again from the archive alone, beside the one that people read."""
 
 import uuid
 from collections.abc import Iterator, Sequence

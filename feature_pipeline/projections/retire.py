@@ -1,8 +1,4 @@
-"""Tables that the bookkeeping knows, whatever definitions say: listed, and dropped.
-
-What belongs here: tables of hooks that were deleted or renamed, and tables of the past. Not here:
-which tables a project declares (`cli.project_hooks`).
-"""
+"""Tables that the bookkeeping knows, whatever definitions say: listed, and dropped."""
 
 import re
 import time

@@ -1,8 +1,4 @@
-"""Going back to the generation that was read before, and forward again.
-
-What belongs here: the decision of a person that one generation is to be read for now. Not here:
-the change of the view (`switch`).
-"""
+"""Going back to the generation that was read before, and forward again."""
 
 from dataclasses import dataclass
 

@@ -331,7 +331,7 @@ class TestCommands:
     def test_gc(self, care, run):
         run("verify")  # writes the first census: without one nothing is deleted
         blobs.put_blob(care.store, b"nobody needs this")
-        assert "say what may be collected" in run("gc", status=1)
+        assert "choose the blobs to collect" in run("gc", status=1)
         assert "Dry run" in run("gc", "--all")
         report = run("gc", "--all", "--delete", "--json")
         assert (report["orphaned"], report["due"], report["is_dry_run"]) == (1, [], False)

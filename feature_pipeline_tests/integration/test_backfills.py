@@ -271,7 +271,7 @@ def test_a_rebuild_is_known_to_dagster(operator: Operator) -> None:
         patch.delenv("DAGSTER_HOME")
         code, text = operator.call("rebuild", "counts")
         assert code == 0, text
-        assert "DAGSTER_HOME is not set: Dagster is not told" in text
+        assert "DAGSTER_HOME is not set: nothing is reported to Dagster" in text
     assert pipeline.rows("select count(distinct batch) from features.counts") == [(3,)]
     assert operator.status(TABLE, "archived") == "MISSING"
 
@@ -343,7 +343,7 @@ def test_a_rebuild_needs_no_dagster_that_answers(operator: Operator, tmp_path: P
         patch.setenv("DAGSTER_HOME", str(home))
         code, text = operator.call("rebuild", "counts")
     assert code == 0, text
-    assert "Dagster is not told" in text
+    assert "Nothing is reported to Dagster" in text
     assert "storage cannot be reached" in text.replace("\n", " ")
     assert operator.pipeline.rows("select count(distinct batch) from features.counts") == [(3,)]
 

@@ -182,10 +182,10 @@ def test_two_instants_of_one_second_are_two_tables_which_are_listed_and_dropped(
 @pytest.mark.parametrize(
     ("time", "why"),
     [
-        ("yesterday", "that is no time"),
-        ("2026-01-01T00:00:00", "without an offset, two places mean two times"),
-        ("2026-01-01", "without an offset"),
-        ("2026-01-01T00:00:00.1234567Z", "no time is finer than microseconds"),
+        ("yesterday", "that is not a time"),
+        ("2026-01-01T00:00:00", "a time without a UTC offset is ambiguous"),
+        ("2026-01-01", "without a UTC offset"),
+        ("2026-01-01T00:00:00.1234567Z", "a time has at most microseconds"),
         ("2100-01-01T00:00:00Z", "that is yet to come"),
     ],
 )
@@ -277,7 +277,7 @@ def test_rows_derived_from_raw_output_again_reach_the_table(project: Project, tm
         assert rows.fetchall() == [("r0", "as written"), ("r1", "l1")]
     assert prove(project.archive.store, project.database, project.archive.spec()).is_equal
     status, text = project.call("rebuild", "--from-raw", "--as-of", "2026-01-01T00:00Z")
-    assert (status, "--from-raw makes artifacts of now" in text) == (1, True)
+    assert (status, "--from-raw makes current artifacts" in text) == (1, True)
 
 
 def test_a_table_that_cannot_be_rebuilt_keeps_no_other_away(project: Project) -> None:

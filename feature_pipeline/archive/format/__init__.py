@@ -1,1 +1,1 @@
-"""What stored bytes are: keys, documents, manifests, encodings. Imports no store."""
+"""Formats of stored bytes: keys, documents, manifests, encodings. Imports no store."""

@@ -1,8 +1,7 @@
-"""Rows of artifacts that were written under different columns, brought under one declaration.
+"""Convert rows of artifacts with different declarations to one declaration.
 
-What belongs here: which values a wanted column can take over. Not here: which written column it is
-(`column_sources`), and what a table may become (`projections.rows.evolve`), which refuses more: a
-reader takes a null in a column that is required by now, a table must not.
+A reader accepts a null in a column that has become required; a table (`projections.rows.evolve`)
+does not.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ _SHOWN: Final = 5
 
 
 class MisfitError(InvalidInputError):
-    """Rows cannot be read under other columns; the message says why, per column."""
+    """Rows cannot be read under other columns; the message gives the reason per column."""
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnSource:
-    """Where a wanted column comes from: a written column, or its default."""
+    """The source of a wanted column: a written column, or its default."""
 
     column: Column
     written: Column | None
@@ -39,16 +38,16 @@ class ColumnSource:
 def align_rows(
     rows: pa.Table, written: Sequence[Column], wanted: Sequence[Column], what: str
 ) -> pa.Table:
-    """`rows` with record_id, ordinal and the wanted columns, in their order.
+    """Return `rows` with record_id, ordinal and the wanted columns, in their order.
 
-    Where values come from is said in `column_sources`; a column that was not written holds its
-    default, else NULL. Integers are read as numbers by the rule for raw output: rounded to the
-    nearest float64, unless a digit is lost.
+    `column_sources` decides where values come from; a column that was not written has its default,
+    else NULL. Integers are read as numbers by the rule for raw output: rounded to the nearest
+    float64, unless a digit is lost.
 
     Args:
         rows: Rows as written, of the columns `written`.
-        written: What the rows' own manifest declares.
-        wanted: What is wanted of them.
+        written: The columns that the rows' own manifest declares.
+        wanted: The columns to return.
         what: The rows, for messages.
 
     Raises:
@@ -93,7 +92,7 @@ def take_columns(
         is_strict: Refuse nulls in columns that are required.
 
     Raises:
-        MisfitError: An integer loses a digit as a number, or a required column would hold a null;
+        MisfitError: An integer loses a digit as a number, or a required column would have a null;
             the message names the column and some of the values or records.
     """
     columns = [rows["record_id"], rows["ordinal"]]
@@ -140,7 +139,7 @@ def _values(rows: pa.Table, mapping: ColumnSource, refusals: list[str]) -> pa.Ch
 
 
 def _is_decoded(column: Column, value: object) -> bool:
-    """Return whether an integer of raw output would be a value of the column."""
+    """Return whether decoding would accept this integer of raw output as a value of the column."""
     try:
         decode_value(column, value)
     except InvalidInputError:
@@ -149,7 +148,7 @@ def _is_decoded(column: Column, value: object) -> bool:
 
 
 def can_become(written: Column, wanted: Column) -> bool:
-    """Whether values of the one column may be read as values of the other, by their types."""
+    """Return whether the types allow reading values of one column as values of the other."""
     if written.type is wanted.type:
         return written.format is wanted.format
     return written.type is ColumnType.INTEGER and wanted.type is ColumnType.NUMBER
@@ -174,7 +173,7 @@ def _integers_as_numbers(
 
 
 def describe_type(column: Column) -> str:
-    """Return a column's type and format, for people."""
+    """Return a column's type and format for messages."""
     return column.type.value + (f" ({column.format.value})" if column.format else "")
 
 

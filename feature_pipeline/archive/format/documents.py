@@ -26,12 +26,12 @@ class NewerVersionError(InvalidInputError):
 
 
 def utc_now() -> datetime:
-    """Return the time, in UTC."""
+    """Return the current time in UTC."""
     return datetime.now(UTC)
 
 
 def instant_text(value: datetime) -> str:
-    """ISO 8601 in UTC with microseconds and `Z`; text sorts as time does."""
+    """Return ISO 8601 in UTC with microseconds and `Z`; text sorts as time does."""
     return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
@@ -69,15 +69,15 @@ class Part(BaseModel):
 class Document(Part):
     """A stored document. Equal documents have equal bytes.
 
-    A kind of document has versions of its own. Each is written in the newest; older ones stay
-    readable, and are encoded as they were.
+    Each kind of document has versions of its own. New documents have the newest version; older ones
+    stay readable, and are encoded as they were.
     """
 
     what: ClassVar[str] = "document"
     newest: ClassVar[int] = 1
     """The newest version of this kind that this code knows."""
     added: ClassVar[Mapping[str, int]] = {}
-    """Fields that version 1 did not have, and the version that brought each."""
+    """Fields that version 1 did not have, with the version that added each."""
     most_bytes: ClassVar[int] = 256 << 20
     """The largest object that is read as such a document."""
 
@@ -97,7 +97,7 @@ class Document(Part):
         Args:
             data: The stored bytes.
             where: The object, for messages.
-            broken: What to raise when `data` is no such document.
+            broken: The error to raise when `data` is not such a document.
 
         Raises:
             NewerVersionError: The document is of a newer version than this code knows.
@@ -124,7 +124,7 @@ class Document(Part):
 
     @classmethod
     def too_large(cls, size: int) -> str:
-        """Say that an object of `size` bytes is none."""
+        """Return the error message for an object whose `size` in bytes exceeds the limit."""
         return f"has {size:,} bytes; it can have at most {cls.most_bytes:,}"
 
     @classmethod
@@ -150,12 +150,12 @@ def _parse(data: bytes, what: str, broken: type[FeaturePipelineError]) -> dict[s
 
 
 def check_values(document: Document) -> None:
-    """Return if PostgreSQL and readers in other languages can hold each value of a document.
+    """Check that PostgreSQL and readers in other languages can store each value of a document.
 
-    Texts are without NUL characters and lone surrogates, integers are within 64 bits.
+    Texts must have no NUL characters or lone surrogates, and integers must fit into 64 bits.
 
     Raises:
-        InvalidInputError: A value is not so; names its field.
+        InvalidInputError: A value does not; names its field.
     """
     stack: list[tuple[str, object]] = [("", document.model_dump())]
     while stack:

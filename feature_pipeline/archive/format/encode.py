@@ -1,8 +1,4 @@
-"""Outcomes become canonical Parquet and digests, and back again.
-
-What belongs here: the two tables of an artifact (`rows`, `outcomes`), their Arrow types, and the
-digests over what they say. Not here: JSON and files of hooks (`hooks.output`), storing.
-"""
+"""Encode outcomes as canonical Parquet and digests, and decode them."""
 
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -24,9 +20,9 @@ RECORD_ID: Final = "record_id"
 ORDINAL: Final = "ordinal"
 
 MOST_ROWS: Final = 2_000_000
-"""How many rows an artifact may have: as values of Python they take a gigabyte with ten columns."""
+"""Maximum number of rows of an artifact: as Python values they take a gigabyte with ten columns."""
 MOST_DECODED_BYTES: Final = 1 << 30
-"""How large the values of one of its tables may be."""
+"""Maximum size of the values of one table of an artifact."""
 
 _ARROW_TYPES: Final[dict[str, pa.DataType]] = {
     "string": pa.string(),
@@ -50,24 +46,24 @@ _OUTCOME_FIELDS: Final[list["pa.Field[Any]"]] = [
     pa.field("carried_from", pa.string()),
 ]
 OUTCOMES_SCHEMA: Final = pa.schema(_OUTCOME_FIELDS)
-"""One line per record of the batch, in the batch's order."""
+"""One row per record of the batch, in the batch's order."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What outcomes say, as digests: not when, by whom or in which order of records."""
+    """Digests of outcomes, independent of when or by whom they were made, and of record order."""
 
     content_digest: Digest
     """Equal for equal columns and equal (id, status, reason, rows): the data version."""
     rows_digest: ContentSum
-    """Over the rows alone: what a table is compared with."""
+    """Over the rows alone; a table is compared with it."""
     counts: OutcomeCounts
 
     @classmethod
     def of(cls, columns: Sequence[Column], outcomes: Sequence[Outcome]) -> "Content":
-        """The digests and counts of `outcomes`, whose rows are in the order of `columns`."""
+        """Return the digests and counts of `outcomes`, whose rows are in the order of `columns`."""
         encoder = row_encoder(columns)
         said: list[bytes] = []
         rows: list[bytes] = []
@@ -88,7 +84,7 @@ class Content:
 
 
 def arrow_field(column: Column) -> "pa.Field[pa.DataType]":
-    """Return the Arrow field of a column; its metadata says what Arrow's type does not."""
+    """Return the Arrow field of a column; its metadata has what Arrow's type cannot express."""
     metadata = {"type": column.type.value}
     if column.format is not None:
         metadata["format"] = column.format.value
@@ -102,7 +98,7 @@ def arrow_field(column: Column) -> "pa.Field[pa.DataType]":
 
 
 def rows_schema(columns: Sequence[Column]) -> pa.Schema:
-    """Record id, ordinal, then the declared columns in order."""
+    """Return the schema: record id, ordinal, then the declared columns in order."""
     fields: list[pa.Field[Any]] = [
         pa.field(RECORD_ID, pa.string(), nullable=False),
         pa.field(ORDINAL, pa.int32(), nullable=False),
@@ -112,9 +108,9 @@ def rows_schema(columns: Sequence[Column]) -> pa.Schema:
 
 
 def encode_rows(columns: Sequence[Column], outcomes: Sequence[Outcome]) -> bytes:
-    """Parquet of every row: records in the order given, rows of a record by ordinal from 0.
+    """Return Parquet of every row: records in the order given, rows of a record by ordinal from 0.
 
-    NaN, infinities and -0.0 stay; NULL is not NaN. Arrays and objects are their canonical JSON.
+    NaN, infinities and -0.0 are preserved; NULL is not NaN. Arrays and objects are canonical JSON.
     """
     return _parquet(rows_table(columns, outcomes))
 
@@ -140,7 +136,7 @@ def rows_table(columns: Sequence[Column], outcomes: Sequence[Outcome]) -> pa.Tab
 
 
 def encode_outcomes(outcomes: Sequence[Outcome]) -> bytes:
-    """Parquet of `OUTCOMES_SCHEMA`, in the order given."""
+    """Return Parquet of `OUTCOMES_SCHEMA`, in the order given."""
     arrays: list[Any] = [
         pa.array([o.record_id for o in outcomes], pa.string()),
         pa.array([o.status.value for o in outcomes], pa.string()),
@@ -165,15 +161,16 @@ def _parquet(table: pa.Table) -> bytes:
 
 
 def read_bounded(data: bytes, what: str, schema: pa.Schema, rows: int) -> pa.Table:
-    """Return the table in `data`, which any writer may have made, if it is no more than it may be.
+    """Return the table in `data`, which any writer may have made, if it is within the limits.
 
-    A few bytes of a dictionary can stand for many texts: these are made once their length is known.
+    A few bytes of a dictionary can stand for many texts: these are decoded only once their total
+    length is known.
 
     Args:
         data: Parquet.
         what: The table, for messages.
         schema: Its columns.
-        rows: How many rows it must have.
+        rows: The number of rows that it must have.
 
     Raises:
         InvalidInputError: It has others, or is too large.
@@ -206,7 +203,7 @@ def read_bounded(data: bytes, what: str, schema: pa.Schema, rows: int) -> pa.Tab
 
 
 def _text_bytes(column: Any) -> int:
-    """How long the texts of a column are together; they stay in its dictionaries."""
+    """Return the total length of a column's texts without decoding its dictionaries."""
     return sum(
         pc.sum(pc.take(pc.binary_length(chunk.dictionary), chunk.indices)).as_py() or 0
         for chunk in column.chunks
@@ -243,11 +240,11 @@ def _describe(schema: pa.Schema) -> str:
 
 
 def decode_outcomes(columns: Sequence[Column], rows: pa.Table, outcomes: pa.Table) -> list[Outcome]:
-    """Return the outcomes that the two tables hold, in the order of the outcomes table.
+    """Return the outcomes of the two tables, in the order of the outcomes table.
 
     Raises:
         CorruptDataError: The tables do not agree: a record twice, rows of a record that did not
-            pass or is not there, ordinals that are not 0..n-1, or another number of rows.
+            pass or does not exist, ordinals that are not 0..n-1, or another number of rows.
     """
     lines = _outcome_lines(outcomes)
     found: dict[str, tuple[tuple[Value, ...], ...]] = {}
@@ -274,10 +271,10 @@ def decode_outcomes(columns: Sequence[Column], rows: pa.Table, outcomes: pa.Tabl
 
 
 def outcomes_without_rows(table: pa.Table) -> list[Outcome]:
-    """The outcomes that the outcomes table holds, in its order, as if none had rows.
+    """Return the outcomes of the outcomes table, in its order, as if none had rows.
 
     Raises:
-        CorruptDataError: It is no such table.
+        CorruptDataError: It is not such a table.
     """
     return [_outcome(line, ()) for line in _outcome_lines(table)]
 
@@ -308,7 +305,7 @@ def _outcome(line: tuple[Any, ...], rows: tuple[tuple[Value, ...], ...]) -> Outc
 def iter_record_rows(
     table: pa.Table, columns: Sequence[Column]
 ) -> Iterator[tuple[str, tuple[tuple[Value, ...], ...]]]:
-    """Per record with rows its id and rows by ordinal, in the table's order.
+    """Yield id and rows by ordinal of each record with rows, in the table's order.
 
     Raises:
         CorruptDataError: The columns are others, or the ordinals of a record are not 0..n-1 in

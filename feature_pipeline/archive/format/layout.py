@@ -132,7 +132,7 @@ def census(taken_at: datetime, digest: Digest) -> str:
 
 
 def parse_census(key: str) -> tuple[datetime, Digest]:
-    """When a census was begun, and the digest of its bytes.
+    """Return when a census was begun, and the digest of its bytes.
 
     Raises:
         InvalidInputError: `key` is not a census's.
@@ -147,7 +147,7 @@ def parse_census(key: str) -> tuple[datetime, Digest]:
 
 
 def answers(dataset: str, hook: str, program: Digest | None = None) -> str:
-    """The prefix of a hook's memory of answers; of what one program answered if it is given."""
+    """Return the prefix of a hook's memory of answers, or of one program's part of it."""
     prefix = f"{ANSWERS}{check_dataset(dataset)}/{check_dataset(hook)}/"
     return prefix if program is None else f"{prefix}{program.hex}/"
 
@@ -166,7 +166,7 @@ def entry(log: str, seq: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class EntryKey:
-    """A log entry's key, taken apart."""
+    """A log entry's key, split into its parts."""
 
     log: str
     """The log's prefix, ending in `/`."""
@@ -220,15 +220,15 @@ def last_part(key: str) -> str:
 
 
 def uploads(run_id: str) -> str:
-    """The prefix of what the pods of a hook run are given, and leave, before it is archived."""
+    """Return the prefix under which pods of a hook run exchange files before they are archived."""
     return f"{UPLOADS}{check_entry_id(run_id)}/"
 
 
 def upload(run_id: str, job: str, part: str) -> str:
-    """The key of a part of what the pod of one attempt is given, or leaves."""
+    """Return the key of one file that the pod of an attempt reads or writes."""
     return f"{uploads(run_id)}{check_entry_id(job)}/{part}"
 
 
 def expected(run_id: str, worker: str) -> str:
-    """Return the key of a hook run that a worker waits for, as long as it lives."""
+    """Return the key of an in-flight hook run's document, written by the worker that started it."""
     return f"{EXPECTED}{check_entry_id(f'{run_id}.{worker}')}"

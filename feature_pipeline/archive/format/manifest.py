@@ -1,6 +1,7 @@
-"""The manifest: canonical JSON that names an artifact's blobs and says how they were made.
+"""The manifest: canonical JSON that names an artifact's blobs and records how they were made.
 
-It needs no database and no earlier manifest to be read. Annotations are needed at run time.
+It can be read without a database and without an earlier manifest. Annotations are needed at run
+time.
 """
 
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ RAW: Final = "raw/"
 """Names of an artifact's blobs; raw files are `raw/<file name>`."""
 
 ENDED_WELL: Final = "well"
-"""How a start ended that has no failure."""
+"""The value of `ended` for a start without failure."""
 
 _NOTES_SHOWN: Final = 20
 
@@ -35,7 +36,7 @@ PARQUET_MEDIA_TYPE: Final = "application/vnd.apache.parquet"
 
 
 class BlobRef(Part):
-    """Where bytes are, and which."""
+    """The digest and size of a stored blob."""
 
     digest: DigestField
     size: int = Field(ge=0, description="Bytes.")
@@ -43,7 +44,7 @@ class BlobRef(Part):
 
 
 class ReleaseRef(Part):
-    """The release that made an artifact, as it stood in the release log."""
+    """The release that made an artifact, as registered in the release log."""
 
     seq: int = Field(ge=1)
     digest: DigestField
@@ -70,7 +71,7 @@ class RunInfo(Part):
 
     @property
     def duration_seconds(self) -> float:
-        """From the first attempt's start to the last one's end."""
+        """Seconds from the first attempt's start to the last one's end."""
         return (self.finished_at - self.started_at).total_seconds()
 
 
@@ -90,10 +91,10 @@ class StartInfo(Part):
 
 
 class WithoutOutput(Part):
-    """The outcome of a record about which the hook left no output.
+    """The outcome of a record about which the hook wrote no output.
 
-    The hook failed over it: the limits are what a hook run grants at most, as they were declared
-    then. Or it was not asked about it, since an input hook has no answer.
+    Either the hook failed on it, and the limits are the most that the hook run would grant. Or the
+    hook did not get the record, because an input hook has no answer for it.
     """
 
     kind: str | None
@@ -106,7 +107,7 @@ class WithoutOutput(Part):
 
 
 class FailureInfo(Part):
-    """Why a hook run gave no verdict."""
+    """The reason why a hook run gave no verdict."""
 
     kind: str
     reason: str
@@ -114,9 +115,9 @@ class FailureInfo(Part):
 
 
 class Manifest(Document):
-    """Everything about one artifact but its bytes.
+    """The complete description of one artifact, apart from its bytes.
 
-    `content_digest` and `rows_digest` are None exactly when the hook run failed: nothing was said.
+    `content_digest` and `rows_digest` are None exactly when the hook run failed.
     """
 
     what: ClassVar[str] = "manifest"
@@ -164,12 +165,12 @@ class Manifest(Document):
 
     @property
     def bytes_stored(self) -> int:
-        """The sum of its blobs' sizes, without the manifest itself."""
+        """Total size of its blobs in bytes, without the manifest itself."""
         return sum(ref.size for ref in self.blobs.values())
 
 
 def shown_notes(manifest: Manifest) -> list[str]:
-    """Return the manifest's notes for people: the first of them, each cut where it is long."""
+    """Return the first of the manifest's notes for display, each shortened if it is long."""
     shown = [quoted(note, MOST_REASON) for note in manifest.notes[:_NOTES_SHOWN]]
     more = len(manifest.notes) - len(shown)
     return [*shown, f"and {more} more notes"] if more else shown

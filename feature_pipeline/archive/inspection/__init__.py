@@ -1,1 +1,1 @@
-"""What is there and what is wrong with it: scans, reachability, the census, `verify`."""
+"""Inspection of the archive: scans, reachability, the census, `verify`."""

@@ -1,10 +1,7 @@
-"""Taking a census: how far every log went, written down so that a lost end is noticed later.
+"""Take a census: record the length of every log, so that a lost end is detected later.
 
-What belongs here: when a census may be written, what it says, and which ones are kept. Not here:
-its form, and comparing logs with it (`known`).
-
-A census never hides a loss. Where a log is not what it is known to have been, the new census says
-of it what the one before it said, until the entries are back or their loss is accepted.
+A census never hides a loss. For a log that is shorter than known, the new census repeats the
+previous census's line, until the entries are restored or their loss is accepted.
 """
 
 from collections.abc import Collection, Mapping
@@ -37,21 +34,21 @@ from feature_pipeline.model.digest import Digest
 from feature_pipeline.parallel import WORKERS, map_threads
 
 KEPT: Final = 3
-"""Newest censuses that stay: one that is damaged is stood in for by the one before it."""
+"""Number of newest censuses that are kept: if one is damaged, the one before it is used."""
 
 
 @dataclass(frozen=True, slots=True)
 class CensusReport:
-    """What a census found."""
+    """The result of a census."""
 
     known: KnownLogs
-    """What it was compared with."""
+    """What the logs were compared with."""
     shortfalls: tuple[Shortfall, ...]
-    """Logs that are not what they are known to have been; the census says what they were."""
+    """Logs that are shorter than known; the census keeps their known length."""
     census: Census | None
-    """The newest now; None if the archive has no log."""
+    """The newest census now; None if the archive has no log."""
     is_new: bool
-    """Whether it was written; otherwise it says the same as the newest one did."""
+    """Whether it was written; otherwise it would equal the newest one."""
 
     @property
     def is_clean(self) -> bool:
@@ -59,7 +56,7 @@ class CensusReport:
         return not self.shortfalls and not self.known.damage
 
     def summary(self) -> str:
-        """Return one line for people."""
+        """Return a one-line summary."""
         logs = 0 if self.census is None else self.census.table.num_rows
         problems = [str(shortfall.damage.error) for shortfall in self.shortfalls]
         problems += [str(damage.error) for damage in self.known.damage.values()]
@@ -67,9 +64,9 @@ class CensusReport:
 
 
 def take_census(store: BlobStore, workers: int = WORKERS) -> CensusReport:
-    """List all logs, compare them with what is known, and write how far they go now.
+    """List all logs, compare them with what is known, and write their current lengths.
 
-    Reads only the last entries of logs that went on since the newest census.
+    Reads only the last entries of logs that grew since the newest census.
 
     Raises:
         StoreUnavailableError: The store could not list, or did not answer; nothing was written.
@@ -88,14 +85,14 @@ def record(
     shortfalls: tuple[Shortfall, ...],
     workers: int = WORKERS,
 ) -> CensusReport:
-    """Write a census of all logs, if it says anything that the newest one does not.
+    """Write a census of all logs, unless it would equal the newest one.
 
     Args:
         store: The archive.
         known: Read before the logs were listed.
-        seen: What is there of all logs, with the digests of what was read.
-        shortfalls: What `compare` found.
-        workers: Requests at once.
+        seen: The entries of all logs that exist, with the digests of those that were read.
+        shortfalls: The result of `compare`.
+        workers: Concurrent requests.
 
     Raises:
         StoreUnavailableError, OutcomeUnknownError: The store did not take it.
@@ -137,9 +134,9 @@ def _line(store: BlobStore, log: str, seen: Mapping[int, Sighting], before: Line
 def _loss_lines(
     known: KnownLogs, before: Mapping[str, Line], short: Collection[str]
 ) -> dict[str, Line]:
-    """How many accepted losses the census has seen: those that were read before the logs were.
+    """Return how many accepted losses the census has seen: those read before the logs were.
 
-    Later ones count against it, as do all of a log of losses that could not be read.
+    Later ones count against it, as does every one of a log of losses that could not be read.
     """
     lines = {log: line for log, line in before.items() if log.startswith(layout.LOSS_LOGS)}
     for dataset, entries in known.losses.items():
@@ -148,7 +145,7 @@ def _loss_lines(
 
 
 def _after(known: KnownLogs) -> datetime:
-    """The time; a clock that went back does not put a census before those that it follows."""
+    """Return the time, moved past the previous censuses' if the clock went back."""
     earlier = [] if known.census is None else [known.census.taken_at]
     for key in known.damage:
         with suppress(InvalidInputError):
@@ -157,7 +154,7 @@ def _after(known: KnownLogs) -> datetime:
 
 
 def _read(store: BlobStore, key: str) -> Digest | None:
-    """The digest of an entry's bytes; None if there is no entry in them, which `verify` names."""
+    """Return the digest of an entry's bytes; None if they are no entry, which `verify` reports."""
     try:
         data = store.get(key).data
         model, _ = kind_of(key)
@@ -167,7 +164,7 @@ def _read(store: BlobStore, key: str) -> Digest | None:
 
 
 def _remove_old(store: BlobStore, known: KnownLogs) -> None:
-    """Remove all but the newest censuses, and those that this one stands in for."""
+    """Remove all but the newest censuses, and damaged ones that this one replaces."""
     keys = [info.key for info in store.list_objects(layout.CENSUS)]
     corrupt = {key for key, damage in known.damage.items() if damage.state is State.CORRUPT}
     for key in keys:

@@ -1,10 +1,7 @@
-"""Setting again the checksums that the store keeps, where objects were put back without them.
+"""Restore the checksums that the store keeps, for objects that were restored without them.
 
-What belongs here: rewriting right bytes with their checksum. Not here: whether they are right
-(`verify` looks first; what is rewritten is checked once more).
-
-A tool that copies or restores objects may leave the store without the SHA-256 that the archive
-sends with each. The bytes are right all the same; without it, publishers read a blob to believe it.
+A tool that copies or restores objects may drop the SHA-256 that the archive sends with each. The
+bytes are right all the same, but without the checksum publishers must read a blob to trust it.
 """
 
 import tempfile
@@ -21,10 +18,10 @@ from feature_pipeline.parallel import WORKERS, map_threads
 
 
 def restore_checksums(store: BlobStore, keys: Collection[str], workers: int = WORKERS) -> int:
-    """Write these blobs and log entries again as they are; return how many were.
+    """Rewrite these blobs and log entries unchanged; return how many were rewritten.
 
-    Others are left alone: what waits in the inbox is as old as its object. An object that changes
-    meanwhile is left as it is.
+    Inbox and quarantine entries are left alone, because their age is that of the object. An object
+    that changes meanwhile is left as it is.
 
     Raises:
         StoreUnavailableError: The store refused.

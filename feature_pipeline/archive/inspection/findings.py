@@ -1,8 +1,4 @@
-"""What objects are to the archive, and what can be wrong with them.
-
-What belongs here: the values that `reachable`, `verify`, `gc` and `erase` exchange. Not here:
-reading anything.
-"""
+"""The kinds of objects in the archive, and the problems that inspection finds with them."""
 
 import threading
 from dataclasses import dataclass, field
@@ -17,7 +13,7 @@ from feature_pipeline.model.digest import Digest
 
 
 class ObjectKind(StrEnum):
-    """What an object is to the archive."""
+    """The role of an object in the archive."""
 
     FEATURE_ENTRY = "feature log entry"
     BATCH_ENTRY = "batch log entry"
@@ -42,19 +38,19 @@ class ObjectKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something wrong with one object."""
+    """A problem with one object."""
 
     state: State
     kind: ObjectKind
     key: str
     named_by: str
-    """Where it is needed, for people."""
+    """What needs the object, for display."""
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A blob, and a document that names it. `size` is None where the document does not say."""
+    """A blob and a document that names it. `size` is None if the document does not state it."""
 
     kind: ObjectKind
     digest: Digest
@@ -63,16 +59,16 @@ class Reference:
 
     @property
     def key(self) -> str:
-        """Where it is."""
+        """Key of the blob."""
         return layout.blob(self.digest)
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Which part of an archive; the whole of it unless narrowed.
+    """The part of an archive to inspect; by default all of it.
 
-    With a hook: its releases and what it said, without the records' files. With a batch: that
-    batch alone. The inbox and the quarantine belong to the whole alone.
+    With a hook: its releases and artifacts, without the records' files. With a batch: that batch
+    alone. The inbox and the quarantine belong to the whole only.
     """
 
     dataset: str | None = None
@@ -85,7 +81,7 @@ class Scope:
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing is left out."""
+        """Whether it is the whole archive."""
         return self.dataset is None
 
     def __str__(self) -> str:
@@ -99,34 +95,35 @@ class Scope:
 
 @dataclass
 class Reached:
-    """What the roots name, directly or through manifests and batches."""
+    """The objects that the roots name, directly or through manifests and batches."""
 
     references: dict[tuple[Digest, int | None], Reference] = field(default_factory=dict)
     """Each blob once, by digest and the size it should have."""
     findings: list[Finding] = field(default_factory=list)
     """Documents that are missing, cannot be read, or contradict each other."""
     documents: int = 0
-    """Objects of log, inbox and quarantine, manifests and batches that were read and are right."""
+    """Log, inbox and quarantine entries, manifests and batches that were read and are valid."""
     bytes_read: int = 0
     erased: dict[Digest, str] = field(default_factory=dict)
-    """Manifests and batches that the log names and an erasure replaced, and what names them."""
+    """Manifests and batches that the log names and an erasure replaced, with what names them."""
     withdrawn: dict[str, set[str]] = field(default_factory=dict)
-    """Per dataset the records that are withdrawn."""
+    """By dataset, the withdrawn records."""
     erasures: dict[str, Erased] = field(default_factory=dict)
-    """Per dataset what its erasures say."""
+    """By dataset, the content of its erasures."""
     waiting: set[str] = field(default_factory=set)
-    """The keys of what waits in inbox and quarantine."""
+    """Keys of the entries in inbox and quarantine."""
     unparsed: dict[str, str] = field(default_factory=dict)
-    """Quarantined entries that are no entry any code knows, by key, and why. They are kept as they
-    came, so nothing is wrong with them, but what they name is not known."""
+    """Quarantined entries that no code can parse, with the reason, by key. They are kept as they
+    came, so this is not damage, but the objects that they name are unknown.
+    """
     unchecked: set[str] = field(default_factory=set)
-    """The keys of objects that were read and of which the store keeps no checksum."""
+    """Keys of objects that were read and of which the store keeps no checksum."""
     known: KnownLogs | None = None
     """What the logs were compared with; None if they were not."""
     seen: dict[str, dict[int, Sighting]] = field(default_factory=dict)
-    """By log and number the entries that are there."""
+    """The existing entries, by log and number."""
     shortfalls: tuple[Shortfall, ...] = ()
-    """Logs that are not what they are known to have been; each is a finding too."""
+    """Logs that are shorter than known, or changed; each is a finding too."""
     _adding: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @property
@@ -137,8 +134,8 @@ class Reached:
     def add(self, reference: Reference) -> None:
         """Add a document that names a blob.
 
-        Of several the first by name stays, in whatever order threads come upon them: two looks at
-        the same archive say the same.
+        Of several documents the first by name is kept, so that the result does not depend on the
+        order in which threads find them.
         """
         key = reference.digest, reference.size
         with self._adding:

@@ -1,4 +1,4 @@
-"""The kinds of logs: which entries each has, and what findings call them."""
+"""The kinds of logs, with their entry classes and the kinds of findings about them."""
 
 from typing import Final
 
@@ -18,7 +18,7 @@ KINDS: Final[dict[str, tuple[type[LogEntry], ObjectKind]]] = {
     layout.ERASURE_LOGS: (ErasureEntry, ObjectKind.ERASURE_ENTRY),
     layout.LOSS_LOGS: (LossEntry, ObjectKind.LOSS_ENTRY),
 }
-"""By the prefix below which the logs of a kind are."""
+"""By the prefix of the logs of each kind."""
 
 
 def kind_of(log: str) -> tuple[type[LogEntry], ObjectKind]:

@@ -1,8 +1,4 @@
-"""From the roots (log, inbox, quarantine) to every object that something names.
-
-What belongs here: what each document names. Not here: reading them with doubt (`scan`), whether
-the bytes named are right (`verify`), what to do with those that nothing names (`gc`).
-"""
+"""Walk from the roots (log, inbox, quarantine) to every object that something names."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -58,9 +54,9 @@ from feature_pipeline.parallel import WORKERS, map_threads
 
 _DIGEST_TEXT: Final = re.compile(r"sha256:([0-9a-f]{64})")
 _MOVES: Final = 2
-"""How often an entry may move from the inbox to the quarantine and back while it is read."""
+"""How often an entry may move between inbox and quarantine while it is read."""
 _LOOKS: Final = 5
-"""How often an entry may be listed and gone when it is read before the store is called wrong."""
+"""How often an entry may be listed but absent when read, before the store is blamed."""
 
 L = TypeVar("L", bound=LogEntry)
 
@@ -76,15 +72,15 @@ def reach(
 
     Args:
         store: The archive.
-        scope: Which part; the whole if None.
-        workers: Requests at once.
+        scope: The part to walk; all of it if None.
+        workers: Concurrent requests.
         planned: Erasures about to be written: what they replace counts as erased.
-        after: By log the number up to which entries are passed over, as an earlier look saw
-            them: what waits and what was appended since is looked at, and whether a log is shorter
-            than it was. Whether entries agree with those passed over is not.
+        after: By log, the number up to which entries are skipped because an earlier walk read them.
+            The walk reads what is waiting and what was appended since, and checks that no log
+            became shorter. It does not check that new entries agree with skipped ones.
 
     Raises:
-        StoreUnavailableError: The store could not list objects, so nothing can be said.
+        StoreUnavailableError: The store could not list objects, so that there is no result.
     """
     # Before any listing: logs only grow, so what is known by now is there whenever they are listed.
     known = known_logs(store) if after is None else None
@@ -106,9 +102,9 @@ def reach(
 
 
 def erased_since(store: BlobStore, scope: Scope, reached: Reached) -> set[str]:
-    """The keys of what an erasure deleted, or was about to, that began after `reach`.
+    """Return the keys that erasures begun after `reach` deleted, or were about to delete.
 
-    A log of erasures that is damaged is a finding of the walk: nothing is known of it.
+    If a log of erasures is damaged, the walk has a finding about it, and none of it is used.
     """
     datasets = [scope.dataset] if scope.dataset else store.list_folders(layout.ERASURE_LOGS)
     now: set[Digest] = set()
@@ -138,13 +134,13 @@ class _Walk(DocumentReader):
         return logs if self.scope.dataset is None else of_dataset(self.scope.dataset)
 
     def read_losses(self) -> None:
-        """Accepted losses: read for what may be wrong with them alone."""
+        """Read the accepted losses, only to check them."""
         self.read_log(
             ObjectKind.LOSS_ENTRY, self._prefix(layout.LOSS_LOGS, layout.loss_log), LossEntry
         )
 
     def compare(self, known: KnownLogs) -> None:
-        """Find the logs that are not what they are known to have been."""
+        """Find the logs that are shorter than known, or changed."""
         self.reached.known = known
         # One comparison a prefix that was read: nothing is known to be wrong with other logs.
         self.reached.shortfalls = tuple(
@@ -171,7 +167,7 @@ class _Walk(DocumentReader):
                 self.find(damage.state, ObjectKind.CENSUS, key, "comparing logs", str(damage.error))
 
     def read_erasures(self) -> None:
-        """Tombstones and erasures: what is expected to be gone."""
+        """Read tombstones and erasures, to know which objects may be absent."""
         prefix = self._prefix(layout.ERASURE_LOGS, layout.erasure_log)
         erasures = self._by_dataset(ObjectKind.ERASURE_ENTRY, prefix, ErasureEntry)
         # After them: an erasure follows its tombstone.
@@ -187,14 +183,14 @@ class _Walk(DocumentReader):
             self._check_tombstones(entries, tombstones.get(dataset, []))
 
     def _by_dataset(self, kind: ObjectKind, prefix: str, model: type[L]) -> dict[str, list[L]]:
-        """The logs of which each dataset has one."""
+        """Return the logs of the kinds that each dataset has one of."""
         logs = self.read_log(kind, prefix, model)
         return {layout.last_part(name): entries for name, entries in logs.items()}
 
     def _check_tombstones(
         self, entries: Sequence[ErasureEntry], tombstones: Sequence[TombstoneEntry]
     ) -> None:
-        """What was erased is withdrawn by a tombstone that is there."""
+        """Check that every erased record is withdrawn by an existing tombstone."""
         named = {record_id for tombstone in tombstones for record_id in tombstone.record_ids}
         last = max((tombstone.seq for tombstone in tombstones), default=layout.FIRST_SEQ - 1)
         for entry in entries:
@@ -214,9 +210,10 @@ class _Walk(DocumentReader):
         return any(digest in said.manifests or digest in said.batches for said in known)
 
     def read_waiting(self) -> None:
-        """The inbox and the quarantine, wherever an entry is by the time it is read.
+        """Read the inbox and the quarantine, following entries that move between them.
 
-        What came after the listing is young, and what left it was accepted or given up.
+        Entries that came after the listing are new, and entries that disappeared were accepted or
+        discarded.
         """
         keys = self._waiting_keys()
         self.reached.waiting.update(keys)
@@ -244,7 +241,7 @@ class _Walk(DocumentReader):
         return list(dict.fromkeys(listed))
 
     def _read_waiting(self, key: str) -> tuple[str, StoredObject | StoreUnavailableError] | None:
-        """Return the entry, and its key by now; None if it waits no more."""
+        """Return the entry and its current key; None if it no longer waits."""
         if key.startswith(layout.INBOX):
             other = quarantine_key(key.removeprefix(layout.INBOX))
         else:
@@ -297,7 +294,7 @@ class _Walk(DocumentReader):
                 self._name_unknown(key, data.decode(errors="replace"))
 
     def _name_unknown(self, key: str, text: str) -> None:
-        """Keep what an unreadable document may name: `gc` must not delete it."""
+        """Keep everything that an unreadable document may name: `gc` must not delete it."""
         for name in _DIGEST_TEXT.findall(text):
             self._unknown.setdefault(Digest(name), key)
 
@@ -305,7 +302,7 @@ class _Walk(DocumentReader):
         self._named_by.setdefault(digest, named_by)
 
     def read_logs(self) -> None:
-        """Releases, batches and features, and whether they agree with each other."""
+        """Read releases, batches and features, and check that they agree with each other."""
         # Features first: whatever they name was there before them.
         features = self._read_features()
         scope = self.scope
@@ -319,7 +316,7 @@ class _Walk(DocumentReader):
                 self._check_successors(entries)
 
     def find_vanished(self) -> None:
-        """Logs of which an earlier look saw more."""
+        """Find logs that an earlier walk saw with more entries."""
         for name, seq in (self.after or {}).items():
             if self.ends.get(name, 0) < seq:
                 key = layout.entry(name, seq)
@@ -327,7 +324,7 @@ class _Walk(DocumentReader):
                 self.find(State.MISSING, kind, key, f"log {name}", "it was there a moment ago")
 
     def _check_successors(self, entries: Sequence[FeatureEntry]) -> None:
-        """What an erasure replaced in a log has its successor in it, or waiting."""
+        """Check that everything an erasure replaced has its successor in a log or waiting."""
         for entry in entries:
             said = self.reached.erasures.get(entry.dataset, Erased())
             successor = said.manifests.get(entry.manifest)
@@ -413,7 +410,7 @@ class _Walk(DocumentReader):
                 self._check_release(entry, key, named_by)
 
     def find_once(self, kind: ObjectKind, key: str, named_by: str) -> None:
-        """A missing log entry, said once however many others need it."""
+        """Report a missing log entry once, however many others need it."""
         if not any(finding.key == key for finding in self.reached.findings):
             self.find(State.MISSING, kind, key, named_by, "other entries need it")
 
@@ -432,14 +429,14 @@ class _Walk(DocumentReader):
     # What the roots name
 
     def follow(self) -> None:
-        """Manifests and batches, and what these name."""
+        """Read manifests and batches, and follow the objects that they name."""
         for digest in self._unknown:
             self._probe_unknown(digest)
         map_threads(self._follow_manifest, list(self._named_by), self.workers)
         map_threads(self._follow_batch, list(self._batches), self.workers)
 
     def forget_erased_since(self) -> None:
-        """What an erasure deleted while the walk went on is no loss."""
+        """Drop findings about objects that an erasure deleted during the walk."""
         if not any(map(_is_missing_blob, self.reached.findings)):
             return
         gone = erased_since(self.store, self.scope, self.reached)
@@ -449,7 +446,7 @@ class _Walk(DocumentReader):
                 self.reached.erased[layout.parse_blob(finding.key)] = finding.named_by
 
     def _probe_unknown(self, digest: Digest) -> None:
-        """Whatever a blob is that an unreadable document names, what it names is kept too."""
+        """Read blobs that an unreadable document names, and keep what they may name in turn."""
         named_by = self._unknown[digest]
         try:
             info = self.store.stat(layout.blob(digest))
@@ -509,7 +506,7 @@ class _Walk(DocumentReader):
             self.reached.add(Reference(_kind_of(name), ref.digest, ref.size, f"{named_by}: {name}"))
 
     def _is_of_a_replaced_batch(self, manifest: Manifest) -> bool:
-        """Whether the artifact is of a batch that another replaced: its log and erasures say so."""
+        """Return whether an erasure replaced the artifact's batch by another one."""
         said = self.reached.erasures.get(manifest.dataset)
         if said is not None and manifest.batch_digest in said.batches:
             return True

@@ -1,9 +1,7 @@
-"""Documents read with doubt: what is wrong with one is a finding, not an error.
+"""Read documents without trusting them: a problem with one is a finding, not an error.
 
-What belongs here: reading log entries and other documents. Not here: what they name (`reachable`).
-
-Documents are read from the store each time, never from this process's memory: what was read
-before may have changed behind the archive's back, and that is what is looked for.
+Documents are always read from the store, never from this process's memory, because they may have
+been changed behind the archive's back.
 """
 
 import threading
@@ -31,11 +29,11 @@ L = TypeVar("L", bound=LogEntry)
 
 
 class DocumentReader:
-    """Reads a store's documents into `reached`; each that is not as it should be is a finding.
+    """Read a store's documents into `reached`, with a finding for each invalid one.
 
     Args:
         store: The archive.
-        workers: Requests at once.
+        workers: Concurrent requests.
     """
 
     def __init__(self, store: BlobStore, workers: int) -> None:
@@ -51,13 +49,13 @@ class DocumentReader:
         self._lock = threading.Lock()
 
     def find(self, state: State, kind: ObjectKind, key: str, named_by: str, detail: str) -> None:
-        """Something is wrong with an object."""
+        """Record a problem with an object."""
         self.reached.findings.append(Finding(state, kind, key, named_by, detail))
 
     def get(
         self, kind: ObjectKind, key: str, named_by: str, most_bytes: int | None = None
     ) -> StoredObject | None:
-        """The object; None, with a finding, if it cannot be had, or is larger than it can be."""
+        """Return the object; record a finding and return None if it is absent or too large."""
         try:
             if most_bytes is not None:
                 return get_small(self.store, key, most_bytes)
@@ -74,8 +72,8 @@ class DocumentReader:
         """Return whether the bytes are those that were written, as far as the store can tell.
 
         A document's key does not name its bytes. Its writer sent their checksum, which the store
-        keeps and every read compares. An object that was copied or put back has none: its content
-        decides, and that the checksum is missing is noted.
+        keeps and every read compares. An object that was copied or restored may have none: its
+        content is checked instead, and the missing checksum is noted.
         """
         if held.info.sha256 is not None:
             return held.info.sha256 == Digest.of(held.data)
@@ -89,7 +87,7 @@ class DocumentReader:
                 self.reached.unchecked.add(info.key)
 
     def read_log(self, kind: ObjectKind, prefix: str, model: type[L]) -> dict[str, list[L]]:
-        """Per log below `prefix` its entries, in order; those that cannot be read are findings."""
+        """Return the entries of each log below `prefix`, in order; others become findings."""
         infos: list[ObjectInfo] = []
         found: dict[str, list[StoredEntry[L]]] = {}
         for name, group in groupby(
@@ -119,7 +117,7 @@ class DocumentReader:
         return {name: [one.entry for one in stored] for name, stored in found.items()}
 
     def _unseen(self, log: str, infos: Sequence[ObjectInfo]) -> list[ObjectInfo]:
-        """The entries of a log that are to be read."""
+        """Return the entries of a log that have to be read."""
         last = self.ends[log] = max(_seqs(infos), default=0)
         if self.after is None:
             return list(infos)
@@ -154,14 +152,14 @@ class DocumentReader:
         return entry
 
     def count(self, data: bytes) -> None:
-        """These bytes of a document were read."""
+        """Count these bytes of a document as read."""
         with self._lock:
             self.reached.documents += 1
             self.reached.bytes_read += len(data)
 
 
 def _gaps(name: str, infos: Sequence[ObjectInfo]) -> list[str]:
-    """The keys that are missing before the last entry of a log."""
+    """Return the keys that are missing before the last entry of a log."""
     seqs = _seqs(infos)
     absent = set(range(layout.FIRST_SEQ, max(seqs, default=0))) - seqs
     return [layout.entry(f"{name}/", seq) for seq in sorted(absent)]

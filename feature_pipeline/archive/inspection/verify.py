@@ -1,10 +1,8 @@
-"""Every object that something names is there and is what its name says.
+"""Verify that every object that something names is stored and matches its name.
 
-What belongs here: reading stored bytes again and saying what is wrong. Not here: which objects
-there are (`reachable`), repairing (publishing bytes again restores them).
-
-A log cannot show that its end is gone. So a census of all logs is written at the end, and the logs
-are compared with the newest one: what it knows and is not there is lost.
+A log alone cannot show that its end is missing. Therefore the logs are compared with the newest
+census, and a new census of all logs is written at the end. An entry that the census knows and that
+is absent is lost.
 """
 
 import random
@@ -42,39 +40,39 @@ _DOCUMENTS = frozenset({ObjectKind.MANIFEST, ObjectKind.BATCH})
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What was looked at, and all that is wrong with it."""
+    """The objects that were checked, and every problem found."""
 
     scope: Scope
     started_at: datetime
     finished_at: datetime
     documents: int
-    """Log, inbox and quarantine entries, manifests and batches: all of them were read."""
+    """Log, inbox and quarantine entries, manifests and batches, all of which were read."""
     blobs: int
     """Other blobs that are named."""
     blobs_read: int
-    """Those of them that were read whole; fewer than `blobs` only in a sample."""
+    """Those of them that were read completely; fewer than `blobs` only in a sample."""
     bytes_read: int
     erased: int
-    """Objects that are gone because a record was withdrawn, as they should be."""
+    """Objects that are absent because a record was withdrawn, as intended."""
     findings: tuple[Finding, ...]
-    """One for each object that is not as it should be: the first thing wrong with it."""
+    """One for each object with a problem: the first problem found."""
     sample: float = 1.0
     seed: int | None = None
-    """What repeats the same sample."""
+    """Repeats the same sample."""
     notes: tuple[str, ...] = ()
-    """What is worth knowing and nothing wrong with the archive."""
+    """Information that is not a problem."""
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing was found wrong."""
+        """Whether no problem was found."""
         return not self.findings
 
     def count(self, state: State) -> int:
-        """How many objects are in this state."""
+        """Return the number of objects in this state."""
         return sum(finding.state is state for finding in self.findings)
 
     def summary(self) -> str:
-        """One line for people."""
+        """Return a one-line summary."""
         looked = f"{self.documents} documents and {self.blobs_read} blobs"
         if self.blobs_read < self.blobs:
             looked += f" (of {self.blobs})"
@@ -126,26 +124,25 @@ def verify(
     restore_checksums: bool = False,
     takes_census: bool = True,
 ) -> VerifyReport:
-    """Read what the scope holds again, and say what is wrong.
+    """Read everything in the scope again, and report problems.
 
-    Documents are always all read; of other blobs the fraction `sample`, in full. Logs are compared
-    with the newest census. If the whole archive is read, a census of what is there now is written,
-    unless `takes_census` is False; nothing else is, unless checksums are restored.
+    All documents are read, and the fraction `sample` of the other blobs, completely. The logs are
+    compared with the newest census. If the whole archive is read, a census of its current state is
+    written, unless `takes_census` is False. Nothing else is written, unless checksums are restored.
 
     Args:
         store: The archive.
-        scope: Which part of it; all if None.
+        scope: The part to verify; all if None.
         sample: Above 0, up to 1.
-        seed: Choose the same blobs as an earlier sample did; one is drawn and reported if None.
-        workers: Requests at once.
-        progress: Called with (blobs read, blobs to read) as they are read, from any thread but
-            never from two at once.
-        restore_checksums: Write right objects again of which the store keeps no checksum.
+        seed: Choose the same blobs as an earlier sample; if None, a seed is drawn and reported.
+        workers: Concurrent requests.
+        progress: Called with (blobs read, blobs to read), from any thread but never concurrently.
+        restore_checksums: Rewrite valid objects of which the store keeps no checksum.
         takes_census: Whether a census may be written.
 
     Raises:
         StoreUnavailableError: The store could not list objects; nothing was verified.
-        InvalidInputError: `sample` is no such fraction.
+        InvalidInputError: `sample` is not such a fraction.
     """
     if not 0 < sample <= 1:
         raise InvalidInputError(f"sample {sample}: above 0 and at most 1 is needed")
@@ -185,7 +182,7 @@ def verify(
 
 
 def _take_census(store: BlobStore, reached: Reached, workers: int) -> tuple[str, ...]:
-    """Write how far the logs go now; what keeps it from being written is a note, no finding."""
+    """Write the current lengths of the logs; an obstacle is a note, not a finding."""
     if reached.known is None:
         return ()
     try:
@@ -196,7 +193,7 @@ def _take_census(store: BlobStore, reached: Reached, workers: int) -> tuple[str,
 
 
 def _unchecked_documents(store: BlobStore, reached: Reached, workers: int) -> set[str]:
-    """Manifests and batches of which the store keeps no checksum: reading one does not tell."""
+    """Return manifests and batches without a stored checksum, which reading does not show."""
     keys = {r.key for r in reached.references.values() if r.kind in _DOCUMENTS}
     try:
         infos = map_threads(store.stat, sorted(keys), workers)
@@ -209,7 +206,7 @@ def _unchecked_documents(store: BlobStore, reached: Reached, workers: int) -> se
 def _note_checksums(
     store: BlobStore, unchecked: Collection[str], restores: bool, workers: int
 ) -> tuple[str, ...]:
-    """What is right and has no checksum in the store is a note, if the store keeps any."""
+    """Note valid objects without a stored checksum, if the store keeps any."""
     probe = store.stat(layout.PROBE) if unchecked else None
     if probe is None or probe.sha256 is None:
         return ()
@@ -240,7 +237,7 @@ class _Reading:
     bytes_read: int = 0
     findings: list[Finding] = field(default_factory=list)
     unchecked: set[str] = field(default_factory=set)
-    """The keys of blobs of which the store keeps no checksum."""
+    """Keys of blobs of which the store keeps no checksum."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def read(self, reference: Reference) -> None:
@@ -272,13 +269,13 @@ class _Reading:
 
 
 def _gone(reached: Reached) -> set[Digest]:
-    """What was erased and nothing needs: all of it if the whole is looked at."""
+    """Return the erased objects that nothing needs; all of them for a whole archive."""
     blobs_gone = {digest for said in reached.erasures.values() for digest in said.blobs}
     return (blobs_gone | reached.erased.keys()) - reached.digests
 
 
 def _not_erased(store: BlobStore, scope: Scope, reached: Reached) -> list[Finding]:
-    """Data of records that are withdrawn and that is still there: an erasure did not end."""
+    """Return data of withdrawn records that still exists because an erasure is unfinished."""
     found: list[Finding] = []
     # What else needs a blob is known only when all is looked at.
     if not scope.is_whole:
@@ -300,7 +297,7 @@ def _not_erased(store: BlobStore, scope: Scope, reached: Reached) -> list[Findin
 def _without_erased_since(
     store: BlobStore, scope: Scope, reached: Reached, findings: Sequence[Finding]
 ) -> tuple[list[Finding], int]:
-    """The findings, but for what an erasure deleted while they were made."""
+    """Return the findings without objects that an erasure deleted meanwhile."""
     missing = [f for f in findings if f.state is State.MISSING and f.key.startswith(layout.BLOBS)]
     if not missing:
         return list(findings), 0

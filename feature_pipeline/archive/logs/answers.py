@@ -1,24 +1,20 @@
-"""The memory of answers: which artifact answers an action, over all batches of a hook.
+"""The memory of answers: an index from actions to the artifacts that answer them, per hook.
 
-What belongs here: the objects of the memory, writing what one artifact answers, finding, and
-compaction. Not here: whether an artifact that is found may be carried from (`compute.carry`),
-comparing the memory with the logs (`maintenance.remember`).
-
-The memory is derived from the logs and is never an authority: what it names is read and checked
-before it is believed, and what it lacks is computed again. Acceptance writes what an artifact
-answers before the entry of the log, so that whatever is in a log is in the memory.
+The memory is derived from the logs and is never authoritative: an artifact that it names is read
+and checked before it is used, and answers that it lacks are computed again. Acceptance writes an
+artifact's answers before the log entry, so that the memory covers everything in a log.
 
 ::
 
     answers/<dataset>/<hook>/<program>/<name>.<part>.<parts>   actions of one or many artifacts
-    answers/<dataset>/<hook>/<program>/complete.<instant>      all of the logs was in the memory
+    answers/<dataset>/<hook>/<program>/complete.<instant>      the memory covered all logs then
 
-An action is that of one program (`HookRelease.program`), so each of a hook's programs has a memory
-of its own, and a plan reads that of its release.
+Each action belongs to one program (`HookRelease.program`), so each of a hook's programs has a
+memory of its own, and a plan reads that of its release.
 
-An object never changes. Compaction writes one segment (all of its parts) before it deletes those
-that the segment holds, without a lock: two compactions at once leave an action twice, which is
-harmless. Object names and formats are described in `docs/format.md`.
+An object never changes. Compaction writes one segment (all of its parts) before it deletes the
+segments that it replaces, without a lock: two concurrent compactions leave an action twice, which
+is harmless. Object names and formats are described in `docs/format.md`.
 """
 
 import io
@@ -51,13 +47,15 @@ logger = logging.getLogger(__name__)
 SPEC_VERSION: Final = 1
 COMPLETE: Final = "complete."
 PART_BYTES: Final = 8 << 20
-"""A part holds at most this much: eight parts are read at once, each whole."""
+"""Maximum size of a part: eight parts are read at once, each completely."""
 FULL_BYTES: Final = 8 * PART_BYTES
-"""Segments of this size are not merged again: it would save no request and no byte."""
+"""Segments of this size are not merged again, which would save no request and no byte."""
 SMALL_BYTES: Final = 2 * PART_BYTES
-"""Acceptance merges no more than this at once, well under a second; upkeep merges the rest."""
+"""Most bytes that acceptance merges at once, well under a second; maintenance merges the rest."""
 _FAN_IN: Final = 8
-"""Objects from which on a merge is worth it. A plan reads at most about this many small ones."""
+"""Number of objects that makes a merge worthwhile. A plan reads at most about this many small
+ones.
+"""
 _ALWAYS_MERGED_BYTES: Final = 1 << 16
 _LISTINGS: Final = 5
 _ACTION_BITS: Final = 64
@@ -74,7 +72,7 @@ class Part:
 
     info: ObjectInfo
     name: str
-    """The segment's."""
+    """Name of the segment."""
     number: int
     parts: int
 
@@ -88,36 +86,35 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """The answers of some artifacts: a part, or a power of two of them, cut by action."""
+    """The answers of some artifacts: one part, or a power of two of them, divided by action."""
 
     parts: tuple[Part, ...]
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return sum(part.info.size for part in self.parts)
 
     @property
     def is_whole(self) -> bool:
-        """Whether all of its parts are there. Its writer may have died, or may be writing."""
+        """Whether all parts exist. Its writer may have died, or may still be writing."""
         return len(self.parts) == self.parts[0].parts
 
     @property
     def modified_at(self) -> datetime:
-        """When the last of its parts was written."""
+        """Time of the last write of a part."""
         return max(part.info.modified_at for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a program's memory consists of."""
+    """The objects of a program's memory."""
 
     segments: tuple[Segment, ...]
     completed_at: datetime | None
-    """When everything in the logs was last known to be in the memory; None if that was never
-    established."""
+    """When the memory was last known to cover all logs; None if it never was."""
     marks: tuple[str, ...] = ()
-    """Keys of the objects that say so."""
+    """Keys of the objects that record this."""
 
 
 NOTHING: Final = Listing((), None)
@@ -129,29 +126,29 @@ class Table:
 
     actions: Actions
     artifacts: npt.NDArray[Any]
-    """Per action the position of its artifact in `manifests`."""
+    """For each action, the position of its artifact in `manifests`."""
     manifests: tuple[Digest, ...]
     """Every artifact of the segment, with or without an action in this part."""
 
 
 @dataclass(slots=True)
 class Found:
-    """Artifacts that may answer what was asked; read and check them before believing it."""
+    """Artifacts that may answer the requested actions; read and check them before use."""
 
     artifacts: dict[Digest, set[Digest]] = field(default_factory=dict)
-    """Per manifest the actions that it seems to answer."""
+    """By manifest, the actions that it seems to answer."""
     is_complete: bool = False
-    """Whether what is not found was never answered, as far as is known."""
+    """Whether, as far as is known, actions without an artifact were never answered."""
     problems: list[str] = field(default_factory=list)
-    """Objects that could not be read: they may hold further answers."""
+    """Objects that could not be read: they may have further answers."""
 
 
 def own_answers(outcomes: Iterable[Outcome]) -> set[Digest]:
     """Return the actions that an artifact answers by itself.
 
-    Not those carried over: the memory names the artifact that computed them. Not those with a
-    retryable error, which is no answer; where several records share an action (`scope: batch`), one
-    such error leaves it unanswered.
+    Carried-over outcomes do not count: the memory names the artifact that computed them. Neither do
+    retryable errors. If several records share an action (`scope: batch`), one such error leaves the
+    action unanswered.
     """
     answered: set[Digest] = set()
     unanswered: set[Digest] = set()
@@ -164,16 +161,16 @@ def own_answers(outcomes: Iterable[Outcome]) -> set[Digest]:
 
 
 def remember(store: BlobStore, prefix: str, manifest: Digest, actions: Collection[Digest]) -> None:
-    """Write what one artifact answers into the memory, be it nothing. Idempotent.
+    """Write the answers of one artifact into the memory, even if there are none. Idempotent.
 
     Args:
         store: The archive.
-        prefix: Of the program that made the artifact: see `layout.answers`.
-        manifest: The artifact's.
-        actions: What it answers.
+        prefix: Prefix of the program that made the artifact: see `layout.answers`.
+        manifest: Digest of the artifact's manifest.
+        actions: The actions that it answers.
 
     Raises:
-        StoreUnavailableError, OutcomeUnknownError: It may not be written; call again.
+        StoreUnavailableError, OutcomeUnknownError: They may not be written; call again.
     """
     key = f"{prefix}{manifest.hex}.0.1"
     rows = np.sort(_numbers(actions))
@@ -186,7 +183,7 @@ def _numbers(actions: Iterable[Digest]) -> Actions:
 
 
 def find(store: BlobStore, prefix: str, actions: Collection[Digest]) -> Found:
-    """Which artifacts answer actions of a program. One listing, and the parts concerned.
+    """Find artifacts that answer actions of a program. Reads one listing and the parts concerned.
 
     Raises:
         StoreUnavailableError: The store did not answer; nothing is known.
@@ -242,7 +239,7 @@ def _hits(store: BlobStore, part: Part, wanted: Actions) -> list[tuple[int, Dige
 
 
 def list_answers(store: BlobStore, prefix: str) -> Listing:
-    """What a program's memory consists of: one listing."""
+    """List the objects of a program's memory, in one listing."""
     return _listing(prefix, store.list_objects(prefix))
 
 
@@ -277,7 +274,7 @@ def _listing(prefix: str, infos: Iterable[ObjectInfo]) -> Listing:
 
 
 def _parse(info: ObjectInfo, name: str) -> Part | None:
-    """Return the part that a key names; None for one that is not ours."""
+    """Return the part that a key names; None for an unknown key."""
     fields = name.split(".")
     if len(fields) != 3 or not (fields[1].isdecimal() and fields[2].isdecimal()):
         return None
@@ -315,7 +312,7 @@ def encode(table: Table) -> bytes:
 
 
 def decode(data: bytes, where: str) -> Table:
-    """Return the table stored as `data`. Errors as of `read_part`."""
+    """Return the table stored as `data`. Errors as for `read_part`."""
     try:
         with pa.ipc.open_file(pa.BufferReader(data)) as file:
             metadata = file.schema.metadata or {}
@@ -348,17 +345,17 @@ def decode(data: bytes, where: str) -> Table:
 def compact(
     store: BlobStore, dataset: str, hook: str, most_bytes: int = SMALL_BYTES, fan_in: int = _FAN_IN
 ) -> int:
-    """Merge small segments of each of a hook's programs if they are many; how many were merged.
+    """Merge each program's small segments if there are many; return how many were merged.
 
-    Costs one listing if there is nothing to do. Every segment left is larger than all smaller ones
-    together were, so their number grows with the logarithm of what is remembered.
+    Costs one listing if there is nothing to do. Every remaining segment is larger than all smaller
+    ones together were, so their number grows with the logarithm of the number of answers.
 
     Args:
         store: The archive.
-        dataset: The hook's.
-        hook: Whose memory.
-        most_bytes: Merge no more than this.
-        fan_in: Merge only if there are that many.
+        dataset: The hook's dataset.
+        hook: The hook.
+        most_bytes: Merge at most this much.
+        fan_in: Merge only if there are this many.
     """
     count = 0
     for prefix, listing in list_programs(store, dataset, hook).items():
@@ -368,7 +365,7 @@ def compact(
 
 
 def due(segments: Sequence[Segment], most_bytes: int, fan_in: int) -> list[Segment]:
-    """Return the segments to merge, the smallest first; none if it is not worth it yet."""
+    """Return the segments to merge, smallest first; none if a merge is not worthwhile yet."""
     group: list[Segment] = []
     size = 0
     for segment in sorted(filter(lambda s: s.is_whole, segments), key=lambda s: s.size):
@@ -386,13 +383,13 @@ def merge(
     group: Sequence[Segment],
     forgotten: Collection[Digest] = (),
 ) -> int:
-    """Put one segment in the place of several; how many of them it replaces.
+    """Replace several segments by one; return how many it replaces.
 
     Args:
         store: The archive.
         prefix: The program's.
-        group: Whole segments. One that cannot be read stays, and so do all if one is gone: another
-            process merges them.
+        group: Whole segments. One that cannot be read stays, and so do all if one is gone, because
+            another process merges them.
         forgotten: Artifacts to leave out.
     """
     tables: list[list[Table]] = []
@@ -416,7 +413,7 @@ def merge(
 
 
 def _joined(segments: Sequence[Sequence[Table]], forgotten: set[Digest]) -> Table:
-    """One table of all segments, each with its parts; an artifact in two of them is kept once."""
+    """Return one table of all segments, each with its parts, without duplicate artifacts."""
     positions: dict[Digest, int] = {}
     actions: list[Actions] = []
     artifacts: list[npt.NDArray[np.uint32]] = []
@@ -438,7 +435,7 @@ def _joined(segments: Sequence[Sequence[Table]], forgotten: set[Digest]) -> Tabl
 
 
 def write_segment(store: BlobStore, prefix: str, table: Table) -> None:
-    """Write a segment of as many parts as its size asks for."""
+    """Write a segment with as many parts as its size requires."""
     width = np.uint16 if len(table.manifests) <= 1 << 16 else np.uint32
     artifacts = table.artifacts.astype(width)
     count = 1
@@ -464,7 +461,7 @@ def delete(store: BlobStore, segments: Iterable[Segment]) -> None:
 
 
 def table_of(answered: Sequence[tuple[Digest, Collection[Digest]]]) -> Table:
-    """One table of what several artifacts answer: (manifest, actions) each."""
+    """Return one table of the answers of several artifacts: (manifest, actions) each."""
     actions = np.concatenate([_numbers(found) for _, found in answered])
     counts = [len(found) for _, found in answered]
     artifacts = np.repeat(np.arange(len(answered), dtype=np.uint32), counts)

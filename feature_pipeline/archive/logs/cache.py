@@ -1,4 +1,4 @@
-"""What was read once and cannot change is kept in this process, within a bound."""
+"""A bounded in-process cache of values that cannot change."""
 
 import threading
 from collections import OrderedDict
@@ -9,7 +9,7 @@ V = TypeVar("V")
 
 
 class LruCache(Generic[V]):
-    """The `capacity` values used last. Thread-safe."""
+    """The `capacity` most recently used values. Thread-safe."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -17,7 +17,7 @@ class LruCache(Generic[V]):
         self._lock = threading.Lock()
 
     def get(self, key: Hashable) -> V | None:
-        """The value kept under `key`, if it still is."""
+        """Return the value stored under `key`, if it still is."""
         with self._lock:
             value = self._values.get(key)
             if value is not None:
@@ -25,7 +25,7 @@ class LruCache(Generic[V]):
             return value
 
     def put(self, key: Hashable, value: V) -> None:
-        """Keep `value`; the one unused for longest goes when there are too many."""
+        """Store `value`; evict the least recently used one if there are too many."""
         with self._lock:
             self._values[key] = value
             self._values.move_to_end(key)
@@ -33,6 +33,6 @@ class LruCache(Generic[V]):
                 self._values.popitem(last=False)
 
     def clear(self) -> None:
-        """Keep nothing."""
+        """Remove all values."""
         with self._lock:
             self._values.clear()

@@ -1,8 +1,4 @@
-"""What can be wrong with a stored object, and reading that goes on past it.
-
-What belongs here: the states, and the values of readers that give what is readable with what is
-not. Not here: what objects are to the archive (`archive.inspection.findings`), reading.
-"""
+"""States of damaged objects, and results of readers that continue past damage."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,33 +12,33 @@ T = TypeVar("T")
 
 
 class State(StrEnum):
-    """What is wrong with an object."""
+    """A problem with an object."""
 
     MISSING = "missing"
     CORRUPT = "corrupt"
     LOST = "lost"
-    """A census knows it, and it is not there, or another is in its place."""
+    """A census knows it, and it is absent, or another one is in its place."""
     UNREADABLE = "unreadable"
     """The store refused or did not answer: nothing is known."""
     NEWER = "newer"
     """Of a version that only later code knows."""
     NOT_ERASED = "not erased"
-    """It holds data of a withdrawn record, and is still there."""
+    """It contains data of a withdrawn record, and still exists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Why one log cannot be relied on."""
+    """The reason why one log cannot be used."""
 
     key: str
     """The object at fault."""
     state: State
     error: FeaturePipelineError
-    """What a reader raises that needs all of it."""
+    """The error that a reader raises if it needs all of the log."""
 
     @classmethod
     def of(cls, key: str, error: FeaturePipelineError) -> "Damage":
-        """Return the damage that reading the object `key` showed by `error`."""
+        """Return the damage for an `error` raised while reading the object `key`."""
         if isinstance(error, NewerVersionError):
             state = State.NEWER
         elif isinstance(error, NotFoundError):
@@ -56,22 +52,22 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class Readable(Generic[T]):
-    """What could be read, and what could not: a damaged object costs its own log alone.
+    """The readable part and the damaged part: a damaged object affects its own log only.
 
-    A command that shows `found` also names what is in `damage`, and its exit status says that it is
-    not all.
+    A command that shows `found` must also name what is in `damage`, and its exit status must show
+    that the result is incomplete.
     """
 
     found: Mapping[str, T]
-    """By log, in order; for logs per batch, by batch. A log that is damaged is in `damage` only."""
+    """By log, in order; for logs per batch, by batch. A damaged log is in `damage` only."""
     damage: Mapping[str, Damage]
     """By log, as `found`."""
 
     def whole(self) -> dict[str, T]:
-        """Return all that was found, if nothing is damaged.
+        """Return everything, if nothing is damaged.
 
         Raises:
-            FeaturePipelineError: The error of the first log that is damaged.
+            FeaturePipelineError: The error of the first damaged log.
         """
         for damage in self.damage.values():
             raise damage.error

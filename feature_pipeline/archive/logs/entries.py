@@ -1,12 +1,10 @@
-"""One entry of a log: its form, and whether it is in its place.
+"""One entry of a log: its form, and the check that it is in its place.
 
-What belongs here: decoding stored bytes into an entry, and the one decision whether an entry
-belongs where it was found. Every reader and `verify` decide by these functions. Not here: reading
-logs (`archive.logs.log`), the kinds of entries.
+Every reader and `verify` use these functions.
 
 An entry names its log and number, which are also in its key, and (from version 2 on) the digest of
-the stored bytes of the entry before it. So an entry that was copied, moved or replaced is noticed
-by every reader, alone or beside its neighbour.
+the stored bytes of the entry before it. So every reader detects an entry that was copied, moved or
+replaced, alone or beside its neighbour.
 """
 
 from collections.abc import Iterator, Sequence
@@ -46,7 +44,7 @@ class LogEntry(Document):
 
     @property
     def log_prefix(self) -> str:
-        """The log that the entry says it belongs to."""
+        """The log that the entry belongs to according to its own fields."""
         raise NotImplementedError
 
 
@@ -67,16 +65,16 @@ class StoredEntry(Generic[E]):
 
 
 def decode_entry(model: type[E], key: str, data: bytes, store: str) -> StoredEntry[E]:
-    """Return the entry stored under `key`, if that is its place.
+    """Return the entry stored under `key`, after checking that this is its place.
 
     Args:
         model: The kind of entry that the log has.
-        key: Where `data` was found.
+        key: The key at which `data` is stored.
         data: The stored bytes.
         store: The store's identity, for messages.
 
     Raises:
-        CorruptDataError: `data` is no such entry, is not written as entries are, or belongs
+        CorruptDataError: `data` is not such an entry, is not written in canonical form, or belongs
             elsewhere.
         NewerVersionError: It is of a version that only later code knows.
     """
@@ -102,12 +100,12 @@ def _place(entry: LogEntry) -> str:
 
 
 def check_follows(before: StoredEntry[E], after: StoredEntry[E], store: str) -> None:
-    """Return if `after` is the entry that was appended after `before`.
+    """Check that `after` was appended after `before`.
 
     Entries of version 1 do not name the one before them, so only their order can be checked.
 
     Raises:
-        CorruptDataError: It is not; the message names both.
+        CorruptDataError: It was not; the message names both.
     """
     if problem := link_problem(before, after):
         key = layout.entry(after.entry.log_prefix, after.entry.seq)
@@ -115,7 +113,7 @@ def check_follows(before: StoredEntry[E], after: StoredEntry[E], store: str) -> 
 
 
 def link_problem(before: StoredEntry[E], after: StoredEntry[E]) -> str | None:
-    """Say why `after` cannot have been appended after `before`; None if it can."""
+    """Return why `after` cannot have been appended after `before`; None if it can."""
     earlier, later = before.entry, after.entry
     if later.seq != earlier.seq + 1:
         return f"the entry before it is missing: there is {earlier.seq}"
@@ -135,9 +133,9 @@ def link_problem(before: StoredEntry[E], after: StoredEntry[E]) -> str | None:
 
 
 def misfits(entries: Sequence[StoredEntry[E]]) -> Iterator[tuple[StoredEntry[E], str]]:
-    """Yield the entries of one log that break its chain, each with what is wrong.
+    """Yield the entries of one log that break its chain, each with the problem.
 
-    Of two neighbours that do not fit, the later one is right if the entry after it names it.
+    If two neighbours do not match, the later one is right if the entry after it names it.
 
     Args:
         entries: Of one log, in order; numbers may be missing.

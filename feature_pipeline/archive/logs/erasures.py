@@ -1,8 +1,4 @@
-"""What erasing withdrawn records replaced and deleted: a log per dataset.
-
-What belongs here: its entries, and what they say of a digest. Not here: erasing (`erase`), saying
-that a record is withdrawn (`tombstones`).
-"""
+"""The log of erasures, one per dataset: what erasing withdrawn records replaced and deleted."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -46,20 +42,20 @@ def erasures(store: BlobStore, dataset: str) -> list[ErasureEntry]:
 
 @dataclass(frozen=True)
 class Erased:
-    """What erasures say, by digest."""
+    """The combined content of erasures, by digest."""
 
     manifests: Mapping[Digest, Digest] = field(default_factory=dict)
-    """Per erased manifest its successor, which may be erased in turn."""
+    """By erased manifest, its successor, which may be erased in turn."""
     batches: Mapping[Digest, Digest] = field(default_factory=dict)
-    """Per erased batch its successor, likewise."""
+    """By erased batch, its successor, likewise."""
     blobs: Mapping[Digest, frozenset[str]] = field(default_factory=dict)
-    """Per blob that was to be deleted, the records for whose sake; bare ids of one dataset."""
+    """By blob that was to be deleted, the records concerned; bare ids of one dataset."""
     records: frozenset[str] = frozenset()
-    """Every record that was erased, be it allowed again or not; bare ids of one dataset."""
+    """Every record that was erased, even if it is allowed again; bare ids of one dataset."""
 
     @classmethod
     def of(cls, entries: Iterable[ErasureEntry]) -> Self:
-        """What the entries say together."""
+        """Combine the entries."""
         manifests: dict[Digest, Digest] = {}
         batches: dict[Digest, Digest] = {}
         records: set[str] = set()
@@ -73,18 +69,18 @@ class Erased:
         return cls(manifests, batches, blobs, frozenset(records))
 
     def manifest_now(self, digest: Digest) -> Digest:
-        """Return the manifest that stands for this one: itself, or its last successor."""
+        """Return the current replacement of a manifest: itself, or its last successor."""
         while (successor := self.manifests.get(digest)) is not None:
             digest = successor
         return digest
 
     def batch_now(self, digest: Digest) -> Digest:
-        """Return the batch that stands for this one: itself, or its last successor."""
+        """Return the current replacement of a batch: itself, or its last successor."""
         while (successor := self.batches.get(digest)) is not None:
             digest = successor
         return digest
 
 
 def erased(store: BlobStore, dataset: str) -> Erased:
-    """What was erased of the dataset."""
+    """Return the combined erasures of the dataset."""
     return Erased.of(erasures(store, dataset))

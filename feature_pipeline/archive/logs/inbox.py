@@ -1,8 +1,4 @@
-"""What waits to be accepted, as small documents that need no orchestrator to be left.
-
-What belongs here: the inbox's and the quarantine's documents, leaving, listing and removing
-them. Not here: the rules of acceptance (`accept`).
-"""
+"""The inbox and the quarantine: small documents that can be written without an orchestrator."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -42,15 +38,16 @@ from feature_pipeline.parallel import map_threads
 
 BATCH_ID: Final = "batch."
 RUN_ID: Final = "run."
-"""What an entry's id begins with says its kind, so that batches can be accepted first."""
+"""Prefix of an entry's id that gives its kind, so that batches can be accepted first."""
 MOST_ENTRY_BYTES: Final = 64 << 10
-"""The largest object in the inbox that is read: entries are small. Of a larger one so much is
-quarantined."""
+"""The largest inbox object that is read: entries are small. A larger one is quarantined, cut to
+this size.
+"""
 _MOST_RUN_ID: Final = 255
 
 
 class CompletionStatus(StrEnum):
-    """How a hook run ended."""
+    """The end of a hook run."""
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -78,16 +75,17 @@ class Completion(Document):
     status: CompletionStatus
     dagster_run_id: str | None = Field(None, max_length=_MOST_RUN_ID)
     published_at: InstantField | None = None
-    """By the publisher's clock, when its artifact was stored. None if unknown, and in version 1:
-    it counts as published when its inbox entry was written."""
+    """When its artifact was stored, by the publisher's clock. None if unknown, and in version 1:
+    the time at which the inbox entry was written counts then.
+    """
 
     @property
     def inbox_id(self) -> str:
-        """The inbox entry's id. Two answers to one question are two entries; none is lost."""
+        """The inbox entry's id. Two results of one run are two entries; none is lost."""
         return f"{RUN_ID}{self.id}.{self.manifest.hex[:16]}"
 
     def as_published(self, instant: datetime) -> Self:
-        """Return the completion, in the newest version, published at `instant`."""
+        """Return the completion in the newest version, with this `published_at`."""
         return self.model_copy(update={"spec_version": self.newest, "published_at": instant})
 
 
@@ -111,37 +109,37 @@ class Submission(Document):
 
 @dataclass(frozen=True, slots=True)
 class InboxEntry:
-    """Something that waits."""
+    """A waiting entry."""
 
     id: str
     modified_at: datetime
-    """When it was left, by the store's clock."""
+    """When it was written, by the store's clock."""
     content: Submission | Completion | None
-    """None when it cannot be read; `problem` says why."""
+    """None when it cannot be read; `problem` gives the reason."""
     problem: str | None = None
     is_newer: bool = False
     """Whether it is of a version that only later code knows."""
     is_unread: bool = False
-    """Whether the store did not give its bytes: nothing is known of it."""
+    """Whether the store did not return its bytes, so that nothing is known of it."""
 
 
 C = TypeVar("C", Submission, Completion)
 
 
 def leave(store: BlobStore, content: C) -> C:
-    """Return the entry waits in the inbox; what is there, if it was left before."""
+    """Write the entry to the inbox; return the stored entry, ours or an earlier one."""
     key = layout.inbox(content.inbox_id)
     stored = create_or_read(store, key, content.encode())
     return type(content).decode(stored, f"{key} in {store.identity}")
 
 
 def waiting(store: BlobStore) -> list[InboxEntry]:
-    """What waits: batches before completions, each oldest first."""
+    """Return the waiting entries: batches before completions, each oldest first."""
     return read_waiting(store, list_waiting(store))
 
 
 def list_waiting(store: BlobStore) -> list[ObjectInfo]:
-    """Return the objects of what waits, in the order of `waiting`; none of them is read."""
+    """List the waiting objects in the order of `waiting`, without reading them."""
     return sorted(
         store.list_objects(layout.INBOX),
         key=lambda i: (not is_batch(i), i.modified_at, i.key),
@@ -149,13 +147,13 @@ def list_waiting(store: BlobStore) -> list[ObjectInfo]:
 
 
 def read_waiting(store: BlobStore, infos: Iterable[ObjectInfo]) -> list[InboxEntry]:
-    """Return the entries of those that still wait, in the order given."""
+    """Read those entries that still wait, in the order given."""
     entries = map_threads(lambda info: _read(store, info), infos)
     return [entry for entry in entries if entry is not None]
 
 
 def is_batch(info: ObjectInfo) -> bool:
-    """Return whether a submitted batch waits there, by the name alone."""
+    """Return whether the key is that of a submitted batch."""
     return info.key.removeprefix(layout.INBOX).startswith(BATCH_ID)
 
 
@@ -178,7 +176,7 @@ def _read(store: BlobStore, info: ObjectInfo) -> InboxEntry | None:
 
 
 def read_entry(entry_id: str, modified_at: datetime, data: bytes) -> InboxEntry:
-    """The entry that `data` is, or an entry that says why it is none."""
+    """Parse `data` as an entry; if that fails, return an entry with the problem."""
     model = Submission if entry_id.startswith(BATCH_ID) else Completion
     try:
         content = model.decode(data, f"{layout.INBOX}{quoted(entry_id)}")
@@ -193,12 +191,12 @@ def read_entry(entry_id: str, modified_at: datetime, data: bytes) -> InboxEntry:
 
 
 def remove(store: BlobStore, entry_id: str) -> None:
-    """The entry no longer waits."""
+    """Remove the entry from the inbox."""
     store.delete(f"{layout.INBOX}{entry_id}")
 
 
 class QuarantinedEntry(Document):
-    """An entry that could not be accepted, as it was, and why."""
+    """An entry that could not be accepted, unchanged, with the reason."""
 
     what: ClassVar[str] = "quarantined entry"
     most_bytes: ClassVar[int] = 1 << 20
@@ -212,9 +210,10 @@ class QuarantinedEntry(Document):
 
 
 def quarantine(store: BlobStore, entry: InboxEntry, reason: str) -> QuarantinedEntry | None:
-    """The entry is in the quarantine with the reason, and no longer waits.
+    """Write the entry with the reason to the quarantine and remove it from the inbox.
 
-    None if it does not wait any more. Blobs it names stay: the quarantine is one of the roots.
+    Returns None if it no longer waits. Blobs that it names stay: the quarantine is one of the
+    roots.
     """
     try:
         data = read_beginning(store, f"{layout.INBOX}{entry.id}", MOST_ENTRY_BYTES)
@@ -235,7 +234,7 @@ def quarantine(store: BlobStore, entry: InboxEntry, reason: str) -> QuarantinedE
 
 
 def quarantine_key(entry_id: str) -> str:
-    """The key under which an inbox entry of this id is quarantined."""
+    """Return the key under which an inbox entry of this id is quarantined."""
     try:
         return layout.quarantine(entry_id)
     except InvalidInputError:
@@ -244,15 +243,15 @@ def quarantine_key(entry_id: str) -> str:
 
 
 def quarantined(store: BlobStore) -> list[QuarantinedEntry]:
-    """Everything in the quarantine, oldest first.
+    """Return the whole quarantine, oldest first.
 
-    One damaged entry raises: use `readable_quarantined` where entries are dealt with one by one.
+    A damaged entry raises: use `readable_quarantined` to process entries one by one.
     """
     return list(readable_quarantined(store).whole().values())
 
 
 def readable_quarantined(store: BlobStore) -> Readable[QuarantinedEntry]:
-    """Return what is in the quarantine, oldest first, by id; and what cannot be read of it.
+    """Return the readable quarantined entries, oldest first, by id, and the damaged ones.
 
     Raises:
         StoreUnavailableError: The store could not list objects.
@@ -284,14 +283,14 @@ def read_quarantined(store: BlobStore, key: str) -> QuarantinedEntry:
     """Return the document of a quarantined entry.
 
     Raises:
-        InvalidInputError: It is none; the message names its key.
+        InvalidInputError: It is not one; the message names its key.
     """
     held = get_small(store, key, QuarantinedEntry.most_bytes)
     return QuarantinedEntry.decode(held.data, f"{key} in {store.identity}")
 
 
 def requeue(store: BlobStore, entry_ids: Iterable[str]) -> None:
-    """The entries wait again, as they were, and are no longer in the quarantine.
+    """Move the entries back to the inbox unchanged.
 
     Raises:
         NotFoundError: An entry is not in the quarantine.
@@ -308,7 +307,7 @@ def requeue(store: BlobStore, entry_ids: Iterable[str]) -> None:
 
 
 def discard(store: BlobStore, entry_ids: Iterable[str]) -> None:
-    """The entries are no longer in the quarantine, and are lost; what they name may be collected.
+    """Delete the entries from the quarantine; blobs that only they name may be collected.
 
     Raises:
         NotFoundError: An entry is not in the quarantine.

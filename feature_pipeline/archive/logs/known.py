@@ -1,12 +1,9 @@
-"""How far every log is known to have gone: the newest census, and what was given up since.
+"""The known lengths of all logs: the newest census and the losses accepted since.
 
-What belongs here: the form of a census, reading the newest one, and comparing logs with it. Not
-here: taking one (`census`).
-
-A log cannot show that its end is gone, so what it had is written beside it. Logs only grow, so what
-a census says of a log stays true of every later state of it, unless the loss of its end was
-accepted. That makes two rules for comparing: read what is known before listing the logs, and
-accepted losses count against a census that had not seen them.
+A log alone cannot show that its end is missing, so its length is recorded beside it. Logs only
+grow, so a census's line about a log stays true of every later state of it, unless the loss of its
+end was accepted. That makes two rules for comparing: read what is known before listing the logs,
+and let accepted losses override a census that had not seen them.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -45,38 +42,38 @@ SCHEMA: Final = pa.schema(_FIELDS)
 _LOOKS: Final = 3
 """How often censuses are listed again because one was removed before it was read."""
 _ASKED_FOR: Final = 1_000
-"""Absent entries that are asked for by key: beyond it the listing is not what is wrong."""
+"""Number of absent entries that are requested by key: beyond it the listing is not at fault."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """How far one log went."""
+    """The length of one log."""
 
     entries: int
     """The number of its last entry."""
     digest: Digest | None
-    """Of that entry's stored bytes; None where it could not be read as an entry."""
+    """Of that entry's stored bytes; None if it could not be read as an entry."""
     etag: str | None = None
-    """That entry's, as the store listed it: while it is the same, so are the bytes."""
+    """Of that entry, as the store listed it: while it is the same, so are the bytes."""
     is_shortened: bool = False
-    """Whether this is what an accepted loss left of the log, and not a census's word."""
+    """Whether it comes from an accepted loss and not from a census."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """One entry's object, as it was listed or read."""
+    """The object of one entry, as it was listed or read."""
 
     etag: str
     digest: Digest | None = None
-    """Of its bytes; None where they were not read, or are no entry in its place."""
+    """Of its bytes; None if they were not read, or are not an entry in its place."""
 
 
 Sightings = Mapping[str, Mapping[int, Sighting]]
-"""By log and number what is there."""
+"""The existing entries, by log and number."""
 
 
 def sightings(infos: Iterable[ObjectInfo]) -> dict[str, dict[int, Sighting]]:
-    """Return what a listing shows of logs. Keys that are no entry's are left out."""
+    """Return the entries in a listing of logs. Keys that are not an entry's are left out."""
     seen: dict[str, dict[int, Sighting]] = {}
     for info in infos:
         try:
@@ -89,7 +86,7 @@ def sightings(infos: Iterable[ObjectInfo]) -> dict[str, dict[int, Sighting]]:
 
 @dataclass(frozen=True, slots=True)
 class Census:
-    """What every log had at some time."""
+    """The length of every log at some time."""
 
     key: str
     taken_at: datetime
@@ -135,7 +132,7 @@ def decode_census(key: str, data: bytes, store: str) -> Census:
     """Return the census stored as `data` under `key`.
 
     Raises:
-        CorruptDataError: Its bytes are not what its name says, or are no census.
+        CorruptDataError: Its bytes do not match its name, or are not a census.
         NewerVersionError: It is of a version that only later code knows.
     """
     where = f"census {key} in {store}"
@@ -162,29 +159,29 @@ def decode_census(key: str, data: bytes, store: str) -> Census:
 
 @dataclass(frozen=True, slots=True)
 class Shortfall:
-    """A log that is not what it is known to have been."""
+    """A log that is shorter than known, or changed."""
 
     log: str
     line: Line
-    """What is known of it."""
+    """The known length."""
     entries: int
-    """The number of its last entry now; 0 if it has none."""
+    """Number of its last entry now; 0 if it has none."""
     damage: Damage
 
 
 @dataclass(frozen=True, slots=True)
 class KnownLogs:
-    """What must be there."""
+    """The entries that must exist."""
 
     census: Census | None
-    """The newest that can be read; None if there is none."""
+    """The newest readable one; None if there is none."""
     losses: Mapping[str, Sequence[StoredEntry[LossEntry]]] = field(default_factory=dict)
     """By dataset."""
     damage: Mapping[str, Damage] = field(default_factory=dict)
     """By key or log, the censuses and losses that cannot be read."""
 
     def below(self, prefix: str) -> dict[str, Line]:
-        """Return, by log below `prefix`, how far it is known to have gone."""
+        """Return the known lengths of the logs below `prefix`, by log."""
         lines = {} if self.census is None else self.census.below(prefix)
         for dataset, entries in self.losses.items():
             for stored in entries[self._seen_losses(dataset) :]:
@@ -209,10 +206,10 @@ class KnownLogs:
         return replace(self, census=replace(self.census, table=self.census.table.filter(wanted)))
 
     def _seen_losses(self, dataset: str) -> int:
-        """How many of a dataset's losses the census had seen when it was taken.
+        """Return how many of a dataset's losses the census had seen when it was taken.
 
-        None, if the log of losses is no longer what the census saw: then each of them counts, which
-        asks for less of the other logs and hides nothing, for this log is itself reported.
+        None, if the log of losses no longer matches the census: then each loss counts, which
+        requires less of the other logs. It hides nothing, because this log itself is reported.
         """
         entries, log = self.losses[dataset], layout.loss_log(dataset)
         line = None if self.census is None else self.census.below(log).get(log)
@@ -223,13 +220,13 @@ class KnownLogs:
     def shortfalls(
         self, store: BlobStore, prefix: str, seen: Sightings, workers: int = WORKERS
     ) -> list[Shortfall]:
-        """Return the logs below `prefix` that are not what they are known to have been.
+        """Return the logs below `prefix` that are shorter than known, or changed.
 
         Args:
             store: The archive.
             prefix: Which logs.
-            seen: What is there of them, listed after this was read.
-            workers: Requests at once.
+            seen: The existing entries, listed after this was read.
+            workers: Concurrent requests.
         """
         lines = self.below(prefix)
         gone = [log for log, line in lines.items() if line.entries not in seen.get(log, {})]
@@ -289,7 +286,7 @@ class KnownLogs:
 
 
 def _is_known(line: Line, sighting: Sighting) -> bool:
-    """Return whether what was seen is, or must be, what is known; no bytes need to be read."""
+    """Return whether a sighting matches the known line without reading bytes."""
     if line.digest is None:
         return True
     if sighting.digest is not None:
@@ -300,14 +297,14 @@ def _is_known(line: Line, sighting: Sighting) -> bool:
 def compare(
     store: BlobStore, known: KnownLogs, prefix: str, seen: Sightings, workers: int = WORKERS
 ) -> tuple[Shortfall, ...]:
-    """Return the logs below `prefix` that are not what they are known to have been.
+    """Return the logs below `prefix` that are shorter than known, or changed.
 
     Args:
         store: The archive.
         known: Read before the logs were listed.
         prefix: Which logs.
-        seen: What is there of them.
-        workers: Requests at once.
+        seen: The existing entries.
+        workers: Concurrent requests.
     """
     found = known.shortfalls(store, prefix, seen, workers)
     if found:
@@ -334,7 +331,7 @@ def known_logs(store: BlobStore) -> KnownLogs:
 
 
 def _newest(store: BlobStore) -> tuple[Census | None, dict[str, Damage]]:
-    """The newest census that can be read, and what is wrong with those that are newer."""
+    """Return the newest readable census, and the problems of newer ones."""
     for _ in range(_LOOKS):
         damage: dict[str, Damage] = {}
         try:

@@ -1,16 +1,13 @@
-"""The append-only logs: batches, releases, what became of each completion.
+"""The append-only logs of batches, releases and features.
 
-What belongs here: the kinds of entries, reading logs, and appending an entry. Creating an entry is
-the commit: the writer that creates number n+1 has decided what follows n. Not here: which entry
-follows (`accept`, `tombstones`), whether an entry is in its place (`logs.entries`), artifacts
-(`manifest`).
+Creating an entry is the commit: the writer that creates number n+1 has decided what follows n.
 
 Entries never change, so they are read once per process. A listing that races a creation may miss
-it; a writer finds out by failing to create the next number.
+it; a writer notices when it fails to create the next number.
 
-There are two ways to read many logs. `heads`, `batches`, `feature_logs`, `batch_logs` raise at the
-first log that is damaged: for callers that act on the whole (an export, a comparison). Their
-`readable_` namesakes give what is readable and, per batch, what is wrong with the rest: for callers
+There are two ways to read many logs. `heads`, `batches`, `feature_logs` and `batch_logs` raise at
+the first damaged log: for callers that act on the whole (an export, a comparison). Their
+`readable_` counterparts return what is readable and, per batch, the damage to the rest: for callers
 that show or load batches one by one.
 """
 
@@ -59,7 +56,7 @@ _CACHED_BATCHES: Final = 64
 
 
 class Verdict(StrEnum):
-    """What a completion became in its batch's log."""
+    """The status of a completion in its batch's log."""
 
     CURRENT = "current"
     SUPERSEDED = "superseded"
@@ -67,7 +64,7 @@ class Verdict(StrEnum):
 
 
 class FeatureEntry(LogEntry):
-    """What became of one completion of a hook over a batch."""
+    """The log entry of one completion of a hook over a batch."""
 
     added: ClassVar[dict[str, int]] = {**LogEntry.added, "published_at": 2}
 
@@ -96,9 +93,10 @@ class FeatureEntry(LogEntry):
 
     @property
     def order(self) -> tuple[int, int]:
-        """What decides between two completions: the later release, then the later base.
+        """The order that decides between two completions: by release, then by base.
 
-        Where they are equal: the later `published_at`, or the later entry if that is not known.
+        If these are equal, the one with the later `published_at` is later, or the later entry if
+        that is not known.
         """
         return self.release_seq, self.base
 
@@ -126,7 +124,7 @@ class BatchEntry(LogEntry):
 
 
 class StoredRelease(LogEntry):
-    """A release as its log holds it."""
+    """A release as its log stores it."""
 
     release: ReleaseDocument
     digest: DigestField
@@ -139,7 +137,7 @@ class StoredRelease(LogEntry):
 
 
 def release_disagreement(entry: FeatureEntry, registered: Digest) -> str | None:
-    """Say how the entry's release differs from the one registered as its `release_seq`."""
+    """Return how the entry's release differs from the one registered as its `release_seq`."""
     if entry.release == registered:
         return None
     return f"its release is {entry.release}, and release {entry.release_seq} is {registered}"
@@ -161,7 +159,7 @@ _batches: LruCache[RecordBatch] = LruCache(_CACHED_BATCHES)
 
 
 def forget_read_entries() -> None:
-    """Entries and batches are read anew, as by a process that begins. For measuring."""
+    """Clear the cache of entries and batches, as if the process began. For measuring."""
     reading.forget()
     _batches.clear()
 
@@ -170,12 +168,12 @@ def forget_read_entries() -> None:
 
 
 def read_log(store: BlobStore, dataset: str, hook: str, batch: str) -> list[FeatureEntry]:
-    """Everything that became of a batch under a hook, in order; empty if nothing was accepted."""
+    """Return every entry of a batch under a hook, in order; empty if nothing was accepted."""
     return read_entries(store, layout.feature_log(dataset, hook, batch), FeatureEntry)
 
 
 def last_current(entries: Iterable[FeatureEntry]) -> FeatureEntry | None:
-    """The entry whose artifact is the batch's current one."""
+    """Return the entry whose artifact is the batch's current one."""
     current = None
     for entry in entries:
         if entry.verdict is Verdict.CURRENT:
@@ -184,7 +182,7 @@ def last_current(entries: Iterable[FeatureEntry]) -> FeatureEntry | None:
 
 
 def head(store: BlobStore, dataset: str, hook: str, batch: str) -> FeatureEntry | None:
-    """Return the batch's current entry; None if no artifact is. Reads from the log's end."""
+    """Return the batch's current entry, reading from the log's end; None if there is none."""
     infos = list(store.list_objects(layout.feature_log(dataset, hook, batch)))
     found = _last_current_of(store, infos)
     if isinstance(found, Damage):
@@ -195,16 +193,17 @@ def head(store: BlobStore, dataset: str, hook: str, batch: str) -> FeatureEntry 
 def heads(
     store: BlobStore, dataset: str, hook: str, batches: Collection[str] | None = None
 ) -> dict[str, FeatureEntry]:
-    """The current entry of every batch that has one, by batch, in batch order.
+    """Return the current entry of every batch that has one, by batch, in batch order.
 
-    Entries that this process has seen are not read again. One damaged log raises: use
-    `readable_heads` where batches are dealt with one by one.
+    Entries that this process has read are not read again. A damaged log raises: use
+    `readable_heads` to process batches one by one.
 
     Args:
         store: The archive.
-        dataset: The hook's.
-        hook: Whose artifacts.
-        batches: Look at these alone, which costs what they are, not what is archived.
+        dataset: The hook's dataset.
+        hook: The hook.
+        batches: Read only these, at a cost that depends on their number and not on the archive's
+            size.
     """
     return readable_heads(store, dataset, hook, batches).whole()
 
@@ -216,16 +215,17 @@ def readable_heads(
     batches: Collection[str] | None = None,
     known: KnownLogs | None = None,
 ) -> Readable[FeatureEntry]:
-    """As `heads`, with what is wrong with each log whose current entry cannot be told.
+    """Return the heads as `heads` does, and the damage of logs whose head cannot be determined.
 
     Args:
         store: The archive.
-        dataset: The hook's.
-        hook: Whose artifacts.
-        batches: Look at these alone, which costs what they are, not what is archived.
+        dataset: The hook's dataset.
+        hook: The hook.
+        batches: Read only these, at a cost that depends on their number and not on the archive's
+            size.
         known: Compare the logs with what is known of them (`logs.known.known_logs`, read before
-            this call): a log whose end is lost is damaged then. Without it, its last entry that is
-            there is taken for its end.
+            this call): a log whose end is lost counts as damaged. Without it, the last existing
+            entry is taken for the log's end.
 
     Raises:
         StoreUnavailableError: The store could not list objects.
@@ -244,7 +244,7 @@ def _without_lost(
     logs: Mapping[str, Sequence[ObjectInfo]],
     names: Collection[str] | None,
 ) -> Readable[T]:
-    """What was read, but for logs that are not what they are known to have been."""
+    """Return the result without logs that are shorter than known, which become damage."""
     if known is None:
         return read
     if names is not None:
@@ -264,9 +264,9 @@ def _without_lost(
 
 
 def feature_logs(store: BlobStore, dataset: str, hook: str) -> dict[str, list[FeatureEntry]]:
-    """Return every entry of every batch under a hook, by batch: one listing.
+    """Return every entry of every batch under a hook, by batch, in one listing.
 
-    One damaged log raises: use `readable_feature_logs` where batches are dealt with one by one.
+    A damaged log raises: use `readable_feature_logs` to process batches one by one.
     """
     return readable_feature_logs(store, dataset, hook).whole()
 
@@ -278,14 +278,15 @@ def readable_feature_logs(
     batches: Collection[str] | None = None,
     known: KnownLogs | None = None,
 ) -> Readable[list[FeatureEntry]]:
-    """As `feature_logs`, with what is wrong with each log that cannot be read whole.
+    """Return the logs as `feature_logs` does, and the damage of those that cannot be read.
 
     Args:
         store: The archive.
-        dataset: The hook's.
-        hook: Whose logs.
-        batches: Look at these alone, which costs what they are, not what is archived.
-        known: As of `readable_heads`.
+        dataset: The hook's dataset.
+        hook: The hook.
+        batches: Read only these, at a cost that depends on their number and not on the archive's
+            size.
+        known: As for `readable_heads`.
 
     Raises:
         StoreUnavailableError: The store could not list objects.
@@ -343,12 +344,13 @@ def batches(
 ) -> dict[str, BatchEntry]:
     """Return the last entry of every batch of a dataset, by batch, in the order of keys.
 
-    One damaged entry raises: use `readable_batches` where batches are dealt with one by one.
+    A damaged entry raises: use `readable_batches` to process batches one by one.
 
     Args:
         store: The archive.
-        dataset: Whose batches.
-        names: Look at these alone, which costs what they are, not what is archived.
+        dataset: The dataset.
+        names: Read only these, at a cost that depends on their number and not on the archive's
+            size.
     """
     return readable_batches(store, dataset, names).whole()
 
@@ -359,13 +361,14 @@ def readable_batches(
     names: Collection[str] | None = None,
     known: KnownLogs | None = None,
 ) -> Readable[BatchEntry]:
-    """As `batches`, with what is wrong with each batch whose last entry cannot be read.
+    """Return the batches as `batches` does, and the damage of those that cannot be read.
 
     Args:
         store: The archive.
-        dataset: Whose batches.
-        names: Look at these alone, which costs what they are, not what is archived.
-        known: As of `readable_heads`.
+        dataset: The dataset.
+        names: Read only these, at a cost that depends on their number and not on the archive's
+            size.
+        known: As for `readable_heads`.
 
     Raises:
         StoreUnavailableError: The store could not list objects.
@@ -381,9 +384,9 @@ def readable_batches(
 
 
 def batch_logs(store: BlobStore, dataset: str) -> dict[str, list[BatchEntry]]:
-    """Return every entry of every batch of a dataset, by batch: one listing.
+    """Return every entry of every batch of a dataset, by batch, in one listing.
 
-    One damaged log raises: use `readable_batch_logs` where batches are dealt with one by one.
+    A damaged log raises: use `readable_batch_logs` to process batches one by one.
     """
     return readable_batch_logs(store, dataset).whole()
 
@@ -391,12 +394,12 @@ def batch_logs(store: BlobStore, dataset: str) -> dict[str, list[BatchEntry]]:
 def readable_batch_logs(
     store: BlobStore, dataset: str, known: KnownLogs | None = None
 ) -> Readable[list[BatchEntry]]:
-    """As `batch_logs`, with what is wrong with each log that cannot be read whole.
+    """Return the logs as `batch_logs` does, and the damage of those that cannot be read.
 
     Args:
         store: The archive.
-        dataset: Whose batches.
-        known: As of `readable_heads`.
+        dataset: The dataset.
+        known: As for `readable_heads`.
 
     Raises:
         StoreUnavailableError: The store could not list objects.
@@ -408,11 +411,11 @@ def readable_batch_logs(
 
 
 def read_batch(store: BlobStore, dataset: str, batch: str) -> RecordBatch:
-    """Return the batch as it stands.
+    """Return the current version of the batch.
 
     Raises:
         NotFoundError: No such batch was accepted, or its blob is gone.
-        CorruptDataError: Its blob holds other bytes.
+        CorruptDataError: Its blob has other bytes.
     """
     return batch_of(store, batch_entry(store, dataset, batch))
 
@@ -420,12 +423,12 @@ def read_batch(store: BlobStore, dataset: str, batch: str) -> RecordBatch:
 def batch_of(store: BlobStore, entry: BatchEntry) -> RecordBatch:
     """Return the batch that the log entry names.
 
-    Every reader that comes from the log reads batches by this function, so that an entry and a
-    batch that do not belong together are damage and never data.
+    Every reader that starts from the log uses this function, so that an entry and a batch that do
+    not belong together count as damage.
 
     Raises:
         NotFoundError: The blob is gone.
-        CorruptDataError: It holds other bytes, or is not the batch of this entry.
+        CorruptDataError: It has other bytes, or is not the batch of this entry.
     """
     batch = read_batch_blob(store, entry.digest)
     if problem := batch_disagreement(entry, batch):
@@ -435,7 +438,7 @@ def batch_of(store: BlobStore, entry: BatchEntry) -> RecordBatch:
 
 
 def batch_disagreement(entry: BatchEntry, batch: RecordBatch) -> str | None:
-    """Say in what the entry and the batch that it names differ; None if they belong together."""
+    """Return how the entry and the batch that it names differ; None if they match."""
     compared = {
         "dataset": (entry.dataset, batch.dataset),
         "batch": (entry.batch, batch.key),
@@ -449,7 +452,7 @@ def batch_disagreement(entry: BatchEntry, batch: RecordBatch) -> str | None:
 
 
 def read_batch_blob(store: BlobStore, digest: Digest) -> RecordBatch:
-    """The batch with this digest, whether or not it was accepted."""
+    """Return the batch with this digest, whether or not it was accepted."""
     cache_key = (store.identity, digest)
     batch = _batches.get(cache_key)
     if batch is None:
@@ -459,7 +462,7 @@ def read_batch_blob(store: BlobStore, digest: Digest) -> RecordBatch:
 
 
 def datasets(store: BlobStore) -> list[str]:
-    """Every dataset that has a batch or a release, sorted."""
+    """Return every dataset that has a batch or a release, sorted."""
     found = store.list_folders(layout.BATCH_LOGS) + store.list_folders(layout.RELEASE_LOGS)
     return sorted(set(found))
 
@@ -493,18 +496,18 @@ def release(store: BlobStore, dataset: str, hook: str, digest: Digest) -> Releas
 def register_release(
     store: BlobStore, release: HookRelease, code: Mapping[str, Path]
 ) -> ReleaseEntry:
-    """The release is the last in its hook's log, and its code files are stored.
+    """Store the release's code files and make it the last in its hook's log.
 
     Registering the last release again appends nothing; going back to an earlier one does.
 
     Args:
-        store: Where to.
-        release: What to register.
-        code: Where each of the release's code files is, by name.
+        store: The archive.
+        release: The release.
+        code: Path of each of the release's code files, by name.
 
     Raises:
         InvalidInputError: A code file is not given.
-        CorruptDataError: A code file is not what the release says.
+        CorruptDataError: A code file does not match the release.
     """
     document = release.document
     for file in document.code:
@@ -541,7 +544,7 @@ def release_entry(stored: StoredRelease) -> ReleaseEntry:
     """Return the entry as a value.
 
     Raises:
-        CorruptDataError: Its document is not what its digest says.
+        CorruptDataError: Its document does not match its digest.
     """
     release = HookRelease.of(stored.release)
     if release.digest != stored.digest:

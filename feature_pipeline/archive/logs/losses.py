@@ -1,10 +1,7 @@
-"""Accepted losses: a log per dataset that says which ends of other logs are given up.
+"""Accepted losses: a log per dataset that gives up the ends of other logs.
 
-What belongs here: its entries, and reading them. Not here: writing one
-(`maintenance.loss_entries`), noticing that something is lost (`known`).
-
-A log whose end is lost is reported as lost until its entries are back or an entry here gives them
-up. From then on the shorter log is the whole log, and its numbers are used again.
+A log whose end is lost is reported as lost until its entries are restored or an entry here gives
+them up. From then on the shorter log is the whole log, and its numbers are used again.
 """
 
 from collections.abc import Sequence
@@ -21,7 +18,7 @@ from feature_pipeline.archive.store.base import BlobStore
 
 
 class RemovedEntry(Part):
-    """An object behind the end of a shortened log, which was removed; its text is kept here."""
+    """An object beyond the end of a shortened log, which was removed; its text is stored here."""
 
     seq: int = Field(ge=layout.FIRST_SEQ)
     text: str
@@ -29,16 +26,16 @@ class RemovedEntry(Part):
 
 
 class Loss(Part):
-    """How one log goes on without the entries that are given up."""
+    """The end of one log without the entries that are given up."""
 
     log: str
     """The log's prefix."""
     entries: int = Field(ge=0)
-    """How many entries it has from now on."""
+    """Number of entries that the log keeps."""
     last: DigestField | None
     """Digest of the stored bytes of the last of them; None if there is none."""
     known_entries: int = Field(ge=0)
-    """How many it was known to have had."""
+    """Number of entries that it was known to have."""
     known_last: DigestField | None = None
     """Digest of the last of those, if it is known."""
     removed: tuple[RemovedEntry, ...] = ()
@@ -75,7 +72,7 @@ def losses(store: BlobStore, dataset: str) -> list[LossEntry]:
 
 
 def accepted(entries: Sequence[LossEntry]) -> dict[str, Loss]:
-    """Return, by log, the last loss of it that was accepted."""
+    """Return, by log, its last accepted loss."""
     return {loss.log: loss for entry in entries for loss in entry.losses}
 
 

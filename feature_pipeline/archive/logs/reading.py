@@ -1,8 +1,4 @@
-"""Reading the entries of logs, and appending one; of whatever kind.
-
-What belongs here: entries by log, in order, each in its place; the mechanics of appending. Not
-here: the kinds of entries and what they mean (`archive.logs.log`), what must be there (`known`).
-"""
+"""Read the entries of logs of any kind, and append to them."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
@@ -27,7 +23,7 @@ from feature_pipeline.parallel import map_threads
 _CACHED_ENTRIES: Final = 1 << 17
 """More than the batches of a full dataset; about 2 KB each."""
 _LIST_ALL_FROM: Final = 1_000
-"""Logs from which on all are listed, a thousand keys a request, in place of one after another."""
+"""Number of logs from which all are listed, a thousand keys a request, instead of one by one."""
 
 E = TypeVar("E", bound=LogEntry)
 T = TypeVar("T")
@@ -37,7 +33,7 @@ _entries: LruCache[StoredEntry[Any]] = LruCache(_CACHED_ENTRIES)
 
 
 def forget() -> None:
-    """Read entries anew, as by a process that begins. For measuring."""
+    """Clear the cache of entries, as if the process began. For measuring."""
     _entries.clear()
 
 
@@ -52,7 +48,7 @@ def read_entries(store: BlobStore, prefix: str, model: type[E]) -> list[E]:
 
 
 def read_stored(store: BlobStore, prefix: str, model: type[E]) -> list[StoredEntry[E]]:
-    """As `read_entries`, with the digests of the stored bytes."""
+    """Return the entries as `read_entries` does, with the digests of the stored bytes."""
     infos = list(store.list_objects(prefix))
     return read_all(store, {prefix: infos} if infos else {}, model).whole().get(prefix, [])
 
@@ -77,7 +73,7 @@ def read_all(
 def _in_order(
     store: BlobStore, infos: Sequence[ObjectInfo], read: Sequence[StoredEntry[E] | Damage]
 ) -> tuple[list[StoredEntry[E]], Damage | None]:
-    """The entries of one log, or the first thing that is wrong with it."""
+    """Return the entries of one log, or the first problem with it."""
     entries: list[StoredEntry[E]] = []
     for info, one in zip(infos, read, strict=True):
         if isinstance(one, Damage):
@@ -94,7 +90,7 @@ def _in_order(
 
 
 def link(store: BlobStore, before: StoredEntry[E], after: StoredEntry[E]) -> Damage | None:
-    """Return the damage that two neighbours show; None if `after` follows `before`."""
+    """Return the damage shown by two neighbours; None if `after` follows `before`."""
     try:
         check_follows(before, after, store.identity)
     except CorruptDataError as error:
@@ -103,13 +99,13 @@ def link(store: BlobStore, before: StoredEntry[E], after: StoredEntry[E]) -> Dam
 
 
 def gap(store: BlobStore, absent: str, later: str) -> Damage:
-    """What was current may be in an entry that is gone: an older one must not be taken for it."""
+    """Return the damage of a missing entry: it may be the current one, so no older one is used."""
     message = f"the log has a gap: {absent} in {store.identity} is missing, and {later} is there"
     return Damage(absent, State.MISSING, CorruptDataError(message))
 
 
 def try_read(store: BlobStore, info: ObjectInfo, model: type[E]) -> StoredEntry[E] | Damage:
-    """Read one entry, or say what is wrong with it."""
+    """Read one entry, or return its damage."""
     try:
         return _read_entry(store, info, model)
     except (CorruptDataError, NotFoundError, StoreUnavailableError, NewerVersionError) as error:
@@ -134,21 +130,20 @@ def append(
     decide: Callable[[list[E]], E],
     known: Sequence[E] | None = None,
 ) -> tuple[E, bool]:
-    """The log holds the entry that `decide` wants; with whether this call appended it.
+    """Append the entry that `decide` returns; return it, and whether this call appended it.
 
-    The entry is written in the newest version and names the one before it, whatever `decide` says
-    of that.
+    The entry is written in the newest version and names the one before it, whatever `decide` sets.
 
     Args:
-        store: Where the log is.
-        prefix: The log's.
+        store: The archive.
+        prefix: The log's prefix.
         model: The log's kind of entry.
-        decide: Given the log's entries, one of them (nothing to append) or a new one whose `seq`
-            follows the last. Asked again each time another writer was faster.
+        decide: Called with the log's entries. Returns one of them (nothing to append) or a new one
+            whose `seq` follows the last. Called again each time another writer was faster.
         known: The log's entries, if they were just read.
 
     Raises:
-        CorruptDataError: What is in the place of the next entry does not follow the last.
+        CorruptDataError: The object in the place of the next entry does not follow the last.
         OutcomeUnknownError: The store did not answer and a read-back could not settle it.
     """
     entries = read_entries(store, prefix, model) if known is None else list(known)
@@ -181,7 +176,7 @@ def list_logs(
 
     Args:
         store: The archive.
-        every: The prefix below which the logs are.
+        every: The prefix of the logs.
         names: Which logs: the last parts of their prefixes.
     """
     if names is None:
@@ -195,7 +190,7 @@ def list_logs(
 
 
 def by_log(every: str, infos: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo]]:
-    """What is below `every`, by the folder that it is in."""
+    """Return the objects below `every`, by the folder that they are in."""
     logs: dict[str, list[ObjectInfo]] = {}
     for info in infos:
         logs.setdefault(info.key.removeprefix(every).rpartition("/")[0], []).append(info)
@@ -206,7 +201,7 @@ def read_each(
     logs: Mapping[str, Sequence[ObjectInfo]],
     read: Callable[[Sequence[ObjectInfo]], T | Damage | None],
 ) -> Readable[T]:
-    """Read something of each of these logs; None leaves a log out."""
+    """Read each of these logs; a log for which `read` returns None is left out."""
     found: dict[str, T] = {}
     damage: dict[str, Damage] = {}
     for name, one in zip(logs, map_threads(read, logs.values()), strict=True):
@@ -218,6 +213,6 @@ def read_each(
 
 
 def entries_of(read: Readable[list[StoredEntry[E]]]) -> Readable[list[E]]:
-    """Return what was read without the digests of stored bytes."""
+    """Return the entries without the digests of their stored bytes."""
     found = {name: [stored.entry for stored in entries] for name, entries in read.found.items()}
     return Readable(found, read.damage)

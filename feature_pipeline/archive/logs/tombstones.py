@@ -1,8 +1,4 @@
-"""Withdrawn records: a log per dataset that acceptance, loading, switching and recovery obey.
-
-What belongs here: saying that a record is withdrawn, or no longer. Not here: removing what the
-archive holds of it (`erase`).
-"""
+"""Withdrawn records: a log per dataset that acceptance, loading, switching and recovery obey."""
 
 from collections.abc import Collection
 from datetime import datetime
@@ -19,7 +15,7 @@ from feature_pipeline.model.records import check_record_id
 
 
 class TombstoneAction(StrEnum):
-    """What an entry says of its records."""
+    """What an entry does to its records."""
 
     WITHDRAW = "withdraw"
     LIFT = "lift"
@@ -40,7 +36,7 @@ class TombstoneEntry(LogEntry):
         return layout.tombstone_log(self.dataset)
 
     def apply(self, ids: set[str]) -> None:
-        """`ids` are those withdrawn after this entry, if they were those before it."""
+        """Return the withdrawn records after this entry, given those before it."""
         if self.action is TombstoneAction.WITHDRAW:
             ids.update(self.record_ids)
         else:
@@ -53,12 +49,12 @@ def tombstones(store: BlobStore, dataset: str) -> list[TombstoneEntry]:
 
 
 def withdrawn(store: BlobStore, dataset: str) -> set[str]:
-    """The ids of the records that are withdrawn now."""
+    """Return the ids of the records that are withdrawn now."""
     return withdrawn_by(tombstones(store, dataset))
 
 
 def withdrawn_by(entries: Collection[TombstoneEntry]) -> set[str]:
-    """The ids of the records that are withdrawn after these entries."""
+    """Return the ids of the records that are withdrawn after these entries."""
     ids: set[str] = set()
     for entry in entries:
         entry.apply(ids)
@@ -66,9 +62,9 @@ def withdrawn_by(entries: Collection[TombstoneEntry]) -> set[str]:
 
 
 def barred_since(entries: Collection[TombstoneEntry], instant: datetime) -> set[str]:
-    """The ids of the records that what was submitted at `instant` may not have.
+    """Return the ids of the records that a submission made at `instant` must not contain.
 
-    Those that are withdrawn, and those that were allowed again only after it.
+    These are the withdrawn records, and those that were allowed again only after `instant`.
     """
     ids: set[str] = set()
     for entry in entries:
@@ -82,16 +78,16 @@ def barred_since(entries: Collection[TombstoneEntry], instant: datetime) -> set[
 def withdraw(
     store: BlobStore, dataset: str, record_ids: Collection[str], reason: str
 ) -> TombstoneEntry:
-    """The records are withdrawn: nothing about them is accepted or loaded from now on."""
+    """Withdraw the records: nothing about them is accepted or loaded from now on."""
     return _append(store, dataset, record_ids, reason, TombstoneAction.WITHDRAW)
 
 
 def lift(
     store: BlobStore, dataset: str, record_ids: Collection[str], reason: str
 ) -> TombstoneEntry:
-    """Allow the records again; what was erased does not come back.
+    """Allow the records again; erased data does not come back.
 
-    Only once an erasure that was begun has ended: `erase.lift` sees to that.
+    Call it only after an erasure that was begun has been completed: `erase.lift` ensures that.
     """
     return _append(store, dataset, record_ids, reason, TombstoneAction.LIFT)
 
@@ -99,10 +95,10 @@ def lift(
 def check_withdrawn(
     dataset: str, record_ids: Collection[str], withdrawn_ids: Collection[str]
 ) -> None:
-    """Return if these records are withdrawn, so that they can be allowed again.
+    """Check that these records are withdrawn, so that they can be allowed again.
 
     Raises:
-        InvalidInputError: One is not.
+        InvalidInputError: A record is not.
     """
     if absent := set(record_ids) - set(withdrawn_ids):
         raise InvalidInputError(

@@ -1,9 +1,4 @@
-"""Which ends of logs an operator may give up, from what `verify` and the databases find.
-
-What belongs here: from findings to the logs they concern. Not here: how the end of a log is given
-up (`archive.maintenance.loss_entries`), noticing a loss (`archive.logs.known`, `known`), bringing
-things back (`repair`).
-"""
+"""Which ends of logs an operator may give up, from what `verify` and the databases find."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

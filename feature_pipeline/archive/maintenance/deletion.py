@@ -1,16 +1,13 @@
 """The one rule for whatever deletes blobs, and the one way to delete them.
 
-What belongs here: whether anything may be deleted now, and deleting. Not here: which blobs are
-candidates (`gc`, `erase`), the lease (`lease`), what a publisher does (`guard`).
-
 **The rule.** A blob is deleted only if it is known that nothing needs it. That is known only if
 everything that may name blobs was read: while one such object of any dataset is missing, corrupt,
 lost, unreadable or of a newer version, nothing is deleted. Nor while less is listed than was known
 before. What keeps deletions back is said, and stays until it is restored or given up by name.
 
 **The way.** Look at everything; take the lease, saying what is condemned; look at what was named
-since; delete what is still not named, by requests that the store refuses when the lease is over.
-A publisher that named a blob before the second look is seen; one that names it later sees the lease
+since; delete what is still not named, by requests that the store refuses when the lease is over. A
+publisher that named a blob before the second look is seen; one that names it later sees the lease
 (`guard`) and writes the blob again.
 """
 

@@ -1,8 +1,5 @@
 """Withdrawn records are taken out of the archive: the one exception to keeping everything.
 
-What belongs here: the order in which it is done, and what is deleted. Not here: what is left of
-an artifact or batch (`redact`), saying that a record is withdrawn (`tombstones`).
-
 The order is what crash safety rests on: the tombstone (from here on nothing about the record is
 accepted or loaded), successors of batches and artifacts, their log entries, the entry of the
 erasure log that says what they replace and what is to be deleted, the deletions. Whatever dies in

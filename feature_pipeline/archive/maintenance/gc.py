@@ -1,9 +1,5 @@
 """Blobs that nothing names are deleted, once two marks a grace period apart found them orphaned.
 
-What belongs here: marks, and which blobs are due by them. Not here: what names a blob
-(`reachable`), whether anything may be deleted and how (`maintenance.deletion`), data of withdrawn
-records (`erase`).
-
 Publishers that look for deletions beside them (`guard`) need no grace. It is for everything else:
 programs that write blobs by hand and name them later, and mistakes that are noticed within a week.
 For their sake a publisher that finds a blob older than half the grace writes it again, and a blob
@@ -46,7 +42,7 @@ class GcScope:
     def __post_init__(self) -> None:
         if not self.shards:
             raise InvalidInputError(
-                "say what may be collected: everything, or shards by the first two hex digits of"
+                "choose the blobs to collect: everything, or shards by the first two hex digits of"
                 " the blobs' names"
             )
         if unknown := sorted(self.shards - _SHARDS):

@@ -1,9 +1,5 @@
 """What databases know of the archive's logs, compared with the logs.
 
-What belongs here: entries that a table was loaded from or that Dagster was told of, and which of
-them their log no longer has. Not here: asking PostgreSQL (`projections.catalog.known`) and Dagster
-(`orchestration.events.known`), what a census knows (`archive.inspection.census`).
-
 A log's end can be lost without a trace in the log. Whatever was told of an entry proves that there
 was one.
 """

@@ -1,8 +1,5 @@
 """Giving up the end of a log: saying so for good, and letting the log go on.
 
-What belongs here: what would be given up, and the entry that gives it up. Not here: whether it
-could be brought back (`maintenance.repair`), who decides.
-
 The order is what makes it safe to die at: first the entry, then what lies behind the new end is
 removed. Between the two the log has a gap, which readers refuse; doing it again removes the rest.
 """

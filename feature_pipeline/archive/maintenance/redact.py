@@ -1,10 +1,7 @@
 """An artifact, a batch or a hook's file without some of its records.
 
-What belongs here: what is left of bytes when records are taken out. Not here: which bytes those
-are (`erase`).
-
-Lines of other records stay byte for byte. What cannot be attributed to a record (a line that is
-not JSON, what the hook printed, the reason of a failed run) is left out: it may be about them.
+Lines of other records stay byte for byte. What cannot be attributed to a record (a line that is not
+JSON, what the hook printed, the reason of a failed run) is left out: it may be about them.
 """
 
 import json

@@ -1,8 +1,5 @@
 """The memory of answers is compared with the logs, and completed or built anew from them.
 
-What belongs here: what the memory lacks or should not have, and putting that right. Not here: the
-objects of the memory (`archive.logs.answers`).
-
 Acceptance keeps the memory complete. What it cannot know of is found here: artifacts accepted by
 code that had no memory, objects of the memory that were lost or damaged, entries put back into a
 log, and artifacts that an erasure replaced.

@@ -1,9 +1,5 @@
 """Repair: what `verify` found wrong, and what can be brought back, from what, proved by what.
 
-What belongs here: the plan, and carrying out its steps. Not here: finding what is wrong (`verify`,
-`known`), deriving rows from raw output (the caller gives it), giving up what is lost
-(`accept_loss`).
-
 Bytes whose digest is known come back only as they were: from a second archive, compared with the
 digest. A log entry is proved by the entry after it, which names its bytes; by the entry before it,
 which it names; or, of version 1, by its place and by what it names. Where no copy is left, an

@@ -1,8 +1,5 @@
 """The archive for people who read it: features, outcomes and raw bytes, without Dagster.
 
-What belongs here: finding what is meant by names, batches and times. Not here: reading it
-(`features`), conversions (`frames`), what is current (`log`).
-
 Nothing is written, so credentials that may only read and list are enough.
 """
 

@@ -1,8 +1,5 @@
 """What a hook says under one release and under another, over the same batches.
 
-What belongs here: the difference between archived artifacts, record by record. Not here: what
-loading them would change (`projections.preview`), which of them is current (`log`).
-
 Records are compared by their canonical digests, as content is anywhere: equal rows in equal order,
 equal status and reason. A batch whose content digest is the same under both is not read at all.
 """

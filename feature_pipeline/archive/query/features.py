@@ -1,8 +1,4 @@
-"""What a hook said over chosen batches, as frames: rows, outcomes, and the bytes behind them.
-
-What belongs here: reading chosen artifacts as one. Not here: choosing them (`api`), conversions
-(`frames`), checks of bytes (`read`).
-"""
+"""What a hook said over chosen batches, as frames: rows, outcomes, and the bytes behind them."""
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence

@@ -1,8 +1,4 @@
-"""Rows that are read piece by piece, and whole in the form a library wants.
-
-What belongs here: conversions. Not here: where the pieces come from (`api`). DuckDB and Polars are
-extras, imported when they are asked for.
-"""
+"""Rows that are read piece by piece, and whole in the form a library wants."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator

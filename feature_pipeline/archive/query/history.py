@@ -1,9 +1,7 @@
 """What became of batches over time, and what was current at some time.
 
-What belongs here: reading the logs as of a time or an entry. Not here: reading artifacts (`read`).
-
-An erasure reaches into the past: where the log names an erased artifact, its successor is given,
-so that every time can still be read, without the withdrawn records.
+An erasure reaches into the past: where the log names an erased artifact, its successor is given, so
+that every time can still be read, without the withdrawn records.
 """
 
 from collections.abc import Collection, Mapping, Sequence

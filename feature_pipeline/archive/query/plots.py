@@ -1,8 +1,4 @@
-"""Pictures of summaries: histograms of numeric columns and bars of outcomes.
-
-What belongs here: drawing. Not here: counting (`summary`). matplotlib is an extra, imported when a
-picture is asked for; no display and no browser is needed.
-"""
+"""Pictures of summaries: histograms of numeric columns and bars of outcomes."""
 
 import io
 import math

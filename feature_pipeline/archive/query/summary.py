@@ -1,7 +1,5 @@
 """What rows and outcomes come to: counts, statistics and histograms, in one pass over the archive.
 
-What belongs here: numbers. Not here: pictures of them (`plots`), reading (`features`).
-
 Memory is that of the batches being read, whatever the number of rows: a histogram keeps a fixed
 number of bins, whose width doubles when a value lies outside of them.
 """

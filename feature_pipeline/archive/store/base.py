@@ -1,12 +1,8 @@
 """What the archive asks of an object store, and what each answer means.
 
-What belongs here: the `BlobStore` protocol, its values, and the one way to settle a conditional
-write whose answer was lost. Not here: keys (`layout`), content addressing (`blobs`), drivers
-(`stores`).
-
 Every operation raises `StoreUnavailableError` when the store refused or could not be reached.
-Operations that write raise `OutcomeUnknownError` when they may have happened all the same.
-Absence is said only when the store itself said it.
+Operations that write raise `OutcomeUnknownError` when they may have happened all the same. Absence
+is said only when the store itself said it.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,7 @@
 """Whole objects in one request, through obstore: three times as many a second as through boto3.
 
-boto3 spends a millisecond of Python on every request, which is what small objects cost. What
-belongs here: one PUT or GET of bytes in memory, and what its answer means. Not here: checksums in
-answers, listings, parts and streams, which obstore does not offer as the archive needs them.
+boto3 spends a millisecond of Python on every request, which is what small objects cost. Contains
+one PUT or GET of bytes in memory, and what its answer means.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""`feature-pipeline answers`: the memory of answers is brought in line with the archive's logs."""
+"""`feature-pipeline answers`: compare the memory of answers with the archive's logs."""
 
 import click
 
@@ -17,11 +17,11 @@ from feature_pipeline.errors import NotFoundError
 @click.option("--rebuild", is_flag=True, help="Believe nothing of it: derive all from the logs.")
 @json_option
 def answers(hooks: tuple[str, ...], dataset: str | None, rebuild: bool, as_json: bool) -> None:
-    """Add to the memory of answers what it lacks, and leave out what was erased.
+    """Add missing answers to the memory of answers, and remove erased ones.
 
-    The memory says which artifact answers what is asked of a hook, so that no record is computed
-    twice. It is kept up to date as results are accepted, and compared with the logs once a day by
-    the job `remember_answers`; this does so now. Nothing that was archived is changed.
+    The memory records which artifact answers which action, so that no record is computed twice.
+    Acceptance keeps it up to date, and the job `remember_answers` compares it with the logs once a
+    day; this command does so at once. It changes nothing that is archived.
     """
     Project.find().load_environment()
     output = Output(as_json)

@@ -25,12 +25,12 @@ SELECTIONS: Final = ("missing", "failed", "stale", "old-release", "all")
 
 @click.command()
 @click.argument("names", metavar="[HOOK|TABLE]...", nargs=-1)
-@click.option("--select", type=click.Choice(SELECTIONS), help="Which partitions; see above.")
+@click.option("--select", type=click.Choice(SELECTIONS), help="State of the partitions; see above.")
 @click.option("--batch", "batches", multiple=True, help="Only this batch; repeatable.")
 @click.option(
     "--tables/--no-tables",
     default=None,
-    help="Tables that are materialized on request, too; or none. Without: those that always are.",
+    help="Include tables materialized on request, or no tables. Default: only `always` tables.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be run, and launch nothing.")
 @click.option("--cancel", metavar="ID", help="Cancel the backfill of this id instead.")
@@ -44,27 +44,27 @@ def backfill(
     cancel: str | None,
     as_json: bool,
 ) -> None:
-    """Launch one Dagster backfill of chosen partitions; it appears in the UI like any other.
+    """Launch one Dagster backfill of the selected partitions.
 
-    HOOK means its features and its table, TABLE or an asset's key (structures/tables/pockets)
-    that alone; without names, all hooks of the project.
+    HOOK selects the hook's features and its table. TABLE or an asset's key
+    (structures/tables/pockets) selects that asset only. Without names, all hooks of the project
+    are selected.
 
     \b
     --select     features                         tables
     missing      batches without an artifact      artifacts that are not loaded
     failed       the last hook run or the last    the last Dagster run failed
                  Dagster run failed, or records
-                 errored and are worth another
-                 try
-    stale        Dagster says so, or made from    Dagster says so, or loaded with
-                 another batch, input or release  other content than the artifact
-                 than the current ones            that is current
-    old-release  made by another release than     loaded from an artifact of another
-                 the declared one                 release than the current one's
+                 have retryable errors
+    stale        stale in Dagster, or made from   stale in Dagster, or loaded from
+                 a batch, input or release that   content other than the current
+                 is not current                   artifact's
+    old-release  made by a release other than     loaded from an artifact of a release
+                 the declared one                 other than the current one's
     all          every batch                      every batch
 
-    A table's partition is run, too, wherever its features are. What a hook has answered is carried
-    over by its run, not computed again.
+    If the features of a partition are selected, so is its table. Runs carry over outcomes that
+    the archive has, and compute only the others.
     """  # noqa: D301 - \b is click's mark of a paragraph that is not folded
     from feature_pipeline.orchestration.operations.backfills import cancel_backfill
 
@@ -130,10 +130,10 @@ def _plan(
 def batches_by_dataset(
     store: BlobStore, datasets: Collection[str], batches: Collection[str]
 ) -> dict[str, list[str]] | None:
-    """Those of `batches` that each dataset has; None if none is named.
+    """Return for each dataset which of `batches` it has; None if none is named.
 
     Raises:
-        NotFoundError: No dataset has one that is named.
+        NotFoundError: No dataset has one of the named batches.
     """
     if not batches:
         return None

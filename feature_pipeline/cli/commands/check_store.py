@@ -1,4 +1,4 @@
-"""`feature-pipeline check-store`: whether the archive's store has the properties it needs."""
+"""`feature-pipeline check-store`: test whether the archive's store has the required properties."""
 
 import click
 
@@ -12,10 +12,10 @@ from feature_pipeline.cli.project import Project
 @click.command("check-store")
 @json_option
 def check_store(as_json: bool) -> None:
-    """Try each property of S3 that the archive needs, on the store that the settings name.
+    """Test each S3 property that the archive needs, on the store in the settings.
 
-    Small objects are written below `probe/` and removed. Exits with 0 if the store has every
-    property that is required, with 2 if it lacks one, with 1 if it could not be asked.
+    Writes small objects below `probe/` and removes them. Exits with 0 if the store has every
+    required property, with 2 if it lacks one, with 1 if the test could not be run.
     """
     Project.find().load_environment()
     output = Output(as_json)

@@ -1,4 +1,4 @@
-"""`feature-pipeline compare`: what two releases of a hook say of the same batches."""
+"""`feature-pipeline compare`: compare two releases of a hook over the same batches."""
 
 import click
 
@@ -30,11 +30,11 @@ def compare(
     dataset: str | None,
     as_json: bool,
 ) -> None:
-    """Compare what HOOK says under two releases, over the batches that both were run over.
+    """Compare two releases of HOOK over the batches that both have computed.
 
-    Of each batch the last artifact that was current under each release is read, from S3 alone.
-    Rows are compared by record and ordinal; columns that only one release declares are named and
-    not compared. `feature-pipeline history HOOK` lists releases and batches.
+    For each batch, reads the last artifact that was current under each release, from S3 alone. Rows
+    are compared by record and ordinal. Columns that only one release declares are named and not
+    compared. `feature-pipeline history HOOK` lists releases and batches.
     """
     Project.find().load_environment()
     output = Output(as_json)
@@ -52,7 +52,7 @@ def compare(
 
 
 def named(entry: ReleaseEntry) -> str:
-    """Return a release for people."""
+    """Return a release's name for display."""
     return f"{entry.release.document.version} (#{entry.seq}, {entry.release.digest.short})"
 
 

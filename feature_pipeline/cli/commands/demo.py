@@ -1,4 +1,4 @@
-"""`feature-pipeline demo`: the whole path on local servers, and what came of it."""
+"""`feature-pipeline demo`: run the whole pipeline on local servers and print the results."""
 
 import logging
 import shlex
@@ -40,10 +40,10 @@ QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 )
 @json_option
 def demo(folder: Path | None, as_json: bool) -> None:
-    """Compute protein pockets and more from real structures, archive them, load the tables.
+    """Compute features of real structures, archive them and load the tables.
 
-    Starts S3 and PostgreSQL from wheels on loopback, runs everything through Dagster, prints what
-    happened and the proof that the tables equal the archive. Running it again computes nothing.
+    Starts S3 and PostgreSQL from wheels on loopback, runs every step through Dagster, and prints
+    the results and the proof that the tables equal the archive. A second run computes nothing.
     """
     project = Project.find()
     output = Output(as_json)
@@ -54,7 +54,7 @@ def demo(folder: Path | None, as_json: bool) -> None:
 
 
 def next_step(folder: Path | None) -> str:
-    """What to run after the demo, on the same data."""
+    """Return the command to run after the demo, on the same data."""
     here = "" if folder is None else f" --folder {shlex.quote(str(folder))}"
     command = f"feature-pipeline dev{here}"
     return f"\nNext: `{command}` starts the same servers with Dagster's UI on this data."
@@ -86,7 +86,7 @@ class Demo:
         if computed:
             self._output.say(f"\n{computed} records were computed by hook processes.")
         else:
-            self._output.say("\nNothing was computed: every answer was in the archive already.")
+            self._output.say("\nNothing was computed: the archive already has every outcome.")
         self._output.result({"computed": computed, "hooks": rows, "proofs": proofs})
 
     def _submit(self, instance: dg.DagsterInstance) -> list[str]:
@@ -100,7 +100,7 @@ class Demo:
         return [batch.key for batch in batches]
 
     def _accept(self, instance: dg.DagsterInstance) -> None:
-        """What the inbox sensor does at its next ticks."""
+        """Accept what waits, as the inbox sensor would at its next ticks."""
         for _ in range(2):  # the second finds the events of the first, and clears the inbox
             tick = settle_inbox(self._store, self._store.identity, instance)
             if tick.quarantined:
@@ -132,7 +132,7 @@ class Demo:
             steps.describe("tables loaded")
 
     def _run(self, instance: dg.DagsterInstance, keys: list[dg.AssetKey], batch: str) -> int:
-        """Run assets for a batch as Dagster would; the number of records a hook computed."""
+        """Run assets for a batch as Dagster would; return how many records a hook computed."""
         job = self._defs.resolve_implicit_global_asset_job_def()
         with muted():
             result = job.execute_in_process(
@@ -231,7 +231,7 @@ class Demo:
 
 
 def current_manifest(store: BlobStore, hook: HookDefinition, batch: str) -> Manifest:
-    """The manifest of the batch's current artifact, which the demo has just made."""
+    """Return the manifest of the batch's current artifact, which the demo has just published."""
     head = log.head(store, hook.dataset, hook.name, batch)
     if head is None:
         raise RuntimeFailure(f"{hook.name} has no artifact for {batch}")

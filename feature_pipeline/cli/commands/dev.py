@@ -1,4 +1,4 @@
-"""`feature-pipeline dev`: local servers and Dagster's UI, until Ctrl-C."""
+"""`feature-pipeline dev`: run local servers and Dagster's UI until Ctrl-C."""
 
 import signal
 import threading
@@ -18,11 +18,11 @@ from feature_pipeline.local.supervisor import Supervisor
 
 CHECK_SECONDS = 1.0
 LOCATION_SECONDS = 5.0
-"""Between two looks at whether the code location loads."""
+"""Interval between checks that the code location loads."""
 
 
 class CodeLocationWatch:
-    """Tells the user when the code location does not load, and when it does again."""
+    """Report when the code location stops loading, and when it loads again."""
 
     def __init__(self, dagster: DagsterProcesses, say: Callable[[str], None]) -> None:
         self._dagster = dagster
@@ -31,7 +31,7 @@ class CodeLocationWatch:
         self._error: str | None = None
 
     def look(self) -> None:
-        """Ask Dagster's webserver, if that was not done a short while ago."""
+        """Ask Dagster's webserver, unless it was asked a short time ago."""
         now = time.monotonic()
         if now < self._next:
             return
@@ -56,8 +56,8 @@ class CodeLocationWatch:
 def dev(folder: Path | None) -> None:
     """Run S3, PostgreSQL, and Dagster's webserver and daemon on loopback until Ctrl-C.
 
-    Writes every setting to .env, so that plain `dagster` and `dg` commands work beside it. A server
-    that dies is started again.
+    Writes every setting to .env, so that plain `dagster` and `dg` commands work in another
+    terminal. Restarts a server that exits.
     """
     project = Project.find()
     output = Output()

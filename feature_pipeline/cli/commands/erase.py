@@ -1,4 +1,4 @@
-"""`feature-pipeline erase`: withdrawn records are taken out of the archive."""
+"""`feature-pipeline erase`: remove withdrawn records from the archive."""
 
 import click
 
@@ -15,7 +15,9 @@ from feature_pipeline.model.digest import Digest
 @click.command()
 @click.argument("record_ids", nargs=-1)
 @click.option("--dataset", required=True, help="The records' dataset.")
-@click.option("--reason", help="Kept for ever beside the records' ids: no personal data.")
+@click.option(
+    "--reason", help="Reason, stored permanently beside the record ids: no personal data."
+)
 @click.option(
     "--lift",
     is_flag=True,
@@ -35,23 +37,23 @@ def erase(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Withdraw RECORD_IDS and erase what the archive holds of them. It cannot be undone.
+    """Withdraw RECORD_IDS and erase their data from the archive. This cannot be undone.
 
-    Without ids, an erasure that was interrupted is brought to its end. Exits with 2 if it is not
-    finished: damaged artifacts could not be redacted, or blobs are kept because anything that may
-    need them is damaged or missing. The records are withdrawn all the same.
+    Without ids, completes an interrupted erasure. Exits with 2 if the erasure is incomplete:
+    damaged artifacts could not be redacted, or blobs are kept because a damaged or missing object
+    may need them. The records are withdrawn in either case.
     """
     Project.find().load_environment()
     output = Output(as_json)
     if record_ids and not reason:
-        raise InvalidInputError("--reason is needed: it is what the archive keeps of the records")
+        raise InvalidInputError("--reason is required: the archive stores it with the records' ids")
     if lift and not record_ids:
         raise InvalidInputError("--lift: name the records")
     store = open_archive()
     given_up = frozenset(map(Digest.parse, lost))
     if record_ids and not lift and not yes:
         click.confirm(
-            f"Erase {len(record_ids)} records of {dataset} from {store.uri('')} for ever?",
+            f"Erase {len(record_ids)} records of {dataset} from {store.uri('')} permanently?",
             abort=True,
             err=True,
         )
@@ -68,12 +70,12 @@ def erase(
     for problem in report.problems:
         output.say(f"not erased: {problem}")
     if report.kept_back:
-        output.say(f"{report.kept_back} blobs are still to be deleted")
+        output.say(f"{report.kept_back} blobs could not be deleted yet")
     say_obstacles(output, report.obstacles)
     if report.lifted:
         output.say(f"{len(report.lifted)} records may be submitted again, in new batches")
     elif lift:
-        output.say("Nothing was lifted: first the erasure must come to its end")
+        output.say("Nothing was lifted: the erasure must be completed first")
     if not lift:
         output.say("Not reached:")
         for place in OUTSIDE_REACH:

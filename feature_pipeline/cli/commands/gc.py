@@ -1,4 +1,4 @@
-"""`feature-pipeline gc`: blobs that nothing needs are marked, and deleted a grace period later."""
+"""`feature-pipeline gc`: mark blobs that nothing needs, and delete them a grace period later."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -14,7 +14,7 @@ from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.digest import Digest
 
 _SHOWN: Final = 20
-"""Obstacles that are named; `--json` has all of them."""
+"""Number of obstacles that are printed; `--json` has all of them."""
 
 
 @click.command()
@@ -22,7 +22,11 @@ _SHOWN: Final = 20
 @click.option(
     "--shard", "shards", multiple=True, help="Blobs whose digest begins with these two hex digits."
 )
-@click.option("--delete", is_flag=True, help="Mark, and delete what is due. Without: a dry run.")
+@click.option(
+    "--delete",
+    is_flag=True,
+    help="Mark unneeded blobs and delete those that are due. Default: a dry run.",
+)
 @click.option(
     "--lost", multiple=True, help="A manifest or batch that is given up: sha256:<digest>."
 )
@@ -43,18 +47,18 @@ def gc(
     workers: int,
     as_json: bool,
 ) -> None:
-    """Delete blobs that two runs, a week apart, both found to be needed by nothing.
+    """Delete blobs that two runs, at least a week apart, both found unneeded.
 
-    Without --delete nothing is written and nothing is deleted. Run it with --delete every day or
-    week: each run marks what it finds, and deletes what a run at least a week earlier had marked.
+    Without --delete, nothing is written or deleted. Run it with --delete every day or week: each
+    run marks unneeded blobs, and deletes those that a run at least a week earlier had marked.
 
-    Exits with 2, and deletes nothing, while anything that may name blobs is damaged or missing, or
-    if far more blobs than before are needed by nothing.
+    Deletes nothing and exits with 2 while an object that may name blobs is damaged or missing, or
+    if far more blobs than before are unneeded.
     """
     Project.find().load_environment()
     output = Output(as_json)
     if is_all == bool(shards):
-        raise InvalidInputError("say what may be collected: --all, or --shard (once or more)")
+        raise InvalidInputError("choose the blobs to collect: --all, or --shard (repeatable)")
     scope = GcScope.everything() if is_all else GcScope(frozenset(shards))
     store = open_archive()
     with progress_of(output, "deleting") as progress:
@@ -84,7 +88,7 @@ def gc(
 
 
 def _say_orphans(output: Output, report: GcReport) -> None:
-    output.say(f"{report.orphaned} of them ({size(report.orphaned_bytes)}) are needed by nothing")
+    output.say(f"{report.orphaned} of them ({size(report.orphaned_bytes)}) are unneeded")
     if report.first_mark_at is None:
         output.say(f"No mark is {blobs.GRACE.days} days old yet: nothing is due")
     else:
@@ -95,15 +99,15 @@ def _say_orphans(output: Output, report: GcReport) -> None:
 
 
 def say_obstacles(output: Output, obstacles: Sequence[str]) -> None:
-    """Say why nothing is deleted, and what to do about it."""
+    """Print why nothing is deleted, and how to resolve it."""
     if not obstacles:
         return
-    output.say("Nothing is deleted, because it is not known what is needed:")
+    output.say("Nothing is deleted, because the needed blobs cannot be determined:")
     for obstacle in obstacles[:_SHOWN]:
         output.say(f"  - {obstacle}")
     if (more := len(obstacles) - _SHOWN) > 0:
         output.say(f"  and {more} more")
     output.say(
-        "Restore what is damaged or missing, then run this again: `feature-pipeline verify` names"
-        " it all. A manifest or batch that is lost for good is given up with --lost"
+        "Restore what is damaged or missing, then run gc again: `feature-pipeline verify` lists"
+        " everything. Use --lost to give up a manifest or batch that cannot be restored"
     )

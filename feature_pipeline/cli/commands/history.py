@@ -1,4 +1,4 @@
-"""`feature-pipeline history`: what became of a hook's batches."""
+"""`feature-pipeline history`: list the log entries of a hook's batches."""
 
 import click
 
@@ -15,10 +15,10 @@ from feature_pipeline.errors import NotFoundError
 @click.option("--dataset", help="The hook's dataset, where several have a hook of this name.")
 @json_option
 def history(hook: str, batch: str | None, dataset: str | None, as_json: bool) -> None:
-    """Show every entry of HOOK's log, of BATCH or of all batches.
+    """List every entry of HOOK's logs, for BATCH or for all batches.
 
-    The current artifact of a batch is marked with *. Exits with 2 if a log cannot be read, or an
-    artifact of it: the rest is shown.
+    Marks the current artifact of each batch with *. If a log or an artifact cannot be read, shows
+    the rest and exits with 2.
     """
     Project.find().load_environment()
     output = Output(as_json)
@@ -49,7 +49,7 @@ def history(hook: str, batch: str | None, dataset: str | None, as_json: bool) ->
     }
     if damage:
         output.problems(f"damaged in {where}/{hook}", damage)
-        output.warn("`feature-pipeline repair` shows what can be brought back")
+        output.warn("`feature-pipeline repair` shows what can be restored")
         raise SystemExit(DAMAGED)
 
 

@@ -1,4 +1,4 @@
-"""`feature-pipeline hook`: a new hook, or definitions of hooks that were written elsewhere."""
+"""`feature-pipeline hook`: write a new hook, or definitions of existing hooks."""
 
 from pathlib import Path
 from typing import BinaryIO
@@ -11,12 +11,12 @@ from feature_pipeline.errors import ConflictError, NotFoundError
 from feature_pipeline.hooks.osa_manifest import definition_yaml, import_hooks
 
 DEFS = "feature_pipeline/defs"
-"""Of a checkout."""
+"""Folder of the definitions in a checkout."""
 
 
 @click.group()
 def hook() -> None:
-    """Write a new hook, or define hooks that were written elsewhere."""
+    """Write a new hook, or define existing hooks."""
 
 
 @hook.command()
@@ -27,7 +27,7 @@ def hook() -> None:
     help="Where the definitions are; the folder that FEATURE_PIPELINE_DEFS names when absent.",
 )
 def new(name: str, folder: Path | None) -> None:
-    """Write a hook that loads and runs, to start from: <folder>/NAME/defs.yaml and its program."""
+    """Write a working hook to start from: <folder>/NAME/defs.yaml and its program."""
     from feature_pipeline.orchestration.scaffold import write_hook
 
     written = (_definitions() if folder is None else folder) / name
@@ -60,8 +60,8 @@ def import_(
 ) -> None:
     """Define the hooks of a manifest of the Open Science Archive's SDK.
 
-    MANIFEST is what `osa manifest` printed, - for standard input. Nothing is written unless every
-    hook of it can be.
+    MANIFEST is the output of `osa manifest`, or - for standard input. Unless every hook in it can
+    be defined, nothing is written.
     """
     folder = _definitions() if folder is None else folder
     hooks = import_hooks(manifest.read(), dataset=dataset, image=image, version=version)
@@ -82,7 +82,7 @@ def import_(
 
 
 def _definitions() -> Path:
-    """Return the folder of definitions: that of the settings, else that of a checkout.
+    """Return the folder of definitions from the settings, or else a checkout's.
 
     Raises:
         NotFoundError: No setting names one, and the working directory is not a checkout.

@@ -1,4 +1,4 @@
-"""`feature-pipeline init`: a folder of the user's own, beside an installed package."""
+"""`feature-pipeline init`: create a project folder for an installed package."""
 
 import shutil
 from pathlib import Path
@@ -16,10 +16,10 @@ DEFS = "defs"
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path), default=".")
 def init(folder: Path) -> None:
-    """Make FOLDER, the working directory when absent, a project of your own.
+    """Create a project in FOLDER (default: the working directory).
 
-    It gets `defs/` for your hooks, `workspace.yaml` and `dagster.yaml` for Dagster, and in `.env`
-    the setting that names `defs/`. Nothing that is there is replaced.
+    The project has `defs/` for your hooks, `workspace.yaml` and `dagster.yaml` for Dagster, and in
+    `.env` the setting that names `defs/`. Existing files are not replaced.
     """
     root = folder.absolute()
     for name in (WORKSPACE, DAGSTER):

@@ -1,4 +1,4 @@
-"""`feature-pipeline plan`: what loading a hook's table would change, cost and refuse."""
+"""`feature-pipeline plan`: preview what loading a hook's table would change, cost and refuse."""
 
 import click
 
@@ -19,11 +19,11 @@ SHOWN = 10
 @click.option("--dataset", help="Needed when several datasets have a hook of this name.")
 @json_option
 def plan(hook: str, dataset: str | None, as_json: bool) -> None:
-    """Show what the next runs of HOOK's table would do; nothing is touched.
+    """Preview the next runs of HOOK's table; change nothing.
 
-    Tables that no definition declares are named besides: `feature-pipeline retire` drops them.
-    Exits with 1 if something would be refused, with 2 if batches are damaged or lost in the
-    archive: they are named, and the plan is about the others.
+    Also names tables that no definition declares; `feature-pipeline retire` drops them. Exits with
+    1 if something would be refused. If batches are damaged or lost in the archive, names them,
+    plans the others and exits with 2.
     """
     from feature_pipeline.orchestration.assets.tables import table_spec
 
@@ -39,17 +39,17 @@ def plan(hook: str, dataset: str | None, as_json: bool) -> None:
     for line in (*plan_lines(found), *undeclared_lines(undeclared)):
         output.say(line)
     output.result({**found.to_json(), "undeclared": [table.name for table in undeclared]})
-    output.problems("batches are damaged, and not in the plan", found.damaged)
-    output.problems("batches are lost in the archive, and not in the plan", found.lost)
+    output.problems("damaged batches, not in the plan", found.damaged)
+    output.problems("batches lost in the archive, not in the plan", found.lost)
     if not found.is_all:
-        output.warn("`feature-pipeline repair` shows what can be brought back")
+        output.warn("`feature-pipeline repair` shows what can be restored")
         raise SystemExit(DAMAGED)
     if found.is_refused:
         raise SystemExit(1)
 
 
 def plan_lines(plan: TablePlan) -> list[str]:
-    """Return the plan for people."""
+    """Return the plan as text."""
     lines = [f"{plan.table}: {plan.action.value.replace('_', ' ')}"]
     for what, names in (
         ("columns added", plan.added),

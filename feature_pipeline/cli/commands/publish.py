@@ -1,4 +1,4 @@
-"""`feature-pipeline publish`: the finished output of a hook that ran elsewhere."""
+"""`feature-pipeline publish`: publish the output of a hook that ran elsewhere."""
 
 import dataclasses
 import os
@@ -38,7 +38,7 @@ from feature_pipeline.model.first_few import first_few
 from feature_pipeline.model.outcomes import Status
 
 OUTCOME_FILES: Final = (FEATURES, SINGLE_FEATURES, REJECTIONS, ERRORS)
-"""Files of the contract that say something of records."""
+"""Files of the contract that have outcomes of records."""
 
 _UNREGISTERED: Final = 0
 
@@ -46,10 +46,12 @@ _UNREGISTERED: Final = 0
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--hook", required=True, help="The hook that wrote it.")
-@click.option("--batch", required=True, help="The batch it was given, whole.")
+@click.option("--batch", required=True, help="The batch that it ran over, as a whole.")
 @click.option("--dataset", help="The hook's dataset, if hooks of two datasets have this name.")
-@click.option("--log", "log_file", type=click.Path(exists=True, path_type=Path), help="Its log.")
-@click.option("--force", is_flag=True, help="Replace answers by errors, too.")
+@click.option(
+    "--log", "log_file", type=click.Path(exists=True, path_type=Path), help="The hook's log."
+)
+@click.option("--force", is_flag=True, help="Accept errors for records that have an answer.")
 @json_option
 def publish(
     folder: Path,
@@ -60,12 +62,12 @@ def publish(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Publish FOLDER, what a hook left in OSA_OUT after exiting with status 0.
+    """Publish FOLDER, the OSA_OUT of a hook that exited with status 0.
 
-    The output is taken to be the hook's release as declared now. Nothing of Dagster needs to run:
-    the result is durable when the command ends, and is accepted when the daemon runs. A folder
-    without features.jsonl, features.json, rejections.jsonl or errors.jsonl is refused, and so is
-    output that has errors for records with an answer, unless --force is given.
+    The output is attributed to the hook's currently declared release. No Dagster process needs to
+    run: the result is durable when the command ends, and is accepted when the daemon runs. A folder
+    without features.jsonl, features.json, rejections.jsonl or errors.jsonl is refused. Output with
+    errors for records that already have an answer is refused unless --force is given.
     """
     Project.find().load_environment()
     output = Output(as_json)
@@ -127,10 +129,10 @@ def publish(
 
 
 def check_is_output(folder: Path) -> None:
-    """Return if `folder` is what a hook left: at least one file of the contract is in it.
+    """Check that `folder` has at least one file of the contract.
 
     Raises:
-        InvalidInputError: There is none; names what is there, and a folder below that has one.
+        InvalidInputError: It has none. The message names its content, and a subfolder that has one.
     """
     if any(os.path.lexists(folder / name) for name in OUTCOME_FILES):
         return
@@ -146,10 +148,10 @@ def check_is_output(folder: Path) -> None:
 
 
 def check_is_about(folder: Path, artifact: Artifact) -> None:
-    """Return if the output names a record of the batch, or none at all.
+    """Check that the output names a record of the batch, or no record at all.
 
     Raises:
-        InvalidInputError: All that it names are records of something else.
+        InvalidInputError: It names only records that are not in the batch.
     """
     if any(outcome.status is not Status.ERRORED for outcome in artifact.outcomes):
         return
@@ -166,10 +168,11 @@ def check_is_about(folder: Path, artifact: Artifact) -> None:
 
 
 def check_replaces_no_answer(store: BlobStore, plan: ComputePlan, artifact: Artifact) -> None:
-    """Return if no record that has an answer, passed or rejected, would have an error instead.
+    """Check that no passed or rejected record would be replaced by an error.
 
     Raises:
-        ConflictError: One would, names some and why; or the answers there are cannot be read.
+        ConflictError: A record would be, or the current answers cannot be read. The message names
+            some records with their errors.
     """
     if plan.previous_digest is None:
         return

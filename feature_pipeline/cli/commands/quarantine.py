@@ -1,4 +1,4 @@
-"""`feature-pipeline quarantine`: what could not be accepted, and another try."""
+"""`feature-pipeline quarantine`: list entries that could not be accepted, and retry them."""
 
 import click
 
@@ -12,17 +12,22 @@ from feature_pipeline.errors import InvalidInputError
 
 @click.command()
 @click.argument("ids", nargs=-1)
-@click.option("--requeue", is_flag=True, help="Let these wait in the inbox again, as they were.")
-@click.option("--discard", "is_discarded", is_flag=True, help="Delete these. What they name goes.")
-@click.option("--all", "is_all", is_flag=True, help="All that is in the quarantine.")
+@click.option("--requeue", is_flag=True, help="Return these entries to the inbox unchanged.")
+@click.option(
+    "--discard",
+    "is_discarded",
+    is_flag=True,
+    help="Delete these entries; gc then deletes what only they name.",
+)
+@click.option("--all", "is_all", is_flag=True, help="All quarantined entries.")
 @json_option
 def quarantine(
     ids: tuple[str, ...], requeue: bool, is_discarded: bool, is_all: bool, as_json: bool
 ) -> None:
-    """Show what is in the quarantine and why; with --requeue, let IDS try again.
+    """List quarantined entries with their reasons; with --requeue, retry IDS.
 
-    First correct what the reason names: submit the batch, register the release, lift the
-    withdrawal. Exits with 2 if an entry cannot be read; the others are shown.
+    Correct the cause first: submit the batch, register the release, or lift the withdrawal. If an
+    entry cannot be read, shows the others and exits with 2.
     """
     Project.find().load_environment()
     output = Output(as_json)
@@ -30,7 +35,7 @@ def quarantine(
     readable = readable_quarantined(store)
     held, damage = list(readable.found.values()), readable.damage
     if requeue and is_discarded:
-        raise InvalidInputError("--requeue and --discard: one of them is needed")
+        raise InvalidInputError("give either --requeue or --discard")
     if (requeue or is_discarded) and bool(ids) == is_all:
         raise InvalidInputError("name the entries, or say --all")
     known = [*readable.found, *(damage if is_discarded or not requeue else ())]
@@ -39,10 +44,14 @@ def quarantine(
         raise InvalidInputError(f"{unknown[0]!r} is not in the quarantine")
     if requeue:
         accept.requeue(store, chosen)
-        output.say(f"{len(chosen)} wait in the inbox again; the sensor accepts them in seconds")
+        output.say(
+            f"{len(chosen)} entries are in the inbox again; the sensor accepts them within seconds"
+        )
     elif is_discarded:
         discard(store, chosen)
-        output.say(f"{len(chosen)} discarded; `feature-pipeline gc` deletes what they alone named")
+        output.say(
+            f"{len(chosen)} entries discarded; `feature-pipeline gc` deletes what only they named"
+        )
     else:
         shown = [entry for entry in held if not chosen or entry.id in chosen]
         for entry in shown:
@@ -50,7 +59,7 @@ def quarantine(
         for entry_id, one in damage.items():
             if not chosen or entry_id in chosen:
                 output.say(f"{entry_id}\n  cannot be read: {one.error}")
-        output.say(f"{len(shown)} in the quarantine")
+        output.say(f"{len(shown)} entries in the quarantine")
     output.result(
         {
             "requeued": chosen if requeue else [],

@@ -1,4 +1,4 @@
-"""`feature-pipeline read`: what the archive holds of a hook, with or without a table."""
+"""`feature-pipeline read`: print a hook's features and outcomes from the archive."""
 
 import sys
 from collections.abc import Callable, Collection, Iterator
@@ -29,8 +29,8 @@ SHOWN_ROWS: Final = 20
 @click.command()
 @click.argument("hook")
 @click.option("--dataset", help="The hook's dataset, if hooks of two datasets have this name.")
-@click.option("--batch", "batches", multiple=True, help="Only this batch; may be given often.")
-@click.option("--outcomes", is_flag=True, help="What became of each record, instead of rows.")
+@click.option("--batch", "batches", multiple=True, help="Only this batch; repeatable.")
+@click.option("--outcomes", is_flag=True, help="Print the outcome of each record instead of rows.")
 @click.option(
     "--status",
     "statuses",
@@ -69,13 +69,12 @@ def read(
     max_rows: int | None,
     output: Path | None,
 ) -> None:
-    """Print the rows of HOOK's current artifacts, or their outcomes, straight from S3.
+    """Print the rows or outcomes of HOOK's current artifacts, straight from S3.
 
-    No PostgreSQL and no Dagster is needed. In jsonl, arrays and objects are JSON values, and
-    numbers that JSON does not have are the texts "NaN", "Infinity" and "-Infinity".
+    Needs neither PostgreSQL nor Dagster. In jsonl, arrays and objects are JSON values, and
+    non-finite numbers are the strings "NaN", "Infinity" and "-Infinity".
 
-    Exits with 2 if batches are left out because they are damaged or lost: standard error names
-    them.
+    If batches are damaged or lost, leaves them out, names them on standard error and exits with 2.
     """
     Project.find().load_environment()
     features = Archive.open().features(
@@ -132,18 +131,18 @@ def _warn(features: Features) -> None:
 
 
 class OfStatus(Frame):
-    """Outcomes of some statuses."""
+    """Select the outcomes that have one of some statuses."""
 
     def __init__(self, outcomes: Frame, statuses: Collection[str]) -> None:
         self._outcomes, self._statuses = outcomes, pa.array(sorted(statuses), pa.string())
 
     @property
     def schema(self) -> pa.Schema:
-        """That of the outcomes."""
+        """Schema of the outcomes."""
         return self._outcomes.schema
 
     def tables(self) -> Iterator[pa.Table]:
-        """The outcomes of each batch in turn that have one of the statuses."""
+        """Yield the matching outcomes of each batch in turn."""
         for table in self._outcomes.tables():
             yield table.filter(pc.is_in(table.column("status"), self._statuses))
 
@@ -208,21 +207,21 @@ def _print_table(frame: Frame, max_rows: int) -> None:
 
 
 def write_csv(schema: pa.Schema, pieces: Iterator[pa.RecordBatch], file: IO[bytes]) -> None:
-    """One header, then the rows; NULL is nothing, text is in quotes."""
+    """Write a header, then the rows; NULL is empty, text is quoted."""
     with pyarrow.csv.CSVWriter(file, schema) as writer:
         for piece in pieces:
             writer.write_batch(piece)
 
 
 def write_parquet(schema: pa.Schema, pieces: Iterator[pa.RecordBatch], file: IO[bytes]) -> None:
-    """A Parquet file of the same schema."""
+    """Write a Parquet file of the same schema."""
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for piece in pieces:
             writer.write_batch(piece)
 
 
 def write_jsonl(schema: pa.Schema, pieces: Iterator[pa.RecordBatch], file: IO[bytes]) -> None:
-    """One JSON object a row."""
+    """Write one JSON object per row."""
     kinds = [(field.metadata or {}).get(b"encoding") == b"json" for field in schema]
     for piece in pieces:
         columns = [column.to_pylist() for column in piece.columns]

@@ -1,4 +1,4 @@
-"""`feature-pipeline rebuild`: tables derived again from S3, beside the ones that are read."""
+"""`feature-pipeline rebuild`: rebuild tables from S3, beside those that are read."""
 
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -32,7 +32,7 @@ from feature_pipeline.projections.rebuild import begin_rebuild, fill, load_again
 from feature_pipeline.projections.switch.finalize import table_report
 
 _Tell: TypeAlias = Callable[[Iterator[LoadReport]], Generator[LoadReport]]
-"""Passes reports on, and has told Dagster of them when it ends or is closed."""
+"""Passes load reports through, and has reported them to Dagster when it ends or is closed."""
 
 
 @click.command()
@@ -40,7 +40,7 @@ _Tell: TypeAlias = Callable[[Iterator[LoadReport]], Generator[LoadReport]]
 @click.option("--dataset", help="Needed when several datasets have a hook of this name.")
 @click.option("--batch", "batches", multiple=True, help="Load only this batch again; repeatable.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64))
-@click.option("--from-raw", is_flag=True, help="First derive rows from the raw output again.")
+@click.option("--from-raw", is_flag=True, help="First decode the raw output again.")
 @click.option(
     "--as-of", "time", help="A time with its offset: a separate table of what was current then."
 )
@@ -56,16 +56,17 @@ def rebuild(
 ) -> None:
     """Rebuild the tables of HOOKS, or of all hooks, from S3.
 
-    A table is built beside the one that people read, verified against the archive and switched
-    to. A rebuild that was interrupted goes on where it stopped. With --batch, these batches' rows
-    are written again in the table that is read. The Dagster instance of DAGSTER_HOME is told what
-    was loaded; without one the tables are rebuilt all the same.
+    Builds each table beside the one that users read, verifies it against the archive and switches
+    to it. An interrupted rebuild continues where it stopped. With --batch, replaces the rows of
+    these batches in the table that is read. Reports what was loaded to the Dagster instance of
+    DAGSTER_HOME, if that is set.
 
-    What goes wrong with one table stops no other: it is named at the end, with status 1.
+    A failure with one table does not stop the others. Failures are listed at the end, and the exit
+    status is 1.
 
-    With --from-raw, today's decoder reads the raw output of the current artifacts before. Where it
-    says something else than the artifact did, a successor becomes current in the archive; nothing
-    is computed.
+    With --from-raw, first decodes the raw output of the current artifacts again with today's
+    decoder. If the result differs from an artifact, a successor becomes current in the archive. No
+    hook runs.
     """
     from feature_pipeline.orchestration.assets.tables import report_loads, table_spec
 
@@ -73,7 +74,9 @@ def rebuild(
     if batches and (len(hooks) != 1 or as_of is not None):
         raise InvalidInputError("--batch needs exactly one hook, and no --as-of")
     if from_raw and as_of is not None:
-        raise InvalidInputError("--from-raw makes artifacts of now: it goes with no --as-of")
+        raise InvalidInputError(
+            "--from-raw makes current artifacts: it cannot be combined with --as-of"
+        )
     Project.find().load_environment()
     output = Output(as_json)
     store, database = open_archive(), Database(settings.database_url())
@@ -112,7 +115,7 @@ def rebuild(
 def _definitions(
     hooks: tuple[str, ...], dataset: str | None
 ) -> tuple[list[HookDefinition], list[str]]:
-    """The hooks whose tables are rebuilt, and which definitions cannot be used if all are asked."""
+    """Return the hooks to rebuild, and the unusable definitions if all hooks are requested."""
     if hooks:
         found = [find_hook(name, dataset).definition for name in hooks]
         for definition in found:
@@ -131,7 +134,7 @@ def _definitions(
 def _decode_again(
     store: BlobStore, definition: HookDefinition, batches: tuple[str, ...], output: Output
 ) -> list[str]:
-    """Read the raw output again, batch by batch; what is wrong with the batches left as they are.
+    """Decode the raw output batch by batch; return the problems of batches left unchanged.
 
     Raises:
         NotFoundError: A batch named has no current artifact.
@@ -205,7 +208,7 @@ def _loads(
     output: Output,
     tell: _Tell | None,
 ) -> Iterator[LoadReport]:
-    """The table is rebuilt, or only these batches of it, beside a progress bar."""
+    """Rebuild the table, or only these batches of it, with a progress bar."""
     started = time.monotonic()
     rows = 0
     if batches:
@@ -213,7 +216,7 @@ def _loads(
     else:
         begun = begin_rebuild(store, database, spec)
         if begun.is_resumed:
-            output.say(f"{spec.name}: going on with generation {begun.generation}")
+            output.say(f"{spec.name}: continuing generation {begun.generation}")
         count, reports = len(begun.batches), fill(store, database, begun, workers=workers)
     with ExitStack() as stack:
         steps = stack.enter_context(output.progress(spec.name, count))

@@ -1,4 +1,4 @@
-"""`feature-pipeline recover`: Dagster's storage and the tables, from S3 and the code alone."""
+"""`feature-pipeline recover`: recover Dagster's storage and the tables from S3 and the code."""
 
 from collections.abc import Collection
 
@@ -24,14 +24,14 @@ from feature_pipeline.projections.catalog.database import Database
 @click.command()
 @click.argument("tables", nargs=-1)
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1, 64))
-@click.option("--local", is_flag=True, help="Start the local servers of `dev` meanwhile.")
+@click.option("--local", is_flag=True, help="Run the local servers of `dev` meanwhile.")
 @json_option
 def recover(tables: tuple[str, ...], workers: int, local: bool, as_json: bool) -> None:
-    """Bring back what databases forgot: partitions, materializations, pools and tables.
+    """Recover what the databases lost: partitions, materializations, pools and tables.
 
-    Every table that is always materialized is rebuilt, and those of TABLES. Safe to interrupt and
-    to repeat: what is there already is left alone. Ends with the proof that the tables equal the
-    archive. Run it while Dagster's daemon is stopped.
+    Rebuilds every table with `materialize: always`, and TABLES. You can interrupt and repeat it:
+    what exists is left unchanged. Ends with the proof that the tables equal the archive. Stop
+    Dagster's daemon first.
     """
     project = Project.find()
     output = Output(as_json)
@@ -44,7 +44,7 @@ def recover(tables: tuple[str, ...], workers: int, local: bool, as_json: bool) -
 
 
 def recover_all(output: Output, tables: Collection[str], workers: int) -> None:
-    """Everything that the environment names is recovered, with progress; ends with the proof."""
+    """Recover everything that the environment names, with progress; end with the proof."""
     store = open_archive()
     uri = settings.S3Settings.from_environment().uri
     database = Database(settings.database_url())
@@ -88,7 +88,7 @@ def recover_all(output: Output, tables: Collection[str], workers: int) -> None:
             for name, proof in proofs.items()
         ],
     )
-    output.say("Grants and views that users made themselves are not in S3 and were not restored.")
+    output.say("Grants and views that users created are not in S3 and were not restored.")
     output.result(
         {
             "drift": drift.summary(),
@@ -108,8 +108,8 @@ def recover_all(output: Output, tables: Collection[str], workers: int) -> None:
         output.say(problem)
     if problems:
         raise click.ClickException(
-            f"{len(problems)} problems, named above: everything else was brought back;"
-            " `feature-pipeline repair` shows what else can be"
+            f"{len(problems)} problems, named above; everything else was recovered;"
+            " `feature-pipeline repair` shows what else can be restored"
         )
     if not all(proof.is_equal for proof in proofs.values()):
         raise click.ClickException("a table differs from the archive")

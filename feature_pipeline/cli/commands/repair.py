@@ -1,4 +1,4 @@
-"""`feature-pipeline repair`: what is wrong with the archive, what brings it back, and doing it."""
+"""`feature-pipeline repair`: plan the repair of the archive, and carry it out."""
 
 import getpass
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ from feature_pipeline.errors import FeaturePipelineError, InvalidInputError
 from feature_pipeline.model.digest import Digest
 
 _ROUNDS = 10
-"""What was brought back may name further objects, which are looked at in the next round."""
+"""A restored object may name further objects, which the next round handles."""
 
 
 @click.command()
@@ -51,7 +51,7 @@ _ROUNDS = 10
     is_flag=True,
     help="Give up log entries that nothing brings back: their logs go on without them.",
 )
-@click.option("--reason", default="", help="Why a loss is accepted; kept for ever.")
+@click.option("--reason", default="", help="Why the loss is accepted; stored permanently.")
 @json_option
 def repair(
     dataset: str | None,
@@ -63,19 +63,19 @@ def repair(
     reason: str,
     as_json: bool,
 ) -> None:
-    """Show what is damaged, missing or lost and what would bring it back; with --yes, do it.
+    """List what is damaged, missing or lost and how it can be restored; with --yes, do it.
 
-    Objects come back from a second archive, compared with their digests; rows and outcomes from
-    raw output; lost log entries from what databases know of them; code files and releases from
-    the project. Safe to interrupt and to repeat.
+    Restores objects from a second archive, compared by digest; rows and outcomes from raw output;
+    lost log entries from what the databases know of them; code files and releases from the project.
+    You can interrupt and repeat it.
 
-    With --accept-loss and --reason, log entries that nothing brings back are given up, after it
-    was said which: the shorter log is right from then on, its numbers are used again, and tables
-    and Dagster are brought in line with it by `rebuild` and the job `reconcile`. Artifacts that
-    the entries named and that are still stored are appended again.
+    With --accept-loss and --reason, gives up log entries that cannot be restored, after naming
+    them. From then on the shorter log is right and its numbers are used again; `rebuild` and the
+    job `reconcile` update the tables and Dagster. Artifacts that the entries named are appended
+    again if they are still stored.
 
-    Exits with 0 if nothing is wrong any more, with 2 otherwise: what cannot be brought back is
-    listed with what an operator can do.
+    Exits with 0 if no problem is left, otherwise with 2. Lists what cannot be restored, with the
+    steps that an operator can take.
     """
     Project.find().load_environment()
     output = Output(as_json)
@@ -85,7 +85,7 @@ def repair(
     known = ask_databases(output, scope.dataset)
     sources = _sources(output, second, known)
     if accept_loss and not reason:
-        raise InvalidInputError("--accept-loss needs --reason: why it is given up is kept for ever")
+        raise InvalidInputError("--accept-loss needs --reason, which is stored permanently")
     names = [scope.dataset] if scope.dataset else log.datasets(store)
     unfinished = _finish_accepting(output, store, names, known, is_confirmed=yes)
     tried: set[tuple[str, str]] = set()
@@ -107,7 +107,7 @@ def repair(
         given_up = _accept(output, store, plan, known, tried, reason, is_confirmed=yes)
         plan = plan_repair(store, _findings(store, scope, known, output), sources)
         if given_up and not (plan.steps or plan.remainders):
-            output.say("nothing is wrong any more")
+            output.say("no problem is left")
     output.result(
         {
             **plan.to_json(),
@@ -129,10 +129,10 @@ def _finish_accepting(
     *,
     is_confirmed: bool,
 ) -> list[str]:
-    """Finish calls that were interrupted after a loss was accepted.
+    """Complete acceptances of losses that were interrupted.
 
     Returns:
-        A line for each artifact that is still to be appended, if it is not confirmed.
+        A line for each artifact that is still to be appended, if that is not confirmed.
     """
     unfinished: list[str] = []
     for name in datasets:
@@ -146,9 +146,9 @@ def _finish_accepting(
             manifest = one.manifest
             where = f"hook {manifest.hook}, batch {manifest.batch}"
             digest = Digest.of(manifest.encode())
-            unfinished.append(f"{where}: artifact {digest.short} is to be appended again")
+            unfinished.append(f"{where}: artifact {digest.short} must be appended again")
     for line in unfinished:
-        output.say(f"{line}: a call that accepted a loss was interrupted; --yes finishes it")
+        output.say(f"{line}: accepting a loss was interrupted; --yes completes it")
     return unfinished
 
 
@@ -169,11 +169,11 @@ def _accept(
     *,
     is_confirmed: bool,
 ) -> list[str]:
-    """Say what is given up, ask, and give it up; one line for each log."""
+    """Name what is given up, ask for confirmation, and give it up; return one line per log."""
     left = [s for s in plan.steps if (s.finding.key, s.action.value) not in tried]
     if left:
         raise click.ClickException(
-            f"{len(left)} objects can be brought back: run this command with --yes first, then give"
+            f"{len(left)} objects can be restored: run this command with --yes first, then give"
             " up what is left"
         )
     findings = [r.finding for r in plan.remainders] + [s.finding for s in plan.steps]
@@ -184,7 +184,7 @@ def _accept(
     for loss in losses:
         output.warn(f"{loss.log} keeps {loss.entries} of {loss.known_entries} entries")
     if not is_confirmed:
-        click.confirm("Give up the others for good?", abort=True, err=True)
+        click.confirm("Give up the others permanently?", abort=True, err=True)
     accepted = accept_losses(store, losses, by=getpass.getuser(), reason=reason)
     _append_again(output, store, losses, known)
     output.warn(
@@ -227,8 +227,8 @@ def _show(
     output: Output, plan: RepairPlan, done: list[Step], failed: dict[str, str], *, is_plan: bool
 ) -> None:
     for title, steps in (
-        ("brought back", done),
-        ("can be brought back" if is_plan else "not brought back", list(plan.steps)),
+        ("restored", done),
+        ("can be restored" if is_plan else "not restored", list(plan.steps)),
     ):
         if steps:
             output.table(
@@ -239,10 +239,10 @@ def _show(
                     for s in steps
                 ],
             )
-    output.problems("objects could not be brought back", failed)
+    output.problems("objects could not be restored", failed)
     if plan.remainders:
         output.table(
-            f"{len(plan.remainders)} objects cannot be brought back from what there is",
+            f"{len(plan.remainders)} objects cannot be restored from the available sources",
             ["state", "what", "key", "needed by", "what to do"],
             [
                 [
@@ -256,6 +256,6 @@ def _show(
             ],
         )
     if not (plan.steps or plan.remainders):
-        output.say("nothing is wrong" if not done else "nothing is wrong any more")
+        output.say("no problem found" if not done else "no problem is left")
     elif is_plan and plan.steps:
         output.say("Nothing was written. `feature-pipeline repair --yes` carries it out")

@@ -1,4 +1,4 @@
-"""`feature-pipeline retire`: tables that no definition declares, and tables of the past."""
+"""`feature-pipeline retire`: list and drop undeclared tables and tables of the past."""
 
 from typing import Any
 
@@ -25,15 +25,15 @@ from feature_pipeline.projections.retire import (
 @click.option("--yes", is_flag=True, help="Drop TABLES. Without it, nothing is changed.")
 @json_option
 def retire(tables: tuple[str, ...], yes: bool, as_json: bool) -> None:
-    """Show the tables that no definition declares, and drop TABLES among them.
+    """List the tables that no definition declares, and drop TABLES among them.
 
-    A table stays, and answers, when its hook is deleted or renamed, or the hook's table gets
-    another name. Tables of the past (`rebuild --as-of`) stay until they are dropped. Without TABLES
-    both are listed. With TABLES: what dropping them takes away, and with --yes they are dropped:
-    the view, its generations and what the bookkeeping knows of them. The archive keeps everything.
+    If a hook is deleted or renamed, or its table is renamed, the old table stays and can be
+    queried. Tables of the past (`rebuild --as-of`) stay until they are dropped. Without TABLES,
+    lists both. With TABLES, previews the drop; with --yes, drops the view, its generations and
+    their bookkeeping. The archive is unchanged.
 
-    A table that a definition declares is not dropped, nor one whose definition cannot be used.
-    Exits with status 1 if one of TABLES is not, or would not be, dropped.
+    Tables that a definition declares, or that an invalid definition may declare, are not dropped.
+    Exits with 1 if one of TABLES cannot be dropped.
     """
     if yes and not tables:
         raise InvalidInputError("say which tables are dropped: feature-pipeline retire TABLE --yes")
@@ -73,7 +73,7 @@ def _candidates(defined: ProjectHooks, known: list[KnownTable]) -> list[KnownTab
 
 
 def _obstacle(defined: ProjectHooks, found: Retirement) -> str | None:
-    """Why the table cannot be dropped; None if it can."""
+    """Return why the table cannot be dropped; None if it can."""
     name = found.table.name
     if (kept := defined.why_kept(found.table)) is not None:
         return f"table {name!r} is not dropped: {kept}"

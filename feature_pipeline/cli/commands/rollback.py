@@ -1,4 +1,4 @@
-"""`feature-pipeline rollback`: read the generation that was read before, or follow again."""
+"""`feature-pipeline rollback`: switch a table back to its previous generation, or unpin it."""
 
 from contextlib import ExitStack
 from typing import Any
@@ -20,10 +20,10 @@ from feature_pipeline.projections.catalog.database import Database
 @click.option("--unpin", is_flag=True, help="Follow the definition again.")
 @json_option
 def rollback(hook: str, dataset: str | None, unpin: bool, as_json: bool) -> None:
-    """Let HOOK's table show the generation that it showed before its last switch.
+    """Switch HOOK's table back to the generation before its last switch.
 
-    The table stays with it until --unpin; meanwhile both generations are kept up to date. The
-    Dagster instance of DAGSTER_HOME is told which columns are read now.
+    The table stays pinned to that generation until --unpin; both generations are kept up to date
+    meanwhile. Reports the columns that are read now to the Dagster instance of DAGSTER_HOME.
     """
     from feature_pipeline.orchestration.assets.tables import report_shown, table_spec
 

@@ -1,4 +1,4 @@
-"""`feature-pipeline sql`: one statement, its rows as a table. No psql is needed."""
+"""`feature-pipeline sql`: run one statement without psql, and print its rows as a table."""
 
 import json
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ MAX_ROWS = 1_000
 _CURSOR: Final = "rows"
 _PURPOSE: Final = "sql"
 _BOOLEAN: Final = 16
-"""The number of the type `boolean`."""
+"""Object id of the type `boolean`."""
 _NUMBERS: Final = frozenset({"int2", "int4", "int8", "oid", "float4", "float8", "numeric"})
 
 _Cursor: TypeAlias = "psycopg.Cursor[tuple[Any, ...]] | psycopg.ServerCursor[tuple[Any, ...]]"
@@ -37,15 +37,15 @@ _Cursor: TypeAlias = "psycopg.Cursor[tuple[Any, ...]] | psycopg.ServerCursor[tup
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """The first rows of a result, and how many more there are."""
+    """The first rows of a result, and the number of further rows."""
 
     columns: list[str]
     numbers: list[int]
-    """Positions of the columns of numbers."""
+    """Positions of the numeric columns."""
     rows: list[tuple[Any, ...]]
     """Values for JSON."""
     texts: list[list[str | None]]
-    """The same as PostgreSQL writes them."""
+    """The values as PostgreSQL writes them."""
     more: int
 
 
@@ -104,7 +104,7 @@ def _session() -> Iterator[Connection]:
 
 
 def _load_as_written(connection: Connection) -> None:
-    """Take values as PostgreSQL writes them where Python's types would not hold all of them."""
+    """Load values as the text that PostgreSQL writes where Python's types cannot represent all."""
     for name in ("date", "time", "timetz", "timestamp", "interval", "bytea"):
         connection.adapters.register_loader(name, TextLoader)
     connection.adapters.register_loader("timestamptz", _InstantLoader)
@@ -112,16 +112,16 @@ def _load_as_written(connection: Connection) -> None:
 
 
 def _json_float(text: str) -> float | str:
-    """Return the number, or its text if float64 is not exactly that."""
+    """Return the number, or its text if no float64 equals it."""
     value = float(text)
     return value if isfinite(value) and Decimal(repr(value)) == Decimal(text) else text
 
 
 class _InstantLoader(TextLoader):
-    """An instant as JSON has it elsewhere: `2026-01-31T12:00:00Z`."""
+    """Load an instant in the JSON form that is used elsewhere: `2026-01-31T12:00:00Z`."""
 
     def load(self, data: Any) -> str | bytes:
-        """Return the text, which the session's time zone makes one of UTC."""
+        """Return the text in UTC, which is the session's time zone."""
         text = bytes(data).decode()
         if not text.endswith("+00"):
             return text  # infinity, or a year before the first
@@ -129,7 +129,7 @@ class _InstantLoader(TextLoader):
 
 
 def _run(connection: Connection, statement: str, max_rows: int) -> _Result:
-    """The result of the statement, of which no more than `max_rows` rows leave the server."""
+    """Run the statement; at most `max_rows` rows leave the server."""
     try:
         with connection.cursor(name=_CURSOR) as cursor:
             cursor.execute(statement.encode())

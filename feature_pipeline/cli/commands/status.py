@@ -1,4 +1,4 @@
-"""`feature-pipeline status`: how every hook's batches stand, and what waits."""
+"""`feature-pipeline status`: show the state of every hook's batches, and what is waiting."""
 
 import os
 from collections import Counter
@@ -48,29 +48,29 @@ Names = Counter[tuple[str, str]]
 @click.option(
     "--deep",
     is_flag=True,
-    help="Read every current manifest: counts of records, and errors that are worth a retry.",
+    help="Also read every current manifest: counts of records and of retryable errors.",
 )
 @json_option
 def status(deep: bool, as_json: bool) -> None:
-    """Show, per hook, how its batches stand; then what waits and what is in the quarantine.
+    """Show the state of each hook's batches, then what is waiting and quarantined.
 
     \b
     archived     have a current artifact        missing  have none
     failed       the last hook run failed and was not cancelled, or the last Dagster
-                 run did; with --deep, records errored and are worth another try, too
-    stale        made from another release, batch or input than current ones, or columns
-    old          made by another release than the declared one
-    damaged, lost         batches of which the archive cannot be read, and those of which a
-                 table or Dagster knows an artifact that the archive no longer has
+                 run failed; with --deep also batches with retryable errors
+    stale        made from a release, batch, input or columns that are not current
+    old          made by a release other than the declared one
+    damaged, lost         batches that cannot be read in the archive, and batches of which
+                 a table or Dagster knows an artifact that the archive no longer has
     waiting, quarantined  completions in the inbox, and those that could not be accepted
-    loaded, to load       current artifacts that the table holds as they are, and the others
+    loaded, to load       current artifacts that the table has unchanged, and the others
 
-    `feature-pipeline backfill --select` runs them. Failed batches, records that a table cannot
-    hold, and runs that wait to be repeated after an outage are named with the reason; with --deep,
-    the first errored records, too. Tables that no definition declares any more are
-    named; `feature-pipeline retire` drops them. Logs are listed and the tables' bookkeeping is
-    read; manifests are with --deep, of hooks with inputs and of failed runs. Exits with 2 if
-    something is damaged or lost: it is named, and the rest is shown.
+    `feature-pipeline backfill --select` runs these batches. The command names failed batches,
+    records that a table cannot store, and runs that wait to be repeated after an outage, with the
+    reasons; with --deep, also the first errored records. Tables that no definition declares are
+    named; `feature-pipeline retire` drops them. The command lists the logs and reads the tables'
+    bookkeeping. It reads manifests with --deep, for hooks with inputs, and for failed runs. If
+    something is damaged or lost, names it, shows the rest and exits with 2.
     """  # noqa: D301 - \b is click's mark of a paragraph that is not folded
     from feature_pipeline.orchestration.operations.status import Sources
 
@@ -123,7 +123,7 @@ def status(deep: bool, as_json: bool) -> None:
 
 
 def _warn(output: Output, hooks: list[dict[str, Any]], quarantine: Mapping[str, str]) -> bool:
-    """Return whether something is damaged or lost; it is named then."""
+    """Name damaged and lost batches; return whether there are any."""
     found = bool(quarantine)
     for row in hooks:
         for what in ("damaged", "lost"):
@@ -178,7 +178,7 @@ def _failures(standing: "Standing", instance: "DagsterInstance | None") -> dict[
 
 
 def _completions(entries: Iterable[InboxEntry]) -> Names:
-    """How many completions there are of each hook."""
+    """Count the waiting completions of each hook."""
     contents = [entry.content for entry in entries]
     return Counter((c.dataset, c.hook) for c in contents if isinstance(c, Completion))
 
@@ -250,6 +250,6 @@ def _show(output: Output, hooks: list[dict[str, Any]], is_deep: bool) -> None:
 
 
 def archive_counts(standing: "HookStanding") -> dict[str, int]:
-    """What the current artifacts say of their records, without those that are damaged."""
+    """Sum up the counts of the current artifacts' records, without damaged artifacts."""
     counts = standing.counts.values()
     return {name: sum(getattr(count, name) for count in counts) for name in _COUNTS}

@@ -1,4 +1,4 @@
-"""`feature-pipeline submit`: records with their files become batches in the archive's inbox."""
+"""`feature-pipeline submit`: submit records and their files as batches to the archive's inbox."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,11 +26,14 @@ from feature_pipeline.model.records import (
 
 @click.command()
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
-@click.option("--dataset", required=True, help="The dataset the records belong to.")
+@click.option("--dataset", required=True, help="Dataset of the records.")
 @click.option(
-    "--source", type=click.Choice([s.value for s in Source]), required=True, help="How they came."
+    "--source",
+    type=click.Choice([s.value for s in Source]),
+    required=True,
+    help="Origin of the records.",
 )
-@click.option("--batch", help="Key of the first batch; made of the content when absent.")
+@click.option("--batch", help="Key of the first batch; by default derived from the records.")
 @click.option("--batch-size", default=1000, show_default=True, type=click.IntRange(1, 100_000))
 @click.option(
     "--exclude",
@@ -50,10 +53,11 @@ def submit(
 ) -> None:
     """Submit the records of PATH.
 
-    PATH is a folder (each file a record of its own, each folder a record with its files), or a
-    .jsonl file with one {"id", "metadata", "files": {name: path}} a line; paths are relative to
-    it. A file's record is named as the file without its suffixes: 1ubi of 1ubi.pdb.gz. Every entry
-    is taken, or the command ends and names it. Submitting the same again changes nothing.
+    PATH is a folder or a .jsonl file. In a folder, each file is one record, named after the file
+    without its suffixes (1ubi for 1ubi.pdb.gz), and each subfolder is one record with its files.
+    Each line of a .jsonl file is {"id", "metadata", "files": {name: path}}, with paths relative to
+    the file. If an entry is not a record, the command names it and submits nothing. Submitting the
+    same records again changes nothing.
     """
     Project.find().load_environment()
     output = Output(as_json)
@@ -89,7 +93,7 @@ def submit(
 
 
 def check_budget(store: BlobStore, dataset: str, more: int) -> None:
-    """Return if the dataset may have that many more batches.
+    """Check that the dataset may have this many more batches.
 
     Raises:
         InvalidInputError: It would have more than `MAX_BATCHES`.
@@ -109,11 +113,11 @@ def submit_records(
     records: Sequence[LocalRecord],
     key: str | None = None,
 ) -> RecordBatch:
-    """The records are a batch in the inbox, its files stored.
+    """Store the records' files and leave the batch in the inbox.
 
     Args:
-        key: The batch's key; without one it is made of the records, so that submitting the same
-            records again names the same batch.
+        key: The batch's key. Without one it is derived from the records, so that submitting the
+            same records again names the same batch.
 
     Raises:
         InvalidInputError: A file cannot be read, or the records cannot be a batch.

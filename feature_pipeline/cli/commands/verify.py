@@ -1,4 +1,4 @@
-"""`feature-pipeline verify`: the archive is read again, and what is wrong is named."""
+"""`feature-pipeline verify`: read the archive again and report every problem."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ _SHOWN = 200
 
 @click.command()
 @click.option("--dataset", help="Only this dataset.")
-@click.option("--hook", help="Only this hook: its releases and what it said.")
+@click.option("--hook", help="Only this hook: its releases and artifacts.")
 @click.option("--batch", help="Only this batch.")
 @click.option(
     "--sample",
@@ -29,7 +29,7 @@ _SHOWN = 200
     show_default=True,
     help="Read this fraction of the blobs. Logs, manifests and batches are always read.",
 )
-@click.option("--seed", type=int, help="Read the sample that this number chose before.")
+@click.option("--seed", type=int, help="Read the same sample as an earlier run with this seed.")
 @click.option("--workers", type=click.IntRange(1, 64), default=8, show_default=True)
 @click.option(
     "--restore-checksums",
@@ -47,12 +47,12 @@ def verify(
     restore_checksums: bool,
     as_json: bool,
 ) -> None:
-    """Read what is stored and compare it with its names.
+    """Read all stored objects again and compare them with their names.
 
-    What the tables and Dagster know is compared with the logs, where they are configured.
+    Also compares the logs with the tables and with Dagster, if they are configured.
 
-    Exits with 0 if all is right, with 2 if something is missing, corrupt, lost, unreadable or not
-    erased, with 1 if the archive could not be verified at all.
+    Exits with 0 if everything is right, with 2 if an object is missing, corrupt, lost, unreadable
+    or not erased, with 1 if the archive could not be verified at all.
     """
     Project.find().load_environment()
     output = Output(as_json)
@@ -78,8 +78,8 @@ def verify(
         if len(report.findings) > _SHOWN:
             output.say(f"... and {len(report.findings) - _SHOWN} more: --json shows all")
         output.say(
-            "What a damaged log entry, manifest or batch names was not looked at: bring it back,"
-            " then verify again. `feature-pipeline repair` shows what can be brought back"
+            "Objects that only a damaged log entry, manifest or batch names were not checked:"
+            " restore it, then verify again. `feature-pipeline repair` shows what can be restored"
         )
     for note in report.notes:
         output.say(f"note: {note}")
@@ -93,7 +93,7 @@ def verify(
 
 @contextmanager
 def progress_of(output: Output, description: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar that is told (done, total)."""
+    """Show a progress bar that is updated with (done, total)."""
     shown = 0
     with output.progress(description, None) as steps:
 
@@ -109,11 +109,11 @@ def progress_of(output: Output, description: str) -> Iterator[Callable[[int, int
 def find_dataset(
     store: BlobStore, hook: str | None, dataset: str | None, batch: str | None = None
 ) -> str | None:
-    """The dataset, found by its hook or batch where it was not named; None if neither was.
+    """Return the named dataset, or find it by hook or batch; None without any of the three.
 
     Raises:
         NotFoundError: No dataset has the hook, or the batch.
-        InvalidInputError: Several have: it must be said which.
+        InvalidInputError: Several datasets have it, so that --dataset is required.
     """
     if dataset is not None or (hook is None and batch is None):
         return dataset
@@ -132,7 +132,7 @@ def find_dataset(
 
 
 def _has_batch(store: BlobStore, dataset: str, batch: str) -> bool:
-    """Whether a log of the dataset is about the batch. No entry is read: it may be damaged."""
+    """Return whether the dataset has a log of the batch, reading no entry of it."""
     logs = [layout.batch_log(dataset, batch)]
     logs += [layout.feature_log(dataset, hook, batch) for hook in log.hooks(store, dataset)]
     return any(True for prefix in logs for _ in store.list_objects(prefix))

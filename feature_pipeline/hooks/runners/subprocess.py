@@ -1,8 +1,5 @@
 """Runs hooks as child processes of this one: for a laptop, for tests, for code that is trusted.
 
-What belongs here: starting, watching and ending one process group. Not here: retries
-(`hooks.failure`), the meaning of the output (`hooks.output`).
-
 What this runner does not promise:
 
 - It is no sandbox. The hook gets no credential in its environment or by an open file, but it runs

@@ -1,8 +1,4 @@
-"""Whether a table equals the archive, as Dagster shows it.
-
-What belongs here: the result of the check `equals_archive`, which runs with loads and by itself.
-Not here: comparing (`projections.proof.proof`).
-"""
+"""Whether a table equals the archive, as Dagster shows it."""
 
 from collections.abc import Collection
 from dataclasses import dataclass

@@ -1,7 +1,6 @@
 """The feature asset of a hook: one artifact per batch.
 
-Belongs here: the op that plans and runs a hook, and its Dagster description. Not here:
-persistence (`io_manager`), running (`compute`, `hooks`), conditions (`conditions`).
+Belongs here: the op that plans and runs a hook, and its Dagster description.
 """
 
 import sys

@@ -1,7 +1,6 @@
 """Persistence of feature assets: `handle_output` publishes and accepts, `load_input` reads.
 
-Belongs here: turning Dagster's contexts into arguments and results into metadata. Not here:
-hashing, parsing, S3 or SQL.
+Belongs here: turning Dagster's contexts into arguments and results into metadata.
 """
 
 import logging

@@ -1,7 +1,6 @@
 """The records asset of a dataset: its submitted batches.
 
-Belongs here: what a batch looks like in Dagster. Not here: accepting a submission
-(`archive.accept`, run by `sensors.inbox`).
+Belongs here: what a batch looks like in Dagster.
 """
 
 import dagster as dg

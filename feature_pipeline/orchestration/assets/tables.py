@@ -1,7 +1,6 @@
 """The table asset of a hook: a PostgreSQL table, loaded batch by batch from the archive.
 
-Belongs here: the op that loads batches and what it reports. Not here: SQL (`projections`),
-conditions (`conditions`), checks that look at the whole table (`checks`).
+Belongs here: the op that loads batches and what it reports.
 """
 
 import time

@@ -1,8 +1,6 @@
 """Verification of the archive as Dagster shows it: jobs for all of it, a check per feature asset.
 
-Belongs here: turning reports into results and metadata. Not here: verifying
-(`archive.inspection.verify`), taking a census (`archive.inspection.census`).
-A damaged object leaves partitions green; the check fails and names what is damaged.
+Belongs here: turning reports into results and metadata.
 """
 
 from collections import Counter

@@ -1,8 +1,6 @@
 """Asset checks: what Dagster's green cannot say.
 
-Belongs here: looking at all current artifacts of a hook, or at a whole table. Not here: the check
-of one load's own batches (`tables`). A dropped table or a damaged object leaves Dagster's
-partitions green; these checks fail and name the batches.
+Belongs here: looking at all current artifacts of a hook, or at a whole table.
 """
 
 import itertools

@@ -1,7 +1,6 @@
 """Judging outcomes by the thresholds of a hook's definition.
 
-Belongs here: from counts to a verdict and its reasons. Not here: reading the counts, or what
-Dagster shows of them (`checks`).
+Belongs here: from counts to a verdict and its reasons.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,6 @@
 """Which batches a check judges: those of its run, and those that it found wrong before.
 
-Belongs here: what Dagster knows of the run and of earlier evaluations. Not here: judging (`checks`,
-`checks.integrity`, `tables`).
+Belongs here: what Dagster knows of the run and of earlier evaluations.
 
 A check has one colour for all partitions: an evaluation in the run of one batch must not turn green
 what another batch made red.

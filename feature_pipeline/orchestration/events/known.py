@@ -1,7 +1,6 @@
 """What Dagster knows of the archive: which artifacts and batches it was told of.
 
-Belongs here: reading materializations as knowledge of the archive's logs. Not here: comparing it
-with the logs (`archive.maintenance.known`), telling Dagster what it lacks (`reconcile`).
+Belongs here: reading materializations as knowledge of the archive's logs.
 """
 
 from collections.abc import Collection, Iterator, Mapping

@@ -1,7 +1,6 @@
 """Materializations that happened outside any run, as Dagster events with full provenance.
 
-Belongs here: the events that stand for artifacts in the archive. Not here: when to emit them
-(`sensors.inbox`, `reconcile`).
+Belongs here: the events that stand for artifacts in the archive.
 """
 
 from collections.abc import Collection, Mapping

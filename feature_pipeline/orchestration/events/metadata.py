@@ -1,7 +1,6 @@
 """What Dagster shows of artifacts and tables.
 
-Belongs here: turning manifests and reports into metadata values. Not here: computing them.
-Lists of rejected records and plots are made on demand from S3, never stored in events.
+Belongs here: turning manifests and reports into metadata values.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,9 +1,8 @@
 """Dagster event tags that say what a materialization was made from.
 
 Dagster's staleness compares, per input, the data version recorded here with the input's current
-one. An event that lacks a tag shows as stale for ever, so every event this project emits, inside
-a run or outside any, gets all of them from here. Belongs here: these tags and the look-ups they
-need. Not here: what the versions mean.
+one. An event that lacks a tag shows as stale for ever, so every event this project emits, inside a
+run or outside any, gets all of them from here. Belongs here: these tags and the look-ups they need.
 """
 
 import hashlib

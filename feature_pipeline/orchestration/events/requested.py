@@ -1,7 +1,6 @@
 """Partitions that were requested or cancelled: Dagster's runs and backfills.
 
-Belongs here: which partitions of an asset runs and backfills are about. Not here: what became of
-the partitions (`staleness`), what should be asked for (`conditions`, `reconcile`).
+Belongs here: which partitions of an asset runs and backfills are about.
 """
 
 import time

@@ -1,7 +1,7 @@
 """What Dagster knows of many partitions at once: stale, failed, being run.
 
 Belongs here: Dagster's own answers (`staleStatusByPartition`, the colours of partitions) for whole
-assets, in a few queries. Not here: what the archive and the tables say (`operations.status`).
+assets, in a few queries.
 
 Dagster's resolver asks its storage several times per partition, about 20 ms, which for a hundred
 thousand is half an hour. The rule here is its own, over events read 500 at a time, about 0.2 ms a

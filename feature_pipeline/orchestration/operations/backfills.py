@@ -1,7 +1,6 @@
 """Backfills of what is missing, failed, stale or of an old release: chosen, and launched.
 
-Belongs here: which partitions a backfill takes, and handing it to Dagster. Not here: how batches
-stand (`operations.status`). The runs are the daemon's: a backfill launched here is one of the UI's.
+Belongs here: which partitions a backfill takes, and handing it to Dagster.
 """
 
 import time

@@ -1,8 +1,6 @@
 """Reconciliation: what the archive's logs, Dagster and the tables say of one another.
 
-Belongs here: finding drift and repairing it from the archive. Not here: what a tick of the inbox
-does. Conditions cannot see what happened before their first evaluation, what failed, or what a
-lost database forgot; this can, from LISTs of the logs.
+Belongs here: finding drift and repairing it from the archive.
 """
 
 import time

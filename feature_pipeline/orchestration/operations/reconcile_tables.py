@@ -1,7 +1,7 @@
 """Reconciliation of one table with the archive and with what Dagster knows of it.
 
 Belongs here: what a table lacks, what Dagster lacks or has wrongly of it, rows that were changed by
-hand. Not here: the logs and the features (`reconcile`).
+hand.
 """
 
 from collections.abc import Mapping, Sequence

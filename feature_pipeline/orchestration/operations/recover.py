@@ -1,6 +1,6 @@
 """Recovery: Dagster's knowledge and the tables come back from S3 and the code alone.
 
-Belongs here: the order of it. Not here: what each step does (`reconcile`, `projections`).
+Belongs here: the order of it.
 """
 
 import contextlib

@@ -1,8 +1,6 @@
 """The job that brings the memory of answers in line with the logs, and its schedule.
 
-Belongs here: when it runs, and what Dagster shows of it. Not here: what is compared
-(`archive.maintenance.remember`). Acceptance keeps the memory complete; this notices what acceptance
-cannot know of.
+Belongs here: when it runs, and what Dagster shows of it.
 """
 
 from collections.abc import Iterator

@@ -1,9 +1,6 @@
 """The job `feature_report`: what a hook said, shown in the UI, made from S3 when it is asked for.
 
-Belongs here: turning summaries and comparisons into Markdown. Not here: computing them
-(`archive.query.summary`, `archive.query.compare`). Nothing is stored but one event, whose size
-has a limit:
-complete lists are printed by `feature-pipeline read` and `feature-pipeline compare`.
+Belongs here: turning summaries and comparisons into Markdown.
 """
 
 import base64

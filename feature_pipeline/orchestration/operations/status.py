@@ -1,7 +1,6 @@
 """How every batch of a hook stands: in the archive, in its table, in Dagster.
 
 Belongs here: the facts, and which of them make a batch missing, failed, stale or of an old release.
-Not here: what is done about it (`backfills`), drift that is repaired without any run (`reconcile`).
 
 The archive's logs and the tables' bookkeeping come first. Dagster adds what they cannot know: runs
 that left nothing in the archive, and changed columns.

@@ -1,8 +1,6 @@
 """What operators are alerted to: failed runs, failing checks, quarantined entries.
 
-Belongs here: finding them in Dagster's events and the archive, and what is said of each. Not here:
-telling (`webhook`). What happened before the first look is not told, except what still waits in
-the quarantine.
+Belongs here: finding them in Dagster's events and the archive, and what is said of each.
 """
 
 import re

@@ -1,8 +1,7 @@
 """Runs whose worker process died: failed, so that they do not block automation for ever.
 
 Belongs here: finding and failing them where Dagster's own run monitoring cannot. It asks the run
-launcher for the worker's health, and the default launcher has no answer. Not here: Kubernetes,
-whose launcher has one.
+launcher for the worker's health, and the default launcher has no answer.
 """
 
 import dagster as dg

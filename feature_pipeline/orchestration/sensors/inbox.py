@@ -1,7 +1,6 @@
 """The inbox sensor: accepts what was submitted or finished, and tells Dagster.
 
-Belongs here: one tick over the inbox, as events and partitions. Not here: the rules of acceptance
-(`archive.accept`), requesting runs (`conditions`).
+Belongs here: one tick over the inbox, as events and partitions.
 
 A tick costs what is waiting, not what is archived. An entry is deleted on a later tick, once its
 event is found in Dagster: a daemon that dies in between repeats an event of the same data version,

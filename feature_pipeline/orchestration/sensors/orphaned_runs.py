@@ -1,9 +1,6 @@
 """Hook runs whose worker died: their results are taken once no Dagster run waits for them.
 
-Belongs here: which runs Dagster still waits for, and when what their pods left may go. Not here:
-taking a result (`compute.recover_results`), accepting it (`sensors.inbox`), failing the dead
-worker's Dagster run (`dead_runs`, Dagster's run monitoring), what is left on this machine
-(`sensors.leftovers`).
+Belongs here: which runs Dagster still waits for, and when what their pods left may go.
 """
 
 import logging

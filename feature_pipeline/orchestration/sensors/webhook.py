@@ -1,6 +1,6 @@
 """The webhook: notices are posted as JSON to one address, each until it is taken.
 
-Belongs here: posting, trying again, the sensor. Not here: what there is to tell (`alerts`).
+Belongs here: posting, trying again, the sensor.
 
 What was found and what waits are kept in the sensor's cursor, which Dagster stores when the tick
 has ended. A daemon that dies between a post and that repeats the post with the same `id`.

@@ -1,7 +1,5 @@
 """The bookkeeping schema: which tables exist, what each generation holds, who owns a record.
 
-What belongs here: its DDL, and rows of it as values. Not here: what is done with them.
-
 ::
 
     features.<table>                view over the live generation

@@ -1,7 +1,4 @@
-"""Declared columns as a PostgreSQL table: types, names, indexes, comments, generation digest.
-
-What belongs here: what a table looks like. Not here: which real table is read (`generation`).
-"""
+"""Declared columns as a PostgreSQL table: types, names, indexes, comments, generation digest."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence

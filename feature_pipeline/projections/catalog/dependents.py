@@ -1,8 +1,4 @@
-"""What people built on a view and granted on it: found, put away, and put back.
-
-What belongs here: views, materialized views and privileges that a switch must keep, with all that
-was set on them. Not here: the switch itself (`switch`).
-"""
+"""What people built on a view and granted on it: found, put away, and put back."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,8 +1,4 @@
-"""Generations: the real tables behind a view, which one is live, and which one is wanted.
-
-What belongs here: creating, finding and dropping generations. Not here: rows (`load`), the change
-of the live generation (`switch`).
-"""
+"""Generations: the real tables behind a view, which one is live, and which one is wanted."""
 
 import json
 from collections.abc import Sequence

@@ -1,8 +1,4 @@
-"""Indexes of a generation: an attribute of it, changed without loading anything.
-
-What belongs here: making the indexes that exist those that are declared. Not here: the DDL of one
-(`ddl`).
-"""
+"""Indexes of a generation: an attribute of it, changed without loading anything."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress

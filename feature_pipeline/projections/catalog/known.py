@@ -1,8 +1,4 @@
-"""What the tables know of the archive: which log entries they were loaded from.
-
-What belongs here: reading the bookkeeping as knowledge of the archive's logs. Not here: comparing
-it with the logs (`archive.maintenance.known`), with what is current (`progress`).
-"""
+"""What the tables know of the archive: which log entries they were loaded from."""
 
 from collections.abc import Collection
 from datetime import UTC, datetime

@@ -1,8 +1,7 @@
 """Which views of the schema that people read are the pipeline's own, and whether they are as made.
 
-People make views of their own in that schema, and may change those that they find there. What
-belongs here: recording what the pipeline made, and telling it from everything else. Not here: what
-a table's view is to show (`view`).
+People make views of their own in that schema, and may change those that they find there. Contains
+recording what the pipeline made, and telling it from everything else.
 
 A view is known by its oid, and whether it is as it was made by its stored definition. After a
 restore from a dump both are others; then it is compared with one that is made for the purpose.

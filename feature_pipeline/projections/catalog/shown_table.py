@@ -1,7 +1,4 @@
-"""A table as people read it now: the columns that PostgreSQL shows, and how many rows.
-
-What belongs here: looking at the view. Not here: what it should be (`spec`, `generation`).
-"""
+"""A table as people read it now: the columns that PostgreSQL shows, and how many rows."""
 
 from dataclasses import dataclass
 from typing import Final

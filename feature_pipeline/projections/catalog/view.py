@@ -1,8 +1,4 @@
-"""The view that people read a table by: whether it is there, what it shows, putting it back.
-
-What belongs here: `features.<table>` itself. Not here: which generation it is to show
-(`generation`), its change to another one (`switch`), whose a view is (`own_views`).
-"""
+"""The view that people read a table by: whether it is there, what it shows, putting it back."""
 
 from __future__ import annotations
 

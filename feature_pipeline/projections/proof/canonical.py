@@ -1,8 +1,4 @@
-"""Arrow columns in the canonical encoding that content is compared by, built a column at a time.
-
-What belongs here: `digest.RowEncoder`'s encoding of rows, made by Arrow and numpy instead of a
-value at a time. Not here: the encoding's definition (`digest`), which a test holds the two to.
-"""
+"""Arrow columns in the canonical encoding that content is compared by, built a column at a time."""
 
 from __future__ import annotations
 

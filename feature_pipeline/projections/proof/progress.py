@@ -1,7 +1,4 @@
-"""Whether a table has loaded what the log says: cheap, by content digests alone.
-
-What belongs here: comparing progress with the log. Not here: the rows themselves (`proof`).
-"""
+"""Whether a table has loaded what the log says: cheap, by content digests alone."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,4 @@
-"""Whether a table is what the archive says: by progress, cheaply, and by content, in full.
-
-What belongs here: comparing. Not here: replacing what differs (`rebuild`).
-"""
+"""Whether a table is what the archive says: by progress, cheaply, and by content, in full."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """The last proof of a generation, and whether it still holds: nothing is read back twice.
 
-What belongs here: everything that a proof depends on as one value, the state; keeping a proof with
-it. Not here: proving (`proof`).
-
 A state is compared in place of the rows: it says which versions of rows PostgreSQL shows, so that
 whatever is written, by loads or behind their back, makes it another one, and finding it out costs a
 scan without reading a value.

@@ -1,8 +1,5 @@
 """Rows read back from PostgreSQL as Arrow columns, exactly as they stand there.
 
-What belongs here: COPY to the client and its decoding. Not here: what the rows are compared with
-(`proof`).
-
 CSV rather than binary: Arrow parses it a block at a time, while binary rows have to be walked one
 by one. PostgreSQL writes the shortest text that gives the same float64, and quotes an empty text
 but not a NULL, so nothing is lost on the way.

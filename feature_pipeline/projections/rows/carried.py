@@ -2,8 +2,7 @@
 
 An earlier decoder looked for a column under its own name first, whatever had been declared when the
 hook ran. Where another column had that name then, it took the wrong one's values, so that batches
-of one table held different things in one column. What belongs here: finding such artifacts. Not
-here: deriving their rows again (`compute.redecode`).
+of one table held different things in one column.
 """
 
 from __future__ import annotations

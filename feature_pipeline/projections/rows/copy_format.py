@@ -1,7 +1,5 @@
 """Arrow record batches as the bytes of PostgreSQL's binary COPY, built a column at a time.
 
-What belongs here: the layout of COPY and of each type's binary form. Not here: which rows go where.
-
 Binary rather than text: PostgreSQL parses neither numbers nor dates, every float64 arrives bit for
 bit, and no value needs quoting. The bytes of a row are laid side by side by Arrow's own join
 kernel, so that no Python code runs for a row or a value.

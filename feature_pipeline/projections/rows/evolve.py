@@ -1,19 +1,13 @@
 """An artifact's columns become a generation's: each manifest carries those it was written with.
 
-What belongs here: the matrix of allowed changes, applied to a batch's rows. Not here: what the
-table looks like (`ddl`), when a generation is built.
-
-======================  ==========================================================
-change                  what happens to older batches
-======================  ==========================================================
-new column              its default, else NULL
-column dropped          the values are not loaded
-`renamed_from`          read under the old name
-required to optional    nothing
-optional to required    refused where a null is held
-integer to number       as raw output would be decoded: refused where a digit is lost
-anything else           refused, unless an upcaster (`upcast`) takes the release's rows
-======================  ==========================================================
+======================  ========================================================== change what
+happens to older batches ======================
+========================================================== new column              its default, else
+NULL column dropped          the values are not loaded `renamed_from`          read under the old
+name required to optional    nothing optional to required    refused where a null is held integer to
+number       as raw output would be decoded: refused where a digit is lost anything else refused,
+unless an upcaster (`upcast`) takes the release's rows ======================
+==========================================================
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""One batch of the archive as what is to stand in a table: read, checked, evolved, encoded.
-
-What belongs here: everything about a load that needs no database, so that it can run ahead of it
-in another thread. Not here: SQL (`replace`).
-"""
+"""One batch of the archive as what is to stand in a table: read, checked, evolved, encoded."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """A batch's rows replace what a generation held of it, in one transaction with its progress.
 
-What belongs here: ownership of records, the replacement, COPY. Not here: reading the archive
-(`prepare`), choosing batches (`rebuild`).
-
 Locks are always taken in this order, so that loaders never wait for each other in a circle: the
 table (shared), the batch, its records in the order of their ids, progress rows in the order of
 their batches.

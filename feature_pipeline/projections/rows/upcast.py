@@ -1,8 +1,4 @@
-"""Rows of older releases through a function of the hook's author, where no rule can convert them.
-
-What belongs here: finding the function, and one feature as the dict that it is given and returns.
-Not here: the rules (`evolve`).
-"""
+"""Convert rows of older releases with a function of the hook's author, where no rule can."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

@@ -1,8 +1,5 @@
 """Bringing a table to what its definition asks for, once its rows are there.
 
-What belongs here: when a generation is complete, what is done before it is read, which generations
-are kept. Not here: rows (`load`), the change of the view (`switch`).
-
 A complete generation is indexed, proven equal to the archive and switched to; of a first one, what
 it holds is proven. A process that is killed on the way leaves a table that is read as before; the
 next run goes on from there.

@@ -1,11 +1,8 @@
 """The switch: in one transaction a view shows another generation, and all that hangs on it stays.
 
-What belongs here: changing which generation is read, forwards or back. Not here: whether it is
-time to (`switch.finalize`), what hangs on a view (`dependents`).
-
-Readers hold a lock on the view while their statement runs, so the change waits for them. A
-session that comes after it waits too, and therefore it waits for a moment only, gives up, lets
-them through and tries again.
+Readers hold a lock on the view while their statement runs, so the change waits for them. A session
+that comes after it waits too, and therefore it waits for a moment only, gives up, lets them through
+and tries again.
 """
 
 import json

@@ -1,9 +1,5 @@
 """The views on a table, made on another generation before a reader waits for them.
 
-What belongs here: making them in the bookkeeping schema, where no reader sees them, and putting
-them in the place of the old ones. Not here: when that is done, and how often it is tried
-(`switch`).
-
 Filling a materialized view takes as long as its query does. Done under the locks of a switch,
 readers of the table and of the view would wait as long.
 """

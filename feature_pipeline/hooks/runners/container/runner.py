@@ -1,8 +1,5 @@
 """Runs hooks in containers of Docker or Podman on this machine, through the Docker API.
 
-What belongs here: one container's life. Not here: what it is allowed (`spec`), retries
-(`hooks.failure`), the meaning of the output (`hooks.output`).
-
 The hook has no network, no credential, a read-only root, its inputs read-only, no capability, and a
 user that is not root. It writes in `OSA_OUT`, in `/tmp`, and, if its release is code files, in its
 working directory.

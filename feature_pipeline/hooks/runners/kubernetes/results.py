@@ -1,8 +1,4 @@
-"""What the pod of an attempt left, and what it means; with or without a worker that waited for it.
-
-What belongs here: from a pod's published result to the facts of its attempt. Not here: the Job and
-what the cluster says of it (`kubernetes`), where results lie (`transfer`).
-"""
+"""Read and interpret the result that an attempt's pod published, with or without a worker."""
 
 import io
 from dataclasses import replace

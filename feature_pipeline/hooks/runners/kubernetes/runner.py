@@ -1,11 +1,8 @@
 """Runs hooks as Kubernetes Jobs: stage, hook and publish in one pod.
 
-What belongs here: one attempt's Job from its making to its result. Not here: what the Job may do
-(`job`), what its failures mean (`facts`), retries (`hooks.failure`).
-
-A Job is named after the attempt it makes. A worker that makes the same attempt again, after
-another died or beside it, finds the Job and waits for it; if the Job is gone, what it published
-is taken. An interrupt leaves the Job running for that, unless the run is cancelled.
+A Job is named after the attempt it makes. A worker that makes the same attempt again, after another
+died or beside it, finds the Job and waits for it; if the Job is gone, what it published is taken.
+An interrupt leaves the Job running for that, unless the run is cancelled.
 
 What this runner does not promise:
 

@@ -1,7 +1,4 @@
-"""How a hook's inputs reach a pod, and its output comes back, without a credential in the pod.
-
-What belongs here: the protocol. `feature_pipeline.compute.pod_transfer` does it with S3.
-"""
+"""How a hook's inputs reach a pod, and its output comes back, without a credential in the pod."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

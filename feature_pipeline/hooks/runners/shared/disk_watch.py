@@ -1,6 +1,6 @@
 """How much disk a hook's folders hold, looked at now and then: no quota of a file system is needed.
 
-What belongs here: measuring. A file that is open and has no name any more is not seen.
+A file that is open and has no name any more is not seen.
 """
 
 import os

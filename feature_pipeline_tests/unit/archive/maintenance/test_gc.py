@@ -80,7 +80,7 @@ def test_a_dry_run_writes_nothing(care, clock):
 
 
 def test_a_scope_must_be_said(care):
-    with pytest.raises(InvalidInputError, match="say what may be collected"):
+    with pytest.raises(InvalidInputError, match="choose the blobs to collect"):
         GcScope(frozenset())
     with pytest.raises(InvalidInputError, match="'xy'"):
         GcScope(frozenset({"xy"}))

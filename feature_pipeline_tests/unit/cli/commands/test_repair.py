@@ -76,7 +76,7 @@ def test_nothing_is_wrong(repair):
     repair("--yes")
     assert repair.contents() == before
     status, out, _ = repair.command_line("repair")
-    assert (status, out.splitlines()[-1]) == (0, "nothing is wrong")
+    assert (status, out.splitlines()[-1]) == (0, "no problem found")
 
 
 def test_it_plans_and_writes_nothing_until_it_is_told_to(repair):
@@ -91,7 +91,7 @@ def test_it_plans_and_writes_nothing_until_it_is_told_to(repair):
     assert (plan["done"], plan["remainders"]) == ([], [])
     status, out, _ = repair.command_line("repair", "--from", "s3://copy/x")
     assert status == 2
-    assert "3 objects can be brought back" in out
+    assert "3 objects can be restored" in out
     assert "Nothing was written. `feature-pipeline repair --yes` carries it out" in out
     assert repair.contents() == damaged
     done = repair("--from", "s3://copy/x", "--yes")
@@ -116,8 +116,8 @@ def test_what_cannot_be_brought_back_is_listed_with_what_to_do(repair):
     assert [r["key"] for r in left["remainders"]] == [key]
     status, out, _ = repair.command_line("repair", "--yes")
     assert status == 2
-    assert "1 objects cannot be brought back" in out
-    assert "nothing is wrong" not in out
+    assert "1 objects cannot be restored" in out
+    assert "no problem" not in out
 
 
 def test_a_step_that_fails_is_named_and_stops_no_other(repair, monkeypatch):
@@ -178,7 +178,7 @@ class TestAcceptingALoss:
         options = ("--from", "s3://copy/x", "--accept-loss", "--reason", "gone")
         status, _, error = repair.command_line("repair", *options)
         assert status == 1
-        assert "1 objects can be brought back: run this command with --yes first" in error
+        assert "1 objects can be restored: run this command with --yes first" in error
         assert repair.contents() == lost
         # With --yes it is brought back, and then there is nothing to give up.
         done = repair(*options, "--yes")

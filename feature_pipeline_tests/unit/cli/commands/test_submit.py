@@ -130,7 +130,7 @@ class TestFolders:
         (folder / "x.pdb").write_bytes(b"1")
         (folder / "x.cif").write_bytes(b"2")
         error = submit.refused(folder)
-        assert "record 'x' is there twice: 'x.cif' in" in error
+        assert "record 'x' is given twice: 'x.cif' in" in error
         assert "and 'x.pdb' in" in error
 
     def test_many_problems_are_counted(self, submit, folder):
@@ -180,7 +180,7 @@ class TestFolders:
         assert said.stdout.strip() == r"['\xe9']"
 
     def test_an_empty_one(self, submit, folder):
-        assert "holds no records" in submit.refused(folder)
+        assert "has no records" in submit.refused(folder)
 
     @pytest.mark.parametrize("option", [("--batch", "B"), ("--dataset", "1")])
     def test_wrong_names_are_one_sentence(self, submit, folder, option):
@@ -273,7 +273,7 @@ class TestLines:
     def test_an_id_that_is_there_twice(self, submit, folder):
         path = lines(folder, {"id": "a"}, {"id": "b"}, {"id": "a"})
         error = submit.refused(path, "--batch-size", "1")
-        assert f"record 'a' is there twice: {path}, line 1 and {path}, line 3" in error
+        assert f"record 'a' is given twice: {path}, line 1 and {path}, line 3" in error
 
     def test_folders_within_folders(self, submit, folder):
         path = lines(folder, {"id": "10.1/a"}, {"id": "10.1/a.b"}, {"id": "10.1/a/b"})
