@@ -1,8 +1,8 @@
-"""An artifact, or a batch, becomes stored bytes and an inbox entry. Needs no orchestrator.
+"""Publish an artifact or a batch: store it and leave an inbox entry. Needs no orchestrator.
 
-The order is what crash safety rests on: blobs, then the manifest (or batch) that names them, then
-the inbox entry. Whatever dies in between leaves blobs that nothing names, never a name without
-its blobs; doing it again writes what is missing.
+Crash safety rests on the order: blobs, then the manifest (or batch) that names them, then the inbox
+entry. If a process dies in between, there may be blobs that nothing names, but never a name without
+its blobs; a repeated call writes what is missing.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -50,7 +50,7 @@ from feature_pipeline.model.records import RecordBatch, check_file_name
 from feature_pipeline.parallel import map_threads
 
 MAX_BATCHES: Final = 100_000
-"""Batches of one dataset: past it Dagster's pages and ticks get slow."""
+"""Maximum number of batches of one dataset: beyond it Dagster's pages and ticks become slow."""
 
 _IN_MEMORY_BYTES: Final = 8 << 20
 """Files up to this size are read once, larger ones twice (digest first) in bounded memory."""
@@ -60,7 +60,7 @@ _MEDIA_TYPES: Final = {".jsonl": "application/jsonl", ".json": JSON_MEDIA_TYPE}
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """What one hook run said of one batch, not yet stored.
+    """The result of one hook run over one batch, not yet stored.
 
     `outcomes` has one outcome per record in the batch's order, or none if the run failed.
     """
@@ -72,7 +72,7 @@ class Artifact:
     run: RunInfo
     outcomes: tuple[Outcome, ...]
     raw: Mapping[str, Path]
-    """The hook's files by name, kept exactly."""
+    """The hook's files by name, byte for byte."""
     log: Path | None
     failure: FailureInfo | None = None
     notes: tuple[str, ...] = ()
@@ -94,24 +94,23 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class PublishedArtifact:
-    """A stored artifact. Nothing is current before its completion was accepted."""
+    """A stored artifact. It becomes current only when its completion is accepted."""
 
     manifest_digest: Digest
     manifest: Manifest
     bytes_stored: int
-    """What the store did not hold before, manifest included."""
+    """Number of bytes that the store did not have before, manifest included."""
     healed: tuple[Digest, ...] = ()
-    """Blobs that were found damaged and hold the right bytes again."""
+    """Blobs that were damaged and have the right bytes again."""
     refs: tuple[BlobRef, ...] = ()
     """Every blob of the artifact, its manifest included."""
 
 
 def publish_artifact(store: BlobStore, artifact: Artifact) -> PublishedArtifact:
-    """The artifact's blobs and then its manifest are stored. Equal artifacts are stored once.
+    """Store the artifact's blobs, then its manifest. Equal artifacts are stored once.
 
     Raises:
-        InvalidInputError: The outcomes are not one per record of the batch, and nothing was
-            written; or the manifest is larger than what is read again, and is not stored.
+        InvalidInputError: The outcomes are not one per record of the batch; nothing was written.
         StoreUnavailableError, OutcomeUnknownError: Some blobs may be stored; no manifest is.
     """
     check_outcomes(artifact)
@@ -176,10 +175,10 @@ def _file_writer(store: BlobStore, path: Path, media_type: str | None = None) ->
 
 
 def check_outcomes(artifact: Artifact) -> None:
-    """Return if the artifact says exactly one thing of each record, in the batch's order.
+    """Check that the artifact has one outcome per record, in the batch's order.
 
     Raises:
-        InvalidInputError: It does not, or the run failed and it says anything at all.
+        InvalidInputError: It does not, or the run failed and it has outcomes.
     """
     release = artifact.release.release.document
     if release.dataset != artifact.dataset:
@@ -268,12 +267,12 @@ def announce(store: BlobStore, completion: Completion) -> Completion:
 def announce_artifact(
     store: BlobStore, artifact: Artifact, complete: Callable[[Digest], Completion]
 ) -> tuple[PublishedArtifact, Completion]:
-    """The artifact is stored and its completion waits, whatever is deleted beside it.
+    """Store the artifact and leave its completion, protected against concurrent deletions.
 
     Args:
-        store: Where to.
+        store: The archive.
         artifact: What to publish.
-        complete: The completion of the manifest with this digest.
+        complete: Returns the completion of the manifest with this digest.
 
     Raises:
         InvalidInputError: A record of the batch was withdrawn meanwhile, and the artifact deleted.
@@ -289,7 +288,7 @@ def announce_artifact(
 
 
 def _check_still_wanted(store: BlobStore, dataset: str, record_ids: Collection[str]) -> None:
-    """Return if what was deleted beside this publisher is to come back.
+    """Check that objects deleted meanwhile may be written again.
 
     Raises:
         InvalidInputError: A record was withdrawn meanwhile: the deletion was of this very data.
@@ -298,22 +297,22 @@ def _check_still_wanted(store: BlobStore, dataset: str, record_ids: Collection[s
 
 
 def submit_batch(store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Path]) -> Submission:
-    """The batch and its records' files are stored, and the batch waits in the inbox.
+    """Store the batch and its records' files, and leave it in the inbox.
 
-    Submitting the same batch again changes nothing; one that was accepted does not wait again.
+    Submitting the same batch again changes nothing; an accepted batch does not enter the inbox
+    again.
 
     Args:
-        store: Where to.
+        store: The archive.
         batch: What to submit.
-        files: Where bytes are, by digest; not needed for those that the archive holds already.
+        files: Paths of files, by digest; not needed for those that the archive has already.
 
     Raises:
-        InvalidInputError: A file is neither given nor stored, a record is withdrawn, the batch is
-            larger than what is read again, or the dataset is full; nothing was stored if it is
-            the batch's size or a record.
-        CorruptDataError: A given file is not what its digest says.
+        InvalidInputError: A file is neither given nor stored, a record is withdrawn, or the dataset
+            is full; if a record is withdrawn, nothing was stored.
+        CorruptDataError: A given file does not have its digest.
         ConflictError: The dataset has another batch of this key, or records were erased from it
-            since: those that may come again come in another batch.
+            since: submit records that are allowed again in another batch.
     """
     submission = Submission(
         dataset=batch.dataset,
@@ -347,7 +346,7 @@ def submit_batch(store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Pa
 def check_same_batch(
     store: BlobStore, entries: Sequence[log.BatchEntry], submission: Submission
 ) -> None:
-    """Return if the accepted batch is the submitted one.
+    """Check that the accepted batch is the submitted one.
 
     Args:
         store: The archive.
@@ -355,8 +354,8 @@ def check_same_batch(
         submission: What is submitted.
 
     Raises:
-        ConflictError: It is not, or it is submitted anew after records were erased from it: a batch
-            never changes, and what was erased from it does not come back.
+        ConflictError: It is not, or it is submitted again after records were erased from it: a
+            batch never changes, and erased data does not come back.
     """
     first = entries[0]
     already = (
@@ -384,7 +383,7 @@ def check_same_batch(
 def _store_batch(
     store: BlobStore, batch: RecordBatch, data: bytes, files: Mapping[Digest, Path]
 ) -> list[BlobRef]:
-    """The batch, which is encoded as `data`, and its files are stored."""
+    """Store the batch and its files."""
     refs = _store_files(store, batch, files)
     return [*refs, blobs.put_blob(store, data, JSON_MEDIA_TYPE)]
 

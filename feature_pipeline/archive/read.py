@@ -1,7 +1,7 @@
-"""From a manifest's digest to verified rows and outcomes.
+"""Read a manifest and its verified rows and outcomes, by the manifest's digest.
 
 Everything is checked on the way: size first, then digest, then that the tables have the declared
-columns. Which manifest is current is the log's to say (`log.head`).
+columns. The log decides which manifest is current (`log.head`).
 """
 
 from dataclasses import replace
@@ -31,7 +31,7 @@ def read_manifest(store: BlobStore, digest: Digest) -> Manifest:
 
     Raises:
         NotFoundError: There is no such blob.
-        CorruptDataError: It holds other bytes.
+        CorruptDataError: It has other bytes.
         InvalidInputError: It is no manifest, or of a version that only later code knows.
     """
     return Manifest.decode(blobs.read_blob(store, digest), str(digest))
@@ -40,12 +40,12 @@ def read_manifest(store: BlobStore, digest: Digest) -> Manifest:
 def manifest_of(store: BlobStore, entry: FeatureEntry) -> Manifest:
     """Return the manifest that the log entry names.
 
-    Every reader that comes from the log reads manifests by this function, so that an entry and a
-    manifest that do not belong together are damage and never data.
+    Every reader that starts from the log uses this function, so that an entry and a manifest that
+    do not belong together count as damage.
 
     Raises:
         NotFoundError: There is no such blob.
-        CorruptDataError: It holds other bytes, or is not the manifest of this entry.
+        CorruptDataError: It has other bytes, or is not the manifest of this entry.
         InvalidInputError: It is no manifest, or of a version that only later code knows.
     """
     manifest = read_manifest(store, entry.manifest)
@@ -56,7 +56,7 @@ def manifest_of(store: BlobStore, entry: FeatureEntry) -> Manifest:
 
 
 def disagreement(entry: FeatureEntry, manifest: Manifest) -> str | None:
-    """Say in what the entry and the manifest that it names differ; None if they belong together."""
+    """Return how the entry and the manifest that it names differ; None if they match."""
     has_failed = entry.verdict is Verdict.FAILED
     compared = {
         "dataset": (entry.dataset, manifest.dataset),
@@ -74,10 +74,10 @@ def disagreement(entry: FeatureEntry, manifest: Manifest) -> str | None:
 
 
 def read_rows(store: BlobStore, manifest: Manifest) -> pa.Table:
-    """The artifact's rows: record_id, ordinal and its own declared columns; none if it failed.
+    """Return the artifact's record_id, ordinal and own declared columns; no rows if it failed.
 
     Raises:
-        NotFoundError, CorruptDataError: The blob is missing, or not what the manifest says.
+        NotFoundError, CorruptDataError: The blob is missing, or does not match the manifest.
     """
     if manifest.is_failed:
         return rows_schema(manifest.columns).empty_table()
@@ -97,8 +97,8 @@ def read_artifact_outcomes(store: BlobStore, manifest: Manifest) -> list[Outcome
     """Read the artifact's outcomes with their rows, in the batch's order; none if it failed.
 
     Raises:
-        NotFoundError, CorruptDataError: A blob is missing, or not what the manifest says; or the
-            two tables, or the manifest and they, do not agree.
+        NotFoundError, CorruptDataError: A blob is missing, or does not match the manifest; or the
+            two tables and the manifest do not agree.
     """
     return _with_stated(
         manifest,
@@ -115,11 +115,11 @@ def decode_bounded(manifest: Manifest, rows: bytes, outcomes: bytes, records: in
         manifest: The artifact's; it did not fail.
         rows: The bytes of its rows.
         outcomes: The bytes of its outcomes.
-        records: How many records the batch has.
+        records: Number of records in the batch.
 
     Raises:
-        InvalidInputError: A table is larger than it may be, or not what is stated.
-        CorruptDataError: As of `read_artifact_outcomes`.
+        InvalidInputError: A table exceeds the limits, or does not match the manifest.
+        CorruptDataError: As for `read_artifact_outcomes`.
     """
     what = f"{_name(manifest)}: {OUTCOMES}"
     said = read_bounded(outcomes, what, OUTCOMES_SCHEMA, records)
@@ -129,7 +129,7 @@ def decode_bounded(manifest: Manifest, rows: bytes, outcomes: bytes, records: in
 
 
 def _with_stated(manifest: Manifest, outcomes: list[Outcome]) -> list[Outcome]:
-    """Return the outcomes, with what the manifest states of those without output."""
+    """Return the outcomes, with the manifest's values for those without output."""
     if not manifest.without_output:
         return outcomes
     known = {outcome.record_id for outcome in outcomes}
@@ -153,10 +153,10 @@ def _with_limits(manifest: Manifest, outcome: Outcome) -> Outcome:
 
 
 def outcome_without_output(manifest: Manifest, record_id: str) -> Outcome:
-    """Return the outcome that the manifest states of a record that has no output.
+    """Return the outcome that the manifest has for a record without output.
 
     Raises:
-        KeyError: It states none.
+        KeyError: It has none.
     """
     stated = manifest.without_output[record_id]
     limits = None
@@ -178,12 +178,12 @@ def outcome_without_output(manifest: Manifest, record_id: str) -> Outcome:
 
 
 def raw_names(manifest: Manifest) -> list[str]:
-    """Return the names of the hook's own files that the artifact keeps, sorted."""
+    """Return the names of the hook's own files in the artifact, sorted."""
     return sorted(name.removeprefix(RAW) for name in manifest.blobs if name.startswith(RAW))
 
 
 def read_raw(store: BlobStore, manifest: Manifest, name: str) -> bytes:
-    """One of the hook's own files, exactly as it was left.
+    """Return one of the hook's own files, byte for byte.
 
     Raises:
         NotFoundError: The artifact has no file of this name, or its blob is gone.
@@ -192,7 +192,7 @@ def read_raw(store: BlobStore, manifest: Manifest, name: str) -> bytes:
 
 
 def read_log_text(store: BlobStore, manifest: Manifest) -> str:
-    """What the hook printed; empty if no log was kept."""
+    """Return the hook's log; empty if none is stored."""
     if LOG not in manifest.blobs:
         return ""
     return read_named(store, manifest, LOG).decode(errors="replace")
@@ -205,7 +205,7 @@ def read_named(store: BlobStore, manifest: Manifest, name: str) -> bytes:
 
 
 def blob_ref(manifest: Manifest, name: str) -> BlobRef:
-    """Where one of the manifest's blobs is.
+    """Return the digest and size of one of the manifest's blobs, by its name there.
 
     Raises:
         NotFoundError: The manifest names no such blob.

@@ -1,5 +1,5 @@
-"""Changing what is stored: collecting, erasing, repairing, giving up what is lost.
+"""Maintenance of the archive: collecting, erasing, repairing, accepting losses.
 
-What belongs here: the one rule for whatever deletes, and what goes over the whole archive to change
-it. Not here: finding what is wrong (`archive.inspection`), publishing and accepting.
+What belongs here: the one rule for every deletion, and the operations that change the whole
+archive. Not here: finding problems (`archive.inspection`), publishing and accepting.
 """

@@ -1,4 +1,4 @@
-"""Which ends of logs an operator may give up, from what `verify` and the databases find."""
+"""Determine which ends of logs an operator may give up, from the findings about them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ _GIVEN_UP = frozenset({State.LOST, State.MISSING, State.CORRUPT})
 
 @dataclass(frozen=True, slots=True)
 class GivenUp:
-    """What is given up of one log."""
+    """The part of one log that is given up."""
 
     log: str
     entries: int
-    """How many entries it keeps."""
+    """Number of entries that it keeps."""
     known_entries: int
-    """How many it is known to have had."""
+    """Number of entries that it is known to have had."""
     removed: int
-    """How many objects behind its new end are removed; the loss's entry keeps their text."""
+    """Number of objects beyond its new end that are removed; the loss's entry keeps their text."""
 
     def __str__(self) -> str:
         kept = f"{self.log} keeps {self.entries} of {self.known_entries} entries"
@@ -36,8 +36,9 @@ class GivenUp:
 def plan_losses(store: BlobStore, findings: Iterable[Finding]) -> list[Loss]:
     """Return how the logs of these findings would go on. Writes nothing.
 
-    Only log entries that are lost or corrupt count, and missing ones before others of their log. A
-    log keeps every entry before the first that is not there or does not follow the one before it.
+    Only findings about log entries count: lost or corrupt ones, and missing ones before others of
+    their log. A log keeps every entry before the first that is absent or does not follow the one
+    before it.
 
     Raises:
         StoreUnavailableError: An entry cannot be read now: that it is lost is not known.
@@ -68,7 +69,7 @@ def plan_losses(store: BlobStore, findings: Iterable[Finding]) -> list[Loss]:
 def accept_losses(
     store: BlobStore, planned: Sequence[Loss], *, by: str, reason: str
 ) -> list[GivenUp]:
-    """Write that these ends of logs are given up, then remove what is behind them.
+    """Record that these ends of logs are given up, then remove the objects beyond them.
 
     Args:
         store: The archive.
@@ -77,7 +78,7 @@ def accept_losses(
         reason: Why.
 
     Raises:
-        ConflictError: A log is no longer as it was when that was planned.
+        ConflictError: A log has changed since it was planned.
         InvalidInputError: `by` or `reason` is empty.
         StoreUnavailableError, OutcomeUnknownError: The store did not answer. Plan again.
     """

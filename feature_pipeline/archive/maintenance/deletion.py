@@ -1,14 +1,14 @@
-"""The one rule for whatever deletes blobs, and the one way to delete them.
+"""The one rule for deleting blobs, and the one way to delete them.
 
 **The rule.** A blob is deleted only if it is known that nothing needs it. That is known only if
-everything that may name blobs was read: while one such object of any dataset is missing, corrupt,
-lost, unreadable or of a newer version, nothing is deleted. Nor while less is listed than was known
-before. What keeps deletions back is said, and stays until it is restored or given up by name.
+everything that may name blobs was read. While one such object of any dataset is missing, corrupt,
+lost, unreadable or of a newer version, nothing is deleted; nor while a listing has less than was
+known before. Each obstacle is reported, and stays until it is restored or given up by name.
 
-**The way.** Look at everything; take the lease, saying what is condemned; look at what was named
-since; delete what is still not named, by requests that the store refuses when the lease is over. A
-publisher that named a blob before the second look is seen; one that names it later sees the lease
-(`guard`) and writes the blob again.
+**The way.** Read everything; take the lease with the condemned blobs; read what was named since;
+delete what is still not named, by requests that the store refuses when the lease is over. If a
+publisher names a blob before the second reading, the deletion sees it; if later, the publisher sees
+the lease (`guard`) and writes the blob again.
 """
 
 import logging
@@ -32,39 +32,39 @@ from feature_pipeline.parallel import WORKERS, map_threads
 logger = logging.getLogger(__name__)
 
 EMPTY: Final = Digest.of(b"")
-"""The blob without bytes. Publishers rely on it at any moment, and it costs nothing to keep."""
+"""The blob without bytes. Publishers rely on it at any time, and it costs nothing to keep."""
 
 _GROUP: Final = 1000
-"""Blobs condemned at once: publishers read their names while they may be deleted."""
+"""Number of blobs condemned at once: publishers read their names while they may be deleted."""
 _AT_ONCE: Final = 64
-"""Blobs deleted between two looks at the time."""
+"""Number of blobs deleted between two checks of the remaining time."""
 _LOOKS_PER_LEASE: Final = 4
-"""A lease is so many times longer than looking took: most of it is for deleting."""
+"""Ratio of the lease to the time that reading took, so that most of it is for deleting."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What is named in the whole archive, and what keeps it from being known."""
+    """The blobs named in the whole archive, and what prevents knowing all of them."""
 
     needed: frozenset[Digest]
     """Every blob that something names."""
     obstacles: tuple[str, ...]
-    """Why nothing may be deleted: one sentence each. Empty: what is not needed may be."""
+    """Why nothing may be deleted, one sentence each. If empty, unneeded blobs may be deleted."""
     ends: Mapping[str, int] = field(default_factory=dict)
     """By log the number of its last entry."""
     waiting: frozenset[str] = frozenset()
-    """The keys of what waits in inbox and quarantine."""
+    """Keys of the entries in inbox and quarantine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deletion:
-    """What came of deleting."""
+    """The result of a deletion."""
 
     deleted: tuple[Digest, ...] = ()
     spared: tuple[Digest, ...] = ()
-    """Candidates that something needs by now, or that were written anew."""
+    """Candidates that something needs by now, or that were rewritten."""
     kept_back: tuple[Digest, ...] = ()
-    """Candidates that may still go, once `obstacles` are out of the way."""
+    """Candidates that may be deleted once the `obstacles` are removed."""
     obstacles: tuple[str, ...] = ()
 
 
@@ -76,14 +76,14 @@ def look(
     after: Mapping[str, int] | None = None,
     workers: int = WORKERS,
 ) -> Look:
-    """Look at everything that may name blobs.
+    """Read everything that may name blobs.
 
     Args:
         store: The archive.
         planned: Erasures about to be written: what they replace needs nothing.
-        given_up: Manifests and batches that are lost for good: what only they name may go.
-        after: Pass over log entries up to these numbers, which an earlier look has seen.
-        workers: Requests at once.
+        given_up: Manifests and batches that are given up: blobs that only they name may be deleted.
+        after: Skip log entries up to these numbers, which an earlier look has read.
+        workers: Concurrent requests.
 
     Raises:
         StoreUnavailableError: The store could not list objects.
@@ -98,11 +98,11 @@ def look(
 
 
 def obstacles(reached: Reached, given_up: Collection[Digest] = ()) -> tuple[str, ...]:
-    """Decide whether anything may be deleted: return what forbids it, or nothing.
+    """Return what forbids deletion; empty if unneeded blobs may be deleted.
 
     Args:
-        reached: What was reached in the whole archive.
-        given_up: Manifests and batches that are lost for good.
+        reached: The objects reached in the whole archive.
+        given_up: Manifests and batches that are given up.
     """
     lost = {layout.blob(digest) for digest in given_up}
     found = [
@@ -146,15 +146,17 @@ def delete(
 
     Args:
         store: The archive.
-        candidates: Blobs as they were when they were chosen: one that was written since is spared.
+        candidates: Blobs as they were when they were chosen: one that was rewritten since is
+            spared.
         first: A look made after they were chosen.
-        waits: Wait for another deletion to end rather than raise, and say so by this.
-        given_up: As of `look`.
-        workers: Requests at once.
-        progress: Called with (candidates settled, candidates).
+        waits: Wait for another deletion to end rather than raise, and report that with this
+            function.
+        given_up: As for `look`.
+        workers: Concurrent requests.
+        progress: Called with (candidates processed, candidates).
 
     Raises:
-        ConflictError: Another deletion is under way, or took over. What was deleted was right.
+        ConflictError: Another deletion is under way, or took over. Completed deletions were right.
         StoreUnavailableError, OutcomeUnknownError: The store did not answer. As above; call again.
     """
     wanted = {_digest(info): info for info in candidates if _digest(info) != EMPTY}
@@ -195,7 +197,7 @@ class _Run:
     def delete_under(
         self, lease: DeletionLease, going: Mapping[Digest, ObjectInfo]
     ) -> list[Digest]:
-        """Delete; what is kept back by something that was found meanwhile is returned."""
+        """Delete under the lease; return the blobs kept back because of new obstacles."""
         left = list(going)
         at_least = timedelta()
         while left:

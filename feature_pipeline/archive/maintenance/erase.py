@@ -1,13 +1,12 @@
-"""Withdrawn records are taken out of the archive: the one exception to keeping everything.
+"""Erase withdrawn records: the one exception to keeping everything.
 
-The order is what crash safety rests on: the tombstone (from here on nothing about the record is
-accepted or loaded), successors of batches and artifacts, their log entries, the entry of the
-erasure log that says what they replace and what is to be deleted, the deletions. Whatever dies in
-between leaves an archive that the next call takes further: a batch's own log says which batch
-replaces which, so what was begun is found even if nothing else tells of it. The erasure log is what
-tells an erased object from a lost one.
+Crash safety rests on the order: the tombstone (from here on nothing about the record is accepted or
+loaded), successors of batches and artifacts, their log entries, the entry of the erasure log with
+the replacements and the blobs to delete, the deletions. If a process dies in between, the next call
+continues: a batch's own log shows which batch replaces which, so an unfinished erasure is found
+even without an erasure entry. The erasure log distinguishes erased objects from lost ones.
 
-Damaged documents keep back the deletions (`maintenance.deletion`), never the withdrawal.
+Damaged documents hold back the deletions (`maintenance.deletion`), but not the withdrawal.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -57,16 +56,16 @@ OUTSIDE_REACH: Final = (
     " the machines that ran them: until their batch is computed again, 14 days at most",
     "blobs that nothing names (a publisher died before its manifest): `feature-pipeline gc`",
 )
-"""What an erasure in the archive does not reach, for people."""
+"""Copies that an erasure in the archive does not reach, for display."""
 
 
 @dataclass
 class ErasureReport:
-    """What was done; everything that was asked for, unless `is_finished` is False."""
+    """The result of an erasure; it is complete unless `is_finished` is False."""
 
     dataset: str
     record_ids: tuple[str, ...]
-    """The records that were found in batches and taken out."""
+    """The records that were removed from batches."""
     batches: list[str] = field(default_factory=list)
     """Batches that have a successor now."""
     artifacts: int = 0
@@ -76,14 +75,15 @@ class ErasureReport:
     deleted: int = 0
     """Blobs deleted."""
     problems: list[str] = field(default_factory=list)
-    """What could not be read, so that records may still be there; nothing else was left out."""
+    """Objects that could not be read, so that records may still be in them."""
     kept_back: int = 0
-    """Blobs that are to go and stay for now, because of `obstacles`."""
+    """Number of blobs that are not deleted yet, because of `obstacles`."""
     obstacles: tuple[str, ...] = ()
-    """What is not known, so that records may be in it and nothing may be deleted: see
-    `deletion.obstacles`."""
+    """What is unknown, so that records may be in it and nothing may be deleted: see
+    `deletion.obstacles`.
+    """
     lifted: tuple[str, ...] = ()
-    """The records that may be submitted again, by this call."""
+    """The records that may be submitted again because of this call."""
 
     @property
     def is_finished(self) -> bool:
@@ -115,18 +115,18 @@ def erase(
     progress: Callable[[str], None] | None = None,
     lost: Collection[Digest] = (),
 ) -> ErasureReport:
-    """Withdraw the records, and take out of the archive all that it holds of them.
+    """Withdraw the records, and remove all their data from the archive.
 
     They cannot be submitted again before the withdrawal is lifted (`lift`). Idempotent; after a
-    crash, `finish_erasing` goes on.
+    crash, `finish_erasing` continues.
 
     Args:
         store: The archive.
         dataset: The records' dataset.
-        record_ids: Records in whichever batches; ids that no batch has are withdrawn all the same.
-        reason: Kept in the tombstone for ever: no personal data.
-        progress: Called with what is being done.
-        lost: Manifests and batches that are given up: what only they name may be deleted.
+        record_ids: Records of any batches; ids that no batch has are withdrawn as well.
+        reason: Stored permanently in the tombstone: no personal data.
+        progress: Called with the current step.
+        lost: Manifests and batches that are given up: blobs that only they name may be deleted.
 
     Raises:
         InvalidInputError: No ids, or one that cannot name a record; nothing was done.
@@ -143,9 +143,9 @@ def finish_erasing(
     progress: Callable[[str], None] | None = None,
     lost: Collection[Digest] = (),
 ) -> ErasureReport:
-    """Take out of the archive all that it holds of any withdrawn record of the dataset.
+    """Remove all data of the dataset's withdrawn records from the archive.
 
-    What an earlier erasure began is brought to its end, even if its records were allowed again.
+    An earlier erasure is completed even if its records were allowed again since.
 
     Raises:
         StoreUnavailableError, OutcomeUnknownError, ConflictError: It is not finished; call again.
@@ -172,7 +172,7 @@ def finish_erasing(
 
 
 def _known_logs(store: BlobStore, dataset: str) -> KnownLogs:
-    """What is known of all logs, after a look at those that say what is withdrawn and erased.
+    """Return what is known of all logs, after checking those of tombstones and erasures.
 
     Raises:
         CorruptDataError, StoreUnavailableError: One of them has lost entries.
@@ -192,11 +192,11 @@ def lift(
     progress: Callable[[str], None] | None = None,
     lost: Collection[Digest] = (),
 ) -> ErasureReport:
-    """Allow the records again, in new batches, once nothing of them is left in old ones.
+    """Allow the records again in new batches, after all their data in old ones is erased.
 
-    An erasure that was interrupted is finished first: half of one would leave artifacts about
-    records that their batch has no more. While it cannot be finished nothing is lifted, and the
-    report says why.
+    An interrupted erasure is completed first: a half-finished one would leave artifacts about
+    records that their batch no longer has. If it cannot be completed, nothing is lifted, and the
+    report gives the reason.
 
     Raises:
         InvalidInputError: A record is not withdrawn; nothing was done.
@@ -218,7 +218,7 @@ def _delete(
     say: Callable[[str], None],
     lost: Collection[Digest],
 ) -> None:
-    """Delete what erasures of these records, and those of these numbers, said was to go."""
+    """Delete the blobs listed by erasures of these records, and by erasures of these numbers."""
     due = {
         digest
         for entry in erasures(store, dataset)
@@ -241,7 +241,7 @@ def _delete(
 
 
 class _Pass:
-    """One look at everything that may name a withdrawn record."""
+    """One pass over everything that may name a withdrawn record."""
 
     def __init__(
         self,
@@ -276,7 +276,7 @@ class _Pass:
         """Per successor its blobs, and what writes them again."""
 
     def run(self) -> bool:
-        """Return whether there was anything to do, so that another look is worth it."""
+        """Return whether there was anything to do, so that another pass is needed."""
         logs = self._batch_logs()
         self._redact_batches(logs)
         touched = {
@@ -304,14 +304,14 @@ class _Pass:
 
     @contextmanager
     def _reporting(self, where: str) -> Iterator[None]:
-        """What cannot be read is a problem of its own: the rest is erased all the same."""
+        """Record an unreadable object as a problem, and continue with the rest."""
         try:
             yield
         except (NotFoundError, CorruptDataError, InvalidInputError) as error:
             self.report.problems.append(f"{where}: {error}")
 
     def _write_lost_again(self) -> None:
-        """Successors are named now: what a deletion beside this erasure took of them comes back."""
+        """Write again what a concurrent deletion took of the successors, which are named now."""
         refs = [ref for written, _ in self.written for ref in written]
         lost = {ref.digest for ref in self.guard.find_lost(refs)} if refs else set()
         for written, write in self.written:
@@ -321,7 +321,7 @@ class _Pass:
     # Batches
 
     def _batch_logs(self) -> Mapping[str, list[BatchEntry]]:
-        """The log of every batch, as far as they can be read."""
+        """Return the log of every batch that can be read."""
         read = log.readable_batch_logs(self.store, self.dataset, self.known_logs)
         self._report(read.damage, "the log of batch {}")
         return read.found
@@ -350,7 +350,7 @@ class _Pass:
                 self.report.batches.append(key)
 
     def _note_replaced(self, before: Digest, after: Digest) -> bool:
-        """Whether a batch's log alone says that one replaced the other: an erasure was stopped."""
+        """Record a replacement known only from a batch's log; return whether it is one."""
         if before in self.known.batches:
             return False
         batch = self._batch(before)
@@ -414,12 +414,12 @@ class _Pass:
     # Artifacts
 
     def _successor_batch(self, digest: Digest) -> Digest | None:
-        """Return the batch that replaces one which had a withdrawn record; None for any other."""
+        """Return the successor of a batch with a withdrawn record; None for any other batch."""
         now = Erased(batches={**self.known.batches, **self.batches}).batch_now(digest)
         return None if now == digest else now
 
     def _taken_out(self, successor: Digest) -> frozenset[str]:
-        """The records that were taken out of the batch; some may be allowed elsewhere by now."""
+        """Return the records removed from the batch; some may be allowed elsewhere by now."""
         return frozenset(self.gone - {record.id for record in self._batch(successor).records})
 
     def _redact_log(self, entries: Iterable[FeatureEntry]) -> None:
@@ -484,7 +484,7 @@ class _Pass:
     # What waits
 
     def _replace_waiting(self) -> list[str]:
-        """Leave successors of entries that wait; the keys of those that they replace."""
+        """Leave successors of waiting entries; return the keys of the replaced ones."""
         replaced = []
         for entry in inbox.waiting(self.store):
             with self._reporting(f"inbox entry {entry.id}"):
@@ -535,7 +535,7 @@ class _Pass:
         return True
 
     def _write_entry(self) -> None:
-        """Say what is replaced and what is to be deleted, before anything is."""
+        """Record the replacements and the blobs to delete, before anything is deleted."""
         planned = Erased(self.manifests, self.batches)
         # What needs a candidate besides what is replaced keeps it, in any dataset. It is asked
         # again before anything is deleted: this is what people may expect to be gone.

@@ -1,9 +1,9 @@
-"""Blobs that nothing names are deleted, once two marks a grace period apart found them orphaned.
+"""Garbage collection: delete blobs that two marks, a grace period apart, found orphaned.
 
-Publishers that look for deletions beside them (`guard`) need no grace. It is for everything else:
-programs that write blobs by hand and name them later, and mistakes that are noticed within a week.
-For their sake a publisher that finds a blob older than half the grace writes it again, and a blob
-that was written since the first mark is spared.
+Publishers that check for concurrent deletions (`guard`) need no grace period. It is for everything
+else: programs that write blobs by hand and name them later, and mistakes that are noticed within a
+week. For their sake a publisher that finds a blob older than half the grace period writes it again,
+and a blob that was written since the first mark is spared.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -26,15 +26,17 @@ from feature_pipeline.model.digest import Digest
 from feature_pipeline.parallel import WORKERS, map_threads
 
 _MASS: Final = 0.1
-"""More of the blobs than this, newly orphaned, are no publisher that died: something is wrong."""
+"""Fraction of newly orphaned blobs above which a dead publisher is not a plausible cause."""
 _FEW: Final = 12
-"""So many in all shards together are no mass, however small the archive."""
+"""Number of new orphans, in all shards together, that is never a mass, however small the
+archive.
+"""
 _SHARDS: Final = frozenset(f"{number:02x}" for number in range(256))
 
 
 @dataclass(frozen=True, slots=True)
 class GcScope:
-    """The blobs that a collection may delete, said explicitly: all, or some of 256 shards."""
+    """The blobs that a collection may delete, chosen explicitly: all, or some of 256 shards."""
 
     shards: frozenset[str]
     """The first two hex digits of the blobs' names."""
@@ -50,19 +52,19 @@ class GcScope:
 
     @classmethod
     def everything(cls) -> Self:
-        """Return all blobs."""
+        """Return the scope of all blobs."""
         return cls(_SHARDS)
 
     @property
     def prefixes(self) -> list[str]:
-        """What to list."""
+        """The prefixes to list."""
         if self.shards == _SHARDS:
             return [layout.BLOBS]
         return [f"{layout.BLOBS}{shard}/" for shard in sorted(self.shards)]
 
 
 class Orphan(Part):
-    """A blob that nothing named, as it was."""
+    """A blob that nothing named, in its state at that time."""
 
     size: int
     modified_at: InstantField
@@ -70,7 +72,7 @@ class Orphan(Part):
 
 
 class Mark(Document):
-    """What one collection found orphaned."""
+    """The orphans found by one collection."""
 
     what: ClassVar[str] = "mark of a collection"
 
@@ -81,32 +83,33 @@ class Mark(Document):
     shards: tuple[str, ...]
     orphans: Mapping[str, Orphan] = Field(description="By digest.")
     waiting: tuple[str, ...] = ()
-    """The keys of what waited in inbox and quarantine."""
+    """Keys of the entries that waited in inbox and quarantine."""
 
 
 @dataclass(frozen=True, slots=True)
 class GcReport:
-    """What a collection found, and what it deleted or would delete."""
+    """The result of a collection: what it found, and what it deleted or would delete."""
 
     is_dry_run: bool
     stored: int
-    """Blobs within the scope."""
+    """Number of blobs within the scope."""
     stored_bytes: int
     orphaned: int
-    """Those that nothing names now."""
+    """Number of those that nothing names now."""
     orphaned_bytes: int
     due: tuple[Digest, ...]
-    """Those that an earlier mark, a grace period ago, found orphaned and unchanged."""
+    """Those that an earlier mark, a grace period ago, found orphaned and that are unchanged."""
     due_bytes: int
     deleted: tuple[Digest, ...]
     deleted_bytes: int
     spared: tuple[Digest, ...]
-    """Due, and written again since this collection began."""
+    """Due blobs that were rewritten since this collection began."""
     first_mark_at: datetime | None
-    """When the mark was made by which blobs are due; None if none is old enough."""
+    """Time of the mark that makes blobs due; None if none is old enough."""
     obstacles: tuple[str, ...] = ()
-    """Why nothing more was deleted, and nothing marked if that was known before. One sentence
-    each; empty if all went well."""
+    """Why nothing more was deleted, and nothing marked if that was known before. One sentence each;
+    empty on success.
+    """
 
     def to_json(self) -> dict[str, object]:
         """Return the report for programs."""
@@ -136,25 +139,25 @@ def collect_garbage(
     workers: int = WORKERS,
     progress: Callable[[int, int], None] | None = None,
 ) -> GcReport:
-    """Mark what is orphaned now; delete what a mark at least `blobs.GRACE` old found orphaned too.
+    """Mark the orphans; delete those that a mark at least `blobs.GRACE` old has too.
 
-    A dry run writes and deletes nothing. Without one, what is due is deleted and the mark is kept
-    for later collections. Stopped at any moment, it can be run again. If anything stands in the
-    way (`deletion.obstacles`, or a mass of new orphans), nothing is marked or deleted, and the
-    report names it.
+    A dry run writes and deletes nothing. Otherwise due blobs are deleted and the mark is kept for
+    later collections. You can stop it at any time and run it again. If there is an obstacle
+    (`deletion.obstacles`, or a mass of new orphans), nothing is marked or deleted, and the report
+    names it.
 
     Args:
         store: The archive.
-        scope: What may be deleted.
-        is_dry_run: Only say what would be done.
-        lost: Manifests and batches that are given up: what only they name may be deleted.
-        new_orphans: So many blobs may have become orphaned since the last mark, even if that is a
-            mass of them.
-        workers: Requests at once.
-        progress: Called with (blobs settled, blobs due).
+        scope: The blobs that may be deleted.
+        is_dry_run: Only report.
+        lost: Manifests and batches that are given up: blobs that only they name may be deleted.
+        new_orphans: Number of blobs that may have become orphaned since the last mark, even if that
+            is a mass of them.
+        workers: Concurrent requests.
+        progress: Called with (blobs processed, blobs due).
 
     Raises:
-        ConflictError: Another deletion is under way; what this one deleted was right.
+        ConflictError: Another deletion is under way; completed deletions were right.
         StoreUnavailableError, OutcomeUnknownError: Some of what was due may be deleted.
     """
     marks = read_marks(store)
@@ -213,9 +216,9 @@ def make_mark(
     lost: Collection[Digest] = (),
     workers: int = WORKERS,
 ) -> tuple[Mark, list[ObjectInfo], Look]:
-    """Return what is orphaned within the scope, all that is stored within it, and the look.
+    """Return the orphans within the scope, all blobs stored within it, and the look.
 
-    Nothing is written. If the look has obstacles, the mark means nothing.
+    Writes nothing. If the look has obstacles, the mark is meaningless.
     """
     started_at = store.now()
     found = look(store, given_up=lost, workers=workers)
@@ -236,7 +239,7 @@ def make_mark(
 
 
 def _unlisted(store: BlobStore, marks: Iterable[Mark], found: Look) -> list[str]:
-    """What waits and was not listed, though the newest mark knows of it."""
+    """Return entries that were waiting at the newest mark, exist and are not listed."""
     newest = max(marks, key=lambda mark: mark.started_at, default=None)
     gone = [] if newest is None else sorted(set(newest.waiting) - found.waiting)
     stored = map_threads(store.stat, gone)
@@ -251,7 +254,7 @@ def _unlisted(store: BlobStore, marks: Iterable[Mark], found: Look) -> list[str]
 def _mass(
     mark: Mark, stored: Collection[ObjectInfo], covering: Collection[Mark], allowed: int
 ) -> list[str]:
-    """A mass of blobs that something named when the last mark was made."""
+    """Return the obstacle if a mass of blobs was orphaned since the last mark."""
     last = max(covering, key=lambda mark: mark.started_at, default=None)
     known = set() if last is None else last.orphans.keys()
     new = len(mark.orphans.keys() - known)
@@ -267,7 +270,7 @@ def _mass(
 
 
 def read_marks(store: BlobStore) -> dict[str, Mark]:
-    """Return every mark that is kept, by key, oldest first."""
+    """Return every stored mark, by key, oldest first."""
     infos = list(store.list_objects(layout.GC_MARKS))
     found = map_threads(lambda info: _read_mark(store, info.key), infos)
     return {info.key: mark for info, mark in zip(infos, found, strict=True) if mark is not None}
@@ -296,7 +299,7 @@ def _due(first: Mark, second: Mark) -> list[Digest]:
 
 
 def _remove_old_marks(store: BlobStore, scope: GcScope) -> None:
-    """Marks of this scope go that a later one, old enough by now, stands in for."""
+    """Remove marks of this scope that a later, sufficiently old one replaces."""
     now = store.now()
     ripe = [
         key

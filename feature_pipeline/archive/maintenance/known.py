@@ -1,7 +1,7 @@
-"""What databases know of the archive's logs, compared with the logs.
+"""Compare the archive's logs with the entries that tables and Dagster know of.
 
-A log's end can be lost without a trace in the log. Whatever was told of an entry proves that there
-was one.
+A log's end can be lost without a trace in the log. An entry that a table or Dagster has recorded
+proves that it existed.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,28 +20,28 @@ from feature_pipeline.model.digest import Digest
 
 @dataclass(frozen=True, slots=True)
 class KnownEntry:
-    """An entry of a hook's log over a batch that something outside the archive has read."""
+    """An entry of a hook's log over a batch that a table or Dagster has read."""
 
     dataset: str
     hook: str
     batch: str
     seq: int | None
-    """None where only the manifest was noted: any entry that names it is the one."""
+    """None if only the manifest was recorded: any entry that names it matches."""
     manifest: Digest
     known_by: str
-    """For people: `table pockets`, `Dagster (structures/features/pockets)`."""
+    """For display: `table pockets`, `Dagster (structures/features/pockets)`."""
     known_at: datetime
     """When it was read, by the reader's clock."""
 
     @property
     def artifact(self) -> tuple[str, str, str, Digest]:
-        """What the entry is about, whatever its number."""
+        """The artifact of the entry, whatever its number."""
         return self.dataset, self.hook, self.batch, self.manifest
 
     def is_entry(self, entry: FeatureEntry) -> bool:
         """Return whether `entry` is the one that was read.
 
-        Its number and its manifest must be: a log that lost its end uses numbers again.
+        Both its number and its manifest must match: a log that lost its end uses numbers again.
         """
         return self.manifest == entry.manifest and self.seq in {None, entry.seq}
 
@@ -55,7 +55,7 @@ class LostEntry:
 
     @property
     def finding(self) -> Finding:
-        """What `verify` says of it."""
+        """The finding that `verify` reports."""
         known = self.known
         prefix = layout.feature_log(known.dataset, known.hook, known.batch)
         key = prefix if known.seq is None else layout.entry(prefix, known.seq)
@@ -72,16 +72,16 @@ class LostEntry:
 
 @dataclass(frozen=True, slots=True)
 class KnownBatch:
-    """A submitted batch that something outside the archive has read."""
+    """A submitted batch that a table or Dagster has read."""
 
     dataset: str
     batch: str
     digest: Digest
-    """Of the batch document."""
+    """Digest of the batch document."""
     known_by: str
     known_at: datetime
     submitted_at: datetime | None = None
-    """None where it was not noted."""
+    """None if it was not recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class LostBatch:
 
     @property
     def finding(self) -> Finding:
-        """What `verify` says of it."""
+        """The finding that `verify` reports."""
         known = self.known
         key = layout.entry(layout.batch_log(known.dataset, known.batch), layout.FIRST_SEQ)
         return Finding(State.LOST, ObjectKind.BATCH_ENTRY, key, known.known_by, self.detail)
@@ -107,17 +107,17 @@ class LostBatch:
 
 @dataclass(frozen=True, slots=True)
 class Knowledge:
-    """What databases know of an archive; nothing of one that is away."""
+    """The entries and batches that databases know; nothing from a database that does not answer."""
 
     entries: Sequence[KnownEntry] = ()
     batches: Sequence[KnownBatch] = ()
     submitted_at: Mapping[tuple[str, str], datetime] = field(default_factory=dict)
-    """By (dataset, batch) when it was submitted, as far as tables know."""
+    """Time of submission by (dataset, batch), as far as tables know it."""
     notes: tuple[str, ...] = ()
     """Which databases did not answer, and why."""
 
     def joined(self, other: "Knowledge") -> "Knowledge":
-        """Return what both know."""
+        """Return the combined knowledge of both."""
         return Knowledge(
             [*self.entries, *other.entries],
             [*self.batches, *other.batches],
@@ -149,9 +149,9 @@ class Knowledge:
         return list({finding.key: finding for finding in reversed(found)}.values())
 
     def add_lost(self, report: VerifyReport, store: BlobStore) -> VerifyReport:
-        """Return the report with what is lost of its scope: a log cannot show that itself.
+        """Return the report with the lost entries of its scope, which no log can show itself.
 
-        Databases that did not answer are notes of it.
+        Databases that did not answer are added as notes.
         """
         named = {finding.key for finding in report.findings}
         # A log whose lost entries are named by number.
@@ -167,7 +167,8 @@ class Knowledge:
 def find_lost_batches(store: BlobStore, known: Iterable[KnownBatch]) -> list[LostBatch]:
     """Return the known batches that the logs of batches no longer have, in the order given.
 
-    But for those that were given up. Logs that cannot be read are left out: `verify` names them.
+    Batches that were given up are left out, and so are logs that cannot be read: `verify` names
+    them.
     """
     accepted = _AcceptedLosses(store)
     by_dataset: dict[str, list[KnownBatch]] = {}
@@ -196,9 +197,9 @@ def find_lost(
     known: Iterable[KnownEntry],
     current: Mapping[str, FeatureEntry] | None = None,
 ) -> list[LostEntry]:
-    """Return the known entries that their logs no longer have, but for those that were given up.
+    """Return the known entries that their logs no longer have, except those that were given up.
 
-    Arguments and costs as of `find_unlogged`.
+    Arguments and costs as for `find_unlogged`.
     """
     return not_given_up(store, find_unlogged(store, known, current))
 
@@ -210,15 +211,15 @@ def find_unlogged(
 ) -> list[LostEntry]:
     """Return the known entries that their logs do not have, lost or given up.
 
-    Logs that cannot be read are left out: what they have is not known, and `verify` names them.
-    Costs a listing per batch or hook, and the whole log of each batch of which another entry than
+    Logs that cannot be read are left out: their content is not known, and `verify` names them.
+    Costs a listing per batch or hook, and the whole log of each batch for which an entry other than
     the current one is known.
 
     Args:
         store: The archive.
         known: Of any hooks and batches.
-        current: The current entries by batch, if all that is known is of one hook and they were
-            just read.
+        current: The current entries by batch, if everything known is of one hook and they were just
+            read.
     """
     by_hook: dict[tuple[str, str], list[KnownEntry]] = {}
     for one in known:
@@ -251,14 +252,14 @@ def not_given_up(store: BlobStore, lost: list[LostEntry]) -> list[LostEntry]:
 
 
 class _AcceptedLosses:
-    """When the last loss of each log was accepted, read as far as it is asked for."""
+    """The time of each log's last accepted loss, read on demand."""
 
     def __init__(self, store: BlobStore) -> None:
         self._store = store
         self._accepted: dict[str, dict[str, datetime]] = {}
 
     def include(self, dataset: str, prefix: str, known_at: datetime) -> bool:
-        """Return whether what was known of the log at that time was given up since."""
+        """Return whether knowledge of the log from that time was given up since."""
         if dataset not in self._accepted:
             self._accepted[dataset] = {
                 loss.log: entry.accepted_at
@@ -275,7 +276,7 @@ def _is_current(one: KnownEntry, heads: Mapping[str, FeatureEntry]) -> bool:
 
 
 def _loss(one: KnownEntry, entries: list[FeatureEntry]) -> str | None:
-    """What the log has instead of the entry; None if it has it."""
+    """Return what the log has instead of the entry; None if it has it."""
     if any(one.is_entry(entry) for entry in entries):
         return None
     for entry in entries:

@@ -1,7 +1,8 @@
-"""Giving up the end of a log: saying so for good, and letting the log go on.
+"""Give up the end of a log: record it permanently, and let the log continue.
 
-The order is what makes it safe to die at: first the entry, then what lies behind the new end is
-removed. Between the two the log has a gap, which readers refuse; doing it again removes the rest.
+The order makes it crash-safe: first the entry is written, then the objects beyond the new end are
+removed. Between the two the log has a gap, which readers refuse; repeating the call removes the
+rest.
 """
 
 from collections.abc import Sequence
@@ -29,17 +30,16 @@ def plan_loss(
 ) -> Loss | None:
     """Return what accepting the loss of the log's end would give up; None if nothing is lost.
 
-    The log keeps its entries up to the first that is missing, damaged or not in its place, or
-    that does not fit what comes after it and names a document that is not there. What lies behind
-    is given up: what is known to have been there, and what is there and can no longer
-    follow. Publish again what can be read of it (`Loss.removed`) before or after: nothing else
-    keeps what it names.
+    The log keeps its entries up to the first that is missing, damaged or not in its place. The
+    entries beyond it are given up: those known to have existed, and those that exist and can no
+    longer follow. Publish again what can be read of them (`Loss.removed`) before or after: nothing
+    else protects the blobs that they name.
 
     Args:
         store: The archive.
         log: The log's prefix.
-        known: What is known of all logs; read anew if None.
-        known_entries: How many entries another witness (a table, Dagster) knows.
+        known: What is known of all logs; read if None.
+        known_entries: Number of entries that another witness (a table, Dagster) knows.
 
     Raises:
         StoreUnavailableError: An entry cannot be read now: that it is lost is not known.
@@ -82,7 +82,7 @@ def plan_loss(
 
 
 def _is_entry(key: str, log: str) -> bool:
-    """Whether the key is an entry's of this log; other objects there are not part of a log."""
+    """Return whether the key is an entry's of this log; other objects are not part of a log."""
     try:
         return layout.parse_entry(key).log == log
     except InvalidInputError:
@@ -95,7 +95,7 @@ def _read_next(
     info: ObjectInfo,
     kept: Sequence[StoredEntry[LogEntry]],
 ) -> StoredEntry[LogEntry] | None:
-    """The entry, if it is the next one of those kept."""
+    """Return the entry, if it follows the kept ones."""
     try:
         entry = decode_entry(model, info.key, store.get(info.key).data, store.identity)
     except (CorruptDataError, NotFoundError):
@@ -133,19 +133,19 @@ def _text(store: BlobStore, info: ObjectInfo) -> tuple[int, str]:
 def accept_losses(
     store: BlobStore, dataset: str, planned: Sequence[Loss], *, by: str, reason: str
 ) -> LossEntry:
-    """Give up the ends of these logs of a dataset for good. Idempotent.
+    """Give up the ends of these logs of a dataset permanently. Idempotent.
 
-    From then on each of the logs is as long as its `Loss` says, and goes on from there.
+    From then on each of the logs is as long as its `Loss` states, and continues from there.
 
     Args:
         store: The archive.
-        dataset: Whose logs.
-        planned: What `plan_loss` returned and a person has agreed to.
+        dataset: The dataset of the logs.
+        planned: What `plan_loss` returned and a person has confirmed.
         by: Who gives it up.
         reason: Why.
 
     Raises:
-        ConflictError: A log is no longer as it was when that was planned; nothing was given up.
+        ConflictError: A log has changed since it was planned; nothing was given up.
         InvalidInputError: Nothing is planned, a log is not one of the dataset, or `by` or `reason`
             is empty.
         StoreUnavailableError, OutcomeUnknownError: The store did not answer; call it again.
@@ -179,10 +179,10 @@ def accept_losses(
 
 
 def remove_given_up(store: BlobStore, dataset: str) -> None:
-    """Remove what the last accepted loss of each log put behind its end. Idempotent.
+    """Remove the objects beyond the end set by each log's last accepted loss. Idempotent.
 
-    A call of `accept_losses` that was interrupted leaves it. An object that holds other bytes than
-    the loss kept was written since, and stays.
+    An interrupted call of `accept_losses` leaves them. An object whose bytes differ from those in
+    the loss's entry was written since, and stays.
 
     Raises:
         StoreUnavailableError, OutcomeUnknownError: The store did not answer; call it again.
@@ -198,7 +198,7 @@ def _remove_behind(store: BlobStore, given_up: Sequence[Loss]) -> None:
 
 
 def _remove(store: BlobStore, key: str, text: str) -> None:
-    """Remove an object behind the new end, unless the log has gone on there since."""
+    """Remove an object beyond the new end, unless the log has grown there since."""
     try:
         data = store.get(key).data
     except NotFoundError:

@@ -1,7 +1,8 @@
-"""An artifact, a batch or a hook's file without some of its records.
+"""Redact artifacts, batches and hooks' files: remove some of their records.
 
-Lines of other records stay byte for byte. What cannot be attributed to a record (a line that is not
-JSON, what the hook printed, the reason of a failed run) is left out: it may be about them.
+Lines of other records stay byte for byte. Content that cannot be attributed to a record (a line
+that is not JSON, the hook's log, the reason of a failed run) is left out, because it may be about
+them.
 """
 
 import json
@@ -33,13 +34,13 @@ _WITHHELD: Final = "withheld: the run was given a record that is withdrawn since
 
 
 def redact_batch(batch: RecordBatch, record_ids: Collection[str]) -> RecordBatch:
-    """Return the batch without these records; maybe without any."""
+    """Return the batch without these records; it may become empty."""
     kept = tuple(record for record in batch.records if record.id not in record_ids)
     return RecordBatch.of(batch.document.model_copy(update={"records": kept}))
 
 
 def redact_lines(data: bytes, record_ids: Collection[str]) -> bytes:
-    """Return a file of JSON lines without those of these records; every other byte as it was."""
+    """Return a file of JSON lines without those of these records, otherwise unchanged."""
     kept = [
         line
         for number, line in enumerate(_lines(data))
@@ -89,16 +90,16 @@ def redact_artifact(
     batch_digest: Digest,
     carried: Mapping[Digest, Digest],
 ) -> tuple[Manifest, BlobRef]:
-    """Store the artifact without these records; return its manifest, and where that is.
+    """Store the artifact without these records; return its manifest and the manifest's digest.
 
-    Equal arguments give equal bytes, so doing it again writes nothing new.
+    Equal arguments give equal bytes, so a repeated call writes nothing new.
 
     Args:
         store: The archive.
-        manifest: What is redacted; it stays as it is.
+        manifest: The artifact to redact; it stays as it is.
         record_ids: The records to leave out.
         batch_digest: The batch without them.
-        carried: Per redacted manifest its successor: outcomes carried from one name the other.
+        carried: Successors of redacted manifests, for outcomes that were carried over from these.
 
     Raises:
         NotFoundError, CorruptDataError: A blob of the artifact is missing or damaged.

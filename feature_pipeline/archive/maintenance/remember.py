@@ -1,8 +1,8 @@
-"""The memory of answers is compared with the logs, and completed or built anew from them.
+"""Compare the memory of answers with the logs, and complete or rebuild it.
 
-Acceptance keeps the memory complete. What it cannot know of is found here: artifacts accepted by
-code that had no memory, objects of the memory that were lost or damaged, entries put back into a
-log, and artifacts that an erasure replaced.
+Acceptance keeps the memory complete. This module finds the cases that acceptance cannot know:
+artifacts accepted by code without a memory, objects of the memory that were lost or damaged,
+entries restored to a log, and artifacts that an erasure replaced.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -24,29 +24,29 @@ from feature_pipeline.model.digest import Digest
 from feature_pipeline.parallel import map_threads
 
 OLD: Final = timedelta(days=1)
-"""Objects younger than this may be in the making; a memory not compared for so long is due."""
+"""Age below which an object may still be in the making, and after which a comparison is due."""
 _ARTIFACTS_AT_ONCE: Final = 256
 
 
 @dataclass
 class MemoryReport:
-    """What a comparison of a hook's memory with its logs came to."""
+    """The result of comparing a hook's memory with its logs."""
 
     dataset: str
     hook: str
     artifacts: int = 0
-    """In the logs, failed hook runs and erased artifacts aside."""
+    """Artifacts in the logs, without failed hook runs and erased artifacts."""
     added: int = 0
-    """Artifacts whose answers the memory lacked, and has now."""
+    """Artifacts whose answers were missing from the memory and were added."""
     forgotten: int = 0
-    """Artifacts that are left out from now on: erased, or never accepted."""
+    """Artifacts that were removed: erased, or never accepted."""
     discarded: int = 0
-    """Segments that could not be read, or were never finished; deleted."""
+    """Segments that were deleted: unreadable, or never finished."""
     problems: list[str] = field(default_factory=list)
-    """Logs and artifacts that cannot be read; they are tried again the next time."""
+    """Logs and artifacts that cannot be read; the next comparison tries them again."""
 
     def summary(self) -> str:
-        """One line for people."""
+        """Return a one-line summary."""
         line = f"{self.dataset}/{self.hook}: {self.artifacts} artifacts, {self.added} added"
         for count, what in (
             (self.forgotten, "forgotten"),
@@ -72,7 +72,7 @@ class MemoryReport:
 def is_due(store: BlobStore, dataset: str, hook: str) -> bool:
     """Return whether a memory of the hook was not compared with its logs for a day, or never.
 
-    Costs two listings, and what a process has not read yet of the hook's releases.
+    Costs two listings, and the releases of the hook that this process has not read yet.
     """
     known = answers.list_programs(store, dataset, hook)
     now = store.now()
@@ -84,7 +84,7 @@ def is_due(store: BlobStore, dataset: str, hook: str) -> bool:
 
 
 def _programs(store: BlobStore, dataset: str, hook: str) -> dict[Digest, str]:
-    """Per release of the hook the prefix of its program's memory."""
+    """Return, by release of the hook, the prefix of its program's memory."""
     return {
         entry.release.digest: layout.answers(dataset, hook, entry.release.program)
         for entry in log.releases(store, dataset, hook)
@@ -105,9 +105,9 @@ def complete(
 
     Args:
         store: The archive.
-        dataset: The hook's.
-        hook: Whose memory.
-        anew: Believe nothing of what is there: derive all of it from the logs, then delete it.
+        dataset: The hook's dataset.
+        hook: The hook.
+        anew: Derive everything from the logs, then delete the old memory.
         progress: Called with (artifacts added, artifacts missing), program by program.
 
     Raises:
@@ -142,7 +142,7 @@ def complete(
 def _logged(
     store: BlobStore, report: MemoryReport, gone: Mapping[Digest, Digest]
 ) -> dict[str, set[Digest]]:
-    """Per program the artifacts that its hook's logs name, be it none.
+    """Return, by program, the artifacts named by the hook's logs, including programs without any.
 
     Damaged logs, and entries of unknown releases, are problems.
     """
@@ -160,7 +160,7 @@ def _logged(
 
 
 def _readable_logs(store: BlobStore, report: MemoryReport) -> dict[str, list[FeatureEntry]]:
-    """The hook's logs, but for those that are damaged: these are problems."""
+    """Return the hook's readable logs; damaged ones become problems."""
     readable = log.readable_feature_logs(store, report.dataset, report.hook)
     for batch, damage in readable.damage.items():
         if damage.state is State.UNREADABLE:
@@ -172,7 +172,7 @@ def _readable_logs(store: BlobStore, report: MemoryReport) -> dict[str, list[Fea
 def _known(
     store: BlobStore, listing: answers.Listing, report: MemoryReport
 ) -> dict[answers.Segment, tuple[Digest, ...]]:
-    """Per segment its artifacts. Segments that are damaged or were never finished are deleted."""
+    """Return each segment's artifacts; delete segments that are damaged or were never finished."""
     known: dict[answers.Segment, tuple[Digest, ...]] = {}
     useless: list[answers.Segment] = []
     for segment in listing.segments:
@@ -218,7 +218,7 @@ def _add(
 
 
 def _answers_of(store: BlobStore, digest: Digest) -> set[Digest] | str:
-    """What the artifact answers by itself, or why that cannot be read."""
+    """Return what the artifact answers by itself, or why that cannot be read."""
     try:
         table = read.read_outcomes(store, read.read_manifest(store, digest))
         return answers.own_answers(outcomes_without_rows(table))
@@ -234,7 +234,7 @@ def _forget(
     logged: set[Digest] | None,
     gone: Iterable[Digest],
 ) -> None:
-    """Write segments again without artifacts that were erased, or that no log names if given."""
+    """Rewrite segments without artifacts that were erased or, if given, that no log names."""
     erased_now, now = set(gone), store.now()
     forgotten: set[Digest] = set()
     for segment, manifests in known.items():

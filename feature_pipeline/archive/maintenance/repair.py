@@ -1,11 +1,12 @@
-"""Repair: what `verify` found wrong, and what can be brought back, from what, proved by what.
+"""Plan and carry out the repair of damaged and lost objects.
 
-Bytes whose digest is known come back only as they were: from a second archive, compared with the
+Bytes whose digest is known are restored only unchanged: from a second archive, compared with the
 digest. A log entry is proved by the entry after it, which names its bytes; by the entry before it,
-which it names; or, of version 1, by its place and by what it names. Where no copy is left, an
-artifact that a database knows is appended to its log again: a new entry, whose completion says so.
+which it names; or, in version 1, by its place and by the objects that it names. If no copy is left,
+an artifact that a database knows is appended to its log again, as a new entry whose completion
+shows this.
 
-Every step can be repeated. A repair that is interrupted is planned anew from what is there.
+Every step can be repeated. An interrupted repair is planned again from the current state.
 """
 
 import logging
@@ -51,12 +52,12 @@ _MODELS: Final[dict[ObjectKind, type[LogEntry]]] = {
     ObjectKind.ERASURE_ENTRY: ErasureEntry,
 }
 _RESTORED: Final = "restored-"
-"""Begins the ids of completions by which artifacts are accepted again."""
+"""Prefix of the ids of completions by which artifacts are accepted again."""
 _UNREADABLE: Final = (NotFoundError, CorruptDataError, InvalidInputError)
 
 
 class Action(StrEnum):
-    """What a step does."""
+    """The kind of a step."""
 
     COPY = "copy from the second archive"
     DERIVE = "derive again from raw output"
@@ -69,18 +70,18 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that can be brought back."""
+    """One object that can be restored."""
 
     finding: Finding
     action: Action
     proof: str
-    """Why what comes back is right, for people."""
+    """Why the restored object is right, for display."""
     run: Callable[[], None] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Remainder:
-    """One thing that cannot be brought back from what there is."""
+    """One object that cannot be restored from the available sources."""
 
     finding: Finding
     remedy: str
@@ -89,7 +90,7 @@ class Remainder:
 
 @dataclass(frozen=True, slots=True)
 class RepairPlan:
-    """What can be brought back, and what cannot."""
+    """The objects that can be restored, and those that cannot."""
 
     steps: tuple[Step, ...]
     remainders: tuple[Remainder, ...]
@@ -119,28 +120,28 @@ class ProjectRelease:
 
 @dataclass(frozen=True)
 class Sources:
-    """Where things may come back from, besides the archive itself."""
+    """The sources for restoring objects, besides the archive itself."""
 
     second: BlobStore | None = None
     """Another archive with the same keys: a copy, a backup. It is only read."""
     entries: Sequence[KnownEntry] = ()
-    """What databases know of hooks' logs."""
+    """Entries of hooks' logs that databases know."""
     batches: Sequence[KnownBatch] = ()
-    """What databases know of submitted batches."""
+    """Submitted batches that databases know."""
     submitted_at: Mapping[tuple[str, str], datetime] = field(default_factory=dict)
-    """By (dataset, batch) when it was submitted, as far as tables know."""
+    """Time of submission by (dataset, batch), as far as tables know it."""
     releases: Sequence[ProjectRelease] = ()
     derive: Callable[[BlobStore, FeatureEntry], object] | None = None
     """Derives a current artifact's rows and outcomes from its raw output again."""
 
 
 def plan_repair(store: BlobStore, findings: Iterable[Finding], sources: Sources) -> RepairPlan:
-    """Decide for each finding what brings it back, and name what nothing does. Writes nothing.
+    """Decide how each finding can be repaired, and list those that cannot. Writes nothing.
 
     Args:
         store: The archive.
-        findings: What `verify` and `known.find_lost` found.
-        sources: Where from.
+        findings: From `verify` and `known.find_lost`.
+        sources: Where objects may be restored from.
 
     Raises:
         StoreUnavailableError: A store did not answer.
@@ -161,7 +162,7 @@ def plan_repair(store: BlobStore, findings: Iterable[Finding], sources: Sources)
 
 
 def carry_out(plan: RepairPlan, progress: Callable[[Step], None]) -> list[Remainder]:
-    """Take every step; return those that did not succeed, with the reason.
+    """Carry out every step; return those that failed, with the reason.
 
     Raises:
         StoreUnavailableError, OutcomeUnknownError: A store did not answer. Plan again, and carry
@@ -203,11 +204,10 @@ class Appendable:
 def find_appendable(
     store: BlobStore, accepted: Iterable[Loss], known: Sequence[KnownEntry]
 ) -> list[Appendable]:
-    """Return the artifacts whose log entries were given up and that are still stored.
+    """Return the still stored artifacts whose log entries were given up, in order.
 
-    They are known by the text of entries that were removed, by databases, or by the log of
-    erasures: the successor of an artifact from which a record was erased. Logs that cannot be read
-    are left out. Writes nothing.
+    Each comes with the number of its entry, if known. The artifacts are known from the text of
+    removed entries, or from databases. Logs that cannot be read are left out. Writes nothing.
     """
     found: list[Appendable] = []
     for loss in accepted:
@@ -276,9 +276,9 @@ def _was_cancelled(entry: FeatureEntry, entries: Sequence[FeatureEntry]) -> bool
 
 
 def find_unfinished(store: BlobStore, dataset: str) -> list[Loss]:
-    """Return the accepted losses after which nothing but given up artifacts was accepted.
+    """Return the accepted losses after which only given-up artifacts were accepted.
 
-    A process that died may have left some of these unappended. Of a log that has gone on since, no
+    A process that died may have left some of these unappended. In a log that has grown since, no
     older artifact is appended: it would become current.
     """
     last = {loss.log: loss for entry in losses(store, dataset) for loss in entry.losses}
@@ -307,7 +307,7 @@ class _Planner:
         self._tables: dict[Digest, FeatureEntry] | None = None
 
     def step(self, finding: Finding) -> Step | None:
-        """What brings back the object of a finding; None if nothing does."""
+        """Return the step that restores the object of a finding; None if nothing can."""
         if finding.state in {State.NEWER, State.NOT_ERASED, State.UNREADABLE}:
             return None
         if finding.key.startswith(layout.BLOBS):
@@ -405,7 +405,7 @@ class _Planner:
         )
 
     def _number(self, finding: Finding, theirs: Mapping[int, StoredEntry[LogEntry]]) -> int | None:
-        """The number of the entry; that of the second archive's if only its manifest is known."""
+        """Return the entry's number, or the second archive's if only its manifest is known."""
         if not finding.key.endswith("/"):
             try:
                 return layout.parse_entry(finding.key).seq
@@ -439,7 +439,7 @@ class _Planner:
                 return None
 
     def _artifact(self, finding: Finding) -> Step | None:
-        """A lost artifact that a database knows and whose manifest is still stored."""
+        """Restore a lost artifact that a database knows and whose manifest is still stored."""
         prefix = finding.key.rpartition("/")[0] + "/"
         known = [
             one
@@ -476,7 +476,7 @@ class _Planner:
         )
 
     def _batch(self, finding: Finding) -> Step | None:
-        """A batch that artifacts or a database name and whose document is still stored."""
+        """Restore a batch that artifacts or a database name and whose document is still stored."""
         dataset, batch = _names(finding.key)
         if batch is None or log.readable_batches(self._store, dataset, [batch]).damage:
             return None
@@ -573,7 +573,7 @@ class _Planner:
     # What cannot be brought back
 
     def remedy(self, finding: Finding) -> str:
-        """What an operator can do about a finding that nothing brings back."""
+        """Return what an operator can do about a finding that cannot be repaired."""
         if finding.state is State.NEWER:
             return "upgrade feature-pipeline: nothing is wrong with it"
         if finding.state is State.UNREADABLE:
@@ -603,7 +603,7 @@ _COPY: Final = "copy it from a replica or backup of the bucket with --from s3://
 
 
 def _compute(finding: Finding) -> str:
-    """The command that computes again what a finding is about."""
+    """Return the command that computes the object of a finding again."""
     where = finding.named_by
     if finding.key.startswith(layout.FEATURE_LOGS):
         parts = finding.key.removeprefix(layout.FEATURE_LOGS).split("/")
@@ -612,7 +612,7 @@ def _compute(finding: Finding) -> str:
 
 
 def _names(key: str) -> tuple[str, str | None]:
-    """The dataset of a log entry's key, and its batch or hook, if its log is of one."""
+    """Return the dataset of a log entry's key, and the batch or hook if its log is of one."""
     parts = key.split("/")
     return parts[2], parts[3] if len(parts) > 4 else None
 
@@ -634,10 +634,10 @@ def _copy_blob(source: BlobStore, target: BlobStore, digest: Digest) -> None:
 
 
 def _put(store: BlobStore, digest: Digest, data: bytes) -> None:
-    """Store the bytes under their digest, in place of whatever is there.
+    """Store the bytes under their digest, replacing any existing object.
 
     Raises:
-        CorruptDataError: They are not those of the digest.
+        CorruptDataError: They do not have the digest.
     """
     if (actual := Digest.of(data)) != digest:
         raise CorruptDataError(f"the bytes for blob {digest} have the digest {actual}")
@@ -652,7 +652,7 @@ def _replace(store: BlobStore, key: str, data: bytes) -> None:
 
 
 def _ensure(source: BlobStore, target: BlobStore, digest: Digest) -> None:
-    """The target has the blob, as the source has it."""
+    """Copy the blob from the source to the target if the target lacks it."""
     if not _has(target, digest):
         _copy_blob(source, target, digest)
 
@@ -660,7 +660,7 @@ def _ensure(source: BlobStore, target: BlobStore, digest: Digest) -> None:
 def _entries(
     store: BlobStore, prefix: str, model: type[LogEntry]
 ) -> dict[int, StoredEntry[LogEntry]]:
-    """The entries of a log that can be read, each by itself, by number."""
+    """Return the readable entries of a log, each decoded separately, by number."""
     found: dict[int, StoredEntry[LogEntry]] = {}
     for info in store.list_objects(prefix):
         try:
@@ -673,9 +673,9 @@ def _entries(
 
 
 def _is_damaged_copy(ours: LogEntry, theirs: LogEntry) -> bool:
-    """Return whether two entries are one, a part of which has changed.
+    """Return whether two entries are the same one, of which a part has changed.
 
-    Two that were accepted differ in `write_id`, and in what or when they were.
+    Two entries that were both accepted differ in `write_id`, and in content or time.
     """
     one, other = ours.model_dump(), theirs.model_dump()
     return len([name for name in one if one[name] != other.get(name)]) == 1
@@ -686,7 +686,7 @@ def _is_before(
     entry: StoredEntry[LogEntry],
     now: StoredEntry[LogEntry] | None,
 ) -> bool:
-    """Return whether the candidate is what the entry follows, and something else is there now."""
+    """Return whether the entry follows the candidate, and something else is in its place now."""
     if candidate is None or (now is not None and now.digest == candidate.digest):
         return False
     return bool(entry.entry.previous == candidate.digest)
@@ -729,7 +729,7 @@ def _proof(
 def _copy_entries(
     source: BlobStore, target: BlobStore, entries: Sequence[StoredEntry[LogEntry]]
 ) -> None:
-    """Copy what the entries name, then the entries, in order."""
+    """Copy the objects that the entries name, then the entries, in order."""
     for stored in entries:
         entry = stored.entry
         match entry:
@@ -784,13 +784,11 @@ def _is_of(manifest: Manifest | None, known: KnownEntry) -> bool:
 
 
 def _append(store: BlobStore, artifacts: Iterable[Appendable]) -> list[FeatureEntry]:
-    """Accept the artifacts again, through the door that every artifact comes by.
+    """Accept the artifacts again, in order, like any other artifact.
 
-    Those that their logs have by now are left out. In the order that decides what is current, and
-    under their old bases as far as the shorter log has them: so what was current among them is
-    again. What was accepted since in a lost entry's place, and was published later, stays current.
-
-    One that cannot be accepted stays in the inbox: an erasure that is not finished may be about it.
+    Those that their logs have by now are left out. An artifact's base is below its old entry's
+    number: an artifact that was accepted since in the lost entry's place, and was published later,
+    stays current.
     """
     appended: list[FeatureEntry] = []
     for one in sorted(artifacts, key=lambda one: one.order):

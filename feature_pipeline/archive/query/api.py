@@ -1,6 +1,6 @@
-"""The archive for people who read it: features, outcomes and raw bytes, without Dagster.
+"""The read-only API of the archive: features, outcomes and raw bytes, without Dagster.
 
-Nothing is written, so credentials that may only read and list are enough.
+Reading writes nothing, so credentials that may only get and list are enough.
 """
 
 from collections.abc import Collection, Mapping
@@ -38,7 +38,7 @@ class Archive:
     """An archive in S3, read only.
 
     Args:
-        store: Any store; `Archive.open` makes one of an address.
+        store: Any store; `Archive.open` opens one by its address.
     """
 
     def __init__(self, store: BlobStore) -> None:
@@ -48,16 +48,16 @@ class Archive:
     def open(
         cls, url: str | None = None, *, environment: Mapping[str, str | None] | None = None
     ) -> Self:
-        """Return the archive at `url`, or the one that the environment names.
+        """Open the archive at `url`, or the one that the environment names.
 
         Args:
             url: `s3://bucket/prefix`. Without it, the bucket and prefix are those of the
-                `FEATURE_PIPELINE_S3_*` variables, which give endpoint and region in any case.
-            environment: Variables to read instead of the process's own, AWS credentials included:
+                `FEATURE_PIPELINE_S3_*` variables. These give endpoint and region in any case.
+            environment: Variables to read instead of the process's own, including AWS credentials:
                 `dotenv_values(".env")`.
 
         Raises:
-            InvalidInputError: `url` is no such address, or no bucket is named.
+            InvalidInputError: `url` is not such an address, or no bucket is named.
             NotFoundError: There is no such bucket.
             StoreUnavailableError: The store refused, or could not be reached.
         """
@@ -109,21 +109,21 @@ class Archive:
         every_batch: bool = False,
         skip_damaged: bool = False,
     ) -> Features:
-        """What a hook said: the rows of its current artifacts.
+        """Return the rows of a hook's current artifacts.
 
         Args:
-            name: The hook's.
+            name: The hook's name.
             dataset: Needed only if hooks of two datasets have this name.
-            batches: Read these only; all that have an artifact when absent.
+            batches: Read only these; by default all that have an artifact.
             as_of: Read what was current then: at a time, or at a seq of each batch's log.
             every_batch: A record that is in several batches belongs to the one submitted last, as
-                in tables. True gives its rows in each of them, and needs no memory of the records
+                in tables. True returns its rows in each of them, and needs no memory of the records
                 seen (about 100 bytes each).
-            skip_damaged: Leave out batches of which something is damaged or lost, and their records
-                in earlier batches. `damage` of the result names them. Otherwise the first raises.
+            skip_damaged: Leave out damaged and lost batches, and their records in earlier batches.
+                `damage` of the result names them. Otherwise the first one raises.
 
         Raises:
-            NotFoundError: No such hook, or a batch named has no artifact that was current then.
+            NotFoundError: No such hook, or a named batch had no current artifact then.
             InvalidInputError: Hooks of several datasets have this name.
             CorruptDataError: A log is damaged.
         """
@@ -176,7 +176,7 @@ class Archive:
         every_batch: bool = False,
         skip_damaged: bool = False,
     ) -> Outcomes:
-        """What became of every record under a hook; arguments and errors as of `features`."""
+        """Return the outcome of every record under a hook; arguments as for `features`."""
         return self.features(
             name,
             dataset=dataset,

@@ -1,7 +1,7 @@
-"""What a hook says under one release and under another, over the same batches.
+"""Compare the artifacts of two releases of a hook over the same batches, record by record.
 
-Records are compared by their canonical digests, as content is anywhere: equal rows in equal order,
-equal status and reason. A batch whose content digest is the same under both is not read at all.
+Records are compared by their canonical digests: equal rows in equal order, equal status and reason.
+A batch whose content digest is the same under both releases is not read.
 """
 
 from collections import Counter
@@ -29,17 +29,17 @@ from feature_pipeline.parallel import map_threads
 
 MAX_EXAMPLES: Final = 20
 _BATCHES_AHEAD: Final = 64
-"""Manifests read together; rows are read of one batch at a time."""
+"""Number of manifests read together; rows are read for one batch at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One record of which something else is said."""
+    """One record whose outcome or rows differ."""
 
     batch: str
     record_id: str
     before: str
-    """`passed, 3 rows`, or `rejected: reason`; empty if the record was not there."""
+    """`passed, 3 rows`, or `rejected: reason`; empty if the record was absent."""
     after: str
     columns: tuple[str, ...] = ()
     """The columns whose values differ in rows of the same ordinal."""
@@ -47,10 +47,10 @@ class Example:
 
 @dataclass
 class Difference:
-    """How what is said over batches differs. Records are counted once, rows by ordinal."""
+    """The differences over all batches. Records are counted once, rows by ordinal."""
 
     batches: int = 0
-    """Batches compared; `equal_batches` of them say the same."""
+    """Number of batches compared; `equal_batches` of them have equal content."""
     equal_batches: int = 0
     records_equal: int = 0
     records_added: int = 0
@@ -63,21 +63,21 @@ class Difference:
     rows_changed: int = 0
     """Rows whose values differ from those of the row of the same record and ordinal."""
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Per (status before, status after) the records whose status changed."""
+    """By (status before, status after), the records whose status changed."""
     reasons_changed: int = 0
-    """Records with the same status for another reason."""
+    """Records with the same status and another reason."""
     columns: Counter[str] = field(default_factory=Counter)
-    """Per column the rows in both in which its value differs."""
+    """By column, the number of rows present in both whose value differs."""
     examples: list[Example] = field(default_factory=list)
     """The first `MAX_EXAMPLES` records that were added, removed or changed."""
 
     @property
     def is_equal(self) -> bool:
-        """Whether the same is said of every record."""
+        """Whether all records are equal."""
         return not (self.records_added or self.records_removed or self.records_changed)
 
     def add(self, other: "Difference") -> None:
-        """Count what `other` counts as well."""
+        """Add the counts of `other`."""
         for name in (
             *("batches", "equal_batches", "reasons_changed"),
             *(f"{what}_{how}" for what in ("records", "rows") for how in _HOW),
@@ -119,7 +119,7 @@ _HOW: Final = ("equal", "added", "removed", "changed")
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two releases of a hook over the batches that both were run over."""
+    """Two releases of a hook over the batches that both have computed."""
 
     before: ReleaseEntry
     after: ReleaseEntry
@@ -127,9 +127,9 @@ class Comparison:
     columns_added: tuple[str, ...] = ()
     columns_removed: tuple[str, ...] = ()
     columns_retyped: tuple[str, ...] = ()
-    """Columns of another type: their values are not compared."""
+    """Columns whose type changed: their values are not compared."""
     only_before: tuple[str, ...] = ()
-    """Batches that the later release was not run over."""
+    """Batches that the later release has not computed."""
     only_after: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
@@ -156,10 +156,10 @@ def release_json(entry: ReleaseEntry) -> dict[str, object]:
 
 
 def find_release(store: BlobStore, dataset: str, hook: str, name: str) -> ReleaseEntry:
-    """The hook's release with this version, or with this seq as in `#3` or, if no version, `3`.
+    """Return the release with this version or seq: `#3`, or `3` if no version is `3`.
 
     Raises:
-        NotFoundError: There is none; names those there are.
+        NotFoundError: There is none; names the releases.
         InvalidInputError: Several releases have this version: the seq is needed.
     """
     entries = log.releases(store, dataset, hook)
@@ -180,7 +180,7 @@ def find_release(store: BlobStore, dataset: str, hook: str, name: str) -> Releas
 def last_two_releases(
     store: BlobStore, dataset: str, hook: str
 ) -> tuple[ReleaseEntry, ReleaseEntry]:
-    """The last other release that was registered before the last one, and the last one.
+    """Return the last release, preceded by the last different one registered before it.
 
     Raises:
         NotFoundError: The hook never had two.
@@ -201,17 +201,17 @@ def compare_releases(
     after: ReleaseEntry,
     batches: Collection[str] | None = None,
 ) -> Comparison:
-    """How what `after` says differs from what `before` said, over the batches that both ran over.
+    """Compare `after` with `before` over the batches that both have computed.
 
-    Of each batch the last artifact that was current under each release is taken. Withdrawn records
-    are left out. Columns are those that both declare with types that can be compared: a renamed
-    column is its old self, integers are compared as numbers. Memory is that of one batch.
+    For each batch, the last artifact that was current under each release is compared. Withdrawn
+    records are left out. Only columns that both declare with comparable types are compared: a
+    renamed column with its former self, integers as numbers. Memory is bounded by one batch.
 
     Raises:
         NotFoundError: No batch, or not one that is named, has an artifact under both releases.
         InvalidInputError: `before` and `after` are one release; or an integer of `before` is not
-            exact as the number that its column holds by now.
-        CorruptDataError: Stored bytes are not what their name says.
+            exact as a number, which its column has become.
+        CorruptDataError: Stored bytes do not match their name.
     """
     if before.release.digest == after.release.digest:
         raise InvalidInputError(
@@ -247,7 +247,7 @@ def _pairs(
     after: ReleaseEntry,
     batches: Collection[str] | None,
 ) -> tuple[dict[str, Pair], tuple[str, ...], tuple[str, ...]]:
-    """Per batch its last artifact under each release; the batches that only one ran over."""
+    """Return each batch's last artifact under each release; and batches with only one."""
     if batches is None:
         logs = log.feature_logs(store, dataset, hook)
     else:
@@ -297,7 +297,7 @@ def _manifests(
 
 @dataclass(slots=True)
 class _Matching:
-    """Columns by what became of them, over all batches."""
+    """The columns, classified by their change over all batches."""
 
     added: set[str] = field(default_factory=set)
     removed: set[str] = field(default_factory=set)
@@ -317,7 +317,7 @@ class _Matching:
 
 
 def _compared_columns(old: Manifest, new: Manifest) -> tuple[Column, ...]:
-    """The later columns that the earlier rows can be read under."""
+    """Return the later columns under which the earlier rows can be read."""
     pairs = pair_columns(old.columns, new.columns)
     return tuple(
         column
@@ -350,7 +350,7 @@ def _compare_batch(
 def _outcomes(
     store: BlobStore, manifest: Manifest, columns: tuple[Column, ...], gone: Collection[str]
 ) -> dict[str, Outcome]:
-    """Outcomes by record, their rows in the order of `columns`."""
+    """Return outcomes by record, their rows in the order of `columns`."""
     what = f"{manifest.dataset}/{manifest.hook}, batch {manifest.batch!r}"
     rows: pa.Table = read.read_rows(store, manifest)
     aligned = align_rows(rows, manifest.columns, columns, what)
@@ -360,12 +360,12 @@ def _outcomes(
 
 @dataclass(frozen=True, slots=True)
 class _Records:
-    """Compares records of one batch and counts into `found`."""
+    """Compare records of one batch and add the differences to `found`."""
 
     batch: str
     encoder: RowEncoder
     cells: Mapping[str, RowEncoder]
-    """Per column, in order, an encoder of it alone."""
+    """For each column, in order, an encoder of it alone."""
     found: Difference
 
     def add(self, record_id: str, old: Outcome | None, new: Outcome | None) -> None:
@@ -397,7 +397,7 @@ class _Records:
     def _rows(
         self, old: tuple[tuple[Value, ...], ...], new: tuple[tuple[Value, ...], ...]
     ) -> tuple[str, ...]:
-        """Count the record's rows by ordinal; the columns in which they differ."""
+        """Count the record's rows by ordinal; return the columns in which they differ."""
         found = self.found
         found.rows_removed += max(0, len(old) - len(new))
         found.rows_added += max(0, len(new) - len(old))

@@ -1,4 +1,4 @@
-"""What a hook said over chosen batches, as frames: rows, outcomes, and the bytes behind them."""
+"""Read a hook's rows, outcomes and raw bytes over selected batches."""
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ from feature_pipeline.model.digest import Digest
 from feature_pipeline.parallel import WORKERS
 
 BATCH: Final = "batch"
-"""The column that says which batch a row is of; the last one."""
+"""The column with the batch of a row; the last one."""
 
 _BATCH_FIELD: Final["pa.Field[Any]"] = pa.field(BATCH, pa.string(), nullable=False)
 
@@ -38,10 +38,10 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Selection:
-    """Which artifacts are read, from the batch submitted last to the first.
+    """The artifacts to read, from the batch submitted last to the first.
 
-    A batch that is damaged raises, unless `skips_damaged`: it is left out then, `damage` says why,
-    and so are its records in batches that were submitted before it: they belong to it.
+    A damaged batch raises, unless `skips_damaged`: then it is left out, `damage` gives the reason,
+    and its records are left out of earlier batches, because they belong to it.
     """
 
     store: BlobStore
@@ -50,17 +50,18 @@ class Selection:
     heads: Mapping[str, FeatureEntry]
     every_batch: bool
     order: Sequence[str]
-    """The batches from the one submitted last, also those of `damage`; those whose place is not
-    known come first."""
+    """The batches from the one submitted last, including those of `damage`; those of unknown
+    position come first.
+    """
     documents: Mapping[str, Digest] = field(default_factory=dict)
-    """Per batch the digest of its batch document, where it is known."""
+    """By batch, the digest of its batch document, if known."""
     skips_damaged: bool = False
     damage: dict[str, str] = field(default_factory=dict)
-    """Batches that cannot be read, with the reason; what is found while reading is added."""
+    """Batches that cannot be read, with the reason; reading may add to it."""
 
     @cached_property
     def withdrawn(self) -> "pa.Array[Any]":
-        """Ids of records that are not to be read: acceptance alone does not remove them."""
+        """Ids of withdrawn records, which must not be read even if their artifact is current."""
         return pa.array(sorted(withdrawn(self.store, self.dataset)), pa.string())
 
     def manifest(self, batch: str) -> Manifest:
@@ -72,7 +73,7 @@ class Selection:
         return read.manifest_of(self.store, self.heads[batch])
 
     def newest_columns(self) -> tuple[Column, ...]:
-        """The columns of the artifact that was made last; none if there is no artifact."""
+        """The columns of the newest artifact; none if there is no artifact."""
         heads = self.heads
         # What erasing left of an older artifact was accepted late and says what it said before.
         redacted = set(erased(self.store, self.dataset).manifests.values())
@@ -90,7 +91,7 @@ class Selection:
         return () if newest is None else newest.columns
 
     def artifacts(self, load: Callable[[Manifest], R]) -> Iterator[tuple[str, R | None]]:
-        """Per batch what `load` makes of its manifest, a few being read ahead; None if damaged."""
+        """Yield the result of `load` for each manifest, reading ahead; None if damaged."""
         return _ahead(lambda batch: self._readable(batch, load), self.order)
 
     def _readable(self, batch: str, load: Callable[[Manifest], R]) -> R | None:
@@ -107,7 +108,7 @@ class Selection:
     def record_ids(self, batch: str) -> set[str]:
         """Return the ids of a damaged batch's records.
 
-        None if not even they can be read, which `damage` then says.
+        None if they cannot be read either; `damage` then contains the reason.
         """
         try:
             digest = self.documents.get(batch) or self.manifest(batch).batch_digest
@@ -123,9 +124,9 @@ class Selection:
 class Features(Frame):
     """Rows of a hook over batches: record_id, ordinal, the declared columns, batch.
 
-    The declared columns are those of the artifact made last; rows written under others are
-    read as `align_rows` says. Arrays and objects are their canonical JSON text, uuids text,
-    instants microseconds in UTC. The order is that of batches, from the one submitted last.
+    The declared columns are those of the newest artifact; rows written under others are converted
+    by `align_rows`. Arrays and objects are canonical JSON text, uuids text, instants microseconds
+    in UTC. Batches are in order of submission, the last first.
     """
 
     def __init__(self, selection: Selection) -> None:
@@ -146,14 +147,14 @@ class Features(Frame):
 
     @property
     def batches(self) -> list[str]:
-        """The batches read, from the one submitted last."""
+        """The batches that are read, from the one submitted last."""
         return [batch for batch in self._selection.order if batch in self._selection.heads]
 
     @property
     def damage(self) -> Mapping[str, str]:
         """The batches that are left out because they are damaged or lost, with the reason.
 
-        Complete once all rows, or outcomes, were read.
+        Complete once all rows, or outcomes, have been read.
         """
         return self._selection.damage
 
@@ -168,16 +169,16 @@ class Features(Frame):
         return rows_schema(self.columns).append(_BATCH_FIELD)
 
     def tables(self) -> Iterator[pa.Table]:
-        """The rows of each batch in turn; errors as of `batch_tables`."""
+        """Yield the rows of each batch in turn; errors as for `batch_tables`."""
         return (table for _, table in self.batch_tables())
 
     def batch_tables(self) -> Iterator[tuple[str, pa.Table]]:
-        """The rows of each batch in turn, with the batch, but for those that are left out.
+        """Yield each batch with its rows, except batches that are left out.
 
         Raises:
-            NotFoundError, CorruptDataError: A blob is missing, or not what its name says.
+            NotFoundError, CorruptDataError: A blob is missing, or does not match its name.
             InvalidInputError: A batch was written under columns of other types, or a column would
-                hold different things in two batches.
+                have different meanings in two batches.
         """
         selection, columns = self._selection, self.columns
         owned = _Owned(selection)
@@ -200,32 +201,32 @@ class Features(Frame):
             yield batch, self._finished(kept, manifest, columns, batch)
 
     def outcomes(self) -> "Outcomes":
-        """What became of every record of these batches."""
+        """Return the outcome of every record of these batches."""
         return Outcomes(self._selection)
 
     def manifest(self, batch: str) -> Manifest:
-        """How the batch's artifact was made: release, run, counts, digests, blobs."""
+        """Return the manifest of the batch's artifact: release, run, counts, digests, blobs."""
         return self._selection.manifest(batch)
 
     def raw_sources(self, batch: str) -> dict[Digest, list[str]]:
-        """Return the sorted names of raw files by the manifest that holds them.
+        """Return the sorted names of raw files by the manifest that has them.
 
         The first is the batch's own. The others computed outcomes that it carried over, in the
-        order of its records: all of them, if its rows were only derived again. A manifest without
+        order of its records: all of them, if its rows were only decoded again. A manifest without
         files is left out.
         """
         return {digest: read.raw_names(found) for digest, found in self._computed_by(batch).items()}
 
     def raw_names(self, batch: str) -> list[str]:
-        """Return the names of the files that the hook left for the batch, sorted."""
+        """Return the names of the hook's raw files for the batch, sorted."""
         return sorted({name for names in self.raw_sources(batch).values() for name in names})
 
     def raw(self, batch: str, name: str, *, manifest: Digest | str | None = None) -> bytes:
-        """Return one of the files that the hook left, exactly.
+        """Return one of the hook's raw files, byte for byte.
 
-        It is that of the batch's own manifest if that has one of this name, which then says
-        nothing of records that were carried over: see `carried_from` of `outcomes`. Otherwise it
-        is that of the manifest that computed what was carried over.
+        It is that of the batch's own manifest if that has one of this name. That file does not
+        contain records that were carried over: see `carried_from` of `outcomes`. Otherwise it is
+        that of the manifest that computed what was carried over.
 
         Args:
             batch: One of those read.
@@ -233,7 +234,7 @@ class Features(Frame):
             manifest: Read this manifest's file: one of `raw_sources`.
 
         Raises:
-            NotFoundError: No hook run left such a file for the batch.
+            NotFoundError: No hook run wrote such a file for the batch.
             InvalidInputError: Several earlier manifests have such a file, and none was chosen.
         """
         sources = self._computed_by(batch)
@@ -263,7 +264,7 @@ class Features(Frame):
         )
 
     def log(self, batch: str) -> str:
-        """Return what the hook printed; of several runs, what each printed in turn."""
+        """Return the hook's log; of several runs, their logs in turn."""
         store = self._selection.store
         found = self._computed_by(batch, has_log=True)
         own = self._selection.heads[batch].manifest
@@ -271,7 +272,7 @@ class Features(Frame):
         return "".join(read.read_log_text(store, manifest) for manifest in manifests)
 
     def _computed_by(self, batch: str, *, has_log: bool = False) -> dict[Digest, Manifest]:
-        """Return the manifests that hold raw files of the batch, or logs, its own first."""
+        """Return the manifests with raw files or logs of the batch, its own first."""
         store, selection = self._selection.store, self._selection
         own = selection.manifest(batch)
         digests = [selection.heads[batch].manifest]
@@ -304,7 +305,7 @@ class Features(Frame):
 
 
 class _Declarations:
-    """The columns that batches were written with: whether they may be read as one."""
+    """The declarations of the batches read so far, to check that they can be read as one."""
 
     def __init__(self, what: str, wanted: tuple[Column, ...]) -> None:
         self._what = what
@@ -312,7 +313,7 @@ class _Declarations:
         self._examples: dict[tuple[RawKeys, ...], tuple[str, tuple[Column, ...]]] = {}
 
     def check(self, batch: str, written: tuple[Column, ...]) -> None:
-        """Return if the batch may be read beside those before it."""
+        """Check that the batch may be read together with those before it."""
         keys = own_keys(written)
         if keys in self._examples:
             return
@@ -322,9 +323,9 @@ class _Declarations:
 
 
 class Outcomes(Frame):
-    """One line per record: `OUTCOMES_SCHEMA`, then batch.
+    """One row per record: `OUTCOMES_SCHEMA`, then batch.
 
-    The order is that of batches, from the one submitted last, and that of the batch within it.
+    Batches are in order of submission, the last first; records in the batch's order.
     """
 
     def __init__(self, selection: Selection) -> None:
@@ -344,10 +345,10 @@ class Outcomes(Frame):
         return OUTCOMES_SCHEMA.append(_BATCH_FIELD)
 
     def tables(self) -> Iterator[pa.Table]:
-        """The outcomes of each batch in turn.
+        """Yield the outcomes of each batch in turn.
 
         Raises:
-            NotFoundError, CorruptDataError: A blob is missing, or not what its name says.
+            NotFoundError, CorruptDataError: A blob is missing, or does not match its name.
         """
         selection = self._selection
         owned = _Owned(selection)
@@ -371,14 +372,14 @@ def _with_batch(table: pa.Table, batch: str) -> pa.Table:
 
 
 class _Owned:
-    """Leaves out withdrawn records, and those that a batch read before holds."""
+    """Leave out withdrawn records, and those of batches read before."""
 
     def __init__(self, selection: Selection) -> None:
         self._withdrawn = selection.withdrawn
         self._seen: set[str] = set()
 
     def of_rows(self, table: pa.Table) -> pa.Table:
-        """The lines of records that are not withdrawn."""
+        """Return the rows of records that are not withdrawn."""
         return _without(table, self._withdrawn)
 
     def claim(self, ids: Collection[str]) -> None:
@@ -386,10 +387,10 @@ class _Owned:
         self._seen.update(ids)
 
     def of_artifact(self, table: pa.Table, record_ids: "pa.ChunkedArray[Any]") -> pa.Table:
-        """Return the lines of the artifact's records that no batch before held; they are held now.
+        """Claim the artifact's records; return the rows of those not claimed before.
 
-        A record belongs to the batch submitted last, whatever became of it there: the ids are of
-        all outcomes, not only of those with rows.
+        A record belongs to the batch submitted last, whatever its outcome there: the ids are of all
+        outcomes, not only of those with rows.
         """
         listed: list[Any] = record_ids.to_pylist()
         ids: set[str] = set(listed)
@@ -409,7 +410,7 @@ def _without(table: pa.Table, ids: "pa.Array[Any]") -> pa.Table:
 
 
 def _ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
-    """`function` of every item, in order, at most `WORKERS` being worked on or waiting."""
+    """Yield `function` of every item, in order, with at most `WORKERS` in progress or waiting."""
     running: deque[tuple[T, Future[R]]] = deque()
     with ThreadPoolExecutor(WORKERS) as pool:
         try:

@@ -1,4 +1,7 @@
-"""Rows that are read piece by piece, and whole in the form a library wants."""
+"""Convert rows that are read piece by piece into the frames of other libraries.
+
+DuckDB and Polars are extras, imported on use.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -14,14 +17,14 @@ if TYPE_CHECKING:
     import polars as pl
 
 CHUNK_ROWS = 65_536
-"""Rows of one piece at most."""
+"""Maximum number of rows of one piece."""
 
 
 def to_pandas(table: pa.Table) -> "pd.DataFrame":
     """Return the table as a DataFrame of Arrow dtypes.
 
-    pandas' own dtypes turn 2^60+1 beside NULL into a float, and NaN beside NULL into one thing.
-    Importing pandas takes a third of a second, which only those spend who ask for a DataFrame.
+    pandas' own dtypes turn 2^60+1 beside NULL into a float, and do not distinguish NaN from NULL.
+    pandas is imported only here, because that takes a third of a second.
     """
     import pandas as pd
 
@@ -29,7 +32,7 @@ def to_pandas(table: pa.Table) -> "pd.DataFrame":
 
 
 class Frame(ABC):
-    """Rows of one schema, read from S3 anew whenever they are asked for."""
+    """Rows of one schema, read from S3 again on each use."""
 
     @property
     @abstractmethod
@@ -38,15 +41,15 @@ class Frame(ABC):
 
     @abstractmethod
     def tables(self) -> Iterator[pa.Table]:
-        """The rows, one table of `schema` per batch, each read from S3 when it is needed."""
+        """Yield the rows, one table of `schema` per batch, each read from S3 on demand."""
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
-        """The rows in pieces of at most `CHUNK_ROWS`, a few batches being held at a time."""
+        """Yield the rows in pieces of at most `CHUNK_ROWS`, with few batches in memory."""
         for table in self.tables():
             yield from table.to_batches(max_chunksize=CHUNK_ROWS)
 
     def to_reader(self) -> pa.RecordBatchReader:
-        """The pieces as an Arrow stream, which DuckDB, Polars and Parquet writers take as it is."""
+        """Return the pieces as an Arrow stream, which DuckDB, Polars and Parquet writers accept."""
         return pa.RecordBatchReader.from_batches(self.schema, iter(self))
 
     def to_arrow(self) -> pa.Table:
@@ -75,7 +78,7 @@ class Frame(ABC):
     def to_duckdb(
         self, connection: "duckdb.DuckDBPyConnection | None" = None
     ) -> "duckdb.DuckDBPyRelation":
-        """All rows as a DuckDB relation, in DuckDB's default connection unless one is given.
+        """Return all rows as a DuckDB relation, in the default connection unless one is given.
 
         Raises:
             InvalidInputError: DuckDB is not installed.

@@ -1,7 +1,7 @@
-"""What became of batches over time, and what was current at some time.
+"""Read the logs as of a time or an entry: the history of batches.
 
-An erasure reaches into the past: where the log names an erased artifact, its successor is given, so
-that every time can still be read, without the withdrawn records.
+An erasure applies to the past: if the log names an erased artifact, its successor is returned, so
+that the state at any time can still be read, without the withdrawn records.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -24,7 +24,7 @@ from feature_pipeline.model.quoting import MOST_REASON, quoted
 from feature_pipeline.parallel import map_threads
 
 RELEASES: Final = "(releases)"
-"""Stands for the log of a hook's releases where batches are named; no batch has this key."""
+"""Represents the log of a hook's releases among batch names; no batch has this key."""
 
 AsOf = datetime | int
 """A time, with its offset; or the seq of an entry, where one batch is looked at."""
@@ -32,7 +32,7 @@ AsOf = datetime | int
 
 @dataclass(frozen=True, slots=True)
 class HistoryLine:
-    """One entry of a batch's log, with what its artifact says of itself."""
+    """One entry of a batch's log, with details of its artifact."""
 
     entry: FeatureEntry
     is_head: bool
@@ -40,9 +40,9 @@ class HistoryLine:
     is_erased: bool
     """Whether the artifact was replaced because a record was withdrawn."""
     release: ReleaseEntry | None
-    """The one registered as its `release_seq`; None if its log has no such release."""
+    """The release registered as its `release_seq`; None if its log has no such release."""
     manifest: Manifest | None
-    """None if erased, or if it cannot be read: `problem` says why then."""
+    """None if erased, or if it cannot be read: `problem` then gives the reason."""
     problem: str | None = None
 
     def to_json(self) -> dict[str, object]:
@@ -82,21 +82,23 @@ class HistoryLine:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What became of batches, as far as their logs can be read."""
+    """The history of batches, as far as their logs can be read."""
 
     lines: Sequence[HistoryLine]
-    """Every entry of the logs that can be read, by batch and seq."""
+    """Every entry of the readable logs, by batch and seq."""
     damage: Mapping[str, str]
-    """Per batch whose log cannot be read, why; `RELEASES` if it is that of the hook's releases."""
+    """By batch whose log cannot be read, the reason; under `RELEASES`, that of the hook's
+    releases.
+    """
 
 
 def history(
     store: BlobStore, dataset: str, hook: str, batch: str | None = None
 ) -> list[HistoryLine]:
-    """Every entry of a hook's logs, of one batch or all, by batch and seq. Reads every manifest.
+    """Return every entry of a hook's logs, of one batch or all, with its manifest.
 
     Raises:
-        NotFoundError: The hook has no release in the dataset, or nothing became of the batch.
+        NotFoundError: The hook has no release in the dataset, or the batch has no entry.
         CorruptDataError: A log is damaged: use `readable_history` to see the rest.
     """
     found = readable_history(store, dataset, hook, batch)
@@ -108,10 +110,10 @@ def history(
 def readable_history(
     store: BlobStore, dataset: str, hook: str, batch: str | None = None
 ) -> History:
-    """As `history`, with what is wrong with each log that cannot be read.
+    """Return the history as `history` does, and the damage of logs that cannot be read.
 
     Raises:
-        NotFoundError: The hook has no release in the dataset, or nothing became of the batch.
+        NotFoundError: The hook has no release in the dataset, or the batch has no entry.
     """
     damage: dict[str, str] = {}
     releases: dict[int, ReleaseEntry] = {}
@@ -161,14 +163,14 @@ def readable_history(
 def head_as_of(
     store: BlobStore, dataset: str, hook: str, batch: str, as_of: AsOf
 ) -> FeatureEntry | None:
-    """The entry that was current then; None if none was.
+    """Return the entry that was current then; None if there was none.
 
     Args:
         store: The archive.
-        dataset: The hook's.
-        hook: Whose artifact.
-        batch: Over which batch.
-        as_of: A time, or the seq of the last entry to look at.
+        dataset: The hook's dataset.
+        hook: The hook.
+        batch: The batch.
+        as_of: A time, or the seq of the last entry to consider.
 
     Raises:
         InvalidInputError: A time without its offset.
@@ -180,7 +182,7 @@ def head_as_of(
 def heads_as_of(
     store: BlobStore, dataset: str, hook: str, as_of: datetime
 ) -> dict[str, FeatureEntry]:
-    """Per batch the entry that was current at a time, in batch order; as `log.heads` for now.
+    """Return each batch's current entry at a time, in batch order (`log.heads`: now).
 
     Raises:
         InvalidInputError: A time without its offset.
@@ -197,15 +199,15 @@ def readable_heads_as_of(
     batches: Collection[str] | None = None,
     known: KnownLogs | None = None,
 ) -> Readable[FeatureEntry]:
-    """As `heads_as_of`, with what is wrong with each log that cannot be read.
+    """Return the heads as `heads_as_of` does, and the damage of logs that cannot be read.
 
     Args:
         store: The archive.
-        dataset: The hook's.
-        hook: Whose artifacts.
-        as_of: A time, or the seq of the last entry of each batch's log to look at.
-        batches: Look at these alone.
-        known: As of `log.readable_heads`.
+        dataset: The hook's dataset.
+        hook: The hook.
+        as_of: A time, or the seq of the last entry of each batch's log to consider.
+        batches: Read only these.
+        known: As for `log.readable_heads`.
 
     Raises:
         InvalidInputError: A time without its offset.
@@ -227,10 +229,10 @@ def readable_heads_as_of(
 
 
 def check_as_of(as_of: AsOf) -> AsOf:
-    """Return `as_of` if it says which time or entry is meant.
+    """Return `as_of` if it is unambiguous.
 
     Raises:
-        InvalidInputError: It does not.
+        InvalidInputError: It is not.
     """
     if isinstance(as_of, datetime):
         if as_of.tzinfo is None:

@@ -1,4 +1,7 @@
-"""Pictures of summaries: histograms of numeric columns and bars of outcomes."""
+"""Plot summaries: histograms of numeric columns and bars of outcomes.
+
+matplotlib is an extra, imported on use; no display and no browser is needed.
+"""
 
 import io
 import math
@@ -24,7 +27,7 @@ MEDIA_TYPES: Final = {".png": "image/png", ".svg": "image/svg+xml", ".html": "te
 
 
 def draw(summary: Summary, suffix: str, *, dpi: int = 100) -> bytes:
-    """Return the summary as a picture: `.png`, `.svg`, or an `.html` page that needs nothing else.
+    """Return the plot as `.png`, `.svg`, or a self-contained `.html` page.
 
     Raises:
         InvalidInputError: `suffix` is another one, or matplotlib is not installed.
@@ -103,7 +106,7 @@ def _saved(figure: "Figure", form: str, dpi: int) -> bytes:
 
 
 def statistics(summary: Summary) -> tuple[list[str], list[list[object]]]:
-    """Heads and lines of a table of the columns' statistics."""
+    """Return headings and lines of a table of the columns' statistics."""
     heads = ["column", "values", "NULL", "NaN", "infinite", "min", "mean", "max"]
     return heads, [
         [c.label, c.values, c.nulls, c.nans, c.infinite, c.minimum, c.mean, c.maximum]
@@ -131,7 +134,7 @@ def _row(tag: str, cells: Sequence[object]) -> str:
 
 
 def cell_text(cell: object) -> str:
-    """Return a count or a statistic as people read it."""
+    """Return a count or a statistic for display."""
     if cell is None:
         return ""
     if isinstance(cell, int):

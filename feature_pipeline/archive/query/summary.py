@@ -1,6 +1,6 @@
-"""What rows and outcomes come to: counts, statistics and histograms, in one pass over the archive.
+"""Counts, statistics and histograms of rows and outcomes, in one pass over the archive.
 
-Memory is that of the batches being read, whatever the number of rows: a histogram keeps a fixed
+Memory is bounded by the batches being read, whatever the number of rows: a histogram has a fixed
 number of bins, whose width doubles when a value lies outside of them.
 """
 
@@ -25,7 +25,7 @@ KEPT_BINS: Final = 1024
 SHOWN_BINS: Final = 40
 NUMERIC: Final = frozenset({ColumnType.NUMBER, ColumnType.INTEGER})
 _EXACT_BITS: Final = 52
-"""Bins are numbered by whole numbers that float64 holds exactly."""
+"""Bins are numbered by integers that float64 represents exactly."""
 _SMALLER: Final = 64
 
 Floats = npt.NDArray[np.float64]
@@ -58,7 +58,7 @@ class Histogram:
         self._first, self._counts = _sum(self._first, self._counts, first, counts)
 
     def _exponent_with(self, low: float, high: float) -> int:
-        """The least exponent at which these values and those counted need few enough bins."""
+        """Return the least exponent with which all values need few enough bins."""
         exponent = _exponent_for(low, high, KEPT_BINS, self._exponent)
         if not self._counts.size:
             return exponent
@@ -72,7 +72,7 @@ class Histogram:
             exponent += 1
 
     def bins(self, most: int = SHOWN_BINS) -> tuple[Floats, Counts]:
-        """Edges, one more than counts, and counts of at most `most` bins; none if no value came."""
+        """Return edges, one more than counts, and counts of at most `most` bins."""
         if not self._counts.size:
             return np.zeros(0), self._counts
         copy = Histogram()
@@ -96,7 +96,7 @@ class Histogram:
 
 
 def _exponent_for(low: float, high: float, most: int, least: int) -> int:
-    """The least exponent, from `least`, of a width at which the values need at most `most` bins."""
+    """Return the least exponent, from `least`, with which the values fit into `most` bins."""
     largest = max(abs(low), abs(high))
     exponent = max(least, math.frexp(largest)[1] - _EXACT_BITS) if largest else least
     # The subtraction may overflow where the values are of both signs and huge; halves do not.
@@ -132,7 +132,7 @@ class ColumnSummary:
     column: Column
     histogram: Histogram
     values: int = 0
-    """Finite numbers; the histogram counts these."""
+    """Number of finite values; the histogram counts these."""
     nulls: int = 0
     nans: int = 0
     infinite: int = 0
@@ -140,16 +140,16 @@ class ColumnSummary:
     maximum: float | None = None
     _sum: float = 0.0
     _small_sum: float = 0.0
-    """The same of the values divided by 2^64, which does not overflow."""
+    """Sum of the values divided by 2^64, which does not overflow."""
 
     @classmethod
     def of(cls, column: Column) -> "ColumnSummary":
-        """Of no rows yet."""
+        """Return an empty summary of the column."""
         return cls(column, Histogram(is_whole=column.type is ColumnType.INTEGER))
 
     @property
     def mean(self) -> float | None:
-        """Of the finite numbers."""
+        """Mean of the finite numbers."""
         if self.minimum is None or self.maximum is None:
             return None
         if math.isfinite(self._sum):
@@ -186,7 +186,7 @@ class ColumnSummary:
 
 @dataclass
 class Summary:
-    """What the rows and outcomes of a hook come to."""
+    """Totals of a hook's rows and outcomes."""
 
     dataset: str
     hook: str
@@ -194,10 +194,12 @@ class Summary:
     rows: int = 0
     columns: list[ColumnSummary] = field(default_factory=list)
     outcomes: dict[str, Counter[str]] = field(default_factory=dict)
-    """Per batch, from the one submitted last, how many records ended how; `empty` also passed."""
+    """By batch, from the one submitted last, the number of records per outcome; `empty` also
+    passed.
+    """
 
     def totals(self) -> Counter[str]:
-        """How many records ended how, over all batches."""
+        """Return the number of records per outcome, over all batches."""
         return sum(self.outcomes.values(), Counter())
 
 
@@ -206,16 +208,16 @@ def summarize(
     columns: Collection[str] = (),
     progress: Callable[[str], None] = lambda _: None,
 ) -> Summary:
-    """Counts of every outcome, and of the numeric columns' values, of what is read.
+    """Count the outcomes and summarize the numeric columns of `features`.
 
     Args:
         features: What to read.
-        columns: Names of numeric columns; all of them if none is named.
-        progress: Is told of every batch when its rows have been counted.
+        columns: Names of numeric columns; all of them by default.
+        progress: Called with every batch after its rows have been counted.
 
     Raises:
-        InvalidInputError: A name is none of the numeric columns.
-        NotFoundError, CorruptDataError: A blob is missing, or not what its name says.
+        InvalidInputError: A name is not that of a numeric column.
+        NotFoundError, CorruptDataError: A blob is missing, or does not match its name.
     """
     numeric = {c.name: c for c in features.columns if c.type in NUMERIC}
     if unknown := [name for name in columns if name not in numeric]:

@@ -1,8 +1,8 @@
-"""What the archive asks of an object store, and what each answer means.
+"""The protocol of object stores, and the meaning of their answers.
 
 Every operation raises `StoreUnavailableError` when the store refused or could not be reached.
-Operations that write raise `OutcomeUnknownError` when they may have happened all the same. Absence
-is said only when the store itself said it.
+Operations that write raise `OutcomeUnknownError` when they may have happened anyway. An object
+counts as absent only if the store itself answered so.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ _CREATE_ATTEMPTS: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """What a store says of an object without sending its bytes."""
+    """Metadata of an object, without its bytes."""
 
     key: str
     size: int
@@ -41,12 +41,14 @@ class ObjectInfo:
     composite_sha256: str | None = None
     """For an object uploaded in parts: the store's checksum over the parts' checksums."""
     declared_sha256: Digest | None = None
-    """For an object uploaded in parts: what its writer said; not verified by the store."""
+    """For an object uploaded in parts: the digest given by its writer; not verified by the
+    store.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """An object's bytes with what the store says of it."""
+    """An object's bytes with its metadata."""
 
     info: ObjectInfo
     data: bytes
@@ -65,14 +67,14 @@ class BlobStore(Protocol):
 
     @property
     def identity(self) -> str:
-        """Equal for stores over the same objects: where they are, for people and caches."""
+        """Location of the objects, equal for stores over the same ones; for display and caches."""
         ...
 
     def create(self, key: str, data: bytes, media_type: str = BYTES_MEDIA_TYPE) -> bool:
-        """Return the object exists if it did not before: True; it is untouched if it did: False.
+        """Create the object unless one exists; return whether it was created.
 
-        False may stand for an earlier attempt of this very call whose answer was lost: compare what
-        is there with what was to be written.
+        False may be caused by an earlier attempt of this very call whose answer was lost: compare
+        the stored object with `data`.
 
         Raises:
             OutcomeUnknownError: It may or may not have been created.
@@ -80,60 +82,60 @@ class BlobStore(Protocol):
         ...
 
     def create_file(self, key: str, path: Path, digest: Digest, size: int) -> bool:
-        """As `create`, from a file of `size` bytes with this digest, in bounded memory.
+        """Create the object as `create` does, from a file, in bounded memory.
 
         Raises:
-            CorruptDataError: The file is not what `digest` and `size` say; nothing was created.
+            CorruptDataError: The file does not match `digest` and `size`; nothing was created.
         """
         ...
 
     def replace(self, key: str, data: bytes, etag: str, media_type: str = BYTES_MEDIA_TYPE) -> bool:
-        """The object is `data` (True) if its `etag` was still this one; else untouched (False)."""
+        """Replace the object if its `etag` is still this one; return whether it was replaced."""
         ...
 
     def replace_file(self, key: str, path: Path, digest: Digest, size: int, etag: str) -> bool:
-        """As `replace`, from a file."""
+        """Replace the object as `replace` does, from a file."""
         ...
 
     def get(self, key: str, size: int | None = None) -> StoredObject:
         """Return the object.
 
         Raises:
-            NotFoundError: The store says that there is none.
-            CorruptDataError: Its size is not `size` (found before its bytes are read), or its
-                bytes are not what the store's own checksum says.
+            NotFoundError: The store answered that there is none.
+            CorruptDataError: Its size is not `size` (checked before its bytes are read), or its
+                bytes do not match the store's own checksum.
         """
         ...
 
     def open(self, key: str, size: int | None = None) -> AbstractContextManager[ObjectStream]:
-        """The object as a stream; errors as of `get`, and `StoreUnavailableError` in mid-stream."""
+        """Open the object as a stream; errors as for `get`, also in mid-stream."""
         ...
 
     def stat(self, key: str) -> ObjectInfo | None:
-        """What the store says of the object; None only when it says that there is none."""
+        """Return the object's metadata; None only if the store answers that there is none."""
         ...
 
     def list_objects(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every object below `prefix`, sorted by key. Reads all pages before the first is given.
+        """List every object below `prefix`, sorted by key. Reads all pages before returning.
 
-        Not the empty objects by which consoles and file browsers show folders: no key of an archive
-        ends in `/`.
+        Leaves out the empty objects by which consoles and file browsers represent folders: no key
+        of an archive ends in `/`.
         """
         ...
 
     def list_folders(self, prefix: str) -> list[str]:
-        """The names directly below `prefix` (which ends in `/`) that have objects below them."""
+        """List the names directly below `prefix` (ending in `/`) that have objects."""
         ...
 
     def delete(self, key: str) -> None:
-        """The object is not there, whether or not it was."""
+        """Delete the object, if it exists."""
         ...
 
     def now(self) -> datetime:
         """Return the store's own time, at most a second behind it.
 
-        Modification times are by this clock. What several machines agree on is measured by it
-        alone: their own clocks differ, and jump.
+        Modification times are by this clock. Times that several machines must agree on are measured
+        by it alone: the machines' own clocks differ, and jump.
         """
         ...
 
@@ -141,10 +143,10 @@ class BlobStore(Protocol):
         """Delete the object, by a request that the store refuses after `deadline`.
 
         The store compares its own clock when the request arrives: neither a slow network, nor a
-        retry, nor a process that stood still can make it act later.
+        retry, nor a stalled process can make it act later.
 
         Returns:
-            Whether nothing of this call can still arrive. False if an earlier attempt of it had no
+            True if no request of this call can still arrive. False if an earlier attempt had no
             answer: that one may act until `deadline`.
 
         Raises:
@@ -156,13 +158,13 @@ class BlobStore(Protocol):
     def matches_file(self, info: ObjectInfo, path: Path) -> bool | None:
         """Return whether an object uploaded in parts has the checksum that `path` would get.
 
-        None when the store's answer does not tell.
+        None if the store's answer does not show it.
         """
         ...
 
 
 def get_small(store: BlobStore, key: str, most_bytes: int) -> StoredObject:
-    """Return the object, if it is as small as it must be; else it is not read.
+    """Return the object; if it is larger than the limit, it is not read.
 
     Raises:
         NotFoundError: There is none.
@@ -179,7 +181,7 @@ def get_small(store: BlobStore, key: str, most_bytes: int) -> StoredObject:
 
 
 def read_beginning(store: BlobStore, key: str, most_bytes: int) -> bytes:
-    """Return the first bytes of the object, at most so many.
+    """Return the first bytes of the object, at most this many.
 
     Raises:
         NotFoundError: There is none.
@@ -196,9 +198,9 @@ def read_beginning(store: BlobStore, key: str, most_bytes: int) -> bytes:
 def create_or_read(
     store: BlobStore, key: str, data: bytes, media_type: str = JSON_MEDIA_TYPE
 ) -> bytes:
-    """The object exists, and these are its bytes: `data`, or what another writer stored.
+    """Create the object; return its bytes: `data`, or what another writer stored.
 
-    Give `data` something of its own (a write id) where "mine" and "the same" must be told apart.
+    Include something unique in `data` (a write id) if "mine" and "equal" must be distinguished.
 
     Raises:
         OutcomeUnknownError: The store did not answer and reading back could not settle it.

@@ -149,10 +149,10 @@ class MemoryStore:
 
 
 def check_size(what: str, stored: int, expected: int | None) -> None:
-    """Return if an object has the size that it should have.
+    """Check that an object has the expected size.
 
     Raises:
-        CorruptDataError: It has not.
+        CorruptDataError: It does not.
     """
     if expected is not None and stored != expected:
         raise CorruptDataError(f"{what} has {stored} bytes and should have {expected}")

@@ -1,11 +1,10 @@
-"""Objects in an S3 bucket, through any boto3 client. Only it and its helpers know boto3.
+"""Objects in an S3 bucket, through any boto3 client. Only this module and its helpers use boto3.
 
-Servers differ: SeaweedFS 4.48 settles conditional writes that meet on one key in whole seconds,
-AWS answers some of them with 409, which means "ask again" as much as 412 means "it is there".
+Servers differ: with concurrent conditional writes to one key, SeaweedFS 4.48 takes whole seconds,
+and AWS answers some with 409, which may mean "ask again" as well as "it exists" (412).
 
-Errors of the driver are translated here, once. What a failed write means is decided by whether
-the store can have acted on it: a refusal before any other attempt is "did not happen", a lost
-answer or a server error is "unknown".
+Errors of the driver are translated here. A failed write "did not happen" if the store refused it
+before any other attempt. After a lost answer or a server error, its outcome is unknown.
 """
 
 import hashlib
@@ -58,7 +57,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MULTIPART_BYTES: Final = 64 << 20
-"""Files larger than this are uploaded in parts: memory stays bounded, a lost part is sent again."""
+"""Files larger than this are uploaded in parts: memory stays bounded, and a lost part is sent
+again.
+"""
 PART_BYTES: Final = 32 << 20
 """Fixed, because the checksum of an object uploaded in parts depends on it. S3 allows 10,000
 parts, so 320 GB a file."""
@@ -67,7 +68,7 @@ _CHUNK_BYTES: Final = 1 << 20
 _READ_ATTEMPTS: Final = 3
 
 _EXISTS: Final = frozenset({409, 412})
-"""412: the condition does not hold. 409: another write to the key was being settled."""
+"""412: the condition does not hold. 409: another write to the key was in progress."""
 _NEVER_SENT: Final = (
     boto_errors.NoCredentialsError,
     boto_errors.PartialCredentialsError,
@@ -85,18 +86,18 @@ _BODY_ERRORS: Final = (
 
 
 def open_store(client: "S3Client", bucket: str, prefix: str = "") -> "S3Store":
-    """Open the store below `prefix` in `bucket`, after a probe that it can hold an archive.
+    """Open the store below `prefix` in `bucket`, after probing that it can hold an archive.
 
     The probe writes one small object, once in the life of an archive, reads it by both clients of
-    the store, and lists it. So a store that ignores conditions, clients that reach two stores, and
-    a prefix that the store writes in another way are found before anything is written there.
+    the store, and lists it. This detects a store that ignores conditions, clients that reach two
+    stores, and a prefix that the store changes, before anything is written there.
 
     Raises:
         NotFoundError: There is no such bucket.
         InvalidInputError: The store ignores `If-None-Match` or `If-Match` (an archive on it would
-            lose data to the first two writers that meet), does not list what was written, or its
-            two clients see two stores; or the prefix cannot be one.
-        StoreUnavailableError: The store could not be asked.
+            lose data to concurrent writers), does not list what was written, or its two clients
+            reach two stores; or the prefix is invalid.
+        StoreUnavailableError: The store could not be reached.
     """
     store = S3Store(client, bucket, prefix)
     store.check_bucket()
@@ -149,7 +150,7 @@ class S3Store:
         return f"{self._where}{key}"
 
     def check_bucket(self) -> None:
-        """Return if the bucket exists and may be used.
+        """Check that the bucket exists and may be used.
 
         Raises:
             NotFoundError: There is no such bucket.
@@ -167,12 +168,12 @@ class S3Store:
             raise self._unreachable("HEAD", "", error) from error
 
     def check_is_one(self) -> None:
-        """Return if what one client wrote is what the other reads, and is listed.
+        """Check that one client reads and lists what the other wrote.
 
-        Two objects of one key and content were not written in the same second in two stores.
+        Two stores would not have written two objects of one key and content in the same second.
 
         Raises:
-            InvalidInputError: It is not.
+            InvalidInputError: It does not.
         """
         transfer = self._transfer_of(PROBE)
         found = [_seen(lambda: self._read(PROBE))]
@@ -213,7 +214,7 @@ class S3Store:
         return self._put_file(key, path, digest, size, {"IfMatch": etag})
 
     def get(self, key: str, size: int | None = None) -> StoredObject:
-        """See `BlobStore.get`. A body that is cut short is asked for again."""
+        """See `BlobStore.get`. A body that is cut short is requested again."""
         # Other objects are not named by their bytes: only boto3 compares them with the checksum
         # that the store keeps.
         transfer = self._transfer_of(key) if key.startswith(BLOBS) else None
@@ -223,7 +224,7 @@ class S3Store:
         return self._read(key, size)
 
     def _read(self, key: str, size: int | None = None) -> StoredObject:
-        """Read by boto3, whatever the key."""
+        """Read with boto3, whatever the key."""
         for attempt in range(1, _READ_ATTEMPTS + 1):
             response = self._get(key)
             body = response["Body"]
@@ -495,7 +496,7 @@ class S3Store:
             raise self._unreachable("LIST", prefix, error) from error
 
     def _write(self, verb: str, key: str, call: Callable[[], object]) -> bool:
-        """Return whether a write happened: True, or False when its condition did not hold."""
+        """Return whether a write happened; False if its condition did not hold."""
         try:
             call()
         except boto_errors.ClientError as error:
@@ -528,7 +529,7 @@ class S3Store:
 
 
 def _seen(read: Callable[[], StoredObject]) -> tuple[bytes, datetime] | None:
-    """What tells an object from one of the same key in another store; None if there is none."""
+    """Return what tells an object from an equal one in another store; None if absent."""
     try:
         stored = read()
     except NotFoundError:
@@ -538,7 +539,7 @@ def _seen(read: Callable[[], StoredObject]) -> tuple[bytes, datetime] | None:
 
 
 def _read_parts(file: BinaryIO, hasher: Any) -> list[bytes]:
-    """The next parts, as many as are sent at once; empty at the file's end."""
+    """Return the next parts, as many as are sent at once; empty at the file's end."""
     group: list[bytes] = []
     while len(group) < _PART_WORKERS and (part := file.read(PART_BYTES)):
         hasher.update(part)

@@ -1,4 +1,4 @@
-"""What S3's answers say, out of boto3's untyped dictionaries."""
+"""Interpret S3's answers, which boto3 returns as untyped dictionaries."""
 
 import base64
 from typing import Any
@@ -11,7 +11,7 @@ from feature_pipeline.model.digest import Digest
 
 
 def object_info(key: str, response: Any) -> ObjectInfo:
-    """What an answer to HEAD or GET says of the object."""
+    """Return an object's metadata from an answer to HEAD or GET."""
     checksum = response.get("ChecksumSHA256")
     whole = checksum is not None and "-" not in checksum
     declared = response.get("Metadata", {}).get("sha256")
@@ -41,7 +41,7 @@ def _declared_digest(text: str) -> Digest | None:
 
 
 def base64_text(data: bytes) -> str:
-    """Base64, as S3 writes checksums."""
+    """Return Base64, as S3 writes checksums."""
     return base64.b64encode(data).decode()
 
 
@@ -56,12 +56,12 @@ def code(error: boto_errors.ClientError) -> str:
 
 
 def retries(error: boto_errors.ClientError) -> int:
-    """How often boto3 had asked before this refusal; any of those may have been acted on."""
+    """Return how often boto3 had retried before this refusal; any may have been acted on."""
     return error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0)
 
 
 def explained(http_status: int) -> str:
-    """What people should know of a store's answer beyond its words, to follow them."""
+    """Return what a user should know beyond the text of the store's answer."""
     if http_status in {500, 507}:
         return " (a store whose disk is full answers so: look at its free space and its log)"
     return ""

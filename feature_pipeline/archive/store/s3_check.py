@@ -1,7 +1,7 @@
-"""Which properties of S3 the archive needs, and whether a store has them.
+"""The S3 properties that the archive needs, and a test of each on a store.
 
-Each is tried on the store itself, on objects below `probe/` that are removed afterwards. Opening an
-archive tries the conditions alone (`open_store`); this tries everything, and takes some seconds.
+Each test uses objects below `probe/`, which are removed afterwards. Opening an archive tests only
+the conditional writes (`open_store`); this module tests everything, which takes some seconds.
 """
 
 import hashlib
@@ -35,12 +35,12 @@ _NO_ETAG: Final = '"00000000000000000000000000000000"'
 _SIGNED_FOR: Final = timedelta(seconds=2)
 _PAUSE_SECONDS: Final = 0.2
 _CLOCK_TOLERANCE: Final = timedelta(minutes=5)
-"""Requests are refused by S3 when clocks are further apart than a quarter of an hour."""
+"""S3 refuses requests whose clock differs by more than a quarter of an hour."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where properties are tried: the store, and what lies beneath it."""
+    """The store under test, with its client."""
 
     store: S3Store
     client: "S3Client"
@@ -48,19 +48,19 @@ class _Place:
     folder: str
 
     def target(self, key: str) -> dict[str, Any]:
-        """An object as boto3 is given it."""
+        """An object in boto3's parameters."""
         return {"Bucket": self.store.bucket, "Key": f"{self.prefix}{self.folder}{key}"}
 
 
 class _Lacking(Exception):
-    """The store answered otherwise than the property says; the text says how."""
+    """The store does not behave as the property requires; the text gives the difference."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoreProperty:
-    """A property, what it is needed for, and what the store did instead; None if it has it.
+    """A property, the reason for it, and the store's deviation from it; None if it has it.
 
-    Without a property that is not required, the archive works: `needed_for` says how.
+    Without an optional property the archive works: `needed_for` says how.
     """
 
     name: str
@@ -75,11 +75,11 @@ class StoreProperty:
 
 
 def check_store(client: "S3Client", bucket: str, prefix: str = "") -> list[StoreProperty]:
-    """Try each property below `prefix` in `bucket`.
+    """Test each property below `prefix` in `bucket`.
 
     Raises:
         NotFoundError: There is no such bucket.
-        StoreUnavailableError: The store could not be asked.
+        StoreUnavailableError: The store could not be reached.
     """
     store = S3Store(client, bucket, prefix)
     store.check_bucket()

@@ -1,9 +1,9 @@
-"""boto3 clients as archives want them; `S3Store` works with any other, too.
+"""Create boto3 clients for archives; `S3Store` works with any other, too.
 
-A client gets every setting explicitly. With keys that are given, nothing is taken from AWS's
-variables and files. Without, they are asked for credentials and a default region, and for nothing
-else: an endpoint, a retry mode or a signing option of the shell would have no effect on obstore,
-which sends the archive's small objects, and the two must not go different ways.
+A client gets every setting explicitly. If keys are given, AWS's variables and files are not read.
+Otherwise they supply credentials and a default region, and nothing else: an endpoint, retry mode or
+signing option of the shell would not affect obstore, which sends the archive's small objects, and
+the two clients must behave alike.
 """
 
 import os
@@ -36,7 +36,7 @@ _CHAIN: Final = frozenset(
         "sts_regional_endpoints",
     }
 )
-"""Settings of botocore by which it finds credentials and a region."""
+"""Settings with which botocore finds credentials and a region."""
 
 
 def make_client(
@@ -51,17 +51,17 @@ def make_client(
     """Make a boto3 S3 client set up for archives.
 
     Args:
-        endpoint_url: For stores other than AWS. It is addressed by path, because buckets have no
+        endpoint_url: For stores other than AWS. Requests are path-style, because buckets have no
             host names there.
-        region: When absent, boto3's; with keys that are given, that of the endpoint.
-        access_key_id: With `secret_access_key`: credentials. Without them, boto3's usual places
-            are asked.
+        region: By default boto3's; if keys are given, the endpoint's.
+        access_key_id: With `secret_access_key`: credentials. Without them, boto3's usual sources
+            are used.
         secret_access_key: See `access_key_id`.
         session_token: Of temporary credentials.
-        pool: Connections that are kept open.
+        pool: Number of connections that are kept open.
 
     Raises:
-        InvalidInputError: AWS's variables or files name a profile that is not there, or the like.
+        InvalidInputError: AWS's variables or files name a profile that does not exist, for example.
     """
     options: dict[str, Any] = {
         "ignore_configured_endpoint_urls": True,
@@ -121,7 +121,7 @@ def client_of(where: settings.S3Settings) -> "S3Client":
 
 
 def boto_session(*, is_explicit: bool) -> boto3.session.Session:
-    """Make a session that takes nothing from AWS's variables and files, or credentials alone.
+    """Make a session that reads only credentials from AWS's variables and files, or nothing.
 
     Args:
         is_explicit: Whether credentials are given to the clients that it makes.
@@ -138,7 +138,7 @@ def boto_session(*, is_explicit: bool) -> boto3.session.Session:
 
 
 def is_encrypted(endpoint_url: str | None) -> bool:
-    """Return whether the endpoint is reached by TLS; AWS always is."""
+    """Return whether the endpoint uses TLS; AWS always does."""
     return endpoint_url is None or urllib.parse.urlsplit(endpoint_url).scheme == "https"
 
 

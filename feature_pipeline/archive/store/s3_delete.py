@@ -1,8 +1,8 @@
 """DELETE requests that a store refuses after a deadline.
 
-A request that was sent may arrive much later: it is retried, waits in a proxy, or its process
-stood still before it sent it. The deadline is part of the signature here, so the store itself
-keeps it, by its own clock, whatever happened on the way.
+A request may arrive long after it was sent: it is retried, waits in a proxy, or its process stalled
+before sending it. Here the deadline is part of the signature, so the store itself enforces it, by
+its own clock.
 
 Source: Amazon S3 API reference, "Authenticating requests: using query parameters": `X-Amz-Expires`.
 """
@@ -33,8 +33,8 @@ _address: ContextVar[str | None] = ContextVar("address", default=None)
 def prepare(client: "S3Client") -> None:
     """Let `sent_to` decide where this client's DELETE requests go. Idempotent.
 
-    Addresses of DELETE requests are signed by version 4, whatever the client does for others: boto3
-    would sign them by version 2 unless it is told otherwise, which most stores refuse.
+    Addresses of DELETE requests are signed with version 4, whatever the client uses for others: by
+    default boto3 would sign them with version 2, which most stores refuse.
     """
     events = client.meta.events
     events.register("before-send.s3.DeleteObject", _redirect, unique_id=f"{__name__}.redirect")
@@ -45,9 +45,9 @@ def prepare(client: "S3Client") -> None:
 
 @contextmanager
 def sent_to(address: str) -> Iterator[None]:
-    """DELETE requests of prepared clients go to this signed address, each attempt of them.
+    """Send each attempt of prepared clients' DELETE requests to this signed address.
 
-    The client's own way of sending is kept: its connections, proxies, certificates and retries.
+    The client's own connections, proxies, certificates and retries are used.
     """
     token = _address.set(address)
     try:
@@ -78,11 +78,11 @@ def sign(
     deadline: datetime,
     clock: Callable[[], datetime] = utc_now,
 ) -> str:
-    """An address that deletes the object and does not work after `deadline`.
+    """Return an address that deletes the object and does not work after `deadline`.
 
     Raises:
-        StoreUnavailableError: The deadline has passed by this machine's clock, or there is nothing
-            to sign with.
+        StoreUnavailableError: The deadline has passed by this machine's clock, or there are no
+            credentials to sign with.
     """
     for _ in range(_SIGNING_ATTEMPTS):
         left = deadline - clock()

@@ -1,4 +1,4 @@
-"""Addresses of single objects that work for a limited time, for programs without a credential."""
+"""Signed addresses of single objects, valid for a limited time."""
 
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
@@ -12,15 +12,16 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 LONGEST: Final = timedelta(days=7)
-"""Signature version 4 allows no more. An address signed with a session's credentials stops working
-with the session, whatever it says itself."""
+"""Maximum lifetime with signature version 4. An address signed with a session's credentials stops
+working with the session, whatever its own lifetime.
+"""
 
 
 class S3Signer:
     """Signs addresses with the credentials of `client`; nothing is sent.
 
     Args:
-        client: Its credentials decide what an address may do, and how long it works.
+        client: Its credentials determine what an address may do, and how long it works.
         bucket: The archive's bucket.
         prefix: The archive's prefix, put before every key.
     """

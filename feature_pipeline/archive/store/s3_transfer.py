@@ -1,7 +1,6 @@
-"""Whole objects in one request, through obstore: three times as many a second as through boto3.
+"""Whole objects in one request, through obstore: three times the requests per second of boto3.
 
-boto3 spends a millisecond of Python on every request, which is what small objects cost. Contains
-one PUT or GET of bytes in memory, and what its answer means.
+boto3 spends a millisecond of Python on every request, which dominates the cost of small objects.
 """
 
 import os
@@ -29,14 +28,14 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, S3Config, S3Credential
 
 Condition: TypeAlias = 'Literal["create"] | UpdateVersion'
-"""Of a PUT: that there is no object, or that its ETag is this."""
+"""Condition of a PUT: that there is no object, or that its ETag is this."""
 
 _ATTEMPTS: Final = 4
 _FIRST_PAUSE_SECONDS: Final = 0.1
 _CREDENTIALS_LIFETIME: Final = timedelta(minutes=1)
-"""How long obstore keeps credentials before it asks again; boto3 renews what has run out."""
+"""How long obstore keeps credentials before it asks again; boto3 renews expired ones."""
 _SAFE_KEY: Final = re.compile(r"[A-Za-z0-9_.\-]+(/[A-Za-z0-9_.\-]+)*")
-"""Keys that no client writes in another way on its path to the server."""
+"""Keys that no client encodes in another way on its path to the server."""
 _REFUSED: Final = re.compile(r"status code: 4(?!08|29)\d\d")
 _ANSWER: Final = re.compile(
     r"status code: (\d{3}).*?<Code>([^<]*)</Code>.*?<Message>([^<]*)</Message>", re.DOTALL
@@ -48,12 +47,12 @@ _CLIENT_OPTIONS: Final["ClientConfig"] = {
 }
 
 _UNSETTABLE: Final = "AWS_SERVER_SIDE_ENCRYPTION"
-"""obstore obeys it, and no explicit setting means its default."""
+"""obstore reads it from the environment, and no explicit setting selects its default."""
 _NO_PROXY: Final = "http://127.0.0.1:9"
-"""Stands for the proxy that is not used: without one, obstore takes the environment's."""
+"""A proxy setting that is never used: without one, obstore takes the environment's."""
 
 _process: int | None = None
-"""The process that obstore's threads run in: a forked child has inherited them, standing still."""
+"""The process that obstore's threads run in: a forked child inherits them stopped."""
 
 
 class Transfer:
@@ -65,10 +64,10 @@ class Transfer:
 
     @classmethod
     def like(cls, client: object, bucket: str, where: str) -> Self | None:
-        """A transfer to where `client` goes; None if obstore cannot do what this client does.
+        """Return a transfer to the client's endpoint; None if obstore cannot do it.
 
         Args:
-            where: How errors name the bucket: what stands before its keys.
+            where: How errors name the bucket: the text before its keys.
         """
         if not isinstance(client, BaseClient) or not re.fullmatch(r"[a-z0-9.\-]+", bucket):
             return None  # a client of the caller's, or an access point, whose address boto3 makes
@@ -123,7 +122,7 @@ class Transfer:
         return os.getpid() == _process and _SAFE_KEY.fullmatch(key) is not None
 
     def put(self, key: str, data: bytes, media_type: str, condition: Condition) -> bool:
-        """Return whether the object is `data` now; False if the condition did not hold.
+        """Write `data`; return whether it is stored, False if the condition did not hold.
 
         The store compares the bytes with their SHA-256 and keeps it.
 
@@ -187,7 +186,7 @@ class Transfer:
 
 
 def _client_options(client: BaseClient, endpoint: str) -> "ClientConfig":
-    """How connections are made: as `client` makes them, whatever proxies the environment has."""
+    """Return connection options equal to the client's, whatever proxies the environment has."""
     parts = urlsplit(endpoint)
     proxies: dict[str, str] | None = getattr(client.meta.config, "proxies", None)
     proxy = settings.proxy_for(endpoint) if proxies is None else proxies.get(parts.scheme)
@@ -211,7 +210,7 @@ def _info(key: str, meta: Any) -> ObjectInfo:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Return whether the store said no, rather than nothing or that it failed."""
+    """Return whether the store refused, rather than failed or did not answer."""
     refusals = (errors.PermissionDeniedError, errors.UnauthenticatedError, errors.InvalidPathError)
     return isinstance(error, refusals) or _REFUSED.search(str(error)) is not None
 
