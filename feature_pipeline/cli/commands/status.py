@@ -104,8 +104,8 @@ def status(deep: bool, as_json: bool) -> None:
     for item in quarantined:
         output.say(f"  {item.id}: {item.reason}")
     output.reasons(
-        "runs failed in an outage and wait to be repeated",
-        {f"{one['assets']} of {one['batches']}": f"not before {one['at']}" for one in repeats},
+        "failed runs wait to be repeated",
+        {f"{one['assets']} of {one['batches']}": one["until"] for one in repeats},
     )
     output.result(
         {
@@ -154,7 +154,7 @@ def _repeats(instance: "DagsterInstance") -> list[dict[str, str]]:
         {
             "assets": first_few([key.to_user_string() for key in each.assets]),
             "batches": first_few(each.batches),
-            "at": json_instant(each.at),
+            "until": "the definition can be used" if each.at is None else json_instant(each.at),
         }
         for each in waiting_repeats(instance)
     ]
@@ -162,7 +162,7 @@ def _repeats(instance: "DagsterInstance") -> list[dict[str, str]]:
 
 def _failures(standing: "Standing", instance: "DagsterInstance | None") -> dict[str, str]:
     """Why each failed batch failed; Dagster is asked about the first few that the log knows not."""
-    from feature_pipeline.orchestration.sensors.repeats import last_failure
+    from feature_pipeline.orchestration.sensors.repeat_causes import last_failure
 
     found: dict[str, str] = {}
     asked = 0

@@ -1,7 +1,8 @@
-"""Runs that infrastructure made fail: repeated with growing pauses until they are done.
+"""Runs that infrastructure or a definition made fail: repeated until they are done.
 
 A worker that was killed, a code server, S3 or PostgreSQL that was gone, and a cluster that refused
-are no verdict on the hook, so its batch does not wait for an operator. A hook's own failure is not
+are no verdict on the hook, so its batch does not wait for an operator. Neither is a definition that
+could not be used when the run began: its assets are run once it can be. A hook's own failure is not
 repeated. Dagster's run retries come first; they do not wait.
 """
 
@@ -11,20 +12,13 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
 from typing import Any, Final
 
 import dagster as dg
-import psycopg
-from dagster_shared.error import SerializableErrorInfo
 
-from feature_pipeline.errors import OutcomeUnknownError, StoreUnavailableError
-from feature_pipeline.hooks.failure import FailureKind
-from feature_pipeline.orchestration.assets.wrong_definitions import NAMELESS
 from feature_pipeline.orchestration.dagster_internals import (
     AUTO_RETRY_RUN_ID_TAG,
     BACKFILL_ID_TAG,
-    PARTITION_NAME_TAG,
     AssetGraph,
     BulkActionStatus,
     PartitionBackfill,
@@ -32,7 +26,13 @@ from feature_pipeline.orchestration.dagster_internals import (
 from feature_pipeline.orchestration.events.requested import partitions_of_run, partitions_under_way
 from feature_pipeline.orchestration.events.staleness import partition_runs
 from feature_pipeline.orchestration.keys import REPEAT_TAG, REQUEST_TAG, batches_partitions
-from feature_pipeline.projections.catalog.database import ConnectionFailedError
+from feature_pipeline.orchestration.sensors.repeat_causes import (
+    is_held,
+    is_nameless,
+    is_repeatable,
+    share_out,
+    step_of,
+)
 
 SENSOR: Final = "repeat_after_outages"
 TICK_SECONDS: Final = 15
@@ -48,93 +48,6 @@ MAX_WAITING: Final = 2000
 REPEATED_TAG: Final = "feature_pipeline/repeated_by"
 """On a failed run: the backfill that repeats it, or why none does."""
 
-FAILURES_OF_SURROUNDINGS: Final = frozenset(
-    {
-        FailureKind.IMAGE_PULL,
-        FailureKind.UNSCHEDULABLE,
-        FailureKind.EVICTED,
-        FailureKind.STAGE_FAILED,
-        FailureKind.PUBLISH_FAILED,
-        FailureKind.CLUSTER_REFUSED,
-        FailureKind.WORKER_DIED,
-        FailureKind.UNKNOWN,
-    }
-)
-"""Ends of hook runs that are not the hook's doing."""
-
-_FAILED_RUNS: Final = 20
-"""Of one batch, that are looked at for an asset."""
-
-_SQL_STATES: Final = ("08", "53", "57")
-"""Classes: no connection, no resources, stopped by an operator."""
-_STATEMENT_CANCELLED: Final = "57014"
-_OWN: Final = (StoreUnavailableError, OutcomeUnknownError, ConnectionFailedError)
-# SQLAlchemy's and psycopg's own names for a lost connection; the second is of Dagster's storage.
-_OTHERS: Final = ("OperationalError", "InterfaceError", "DagsterExecutionInterruptedError")
-
-
-@cache
-def _error_names() -> frozenset[str]:
-    """Names of exceptions that a server which is gone, or refuses, causes."""
-    names = {*(each.__name__ for each in _OWN), *_OTHERS}
-    for each in vars(psycopg.errors).values():
-        state = getattr(each, "sqlstate", None)
-        if isinstance(state, str) and state[:2] in _SQL_STATES and state != _STATEMENT_CANCELLED:
-            names.add(each.__name__)
-    return frozenset(names)
-
-
-def failed_by_infrastructure(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
-    """Tell whether a server that was gone, or refused, made the run or a step of it fail."""
-    steps = _events(instance, run, dg.DagsterEventType.STEP_FAILURE)
-    if steps:
-        return any(_is_step_of_infrastructure(event) for event in steps)
-    # A worker that died, or could not be started, leaves a failure without an error.
-    failures = _events(instance, run, dg.DagsterEventType.RUN_FAILURE)
-    known = [event.job_failure_data.error for event in failures if event.event_specific_data]
-    return all(_is_of_infrastructure(error) for error in known if error is not None)
-
-
-def _blameless(
-    instance: dg.DagsterInstance, graph: AssetGraph, run: dg.DagsterRun
-) -> tuple[dg.AssetKey, ...]:
-    """The assets of a run but for those that failed by themselves and what is made from them."""
-    steps = _events(instance, run, dg.DagsterEventType.STEP_FAILURE)
-    failed = {event.step_key for event in steps if not _is_step_of_infrastructure(event)}
-    chosen = run.asset_selection or frozenset()
-    out = {key for key in chosen if "__".join(key.path) in failed}
-    below = out
-    while below:
-        below = {key for key in chosen - out if graph.get(key).parent_keys & below}
-        out |= below
-    return tuple(sorted(chosen - out))
-
-
-def _events(
-    instance: dg.DagsterInstance, run: dg.DagsterRun, kind: dg.DagsterEventType
-) -> list[dg.DagsterEvent]:
-    records = instance.get_records_for_run(run.run_id, of_type=kind).records
-    events = (record.event_log_entry.dagster_event for record in records)
-    return [event for event in events if event is not None]
-
-
-def _is_step_of_infrastructure(event: dg.DagsterEvent) -> bool:
-    failure = event.step_failure_data
-    if failure.user_failure_data is not None:
-        kind = failure.user_failure_data.metadata.get("failure_kind")
-        if kind is not None:
-            return str(kind.value) in FAILURES_OF_SURROUNDINGS
-    return failure.error is not None and _is_of_infrastructure(failure.error)
-
-
-def _is_of_infrastructure(error: SerializableErrorInfo) -> bool:
-    seen: SerializableErrorInfo | None = error
-    while seen is not None:
-        if seen.cls_name in _error_names():
-            return True
-        seen = seen.cause or seen.context
-    return False
-
 
 def pause_seconds(repeats: int) -> float:
     """How long work waits that was repeated so often."""
@@ -146,16 +59,33 @@ class _Cursor:
     after: float
     waiting: dict[str, float] = field(default_factory=dict)
     """When runs are to be repeated, by their ids."""
+    held: dict[str, list[str]] = field(default_factory=dict)
+    """Assets of runs that wait until a definition can be used, by the runs' ids."""
 
     @classmethod
     def read(cls, text: str | None, now: float) -> "_Cursor":
         if text is None:
             return cls(now - LOOK_BACK_SECONDS)
         stored = json.loads(text)
-        return cls(stored["after"], stored["waiting"])
+        return cls(stored["after"], stored["waiting"], stored.get("held", {}))
 
     def write(self) -> str:
-        return json.dumps({"after": self.after, "waiting": self.waiting})
+        stored = {"after": self.after, "waiting": self.waiting, "held": self.held}
+        return json.dumps(stored)
+
+    def take_due(self, graph: AssetGraph, now: float) -> dict[str, list[dg.AssetKey] | None]:
+        """Remove and return what is to be looked at now: runs, and their assets if not all."""
+        due: dict[str, list[dg.AssetKey] | None] = {}
+        for run_id, texts in list(self.held.items()):
+            keys = [dg.AssetKey.from_user_string(text) for text in texts]
+            if len(due) < RUNS_PER_TICK and not any(is_held(graph, key) for key in keys):
+                due[run_id] = keys
+                del self.held[run_id]
+        for run_id, at in list(self.waiting.items()):
+            if at <= now and run_id not in due and len(due) < RUNS_PER_TICK:
+                due[run_id] = None
+                del self.waiting[run_id]
+        return due
 
 
 @dataclass(slots=True)
@@ -172,38 +102,41 @@ class Repeats:
 def repeat_failed_runs(
     instance: dg.DagsterInstance, graph: AssetGraph, cursor: str | None, now: float
 ) -> tuple[Repeats, str]:
-    """Request the work of runs again that infrastructure made fail, once their pause is over.
+    """Request the work of runs again that did not fail by themselves, once their pause is over.
 
     Only batches whose last run failed and that nothing is about to run are requested; a batch that
-    was called off is not.
+    was called off is not. Assets of a run that were renamed or deleted cost the others nothing.
 
     Returns:
         What was done, and the next cursor.
     """
     state = _Cursor.read(cursor, now)
-    _find_failed(instance, state)
-    due = [run_id for run_id, at in state.waiting.items() if at <= now][:RUNS_PER_TICK]
+    _find_failed(instance, graph, state)
+    due = state.take_due(graph, now)
     found = Repeats()
     wanted: dict[_Work, list[dg.DagsterRun]] = {}
-    for run in instance.get_runs(dg.RunsFilter(run_ids=due)) if due else ():
+    for run in instance.get_runs(dg.RunsFilter(run_ids=list(due))) if due else ():
         if AUTO_RETRY_RUN_ID_TAG in run.tags or _is_called_off(instance, run):
             continue
         if _repeats(run) >= MAX_REPEATS:
             instance.add_run_tags(run.run_id, {REPEATED_TAG: f"none: {MAX_REPEATS} repeats failed"})
             found.given_up.append(run.run_id)
-        elif gone := sorted((run.asset_selection or frozenset()) - graph.get_all_asset_keys()):
-            instance.add_run_tags(run.run_id, {REPEATED_TAG: f"none: {undefined(gone)}"[:250]})
-        elif _exist(graph, run) and (assets := _blameless(instance, graph, run)):
-            wanted.setdefault(_work(run, assets), []).append(run)
+            continue
+        shares = share_out(instance, graph, run, due[run.run_id])
+        if shares.held and len(state.held) < MAX_WAITING:
+            state.held[run.run_id] = [key.to_user_string() for key in shares.held]
+        if shares.repeatable:
+            wanted.setdefault(_work(run, shares.repeatable), []).append(run)
+        elif shares.gone:
+            why = f"none: {undefined(shares.gone)}"
+            instance.add_run_tags(run.run_id, {REPEATED_TAG: why[:250]})
     for work, runs in wanted.items():
         backfill, batches = _request(instance, graph, work, runs, now)
         for run in runs:
             instance.add_run_tags(run.run_id, {REPEATED_TAG: backfill or "none: nothing is left"})
         if backfill is not None:
             found.requested[backfill] = batches
-    for run_id in due:
-        del state.waiting[run_id]
-    found.waiting = len(state.waiting)
+    found.waiting = len(state.waiting) + len(state.held)
     return found, state.write()
 
 
@@ -213,57 +146,38 @@ class WaitingRepeat:
 
     assets: tuple[dg.AssetKey, ...]
     batches: tuple[str, ...]
-    at: datetime
-    """When it is requested again, at the earliest."""
+    at: datetime | None
+    """When it is requested again, at the earliest; None: once a definition can be used."""
 
 
 def waiting_repeats(instance: dg.DagsterInstance) -> list[WaitingRepeat]:
     """Return the failed runs that the sensor has found and not requested again yet, next first."""
     waiting: dict[str, float] = {}
+    held: dict[str, list[str]] = {}
     for state in instance.all_instigator_state():
-        cursor = getattr(state.instigator_data, "cursor", None)
-        if state.name == SENSOR and cursor is not None:
-            waiting |= _Cursor.read(cursor, 0.0).waiting
-    ids = sorted(waiting, key=waiting.__getitem__)[:RUNS_PER_TICK]
-    runs = instance.get_runs(dg.RunsFilter(run_ids=ids)) if ids else ()
+        text = getattr(state.instigator_data, "cursor", None)
+        if state.name == SENSOR and text is not None:
+            cursor = _Cursor.read(text, 0.0)
+            waiting |= cursor.waiting
+            held |= cursor.held
+    ids = [*sorted(waiting, key=waiting.__getitem__), *held][:RUNS_PER_TICK]
+    runs = {run.run_id: run for run in instance.get_runs(dg.RunsFilter(run_ids=ids))} if ids else {}
     found = []
-    for run in sorted(runs, key=lambda each: waiting[each.run_id]):
-        assets = tuple(sorted(run.asset_selection or ()))
+    for run_id in (run_id for run_id in dict.fromkeys(ids) if run_id in runs):
+        run = runs[run_id]
+        is_held = run_id not in waiting
+        assets = (
+            tuple(map(dg.AssetKey.from_user_string, held[run_id]))
+            if is_held
+            else tuple(sorted(run.asset_selection or ()))
+        )
         batches = partitions_of_run(instance, assets[0].path[0], run) if assets else None
-        at = datetime.fromtimestamp(waiting[run.run_id], UTC)
+        at = None if is_held else datetime.fromtimestamp(waiting[run_id], UTC)
         found.append(WaitingRepeat(assets, tuple(batches or ()), at))
     return found
 
 
-def last_failure(instance: dg.DagsterInstance, key: dg.AssetKey, batch: str) -> str | None:
-    """Return why the last failed run of one batch of an asset failed; None if none is known.
-
-    The text of the innermost error. Runs over a range of batches are not looked at.
-    """
-    tags = {PARTITION_NAME_TAG: batch}
-    failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags=tags)
-    for run in instance.get_runs(failed, limit=_FAILED_RUNS):
-        if key not in (run.asset_selection or ()):
-            continue
-        steps = _events(instance, run, dg.DagsterEventType.STEP_FAILURE)
-        own = [event for event in steps if event.step_key == "__".join(key.path)]
-        for event in own or steps:
-            failure = event.step_failure_data
-            if failure.user_failure_data is not None and failure.user_failure_data.description:
-                return failure.user_failure_data.description
-            if failure.error is not None:
-                return _innermost(failure.error).message.strip()
-        return "its worker died, or could not be started"
-    return None
-
-
-def _innermost(error: SerializableErrorInfo) -> SerializableErrorInfo:
-    while error.cause is not None:
-        error = error.cause
-    return error
-
-
-def _find_failed(instance: dg.DagsterInstance, state: _Cursor) -> None:
+def _find_failed(instance: dg.DagsterInstance, graph: AssetGraph, state: _Cursor) -> None:
     """Add runs that failed since the last look."""
     if len(state.waiting) >= MAX_WAITING:
         return
@@ -280,9 +194,11 @@ def _find_failed(instance: dg.DagsterInstance, state: _Cursor) -> None:
         run = record.dagster_run
         state.after = max(state.after, record.update_timestamp.replace(tzinfo=UTC).timestamp())
         # A tag that is added to a run makes it appear here again.
-        if REPEATED_TAG in run.tags or run.run_id in state.waiting or not run.asset_selection:
+        if REPEATED_TAG in run.tags or not run.asset_selection:
             continue
-        if AUTO_RETRY_RUN_ID_TAG not in run.tags and failed_by_infrastructure(instance, run):
+        if run.run_id in state.waiting or run.run_id in state.held:
+            continue
+        if AUTO_RETRY_RUN_ID_TAG not in run.tags and is_repeatable(instance, graph, run):
             ended = record.end_time or state.after
             state.waiting[run.run_id] = ended + pause_seconds(_repeats(run))
 
@@ -298,24 +214,15 @@ def _is_called_off(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     return backfill is not None and backfill.status in cancelled
 
 
-def _exist(graph: AssetGraph, run: dg.DagsterRun) -> bool:
-    """Return whether its assets are still defined, as assets of batches of one dataset."""
-    keys = run.asset_selection or frozenset()
-    datasets = {key.path[0] for key in keys}
-    return len(datasets) == 1 and all(
-        graph.has(key) and graph.get(key).partitions_def == batches_partitions(key.path[0])
-        for key in keys
-    )
-
-
 def fail_undefined_runs(instance: dg.DagsterInstance, graph: AssetGraph) -> list[str]:
     """Fail queued runs of assets that are defined no more, with a sentence; their ids.
 
-    A worker that took one could not even say what it was to run. Nothing is failed while a
+    A worker that took one could not even say what it was to run. Other assets of such a run are
+    requested again by `repeat_failed_runs`. Nothing is failed while a
     definition is too broken to tell which hook it is of.
     """
     known = graph.get_all_asset_keys()
-    if any(key.path[0] == NAMELESS for key in known):
+    if is_nameless(graph):
         return []
     failed = []
     queued = dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED])
@@ -350,10 +257,19 @@ class _Work:
 
 
 def _work(run: dg.DagsterRun, assets: tuple[dg.AssetKey, ...]) -> _Work:
-    config = json.dumps(run.run_config, sort_keys=True)
+    config = json.dumps(_config_of(run, assets), sort_keys=True)
     # What a run was told to compute again is asked once, however often it is repeated.
     request = run.tags.get(REQUEST_TAG, run.root_run_id or run.run_id) if run.run_config else None
     return _Work(assets, config, _repeats(run), request)
+
+
+def _config_of(run: dg.DagsterRun, assets: Sequence[dg.AssetKey]) -> dict[str, Any]:
+    """The run's config without what it says of assets that are not run again."""
+    config: dict[str, Any] = dict(run.run_config)
+    if "ops" in config:
+        names = {step_of(key) for key in assets}
+        config["ops"] = {name: said for name, said in config["ops"].items() if name in names}
+    return config
 
 
 def _request(
@@ -383,7 +299,8 @@ def _request(
             dynamic_partitions_store=instance,
             all_partitions=False,
             title="repeated after an outage",
-            description="Runs of these batches failed because a server was gone or refused.",
+            description="Runs of these batches failed because a server was gone or refused, or a"
+            " definition could not be used.",
             run_config=config or None,
         )
     )
@@ -415,9 +332,9 @@ def repeats_sensor() -> dg.SensorDefinition:
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=(
             "Repeats runs that failed because a worker, S3, PostgreSQL, the code server or the"
-            " cluster failed: after 30 seconds, then after twice as long each time, for a day. A"
-            " hook's own failures are not repeated. Fails queued runs of assets that were renamed"
-            " or deleted."
+            " cluster failed: after 30 seconds, then after twice as long each time, for a day. Runs"
+            " that failed over a wrong definition are repeated once it is corrected. A hook's own"
+            " failures are not repeated. Fails queued runs of assets that were renamed or deleted."
         ),
     )
     def repeat_after_outages(context: dg.SensorEvaluationContext) -> dg.SkipReason:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import dagster as dg
 import psycopg
@@ -26,21 +27,24 @@ from feature_pipeline.errors import (
     StoreUnavailableError,
 )
 from feature_pipeline.hooks.failure import FailureKind
-from feature_pipeline.orchestration.assets.wrong_definitions import NAMELESS
+from feature_pipeline.orchestration.assets.wrong_definitions import (
+    NAMELESS,
+    wrong_definition_assets,
+)
+from feature_pipeline.orchestration.defs_folder import WrongDefinition
 from feature_pipeline.orchestration.keys import (
     REPEAT_TAG,
     REQUEST_TAG,
     batches_partitions,
     features_key,
 )
+from feature_pipeline.orchestration.sensors.repeat_causes import is_repeatable, last_failure
 from feature_pipeline.orchestration.sensors.repeats import (
     MAX_REPEATS,
     REPEATED_TAG,
     SENSOR,
     Repeats,
     fail_undefined_runs,
-    failed_by_infrastructure,
-    last_failure,
     pause_seconds,
     repeat_failed_runs,
     waiting_repeats,
@@ -147,7 +151,7 @@ def project() -> Iterator[Project]:
     ids=repr,
 )
 def test_an_outage_is_told_from_the_hook(project: Project, error: Exception) -> None:
-    assert failed_by_infrastructure(project.instance, project.run(error))
+    assert is_repeatable(project.instance, project.graph(), project.run(error))
 
 
 @pytest.mark.parametrize(
@@ -165,7 +169,7 @@ def test_an_outage_is_told_from_the_hook(project: Project, error: Exception) -> 
 )
 def test_a_failure_of_ones_own_is_not_repeated(project: Project, error: Exception) -> None:
     run = project.run(error)
-    assert not failed_by_infrastructure(project.instance, run)
+    assert not is_repeatable(project.instance, project.graph(), run)
     assert not project.look(DAY).requested
     assert project.instance.get_backfills() == []
 
@@ -212,6 +216,112 @@ def test_of_several_hooks_in_a_run_those_are_repeated_that_did_not_fail_by_thems
         assert {key.path[-1] for key in backfill.asset_selection or ()} == {
             *("well", "unlucky", "waiting")
         }
+
+
+def hook_asset(name: str) -> dg.AssetsDefinition:
+    class Config(dg.Config):
+        force: bool = False
+
+    @dg.asset(key=features_key("d", name), partitions_def=batches_partitions("d"))
+    def features(config: Config) -> None: ...
+
+    return features
+
+
+def wrong_asset(name: str | None) -> list[dg.AssetsDefinition]:
+    dataset = None if name is None else "d"
+    path = Path("/defs/hook/defs.yaml")
+    return wrong_definition_assets([WrongDefinition(path, 3, "what is wrong", dataset, name)])
+
+
+class Graphs:
+    """A run of two hooks, and definitions that change."""
+
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        self.instance = instance
+        self.cursor: str | None = None
+        instance.add_dynamic_partitions("d", ["b1"])
+
+    def queued(self, *assets: dg.AssetsDefinition, config: object = None) -> dg.DagsterRun:
+        job = dg.Definitions(assets=assets).resolve_implicit_global_asset_job_def()
+        return self.instance.create_run_for_job(
+            job,
+            asset_selection=frozenset(key for asset in assets for key in asset.keys),
+            tags={"dagster/partition": "b1"},
+            run_config=config,  # type: ignore[arg-type]
+            status=dg.DagsterRunStatus.QUEUED,
+            remote_job_origin=ORIGIN,
+            job_code_origin=CODE_ORIGIN,
+        )
+
+    def run(self, *assets: dg.AssetsDefinition) -> None:
+        dg.Definitions(
+            assets=assets, executor=dg.in_process_executor
+        ).resolve_implicit_global_asset_job_def().execute_in_process(
+            instance=self.instance,
+            partition_key="b1",
+            asset_selection=[key for asset in assets for key in asset.keys],
+            raise_on_error=False,
+        )
+
+    def look(self, *assets: dg.AssetsDefinition) -> tuple[set[str], int]:
+        """The hooks that are requested, and how many runs wait."""
+        graph = dg.Definitions(assets=assets).resolve_asset_graph()
+        fail_undefined_runs(self.instance, graph)
+        later = time.time() + DAY
+        found, self.cursor = repeat_failed_runs(self.instance, graph, self.cursor, later)
+        requested = [self.instance.get_backfill(each) for each in found.requested]
+        names = {key.path[-1] for each in requested if each for key in each.asset_selection or ()}
+        return names, found.waiting
+
+
+@pytest.fixture
+def graphs() -> Iterator[Graphs]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield Graphs(instance)
+
+
+def test_a_hook_that_is_renamed_costs_the_others_of_its_queued_run_nothing(graphs: Graphs) -> None:
+    kept, renamed = hook_asset("kept"), hook_asset("renamed")
+    config = {
+        "ops": {f"d__features__{n}": {"config": {"force": True}} for n in ("kept", "renamed")}
+    }
+    graphs.queued(kept, renamed, config=config)
+    assert graphs.look(kept, hook_asset("anew")) == ({"kept"}, 0)
+    (backfill,) = graphs.instance.get_backfills()
+    assert backfill.run_config == {"ops": {"d__features__kept": {"config": {"force": True}}}}
+    assert graphs.look(kept, hook_asset("anew")) == (set(), 0)
+
+
+def test_what_ran_while_its_definition_was_wrong_is_run_once_it_is_right(graphs: Graphs) -> None:
+    """The sentence stays in the failed run; the batch does not wait for an operator."""
+    other, wrong = hook_asset("other"), wrong_asset("hook")
+    graphs.run(wrong[0])
+    assert graphs.look(other, *wrong) == (set(), 1)
+    assert graphs.look(other, *wrong) == (set(), 1)
+    assert graphs.look(other, hook_asset("hook")) == ({"hook"}, 0)
+    assert graphs.look(other, hook_asset("hook")) == (set(), 0)
+
+
+def test_a_wrong_definition_holds_its_own_hook_back_and_no_other(graphs: Graphs) -> None:
+    other, right = hook_asset("other"), hook_asset("hook")
+    run = graphs.queued(other, right)
+    graphs.instance.report_run_failed(run, "its worker died")
+    assert graphs.look(other, *wrong_asset("hook")) == ({"other"}, 1)
+    assert graphs.look(other, right) == ({"hook"}, 0)
+
+
+@pytest.mark.parametrize(("later", "requested"), [("hook", {"hook"}), ("renamed", set())])
+def test_a_definition_without_a_name_may_be_of_any_hook(
+    graphs: Graphs, later: str, requested: set[str]
+) -> None:
+    run = graphs.queued(hook_asset("hook"))
+    graphs.instance.report_run_failed(run, "its worker died")
+    assert graphs.look(*wrong_asset(None)) == (set(), 1)
+    assert graphs.look(hook_asset(later)) == (requested, 0)
+    (record,) = graphs.instance.get_run_records(dg.RunsFilter(run_ids=[run.run_id]))
+    said = record.dagster_run.tags[REPEATED_TAG]
+    assert said.startswith("none: d/features/hook: no definition") == (not requested)
 
 
 @pytest.mark.parametrize("fail", [Project.dead, lambda p: p.run(StoreUnavailableError("gone"))])
@@ -348,6 +458,7 @@ def test_status_names_what_waits_to_be_repeated() -> None:
     assert waiting.assets == (KEY,)
     assert waiting.batches == ("b2",)
     assert record.end_time is not None
+    assert waiting.at is not None
     assert waiting.at.timestamp() - record.end_time == pytest.approx(pause_seconds(0))
 
 

@@ -1,0 +1,209 @@
+"""Why a run failed: infrastructure, a definition that cannot be used, or the hook itself.
+
+Belongs here: what Dagster stored of a failed run, and which of its assets are to be run again. Not
+here: when they are, and how often (`repeats`).
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+import dagster as dg
+import psycopg
+from dagster_shared.error import SerializableErrorInfo
+
+from feature_pipeline.errors import OutcomeUnknownError, StoreUnavailableError
+from feature_pipeline.hooks.failure import FailureKind
+from feature_pipeline.orchestration.assets.wrong_definitions import (
+    NAMELESS,
+    SENTENCE_METADATA,
+    WRONG_DEFINITION_FAILURE,
+)
+from feature_pipeline.orchestration.dagster_internals import PARTITION_NAME_TAG, AssetGraph
+from feature_pipeline.orchestration.keys import batches_partitions
+from feature_pipeline.projections.catalog.database import ConnectionFailedError
+
+FAILURES_OF_SURROUNDINGS: Final = frozenset(
+    {
+        FailureKind.IMAGE_PULL,
+        FailureKind.UNSCHEDULABLE,
+        FailureKind.EVICTED,
+        FailureKind.STAGE_FAILED,
+        FailureKind.PUBLISH_FAILED,
+        FailureKind.CLUSTER_REFUSED,
+        FailureKind.WORKER_DIED,
+        FailureKind.UNKNOWN,
+    }
+)
+"""Ends of hook runs that are not the hook's doing."""
+
+_FAILED_RUNS: Final = 20
+"""Of one batch, that are looked at for an asset."""
+
+_LOADING: Final = ("DagsterInvalidSubsetError", "DagsterInvalidDefinitionError")
+"""What a worker raises whose definitions lack the assets that it is to run."""
+_SQL_STATES: Final = ("08", "53", "57")
+"""Classes: no connection, no resources, stopped by an operator."""
+_STATEMENT_CANCELLED: Final = "57014"
+_OWN: Final = (StoreUnavailableError, OutcomeUnknownError, ConnectionFailedError)
+# SQLAlchemy's and psycopg's own names for a lost connection; the second is of Dagster's storage.
+_OTHERS: Final = ("OperationalError", "InterfaceError", "DagsterExecutionInterruptedError")
+
+
+@cache
+def _error_names() -> frozenset[str]:
+    """Names of exceptions that a server which is gone, or refuses, causes."""
+    names = {*(each.__name__ for each in _OWN), *_OTHERS}
+    for each in vars(psycopg.errors).values():
+        state = getattr(each, "sqlstate", None)
+        if isinstance(state, str) and state[:2] in _SQL_STATES and state != _STATEMENT_CANCELLED:
+            names.add(each.__name__)
+    return frozenset(names)
+
+
+def is_repeatable(instance: dg.DagsterInstance, graph: AssetGraph, run: dg.DagsterRun) -> bool:
+    """Tell whether something else than a hook made the run or a step of it fail.
+
+    A server that was gone, or refused; or a definition that could not be used or was renamed.
+    """
+    steps = _events(instance, run, dg.DagsterEventType.STEP_FAILURE)
+    if steps:
+        return not all(_is_own(event) for event in steps)
+    if (run.asset_selection or frozenset()) - graph.get_all_asset_keys():
+        return True
+    # A worker that died, or could not be started, leaves a failure without an error.
+    failures = _events(instance, run, dg.DagsterEventType.RUN_FAILURE)
+    known = [event.job_failure_data.error for event in failures if event.event_specific_data]
+    return all(
+        _is_of_infrastructure(error) or error.cls_name in _LOADING
+        for error in known
+        if error is not None
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """The assets of a failed run, but for those that failed by themselves and what is below."""
+
+    repeatable: tuple[dg.AssetKey, ...]
+    held: tuple[dg.AssetKey, ...]
+    """Those that wait until a definition can be used."""
+    gone: tuple[dg.AssetKey, ...]
+    """Those that no definition has any more."""
+
+
+def share_out(
+    instance: dg.DagsterInstance,
+    graph: AssetGraph,
+    run: dg.DagsterRun,
+    only: Collection[dg.AssetKey] | None = None,
+) -> Shares:
+    """Return what is to become of each asset of a failed run.
+
+    Args:
+        instance: Has the run's events.
+        graph: What is defined now.
+        run: The run.
+        only: Of these assets alone.
+    """
+    chosen = frozenset(run.asset_selection or ())
+    chosen = chosen if only is None else chosen & frozenset(only)
+    absent = chosen - graph.get_all_asset_keys()
+    there = chosen - absent
+    steps = _events(instance, run, dg.DagsterEventType.STEP_FAILURE)
+    failed = {event.step_key for event in steps if _is_own(event)}
+    own = _with_those_below(graph, {key for key in there if step_of(key) in failed}, there)
+    held = _with_those_below(graph, {key for key in there if is_held(graph, key)}, there) - own
+    if any(is_held(graph, key) for key in absent):
+        held, absent = held | absent, frozenset()
+    left = there - own - held
+    datasets = {key.path[0] for key in left}
+    are_of_batches = len(datasets) == 1 and all(
+        graph.get(key).partitions_def == batches_partitions(key.path[0]) for key in left
+    )
+    return Shares(
+        tuple(sorted(left)) if are_of_batches else (), tuple(sorted(held)), tuple(sorted(absent))
+    )
+
+
+def is_held(graph: AssetGraph, key: dg.AssetKey) -> bool:
+    """Tell whether a definition that cannot be used declares the asset, or may declare it."""
+    if graph.has(key):
+        return SENTENCE_METADATA in graph.get(key).metadata
+    return is_nameless(graph)
+
+
+def is_nameless(graph: AssetGraph) -> bool:
+    """Tell whether a definition is too broken to tell which hook it is of."""
+    return any(key.path[0] == NAMELESS for key in graph.get_all_asset_keys())
+
+
+def step_of(key: dg.AssetKey) -> str:
+    """Return the name of the asset's step, and of its entry in a run's config."""
+    return "__".join(key.path)
+
+
+def _with_those_below(
+    graph: AssetGraph, keys: set[dg.AssetKey], among: Collection[dg.AssetKey]
+) -> frozenset[dg.AssetKey]:
+    found = below = set(keys)
+    while below:
+        below = {key for key in set(among) - found if graph.get(key).parent_keys & below}
+        found = found | below
+    return frozenset(found)
+
+
+def last_failure(instance: dg.DagsterInstance, key: dg.AssetKey, batch: str) -> str | None:
+    """Return why the last failed run of one batch of an asset failed; None if none is known.
+
+    The text of the innermost error. Runs over a range of batches are not looked at.
+    """
+    tags = {PARTITION_NAME_TAG: batch}
+    failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags=tags)
+    for run in instance.get_runs(failed, limit=_FAILED_RUNS):
+        if key not in (run.asset_selection or ()):
+            continue
+        steps = _events(instance, run, dg.DagsterEventType.STEP_FAILURE)
+        own = [event for event in steps if event.step_key == step_of(key)]
+        for event in own or steps:
+            failure = event.step_failure_data
+            if failure.user_failure_data is not None and failure.user_failure_data.description:
+                return failure.user_failure_data.description
+            if failure.error is not None:
+                return _innermost(failure.error).message.strip()
+        return "its worker died, or could not be started"
+    return None
+
+
+def _innermost(error: SerializableErrorInfo) -> SerializableErrorInfo:
+    while error.cause is not None:
+        error = error.cause
+    return error
+
+
+def _events(
+    instance: dg.DagsterInstance, run: dg.DagsterRun, kind: dg.DagsterEventType
+) -> list[dg.DagsterEvent]:
+    records = instance.get_records_for_run(run.run_id, of_type=kind).records
+    events = (record.event_log_entry.dagster_event for record in records)
+    return [event for event in events if event is not None]
+
+
+def _is_own(event: dg.DagsterEvent) -> bool:
+    """Whether the step failed by itself."""
+    failure = event.step_failure_data
+    if failure.user_failure_data is not None:
+        kind = failure.user_failure_data.metadata.get("failure_kind")
+        if kind is not None:
+            return str(kind.value) not in {*FAILURES_OF_SURROUNDINGS, WRONG_DEFINITION_FAILURE}
+    return failure.error is None or not _is_of_infrastructure(failure.error)
+
+
+def _is_of_infrastructure(error: SerializableErrorInfo) -> bool:
+    seen: SerializableErrorInfo | None = error
+    while seen is not None:
+        if seen.cls_name in _error_names():
+            return True
+        seen = seen.cause or seen.context
+    return False
