@@ -1,7 +1,7 @@
-"""Step 1½: a batch under a release becomes an artifact.
+"""Step 1½: turn a batch under a release into an artifact.
 
-What belongs here: which records must be computed and which are carried over (`plan`), the folder
-a hook is given (`stage`), and the artifact that its output and the carried records make together
-(`collect`). This package joins `hooks` and `archive`, which do not know each other. Not here:
-how a hook process runs (`hooks.run`), how objects are committed (`archive.publish`), Dagster.
+What belongs here: choosing the records to compute and those to carry over (`plan`), laying out the
+hook's input folder (`stage`), and making the artifact from the hook's output and the carried
+records (`collect`). This package joins `hooks` and `archive`, which do not know each other. Not
+here: running a hook process (`hooks.run`), committing objects (`archive.publish`), Dagster.
 """

@@ -1,10 +1,10 @@
-"""Which outcomes of the archive answer what is asked now.
+"""Find the outcomes in the archive that answer the records of a plan.
 
-Artifacts are looked into one after another, and each gives what the ones before it left open: the
-batch's current artifact, then those of any batch that the memory of answers names, the one accepted
-last first. While the memory is not known to be complete, the earlier artifacts of the batch's own
-log come after them. An answer is believed only if a log names its artifact and every blob of the
-manifest that computed it is there.
+Artifacts are searched one after another, each for the records that the ones before it left open:
+the batch's current artifact, then those that the memory of answers names for any batch, the one
+accepted last first. While the memory is not known to be complete, the earlier artifacts of the
+batch's own log follow. An answer is used only if a log names its artifact and every blob of the
+manifest that computed it is stored.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,14 +32,14 @@ from feature_pipeline.parallel import map_threads
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked of the archive before a hook is."""
+    """The records for which the archive is searched before a hook runs."""
 
     definition: HookDefinition
     release: HookRelease
     actions: Mapping[str, Digest]
-    """Per record that is asked about, what is asked; equal for all of a hook of `scope: batch`."""
+    """Action of each record; for a hook of `scope: batch`, all are equal."""
     forced: frozenset[str] = frozenset()
-    """Records to compute again whatever was answered."""
+    """Records to compute again even if they have an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,22 +52,23 @@ class Current:
     outcomes: Mapping[str, Outcome]
     """Empty if they cannot be read."""
     damage: str | None = None
-    """Why the outcomes of a manifest that can be read cannot be."""
+    """Why the outcomes of a readable manifest cannot be read."""
 
 
 @dataclass
 class Carried:
-    """The answers found, and where."""
+    """The answers found, and their sources."""
 
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     """By record id, each with the manifest that computed it."""
     sources: list[Digest] = field(default_factory=list)
-    """The manifests of the artifacts that gave them, in the order of looking."""
+    """The manifests of the artifacts that gave them, in the order of the search."""
     retried: dict[str, Outcome] = field(default_factory=dict)
-    """Records whose last outcome may differ if they are asked again, and which have no later
-    answer; with that outcome."""
+    """Records whose last outcome may differ if they are computed again, and which have no later
+    answer; with that outcome.
+    """
     decoded_again: set[str] = field(default_factory=set)
-    """Records whose raw output was read again under changed columns."""
+    """Records whose raw output was decoded again under changed columns."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -82,10 +83,10 @@ def carry_over(
 
     Args:
         store: The archive.
-        question: What is asked.
+        question: The records to search for.
         current: The batch's current artifact, if it has one.
         entries: The batch's log.
-        sources: Look into these artifacts alone, in this order: to repeat what was found before.
+        sources: Search these artifacts alone, in this order: to repeat an earlier result.
 
     Raises:
         StoreUnavailableError: The store did not answer.
@@ -109,7 +110,7 @@ def carry_over(
 
 
 def reads_otherwise(manifest: Manifest, definition: HookDefinition) -> bool:
-    """Return whether the same raw output says something else under what is declared now."""
+    """Return whether the current declaration decodes the same raw output differently."""
     feature = definition.feature
     return manifest.columns != feature.columns or manifest.cardinality != feature.cardinality.value
 
@@ -122,16 +123,16 @@ class _Search:
         self.found = Carried()
         self._granted = granted_limits(question.definition.release.limits)
         self._errored_at: dict[str, datetime] = {}
-        """When the batch's current artifact left a record open: what is older is no answer."""
+        """When the batch's current artifact left a record open: older outcomes are no answer."""
         self._seen: set[Digest] = set()
         self._read: set[Digest] = set()
-        """Blobs that were read whole, and so are there."""
+        """Blobs that were read completely, so that they are known to be stored."""
         self._manifests: dict[Digest, Manifest] = {}
         self._lost: dict[Digest, str | None] = {}
 
     @property
     def open_records(self) -> list[str]:
-        """Records that are asked about and have no answer so far, in order."""
+        """Records that have no answer so far, in order."""
         done = self.found.outcomes.keys() | self.question.forced
         return [record_id for record_id in self.question.actions if record_id not in done]
 
@@ -150,7 +151,7 @@ class _Search:
         self._errored_at = dict.fromkeys(self.found.retried, current.entry.accepted_at)
 
     def look_into_memory(self) -> bool:
-        """Return whether the memory is known to be complete."""
+        """Search the memory's artifacts; return whether the memory is known to be complete."""
         program = self.question.release.program
         prefix = layout.answers(self.definition.dataset, self.definition.name, program)
         actions = {self.question.actions[record_id] for record_id in self.open_records}
@@ -160,7 +161,7 @@ class _Search:
         return remembered.is_complete
 
     def look_into(self, manifests: Iterable[Digest], *, is_ordered: bool = False) -> None:
-        """Take what these artifacts answer, the one accepted last first unless they are ordered."""
+        """Take the answers of these artifacts, newest first unless they are ordered."""
         # An erasure replaced some: what the successor does not say any more is not answered.
         names = dict.fromkeys(map(self.erased.manifest_now, manifests))
         located = map_threads(self._locate, [name for name in names if name not in self._seen])
@@ -210,7 +211,7 @@ class _Search:
         self._take(entry.manifest, {o.record_id: o for o in outcomes}, entry.accepted_at)
 
     def _take(self, digest: Digest, outcomes: Mapping[str, Outcome], accepted_at: datetime) -> None:
-        """Take the artifact's answers to what is open. Its tables were read, if it has outcomes."""
+        """Take the artifact's answers for open records."""
         self._seen.add(digest)
         if outcomes:
             named = self._manifests[digest].blobs
@@ -237,13 +238,13 @@ class _Search:
             self.found.sources.append(digest)
 
     def _whole(self, taken: dict[str, Outcome]) -> dict[str, Outcome]:
-        """The outcomes; none if there is one action for the batch and some are not among them."""
+        """Return the outcomes; none if there is one action for the batch and some are missing."""
         if self.definition.scope is Scope.BATCH and len(taken) < len(self.question.actions):
             return {}
         return taken
 
     def _present(self, taken: dict[str, Outcome]) -> dict[str, Outcome]:
-        """The outcomes whose raw output, and all else of the manifest, is in the archive."""
+        """Return the outcomes whose manifest has all of its blobs in the archive."""
         sources = {o.carried_from for o in taken.values() if o.carried_from is not None}
         for source in sorted(sources - self._lost.keys()):
             self._lost[source] = lost = self._what_is_lost(source)
@@ -255,7 +256,7 @@ class _Search:
         return {i: o for i, o in taken.items() if o.carried_from not in lost_sources}
 
     def _what_is_lost(self, digest: Digest) -> str | None:
-        """Why a manifest cannot be carried from; None if every blob it names is present."""
+        """Return why a manifest cannot be carried from; None if all its blobs are stored."""
         manifest = self._manifest(digest)
         if manifest is None:
             return "it cannot be read"
@@ -267,9 +268,10 @@ class _Search:
         return None
 
     def _decoded(self, taken: Mapping[str, Outcome]) -> dict[str, Outcome]:
-        """The outcomes as the raw output says them under what is declared now.
+        """Return the outcomes as decoded from the raw output under the current declaration.
 
-        Without those whose raw output cannot be read any more: they are computed again, and noted.
+        Without those whose raw output cannot be read any more: they are computed again, which is
+        noted.
         """
         decoded: dict[str, Outcome] = {}
         feature = self.definition.feature

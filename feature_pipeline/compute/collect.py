@@ -1,4 +1,4 @@
-"""What a hook left, what was carried over and what was not asked become one artifact."""
+"""Make one artifact from a hook's output, carried outcomes, and records that it did not get."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,16 +27,16 @@ def collect_output(
     """Make the artifact of a hook run that gave a verdict: one outcome per record of the batch.
 
     Args:
-        plan: What was asked.
+        plan: The plan that was carried out.
         output: The hook's output folder.
-        run: How it was run.
-        log: What it printed.
-        decoded: What `read_output` reads in `output`; read here if absent.
-        failed: Outcomes of the records that the hook left no output about.
+        run: Provenance of the hook run.
+        log: The hook's log.
+        decoded: The result of `read_output` for `output`; read here if absent.
+        failed: Outcomes of the records without output.
 
     Raises:
         InvalidInputError: A file of the output is truncated or does not parse; the hook run has
-            failed, and `failed_artifact` keeps what it left.
+            failed, and `failed_artifact` stores what it left.
     """
     if decoded is None:
         decoded = read_output(plan, output, [record.id for record in plan.compute])
@@ -45,7 +45,7 @@ def collect_output(
 
 
 def read_output(plan: ComputePlan, output: Path, record_ids: Sequence[str]) -> DecodedOutput:
-    """Read what a hook wrote about these records of the plan.
+    """Read the hook's output about these records of the plan.
 
     Raises:
         InvalidInputError: A file is truncated or does not parse.
@@ -60,7 +60,7 @@ def read_output(plan: ComputePlan, output: Path, record_ids: Sequence[str]) -> D
 
 
 def carried_artifact(plan: ComputePlan, run: RunInfo) -> Artifact:
-    """Return the artifact of a run in which no hook process started: every outcome is known.
+    """Return the artifact of a run without a hook process: every outcome is known.
 
     Raises:
         InvalidInputError: The plan has records to compute.
@@ -73,9 +73,9 @@ def carried_artifact(plan: ComputePlan, run: RunInfo) -> Artifact:
 def failed_artifact(
     plan: ComputePlan, output: Path, run: RunInfo, log: Path | None, failure: FailureInfo
 ) -> Artifact:
-    """The artifact of a failed hook run: its output and log exactly as left, and no outcomes.
+    """Return the artifact of a failed hook run: output and log byte for byte, no outcomes.
 
-    Files that cannot be read, or are longer than the run may write, are named in place of kept.
+    Files that cannot be read, or exceed the run's limit, are named in notes instead of stored.
     """
     raw, left_out = files_to_keep(output, plan.definition.release.limits.scratch_bytes)
     return Artifact(
@@ -127,7 +127,7 @@ def _artifact(
 
 
 def _input_digests(plan: ComputePlan) -> dict[str, Digest]:
-    """Per input hook, the content digest that the run was given."""
+    """Return, by input hook, the content digest that the run read."""
     return {
         source.hook: source.manifest.content_digest
         for source in plan.inputs

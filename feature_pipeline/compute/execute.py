@@ -1,4 +1,4 @@
-"""A plan carried out: inputs staged, the hook run, its output collected into an artifact."""
+"""Carry out a plan: stage the inputs, run the hook, collect its output into an artifact."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,12 +33,12 @@ from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.outcomes import DecodedOutput, Outcome, OutcomeKind, Status
 
 NO_RUNNER = "none"
-"""The runner named by an artifact for which no hook process started."""
+"""Name of the runner in artifacts for which no hook process started."""
 
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """What carrying out a plan left: an artifact, failed or not, ready to be published.
+    """The result of carrying out a plan: an artifact, failed or not, ready to be published.
 
     Its raw files and log are in `workspace` until they are published.
     """
@@ -49,9 +49,9 @@ class Execution:
 
 
 class HookAborted(RuntimeFailure):
-    """The hook could not be run at all; nothing was learnt about the batch.
+    """The hook could not be run at all; nothing is known about the batch.
 
-    `failure` says why, and what was decided; `hook_run` has every attempt.
+    `failure` has the reason and the decision; `hook_run` has every attempt.
     """
 
     def __init__(self, message: str, failure: FailureInfo, hook_run: HookRun) -> None:
@@ -72,12 +72,12 @@ def execute_plan(
 ) -> Execution:
     """Run the hook over the plan's records, if there are any, and collect the artifact.
 
-    A hook run that failed gives an artifact with `failure` set: its output and log are kept.
+    A failed hook run results in an artifact with `failure` set, which contains its output and log.
 
     Raises:
         NotFoundError, CorruptDataError: An input is missing from the archive, or damaged.
         StoreUnavailableError: The archive could not be read.
-        HookAborted: The hook could not be run at all, and no other batch would fare better.
+        HookAborted: The hook could not be run at all, nor would it run over another batch.
     """
     if plan.compute:
         workspace.create()
@@ -128,20 +128,20 @@ def run_staged(
     begin_with: Mapping[str, int],
     retry_delay_seconds: float | None = None,
 ) -> Execution:
-    """Run the hook over what is laid out in `workspace`, and collect the artifact.
+    """Run the hook over the staged `workspace`, and collect the artifact.
 
     Args:
         plan: Has records to compute.
         runner: Makes the attempts.
         monitor: Watches them.
-        workspace: Holds the inputs, and the output afterwards.
-        request_id: Tells this request from others for the same records.
-        dagster_run_id: Who asked.
-        begin_with: Records over which the hook failed before, with the memory to begin with.
-        retry_delay_seconds: The pause before another attempt, if not the policy's own.
+        workspace: Has the inputs, and the output afterwards.
+        request_id: Distinguishes this request from others for the same records.
+        dagster_run_id: The requesting Dagster run.
+        begin_with: Records on which the hook failed before, with the memory for the first attempt.
+        retry_delay_seconds: Delay before another attempt, if not the policy's own.
 
     Raises:
-        HookAborted: The hook could not be run at all, and no other batch would fare better.
+        HookAborted: The hook could not be run at all, nor would it run over another batch.
     """
     declared = plan.definition.release
     request = RunRequest(
@@ -183,7 +183,7 @@ def run_staged(
 
 
 def _memory_to_begin_with(plan: ComputePlan) -> dict[str, int]:
-    """Per record over which the hook failed before under lower limits, the first memory limit."""
+    """Return the first memory limit of records that failed under lower limits."""
     limits = plan.definition.release.limits
     most = granted_limits(limits).memory_bytes
     begin_with = {}
@@ -239,13 +239,13 @@ def completion_of(
     dagster_run_id: str | None,
     status: CompletionStatus | None = None,
 ) -> Completion:
-    """Return the completion that announces the execution's stored artifact.
+    """Return the completion of the execution's stored artifact, for the inbox.
 
     Args:
         execution: What was carried out.
         manifest: Digest of the stored manifest.
         dagster_run_id: The Dagster run that reports it.
-        status: How it ended, where that is not what its failure says.
+        status: The completion's status, if it does not follow from the failure.
     """
     plan, artifact = execution.plan, execution.artifact
     return Completion(
@@ -306,7 +306,7 @@ def _starts(hook_run: HookRun) -> tuple[StartInfo, ...]:
 
 
 def log_tail(log: Path | None, max_bytes: int = 4096) -> str:
-    """Return the last lines of a hook's log, for people."""
+    """Return the last lines of a hook's log for display."""
     if log is None or not log.exists():
         return ""
     with log.open("rb") as file:
@@ -316,7 +316,7 @@ def log_tail(log: Path | None, max_bytes: int = 4096) -> str:
 
 
 def reasons_of(plan: ComputePlan) -> Mapping[str, int]:
-    """Why records are computed or not, as counts for people and metadata."""
+    """Return counts of the reasons for computing records or not, for display and metadata."""
     return {
         "records": len(plan.batch.records),
         "computed": len(plan.compute),

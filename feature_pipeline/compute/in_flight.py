@@ -1,7 +1,7 @@
-"""Hook runs that go on without the worker that began them: what taking their results will need.
+"""Hook runs that continue without their worker, and what recovering their results requires.
 
-The document names no credential and no signed address, and lies where pods can neither read nor
-write. It is a note, not a part of the archive: every digest it names is in a log as well.
+The document has no credential and no signed address, and pods can neither read nor write its key.
+It is a working object outside the archive: every digest it names is in a log as well.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,12 +25,12 @@ from feature_pipeline.errors import (
 from feature_pipeline.parallel import map_threads
 
 KEPT: Final = timedelta(days=14)
-"""How long a result is waited for: what pods left is deleted after this time as well."""
+"""How long a result is awaited; files left by pods are deleted after this time as well."""
 _NOBODY: Final = "none"
 
 
 class ExpectedRun(Document):
-    """A hook run as it was asked for, and by whom."""
+    """An in-flight hook run: what was requested, and by which worker."""
 
     what: ClassVar[str] = "expected hook run"
     most_bytes: ClassVar[int] = 64 << 20
@@ -64,7 +64,7 @@ class ExpectedRun(Document):
 
 @dataclass(frozen=True, slots=True)
 class ExpectedKey:
-    """Where an expected run lies, which says who waits for it."""
+    """The key of an in-flight run, which names the worker that waits for it."""
 
     key: str
     run_id: str
@@ -73,7 +73,7 @@ class ExpectedKey:
     """By the store's clock."""
 
     def is_late(self, now: datetime) -> bool:
-        """Return whether what its pods left is deleted by now."""
+        """Return whether the files left by its pods are deleted by now."""
         return now - self.begun_at > KEPT
 
 
@@ -86,9 +86,9 @@ def expect(
     request_id: str,
     dagster_run_id: str | None,
 ) -> str | None:
-    """Let another process take the run up from now on; return the key of the document.
+    """Register the run, so that another process can take it over; return the document's key.
 
-    None if no container can be made for it (`image` is None), so that nothing will be left.
+    None if no container can be made for it (`image` is None), so that it will leave no result.
     """
     if image is None:
         return None
@@ -116,7 +116,7 @@ def expect(
 
 
 def expected_keys(store: BlobStore) -> list[ExpectedKey]:
-    """Return every run that some worker waits for, or waited for when it died. One listing."""
+    """List every run that a worker waits for, or waited for when it died. One listing."""
     found = []
     for info in store.list_objects(layout.EXPECTED):
         run_id, _, worker = info.key.removeprefix(layout.EXPECTED).rpartition(".")
@@ -128,7 +128,7 @@ def expected_keys(store: BlobStore) -> list[ExpectedKey]:
 def read_expected(
     store: BlobStore, keys: Iterable[ExpectedKey]
 ) -> dict[ExpectedKey, ExpectedRun | FeaturePipelineError]:
-    """Return the runs, or why one cannot be read; those gone since the listing are left out."""
+    """Read the runs, or why one cannot be read; those gone since the listing are left out."""
 
     def one(key: ExpectedKey) -> ExpectedRun | FeaturePipelineError | None:
         try:

@@ -25,18 +25,18 @@ def cancelled_execution(
 ) -> Execution | None:
     """Return the artifact of a run that was cancelled before it ended, to be published.
 
-    It is failed, of the kind `cancelled`, with the output and log that the hook had written.
+    It is failed, with kind `cancelled`, and contains the output and log that the hook had written.
 
     Args:
         plan: What was to be computed.
         runner: Made the attempts, and has stopped the hook.
         workspace: Of the run.
         started_at: When it began.
-        request_id: As of `execute_plan`.
-        dagster_run_id: Who asked.
+        request_id: As for `execute_plan`.
+        dagster_run_id: The requesting Dagster run.
 
     Returns:
-        None if no hook process had started, or if its results are taken from where it ran.
+        None if no hook process had started, or if its results are recovered from where it ran.
     """
     logs = sorted(workspace.root.glob("**/logs/attempt-*.log"), key=_written_at)
     if not logs or isinstance(runner, LastingRunner):

@@ -1,10 +1,10 @@
-"""What a hook run must compute, and what the archive already answers.
+"""Plan a hook run: decide which records to compute and which the archive already answers.
 
-The question asked of a record is its *action*: the release's program and config, the record, its
-files and its input features. Equal actions have equal answers, so a record whose action was
-answered in any batch is carried over (`carry`). A record of which an input hook gave no answer is
-not asked about, unless the definition says so: it gets the input's verdict. Nor is one whose files
-cannot be laid out: it costs no other record.
+A record is identified by its *action*: the release's program and config, the record, its files and
+its input features. Equal actions have equal answers, so a record whose action was answered in any
+batch is carried over (`carry`). A record for which an input hook has no answer is not given to the
+hook, unless the definition says otherwise: its outcome is derived from the input's. Neither is a
+record whose files cannot be laid out; other records are not affected.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -44,19 +44,19 @@ class InputFeatures:
 
 @dataclass(frozen=True, slots=True)
 class PlanBasis:
-    """What an earlier plan was made upon: planning upon it again asks the same question."""
+    """The state on which an earlier plan was based: planning on it again gives the same plan."""
 
     base: int
-    """The batch's log is read up to here."""
+    """The batch's log is read up to this entry."""
     inputs: Mapping[str, Digest]
-    """Per input hook, the digest of the manifest that was read."""
+    """By input hook, the digest of the manifest that was read."""
     sources: tuple[Digest, ...] | None = None
-    """The artifacts that answers were carried over from; None to look for them again."""
+    """The artifacts that answers were carried over from; None to search for them again."""
 
 
 @dataclass(frozen=True, slots=True)
 class ComputePlan:
-    """Everything that decides what one hook run is given and what its artifact will hold."""
+    """The complete input of one hook run and of its artifact."""
 
     definition: HookDefinition
     release: ReleaseEntry
@@ -66,30 +66,31 @@ class ComputePlan:
     previous: Manifest | None
     previous_digest: Digest | None
     actions: Mapping[str, Digest]
-    """Per record that the hook may be asked about."""
+    """By record that may be given to the hook."""
     compute: tuple[Record, ...]
     """The records to give to the hook, in the batch's order."""
     carried: Mapping[str, Outcome]
-    """Outcomes that stand, by record id; decoded again where the columns changed."""
+    """Outcomes from the archive, by record id; decoded again where the columns changed."""
     not_asked: Mapping[str, Outcome] = field(default_factory=dict)
-    """Outcomes of records that the hook is not asked about, by record id: an input hook has no
-    answer, or their files cannot be laid out."""
+    """Outcomes of records that the hook does not get, by record id: an input hook has no answer, or
+    their files cannot be laid out.
+    """
     inputs: tuple[InputFeatures, ...] = ()
     sources: tuple[Digest, ...] = ()
     """The artifacts that answers are carried over from, of this batch or others."""
     retried: int = 0
     """Records computed again because their last outcome was a retryable error."""
     decoded_again: int = 0
-    """Records whose raw output was read again under changed columns."""
+    """Records whose raw output was decoded again under changed columns."""
     failed_before: Mapping[str, Outcome] = field(default_factory=dict)
-    """Records computed again because the hook failed over them under lower limits."""
+    """Records computed again because the hook failed on them under lower limits."""
     notes: tuple[str, ...] = ()
     repeats_previous: bool = False
-    """Whether every outcome known so far is the current artifact's."""
+    """Whether every outcome known so far equals the current artifact's."""
 
     @property
     def is_unchanged(self) -> bool:
-        """Whether the current artifact already says all that this run could say."""
+        """Whether the current artifact already has everything that this run could produce."""
         return (
             self.previous is not None
             and not self.compute
@@ -101,7 +102,7 @@ class ComputePlan:
         )
 
     def hook_run_id(self, request_id: str) -> str:
-        """The id of this run: equal for equal questions at the same base and the same request."""
+        """Id of this run: equal for equal plans at the same base and with the same request."""
         question = {
             "release": str(self.release.release.digest),
             "release_seq": self.release.seq,
@@ -129,9 +130,9 @@ def plan_run(
     """Decide, record by record, between computing and carrying over. Nothing is written.
 
     Args:
-        force: Compute every record, whatever the archive holds.
+        force: Compute every record, whatever the archive has.
         force_records: Ids of records to compute again.
-        basis: Plan as of then; as of now when absent.
+        basis: Plan on this earlier state; on the current one by default.
 
     Raises:
         InvalidInputError: A forced record is not in the batch.
@@ -228,7 +229,7 @@ def _read_input(
 
 
 def input_digests(inputs: Iterable[InputFeatures]) -> dict[str, dict[str, str]]:
-    """Per record id, per input hook, the digest of what that hook says of the record."""
+    """Return, by record id and input hook, the digest of the input hook's outcome."""
     digests: dict[str, dict[str, str]] = {}
     for source in inputs:
         encoder = row_encoder(source.manifest.columns)
@@ -243,9 +244,9 @@ def input_digests(inputs: Iterable[InputFeatures]) -> dict[str, dict[str, str]]:
 def _not_asked(
     definition: HookDefinition, batch: RecordBatch, inputs: tuple[InputFeatures, ...]
 ) -> dict[str, Outcome]:
-    """By record id, the outcomes of records that the hook is not asked about.
+    """Return, by record id, the outcomes of records that the hook does not get.
 
-    No file system can hold their files, or an input hook has no answer.
+    No file system can store their files, or an input hook has no answer.
     """
     found = _not_stageable(batch)
     if definition.unanswered_inputs is UnansweredInputs.GIVE:
@@ -260,7 +261,7 @@ def _not_asked(
 
 
 def _not_stageable(batch: RecordBatch) -> dict[str, Outcome]:
-    """By record id, the outcomes of records whose files no file system can hold."""
+    """Return, by record id, the outcomes of records whose files no file system can store."""
     found = {}
     for record in batch.records:
         if record.files and (part := too_long_for_a_name(record.id)) is not None:
@@ -280,9 +281,10 @@ def _not_stageable(batch: RecordBatch) -> dict[str, Outcome]:
 
 
 def _inherited(record_id: str, source: InputFeatures) -> Outcome | None:
-    """The outcome of a record of which the input has no answer; None if it has one.
+    """Return the outcome of a record without an answer of the input; None if it has one.
 
-    It names the input's manifest as what it comes from, and no action: the hook was asked nothing.
+    It names the input's manifest as its source, and no action, because the hook did not get the
+    record.
     """
     verdict = source.outcomes.get(record_id)
     if verdict is None:
@@ -305,7 +307,7 @@ def _inherited(record_id: str, source: InputFeatures) -> Outcome | None:
 
 
 def _finality(outcome: Outcome) -> tuple[bool, bool]:
-    """Sorts verdicts of several inputs: a rejection first, what may be answered later last."""
+    """Return a sort key for the verdicts of several inputs: rejections first, retryable last."""
     return outcome.status is not Status.REJECTED, outcome.is_retryable
 
 

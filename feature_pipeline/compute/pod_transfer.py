@@ -1,8 +1,8 @@
-"""A pod's inputs and output by way of S3: `hooks.runners.kubernetes.transfer.Transfer`.
+"""Move a pod's inputs and output through S3: `hooks.runners.kubernetes.transfer.Transfer`.
 
-The pod gets signed addresses of single objects and no credential. What it may read are the blobs of
-its own inputs; what it may write are the named files of its own upload folder, which nothing else
-believes: digests are checked here, and the archive's blobs are written from here.
+The pod gets signed addresses of single objects and no credential. It may read the blobs of its own
+inputs, and write the named files of its own upload folder, which is not trusted: digests are
+checked here, and the archive's blobs are written from here.
 """
 
 import json
@@ -37,9 +37,9 @@ from feature_pipeline.parallel import map_threads
 _RESULT: Final = "result.json"
 _LOG: Final = "log"
 _END: Final = "end.json"
-"""Not among what a pod is granted: only a worker writes it."""
+"""Not granted to pods: only a worker writes it."""
 MOST_RESULT_BYTES: Final = 1 << 20
-"""The largest `result.json` or `end.json` that is read: a pod's own is a thousandth of it."""
+"""The largest `result.json` or `end.json` that is read, a thousand times the size of a real one."""
 _MOST_EXIT_CODE: Final = 2**31 - 1
 
 
@@ -56,7 +56,7 @@ Sum = tuple[Annotated[str, Field(max_length=71)], Size]
 
 
 class _ResultDocument(BaseModel):
-    """What `feature_pipeline.pod.publish` writes."""
+    """The document that `feature_pipeline.pod.publish` writes."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -76,7 +76,7 @@ class _ResultDocument(BaseModel):
 
 
 class _EndDocument(BaseModel):
-    """What a worker notes of an attempt that left no result."""
+    """A worker's record of an attempt that left no result."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -92,10 +92,10 @@ class _EndDocument(BaseModel):
 
 
 class S3Results:
-    """What pods left in their upload folders; taking it needs no signature.
+    """Results that pods left in their upload folders; reading them needs no signature.
 
     Args:
-        store: Holds the archive, and the upload folders beside it.
+        store: The archive, with the upload folders beside it.
     """
 
     def __init__(self, store: BlobStore) -> None:
@@ -107,7 +107,7 @@ class S3Results:
         return self._store.identity
 
     def is_there(self, attempt: AttemptKey) -> bool:
-        """Whether the attempt has ended, by its pod's word or its worker's; neither is read."""
+        """Return whether the attempt's pod or worker has recorded its end."""
         return any(
             self._store.stat(layout.upload(attempt.run_id, attempt.job, part)) is not None
             for part in (_RESULT, _END)
@@ -190,11 +190,11 @@ class S3Results:
 
 
 class S3Transfer(S3Results):
-    """Moves workspaces by the archive's store.
+    """Moves workspaces through the archive's store.
 
     Args:
-        store: Holds the archive, and the upload folders beside it.
-        signer: Signs for the pods; its credentials may be fewer than the store's.
+        store: The archive, with the upload folders beside it.
+        signer: Signs for the pods; its credentials may allow less than the store's.
     """
 
     def __init__(self, store: BlobStore, signer: S3Signer) -> None:
@@ -202,7 +202,7 @@ class S3Transfer(S3Results):
         self._signer = signer
 
     def offer(self, attempt: AttemptKey, workspace: Workspace, lifetime_seconds: float) -> Grants:
-        """See `Transfer.offer`. Files that the archive holds already are not uploaded again."""
+        """See `Transfer.offer`. Files that the archive already has are not uploaded again."""
         folders = (("in", workspace.inputs), ("files", workspace.files), ("work", workspace.code))
         paths = [
             (f"{place}/{path.relative_to(folder).as_posix()}", path)

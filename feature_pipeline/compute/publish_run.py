@@ -1,7 +1,7 @@
-"""A hook run's output is kept: published, announced and accepted, with patience for the store.
+"""Publish, announce and accept a hook run's output, retrying while the store does not answer.
 
-An hour of compute must not be lost to a store that restarts for a minute, and everything here may
-be done twice.
+An hour of compute must not be lost because a store restarts for a minute. Every step here can be
+repeated.
 """
 
 import time
@@ -24,7 +24,7 @@ _LONGEST_PAUSE_SECONDS: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The artifact as it is stored, and the log entry that stands for it."""
+    """The stored artifact, and its log entry."""
 
     published: PublishedArtifact
     entry: FeatureEntry
@@ -38,19 +38,19 @@ def keep(
     is_cancelled: Callable[[], bool],
     patience_seconds: float = PATIENCE_SECONDS,
 ) -> Kept:
-    """Return the execution's artifact stands in its batch's log. Idempotent.
+    """Store the execution's artifact and its entry in the batch's log. Idempotent.
 
     Args:
         store: The archive.
-        execution: What a hook run left; its files are read.
-        dagster_run_id: Who asked for it.
-        say: Told each time the store is waited for.
+        execution: The result of a hook run; its files are read.
+        dagster_run_id: The requesting Dagster run.
+        say: Called each time it waits for the store.
         is_cancelled: Whether the run was cancelled by now: its result becomes history.
-        patience_seconds: How long a store may give no answer before the wait is given up.
+        patience_seconds: How long to wait for a store that does not answer.
 
     Raises:
-        StoreUnavailableError, OutcomeUnknownError: It gave none; the files are as they were.
-        FeaturePipelineError: As of `accept.accept`.
+        StoreUnavailableError, OutcomeUnknownError: It did not answer; the files are unchanged.
+        FeaturePipelineError: As for `accept.accept`.
     """
 
     def complete(manifest: Digest) -> publish.Completion:

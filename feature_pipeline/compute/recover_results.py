@@ -1,8 +1,8 @@
-"""A hook run that outlived its worker becomes an artifact and an inbox entry, without another run.
+"""Recover the result of a hook run whose worker died: publish and announce it without a new run.
 
-The course is repeated by the code that a worker would have run: the same plan, parts, policy and
-decisions, over attempts that only read. So its artifact is the one that the worker would have made,
-and doing it twice makes the same one.
+The code that a worker would have run repeats the run's course: the same plan, parts, policy and
+decisions, over attempts that are only read. So the artifact is the one that the worker would have
+made, and repeating it gives the same one.
 """
 
 import logging
@@ -35,26 +35,26 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """The run's completion waits in the inbox."""
+    """The run's completion is in the inbox."""
 
     inbox_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class AlreadyLogged:
-    """The batch's log has the run's completion: another process took it."""
+    """The batch's log has the run's completion: another process recovered it."""
 
 
 @dataclass(frozen=True, slots=True)
 class NotPublished:
-    """An attempt has left nothing so far; its Job goes on, or a further attempt is due."""
+    """An attempt has no result so far; its Job still runs, or a further attempt is due."""
 
     attempt: AttemptKey
 
 
 @dataclass(frozen=True, slots=True)
 class NotUsable:
-    """The results can never become an artifact of what was asked."""
+    """The results can never become an artifact of the plan."""
 
     reason: str
 
@@ -69,19 +69,19 @@ def take_results(
     *,
     is_cancelled: bool = False,
 ) -> Taken:
-    """The run's results are published and announced, if all of them are there. Idempotent.
+    """Publish and announce the run's results, if all of them exist. Idempotent.
 
-    Starts nothing and waits for nothing. A run whose attempts all failed is announced as failed,
-    as its worker would have; one that deserves another attempt is left to another run.
+    Starts nothing and waits for nothing. A run whose attempts all failed is announced as failed, as
+    its worker would have done; one that the policy would continue is left to another run.
 
     Args:
-        store: Holds the archive and what the pods left.
-        run: What was asked.
-        folder: An empty folder to download into; a temporary one of the system's if absent.
+        store: The archive, with the pods' uploads.
+        run: The in-flight run.
+        folder: An empty folder to download into; by default a temporary one of the system's.
         is_cancelled: Whether the run was cancelled: its result becomes history.
 
     Raises:
-        StoreUnavailableError, OutcomeUnknownError: Nothing is known; do it again.
+        StoreUnavailableError, OutcomeUnknownError: Nothing is known; call it again.
     """
     entries = log.read_log(store, run.dataset, run.hook, run.batch)
     if any(entry.completion == run.id for entry in entries):
@@ -136,17 +136,17 @@ def is_published(store: BlobStore, attempt: AttemptKey) -> bool:
 
 
 def remove_uploads(store: BlobStore, run_id: str) -> None:
-    """Remove what the pods of a hook run were given, and what they left. Idempotent.
+    """Remove the inputs and outputs of a hook run's pods. Idempotent.
 
     Raises:
-        StoreUnavailableError, OutcomeUnknownError: Some of it may be there; do it again.
+        StoreUnavailableError, OutcomeUnknownError: Some may still exist; call it again.
     """
     keys = [info.key for info in store.list_objects(layout.uploads(run_id))]
     map_threads(store.delete, keys)
 
 
 def _plan(store: BlobStore, run: ExpectedRun) -> ComputePlan:
-    """Return the plan that the worker made: the same records, upon the same log and inputs."""
+    """Return the worker's plan: the same records, on the same log and inputs."""
     try:
         definition = HookDefinition.model_validate(run.definition)
     except ValidationError as error:

@@ -1,6 +1,6 @@
-"""Archived artifacts read again from their raw output, for when the decoder had a bug.
+"""Decode the raw output of archived artifacts again, for example after a decoder bug.
 
-Raw output is the authority; rows and outcomes are what a decoder made of it.
+Raw output is authoritative; rows and outcomes were derived from it by a decoder.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,10 +37,10 @@ NOTE: Final = "rows and outcomes were derived from the raw output again"
 
 @dataclass(frozen=True, slots=True)
 class DecodedAgain:
-    """What reading one batch's raw output again came to.
+    """The result of decoding one batch's raw output again.
 
-    `entry` is the batch's current log entry now. `changed` are the records of which it says
-    something else than before; none where only the derived tables had to be replaced.
+    `entry` is the batch's current log entry now. `changed` are the records whose content changed;
+    it is empty if only the derived tables had to be replaced.
     """
 
     batch: str
@@ -49,20 +49,20 @@ class DecodedAgain:
     """Whether a successor was made current by this call."""
     changed: tuple[str, ...] = ()
     damage: str | None = None
-    """What was missing or damaged, and is not any more."""
+    """Objects that were missing or damaged, and were restored."""
 
 
 def decode_hook_again(
     store: BlobStore, dataset: str, hook: str, batches: Iterable[str] | None = None
 ) -> Iterator[DecodedAgain]:
-    """Read the raw output of a hook's current artifacts again, one batch after another.
+    """Decode the raw output of a hook's current artifacts again, one batch after another.
 
     Args:
         batches: Which; all that have a current artifact if None.
 
     Raises:
         NotFoundError: A batch named has no current artifact.
-        As `decode_batch_again`; what was yielded before stands.
+        As `decode_batch_again`; batches yielded before remain changed.
     """
     heads = log.heads(store, dataset, hook)
     for batch in sorted(heads) if batches is None else dict.fromkeys(batches):
@@ -74,18 +74,18 @@ def decode_hook_again(
 
 
 def decode_batch_again(store: BlobStore, head: FeatureEntry) -> DecodedAgain:
-    """The batch's current artifact says what today's decoder reads in its raw output.
+    """Make the batch's current artifact equal to what today's decoder reads in its raw output.
 
-    If that is what it said already and its tables are whole, nothing is written. Damaged tables
-    that come out byte for byte are restored in place. Otherwise a successor with the same release,
-    run, columns and raw files is published and accepted; readers see the old artifact or the new
-    one. Idempotent, and harmless beside hook runs: one that was planned from the old artifact and
-    is accepted later replaces the successor as it would have replaced the old one.
+    If nothing changed and its tables are intact, nothing is written. Damaged tables that come out
+    byte for byte are restored in place. Otherwise a successor with the same release, run, columns
+    and raw files is published and accepted; readers see the old artifact or the new one.
+    Idempotent, and safe beside hook runs: one that was planned from the old artifact and is
+    accepted later replaces the successor as it would have replaced the old one.
 
     Raises:
         NotFoundError: Raw output that the artifact was made of is gone.
-        CorruptDataError: Raw output is damaged, or the table of outcomes is and says what was
-            carried from where, which stands nowhere else.
+        CorruptDataError: Raw output is damaged, or the table of outcomes, which alone records what
+            was carried over from where.
         InvalidInputError: Today's decoder cannot read a file that an earlier one could.
         OutcomeUnknownError, StoreUnavailableError: The store did not answer; call it again.
     """
@@ -123,7 +123,7 @@ class _Asked:
 
 
 def _asked(store: BlobStore, manifest: Manifest) -> list[_Asked]:
-    """What was asked of whom, in the batch's order, without what was answered."""
+    """Return the records and their sources, in the batch's order, without their outcomes."""
     try:
         table = read.read_outcomes(store, manifest)
     except (NotFoundError, CorruptDataError):
@@ -162,11 +162,11 @@ def decode_raw(
     columns: Sequence[Column],
     cardinality: Cardinality,
 ) -> tuple[Outcome, ...]:
-    """What an archived artifact's raw output says of these records under these columns.
+    """Decode an archived artifact's raw output for these records under these columns.
 
     Raises:
         NotFoundError, CorruptDataError: A raw file is missing or damaged.
-        UnclearColumnError: The artifact's own columns do not say which of these a column is.
+        UnclearColumnError: The artifact's own columns do not determine which of these a column is.
         InvalidInputError: A raw file is truncated or does not parse.
     """
     raw = {name: read.read_raw(store, manifest, name) for name in read.raw_names(manifest)}
@@ -200,9 +200,9 @@ def _put_manifest(store: BlobStore, successor: Manifest) -> BlobRef:
 
 
 def _announced(store: BlobStore, head: FeatureEntry, successor: Digest) -> Completion:
-    """Return the completion of the successor's manifest, durable from here on.
+    """Leave the completion of the successor's manifest in the inbox, and return it.
 
-    Its base is the old artifact's: it says the same run's answer better, and nothing newer.
+    Its base is the old artifact's: it is a better decoding of the same run, and nothing newer.
     """
     completion = Completion(
         id=f"decoded-again-{head.manifest.hex[:24]}",

@@ -1,4 +1,4 @@
-"""Which runner starts hooks, from settings to a `HookRunner`."""
+"""Select the runner that starts hooks, from settings."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
@@ -24,7 +24,7 @@ class _Settings(BaseModel):
 
 
 class SubprocessSettings(_Settings):
-    """Hooks run beside Dagster, as its user."""
+    """Hooks run as subprocesses of Dagster's worker, as its user."""
 
     kind: Literal["subprocess"] = "subprocess"
 
@@ -43,7 +43,7 @@ class ContainerSettings(_Settings):
 
 
 class KubernetesSettings(_Settings):
-    """Hooks run as Jobs of the cluster that this runs in, or that kubectl would talk to."""
+    """Hooks run as Jobs of the cluster that this process runs in, or of kubectl's context."""
 
     kind: Literal["kubernetes"]
     namespace: str = Field(description="Where the Jobs are made; deploy/kubernetes/hooks.yaml.")
@@ -73,10 +73,10 @@ _PARSER: Final[TypeAdapter[SubprocessSettings | ContainerSettings | KubernetesSe
 def parse_settings(
     config: Mapping[str, Any],
 ) -> SubprocessSettings | ContainerSettings | KubernetesSettings:
-    """The settings that `config` says, `kind` first.
+    """Return the settings in `config`, of the kind that `kind` names.
 
     Raises:
-        InvalidInputError: An unknown kind, or settings that are not that kind's.
+        InvalidInputError: An unknown kind, or settings of another kind.
     """
     try:
         return _PARSER.validate_python(dict(config))
@@ -94,9 +94,9 @@ def open_runner(
 
     Args:
         settings: Parsed from configuration.
-        store: The archive, by which pods get their inputs and leave their output.
-        signer: Signs what pods are granted; only Kubernetes needs one.
-        work: Where attempts that have ended are kept on this machine; nowhere if None.
+        store: The archive, through which pods exchange input and output.
+        signer: Signs the pods' addresses; only Kubernetes needs one.
+        work: Folder for ended attempts on this machine; if None, they are not stored.
 
     Raises:
         InvalidInputError: The `k8s` additions are wrong, or there are no credentials that can sign.

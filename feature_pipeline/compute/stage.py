@@ -1,4 +1,4 @@
-"""The folder that a hook run is given: records, config, input features, files and code."""
+"""Lay out the input folder of a hook run: records, config, input features, files and code."""
 
 import errno
 import os
@@ -24,23 +24,22 @@ from feature_pipeline.model.records import Record
 _NAME_ERRORS: Final = frozenset(
     {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
 )
-"""How a file system says that it cannot hold a name, or holds it already in another spelling."""
+"""Errors of a file system that cannot store a name, or has it already in another spelling."""
 
 
 def stage_inputs(store: BlobStore, plan: ComputePlan, workspace: Workspace) -> ComputePlan:
-    """Every input of the run is in `workspace`, checked against its digest.
+    """Write every input of the run to `workspace`, checked against its digest.
 
     Writes `records.jsonl`, `config.json` (if the release has config), `features/<hook>.jsonl` per
     declared input, each record's files below `files/<record id>/`, and the release's code files.
 
     Returns:
-        The plan, without records whose files this machine's file system cannot hold: their outcome
-        is that, and may be tried again.
+        The plan without records whose files this machine's file system cannot store: these are
+        errored, and may be tried again.
 
     Raises:
-        NotFoundError, CorruptDataError: A blob is missing, or not what its digest says.
-        InvalidInputError: It cannot hold a record's files, and the hook is asked about the batch as
-            a whole.
+        NotFoundError, CorruptDataError: A blob is missing, or does not match its digest.
+        InvalidInputError: It cannot store a record's files, and the hook is of `scope: batch`.
     """
     plan = _with_files(store, plan, workspace)
     _write_records(plan, workspace)
@@ -55,7 +54,7 @@ def stage_inputs(store: BlobStore, plan: ComputePlan, workspace: Workspace) -> C
 
 
 def _with_files(store: BlobStore, plan: ComputePlan, workspace: Workspace) -> ComputePlan:
-    """Lay out the files of the plan's records; return it without those of which it cannot be."""
+    """Lay out the files of the plan's records; return the plan without those that fail."""
     staged: list[Record] = []
     not_asked: dict[str, Outcome] = {}
     for record in plan.compute:
@@ -80,9 +79,10 @@ def _with_files(store: BlobStore, plan: ComputePlan, workspace: Workspace) -> Co
 
 
 def outline_inputs(plan: ComputePlan, workspace: Workspace) -> None:
-    """What a run in parts is cut by is in `workspace`: the records, and files of their sizes.
+    """Write the records and sparse files of their sizes to `workspace`.
 
-    The files are holes and take no room: for repeating a run's course without its hook.
+    The division into parts depends on nothing else, so this suffices to repeat a run's course
+    without its hook. The files take no room.
 
     Raises:
         InvalidInputError: Two record ids name the same folder here.
@@ -114,7 +114,8 @@ def _stage_files(store: BlobStore, record: Record, workspace: Workspace) -> None
     """Lay out the record's files.
 
     Raises:
-        InvalidInputError: This file system cannot hold them; nothing of the record is left then.
+        InvalidInputError: This file system cannot store them; none of the record's files is left
+            then.
     """
     folder = _make_folder(record, workspace)
     if folder is None:
@@ -167,7 +168,7 @@ def _write_features(path: Path, plan: ComputePlan, source: InputFeatures) -> Non
 def _input_line(
     record_id: str, outcome: Outcome | None, columns: Sequence[Column]
 ) -> dict[str, object]:
-    """What a hook is given of an input's outcome: nothing that is not part of the action."""
+    """Return an input's outcome as the hook gets it: only fields that are part of the action."""
     if outcome is None:
         return {"id": record_id, "status": None, "features": []}
     line: dict[str, object] = {"id": record_id, "status": outcome.status.value}

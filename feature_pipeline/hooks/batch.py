@@ -1,7 +1,7 @@
-"""The action of a record: everything that its outcome may depend on, as one digest.
+"""The action of a record: one digest of everything that its outcome may depend on.
 
-Equal actions have equal answers, so what was answered once is carried over. Limits and declared
-columns are not in it: they change how a hook is run and read, not what it says.
+Equal actions have equal answers, so an answered action is carried over. Limits and declared columns
+are not part of it: they change how a hook is run and its output decoded, not its answer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,10 @@ def record_action(release: HookRelease, record: Record, inputs: Mapping[str, str
     """Return the action of one record.
 
     Args:
-        release: What is run.
-        record: Its id, metadata, and files by name and digest are part of the action; neither the
-            order of files nor their sizes are.
-        inputs: Per input hook, the digest of what it says about this record.
+        release: The hook's release.
+        record: Its id, metadata, and files by name and digest are part of the action; the order of
+            files and their sizes are not.
+        inputs: By input hook, the digest of its outcome for this record.
     """
     document = {
         "action": "record",
@@ -35,9 +35,9 @@ def batch_action(
     """Return the one action of all records of a batch, for hooks of `scope: batch`.
 
     Args:
-        release: What is run.
-        records: All records, in order: a hook that sees them all sees their order too.
-        inputs: Per input hook, the digest of what it says about the batch.
+        release: The hook's release.
+        records: All records, in order: a hook that gets all of them can depend on their order.
+        inputs: By input hook, the content digest for the batch.
     """
     document = {
         "action": "batch",

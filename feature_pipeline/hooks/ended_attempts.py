@@ -1,8 +1,7 @@
-"""Attempts that have ended, kept on this machine for the next worker that asks for them.
+"""Ended attempts, stored on this machine for the next worker that makes the same ones.
 
-An attempt is kept before anything of it is removed, and is there completely or not at all. Its
-output is checked against its digests when it is taken, so that an attempt that is damaged counts as
-one that was never made.
+An attempt is stored, completely or not at all, before anything of it is removed. Its output is
+compared with its digests when it is used; a damaged attempt counts as never made.
 """
 
 import errno
@@ -59,7 +58,7 @@ class _Failure(_Document):
 
 
 class _Ended(_Document):
-    """How an attempt ended, and what it left."""
+    """The end of an attempt, and the files it left."""
 
     identity: str
     exit_code: int | None
@@ -69,11 +68,11 @@ class _Ended(_Document):
     peak_memory_bytes: int | None
     node: str
     files: Mapping[str, str]
-    """Digests of the regular files that are kept of the output."""
+    """Digests of the regular output files that are stored."""
     irregular: tuple[str, ...]
-    """Names of such files that are something else."""
+    """Names of the contract's files that are not regular files."""
     others: tuple[str, ...]
-    """Names in the output that are not kept."""
+    """Names in the output that are not stored."""
     log: str
 
 
@@ -85,9 +84,9 @@ class EndedAttempts:
 
     @contextmanager
     def alone(self, request: RunRequest, identity: Digest, monitor: RunMonitor) -> Iterator[None]:
-        """Have no other worker of this machine make the same attempt meanwhile.
+        """Prevent other workers of this machine from making the same attempt meanwhile.
 
-        Waits for a worker that makes it, as long as the run is not cancelled.
+        Waits for a worker that is making it, as long as the run is not cancelled.
         """
         run = self._run(request)
         run.mkdir(parents=True, exist_ok=True)
@@ -97,11 +96,11 @@ class EndedAttempts:
             yield
 
     def take(self, request: RunRequest, identity: Digest) -> RunResult | None:
-        """Take the attempt if it has ended: its output and log are in the request's workspace.
+        """Use the attempt if it has ended: put its output and log into the request's workspace.
 
         Args:
             request: The attempt.
-            identity: What an attempt must be equal in to be this one.
+            identity: Properties that must be equal for an attempt to be this one.
         """
         folder = self._run(request) / _name(identity)
         try:
@@ -141,10 +140,10 @@ class EndedAttempts:
         )
 
     def keep(self, request: RunRequest, identity: Digest, result: RunResult) -> None:
-        """Keep the attempt, whose output and log are in the request's workspace.
+        """Store the attempt, whose output and log are in the request's workspace.
 
         Raises:
-            OSError: It could not be kept, and is not there.
+            OSError: It could not be stored.
         """
         if result.failure is not None and result.failure.kind in _NOT_KEPT:
             return
@@ -161,16 +160,16 @@ class EndedAttempts:
                 raise
 
     def note_start(self, request: RunRequest, identity: Digest) -> None:
-        """Note that the hook is started for the attempt, now: this worker may not see its end.
+        """Record that the hook is started for the attempt now: this worker may not see its end.
 
         Raises:
-            OSError: It could not be noted.
+            OSError: It could not be recorded.
         """
         with self._starts(request, identity).open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now(UTC).isoformat()}\n")
 
     def lost_starts(self, request: RunRequest, identity: Digest) -> tuple[datetime, ...]:
-        """Return when the hook was started for the attempt before the last time."""
+        """Return the times at which the hook was started for the attempt, except the last."""
         try:
             lines = self._starts(request, identity).read_text(encoding="utf-8").splitlines()
             return tuple(datetime.fromisoformat(line) for line in lines[:-1])
@@ -183,10 +182,10 @@ class EndedAttempts:
     def note_stop(
         self, request: RunRequest, identity: Digest, kind: FailureKind, reason: str
     ) -> None:
-        """Note why an attempt is being stopped, for a worker that finds it stopped.
+        """Record why an attempt is being stopped, for a worker that finds it stopped.
 
         Raises:
-            OSError: It could not be noted.
+            OSError: It could not be recorded.
         """
         run = self._run(request)
         run.mkdir(parents=True, exist_ok=True)
@@ -261,7 +260,7 @@ def _write(folder: Path, request: RunRequest, identity: Digest, result: RunResul
 
 
 def _keep_file(source: Path, target: Path) -> str:
-    """Have the file under another name as well; its digest."""
+    """Give the file another name as well; return its digest."""
     try:
         os.link(source, target)
     except OSError:
@@ -281,7 +280,7 @@ def _is_whole(folder: Path, ended: _Ended) -> bool:
 
 
 def _write_whole(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a document that is there completely or not at all."""
+    """Write a document completely or not at all."""
     part = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
     with part.open("w", encoding="utf-8") as file:
         json.dump(document, file)
@@ -297,17 +296,17 @@ def made_once(
     monitor: RunMonitor,
     make: Callable[[RunRequest, RunMonitor], AbstractContextManager[RunResult]],
 ) -> RunResult:
-    """Take the attempt if it has ended already; else make it, and keep it.
+    """Use the attempt if it has already ended; otherwise make and store it.
 
     Args:
-        attempts: Where ended attempts are kept; None keeps none.
+        attempts: Store of ended attempts; with None, none are stored.
         request: The attempt.
-        identity: What an attempt must be equal in to be this one.
+        identity: Properties that must be equal for an attempt to be this one.
         monitor: Watches it.
-        make: Makes the attempt. What it made goes when the context is left: once it is kept.
+        make: Makes the attempt. Its resources are released when the context is left, after storing.
 
     Raises:
-        BaseException: As `make`; the attempt is not kept then.
+        BaseException: As from `make`; the attempt is not stored then.
     """
     if attempts is None:
         with make(request, monitor) as result:

@@ -1,4 +1,4 @@
-"""Why a hook run gave no verdict, and what to do about it: facts in, decision out, no side effects.
+"""Failures of hook runs and the policy on them: facts in, decision out, no side effects.
 
 A runner reports `RuntimeFacts`; `FailurePolicy.decide` turns them into a `Decision`; `hooks.run`
 (or the process that watches a Job) acts on it. Nothing else counts retries.
@@ -21,41 +21,41 @@ LOG_TAIL_LINES: Final = 20
 
 
 class FailureKind(StrEnum):
-    """Why a hook run ended without a verdict. Append only."""
+    """The reason why a hook run ended without a verdict. Append only."""
 
     OUT_OF_MEMORY = "out_of_memory"
     DEADLINE = "deadline"
     """It took longer than `limits.timeout`."""
     NON_ZERO_EXIT = "non_zero_exit"
-    """The program ended with another status than 0, or by a signal that we did not send."""
+    """The program exited with a status other than 0, or by a signal that we did not send."""
     CANNOT_START = "cannot_start"
-    """There is no such program, or it is not one."""
+    """The program does not exist, or is not executable."""
     IMAGE_PULL = "image_pull"
     UNSCHEDULABLE = "unschedulable"
     """No node has room for its limits."""
     EVICTED = "evicted"
-    """The node or the pod was taken away."""
+    """The cluster removed the node or the pod."""
     STAGE_FAILED = "stage_failed"
-    """Its inputs could not be laid out, or are not what their digests say."""
+    """Its inputs could not be laid out, or do not match their digests."""
     PUBLISH_FAILED = "publish_failed"
-    """It ran, and what it left could not be stored."""
+    """It ran, and its output could not be stored."""
     CLUSTER_REFUSED = "cluster_refused"
-    """The cluster's API said no: permissions, quota, or a name that does not exist."""
+    """The cluster's API refused: permissions, quota, or a name that does not exist."""
     INVALID_OUTPUT = "invalid_output"
-    """It ended well and left a file that is truncated or cannot be parsed."""
+    """It exited with 0 and left a file that is truncated or cannot be parsed."""
     CANCELLED = "cancelled"
     UNKNOWN = "unknown"
     OUT_OF_SPACE = "out_of_space"
-    """Its scratch or its output grew beyond `limits.scratch`."""
+    """Its scratch or its output exceeded `limits.scratch`."""
     OUTPUT_TOO_LARGE = "output_too_large"
-    """A file that it left is more than a pod can hand over."""
+    """One of its files is larger than a pod can publish."""
     WORKER_DIED = "worker_died"
-    """Its worker died, and it could not be attached to: the attempt was made again."""
+    """Its worker died, and it could not be attached to: the attempt was repeated."""
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeFacts:
-    """What a runner knows about a run that gave no verdict.
+    """The facts that a runner reports about a run without verdict.
 
     `exit_code` follows the shell: 128 + n for a program that signal n ended; None if there was no
     exit. `log_tail` are the log's last lines, oldest first. `memory_limit_bytes` is the limit that
@@ -73,7 +73,7 @@ class RuntimeFacts:
         object.__setattr__(self, "reason", quoted(self.reason, MOST_REASON))
 
     def describe(self) -> str:
-        """Kind, reason and log tail as people read them."""
+        """Return kind, reason and log tail for display."""
         head = f"{self.kind.value}: {self.reason}"
         if not self.log_tail:
             return f"{head} (its log is empty)"
@@ -82,7 +82,7 @@ class RuntimeFacts:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Run it again after `delay_seconds`; with `memory_bytes`, or as before when that is None."""
+    """Run it again after `delay_seconds`; with `memory_bytes`, or unchanged if that is None."""
 
     delay_seconds: float
     memory_bytes: int | None = None
@@ -97,9 +97,9 @@ class GiveUp:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """Nothing was learnt about the batch: stop the surrounding run, and record no failed hook run.
+    """Nothing is known about the batch: stop the surrounding run, and record no failed hook run.
 
-    No other batch would succeed until what `reason` names has been corrected.
+    No other batch would succeed until the problem in `reason` has been corrected.
     """
 
     reason: str
@@ -126,17 +126,17 @@ _SURROUNDINGS: Final = frozenset({FailureKind.IMAGE_PULL, FailureKind.UNSCHEDULA
 
 @dataclass(frozen=True, slots=True)
 class FailurePolicy:
-    """What to do about a failed attempt.
+    """The decision about a failed attempt.
 
     Attributes:
-        retries: How often an attempt is repeated, memory doublings not counted.
-        retry_within_seconds: An attempt that ended with another status than 0 is repeated only if
-            it took no longer: one that always ends so costs that much again.
+        retries: How often an attempt is repeated, not counting memory doublings.
+        retry_within_seconds: An attempt that exited with a status other than 0 is repeated only if
+            it took at most this long, since every repetition of such a hook may cost as much.
         memory_bytes: The declared memory, which is doubled three times at most, whatever the first
-            attempt was given; None takes the first attempt's.
+            attempt had; None takes the first attempt's.
         memory_ceiling_bytes: Memory is never raised beyond it; None leaves it to the number of
             doublings.
-        delay_seconds: Pause before the first retry; it doubles up to `max_delay_seconds`.
+        delay_seconds: Delay before the first retry; it doubles up to `max_delay_seconds`.
     """
 
     retries: int = 2
@@ -157,7 +157,7 @@ class FailurePolicy:
 
         Args:
             facts: The attempt that just failed.
-            earlier: The failed attempts before it at the same question, oldest first.
+            earlier: The failed attempts before it at the same records, oldest first.
             seconds: How long the attempt ran.
         """
         if facts.kind is FailureKind.OUT_OF_MEMORY:
@@ -192,7 +192,7 @@ class FailurePolicy:
 
 
 def granted_limits(limits: Limits) -> GrantedLimits:
-    """Return the most that attempts are given under `limits`: memory as far as it is raised."""
+    """Return the most that attempts get under `limits`, with memory fully raised."""
     return GrantedLimits(
         memory_bytes=_most_memory(limits.memory_bytes, limits.memory_ceiling_bytes),
         timeout_seconds=limits.timeout_seconds,
@@ -209,13 +209,13 @@ _MEMORY_ERRORS: Final = ("MemoryError", "numpy.core._exceptions", "numpy._core._
 
 
 def is_memory_error(log_tail: Sequence[str]) -> bool:
-    """Whether the last line of a failed program's log is Python's word for being out of memory."""
+    """Return whether the last line of a failed program's log is Python's out-of-memory error."""
     last = _last_line(log_tail)
     return last.startswith(_MEMORY_ERRORS) and "MemoryError" in last
 
 
 def is_space_error(log_tail: Sequence[str]) -> bool:
-    """Whether the last line of a failed program's log is the system's word for a full disk."""
+    """Return whether the last line of a failed program's log reports a full disk."""
     return os.strerror(errno.ENOSPC) in _last_line(log_tail)
 
 

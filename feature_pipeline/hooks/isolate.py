@@ -1,9 +1,9 @@
-"""Finds the records that a hook fails over: which records are run together next.
+"""Isolate the records that a hook fails on: decide which records are run together next.
 
-A hook that fails over a part of a batch is run over the halves of that part, and so on, until a
-part ends well or is one record. One record among n costs about 2 log2(n) parts. The search starts
-nothing itself, and what it decides depends on how parts ended, never on when. So a run that is
-repeated over attempts that have ended asks for the same parts.
+If a hook fails on a part of a batch, it is run over the halves of that part, and so on, until a
+part succeeds or is one record. One record among n costs about 2 log2(n) parts. The search starts
+nothing itself, and its decisions depend on how parts ended, never on when. So a run that is
+repeated over ended attempts asks for the same parts.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 _FAILURES_PER_LEVEL: Final = 4
-"""How many parts may fail for each time that a part can be halved. One record that the hook fails
-over costs one; a hook that fails over many is given up before each of them was found."""
+"""How many parts may fail per level of halving. One record that the hook fails on costs one; if the
+hook fails on many, the search stops before each of them is isolated.
+"""
 _PROBES: Final = 3
-"""Records that are run alone before a hook is taken for broken."""
+"""Number of records that are run alone before the hook is considered broken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +23,9 @@ class Part:
     """Records that are run together.
 
     Attributes:
-        path: How it came to be: part 2 is divided into 2.1 and 2.2; the whole batch's is empty.
+        path: Its origin: part 2 is divided into 2.1 and 2.2; the whole batch's is empty.
         records: Their positions in the batch, ascending.
-        memory_bytes: Memory that its first attempt is given.
+        memory_bytes: Memory of its first attempt.
     """
 
     path: str
@@ -32,7 +33,7 @@ class Part:
     memory_bytes: int
 
     def divided(self, first: Collection[int], memory_bytes: int) -> "tuple[Part, Part]":
-        """Return the part of `first` and the part of the others."""
+        """Return one part of `first` and one part of the other records."""
         prefix = f"{self.path}." if self.path else ""
         wanted = frozenset(first)
         ours = tuple(record for record in self.records if record in wanted)
@@ -47,15 +48,15 @@ def first_parts(
     most_bytes: int,
     raised: Mapping[int, int],
 ) -> list[Part]:
-    """Cut a batch into the parts that are run first.
+    """Divide a batch into the parts that are run first.
 
     Args:
         sizes: Bytes of each record's input.
-        memory_bytes: What attempts are given unless more is known to be needed.
-        most_records: Records of a part.
-        most_bytes: Bytes of a part; a record beyond it is a part of its own.
-        raised: Records over which the hook failed before, with the memory to begin with. They are
-            parts of their own, the last ones.
+        memory_bytes: Memory of attempts, unless more is known to be needed.
+        most_records: Maximum number of records of a part.
+        most_bytes: Maximum bytes of a part; a larger record is a part of its own.
+        raised: Records on which the hook failed before, with the memory for the first attempt. They
+            are parts of their own, the last ones.
     """
     groups: list[list[int]] = []
     held = 0
@@ -79,20 +80,20 @@ def first_parts(
 
 @dataclass
 class Isolation:
-    """The search over one batch, from its first parts on.
+    """The search over one batch, starting with its first parts.
 
-    A hook that fails over everything is broken, and no record is to blame: where two parts have
-    failed and none has ended well, three of their smallest records are run alone, and if the hook
-    fails over these as well the search ends.
+    A hook that fails on everything is broken, and no record is to blame: if two parts have failed
+    and none has succeeded, three of their smallest records are run alone, and if the hook fails on
+    these as well the search ends.
 
     Attributes:
-        parts: What is run first.
+        parts: The first parts.
         sizes: Bytes of each record's input, by position.
         width: How many parts are divided at a time.
-        suspects: Records over which the hook failed before: that it does so again says nothing of
-            the hook.
-        well: Parts that have ended well.
-        culprits: Parts of one record over which the hook failed.
+        suspects: Records on which the hook failed before: another failure on them says nothing
+            about the hook.
+        well: Parts that have succeeded.
+        culprits: Parts of one record on which the hook failed.
     """
 
     parts: Sequence[Part]
@@ -135,16 +136,16 @@ class Isolation:
         return halves
 
     def note_well(self, part: Part) -> None:
-        """Note that the hook has ended well over the part."""
+        """Record that the hook succeeded on the part."""
         self.well.append(part)
         self._note_probe(part, is_well=True)
 
     def note_failed(self, part: Part, memory_bytes: int) -> None:
-        """Note that the hook fails over the part.
+        """Record that the hook failed on the part.
 
         Args:
-            part: Was to be run, or had ended well by what was known.
-            memory_bytes: What the last attempt was given: more would be needed, or as much.
+            part: Was to be run, or had been recorded as successful.
+            memory_bytes: Memory of the last attempt: at least as much is needed.
         """
         if part in self.well:
             self.well.remove(part)
@@ -157,12 +158,12 @@ class Isolation:
 
     @property
     def unresolved(self) -> list[Part]:
-        """Parts over which the hook failed and that were not divided further."""
+        """Parts on which the hook failed and that were not divided further."""
         return [*self._failing, *self._untested]
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether the hook fails over whatever it is given."""
+        """Whether the hook fails on everything."""
         if not (self._is_doubtful and self._is_probed) or self._divided:
             return False
         # Of few records fewer than three can be run alone; then what is left is run as well.
@@ -179,12 +180,12 @@ class Isolation:
 
     @property
     def _is_doubtful(self) -> bool:
-        """Whether what failed so far may be the hook's fault."""
+        """Whether the failures so far may be the hook's fault."""
         failed = [*filter(self._is_new, self._failing), *filter(self._is_new, self.culprits)]
         return len(failed) > 1 and not self.is_conclusive
 
     def _is_new(self, part: Part) -> bool:
-        """Return whether the hook did not fail over the part's records before."""
+        """Return whether the hook has not failed on the part's records before."""
         return not self.suspects.issuperset(part.records)
 
     def _fails(self, part: Part) -> None:
@@ -192,7 +193,7 @@ class Isolation:
         self._failing.sort(key=lambda failing: failing.records[0])
 
     def _probes(self) -> list[Part]:
-        """Return the smallest records of what failed, the likeliest to be computed, each alone."""
+        """Return the smallest failed records, which are the likeliest to succeed, each alone."""
         self._is_probed = True
         divided = [_Probed([], part) for part in filter(self._is_new, self._failing)]
         for part in divided:
@@ -223,13 +224,13 @@ class Isolation:
 
 @dataclass
 class _Probed:
-    """A part that failed, some of whose records are run alone.
+    """A failed part, some of whose records are run alone.
 
     Attributes:
         probes: Those whose end is not known yet.
         rest: The other records.
-        is_failing: Whether the hook is known to fail over the rest: it did so over the whole part,
-            and over no probe of it.
+        is_failing: Whether the hook is known to fail on the rest: it failed on the whole part, and
+            on no probe of it.
     """
 
     probes: list[Part]
@@ -237,6 +238,6 @@ class _Probed:
     is_failing: bool = True
 
     def take(self, record: int) -> None:
-        """Have a record of the rest run alone."""
+        """Run one record of the rest alone."""
         probe, self.rest = self.rest.divided((record,), self.rest.memory_bytes)
         self.probes.append(probe)

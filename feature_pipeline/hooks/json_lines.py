@@ -1,7 +1,7 @@
-"""Lines of JSON as hooks write them, each with the record it names and what is wrong with it.
+"""Parse hooks' JSON lines: for each, its record and its error, if any.
 
-A line that names its record never spoils the file, whatever else is wrong with it; a line that does
-not makes the whole file unparsable.
+A line that names its record never invalidates the file, whatever else is wrong with it; a line that
+does not makes the whole file unparsable.
 """
 
 import io
@@ -29,7 +29,7 @@ _WHITE: Final = WHITE_SPACE.encode()
 MOST_LINE_BYTES: Final = 64 << 20
 """The longest line, or document, that is parsed."""
 MOST_LINE_VALUES: Final = 4_000_000
-"""How many values one may hold: each takes some 60 bytes of memory, however short it is."""
+"""Maximum number of values in one line: each takes some 60 bytes of memory, however short it is."""
 _BEGINNING_BYTES: Final = 8192
 _FIRST_ID: Final = re.compile(
     rb'[ \t\r]*\{[ \t\r]*"id"[ \t\r]*:[ \t\r]*("(?:[^"\\\x00-\x1f]|\\.)*")', re.DOTALL
@@ -38,7 +38,7 @@ _FIRST_ID: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line: the record it names, its members, and why they do not count, if they do not."""
+    """One line: the record it names, its members, and its error, if any."""
 
     number: int
     record_id: str
@@ -47,7 +47,7 @@ class Line:
 
 
 def read_lines(name: str, data: bytes | BinaryIO) -> Iterator[Line]:
-    """The lines of a file, in order; empty ones are skipped, a byte order mark is ignored.
+    """Yield the lines of a file, in order; empty ones are skipped, a byte order mark is ignored.
 
     Args:
         name: The file's name, for messages.
@@ -55,7 +55,7 @@ def read_lines(name: str, data: bytes | BinaryIO) -> Iterator[Line]:
 
     Raises:
         InvalidInputError: A line is not JSON, is not an object, or has no `id` that is text. The
-            message names file, line and column, and says whether the file is cut off there.
+            message names file, line and column, and whether the file is cut off there.
     """
     parser = _Parser()
     stream = io.BytesIO(data) if isinstance(data, bytes) else data
@@ -73,7 +73,7 @@ def read_lines(name: str, data: bytes | BinaryIO) -> Iterator[Line]:
 
 
 def read_document(name: str, data: bytes) -> tuple[object, str | None]:
-    """The one JSON value that a file holds, and why it does not count, if it does not.
+    """Return the one JSON value of a file, and its error, if any.
 
     Raises:
         InvalidInputError: It is not one JSON value; the message names line and column.
@@ -86,7 +86,7 @@ def read_document(name: str, data: bytes) -> tuple[object, str | None]:
 
 
 def _rest_of_line(stream: BinaryIO, line: bytes) -> int:
-    """Pass over what is left of the line that begins with `line`; its length."""
+    """Skip the rest of the line that begins with `line`; return its length."""
     size = 0
     while line and not line.endswith(b"\n"):
         line = stream.readline(1 << 20)
@@ -99,7 +99,7 @@ def _bytes(size: int) -> str:
 
 
 def _excess(data: bytes) -> str | None:
-    """Say that the text holds too many values to be parsed; None if it does not."""
+    """Return the error if the text has too many values to be parsed, otherwise None."""
     if sum(map(data.count, (b",", b"[", b"{"))) <= MOST_LINE_VALUES:
         return None
     count = 0
@@ -114,7 +114,7 @@ def _excess(data: bytes) -> str | None:
 
 
 def _too_much(place: str, number: int, line: bytes, problem: str) -> Line:
-    """The line that is too much to be parsed, if it begins with the id of its record."""
+    """Return the line that is too large to be parsed, if it begins with the id of its record."""
     if (found := _FIRST_ID.match(line, 0, _BEGINNING_BYTES)) is not None:
         record_id = json.loads(found[1].decode("utf-8", "surrogateescape"))
         return Line(number, record_id, {}, problem)
@@ -146,7 +146,7 @@ class _Parsed:
 
 
 class _Parser:
-    """A JSON parser that takes whatever can still be understood, and says what was wrong."""
+    """A JSON parser that continues after errors and records them."""
 
     def __init__(self) -> None:
         self._has_repeated = False
@@ -201,7 +201,7 @@ class _Parser:
 
 
 def _column(text: str, position: int) -> int:
-    """Counted from 1, in characters."""
+    """Return the column, counted from 1, in characters."""
     return position - text.rfind("\n", 0, position)
 
 
@@ -217,7 +217,7 @@ def _unparsable(
 
 
 def _skim(text: str, place: str) -> object:
-    """`{"id": ...}` of an object too deep to be parsed, which is checked to be JSON throughout."""
+    """Return `{"id": ...}` of an object too deep to be parsed, after checking that it is JSON."""
     depth, key = 0, ""
     found: dict[str, object] = {}
     try:

@@ -1,6 +1,6 @@
-"""What lies in the output folder of an attempt that ended: may it be read, and is it too much?
+"""Check the output folder of an ended attempt: whether it can be read, and is not too large.
 
-Sizes are lengths. A file with a hole takes less room than it is long, and is read to its end.
+Sizes are lengths. A sparse file takes less room than it is long, and is read to its end.
 """
 
 import os
@@ -17,15 +17,15 @@ REJECTIONS: Final = "rejections.jsonl"
 ERRORS: Final = "errors.jsonl"
 PROGRESS: Final = "progress.jsonl"
 RAW_FILES: Final = (FEATURES, SINGLE_FEATURES, REJECTIONS, ERRORS, PROGRESS)
-"""The files of a hook that are kept exactly as they came."""
+"""The files of a hook that are stored byte for byte."""
 
 
 def problem_of(output: Path, limit_bytes: int) -> tuple[FailureKind, str] | None:
-    """Say why the output cannot be taken for what the hook was to leave; None if it can.
+    """Return why the output cannot be used; None if it can.
 
     Args:
-        output: The folder that the hook was given.
-        limit_bytes: How long its files may be together.
+        output: The hook's output folder.
+        limit_bytes: Maximum total length of its files.
     """
     if (problem := folder_problem(output)) is not None:
         return FailureKind.INVALID_OUTPUT, problem
@@ -48,13 +48,13 @@ def problem_of(output: Path, limit_bytes: int) -> tuple[FailureKind, str] | None
 
 
 def excess(what: str, size_bytes: int, limit_bytes: int) -> str:
-    """Say that a hook's folder holds more than it may."""
+    """Return the message for a hook's folder that exceeds its limit."""
     limit = format_size(limit_bytes)
     return f"its {what} holds {format_size(size_bytes)}, and limits.scratch is {limit}"
 
 
 def folder_problem(output: Path) -> str | None:
-    """Say why the output is not a folder whose files can be read; None if it is one."""
+    """Return why the output is not a folder with readable files; None if it is."""
     try:
         info = output.lstat()
         if not stat.S_ISDIR(info.st_mode):
@@ -70,13 +70,13 @@ def folder_problem(output: Path) -> str | None:
 
 
 def files_to_keep(output: Path, most_bytes: int | None = None) -> tuple[dict[str, Path], list[str]]:
-    """Return the files that can be kept exactly, by name, and what is not kept of the others.
+    """Return the files that can be stored byte for byte, by name, and the others' problems.
 
     Links are not followed, since a container's link would name a file of this machine.
 
     Args:
-        output: The folder that the hook was given.
-        most_bytes: How long the files that are kept may be together; any length if None.
+        output: The hook's output folder.
+        most_bytes: Maximum total length of the stored files; any length if None.
     """
     if folder_problem(output) is not None:
         return {}, []

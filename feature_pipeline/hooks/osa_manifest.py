@@ -73,7 +73,7 @@ class _Manifest(_Read):
 
 @dataclass(frozen=True, slots=True)
 class ImportedHook:
-    """A hook's definition, and what its author should look at before it is used."""
+    """A hook's definition, with notes for its author."""
 
     definition: HookDefinition
     notes: tuple[str, ...]
@@ -85,8 +85,8 @@ def import_hooks(
     """Return the hooks of a manifest, in its order, each once.
 
     Args:
-        manifest: What `osa manifest` printed.
-        dataset: Whose records the hooks are run over.
+        manifest: The output of `osa manifest`.
+        dataset: Dataset of the hooks.
         image: Image of all of them, by digest; None takes each hook's bound release.
         version: Of the releases; None takes the convention's.
 
@@ -163,7 +163,7 @@ def _size(hook: _Hook) -> str:
 
 
 def _notes(hook: _Hook) -> tuple[str, ...]:
-    """osa-py 0.9 takes `float | None`, like every `X | None`, for text."""
+    """Return a note on optional columns: osa-py 0.9 declares `float | None` as text."""
     doubtful = [
         column.name
         for column in hook.feature.columns

@@ -1,11 +1,11 @@
-"""What a hook left, read into exactly one outcome per record.
+"""Decode a hook's output into exactly one outcome per record.
 
-A mistake about one record makes that record `errored` (`kind: invalid_output`) and leaves the
-others alone. Only a file that cannot be read as lines that name their records fails the hook run.
+A mistake about one record makes that record `errored` (`kind: invalid_output`) and does not affect
+the others. Only a file that cannot be read as lines that name their records fails the hook run.
 Where the contract leaves it open:
 
-- A rejection or error whose text is empty or blank stands, with a placeholder as its reason; one
-  whose text is missing or not text is invalid.
+- A rejection or error whose text is empty or blank is accepted, with a placeholder as its reason;
+  one whose text is missing or not text is invalid.
 - `retryable` is false when absent; anything but true or false makes the line invalid.
 - `features.json` beside a batch of several records makes the output unparsable.
 """
@@ -38,17 +38,18 @@ from feature_pipeline.model.quoting import storable as _shown
 
 _NO_REASON: Final = "(no reason given)"
 _MOST_NOTED: Final = 1_000
-"""How many different ids and keys that mean nothing are remembered."""
+"""How many different unknown ids and keys are remembered."""
 _CHECKED_MEMBERS: Final = frozenset({"id", "features"})
 
 Rows = tuple[tuple[Value, ...], ...]
 
 
 def raw_files(output: Path) -> dict[str, Path]:
-    """The files in `output` that are to be kept exactly, by name.
+    """Return the files in `output` that are stored byte for byte, by name.
 
-    Absent ones are left out, and so is what is not a regular file: links are not followed, since a
-    container's link would name a file of this machine. `decode_output` refuses such a folder.
+    Absent ones are left out, and so is everything that is not a regular file: links are not
+    followed, since a container's link would name a file of this machine. `decode_output` refuses
+    such a folder.
     """
     return files_to_keep(output)[0]
 
@@ -61,22 +62,22 @@ def decode_output(
     actions: Mapping[str, Digest],
     keys: Sequence[RawKeys] | None = None,
 ) -> DecodedOutput:
-    """One outcome for each of `record_ids`, in their order, from what a hook wrote.
+    """Return one outcome for each of `record_ids`, in their order, from a hook's output.
 
     Args:
         output: The hook's output folder; or its files by name (`RAW_FILES`), as paths, bytes or
-            streams, absent ones left out. Only a folder gives a note on files that are not read.
-        record_ids: The records that the hook was given, each once.
+            streams, absent ones left out. Only a folder results in a note on files that are not
+            read.
+        record_ids: The records that the hook got, each once.
         columns: Rows become tuples of typed values in their order.
-        cardinality: With `one`, a record with more rows than one is errored.
-        actions: What was asked, by record id; goes into the outcomes as it is.
-        keys: Per column the keys of its values, where they were written under other columns; the
+        cardinality: With `one`, a record with more than one row is errored.
+        actions: Actions by record id, copied into the outcomes.
+        keys: For each column the keys of its values, if they were written under other columns; the
             columns' own if None.
 
     Raises:
-        InvalidInputError: A file is truncated or unparsable, so that it is unknown of which
-        records it speaks
-            of, or is not a regular file. The message names file, line and column.
+        InvalidInputError: A file is truncated or unparsable, so that its records are unknown, or is
+            not a regular file. The message names file, line and column.
     """
     reader = _OutputReader(record_ids, columns, cardinality, keys)
     with ExitStack() as stack:
@@ -120,7 +121,7 @@ def _unread(output: Path) -> tuple[str, ...]:
 
 
 class _OutputReader:
-    """Collects what is said of each record, and where."""
+    """Collects the lines about each record, with their places."""
 
     def __init__(
         self,
@@ -142,7 +143,7 @@ class _OutputReader:
         self.undeclared: set[str] = set()
 
     def read(self, files: Mapping[str, bytes | BinaryIO]) -> None:
-        """Take in all files of one hook run."""
+        """Read all files of one hook run."""
         readers: dict[str, Callable[[Line], Outcome]] = {
             FEATURES: self.passed,
             REJECTIONS: self.rejected,
@@ -156,7 +157,7 @@ class _OutputReader:
             self.take_single(files[SINGLE_FEATURES])
 
     def take(self, name: str, line: Line, read: Callable[[Line], Outcome]) -> None:
-        """Note what a line says, and where it was said."""
+        """Record a line and its place."""
         places = self._places.get(line.record_id)
         if places is None:
             if len(self.unknown) < _MOST_NOTED:
@@ -176,7 +177,7 @@ class _OutputReader:
             self._outcomes[line.record_id] = _invalid(line.record_id, f"{place}: {error}")
 
     def take_single(self, data: bytes | BinaryIO) -> None:
-        """Note what `features.json` says: the rows of a batch of one, or its only row."""
+        """Record the content of `features.json`: the rows of a batch of one, or its only row."""
         if len(self._ids) != 1:
             raise InvalidInputError(
                 f"{SINGLE_FEATURES} speaks of one record, and the hook was given {len(self._ids)}: "
@@ -252,7 +253,7 @@ class _OutputReader:
 
 
 def _check_agreement(feature: Mapping[str, object], names: Sequence[str]) -> None:
-    """Refuse a row that has two values for one column: which of them is meant, nothing says."""
+    """Refuse a row that has two values for one column, since either may be meant."""
     there = [name for name in names if name in feature]
     if len({repr(feature[name]) for name in there}) > 1:
         raise InvalidInputError(
@@ -262,10 +263,10 @@ def _check_agreement(feature: Mapping[str, object], names: Sequence[str]) -> Non
 
 
 def _check_nesting(key: str, value: object) -> None:
-    """Refuse what nests too deep, also where it is not read.
+    """Refuse deep nesting, also in values that are not read.
 
-    Beyond some depth, which differs from one interpreter to the next, a line cannot be parsed at
-    all; whether its record stands must not depend on that.
+    Beyond some depth, which differs between interpreters, a line cannot be parsed at all; its
+    record's outcome must not depend on that.
     """
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(MAX_NESTING):
@@ -303,7 +304,7 @@ def _invalid(record_id: str, reason: str) -> Outcome:
 
 
 def _kind(value: object) -> str:
-    """What a JSON value is, in JSON's words, with the value when that is short."""
+    """Return the JSON name of a value's type, with the value if it is short."""
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "a list"
     if value is None or isinstance(value, bool):

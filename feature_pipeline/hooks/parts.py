@@ -1,4 +1,4 @@
-"""A hook run over a batch, in parts where the whole is too much: run side by side, joined again.
+"""Run a hook over a batch in parts, side by side, and join their output.
 
 Only hooks whose outcome for a record depends on that record alone are run in parts.
 """
@@ -44,16 +44,16 @@ _NEVER_SECONDS: Final = -1.0
 _LINE_ENDS: Final = re.compile(rb"[\r\n]+")
 
 Check = Callable[[Path, Sequence[str]], object]
-"""Reads what was written about these records; raises InvalidInputError if that is not possible."""
+"""Reads the output about these records; raises InvalidInputError if that is not possible."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartLimits:
-    """How much goes into one part.
+    """The maximum size of one part.
 
     Attributes:
-        records: Most records of a part.
-        input_bytes: Most bytes of their lines and files; a record beyond it is a part of its own.
+        records: Maximum number of records of a part.
+        input_bytes: Maximum bytes of their lines and files; a larger record is a part of its own.
         at_once: Parts that run side by side.
         is_divisible: Whether there may be parts at all.
     """
@@ -65,12 +65,12 @@ class PartLimits:
 
 
 class InterruptedPartError(Exception):
-    """Another part was interrupted: this one is to be left as an interrupt leaves it."""
+    """Another part was interrupted: handle this one as interrupted, too."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """A record of the batch as it was staged."""
+    """A staged record of the batch."""
 
     record_id: str
     line: bytes
@@ -87,7 +87,7 @@ class _Ran:
 
     @property
     def memory_bytes(self) -> int:
-        """What the last attempt was given."""
+        """Memory limit of the last attempt."""
         return self.run.starts[-1].memory_limit_bytes
 
 
@@ -101,26 +101,25 @@ def run_in_parts(
     check: Check,
     begin_with: Mapping[str, int] | None = None,
 ) -> HookRun:
-    """Run the hook over the batch, in parts if it exceeds `limits` or the hook fails over it.
+    """Run the hook over the batch, in parts if it exceeds `limits` or the hook fails on it.
 
-    The workspace holds the parts' output joined, in the batch's order, and one log of every start.
-    Records over which the hook fails when it is given them alone are `failed_records` of a run that
-    gives a verdict on the others. If the hook fails over everything, or for a reason that is not
-    its own, the run gives no verdict: its reason names the records, and what the others left is
-    kept.
+    The workspace gets the parts' output joined, in the batch's order, and one log of every start.
+    Records on which the hook fails when it gets them alone are `failed_records` of a run that gives
+    a verdict on the others. If the hook fails on everything, or for a reason that is not its own,
+    the run gives no verdict: its reason names the records, and the others' output is stored.
 
     Args:
         runner: Makes the attempts.
         request: The first attempt at the whole batch.
         policy: Decides about failed attempts.
         monitor: Watches all of them.
-        limits: What a part holds.
-        check: Called for what the run left, and for parts where that cannot be read.
-        begin_with: Records over which the hook failed before under lower limits, by id, with the
-            bytes of memory to give the first attempt.
+        limits: Maximum size of a part.
+        check: Called for the run's output, and for parts where that cannot be read.
+        begin_with: Records on which the hook failed before under lower limits, by id, with the
+            bytes of memory for the first attempt.
 
     Raises:
-        BaseException: Whatever interrupts the wait; every part is left as its runner leaves one.
+        BaseException: Any interruption of the wait; the runner handles every part as interrupted.
     """
     return _Course(runner, request, policy, monitor, limits, check, begin_with or {}).run()
 
@@ -161,7 +160,7 @@ class _Course:
         self._ran: dict[Part, _Ran] = {}
 
     def run(self) -> HookRun:
-        """Run parts until the search has ended, and join what they left."""
+        """Run parts until the search has ended, and join their output."""
         while True:
             while parts := self._search.next_parts():
                 self._run_parts(parts)
@@ -182,9 +181,9 @@ class _Course:
             return self._with_verdict()
 
     def _run_parts(self, parts: Sequence[Part]) -> None:
-        """Run the parts, each lane one after another: a part needs what the one before it needed.
+        """Run the parts in lanes: each begins with the memory that the one before it needed.
 
-        In lanes, so that what a part is given depends on how others ended, and not on when.
+        Because of the lanes, a part's memory depends on how others ended, and not on when.
         """
         lanes = [parts[n :: self._limits.at_once] for n in range(self._limits.at_once)]
 
@@ -240,7 +239,7 @@ class _Course:
         return _Ran(part, request.workspace, run)
 
     def _note(self, ran: _Ran) -> None:
-        """Tell the search how a part ended."""
+        """Record in the search how a part ended."""
         failure = ran.run.failure
         if failure is None:
             self._search.note_well(ran.part)
@@ -258,7 +257,7 @@ class _Course:
         )
 
     def _stopped(self) -> _Ran | None:
-        """Return the part that ends the run: fewer records would not fare better."""
+        """Return the part that ends the run: fewer records would not change its failure."""
         failed = [ran for ran in self._ran.values() if ran.run.failure is not None]
         if not self._limits.is_divisible:
             return failed[0] if failed else None
@@ -268,11 +267,11 @@ class _Course:
         return next(iter([*aborted, *others]), None)
 
     def _blamed(self) -> _Ran:
-        """The part whose failure is the run's, where the hook failed over everything."""
+        """Return the part whose failure is the run's, if the hook failed on everything."""
         return next(ran for ran in self._ran.values() if ran.run.failure is not None)
 
     def _find_invalid(self, error: InvalidInputError) -> _Ran | None:
-        """Have the search go on with the parts whose output cannot be read.
+        """Continue the search with the parts whose output cannot be read.
 
         Returns the part that ends the run, if none is to be divided.
         """
@@ -295,7 +294,7 @@ class _Course:
         return [self._items[record].record_id for record in records]
 
     def _with_verdict(self) -> HookRun:
-        """The run as one that gives a verdict on what ended well."""
+        """Return the run with a verdict on the successful parts."""
         failed = [self._failed_record(part) for part in self._search.culprits]
         for part in self._search.unresolved:
             failed += self._lost_records(part)
@@ -315,7 +314,7 @@ class _Course:
         return FailedRecord(self._items[part.records[0]].record_id, kind, _as_reason(reason))
 
     def _lost_records(self, part: Part) -> list[FailedRecord]:
-        """The records of a part that was not divided to the end; they may be asked about again."""
+        """Return the records of a part that was not fully divided; they may be computed again."""
         failure = next(
             ran.run.failure
             for ran in reversed(self._ran.values())
@@ -332,7 +331,7 @@ class _Course:
         ]
 
     def _without_verdict(self, blamed: _Ran) -> HookRun:
-        """The run as one that gives no verdict; what the last parts left is joined."""
+        """Return the run without a verdict, with the joined output of the last parts."""
         search = self._search
         left = [part for part in (*search.well, *search.culprits) if part in self._ran]
         left += [part for part in search.unresolved if part in self._ran]
@@ -370,7 +369,7 @@ class _Course:
         return HookRun(run_id, name, starts, failure, decision, log, failed)
 
     def _write_log(self, file: CappedLog, ran: _Ran) -> None:
-        """Write what each start of a part printed, below a line that says which start it was."""
+        """Write the output of each start of a part, below a line that names the start."""
         ids = self._ids([ran.part])
         records = (
             f"records {ids[0]!r} to {ids[-1]!r} ({len(ids)})" if len(ids) > 1 else repr(ids[0])
@@ -390,10 +389,10 @@ class _Course:
                     shutil.copyfileobj(source, file)
 
     def _join(self, parts: Sequence[Part], *, strict: bool = True) -> Path:
-        """Join what the parts left, in the batch's order; the folder that holds it.
+        """Join the parts' output in the batch's order; return the folder.
 
         Raises:
-            InvalidInputError: A part left something else than a regular file, and `strict` is set.
+            InvalidInputError: A part left something other than a regular file, and `strict` is set.
         """
         ran = [self._ran[part] for part in sorted(parts, key=_position)]
         workspace = self._request.workspace
@@ -419,12 +418,12 @@ class _Course:
         return joined
 
     def _is_kept(self, ran: _Ran, name: str) -> bool:
-        """Whether a file of a part that failed can be read, and is no longer than it may be."""
+        """Return whether a failed part's file can be read and is within its limit."""
         kept, _ = files_to_keep(ran.workspace.output, self._request.limits.scratch_bytes)
         return name in kept or (name == FEATURES and SINGLE_FEATURES in kept)
 
     def _adopt(self, output: Path) -> None:
-        """Have the folder be the run's output."""
+        """Make the folder the run's output."""
         workspace = self._request.workspace
         if output != workspace.output:
             workspace.clear_output()
@@ -437,7 +436,7 @@ def _position(part: Part) -> int:
 
 
 def _as_invalid(ran: _Ran, error: InvalidInputError) -> _Ran:
-    """Return a part that ended well, as one that left what cannot be read."""
+    """Return a successful part as one whose output cannot be read."""
     *others, last = ran.run.starts
     facts = RuntimeFacts(
         FailureKind.INVALID_OUTPUT,
@@ -452,7 +451,7 @@ def _as_invalid(ran: _Ran, error: InvalidInputError) -> _Ran:
 
 
 def _as_reason(text: str) -> str:
-    """A reason that every store can hold."""
+    """Return a reason that every store can hold."""
     cut = text if len(text) <= _REASON_CHARACTERS else f"{text[:_REASON_CHARACTERS]}..."
     return cut.replace("\x00", "\ufffd").encode("utf-8", "backslashreplace").decode()
 
@@ -479,7 +478,7 @@ def _read_items(workspace: Workspace) -> list[_Item]:
 
 
 def _lay_out(whole: Workspace, part: Workspace, items: Sequence[_Item]) -> None:
-    """The part's inputs: its own lines, and links to the batch's files."""
+    """Write the part's inputs: its own lines, and links to the batch's files."""
     shutil.rmtree(part.root, ignore_errors=True)
     part.create()
     wanted = {item.record_id for item in items}
@@ -500,7 +499,7 @@ def _lay_out(whole: Workspace, part: Workspace, items: Sequence[_Item]) -> None:
 
 
 def _link(source: str, target: str) -> None:
-    """A second name for a file: inputs are read only, and may be large."""
+    """Create a second name for a file: inputs are read-only, and may be large."""
     try:
         os.link(source, target)
     except OSError:
@@ -508,7 +507,7 @@ def _link(source: str, target: str) -> None:
 
 
 class _Shared:
-    """One monitor for several parts: lines come whole, and an interrupt reaches all."""
+    """One monitor for several parts: keeps lines whole, and passes an interrupt to all."""
 
     def __init__(self, monitor: RunMonitor) -> None:
         self._monitor = monitor
@@ -516,7 +515,7 @@ class _Shared:
         self._is_interrupted = threading.Event()
 
     def interrupt_if(self, is_so: bool) -> None:
-        """Have every part's monitor raise from now on."""
+        """Make every part's monitor raise from now on."""
         if is_so:
             self._is_interrupted.set()
 
@@ -551,10 +550,10 @@ class _PartMonitor:
 
 
 def _append(out: BinaryIO, source: Path, *, strict: bool) -> None:
-    """Append a part's file as a part of a longer one.
+    """Append a part's file to a longer one.
 
     Its last line is ended, so that it does not run into the next part's first, and a byte order
-    mark is left out where it is not the first thing in the file.
+    mark is left out if it is not the first thing in the file.
     """
     if not _is_there(source, strict=strict):
         return
@@ -570,10 +569,10 @@ def _append(out: BinaryIO, source: Path, *, strict: bool) -> None:
 
 
 def _append_single(out: BinaryIO, output: Path, record_id: str, *, strict: bool) -> None:
-    """Append the single document of a part of one record as the line that says the same.
+    """Append a one-record part's single document as the equivalent line.
 
-    Its values stay spelled as they are: outside of strings JSON takes any white space for another,
-    and inside of strings there is no line end.
+    Its values keep their spelling: outside of strings all white space is equivalent in JSON, and
+    inside of strings there is no line end.
 
     Raises:
         InvalidInputError: It is no document, and `strict` is set.

@@ -1,4 +1,4 @@
-"""Run one release over one workspace: attempts until there is a verdict or the policy gives up."""
+"""Run a release over a workspace: repeat attempts until a verdict, or until the policy gives up."""
 
 import time
 from dataclasses import dataclass, replace
@@ -38,7 +38,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class FailedRecord:
-    """A record about which the hook left no output, in a run that gave a verdict on others."""
+    """A record without output, in a run that gave a verdict on others."""
 
     record_id: str
     kind: OutcomeKind
@@ -50,9 +50,9 @@ class FailedRecord:
 class HookRun:
     """Every start of one hook run.
 
-    `failure` is None if there is a verdict; else why there is none, or that the run was cancelled
-    between two attempts. `decision` says what the policy made of it. `log` is what was printed, by
-    all starts. `failed_records` are records that have no output although there is a verdict.
+    `failure` is None if there is a verdict; otherwise the reason, or that the run was cancelled
+    between two attempts. `decision` is the policy's. `log` is the output of all starts.
+    `failed_records` are records that have no output although there is a verdict.
     """
 
     run_id: str
@@ -65,12 +65,12 @@ class HookRun:
 
     @property
     def last(self) -> RunResult:
-        """The result of the last start."""
+        """Result of the last start."""
         return self.starts[-1].result
 
     @property
     def exit_code(self) -> int | None:
-        """The status with which the hook ended; 0 if it gave a verdict."""
+        """Exit status of the hook; 0 if it gave a verdict."""
         return 0 if self.failure is None else self.failure.exit_code
 
     @property
@@ -80,12 +80,12 @@ class HookRun:
 
     @property
     def started_at(self) -> datetime:
-        """When the first start was."""
+        """Time of the first start."""
         return min(start.result.started_at for start in self.starts)
 
     @property
     def finished_at(self) -> datetime:
-        """When the last of them ended."""
+        """End of the last start."""
         return max(start.result.finished_at for start in self.starts)
 
 
@@ -98,14 +98,14 @@ def run_hook(
     part: str = "",
     records: int = 0,
 ) -> HookRun:
-    """Run the hook as often as `policy` says; the workspace holds the last attempt's output.
+    """Run the hook as often as `policy` allows; the workspace has the last attempt's output.
 
     Args:
-        part: The part of the batch that the workspace holds, for the record.
-        records: How many records that is.
+        part: Name of the part of the batch in the workspace, for the record.
+        records: Number of its records.
 
     Raises:
-        BaseException: Whatever interrupts the wait; the hook is stopped before.
+        BaseException: Any interruption of the wait; the hook is stopped before.
     """
     starts: list[Start] = []
     failures: list[RuntimeFacts] = []
@@ -133,9 +133,9 @@ def run_hook(
 
 
 def _checked(request: RunRequest, result: RunResult) -> RunResult:
-    """The result; of an attempt that ended well and left what cannot be read, or too much: failed.
+    """Return the result; an attempt whose output is unreadable or too large counts as failed.
 
-    The one place where it is decided, whatever runner made the attempt.
+    This is decided here alone, for every runner.
     """
     limits = request.limits
     if result.failure is not None:
@@ -151,7 +151,7 @@ def _checked(request: RunRequest, result: RunResult) -> RunResult:
 
 
 def _lost(result: RunResult) -> list[RunResult]:
-    """Return the starts of the attempt that ended unseen, by when the next one began."""
+    """Return starts whose end no worker saw, with the next one's time as their end."""
     reason = "its worker died, and it could not be attached to"
     facts = RuntimeFacts(FailureKind.WORKER_DIED, reason)
     begun = [*result.lost_starts, result.started_at]
@@ -189,7 +189,7 @@ def _announce(
 
 
 def _wait(seconds: float, monitor: RunMonitor) -> bool:
-    """Wait; False as soon as the monitor says that the run is cancelled."""
+    """Wait; return False as soon as the run is cancelled."""
     end = time.monotonic() + seconds
     while not monitor.is_cancelled():
         left = end - time.monotonic()

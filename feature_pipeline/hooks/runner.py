@@ -1,4 +1,4 @@
-"""The protocol between those who want a hook run and those who can run one."""
+"""The protocol of hook runners."""
 
 import os
 import shutil
@@ -13,11 +13,11 @@ from feature_pipeline.model.definition import Limits
 from feature_pipeline.model.release import HookRelease
 
 LONGEST_NAME_BYTES: Final = 255
-"""Of a file or folder, on every file system that hooks are run on."""
+"""Maximum length of a file or folder name, on every file system that hooks run on."""
 
 
 def name_on_disk(name: str) -> str:
-    """`name` for paths, so that it is UTF-8 on disk whatever encoding the locale gives to names."""
+    """Return `name` for use in paths, so that it is UTF-8 on disk in any locale."""
     return os.fsdecode(name.encode())
 
 
@@ -46,7 +46,7 @@ class Workspace:
     def files_of(self, record_id: str) -> Path | None:
         """Return the record's folder in `files`, nested for an id with `/`.
 
-        None if no folder can have so long a name.
+        None if the name is too long for a folder.
         """
         if too_long_for_a_name(record_id) is not None:
             return None
@@ -54,7 +54,7 @@ class Workspace:
 
     @property
     def output(self) -> Path:
-        """`OSA_OUT`: what the hook writes."""
+        """`OSA_OUT`: the folder that the hook writes."""
         return self.root / "out"
 
     @property
@@ -63,15 +63,15 @@ class Workspace:
         return self.root / "code"
 
     def log(self, attempt: int) -> Path:
-        """The log of one attempt: what the hook wrote to standard output and error, as it came.
+        """The log of one attempt: the hook's standard output and error, unchanged.
 
-        Lines of the runner's own begin with `[feature_pipeline]`.
+        The runner's own lines begin with `[feature_pipeline]`.
         """
         return self.root / "logs" / f"attempt-{attempt}.log"
 
     @property
     def whole_log(self) -> Path:
-        """The logs of all attempts, where there were several."""
+        """The logs of all attempts, if there were several."""
         return self.root / "logs" / "whole.log"
 
     def create(self) -> None:
@@ -80,7 +80,7 @@ class Workspace:
             folder.mkdir(parents=True, exist_ok=True)
 
     def clear_output(self) -> None:
-        """Leave `output` empty: an attempt must not be taken for what an earlier one left."""
+        """Empty `output`, so that an attempt does not inherit an earlier one's files."""
         if os.path.lexists(self.output):
             try:
                 if self.output.is_symlink() or not self.output.is_dir():
@@ -98,8 +98,8 @@ class Workspace:
 class RunRequest:
     """One attempt at running a release over the records laid out in `workspace`.
 
-    `run_id` is the hook run's, and stays the same over its parts and attempts. `part` names the
-    records of a part of the batch; it is empty for all of them. `attempt` counts from 1.
+    `run_id` is the hook run's, the same for all its parts and attempts. `part` names the part's
+    records; it is empty for the whole batch. `attempt` counts from 1.
     """
 
     run_id: str
@@ -111,23 +111,23 @@ class RunRequest:
 
     @property
     def question(self) -> str:
-        """What all attempts at the same records of the same hook run share."""
+        """The properties that all attempts at the same records of the same hook run share."""
         return f"{self.run_id}-{self.part}" if self.part else self.run_id
 
 
 class RunMonitor(Protocol):
-    """The observer of a run while it goes on."""
+    """Observes a run in progress."""
 
     def log(self, line: str) -> None:
-        """Take one line of the hook's log, without its end. Long lines come shortened."""
+        """Take one line of the hook's log, without its end. Long lines are shortened."""
         ...
 
     def is_cancelled(self, *, now: bool = False) -> bool:
-        """Return whether the run is to be stopped. Asked about twice a second.
+        """Return whether the run must be stopped. Called about twice a second.
 
         Args:
-            now: An answer of some seconds ago will not do: the worker is being interrupted, and
-                must know whether the hook is to end with it.
+            now: Do not use an answer from some seconds ago: the worker is being interrupted, and
+                must know whether to end the hook.
         """
         ...
 
@@ -139,18 +139,18 @@ class SilentMonitor:
         """Ignore the line."""
 
     def is_cancelled(self, *, now: bool = False) -> bool:
-        """Never."""
+        """Return False."""
         return False
 
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What became of one attempt.
+    """The result of one attempt.
 
     `failure` is None if and only if the program ended by itself with status 0: the output may be
-    read. Times are UTC. `peak_memory_bytes` is None where it could not be measured; `node` names
-    the machine. `lost_starts` are the times of earlier starts of the same attempt whose worker
-    died, and which could not be attached to.
+    read. Times are UTC. `peak_memory_bytes` is None if it could not be measured; `node` names the
+    machine. `lost_starts` are the times of earlier starts of the same attempt whose worker died,
+    and which could not be attached to.
     """
 
     exit_code: int | None
@@ -164,12 +164,12 @@ class RunResult:
 
     @property
     def seconds(self) -> float:
-        """How long it ran."""
+        """Duration of the attempt in seconds."""
         return (self.finished_at - self.started_at).total_seconds()
 
 
 class HookRunner(Protocol):
-    """Runs hooks somewhere. `feature_pipeline_tests.contract.hook_runner` says what that means."""
+    """Runs hooks. `feature_pipeline_tests.contract.hook_runner` specifies the behaviour."""
 
     @property
     def name(self) -> str:
@@ -177,16 +177,16 @@ class HookRunner(Protocol):
         ...
 
     def run(self, request: RunRequest, monitor: RunMonitor) -> RunResult:
-        """Make one attempt and wait for its end; nothing of it runs on afterwards.
+        """Make one attempt and wait for its end; nothing of it continues afterwards.
 
-        The workspace's inputs, files and code are read; its output holds what this attempt wrote
-        and nothing else; its log is complete.
+        The workspace's inputs, files and code are read; its output has exactly what this attempt
+        wrote; its log is complete.
 
         Returns:
             The facts, also of an attempt that failed or was cancelled.
 
         Raises:
-            BaseException: Whatever interrupts the caller (KeyboardInterrupt, an error of the
+            BaseException: Any interruption of the caller (KeyboardInterrupt, an error of the
                 monitor) passes through after the hook was stopped.
         """
         ...
@@ -194,10 +194,10 @@ class HookRunner(Protocol):
 
 @runtime_checkable
 class LastingRunner(HookRunner, Protocol):
-    """A runner whose hooks go on when the worker dies; then any worker takes their results."""
+    """A runner whose hooks continue when the worker dies; any worker can take their results."""
 
     def image_of(self, release: HookRelease) -> str | None:
-        """Return the image that hooks of the release run in: their attempts' names depend on it."""
+        """Return the image of the release's hooks, which is part of their attempts' names."""
         ...
 
 
@@ -206,7 +206,7 @@ class RunsContainers(HookRunner, Protocol):
     """A runner on this machine whose containers stay when the worker dies."""
 
     def runs_left(self) -> dict[str, datetime]:
-        """Return the hook runs of its archive that have containers, with when the last was made.
+        """List the archive's hook runs that have containers, with the newest one's creation time.
 
         Raises:
             RuntimeFailure: The engine does not answer.

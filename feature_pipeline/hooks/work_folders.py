@@ -29,12 +29,12 @@ _QUESTION: Final = "question.json"
 _LEFT: Final = "left"
 _PRIVATE: Final = 0o700
 _BEGINNING_SECONDS: Final = 60.0
-"""A folder so young may not have its lock yet."""
+"""A folder younger than this may not have its lock yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a hook run asks: it is over once its batch's log has its id, or goes on past `base`."""
+    """The request of a hook run: finished once its batch's log has its id, or goes past `base`."""
 
     run_id: str
     dataset: str
@@ -48,7 +48,8 @@ class Question:
 class LeftFolder:
     """A folder that no living worker uses.
 
-    `question` is None if it says nothing of one. `is_left` is set if people were told of it.
+    `question` is None if the folder has none. `is_left` is set if a message told users to look
+    there.
     """
 
     path: Path
@@ -59,7 +60,7 @@ class LeftFolder:
 
 
 class WorkFolder:
-    """One worker's folder, gone after `cleanup` unless people were told to find it there."""
+    """One worker's folder, removed by `cleanup` unless a message told users to look there."""
 
     def __init__(self, folders: "WorkFolders", path: Path, lock: int, run_id: str | None) -> None:
         self.path = path
@@ -68,21 +69,21 @@ class WorkFolder:
         self._run_id = run_id
 
     def cleanup(self) -> None:
-        """Remove the folder, or as much of it as this user may."""
+        """Remove the folder, as far as this user may."""
         shutil.rmtree(self.path, ignore_errors=True)
         self._release()
 
     def leave(self) -> Path:
-        """Let the folder stay where it is, until its question is over."""
+        """Leave the folder where it is until its hook run is finished."""
         with suppress(OSError):
             (self.path / _LEFT).touch()
         self._release()
         return self.path
 
     def forget_attempts(self) -> None:
-        """Remove the ended attempts of the hook run: its batch's log has what they came to.
+        """Remove the hook run's ended attempts: its batch's log has their result.
 
-        They stay where another worker works at the same run, which would make them anew.
+        They stay while another worker works on the same run, which would repeat them.
         """
         run_id = self._run_id
         if run_id is not None and self._folders.living().count(run_id) < 2:
@@ -98,8 +99,8 @@ class WorkFolders:
     """The folders of the hook runs of one archive.
 
     Args:
-        root: Where they lie; a folder of this user's in the system's temporary folder if None.
-        archive: The store's identity: archives on one machine keep apart.
+        root: Their parent folder; a folder of this user's in the system's temporary folder if None.
+        archive: The store's identity: archives on one machine are kept apart.
     """
 
     def __init__(self, root: Path | None, archive: str) -> None:
@@ -121,10 +122,10 @@ class WorkFolders:
 
         Args:
             prefix: Of its name.
-            question: What the worker's hook run asks.
+            question: The request of the worker's hook run.
 
         Raises:
-            InvalidInputError: Another user owns the folder that is ours.
+            InvalidInputError: Another user owns our folder.
             OSError: It cannot be made.
         """
         self._make(self._runs)
@@ -148,7 +149,7 @@ class WorkFolders:
         return WorkFolder(self, path, lock, question.run_id)
 
     def living(self) -> list[str]:
-        """Return the id of the hook run that each living worker of this machine works at."""
+        """Return the id of the hook run of each living worker of this machine."""
         return [
             question.run_id
             for path in _folders(self._runs)
@@ -156,7 +157,7 @@ class WorkFolders:
         ]
 
     def left_runs(self) -> list[LeftFolder]:
-        """Return the folders of workers that are gone."""
+        """Return the folders of dead workers."""
         return [
             LeftFolder(path, _read_question(path), _modified_at(path), (path / _LEFT).exists())
             for path in _folders(self._runs)
@@ -164,7 +165,7 @@ class WorkFolders:
         ]
 
     def left_attempts(self) -> list[LeftFolder]:
-        """Return the folders of ended attempts of hook runs that no living worker works at."""
+        """Return the folders of ended attempts of hook runs without a living worker."""
         living = set(self.living())
         return [
             LeftFolder(path, _read_question(path), _modified_at(path))
@@ -191,7 +192,7 @@ def _folders(parent: Path) -> Iterator[Path]:
 
 
 def _is_abandoned(folder: Path) -> bool:
-    """Return whether no process holds the folder's lock; False where that cannot be told."""
+    """Return whether no process holds the folder's lock; False if that cannot be determined."""
     try:
         lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Implementations of `hooks.runner.HookRunner`, one per place that hooks can run in.
+"""Implementations of `hooks.runner.HookRunner`: subprocess, container, Kubernetes.
 
-One suite holds for all: `feature_pipeline_tests/contract/hook_runner.py`.
+One test suite holds for all: `feature_pipeline_tests/contract/hook_runner.py`.
 """

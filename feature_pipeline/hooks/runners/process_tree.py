@@ -1,4 +1,4 @@
-"""A process, its group and its descendants: how much memory they use, and ending them all."""
+"""Measure and end a process, its group and its descendants."""
 
 import os
 import signal
@@ -11,10 +11,10 @@ _PROC = Path("/proc")
 
 
 class ProcessTree:
-    """The process `pid`, which leads a group and session of its own, and whatever it starts.
+    """The process `pid`, which leads a group and session of its own, and its descendants.
 
-    Descendants that leave the group are known from the moment a sample saw them. They are told from
-    later processes of the same number by their start time.
+    Descendants that leave the group are known from the moment a sample saw them. Their start time
+    distinguishes them from later processes of the same number.
     """
 
     def __init__(self, pid: int) -> None:
@@ -32,18 +32,19 @@ class ProcessTree:
 
     @property
     def is_measured(self) -> bool:
-        """Whether memory is known."""
+        """Whether memory is measured."""
         return self._psutil is not None
 
     @property
     def peak_bytes(self) -> int | None:
-        """The most memory seen so far; None where it is not measured."""
+        """The most memory seen so far, in bytes; None if it is not measured."""
         return self._peak_bytes or None
 
     def sample(self, limit_bytes: int) -> int:
-        """Bytes of memory in use now by all processes together, shared pages counted once.
+        """Return the bytes of memory in use by all processes together, shared pages counted once.
 
-        Shared pages are told apart only where the plain sum is above `limit_bytes`: it is costly.
+        Shared pages are only identified when the plain sum is above `limit_bytes`, because that is
+        costly.
         """
         if self._leader is None:
             return 0
@@ -57,12 +58,12 @@ class ProcessTree:
         return used
 
     def terminate(self) -> None:
-        """Ask all processes to end."""
+        """Send SIGTERM to all processes."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._pid, signal.SIGTERM)
 
     def kill(self) -> bool:
-        """End all processes now; whether there were any, besides ones that had ended already."""
+        """Kill all processes; return whether there were any that had not already ended."""
         found = bool(self._alive())
         # macOS says EPERM for a group of which only dead processes are left
         with suppress(ProcessLookupError, PermissionError):
@@ -80,7 +81,7 @@ class ProcessTree:
         return members
 
     def _alive(self) -> list[Any]:
-        """Descendants that still run, including those that no sample saw, if they can be found."""
+        """Return running descendants, including those that no sample saw, if they can be found."""
         if self._psutil is None:
             return []
         alive = []
@@ -91,7 +92,7 @@ class ProcessTree:
         return alive
 
     def _group(self) -> list[Any]:
-        """Members of the group. The leader has ended, and they have another parent by now."""
+        """Return members of the group. Its leader has ended, and their parent has changed."""
         found = []
         for process in self._psutil.process_iter():
             with suppress(OSError, self._psutil.Error):
@@ -112,9 +113,9 @@ class ProcessTree:
 
 
 def end_processes_of(folder: Path) -> int:
-    """End the processes of hooks that run in a folder whose worker is gone; how many there were.
+    """End the hook processes in a folder whose worker is gone; return their number.
 
-    They are known by their environment: their output lies in that folder.
+    They are found by their environment: their output is in that folder.
     """
     psutil = import_module("psutil")
     ended, prefix = 0, f"{folder.resolve()}{os.sep}"
@@ -127,7 +128,7 @@ def end_processes_of(folder: Path) -> int:
 
 
 def _high_water(pid: int) -> int:
-    """The most memory that the process ever had, where the kernel tells: a peak between samples."""
+    """Return the process's peak memory, if the kernel records it."""
     with suppress(OSError):
         for line in (_PROC / str(pid) / "status").read_text().splitlines():
             if line.startswith("VmHWM:"):

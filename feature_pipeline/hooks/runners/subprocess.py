@@ -1,19 +1,19 @@
-"""Runs hooks as child processes of this one: for a laptop, for tests, for code that is trusted.
+"""Run hooks as child processes of this one: for a laptop, for tests, for trusted code.
 
 What this runner does not promise:
 
 - It is no sandbox. The hook gets no credential in its environment or by an open file, but it runs
   as the same user, with the same files and the same network.
-- `limits.cpu` is not enforced. `limits.scratch` is looked at every second, for the scratch folder
+- `limits.cpu` is not enforced. `limits.scratch` is checked every second, for the scratch folder
   and for the output.
 - Memory is sampled, every 0.1 s, over the hook and its descendants (`psutil`; without it the limit
-  is not enforced, and the log says so). A peak shorter than that may pass unseen. An address-space
-  limit was refused: many numerical programs reserve far more than they touch.
+  is not enforced, and the log says so). A shorter peak may be missed. An address-space limit was
+  refused: many numerical programs reserve far more than they touch.
 - A descendant that leaves the process group and is gone from the tree before a sample was taken is
   not found, and not stopped.
-- If this process itself is killed with SIGKILL, the hook runs on, unheard, and cannot be attached
-  to: its output is a pipe, and its status goes to its parent. The attempt is made anew. Attempts
-  that had ended are found again.
+- If this process itself is killed with SIGKILL, the hook runs on and cannot be attached to: its
+  output is a pipe, and its status goes to its parent. The attempt is repeated. Ended attempts are
+  found again.
 """
 
 import math
@@ -55,8 +55,8 @@ class SubprocessRunner:
     """Runs a release's code files as a child process in a fresh folder.
 
     Args:
-        work: Where that folder lies, and where attempts that have ended are kept for the next
-            worker; if None, in the system's temporary folder, and nowhere.
+        work: Folder for that fresh folder and for ended attempts; if None, the system's temporary
+            folder is used and ended attempts are not stored.
         grace_seconds: Between SIGTERM and SIGKILL, at a deadline and on cancellation.
     """
 
@@ -70,7 +70,7 @@ class SubprocessRunner:
     def run(self, request: RunRequest, monitor: RunMonitor) -> RunResult:
         """Run the release's command over the workspace; see `HookRunner.run`.
 
-        `python` as the command's first word is the interpreter that runs this.
+        `python` as the command's first word is the interpreter of this process.
         """
         return made_once(self._attempts, request, _identity(request), monitor, self._make)
 
@@ -158,7 +158,7 @@ class SubprocessRunner:
 
 
 def _identity(request: RunRequest) -> Digest:
-    """What an attempt must be equal in to be the one that `request` asks for."""
+    """Return the properties that an attempt must share with `request` to be the same one."""
     return Digest.of(
         document_bytes(
             {
@@ -172,7 +172,7 @@ def _identity(request: RunRequest) -> Digest:
 
 
 def _lay_out_code(request: RunRequest, folder: Path) -> tuple[FailureKind, str] | None:
-    """Copy the release's code to `folder`; why that is not possible, if it is not."""
+    """Copy the release's code to `folder`; return the problem if that is not possible."""
     document = request.release.document
     if document.image is not None and not document.code:
         return FailureKind.CANNOT_START, (
@@ -197,7 +197,7 @@ def _lay_out_code(request: RunRequest, folder: Path) -> tuple[FailureKind, str] 
 
 
 def _environment(request: RunRequest, scratch: Path) -> dict[str, str]:
-    """Return all that the hook gets: nothing is inherited but where programs are found."""
+    """Return the hook's environment: nothing is inherited but the search path."""
     workspace = request.workspace
     path = [str(Path(sys.executable).parent), *os.get_exec_path()]
     return {
@@ -216,7 +216,7 @@ def _environment(request: RunRequest, scratch: Path) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """How the process ended; `failure` is None if it ended well."""
+    """The end of the process; `failure` is None if it succeeded."""
 
     exit_code: int | None
     failure: tuple[FailureKind, str] | None
@@ -248,7 +248,7 @@ class _Watch:
         self._kill_at = math.inf
 
     def until_end(self) -> _End:
-        """Wait for the end of the process, stopping it when there is reason to."""
+        """Wait for the end of the process, stopping it if necessary."""
         assert self._process.stdout is not None  # noqa: S101  (opened with PIPE)
         try:
             with self._process.stdout as pipe:

@@ -1,4 +1,4 @@
-"""What a container prints, as bytes in a pipe that can be waited on with a time-out."""
+"""A container's output as a pipe that can be waited on with a time-out."""
 
 import os
 import socket
@@ -16,7 +16,7 @@ _LONGEST_HELD: Final = 1 << 16
 class ContainerLog:
     """A thread copies the engine's stream into a pipe; the caller pumps the pipe into a log.
 
-    The stream has no time-out of its own, and a hook may be silent for hours.
+    The stream has no time-out of its own, and a hook may print nothing for hours.
     """
 
     def __init__(self, api: Any, container: str) -> None:
@@ -27,7 +27,7 @@ class ContainerLog:
         self._stream: Any = None
 
     def attach(self) -> None:
-        """Take what is printed from now on: every byte as it is. The container may be started."""
+        """Take every byte printed from now on. The container may be started."""
         from docker.utils.socket import frames_iter
 
         parameters = {"stdout": 1, "stderr": 1, "stream": 1, "logs": 0}
@@ -37,9 +37,9 @@ class ContainerLog:
         self._copy(whole_lines(frames_iter(self._stream, tty=False)))
 
     def replay(self) -> None:
-        """Take what was printed since the start, and what is still to come.
+        """Take the output since the start, and what follows.
 
-        As the engine kept it: Docker keeps text, so bytes that are none come as U+FFFD.
+        It is the engine's copy: Docker stores text, so bytes that are not text come as U+FFFD.
         """
         self._copy(
             self._api.logs(self._container, stdout=True, stderr=True, stream=True, follow=True)
@@ -52,7 +52,7 @@ class ContainerLog:
         self._thread.start()
 
     def pump(self, log: LogStream, timeout_seconds: float) -> bool:
-        """Hand on what is there, waiting for at most `timeout_seconds`; False at the end."""
+        """Hand on the available output, waiting for at most `timeout_seconds`; False at the end."""
         return log.pump(self._reader, timeout_seconds)
 
     def drain(self, log: LogStream, timeout_seconds: float) -> None:
@@ -60,7 +60,7 @@ class ContainerLog:
         log.drain(self._reader, timeout_seconds)
 
     def close(self) -> None:
-        """Take no more."""
+        """Stop reading."""
         os.close(self._reader)
         raw = getattr(self._stream, "_sock", self._stream)
         if raw is not None:
@@ -79,9 +79,9 @@ class ContainerLog:
 
 
 def whole_lines(frames: Iterable[tuple[int, bytes]]) -> Iterator[bytes]:
-    """The bytes of several streams such that none cuts into a line of another.
+    """Return the bytes of several streams without breaking any line of another.
 
-    Standard output and error are two pipes, and an engine reads them in turns.
+    Standard output and error are two pipes, which an engine reads in turns.
     """
     begun: dict[int, bytes] = {}
     for stream, data in frames:

@@ -1,6 +1,6 @@
-"""The memory of a container, seen through its cgroup where this machine shows it.
+"""A container's memory, read from its cgroup if this machine shows it.
 
-An engine's own word is not enough: on cgroup v1 Podman leaves `State.OOMKilled` false, and where
+The engine's report is not sufficient: on cgroup v1 Podman leaves `State.OOMKilled` false, and if
 only a child of the hook was killed the container may run on, waiting for it.
 """
 
@@ -13,15 +13,15 @@ from typing import Final, Self
 
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _REMOVAL_SECONDS: Final = 0.5
-"""How long the kernel may take to say that a cgroup is gone whose folder is."""
+"""How long the kernel may take to report that a removed cgroup is gone."""
 
 
 class MemoryWatch:
-    """Watches one memory cgroup; made by `of` while the container runs.
+    """Watches one memory cgroup; created by `of` while the container runs.
 
     Attributes:
-        peak_bytes: Most memory that a sample found in use, page cache not counted.
-        kills: Processes that the kernel killed for want of memory, as last seen.
+        peak_bytes: Most memory found in use by a sample, without the page cache.
+        kills: Processes that the kernel killed for lack of memory, as last seen.
     """
 
     def __init__(self, folder: Path, *, is_v2: bool) -> None:
@@ -37,7 +37,7 @@ class MemoryWatch:
 
     @classmethod
     def of(cls, pid: int) -> Self | None:
-        """The watch over the cgroup of process `pid`; None where it cannot be seen from here."""
+        """Return the watch over the cgroup of process `pid`; None if it cannot be read here."""
         try:
             lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
         except OSError:
@@ -55,7 +55,7 @@ class MemoryWatch:
         return None
 
     def _listen(self) -> None:
-        """Have the kernel count out-of-memory events: the count outlives the cgroup."""
+        """Let the kernel count out-of-memory events: the count outlives the cgroup."""
         eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
             with self._events.open("rb") as control:
@@ -67,7 +67,7 @@ class MemoryWatch:
         self._eventfd = eventfd
 
     def sample(self) -> None:
-        """Look at use and kills now; nothing changes once the cgroup is gone."""
+        """Read use and kills now; nothing changes once the cgroup is gone."""
         with contextlib.suppress(OSError, ValueError):
             self.kills = max(self.kills, _counters(self._events).get("oom_kill", 0))
             held = _counters(self._folder / "memory.stat")
@@ -75,9 +75,9 @@ class MemoryWatch:
             self.peak_bytes = max(self.peak_bytes, used)
 
     def was_exceeded(self) -> bool:
-        """Return whether the limit was hit so that a process had to go. Asked after the end.
+        """Return whether a process was killed at the limit. Call it after the end.
 
-        Where only the kernel's signals are left to tell, this waits for the last of them.
+        If only the kernel's signals show it, this waits for the last of them.
         """
         if self.kills:
             return True

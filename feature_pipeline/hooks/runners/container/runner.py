@@ -1,18 +1,18 @@
-"""Runs hooks in containers of Docker or Podman on this machine, through the Docker API.
+"""Run hooks in containers of Docker or Podman on this machine, through the Docker API.
 
-The hook has no network, no credential, a read-only root, its inputs read-only, no capability, and a
+The hook has no network, no credential, a read-only root, read-only inputs, no capability, and a
 user that is not root. It writes in `OSA_OUT`, in `/tmp`, and, if its release is code files, in its
 working directory.
 
-A container is named after the attempt it makes. If the process that started it is killed, the next
-one that makes the same attempt finds it, waits for it, and takes its output. It is removed once
-what it left is kept, so that an attempt that has ended is always found again.
+A container is named after its attempt. If the process that started it is killed, the next one that
+makes the same attempt finds it, waits for it, and uses its output. The container is removed once
+its output is stored, so that an ended attempt is always found again.
 
 What this runner does not promise:
 
 - `limits.scratch` bounds `/tmp`, which is memory and counts as such. The output and the working
-  directory are looked at every second: what they grow by meanwhile is written.
-- Peak memory is sampled, and known only where the container's cgroup can be seen from here.
+  directory are measured every second: they may grow beyond the limit in between.
+- Peak memory is sampled, and known only if the container's cgroup can be read here.
 - While no worker watches (this process was killed) nothing enforces the deadline; a worker that
   attaches does.
 - The engine must see the workspace under the same path: it is on this machine, or shares it.
@@ -64,7 +64,7 @@ _INIT_WORDS: Final = ("[FATAL tini", "ERROR (catatonit")
 
 
 class _CannotGoOnError(Exception):
-    """Ends an attempt with a failure; never leaves this module."""
+    """Ends an attempt with a failure; caught in this module."""
 
     def __init__(self, kind: FailureKind, reason: str) -> None:
         super().__init__(reason)
@@ -73,7 +73,7 @@ class _CannotGoOnError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """How the container ended; `failure` is None if it ended well."""
+    """The end of the container; `failure` is None if it succeeded."""
 
     exit_code: int | None
     failure: tuple[FailureKind, str] | None
@@ -82,7 +82,7 @@ class _End:
 
 @dataclass(frozen=True, slots=True)
 class _Settings:
-    """What is the same for all containers of a runner."""
+    """The settings shared by all containers of a runner."""
 
     attempts: EndedAttempts | None
     archive: str
@@ -94,13 +94,13 @@ class ContainerRunner:
     """Runs a release's image, or its code files in `code_image`, in a container.
 
     Args:
-        engine_url: Where the Docker API answers: `unix:///run/podman/podman.sock`. None takes
+        engine_url: Address of the Docker API: `unix:///run/podman/podman.sock`. None takes
             DOCKER_HOST, or Docker's own socket.
         code_image: Image, by digest or local id, for releases that are code files and name none.
-        attempts: Keeps attempts that have ended for the next worker; None keeps none.
-        archive: The store's identity, by which its containers are told from those of others.
+        attempts: Stores ended attempts for the next worker; with None, none are stored.
+        archive: The store's identity, which distinguishes its containers from those of others.
         grace_seconds: Between SIGTERM and SIGKILL, at a deadline and on cancellation.
-        pids: Most processes and threads of a hook at a time.
+        pids: Maximum number of processes and threads of a hook.
     """
 
     name = "container"
@@ -123,8 +123,8 @@ class ContainerRunner:
     def run(self, request: RunRequest, monitor: RunMonitor) -> RunResult:
         """Run the release's command over the workspace; see `HookRunner.run`.
 
-        A container that an earlier process started for the same attempt is waited for instead, and
-        its output copied. The result's `started_at` is then that container's.
+        If an earlier process started a container for the same attempt, this waits for that one and
+        copies its output. The result's `started_at` is then that container's.
         """
         image = request.release.document.image or self._code_image
         identity = spec.identity(request, image or "")
@@ -132,7 +132,7 @@ class ContainerRunner:
         return made_once(self._attempts, request, identity, monitor, make)
 
     def runs_left(self) -> dict[str, datetime]:
-        """Return the hook runs of this archive that have containers, with when the last was made.
+        """List this archive's hook runs that have containers, with the newest one's creation time.
 
         Raises:
             RuntimeFailure: No engine answers.
@@ -146,7 +146,7 @@ class ContainerRunner:
             return found
 
     def remove_run(self, run_id: str) -> None:
-        """Remove the containers of a hook run whose question is over, running or not.
+        """Remove the containers of a finished hook run, running or not.
 
         Raises:
             RuntimeFailure: No engine answers.
@@ -176,7 +176,7 @@ class ContainerRunner:
     def _make(
         self, request: RunRequest, monitor: RunMonitor, image: str | None
     ) -> Iterator[RunResult]:
-        """Make the attempt; its container goes when the context is left."""
+        """Make the attempt; its container is removed when the context is left."""
         request.workspace.create()
         request.workspace.clear_output()
         started_at = datetime.now(UTC)
@@ -208,7 +208,7 @@ class ContainerRunner:
 
 @contextmanager
 def _engine(url: str | None) -> Iterator[Any]:
-    """Connect to the engine; that it does not answer ends the attempt."""
+    """Connect to the engine; end the attempt if it does not answer."""
     try:
         import docker
     except ImportError as error:
@@ -237,7 +237,7 @@ def _engine(url: str | None) -> Iterator[Any]:
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """Have what the engine refuses end the attempt."""
+    """End the attempt if the engine refuses a request."""
     import docker
 
     try:
@@ -270,7 +270,7 @@ def _said(error: Any) -> str:
 
 
 class _Attempt:
-    """One container, from before it exists until it is gone."""
+    """One container, from before its creation until its removal."""
 
     def __init__(
         self,
@@ -312,7 +312,7 @@ class _Attempt:
         return end
 
     def _find(self, name: str, wanted: Digest) -> dict[str, Any] | None:
-        """The container that makes this attempt already, or made it and was not listened to."""
+        """Return the existing container of this attempt, running or ended without its worker."""
         found = self._inspect(name)
         if found is None:
             return None
@@ -338,7 +338,7 @@ class _Attempt:
         return described
 
     def _lay_out_work(self) -> Path | None:
-        """A working directory with the release's code files, if it has any."""
+        """Make a working directory with the release's code files, if it has any."""
         request = self._request
         if not request.release.document.code:
             return None
@@ -362,7 +362,7 @@ class _Attempt:
         return work
 
     def _pull(self, image: str) -> None:
-        """The image is here. One that is named by a digest is pulled if it is not."""
+        """Ensure that the image is present; pull it if it is named by a digest."""
         import docker
 
         with suppress(docker.errors.ImageNotFound):
@@ -435,7 +435,7 @@ class _Attempt:
             raise _CannotGoOnError(FailureKind.CANNOT_START, reason) from error
 
     def _take_output(self, found: dict[str, Any]) -> None:
-        """Move what an attached container left to our workspace, and remove its working folder."""
+        """Move an attached container's output to our workspace, and remove its working folder."""
         output, work = _mounted(found, spec.OUTPUT), _mounted(found, spec.WORK)
         if work is not None:
             self._cleanup.callback(shutil.rmtree, work, ignore_errors=True)
@@ -462,20 +462,20 @@ class _Attempt:
 
 @dataclass(frozen=True, slots=True)
 class _Stops:
-    """Why an attempt is stopped, noted before it is: its end alone would not say."""
+    """The reason for stopping an attempt, recorded beforehand: its end alone would not show it."""
 
     attempts: EndedAttempts | None
     request: RunRequest
     identity: Digest
 
     def before(self) -> tuple[FailureKind, str] | None:
-        """Return why a worker that is gone stopped the attempt."""
+        """Return why an earlier, dead worker stopped the attempt."""
         if self.attempts is None:
             return None
         return self.attempts.stop_of(self.request, self.identity)
 
     def note(self, kind: FailureKind, reason: str) -> None:
-        """Note it for a worker that attaches, if this one dies before it has kept the end."""
+        """Record it for a worker that attaches if this one dies before it has stored the end."""
         if self.attempts is not None and kind is not FailureKind.CANCELLED:
             # without the note such a worker is told of a signal
             with suppress(OSError):
@@ -483,7 +483,7 @@ class _Stops:
 
 
 class _Watch:
-    """Follows a started container to its end, stopping it when there is reason to."""
+    """Follows a started container to its end, and stops it if necessary."""
 
     def __init__(
         self,
@@ -508,17 +508,17 @@ class _Watch:
         self._stops = stops
         self._memory: MemoryWatch | None = None
         self.stopped: tuple[FailureKind, str] | None = None
-        """Why the container was stopped, by this worker or by one before it."""
+        """Why this worker, or one before it, stopped the container."""
         self._kill_at: float | None = None
         self._next_question = 0.0
         self._deadline = time.monotonic() + request.limits.timeout_seconds
         self._silent_since: float | None = None
 
     def until_end(self, grace_seconds: float) -> _End:
-        """Return the end of the container.
+        """Wait for the container's end and return it.
 
         Raises:
-            BaseException: Whatever interrupts the wait; the container is killed before.
+            BaseException: Any interruption of the wait; the container is killed before.
         """
         try:
             state = self._state()
@@ -537,7 +537,7 @@ class _Watch:
                 self._memory.close()
 
     def _wait_a_little(self, state: dict[str, Any], grace_seconds: float) -> dict[str, Any]:
-        """Look after the container until it is time to ask for its state again."""
+        """Check the container until it is time to ask for its state again."""
         if self._memory is None and state["Pid"]:
             self._memory = MemoryWatch.of(state["Pid"])
         end = time.monotonic() + _INSPECT_SECONDS
@@ -549,7 +549,7 @@ class _Watch:
         return self._state()
 
     def _state(self) -> dict[str, Any]:
-        """`State` of the container; an engine that restarts is given time to come back."""
+        """Return the container's `State`, waiting for an engine that restarts."""
         import docker
 
         while True:
@@ -644,7 +644,7 @@ class _Watch:
 
 
 def _open_to(user: spec.HookUser, request: RunRequest, work: Path | None) -> None:
-    """Let the hook's user read its inputs and write its output, where that user is not ours."""
+    """Let the hook's user read its inputs and write its output, if that user is not ours."""
     if user.uid == os.geteuid():
         return
     for folder in (request.workspace.inputs, request.workspace.files):
@@ -659,7 +659,7 @@ def _open_to(user: spec.HookUser, request: RunRequest, work: Path | None) -> Non
 
 
 def _special(folder: str, names: list[str]) -> list[str]:
-    """What cannot be copied, and waits for ever when tried: pipes, sockets, devices."""
+    """Return what cannot be copied without blocking: pipes, sockets, devices."""
     modes = {name: (Path(folder) / name).lstat().st_mode for name in names}
     kinds = (stat.S_ISREG, stat.S_ISDIR, stat.S_ISLNK)
     return [name for name, mode in modes.items() if not any(is_kind(mode) for is_kind in kinds)]
@@ -673,7 +673,7 @@ def _mounted(described: dict[str, Any], destination: str) -> Path | None:
 
 
 def _started(described: dict[str, Any]) -> datetime | None:
-    """When a container was started; engines write the year 1 for never."""
+    """Return when a container was started; engines write the year 1 for never."""
     text = str(described["State"].get("StartedAt") or "0001")
     return None if text.startswith("0001") else datetime.fromisoformat(text).astimezone(UTC)
 

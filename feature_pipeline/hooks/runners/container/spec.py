@@ -1,4 +1,4 @@
-"""What a hook's container is allowed: one request turned into the Docker API's words. No calls."""
+"""Translate a request into the Docker API's parameters for a confined container. No calls."""
 
 import os
 import re
@@ -28,7 +28,7 @@ _PROXIES: Final = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_pr
 
 
 def identity(request: RunRequest, image: str) -> Digest:
-    """What a container must be equal in to be the one that `request` asks for."""
+    """Return the properties that a container must share with `request` to be its attempt."""
     limits = request.limits
     return Digest.of(
         document_bytes(
@@ -44,7 +44,7 @@ def identity(request: RunRequest, image: str) -> Digest:
 
 
 def labels(request: RunRequest, wanted: Digest, archive: str) -> dict[str, str]:
-    """What the container is found again by, and told from others' containers."""
+    """Return the labels by which the container is found again among others."""
     return {
         IDENTITY_LABEL: str(wanted),
         RUN_LABEL: request.run_id,
@@ -58,17 +58,17 @@ def archive_label(archive: str) -> str:
 
 
 def container_name(request: RunRequest, wanted: Digest) -> str:
-    """Return the container's name: the same whenever the same attempt is asked for again."""
+    """Return the container's name, which is the same for equal attempts."""
     run = re.sub(r"[^a-zA-Z0-9_.-]+", "-", request.question)[:60]
     return f"feature-pipeline-{run}-{request.attempt}-{wanted.hex[:12]}"
 
 
 @dataclass(frozen=True, slots=True)
 class HookUser:
-    """Who the hook runs as: never root in the container, never a user whose files matter.
+    """The user that the hook runs as: never root in the container, never one with important files.
 
-    `uid` and `gid` are those of our own process unless that is root's, so that what the hook
-    writes can be read and removed here.
+    `uid` and `gid` are those of our own process unless that is root's, so that what the hook writes
+    can be read and removed here.
     """
 
     uid: int
@@ -80,7 +80,7 @@ class HookUser:
         """Return the user for an engine on this machine.
 
         Args:
-            engine_info: What the engine says of itself. Some take a second to say it.
+            engine_info: The engine's own description. Some engines take a second to return it.
         """
         if os.geteuid() == 0:
             return cls(NOBODY, NOBODY)
@@ -91,7 +91,7 @@ class HookUser:
 
 
 def environment(request: RunRequest) -> dict[str, str]:
-    """Return all that the hook gets, besides what its image sets."""
+    """Return the hook's environment, apart from what its image sets."""
     return {
         # Podman hands its own proxies on to every container, and their addresses hold passwords
         **{name: "" for lower in _PROXIES for name in (lower, lower.upper())},
@@ -108,7 +108,7 @@ def environment(request: RunRequest) -> dict[str, str]:
 
 
 def command(request: RunRequest) -> list[str]:
-    """The release's command; a code file named as its first word is found beside the others."""
+    """Return the release's command, with the path of a code file as its first word."""
     first, *rest = request.release.document.command
     if first in {file.name for file in request.release.document.code}:
         first = f"./{first}"
@@ -118,13 +118,13 @@ def command(request: RunRequest) -> list[str]:
 def host_config(
     request: RunRequest, user: HookUser, *, work: Path | None, pids: int
 ) -> dict[str, Any]:
-    """Keyword arguments of docker-py's `create_host_config`: mounts, limits, and what is refused.
+    """Return keyword arguments of docker-py's `create_host_config`: mounts, limits, confinement.
 
     Args:
         request: Its workspace is mounted, and its limits hold.
-        user: Whom the container runs as.
+        user: The container's user.
         work: Bound as the working directory; None leaves the image's own.
-        pids: Most processes and threads at a time.
+        pids: Maximum number of processes and threads.
     """
     from docker.types import LogConfig, Ulimit
 

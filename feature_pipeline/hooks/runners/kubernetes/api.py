@@ -1,6 +1,6 @@
-"""The few calls on a cluster that a hook run needs, patient with an API server that is busy.
+"""The cluster calls that a hook run needs, with retries while the API server is busy.
 
-Answers are plain JSON: what a newer cluster says besides does no harm.
+Answers are plain JSON: additional fields of a newer cluster do no harm.
 """
 
 import json
@@ -15,18 +15,19 @@ _CALL_SECONDS: Final = 30
 _PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
 _LONGEST_PAUSE_SECONDS: Final = 10.0
 _RESTART_SECONDS: Final = 120.0
-"""How long after a server was away its refusals are not believed. A server that starts answers 401
-and 403 until it has read the roles, and looks then as it does when it refuses."""
+"""How long after a server was unavailable its refusals are not trusted. A starting server answers
+401 and 403 until it has read the roles, which looks like a refusal.
+"""
 
 Json = dict[str, Any]
 
 
 class ClusterRefusedError(Exception):
-    """The API server said no, and will say so again; caught by the runner."""
+    """The API server refused permanently; caught by the runner."""
 
 
 def connect_here() -> Any:
-    """Return a client of the cluster that this runs in, else of the current context of kubectl."""
+    """Return a client of the cluster that this process runs in, or of kubectl's context."""
     from kubernetes import client, config
 
     configuration = client.Configuration()
@@ -43,8 +44,8 @@ class Cluster:
     """Jobs, pods and secrets of one namespace.
 
     Args:
-        connect: Makes a client; again after a token has expired.
-        patience_seconds: How long a server may refuse to answer before that is an error.
+        connect: Makes a client; called again after a token has expired.
+        patience_seconds: How long to wait for a server that does not answer.
     """
 
     def __init__(
@@ -62,13 +63,13 @@ class Cluster:
         """When the server last gave no answer."""
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         if self._client is not None:
             self._client.close()
             self._client = None
 
     def create_job(self, manifest: Json) -> tuple[Json, list[str]]:
-        """Create the Job; return it with the warnings that the server gave.
+        """Create the Job; return it with the server's warnings.
 
         Raises:
             ConflictError: There is one of that name.
@@ -84,7 +85,7 @@ class Cluster:
             return None
 
     def delete_job(self, name: str) -> None:
-        """The Job is being deleted, and its pods before it; no error if there is none."""
+        """Request the deletion of the Job, after its pods; no error if there is none."""
         try:
             self._json(
                 "delete_namespaced_job",
@@ -98,13 +99,13 @@ class Cluster:
             return
 
     def pods(self, job: str) -> list[Json]:
-        """The Job's pods, those that were replaced included as long as the cluster keeps them."""
+        """Return the Job's pods, including replaced ones as long as the cluster keeps them."""
         selector = f"batch.kubernetes.io/job-name={job}"
         answer = self._json("list_namespaced_pod", self._namespace, label_selector=selector)
         return list(answer["items"])
 
     def put_secret(self, manifest: Json, job: Json) -> None:
-        """Create or replace the Secret; it goes when the Job goes."""
+        """Create or replace the Secret; it is deleted with the Job."""
         metadata = job["metadata"]
         owner = {"apiVersion": "batch/v1", "kind": "Job"} | {
             k: metadata[k] for k in ("name", "uid")
@@ -117,7 +118,7 @@ class Cluster:
             self._json("replace_namespaced_secret", name, self._namespace, owned)
 
     def last_warning(self, job: str) -> str:
-        """What the cluster last complained about regarding the Job; empty if about nothing."""
+        """Return the cluster's last warning event about the Job; empty if there is none."""
         answer = self._json(
             "list_namespaced_event",
             self._namespace,
@@ -127,7 +128,7 @@ class Cluster:
         return "" if last is None else f"{last.get('reason')}: {last.get('message')}"
 
     def log_tail(self, pod: str, container: str, lines: int) -> list[str]:
-        """Return the last lines of a container; none if they cannot be had any more."""
+        """Return the last lines of a container; none if they are no longer available."""
         try:
             answer = self._answer(
                 "read_namespaced_pod_log",
@@ -141,9 +142,9 @@ class Cluster:
         return str(answer.data.decode("utf-8", "replace")).splitlines()
 
     def follow_log(self, pod: str, container: str) -> Any:
-        """The container's output from its beginning, as it comes: a response to be streamed.
+        """Open the container's output from its beginning as a streaming response.
 
-        Not repeated when it fails: a stream that breaks is opened again by its reader.
+        Not repeated on failure: the reader opens a broken stream again.
         """
         from kubernetes import client
 
@@ -166,7 +167,9 @@ class Cluster:
         return answer
 
     def _answer(self, method: str, *args: object, api: str = "CoreV1Api", **options: object) -> Any:
-        """The response; busy servers, lost connections, restarts and expired tokens are outlasted.
+        """Return the response, retrying while the server is unavailable.
+
+        Busy servers, lost connections, restarts and expired tokens are retried.
 
         Raises:
             NotFoundError, ConflictError: 404, 409.
@@ -215,7 +218,7 @@ class Cluster:
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
     def _may_be_starting(self, status: int) -> bool:
-        """Whether a refusal may come from a server that was restarted and knows no roles yet."""
+        """Return whether a refusal may come from a restarted server without roles yet."""
         was_away = time.monotonic() - self._away_at < _RESTART_SECONDS
         return status in {401, 403} and was_away and self._has_succeeded
 

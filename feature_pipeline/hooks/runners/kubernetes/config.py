@@ -1,8 +1,8 @@
-"""A cluster's own needs, in the form that users of dagster-k8s know.
+"""The cluster's own additions to Jobs, in the form of dagster-k8s.
 
 The `k8s` config of dagster-k8s: `container_config`, `pod_template_spec_metadata`,
-`pod_spec_config`, `job_metadata`, `job_spec_config`, with field names as Kubernetes writes them or
-in snake case. What a hook's confinement and a Job's identity rest on cannot be set.
+`pod_spec_config`, `job_metadata`, `job_spec_config`, with field names in camel case or snake case.
+Fields on which a hook's isolation or a Job's identity depends cannot be set.
 """
 
 import re
@@ -42,7 +42,7 @@ _FIXED: Final = {
 
 @dataclass(frozen=True, slots=True)
 class PodOverrides:
-    """Additions to a Job, as Kubernetes writes them; `parse` makes one from config."""
+    """Additions to a Job, in Kubernetes's own form; `parse` makes one from config."""
 
     container_config: Mapping[str, Any] = field(default_factory=dict)
     pod_template_spec_metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class PodOverrides:
 
 
 def _convert(value: Any, kind: str, where: str) -> Any:
-    """`value` of a Kubernetes type with its fields as Kubernetes writes them."""
+    """Return `value` of a Kubernetes type with its fields in Kubernetes's spelling."""
     if value is None:
         return None
     if found := re.fullmatch(r"list\[(.+)\]", kind):
@@ -105,7 +105,7 @@ def _convert(value: Any, kind: str, where: str) -> Any:
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `over`: mappings merged, lists put together, other values replaced."""
+    """Merge `over` into `base`: mappings merged, lists concatenated, other values replaced."""
     result = dict(base)
     for key, value in over.items():
         held = result.get(key)

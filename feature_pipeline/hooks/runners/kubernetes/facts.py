@@ -1,7 +1,7 @@
-"""What a Job and its pods say about a failure: the API's words in, facts out. No calls.
+"""Derive the facts of a failure from a Job and its pods. No calls.
 
-A pod is `Pending` as long as an init container runs, and the hook is one: what goes on is read from
-the containers' states, never from the phase.
+A pod is `Pending` as long as an init container runs, and the hook is one: progress is read from the
+containers' states, never from the phase.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,13 +15,15 @@ from feature_pipeline.hooks.runners.kubernetes.job import HOOK, PUBLISH, STAGE
 Json = Mapping[str, Any]
 
 MOST_REPLACEMENTS: Final = 3
-"""A pod that is taken away is replaced without counting. One that is taken away for what the hook
-does would be replaced for ever."""
+"""Evicted pods are replaced without counting as retries. This limits a pod that is evicted for what
+the hook does.
+"""
 
 _PULL_REFUSED: Final = frozenset({"InvalidImageName", "ErrImageNeverPull"})
 _PULL_FAILED: Final = frozenset({"ErrImagePull", "ImagePullBackOff"})
 """The kubelet tries again. A pod's status lags behind its events by up to 25 s, so the pull may
-have succeeded by the time that this state is seen."""
+have succeeded by the time that this state is seen.
+"""
 _NO_SUCH_IMAGE: Final = ("code = NotFound", ": not found", "manifest unknown")
 _NO_START: Final = frozenset(
     {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
@@ -31,11 +33,13 @@ _TERMINATED_BY_SIGNAL: Final = 143
 _KILLED: Final = 137
 _OUT_OF_MEMORY: Final = "OOMKilled"
 _HANGS_SECONDS: Final = 15.0
-"""After this a pod whose hook ran out of memory is taken for one that the kubelet will not go on
-with. Publish starts within a second where it starts at all."""
+"""After this time, a pod whose hook ran out of memory is considered stuck in the kubelet. Publish
+starts within a second if it starts at all.
+"""
 _SECRET_SECONDS: Final = 120.0
 """How long a pod may wait for the Secret that is made right after its Job. A kubelet looks for it
-again at every sync, about once in ten seconds."""
+again at every sync, about once in ten seconds.
+"""
 _PERMANENT_REFUSALS: Final = (
     "violates PodSecurity",
     "no PriorityClass with name",
@@ -45,14 +49,14 @@ _PERMANENT_REFUSALS: Final = (
     "is forbidden: [maximum ",
     "is forbidden: [minimum ",
 )
-"""What the API server says of a pod that it will never admit. A quota may pass; it is not here."""
+"""Messages of an API server that will never admit the pod. A quota may pass; it is not here."""
 _FULL: Final = ("Usage of EmptyDir volume", "ephemeral local storage", "local ephemeral storage")
-"""How a kubelet begins, or words, that a pod wrote more than it may."""
+"""Beginnings of kubelet messages about a pod that exceeded its disk limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Why a Job gives no result. `container` names whose log says more."""
+    """Why a Job has no result. `container` names the one whose log has details."""
 
     kind: FailureKind
     reason: str
@@ -64,12 +68,12 @@ REPLACED: Final = Diagnosis(FailureKind.EVICTED, "its pod was taken away and rep
 
 
 def newest(pods: Sequence[Json]) -> Json | None:
-    """The pod that counts: the last one made."""
+    """Return the last created pod, which is the one that counts."""
     return max(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), default=None)
 
 
 def condition(thing: Json, kind: str) -> Json | None:
-    """The condition of that type, if it is true."""
+    """Return the condition of that type, if it is true."""
     for found in thing.get("status", {}).get("conditions") or ():
         if found["type"] == kind and found["status"] == "True":
             result: Json = found
@@ -78,7 +82,7 @@ def condition(thing: Json, kind: str) -> Json | None:
 
 
 def container_state(pod: Json, name: str) -> Json:
-    """`waiting`, `running` or `terminated` of a container; empty before the kubelet has seen it."""
+    """Return a container's `waiting`, `running` or `terminated`; empty if unknown."""
     status = pod.get("status", {})
     for found in (
         *(status.get("initContainerStatuses") or ()),
@@ -91,7 +95,7 @@ def container_state(pod: Json, name: str) -> Json:
 
 
 def stuck(pod: Json, schedule_seconds: float, now: datetime) -> Diagnosis | None:
-    """Why a pod that has not ended will not get on by itself."""
+    """Return why a pod that has not ended cannot make progress; None if it can."""
     for name in (STAGE, HOOK, PUBLISH):
         waiting = container_state(pod, name).get("waiting") or {}
         reason, message = waiting.get("reason"), waiting.get("message") or ""
@@ -118,7 +122,7 @@ def stuck(pod: Json, schedule_seconds: float, now: datetime) -> Diagnosis | None
 
 
 def has_begun(pod: Json) -> bool:
-    """Tell whether a container of the pod has started."""
+    """Return whether a container of the pod has started."""
     return any(
         container_state(pod, name).keys() & {"running", "terminated"} for name in (STAGE, HOOK)
     )
@@ -127,7 +131,7 @@ def has_begun(pod: Json) -> bool:
 def _is_pull_hopeless(
     pod: Json, reason: object, message: str, schedule_seconds: float, now: datetime
 ) -> bool:
-    """Whether an image will not come: the registry has none, or it has had the time to come."""
+    """Return whether an image will not arrive: the registry lacks it, or the time is over."""
     if reason in _PULL_REFUSED:
         return True
     if reason not in _PULL_FAILED:
@@ -143,14 +147,14 @@ def _is_secret_awaited(pod: Json, message: str, now: datetime) -> bool:
 
 
 def _seconds_on_node(pod: Json, now: datetime) -> float:
-    """How long a pod has been on its node; since it was made, if the time is not told."""
+    """Return how long a pod has been on its node, or else since its creation."""
     scheduled = condition(pod, "PodScheduled") or {}
     since = scheduled.get("lastTransitionTime") or pod["metadata"]["creationTimestamp"]
     return (now - moment(since)).total_seconds()
 
 
 def _hangs(pod: Json, now: datetime) -> Diagnosis | None:
-    """That the hook's container was killed for memory and the kubelet starts nothing after it.
+    """Diagnose a hook's container killed for memory after which the kubelet starts nothing.
 
     A kubelet takes an init container with this reason for a failed one whatever its exit code. If
     the code is 0 it starts nothing more, and does not end the pod either.
@@ -174,14 +178,14 @@ def _out_of_memory(code: int) -> Diagnosis:
 
 
 def is_permanent_refusal(warning: str) -> bool:
-    """Tell whether the cluster's complaint about a Job says that it will never make its pod."""
+    """Return whether the cluster's warning about a Job means that it will never create its pod."""
     return any(said in warning for said in _PERMANENT_REFUSALS)
 
 
 def refused_by_kubelet(pod: Json) -> Diagnosis | None:
-    """Tell why the kubelet refused a pod that was bound to its node, if it did.
+    """Return why the kubelet refused a pod that was bound to its node, if it did.
 
-    Such a pod has failed for a reason and none of its containers was ever looked at.
+    Such a pod has failed for a reason, and none of its containers was ever started.
     """
     status = pod.get("status", {})
     reason = status.get("reason")
@@ -193,7 +197,7 @@ def refused_by_kubelet(pod: Json) -> Diagnosis | None:
 
 
 def taken_away(pod: Json) -> Diagnosis | None:
-    """Why the cluster took a pod away, if it did."""
+    """Return why the cluster evicted or deleted a pod, if it did."""
     status = pod.get("status", {})
     disrupted = condition(pod, "DisruptionTarget")
     if disrupted is not None:
@@ -214,7 +218,7 @@ def is_going(pod: Json) -> bool:
 
 
 def lost(pod: Json, patience_seconds: float, now: datetime) -> Diagnosis | None:
-    """That a pod which should be gone is not: the node that would end it does not answer.
+    """Diagnose a pod that should be gone and is not: its node does not answer.
 
     No other pod replaces it before it has ended.
     """
@@ -229,7 +233,7 @@ def lost(pod: Json, patience_seconds: float, now: datetime) -> Diagnosis | None:
 
 
 def failure(job: Json, pod: Json | None) -> Diagnosis:
-    """Why a Job failed, by its last pod if there is one still."""
+    """Return why a Job failed, from its last pod if one still exists."""
     failed = condition(job, "Failed") or {}
     if pod is not None:
         found = taken_away(pod) or refused_by_kubelet(pod) or _by_containers(pod)
@@ -266,7 +270,7 @@ def _by_containers(pod: Json) -> Diagnosis | None:
 
 
 def _hook_ended(pod: Json, code: int, reason: str, message: str) -> Diagnosis:
-    """The wrapper's container did not end by itself with 0: something ended it from outside."""
+    """Return whether something outside ended the wrapper's container, rather than exit status 0."""
     if pod.get("status", {}).get("reason") == "DeadlineExceeded":
         return Diagnosis(FailureKind.DEADLINE, "its pod took longer than it may", code, HOOK)
     if reason in _NO_START_ENDS:

@@ -1,4 +1,4 @@
-"""The Job that makes one attempt: its name, its pod, what each container is given. No calls."""
+"""Build the Job of one attempt: its name, its pod, the containers' grants. No calls."""
 
 import re
 from collections.abc import Mapping
@@ -29,19 +29,19 @@ _DISRUPTED: Final = {"type": "DisruptionTarget", "status": "True"}
 
 @dataclass(frozen=True, slots=True)
 class JobSettings:
-    """What is the same for every hook of a cluster.
+    """The settings shared by all hooks of a cluster.
 
     Attributes:
-        namespace: Where Jobs and their secrets are made; it must exist.
+        namespace: Namespace of Jobs and their secrets; it must exist.
         support_image: Image of the stage and publish containers.
         code_image: Image for releases that are code files; None refuses them.
         service_account: Of the pods. They get no token of it, and it needs no permission.
         schedule_seconds: How long a pod may wait for a node and for images.
         grace_seconds: Between SIGTERM and SIGKILL, at a hook's deadline.
-        keep_seconds: How long a finished Job stays to be looked at. What it published stays longer.
-        store_patience_seconds: How long the archive may give no answer while a Job's end is
-            looked for.
-        overrides: What the cluster needs besides, in dagster-k8s's `k8s` config form.
+        keep_seconds: How long a finished Job is kept for inspection. Its result is kept longer.
+        store_patience_seconds: How long to wait for an archive that does not answer while a Job's
+            result is read.
+        overrides: The cluster's additions, in the form of dagster-k8s's `k8s` config.
     """
 
     namespace: str
@@ -59,18 +59,18 @@ class JobSettings:
         return release.document.image or self.code_image
 
     def lifetime_seconds(self, request: RunRequest) -> float:
-        """How long what the pod is granted must work: waiting, the hook, and publishing."""
+        """Return how long the pod's grants must be valid: waiting, the hook, and publishing."""
         hook = request.limits.timeout_seconds + self.grace_seconds
         return self.schedule_seconds + hook + 2 * PUBLISH_ALLOWANCE_SECONDS
 
 
 def identity(request: RunRequest, image: str, archive: str) -> Digest:
-    """What a Job must be equal in to be the one that `request` asks for.
+    """Return the properties that a Job must share with `request` to be its attempt.
 
     Args:
         request: The attempt.
         image: Of the hook's container.
-        archive: The store that the output goes to: another's Job would leave nothing in ours.
+        archive: The store that the output goes to: another store's Job would leave nothing in ours.
     """
     return Digest.of(
         document_bytes(
@@ -88,16 +88,16 @@ def identity(request: RunRequest, image: str, archive: str) -> Digest:
 
 
 def job_name(request: RunRequest, wanted: Digest) -> str:
-    """The Job's name, which room is left in for what its pods' names add.
+    """Return the Job's name, short enough for the suffixes of its pods' names.
 
-    The same for the same attempt at the same question, whichever worker asks.
+    It is the same for equal attempts, whichever worker asks.
     """
     hook = re.sub("[^a-z0-9]+", "-", request.release.document.hook.lower())[:24].strip("-")
     return f"hook-{hook or 'x'}-{wanted.hex[:16]}-{request.attempt}"
 
 
 def secret_manifest(name: str, stage_url: str, publish: str) -> dict[str, Any]:
-    """The Secret that holds what stage and publish are granted."""
+    """Return the Secret with the grants of stage and publish."""
     return {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -110,7 +110,10 @@ def secret_manifest(name: str, stage_url: str, publish: str) -> dict[str, Any]:
 def job_manifest(
     name: str, request: RunRequest, settings: JobSettings, image: str, wanted: Digest
 ) -> dict[str, Any]:
-    """The Job: stage, then hook, as init containers; then publish. `wanted` is its identity."""
+    """Return the Job: stage and hook as init containers, then publish.
+
+    `wanted` is its identity.
+    """
     labels = {
         "app.kubernetes.io/managed-by": "feature-pipeline",
         ROLE_LABEL: "hook",

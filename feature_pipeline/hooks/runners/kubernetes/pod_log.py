@@ -1,4 +1,4 @@
-"""What a pod's container prints, followed over broken connections and replaced pods."""
+"""The output of a pod's container, followed over broken connections and replaced pods."""
 
 import os
 import threading
@@ -19,7 +19,7 @@ class PodLog:
 
     Args:
         open_stream: Follows a container of a pod from its beginning: `(pod, container)`.
-        container: Whose output it is.
+        container: Name of the container.
     """
 
     def __init__(self, open_stream: Callable[[str, str], Any], container: str) -> None:
@@ -34,7 +34,7 @@ class PodLog:
         self._is_closed = False
 
     def follow(self, uid: str, pod: str) -> None:
-        """Follow this pod if it is not being followed, from where an earlier stream broke off."""
+        """Follow this pod unless it is being followed, from where an earlier stream broke off."""
         if self._thread is not None and self._thread.is_alive():
             return
         if uid != self._pod:
@@ -58,7 +58,7 @@ class PodLog:
             self._is_ended = True
 
     def pump(self, log: LogStream, timeout_seconds: float) -> None:
-        """Hand on what is there, waiting for at most `timeout_seconds`."""
+        """Hand on the available output, waiting for at most `timeout_seconds`."""
         log.pump(self._reader, timeout_seconds)
 
     def drain(self, log: LogStream) -> None:
@@ -74,7 +74,7 @@ class PodLog:
         log.drain(self._reader, 0.05)
 
     def show_rest(self, log: LogStream, whole: bytes) -> None:
-        """Hand on what of the log, as the pod kept it, has not been followed."""
+        """Hand on the part of the published log that has not been followed."""
         if self._copied_bytes > log_file.LOG_HEAD_BYTES:
             return  # behind its beginning, what was kept is not what was printed
         rest = whole[self._copied_bytes :]
@@ -93,7 +93,7 @@ class PodLog:
                 view = view[os.write(self._writer, view) :]
 
     def close(self) -> None:
-        """Follow no more."""
+        """Stop following."""
         if self._is_closed:
             return
         self._is_closed = True

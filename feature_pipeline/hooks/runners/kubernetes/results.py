@@ -26,7 +26,7 @@ from feature_pipeline.pod.transfers import MOST_FILE_BYTES
 
 UNKNOWN_NODE: Final = "unknown"
 _CUT_BYTES: Final = 128
-"""More than the line that says what was left out."""
+"""More than the length of the line that reports omitted output."""
 
 
 class NotPublishedError(NotFoundError):
@@ -41,10 +41,10 @@ class PublishedResults:
     """A runner that starts nothing: its attempts are those whose pods have published already.
 
     An attempt ends here as it would have for the worker that began it, so that a worker that
-    repeats a hook run's course comes by the same decisions.
+    repeats a hook run's course makes the same decisions.
 
     Args:
-        results: Where the pods left theirs.
+        results: The pods' results.
         image: The image of the hook's container, which is part of an attempt's name.
     """
 
@@ -55,7 +55,7 @@ class PublishedResults:
         self._image = image
 
     def run(self, request: RunRequest, monitor: RunMonitor) -> RunResult:
-        """Take the attempt's result.
+        """Return the attempt's published result.
 
         Raises:
             NotPublishedError: There is none.
@@ -98,7 +98,7 @@ class PublishedResults:
 
 
 def without_result(end: AttemptEnd, request: RunRequest) -> RunResult:
-    """Return the attempt as its worker saw it end; of its log, the last lines."""
+    """Return the attempt's end as recorded by its worker, with the last lines of its log."""
     path = request.workspace.log(request.attempt)
     path.write_text("".join(f"{line}\n" for line in end.failure.log_tail), encoding="utf-8")
     return RunResult(
@@ -115,11 +115,11 @@ def without_result(end: AttemptEnd, request: RunRequest) -> RunResult:
 def take_log(
     results: Results, attempt: AttemptKey, result: PodResult, request: RunRequest
 ) -> bytes:
-    """The result's files are in the request's workspace; its log.
+    """Download the result's files into the request's workspace; return its log.
 
     Raises:
-        NotFoundError, CorruptDataError: One is missing, is not what the result says, or is a log
-            that no wrapper of ours has kept.
+        NotFoundError, CorruptDataError: A file is missing, does not match the result, or is a log
+            that our wrapper cannot have written.
     """
     most, size = log_file.LOG_HEAD_BYTES + log_file.LOG_TAIL_BYTES + _CUT_BYTES, result.log[1]
     if size > most:
@@ -140,7 +140,7 @@ def _length(result: PodResult) -> int:
 
 
 def tail_of(log: bytes) -> tuple[str, ...]:
-    """Return the last lines of a log, as a follower of the log sees them."""
+    """Return the last lines of a log in the form in which a follower sees them."""
     shown = LogStream(CappedLog(io.BytesIO()), lambda _: None)
     shown.take(log)
     shown.finish()
@@ -148,12 +148,12 @@ def tail_of(log: bytes) -> tuple[str, ...]:
 
 
 def with_last_line_ended(data: bytes) -> bytes:
-    """A log whose last line has its end."""
+    """Return the log with a line end after its last line."""
     return data + b"\n" if data and not data.endswith(b"\n") else data
 
 
 def verdict(request: RunRequest, result: PodResult, tail: tuple[str, ...]) -> Diagnosis | None:
-    """What the hook's own end means; None if it ended well."""
+    """Return the failure shown by the hook's own end; None if it succeeded."""
     limits, code = request.limits, result.exit_code
     if result.start_error is not None:
         program = request.release.document.command[0]

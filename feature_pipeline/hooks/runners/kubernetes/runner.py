@@ -1,13 +1,13 @@
-"""Runs hooks as Kubernetes Jobs: stage, hook and publish in one pod.
+"""Run hooks as Kubernetes Jobs: stage, hook and publish in one pod.
 
-A Job is named after the attempt it makes. A worker that makes the same attempt again, after another
-died or beside it, finds the Job and waits for it; if the Job is gone, what it published is taken.
+A Job is named after its attempt. A worker that makes the same attempt again, after another died or
+beside it, finds the Job and waits for it; if the Job is gone, the worker uses its published result.
 An interrupt leaves the Job running for that, unless the run is cancelled.
 
 What this runner does not promise:
 
 - Whether the pod has a network is the cluster's NetworkPolicy, for all its containers alike.
-- The hook's container starts again from nothing if the cluster takes its pod away.
+- The hook's container starts again from the beginning if the cluster evicts its pod.
 - Peak memory is that of the largest process, not of their sum.
 """
 
@@ -56,13 +56,13 @@ _TICK_SECONDS: Final = 0.1
 _CANCEL_SECONDS: Final = 0.5
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 _LOST_SECONDS: Final = 900.0
-"""Beyond all that a pod was granted; it is taken for lost then."""
+"""Time beyond all that a pod was granted, after which it counts as lost."""
 _REFUSAL_SECONDS: Final = 2.0
-"""A cluster makes a pod within a second, or says why not; then it is asked."""
+"""A cluster creates a pod within a second, or reports why not; after this it is asked."""
 _WARNING_SECONDS: Final = 10.0
-"""Between two questions why there is no pod."""
+"""Interval between questions why there is no pod."""
 _DELETION_SECONDS: Final = 120.0
-"""How long a Job that is being deleted is waited for, before it is taken for one that stays."""
+"""How long to wait for a Job's deletion before assuming that it will stay."""
 
 T = TypeVar("T")
 # Jobs that a later run of the same question must not find: they learnt nothing about the batch
@@ -81,12 +81,12 @@ class KubernetesRunner:
     """Runs a release's image, or its code files in `settings.code_image`, as a Job.
 
     Args:
-        transfer: Carries inputs and output.
-        settings: What is the same for every hook.
-        connect: Makes a client of the API; the default finds the cluster that this runs in.
-        poll_seconds: Between two looks at the Job. Watches were refused: they are lost in silence,
-            and a look repairs itself.
-        patience_seconds: How long the API server may be away.
+        transfer: Moves inputs and output.
+        settings: The settings shared by all hooks.
+        connect: Makes a client of the API; the default finds the cluster that this process runs in.
+        poll_seconds: Interval between polls of the Job. Watches were refused: they can break
+            unnoticed, while the next poll repairs a failed one.
+        patience_seconds: How long the API server may be unavailable.
     """
 
     name = "kubernetes"
@@ -107,14 +107,14 @@ class KubernetesRunner:
         self._patience_seconds = patience_seconds
 
     def image_of(self, release: HookRelease) -> str | None:
-        """Return the image that hooks of the release run in: their attempts' names depend on it."""
+        """Return the image of the release's hooks, which is part of their attempts' names."""
         return self._settings.image_of(release)
 
     def run(self, request: RunRequest, monitor: RunMonitor) -> RunResult:
-        """Make the attempt's Job or attach to it, and wait for its result; see `HookRunner.run`.
+        """Create the attempt's Job or attach to it, and wait for its result; see `HookRunner.run`.
 
-        An interrupt passes through and leaves the Job to be attached to, unless the monitor says
-        that the run is cancelled: then the Job is deleted.
+        An interrupt passes through and leaves the Job for another worker, unless the monitor
+        reports that the run is cancelled: then the Job is deleted.
         """
         request.workspace.create()
         request.workspace.clear_output()
@@ -149,7 +149,7 @@ class KubernetesRunner:
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """How an attempt ended. `result` is None if the pod published none."""
+    """The end of an attempt. `result` is None if the pod published none."""
 
     diagnosis: facts.Diagnosis | None
     result: PodResult | None = None
@@ -159,7 +159,7 @@ class _End:
 
 
 class _Attempt:
-    """One Job, from before it exists until its result is here."""
+    """One Job, from before its creation until its result is here."""
 
     def __init__(
         self,
@@ -187,7 +187,7 @@ class _Attempt:
         self._next_question = 0.0
 
     def run(self, poll_seconds: float) -> _End:
-        """The end of the attempt; whatever goes wrong on our side of it is an end as well."""
+        """Return the end of the attempt, also for errors on our side of it."""
         request = self._request
         image = self._settings.image_of(request.release)
         if refusal := _refusal(request, image):
@@ -217,7 +217,7 @@ class _Attempt:
             self._pod_log.close()
 
     def _ensure(self, name: str, image: str, wanted: Digest) -> _End | None:
-        """There is a Job for this attempt, or its result; else the end that it has come to."""
+        """Ensure that this attempt has a Job or a result; otherwise return its end."""
         request = self._request
         job = self._job_to_attach_to(name)
         if job is None and self._result(name) is not None:
@@ -257,16 +257,17 @@ class _Attempt:
         return None
 
     def _grants(self, name: str) -> Grants:
-        """What the pod's containers that start from now on need, for a while."""
+        """Return the temporary grants for containers that start from now on."""
         lifetime = self._settings.lifetime_seconds(self._request)
         workspace = self._request.workspace
         return self._patiently(lambda: self._transfer.offer(self._key(name), workspace, lifetime))
 
     def _put_secret(self, job: dict[str, Any], grants: Grants) -> None:
-        """Grant it to the Job's pods. The Secret comes after its Job, so that it goes with it.
+        """Grant it to the Job's pods. The Secret is created after its Job, to be deleted with it.
 
         Raises:
-            ClusterRefusedError: It may not be made; the Job, which cannot run without, is deleted.
+            ClusterRefusedError: It may not be created; the Job, which cannot run without it, is
+                deleted.
         """
         name = job["metadata"]["name"]
         secret = jobs.secret_manifest(name, grants.stage_url, grants.publish)
@@ -278,7 +279,7 @@ class _Attempt:
         self._offered_at = time.monotonic()
 
     def _offer_again(self, job: dict[str, Any], pod: facts.Json | None) -> None:
-        """Grants are new before they end in a queue, and for a pod that replaces another."""
+        """Renew grants before they expire in a queue, and for a pod that replaces another."""
         is_held_back = pod is None and bool(job["spec"].get("suspend"))
         half = self._settings.lifetime_seconds(self._request) / 2
         is_due = is_held_back and time.monotonic() - self._offered_at > half
@@ -289,7 +290,7 @@ class _Attempt:
             self._put_secret(job, self._grants(job["metadata"]["name"]))
 
     def _job_to_attach_to(self, name: str) -> dict[str, Any] | None:
-        """The Job of that name, once none is there that is being deleted."""
+        """Return the Job of that name, after waiting for one that is being deleted."""
         end = time.monotonic() + _DELETION_SECONDS
         while True:
             job = self._cluster.job(name)
@@ -300,7 +301,7 @@ class _Attempt:
             time.sleep(_CANCEL_SECONDS)
 
     def _wait(self, name: str, poll_seconds: float) -> facts.Diagnosis | None:
-        """Wait until the Job is complete; why it will not be, if it will not."""
+        """Wait until the Job is complete; return why it will not be, if so."""
         while True:
             job = self._cluster.job(name)
             if job is None:
@@ -361,7 +362,7 @@ class _Attempt:
         return facts.stuck(pod, settings.schedule_seconds, now)
 
     def _refused_pod(self, name: str) -> facts.Diagnosis | None:
-        """Why the Job has no pod, if the cluster will make none or has had the time to."""
+        """Return why the Job has no pod, if the cluster will make none or the time is over."""
         now = time.monotonic()
         absent = now - self._without_pod_since
         is_overdue = absent > self._settings.schedule_seconds
@@ -383,7 +384,7 @@ class _Attempt:
         self._pod_log.drain(self._log)
 
     def _finish(self, name: str, diagnosis: facts.Diagnosis | None) -> _End:
-        """The result of a Job that is done with, and what is left of its log."""
+        """Return the result of a finished Job, with the rest of its log."""
         node = str((self._last_pod or {}).get("spec", {}).get("nodeName") or "unknown")
         if diagnosis is not None and diagnosis.kind is FailureKind.CANCELLED:
             self._log.note("cancelled: deleting its Job")
@@ -423,7 +424,7 @@ class _Attempt:
     def _note_end(
         self, name: str, diagnosis: facts.Diagnosis, tail: tuple[str, ...], node: str
     ) -> None:
-        """A worker that repeats this attempt after the Job is gone goes on to the next one."""
+        """Record the end, so that a worker that repeats this attempt goes on to the next one."""
         failure = runtime_facts(diagnosis, tail, self._request)
         end = AttemptEnd(failure, self._began_at, datetime.now(UTC), node)
         try:
@@ -439,7 +440,7 @@ class _Attempt:
         return self._patiently(lambda: self._transfer.result(self._key(name)))
 
     def _patiently(self, look: Callable[[], T]) -> T:
-        """What `look` gives, once the store answers.
+        """Return the result of `look`, once the store answers.
 
         Raises:
             StoreUnavailableError: It did not for `store_patience_seconds`.
@@ -456,7 +457,7 @@ class _Attempt:
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     def _tail(self, diagnosis: facts.Diagnosis) -> tuple[str, ...]:
-        """The last lines of the container that is to blame."""
+        """Return the last lines of the container at fault."""
         pod = self._last_pod
         if diagnosis.container in (None, jobs.HOOK) or pod is None:
             return ()

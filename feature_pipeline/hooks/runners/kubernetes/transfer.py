@@ -1,4 +1,4 @@
-"""How a hook's inputs reach a pod, and its output comes back, without a credential in the pod."""
+"""The protocol for moving a hook's inputs and output without a credential in the pod."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from feature_pipeline.model.digest import Digest
 
 @dataclass(frozen=True, slots=True)
 class AttemptKey:
-    """Which attempt: the hook run's id, and the name of the attempt's Job."""
+    """The hook run's id, and the name of the attempt's Job."""
 
     run_id: str
     job: str
@@ -24,7 +24,7 @@ class AttemptKey:
 
 @dataclass(frozen=True, slots=True)
 class Grants:
-    """What the pod is given, secret both: signed addresses that work for a limited time.
+    """Signed addresses for the pod, valid for a limited time. Both parts are secret.
 
     `stage_url` names the document that lists the inputs. `publish` is the JSON that
     `feature_pipeline.pod.publish` reads.
@@ -36,7 +36,7 @@ class Grants:
 
 @dataclass(frozen=True, slots=True)
 class PodResult:
-    """How the hook ended, by the pod's own word, and what it left.
+    """The hook's end and files, as the pod reports them.
 
     `exit_code` is as shells give it. `start_error` is set if the program could not be started.
     `irregular` and `too_large`, with sizes in bytes, are not among the `files`.
@@ -58,7 +58,7 @@ class PodResult:
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnd:
-    """How an attempt ended whose pod left no result: what its worker learnt from the cluster."""
+    """The end of an attempt whose pod left no result, as its worker learnt it from the cluster."""
 
     failure: RuntimeFacts
     started_at: datetime
@@ -67,31 +67,31 @@ class AttemptEnd:
 
 
 class Results(Protocol):
-    """Takes what the pod of one attempt left."""
+    """Reads the result of an attempt's pod."""
 
     @property
     def archive(self) -> str:
-        """Tells attempts about this archive from those about another: see `job`."""
+        """Distinguishes attempts about this archive from those about another: see `job`."""
         ...
 
     def end(self, attempt: AttemptKey) -> AttemptEnd | None:
-        """What a worker noted of an attempt that left no result; None if none did.
+        """Return a worker's record of an attempt without a result; None if there is none.
 
         Raises:
-            CorruptDataError: There is something else.
+            CorruptDataError: The object is something else.
         """
         ...
 
     def result(self, attempt: AttemptKey) -> PodResult | None:
-        """What the pod published; None as long as it has not.
+        """Return the pod's result; None if it has not published one yet.
 
         Raises:
-            CorruptDataError: There is something else.
+            CorruptDataError: The object is something else.
         """
         ...
 
     def fetch(self, attempt: AttemptKey, result: PodResult, output: Path, log: Path) -> None:
-        """The files are in `output` and the log in `log`, with the digests that `result` names.
+        """Download the files into `output` and the log to `log`, and compare them with `result`.
 
         Raises:
             NotFoundError, CorruptDataError: One is missing, or is something else.
@@ -100,10 +100,10 @@ class Results(Protocol):
 
 
 class Transfer(Results, Protocol):
-    """Moves the workspace of one attempt, there and back."""
+    """Moves the workspace of one attempt to the pod and back."""
 
     def offer(self, attempt: AttemptKey, workspace: Workspace, lifetime_seconds: float) -> Grants:
-        """The workspace's inputs, files and code can be had by the pod for that time.
+        """Make the workspace's inputs, files and code available to the pod for that time.
 
         Raises:
             InvalidInputError: Addresses cannot be signed for so long.
@@ -112,17 +112,17 @@ class Transfer(Results, Protocol):
         ...
 
     def note_end(self, attempt: AttemptKey, end: AttemptEnd) -> None:
-        """A worker that asks for the attempt again learns that it ended; the first answer stands.
+        """Record the attempt's end for a worker that asks for it again; the first record stands.
 
         Raises:
-            StoreUnavailableError, OutcomeUnknownError: It may not be there.
+            StoreUnavailableError, OutcomeUnknownError: It may not be stored.
         """
         ...
 
     def forget(self, attempt: AttemptKey) -> None:
-        """The attempt's pod has left no result, whatever it left; no error if it had left none.
+        """Remove the result of the attempt's pod, if there is one.
 
         Raises:
-            StoreUnavailableError, OutcomeUnknownError: It may be there.
+            StoreUnavailableError, OutcomeUnknownError: It may still exist.
         """
         ...

@@ -1,6 +1,6 @@
-"""How much disk a hook's folders hold, looked at now and then: no quota of a file system is needed.
+"""Measure the disk usage of a hook's folders periodically, without file system quotas.
 
-A file that is open and has no name any more is not seen.
+An open file without a name is not seen.
 """
 
 import os
@@ -14,12 +14,12 @@ from feature_pipeline.hooks.left_output import excess
 
 _LOOK_SECONDS: Final = 1.0
 _LOOK_SHARE: Final = 20
-"""A look that took long is followed by a pause so many times as long."""
+"""A slow measurement is followed by a pause this many times as long."""
 _BLOCK_BYTES: Final = 512
 
 
 class DiskWatch:
-    """Holds each of `folders`, which are named by what they are to a hook, to `limit_bytes`."""
+    """Compares each of `folders`, which have names for messages, with `limit_bytes`."""
 
     def __init__(self, folders: Mapping[str, Path], limit_bytes: int) -> None:
         self._folders = folders
@@ -27,7 +27,7 @@ class DiskWatch:
         self._next_look = 0.0
 
     def excess(self) -> str | None:
-        """Which folder holds more than the limit; None if none does, or between two looks."""
+        """Return the folder that exceeds the limit; None if none does, or between measurements."""
         begun = time.monotonic()
         if begun < self._next_look:
             return None
@@ -41,10 +41,10 @@ class DiskWatch:
 
 
 def _held_bytes(folder: Path) -> int:
-    """Bytes below `folder`, by length or by room on disk, whichever is more.
+    """Return the bytes below `folder`: the larger of length and disk usage, per file.
 
-    A hole takes no room, but is read and stored as what it stands for. What goes meanwhile counts
-    not.
+    A sparse file takes little room, but is read and stored at its full length. Files that disappear
+    meanwhile do not count.
     """
     held = 0
     for parent, _, names in os.walk(folder):

@@ -1,11 +1,11 @@
-"""Exit statuses as people read them."""
+"""Exit statuses in words."""
 
 import signal
 from contextlib import suppress
 
 
 def exit_reason(code: int) -> str:
-    """How a program ended, by its status: 128 + n for one that signal n ended, as shells say it."""
+    """Return the meaning of an exit status: as in shells, 128 + n for an end by signal n."""
     if code == 128 + signal.SIGKILL:
         return "SIGKILL ended it, from outside: perhaps the machine ran out of memory"
     with suppress(ValueError):

@@ -1,6 +1,6 @@
-"""The file that a hook's log is kept in: of a log without end, the beginning and the end.
+"""The file of a hook's log: of a long log, only the beginning and the end are stored.
 
-The pod's wrapper (`pod/wrapper.c`) keeps the same of it, and says so in the same words.
+The pod's wrapper (`pod/wrapper.c`) does the same, with the same text.
 """
 
 from collections.abc import Iterator
@@ -10,19 +10,19 @@ from typing import BinaryIO, Final
 
 LOG_HEAD_BYTES: Final = 48 << 20
 LOG_TAIL_BYTES: Final = 16 << 20
-"""What is kept of a log, from its beginning and from its end; the end is held in memory."""
+"""Stored bytes of a long log's beginning and end; the end is held in memory."""
 
 
 def left_out(size_bytes: int) -> bytes:
-    """The line that stands in a log for what was left out of it."""
+    """Return the line that replaces the omitted part of a log."""
     return f"[feature_pipeline] {size_bytes} bytes of the log are left out here\n".encode()
 
 
 class CappedLog:
-    """A log's file: all of a short log; of a longer one its first and its last bytes.
+    """A log's file: all of a short log; of a longer one the first and last bytes.
 
     Args:
-        file: Takes what is kept. The end of a long log comes with `end`.
+        file: Receives the stored part. The end of a long log is written by `end`.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -32,7 +32,7 @@ class CappedLog:
         self._left_out = 0
 
     def write(self, data: bytes) -> None:
-        """Take bytes, and forget those between the beginning and the end."""
+        """Take bytes; discard those between the beginning and the end."""
         head = data[: self._room]
         self._file.write(head)
         self._room -= len(head)
@@ -42,11 +42,11 @@ class CappedLog:
             self._left_out += excess
 
     def flush(self) -> None:
-        """What is in the file can be read by others."""
+        """Make the file's content visible to readers."""
         self._file.flush()
 
     def end(self) -> None:
-        """The end is in the file as well, from the beginning of a line if there is one in it."""
+        """Write the end of the log, starting at the beginning of a line if it has one."""
         if self._left_out:
             cut = self._end.find(b"\n") + 1
             self._file.write(b"\n" + left_out(self._left_out + cut))
@@ -57,7 +57,7 @@ class CappedLog:
 
 @contextmanager
 def open_log(path: Path) -> Iterator[CappedLog]:
-    """The log at `path`, new; complete when it is left."""
+    """Open a new log at `path`; it is complete when the block is left."""
     with path.open("wb") as file:
         log = CappedLog(file)
         try:

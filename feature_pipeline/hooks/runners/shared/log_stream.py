@@ -1,7 +1,7 @@
-"""A hook's standard output and error: its bytes into a file, its lines to the observer.
+"""A hook's standard output and error: bytes into a file, lines to the monitor.
 
-A hook that prints for ever fills neither a disk (`hooks.runners.shared.log_file`) nor the output
-that Dagster captures: what is shown ends.
+A hook that prints without end fills neither a disk (`hooks.runners.shared.log_file`) nor Dagster's
+captured output, since the number of shown bytes is limited.
 """
 
 import os
@@ -16,7 +16,7 @@ from feature_pipeline.hooks.runners.shared.log_file import CappedLog
 from feature_pipeline.model.printable import printable
 
 SHOWN_BYTES: Final = 16 << 20
-"""What is shown of a log."""
+"""How much of a log is shown."""
 MAX_LINE_BYTES: Final = 4096
 _CHUNK_BYTES: Final = 1 << 16
 _TAIL_LINE_CHARACTERS: Final = 500
@@ -25,13 +25,13 @@ _TAIL_LINE_CHARACTERS: Final = 500
 class LogStream:
     """Copies a pipe to `file` as it comes, and shows its lines, up to `SHOWN_BYTES` of them.
 
-    A line shown has no line end, is valid text whatever the bytes were, with control characters as
-    escapes, and is cut off after `MAX_LINE_BYTES`. Of a line that overwrites itself (progress bars)
-    the last state is shown.
+    A shown line has no line end, is valid text whatever the bytes were, with escaped control
+    characters, and is cut off after `MAX_LINE_BYTES`. Of a line that overwrites itself (progress
+    bars) the last state is shown.
 
     Args:
-        file: Takes the bytes, unchanged.
-        show: Takes the lines.
+        file: Receives the bytes, unchanged.
+        show: Receives the lines.
     """
 
     def __init__(self, file: CappedLog, show: Callable[[str], None]) -> None:
@@ -58,7 +58,7 @@ class LogStream:
         return True
 
     def drain(self, descriptor: int, timeout_seconds: float) -> None:
-        """Take the rest up to the pipe's end; or what comes in time if it stays open."""
+        """Take the rest up to the pipe's end, or what arrives in time if it stays open."""
         end = time.monotonic() + timeout_seconds
         while (left := end - time.monotonic()) > 0:
             if not select.select([descriptor], [], [], left)[0]:
