@@ -1,7 +1,7 @@
-"""Tables from the archive: one batch, some, or all of them.
+"""Load tables from the archive: one batch, some, or all of them.
 
-Any number of processes may do this at once for the same table: each batch is loaded once, whichever
-is first, and who comes later finds it unchanged.
+Any number of processes may load the same table at once: each batch is loaded once, by whichever
+comes first; the others find it unchanged.
 """
 
 import logging
@@ -57,24 +57,26 @@ from feature_pipeline.projections.switch.finalize import settle_table
 _LOG: Final = logging.getLogger(__name__)
 _END: Final = object()
 _AHEAD: Final = 2
-"""Groups a worker prepares while it loads another. One waits for S3 most of its time."""
+"""Groups that a worker prepares while it loads another. One waits for S3 most of its time."""
 _GROUP_BYTES: Final = 4 << 20
-"""Small batches are loaded together until they have as many bytes of rows: the statements around a
-COPY then cost little beside it, and memory stays that of `_AHEAD` and one groups."""
+"""Small batches are loaded together until they have this many bytes of rows: the statements around
+a COPY then cost little compared to it, and memory is bounded by `_AHEAD` + 1 groups.
+"""
 _GROUP_BATCHES: Final = 64
 _SHOWN_PROBLEMS: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """What loading one batch did.
+    """The result of loading one batch.
 
-    `rows` counts the batch's rows in the table afterwards, `foreign` its records that belong to
-    a batch submitted later. `is_unchanged` says that no row was written: the content was there
-    already. While a generation is being built the report is of that one; `live` is then the
-    report of the one that is read, if it had to be fed, or `waiting` says why that one cannot hold
-    the artifact. `left_out` says of records why PostgreSQL cannot hold their rows. `counts` are the
-    artifact's; None where a later one was there already, which was not read.
+    `rows` is the number of the batch's rows in the table afterwards, `foreign` that of its records
+    that belong to a batch submitted later. `is_unchanged` means that no row was written because the
+    table had the content already. While a generation is being built the report is about that one;
+    `live` is then the report about the one that is read, if it had to be loaded, or `waiting` is
+    the reason why that one cannot store the artifact. `left_out` gives for records the reason why
+    PostgreSQL cannot store their rows. `counts` are the artifact's; None if a later one was loaded
+    already, which was not read.
     """
 
     batch: str
@@ -98,7 +100,7 @@ class LoadReport:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """One batch to load, with all that is known of it beforehand."""
+    """One batch to load, with everything known about it beforehand."""
 
     batch: BatchEntry
     entry: FeatureEntry
@@ -106,17 +108,21 @@ class _Task:
 
 _Problem: TypeAlias = CannotEvolveError | CorruptDataError | NotFoundError | RefusedBatchError
 """Why a batch is not loaded: it does not fit, PostgreSQL refused it, its artifact is damaged or
-incomplete, or what was loaded of it before is lost in the archive."""
+incomplete, or what was loaded of it before is lost in the archive.
+"""
 _GivenUp: TypeAlias = dict[tuple[int, str], tuple[int, Digest]]
-"""By generation and batch the log entry (number, manifest) that it was loaded from, and whose loss
-was accepted."""
+"""By generation and batch, the log entry (number, manifest) that it was loaded from, and whose loss
+was accepted.
+"""
 _Found: TypeAlias = list[PreparedBatch | _Problem | None]
-"""A task's rows for each generation that is fed, or why there are none; None if it holds them."""
+"""A task's rows for each generation that is loaded, or why there are none; None if it has them
+already.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class _Fit:
-    """What of some tasks one generation can hold, and why it cannot hold the rest, by batch."""
+    """The tasks that one generation can store, and for the others the reason, by batch."""
 
     group: PreparedGroup | None
     problems: dict[str, _Problem]
@@ -124,21 +130,21 @@ class _Fit:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Tasks that are loaded together, with their rows per generation that is fed."""
+    """Tasks that are loaded together, with their rows per generation."""
 
     tasks: list[_Task]
     state: TableState
-    """What the rows are for."""
+    """The state of the table for which the rows were prepared."""
     wanted: _Fit
     live: _Fit | None
     """None while nothing is being built: the wanted generation is the live one."""
 
 
 def load_batch(store: BlobStore, database: Database, spec: TableSpec, batch: str) -> LoadReport:
-    """The table holds the batch's current artifact, or one accepted later.
+    """Load the batch's current artifact, unless the table has a later one.
 
-    The log's head is read before the batch is locked: under the lock a higher seq is never
-    replaced by a lower, so a head that moved on meanwhile can only be a later run's to load.
+    The log's head is read before the batch is locked: under the lock a higher seq is never replaced
+    by a lower, so a head that moved on meanwhile can only be a later run's to load.
 
     Raises:
         NotFoundError: The batch is unknown, or has no current artifact under the hook.
@@ -162,20 +168,20 @@ def load_batches(
 ) -> Generator[LoadReport]:
     """Load these batches, or all that have a current artifact; yield a report for each when done.
 
-    Small batches share a transaction, and each is whole or not there: what was reported stays
-    loaded whatever happens to the rest. When the iterator ends, all of it is on disk, and the
+    Small batches share a transaction, and each is loaded completely or not at all: reported batches
+    stay loaded whatever happens to the rest. When the iterator ends, all of it is on disk, and the
     table is settled (`settle_table`): a generation that is complete by now has been switched to.
 
-    A batch that does not fit the wanted generation, that PostgreSQL refuses or whose artifact is
-    damaged stops no other; all of them are named at the end. Any other error ends the work.
+    If a batch does not fit the wanted generation, PostgreSQL refuses it or its artifact is damaged,
+    the others are still loaded; all problems are named at the end. Any other error ends the work.
 
     Args:
         store: The archive.
-        database: Where the table is.
+        database: The table's database.
         spec: The table; it is created if it does not exist.
         batches: Which; all that have a current artifact if None.
         workers: Connections that load at the same time.
-        is_forced: Write the rows anew even where the table holds them already.
+        is_forced: Write the rows again even if the table has them already.
 
     Raises:
         NotFoundError: A batch named is unknown, or has no current artifact under the hook.
@@ -226,7 +232,7 @@ def _refused(problems: Mapping[str, _Problem]) -> set[str]:
 def _summed_up(
     spec: TableSpec, problems: list[_Problem]
 ) -> CannotEvolveError | CorruptDataError | RefusedBatchError:
-    """One error that names every batch that was not loaded; of the worst kind among them."""
+    """Return one error that names every batch that was not loaded, of the worst kind among them."""
     shown = first_few(problems, limit=_SHOWN_PROBLEMS, separator="\n")
     misfits = sum(isinstance(problem, CannotEvolveError) for problem in problems)
     refused = sum(isinstance(problem, RefusedBatchError) for problem in problems)
@@ -258,12 +264,13 @@ def _tasks(
     state: TableState,
     chosen: Collection[str] | None,
 ) -> tuple[list[_Task], dict[str, _Problem], _GivenUp]:
-    """The batches with their heads, those submitted last first; and why others cannot be loaded.
+    """Return the batches with their heads, last submitted first; and unloadable ones.
 
-    With what generations hold of log entries that were given up: anything replaces it.
+    Also return the given-up log entries that generations were loaded from: any entry replaces
+    those.
 
-    In this order a record that is in two batches is claimed by its owner at once, and the rows
-    that it has elsewhere are never written.
+    In this order a record that is in two batches is claimed by its owner at once, and its rows of
+    other batches are never written.
 
     Raises:
         NotFoundError: A batch of `chosen` is unknown, or has no current artifact under the hook.
@@ -305,10 +312,10 @@ def _unlogged(
     current: CurrentEntries,
     chosen: Collection[str] | None,
 ) -> tuple[dict[str, LostEntry], _GivenUp]:
-    """What generations were loaded with from entries that the archive no longer has.
+    """Return what generations were loaded from entries that the archive no longer has.
 
-    What is lost is not loaded from another entry: it must be decided first whether the archive is
-    right. What was given up is.
+    A batch whose entry is lost is not loaded from another entry: it must be decided first whether
+    the archive is right. A batch whose loss was accepted is.
     """
     lost: dict[str, LostEntry] = {}
     given_up: _GivenUp = {}
@@ -355,7 +362,7 @@ class _Work:
         """No group is larger than all before it, so that loading begins with the first batch."""
 
     def run(self, workers: int) -> Iterator[LoadReport]:
-        """Reports as they come. The first worker's error is raised once all have stopped."""
+        """Yield reports as they come. The first worker's error is raised once all have stopped."""
         reports: queue.SimpleQueue[LoadReport | object] = queue.SimpleQueue()
         with ThreadPoolExecutor(workers, thread_name_prefix="load") as pool:
             futures = [pool.submit(self._work, reports) for _ in range(workers)]
@@ -394,7 +401,7 @@ class _Work:
             reports.put(_END)
 
     def _prepare_next(self) -> _Group | None:
-        """The next batches that are loaded together; None if none is left."""
+        """Return the next batches that are loaded together; None if none is left."""
         state = self._state
         tasks: list[_Task] = []
         found: list[_Found] = []
@@ -416,7 +423,7 @@ class _Work:
         return _group(tasks, state, [self._prepare(task, state) for task in tasks])
 
     def _prepare(self, task: _Task, state: TableState) -> _Found:
-        """The task's rows for each generation that is fed."""
+        """Return the task's rows for each generation."""
         return [
             None if self._is_held(task, generation) else self._prepare_for(task, generation)
             for generation in state.fed
@@ -448,9 +455,9 @@ class _Work:
                 group = self._prepare_again(group.tasks)
 
     def _feed(self, connection: Connection, group: _Group) -> list[LoadReport]:
-        """Feed the wanted generation, then the live one: in transactions of their own.
+        """Load the wanted generation, then the live one, in transactions of their own.
 
-        Neither waits for the other's sake: what one of them cannot hold, the other still gets.
+        A problem with one of them does not affect the other.
         """
         state = group.state
         first, *rest = state.fed
@@ -475,7 +482,7 @@ class _Work:
         generation: Generation,
         fit: _Fit,
     ) -> tuple[dict[str, LoadReport], dict[str, _Problem]]:
-        """Reports by batch of those that the generation can hold; why not, of those refused."""
+        """Return reports by batch, and reasons for those that the generation cannot store."""
         if fit.group is None:
             return {}, {}
         started = time.monotonic()
@@ -509,9 +516,9 @@ class _Work:
 
 
 def _held(database: Database, spec: TableSpec, state: TableState) -> dict[tuple[int, str], int]:
-    """Beside a generation that is being built: which log entry live holds of each batch.
+    """Return the live generation's log entry of each batch, while another one is being built.
 
-    What it holds need not be read, decoded and offered to it a second time.
+    These need not be read, decoded and offered to it a second time.
     """
     if state.building is None or state.live is None:
         return {}
@@ -534,10 +541,10 @@ def _group(tasks: list[_Task], state: TableState, found: list[_Found]) -> _Group
 
 
 def fed_loads(database: Database, spec: TableSpec) -> dict[str, LoadReport]:
-    """What a table was loaded with, by batch, as its last load reported it.
+    """Return what a table was loaded with, by batch, as its last load reported it.
 
-    Of the wanted generation, and of the live one for batches that only that holds. Empty if the
-    table does not exist. Nothing is read from the archive: there are no counts.
+    Of the wanted generation, and of the live one for batches that only that one has. Empty if the
+    table does not exist. Nothing is read from the archive, so there are no counts.
     """
     with database.connect(f"table {spec.name!r}") as connection:
         state = read_table(connection, spec)
@@ -578,12 +585,12 @@ def _report(
 
 
 def data_version(generation: Generation, content: Digest) -> str:
-    """Changes when an artifact says something else, or a table shows it otherwise."""
+    """Return a value that changes with an artifact's content or a table's form of it."""
     return Digest.of(f"{generation.digest} {content}".encode()).hex[:32]
 
 
 def _flush(connection: Connection, generation: Generation) -> None:
-    """Everything that this and earlier transactions committed is on disk."""
+    """Ensure that everything committed so far is on disk."""
     connection.execute("set synchronous_commit = on")
     # A commit flushes only if its transaction wrote something.
     connection.execute(

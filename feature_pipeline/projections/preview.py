@@ -1,4 +1,4 @@
-"""What loading a table under its definition would do, found before anything is touched."""
+"""Preview what loading a table under its definition would do, without changing anything."""
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -70,41 +70,40 @@ _SHOWN: Final = 5
 _TEMPORARY: Final = "pg_temp"
 _TRIED: Final = "tried"
 _LONG_KEY_BYTES: Final = 2_000
-"""A btree holds keys of 2,704 bytes: shorter ones, as text, are not tried."""
+"""A btree stores keys of up to 2,704 bytes: keys shorter than this, as text, are not tried."""
 _TRIED_KEYS: Final = 1_000
 """The longest keys, on which an index is tried."""
 
 
 class PlanAction(StrEnum):
-    """What the next run of the table asset does."""
+    """The action of the table asset's next run."""
 
     CREATE = "create"
     """The table does not exist, or nothing of it was proved yet."""
     BUILD = "build"
     """A generation is built beside the live one and then switched to."""
     CATCH_UP = "catch_up"
-    """A generation that was live before holds these columns; it is brought up to date."""
+    """A generation that was live before has these columns; it is brought up to date."""
     ADJUST = "adjust"
-    """Indexes or comments change, or the view is put back; no row is loaded."""
+    """Indexes or comments change, or the view is restored; no row is loaded."""
     LOAD = "load"
     """Batches are loaded into the live generation."""
     NOTHING = "nothing"
-    """The table is what its definition and the archive say."""
+    """The table matches its definition and the archive."""
     OLDER_CODE = "older_code"
-    """A later definition was seen: this code feeds what is there."""
+    """A later definition was seen: this code only loads existing generations."""
 
 
 @dataclass(frozen=True, slots=True)
 class TablePlan:
-    """What would change, what it costs, and what would be refused.
+    """The changes, their cost, and what would be refused.
 
-    `without_values` are sentences on columns that hold NULL or their default in batches that were
+    `without_values` are sentences on columns that have NULL or their default in batches that were
     written without them. `refused` gives the reason per batch that does not fit, `violations` what
-    indexes would refuse,
-    `remade_views` the views that are dropped and made again at the switch, `blocked` what has the
-    table's name, or depends on it, and would keep it from being read. `repairs` are sentences on
-    what was dropped or changed by hand, and what becomes of that, `not_kept` on what the switch
-    changes about views that it makes again.
+    indexes would refuse, `remade_views` the views that are dropped and created again at the switch,
+    `blocked` the objects that have the table's name, or depend on it, and would prevent it from
+    being read. `repairs` are sentences on what was dropped or changed by hand, and what happens to
+    it, `not_kept` on what the switch changes about views that it creates again.
 
     `damaged` gives the reason per batch that cannot be read, `lost` per batch that was loaded from
     a log entry which the archive no longer has: nothing else of the plan is about them.
@@ -170,13 +169,14 @@ class TablePlan:
 
 
 def plan_table(store: BlobStore, database: Database, spec: TableSpec) -> TablePlan:
-    """Everything that the next runs of the table asset would do. Nothing is changed.
+    """Plan everything that the next runs of the table asset would do. Changes nothing.
 
-    Every manifest that would be loaded is read; rows are read only where a rule or an upcaster
-    depends on values. Indexes are tried on the live table's rows as the wanted columns show them.
-    What only artifacts can say, as a column that the live table lacks and they hold, is found when
-    the index is built, before the switch. What is damaged costs its own batch. Rows that no rule
-    depends on are read of a sample only: damage to others is found by loading, and by `verify`.
+    Every manifest that would be loaded is read; rows are read only if a rule or an upcaster depends
+    on values. Indexes are tried on the live table's rows in the form of the wanted columns.
+    Violations that only artifacts can show, for example of a column that the live table lacks, are
+    found when the index is built, before the switch. A damaged artifact affects its own batch only.
+    Rows that no rule depends on are sampled only: damage to others is found by loading, and by
+    `verify`.
 
     Raises:
         ConflictError: Another hook's table has this name.
@@ -235,7 +235,7 @@ def plan_table(store: BlobStore, database: Database, spec: TableSpec) -> TablePl
 
 
 def _obstacles(connection: Connection, spec: TableSpec, live: Generation | None) -> tuple[str, ...]:
-    """What has the name of the table's view and is not the pipeline's."""
+    """Return the object that has the view's name and is not the pipeline's, if any."""
     found = find_view(connection, spec.name)
     is_foreign = found.state is ViewState.FOREIGN
     if found.state is ViewState.UNKNOWN:
@@ -247,7 +247,7 @@ def _obstacles(connection: Connection, spec: TableSpec, live: Generation | None)
 
 
 def _repairs(connection: Connection, spec: TableSpec, state: TableState | None) -> Iterator[str]:
-    """What was dropped or changed by hand, and what the next run makes of it."""
+    """Return what was dropped or changed by hand, and what the next run does about it."""
     if state is None:
         return
     for relation in state.lost:
@@ -265,7 +265,7 @@ def _action(
     state: TableState | None,
     heads: CurrentEntries,
 ) -> tuple[PlanAction, Generation | None]:
-    """What would be done, and the generation that it would be done to, if it is there."""
+    """Return the action, and the generation concerned, if it exists."""
     if state is None:
         return PlanAction.CREATE, None
     is_followed_now = is_followed(connection, spec)
@@ -304,7 +304,7 @@ def _pending(
 
 
 def _lost(connection: Connection, state: TableState, heads: CurrentEntries) -> dict[str, str]:
-    """Per batch what a generation was loaded from and the log no longer has."""
+    """Return, by batch, what a generation was loaded from and the log no longer has."""
     lost: dict[str, str] = {}
     for generation in state.fed:
         found = heads.find_lost(all_progress(connection, generation.id))
@@ -355,7 +355,7 @@ class _ToLoad:
 def _read(
     store: BlobStore, spec: TableSpec, entry: FeatureEntry
 ) -> tuple[Manifest | None, str | None, str | None]:
-    """An artifact's manifest, why it does not fit the table, and why it cannot be read."""
+    """Return an artifact's manifest, why it does not fit the table, and why it cannot be read."""
     try:
         manifest = manifest_of(store, entry)
         try:
@@ -397,7 +397,7 @@ def _changed(before: Sequence[Column], after: Sequence[Column]) -> list[str]:
 def _without_values(
     before: Sequence[Column], spec: TableSpec, manifests: Mapping[str, Manifest]
 ) -> Iterator[str]:
-    """Sentences on the columns that some of these artifacts were written without."""
+    """Return sentences on the columns that some of these artifacts were written without."""
     current = pair_columns(before, spec.columns).sources
     converted = [
         (batch, manifest.columns, pair_columns(manifest.columns, spec.columns))
@@ -451,7 +451,7 @@ def _estimate(
     spec: TableSpec,
     to_load: _ToLoad,
 ) -> float:
-    """Seconds, from the time that preparing some of the batches takes here and now."""
+    """Return seconds, from the time that preparing some of the batches takes here and now."""
     manifests = to_load.manifests
     by_size = sorted(manifests, key=lambda batch: manifests[batch].counts.rows)
     step = max(1, len(by_size) // _SAMPLED_BATCHES)
@@ -484,7 +484,7 @@ def _estimate(
 
 
 def _table_bytes(connection: Connection, live: Generation) -> float | None:
-    """Bytes a row, indexes included; None if it has none to go by."""
+    """Return bytes per row, indexes included; None if there are no rows to measure."""
     size = fetch_value(
         connection, "select pg_total_relation_size(%s)", [live.identifier.as_string(connection)]
     )
@@ -495,9 +495,9 @@ def _table_bytes(connection: Connection, live: Generation) -> float | None:
 def _views(
     connection: Connection, spec: TableSpec, live: Generation
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """The views that the switch would make again, what would keep it from that, what would change.
+    """Return the views that the switch would create again, obstacles to that, and changes by it.
 
-    Whether they can be made on the new columns is tried, unless something keeps it from that.
+    Unless there is an obstacle, it is tried whether they can be created on the new columns.
     """
     if renames_in_place(live.columns, spec.columns):
         return (), (), ()
@@ -532,12 +532,12 @@ def _violations(
     manifests: Mapping[str, Manifest],
     is_all: bool,
 ) -> tuple[str, ...]:
-    """Why these indexes could not be built.
+    """Return why these indexes could not be built.
 
     Args:
         connection: To the table's database.
-        live: What is read.
-        spec: What is wanted.
+        live: The generation that is read.
+        spec: The table's declaration.
         indexes: To be built.
         manifests: Of artifacts that would be loaded.
         is_all: Whether these are all current artifacts.
@@ -566,7 +566,7 @@ def _violations(
 def _live_rows(
     live: Generation, spec: TableSpec, manifests: Iterable[Manifest], is_all: bool
 ) -> sql.Composable | None:
-    """The rows that are read now as the wanted columns would show them; None if that is unknown.
+    """Return a query of the live rows in the form of the wanted columns; None if unknown.
 
     Without the columns whose values are in artifacts and not in the live table.
     """
@@ -595,7 +595,7 @@ def _live_rows(
 
 
 def _try_index(connection: Connection, rows: sql.Composable, index: IndexDefinition) -> list[str]:
-    """Keys that the index cannot hold: too long ones, and those that a unique one has twice.
+    """Return keys that the index would refuse: too long ones, and duplicates in a unique one.
 
     Raises:
         psycopg.ProgrammingError: The index is not one on these columns.
@@ -635,7 +635,7 @@ def _try_index(connection: Connection, rows: sql.Composable, index: IndexDefinit
 
 
 def _long_keys(connection: Connection, keyed: sql.Composable, index: IndexDefinition) -> list[str]:
-    """Why the index cannot hold the longest of these keys, tried on a table of theirs."""
+    """Return why the index refuses the longest of these keys, tried on a table with them."""
     names = [sql.Identifier(f"key_{number}") for number in range(len(index.columns) or 1)]
     length = sql.SQL(" + ").join(
         sql.SQL("coalesce(octet_length({}::text), 0)").format(name) for name in names

@@ -1,4 +1,4 @@
-"""A table derived again from the archive alone, beside the one that people read."""
+"""Rebuild a table from the archive alone, beside the one that is read."""
 
 import uuid
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ _NAME_DIGITS: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Rebuild:
-    """A generation that is to be filled: its name, what it lacks, whether it was begun earlier."""
+    """A generation to be filled: its name, what it lacks, whether it was begun earlier."""
 
     spec: TableSpec
     generation: str
@@ -36,11 +36,11 @@ class Rebuild:
 
 
 def begin_rebuild(store: BlobStore, database: Database, spec: TableSpec) -> Rebuild:
-    """A generation for `spec` is wanted, and nothing is loaded yet; readers notice nothing.
+    """Request a generation for `spec` without loading anything; readers are not affected.
 
     A generation that is being built for these columns is continued, whichever process began it,
-    unless it was found to hold wrong rows. Otherwise there is a new one, unless the table is
-    empty as it is. The table follows this definition from now on, even if a later one was seen.
+    unless its rows were found to be wrong. Otherwise there is a new one, unless the table is empty.
+    The table follows this definition from now on, even if a later one was seen.
 
     Raises:
         ConflictError: Another hook's table has this name.
@@ -66,8 +66,8 @@ def fill(
 ) -> Iterator[LoadReport]:
     """Load what the generation lacks, then index, verify and switch to it (`load_batches`).
 
-    If it turns out to hold wrong rows, which an earlier run may have left there, another one is
-    filled in its place.
+    If it has wrong rows, which an earlier run may have left there, another one is filled in its
+    place.
     """
     yield from load_batches(store, database, rebuild.spec, rebuild.batches, workers=workers)
     with database.connect(f"table {rebuild.spec.name!r}") as connection:
@@ -84,19 +84,19 @@ def load_again(
     *,
     workers: int = 1,
 ) -> Iterator[LoadReport]:
-    """The rows of these batches are written anew in the table that is read, whatever it held."""
+    """Write the rows of these batches again in the table that is read, whatever it contained."""
     return load_batches(store, database, spec, batches, workers=workers, is_forced=True)
 
 
 def past_spec(spec: TableSpec, time: datetime) -> TableSpec:
-    """A separate table that shows what the archive's log said at a time.
+    """Return the spec of a separate table of what was current at a time.
 
-    It is named for the table and the instant, to the microsecond if that is no whole second, in
-    lower case, which needs no quotes in SQL. A name that is too long is cut, and a digest of it put
-    in.
+    Its name has the table's name and the instant, with microseconds if there are any, in lower
+    case, which needs no quotes in SQL. A name that is too long is cut, and gets a digest of the
+    full name.
 
     Raises:
-        InvalidInputError: The time has no offset, or is yet to come.
+        InvalidInputError: The time has no offset, or is in the future.
     """
     if time.tzinfo is None:
         raise InvalidInputError(f"as of {time.isoformat()}: a time needs its offset from UTC")

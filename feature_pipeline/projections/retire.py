@@ -1,4 +1,4 @@
-"""Tables that the bookkeeping knows, whatever definitions say: listed, and dropped."""
+"""List and drop tables that the bookkeeping has, with or without a definition."""
 
 import re
 import time
@@ -29,12 +29,14 @@ _PAUSE_SECONDS: Final = 0.5
 _TABLES: Final = "select name, dataset, hook from feature_pipeline.tables order by name"
 _PAST_TABLES: Final = "select table_name, as_of from feature_pipeline.past_tables"
 _EARLIER_NAME: Final = re.compile(r"_as_of_(\d{8}T\d{6})$", re.ASCII)
-"""How earlier code, which kept no list of them, named tables of the past: to the second."""
+"""The name that earlier code, which kept no list of them, gave tables of the past: to the
+second.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class KnownTable:
-    """A table of the bookkeeping: whose features it shows, and as of when if of the past."""
+    """A table of the bookkeeping: the features it shows, and as of when if of the past."""
 
     dataset: str
     hook: str
@@ -43,21 +45,21 @@ class KnownTable:
 
     @property
     def asset(self) -> str:
-        """`<dataset>/features/<hook>`: whose features it shows."""
+        """`<dataset>/features/<hook>`: the feature asset that it shows."""
         return f"{self.dataset}/features/{self.hook}"
 
     @property
     def spec(self) -> TableSpec:
-        """The table, without its columns: enough to name it to the bookkeeping."""
+        """The table without its columns, which suffices for the bookkeeping."""
         return TableSpec(self.dataset, self.hook, self.name, ())
 
 
 @dataclass(frozen=True, slots=True)
 class Retirement:
-    """What dropping a table takes away, and what keeps it from being dropped.
+    """What dropping a table would remove, and what prevents it.
 
     `rows` and `batches` are those of the generation that is read, `size_bytes` is of all
-    generations. `blocked` are objects that depend on the view or on a generation. `left` says what
+    generations. `blocked` are objects that depend on the view or on a generation. `left` is what
     stays under the view's name.
     """
 
@@ -117,7 +119,7 @@ def find_tables(known: Iterable[KnownTable], names: Iterable[str]) -> list[Known
     """Return the tables of these names, in their order.
 
     Raises:
-        NotFoundError: There is none of a name; names those there are.
+        NotFoundError: There is none of a name; names the existing ones.
     """
     by_name = {table.name: table for table in known}
     if unknown := [name for name in names if name not in by_name]:
@@ -127,7 +129,7 @@ def find_tables(known: Iterable[KnownTable], names: Iterable[str]) -> list[Known
 
 
 def plan_retirement(database: Database, table: KnownTable) -> Retirement:
-    """Find out what dropping the table takes away. Changes nothing.
+    """Determine what dropping the table would remove. Changes nothing.
 
     Raises:
         ProjectionError: PostgreSQL refused, or could not be reached.
@@ -155,10 +157,11 @@ def plan_retirement(database: Database, table: KnownTable) -> Retirement:
 def retire_table(database: Database, table: KnownTable) -> None:
     """Drop the view, its generations and their bookkeeping, or nothing.
 
-    What has the view's name and is not the pipeline's stays. Readers are waited for as at a switch.
+    An object that has the view's name and is not the pipeline's stays. Waits for readers as a
+    switch does.
 
     Raises:
-        ConflictError: Something depends on it, names that; or it was in use at every attempt.
+        ConflictError: Something depends on it, which is named; or it was in use at every attempt.
         ProjectionError: PostgreSQL refused something else, or could not be reached.
     """
     with database.connect(f"table {table.name!r}") as connection:
@@ -180,7 +183,7 @@ def retire_table(database: Database, table: KnownTable) -> None:
 def _users(
     connection: Connection, table: KnownTable, generations: Iterable[Generation]
 ) -> tuple[str, ...]:
-    """What depends on the view or on a generation, but for the view itself if it is ours."""
+    """Return what depends on the view or on a generation, except our own view."""
     relations = [g.identifier for g in generations if g.is_there]
     found = find_view(connection, table.name)
     own: set[str] = set()

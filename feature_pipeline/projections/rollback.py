@@ -1,4 +1,4 @@
-"""Going back to the generation that was read before, and forward again."""
+"""Switch a table back to the previous generation, and forward again."""
 
 from dataclasses import dataclass
 
@@ -32,10 +32,10 @@ from feature_pipeline.projections.switch.switch import switch, wait_for_older_sn
 
 @dataclass(frozen=True, slots=True)
 class RollbackReport:
-    """What is read after a rollback, instead of what, and which batches it holds too old or lacks.
+    """The generations before and after a rollback, and the batches that are behind or missing.
 
-    Until those are loaded the table is behind the archive; every run of the table asset feeds
-    both generations.
+    Until those are loaded the table is behind the archive; every run of the table asset loads both
+    generations.
     """
 
     table: str
@@ -44,7 +44,7 @@ class RollbackReport:
     behind: tuple[str, ...]
 
     def summary(self) -> str:
-        """One line for people."""
+        """Return a one-line summary."""
         if self.behind:
             gap = f"{len(self.behind)} batches behind the archive until they are loaded again"
         else:
@@ -53,16 +53,16 @@ class RollbackReport:
 
 
 def rollback(store: BlobStore, database: Database, spec: TableSpec) -> RollbackReport:
-    """The view shows the generation that was live before, and stays with it until unpinned.
+    """Switch the view to the generation that was live before, and pin it there.
 
-    The generation left goes on being fed, so `unpin` can return to it at once. Records that were
-    withdrawn or erased since are taken out of the one that is shown before it is, and what it holds
-    is proved again: it may have been written to.
+    The generation left is still loaded, so `unpin` can return to it at once. Records that were
+    withdrawn or erased since are removed from the earlier generation before it is shown, and it is
+    proved again, because it may have been written to.
 
     Raises:
         NotFoundError: The table does not exist, or no earlier generation of it is kept.
-        ConflictError: A view on the table could not be made again on the earlier columns.
-        ProjectionError: The earlier generation holds other rows than the archive.
+        ConflictError: A view on the table could not be created again on the earlier columns.
+        ProjectionError: The earlier generation's rows differ from the archive's.
     """
     with database.connect(f"table {spec.name!r}") as connection:
         if read_table(connection, spec) is None and _is_known(connection, spec):
@@ -113,9 +113,9 @@ def _id(generation: Generation | None) -> int | None:
 def _forget_gone(
     store: BlobStore, connection: Connection, spec: TableSpec, generation: Generation
 ) -> None:
-    """The generation, which was not fed since it was left, holds nothing that went since.
+    """Remove records withdrawn or erased since from a generation that was not loaded meanwhile.
 
-    Not what was withdrawn, nor what was erased, even if its record may be submitted again.
+    Erased records are removed even if they may be submitted again.
     """
     withdrawn = tombstones.withdrawn(store, spec.dataset)
     erased = erasures.erased(store, spec.dataset)
@@ -140,7 +140,7 @@ def _check_content(
 
 
 def unpin(store: BlobStore, database: Database, spec: TableSpec) -> TableReport:
-    """The table follows its definition again; if the wanted generation is complete, it is read.
+    """Let the table follow its definition again; switch to the wanted generation if it is complete.
 
     Raises:
         NotFoundError: The table does not exist.

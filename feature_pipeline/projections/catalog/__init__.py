@@ -1,5 +1,5 @@
-"""The tables that a database holds, as its bookkeeping knows them.
+"""The tables in a database and their bookkeeping.
 
-What belongs here: listing and dropping them. Not here: rows (`load`), which generation is read
-(`switch`).
+What belongs here: creating, listing and dropping them. Not here: rows (`load`), which generation is
+read (`switch`).
 """

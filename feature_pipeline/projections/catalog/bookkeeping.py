@@ -173,9 +173,9 @@ create table feature_pipeline.discarded (
 comment on table feature_pipeline.discarded is
     'Generations that held other rows than the archive and were built anew.'""",
 }
-"""Per table of the bookkeeping the statements that make it, in an order in which they can run."""
+"""For each bookkeeping table the statements that create it, in an order in which they can run."""
 LATER_TABLES: Final = frozenset({"proofs", "views", "discarded", "left_out", "past_tables"})
-"""Tables without which tables can be read: code of this version did not always make them."""
+"""Tables that are not needed for reading: earlier code of this version did not create them."""
 
 _OUTCOMES: Final = """
 select t.name as table_name, o.record_id, o.status, o.reason, o.batch, p.release
@@ -205,7 +205,7 @@ on conflict (generation, batch) do update set seq = excluded.seq, manifest = exc
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a generation holds of one batch."""
+    """The content of one batch in a generation."""
 
     batch: str
     seq: int
@@ -220,15 +220,15 @@ class Progress:
 
 
 def ensure_schemas(connection: Connection) -> None:
-    """Both schemas and the bookkeeping exist; safe with any number of processes at once.
+    """Create both schemas and the bookkeeping if necessary; safe with concurrent processes.
 
-    The schema that people read, the view `_outcomes` and tables of the bookkeeping are put back if
-    they were dropped. Needs no right but to use what is there, once it is there; to create it,
-    `create` on the database, or two schemas made beforehand and owned by the role.
+    Restores the schema that users read, the view `_outcomes` and bookkeeping tables if they were
+    dropped. If everything exists, the right to use it is sufficient. To create it, the role needs
+    `create` on the database, or two existing schemas that it owns.
 
     Raises:
         ProjectionError: The bookkeeping is of a version this code does not know.
-        ConflictError: Something that is not the pipeline's has the name of a part of it.
+        ConflictError: Another object has the name of a part of it.
     """
     version = _bookkeeping_version(connection)
     if version is not None:
@@ -244,12 +244,12 @@ def ensure_schemas(connection: Connection) -> None:
 
 
 def has_bookkeeping(connection: Connection) -> bool:
-    """Return whether the bookkeeping is in this database, with all that says what tables hold."""
+    """Return whether this database has the complete bookkeeping of what tables contain."""
     return _tables(connection) >= _TABLES.keys() - LATER_TABLES
 
 
 def has_table(connection: Connection, name: str) -> bool:
-    """Return whether the bookkeeping has this table, which earlier code may not have made."""
+    """Return whether the bookkeeping has this table, which earlier code may not have created."""
     return name in _tables(connection)
 
 
@@ -275,7 +275,7 @@ def _is_whole(connection: Connection) -> bool:
 
 
 def _complete(connection: Connection, *, is_new: bool) -> None:
-    """Make what was dropped, or what earlier code did not make."""
+    """Create what was dropped, or what earlier code did not create."""
     for schema in (READ_SCHEMA, BOOKKEEPING_SCHEMA):
         _ensure_schema(connection, schema)
     there = _tables(connection)
@@ -322,7 +322,7 @@ def _ensure_schema(connection: Connection, schema: str) -> None:
 
 
 def read_progress(connection: Connection, generation: int, batch: str) -> Progress | None:
-    """What the generation holds of the batch; None if nothing of it was loaded yet."""
+    """Return the progress of the batch in the generation; None if it is not loaded."""
     row = fetch_one(connection, _SELECT_PROGRESS + " and batch = %s", [generation, batch])
     return None if row is None else _progress(row)
 
@@ -330,7 +330,7 @@ def read_progress(connection: Connection, generation: int, batch: str) -> Progre
 def all_progress(
     connection: Connection, generation: int, batches: Collection[str] | None = None
 ) -> dict[str, Progress]:
-    """What the generation holds, by batch; of these batches alone if they are given."""
+    """Return the generation's progress by batch, optionally for these batches alone."""
     chosen = "" if batches is None else " and batch = any(%s)"
     rows = connection.execute(
         f"{_SELECT_PROGRESS}{chosen} order by batch",
@@ -340,13 +340,13 @@ def all_progress(
 
 
 def count_progress(connection: Connection, generation: int) -> int:
-    """How many batches the generation holds."""
+    """Return the number of batches in the generation."""
     query = "select count(*) from feature_pipeline.progress where generation = %s"
     return int(fetch_value(connection, query, [generation]))
 
 
 def has_progress(connection: Connection, generation: int, batches: Sequence[str]) -> bool:
-    """Return whether the generation holds anything of one of these batches."""
+    """Return whether the generation has anything of one of these batches."""
     return bool(
         fetch_value(
             connection,
@@ -358,7 +358,7 @@ def has_progress(connection: Connection, generation: int, batches: Sequence[str]
 
 
 def read_left_out(connection: Connection, generation: int) -> dict[str, str]:
-    """Why each record that is left out of a generation is, by record."""
+    """Return the reasons for records left out of a generation, by record."""
     if not has_table(connection, "left_out"):
         return {}
     rows = connection.execute(
@@ -372,7 +372,7 @@ def read_left_out(connection: Connection, generation: int) -> dict[str, str]:
 def write_left_out(
     connection: Connection, generation: int, batch: str, reasons: Mapping[str, str]
 ) -> None:
-    """These records, and no others of the batch, are left out; the caller's transaction decides."""
+    """Record that exactly these records of the batch are left out, in the caller's transaction."""
     connection.execute(
         "delete from feature_pipeline.left_out where generation = %s and batch = %s",
         [generation, batch],
@@ -387,7 +387,7 @@ def write_left_out(
 
 
 def forget_left_out(connection: Connection, generation: int, record_ids: Sequence[str]) -> None:
-    """Nothing is known of these records being left out."""
+    """Remove the entries about these records being left out."""
     connection.execute(
         "delete from feature_pipeline.left_out where generation = %s and record_id = any(%s)",
         [generation, list(record_ids)],
@@ -395,7 +395,7 @@ def forget_left_out(connection: Connection, generation: int, record_ids: Sequenc
 
 
 def write_progress(connection: Connection, generation: int, held: Sequence[Progress]) -> None:
-    """Record what the generation now holds of these batches; the caller's transaction decides."""
+    """Record the generation's content of these batches, in the caller's transaction."""
     with connection.cursor() as cursor:
         cursor.executemany(
             _WRITE_PROGRESS, [_parameters(generation, progress) for progress in held]
@@ -403,7 +403,7 @@ def write_progress(connection: Connection, generation: int, held: Sequence[Progr
 
 
 def write_provenance(connection: Connection, generation: int, held: Progress) -> None:
-    """As `write_progress` of one batch that is there, but for the number of its rows."""
+    """Record the progress of one loaded batch, except for the number of its rows."""
     connection.execute(
         "update feature_pipeline.progress set seq = %s, manifest = %s, content_digest = %s,"
         " rows_digest = %s, release = %s, release_digest = %s, run = %s, loaded_at = %s"

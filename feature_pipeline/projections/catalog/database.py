@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL, and its errors translated once."""
+"""Connections to PostgreSQL, and the translation of its errors."""
 
 import select
 import time
@@ -15,9 +15,9 @@ from feature_pipeline.errors import InvalidInputError, ProjectionError
 from feature_pipeline.projections.catalog.libpq import nothing_ambient
 
 READ_SCHEMA: Final = "features"
-"""Where people read: views."""
+"""The schema of the views that users read."""
 BOOKKEEPING_SCHEMA: Final = "feature_pipeline"
-"""Where generations and bookkeeping are."""
+"""The schema of generations and bookkeeping."""
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 Statement = LiteralString | sql.SQL | sql.Composed
@@ -51,26 +51,28 @@ _SETTINGS: Final = {
     "idle_in_transaction_session_timeout": "0",
     "client_min_messages": "warning",
 }
-"""What results depend on. Every session sets it: environment, database and role may differ."""
+"""Settings on which results depend. Every session sets them: environment, database and role may
+differ.
+"""
 _LATER_SETTINGS: Final = {
     140000: {"idle_session_timeout": "0"},
     170000: {"transaction_timeout": "0"},
 }
-"""The same, by the server version that first knows them."""
+"""Further settings, by the server version that introduced them."""
 _FIRST_PAUSE_SECONDS: Final = 0.005
 _LONGEST_PAUSE_SECONDS: Final = 0.5
 
 
 class ConnectionFailedError(ProjectionError):
-    """PostgreSQL could not be reached, or did not let the role in."""
+    """PostgreSQL could not be reached, or refused the role."""
 
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """A PostgreSQL database that tables are built in.
+    """A PostgreSQL database for tables.
 
     `url` is `postgresql://user:password@host:port/database`, without a driver suffix. It does not
-    appear in the representation, because it holds a password.
+    appear in the representation, because it contains a password.
     """
 
     url: str = field(repr=False)
@@ -99,8 +101,8 @@ class Database:
             purpose: What it is for: the start of error messages.
 
         Raises:
-            ProjectionError: PostgreSQL could not be reached or refused something; the driver's
-                error is the cause. Or the database's encoding is not UTF8.
+            ProjectionError: PostgreSQL could not be reached or refused something (the driver's
+                error is the cause), or the database's encoding is not UTF8.
         """
         with translated(purpose), self.open_session(purpose) as connection:
             yield connection
@@ -109,13 +111,13 @@ class Database:
     def open_session(self, purpose: str) -> Iterator[Connection]:
         """Open a connection as `connect` does, without translating errors of statements.
 
-        The session has the same settings whatever libpq's variables, the database or the role say
-        (`_SETTINGS`), so that the same statement gives the same bytes everywhere.
+        The session has the same settings whatever libpq's variables, the database or the role set
+        (`_SETTINGS`), so that the same statement returns the same bytes everywhere.
 
         Raises:
-            ConnectionFailedError: PostgreSQL could not be reached, or did not let the role in.
+            ConnectionFailedError: PostgreSQL could not be reached, or refused the role.
             ProjectionError: The server's version, the database's encoding, or the mode of a pooler
-                before it cannot be used.
+                before it is not supported.
         """
         try:
             with nothing_ambient():
@@ -141,7 +143,7 @@ class Database:
     def _check_pooler(self, purpose: str, connection: Connection) -> None:
         """Refuse a pooler that gives a session another server process for each transaction.
 
-        Settings and locks of a session would be those of whichever client has the process next.
+        The session's settings and locks would belong to the client that gets the process next.
         """
         if self.url in _session_poolers:
             return
@@ -172,7 +174,7 @@ class Database:
 
 
 def _set_session(connection: Connection) -> int:
-    """Set what results depend on, and return the id of the server's process."""
+    """Apply the settings on which results depend; return the id of the server's process."""
     wanted = dict(_SETTINGS)
     for version, settings in _LATER_SETTINGS.items():
         if connection.info.server_version >= version:
@@ -191,14 +193,14 @@ def _set_session(connection: Connection) -> int:
 
 
 _session_poolers: Final = set[str]()
-"""URLs of poolers that keep a server process for a session, as this process has seen."""
+"""URLs of poolers that this process has seen keep one server process per session."""
 
 
 def _lends_server(connection: Connection, url: str) -> bool:
-    """Tell whether a second client is given the server process of an open session.
+    """Return whether a second client gets the server process of an open session.
 
-    In transaction mode an idle client has no process: the one that it had last is the first that
-    the next client gets.
+    In transaction mode an idle client has no process: its last one is the first that the next
+    client gets.
     """
     ours = fetch_value(connection, "select pg_catalog.pg_backend_pid()")
     with nothing_ambient():
@@ -215,7 +217,7 @@ def _lends_server(connection: Connection, url: str) -> bool:
 
 @contextmanager
 def translated(purpose: str) -> Iterator[None]:
-    """Inside, an error of the driver becomes a `ProjectionError` that starts with `purpose`."""
+    """Translate driver errors in the block into a `ProjectionError` that starts with `purpose`."""
     try:
         yield
     except psycopg.errors.ReadOnlySqlTransaction as error:
@@ -230,7 +232,7 @@ def translated(purpose: str) -> Iterator[None]:
 def lock(connection: Connection, *names: object, is_shared: bool = False) -> None:
     """Hold the advisory lock of these names until the transaction ends.
 
-    Two names may share a lock by chance of hashing: then one waits for no reason, no more.
+    Two names may hash to the same lock; then one waits unnecessarily, which is harmless.
     """
     query: LiteralString = (
         "select pg_advisory_xact_lock_shared(hashtextextended(%s, 7))"
@@ -254,11 +256,10 @@ def _lock_name(names: Iterable[object]) -> str:
 
 @contextmanager
 def session_lock(connection: Connection, *names: object) -> Iterator[None]:
-    """Hold the advisory lock of these names while the block runs, over any number of transactions.
+    """Hold the advisory lock of these names during the block, over any number of transactions.
 
-    It is asked for again and again rather than waited for: a session that waits in PostgreSQL
-    holds a snapshot, and the holder may be waiting for just that to go (`create index
-    concurrently` does).
+    The lock is polled rather than waited for: a session that waits in PostgreSQL holds a snapshot,
+    and the holder of the lock may be waiting for that snapshot (`create index concurrently` does).
     """
     name = _lock_name(names)
     pause = _FIRST_PAUSE_SECONDS
@@ -283,7 +284,7 @@ def fetch_one(
 
 
 def fetch_value(connection: Connection, query: Statement, parameters: Any = None) -> Any:
-    """The first column of the first row of a query that always has one."""
+    """Return the first column of the first row of a query that always has one."""
     row = connection.execute(query, parameters).fetchone()
     if row is None:
         raise ProjectionError("PostgreSQL answered a query without the row it always has")

@@ -1,4 +1,4 @@
-"""Declared columns as a PostgreSQL table: types, names, indexes, comments, generation digest."""
+"""The PostgreSQL form of declared columns: types, names, indexes, comments, generation digest."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -58,7 +58,7 @@ def type_name(kind: str) -> sql.SQL:
 def create_table(
     relation: str, columns: Sequence[Column], schema: str = BOOKKEEPING_SCHEMA
 ) -> sql.SQL:
-    """DDL of a generation: typed columns, primary key (record_id, ordinal)."""
+    """Return the DDL of a generation: typed columns, primary key (record_id, ordinal)."""
     return _ddl(CreateTable(_table(relation, columns, schema)))
 
 
@@ -71,7 +71,7 @@ def create_index(
     is_concurrent: bool = False,
     schema: str = BOOKKEEPING_SCHEMA,
 ) -> sql.SQL:
-    """DDL of an index of a generation; built concurrently, it lets loads go on meanwhile."""
+    """Return the DDL of a generation's index; built concurrently, it does not block loads."""
     table = _table(relation, columns, schema)
     # literal_column, not text: text takes a colon for a parameter.
     parts: list[sa.ColumnElement[Any]] = (
@@ -92,7 +92,7 @@ def create_index(
 
 
 def index_name(relation: str, index: IndexDefinition) -> str:
-    """A name that is unique in the schema and says, by digest, what the index is."""
+    """Return a name that is unique in the schema and identifies the index by digest."""
     label = truncate_identifier(index.name or relation, 45)
     identity = [relation, index.model_dump(mode="json")]
     return f"{label}_{Digest.of(document_bytes(identity)).hex[:16]}"
@@ -101,7 +101,7 @@ def index_name(relation: str, index: IndexDefinition) -> str:
 def relation_name(spec: TableSpec, number: int) -> str:
     """Return the name of a generation's real table; `number` makes it unique.
 
-    Of the table's name only word characters are kept: a `%` would be taken for a parameter in the
+    Only word characters of the table's name are kept: a `%` would be taken for a parameter in the
     statements that load.
     """
     label = truncate_identifier(re.sub(r"\W", "_", spec.name), 36)
@@ -116,7 +116,7 @@ def truncate_identifier(text: str, max_bytes: int) -> str:
 def comments(
     kind: sql.SQL, schema: str, relation: str, description: str | None, columns: Sequence[Column]
 ) -> Iterator[sql.Composed]:
-    """Statements that comment a table or view and its columns from descriptions and units."""
+    """Return statements that comment a table or view and its columns."""
     target = sql.Identifier(schema, relation)
     yield sql.SQL("comment on {} {} is {}").format(kind, target, sql.Literal(description))
     texts = {

@@ -1,4 +1,4 @@
-"""What people built on a view and granted on it: found, put away, and put back."""
+"""The objects that users built on a view, and its grants: read, dropped and restored."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -186,12 +186,12 @@ class Grant:
     is_grantable: bool
     column: str | None
     grantor: str | None = None
-    """None is the view's owner; another one was granted the privilege with the option to."""
+    """None is the view's owner; another one has the privilege with grant option."""
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A view or materialized view with everything that dropping it would take away."""
+    """A view or materialized view with everything that dropping it would remove."""
 
     oid: int
     schema: str
@@ -203,9 +203,9 @@ class View:
     options: tuple[str, ...]
     is_populated: bool
     can_restore: bool
-    """Whether this session may make it again as its owner's."""
+    """Whether this session may create it again in its owner's name."""
     tablespace: str | None
-    """None is the database's."""
+    """None is the database's default."""
     access_method: str | None
     """None is the default one."""
     grants: tuple[Grant, ...]
@@ -213,9 +213,9 @@ class View:
     triggers: tuple[str, ...]
     indexes: tuple[str, ...]
     settings: tuple[str, ...]
-    """Statements: statistics objects, what is set on columns and indexes, comments on these."""
+    """Statements for statistics objects, settings of columns and indexes, and comments on these."""
     unknown: tuple[str, ...]
-    """What would have to be put back and is not, such as `rule noted`."""
+    """Properties that cannot be restored, such as `rule noted`."""
     foreign_grantors: tuple[str, ...] = field(default=(), compare=False)
     """Grantors in whose name this session may not grant."""
 
@@ -226,11 +226,11 @@ class View:
 
     @property
     def label(self) -> str:
-        """How messages name it."""
+        """Name for messages."""
         return f"{'materialized view' if self.kind == 'm' else 'view'} {self.schema}.{self.name}"
 
     def to_json(self) -> dict[str, Any]:
-        """What a person needs to make it again."""
+        """Return what a person needs to create it again."""
         return {
             "name": [self.schema, self.name],
             "kind": self.kind,
@@ -250,24 +250,24 @@ class View:
 
 
 def read_views(connection: Connection, root: sql.Identifier) -> tuple[View, ...]:
-    """The view itself and every view that reads it, however far, each after what it reads."""
+    """Return the view and every view that reads it, directly or not, each after what it reads."""
     oid = _oid(connection, root.as_string(connection))
     found = connection.execute(_DEPENDENTS, {"root": oid}).fetchall()
     return tuple(_view(connection, row) for row in found)
 
 
 def users_of(connection: Connection, *relations: sql.Identifier) -> tuple[str, ...]:
-    """What depends on these relations, but for their own parts: `view public.mine`, a function."""
+    """Return what depends on these relations (`view public.mine`), except their own parts."""
     names = [relation.as_string(connection) for relation in relations]
     rows = connection.execute(_USERS.encode(), [[_oid(connection, name) for name in names]])
     return tuple(row[0] for row in rows)
 
 
 def check_restorable(views: Sequence[View]) -> None:
-    """Return if every one of these can be dropped and made again as it was.
+    """Check that every one of these can be dropped and restored unchanged.
 
     Raises:
-        ConflictError: Not so; names them and why.
+        ConflictError: One cannot; names them with the reasons.
     """
     if reasons := unrestorable(views):
         raise ConflictError(
@@ -278,7 +278,7 @@ def check_restorable(views: Sequence[View]) -> None:
 
 
 def unrestorable(views: Sequence[View]) -> list[str]:
-    """Why some of these could not be dropped and made again as they were; names them."""
+    """Return why some of these cannot be restored unchanged; names them."""
     reasons = []
     for view in views:
         if not view.can_restore:
@@ -288,7 +288,7 @@ def unrestorable(views: Sequence[View]) -> list[str]:
 
 
 def not_kept(views: Sequence[View]) -> list[str]:
-    """Return what is not as before on these views once they are made again; names them."""
+    """Return what will differ on these views after they are restored; names them."""
     return [
         f"{view.label}: grants by {grantor!r} become its owner's, because the pipeline's role is no"
         f" member of {grantor!r}"
@@ -298,19 +298,19 @@ def not_kept(views: Sequence[View]) -> list[str]:
 
 
 def columns_used(connection: Connection, root: View) -> list[tuple[str, str]]:
-    """Per view that reads `root` itself and column of `root` that it uses: both names."""
+    """Return (view, column) for each column of `root` that a view uses directly."""
     return connection.execute(_COLUMNS_USED, {"root": root.oid}).fetchall()
 
 
 def drop_view(connection: Connection, view: View) -> None:
-    """The view is gone; PostgreSQL refuses while anything but a view depends on it."""
+    """Drop the view; PostgreSQL refuses while anything but a view depends on it."""
     connection.execute(sql.SQL("drop {} {}").format(_kind(view), view.identifier))
 
 
 def lock_view(connection: Connection, view: View) -> None:
     """Lock the view against reads and changes until the transaction ends.
 
-    `lock table` would lock what it reads as well, and takes no materialized view.
+    `lock table` would also lock what it reads, and does not accept materialized views.
 
     Raises:
         psycopg.errors.InsufficientPrivilege: This session is no member of its owner's role.
@@ -320,7 +320,7 @@ def lock_view(connection: Connection, view: View) -> None:
 
 
 def create_view(connection: Connection, view: View, *, has_data: bool) -> None:
-    """The view is there again, with its options; this session owns it."""
+    """Create the view again, with its options; this session owns it."""
     tail = "" if view.kind == "v" else (" with data" if has_data else " with no data")
     connection.execute(
         sql.SQL("create {} {}{} {}{} as {}{}").format(
@@ -336,7 +336,7 @@ def create_view(connection: Connection, view: View, *, has_data: bool) -> None:
 
 
 def move_view(connection: Connection, view: View, schema: str) -> View:
-    """The view, with its indexes, is in another schema."""
+    """Move the view, with its indexes, to another schema."""
     connection.execute(
         sql.SQL("alter {} {} set schema {}").format(
             _kind(view), view.identifier, sql.Identifier(schema)
@@ -346,20 +346,20 @@ def move_view(connection: Connection, view: View, schema: str) -> View:
 
 
 def restore_view(connection: Connection, view: View) -> None:
-    """The view is there again, with everything that `read_views` found on it."""
+    """Restore the view with everything that `read_views` found on it."""
     make_view(connection, view, has_data=view.is_populated)
     dress_view(connection, view)
 
 
 def make_view(connection: Connection, view: View, *, has_data: bool) -> None:
-    """The view and its indexes are there again: all that takes time."""
+    """Create the view and its indexes again: everything that takes time."""
     create_view(connection, view, has_data=has_data)
     for statement in view.indexes:
         connection.execute(sql.SQL(statement))
 
 
 def dress_view(connection: Connection, view: View) -> None:
-    """What else `read_views` found on the view, its owner included, is on it again."""
+    """Restore everything else that `read_views` found on the view, including its owner."""
     for statement in (*view.triggers, *view.settings):
         connection.execute(sql.SQL(statement))
     for column, text in view.comments:
@@ -370,10 +370,10 @@ def dress_view(connection: Connection, view: View) -> None:
 
 
 def replace_grants(connection: Connection, view: sql.Identifier, grants: Iterable[Grant]) -> None:
-    """Exactly these grants stand on the view, in the transaction that made it.
+    """Set exactly these grants on the view, in the transaction that created it.
 
-    One by another role than the owner is made in that role's name, if this session may; else it is
-    the owner's.
+    A grant by a role other than the owner is made in that role's name if this session may,
+    otherwise in the owner's.
     """
     present = _oid(connection, view.as_string(connection))
     # Default privileges gave the new view grants that the old one may not have had.
@@ -387,7 +387,7 @@ def replace_grants(connection: Connection, view: sql.Identifier, grants: Iterabl
 
 
 def _issuable_order(grants: Iterable[Grant]) -> list[Grant]:
-    """The grants, each after the one that gives its grantor the right to grant."""
+    """Return the grants, each after the one that gives its grantor the right to grant."""
     ordered: list[Grant] = []
     waiting = list(grants)
     while waiting:
@@ -407,7 +407,7 @@ def _issuable_order(grants: Iterable[Grant]) -> list[Grant]:
 
 
 def _grant_as(connection: Connection, grantor: str, statement: sql.Composed) -> bool:
-    """Return whether the grant was made in the name of the grantor, in the caller's transaction."""
+    """Make the grant in the grantor's name, in the caller's transaction; True on success."""
     before = fetch_value(connection, "select current_setting('role')")
     try:
         with connection.transaction():
@@ -423,7 +423,7 @@ def _grant_as(connection: Connection, grantor: str, statement: sql.Composed) -> 
 
 
 def carry_grants(grants: Iterable[Grant], names: Mapping[str, str]) -> Iterator[Grant]:
-    """The grants under the columns' new names; those on columns that are no more are left out."""
+    """Return the grants under the columns' new names, without those on dropped columns."""
     for grant in grants:
         if grant.column is None:
             yield grant
@@ -432,7 +432,7 @@ def carry_grants(grants: Iterable[Grant], names: Mapping[str, str]) -> Iterator[
 
 
 def view_options(view: View) -> sql.Composable:
-    """`with (...)` for the view's options; empty if it has none."""
+    """Return `with (...)` for the view's options; empty if it has none."""
     if not view.options:
         return sql.SQL("")
     parts = []

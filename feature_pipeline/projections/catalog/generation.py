@@ -1,4 +1,4 @@
-"""Generations: the real tables behind a view, which one is live, and which one is wanted."""
+"""Generations: the real tables behind a view, of which one is live and one is wanted."""
 
 import json
 from collections.abc import Sequence
@@ -46,13 +46,13 @@ class Generation:
     created_at: datetime
     switched_at: datetime | None
     is_there: bool = True
-    """Whether its real table is."""
+    """Whether its real table exists."""
     is_whole: bool = True
     """Whether that table, and the one of its outcomes, have what loads and the view need."""
 
     @property
     def identifier(self) -> sql.Identifier:
-        """The table, qualified."""
+        """The table's qualified name."""
         return sql.Identifier(BOOKKEEPING_SCHEMA, self.relation)
 
     @property
@@ -63,10 +63,10 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class TableState:
-    """Which generation of a table is read, and which one, if another, is being built.
+    """The generation of a table that is read, and the one, if another, that is being built.
 
     `live` is None until a first generation was proved, and again if its real table was dropped by
-    hand. One of the two is always there.
+    hand. One of the two always exists.
     """
 
     live: Generation | None
@@ -92,7 +92,7 @@ class TableState:
 def lock_table(connection: Connection, name: str, *, is_shared: bool = False) -> None:
     """Hold the table's lock until the transaction ends.
 
-    Loads share it, so that none is under way while generations come, go or are switched.
+    Loads share it, so that none is running while generations are created, dropped or switched.
     """
     lock(connection, "table", name, is_shared=is_shared)
 
@@ -103,14 +103,14 @@ def outcomes_partition(generation: int) -> str:
 
 
 def ensure_table(connection: Connection, spec: TableSpec) -> TableState:
-    """The table's wanted generation exists, and its view if it is live; nothing is loaded.
+    """Create the table's wanted generation if necessary, and its view if it is live; load nothing.
 
-    A definition that was never seen before is the newest; one that was, and is not the last, is
-    older code still running, and changes nothing. What was dropped or altered is made anew:
-    the view, and generations that bookkeeping knows and PostgreSQL does not.
+    A definition that was never seen before is the newest. One that was seen and is not the last
+    belongs to older code that still runs, and changes nothing. What was dropped or altered is
+    created again: the view, and generations that the bookkeeping has and PostgreSQL has not.
 
     Raises:
-        ConflictError: Another hook's table has this name, or something else its view's.
+        ConflictError: Another hook's table has this name, or another object has the view's.
         ProjectionError: PostgreSQL refused something.
     """
     ensure_schemas(connection)
@@ -144,12 +144,12 @@ def _needs_nothing(connection: Connection, spec: TableSpec, state: TableState) -
 
 
 def _is_left_behind(connection: Connection, spec: TableSpec, state: TableState) -> bool:
-    """Return whether what the newest definition wants is not there: it was dropped by hand."""
+    """Return whether the newest definition's generation was dropped by hand."""
     return state.wanted.digest != spec.generation_digest and is_current_definition(connection, spec)
 
 
 def _spec_of(spec: TableSpec, generation: Generation) -> TableSpec:
-    """The table as a generation has it, which older code than the newest may have to make anew."""
+    """Return the table as a generation has it, which older code may have to create again."""
     return replace(spec, columns=generation.columns, upcasters=generation.upcasters, indexes=())
 
 
@@ -161,7 +161,7 @@ def _live_id(connection: Connection, spec: TableSpec) -> int | None:
 
 
 def _forget_lost(connection: Connection, spec: TableSpec) -> None:
-    """Forget generations whose tables were dropped or altered, except the live one.
+    """Remove generations whose tables were dropped or altered, except the live one.
 
     A live one that is only altered is read until another one was built.
 
@@ -187,9 +187,9 @@ def _forget_lost(connection: Connection, spec: TableSpec) -> None:
 
 
 def adopt_definition(connection: Connection, spec: TableSpec) -> TableState:
-    """`spec` is the definition that the table follows, even if a later one was seen.
+    """Make `spec` the definition that the table follows, even if a later one was seen.
 
-    For people who go back to older code on purpose; a run never does this by itself.
+    For users who go back to older code on purpose; a run never does this by itself.
     """
     ensure_table(connection, spec)
     with connection.transaction():
@@ -201,7 +201,7 @@ def adopt_definition(connection: Connection, spec: TableSpec) -> TableState:
 
 
 def request_rebuild(connection: Connection, spec: TableSpec, token: str) -> TableState:
-    """A generation made for `token` is wanted, with the columns of `spec`; repeating it adds none.
+    """Request a generation for `token` with the columns of `spec`; repeating it adds none.
 
     Args:
         connection: To the table's database.
@@ -231,7 +231,7 @@ def request_rebuild(connection: Connection, spec: TableSpec, token: str) -> Tabl
 
 
 DISCARDED_FOR: Final = "1 hour"
-"""A table of which a generation was discarded this lately is not built anew by itself."""
+"""A table whose generation was discarded within this time is not built again automatically."""
 
 
 def build_anew(connection: Connection, spec: TableSpec, generation: Generation) -> None:
@@ -255,7 +255,7 @@ def build_anew(connection: Connection, spec: TableSpec, generation: Generation) 
 def record_discarded(
     connection: Connection, spec: TableSpec, generation: Generation, reason: str
 ) -> None:
-    """Remember that the generation held other rows than the archive."""
+    """Record that the generation's rows differ from the archive's."""
     connection.execute(
         "insert into feature_pipeline.discarded (table_name, relation, reason) values (%s, %s, %s)"
         " on conflict (table_name, relation) do update set reason = excluded.reason,"
@@ -277,7 +277,7 @@ def discarded_lately(connection: Connection, spec: TableSpec) -> bool:
 
 
 def why_discarded(connection: Connection, spec: TableSpec, building: Generation) -> str | None:
-    """Why the generation before the one that is being built was discarded, if it was."""
+    """Return why the generation before the one being built was discarded, if it was."""
     if not has_table(connection, "discarded"):
         return None
     row = fetch_one(
@@ -290,7 +290,7 @@ def why_discarded(connection: Connection, spec: TableSpec, building: Generation)
 
 
 def is_discarded(connection: Connection, spec: TableSpec, generation: Generation) -> bool:
-    """Return whether the generation was found to hold other rows than the archive."""
+    """Return whether the generation's rows were found to differ from the archive's."""
     return bool(
         fetch_value(
             connection,
@@ -315,7 +315,7 @@ def is_current_definition(connection: Connection, spec: TableSpec) -> bool:
 
 
 def is_followed(connection: Connection, spec: TableSpec) -> bool:
-    """Whether `ensure_table` has nothing to do: `spec` is, or was, the table's definition."""
+    """Return whether `ensure_table` has nothing to do because `spec` is, or was, followed."""
     return bool(
         fetch_value(
             connection,
@@ -328,9 +328,9 @@ def is_followed(connection: Connection, spec: TableSpec) -> bool:
 
 
 def read_table(connection: Connection, spec: TableSpec) -> TableState | None:
-    """The table as it stands, None if it does not exist. Changes nothing.
+    """Return the current state of the table, None if it does not exist. Changes nothing.
 
-    Bookkeeping is believed of generations alone whose real tables are there.
+    The bookkeeping is trusted only about generations whose real tables exist.
 
     Raises:
         ConflictError: Another hook's table has this name.
@@ -370,7 +370,7 @@ def read_table(connection: Connection, spec: TableSpec) -> TableState | None:
 
 
 def require_table(connection: Connection, spec: TableSpec) -> TableState:
-    """Return the table as it stands.
+    """Return the current state of the table.
 
     Raises:
         NotFoundError: It does not exist.
@@ -391,7 +391,7 @@ def list_generations(
     Args:
         connection: To the table's database.
         spec: The table.
-        is_whole: Without those whose tables were dropped or altered by hand.
+        is_whole: Leave out those whose tables were dropped or altered by hand.
     """
     rows = connection.execute(
         sql.SQL("select * from ({}) g where g.table_name = %s order by g.id").format(
@@ -404,7 +404,7 @@ def list_generations(
 
 
 def drop_generation(connection: Connection, generation: Generation) -> None:
-    """The generation, its outcomes and its progress are gone. It is neither live nor wanted."""
+    """Drop the generation with its outcomes and progress. It is neither live nor wanted."""
     for name in (generation.relation, outcomes_partition(generation.id)):
         if _is_table(connection, name):
             connection.execute(
@@ -432,7 +432,7 @@ def _is_table(connection: Connection, name: str) -> bool:
 
 
 def drop_table(connection: Connection, spec: TableSpec) -> bool:
-    """The view, its generations and their bookkeeping are gone; whether there was anything.
+    """Drop the view, its generations and their bookkeeping; return whether there was anything.
 
     A view of its name that is not the pipeline's stays.
 
@@ -483,7 +483,7 @@ def _drop_view(connection: Connection, spec: TableSpec, live: Generation | None)
 
 
 def _create_table(connection: Connection, spec: TableSpec) -> TableState:
-    """A first generation is wanted; none is read until it was proved."""
+    """Create the table with a wanted generation; none is read until it was proved."""
     check_free(connection, spec.name)
     connection.execute(
         "insert into feature_pipeline.tables (name, dataset, hook) values (%s, %s, %s)"
@@ -529,7 +529,7 @@ def _follow_definition(
 
 
 def _record_time(connection: Connection, spec: TableSpec) -> None:
-    """Remember the time that a table of the past is of."""
+    """Record the time of a table of the past."""
     if spec.as_of is not None:
         connection.execute(
             "insert into feature_pipeline.past_tables (table_name, as_of) values (%s, %s)"
@@ -583,7 +583,7 @@ def _create_generation(connection: Connection, spec: TableSpec, token: str = "")
 
 
 def _free_name(connection: Connection, spec: TableSpec) -> tuple[int, str]:
-    """A number that no generation has, nor anything that has a name with it."""
+    """Return a number that no generation or object with its name has."""
     while True:
         number = fetch_value(
             connection,
@@ -604,7 +604,7 @@ def _order(connection: Connection, spec: TableSpec) -> int:
 
 
 def _next_order(connection: Connection, spec: TableSpec) -> int:
-    """Make `spec` the last definition of its table, under the table's lock; its number."""
+    """Make `spec` the last definition of its table, under the table's lock; return its number."""
     return int(
         fetch_value(
             connection,

@@ -1,4 +1,4 @@
-"""Indexes of a generation: an attribute of it, changed without loading anything."""
+"""Indexes of a generation: an attribute that changes without loading anything."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,19 +25,19 @@ LOCK_TIMEOUT: Final = "120s"
 def follow_indexes(
     connection: Connection, generation: Generation, spec: TableSpec, *, is_read: bool
 ) -> bool:
-    """Every declared index of the generation exists and no other does; whether anything changed.
+    """Make the generation's indexes the declared ones; return whether anything changed.
 
     Args:
         connection: In no transaction.
-        generation: Whose indexes.
-        spec: What is declared.
-        is_read: Build and drop them without stopping readers and loads: slower, and only once
+        generation: The generation.
+        spec: The declaration.
+        is_read: Build and drop them without blocking readers and loads: slower, and only once
             transactions that are under way have ended.
 
     Raises:
         ProjectionError: PostgreSQL refused an index; for a unique one, the message names the
-            values that are there twice. Nothing of that index is left, and no valid index was
-            dropped. Or transactions did not end in time; the next call goes on from there.
+            duplicate values. Nothing of that index is left, and no valid index was dropped. Or
+            transactions did not end in time; the next call continues from there.
     """
     wanted = _wanted(generation, spec)
     if _existing(connection, generation) == dict.fromkeys(wanted, True):
@@ -60,7 +60,7 @@ def follow_indexes(
 
 @contextmanager
 def _patience(connection: Connection) -> Iterator[None]:
-    """Inside, no statement waits longer than `LOCK_TIMEOUT` for another transaction to end."""
+    """Limit the wait of each statement for another transaction to `LOCK_TIMEOUT`."""
     connection.execute(f"set lock_timeout = '{LOCK_TIMEOUT}'".encode())
     try:
         yield
@@ -72,7 +72,7 @@ def _patience(connection: Connection) -> Iterator[None]:
 def missing_indexes(
     connection: Connection, generation: Generation | None, spec: TableSpec
 ) -> tuple[IndexDefinition, ...]:
-    """The declared indexes that `follow_indexes` would build; all if there is no generation."""
+    """Return the declared indexes that `follow_indexes` would build; all without a generation."""
     if generation is None:
         return spec.indexes
     existing = _existing(connection, generation)
@@ -90,7 +90,7 @@ def surplus_indexes(
 
 
 def describe_index(index: IndexDefinition) -> str:
-    """Return an index in a few words."""
+    """Return a short description of an index."""
     what = "unique " if index.unique else ""
     keys = index.expression or ", ".join(index.columns)
     where = f" where {index.where}" if index.where else ""
@@ -98,7 +98,7 @@ def describe_index(index: IndexDefinition) -> str:
 
 
 def are_declared(connection: Connection, generation: Generation, spec: TableSpec) -> bool:
-    """Return whether the generation's indexes are those that are declared."""
+    """Return whether the generation's indexes are the declared ones."""
     return not (
         missing_indexes(connection, generation, spec)
         or surplus_indexes(connection, generation, spec)
@@ -159,7 +159,7 @@ def _held_up(generation: Generation, what: str) -> ProjectionError:
 
 
 def _existing(connection: Connection, generation: Generation) -> dict[str, bool]:
-    """The names of the indexes besides the primary key, and whether each is valid."""
+    """Return the names of the indexes except the primary key, and whether each is valid."""
     rows = connection.execute(
         "select i.relname, x.indisvalid from pg_index x join pg_class i on i.oid = x.indexrelid"
         " where x.indrelid = to_regclass(%s) and not x.indisprimary",

@@ -1,4 +1,4 @@
-"""What the tables know of the archive: which log entries they were loaded from."""
+"""The log entries that tables were loaded from, as evidence about the archive."""
 
 from collections.abc import Collection
 from datetime import UTC, datetime
@@ -36,9 +36,9 @@ def ask_tables(
     hook: str | None = None,
     batches: Collection[str] | None = None,
 ) -> Knowledge:
-    """Return what the tables know of the archive; a note if PostgreSQL does not answer.
+    """Return the tables' evidence about the archive; a note if PostgreSQL does not answer.
 
-    Arguments as of `known_by_tables`.
+    Arguments as for `known_by_tables`.
     """
     try:
         return Knowledge(
@@ -58,7 +58,7 @@ def known_by_tables(
     """Return every log entry that a table was loaded from; none if nothing was ever loaded.
 
     Args:
-        database: Where the tables are. Nothing is created in it.
+        database: The tables' database. Nothing is created in it.
         dataset: Only entries of this dataset.
         hook: Only entries of this hook.
         batches: Only entries of these batches.

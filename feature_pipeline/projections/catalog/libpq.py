@@ -1,9 +1,9 @@
-"""libpq without its surroundings: what its variables say has no effect on our connections.
+"""Connect with libpq without its environment variables.
 
-libpq takes from the environment whatever a connection does not give: another host address, a
-service, a protocol. Giving everything does not help: some settings have no value that means the
-default, and a service that is named but not found is an error. So the variables are taken out of
-the process's environment while a connection is made.
+libpq takes from the environment every setting that a connection does not give: another host
+address, a service, a protocol. Giving everything does not help: some settings have no value that
+means the default, and a named service that does not exist is an error. So the variables are removed
+from the process's environment while a connection is made.
 """
 
 import os
@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from typing import Final
 
 PREFIX: Final = "PG"
-"""How the names of all variables begin that a libpq reads: psycopg and psycopg2 bring versions of
-their own, and a newer one reads more."""
+"""Prefix of all of libpq's variables: psycopg and psycopg2 include versions of their own, and a
+newer one reads more.
+"""
 
 _lock: Final = threading.Lock()
 _held: dict[str, str] = {}
@@ -23,9 +24,9 @@ _users = 0
 
 @contextmanager
 def nothing_ambient() -> Iterator[None]:
-    """Connections made inside take nothing from libpq's variables; those are back afterwards.
+    """Remove libpq's variables from the environment during the block, then restore them.
 
-    Any number of threads may be inside. A connection that is open already is not touched.
+    Any number of threads may be inside. Open connections are not affected.
     """
     global _users
     with _lock:

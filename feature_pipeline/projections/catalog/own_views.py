@@ -1,10 +1,10 @@
-"""Which views of the schema that people read are the pipeline's own, and whether they are as made.
+"""Identify the pipeline's own views in the schema that users read, and detect changes to them.
 
-People make views of their own in that schema, and may change those that they find there. Contains
-recording what the pipeline made, and telling it from everything else.
+Users create views of their own in that schema, and may change existing ones. This module records
+what the pipeline created, and distinguishes it from everything else.
 
-A view is known by its oid, and whether it is as it was made by its stored definition. After a
-restore from a dump both are others; then it is compared with one that is made for the purpose.
+A view is identified by its oid, and compared by its stored definition. Both change in a restore
+from a dump; then the view is compared with one that is created for the purpose.
 """
 
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ where n.nspname = %s and t.typname = %s and t.typrelid = 0"""
 
 
 class ViewState(StrEnum):
-    """What has the name of a view of the pipeline's."""
+    """The object with the name of one of the pipeline's views."""
 
     ABSENT = "absent"
     """Nothing."""
@@ -74,9 +74,9 @@ class ViewState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FoundView:
-    """What has a view's name.
+    """The object that has a view's name.
 
-    `what` is what messages call it. `is_known` says that the pipeline made a view of this name,
+    `what` describes it in messages. `is_known` means that the pipeline created a view of this name,
     this one or one before it.
     """
 
@@ -86,7 +86,7 @@ class FoundView:
 
     @property
     def is_own(self) -> bool:
-        """Whether it is the pipeline's for certain."""
+        """Whether it is certainly the pipeline's."""
         return self.state in {ViewState.AS_MADE, ViewState.CHANGED}
 
 
@@ -110,7 +110,7 @@ def find_view(connection: Connection, name: str) -> FoundView:
 
 
 def is_as_made(connection: Connection, name: str) -> bool:
-    """Return whether the view is there, recorded, and defined as the pipeline defined it."""
+    """Return whether the view exists, is recorded, and has the pipeline's definition."""
     return find_view(connection, name).state is ViewState.AS_MADE
 
 
@@ -120,16 +120,16 @@ def ensure_view(
     query: sql.Composable,
     earlier: Sequence[sql.Composable] = (),
 ) -> None:
-    """The view has this definition, in the caller's transaction.
+    """Give the view this definition, in the caller's transaction.
 
     Args:
         connection: In a transaction.
         name: The view's.
         query: What it shows.
-        earlier: What earlier code defined it as.
+        earlier: The definition by earlier code.
 
     Raises:
-        ConflictError: Something that is not the pipeline's has its name, or something depends on a
+        ConflictError: An object that is not the pipeline's has its name, or something depends on a
             view that was changed.
     """
     found = find_view(connection, name)
@@ -158,10 +158,10 @@ def ensure_view(
 
 
 def create_view(connection: Connection, name: str, query: sql.Composable) -> None:
-    """Make a view that is not there, in the caller's transaction.
+    """Create a view that does not exist, in the caller's transaction.
 
     Raises:
-        ConflictError: Something has its name by now.
+        ConflictError: Another object has its name by now.
     """
     view = sql.Identifier(READ_SCHEMA, name)
     try:
@@ -173,7 +173,7 @@ def create_view(connection: Connection, name: str, query: sql.Composable) -> Non
 
 
 def record_view(connection: Connection, name: str) -> None:
-    """The view, as it is, is the pipeline's from now on."""
+    """Record the view in its current form as the pipeline's."""
     oid, _, _, definition = fetch_one(connection, _FIND, [READ_SCHEMA, name]) or (None,) * 4
     connection.execute(
         "insert into feature_pipeline.views (name, oid, definition) values (%s, %s, %s)"
@@ -183,12 +183,12 @@ def record_view(connection: Connection, name: str) -> None:
 
 
 def forget_view(connection: Connection, name: str) -> None:
-    """Nothing is known of a view of this name any more."""
+    """Remove the record of a view of this name."""
     connection.execute("delete from feature_pipeline.views where name = %s", [name])
 
 
 def is_defined_as(connection: Connection, name: str, *queries: sql.Composable) -> bool:
-    """Whether the view shows one of these, be it ours or not. In a transaction; changes nothing."""
+    """Return whether the view, ours or not, has one of these definitions. Changes nothing."""
     probe = sql.Identifier(BOOKKEEPING_SCHEMA, "_probe")
     definition = "select pg_get_viewdef(%s::text::regclass)"
     there = fetch_value(
@@ -203,12 +203,12 @@ def is_defined_as(connection: Connection, name: str, *queries: sql.Composable) -
 
 
 def in_the_way(name: str, found: FoundView) -> ConflictError:
-    """The error that something which is not the pipeline's has a view's name."""
+    """Return the error for an object that is not the pipeline's and has a view's name."""
     return ConflictError(f"{READ_SCHEMA}.{name} cannot be made: {obstacle(name, found)}")
 
 
 def obstacle(name: str, found: FoundView) -> str:
-    """Say what is in a view's way, and what to do about it."""
+    """Describe the object that blocks a view, and the remedy."""
     return (
         f"{found.what} is there, which the pipeline did not make: rename or drop it, or, for a"
         " hook's table, give that another name (`table.name`)"
@@ -216,7 +216,7 @@ def obstacle(name: str, found: FoundView) -> str:
 
 
 def describe_relation(connection: Connection, schema: str, name: str) -> str | None:
-    """What has this name in the schema: `table public.mine of role me`; None if nothing has."""
+    """Return the object of this name: `table public.mine of role me`; None if none."""
     row = fetch_one(connection, _FIND, [schema, name])
     if row is None:
         return _describe_type(connection, schema, name)

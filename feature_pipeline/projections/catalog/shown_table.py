@@ -1,4 +1,4 @@
-"""A table as people read it now: the columns that PostgreSQL shows, and how many rows."""
+"""A table as users read it: the columns that PostgreSQL shows, and the number of rows."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -29,14 +29,14 @@ class ShownColumn:
 
 @dataclass(frozen=True, slots=True)
 class ShownTable:
-    """What people read: the view's columns in their order, and rows of all batches."""
+    """The view's columns in their order, and the number of rows of all batches."""
 
     columns: tuple[ShownColumn, ...]
     rows: int
 
 
 def read_shown_table(database: Database, name: str) -> ShownTable | None:
-    """Return what `features.<name>` shows; None if nothing of that name is there."""
+    """Return the content of `features.<name>`; None if nothing of that name exists."""
     with database.connect(f"table {name!r}") as connection:
         columns = connection.execute(_COLUMNS, [READ_SCHEMA, name]).fetchall()
         if not columns or not has_bookkeeping(connection):

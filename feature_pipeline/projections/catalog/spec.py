@@ -1,4 +1,4 @@
-"""What a table should be: its name, columns and indexes, as its hook's definition says."""
+"""The specification of a table: its name, columns and indexes from its hook's definition."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,18 +12,18 @@ from feature_pipeline.model.records import check_dataset
 from feature_pipeline.model.table_limits import check_table_limits
 
 LOADER_VERSION: Final = 1
-"""Raised when the same artifact would give other rows; every table is then built anew."""
+"""Increased when the same artifact would give other rows; every table is then built again."""
 
 MAX_IDENTIFIER_BYTES: Final = 63
 
 
 @dataclass(frozen=True, slots=True)
 class TableSpec:
-    """A table as its hook's definition wants it.
+    """A table as its hook's definition declares it.
 
     `name` is the view's in schema `features`. `columns` are those of the hook's declared columns
     that the table has. `upcasters` convert artifacts that the matrix of `evolve` cannot. `as_of`
-    makes it a table of the past: what the archive's log said at that time.
+    makes it a table of the past: the state of the archive's log at that time.
     """
 
     dataset: str
@@ -52,7 +52,7 @@ class TableSpec:
 
     @property
     def asset(self) -> str:
-        """`<dataset>/features/<hook>`: whose features it shows."""
+        """`<dataset>/features/<hook>`: the feature asset that it shows."""
         return f"{self.dataset}/features/{self.hook}"
 
     @property
@@ -74,7 +74,7 @@ class TableSpec:
 
     @property
     def definition_digest(self) -> Digest:
-        """Equal when nothing at all about the table is to change: indexes and comments included."""
+        """Equal when nothing about the table changes, including indexes and comments."""
         return Digest.of(
             document_bytes(
                 [
@@ -88,11 +88,12 @@ class TableSpec:
 
 
 def check_table_name(name: str) -> str:
-    """Return `name` if it can name a table people read.
+    """Return `name` if it can name a table that users read.
 
     Raises:
         InvalidInputError: It is empty, longer than 63 bytes, starts with `_` (which this package
-            keeps for its own views), or has a character PostgreSQL or a person cannot write.
+            keeps for its own views), or has a character that PostgreSQL does not accept or a person
+            cannot type.
     """
     check_text(name)
     if not name or len(name.encode()) > MAX_IDENTIFIER_BYTES:

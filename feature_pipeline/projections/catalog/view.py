@@ -1,4 +1,4 @@
-"""The view that people read a table by: whether it is there, what it shows, putting it back."""
+"""The view through which users read a table: check, create and restore it."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ select exists (
 
 
 def is_shown(connection: Connection, table: str) -> bool:
-    """Return whether the view of this name shows the table's live generation, and all of it.
+    """Return whether the view of this name shows the complete live generation.
 
-    One that earlier code made, and did not record, is taken for it if it reads that generation.
+    A view that earlier code created without recording it counts if it reads that generation.
     """
     found = own_views.find_view(connection, table)
     is_as_made = found.state is ViewState.AS_MADE or (
@@ -54,10 +54,10 @@ def is_shown(connection: Connection, table: str) -> bool:
 
 
 def check_free(connection: Connection, table: str) -> None:
-    """Return if the view can be made: nothing has its name, or what has it is the pipeline's.
+    """Check that the view can be created: its name is free, or the pipeline's.
 
     Raises:
-        ConflictError: Something else has it; names it and says what to do.
+        ConflictError: Another object has it; names the object and the remedy.
     """
     found = own_views.find_view(connection, table)
     if found.state in {ViewState.FOREIGN, ViewState.UNKNOWN}:
@@ -65,10 +65,10 @@ def check_free(connection: Connection, table: str) -> None:
 
 
 def put_back(connection: Connection, generation: Generation, spec: TableSpec) -> None:
-    """The view is the pipeline's: made again if it was dropped, with what grants we know.
+    """Create the view again if it was dropped, with the known grants.
 
-    Grants are those that it had before the last switch; the bookkeeping holds no others. A view
-    that was changed stays as it is: changing it back waits for readers (`switch`).
+    These are the grants that it had before the last switch; the bookkeeping has no others. A
+    changed view stays as it is: restoring its definition waits for readers (`switch`).
 
     Args:
         connection: In a transaction that holds the table's lock.
@@ -76,7 +76,7 @@ def put_back(connection: Connection, generation: Generation, spec: TableSpec) ->
         spec: The table.
 
     Raises:
-        ConflictError: Something else has taken the view's name.
+        ConflictError: Another object has taken the view's name.
     """
     found = own_views.find_view(connection, spec.name)
     if found.state is ViewState.UNKNOWN and own_views.is_defined_as(
@@ -93,10 +93,10 @@ def put_back(connection: Connection, generation: Generation, spec: TableSpec) ->
 
 
 def create(connection: Connection, generation: Generation, spec: TableSpec) -> None:
-    """Make the view of a generation, described, and granted as before the last switch.
+    """Create the view of a generation, with comments, and with the grants before the last switch.
 
     Raises:
-        ConflictError: Something else has its name.
+        ConflictError: Another object has its name.
     """
     own_views.create_view(connection, spec.name, view_query(generation))
     comment(connection, generation, spec)
@@ -107,16 +107,16 @@ def create(connection: Connection, generation: Generation, spec: TableSpec) -> N
 def show(
     connection: Connection, generation: Generation, options: sql.Composable | None = None
 ) -> None:
-    """The view shows this generation, with these options (`with (...)`) if it has any.
+    """Make the view show this generation, with these options (`with (...)`), if any.
 
     Args:
-        connection: In a transaction that holds the table's lock, and has seen that the view is
-            the pipeline's, or has dropped it.
-        generation: Which.
+        connection: In a transaction that holds the table's lock, and in which the view was found to
+            be the pipeline's, or was dropped.
+        generation: The generation.
         options: The view's.
 
     Raises:
-        psycopg.errors.InvalidTableDefinition: The view's columns are not a beginning of the
+        psycopg.errors.InvalidTableDefinition: The view's columns are not a prefix of the
             generation's.
     """
     connection.execute(
@@ -130,7 +130,7 @@ def show(
 
 
 def view_query(generation: Generation) -> sql.Composed:
-    """What the view of a generation shows: every column of it, and every row."""
+    """Return the query of a generation's view: every column and every row."""
     names = ddl.column_kinds(generation.columns)
     return sql.SQL("select {} from {}").format(
         sql.SQL(", ").join(map(sql.Identifier, names)), generation.identifier
@@ -138,7 +138,7 @@ def view_query(generation: Generation) -> sql.Composed:
 
 
 def comment(connection: Connection, generation: Generation, spec: TableSpec) -> None:
-    """The view and its columns are described as the definition and the generation describe them."""
+    """Comment the view and its columns from the definition and the generation."""
     for statement in ddl.comments(
         _VIEW, READ_SCHEMA, spec.name, spec.description, generation.columns
     ):
@@ -146,7 +146,7 @@ def comment(connection: Connection, generation: Generation, spec: TableSpec) -> 
 
 
 def kept_names(before: Sequence[Column], after: Sequence[Column]) -> dict[str, str]:
-    """Per column of a view that stays when its columns change, the name that it has then."""
+    """Return, for each column of a view that survives a change of columns, its new name."""
     names = {name: name for name in ddl.column_kinds(())}
     for column, source in zip(after, pair_columns(before, after).sources, strict=True):
         if source is not None:
@@ -155,9 +155,9 @@ def kept_names(before: Sequence[Column], after: Sequence[Column]) -> dict[str, s
 
 
 def _known_grants(connection: Connection, live: Generation) -> list[Grant] | None:
-    """The grants of before the last switch, of roles and columns that are still there.
+    """Return the grants before the last switch, of roles and columns that still exist.
 
-    None if the table was never switched: a new view then has what default privileges give it.
+    None if the table was never switched: a new view then gets the default privileges.
     """
     row = fetch_one(
         connection,

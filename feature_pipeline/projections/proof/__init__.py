@@ -1,1 +1,1 @@
-"""Whether a table is what the archive says."""
+"""Compare a table with the archive."""

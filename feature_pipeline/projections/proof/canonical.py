@@ -1,4 +1,4 @@
-"""Arrow columns in the canonical encoding that content is compared by, built a column at a time."""
+"""Encode Arrow columns canonically for comparing content, one column at a time."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _compute: Final[Any] = pc
 
 
 def encode_rows(columns: Sequence[tuple[str, Array]]) -> tuple[memoryview, npt.NDArray[np.int64]]:
-    """Return every row's canonical encoding, side by side, and where each begins and the last ends.
+    """Return every row's canonical encoding, concatenated, and the offsets of the rows.
 
     Args:
-        columns: Per column its kind and its values, all of one length. A `json` column holds
+        columns: For each column its kind and its values, all of one length. A `json` column has
             canonical text.
     """
     count = len(columns[0][1]) if columns else 0
@@ -49,7 +49,7 @@ def encode_rows(columns: Sequence[tuple[str, Array]]) -> tuple[memoryview, npt.N
 
 
 class RecordDigests:
-    """One digest a record, from rows that come in the order of records and ordinals.
+    """One digest per record, from rows that come in the order of records and ordinals.
 
     Args:
         encoder: For the columns of the rows.
@@ -62,10 +62,10 @@ class RecordDigests:
     def of(
         self, keys: Sequence[Array], ordinals: Array, columns: Sequence[Array]
     ) -> Iterator[tuple[tuple[str, ...], bytes, int]]:
-        """Per record its keys, its digest and its number of rows.
+        """Return for each record its keys, its digest and its number of rows.
 
         Args:
-            keys: What tells records apart, the record's id first.
+            keys: The columns that identify records, the record's id first.
             ordinals: 0..n-1 in each record; anything else gives a digest that no artifact has.
             columns: The values.
         """
@@ -92,7 +92,7 @@ class RecordDigests:
 
 
 def line_digests(columns: Sequence[Array]) -> Iterator[bytes]:
-    """One SHA-256 a line of these text columns."""
+    """Return one SHA-256 per row of these text columns."""
     data, offsets = encode_rows([("string", values) for values in columns])
     bounds = offsets.tolist()
     for start, end in pairwise(bounds):
@@ -106,7 +106,7 @@ def _changes(key: Array) -> npt.NDArray[np.bool_]:
 
 
 def _add_tag(row: RowBuilder, values: Array, tag: str) -> npt.NDArray[np.bool_] | None:
-    """Append the tag of each value; which of them are valid, None if all are."""
+    """Append the tag of each value; return which of them are valid, None if all are."""
     if values.null_count == 0:
         row.add_fixed(ord(tag), "u1")
         return None

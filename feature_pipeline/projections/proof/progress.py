@@ -1,4 +1,4 @@
-"""Whether a table has loaded what the log says: cheap, by content digests alone."""
+"""Compare a table's progress with the logs: cheap, by content digests alone."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,27 +22,26 @@ from feature_pipeline.projections.catalog.view import is_shown
 
 @dataclass(frozen=True, slots=True)
 class ProgressReport:
-    """Where a table's progress differs from the log, by batch."""
+    """The differences between a table's progress and the logs, by batch."""
 
     missing: tuple[str, ...]
-    """Have a current artifact and are not in the table."""
+    """Batches with a current artifact that are not in the table."""
     behind: tuple[str, ...]
-    """Are in the table with other content than their current artifact."""
+    """Batches whose content in the table differs from their current artifact's."""
     extra: tuple[str, ...]
-    """Are in the table and have no current artifact."""
+    """Batches in the table without a current artifact."""
     loaded: int
-    """How many batches are in the table."""
+    """Number of batches in the table."""
     is_shown: bool = True
-    """Whether the view that people read it by is there; False also if something else has its name.
-    """
+    """Whether the table's own view exists; False also if another object has its name."""
     lost: Mapping[str, LostEntry] = field(default_factory=dict)
-    """Were loaded from a log entry that the archive no longer has."""
+    """Batches that were loaded from a log entry that the archive no longer has."""
     damaged: Mapping[str, str] = field(default_factory=dict)
-    """Have a log that cannot be read, with the reason: what is current is not known."""
+    """Batches whose log cannot be read, with the reason: their head is not known."""
 
     @property
     def is_complete(self) -> bool:
-        """Whether people read every current artifact in the table, and nothing else."""
+        """Whether the table shows every current artifact, and nothing else."""
         return self.is_shown and not self.wrong()
 
     def batches_to_load(self) -> list[str]:
@@ -50,11 +49,11 @@ class ProgressReport:
         return sorted({*self.missing, *self.behind})
 
     def wrong(self) -> list[str]:
-        """The batches that do not stand in the table as the log says."""
+        """The batches that differ from the logs."""
         return sorted({*self.missing, *self.behind, *self.extra, *self.lost, *self.damaged})
 
     def summary(self) -> str:
-        """One line for people; names some of the batches."""
+        """Return a one-line summary with the names of some batches."""
         if self.is_complete:
             return f"{self.loaded} batches stand in the table as the archive's log says"
         parts = [
@@ -80,7 +79,7 @@ class ProgressReport:
         return f"{self.loaded} batches stand in the table; " + ", ".join(parts)
 
     def to_json(self) -> dict[str, list[str]]:
-        """The batches by what is wrong with them."""
+        """Return the batches by kind of difference."""
         return {
             "missing": list(self.missing),
             "behind": list(self.behind),
@@ -98,13 +97,13 @@ def check_progress(
 ) -> ProgressReport:
     """Compare progress with the log, by content digest: a listing and a query, no rows read.
 
-    A table that does not exist, or of which nothing was proved yet, misses every batch.
+    A table that does not exist, or of which nothing was proved yet, lacks every batch.
 
     Args:
         store: The archive.
-        database: Where the table is.
+        database: The table's database.
         spec: The table.
-        batches: Look at these alone; at all if None.
+        batches: Check only these; all if None.
     """
     heads = current_entries(store, spec, batches)
     with database.connect(f"table {spec.name!r}") as connection:
@@ -120,9 +119,10 @@ class LostEntryError(CorruptDataError):
 
 
 class CurrentEntries(Mapping[str, FeatureEntry]):
-    """The current log entry of each batch that has one, by batch; made by `current_entries`.
+    """The current log entry of each batch that has one, by batch; from `current_entries`.
 
-    `damage` says of which batches it cannot be told, and why: they are not among the others.
+    `damage` has the batches for which it cannot be determined, with the reason: they are not among
+    the others.
     """
 
     def __init__(self, store: BlobStore, spec: TableSpec, entries: Readable[FeatureEntry]) -> None:
@@ -139,13 +139,13 @@ class CurrentEntries(Mapping[str, FeatureEntry]):
         return len(self._entries)
 
     def find_lost(self, progress: Mapping[str, Progress]) -> dict[str, LostEntry]:
-        """The batches that were loaded from an entry that their log no longer has."""
+        """Return the batches that were loaded from an entry that their log no longer has."""
         return self.compare_logs(progress)[0]
 
     def compare_logs(
         self, progress: Mapping[str, Progress]
     ) -> tuple[dict[str, LostEntry], set[str]]:
-        """The batches that were loaded from an entry that their log no longer has.
+        """Return the batches loaded from an entry that their log no longer has.
 
         Returns:
             Those whose entry is lost, and those whose loss was accepted since.
@@ -159,9 +159,9 @@ class CurrentEntries(Mapping[str, FeatureEntry]):
 def current_entries(
     store: BlobStore, spec: TableSpec, batches: Collection[str] | None
 ) -> CurrentEntries:
-    """The current log entry of each of these batches that has one; of all batches if None.
+    """Return the current log entry of each of these batches that has one; of all if None.
 
-    For a table of the past, what was current then.
+    For a table of the past, the entry that was current then.
     """
     dataset, hook = spec.dataset, spec.hook
     # What a census knows is compared where all batches are looked at: it is a line per batch.
@@ -175,7 +175,7 @@ def current_entries(
 
 
 def compare_progress(current: CurrentEntries, progress: Mapping[str, Progress]) -> ProgressReport:
-    """Where `progress` differs from the current artifacts' content digests."""
+    """Return the differences of `progress` from the current artifacts' content digests."""
     lost, given_up = current.compare_logs(progress)
     unknown = lost.keys() | current.damage.keys()
     return ProgressReport(

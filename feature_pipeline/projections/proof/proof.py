@@ -1,4 +1,4 @@
-"""Whether a table is what the archive says: by progress, cheaply, and by content, in full."""
+"""Prove that a table equals the archive, by comparing its full content."""
 
 from __future__ import annotations
 
@@ -48,22 +48,22 @@ from feature_pipeline.projections.rows.upcast import CannotEvolveError
 _MODULUS: Final = 2**256
 _OUTCOME_FIELDS: Final = ("record_id", "status", "reason")
 _FOUND_BY_KEY: Final = 50_000
-"""Records up to which rows are looked up by key: the statement names each of them."""
+"""Number of records up to which rows are looked up by key: the statement names each of them."""
 
 
 class AlteredTableError(ProjectionError):
-    """The real table of what is read was altered after it was made."""
+    """The real table behind the view was altered after it was created."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """A table's content beside the archive's, as digests over the same canonical encoding.
+    """The content of a table and of the archive, as digests over the same canonical encoding.
 
-    Both sides are of the artifacts that `progress` says are loaded, each record under the batch
-    that owns it. `unequal_batches` names the batches whose rows or outcomes are not the archive's,
-    those among them whose artifact cannot be read or was erased included; `unreadable` says why.
-    Of these the table's word is taken for which records they own. `left_out` says of records why
-    PostgreSQL cannot hold their rows: both sides are without these.
+    Both sides are of the artifacts that are loaded according to `progress`, each record under the
+    batch that owns it. `unequal_batches` names the batches whose rows or outcomes differ from the
+    archive's, including those whose artifact cannot be read or was erased; `unreadable` gives the
+    reasons. For these, the table's own statement of record ownership is used. `left_out` gives for
+    records the reason why PostgreSQL cannot store their rows: both sides are without these.
     """
 
     table_digest: ContentSum
@@ -77,16 +77,16 @@ class Proof:
 
     @property
     def is_equal(self) -> bool:
-        """Whether the table is exactly what the archive says."""
+        """Whether the table equals the archive exactly."""
         return self.progress.is_complete and self.has_equal_content and not self.left_out
 
     @property
     def has_equal_content(self) -> bool:
-        """Whether what is loaded equals its artifacts, complete or not; of what is not left out."""
+        """Whether the loaded content equals its artifacts, except left-out records."""
         return not self.unequal_batches and self.table_digest == self.archive_digest
 
     def summary(self) -> str:
-        """One line for people."""
+        """Return a one-line summary."""
         if self.has_equal_content:
             equal = f"{self.rows} rows of {self.batches} batches equal the archive's"
             return f"{equal}; {describe_left_out(self.left_out)}" if self.left_out else equal
@@ -97,7 +97,7 @@ class Proof:
 
 
 def describe_left_out(left_out: Mapping[str, str]) -> str:
-    """One line on records whose rows PostgreSQL cannot hold."""
+    """Return one line on records whose rows PostgreSQL cannot store."""
     named = first_few([f"{record!r}: {why}" for record, why in left_out.items()], separator="; ")
     return (
         f"{len(left_out)} records are left out, because PostgreSQL cannot hold their rows: {named}"
@@ -106,7 +106,7 @@ def describe_left_out(left_out: Mapping[str, str]) -> str:
 
 @dataclass(slots=True)
 class _Content:
-    """What one batch's rows and outcomes come to: sums of digests, and how many rows."""
+    """Totals of one batch's rows and outcomes: sums of digests, and the number of rows."""
 
     rows: int = 0
     outcomes: int = 0
@@ -128,20 +128,20 @@ def prove(
     *,
     may_reuse: bool = False,
 ) -> Proof:
-    """Read what people read back in full and compare it with the archive.
+    """Read back what the view shows, completely, and compare it with the archive.
 
-    Rows are read through the view, so that a changed view is noticed. The table is
-    read in one snapshot, so loads that go on meanwhile do not disturb it. Memory
-    grows with the number of records, not of rows.
+    Rows are read through the view, so that a changed view is noticed. The table is read in one
+    snapshot, so that concurrent loads do not disturb it. Memory grows with the number of records,
+    not of rows.
 
     Args:
         store: The archive.
-        database: Where the table is.
+        database: The table's database.
         spec: The table.
-        batches: Compare the records of these alone, which costs what they are, not what is loaded;
-            all that the table holds if None. Rows of a record that none of them has are then not
-            looked at.
-        may_reuse: Whether the last full proof will do, if nothing has changed since.
+        batches: Compare only the records of these, at a cost that depends on them and not on what
+            is loaded; everything in the table if None. Rows of a record that none of them has are
+            then not checked.
+        may_reuse: Whether to return the last full proof if nothing has changed since.
 
     Raises:
         NotFoundError: The table does not exist, or nothing of it was proved yet.
@@ -174,9 +174,9 @@ def _require_live(connection: Connection, spec: TableSpec) -> Generation:
 
 
 def _read_by_people(connection: Connection, spec: TableSpec, live: Generation) -> sql.Identifier:
-    """The view, if it has the columns that are compared; the generation, if it is something else.
+    """Return the view if it has the compared columns; otherwise the generation.
 
-    Then nothing people read is the table, and `is_shown` says so.
+    In the latter case users read something other than the table, and `is_shown` shows that.
     """
     columns = connection.execute(
         "select a.attname, format_type(a.atttypid, a.atttypmod) from pg_attribute a"
@@ -191,7 +191,7 @@ def _read_by_people(connection: Connection, spec: TableSpec, live: Generation) -
 def prove_once(
     store: BlobStore, connection: Connection, spec: TableSpec, generation: Generation
 ) -> Proof:
-    """The full proof of any generation; the last one, if nothing of what it read has changed."""
+    """Return the full proof of any generation; the stored one, if nothing has changed since."""
     progress = all_progress(connection, generation.id)
     withdrawn = tombstones.withdrawn(store, spec.dataset)
     state = content_state(connection, generation, progress, withdrawn)
@@ -215,7 +215,7 @@ def prove_generation(
     batches: Collection[str] | None = None,
     source: sql.Identifier | None = None,
 ) -> Proof:
-    """`prove` for any generation, live or not; its rows are read from `source` if that is given."""
+    """Prove any generation, live or not; its rows are read from `source` if that is given."""
     connection.isolation_level = IsolationLevel.REPEATABLE_READ
     try:
         with connection.transaction():
@@ -252,9 +252,10 @@ def prove_generation(
 def _read_records(
     store: BlobStore, held: Progress, erased: Erased
 ) -> tuple[Manifest, list[Any]] | str:
-    """The manifest that a batch's rows come from, and its records; or why they cannot be compared.
+    """Return a batch's manifest and records, or why they cannot be compared.
 
-    An erased artifact says no more what its batch holds, even where its deletion is still to come.
+    An erased artifact no longer determines its batch's content, even if its deletion is still to
+    come.
     """
     if held.manifest in erased.manifests:
         return f"artifact {held.manifest.short}, which it was loaded from, was erased"
@@ -272,7 +273,7 @@ def _records(
     generation: Generation,
     progress: Mapping[str, Progress],
 ) -> set[str]:
-    """Return every record that these batches' artifacts say something of."""
+    """Return every record that is in these batches' artifacts."""
     erased = erasures.erased(store, spec.dataset)
     found = map_threads(lambda held: _read_records(store, held, erased), list(progress.values()))
     records: set[str] = set()
@@ -285,7 +286,7 @@ def _records(
 
 
 def _owned_records(connection: Connection, generation: Generation, batch: str) -> list[str]:
-    """The records that the table says the batch owns."""
+    """Return the records that the batch owns according to the table."""
     rows = connection.execute(
         sql.SQL("select record_id from {} where generation = %s and batch = %s").format(
             generation.outcomes
@@ -301,7 +302,10 @@ def _neighbours(
     progress: Mapping[str, Progress],
     records: Collection[str] | None,
 ) -> dict[str, Progress]:
-    """Other batches that the table says own some of these records: they decide whose they are."""
+    """Return other batches that own some of these records according to the table.
+
+    They decide which batch owns them.
+    """
     if records is None:
         return {}
     owners = connection.execute(
@@ -321,7 +325,7 @@ def _table_content(
     records: Collection[str] | None,
     source: sql.Identifier | None,
 ) -> dict[str, _Content]:
-    """Per batch, what the table holds."""
+    """Return the table's content by batch."""
     content: dict[str, _Content] = {}
     where: sql.Composable = sql.SQL("")
     if batches is not None:
@@ -343,7 +347,7 @@ def _table_content(
 def _record_digests(
     connection: Connection, generation: Generation, source: sql.Identifier, where: sql.Composable
 ) -> Iterator[tuple[str, bytes, int]]:
-    """(batch, digest, rows) of every record that has rows."""
+    """Yield (batch, digest, rows) of every record that has rows."""
     fields = column_fields(generation.columns)
     # The order of the primary key: an index gives it.
     tail = sql.SQL("{} order by record_id, ordinal").format(where)
@@ -390,7 +394,9 @@ def _archive_content(
     neighbours: Mapping[str, Progress],
     left_out: Collection[str],
 ) -> tuple[dict[str, _Content], dict[str, str]]:
-    """Per batch of `progress` what the archive says of the records that it owns, or why it cannot.
+    """Return the archive's content of each batch of `progress`, or why it cannot be read.
+
+    Only records that the batch owns count.
 
     Args:
         store: The archive.
@@ -398,7 +404,7 @@ def _archive_content(
         spec: The table.
         generation: Whose columns the rows take.
         progress: What is loaded.
-        neighbours: Further batches that are loaded and may own records of these.
+        neighbours: Further loaded batches that may own records of these.
         left_out: Records whose rows are not compared.
     """
     loaded = {**progress, **neighbours}
@@ -479,5 +485,5 @@ def _is_in(values: pa.ChunkedArray[Any], chosen: list[str]) -> Any:
 
 
 def _outcome_digests(lines: pa.Table) -> Iterator[bytes]:
-    """One digest per record of what became of it."""
+    """Return one digest per record of its outcome."""
     return line_digests([one_array(lines[name]) for name in _OUTCOME_FIELDS])

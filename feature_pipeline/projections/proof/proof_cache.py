@@ -1,8 +1,8 @@
-"""The last proof of a generation, and whether it still holds: nothing is read back twice.
+"""Store the last proof of a generation, and check whether it still holds.
 
-A state is compared in place of the rows: it says which versions of rows PostgreSQL shows, so that
-whatever is written, by loads or behind their back, makes it another one, and finding it out costs a
-scan without reading a value.
+Instead of rows, a state is compared: it identifies the versions of rows that PostgreSQL shows. Any
+write, by loads or otherwise, changes the state, and computing it costs a scan without reading a
+value.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from feature_pipeline.projections.catalog.generation import Generation
 
 @dataclass(frozen=True, slots=True)
 class KeptProof:
-    """What a full proof found, of a generation that equalled the archive."""
+    """A stored full proof of a generation that equalled the archive."""
 
     rows_digest: ContentSum
     rows: int
@@ -34,12 +34,12 @@ def content_state(
     progress: Mapping[str, Progress],
     withdrawn: Iterable[str],
 ) -> Digest:
-    """Equal when the generation holds the same versions of rows, of the same artifacts.
+    """Return a state that is equal for the same row versions of the same artifacts.
 
     Args:
         connection: To the table.
-        generation: Which.
-        progress: What it holds.
+        generation: The generation.
+        progress: Its progress.
         withdrawn: Records that must not appear.
     """
     held = [[one.batch, one.seq, str(one.manifest), one.rows] for one in progress.values()]
@@ -65,13 +65,13 @@ def find_proof(connection: Connection, generation: Generation, state: Digest) ->
 def keep_proof(
     connection: Connection, generation: Generation, state: Digest, proof: KeptProof
 ) -> None:
-    """The generation's proof is this one.
+    """Store the generation's proof.
 
     Args:
         connection: To the table.
-        generation: Which.
-        state: As it was before the proof began: a change meanwhile makes it one of the past.
-        proof: What was found.
+        generation: The generation.
+        state: Its state before the proof began, so that a change meanwhile invalidates the proof.
+        proof: The result.
     """
     if not has_table(connection, "proofs"):
         return  # dropped by hand; the next load makes it again
@@ -85,7 +85,7 @@ def keep_proof(
 
 
 def _row_versions(connection: Connection, table: sql.Identifier) -> list[Any]:
-    """How many rows there are, and a hash of where each is and which transaction wrote it."""
+    """Return the number of rows, and a hash of their locations and writing transactions."""
     row = fetch_one(
         connection,
         sql.SQL(

@@ -1,4 +1,4 @@
-"""Rows read back from PostgreSQL as Arrow columns, exactly as they stand there.
+"""Read rows back from PostgreSQL as Arrow columns, without loss.
 
 CSV rather than binary: Arrow parses it a block at a time, while binary rows have to be walked one
 by one. PostgreSQL writes the shortest text that gives the same float64, and quotes an empty text
@@ -22,7 +22,7 @@ from feature_pipeline.model.json_text import exact_integer, parse_number
 from feature_pipeline.projections.catalog.database import Connection
 
 CHUNK_BYTES: Final = 4 << 20
-"""Bytes of text parsed at a time: a multiple of it is the memory needed."""
+"""Bytes of text parsed at a time; the memory needed is a multiple of it."""
 
 
 def read_back(
@@ -31,13 +31,14 @@ def read_back(
     fields: Mapping[str, pa.DataType],
     tail: sql.Composable,
 ) -> Iterator[pa.Table]:
-    """The columns of a table in chunks of whole rows.
+    """Yield the columns of a table in chunks of whole rows.
 
     Args:
         connection: Its transaction is what the rows are read in.
         source: The table.
-        fields: Per column its Arrow type; values that do not fit raise.
-        tail: What follows `from <source>`: conditions and order, without parameters.
+        fields: The Arrow type of each column; values that do not fit raise.
+        tail: The rest of the statement after `from <source>`: conditions and order, without
+            parameters.
     """
     query = sql.SQL("copy (select {} from {} {}) to stdout (format csv, encoding 'UTF8')").format(
         sql.SQL(", ").join(map(sql.Identifier, fields)), source, tail
@@ -57,7 +58,7 @@ def read_back(
 
 
 def column_fields(columns: tuple[Column, ...]) -> dict[str, pa.DataType]:
-    """Record, batch, ordinal, then the declared columns, as `read_back` takes them."""
+    """Return record, batch, ordinal, then the declared columns, as `read_back` takes them."""
     fixed: dict[str, pa.DataType] = {
         "record_id": pa.string(),
         "batch": pa.string(),
@@ -79,9 +80,9 @@ def canonical_texts(values: pa.ChunkedArray[Any]) -> pa.Array[Any]:
 
 
 def canonical_text(text: str) -> str:
-    """`canonical_json` of a JSON text, by Python's compiled parser and writer.
+    """Return `canonical_json` of a JSON text, using Python's compiled parser and writer.
 
-    Only numbers are written otherwise than the writer would, so these are replaced in parsing.
+    Only numbers need another spelling than the writer's, so these are replaced in parsing.
     """
     return _write(_DECODE(text))
 

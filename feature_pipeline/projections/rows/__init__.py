@@ -1,1 +1,1 @@
-"""From an artifact's rows to a table's: evolve, prepare, copy, replace."""
+"""Convert an artifact's rows into a table's: evolve, prepare, copy, replace."""

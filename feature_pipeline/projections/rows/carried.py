@@ -1,8 +1,8 @@
-"""Rows that were decoded again under renamed columns: whether they were read as declared.
+"""Check rows that were decoded again under renamed columns.
 
-An earlier decoder looked for a column under its own name first, whatever had been declared when the
-hook ran. Where another column had that name then, it took the wrong one's values, so that batches
-of one table held different things in one column.
+An earlier decoder looked for a column under its own name first, whatever was declared when the hook
+ran. If another column had that name then, it took the wrong one's values, so that batches of one
+table had different things in one column.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from feature_pipeline.projections.rows.upcast import CannotEvolveError
 
 
 def check_carried(store: BlobStore, manifest: Manifest, outcomes: pa.Table) -> None:
-    """Return if rows that were carried from artifacts of other columns were read as declared.
+    """Check that rows carried from artifacts with other columns were read as declared.
 
-    Nothing is read where no column was renamed, or no record was carried.
+    Reads nothing if no column was renamed, or no record was carried.
 
     Args:
         store: The archive.
@@ -34,7 +34,7 @@ def check_carried(store: BlobStore, manifest: Manifest, outcomes: pa.Table) -> N
         outcomes: The artifact's.
 
     Raises:
-        CannotEvolveError: A column holds the values of another one; the message names both.
+        CannotEvolveError: A column has the values of another one; the message names both.
     """
     if not manifest.counts.carried or not any(c.former_names for c in manifest.columns):
         return
@@ -61,7 +61,7 @@ def check_carried(store: BlobStore, manifest: Manifest, outcomes: pa.Table) -> N
 
 
 def _suspects(written: tuple[Column, ...], now: tuple[Column, ...]) -> Iterator[tuple[str, str]]:
-    """Per renamed column whose name another one had before: its name, and the former one."""
+    """Return renamed columns whose name another column had before: name and former name."""
     kinds = {column.name: column.kind for column in written}
     for column, source in zip(now, pair_columns(written, now).sources, strict=True):
         if (
@@ -82,7 +82,7 @@ def _is_misread(values: dict[Any, str], before: pa.Table, right: str, wrong: str
 
 
 def _values(rows: pa.Table, column: str, ids: Collection[str]) -> dict[Any, str]:
-    """By record and ordinal the value as text: NaN differs from itself."""
+    """Return the values by record and ordinal as text, because NaN differs from itself."""
     chosen = rows.filter(_is_in(rows["record_id"], ids))
     keys = zip(chosen["record_id"].to_pylist(), chosen["ordinal"].to_pylist(), strict=True)
     return dict(zip(keys, map(repr, chosen[column].to_pylist()), strict=True))

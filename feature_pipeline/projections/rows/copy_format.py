@@ -1,8 +1,8 @@
-"""Arrow record batches as the bytes of PostgreSQL's binary COPY, built a column at a time.
+"""Encode Arrow record batches for PostgreSQL's binary COPY, one column at a time.
 
 Binary rather than text: PostgreSQL parses neither numbers nor dates, every float64 arrives bit for
-bit, and no value needs quoting. The bytes of a row are laid side by side by Arrow's own join
-kernel, so that no Python code runs for a row or a value.
+bit, and no value needs quoting. Arrow's own join kernel concatenates the bytes of each row, so that
+no Python code runs for a row or a value.
 
 Source: PostgreSQL documentation, COPY, "Binary Format"; src/backend/utils/adt (`*_recv`).
 """
@@ -40,11 +40,11 @@ def encode_copy_rows(columns: Sequence[tuple[str, Array]]) -> memoryview:
     """Return the COPY tuples of these columns, row by row, without header and trailer.
 
     Args:
-        columns: Per column its kind (`columns.Column.kind`, or `ordinal` for a 32-bit integer)
+        columns: For each column its kind (`columns.Column.kind`, or `ordinal` for a 32-bit integer)
             and its values, all of one length.
 
     Raises:
-        ProjectionError: A column's Arrow type does not hold values of its kind.
+        ProjectionError: A column's Arrow type does not match its kind.
     """
     count = len(columns[0][1])
     if count == 0:
@@ -58,10 +58,10 @@ def encode_copy_rows(columns: Sequence[tuple[str, Array]]) -> memoryview:
 
 
 class RowBuilder:
-    """The pieces that every row consists of, in order.
+    """The pieces of every row, in order.
 
-    Pieces of a fixed width that touch are fields of one numpy record, so that byte order and
-    place are settled in one pass; Arrow joins records and texts.
+    Adjacent pieces of a fixed width are fields of one numpy record, so that byte order and position
+    are handled in one pass; Arrow joins records and texts.
     """
 
     def __init__(self, count: int, text_type: pa.DataType) -> None:
@@ -87,7 +87,7 @@ class RowBuilder:
         self._append(sizes, np.ascontiguousarray(record[is_valid]))
 
     def join(self) -> memoryview:
-        """Everything, row by row."""
+        """Return everything, row by row."""
         return _characters(self.join_array())
 
     def join_array(self) -> Array:
@@ -213,12 +213,12 @@ _ADD_COLUMN: Final[dict[str, Callable[[RowBuilder, Array], None]]] = {
 
 
 def flags(values: Array) -> npt.NDArray[Any]:
-    """1 for true, 0 for false and null."""
+    """Return 1 for true, 0 for false and null."""
     return np.asarray(_compute.fill_null(values, False).cast(pa.uint8()))
 
 
 def uuid_octets(values: Array) -> npt.NDArray[np.uint8]:
-    """16 octets each; zeros where null.
+    """Return 16 octets for each value; zeros where null.
 
     Raises:
         ProjectionError: A text is not 36 characters long.
@@ -239,12 +239,12 @@ def _check_type(values: Array, expected: pa.DataType) -> None:
 
 
 def is_valid(values: Array) -> npt.NDArray[np.bool_]:
-    """Which values are not null."""
+    """Return which values are not null."""
     return np.asarray(values.is_valid())
 
 
 def lengths(values: Array) -> npt.NDArray[np.int64]:
-    """Bytes of each text; 0 where null.
+    """Return the bytes of each text; 0 where null.
 
     Raises:
         ProjectionError: The values are no text.
@@ -260,7 +260,7 @@ def _characters(values: Array) -> memoryview:
 
 
 def binary_parts(values: Array) -> tuple[memoryview, npt.NDArray[np.int64]]:
-    """The bytes of all values of a binary array; where each begins, and where the last ends."""
+    """Return the bytes of all values of a binary array, and their offsets."""
     buffers: Any = values.buffers()
     width = np.int64 if values.type == pa.large_binary() else np.int32
     ends = np.frombuffer(buffers[1], width)[values.offset : values.offset + len(values) + 1]
@@ -269,7 +269,7 @@ def binary_parts(values: Array) -> tuple[memoryview, npt.NDArray[np.int64]]:
 
 
 def numbers(values: Array, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Return the values straight from Arrow's buffer; what stands where null is undefined."""
+    """Return the values straight from Arrow's buffer; values at nulls are undefined."""
     buffers: Any = values.buffers()
     numbers: npt.NDArray[Any] = np.frombuffer(
         buffers[1], dtype, count=len(values), offset=values.offset * dtype.itemsize

@@ -1,13 +1,16 @@
-"""An artifact's columns become a generation's: each manifest carries those it was written with.
+"""Convert an artifact's columns to a generation's, by the declaration it was written with.
 
-======================  ========================================================== change what
-happens to older batches ======================
-========================================================== new column              its default, else
-NULL column dropped          the values are not loaded `renamed_from`          read under the old
-name required to optional    nothing optional to required    refused where a null is held integer to
-number       as raw output would be decoded: refused where a digit is lost anything else refused,
-unless an upcaster (`upcast`) takes the release's rows ======================
-==========================================================
+======================  ==========================================================
+change                  what happens to older batches
+======================  ==========================================================
+new column              its default, else NULL
+column dropped          the values are not loaded
+`renamed_from`          read under the old name
+required to optional    nothing
+optional to required    refused if there is a null
+integer to number       decoded as raw output: refused if a digit is lost
+anything else           refused, unless an upcaster (`upcast`) takes the release's rows
+======================  ==========================================================
 """
 
 from __future__ import annotations
@@ -34,9 +37,9 @@ def artifact_rows(
 
     Args:
         manifest: Of the artifact.
-        rows: As the artifact holds them, or some of them.
+        rows: The artifact's rows, or some of them.
         columns: The generation's.
-        upcasters: The generation's; the one that names the artifact's release is used alone.
+        upcasters: The generation's; if one names the artifact's release, it alone is used.
 
     Raises:
         CannotEvolveError: The rows do not fit; the message names columns, records and values.
@@ -52,8 +55,8 @@ def upcaster_for(
 ) -> UpcasterDefinition | None:
     """Return the upcaster that the artifact's rows go through.
 
-    None for an artifact whose columns are these already: its raw output was read again under them.
-    A unit is part of what a column means here, as is whether it may be null.
+    None for an artifact that has these columns already, because its raw output was decoded again
+    under them. Here, a column's unit and whether it may be null are part of its meaning.
     """
     upcaster = find_upcaster(manifest, upcasters)
     if upcaster is None:
@@ -68,9 +71,9 @@ def contradictions(
     columns: Sequence[Column],
     upcasters: Sequence[UpcasterDefinition],
 ) -> dict[str, str]:
-    """By batch why its rows may not stand in a table beside the others': see `column_sources`.
+    """Return, by batch, why its rows must not be in a table with the others': see `column_sources`.
 
-    What an upcaster converts is what its author says.
+    Rows that an upcaster converts do not count: its author is responsible for their meaning.
     """
     written = {
         batch: manifest.columns
@@ -88,7 +91,7 @@ def _meaning(column: Column) -> tuple[object, ...]:
 def map_columns(
     written: Sequence[Column], wanted: Sequence[Column]
 ) -> tuple[align.ColumnSource, ...]:
-    """Per wanted column its source, found by declarations alone.
+    """Return the source of each wanted column, found by declarations alone.
 
     Raises:
         CannotEvolveError: A column's type or format changed in a way that is not allowed, or a
@@ -104,7 +107,7 @@ def evolve_rows(rows: pa.Table, mappings: Sequence[align.ColumnSource]) -> pa.Ta
     """Return the rows with `record_id`, `ordinal` and the wanted columns, in their order.
 
     Raises:
-        CannotEvolveError: A required column would hold a null, or an integer loses a digit as a
+        CannotEvolveError: A required column would have a null, or an integer loses a digit as a
             number; the message names the column and some of the values or records.
     """
     try:

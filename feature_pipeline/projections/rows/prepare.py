@@ -1,4 +1,4 @@
-"""One batch of the archive as what is to stand in a table: read, checked, evolved, encoded."""
+"""Prepare one batch for a table: read, check, evolve and encode it, without a database."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ OUTCOME_KINDS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class PreparedBatch:
-    """What a batch's head says, ready to be loaded into one generation."""
+    """The content of a batch's head, ready to be loaded into one generation."""
 
     batch: str
     submitted_at: datetime
@@ -54,13 +54,13 @@ class PreparedBatch:
     withdrawn: frozenset[str]
     """Records that must not appear; `outcomes` and `rows` are without them."""
     is_redacted: bool
-    """Whether the batch has had records that it has no more."""
+    """Whether records were erased from the batch."""
     encoded: tuple[memoryview, ...] | None
     """COPY rows of all of `rows`, if they were encoded ahead."""
 
     @property
     def size(self) -> int:
-        """Bytes of rows, as Arrow holds them."""
+        """Bytes of rows in Arrow's form."""
         return self.rows.nbytes
 
     def record_ids(self) -> list[str]:
@@ -69,7 +69,7 @@ class PreparedBatch:
         return ids
 
     def chunks(self, owned: Sequence[str] | None) -> Iterator[memoryview]:
-        """COPY rows of the owned records, all if None."""
+        """Yield COPY rows of the owned records, all if None."""
         if owned is None and self.encoded is not None:
             yield from self.encoded
             return
@@ -82,7 +82,7 @@ class PreparedBatch:
         return self.rows.filter(pc.is_in(self.rows["record_id"], pa.array(owned, pa.string())))
 
     def row_count(self, owned: Sequence[str] | None) -> int:
-        """How many rows `chunks` has."""
+        """Return the number of rows of `chunks`."""
         if owned is None:
             return len(self.rows)
         is_owned = pc.is_in(self.rows["record_id"], pa.array(owned, pa.string()))
@@ -105,18 +105,18 @@ def prepare_batch(
     entry: FeatureEntry,
     withdrawn: frozenset[str] = frozenset(),
 ) -> PreparedBatch:
-    """The artifact of `entry` as rows of the generation; its bytes are checked while reading.
+    """Convert the artifact of `entry` to rows of the generation, checking its bytes.
 
     Args:
         store: The archive.
         generation: Whose columns the rows take.
         batch: The batch, for its order among the others.
         entry: The log entry to load.
-        withdrawn: Records that must not appear, whatever the artifact says.
+        withdrawn: Records that must not appear, whatever the artifact contains.
 
     Raises:
         CannotEvolveError: The artifact's columns or values do not fit the generation's.
-        CorruptDataError: Stored bytes are not what their digest says.
+        CorruptDataError: Stored bytes do not match their digest.
         StoreUnavailableError: The store did not answer.
     """
     manifest = manifest_of(store, entry)
@@ -149,7 +149,7 @@ def prepare_batch(
 
 
 def prepare_group(batches: Sequence[PreparedBatch], generation: Generation) -> PreparedGroup:
-    """These batches, for one transaction. There is at least one."""
+    """Prepare these batches, at least one, for one transaction."""
     repeat: Any = pa.repeat
     instant = pa.timestamp("us", "UTC")
     tables = []
@@ -167,7 +167,7 @@ def prepare_group(batches: Sequence[PreparedBatch], generation: Generation) -> P
 
 
 def encode_chunks(rows: pa.Table, batch: str, kinds: dict[str, str]) -> Iterator[memoryview]:
-    """COPY rows of `rows`, `CHUNK_ROWS` at a time."""
+    """Yield COPY rows of `rows`, `CHUNK_ROWS` at a time."""
     for start in range(0, len(rows), CHUNK_ROWS):
         chunk = rows.slice(start, CHUNK_ROWS)
         label = pa.repeat(pa.scalar(batch), len(chunk))

@@ -1,8 +1,7 @@
-"""A batch's rows replace what a generation held of it, in one transaction with its progress.
+"""Replace a batch's rows in a generation, in one transaction with its progress.
 
-Locks are always taken in this order, so that loaders never wait for each other in a circle: the
-table (shared), the batch, its records in the order of their ids, progress rows in the order of
-their batches.
+Locks are always taken in this order, which prevents deadlocks between loaders: the table (shared),
+the batch, its records in the order of their ids, progress rows in the order of their batches.
 """
 
 import re
@@ -60,11 +59,12 @@ select count(*), array_agg(record_id) filter (where is_replacement) from claimed
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """What loading one batch into one generation did.
+    """The result of loading one batch into one generation.
 
-    `held` is what the generation holds of the batch afterwards. `is_unchanged` says that no row
-    was written: the content was there already. `foreign` counts the batch's records that belong
-    to a batch submitted later. `left_out` says of records why PostgreSQL cannot hold their rows.
+    `held` is the generation's progress of the batch afterwards. `is_unchanged` means that no row
+    was written because the content existed already. `foreign` counts the batch's records that
+    belong to a batch submitted later. `left_out` gives for records the reason why PostgreSQL cannot
+    store their rows.
     """
 
     held: Progress
@@ -75,14 +75,14 @@ class Replacement:
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """What became of each of some batches."""
+    """The results for several batches."""
 
     done: tuple[Replacement, ...]
     refused: Mapping[str, "RefusedBatchError"] = field(default_factory=dict)
 
 
 class RefusedBatchError(ProjectionError):
-    """PostgreSQL refused a batch for what its rows hold; names the batch, and record and value."""
+    """PostgreSQL refused a batch because of its rows; names the batch, record and value."""
 
 
 _UNHOLDABLE: Final = (
@@ -90,7 +90,7 @@ _UNHOLDABLE: Final = (
     # A value too long for an index, a row beyond a page, an object beyond a quarter of a gigabyte.
     psycopg.errors.ProgramLimitExceeded,
 )
-"""Errors that are about one row alone: it cannot be held, whatever the others are."""
+"""Errors about one row alone: it cannot be stored, whatever the others are."""
 _REFUSALS: Final = (*_UNHOLDABLE, psycopg.IntegrityError)
 """Errors that are about the rows, not about the server or the connection."""
 _PLACE: Final = re.compile(r"^COPY .*, line (\d+)(?:, column ([^:\n]+))?", re.MULTILINE)
@@ -99,7 +99,7 @@ _LONGEST_REASON: Final = 500
 
 
 class TableChangedError(ConflictError):
-    """The table's live or wanted generation is another one since the caller looked."""
+    """The table's live or wanted generation has changed since the caller read it."""
 
 
 def replace_batches(
@@ -111,20 +111,20 @@ def replace_batches(
     is_forced: bool = False,
     given_up: Mapping[str, tuple[int, Digest]] = MappingProxyType({}),
 ) -> Replaced:
-    """The generation holds what `group` says of each of its batches, or something newer.
+    """Load each batch of `group` into the generation, unless it has something newer.
 
-    Filling an empty generation is mostly batches and records that it does not know: all of them
-    then share one transaction, one COPY of rows and one of outcomes. Otherwise each batch takes a
-    transaction of its own, and claims its records. A batch that PostgreSQL refuses keeps none of
-    the others away, and a record whose rows it cannot hold none of its batch.
+    While an empty generation is filled, most batches and records are new to it: all of them then
+    share one transaction, one COPY of rows and one of outcomes. Otherwise each batch has a
+    transaction of its own, and claims its records. If PostgreSQL refuses a batch, the others are
+    still loaded; if it cannot store the rows of a record, the rest of its batch is.
 
     Args:
         connection: In no transaction.
         state: The table as the caller knows it.
-        generation: One that is fed.
+        generation: One of those that are loaded.
         group: The batches, for this generation.
-        is_forced: Write rows anew even if they are there, but never an older log entry's.
-        given_up: By batch the log entry (number, manifest) that it was loaded from and that was
+        is_forced: Write rows again even if they exist, but never an older log entry's.
+        given_up: By batch, the log entry (number, manifest) that it was loaded from and that was
             given up: an older entry replaces it.
 
     Raises:
@@ -154,7 +154,7 @@ def replace_batches(
 def _load_first(
     connection: Connection, state: TableState, generation: Generation, group: PreparedGroup
 ) -> list[Replacement] | None:
-    """Load batches that the generation holds nothing of; None if it holds one of them."""
+    """Load batches that are new to the generation; None if it already has one of them."""
     batches = sorted(prepared.batch for prepared in group.batches)
     lock_table(connection, generation.table_name, is_shared=True)
     lock_each(connection, [("batch", generation.id, batch) for batch in batches])
@@ -192,23 +192,23 @@ def replace_batch(
     is_forced: bool = False,
     given_up: tuple[int, Digest] | None = None,
 ) -> Replacement:
-    """The generation holds what `prepared` says of its batch, or something newer.
+    """Load the batch of `prepared` into the generation, unless it has something newer.
 
-    Rows, outcomes and progress change together or not at all. Loading the same again, or an
-    older log entry, changes nothing.
+    Rows, outcomes and progress change together or not at all. Loading the same again, or an older
+    log entry, changes nothing.
 
     Args:
         connection: In no transaction.
         state: The table as the caller knows it.
-        generation: One that is fed.
+        generation: One of those that are loaded.
         prepared: The batch, for this generation.
-        is_forced: Write its rows anew even if they are there, but never an older log entry's.
+        is_forced: Write its rows again even if they exist, but never an older log entry's.
         given_up: The log entry (number, manifest) that it was loaded from, if its loss was
             accepted: an older entry replaces it.
 
     Raises:
         TableChangedError: `state` is out of date; nothing changed.
-        RefusedBatchError: PostgreSQL refused rows of it for what others hold; nothing changed.
+        RefusedBatchError: PostgreSQL refused its rows because of others'; nothing changed.
         psycopg.Error: Something else went wrong; nothing changed.
     """
     with connection.transaction():
@@ -277,10 +277,10 @@ def _copy_owned(
     prepared: PreparedBatch,
     owned: Sequence[str] | None,
 ) -> dict[str, str]:
-    """Write the owned records' rows; why not, of the records whose rows PostgreSQL cannot hold.
+    """Write the owned records' rows; return why PostgreSQL cannot store the rows of some.
 
     Raises:
-        RefusedBatchError: Rows are refused for what others hold, as by a unique index.
+        RefusedBatchError: Rows are refused because of others', as by a unique index.
     """
     try:
         with connection.transaction():
@@ -296,7 +296,7 @@ def _copy_owned(
 def _copy_parts(
     connection: Connection, generation: Generation, prepared: PreparedBatch, rows: pa.Table
 ) -> Iterator[tuple[str, str]]:
-    """Halve rows of which some cannot be held, until each of these is alone."""
+    """Halve rows of which some cannot be stored, until each of these is alone."""
     ids = rows["record_id"].unique()
     if len(ids) == 1:
         parts = [rows]
@@ -324,11 +324,11 @@ def _reason(error: psycopg.Error) -> str:
 
 
 def _refusal(prepared: PreparedBatch, rows: pa.Table, error: psycopg.Error) -> RefusedBatchError:
-    """The error of a batch, with the row that COPY was at, if that can be told.
+    """Return the error of a batch, with the row that COPY was at, if that is known.
 
     Args:
         prepared: The batch.
-        rows: What was copied.
+        rows: The rows of the COPY.
         error: PostgreSQL's.
     """
     where = ""
@@ -351,7 +351,7 @@ def _refusal(prepared: PreparedBatch, rows: pa.Table, error: psycopg.Error) -> R
 def _claim(
     connection: Connection, generation: Generation, prepared: PreparedBatch
 ) -> tuple[int, list[str]]:
-    """How many of the batch's records are its own now, and which of them had an outcome before."""
+    """Claim the batch's records; return how many it owns, and which had an outcome before."""
     outcomes = prepared.outcomes
     row = fetch_one(
         connection,
@@ -385,15 +385,15 @@ def _forget_others(
 ) -> list[str]:
     """Remove the batch's outcomes of records that it does not have, and return their ids.
 
-    A batch loses records to erasure alone. If one was redacted, it may have been loaded last before
+    A batch loses records only to erasure. If it was redacted, it may have been loaded last before
     that, and the withdrawal lifted since.
 
     Args:
         connection: In the load's transaction.
-        generation: Which.
+        generation: The generation.
         prepared: The batch.
-        is_scan: Look at every outcome of the batch, as for a redacted one; no index leads to them.
-            Otherwise look up withdrawn records alone.
+        is_scan: Check every outcome of the batch, as for a redacted one, by a scan without index.
+            Otherwise check withdrawn records alone.
     """
     is_scan = is_scan or prepared.is_redacted
     if not (prepared.withdrawn or is_scan):
@@ -415,13 +415,13 @@ def forget_records(
     record_ids: Collection[str],
     batch: str | None = None,
 ) -> None:
-    """The generation holds nothing of these records, in the caller's transaction.
+    """Remove everything about these records from the generation, in the caller's transaction.
 
     Args:
         connection: In a transaction that holds the table's lock.
-        generation: Which.
+        generation: The generation.
         record_ids: The records.
-        batch: Forget only those that this batch owns; all of them if None.
+        batch: Remove only those that this batch owns; all of them if None.
     """
     if not record_ids:
         return
@@ -448,7 +448,7 @@ def _subtract_rows(connection: Connection, generation: Generation, batch: str, c
 def _delete_rows(
     connection: Connection, generation: Generation, record_ids: list[str]
 ) -> dict[str, int]:
-    """Delete the records' rows; how many of each batch went."""
+    """Delete the records' rows; return the number by batch."""
     forget_left_out(connection, generation.id, record_ids)
     rows = connection.execute(
         sql.SQL(
@@ -473,7 +473,7 @@ def copy_rows(
     columns: Iterable[str],
     chunks: Iterable[memoryview],
 ) -> None:
-    """The table has these rows too, encoded by `copy_format`, in the caller's transaction."""
+    """Add these rows, encoded by `copy_format`, to the table, in the caller's transaction."""
     statement = sql.SQL("copy {} ({}) from stdin (format binary)").format(
         table, sql.SQL(", ").join(map(sql.Identifier, columns))
     )

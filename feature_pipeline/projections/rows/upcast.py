@@ -20,7 +20,7 @@ Upcaster = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 
 class CannotEvolveError(ProjectionError):
-    """An artifact's rows cannot become rows of a generation; the message says why, per column."""
+    """An artifact's rows cannot become rows of a generation; the message gives the reasons."""
 
 
 def find_upcaster(
@@ -54,11 +54,11 @@ def load_upcaster(upcaster: UpcasterDefinition) -> Upcaster:
 def upcast_rows(
     manifest: Manifest, rows: pa.Table, columns: Sequence[Column], upcaster: UpcasterDefinition
 ) -> pa.Table:
-    """The rows as the upcaster gives them, typed by `columns`; records and ordinals stay.
+    """Return the upcaster's rows, typed by `columns`; records and ordinals stay.
 
     Raises:
-        CannotEvolveError: The function raised, or what it returned breaks the declared columns;
-            names the record.
+        CannotEvolveError: The function raised, or its result violates the declared columns; names
+            the record.
     """
     function = load_upcaster(upcaster)
     upcasted = []
@@ -78,7 +78,7 @@ def upcast_rows(
 
 
 def as_feature(columns: Sequence[Column], row: Sequence[Value]) -> dict[str, Any]:
-    """One row as the hook could have written it."""
+    """Return one row in the form in which the hook could have written it."""
     return {
         column.name: _as_json(column, value) for column, value in zip(columns, row, strict=True)
     }

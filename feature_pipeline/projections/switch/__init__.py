@@ -1,1 +1,1 @@
-"""Which generation the view shows, and when it changes."""
+"""Complete a generation and switch the view to it."""

@@ -1,8 +1,8 @@
-"""Bringing a table to what its definition asks for, once its rows are there.
+"""Bring a table in line with its definition, once its rows are loaded.
 
-A complete generation is indexed, proven equal to the archive and switched to; of a first one, what
-it holds is proven. A process that is killed on the way leaves a table that is read as before; the
-next run goes on from there.
+A complete generation is indexed, proved equal to the archive and switched to; a first one is proved
+as far as it is loaded. If the process is killed in between, the table is read as before, and the
+next run continues.
 """
 
 from collections.abc import Iterator, Mapping
@@ -61,15 +61,15 @@ _FILL_AGAIN_AFTER: Final = "1 hour"
 
 @dataclass(frozen=True, slots=True)
 class TableReport:
-    """How far a table is with what its definition asks for.
+    """The progress of a table towards its definition.
 
     `live` is None as long as no generation was proved. `missing` are the batches that the
     generation being built lacks. `late` are those that came while it was verified: it was complete,
-    and once they are loaded it can be settled. `lost` are generations that are live or wanted and
-    whose tables were dropped or altered by hand. `discarded` says why the generation before the one
-    that is built was discarded, and `is_discarded` that it was just now. `kept` says which
-    generations that are not needed cannot be dropped, and what depends on them. `left_out` says of
-    records of the wanted generation why PostgreSQL cannot hold their rows.
+    and can be settled once they are loaded. `lost` are generations that are live or wanted and
+    whose tables were dropped or altered by hand. `discarded` is the reason why the generation
+    before the one being built was discarded, and `is_discarded` means that this just happened.
+    `kept` has unneeded generations that cannot be dropped, with what depends on them. `left_out`
+    gives for records of the wanted generation the reason why PostgreSQL cannot store their rows.
     """
 
     table: str
@@ -89,11 +89,11 @@ class TableReport:
 
     @property
     def is_settled(self) -> bool:
-        """Whether people read what the definition of this code asks for."""
+        """Whether users read what this code's definition declares."""
         return self.building is None and not self.is_older_code and not self.lost
 
     def summary(self) -> str:
-        """One line for people."""
+        """Return a one-line summary."""
         lost = [
             f"generation {name} was dropped or altered by hand: load any batch, or run"
             " `feature-pipeline rebuild`, to have it built anew"
@@ -122,19 +122,18 @@ class TableReport:
 
 
 def settle_table(store: BlobStore, database: Database, spec: TableSpec) -> TableReport:
-    """Indexes are those declared; a generation that is complete has become the live one.
+    """Apply the declared indexes, and make a complete generation the live one.
 
-    Complete means that it holds every current artifact. It is then indexed, proven, and switched
-    to. One that holds other rows than the archive is discarded, and another one is begun. A view
-    that was changed is put back. Safe in any number of processes at once: one does it, the others
-    find it done.
+    Complete means that it has every current artifact. It is then indexed, proved, and switched to.
+    One whose rows differ from the archive's is discarded, and another one is begun. A changed view
+    is restored. Safe with concurrent processes: one does it, the others find it done.
 
     Raises:
         NotFoundError: The table does not exist.
-        ProjectionError: An index cannot be built, the archive cannot be read, or what was built
-            differs from the archive again.
-        ConflictError: The view could not be switched; the message says what held it.
-        CorruptDataError: Stored bytes are not what their digest says.
+        ProjectionError: An index cannot be built, the archive cannot be read, or the generation
+            that was built differs from the archive again.
+        ConflictError: The view could not be switched; the message names what blocked it.
+        CorruptDataError: Stored bytes do not match their digest.
     """
     with database.connect(f"table {spec.name!r}") as connection:
         state = require_table(connection, spec)
@@ -158,7 +157,7 @@ def settle_table(store: BlobStore, database: Database, spec: TableSpec) -> Table
 
 
 def _show_again(connection: Connection, spec: TableSpec, live: Generation) -> None:
-    """Make the view show all of what is live, whatever it showed."""
+    """Make the view show the complete live generation again."""
 
     def is_still_live(_: Connection, now: TableState) -> bool:
         return now.live is not None and now.live.id == live.id
@@ -168,7 +167,7 @@ def _show_again(connection: Connection, spec: TableSpec, live: Generation) -> No
 
 
 def table_report(store: BlobStore, database: Database, spec: TableSpec) -> TableReport | None:
-    """How far the table is; None if it does not exist. Changes nothing."""
+    """Return the progress of the table; None if it does not exist. Changes nothing."""
     with database.connect(f"table {spec.name!r}") as connection:
         if read_table(connection, spec) is None:
             return None
@@ -176,10 +175,10 @@ def table_report(store: BlobStore, database: Database, spec: TableSpec) -> Table
 
 
 def batches_to_load(store: BlobStore, database: Database, spec: TableSpec) -> list[str]:
-    """Return the batches whose loading brings the table to what its definition asks for.
+    """Return the batches whose loading brings the table in line with its definition.
 
     Those that the live generation or the one being built lacks. If there are none, and the table
-    still is not as it is declared, any batch: the run that loads it settles the table.
+    still differs from its declaration, any batch: the run that loads it settles the table.
     """
     heads = current_entries(store, spec, None)
     with database.connect(f"table {spec.name!r}") as connection:
@@ -209,7 +208,7 @@ def _is_as_declared(connection: Connection, spec: TableSpec, state: TableState) 
 
 
 def read_report(store: BlobStore, connection: Connection, spec: TableSpec) -> TableReport:
-    """`table_report` on a connection, for a table that exists."""
+    """Return `table_report` on a connection, for a table that exists."""
     state = require_table(connection, spec)
     report = TableReport(
         table=spec.name,
@@ -233,7 +232,7 @@ def read_report(store: BlobStore, connection: Connection, spec: TableSpec) -> Ta
 
 
 def request_fill(connection: Connection, spec: TableSpec) -> bool:
-    """Return whether the caller is the one who is to have all missing batches loaded.
+    """Claim the backfill of all missing batches. True for exactly one caller.
 
     True once for a generation that is being built, and again when an hour has not completed it.
     """
@@ -251,7 +250,7 @@ def request_fill(connection: Connection, spec: TableSpec) -> bool:
 
 
 def drop_superseded(connection: Connection, spec: TableSpec) -> list[str]:
-    """Generations that are neither live, wanted nor the last one live before are gone; their names.
+    """Drop generations that are neither live, wanted nor the previous one; return their names.
 
     One that is still being read, or that something depends on, stays; the next run tries again.
     """
@@ -282,7 +281,7 @@ def _drop_if_free(connection: Connection, spec: TableSpec, generation: Generatio
 def previous_generation(
     connection: Connection, spec: TableSpec, state: TableState
 ) -> Generation | None:
-    """The generation that was live before the live one, if it is kept."""
+    """Return the generation that was live before the live one, if it still exists."""
     before = [
         generation
         for generation in list_generations(connection, spec)
@@ -311,10 +310,10 @@ def _in_use(state: TableState) -> set[int]:
 
 
 def _finish(store: BlobStore, connection: Connection, spec: TableSpec) -> TableReport:
-    """Index, prove and switch; under the lock that one process holds for this table.
+    """Index, prove and switch, under the lock that one process has for this table.
 
-    A first generation need not be complete: there is nothing that is read in the meantime. What it
-    holds by then is proved, and what comes later is loaded into what is read.
+    A first generation need not be complete: nothing else is read in the meantime. What it has by
+    then is proved, and later batches are loaded into the live table.
     """
     proven: dict[str, Progress] = {}
     for _ in range(_ROUNDS):
@@ -374,7 +373,7 @@ def _finish(store: BlobStore, connection: Connection, spec: TableSpec) -> TableR
 def _accepted(
     store: BlobStore, connection: Connection, spec: TableSpec, live: Generation
 ) -> frozenset[str]:
-    """The batches that live was loaded with from log entries whose loss was accepted."""
+    """Return the batches that live was loaded with from log entries whose loss was accepted."""
     progress = all_progress(connection, live.id)
     return frozenset(current_entries(store, spec, None).compare_logs(progress)[1])
 
@@ -382,12 +381,12 @@ def _accepted(
 def _index(
     connection: Connection, building: Generation, spec: TableSpec, report: TableReport
 ) -> ProjectionError | None:
-    """Build the generation's indexes; why not, of a first one.
+    """Build the generation's indexes; return the problem, for a first generation.
 
-    What it holds is read without the index: nothing else is there to be read.
+    A first generation is read without the index, because there is nothing else to be read.
 
     Raises:
-        ProjectionError: An index cannot be built, and something else is read.
+        ProjectionError: An index cannot be built, and another generation is read.
     """
     if report.is_older_code:
         return None  # the indexes are those of a later definition
@@ -408,7 +407,7 @@ def _prove(
     progress: Mapping[str, Progress],
     proven: Mapping[str, Progress],
 ) -> Proof:
-    """Compare what the generation holds with the archive, but for what was compared already.
+    """Compare the generation with the archive, except for what was compared already.
 
     Raises:
         ProjectionError: The archive's side cannot be read.
@@ -427,7 +426,7 @@ def _prove(
 
 
 def _discard(connection: Connection, spec: TableSpec, building: Generation, proof: Proof) -> None:
-    """Have a generation that holds wrong rows built anew.
+    """Discard a generation with wrong rows, and request another one.
 
     Raises:
         ProjectionError: That was done a short while ago.
@@ -449,7 +448,7 @@ def _discard(connection: Connection, spec: TableSpec, building: Generation, proo
 
 
 def _late(connection: Connection, state: TableState) -> tuple[str, ...]:
-    """Batches that the live generation holds in a later version than the one being built."""
+    """Return batches of which the live generation has a later version than the one being built."""
     if state.building is None or state.live is None:
         return ()
     rows = connection.execute(

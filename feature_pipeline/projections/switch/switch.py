@@ -1,7 +1,7 @@
-"""The switch: in one transaction a view shows another generation, and all that hangs on it stays.
+"""Switch a view to another generation in one transaction, keeping everything that depends on it.
 
 Readers hold a lock on the view while their statement runs, so the change waits for them. A session
-that comes after it waits too, and therefore it waits for a moment only, gives up, lets them through
+that comes after it waits too. Therefore the switch waits only briefly, gives up, lets them through
 and tries again.
 """
 
@@ -35,7 +35,7 @@ from feature_pipeline.projections.switch.views_ahead import (
 )
 
 LOCK_TIMEOUT: Final = "500ms"
-"""How long one attempt waits for a lock, and holds up the readers that come meanwhile."""
+"""How long one attempt waits for a lock, and blocks the readers that come meanwhile."""
 ATTEMPTS: Final = 60
 _PAUSE_SECONDS: Final = 0.5
 SNAPSHOT_WAIT_SECONDS: Final = 120.0
@@ -49,25 +49,25 @@ Check = Callable[[Connection, TableState], bool]
 def switch(
     connection: Connection, spec: TableSpec, to: Generation, check: Check, *, is_pinned: bool
 ) -> bool:
-    """The view shows generation `to`, as the pipeline defines it, or nothing has changed.
+    """Make the view show generation `to`, with the pipeline's definition, or change nothing.
 
-    Grants on it, and the views that read it with all that hangs on them, are as before; a dump of
-    them is in `feature_pipeline.switches`. The first generation's view is made. To switch to what
-    is live puts a view back that was changed.
+    Its grants, and the views that read it with everything that depends on them, are preserved; a
+    dump of them is in `feature_pipeline.switches`. The first generation's view is created.
+    Switching to the live generation restores a view that was changed.
 
     Args:
         connection: In no transaction.
         spec: The table.
         to: The generation to show.
-        check: Asked under the table's lock, when no load is under way; False means not now.
+        check: Called under the table's lock, when no load is under way; False means not now.
         is_pinned: Whether the table then stays with `to` until it is unpinned.
 
     Returns:
         Whether it was done.
 
     Raises:
-        ConflictError: A view on the table could not be made again, or something else depends on
-            it; names them. Or something that is not the pipeline's has the view's name. Or readers
+        ConflictError: A view on the table could not be created again, or something else depends on
+            it; names them. Or an object that is not the pipeline's has the view's name. Or readers
             held the view during every attempt.
     """
     for attempt in range(ATTEMPTS):
@@ -112,7 +112,7 @@ def _switch(
     *,
     is_pinned: bool,
 ) -> bool:
-    """As `switch`, in its transaction; what was made ahead is kept while locks are asked for."""
+    """Switch within one transaction; views made ahead are kept while locks are requested."""
     attempts = 1 if ahead is None else ATTEMPTS
     for attempt in range(attempts):
         if attempt:
@@ -141,10 +141,10 @@ def _switch(
 
 
 def wait_for_older_snapshots(connection: Connection, spec: TableSpec) -> None:
-    """Every transaction that is under way now in this database, but for this session's, has ended.
+    """Wait until every other transaction under way in this database has ended.
 
-    A transaction whose snapshot is older than a generation's rows would see it empty. `create
-    index concurrently` waits in the same way, for the same reason.
+    A transaction whose snapshot is older than a generation's rows would see it empty. `create index
+    concurrently` waits in the same way, for the same reason.
 
     Raises:
         ConflictError: Some did not end in `SNAPSHOT_WAIT_SECONDS`; names their processes.
@@ -205,10 +205,10 @@ def _change_view(
     renames: Sequence[tuple[str, str]],
     ahead: Ahead | None,
 ) -> None:
-    """Make the view show `to`: in place by these renames, or dropped and made again if none.
+    """Make the view show `to`: in place by these renames, or dropped and created again if none.
 
     Raises:
-        ViewsChangedError: What was made ahead is not what is wanted any more.
+        ViewsChangedError: The views made ahead no longer match.
     """
     if ahead is not None and (renames or ahead.live.id != live.id):
         raise ViewsChangedError
@@ -234,10 +234,10 @@ def _change_view(
 
 
 def _put_away(connection: Connection, root: sql.Identifier) -> tuple[View, ...]:
-    """Every view that reads `root` is dropped, to be made again in this transaction.
+    """Drop every view that reads `root`, to be created again in this transaction.
 
-    Before `root` is locked: a reader of a view locks that first, and then what it reads. In any
-    other order readers of the one and this session would wait for each other, at every attempt.
+    This precedes the lock on `root`: a reader of a view locks that first, and then what it reads.
+    In any other order readers of the view and this session would deadlock, at every attempt.
     """
     views = dependents.read_views(connection, root)
     dependents.check_restorable(views)
@@ -287,9 +287,10 @@ def _follow_renames(
     others: Sequence[View],
     names: Mapping[str, str],
 ) -> list[View]:
-    """The views as they read `root` once its columns are renamed.
+    """Return the views as they read `root` once its columns are renamed.
 
-    PostgreSQL itself rewrites them: they are made, the columns renamed, and they dropped again.
+    PostgreSQL itself rewrites them: they are created, the columns renamed, and they are dropped
+    again.
     """
     for view in others:
         dependents.create_view(connection, view, has_data=False)

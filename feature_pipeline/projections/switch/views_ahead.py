@@ -1,7 +1,7 @@
-"""The views on a table, made on another generation before a reader waits for them.
+"""Create the views on a table on another generation before readers have to wait for them.
 
-Filling a materialized view takes as long as its query does. Done under the locks of a switch,
-readers of the table and of the view would wait as long.
+Filling a materialized view takes as long as its query does. Under the locks of a switch, readers of
+the table and of the view would wait as long.
 """
 
 import time
@@ -35,11 +35,11 @@ _LOCK_TIMEOUT: Final = "500ms"
 
 
 class ViewsChangedError(Exception):
-    """Views on the table were made or changed while the others were put away or made ahead."""
+    """Views on the table were created or changed while the others were dropped or made ahead."""
 
 
 class ViewMisfitError(ConflictError):
-    """A view has no meaning on the new columns. `reason` names it and says why."""
+    """A view is not valid on the new columns. `reason` names it and the error."""
 
     def __init__(self, table: str, view: View, error: psycopg.Error) -> None:
         why = error.diag.message_primary or str(error)
@@ -51,10 +51,10 @@ class ViewMisfitError(ConflictError):
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """Views that were made on a generation, and what they take the place of."""
+    """Views that were created on a generation, and the ones that they replace."""
 
     live: Generation
-    """What the old ones read."""
+    """The generation that the old ones read."""
     made: tuple[View, ...]
     """In the bookkeeping schema; the table's own first."""
     old: tuple[View, ...]
@@ -62,7 +62,7 @@ class Ahead:
 
 
 def make_ahead(connection: Connection, spec: TableSpec, to: Generation) -> Ahead | None:
-    """Make the views of a table on another generation, if a materialized one has to be filled.
+    """Create the views of a table on another generation, if a materialized one has to be filled.
 
     None if none has: the table's view can be changed in place, or nothing takes long. Also if the
     bookkeeping schema has a relation of one of their names; then they are filled at the switch.
@@ -74,7 +74,7 @@ def make_ahead(connection: Connection, spec: TableSpec, to: Generation) -> Ahead
         to: The generation.
 
     Raises:
-        ConflictError: A view cannot be made again; names it and why.
+        ConflictError: A view cannot be created again; names it and the reason.
         psycopg.errors.LockNotAvailable: The views are in use.
     """
     live = require_table(connection, spec).live
@@ -97,10 +97,10 @@ def make_ahead(connection: Connection, spec: TableSpec, to: Generation) -> Ahead
 def put_in_place(
     connection: Connection, ahead: Ahead, to: Generation, root: View, others: Sequence[View]
 ) -> None:
-    """What was made ahead takes the place of `root` and of `others`, which are dropped already.
+    """Move the views made ahead to the places of `root` and `others`, which are dropped already.
 
     Raises:
-        ViewsChangedError: They were others when these were made.
+        ViewsChangedError: The views were changed since these were made.
     """
     if [_identity(view) for view in (root, *others)] != [_identity(view) for view in ahead.old]:
         raise ViewsChangedError
@@ -119,11 +119,11 @@ def put_in_place(
 
 
 def try_views(connection: Connection, spec: TableSpec, live: Generation) -> str | None:
-    """Why views on the table cannot be made again on the wanted columns; None if they can.
+    """Return why views on the table cannot be created on the wanted columns; None if they can.
 
-    They are made, without data, on an empty table of these columns, in a transaction that is rolled
-    back. Readers wait for the moment in which their definitions are read. What is in use all the
-    time is not tried.
+    They are created, without data, on an empty table of these columns, in a transaction that is
+    rolled back. Readers wait for the moment in which their definitions are read. A view that is in
+    use all the time is not tried.
     """
     relation = f"_plan_{fetch_value(connection, 'select pg_backend_pid()')}"
     to = Generation(
@@ -166,7 +166,7 @@ def _identity(view: View) -> tuple[object, ...]:
 def _moved(
     connection: Connection, old: Sequence[View], live: Generation, to: Generation
 ) -> tuple[tuple[View, ...], tuple[View, ...]] | None:
-    """Return the views, and how they would be defined in the bookkeeping schema on the new columns.
+    """Return the views with their definitions in the bookkeeping schema on the new columns.
 
     PostgreSQL itself rewrites their definitions: they are moved, columns renamed, and all of it is
     rolled back. None if names in that schema are taken.
@@ -218,10 +218,10 @@ def _make(
 
 
 def renames_in_place(old: Sequence[Column], new: Sequence[Column]) -> list[tuple[str, str]]:
-    """Old and new name per column of the live view, if that view can become the new one in place.
+    """Return (old, new) names of columns if the live view can become the new one in place.
 
-    So it can when columns were only renamed or appended; views on it then follow by themselves.
-    Empty if it cannot.
+    That is possible if columns were only renamed or appended; views on it then follow
+    automatically. Empty if it is not.
     """
     if len(new) < len(old):
         return []
@@ -249,7 +249,7 @@ def follows_renames(live: Generation, to: Generation) -> bool:
 def rename_columns(
     connection: Connection, root: View, live: Generation, names: Mapping[str, str]
 ) -> None:
-    """The columns of a table's view have their new names, and those that are dropped have none."""
+    """Give the columns of a table's view their new names; dropped columns have none."""
     # By way of unused names: a new one may be that of a column that is dropped.
     passing = {
         column.name: f"{truncate_identifier(column.name, 45)} ({position}, dropped)"
@@ -265,7 +265,7 @@ def rename_columns(
 
 
 def rename_each(connection: Connection, view: View, renames: Iterable[tuple[str, str]]) -> None:
-    """The columns of the view have other names."""
+    """Give the columns of the view other names."""
     for old, new in renames:
         if old != new:
             connection.execute(
