@@ -30,6 +30,7 @@ from feature_pipeline.orchestration.checks.outcomes import (
     outcomes_schedule,
     table_checks,
 )
+from feature_pipeline.orchestration.component_docs import component_docs
 from feature_pipeline.orchestration.conditions import automation_sensors
 from feature_pipeline.orchestration.defs_folder import (
     PACKAGED,
@@ -41,7 +42,7 @@ from feature_pipeline.orchestration.defs_folder import (
 from feature_pipeline.orchestration.keys import features_key, table_key
 from feature_pipeline.orchestration.operations.reconcile import reconcile_job, reconcile_schedule
 from feature_pipeline.orchestration.operations.remember_answers import answers_job, answers_schedule
-from feature_pipeline.orchestration.operations.reports import report_job
+from feature_pipeline.orchestration.operations.report_job import report_job
 from feature_pipeline.orchestration.resources import default_resources, settled
 from feature_pipeline.orchestration.sensors.dead_runs import dead_runs_sensor
 from feature_pipeline.orchestration.sensors.inbox import inbox_sensor
@@ -169,7 +170,7 @@ def build_defs(*own: dg.Definitions, resources: Mapping[str, Any] | None = None)
         merged,
         dg.Definitions(assets=wrong_definition_assets(wrong, taken=_asset_keys(merged))),
         shared_definitions(hooks, {each.dataset for each in wrong if each.dataset}),
-        dg.Definitions(resources=provided),
+        dg.Definitions(resources=provided, metadata=component_docs()),
     )
 
 

@@ -21,7 +21,7 @@ from feature_pipeline.archive.format.documents import (
     utc_now,
 )
 from feature_pipeline.archive.format.manifest import BlobRef, Manifest
-from feature_pipeline.archive.logs import answers, log
+from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.inbox import Completion as Completion
 from feature_pipeline.archive.logs.inbox import CompletionStatus
 from feature_pipeline.archive.logs.inbox import InboxEntry as InboxEntry
@@ -337,6 +337,8 @@ def _accept(
     outcomes = check_artifact(store, manifest, batch, withdrawn_ids, acceptance.workers)
     if not manifest.is_failed:
         # Before the entry: what a log names is in the memory, wherever this process dies.
+        from feature_pipeline.archive.logs import answers
+
         memory = layout.answers(completion.dataset, completion.hook, release.program)
         answers.remember(store, memory, completion.manifest, answers.own_answers(outcomes))
 

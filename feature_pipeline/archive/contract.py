@@ -1,11 +1,9 @@
 """Check the stored bytes of an artifact before it is accepted."""
 
 from collections.abc import Collection, Sequence
-
-import pyarrow as pa
+from typing import TYPE_CHECKING
 
 from feature_pipeline.archive import blobs, read
-from feature_pipeline.archive.format.encode import Content
 from feature_pipeline.archive.format.manifest import OUTCOMES, ROWS, BlobRef, Manifest
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import FeaturePipelineError, InvalidInputError, NotFoundError
@@ -13,6 +11,9 @@ from feature_pipeline.model.columns import check_columns
 from feature_pipeline.model.outcomes import Outcome
 from feature_pipeline.model.records import RecordBatch
 from feature_pipeline.parallel import WORKERS
+
+if TYPE_CHECKING:
+    from feature_pipeline.archive.format.encode import Content
 
 
 def check_artifact(
@@ -64,7 +65,7 @@ def check_artifact(
 
 def _decoded(
     store: BlobStore, manifest: Manifest, what: str, records: int
-) -> tuple[list[Outcome], Content]:
+) -> "tuple[list[Outcome], Content]":
     """Decode the artifact's tables and compute their digests.
 
     Raises:
@@ -73,6 +74,10 @@ def _decoded(
             they are too large, or contain impossible values (text that is no UUID, a date beyond
             the calendar). They will not change, so acceptance does not wait.
     """
+    import pyarrow as pa
+
+    from feature_pipeline.archive.format.encode import Content
+
     rows, said = (read.read_named(store, manifest, name) for name in (ROWS, OUTCOMES))
     try:
         outcomes = read.decode_bounded(manifest, rows, said, records)

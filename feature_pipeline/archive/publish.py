@@ -9,14 +9,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from feature_pipeline.archive import blobs
 from feature_pipeline.archive.blobs import BlobWrite
 from feature_pipeline.archive.contract import check_not_withdrawn
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.documents import Document, utc_now
-from feature_pipeline.archive.format.encode import Content, encode_outcomes, encode_rows
 from feature_pipeline.archive.format.manifest import (
     LOG,
     MANIFEST_MEDIA_TYPE,
@@ -48,6 +47,9 @@ from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.outcomes import Outcome, OutcomeCounts, Status
 from feature_pipeline.model.records import RecordBatch, check_file_name
 from feature_pipeline.parallel import map_threads
+
+if TYPE_CHECKING:
+    from feature_pipeline.archive.format.encode import Content
 
 MAX_BATCHES: Final = 100_000
 """Maximum number of batches of one dataset: beyond it Dagster's pages and ticks become slow."""
@@ -113,6 +115,8 @@ def publish_artifact(store: BlobStore, artifact: Artifact) -> PublishedArtifact:
         InvalidInputError: The outcomes are not one per record of the batch; nothing was written.
         StoreUnavailableError, OutcomeUnknownError: Some blobs may be stored; no manifest is.
     """
+    from feature_pipeline.archive.format.encode import Content, encode_outcomes, encode_rows
+
     check_outcomes(artifact)
     content = Content.of(artifact.columns, artifact.outcomes)
     writers: dict[str, _Writer] = {
@@ -205,7 +209,7 @@ def check_outcomes(artifact: Artifact) -> None:
         )
 
 
-def _manifest(artifact: Artifact, content: Content, refs: Mapping[str, BlobRef]) -> Manifest:
+def _manifest(artifact: Artifact, content: "Content", refs: Mapping[str, BlobRef]) -> Manifest:
     release = artifact.release.release
     has_failed = artifact.failure is not None
     return Manifest(

@@ -5,25 +5,19 @@ columns. The log decides which manifest is current (`log.head`).
 """
 
 from dataclasses import replace
-
-import pyarrow as pa
+from typing import TYPE_CHECKING
 
 from feature_pipeline.archive import blobs
 from feature_pipeline.archive.format import layout
-from feature_pipeline.archive.format.encode import (
-    OUTCOMES_SCHEMA,
-    check_rows_schema,
-    decode_outcomes,
-    read_bounded,
-    read_parquet,
-    rows_schema,
-)
 from feature_pipeline.archive.format.manifest import LOG, OUTCOMES, RAW, ROWS, BlobRef, Manifest
 from feature_pipeline.archive.logs.log import FeatureEntry, Verdict
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import CorruptDataError, NotFoundError
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.outcomes import GrantedLimits, Outcome, Status, outcome_kind
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def read_manifest(store: BlobStore, digest: Digest) -> Manifest:
@@ -73,12 +67,14 @@ def disagreement(entry: FeatureEntry, manifest: Manifest) -> str | None:
     return None
 
 
-def read_rows(store: BlobStore, manifest: Manifest) -> pa.Table:
+def read_rows(store: BlobStore, manifest: Manifest) -> "pa.Table":
     """Return the artifact's record_id, ordinal and own declared columns; no rows if it failed.
 
     Raises:
         NotFoundError, CorruptDataError: The blob is missing, or does not match the manifest.
     """
+    from feature_pipeline.archive.format.encode import check_rows_schema, rows_schema
+
     if manifest.is_failed:
         return rows_schema(manifest.columns).empty_table()
     table = _read_table(store, manifest, ROWS)
@@ -86,8 +82,10 @@ def read_rows(store: BlobStore, manifest: Manifest) -> pa.Table:
     return table
 
 
-def read_outcomes(store: BlobStore, manifest: Manifest) -> pa.Table:
+def read_outcomes(store: BlobStore, manifest: Manifest) -> "pa.Table":
     """Return the artifact's outcomes as `OUTCOMES_SCHEMA`, one per record; none if it failed."""
+    from feature_pipeline.archive.format.encode import OUTCOMES_SCHEMA
+
     if manifest.is_failed:
         return OUTCOMES_SCHEMA.empty_table()
     return _read_table(store, manifest, OUTCOMES)
@@ -100,6 +98,8 @@ def read_artifact_outcomes(store: BlobStore, manifest: Manifest) -> list[Outcome
         NotFoundError, CorruptDataError: A blob is missing, or does not match the manifest; or the
             two tables and the manifest do not agree.
     """
+    from feature_pipeline.archive.format.encode import decode_outcomes
+
     return _with_stated(
         manifest,
         decode_outcomes(
@@ -121,6 +121,13 @@ def decode_bounded(manifest: Manifest, rows: bytes, outcomes: bytes, records: in
         InvalidInputError: A table exceeds the limits, or does not match the manifest.
         CorruptDataError: As for `read_artifact_outcomes`.
     """
+    from feature_pipeline.archive.format.encode import (
+        OUTCOMES_SCHEMA,
+        decode_outcomes,
+        read_bounded,
+        rows_schema,
+    )
+
     what = f"{_name(manifest)}: {OUTCOMES}"
     said = read_bounded(outcomes, what, OUTCOMES_SCHEMA, records)
     what = f"{_name(manifest)}: {ROWS}"
@@ -218,7 +225,9 @@ def blob_ref(manifest: Manifest, name: str) -> BlobRef:
         ) from None
 
 
-def _read_table(store: BlobStore, manifest: Manifest, name: str) -> pa.Table:
+def _read_table(store: BlobStore, manifest: Manifest, name: str) -> "pa.Table":
+    from feature_pipeline.archive.format.encode import read_parquet
+
     return read_parquet(read_named(store, manifest, name), f"{_name(manifest)}: {name}")
 
 

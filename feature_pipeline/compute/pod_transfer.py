@@ -9,7 +9,7 @@ import json
 import secrets
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,7 +18,6 @@ from feature_pipeline.archive.blobs import is_present
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.manifest import BlobRef
 from feature_pipeline.archive.store.base import BlobStore, get_small
-from feature_pipeline.archive.store.s3_sign import S3Signer
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 from feature_pipeline.hooks.failure import FailureKind, RuntimeFacts
 from feature_pipeline.hooks.output import RAW_FILES
@@ -30,6 +29,9 @@ from feature_pipeline.hooks.runners.kubernetes.transfer import (
     PodResult,
 )
 from feature_pipeline.model.digest import Digest, digest_stream
+
+if TYPE_CHECKING:
+    from feature_pipeline.archive.store.s3_sign import S3Signer
 from feature_pipeline.model.json_text import INT64_MAX
 from feature_pipeline.model.quoting import problems, quoted
 from feature_pipeline.parallel import map_threads
@@ -197,7 +199,7 @@ class S3Transfer(S3Results):
         signer: Signs for the pods; its credentials may allow less than the store's.
     """
 
-    def __init__(self, store: BlobStore, signer: S3Signer) -> None:
+    def __init__(self, store: BlobStore, signer: "S3Signer") -> None:
         super().__init__(store)
         self._signer = signer
 

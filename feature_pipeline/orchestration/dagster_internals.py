@@ -79,8 +79,5 @@ from dagster._core.storage.tags import PRIORITY_TAG as PRIORITY_TAG
 from dagster._core.storage.tags import SCHEDULE_NAME_TAG as SCHEDULE_NAME_TAG
 from dagster._core.storage.tags import SENSOR_NAME_TAG as SENSOR_NAME_TAG
 
-# Whether a daemon will take up a backfill that a command asks for. Public: the GraphQL API.
-from dagster._daemon.controller import get_daemon_statuses as get_daemon_statuses
-
 # How a storage class knows its own configuration. Public: none.
 from dagster._serdes import ConfigurableClassData as ConfigurableClassData

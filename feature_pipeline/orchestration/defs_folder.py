@@ -82,7 +82,10 @@ def load_defs_folder(folder: Path) -> LoadedFolder:
     if not unread:
         # Any file may raise anything. The loop below finds out which one does.
         with suppress(Exception):
-            return LoadedFolder(dg.ComponentTree.from_module(root, folder.parent).build_defs())
+            tree = dg.ComponentTree.from_module(root, folder.parent)
+            # Without a path, Dagster would also describe the component types of every package.
+            own = dg.Definitions(component_tree=tree)
+            return LoadedFolder(dg.Definitions.merge(tree.build_defs(folder), own))
     loaded: list[dg.Definitions] = []
     wrong: list[WrongDefinition] = []
     for path in leaves:

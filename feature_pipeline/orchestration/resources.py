@@ -1,35 +1,67 @@
 """Resources: the archive in S3, the PostgreSQL database, the hook runner.
 
-Belongs here: turning configuration into clients.
+Belongs here: turning configuration into clients. What makes clients is imported when one is made:
+every process that loads the code location imports this module, and few need boto3 or a runner.
 """
 
 import inspect
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import dagster as dg
-from dagster_aws.s3 import S3Resource
 from pydantic import Field, PrivateAttr
 
 from feature_pipeline import settings
-from feature_pipeline.archive.store.s3 import S3Store, make_client, open_store
-from feature_pipeline.archive.store.s3_sign import S3Signer
-from feature_pipeline.compute.runner_settings import open_runner, parse_settings
 from feature_pipeline.hooks.runner import HookRunner
 from feature_pipeline.hooks.work_folders import WorkFolders
-from feature_pipeline.projections.catalog.database import Database
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+    from feature_pipeline.archive.store.s3 import S3Store
+    from feature_pipeline.archive.store.s3_sign import S3Signer
+    from feature_pipeline.projections.catalog.database import Database
 
-class ArchiveS3Resource(S3Resource):
-    """dagster-aws's S3 resource with a client set up for archives.
+
+class S3Clients(Protocol):
+    """What makes clients of an S3 server: `ArchiveS3Resource`, or dagster-aws's `S3Resource`."""
+
+    @property
+    def endpoint_url(self) -> str | None:
+        """Address of the server; None for AWS."""
+
+    @property
+    def region_name(self) -> str | None:
+        """Region of the bucket."""
+
+    def get_client(self) -> Any:
+        """Make a boto3 client."""
+
+    def model_dump_json(self) -> str:
+        """Return the configuration, which tells one server and its credentials from another."""
+
+
+class ArchiveS3Resource(dg.ConfigurableResource["S3Client"]):
+    """The S3 server of an archive, under the field names of dagster-aws's `S3Resource`.
 
     A custom endpoint is addressed by path (its buckets have no host names), and boto3 computes no
-    second checksum beside the SHA-256 that every write carries.
+    second checksum beside the SHA-256 that every write carries. It is no subclass of `S3Resource`:
+    importing that imports every AWS component of dagster-aws, in each process that loads the code
+    location.
     """
+
+    region_name: str | None = Field(default=None, description="Region of the bucket.")
+    endpoint_url: str | None = Field(
+        default=None, description="Address of the server; the region's own at AWS."
+    )
+    aws_access_key_id: str | None = Field(
+        default=None, description="Access key; the environment's if not set."
+    )
+    aws_secret_access_key: str | None = Field(default=None, description="Its secret.")
+    aws_session_token: str | None = Field(
+        default=None, description="Session token of temporary credentials."
+    )
 
     def get_client(self) -> "S3Client":
         """Make a boto3 client.
@@ -37,6 +69,8 @@ class ArchiveS3Resource(S3Resource):
         Keys that are not configured are the environment's: of the archive if there are any, else
         boto3's usual places are asked. They are no configuration, which the UI shows.
         """
+        from feature_pipeline.archive.store.s3 import make_client
+
         key, secret, token = settings.s3_keys()
         if self.aws_access_key_id is not None:
             key, secret = self.aws_access_key_id, self.aws_secret_access_key
@@ -50,39 +84,39 @@ class ArchiveS3Resource(S3Resource):
         )
 
 
-_stores: dict[tuple[str | None, ...], S3Store] = {}
+_stores: "dict[tuple[str, ...], S3Store]" = {}
 _stores_lock = threading.Lock()
 
 
-class ArchiveResource(dg.ConfigurableResource[S3Store]):
+class ArchiveResource(dg.ConfigurableResource["S3Store"]):
     """The archive: a bucket, or a prefix in one, with conditional writes."""
 
-    s3: dg.ResourceDependency[S3Resource]
+    s3: dg.ResourceDependency[S3Clients]
     bucket: str = Field(description="Bucket that holds the archive.")
     prefix: str = Field(default="", description="Prefix of every key, without slashes at its ends.")
-    _store: S3Store | None = PrivateAttr(default=None)
+    _store: "S3Store | None" = PrivateAttr(default=None)
 
-    def store(self) -> S3Store:
+    def store(self) -> "S3Store":
         """Return the opened store; the first call in a process proves that conditional writes hold.
 
         Sensors get new resources at every tick. Making a client takes a fifth of a second, and what
         was read of the logs belongs to the store, so stores are kept by what they open.
         """
+        from feature_pipeline.archive.store.s3 import open_store
+
         if self._store is None:
-            s3 = self.s3
-            key = (
-                *(s3.endpoint_url, s3.region_name, s3.profile_name),
-                *(s3.aws_access_key_id, s3.aws_secret_access_key, s3.aws_session_token),
-                *(self.bucket, self.prefix),
-            )
+            key = (type(self.s3).__name__, self.s3.model_dump_json(), self.bucket, self.prefix)
             with _stores_lock:
                 if key not in _stores:
-                    _stores[key] = open_store(s3.get_client(), self.bucket, self.prefix)
+                    _stores[key] = open_store(self.s3.get_client(), self.bucket, self.prefix)
                 self._store = _stores[key]
         return self._store
 
-    def signer(self) -> S3Signer:
+    def signer(self) -> "S3Signer":
         """Signs what hooks' pods are granted, with its own credentials if there are any."""
+        from feature_pipeline.archive.store.s3 import make_client
+        from feature_pipeline.archive.store.s3_sign import S3Signer
+
         access_key_id, secret_access_key = settings.signer_keys()
         if access_key_id is None:
             return S3Signer(self.s3.get_client(), self.bucket, self.prefix)
@@ -100,13 +134,15 @@ class ArchiveResource(dg.ConfigurableResource[S3Store]):
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
 
 
-class DatabaseResource(dg.ConfigurableResource[Database]):
+class DatabaseResource(dg.ConfigurableResource["Database"]):
     """The PostgreSQL database that holds the tables."""
 
     url: str = Field(description="postgresql://user:password@host:port/database, no driver suffix.")
 
-    def database(self) -> Database:
+    def database(self) -> "Database":
         """Return the database; nothing is connected yet."""
+        from feature_pipeline.projections.catalog.database import Database
+
         return Database(self.url)
 
 
@@ -132,6 +168,8 @@ class HookRunnerResource(dg.ConfigurableResource[HookRunner]):
         Raises:
             InvalidInputError: The settings are not those of the kind.
         """
+        from feature_pipeline.compute.runner_settings import open_runner, parse_settings
+
         config = {"kind": self.kind, **self.settings}
         signer = archive.signer() if self.kind == "kubernetes" else None
         work = self.work_folders(archive)

@@ -6,14 +6,11 @@ end was accepted. That makes two rules for comparing: read what is known before 
 and let accepted losses override a census that had not seen them.
 """
 
+import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Final
-
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any, Final
 
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.documents import NewerVersionError
@@ -31,14 +28,10 @@ from feature_pipeline.errors import (
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.parallel import WORKERS, map_threads
 
+if TYPE_CHECKING:  # Dagster's code location imports this module and reads no census
+    import pyarrow as pa
+
 CENSUS_VERSION: Final = 1
-_FIELDS: "list[pa.Field[Any]]" = [
-    pa.field("log", pa.string(), nullable=False),
-    pa.field("entries", pa.int64(), nullable=False),
-    pa.field("digest", pa.binary(32)),
-    pa.field("etag", pa.string()),
-]
-SCHEMA: Final = pa.schema(_FIELDS)
 _LOOKS: Final = 3
 """How often censuses are listed again because one was removed before it was read."""
 _ASKED_FOR: Final = 1_000
@@ -90,20 +83,39 @@ class Census:
 
     key: str
     taken_at: datetime
-    table: pa.Table
+    table: "pa.Table"
 
     def below(self, prefix: str) -> dict[str, Line]:
         """Return the lines of the logs below `prefix`, by log, in order."""
+        import pyarrow.compute as pc
+
         table = self.table.filter(pc.starts_with(self.table.column("log"), prefix))
-        columns = (table.column(name).to_pylist() for name in SCHEMA.names)
+        columns = (table.column(name).to_pylist() for name in census_schema().names)
         return {
             log: Line(entries, None if digest is None else Digest(digest.hex()), etag)
             for log, entries, digest, etag in zip(*columns, strict=True)
         }
 
 
+@functools.cache
+def census_schema() -> "pa.Schema":
+    """Return the columns of a census: a line per log."""
+    import pyarrow as pa
+
+    fields: list[pa.Field[Any]] = [
+        pa.field("log", pa.string(), nullable=False),
+        pa.field("entries", pa.int64(), nullable=False),
+        pa.field("digest", pa.binary(32)),
+        pa.field("etag", pa.string()),
+    ]
+    return pa.schema(fields)
+
+
 def encode_census(lines: Mapping[str, Line]) -> bytes:
     """Return the stored bytes of a census with these lines."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     logs = sorted(lines)
     digests = [lines[log].digest for log in logs]
     table = pa.table(
@@ -113,7 +125,7 @@ def encode_census(lines: Mapping[str, Line]) -> bytes:
             "digest": [None if d is None else bytes.fromhex(d.hex) for d in digests],
             "etag": [lines[log].etag for log in logs],
         },
-        schema=SCHEMA.with_metadata({"spec_version": str(CENSUS_VERSION)}),
+        schema=census_schema().with_metadata({"spec_version": str(CENSUS_VERSION)}),
     )
     sink = pa.BufferOutputStream()
     # Names of logs have long common beginnings, digests have none.
@@ -135,6 +147,9 @@ def decode_census(key: str, data: bytes, store: str) -> Census:
         CorruptDataError: Its bytes do not match its name, or are not a census.
         NewerVersionError: It is of a version that only later code knows.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     where = f"census {key} in {store}"
     try:
         taken_at, digest = layout.parse_census(key)
@@ -152,7 +167,8 @@ def decode_census(key: str, data: bytes, store: str) -> Census:
             f"{where} has spec_version {version}; this version of feature-pipeline knows up to"
             f" {CENSUS_VERSION}: upgrade it to read the archive"
         )
-    if version != str(CENSUS_VERSION) or not table.schema.equals(SCHEMA, check_metadata=False):
+    is_census = table.schema.equals(census_schema(), check_metadata=False)
+    if version != str(CENSUS_VERSION) or not is_census:
         raise CorruptDataError(f"{where} is not a census: {table.schema}")
     return Census(key, taken_at, table)
 
@@ -196,6 +212,9 @@ class KnownLogs:
 
     def only(self, logs: Collection[str]) -> "KnownLogs":
         """Return what is known of these logs, and of accepted losses."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
         if self.census is None:
             return self
         column = self.census.table.column("log")

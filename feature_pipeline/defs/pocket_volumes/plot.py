@@ -2,11 +2,15 @@
 
 import base64
 import io
+from typing import TYPE_CHECKING
 
 import dagster as dg
-import pandas as pd
 
+from feature_pipeline.orchestration.assets.io_manager import FeaturePartitions
 from feature_pipeline.orchestration.keys import batches_partitions, features_key
+
+if TYPE_CHECKING:  # every process of Dagster imports this file
+    import pandas as pd
 
 DATASET = "structures"
 
@@ -18,9 +22,18 @@ DATASET = "structures"
     group_name=DATASET,
     kinds={"matplotlib"},
 )
-def pocket_volumes(pockets: pd.DataFrame) -> dg.MaterializeResult[None]:
+def pocket_volumes(pockets: FeaturePartitions) -> dg.MaterializeResult[None]:
     """Volume and druggability of every pocket of a batch, read straight from S3."""
-    # Only where a plot is drawn: importing it would slow every start of the code location.
+    (batch,) = pockets
+    return plot_pockets(pockets.to_pandas(batch))
+
+
+def plot_pockets(pockets: "pd.DataFrame") -> dg.MaterializeResult[None]:
+    """Plot the pockets whose druggability is known; metadata count those and the others.
+
+    Args:
+        pockets: A row a pocket, with the columns `volume` and `druggability`.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")

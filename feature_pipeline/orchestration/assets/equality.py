@@ -2,18 +2,17 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.orchestration.events.check_history import NAMED_BATCHES, named_before
 from feature_pipeline.orchestration.keys import table_key
-from feature_pipeline.projections.catalog.database import Database
-from feature_pipeline.projections.catalog.spec import TableSpec
-from feature_pipeline.projections.proof.progress import check_progress
-from feature_pipeline.projections.proof.proof import AlteredTableError, prove
-from feature_pipeline.projections.switch.finalize import table_report
+
+if TYPE_CHECKING:
+    from feature_pipeline.projections.catalog.database import Database
+    from feature_pipeline.projections.catalog.spec import TableSpec
 
 EQUALITY_CHECK = "equals_archive"
 
@@ -27,7 +26,7 @@ class Equality:
     metadata: dict[str, Any]
 
 
-def equality_key(spec: TableSpec) -> dg.AssetCheckKey:
+def equality_key(spec: "TableSpec") -> dg.AssetCheckKey:
     """Return the key of the table's check."""
     return dg.AssetCheckKey(table_key(spec.dataset, spec.name), EQUALITY_CHECK)
 
@@ -42,9 +41,9 @@ def is_selected(context: dg.AssetExecutionContext, key: dg.AssetCheckKey) -> boo
 
 def judge_equality(
     store: BlobStore,
-    database: Database,
+    database: "Database",
     instance: dg.DagsterInstance,
-    spec: TableSpec,
+    spec: "TableSpec",
     batches: Collection[str] | None,
 ) -> Equality:
     """Compare rows read back from PostgreSQL with the archive.
@@ -56,6 +55,10 @@ def judge_equality(
         spec: The table.
         batches: Look at these; at the whole table, and read all of it, if None.
     """
+    from feature_pipeline.projections.proof.progress import check_progress
+    from feature_pipeline.projections.proof.proof import AlteredTableError, prove
+    from feature_pipeline.projections.switch.finalize import table_report
+
     if batches is not None:
         batches = sorted({*batches, *named_before(instance, equality_key(spec), "batches")})
     report = table_report(store, database, spec)

@@ -8,16 +8,13 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dagster as dg
 from pydantic import Field
 
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.store.base import BlobStore
-from feature_pipeline.compute.execute import Execution, HookAborted, execute_plan
-from feature_pipeline.compute.interrupted import cancelled_execution
-from feature_pipeline.compute.plan import ComputePlan, plan_run
-from feature_pipeline.compute.publish_run import keep
 from feature_pipeline.errors import FeaturePipelineError
 from feature_pipeline.hooks.runner import Workspace
 from feature_pipeline.hooks.work_folders import Question, WorkFolder
@@ -39,6 +36,10 @@ from feature_pipeline.orchestration.keys import (
     records_key,
 )
 from feature_pipeline.orchestration.resources import ArchiveResource, HookRunnerResource
+
+if TYPE_CHECKING:
+    from feature_pipeline.compute.execute import Execution, HookAborted
+    from feature_pipeline.compute.plan import ComputePlan
 
 DEFINITION_METADATA = "feature_pipeline/definition"
 FOLDER_METADATA = "feature_pipeline/folder"
@@ -62,8 +63,8 @@ class HookRunConfig(dg.Config):
 class ComputedFeatures:
     """What the op hands to the IO manager: an artifact to publish, or word that none is needed."""
 
-    plan: ComputePlan
-    execution: Execution | None
+    plan: "ComputePlan"
+    execution: "Execution | None"
     """None: the current artifact already says all of it."""
     request_id: str
     show_preview: bool
@@ -116,7 +117,7 @@ def _request_id(context: dg.AssetExecutionContext, config: HookRunConfig) -> str
     return run.tags.get(REQUEST_TAG) or run.root_run_id or run.run_id
 
 
-def _planned(plan: ComputePlan) -> str:
+def _planned(plan: "ComputePlan") -> str:
     """What is going to be done, for the log: nothing of it is done yet."""
     said = f"{len(plan.compute)} to compute"
     if plan.retried:
@@ -127,7 +128,7 @@ def _planned(plan: ComputePlan) -> str:
     return said
 
 
-def _aborted(error: HookAborted) -> dg.Failure:
+def _aborted(error: "HookAborted") -> dg.Failure:
     facts = error.hook_run.failure
     tail = "" if facts is None else "\n".join(facts.log_tail)
     return dg.Failure(
@@ -138,12 +139,14 @@ def _aborted(error: HookAborted) -> dg.Failure:
 
 
 def _keep_cancelled(
-    context: dg.AssetExecutionContext, store: BlobStore, cancelled: Execution
+    context: dg.AssetExecutionContext, store: BlobStore, cancelled: "Execution"
 ) -> None:
     """Put a cancelled run into its batch's log; a store that does not answer is not waited for.
 
     Dagster gives an interrupted worker little time.
     """
+    from feature_pipeline.compute.publish_run import keep
+
     try:
         kept = keep(
             store,
@@ -202,6 +205,10 @@ def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefiniti
         archive: ArchiveResource,
         hook_runner: HookRunnerResource,
     ) -> ComputedFeatures:
+        from feature_pipeline.compute.execute import HookAborted, execute_plan
+        from feature_pipeline.compute.interrupted import cancelled_execution
+        from feature_pipeline.compute.plan import plan_run
+
         store = archive.store()
         batch = log.read_batch(store, dataset, context.partition_key)
         plan = plan_run(

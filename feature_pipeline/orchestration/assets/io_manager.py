@@ -9,19 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-import pyarrow as pa
 
 from feature_pipeline.archive import read
 from feature_pipeline.archive.format import layout
-from feature_pipeline.archive.format.encode import rows_schema
 from feature_pipeline.archive.format.manifest import Manifest
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.log import FeatureEntry, Verdict
-from feature_pipeline.archive.query.frames import to_pandas
 from feature_pipeline.archive.store.base import BlobStore
-from feature_pipeline.compute.execute import Execution, log_tail, reasons_of
-from feature_pipeline.compute.plan import ComputePlan
-from feature_pipeline.compute.publish_run import keep
 from feature_pipeline.errors import (
     ConflictError,
     InvalidInputError,
@@ -47,6 +41,10 @@ from feature_pipeline.orchestration.resources import ArchiveResource
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
+
+    from feature_pipeline.compute.execute import Execution
+    from feature_pipeline.compute.plan import ComputePlan
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +52,7 @@ ALLOW_MISSING = "allow_missing_partitions"
 """Metadata of an input, as of Dagster's own IO managers: batches without features are skipped."""
 
 
-class FeaturePartitions(Mapping[str, pa.Table]):
+class FeaturePartitions(Mapping[str, "pa.Table"]):
     """Artifacts of one hook by batch, read from S3 only when asked for.
 
     Annotate a downstream input with this class to choose which batches to read.
@@ -89,7 +87,7 @@ class FeaturePartitions(Mapping[str, pa.Table]):
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __getitem__(self, batch: str) -> pa.Table:
+    def __getitem__(self, batch: str) -> "pa.Table":
         if batch not in self._batches:
             raise NotFoundError(f"batch {batch!r} is not among this input's partitions")
         return read.read_rows(self.store, self.manifest(batch))
@@ -129,6 +127,8 @@ class FeaturePartitions(Mapping[str, pa.Table]):
 
     def to_pandas(self, batch: str) -> "pd.DataFrame":
         """One batch's rows, with Arrow dtypes: 64-bit integers beside NULL stay exact."""
+        from feature_pipeline.archive.query.frames import to_pandas
+
         return to_pandas(self[batch])
 
 
@@ -179,8 +179,11 @@ class FeatureIOManager(dg.ConfigurableIOManager):
             return False
 
     def _publish(
-        self, context: dg.OutputContext, store: BlobStore, obj: ComputedFeatures, done: Execution
+        self, context: dg.OutputContext, store: BlobStore, obj: ComputedFeatures, done: "Execution"
     ) -> None:
+        from feature_pipeline.compute.execute import log_tail
+        from feature_pipeline.compute.publish_run import keep
+
         plan = obj.plan
         kept = keep(
             store,
@@ -219,6 +222,8 @@ class FeatureIOManager(dg.ConfigurableIOManager):
         obj: ComputedFeatures,
         current: tuple[Digest, Manifest],
     ) -> None:
+        from feature_pipeline.compute.execute import reasons_of
+
         digest, manifest = current
         # Only here is the content known; the step's own context carries it to the event.
         context.step_context.set_data_version(
@@ -251,6 +256,9 @@ class FeatureIOManager(dg.ConfigurableIOManager):
                 `allow_missing_partitions`. `FeaturePartitions` raises it for a batch that is read.
         """
         import pandas as pd
+        import pyarrow as pa
+
+        from feature_pipeline.archive.query.frames import to_pandas
 
         upstream = (
             context.upstream_output.asset_key if context.upstream_output else context.asset_key
@@ -289,8 +297,12 @@ def _declared_columns(context: dg.InputContext) -> Sequence[Column]:
     return HookDefinition.model_validate(declared.value).feature.columns
 
 
-def _concatenated(partitions: FeaturePartitions, declared: Sequence[Column]) -> pa.Table:
+def _concatenated(partitions: FeaturePartitions, declared: Sequence[Column]) -> "pa.Table":
     """Return the rows of all partitions; of none, an empty table of the declared columns."""
+    import pyarrow as pa
+
+    from feature_pipeline.archive.format.encode import rows_schema
+
     if not partitions:
         return rows_schema(declared).append(pa.field("batch", pa.string())).empty_table()
     tables = []
@@ -301,7 +313,7 @@ def _concatenated(partitions: FeaturePartitions, declared: Sequence[Column]) -> 
     return pa.concat_tables(tables, promote_options="permissive")
 
 
-def _current(plan: ComputePlan) -> tuple[Digest, Manifest]:
+def _current(plan: "ComputePlan") -> tuple[Digest, Manifest]:
     if plan.previous is None or plan.previous_digest is None:
         raise InvalidInputError(f"batch {plan.batch.key!r} has nothing to stand on")
     return plan.previous_digest, plan.previous

@@ -6,7 +6,7 @@ Belongs here: the op that loads batches and what it reports.
 import time
 import uuid
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from pydantic import Field
@@ -56,14 +56,11 @@ from feature_pipeline.orchestration.keys import (
     tables_group,
 )
 from feature_pipeline.orchestration.resources import ArchiveResource, DatabaseResource
-from feature_pipeline.projections.catalog.database import Database
-from feature_pipeline.projections.catalog.generation import request_rebuild
-from feature_pipeline.projections.catalog.shown_table import read_shown_table
 from feature_pipeline.projections.catalog.spec import TableSpec
-from feature_pipeline.projections.load import LoadReport, fed_loads, load_batches
-from feature_pipeline.projections.preview import plan_table
-from feature_pipeline.projections.proof.progress import check_progress
-from feature_pipeline.projections.switch.finalize import request_fill, table_report
+
+if TYPE_CHECKING:
+    from feature_pipeline.projections.catalog.database import Database
+    from feature_pipeline.projections.load import LoadReport
 
 PROGRESS_CHECK = "progress"
 GENERATION_CHECK = "generation"
@@ -164,6 +161,10 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
         | dg.AssetCheckResult
         | dg.AssetCheckEvaluation
     ]:
+        from feature_pipeline.projections.catalog.generation import request_rebuild
+        from feature_pipeline.projections.load import load_batches
+        from feature_pipeline.projections.proof.progress import check_progress
+
         store, target = archive.store(), database.database()
         batches = list(context.partition_keys)
         absent: list[str] = []
@@ -184,7 +185,7 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
         done: list[str] = []
 
         def loaded(
-            report: LoadReport, shown: Metadata
+            report: "LoadReport", shown: Metadata
         ) -> dg.MaterializeResult[None] | dg.AssetMaterialization:
             event = inputs.get(report.batch)
             if event is None or event.data_version != str(report.content_digest):
@@ -250,7 +251,7 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
 def _proved(
     context: dg.AssetExecutionContext,
     store: BlobStore,
-    database: Database,
+    database: "Database",
     spec: TableSpec,
     batches: Sequence[str],
 ) -> dg.AssetCheckEvaluation:
@@ -280,7 +281,7 @@ def generation_result(
     context: dg.AssetExecutionContext,
     key: dg.AssetKey,
     store: BlobStore,
-    database: Database,
+    database: "Database",
     spec: TableSpec,
 ) -> dg.AssetCheckResult:
     """Return whether people read what the definition asks for; if not, one fill is requested.
@@ -289,6 +290,8 @@ def generation_result(
     run to find some asks for it, and the others join it. Batches that are being loaded, or whose
     features are being computed, come by themselves: the backfill would load them twice.
     """
+    from feature_pipeline.projections.switch.finalize import request_fill, table_report
+
     report = table_report(store, database, spec)
     if report is None:  # dropped since
         return dg.AssetCheckResult(
@@ -331,8 +334,10 @@ def _not_under_way(
     return [batch for batch in batches if batch not in busy]
 
 
-def _planned(store: BlobStore, database: Database, spec: TableSpec) -> dg.MetadataValue:
+def _planned(store: BlobStore, database: "Database", spec: TableSpec) -> dg.MetadataValue:
     """What `plan` says; that it cannot be made does not keep the fill from being requested."""
+    from feature_pipeline.projections.preview import plan_table
+
     try:
         return dg.MetadataValue.json(plan_table(store, database, spec).to_json())
     except FeaturePipelineError as error:
@@ -363,7 +368,7 @@ def request_load(
 
 
 def load_tags(
-    report: LoadReport, code_version: str, source: dg.AssetKey, event: PartitionEvent | None
+    report: "LoadReport", code_version: str, source: dg.AssetKey, event: PartitionEvent | None
 ) -> dict[str, str]:
     """Provenance of a loaded batch: the content that was read, and Dagster's event of it.
 
@@ -378,7 +383,7 @@ def load_tags(
 
 def table_event(
     definition: HookDefinition,
-    report: LoadReport,
+    report: "LoadReport",
     event: PartitionEvent | None,
     archive_uri: str | None = None,
 ) -> dg.AssetMaterialization:
@@ -401,10 +406,10 @@ def table_event(
 def report_loads(
     instance: dg.DagsterInstance,
     definition: HookDefinition,
-    reports: Iterable[LoadReport],
-    database: Database,
+    reports: "Iterable[LoadReport]",
+    database: "Database",
     archive_uri: str | None = None,
-) -> Generator[LoadReport]:
+) -> "Generator[LoadReport]":
     """The reports as they come; when the iterator ends or is closed, Dagster knows all of them.
 
     What Dagster says of a partition already is not said again. What was loaded before an error is
@@ -427,7 +432,7 @@ def report_loads(
 def _tell(
     instance: dg.DagsterInstance,
     definition: HookDefinition,
-    reports: Sequence[LoadReport],
+    reports: "Sequence[LoadReport]",
     archive_uri: str | None,
     shown: Metadata,
 ) -> bool:
@@ -457,7 +462,7 @@ def _tell(
 def report_shown(
     instance: dg.DagsterInstance,
     definition: HookDefinition,
-    database: Database,
+    database: "Database",
     archive_uri: str | None = None,
 ) -> bool:
     """Report the columns and rows that the table shows, if Dagster shows others; whether it did.
@@ -465,6 +470,8 @@ def report_shown(
     The event of a batch that is loaded is repeated with them: its data version is the same, so that
     nothing becomes stale.
     """
+    from feature_pipeline.projections.load import fed_loads
+
     shown = shown_metadata(database, definition)
     latest = instance.get_latest_materialization_event(
         table_key(definition.dataset, definition.table_name)
@@ -483,7 +490,7 @@ def report_shown(
     return True
 
 
-def load_metadata(report: LoadReport, archive_uri: str | None = None) -> Metadata:
+def load_metadata(report: "LoadReport", archive_uri: str | None = None) -> Metadata:
     """What a materialization of one table partition shows.
 
     Args:
@@ -515,11 +522,13 @@ def load_metadata(report: LoadReport, archive_uri: str | None = None) -> Metadat
     return metadata
 
 
-def shown_metadata(database: Database, definition: HookDefinition) -> Metadata:
+def shown_metadata(database: "Database", definition: HookDefinition) -> Metadata:
     """Return what the table shows as a whole: columns, their sources, rows; as PostgreSQL has it.
 
     Empty if the table is not there.
     """
+    from feature_pipeline.projections.catalog.shown_table import read_shown_table
+
     spec = table_spec(definition)
     shown = read_shown_table(database, spec.name)
     if shown is None:

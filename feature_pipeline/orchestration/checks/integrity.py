@@ -5,14 +5,11 @@ Belongs here: turning reports into results and metadata.
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from pydantic import Field
 
-from feature_pipeline.archive.inspection.census import take_census
-from feature_pipeline.archive.inspection.findings import Scope
-from feature_pipeline.archive.inspection.verify import VerifyReport, verify
 from feature_pipeline.model.definition import HookDefinition
 from feature_pipeline.model.quoting import quoted
 from feature_pipeline.orchestration.events.check_history import (
@@ -25,6 +22,9 @@ from feature_pipeline.orchestration.events.known import ask_databases
 from feature_pipeline.orchestration.keys import features_key
 from feature_pipeline.orchestration.markdown import code, plain
 from feature_pipeline.orchestration.resources import ArchiveResource, DatabaseResource
+
+if TYPE_CHECKING:
+    from feature_pipeline.archive.inspection.verify import VerifyReport
 
 INTEGRITY_CHECK = "archive_integrity"
 CENSUS_JOB = "take_census"
@@ -52,6 +52,9 @@ def verify_job() -> dg.JobDefinition:
         archive: ArchiveResource,
         database: DatabaseResource,
     ) -> None:
+        from feature_pipeline.archive.inspection.findings import Scope
+        from feature_pipeline.archive.inspection.verify import verify
+
         scope = Scope(config.dataset, config.hook, config.batch)
         said = 0
 
@@ -94,6 +97,8 @@ def census_job() -> dg.JobDefinition:
         description="Compares every log with the newest census, and writes another.",
     )
     def compare_logs(context: dg.OpExecutionContext, archive: ArchiveResource) -> None:
+        from feature_pipeline.archive.inspection.census import take_census
+
         report = take_census(archive.store())
         context.log.info(report.summary())
         if not report.is_clean:
@@ -156,6 +161,9 @@ def integrity_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefin
         archive: ArchiveResource,
         database: DatabaseResource,
     ) -> dg.AssetCheckResult:
+        from feature_pipeline.archive.inspection.findings import Scope
+        from feature_pipeline.archive.inspection.verify import verify
+
         store, whole = archive.store(), Scope(dataset, hook)
         batches = run_batches(context, dataset)
         if batches is None:
@@ -193,7 +201,7 @@ def integrity_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefin
     return [archive_integrity]
 
 
-def _all_of_it(report: VerifyReport) -> dict[str, str]:
+def _all_of_it(report: "VerifyReport") -> dict[str, str]:
     """What reading everything found, as evaluations pass it on; `wrong` is empty if nothing was."""
     wrong = "" if report.is_clean else report.summary()
     return {"at": report.started_at.isoformat(timespec="seconds"), "wrong": wrong}
@@ -205,7 +213,7 @@ def _read_before(instance: dg.DagsterInstance, key: dg.AssetCheckKey) -> dict[st
     return max(said, key=lambda each: str(each["at"]), default={"at": "", "wrong": ""})
 
 
-def report_metadata(report: VerifyReport) -> dict[str, Any]:
+def report_metadata(report: "VerifyReport") -> dict[str, Any]:
     """A report as Dagster shows it."""
     return {
         "documents": report.documents,
@@ -215,7 +223,7 @@ def report_metadata(report: VerifyReport) -> dict[str, Any]:
     }
 
 
-def _findings_metadata(reports: Sequence[VerifyReport]) -> dict[str, Any]:
+def _findings_metadata(reports: "Sequence[VerifyReport]") -> dict[str, Any]:
     findings = [finding for report in reports for finding in report.findings]
     counts = Counter(finding.state.value for finding in findings)
     lines = [

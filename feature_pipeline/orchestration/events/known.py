@@ -6,17 +6,19 @@ Belongs here: reading materializations as knowledge of the archive's logs.
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from feature_pipeline.archive.inspection.findings import Scope
-from feature_pipeline.archive.maintenance.known import Knowledge, KnownBatch, KnownEntry
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.orchestration.events.provenance import PartitionEvent, latest_events
 from feature_pipeline.orchestration.keys import features_key, records_key
-from feature_pipeline.projections.catalog.database import Database
-from feature_pipeline.projections.catalog.known import ask_tables
+
+if TYPE_CHECKING:
+    from feature_pipeline.archive.inspection.findings import Scope
+    from feature_pipeline.archive.maintenance.known import Knowledge, KnownBatch, KnownEntry
+    from feature_pipeline.projections.catalog.database import Database
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +40,18 @@ class KnownPartitions:
         """Dagster and the asset, for people."""
         return f"Dagster ({self.key.to_user_string()})"
 
-    def entries(self, dataset: str, hook: str) -> Iterator[KnownEntry]:
+    def entries(self, dataset: str, hook: str) -> "Iterator[KnownEntry]":
         """The log entries that they stand for, of a feature asset."""
+        from feature_pipeline.archive.maintenance.known import KnownEntry
+
         for batch, digest in self.documents.items():
             instant = _instant(self.events[batch])
             yield KnownEntry(dataset, hook, batch, None, digest, self.known_by, instant)
 
-    def batches(self, dataset: str) -> Iterator[KnownBatch]:
+    def batches(self, dataset: str) -> "Iterator[KnownBatch]":
         """The batches that they stand for, of a records asset."""
+        from feature_pipeline.archive.maintenance.known import KnownBatch
+
         for batch, digest in self.documents.items():
             event = self.events[batch]
             submitted_at = event.submitted_at
@@ -66,7 +72,7 @@ def known_partitions(
 
 def known_entries(
     instance: dg.DagsterInstance, dataset: str, hook: str, names: Collection[str] | None = None
-) -> list[KnownEntry]:
+) -> "list[KnownEntry]":
     """Return the log entries of a hook that Dagster has materializations of."""
     known = known_partitions(instance, features_key(dataset, hook), names)
     return list(known.entries(dataset, hook))
@@ -74,7 +80,7 @@ def known_entries(
 
 def known_batches(
     instance: dg.DagsterInstance, dataset: str, names: Collection[str] | None = None
-) -> list[KnownBatch]:
+) -> "list[KnownBatch]":
     """Return the batches of a dataset that Dagster has materializations of."""
     return list(known_partitions(instance, records_key(dataset), names).batches(dataset))
 
@@ -84,7 +90,7 @@ def ask_dagster(
     dataset: str | None = None,
     hook: str | None = None,
     names: Collection[str] | None = None,
-) -> Knowledge:
+) -> "Knowledge":
     """Return the batches and artifacts that Dagster knows, whatever the archive still has.
 
     Args:
@@ -93,6 +99,8 @@ def ask_dagster(
         hook: Only artifacts of this hook.
         names: Only of these batches.
     """
+    from feature_pipeline.archive.maintenance.known import Knowledge
+
     entries: list[KnownEntry] = []
     batches: list[KnownBatch] = []
     for key in instance.get_asset_keys():
@@ -105,11 +113,11 @@ def ask_dagster(
 
 
 def ask_databases(
-    database: Database,
+    database: "Database",
     instance: dg.DagsterInstance,
-    scope: Scope,
+    scope: "Scope",
     names: Collection[str] | None = None,
-) -> Knowledge:
+) -> "Knowledge":
     """Return what the tables and Dagster know of a part of the archive.
 
     Args:
@@ -118,6 +126,8 @@ def ask_databases(
         scope: The part.
         names: Only of these batches; of the scope's if None.
     """
+    from feature_pipeline.projections.catalog.known import ask_tables
+
     if names is None and scope.batch is not None:
         names = [scope.batch]
     tables = ask_tables(database, scope.dataset, scope.hook, names)

@@ -6,6 +6,7 @@ Belongs here: turning manifests and reports into metadata values.
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -18,7 +19,9 @@ from feature_pipeline.model.outcomes import Outcome
 from feature_pipeline.model.printable import printable
 from feature_pipeline.model.quantities import format_size
 from feature_pipeline.orchestration.markdown import bullets, code, fenced, plain
-from feature_pipeline.projections.catalog.shown_table import ShownColumn
+
+if TYPE_CHECKING:
+    from feature_pipeline.projections.catalog.shown_table import ShownColumn
 
 PREVIEW_ROWS = 5
 _STARTS_SHOWN = 25
@@ -59,7 +62,7 @@ def table_schema(columns: Sequence[Column]) -> dg.TableSchema:
     )
 
 
-def shown_schema(shown: Sequence[ShownColumn], declared: Sequence[Column]) -> dg.TableSchema:
+def shown_schema(shown: "Sequence[ShownColumn]", declared: Sequence[Column]) -> dg.TableSchema:
     """Return the column schema of a table as PostgreSQL shows it; units are as declared."""
     known = {column.name: column for column in declared}
     columns = []

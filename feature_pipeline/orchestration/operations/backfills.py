@@ -20,7 +20,6 @@ from feature_pipeline.orchestration.dagster_internals import (
     BulkActionsFilter,
     BulkActionStatus,
     PartitionBackfill,
-    get_daemon_statuses,
 )
 from feature_pipeline.orchestration.keys import batches_partitions, features_key, table_key
 from feature_pipeline.orchestration.operations.status import (
@@ -327,7 +326,7 @@ def active_backfills(instance: dg.DagsterInstance) -> list[str]:
 
 def is_daemon_running(instance: dg.DagsterInstance) -> bool:
     """Return whether a daemon that carries out backfills was heard of lately."""
-    return bool(get_daemon_statuses(instance, [_DAEMON], ignore_errors=True)[_DAEMON].healthy)
+    return bool(instance.get_daemon_statuses([_DAEMON])[_DAEMON].healthy)
 
 
 def cancel_backfill(instance: dg.DagsterInstance, backfill_id: str) -> None:

@@ -7,13 +7,13 @@ import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.known import known_logs
 from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry
-from feature_pipeline.archive.maintenance.known import find_lost, find_lost_batches
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, NotFoundError
 from feature_pipeline.model.definition import Compute, HookDefinition, Materialize
@@ -43,7 +43,9 @@ from feature_pipeline.orchestration.pools import set_pools
 from feature_pipeline.orchestration.resources import ArchiveResource, DatabaseResource
 from feature_pipeline.orchestration.sensors.alerts import RECONCILE_JOB
 from feature_pipeline.parallel import map_threads
-from feature_pipeline.projections.catalog.database import Database
+
+if TYPE_CHECKING:
+    from feature_pipeline.projections.catalog.database import Database
 
 
 @dataclass
@@ -110,7 +112,7 @@ def reconcile(
     store: BlobStore,
     archive_uri: str,
     instance: dg.DagsterInstance,
-    database: Database | None,
+    database: "Database | None",
     hooks: Sequence[HookDefinition],
 ) -> Drift:
     """Dagster knows every batch and artifact of the archive; what tables lack is listed.
@@ -225,6 +227,8 @@ def _reconcile_batches(
     store: BlobStore, instance: dg.DagsterInstance, dataset: str, drift: Drift
 ) -> dict[str, BatchEntry]:
     """Tell Dagster of batches that it does not know; the last entry of every batch."""
+    from feature_pipeline.archive.maintenance.known import find_lost_batches
+
     readable = log.readable_batches(store, dataset, None, known_logs(store))
     entries = dict(readable.found)
     name = records_key(dataset).to_user_string()
@@ -276,6 +280,8 @@ def _reconcile_features(
     drift: Drift,
 ) -> dict[str, FeatureEntry]:
     """Tell Dagster of artifacts that it does not know; the hook's current entries."""
+    from feature_pipeline.archive.maintenance.known import find_lost
+
     key = features_key(dataset, hook)
     name = key.to_user_string()
     readable = log.readable_heads(store, dataset, hook, None, known_logs(store))

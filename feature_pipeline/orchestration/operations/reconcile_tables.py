@@ -6,6 +6,7 @@ hand.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -22,11 +23,9 @@ from feature_pipeline.orchestration.assets.tables import (
 from feature_pipeline.orchestration.events.check_history import report_named
 from feature_pipeline.orchestration.events.known import known_partitions
 from feature_pipeline.orchestration.keys import table_key
-from feature_pipeline.projections.catalog.database import Database
-from feature_pipeline.projections.load import fed_loads
-from feature_pipeline.projections.proof.progress import check_progress
-from feature_pipeline.projections.proof.proof import AlteredTableError, prove
-from feature_pipeline.projections.switch.finalize import batches_to_load, table_report
+
+if TYPE_CHECKING:
+    from feature_pipeline.projections.catalog.database import Database
 
 _CHANGED = "changed_by_hand"
 _UNLOADED = "unloaded"
@@ -55,7 +54,7 @@ class TableDrift:
 def reconcile_table(
     store: BlobStore,
     archive_uri: str,
-    database: Database,
+    database: "Database",
     instance: dg.DagsterInstance,
     definition: HookDefinition,
     heads: Mapping[str, FeatureEntry],
@@ -72,6 +71,10 @@ def reconcile_table(
         definition: The table's hook.
         heads: The hook's current log entries.
     """
+    from feature_pipeline.projections.load import fed_loads
+    from feature_pipeline.projections.proof.progress import check_progress
+    from feature_pipeline.projections.switch.finalize import batches_to_load, table_report
+
     spec = table_spec(definition)
     is_always = definition.table.materialize is Materialize.ALWAYS
     to_load = batches_to_load(store, database, spec) if is_always else []
@@ -100,12 +103,14 @@ def reconcile_table(
 
 
 def _changed(
-    store: BlobStore, database: Database, instance: dg.DagsterInstance, definition: HookDefinition
+    store: BlobStore, database: "Database", instance: dg.DagsterInstance, definition: HookDefinition
 ) -> list[str]:
     """The batches whose rows are not those that were loaded; the check `equals_archive` names them.
 
     The check is evaluated if they are others than it says.
     """
+    from feature_pipeline.projections.proof.proof import AlteredTableError, prove
+
     spec = table_spec(definition)
     try:
         proof = prove(store, database, spec, may_reuse=True)
@@ -127,13 +132,15 @@ def _changed(
 
 
 def _unloaded(
-    store: BlobStore, database: Database, instance: dg.DagsterInstance, definition: HookDefinition
+    store: BlobStore, database: "Database", instance: dg.DagsterInstance, definition: HookDefinition
 ) -> list[str]:
     """The batches that Dagster calls loaded and the table lacks; its check `progress` names them.
 
     Nothing loads a table that is made on request again by itself, and Dagster cannot unsay a
     materialization. The check passes again once there are none.
     """
+    from feature_pipeline.projections.proof.progress import check_progress
+
     spec = table_spec(definition)
     key = table_key(definition.dataset, spec.name)
     loaded = instance.get_materialized_partitions(key)

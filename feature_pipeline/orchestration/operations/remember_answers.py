@@ -9,7 +9,6 @@ import dagster as dg
 from pydantic import Field
 
 from feature_pipeline.archive.logs import log
-from feature_pipeline.archive.maintenance.remember import complete, is_due
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import CorruptDataError
 from feature_pipeline.orchestration.resources import ArchiveResource
@@ -28,6 +27,8 @@ class RememberConfig(dg.Config):
 
 def hooks_due(store: BlobStore) -> list[tuple[str, str]]:
     """The (dataset, hook) pairs whose memory was not compared for a day. One listing each."""
+    from feature_pipeline.archive.maintenance.remember import is_due
+
     pairs = list(_hooks(store))
     due = map_threads(lambda pair: is_due(store, *pair), pairs)
     return [pair for pair, is_now in zip(pairs, due, strict=True) if is_now]
@@ -46,6 +47,8 @@ def answers_job() -> dg.JobDefinition:
     def compare_with_logs(
         context: dg.OpExecutionContext, config: RememberConfig, archive: ArchiveResource
     ) -> None:
+        from feature_pipeline.archive.maintenance.remember import complete
+
         store = archive.store()
         unreadable: dict[str, str] = {}
         for dataset, hook in hooks_due(store) if config.due_only else list(_hooks(store)):

@@ -1,4 +1,4 @@
-"""The job `feature_report`: what a hook said, shown in the UI, made from S3 when it is asked for.
+"""What the job `feature_report` shows of a hook's features in the UI, made from S3 when asked for.
 
 Belongs here: turning summaries and comparisons into Markdown.
 """
@@ -9,11 +9,9 @@ from dataclasses import replace
 from typing import Final
 
 import dagster as dg
-from pydantic import Field
 
 from feature_pipeline.archive.logs.log import ReleaseEntry
 from feature_pipeline.archive.query import plots
-from feature_pipeline.archive.query.api import Archive
 from feature_pipeline.archive.query.compare import (
     Comparison,
     compare_releases,
@@ -22,13 +20,12 @@ from feature_pipeline.archive.query.compare import (
 )
 from feature_pipeline.archive.query.features import Features
 from feature_pipeline.archive.query.summary import Summary, summarize
+from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.outcomes import Status
 from feature_pipeline.orchestration import markdown
 from feature_pipeline.orchestration.events.metadata import Metadata
-from feature_pipeline.orchestration.keys import features_key
 from feature_pipeline.orchestration.markdown import Markup, code, plain
-from feature_pipeline.orchestration.resources import ArchiveResource
 
 SHOWN_BATCHES: Final = 50
 SHOWN_RECORDS: Final = 100
@@ -37,68 +34,6 @@ SHOWN_CHARACTERS: Final = 200
 MAX_PICTURE_BYTES: Final = 250_000
 """Encoded. Events are rows of Dagster's database, and the UI loads a run's all at once."""
 _DPI: Final = (80, 60, 40)
-
-
-class ReportConfig(dg.Config):
-    """What a report is about."""
-
-    hook: str = Field(description="The hook's name.")
-    dataset: str | None = Field(
-        default=None, description="Its dataset, where several have a hook of this name."
-    )
-    batches: list[str] = Field(
-        default=[], description="These batches; all that have an artifact when empty."
-    )
-    columns: list[str] = Field(
-        default=[], description="Numeric columns to show; all of them when empty."
-    )
-    compare: bool = Field(
-        default=False, description="Compare two releases: those below, or the last two."
-    )
-    from_release: str | None = Field(default=None, description="A version, or #seq.")
-    to_release: str | None = Field(default=None, description="A version, or #seq.")
-
-
-def report_job() -> dg.JobDefinition:
-    """The job `feature_report`; its result is one observation of the hook's feature asset."""
-
-    @dg.op(
-        name="report_features",
-        description="Reads the archive and reports: see the event ASSET_OBSERVATION of the run.",
-    )
-    def report_features(
-        context: dg.OpExecutionContext, config: ReportConfig, archive: ArchiveResource
-    ) -> None:
-        opened = Archive(archive.store())
-        features = opened.features(
-            config.hook,
-            dataset=config.dataset,
-            batches=config.batches or None,
-            skip_damaged=True,
-        )
-        metadata = report(features, config.columns)
-        if config.compare or config.from_release or config.to_release:
-            metadata["comparison"] = dg.MetadataValue.md(_comparison(opened, features, config))
-        # Without data version and partition: an observation of an asset that is materialized
-        # changes neither what is stale nor what is missing.
-        context.log_event(
-            dg.AssetObservation(
-                asset_key=features_key(features.dataset, features.hook), metadata=metadata
-            )
-        )
-
-    @dg.job(
-        name="feature_report",
-        description=(
-            "Outcomes, rejected and errored records with reasons, statistics and histograms of a"
-            " hook's features, and what two releases say differently; from S3, on demand. The"
-            " result is the observation in the run's events, and on the feature asset's page."
-        ),
-    )
-    def feature_report() -> None:
-        report_features()
-
-    return feature_report
 
 
 def report(features: Features, columns: Sequence[str] = ()) -> Metadata:
@@ -196,15 +131,26 @@ def picture_markdown(summary: Summary) -> str:
         shown = replace(shown, columns=shown.columns[: len(shown.columns) // 2])
 
 
-def _comparison(archive: Archive, features: Features, config: ReportConfig) -> str:
-    store, where = archive.store, (features.dataset, features.hook)
-    before = config.from_release and find_release(store, *where, config.from_release)
-    after = config.to_release and find_release(store, *where, config.to_release)
+def report_comparison(
+    store: BlobStore,
+    features: Features,
+    from_release: str | None,
+    to_release: str | None,
+    batches: Sequence[str] | None,
+) -> dg.MetadataValue:
+    """Show what two releases say differently; the last two where none are named.
+
+    Raises:
+        NotFoundError: There is no such release, or there are not two.
+    """
+    where = (features.dataset, features.hook)
+    before = from_release and find_release(store, *where, from_release)
+    after = to_release and find_release(store, *where, to_release)
     if not (before and after):
         last = last_two_releases(store, *where)
         before, after = before or last[0], after or last[1]
-    return comparison_markdown(
-        compare_releases(store, *where, before, after, config.batches or None)
+    return dg.MetadataValue.md(
+        comparison_markdown(compare_releases(store, *where, before, after, batches))
     )
 
 

@@ -21,7 +21,7 @@ from feature_pipeline.archive import accept
 from feature_pipeline.archive.accept import Accepted, InboxEntry, Quarantined, Submission, Waiting
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.documents import NewerVersionError
-from feature_pipeline.archive.logs import answers, log
+from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.inbox import BATCH_ID
 from feature_pipeline.archive.logs.log import FeatureEntry
 from feature_pipeline.archive.publish import Completion, CompletionStatus
@@ -43,8 +43,6 @@ from feature_pipeline.orchestration.events.provenance import latest_events
 from feature_pipeline.orchestration.keys import features_key, records_key
 from feature_pipeline.orchestration.pools import set_pools
 from feature_pipeline.orchestration.resources import ArchiveResource, HookRunnerResource
-from feature_pipeline.orchestration.sensors.leftovers import remove_left_now_and_then
-from feature_pipeline.orchestration.sensors.orphaned_runs import take_outlived
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +142,9 @@ def settle_inbox(
     dead workers left there and with `runner` is removed once nothing can come of it. Idempotent:
     repeating a tick appends nothing to any log that is there already.
     """
+    from feature_pipeline.orchestration.sensors.leftovers import remove_left_now_and_then
+    from feature_pipeline.orchestration.sensors.orphaned_runs import take_outlived
+
     tick = InboxTick()
     outlived = take_outlived(store, instance, work)
     if work is not None:
@@ -222,6 +223,8 @@ def _each_alone(
 
 def _compact_answers(store: BlobStore, dataset: str, hook: str) -> None:
     """Merge what acceptances have added to the hook's memory of answers, if it has become much."""
+    from feature_pipeline.archive.logs import answers
+
     try:
         answers.compact(store, dataset, hook)
     except (StoreUnavailableError, OutcomeUnknownError) as error:

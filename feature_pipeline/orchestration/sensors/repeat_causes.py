@@ -10,7 +10,6 @@ from functools import cache
 from typing import Final
 
 import dagster as dg
-import psycopg
 from dagster_shared.error import SerializableErrorInfo
 
 from feature_pipeline.errors import OutcomeUnknownError, StoreUnavailableError
@@ -22,7 +21,6 @@ from feature_pipeline.orchestration.assets.wrong_definitions import (
 )
 from feature_pipeline.orchestration.dagster_internals import PARTITION_NAME_TAG, AssetGraph
 from feature_pipeline.orchestration.keys import batches_partitions
-from feature_pipeline.projections.catalog.database import ConnectionFailedError
 
 FAILURES_OF_SURROUNDINGS: Final = frozenset(
     {
@@ -46,7 +44,6 @@ _LOADING: Final = ("DagsterInvalidSubsetError", "DagsterInvalidDefinitionError")
 _SQL_STATES: Final = ("08", "53", "57")
 """Classes: no connection, no resources, stopped by an operator."""
 _STATEMENT_CANCELLED: Final = "57014"
-_OWN: Final = (StoreUnavailableError, OutcomeUnknownError, ConnectionFailedError)
 # SQLAlchemy's and psycopg's own names for a lost connection; the second is of Dagster's storage.
 _OTHERS: Final = ("OperationalError", "InterfaceError", "DagsterExecutionInterruptedError")
 
@@ -54,7 +51,12 @@ _OTHERS: Final = ("OperationalError", "InterfaceError", "DagsterExecutionInterru
 @cache
 def _error_names() -> frozenset[str]:
     """Names of exceptions that a server which is gone, or refuses, causes."""
-    names = {*(each.__name__ for each in _OWN), *_OTHERS}
+    import psycopg
+
+    from feature_pipeline.projections.catalog.database import ConnectionFailedError
+
+    own = (StoreUnavailableError, OutcomeUnknownError, ConnectionFailedError)
+    names = {*(each.__name__ for each in own), *_OTHERS}
     for each in vars(psycopg.errors).values():
         state = getattr(each, "sqlstate", None)
         if isinstance(state, str) and state[:2] in _SQL_STATES and state != _STATEMENT_CANCELLED:

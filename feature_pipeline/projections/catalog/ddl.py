@@ -1,15 +1,11 @@
 """The PostgreSQL form of declared columns: types, names, indexes, comments, generation digest."""
 
+import functools
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-import sqlalchemy as sa
 from psycopg import sql
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.dialects.postgresql.base import PGDialect
-from sqlalchemy.schema import CreateIndex, CreateTable
-from sqlalchemy.types import TypeEngine
 
 from feature_pipeline.model.columns import Column
 from feature_pipeline.model.definition import IndexDefinition
@@ -17,19 +13,10 @@ from feature_pipeline.model.digest import Digest, document_bytes
 from feature_pipeline.projections.catalog.database import BOOKKEEPING_SCHEMA
 from feature_pipeline.projections.catalog.spec import TableSpec
 
-# paramstyle "named": the driver's dialect would double every % in an expression.
-_DIALECT: Final = PGDialect(paramstyle="named")  # type: ignore[no-untyped-call]
-
-_TYPES: Final[dict[str, Callable[[], TypeEngine[Any]]]] = {
-    "string": sa.Text,
-    "number": sa.Double,
-    "integer": sa.BigInteger,
-    "boolean": sa.Boolean,
-    "json": JSONB,
-    "date": sa.Date,
-    "date-time": lambda: sa.TIMESTAMP(timezone=True),
-    "uuid": sa.Uuid,
-}
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+    from sqlalchemy.dialects.postgresql.base import PGDialect
+    from sqlalchemy.types import TypeEngine
 
 
 def column_kinds(columns: Sequence[Column]) -> dict[str, str]:
@@ -52,13 +39,15 @@ def column_types(columns: Sequence[Column]) -> dict[str, str]:
 
 def type_name(kind: str) -> sql.SQL:
     """Return the SQL type of a declared column's kind."""
-    return sql.SQL(_TYPES[kind]().compile(dialect=_DIALECT))
+    return sql.SQL(_type(kind).compile(dialect=_dialect()))
 
 
 def create_table(
     relation: str, columns: Sequence[Column], schema: str = BOOKKEEPING_SCHEMA
 ) -> sql.SQL:
     """Return the DDL of a generation: typed columns, primary key (record_id, ordinal)."""
+    from sqlalchemy.schema import CreateTable
+
     return _ddl(CreateTable(_table(relation, columns, schema)))
 
 
@@ -72,6 +61,8 @@ def create_index(
     schema: str = BOOKKEEPING_SCHEMA,
 ) -> sql.SQL:
     """Return the DDL of a generation's index; built concurrently, it does not block loads."""
+    import sqlalchemy as sa
+
     table = _table(relation, columns, schema)
     # literal_column, not text: text takes a colon for a parameter.
     parts: list[sa.ColumnElement[Any]] = (
@@ -88,7 +79,7 @@ def create_index(
         postgresql_where=None if index.where is None else sa.literal_column(index.where),
         _table=table,
     )
-    return _ddl(CreateIndex(built))
+    return _ddl(sa.schema.CreateIndex(built))
 
 
 def index_name(relation: str, index: IndexDefinition) -> str:
@@ -134,7 +125,11 @@ def comments(
         )
 
 
-def _table(relation: str, columns: Sequence[Column], schema: str = BOOKKEEPING_SCHEMA) -> sa.Table:
+def _table(
+    relation: str, columns: Sequence[Column], schema: str = BOOKKEEPING_SCHEMA
+) -> "sa.Table":
+    import sqlalchemy as sa
+
     return sa.Table(
         relation,
         sa.MetaData(),
@@ -143,13 +138,38 @@ def _table(relation: str, columns: Sequence[Column], schema: str = BOOKKEEPING_S
         sa.Column("ordinal", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("batch", sa.Text(collation="C"), nullable=False),
         *(
-            sa.Column(column.name, _TYPES[column.kind](), nullable=not column.required)
+            sa.Column(column.name, _type(column.kind), nullable=not column.required)
             for column in columns
         ),
         schema=schema,
     )
 
 
-def _ddl(element: sa.schema.ExecutableDDLElement) -> sql.SQL:
+@functools.cache
+def _dialect() -> "PGDialect":
+    from sqlalchemy.dialects.postgresql.base import PGDialect
+
+    # paramstyle "named": the driver's dialect would double every % in an expression.
+    return PGDialect(paramstyle="named")  # type: ignore[no-untyped-call]
+
+
+def _type(kind: str) -> "TypeEngine[Any]":
+    import sqlalchemy as sa
+    from sqlalchemy.dialects.postgresql import JSONB
+
+    types: dict[str, TypeEngine[Any]] = {
+        "string": sa.Text(),
+        "number": sa.Double(),
+        "integer": sa.BigInteger(),
+        "boolean": sa.Boolean(),
+        "json": JSONB(),
+        "date": sa.Date(),
+        "date-time": sa.TIMESTAMP(timezone=True),
+        "uuid": sa.Uuid(),
+    }
+    return types[kind]
+
+
+def _ddl(element: "sa.schema.ExecutableDDLElement") -> sql.SQL:
     # Identifiers in it were quoted by SQLAlchemy's compiler.
-    return sql.SQL(str(element.compile(dialect=_DIALECT)))
+    return sql.SQL(str(element.compile(dialect=_dialect())))
