@@ -1,4 +1,4 @@
-"""S3 as the canonical store of every hook's output, PostgreSQL as a projection rebuilt from it."""
+"""A canonical archive of hook outputs in S3, with PostgreSQL tables rebuilt from it."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

@@ -62,7 +62,7 @@ class DefinedHook:
 
 
 def hooks_of(definitions: dg.Definitions) -> list[DefinedHook]:
-    """The hooks whose feature assets are in `definitions`, in order of dataset and name."""
+    """Return the hooks whose feature assets are in `definitions`, in order of dataset and name."""
     found = []
     assets = [a for a in definitions.assets or () if isinstance(a, dg.AssetsDefinition)]
     for spec in (spec for asset in assets for spec in asset.specs):
@@ -76,11 +76,11 @@ def hooks_of(definitions: dg.Definitions) -> list[DefinedHook]:
 def shared_definitions(
     hooks: Sequence[HookDefinition], more_datasets: Collection[str] = ()
 ) -> dg.Definitions:
-    """Return what the hooks have in common: records assets, sensors, checks, reconciliation.
+    """Return the definitions shared by all hooks: records, sensors, checks, reconciliation.
 
     Args:
-        hooks: Those that can be used.
-        more_datasets: Datasets of hooks that cannot.
+        hooks: The usable ones.
+        more_datasets: Datasets of unusable hooks.
     """
     datasets = sorted({hook.dataset for hook in hooks} | set(more_datasets))
     return dg.Definitions(
@@ -119,8 +119,8 @@ def shared_definitions(
 def build_defs(*own: dg.Definitions, resources: Mapping[str, Any] | None = None) -> dg.Definitions:
     """Assemble a code location of the hooks in `own`, or of the project's folder of definitions.
 
-    In the folder, a definition that cannot be used costs its own hook: assets stand in for it that
-    fail with what is wrong. `dg check defs` and `dagster definitions validate` refuse it instead.
+    In the folder, a definition that cannot be used affects its own hook only: placeholder assets
+    fail with its error. `dg check defs` and `dagster definitions validate` refuse it instead.
 
     Args:
         own: Definitions of hooks (`FeatureHook(...).definitions()`) and of anything else.
@@ -175,10 +175,10 @@ def build_defs(*own: dg.Definitions, resources: Mapping[str, Any] | None = None)
 
 
 def refuse(reasons: Sequence[str]) -> None:
-    """Return if there are no reasons.
+    """Raise if there are reasons to refuse.
 
     Raises:
-        InvalidInputError: The reasons, one a line.
+        InvalidInputError: The reasons, one per line.
     """
     if reasons:
         raise InvalidInputError("\n".join(reasons)) from None
@@ -191,7 +191,7 @@ def _clashing(hook: DefinedHook, reason: str) -> WrongDefinition:
 
 
 def _without(definitions: dg.Definitions, hooks: Sequence[DefinedHook]) -> dg.Definitions:
-    """Return the definitions, but for the assets of these hooks."""
+    """Return the definitions without the assets of these hooks."""
     gone = {key for hook in hooks for key in _keys(hook.definition)}
     if not gone:
         return definitions
@@ -225,5 +225,5 @@ def _keys(hook: HookDefinition) -> list[dg.AssetKey]:
 
 @dg.definitions
 def defs() -> dg.Definitions:
-    """The code location that `workspace.yaml` loads."""
+    """Return the code location that `workspace.yaml` loads."""
     return build_defs()

@@ -55,7 +55,7 @@ class NotFoundError(FeaturePipelineError, KeyError):
 
 
 class ConflictError(FeaturePipelineError):
-    """Something else is already there, or holds what is asked for."""
+    """Something else exists already, or another process holds the requested thing."""
 
     kind = ErrorKind.CONFLICT
 
@@ -87,7 +87,7 @@ class ProjectionError(FeaturePipelineError):
 class RuntimeFailure(FeaturePipelineError):
     """A hook run ended without a verdict on its records.
 
-    `feature_pipeline.hooks.failure` tells the kinds of failure apart; the message ends with the
+    `feature_pipeline.hooks.failure` distinguishes the kinds of failure; the message ends with the
     hook's last log lines.
     """
 

@@ -1,4 +1,4 @@
-"""Several requests at once: S3 answers in milliseconds that add up."""
+"""Concurrent requests: S3 answers in milliseconds that add up."""
 
 import os
 import threading
@@ -10,7 +10,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 WORKERS: Final = 8
-"""More gain nothing: boto3 is bound by its own CPU, and its default pool has 10 connections."""
+"""More threads gain nothing: boto3 is bound by its own CPU, and its default pool has 10
+connections.
+"""
 
 _pools: dict[int, ThreadPoolExecutor] = {}
 """Kept between calls: starting threads takes as long as a request or two."""
@@ -21,7 +23,7 @@ os.register_at_fork(after_in_child=_pools.clear)
 
 
 def map_threads(function: Callable[[T], R], items: Iterable[T], workers: int = WORKERS) -> list[R]:
-    """`function` of every item, in the items' order.
+    """Return `function` of every item, in the items' order, computed in threads.
 
     With several workers every call is made; then the first error, in the items' order, is raised.
     """

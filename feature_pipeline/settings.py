@@ -1,7 +1,7 @@
-"""Settings from the environment: the only module that reads it.
+"""Settings from the environment, which only this module reads.
 
-`feature-pipeline dev` writes them to `.env` for a laptop; a deployment sets them itself. The
-names are listed in the README. Settings are checked when they are read. Those that belong together
+`feature-pipeline dev` writes them to `.env` for a laptop; in a deployment they are set otherwise.
+The README lists the names. Settings are validated when they are read. Those that belong together
 come from one source: all from the environment, or all from the file.
 """
 
@@ -53,12 +53,12 @@ S3_SETTINGS: Final = frozenset(
     {S3_ENDPOINT_URL, S3_BUCKET, S3_PREFIX, S3_REGION}
     | {S3_ACCESS_KEY_ID, S3_SECRET_ACCESS_KEY, S3_SESSION_TOKEN}
 )
-"""Where the archive is and how to be let in: from one source."""
+"""Address and credentials of the archive, which come from one source."""
 AWS_CREDENTIALS: Final = frozenset(
     {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"}
     | {"AWS_PROFILE", "AWS_DEFAULT_PROFILE"}
 )
-"""Credentials by AWS's own names: they go with the bucket if they come from the same file."""
+"""Credentials by AWS's own names: they belong to the bucket if they come from the same file."""
 DAGSTER_SETTINGS: Final = frozenset({DAGSTER_DATABASE_URL, DAGSTER_HOME})
 
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]|arn:[^\s/]+[/:][^\s]+")
@@ -67,10 +67,10 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 @dataclass(frozen=True, slots=True)
 class S3Settings:
-    """Where the archive is, and the keys to it; without keys, boto3's usual places are asked.
+    """Address and keys of the archive; without keys, boto3's usual sources are used.
 
     Raises:
-        InvalidInputError: A setting cannot be right; the message names its variable.
+        InvalidInputError: A setting is invalid; the message names its variable.
     """
 
     bucket: str
@@ -101,10 +101,10 @@ class S3Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
-        """Return the archive's address.
+        """Return the archive's settings.
 
         Raises:
-            InvalidInputError: The bucket is not set, or a setting cannot be right.
+            InvalidInputError: The bucket is not set, or a setting is invalid.
         """
         environment = os.environ if environment is None else environment
         bucket = _required(environment, S3_BUCKET)
@@ -112,7 +112,7 @@ class S3Settings:
 
     @classmethod
     def at(cls, bucket: str, prefix: str, environment: Mapping[str, str] | None = None) -> Self:
-        """A given place, at the endpoint, in the region and with the keys of the environment.
+        """Return a given address with the endpoint, region and keys of the environment.
 
         In an environment that is given, AWS's own names of the keys are read, too: boto3 would read
         the process's.
@@ -140,7 +140,7 @@ class S3Settings:
 
 
 def s3_keys() -> tuple[str | None, str | None, str | None]:
-    """The archive's key, secret and session token, as the environment has them by its own names.
+    """Return the archive's key, secret and session token from its own variables.
 
     Raises:
         InvalidInputError: One of the first two is set without the other.
@@ -151,7 +151,7 @@ def s3_keys() -> tuple[str | None, str | None, str | None]:
 
 
 def signer_keys() -> tuple[str | None, str | None]:
-    """The key and the secret that sign what a hook's pod may do; None where not set.
+    """Return the key and the secret that sign the addresses of hooks' pods; None where not set.
 
     Raises:
         InvalidInputError: One is set without the other.
@@ -195,7 +195,7 @@ def _check_endpoint(url: str) -> None:
 
 
 def ca_bundle() -> str | None:
-    """The file of certificates that HTTPS endpoints are checked against; None for the usual ones.
+    """Return the file of CA certificates for HTTPS endpoints; None for the default ones.
 
     Raises:
         InvalidInputError: The variable names no file.
@@ -207,7 +207,7 @@ def ca_bundle() -> str | None:
 
 
 def proxy_for(url: str) -> str | None:
-    """The proxy that the environment has for `url`; None if it is to be reached directly.
+    """Return the environment's proxy for `url`; None if it is to be reached directly.
 
     A server on this machine is always reached directly. `ALL_PROXY` has no effect.
     """
@@ -229,7 +229,7 @@ def is_local(host: str) -> bool:
 
 
 def add_settings(environment: MutableMapping[str, str], values: Mapping[str, str]) -> bool:
-    """Add the settings of a file to the environment; what the environment has already goes first.
+    """Add the settings of a file to the environment; variables that are set take precedence.
 
     Settings that belong together come from one source. The archive's address and keys are those of
     the environment if it names the bucket, else those of the file, AWS's own names of credentials
@@ -269,7 +269,7 @@ def _drop(mapping: MutableMapping[str, str], names: frozenset[str]) -> None:
 
 
 def database_url(environment: Mapping[str, str] | None = None) -> str:
-    """The URL of the PostgreSQL database that holds the tables, without a driver suffix.
+    """Return the URL of the PostgreSQL database of the tables, without a driver suffix.
 
     Raises:
         InvalidInputError: It is not set, or is not a postgresql:// URL.
@@ -283,7 +283,7 @@ def database_url(environment: Mapping[str, str] | None = None) -> str:
 
 
 def dagster_database_url(environment: Mapping[str, str] | None = None) -> str:
-    """The URL of the PostgreSQL database that holds Dagster's own storage.
+    """Return the URL of the PostgreSQL database of Dagster's own storage.
 
     Raises:
         InvalidInputError: It is not set, or names another driver than psycopg2.
@@ -300,12 +300,12 @@ def dagster_database_url(environment: Mapping[str, str] | None = None) -> str:
 
 
 def runner_name(environment: Mapping[str, str] | None = None) -> str:
-    """Which runner starts hooks: subprocess unless set otherwise."""
+    """Return the name of the runner that starts hooks; by default `subprocess`."""
     return (os.environ if environment is None else environment).get(RUNNER) or "subprocess"
 
 
 def runner_settings(environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What the runner needs besides its name: a YAML mapping, empty when not set.
+    """Return the runner's own settings, a YAML mapping; empty when not set.
 
     Raises:
         InvalidInputError: It is something else.
@@ -326,7 +326,7 @@ def runner_settings(environment: Mapping[str, str] | None = None) -> dict[str, A
 
 
 def webhook_url(environment: Mapping[str, str] | None = None) -> str | None:
-    """Where failures are posted; None when not set. It may hold a token: never log it.
+    """Return where failures are posted; None when not set. It may contain a token: never log it.
 
     Raises:
         InvalidInputError: It is not an http:// or https:// address; the message does not show it.
@@ -340,7 +340,7 @@ def webhook_url(environment: Mapping[str, str] | None = None) -> str | None:
 
 
 def optional(name: str) -> str | None:
-    """Return a variable that need not be set; None when it is not, or is empty."""
+    """Return an optional variable; None if it is not set, or is empty."""
     return os.environ.get(name) or None
 
 

@@ -1,1 +1,1 @@
-"""What this deployment computes: a folder per hook, each with its `defs.yaml`."""
+"""The hooks of this deployment: a folder per hook, each with its `defs.yaml`."""

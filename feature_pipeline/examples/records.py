@@ -15,7 +15,7 @@ STRUCTURES: Final = Path(__file__).parent / "structures"
 
 @dataclass(frozen=True, slots=True)
 class ExampleRecord:
-    """A record whose files are local: name in the archive to path here."""
+    """A record with local files: name in the archive to local path."""
 
     id: str
     metadata: dict[str, JsonValue]
@@ -24,7 +24,7 @@ class ExampleRecord:
 
 @dataclass(frozen=True, slots=True)
 class ExampleBatch:
-    """Records that are submitted together, and how they came to be."""
+    """Records that are submitted together, and their origin."""
 
     key: str
     source: Source
@@ -49,10 +49,10 @@ class _BatchEntry(BaseModel):
 
 @cache
 def example_batches() -> tuple[ExampleBatch, ...]:
-    """Return the batches in the order of submission: two harvests and a deposition of one record.
+    """Return the batches in order of submission: two harvests and a deposition of one record.
 
-    No record is in two of them. `structures/records.json` says which files they are made of, and
-    what the files' headers say of entry, title and method.
+    No record is in two of them. `structures/records.json` lists their files, with entry, title and
+    method from the files' headers.
     """
     listing = (STRUCTURES / "records.json").read_bytes()
     return tuple(

@@ -27,7 +27,7 @@ from feature_pipeline.projections.catalog.libpq import PREFIX
 
 READY_SECONDS = 120.0
 PATIENCE_SECONDS = 8.0
-"""For what Dagster's processes started, once these have ended."""
+"""Time for child processes of Dagster's processes, after these have ended."""
 ANSWER_SECONDS = 10.0
 HOST = "127.0.0.1"
 NAMES: Final = ("webserver", "daemon")
@@ -54,12 +54,12 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 class DagsterProcesses:
     """The webserver and the daemon of one DAGSTER_HOME, over one workspace file.
 
-    Both load the code location in a process of their own. A run started by the daemon goes on when
-    the daemon is stopped; `stop` ends both processes and waits for them.
+    Both load the code location in a process of their own. A run started by the daemon continues
+    when the daemon is stopped; `stop` ends both processes and waits for them.
 
     Args:
-        folder: Where ports, logs and pid records are kept.
-        environment: What both processes are started with, DAGSTER_HOME included.
+        folder: Folder for ports, logs and pid records.
+        environment: Environment of both processes, DAGSTER_HOME included.
     """
 
     def __init__(
@@ -74,11 +74,11 @@ class DagsterProcesses:
 
     @property
     def url(self) -> str:
-        """Where the UI is."""
+        """Address of the UI."""
         return f"http://{HOST}:{self._port}"
 
     def start(self) -> None:
-        """Both run and the UI answers.
+        """Start both processes and wait until the UI answers.
 
         Raises:
             StoreUnavailableError: One does not start; with its log's last lines.
@@ -98,7 +98,7 @@ class DagsterProcesses:
             raise
 
     def servers(self) -> dict[str, Server]:
-        """Return what a supervisor watches: both processes, and the UI's code server."""
+        """Return the processes for a supervisor: both, and the UI's code server."""
         return {
             "Dagster's webserver": _Process(self, "webserver"),
             "Dagster's daemon": _Process(self, "daemon"),
@@ -110,7 +110,7 @@ class DagsterProcesses:
         self._processes[name].check()
 
     def restart(self, name: str) -> None:
-        """Start a process again that has died, at its port; the webserver answers.
+        """Start a dead process again at its port; the webserver answers.
 
         Raises:
             StoreUnavailableError: It does not start; with its log's last lines.
@@ -138,7 +138,7 @@ class DagsterProcesses:
         self._ask("mutation { reloadWorkspace { __typename } }", READY_SECONDS)
 
     def load_error(self) -> str | None:
-        """Return why the code location does not load; None while it loads, or has.
+        """Return why the code location does not load; None while it is loading, or loaded.
 
         Raises:
             StoreUnavailableError: The webserver does not answer.
@@ -152,9 +152,9 @@ class DagsterProcesses:
         return None
 
     def stop(self) -> None:
-        """Both have ended, and so have the runs and code servers that they started.
+        """Stop both, and the runs and code servers that they started.
 
-        What a run was doing is found and failed at the next start.
+        The next start detects interrupted runs and fails them.
         """
         servers, self._processes = list(self._processes.values()), {}
         # Asked before: the children of a process that ended have no parent that we know.
@@ -209,7 +209,7 @@ class DagsterProcesses:
 
 
 class _Process:
-    """The webserver or the daemon, to be watched."""
+    """The webserver or the daemon, for a supervisor."""
 
     def __init__(self, dagster: DagsterProcesses, name: str) -> None:
         self._dagster = dagster
@@ -227,14 +227,14 @@ class _Process:
 class _CodeServer:
     """The process of the code location, which the webserver starts and does not watch.
 
-    That of the daemon is not watched: the daemon starts another one every minute.
+    The daemon's is not watched, because the daemon starts another one every minute.
     """
 
     def __init__(self, dagster: DagsterProcesses) -> None:
         self._dagster = dagster
 
     def check(self) -> None:
-        """Raise StoreUnavailableError if the webserver is there and has none."""
+        """Raise StoreUnavailableError if the webserver is running and has none."""
         try:
             self._dagster.check("webserver")
         except StoreUnavailableError:
@@ -244,10 +244,10 @@ class _CodeServer:
             raise StoreUnavailableError("Dagster's code server has ended")
 
     def start(self) -> None:
-        """Have the webserver start another one."""
+        """Make the webserver start another one."""
         self._dagster.reload()
 
 
 def _without_libpq(environment: Mapping[str, str]) -> dict[str, str]:
-    """What the processes are started with: libpq's variables are of other servers."""
+    """Return the environment of the processes without libpq's variables."""
     return {name: value for name, value in environment.items() if not name.startswith(PREFIX)}

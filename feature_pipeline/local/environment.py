@@ -1,6 +1,6 @@
-"""The variables that point the project at its servers, and the `.env` file that keeps them.
+"""The variables of the project's servers, and the `.env` file that stores them.
 
-`dagster` and `dg` read the file too, so it is written for, and read with, the parser they use.
+`dagster` and `dg` read the file too, so it is written for, and read with, their parser.
 """
 
 import os
@@ -25,7 +25,7 @@ NAME_PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
 def environment(services: "LocalServices", dagster_home: Path) -> dict[str, str]:
-    """Every variable the project and its Dagster configuration read, for running `services`."""
+    """Return every variable that the project and its Dagster configuration need for `services`."""
     address = services.s3
     return {
         "FEATURE_PIPELINE_S3_ENDPOINT_URL": address.endpoint_url,
@@ -43,17 +43,20 @@ def environment(services: "LocalServices", dagster_home: Path) -> dict[str, str]
 
 
 def usable_cores() -> int:
-    """Cores this process may use, which in a container can be fewer than the machine has."""
+    """Return the cores that this process may use, which in a container can be fewer."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def write_dotenv(path: Path, env: Mapping[str, str]) -> None:
-    """`path` holds `env`, whole or not at all, readable by its owner only; foreign lines are kept.
+    """Write `env` to `path`, completely or not at all, readable by its owner only.
+
+    Unrelated lines are kept.
 
     Raises:
-        InvalidInputError: A name or value that the file cannot hold, or the file there is damaged.
+        InvalidInputError: The file cannot represent a name or value, or the existing file is
+            damaged.
     """
     lines = [f"{name}={_quote(name, value)}\n" for name, value in env.items()]
     former = {
@@ -77,7 +80,7 @@ def write_dotenv(path: Path, env: Mapping[str, str]) -> None:
 
 
 def load_dotenv(path: Path) -> dict[str, str]:
-    """The variables in `path`, as written; `${NAME}` is not expanded, the process is not changed.
+    """Return the variables in `path`, unexpanded (`${NAME}`); the process is not changed.
 
     Raises:
         NotFoundError: There is no such file; says how to make it.

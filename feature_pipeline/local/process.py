@@ -1,8 +1,8 @@
 """One server as a child process: start, wait until it answers, watch, stop, reap.
 
-A server runs in its own session, so that Ctrl-C in a terminal reaches only its owner, who then
+A server runs in its own session, so that Ctrl-C in a terminal reaches only its owner, which then
 stops it in order. It therefore outlives an owner that was killed with SIGKILL. Its pid and its
-start time stay in a file, by which the next start finds and stops it.
+start time are in a file, by which the next start finds and stops it.
 """
 
 import contextlib
@@ -35,19 +35,19 @@ TERMINATE_THEN_KILL: StopSteps = ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0))
 
 
 class NotReadyError(Exception):
-    """A probe's word for "does not answer yet"; anything else a probe raises ends the wait."""
+    """A probe's server does not answer yet; anything else a probe raises ends the wait."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerCommand:
-    """What to run and as whom.
+    """The command of a server, and its user.
 
     Attributes:
         argv: Program and arguments; the program is an absolute path.
-        folder: Working directory; also holds `server.log` and `server.json`.
+        folder: Working directory; also contains `server.log` and `server.json`.
         environment: The whole environment of the process.
         user: (uid, gid) to run as; None is the caller's own.
-        stop_steps: Signals in order, each with the seconds it is given before the next.
+        stop_steps: Signals in order, each with the seconds until the next.
     """
 
     argv: tuple[str, ...]
@@ -76,7 +76,7 @@ class ServerProcess:
         return self._popen.pid
 
     def start(self) -> None:
-        """The process exists and is on record for `reap`; it need not answer yet."""
+        """Start the process and record it for `reap`; it need not answer yet."""
         with self._lock:
             if self._is_stopping:
                 raise StoreUnavailableError(f"{self.name} was stopped before it had started")
@@ -101,11 +101,11 @@ class ServerProcess:
             _write_record(self.command.folder, self._popen.pid, self.command.argv)
 
     def wait_ready(self, probe: Callable[[], None], timeout_seconds: float) -> None:
-        """Return once `probe` does.
+        """Wait until `probe` succeeds.
 
         Args:
-            probe: Asks the server once; raises `NotReadyError` to be asked again.
-            timeout_seconds: How long to go on asking.
+            probe: Queries the server once; raises `NotReadyError` to be called again.
+            timeout_seconds: How long to continue.
 
         Raises:
             StoreUnavailableError: The process ended, or time is over; with the log's last lines.
@@ -139,26 +139,26 @@ class ServerProcess:
             )
 
     def describe_log(self) -> str:
-        """Where the log is, and its last lines."""
+        """Return the log's path and its last lines."""
         tail = "\n".join(f"  {line}" for line in self.read_log().splitlines()[-LOG_TAIL_LINES:])
         return f"The last lines of {self.log}:\n{tail or '  (empty)'}"
 
     def read_log(self) -> str:
-        """Everything this start has written."""
+        """Return everything that was logged since this start."""
         try:
             return self.log.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return ""
 
     def request_stop(self) -> None:
-        """The first stop signal is sent; returns at once. Nothing can be started any more."""
+        """Send the first stop signal and return at once. Nothing can be started any more."""
         with self._lock:
             self._is_stopping = True
             if self._popen is not None and self._popen.poll() is None:
                 self._popen.send_signal(self.command.stop_steps[0][0])
 
     def stop(self) -> None:
-        """The process has ended and its record is gone. Does nothing the second time."""
+        """Stop the process and remove its record. Does nothing the second time."""
         with self._lock:
             self._is_stopping = True
             popen = self._popen
@@ -167,7 +167,7 @@ class ServerProcess:
         _remove_record(self.command.folder)
 
     def descendants(self) -> list[psutil.Process]:
-        """The processes that it and its children have started so far and that still run."""
+        """Return the running processes that it and its children have started so far."""
         if self._popen is None:
             return []
         try:
@@ -176,7 +176,7 @@ class ServerProcess:
             return []
 
     def kill(self) -> None:
-        """The process has ended without a chance to tidy up; for data that is thrown away."""
+        """Kill the process without a chance to clean up; for data that is thrown away."""
         with self._lock:
             self._is_stopping = True
             if self._popen is not None:
@@ -202,7 +202,7 @@ class ServerProcess:
 
 
 def end_all(processes: Sequence[psutil.Process], patience_seconds: float) -> None:
-    """None of them runs: ended by themselves, asked to, or killed, `patience_seconds` each."""
+    """End all of them: wait, then terminate, then kill, `patience_seconds` each."""
     _, left = psutil.wait_procs(processes, patience_seconds)
     for step in (psutil.Process.terminate, psutil.Process.kill):
         for process in left:
@@ -212,12 +212,12 @@ def end_all(processes: Sequence[psutil.Process], patience_seconds: float) -> Non
 
 
 def reap(name: str, folder: Path, stop_steps: StopSteps) -> bool:
-    """No server of an earlier owner of `folder` is running; true if one had to be stopped.
+    """Stop a server left by an earlier owner of `folder`; return whether there was one.
 
-    A process is taken for that server only if it has the pid on record and, besides, the start time
-    or the whole command line on record, so a stranger who got the pid is left alone. The start time
-    alone would not do: it moves when the machine's clock is set.
-    The caller holds the folder's lock, so the server's owner is dead.
+    A process counts as that server only if it has the recorded pid and, besides, the recorded start
+    time or command line, so an unrelated process with the same pid is left alone. The start time
+    alone would not do: it moves when the machine's clock is set. The caller holds the folder's
+    lock, so the server's owner is dead.
 
     Raises:
         CorruptDataError: The record cannot be read.
@@ -233,7 +233,7 @@ def reap(name: str, folder: Path, stop_steps: StopSteps) -> bool:
 
 
 def stop_process(name: str, process: psutil.Process, stop_steps: StopSteps) -> None:
-    """`process`, which need not be a child, has ended."""
+    """Stop `process`, which need not be a child."""
     try:
         for step, seconds in stop_steps:
             process.send_signal(step)
@@ -290,7 +290,7 @@ def _remove_record(folder: Path) -> None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """`path` holds `text`, whole or not at all, readable by its owner only."""
+    """Write `text` to `path`, completely or not at all, readable by its owner only."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.unlink(missing_ok=True)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -302,7 +302,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def describe_exit(status: int) -> str:
-    """`exit status 1` or `signal SIGKILL`, from a Popen return code."""
+    """Return `exit status 1` or `signal SIGKILL`, from a Popen return code."""
     if status >= 0:
         return f"exit status {status}"
     try:
@@ -312,10 +312,10 @@ def describe_exit(status: int) -> str:
 
 
 def choose_ports(path: Path, names: Sequence[str], *, anew: bool = False) -> dict[str, int]:
-    """One free loopback port per name: those in the file `path` that are still free, else new ones.
+    """Return a free loopback port per name: those in the file `path` if still free, else new ones.
 
-    The file keeps the choice, so an address written down yesterday is right today. A port may be
-    taken by another process before the server binds it: the caller then starts again with `anew`.
+    The file stores the choice, so that addresses stay the same between starts. A port may be taken
+    by another process before the server binds it: the caller then starts again with `anew`.
     """
     known: dict[str, int] = {}
     if not anew:

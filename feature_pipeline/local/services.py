@@ -1,8 +1,8 @@
-"""Both servers as one thing: one folder, one owner at a time, one set of credentials.
+"""Both servers together: one folder, one owner at a time, one set of credentials.
 
 The folder::
 
-    lock               held by the process that runs the servers; holds its pid
+    lock               held by the process that runs the servers; contains its pid
     credentials.json   made once, readable by its owner only
     seaweedfs/         the canonical data: what is lost here is lost
     postgres/          tables and Dagster's storage
@@ -35,7 +35,7 @@ DAGSTER_DATABASE = "dagster"
 
 
 class Credentials(BaseModel):
-    """Secrets of one data folder: letters and digits only, so that URLs can hold them."""
+    """Secrets of one data folder: letters and digits only, so that URLs can contain them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -46,14 +46,14 @@ class Credentials(BaseModel):
 
 
 class FolderLock:
-    """Says that one process uses a folder; the kernel lets go of it however that process ends."""
+    """Marks a folder as used by one process; the kernel releases it however that process ends."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "lock"
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
-        """The lock is ours.
+        """Acquire the lock.
 
         Raises:
             ConflictError: Another process (or another object of this one) has it; names its pid.
@@ -74,7 +74,7 @@ class FolderLock:
         self._descriptor = descriptor
 
     def release(self) -> None:
-        """The lock is free. Its file stays: removing it would let two processes lock two files."""
+        """Release the lock. Its file stays: removing it would let two processes lock two files."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -92,12 +92,12 @@ class LocalServices:
         self._servers: tuple[SeaweedServer, PostgresServer] | None = None
 
     def start(self) -> None:
-        """Both servers answer; bucket, databases and credentials are there, made if missing.
+        """Start both servers; create bucket, databases and credentials if missing.
 
         If one does not start, or on Ctrl-C, neither is left running.
 
         Raises:
-            ConflictError: The folder is in use; by whom.
+            ConflictError: The folder is in use; names the process.
             NotFoundError: The `local` extra is not installed.
             StoreUnavailableError: A server does not start; with its log's last lines.
             CorruptDataError: A file of ours in the folder cannot be read.
@@ -115,7 +115,7 @@ class LocalServices:
         self._servers = servers
 
     def stop(self) -> None:
-        """Both servers have ended, and the folder is free. Does nothing if they do not run."""
+        """Stop both servers and release the folder. Does nothing if they do not run."""
         servers, self._servers = self._servers, None
         if servers is None:
             return
@@ -125,7 +125,7 @@ class LocalServices:
             self._lock.release()
 
     def servers(self) -> dict[str, Server]:
-        """Return what a supervisor watches: each server, by the name that users know."""
+        """Return the servers for a supervisor, by the name that users know."""
         seaweedfs, postgres = self._running()
         return {
             "SeaweedFS": _SameAddress(seaweedfs, self._addresses),
@@ -149,12 +149,12 @@ class LocalServices:
 
     @property
     def free_bytes(self) -> int:
-        """Bytes that are left on the disk of `folder`; S3 answers InternalError without any."""
+        """Return the free bytes on the disk of `folder`; without any, S3 answers InternalError."""
         return shutil.disk_usage(self.folder).free
 
     @property
     def s3(self) -> S3Address:
-        """Where the bucket is."""
+        """Address of the bucket."""
         return self._running()[0].address
 
     @property
@@ -215,7 +215,7 @@ class LocalServices:
 
 
 class _SameAddress:
-    """A server whose address others have been told, so that it must not change."""
+    """A server whose address is in use by others, so that it must not change."""
 
     def __init__(
         self, server: SeaweedServer | PostgresServer, addresses: Callable[[], tuple[str, str]]
@@ -244,7 +244,7 @@ class _SameAddress:
 
 
 def prepare_folder(folder: Path) -> None:
-    """`folder` exists, closed to others, and git ignores what it holds."""
+    """Create `folder`, closed to other users and ignored by git."""
     if not folder.exists():
         # As root, PostgreSQL is another user, who must pass through.
         mode = 0o711 if os.geteuid() == 0 else 0o700
@@ -256,7 +256,7 @@ def prepare_folder(folder: Path) -> None:
 
 
 def load_or_make_credentials(path: Path) -> Credentials:
-    """Return the credentials in `path`; if there are none, made at random and written."""
+    """Return the credentials in `path`; if there are none, create random ones."""
     try:
         return Credentials.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Start servers again that have died, and give up on one that dies again and again."""
+"""Restart servers that have died, and give up on one that keeps dying."""
 
 import time
 from collections import deque
@@ -12,22 +12,22 @@ WITHIN_SECONDS: Final = 300.0
 
 
 class Server(Protocol):
-    """What can be watched and started again."""
+    """A server that can be checked and restarted."""
 
     def check(self) -> None:
         """Raise StoreUnavailableError, with the log's last lines, if it has died."""
 
     def start(self) -> None:
-        """Start it, at the address that it had, and return when it answers."""
+        """Start it at its previous address, and return when it answers."""
 
 
 class Supervisor:
     """Watches servers by name.
 
     Args:
-        servers: In the order in which they need one another.
-        say: Tells the user one line.
-        clock: Seconds that only grow.
+        servers: In the order in which they depend on one another.
+        say: Prints one line for the user.
+        clock: Monotonic seconds.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Supervisor:
         self._deaths: dict[str, deque[float]] = {name: deque() for name in servers}
 
     def look(self) -> None:
-        """Start each server again that has died.
+        """Restart each server that has died.
 
         Raises:
             StoreUnavailableError: One died, or did not start, `MAX_DEATHS` times within

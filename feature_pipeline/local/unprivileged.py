@@ -25,7 +25,7 @@ LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
 
 def keepable_capability() -> int | None:
-    """The weakest capability this process has that opens closed folders; None if it has none."""
+    """Return the weakest capability of this process that opens closed folders; None without any."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
     except OSError:

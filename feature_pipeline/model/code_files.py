@@ -1,8 +1,8 @@
-"""Which files a definition may name as code of a hook.
+"""The files that a definition may name as a hook's code.
 
-A release keeps the bytes of its code files for good, and every hook run is given them. So a
-definition, which may come from elsewhere, names files of its own project only: no file of the
-machine, no hidden one (`.env` holds credentials), no link that leads out.
+A release stores the bytes of its code files permanently, and every hook run gets them. So a
+definition, which may come from another person, may name only files of its own project: no file of
+the machine, no hidden one (`.env` contains credentials), no link that leads out.
 """
 
 from pathlib import Path
@@ -12,15 +12,15 @@ from feature_pipeline.errors import InvalidInputError
 
 _PACKAGE: Final = Path(__file__).resolve().parent.parent
 _MARKS: Final = ("workspace.yaml", ".git", "pyproject.toml")
-"""What the folder of a project holds, the surest first."""
+"""Files that mark a project's folder, the most certain first."""
 
 
 def find_code_file(folder: Path, name: str) -> Path:
     """Return the file that a definition names, links resolved.
 
     Args:
-        folder: Where the definition is.
-        name: The path that it gives, relative to the folder.
+        folder: The definition's folder.
+        name: The path in the definition, relative to the folder.
 
     Raises:
         InvalidInputError: There is none, or it is not a file of the project or of this package.

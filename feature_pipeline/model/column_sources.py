@@ -1,17 +1,18 @@
-"""Which written column a wanted one is: where its values come from when declarations change.
+"""Match written columns to declared ones when declarations change.
 
 Columns are renamed, added and dropped, and artifacts stay as they were written.
 
-A wanted column is the written column
+A declared ("wanted") column is matched to the written column
 
 1. that has its name, if both name a former name in common;
 2. else that has the first of its former names that was written;
-3. else that was renamed from its name: the rename was taken back;
+3. else that was renamed from its name: the rename was reverted;
 4. else that has its name.
 
-So a rename that is declared counts more than a name that is the same: under `a, b` and then `b`
-renamed from `a`, the values of `b` are those of `a`, and the former `b` is dropped. If one written
-column is two wanted ones by this, it is neither: no declaration says which of the two.
+So a declared rename takes precedence over an equal name: under `a, b` and then `b` renamed from
+`a`, the values of `b` are those of `a`, and the former `b` is dropped. If one written column
+matches two wanted ones, it is matched to neither, because no declaration decides which of the two
+it is.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ class UnclearColumnError(InvalidInputError):
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Which written column each wanted one is."""
+    """The written column of each wanted one."""
 
     sources: tuple[Column | None, ...]
-    """Per wanted column, in their order, the written one; None if none is."""
+    """For each wanted column, in order, the written one; None if there is none."""
     unclear: Mapping[str, tuple[str, ...]]
-    """By name of a written column that may be several wanted ones, the names of those."""
+    """By name of a written column that matches several wanted ones, their names."""
 
     def refusals(self) -> list[str]:
-        """Say why rows cannot be read, per written column that is unclear."""
+        """Return why rows cannot be read, per unclear written column."""
         return [
             f"column {name!r}, as it was written, may be {' or '.join(map(repr, names))} as"
             " declared now: materialize the features again, which computes them under the present"
@@ -47,7 +48,7 @@ class Pairs:
 
 
 def pair_columns(written: Sequence[Column], wanted: Sequence[Column]) -> Pairs:
-    """Find the written column of each wanted one, whatever their types."""
+    """Match the written columns to the wanted ones, whatever their types."""
     by_name = {column.name: column for column in written}
     successors = {former: column for column in written for former in column.former_names}
     sources = [_find_source(by_name, successors, column) for column in wanted]
@@ -73,18 +74,18 @@ def _find_source(
 def contradictions(
     declarations: Mapping[str, Sequence[Column]], wanted: Sequence[Column]
 ) -> dict[str, str]:
-    """Find what may not be read as one, because a wanted column would hold different things.
+    """Find batches that cannot be read together, because a column would mix meanings.
 
-    A declaration knows only the names before it. After `a, b`, and `b` renamed from `a`, and `b`
-    that no longer says so, the last one is by its name the first one's `b`; the second one says
-    that it is `a`.
+    A declaration contains only the names before it. After `a, b`, and `b` renamed from `a`, and `b`
+    without that note, the last one is by its name the first one's `b`; according to the second one
+    it is `a`.
 
     Args:
         declarations: By batch, the columns that it was written with.
-        wanted: What all of them are read under.
+        wanted: The declaration under which all of them are read.
 
     Returns:
-        By batch why it cannot be read beside the others.
+        By batch, why it cannot be read together with the others.
     """
     batches: dict[tuple[tuple[str, ...], ...], list[str]] = {}
     for batch, columns in declarations.items():
@@ -101,7 +102,7 @@ def contradictions(
 def _contradiction(
     written: Sequence[Column], others: Sequence[Sequence[Column]], wanted: Sequence[Column]
 ) -> str | None:
-    """Why rows of one declaration cannot stand beside those of the others."""
+    """Return why rows of one declaration cannot be combined with those of the others."""
     direct = pair_columns(written, wanted).sources
     for other in others:
         between = pair_columns(written, other).sources
@@ -127,26 +128,26 @@ def _contradiction(
 
 @dataclass(frozen=True, slots=True)
 class RawKeys:
-    """Under which keys of a hook's raw output the values of a column are."""
+    """The keys of a hook's raw output that contain the values of a column."""
 
     names: tuple[str, ...]
     """The name and the former names of the column as it was declared when the hook ran."""
     undeclared: tuple[str, ...] = ()
-    """Keys that were no column's then; looked at if none of `names` is there."""
+    """Keys that were not a column's then; used if none of `names` is present."""
 
     @property
     def all(self) -> tuple[str, ...]:
-        """Every key, in the order in which they are looked at."""
+        """Return every key, in order of precedence."""
         return (*self.names, *self.undeclared)
 
 
 def own_keys(columns: Sequence[Column]) -> tuple[RawKeys, ...]:
-    """Name the keys of output that a hook writes under these columns."""
+    """Return the keys that a hook writes under these columns."""
     return tuple(RawKeys((column.name, *column.former_names)) for column in columns)
 
 
 def raw_keys(written: Sequence[Column], wanted: Sequence[Column]) -> tuple[RawKeys, ...]:
-    """Find the keys of the wanted columns in raw output that was written under other columns.
+    """Return the keys of the wanted columns in raw output that was written under other columns.
 
     Raises:
         UnclearColumnError: A written column may be either of two wanted ones.

@@ -1,4 +1,4 @@
-"""Declared columns: names, types, nullability, and what one JSON value becomes under them."""
+"""Declared columns: names, types, nullability, and the decoding of JSON values."""
 
 import math
 import re
@@ -30,10 +30,10 @@ from feature_pipeline.model.digest import (
 from feature_pipeline.model.json_text import Number, exact_integer, is_integral, nearest_float
 
 RESERVED_COLUMNS: Final = frozenset({"record_id", "ordinal", "batch"})
-"""Names every table has already."""
+"""Columns that every table has already."""
 
 SYSTEM_COLUMNS: Final = frozenset({"tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"})
-"""Names that PostgreSQL keeps for itself in every table. Source: its manual, section 5.6."""
+"""Names that PostgreSQL reserves in every table. Source: its manual, section 5.6."""
 
 ColumnName = Annotated[str, Field(pattern=r"^[^\W\d][\w]{0,62}$", max_length=63)]
 
@@ -53,7 +53,7 @@ class ColumnType(StrEnum):
 
 
 class ColumnFormat(StrEnum):
-    """What a string column's text denotes."""
+    """The meaning of a string column's text."""
 
     DATE = "date"
     DATE_TIME = "date-time"
@@ -122,14 +122,14 @@ class Column(BaseModel):
 
     @property
     def kind(self) -> str:
-        """How the value is held: the format, else the type, arrays and objects being `json`."""
+        """Kind of the value: the format, else the type, with `json` for arrays and objects."""
         if self.format is not None:
             return self.format.value
         return "json" if self.type in (ColumnType.ARRAY, ColumnType.OBJECT) else self.type.value
 
     @property
     def former_names(self) -> tuple[str, ...]:
-        """The names under which older releases wrote it, the newest first."""
+        """The names under which older releases wrote it, newest first."""
         if self.renamed_from is None:
             return ()
         return (self.renamed_from,) if isinstance(self.renamed_from, str) else self.renamed_from
@@ -141,7 +141,7 @@ class Column(BaseModel):
 
 
 def check_columns(columns: Sequence[Column]) -> None:
-    """Return if the columns can stand in one table.
+    """Check that the columns can be in one table.
 
     Raises:
         InvalidInputError: Two have the same name, ignoring case, or rename from the same one.
@@ -157,7 +157,7 @@ def check_columns(columns: Sequence[Column]) -> None:
 
 
 def columns_header(columns: Sequence[Column]) -> bytes:
-    """Canonical JSON of what the columns mean for content: name, type and format, in order."""
+    """Return canonical JSON of the columns' name, type and format, in order."""
     return canonical_json_bytes(
         [
             [column.name, column.type.value, column.format.value if column.format else None]
@@ -176,18 +176,18 @@ def decode_row(
     row: dict[str, object],
     keys: Sequence[Sequence[str]] | None = None,
 ) -> tuple[Value, ...]:
-    """One feature as a tuple of typed values in the order of `columns`.
+    """Return one feature as a tuple of typed values in the order of `columns`.
 
-    The value of a column is that of the first of its keys that is there; if none is, the column
-    takes its default. A null stays NULL. Keys that are not declared are left to the raw output.
+    The value of a column is that of the first of its keys that is present; if none is, the column
+    takes its default. A null stays NULL. Keys that are not declared stay in the raw output only.
 
     Args:
         columns: The declared columns.
         row: The feature.
-        keys: Per column the keys to look under, in order; its name and former names if None.
+        keys: For each column its keys, in order; its name and former names if None.
 
     Raises:
-        InvalidInputError: A value breaks its column's declaration; the message names the column.
+        InvalidInputError: A value violates its column's declaration; the message names the column.
     """
     values: list[Value] = []
     value: Value
@@ -213,11 +213,11 @@ def decode_row(
 
 
 def decode_value(column: Column, raw: object) -> Value:
-    """The typed value of a JSON value that is not null.
+    """Return the typed value of a JSON value that is not null.
 
     Raises:
-        InvalidInputError: It is not of the column's type or format, or PostgreSQL or float64
-            cannot hold it.
+        InvalidInputError: It is not of the column's type or format, or PostgreSQL or float64 cannot
+            represent it.
     """
     return _DECODERS[column.kind if column.kind != "json" else column.type.value](raw)
 
@@ -277,9 +277,9 @@ def _decode_object(raw: object) -> str:
 
 
 def _check_json(raw: object) -> None:
-    """Refuse numbers that are not JSON's, or that neither 64 bits nor a float64 can stand for.
+    """Refuse numbers that are not JSON's, or that neither 64 bits nor a float64 can represent.
 
-    `canonical_json` itself rounds whatever is not an integer of 64 bits, as it must for read-back.
+    `canonical_json` itself rounds whatever is not a 64-bit integer, as it must for read-back.
     """
     stack = [raw]
     while stack:

@@ -1,4 +1,4 @@
-"""What a scientist declares about a hook: its release, its columns, its table."""
+"""The definition of a hook: its release, its columns, its table."""
 
 import graphlib
 import re
@@ -46,21 +46,21 @@ Name = Annotated[str, AfterValidator(check_dataset)]
 
 
 class Scope(StrEnum):
-    """What a record's outcome may depend on."""
+    """The extent of the records on which an outcome may depend."""
 
     RECORD = "record"
-    """On that record alone, so that records can be computed apart and carried over."""
+    """On that record alone, so that records can be computed separately and carried over."""
     BATCH = "batch"
     """On every record of the batch."""
 
 
 class UnansweredInputs(StrEnum):
-    """What becomes of a record that an input hook rejected, or has no answer for."""
+    """The treatment of a record that an input hook rejected, or for which it has no answer."""
 
     SKIP = "skip"
-    """The hook is not asked about it; its outcome is the input's verdict."""
+    """The hook does not get it; its outcome is derived from the input's."""
     GIVE = "give"
-    """The hook is asked about it; the line of input features has the verdict and no features."""
+    """The hook gets it; the line of input features has the verdict and no features."""
 
 
 class Cardinality(StrEnum):
@@ -82,7 +82,7 @@ class Compute(StrEnum):
 
     AUTOMATICALLY = "automatically"
     FIRST_BATCH = "first_batch"
-    """The dataset's first batch is, to be looked at; the others are on request."""
+    """The dataset's first batch automatically, for inspection; the others on request."""
     ON_REQUEST = "on_request"
 
 
@@ -102,7 +102,10 @@ class _Declaration(BaseModel):
 
 
 class Limits(_Declaration):
-    """What one run of a hook may use. Not part of the release: they do not change an answer."""
+    """Resource limits of one run of a hook, which do not change an answer.
+
+    They are not part of the release.
+    """
 
     cpu: Cpu = Field("1", description="Cores: 2, 0.5 or 500m.")
     memory: Size = Field("2Gi", description="Memory of the whole run: 512Mi, 1Gi or 2G.")
@@ -126,7 +129,7 @@ class Limits(_Declaration):
 
     @property
     def memory_ceiling_bytes(self) -> int | None:
-        """Bytes of memory beyond which no attempt goes; None if nothing was declared."""
+        """Maximum memory of any attempt, in bytes; None if not declared."""
         return None if self.memory_ceiling is None else parse_size(self.memory_ceiling)
 
     @property
@@ -156,7 +159,7 @@ class Limits(_Declaration):
 
 
 class ReleaseDefinition(_Declaration):
-    """Which program is run, and how."""
+    """The program of a hook, and how it is run."""
 
     version: str = Field(min_length=1, description="The hook's version, in quotes: '1.10'.")
     command: tuple[str, ...] = Field(
@@ -188,7 +191,7 @@ class ReleaseDefinition(_Declaration):
 
     @property
     def retry_within_seconds(self) -> float:
-        """Seconds within which an attempt has failed quickly."""
+        """Seconds within which an attempt counts as failed quickly."""
         return parse_duration(self.retry_within)
 
     @field_validator("version", mode="before")
@@ -251,7 +254,7 @@ class ReleaseDefinition(_Declaration):
 
 
 class FeatureDefinition(_Declaration):
-    """What the hook says about a record that passes."""
+    """The features that a hook writes about a record that passes."""
 
     cardinality: Cardinality = Field(
         Cardinality.MANY, description="one: at most one row per record; many: any number."
@@ -303,7 +306,7 @@ class IndexDefinition(_Declaration):
 
 
 class UpcasterDefinition(_Declaration):
-    """A Python function that turns rows of older releases into rows of the columns declared now.
+    """A Python function that converts rows of older releases to the current columns.
 
     It is called with one feature as a dict under the column names of its artifact (arrays and
     objects as lists and dicts, dates and times as text) and returns one under the declared names.
@@ -321,7 +324,7 @@ class UpcasterDefinition(_Declaration):
 
 
 class TableDefinition(_Declaration):
-    """The table people read."""
+    """The table that users read."""
 
     materialize: Materialize = Field(
         Materialize.ALWAYS, description="always, or on_request: only when asked for."
@@ -342,14 +345,14 @@ _Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | SkipJsonSche
 
 
 class Threshold(_Declaration):
-    """Above which value a check warns, and above which it fails; neither when empty."""
+    """The values above which a check warns, and above which it fails; neither when empty."""
 
     warn: _Limit = Field(None, description="Above this the check warns: 0.01 is 1 %.")
     fail: _Limit = Field(None, description="Above this the check fails: 0.1 is 10 %.")
 
     @property
     def is_set(self) -> bool:
-        """Whether any value could pass it."""
+        """Whether it has a value."""
         return self.warn is not None or self.fail is not None
 
     @model_validator(mode="after")
@@ -370,7 +373,7 @@ class Rate(Threshold):
 
 
 class CheckDefinition(_Declaration):
-    """When the check `outcomes` is not satisfied. Not part of the release."""
+    """Thresholds of the check `outcomes`. Not part of the release."""
 
     error_rate: Rate = Field(
         Rate(warn=0),
@@ -387,7 +390,7 @@ class CheckDefinition(_Declaration):
 
 
 class Freshness(_Declaration):
-    """How long ago an asset may have been materialized last, whichever of its batches it was."""
+    """The maximum age of an asset's last materialization, of whichever batch."""
 
     fail_window: Duration = Field(description="Not fresh after this: 24h or 7d; a minute or more.")
     warn_window: Duration | None = Field(
@@ -418,7 +421,7 @@ class Freshness(_Declaration):
 
 
 class HookDefinition(_Declaration):
-    """Everything that is declared about one hook."""
+    """The complete declaration of one hook."""
 
     name: Name = Field(description="The hook's name: a-z, 0-9 and _, at most 40 characters.")
     dataset: Name = Field(description="The dataset whose records it is run over.")
@@ -524,7 +527,7 @@ class HookDefinition(_Declaration):
 
     @property
     def has_table(self) -> bool:
-        """Whether there is anything to make a table of."""
+        """Whether there are columns for a table."""
         return bool(self.feature.columns)
 
     @property
@@ -540,7 +543,7 @@ class HookDefinition(_Declaration):
         return tuple(columns[name] for name in self.table.columns)
 
     def code_files(self, folder: Path) -> dict[str, Path]:
-        """The code files by the name they have beside the running command, sorted by it.
+        """Return the code files by their name in the working folder, sorted by it.
 
         Args:
             folder: The folder that `release.code` is relative to.
@@ -557,7 +560,7 @@ class HookDefinition(_Declaration):
         return files
 
     def hook_release(self, folder: Path) -> HookRelease:
-        """The release this definition stands for, with the code files in `folder` as they are now.
+        """Return the release of this definition, with the current code files in `folder`.
 
         Raises:
             InvalidInputError: A code file is missing or cannot be read.
@@ -584,7 +587,7 @@ def _describe(name: str, path: Path) -> RecordFile:
 
 
 Place = Callable[[HookDefinition, str], str]
-"""Where a field of a hook is declared; empty if that is not known."""
+"""Returns where a field of a hook is declared; empty if unknown."""
 
 
 def _nowhere(hook: HookDefinition, field: str) -> str:
@@ -593,7 +596,7 @@ def _nowhere(hook: HookDefinition, field: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Clash:
-    """Hooks that cannot stand beside one another, and why."""
+    """Hooks that exclude each other, and the reason."""
 
     hooks: tuple[HookDefinition, ...]
     reason: str
@@ -604,16 +607,16 @@ def find_clashes(
     place: Place = _nowhere,
     unusable: Collection[tuple[str, str]] = (),
 ) -> Iterator[Clash]:
-    """Yield the hooks that cannot stand beside one another, each time with the reason.
+    """Yield hooks that exclude each other, with the reason.
 
     Two hooks of a dataset have one name, two hooks have one table (all tables are in one PostgreSQL
-    schema), an input is not a hook of the same dataset, or inputs go round in a circle.
+    schema), an input is not a hook of the same dataset, or inputs form a cycle.
 
     Args:
-        definitions: All hooks of a code location that can be used.
-        place: Says where they are declared, for the reason.
-        unusable: Dataset and name of hooks whose definitions cannot be used. They are there: a hook
-            may name one as its input.
+        definitions: All usable hooks of a code location.
+        place: Returns where they are declared, for the reason.
+        unusable: Dataset and name of hooks whose definitions cannot be used. A hook may name one as
+            its input.
     """
 
     def clash(reason: str, *fields: tuple[HookDefinition, str]) -> Clash:

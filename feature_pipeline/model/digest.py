@@ -1,4 +1,4 @@
-"""Digests of bytes, canonical JSON, and the order-free sums that contents are compared by."""
+"""Digests of bytes, canonical JSON, and the order-independent sums for comparing contents."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ instants timezone-aware UTC datetimes."""
 
 @dataclass(frozen=True, slots=True, order=True)
 class Digest:
-    """The SHA-256 of exactly some bytes, written `sha256:<64 hex digits>`."""
+    """The SHA-256 of exactly these bytes, written `sha256:<64 hex digits>`."""
 
     hex: str
 
@@ -61,7 +61,7 @@ class Digest:
 
 
 def digest_stream(stream: BinaryIO, chunk_bytes: int = 1 << 20) -> tuple[Digest, int]:
-    """The digest and the size in bytes of what is left in `stream`, read in chunks."""
+    """Return the digest and size in bytes of the rest of `stream`, read in chunks."""
     hasher, size = hashlib.sha256(), 0
     while chunk := stream.read(chunk_bytes):
         hasher.update(chunk)
@@ -70,16 +70,17 @@ def digest_stream(stream: BinaryIO, chunk_bytes: int = 1 << 20) -> tuple[Digest,
 
 
 def canonical_json(value: object) -> str:
-    """The one text that stands for a JSON value, however it was written.
+    """Return the one text of a JSON value, whatever its spelling.
 
-    Keys are sorted by code point, no white space, non-ASCII characters as themselves. A number
-    with an integral value within 64 bits is written as that integer (so 1, 1.0 and 1e0 are one
-    value, and -0 is 0); any other number as the shortest text that gives the same float64, or as
-    the integer that this float64 is.
+    Keys are sorted by code point, no white space, non-ASCII characters unescaped. A number with a
+    64-bit integral value is written as that integer (so 1, 1.0 and 1e0 are one value, and -0 is 0);
+    any other number as the shortest text that gives the same float64, or as the integer that this
+    float64 is.
 
     Raises:
-        InvalidInputError: NaN, infinity, an integer that float64 cannot approach, a lone
-            surrogate, a NUL character, or nesting deeper than `MAX_NESTING`.
+        InvalidInputError: NaN, infinity, an integer beyond float64, a lone surrogate, a NUL
+            character, or nesting deeper than `MAX_NESTING`.
+
     Source: RFC 8785 chose the same shape; it is not followed exactly because 64-bit integers
         must stay exact.
     """
@@ -89,18 +90,20 @@ def canonical_json(value: object) -> str:
 
 
 def canonical_json_bytes(value: object) -> bytes:
-    """`canonical_json` as UTF-8."""
+    """Return `canonical_json` as UTF-8."""
     return canonical_json(value).encode()
 
 
 def document_bytes(document: object) -> bytes:
-    """Deterministic JSON of a stored document: sorted keys, no white space, numbers as they are.
+    """Return deterministic JSON of a stored document, with numbers unchanged.
 
-    Unlike `canonical_json` it keeps 2.0 apart from 2 and 1.10 from 1.1, so that what a depositor
-    or a hook's author wrote reaches the hook unchanged.
+    Keys are sorted, and there is no white space.
+
+    Unlike `canonical_json` it keeps 2.0 apart from 2 and 1.10 from 1.1, so that values of a
+    depositor or a hook's author reach the hook unchanged.
 
     Raises:
-        InvalidInputError: NaN, infinity, or text that UTF-8 cannot hold.
+        InvalidInputError: NaN, infinity, or text that UTF-8 cannot represent.
     """
     try:
         try:
@@ -123,7 +126,7 @@ _DOCUMENT: Final[dict[str, Any]] = {
 
 
 class _NumberMet(Exception):
-    """The document has a number that Python's compiled writer cannot write as it was written."""
+    """The document has a number whose spelling Python's compiled writer cannot reproduce."""
 
 
 def _meet(value: object) -> object:
@@ -133,7 +136,7 @@ def _meet(value: object) -> object:
 
 
 def _write_document(value: object, parts: list[str]) -> None:
-    """What `json.dumps` writes, numbers as they were written."""
+    """Write like `json.dumps`, with the numbers' original spelling."""
     if isinstance(value, Number):
         parts.append(value.text)
     elif isinstance(value, dict):
@@ -192,7 +195,7 @@ def _json_string(text: str) -> str:
 
 
 def check_text(text: str) -> None:
-    """Return if PostgreSQL and UTF-8 can both hold `text`.
+    """Check that PostgreSQL and UTF-8 can both represent `text`.
 
     Raises:
         InvalidInputError: It has a NUL character or a lone surrogate.
@@ -249,7 +252,7 @@ class ContentSum:
         return ContentSum((self.value - other.value) % _MODULUS)
 
     def to_bytes(self) -> bytes:
-        """32 bytes, most significant first."""
+        """Return 32 bytes, most significant first."""
         return self.value.to_bytes(32)
 
     def __str__(self) -> str:
@@ -292,11 +295,11 @@ _ENCODERS: Final[dict[str, Callable[[Any], bytes]]] = {
 
 
 class RowEncoder:
-    """Turns the typed rows of records into the digests that content is compared by.
+    """Computes the digests of records' typed rows, by which contents are compared.
 
     Args:
         header: Canonical JSON of the columns' names, types and formats.
-        kinds: Per column one of string, number, integer, boolean, json, date, date-time, uuid.
+        kinds: For each column one of string, number, integer, boolean, json, date, date-time, uuid.
     """
 
     __slots__ = ("_encoders", "_header", "header")
@@ -317,7 +320,7 @@ class RowEncoder:
         return b"".join(parts)
 
     def rows_digest(self, record_id: str, encoded_rows: bytes) -> bytes:
-        """32 bytes that stand for one record's rows. Records without rows have none."""
+        """Return the 32-byte digest of one record's rows. Records without rows have none."""
         hasher = self._header.copy()
         hasher.update(_encode_text(b"s", record_id) + encoded_rows)
         return hasher.digest()
@@ -325,7 +328,7 @@ class RowEncoder:
     def outcome_digest(
         self, record_id: str, status: str, reason: str | None, encoded_rows: bytes
     ) -> bytes:
-        """32 bytes that stand for what was said of one record."""
+        """Return the 32-byte digest of one record's outcome."""
         hasher = self._header.copy()
         hasher.update(
             _encode_text(b"s", record_id)
@@ -336,11 +339,11 @@ class RowEncoder:
         return hasher.digest()
 
     def content_digest(self, outcomes: ContentSum) -> Digest:
-        """What an artifact says, columns included: the data version of its partition."""
+        """Return an artifact's digest, columns included: the data version of its partition."""
         return Digest.of(_U32(len(self.header)) + self.header + outcomes.to_bytes())
 
 
 def iter_chunks(stream: BinaryIO, chunk_bytes: int = 1 << 20) -> Iterator[bytes]:
-    """The rest of `stream` in chunks of at most `chunk_bytes`."""
+    """Yield the rest of `stream` in chunks of at most `chunk_bytes`."""
     while chunk := stream.read(chunk_bytes):
         yield chunk

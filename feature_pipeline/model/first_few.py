@@ -1,4 +1,4 @@
-"""The first of many names in a sentence, and how many more there are."""
+"""Shorten lists of names in messages."""
 
 from collections.abc import Iterable
 
@@ -7,9 +7,9 @@ def first_few(names: Iterable[object], limit: int = 5, separator: str = ", ") ->
     """Return the first names, joined, and the number of the rest: `a, b, c, d, e and 3 more`.
 
     Args:
-        names: In the order in which they are shown.
-        limit: How many are shown.
-        separator: What stands between two of them.
+        names: In display order.
+        limit: Number of names shown.
+        separator: Text between two of them.
     """
     listed = [str(name) for name in names]
     more = len(listed) - limit

@@ -1,9 +1,10 @@
-"""JSON text: read strictly, with numbers as they were written, and what those numbers denote.
+"""JSON text: strict reading that preserves the spelling of numbers, and exact values of numbers.
 
-Every door reads JSON through this module: submitted records, hook output, stored documents.
+All JSON is read through this module: submitted records, hook output, stored documents.
 
-CPython's compiled parser does the reading. It does not say where a repeated key or a literal such
-as NaN is, and it stops at some depth, so a text that it objects to is walked again, token by token.
+CPython's compiled parser does the reading. It does not report the position of a repeated key or of
+a literal such as NaN, and it stops at some depth, so a text that it refuses is walked again, token
+by token.
 """
 
 import json
@@ -20,24 +21,24 @@ from feature_pipeline.errors import InvalidInputError
 INT64_MIN: Final = -(2**63)
 INT64_MAX: Final = 2**63 - 1
 MAX_NESTING: Final = 64
-"""Deepest nesting of arrays and objects in a value that is handed in."""
+"""Deepest nesting of arrays and objects in an input value."""
 
 WHITE_SPACE: Final = " \t\r\n"
 BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 _NUMBER: Final = re.compile(r"(-?)(\d+)(?:\.(\d+))?(?:[eE]([-+]?\d+))?", re.ASCII)
 _MAX_INTEGER_DIGITS: Final = 4300
-"""CPython refuses to turn longer texts into an int."""
+"""CPython refuses to convert longer texts to an int."""
 _LARGEST_DIGITS: Final = 308
-"""Integers of so many digits are within float64."""
+"""Integers with this many digits are within float64."""
 _MAX_EXPONENT_DIGITS: Final = 18
 _MAX_SHOWN: Final = 40
 
 
 class Number:
-    """A JSON number whose spelling an int or a float of Python would not keep, such as `1.10`.
+    """A JSON number whose spelling a Python int or float would not preserve, such as `1.10`.
 
-    Parsers leave any other number as the int or float that Python writes in the same way. So every
+    Parsers return any other number as the int or float that Python writes in the same way. So every
     number can be written as it was read, and its exact value is at hand. Not a dataclass: pydantic
     would take it to pieces.
     """
@@ -45,7 +46,7 @@ class Number:
     __slots__ = ("text",)
 
     def __init__(self, text: str) -> None:
-        """Take what a parser has found to be a number."""
+        """Take the text of a number found by a parser."""
         self.text = text
 
     def __eq__(self, other: object) -> bool:
@@ -59,19 +60,19 @@ class Number:
 
 
 def parse_number(text: str) -> int | float | Number:
-    """The number that a JSON parser has found, spelling kept."""
+    """Return the number found by a JSON parser, spelling preserved."""
     return parse_int(text) if text.removeprefix("-").isdigit() else parse_float(text)
 
 
 def parse_int(text: str) -> int | Number:
-    """The number of digits alone that a JSON parser has found, spelling kept."""
+    """Return the number of digits only found by a JSON parser, spelling preserved."""
     if len(text) > _MAX_INTEGER_DIGITS or text == "-0":
         return Number(text)
     return int(text)
 
 
 def parse_float(text: str) -> float | Number:
-    """The number with a point or an exponent that a JSON parser has found, spelling kept."""
+    """Return the number with point or exponent found by a JSON parser, spelling preserved."""
     value = float(text)
     return value if repr(value) == text else Number(text)
 
@@ -90,7 +91,7 @@ def number_text(value: int | float | Number) -> str:
 
 
 def exact_integer(value: int | float | Number) -> int | None:
-    """Return the number as an integer of 64 bits; None if its value is not one.
+    """Return the number as a 64-bit integer; None if its value is not one.
 
     The value is that of the text: `9007199254740993.0` is odd, though the nearest float64 is even.
     """
@@ -118,10 +119,10 @@ def is_integral(value: int | float | Number) -> bool:
 
 
 def nearest_float(value: int | float | Number) -> float:
-    """Return the float64 that stands for the number.
+    """Return the float64 that represents the number.
 
-    It is the one that is nearest to the number's value, of two equally near ones the even. NaN and
-    infinities are themselves.
+    It is the one nearest to the number's value, of two equally near ones the even. NaN and
+    infinities are unchanged.
 
     Raises:
         InvalidInputError: The value is beyond float64; is not zero and would become zero; or is an
@@ -150,12 +151,12 @@ def nearest_float(value: int | float | Number) -> float:
 
 
 def shortened(text: str) -> str:
-    """`text`, or its beginning and its length if it is long."""
+    """Return `text`; if it is long, its beginning and length."""
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 12]}... ({len(text)} long)"
 
 
 def _decimal(text: str) -> tuple[int, str, int]:
-    """Sign, digits without zeros at either end, and power of ten; no digits for zero."""
+    """Return sign, digits without zeros at either end, and power of ten; no digits for zero."""
     match = _NUMBER.fullmatch(text)
     if match is None:
         raise InvalidInputError(f"{text!r} is not a JSON number")
@@ -171,16 +172,16 @@ def _decimal(text: str) -> tuple[int, str, int]:
 
 
 def _keeps_digits(number: float, digits: str) -> bool:
-    """Whether `number`, written with as many significant digits as were given, gives these."""
+    """Return whether `number`, written with the given number of significant digits, has these."""
     written = f"{abs(number):.{len(digits) - 1}e}".partition("e")[0]
     return written.replace(".", "") == digits
 
 
 def check_object(value: object) -> dict[str, Any]:
-    """Return `value` if it is a JSON object, numbers as they were written.
+    """Return `value` if it is a JSON object, numbers unchanged.
 
     Raises:
-        InvalidInputError: It is something else, or holds something that JSON does not have.
+        InvalidInputError: It is something else, or contains something that JSON does not have.
     """
     if not isinstance(value, dict):
         raise InvalidInputError(f"expected an object, found {_kind(value)}")
@@ -200,7 +201,7 @@ def check_object(value: object) -> dict[str, Any]:
 
 
 def _kind(value: object) -> str:
-    """What a JSON value is, in JSON's words."""
+    """Return the JSON name of a value's type."""
     if value is None:
         return "null"
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false"}
@@ -215,14 +216,14 @@ JsonObject = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong with a text, and where: the index of a character."""
+    """The problem of a text, and its position: the index of a character."""
 
     position: int
     what: str
 
 
 def read_json(data: bytes, where: str, first_line: int = 1) -> object:
-    """Parse the one JSON value that a file, or a line of it, holds; numbers as they were written.
+    """Parse the one JSON value of a file, or of a line, preserving the spelling of numbers.
 
     A byte order mark is ignored.
 
@@ -232,9 +233,9 @@ def read_json(data: bytes, where: str, first_line: int = 1) -> object:
         first_line: The number of the first line of `data` in the file.
 
     Raises:
-        InvalidInputError: The bytes are not UTF-8, or not one JSON value; a key is in one object
-            twice; a number is beyond float64 or not JSON's; text has a lone surrogate; or nesting
-            is deeper than `MAX_NESTING`. The message names file, line and column.
+        InvalidInputError: The bytes are not UTF-8, or not one JSON value; an object has a duplicate
+            key; a number is beyond float64 or not JSON's; text has a lone surrogate; or nesting is
+            deeper than `MAX_NESTING`. The message names file, line and column.
     """
     try:
         text = data.removeprefix(BYTE_ORDER_MARK).decode()
@@ -258,13 +259,13 @@ def read_json(data: bytes, where: str, first_line: int = 1) -> object:
 
 
 def parse_document(data: bytes) -> object:
-    """Parse the JSON of a stored document; numbers as they were written.
+    """Parse the JSON of a stored document, preserving the spelling of numbers.
 
     Documents were checked when they were stored, by rules that were laxer once: here a number may
     be beyond float64, and nesting as deep as the interpreter allows.
 
     Raises:
-        InvalidInputError: The bytes are not UTF-8 or not JSON, or a key is in one object twice.
+        InvalidInputError: The bytes are not UTF-8 or not JSON, or an object has a duplicate key.
     """
     try:
         value: object = _STORED.decode(data.decode())
@@ -276,12 +277,12 @@ def parse_document(data: bytes) -> object:
 
 
 def find_problem(text: str, *, is_output: bool = False) -> Problem | None:
-    """Return the first thing in a JSON text that strict reading objects to, beside syntax.
+    """Return the first problem in a JSON text that strict reading finds, besides syntax.
 
     Args:
-        text: Any text; what follows the first error of syntax is not looked at.
-        is_output: Of a hook. Its columns judge numbers and texts: here NaN, numbers beyond float64
-            and lone surrogates are let through.
+        text: Any text; nothing after the first syntax error is read.
+        is_output: Of a hook. Its columns check numbers and texts: here NaN, numbers beyond float64
+            and lone surrogates are accepted.
     """
     keys: list[set[str]] = []
     try:
@@ -348,9 +349,9 @@ _SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def walk(text: str) -> Iterator[Token]:
-    """The tokens of a JSON text, however deep it nests; commas and colons are left out.
+    """Yield the tokens of a JSON text of any depth, without commas and colons.
 
-    Control characters within texts, NaN and infinities are let through.
+    Control characters within texts, NaN and infinities are accepted.
 
     Raises:
         SyntaxProblem: The text is not one JSON value, when the walk arrives there.
@@ -387,7 +388,7 @@ def walk(text: str) -> Iterator[Token]:
 
 
 def syntax_error(text: str, error: json.JSONDecodeError) -> str:
-    """What the parser objected to, in words for people."""
+    """Return the parser's error in words."""
     before = text[: error.pos]
     white = before[len(before.rstrip(WHITE_SPACE)) :]
     if error.msg == "Extra data" and "\r" in white and "\n" not in white:
@@ -412,7 +413,7 @@ def _misplaced(text: str, problem: Problem, where: str, first_line: int) -> Inva
 
 
 class _Objection(Exception):
-    """The parser has met what strict reading refuses."""
+    """The parser has found something that strict reading refuses."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

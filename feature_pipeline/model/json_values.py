@@ -1,6 +1,6 @@
-"""JSON that a program in any language reads, and one rule for the numbers that JSON does not have.
+"""JSON that a program in any language can read, with one rule for non-finite numbers.
 
-NaN and the infinities are the texts "NaN", "Infinity" and "-Infinity". An instant is ISO 8601 in
+NaN and the infinities are the strings "NaN", "Infinity" and "-Infinity". An instant is ISO 8601 in
 UTC and ends with `Z`.
 """
 
@@ -13,7 +13,7 @@ from feature_pipeline.model.json_text import Number, exact_integer
 
 
 def json_number(value: float) -> float | str:
-    """Return the number, or the text that stands for one that JSON does not have."""
+    """Return the number, or the string that represents a non-finite one."""
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
@@ -29,7 +29,7 @@ def json_cell(value: Value, *, is_json: bool) -> object:
 
     Args:
         value: The cell.
-        is_json: Whether its text is that of an array or object, to be given as the value.
+        is_json: Whether its text is that of an array or object, to be returned as the value.
     """
     if value is None:
         return None
@@ -39,11 +39,11 @@ def json_cell(value: Value, *, is_json: bool) -> object:
 
 
 def json_text(document: object, *, indent: int | None = None, is_ascii: bool = False) -> str:
-    """Return the document as JSON; what JSON has no type for is its text.
+    """Return the document as JSON; values without a JSON type become text.
 
     Args:
         document: What to write.
-        indent: Columns by which each level is set in; everything on one line if None.
+        indent: Columns of indentation per level; everything on one line if None.
         is_ascii: Escape other characters, for a stream of unknown encoding.
     """
     return json.dumps(

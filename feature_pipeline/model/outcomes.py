@@ -1,4 +1,4 @@
-"""What became of each record of a batch: the value that hooks, archive and tables exchange."""
+"""The outcome of each record of a batch, as exchanged by hooks, archive and tables."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,36 +13,36 @@ class Status(StrEnum):
     """A hook's verdict on a record."""
 
     PASSED = "passed"
-    """The hook made features; there may be none."""
+    """The hook wrote features; there may be none."""
     REJECTED = "rejected"
-    """The hook says that the record is not for it, and why."""
+    """The hook does not apply to the record, for a reason."""
     ERRORED = "errored"
-    """No features could be made of this record; `OutcomeKind` says whose fault."""
+    """No features could be made of this record; `OutcomeKind` gives the cause."""
 
 
 class OutcomeKind(StrEnum):
     """Why a record errored. Append only."""
 
     HOOK = "hook"
-    """The hook said so."""
+    """The hook reported the error."""
     INVALID_OUTPUT = "invalid_output"
-    """What the hook wrote about it breaks the contract or the declared columns."""
+    """The hook's output about it violates the contract or the declared columns."""
     LOST = "lost"
-    """The hook failed over it together with other records, which were not told apart."""
+    """The hook failed on it together with other records, which were not isolated."""
     OUT_OF_MEMORY = "out_of_memory"
     """Given this record alone, the hook ran out of memory."""
     DEADLINE = "deadline"
-    """Given this record alone, the hook took longer than it may."""
+    """Given this record alone, the hook exceeded its time limit."""
     OUT_OF_SPACE = "out_of_space"
     """Given this record alone, the hook filled its disk."""
     OUTPUT_TOO_LARGE = "output_too_large"
-    """Given this record alone, the hook left a file that is too large to be handed over."""
+    """Given this record alone, the hook wrote a file that is too large to be published."""
     CRASH = "crash"
-    """Given this record alone, the hook ended with another status than 0."""
+    """Given this record alone, the hook exited with a status other than 0."""
     INPUT = "input"
-    """The hook was not asked: a hook whose features it takes has no answer for the record."""
+    """The hook did not get the record: an input hook has no answer for it."""
     NOT_STAGED = "not_staged"
-    """The hook was not asked: the record's files cannot be laid out as files of these names."""
+    """The hook did not get the record: its files cannot be laid out under their names."""
 
 
 def outcome_kind(text: str) -> OutcomeKind | str:
@@ -58,7 +58,7 @@ class GrantedLimits:
     """The most that a hook run gives an attempt. No limit is part of an action."""
 
     memory_bytes: int
-    """As far as memory is raised after an attempt ran out of it."""
+    """The most that memory is raised to after an attempt ran out of it."""
     timeout_seconds: float
     scratch_bytes: int
 
@@ -86,18 +86,20 @@ class Outcome:
     rows: tuple[tuple[Value, ...], ...] = ()
     reason: str | None = None
     kind: OutcomeKind | str | None = None
-    """None unless errored; a text where a later version of this code names another kind."""
+    """None unless errored; a text if a later version of this code names another kind."""
     is_retryable: bool = False
     action: Digest | None = None
-    """What was asked: equal actions have equal answers. None where nothing is known of it."""
+    """Equal actions have equal answers. None if nothing is known of it."""
     carried_from: Digest | None = None
-    """The manifest that computed it, when that is another one: of any batch of the hook, or of the
-    input hook whose verdict this is."""
+    """The manifest that computed it, if that is another one: of any batch of the hook, or of the
+    input hook whose verdict this is.
+    """
     is_from_output: bool = True
-    """Whether it was read from the hook's output; else the hook left none about the record, or
-    was not asked about it."""
+    """Whether it was read from the hook's output; otherwise the hook wrote none about the record,
+    or did not get it.
+    """
     limits: GrantedLimits | None = None
-    """What the hook was given when it failed over the record; else None."""
+    """The limits with which the hook failed on the record; else None."""
 
     def __post_init__(self) -> None:
         if (self.status is Status.PASSED) != (self.reason is None) or self.reason == "":
@@ -114,7 +116,7 @@ class Outcome:
             )
 
     def may_differ_under(self, granted: GrantedLimits) -> bool:
-        """Tell whether asking the same question again under `granted` may give another outcome."""
+        """Return whether computing it again under `granted` may give another outcome."""
         if self.status is not Status.ERRORED:
             return False
         if self.is_retryable:
@@ -129,7 +131,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class OutcomeCounts:
-    """How many records ended how. `empty` counts passed records without rows."""
+    """Number of records by outcome. `empty` counts passed records without rows."""
 
     records: int = 0
     passed: int = 0
@@ -141,7 +143,7 @@ class OutcomeCounts:
 
     @classmethod
     def of(cls, outcomes: Iterable[Outcome]) -> "OutcomeCounts":
-        """The counts over `outcomes`."""
+        """Return the counts of `outcomes`."""
         tally = dict.fromkeys(cls.__slots__, 0)
         for outcome in outcomes:
             tally["records"] += 1
@@ -154,11 +156,11 @@ class OutcomeCounts:
 
 @dataclass(frozen=True, slots=True)
 class DecodedOutput:
-    """Everything a hook said about the records it was given.
+    """The decoded output of a hook about the records that it got.
 
-    `outcomes` holds exactly one per record, in the batch's order. `unknown_ids` are ids that the
-    hook wrote about and was never given; `undeclared_keys` are the feature keys that no column
-    declares. Both stay in the raw output.
+    `outcomes` has exactly one per record, in the batch's order. `unknown_ids` are ids in the output
+    that the hook did not get; `undeclared_keys` are the feature keys that no column declares. Both
+    stay in the raw output.
     """
 
     outcomes: tuple[Outcome, ...]

@@ -1,4 +1,4 @@
-"""Text for a terminal, or for a line of a log that is read there: shown, never obeyed."""
+"""Text for a terminal, or for a line of a log that is read there, without control sequences."""
 
 import re
 from typing import Final
@@ -8,9 +8,9 @@ _CONTROLS: Final = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\
 
 
 def printable(text: str, *, is_cell: bool = False) -> str:
-    """Return the text with control characters as escapes: a terminal must not obey data.
+    """Return the text with control characters as escapes, so that data cannot control a terminal.
 
-    Lines stay lines. A tab stays one, but in a cell, where it would become spaces.
+    Lines stay lines. A tab stays one, except in a cell, where it would become spaces.
     """
     return _CONTROLS.sub(
         lambda found: found[0] if found[0] == "\t" and not is_cell else repr(found[0])[1:-1], text

@@ -1,4 +1,4 @@
-"""Sizes, durations and processor counts as people write them in definitions."""
+"""Sizes, durations and processor counts in the notation of definitions."""
 
 import re
 from typing import Annotated, Final
@@ -19,7 +19,7 @@ _CPU: Final = re.compile(r"\d+m|\d+(?:\.\d+)?", re.ASCII)
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as `512Mi` (1024-based) or `2G` (1000-based).
+    """Return the bytes of a size such as `512Mi` (1024-based) or `2G` (1000-based).
 
     Raises:
         InvalidInputError: `text` is anything else, or less than a byte.
@@ -32,7 +32,7 @@ def parse_size(text: str) -> int:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of a duration such as `30s`, `10m`, `2h` or `1d`.
+    """Return the seconds of a duration such as `30s`, `10m`, `2h` or `1d`.
 
     Raises:
         InvalidInputError: `text` is anything else, or zero.
@@ -45,7 +45,7 @@ def parse_duration(text: str) -> float:
 
 
 def parse_cpu(text: str) -> float:
-    """Cores of `2`, `0.5` or `500m` (thousandths).
+    """Return the cores of `2`, `0.5` or `500m` (thousandths).
 
     Raises:
         InvalidInputError: `text` is anything else, or zero.
@@ -59,7 +59,7 @@ def parse_cpu(text: str) -> float:
 
 
 def format_size(size_bytes: int) -> str:
-    """`size_bytes` in the largest 1024-based unit that keeps three digits: `1.5Gi`."""
+    """Return `size_bytes` in the largest 1024-based unit that keeps three digits: `1.5Gi`."""
     value, unit = float(size_bytes), "B"
     for unit in ("B", "Ki", "Mi", "Gi", "Ti"):
         if value < 1024 or unit == "Ti":

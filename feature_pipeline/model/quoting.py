@@ -1,4 +1,4 @@
-"""Text from elsewhere, quoted: cut where it is long, with the length that it had."""
+"""Quote text from outside, shortened with its full length."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -8,20 +8,20 @@ from pydantic import ValidationError
 from feature_pipeline.model.first_few import first_few
 
 MOST_CHARACTERS: Final = 200
-"""The longest text that is quoted whole."""
+"""Maximum length of a text that is quoted completely."""
 MOST_ITEMS: Final = 20
 MOST_REASON: Final = 2_000
-"""The longest reason that is kept or shown whole."""
+"""Maximum length of a reason that is stored or shown completely."""
 _MOST_PROBLEMS: Final = 3
 _MOST_MESSAGE: Final = 500
 
 
 def quoted(text: str, most: int = MOST_CHARACTERS) -> str:
-    """Return `text`, storable; of a long one the beginning and the length.
+    """Return `text`, storable; a long one as its beginning and length.
 
     Args:
-        text: Of whatever length.
-        most: How many characters of it are quoted.
+        text: Of any length.
+        most: Number of its characters that are quoted.
     """
     if len(text) <= most:
         return storable(text)
@@ -29,11 +29,11 @@ def quoted(text: str, most: int = MOST_CHARACTERS) -> str:
 
 
 def quoted_list(texts: Iterable[str], most: int = MOST_ITEMS) -> str:
-    """Return the texts with commas, each cut; the first of them and how many more there are.
+    """Return the texts with commas, each shortened; the first of them and the number of the rest.
 
     Args:
-        texts: Of whatever number and length.
-        most: How many of them are quoted.
+        texts: Of any number and length.
+        most: Number of them that are quoted.
     """
     return first_few(map(quoted, texts), most)
 
@@ -44,7 +44,7 @@ def storable(text: str) -> str:
 
 
 def problems(error: ValidationError) -> str:
-    """Return what is wrong with a document: the first problems, each with its place, cut."""
+    """Return the first problems of a document, each with its place, shortened."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     lines = [
         f"{quoted('.'.join(map(str, one['loc'])) or 'the document')}:"

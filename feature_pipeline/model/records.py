@@ -1,7 +1,7 @@
-"""Records and batches: what archives submit, and what one hook run is given.
+"""Records and batches.
 
-A batch never changes after it was submitted, and does not say how its records came to be beyond
-the word in `source`.
+A batch never changes after it was submitted, and records the origin of its records only as the word
+in `source`.
 """
 
 import re
@@ -22,7 +22,7 @@ DATASET_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 
 class Source(StrEnum):
-    """How a batch came to be. Storage treats all alike."""
+    """The origin of a batch. Storage treats all alike."""
 
     DEPOSITION = "deposition"
     HARVEST = "harvest"
@@ -54,10 +54,10 @@ def check_record_id(record_id: str) -> str:
 
 
 def check_folders(record_ids: Sequence[str]) -> None:
-    """Return if no record's folder lies in another's: `10.1/a` and `10.1/a/b` do not go together.
+    """Check that no record's folder is in another's: `10.1/a` and `10.1/a/b` exclude each other.
 
     Raises:
-        InvalidInputError: One does; names both.
+        InvalidInputError: One is; names both.
     """
     known = set(record_ids)
     for record_id in record_ids:
@@ -108,9 +108,9 @@ def check_dataset(name: str) -> str:
 
 
 def check_spec_version(what: str, content: object) -> None:
-    """Return if this release of the package can read a stored document.
+    """Check that this release of the package can read a stored document.
 
-    It comes before the document's own form is checked: a newer form differs in that too.
+    It precedes the check of the document's own form, in which a newer version differs too.
 
     Raises:
         InvalidInputError: `content` has another `spec_version` than 1.
@@ -190,7 +190,7 @@ class RecordBatch:
 
     @classmethod
     def of(cls, document: BatchDocument) -> Self:
-        """Return the batch of a document; the same refusals as `create`."""
+        """Return the batch of a document; errors as for `create`."""
         seen: set[str] = set()
         for record in document.records:
             if record.id in seen:

@@ -14,8 +14,8 @@ from feature_pipeline.model.records import RecordFile, check_dataset, check_spec
 class ReleaseDocument(BaseModel):
     """The stored form of a release: deterministic JSON, named by its digest.
 
-    Limits and declared columns are not part of it: they change how a hook is run and read, not
-    what it says.
+    Limits and declared columns are not part of it: they change how a hook is run and its output
+    decoded, not its answer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,13 +66,13 @@ class HookRelease:
 
     @property
     def program(self) -> Digest:
-        """The digest of what decides an answer: releases that differ in name alone share it."""
+        """Digest of what determines an answer: releases that differ in name alone share it."""
         return Digest.of(document_bytes(self.action_identity()))
 
     def action_identity(self) -> dict[str, object]:
-        """What of the release decides an answer: the image, or version, command and code; config.
+        """The parts that determine an answer: the image, or version, command and code; config.
 
-        An image by digest holds its code, so a version label beside it changes nothing.
+        An image by digest contains its code, so a version label beside it changes nothing.
         """
         document = self.document
         program: dict[str, object] = {

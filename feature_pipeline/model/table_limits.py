@@ -1,4 +1,4 @@
-"""What PostgreSQL can hold in one table, by its declared columns alone.
+"""PostgreSQL's limits on a table, checked against the declared columns.
 
 Source: PostgreSQL's manual, appendix K (limits) and section 66.6 (database page layout).
 """
@@ -34,14 +34,14 @@ _SHORTEST: Final = {
 
 
 def check_table_limits(kinds: Sequence[str]) -> None:
-    """Return if a table can have columns of these kinds, and a row a value in each.
+    """Check that a table can have columns of these kinds, and a row a value in each.
 
     Args:
         kinds: Of the declared columns, in their order (`Column.kind`).
 
     Raises:
-        InvalidInputError: They are more than a table can have, or a row that has a value in each of
-            them, the shortest that there are, is longer than a page.
+        InvalidInputError: There are more than a table can have, or a row with the shortest value in
+            each is longer than a page.
     """
     if len(kinds) > MAX_COLUMNS - len(_FIXED):
         raise InvalidInputError(

@@ -1,4 +1,4 @@
-"""YAML text with one meaning, and no larger than it looks.
+"""Check that YAML text is unambiguous and bounded.
 
 Dagster reads YAML 1.1; editors and other programs read YAML 1.2. A scalar that the two read
 differently is refused with its line, so that `1e-5` is never text and `010` never 8. Aliases are
@@ -17,7 +17,7 @@ from feature_pipeline.errors import InvalidInputError
 
 MAX_CHARACTERS: Final = 1_000_000
 MAX_VALUES: Final = 100_000
-"""Most keys and values of a document, those of aliases counted wherever an alias stands."""
+"""Maximum number of keys and values of a document, counting those of aliases at every use."""
 MAX_DEPTH: Final = 64
 
 _LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -35,7 +35,7 @@ _SHOWN: Final = 40
 
 
 class InvalidYamlError(InvalidInputError):
-    """The text is not used; `line` is where, counted from 1."""
+    """The text is refused; `line` is the place, counted from 1."""
 
     def __init__(self, reason: str, line: int) -> None:
         super().__init__(reason)
@@ -44,13 +44,13 @@ class InvalidYamlError(InvalidInputError):
 
 
 def check_yaml(text: str, *, strict: bool = True) -> None:
-    """Return if the text is small enough, and each of its scalars means the same in 1.1 and 1.2.
+    """Check that the text is small enough, and each of its scalars means the same in 1.1 and 1.2.
 
     Nothing is expanded or nested on the way: time and memory grow with the text alone.
 
     Args:
         text: One or more documents.
-        strict: Refuse scalars with two meanings and keys that are there twice, too.
+        strict: Also refuse ambiguous scalars and duplicate keys.
 
     Raises:
         InvalidYamlError: With the line and what would be right.
@@ -71,7 +71,7 @@ def dump_yaml(value: object) -> str:
 
 @dataclass(slots=True)
 class _Open:
-    """A mapping or list whose end has not come."""
+    """A mapping or list that has not ended yet."""
 
     anchor: str | None
     is_mapping: bool
@@ -150,7 +150,7 @@ class _Check:
 
 
 def _two_meanings(text: str) -> str | None:
-    """Say how 1.1 and 1.2 read a plain scalar and what to write; None if they agree."""
+    """Return how 1.1 and 1.2 read a plain scalar and what to write; None if they agree."""
     if text[:1] not in _MAY_DIFFER or len(text) > _MAX_DIGITS:
         return None
     old, new = _read_1_1(text), _read_1_2(text)
@@ -215,7 +215,7 @@ _RESOLVER: Final[Any] = yaml.SafeLoader("")
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes texts that are text in one of the two versions only."""
+    """Quotes texts that are text in only one of the two versions."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True

@@ -1,7 +1,4 @@
-"""The `FeatureHook` component: one hook, declared in `defs/<hook>/defs.yaml` or in Python.
-
-Belongs here: from a definition to the assets of one hook.
-"""
+"""The `FeatureHook` component: one hook, declared in `defs/<hook>/defs.yaml` or in Python."""
 
 import inspect
 from pathlib import Path
@@ -17,16 +14,16 @@ from feature_pipeline.orchestration.defs_folder import check_file
 from feature_pipeline.orchestration.scaffold import FeatureHookScaffolder
 
 _NO_FILE: Final = "<string>"
-"""Dagster's name for the file of a definition that has none."""
+"""Dagster's file name for a definition without a file."""
 
 
 @dg.scaffold_with(FeatureHookScaffolder)
 class FeatureHook(dg.Component, HookDefinition, dg.Resolvable):
-    """A hook whose output is archived in S3 and, unless it has no columns, kept as a table."""
+    """A hook whose output is archived in S3 and, unless it has no columns, loaded into a table."""
 
     @classmethod
     def model(cls) -> type[BaseModel]:
-        """What `attributes` may hold: the definition itself, so errors name its own fields.
+        """Return the model of `attributes`: the definition itself, so errors name its own fields.
 
         Dagster would derive a model from annotations, and refuses nested models whose fields are
         constrained.
@@ -35,10 +32,10 @@ class FeatureHook(dg.Component, HookDefinition, dg.Resolvable):
 
     @classmethod
     def resolve_from_model(cls, context: dg.ResolutionContext, model: BaseModel) -> Self:
-        """Return the hook of a parsed `attributes` section, each text as it is written.
+        """Return the hook of a parsed `attributes` section, with each text unevaluated.
 
         Dagster would evaluate `{{ ... }}` as a program in this process. Descriptions and config may
-        come from elsewhere, so nothing in a definition is evaluated.
+        come from other people, so nothing in a definition is evaluated.
         """
         tree = context.source_position_tree
         # Definitions that come as a dict or a text, as in tests, have no file.
@@ -54,7 +51,8 @@ class FeatureHook(dg.Component, HookDefinition, dg.Resolvable):
         """Return the hook's assets, for hooks declared in Python.
 
         Args:
-            folder: What code files are relative to; the folder of the calling module by default.
+            folder: The folder that code files are relative to; by default that of the calling
+                module.
         """
         if folder is None:
             folder = Path(inspect.stack()[1].filename).parent

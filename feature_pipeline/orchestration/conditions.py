@@ -1,7 +1,4 @@
-"""When features and tables are run without being asked.
-
-Belongs here: the automation conditions and their sensors.
-"""
+"""Automation conditions of features and tables, and their sensors."""
 
 import os
 import time
@@ -24,18 +21,18 @@ COMPARED_AT_MOST = 5_000
 LATELY_SECONDS = 600.0
 LATELY_AT_MOST = 1_000
 GATHER_SECONDS = 60.0
-"""How long an updated batch waits at most for the runs of its table that go on."""
+"""Maximum time that an updated batch waits for running runs of its table."""
 FEATURES_SENSOR = "compute_features"
 TABLES_SENSOR = "load_tables"
 TABLES_PRIORITY = "10"
-"""Runs without one have 0."""
+"""Runs without a priority have 0."""
 _COMPUTES = (
     "Runs hooks for batches that have no features yet, and again when their input features change:"
     " hooks with `compute: automatically`, and assets of your own that have a condition."
 )
 _LOADS = "Loads batches into the tables that are always kept, when their features have changed."
 HOOK_ASSETS_PER_SENSOR = 450
-"""Dagster refuses more than 500 in one sensor; some are left for assets that are not hooks'."""
+"""Dagster refuses more than 500 in one sensor; some are left for other assets."""
 
 # Dagster writes an event and then the asset's record of it. A tick in between takes the event for
 # seen and looks at the record, which does not have it: the change would never be noticed. Given
@@ -86,19 +83,20 @@ class InputsDiffer(dg.AutomationCondition[Entity]):
 
 
 class InputsDifferLately(dg.AutomationCondition[Entity]):
-    """True of a partition with an input that was updated lately to a version it has not read.
+    """True of a partition with a recently updated input whose version it has not read.
 
-    Dagster's own conditions look at each event once, and one that comes beside a tick, a request or
-    the end of a run may be answered before it is looked at. This one holds until it is answered.
+    Dagster's own conditions consider each event once, and one that coincides with a tick, a request
+    or the end of a run may count as handled before it was considered. This one holds until a run
+    has read the version.
     """
 
     @property
     def name(self) -> str:
-        """What the UI shows."""
+        """Name in the UI."""
         return "inputs_differ_lately"
 
     def evaluate(self, context: dg.AutomationContext[Entity]) -> dg.AutomationResult[Entity]:
-        """The candidates whose inputs differ and were updated in the last `LATELY_SECONDS`."""
+        """Return candidates with inputs that differ and were updated recently."""
         asset = _asset(context)
         instance = context.asset_graph_view.instance
         after = time.time() - LATELY_SECONDS
@@ -128,16 +126,16 @@ class InputsDifferLately(dg.AutomationCondition[Entity]):
 class RunCancelled(dg.AutomationCondition[Entity]):
     """True of a partition whose run, or backfill, was cancelled, until an input of it is updated.
 
-    It was cancelled; the next tick must not ask for it again.
+    Without it, the next tick would request the cancelled run again.
     """
 
     @property
     def name(self) -> str:
-        """What the UI shows."""
+        """Name in the UI."""
         return "run_cancelled"
 
     def evaluate(self, context: dg.AutomationContext[Entity]) -> dg.AutomationResult[Entity]:
-        """The candidates that were called off since their inputs were updated."""
+        """Return the candidates that were cancelled since their inputs were updated."""
         asset = _asset(context)
         instance = context.asset_graph_view.instance
         keys = context.candidate_subset.expensively_compute_partition_keys()
@@ -156,7 +154,7 @@ class RunCancelled(dg.AutomationCondition[Entity]):
 
 
 class Gathered(dg.AutomationCondition[Entity]):
-    """False of a partition that was updated lately while the asset's other partitions are run.
+    """False of a recently updated partition while the asset's other partitions are run.
 
     Batches that end one after the other are then loaded together, once the run before has ended: a
     run takes seconds to start, and a batch takes less to load.
@@ -164,11 +162,11 @@ class Gathered(dg.AutomationCondition[Entity]):
 
     @property
     def name(self) -> str:
-        """What the UI shows."""
+        """Name in the UI."""
         return "gathered"
 
     def evaluate(self, context: dg.AutomationContext[Entity]) -> dg.AutomationResult[Entity]:
-        """The candidates that wait for no run, or have waited for `GATHER_SECONDS`."""
+        """Return the candidates that need not wait for a run, or have waited long enough."""
         asset = _asset(context)
         instance = context.asset_graph_view.instance
         keys = context.candidate_subset.expensively_compute_partition_keys()
@@ -190,7 +188,7 @@ class Gathered(dg.AutomationCondition[Entity]):
 
 
 def _quiet() -> Condition:
-    """True while neither the partition nor anything it is made from is being run."""
+    """Return a condition: neither the partition nor anything upstream of it is being run."""
     return (
         ~dg.AutomationCondition.any_deps_missing()
         & ~dg.AutomationCondition.any_deps_in_progress()
@@ -199,9 +197,9 @@ def _quiet() -> Condition:
 
 
 def _input_changed() -> Condition:
-    """True from an input's change until a run is requested, or has read what the input says now.
+    """Return a condition: an input changed, and no run was requested or read it since.
 
-    `AutomationCondition.eager()` looks at events, not data versions: an identical re-run would run
+    `AutomationCondition.eager()` considers events, not data versions: an identical re-run would run
     everything downstream again. `since_last_handled()` takes every materialization for an answer:
     an input that changes while a run of its old content goes on would wait for reconciliation.
     """
@@ -218,7 +216,7 @@ def _input_changed() -> Condition:
 
 
 def _overlooked() -> Condition:
-    """True of what should have been run; what failed or was cancelled waits for an operator."""
+    """Return a condition for missed runs; failed or cancelled ones wait for an operator."""
     return (
         _quiet()
         & ~dg.AutomationCondition.execution_failed()
@@ -228,13 +226,13 @@ def _overlooked() -> Condition:
 
 
 def tables() -> Condition:
-    """Run when what a loaded batch is made from says something new; many batches a run."""
+    """Return the condition of tables: an input's data version changed; many batches per run."""
     changed = (_input_changed() & _quiet()) | _overlooked()
     return (changed & Gathered()).with_label("features changed")
 
 
 def features() -> Condition:
-    """Run for new batches, and when input features say something new.
+    """Return the condition of features: a new batch, or a changed data version of input features.
 
     What failed or was cancelled waits for an operator.
     """
@@ -245,15 +243,15 @@ def features() -> Condition:
 
 
 class FirstBatch(dg.AutomationCondition[Entity]):
-    """True of the partition that the dataset was given first."""
+    """True of the dataset's first partition."""
 
     @property
     def name(self) -> str:
-        """What the UI shows."""
+        """Name in the UI."""
         return "first_batch"
 
     def evaluate(self, context: dg.AutomationContext[Entity]) -> dg.AutomationResult[Entity]:
-        """The candidate that is the dataset's first batch, if it is one."""
+        """Return the candidate that is the dataset's first batch, if it is one."""
         instance = context.asset_graph_view.instance
         first = instance.get_dynamic_partitions(_asset(context).path[0])[:1]
         subset = context.candidate_subset.compute_intersection_with_partition_keys(set(first))
@@ -261,7 +259,7 @@ class FirstBatch(dg.AutomationCondition[Entity]):
 
 
 def condition_of(compute: Compute) -> Condition | None:
-    """Return when a feature asset is run without being asked; None if never."""
+    """Return the automation condition of a feature asset; None if it is run on request only."""
     match compute:
         case Compute.AUTOMATICALLY:
             return features()
@@ -274,7 +272,7 @@ def condition_of(compute: Compute) -> Condition | None:
 def automation_sensors(
     hooks: Sequence[HookDefinition],
 ) -> list[dg.AutomationConditionSensorDefinition]:
-    """Sensors that evaluate every condition of the code location each `TICK_SECONDS`; running.
+    """Return sensors that evaluate every condition each `TICK_SECONDS`; running by default.
 
     Tables have one of their own, whose runs are taken from the queue first. Hooks with more assets
     than a sensor may have get several.

@@ -1,8 +1,8 @@
-"""The one module that imports names which Dagster calls private.
+"""The one module that imports private names of Dagster.
 
-Every name has a line that says what it is needed for and which public name would replace it. Other
-modules import it from here, so that an upgrade of Dagster that moves or removes a name fails in one
-place. `dagster` is pinned to one minor version for the same reason.
+Each name has a line on its purpose and the public name that would replace it. Other modules import
+it from here, so that an upgrade of Dagster that moves or removes a name fails in one place.
+`dagster` is pinned to one minor version for the same reason.
 """
 
 # What a Postgres storage class needs to be configured by dagster.yaml. Public: none; the base class

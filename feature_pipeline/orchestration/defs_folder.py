@@ -1,7 +1,7 @@
-"""Load a folder of definitions so that a wrong definition costs its own hook and no other.
+"""Load a folder of definitions so that a wrong definition affects its own hook only.
 
-Dagster loads a `defs/` folder whole or not at all. This module loads it whole where it can, and
-otherwise file by file. What is wrong is a value: the file, the line, what would be right.
+Dagster loads a `defs/` folder whole or not at all. This module loads it whole if possible, and
+otherwise file by file. An error becomes a value: the file, the line, what would be right.
 """
 
 import functools
@@ -40,9 +40,9 @@ _SHOWN: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class WrongDefinition:
-    """A definition that cannot be used, and what is wrong with it.
+    """A definition that cannot be used, and its error.
 
-    `dataset`, `name` and `table` are None where the file does not tell them.
+    `dataset`, `name` and `table` are None if they cannot be read from the file.
     """
 
     path: Path
@@ -61,7 +61,7 @@ class WrongDefinition:
 
 @dataclass(frozen=True, slots=True)
 class LoadedFolder:
-    """What a folder of definitions holds."""
+    """The content of a folder of definitions."""
 
     definitions: dg.Definitions
     wrong: tuple[WrongDefinition, ...] = ()
@@ -101,7 +101,7 @@ def load_defs_folder(folder: Path) -> LoadedFolder:
 
 
 def check_file(file: Path) -> None:
-    """Return if Dagster may read a YAML file: it is bounded, and a hook's has one meaning.
+    """Check that Dagster may read a YAML file: it is bounded, and a hook's has one meaning.
 
     Raises:
         InvalidYamlError: With the line and what would be right.
@@ -126,9 +126,9 @@ def _cannot_be_read(path: Path) -> Exception | None:
 
 
 def is_validating() -> bool:
-    """Tell whether `dg check defs` or `dagster definitions validate` loads this process.
+    """Return whether `dg check defs` or `dagster definitions validate` loads this process.
 
-    Both set the variable; they must fail where a running deployment goes on.
+    Both set the variable; they must fail where a running deployment continues.
     """
     return bool(os.environ.get("DAGSTER_IS_DEFS_VALIDATION_CLI"))
 
@@ -178,7 +178,7 @@ def _load_leaf(path: Path, module_name: str, project_root: Path) -> dg.Definitio
 
 
 def _describe(path: Path, error: Exception) -> list[WrongDefinition]:
-    """Say what is wrong with a file: once per hook that it declares."""
+    """Return the errors of a file, one per hook that it declares."""
     file = _yaml_file(path) or path
     line, reason = _explain(file, error)
     declared = list(_declared(file)) if file.suffix != ".py" else []
@@ -246,7 +246,7 @@ def _guess_line(file: Path, cause: BaseException, text: str) -> int | None:
 
 
 def _declared(file: Path) -> Iterator[Mapping[str, str | None]]:
-    """Yield dataset, name and table of each hook in a YAML file, as far as the text tells them."""
+    """Yield dataset, name and table of each hook in a YAML file, as far as they can be read."""
     try:
         documents = [yaml.compose(text, Loader=yaml.SafeLoader) for text in _documents(file)]
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError):

@@ -1,7 +1,4 @@
-"""Asset keys and partitions of a dataset.
-
-Belongs here: how datasets, hooks and tables are named in Dagster.
-"""
+"""Asset keys, partitions, pools and tags."""
 
 from functools import cache
 from typing import Final
@@ -9,9 +6,9 @@ from typing import Final
 import dagster as dg
 
 REQUEST_TAG: Final = "feature_pipeline/request"
-"""On a run that repeats another: whose request to compute again it carries out."""
+"""On a run that repeats another: the forced request that it carries out."""
 REPEAT_TAG: Final = "feature_pipeline/repeat"
-"""On a run that repeats another: how often its work was repeated before, and this time."""
+"""On a run that repeats another: the number of this repetition."""
 RECONCILE_TAG: Final = "feature_pipeline/reconcile"
 """On a run that reconciliation requested."""
 _TABLES: Final = "tables"

@@ -1,4 +1,4 @@
-"""Text in Dagster's pages, which are Markdown: it is read as what it is, and is never markup.
+"""Escape text for Dagster's pages, which render Markdown.
 
 Ids, reasons, notes, logs and names come from hooks, or from any writer of an object.
 """
@@ -22,7 +22,7 @@ class Markup(str):
 
 
 def plain(text: str) -> str:
-    """Return Markdown, of one line, that is read as this text: SMILES and ids have its marks."""
+    """Return one line of Markdown that renders as this text, such as a SMILES or an id."""
     if isinstance(text, Markup):
         return text
     shown = _MARKUP.sub(r"\\\g<0>", printable(" ".join(text.split()), is_cell=True))
@@ -43,7 +43,7 @@ def code(text: str) -> str:
 
 
 def fenced(text: str) -> str:
-    """Return the text as a block of code, which nothing in it ends."""
+    """Return the text as a block of code, which no content can end."""
     shown = printable(text)
     fence = "`" * max(3, _longest_run(shown) + 1)
     return f"{fence}\n{shown}\n{fence}"
@@ -55,7 +55,7 @@ def bullets(texts: Iterable[str]) -> str:
 
 
 def table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """Return a table; what is in a cell stays in it."""
+    """Return a table whose cells cannot break out of it."""
     rows = [heads, [Markup("---")] * len(heads), *lines]
     return "\n".join(f"| {' | '.join(plain(cell) for cell in row)} |" for row in rows)
 

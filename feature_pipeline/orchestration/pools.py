@@ -1,7 +1,4 @@
-"""Concurrency pools of hooks, as their definitions say.
-
-Belongs here: telling Dagster the limits.
-"""
+"""Concurrency pools of hooks, with the limits of their definitions."""
 
 from collections.abc import Sequence
 
@@ -12,10 +9,10 @@ from feature_pipeline.orchestration.keys import pool_of
 
 
 def set_pools(instance: dg.DagsterInstance, hooks: Sequence[HookDefinition]) -> dict[str, int]:
-    """Every hook's pool has the limit that its definition gives; the limits set, by pool.
+    """Set each hook's pool to the limit in its definition; return the limits, by pool.
 
-    A hook without `release.concurrency` has a pool without a limit. Pools of other names are left
-    alone: they are not ours.
+    A hook without `release.concurrency` has a pool without a limit. Pools of other names are not
+    ours and are left alone.
     """
     storage = instance.event_log_storage
     known = {limit.name: limit.limit for limit in storage.get_pool_limits()}

@@ -66,8 +66,8 @@ class ArchiveS3Resource(dg.ConfigurableResource["S3Client"]):
     def get_client(self) -> "S3Client":
         """Make a boto3 client.
 
-        Keys that are not configured are the environment's: of the archive if there are any, else
-        boto3's usual places are asked. They are no configuration, which the UI shows.
+        Keys that are not configured come from the environment: the archive's if there are any, else
+        from boto3's usual sources. They are no configuration, because the UI shows that.
         """
         from feature_pipeline.archive.store.s3 import make_client
 
@@ -97,10 +97,10 @@ class ArchiveResource(dg.ConfigurableResource["S3Store"]):
     _store: "S3Store | None" = PrivateAttr(default=None)
 
     def store(self) -> "S3Store":
-        """Return the opened store; the first call in a process proves that conditional writes hold.
+        """Return the opened store; the first call in a process tests the conditional writes.
 
-        Sensors get new resources at every tick. Making a client takes a fifth of a second, and what
-        was read of the logs belongs to the store, so stores are kept by what they open.
+        Sensors get new resources at every tick. Making a client takes a fifth of a second, and the
+        cache of log entries belongs to the store, so stores are cached by their address.
         """
         from feature_pipeline.archive.store.s3 import open_store
 
@@ -113,7 +113,7 @@ class ArchiveResource(dg.ConfigurableResource["S3Store"]):
         return self._store
 
     def signer(self) -> "S3Signer":
-        """Signs what hooks' pods are granted, with its own credentials if there are any."""
+        """Return the signer of pods' addresses, with its own credentials if there are any."""
         from feature_pipeline.archive.store.s3 import make_client
         from feature_pipeline.archive.store.s3_sign import S3Signer
 
@@ -135,7 +135,7 @@ class ArchiveResource(dg.ConfigurableResource["S3Store"]):
 
 
 class DatabaseResource(dg.ConfigurableResource["Database"]):
-    """The PostgreSQL database that holds the tables."""
+    """The PostgreSQL database of the tables."""
 
     url: str = Field(description="postgresql://user:password@host:port/database, no driver suffix.")
 
@@ -147,7 +147,7 @@ class DatabaseResource(dg.ConfigurableResource["Database"]):
 
 
 class HookRunnerResource(dg.ConfigurableResource[HookRunner]):
-    """How hooks are started."""
+    """The hook runner's settings."""
 
     kind: Literal["subprocess", "container", "kubernetes"] = Field(
         default="subprocess",
@@ -203,7 +203,7 @@ def settled(resource: dg.ConfigurableResource[Any] | dg.ConfigurableIOManager) -
 
 
 def default_resources() -> dict[str, Any]:
-    """Resources as the environment configures them; read when a run starts, not at import."""
+    """Return the resources of the environment, which is read when a run starts, not at import."""
     s3 = ArchiveS3Resource(
         endpoint_url=settings.optional(settings.S3_ENDPOINT_URL),
         region_name=settings.optional(settings.S3_REGION),

@@ -1,7 +1,7 @@
-"""Dagster's run queue, with slots for loads that hooks cannot take.
+"""Dagster's run queue, with slots reserved for table loads.
 
-Runs wait in one queue, and hooks take hours. Each run is tagged when it is submitted, by
-whatever submits it: the limit of `dagster.yaml` on the tag leaves the other slots to loads.
+Runs wait in one queue, and hooks take hours. Each run is tagged when it is submitted; with the
+limit of `dagster.yaml` on that tag, the other slots are left to loads.
 """
 
 from collections.abc import Collection, Mapping
@@ -20,13 +20,13 @@ from feature_pipeline.orchestration.keys import RECONCILE_TAG, REPEAT_TAG, is_ta
 
 WORK_TAG: Final = "feature_pipeline/work"
 LOAD: Final = "load"
-"""Loads tables, and nothing else: short."""
+"""Only loads tables, which is short."""
 COMPUTE: Final = "compute"
 """Runs hooks, or assets of the project's own."""
 
 LOADS_PRIORITY: Final = 10
 BY_HAND_PRIORITY: Final = 5
-"""Of what a person requested; what runs by itself has 0."""
+"""Priority of a user's request; automatic runs have 0."""
 
 _BY_ITSELF: Final = (
     AUTO_MATERIALIZE_TAG,
@@ -41,14 +41,14 @@ _BY_ITSELF: Final = (
 def queue_tags(
     assets: Collection[dg.AssetKey] | None, tags: Mapping[str, str], *, is_counted: bool = True
 ) -> dict[str, str]:
-    """Return what is added to the tags of a run of these assets; a priority that it has stays.
+    """Return the tags to add to a run of these assets; an existing priority stays.
 
-    A run of no asset (verification, reconciliation) may take any slot.
+    A run without assets (verification, reconciliation) may take any slot.
 
     Args:
-        assets: Those that the run was started for.
+        assets: The run's assets.
         tags: The run's own.
-        is_counted: Whether a run that computes counts towards the limit of those.
+        is_counted: Whether a computing run counts towards the limit.
     """
     added = {}
     is_load = bool(assets) and all(map(is_table_key, assets or ()))
@@ -65,7 +65,7 @@ def queue_tags(
 
 
 class RunQueue(dg.QueuedRunCoordinator):
-    """Dagster's queue; each run is tagged with its kind and its priority."""
+    """Dagster's queue, which tags each run with its kind and its priority."""
 
     def submit_run(self, context: dg.SubmitRunContext) -> dg.DagsterRun:
         """Tag the run and put it into the queue."""
@@ -78,7 +78,7 @@ class RunQueue(dg.QueuedRunCoordinator):
     def _is_counted(self, run: dg.DagsterRun) -> bool:
         """Return whether the run counts as computing: not if a pool holds it back earlier.
 
-        Dagster counts a run towards a tag's limit before it looks at pools. Runs that wait for
+        Dagster counts a run towards a tag's limit before it considers pools. Runs that wait for
         their hook's pool would take the slots of every other hook.
         """
         pools = run.run_op_concurrency.all_pools if run.run_op_concurrency is not None else None

@@ -1,7 +1,4 @@
-"""What `dg scaffold defs feature_pipeline.FeatureHook <name>` writes: a hook that loads and runs.
-
-Belongs here: the text of a new hook's files.
-"""
+"""The hook that `dg scaffold defs feature_pipeline.FeatureHook <name>` writes."""
 
 import os
 import shutil
@@ -87,18 +84,18 @@ class FeatureHookScaffolder(dg.Scaffolder[Any]):
     """Writes a commented `defs.yaml` and a hook program beside it."""
 
     def scaffold(self, request: dg.ScaffoldRequest[Any]) -> None:
-        """`defs.yaml` and `<name>.py` are in the new folder, and load as they are."""
+        """Write `defs.yaml` and `<name>.py` to the new folder; they load unchanged."""
         write_hook(request.target_path)
 
 
 def write_hook(folder: Path) -> None:
-    """Write a hook that loads and runs: its name is the folder's.
+    """Write a working hook named after the folder.
 
     In the package's own folder it shares `contract.py` with the examples; elsewhere it gets a copy,
-    since a path into an installation would be another one on another machine.
+    since a path into an installation differs between machines.
 
     Raises:
-        InvalidInputError: The folder's name is no name for a hook.
+        InvalidInputError: The folder's name cannot name a hook.
     """
     name = check_dataset(folder.name)
     folder.mkdir(parents=True, exist_ok=True)

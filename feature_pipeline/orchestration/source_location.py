@@ -12,7 +12,7 @@ _ATTRIBUTES = "attributes"
 
 
 def declared_at(spec: dg.AssetSpec, hook: HookDefinition, field: str) -> str:
-    """Return `file:line` of a field of the hook, or of what is nearest to it; empty if unknown.
+    """Return `file:line` of a field of the hook, or of the nearest known place; empty if unknown.
 
     Args:
         spec: The hook's feature asset, with the code references that Dagster has added.

@@ -1,7 +1,7 @@
 """Dagster's own storage, in the PostgreSQL that the environment names.
 
-Dagster's `env:` in dagster.yaml says only that a variable is not set; a newcomer needs to hear what
-sets it.
+With Dagster's `env:` in dagster.yaml, the error only states that a variable is not set; ours says
+how to set it.
 """
 
 from collections.abc import Mapping
@@ -20,12 +20,12 @@ RECYCLE_SECONDS = 300
 
 
 class EnvironmentStorage(DagsterPostgresStorage):
-    """`DagsterPostgresStorage` at the address in `DAGSTER_DATABASE_URL`, one connection kept open.
+    """`DagsterPostgresStorage` at `DAGSTER_DATABASE_URL`, with one connection kept open.
 
-    Dagster's own connects anew for every event it writes and every question it asks, which costs
-    more than the writing and the asking. Here a process keeps one connection for all three parts of
-    the storage, and opens more while several threads need one. A connection that the server has
-    ended meanwhile is noticed before it is used, and replaced.
+    Dagster's own storage connects for every event it writes and every query, which costs more than
+    the writing and the query. Here a process keeps one connection for all three parts of the
+    storage, and opens more while several threads need one. A connection that the server has ended
+    is detected before it is used, and replaced.
     """
 
     def __init__(
@@ -76,9 +76,9 @@ def _connect(
 
 
 class _EventLog(PostgresEventLogStorage):
-    """Remembers the tables and columns it has seen: Dagster asks for them before most queries.
+    """Remembers the tables and columns it has seen: Dagster queries them before most queries.
 
-    They are there for good. One that is missing is asked for again: a migration may add it.
+    Existing ones stay. A missing one is queried again, because a migration may add it.
     """
 
     def __init__(self, postgres_url: str, should_autocreate_tables: bool = True) -> None:

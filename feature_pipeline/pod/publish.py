@@ -1,8 +1,8 @@
-"""`python -m feature_pipeline.pod.publish`: what a hook left, stored where signed URLs say.
+"""`python -m feature_pipeline.pod.publish`: store a hook's output at signed URLs.
 
-Reads `FEATURE_PIPELINE_PUBLISH`: `{"files": {name: url}, "log": url, "result": url}`. The files
-and the log go first; the result, which names them with their digests and tells how the hook ended,
-goes last: once it is there, all of it is there.
+Reads `FEATURE_PIPELINE_PUBLISH`: `{"files": {name: url}, "log": url, "result": url}`. The files and
+the log go first. The result, with their digests and the hook's end, goes last: its presence means
+that everything is stored.
 """
 
 import errno
@@ -23,16 +23,16 @@ NODE_VARIABLE: Final = "FEATURE_PIPELINE_NODE"
 
 
 def publish(grant: dict[str, Any], node: str, root: Path = ROOT) -> dict[str, Any]:
-    """The hook's files, log and end are stored; the result as it was stored.
+    """Store the hook's files and log, then the result; return the result.
 
-    A name in the output that is not a regular file is not followed, and named in `irregular`; a
-    file beyond what one PUT takes is named in `too_large` with its size. The hook can write where
-    the wrapper leaves its log and its word as well: neither is followed.
+    A name in the output that is not a regular file is not followed, and listed in `irregular`; a
+    file beyond the size of one PUT is listed in `too_large` with its size. The hook can also write
+    where the wrapper leaves its log and its status: neither is followed.
 
     Raises:
         TransferError: The store did not take all of it; the result is not stored then.
-        FileNotFoundError: The wrapper left no word of the hook's end.
-        IrregularFileError: Its log or its word is no regular file.
+        FileNotFoundError: The wrapper left no status of the hook's end.
+        IrregularFileError: Its log or its status is no regular file.
     """
     with open_regular(root / "run" / "status.json") as file:
         result: dict[str, Any] = json.loads(file.read(STATUS_BYTES))
@@ -60,11 +60,11 @@ def publish(grant: dict[str, Any], node: str, root: Path = ROOT) -> dict[str, An
 
 
 class IrregularFileError(OSError):
-    """Something else than a regular file lies where one is expected."""
+    """Something other than a regular file is in the place of one."""
 
 
 def open_regular(path: Path) -> io.BufferedReader:
-    """Return the file, opened without following a link, and without waiting for a pipe's other end.
+    """Open the file without following a link or waiting for a pipe's other end.
 
     Raises:
         FileNotFoundError: There is none.
@@ -84,7 +84,7 @@ def open_regular(path: Path) -> io.BufferedReader:
 
 
 def main() -> None:
-    """Publish, and say what was published; status 1 with the reason if it cannot be."""
+    """Publish, and print what was published; exit status 1 with the reason on failure."""
     try:
         grant = json.loads(os.environ[GRANT_VARIABLE])
         result = publish(grant, os.environ.get(NODE_VARIABLE, ""))

@@ -23,10 +23,10 @@ _THREADS: Final = 8
 
 
 def stage(url: str, wrapper: Path, root: Path = ROOT) -> int:
-    """Every file of the document at `url` is below `root`; how many those are.
+    """Download every file of the document at `url` to below `root`; return their number.
 
     Raises:
-        TransferError: One cannot be had, is not what its digest says, or lies somewhere else.
+        TransferError: One cannot be downloaded, does not match its digest, or is outside `root`.
     """
     document: dict[str, Any] = json.loads(download_bytes(url, "the list of inputs"))
     files = document["files"]
@@ -49,7 +49,7 @@ def stage(url: str, wrapper: Path, root: Path = ROOT) -> int:
 
 
 def main() -> None:
-    """Stage, and say what was staged; status 1 with the reason if it cannot be."""
+    """Stage, and print what was staged; exit status 1 with the reason on failure."""
     try:
         count = stage(os.environ[URL_VARIABLE], Path(os.environ.get(WRAPPER_VARIABLE, WRAPPER)))
     except (TransferError, OSError, KeyError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Bytes to and from signed URLs, with patience for a store that is busy."""
+"""Transfer bytes to and from signed URLs, with retries while the store is busy."""
 
 import hashlib
 import http.client
@@ -12,7 +12,7 @@ from typing import BinaryIO, Final, TypeVar
 
 ATTEMPTS: Final = 6
 MOST_FILE_BYTES: Final = 5 << 30
-"""What S3 takes in one PUT, and a signed address is for one."""
+"""Maximum size of one S3 PUT; a signed address is for one."""
 CHUNK_BYTES: Final = 1 << 20
 _CALL_SECONDS: Final = 60.0
 _FIRST_PAUSE_SECONDS: Final = 0.5
@@ -24,14 +24,14 @@ _OPENER: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class TransferError(Exception):
-    """A transfer that did not succeed; the message names what, never the signed URL."""
+    """A failed transfer; the message names the file, never the signed URL."""
 
 
 def download(url: str, path: Path, digest: str, size: int) -> None:
-    """The object at `url` is in `path`, with that size and SHA-256 (`sha256:<hex>`).
+    """Download the object at `url` to `path` and check its size and SHA-256 (`sha256:<hex>`).
 
     Raises:
-        TransferError: It is not there, or is something else.
+        TransferError: It does not exist, or is something else.
     """
 
     def once() -> None:
@@ -60,7 +60,7 @@ def download_bytes(url: str, what: str) -> bytes:
 
 
 def upload(url: str, file: io.BufferedReader, what: str) -> tuple[str, int]:
-    """The bytes of `file` are stored at `url`; their SHA-256 (`sha256:<hex>`) and size.
+    """Upload the bytes of `file` to `url`; return their SHA-256 (`sha256:<hex>`) and size.
 
     Raises:
         TransferError: The store did not take them.
@@ -77,7 +77,7 @@ def upload(url: str, file: io.BufferedReader, what: str) -> tuple[str, int]:
 
 
 def upload_bytes(url: str, data: bytes, what: str) -> None:
-    """`data` is stored at `url`."""
+    """Upload `data` to `url`."""
     _patiently(lambda: _put(url, data, len(data)), what)
 
 

@@ -47,7 +47,10 @@ def alignments(record: Record, config: Mapping[str, Any]) -> Iterator[dict[str, 
 
 
 def align(query: str, reference: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The best alignment of the two, or None if chance explains it. Positions count from 1."""
+    """Return the best alignment of the two, or None if chance explains it.
+
+    Positions count from 1.
+    """
     score = ALIGNER.score(known(reference), known(query))
     # the search space is this pair's: expectations do not depend on which other references exist
     expect = K * len(query) * len(reference) * math.exp(-LAMBDA * score)
@@ -81,7 +84,7 @@ def align(query: str, reference: str, config: Mapping[str, Any]) -> dict[str, An
 
 
 def known(letters: str) -> str:
-    """The sequence in the matrix's alphabet: selenocysteine and the like score as unknown."""
+    """Return the sequence in the matrix's alphabet; selenocysteine, for example, is unknown."""
     return "".join(letter if letter in BLOSUM62.alphabet else "X" for letter in letters)
 
 

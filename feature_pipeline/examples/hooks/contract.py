@@ -31,16 +31,16 @@ log = logging.getLogger(os.environ.get("OSA_HOOK_NAME", "hook"))
 
 
 class Reject(Exception):
-    """The hook's verdict: this record does not qualify. The text is the reason people read."""
+    """The hook does not apply to this record. The text is the reason shown to users."""
 
 
 class Retry(Exception):
-    """The record could not be judged this time and may be later: a service that did not answer."""
+    """The record could not be computed this time, but may be later: a service did not answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record: its id, what is known about it, and the folder with its files."""
+    """One record: its id, its metadata, and the folder with its files."""
 
     id: str
     metadata: Mapping[str, Any]
@@ -60,16 +60,16 @@ class Record:
 
 
 def run(hook: Hook) -> None:
-    """Give every record of the batch to `hook`; afterwards each has exactly one outcome on disk.
+    """Call `hook` for every record of the batch; afterwards each has exactly one outcome on disk.
 
     `hook(record, config)` returns the record's rows: an iterable of mappings from column to value,
     one such mapping, or None for no row. `Reject` rejects the record. Any other exception makes
-    that record errored and the next one is tried.
+    that record errored, and the next one is processed.
 
     Raises:
         OSError, ValueError: The input cannot be read. The program then ends with a non-zero status,
-            which fails the run: no record of it has an outcome that counts.
-        MemoryError: As it is, so that the run is tried again with more memory.
+            which fails the run: no outcome of it counts.
+        MemoryError: Not caught, so that the run is tried again with more memory.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     source, files = Path(os.environ["OSA_IN"]), Path(os.environ["OSA_FILES"])
@@ -90,7 +90,7 @@ def run(hook: Hook) -> None:
 
 
 def _open_outputs(stack: ExitStack, folder: Path) -> dict[str, TextIO]:
-    """The four output files, written line by line, so that a killed hook leaves whole lines."""
+    """Open the four output files, line by line, so that a killed hook leaves whole lines."""
     folder.mkdir(parents=True, exist_ok=True)
     return {
         kind: stack.enter_context((folder / f"{kind}.jsonl").open("w", 1, encoding="utf-8"))
@@ -99,10 +99,10 @@ def _open_outputs(stack: ExitStack, folder: Path) -> dict[str, TextIO]:
 
 
 def _outcome(hook: Hook, record: Record, config: Mapping[str, Any]) -> tuple[str, str]:
-    """The file that the record's outcome goes to, and the line.
+    """Return the file of the record's outcome, and the line.
 
-    The line is made before anything is written: rows that JSON cannot hold are an error of this
-    record, not half a line in the output.
+    The line is made before anything is written: rows that JSON cannot represent are an error of
+    this record, not half a line in the output.
     """
     try:
         rows = hook(record, config)
@@ -119,7 +119,7 @@ def _outcome(hook: Hook, record: Record, config: Mapping[str, Any]) -> tuple[str
 
 
 def _plain(value: object) -> object:
-    """Dates as ISO 8601, NumPy's scalars and arrays as Python's."""
+    """Return dates as ISO 8601, NumPy's scalars and arrays as Python's."""
     if isinstance(value, date):
         return value.isoformat()
     if hasattr(value, "tolist"):

@@ -1,4 +1,4 @@
-"""Passes records with a protein chain and rejects the others. It has no columns."""
+"""Pass records with a protein chain and reject the others. The hook has no columns."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from structure import peptides, read_structure
 
 
 def has_protein(record: Record, config: Mapping[str, Any]) -> None:
-    """Return if a peptide chain of model 1 has at least `min_residues` residues in the model."""
+    """Pass the record if a peptide chain of model 1 has at least `min_residues` residues."""
     chains = peptides(read_structure(record)[0])
     longest = max(map(len, chains.values()), default=0)
     if longest < config["min_residues"]:

@@ -1,7 +1,7 @@
 """Pockets of a structure's protein, detected with fpocket-rs: one row per pocket.
 
-The protein alone is looked at: model 1, peptide chains, heavy atoms, one conformation. Ligands,
-waters and nucleic acids are taken away, so a site that one of them fills counts as open.
+Only the protein is analysed: model 1, peptide chains, heavy atoms, one conformation. Ligands,
+waters and nucleic acids are removed, so a site that one of them fills counts as open.
 
 Rows are ranked by their number of alpha spheres. fpocket's own score and druggability depend on
 exposed surface, which ligands and hydrogens hide: they rank the active site of 1HVR first with its
@@ -24,7 +24,7 @@ Pocket = Mapping[str, Any]
 
 
 def pockets(record: Record, config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per pocket, largest first; none is a possible answer.
+    """Return one row per pocket, largest first; there may be none.
 
     Raises:
         Reject: Fewer than `min_atoms` heavy atoms of protein, more than `max_residues` residues, or
@@ -61,7 +61,7 @@ def build_assembly(structure: gemmi.Structure, assembly: str) -> None:
 
 
 def keep_protein(structure: gemmi.Structure) -> None:
-    """Leave the heavy atoms of model 1's peptide chains, each in its first conformation."""
+    """Keep the heavy atoms of model 1's peptide chains, each in its first conformation."""
     while len(structure) > 1:
         del structure[-1]
     structure.remove_alternative_conformations()
@@ -74,10 +74,10 @@ def keep_protein(structure: gemmi.Structure) -> None:
 
 
 def plain_numbering(structure: gemmi.Structure) -> dict[int, str]:
-    """Number the model's residues from 1, whatever their chain; what each number was called before.
+    """Number the model's residues from 1 across chains; return the former names by number.
 
-    fpocket-rs tells a pocket's residues apart by number alone: in a homodimer, the two aspartates
-    25 of an active site would be one, and so would 60 and 60A. Its PDB format has one letter for a
+    fpocket-rs identifies a pocket's residues by number alone: in a homodimer, the two aspartates 25
+    of an active site would be one, and so would 60 and 60A. Its PDB format has one letter for a
     chain and four digits for a number.
     """
     original = [chain.name for chain in structure[0]]
@@ -104,12 +104,12 @@ def make_standard(residue: gemmi.Residue) -> None:
 
 
 def size_key(pocket: Pocket) -> tuple[float, ...]:
-    """Largest first; ties by what does not vary between runs."""
+    """Return a sort key: largest first; ties by values that do not vary between runs."""
     return -pocket["n_alpha_spheres"], -pocket["as_max_dist"], *sphere_centre(pocket)
 
 
 def sphere_centre(pocket: Pocket) -> list[float]:
-    """Mean of the alpha spheres' centres, in Å, to 0.001 Å."""
+    """Return the mean of the alpha spheres' centres, in Å, to 0.001 Å."""
     columns = list(zip(*pocket["alpha_spheres"], strict=True))[:3]
     return [round(math.fsum(column) / len(column), 3) for column in columns]
 
@@ -135,10 +135,10 @@ def describe(pocket: Pocket, names: Mapping[int, str]) -> dict[str, Any]:
 
 
 def druggability(found: list[Pocket]) -> list[float | None]:
-    """Druggability of each pocket, between 0 and 1, relative to the others of the same structure.
+    """Return each pocket's druggability, between 0 and 1, relative to the same structure's others.
 
     The model normalises two descriptors over the structure's pockets. With one pocket, or pockets
-    that are all alike, there is no such scale and the answer is None.
+    that are all alike, there is no such scale and the result is None.
 
     Source: Schmidtke and Barril, J. Med. Chem. 2010, 53, 5858 (nested logistic models, with the
     coefficients of fpocket's `pscoring.c`).

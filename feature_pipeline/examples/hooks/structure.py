@@ -34,7 +34,7 @@ def is_peptide(polymer: gemmi.ResidueSpan) -> bool:
 def peptides(model: gemmi.Model) -> dict[str, list[gemmi.Residue]]:
     """Return the residues of each peptide chain by chain name.
 
-    Where a position holds two kinds of residue (microheterogeneity), the first in the file counts.
+    If a position has two kinds of residue (microheterogeneity), the first in the file counts.
     """
     polymers = {chain.name: chain.get_polymer() for chain in model}
     return {name: list(p.first_conformer()) for name, p in polymers.items() if is_peptide(p)}
@@ -47,5 +47,5 @@ def parent_letter(residue: gemmi.Residue) -> str:
 
 
 def sequence(residues: list[gemmi.Residue]) -> str:
-    """The one-letter sequence of the residues that have coordinates; X is one without a parent."""
+    """Return the one-letter sequence of the residues that have coordinates; X has no parent."""
     return "".join(map(parent_letter, residues))

@@ -1,7 +1,7 @@
-"""Quality facts of a structure with gemmi: one row per record.
+"""Quality metrics of a structure with gemmi: one row per record.
 
-Model 1 of the asymmetric unit, as deposited. Counts are of what the file holds, not of what a
-refinement program would say about it: no density is looked at.
+Model 1 of the asymmetric unit, as deposited. Counts are of the file's content, not of what a
+refinement program would report: electron density is not used.
 """
 
 import math
@@ -44,7 +44,7 @@ def structure_qc(record: Record, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def header(structure: gemmi.Structure) -> dict[str, Any]:
-    """What the file says about the entry; None where it says nothing."""
+    """Return what the file states about the entry; None for missing values."""
     info = structure.info
     text = {tag: info[tag].strip() for tag in info if info[tag].strip() not in {"", "?", "."}}
     return {
@@ -61,7 +61,7 @@ def header(structure: gemmi.Structure) -> dict[str, Any]:
 
 
 def contents(model: gemmi.Model) -> dict[str, Any]:
-    """Counts and kinds of what the model holds. Alternative conformations each count as atoms."""
+    """Count the model's content by kind. Alternative conformations each count as atoms."""
     atoms = [cra.atom for cra in model.all()]
     heavy = [atom for atom in atoms if not atom.is_hydrogen()]
     polymers = {chain.name: chain.get_polymer() for chain in model}
@@ -82,7 +82,7 @@ def contents(model: gemmi.Model) -> dict[str, Any]:
 
 
 def bonded(residue: gemmi.Residue, following: gemmi.Residue) -> bool:
-    """Return whether a peptide bond joins the two; true where a missing atom leaves it open."""
+    """Return whether a peptide bond joins the two; true if a missing atom leaves it open."""
     if "C" not in residue or "N" not in following:
         return True
     carbon, nitrogen = residue.find_atom("C", "*"), following.find_atom("N", "*")
@@ -99,10 +99,10 @@ REGIONS = ("alpha", "beta", "left_handed", "elsewhere")
 
 
 def regions(residues: list[gemmi.Residue]) -> Iterator[str]:
-    """The coarse Ramachandran region of each residue with both neighbours.
+    """Return the coarse Ramachandran region of each residue with both neighbours.
 
-    Rectangles, not the contours that validation programs use: `elsewhere` is where residues other
-    than glycine rarely are, no verdict of an outlier. Glycine and proline, whose maps differ, are
+    Rectangles, not the contours of validation programs: `elsewhere` is where residues other than
+    glycine rarely are, not a verdict of an outlier. Glycine and proline, whose maps differ, are
     left out.
     """
     for previous, residue, following in zip(residues, residues[1:], residues[2:], strict=False):
@@ -117,7 +117,7 @@ def regions(residues: list[gemmi.Residue]) -> Iterator[str]:
 
 
 def region(phi: float, psi: float) -> str:
-    """The rectangle that holds the angles, in degrees."""
+    """Return the rectangle that contains the angles, in degrees."""
     if -180 <= phi <= -30:
         if -90 <= psi < 50:
             return "alpha"
@@ -129,7 +129,7 @@ def region(phi: float, psi: float) -> str:
 
 
 def clashes(structure: gemmi.Structure, distance: float) -> int:
-    """Pairs of heavy atoms closer than `distance` Å that no bond explains.
+    """Return pairs of heavy atoms closer than `distance` Å that no bond explains.
 
     Not counted: residues next to each other, bonds the file declares (LINK, SSBOND, struct_conn),
     disulfides it does not, metals, alternatives of each other, and atoms with symmetry copies.

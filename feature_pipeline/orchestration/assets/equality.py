@@ -1,4 +1,4 @@
-"""Whether a table equals the archive, as Dagster shows it."""
+"""The check that a table equals the archive."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ EQUALITY_CHECK = "equals_archive"
 
 @dataclass(frozen=True, slots=True)
 class Equality:
-    """What the check found."""
+    """The result of the check."""
 
     passed: bool
     description: str
@@ -34,7 +34,7 @@ def equality_key(spec: "TableSpec") -> dg.AssetCheckKey:
 def is_selected(context: dg.AssetExecutionContext, key: dg.AssetCheckKey) -> bool:
     """Return whether the run executes the check as a step of its own.
 
-    Runs that automation requests execute the checks that belong to the load alone.
+    Runs that automation requests execute only the checks that belong to the load.
     """
     return any(key in each.assets_def.check_keys for each in context.job_def.asset_layer.data)
 
@@ -50,10 +50,10 @@ def judge_equality(
 
     Args:
         store: The archive.
-        database: Where the table is.
-        instance: Holds earlier evaluations: batches that differed are looked at again.
+        database: The tables' database.
+        instance: Has earlier evaluations: batches that differed are checked again.
         spec: The table.
-        batches: Look at these; at the whole table, and read all of it, if None.
+        batches: Check only these; if None, the whole table, by reading all of it.
     """
     from feature_pipeline.projections.proof.progress import check_progress
     from feature_pipeline.projections.proof.proof import AlteredTableError, prove

@@ -1,7 +1,4 @@
-"""The feature asset of a hook: one artifact per batch.
-
-Belongs here: the op that plans and runs a hook, and its Dagster description.
-"""
+"""The feature asset of a hook: one artifact per batch."""
 
 import sys
 import time
@@ -43,12 +40,12 @@ if TYPE_CHECKING:
 
 DEFINITION_METADATA = "feature_pipeline/definition"
 FOLDER_METADATA = "feature_pipeline/folder"
-"""The definition, and the folder its code files are relative to, in an asset's metadata."""
+"""Key of the definition and its folder of code files in an asset's metadata."""
 IO_MANAGER_KEY = "features_io_manager"
 
 
 class HookRunConfig(dg.Config):
-    """What one materialization of a feature asset may be asked for."""
+    """The run config of a feature asset."""
 
     force: bool = Field(default=False, description="Compute every record again.")
     # A default of this form is offered in the launchpad; a factory's is not.
@@ -61,11 +58,11 @@ class HookRunConfig(dg.Config):
 
 @dataclass(slots=True)
 class ComputedFeatures:
-    """What the op hands to the IO manager: an artifact to publish, or word that none is needed."""
+    """The op's output for the IO manager: an artifact to publish, or None if none is needed."""
 
     plan: "ComputePlan"
     execution: "Execution | None"
-    """None: the current artifact already says all of it."""
+    """None: the current artifact is already equal."""
     request_id: str
     show_preview: bool
     workspace: WorkFolder | None = None
@@ -73,7 +70,7 @@ class ComputedFeatures:
 
 
 class DagsterMonitor:
-    """Hook log lines go to the step's captured output; the stored run status tells cancellation."""
+    """Passes the hook's log lines to the step's captured output, and reads the run's status."""
 
     CHECK_SECONDS = 2.0
 
@@ -83,7 +80,7 @@ class DagsterMonitor:
         self._is_cancelled = False
 
     def log(self, line: str) -> None:
-        """Write one line where Dagster captures it; an event per line would flood its storage."""
+        """Write one line to the captured output: an event per line would flood the storage."""
         sys.stdout.write(line + "\n")
 
     def is_cancelled(self, *, now: bool = False) -> bool:
@@ -105,11 +102,11 @@ def is_cancelled(instance: dg.DagsterInstance, run_id: str) -> bool:
 
 
 def _request_id(context: dg.AssetExecutionContext, config: HookRunConfig) -> str:
-    """What tells this request from an earlier one for the same records.
+    """Return what distinguishes this request from an earlier one for the same records.
 
     Empty, so that a run that follows a dead one attaches to the container or Job which that one
-    started: a hook run that ended, well or not, has moved the log on and with it the question. A
-    forced run asks anew; a retry or a repetition of it does not.
+    started: a hook run that ended, well or not, has moved the log on and with it the run id. A
+    forced run has a request id of its own; a retry or a repetition of it has the same.
     """
     if not (config.force or config.force_records):
         return ""
@@ -118,7 +115,7 @@ def _request_id(context: dg.AssetExecutionContext, config: HookRunConfig) -> str
 
 
 def _planned(plan: "ComputePlan") -> str:
-    """What is going to be done, for the log: nothing of it is done yet."""
+    """Describe the plan for the log, before it is carried out."""
     said = f"{len(plan.compute)} to compute"
     if plan.retried:
         said += f" ({plan.retried} of them again, after an error that may pass)"
@@ -141,7 +138,7 @@ def _aborted(error: "HookAborted") -> dg.Failure:
 def _keep_cancelled(
     context: dg.AssetExecutionContext, store: BlobStore, cancelled: "Execution"
 ) -> None:
-    """Put a cancelled run into its batch's log; a store that does not answer is not waited for.
+    """Append a cancelled run to its batch's log, without waiting for an unavailable store.
 
     Dagster gives an interrupted worker little time.
     """
@@ -167,10 +164,10 @@ def _keep_cancelled(
 
 
 def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefinition:
-    """Return the asset `<dataset>/features/<hook>`, one partition a batch, one partition a run.
+    """Return the asset `<dataset>/features/<hook>`, one partition per batch, one partition per run.
 
     Args:
-        folder: What the definition's code files are relative to.
+        folder: The folder that the definition's code files are relative to.
     """
     release = definition.hook_release(folder)
     code = definition.code_files(folder)

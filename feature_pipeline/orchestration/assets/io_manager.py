@@ -1,7 +1,4 @@
-"""Persistence of feature assets: `handle_output` publishes and accepts, `load_input` reads.
-
-Belongs here: turning Dagster's contexts into arguments and results into metadata.
-"""
+"""Persistence of feature assets: `handle_output` publishes and accepts, `load_input` reads."""
 
 import logging
 import socket
@@ -53,7 +50,7 @@ ALLOW_MISSING = "allow_missing_partitions"
 
 
 class FeaturePartitions(Mapping[str, "pa.Table"]):
-    """Artifacts of one hook by batch, read from S3 only when asked for.
+    """Artifacts of one hook by batch, read from S3 on demand.
 
     Annotate a downstream input with this class to choose which batches to read.
     """
@@ -66,14 +63,14 @@ class FeaturePartitions(Mapping[str, "pa.Table"]):
         batches: Sequence[str],
         heads: Mapping[str, FeatureEntry] | None = None,
     ) -> None:
-        """Nothing is read yet.
+        """Read nothing yet.
 
         Args:
             store: The archive.
-            dataset: The hook's.
-            hook: Whose artifacts.
+            dataset: The hook's dataset.
+            hook: The hook.
             batches: The batches, in order.
-            heads: Current log entries that are known already; looked up when absent.
+            heads: Current log entries that are known already; looked up by default.
         """
         self.store = store
         self.dataset = dataset
@@ -104,7 +101,7 @@ class FeaturePartitions(Mapping[str, "pa.Table"]):
         return read.manifest_of(self.store, head)
 
     def looked_up(self, *, allow_missing: bool) -> "FeaturePartitions":
-        """The same partitions as the logs are now: without those that have no current artifact.
+        """Return the same partitions with their current heads, without those that have none.
 
         Raises:
             NotFoundError: Some have none, and that is not allowed; the message names all of them.
@@ -126,19 +123,19 @@ class FeaturePartitions(Mapping[str, "pa.Table"]):
         )
 
     def to_pandas(self, batch: str) -> "pd.DataFrame":
-        """One batch's rows, with Arrow dtypes: 64-bit integers beside NULL stay exact."""
+        """Return one batch's rows, with Arrow dtypes: 64-bit integers beside NULL stay exact."""
         from feature_pipeline.archive.query.frames import to_pandas
 
         return to_pandas(self[batch])
 
 
 class FeatureIOManager(dg.ConfigurableIOManager):
-    """Keeps feature assets in the archive; a partition's data version is its content digest."""
+    """Stores feature assets in the archive; a partition's data version is its content digest."""
 
     archive: dg.ResourceDependency[ArchiveResource]
 
     def handle_output(self, context: dg.OutputContext, obj: ComputedFeatures) -> None:
-        """Publish and accept the artifact, unless the archive already says the same.
+        """Publish and accept the artifact, unless the archive already has an equal one.
 
         Raises:
             Failure: The hook run failed; its output and log are in the archive.
@@ -246,9 +243,9 @@ class FeatureIOManager(dg.ConfigurableIOManager):
         context.add_output_metadata(metadata)
 
     def load_input(self, context: dg.InputContext) -> object:
-        """Return the current artifacts of the upstream partitions, in the form the input asks for.
+        """Return the upstream partitions' current artifacts in the annotated form.
 
-        `pd.DataFrame` and `pa.Table` hold the rows of all partitions, with a `batch` column;
+        `pd.DataFrame` and `pa.Table` have the rows of all partitions, with a `batch` column;
         `dict[str, pd.DataFrame]` maps batches to rows; `FeaturePartitions` reads lazily.
 
         Raises:
@@ -289,7 +286,7 @@ class FeatureIOManager(dg.ConfigurableIOManager):
 
 
 def _declared_columns(context: dg.InputContext) -> Sequence[Column]:
-    """What the upstream asset declares now; none where Dagster does not hand its metadata over."""
+    """Return the upstream asset's declared columns; none if Dagster does not pass its metadata."""
     metadata = context.upstream_output.definition_metadata if context.upstream_output else {}
     declared = metadata.get(DEFINITION_METADATA)
     if not isinstance(declared, dg.JsonMetadataValue):

@@ -1,7 +1,4 @@
-"""The records asset of a dataset: its submitted batches.
-
-Belongs here: what a batch looks like in Dagster.
-"""
+"""The records asset of a dataset: its submitted batches."""
 
 import dagster as dg
 
@@ -59,7 +56,7 @@ def records_asset(dataset: str) -> dg.AssetsDefinition:
 
 
 def records_event(entry: BatchEntry, batch: RecordBatch) -> dg.AssetMaterialization:
-    """Return the materialization that stands for an accepted batch, outside any run."""
+    """Return the materialization of an accepted batch, for use outside any run."""
     return dg.AssetMaterialization(
         asset_key=records_key(batch.dataset),
         partition=batch.key,
@@ -69,7 +66,7 @@ def records_event(entry: BatchEntry, batch: RecordBatch) -> dg.AssetMaterializat
 
 
 def batch_metadata(batch: RecordBatch) -> dict[str, dg.MetadataValue]:
-    """Counts of a batch."""
+    """Return the counts of a batch."""
     files = [file for record in batch.records for file in record.files]
     return {
         "records": dg.MetadataValue.int(len(batch.records)),

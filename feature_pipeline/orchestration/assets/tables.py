@@ -1,7 +1,4 @@
-"""The table asset of a hook: a PostgreSQL table, loaded batch by batch from the archive.
-
-Belongs here: the op that loads batches and what it reports.
-"""
+"""The table asset of a hook: a PostgreSQL table, loaded batch by batch from the archive."""
 
 import time
 import uuid
@@ -65,14 +62,14 @@ if TYPE_CHECKING:
 PROGRESS_CHECK = "progress"
 GENERATION_CHECK = "generation"
 _TOLD_AT_ONCE = 64
-"""Loads whose events are stored together, with two questions to Dagster."""
+"""Number of loads whose events are stored together, with two queries to Dagster."""
 _SHOWN_ENTRIES = ("dagster/column_schema", "dagster/row_count")
 BATCHES_PER_RUN = 500
 """A run costs about five seconds to start and a batch milliseconds to load."""
 
 
 class TableRunConfig(dg.Config):
-    """What a person can ask of a run that loads a table."""
+    """The run config of a table asset."""
 
     rebuild: bool = Field(
         default=False,
@@ -84,7 +81,7 @@ class TableRunConfig(dg.Config):
 
 
 def table_spec(definition: HookDefinition) -> TableSpec:
-    """Return the table that a hook's definition asks for."""
+    """Return the table of a hook's definition."""
     return TableSpec(
         dataset=definition.dataset,
         hook=definition.name,
@@ -97,12 +94,15 @@ def table_spec(definition: HookDefinition) -> TableSpec:
 
 
 def table_code_version(spec: TableSpec) -> str:
-    """Changes when the same artifact would be loaded differently: with the wanted generation."""
+    """Return a value that changes with the wanted generation.
+
+    With another generation, the same artifact is loaded differently.
+    """
     return Digest.of(document_bytes([spec.name, str(spec.generation_digest)])).short
 
 
 def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
-    """Return the asset `<dataset>/tables/<table>`, one partition a batch, many partitions a run."""
+    """Return the asset `<dataset>/tables/<table>`, with many partitions per run."""
     spec = table_spec(definition)
     dataset, columns = definition.dataset, spec.columns
     key, source = table_key(dataset, spec.name), features_key(dataset, definition.name)
@@ -284,11 +284,12 @@ def generation_result(
     database: "Database",
     spec: TableSpec,
 ) -> dg.AssetCheckResult:
-    """Return whether people read what the definition asks for; if not, one fill is requested.
+    """Return whether users read what the definition declares; if not, request one fill.
 
     A generation that is being built is filled by a backfill of the batches that it lacks: the first
-    run to find some asks for it, and the others join it. Batches that are being loaded, or whose
-    features are being computed, come by themselves: the backfill would load them twice.
+    run to find any requests it, and the others join it. Batches that are being loaded, or whose
+    features are being computed, are left out: they are loaded anyway, and the backfill would load
+    them twice.
     """
     from feature_pipeline.projections.switch.finalize import request_fill, table_report
 
@@ -335,7 +336,7 @@ def _not_under_way(
 
 
 def _planned(store: BlobStore, database: "Database", spec: TableSpec) -> dg.MetadataValue:
-    """What `plan` says; that it cannot be made does not keep the fill from being requested."""
+    """Return the plan's text; a failure to plan does not prevent the fill from being requested."""
     from feature_pipeline.projections.preview import plan_table
 
     try:
@@ -347,7 +348,7 @@ def _planned(store: BlobStore, database: "Database", spec: TableSpec) -> dg.Meta
 def request_load(
     instance: dg.DagsterInstance, table: dg.AssetKey, batches: Sequence[str], why: str
 ) -> str:
-    """One Dagster backfill of the table asset over these batches is requested; its id."""
+    """Request one Dagster backfill of the table asset over these batches; return its id."""
     backfill_id = uuid.uuid4().hex[:8]
     partitions = batches_partitions(table.path[0])
     subset = partitions.empty_subset().with_partition_keys(batches)
@@ -370,7 +371,7 @@ def request_load(
 def load_tags(
     report: "LoadReport", code_version: str, source: dg.AssetKey, event: PartitionEvent | None
 ) -> dict[str, str]:
-    """Provenance of a loaded batch: the content that was read, and Dagster's event of it.
+    """Return a loaded batch's provenance: the content read, and Dagster's event of it.
 
     Args:
         event: The latest event of the features' partition, if Dagster has one.
@@ -387,11 +388,11 @@ def table_event(
     event: PartitionEvent | None,
     archive_uri: str | None = None,
 ) -> dg.AssetMaterialization:
-    """Return the materialization that stands for a batch loaded outside any run.
+    """Return the materialization of a batch loaded outside any run.
 
     Args:
         event: The latest event of the features' partition, if Dagster has one.
-        archive_uri: The archive's address, for people.
+        archive_uri: The archive's address, for display.
     """
     spec = table_spec(definition)
     source = features_key(definition.dataset, definition.name)
@@ -410,10 +411,10 @@ def report_loads(
     database: "Database",
     archive_uri: str | None = None,
 ) -> "Generator[LoadReport]":
-    """The reports as they come; when the iterator ends or is closed, Dagster knows all of them.
+    """Yield the reports as they come; report all of them to Dagster by the end.
 
-    What Dagster says of a partition already is not said again. What was loaded before an error is
-    told before it is raised. The last event has what the table shows.
+    A partition whose event is already right gets no other. Batches loaded before an error are
+    reported before it is raised. The last event describes the table as a whole.
     """
     told: list[LoadReport] = []
     try:
@@ -436,10 +437,10 @@ def _tell(
     archive_uri: str | None,
     shown: Metadata,
 ) -> bool:
-    """Report what Dagster does not know yet, the last of it with what is shown; whether anything.
+    """Report missing events to Dagster, the last with `shown`; return whether there were any.
 
     Args:
-        shown: What the table shows as a whole.
+        shown: Metadata of the table as a whole.
     """
     batches = [report.batch for report in reports]
     features = latest_events(instance, features_key(definition.dataset, definition.name), batches)
@@ -465,10 +466,10 @@ def report_shown(
     database: "Database",
     archive_uri: str | None = None,
 ) -> bool:
-    """Report the columns and rows that the table shows, if Dagster shows others; whether it did.
+    """Report the table's columns and row count if Dagster shows others; return whether it did.
 
-    The event of a batch that is loaded is repeated with them: its data version is the same, so that
-    nothing becomes stale.
+    The event of a loaded batch is repeated with them: its data version is the same, so that nothing
+    becomes stale.
     """
     from feature_pipeline.projections.load import fed_loads
 
@@ -491,7 +492,7 @@ def report_shown(
 
 
 def load_metadata(report: "LoadReport", archive_uri: str | None = None) -> Metadata:
-    """What a materialization of one table partition shows.
+    """Return the metadata of one table partition's materialization.
 
     Args:
         archive_uri: The archive's address; without it, the manifest's is left out.
@@ -523,9 +524,9 @@ def load_metadata(report: "LoadReport", archive_uri: str | None = None) -> Metad
 
 
 def shown_metadata(database: "Database", definition: HookDefinition) -> Metadata:
-    """Return what the table shows as a whole: columns, their sources, rows; as PostgreSQL has it.
+    """Return metadata of the whole table, as PostgreSQL has it: columns, their sources, rows.
 
-    Empty if the table is not there.
+    Empty if the table does not exist.
     """
     from feature_pipeline.projections.catalog.shown_table import read_shown_table
 

@@ -1,7 +1,7 @@
-"""Assets that stand for a hook whose definition cannot be used.
+"""Placeholder assets for a hook whose definition cannot be used.
 
 They keep the hook's keys and partitions, so that its history, its place in the graph and the hooks
-that take its features as input stay. A run of one fails with the sentence that says what is wrong.
+that take its features as input stay. A run of one fails with the error of the definition.
 """
 
 from collections.abc import Collection, Iterable
@@ -22,20 +22,20 @@ from feature_pipeline.orchestration.keys import (
 )
 
 SENTENCE_METADATA: Final = "feature_pipeline/wrong_definition"
-"""What is wrong with the definition, in the metadata of its assets."""
+"""Key of the definition's error in the metadata of its assets."""
 WRONG_DEFINITION_FAILURE: Final = "wrong_definition"
-"""The failure's kind, in the metadata of the step that failed."""
+"""The failure's kind, in the metadata of the failed step."""
 NAMELESS: Final = "wrong_definitions"
 
 
 def wrong_definition_assets(
     wrong: Iterable[WrongDefinition], taken: Collection[dg.AssetKey] = ()
 ) -> list[dg.AssetsDefinition]:
-    """Return the assets of each hook, or one asset for a definition that has no names of its own.
+    """Return the assets of each hook, or one asset for a definition without names of its own.
 
     Args:
-        wrong: What cannot be used.
-        taken: Keys of assets that can be used: a copy of a hook may have kept its names.
+        wrong: The definitions that cannot be used.
+        taken: Keys of usable assets: a copy of a hook may still have its names.
     """
     assets: dict[dg.AssetKey, dg.AssetsDefinition] = {}
     for each in wrong:
@@ -50,7 +50,7 @@ def _add_hook(
     wrong: WrongDefinition,
     taken: Collection[dg.AssetKey],
 ) -> bool:
-    """Add the hook's assets; False if it has no name, or that of a hook that can be used."""
+    """Add the hook's assets; False if it has no name, or that of a usable hook."""
     dataset, name, table = map(_checked, (wrong.dataset, wrong.name, wrong.table))
     if dataset is None or name is None or (key := features_key(dataset, name)) in taken:
         return False
@@ -69,7 +69,7 @@ def _checked(text: str | None) -> str | None:
 
 
 def wrong_definitions(definitions: dg.Definitions) -> dict[str, str]:
-    """Return what is wrong with each definition that cannot be used, by its first asset's key."""
+    """Return the error of each definition that cannot be used, by its first asset's key."""
     assets = [each for each in definitions.assets or () if isinstance(each, dg.AssetsDefinition)]
     found: dict[str, str] = {}
     for spec in (spec for asset in assets for spec in asset.specs):

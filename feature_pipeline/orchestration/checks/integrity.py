@@ -1,7 +1,4 @@
-"""Verification of the archive as Dagster shows it: jobs for all of it, a check per feature asset.
-
-Belongs here: turning reports into results and metadata.
-"""
+"""Verification of the archive in Dagster: jobs for all of it, a check per feature asset."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -34,7 +31,7 @@ _STEPS = 10
 
 
 class VerifyConfig(dg.Config):
-    """What to verify; the whole archive by default."""
+    """The part of the archive to verify; all of it by default."""
 
     dataset: str | None = Field(default=None, description="Only this dataset.")
     hook: str | None = Field(default=None, description="Only this hook of the dataset.")
@@ -43,7 +40,7 @@ class VerifyConfig(dg.Config):
 
 
 def verify_job() -> dg.JobDefinition:
-    """Return the job `verify_archive`: reads what is stored again; fails if anything is wrong."""
+    """Return the job `verify_archive`, which reads stored objects; it fails on any problem."""
 
     @dg.op(name="read_archive_again", description="Compares every stored object with its name.")
     def read_again(
@@ -90,7 +87,7 @@ def verify_job() -> dg.JobDefinition:
 
 
 def census_job() -> dg.JobDefinition:
-    """The job `take_census`: writes how far every log goes; fails if the end of one is lost."""
+    """Return the job `take_census`, which records all log lengths; it fails if an end is lost."""
 
     @dg.op(
         name="compare_logs",
@@ -131,7 +128,7 @@ def census_job() -> dg.JobDefinition:
 
 
 def census_schedule() -> dg.ScheduleDefinition:
-    """Runs `take_census` every day; running by default."""
+    """Return the schedule that runs `take_census` every day; running by default."""
     return dg.ScheduleDefinition(
         name="take_census_daily",
         job_name=CENSUS_JOB,
@@ -142,7 +139,7 @@ def census_schedule() -> dg.ScheduleDefinition:
 
 
 def integrity_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinition]:
-    """Checks of a feature asset: `archive_integrity`."""
+    """Return the checks of a feature asset: `archive_integrity`."""
     dataset, hook = definition.dataset, definition.name
     key = dg.AssetCheckKey(features_key(dataset, hook), INTEGRITY_CHECK)
 
@@ -202,19 +199,19 @@ def integrity_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefin
 
 
 def _all_of_it(report: "VerifyReport") -> dict[str, str]:
-    """What reading everything found, as evaluations pass it on; `wrong` is empty if nothing was."""
+    """Return the result of the last full check as metadata; `wrong` is empty if it passed."""
     wrong = "" if report.is_clean else report.summary()
     return {"at": report.started_at.isoformat(timespec="seconds"), "wrong": wrong}
 
 
 def _read_before(instance: dg.DagsterInstance, key: dg.AssetCheckKey) -> dict[str, str]:
-    """What the last evaluation that read everything found, as later ones have passed it on."""
+    """Return the result of the last full check, which later evaluations have carried along."""
     said = [said for said in said_before(instance, key, _ALL_OF_IT) if isinstance(said, dict)]
     return max(said, key=lambda each: str(each["at"]), default={"at": "", "wrong": ""})
 
 
 def report_metadata(report: "VerifyReport") -> dict[str, Any]:
-    """A report as Dagster shows it."""
+    """Return a report's metadata for Dagster."""
     return {
         "documents": report.documents,
         "blobs_read": report.blobs_read,

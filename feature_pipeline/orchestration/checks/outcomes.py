@@ -1,7 +1,4 @@
-"""Asset checks: what Dagster's green cannot say.
-
-Belongs here: looking at all current artifacts of a hook, or at a whole table.
-"""
+"""Asset checks of outcomes and tables."""
 
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -36,7 +33,7 @@ OUTCOMES_CHECK = "outcomes"
 
 
 def feature_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinition]:
-    """Checks of a feature asset: `outcomes`."""
+    """Return the checks of a feature asset: `outcomes`."""
     dataset, hook, checks = definition.dataset, definition.name, definition.checks
 
     @dg.asset_check(
@@ -104,7 +101,7 @@ def feature_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinit
 def _counts(
     store: BlobStore, dataset: str, hook: str, batches: Collection[str] | None
 ) -> tuple[dict[str, OutcomeCounts], dict[str, str]]:
-    """The current artifacts' counts by batch, and why those of other batches are not known."""
+    """Return the current artifacts' counts by batch, and why others' are not known."""
     readable = log.readable_heads(store, dataset, hook, batches)
     damaged = {batch: str(damage.error) for batch, damage in readable.damage.items()}
     counts: dict[str, OutcomeCounts] = {}
@@ -129,10 +126,10 @@ def _try(read_one: Callable[[], Manifest]) -> Manifest | FeaturePipelineError:
 def _to_judge(
     context: dg.AssetCheckExecutionContext, definition: HookDefinition
 ) -> set[str] | None:
-    """The batches whose outcomes are looked at; None for all.
+    """Return the batches whose outcomes are checked; None for all.
 
     A run that computes one batch does not read the manifests of a hundred thousand, unless rows are
-    compared with those of the release before, which is a matter of all of them.
+    compared with those of the release before, which concerns all of them.
     """
     batches = run_batches(context, definition.dataset)
     if batches is None or definition.checks.row_count_change.is_set:
@@ -143,7 +140,7 @@ def _to_judge(
 
 
 def outcomes_job(hooks: Sequence[HookDefinition]) -> UnresolvedAssetJobDefinition:
-    """The job `check_outcomes`: the check `outcomes` of every hook, over all current artifacts."""
+    """Return the job `check_outcomes`: `outcomes` of every hook over all current artifacts."""
     keys = [
         dg.AssetCheckKey(features_key(hook.dataset, hook.name), OUTCOMES_CHECK) for hook in hooks
     ]
@@ -155,7 +152,7 @@ def outcomes_job(hooks: Sequence[HookDefinition]) -> UnresolvedAssetJobDefinitio
 
 
 def outcomes_schedule() -> dg.ScheduleDefinition:
-    """Runs `check_outcomes` every day; running by default."""
+    """Return the schedule that runs `check_outcomes` every day; running by default."""
     return dg.ScheduleDefinition(
         name="check_outcomes_daily",
         job_name="check_outcomes",
@@ -182,15 +179,15 @@ def row_change(
     counts: Mapping[str, OutcomeCounts],
     damaged: dict[str, str] | None = None,
 ) -> RowChange | None:
-    """Rows under the newest release against those under the one before, in the same batches.
+    """Compare rows under the newest release with those under the one before, in the same batches.
 
     Args:
         store: The archive.
-        dataset: The hook's.
-        hook: Whose artifacts.
+        dataset: The hook's dataset.
+        hook: The hook.
         counts: Of every current artifact, by batch.
-        damaged: Gets the batches whose earlier artifact cannot be read, with the reason; they are
-            left out.
+        damaged: Receives the batches whose earlier artifact cannot be read, with the reason; they
+            are left out.
 
     Returns:
         None while no batch has current artifacts of both.
@@ -231,7 +228,7 @@ def row_change(
 
 
 def table_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinition]:
-    """Checks of a table asset: `equals_archive`. None for hooks without a table."""
+    """Return the checks of a table asset: `equals_archive`. None for hooks without a table."""
     if not definition.has_table:
         return []
     spec = table_spec(definition)

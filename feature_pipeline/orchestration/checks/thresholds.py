@@ -1,7 +1,4 @@
-"""Judging outcomes by the thresholds of a hook's definition.
-
-Belongs here: from counts to a verdict and its reasons.
-"""
+"""Compare outcomes with the thresholds of a hook's definition."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +9,7 @@ from feature_pipeline.model.outcomes import OutcomeCounts
 
 
 class Level(IntEnum):
-    """How bad it is."""
+    """Severity of a result."""
 
     FINE = 0
     WARN = 1
@@ -29,7 +26,7 @@ class RowChange:
 
     @property
     def share(self) -> float:
-        """The change as a share of what was there; infinite if nothing was."""
+        """The change as a fraction of the earlier rows; infinite if there were none."""
         if self.before == self.now:
             return 0.0
         return abs(self.now - self.before) / self.before if self.before else float("inf")
@@ -41,17 +38,17 @@ class RowChange:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """The worst level, and every batch that is not fine with its rates, the worst first."""
+    """The worst level, and every batch above a threshold with its rates, the worst first."""
 
     level: Level
     failing: Mapping[str, Mapping[str, float]]
-    """Per batch the rates, by name, that are above a threshold."""
+    """By batch, the rates, by name, that are above a threshold."""
     row_change: RowChange | None
-    """What is judged of it is in `level`; None without a threshold or a previous release."""
+    """Its level is included in `level`; None without a threshold or a previous release."""
 
 
 def level_of(value: float, threshold: Threshold) -> Level:
-    """Where a value stands; a value that equals a threshold is still fine."""
+    """Return the level of a value; a value equal to a threshold passes."""
     if threshold.fail is not None and value > threshold.fail:
         return Level.FAIL
     if threshold.warn is not None and value > threshold.warn:
@@ -62,13 +59,13 @@ def level_of(value: float, threshold: Threshold) -> Level:
 def judge(
     checks: CheckDefinition, counts: Mapping[str, OutcomeCounts], row_change: RowChange | None
 ) -> Judgement:
-    """Return the current artifacts by the thresholds.
+    """Compare the current artifacts with the thresholds.
 
     Args:
         checks: The thresholds.
-        counts: Of every current artifact, by batch. Rates are judged batch by batch: one bad batch
-            among thousands is seen.
-        row_change: Against the previous release; judged as one sum, since few records of a small
+        counts: Of every current artifact, by batch. Rates are compared batch by batch: one bad
+            batch among thousands shows.
+        row_change: Against the previous release; compared as one sum, since few records of a small
             batch change its share a lot.
     """
     thresholds = {"error_rate": checks.error_rate, "rejection_rate": checks.rejection_rate}

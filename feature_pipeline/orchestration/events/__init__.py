@@ -1,1 +1,1 @@
-"""What Dagster's events say of the archive, and the archive of Dagster's events."""
+"""Translation between the archive and Dagster's events, in both directions."""

@@ -1,6 +1,4 @@
-"""Which batches a check judges: those of its run, and those that it found wrong before.
-
-Belongs here: what Dagster knows of the run and of earlier evaluations.
+"""The batches that a check covers: those of its run, and those that failed it before.
 
 A check has one colour for all partitions: an evaluation in the run of one batch must not turn green
 what another batch made red.
@@ -13,13 +11,13 @@ import dagster as dg
 from feature_pipeline.orchestration.events.requested import partitions_of_run
 
 NAMED_BATCHES = 200
-"""Wrong batches that an evaluation names, and that later ones look at again."""
+"""Number of failed batches that an evaluation names, and that later ones check again."""
 _EVALUATIONS_BEFORE = 100
-"""Earlier evaluations that are looked at: runs end beside one another."""
+"""Number of earlier evaluations that are read: runs end concurrently."""
 
 
 def run_batches(context: dg.AssetCheckExecutionContext, dataset: str) -> list[str] | None:
-    """The partitions that this run is about; None for a run of no partition.
+    """Return the partitions of this run; None for a run of no partition.
 
     Checks are not partitioned (partitioned checks are in preview), so the run's tags are read.
     """
@@ -29,7 +27,7 @@ def run_batches(context: dg.AssetCheckExecutionContext, dataset: str) -> list[st
 def said_before(
     instance: dg.DagsterInstance, key: dg.AssetCheckKey, entry: str
 ) -> Iterator[object]:
-    """The values that earlier evaluations of a check have for one entry of their metadata."""
+    """Yield the values of one metadata entry in a check's earlier evaluations."""
     for record in instance.event_log_storage.get_asset_check_execution_history(
         key, limit=_EVALUATIONS_BEFORE
     ):
@@ -57,14 +55,14 @@ def report_named(
     batches: Sequence[str],
     descriptions: tuple[str, str],
 ) -> None:
-    """Evaluate a check outside any run, if it last named other batches in an entry than these.
+    """Evaluate a check outside any run, if its last evaluation named other batches in an entry.
 
     Args:
-        instance: Where Dagster's events are.
+        instance: The Dagster instance.
         key: The check.
         entry: Of its metadata.
-        batches: Those that are wrong; the check passes if there are none.
-        descriptions: What is wrong with them; what is right if there are none.
+        batches: The failed ones; the check passes if there are none.
+        descriptions: The problem; the text for a pass if there are none.
     """
     named = list(batches[:NAMED_BATCHES])
     if named == next(said_before(instance, key, entry), []):

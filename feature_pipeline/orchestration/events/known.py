@@ -1,7 +1,4 @@
-"""What Dagster knows of the archive: which artifacts and batches it was told of.
-
-Belongs here: reading materializations as knowledge of the archive's logs.
-"""
+"""The artifacts and batches that were reported to Dagster, as evidence about the archive."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class KnownPartitions:
-    """What the latest materializations of an asset's partitions stand for."""
+    """The artifacts or batches of the latest materializations of an asset's partitions."""
 
     key: dg.AssetKey
     events: Mapping[str, PartitionEvent]
     documents: Mapping[str, Digest] = field(init=False)
-    """Per partition the manifest or batch that its event names."""
+    """By partition, the manifest or batch that its event names."""
 
     def __post_init__(self) -> None:
         found = {name: _digest(event) for name, event in self.events.items()}
@@ -37,11 +34,11 @@ class KnownPartitions:
 
     @property
     def known_by(self) -> str:
-        """Dagster and the asset, for people."""
+        """Dagster and the asset, for display."""
         return f"Dagster ({self.key.to_user_string()})"
 
     def entries(self, dataset: str, hook: str) -> "Iterator[KnownEntry]":
-        """The log entries that they stand for, of a feature asset."""
+        """Return the log entries of a feature asset's materializations."""
         from feature_pipeline.archive.maintenance.known import KnownEntry
 
         for batch, digest in self.documents.items():
@@ -49,7 +46,7 @@ class KnownPartitions:
             yield KnownEntry(dataset, hook, batch, None, digest, self.known_by, instant)
 
     def batches(self, dataset: str) -> "Iterator[KnownBatch]":
-        """The batches that they stand for, of a records asset."""
+        """Return the batches of a records asset's materializations."""
         from feature_pipeline.archive.maintenance.known import KnownBatch
 
         for batch, digest in self.documents.items():
@@ -94,7 +91,7 @@ def ask_dagster(
     """Return the batches and artifacts that Dagster knows, whatever the archive still has.
 
     Args:
-        instance: Where Dagster's events are.
+        instance: The Dagster instance.
         dataset: Only of this one.
         hook: Only artifacts of this hook.
         names: Only of these batches.
@@ -121,8 +118,8 @@ def ask_databases(
     """Return what the tables and Dagster know of a part of the archive.
 
     Args:
-        database: Where the tables are. One that does not answer is a note.
-        instance: Where Dagster's events are.
+        database: The tables' database. If it does not answer, the result has a note.
+        instance: The Dagster instance.
         scope: The part.
         names: Only of these batches; of the scope's if None.
     """

@@ -1,7 +1,4 @@
-"""Materializations that happened outside any run, as Dagster events with full provenance.
-
-Belongs here: the events that stand for artifacts in the archive.
-"""
+"""Report materializations outside any run, as Dagster events with full provenance."""
 
 from collections.abc import Collection, Mapping
 
@@ -28,11 +25,13 @@ from feature_pipeline.orchestration.keys import features_key, records_key
 from feature_pipeline.parallel import map_threads
 
 COMPLETION_TAG = "feature_pipeline/completion"
-"""Which hook run an event reports; runs of the asset itself are known by their run id."""
+"""The hook run that an event reports; runs of the asset itself are known by their run id."""
 
 
 EVENTS_AT_ONCE = 500
-"""Events built before they are stored: a hundred thousand at once would fill the memory."""
+"""Number of events built before they are stored: a hundred thousand at once would fill the
+memory.
+"""
 _REPORTERS = 4
 """Dagster's storage answers each event after some milliseconds, most of them of waiting."""
 
@@ -40,7 +39,7 @@ _REPORTERS = 4
 def report_events(
     instance: dg.DagsterInstance, events: Collection[dg.AssetMaterialization]
 ) -> None:
-    """Dagster has these events, stored beside one another: no two of one partition."""
+    """Store these events in Dagster concurrently; no two are of one partition."""
     map_threads(instance.report_runless_asset_event, events, _REPORTERS)
 
 
@@ -53,20 +52,21 @@ def features_events(
     heads: Mapping[str, FeatureEntry],
     damaged: dict[str, str],
 ) -> dict[str, dg.AssetMaterialization]:
-    """Return the materializations that stand for current artifacts of a hook, by batch.
+    """Return the materializations of current artifacts of a hook, by batch.
 
     A batch of whose records Dagster has no event yet is left out: without a pointer to one its
-    partition would show as stale. Manifests are read in parallel, Dagster is asked once per input.
+    partition would show as stale. Manifests are read in parallel, Dagster is queried once per
+    input.
 
     Args:
         store: The archive.
-        archive_uri: Its address, for people.
-        instance: Where Dagster's events are.
-        dataset: The hook's.
-        hook: Whose artifacts.
+        archive_uri: Its address, for display.
+        instance: The Dagster instance.
+        dataset: The hook's dataset.
+        hook: The hook.
         heads: The log entries to report, by batch.
-        damaged: Gets the batches of which something is gone or damaged, with the reason: one of
-            them must not keep the others from being known.
+        damaged: Receives the damaged and incomplete batches, with the reason, so that they do not
+            prevent the others from being reported.
     """
     manifests: dict[str, Manifest] = {}
     for batch, found in zip(

@@ -1,7 +1,4 @@
-"""What Dagster shows of artifacts and tables.
-
-Belongs here: turning manifests and reports into metadata values.
-"""
+"""Dagster metadata of artifacts and tables."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
@@ -31,7 +28,7 @@ Metadata = dict[str, dg.MetadataValue]
 
 
 def column_schema(columns: Sequence[Column]) -> dg.TableSchema:
-    """Dagster's column schema of declared columns, units as constraints."""
+    """Return Dagster's column schema of declared columns, with units as constraints."""
     return dg.TableSchema(
         columns=[
             dg.TableColumn(
@@ -83,7 +80,7 @@ def shown_schema(shown: "Sequence[ShownColumn]", declared: Sequence[Column]) -> 
 
 
 def column_lineage(features: dg.AssetKey, columns: Sequence[Column]) -> dg.TableColumnLineage:
-    """Which feature column each table column comes from."""
+    """Return the feature columns that each table column comes from."""
     return dg.TableColumnLineage(
         {
             name: [dg.TableColumnDep(asset_key=features, column_name=name)]
@@ -93,7 +90,7 @@ def column_lineage(features: dg.AssetKey, columns: Sequence[Column]) -> dg.Table
 
 
 def column_sources(features: dg.AssetKey, columns: Sequence[Column]) -> dg.MetadataValue:
-    """The same for people, as a Markdown table: Dagster's own UI does not draw column lineage."""
+    """Return the lineage as a Markdown table, since Dagster's open-source UI does not draw it."""
     asset = f"`{features.to_user_string()}`"
     there = {name: f"`{name}`" for name in ("record_id", "ordinal", *(c.name for c in columns))}
     for column in columns:
@@ -110,7 +107,7 @@ def column_sources(features: dg.AssetKey, columns: Sequence[Column]) -> dg.Metad
 
 
 def freshness_policy(definition: HookDefinition) -> dg.FreshnessPolicy | None:
-    """What the hook says of how old its assets' last materialization may be, for Dagster."""
+    """Return Dagster's freshness policy for the hook's `freshness`."""
     declared = definition.freshness
     if declared is None:
         return None
@@ -136,7 +133,7 @@ def columns_markdown(columns: Sequence[Column]) -> str:
 
 
 def code_references(files: Iterable[Path]) -> Metadata:
-    """The hook's own files, to be opened from the UI; Dagster adds the `defs.yaml` itself."""
+    """Return references to the hook's own files; Dagster adds the `defs.yaml` itself."""
     references = [
         dg.LocalFileCodeReference(file_path=str(path.resolve()), line_number=1, label=path.name)
         for path in files
@@ -150,7 +147,7 @@ def code_references(files: Iterable[Path]) -> Metadata:
 def artifact_metadata(
     archive_uri: str, manifest_digest: Digest, manifest: Manifest, uri: str
 ) -> Metadata:
-    """Counts, run facts and addresses of an artifact."""
+    """Return counts, run facts and addresses of an artifact."""
     counts = manifest.counts
     run = manifest.run
     metadata: dict[str, dg.MetadataValue] = {
@@ -188,11 +185,11 @@ def artifact_metadata(
 
 
 def failure_metadata(hook_run: HookRun | None, failure: FailureInfo, log_tail: str) -> Metadata:
-    """Why a hook run failed, what was decided and why, and the end of its log.
+    """Return why a hook run failed, the decision with its reason, and the end of its log.
 
     Args:
         hook_run: Its attempts; None if no hook process was started.
-        failure: What was made of the last one.
+        failure: That of the last attempt.
         log_tail: The last lines of its log.
     """
     metadata: Metadata = {
@@ -209,7 +206,7 @@ def failure_metadata(hook_run: HookRun | None, failure: FailureInfo, log_tail: s
 
 
 def attempts_table(hook_run: HookRun) -> Metadata:
-    """How each start of the hook ended, as a Markdown table; nothing if the first one was enough.
+    """Return a Markdown table of the starts; empty if the first one sufficed.
 
     Of many starts the first and the last are shown.
     """
@@ -244,7 +241,7 @@ def _start_line(start: Start) -> str:
 def preview(
     columns: Sequence[Column], outcomes: Sequence[Outcome]
 ) -> Mapping[str, dg.MetadataValue]:
-    """The first rows, at most `PREVIEW_ROWS`, as a Markdown table; nothing if there are none."""
+    """Return the first rows, at most `PREVIEW_ROWS`, as a Markdown table; empty if none."""
     names = ["record_id", "ordinal", *(plain(column.name) for column in columns)]
     lines: list[str] = []
     for outcome in outcomes:

@@ -1,8 +1,8 @@
-"""Dagster event tags that say what a materialization was made from.
+"""Dagster event tags with the inputs of a materialization.
 
 Dagster's staleness compares, per input, the data version recorded here with the input's current
-one. An event that lacks a tag shows as stale for ever, so every event this project emits, inside a
-run or outside any, gets all of them from here. Belongs here: these tags and the look-ups they need.
+one. An event that lacks a tag shows as stale for ever, so every event of this project, inside a run
+or outside any, gets all of them from here.
 """
 
 import hashlib
@@ -26,23 +26,25 @@ from feature_pipeline.orchestration.dagster_internals import (
 )
 
 BEFORE_ANY_EVENT = "1"
-"""A pointer to before the input's first event: whatever its events say is new. With Dagster's own
-word for "none", it compares the latest event with itself."""
+"""A pointer to before the input's first event: every event of the input is newer. With Dagster's
+own value for "none", it compares the latest event with itself.
+"""
 MANIFEST = "manifest"
 BATCH = "digest"
 SUBMITTED_AT = "submitted_at"
-"""Entries of a materialization's metadata that say what in the archive it stands for."""
+"""Metadata entries that name the object of the archive that a materialization is about."""
 _EVENTS_SEARCHED = 100
-"""Events of a partition that are searched for one that says what was read."""
+"""Number of a partition's events that are searched for the one with the version that was read."""
 
 
 @dataclass(frozen=True, slots=True)
 class InputVersion:
-    """What was read of an upstream partition: its data version, and Dagster's event for it.
+    """The version of an upstream partition that was read.
 
-    Dagster calls a partition stale if an input's latest event says something else than the event
-    that is pointed at; it does not look at the data version that was noted. So the event must be
-    one that says what was read; None if Dagster has none.
+    It consists of the data version, and Dagster's event for it. Dagster calls a partition stale if
+    an input's latest event has another data version than the event that is pointed at; it does not
+    compare with the data version that was recorded. So the event must be one with the version that
+    was read; None if Dagster has none.
     """
 
     data_version: str
@@ -51,7 +53,7 @@ class InputVersion:
 
 @dataclass(frozen=True, slots=True)
 class PartitionEvent:
-    """The latest materialization that Dagster knows of an asset's partition."""
+    """The latest materialization in Dagster of an asset's partition."""
 
     data_version: str | None
     code_version: str | None
@@ -60,15 +62,15 @@ class PartitionEvent:
     run_id: str
     tags: Mapping[str, str]
     document: str | None = None
-    """Digest of the manifest or batch that it stands for; events made by hand name none."""
+    """Digest of the manifest or batch that it is about; events made by hand name none."""
     submitted_at: datetime | None = None
-    """When a batch was submitted, if it says so."""
+    """When a batch was submitted, if the event has that."""
 
 
 def latest_events(
     instance: dg.DagsterInstance, key: dg.AssetKey, partitions: Iterable[str]
 ) -> dict[str, PartitionEvent]:
-    """The latest materialization of each partition that has one, by partition."""
+    """Return the latest materialization of each partition that has one, by partition."""
     wanted = list(partitions)
     events: dict[str, PartitionEvent] = {}
     if not wanted:
@@ -115,7 +117,7 @@ def _instant(text: str | None) -> datetime | None:
 
 
 def has_read(event: PartitionEvent | None, source: dg.AssetKey, version: str) -> bool:
-    """Return whether a materialization says that it was made from this version of an input."""
+    """Return whether a materialization records that it was made from this version of an input."""
     if event is None:
         return False
     # Of a partition that one of its own runs read, Dagster records the hash of the version.
@@ -130,13 +132,13 @@ def read_version(
     data_version: str,
     latest: PartitionEvent | None,
 ) -> InputVersion:
-    """What was read of a partition, with the last event that says so.
+    """Return the version of a partition that was read, with the last event that has it.
 
     Args:
-        instance: Where Dagster's events are.
+        instance: The Dagster instance.
         key: The input.
-        partition: Which of its partitions.
-        data_version: What was read.
+        partition: The partition.
+        data_version: The version that was read.
         latest: The partition's latest event, if there is one.
     """
     if latest is None or latest.data_version == data_version:
@@ -157,8 +159,8 @@ def event_tags(
 ) -> dict[str, str]:
     """Return every provenance tag of one materialization event.
 
-    An input of None is one that Dagster has no event of; its first one makes this event stale, as
-    does any event of an input that never said what was read.
+    An input of None is one without an event in Dagster; its first one makes this event stale, as
+    does any event of an input that never had the version that was read.
     """
     tags = {DATA_VERSION_TAG: data_version, DATA_VERSION_IS_USER_PROVIDED_TAG: "true"}
     if code_version is not None:
@@ -176,9 +178,9 @@ def event_tags(
 
 
 def feature_code_version(release: HookRelease, columns: Sequence[Column], cardinality: str) -> str:
-    """Changes when a re-materialization could change what the partition says.
+    """Return a value that changes when a re-materialization could change the content.
 
-    What a column is called in prose, and its unit, says nothing else of any record.
+    Descriptions and units of columns are not part of it.
     """
     declared = [
         column.model_dump(mode="json", exclude={"unit", "description"}) for column in columns

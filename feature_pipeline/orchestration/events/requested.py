@@ -1,7 +1,4 @@
-"""Partitions that were requested or cancelled: Dagster's runs and backfills.
-
-Belongs here: which partitions of an asset runs and backfills are about.
-"""
+"""Partitions that are requested, running or cancelled, from Dagster's runs and backfills."""
 
 import time
 from collections.abc import Iterator
@@ -45,7 +42,7 @@ _backfills: LruCache[frozenset[str]] = LruCache(_BACKFILLS_REMEMBERED)
 def partitions_of_run(
     instance: dg.DagsterInstance, dataset: str, run: dg.DagsterRun
 ) -> list[str] | None:
-    """The partitions that a run is about; None for a run of no partition."""
+    """Return the partitions of a run; None for a run of no partition."""
     single, ends = _named(run)
     if single is not None:
         return [single]
@@ -53,10 +50,10 @@ def partitions_of_run(
 
 
 def cancelled_partitions(instance: dg.DagsterInstance, key: dg.AssetKey) -> dict[str, float]:
-    """Partitions of an asset of which a run or a backfill was cancelled, and when that was last.
+    """Return cancelled partitions of an asset, by run or backfill, with the last time of that.
 
-    Seconds since the epoch. Of the last cancelled runs and backfills; what was asked for of their
-    partitions since is for the caller to see.
+    In seconds since the epoch. Only the last cancelled runs and backfills are read; the caller must
+    check whether their partitions were requested again since.
     """
     found: dict[str, float] = {}
     dataset = key.path[0]
@@ -87,7 +84,7 @@ def cancelled_partitions(instance: dg.DagsterInstance, key: dg.AssetKey) -> dict
 
 
 def partitions_under_way(instance: dg.DagsterInstance, key: dg.AssetKey) -> set[str]:
-    """Partitions of an asset that are run now, are queued, or are a running backfill's to run."""
+    """Return partitions of an asset that are running, queued, or part of a running backfill."""
     busy = set(partition_runs(instance, key, batches_partitions(key.path[0])).running)
     active = [s for s in BulkActionStatus if s not in BULK_ACTION_TERMINAL_STATUSES]
     for backfill in instance.get_backfills(filters=BulkActionsFilter(statuses=active)):
@@ -134,7 +131,7 @@ def _between(instance: dg.DagsterInstance, dataset: str, first: str, last: str) 
 
 
 def _targets_once(backfill: PartitionBackfill, key: dg.AssetKey) -> frozenset[str]:
-    """As `_targets`, of a backfill whose targets do not change any more."""
+    """Return `_targets` of a backfill whose targets no longer change."""
     known = _backfills.get((backfill.backfill_id, key))
     if known is None:
         known = frozenset(_targets(backfill, key))

@@ -1,11 +1,8 @@
-"""What Dagster knows of many partitions at once: stale, failed, being run.
+"""Compute Dagster's status of many partitions at once: stale, failed, running.
 
-Belongs here: Dagster's own answers (`staleStatusByPartition`, the colours of partitions) for whole
-assets, in a few queries.
-
-Dagster's resolver asks its storage several times per partition, about 20 ms, which for a hundred
+Dagster's resolver queries its storage several times per partition, about 20 ms, which for a hundred
 thousand is half an hour. The rule here is its own, over events read 500 at a time, about 0.2 ms a
-partition. A test holds the two together.
+partition. A test compares the two.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -29,14 +26,14 @@ def stale_partitions(
     inputs: Sequence[dg.AssetKey],
     partitions: Iterable[str],
 ) -> set[str]:
-    """The partitions that Dagster shows as stale; one that is missing is not stale.
+    """Return the partitions that Dagster shows as stale; a missing one is not stale.
 
     Args:
-        instance: Where Dagster's events are.
+        instance: The Dagster instance.
         key: An asset whose partitions have the keys of its inputs' partitions.
-        code_version: The asset's, as it is defined now.
-        inputs: What the asset is made from, as it is defined now.
-        partitions: The partitions to look at.
+        code_version: The asset's current one.
+        inputs: The asset's current inputs.
+        partitions: The partitions to check.
     """
     wanted = list(partitions)
     events = latest_events(instance, key, wanted)
@@ -51,7 +48,7 @@ def stale_partitions(
 
 
 def _is_changed(event: PartitionEvent, source: dg.AssetKey, now: PartitionEvent | None) -> bool:
-    """Return whether the input says something else than what `event` was made from."""
+    """Return whether the input's data version differs from the one that `event` was made from."""
     read = event.tags.get(get_input_data_version_tag(source))
     pointer = event.tags.get(get_input_event_pointer_tag(source), NULL_EVENT_POINTER)
     if read is None:
@@ -72,7 +69,7 @@ def _has_other_inputs(event: PartitionEvent, inputs: Collection[dg.AssetKey]) ->
 
 @dataclass(frozen=True, slots=True)
 class PartitionRuns:
-    """What became of the runs that were last asked for partitions."""
+    """The status of the last runs of partitions."""
 
     failed: frozenset[str] = frozenset()
     running: frozenset[str] = frozenset()
@@ -82,7 +79,7 @@ class PartitionRuns:
 def partition_runs(
     instance: dg.DagsterInstance, key: dg.AssetKey, partitions: dg.PartitionsDefinition[str]
 ) -> PartitionRuns:
-    """The partitions of an asset that Dagster shows as failed, and as in progress."""
+    """Return the partitions of an asset that Dagster shows as failed, and as in progress."""
     status = get_and_update_asset_status_cache_value(instance, key, partitions, instance)
     if status is None:  # nothing was ever asked of the asset
         return PartitionRuns()

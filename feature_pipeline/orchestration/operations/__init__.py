@@ -1,1 +1,1 @@
-"""Jobs and schedules that look after a deployment, and the runs that people request in bulk."""
+"""Maintenance jobs and schedules of a deployment, and bulk requests by users."""

@@ -1,7 +1,4 @@
-"""Backfills of what is missing, failed, stale or of an old release: chosen, and launched.
-
-Belongs here: which partitions a backfill takes, and handing it to Dagster.
-"""
+"""Select partitions that are missing, failed, stale or of an old release, and launch a backfill."""
 
 import time
 import uuid
@@ -32,11 +29,11 @@ from feature_pipeline.orchestration.operations.status import (
 SELECT_TAG: Final = "feature_pipeline/select"
 _DAEMON: Final = "BACKFILL"
 _TITLE_LENGTH: Final = 100
-"""Dagster refuses longer ones."""
+"""Dagster refuses longer titles."""
 
 
 class Select(StrEnum):
-    """What of an asset a backfill takes."""
+    """The state of partitions that a backfill selects."""
 
     MISSING = "missing"
     FAILED = "failed"
@@ -45,7 +42,7 @@ class Select(StrEnum):
     ALL = "all"
 
     def takes(self, facts: BatchFacts) -> bool:
-        """Return whether it takes a partition of which this is known."""
+        """Return whether it selects a partition with these facts."""
         return self is Select.ALL or Reason(self.value) in facts.reasons()
 
 
@@ -57,27 +54,27 @@ class Target:
     features: bool = True
     table: bool = False
     is_named: bool = False
-    """Whether this hook was asked for by name."""
+    """Whether the user named this hook."""
 
 
 def find_targets(
     definitions: Sequence[HookDefinition], names: Collection[str], tables: bool | None = None
 ) -> list[Target]:
-    """Return the assets that `names` mean; those of all hooks if there are none.
+    """Return the assets named by `names`; those of all hooks if there are none.
 
     A hook's name, alone or as `dataset/hook`, means its features and, if it is always materialized,
     its table. The name of a table that no hook has, and an asset's key (`dataset/features/hook`,
     `dataset/tables/table`), mean that asset alone.
 
     Args:
-        definitions: The hooks there are.
-        names: The names that were given.
-        tables: True takes tables that are materialized on request, too; False takes none.
+        definitions: All hooks.
+        names: The given names.
+        tables: True includes tables that are materialized on request; False leaves out all tables.
 
     Raises:
-        NotFoundError: A name means nothing.
+        NotFoundError: A name is unknown.
         InvalidInputError: A name means hooks of several datasets; or a table is named and tables
-            are not wanted.
+            are left out.
     """
     if not names:
         return [Target(d, table=_wants_table(d, tables)) for d in definitions]
@@ -135,7 +132,7 @@ class AssetPart:
 
 @dataclass(frozen=True, slots=True)
 class BackfillPlan:
-    """What a backfill would take, and what was left out and why."""
+    """The partitions of a backfill, and those left out with the reason."""
 
     select: Select
     parts: tuple[AssetPart, ...]
@@ -147,7 +144,7 @@ class BackfillPlan:
         return not self.parts
 
     def to_json(self) -> dict[str, object]:
-        """Return every key, for programs."""
+        """Return every key as JSON."""
         return {
             "select": self.select.value,
             "assets": {part.key.to_user_string(): list(part.batches) for part in self.parts},
@@ -160,17 +157,17 @@ def plan_backfill(
     chosen: Iterable[tuple[Target, HookStanding]],
     partitions: Mapping[str, Collection[str]],
 ) -> BackfillPlan:
-    """The partitions that a backfill takes, features and tables in one go.
+    """Select the partitions of a backfill, features and tables in one.
 
-    A table's partitions are those that are to be run for its own sake, and those whose features
-    are computed. Left out, and named in the notes: what Dagster is running already, batches that
-    are no partitions yet, batches that an input hook has nothing about, and, unless they are
-    named, the missing batches of hooks that compute on request.
+    A table's partitions are those selected themselves, and those whose features are computed. The
+    notes name what is left out: batches that Dagster is running already, batches that are no
+    partitions yet, batches for which an input hook has no artifact, and, unless they are named, the
+    missing batches of hooks that compute on request.
 
     Args:
-        select: What is wanted.
-        chosen: The assets, and how their batches stand.
-        partitions: Per dataset, the keys that Dagster has.
+        select: The state to select.
+        chosen: The assets, and the state of their batches.
+        partitions: By dataset, the keys that Dagster has.
     """
     standings = list(chosen)
     notes: list[str] = []
@@ -200,7 +197,7 @@ def plan_backfill(
 def _inputs_first(
     standings: Sequence[tuple[Target, HookStanding]],
 ) -> list[tuple[Target, HookStanding]]:
-    """Hooks after those whose features they take, so that these are known to be computed."""
+    """Return hooks after those whose features they take, so that these are known to be computed."""
     left = {(s.definition.dataset, s.definition.name): (target, s) for target, s in standings}
     done = []
     while left:
@@ -278,10 +275,10 @@ def _some(batches: Sequence[str], shown: int = 5) -> str:
 
 
 def launch_backfill(instance: dg.DagsterInstance, plan: BackfillPlan) -> str:
-    """One Dagster backfill of all partitions of the plan is requested; its id.
+    """Request one Dagster backfill of all partitions of the plan; return its id.
 
-    The daemon runs it: features one batch a run, tables many batches a run, each table partition
-    after its features. Without a daemon it waits.
+    The daemon runs it: features one batch per run, tables many batches per run, each table
+    partition after its features. Without a daemon it waits.
 
     Raises:
         InvalidInputError: The plan is empty.
@@ -318,19 +315,19 @@ def _title(plan: BackfillPlan) -> str:
 
 
 def active_backfills(instance: dg.DagsterInstance) -> list[str]:
-    """Ids of backfills launched here before that are not done."""
+    """Return the ids of backfills launched here before that are not done."""
     active = [s for s in BulkActionStatus if s not in BULK_ACTION_TERMINAL_STATUSES]
     found = instance.get_backfills(filters=BulkActionsFilter(statuses=active))
     return [backfill.backfill_id for backfill in found if SELECT_TAG in backfill.tags]
 
 
 def is_daemon_running(instance: dg.DagsterInstance) -> bool:
-    """Return whether a daemon that carries out backfills was heard of lately."""
+    """Return whether a daemon that carries out backfills sent a heartbeat lately."""
     return bool(instance.get_daemon_statuses([_DAEMON])[_DAEMON].healthy)
 
 
 def cancel_backfill(instance: dg.DagsterInstance, backfill_id: str) -> None:
-    """The daemon cancels the backfill and its runs; what they have done stays.
+    """Request that the daemon cancels the backfill and its runs; finished runs stay.
 
     Raises:
         NotFoundError: There is no such backfill.

@@ -1,7 +1,4 @@
-"""Reconciliation: what the archive's logs, Dagster and the tables say of one another.
-
-Belongs here: finding drift and repairing it from the archive.
-"""
+"""Reconciliation: find and repair differences between archive, Dagster and tables."""
 
 import time
 import uuid
@@ -50,43 +47,45 @@ if TYPE_CHECKING:
 
 @dataclass
 class Drift:
-    """What differed, by dataset, hook or table; each list holds batch keys."""
+    """The differences, by dataset, hook or table; each list has batch keys."""
 
     partitions: dict[str, list[str]] = field(default_factory=dict)
-    """Batches of the log that were no partitions in Dagster; added."""
+    """Batches of the log that were not partitions in Dagster; added."""
     records: dict[str, list[str]] = field(default_factory=dict)
     """Batches whose records had no event of their digest; reported."""
     features: dict[str, list[str]] = field(default_factory=dict)
-    """Artifacts of which Dagster had no event; reported."""
+    """Artifacts without an event in Dagster; reported."""
     tables: dict[str, list[str]] = field(default_factory=dict)
-    """Batches that tables lack or hold in an older version; to be loaded."""
+    """Batches that tables lack or have in an older version; to be loaded."""
     unloaded: dict[str, list[str]] = field(default_factory=dict)
     """Batches that Dagster calls loaded and an `on_request` table lacks; its check names them."""
     unknown_partitions: dict[str, list[str]] = field(default_factory=dict)
-    """Partitions in Dagster that no batch of the log stands for."""
+    """Partitions in Dagster without a batch in the log."""
     behind: dict[str, list[str]] = field(default_factory=dict)
-    """Features that were made from other features than there are now; to be run."""
+    """Features made from input features that are no longer current; to be run."""
     table_events: dict[str, list[str]] = field(default_factory=dict)
-    """Batches of tables of which Dagster had no event, or one of other rows; reported."""
+    """Loaded batches without an event in Dagster, or with one of other rows; reported."""
     changed: dict[str, list[str]] = field(default_factory=dict)
-    """Batches whose rows were changed in a table behind its back; the table is to be built anew."""
+    """Batches whose rows in a table were changed by another writer; the table is to be rebuilt."""
     unfounded: dict[str, list[str]] = field(default_factory=dict)
-    """Partitions that Dagster calls materialized and that stand for no artifact: materializations
-    that were reported by hand, or whose artifact was given up."""
+    """Partitions that Dagster shows as materialized without an artifact: materializations that were
+    reported by hand, or whose artifact was given up.
+    """
     lost: dict[str, dict[str, str]] = field(default_factory=dict)
     """Batches of which Dagster or a table knows more than the archive's log; each with what."""
     to_rebuild: dict[str, list[str]] = field(default_factory=dict)
     """Every batch of the `always` tables with changed rows that are not being rebuilt already."""
     damaged: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Batches of which Dagster could not be told, because of what is wrong with them in the
-    archive; each with the reason."""
+    """Batches that could not be reported to Dagster because of damage in the archive; each with the
+    reason.
+    """
 
     def is_empty(self) -> bool:
         """Return whether everything agreed."""
         return not any(vars(self).values())
 
     def summary(self) -> str:
-        """One line a kind of drift; "no drift" if there was none."""
+        """Return one line per kind of drift; "no drift" if there was none."""
         parts = [
             f"{what} {name}: {len(keys)}"
             for what, found in (
@@ -115,7 +114,7 @@ def reconcile(
     database: "Database | None",
     hooks: Sequence[HookDefinition],
 ) -> Drift:
-    """Dagster knows every batch and artifact of the archive; what tables lack is listed.
+    """Report every batch and artifact of the archive to Dagster; list what tables lack.
 
     Args:
         database: None leaves the tables out.
@@ -173,9 +172,9 @@ def _add_table(
 
 
 def _behind(instance: dg.DagsterInstance, definition: HookDefinition) -> set[str]:
-    """The partitions whose latest event was made from other input features than there are now.
+    """Return the partitions whose latest event was made from older input features.
 
-    Automation asks for them when an input changes; this is for changes that it did not see.
+    Automation requests them when an input changes; this is for changes that it did not see.
     """
     dataset = definition.dataset
     if not definition.inputs:
@@ -196,7 +195,10 @@ def _behind(instance: dg.DagsterInstance, definition: HookDefinition) -> set[str
 def _without_given_up(
     instance: dg.DagsterInstance, definition: HookDefinition, batches: Collection[str]
 ) -> list[str]:
-    """Those of `batches` whose last run neither failed nor was cancelled: an operator decides."""
+    """Return those of `batches` whose last run neither failed nor was cancelled.
+
+    For the others, an operator decides.
+    """
     if not batches:
         return []
     key = features_key(definition.dataset, definition.name)
@@ -207,7 +209,7 @@ def _without_given_up(
 def _inputs_first(
     names: Sequence[str], dataset: str, hooks: Sequence[HookDefinition]
 ) -> Iterator[str]:
-    """The hooks, each after those it takes as input: its events point at theirs."""
+    """Return the hooks, each after its inputs: its events point at theirs."""
     inputs = {hook.name: hook.inputs for hook in hooks if hook.dataset == dataset}
     seen: set[str] = set()
 
@@ -226,7 +228,7 @@ def _inputs_first(
 def _reconcile_batches(
     store: BlobStore, instance: dg.DagsterInstance, dataset: str, drift: Drift
 ) -> dict[str, BatchEntry]:
-    """Tell Dagster of batches that it does not know; the last entry of every batch."""
+    """Report batches to Dagster that it does not know; return every batch's last entry."""
     from feature_pipeline.archive.maintenance.known import find_lost_batches
 
     readable = log.readable_batches(store, dataset, None, known_logs(store))
@@ -279,7 +281,7 @@ def _reconcile_features(
     hook: str,
     drift: Drift,
 ) -> dict[str, FeatureEntry]:
-    """Tell Dagster of artifacts that it does not know; the hook's current entries."""
+    """Report artifacts to Dagster that it does not know; return the hook's current entries."""
     from feature_pipeline.archive.maintenance.known import find_lost
 
     key = features_key(dataset, hook)
@@ -319,15 +321,15 @@ def request_runs(
     *,
     is_rebuild: bool = False,
 ) -> list[str]:
-    """One Dagster backfill per asset is requested for the batches it wants; their ids.
+    """Request one Dagster backfill per asset for the batches it needs; return their ids.
 
-    Not for batches that are being run, or that a running backfill is about.
+    Leaves out batches that are being run, or are part of a running backfill.
 
     Args:
-        instance: Where to.
+        instance: The Dagster instance.
         asset_graph: The code location's.
         wanted: Batches by asset.
-        is_rebuild: Whether the assets are tables, to be built anew and switched to.
+        is_rebuild: Whether the assets are tables that are to be rebuilt and switched to.
     """
     ids = []
     for asset, lacking in wanted.items():
@@ -362,7 +364,7 @@ def request_runs(
 
 
 def reconcile_job(hooks: Sequence[HookDefinition]) -> dg.JobDefinition:
-    """The job `reconcile`: finds and repairs drift, and requests the runs that assets want."""
+    """Return the job `reconcile`, which repairs drift and requests the necessary runs."""
 
     @dg.op(name="find_and_mend_drift", description="Compares the logs, Dagster and the tables.")
     def find_and_mend(
@@ -413,7 +415,7 @@ def reconcile_job(hooks: Sequence[HookDefinition]) -> dg.JobDefinition:
 
 
 def reconcile_schedule() -> dg.ScheduleDefinition:
-    """Runs `reconcile` every hour; running by default."""
+    """Return the schedule that runs `reconcile` every hour; running by default."""
     return dg.ScheduleDefinition(
         name="reconcile_hourly",
         job_name=RECONCILE_JOB,

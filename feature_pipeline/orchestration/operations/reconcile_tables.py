@@ -1,8 +1,4 @@
-"""Reconciliation of one table with the archive and with what Dagster knows of it.
-
-Belongs here: what a table lacks, what Dagster lacks or has wrongly of it, rows that were changed by
-hand.
-"""
+"""Reconcile one table with the archive and with Dagster."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,20 +29,20 @@ _UNLOADED = "unloaded"
 
 @dataclass(frozen=True, slots=True)
 class TableDrift:
-    """Where a table, the archive and Dagster differ; batches in the order of their keys."""
+    """Differences between a table, the archive and Dagster; batches in the order of keys."""
 
     to_load: Sequence[str] = ()
-    """Batches that an `always` table lacks or holds in an older version."""
+    """Batches that an `always` table lacks or has in an older version."""
     unloaded: Sequence[str] = ()
-    """Batches that Dagster calls loaded and an `on_request` table lacks."""
+    """Batches that Dagster shows as loaded and an `on_request` table lacks."""
     reported: Sequence[str] = ()
-    """Batches of whose load Dagster had no event, or one of other rows; it has one now."""
+    """Loaded batches without an event in Dagster, or with one of other rows; reported now."""
     changed: Sequence[str] = ()
-    """Batches whose rows or outcomes are not those that were loaded."""
+    """Batches whose rows or outcomes differ from those that were loaded."""
     is_rebuilt: bool = False
     """Whether a generation that will replace the changed rows is being built already."""
     unfounded: Sequence[str] = ()
-    """Partitions that Dagster calls loaded, that are not, and that have no artifact to load."""
+    """Partitions that Dagster shows as loaded, that are not, and that have no artifact to load."""
     lost: Mapping[str, str] = field(default_factory=dict)
     """Batches that were loaded from log entries that the archive no longer has."""
 
@@ -59,15 +55,15 @@ def reconcile_table(
     definition: HookDefinition,
     heads: Mapping[str, FeatureEntry],
 ) -> TableDrift:
-    """Compare a table with the archive, and tell Dagster what it lacks of it.
+    """Compare a table with the archive, and report missing events to Dagster.
 
     Rows are read back only if something was written since they were last proved.
 
     Args:
         store: The archive.
-        archive_uri: Its address, for people.
-        database: Where the table is.
-        instance: Where Dagster's events are.
+        archive_uri: Its address, for display.
+        database: The table's database.
+        instance: The Dagster instance.
         definition: The table's hook.
         heads: The hook's current log entries.
     """
@@ -105,9 +101,9 @@ def reconcile_table(
 def _changed(
     store: BlobStore, database: "Database", instance: dg.DagsterInstance, definition: HookDefinition
 ) -> list[str]:
-    """The batches whose rows are not those that were loaded; the check `equals_archive` names them.
+    """Return the batches whose rows differ from those that were loaded.
 
-    The check is evaluated if they are others than it says.
+    If the check `equals_archive` names others, it is evaluated again with these.
     """
     from feature_pipeline.projections.proof.proof import AlteredTableError, prove
 
@@ -134,10 +130,10 @@ def _changed(
 def _unloaded(
     store: BlobStore, database: "Database", instance: dg.DagsterInstance, definition: HookDefinition
 ) -> list[str]:
-    """The batches that Dagster calls loaded and the table lacks; its check `progress` names them.
+    """Return the batches that Dagster shows as loaded and the table lacks; name them in `progress`.
 
-    Nothing loads a table that is made on request again by itself, and Dagster cannot unsay a
-    materialization. The check passes again once there are none.
+    A table that is materialized on request is not loaded again automatically, and Dagster cannot
+    revoke a materialization. The check passes again once there are none.
     """
     from feature_pipeline.projections.proof.progress import check_progress
 

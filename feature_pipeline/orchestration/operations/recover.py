@@ -1,7 +1,4 @@
-"""Recovery: Dagster's knowledge and the tables come back from S3 and the code alone.
-
-Belongs here: the order of it.
-"""
+"""Recover Dagster's storage and the tables from S3 and the code alone."""
 
 import contextlib
 from collections.abc import Collection, Iterator, Sequence
@@ -25,7 +22,7 @@ def recover_dagster(
     instance: dg.DagsterInstance,
     hooks: Sequence[HookDefinition],
 ) -> Drift:
-    """Dagster has every partition, record, artifact and pool of the archive; what it lacked.
+    """Report every partition, record, artifact and pool to Dagster; return what it lacked.
 
     Resumable: what Dagster knows already is not reported again.
     """
@@ -36,7 +33,7 @@ def recover_dagster(
 def tables_to_recover(
     hooks: Sequence[HookDefinition], named: Collection[str]
 ) -> list[HookDefinition]:
-    """The hooks whose tables are rebuilt: every `always` table, and those named.
+    """Return the hooks whose tables are rebuilt: every `always` table, and the named ones.
 
     Raises:
         NotFoundError: A name is no table's.
@@ -59,7 +56,7 @@ def recover_table(
     *,
     workers: int = 2,
 ) -> Iterator[LoadReport]:
-    """The table holds every current artifact and Dagster knows it; a report per batch."""
+    """Load every current artifact into the table and report it to Dagster, batch by batch."""
     loads = load_batches(store, database, table_spec(definition), workers=workers)
     with contextlib.closing(loads):
         yield from report_loads(instance, definition, loads, database)
@@ -68,7 +65,7 @@ def recover_table(
 def prove_tables(
     store: BlobStore, database: Database, hooks: Sequence[HookDefinition]
 ) -> dict[str, Proof]:
-    """Per table, its digest beside the archive's; what a switch has proven is not read again."""
+    """Return the proof of each table; what a switch has proved is not read again."""
     return {
         hook.table_name: prove(store, database, table_spec(hook), may_reuse=True) for hook in hooks
     }

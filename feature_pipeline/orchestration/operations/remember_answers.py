@@ -1,7 +1,4 @@
-"""The job that brings the memory of answers in line with the logs, and its schedule.
-
-Belongs here: when it runs, and what Dagster shows of it.
-"""
+"""The job that compares the memory of answers with the logs, and its schedule."""
 
 from collections.abc import Iterator
 
@@ -18,7 +15,7 @@ ANSWERS_JOB = "remember_answers"
 
 
 class RememberConfig(dg.Config):
-    """Which memories are compared with their logs."""
+    """The memories to compare with their logs."""
 
     due_only: bool = Field(
         default=False, description="Only those that were not compared for a day."
@@ -26,7 +23,7 @@ class RememberConfig(dg.Config):
 
 
 def hooks_due(store: BlobStore) -> list[tuple[str, str]]:
-    """The (dataset, hook) pairs whose memory was not compared for a day. One listing each."""
+    """Return the (dataset, hook) pairs whose memory was not compared for a day."""
     from feature_pipeline.archive.maintenance.remember import is_due
 
     pairs = list(_hooks(store))
@@ -81,7 +78,7 @@ def answers_job() -> dg.JobDefinition:
 
 
 def answers_schedule() -> dg.ScheduleDefinition:
-    """Runs `remember_answers` within the hour if a memory is absent, else daily; running."""
+    """Return the schedule of `remember_answers`: daily, or within the hour without a memory."""
 
     @dg.schedule(
         name="remember_answers_hourly",

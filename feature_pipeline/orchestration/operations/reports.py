@@ -30,14 +30,14 @@ from feature_pipeline.orchestration.markdown import Markup, code, plain
 SHOWN_BATCHES: Final = 50
 SHOWN_RECORDS: Final = 100
 SHOWN_CHARACTERS: Final = 200
-"""Of a reason."""
+"""Maximum length of a reason."""
 MAX_PICTURE_BYTES: Final = 250_000
-"""Encoded. Events are rows of Dagster's database, and the UI loads a run's all at once."""
+"""Encoded size. Events are rows of Dagster's database, and the UI loads a run's all at once."""
 _DPI: Final = (80, 60, 40)
 
 
 def report(features: Features, columns: Sequence[str] = ()) -> Metadata:
-    """Outcomes, unhappy records, statistics and histograms as Dagster shows them, of bounded size.
+    """Return outcomes, rejected and errored records, statistics and histograms, of bounded size.
 
     Raises:
         InvalidInputError: One of `columns` is no numeric column.
@@ -63,7 +63,7 @@ def report(features: Features, columns: Sequence[str] = ()) -> Metadata:
 
 
 def damage_markdown(features: Features) -> str:
-    """The batches that the report leaves out, and how to see what can be brought back."""
+    """List the batches that the report leaves out, and how to see what can be restored."""
     lines = [[batch, _cut(why)] for batch, why in list(features.damage.items())[:SHOWN_BATCHES]]
     count = len(features.damage)
     return (
@@ -74,7 +74,7 @@ def damage_markdown(features: Features) -> str:
 
 
 def outcomes_markdown(summary: Summary) -> str:
-    """Outcomes per batch, those with most errors and rejections first."""
+    """Return outcomes per batch, those with most errors and rejections first."""
     names = ("passed", "empty", "rejected", "errored")
     ordered = sorted(
         summary.outcomes.items(), key=lambda item: (-item[1]["errored"], -item[1]["rejected"])
@@ -88,7 +88,7 @@ def outcomes_markdown(summary: Summary) -> str:
 
 
 def unhappy_markdown(features: Features, totals: "dict[str, int]") -> str:
-    """The first rejected and errored records with their reasons, and how to print all of them."""
+    """List the first rejected and errored records, and the command that prints all of them."""
     count = totals["rejected"] + totals["errored"]
     if not count:
         return "None."
@@ -114,7 +114,7 @@ def unhappy_markdown(features: Features, totals: "dict[str, int]") -> str:
 
 
 def picture_markdown(summary: Summary) -> str:
-    """Histograms as one picture that the page carries; fewer of them if it would be too large."""
+    """Return histograms as one embedded picture; fewer of them if it would be too large."""
     shown = summary
     while True:
         for dpi in _DPI:
@@ -155,7 +155,7 @@ def report_comparison(
 
 
 def comparison_markdown(comparison: Comparison) -> str:
-    """What two releases say differently."""
+    """Return the comparison of two releases."""
     found = comparison.difference
     parts = [
         f"From {_named(comparison.before)} to {_named(comparison.after)}, over {found.batches:,}"
@@ -210,6 +210,6 @@ def _cut(text: str) -> str:
 
 
 def table(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    """Return a Markdown table; what is in a cell stays in it."""
+    """Return a Markdown table whose cells cannot break out of it."""
     shown = ([c if isinstance(c, Markup) else plots.cell_text(c) for c in line] for line in lines)
     return markdown.table(heads, shown)

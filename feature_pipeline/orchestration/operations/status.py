@@ -1,6 +1,4 @@
-"""How every batch of a hook stands: in the archive, in its table, in Dagster.
-
-Belongs here: the facts, and which of them make a batch missing, failed, stale or of an old release.
+"""The status of a hook's batches in the archive, in its table and in Dagster.
 
 The archive's logs and the tables' bookkeeping come first. Dagster adds what they cannot know: runs
 that left nothing in the archive, and changed columns.
@@ -54,11 +52,11 @@ from feature_pipeline.projections.catalog.generation import read_table
 from feature_pipeline.projections.catalog.known import known_entry
 
 ERRORED_AT_MOST: Final = 20
-"""How many errored records of a hook are named."""
+"""Number of errored records of a hook that are named."""
 
 
 class Reason(StrEnum):
-    """Why a partition is to be run again."""
+    """The reason to run a partition again."""
 
     MISSING = "missing"
     FAILED = "failed"
@@ -68,7 +66,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BatchFacts:
-    """What is known of one partition of a feature asset or a table asset."""
+    """The facts about one partition of a feature asset or a table asset."""
 
     is_there: bool
     """It has a current artifact, or is loaded."""
@@ -79,17 +77,19 @@ class BatchFacts:
     has_retryable_errors: bool = False
     """Its current artifact has errored records that a run would compute again."""
     is_behind: bool = False
-    """It was made from something else than what is current now."""
+    """It was made from something that is no longer current."""
     is_stale_in_dagster: bool = False
     problem: str | None = None
-    """What the archive has damaged or lost of it: nothing else is known then, and no reason but an
-    operator's speaks for running it."""
+    """What the archive has damaged or lost of it: nothing else is known then, and only an operator
+    can decide to run it.
+    """
     is_other_release: bool = False
-    """Features: another release than the declared one made it. Table: it was loaded from an
-    artifact of another release than the current artifact's."""
+    """Features: a release other than the declared one made it. Table: it was loaded from an
+    artifact of a release other than the current artifact's.
+    """
 
     def reasons(self) -> frozenset[Reason]:
-        """Everything that speaks for running the partition."""
+        """Return every reason to run the partition."""
         found: set[Reason] = set()
         if self.problem is not None:
             return frozenset()
@@ -106,7 +106,7 @@ class BatchFacts:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How the partitions of one asset stand."""
+    """The status of one asset's partitions."""
 
     key: dg.AssetKey
     facts: Mapping[str, BatchFacts]
@@ -120,42 +120,44 @@ class Standing:
         object.__setattr__(self, "reasons", found)
 
     def batches(self, reason: Reason) -> list[str]:
-        """Return the batches that this reason speaks for, in the order of submission."""
+        """Return the batches with this reason, in the order of submission."""
         return [batch for batch, reasons in self.reasons.items() if reason in reasons]
 
 
 @dataclass(frozen=True, slots=True)
 class HookStanding:
-    """How a hook's batches stand. Made by `hook_standing`."""
+    """The status of a hook's batches. Made by `hook_standing`."""
 
     definition: HookDefinition
     release: HookRelease
-    """As it is declared: what a run would use."""
+    """The declared one, which a run would use."""
     is_registered: bool
-    """Whether the archive knows that release as the last one."""
+    """Whether it is the last registered release of the archive."""
     features: Standing
     table: Standing | None
     """None for a hook without a table, or if the table was left out."""
     heads: Mapping[str, FeatureEntry]
     without_input: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    """Per input hook the batches of which it has no artifact: a run could only fail."""
+    """By input hook, the batches for which it has no artifact: a run would fail."""
     damaged: Mapping[str, str] = field(default_factory=dict)
-    """Batches of which something in the archive cannot be read, with the reason. The hook's
-    releases are under `RELEASES`."""
+    """Batches that cannot be read completely in the archive, with the reason. The hook's releases
+    are under `RELEASES`.
+    """
     counts: Mapping[str, OutcomeCounts] = field(default_factory=dict)
-    """What current artifacts say of their records, as far as manifests were read."""
+    """Totals of the current artifacts' counts, as far as manifests were read."""
     lost: Mapping[str, str] = field(default_factory=dict)
     """Batches of which the table or Dagster knows an artifact that the log no longer has."""
     errored: Mapping[str, str] = field(default_factory=dict)
     """The first errored records of current artifacts, with their reasons, as far as outcomes were
-    read."""
+    read.
+    """
     left_out: Mapping[str, str] = field(default_factory=dict)
-    """Records that the table that is read cannot hold, with PostgreSQL's reason."""
+    """Records that the live table cannot store, with PostgreSQL's reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where facts come from."""
+    """The sources of the facts."""
 
     store: BlobStore
     database: Database | None = None
@@ -172,20 +174,20 @@ def hook_standing(
     batches: Collection[str] | None = None,
     is_deep: bool = False,
 ) -> HookStanding:
-    """How the hook's batches stand now.
+    """Return the current status of the hook's batches.
 
     Costs two listings, one small object per log entry, one query of the table's bookkeeping, and a
     few queries of Dagster's events per 500 batches. Manifests are read only of hooks with inputs,
-    of batches of which a record was erased, and of last runs that failed. What is damaged costs its
-    own batch.
+    of batches from which a record was erased, and of last runs that failed. Damage affects its own
+    batch only.
 
     Args:
         sources: Archive, tables and Dagster.
         definition: The hook.
-        folder: What the definition's code files are relative to.
-        batches: Look at these alone; at all of the dataset if None.
+        folder: The folder that the definition's code files are relative to.
+        batches: Only these; all of the dataset if None.
         is_deep: Read every current manifest, and the outcomes of those that have errors, to find
-            errored records that are worth another try.
+            retryable errors.
     """
     store, dataset, hook = sources.store, definition.dataset, definition.name
     known = known_logs(store)
@@ -234,10 +236,10 @@ def hook_standing(
 
 @dataclass(slots=True)
 class _Read:
-    """What was read of current artifacts."""
+    """The current artifacts that were read."""
 
     damaged: dict[str, str]
-    """Gets the batches whose artifacts are found damaged."""
+    """Receives the batches whose artifacts are found damaged."""
     counts: dict[str, OutcomeCounts] = field(default_factory=dict)
     retryable: set[str] = field(default_factory=set)
     """Batches with records that a run would compute again."""
@@ -281,7 +283,7 @@ def _lost(
     heads: Mapping[str, FeatureEntry],
     loaded: Sequence[Mapping[str, Progress]],
 ) -> dict[str, str]:
-    """What the table and Dagster know of the hook's logs and the logs do not have, by batch."""
+    """Return, by batch, what the table and Dagster know and the hook's logs do not have."""
     dataset, hook = definition.dataset, definition.name
     known: list[KnownEntry] = []
     if loaded:
@@ -294,10 +296,10 @@ def _lost(
 
 
 def _last_failure(store: BlobStore, entries: Sequence[FeatureEntry]) -> str | None:
-    """Why the last hook run that counts failed: superseded and cancelled ones change nothing.
+    """Return why the last hook run that counts failed; superseded and cancelled ones do not.
 
-    Manifests are read of failed runs alone: a log does not say which of them were cancelled. One
-    that cannot be read counts as failed. None if it did not fail.
+    Manifests are read of failed runs alone, because a log does not show which of them were
+    cancelled. One that cannot be read counts as failed. None if it did not fail.
     """
     for entry in reversed(entries):
         if entry.verdict is Verdict.SUPERSEDED:
@@ -389,7 +391,7 @@ def _manifests(
     batches: list[str],
     damaged: dict[str, str],
 ) -> Iterator[tuple[str, Manifest]]:
-    """Manifests of these batches, a few hundred in memory at a time; `damaged` gets the others."""
+    """Yield manifests of these batches, a few hundred at a time; others go to `damaged`."""
     for start in range(0, len(batches), 256):
         chunk = batches[start : start + 256]
         found = map_threads(lambda batch: _manifest(store, heads[batch]), chunk)
@@ -410,7 +412,7 @@ def _manifest(store: BlobStore, head: FeatureEntry) -> Manifest | FeaturePipelin
 def _is_behind(
     manifest: Manifest, entry: BatchEntry, inputs: Mapping[str, Mapping[str, FeatureEntry]]
 ) -> bool:
-    """Whether the artifact was made from another batch or other input features than current."""
+    """Return whether the artifact was made from a batch or input features that are not current."""
     now = {
         name: heads[entry.batch].content_digest
         for name, heads in inputs.items()
@@ -456,9 +458,9 @@ def _table_standing(
 def _loaded(
     database: Database | None, definition: HookDefinition
 ) -> tuple[list[Mapping[str, Progress]], Mapping[str, str]]:
-    """What the generation that is read holds, and what the one being built holds, if one is.
+    """Return the content of the live generation, and of the one being built, if there is one.
 
-    Empty if there is no table. Then the records that are left out of the one that is read.
+    Empty if there is no table. The third value are the records left out of the live one.
     """
     if database is None or not definition.has_table:
         return [], {}

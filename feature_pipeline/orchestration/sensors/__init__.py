@@ -1,1 +1,1 @@
-"""Sensors: what Dagster's daemon does by itself, one tick at a time."""
+"""Sensors, which Dagster's daemon evaluates tick by tick."""

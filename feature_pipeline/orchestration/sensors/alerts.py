@@ -1,7 +1,4 @@
-"""What operators are alerted to: failed runs, failing checks, quarantined entries.
-
-Belongs here: finding them in Dagster's events and the archive, and what is said of each.
-"""
+"""Find what operators are alerted to: failed runs, failing checks, quarantined entries."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -27,11 +24,11 @@ RUNS_REMEMBERED = 5_000
 _WHY_LENGTH = 1_000
 _BATCHES_SHOWN = 20
 _NAMED_BY = ("failing_batches", "batches", "problems", "wrong")
-"""Where the metadata of this project's checks name what fails, the most telling first."""
+"""Metadata entries in which this project's checks name what fails, the most informative first."""
 
 
 class NoticeKind(StrEnum):
-    """What happened. Append only: receivers tell them apart by it."""
+    """The kind of an alert. Append only: receivers distinguish alerts by it."""
 
     RUN_FAILED = "run_failed"
     CHECK_FAILED = "check_failed"
@@ -40,10 +37,10 @@ class NoticeKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """One cause, told once."""
+    """The alert for one cause, posted once."""
 
     cause: str
-    """Names the cause: the same for whatever repeats it."""
+    """Identifies the cause: the same for every repetition."""
     kind: NoticeKind
     what: str
     """One line."""
@@ -51,10 +48,10 @@ class Notice:
     why: str
     at: datetime
     path: str | None = None
-    """Where the UI shows it, below its address."""
+    """Path in the UI, below its address."""
 
     def document(self, ui_url: str | None) -> dict[str, Any]:
-        """The JSON that is posted."""
+        """Return the JSON to post."""
         link = f"{ui_url.rstrip('/')}/{self.path}" if ui_url and self.path else None
         return {
             "id": Digest.of(f"{self.cause} {self.at.isoformat()}".encode()).hex[:32],
@@ -70,24 +67,24 @@ class Notice:
 
 
 class Seen(BaseModel):
-    """Which causes were found already; kept between looks."""
+    """Alert state between polls: the causes that were found already."""
 
     cursor: int | None = None
-    """Dagster's events were looked at up to this storage id; None before the first look."""
+    """Dagster's events were read up to this storage id; None before the first poll."""
     horizon: int = 0
-    """The last event there was at the look before."""
+    """The last event at the time of the previous poll."""
     runs: list[str] = Field(default_factory=list)
     """Causes of failed runs, the oldest first."""
     checks: dict[str, str] = Field(default_factory=dict)
-    """Per check that fails, the digest of what it named."""
+    """For each failing check, the digest of what it named."""
     quarantined: list[str] = Field(default_factory=list)
 
 
 def look(instance: dg.DagsterInstance, store: BlobStore, seen: Seen) -> list[Notice]:
-    """What is new since the look before; `seen` has it afterwards.
+    """Return the new alerts since the last poll, and update `seen`.
 
-    An event is looked at once the next look has begun: by then every event with a lower storage id
-    is committed, and none can be passed over.
+    An event is read at the poll after the one that saw it: by then every event with a lower storage
+    id is committed, and none can be missed.
     """
     notices = list(_quarantined(store, seen))
     newest = instance.event_log_storage.get_maximum_record_id() or 0
@@ -165,7 +162,7 @@ def _failed_run(
 
 
 def _assets(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[dg.AssetKey]:
-    """What the run was to materialize, in order; nothing for other jobs."""
+    """Return the assets of the run, in order; none for other jobs."""
     if run.asset_selection:
         return sorted(run.asset_selection)
     planned = instance.get_records_for_run(
@@ -225,7 +222,7 @@ def _failing_check(
 
 
 def _named(evaluation: dg.AssetCheckEvaluation) -> list[str]:
-    """The batches that a check names. What else it says counts and changes with every run."""
+    """Return the batches that a check names, without counts, which change with every run."""
     for name in _NAMED_BY:
         value = evaluation.metadata.get(name)
         if isinstance(value, dg.JsonMetadataValue) and value.data:

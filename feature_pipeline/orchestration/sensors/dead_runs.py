@@ -1,7 +1,7 @@
-"""Runs whose worker process died: failed, so that they do not block automation for ever.
+"""Fail runs whose worker process died, so that they do not block automation for ever.
 
-Belongs here: finding and failing them where Dagster's own run monitoring cannot. It asks the run
-launcher for the worker's health, and the default launcher has no answer.
+Dagster's own run monitoring asks the run launcher for the worker's health, and the default launcher
+has no answer.
 """
 
 import dagster as dg
@@ -13,10 +13,10 @@ IN_PROGRESS = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
 
 def fail_dead_runs(instance: dg.DagsterInstance) -> list[str]:
-    """Every started run whose worker was on this machine and is gone has failed; their ids.
+    """Fail every started run whose local worker is gone; return their ids.
 
-    Does nothing under a launcher that starts workers elsewhere. A run that never started is left
-    to Dagster's run monitoring, which knows how long a start may take.
+    Does nothing under a launcher that starts workers elsewhere. A run that never started is left to
+    Dagster's run monitoring, which knows how long a start may take.
     """
     if not isinstance(instance.run_launcher, dg.DefaultRunLauncher):
         return []
@@ -67,7 +67,7 @@ def _is_alive(pid: int, reported_at: float) -> bool:
 
 
 def dead_runs_sensor() -> dg.SensorDefinition:
-    """Fails runs whose local worker is gone, every `TICK_SECONDS`; running by default."""
+    """Return the sensor that fails runs whose local worker is gone; running by default."""
 
     @dg.sensor(
         name="dead_runs",

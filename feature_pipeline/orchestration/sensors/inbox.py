@@ -1,10 +1,8 @@
-"""The inbox sensor: accepts what was submitted or finished, and tells Dagster.
+"""The inbox sensor: accepts submissions and completions, and reports them to Dagster.
 
-Belongs here: one tick over the inbox, as events and partitions.
-
-A tick costs what is waiting, not what is archived. An entry is deleted on a later tick, once its
-event is found in Dagster: a daemon that dies in between repeats an event of the same data version,
-which changes nothing, and loses none.
+The cost of a tick depends on what is waiting, not on what is archived. An entry is deleted on a
+later tick, once its event is found in Dagster. If a daemon dies in between, the event is repeated
+with the same data version, which changes nothing.
 """
 
 import logging
@@ -59,7 +57,7 @@ RunEntries = Sequence[tuple[InboxEntry, Completion]]
 
 @dataclass
 class InboxTick:
-    """What one look at the inbox found and did; events and partitions are yet to be stored."""
+    """The result of one tick; its events and partitions are yet to be stored."""
 
     events: list[dg.AssetMaterialization] = field(default_factory=list)
     partitions: dict[str, list[str]] = field(default_factory=dict)
@@ -70,25 +68,25 @@ class InboxTick:
     unusable: list[str] = field(default_factory=list)
     """Results of hook runs whose worker died, and which can never be accepted."""
     damaged: list[str] = field(default_factory=list)
-    """Accepted entries of which Dagster cannot be told: what they name is gone or damaged."""
+    """Accepted entries that cannot be reported to Dagster: what they name is gone or damaged."""
 
     left_over: list[str] = field(default_factory=list)
-    """What workers had left that died, and is removed."""
+    """Removed leftovers of dead workers."""
     in_vain: set[str] = field(default_factory=set)
-    """Ids of entries that were looked at and stay as they were."""
+    """Ids of entries that were processed and stay as they were."""
 
     def wait(self, entry: InboxEntry, reason: str) -> None:
-        """Note that the entry stays in the inbox, and why."""
+        """Record that the entry stays in the inbox, and why."""
         self.waiting.append(f"{quoted(entry.id)}: {quoted(reason, MOST_REASON)}")
         self.in_vain.add(entry.id)
 
     def damage(self, entry: InboxEntry, reason: str) -> None:
-        """Note that Dagster cannot be told of the entry, and why."""
+        """Record that the entry cannot be reported to Dagster, and why."""
         self.damaged.append(f"{quoted(entry.id)}: {quoted(reason, MOST_REASON)}")
         self.in_vain.add(entry.id)
 
     def add(self, other: "InboxTick") -> None:
-        """Add what a part of the same look found and did."""
+        """Add the results of a part of the same tick."""
         for dataset, keys in other.partitions.items():
             self.partitions.setdefault(dataset, []).extend(keys)
         self.events += other.events
@@ -98,7 +96,7 @@ class InboxTick:
         self.in_vain |= other.in_vain
 
     def summary(self) -> str:
-        """One line for the tick's log."""
+        """Return one line for the tick's log."""
         return (
             f"{self.accepted} accepted, {self.removed} done, {len(self.waiting)} waiting,"
             f" {len(self.quarantined)} quarantined"
@@ -107,18 +105,18 @@ class InboxTick:
 
 @dataclass
 class Looks:
-    """How often this process looked at entries in vain: those that it did not look at go first."""
+    """Counts how often this process tried entries without success; untried ones go first."""
 
     _counts: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def of(self, infos: Iterable[ObjectInfo]) -> Mapping[str, int]:
-        """Return the counts of what waits, by key; what waits no more is forgotten."""
+        """Return the counts of waiting entries, by key, and forget those of others."""
         there = [(info.key, info.etag) for info in infos]
         self._counts = {one: self._counts[one] for one in there if one in self._counts}
         return {key: count for (key, _), count in self._counts.items()}
 
     def add(self, infos: Iterable[ObjectInfo], in_vain: Collection[str]) -> None:
-        """Count a look at these objects, which was in vain for the entries of these ids."""
+        """Count a try of these objects, which failed for the entries of these ids."""
         for info in infos:
             if info.key.removeprefix(layout.INBOX) in in_vain:
                 one = info.key, info.etag
@@ -136,11 +134,11 @@ def settle_inbox(
 ) -> InboxTick:
     """Accept up to `limit` waiting entries, batches before completions.
 
-    Whatever an entry holds, it costs itself alone. Batches and completions have shares of `limit`
-    and of the time, and what `looks` knows to be waiting yields to what was not looked at. Results
-    of hook runs whose worker died are among them from this tick on, by way of `work`. What
-    dead workers left there and with `runner` is removed once nothing can come of it. Idempotent:
-    repeating a tick appends nothing to any log that is there already.
+    A bad entry does not affect others. Batches and completions have shares of `limit` and of the
+    time, and entries that `looks` knows to have waited come after new ones. Through `work`, results
+    of hook runs whose worker died are among them from this tick on. Leftovers of dead workers,
+    there and with `runner`, are removed once they are no longer needed. Idempotent: repeating a
+    tick appends nothing to any log.
     """
     from feature_pipeline.orchestration.sensors.leftovers import remove_left_now_and_then
     from feature_pipeline.orchestration.sensors.orphaned_runs import take_outlived
@@ -182,7 +180,7 @@ def _accepted(
     infos: Sequence[ObjectInfo],
     chosen: Sequence[ObjectInfo],
 ) -> Iterator[InboxEntry]:
-    """Accept what was chosen, a few at a time, as long as there is time; give what is accepted."""
+    """Accept the chosen entries, a few at a time, while there is time; return the accepted ones."""
     start, looked_at = time.monotonic(), {info.key for info in chosen}
     put_off = {info.key for info in infos if accept.is_batch(info)} - looked_at
     for are_batches, seconds in ((True, ACCEPTING_SECONDS / 2), (False, ACCEPTING_SECONDS)):
@@ -205,7 +203,7 @@ Report = Callable[[InboxTick, Sequence[tuple[InboxEntry, E]]], None]
 def _each_alone(
     tick: InboxTick, report: Report[E], entries: Sequence[tuple[InboxEntry, E]]
 ) -> None:
-    """Report accepted entries together; if that fails, one by one, so that each costs itself."""
+    """Report accepted entries together; if that fails, one by one, to isolate the failure."""
     part = InboxTick()
     try:
         report(part, entries)
@@ -222,7 +220,7 @@ def _each_alone(
 
 
 def _compact_answers(store: BlobStore, dataset: str, hook: str) -> None:
-    """Merge what acceptances have added to the hook's memory of answers, if it has become much."""
+    """Merge the hook's memory of answers if acceptances have added many segments."""
     from feature_pipeline.archive.logs import answers
 
     try:
@@ -235,12 +233,12 @@ def _compact_answers(store: BlobStore, dataset: str, hook: str) -> None:
 def choose(
     infos: Sequence[ObjectInfo], limit: int, looked_at: Mapping[str, int]
 ) -> Sequence[ObjectInfo]:
-    """Return at most `limit` of what waits: half of them batches, or as many as the rest leaves.
+    """Return at most `limit` waiting entries: half of them batches, or as many as the rest leaves.
 
     Args:
-        infos: What waits, as of `accept.list_waiting`.
-        limit: How many.
-        looked_at: By key, how often it was looked at in vain: the fewer times, the sooner.
+        infos: The waiting entries, as from `accept.list_waiting`.
+        limit: Maximum number.
+        looked_at: By key, how often it was tried without success: the fewer, the sooner.
     """
     batches = [info for info in infos if accept.is_batch(info)]
     completions = [info for info in infos if not accept.is_batch(info)]
@@ -252,7 +250,7 @@ def choose(
 def _fewest(
     infos: Sequence[ObjectInfo], limit: int, looked_at: Mapping[str, int]
 ) -> Sequence[ObjectInfo]:
-    """Those that were looked at the fewest times, in the order given."""
+    """Return those that were tried the fewest times, in the order given."""
     by_count: dict[int, list[ObjectInfo]] = {}
     for info in infos:
         by_count.setdefault(looked_at.get(info.key, 0), []).append(info)
@@ -263,7 +261,7 @@ def _fewest(
 
 
 def _ends(infos: Sequence[ObjectInfo], limit: int) -> Sequence[ObjectInfo]:
-    """From both ends: what cannot be accepted yet does not hold up what can."""
+    """Return entries from both ends, so that unacceptable ones do not block others."""
     if len(infos) <= limit:
         return infos
     oldest = limit // 2
@@ -277,10 +275,10 @@ def _usable(
     infos: Sequence[ObjectInfo],
     put_off: Collection[str],
 ) -> list[InboxEntry]:
-    """The entries that can be accepted or refused now; the others are noted as waiting.
+    """Return the entries that can be accepted or refused now; record the others as waiting.
 
-    Not those of live Dagster runs. Nor completions whose batch is put off: they would count as
-    those whose batch is not known.
+    Entries of live Dagster runs wait. So do completions whose batch was not chosen yet, which would
+    count as those of an unknown batch.
     """
     batches = {key.rpartition(".")[0] for key in put_off}
     entries = accept.read_waiting(store, infos)
@@ -301,7 +299,7 @@ def _usable(
 
 
 def _batch_key(completion: Completion) -> str:
-    """What the keys of submissions of the completion's batch begin with."""
+    """Return the prefix of the keys of submissions of the completion's batch."""
     return f"{layout.INBOX}{BATCH_ID}{completion.dataset}.{completion.batch}"
 
 
@@ -313,7 +311,10 @@ def _runs(instance: dg.DagsterInstance, entries: Sequence[InboxEntry]) -> dict[s
 
 
 def _as_ended(entry: InboxEntry, run: dg.DagsterRun) -> InboxEntry:
-    """The entry, its completion cancelled if its run was: the hook may have ended before that."""
+    """Return the entry, its completion cancelled if its run was.
+
+    The hook may have ended before the cancellation.
+    """
     if run.status is not dg.DagsterRunStatus.CANCELED or not isinstance(entry.content, Completion):
         return entry
     cancelled = entry.content.model_copy(update={"status": CompletionStatus.CANCELLED})
@@ -327,7 +328,7 @@ def _report_batches(
     tick: InboxTick,
     submissions: BatchEntries,
 ) -> None:
-    """Remove the entries that Dagster knows of; events and partitions for the others."""
+    """Remove the entries that Dagster knows; return events and partitions for the others."""
     known = set(instance.get_dynamic_partitions(dataset))
     keys = [submission.batch for _, submission in submissions]
     events = latest_events(instance, records_key(dataset), keys)
@@ -361,7 +362,7 @@ def _report_completions(
     tick: InboxTick,
     accepted: RunEntries,
 ) -> None:
-    """Remove the entries that are history or that Dagster knows of; events for the others."""
+    """Remove the entries that are history or known to Dagster; return events for the others."""
     keys = sorted({completion.batch for _, completion in accepted})
     readable = log.readable_heads(store, dataset, hook, keys)
     known = latest_events(instance, features_key(dataset, hook), keys)
@@ -396,7 +397,7 @@ def _remove(store: BlobStore, tick: InboxTick, entry: InboxEntry) -> None:
 
 
 def _note(tick: InboxTick, entry: InboxEntry, settled: Accepted | Waiting | Quarantined) -> bool:
-    """Return whether the entry was accepted; otherwise what became of it is noted."""
+    """Return whether the entry was accepted; otherwise record its result."""
     if isinstance(settled, Accepted):
         tick.accepted += settled.is_new
         return True
@@ -408,9 +409,9 @@ def _note(tick: InboxTick, entry: InboxEntry, settled: Accepted | Waiting | Quar
 
 
 def inbox_sensor(hooks: Sequence[HookDefinition]) -> dg.SensorDefinition:
-    """Accepts batches and completions every `TICK_SECONDS`; running by default.
+    """Return the sensor that accepts batches and completions; running by default.
 
-    Its first tick sets the hooks' concurrency pools: before anything that it accepts is run.
+    Its first tick sets the hooks' concurrency pools, before anything that it accepts is run.
     """
     has_pools, looks = threading.Event(), Looks()
 

@@ -1,9 +1,9 @@
-"""What workers left on this machine that died: removed once nothing can come of it.
+"""Remove leftovers of dead workers on this machine once they are no longer needed.
 
-A question is over once its batch's log has the hook run, or has gone on past what the run was
-planned upon: from then on no worker asks it again, so that nothing of it can be attached to or
-taken. Only then, or two weeks after the last worker, what might have been needed is removed; and
-never while a living worker works at it.
+A hook run is finished once its batch's log has it, or has gone past the entry that it was planned
+on: from then on no worker makes it again, so that nothing of it can be attached to or recovered.
+Its leftovers are removed then, or two weeks after the last worker, and never while a living worker
+works on it.
 """
 
 import shutil
@@ -21,7 +21,7 @@ from feature_pipeline.hooks.runners.process_tree import end_processes_of
 from feature_pipeline.hooks.work_folders import LeftFolder, Question, WorkFolders
 
 LOOK_SECONDS: Final = 60.0
-"""Between two looks of a process that looks at every tick."""
+"""Interval between removals by a process that ticks more often."""
 CONTAINER: Final = "container"
 """The runner whose containers use a dead worker's folder."""
 
@@ -32,7 +32,7 @@ _next_look: dict[str, float] = {}
 def remove_left_now_and_then(
     store: BlobStore, work: WorkFolders, runner: HookRunner | None
 ) -> tuple[list[str], list[str]]:
-    """Do what `remove_left` does, every `LOOK_SECONDS`; what is removed, and problems."""
+    """Call `remove_left` every `LOOK_SECONDS`; return what is removed, and problems."""
     now = time.monotonic()
     if now < _next_look.get(store.identity, now):
         return [], []
@@ -43,12 +43,12 @@ def remove_left_now_and_then(
 def remove_left(
     store: BlobStore, work: WorkFolders, runner: HookRunner | None
 ) -> tuple[list[str], list[str]]:
-    """Remove what dead workers left on this machine, where nothing can come of it any more.
+    """Remove leftovers of dead workers on this machine that are no longer needed.
 
-    Containers and ended attempts of questions that are over or were abandoned; the folders of
-    workers, at once where nothing can be attached to in them; processes of hooks that no worker
-    can attach to. Costs nothing of the archive while nothing is left; else the listing of one log
-    per question.
+    These are containers and ended attempts of finished or abandoned hook runs; the folders of
+    workers, at once if nothing in them can be attached to; and processes of hooks that no worker
+    can attach to. Without leftovers, the archive is not read; otherwise one log per hook run is
+    listed.
 
     Args:
         store: The archive.
@@ -56,7 +56,7 @@ def remove_left(
         runner: Starts the containers on this machine, if there are any.
 
     Returns:
-        What is removed, and what could not be looked at: that stays.
+        What is removed, and what could not be checked, which stays.
     """
     leftovers = _Leftovers(store, work, runner)
     try:
@@ -67,7 +67,7 @@ def remove_left(
 
 
 class _Leftovers:
-    """One look at what dead workers left."""
+    """One pass over the leftovers of dead workers."""
 
     def __init__(self, store: BlobStore, work: WorkFolders, runner: HookRunner | None) -> None:
         self.removed: list[str] = []
@@ -79,7 +79,7 @@ class _Leftovers:
         self._over: dict[Question, bool] = {}
 
     def remove(self) -> None:
-        """Remove what nothing can come of."""
+        """Remove what is no longer needed."""
         runs, attempts = self._work.left_runs(), self._work.left_attempts()
         questions = {
             left.question.run_id: left.question
@@ -96,7 +96,7 @@ class _Leftovers:
                 self._remove(left)
 
     def _remove_containers(self, questions: Mapping[str, Question]) -> set[str]:
-        """Remove containers of questions that are over; the runs of those that stay."""
+        """Remove containers of finished hook runs; return the runs of those that stay."""
         if self._containers is None:
             return set()
         living, kept = set(self._work.living()), set()
@@ -121,7 +121,7 @@ class _Leftovers:
         return not may_be_needed or self._is_over(question, left.modified_at)
 
     def _is_over(self, question: Question | None, used_at: float) -> bool:
-        """Return whether nothing can come of what was left of it."""
+        """Return whether its leftovers are no longer needed."""
         if self._now.timestamp() - used_at > KEPT.total_seconds():
             return True
         if question is None:

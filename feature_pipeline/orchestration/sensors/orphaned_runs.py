@@ -1,7 +1,4 @@
-"""Hook runs whose worker died: their results are taken once no Dagster run waits for them.
-
-Belongs here: which runs Dagster still waits for, and when what their pods left may go.
-"""
+"""Recover the results of hook runs whose worker died, once no Dagster run waits for them."""
 
 import logging
 import time
@@ -39,24 +36,26 @@ from feature_pipeline.parallel import map_threads
 logger = logging.getLogger(__name__)
 
 SECONDS_PER_TICK = 15.0
-"""Dagster gives a tick a minute; what is left over is taken at the next one."""
+"""Dagster gives a tick a minute; the rest is recovered at the next one."""
 CANCELLED_KEPT = timedelta(days=1)
-"""A cancelled run's Job is deleted with it. Should that have failed, what it says is history, for
-which it is looked this long."""
+"""A cancelled run's Job is deleted with it. If deleting the Job fails, its late result is recorded
+as superseded. We poll for it for this long.
+"""
 _RUNS_PER_QUERY = 500
 
 _awaited: dict[tuple[str, str], AttemptKey] = {}
-"""Per store and expected run, the Job whose result was missing last: one look asks for it again.
-Forgetting it costs a few requests."""
+"""By store and in-flight run, the Job whose result was missing last: one poll asks for it again.
+Losing it costs a few requests.
+"""
 _last_taken: dict[tuple[str, str], float] = {}
-"""Per store and expected run, when it was last tried: the one that waits longest goes first."""
+"""By store and in-flight run, when it was last tried: the one that waits longest goes first."""
 _announced: set[tuple[str, str]] = set()
-"""Per store, expected runs whose completion waits. Forgetting it repeats the announcement."""
+"""By store, in-flight runs whose completion waits. Losing it repeats the announcement."""
 
 
 @dataclass
 class OutlivedRuns:
-    """What became of the hook runs that no worker waits for."""
+    """The results for orphaned hook runs."""
 
     announced: list[str] = field(default_factory=list)
     """Inbox entries that wait now."""
@@ -70,10 +69,10 @@ def take_outlived(
     work: WorkFolders | None = None,
     seconds: float = SECONDS_PER_TICK,
 ) -> OutlivedRuns:
-    """Results of hook runs that no live Dagster run waits for are in the inbox. Idempotent.
+    """Announce the results of hook runs that no live Dagster run waits for. Idempotent.
 
-    Costs one listing, one query of Dagster, and per run that no worker waits for one request while
-    its pod has left nothing. Begins nothing new after `seconds`.
+    Costs one listing, one query of Dagster, and one request per orphaned run while its pod has no
+    result. Begins nothing new after `seconds`.
     """
     found = OutlivedRuns()
     keys = expected_keys(store)
@@ -97,7 +96,7 @@ def take_outlived(
 def _orphaned(
     instance: dg.DagsterInstance, keys: Sequence[ExpectedKey]
 ) -> tuple[list[ExpectedKey], set[str | None]]:
-    """The runs that no live Dagster run waits for, and the Dagster runs that were cancelled.
+    """Return the runs that no live Dagster run waits for, and the cancelled Dagster runs.
 
     Several workers may have waited for one hook run, one after the other.
     """
@@ -120,7 +119,7 @@ def _ready(
     cancelled: Collection[str | None],
     found: OutlivedRuns,
 ) -> list[ExpectedKey]:
-    """The runs that may have something new: those not looked at yet, or with another result."""
+    """Return the runs that may have a new result: those not polled yet, or with another result."""
 
     def has_news(key: ExpectedKey) -> bool:
         job = _awaited.get((store.identity, key.key))
@@ -191,7 +190,7 @@ def _take(
 
 
 def _is_broken(error: FeaturePipelineError) -> bool:
-    """Whether what cannot be read will never be a run: these documents are not written anew."""
+    """Return whether an unreadable document is permanent: these documents are not rewritten."""
     return isinstance(error, InvalidInputError) and not isinstance(error, NewerVersionError)
 
 
@@ -202,7 +201,7 @@ def _taken(
     work: WorkFolders | None,
     is_cancelled: bool,
 ) -> Taken | None:
-    """What became of the run; None if its completion still waits."""
+    """Return the result for the run; None if its completion still waits."""
     if (store.identity, key.key) in _announced:
         entries = log.read_log(store, run.dataset, run.hook, run.batch)
         is_logged = any(entry.completion == run.id for entry in entries)
@@ -225,7 +224,7 @@ def _wait(store: BlobStore, key: ExpectedKey, attempt: AttemptKey, found: Outliv
 
 
 def _forget(store: BlobStore, key: ExpectedKey, found: OutlivedRuns) -> None:
-    """The question is over: what pods left, and then the note that it was asked, are removed."""
+    """Remove the pods' uploads, then the document of the finished run."""
     try:
         remove_uploads(store, key.run_id)
         store.delete(key.key)

@@ -1,8 +1,4 @@
-"""Why a run failed: infrastructure, a definition that cannot be used, or the hook itself.
-
-Belongs here: what Dagster stored of a failed run, and which of its assets are to be run again. Not
-here: when they are, and how often (`repeats`).
-"""
+"""Classify failed runs: by infrastructure, an unusable definition, or the hook itself."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -34,13 +30,13 @@ FAILURES_OF_SURROUNDINGS: Final = frozenset(
         FailureKind.UNKNOWN,
     }
 )
-"""Ends of hook runs that are not the hook's doing."""
+"""Kinds of failures of hook runs that are not caused by the hook."""
 
 _FAILED_RUNS: Final = 20
-"""Of one batch, that are looked at for an asset."""
+"""Number of an asset's failed runs of one batch that are read."""
 
 _LOADING: Final = ("DagsterInvalidSubsetError", "DagsterInvalidDefinitionError")
-"""What a worker raises whose definitions lack the assets that it is to run."""
+"""The error of a worker whose definitions lack the run's assets."""
 _SQL_STATES: Final = ("08", "53", "57")
 """Classes: no connection, no resources, stopped by an operator."""
 _STATEMENT_CANCELLED: Final = "57014"
@@ -50,7 +46,7 @@ _OTHERS: Final = ("OperationalError", "InterfaceError", "DagsterExecutionInterru
 
 @cache
 def _error_names() -> frozenset[str]:
-    """Names of exceptions that a server which is gone, or refuses, causes."""
+    """Return the names of exceptions that an unavailable or refusing server causes."""
     import psycopg
 
     from feature_pipeline.projections.catalog.database import ConnectionFailedError
@@ -65,9 +61,10 @@ def _error_names() -> frozenset[str]:
 
 
 def is_repeatable(instance: dg.DagsterInstance, graph: AssetGraph, run: dg.DagsterRun) -> bool:
-    """Tell whether something else than a hook made the run or a step of it fail.
+    """Return whether something other than a hook made the run or one of its steps fail.
 
-    A server that was gone, or refused; or a definition that could not be used or was renamed.
+    A server that was unavailable, or refused; or a definition that could not be used or was
+    renamed.
     """
     steps = _events(instance, run, dg.DagsterEventType.STEP_FAILURE)
     if steps:
@@ -86,7 +83,7 @@ def is_repeatable(instance: dg.DagsterInstance, graph: AssetGraph, run: dg.Dagst
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """The assets of a failed run, but for those that failed by themselves and what is below."""
+    """The assets of a failed run, except those that failed by themselves and their descendants."""
 
     repeatable: tuple[dg.AssetKey, ...]
     held: tuple[dg.AssetKey, ...]
@@ -101,11 +98,11 @@ def share_out(
     run: dg.DagsterRun,
     only: Collection[dg.AssetKey] | None = None,
 ) -> Shares:
-    """Return what is to become of each asset of a failed run.
+    """Classify each asset of a failed run.
 
     Args:
         instance: Has the run's events.
-        graph: What is defined now.
+        graph: The current definitions.
         run: The run.
         only: Of these assets alone.
     """
@@ -130,14 +127,14 @@ def share_out(
 
 
 def is_held(graph: AssetGraph, key: dg.AssetKey) -> bool:
-    """Tell whether a definition that cannot be used declares the asset, or may declare it."""
+    """Return whether an unusable definition declares the asset, or may declare it."""
     if graph.has(key):
         return SENTENCE_METADATA in graph.get(key).metadata
     return is_nameless(graph)
 
 
 def is_nameless(graph: AssetGraph) -> bool:
-    """Tell whether a definition is too broken to tell which hook it is of."""
+    """Return whether a definition is too broken to name its hook."""
     return any(key.path[0] == NAMELESS for key in graph.get_all_asset_keys())
 
 
@@ -157,9 +154,9 @@ def _with_those_below(
 
 
 def last_failure(instance: dg.DagsterInstance, key: dg.AssetKey, batch: str) -> str | None:
-    """Return why the last failed run of one batch of an asset failed; None if none is known.
+    """Return why the last failed run of one batch of an asset failed; None if unknown.
 
-    The text of the innermost error. Runs over a range of batches are not looked at.
+    The text of the innermost error. Runs over a range of batches are not considered.
     """
     tags = {PARTITION_NAME_TAG: batch}
     failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags=tags)
@@ -193,7 +190,7 @@ def _events(
 
 
 def _is_own(event: dg.DagsterEvent) -> bool:
-    """Whether the step failed by itself."""
+    """Return whether the step failed by itself."""
     failure = event.step_failure_data
     if failure.user_failure_data is not None:
         kind = failure.user_failure_data.metadata.get("failure_kind")

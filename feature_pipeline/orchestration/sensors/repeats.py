@@ -1,9 +1,9 @@
-"""Runs that infrastructure or a definition made fail: repeated until they are done.
+"""Repeat runs that failed because of infrastructure or a definition, until they succeed.
 
-A worker that was killed, a code server, S3 or PostgreSQL that was gone, and a cluster that refused
-are no verdict on the hook, so its batch does not wait for an operator. Neither is a definition that
-could not be used when the run began: its assets are run once it can be. A hook's own failure is not
-repeated. Dagster's run retries come first; they do not wait.
+A worker that was killed, a code server, S3 or PostgreSQL that was unavailable, and a cluster that
+refused are no verdict on the hook, so its batch does not wait for an operator. Neither is a
+definition that could not be used when the run began: its assets are run once it can be. A hook's
+own failure is not repeated. Dagster's run retries come first; they have no backoff.
 """
 
 import json
@@ -39,9 +39,9 @@ TICK_SECONDS: Final = 15
 FIRST_PAUSE_SECONDS: Final = 30.0
 LONGEST_PAUSE_SECONDS: Final = 1800.0
 MAX_REPEATS: Final = 50
-"""A day, with these pauses."""
+"""About a day, with these delays."""
 LOOK_BACK_SECONDS: Final = 86_400.0
-"""How old a failure may be that the first look finds."""
+"""Maximum age of a failure that the first poll finds."""
 RUNS_PER_TICK: Final = 200
 MAX_WAITING: Final = 2000
 
@@ -50,7 +50,7 @@ REPEATED_TAG: Final = "feature_pipeline/repeated_by"
 
 
 def pause_seconds(repeats: int) -> float:
-    """How long work waits that was repeated so often."""
+    """Return the delay before another repetition after this many."""
     return min(FIRST_PAUSE_SECONDS * 2.0 ** min(repeats, 30), LONGEST_PAUSE_SECONDS)
 
 
@@ -74,7 +74,7 @@ class _Cursor:
         return json.dumps(stored)
 
     def take_due(self, graph: AssetGraph, now: float) -> dict[str, list[dg.AssetKey] | None]:
-        """Remove and return what is to be looked at now: runs, and their assets if not all."""
+        """Remove and return what is due now: runs, and their assets if not all."""
         due: dict[str, list[dg.AssetKey] | None] = {}
         for run_id, texts in list(self.held.items()):
             keys = [dg.AssetKey.from_user_string(text) for text in texts]
@@ -90,7 +90,7 @@ class _Cursor:
 
 @dataclass(slots=True)
 class Repeats:
-    """What one look did."""
+    """The result of one poll."""
 
     requested: dict[str, int] = field(default_factory=dict)
     """Number of batches by backfill."""
@@ -102,10 +102,10 @@ class Repeats:
 def repeat_failed_runs(
     instance: dg.DagsterInstance, graph: AssetGraph, cursor: str | None, now: float
 ) -> tuple[Repeats, str]:
-    """Request the work of runs again that did not fail by themselves, once their pause is over.
+    """Request failed runs again that did not fail by themselves, once their delay is over.
 
-    Only batches whose last run failed and that nothing is about to run are requested; a batch that
-    was called off is not. Assets of a run that were renamed or deleted cost the others nothing.
+    Only batches whose last run failed and that no other run is about to process are requested; a
+    cancelled batch is not. Assets of a run that were renamed or deleted do not affect the others.
 
     Returns:
         What was done, and the next cursor.
@@ -151,7 +151,7 @@ class WaitingRepeat:
 
 
 def waiting_repeats(instance: dg.DagsterInstance) -> list[WaitingRepeat]:
-    """Return the failed runs that the sensor has found and not requested again yet, next first."""
+    """Return the failed runs that are waiting to be requested again, next first."""
     waiting: dict[str, float] = {}
     held: dict[str, list[str]] = {}
     for state in instance.all_instigator_state():
@@ -215,11 +215,11 @@ def _is_called_off(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
 
 
 def fail_undefined_runs(instance: dg.DagsterInstance, graph: AssetGraph) -> list[str]:
-    """Fail queued runs of assets that are defined no more, with a sentence; their ids.
+    """Fail queued runs of assets that are no longer defined, with an error; return their ids.
 
-    A worker that took one could not even say what it was to run. Other assets of such a run are
-    requested again by `repeat_failed_runs`. Nothing is failed while a
-    definition is too broken to tell which hook it is of.
+    A worker that took such a run could not even name its assets. Other assets of the run are
+    requested again by `repeat_failed_runs`. Nothing is failed while a definition is too broken to
+    name its hook.
     """
     known = graph.get_all_asset_keys()
     if is_nameless(graph):
@@ -234,7 +234,7 @@ def fail_undefined_runs(instance: dg.DagsterInstance, graph: AssetGraph) -> list
 
 
 def undefined(keys: Sequence[dg.AssetKey]) -> str:
-    """Say that assets are defined no more, and what to do."""
+    """Return the message for assets that are no longer defined, with the remedy."""
     named = ", ".join(key.to_user_string() for key in keys)
     return (
         f"{named}: no definition has it any more. It was renamed or deleted while this run waited;"
@@ -244,7 +244,7 @@ def undefined(keys: Sequence[dg.AssetKey]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What failed runs have in common that one backfill repeats."""
+    """The properties shared by failed runs that one backfill repeats."""
 
     assets: tuple[dg.AssetKey, ...]
     run_config: str
@@ -264,7 +264,7 @@ def _work(run: dg.DagsterRun, assets: tuple[dg.AssetKey, ...]) -> _Work:
 
 
 def _config_of(run: dg.DagsterRun, assets: Sequence[dg.AssetKey]) -> dict[str, Any]:
-    """The run's config without what it says of assets that are not run again."""
+    """Return the run's config without the parts for assets that are not run again."""
     config: dict[str, Any] = dict(run.run_config)
     if "ops" in config:
         names = {step_of(key) for key in assets}
@@ -279,7 +279,7 @@ def _request(
     runs: Sequence[dg.DagsterRun],
     now: float,
 ) -> tuple[str | None, int]:
-    """Request a backfill of what the runs left undone; its id, and the number of its batches."""
+    """Request a backfill of the runs' unfinished work; return its id and batch count."""
     batches = _undone(instance, work, runs)
     if not batches:
         return None, 0
@@ -308,7 +308,7 @@ def _request(
 
 
 def _undone(instance: dg.DagsterInstance, work: _Work, runs: Sequence[dg.DagsterRun]) -> list[str]:
-    """Batches of the runs whose last run failed and that nothing is about to run."""
+    """Return the runs' batches whose last run failed and that no other run will process."""
     about = {b for run in runs for b in partitions_of_run(instance, work.dataset, run) or ()}
     failed: set[str] = set()
     busy: set[str] = set()
@@ -324,7 +324,7 @@ def _in_order(partitions: Sequence[str], wanted: Collection[str]) -> Iterator[st
 
 
 def repeats_sensor() -> dg.SensorDefinition:
-    """Repeats runs that infrastructure made fail, every `TICK_SECONDS`; running by default."""
+    """Return the sensor that repeats runs after infrastructure failures; running by default."""
 
     @dg.sensor(
         name=SENSOR,

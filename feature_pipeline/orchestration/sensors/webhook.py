@@ -1,9 +1,7 @@
-"""The webhook: notices are posted as JSON to one address, each until it is taken.
+"""The webhook: alerts are posted as JSON to one address until they are acknowledged.
 
-Belongs here: posting, trying again, the sensor.
-
-What was found and what waits are kept in the sensor's cursor, which Dagster stores when the tick
-has ended. A daemon that dies between a post and that repeats the post with the same `id`.
+The alert state and the waiting alerts are in the sensor's cursor, which Dagster stores when the
+tick has ended. If the daemon dies between a post and that, the post is repeated with the same `id`.
 """
 
 import http.client
@@ -29,7 +27,7 @@ TICK_SECONDS = 15
 POSTING_SECONDS = 20.0
 POSTS_PER_TICK = 20
 POST_SECONDS = 5.0
-"""Longest time a receiver may take: other sensors of the code location wait for this one."""
+"""Maximum time of a receiver's answer: other sensors of the code location wait for this one."""
 WAITING_AT_MOST = 500
 GIVE_UP_AFTER_SECONDS = 24 * 3600.0
 _FIRST_PAUSE_SECONDS = 15.0
@@ -37,7 +35,7 @@ _LONGEST_PAUSE_SECONDS = 900.0
 
 
 class WaitingPost(BaseModel):
-    """A document that the receiver has not taken yet."""
+    """A document that the receiver has not acknowledged yet."""
 
     document: dict[str, Any]
     found_at: float
@@ -45,18 +43,18 @@ class WaitingPost(BaseModel):
 
 
 class WebhookState(BaseModel):
-    """What the sensor remembers."""
+    """The sensor's stored state."""
 
     seen: Seen = Field(default_factory=Seen)
     waiting: list[WaitingPost] = Field(default_factory=list)
     failures: int = 0
-    """Posts in a row that were not taken."""
+    """Number of consecutive failed posts."""
     not_before: float = 0.0
-    """When to try again, in seconds since the epoch."""
+    """Earliest time of the next try, in seconds since the epoch."""
 
 
 class WebhookTick(BaseModel):
-    """What one tick did."""
+    """The result of one tick."""
 
     posted: int = 0
     dropped: int = 0
@@ -76,10 +74,10 @@ def tick(
     ui_url: str | None,
     clock: Callable[[], float] = time.time,
 ) -> WebhookTick:
-    """New notices wait, and what waits is posted, the oldest first.
+    """Enqueue new alerts, and post the waiting ones, the oldest first.
 
-    Ends at the first post that is not taken; the pause until the next attempt doubles up to a
-    quarter of an hour. What is not taken within a day, or exceeds `WAITING_AT_MOST`, is dropped.
+    Ends at the first failed post; the delay until the next try doubles up to a quarter of an hour.
+    Alerts that are not acknowledged within a day, or exceed `WAITING_AT_MOST`, are dropped.
     """
     now = clock()
     done = WebhookTick()
@@ -110,13 +108,14 @@ def tick(
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: object) -> None:
-        """None: a POST that was redirected would arrive as a GET, if at all."""
+        """Return None: a redirected POST would arrive as a GET, if at all."""
 
 
 def post(url: str, document: dict[str, Any]) -> str | None:
-    """The document was taken, with a status of 2xx; otherwise what the matter is.
+    """Post the document. Return None on success (2xx), otherwise the error message.
 
-    The address may hold a token, and libraries put it into messages and logs: none is repeated.
+    The address may contain a token, and libraries put it into messages and logs, so no text of
+    theirs is passed on.
     """
     request = urllib.request.Request(  # noqa: S310  (settings allow http and https alone)
         url,
@@ -138,9 +137,9 @@ def post(url: str, document: dict[str, Any]) -> str | None:
 
 
 def webhook_sensor() -> dg.SensorDefinition:
-    """Posts failed runs, failing checks and quarantined entries; running, idle without an address.
+    """Return the sensor that posts alerts; running by default, idle without an address.
 
-    Runs nothing and raises nothing for a receiver that is down.
+    It runs nothing, and raises nothing if a receiver is unavailable.
     """
 
     @dg.sensor(
