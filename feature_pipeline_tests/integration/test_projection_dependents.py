@@ -11,7 +11,7 @@ from psycopg import sql
 
 from feature_pipeline.errors import ConflictError
 from feature_pipeline.model.columns import Column
-from feature_pipeline.projections.catalog import dependents
+from feature_pipeline.projections.catalog import dependents, generation
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.load import load_batches
 from feature_pipeline.projections.preview import plan_table
@@ -261,3 +261,109 @@ def test_a_view_that_has_no_meaning_on_the_new_columns_is_in_the_plan(
     assert not plan_table(archive.store, database, archive.spec()).is_refused
     list(load_batches(archive.store, database, archive.spec()))
     assert connection.execute("select next from public.fine order by 1").fetchall() == [(2,), (3,)]
+
+
+ON_THE_TABLE: dict[str, str] = {
+    "view": "create view public.mine as select label, count from features.pockets",
+    "all columns": "create view public.mine as select * from features.pockets",
+    "alias": 'create view public.mine as select p.label as "A b" from features.pockets p',
+    "filter": "create view public.mine as select record_id from features.pockets where count > 1",
+    "aggregate": "create view public.mine as select count(*) as n from features.pockets",
+    "grouped by key": "create view public.mine as select record_id, ordinal, label"
+    " from features.pockets group by record_id, ordinal, label",
+    "window": "create view public.mine as select row_number() over (order by count) as n"
+    " from features.pockets",
+    "common table": "create view public.mine as with p as (select * from features.pockets)"
+    " select label from p",
+    "recursive": "create recursive view public.mine (n) as select 1 union all"
+    " select n + 1 from mine join features.pockets on n < 3",
+    "union": "create view public.mine as select label from features.pockets union"
+    " select record_id from features.pockets",
+    "self join": "create view public.mine as select a.label, b.count from features.pockets a"
+    " join features.pockets b using (record_id)",
+    "whole row": "create view public.mine as select p from features.pockets p",
+    "outcomes": "create view public.mine as select p.label, o.status from features.pockets p"
+    " join features._outcomes o using (record_id, batch)",
+    "progress": "create view public.mine as select batch, label from features.pockets"
+    " join feature_pipeline.progress using (batch)",
+    "check option": "create view public.mine as select * from features.pockets where count > 0"
+    " with local check option",
+    "security": "create view public.mine with (security_invoker, security_barrier) as"
+    " select label from features.pockets",
+    "column default": "create view public.mine as select label, count from features.pockets;"
+    " alter view public.mine alter column label set default 'x'",
+    "comment": "create view public.mine as select label from features.pockets;"
+    " comment on view public.mine is 'it''s mine'; comment on column public.mine.label is '%'",
+    "grants": "create view public.mine as select label from features.pockets;"
+    " grant select on public.mine to public; grant select on features.pockets to public",
+    "views on views": "create view public.first as select label, count from features.pockets;"
+    " create view public.mine as select label from public.first;"
+    " create view public.third as select m.label, f.count from public.mine m, public.first f",
+    "a name of odd letters": 'create view public."mine ""and"" %s {x}" as'
+    " select label from features.pockets",
+    "another schema": "create schema if not exists other;"
+    " create view other.mine as select label from features.pockets",
+    "materialized": "create materialized view public.mine as select label from features.pockets",
+    "materialized without data": "create materialized view public.mine as"
+    " select label from features.pockets with no data",
+    "materialized with index": "create materialized view public.mine as"
+    " select label, count from features.pockets;"
+    " create unique index on public.mine (label) include (count) where count > 0",
+    "view on materialized": "create materialized view public.first as"
+    " select count from features.pockets; create view public.mine as select * from public.first",
+    "trigger": "create view public.mine as select label from features.pockets;"
+    " create or replace function public.nothing() returns trigger language plpgsql as"
+    " 'begin return null; end'; create trigger t instead of delete on public.mine"
+    " for each row execute function public.nothing()",
+    "function in text": "create function public.mine() returns bigint language sql as"
+    " 'select count(*) from features.pockets'",
+    "function of the row type": "create function public.mine(p features.pockets) returns text"
+    " language sql begin atomic select p.label; end",
+    "function with a body": "create function public.mine() returns bigint language sql"
+    " begin atomic select count(*) from features.pockets; end",
+    "rule": "create view public.mine as select label from features.pockets;"
+    " create rule quiet as on insert to public.mine do instead nothing",
+    "the dropped column": "create view public.mine as select other from features.pockets",
+    "a table of the row type": "create table public.mine (p features.pockets)",
+}
+SCHEMAS = "drop schema if exists other cascade; drop schema public cascade; create schema public"
+
+
+@pytest.mark.slow
+def test_whatever_people_made_on_the_table_is_kept_or_refused_beforehand(
+    archive, database, connection
+) -> None:
+    """What a plan allows is there afterwards as before; what it refuses stays untouched."""
+    columns = {True: (LABEL, COUNT, OTHER), False: (LABEL, COUNT)}
+    refused, wrong = set(), []
+
+    def declare(now: tuple[Column, ...]) -> None:
+        archive.columns = now
+        with database.connect("test") as own:
+            generation.adopt_definition(own, archive.spec())
+
+    for name, statements in ON_THE_TABLE.items():
+        declare(columns[True])
+        list(load_batches(archive.store, database, archive.spec()))
+        connection.execute(statements.encode())
+        before = views_of(database)
+        declare(columns[False])
+        planned = plan_table(archive.store, database, archive.spec())
+        if planned.is_refused:
+            refused.add(name)
+        try:
+            list(load_batches(archive.store, database, archive.spec()))
+        except ConflictError:
+            is_switched = False
+        else:
+            is_switched = True
+        shown = connection.execute("select * from features.pockets").description or ()
+        if is_switched is planned.is_refused or len(shown) != 3 + len(columns[not is_switched]):
+            wrong.append((name, planned.is_refused, is_switched, [c.name for c in shown]))
+        if views_of(database) != before:
+            wrong.append((name, before, views_of(database)))
+        connection.execute(SCHEMAS)
+    assert wrong == []
+    must_be = {"the dropped column", "rule", "function with a body", "a table of the row type"}
+    assert must_be <= refused
+    assert len(refused) < len(ON_THE_TABLE) / 2

@@ -8,10 +8,12 @@ import tracemalloc
 from datetime import UTC, date, datetime
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from feature_pipeline.archive.format.encode import decode_outcomes, encode_outcomes, encode_rows
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks import json_lines, output
 from feature_pipeline.hooks.output import decode_output, raw_files
@@ -567,6 +569,44 @@ class TestFolder:
             self.decode(tmp_path)
 
 
+HOSTILE: tuple[str | bytes, ...] = (
+    *("", " ", "null", "true", "[]", "{}", '""', "NaN", "-Infinity", "1e400", "-0", "9" * 400),
+    *('"\\u0000"', '"\\ud800"', '"\\x41"', '"\x01"', '"a\n"', "'a'", "/* */ 1", "1,", "01", "+1"),
+    *("[" * 300, '{"a":' * 300 + "1" + "}" * 300, b"\xff", b'"\xed\xa0\x80"', b"\x00", '"\u2028"'),
+)
+PLACES: dict[str, tuple[str, str]] = {
+    "line": ("features.jsonl", "?"),
+    "id": ("features.jsonl", '{"id": ?, "features": []}'),
+    "features": ("features.jsonl", '{"id": "a", "features": ?}'),
+    "feature": ("features.jsonl", '{"id": "a", "features": [?, {"score": 1}]}'),
+    "value": ("features.jsonl", '{"id": "a", "features": [{"list": ?}]}'),
+    "undeclared": ("features.jsonl", '{"features": [], "more": ?, "id": "a"}'),
+    "reason": ("rejections.jsonl", '{"id": "a", "reason": ?}'),
+    "retryable": ("errors.jsonl", '{"id": "a", "error": "x", "retryable": ?}'),
+    "document": ("features.json", "?"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_is_hostile_is_decoded_stored_and_read_or_refused(place):
+    """Nothing else comes of it, wherever it stands: 252 outputs."""
+    name, template = PLACES[place]
+    ids = ("a",) if name == "features.json" else ("a", "b", "c")
+    before, _, after = template.partition("?")
+    for hostile in HOSTILE:
+        text = hostile if isinstance(hostile, bytes) else hostile.encode("utf-8", "surrogatepass")
+        line = before.encode() + text + after.encode()
+        others = passed("b", {"score": 2}) + passed("c") if name == "features.jsonl" else ""
+        decoded, refusal = attempt({name: others.encode() + line + b"\n"}, ids)
+        if decoded is None:
+            assert name in refusal, hostile
+            continue
+        assert tuple(outcome.record_id for outcome in decoded.outcomes) == ids
+        tables = encode_rows(EVERY_TYPE, decoded.outcomes), encode_outcomes(decoded.outcomes)
+        stored = decode_outcomes(EVERY_TYPE, *(pq.read_table(io.BytesIO(t)) for t in tables))
+        assert repr(stored) == repr(list(decoded.outcomes)), hostile
+
+
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(),
     lambda children: (
@@ -585,9 +625,11 @@ def test_whatever_a_line_holds_every_record_ends_in_one_outcome(said):
         (outcome.reason or "").encode()
 
 
-def attempt(files: dict[str, str | bytes]) -> tuple[DecodedOutput | None, str]:
+def attempt(
+    files: dict[str, str | bytes], ids: tuple[str, ...] = ("a", "b", "c")
+) -> tuple[DecodedOutput | None, str]:
     try:
-        return decode(files), ""
+        return decode(files, ids), ""
     except InvalidInputError as error:
         return None, str(error)
 

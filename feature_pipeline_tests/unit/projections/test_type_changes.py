@@ -9,16 +9,18 @@ import types
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from itertools import product
+from pathlib import Path
 
 import pytest
 
 from feature_pipeline.archive.format.encode import iter_record_rows, rows_table
 from feature_pipeline.archive.read import manifest_of, read_rows
+from feature_pipeline.compute.redecode import decode_raw
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.columns import Column, decode_value
-from feature_pipeline.model.definition import UpcasterDefinition
+from feature_pipeline.model.definition import Cardinality, UpcasterDefinition
 from feature_pipeline.model.digest import Value
-from feature_pipeline.model.outcomes import Outcome, Status
+from feature_pipeline.model.outcomes import Outcome, OutcomeKind, Status
 from feature_pipeline.projections.rows.evolve import artifact_rows, evolve_rows, map_columns
 from feature_pipeline.projections.rows.upcast import CannotEvolveError
 from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
@@ -120,6 +122,36 @@ def test_what_an_upcaster_returns_is_judged_as_raw_output_is(
                 table = artifact_rows(manifest, rows, [wanted], [unchanged])
                 [(_, [(result,)])] = iter_record_rows(table, [wanted])
                 assert same(result, expected), (old, new, raw)
+
+
+@pytest.mark.parametrize(("old", "new"), list(product(VALUES, VALUES)))
+def test_raw_output_that_is_read_again_is_judged_under_the_new_type(
+    old: str, new: str, tmp_path: Path
+) -> None:
+    """As if the hook had written the same under what is declared now."""
+    written, wanted = column(old), column(new)
+    archive = FeatureArchive((written,))
+    raws = {f"r{n}": json_of(raw) for n, raw in enumerate(VALUES[old])}
+    lines = [f'{{"id": "{i}", "features": [{{"c": {raw}}}]}}\n' for i, raw in raws.items()]
+    file = tmp_path / "features.jsonl"
+    file.write_text("".join(lines), "utf-8")
+    said = {f"r{n}": [{"c": raw}] for n, raw in enumerate(VALUES[old])}
+    archive.submit("b", said)
+    manifest = manifest_of(archive.store, archive.say("b", said, {file.name: file}))
+    again = decode_raw(archive.store, manifest, list(raws), [wanted], Cardinality.MANY)
+    for outcome, raw in zip(again, VALUES[old], strict=True):
+        try:
+            expected = decode_value(wanted, raw)
+        except InvalidInputError:
+            assert (outcome.status, outcome.kind) == (Status.ERRORED, OutcomeKind.INVALID_OUTPUT)
+        else:
+            [(value,)] = outcome.rows
+            assert same(value, expected), (raw, value)
+
+
+def json_of(raw: object) -> str:
+    """As Python's `json` writes it, NaN and infinities as literals."""
+    return json.dumps(raw, ensure_ascii=False)
 
 
 def as_json(written: Column, raw: object) -> object:

@@ -1,6 +1,9 @@
 """What two releases say of the same batches, counted and shown."""
 
+import itertools
 import math
+import random
+from collections import Counter
 
 import pytest
 
@@ -180,3 +183,95 @@ def test_releases_are_found_by_version_or_number(archive: FeatureArchive) -> Non
             find_release(archive.store, DATASET, HOOK, "#1"),
             after,
         )
+
+
+def canonical(value: object) -> str:
+    """Equal exactly for equal values: one NaN, two zeros, JSON by value."""
+    if isinstance(value, list):
+        return repr([1 if item == 1 else item for item in value])
+    return repr(value)
+
+
+class Model:
+    """What two releases say, as plain Python, and what differs."""
+
+    def __init__(self, seed: int) -> None:
+        self.draw = random.Random(seed)
+        self.counts: Counter[str] = Counter()
+
+    def said(self) -> object:
+        return self.draw.choices([self.rows(), "small", "large", ValueError("boom")], [6, 1, 1, 1])[
+            0
+        ]
+
+    def rows(self) -> list[dict[str, object]]:
+        return [
+            {
+                "score": self.draw.choice([None, 0.0, -0.0, 1.5, math.nan, math.inf]),
+                "count": self.draw.choice([None, 0, 2**63 - 1]),
+                "label": self.draw.choice([None, "", "é", "NaN"]),
+                "parts": self.draw.choice([None, [], [1], [1.0], ["1"]]),
+            }
+            for _ in range(self.draw.randrange(3))
+        ]
+
+    def compare(self, before: dict[str, object], after: dict[str, object]) -> None:
+        self.counts["batches"] += 1
+        differs = False
+        for record_id, old in before.items():
+            differs |= self.compare_record(old, after[record_id])
+        self.counts["equal_batches"] += not differs
+
+    def compare_record(self, old: object, new: object) -> bool:
+        kinds = {list: "passed", str: "rejected", ValueError: "errored"}
+        one = old if isinstance(old, list) else []
+        other = new if isinstance(new, list) else []
+        pairs = list(zip(one, other, strict=False))
+        changed = [
+            [name for name in row if canonical(row[name]) != canonical(now[name])]
+            for row, now in pairs
+        ]
+        self.counts["rows_equal"] += changed.count([])
+        self.counts["rows_changed"] += len(pairs) - changed.count([])
+        self.counts["rows_removed"] += max(0, len(one) - len(other))
+        self.counts["rows_added"] += max(0, len(other) - len(one))
+        for name in itertools.chain.from_iterable(changed):
+            self.counts[f"column {name}"] += 1
+        is_other_kind = type(old) is not type(new)
+        is_other_reason = not is_other_kind and not isinstance(old, list) and str(old) != str(new)
+        if is_other_kind:
+            self.counts[f"{kinds[type(old)]} to {kinds[type(new)]}"] += 1
+        self.counts["reasons_changed"] += is_other_reason
+        is_changed = is_other_kind or is_other_reason or any(changed) or len(one) != len(other)
+        self.counts["records_changed" if is_changed else "records_equal"] += 1
+        return is_changed
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_two_releases_differ_as_a_model_says(seed: int) -> None:
+    model, archive = Model(seed), FeatureArchive(COLUMNS)
+    before = {f"b{n}": {f"r{n}{i}": model.said() for i in range(4)} for n in range(4)}
+    for batch, said in before.items():
+        archive.add(batch, said)
+    archive.register("2")
+    for batch, said in before.items():
+        share = model.draw.choice([0.0, 0.2, 0.7])
+        after = {
+            record_id: model.said() if model.draw.random() < share else old
+            for record_id, old in said.items()
+        }
+        archive.say(batch, after)
+        model.compare(said, after)
+    found = compare(archive).difference
+    counts = {
+        name: getattr(found, name)
+        for name in (
+            *("batches", "equal_batches", "reasons_changed", "records_equal", "records_changed"),
+            *("rows_equal", "rows_added", "rows_removed", "rows_changed"),
+        )
+    }
+    counts |= {f"column {name}": n for name, n in found.columns.items()}
+    counts |= {f"{old} to {new}": n for (old, new), n in found.outcomes.items()}
+    assert +Counter(counts) == +model.counts
+    assert found.records_added == found.records_removed == 0
+    assert len(found.examples) == min(MAX_EXAMPLES, found.records_changed)
