@@ -4,6 +4,7 @@ Runs wait in one queue, and hooks take hours. Each run is tagged when it is subm
 limit of `dagster.yaml` on that tag, the other slots are left to loads.
 """
 
+import os
 from collections.abc import Collection, Mapping
 from typing import Final
 
@@ -17,6 +18,10 @@ from feature_pipeline.orchestration.dagster_internals import (
     SENSOR_NAME_TAG,
 )
 from feature_pipeline.orchestration.keys import RECONCILE_TAG, REPEAT_TAG, is_table_key
+
+# While the code location does not load, as when its server was killed, backfills wait for it. By
+# default Dagster fails them and cancels their runs. The daemon reads this module.
+os.environ.setdefault("DAGSTER_BACKFILL_RETRY_DEFINITION_CHANGED_ERROR", "1")
 
 WORK_TAG: Final = "feature_pipeline/work"
 LOAD: Final = "load"

@@ -15,7 +15,11 @@ from feature_pipeline.orchestration.assets.wrong_definitions import (
     SENTENCE_METADATA,
     WRONG_DEFINITION_FAILURE,
 )
-from feature_pipeline.orchestration.dagster_internals import PARTITION_NAME_TAG, AssetGraph
+from feature_pipeline.orchestration.dagster_internals import (
+    PARTITION_NAME_TAG,
+    AssetGraph,
+    PartitionBackfill,
+)
 from feature_pipeline.orchestration.keys import batches_partitions
 
 FAILURES_OF_SURROUNDINGS: Final = frozenset(
@@ -35,6 +39,13 @@ FAILURES_OF_SURROUNDINGS: Final = frozenset(
 _FAILED_RUNS: Final = 20
 """Number of an asset's failed runs of one batch that are read."""
 
+_BACKFILL_ERRORS: Final = (
+    "DagsterAssetBackfillDataLoadError",
+    "DagsterDefinitionChangedDeserializationError",
+    "DagsterUserCodeUnreachableError",
+    "DagsterCodeLocationLoadError",
+)
+"""What Dagster gives a backfill up with when an asset of it is not to be had."""
 _LOADING: Final = ("DagsterInvalidSubsetError", "DagsterInvalidDefinitionError")
 """The error of a worker whose definitions lack the run's assets."""
 _SQL_STATES: Final = ("08", "53", "57")
@@ -78,6 +89,14 @@ def is_repeatable(instance: dg.DagsterInstance, graph: AssetGraph, run: dg.Dagst
         _is_of_infrastructure(error) or error.cls_name in _LOADING
         for error in known
         if error is not None
+    )
+
+
+def is_backfill_of_surroundings(backfill: PartitionBackfill) -> bool:
+    """Tell whether a failed backfill was given up for what changed around it."""
+    error = backfill.error
+    return error is not None and (
+        error.cls_name in _BACKFILL_ERRORS or _is_of_infrastructure(error)
     )
 
 

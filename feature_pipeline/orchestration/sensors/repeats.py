@@ -10,7 +10,7 @@ import json
 import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -26,6 +26,11 @@ from feature_pipeline.orchestration.dagster_internals import (
 from feature_pipeline.orchestration.events.requested import partitions_of_run, partitions_under_way
 from feature_pipeline.orchestration.events.staleness import partition_runs
 from feature_pipeline.orchestration.keys import REPEAT_TAG, REQUEST_TAG, batches_partitions
+from feature_pipeline.orchestration.sensors.repeat_backfills import (
+    MAX_REPEATS,
+    FailedBackfills,
+    repeat_failed_backfills,
+)
 from feature_pipeline.orchestration.sensors.repeat_causes import (
     is_held,
     is_nameless,
@@ -38,8 +43,6 @@ SENSOR: Final = "repeat_after_outages"
 TICK_SECONDS: Final = 15
 FIRST_PAUSE_SECONDS: Final = 30.0
 LONGEST_PAUSE_SECONDS: Final = 1800.0
-MAX_REPEATS: Final = 50
-"""About a day, with these delays."""
 LOOK_BACK_SECONDS: Final = 86_400.0
 """Maximum age of a failure that the first poll finds."""
 RUNS_PER_TICK: Final = 200
@@ -61,17 +64,18 @@ class _Cursor:
     """When runs are to be repeated, by their ids."""
     held: dict[str, list[str]] = field(default_factory=dict)
     """Assets of runs that wait until a definition can be used, by the runs' ids."""
+    backfills: FailedBackfills = field(default_factory=FailedBackfills)
 
     @classmethod
     def read(cls, text: str | None, now: float) -> "_Cursor":
         if text is None:
             return cls(now - LOOK_BACK_SECONDS)
         stored = json.loads(text)
-        return cls(stored["after"], stored["waiting"], stored.get("held", {}))
+        backfills = FailedBackfills(**stored.get("backfills", {}))
+        return cls(stored["after"], stored["waiting"], stored.get("held", {}), backfills)
 
     def write(self) -> str:
-        stored = {"after": self.after, "waiting": self.waiting, "held": self.held}
-        return json.dumps(stored)
+        return json.dumps(asdict(self))
 
     def take_due(self, graph: AssetGraph, now: float) -> dict[str, list[dg.AssetKey] | None]:
         """Remove and return what is due now: runs, and their assets if not all."""
@@ -136,7 +140,8 @@ def repeat_failed_runs(
             instance.add_run_tags(run.run_id, {REPEATED_TAG: backfill or "none: nothing is left"})
         if backfill is not None:
             found.requested[backfill] = batches
-    found.waiting = len(state.waiting) + len(state.held)
+    found.requested |= repeat_failed_backfills(instance, graph, state.backfills, now)
+    found.waiting = len(state.waiting) + len(state.held) + len(state.backfills.held)
     return found, state.write()
 
 

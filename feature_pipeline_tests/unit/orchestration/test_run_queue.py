@@ -1,5 +1,9 @@
 """Who waits for whom: loads have slots of their own, and what a person starts is not last."""
 
+import inspect
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +12,7 @@ from typing import cast
 import dagster as dg
 import pytest
 import yaml
+from dagster._core.execution import asset_backfill
 from dagster._core.run_coordinator import SubmitRunContext
 from dagster._core.storage.tags import AUTOMATION_CONDITION_TAG, PRIORITY_TAG
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import (
@@ -120,3 +125,22 @@ def test_tags(
     assets: list[dg.AssetKey] | None, tags: dict[str, str], added: dict[str, str]
 ) -> None:
     assert queue_tags(assets, tags) == added
+
+
+def test_backfills_wait_for_a_code_location_that_does_not_load() -> None:
+    """Dagster's own switch; the daemon imports the queue, which sets it."""
+    source = inspect.getsource(asset_backfill)
+    name = "DAGSTER_BACKFILL_RETRY_DEFINITION_CHANGED_ERROR"
+    assert f'os.environ.get("{name}")' in source
+    module = "feature_pipeline.orchestration.run_queue"
+    program = f"import os, {module}; print(os.environ[{name!r}])"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout == "1\n"

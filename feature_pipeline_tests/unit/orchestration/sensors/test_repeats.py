@@ -10,7 +10,7 @@ import pytest
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 from dagster._core.definitions.sensor_definition import SensorType
 from dagster._core.events import JobFailureData, RunFailureReason
-from dagster._core.execution.backfill import BulkActionStatus
+from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dagster._core.remote_origin import RemoteInstigatorOrigin
 from dagster._core.scheduler.instigation import (
     InstigatorState,
@@ -322,6 +322,76 @@ def test_a_definition_without_a_name_may_be_of_any_hook(
     (record,) = graphs.instance.get_run_records(dg.RunsFilter(run_ids=[run.run_id]))
     said = record.dagster_run.tags[REPEATED_TAG]
     assert said.startswith("none: d/features/hook: no definition") == (not requested)
+
+
+class GivenUp:
+    """A backfill of two hooks over two batches that Dagster gave up."""
+
+    def __init__(self, graphs: Graphs, cls_name: str = "DagsterAssetBackfillDataLoadError") -> None:
+        self.graphs = graphs
+        self.instance = graphs.instance
+        self.instance.add_dynamic_partitions("d", ["b2"])
+        graph = dg.Definitions(
+            assets=[hook_asset("kept"), hook_asset("hook")]
+        ).resolve_asset_graph()
+        backfill = PartitionBackfill.from_asset_partitions(
+            backfill_id="given-up",
+            asset_graph=graph,
+            partition_names=["b1", "b2"],
+            asset_selection=[features_key("d", "kept"), features_key("d", "hook")],
+            backfill_timestamp=time.time(),
+            tags={"whose": "a person's"},
+            dynamic_partitions_store=self.instance,
+            all_partitions=False,
+            title=None,
+            description=None,
+            run_config={"ops": {"d__features__hook": {"config": {"force": True}}}},
+        )
+        self.instance.add_backfill(
+            backfill.with_status(BulkActionStatus.FAILED).with_error(
+                SerializableErrorInfo("no longer does", [], cls_name)
+            )
+        )
+
+    def requested(self, *assets: dg.AssetsDefinition) -> dict[str, set[str]]:
+        """What is requested anew, by hook."""
+        known = {each.backfill_id for each in self.instance.get_backfills()}
+        self.graphs.look(*assets)
+        found: dict[str, set[str]] = {}
+        for backfill in self.instance.get_backfills():
+            if backfill.backfill_id in known:
+                continue
+            assert backfill.tags == {"whose": "a person's", REPEAT_TAG: "1"}
+            assert backfill.asset_backfill_data is not None
+            subset = backfill.asset_backfill_data.target_subset
+            for key in subset.asset_keys:
+                found[key.path[-1]] = set(subset.get_partitions_subset(key).get_partition_keys())
+        return found
+
+
+def test_a_backfill_that_a_rename_ended_goes_on_for_the_other_hooks(graphs: Graphs) -> None:
+    """Dagster fails it as a whole, and cancels the runs that wait, as a person would."""
+    given_up = GivenUp(graphs)
+    kept = features_key("d", "kept")
+    graphs.instance.report_runless_asset_event(dg.AssetMaterialization(kept, partition="b2"))
+    assert given_up.requested(hook_asset("kept"), hook_asset("anew")) == {"kept": {"b1"}}
+    assert given_up.requested(hook_asset("kept"), hook_asset("anew")) == {}
+
+
+def test_a_backfill_waits_for_a_wrong_definition_and_not_with_the_other_hooks(
+    graphs: Graphs,
+) -> None:
+    given_up = GivenUp(graphs)
+    kept, wrong = hook_asset("kept"), wrong_asset("hook")
+    assert given_up.requested(kept, *wrong) == {"kept": {"b1", "b2"}}
+    assert given_up.requested(kept, *wrong) == {}
+    assert given_up.requested(kept, hook_asset("hook")) == {"hook": {"b1", "b2"}}
+    assert given_up.requested(kept, hook_asset("hook")) == {}
+
+
+def test_a_backfill_that_failed_by_itself_stays_failed(graphs: Graphs) -> None:
+    given_up = GivenUp(graphs, "ValueError")
+    assert given_up.requested(hook_asset("kept"), hook_asset("hook")) == {}
 
 
 @pytest.mark.parametrize("fail", [Project.dead, lambda p: p.run(StoreUnavailableError("gone"))])
