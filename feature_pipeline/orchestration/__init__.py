@@ -8,7 +8,15 @@ import warnings
 
 import dagster as dg
 
-# The parameters stand as they are in the versions that are allowed, and the warnings would greet
-# every process at every start.
-for parameter in ("backfill_policy", "use_user_code_server"):
-    warnings.filterwarnings("ignore", f".*`{parameter}`.* in beta", category=dg.BetaWarning)
+# What is named here stands as it is in the versions that are allowed, and the warnings would greet
+# every process at every start: dozens of lines before the answer of each command.
+for name in (
+    "backfill_policy",
+    "use_user_code_server",
+    "LocalFileCodeReference",
+    "CodeReferencesMetadataValue",
+    "load_definitions_from_module",
+    "load_definitions_from_modules",
+):
+    for category in (dg.BetaWarning, dg.PreviewWarning):
+        warnings.filterwarnings("ignore", f".*`{name}`.* in (beta|preview)", category=category)

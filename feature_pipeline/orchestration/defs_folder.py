@@ -11,7 +11,6 @@ import importlib.util
 import os
 import re
 import sys
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -170,9 +169,7 @@ def _yaml_file(folder: Path) -> Path | None:
 def _load_leaf(path: Path, module_name: str, project_root: Path) -> dg.Definitions:
     module = importlib.import_module(module_name)
     if path.suffix == ".py":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", dg.PreviewWarning)
-            return dg.load_definitions_from_module(module)
+        return dg.load_definitions_from_module(module)
     # Not the whole tree: it would list every component type again for each file.
     return dg.ComponentTree.from_module(module, project_root).build_defs(path)
 

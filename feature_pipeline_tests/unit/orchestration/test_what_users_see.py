@@ -1,10 +1,13 @@
 """What Dagster's UI shows of a project: names, groups, descriptions, and the launchpad."""
 
+import importlib
+import warnings
 from typing import Any
 
 import dagster as dg
 import pytest
 
+import feature_pipeline.orchestration
 from feature_pipeline.definitions import build_defs
 from feature_pipeline.orchestration.component import FeatureHook
 from feature_pipeline.orchestration.keys import features_key, records_key, table_key
@@ -66,3 +69,13 @@ def test_what_the_deployment_decides_is_made_and_ended_with_the_run(
         assert made.archive.uri == "s3://later"
         assert made.features_io_manager.archive.uri == "s3://later"
         assert made.hook_runner.kind == "subprocess"
+
+
+def test_definitions_load_without_warnings_of_dagsters() -> None:
+    """Each command that loads them would print dozens of lines before its answer."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.resetwarnings()
+        importlib.reload(feature_pipeline.orchestration)  # sets its filters
+        build_defs()
+    wanted = (dg.BetaWarning, dg.PreviewWarning)
+    assert [str(each.message) for each in seen if issubclass(each.category, wanted)] == []
