@@ -103,7 +103,7 @@ def test_what_passes_a_threshold_fails_the_check_and_is_told_once(pipeline: Pipe
     failed = outcomes(pipeline, "b2")
     assert (failed.passed, failed.severity) == (False, dg.AssetCheckSeverity.ERROR)
     assert list(failed.metadata["failing_batches"].value) == ["b2", "b1"], "the worst first"
-    assert "2 of 3 batches are above a threshold" in failed.description
+    assert "above a threshold: 2 of 3 batches" in failed.description
     told = tell()
     assert [each["where"]["batches"] for each in told] == [["b1"], ["b1", "b2"]]
     assert [each["where"]["severity"] for each in told] == ["warn", "error"]
@@ -116,7 +116,7 @@ def test_what_passes_a_threshold_fails_the_check_and_is_told_once(pipeline: Pipe
     define(pipeline, "2", most=1)
     changed = outcomes(pipeline, "b1")
     assert (changed.metadata["rows_before"].value, changed.metadata["rows_now"].value) == (10, 3)
-    assert "10 rows became 3 (-70.0%) in 1 batches" in changed.description
+    assert "10 rows became 3 (-70.0%) in 1 batch" in changed.description
     assert tell() == []
 
     # a failed run, and an entry that cannot be accepted

@@ -430,7 +430,7 @@ def test_rows_that_differ_from_the_archive_are_never_switched_to(
     assert columns_of(connection) == ["label", "count"]
     report = report_of(archive, database, spec)
     assert report.missing == ("b0", "b1", "b2")
-    assert f"{building} was discarded: 2 batches differ from the archive: b0" in report.summary()
+    assert f"{building} was discarded: 2 batches unequal to the archive's: b0" in report.summary()
     list(load_batches(archive.store, database, spec, ["b0", "b1", "b2"]))
     assert columns_of(connection) == ["label", "count", "note"]
     assert building not in relations(connection)

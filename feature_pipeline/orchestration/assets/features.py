@@ -20,7 +20,6 @@ from feature_pipeline.orchestration import conditions
 from feature_pipeline.orchestration.events.metadata import (
     code_references,
     column_schema,
-    columns_markdown,
     failure_metadata,
     freshness_policy,
 )
@@ -42,6 +41,7 @@ DEFINITION_METADATA = "feature_pipeline/definition"
 FOLDER_METADATA = "feature_pipeline/folder"
 """Key of the definition and its folder of code files in an asset's metadata."""
 IO_MANAGER_KEY = "features_io_manager"
+_NO_COLUMNS = "No columns: the hook passes or rejects records."
 
 
 class HookRunConfig(dg.Config):
@@ -187,7 +187,7 @@ def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefiniti
         owners=list(definition.owners),
         freshness_policy=freshness_policy(definition),
         tags={"feature_pipeline/hook": hook},
-        description=f"{definition.description or ''}\n\n{columns_markdown(columns)}".strip(),
+        description=f"{definition.description or ''}\n\n{'' if columns else _NO_COLUMNS}".strip(),
         metadata={
             DEFINITION_METADATA: dg.MetadataValue.json(definition.model_dump(mode="json")),
             FOLDER_METADATA: dg.MetadataValue.path(folder),

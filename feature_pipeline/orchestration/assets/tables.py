@@ -34,7 +34,6 @@ from feature_pipeline.orchestration.events.metadata import (
     Metadata,
     column_lineage,
     column_sources,
-    columns_markdown,
     freshness_policy,
     shown_schema,
     table_schema,
@@ -124,14 +123,18 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
                 PROGRESS_CHECK,
                 asset=key,
                 description=(
-                    "The batches of this run, and those that did not before, stand in the table as"
-                    " the archive's log says."
+                    "Each batch of this run, and each that was wrong before, is loaded from the"
+                    " artifact that is current in the archive's log."
                 ),
             ),
             dg.AssetCheckSpec(
                 GENERATION_CHECK,
                 asset=key,
-                description="People read what this definition asks for; nothing is being built.",
+                description=(
+                    "The table's view shows the columns and indexes of this definition. While"
+                    " another table with them is being built beside the one that is read, the check"
+                    " warns and says how far it is."
+                ),
             ),
         ],
         group_name=tables_group(dataset),
@@ -141,7 +144,7 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
         tags={"feature_pipeline/hook": definition.name},
         description=(
             f"Table `features.{spec.name}`, rebuilt from S3 at any time.\n\n"
-            f"{definition.description or ''}\n\n{columns_markdown(columns)}"
+            f"{definition.description or ''}"
         ),
         metadata={
             "dagster/table_name": f"features.{spec.name}",

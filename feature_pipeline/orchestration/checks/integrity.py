@@ -147,10 +147,11 @@ def integrity_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefin
         asset=key.asset_key,
         name=INTEGRITY_CHECK,
         description=(
-            "Everything that the hook said is stored and is what its name says. In a run of"
-            " partitions: of these, and of those that were wrong before; executed alone: of all,"
-            " which reads all of it. What the table and Dagster know is compared with the log. What"
-            " was wrong in all of it stays wrong until all of it is read again."
+            "Every stored object of the hook's artifacts is there, and its bytes have the digest in"
+            " its name. In a run of partitions: of these, and of those that were wrong before;"
+            " executed alone: of all, which reads every object. The logs are compared with what the"
+            " table and Dagster have seen of them. What an execution alone found wrong stays wrong"
+            " until the next one."
         ),
     )
     def archive_integrity(

@@ -13,6 +13,7 @@ from feature_pipeline.archive.logs.erasures import erased
 from feature_pipeline.archive.logs.log import Verdict
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, NotFoundError
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.definition import CheckDefinition, HookDefinition, Threshold
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.outcomes import OutcomeCounts
@@ -62,13 +63,13 @@ def feature_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinit
             for name in ("records", "passed", "rejected", "errored", "rows")
         }
         said = [
-            f"{totals['errored']} of {totals['records']} records errored and"
-            f" {totals['rejected']} were rejected; {len(judgement.failing)} of {len(counts)}"
-            " batches are above a threshold"
+            f"of {counted(totals['records'], 'record')}, {totals['errored']} errored and"
+            f" {totals['rejected']} rejected; above a threshold: {len(judgement.failing)} of"
+            f" {counted(len(counts), 'batch')}"
         ]
         if damaged:
             said.append(
-                f"{len(damaged)} batches are damaged or lost in the archive, and not judged"
+                f"{counted(len(damaged), 'batch')} damaged or lost in the archive, and not judged"
             )
         if change is not None:
             said.append(f"against the previous release, {change}")

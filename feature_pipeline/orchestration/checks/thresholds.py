@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.definition import CheckDefinition, Threshold
 from feature_pipeline.model.outcomes import OutcomeCounts
 
@@ -33,7 +34,10 @@ class RowChange:
 
     def __str__(self) -> str:
         change = f"{(self.now - self.before) / self.before:+.1%}" if self.before else "all new"
-        return f"{self.before} rows became {self.now} ({change}) in {self.batches} batches"
+        return (
+            f"{counted(self.before, 'row')} became {self.now} ({change})"
+            f" in {counted(self.batches, 'batch')}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

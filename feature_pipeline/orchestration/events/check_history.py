@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import dagster as dg
 
+from feature_pipeline.model.counted import counted
 from feature_pipeline.orchestration.events.requested import partitions_of_run
 
 NAMED_BATCHES = 200
@@ -74,7 +75,7 @@ def report_named(
             check_name=key.name,
             passed=not batches,
             severity=dg.AssetCheckSeverity.ERROR,
-            description=f"{len(batches)} batches {wrong}" if batches else right,
+            description=f"{counted(len(batches), 'batch')} {wrong}" if batches else right,
             metadata={
                 "batches": dg.MetadataValue.json(named),
                 entry: dg.MetadataValue.json(named),

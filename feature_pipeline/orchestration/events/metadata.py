@@ -15,7 +15,7 @@ from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.outcomes import Outcome
 from feature_pipeline.model.printable import printable
 from feature_pipeline.model.quantities import format_size
-from feature_pipeline.orchestration.markdown import bullets, code, fenced, plain
+from feature_pipeline.orchestration.markdown import bullets, fenced, plain
 
 if TYPE_CHECKING:
     from feature_pipeline.projections.catalog.shown_table import ShownColumn
@@ -116,20 +116,6 @@ def freshness_policy(definition: HookDefinition) -> dg.FreshnessPolicy | None:
         fail_window=timedelta(seconds=declared.fail_seconds),
         warn_window=None if warn is None else timedelta(seconds=warn),
     )
-
-
-def columns_markdown(columns: Sequence[Column]) -> str:
-    """Return the declared columns as a Markdown table."""
-    if not columns:
-        return "No columns: the hook passes or rejects records."
-    lines = ["| column | type | unit | description |", "| --- | --- | --- | --- |"]
-    for column in columns:
-        kind = column.format.value if column.format else column.type.value
-        if column.required:
-            kind += ", required"
-        cells = [code(column.name), kind, plain(column.unit or ""), plain(column.description or "")]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def code_references(files: Iterable[Path]) -> Metadata:

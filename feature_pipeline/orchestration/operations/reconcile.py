@@ -366,8 +366,8 @@ def request_runs(
 def reconcile_job(hooks: Sequence[HookDefinition]) -> dg.JobDefinition:
     """Return the job `reconcile`, which repairs drift and requests the necessary runs."""
 
-    @dg.op(name="find_and_mend_drift", description="Compares the logs, Dagster and the tables.")
-    def find_and_mend(
+    @dg.op(name="find_and_repair_drift", description="Compares the logs, Dagster and the tables.")
+    def find_and_repair(
         context: dg.OpExecutionContext, archive: ArchiveResource, database: DatabaseResource
     ) -> None:
         set_pools(context.instance, hooks)
@@ -409,7 +409,7 @@ def reconcile_job(hooks: Sequence[HookDefinition]) -> dg.JobDefinition:
         ),
     )
     def reconcile_all() -> None:
-        find_and_mend()
+        find_and_repair()
 
     return reconcile_all
 

@@ -40,7 +40,7 @@ def _hooks(store: BlobStore) -> Iterator[tuple[str, str]]:
 def answers_job() -> dg.JobDefinition:
     """Return the job `remember_answers`: completes the memory of answers from the logs."""
 
-    @dg.op(name="compare_with_logs", description="Adds what the memory lacks, leaves out the rest.")
+    @dg.op(name="compare_with_logs", description="Adds the answers that the memory lacks.")
     def compare_with_logs(
         context: dg.OpExecutionContext, config: RememberConfig, archive: ArchiveResource
     ) -> None:
@@ -69,7 +69,10 @@ def answers_job() -> dg.JobDefinition:
 
     @dg.job(
         name=ANSWERS_JOB,
-        description="Brings the memory of answers in line with the archive's logs.",
+        description=(
+            "Brings the memory of answers in line with the archive's logs: the index by which a"
+            " record that was computed in another batch is not computed again."
+        ),
     )
     def remember_answers() -> None:
         compare_with_logs()
@@ -84,7 +87,10 @@ def answers_schedule() -> dg.ScheduleDefinition:
         name="remember_answers_hourly",
         job_name=ANSWERS_JOB,
         cron_schedule="37 * * * *",
-        description="Has the memory of answers compared with the archive's logs, daily.",
+        description=(
+            "Runs `remember_answers` for the hooks whose memory of answers is absent, or was not"
+            " compared with the logs for a day."
+        ),
         default_status=dg.DefaultScheduleStatus.RUNNING,
     )
     def remember_answers_hourly(

@@ -70,15 +70,17 @@ def dead_runs_sensor() -> dg.SensorDefinition:
     """Return the sensor that fails runs whose local worker is gone; running by default."""
 
     @dg.sensor(
-        name="dead_runs",
+        name="fail_dead_runs",
         minimum_interval_seconds=TICK_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Fails runs whose worker process on this machine is gone.",
+        description=(
+            "Fails runs whose worker process on this machine is gone, so that Dagster retries them."
+        ),
     )
-    def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    def fail_dead(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         failed = fail_dead_runs(context.instance)
         for run_id in failed:
             context.log.error("run %s: its worker is gone; failed", run_id)
         return dg.SkipReason(f"{len(failed)} runs failed")
 
-    return dead_runs
+    return fail_dead

@@ -419,7 +419,10 @@ def inbox_sensor(hooks: Sequence[HookDefinition]) -> dg.SensorDefinition:
         name="inbox",
         minimum_interval_seconds=TICK_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Accepts submitted batches and finished hook runs from the archive's inbox.",
+        description=(
+            "Accepts submitted batches and finished hook runs from the archive's inbox: adds the"
+            " batches as partitions, and reports what was accepted as materializations."
+        ),
     )
     def inbox(
         context: dg.SensorEvaluationContext,

@@ -146,7 +146,10 @@ def webhook_sensor() -> dg.SensorDefinition:
         name=SENSOR,
         minimum_interval_seconds=TICK_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description=f"Posts failures as JSON to the address in {settings.WEBHOOK_URL}.",
+        description=(
+            "Posts failed runs, failing checks and quarantined entries as JSON to the address in"
+            f" {settings.WEBHOOK_URL}. Without one it does nothing."
+        ),
     )
     def webhook(context: dg.SensorEvaluationContext, archive: ArchiveResource) -> dg.SkipReason:
         try:

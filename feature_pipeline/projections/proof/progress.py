@@ -11,6 +11,7 @@ from feature_pipeline.archive.maintenance.known import LostEntry, find_unlogged,
 from feature_pipeline.archive.query import history
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import CorruptDataError
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.first_few import first_few
 from feature_pipeline.projections.catalog.bookkeeping import Progress, all_progress
 from feature_pipeline.projections.catalog.database import Database
@@ -55,7 +56,7 @@ class ProgressReport:
     def summary(self) -> str:
         """Return a one-line summary with the names of some batches."""
         if self.is_complete:
-            return f"{self.loaded} batches stand in the table as the archive's log says"
+            return f"{counted(self.loaded, 'batch')} loaded as the archive's log says"
         parts = [
             f"{len(batches)} {what} ({first_few(batches)})"
             for what, batches in (
@@ -76,7 +77,7 @@ class ProgressReport:
                 "and they cannot be read: its view is gone, or is another one; load any batch to"
                 " put it back"
             )
-        return f"{self.loaded} batches stand in the table; " + ", ".join(parts)
+        return f"{counted(self.loaded, 'batch')} loaded; " + ", ".join(parts)
 
     def to_json(self) -> dict[str, list[str]]:
         """Return the batches by kind of difference."""

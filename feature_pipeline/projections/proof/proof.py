@@ -18,6 +18,7 @@ from feature_pipeline.archive.read import read_manifest, read_outcomes, read_row
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import CorruptDataError, NotFoundError, ProjectionError
 from feature_pipeline.model.columns import columns_header, row_encoder
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import ContentSum
 from feature_pipeline.model.first_few import first_few
 from feature_pipeline.parallel import map_threads
@@ -88,10 +89,12 @@ class Proof:
     def summary(self) -> str:
         """Return a one-line summary."""
         if self.has_equal_content:
-            equal = f"{self.rows} rows of {self.batches} batches equal the archive's"
+            what = f"{counted(self.rows, 'row')} of {counted(self.batches, 'batch')}"
+            equal = f"{what}: equal to the archive's"
             return f"{equal}; {describe_left_out(self.left_out)}" if self.left_out else equal
         named = first_few(self.unequal_batches)
-        differing = f"{len(self.unequal_batches)} batches differ from the archive: {named}"
+        unequal = counted(len(self.unequal_batches), "batch")
+        differing = f"{unequal} unequal to the archive's: {named}"
         reasons = [f"batch {batch!r}: {why}" for batch, why in self.unreadable.items()]
         return f"{differing}; {first_few(reasons, separator='; ')}" if reasons else differing
 

@@ -13,6 +13,7 @@ import psycopg
 
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import ProjectionError
+from feature_pipeline.model.counted import counted
 from feature_pipeline.projections.catalog import dependents
 from feature_pipeline.projections.catalog.bookkeeping import (
     Progress,
@@ -111,7 +112,7 @@ class TableReport:
             )
         if self.building is None:
             done = "switched to" if self.is_switched else "read from"
-            return f"{self.table}: {done} generation {self.live}, {self.batches} batches"
+            return f"{self.table}: {done} generation {self.live}, {counted(self.batches, 'batch')}"
         progress = f"{self.table}: building {self.batches - len(self.missing)} of {self.batches}"
         if self.live is None:
             return f"{progress} batches; nothing is read before it is proved"

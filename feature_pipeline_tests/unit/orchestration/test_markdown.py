@@ -8,12 +8,10 @@ import pytest
 from markdown_it import MarkdownIt
 
 from feature_pipeline.archive.format.manifest import FailureInfo, Manifest
-from feature_pipeline.model.columns import Column
 from feature_pipeline.model.digest import ContentSum, Digest
 from feature_pipeline.model.outcomes import OutcomeCounts
 from feature_pipeline.orchestration.events.metadata import (
     artifact_metadata,
-    columns_markdown,
     failure_metadata,
 )
 from feature_pipeline.orchestration.markdown import bullets, code, fenced, plain, table
@@ -119,12 +117,6 @@ def test_logs_and_reasons():
     found = failure_metadata(None, FailureInfo(kind="x", reason="\x1b[31m"), log_tail)
     assert rendered(str(found["log_tail"].value))[1] == {"pre", "code"}
     assert found["decision"].value == r"\x1b[31m"
-
-
-def test_descriptions_of_columns():
-    columns = [Column(name="c", type="number", unit=text, description=text) for text in HOSTILE]
-    tags = rendered(columns_markdown(columns))[1]
-    assert tags == {"table", "thead", "tr", "th", "tbody", "td", "code"}
 
 
 @pytest.mark.parametrize("text", ["10.5281/zenodo.1", "-0.5", "+1", "record_id", "#1", "=1"])

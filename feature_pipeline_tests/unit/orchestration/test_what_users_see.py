@@ -33,10 +33,10 @@ def test_what_runs_by_itself_says_what_it_does(defs: dg.Definitions) -> None:
     jobs = [job for job in repository.get_all_jobs() if not job.name.startswith("__")]
     shown = [*repository.sensor_defs, *repository.schedule_defs, *jobs]
     assert {each.name for each in repository.sensor_defs} == {
-        *("compute_features", "load_tables", "inbox", "dead_runs", "repeat_after_outages"),
+        *("compute_features", "load_tables", "inbox", "fail_dead_runs", "repeat_after_outages"),
         "webhook",
     }
-    assert [each.name for each in shown if len(each.description or "") < 40] == []
+    assert [each.name for each in shown if len(each.description or "") < 60] == []
 
 
 def test_features_and_tables_are_told_apart(defs: dg.Definitions) -> None:
@@ -44,6 +44,16 @@ def test_features_and_tables_are_told_apart(defs: dg.Definitions) -> None:
     graph = defs.resolve_asset_graph()
     keys = [records_key("letters"), features_key("letters", "size"), table_key("letters", "size")]
     assert [graph.get(key).group_name for key in keys] == ["letters", "letters", "letters_tables"]
+
+
+def test_an_asset_shows_its_columns_once(defs: dg.Definitions) -> None:
+    """The page draws the column schema below the description."""
+    graph = defs.resolve_asset_graph()
+    for key in (features_key("letters", "size"), table_key("letters", "size")):
+        schema = graph.get(key).metadata["dagster/column_schema"]
+        assert "size" in {column.name for column in schema.columns}
+        assert "| size" not in (graph.get(key).description or "")
+        assert "`size` |" not in (graph.get(key).description or "")
 
 
 def test_a_run_configures_only_what_is_a_runs_to_decide(defs: dg.Definitions) -> None:
