@@ -1,7 +1,7 @@
 """Partitions that are requested, running or cancelled, from Dagster's runs and backfills."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,6 +11,7 @@ from feature_pipeline.archive.logs.cache import LruCache
 from feature_pipeline.orchestration.dagster_internals import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
+    BACKFILL_ID_TAG,
     BULK_ACTION_TERMINAL_STATUSES,
     PARTITION_NAME_TAG,
     BulkActionsFilter,
@@ -50,7 +51,7 @@ def partitions_of_run(
 
 
 def cancelled_partitions(instance: dg.DagsterInstance, key: dg.AssetKey) -> dict[str, float]:
-    """Return cancelled partitions of an asset, by run or backfill, with the last time of that.
+    """Return partitions that a user cancelled, by run or backfill, with the last time of that.
 
     In seconds since the epoch. Only the last cancelled runs and backfills are read; the caller must
     check whether their partitions were requested again since.
@@ -97,20 +98,34 @@ def _cancelled_runs(instance: dg.DagsterInstance) -> Iterator[_CancelledRun]:
     held = {run_id: _runs.get(run_id) for run_id in ids}
     yield from (run for run in held.values() if run is not None)
     unread = [run_id for run_id, run in held.items() if run is None]
+    given_up = _given_up(instance) if unread else ()
     for start in range(0, len(unread), _AT_ONCE):
         for record in instance.get_run_records(
             dg.RunsFilter(run_ids=unread[start : start + _AT_ONCE])
         ):
-            run = _cancelled_run(record)
+            run = _cancelled_run(record, given_up)
             if record.end_time is not None:
                 _runs.put(record.dagster_run.run_id, run)
             yield run
 
 
-def _cancelled_run(record: dg.RunRecord) -> _CancelledRun:
-    single, ends = _named(record.dagster_run)
-    assets = frozenset(record.dagster_run.asset_selection or ())
+def _cancelled_run(record: dg.RunRecord, given_up: Collection[str]) -> _CancelledRun:
+    run = record.dagster_run
+    single, ends = _named(run)
+    assets = frozenset(run.asset_selection or ())
+    if run.tags.get(BACKFILL_ID_TAG) in given_up:
+        assets = frozenset()
     return _CancelledRun(assets, single, ends, record.end_time or time.time())
+
+
+def _given_up(instance: dg.DagsterInstance) -> set[str]:
+    """Ids of backfills that the daemon could not go on with, and whose runs it cancelled.
+
+    It gives one up when the code location does not load, for example. No user asked for that.
+    """
+    filters = BulkActionsFilter(statuses=[BulkActionStatus.FAILING, BulkActionStatus.FAILED])
+    found = instance.get_backfills(filters=filters, limit=_BACKFILLS_REMEMBERED)
+    return {backfill.backfill_id for backfill in found}
 
 
 def _named(run: dg.DagsterRun) -> tuple[str | None, tuple[str, str] | None]:
