@@ -9,6 +9,7 @@ import dagster as dg
 
 from feature_pipeline import settings
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.measure import report_counts
 from feature_pipeline.model.definition import HookDefinition, find_clashes
 from feature_pipeline.orchestration.assets.features import (
     DEFINITION_METADATA,
@@ -129,6 +130,7 @@ def build_defs(*own: dg.Definitions, resources: Mapping[str, Any] | None = None)
     Raises:
         InvalidInputError: A definition cannot be used, and `own` are given or Dagster validates.
     """
+    report_counts()
     loaded = (
         LoadedFolder(dg.Definitions.merge(*own))
         if own

@@ -37,6 +37,8 @@ RUNNER_SETTINGS: Final = "FEATURE_PIPELINE_RUNNER_SETTINGS"
 WEBHOOK_URL: Final = "FEATURE_PIPELINE_WEBHOOK_URL"
 DEFS_FOLDER: Final = "FEATURE_PIPELINE_DEFS"
 UI_URL: Final = "FEATURE_PIPELINE_UI_URL"
+METRICS_URL: Final = "FEATURE_PIPELINE_METRICS_URL"
+OTLP_URL: Final = "FEATURE_PIPELINE_OTLP_URL"
 SIGNER_ACCESS_KEY_ID: Final = "FEATURE_PIPELINE_SIGNER_ACCESS_KEY_ID"
 SIGNER_SECRET_ACCESS_KEY: Final = "FEATURE_PIPELINE_SIGNER_SECRET_ACCESS_KEY"  # noqa: S105  (a name)
 
@@ -336,6 +338,42 @@ def webhook_url(environment: Mapping[str, str] | None = None) -> str | None:
         urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname
     ):
         raise InvalidInputError(f"{WEBHOOK_URL} is not an address: write https://host/path")
+    return url
+
+
+def metrics_url(environment: Mapping[str, str] | None = None) -> str | None:
+    """Where processes leave counts of what they do; None when not set: they count nothing.
+
+    Raises:
+        InvalidInputError: It is not an http:// or https:// address.
+    """
+    return _address(os.environ if environment is None else environment, METRICS_URL)
+
+
+def otlp_url(environment: Mapping[str, str] | None = None) -> str | None:
+    """The collector to which `feature-pipeline metrics` sends all it has; None when not set.
+
+    Raises:
+        InvalidInputError: It is not an http:// or https:// address.
+    """
+    return _address(os.environ if environment is None else environment, OTLP_URL)
+
+
+def _address(environment: Mapping[str, str], name: str) -> str | None:
+    url = environment.get(name) or None
+    if url is None:
+        return None
+    try:
+        parts = urlsplit(url)
+        is_right = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:
+        is_right = False
+    if not is_right or parts.query or parts.fragment or parts.username:
+        # It may hold a password: it is not shown.
+        raise InvalidInputError(
+            f"{name} is not an address: write http://host:port, without a path of its own, user or"
+            " query"
+        )
     return url
 
 

@@ -19,6 +19,7 @@ pytest_plugins = [
     "feature_pipeline_tests.fixtures.kubernetes_player",
     "feature_pipeline_tests.fixtures.osa",
     "feature_pipeline_tests.fixtures.pooler",
+    "feature_pipeline_tests.fixtures.prometheus",
     "feature_pipeline_tests.fixtures.wheel",
 ]
 

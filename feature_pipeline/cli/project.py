@@ -13,6 +13,7 @@ from feature_pipeline.archive.store.s3 import S3Store, open_store
 from feature_pipeline.archive.store.s3_client import client_of
 from feature_pipeline.errors import NotFoundError
 from feature_pipeline.local.environment import load_dotenv
+from feature_pipeline.measure import report_counts
 
 
 def open_archive() -> S3Store:
@@ -99,8 +100,9 @@ class Project:
         try:
             values = load_dotenv(self.dotenv)
         except NotFoundError:
-            return
+            values = {}
         settings.add_settings(os.environ, values)
+        report_counts()
 
     def _file(self, name: str) -> Path:
         own = self.root / name

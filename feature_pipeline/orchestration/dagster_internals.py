@@ -57,6 +57,15 @@ from dagster._core.execution.backfill import BulkActionsFilter as BulkActionsFil
 from dagster._core.execution.backfill import BulkActionStatus as BulkActionStatus
 from dagster._core.execution.backfill import PartitionBackfill as PartitionBackfill
 
+# What the metrics of sensors and checks are read by. Public: the GraphQL API, which needs a
+# webserver.
+from dagster._core.scheduler.instigation import InstigatorState as InstigatorState
+from dagster._core.scheduler.instigation import InstigatorType as InstigatorType
+from dagster._core.scheduler.instigation import TickStatus as TickStatus
+from dagster._core.storage.asset_check_execution_record import (
+    AssetCheckExecutionRecordStatus as AssetCheckExecutionRecordStatus,
+)
+
 # Which partitions failed or are in progress, without reading every event. Public:
 # `DagsterInstance.get_status_by_partition` answers one asset at a time and leaves failures out.
 from dagster._core.storage.partition_status_cache import (

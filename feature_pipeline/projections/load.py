@@ -17,6 +17,7 @@ from typing import Final, TypeAlias
 
 import psycopg
 
+from feature_pipeline import measure
 from feature_pipeline.archive.format.documents import NewerVersionError
 from feature_pipeline.archive.logs import log, tombstones
 from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry
@@ -25,6 +26,7 @@ from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 from feature_pipeline.model.digest import ContentSum, Digest
 from feature_pipeline.model.first_few import first_few
+from feature_pipeline.model.instruments import TABLE_LOADED_ROWS, TABLE_LOADED_SIZE
 from feature_pipeline.model.outcomes import OutcomeCounts
 from feature_pipeline.projections.catalog.bookkeeping import Progress, all_progress
 from feature_pipeline.projections.catalog.database import Connection, Database
@@ -48,6 +50,7 @@ from feature_pipeline.projections.rows.prepare import (
 )
 from feature_pipeline.projections.rows.replace import (
     RefusedBatchError,
+    Replaced,
     TableChangedError,
     replace_batches,
 )
@@ -486,18 +489,20 @@ class _Work:
         if fit.group is None:
             return {}, {}
         started = time.monotonic()
-        replaced = replace_batches(
-            connection,
-            state,
-            generation,
-            fit.group,
-            is_forced=self._is_forced,
-            given_up={
-                batch: entry
-                for (own, batch), entry in self._given_up.items()
-                if own == generation.id
-            },
-        )
+        with measure.timed(self._spec.name, "load"):
+            replaced = replace_batches(
+                connection,
+                state,
+                generation,
+                fit.group,
+                is_forced=self._is_forced,
+                given_up={
+                    batch: entry
+                    for (own, batch), entry in self._given_up.items()
+                    if own == generation.id
+                },
+            )
+        self._count(fit.group, replaced)
         seconds = (time.monotonic() - started) / len(fit.group.batches)
         counts = {one.entry.manifest: one.manifest.counts for one in fit.group.batches}
         reports = {
@@ -513,6 +518,12 @@ class _Work:
             for replacement in replaced.done
         }
         return reports, dict(replaced.refused)
+
+    def _count(self, group: PreparedGroup, replaced: Replaced) -> None:
+        written = {one.held.batch: one.held.rows for one in replaced.done if not one.is_unchanged}
+        sizes = sum(one.size for one in group.batches if one.batch in written)
+        measure.count(TABLE_LOADED_ROWS, sum(written.values()), table=self._spec.name)
+        measure.count(TABLE_LOADED_SIZE, sizes, table=self._spec.name)
 
 
 def _held(database: Database, spec: TableSpec, state: TableState) -> dict[tuple[int, str], int]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
+from feature_pipeline import measure
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.digest import Digest
@@ -69,11 +70,12 @@ def fill(
     If it has wrong rows, which an earlier run may have left there, another one is filled in its
     place.
     """
-    yield from load_batches(store, database, rebuild.spec, rebuild.batches, workers=workers)
-    with database.connect(f"table {rebuild.spec.name!r}") as connection:
-        state = require_table(connection, rebuild.spec)
-    if state.building is not None and state.building.relation != rebuild.generation:
-        yield from load_batches(store, database, rebuild.spec, workers=workers)
+    with measure.timed(rebuild.spec.name, "rebuild"):
+        yield from load_batches(store, database, rebuild.spec, rebuild.batches, workers=workers)
+        with database.connect(f"table {rebuild.spec.name!r}") as connection:
+            state = require_table(connection, rebuild.spec)
+        if state.building is not None and state.building.relation != rebuild.generation:
+            yield from load_batches(store, database, rebuild.spec, workers=workers)
 
 
 def load_again(

@@ -21,6 +21,8 @@ from feature_pipeline.archive.logs import inbox
 from feature_pipeline.archive.logs.known import known_logs
 from feature_pipeline.archive.query.api import Archive
 from feature_pipeline.archive.store.memory import MemoryStore
+from feature_pipeline.cli.app import COMMANDS
+from feature_pipeline.cli.commands.metrics import PORT
 from feature_pipeline.errors import StoreUnavailableError
 from feature_pipeline.hooks.runners.kubernetes.job import JobSettings
 from feature_pipeline.orchestration.run_queue import COMPUTE, WORK_TAG
@@ -36,9 +38,29 @@ def documents(name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("version", ["1.31", "1.34"])
-def test_manifests(version):
-    for document in documents("kubernetes/hooks.yaml"):
+@pytest.mark.parametrize("name", ["hooks", "metrics"])
+def test_manifests(name, version):
+    for document in documents(f"kubernetes/{name}.yaml"):
         kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_the_metrics_are_where_rules_and_processes_look_for_them():
+    deployment, service, policy = documents("kubernetes/metrics.yaml")
+    values = yaml.safe_load((DEPLOY / "helm/values.yaml").read_text())
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["command"][:2] == ["feature-pipeline", "metrics"]
+    [port] = container["ports"]
+    [served], [[allowed]] = (
+        service["spec"]["ports"],
+        [r["ports"] for r in policy["spec"]["ingress"]],
+    )
+    assert {port["containerPort"], served["port"], allowed["port"]} == {PORT}
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"] == policy["spec"]["podSelector"]["matchLabels"] == labels
+    [password] = container["env"]
+    secret = password["valueFrom"]["secretKeyRef"]["name"]
+    assert secret == values["global"]["postgresqlSecretName"]
+    assert COMMANDS["metrics"]
 
 
 def test_the_hooks_service_account_is_the_runners_default_and_is_bound_to_nothing():
@@ -149,6 +171,10 @@ def test_the_compute_log_is_told_what_it_understands():
     keys = re.findall(r"(?m)^ *(?:# )?(\w+): ", "\n".join(lines))
     assert "endpointUrl" in keys
     assert {snake(key) for key in keys} <= known
+    guide = (REPOSITORY / "docs/deploy.md").read_text()
+    named = re.findall(r"s3ComputeLogManager\.(\w+)", guide)
+    assert named
+    assert {snake(key) for key in named} <= known
 
 
 def test_the_webserver_binds_a_port_that_its_user_may_bind():
@@ -331,17 +357,19 @@ def test_the_image_compiles_the_wrapper_where_stage_looks_for_it():
     assert (REPOSITORY / source[1]).is_file()
 
 
-@pytest.mark.parametrize("name", ["daemon", "webserver"])
+@pytest.mark.parametrize("name", ["daemon", "webserver", "metrics"])
 def test_units(name):
     unit = configparser.ConfigParser(strict=True, interpolation=None)
     unit.optionxform = str  # type: ignore[assignment,method-assign]
     unit.read(DEPLOY / f"systemd/feature-pipeline-{name}.service")
     service = unit["Service"]
     assert service["User"] == service["Group"] == "feature-pipeline"
-    assert service["ExecStart"].split()[0] == f"/opt/feature-pipeline/bin/dagster-{name}"
+    program = "feature-pipeline" if name == "metrics" else f"dagster-{name}"
+    assert service["ExecStart"].split()[0] == f"/opt/feature-pipeline/bin/{program}"
     assert service["EnvironmentFile"] == "/etc/feature-pipeline/environment"
-    # a stop must not look like a hook that failed: worker and hook are killed together
-    assert service["KillMode"] == "mixed"
+    if name != "metrics":
+        # a stop must not look like a hook that failed: worker and hook are killed together
+        assert service["KillMode"] == "mixed"
     for protection in ("NoNewPrivileges", "ProtectHome", "PrivateTmp"):
         assert service[protection] == "true"
     assert service["ProtectSystem"] == "strict"

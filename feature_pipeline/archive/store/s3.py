@@ -21,7 +21,7 @@ import botocore.exceptions as boto_errors
 import urllib3.exceptions as http_errors
 
 from feature_pipeline.archive.format.layout import BLOBS, PROBE
-from feature_pipeline.archive.store import s3_delete
+from feature_pipeline.archive.store import s3_delete, s3_measure
 from feature_pipeline.archive.store.base import (
     BYTES_MEDIA_TYPE,
     ObjectInfo,
@@ -134,6 +134,7 @@ class S3Store:
         self._identity = f"{client.meta.endpoint_url}/{bucket}/{self._prefix}"
         self._transfer = Transfer.like(client, bucket, f"s3://{bucket}/")
         s3_delete.prepare(client)
+        s3_measure.watch(client)
 
     @property
     def identity(self) -> str:

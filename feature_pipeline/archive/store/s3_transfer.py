@@ -21,7 +21,9 @@ from feature_pipeline import settings
 from feature_pipeline.archive.store.base import ObjectInfo, StoredObject
 from feature_pipeline.archive.store.memory import check_size
 from feature_pipeline.archive.store.s3_answers import explained
+from feature_pipeline.archive.store.s3_measure import count_request
 from feature_pipeline.errors import NotFoundError, OutcomeUnknownError, StoreUnavailableError
+from feature_pipeline.model.instruments import NO_ANSWER
 
 if TYPE_CHECKING:
     from obstore import UpdateVersion
@@ -37,6 +39,7 @@ _CREDENTIALS_LIFETIME: Final = timedelta(minutes=1)
 _SAFE_KEY: Final = re.compile(r"[A-Za-z0-9_.\-]+(/[A-Za-z0-9_.\-]+)*")
 """Keys that no client encodes in another way on its path to the server."""
 _REFUSED: Final = re.compile(r"status code: 4(?!08|29)\d\d")
+_STATUS: Final = re.compile(r"status code: ([1-5]\d\d)\b")
 _ANSWER: Final = re.compile(
     r"status code: (\d{3}).*?<Code>([^<]*)</Code>.*?<Message>([^<]*)</Message>", re.DOTALL
 )
@@ -144,12 +147,15 @@ class Transfer:
                     use_multipart=False,
                 )
             except (errors.AlreadyExistsError, errors.PreconditionError):
+                _count("PutObject", "412", attempt)
                 return False
             except FileNotFoundError as error:
+                _count("PutObject", "404", attempt)
                 if "NoSuchKey" in str(error):
                     return False  # AWS's answer to If-Match on a key that is gone
                 raise self._unavailable("PUT", key, error) from error
             except errors.BaseError as error:
+                _count("PutObject", _status(error), attempt)
                 if not _is_refusal(error):
                     unclear = error
                 elif unclear is None:
@@ -157,6 +163,7 @@ class Transfer:
                 else:
                     break
             else:
+                _count("PutObject", "200", attempt)
                 return True
         raise OutcomeUnknownError(
             f"PUT {self._where}{key}: no clear answer: {_shown(unclear)}"
@@ -171,14 +178,19 @@ class Transfer:
                 answer = obstore.get(self._store, key)
                 info = _info(key, answer.meta)
                 check_size(f"{self._where}{key}", info.size, size)
-                return StoredObject(info, answer.bytes().to_bytes())
+                data = answer.bytes().to_bytes()
             except FileNotFoundError as error:
+                _count("GetObject", "404", attempt)
                 if "NoSuchKey" in str(error):
                     raise NotFoundError(f"no object {self._where}{key}") from error
                 raise self._unavailable("GET", key, error) from error
             except errors.BaseError as error:
+                _count("GetObject", _status(error), attempt)
                 if _is_refusal(error) or attempt == _ATTEMPTS - 1:
                     raise self._unavailable("GET", key, error) from error
+            else:
+                _count("GetObject", "200", attempt)
+                return StoredObject(info, data)
         raise AssertionError
 
     def _unavailable(self, verb: str, key: str, error: Exception) -> StoreUnavailableError:
@@ -213,6 +225,15 @@ def _is_refusal(error: Exception) -> bool:
     """Return whether the store refused, rather than failed or did not answer."""
     refusals = (errors.PermissionDeniedError, errors.UnauthenticatedError, errors.InvalidPathError)
     return isinstance(error, refusals) or _REFUSED.search(str(error)) is not None
+
+
+def _count(operation: str, status: str, attempt: int) -> None:
+    count_request(operation, status, is_retry=attempt > 0)
+
+
+def _status(error: Exception) -> str:
+    found = _STATUS.search(str(error))
+    return found[1] if found else NO_ANSWER
 
 
 def _shown(error: Exception | None) -> str:

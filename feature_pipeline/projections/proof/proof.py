@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from psycopg import IsolationLevel, sql
 
+from feature_pipeline import measure
 from feature_pipeline.archive.format.documents import NewerVersionError
 from feature_pipeline.archive.format.manifest import Manifest
 from feature_pipeline.archive.logs import erasures, log, tombstones
@@ -219,6 +220,18 @@ def prove_generation(
     source: sql.Identifier | None = None,
 ) -> Proof:
     """Prove any generation, live or not; its rows are read from `source` if that is given."""
+    with measure.timed(spec.name, "proof"):
+        return _prove_generation(store, connection, spec, generation, batches, source)
+
+
+def _prove_generation(
+    store: BlobStore,
+    connection: Connection,
+    spec: TableSpec,
+    generation: Generation,
+    batches: Collection[str] | None,
+    source: sql.Identifier | None,
+) -> Proof:
     connection.isolation_level = IsolationLevel.REPEATABLE_READ
     try:
         with connection.transaction():

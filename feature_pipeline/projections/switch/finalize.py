@@ -11,6 +11,7 @@ from typing import Final
 
 import psycopg
 
+from feature_pipeline import measure
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import ProjectionError
 from feature_pipeline.model.counted import counted
@@ -332,7 +333,8 @@ def _finish(store: BlobStore, connection: Connection, spec: TableSpec) -> TableR
         if not is_first and (late := {*report.missing, *(set(_late(connection, state)) - gone)}):
             # It was complete a moment ago: these have come since, or only live has them.
             return replace(report, late=tuple(sorted(late)))
-        problem = _index(connection, building, spec, report)
+        with measure.timed(spec.name, "index"):
+            problem = _index(connection, building, spec, report)
         progress = all_progress(connection, building.id)
         proof = _prove(store, connection, spec, building, progress, proven)
         if not proof.has_equal_content:
@@ -360,7 +362,9 @@ def _finish(store: BlobStore, connection: Connection, spec: TableSpec) -> TableR
                 and not set(_late(under_lock, now)) - gone
             )
 
-        if switch(connection, spec, building, is_still_so, is_pinned=False):
+        with measure.timed(spec.name, "switch"):
+            is_switched = switch(connection, spec, building, is_still_so, is_pinned=False)
+        if is_switched:
             drop_superseded(connection, spec)
             if problem is not None:
                 raise problem
