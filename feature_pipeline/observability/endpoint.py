@@ -31,7 +31,8 @@ class TextReader:
     def text(self, meters: Meters) -> bytes:
         """Return the series, all of one time."""
         with meters.lock:
-            return generate_latest(self._registry)
+            text: bytes = generate_latest(self._registry)
+        return text
 
 
 class Endpoint:

@@ -134,7 +134,7 @@ def _labels(point: NumberDataPoint) -> dict[str, str]:
 
 
 def _label(pair: KeyValue) -> str:
-    text = pair.value.string_value
+    text: str = pair.value.string_value
     if not text or len(text) > _LONGEST_LABEL or not text.isprintable():
         raise InvalidInputError(f"label {pair.key[:_LONGEST_LABEL]!r} is no short text")
     return text
