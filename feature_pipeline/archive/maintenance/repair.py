@@ -27,7 +27,7 @@ from feature_pipeline.archive.logs.entries import LogEntry, StoredEntry, decode_
 from feature_pipeline.archive.logs.erasures import ErasureEntry, erased, erasures
 from feature_pipeline.archive.logs.inbox import Completion, CompletionStatus, Submission
 from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry, StoredRelease, Verdict
-from feature_pipeline.archive.logs.losses import Loss, losses
+from feature_pipeline.archive.logs.losses import Loss, LossEntry, losses
 from feature_pipeline.archive.logs.tombstones import TombstoneEntry, withdraw, withdrawn
 from feature_pipeline.archive.maintenance.known import KnownBatch, KnownEntry
 from feature_pipeline.archive.publish import announce
@@ -50,6 +50,7 @@ _MODELS: Final[dict[ObjectKind, type[LogEntry]]] = {
     ObjectKind.RELEASE_ENTRY: StoredRelease,
     ObjectKind.TOMBSTONE_ENTRY: TombstoneEntry,
     ObjectKind.ERASURE_ENTRY: ErasureEntry,
+    ObjectKind.LOSS_ENTRY: LossEntry,
 }
 _RESTORED: Final = "restored-"
 """Prefix of the ids of completions by which artifacts are accepted again."""

@@ -149,6 +149,21 @@ def test_an_entry_that_names_what_is_not_there(long, seq):
     assert verify(long.store).is_clean
 
 
+def test_a_batch_entry_that_names_what_is_not_there(long):
+    prefix = layout.batch_log(DATASET, "b1")
+    [entry] = log.batch_entries(long.store, DATASET, "b1")
+    other = entry.model_copy(update={"digest": Digest.of(b"never stored")})
+    long.store._put(layout.entry(prefix, 1), other.encode())
+    log.forget_read_entries()
+    loss = plan_loss(long.store, prefix)
+    assert (loss.entries, [r.text for r in loss.removed]) == (0, [other.encode().decode()])
+    accept_losses(long.store, DATASET, [loss], by="the operator", reason="no copy is left")
+    log.forget_read_entries()
+    long.submit(make_batch())
+    assert log.read_batch(long.store, DATASET, "b1") == make_batch()
+    assert verify(long.store).is_clean
+
+
 def test_nothing_is_given_up_that_is_there(long):
     assert plan_loss(long.store, LOG) is None
     delete(long, 3)

@@ -125,6 +125,28 @@ def test_every_object_comes_back_from_a_second_archive_byte_by_byte(scene, how) 
         assert {k: v for k, v in after.items() if k in before} == before, key
 
 
+@pytest.mark.parametrize("how", ["flip", "delete"])
+def test_the_entry_of_an_accepted_loss_comes_back(scene, how) -> None:
+    """Without it the log that was given up would be lost again."""
+    take_census(scene.store)
+    scene.store.delete(entry_key("b1", 3))
+    accept_losses(
+        scene.store, plan_losses(scene.store, verify(scene.store).findings), by="me", reason="gone"
+    )
+    take_census(scene.store)
+    sources, key = Sources(second=backup(scene)), f"{layout.loss_log(DATASET)}0000000001"
+    before = scene.store.get(key).data
+    if how == "flip":
+        flip(scene, key)
+    else:
+        scene.store.delete(key)
+    for _ in range(2):
+        wrong = verify(scene.store, takes_census=False).findings
+        assert carry_out(plan_repair(scene.store, wrong, sources), lambda _: None) == []
+    assert scene.store.get(key).data == before
+    assert verify(scene.store).is_clean
+
+
 @pytest.mark.parametrize("seq", [1, 2, 3])
 def test_an_entry_that_became_another_valid_one_comes_back(scene, seq) -> None:
     """The entry after it names its bytes, or a census does: it is found through these."""
