@@ -680,6 +680,8 @@ class ArchiveMachine(RuleBasedStateMachine):
         if head is None:
             assert not accepted
             return
+        if self.model.erasing and head.manifest in erased(self.store, DATASET).manifests:
+            return  # What stands for it was given up, and waits for the erasure to end.
         best = max(self.model.answers[name].order for name in accepted)
         answer = self.model.answers[self.name_of(head)]
         assert (answer.batch, answer.order) == (key, best)
