@@ -45,8 +45,7 @@ from feature_pipeline.archive.inspection.census import take_census
 from feature_pipeline.archive.inspection.findings import Finding, ObjectKind, Reached, State
 from feature_pipeline.archive.inspection.reachable import reach
 from feature_pipeline.archive.inspection.verify import verify
-from feature_pipeline.archive.logs import inbox, log, tombstones
-from feature_pipeline.archive.logs.erasures import erased
+from feature_pipeline.archive.logs import erasures, inbox, log, tombstones
 from feature_pipeline.archive.logs.tombstones import withdrawn
 from feature_pipeline.archive.maintenance import deletion
 from feature_pipeline.archive.maintenance.accept_loss import accept_losses, plan_losses
@@ -652,7 +651,7 @@ class ArchiveMachine(RuleBasedStateMachine):
         name = entry.completion if isinstance(entry, log.FeatureEntry) else entry.id
         if not name.startswith("restored-"):
             return name
-        digest = erased(self.store, DATASET).manifest_now(entry.manifest)
+        digest = erasures.erased(self.store, DATASET).manifest_now(entry.manifest)
         return read.read_manifest(self.store, digest).run.id
 
     def nothing_wrong_is_shown(self) -> None:
@@ -680,7 +679,7 @@ class ArchiveMachine(RuleBasedStateMachine):
         if head is None:
             assert not accepted
             return
-        if self.model.erasing and head.manifest in erased(self.store, DATASET).manifests:
+        if self.model.erasing and head.manifest in erasures.erased(self.store, DATASET).manifests:
             return  # What stands for it was given up, and waits for the erasure to end.
         best = max(self.model.answers[name].order for name in accepted)
         answer = self.model.answers[self.name_of(head)]
