@@ -30,6 +30,7 @@ from feature_pipeline.projections.catalog.generation import Generation, require_
 from feature_pipeline.projections.catalog.spec import TableSpec
 from feature_pipeline.projections.catalog.view import is_shown
 from feature_pipeline.projections.proof.canonical import RecordDigests, line_digests
+from feature_pipeline.projections.proof.json_texts import canonical_texts
 from feature_pipeline.projections.proof.progress import (
     ProgressReport,
     compare_progress,
@@ -41,7 +42,7 @@ from feature_pipeline.projections.proof.proof_cache import (
     find_proof,
     keep_proof,
 )
-from feature_pipeline.projections.proof.read_back import canonical_texts, column_fields, read_back
+from feature_pipeline.projections.proof.read_back import column_fields, read_back
 from feature_pipeline.projections.rows import evolve
 from feature_pipeline.projections.rows.carried import check_carried
 from feature_pipeline.projections.rows.prepare import one_array

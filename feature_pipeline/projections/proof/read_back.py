@@ -7,8 +7,7 @@ but not a NULL, so nothing is lost on the way.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import pyarrow as pa
@@ -17,8 +16,6 @@ from psycopg import sql
 
 from feature_pipeline.archive.format.encode import arrow_field
 from feature_pipeline.model.columns import Column
-from feature_pipeline.model.digest import INT64_MAX, INT64_MIN
-from feature_pipeline.model.json_text import exact_integer, parse_number
 from feature_pipeline.projections.catalog.database import Connection
 
 CHUNK_BYTES: Final = 4 << 20
@@ -66,60 +63,6 @@ def column_fields(columns: tuple[Column, ...]) -> dict[str, pa.DataType]:
     }
     declared: dict[str, pa.DataType] = {c.name: arrow_field(c).type for c in columns}
     return fixed | declared
-
-
-def canonical_texts(values: pa.ChunkedArray[Any]) -> pa.Array[Any]:
-    """Return the canonical JSON (`digest.canonical_json`) of what `jsonb` wrote as text."""
-    texts: list[Any] = values.to_pylist()
-    # Parsed as one list: a call of the parser costs more than a small value.
-    parsed = _DECODE("[" + ",".join("null" if text is None else text for text in texts) + "]")
-    written = [
-        None if text is None else _write(value) for text, value in zip(texts, parsed, strict=True)
-    ]
-    return pa.array(written, pa.string())
-
-
-def canonical_text(text: str) -> str:
-    """Return `canonical_json` of a JSON text, using Python's compiled parser and writer.
-
-    Only numbers need another spelling than the writer's, so these are replaced in parsing.
-    """
-    return _write(_DECODE(text))
-
-
-def _number(text: str) -> int | float:
-    value = float(text)
-    if not value.is_integer() or abs(value) > INT64_MAX + 1:
-        return value
-    exact = exact_integer(parse_number(text)) if abs(value) >= 2**53 else int(value)
-    if exact is not None:
-        return exact
-    return int(value) if INT64_MIN <= value <= INT64_MAX else value
-
-
-def _integer(text: str) -> int | float:
-    value = int(text)
-    return value if INT64_MIN <= value <= INT64_MAX else _number(text)
-
-
-_DECODE: Final = json.JSONDecoder(parse_float=_number, parse_int=_integer).decode
-_ENCODER: Final = json.JSONEncoder(
-    sort_keys=True, separators=(",", ":"), ensure_ascii=False, check_circular=False
-)
-
-
-def _make_writer() -> Callable[[object], str]:
-    make: Any = getattr(json.encoder, "c_make_encoder", None)
-    if make is None:
-        return _ENCODER.encode
-    # What `JSONEncoder.encode` builds for every value, which takes it longer than writing one.
-    compiled: Any = make(
-        None, _ENCODER.default, json.encoder.encode_basestring, None, ":", ",", True, False, False
-    )
-    return lambda value: "".join(compiled(value, 0))
-
-
-_write: Final = _make_writer()
 
 
 def _parse(text: bytes, fields: Mapping[str, pa.DataType]) -> pa.Table:

@@ -1,0 +1,168 @@
+"""Write `jsonb` values as canonical JSON, a column at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from feature_pipeline.model.digest import INT64_MAX, INT64_MIN
+from feature_pipeline.model.json_text import exact_integer, parse_number
+
+_compute: Final[Any] = pc
+_LINE_FEED: Final = ord("\n")
+_QUOTE: Final = ord('"')
+_SPACE: Final = ord(" ")
+_NOT_AS_STORED: Final = (
+    r"[{\\]|\.[0-9]*0(?:[^0-9]|$)|0\.0000|[0-9][0-9.]{15}|[0-9][eE]|-0(?:[^0-9.]|$)"
+)
+"""What needs more than the removal of white space to be canonical, or may need it.
+
+These are objects, whose keys `jsonb` sorts by length; escapes, behind which a quote ends no string;
+and numbers that a float64 may not have, or not in this spelling.
+"""
+_NOT_AS_WRITTEN: Final = r"\.0(?:[^0-9]|$)|0\.0000|[0-9][eE]|[0-9]{19}"
+"""What msgspec may write in another way than `digest.canonical_json`.
+
+These are integral float64, very small and very large ones, and integers of more than 18 digits.
+"""
+_read_fast: Final = msgspec.json.Decoder().decode
+_write_lines: Final = msgspec.json.Encoder(order="sorted").encode_lines
+
+
+def canonical_texts(values: pa.ChunkedArray[Any]) -> pa.Array[Any]:
+    """Return the canonical JSON (`digest.canonical_json`) of what `jsonb` wrote as text.
+
+    Of most arrays, only the white space is removed. msgspec writes the rest again: it sorts keys by
+    code point, and writes a float64 with the fewest digits, as `canonical_json` does. What it may
+    write in another way is written by Python's parser and writer. A string that looks like a number
+    of the kind in question costs its value the slower way, and nothing else.
+    """
+    texts: Any = values.combine_chunks()
+    written: pa.Array[Any] = _split(texts, _NOT_AS_STORED, _without_spaces, _by_msgspec)
+    return written
+
+
+def _split(texts: Any, pattern: str, few: Callable[[Any], Any], many: Callable[[Any], Any]) -> Any:
+    """Return `few` of the texts without a match of the pattern, and `many` of the others."""
+    matched = _compute.fill_null(_compute.match_substring_regex(texts, pattern), False)
+    if not _compute.any(matched).as_py():
+        return few(texts)
+    if _compute.all(matched).as_py():
+        return many(texts)
+    written = few(texts.filter(_compute.invert(matched)))
+    return _merge(matched, many(texts.filter(matched)), written)
+
+
+def _merge(is_first: Any, first: Any, second: Any) -> Any:
+    """Return an array of both, in the order that `is_first` gives."""
+    flags = np.asarray(is_first)
+    order = np.empty(len(flags), np.int64)
+    order[flags] = np.arange(len(first))
+    order[~flags] = np.arange(len(second)) + len(first)
+    return pa.concat_arrays([first, second]).take(pa.array(order))
+
+
+def _without_spaces(texts: Any) -> Any:
+    """Remove the spaces between values; in texts without escapes, quotes alternate."""
+    offsets, data = _buffers(texts)
+    is_inside = np.bitwise_xor.accumulate(data == _QUOTE)
+    is_kept = is_inside | (data != _SPACE)
+    removed_before = np.searchsorted(np.flatnonzero(~is_kept), offsets)
+    return _array(texts, (offsets - removed_before).astype(np.int32), data[is_kept])
+
+
+def _by_msgspec(texts: Any) -> Any:
+    try:
+        written = _written_again(texts)
+    except (msgspec.MsgspecError, OverflowError, RecursionError):
+        # Integers beyond 64 bits, or deeper than it follows.
+        return _by_python(texts)
+    unsure = _compute.fill_null(_compute.match_substring_regex(written, _NOT_AS_WRITTEN), False)
+    if not _compute.any(unsure).as_py():
+        return written
+    return _compute.replace_with_mask(written, unsure, _by_python(texts.filter(unsure)))
+
+
+def _written_again(texts: Any) -> Any:
+    # Parsed and written as one list: a call costs more than a small value.
+    ends = pa.array([0, len(texts)], pa.int32())
+    (joined,) = _compute.binary_join(
+        pa.ListArray.from_arrays(ends, _compute.fill_null(texts, "null")), ","
+    )
+    lines = np.frombuffer(_write_lines(_read_fast(b"[%b]" % joined.as_buffer())), np.uint8)
+    # A line feed in a text is escaped, so each one is an end.
+    is_end = lines == _LINE_FEED
+    offsets = np.zeros(len(texts) + 1, np.int32)
+    offsets[1:] = np.flatnonzero(is_end) - np.arange(len(texts))
+    return _array(texts, offsets, lines[~is_end])
+
+
+def _by_python(texts: Any) -> Any:
+    written = [None if text is None else _canonical_text(text) for text in texts.to_pylist()]
+    return pa.array(written, pa.string())
+
+
+def _buffers(texts: Any) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+    """Return the offsets of the texts and their bytes, both from 0."""
+    _, offsets, data = texts.buffers()
+    ends = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    whole = np.frombuffer(data or b"", np.uint8)
+    return ends - ends[0], whole[ends[0] : ends[-1]]
+
+
+def _array(like: Any, offsets: npt.NDArray[np.int32], data: npt.NDArray[np.uint8]) -> Any:
+    """Return texts with NULL where `like` has it."""
+    of_numpy: Any = pa.py_buffer
+    buffers = [None, of_numpy(offsets), of_numpy(data)]
+    array: Any = pa.Array.from_buffers(pa.string(), len(like), buffers)
+    return _compute.if_else(like.is_valid(), array, None) if like.null_count else array
+
+
+def _canonical_text(text: str) -> str:
+    """Return `canonical_json` of a JSON text, using Python's compiled parser and writer.
+
+    Only numbers need another spelling than the writer's, so these are replaced in parsing.
+    """
+    return _write(_DECODE(text))
+
+
+def _number(text: str) -> int | float:
+    value = float(text)
+    if not value.is_integer() or abs(value) > INT64_MAX + 1:
+        return value
+    exact = exact_integer(parse_number(text)) if abs(value) >= 2**53 else int(value)
+    if exact is not None:
+        return exact
+    return int(value) if INT64_MIN <= value <= INT64_MAX else value
+
+
+def _integer(text: str) -> int | float:
+    value = int(text)
+    return value if INT64_MIN <= value <= INT64_MAX else _number(text)
+
+
+_DECODE: Final = json.JSONDecoder(parse_float=_number, parse_int=_integer).decode
+_ENCODER: Final = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, check_circular=False
+)
+
+
+def _make_writer() -> Callable[[object], str]:
+    make: Any = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:
+        return _ENCODER.encode
+    # What `JSONEncoder.encode` builds for every value, which takes it longer than writing one.
+    compiled: Any = make(
+        None, _ENCODER.default, json.encoder.encode_basestring, None, ":", ",", True, False, False
+    )
+    return lambda value: "".join(compiled(value, 0))
+
+
+_write: Final = _make_writer()
