@@ -2,6 +2,7 @@
 
 from importlib import metadata
 
+import hypothesis
 import pytest
 
 from feature_pipeline.errors import FeaturePipelineError
@@ -22,6 +23,11 @@ pytest_plugins = [
     "feature_pipeline_tests.fixtures.prometheus",
     "feature_pipeline_tests.fixtures.wheel",
 ]
+
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
