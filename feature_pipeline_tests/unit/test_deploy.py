@@ -113,7 +113,6 @@ ONLY_IN_HELM = {
 }
 """What the chart is told and dagster.yaml does not say, and why."""
 OTHERWISE_IN_HELM = {
-    ("run_monitoring", "start_timeout_seconds"): "a pod may wait for a node; the default suits",
     ("run_monitoring", "max_resume_run_attempts"): "the launcher of a single machine cannot resume",
 }
 

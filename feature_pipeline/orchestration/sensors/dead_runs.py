@@ -9,14 +9,18 @@ import psutil
 
 TICK_SECONDS = 60
 SAME_START_SECONDS = 1.0
-IN_PROGRESS = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+IN_PROGRESS = [
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
 
 
 def fail_dead_runs(instance: dg.DagsterInstance) -> list[str]:
-    """Fail every started run whose local worker is gone; return their ids.
+    """Fail every run whose local worker is gone, also before its first step; return their ids.
 
-    Does nothing under a launcher that starts workers elsewhere. A run that never started is left to
-    Dagster's run monitoring, which knows how long a start may take.
+    Does nothing under a launcher that starts workers elsewhere. A run whose worker reported nothing
+    is left to Dagster's run monitoring, which knows how long a start may take.
     """
     if not isinstance(instance.run_launcher, dg.DefaultRunLauncher):
         return []
