@@ -50,6 +50,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 LONGEST = (
     "acceptance/test_dev.py",
+    "faults/test_drill.py",
     "contract/test_kubernetes_runner.py",
     "integration/test_table_assets.py",
     "integration/test_archive_care.py",

@@ -160,18 +160,6 @@ class OwnProject:
         _, left = psutil.wait_procs(started, timeout=5)
         assert not left, [process.cmdline() for process in left]
 
-    def kill_servers(self, said: list[str]) -> None:
-        """Kill the store, Dagster's daemon and the UI's code server; `dev` starts them again."""
-        folders = (self.data / "seaweedfs", self.data / "dagster-processes" / "daemon")
-        pids = [json.loads((each / "server.json").read_text())["pid"] for each in folders]
-        webserver = self.data / "dagster-processes" / "webserver" / "server.json"
-        of_webserver = _children(json.loads(webserver.read_text())["pid"])
-        pids += [each.pid for each in of_webserver if {"api", "grpc"} <= set(each.cmdline())]
-        assert len(pids) == 3
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: sum(line.endswith("runs again.\n") for line in said) >= 3, 240)
-
     def break_code_location(self, said: list[str]) -> None:
         """Save a mistake, reload, and correct it; `dev` tells both."""
         module = self.root / "feature_pipeline" / "definitions.py"

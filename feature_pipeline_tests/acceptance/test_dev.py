@@ -169,7 +169,6 @@ def test_from_first_submission_to_rebuilt_table(tmp_path: Path) -> None:
     project.publish_other_output()
 
     with project.dev() as said:
-        project.kill_servers(said)
         project.break_code_location(said)
         wait_for(lambda: project.loaded("bytes = 77777") == ["1a8o"], 600)
         assert project.json("status")["quarantined"] == []
