@@ -81,7 +81,7 @@ def dev(folder: Path | None) -> None:
         try:
             output.say(f"Dagster         {dagster.url}")
             output.say(f"settings        {project.dotenv}")
-            output.say('\nLook:   feature-pipeline sql "select * from pockets limit 5"')
+            output.say("\nLook:   feature-pipeline status")
             output.say(
                 "Submit: feature-pipeline submit FOLDER --dataset structures --source import"
             )
