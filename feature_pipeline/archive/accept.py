@@ -373,7 +373,7 @@ def _check_base(completion: Completion, entries: Sequence[FeatureEntry]) -> None
     last = log.next_seq(entries) - 1
     if completion.base > last:
         raise NotFoundError(
-            f"completion {completion.id}: it was planned upon entry"
+            f"completion {completion.id}: it was planned on entry"
             f" {quoted(str(completion.base), 20)} of its batch's log, which has {last}"
         )
 
@@ -404,7 +404,7 @@ def _check_instant(what: str, instant: datetime | None, left_at: datetime) -> No
     """
     if instant is not None and not EARLIEST <= instant <= left_at + CLOCKS_DIFFER:
         raise InvalidInputError(
-            f"{what} {instant_text(instant)}, and left in the inbox at {instant_text(left_at)}:"
+            f"{what} {instant_text(instant)}, and was left in the inbox at {instant_text(left_at)}:"
             " set the writer's clock, and publish or submit again"
         )
 

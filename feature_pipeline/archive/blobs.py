@@ -146,7 +146,7 @@ def _write(
             return BlobWrite(ref, is_new=False, is_healed=is_healed)
         if not is_right:
             logger.error(
-                "blob %s in %s held %d bytes that are not what its name says; replaced by %d bytes",
+                "blob %s in %s had %d bytes that do not match its name; replaced by %d bytes",
                 ref.digest,
                 store.identity,
                 info.size,
@@ -184,7 +184,7 @@ def _stat_after(
     except StoreUnavailableError as error:
         if unknown is None:
             raise
-        raise OutcomeUnknownError(f"{unknown}; asking for it failed: {error}") from unknown
+        raise OutcomeUnknownError(f"{unknown}; reading it failed: {error}") from unknown
 
 
 def _is_right(store: BlobStore, info: ObjectInfo, ref: BlobRef, path: Path | None) -> bool:
@@ -255,7 +255,7 @@ def read_blob(store: BlobStore, digest: Digest, size: int | None = None) -> byte
     data = store.get(layout.blob(digest), size).data
     if (actual := Digest.of(data)) != digest:
         raise CorruptDataError(
-            f"blob {digest} in {store.identity} holds bytes whose digest is {actual}"
+            f"blob {digest} in {store.identity} has bytes whose digest is {actual}"
         )
     return data
 

@@ -51,13 +51,13 @@ def check_artifact(
     if set(ids) != {record.id for record in batch.records}:
         odd = set(ids) ^ {record.id for record in batch.records}
         raise InvalidInputError(
-            f"{what}: outcomes are not those of the batch's records: {sorted(odd)[:5]}"
+            f"{what}: its outcomes do not match the batch's records: {sorted(odd)[:5]}"
         )
     _check_values(manifest, outcomes, what)
     said = (manifest.content_digest, manifest.rows_digest, manifest.counts)
     if said != (content.content_digest, content.rows_digest, content.counts):
         raise InvalidInputError(
-            f"{what}: its tables say {content.content_digest} ({content.counts}), its manifest"
+            f"{what}: its tables give {content.content_digest} ({content.counts}), its manifest"
             f" {manifest.content_digest} ({manifest.counts})"
         )
     return outcomes

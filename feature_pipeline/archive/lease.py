@@ -118,8 +118,9 @@ class DeletionLease:
             lease = _decode(held)
             if not lease.is_over and now < lease.until + MARGIN:
                 raise ConflictError(
-                    f"another deletion is under way in {store.identity}, or ended without giving"
-                    f" the lease back: run this one again, after {instant_text(lease.until)} at the"
+                    f"another deletion is under way in {store.identity}, or ended without"
+                    " releasing the lease: run this one again, after"
+                    f" {instant_text(lease.until)} at the"
                     " latest"
                 )
             if not _replace(store, data, held.info.etag):

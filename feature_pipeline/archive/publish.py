@@ -402,7 +402,7 @@ def _store_files(
         record, file = wanted[missing[0].digest]
         raise InvalidInputError(
             f"batch {batch.key!r}: file {file.name!r} of record {record.id!r}"
-            f" ({file.digest}, {file.size} bytes) is neither given nor in the archive"
+            f" ({file.digest}, {file.size} bytes) is neither supplied nor in the archive"
             + (f"; nor are {len(missing) - 1} others" if len(missing) > 1 else "")
         )
     # What nothing named until now may be about to be collected.
@@ -421,6 +421,6 @@ def _store_files(
 def _check_budget(store: BlobStore, dataset: str) -> None:
     if len(store.list_folders(layout.batch_logs(dataset))) >= MAX_BATCHES:
         raise InvalidInputError(
-            f"dataset {dataset!r} has {MAX_BATCHES} batches, as many as Dagster serves well;"
+            f"dataset {dataset!r} has {MAX_BATCHES} batches, the maximum for Dagster;"
             " put more records into a batch, or begin another dataset"
         )

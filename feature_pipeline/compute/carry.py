@@ -250,7 +250,7 @@ class _Search:
             self._lost[source] = lost = self._what_is_lost(source)
             if lost is not None:
                 self.found.notes.append(
-                    f"manifest {source.short}: {lost}; what it computed is not carried over"
+                    f"manifest {source.short}: {lost}; its outcomes are not carried over"
                 )
         lost_sources = {source for source in sources if self._lost[source] is not None}
         return {i: o for i, o in taken.items() if o.carried_from not in lost_sources}
@@ -286,7 +286,7 @@ class _Search:
                 again = decode_raw(self.store, origin, wanted, feature.columns, feature.cardinality)
             except (NotFoundError, CorruptDataError, UnclearColumnError) as error:
                 self.found.notes.append(
-                    f"manifest {source.short}: {error}; what it computed is computed again"
+                    f"manifest {source.short}: {error}; its outcomes are computed again"
                 )
                 continue
             for outcome in again:

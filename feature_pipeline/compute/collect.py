@@ -88,7 +88,7 @@ def failed_artifact(
         raw=raw,
         log=log,
         failure=failure,
-        notes=tuple(f"not kept from the output: {one}" for one in left_out),
+        notes=tuple(f"not stored from the output: {one}" for one in left_out),
         inputs=_input_digests(plan),
     )
 
@@ -106,7 +106,7 @@ def _artifact(
     notes = list(plan.notes) + list(decoded.notes)
     if decoded.unknown_ids:
         notes.append(
-            f"the hook wrote about ids it was not given: {quoted_list(decoded.unknown_ids)}"
+            f"the hook wrote about ids that it did not get: {quoted_list(decoded.unknown_ids)}"
         )
     if decoded.undeclared_keys:
         notes.append(

@@ -92,8 +92,8 @@ def take_results(
         return NotUsable(str(error))
     if plan.hook_run_id(run.request_id) != run.id:
         return NotUsable(
-            f"batch {run.batch!r} of dataset {run.dataset!r} is no longer what hook run {run.id}"
-            " was asked about: a record was erased, or a blob that was carried over is lost"
+            f"batch {run.batch!r} of dataset {run.dataset!r} has changed since hook run"
+            f" {run.id} was planned: a record was erased, or a blob that was carried over is lost"
         )
     with ExitStack() as cleanup:
         if folder is None:
@@ -126,7 +126,7 @@ def take_results(
                 execution, manifest, run.dagster_run_id, status
             ).as_published(execution.artifact.run.finished_at),
         )
-    logger.info("took the results of hook run %s over batch %r", run.id, run.batch)
+    logger.info("recovered the results of hook run %s over batch %r", run.id, run.batch)
     return Announced(completion.inbox_id)
 
 

@@ -124,7 +124,9 @@ def _stage_files(store: BlobStore, record: Record, workspace: Workspace) -> None
         path = folder / name_on_disk(file.name)
         try:
             if os.path.lexists(path):
-                raise FileExistsError(errno.EEXIST, "another file has this name here")
+                raise FileExistsError(
+                    errno.EEXIST, "another file has the same name on this file system"
+                )
             blobs.download_blob(store, file.blob, path, size=file.size)
         except OSError as error:
             if error.errno not in _NAME_ERRORS:

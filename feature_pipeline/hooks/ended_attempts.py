@@ -106,7 +106,7 @@ class EndedAttempts:
         try:
             ended = _Ended.model_validate_json((folder / _END).read_bytes())
             if ended.identity != str(identity) or not _is_whole(folder, ended):
-                raise ValueError(f"{folder} holds another attempt, or is damaged")
+                raise ValueError(f"{folder} contains another attempt, or is damaged")
         except FileNotFoundError:
             return None
         except (OSError, ValidationError, ValueError):
@@ -321,5 +321,5 @@ def made_once(
                 attempts.keep(request, identity, result)
             except OSError as error:
                 # it costs another start if this worker dies, and no more
-                monitor.log(f"[feature_pipeline] what the attempt left is not kept: {error}")
+                monitor.log(f"[feature_pipeline] the attempt's result could not be stored: {error}")
             return replace(result, lost_starts=attempts.lost_starts(request, identity))

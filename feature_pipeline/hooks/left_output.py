@@ -50,7 +50,7 @@ def problem_of(output: Path, limit_bytes: int) -> tuple[FailureKind, str] | None
 def excess(what: str, size_bytes: int, limit_bytes: int) -> str:
     """Return the message for a hook's folder that exceeds its limit."""
     limit = format_size(limit_bytes)
-    return f"its {what} holds {format_size(size_bytes)}, and limits.scratch is {limit}"
+    return f"its {what} has {format_size(size_bytes)}, and limits.scratch is {limit}"
 
 
 def folder_problem(output: Path) -> str | None:

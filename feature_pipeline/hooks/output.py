@@ -117,7 +117,7 @@ def _unread(output: Path) -> tuple[str, ...]:
     if not output.exists():
         return ()
     others = sorted(_shown(path.name) for path in output.iterdir() if path.name not in RAW_FILES)
-    return (f"not kept from the output: {first_few(others)}",) if others else ()
+    return (f"not stored from the output: {first_few(others)}",) if others else ()
 
 
 class _OutputReader:
@@ -180,7 +180,7 @@ class _OutputReader:
         """Record the content of `features.json`: the rows of a batch of one, or its only row."""
         if len(self._ids) != 1:
             raise InvalidInputError(
-                f"{SINGLE_FEATURES} speaks of one record, and the hook was given {len(self._ids)}: "
+                f"{SINGLE_FEATURES} speaks of one record, and the hook got {len(self._ids)}: "
                 f"write {FEATURES}"
             )
         content = data if isinstance(data, bytes) else data.read(MOST_LINE_BYTES + 1)

@@ -321,9 +321,9 @@ class _Course:
             if set(part.records) <= set(ran.part.records) and ran.run.failure is not None
         )
         reason = _as_reason(
-            f"the hook failed over this record together with {len(part.records) - 1} others"
-            f" ({failure.kind.value}: {failure.reason}), and too often to find out which;"
-            " run the batch again"
+            f"the hook failed on this record together with {len(part.records) - 1} others"
+            f" ({failure.kind.value}: {failure.reason}), and too often to isolate the"
+            " cause; run the batch again"
         )
         return [
             FailedRecord(self._items[record].record_id, OutcomeKind.LOST, reason, True)

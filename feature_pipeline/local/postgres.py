@@ -330,7 +330,7 @@ class PostgresServer:
             if "password authentication failed" in str(error):
                 raise StoreUnavailableError(
                     f"{NAME} does not accept the password of {SUPERUSER!r}: {self.data} was made "
-                    "with other credentials. Bring back the credentials.json it was made with, or "
+                    "with other credentials. Restore the credentials.json it was made with, or "
                     f"delete {self.folder} and run 'feature-pipeline recover'."
                 ) from error
             raise NotReadyError(str(error).strip()) from error

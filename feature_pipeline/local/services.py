@@ -263,7 +263,7 @@ def load_or_make_credentials(path: Path) -> Credentials:
         pass
     except ValidationError as error:
         raise CorruptDataError(
-            f"{path} is damaged: {error}. Bring it back; the database was made with its passwords."
+            f"{path} is damaged: {error}. Restore it; the database was made with its passwords."
         ) from error
     made = Credentials(
         access_key_id=f"FP{secrets.token_hex(9).upper()}",

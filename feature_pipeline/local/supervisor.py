@@ -56,7 +56,7 @@ class Supervisor:
 
     def _restart(self, name: str, server: Server, error: StoreUnavailableError) -> None:
         self._count(name, error)
-        self._say(f"{str(error).partition('. ')[0]}; starting it again ...")
+        self._say(f"{str(error).partition('. ')[0]}; restarting it ...")
         try:
             server.start()
         except StoreUnavailableError as failure:

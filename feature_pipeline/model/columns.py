@@ -103,8 +103,8 @@ class Column(BaseModel):
             for name in names:
                 if names.count(name) > 1:
                     raise ValueError(
-                        f"column {self.name!r}: renamed_from: {name!r} is there twice, or is the"
-                        " column's own name: each former name stands once, the newest first"
+                        f"column {self.name!r}: renamed_from: {name!r} occurs twice, or"
+                        " is the column's own name: each former name stands once, the newest first"
                     )
         if self.format is not None and self.type is not ColumnType.STRING:
             raise ValueError(
@@ -152,7 +152,7 @@ def check_columns(columns: Sequence[Column]) -> None:
             if (other := seen.setdefault(name.lower(), position)) != position:
                 first = columns[other].name
                 raise InvalidInputError(
-                    f"columns {first!r} and {column.name!r} both lay claim to {name!r}"
+                    f"columns {first!r} and {column.name!r} both use the name {name!r}"
                 )
 
 
@@ -279,7 +279,7 @@ def _decode_object(raw: object) -> str:
 def _check_json(raw: object) -> None:
     """Refuse numbers that are not JSON's, or that neither 64 bits nor a float64 can represent.
 
-    `canonical_json` itself rounds whatever is not a 64-bit integer, as it must for read-back.
+    `canonical_json` itself rounds what is not a 64-bit integer, as it must for read-back.
     """
     stack = [raw]
     while stack:

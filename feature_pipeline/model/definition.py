@@ -653,7 +653,7 @@ def find_clashes(
             start = min(range(len(around)), key=lambda n: around[n].name)
             around = around[start:] + around[:start]
             names = " <- ".join(hook.name for hook in (*around, around[0]))
-            yield clash(f"inputs go round: {names}", *((hook, "inputs") for hook in around))
+            yield clash(f"inputs form a cycle: {names}", *((hook, "inputs") for hook in around))
             for hook in around:
                 graph[hook.dataset, hook.name] = []
         else:

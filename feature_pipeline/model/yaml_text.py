@@ -114,7 +114,7 @@ class _Check:
             raise InvalidYamlError(f"*{anchor}: no value before it is named &{anchor}", line)
         size = self._sizes[anchor]
         if size is None:
-            raise InvalidYamlError(f"*{anchor} stands within the value that it names", line)
+            raise InvalidYamlError(f"*{anchor} is inside the value that it names", line)
         self._add(size, None, line)
 
     def _add(self, size: int, anchor: str | None, line: int) -> None:

@@ -33,7 +33,7 @@ def stage(url: str, wrapper: Path, root: Path = ROOT) -> int:
     for file in files:
         path = PurePosixPath(file["path"])
         if path.is_absolute() or ".." in path.parts or path.parts[0] not in _VOLUMES:
-            raise TransferError(f"{file['path']!r} lies outside of the hook's folders")
+            raise TransferError(f"{file['path']!r} is outside of the hook's folders")
 
     def fetch(file: dict[str, Any]) -> None:
         target = root / file["path"]

@@ -196,7 +196,7 @@ def load_batches(
         ProjectionError: PostgreSQL refused something else, or could not be reached.
     """
     if workers < 1:
-        raise InvalidInputError(f"{workers} workers: at least 1 is needed")
+        raise InvalidInputError(f"{workers} workers: write at least 1")
     with database.connect(f"table {spec.name!r}") as connection:
         state = ensure_table(connection, spec)
     chosen = None if batches is None else list(dict.fromkeys(batches))
@@ -244,7 +244,7 @@ def _summed_up(
     what = ", ".join(
         f"{count} {words}"
         for count, words in (
-            (lost, "lost in the archive (`feature-pipeline repair` puts them back, or gives up)"),
+            (lost, "lost in the archive (`feature-pipeline repair` restores them, or gives up)"),
             (damaged, "damaged or incomplete (`feature-pipeline verify` names what is wrong)"),
             (refused, "refused by PostgreSQL"),
             (misfits, "that do not fit its columns"),
@@ -255,8 +255,8 @@ def _summed_up(
     if lost or damaged or refused:
         kind = CorruptDataError if lost or damaged else RefusedBatchError
     return kind(
-        f"table {spec.name!r}: batches of {spec.asset}: {what}; the rest is loaded, and what"
-        f" was read before still is:\n{shown}"
+        f"table {spec.name!r}: batches of {spec.asset}: {what}; the rest is loaded, and rows"
+        f" loaded before can still be read:\n{shown}"
     )
 
 

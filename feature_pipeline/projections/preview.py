@@ -251,12 +251,12 @@ def _repairs(connection: Connection, spec: TableSpec, state: TableState | None) 
     if state is None:
         return
     for relation in state.lost:
-        yield f"generation {relation} was dropped or altered by hand: it is built anew"
+        yield f"generation {relation} was dropped or altered by hand: it is built again"
     found = find_view(connection, spec.name)
     if found.state is ViewState.CHANGED:
-        yield f"{found.what} was changed by hand: it shows the whole table again"
+        yield f"{found.what} was changed by hand: its definition is restored"
     elif found.state is ViewState.ABSENT and state.live is not None:
-        yield f"view {READ_SCHEMA}.{spec.name} was dropped by hand: it is made again"
+        yield f"view {READ_SCHEMA}.{spec.name} was dropped by hand: it is created again"
 
 
 def _action(

@@ -101,12 +101,12 @@ def past_spec(spec: TableSpec, time: datetime) -> TableSpec:
         InvalidInputError: The time has no offset, or is in the future.
     """
     if time.tzinfo is None:
-        raise InvalidInputError(f"as of {time.isoformat()}: a time needs its offset from UTC")
+        raise InvalidInputError(f"as of {time.isoformat()}: the time needs a UTC offset")
     instant = time.astimezone(UTC)
     if instant > datetime.now(UTC):
         raise InvalidInputError(
-            f"as of {instant.isoformat()}: that is yet to come, and what is current then is not"
-            " known; give a time that has passed"
+            f"as of {instant.isoformat()}: that is in the future, so its state is"
+            " unknown; give a time that has passed"
         )
     suffix = f"_as_of_{instant:%Y%m%dt%H%M%S}"
     if instant.microsecond:

@@ -133,9 +133,9 @@ def _check_content(
     # Artifacts that were erased cannot be compared with any more.
     if differing := [batch for batch in proof.unequal_batches if batch not in proof.unreadable]:
         raise ProjectionError(
-            f"table {spec.name!r}: the earlier generation {generation.relation} was not returned"
-            f" to: it differs from the archive in batches {first_few(differing)}; build"
-            " the table anew with `feature-pipeline rebuild`"
+            f"table {spec.name!r}: the earlier generation {generation.relation} was not"
+            f" switched to: it differs from the archive in batches {first_few(differing)}; build"
+            " the table again with `feature-pipeline rebuild`"
         )
 
 

@@ -200,7 +200,7 @@ class HookRunnerTests:
         assert int(said.split()[1]) == sum(len(f"{n} ") + 2001 for n in range(kept[0])) - len(head)
         shown = [line for line in monitor.lines if not line.startswith("[")]
         assert 20 <= len(shown) <= 25
-        assert any("what follows is not shown" in line for line in monitor.lines)
+        assert any("but the rest is not shown" in line for line in monitor.lines)
 
     def test_a_hook_that_writes_more_than_its_scratch(self, run: Run):
         if not self.watches_disk:

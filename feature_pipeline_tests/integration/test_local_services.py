@@ -444,7 +444,7 @@ def test_damaged_files_are_named(
 @pytest.mark.faults
 def test_lost_credentials_say_what_to_do(used_folder: Path) -> None:
     (used_folder / "credentials.json").unlink()
-    with pytest.raises(StoreUnavailableError, match=r"Bring back the credentials\.json"):
+    with pytest.raises(StoreUnavailableError, match=r"Restore the credentials\.json"):
         LocalServices(used_folder).start()
 
 

@@ -163,7 +163,7 @@ def test_a_dropped_table_is_named_before_it_is_had_again(archive, database, conn
     assert report is not None
     assert "was dropped or altered by hand" in report.summary()
     [repair] = plan_table(archive.store, database, spec).repairs
-    assert repair.endswith("was dropped or altered by hand: it is built anew")
+    assert repair.endswith("was dropped or altered by hand: it is built again")
 
 
 def test_a_live_table_that_was_altered_is_read_until_another_is_built(
@@ -291,7 +291,7 @@ def test_what_somebody_made_under_the_tables_name_stays(
     assert named in plan.blocked[0]
     assert "rename or drop it" in plan.blocked[0]
     for way in (load_all, rebuild):
-        with pytest.raises(ConflictError, match="which the pipeline did not make: rename"):
+        with pytest.raises(ConflictError, match="which the pipeline did not create: rename"):
             way(archive, database)
     kept = [row for row in describe(connection) if row[1] != "_outcomes"]
     assert [row for row in before if row[1] != "_outcomes"] == kept
@@ -372,10 +372,10 @@ def test_a_view_that_hides_rows_is_found_by_the_proof_and_put_back(
         assert (proof.rows, proof.unequal_batches) == (2, ("b1",))
     progress = check_progress(archive.store, database, spec)
     assert not progress.is_complete
-    assert "its view is gone, or is another one" in progress.summary()
+    assert "the view is missing, or is another object" in progress.summary()
     plan = plan_table(archive.store, database, spec)
     assert plan.action is PlanAction.ADJUST
-    assert "was changed by hand: it shows the whole table again" in plan.repairs[0]
+    assert "was changed by hand: its definition is restored" in plan.repairs[0]
 
     load_batch(archive.store, database, spec, "b0")
 
@@ -464,7 +464,7 @@ def test_a_first_generation_with_wrong_rows_is_never_read(
 
     monkeypatch.setattr(generation, "_create_generation", spoilt)
     if is_always:
-        with pytest.raises(ProjectionError, match="built anew less than 1 hour ago"):
+        with pytest.raises(ProjectionError, match="built again less than 1 hour ago"):
             load_all(archive, database)
         assert not exists(connection, "features.pockets")
         assert check_progress(archive.store, database, archive.spec()).missing

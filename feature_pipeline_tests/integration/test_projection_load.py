@@ -738,7 +738,7 @@ def test_a_view_dropped_by_hand_is_noticed_and_put_back(
 
     progress = check_progress(archive.store, database, spec)
     assert not progress.is_complete
-    assert "its view is gone" in progress.summary()
+    assert "the view is missing" in progress.summary()
     assert not prove(archive.store, database, spec).is_equal
     assert batches_to_load(archive.store, database, spec) == ["b1"]
     assert plan_table(archive.store, database, spec).action is PlanAction.ADJUST

@@ -478,7 +478,7 @@ def test_what_goes_on_changing_rows_is_named_and_not_fed_for_ever(
     with monkeypatch.context() as spoiling:
         spoiling.setattr(generation, "_create_generation", spoilt)
         for _ in range(2):
-            with pytest.raises(ProjectionError, match="built anew less than 1 hour ago: remove"):
+            with pytest.raises(ProjectionError, match="built again less than 1 hour ago: remove"):
                 load_all(archive, database)
             assert columns_of(connection) == ["label", "count"]
     assert len(relations(connection)) <= 3

@@ -46,7 +46,7 @@ def _parse_sum(value: object) -> object:
 def _parse_instant(value: object) -> datetime:
     instant = datetime.fromisoformat(value) if isinstance(value, str) else value
     if not isinstance(instant, datetime) or instant.tzinfo is None:
-        raise InvalidInputError(f"{quoted(repr(value))} is not a time with its offset")
+        raise InvalidInputError(f"{quoted(repr(value))} is not a time with a UTC offset")
     try:
         return instant.astimezone(UTC)
     except OverflowError:
@@ -120,7 +120,7 @@ class Document(Part):
         try:
             return cls.model_validate(document)
         except ValidationError as error:
-            raise broken(f"{cls.what} {where} is not one: {problems(error)}") from error
+            raise broken(f"{cls.what} {where} is invalid: {problems(error)}") from error
 
     @classmethod
     def too_large(cls, size: int) -> str:
@@ -178,6 +178,6 @@ def _check_value(document: Document, place: str, value: object) -> None:
         except InvalidInputError as error:
             problem = str(error)
     elif isinstance(value, int) and not INT64_MIN <= value <= INT64_MAX:
-        problem = "an integer of more than 64 bits"
+        problem = "an integer beyond 64 bits"
     if problem is not None:
         raise InvalidInputError(f"{document.what}: {quoted(place)}: {problem}")

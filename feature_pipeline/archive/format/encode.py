@@ -250,7 +250,7 @@ def decode_outcomes(columns: Sequence[Column], rows: pa.Table, outcomes: pa.Tabl
     found: dict[str, tuple[tuple[Value, ...], ...]] = {}
     for record_id, record_rows in iter_record_rows(rows, columns):
         if record_id in found:
-            raise CorruptDataError(f"rows: record {record_id!r} stands in two places")
+            raise CorruptDataError(f"rows: record {record_id!r} occurs in two places")
         found[record_id] = record_rows
     decoded: list[Outcome] = []
     seen: set[str] = set()
@@ -262,7 +262,7 @@ def decode_outcomes(columns: Sequence[Column], rows: pa.Table, outcomes: pa.Tabl
                 f"record {record_id!r}: {row_count} rows in outcomes, {len(record_rows)} in rows"
             )
         if record_id in seen:
-            raise CorruptDataError(f"outcomes: record {record_id!r} is there twice")
+            raise CorruptDataError(f"outcomes: record {record_id!r} occurs twice")
         seen.add(record_id)
         decoded.append(_outcome(line, record_rows))
     if found:

@@ -60,7 +60,7 @@ class CensusReport:
         logs = 0 if self.census is None else self.census.table.num_rows
         problems = [str(shortfall.damage.error) for shortfall in self.shortfalls]
         problems += [str(damage.error) for damage in self.known.damage.values()]
-        return f"{logs} logs: {'; '.join(problems) or 'each is at least what it was'}"
+        return f"{logs} logs: {'; '.join(problems) or 'no log has lost its end'}"
 
 
 def take_census(store: BlobStore, workers: int = WORKERS) -> CensusReport:

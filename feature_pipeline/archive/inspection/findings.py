@@ -77,7 +77,7 @@ class Scope:
 
     def __post_init__(self) -> None:
         if self.dataset is None and (self.hook is not None or self.batch is not None):
-            raise InvalidInputError("a hook or batch is one of a dataset: name it too")
+            raise InvalidInputError("a hook or batch belongs to a dataset: name the dataset too")
 
     @property
     def is_whole(self) -> bool:

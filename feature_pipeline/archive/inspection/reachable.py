@@ -227,7 +227,7 @@ class _Walk(DocumentReader):
             if not keys:
                 break
         else:
-            raise StoreUnavailableError(f"{self.store.identity}: {keys[0]} is listed and not there")
+            raise StoreUnavailableError(f"{self.store.identity}: {keys[0]} is listed but absent")
         for key, held in found.items():
             self._name_waiting(key, held)
 
@@ -262,7 +262,7 @@ class _Walk(DocumentReader):
             self.find(State.UNREADABLE, kind, key, kind.value, str(held))
             return
         if not self.is_ours(held):
-            detail = "its bytes are not those whose checksum was stored"
+            detail = "its bytes do not match the stored checksum"
             self.find(State.CORRUPT, kind, key, kind.value, detail)
         entry_id, data = key.removeprefix(layout.INBOX), held.data
         if not is_inbox:
@@ -321,7 +321,7 @@ class _Walk(DocumentReader):
             if self.ends.get(name, 0) < seq:
                 key = layout.entry(name, seq)
                 _, kind = kind_of(name)
-                self.find(State.MISSING, kind, key, f"log {name}", "it was there a moment ago")
+                self.find(State.MISSING, kind, key, f"log {name}", "it existed a moment ago")
 
     def _check_successors(self, entries: Sequence[FeatureEntry]) -> None:
         """Check that everything an erasure replaced has its successor in a log or waiting."""

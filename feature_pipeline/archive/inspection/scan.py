@@ -131,7 +131,7 @@ class DocumentReader:
             except InvalidInputError as error:
                 self.find(State.CORRUPT, kind, info.key, f"log {name}", str(error))
         for key in _gaps(name, infos):
-            self.find(State.MISSING, kind, key, f"log {name}", "later entries are there")
+            self.find(State.MISSING, kind, key, f"log {name}", "later entries exist")
 
     def _entry(self, kind: ObjectKind, info: ObjectInfo, model: type[L]) -> StoredEntry[L] | None:
         named_by = f"log {info.key.rpartition('/')[0]}"
@@ -141,7 +141,7 @@ class DocumentReader:
         try:
             entry = decode_entry(model, info.key, held.data, self.store.identity)
             if not self.is_ours(held):
-                raise CorruptDataError("its bytes are not those whose checksum was stored")
+                raise CorruptDataError("its bytes do not match the stored checksum")
         except CorruptDataError as error:
             self.find(State.CORRUPT, kind, info.key, named_by, str(error))
             return None

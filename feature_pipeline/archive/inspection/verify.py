@@ -145,7 +145,7 @@ def verify(
         InvalidInputError: `sample` is not such a fraction.
     """
     if not 0 < sample <= 1:
-        raise InvalidInputError(f"sample {sample}: above 0 and at most 1 is needed")
+        raise InvalidInputError(f"sample {sample}: write a fraction above 0 and at most 1")
     if seed is None and sample < 1:
         seed = random.SystemRandom().getrandbits(32)
     scope = scope or Scope()
@@ -210,9 +210,9 @@ def _note_checksums(
     probe = store.stat(layout.PROBE) if unchecked else None
     if probe is None or probe.sha256 is None:
         return ()
-    what = f"the store keeps no checksum of {len(unchecked)} objects whose bytes are right"
+    what = f"the store keeps no checksum of {len(unchecked)} valid objects"
     if not restores:
-        return (f"{what}: `feature-pipeline verify --restore-checksums` sets it again",)
+        return (f"{what}: `feature-pipeline verify --restore-checksums` restores it",)
     try:
         restored = checksums.restore_checksums(store, unchecked, workers)
     except StoreUnavailableError as error:
@@ -285,7 +285,7 @@ def _not_erased(store: BlobStore, scope: Scope, reached: Reached) -> list[Findin
         due = [d for d, whose in said.blobs.items() if whose & ids and d not in reached.digests]
         stored = map_threads(lambda digest: store.stat(layout.blob(digest)), due)
         named_by = f"an erasure of dataset {dataset}"
-        detail = f"run `feature-pipeline erase --dataset {dataset}` to end the erasure"
+        detail = f"run `feature-pipeline erase --dataset {dataset}` to complete the erasure"
         found += [
             Finding(State.NOT_ERASED, ObjectKind.NAMED, layout.blob(digest), named_by, detail)
             for digest, info in zip(due, stored, strict=True)

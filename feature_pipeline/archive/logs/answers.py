@@ -215,9 +215,7 @@ def find(store: BlobStore, prefix: str, actions: Collection[Digest]) -> Found:
         if all(hits is not None for hits in read):
             return found
         # Merged since the listing, and so in a segment that the next listing has.
-    raise StoreUnavailableError(
-        f"{store.identity}: objects below {prefix} are listed and not there"
-    )
+    raise StoreUnavailableError(f"{store.identity}: objects below {prefix} are listed but absent")
 
 
 def _hits(store: BlobStore, part: Part, wanted: Actions) -> list[tuple[int, Digest]] | str | None:

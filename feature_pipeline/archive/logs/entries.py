@@ -88,7 +88,7 @@ def decode_entry(model: type[E], key: str, data: bytes, store: str) -> StoredEnt
         raise CorruptDataError(f"log entry {where} {wrong}")
     # Equal entries have equal bytes, so whatever else can be read as this entry was altered.
     if entry.encode() != data:
-        raise CorruptDataError(f"log entry {where} is not written as entries are: it was altered")
+        raise CorruptDataError(f"log entry {where} is not in canonical form: it was altered")
     return StoredEntry(entry, Digest.of(data))
 
 

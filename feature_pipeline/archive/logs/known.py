@@ -156,7 +156,7 @@ def decode_census(key: str, data: bytes, store: str) -> Census:
     except InvalidInputError as error:
         raise CorruptDataError(f"{where}: {error}") from error
     if (actual := Digest.of(data)) != digest:
-        raise CorruptDataError(f"{where} holds bytes whose digest is {actual}")
+        raise CorruptDataError(f"{where} has bytes whose digest is {actual}")
     try:
         table = pq.read_table(pa.BufferReader(data), use_threads=False)
     except (pa.ArrowException, OSError) as error:
@@ -357,7 +357,7 @@ def _newest(store: BlobStore) -> tuple[Census | None, dict[str, Damage]]:
             return _first_readable(store, damage), damage
         except NotFoundError:
             continue  # removed since the listing, because newer ones were written
-    raise StoreUnavailableError(f"{store.identity}: a census is listed and not there")
+    raise StoreUnavailableError(f"{store.identity}: a census is listed but absent")
 
 
 def _first_readable(store: BlobStore, damage: dict[str, Damage]) -> Census | None:

@@ -549,7 +549,8 @@ def release_entry(stored: StoredRelease) -> ReleaseEntry:
     release = HookRelease.of(stored.release)
     if release.digest != stored.digest:
         raise CorruptDataError(
-            f"release entry {stored.seq} of hook {stored.release.hook!r} says {stored.digest}, its"
+            f"release entry {stored.seq} of hook {stored.release.hook!r} states {stored.digest},"
+            " its"
             f" document is {release.digest}"
         )
     return ReleaseEntry(stored.seq, release, stored.registered_at, stored.write_id)

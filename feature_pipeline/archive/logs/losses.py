@@ -57,7 +57,9 @@ class LossEntry(LogEntry):
             if layout.dataset_of(loss.log) != self.dataset:
                 raise ValueError(f"log {loss.log} is not one of dataset {self.dataset}")
             if (loss.entries == 0) != (loss.last is None):
-                raise ValueError(f"log {loss.log}: the last of {loss.entries} is {loss.last}")
+                raise ValueError(
+                    f"log {loss.log}: the last of {loss.entries} entries is {loss.last}"
+                )
         return self
 
     @property

@@ -29,7 +29,7 @@ class GivenUp:
 
     def __str__(self) -> str:
         kept = f"{self.log} keeps {self.entries} of {self.known_entries} entries"
-        text = f"; the text of {self.removed} is kept in the record of the loss"
+        text = f"; the text of {self.removed} is stored in the loss entry"
         return kept + (text if self.removed else "")
 
 

@@ -112,14 +112,14 @@ def obstacles(reached: Reached, given_up: Collection[Digest] = ()) -> tuple[str,
     ]
     if reached.known is not None and reached.known.census is None:
         found.append(
-            "there is no census, so nothing tells whether logs are missing: `feature-pipeline"
+            "there is no census, so missing logs cannot be detected: `feature-pipeline"
             " verify` writes one"
             if reached.seen
-            else "there is no log and no census, so nothing tells what the blobs are needed for"
+            else "there is no log and no census, so it is unknown which blobs are needed"
         )
     found += [
-        f"{key} is no entry that can be read ({why}), so what it names is not known:"
-        " `feature-pipeline quarantine --discard` gives it up"
+        f"{key} cannot be read as an entry ({why}), so the blobs that it names are"
+        " unknown: `feature-pipeline quarantine --discard` gives it up"
         for key, why in reached.unparsed.items()
     ]
     return tuple(sorted(set(found)))

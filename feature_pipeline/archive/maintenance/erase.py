@@ -44,15 +44,15 @@ _MAX_PASSES: Final = 10
 
 OUTSIDE_REACH: Final = (
     "Dagster's events and logs: previews, metadata and run logs may show values of the records;"
-    " delete the runs, or the instance's events, if they must go",
+    " delete the runs, or the instance's events, if necessary",
     "tables until they are loaded again: run the job `reconcile`, or rebuild them; generations"
     " kept for rollback hold the records until they are dropped",
     "copies of the bucket and of the database: replicas, old object versions, backups, dumps",
     "the servers' own logs: the store's access logs name keys and their prefixes, and PostgreSQL's"
     " log names records in the statements and values of its errors; delete them, or let their"
     " retention end",
-    "what hooks said about other records: an alignment may name a withdrawn one",
-    "what hook runs that did not end were given and left, in `uploads/` and in the work folders of"
+    "output about other records: an alignment may name a withdrawn one",
+    "input and output of hook runs that did not finish, in `uploads/` and in the work folders of"
     " the machines that ran them: until their batch is computed again, 14 days at most",
     "blobs that nothing names (a publisher died before its manifest): `feature-pipeline gc`",
 )
@@ -162,7 +162,7 @@ def finish_erasing(
             break
     else:
         raise ConflictError(
-            f"dataset {dataset!r}: {_MAX_PASSES} looks each found more to erase: something goes on"
+            f"dataset {dataset!r}: {_MAX_PASSES} looks each found more to erase: a process keeps"
             " writing about withdrawn records; run `feature-pipeline erase --dataset"
             f" {dataset}` again"
         )
@@ -501,7 +501,7 @@ class _Pass:
     def _leave_successor(self, entry: InboxEntry, where: str) -> bool:
         content = entry.content
         if content is None:
-            raise InvalidInputError(f"{entry.problem}; whether it names a record is not known")
+            raise InvalidInputError(f"{entry.problem}; it may name a withdrawn record")
         if content.dataset != self.dataset:
             return False
         if isinstance(content, Submission):

@@ -48,7 +48,7 @@ class GcScope:
                 " the blobs' names"
             )
         if unknown := sorted(self.shards - _SHARDS):
-            raise InvalidInputError(f"shard {unknown[0]!r}: two lower-case hex digits are needed")
+            raise InvalidInputError(f"shard {unknown[0]!r}: write two lower-case hex digits")
 
     @classmethod
     def everything(cls) -> Self:
@@ -244,8 +244,8 @@ def _unlisted(store: BlobStore, marks: Iterable[Mark], found: Look) -> list[str]
     gone = [] if newest is None else sorted(set(newest.waiting) - found.waiting)
     stored = map_threads(store.stat, gone)
     return [
-        f"{key} is stored and was not listed: the store lists less than it holds, so what is named"
-        " is not known"
+        f"{key} is stored and was not listed: the store's listing is incomplete, so the needed"
+        " blobs are unknown"
         for key, info in zip(gone, stored, strict=True)
         if info is not None
     ]

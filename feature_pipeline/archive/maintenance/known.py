@@ -284,4 +284,4 @@ def _loss(one: KnownEntry, entries: list[FeatureEntry]) -> str | None:
             return f"entry {entry.seq} of the log has manifest {entry.manifest.short}"
     if not entries:
         return "the batch has no log under the hook"
-    return f"the log has {len(entries)} entries, none of which is it"
+    return f"the log has {len(entries)} entries, but not this one"

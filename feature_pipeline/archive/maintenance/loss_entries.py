@@ -153,7 +153,7 @@ def accept_losses(
     if not planned:
         raise InvalidInputError(f"dataset {dataset!r}: no loss to accept")
     if not by or not reason:
-        raise InvalidInputError("accepting a loss needs who accepts it, and why")
+        raise InvalidInputError("accepting a loss requires a person (by) and a reason")
     for loss in planned:
         if layout.dataset_of(loss.log) != dataset:
             raise InvalidInputError(f"log {loss.log} is not one of dataset {dataset!r}")
@@ -166,8 +166,7 @@ def accept_losses(
             now = plan_loss(store, loss.log, known, loss.known_entries)
             if now != loss:
                 raise ConflictError(
-                    f"log {loss.log} is no longer what it was when its loss was planned: plan it"
-                    " again"
+                    f"log {loss.log} has changed since its loss was planned: plan it again"
                 )
         return LossEntry(
             seq=next_seq(entries), dataset=dataset, losses=tuple(planned), by=by, reason=reason

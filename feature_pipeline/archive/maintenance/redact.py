@@ -30,7 +30,7 @@ from feature_pipeline.model.records import RecordBatch
 _BOM: Final = b"\xef\xbb\xbf"
 _STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _LINES: Final = ".jsonl"
-_WITHHELD: Final = "withheld: the run was given a record that is withdrawn since"
+_WITHHELD: Final = "withheld: the run's input had a record that was withdrawn since"
 
 
 def redact_batch(batch: RecordBatch, record_ids: Collection[str]) -> RecordBatch:
@@ -155,8 +155,8 @@ def _moved(outcome: Outcome, carried: Mapping[Digest, Digest]) -> Outcome:
 
 
 def _notes(manifest: Manifest, record_ids: Collection[str]) -> tuple[str, ...]:
-    said = "records withdrawn since were taken out"
+    said = "records withdrawn since were removed"
     kept = [n for n in manifest.notes if not any(record_id in n for record_id in record_ids)]
     if LOG in manifest.blobs:
-        said += ", and with them what the hook printed"
+        said += ", and the hook's log with them"
     return (*kept, said)

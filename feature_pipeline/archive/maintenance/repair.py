@@ -576,9 +576,9 @@ class _Planner:
     def remedy(self, finding: Finding) -> str:
         """Return what an operator can do about a finding that cannot be repaired."""
         if finding.state is State.NEWER:
-            return "upgrade feature-pipeline: nothing is wrong with it"
+            return "upgrade feature-pipeline; the object is valid"
         if finding.state is State.UNREADABLE:
-            return "the store did not give it: try again, then look at the store"
+            return "the store did not return it: try again, then check the store"
         if finding.state is State.NOT_ERASED:
             return finding.detail
         match finding.kind:
@@ -591,7 +591,7 @@ class _Planner:
             case ObjectKind.CODE | ObjectKind.RELEASE_ENTRY:
                 return f"{_COPY}, or declare the release as it was and run this command again"
             case ObjectKind.FEATURE_ENTRY:
-                return f"{_COPY}; what cannot come back is computed again: {_compute(finding)}"
+                return f"{_COPY}; compute again what cannot be restored: {_compute(finding)}"
             case ObjectKind.INBOX_ENTRY | ObjectKind.QUARANTINE_ENTRY:
                 return (
                     "publish or submit it again; `feature-pipeline quarantine --discard` removes it"

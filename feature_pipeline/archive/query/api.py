@@ -128,7 +128,7 @@ class Archive:
             CorruptDataError: A log is damaged.
         """
         if isinstance(batches, str):
-            raise InvalidInputError(f"batches is the text {batches!r}: give a list of keys")
+            raise InvalidInputError(f"batches is the string {batches!r}: give a list of keys")
         chosen = self._dataset_of(name, dataset)
         readable = self._heads(chosen, name, as_of, batches)
         heads = readable.found
@@ -221,7 +221,7 @@ class Archive:
 def _no_entry(dataset: str, batch: str) -> str:
     return (
         f"batch {batch!r} is not in the log of batches of {dataset!r}, and the hook's log has"
-        " entries about it: its own entry is lost"
+        " entries about it: the batch's own entry is lost"
     )
 
 

@@ -215,7 +215,7 @@ def compare_releases(
     """
     if before.release.digest == after.release.digest:
         raise InvalidInputError(
-            f"#{before.seq} and #{after.seq} of hook {hook!r} are the same release: nothing differs"
+            f"#{before.seq} and #{after.seq} of hook {hook!r} are the same release"
         )
     pairs, only_before, only_after = _pairs(store, dataset, hook, before, after, batches)
     known, gone = erased(store, dataset), withdrawn(store, dataset)

@@ -236,7 +236,7 @@ def check_as_of(as_of: AsOf) -> AsOf:
     """
     if isinstance(as_of, datetime):
         if as_of.tzinfo is None:
-            raise InvalidInputError(f"as of {as_of}: a time with its offset is needed, as in Z")
+            raise InvalidInputError(f"as of {as_of}: write a time with a UTC offset, such as Z")
     elif as_of < layout.FIRST_SEQ:
         raise InvalidInputError(f"as of {as_of}: entries are numbered from {layout.FIRST_SEQ}")
     return as_of

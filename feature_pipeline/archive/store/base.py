@@ -225,6 +225,6 @@ def create_or_read(
     if unknown is not None:
         raise unknown
     raise StoreUnavailableError(
-        f"{store.identity}: creating {key!r} was refused {_CREATE_ATTEMPTS} times as already there,"
-        " and reading it found nothing"
+        f"{store.identity}: creating {key!r} was refused {_CREATE_ATTEMPTS} times because it"
+        " exists, but reading it found nothing"
     )

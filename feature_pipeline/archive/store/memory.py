@@ -127,7 +127,7 @@ class MemoryStore:
         with self._lock:
             if (now := self._clock()) > deadline:
                 raise StoreUnavailableError(
-                    f"DELETE {key}: it arrived at {instant_text(now)} and was to be refused after"
+                    f"DELETE {key}: it arrived at {instant_text(now)} but had to be refused after"
                     f" {instant_text(deadline)}"
                 )
             self._objects.pop(key, None)
@@ -155,7 +155,7 @@ def check_size(what: str, stored: int, expected: int | None) -> None:
         CorruptDataError: It does not.
     """
     if expected is not None and stored != expected:
-        raise CorruptDataError(f"{what} has {stored} bytes and should have {expected}")
+        raise CorruptDataError(f"{what} has {stored} bytes instead of {expected}")
 
 
 def _read_file(path: Path, digest: Digest, size: int) -> bytes:

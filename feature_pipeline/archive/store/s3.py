@@ -188,8 +188,9 @@ class S3Store:
             )
         if PROBE not in {info.key for info in self.list_objects(PROBE.rpartition("/")[0] + "/")}:
             raise InvalidInputError(
-                f"{self.identity} does not list {self.uri(PROBE)}, which is there: it stores keys"
-                f" below the prefix {self._prefix!r} in another way; choose another prefix"
+                f"{self.identity} does not list {self.uri(PROBE)}, which exists: it"
+                f" stores keys below the prefix {self._prefix!r} in another way; choose another"
+                " prefix"
             )
 
     def create(self, key: str, data: bytes, media_type: str = BYTES_MEDIA_TYPE) -> bool:

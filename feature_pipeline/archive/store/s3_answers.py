@@ -63,5 +63,5 @@ def retries(error: boto_errors.ClientError) -> int:
 def explained(http_status: int) -> str:
     """Return what a user should know beyond the text of the store's answer."""
     if http_status in {500, 507}:
-        return " (a store whose disk is full answers so: look at its free space and its log)"
+        return " (a store with a full disk answers like this: check its free space and its log)"
     return ""

@@ -133,9 +133,14 @@ def _one_creator(place: _Place) -> None:
         bodies = [bytes([65 + writer]) for writer in range(_WRITERS)]
         with ThreadPoolExecutor(_WRITERS) as pool:
             won = list(pool.map(lambda body, key=key: store.create(key, body), bodies))
-        _need(sum(won) == 1, f"{sum(won)} of {_WRITERS} writers that met created one object")
+        _need(
+            sum(won) == 1, f"{sum(won)} of {_WRITERS} writers concurrent writers created one object"
+        )
         stands = store.get(key).data
-        _need(stands == bodies[won.index(True)], "another writer's bytes stand than the winner's")
+        _need(
+            stands == bodies[won.index(True)],
+            "the object has the bytes of a writer other than the winner",
+        )
 
 
 def _conditional_replacement(place: _Place) -> None:
@@ -266,13 +271,13 @@ def _clock(place: _Place) -> None:
 _CHECKS: Final[tuple[tuple[str, str, bool, Callable[[_Place], None]], ...]] = (
     ("conditional creation", "If-None-Match: log entries are never overwritten", True,
      _conditional_creation),
-    ("one creator", "of writers that meet, exactly one appends", True, _one_creator),
+    ("one creator", "of concurrent writers, exactly one appends", True, _one_creator),
     ("conditional replacement", "If-Match: only a damaged object is replaced", True,
      _conditional_replacement),
     ("conditional uploads in parts", "the same for files above 64 MiB", True, _conditional_parts),
     ("reads after writes", "what is accepted is seen by the next reader", True,
      _reads_after_writes),
-    ("whole listings", "each batch, log and blob is found; any order will do", True,
+    ("whole listings", "every batch, log and blob is listed; the order is irrelevant", True,
      _whole_listings),
     ("signatures end", "no deletion or upload arrives after its deadline", True, _signatures_end),
     ("a clock", "ages of objects are compared with the store's own time", True, _clock),

@@ -310,7 +310,9 @@ class _Watch:
         if returncode < 0:
             return _End(exit_code, (FailureKind.NON_ZERO_EXIT, _signal_reason(-returncode)))
         if is_memory_error(self._log.tail()):
-            return _End(exit_code, (FailureKind.OUT_OF_MEMORY, "it says that memory ran out"))
+            return _End(
+                exit_code, (FailureKind.OUT_OF_MEMORY, "its log reports that memory ran out")
+            )
         return _End(exit_code, (FailureKind.NON_ZERO_EXIT, f"it ended with status {exit_code}"))
 
 

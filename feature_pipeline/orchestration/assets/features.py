@@ -154,7 +154,7 @@ def _keep_cancelled(
             patience_seconds=0.0,
         )
     except FeaturePipelineError as error:
-        context.log.warning("what the cancelled hook run left is not in the archive: %s", error)
+        context.log.warning("the output of the cancelled hook run is not in the archive: %s", error)
         return
     context.log.info(
         "hook run %s was cancelled; its output and log are kept in manifest %s",

@@ -119,7 +119,7 @@ class FeaturePartitions(Mapping[str, "pa.Table"]):
         return NotFoundError(
             f"hook {self.hook!r} has no current artifact for {what}; materialize"
             f" {self.dataset}/features/{self.hook} for them, or give the input"
-            f' metadata={{"{ALLOW_MISSING}": True}} to go without them'
+            f' metadata={{"{ALLOW_MISSING}": True}} to skip them'
         )
 
     def to_pandas(self, batch: str) -> "pd.DataFrame":
@@ -172,7 +172,7 @@ class FeatureIOManager(dg.ConfigurableIOManager):
         except Exception as error:  # noqa: BLE001 - whatever Dagster's storage raises
             # Not by Dagster's log, which is where it cannot write. The output is announced all the
             # same: that needs no orchestrator.
-            logger.warning("whether run %s was cancelled cannot be asked: %s", run_id, error)
+            logger.warning("cannot determine whether run %s was cancelled: %s", run_id, error)
             return False
 
     def _publish(
@@ -196,7 +196,7 @@ class FeatureIOManager(dg.ConfigurableIOManager):
             raise dg.Failure(
                 description=(
                     f"hook run {entry.completion} failed: {failure.kind}: {failure.reason};"
-                    f" its output and log are kept in manifest {published.manifest_digest}"
+                    f" its output and log are in manifest {published.manifest_digest}"
                 ),
                 metadata={
                     **failure_metadata(done.hook_run, failure, log_tail(done.artifact.log)),
@@ -312,5 +312,5 @@ def _concatenated(partitions: FeaturePartitions, declared: Sequence[Column]) -> 
 
 def _current(plan: "ComputePlan") -> tuple[Digest, Manifest]:
     if plan.previous is None or plan.previous_digest is None:
-        raise InvalidInputError(f"batch {plan.batch.key!r} has nothing to stand on")
+        raise InvalidInputError(f"batch {plan.batch.key!r} has no current artifact")
     return plan.previous_digest, plan.previous

@@ -104,8 +104,8 @@ def census_job() -> dg.JobDefinition:
             lines = [f"- {damage.state} {code(damage.key)}" for damage in damaged[:_SHOWN]]
             raise dg.Failure(
                 description=(
-                    f"{len(damaged)} logs or censuses are not what they should be:"
-                    f" {damaged[0].error}; `feature-pipeline verify` names all that is wrong"
+                    f"{len(damaged)} logs or censuses are damaged or lost:"
+                    f" {damaged[0].error}; `feature-pipeline verify` lists all problems"
                 ),
                 metadata={
                     "wrong": dg.MetadataValue.json(dict(Counter(d.state.value for d in damaged))),

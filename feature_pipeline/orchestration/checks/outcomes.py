@@ -69,7 +69,7 @@ def feature_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinit
         ]
         if damaged:
             said.append(
-                f"{counted(len(damaged), 'batch')} damaged or lost in the archive, and not judged"
+                f"{counted(len(damaged), 'batch')} damaged or lost in the archive, and not checked"
             )
         if change is not None:
             said.append(f"against the previous release, {change}")

@@ -255,7 +255,7 @@ def _launchable(
         )
     busy = [] if select is Select.ALL else [b for b in batches if b in running and b in known]
     if busy:
-        notes.append(f"{name}: {len(busy)} batches are being run already ({_some(busy)})")
+        notes.append(f"{name}: {len(busy)} batches are running already ({_some(busy)})")
     left_out = {*unknown, *busy}
     return [b for b in batches if b not in left_out]
 
@@ -284,7 +284,7 @@ def launch_backfill(instance: dg.DagsterInstance, plan: BackfillPlan) -> str:
         InvalidInputError: The plan is empty.
     """
     if plan.is_empty:
-        raise InvalidInputError("nothing is to be run: no backfill was launched")
+        raise InvalidInputError("nothing to run: no backfill was launched")
     backfill_id = uuid.uuid4().hex[:8]
     subsets = {
         part.key: batches_partitions(part.key.path[0])

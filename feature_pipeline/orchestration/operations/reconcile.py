@@ -93,12 +93,12 @@ class Drift:
                 ("record events reported for", self.records),
                 ("feature events reported for", self.features),
                 ("batches to load into", self.tables),
-                ("batches called loaded that are not in", self.unloaded),
+                ("batches shown as loaded that are not in", self.unloaded),
                 ("partitions without a batch in", self.unknown_partitions),
                 ("batches to compute again in", self.behind),
                 ("table events reported for", self.table_events),
                 ("batches whose rows were changed by hand in", self.changed),
-                ("partitions that stand for no artifact in", self.unfounded),
+                ("partitions without an artifact in", self.unfounded),
                 ("batches lost from the archive of", self.lost),
                 ("batches damaged in the archive of", self.damaged),
             )
@@ -383,7 +383,7 @@ def reconcile_job(hooks: Sequence[HookDefinition]) -> dg.JobDefinition:
             context.log.info("backfills requested: %s", ", ".join(ids))
         if drift.unfounded:
             context.log.warning(
-                "Dagster calls partitions materialized that stand for no artifact, as when a"
+                "Dagster shows partitions as materialized that have no artifact, as when a"
                 " materialization is reported by hand: %s. Hooks that compute automatically are"
                 " run for them; of the others, materialize the partitions",
                 drift.unfounded,
@@ -391,7 +391,7 @@ def reconcile_job(hooks: Sequence[HookDefinition]) -> dg.JobDefinition:
         if drift.damaged or drift.lost:
             raise dg.Failure(
                 description=(
-                    "the archive does not have what it should: run `feature-pipeline repair` to see"
+                    "the archive lacks known objects: run `feature-pipeline repair` to see"
                     f" what can be brought back; {drift.summary()}; the rest was reconciled"
                 ),
                 metadata={

@@ -119,9 +119,9 @@ def _changed(
         _CHANGED,
         changed,
         (
-            f"of features.{spec.name} have rows that are not those that were loaded: they were"
+            f"of features.{spec.name} have rows that differ from those that were loaded: they were"
             " changed by hand, and a rebuild replaces them",
-            "every row is one that was loaded",
+            "every row equals the one that was loaded",
         ),
     )
     return changed
@@ -150,9 +150,9 @@ def _unloaded(
         _UNLOADED,
         unloaded,
         (
-            f"that Dagster calls loaded are not in features.{spec.name}: materialize them, if the"
+            f"that Dagster shows as loaded: not in features.{spec.name}: materialize them, if the"
             " table is still wanted",
-            "every batch that Dagster calls loaded is in the table",
+            "every batch that Dagster shows as loaded is in the table",
         ),
     )
     return unloaded

@@ -56,7 +56,7 @@ def answers_job() -> dg.JobDefinition:
                 continue
             context.log.info(report.summary())
             for problem in report.problems:
-                context.log.warning("its answers cannot be remembered: %s", problem)
+                context.log.warning("its answers cannot be stored in the memory: %s", problem)
         if unreadable:
             raise dg.Failure(
                 description=(

@@ -143,7 +143,7 @@ def _failed_run(
     subject = ", ".join(assets[:3]) or run.job_name
     what = f"run of {subject} failed" + (f" for batch {partition}" if partition else "")
     if backfill:
-        what = f"backfill {backfill}: {what}; further failures of it are not told"
+        what = f"backfill {backfill}: {what}; further failures of it are not posted"
     yield Notice(
         cause=cause,
         kind=NoticeKind.RUN_FAILED,
@@ -215,7 +215,7 @@ def _failing_check(
             "batches": named[:_BATCHES_SHOWN],
             "run": run_id or None,
         },
-        why=_short(evaluation.description or "the check gave no reason"),
+        why=_short(evaluation.description or "the check has no description"),
         at=at,
         path=f"assets/{quote(asset)}?view=checks&checkDetail={quote(evaluation.check_name)}",
     )

@@ -35,7 +35,7 @@ def fail_dead_runs(instance: dg.DagsterInstance) -> list[str]:
         if run is None or run.is_finished:
             continue
         instance.report_run_failed(
-            run, f"its worker process {worker[0]} ended without a word; run it again to go on"
+            run, f"its worker process {worker[0]} exited unexpectedly; run it again to continue"
         )
         failed.append(run_id)
     return failed

@@ -288,7 +288,7 @@ def _usable(
         run_id = entry.content.dagster_run_id if isinstance(entry.content, Completion) else None
         run = None if run_id is None else runs.get(run_id)
         if isinstance(entry.content, Completion) and _batch_key(entry.content) in batches:
-            tick.wait(entry, "its batch waits too, and was not looked at yet")
+            tick.wait(entry, "its batch waits too, and was not processed yet")
         elif run is None:
             usable.append(entry)
         elif run.is_finished:
@@ -437,7 +437,7 @@ def inbox_sensor(hooks: Sequence[HookDefinition]) -> dg.SensorDefinition:
             runner = hook_runner.local_runner(archive)
         except InvalidInputError as error:
             # Runs fail with it; acceptance needs no runner.
-            context.log.warning("what dead workers left in containers stays: %s", error)
+            context.log.warning("containers of dead workers are kept: %s", error)
         tick = settle_inbox(
             archive.store(),
             archive.uri,
@@ -449,7 +449,7 @@ def inbox_sensor(hooks: Sequence[HookDefinition]) -> dg.SensorDefinition:
         for line in _loud(tick):
             context.log.error(line)
         for line in tick.left_over:
-            context.log.info("removed what a worker left that died: %s", line)
+            context.log.info("removed leftovers of a dead worker: %s", line)
         skip = None if tick.events else tick.summary()
         return dg.SensorResult(
             asset_events=tick.events,
@@ -469,4 +469,4 @@ def _loud(tick: InboxTick) -> Iterator[str]:
     for line in tick.unusable:
         yield f"the result of a hook run whose worker died cannot be accepted: {line}"
     for line in tick.damaged:
-        yield f"damaged in the archive: {line}; `feature-pipeline verify` names all that is"
+        yield f"damaged in the archive: {line}; `feature-pipeline verify` lists all problems"

@@ -62,7 +62,7 @@ def remove_left(
     try:
         leftovers.remove()
     except (FeaturePipelineError, OSError) as error:
-        leftovers.problems.append(f"what dead workers left is not removed: {error}")
+        leftovers.problems.append(f"leftovers of dead workers are not removed: {error}")
     return leftovers.removed, leftovers.problems
 
 

@@ -152,12 +152,12 @@ def _take(
     try:
         taken = _taken(store, key, run, work, is_cancelled)
     except (FeaturePipelineError, OSError) as error:
-        # one that cannot be taken must not keep the others, or the inbox, waiting
+        # one that cannot be recovered must not keep the others, or the inbox, waiting
         found.waiting.append(f"{key.run_id}: {quoted(str(error), MOST_REASON)}")
         return
     except Exception as error:
         # whatever a pod has left
-        logger.exception("results of hook run %s cannot be taken", key.run_id)
+        logger.exception("results of hook run %s cannot be recovered", key.run_id)
         reason = quoted(f"{type(error).__name__}: {error}", MOST_REASON)
         found.unusable.append(f"{key.run_id}: {reason}")
         if key.is_late(utc_now()):
@@ -229,7 +229,7 @@ def _forget(store: BlobStore, key: ExpectedKey, found: OutlivedRuns) -> None:
         remove_uploads(store, key.run_id)
         store.delete(key.key)
     except FeaturePipelineError as error:
-        found.waiting.append(f"{key.run_id}: what its pods left is not removed: {error}")
+        found.waiting.append(f"{key.run_id}: the uploads of its pods are not removed: {error}")
         return
     _awaited.pop((store.identity, key.key), None)
     _last_taken.pop((store.identity, key.key), None)

@@ -347,7 +347,7 @@ def repeats_sensor() -> dg.SensorDefinition:
         if repository is None:
             return dg.SkipReason("evaluated without a code location")
         for run_id in fail_undefined_runs(context.instance, repository.asset_graph):
-            context.log.error("run %s: its assets are not defined any more; failed", run_id)
+            context.log.error("run %s: its assets are no longer defined; failed", run_id)
         found, cursor = repeat_failed_runs(
             context.instance, repository.asset_graph, context.cursor, time.time()
         )

@@ -46,7 +46,7 @@ def ask_tables(
             submitted_at=submission_times(database) if hook is None else {},
         )
     except ProjectionError as error:
-        return Knowledge(notes=(f"what the tables know is not compared: {error}",))
+        return Knowledge(notes=(f"the tables are not compared with the archive: {error}",))
 
 
 def known_by_tables(

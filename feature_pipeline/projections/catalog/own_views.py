@@ -150,7 +150,7 @@ def ensure_view(
             connection.execute(sql.SQL("drop view {}").format(view))
         except psycopg.errors.DependentObjectsStillExist as error:
             raise ConflictError(
-                f"view {READ_SCHEMA}.{name} was changed by hand and cannot be put back:"
+                f"view {READ_SCHEMA}.{name} was changed by hand and cannot be restored:"
                 f" {error.diag.message_detail}: drop that, and run again"
             ) from error
         connection.execute(sql.SQL("create view {} as {}").format(view, query))
@@ -210,7 +210,7 @@ def in_the_way(name: str, found: FoundView) -> ConflictError:
 def obstacle(name: str, found: FoundView) -> str:
     """Describe the object that blocks a view, and the remedy."""
     return (
-        f"{found.what} is there, which the pipeline did not make: rename or drop it, or, for a"
+        f"{found.what} exists, which the pipeline did not create: rename or drop it, or, for a"
         " hook's table, give that another name (`table.name`)"
     )
 

@@ -65,7 +65,7 @@ class ProgressReport:
                 ("without a current artifact", self.extra),
                 (
                     "loaded from log entries that the archive no longer has, which"
-                    " `feature-pipeline repair` puts back or gives up",
+                    " `feature-pipeline repair` restores or gives up",
                     sorted(self.lost),
                 ),
                 ("with a damaged log in the archive", sorted(self.damaged)),
@@ -74,8 +74,8 @@ class ProgressReport:
         ]
         if not self.is_shown:
             parts.append(
-                "and they cannot be read: its view is gone, or is another one; load any batch to"
-                " put it back"
+                "and they cannot be read: the view is missing, or is another object; load"
+                " any batch to restore it"
             )
         return f"{counted(self.loaded, 'batch')} loaded; " + ", ".join(parts)
 

@@ -168,12 +168,12 @@ def _require_live(connection: Connection, spec: TableSpec) -> Generation:
     live = require_table(connection, spec).live
     if live is None:
         raise NotFoundError(
-            f"nothing of table {spec.name!r} is read yet: load what it lacks, and it is proved"
+            f"nothing of table {spec.name!r} is read yet: load the missing batches first"
         )
     if not live.is_whole:
         raise AlteredTableError(
             f"table {spec.name!r}: generation {live.relation} was altered by hand: load any batch,"
-            " or run `feature-pipeline rebuild`, to have it built anew"
+            " or run `feature-pipeline rebuild`, to build it again"
         )
     return live
 

@@ -98,7 +98,7 @@ class TableReport:
         """Return a one-line summary."""
         lost = [
             f"generation {name} was dropped or altered by hand: load any batch, or run"
-            " `feature-pipeline rebuild`, to have it built anew"
+            " `feature-pipeline rebuild`, to build it again"
             for name in self.lost
         ]
         discarded = [] if self.discarded is None else [self.discarded]
@@ -108,16 +108,17 @@ class TableReport:
     def _standing(self) -> str:
         if self.is_older_code:
             return (
-                f"{self.table}: a later definition than this code's has been seen; this code feeds"
-                " the table and builds nothing. `feature-pipeline rebuild` with this code goes back"
+                f"{self.table}: a later definition than this code's has been seen; this code"
+                " loads the table and builds nothing. `feature-pipeline rebuild` with this code"
+                " goes back"
             )
         if self.building is None:
             done = "switched to" if self.is_switched else "read from"
             return f"{self.table}: {done} generation {self.live}, {counted(self.batches, 'batch')}"
         progress = f"{self.table}: building {self.batches - len(self.missing)} of {self.batches}"
         if self.live is None:
-            return f"{progress} batches; nothing is read before it is proved"
-        progress = f"{progress} batches; live serves the old columns"
+            return f"{progress} batches; nothing can be read before it is proved"
+        progress = f"{progress} batches; the live generation has the old columns"
         if self.is_pinned:
             return f"{progress}; pinned to {self.live} until `feature-pipeline rollback --unpin`"
         return f"{progress}; backfill all partitions" if self.missing else progress
@@ -447,8 +448,8 @@ def _discard(connection: Connection, spec: TableSpec, building: Generation, proo
     if is_again:
         raise ProjectionError(
             f"table {spec.name!r}: generation {building.relation} was not switched to:"
-            f" {proof.summary()}. It was built anew less than {DISCARDED_FOR} ago: remove what"
-            " changes its rows, as a trigger does, and run `feature-pipeline rebuild`"
+            f" {proof.summary()}. It was built again less than {DISCARDED_FOR} ago: remove"
+            " the cause, for example a trigger, and run `feature-pipeline rebuild`"
         )
 
 

@@ -43,7 +43,7 @@ class ViewMisfitError(ConflictError):
 
     def __init__(self, table: str, view: View, error: psycopg.Error) -> None:
         why = error.diag.message_primary or str(error)
-        self.reason = f"{view.label} cannot be made again on the new columns: {why}"
+        self.reason = f"{view.label} cannot be created on the new columns: {why}"
         super().__init__(
             f"table {table!r} was not switched: {self.reason}. Change or drop it, and run again"
         )

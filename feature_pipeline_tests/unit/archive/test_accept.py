@@ -191,7 +191,7 @@ class TestWhatIsNotAccepted:
     def test_digests_that_its_tables_do_not_have(self, scene, batch):
         completion = scene.completion(scene.artifact(batch, scene.release()))
         odd = self._with_manifest(scene, completion, content_digest=Digest.of(b"other"))
-        with pytest.raises(InvalidInputError, match="its tables say"):
+        with pytest.raises(InvalidInputError, match="its tables give"):
             accept.accept(scene.store, odd)
 
     def test_outcomes_of_other_records(self, scene, batch):
@@ -212,7 +212,7 @@ class TestWhatIsNotAccepted:
         completion = scene.completion(scene.artifact(batch, scene.release()))
         manifest = read.read_manifest(scene.store, completion.manifest)
         columns = (*manifest.columns, manifest.columns[0])
-        with pytest.raises(InvalidInputError, match="both lay claim to"):
+        with pytest.raises(InvalidInputError, match="both use the name"):
             accept.accept(scene.store, self._with_manifest(scene, completion, columns=columns))
 
     def test_null_in_a_required_column(self, scene, batch):

@@ -257,7 +257,7 @@ class TestFieldsThatCannotBeTrue:
     @pytest.mark.parametrize(
         ("changes", "match"),
         [
-            ({"run__memory_bytes": 10**30}, "run.memory_bytes: an integer of more than 64 bits"),
+            ({"run__memory_bytes": 10**30}, "run.memory_bytes: an integer beyond 64 bits"),
             ({"run__attempts": HUGE}, "run.attempts"),
             ({"run__started_at": "9999-12-31T00:00:00Z"}, "started at 9999"),
             ({"run__finished_at": "1969-12-31T00:00:00Z"}, "finished at 1969"),

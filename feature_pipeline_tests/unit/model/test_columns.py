@@ -57,8 +57,8 @@ class TestDeclaration:
             ({"format": "date", "default": "today"}, "default: expected a date"),
             ({"nullable": True}, "Extra inputs are not permitted"),
             ({"renamed_from": []}, "at least 1 item"),
-            ({"renamed_from": ["b", "b"]}, "renamed_from: 'b' is there twice"),
-            ({"renamed_from": ["b", "x"]}, "renamed_from: 'x' is there twice, or is the column's"),
+            ({"renamed_from": ["b", "b"]}, "renamed_from: 'b' occurs twice"),
+            ({"renamed_from": ["b", "x"]}, "renamed_from: 'x' occurs twice, or is the column's"),
         ],
     )
     def test_a_wrong_one_says_why(self, changes, words):
@@ -102,7 +102,7 @@ class TestDeclaration:
     )
     def test_columns_that_do_not_go_together(self, one, other, claimed):
         columns = [column("string", **one), column("string", **other)]
-        with pytest.raises(InvalidInputError, match=f"both lay claim to {claimed!r}"):
+        with pytest.raises(InvalidInputError, match=f"both use the name {claimed!r}"):
             check_columns(columns)
 
     def test_columns_that_do(self):

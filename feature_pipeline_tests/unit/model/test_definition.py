@@ -148,7 +148,7 @@ def test_limits_in_units():
         ({"feature": {}, "table": {"name": "t"}}, "a hook without feature.columns has no table"),
         (
             {"feature": {"columns": [{"name": n, "type": "number"} for n in ("a", "A")]}},
-            "both lay claim to 'A'",
+            "both use the name 'A'",
         ),
         ({"feature": {"columns": [{"name": "x", "type": "float"}]}}, "'string', 'number'"),
         ({"feature": {"columns": [{"name": "batch", "type": "string"}]}}, "of that name already"),

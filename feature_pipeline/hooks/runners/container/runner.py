@@ -369,7 +369,9 @@ class _Attempt:
             self._api.inspect_image(image)
             return
         if "@" not in image:
-            reason = f"there is no image {image} on this machine, and its id says not where it is"
+            reason = (
+                f"there is no image {image} on this machine, and an id does not name a registry"
+            )
             raise _CannotGoOnError(FailureKind.CANNOT_START, reason)
         self._log.note(f"pulling {image}")
         try:
@@ -635,10 +637,10 @@ class _Watch:
         if len(tail) == 1 and tail[0].startswith(_INIT_WORDS):
             return FailureKind.CANNOT_START, f"{self._program!r} cannot be started: {tail[0]}"
         if is_memory_error(tail):
-            return FailureKind.OUT_OF_MEMORY, "it says that memory ran out"
+            return FailureKind.OUT_OF_MEMORY, "its log reports that memory ran out"
         if is_space_error(tail):
             limit = format_size(self._limits.scratch_bytes)
-            reason = f"it says that no space is left; its limits.scratch is {limit}"
+            reason = f"its log reports a full disk; its limits.scratch is {limit}"
             return FailureKind.OUT_OF_SPACE, reason
         return FailureKind.NON_ZERO_EXIT, exit_reason(code)
 

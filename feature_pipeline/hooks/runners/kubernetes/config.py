@@ -68,8 +68,8 @@ class PodOverrides:
             )
             if fixed := _FIXED[part.name] & set(converted):
                 raise InvalidInputError(
-                    f"k8s.{part.name}: {', '.join(sorted(fixed))} cannot be set: what keeps hooks"
-                    f" confined, and Jobs recognizable, rests on it"
+                    f"k8s.{part.name}: {', '.join(sorted(fixed))} cannot be set: the isolation"
+                    f" of hooks or the identity of Jobs depends on it"
                 )
             parts[part.name] = converted
         return cls(**parts)

@@ -64,7 +64,7 @@ class Diagnosis:
     container: str | None = None
 
 
-REPLACED: Final = Diagnosis(FailureKind.EVICTED, "its pod was taken away and replaced")
+REPLACED: Final = Diagnosis(FailureKind.EVICTED, "its pod was evicted or deleted, and replaced")
 
 
 def newest(pods: Sequence[Json]) -> Json | None:

@@ -166,12 +166,12 @@ def verdict(request: RunRequest, result: PodResult, tail: tuple[str, ...]) -> Di
     if result.is_late:
         return Diagnosis(FailureKind.DEADLINE, f"not done after {limits.timeout}", code)
     if code and is_memory_error(tail):
-        return Diagnosis(FailureKind.OUT_OF_MEMORY, "it says that memory ran out", code)
+        return Diagnosis(FailureKind.OUT_OF_MEMORY, "its log reports that memory ran out", code)
     if code:
         return Diagnosis(FailureKind.NON_ZERO_EXIT, exit_reason(code), code)
     if result.too_large:
         named = ", ".join(f"{n} ({format_size(s)})" for n, s in result.too_large.items())
-        reason = f"{named}: a pod can hand over files of at most {format_size(MOST_FILE_BYTES)}"
+        reason = f"{named}: a pod can publish files of at most {format_size(MOST_FILE_BYTES)}"
         return Diagnosis(FailureKind.OUTPUT_TOO_LARGE, f"{reason}; make the batch smaller", code)
     if _length(result) > limits.scratch_bytes:
         reason = excess("output", _length(result), limits.scratch_bytes)

@@ -221,7 +221,7 @@ class _Attempt:
         request = self._request
         job = self._job_to_attach_to(name)
         if job is None and self._result(name) is not None:
-            self._log.note(f"Job {name} is gone, and what it published is here")
+            self._log.note(f"Job {name} is gone, and its published result is used")
             return None
         if job is None and (ended := self._patiently(lambda: self._transfer.end(self._key(name)))):
             self._log.note(f"Job {name} ended before, without a result; the end of its log:")
@@ -372,7 +372,7 @@ class _Attempt:
         warning = self._cluster.last_warning(name)
         if not is_overdue and not facts.is_permanent_refusal(warning):
             return None
-        reason = f"the cluster made no pod for it: {warning or 'and does not say why'}"
+        reason = f"the cluster made no pod for it: {warning or 'and gave no reason'}"
         return facts.Diagnosis(FailureKind.CLUSTER_REFUSED, reason)
 
     def _follow(self, pod: facts.Json) -> None:
@@ -431,7 +431,7 @@ class _Attempt:
             self._transfer.note_end(self._key(name), end)
         except (StoreUnavailableError, OutcomeUnknownError) as error:
             # must not hide what happened before
-            self._log.note(f"how Job {name} ended could not be noted: {error}")
+            self._log.note(f"how Job {name} ended could not be recorded: {error}")
 
     def _key(self, name: str) -> AttemptKey:
         return AttemptKey(self._request.run_id, name)
@@ -488,6 +488,6 @@ def _refusal(request: RunRequest, image: str | None) -> facts.Diagnosis | None:
         )
         return facts.Diagnosis(FailureKind.CANNOT_START, reason)
     if "@" not in image:
-        reason = f"{image} is known to one machine only: name it in a registry, name@sha256:..."
+        reason = f"{image} exists on one machine only: name an image in a registry, name@sha256:..."
         return facts.Diagnosis(FailureKind.CANNOT_START, reason)
     return None

@@ -120,4 +120,4 @@ class LogStream:
         if self._shown_bytes <= SHOWN_BYTES:
             self._show(text)
         elif was_shown:
-            self._show("[feature_pipeline] the log goes on; what follows is not shown here")
+            self._show("[feature_pipeline] the log continues, but the rest is not shown here")

@@ -157,7 +157,7 @@ def test_an_object_that_is_listed_and_never_there_is_an_error(memory_store: Memo
             finally:
                 remember(memory_store, "m1", ["a"])
 
-    with pytest.raises(StoreUnavailableError, match="listed and not there"):
+    with pytest.raises(StoreUnavailableError, match="listed but absent"):
         find(Listing(memory_store), "a")
 
 

@@ -453,7 +453,7 @@ def test_documents_have_one_text(scene):
 
 
 def test_times_need_an_offset():
-    with pytest.raises(ValueError, match="not a time with its offset"):
+    with pytest.raises(ValueError, match="not a time with a UTC offset"):
         RunInfo(
             id="x",
             runner="y",

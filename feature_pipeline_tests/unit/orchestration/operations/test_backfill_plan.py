@@ -184,7 +184,7 @@ def test_what_is_left_out_is_said() -> None:
 
 def test_an_empty_plan_is_not_launched_and_a_title_is_never_too_long(tmp_path: Path) -> None:
     with dg.instance_for_test(temp_dir=str(tmp_path)) as instance:
-        with pytest.raises(InvalidInputError, match="nothing is to be run"):
+        with pytest.raises(InvalidInputError, match="nothing to run"):
             launch_backfill(instance, BackfillPlan(Select.ALL, ()))
         keys = [features_key("letters", f"{'h' * 38}_{number}") for number in range(9)]
         parts = tuple(AssetPart(key, ("b1",)) for key in keys)
