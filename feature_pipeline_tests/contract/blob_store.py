@@ -53,7 +53,7 @@ class BlobStoreTests:
 
     def test_size_is_checked_before_bytes(self, store):
         store.create("inbox/a", b"one")
-        with pytest.raises(CorruptDataError, match="3 bytes and should have 4"):
+        with pytest.raises(CorruptDataError, match="3 bytes instead of 4"):
             store.get("inbox/a", 4)
         with pytest.raises(CorruptDataError), store.open("inbox/a", 2):
             pass

@@ -214,9 +214,9 @@ def test_what_was_acknowledged_survives_servers_that_are_killed(used_folder: Pat
         said: list[str] = []
         Supervisor(services.servers(), said.append).look()
         assert said == [
-            "SeaweedFS ended with signal SIGKILL; starting it again ...",
+            "SeaweedFS ended with signal SIGKILL; restarting it ...",
             "SeaweedFS runs again.",
-            "PostgreSQL ended with signal SIGKILL; starting it again ...",
+            "PostgreSQL ended with signal SIGKILL; restarting it ...",
             "PostgreSQL runs again.",
         ]
         assert_all_there(services)

@@ -253,7 +253,7 @@ def test_a_view_that_has_no_meaning_on_the_new_columns_is_in_the_plan(
     planned = plan_table(archive.store, database, archive.spec())
 
     [why] = planned.blocked
-    assert why.startswith("view public.halves cannot be made again on the new columns: operator")
+    assert why.startswith("view public.halves cannot be created on the new columns: operator")
     assert connection.execute(objects).fetchall() == before
     with pytest.raises(ConflictError, match=r"view public\.halves cannot be made again"):
         list(load_batches(archive.store, database, archive.spec()))

@@ -32,8 +32,8 @@ def test_a_stores_answer_is_its_status_and_words():
         "<Resource>/b/k</Resource></Error>\n\nDebug source:\nGeneric { ... }"
     )
     assert _shown(answer) == (
-        "500 InternalError: We encountered an internal error. (a store whose disk is full answers"
-        " so: look at its free space and its log)"
+        "500 InternalError: We encountered an internal error. (a store with a full disk answers"
+        " like this: check its free space and its log)"
     )
     assert _shown(exceptions.GenericError("no answer\n\nDebug source: x")) == "no answer"
     assert explained(503) == ""

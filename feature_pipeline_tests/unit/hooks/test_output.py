@@ -509,7 +509,7 @@ class TestSingleRecordForm:
             decode({"features.json": text}, ("a",))
 
     def test_it_is_refused_for_a_batch_of_several(self):
-        with pytest.raises(InvalidInputError, match=r"was given 3: write features\.jsonl"):
+        with pytest.raises(InvalidInputError, match=r"got 3: write features\.jsonl"):
             decode({"features.json": "[]", "features.jsonl": passed("a")})
 
     def test_beside_features_jsonl_it_is_a_second_outcome(self):
@@ -537,7 +537,7 @@ class TestFolder:
     def test_files_that_nobody_reads_are_noted(self, tmp_path):
         (tmp_path / "plot.png").write_bytes(b"")
         (tmp_path / "features.jsonl").write_text(passed("a"))
-        assert self.decode(tmp_path).notes == ("not kept from the output: plot.png",)
+        assert self.decode(tmp_path).notes == ("not stored from the output: plot.png",)
 
     def test_a_folder_that_does_not_exist_is_an_empty_one(self, tmp_path):
         assert (self.decode(tmp_path / "none").outcomes[0].reason or "").startswith("no outcome")

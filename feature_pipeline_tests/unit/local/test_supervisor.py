@@ -44,7 +44,7 @@ def test_a_dead_server_is_started_again_and_that_is_said() -> None:
     assert watched.said == []
     watched.die()
     assert watched.said == [
-        "Fake ended with signal SIGKILL; starting it again ...",
+        "Fake ended with signal SIGKILL; restarting it ...",
         "Fake runs again.",
     ]
     watched.supervisor.look()

@@ -155,7 +155,7 @@ def test_right_bytes_without_a_checksum_are_right(care):
     report = verify(store)
     assert report.is_clean
     [note] = report.notes
-    assert note.startswith(f"the store keeps no checksum of {len(keys)} objects")
+    assert note.startswith(f"the store keeps no checksum of {len(keys)} valid objects")
     assert "verify --restore-checksums" in note
     assert {key: store.get(key).data for key in before} == before
     waiting = {key: store._objects[key].info for key in keys if key.startswith("inbox/")}

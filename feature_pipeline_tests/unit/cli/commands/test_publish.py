@@ -87,8 +87,8 @@ def test_good_output_is_published_with_its_notes(publish):
     done = publish()
     assert (publish.current().passed, publish.current().rejected) == (2, 1)
     assert done["notes"] == [
-        "not kept from the output: plot.png",
-        "the hook wrote about ids it was not given: z",
+        "not stored from the output: plot.png",
+        "the hook wrote about ids that it did not get: z",
         "feature keys that no column declares: x",
     ]
 

@@ -166,7 +166,7 @@ def test_what_is_left_out_is_said() -> None:
     found = plan_backfill(Select.MISSING, [(Target(COUNTS), facts)], {"letters": {"b1", "b2"}})
     assert taken(found) == {"letters/features/counts": ["b2"]}
     assert "1 batches are no partitions in Dagster yet (b3)" in found.notes[0]
-    assert "1 batches are being run already (b1)" in found.notes[1]
+    assert "1 batches are running already (b1)" in found.notes[1]
     everything = plan(Select.ALL, (Target(COUNTS), facts))
     assert taken(everything) == {"letters/features/counts": list(BATCHES)}
 
