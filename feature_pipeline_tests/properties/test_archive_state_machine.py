@@ -571,6 +571,14 @@ class ArchiveMachine(RuleBasedStateMachine):
         given_up -= self.names_of(entry.content for entry in inbox.waiting(self.store))
         for name in given_up:
             self.model.answers[name].is_promised = False
+        # What is appended again has no later base than the shorter log.
+        for entry in self.entries():
+            if entry.completion.startswith("restored-"):
+                self.model.answers[self.name_of(entry)].order = entry.order
+        for waits in inbox.waiting(self.store):
+            if isinstance(waits.content, inbox.Completion):
+                order = waits.content.release_seq, waits.content.base
+                self.model.answers[self.name_of(waits.content)].order = order
         self.let_leases_end()
         self.see_what_is_withdrawn()
         self.settle(self.store)
