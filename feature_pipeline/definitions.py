@@ -64,14 +64,14 @@ class DefinedHook:
 
 def hooks_of(definitions: dg.Definitions) -> list[DefinedHook]:
     """Return the hooks whose feature assets are in `definitions`, in order of dataset and name."""
-    found = []
+    hooks = []
     assets = [a for a in definitions.assets or () if isinstance(a, dg.AssetsDefinition)]
     for spec in (spec for asset in assets for spec in asset.specs):
         if (stored := spec.metadata.get(DEFINITION_METADATA)) is not None:
             hook = HookDefinition.model_validate(stored.value)
             folder = Path(spec.metadata[FOLDER_METADATA].value)
-            found.append(DefinedHook(hook, folder, spec))
-    return sorted(found, key=lambda each: (each.definition.dataset, each.definition.name))
+            hooks.append(DefinedHook(hook, folder, spec))
+    return sorted(hooks, key=lambda each: (each.definition.dataset, each.definition.name))
 
 
 def shared_definitions(

@@ -31,7 +31,7 @@ def map_threads(function: Callable[[T], R], items: Iterable[T], workers: int = W
     if len(work) < 2 or workers < 2:
         return [function(item) for item in work]
     if getattr(_in_pool, "is_working", False):
-        # Waiting in one of the kept threads for others of them could be waiting for ever.
+        # Waiting in one of the pool's threads for other threads of it could deadlock.
         with ThreadPoolExecutor(min(workers, len(work))) as pool:
             return _run(pool, function, work)
     kept = _pools.get(workers)

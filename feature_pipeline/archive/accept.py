@@ -281,10 +281,10 @@ def _accept_batch(
 
 
 def _check_not_erased_since(
-    submission: Submission, ids: Collection[str], said: Collection[TombstoneEntry]
+    submission: Submission, ids: Collection[str], tombstones_then: Collection[TombstoneEntry]
 ) -> None:
     """Check that every formerly withdrawn record was submitted after its lift."""
-    if broken := barred_since(said, submission.submitted_at).intersection(ids):
+    if broken := barred_since(tombstones_then, submission.submitted_at).intersection(ids):
         raise InvalidInputError(
             f"batch {submission.batch!r} of dataset {submission.dataset!r} was submitted"
             f" {submission.submitted_at:%Y-%m-%d %H:%M} UTC, and record {min(broken)!r} was erased"
@@ -459,14 +459,14 @@ def _known_release(acceptance: _Round, completion: Completion) -> HookRelease:
 
 
 def _check_names(manifest: Manifest, completion: Completion, release: HookRelease) -> None:
-    said = {
+    stated = {
         "dataset": (manifest.dataset, completion.dataset),
         "hook": (manifest.hook, completion.hook),
         "batch": (manifest.batch, completion.batch),
         "release": (manifest.release.digest, completion.release_digest),
         "release seq": (manifest.release.seq, completion.release_seq),
     }
-    for what, (in_manifest, in_completion) in said.items():
+    for what, (in_manifest, in_completion) in stated.items():
         if in_manifest != in_completion:
             raise InvalidInputError(
                 f"completion {completion.id}: {what} is {in_completion}, in its manifest"

@@ -54,8 +54,8 @@ def check_artifact(
             f"{what}: its outcomes do not match the batch's records: {sorted(odd)[:5]}"
         )
     _check_values(manifest, outcomes, what)
-    said = (manifest.content_digest, manifest.rows_digest, manifest.counts)
-    if said != (content.content_digest, content.rows_digest, content.counts):
+    stated = (manifest.content_digest, manifest.rows_digest, manifest.counts)
+    if stated != (content.content_digest, content.rows_digest, content.counts):
         raise InvalidInputError(
             f"{what}: its tables give {content.content_digest} ({content.counts}), its manifest"
             f" {manifest.content_digest} ({manifest.counts})"
@@ -78,9 +78,9 @@ def _decoded(
 
     from feature_pipeline.archive.format.encode import Content
 
-    rows, said = (read.read_named(store, manifest, name) for name in (ROWS, OUTCOMES))
+    rows, outcome_bytes = (read.read_named(store, manifest, name) for name in (ROWS, OUTCOMES))
     try:
-        outcomes = read.decode_bounded(manifest, rows, said, records)
+        outcomes = read.decode_bounded(manifest, rows, outcome_bytes, records)
         return outcomes, Content.of(manifest.columns, outcomes)
     except InvalidInputError:
         raise

@@ -190,7 +190,7 @@ def check_outcomes(artifact: Artifact) -> None:
             f"release {release.version!r} of hook {release.hook!r} belongs to dataset"
             f" {release.dataset!r}, batch {artifact.batch.key!r} to {artifact.dataset!r}"
         )
-    said = [outcome.record_id for outcome in artifact.outcomes]
+    record_ids = [outcome.record_id for outcome in artifact.outcomes]
     wanted = [] if artifact.failure else [record.id for record in artifact.batch.records]
     odd = [o for o in artifact.outcomes if not o.is_from_output and o.status is Status.PASSED]
     if odd:
@@ -198,10 +198,10 @@ def check_outcomes(artifact: Artifact) -> None:
             f"artifact of {artifact.hook!r} over batch {artifact.batch.key!r}: record"
             f" {odd[0].record_id!r} is {odd[0].status} without any output about it"
         )
-    if said != wanted:
+    if record_ids != wanted:
         wrong = next(
-            (pair for pair in zip(said, wanted, strict=False) if pair[0] != pair[1]),
-            f"{len(said)} outcomes for {len(wanted)} records",
+            (pair for pair in zip(record_ids, wanted, strict=False) if pair[0] != pair[1]),
+            f"{len(record_ids)} outcomes for {len(wanted)} records",
         )
         raise InvalidInputError(
             f"artifact of {artifact.hook!r} over batch {artifact.batch.key!r}: outcomes are not one"

@@ -129,10 +129,10 @@ def decode_bounded(manifest: Manifest, rows: bytes, outcomes: bytes, records: in
     )
 
     what = f"{_name(manifest)}: {OUTCOMES}"
-    said = read_bounded(outcomes, what, OUTCOMES_SCHEMA, records)
+    outcome_table = read_bounded(outcomes, what, OUTCOMES_SCHEMA, records)
     what = f"{_name(manifest)}: {ROWS}"
     table = read_bounded(rows, what, rows_schema(manifest.columns), manifest.counts.rows)
-    return _with_stated(manifest, decode_outcomes(manifest.columns, table, said))
+    return _with_stated(manifest, decode_outcomes(manifest.columns, table, outcome_table))
 
 
 def _with_stated(manifest: Manifest, outcomes: list[Outcome]) -> list[Outcome]:

@@ -55,17 +55,17 @@ def read_records(path: Path, exclude: Sequence[str] = ()) -> LocalRecords:
         InvalidInputError: An entry is not a record, or cannot be read; names the line or entry.
     """
     if path.is_dir():
-        found = _Folder(path, exclude).read()
+        records = _Folder(path, exclude).read()
     elif path.suffix == ".jsonl":
         if exclude:
             raise InvalidInputError(f"--exclude is for folders, and {path} is a file")
-        found = LocalRecords(tuple(_read_lines(path)))
+        records = LocalRecords(tuple(_read_lines(path)))
     else:
         raise InvalidInputError(f"{path}: a folder or a .jsonl file is needed")
-    if not found.records:
+    if not records.records:
         raise InvalidInputError(f"{path} has no records")
-    _check_ids(found.records)
-    return found
+    _check_ids(records.records)
+    return records
 
 
 def record_id_of(file_name: str) -> str:

@@ -117,12 +117,12 @@ def expect(
 
 def expected_keys(store: BlobStore) -> list[ExpectedKey]:
     """List every run that a worker waits for, or waited for when it died. One listing."""
-    found = []
+    keys = []
     for info in store.list_objects(layout.EXPECTED):
         run_id, _, worker = info.key.removeprefix(layout.EXPECTED).rpartition(".")
         dagster_run_id = None if worker == _NOBODY else worker
-        found.append(ExpectedKey(info.key, run_id, dagster_run_id, info.modified_at))
-    return found
+        keys.append(ExpectedKey(info.key, run_id, dagster_run_id, info.modified_at))
+    return keys
 
 
 def read_expected(
@@ -132,8 +132,8 @@ def read_expected(
 
     def one(key: ExpectedKey) -> ExpectedRun | FeaturePipelineError | None:
         try:
-            held = get_small(store, key.key, ExpectedRun.most_bytes)
-            return ExpectedRun.decode(held.data, key.key)
+            document = get_small(store, key.key, ExpectedRun.most_bytes)
+            return ExpectedRun.decode(document.data, key.key)
         except NotFoundError:
             return None
         except (InvalidInputError, CorruptDataError, StoreUnavailableError) as error:

@@ -234,10 +234,10 @@ def input_digests(inputs: Iterable[InputFeatures]) -> dict[str, dict[str, str]]:
     for source in inputs:
         encoder = row_encoder(source.manifest.columns)
         for outcome in source.outcomes.values():
-            said = encoder.outcome_digest(
+            digest = encoder.outcome_digest(
                 outcome.record_id, outcome.status, outcome.reason, encoder.rows(outcome.rows)
             )
-            digests.setdefault(outcome.record_id, {})[source.hook] = f"sha256:{said.hex()}"
+            digests.setdefault(outcome.record_id, {})[source.hook] = f"sha256:{digest.hex()}"
     return digests
 
 
@@ -248,21 +248,21 @@ def _not_asked(
 
     No file system can store their files, or an input hook has no answer.
     """
-    found = _not_stageable(batch)
+    outcomes = _not_stageable(batch)
     if definition.unanswered_inputs is UnansweredInputs.GIVE:
-        return found
+        return outcomes
     for record in batch.records:
-        if record.id in found:
+        if record.id in outcomes:
             continue
         verdicts = [_inherited(record.id, source) for source in inputs]
         if lacking := [verdict for verdict in verdicts if verdict is not None]:
-            found[record.id] = min(lacking, key=_finality)
-    return found
+            outcomes[record.id] = min(lacking, key=_finality)
+    return outcomes
 
 
 def _not_stageable(batch: RecordBatch) -> dict[str, Outcome]:
     """Return, by record id, the outcomes of records whose files no file system can store."""
-    found = {}
+    outcomes = {}
     for record in batch.records:
         if record.files and (part := too_long_for_a_name(record.id)) is not None:
             reason = (
@@ -270,14 +270,14 @@ def _not_stageable(batch: RecordBatch) -> dict[str, Outcome]:
                 f" the part {quoted(part, 40)!r} has {len(part.encode())} bytes where"
                 f" {LONGEST_NAME_BYTES} can be; submit the record again under a shorter id"
             )
-            found[record.id] = Outcome(
+            outcomes[record.id] = Outcome(
                 record.id,
                 Status.ERRORED,
                 reason=reason,
                 kind=OutcomeKind.NOT_STAGED,
                 is_from_output=False,
             )
-    return found
+    return outcomes
 
 
 def _inherited(record_id: str, source: InputFeatures) -> Outcome | None:
@@ -321,8 +321,8 @@ def _actions(
         whole = {source.hook: str(source.manifest.content_digest) for source in inputs}
         action = batch_action(release.release, asked, whole)
         return dict.fromkeys((record.id for record in asked), action)
-    said = input_digests(inputs)
+    digests = input_digests(inputs)
     return {
-        record.id: record_action(release.release, record, said.get(record.id, {}))
+        record.id: record_action(release.release, record, digests.get(record.id, {}))
         for record in asked
     }

@@ -119,8 +119,8 @@ class S3Results:
         """See `Results.end`."""
         key = layout.upload(attempt.run_id, attempt.job, _END)
         try:
-            held = get_small(self._store, key, MOST_RESULT_BYTES)
-            document = _EndDocument.model_validate_json(held.data)
+            stored = get_small(self._store, key, MOST_RESULT_BYTES)
+            document = _EndDocument.model_validate_json(stored.data)
         except NotFoundError:
             return None
         except ValidationError as error:
@@ -142,12 +142,12 @@ class S3Results:
         """See `Transfer.result`."""
         key = layout.upload(attempt.run_id, attempt.job, _RESULT)
         try:
-            held = get_small(self._store, key, MOST_RESULT_BYTES)
+            stored = get_small(self._store, key, MOST_RESULT_BYTES)
         except NotFoundError:
             return None
         try:
-            document = _ResultDocument.model_validate_json(held.data)
-            latest = (held.info.modified_at + CLOCKS_DIFFER).timestamp()
+            document = _ResultDocument.model_validate_json(stored.data)
+            latest = (stored.info.modified_at + CLOCKS_DIFFER).timestamp()
             if document.started_at > latest or document.finished_at > latest:
                 raise InvalidInputError("its times are later than that at which it was stored")
             start_error = document.start_error

@@ -214,7 +214,7 @@ def _announced(store: BlobStore, head: FeatureEntry, successor: Digest) -> Compl
         base=head.base,
         manifest=successor,
         status=CompletionStatus.SUCCEEDED,
-        # As old as what it stands for: an answer that was published since replaces both.
+        # As old as the artifact that it replaces: an answer published since replaces both.
         published_at=head.published_at or head.accepted_at,
     )
     return announce(store, completion)

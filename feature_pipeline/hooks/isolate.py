@@ -59,18 +59,18 @@ def first_parts(
             are parts of their own, the last ones.
     """
     groups: list[list[int]] = []
-    held = 0
+    size = 0
     for wanted in (lambda n: n not in raised, raised.__contains__):
         begun = False
         for record in filter(wanted, range(len(sizes))):
             is_full = begun and (
-                len(groups[-1]) >= most_records or held + sizes[record] > most_bytes
+                len(groups[-1]) >= most_records or size + sizes[record] > most_bytes
             )
             if is_full or not begun:
                 groups.append([])
-                begun, held = True, 0
+                begun, size = True, 0
             groups[-1].append(record)
-            held += sizes[record]
+            size += sizes[record]
     paths = [""] if len(groups) == 1 else [str(number) for number in range(1, len(groups) + 1)]
     return [
         Part(path, tuple(group), max(raised.get(record, memory_bytes) for record in group))

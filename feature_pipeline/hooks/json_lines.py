@@ -115,8 +115,8 @@ def _excess(data: bytes) -> str | None:
 
 def _too_much(place: str, number: int, line: bytes, problem: str) -> Line:
     """Return the line that is too large to be parsed, if it begins with the id of its record."""
-    if (found := _FIRST_ID.match(line, 0, _BEGINNING_BYTES)) is not None:
-        record_id = json.loads(found[1].decode("utf-8", "surrogateescape"))
+    if (match := _FIRST_ID.match(line, 0, _BEGINNING_BYTES)) is not None:
+        record_id = json.loads(match[1].decode("utf-8", "surrogateescape"))
         return Line(number, record_id, {}, problem)
     raise InvalidInputError(
         f"{place}: {problem}, and it does not begin with its id, so no record can be told"
@@ -188,8 +188,8 @@ class _Parser:
             return _Parsed(value, problem)
         # the outermost object is the last to be finished
         ids = {repr(item) for key, item in self._last if key == "id"}
-        if problem is None and (found := find_problem(text, is_output=True)) is not None:
-            problem = f"column {_column(text, found.position)}: {found.what}"
+        if problem is None and (objection := find_problem(text, is_output=True)) is not None:
+            problem = f"column {_column(text, objection.position)}: {objection.what}"
         return _Parsed(value, problem, names_two=len(ids) > 1)
 
     def _object(self, pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -219,7 +219,7 @@ def _unparsable(
 def _skim(text: str, place: str) -> object:
     """Return `{"id": ...}` of an object too deep to be parsed, after checking that it is JSON."""
     depth, key = 0, ""
-    found: dict[str, object] = {}
+    members: dict[str, object] = {}
     try:
         for token in walk(text):
             if token.kind == "open":
@@ -230,7 +230,7 @@ def _skim(text: str, place: str) -> object:
                 key = json.loads(token.text, strict=False) if depth == 1 else key
             elif depth == 1 and key == "id":
                 record_id = json.loads(token.text, strict=False)
-                if found.setdefault("id", record_id) != record_id:
+                if members.setdefault("id", record_id) != record_id:
                     shown = quoted(str(record_id))
                     raise InvalidInputError(f"{place}: has two ids, {shown!r} being the last")
     except SyntaxProblem as error:
@@ -238,4 +238,4 @@ def _skim(text: str, place: str) -> object:
         raise InvalidInputError(
             f"{place}, column {_column(text, error.position)}: {state}"
         ) from error
-    return found if text.lstrip(WHITE_SPACE).startswith("{") else None
+    return members if text.lstrip(WHITE_SPACE).startswith("{") else None

@@ -59,8 +59,8 @@ def folder_problem(output: Path) -> str | None:
         info = output.lstat()
         if not stat.S_ISDIR(info.st_mode):
             kinds = {stat.S_IFLNK: "link", stat.S_IFREG: "file"}
-            found = kinds.get(stat.S_IFMT(info.st_mode), "special file")
-            return f"the output folder was replaced by a {found}"
+            kind = kinds.get(stat.S_IFMT(info.st_mode), "special file")
+            return f"the output folder was replaced by a {kind}"
         with os.scandir(output):
             return None
     except FileNotFoundError:

@@ -99,14 +99,14 @@ def import_hooks(
         raise InvalidInputError(f"not a manifest of osa-py: {error}") from error
     if parsed.manifest_version != 1:
         raise InvalidInputError(f"manifest_version {parsed.manifest_version}: only 1 is known")
-    found: dict[str, ImportedHook] = {}
+    imported: dict[str, ImportedHook] = {}
     for convention in parsed.conventions:
         for hook in convention.hooks:
-            if hook.name not in found:
-                found[hook.name] = _import(
+            if hook.name not in imported:
+                imported[hook.name] = _import(
                     hook, dataset, image, version or convention.record_schema.version
                 )
-    return list(found.values())
+    return list(imported.values())
 
 
 def _import(hook: _Hook, dataset: str, image: str | None, version: str) -> ImportedHook:
@@ -154,12 +154,12 @@ def _column(column: _Column) -> dict[str, object]:
 
 
 def _size(hook: _Hook) -> str:
-    found = _DOCKER_SIZE.fullmatch(hook.limits.memory)
-    if found is None:
+    match = _DOCKER_SIZE.fullmatch(hook.limits.memory)
+    if match is None:
         raise InvalidInputError(
             f"hook {hook.name!r}: limits.memory {hook.limits.memory!r}: expected 512m or 2g"
         )
-    return f"{found[1]}{_SIZE_UNITS[found[2].lower()]}"
+    return f"{match[1]}{_SIZE_UNITS[match[2].lower()]}"
 
 
 def _notes(hook: _Hook) -> tuple[str, ...]:

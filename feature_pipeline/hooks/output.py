@@ -108,8 +108,8 @@ def _entries(output: Path) -> dict[str, Path]:
 
 def _check_regular(path: Path) -> bool:
     if not stat.S_ISREG(path.lstat().st_mode):
-        found = stat.filemode(path.lstat().st_mode)
-        raise InvalidInputError(f"{path.name}: expected a regular file, found {found}")
+        mode = stat.filemode(path.lstat().st_mode)
+        raise InvalidInputError(f"{path.name}: expected a regular file, found {mode}")
     return True
 
 
@@ -284,8 +284,8 @@ def _check_nesting(key: str, value: object) -> None:
 def _text(line: Line, name: str) -> str:
     text = line.members.get(name)
     if not isinstance(text, str):
-        found = _kind(text) if name in line.members else "nothing"
-        raise InvalidInputError(f"{name}: expected text, found {found}")
+        kind = _kind(text) if name in line.members else "nothing"
+        raise InvalidInputError(f"{name}: expected text, found {kind}")
     try:
         check_text(text)
     except InvalidInputError as error:

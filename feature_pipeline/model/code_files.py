@@ -28,21 +28,21 @@ def find_code_file(folder: Path, name: str) -> Path:
     path = folder / name
     if Path(name).is_absolute():
         raise InvalidInputError(f"{name!r} is absolute: write a path relative to the definition")
-    found = path.resolve()
+    target = path.resolve()
     root = project_of(folder)
-    inside = next((each for each in (root, _PACKAGE) if found.is_relative_to(each)), None)
+    inside = next((each for each in (root, _PACKAGE) if target.is_relative_to(each)), None)
     if inside is None:
-        link = f", through a link to {found}" if path.is_symlink() else ""
+        link = f", through a link to {target}" if path.is_symlink() else ""
         raise InvalidInputError(f"{path} is outside of the project {root}{link}: copy it there")
-    hidden = [part for part in found.relative_to(inside).parts if part.startswith(".")]
+    hidden = [part for part in target.relative_to(inside).parts if part.startswith(".")]
     if hidden:
         raise InvalidInputError(
             f"{path}: {hidden[0]!r} is hidden, and may hold credentials: code is in other files"
         )
-    if not found.is_file():
-        what = "is a folder: list its files" if found.is_dir() else "does not exist"
+    if not target.is_file():
+        what = "is a folder: list its files" if target.is_dir() else "does not exist"
         raise InvalidInputError(f"{path} {what}")
-    return found
+    return target
 
 
 def project_of(folder: Path) -> Path:

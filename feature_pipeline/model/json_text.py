@@ -249,8 +249,8 @@ def read_json(data: bytes, where: str, first_line: int = 1) -> object:
         problem = Problem(error.pos, syntax_error(text, error))
         raise _misplaced(text, problem, where, first_line) from error
     except (_Objection, RecursionError) as error:
-        found = find_problem(text) or Problem(0, str(error))
-        raise _misplaced(text, found, where, first_line) from error
+        first_problem = find_problem(text) or Problem(0, str(error))
+        raise _misplaced(text, first_problem, where, first_line) from error
     if text.count("[") + text.count("{") > MAX_NESTING or _SURROGATE.search(text):
         found_late = find_problem(text)
         if found_late is not None:

@@ -45,11 +45,11 @@ def storable(text: str) -> str:
 
 def problems(error: ValidationError) -> str:
     """Return the first problems of a document, each with its place, shortened."""
-    found = error.errors(include_url=False, include_context=False, include_input=False)
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
     lines = [
         f"{quoted('.'.join(map(str, one['loc'])) or 'the document')}:"
         f" {quoted(one['msg'], _MOST_MESSAGE)}"
-        for one in found[:_MOST_PROBLEMS]
+        for one in errors[:_MOST_PROBLEMS]
     ]
-    more = len(found) - len(lines)
+    more = len(errors) - len(lines)
     return "; ".join(lines) + (f"; and {more:,} more problems" if more else "")

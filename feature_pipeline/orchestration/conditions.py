@@ -140,16 +140,16 @@ class RunCancelled(dg.AutomationCondition[Entity]):
         instance = context.asset_graph_view.instance
         keys = context.candidate_subset.expensively_compute_partition_keys()
         called_off = cancelled_partitions(instance, asset) if keys else {}
-        held = {partition: at for partition, at in called_off.items() if partition in keys}
-        for source in context.asset_graph.get(asset).parent_keys if held else ():
+        cancelled = {partition: at for partition, at in called_off.items() if partition in keys}
+        for source in context.asset_graph.get(asset).parent_keys if cancelled else ():
             # What is beyond them waits for an operator: a tick has a minute.
-            events = latest_events(instance, source, sorted(held)[:COMPARED_AT_MOST])
-            held = {
+            events = latest_events(instance, source, sorted(cancelled)[:COMPARED_AT_MOST])
+            cancelled = {
                 partition: at
-                for partition, at in held.items()
+                for partition, at in cancelled.items()
                 if partition not in events or events[partition].timestamp <= at
             }
-        subset = context.candidate_subset.compute_intersection_with_partition_keys(set(held))
+        subset = context.candidate_subset.compute_intersection_with_partition_keys(set(cancelled))
         return dg.AutomationResult(context, subset)
 
 

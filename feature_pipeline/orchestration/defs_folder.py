@@ -188,8 +188,8 @@ def _describe(path: Path, error: Exception) -> list[WrongDefinition]:
 def _explain(file: Path, error: Exception) -> tuple[int | None, str]:
     causes = list(_causes(error))
     for cause in causes:
-        if isinstance(cause, ValidationError) and (found := _validation(cause)) is not None:
-            return found
+        if isinstance(cause, ValidationError) and (fields := _validation(cause)) is not None:
+            return fields
     cause = causes[-1]
     if isinstance(cause, InvalidYamlError):
         return cause.line, cause.reason

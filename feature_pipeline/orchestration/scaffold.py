@@ -18,41 +18,41 @@ DEFS_YAML = Template(
 type: feature_pipeline.FeatureHook
 
 attributes:
-  name: $name                # also the table's name, unless table.name says otherwise
-  dataset: structures        # whose batches it is run over
-  description: What this hook says about a record.
+  name: $name                # also the table's name, unless table.name is set
+  dataset: structures        # the dataset of its batches
+  description: Features that this hook computes for a record.
   owners: ["team:science"]   # e-mail addresses, or team:<name>
 
-  # inputs: [other_hook]     # whose features it is given, for records that other_hook passed
-  # unanswered_inputs: give  # the others too, with other_hook's verdict
+  # inputs: [other_hook]     # it gets their features, for records that other_hook passed
+  # unanswered_inputs: give  # also for other records, with other_hook's verdict
 
   release:
     version: "1"             # another version, command, code or config computes every record again
     command: [python, $name.py]
     code: [$name.py, $contract]
     # image: registry/name@sha256:<64 hex digits>   # instead of code, for container runners
-    # config: {threshold: 0.5}                      # given to the hook as config.json
-    limits: {cpu: 1, memory: 1Gi, timeout: 10m}     # do not change answers: change them freely
-    # concurrency: 4                                # how many runs of it at a time
+    # config: {threshold: 0.5}                      # the hook gets it as config.json
+    limits: {cpu: 1, memory: 1Gi, timeout: 10m}     # changing them computes nothing again
+    # concurrency: 4                                # maximum number of concurrent runs
 
   feature:
-    cardinality: one         # one row per record at most; many: any number
+    cardinality: one         # at most one row per record; many: any number
     columns:                 # type: string, number, integer, boolean, array, object
       - {name: file_count, type: integer, required: true, description: Number of files.}
       - {name: bytes, type: integer, required: true, unit: B, description: Size of all files.}
       # - {name: measured, type: string, format: date}    # formats: date, date-time, uuid
 
   table:
-    materialize: always      # on_request: loaded only when asked for
+    materialize: always      # on_request: loaded on request only
     # indexes: [{columns: [bytes]}]
 
-  compute: on_request        # first_batch: run for that one, to be looked at before the others
-                             # automatically: run for every batch, also those there are already
+  compute: on_request        # first_batch: run for the first batch, to inspect its outcomes
+                             # automatically: run for every batch, including existing ones
 
-  # preview: false           # no first rows in Dagster's events; for data that must not be there
-  # freshness: {fail_window: 7d, warn_window: 2d}   # how old the last materialization may be
+  # preview: false           # no first rows in Dagster's events, for confidential data
+  # freshness: {fail_window: 7d, warn_window: 2d}   # maximum age of the last materialization
 
-  # checks:                  # when the check `outcomes` warns and fails; changes no release
+  # checks:                  # thresholds of the check `outcomes`; not part of the release
   #   error_rate: {warn: 0, fail: 0.1}          # share of a batch's records
   #   rejection_rate: {warn: 0.5}
   #   row_count_change: {warn: 0.1, fail: 0.5}  # against the previous release
@@ -67,7 +67,7 @@ from contract import Record, Reject, run
 
 
 def $name(record: Record, config: dict) -> dict:
-    """How many files the record has, and how large they are."""
+    """Return the number and total size of the record's files."""
     files = [path for path in record.folder.iterdir() if path.is_file()]
     if not files:
         raise Reject("no files")

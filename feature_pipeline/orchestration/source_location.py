@@ -50,8 +50,8 @@ def _line(text: str, hook: HookDefinition, field: str) -> int | None:
         name, dataset = child_node(attributes, "name"), child_node(attributes, "dataset")
         declared = tuple(getattr(node, "value", None) for node in (dataset, name))
         if declared == (hook.dataset, hook.name):
-            found = child_node(attributes, field) or name
-            return None if found is None else found.start_mark.line + 1
+            field_node = child_node(attributes, field) or name
+            return None if field_node is None else field_node.start_mark.line + 1
     return None
 
 

@@ -107,12 +107,12 @@ def _patiently(call: Callable[[], T], what: str) -> T:
         except urllib.error.HTTPError as error:
             # On one line: the end of a pod's log is shown, and it must hold the whole message.
             body = " ".join(error.read(300).decode(errors="replace").split())
-            said = f"HTTP {error.code} {error.reason}: {body}"
+            problem = f"HTTP {error.code} {error.reason}: {body}"
             is_last = attempt == ATTEMPTS or error.code not in _PASSING
         except (OSError, http.client.HTTPException, TransferError) as error:
-            said, is_last = f"{type(error).__name__}: {error}", attempt == ATTEMPTS
+            problem, is_last = f"{type(error).__name__}: {error}", attempt == ATTEMPTS
         if is_last:
-            raise TransferError(f"{what}: {said} (attempt {attempt})")
+            raise TransferError(f"{what}: {problem} (attempt {attempt})")
         time.sleep(pause)
         pause *= 2
     raise AssertionError("the last attempt returns or raises")

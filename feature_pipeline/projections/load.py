@@ -407,7 +407,7 @@ class _Work:
         """Return the next batches that are loaded together; None if none is left."""
         state = self._state
         tasks: list[_Task] = []
-        found: list[_Found] = []
+        prepared: list[_Found] = []
         size, limit = 0, min(_GROUP_BYTES, self._prepared_bytes)
         while not tasks or (size < limit and len(tasks) < _GROUP_BATCHES):
             with self._lock:
@@ -415,11 +415,11 @@ class _Work:
             if task is None:
                 break
             tasks.append(task)
-            found.append(self._prepare(task, state))
-            size += sum(one.size for one in found[-1] if isinstance(one, PreparedBatch))
+            prepared.append(self._prepare(task, state))
+            size += sum(one.size for one in prepared[-1] if isinstance(one, PreparedBatch))
         with self._lock:
             self._prepared_bytes += size
-        return _group(tasks, state, found) if tasks else None
+        return _group(tasks, state, prepared) if tasks else None
 
     def _prepare_again(self, tasks: list[_Task]) -> _Group:
         state = self._state

@@ -236,14 +236,14 @@ def plan_table(store: BlobStore, database: Database, spec: TableSpec) -> TablePl
 
 def _obstacles(connection: Connection, spec: TableSpec, live: Generation | None) -> tuple[str, ...]:
     """Return the object that has the view's name and is not the pipeline's, if any."""
-    found = find_view(connection, spec.name)
-    is_foreign = found.state is ViewState.FOREIGN
-    if found.state is ViewState.UNKNOWN:
+    view = find_view(connection, spec.name)
+    is_foreign = view.state is ViewState.FOREIGN
+    if view.state is ViewState.UNKNOWN:
         is_foreign = live is None or not (
             is_shown(connection, spec.name)
             or is_defined_as(connection, spec.name, view_query(live))
         )
-    return (obstacle(spec.name, found),) if is_foreign else ()
+    return (obstacle(spec.name, view),) if is_foreign else ()
 
 
 def _repairs(connection: Connection, spec: TableSpec, state: TableState | None) -> Iterator[str]:
@@ -252,10 +252,10 @@ def _repairs(connection: Connection, spec: TableSpec, state: TableState | None) 
         return
     for relation in state.lost:
         yield f"generation {relation} was dropped or altered by hand: it is built again"
-    found = find_view(connection, spec.name)
-    if found.state is ViewState.CHANGED:
-        yield f"{found.what} was changed by hand: its definition is restored"
-    elif found.state is ViewState.ABSENT and state.live is not None:
+    view = find_view(connection, spec.name)
+    if view.state is ViewState.CHANGED:
+        yield f"{view.what} was changed by hand: its definition is restored"
+    elif view.state is ViewState.ABSENT and state.live is not None:
         yield f"view {READ_SCHEMA}.{spec.name} was dropped by hand: it is created again"
 
 
@@ -307,8 +307,8 @@ def _lost(connection: Connection, state: TableState, heads: CurrentEntries) -> d
     """Return, by batch, what a generation was loaded from and the log no longer has."""
     lost: dict[str, str] = {}
     for generation in state.fed:
-        found = heads.find_lost(all_progress(connection, generation.id))
-        lost |= {batch: str(one) for batch, one in found.items()}
+        lost_entries = heads.find_lost(all_progress(connection, generation.id))
+        lost |= {batch: str(one) for batch, one in lost_entries.items()}
     return lost
 
 
@@ -543,7 +543,7 @@ def _violations(
         is_all: Whether these are all current artifacts.
     """
     rows = None if live is None else _live_rows(live, spec, manifests.values(), is_all)
-    found: list[str] = []
+    violations: list[str] = []
     # A temporary table, which goes with the transaction.
     with connection.transaction(force_rollback=True):
         tried = [column.model_copy(update={"required": False}) for column in spec.columns]
@@ -556,11 +556,11 @@ def _violations(
                     )
                 # A column may be one of which only the artifacts know what it holds.
                 with suppress(psycopg.errors.UndefinedColumn), connection.transaction():
-                    found += [] if rows is None else _try_index(connection, rows, index)
+                    violations += [] if rows is None else _try_index(connection, rows, index)
             except (psycopg.ProgrammingError, psycopg.DataError) as error:
                 reason = error.diag.message_primary or str(error)
-                found.append(f"index {_label(index)} cannot be built: {reason}")
-    return tuple(found)
+                violations.append(f"index {_label(index)} cannot be built: {reason}")
+    return tuple(violations)
 
 
 def _live_rows(

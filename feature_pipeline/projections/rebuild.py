@@ -52,14 +52,14 @@ def begin_rebuild(store: BlobStore, database: Database, spec: TableSpec) -> Rebu
         is_wrong = is_discarded(connection, spec, state.wanted)
         if is_wrong or (state.building is None and all_progress(connection, state.wanted.id)):
             state = request_rebuild(connection, spec, uuid.uuid4().hex)
-        held = all_progress(connection, state.wanted.id)
+        progress = all_progress(connection, state.wanted.id)
         read = {} if state.live is None else all_progress(connection, state.live.id)
     current = current_entries(store, spec, None)
-    compared = compare_progress(current, held)
+    compared = compare_progress(current, progress)
     # What is damaged or lost is given to the load, which names it.
     unusable = {*compared.damaged, *compared.lost, *current.find_lost(read)}
     lacking = sorted({*compared.batches_to_load(), *unusable})
-    return Rebuild(spec, state.wanted.relation, tuple(lacking), bool(held))
+    return Rebuild(spec, state.wanted.relation, tuple(lacking), bool(progress))
 
 
 def fill(

@@ -108,9 +108,9 @@ def known_tables(database: Database) -> list[KnownTable]:
 
 
 def _earlier_time(name: str) -> datetime | None:
-    found = _EARLIER_NAME.search(name)
+    match = _EARLIER_NAME.search(name)
     try:
-        return None if found is None else datetime.fromisoformat(found[1]).replace(tzinfo=UTC)
+        return None if match is None else datetime.fromisoformat(match[1]).replace(tzinfo=UTC)
     except ValueError:
         return None
 
@@ -142,7 +142,7 @@ def plan_retirement(database: Database, table: KnownTable) -> Retirement:
             [table.name],
         ).fetchall()[0]
         size = sum(_size(connection, generation) for generation in generations)
-        found = find_view(connection, table.name)
+        view = find_view(connection, table.name)
         return Retirement(
             table,
             len(generations),
@@ -150,7 +150,7 @@ def plan_retirement(database: Database, table: KnownTable) -> Retirement:
             rows,
             size,
             _users(connection, table, generations),
-            found.what if found.state in {ViewState.FOREIGN, ViewState.UNKNOWN} else None,
+            view.what if view.state in {ViewState.FOREIGN, ViewState.UNKNOWN} else None,
         )
 
 
@@ -185,9 +185,9 @@ def _users(
 ) -> tuple[str, ...]:
     """Return what depends on the view or on a generation, except our own view."""
     relations = [g.identifier for g in generations if g.is_there]
-    found = find_view(connection, table.name)
+    own_view = find_view(connection, table.name)
     own: set[str] = set()
-    if found.state in {ViewState.AS_MADE, ViewState.CHANGED}:
+    if own_view.state in {ViewState.AS_MADE, ViewState.CHANGED}:
         view = sql.Identifier(READ_SCHEMA, table.name)
         relations.append(view)
         own = {f"view {fetch_value(connection, _IDENTITY, [READ_SCHEMA, table.name])}"}

@@ -65,11 +65,11 @@ class Content:
     def of(cls, columns: Sequence[Column], outcomes: Sequence[Outcome]) -> "Content":
         """Return the digests and counts of `outcomes`, whose rows are in the order of `columns`."""
         encoder = row_encoder(columns)
-        said: list[bytes] = []
+        digests: list[bytes] = []
         rows: list[bytes] = []
         for outcome in outcomes:
             encoded = encoder.rows(outcome.rows)
-            said.append(
+            digests.append(
                 encoder.outcome_digest(
                     outcome.record_id, outcome.status.value, outcome.reason, encoded
                 )
@@ -77,7 +77,7 @@ class Content:
             if outcome.rows:
                 rows.append(encoder.rows_digest(outcome.record_id, encoded))
         return cls(
-            content_digest=encoder.content_digest(ContentSum.of(said)),
+            content_digest=encoder.content_digest(ContentSum.of(digests)),
             rows_digest=ContentSum.of(rows),
             counts=OutcomeCounts.of(outcomes),
         )
@@ -178,9 +178,9 @@ def read_bounded(data: bytes, what: str, schema: pa.Schema, rows: int) -> pa.Tab
     """
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
-        if (found := file.metadata.num_rows) != rows or found > MOST_ROWS:
+        if (count := file.metadata.num_rows) != rows or count > MOST_ROWS:
             raise InvalidInputError(
-                f"{what}: {found:,} rows; {rows:,} are stated, and at most {MOST_ROWS:,} can be"
+                f"{what}: {count:,} rows; {rows:,} are stated, and at most {MOST_ROWS:,} can be"
             )
         if not file.schema_arrow.equals(schema, check_metadata=False):
             raise InvalidInputError(
@@ -247,16 +247,16 @@ def decode_outcomes(columns: Sequence[Column], rows: pa.Table, outcomes: pa.Tabl
             pass or does not exist, ordinals that are not 0..n-1, or another number of rows.
     """
     lines = _outcome_lines(outcomes)
-    found: dict[str, tuple[tuple[Value, ...], ...]] = {}
+    rows_of: dict[str, tuple[tuple[Value, ...], ...]] = {}
     for record_id, record_rows in iter_record_rows(rows, columns):
-        if record_id in found:
+        if record_id in rows_of:
             raise CorruptDataError(f"rows: record {record_id!r} occurs in two places")
-        found[record_id] = record_rows
+        rows_of[record_id] = record_rows
     decoded: list[Outcome] = []
     seen: set[str] = set()
     for line in lines:
         record_id, row_count = line[0], line[5]
-        record_rows = found.pop(record_id, ())
+        record_rows = rows_of.pop(record_id, ())
         if len(record_rows) != row_count:
             raise CorruptDataError(
                 f"record {record_id!r}: {row_count} rows in outcomes, {len(record_rows)} in rows"
@@ -265,8 +265,8 @@ def decode_outcomes(columns: Sequence[Column], rows: pa.Table, outcomes: pa.Tabl
             raise CorruptDataError(f"outcomes: record {record_id!r} occurs twice")
         seen.add(record_id)
         decoded.append(_outcome(line, record_rows))
-    if found:
-        raise CorruptDataError(f"rows: record {next(iter(found))!r} has no outcome")
+    if rows_of:
+        raise CorruptDataError(f"rows: record {next(iter(rows_of))!r} has no outcome")
     return decoded
 
 

@@ -151,10 +151,12 @@ class Manifest(Document):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        said = self.content_digest is not None
-        if said == (self.failure is not None) or said != (self.rows_digest is not None):
+        has_content = self.content_digest is not None
+        if has_content == (self.failure is not None) or has_content != (
+            self.rows_digest is not None
+        ):
             raise ValueError("either the run failed or it has a content and a rows digest")
-        if said and not {ROWS, OUTCOMES} <= self.blobs.keys():
+        if has_content and not {ROWS, OUTCOMES} <= self.blobs.keys():
             raise ValueError(f"blobs {ROWS!r} and {OUTCOMES!r} are needed")
         return self
 

@@ -104,9 +104,11 @@ def record(
     before = known.below(layout.LOGS)
     short = {shortfall.log for shortfall in shortfalls}
     logs = [log for log in seen if log not in short and not log.startswith(layout.LOSS_LOGS)]
-    found = map_threads(lambda log: _line(store, log, seen[log], before.get(log)), logs, workers)
+    census_lines = map_threads(
+        lambda log: _line(store, log, seen[log], before.get(log)), logs, workers
+    )
     # First what is known of logs that `seen` is not about: of a kind that this code does not read.
-    lines = {**before, **dict(zip(logs, found, strict=True))}
+    lines = {**before, **dict(zip(logs, census_lines, strict=True))}
     lines |= {shortfall.log: shortfall.line for shortfall in shortfalls}
     lines |= _loss_lines(known, before, short)
     if not lines or (not known.damage and lines == before):

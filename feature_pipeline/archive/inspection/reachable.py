@@ -111,7 +111,7 @@ def erased_since(store: BlobStore, scope: Scope, reached: Reached) -> set[str]:
     for dataset in datasets:
         with suppress(CorruptDataError, NewerVersionError):
             now.update(erased(store, dataset).blobs)
-    before = {digest for said in reached.erasures.values() for digest in said.blobs}
+    before = {digest for erasure in reached.erasures.values() for digest in erasure.blobs}
     return {layout.blob(digest) for digest in now - before}
 
 
@@ -173,9 +173,9 @@ class _Walk(DocumentReader):
         # After them: an erasure follows its tombstone.
         prefix = self._prefix(layout.TOMBSTONE_LOGS, layout.tombstone_log)
         tombstones = self._by_dataset(ObjectKind.TOMBSTONE_ENTRY, prefix, TombstoneEntry)
-        for dataset, said in tombstones.items():
+        for dataset, dataset_entries in tombstones.items():
             ids: set[str] = set()
-            for tombstone in said:
+            for tombstone in dataset_entries:
                 tombstone.apply(ids)
             self.reached.withdrawn[dataset] = ids
         for dataset, entries in erasures.items():
@@ -207,7 +207,7 @@ class _Walk(DocumentReader):
 
     def _is_erased(self, digest: Digest) -> bool:
         known = [self.planned, *self.reached.erasures.values()]
-        return any(digest in said.manifests or digest in said.batches for said in known)
+        return any(digest in erased.manifests or digest in erased.batches for erased in known)
 
     def read_waiting(self) -> None:
         """Read the inbox and the quarantine, following entries that move between them.
@@ -217,10 +217,10 @@ class _Walk(DocumentReader):
         """
         keys = self._waiting_keys()
         self.reached.waiting.update(keys)
-        found: dict[str, StoredObject | StoreUnavailableError] = {}
+        objects: dict[str, StoredObject | StoreUnavailableError] = {}
         for _ in range(_LOOKS):
             read = map_threads(self._read_waiting, keys, self.workers)
-            found |= dict(filter(None, read))
+            objects |= dict(filter(None, read))
             gone = {key for key, entry in zip(keys, read, strict=True) if entry is None}
             # An entry may have been accepted, and the same run published again, in between.
             keys = sorted(gone.intersection(self._waiting_keys())) if gone else []
@@ -228,7 +228,7 @@ class _Walk(DocumentReader):
                 break
         else:
             raise StoreUnavailableError(f"{self.store.identity}: {keys[0]} is listed but absent")
-        for key, held in found.items():
+        for key, held in objects.items():
             self._name_waiting(key, held)
 
     def _waiting_keys(self) -> list[str]:
@@ -326,8 +326,8 @@ class _Walk(DocumentReader):
     def _check_successors(self, entries: Sequence[FeatureEntry]) -> None:
         """Check that everything an erasure replaced has its successor in a log or waiting."""
         for entry in entries:
-            said = self.reached.erasures.get(entry.dataset, Erased())
-            successor = said.manifests.get(entry.manifest)
+            erased = self.reached.erasures.get(entry.dataset, Erased())
+            successor = erased.manifests.get(entry.manifest)
             if successor is not None and successor not in self._named_by:
                 prefix = layout.feature_log(entry.dataset, entry.hook, entry.batch)
                 key = layout.entry(prefix, entries[-1].seq + 1)
@@ -507,8 +507,8 @@ class _Walk(DocumentReader):
 
     def _is_of_a_replaced_batch(self, manifest: Manifest) -> bool:
         """Return whether an erasure replaced the artifact's batch by another one."""
-        said = self.reached.erasures.get(manifest.dataset)
-        if said is not None and manifest.batch_digest in said.batches:
+        erased = self.reached.erasures.get(manifest.dataset)
+        if erased is not None and manifest.batch_digest in erased.batches:
             return True
         log_of_it = self._batch_digests.get((manifest.dataset, manifest.batch), [])
         return manifest.batch_digest in log_of_it and manifest.batch_digest != log_of_it[-1]

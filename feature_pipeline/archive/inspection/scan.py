@@ -89,7 +89,7 @@ class DocumentReader:
     def read_log(self, kind: ObjectKind, prefix: str, model: type[L]) -> dict[str, list[L]]:
         """Return the entries of each log below `prefix`, in order; others become findings."""
         infos: list[ObjectInfo] = []
-        found: dict[str, list[StoredEntry[L]]] = {}
+        logs: dict[str, list[StoredEntry[L]]] = {}
         for name, group in groupby(
             self.store.list_objects(prefix), key=lambda info: info.key.rpartition("/")[0]
         ):
@@ -106,15 +106,15 @@ class DocumentReader:
             digest = None
             if entry is not None:
                 digest = entry.digest
-                found.setdefault(log, []).append(entry)
+                logs.setdefault(log, []).append(entry)
             with suppress(InvalidInputError):
                 seq = layout.parse_entry(info.key).seq
                 self.reached.seen.setdefault(log, {})[seq] = Sighting(info.etag, digest)
-        for name, stored in found.items():
+        for name, stored in logs.items():
             for misfit, problem in misfits(stored):
                 key = layout.entry(name, misfit.entry.seq)
                 self.find(State.CORRUPT, kind, key, f"log {name.rstrip('/')}", problem)
-        return {name: [one.entry for one in stored] for name, stored in found.items()}
+        return {name: [one.entry for one in stored] for name, stored in logs.items()}
 
     def _unseen(self, log: str, infos: Sequence[ObjectInfo]) -> list[ObjectInfo]:
         """Return the entries of a log that have to be read."""

@@ -155,8 +155,8 @@ def verify(
     chosen = _choose(named, sample, seed)
     reading = _Reading(store, len(chosen), progress)
     map_threads(reading.read, chosen, workers)
-    found = [*reached.findings, *reading.findings, *_not_erased(store, scope, reached)]
-    findings = list({finding.key: finding for finding in reversed(found)}.values())
+    all_findings = [*reached.findings, *reading.findings, *_not_erased(store, scope, reached)]
+    findings = list({finding.key: finding for finding in reversed(all_findings)}.values())
     kept, gone_since = _without_erased_since(store, scope, reached, findings)
     unchecked = (
         reached.unchecked | reading.unchecked | _unchecked_documents(store, reached, workers)
@@ -270,28 +270,28 @@ class _Reading:
 
 def _gone(reached: Reached) -> set[Digest]:
     """Return the erased objects that nothing needs; all of them for a whole archive."""
-    blobs_gone = {digest for said in reached.erasures.values() for digest in said.blobs}
+    blobs_gone = {digest for erased in reached.erasures.values() for digest in erased.blobs}
     return (blobs_gone | reached.erased.keys()) - reached.digests
 
 
 def _not_erased(store: BlobStore, scope: Scope, reached: Reached) -> list[Finding]:
     """Return data of withdrawn records that still exists because an erasure is unfinished."""
-    found: list[Finding] = []
+    findings: list[Finding] = []
     # What else needs a blob is known only when all is looked at.
     if not scope.is_whole:
-        return found
-    for dataset, said in reached.erasures.items():
+        return findings
+    for dataset, erased in reached.erasures.items():
         ids = reached.withdrawn.get(dataset, set())
-        due = [d for d, whose in said.blobs.items() if whose & ids and d not in reached.digests]
+        due = [d for d, whose in erased.blobs.items() if whose & ids and d not in reached.digests]
         stored = map_threads(lambda digest: store.stat(layout.blob(digest)), due)
         named_by = f"an erasure of dataset {dataset}"
         detail = f"run `feature-pipeline erase --dataset {dataset}` to complete the erasure"
-        found += [
+        findings += [
             Finding(State.NOT_ERASED, ObjectKind.NAMED, layout.blob(digest), named_by, detail)
             for digest, info in zip(due, stored, strict=True)
             if info is not None
         ]
-    return found
+    return findings
 
 
 def _without_erased_since(

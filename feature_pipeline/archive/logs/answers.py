@@ -192,11 +192,11 @@ def find(store: BlobStore, prefix: str, actions: Collection[Digest]) -> Found:
     for action in actions:
         asked.setdefault(int(action.hex[:16], 16), []).append(action)
     wanted = np.array(sorted(asked), np.uint64)
-    found = Found()
+    result = Found()
     done: set[str] = set()
     for _ in range(_LISTINGS):
         listing = list_answers(store, prefix)
-        found.is_complete = listing.completed_at is not None
+        result.is_complete = listing.completed_at is not None
         due = [
             part
             for segment in listing.segments
@@ -206,14 +206,14 @@ def find(store: BlobStore, prefix: str, actions: Collection[Digest]) -> Found:
         read = map_threads(lambda part: _hits(store, part, wanted), due)
         for part, hits in zip(due, read, strict=True):
             if isinstance(hits, str):
-                found.problems.append(hits)
+                result.problems.append(hits)
             elif hits is not None:
                 for number, manifest in hits:
-                    found.artifacts.setdefault(manifest, set()).update(asked[number])
+                    result.artifacts.setdefault(manifest, set()).update(asked[number])
             if hits is not None:
                 done.add(part.info.key)
         if all(hits is not None for hits in read):
-            return found
+            return result
         # Merged since the listing, and so in a segment that the next listing has.
     raise StoreUnavailableError(f"{store.identity}: objects below {prefix} are listed but absent")
 
@@ -244,12 +244,12 @@ def list_answers(store: BlobStore, prefix: str) -> Listing:
 def list_programs(store: BlobStore, dataset: str, hook: str) -> dict[str, Listing]:
     """Return the memory of each of a hook's programs, by prefix: one listing."""
     every = layout.answers(dataset, hook)
-    found: dict[str, list[ObjectInfo]] = {}
+    objects: dict[str, list[ObjectInfo]] = {}
     for info in store.list_objects(every):
         program, _, name = info.key.removeprefix(every).partition("/")
         if name:
-            found.setdefault(f"{every}{program}/", []).append(info)
-    return {prefix: _listing(prefix, infos) for prefix, infos in found.items()}
+            objects.setdefault(f"{every}{program}/", []).append(info)
+    return {prefix: _listing(prefix, infos) for prefix, infos in objects.items()}
 
 
 def _listing(prefix: str, infos: Iterable[ObjectInfo]) -> Listing:
@@ -460,8 +460,8 @@ def delete(store: BlobStore, segments: Iterable[Segment]) -> None:
 
 def table_of(answered: Sequence[tuple[Digest, Collection[Digest]]]) -> Table:
     """Return one table of the answers of several artifacts: (manifest, actions) each."""
-    actions = np.concatenate([_numbers(found) for _, found in answered])
-    counts = [len(found) for _, found in answered]
+    actions = np.concatenate([_numbers(answers_of) for _, answers_of in answered])
+    counts = [len(answers_of) for _, answers_of in answered]
     artifacts = np.repeat(np.arange(len(answered), dtype=np.uint32), counts)
     order = np.argsort(actions, kind="stable")
     manifests = tuple(manifest for manifest, _ in answered)

@@ -257,7 +257,7 @@ def readable_quarantined(store: BlobStore) -> Readable[QuarantinedEntry]:
         StoreUnavailableError: The store could not list objects.
     """
     infos = list(store.list_objects(layout.QUARANTINE))
-    found: list[QuarantinedEntry] = []
+    entries: list[QuarantinedEntry] = []
     damage: dict[str, Damage] = {}
     for info, entry in zip(
         infos, map_threads(lambda info: _try_quarantined(store, info.key), infos), strict=True
@@ -265,8 +265,8 @@ def readable_quarantined(store: BlobStore) -> Readable[QuarantinedEntry]:
         if isinstance(entry, Damage):
             damage[layout.last_part(info.key)] = entry
         elif entry is not None:
-            found.append(entry)
-    ordered = sorted(found, key=lambda entry: (entry.quarantined_at, entry.id))
+            entries.append(entry)
+    ordered = sorted(entries, key=lambda entry: (entry.quarantined_at, entry.id))
     return Readable({entry.id: entry for entry in ordered}, damage)
 
 

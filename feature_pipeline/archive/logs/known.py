@@ -255,17 +255,17 @@ class KnownLogs:
             lambda log: store.stat(layout.entry(log, lines[log].entries)), asked, workers
         )
         unlisted = {log for log, info in zip(asked, there, strict=True) if info is not None}
-        found = {log: self._absent(store, log, lines[log], log in unlisted) for log in gone}
+        absent = {log: self._absent(store, log, lines[log], log in unlisted) for log in gone}
         unsure = [
             log
             for log, line in lines.items()
-            if log not in found and not _is_known(line, seen[log][line.entries])
+            if log not in absent and not _is_known(line, seen[log][line.entries])
         ]
         read = map_threads(lambda log: self._differs(store, log, lines[log]), unsure, workers)
-        found.update((log, d) for log, d in zip(unsure, read, strict=True) if d is not None)
+        absent.update((log, d) for log, d in zip(unsure, read, strict=True) if d is not None)
         return [
-            Shortfall(log, lines[log], max(seen.get(log, {}), default=0), found[log])
-            for log in sorted(found)
+            Shortfall(log, lines[log], max(seen.get(log, {}), default=0), absent[log])
+            for log in sorted(absent)
         ]
 
     def _absent(self, store: BlobStore, log: str, line: Line, is_unlisted: bool) -> Damage:
@@ -325,11 +325,11 @@ def compare(
         seen: The existing entries.
         workers: Concurrent requests.
     """
-    found = known.shortfalls(store, prefix, seen, workers)
-    if found:
+    shortfalls = known.shortfalls(store, prefix, seen, workers)
+    if shortfalls:
         # A loss may have been accepted since `known` was read.
-        found = known.with_losses_now(store).shortfalls(store, prefix, seen, workers)
-    return tuple(found)
+        shortfalls = known.with_losses_now(store).shortfalls(store, prefix, seen, workers)
+    return tuple(shortfalls)
 
 
 _censuses: LruCache[Census] = LruCache(2)

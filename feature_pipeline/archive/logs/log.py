@@ -184,10 +184,10 @@ def last_current(entries: Iterable[FeatureEntry]) -> FeatureEntry | None:
 def head(store: BlobStore, dataset: str, hook: str, batch: str) -> FeatureEntry | None:
     """Return the batch's current entry, reading from the log's end; None if there is none."""
     infos = list(store.list_objects(layout.feature_log(dataset, hook, batch)))
-    found = _last_current_of(store, infos)
-    if isinstance(found, Damage):
-        raise found.error
-    return found
+    entry = _last_current_of(store, infos)
+    if isinstance(entry, Damage):
+        raise entry.error
+    return entry
 
 
 def heads(
@@ -259,8 +259,8 @@ def _without_lost(
         short = {name: damage for name, damage in short.items() if name in names}
     # What reading showed says more.
     damage = {**short, **read.damage}
-    found = {name: value for name, value in read.found.items() if name not in damage}
-    return Readable(found, dict(sorted(damage.items())))
+    kept = {name: value for name, value in read.found.items() if name not in damage}
+    return Readable(kept, dict(sorted(damage.items())))
 
 
 def feature_logs(store: BlobStore, dataset: str, hook: str) -> dict[str, list[FeatureEntry]]:
@@ -463,8 +463,8 @@ def read_batch_blob(store: BlobStore, digest: Digest) -> RecordBatch:
 
 def datasets(store: BlobStore) -> list[str]:
     """Return every dataset that has a batch or a release, sorted."""
-    found = store.list_folders(layout.BATCH_LOGS) + store.list_folders(layout.RELEASE_LOGS)
-    return sorted(set(found))
+    folders = store.list_folders(layout.BATCH_LOGS) + store.list_folders(layout.RELEASE_LOGS)
+    return sorted(set(folders))
 
 
 def hooks(store: BlobStore, dataset: str) -> list[str]:

@@ -59,15 +59,15 @@ def read_all(
     """Return every entry of each of these logs."""
     flat = [info for infos in logs.values() for info in infos]
     read = iter(map_threads(lambda info: try_read(store, info, model), flat))
-    found: dict[str, list[StoredEntry[E]]] = {}
+    entries_by_log: dict[str, list[StoredEntry[E]]] = {}
     damage: dict[str, Damage] = {}
     for name, infos in logs.items():
         entries, problem = _in_order(store, infos, [next(read) for _ in infos])
         if problem is None:
-            found[name] = entries
+            entries_by_log[name] = entries
         else:
             damage[name] = problem
-    return Readable(found, damage)
+    return Readable(entries_by_log, damage)
 
 
 def _in_order(
@@ -185,8 +185,8 @@ def list_logs(
         logs, wanted = by_log(every, store.list_objects(every)), set(names)
         return {name: infos for name, infos in logs.items() if name in wanted}
     ordered = sorted({check_batch_key(name) for name in names})
-    found = map_threads(lambda name: list(store.list_objects(f"{every}{name}/")), ordered)
-    return {name: infos for name, infos in zip(ordered, found, strict=True) if infos}
+    listings = map_threads(lambda name: list(store.list_objects(f"{every}{name}/")), ordered)
+    return {name: infos for name, infos in zip(ordered, listings, strict=True) if infos}
 
 
 def by_log(every: str, infos: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo]]:
@@ -202,17 +202,19 @@ def read_each(
     read: Callable[[Sequence[ObjectInfo]], T | Damage | None],
 ) -> Readable[T]:
     """Read each of these logs; a log for which `read` returns None is left out."""
-    found: dict[str, T] = {}
+    values: dict[str, T] = {}
     damage: dict[str, Damage] = {}
     for name, one in zip(logs, map_threads(read, logs.values()), strict=True):
         if isinstance(one, Damage):
             damage[name] = one
         elif one is not None:
-            found[name] = one
-    return Readable(found, damage)
+            values[name] = one
+    return Readable(values, damage)
 
 
 def entries_of(read: Readable[list[StoredEntry[E]]]) -> Readable[list[E]]:
     """Return the entries without the digests of their stored bytes."""
-    found = {name: [stored.entry for stored in entries] for name, entries in read.found.items()}
-    return Readable(found, read.damage)
+    entries_by_log = {
+        name: [stored.entry for stored in entries] for name, entries in read.found.items()
+    }
+    return Readable(entries_by_log, read.damage)

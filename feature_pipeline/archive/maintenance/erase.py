@@ -342,8 +342,8 @@ class _Pass:
                         " is missing"
                     )
                 ends += [(key, last)] if self.ids else []
-        found = map_threads(self._names_withdrawn, ends)
-        for (key, digest), is_named in zip(ends, found, strict=True):
+        answers_of = map_threads(self._names_withdrawn, ends)
+        for (key, digest), is_named in zip(ends, answers_of, strict=True):
             if is_named:
                 self.say(f"batch {key}")
                 self._append_batch(key, self._redact_batch(digest, self._batch(digest)))

@@ -161,11 +161,11 @@ def collect_garbage(
         StoreUnavailableError, OutcomeUnknownError: Some of what was due may be deleted.
     """
     marks = read_marks(store)
-    mark, stored, found = make_mark(store, scope, lost, workers)
+    mark, stored, seen = make_mark(store, scope, lost, workers)
     covering = [m for m in marks.values() if set(m.shards) >= scope.shards]
     obstacles = (
-        *found.obstacles,
-        *_unlisted(store, marks.values(), found),
+        *seen.obstacles,
+        *_unlisted(store, marks.values(), seen),
         *_mass(mark, stored, covering, new_orphans),
     )
     first = _first_mark(covering, mark)
@@ -192,7 +192,7 @@ def collect_garbage(
     done = delete(
         store,
         [infos[digest] for digest in due],
-        found,
+        seen,
         given_up=lost,
         workers=workers,
         progress=progress,
@@ -221,21 +221,21 @@ def make_mark(
     Writes nothing. If the look has obstacles, the mark is meaningless.
     """
     started_at = store.now()
-    found = look(store, given_up=lost, workers=workers)
+    seen = look(store, given_up=lost, workers=workers)
     stored = [info for prefix in scope.prefixes for info in store.list_objects(prefix)]
     orphans = {
         str(digest): Orphan(size=info.size, modified_at=info.modified_at, etag=info.etag)
         for info in stored
-        if (digest := layout.parse_blob(info.key)) not in found.needed and digest != EMPTY
+        if (digest := layout.parse_blob(info.key)) not in seen.needed and digest != EMPTY
     }
     mark = Mark(
         started_at=started_at,
         finished_at=store.now(),
         shards=tuple(sorted(scope.shards)),
         orphans=orphans,
-        waiting=tuple(sorted(found.waiting)),
+        waiting=tuple(sorted(seen.waiting)),
     )
-    return mark, stored, found
+    return mark, stored, seen
 
 
 def _unlisted(store: BlobStore, marks: Iterable[Mark], found: Look) -> list[str]:
@@ -272,8 +272,8 @@ def _mass(
 def read_marks(store: BlobStore) -> dict[str, Mark]:
     """Return every stored mark, by key, oldest first."""
     infos = list(store.list_objects(layout.GC_MARKS))
-    found = map_threads(lambda info: _read_mark(store, info.key), infos)
-    return {info.key: mark for info, mark in zip(infos, found, strict=True) if mark is not None}
+    marks = map_threads(lambda info: _read_mark(store, info.key), infos)
+    return {info.key: mark for info, mark in zip(infos, marks, strict=True) if mark is not None}
 
 
 def _read_mark(store: BlobStore, key: str) -> Mark | None:

@@ -139,14 +139,14 @@ class Knowledge:
         batches = [b for b in self.batches if is_within(b.dataset, None, b.batch)]
         lost = find_lost(store, entries)
         numbered = {one.known.artifact for one in lost if one.known.seq is not None}
-        found = [
+        lost_entries = [
             one.finding
             for one in lost
             # Dagster knows no numbers: an entry that a table knows too is named by its number.
             if one.known.seq is not None or one.known.artifact not in numbered
         ]
-        found += [one.finding for one in find_lost_batches(store, batches)]
-        return list({finding.key: finding for finding in reversed(found)}.values())
+        lost_entries += [one.finding for one in find_lost_batches(store, batches)]
+        return list({finding.key: finding for finding in reversed(lost_entries)}.values())
 
     def add_lost(self, report: VerifyReport, store: BlobStore) -> VerifyReport:
         """Return the report with the lost entries of its scope, which no log can show itself.

@@ -155,8 +155,8 @@ def _moved(outcome: Outcome, carried: Mapping[Digest, Digest]) -> Outcome:
 
 
 def _notes(manifest: Manifest, record_ids: Collection[str]) -> tuple[str, ...]:
-    said = "records withdrawn since were removed"
+    note = "records withdrawn since were removed"
     kept = [n for n in manifest.notes if not any(record_id in n for record_id in record_ids)]
     if LOG in manifest.blobs:
-        said += ", and the hook's log with them"
-    return (*kept, said)
+        note += ", and the hook's log with them"
+    return (*kept, note)

@@ -205,11 +205,11 @@ def _add(
         group = missing[start : start + _ARTIFACTS_AT_ONCE]
         read_answers = map_threads(lambda manifest: _answers_of(store, manifest), group)
         answered: list[tuple[Digest, set[Digest]]] = []
-        for manifest, found in zip(group, read_answers, strict=True):
-            if isinstance(found, str):
-                report.problems.append(found)
+        for manifest, answers_of in zip(group, read_answers, strict=True):
+            if isinstance(answers_of, str):
+                report.problems.append(answers_of)
             else:
-                answered.append((manifest, found))
+                answered.append((manifest, answers_of))
         if answered:
             answers.write_segment(store, prefix, answers.table_of(answered))
         report.added += len(answered)

@@ -210,7 +210,7 @@ def find_appendable(
     Each comes with the number of its entry, if known. The artifacts are known from the text of
     removed entries, or from databases. Logs that cannot be read are left out. Writes nothing.
     """
-    found: list[Appendable] = []
+    appendable: list[Appendable] = []
     for loss in accepted:
         if not loss.log.startswith(layout.FEATURE_LOGS):
             continue
@@ -245,23 +245,23 @@ def find_appendable(
             ):
                 continue
             if (entry := texts.get(named)) is None:
-                found.append(Appendable.at(manifest, seq))
+                appendable.append(Appendable.at(manifest, seq))
                 continue
             published_at = entry.published_at or manifest.run.finished_at
             was_cancelled = _was_cancelled(entry, [*there[: loss.entries], *removed])
-            found.append(Appendable(manifest, entry.base, published_at, was_cancelled))
-    return found
+            appendable.append(Appendable(manifest, entry.base, published_at, was_cancelled))
+    return appendable
 
 
 def _removed_entries(loss: Loss) -> list[FeatureEntry]:
     """The entries behind the new end of a hook's log whose text can be read."""
-    found: list[FeatureEntry] = []
+    entries: list[FeatureEntry] = []
     for removed in loss.removed:
         try:
-            found.append(FeatureEntry.decode(removed.text.encode(), loss.log))
+            entries.append(FeatureEntry.decode(removed.text.encode(), loss.log))
         except InvalidInputError:
             continue
-    return found
+    return entries
 
 
 def _was_cancelled(entry: FeatureEntry, entries: Sequence[FeatureEntry]) -> bool:
@@ -461,18 +461,18 @@ class _Planner:
             key=lambda one: (one.seq or 0, one.known_at),
         )
         artifacts = [(one, _read_manifest(self._store, one.manifest)) for one in lost]
-        found = [(one, manifest) for one, manifest in artifacts if _is_of(manifest, one)]
-        appendable = [Appendable.at(m, one.seq) for one, m in found if m is not None]
+        matches = [(one, manifest) for one, manifest in artifacts if _is_of(manifest, one)]
+        appendable = [Appendable.at(m, one.seq) for one, m in matches if m is not None]
         if not appendable:
             return None
         return Step(
             finding,
             Action.APPEND,
-            f"{', '.join(dict.fromkeys(one.known_by for one, _ in found))} knows its manifest,"
+            f"{', '.join(dict.fromkeys(one.known_by for one, _ in matches))} knows its manifest,"
             " whose bytes have the digest; it is a new entry, named restored-..., because the old"
             " one's bytes are gone",
             lambda: _run(
-                _append, self._store, [Appendable.at(m, one.seq) for one, m in found if m]
+                _append, self._store, [Appendable.at(m, one.seq) for one, m in matches if m]
             ),
         )
 
@@ -662,15 +662,15 @@ def _entries(
     store: BlobStore, prefix: str, model: type[LogEntry]
 ) -> dict[int, StoredEntry[LogEntry]]:
     """Return the readable entries of a log, each decoded separately, by number."""
-    found: dict[int, StoredEntry[LogEntry]] = {}
+    entries: dict[int, StoredEntry[LogEntry]] = {}
     for info in store.list_objects(prefix):
         try:
             data = store.get(info.key).data
             entry = decode_entry(model, info.key, data, store.identity)
         except _UNREADABLE:
             continue
-        found[entry.entry.seq] = entry
-    return found
+        entries[entry.entry.seq] = entry
+    return entries
 
 
 def _is_damaged_copy(ours: LogEntry, theirs: LogEntry) -> bool:

@@ -199,15 +199,15 @@ class Archive:
     def _dataset_of(self, hook: str, dataset: str | None) -> str:
         searched = self.datasets() if dataset is None else [dataset]
         known = {each: log.hooks(self.store, each) for each in searched}
-        found = [each for each, hooks in known.items() if hook in hooks]
-        if not found:
+        datasets = [each for each, hooks in known.items() if hook in hooks]
+        if not datasets:
             names = ", ".join(f"{each}/{h}" for each, hooks in known.items() for h in hooks)
             raise NotFoundError(f"no hook {hook!r} in {self.store.identity}; it has {names or '-'}")
-        if len(found) > 1:
+        if len(datasets) > 1:
             raise InvalidInputError(
-                f"hook {hook!r} is in datasets {', '.join(found)}: say which with dataset="
+                f"hook {hook!r} is in datasets {', '.join(datasets)}: say which with dataset="
             )
-        return found[0]
+        return datasets[0]
 
     def _heads(
         self, dataset: str, hook: str, as_of: AsOf | None, batches: Collection[str] | None

@@ -164,17 +164,17 @@ def find_release(store: BlobStore, dataset: str, hook: str, name: str) -> Releas
     """
     entries = log.releases(store, dataset, hook)
     known = ", ".join(f"{e.release.document.version} (#{e.seq})" for e in entries)
-    found = [e for e in entries if e.release.document.version == name]
-    if len({entry.release.digest for entry in found}) > 1:
+    matches = [e for e in entries if e.release.document.version == name]
+    if len({entry.release.digest for entry in matches}) > 1:
         raise InvalidInputError(
             f"hook {hook!r}: several releases are {name!r}; write #seq: {known}"
         )
     number = name.removeprefix("#")
-    if not found and number.isdecimal():
-        found = [entry for entry in entries if entry.seq == int(number)]
-    if not found:
+    if not matches and number.isdecimal():
+        matches = [entry for entry in entries if entry.seq == int(number)]
+    if not matches:
         raise NotFoundError(f"hook {hook!r} has no release {name!r}; it has {known or 'none'}")
-    return found[-1]
+    return matches[-1]
 
 
 def last_two_releases(
@@ -312,8 +312,8 @@ class _Matching:
                 self.added.add(column.name)
             elif column not in compared:
                 self.retyped.add(column.name)
-        found = {source.name for source in pairs.sources if source is not None}
-        self.removed |= {column.name for column in old.columns} - found - pairs.unclear.keys()
+        sources = {source.name for source in pairs.sources if source is not None}
+        self.removed |= {column.name for column in old.columns} - sources - pairs.unclear.keys()
 
 
 def _compared_columns(old: Manifest, new: Manifest) -> tuple[Column, ...]:
@@ -336,15 +336,15 @@ def _compare_batch(
         )
     columns = _compared_columns(old, new)
     before, after = (_outcomes(store, each, columns, gone) for each in (old, new))
-    found = Difference(batches=1)
+    difference = Difference(batches=1)
     compared = _Records(
-        batch, row_encoder(columns), {c.name: row_encoder([c]) for c in columns}, found
+        batch, row_encoder(columns), {c.name: row_encoder([c]) for c in columns}, difference
     )
     for record_id in sorted(before.keys() | after.keys()):
         compared.add(record_id, before.get(record_id), after.get(record_id))
-    del found.examples[MAX_EXAMPLES:]
-    found.equal_batches = int(found.is_equal)
-    return found
+    del difference.examples[MAX_EXAMPLES:]
+    difference.equal_batches = int(difference.is_equal)
+    return difference
 
 
 def _outcomes(
@@ -369,22 +369,22 @@ class _Records:
     found: Difference
 
     def add(self, record_id: str, old: Outcome | None, new: Outcome | None) -> None:
-        found = self.found
+        difference = self.found
         if old is not None and new is not None and self._digest(old) == self._digest(new):
-            found.records_equal += 1
-            found.rows_equal += len(new.rows)
+            difference.records_equal += 1
+            difference.rows_equal += len(new.rows)
             return
         if old is None or new is None:
-            found.records_added += old is None
-            found.records_removed += new is None
+            difference.records_added += old is None
+            difference.records_removed += new is None
         else:
-            found.records_changed += 1
+            difference.records_changed += 1
             if old.status is not new.status:
-                found.outcomes[old.status.value, new.status.value] += 1
+                difference.outcomes[old.status.value, new.status.value] += 1
             elif old.reason != new.reason:
-                found.reasons_changed += 1
+                difference.reasons_changed += 1
         names = self._rows(old.rows if old else (), new.rows if new else ())
-        found.examples.append(
+        difference.examples.append(
             Example(self.batch, record_id, _described(old), _described(new), names)
         )
 
@@ -398,19 +398,19 @@ class _Records:
         self, old: tuple[tuple[Value, ...], ...], new: tuple[tuple[Value, ...], ...]
     ) -> tuple[str, ...]:
         """Count the record's rows by ordinal; return the columns in which they differ."""
-        found = self.found
-        found.rows_removed += max(0, len(old) - len(new))
-        found.rows_added += max(0, len(new) - len(old))
+        difference = self.found
+        difference.rows_removed += max(0, len(old) - len(new))
+        difference.rows_added += max(0, len(new) - len(old))
         names: dict[str, None] = {}
         for before, after in zip(old, new, strict=False):
             if self.encoder.rows([before]) == self.encoder.rows([after]):
-                found.rows_equal += 1
+                difference.rows_equal += 1
                 continue
-            found.rows_changed += 1
+            difference.rows_changed += 1
             for (name, cell), *values in zip(self.cells.items(), before, after, strict=True):
                 one, other = (cell.rows([(value,)]) for value in values)
                 if one != other:
-                    found.columns[name] += 1
+                    difference.columns[name] += 1
                     names[name] = None
         return tuple(names)
 

@@ -75,7 +75,7 @@ class Selection:
     def newest_columns(self) -> tuple[Column, ...]:
         """The columns of the newest artifact; none if there is no artifact."""
         heads = self.heads
-        # What erasing left of an older artifact was accepted late and says what it said before.
+        # The successor of an erased older artifact was accepted late, with the old content.
         redacted = set(erased(self.store, self.dataset).manifests.values())
         candidates = [batch for batch in heads if heads[batch].manifest in redacted]
         others = sorted(
@@ -184,10 +184,10 @@ class Features(Frame):
         owned = _Owned(selection)
         declarations = _Declarations(f"{self.dataset}/{self.hook}", columns)
         if selection.every_batch:
-            for batch, found in selection.artifacts(self._rows):
-                if found is None:
+            for batch, batch_rows in selection.artifacts(self._rows):
+                if batch_rows is None:
                     continue
-                manifest, rows = found
+                manifest, rows = batch_rows
                 declarations.check(batch, manifest.columns)
                 yield batch, self._finished(owned.of_rows(rows), manifest, columns, batch)
             return
@@ -246,7 +246,9 @@ class Features(Frame):
                     f" {self.dataset}/{self.hook}; {_listed(sources) or 'none'} does"
                 )
             return read.read_raw(self._selection.store, sources[chosen], name)
-        having = {d: found for d, found in sources.items() if name in read.raw_names(found)}
+        having = {
+            d: candidate for d, candidate in sources.items() if name in read.raw_names(candidate)
+        }
         own = self._selection.heads[batch].manifest
         if own in having:
             having = {own: having[own]}
@@ -256,8 +258,8 @@ class Features(Frame):
                 f" {len(having)} hook runs that left {name!r}: choose with manifest="
                 f" {_listed(having)}"
             )
-        for found in having.values():
-            return read.read_raw(self._selection.store, found, name)
+        for candidate in having.values():
+            return read.read_raw(self._selection.store, candidate, name)
         raise NotFoundError(
             f"no hook run left {name!r} for batch {batch!r} of {self.dataset}/{self.hook}; there"
             f" is {', '.join(self.raw_names(batch)) or 'no file'}"
@@ -266,9 +268,9 @@ class Features(Frame):
     def log(self, batch: str) -> str:
         """Return the hook's log; of several runs, their logs in turn."""
         store = self._selection.store
-        found = self._computed_by(batch, has_log=True)
+        having_logs = self._computed_by(batch, has_log=True)
         own = self._selection.heads[batch].manifest
-        manifests = [found[own]] if own in found else found.values()
+        manifests = [having_logs[own]] if own in having_logs else having_logs.values()
         return "".join(read.read_log_text(store, manifest) for manifest in manifests)
 
     def _computed_by(self, batch: str, *, has_log: bool = False) -> dict[Digest, Manifest]:
@@ -281,13 +283,13 @@ class Features(Frame):
             origins = read.read_outcomes(store, own)["carried_from"].unique().to_pylist()
             # What was erased of an origin since has a successor, which is read instead.
             digests += [erasures.manifest_now(Digest.parse(o)) for o in origins if o is not None]
-        found = {
+        manifests = {
             digest: own if n == 0 else read.read_manifest(store, digest)
             for n, digest in enumerate(dict.fromkeys(digests))
         }
         return {
             digest: manifest
-            for digest, manifest in found.items()
+            for digest, manifest in manifests.items()
             if (LOG in manifest.blobs if has_log else read.raw_names(manifest))
         }
 

@@ -101,10 +101,10 @@ def history(
         NotFoundError: The hook has no release in the dataset, or the batch has no entry.
         CorruptDataError: A log is damaged: use `readable_history` to see the rest.
     """
-    found = readable_history(store, dataset, hook, batch)
-    for problem in found.damage.values():
+    logs = readable_history(store, dataset, hook, batch)
+    for problem in logs.damage.values():
         raise CorruptDataError(problem)
-    return list(found.lines)
+    return list(logs.lines)
 
 
 def readable_history(
@@ -215,7 +215,7 @@ def readable_heads_as_of(
     check_as_of(as_of)
     gone = erased(store, dataset)
     logs = log.readable_feature_logs(store, dataset, hook, batches, known)
-    found: dict[str, FeatureEntry] = {}
+    heads: dict[str, FeatureEntry] = {}
     damage = dict(logs.damage)
     for batch, entries in logs.found.items():
         try:
@@ -224,8 +224,8 @@ def readable_heads_as_of(
             damage[batch] = Damage.of(layout.feature_log(dataset, hook, batch), error)
         else:
             if head is not None:
-                found[batch] = head
-    return Readable(found, damage)
+                heads[batch] = head
+    return Readable(heads, damage)
 
 
 def check_as_of(as_of: AsOf) -> AsOf:

@@ -235,8 +235,8 @@ def summarize(
     for batch, table in features.batch_tables():
         summary.batches += 1
         summary.rows += len(table)
-        for found in summary.columns:
-            found.add(table.column(found.column.name))
+        for summarized in summary.columns:
+            summarized.add(table.column(summarized.column.name))
         progress(batch)
     for table in features.outcomes().tables():
         if len(table):

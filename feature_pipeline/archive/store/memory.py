@@ -100,12 +100,12 @@ class MemoryStore:
     def list_objects(self, prefix: str) -> Iterator[ObjectInfo]:
         """See `BlobStore.list_objects`."""
         with self._lock:
-            found = [
+            infos = [
                 held.info
                 for key, held in self._objects.items()
                 if key.startswith(prefix) and not key.endswith("/")
             ]
-        return iter(sorted(found, key=lambda info: info.key))
+        return iter(sorted(infos, key=lambda info: info.key))
 
     def list_folders(self, prefix: str) -> list[str]:
         """See `BlobStore.list_folders`."""

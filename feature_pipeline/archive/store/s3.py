@@ -177,10 +177,10 @@ class S3Store:
             InvalidInputError: It does not.
         """
         transfer = self._transfer_of(PROBE)
-        found = [_seen(lambda: self._read(PROBE))]
+        objects = [_seen(lambda: self._read(PROBE))]
         if transfer is not None:
-            found.append(_seen(lambda: transfer.get(self._prefix + PROBE, None)))
-        if None in found or len(set(found)) > 1:
+            objects.append(_seen(lambda: transfer.get(self._prefix + PROBE, None)))
+        if None in objects or len(set(objects)) > 1:
             raise InvalidInputError(
                 f"the two clients of {self.identity} see two stores: {self.uri(PROBE)} as boto3"
                 " reads it is not what obstore reads or wrote; look for variables and files of AWS,"
@@ -221,8 +221,8 @@ class S3Store:
         # that the store keeps.
         transfer = self._transfer_of(key) if key.startswith(BLOBS) else None
         if transfer is not None:
-            found = transfer.get(self._prefix + key, size)
-            return replace(found, info=replace(found.info, key=key))
+            stored = transfer.get(self._prefix + key, size)
+            return replace(stored, info=replace(stored.info, key=key))
         return self._read(key, size)
 
     def _read(self, key: str, size: int | None = None) -> StoredObject:
@@ -274,7 +274,7 @@ class S3Store:
 
     def list_objects(self, prefix: str) -> Iterator[ObjectInfo]:
         """See `BlobStore.list_objects`."""
-        found = [
+        infos = [
             ObjectInfo(
                 key=item["Key"][len(self._prefix) :],
                 size=item["Size"],
@@ -286,7 +286,7 @@ class S3Store:
             if not item["Key"].endswith("/")
         ]
         # Stores over folders list siblings in another order than AWS.
-        return iter(sorted(found, key=lambda info: info.key))
+        return iter(sorted(infos, key=lambda info: info.key))
 
     def list_folders(self, prefix: str) -> list[str]:
         """See `BlobStore.list_folders`."""

@@ -181,10 +181,10 @@ def _whole_listings(place: _Place) -> None:
     pages = place.client.get_paginator("list_objects_v2").paginate(
         Bucket=store.bucket, Prefix=place.prefix + folder, PaginationConfig={"PageSize": 2}
     )
-    found = [item["Key"] for page in pages for item in page.get("Contents", [])]
+    listed = [item["Key"] for page in pages for item in page.get("Contents", [])]
     _need(
-        sorted(found) == sorted(f"{place.prefix}{folder}{name}" for name in names),
-        f"LIST in pages of two gave {len(found)} keys instead of {len(names)}, or others",
+        sorted(listed) == sorted(f"{place.prefix}{folder}{name}" for name in names),
+        f"LIST in pages of two gave {len(listed)} keys instead of {len(names)}, or others",
     )
     folders = store.list_folders(folder)
     _need(folders == ["a", "b_c"], f"LIST with a delimiter gave the folders {folders}")

@@ -137,14 +137,14 @@ def batches_by_dataset(
     """
     if not batches:
         return None
-    found: dict[str, list[str]] = {dataset: [] for dataset in datasets}
+    batches_of: dict[str, list[str]] = {dataset: [] for dataset in datasets}
     for batch in dict.fromkeys(batches):
         having = [dataset for dataset in datasets if log.batch_entries(store, dataset, batch)]
         if not having:
             raise NotFoundError(f"no batch {batch!r} in dataset {' or '.join(sorted(datasets))}")
         for dataset in having:
-            found[dataset].append(batch)
-    return found
+            batches_of[dataset].append(batch)
+    return batches_of
 
 
 def _show(output: Output, plan: "BackfillPlan") -> None:

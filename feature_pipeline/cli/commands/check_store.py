@@ -22,15 +22,15 @@ def check_store(as_json: bool) -> None:
     where = settings.S3Settings.from_environment()
     client = client_of(where)
     try:
-        found = check(client, where.bucket, where.prefix)
+        properties = check(client, where.bucket, where.prefix)
     finally:
         client.close()
     output.table(
         where.uri,
         ["property", "needed for", "is there"],
-        [[each.name, each.needed_for, each.failure or "yes"] for each in found],
+        [[each.name, each.needed_for, each.failure or "yes"] for each in properties],
     )
-    lacking = [each.name for each in found if each.is_required and not each.is_held]
+    lacking = [each.name for each in properties if each.is_required and not each.is_held]
     if lacking:
         output.say(f"An archive on this store can lose data: it lacks {', '.join(lacking)}.")
     output.result(
@@ -44,7 +44,7 @@ def check_store(as_json: bool) -> None:
                     "is_required": each.is_required,
                     "failure": each.failure,
                 }
-                for each in found
+                for each in properties
             ],
         }
     )

@@ -46,9 +46,9 @@ def compare(
         defaults = last_two_releases(store, where, hook)
     old = defaults[0] if before is None else find_release(store, where, hook, before)
     new = defaults[1] if after is None else find_release(store, where, hook, after)
-    found = compare_releases(store, where, hook, old, new, batches or None)
-    _show(output, found)
-    output.result({"dataset": where, "hook": hook, **found.to_json()})
+    comparison = compare_releases(store, where, hook, old, new, batches or None)
+    _show(output, comparison)
+    output.result({"dataset": where, "hook": hook, **comparison.to_json()})
 
 
 def named(entry: ReleaseEntry) -> str:

@@ -26,8 +26,8 @@ def history(hook: str, batch: str | None, dataset: str | None, as_json: bool) ->
     where = find_dataset(store, hook, dataset)
     if where is None:
         raise NotFoundError(f"no dataset of the archive has hook {hook!r}")
-    found = readable_history(store, where, hook, batch)
-    lines, damage = found.lines, dict(found.damage)
+    history_of = readable_history(store, where, hook, batch)
+    lines, damage = history_of.lines, dict(history_of.damage)
     output.table(
         f"{where}/{hook}" + (f", batch {batch}" if batch else ""),
         ["batch", "entry", "verdict", "accepted at", "version", "records", "rows", "manifest", ""],
@@ -55,13 +55,13 @@ def history(hook: str, batch: str | None, dataset: str | None, as_json: bool) ->
 
 def _cells(line: HistoryLine) -> list[object]:
     entry, manifest = line.entry, line.manifest
-    said: str = ""
+    remark: str = ""
     if line.is_erased:
-        said = "erased: see its successor"
+        remark = "erased: see its successor"
     elif line.problem is not None:
-        said = "cannot be read"
+        remark = "cannot be read"
     elif manifest is not None and manifest.failure is not None:
-        said = f"{manifest.failure.kind}: {manifest.failure.reason}"[:60]
+        remark = f"{manifest.failure.kind}: {manifest.failure.reason}"[:60]
     return [
         entry.batch,
         f"{entry.seq}{'*' if line.is_head else ''}",
@@ -71,5 +71,5 @@ def _cells(line: HistoryLine) -> list[object]:
         "" if manifest is None else manifest.counts.records,
         "" if manifest is None else manifest.counts.rows,
         entry.manifest.short,
-        said,
+        remark,
     ]

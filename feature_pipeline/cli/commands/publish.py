@@ -72,10 +72,10 @@ def publish(
     Project.find().load_environment()
     output = Output(as_json)
     check_is_output(folder)
-    found = find_hook(hook, dataset)
+    defined = find_hook(hook, dataset)
     store = open_archive()
-    definition = found.definition
-    release = definition.hook_release(found.folder)
+    definition = defined.definition
+    release = definition.hook_release(defined.folder)
     records = log.read_batch(store, definition.dataset, batch)
     # Registered once the output was found good: a refusal changes nothing.
     unregistered = ReleaseEntry(_UNREGISTERED, release)
@@ -92,7 +92,7 @@ def publish(
     check_is_about(folder, artifact)
     if not force:
         check_replaces_no_answer(store, plan, artifact)
-    entry = log.register_release(store, release, definition.code_files(found.folder))
+    entry = log.register_release(store, release, definition.code_files(defined.folder))
 
     def complete(manifest: Digest) -> Completion:
         return Completion(

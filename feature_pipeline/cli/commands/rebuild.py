@@ -82,7 +82,7 @@ def rebuild(
     store, database = open_archive(), Database(settings.database_url())
     results = []
     with ExitStack() as stack:
-        # No asset stands for a table of the past: there is nothing to tell.
+        # A table of the past has no asset, so there is nothing to report.
         instance = None if as_of is not None else known_instance(stack, output)
         definitions, wrong = _definitions(hooks, dataset)
         for definition in definitions:
@@ -117,11 +117,11 @@ def _definitions(
 ) -> tuple[list[HookDefinition], list[str]]:
     """Return the hooks to rebuild, and the unusable definitions if all hooks are requested."""
     if hooks:
-        found = [find_hook(name, dataset).definition for name in hooks]
-        for definition in found:
+        definitions = [find_hook(name, dataset).definition for name in hooks]
+        for definition in definitions:
             if not definition.has_table:
                 raise InvalidInputError(f"hook {definition.name!r} declares no columns: no table")
-        return found, []
+        return definitions, []
     defined = project_hooks()
     chosen = [
         hook.definition

@@ -46,8 +46,8 @@ def retire(tables: tuple[str, ...], yes: bool, as_json: bool) -> None:
     results: list[dict[str, Any]] = []
     problems: list[str] = []
     for table in chosen:
-        found = plan_retirement(database, table)
-        problem = _obstacle(defined, found)
+        retirement = plan_retirement(database, table)
+        problem = _obstacle(defined, retirement)
         is_dropped = False
         if yes and problem is None:
             try:
@@ -55,8 +55,8 @@ def retire(tables: tuple[str, ...], yes: bool, as_json: bool) -> None:
                 is_dropped = True
             except (ConflictError, ProjectionError) as error:
                 problem = str(error)
-        results.append({**found.to_json(), "problem": problem, "is_dropped": is_dropped})
-        output.say(_line(found, is_dropped=is_dropped))
+        results.append({**retirement.to_json(), "problem": problem, "is_dropped": is_dropped})
+        output.say(_line(retirement, is_dropped=is_dropped))
         problems += [] if problem is None else [problem]
     if not chosen:
         output.say("No table but those that definitions declare.")

@@ -124,16 +124,16 @@ def status(deep: bool, as_json: bool) -> None:
 
 def _warn(output: Output, hooks: list[dict[str, Any]], quarantine: Mapping[str, str]) -> bool:
     """Name damaged and lost batches; return whether there are any."""
-    found = bool(quarantine)
+    has_damage = bool(quarantine)
     for row in hooks:
         for what in ("damaged", "lost"):
             problems = row[f"{what}_batches"]
-            found = found or bool(problems)
+            has_damage = has_damage or bool(problems)
             output.problems(f"{what} in {row['dataset']}/{row['hook']}", problems)
     output.problems("entries of the quarantine cannot be read", quarantine)
-    if found:
+    if has_damage:
         output.warn("`feature-pipeline repair` shows what can be brought back")
-    return found
+    return has_damage
 
 
 def _say_why(output: Output, row: Mapping[str, Any]) -> None:
@@ -164,7 +164,7 @@ def _failures(standing: "Standing", instance: "DagsterInstance | None") -> dict[
     """Why each failed batch failed; Dagster is asked about the first few that the log knows not."""
     from feature_pipeline.orchestration.sensors.repeat_causes import last_failure
 
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     asked = 0
     for batch, facts in standing.facts.items():
         if not facts.is_failed or facts.problem is not None:
@@ -173,8 +173,8 @@ def _failures(standing: "Standing", instance: "DagsterInstance | None") -> dict[
         if reason is None and instance is not None and asked < _ASKED_OF_DAGSTER:
             asked += 1
             reason = last_failure(instance, standing.key, batch)
-        found[batch] = reason or "its last Dagster run failed; its page in the UI says why"
-    return found
+        reasons[batch] = reason or "its last Dagster run failed; its page in the UI says why"
+    return reasons
 
 
 def _completions(entries: Iterable[InboxEntry]) -> Names:

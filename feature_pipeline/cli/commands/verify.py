@@ -117,18 +117,18 @@ def find_dataset(
     """
     if dataset is not None or (hook is None and batch is None):
         return dataset
-    found = [
+    datasets = [
         name
         for name in log.datasets(store)
         if (hook is None or hook in log.hooks(store, name))
         and (batch is None or _has_batch(store, name, batch))
     ]
     what = f"hook {hook!r}" if batch is None else f"batch {batch!r}"
-    if not found:
+    if not datasets:
         raise NotFoundError(f"no dataset of the archive has {what}")
-    if len(found) > 1:
-        raise InvalidInputError(f"{what} is in {', '.join(found)}: say which with --dataset")
-    return found[0]
+    if len(datasets) > 1:
+        raise InvalidInputError(f"{what} is in {', '.join(datasets)}: say which with --dataset")
+    return datasets[0]
 
 
 def _has_batch(store: BlobStore, dataset: str, batch: str) -> bool:

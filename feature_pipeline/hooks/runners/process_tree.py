@@ -64,14 +64,14 @@ class ProcessTree:
 
     def kill(self) -> bool:
         """Kill all processes; return whether there were any that had not already ended."""
-        found = bool(self._alive())
+        had_processes = bool(self._alive())
         # macOS says EPERM for a group of which only dead processes are left
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._pid, signal.SIGKILL)
         for process in self._escaped:
             with suppress(self._psutil.Error):
                 process.kill()
-        return found
+        return had_processes
 
     def _members(self) -> list[Any]:
         members = [self._leader]
@@ -93,12 +93,12 @@ class ProcessTree:
 
     def _group(self) -> list[Any]:
         """Return members of the group. Its leader has ended, and their parent has changed."""
-        found = []
+        members = []
         for process in self._psutil.process_iter():
             with suppress(OSError, self._psutil.Error):
                 if process.pid != self._pid and os.getpgid(process.pid) == self._pid:
-                    found.append(process)
-        return found
+                    members.append(process)
+        return members
 
     def _resident(self, process: Any) -> int:
         with suppress(self._psutil.Error):

@@ -81,11 +81,11 @@ def judge_equality(
     except AlteredTableError as error:
         return Equality(False, str(error), {"rows": 0, "batches": dg.MetadataValue.json([])})
     progress = proof.progress
-    said = [proof.summary(), *([] if progress.is_complete else [progress.summary()])]
+    sentences = [proof.summary(), *([] if progress.is_complete else [progress.summary()])]
     wrong = sorted({*proof.unequal_batches, *progress.missing, *progress.behind})
     return Equality(
         passed=proof.is_equal,
-        description="; ".join(said),
+        description="; ".join(sentences),
         metadata={
             "rows": proof.rows,
             "table_digest": str(proof.table_digest),

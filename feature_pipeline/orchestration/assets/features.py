@@ -116,13 +116,13 @@ def _request_id(context: dg.AssetExecutionContext, config: HookRunConfig) -> str
 
 def _planned(plan: "ComputePlan") -> str:
     """Describe the plan for the log, before it is carried out."""
-    said = f"{len(plan.compute)} to compute"
+    summary = f"{len(plan.compute)} to compute"
     if plan.retried:
-        said += f" ({plan.retried} of them again, after an error that may pass)"
-    said += f", {len(plan.carried)} to carry over"
+        summary += f" ({plan.retried} of them again, after an error that may pass)"
+    summary += f", {len(plan.carried)} to carry over"
     if plan.decoded_again:
-        said += f" ({plan.decoded_again} of them to be read again from raw output)"
-    return said
+        summary += f" ({plan.decoded_again} of them to be read again from raw output)"
+    return summary
 
 
 def _aborted(error: "HookAborted") -> dg.Failure:

@@ -261,16 +261,16 @@ def _proved(
     """Evaluate `equals_archive` for the batches of a run that does not execute it by itself."""
     key = equality_key(spec)
     try:
-        found = judge_equality(store, database, context.instance, spec, batches)
+        equality = judge_equality(store, database, context.instance, spec, batches)
     except FeaturePipelineError as error:
         named = dg.MetadataValue.json(list(batches[:NAMED_BATCHES]))
-        found = Equality(False, f"it could not be proved: {error}", {"batches": named})
+        equality = Equality(False, f"it could not be proved: {error}", {"batches": named})
     return dg.AssetCheckEvaluation(
         asset_key=key.asset_key,
         check_name=key.name,
-        passed=found.passed,
-        description=found.description,
-        metadata=found.metadata,
+        passed=equality.passed,
+        description=equality.description,
+        metadata=equality.metadata,
     )
 
 
@@ -419,17 +419,17 @@ def report_loads(
     A partition whose event is already right gets no other. Batches loaded before an error are
     reported before it is raised. The last event describes the table as a whole.
     """
-    told: list[LoadReport] = []
+    unreported: list[LoadReport] = []
     try:
         for report in reports:
-            if len(told) == _TOLD_AT_ONCE:
-                _tell(instance, definition, told, archive_uri, {})
-                told = []
-            told.append(report)
+            if len(unreported) == _TOLD_AT_ONCE:
+                _tell(instance, definition, unreported, archive_uri, {})
+                unreported = []
+            unreported.append(report)
             yield report
     finally:
-        shown = shown_metadata(database, definition) if told else {}
-        if told and not _tell(instance, definition, told, archive_uri, shown):
+        shown = shown_metadata(database, definition) if unreported else {}
+        if unreported and not _tell(instance, definition, unreported, archive_uri, shown):
             report_shown(instance, definition, database, archive_uri)
 
 
@@ -489,8 +489,8 @@ def report_shown(
     load = loads.get(known.partition or "") or next(iter(loads.values()))
     source = features_key(definition.dataset, definition.name)
     event = latest_events(instance, source, [load.batch]).get(load.batch)
-    told = table_event(definition, load, event, archive_uri)
-    report_events(instance, [told.with_metadata({**told.metadata, **shown})])
+    materialization = table_event(definition, load, event, archive_uri)
+    report_events(instance, [materialization.with_metadata({**materialization.metadata, **shown})])
     return True
 
 

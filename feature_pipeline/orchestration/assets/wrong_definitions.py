@@ -71,14 +71,14 @@ def _checked(text: str | None) -> str | None:
 def wrong_definitions(definitions: dg.Definitions) -> dict[str, str]:
     """Return the error of each definition that cannot be used, by its first asset's key."""
     assets = [each for each in definitions.assets or () if isinstance(each, dg.AssetsDefinition)]
-    found: dict[str, str] = {}
+    sentences: dict[str, str] = {}
     for spec in (spec for asset in assets for spec in asset.specs):
         sentence = spec.metadata.get(SENTENCE_METADATA)
         if sentence is not None and not any(
-            parent.asset_key.to_user_string() in found for parent in spec.deps
+            parent.asset_key.to_user_string() in sentences for parent in spec.deps
         ):
-            found[spec.key.to_user_string()] = str(sentence)
-    return found
+            sentences[spec.key.to_user_string()] = str(sentence)
+    return sentences
 
 
 def _group(key: dg.AssetKey, dataset: str | None) -> str:

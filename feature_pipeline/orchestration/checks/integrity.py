@@ -53,12 +53,12 @@ def verify_job() -> dg.JobDefinition:
         from feature_pipeline.archive.inspection.verify import verify
 
         scope = Scope(config.dataset, config.hook, config.batch)
-        said = 0
+        logged = 0
 
         def progress(done: int, total: int) -> None:
-            nonlocal said
-            if done * _STEPS // total > said:
-                said = done * _STEPS // total
+            nonlocal logged
+            if done * _STEPS // total > logged:
+                logged = done * _STEPS // total
                 context.log.info("%d of %d blobs read", done, total)
 
         store = archive.store()
@@ -176,17 +176,17 @@ def integrity_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefin
         else:
             all_of_it = _read_before(context.instance, key)
         wrong = [report for report in reports if not report.is_clean]
-        said = [report.summary() for report in (wrong or reports[:1])[:_SHOWN]]
+        sentences = [report.summary() for report in (wrong or reports[:1])[:_SHOWN]]
         if batches is not None and all_of_it["wrong"]:
-            said.append(
+            sentences.append(
                 f"all of it was read at {all_of_it['at']}, and this was wrong: "
                 f"{all_of_it['wrong']}; execute this check alone to read it again"
             )
-        said += known.notes
+        sentences += known.notes
         return dg.AssetCheckResult(
             passed=not wrong and not all_of_it["wrong"],
             severity=dg.AssetCheckSeverity.ERROR,
-            description="; ".join(said),
+            description="; ".join(sentences),
             metadata={
                 "bytes_read": sum(report.bytes_read for report in reports),
                 "blobs_read": sum(report.blobs_read for report in reports),
@@ -207,8 +207,12 @@ def _all_of_it(report: "VerifyReport") -> dict[str, str]:
 
 def _read_before(instance: dg.DagsterInstance, key: dg.AssetCheckKey) -> dict[str, str]:
     """Return the result of the last full check, which later evaluations have carried along."""
-    said = [said for said in said_before(instance, key, _ALL_OF_IT) if isinstance(said, dict)]
-    return max(said, key=lambda each: str(each["at"]), default={"at": "", "wrong": ""})
+    evaluations = [
+        evaluations
+        for evaluations in said_before(instance, key, _ALL_OF_IT)
+        if isinstance(evaluations, dict)
+    ]
+    return max(evaluations, key=lambda each: str(each["at"]), default={"at": "", "wrong": ""})
 
 
 def report_metadata(report: "VerifyReport") -> dict[str, Any]:

@@ -34,18 +34,18 @@ def said_before(
     ):
         event = record.event.dagster_event if record.event else None
         if event is not None and event.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION:
-            said = event.asset_check_evaluation_data.metadata.get(entry)
-            if said is not None:
-                yield said.value
+            value = event.asset_check_evaluation_data.metadata.get(entry)
+            if value is not None:
+                yield value.value
 
 
 def named_before(instance: dg.DagsterInstance, key: dg.AssetCheckKey, entry: str) -> set[str]:
     """Return the batches that earlier evaluations named in an entry of their metadata."""
     return {
         str(batch)
-        for said in said_before(instance, key, entry)
-        if isinstance(said, dict | list)
-        for batch in said
+        for named in said_before(instance, key, entry)
+        if isinstance(named, dict | list)
+        for batch in named
     }
 
 

@@ -28,8 +28,8 @@ class KnownPartitions:
     """By partition, the manifest or batch that its event names."""
 
     def __post_init__(self) -> None:
-        found = {name: _digest(event) for name, event in self.events.items()}
-        named = {name: digest for name, digest in found.items() if digest is not None}
+        digests = {name: _digest(event) for name, event in self.events.items()}
+        named = {name: digest for name, digest in digests.items() if digest is not None}
         object.__setattr__(self, "documents", named)
 
     @property

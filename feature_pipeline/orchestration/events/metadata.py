@@ -64,15 +64,17 @@ def shown_schema(shown: "Sequence[ShownColumn]", declared: Sequence[Column]) -> 
     known = {column.name: column for column in declared}
     columns = []
     for column in shown:
-        found = known.get(column.name)
+        declared_column = known.get(column.name)
         columns.append(
             dg.TableColumn(
                 name=column.name,
                 type=column.type,
                 description=column.description,
                 constraints=dg.TableColumnConstraints(
-                    nullable=found is not None and not found.required,
-                    other=[f"unit: {found.unit}"] if found is not None and found.unit else [],
+                    nullable=declared_column is not None and not declared_column.required,
+                    other=[f"unit: {declared_column.unit}"]
+                    if declared_column is not None and declared_column.unit
+                    else [],
                 ),
             )
         )

@@ -146,8 +146,8 @@ def read_version(
     for record in instance.fetch_materializations(
         dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition]), limit=_EVENTS_SEARCHED
     ).records:
-        said = extract_data_version_from_entry(record.event_log_entry)
-        if said is not None and said.value == data_version:
+        version = extract_data_version_from_entry(record.event_log_entry)
+        if version is not None and version.value == data_version:
             return InputVersion(data_version, record.storage_id)
     return InputVersion(data_version, None)
 

@@ -78,17 +78,17 @@ def find_targets(
     """
     if not names:
         return [Target(d, table=_wants_table(d, tables)) for d in definitions]
-    found: dict[tuple[str, str], Target] = {}
+    targets: dict[tuple[str, str], Target] = {}
     for name in names:
         target = _find(definitions, name, tables)
         key = target.definition.dataset, target.definition.name
-        before = found.get(key, Target(target.definition, features=False))
-        found[key] = replace(
+        before = targets.get(key, Target(target.definition, features=False))
+        targets[key] = replace(
             target,
             features=before.features or target.features,
             table=before.table or target.table,
         )
-    return list(found.values())
+    return list(targets.values())
 
 
 def _wants_table(definition: HookDefinition, tables: bool | None) -> bool:
@@ -221,13 +221,13 @@ def _feature_batches(
     definition, key = standing.definition, standing.features.key.to_user_string()
     batches = [b for b, facts in standing.features.facts.items() if select.takes(facts)]
     if definition.compute is not Compute.AUTOMATICALLY and not target.is_named:
-        held = {b for b in batches if not standing.features.facts[b].is_there}
-        if held:
+        not_computed = {b for b in batches if not standing.features.facts[b].is_there}
+        if not_computed:
             notes.append(
-                f"{key}: {len(held)} batches not computed yet left out: it computes on request;"
-                " name it to have them computed"
+                f"{key}: {len(not_computed)} batches not computed yet left out: it computes on"
+                " request; name it to have them computed"
             )
-        batches = [b for b in batches if b not in held]
+        batches = [b for b in batches if b not in not_computed]
     blocked: set[str] = set()
     for source, absent in standing.without_input.items():
         coming = set(features.get((definition.dataset, source), ()))
@@ -317,8 +317,8 @@ def _title(plan: BackfillPlan) -> str:
 def active_backfills(instance: dg.DagsterInstance) -> list[str]:
     """Return the ids of backfills launched here before that are not done."""
     active = [s for s in BulkActionStatus if s not in BULK_ACTION_TERMINAL_STATUSES]
-    found = instance.get_backfills(filters=BulkActionsFilter(statuses=active))
-    return [backfill.backfill_id for backfill in found if SELECT_TAG in backfill.tags]
+    backfills = instance.get_backfills(filters=BulkActionsFilter(statuses=active))
+    return [backfill.backfill_id for backfill in backfills if SELECT_TAG in backfill.tags]
 
 
 def is_daemon_running(instance: dg.DagsterInstance) -> bool:

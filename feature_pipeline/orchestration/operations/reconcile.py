@@ -88,7 +88,7 @@ class Drift:
         """Return one line per kind of drift; "no drift" if there was none."""
         parts = [
             f"{what} {name}: {len(keys)}"
-            for what, found in (
+            for what, batches_of in (
                 ("partitions added to", self.partitions),
                 ("record events reported for", self.records),
                 ("feature events reported for", self.features),
@@ -102,7 +102,7 @@ class Drift:
                 ("batches lost from the archive of", self.lost),
                 ("batches damaged in the archive of", self.damaged),
             )
-            for name, keys in found.items()
+            for name, keys in batches_of.items()
         ]
         return "; ".join(parts) or "no drift"
 
@@ -143,8 +143,10 @@ def reconcile(
         for definition in hooks:
             if definition.has_table:
                 own = heads[definition.dataset, definition.name]
-                found = reconcile_table(store, archive_uri, database, instance, definition, own)
-                _add_table(drift, definition, found, own)
+                table_drift = reconcile_table(
+                    store, archive_uri, database, instance, definition, own
+                )
+                _add_table(drift, definition, table_drift, own)
     return drift
 
 
@@ -254,8 +256,10 @@ def _reconcile_batches(
     for start in range(0, len(unreported), EVENTS_AT_ONCE):
         chunk = unreported[start : start + EVENTS_AT_ONCE]
         events_of = map_threads(lambda entry: _records_event(store, entry), chunk)
-        told = [event for event in events_of if isinstance(event, dg.AssetMaterialization)]
-        report_events(instance, told)
+        materializations = [
+            event for event in events_of if isinstance(event, dg.AssetMaterialization)
+        ]
+        report_events(instance, materializations)
         for entry, event in zip(chunk, events_of, strict=True):
             if isinstance(event, dg.AssetMaterialization):
                 drift.records.setdefault(dataset, []).append(entry.batch)

@@ -82,13 +82,13 @@ def reconcile_table(
         for batch, load in loads.items()
         if batch not in known.events or known.events[batch].data_version != load.data_version
     ]
-    told = list(report_loads(instance, definition, unreported, database, archive_uri))
+    reported = list(report_loads(instance, definition, unreported, database, archive_uri))
     report_shown(instance, definition, database, archive_uri)
     table = table_report(store, database, spec)
     return TableDrift(
         to_load=to_load,
         unloaded=unloaded,
-        reported=[load.batch for load in told],
+        reported=[load.batch for load in reported],
         changed=[]
         if table is None or table.live is None
         else _changed(store, database, instance, definition),

@@ -90,18 +90,18 @@ class BatchFacts:
 
     def reasons(self) -> frozenset[Reason]:
         """Return every reason to run the partition."""
-        found: set[Reason] = set()
+        reasons: set[Reason] = set()
         if self.problem is not None:
             return frozenset()
         if not self.is_there:
-            found.add(Reason.MISSING)
+            reasons.add(Reason.MISSING)
         if self.is_failed or self.has_retryable_errors:
-            found.add(Reason.FAILED)
+            reasons.add(Reason.FAILED)
         if self.is_there and (self.is_behind or self.is_stale_in_dagster):
-            found.add(Reason.STALE)
+            reasons.add(Reason.STALE)
         if self.is_there and self.is_other_release:
-            found.add(Reason.OLD_RELEASE)
-        return frozenset(found)
+            reasons.add(Reason.OLD_RELEASE)
+        return frozenset(reasons)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +198,8 @@ def hook_standing(
     readable = log.readable_feature_logs(store, dataset, hook, names, known)
     damaged |= {batch: str(damage.error) for batch, damage in readable.damage.items()}
     logs = {batch: readable.found[batch] for batch in entries if batch in readable.found}
-    found = {batch: log.last_current(lines) for batch, lines in logs.items()}
-    heads = {batch: head for batch, head in found.items() if head is not None}
+    last_entries = {batch: log.last_current(lines) for batch, lines in logs.items()}
+    heads = {batch: head for batch, head in last_entries.items() if head is not None}
     inputs = {
         name: log.readable_heads(store, dataset, name, names).found for name in definition.inputs
     }
@@ -288,7 +288,7 @@ def _lost(
     known: list[KnownEntry] = []
     if loaded:
         spec = table_spec(definition)
-        known += [known_entry(spec, one) for held in loaded for one in held.values()]
+        known += [known_entry(spec, one) for entries in loaded for one in entries.values()]
     if sources.instance is not None:
         known += known_entries(sources.instance, dataset, hook)
     lost = find_lost(sources.store, known, heads)
@@ -394,8 +394,8 @@ def _manifests(
     """Yield manifests of these batches, a few hundred at a time; others go to `damaged`."""
     for start in range(0, len(batches), 256):
         chunk = batches[start : start + 256]
-        found = map_threads(lambda batch: _manifest(store, heads[batch]), chunk)
-        for batch, manifest in zip(chunk, found, strict=True):
+        results = map_threads(lambda batch: _manifest(store, heads[batch]), chunk)
+        for batch, manifest in zip(chunk, results, strict=True):
             if isinstance(manifest, Manifest):
                 yield batch, manifest
             else:
@@ -443,14 +443,14 @@ def _table_standing(
     for batch in entries:
         if (head := heads.get(batch)) is None:
             continue
-        held = [progress.get(batch) for progress in loaded]
+        loads = [progress.get(batch) for progress in loaded]
         facts[batch] = BatchFacts(
-            is_there=bool(held) and None not in held,
+            is_there=bool(loads) and None not in loads,
             is_failed=batch in runs.failed,
-            is_behind=any(p is not None and p.content_digest != head.content_digest for p in held),
+            is_behind=any(p is not None and p.content_digest != head.content_digest for p in loads),
             is_stale_in_dagster=batch in stale,
             problem=damaged.get(batch) or lost.get(batch),
-            is_other_release=any(p is not None and p.release_digest != head.release for p in held),
+            is_other_release=any(p is not None and p.release_digest != head.release for p in loads),
         )
     return Standing(key, facts, runs.running)
 

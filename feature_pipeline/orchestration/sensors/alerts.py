@@ -94,12 +94,12 @@ def look(instance: dg.DagsterInstance, store: BlobStore, seen: Seen) -> list[Not
     entries: dict[int, dg.EventLogEntry] = {}
     frontier = seen.horizon
     for kind in (dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.ASSET_CHECK_EVALUATION):
-        found = instance.event_log_storage.get_logs_for_all_runs_by_log_id(
+        events = instance.event_log_storage.get_logs_for_all_runs_by_log_id(
             after_cursor=seen.cursor, dagster_event_type=kind, limit=EVENTS_PER_LOOK
         )
-        entries.update(found)
-        if len(found) == EVENTS_PER_LOOK:
-            frontier = min(frontier, max(found))
+        entries.update(events)
+        if len(events) == EVENTS_PER_LOOK:
+            frontier = min(frontier, max(events))
     for storage_id, entry in sorted(entries.items()):
         if storage_id <= frontier:
             notices.extend(_of_event(instance, entry, seen))
@@ -132,8 +132,8 @@ def _failed_run(
     why = _why_failed(instance, run_id)
     if RECONCILE_TAG in run.tags or run.job_name == RECONCILE_JOB:
         # Asked for anew every hour as long as it fails: told once a day.
-        said = Digest.of(document_bytes([assets, why])).short
-        cause = f"reconcile/{said}/{at:%Y-%m-%d}"
+        fingerprint = Digest.of(document_bytes([assets, why])).short
+        cause = f"reconcile/{fingerprint}/{at:%Y-%m-%d}"
     else:
         cause = f"backfill/{backfill}" if backfill else f"run/{run.root_run_id or run_id}"
     if cause in seen.runs:

@@ -304,10 +304,10 @@ def _batch_key(completion: Completion) -> str:
 
 
 def _runs(instance: dg.DagsterInstance, entries: Sequence[InboxEntry]) -> dict[str, dg.DagsterRun]:
-    said = (e.content.dagster_run_id for e in entries if isinstance(e.content, Completion))
-    ids = sorted({run_id for run_id in said if run_id is not None})
-    found = instance.get_runs(dg.RunsFilter(run_ids=ids)) if ids else []
-    return {run.run_id: run for run in found}
+    run_ids = (e.content.dagster_run_id for e in entries if isinstance(e.content, Completion))
+    ids = sorted({run_id for run_id in run_ids if run_id is not None})
+    runs = instance.get_runs(dg.RunsFilter(run_ids=ids)) if ids else []
+    return {run.run_id: run for run in runs}
 
 
 def _as_ended(entry: InboxEntry, run: dg.DagsterRun) -> InboxEntry:

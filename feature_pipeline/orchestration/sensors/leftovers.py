@@ -116,7 +116,7 @@ class _Leftovers:
         if question.run_id in kept:
             # a container of it writes here
             return False
-        # What another process may be told of, or may attach to, stays as long as it may.
+        # What a message names, or another process may attach to, stays as long as possible.
         may_be_needed = left.is_left or question.runner == CONTAINER
         return not may_be_needed or self._is_over(question, left.modified_at)
 

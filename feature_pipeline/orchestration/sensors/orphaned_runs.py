@@ -74,12 +74,12 @@ def take_outlived(
     Costs one listing, one query of Dagster, and one request per orphaned run while its pod has no
     result. Begins nothing new after `seconds`.
     """
-    found = OutlivedRuns()
+    result = OutlivedRuns()
     keys = expected_keys(store)
     if not keys:
-        return found
+        return result
     orphaned, cancelled = _orphaned(instance, keys)
-    ready = _ready(store, orphaned, cancelled, found)
+    ready = _ready(store, orphaned, cancelled, result)
     end = time.monotonic() + seconds
     ready.sort(key=lambda key: _last_taken.get((store.identity, key.key), 0.0))
     for number, key in enumerate(ready):
@@ -89,8 +89,8 @@ def take_outlived(
         run = read_expected(store, [key]).get(key)
         if run is None:
             continue
-        _take(store, key, run, found, work, key.dagster_run_id in cancelled)
-    return found
+        _take(store, key, run, result, work, key.dagster_run_id in cancelled)
+    return result
 
 
 def _orphaned(

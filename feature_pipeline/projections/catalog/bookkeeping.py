@@ -394,31 +394,31 @@ def forget_left_out(connection: Connection, generation: int, record_ids: Sequenc
     )
 
 
-def write_progress(connection: Connection, generation: int, held: Sequence[Progress]) -> None:
+def write_progress(connection: Connection, generation: int, rows: Sequence[Progress]) -> None:
     """Record the generation's content of these batches, in the caller's transaction."""
     with connection.cursor() as cursor:
         cursor.executemany(
-            _WRITE_PROGRESS, [_parameters(generation, progress) for progress in held]
+            _WRITE_PROGRESS, [_parameters(generation, progress) for progress in rows]
         )
 
 
-def write_provenance(connection: Connection, generation: int, held: Progress) -> None:
+def write_provenance(connection: Connection, generation: int, progress: Progress) -> None:
     """Record the progress of one loaded batch, except for the number of its rows."""
     connection.execute(
         "update feature_pipeline.progress set seq = %s, manifest = %s, content_digest = %s,"
         " rows_digest = %s, release = %s, release_digest = %s, run = %s, loaded_at = %s"
         " where generation = %s and batch = %s",
         [
-            held.seq,
-            str(held.manifest),
-            str(held.content_digest),
-            str(held.rows_digest),
-            held.release,
-            str(held.release_digest),
-            held.run,
-            held.loaded_at,
+            progress.seq,
+            str(progress.manifest),
+            str(progress.content_digest),
+            str(progress.rows_digest),
+            progress.release,
+            str(progress.release_digest),
+            progress.run,
+            progress.loaded_at,
             generation,
-            held.batch,
+            progress.batch,
         ],
     )
 

@@ -132,7 +132,7 @@ statements (place, number, statement) as (
 )
 select statement from statements order by place, number, statement"""
 
-# What would have to be put back and is not.
+# Properties that would have to be restored and are not.
 _UNKNOWN: Final = """
 select 'rule ' || rulename from pg_rewrite where ev_class = %(view)s and rulename <> '_RETURN'
 union all
@@ -252,8 +252,8 @@ class View:
 def read_views(connection: Connection, root: sql.Identifier) -> tuple[View, ...]:
     """Return the view and every view that reads it, directly or not, each after what it reads."""
     oid = _oid(connection, root.as_string(connection))
-    found = connection.execute(_DEPENDENTS, {"root": oid}).fetchall()
-    return tuple(_view(connection, row) for row in found)
+    rows = connection.execute(_DEPENDENTS, {"root": oid}).fetchall()
+    return tuple(_view(connection, row) for row in rows)
 
 
 def users_of(connection: Connection, *relations: sql.Identifier) -> tuple[str, ...]:

@@ -85,8 +85,8 @@ class TableState:
     @property
     def fed(self) -> tuple[Generation, ...]:
         """The generations that a batch is loaded into, the wanted one first."""
-        found = (self.building, self.live)
-        return tuple(g for g in found if g is not None and g.is_whole)
+        generations = (self.building, self.live)
+        return tuple(g for g in generations if g is not None and g.is_whole)
 
 
 def lock_table(connection: Connection, name: str, *, is_shared: bool = False) -> None:
@@ -139,7 +139,7 @@ def ensure_table(connection: Connection, spec: TableSpec) -> TableState:
 def _needs_nothing(connection: Connection, spec: TableSpec, state: TableState) -> bool:
     if state.lost or not is_followed(connection, spec) or _is_left_behind(connection, spec, state):
         return False
-    # A view that was changed is put back when the table is settled, which waits for readers.
+    # A changed view is restored when the table is settled, which waits for readers.
     return state.live is None or own_views.find_view(connection, spec.name).is_own
 
 
@@ -355,14 +355,14 @@ def read_table(connection: Connection, spec: TableSpec) -> TableState | None:
             f" {spec.asset}: give one of them another table name, or drop the old table with"
             f" `feature-pipeline retire {spec.name}`"
         )
-    found = {row[5]: _generation(row[5:]) for row in rows if row[5] is not None}
-    there = {number: g for number, g in found.items() if g.is_there}
+    generations = {row[5]: _generation(row[5:]) for row in rows if row[5] is not None}
+    there = {number: g for number, g in generations.items() if g.is_there}
     read = there.get(live)
     building = there.get(wanted) if wanted != live else None
     if read is None and building is None:
         return None
     lost = tuple(
-        found[number].relation if number in found else f"number {number}"
+        generations[number].relation if number in generations else f"number {number}"
         for number in dict.fromkeys((live, wanted))
         if number is not None and not (number in there and there[number].is_whole)
     )
@@ -399,8 +399,8 @@ def list_generations(
         ),
         [spec.name],
     )
-    found = [_generation(row) for row in rows]
-    return [generation for generation in found if generation.is_whole or not is_whole]
+    generations = [_generation(row) for row in rows]
+    return [generation for generation in generations if generation.is_whole or not is_whole]
 
 
 def drop_generation(connection: Connection, generation: Generation) -> None:
@@ -471,9 +471,9 @@ def _drop_table(connection: Connection, spec: TableSpec) -> bool:
 
 
 def _drop_view(connection: Connection, spec: TableSpec, live: Generation | None) -> None:
-    found = own_views.find_view(connection, spec.name)
-    is_own = found.is_own or (
-        found.state is ViewState.UNKNOWN
+    own_view = own_views.find_view(connection, spec.name)
+    is_own = own_view.is_own or (
+        own_view.state is ViewState.UNKNOWN
         and live is not None
         and own_views.is_defined_as(connection, spec.name, view_query(live))
     )

@@ -132,14 +132,14 @@ def ensure_view(
         ConflictError: An object that is not the pipeline's has its name, or something depends on a
             view that was changed.
     """
-    found = find_view(connection, name)
-    if found.state is ViewState.UNKNOWN:
+    existing = find_view(connection, name)
+    if existing.state is ViewState.UNKNOWN:
         if not is_defined_as(connection, name, query, *earlier):
-            raise in_the_way(name, found)
-    elif found.state is ViewState.FOREIGN:
-        raise in_the_way(name, found)
+            raise in_the_way(name, existing)
+    elif existing.state is ViewState.FOREIGN:
+        raise in_the_way(name, existing)
     view = sql.Identifier(READ_SCHEMA, name)
-    if found.state is ViewState.ABSENT:
+    if existing.state is ViewState.ABSENT:
         create_view(connection, name, query)
         return
     try:

@@ -44,9 +44,9 @@ def is_shown(connection: Connection, table: str) -> bool:
 
     A view that earlier code created without recording it counts if it reads that generation.
     """
-    found = own_views.find_view(connection, table)
-    is_as_made = found.state is ViewState.AS_MADE or (
-        found.state is ViewState.UNKNOWN and not found.is_known
+    view = own_views.find_view(connection, table)
+    is_as_made = view.state is ViewState.AS_MADE or (
+        view.state is ViewState.UNKNOWN and not view.is_known
     )
     return is_as_made and bool(
         fetch_value(connection, _READS_LIVE, {"schema": READ_SCHEMA, "table": table})
@@ -59,9 +59,9 @@ def check_free(connection: Connection, table: str) -> None:
     Raises:
         ConflictError: Another object has it; names the object and the remedy.
     """
-    found = own_views.find_view(connection, table)
-    if found.state in {ViewState.FOREIGN, ViewState.UNKNOWN}:
-        raise own_views.in_the_way(table, found)
+    view = own_views.find_view(connection, table)
+    if view.state in {ViewState.FOREIGN, ViewState.UNKNOWN}:
+        raise own_views.in_the_way(table, view)
 
 
 def put_back(connection: Connection, generation: Generation, spec: TableSpec) -> None:
@@ -78,17 +78,17 @@ def put_back(connection: Connection, generation: Generation, spec: TableSpec) ->
     Raises:
         ConflictError: Another object has taken the view's name.
     """
-    found = own_views.find_view(connection, spec.name)
-    if found.state is ViewState.UNKNOWN and own_views.is_defined_as(
+    view = own_views.find_view(connection, spec.name)
+    if view.state is ViewState.UNKNOWN and own_views.is_defined_as(
         connection, spec.name, view_query(generation)
     ):
         own_views.record_view(connection, spec.name)
-    elif found.state in {ViewState.UNKNOWN, ViewState.FOREIGN}:
+    elif view.state in {ViewState.UNKNOWN, ViewState.FOREIGN}:
         raise ConflictError(
             f"table {spec.name!r}: {READ_SCHEMA}.{spec.name} is not the view of generation"
-            f" {generation.relation}: {own_views.obstacle(spec.name, found)}"
+            f" {generation.relation}: {own_views.obstacle(spec.name, view)}"
         )
-    elif found.state is ViewState.ABSENT:
+    elif view.state is ViewState.ABSENT:
         create(connection, generation, spec)
 
 

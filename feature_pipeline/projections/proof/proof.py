@@ -207,8 +207,8 @@ def prove_once(
         return Proof(digest, digest, kept.rows, kept.batches, (), compared, left_out=left_out)
     proof = prove_generation(store, connection, spec, generation)
     if proof.has_equal_content:
-        found = KeptProof(proof.table_digest, proof.rows, proof.batches)
-        keep_proof(connection, generation, state, found)
+        kept_proof = KeptProof(proof.table_digest, proof.rows, proof.batches)
+        keep_proof(connection, generation, state, kept_proof)
     return proof
 
 
@@ -292,9 +292,9 @@ def _records(
 ) -> set[str]:
     """Return every record that is in these batches' artifacts."""
     erased = erasures.erased(store, spec.dataset)
-    found = map_threads(lambda held: _read_records(store, held, erased), list(progress.values()))
+    results = map_threads(lambda held: _read_records(store, held, erased), list(progress.values()))
     records: set[str] = set()
-    for batch, read in zip(progress, found, strict=True):
+    for batch, read in zip(progress, results, strict=True):
         if isinstance(read, str):
             records.update(_owned_records(connection, generation, batch))
         else:

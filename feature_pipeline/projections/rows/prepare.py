@@ -126,11 +126,11 @@ def prepare_batch(
             " failed hook run"
         )
     written = _without(read_rows(store, manifest), withdrawn)
-    said = read_outcomes(store, manifest)
-    check_carried(store, manifest, said)
+    archived = read_outcomes(store, manifest)
+    check_carried(store, manifest, archived)
     rows = evolve.artifact_rows(manifest, written, generation.columns, generation.upcasters)
     kinds = column_kinds(generation.columns)
-    outcomes = _sorted(_without(said, withdrawn))
+    outcomes = _sorted(_without(archived, withdrawn))
     is_small = len(rows) <= CHUNK_ROWS
     return PreparedBatch(
         batch=batch.batch,

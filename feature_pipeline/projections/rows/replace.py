@@ -137,7 +137,7 @@ def replace_batches(
     except (psycopg.errors.DeadlockDetected, *_REFUSALS):
         # A record is in a batch that was loaded before, or is being loaded. Claims decide whose it
         # is; they take three times as long as COPY, which is right whenever batches do not overlap.
-        # Or one of the batches is refused: each by itself, it is found which.
+        # Or one of the batches is refused: loading each separately shows which.
         first = None
     if first is not None:
         return Replaced(tuple(first))
@@ -164,9 +164,9 @@ def _load_first(
     copy_rows(connection, generation.outcomes, OUTCOME_KINDS, [group.encoded_outcomes])
     chunks = (chunk for prepared in group.batches for chunk in prepared.chunks(None))
     copy_rows(connection, generation.identifier, group.batches[0].kinds, chunks)
-    held = [_progress(prepared, prepared.row_count(None)) for prepared in group.batches]
-    write_progress(connection, generation.id, sorted(held, key=lambda one: one.batch))
-    return [Replacement(one, is_unchanged=False, foreign=0) for one in held]
+    progress = [_progress(prepared, prepared.row_count(None)) for prepared in group.batches]
+    write_progress(connection, generation.id, sorted(progress, key=lambda one: one.batch))
+    return [Replacement(one, is_unchanged=False, foreign=0) for one in progress]
 
 
 def _replace_one(
@@ -215,42 +215,42 @@ def replace_batch(
         lock_table(connection, generation.table_name, is_shared=True)
         lock(connection, "batch", generation.id, prepared.batch)
         _check_state(connection, state)
-        held = read_progress(connection, generation.id, prepared.batch)
-        is_given_up = held is not None and (held.seq, held.manifest) == given_up
-        if held is not None and not is_given_up and held.seq >= prepared.entry.seq + is_forced:
-            return Replacement(held, is_unchanged=True, foreign=0)
+        loaded = read_progress(connection, generation.id, prepared.batch)
+        is_given_up = loaded is not None and (loaded.seq, loaded.manifest) == given_up
+        if loaded is not None and not is_given_up and loaded.seq >= prepared.entry.seq + is_forced:
+            return Replacement(loaded, is_unchanged=True, foreign=0)
         # Rows of another release may go through another upcaster.
         is_same = (
-            held is not None
-            and held.content_digest == prepared.content_digest
-            and (not generation.upcasters or held.release == prepared.manifest.release.version)
+            loaded is not None
+            and loaded.content_digest == prepared.content_digest
+            and (not generation.upcasters or loaded.release == prepared.manifest.release.version)
         )
-        if held is not None and is_same and not is_forced:
+        if loaded is not None and is_same and not is_forced:
             # How many rows they are may be changing: a later batch may be claiming some of them.
-            progress = _progress(prepared, held.rows)
+            progress = _progress(prepared, loaded.rows)
             write_provenance(connection, generation.id, progress)
             return Replacement(progress, is_unchanged=True, foreign=0)
-        return _replace(connection, generation, prepared, held, is_forced=is_forced)
+        return _replace(connection, generation, prepared, loaded, is_forced=is_forced)
 
 
 def _replace(
     connection: Connection,
     generation: Generation,
     prepared: PreparedBatch,
-    held: Progress | None,
+    loaded: Progress | None,
     *,
     is_forced: bool,
 ) -> Replacement:
     owned_count, replaced = _claim(connection, generation, prepared)
     lost: dict[str, int] = {}
-    # A batch has the same records for ever, but for those that were erased. If it was loaded and
+    # A batch always has the same records, except erased ones. If it was loaded and
     # has a record without an earlier outcome, it was loaded under other ids.
-    is_scan = is_forced or (held is not None and len(replaced) < owned_count)
-    if held is not None or is_scan:
+    is_scan = is_forced or (loaded is not None and len(replaced) < owned_count)
+    if loaded is not None or is_scan:
         replaced = replaced + _forget_others(connection, generation, prepared, is_scan=is_scan)
     if replaced:
         lost = _delete_rows(connection, generation, replaced)
-    if is_scan or (held is not None and lost.get(prepared.batch, 0) != held.rows):
+    if is_scan or (loaded is not None and lost.get(prepared.batch, 0) != loaded.rows):
         _delete_batch_rows(connection, generation, prepared.batch)
     total = len(prepared.outcomes)
     owned = None if owned_count == total else _owned(connection, generation, prepared)
@@ -318,8 +318,8 @@ def _copy_parts(
 
 
 def _reason(error: psycopg.Error) -> str:
-    said = error.diag
-    parts = [said.message_primary or str(error), said.message_detail]
+    diagnostics = error.diag
+    parts = [diagnostics.message_primary or str(error), diagnostics.message_detail]
     return "; ".join(part for part in parts if part)[:_LONGEST_REASON]
 
 
@@ -333,9 +333,9 @@ def _refusal(prepared: PreparedBatch, rows: pa.Table, error: psycopg.Error) -> R
     """
     where = ""
     place = _PLACE.search(error.diag.context or "")
-    found = rows.slice(int(place[1]) - 1, 1).to_pylist() if place else []
-    if place and found:
-        [row] = found
+    refused = rows.slice(int(place[1]) - 1, 1).to_pylist() if place else []
+    if place and refused:
+        [row] = refused
         record_id, ordinal = row.pop("record_id"), row.pop("ordinal")
         if place[2] in row:
             row = {place[2]: row[place[2]]}

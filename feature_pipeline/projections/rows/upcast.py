@@ -66,8 +66,8 @@ def upcast_rows(
         converted = []
         for ordinal, row in enumerate(record_rows):
             try:
-                said = function(as_feature(manifest.columns, row))
-                converted.append(decode_row(columns, dict(said)))
+                feature = function(as_feature(manifest.columns, row))
+                converted.append(decode_row(columns, dict(feature)))
             except InvalidInputError as error:
                 raise _refusal(upcaster, record_id, ordinal, str(error)) from error
             except Exception as error:  # whatever a foreign function does, the record is named

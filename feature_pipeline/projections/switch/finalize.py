@@ -418,7 +418,7 @@ def _prove(
     Raises:
         ProjectionError: The archive's side cannot be read.
     """
-    changed = [batch for batch, held in progress.items() if proven.get(batch) != held]
+    changed = [batch for batch, loaded in progress.items() if proven.get(batch) != loaded]
     if proven and len(changed) < len(progress):
         proof = prove_generation(store, connection, spec, building, changed)
     else:

@@ -183,8 +183,8 @@ def _show(
     to: Generation,
     ahead: Ahead | None,
 ) -> None:
-    found = find_view(connection, spec.name)
-    if found.state is ViewState.ABSENT or (live is None and not found.is_own):
+    view = find_view(connection, spec.name)
+    if view.state is ViewState.ABSENT or (live is None and not view.is_own):
         create(connection, to, spec)  # or refused: something else has its name
         return
     if live is None:
@@ -218,11 +218,11 @@ def _change_view(
         others = _put_away(connection, root)
     # Taken before the view and its grants are read: no session changes them in between.
     connection.execute(sql.SQL("lock table {} in access exclusive mode").format(root))
-    view, *found = dependents.read_views(connection, root)
+    view, *dependent_views = dependents.read_views(connection, root)
     if renames:
-        _write_dump(connection, spec, live, to, view, found)
+        _write_dump(connection, spec, live, to, view, dependent_views)
         _change_in_place(connection, to, view, renames)
-    elif found:
+    elif dependent_views:
         raise ViewsChangedError
     else:
         _write_dump(connection, spec, live, to, view, others)

@@ -78,10 +78,10 @@ def make_ahead(connection: Connection, spec: TableSpec, to: Generation) -> Ahead
         psycopg.errors.LockNotAvailable: The views are in use.
     """
     live = require_table(connection, spec).live
-    found = find_view(connection, spec.name)
-    if live is None or not found.is_own:
+    own_view = find_view(connection, spec.name)
+    if live is None or not own_view.is_own:
         return None
-    if found.state is ViewState.AS_MADE and renames_in_place(live.columns, to.columns):
+    if own_view.state is ViewState.AS_MADE and renames_in_place(live.columns, to.columns):
         return None
     old = dependents.read_views(connection, sql.Identifier(READ_SCHEMA, spec.name))
     if not any(view.kind == "m" and view.is_populated for view in old):

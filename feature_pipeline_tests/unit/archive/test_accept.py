@@ -5,9 +5,9 @@ from datetime import timedelta
 
 import pytest
 
-from feature_pipeline.archive import accept, contract, publish, read
+from feature_pipeline.archive import accept, publish, read
 from feature_pipeline.archive.accept import Accepted, Quarantined, Waiting
-from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.format import encode, layout
 from feature_pipeline.archive.format.manifest import ROWS, FailureInfo
 from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.logs import inbox, log, tombstones
@@ -458,7 +458,7 @@ class TestSettling:
         for key in ("b1", "b2"):
             artifact = scene.artifact(scene.submit(make_batch(key)), release)
             publish.announce(scene.store, scene.completion(artifact))
-        original = contract.Content.of
+        original = encode.Content.of
         broken = iter([ValueError("badly formed hexadecimal UUID string")])
 
         def of(columns, outcomes):
@@ -466,7 +466,7 @@ class TestSettling:
                 raise error
             return original(columns, outcomes)
 
-        monkeypatch.setattr(contract.Content, "of", of)
+        monkeypatch.setattr(encode.Content, "of", of)
         settled = accept.settle_all(scene.store, accept.waiting(scene.store))
         [refused] = [result for result in settled if isinstance(result, Quarantined)]
         assert "cannot be decoded: badly formed" in refused.reason

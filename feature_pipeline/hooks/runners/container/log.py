@@ -85,11 +85,11 @@ def whole_lines(frames: Iterable[tuple[int, bytes]]) -> Iterator[bytes]:
     """
     begun: dict[int, bytes] = {}
     for stream, data in frames:
-        held = begun.get(stream, b"") + data
-        end = len(held) if len(held) > _LONGEST_HELD else held.rfind(b"\n") + 1
-        begun[stream] = held[end:]
+        pending = begun.get(stream, b"") + data
+        end = len(pending) if len(pending) > _LONGEST_HELD else pending.rfind(b"\n") + 1
+        begun[stream] = pending[end:]
         if end:
-            yield held[:end]
+            yield pending[:end]
     yield from filter(None, begun.values())
 
 

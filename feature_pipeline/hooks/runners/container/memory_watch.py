@@ -70,8 +70,8 @@ class MemoryWatch:
         """Read use and kills now; nothing changes once the cgroup is gone."""
         with contextlib.suppress(OSError, ValueError):
             self.kills = max(self.kills, _counters(self._events).get("oom_kill", 0))
-            held = _counters(self._folder / "memory.stat")
-            used = sum(held.get(name, 0) for name in self._held)
+            counters = _counters(self._folder / "memory.stat")
+            used = sum(counters.get(name, 0) for name in self._held)
             self.peak_bytes = max(self.peak_bytes, used)
 
     def was_exceeded(self) -> bool:

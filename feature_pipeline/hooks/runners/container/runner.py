@@ -138,12 +138,12 @@ class ContainerRunner:
             RuntimeFailure: No engine answers.
         """
         with self._looking() as api:
-            found: dict[str, datetime] = {}
+            created: dict[str, datetime] = {}
             for container in self._containers(api):
                 run = container["Labels"].get(spec.RUN_LABEL, "")
                 made_at = datetime.fromtimestamp(container["Created"], UTC)
-                found[run] = max(found.get(run, made_at), made_at)
-            return found
+                created[run] = max(created.get(run, made_at), made_at)
+            return created
 
     def remove_run(self, run_id: str) -> None:
         """Remove the containers of a finished hook run, running or not.
@@ -161,8 +161,8 @@ class ContainerRunner:
 
     def _containers(self, api: Any) -> list[dict[str, Any]]:
         label = f"{spec.ARCHIVE_LABEL}={spec.archive_label(self._settings.archive)}"
-        found: list[dict[str, Any]] = api.containers(all=True, filters={"label": [label]})
-        return found
+        containers: list[dict[str, Any]] = api.containers(all=True, filters={"label": [label]})
+        return containers
 
     @contextmanager
     def _looking(self) -> Iterator[Any]:
@@ -293,40 +293,40 @@ class _Attempt:
         """Start the container or attach to it, and wait for its end; `cleanup` removes it."""
         wanted = spec.identity(self._request, image)
         name = spec.container_name(self._request, wanted)
-        found = self._find(name, wanted)
-        if found is None:
+        existing = self._find(name, wanted)
+        if existing is None:
             work = self._lay_out_work()
             self._pull(image)
             container = self._create(name, wanted, image, work)
             output: Path | None = self._request.workspace.output
         else:
-            work, output = _mounted(found, spec.WORK), _mounted(found, spec.OUTPUT)
-            container = found["Id"]
+            work, output = _mounted(existing, spec.WORK), _mounted(existing, spec.OUTPUT)
+            container = existing["Id"]
         self._cleanup.callback(self._remove, container)
         written = {"output": output, "working directory": work}
         folders = {what: folder for what, folder in written.items() if folder is not None}
         disk = DiskWatch(folders, self._request.limits.scratch_bytes)
-        end = self._follow(container, disk, wanted, is_new=found is None)
-        if found is not None:
-            self._take_output(found)
+        end = self._follow(container, disk, wanted, is_new=existing is None)
+        if existing is not None:
+            self._take_output(existing)
         return end
 
     def _find(self, name: str, wanted: Digest) -> dict[str, Any] | None:
         """Return the existing container of this attempt, running or ended without its worker."""
-        found = self._inspect(name)
-        if found is None:
+        container = self._inspect(name)
+        if container is None:
             return None
-        if found["Config"]["Labels"].get(spec.IDENTITY_LABEL) != str(wanted):
+        if container["Config"]["Labels"].get(spec.IDENTITY_LABEL) != str(wanted):
             raise _CannotGoOnError(
                 FailureKind.CANNOT_START,
                 f"a container named {name!r} exists and is not ours: remove it",
             )
-        output = _mounted(found, spec.OUTPUT)
-        if _started(found) is None or output is None or not output.is_dir():
-            self._remove(found["Id"])
+        output = _mounted(container, spec.OUTPUT)
+        if _started(container) is None or output is None or not output.is_dir():
+            self._remove(container["Id"])
             return None
         self._log.note(f"attached to container {name}, which was started before")
-        return found
+        return container
 
     def _inspect(self, container: str) -> dict[str, Any] | None:
         import docker
@@ -479,7 +479,7 @@ class _Stops:
     def note(self, kind: FailureKind, reason: str) -> None:
         """Record it for a worker that attaches if this one dies before it has stored the end."""
         if self.attempts is not None and kind is not FailureKind.CANCELLED:
-            # without the note such a worker is told of a signal
+            # without the note such a worker would see only a signal
             with suppress(OSError):
                 self.attempts.note_stop(self.request, self.identity, kind, reason)
 
@@ -580,7 +580,7 @@ class _Watch:
         if self._memory is not None:
             self._memory.sample()
             if self.stopped is None and self._memory.kills:
-                # what is left of it may wait for the killed process for ever
+                # its remaining processes may wait for the killed process for ever
                 self._kill(FailureKind.OUT_OF_MEMORY, self._memory_reason())
         if self.stopped is None and (excess := self._disk.excess()) is not None:
             self._kill(FailureKind.OUT_OF_SPACE, excess)

@@ -189,31 +189,33 @@ class Cluster:
                 )
                 _ = answer.data
             except client.ApiException as error:
-                said = f"{what}: {error.status} {_message(error)}"
+                problem = f"{what}: {error.status} {_message(error)}"
                 if error.status == 401 and not is_renewed:
                     # tokens in pods are rotated
                     is_renewed = True
                     self.close()
                     continue
                 if error.status == 404:
-                    raise NotFoundError(said) from error
+                    raise NotFoundError(problem) from error
                 if error.status == 409:
-                    raise ConflictError(said) from error
+                    raise ConflictError(problem) from error
                 if error.status in _PASSING:
                     self._away_at = time.monotonic()
                 elif not self._may_be_starting(error.status) or time.monotonic() + pause > end:
-                    raise ClusterRefusedError(said) from error
+                    raise ClusterRefusedError(problem) from error
                 cause: Exception = error
             except config.ConfigException as error:
                 raise ClusterRefusedError(f"no cluster is configured here: {error}") from error
             except (urllib3.exceptions.HTTPError, OSError) as error:
-                said, cause = f"{what}: {error}", error
+                problem, cause = f"{what}: {error}", error
                 self._away_at = time.monotonic()
             else:
                 self._has_succeeded = True
                 return answer
             if time.monotonic() + pause > end:
-                raise StoreUnavailableError(f"the cluster's API does not answer: {said}") from cause
+                raise StoreUnavailableError(
+                    f"the cluster's API does not answer: {problem}"
+                ) from cause
             time.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
@@ -235,7 +237,7 @@ def _event_time(event: Json) -> str:
 
 def _message(error: Any) -> str:
     try:
-        said: Mapping[str, Any] = json.loads(error.body)
-        return str(said["message"])
+        body: Mapping[str, Any] = json.loads(error.body)
+        return str(body["message"])
     except (TypeError, ValueError, KeyError):
         return str(error.reason)

@@ -79,10 +79,10 @@ def _convert(value: Any, kind: str, where: str) -> Any:
     """Return `value` of a Kubernetes type with its fields in Kubernetes's spelling."""
     if value is None:
         return None
-    if found := re.fullmatch(r"list\[(.+)\]", kind):
+    if match := re.fullmatch(r"list\[(.+)\]", kind):
         if not isinstance(value, list):
             raise InvalidInputError(f"{where}: a list is needed")
-        return [_convert(item, found[1], f"{where}[{n}]") for n, item in enumerate(value)]
+        return [_convert(item, match[1], f"{where}[{n}]") for n, item in enumerate(value)]
     from kubernetes.client import models
 
     model = getattr(models, kind, None)
@@ -108,11 +108,11 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Merge `over` into `base`: mappings merged, lists concatenated, other values replaced."""
     result = dict(base)
     for key, value in over.items():
-        held = result.get(key)
-        if isinstance(held, Mapping) and isinstance(value, Mapping):
-            result[key] = merged(held, value)
-        elif isinstance(held, list) and isinstance(value, list):
-            result[key] = [*held, *value]
+        present = result.get(key)
+        if isinstance(present, Mapping) and isinstance(value, Mapping):
+            result[key] = merged(present, value)
+        elif isinstance(present, list) and isinstance(value, list):
+            result[key] = [*present, *value]
         else:
             result[key] = value
     return result

@@ -74,9 +74,9 @@ def newest(pods: Sequence[Json]) -> Json | None:
 
 def condition(thing: Json, kind: str) -> Json | None:
     """Return the condition of that type, if it is true."""
-    for found in thing.get("status", {}).get("conditions") or ():
-        if found["type"] == kind and found["status"] == "True":
-            result: Json = found
+    for candidate in thing.get("status", {}).get("conditions") or ():
+        if candidate["type"] == kind and candidate["status"] == "True":
+            result: Json = candidate
             return result
     return None
 
@@ -84,12 +84,12 @@ def condition(thing: Json, kind: str) -> Json | None:
 def container_state(pod: Json, name: str) -> Json:
     """Return a container's `waiting`, `running` or `terminated`; empty if unknown."""
     status = pod.get("status", {})
-    for found in (
+    for container_status in (
         *(status.get("initContainerStatuses") or ()),
         *(status.get("containerStatuses") or ()),
     ):
-        if found["name"] == name:
-            state: Json = found.get("state") or {}
+        if container_status["name"] == name:
+            state: Json = container_status.get("state") or {}
             return state
     return {}
 
@@ -105,8 +105,8 @@ def stuck(pod: Json, schedule_seconds: float, now: datetime) -> Diagnosis | None
             return Diagnosis(FailureKind.IMAGE_PULL, f"{name}: {reason}: {message}")
         if reason in _NO_START and not _is_secret_awaited(pod, message, now):
             return Diagnosis(FailureKind.CANNOT_START, f"{name}: {reason}: {message}")
-    if (found := _hangs(pod, now)) is not None:
-        return found
+    if (diagnosis := _hangs(pod, now)) is not None:
+        return diagnosis
     if has_begun(pod):
         return None
     age = (now - moment(pod["metadata"]["creationTimestamp"])).total_seconds()
@@ -117,8 +117,8 @@ def stuck(pod: Json, schedule_seconds: float, now: datetime) -> Diagnosis | None
         for c in pod.get("status", {}).get("conditions") or ()
         if c["type"] == "PodScheduled" and c["status"] == "False"
     ]
-    said = str(unscheduled[0].get("message") or "") if unscheduled else "no container has started"
-    return Diagnosis(FailureKind.UNSCHEDULABLE, f"{said} (for {age:.0f} s)")
+    cause = str(unscheduled[0].get("message") or "") if unscheduled else "no container has started"
+    return Diagnosis(FailureKind.UNSCHEDULABLE, f"{cause} (for {age:.0f} s)")
 
 
 def has_begun(pod: Json) -> bool:
@@ -136,7 +136,7 @@ def _is_pull_hopeless(
         return True
     if reason not in _PULL_FAILED:
         return False
-    if reason == "ImagePullBackOff" and any(said in message for said in _NO_SUCH_IMAGE):
+    if reason == "ImagePullBackOff" and any(text in message for text in _NO_SUCH_IMAGE):
         return True
     return _seconds_on_node(pod, now) > schedule_seconds
 
@@ -179,7 +179,7 @@ def _out_of_memory(code: int) -> Diagnosis:
 
 def is_permanent_refusal(warning: str) -> bool:
     """Return whether the cluster's warning about a Job means that it will never create its pod."""
-    return any(said in warning for said in _PERMANENT_REFUSALS)
+    return any(text in warning for text in _PERMANENT_REFUSALS)
 
 
 def refused_by_kubelet(pod: Json) -> Diagnosis | None:
@@ -192,8 +192,8 @@ def refused_by_kubelet(pod: Json) -> Diagnosis | None:
     seen = (status.get("initContainerStatuses") or []) + (status.get("containerStatuses") or [])
     if status.get("phase") != "Failed" or not reason or seen:
         return None
-    said = f"the node refused its pod: {reason}: {status.get('message') or ''}".rstrip(": ")
-    return Diagnosis(FailureKind.UNSCHEDULABLE, said)
+    detail = f"the node refused its pod: {reason}: {status.get('message') or ''}".rstrip(": ")
+    return Diagnosis(FailureKind.UNSCHEDULABLE, detail)
 
 
 def taken_away(pod: Json) -> Diagnosis | None:
@@ -201,14 +201,14 @@ def taken_away(pod: Json) -> Diagnosis | None:
     status = pod.get("status", {})
     disrupted = condition(pod, "DisruptionTarget")
     if disrupted is not None:
-        said = f"{disrupted.get('reason')}: {disrupted.get('message') or ''}"
-        return Diagnosis(FailureKind.EVICTED, f"its pod was taken away: {said}".rstrip(": "))
+        detail = f"{disrupted.get('reason')}: {disrupted.get('message') or ''}"
+        return Diagnosis(FailureKind.EVICTED, f"its pod was taken away: {detail}".rstrip(": "))
     if status.get("reason") in {"Evicted", "Preempting", "NodeLost", "NodeShutdown", "Terminated"}:
-        said = f"{status['reason']}: {status.get('message') or ''}"
-        if any(word in said for word in _FULL):
-            reason = f"it wrote more than limits.scratch allows: {said}".rstrip(": ")
+        detail = f"{status['reason']}: {status.get('message') or ''}"
+        if any(word in detail for word in _FULL):
+            reason = f"it wrote more than limits.scratch allows: {detail}".rstrip(": ")
             return Diagnosis(FailureKind.OUT_OF_SPACE, reason)
-        return Diagnosis(FailureKind.EVICTED, f"its pod was taken away: {said}".rstrip(": "))
+        return Diagnosis(FailureKind.EVICTED, f"its pod was taken away: {detail}".rstrip(": "))
     return None
 
 
@@ -236,18 +236,18 @@ def failure(job: Json, pod: Json | None) -> Diagnosis:
     """Return why a Job failed, from its last pod if one still exists."""
     failed = condition(job, "Failed") or {}
     if pod is not None:
-        found = taken_away(pod) or refused_by_kubelet(pod) or _by_containers(pod)
-        if found is not None:
-            return found
-    said = f"{failed.get('reason')}: {failed.get('message') or ''}".rstrip(": ")
+        diagnosis = taken_away(pod) or refused_by_kubelet(pod) or _by_containers(pod)
+        if diagnosis is not None:
+            return diagnosis
+    detail = f"{failed.get('reason')}: {failed.get('message') or ''}".rstrip(": ")
     is_late = failed.get("reason") == "DeadlineExceeded" or (
         pod is not None and pod.get("status", {}).get("reason") == "DeadlineExceeded"
     )
     if is_late:
-        return Diagnosis(FailureKind.DEADLINE, f"the pod took longer than it may: {said}")
+        return Diagnosis(FailureKind.DEADLINE, f"the pod took longer than it may: {detail}")
     if pod is None:
-        return Diagnosis(FailureKind.EVICTED, f"its pod is gone: {said}")
-    return Diagnosis(FailureKind.UNKNOWN, f"the Job failed: {said}")
+        return Diagnosis(FailureKind.EVICTED, f"its pod is gone: {detail}")
+    return Diagnosis(FailureKind.UNKNOWN, f"the Job failed: {detail}")
 
 
 def _by_containers(pod: Json) -> Diagnosis | None:
@@ -260,11 +260,11 @@ def _by_containers(pod: Json) -> Diagnosis | None:
         code, reason = int(ended["exitCode"]), str(ended.get("reason") or "")
         message = str(ended.get("message") or "").strip()
         if name == STAGE:
-            said = f"stage ended with status {code} ({reason}): {message}"
-            return Diagnosis(FailureKind.STAGE_FAILED, said, code, name)
+            detail = f"stage ended with status {code} ({reason}): {message}"
+            return Diagnosis(FailureKind.STAGE_FAILED, detail, code, name)
         if name == PUBLISH:
-            said = f"publish ended with status {code} ({reason}): {message}"
-            return Diagnosis(FailureKind.PUBLISH_FAILED, said, code, name)
+            detail = f"publish ended with status {code} ({reason}): {message}"
+            return Diagnosis(FailureKind.PUBLISH_FAILED, detail, code, name)
         return _hook_ended(pod, code, reason, message)
     return None
 
@@ -277,8 +277,8 @@ def _hook_ended(pod: Json, code: int, reason: str, message: str) -> Diagnosis:
         return Diagnosis(FailureKind.CANNOT_START, f"{reason}: {message}", None, HOOK)
     if code == _TERMINATED_BY_SIGNAL:
         return Diagnosis(FailureKind.EVICTED, "its pod was ended from outside", code, HOOK)
-    said = f"its container ended with status {code} ({reason}): {message}"
-    return Diagnosis(FailureKind.UNKNOWN, said.rstrip(": "), code, HOOK)
+    detail = f"its container ended with status {code} ({reason}): {message}"
+    return Diagnosis(FailureKind.UNKNOWN, detail.rstrip(": "), code, HOOK)
 
 
 def moment(text: object) -> datetime:

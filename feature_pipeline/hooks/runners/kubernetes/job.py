@@ -134,7 +134,7 @@ def job_manifest(
     spec = {
         "completions": 1,
         "parallelism": 1,
-        # our policy counts attempts; only a pod that the cluster took away is replaced by itself
+        # our policy counts attempts; only an evicted pod is replaced without counting
         "backoffLimit": 0,
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": {"rules": [{"action": "Ignore", "onPodConditions": [_DISRUPTED]}]},

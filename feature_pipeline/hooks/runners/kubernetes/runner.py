@@ -209,7 +209,8 @@ class _Attempt:
             return _End(facts.Diagnosis(FailureKind.PUBLISH_FAILED, str(error)))
         except BaseException:
             # Also a store or a cluster that gives no answer for long: nothing is known of the
-            # attempt then, least of all that another is due. The Job goes on, and is attached to.
+            # attempt then, least of all that another is due. The Job continues, and the next run
+            # attaches to it.
             if self._is_cancelled_for_sure():
                 self._delete(name)
             raise
@@ -340,11 +341,11 @@ class _Attempt:
                 # a queue (Kueue) holds it back, and how long is the queue's business
                 self._without_pod_since = time.monotonic()
             return self._refused_pod(job["metadata"]["name"])
-        # Between a pod that was taken away and its replacement there is none for seconds.
+        # Between the eviction of a pod and its replacement there is none for seconds.
         self._without_pod_since = time.monotonic()
         for each in pods:
-            if (found := facts.taken_away(each)) is not None:
-                self._taken_away[each["metadata"]["uid"]] = found
+            if (eviction := facts.taken_away(each)) is not None:
+                self._taken_away[each["metadata"]["uid"]] = eviction
         # A pod that was taken away may be gone before it is looked at: only such ones are replaced.
         gone = self._pods - {pod["metadata"]["uid"]} - self._taken_away.keys()
         if (times := len(self._taken_away) + len(gone)) > facts.MOST_REPLACEMENTS:
@@ -414,12 +415,12 @@ class _Attempt:
             return _End(facts.Diagnosis(FailureKind.PUBLISH_FAILED, str(error)), node=node)
         self._pod_log.show_rest(self._log, data)
         tail = tail_of(data)
-        said = verdict(self._request, result, tail)
-        if said is not None and said.kind in _FORGOTTEN:
+        failure = verdict(self._request, result, tail)
+        if failure is not None and failure.kind in _FORGOTTEN:
             # After a correction of the program or the image the same question is asked again.
             self._delete(name)
             self._patiently(lambda: self._transfer.forget(self._key(name)))
-        return _End(said, result, with_last_line_ended(data), tail=tail, node=node)
+        return _End(failure, result, with_last_line_ended(data), tail=tail, node=node)
 
     def _note_end(
         self, name: str, diagnosis: facts.Diagnosis, tail: tuple[str, ...], node: str

@@ -46,13 +46,13 @@ def _held_bytes(folder: Path) -> int:
     A sparse file takes little room, but is read and stored at its full length. Files that disappear
     meanwhile do not count.
     """
-    held = 0
+    total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
             try:
                 info = os.lstat(os.path.join(parent, name))  # noqa: PTH118
                 length = info.st_size if stat.S_ISREG(info.st_mode) else 0
-                held += max(info.st_blocks * _BLOCK_BYTES, length)
+                total += max(info.st_blocks * _BLOCK_BYTES, length)
             except OSError:
                 continue  # the hook has removed it
-    return held
+    return total
