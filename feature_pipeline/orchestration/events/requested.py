@@ -14,6 +14,7 @@ from feature_pipeline.orchestration.dagster_internals import (
     BACKFILL_ID_TAG,
     BULK_ACTION_TERMINAL_STATUSES,
     PARTITION_NAME_TAG,
+    AssetGraphSubset,
     BulkActionsFilter,
     BulkActionStatus,
     PartitionBackfill,
@@ -85,11 +86,14 @@ def cancelled_partitions(instance: dg.DagsterInstance, key: dg.AssetKey) -> dict
 
 
 def partitions_under_way(instance: dg.DagsterInstance, key: dg.AssetKey) -> set[str]:
-    """Return partitions of an asset that are running, queued, or part of a running backfill."""
+    """Return partitions of an asset that are running, queued, or that a backfill will still run.
+
+    What a backfill has requested already is running, queued or ended: it requests nothing twice.
+    """
     busy = set(partition_runs(instance, key, batches_partitions(key.path[0])).running)
     active = [s for s in BulkActionStatus if s not in BULK_ACTION_TERMINAL_STATUSES]
     for backfill in instance.get_backfills(filters=BulkActionsFilter(statuses=active)):
-        busy |= _targets(backfill, key)
+        busy |= _left_to_request(backfill, key)
     return busy
 
 
@@ -156,6 +160,18 @@ def _targets_once(backfill: PartitionBackfill, key: dg.AssetKey) -> frozenset[st
 
 def _targets(backfill: PartitionBackfill, key: dg.AssetKey) -> set[str]:
     data = backfill.asset_backfill_data
-    if data is None or key not in data.target_subset.asset_keys:
+    return set() if data is None else _partitions(data.target_subset, key)
+
+
+def _left_to_request(backfill: PartitionBackfill, key: dg.AssetKey) -> set[str]:
+    data = backfill.asset_backfill_data
+    if data is None:
         return set()
-    return set(data.target_subset.get_partitions_subset(key).get_partition_keys())
+    done = (data.requested_subset, data.failed_and_downstream_subset)
+    return _targets(backfill, key).difference(*(_partitions(subset, key) for subset in done))
+
+
+def _partitions(subset: AssetGraphSubset, key: dg.AssetKey) -> set[str]:
+    if key not in subset.asset_keys:
+        return set()
+    return set(subset.get_partitions_subset(key).get_partition_keys())
