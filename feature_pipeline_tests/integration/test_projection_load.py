@@ -30,6 +30,7 @@ from feature_pipeline.projections.load import load_batch, load_batches
 from feature_pipeline.projections.preview import PlanAction, plan_table
 from feature_pipeline.projections.proof.progress import check_progress
 from feature_pipeline.projections.proof.proof import prove
+from feature_pipeline.projections.rebuild import begin_rebuild
 from feature_pipeline.projections.rows import replace
 from feature_pipeline.projections.rows.replace import RefusedBatchError
 from feature_pipeline.projections.switch.finalize import batches_to_load, table_report
@@ -588,6 +589,51 @@ def test_a_record_that_postgresql_cannot_hold_keeps_no_other_out(
     archive.add("b3", {"r07": "withdrawn by its author"})
     list(load_batches(archive.store, database, spec))
     assert prove(archive.store, database, spec).is_equal
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_what_an_index_of_a_new_generation_cannot_store_keeps_no_other_out(
+    archive, database, connection, is_first
+) -> None:
+    """Rows are loaded before the indexes are built."""
+    records = {f"r{n:02}": [{"label": f"l{n}", "count": n}] for n in range(20)}
+    long = [{"label": "fine", "count": 1}, {"label": secrets.token_hex(4500), "count": 1}]
+    archive.add("b1", {**records, "r07": long})
+    archive.add("b2", {"s": [{"label": "s", "count": 1}]})
+    if not is_first:
+        list(load_batches(archive.store, database, archive.spec(columns=COLUMNS[:-1])))
+    spec = archive.spec(indexes=(IndexDefinition(columns=("label",), name="by_label"),))
+
+    reports = list(load_batches(archive.store, database, spec))
+
+    assert {report.batch: report.left_out.keys() for report in reports} == {
+        "b1": {"r07"},
+        "b2": set(),
+    }
+    shown = connection.execute("select record_id from features.pockets order by 1").fetchall()
+    assert [row[0] for row in shown] == sorted({*records, "s"} - {"r07"})
+    proof = prove(archive.store, database, spec)
+    assert (proof.has_equal_content, list(proof.left_out)) == (True, ["r07"])
+    assert "index row" in proof.left_out["r07"]
+    table = table_report(archive.store, database, spec)
+    assert table is not None
+    assert table.is_settled
+    assert all(report.is_unchanged for report in load_batches(archive.store, database, spec))
+
+
+def test_a_new_index_of_a_table_that_is_read_names_the_way_on(archive, database) -> None:
+    archive.add("b1", {"r": [{"label": secrets.token_hex(4500), "count": 1}]})
+    archive.add("b2", {"s": [{"label": "s", "count": 1}]})
+    list(load_batches(archive.store, database, archive.spec()))
+    spec = archive.spec(indexes=(IndexDefinition(columns=("label",), name="by_label"),))
+    with pytest.raises(ProjectionError, match=r"'by_label' cannot be built: .*rebuild` leaves out"):
+        list(load_batches(archive.store, database, spec))
+
+    begin_rebuild(archive.store, database, spec)
+    list(load_batches(archive.store, database, spec))
+
+    proof = prove(archive.store, database, spec)
+    assert (proof.has_equal_content, list(proof.left_out)) == (True, ["r"])
 
 
 def test_rows_wider_than_a_page_cost_their_records(database, connection) -> None:

@@ -63,6 +63,14 @@ _FIRST_PAUSE_SECONDS: Final = 0.005
 _LONGEST_PAUSE_SECONDS: Final = 0.5
 
 
+UNHOLDABLE: Final = (
+    psycopg.DataError,
+    # A value too long for an index, a row beyond a page, an object beyond a quarter of a gigabyte.
+    psycopg.errors.ProgramLimitExceeded,
+)
+"""Errors about one row alone: it cannot be stored, whatever the others are."""
+
+
 class ConnectionFailedError(ProjectionError):
     """PostgreSQL could not be reached, or refused the role."""
 

@@ -403,6 +403,27 @@ def list_generations(
     return [generation for generation in generations if generation.is_whole or not is_whole]
 
 
+def empty_generation(connection: Connection, generation: Generation) -> list[str]:
+    """Remove all rows of a generation that is not live; return the batches that it had.
+
+    It waits for loads that are under way. What they have loaded is removed with the rest.
+    """
+    with connection.transaction():
+        # In the order in which a load locks them.
+        connection.execute(
+            sql.SQL("truncate {}, {}").format(generation.outcomes, generation.identifier)
+        )
+        if has_table(connection, "left_out"):
+            connection.execute(
+                "delete from feature_pipeline.left_out where generation = %s", [generation.id]
+            )
+        removed = connection.execute(
+            "delete from feature_pipeline.progress where generation = %s returning batch",
+            [generation.id],
+        )
+        return sorted(row[0] for row in removed)
+
+
 def drop_generation(connection: Connection, generation: Generation) -> None:
     """Drop the generation with its outcomes and progress. It is neither live nor wanted."""
     for name in (generation.relation, outcomes_partition(generation.id)):

@@ -12,6 +12,7 @@ from feature_pipeline.model.definition import IndexDefinition
 from feature_pipeline.projections.catalog import ddl
 from feature_pipeline.projections.catalog.database import (
     BOOKKEEPING_SCHEMA,
+    UNHOLDABLE,
     Connection,
     session_lock,
 )
@@ -20,6 +21,10 @@ from feature_pipeline.projections.catalog.spec import TableSpec
 
 LOCK_TIMEOUT: Final = "120s"
 """How long the change of an index waits for transactions that are under way."""
+
+
+class UnholdableRowsError(ProjectionError):
+    """An index cannot store values of rows that the generation has already."""
 
 
 def follow_indexes(
@@ -35,6 +40,8 @@ def follow_indexes(
             transactions that are under way have ended.
 
     Raises:
+        UnholdableRowsError: An index cannot store a value of some row, because of its size for
+            example. Nothing of that index is left.
         ProjectionError: PostgreSQL refused an index; for a unique one, the message names the
             duplicate values. Nothing of that index is left, and no valid index was dropped. Or
             transactions did not end in time; the next call continues from there.
@@ -131,10 +138,13 @@ def _create(
             with suppress(ProjectionError):
                 _drop(connection, generation, name, is_concurrent=is_concurrent)
         detail = error.diag.message_detail or error.diag.message_primary or str(error)
-        raise ProjectionError(
-            f"table {generation.table_name!r}: index {index.name or name!r}"
-            f" cannot be built: {detail}"
-        ) from error
+        what = f"table {generation.table_name!r}: index {index.name or name!r}"
+        reason = f"{what} cannot be built: {detail}"
+        if isinstance(error, UNHOLDABLE):
+            if is_concurrent:
+                reason += "; `feature-pipeline rebuild` leaves out the records that it cannot store"
+            raise UnholdableRowsError(reason) from error
+        raise ProjectionError(reason) from error
 
 
 def _drop(

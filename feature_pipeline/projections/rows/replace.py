@@ -28,7 +28,13 @@ from feature_pipeline.projections.catalog.bookkeeping import (
     write_progress,
     write_provenance,
 )
-from feature_pipeline.projections.catalog.database import Connection, fetch_one, lock, lock_each
+from feature_pipeline.projections.catalog.database import (
+    UNHOLDABLE,
+    Connection,
+    fetch_one,
+    lock,
+    lock_each,
+)
 from feature_pipeline.projections.catalog.generation import Generation, TableState, lock_table
 from feature_pipeline.projections.rows.copy_format import COPY_HEADER, COPY_TRAILER
 from feature_pipeline.projections.rows.prepare import (
@@ -85,13 +91,7 @@ class RefusedBatchError(ProjectionError):
     """PostgreSQL refused a batch because of its rows; names the batch, record and value."""
 
 
-_UNHOLDABLE: Final = (
-    psycopg.DataError,
-    # A value too long for an index, a row beyond a page, an object beyond a quarter of a gigabyte.
-    psycopg.errors.ProgramLimitExceeded,
-)
-"""Errors about one row alone: it cannot be stored, whatever the others are."""
-_REFUSALS: Final = (*_UNHOLDABLE, psycopg.IntegrityError)
+_REFUSALS: Final = (*UNHOLDABLE, psycopg.IntegrityError)
 """Errors that are about the rows, not about the server or the connection."""
 _PLACE: Final = re.compile(r"^COPY .*, line (\d+)(?:, column ([^:\n]+))?", re.MULTILINE)
 _SHORT: Final = reprlib.Repr()
@@ -288,7 +288,7 @@ def _copy_owned(
             return {}
     except psycopg.IntegrityError as error:
         raise _refusal(prepared, prepared.owned_rows(owned), error) from error
-    except _UNHOLDABLE:
+    except UNHOLDABLE:
         # The error names a line of COPY, which may be a later one than that of the row.
         return dict(_copy_parts(connection, generation, prepared, prepared.owned_rows(owned)))
 
@@ -310,7 +310,7 @@ def _copy_parts(
                 copy_rows(connection, generation.identifier, prepared.kinds, chunks)
         except psycopg.IntegrityError as error:
             raise _refusal(prepared, part, error) from error
-        except _UNHOLDABLE as error:
+        except UNHOLDABLE as error:
             if part is rows:
                 yield str(ids[0]), _reason(error)
             else:

@@ -35,6 +35,7 @@ from feature_pipeline.projections.catalog.generation import (
     build_anew,
     discarded_lately,
     drop_generation,
+    empty_generation,
     is_current_definition,
     is_followed,
     list_generations,
@@ -44,7 +45,11 @@ from feature_pipeline.projections.catalog.generation import (
     require_table,
     why_discarded,
 )
-from feature_pipeline.projections.catalog.indexes import are_declared, follow_indexes
+from feature_pipeline.projections.catalog.indexes import (
+    UnholdableRowsError,
+    are_declared,
+    follow_indexes,
+)
 from feature_pipeline.projections.catalog.spec import TableSpec
 from feature_pipeline.projections.catalog.view import is_shown
 from feature_pipeline.projections.proof.progress import compare_progress, current_entries
@@ -335,7 +340,13 @@ def _finish(store: BlobStore, connection: Connection, spec: TableSpec) -> TableR
             # It was complete a moment ago: these have come since, or only live has them.
             return replace(report, late=tuple(sorted(late)))
         with measure.timed(spec.name, "index"):
-            problem = _index(connection, building, spec, report)
+            try:
+                problem = _index(connection, building, spec, report)
+            except UnholdableRowsError:
+                # Loaded with the indexes in place, the rows that these cannot store are left out.
+                emptied = empty_generation(connection, building)
+                follow_indexes(connection, building, spec, is_read=False)
+                return replace(read_report(store, connection, spec), late=tuple(emptied))
         progress = all_progress(connection, building.id)
         proof = _prove(store, connection, spec, building, progress, proven)
         if not proof.has_equal_content:
@@ -392,12 +403,15 @@ def _index(
     A first generation is read without the index, because there is nothing else to be read.
 
     Raises:
+        UnholdableRowsError: An index cannot store values of some rows.
         ProjectionError: An index cannot be built, and another generation is read.
     """
     if report.is_older_code:
         return None  # the indexes are those of a later definition
     try:
         follow_indexes(connection, building, spec, is_read=False)
+    except UnholdableRowsError:
+        raise
     except ProjectionError as error:
         if report.live is not None:
             raise
