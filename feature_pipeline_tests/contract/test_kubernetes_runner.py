@@ -445,8 +445,14 @@ class TestFailures(KubernetesTests):
         )
         assert list(workspace.output.iterdir()) == []
 
-    @pytest.mark.parametrize("visible_seconds", [0, 0.5], ids=["unseen", "seen"])
-    def test_a_pod_that_is_always_taken_away(self, runner, workspace, cluster, visible_seconds):
+    @pytest.mark.parametrize(
+        ("visible_seconds", "reason"),
+        [(0, "its pod was evicted or deleted, and replaced"), (0.5, "its pod was taken away")],
+        ids=["unseen", "seen"],
+    )
+    def test_a_pod_that_is_always_taken_away(
+        self, runner, workspace, cluster, visible_seconds, reason
+    ):
         cluster.visible_seconds = visible_seconds
         request = self.request_of(workspace, "print('here', flush=True)\n" + HANG)
         job = self.job_of(request)
@@ -457,7 +463,7 @@ class TestFailures(KubernetesTests):
                 cluster.take_away(job, conditions=[condition])
 
         result = runner.run(request, Taker())
-        self.failed(result, FailureKind.EVICTED, "its pod was taken away", "(4 times)")
+        self.failed(result, FailureKind.EVICTED, reason, "(4 times)")
         assert cluster.all("jobs") == []
 
     def test_a_deleted_pod(self, runner, workspace, cluster):
