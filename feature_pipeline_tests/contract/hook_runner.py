@@ -217,7 +217,7 @@ class HookRunnerTests:
         )
         assert result.failure is not None
         assert result.failure.kind is FailureKind.OUT_OF_SPACE
-        assert "its output holds 3.8" in result.failure.reason
+        assert "its output has 3.8" in result.failure.reason
         assert "limits.scratch is 3Mi" in result.failure.reason
 
     def test_a_program_that_does_not_exist(self, run: Run):

@@ -143,13 +143,13 @@ def test_objects_that_another_tool_put_back(care, s3_client, s3_address, s3_pref
     report = verify(care.store)
     assert report.findings == ()
     [note] = report.notes
-    assert f"no checksum of {len(keys)} objects" in note
+    assert f"no checksum of {len(keys)} valid objects" in note
     [note] = verify(care.store, restore_checksums=True).notes
     assert "set again" in note
     assert care.store.stat(keys[0]).sha256 is not None
     report = verify(care.store)
     assert report.findings == ()
-    assert "no checksum of 2 objects" in report.notes[0]  # what waits is left as it is
+    assert "no checksum of 2 valid objects" in report.notes[0]  # what waits is left as it is
 
 
 def test_damage_is_never_read_as_data(care, damage):

@@ -68,7 +68,7 @@ def computing(memory_store: MemoryStore, tmp_path: Path) -> Computing:
     [
         (replace_by_file, FailureKind.INVALID_OUTPUT, "output folder was replaced by a file"),
         (replace_by_link, FailureKind.INVALID_OUTPUT, "output folder was replaced by a link"),
-        (make_sparse, FailureKind.OUT_OF_SPACE, "its output holds 1Mi, and limits.scratch is 1Mi"),
+        (make_sparse, FailureKind.OUT_OF_SPACE, "its output has 1Mi, and limits.scratch is 1Mi"),
     ],
 )
 def test_of_a_whole_batch(computing: Computing, act, kind, reason):
@@ -155,7 +155,7 @@ def test_files_are_as_large_as_they_are_long(tmp_path: Path):
     with (tmp_path / "features.jsonl").open("wb") as file:
         file.truncate(10 << 20)
     watch = DiskWatch({"output": tmp_path}, 1 << 20)
-    assert watch.excess() == "its output holds 10Mi, and limits.scratch is 1Mi"
+    assert watch.excess() == "its output has 10Mi, and limits.scratch is 1Mi"
     assert problem_of(tmp_path, 10 << 20) is None
     kept, left_out = files_to_keep(tmp_path, SCRATCH)
     assert (kept, left_out) == ({}, ["features.jsonl (10Mi)"])

@@ -281,7 +281,7 @@ def test_more_than_a_pod_may_leave_is_not_downloaded(computing: Computing):
     failure = execution.hook_run.starts[0].result.failure
     assert failure is not None
     assert failure.kind is FailureKind.OUT_OF_SPACE
-    assert failure.reason == "its output holds 1Mi, and limits.scratch is 1Mi"
+    assert failure.reason == "its output has 1Mi, and limits.scratch is 1Mi"
     # it is divided, as after any other failure
     assert execution.artifact.failure is None
 
