@@ -127,7 +127,7 @@ def test_a_plan_without_a_damaged_batch_exits_with_2(project: Project) -> None:
     assert status == 2
     document, end = json.JSONDecoder().raw_decode(text)
     assert (list(document["damaged"]), document["lost"], document["batches"]) == (["b0"], {}, 1)
-    assert "1 batches are damaged, and not in the plan:" in text[end:]
+    assert "1 damaged, and not in the plan:" in text[end:]
     assert key in text[end:]
     assert "`feature-pipeline repair`" in text[end:]
 

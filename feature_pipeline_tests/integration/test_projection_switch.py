@@ -230,7 +230,9 @@ def test_a_view_on_a_dropped_column_refuses_the_switch_by_name(
     connection.execute("create view public.counts as select count from features.pockets")
     archive.columns = (LABEL,)
 
-    with pytest.raises(ConflictError, match=r"view public\.counts cannot be made again"):
+    with pytest.raises(
+        ConflictError, match=r"view public\.counts cannot be created on the new columns"
+    ):
         load_all(archive, database)
 
     assert columns_of(connection) == ["label", "count"]

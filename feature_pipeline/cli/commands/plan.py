@@ -39,8 +39,8 @@ def plan(hook: str, dataset: str | None, as_json: bool) -> None:
     for line in (*plan_lines(found), *undeclared_lines(undeclared)):
         output.say(line)
     output.result({**found.to_json(), "undeclared": [table.name for table in undeclared]})
-    output.problems("damaged batches, not in the plan", found.damaged)
-    output.problems("batches lost in the archive, not in the plan", found.lost)
+    output.problems("damaged, and not in the plan", found.damaged)
+    output.problems("lost in the archive, and not in the plan", found.lost)
     if not found.is_all:
         output.warn("`feature-pipeline repair` shows what can be restored")
         raise SystemExit(DAMAGED)
