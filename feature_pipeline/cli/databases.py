@@ -1,7 +1,5 @@
 """Evidence from the configured databases, for commands that compare it with the archive."""
 
-import os
-
 import click
 
 from feature_pipeline import settings
@@ -19,12 +17,12 @@ def ask_databases(output: Output, dataset: str | None) -> Knowledge:
     If one does not answer, it is named on standard error, and the command goes on without it.
     """
     known = Knowledge()
-    if os.environ.get(settings.DATABASE_URL):
+    if settings.optional(settings.DATABASE_URL):
         try:
             known = ask_tables(Database(settings.database_url()), dataset)
         except InvalidInputError as error:
             known = Knowledge(notes=(f"the tables are not compared with the archive: {error}",))
-    if os.environ.get("DAGSTER_HOME"):
+    if settings.optional(settings.DAGSTER_HOME):
         from feature_pipeline.orchestration.events.known import ask_dagster
 
         try:

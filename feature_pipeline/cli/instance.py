@@ -1,12 +1,12 @@
 """The Dagster instance, for commands that query it or report to it."""
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import click
 
+from feature_pipeline import settings
 from feature_pipeline.cli.output import Output
 
 if TYPE_CHECKING:
@@ -41,14 +41,25 @@ def dagster_instance() -> Iterator["DagsterInstance"]:
         ) from error
 
 
+def configured_instance(stack: ExitStack) -> "DagsterInstance | None":
+    """Open Dagster's instance on the stack; None if DAGSTER_HOME is not set.
+
+    Raises:
+        ClickException: Dagster's storage cannot be reached.
+    """
+    if settings.optional(settings.DAGSTER_HOME) is None:
+        return None
+    return stack.enter_context(dagster_instance())
+
+
 def known_instance(stack: ExitStack, output: Output) -> "DagsterInstance | None":
     """Open Dagster's instance on the stack; if there is none, print that and return None."""
-    if not os.environ.get("DAGSTER_HOME"):
-        output.say("DAGSTER_HOME is not set: nothing is reported to Dagster, whose UI is unchanged")
-        return None
     try:
-        return stack.enter_context(dagster_instance())
+        instance = configured_instance(stack)
     except click.ClickException as error:
         # A table comes from S3 alone: a database that is away must not keep people from it.
         output.say(f"Nothing is reported to Dagster, whose UI is unchanged: {error.message}")
         return None
+    if instance is None:
+        output.say("DAGSTER_HOME is not set: nothing is reported to Dagster, whose UI is unchanged")
+    return instance

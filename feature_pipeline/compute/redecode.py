@@ -215,6 +215,6 @@ def _announced(store: BlobStore, head: FeatureEntry, successor: Digest) -> Compl
         manifest=successor,
         status=CompletionStatus.SUCCEEDED,
         # As old as the artifact that it replaces: an answer published since replaces both.
-        published_at=head.published_at or head.accepted_at,
+        published_at=head.published_or_accepted_at,
     )
     return announce(store, completion)

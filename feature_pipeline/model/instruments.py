@@ -16,15 +16,12 @@ from enum import StrEnum
 from typing import Final
 
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.model.digest import Digest
 
 PREFIX: Final = "feature_pipeline."
 ERROR_TYPE: Final = "error.type"
 HTTP_STATUS: Final = "http.response.status_code"
 NO_ANSWER: Final = "none"
 """In place of an HTTP status: the connection failed, or no answer came."""
-
-_RELEASE_DIGITS: Final = 12
 
 
 class Kind(StrEnum):
@@ -76,11 +73,6 @@ class Instrument:
                 f"metric {self.name} has the labels {', '.join(self.labels) or 'none'}:"
                 f" not {', '.join(sorted(labels)) or 'none'}"
             )
-
-
-def release_label(digest: Digest) -> str:
-    """Return how labels name a release: the first digits of its digest, as tables show them."""
-    return digest.hex[:_RELEASE_DIGITS]
 
 
 _SECONDS: Final = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 43_200.0, 86_400.0)

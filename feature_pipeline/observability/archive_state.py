@@ -10,7 +10,6 @@ from feature_pipeline.archive.logs.inbox import (
     Completion,
     InboxEntry,
     Submission,
-    read_entry,
     readable_quarantined,
 )
 from feature_pipeline.archive.store.base import BlobStore
@@ -47,7 +46,7 @@ def waiting_samples(store: BlobStore, now: datetime) -> list[Sample]:
     """
     waiting = accept.waiting(store)
     readable = readable_quarantined(store)
-    held = [read_entry(q.id, q.left_at, q.entry.encode()) for q in readable.found.values()]
+    held = [entry.inbox_entry() for entry in readable.found.values()]
     entered = [entry.quarantined_at for entry in readable.found.values()]
     inbox = Counter(_kind(entry) for entry in waiting)
     quarantine = Counter(_kind(entry) for entry in held)

@@ -27,7 +27,6 @@ from feature_pipeline.model.instruments import (
     HOOK_RUN_DURATION,
     HOOK_RUN_MEMORY,
     HOOK_RUNS,
-    release_label,
 )
 from feature_pipeline.model.outcomes import OutcomeCounts, Status
 from feature_pipeline.observability.samples import Sample, sample
@@ -139,7 +138,7 @@ def _run_samples(entry: FeatureEntry, manifest: Manifest | None) -> list[Sample]
     labels = {
         "dataset": entry.dataset,
         "hook": entry.hook,
-        "release": release_label(entry.release),
+        "release": entry.release.short,
     }
     status = {"status": entry.verdict.value}
     error = {}

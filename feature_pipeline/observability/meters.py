@@ -1,7 +1,4 @@
-"""What was counted and read, kept by OpenTelemetry for whoever collects it.
-
-What belongs here: the meter provider and its instruments. Not here: where values come from.
-"""
+"""The meter provider and its instruments: counts and readings until they are collected."""
 
 import threading
 from collections import defaultdict
@@ -48,7 +45,7 @@ class Meters:
     ) -> None:
         self.lock = threading.RLock()
         """Held while values change together; hold it to collect what belongs together."""
-        # Not what the environment and the machine say of themselves: nobody looked at that.
+        # Attributes of the environment and the machine are left out: they may contain secrets.
         resource = Resource({"service.name": SERVICE, "service.version": version(SERVICE)})
         self._provider = MeterProvider(readers, resource, shutdown_on_exit=False)
         self._state: dict[str, list[Observation]] = {}

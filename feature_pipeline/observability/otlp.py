@@ -75,7 +75,7 @@ def decode_counts(body: bytes, encoding: str) -> tuple[list[Sample], list[str]]:
     """Return the counts in a request, and why others in it are refused.
 
     Only counters that processes report of their work are taken, with their own labels and as what
-    was counted since the last request: whoever reaches the endpoint can send anything.
+    was counted since the last request: any process that reaches the endpoint can send anything.
 
     Args:
         body: Of the request.

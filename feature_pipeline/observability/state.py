@@ -39,7 +39,6 @@ from feature_pipeline.model.instruments import (
     TABLE_LOADED_SIZE,
     TABLE_OPERATION_TIME,
     TABLE_OPERATIONS,
-    release_label,
 )
 from feature_pipeline.observability.archive_state import object_samples, waiting_samples
 from feature_pipeline.observability.dagster_state import (
@@ -49,7 +48,7 @@ from feature_pipeline.observability.dagster_state import (
 )
 from feature_pipeline.observability.hook_runs import HookRuns
 from feature_pipeline.observability.samples import Sample, sample
-from feature_pipeline.observability.table_state import Loads, published_at
+from feature_pipeline.observability.table_state import Loads
 from feature_pipeline.orchestration.assets.tables import table_spec
 from feature_pipeline.orchestration.operations.status import (
     HookStanding,
@@ -250,7 +249,7 @@ def _hook_samples(standing: HookStanding, now: datetime) -> list[Sample]:
         sample(HOOK_BATCHES, count, dataset=dataset, hook=hook, state=state)
         for state, count in states.items()
     ]
-    release = release_label(standing.release.digest)
+    release = standing.release.digest.short
     version = standing.release.document.version
     samples.append(
         sample(HOOK_RELEASE, 1, dataset=dataset, hook=hook, release=release, version=version)
@@ -266,7 +265,7 @@ def _zeros(standing: HookStanding) -> list[Sample]:
     labels = {
         "dataset": definition.dataset,
         "hook": definition.name,
-        "release": release_label(standing.release.digest),
+        "release": standing.release.digest.short,
     }
     zeros = [
         Sample(HOOK_RUNS, 0, {**labels, "status": verdict.value})
@@ -299,7 +298,9 @@ def _table_samples(standing: HookStanding, table: Standing, now: datetime) -> li
     }
     samples = [Sample(TABLE_BATCHES, count, {**labels, "state": s}) for s, count in states.items()]
     if definition.table.materialize is Materialize.ALWAYS:
-        waited = [(now - published_at(standing.heads[b])).total_seconds() for b in lacking]
+        waited = [
+            (now - standing.heads[b].published_or_accepted_at).total_seconds() for b in lacking
+        ]
         samples.append(Sample(TABLE_LAG, max(0.0, *waited) if waited else 0.0, labels))
     return samples
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Final
 
 from feature_pipeline.archive.logs.log import FeatureEntry
@@ -67,13 +66,8 @@ class Loads:
             head = heads.get(batch)
             if before.get(batch) == manifest or head is None or str(head.manifest) != manifest:
                 continue
-            seconds = (held[batch].loaded_at - published_at(head)).total_seconds()
+            seconds = (held[batch].loaded_at - head.published_or_accepted_at).total_seconds()
             lags.append(
                 sample(TABLE_LOAD_LAG, max(seconds, 0.0), dataset=spec.dataset, table=spec.name)
             )
         return lags
-
-
-def published_at(entry: FeatureEntry) -> datetime:
-    """When the artifact was published; when it was accepted, if that is not known."""
-    return entry.published_at or entry.accepted_at

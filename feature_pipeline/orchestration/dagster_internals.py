@@ -9,7 +9,7 @@ it from here, so that an upgrade of Dagster that moves or removes a name fails i
 # `DagsterPostgresStorage` has both in its signatures.
 from dagster._config.config_schema import UserConfigSchema as UserConfigSchema
 
-# The graph in which `reconcile` looks up partitions and automation. Public: none;
+# The graph in which the sensor that repeats runs looks up definitions. Public: none;
 # `Definitions.resolve_asset_graph()` returns one.
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph as AssetGraph
 

@@ -365,14 +365,13 @@ def test_a_cancelled_backfill_is_called_off_with_the_runs_it_had_not_begun(pipel
 
 def test_reconciliation_asks_for_nothing_that_is_under_way(computed: Pipeline):
     lacking = {TABLE.to_user_string(): list(TEXTS)}
-    graph = computed.defs.resolve_asset_graph()
     request_load(computed.instance, TABLE, ["b1"], "fill")
-    (first,) = request_runs(computed.instance, graph, lacking)
+    (first,) = request_runs(computed.instance, lacking)
     asked = computed.instance.get_backfill(first).asset_backfill_data.target_subset
     assert set(asked.get_partitions_subset(TABLE).get_partition_keys()) == {"b2", "b3"}
-    assert request_runs(computed.instance, graph, lacking) == []
+    assert request_runs(computed.instance, lacking) == []
     call_off(computed, first)
-    assert len(request_runs(computed.instance, graph, lacking)) == 1
+    assert len(request_runs(computed.instance, lacking)) == 1
 
 
 def test_a_difference_is_named_until_it_is_mended(loaded: Pipeline):

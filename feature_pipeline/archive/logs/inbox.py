@@ -208,6 +208,10 @@ class QuarantinedEntry(Document):
     left_at: InstantField
     quarantined_at: InstantField = Field(default_factory=utc_now)
 
+    def inbox_entry(self) -> InboxEntry:
+        """Return the entry as the inbox would read it."""
+        return read_entry(self.id, self.left_at, self.entry.encode())
+
 
 def quarantine(store: BlobStore, entry: InboxEntry, reason: str) -> QuarantinedEntry | None:
     """Write the entry with the reason to the quarantine and remove it from the inbox.
@@ -299,7 +303,7 @@ def requeue(store: BlobStore, entry_ids: Iterable[str]) -> None:
         key = quarantine_key(entry_id)
         held = read_quarantined(store, key)
         data = held.entry.encode()
-        content = read_entry(held.id, held.left_at, data).content
+        content = held.inbox_entry().content
         if isinstance(content, Completion) and content.published_at is None:
             data = content.as_published(held.left_at).encode()  # what it counted as until now
         create_or_read(store, f"{layout.INBOX}{entry_id}", data)

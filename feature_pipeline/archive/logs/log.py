@@ -100,6 +100,11 @@ class FeatureEntry(LogEntry):
         """
         return self.release_seq, self.base
 
+    @property
+    def published_or_accepted_at(self) -> datetime:
+        """When the artifact was published; when it was accepted, if that is not known."""
+        return self.published_at or self.accepted_at
+
 
 class BatchEntry(LogEntry):
     """A submitted batch. `(submitted_at, batch)` says which of two batches owns a record."""

@@ -493,7 +493,7 @@ class _Pass:
         for info in self.store.list_objects(layout.QUARANTINE):
             with self._reporting(info.key):
                 held = inbox.read_quarantined(self.store, info.key)
-                entry = inbox.read_entry(held.id, held.left_at, held.entry.encode())
+                entry = held.inbox_entry()
                 if self._leave_successor(entry, f"quarantined entry {held.id}"):
                     replaced.append(info.key)
         return replaced

@@ -1,6 +1,5 @@
 """`feature-pipeline metrics`: what an operator watches, for Prometheus and OpenTelemetry."""
 
-import os
 import signal
 import sys
 import threading
@@ -15,7 +14,7 @@ import click
 
 from feature_pipeline import settings
 from feature_pipeline.archive.store.base import BlobStore
-from feature_pipeline.cli.instance import dagster_instance
+from feature_pipeline.cli.instance import configured_instance
 from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import NotFoundError
@@ -52,13 +51,13 @@ _FLUSH_SECONDS: Final = 10.0
 )
 @click.option("--once", is_flag=True, help="Print one reading as Prometheus's text, and end.")
 def metrics(host: str, port: int, every: float, objects_every: float, once: bool) -> None:
-    """Read the archive, the tables and Dagster again and again, and serve what was read.
+    """Read the archive, the tables and Dagster repeatedly, and serve the readings.
 
     GET /metrics is for Prometheus. POST /v1/metrics takes, by OTLP, what run workers and sensors
     count: set FEATURE_PIPELINE_METRICS_URL for them to this command's address. With
     FEATURE_PIPELINE_OTLP_URL everything is sent to that collector, too. Needs the extra `otel`.
 
-    Nothing is kept but in memory: what is read is the same after a start.
+    Readings are kept in memory only: after a restart they are the same.
     """
     Project.find().load_environment()
     try:
@@ -122,12 +121,11 @@ def _reader(stack: ExitStack, objects_seconds: float) -> "StateReader":
             opened.append(open_archive())
         return opened[0]
 
-    has_dagster = bool(os.environ.get(settings.DAGSTER_HOME))
     return StateReader(
         _defined(),
         store,
         Database(settings.database_url()),
-        stack.enter_context(dagster_instance()) if has_dagster else None,
+        configured_instance(stack),
         objects_seconds,
     )
 

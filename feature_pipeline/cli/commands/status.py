@@ -1,6 +1,5 @@
 """`feature-pipeline status`: show the state of every hook's batches, and what is waiting."""
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -15,10 +14,9 @@ from feature_pipeline.archive.logs.inbox import (
     Completion,
     InboxEntry,
     Submission,
-    read_entry,
     readable_quarantined,
 )
-from feature_pipeline.cli.instance import dagster_instance
+from feature_pipeline.cli.instance import configured_instance
 from feature_pipeline.cli.output import DAMAGED, Output, json_option
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.project_hooks import project_hooks, undeclared_lines
@@ -79,11 +77,10 @@ def status(deep: bool, as_json: bool) -> None:
     store, database = open_archive(), Database(settings.database_url())
     waiting, readable = accept.waiting(store), readable_quarantined(store)
     quarantined = list(readable.found.values())
-    held = [read_entry(q.id, q.left_at, q.entry.encode()) for q in quarantined]
+    held = [entry.inbox_entry() for entry in quarantined]
     counters = {"waiting": _completions(waiting), "quarantined": _completions(held)}
     with ExitStack() as stack:
-        has_dagster = bool(os.environ.get("DAGSTER_HOME"))
-        instance = stack.enter_context(dagster_instance()) if has_dagster else None
+        instance = configured_instance(stack)
         defined = project_hooks()
         hooks = [
             _hook(Sources(store, database, instance), hook.definition, hook.folder, deep, counters)
@@ -96,7 +93,7 @@ def status(deep: bool, as_json: bool) -> None:
     undeclared = defined.undeclared(known_tables(database))
     for line in (*defined.wrong_lines(), *undeclared_lines(undeclared)):
         output.say(line)
-    if not has_dagster:
+    if instance is None:
         output.say("DAGSTER_HOME is not set: what only Dagster knows is not in these counts")
     batches = sum(isinstance(entry.content, Submission) for entry in waiting)
     output.say(f"inbox: {len(waiting)} waiting, {batches} of them batches")

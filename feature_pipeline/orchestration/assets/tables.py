@@ -1,7 +1,5 @@
 """The table asset of a hook: a PostgreSQL table, loaded batch by batch from the archive."""
 
-import time
-import uuid
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +23,8 @@ from feature_pipeline.orchestration.assets.equality import (
 from feature_pipeline.orchestration.dagster_internals import (
     BACKFILL_ID_TAG,
     PRIORITY_TAG,
-    AssetGraphSubset,
-    PartitionBackfill,
 )
+from feature_pipeline.orchestration.events.backfill_request import request_backfill
 from feature_pipeline.orchestration.events.check_history import NAMED_BATCHES, named_before
 from feature_pipeline.orchestration.events.materializations import report_events
 from feature_pipeline.orchestration.events.metadata import (
@@ -352,23 +349,13 @@ def request_load(
     instance: dg.DagsterInstance, table: dg.AssetKey, batches: Sequence[str], why: str
 ) -> str:
     """Request one Dagster backfill of the table asset over these batches; return its id."""
-    backfill_id = uuid.uuid4().hex[:8]
-    partitions = batches_partitions(table.path[0])
-    subset = partitions.empty_subset().with_partition_keys(batches)
-    instance.add_backfill(
-        PartitionBackfill.from_asset_graph_subset(
-            backfill_id=backfill_id,
-            backfill_timestamp=time.time(),
-            tags={f"feature_pipeline/{why}": "true", PRIORITY_TAG: conditions.TABLES_PRIORITY},
-            dynamic_partitions_store=instance,
-            # Its decorator hides the named tuple's fields from mypy.
-            asset_graph_subset=AssetGraphSubset({table: subset}, set()),  # type: ignore[call-arg]
-            title=f"{why} {table.to_user_string()}",
-            description="Batches that the archive holds and the table lacks.",
-            run_config=None,
-        )
+    return request_backfill(
+        instance,
+        {table: batches},
+        title=f"{why} {table.to_user_string()}",
+        description="Batches that the archive holds and the table lacks.",
+        tags={f"feature_pipeline/{why}": "true", PRIORITY_TAG: conditions.TABLES_PRIORITY},
     )
-    return backfill_id
 
 
 def load_tags(

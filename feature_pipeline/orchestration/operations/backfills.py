@@ -1,7 +1,5 @@
 """Select partitions that are missing, failed, stale or of an old release, and launch a backfill."""
 
-import time
-import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -13,12 +11,11 @@ from feature_pipeline.errors import ConflictError, InvalidInputError, NotFoundEr
 from feature_pipeline.model.definition import Compute, HookDefinition, Materialize
 from feature_pipeline.orchestration.dagster_internals import (
     BULK_ACTION_TERMINAL_STATUSES,
-    AssetGraphSubset,
     BulkActionsFilter,
     BulkActionStatus,
-    PartitionBackfill,
 )
-from feature_pipeline.orchestration.keys import batches_partitions, features_key, table_key
+from feature_pipeline.orchestration.events.backfill_request import request_backfill
+from feature_pipeline.orchestration.keys import features_key, table_key
 from feature_pipeline.orchestration.operations.status import (
     BatchFacts,
     HookStanding,
@@ -285,27 +282,13 @@ def launch_backfill(instance: dg.DagsterInstance, plan: BackfillPlan) -> str:
     """
     if plan.is_empty:
         raise InvalidInputError("nothing to run: no backfill was launched")
-    backfill_id = uuid.uuid4().hex[:8]
-    subsets = {
-        part.key: batches_partitions(part.key.path[0])
-        .empty_subset()
-        .with_partition_keys(part.batches)
-        for part in plan.parts
-    }
-    instance.add_backfill(
-        PartitionBackfill.from_asset_graph_subset(
-            backfill_id=backfill_id,
-            backfill_timestamp=time.time(),
-            tags={SELECT_TAG: plan.select.value},
-            dynamic_partitions_store=instance,
-            # Its decorator hides the named tuple's fields from mypy.
-            asset_graph_subset=AssetGraphSubset(subsets, set()),  # type: ignore[call-arg]
-            title=_title(plan),
-            description=f"Partitions chosen by `feature-pipeline backfill --select {plan.select}`.",
-            run_config=None,
-        )
+    return request_backfill(
+        instance,
+        {part.key: part.batches for part in plan.parts},
+        title=_title(plan),
+        description=f"Partitions chosen by `feature-pipeline backfill --select {plan.select}`.",
+        tags={SELECT_TAG: plan.select.value},
     )
-    return backfill_id
 
 
 def _title(plan: BackfillPlan) -> str:

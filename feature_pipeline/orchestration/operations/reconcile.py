@@ -1,7 +1,5 @@
 """Reconciliation: find and repair differences between archive, Dagster and tables."""
 
-import time
-import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -15,7 +13,7 @@ from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, NotFoundError
 from feature_pipeline.model.definition import Compute, HookDefinition, Materialize
 from feature_pipeline.orchestration.assets.records import records_event
-from feature_pipeline.orchestration.dagster_internals import AssetGraph, PartitionBackfill
+from feature_pipeline.orchestration.events.backfill_request import request_backfill
 from feature_pipeline.orchestration.events.known import known_batches, known_partitions
 from feature_pipeline.orchestration.events.materializations import (
     EVENTS_AT_ONCE,
@@ -320,7 +318,6 @@ def _reconcile_features(
 
 def request_runs(
     instance: dg.DagsterInstance,
-    asset_graph: AssetGraph,
     wanted: Mapping[str, Iterable[str]],
     *,
     is_rebuild: bool = False,
@@ -331,7 +328,6 @@ def request_runs(
 
     Args:
         instance: The Dagster instance.
-        asset_graph: The code location's.
         wanted: Batches by asset.
         is_rebuild: Whether the assets are tables that are to be rebuilt and switched to.
     """
@@ -342,28 +338,21 @@ def request_runs(
         batches = [batch for batch in lacking if batch not in busy]
         if not batches or (is_rebuild and busy):
             continue
-        backfill_id = uuid.uuid4().hex[:8]
         rebuild = {"ops": {"__".join(key.path): {"config": {"rebuild": True}}}}
-        instance.add_backfill(
-            PartitionBackfill.from_asset_partitions(
-                backfill_id=backfill_id,
-                asset_graph=asset_graph,
-                partition_names=batches,
-                asset_selection=[key],
-                backfill_timestamp=time.time(),
-                tags={RECONCILE_TAG: "true"},
-                dynamic_partitions_store=instance,
-                all_partitions=False,
+        ids.append(
+            request_backfill(
+                instance,
+                {key: batches},
                 title=f"reconcile {asset}",
                 description=(
                     "Rows were changed by hand: the table is built anew."
                     if is_rebuild
                     else "Batches that the asset lacks, or holds as they were before."
                 ),
+                tags={RECONCILE_TAG: "true"},
                 run_config=rebuild if is_rebuild else None,
             )
         )
-        ids.append(backfill_id)
     return ids
 
 
@@ -381,9 +370,8 @@ def reconcile_job(hooks: Sequence[HookDefinition]) -> dg.JobDefinition:
         context.log.info(drift.summary())
         wanted = {**drift.behind, **drift.tables}
         if wanted or drift.to_rebuild:
-            graph = context.repository_def.asset_graph
-            ids = request_runs(context.instance, graph, wanted)
-            ids += request_runs(context.instance, graph, drift.to_rebuild, is_rebuild=True)
+            ids = request_runs(context.instance, wanted)
+            ids += request_runs(context.instance, drift.to_rebuild, is_rebuild=True)
             context.log.info("backfills requested: %s", ", ".join(ids))
         if drift.unfounded:
             context.log.warning(

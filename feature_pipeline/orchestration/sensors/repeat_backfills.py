@@ -5,30 +5,28 @@ runs that wait. The other assets, and the batches that were not begun, are reque
 here: runs that failed (`repeats`).
 """
 
-import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 import dagster as dg
 
 from feature_pipeline.orchestration.dagster_internals import (
     BACKFILL_ID_TAG,
     AssetGraph,
-    AssetGraphSubset,
     BulkActionsFilter,
     BulkActionStatus,
     PartitionBackfill,
 )
+from feature_pipeline.orchestration.events.backfill_request import request_backfill
 from feature_pipeline.orchestration.events.provenance import latest_events
 from feature_pipeline.orchestration.events.requested import partitions_of_run, partitions_under_way
 from feature_pipeline.orchestration.keys import REPEAT_TAG, batches_partitions
 from feature_pipeline.orchestration.sensors.repeat_causes import (
+    config_of,
     is_backfill_of_surroundings,
     is_held,
-    step_of,
 )
 
 LOOK_BACK_SECONDS: Final = 86_400.0
@@ -129,26 +127,12 @@ def _request(
     backfill: PartitionBackfill,
     left: Mapping[dg.AssetKey, list[str]],
 ) -> str:
-    backfill_id = uuid.uuid4().hex[:8]
-    subsets = {
-        key: batches_partitions(key.path[0]).empty_subset().with_partition_keys(batches)
-        for key, batches in left.items()
-    }
-    config: dict[str, Any] = dict(backfill.run_config or {})
-    if "ops" in config:
-        names = {step_of(key) for key in left}
-        config["ops"] = {name: said for name, said in config["ops"].items() if name in names}
-    instance.add_backfill(
-        PartitionBackfill.from_asset_graph_subset(
-            backfill_id=backfill_id,
-            backfill_timestamp=time.time(),
-            tags={**backfill.tags, REPEAT_TAG: str(_repeats(backfill) + 1)},
-            dynamic_partitions_store=instance,
-            # Its decorator hides the named tuple's fields from mypy.
-            asset_graph_subset=AssetGraphSubset(subsets, set()),  # type: ignore[call-arg]
-            title=f"what backfill {backfill.backfill_id} left undone",
-            description="Dagster gave it up: an asset was renamed or deleted, or not to be had.",
-            run_config=config or None,
-        )
+    config = config_of(backfill.run_config or {}, left)
+    return request_backfill(
+        instance,
+        left,
+        title=f"what backfill {backfill.backfill_id} left undone",
+        description="Dagster gave it up: an asset was renamed or deleted, or not to be had.",
+        tags={**backfill.tags, REPEAT_TAG: str(_repeats(backfill) + 1)},
+        run_config=config or None,
     )
-    return backfill_id

@@ -1,9 +1,9 @@
 """Classify failed runs: by infrastructure, an unusable definition, or the hook itself."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 import dagster as dg
 from dagster_shared.error import SerializableErrorInfo
@@ -160,6 +160,15 @@ def is_nameless(graph: AssetGraph) -> bool:
 def step_of(key: dg.AssetKey) -> str:
     """Return the name of the asset's step, and of its entry in a run's config."""
     return "__".join(key.path)
+
+
+def config_of(run_config: Mapping[str, Any], assets: Collection[dg.AssetKey]) -> dict[str, Any]:
+    """Return the config of a run or backfill without the parts for other assets than these."""
+    config = dict(run_config)
+    if "ops" in config:
+        names = {step_of(key) for key in assets}
+        config["ops"] = {name: part for name, part in config["ops"].items() if name in names}
+    return config
 
 
 def _with_those_below(

@@ -8,7 +8,6 @@ own failure is not repeated. Dagster's run retries come first; they have no back
 
 import json
 import time
-import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -21,8 +20,8 @@ from feature_pipeline.orchestration.dagster_internals import (
     BACKFILL_ID_TAG,
     AssetGraph,
     BulkActionStatus,
-    PartitionBackfill,
 )
+from feature_pipeline.orchestration.events.backfill_request import request_backfill
 from feature_pipeline.orchestration.events.requested import partitions_of_run, partitions_under_way
 from feature_pipeline.orchestration.events.staleness import partition_runs
 from feature_pipeline.orchestration.keys import REPEAT_TAG, REQUEST_TAG, batches_partitions
@@ -32,11 +31,11 @@ from feature_pipeline.orchestration.sensors.repeat_backfills import (
     repeat_failed_backfills,
 )
 from feature_pipeline.orchestration.sensors.repeat_causes import (
+    config_of,
     is_held,
     is_nameless,
     is_repeatable,
     share_out,
-    step_of,
 )
 
 SENSOR: Final = "repeat_after_outages"
@@ -135,7 +134,7 @@ def repeat_failed_runs(
             why = f"none: {undefined(shares.gone)}"
             instance.add_run_tags(run.run_id, {REPEATED_TAG: why[:250]})
     for work, runs in wanted.items():
-        backfill, batches = _request(instance, graph, work, runs, now)
+        backfill, batches = _request(instance, work, runs)
         for run in runs:
             instance.add_run_tags(run.run_id, {REPEATED_TAG: backfill or "none: nothing is left"})
         if backfill is not None:
@@ -262,52 +261,33 @@ class _Work:
 
 
 def _work(run: dg.DagsterRun, assets: tuple[dg.AssetKey, ...]) -> _Work:
-    config = json.dumps(_config_of(run, assets), sort_keys=True)
+    config = json.dumps(config_of(run.run_config, assets), sort_keys=True)
     # What a run was told to compute again is asked once, however often it is repeated.
     request = run.tags.get(REQUEST_TAG, run.root_run_id or run.run_id) if run.run_config else None
     return _Work(assets, config, _repeats(run), request)
 
 
-def _config_of(run: dg.DagsterRun, assets: Sequence[dg.AssetKey]) -> dict[str, Any]:
-    """Return the run's config without the parts for assets that are not run again."""
-    config: dict[str, Any] = dict(run.run_config)
-    if "ops" in config:
-        names = {step_of(key) for key in assets}
-        config["ops"] = {name: said for name, said in config["ops"].items() if name in names}
-    return config
-
-
 def _request(
     instance: dg.DagsterInstance,
-    graph: AssetGraph,
     work: _Work,
     runs: Sequence[dg.DagsterRun],
-    now: float,
 ) -> tuple[str | None, int]:
     """Request a backfill of the runs' unfinished work; return its id and batch count."""
     batches = _undone(instance, work, runs)
     if not batches:
         return None, 0
-    backfill_id = uuid.uuid4().hex[:8]
     tags = {REPEAT_TAG: str(work.repeats + 1)}
     if work.request is not None:
         tags[REQUEST_TAG] = work.request
     config: Mapping[str, Any] = json.loads(work.run_config)
-    instance.add_backfill(
-        PartitionBackfill.from_asset_partitions(
-            backfill_id=backfill_id,
-            asset_graph=graph,
-            partition_names=batches,
-            asset_selection=list(work.assets),
-            backfill_timestamp=now,
-            tags=tags,
-            dynamic_partitions_store=instance,
-            all_partitions=False,
-            title="repeated after an outage",
-            description="Runs of these batches failed because a server was gone or refused, or a"
-            " definition could not be used.",
-            run_config=config or None,
-        )
+    backfill_id = request_backfill(
+        instance,
+        dict.fromkeys(work.assets, batches),
+        title="repeated after an outage",
+        description="Runs of these batches failed because a server was gone or refused, or a"
+        " definition could not be used.",
+        tags=tags,
+        run_config=config or None,
     )
     return backfill_id, len(batches)
 
