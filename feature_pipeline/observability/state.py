@@ -298,10 +298,9 @@ def _table_samples(standing: HookStanding, table: Standing, now: datetime) -> li
     }
     samples = [Sample(TABLE_BATCHES, count, {**labels, "state": s}) for s, count in states.items()]
     if definition.table.materialize is Materialize.ALWAYS:
-        waited = [
-            (now - standing.heads[b].published_or_accepted_at).total_seconds() for b in lacking
-        ]
-        samples.append(Sample(TABLE_LAG, max(0.0, *waited) if waited else 0.0, labels))
+        heads = [standing.heads[batch] for batch in lacking]
+        waited = [(now - head.published_or_accepted_at).total_seconds() for head in heads]
+        samples.append(Sample(TABLE_LAG, max([0.0, *waited]), labels))
     return samples
 
 

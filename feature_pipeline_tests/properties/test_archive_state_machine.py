@@ -543,7 +543,7 @@ class ArchiveMachine(RuleBasedStateMachine):
     def accept_a_loss(
         self, data: st.DataObject, how: str, change: int, acts_first: bool, beside: str | None
     ) -> None:
-        """An entry of a log is gone for good, and is given up; whoever does it may die.
+        """An entry of a log is gone for good, and is given up; the process that does it may die.
 
         What lies behind it is appended again: it alone is lost, or is the end of the log.
         """

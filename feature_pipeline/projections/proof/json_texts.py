@@ -51,22 +51,19 @@ def canonical_texts(values: pa.ChunkedArray[Any]) -> pa.Array[Any]:
 
 def _split(texts: Any, pattern: str, few: Callable[[Any], Any], many: Callable[[Any], Any]) -> Any:
     """Return `few` of the texts without a match of the pattern, and `many` of the others."""
-    matched = _compute.fill_null(_compute.match_substring_regex(texts, pattern), False)
+    matched = _matches(texts, pattern)
     if not _compute.any(matched).as_py():
         return few(texts)
     if _compute.all(matched).as_py():
         return many(texts)
-    written = few(texts.filter(_compute.invert(matched)))
-    return _merge(matched, many(texts.filter(matched)), written)
+    written = _compute.replace_with_mask(texts, matched, many(texts.filter(matched)))
+    others = _compute.invert(matched)
+    return _compute.replace_with_mask(written, others, few(texts.filter(others)))
 
 
-def _merge(is_first: Any, first: Any, second: Any) -> Any:
-    """Return an array of both, in the order that `is_first` gives."""
-    flags = np.asarray(is_first)
-    order = np.empty(len(flags), np.int64)
-    order[flags] = np.arange(len(first))
-    order[~flags] = np.arange(len(second)) + len(first)
-    return pa.concat_arrays([first, second]).take(pa.array(order))
+def _matches(texts: Any, pattern: str) -> Any:
+    """Return for each text whether it matches; NULL does not."""
+    return _compute.fill_null(_compute.match_substring_regex(texts, pattern), False)
 
 
 def _without_spaces(texts: Any) -> Any:
@@ -84,7 +81,7 @@ def _by_msgspec(texts: Any) -> Any:
     except (msgspec.MsgspecError, OverflowError, RecursionError):
         # Integers beyond 64 bits, or deeper than it follows.
         return _by_python(texts)
-    unsure = _compute.fill_null(_compute.match_substring_regex(written, _NOT_AS_WRITTEN), False)
+    unsure = _matches(written, _NOT_AS_WRITTEN)
     if not _compute.any(unsure).as_py():
         return written
     return _compute.replace_with_mask(written, unsure, _by_python(texts.filter(unsure)))

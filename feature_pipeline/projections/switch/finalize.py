@@ -410,10 +410,8 @@ def _index(
         return None  # the indexes are those of a later definition
     try:
         follow_indexes(connection, building, spec, is_read=False)
-    except UnholdableRowsError:
-        raise
     except ProjectionError as error:
-        if report.live is not None:
+        if report.live is not None or isinstance(error, UnholdableRowsError):
             raise
         return error
     return None

@@ -27,8 +27,14 @@ NEEDED_LATER = (
 )
 
 
-def _evaluate(code: str) -> Any:
-    """Evaluate code in a new process; the last line that it prints is JSON."""
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, Any]:
+    """What a new process has after it built the packaged definitions."""
+    code = (
+        "import json, sys; from feature_pipeline.definitions import defs;"
+        " types = defs().metadata['plugin_component_types_json'].value;"
+        " print(json.dumps({'modules': list(sys.modules), 'types': types}))"
+    )
     ended = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
         capture_output=True,
@@ -37,30 +43,17 @@ def _evaluate(code: str) -> Any:
         # a definition that cannot be used is an error
         env={**os.environ, "DAGSTER_IS_DEFS_VALIDATION_CLI": "1"},
     )
-    return json.loads(ended.stdout.splitlines()[-1])
-
-
-@pytest.fixture(scope="module")
-def loaded() -> frozenset[str]:
-    """Modules that are imported once the packaged definitions are built."""
-    code = (
-        "import json, sys; from feature_pipeline.definitions import defs; defs();"
-        " print(json.dumps(list(sys.modules)))"
-    )
-    return frozenset(_evaluate(code))
+    found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return found
 
 
 @pytest.mark.parametrize("module", NEEDED_LATER)
-def test_definitions_load_without(module: str, loaded: frozenset[str]) -> None:
-    assert module not in loaded
+def test_definitions_load_without(module: str, loaded: dict[str, Any]) -> None:
+    assert module not in loaded["modules"]
 
 
-def test_the_code_location_documents_its_own_component_type() -> None:
-    code = (
-        "import json; from feature_pipeline.definitions import defs;"
-        " print(json.dumps(defs().metadata['plugin_component_types_json'].value))"
-    )
-    (namespace,) = _evaluate(code)
+def test_the_code_location_documents_its_own_component_type(loaded: dict[str, Any]) -> None:
+    (namespace,) = loaded["types"]
     (component,) = namespace["componentTypes"]
     assert namespace["name"] == "feature_pipeline"
     assert component["name"] == "feature_pipeline.FeatureHook"
