@@ -22,7 +22,7 @@ class FromMemory(Reader):
 
 
 @given(artifacts())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_digests_agree(artifact):
     columns, outcomes = artifact
     reader = FromMemory(

@@ -103,4 +103,4 @@ class Acceptance(RuleBasedStateMachine):
 
 
 TestAcceptance = Acceptance.TestCase
-TestAcceptance.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestAcceptance.settings = settings(max_examples=40, stateful_step_count=40)

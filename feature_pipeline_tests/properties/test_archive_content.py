@@ -2,7 +2,7 @@
 
 from datetime import UTC, date, datetime
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_pipeline.archive.format.encode import (
@@ -74,7 +74,6 @@ def artifacts(draw):
     return columns, tuple(outcomes)
 
 
-@settings(deadline=None)
 @given(artifacts())
 def test_decoding_gives_what_was_encoded(artifact):
     columns, outcomes = artifact
@@ -88,7 +87,6 @@ def test_decoding_gives_what_was_encoded(artifact):
     assert Content.of(columns, decoded) == Content.of(columns, outcomes)
 
 
-@settings(deadline=None)
 @given(artifacts(), st.randoms())
 def test_content_has_no_order(artifact, random):
     columns, outcomes = artifact
@@ -97,7 +95,6 @@ def test_content_has_no_order(artifact, random):
     assert Content.of(columns, shuffled) == Content.of(columns, outcomes)
 
 
-@settings(deadline=None)
 @given(artifacts(), st.data())
 def test_content_changes_when_an_outcome_goes(artifact, data):
     columns, outcomes = artifact

@@ -824,7 +824,6 @@ def run(machine: type[ArchiveMachine], examples: int, steps: int) -> None:
         settings=settings(
             max_examples=examples,
             stateful_step_count=steps,
-            deadline=None,
             report_multiple_bugs=False,
             suppress_health_check=list(HealthCheck),
         ),
@@ -916,7 +915,6 @@ def test_it_finds_what_would_be_lost_without(care, monkeypatch):
             settings=settings(
                 max_examples=40,
                 stateful_step_count=4,
-                deadline=None,
                 derandomize=True,
                 database=None,
                 phases=[Phase.generate],

@@ -175,7 +175,6 @@ def test_different_lines_have_different_digests(lines: list) -> None:
 @pytest.mark.postgres
 @settings(
     max_examples=40,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(RECORDS, st.sampled_from([1, 100, 1 << 20]))

@@ -61,7 +61,6 @@ ROWS = st.lists(
 @pytest.mark.parametrize("small_bytes", [0, 1 << 29])
 @settings(
     max_examples=60,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(rows=ROWS, skipped=st.integers(0, 3))

@@ -74,7 +74,6 @@ def expected_rows(said: dict[str, tuple[tuple[int, str], dict]]) -> set:
 
 @settings(
     max_examples=25,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(steps=_steps)

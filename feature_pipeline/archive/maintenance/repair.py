@@ -471,9 +471,7 @@ class _Planner:
             f"{', '.join(dict.fromkeys(one.known_by for one, _ in matches))} knows its manifest,"
             " whose bytes have the digest; it is a new entry, named restored-..., because the old"
             " one's bytes are gone",
-            lambda: _run(
-                _append, self._store, [Appendable.at(m, one.seq) for one, m in matches if m]
-            ),
+            lambda: _run(_append, self._store, appendable),
         )
 
     def _batch(self, finding: Finding) -> Step | None:
