@@ -35,7 +35,7 @@ def test_a_new_column_requests_one_fill_and_a_rebuild_run_builds_anew(pipeline: 
     # The features of b2 are being computed again: automation loads them after that.
     graph = pipeline.defs.resolve_asset_graph()
     [computing] = request_runs(
-        pipeline.instance, graph, {features_key(DATASET, "counts").to_user_string(): ["b2"]}
+        pipeline.instance, {features_key(DATASET, "counts").to_user_string(): ["b2"]}
     )
 
     first = check_of(pipeline.run(TABLE, "b0"), "generation")

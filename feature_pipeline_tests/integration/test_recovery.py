@@ -304,7 +304,7 @@ def test_a_table_on_request_that_lost_its_rows_is_named_by_its_check(loaded: Pip
 
 def test_what_a_table_lacks_is_requested_as_one_backfill(loaded: Pipeline):
     graph = loaded.defs.resolve_asset_graph()
-    (backfill_id,) = request_runs(loaded.instance, graph, {TABLE.to_user_string(): ["b1", "b2"]})
+    (backfill_id,) = request_runs(loaded.instance, {TABLE.to_user_string(): ["b1", "b2"]})
     (backfill,) = loaded.instance.get_backfills()
     assert backfill.backfill_id == backfill_id
     subset = backfill.get_asset_backfill_data(graph).get_target_partitions_subset(TABLE)

@@ -385,7 +385,7 @@ class Game:
         assert drift.unloaded == unloaded
         assert drift.unknown_partitions == {}
         assert drift.behind == self.behind()
-        request_runs(pipeline.instance, pipeline.defs.resolve_asset_graph(), drift.tables)
+        request_runs(pipeline.instance, drift.tables)
         self.run_backfills()
         # What is to be computed again is left to automation here, which asks for it as well.
         again = reconcile(*arguments, hooks)
