@@ -157,6 +157,8 @@ class Answer:
     said: dict[str, str]
     """By record."""
     is_promised: bool = False
+    is_history: bool = False
+    """Whether it was appended again as one that is never current."""
 
 
 @dataclass
@@ -554,6 +556,9 @@ class ArchiveMachine(RuleBasedStateMachine):
         if not keys:
             return
         before = {e.seq: self.name_of(e) for e in self.entries() if e.log_prefix == prefix}
+        superseded = {
+            self.name_of(e) for e in self.entries() if e.verdict is log.Verdict.SUPERSEDED
+        }
         at = data.draw(st.integers(0, len(keys) - 1), "entry")
         self.put(keys[at], changed(self.store.get(keys[at]).data, how))
         if beside is not None:
@@ -572,13 +577,21 @@ class ArchiveMachine(RuleBasedStateMachine):
         for name in given_up:
             self.model.answers[name].is_promised = False
         # What is appended again has no later base than the shorter log.
+        behind = {name for seq, name in before.items() if seq > at + 1}
         for entry in self.entries():
             if entry.completion.startswith("restored-"):
-                self.model.answers[self.name_of(entry)].order = entry.order
+                name = self.name_of(entry)
+                self.model.answers[name].order = entry.order
+                if name in behind:
+                    # It was so before, and what was newer than it is not known any more.
+                    is_history = entry.verdict is log.Verdict.SUPERSEDED
+                    assert not is_history or name in superseded
+                    self.model.answers[name].is_history = is_history
         for waits in inbox.waiting(self.store):
             if isinstance(waits.content, inbox.Completion):
-                order = waits.content.release_seq, waits.content.base
-                self.model.answers[self.name_of(waits.content)].order = order
+                answer = self.model.answers[self.name_of(waits.content)]
+                answer.order = waits.content.release_seq, waits.content.base
+                answer.is_history = waits.content.status is inbox.CompletionStatus.CANCELLED
         self.let_leases_end()
         self.see_what_is_withdrawn()
         self.settle(self.store)
@@ -684,12 +697,13 @@ class ArchiveMachine(RuleBasedStateMachine):
     def check_head(self, key: str) -> None:
         head = log.head(self.store, DATASET, HOOK, key)
         accepted = {self.name_of(e) for e in log.read_log(self.store, DATASET, HOOK, key)}
+        never_current = {name for name in accepted if self.model.answers[name].is_history}
         if head is None:
-            assert not accepted
+            assert accepted == never_current
             return
         if self.model.erasing and head.manifest in erasures.erased(self.store, DATASET).manifests:
             return  # What stands for it was given up, and waits for the erasure to end.
-        best = max(self.model.answers[name].order for name in accepted)
+        best = max(self.model.answers[name].order for name in accepted - never_current)
         answer = self.model.answers[self.name_of(head)]
         assert (answer.batch, answer.order) == (key, best)
         manifest = read.read_manifest(self.store, head.manifest)

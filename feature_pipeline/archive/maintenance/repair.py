@@ -188,7 +188,7 @@ class Appendable:
     """What was in the log when its run was planned, or an upper bound of it; None if unknown."""
     published_at: datetime
     is_history: bool = False
-    """Whether it was accepted as the result of a cancelled run."""
+    """Whether it was history for another reason than an artifact that is known to be newer."""
 
     @classmethod
     def at(cls, manifest: Manifest, seq: int | None) -> "Appendable":
@@ -248,8 +248,8 @@ def find_appendable(
                 appendable.append(Appendable.at(manifest, seq))
                 continue
             published_at = entry.published_at or manifest.run.finished_at
-            was_cancelled = _was_cancelled(entry, [*there[: loss.entries], *removed])
-            appendable.append(Appendable(manifest, entry.base, published_at, was_cancelled))
+            is_history = _is_history(entry, [*there[: loss.entries], *removed])
+            appendable.append(Appendable(manifest, entry.base, published_at, is_history))
     return appendable
 
 
@@ -264,15 +264,15 @@ def _removed_entries(loss: Loss) -> list[FeatureEntry]:
     return entries
 
 
-def _was_cancelled(entry: FeatureEntry, entries: Sequence[FeatureEntry]) -> bool:
-    """Whether an entry is history though nothing that was accepted before it is newer.
+def _is_history(entry: FeatureEntry, entries: Sequence[FeatureEntry]) -> bool:
+    """Whether an entry is history although no readable entry before it is newer.
 
-    Not known where an entry before it cannot be read: that one may have been the newer one.
+    It is of a cancelled run, or an entry that cannot be read was the newer one. Log entries do not
+    distinguish the two. Its answers are carried over in both cases.
     """
-    earlier = [one for one in entries if one.seq < entry.seq]
-    if entry.verdict is not Verdict.SUPERSEDED or len(earlier) < entry.seq - layout.FIRST_SEQ:
+    if entry.verdict is not Verdict.SUPERSEDED:
         return False
-    current = log.last_current(earlier)
+    current = log.last_current([one for one in entries if one.seq < entry.seq])
     return current is None or not accept.is_before(entry, current)
 
 

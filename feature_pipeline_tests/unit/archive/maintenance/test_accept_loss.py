@@ -313,6 +313,21 @@ class TestOrder:
         again = log.read_log(scene.store, DATASET, HOOK, "b1")[-1]
         assert (again.manifest, again.verdict) == (cancelled.manifest, log.Verdict.SUPERSEDED)
 
+    def test_what_was_cancelled_behind_an_unreadable_entry_stays_history(self, scene):
+        """That entry may have been the newer one: which it was is not known, and no matter."""
+        scene.submit(make_batch())
+        first = self.compute(scene, 0, 1)
+        lost = self.compute(scene, 1, 2)
+        cancelled = self.compute(scene, 2, 3, CompletionStatus.CANCELLED)
+        scene.store._put(layout.entry(LOG, lost.seq), b"{}")
+        assert self.given_up_and_appended_again(scene).manifest == first.manifest
+        again = log.read_log(scene.store, DATASET, HOOK, "b1")[-1]
+        assert (again.manifest, again.verdict) == (cancelled.manifest, log.Verdict.SUPERSEDED)
+        # Nor is it current where nothing else is left.
+        scene.store._put(layout.entry(LOG, first.seq), b"{}")
+        assert self.given_up_and_appended_again(scene) is None
+        assert verify(scene.store).is_clean
+
     def test_what_is_about_a_withdrawn_record_waits(self, scene):
         """Its erasure did not end: it takes what waits, too."""
         batch = scene.submit(make_batch())
