@@ -64,6 +64,10 @@ SETTINGS: Mapping[str, str] = MappingProxyType(
         "dynamic_shared_memory_type": "mmap",
         "timezone": "UTC",
         "log_timezone": "UTC",
+        # The client gets statement and detail with its error. In the log they would name records,
+        # and an erasure does not reach the log.
+        "log_error_verbosity": "terse",
+        "log_min_error_statement": "panic",
     }
 )
 

@@ -326,6 +326,18 @@ def test_server_settings_are_durable_and_utc(services: LocalServices) -> None:
     assert shown == ["on", "on", "on", "on", "UTC"]
 
 
+def test_the_databases_log_names_no_record(services: LocalServices) -> None:
+    """An erasure does not reach it: neither the statement of an error is there nor its detail."""
+    url, log = services.database_url, services.folder / "postgres" / "server.log"
+    execute(url, "CREATE TABLE named (record_id text PRIMARY KEY)")
+    for _ in range(2):
+        with contextlib.suppress(psycopg.errors.UniqueViolation):
+            execute(url, "INSERT INTO named VALUES ('pdb:secret')")
+    text = log.read_text()
+    assert "duplicate key value" in text
+    assert "secret" not in text
+
+
 def test_secrets_are_for_their_owner_only_and_git_ignores_the_folder(
     services: LocalServices,
 ) -> None:
