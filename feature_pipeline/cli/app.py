@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from feature_pipeline.cli.output import translated_errors
+from feature_pipeline.cli.errors import translated_errors
 
 COMMANDS = {
     "demo": "Run the example hooks over real structures on local servers.",
@@ -48,7 +48,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = getattr(
-            import_module(f"feature_pipeline.cli.commands.{cmd_name.replace('-', '_')}"),
+            import_module(f"feature_pipeline.cli.options.{cmd_name.replace('-', '_')}"),
             cmd_name.replace("-", "_"),
         )
         return command

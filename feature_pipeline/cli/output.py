@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Final, TextIO
 
-import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -24,11 +23,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from feature_pipeline.errors import FeaturePipelineError
 from feature_pipeline.model.json_values import json_instant, json_number, json_text
 from feature_pipeline.model.printable import printable as printable
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
 DAMAGED: Final = 2
 """Exit status of a command that did what it could, and named damaged or lost objects."""
@@ -220,22 +216,3 @@ def size(size_bytes: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
-
-
-@contextmanager
-def translated_errors() -> Iterator[None]:
-    """Report errors of this package as messages, without a traceback."""
-    try:
-        yield
-    except FeaturePipelineError as error:
-        raise click.ClickException(printable(str(error))) from error
-    except click.ClickException as error:
-        if type(error) is not click.ClickException:  # a wrong option: click's own words
-            raise
-        raise click.ClickException(printable(error.message)) from error
-    except OSError as error:
-        if error.filename is None:
-            raise
-        # A path that was given on the command line, or one below it.
-        message = f"{os.fsdecode(error.filename)}: {error.strerror}"
-        raise click.ClickException(printable(message)) from error

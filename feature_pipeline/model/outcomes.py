@@ -7,17 +7,7 @@ from typing import Final
 
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.digest import Digest, Value
-
-
-class Status(StrEnum):
-    """A hook's verdict on a record."""
-
-    PASSED = "passed"
-    """The hook wrote features; there may be none."""
-    REJECTED = "rejected"
-    """The hook does not apply to the record, for a reason."""
-    ERRORED = "errored"
-    """No features could be made of this record; `OutcomeKind` gives the cause."""
+from feature_pipeline.model.status import Status as Status
 
 
 class OutcomeKind(StrEnum):

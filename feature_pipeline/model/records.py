@@ -7,7 +7,6 @@ in `source`.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Annotated, Final, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -15,19 +14,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.digest import Digest, check_text, document_bytes
 from feature_pipeline.model.json_text import JsonObject, parse_document
+from feature_pipeline.model.source import Source as Source
 
 MAX_RECORD_ID_BYTES: Final = 512
 BATCH_KEY: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 DATASET_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
-
-
-class Source(StrEnum):
-    """The origin of a batch. Storage treats all alike."""
-
-    DEPOSITION = "deposition"
-    HARVEST = "harvest"
-    FORK = "fork"
-    IMPORT = "import"
 
 
 def check_record_id(record_id: str) -> str:

@@ -22,7 +22,7 @@ from feature_pipeline.archive.logs.known import known_logs
 from feature_pipeline.archive.query.api import Archive
 from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.cli.app import COMMANDS
-from feature_pipeline.cli.commands.metrics import PORT
+from feature_pipeline.cli.options.metrics import PORT
 from feature_pipeline.errors import StoreUnavailableError
 from feature_pipeline.hooks.runners.kubernetes.job import JobSettings
 from feature_pipeline.orchestration.run_queue import COMPUTE, WORK_TAG

@@ -1,1 +1,1 @@
-"""The commands, one module each."""
+"""What carries the commands out, one module each. Their options are in `cli.options`."""

@@ -1,28 +1,16 @@
 """`feature-pipeline answers`: compare the memory of answers with the archive's logs."""
 
-import click
-
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.answers import list_programs
 from feature_pipeline.archive.maintenance.remember import complete
 from feature_pipeline.cli.commands.verify import progress_of
-from feature_pipeline.cli.output import Output, json_option, size
+from feature_pipeline.cli.output import Output, size
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import NotFoundError
 
 
-@click.command()
-@click.argument("hooks", nargs=-1)
-@click.option("--dataset", help="Only hooks of this dataset.")
-@click.option("--rebuild", is_flag=True, help="Believe nothing of it: derive all from the logs.")
-@json_option
 def answers(hooks: tuple[str, ...], dataset: str | None, rebuild: bool, as_json: bool) -> None:
-    """Add missing answers to the memory of answers, and remove erased ones.
-
-    The memory records which artifact answers which action, so that no record is computed twice.
-    Acceptance keeps it up to date, and the job `remember_answers` compares it with the logs once a
-    day; this command does so at once. It changes nothing that is archived.
-    """
+    """Carry out `feature-pipeline answers`."""
     Project.find().load_environment()
     output = Output(as_json)
     store = open_archive()

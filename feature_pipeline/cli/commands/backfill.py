@@ -1,15 +1,14 @@
 """`feature-pipeline backfill`: run again what is missing, failed, stale or of an old release."""
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Final
-
-import click
+from typing import TYPE_CHECKING
 
 from feature_pipeline import settings
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.cli.instance import dagster_instance
-from feature_pipeline.cli.output import Output, json_option
+from feature_pipeline.cli.options.backfill import SELECTIONS
+from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.project_hooks import project_hooks
 from feature_pipeline.errors import InvalidInputError, NotFoundError
@@ -20,21 +19,7 @@ if TYPE_CHECKING:
 
     from feature_pipeline.orchestration.operations.backfills import BackfillPlan
 
-SELECTIONS: Final = ("missing", "failed", "stale", "old-release", "all")
 
-
-@click.command()
-@click.argument("names", metavar="[HOOK|TABLE]...", nargs=-1)
-@click.option("--select", type=click.Choice(SELECTIONS), help="State of the partitions; see above.")
-@click.option("--batch", "batches", multiple=True, help="Only this batch; repeatable.")
-@click.option(
-    "--tables/--no-tables",
-    default=None,
-    help="Include tables materialized on request, or no tables. Default: only `always` tables.",
-)
-@click.option("--dry-run", is_flag=True, help="Say what would be run, and launch nothing.")
-@click.option("--cancel", metavar="ID", help="Cancel the backfill of this id instead.")
-@json_option
 def backfill(
     names: tuple[str, ...],
     select: str | None,
@@ -44,28 +29,7 @@ def backfill(
     cancel: str | None,
     as_json: bool,
 ) -> None:
-    """Launch one Dagster backfill of the selected partitions.
-
-    HOOK selects the hook's features and its table. TABLE or an asset's key
-    (structures/tables/pockets) selects that asset only. Without names, all hooks of the project
-    are selected.
-
-    \b
-    --select     features                         tables
-    missing      batches without an artifact      artifacts that are not loaded
-    failed       the last hook run or the last    the last Dagster run failed
-                 Dagster run failed, or records
-                 have retryable errors
-    stale        stale in Dagster, or made from   stale in Dagster, or loaded from
-                 a batch, input or release that   content other than the current
-                 is not current                   artifact's
-    old-release  made by a release other than     loaded from an artifact of a release
-                 the declared one                 other than the current one's
-    all          every batch                      every batch
-
-    If the features of a partition are selected, so is its table. Runs carry over outcomes that
-    the archive has, and compute only the others.
-    """  # noqa: D301 - \b is click's mark of a paragraph that is not folded
+    """Carry out `feature-pipeline backfill`."""
     from feature_pipeline.orchestration.operations.backfills import cancel_backfill
 
     Project.find().load_environment()

@@ -1,22 +1,14 @@
 """`feature-pipeline check-store`: test whether the archive's store has the required properties."""
 
-import click
-
 from feature_pipeline import settings
 from feature_pipeline.archive.store.s3_check import check_store as check
 from feature_pipeline.archive.store.s3_client import client_of
-from feature_pipeline.cli.output import Output, json_option
+from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project
 
 
-@click.command("check-store")
-@json_option
 def check_store(as_json: bool) -> None:
-    """Test each S3 property that the archive needs, on the store in the settings.
-
-    Writes small objects below `probe/` and removes them. Exits with 0 if the store has every
-    required property, with 2 if it lacks one, with 1 if the test could not be run.
-    """
+    """Carry out `feature-pipeline check-store`."""
     Project.find().load_environment()
     output = Output(as_json)
     where = settings.S3Settings.from_environment()

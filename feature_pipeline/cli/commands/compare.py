@@ -1,7 +1,5 @@
 """`feature-pipeline compare`: compare two releases of a hook over the same batches."""
 
-import click
-
 from feature_pipeline.archive.logs.log import ReleaseEntry
 from feature_pipeline.archive.query.compare import (
     Comparison,
@@ -10,18 +8,11 @@ from feature_pipeline.archive.query.compare import (
     last_two_releases,
 )
 from feature_pipeline.cli.commands.verify import find_dataset
-from feature_pipeline.cli.output import Output, json_option
+from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import NotFoundError
 
 
-@click.command()
-@click.argument("hook")
-@click.option("--from", "before", metavar="RELEASE", help="A version, or #seq; the one before.")
-@click.option("--to", "after", metavar="RELEASE", help="A version, or #seq; the last one.")
-@click.option("--batch", "batches", multiple=True, help="Only this batch; repeatable.")
-@click.option("--dataset", help="The hook's dataset, where several have a hook of this name.")
-@json_option
 def compare(
     hook: str,
     before: str | None,
@@ -30,12 +21,7 @@ def compare(
     dataset: str | None,
     as_json: bool,
 ) -> None:
-    """Compare two releases of HOOK over the batches that both have computed.
-
-    For each batch, reads the last artifact that was current under each release, from S3 alone. Rows
-    are compared by record and ordinal. Columns that only one release declares are named and not
-    compared. `feature-pipeline history HOOK` lists releases and batches.
-    """
+    """Carry out `feature-pipeline compare`."""
     Project.find().load_environment()
     output = Output(as_json)
     store = open_archive()

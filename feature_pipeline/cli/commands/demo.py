@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import click
 import dagster as dg
 
 from feature_pipeline.archive import read
@@ -16,7 +15,7 @@ from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.cli.commands.submit import submit_records
 from feature_pipeline.cli.local_records import LocalRecord
-from feature_pipeline.cli.output import Output, json_option, muted, size
+from feature_pipeline.cli.output import Output, muted, size
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.servers import local_servers
 from feature_pipeline.definitions import build_defs, hooks_of
@@ -32,19 +31,8 @@ from feature_pipeline.projections.proof.proof import prove
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
-@click.command()
-@click.option(
-    "--folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Where the servers keep their data; .feature_pipeline in the project when absent.",
-)
-@json_option
 def demo(folder: Path | None, as_json: bool) -> None:
-    """Compute features of real structures, archive them and load the tables.
-
-    Starts S3 and PostgreSQL from wheels on loopback, runs every step through Dagster, and prints
-    the results and the proof that the tables equal the archive. A second run computes nothing.
-    """
+    """Carry out `feature-pipeline demo`."""
     project = Project.find()
     output = Output(as_json)
     output.say("Starting local servers ...")

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-import click
-
 from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project
 from feature_pipeline.cli.servers import local_servers
@@ -47,18 +45,8 @@ class CodeLocationWatch:
         self._error = error
 
 
-@click.command()
-@click.option(
-    "--folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Where the servers keep their data; .feature_pipeline in the project when absent.",
-)
 def dev(folder: Path | None) -> None:
-    """Run S3, PostgreSQL, and Dagster's webserver and daemon on loopback until Ctrl-C.
-
-    Writes every setting to .env, so that plain `dagster` and `dg` commands work in another
-    terminal. Restarts a server that exits.
-    """
+    """Carry out `feature-pipeline dev`."""
     project = Project.find()
     output = Output()
     folder = folder or project.data_folder

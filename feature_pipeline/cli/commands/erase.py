@@ -6,28 +6,12 @@ from feature_pipeline.archive.maintenance.erase import OUTSIDE_REACH, finish_era
 from feature_pipeline.archive.maintenance.erase import erase as erase_records
 from feature_pipeline.archive.maintenance.erase import lift as lift_withdrawal
 from feature_pipeline.cli.commands.gc import say_obstacles
-from feature_pipeline.cli.output import Output, json_option
+from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.digest import Digest
 
 
-@click.command()
-@click.argument("record_ids", nargs=-1)
-@click.option("--dataset", required=True, help="The records' dataset.")
-@click.option(
-    "--reason", help="Reason, stored permanently beside the record ids: no personal data."
-)
-@click.option(
-    "--lift",
-    is_flag=True,
-    help="Allow the records to be submitted again; what was begun to be erased is erased first.",
-)
-@click.option(
-    "--lost", multiple=True, help="A manifest or batch that is given up: sha256:<digest>."
-)
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@json_option
 def erase(
     record_ids: tuple[str, ...],
     dataset: str,
@@ -37,12 +21,7 @@ def erase(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Withdraw RECORD_IDS and erase their data from the archive. This cannot be undone.
-
-    Without ids, completes an interrupted erasure. Exits with 2 if the erasure is incomplete:
-    damaged artifacts could not be redacted, or blobs are kept because a damaged or missing object
-    may need them. The records are withdrawn in either case.
-    """
+    """Carry out `feature-pipeline erase`."""
     Project.find().load_environment()
     output = Output(as_json)
     if record_ids and not reason:

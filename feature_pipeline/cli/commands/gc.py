@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from typing import Final
 
-import click
-
 from feature_pipeline.archive import blobs
 from feature_pipeline.archive.maintenance.gc import GcReport, GcScope, collect_garbage
 from feature_pipeline.cli.commands.verify import progress_of
-from feature_pipeline.cli.output import Output, json_option, size
+from feature_pipeline.cli.output import Output, size
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.digest import Digest
@@ -17,27 +15,6 @@ _SHOWN: Final = 20
 """Number of obstacles that are printed; `--json` has all of them."""
 
 
-@click.command()
-@click.option("--all", "is_all", is_flag=True, help="All blobs of the archive.")
-@click.option(
-    "--shard", "shards", multiple=True, help="Blobs whose digest begins with these two hex digits."
-)
-@click.option(
-    "--delete",
-    is_flag=True,
-    help="Mark unneeded blobs and delete those that are due. Default: a dry run.",
-)
-@click.option(
-    "--lost", multiple=True, help="A manifest or batch that is given up: sha256:<digest>."
-)
-@click.option(
-    "--new-orphans",
-    type=click.IntRange(0),
-    default=0,
-    help="So many blobs may newly be needed by nothing, even if that is a mass of them.",
-)
-@click.option("--workers", type=click.IntRange(1, 64), default=8, show_default=True)
-@json_option
 def gc(
     is_all: bool,
     shards: tuple[str, ...],
@@ -47,14 +24,7 @@ def gc(
     workers: int,
     as_json: bool,
 ) -> None:
-    """Delete blobs that two runs, at least a week apart, both found unneeded.
-
-    Without --delete, nothing is written or deleted. Run it with --delete every day or week: each
-    run marks unneeded blobs, and deletes those that a run at least a week earlier had marked.
-
-    Deletes nothing and exits with 2 while an object that may name blobs is damaged or missing, or
-    if far more blobs than before are unneeded.
-    """
+    """Carry out `feature-pipeline gc`."""
     Project.find().load_environment()
     output = Output(as_json)
     if is_all == bool(shards):

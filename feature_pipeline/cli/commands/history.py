@@ -1,25 +1,14 @@
 """`feature-pipeline history`: list the log entries of a hook's batches."""
 
-import click
-
 from feature_pipeline.archive.query.history import HistoryLine, readable_history
 from feature_pipeline.cli.commands.verify import find_dataset
-from feature_pipeline.cli.output import DAMAGED, Output, json_option
+from feature_pipeline.cli.output import DAMAGED, Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import NotFoundError
 
 
-@click.command()
-@click.argument("hook")
-@click.argument("batch", required=False)
-@click.option("--dataset", help="The hook's dataset, where several have a hook of this name.")
-@json_option
 def history(hook: str, batch: str | None, dataset: str | None, as_json: bool) -> None:
-    """List every entry of HOOK's logs, for BATCH or for all batches.
-
-    Marks the current artifact of each batch with *. If a log or an artifact cannot be read, shows
-    the rest and exits with 2.
-    """
+    """Carry out `feature-pipeline history`."""
     Project.find().load_environment()
     output = Output(as_json)
     store = open_archive()

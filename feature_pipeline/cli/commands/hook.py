@@ -6,28 +6,14 @@ from typing import BinaryIO
 import click
 
 from feature_pipeline import settings
+from feature_pipeline.cli.options.hook import DEFS
 from feature_pipeline.cli.project import Project
 from feature_pipeline.errors import ConflictError, NotFoundError
 from feature_pipeline.hooks.osa_manifest import definition_yaml, import_hooks
 
-DEFS = "feature_pipeline/defs"
-"""Folder of the definitions in a checkout."""
 
-
-@click.group()
-def hook() -> None:
-    """Write a new hook, or define existing hooks."""
-
-
-@hook.command()
-@click.argument("name")
-@click.option(
-    "--folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Where the definitions are; the folder that FEATURE_PIPELINE_DEFS names when absent.",
-)
 def new(name: str, folder: Path | None) -> None:
-    """Write a working hook to start from: <folder>/NAME/defs.yaml and its program."""
+    """Carry out `feature-pipeline hook new`."""
     from feature_pipeline.orchestration.scaffold import write_hook
 
     written = (_definitions() if folder is None else folder) / name
@@ -38,18 +24,6 @@ def new(name: str, folder: Path | None) -> None:
         click.echo(path)
 
 
-@hook.command("import")
-@click.argument("manifest", type=click.File("rb"))
-@click.option("--dataset", required=True, help="The dataset whose records they are run over.")
-@click.option("--image", help="Their image, by digest; without it, each hook's bound release.")
-@click.option("--version", help="Their release's version; without it, the convention's.")
-@click.option(
-    "--folder",
-    type=click.Path(path_type=Path),
-    help="Where the definitions go: <folder>/<hook>/defs.yaml; the folder that"
-    f" FEATURE_PIPELINE_DEFS names when absent, else {DEFS}.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace definitions that are there.")
 def import_(
     manifest: BinaryIO,
     dataset: str,
@@ -58,11 +32,7 @@ def import_(
     folder: Path | None,
     overwrite: bool,
 ) -> None:
-    """Define the hooks of a manifest of the Open Science Archive's SDK.
-
-    MANIFEST is the output of `osa manifest`, or - for standard input. Unless every hook in it can
-    be defined, nothing is written.
-    """
+    """Carry out `feature-pipeline hook import`."""
     folder = _definitions() if folder is None else folder
     hooks = import_hooks(manifest.read(), dataset=dataset, image=image, version=version)
     paths = {imported.definition.name: imported for imported in hooks}

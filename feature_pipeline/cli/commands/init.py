@@ -13,14 +13,8 @@ from feature_pipeline.local.environment import write_dotenv
 DEFS = "defs"
 
 
-@click.command()
-@click.argument("folder", type=click.Path(file_okay=False, path_type=Path), default=".")
 def init(folder: Path) -> None:
-    """Create a project in FOLDER (default: the working directory).
-
-    The project has `defs/` for your hooks, `workspace.yaml` and `dagster.yaml` for Dagster, and in
-    `.env` the setting that names `defs/`. Existing files are not replaced.
-    """
+    """Carry out `feature-pipeline init`."""
     root = folder.absolute()
     for name in (WORKSPACE, DAGSTER):
         if (root / name).exists():

@@ -1,9 +1,7 @@
 """`feature-pipeline plan`: preview what loading a hook's table would change, cost and refuse."""
 
-import click
-
 from feature_pipeline import settings
-from feature_pipeline.cli.output import DAMAGED, Output, json_option, size
+from feature_pipeline.cli.output import DAMAGED, Output, size
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.project_hooks import project_hooks, undeclared_lines
 from feature_pipeline.errors import InvalidInputError
@@ -14,17 +12,8 @@ from feature_pipeline.projections.retire import known_tables
 SHOWN = 10
 
 
-@click.command()
-@click.argument("hook")
-@click.option("--dataset", help="Needed when several datasets have a hook of this name.")
-@json_option
 def plan(hook: str, dataset: str | None, as_json: bool) -> None:
-    """Preview the next runs of HOOK's table; change nothing.
-
-    Also names tables that no definition declares; `feature-pipeline retire` drops them. Exits with
-    1 if something would be refused. If batches are damaged or lost in the archive, names them,
-    plans the others and exits with 2.
-    """
+    """Carry out `feature-pipeline plan`."""
     from feature_pipeline.orchestration.assets.tables import table_spec
 
     Project.find().load_environment()

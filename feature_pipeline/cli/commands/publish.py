@@ -7,8 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-import click
-
 from feature_pipeline.archive import read
 from feature_pipeline.archive.format.manifest import RunInfo
 from feature_pipeline.archive.logs import log
@@ -20,7 +18,7 @@ from feature_pipeline.archive.publish import (
     announce_artifact,
 )
 from feature_pipeline.archive.store.base import BlobStore
-from feature_pipeline.cli.output import Output, json_option
+from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.project_hooks import find_hook
 from feature_pipeline.compute.collect import collect_output
@@ -43,16 +41,6 @@ OUTCOME_FILES: Final = (FEATURES, SINGLE_FEATURES, REJECTIONS, ERRORS)
 _UNREGISTERED: Final = 0
 
 
-@click.command()
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--hook", required=True, help="The hook that wrote it.")
-@click.option("--batch", required=True, help="The batch that it ran over, as a whole.")
-@click.option("--dataset", help="The hook's dataset, if hooks of two datasets have this name.")
-@click.option(
-    "--log", "log_file", type=click.Path(exists=True, path_type=Path), help="The hook's log."
-)
-@click.option("--force", is_flag=True, help="Accept errors for records that have an answer.")
-@json_option
 def publish(
     folder: Path,
     hook: str,
@@ -62,13 +50,7 @@ def publish(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Publish FOLDER, the OSA_OUT of a hook that exited with status 0.
-
-    The output is attributed to the hook's currently declared release. No Dagster process needs to
-    run: the result is durable when the command ends, and is accepted when the daemon runs. A folder
-    without features.jsonl, features.json, rejections.jsonl or errors.jsonl is refused. Output with
-    errors for records that already have an answer is refused unless --force is given.
-    """
+    """Carry out `feature-pipeline publish`."""
     Project.find().load_environment()
     output = Output(as_json)
     check_is_output(folder)

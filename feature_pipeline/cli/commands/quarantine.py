@@ -1,34 +1,17 @@
 """`feature-pipeline quarantine`: list entries that could not be accepted, and retry them."""
 
-import click
-
 from feature_pipeline.archive import accept
 from feature_pipeline.archive.format.documents import instant_text
 from feature_pipeline.archive.logs.inbox import discard, readable_quarantined
-from feature_pipeline.cli.output import DAMAGED, Output, json_option
+from feature_pipeline.cli.output import DAMAGED, Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import InvalidInputError
 
 
-@click.command()
-@click.argument("ids", nargs=-1)
-@click.option("--requeue", is_flag=True, help="Return these entries to the inbox unchanged.")
-@click.option(
-    "--discard",
-    "is_discarded",
-    is_flag=True,
-    help="Delete these entries; gc then deletes what only they name.",
-)
-@click.option("--all", "is_all", is_flag=True, help="All quarantined entries.")
-@json_option
 def quarantine(
     ids: tuple[str, ...], requeue: bool, is_discarded: bool, is_all: bool, as_json: bool
 ) -> None:
-    """List quarantined entries with their reasons; with --requeue, retry IDS.
-
-    Correct the cause first: submit the batch, register the release, or lift the withdrawal. If an
-    entry cannot be read, shows the others and exits with 2.
-    """
+    """Carry out `feature-pipeline quarantine`."""
     Project.find().load_environment()
     output = Output(as_json)
     store = open_archive()

@@ -13,7 +13,7 @@ from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.cli.instance import known_instance
 from feature_pipeline.cli.instants import parse_instant
-from feature_pipeline.cli.output import Output, json_option
+from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.project_hooks import find_hook, project_hooks
 from feature_pipeline.compute.redecode import decode_batch_again
@@ -35,16 +35,6 @@ _Tell: TypeAlias = Callable[[Iterator[LoadReport]], Generator[LoadReport]]
 """Passes load reports through, and has reported them to Dagster when it ends or is closed."""
 
 
-@click.command()
-@click.argument("hooks", nargs=-1)
-@click.option("--dataset", help="Needed when several datasets have a hook of this name.")
-@click.option("--batch", "batches", multiple=True, help="Load only this batch again; repeatable.")
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64))
-@click.option("--from-raw", is_flag=True, help="First decode the raw output again.")
-@click.option(
-    "--as-of", "time", help="A time with its offset: a separate table of what was current then."
-)
-@json_option
 def rebuild(
     hooks: tuple[str, ...],
     dataset: str | None,
@@ -54,20 +44,7 @@ def rebuild(
     time: str | None,
     as_json: bool,
 ) -> None:
-    """Rebuild the tables of HOOKS, or of all hooks, from S3.
-
-    Builds each table beside the one that users read, verifies it against the archive and switches
-    to it. An interrupted rebuild continues where it stopped. With --batch, replaces the rows of
-    these batches in the table that is read. Reports what was loaded to the Dagster instance of
-    DAGSTER_HOME, if that is set.
-
-    A failure with one table does not stop the others. Failures are listed at the end, and the exit
-    status is 1.
-
-    With --from-raw, first decodes the raw output of the current artifacts again with today's
-    decoder. If the result differs from an artifact, a successor becomes current in the archive. No
-    hook runs.
-    """
+    """Carry out `feature-pipeline rebuild`."""
     from feature_pipeline.orchestration.assets.tables import report_loads, table_spec
 
     as_of = None if time is None else parse_instant(time)

@@ -7,7 +7,7 @@ import dagster as dg
 
 from feature_pipeline import settings
 from feature_pipeline.archive.logs import log
-from feature_pipeline.cli.output import Output, json_option
+from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.project_hooks import project_hooks
 from feature_pipeline.cli.servers import local_servers
@@ -21,18 +21,8 @@ from feature_pipeline.orchestration.operations.recover import (
 from feature_pipeline.projections.catalog.database import Database
 
 
-@click.command()
-@click.argument("tables", nargs=-1)
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(1, 64))
-@click.option("--local", is_flag=True, help="Run the local servers of `dev` meanwhile.")
-@json_option
 def recover(tables: tuple[str, ...], workers: int, local: bool, as_json: bool) -> None:
-    """Recover what the databases lost: partitions, materializations, pools and tables.
-
-    Rebuilds every table with `materialize: always`, and TABLES. You can interrupt and repeat it:
-    what exists is left unchanged. Ends with the proof that the tables equal the archive. Stop
-    Dagster's daemon first.
-    """
+    """Carry out `feature-pipeline recover`."""
     project = Project.find()
     output = Output(as_json)
     if not local:

@@ -28,7 +28,7 @@ from feature_pipeline.archive.query.api import Archive
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.cli.commands.verify import find_dataset, progress_of
 from feature_pipeline.cli.databases import ask_databases
-from feature_pipeline.cli.output import DAMAGED, Output, json_option
+from feature_pipeline.cli.output import DAMAGED, Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.project_hooks import project_hooks
 from feature_pipeline.errors import FeaturePipelineError, InvalidInputError
@@ -38,21 +38,6 @@ _ROUNDS = 10
 """A restored object may name further objects, which the next round handles."""
 
 
-@click.command()
-@click.option("--dataset", help="Only this dataset.")
-@click.option("--hook", help="Only this hook: its releases and artifacts.")
-@click.option("--batch", help="Only this batch.")
-@click.option(
-    "--from", "second_url", help="A second archive, s3://BUCKET/PREFIX: a copy, a backup."
-)
-@click.option("--yes", is_flag=True, help="Carry the plan out. Without it, nothing is written.")
-@click.option(
-    "--accept-loss",
-    is_flag=True,
-    help="Give up log entries that nothing brings back: their logs go on without them.",
-)
-@click.option("--reason", default="", help="Why the loss is accepted; stored permanently.")
-@json_option
 def repair(
     dataset: str | None,
     hook: str | None,
@@ -63,20 +48,7 @@ def repair(
     reason: str,
     as_json: bool,
 ) -> None:
-    """List what is damaged, missing or lost and how it can be restored; with --yes, do it.
-
-    Restores objects from a second archive, compared by digest; rows and outcomes from raw output;
-    lost log entries from what the databases know of them; code files and releases from the project.
-    You can interrupt and repeat it.
-
-    With --accept-loss and --reason, gives up log entries that cannot be restored, after naming
-    them. From then on the shorter log is right and its numbers are used again; `rebuild` and the
-    job `reconcile` update the tables and Dagster. Artifacts that the entries named are appended
-    again if they are still stored.
-
-    Exits with 0 if no problem is left, otherwise with 2. Lists what cannot be restored, with the
-    steps that an operator can take.
-    """
+    """Carry out `feature-pipeline repair`."""
     Project.find().load_environment()
     output = Output(as_json)
     store = open_archive()

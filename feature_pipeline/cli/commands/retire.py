@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from feature_pipeline import settings
-from feature_pipeline.cli.output import Output, json_option, size
+from feature_pipeline.cli.output import Output, size
 from feature_pipeline.cli.project import Project
 from feature_pipeline.cli.project_hooks import ProjectHooks, project_hooks
 from feature_pipeline.errors import ConflictError, InvalidInputError, ProjectionError
@@ -20,21 +20,8 @@ from feature_pipeline.projections.retire import (
 )
 
 
-@click.command()
-@click.argument("tables", nargs=-1)
-@click.option("--yes", is_flag=True, help="Drop TABLES. Without it, nothing is changed.")
-@json_option
 def retire(tables: tuple[str, ...], yes: bool, as_json: bool) -> None:
-    """List the tables that no definition declares, and drop TABLES among them.
-
-    If a hook is deleted or renamed, or its table is renamed, the old table stays and can be
-    queried. Tables of the past (`rebuild --as-of`) stay until they are dropped. Without TABLES,
-    lists both. With TABLES, previews the drop; with --yes, drops the view, its generations and
-    their bookkeeping. The archive is unchanged.
-
-    Tables that a definition declares, or that an invalid definition may declare, are not dropped.
-    Exits with 1 if one of TABLES cannot be dropped.
-    """
+    """Carry out `feature-pipeline retire`."""
     if yes and not tables:
         raise InvalidInputError("say which tables are dropped: feature-pipeline retire TABLE --yes")
     Project.find().load_environment()

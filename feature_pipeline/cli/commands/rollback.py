@@ -3,28 +3,17 @@
 from contextlib import ExitStack
 from typing import Any
 
-import click
-
 from feature_pipeline import settings
 from feature_pipeline.cli.instance import known_instance
-from feature_pipeline.cli.output import Output, json_option
+from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.project_hooks import find_hook
 from feature_pipeline.projections import rollback as library
 from feature_pipeline.projections.catalog.database import Database
 
 
-@click.command()
-@click.argument("hook")
-@click.option("--dataset", help="Needed when several datasets have a hook of this name.")
-@click.option("--unpin", is_flag=True, help="Follow the definition again.")
-@json_option
 def rollback(hook: str, dataset: str | None, unpin: bool, as_json: bool) -> None:
-    """Switch HOOK's table back to the generation before its last switch.
-
-    The table stays pinned to that generation until --unpin; both generations are kept up to date
-    meanwhile. Reports the columns that are read now to the Dagster instance of DAGSTER_HOME.
-    """
+    """Carry out `feature-pipeline rollback`."""
     from feature_pipeline.orchestration.assets.tables import report_shown, table_spec
 
     Project.find().load_environment()

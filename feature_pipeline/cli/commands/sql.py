@@ -9,14 +9,13 @@ from functools import partial
 from math import isfinite
 from typing import Any, Final, TypeAlias
 
-import click
 import psycopg
 from psycopg import sql as compose
 from psycopg.types.json import set_json_loads
 from psycopg.types.string import TextLoader
 
 from feature_pipeline import settings
-from feature_pipeline.cli.output import Output, json_option
+from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project
 from feature_pipeline.errors import InvalidInputError, ProjectionError
 from feature_pipeline.projections.catalog.database import (
@@ -25,7 +24,6 @@ from feature_pipeline.projections.catalog.database import (
     Database,
 )
 
-MAX_ROWS = 1_000
 _CURSOR: Final = "rows"
 _PURPOSE: Final = "sql"
 _BOOLEAN: Final = 16
@@ -49,17 +47,8 @@ class _Result:
     more: int
 
 
-@click.command()
-@click.argument("statement")
-@click.option(
-    "--max-rows", default=MAX_ROWS, show_default=True, type=click.IntRange(0), help="Rows to print."
-)
-@json_option
 def sql(statement: str, max_rows: int, as_json: bool) -> None:
-    """Run STATEMENT, read only, and print its rows.
-
-    Tables are in the schema `features`, which is searched first: select * from pockets limit 5
-    """
+    """Carry out `feature-pipeline sql`."""
     Project.find().load_environment()
     output = Output(as_json)
     with _session() as connection:

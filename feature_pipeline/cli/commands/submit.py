@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import click
-
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.publish import MAX_BATCHES, submit_batch
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.cli.local_records import LocalRecord, read_records
-from feature_pipeline.cli.output import Output, json_option
+from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.digest import Digest, digest_stream
@@ -24,24 +22,6 @@ from feature_pipeline.model.records import (
 )
 
 
-@click.command()
-@click.argument("path", type=click.Path(exists=True, path_type=Path))
-@click.option("--dataset", required=True, help="Dataset of the records.")
-@click.option(
-    "--source",
-    type=click.Choice([s.value for s in Source]),
-    required=True,
-    help="Origin of the records.",
-)
-@click.option("--batch", help="Key of the first batch; by default derived from the records.")
-@click.option("--batch-size", default=1000, show_default=True, type=click.IntRange(1, 100_000))
-@click.option(
-    "--exclude",
-    multiple=True,
-    metavar="PATTERN",
-    help="Leave entries of a folder with such a name out: --exclude '.*'. May be repeated.",
-)
-@json_option
 def submit(
     path: Path,
     dataset: str,
@@ -51,14 +31,7 @@ def submit(
     exclude: Sequence[str],
     as_json: bool,
 ) -> None:
-    """Submit the records of PATH.
-
-    PATH is a folder or a .jsonl file. In a folder, each file is one record, named after the file
-    without its suffixes (1ubi for 1ubi.pdb.gz), and each subfolder is one record with its files.
-    Each line of a .jsonl file is {"id", "metadata", "files": {name: path}}, with paths relative to
-    the file. If an entry is not a record, the command names it and submits nothing. Submitting the
-    same records again changes nothing.
-    """
+    """Carry out `feature-pipeline submit`."""
     Project.find().load_environment()
     output = Output(as_json)
     check_dataset(dataset)

@@ -3,40 +3,19 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import click
-
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.inspection.findings import Scope
 from feature_pipeline.archive.inspection.verify import verify as verify_archive
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.cli.databases import ask_databases
-from feature_pipeline.cli.output import Output, json_option, size
+from feature_pipeline.cli.output import Output, size
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import InvalidInputError, NotFoundError
 
 _SHOWN = 200
 
 
-@click.command()
-@click.option("--dataset", help="Only this dataset.")
-@click.option("--hook", help="Only this hook: its releases and artifacts.")
-@click.option("--batch", help="Only this batch.")
-@click.option(
-    "--sample",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="Read this fraction of the blobs. Logs, manifests and batches are always read.",
-)
-@click.option("--seed", type=int, help="Read the same sample as an earlier run with this seed.")
-@click.option("--workers", type=click.IntRange(1, 64), default=8, show_default=True)
-@click.option(
-    "--restore-checksums",
-    is_flag=True,
-    help="Write right objects again of which the store keeps no checksum.",
-)
-@json_option
 def verify(
     dataset: str | None,
     hook: str | None,
@@ -47,13 +26,7 @@ def verify(
     restore_checksums: bool,
     as_json: bool,
 ) -> None:
-    """Read all stored objects again and compare them with their names.
-
-    Also compares the logs with the tables and with Dagster, if they are configured.
-
-    Exits with 0 if everything is right, with 2 if an object is missing, corrupt, lost, unreadable
-    or not erased, with 1 if the archive could not be verified at all.
-    """
+    """Carry out `feature-pipeline verify`."""
     Project.find().load_environment()
     output = Output(as_json)
     store = open_archive()

@@ -1,13 +1,52 @@
-"""Every command in the list has a module, and every module is in the list."""
+"""Every command in the list has its two modules, and what it declares is what it carries out."""
 
+import inspect
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-from feature_pipeline.cli import commands
-from feature_pipeline.cli.app import COMMANDS
+import click
+import pytest
+
+from feature_pipeline.cli import commands, options
+from feature_pipeline.cli.app import COMMANDS, main
 
 
-def test_commands_and_modules_are_the_same() -> None:
+@pytest.mark.parametrize("package", [commands, options])
+def test_commands_and_modules_are_the_same(package: ModuleType) -> None:
     """They are imported by name when they are used, so a name without a module shows only then."""
-    folder = Path(commands.__file__).parent
+    folder = Path(package.__file__).parent
     modules = {file.stem.replace("_", "-") for file in folder.glob("[!_]*.py")}
     assert modules == set(COMMANDS)
+
+
+def _declared() -> Iterator[tuple[str, click.Command]]:
+    """Each command, and each of a group of commands, with the name of its module."""
+    for name in COMMANDS:
+        command = main.get_command(click.Context(main), name)
+        module = name.replace("-", "_")
+        if isinstance(command, click.Group):
+            yield from ((module, each) for each in command.commands.values())
+        else:
+            yield module, command
+
+
+@pytest.mark.parametrize(
+    ("module", "command"), [pytest.param(*each, id=each[1].name) for each in _declared()]
+)
+def test_the_options_are_the_arguments_of_what_carries_the_command_out(
+    module: str, command: click.Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No type checker compares them: click passes them by name."""
+    work = import_module(f"feature_pipeline.cli.commands.{module}")
+    name = command.callback.__name__
+    function: Callable[..., Any] = getattr(work, name)
+    declared = {parameter.name: None for parameter in command.params}
+    inspect.signature(function).bind(**declared)
+
+    passed: list[dict[str, Any]] = []
+    monkeypatch.setattr(work, name, lambda **arguments: passed.append(arguments))
+    command.callback(**declared)
+    assert passed == [declared]

@@ -9,7 +9,7 @@ from obstore import exceptions
 from feature_pipeline.archive.store.s3_answers import explained
 from feature_pipeline.archive.store.s3_transfer import _shown
 from feature_pipeline.cli.commands.demo import next_step
-from feature_pipeline.cli.output import translated_errors
+from feature_pipeline.cli.errors import translated_errors
 
 
 def test_a_file_that_cannot_be_written_is_named():
