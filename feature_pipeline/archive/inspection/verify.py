@@ -78,7 +78,10 @@ class VerifyReport:
             looked += f" (of {self.blobs})"
         wrong = [f"{count} {state}" for state in State if (count := self.count(state))]
         gone = f"; {self.erased} erased" if self.erased else ""
-        return f"{self.scope}: {looked} read: {', '.join(wrong) or 'all right'}{gone}"
+        right = "all right"
+        if not (self.documents or self.blobs or self.erased):
+            right = "nothing is stored; if something should be, check bucket, prefix and names"
+        return f"{self.scope}: {looked} read: {', '.join(wrong) or right}{gone}"
 
     def to_json(self) -> dict[str, object]:
         """Return the report for programs."""

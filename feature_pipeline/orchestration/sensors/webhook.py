@@ -5,7 +5,6 @@ tick has ended. If the daemon dies between a post and that, the post is repeated
 """
 
 import http.client
-import json
 import time
 import urllib.error
 import urllib.request
@@ -19,6 +18,7 @@ from pydantic import BaseModel, Field
 from feature_pipeline import settings
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.json_values import json_text
 from feature_pipeline.orchestration.resources import ArchiveResource
 from feature_pipeline.orchestration.sensors.alerts import Seen, look
 
@@ -119,7 +119,7 @@ def post(url: str, document: dict[str, Any]) -> str | None:
     """
     request = urllib.request.Request(  # noqa: S310  (settings allow http and https alone)
         url,
-        data=json.dumps(document, ensure_ascii=False).encode(),
+        data=json_text(document).encode(),
         headers={"Content-Type": "application/json", "User-Agent": "feature-pipeline"},
         method="POST",
     )

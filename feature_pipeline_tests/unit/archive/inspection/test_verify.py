@@ -11,6 +11,7 @@ from feature_pipeline.archive.inspection.findings import ObjectKind, Scope, Stat
 from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.logs import inbox, log
 from feature_pipeline.archive.maintenance.erase import erase
+from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.errors import InvalidInputError, StoreUnavailableError
 from feature_pipeline.model.digest import Digest
 from feature_pipeline_tests.fixtures.care import CareScene, all_keys, archived_keys, everything
@@ -212,6 +213,14 @@ def test_a_store_that_lists_nothing_says_nothing(care):
     store = FailingStore(care.store, 1, error=lambda: StoreUnavailableError("no answer"))
     with pytest.raises(StoreUnavailableError):
         verify(store)
+
+
+def test_an_archive_of_nothing_is_not_called_right(care):
+    """Most likely it is another prefix, or another dataset, than the one that was meant."""
+    for report in (verify(MemoryStore()), verify(care.store, Scope("nowhere"))):
+        assert report.is_clean
+        assert "nothing is stored" in report.summary()
+        assert "all right" not in report.summary()
 
 
 def test_erased_is_not_missing(care):
