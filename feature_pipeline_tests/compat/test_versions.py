@@ -40,8 +40,8 @@ from feature_pipeline_tests.compat.make_archive import FAILING, OLD_COLUMNS, Mak
 ARCHIVES = Path(__file__).parent / "archives"
 VERSIONS = ("v1", "v2", "v3", "v4")
 WITH_STARTS = "v3"
-WITH_CENSUS = "v4"
 """The first whose manifests are of version 2."""
+WITH_CENSUS = "v4"
 FORMAT = Path(__file__).parents[2] / "docs" / "format.md"
 DATASET, HOOK = "structures", "everything"
 

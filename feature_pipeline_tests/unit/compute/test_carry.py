@@ -74,6 +74,29 @@ def test_only_runs_that_go_on_at_one_moment_compute_the_same_record(asking: Aski
     assert verify(asking.store).is_clean
 
 
+def test_planning_makes_few_requests_however_many_batches_there_are(asking: Asking):
+    """Records that no batch has, and records that one of all has."""
+    requests: dict[int, list[int]] = {}
+    known = {f"k{i}": f"{i}" for i in range(100)}
+    asking.submit("known", known)
+    asking.run("known")
+    asking.submit("again", known)
+    asking.submit("new", {f"n{i}": f"new {i}" for i in range(100)})
+    for batches in (10, 40):
+        while asking.runs < batches:
+            asking.submit(f"b{asking.runs}", {f"r{asking.runs}": f"text {asking.runs}"})
+            asking.run(f"b{asking.runs}")
+            asking.round()
+        made = requests[batches] = []
+        for key, computed in (("again", 0), ("new", 100)):
+            log.forget_read_entries()
+            counting = FailingStore(asking.store, 10**9)
+            assert len(asking.plan(key, store=counting).compute) == computed
+            made.append(len(counting.calls))
+    assert max(requests[40]) <= 50
+    assert all(many < few + 10 for few, many in zip(*requests.values(), strict=True))
+
+
 def test_another_text_is_another_question(asking: Asking):
     asking.submit("b1", {"r1": "a"})
     asking.run("b1")
