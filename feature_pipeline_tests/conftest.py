@@ -14,6 +14,7 @@ pytest_plugins = [
     "feature_pipeline_tests.fixtures.stores",
     "feature_pipeline_tests.fixtures.commands",
     "feature_pipeline_tests.fixtures.postgres",
+    "feature_pipeline_tests.fixtures.osa_server",
     "feature_pipeline_tests.fixtures.dagster",
     "feature_pipeline_tests.fixtures.container",
     "feature_pipeline_tests.fixtures.kubernetes",

@@ -1,0 +1,106 @@
+"""The tables and columns of the server that are read, and the check that they are there."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.first_few import first_few
+from feature_pipeline.projections.catalog.database import Connection
+
+KNOWN_SCHEMA: Final = "44a8e3799b97"
+"""The server's schema version (`alembic_version`) with which this package was tested."""
+
+TABLES: Final[Mapping[str, tuple[str, ...]]] = {
+    "hooks": ("name", "feature_spec", "live_release_id"),
+    "hook_releases": (
+        *("id", "hook_name", "version", "image", "digest", "config", "limits"),
+        *("source_ref", "built_by", "built_at"),
+    ),
+    "hook_runs": (
+        *("id", "release_id", "status", "started_at", "finished_at"),
+        *("duration_s", "oom_retries", "log_ref"),
+    ),
+    "conventions": ("id", "title", "schema_id", "schema_version", "hooks"),
+    "ingest_runs": (
+        *("id", "convention_id", "status", "batches_ingested", "started_at", "completed_at"),
+    ),
+    "depositions": (
+        *("srn", "convention_id", "status", "stage", "metadata", "files", "record_id"),
+        "updated_at",
+    ),
+    "records": ("srn", "convention_id", "source"),
+    "feature_tables": ("hook_name", "pg_table", "feature_schema"),
+    "events": ("id", "payload"),
+    "deliveries": ("event_id", "consumer_group", "status", "claimed_at"),
+}
+"""Per table of the schema `public`, the columns that are read."""
+
+_LOOK = """
+select c.relname,
+       has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select'),
+       array(select a.attname::text from pg_attribute as a
+             where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped)
+from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
+where n.nspname = 'public' and c.relkind in ('r', 'p', 'v', 'm')
+  and c.relname = any(%s)
+"""
+"""Answers which of the tables exist, whether the role may read them, and their columns. Reads the
+catalog alone: `information_schema` hides tables that the role may not read.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    is_readable: bool
+    columns: frozenset[str]
+
+
+def check_schema(connection: Connection, address: str) -> None:
+    """Check that every table and column that is read exists, and that the role may read it.
+
+    Raises:
+        InvalidInputError: Names the tables that were looked at and every one that lacks something,
+            with the grants that are needed.
+    """
+    found = {
+        name: _Table(is_readable, frozenset(columns))
+        for name, is_readable, columns in connection.execute(_LOOK, [list(TABLES)])
+    }
+    problems = [f"there is no table public.{name}" for name in TABLES if name not in found]
+    problems += [
+        f"public.{name} has no column {first_few(map(repr, lacking))}"
+        for name, columns in TABLES.items()
+        if name in found and (lacking := [c for c in columns if c not in found[name].columns])
+    ]
+    looked_at = f"looked at {', '.join(f'public.{name}' for name in TABLES)}"
+    if problems:
+        raise InvalidInputError(
+            f"database {address} is not that of an Open Science Archive server whose schema is"
+            f" known ({version_sentence(connection)}): {'; '.join(problems)}. {looked_at}"
+        )
+    barred = [name for name in TABLES if not found[name].is_readable]
+    if barred:
+        role = connection.info.user
+        raise InvalidInputError(
+            f"database {address}: role {role!r} has no access to"
+            f" {', '.join(f'public.{name}' for name in barred)}: `grant usage on schema public to"
+            f' "{role}"; grant select on {", ".join(f"public.{name}" for name in barred)} to'
+            f' "{role}"`. {looked_at}'
+        )
+
+
+def version_sentence(connection: Connection) -> str:
+    """Return which schema version the server's database has, as far as the role may see it."""
+    readable = connection.execute(
+        "select has_table_privilege(c.oid, 'select') from pg_class as c"
+        " join pg_namespace as n on n.oid = c.relnamespace"
+        " where n.nspname = 'public' and c.relname = 'alembic_version'"
+    ).fetchone()
+    if readable is None:
+        return "there is no public.alembic_version"
+    if not readable[0]:
+        return "public.alembic_version cannot be read"
+    row = connection.execute("select version_num from public.alembic_version").fetchone()
+    version = "none" if row is None else str(row[0])
+    return f"its schema version is {version}; known is {KNOWN_SCHEMA}"

@@ -1,0 +1,151 @@
+"""The settings of one followed server: database, storage, conventions, datasets."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Final, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from feature_pipeline import settings
+from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.records import check_dataset
+from feature_pipeline.osa.server import Server
+from feature_pipeline.osa.storage import BucketStorage, FolderStorage, ServerStorage
+from feature_pipeline.projections.catalog.database import Database
+
+DATABASE_URL: Final = "FEATURE_PIPELINE_OSA_DATABASE_URL"
+STORAGE: Final = "FEATURE_PIPELINE_OSA_STORAGE"
+
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class OsaSettings(BaseModel):
+    """How an Open Science Archive server is reached, and what of it is followed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field("osa", description="Name of the server here: a-z, 0-9 and _.")
+    database_url_variable: str = Field(
+        DATABASE_URL,
+        description="Environment variable with the URL of the server's database, of a role that"
+        " may read it: a password does not belong into this file.",
+    )
+    storage: str | None = Field(
+        None,
+        description="The server's storage: the folder $OSA_DATA_DIR/data, or s3://bucket/prefix;"
+        f" {STORAGE} when absent.",
+    )
+    storage_endpoint: str | None = Field(
+        None, description="S3 address of that bucket, if it is not the archive's."
+    )
+    conventions: Mapping[str, str] = Field(
+        default_factory=dict,
+        description="Which conventions are followed: per convention, the name of its dataset here;"
+        " all of them when empty, each under its own name with '_' for '-'.",
+    )
+    hooks: tuple[str, ...] = Field(
+        (), description="Which hooks are followed; all of the conventions' when empty."
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_one(cls, value: str) -> str:
+        return check_dataset(value)
+
+    @field_validator("database_url_variable")
+    @classmethod
+    def _names_a_variable(cls, value: str) -> str:
+        if not _VARIABLE.fullmatch(value):
+            raise ValueError("write the name of an environment variable, not the URL itself")
+        return value
+
+    @field_validator("conventions")
+    @classmethod
+    def _datasets_are_names(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        for dataset in value.values():
+            check_dataset(dataset)
+        return value
+
+    @model_validator(mode="after")
+    def _one_convention_a_dataset(self) -> Self:
+        datasets = list(self.conventions.values())
+        if twice := sorted({each for each in datasets if datasets.count(each) > 1}):
+            raise ValueError(
+                f"conventions: dataset {twice[0]!r} is given to two of them; upstream ids are"
+                " unique within a convention only, so each has a dataset of its own"
+            )
+        return self
+
+    def dataset(self, convention: str) -> str:
+        """Return the dataset of a convention.
+
+        Raises:
+            InvalidInputError: The convention's id cannot name one, and no name is given.
+        """
+        if convention in self.conventions:
+            return self.conventions[convention]
+        name = convention.replace("-", "_")
+        try:
+            return check_dataset(name)
+        except InvalidInputError as error:
+            raise InvalidInputError(
+                f"convention {convention!r}: {error}; give its dataset a name under `conventions`"
+            ) from error
+
+    def follows(self, convention: str) -> bool:
+        """Return whether the convention is followed."""
+        return not self.conventions or convention in self.conventions
+
+    def follows_hook(self, hook: str) -> bool:
+        """Return whether the hook is followed."""
+        return not self.hooks or hook in self.hooks
+
+    def server(self) -> Server:
+        """Return the server's database; nothing is connected yet.
+
+        Raises:
+            InvalidInputError: The variable is not set, or has no URL of PostgreSQL.
+        """
+        url = os.environ.get(self.database_url_variable)
+        if not url:
+            raise InvalidInputError(
+                f"{self.database_url_variable} is not set: give it the URL of the server's"
+                " database, postgresql://user:password@host:port/database"
+            )
+        if urlsplit(url).scheme not in {"postgresql", "postgres"}:
+            raise InvalidInputError(
+                f"{self.database_url_variable} begins with {urlsplit(url).scheme!r}: write"
+                " postgresql://user:password@host:port/database"
+            )
+        return Server(Database(url))
+
+    def open_storage(self) -> ServerStorage:
+        """Return the server's storage.
+
+        Raises:
+            InvalidInputError: It is not named.
+        """
+        from pathlib import Path
+
+        named = self.storage or os.environ.get(STORAGE)
+        if not named:
+            raise InvalidInputError(
+                f"the server's storage is not named: set {STORAGE}, or `storage`, to the folder"
+                " $OSA_DATA_DIR/data or to s3://bucket/prefix"
+            )
+        if not named.startswith("s3://"):
+            return FolderStorage(Path(named).expanduser())
+        from feature_pipeline.archive.store.s3 import make_client
+
+        parts = urlsplit(named)
+        key, secret, token = settings.s3_keys()
+        client = make_client(
+            endpoint_url=self.storage_endpoint or settings.optional(settings.S3_ENDPOINT_URL),
+            region=settings.optional(settings.S3_REGION),
+            access_key_id=key,
+            secret_access_key=secret,
+            session_token=token,
+        )
+        return BucketStorage(client, parts.netloc, parts.path.strip("/"))
