@@ -1,5 +1,7 @@
 """Evidence from the configured databases, for commands that compare it with the archive."""
 
+from collections.abc import Collection
+
 import click
 
 from feature_pipeline import settings
@@ -16,12 +18,7 @@ def ask_databases(output: Output, dataset: str | None) -> Knowledge:
 
     If one does not answer, it is named on standard error, and the command goes on without it.
     """
-    known = Knowledge()
-    if settings.optional(settings.DATABASE_URL):
-        try:
-            known = ask_tables(Database(settings.database_url()), dataset)
-        except InvalidInputError as error:
-            known = Knowledge(notes=(f"the tables are not compared with the archive: {error}",))
+    known = _tables(dataset, None, None)
     if settings.optional(settings.DAGSTER_HOME):
         from feature_pipeline.orchestration.events.known import ask_dagster
 
@@ -31,6 +28,33 @@ def ask_databases(output: Output, dataset: str | None) -> Knowledge:
         except click.ClickException as error:
             note = f"Dagster is not compared with the archive: {error.message}"
             known = known.joined(Knowledge(notes=(note,)))
+    return _with_notes(output, known)
+
+
+def ask_configured_tables(
+    output: Output, dataset: str, hook: str, batches: Collection[str] | None
+) -> Knowledge:
+    """Ask the tables' database about a hook, if it is configured; otherwise as `ask_databases`.
+
+    Args:
+        output: Names the database if it does not answer.
+        dataset: The hook's dataset.
+        hook: The hook's name.
+        batches: Only these batches; all if None.
+    """
+    return _with_notes(output, _tables(dataset, hook, batches))
+
+
+def _tables(dataset: str | None, hook: str | None, batches: Collection[str] | None) -> Knowledge:
+    if not settings.optional(settings.DATABASE_URL):
+        return Knowledge()
+    try:
+        return ask_tables(Database(settings.database_url()), dataset, hook, batches)
+    except InvalidInputError as error:
+        return Knowledge(notes=(f"the tables are not compared with the archive: {error}",))
+
+
+def _with_notes(output: Output, known: Knowledge) -> Knowledge:
     for note in known.notes:
         output.warn(note)
     return known

@@ -1,7 +1,7 @@
 """`feature-pipeline read`: print a hook's features and outcomes from the archive."""
 
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from feature_pipeline import settings
 from feature_pipeline.archive.query.api import Archive, AsOf
 from feature_pipeline.archive.query.features import Features
 from feature_pipeline.archive.query.frames import Frame
@@ -40,7 +41,8 @@ def read(
 ) -> None:
     """Carry out `feature-pipeline read`."""
     Project.find().load_environment()
-    features = Archive.open().features(
+    archive = Archive.open()
+    features = archive.features(
         hook,
         dataset=dataset,
         batches=batches or None,
@@ -56,9 +58,25 @@ def read(
         _plot(features, columns, output or Path(f"{hook}.html"))
     else:
         _print(features, outcomes, statuses, form, max_rows, output)
-    if features.damage:
-        _warn(features)
+    lost = {} if as_of else _lost(archive, features, batches)
+    if features.damage or lost:
+        _warn(features, lost)
         raise SystemExit(DAMAGED)
+
+
+def _lost(archive: Archive, features: Features, batches: Collection[str]) -> dict[str, str]:
+    """Return, by batch, the entries that a table knows and the archive no longer has.
+
+    The archive alone does not show them if an older copy of it was restored, census included.
+    """
+    if not settings.optional(settings.DATABASE_URL):
+        return {}
+    from feature_pipeline.archive.maintenance.known import find_lost
+    from feature_pipeline.cli.databases import ask_configured_tables
+
+    known = ask_configured_tables(Output(), features.dataset, features.hook, batches or None)
+    found = find_lost(archive.store, known.entries)
+    return {one.known.batch: str(one) for one in found if one.known.batch not in features.damage}
 
 
 def _print(
@@ -83,12 +101,17 @@ def _print(
         WRITERS[form](frame.schema, _limited(frame, max_rows), file)
 
 
-def _warn(features: Features) -> None:
+def _warn(features: Features, lost: Mapping[str, str]) -> None:
     output = Output()
     output.problems(
         f"batches of {features.dataset}/{features.hook} are damaged or lost, and left out with"
         " their records in earlier batches",
         features.damage,
+    )
+    output.problems(
+        f"batches of {features.dataset}/{features.hook} were read as they were before the archive"
+        " lost entries of their logs",
+        lost,
     )
     output.warn("`feature-pipeline repair` shows what can be brought back")
 
