@@ -31,7 +31,10 @@ def defs(monkeypatch: pytest.MonkeyPatch) -> dg.Definitions:
 def test_what_runs_by_itself_says_what_it_does(defs: dg.Definitions) -> None:
     repository = defs.get_repository_def()
     jobs = [job for job in repository.get_all_jobs() if not job.name.startswith("__")]
-    shown = [*repository.sensor_defs, *repository.schedule_defs, *jobs]
+    graph = defs.resolve_asset_graph()
+    checks = [graph.get_check_spec(key) for key in graph.asset_check_keys]
+    shown = [*repository.sensor_defs, *repository.schedule_defs, *jobs, *checks]
+    assert {"outcomes", "archive_integrity", "equals_archive"} <= {each.name for each in checks}
     assert {each.name for each in repository.sensor_defs} == {
         *("compute_features", "load_tables", "inbox", "fail_dead_runs", "repeat_after_outages"),
         "webhook",
