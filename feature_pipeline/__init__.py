@@ -7,15 +7,17 @@ if TYPE_CHECKING:
     from feature_pipeline.archive.query.api import Archive
     from feature_pipeline.archive.query.summary import summarize
     from feature_pipeline.orchestration.component import FeatureHook
+    from feature_pipeline.osa.component import OsaServer
 
 # Imported on first use: reading an archive must not import Dagster.
 _EXPORTS = {
     "Archive": "feature_pipeline.archive.query.api",
     "FeatureHook": "feature_pipeline.orchestration.component",
+    "OsaServer": "feature_pipeline.osa.component",
     "summarize": "feature_pipeline.archive.query.summary",
 }
 
-__all__ = ["Archive", "FeatureHook", "summarize"]
+__all__ = ["Archive", "FeatureHook", "OsaServer", "summarize"]
 
 
 def __getattr__(name: str) -> object:

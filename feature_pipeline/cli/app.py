@@ -31,6 +31,7 @@ COMMANDS = {
     "gc": "Delete blobs that nothing needs.",
     "answers": "Compare the memory of answers with the archive's logs.",
     "hook": "Write a new hook, or define existing ones.",
+    "osa": "Work beside an Open Science Archive server.",
     "metrics": "Serve metrics for Prometheus and OpenTelemetry until Ctrl-C.",
     "sql": "Run one SQL statement on the tables' database.",
 }

@@ -111,8 +111,7 @@ def import_hooks(
 
 def _import(hook: _Hook, dataset: str, image: str | None, version: str) -> ImportedHook:
     if image is None and hook.release is not None:
-        name = re.sub(r"@.*$|:[^:/]+$", "", hook.release.image)
-        image = f"{name}@{hook.release.digest}"
+        image = image_by_digest(hook.release.image, hook.release.digest)
     if image is None:
         raise InvalidInputError(
             f"hook {hook.name!r}: the manifest names no image (`osa manifest` does not); give the"
@@ -128,7 +127,7 @@ def _import(hook: _Hook, dataset: str, image: str | None, version: str) -> Impor
             "config": hook.config or {},
             "limits": {
                 "cpu": hook.limits.cpu,
-                "memory": _size(hook),
+                "memory": memory_size(hook.limits.memory, f"hook {hook.name!r}"),
                 "timeout": f"{hook.limits.timeout_seconds}s",
             },
         },
@@ -144,6 +143,12 @@ def _import(hook: _Hook, dataset: str, image: str | None, version: str) -> Impor
     return ImportedHook(definition, _notes(hook))
 
 
+def image_by_digest(image: str, digest: str) -> str:
+    """Return the reference of an image by its digest, whatever tag it was named with."""
+    name = re.sub(r"@.*$|:[^:/]+$", "", image)
+    return f"{name}@{digest}"
+
+
 def _column(column: _Column) -> dict[str, object]:
     declared: dict[str, object] = {"name": column.name, "type": column.json_type}
     # absent, not null: a definition names what it says
@@ -153,12 +158,15 @@ def _column(column: _Column) -> dict[str, object]:
     return declared | {"required": column.required}
 
 
-def _size(hook: _Hook) -> str:
-    match = _DOCKER_SIZE.fullmatch(hook.limits.memory)
+def memory_size(text: str, where: str) -> str:
+    """Return a size that Docker understands (`512m`) as definitions write it (`512Mi`).
+
+    Raises:
+        InvalidInputError: It is none; the message begins with `where`.
+    """
+    match = _DOCKER_SIZE.fullmatch(text)
     if match is None:
-        raise InvalidInputError(
-            f"hook {hook.name!r}: limits.memory {hook.limits.memory!r}: expected 512m or 2g"
-        )
+        raise InvalidInputError(f"{where}: limits.memory {text!r}: expected 512m or 2g")
     return f"{match[1]}{_SIZE_UNITS[match[2].lower()]}"
 
 

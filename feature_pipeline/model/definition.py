@@ -84,6 +84,8 @@ class Compute(StrEnum):
     FIRST_BATCH = "first_batch"
     """The dataset's first batch automatically, for inspection; the others on request."""
     ON_REQUEST = "on_request"
+    ELSEWHERE = "elsewhere"
+    """Never: another system runs the hook, and its output is published here."""
 
 
 class IndexMethod(StrEnum):
@@ -447,7 +449,8 @@ class HookDefinition(_Declaration):
     compute: Compute = Field(
         Compute.AUTOMATICALLY,
         description="automatically: for every batch; first_batch: for the dataset's first one, to"
-        " be looked at before the others; on_request: only when asked for.",
+        " be looked at before the others; on_request: only when asked for; elsewhere: another"
+        " system runs the hook and publishes its output, and it is never started from here.",
     )
     checks: CheckDefinition = Field(
         default_factory=CheckDefinition, description="Thresholds of the check of its outcomes."

@@ -259,13 +259,13 @@ class FirstBatch(dg.AutomationCondition[Entity]):
 
 
 def condition_of(compute: Compute) -> Condition | None:
-    """Return the automation condition of a feature asset; None if it is run on request only."""
+    """Return the automation condition of a feature asset; None if no condition runs it."""
     match compute:
         case Compute.AUTOMATICALLY:
             return features()
         case Compute.FIRST_BATCH:
             return (FirstBatch() & features()).with_label("first batch missing or inputs changed")
-        case Compute.ON_REQUEST:
+        case Compute.ON_REQUEST | Compute.ELSEWHERE:
             return None
 
 
@@ -285,7 +285,7 @@ def automation_sensors(
     features = sorted(
         features_key(hook.dataset, hook.name)
         for hook in hooks
-        if hook.compute is not Compute.ON_REQUEST
+        if condition_of(hook.compute) is not None
     )
     chunks = list(_chunks(features)) if len(features) > HOOK_ASSETS_PER_SENSOR else []
     apart = [*tables, *(key for chunk in chunks for key in chunk)]

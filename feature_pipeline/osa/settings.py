@@ -3,10 +3,19 @@
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from feature_pipeline import settings
 from feature_pipeline.errors import InvalidInputError
@@ -17,6 +26,9 @@ from feature_pipeline.projections.catalog.database import Database
 
 DATABASE_URL: Final = "FEATURE_PIPELINE_OSA_DATABASE_URL"
 STORAGE: Final = "FEATURE_PIPELINE_OSA_STORAGE"
+
+COMPONENT: Final = "feature_pipeline.OsaServer"
+"""Type of the component that has these settings as its attributes."""
 
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -127,8 +139,6 @@ class OsaSettings(BaseModel):
         Raises:
             InvalidInputError: It is not named.
         """
-        from pathlib import Path
-
         named = self.storage or os.environ.get(STORAGE)
         if not named:
             raise InvalidInputError(
@@ -149,3 +159,28 @@ class OsaSettings(BaseModel):
             session_token=token,
         )
         return BucketStorage(client, parts.netloc, parts.path.strip("/"))
+
+
+def find_settings(folder: Path) -> OsaSettings | None:
+    """Return the settings of the followed server that a folder of definitions names; None if none.
+
+    Raises:
+        InvalidInputError: A file names one and cannot be read, or two files do.
+    """
+    found: dict[Path, OsaSettings] = {}
+    for file in sorted(folder.rglob("defs.yaml")):
+        text = file.read_text(encoding="utf-8")
+        if COMPONENT not in text:
+            continue
+        try:
+            document = yaml.safe_load(text)
+            if isinstance(document, dict) and document.get("type") == COMPONENT:
+                found[file] = OsaSettings.model_validate(document.get("attributes") or {})
+        except (yaml.YAMLError, ValidationError) as error:
+            raise InvalidInputError(f"{file}: {error}") from error
+    if len(found) > 1:
+        first, second = list(found)[:2]
+        raise InvalidInputError(
+            f"{first} and {second} both name a server: one project follows one server"
+        )
+    return next(iter(found.values()), None)

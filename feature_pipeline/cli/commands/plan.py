@@ -1,15 +1,20 @@
 """`feature-pipeline plan`: preview what loading a hook's table would change, cost and refuse."""
 
+from importlib import import_module
+
 from feature_pipeline import settings
 from feature_pipeline.cli.output import DAMAGED, Output, size
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.project_hooks import project_hooks, undeclared_lines
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.definition import Compute, HookDefinition
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.preview import TablePlan, plan_table
 from feature_pipeline.projections.retire import known_tables
 
 SHOWN = 10
+_OTHER_SYSTEMS = ("feature_pipeline.cli.commands.osa",)
+"""Modules with `drift_lines`, one per system that may compute hooks."""
 
 
 def plan(hook: str, dataset: str | None, as_json: bool) -> None:
@@ -25,7 +30,11 @@ def plan(hook: str, dataset: str | None, as_json: bool) -> None:
     database = Database(settings.database_url())
     found = plan_table(open_archive(), database, table_spec(definition))
     undeclared = defined.undeclared(known_tables(database))
-    for line in (*plan_lines(found), *undeclared_lines(undeclared)):
+    for line in (
+        *plan_lines(found),
+        *elsewhere_lines(definition),
+        *undeclared_lines(undeclared),
+    ):
         output.say(line)
     output.result({**found.to_json(), "undeclared": [table.name for table in undeclared]})
     output.problems("damaged, and not in the plan", found.damaged)
@@ -35,6 +44,19 @@ def plan(hook: str, dataset: str | None, as_json: bool) -> None:
         raise SystemExit(DAMAGED)
     if found.is_refused:
         raise SystemExit(1)
+
+
+def elsewhere_lines(definition: HookDefinition) -> list[str]:
+    """Return how a hook computed elsewhere differs from its definition there; empty for others.
+
+    The module is named, not imported: one package alone knows each other system.
+    """
+    if definition.compute is not Compute.ELSEWHERE:
+        return []
+    lines: list[str] = []
+    for module in _OTHER_SYSTEMS:
+        lines += import_module(module).drift_lines(definition)
+    return lines
 
 
 def plan_lines(plan: TablePlan) -> list[str]:

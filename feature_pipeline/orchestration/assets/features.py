@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +16,8 @@ from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import FeaturePipelineError
 from feature_pipeline.hooks.runner import Workspace
 from feature_pipeline.hooks.work_folders import Question, WorkFolder
-from feature_pipeline.model.definition import HookDefinition
+from feature_pipeline.model.definition import Compute, HookDefinition
+from feature_pipeline.model.release import HookRelease
 from feature_pipeline.orchestration import conditions
 from feature_pipeline.orchestration.events.metadata import (
     code_references,
@@ -41,7 +43,12 @@ DEFINITION_METADATA = "feature_pipeline/definition"
 FOLDER_METADATA = "feature_pipeline/folder"
 """Key of the definition and its folder of code files in an asset's metadata."""
 IO_MANAGER_KEY = "features_io_manager"
+HOOK_TAG = "feature_pipeline/hook"
 _NO_COLUMNS = "No columns: the hook passes or rejects records."
+_ELSEWHERE = (
+    "Computed elsewhere: another system runs this hook and publishes its output; no run of it can"
+    " be requested here."
+)
 
 
 class HookRunConfig(dg.Config):
@@ -163,6 +170,37 @@ def _keep_cancelled(
     )
 
 
+def _feature_spec(
+    definition: HookDefinition, folder: Path, release: HookRelease, code: Mapping[str, Path]
+) -> dg.AssetSpec:
+    """Return what Dagster shows of the feature asset, whether or not it can be run here."""
+    dataset, hook, columns = definition.dataset, definition.name, definition.feature.columns
+    notes = [
+        definition.description,
+        None if columns else _NO_COLUMNS,
+        _ELSEWHERE if definition.compute is Compute.ELSEWHERE else None,
+    ]
+    return dg.AssetSpec(
+        key=features_key(dataset, hook),
+        partitions_def=batches_partitions(dataset),
+        deps=[records_key(dataset), *(features_key(dataset, name) for name in definition.inputs)],
+        code_version=feature_code_version(release, columns, definition.feature.cardinality.value),
+        group_name=dataset,
+        kinds={"s3", "parquet"},
+        owners=list(definition.owners),
+        freshness_policy=freshness_policy(definition),
+        tags={HOOK_TAG: hook},
+        description="\n\n".join(note for note in notes if note),
+        metadata={
+            DEFINITION_METADATA: dg.MetadataValue.json(definition.model_dump(mode="json")),
+            FOLDER_METADATA: dg.MetadataValue.path(folder),
+            "release": f"{release.document.version} ({release.digest.short})",
+            **({"dagster/column_schema": column_schema(columns)} if columns else {}),
+            **code_references(code.values()),
+        },
+    )
+
+
 def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefinition:
     """Return the asset `<dataset>/features/<hook>`, one partition per batch, one partition per run.
 
@@ -171,30 +209,28 @@ def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefiniti
     """
     release = definition.hook_release(folder)
     code = definition.code_files(folder)
-    dataset, hook, columns = definition.dataset, definition.name, definition.feature.columns
+    dataset, hook = definition.dataset, definition.name
+    spec = _feature_spec(definition, folder, release, code)
+    if definition.compute is Compute.ELSEWHERE:
+        # An asset without an op: Dagster offers no run of it, and no backfill can start one.
+        return dg.AssetsDefinition(specs=[spec])
 
     @dg.asset(
-        key=features_key(dataset, hook),
-        partitions_def=batches_partitions(dataset),
-        deps=[records_key(dataset), *(features_key(dataset, name) for name in definition.inputs)],
+        key=spec.key,
+        partitions_def=spec.partitions_def,
+        deps=[dep.asset_key for dep in spec.deps],
         io_manager_key=IO_MANAGER_KEY,
-        code_version=feature_code_version(release, columns, definition.feature.cardinality.value),
+        code_version=spec.code_version,
         backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=1),
         automation_condition=conditions.condition_of(definition.compute),
         pool=pool_of(dataset, hook),
-        group_name=dataset,
-        kinds={"s3", "parquet"},
-        owners=list(definition.owners),
-        freshness_policy=freshness_policy(definition),
-        tags={"feature_pipeline/hook": hook},
-        description=f"{definition.description or ''}\n\n{'' if columns else _NO_COLUMNS}".strip(),
-        metadata={
-            DEFINITION_METADATA: dg.MetadataValue.json(definition.model_dump(mode="json")),
-            FOLDER_METADATA: dg.MetadataValue.path(folder),
-            "release": f"{release.document.version} ({release.digest.short})",
-            **({"dagster/column_schema": column_schema(columns)} if columns else {}),
-            **code_references(code.values()),
-        },
+        group_name=spec.group_name,
+        kinds=set(spec.kinds),
+        owners=list(spec.owners),
+        freshness_policy=spec.freshness_policy,
+        tags={HOOK_TAG: hook},
+        description=spec.description,
+        metadata=spec.metadata,
     )
     def compute_features(
         context: dg.AssetExecutionContext,

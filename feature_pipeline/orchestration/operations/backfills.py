@@ -217,6 +217,13 @@ def _feature_batches(
 ) -> list[str]:
     definition, key = standing.definition, standing.features.key.to_user_string()
     batches = [b for b, facts in standing.features.facts.items() if select.takes(facts)]
+    if definition.compute is Compute.ELSEWHERE:
+        if batches:
+            notes.append(
+                f"{key}: {len(batches)} batches left out: another system computes it"
+                f" ({_some(batches)})"
+            )
+        return []
     if definition.compute is not Compute.AUTOMATICALLY and not target.is_named:
         not_computed = {b for b in batches if not standing.features.facts[b].is_there}
         if not_computed:

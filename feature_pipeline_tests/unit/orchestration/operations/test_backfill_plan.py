@@ -198,3 +198,14 @@ def test_an_empty_plan_is_not_launched_and_a_title_is_never_too_long(tmp_path: P
         assert active_backfills(instance) == []
         with pytest.raises(ConflictError, match="is done: COMPLETED_SUCCESS"):
             cancel_backfill(instance, launched.backfill_id)
+
+
+def test_what_another_system_computes_is_never_run() -> None:
+    """Its asset has no op: a backfill with it would be refused as a whole."""
+    elsewhere = hook("elsewhere", compute="elsewhere")
+    facts = standing(elsewhere, {"b1": ABSENT, "b2": THERE}, {"b2": ABSENT})
+    found = plan(Select.MISSING, (Target(elsewhere, table=True, is_named=True), facts))
+    assert taken(found) == {"letters/tables/elsewhere": ["b2"]}
+    assert found.notes == (
+        "letters/features/elsewhere: 1 batches left out: another system computes it (b1)",
+    )

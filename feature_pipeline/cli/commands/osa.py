@@ -1,0 +1,110 @@
+"""`feature-pipeline osa`: work beside an Open Science Archive server."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from feature_pipeline import settings
+from feature_pipeline.cli.options.hook import DEFS
+from feature_pipeline.cli.output import Output
+from feature_pipeline.cli.project import Project
+from feature_pipeline.cli.project_hooks import project_hooks
+from feature_pipeline.errors import FeaturePipelineError, InvalidInputError, NotFoundError
+from feature_pipeline.model.definition import HookDefinition
+from feature_pipeline.osa.definitions import (
+    FollowedHook,
+    find_drift,
+    followed_hooks,
+    write_definitions,
+)
+from feature_pipeline.osa.settings import OsaSettings, find_settings
+
+
+def scaffold(
+    conventions: Sequence[str], hooks: Sequence[str], folder: Path | None, as_json: bool
+) -> None:
+    """Carry out `feature-pipeline osa scaffold`."""
+    Project.find().load_environment()
+    folder = _folder() if folder is None else folder
+    followed = _followed(_settings(conventions, hooks))
+    output = Output(as_json)
+    written = write_definitions(followed, folder)
+    for path in written:
+        output.say(str(path))
+    output.say("`dg check defs` checks them; `feature-pipeline osa plan` compares them later.")
+    output.result({"written": [str(path) for path in written]})
+
+
+def plan(as_json: bool) -> None:
+    """Carry out `feature-pipeline osa plan`."""
+    Project.find().load_environment()
+    output = Output(as_json)
+    defined = [hook.definition for hook in project_hooks().usable]
+    drift = find_drift(_followed(_settings()), defined)
+    for line in map(str, drift):
+        output.say(line)
+    if not drift:
+        output.say("nothing differs")
+    output.result(
+        {"drift": [{"dataset": d.dataset, "hook": d.hook, "what": d.sentence} for d in drift]}
+    )
+    if drift:
+        raise SystemExit(1)
+
+
+def drift_lines(definition: HookDefinition) -> list[str]:
+    """Return a line for each difference between a hook computed elsewhere and the server's.
+
+    If the server cannot be read, the line says why: a table can be planned without it.
+    """
+    try:
+        drift = [
+            each
+            for each in find_drift(_followed(_settings()), [definition])
+            if (each.dataset, each.hook) == (definition.dataset, definition.name)
+        ]
+    except FeaturePipelineError as error:
+        return [f"  not compared with the server that computes it: {error}"]
+    return [f"  differs from the server: {each.sentence}" for each in drift]
+
+
+def _folder() -> Path:
+    """Return the folder of definitions.
+
+    Raises:
+        NotFoundError: There is none here.
+    """
+    folder = settings.defs_folder(Path(DEFS))
+    if not folder.is_dir():
+        raise NotFoundError(
+            f"there is no folder {folder} here, and {settings.DEFS_FOLDER} is not set:"
+            " `feature-pipeline init` makes a project with a folder for hooks"
+        )
+    return folder
+
+
+def _settings(conventions: Sequence[str] = (), hooks: Sequence[str] = ()) -> OsaSettings:
+    """Return the settings of the project's component, or of the environment, with options.
+
+    Raises:
+        InvalidInputError: An option or the component's file is wrong.
+    """
+    folder = settings.defs_folder(Path(DEFS))
+    found = (find_settings(folder) if folder.is_dir() else None) or OsaSettings()
+    changes: dict[str, object] = {}
+    if conventions:
+        named = [each.partition("=") for each in conventions]
+        plain = OsaSettings()
+        changes["conventions"] = {
+            name: dataset if sign else plain.dataset(name) for name, sign, dataset in named
+        }
+    if hooks:
+        changes["hooks"] = tuple(hooks)
+    try:
+        return OsaSettings.model_validate({**found.model_dump(), **changes})
+    except ValueError as error:
+        raise InvalidInputError(f"the server's settings: {error}") from error
+
+
+def _followed(chosen: OsaSettings) -> list[FollowedHook]:
+    with chosen.server().session() as reader:
+        return followed_hooks(reader.definitions(), chosen)

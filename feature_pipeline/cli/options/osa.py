@@ -1,0 +1,52 @@
+"""Options and help of `feature-pipeline osa`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from feature_pipeline.cli.shared_options import json_option
+
+
+@click.group()
+def osa() -> None:
+    """Work beside an Open Science Archive server: read its database and its storage."""
+
+
+@osa.command()
+@click.option(
+    "--convention",
+    "conventions",
+    multiple=True,
+    metavar="ID[=DATASET]",
+    help="Follow this convention, under this dataset; may be repeated. All of them when absent.",
+)
+@click.option("--hook", "hooks", multiple=True, help="Follow this hook alone; may be repeated.")
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the definitions go: <folder>/<hook>/defs.yaml; the folder that"
+    " FEATURE_PIPELINE_DEFS names when absent.",
+)
+@json_option
+def scaffold(**arguments: Any) -> None:
+    """Define the server's hooks here, as hooks that are computed elsewhere.
+
+    Each hook of each convention becomes a defs.yaml with its columns and its live release. Existing
+    files are not overwritten: then nothing is written. Only reads from the server.
+    """
+    from feature_pipeline.cli.commands.osa import scaffold as carry_out
+
+    carry_out(**arguments)
+
+
+@osa.command()
+@json_option
+def plan(**arguments: Any) -> None:
+    """Show where this project's definitions differ from the server's hooks; change nothing.
+
+    Exits with 1 if something differs.
+    """
+    from feature_pipeline.cli.commands.osa import plan as carry_out
+
+    carry_out(**arguments)

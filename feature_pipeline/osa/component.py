@@ -1,0 +1,135 @@
+"""The `OsaServer` component: the followed server, declared in `defs/<name>/defs.yaml`."""
+
+from string import Template
+from typing import Any, Final, Self
+
+import dagster as dg
+from pydantic import BaseModel
+
+from feature_pipeline.model.definition import HookDefinition
+from feature_pipeline.model.records import check_dataset
+from feature_pipeline.orchestration.assets.features import DEFINITION_METADATA
+from feature_pipeline.orchestration.dagster_internals import UnresolvedAssetJobDefinition
+from feature_pipeline.osa.definitions import Drift, find_drift, followed_hooks
+from feature_pipeline.osa.settings import OsaSettings
+
+DRIFT_CHECK: Final = "definitions_match"
+SHOWN: Final = 20
+
+DEFS_YAML: Final = Template(
+    """\
+type: feature_pipeline.OsaServer
+
+attributes:
+  # Name of the server here.
+  name: $name
+  # Environment variable with the URL of the server's database; its role needs to read only.
+  database_url_variable: FEATURE_PIPELINE_OSA_DATABASE_URL
+  # The server's storage: the folder $$OSA_DATA_DIR/data, or s3://bucket/prefix; when absent, that
+  # of FEATURE_PIPELINE_OSA_STORAGE.
+  # storage: /srv/osa/data
+  # S3 address of that bucket, if it is not the archive's.
+  # storage_endpoint: https://s3.example.org
+  # Which conventions are followed, and the dataset of each; all of them when absent.
+  # conventions: {protein-designs: designs}
+  # Which hooks are followed; all of the conventions' when absent.
+  # hooks: [qc]
+"""
+)
+
+
+class OsaServerScaffolder(dg.Scaffolder[Any]):
+    """Writes a commented `defs.yaml`."""
+
+    def scaffold(self, request: dg.ScaffoldRequest[Any]) -> None:
+        """Write `defs.yaml` to the new folder; it loads unchanged."""
+        folder = request.target_path
+        name = check_dataset(folder.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "defs.yaml").write_text(DEFS_YAML.substitute(name=name), encoding="utf-8")
+
+
+@dg.scaffold_with(OsaServerScaffolder)
+class OsaServer(dg.Component, OsaSettings, dg.Resolvable):
+    """An Open Science Archive server whose hooks are defined here and computed there."""
+
+    @classmethod
+    def model(cls) -> type[BaseModel]:
+        """Return the model of `attributes`: the settings themselves."""
+        return OsaSettings
+
+    @classmethod
+    def resolve_from_model(cls, context: dg.ResolutionContext, model: BaseModel) -> Self:
+        """Return the server of a parsed `attributes` section, with each text unevaluated."""
+        return cls.model_validate(model.model_dump(mode="json", exclude_unset=True))
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        """Return the server's definitions; nothing is connected."""
+        return self.definitions()
+
+    def definitions(self) -> dg.Definitions:
+        """Return the asset of the server's hooks, its check, and the schedule of the check."""
+        key = dg.AssetKey([self.name, "hooks"])
+        job = _drift_job(self.name, key)
+        return dg.Definitions(
+            assets=[
+                dg.AssetSpec(
+                    key,
+                    group_name=self.name,
+                    description="The hooks that this Open Science Archive server runs. They are"
+                    " defined here as hooks computed elsewhere.",
+                )
+            ],
+            asset_checks=[_drift_check(self, key)],
+            jobs=[job],
+            schedules=[
+                dg.ScheduleDefinition(
+                    name=f"{job.name}_hourly",
+                    job=job,
+                    cron_schedule="23 * * * *",
+                    default_status=dg.DefaultScheduleStatus.RUNNING,
+                )
+            ],
+        )
+
+
+def _drift_job(name: str, key: dg.AssetKey) -> UnresolvedAssetJobDefinition:
+    return dg.define_asset_job(
+        f"compare_{name}_hooks",
+        selection=dg.AssetSelection.checks(dg.AssetCheckKey(key, DRIFT_CHECK)),
+        description="Compares the definitions of this project with the server's hooks.",
+    )
+
+
+def _drift_check(server: OsaSettings, key: dg.AssetKey) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=key,
+        name=DRIFT_CHECK,
+        description="The definitions of this project state what the server's hooks are: their live"
+        " releases, columns and cardinality. `feature-pipeline osa plan` shows the same.",
+    )
+    def definitions_match(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        repository = context.op_execution_context.repository_def
+        defined = [
+            HookDefinition.model_validate(stored.value)
+            for asset in repository.assets_defs_by_key.values()
+            for spec in asset.specs
+            if (stored := spec.metadata.get(DEFINITION_METADATA)) is not None
+        ]
+        with server.server().session() as reader:
+            followed = followed_hooks(reader.definitions(), server)
+        return _result(find_drift(followed, defined), len(followed))
+
+    return definitions_match
+
+
+def _result(drift: list[Drift], hooks: int) -> dg.AssetCheckResult:
+    description = "; ".join(map(str, drift[:SHOWN]))
+    if more := len(drift) - SHOWN:
+        description += f"; and {more} more" if more > 0 else ""
+    return dg.AssetCheckResult(
+        passed=not drift,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=description or f"{hooks} hooks of the server are defined as they are there",
+        metadata={"hooks": hooks, "differences": len(drift)},
+    )

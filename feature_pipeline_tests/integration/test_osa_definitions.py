@@ -1,0 +1,193 @@
+"""Definitions made from the recorded server, and their drift."""
+
+from pathlib import Path
+
+import dagster as dg
+import psycopg
+import pytest
+from dagster._core.definitions.job_base import InMemoryJob
+
+from feature_pipeline.cli.commands import osa as command
+from feature_pipeline.definitions import DefinedHook, build_defs, hooks_of
+from feature_pipeline.model.definition import Compute, HookDefinition
+from feature_pipeline.osa.component import DEFS_YAML
+from feature_pipeline.osa.settings import DATABASE_URL
+from feature_pipeline_tests.fixtures.commands import CommandLine
+
+pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture
+def defs(tmp_path: Path, osa_url: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of definitions, beside the recorded server."""
+    folder = tmp_path / "defs"
+    folder.mkdir()
+    monkeypatch.setenv("FEATURE_PIPELINE_DEFS", str(folder))
+    monkeypatch.setenv(DATABASE_URL, osa_url)
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def loaded() -> dict[str, DefinedHook]:
+    return {
+        f"{each.definition.dataset}/{each.definition.name}": each for each in hooks_of(build_defs())
+    }
+
+
+def test_each_hook_of_each_convention_is_defined_and_never_started_here(
+    defs: Path, command_line: CommandLine
+) -> None:
+    status, out, error = command_line("osa", "scaffold")
+    assert (status, error) == (0, "")
+    assert out.count("defs.yaml") == 4
+    hooks = loaded()
+    assert sorted(hooks) == [
+        "pdb_structures/pockets",
+        "pdb_structures/qc",
+        "protein_designs/alignment",
+        "protein_designs/qc",
+    ]
+    assert {h.definition.compute for h in hooks.values()} == {Compute.ELSEWHERE}
+    # one table for each: all of them are in one schema
+    assert {h.definition.table_name for h in hooks.values()} == {
+        "pockets",
+        "alignment",
+        "pdb_structures_qc",
+        "protein_designs_qc",
+    }
+    qc = hooks["pdb_structures/qc"].definition
+    assert qc.release.version == "2"
+    assert qc.release.image == (
+        "registry.example.org/hooks/qc"
+        "@sha256:91e0f21f4513f50b55627eccf939e80e6e255069ba98ac1b8ae6a4ef054c9b76"
+    )
+    assert qc.release.config == {"level": 2}
+    assert qc.release.limits.memory == "1Gi"
+    kinds = {column.name: column.kind for column in qc.feature.columns}
+    assert kinds["checked_at"] == "date-time"
+    assert kinds["released"] == "date"
+    alignment = hooks["protein_designs/alignment"].definition
+    assert {c.name: c.description for c in alignment.feature.columns}["source_url"] == (
+        "(format uri)"
+    )
+    assert all(h.spec.automation_condition is None for h in hooks.values())
+    assets = build_defs().resolve_asset_graph()
+    for each in hooks.values():
+        assert not assets.get(each.spec.key).is_materializable
+    status, out, _ = command_line("osa", "plan")
+    assert (status, out.strip()) == (0, "nothing differs")
+
+
+def test_nothing_is_overwritten(defs: Path, command_line: CommandLine) -> None:
+    command_line("osa", "scaffold")
+    file = defs / "pockets" / "defs.yaml"
+    file.write_text(file.read_text() + "# by hand\n")
+    (defs / "alignment" / "defs.yaml").unlink()
+    refusal = command_line.refused("osa", "scaffold")
+    assert f"{file}" in refusal
+    assert "nothing was written" in refusal
+    assert not (defs / "alignment" / "defs.yaml").exists()
+    assert file.read_text().endswith("# by hand\n")
+
+
+def test_one_convention_under_a_name_of_its_own(defs: Path, command_line: CommandLine) -> None:
+    command_line("osa", "scaffold", "--convention", "protein-designs=designs", "--hook", "qc")
+    (hook,) = loaded().values()
+    assert (hook.definition.dataset, hook.definition.table_name) == ("designs", "qc")
+    assert "no convention 'other'" in command_line.refused(
+        "osa", "scaffold", "--convention", "other"
+    )
+    assert "no hook 'other'" in command_line.refused("osa", "scaffold", "--hook", "other")
+
+
+def test_drift_is_shown(defs: Path, osa_url: str, command_line: CommandLine) -> None:
+    command_line("osa", "scaffold")
+    pockets = loaded()["pdb_structures/pockets"].definition
+    with psycopg.connect(osa_url) as connection:
+        connection.execute(
+            "update hooks set feature_spec = jsonb_set(feature_spec, '{columns,99}',"
+            ' \'{"name": "depth", "json_type": "number", "required": false}\') where name ='
+            " 'pockets'"
+        )
+        connection.execute(
+            "update hooks set live_release_id = (select id from hook_releases"
+            " where hook_name = 'qc' and version = 1) where name = 'qc'"
+        )
+    status, out, _ = command_line("osa", "plan")
+    assert status == 1
+    assert "pdb_structures/pockets: the server has a column 'depth' (number, optional)" in out
+    assert "protein_designs/qc: the server's live release is 1, and the definition's is 2" in out
+    assert command.drift_lines(pockets) == [
+        "  differs from the server: the server has a column 'depth' (number, optional), the"
+        " definition does not"
+    ]
+
+
+def test_a_server_that_cannot_be_read_is_said_in_a_plan(
+    defs: Path, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command_line("osa", "scaffold")
+    pockets: HookDefinition = loaded()["pdb_structures/pockets"].definition
+    monkeypatch.delenv(DATABASE_URL)
+    (line,) = command.drift_lines(pockets)
+    assert "not compared with the server that computes it: " in line
+    assert DATABASE_URL in line
+
+
+def test_the_component_checks_the_definitions(
+    defs: Path,
+    osa_url: str,
+    command_line: CommandLine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (defs / "osa").mkdir()
+    text = DEFS_YAML.substitute(name="osa").replace(
+        "# conventions: {protein-designs: designs}", "conventions: {protein-designs: designs}"
+    )
+    (defs / "osa" / "defs.yaml").write_text(text)
+    assert command_line("osa", "scaffold")[1].count("defs.yaml") == 2  # of its convention alone
+    assert {each.definition.dataset for each in loaded().values()} == {"designs"}
+
+    def checked() -> dg.AssetCheckEvaluation:
+        repository = build_defs().get_repository_def()
+        # as in a run's worker; a job that is run in process has none
+        monkeypatch.setattr(InMemoryJob, "get_repository_definition", lambda _: repository)
+        result = repository.get_job("compare_osa_hooks").execute_in_process()
+        (evaluation,) = result.get_asset_check_evaluations()
+        return evaluation
+
+    found = checked()
+    assert found.passed, found.description
+    with psycopg.connect(osa_url) as connection:
+        connection.execute(
+            "update hooks set live_release_id = (select id from hook_releases"
+            " where hook_name = 'qc' and version = 1) where name = 'qc'"
+        )
+    found = checked()
+    assert not found.passed
+    assert found.description is not None
+    assert "designs/qc: the server's live release is 1" in found.description
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("update hooks set live_release_id = null where name = 'qc'", "'qc': it has no live"),
+        (
+            "update hooks set feature_spec = jsonb_set(feature_spec, '{columns,0,json_type}',"
+            " '\"geometry\"') where name = 'pockets'",
+            "column 'pocket_id' has the type 'geometry'",
+        ),
+        (
+            'update hook_releases set limits = limits || \'{"memory": "lots"}\'',
+            "limits.memory 'lots'",
+        ),
+    ],
+)
+def test_what_cannot_be_defined_is_named_and_nothing_is_written(
+    defs: Path, osa_url: str, command_line: CommandLine, change: str, said: str
+) -> None:
+    with psycopg.connect(osa_url) as connection:
+        connection.execute(psycopg.sql.SQL(change))  # type: ignore[arg-type]
+    assert said in command_line.refused("osa", "scaffold")
+    assert list(defs.iterdir()) == []
