@@ -206,13 +206,18 @@ class BucketStorage:
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
 
     def look(self, place: Place) -> Seen | None:
-        """See `ServerStorage.look`."""
-        try:
-            with self._translated(place):
-                info = self.client.head_object(Bucket=self.bucket, Key=self._key(place))
-        except NotFoundError:
-            return None
-        return Seen(info["ContentLength"], info["ETag"])
+        """See `ServerStorage.look`.
+
+        By a listing: of a bucket that does not exist, HEAD gives the same 404 as of an object.
+        """
+        key = self._key(place)
+        with self._translated(place):
+            found = self.client.list_objects_v2(Bucket=self.bucket, Prefix=key, MaxKeys=1)
+        # No other key with this prefix sorts before the key itself.
+        for item in found.get("Contents", ()):
+            if item["Key"] == key:
+                return Seen(item["Size"], item["ETag"])
+        return None
 
     def read(self, place: Place) -> bytes:
         """See `ServerStorage.read`."""
@@ -257,8 +262,7 @@ class BucketStorage:
             yield
         except boto_errors.ClientError as error:
             code = str(error.response.get("Error", {}).get("Code", ""))
-            # Of a bucket that does not exist, HEAD says 404 as well: `check` tells them apart.
-            if code in {"404", "NoSuchKey", "NotFound"}:
+            if code == "NoSuchKey":
                 raise NotFoundError(f"{place} is not in {self.name}") from error
             raise StoreUnavailableError(f"{place} in {self.name}: {error}") from error
         except (boto_errors.BotoCoreError, OSError) as error:

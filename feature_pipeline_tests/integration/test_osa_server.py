@@ -8,7 +8,12 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from feature_pipeline.errors import InvalidInputError, NotFoundError, ProjectionError
+from feature_pipeline.errors import (
+    InvalidInputError,
+    NotFoundError,
+    ProjectionError,
+    StoreUnavailableError,
+)
 from feature_pipeline.osa.server import Server
 from feature_pipeline.osa.storage import (
     BucketStorage,
@@ -133,6 +138,15 @@ def test_a_bucket_has_the_same_files(
         bucket.read(output_place(batch, "none") / "run.json")
     with pytest.raises(NotFoundError, match="has no object"):
         BucketStorage(s3_client, s3_address.bucket, f"{s3_prefix}/other").check()
+
+
+@pytest.mark.s3
+def test_a_bucket_that_is_not_there_is_an_error_and_no_absent_file(s3_client: "S3Client") -> None:
+    storage = BucketStorage(s3_client, "a-bucket-that-was-never-made")
+    place = batch_place(recorded.HISTORY, 0) / "ingester" / "records.jsonl"
+    for ask in (lambda: storage.look(place), lambda: storage.read(place), storage.check):
+        with pytest.raises(StoreUnavailableError, match="a-bucket-that-was-never-made"):
+            ask()
 
 
 @pytest.mark.s3
