@@ -324,11 +324,14 @@ class _Walk(DocumentReader):
                 self.find(State.MISSING, kind, key, f"log {name}", "it existed a moment ago")
 
     def _check_successors(self, entries: Sequence[FeatureEntry]) -> None:
-        """Check that everything an erasure replaced has its successor in a log or waiting."""
+        """Check that everything an erasure replaced has a successor in a log or waiting.
+
+        The loss of one may have been accepted after another erasure had replaced it, too.
+        """
         for entry in entries:
             erased = self.reached.erasures.get(entry.dataset, Erased())
-            successor = erased.manifests.get(entry.manifest)
-            if successor is not None and successor not in self._named_by:
+            successors = list(erased.successors(entry.manifest))
+            if successors and not any(one in self._named_by for one in successors):
                 prefix = layout.feature_log(entry.dataset, entry.hook, entry.batch)
                 key = layout.entry(prefix, entries[-1].seq + 1)
                 named_by = (

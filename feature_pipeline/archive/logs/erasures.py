@@ -1,6 +1,6 @@
 """The log of erasures, one per dataset: what erasing withdrawn records replaced and deleted."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -70,9 +70,15 @@ class Erased:
 
     def manifest_now(self, digest: Digest) -> Digest:
         """Return the current replacement of a manifest: itself, or its last successor."""
-        while (successor := self.manifests.get(digest)) is not None:
+        for successor in self.successors(digest):
             digest = successor
         return digest
+
+    def successors(self, digest: Digest) -> Iterator[Digest]:
+        """Yield what replaced a manifest, then what replaced that, one for each erasure."""
+        while (successor := self.manifests.get(digest)) is not None:
+            yield successor
+            digest = successor
 
     def batch_now(self, digest: Digest) -> Digest:
         """Return the current replacement of a batch: itself, or its last successor."""

@@ -274,6 +274,25 @@ def test_the_entry_of_an_erasures_successor(memory_store, tmp_path):
     assert verify(scene.store).is_clean
 
 
+def test_a_successor_that_another_erasure_replaced(memory_store, tmp_path):
+    """What the first erasure replaced has a successor: that of the second."""
+    scene = CareScene(memory_store, tmp_path, takes_census=True)
+    batch = scene.submit(scene.batch_of("b1", ("r1", "r2", "r3")))
+    scene.compute(batch, scene.release())
+    assert erase(scene.store, DATASET, ["r1"], "asked for").is_finished
+    between = log.head(scene.store, DATASET, HOOK, "b1")
+    assert erase(scene.store, DATASET, ["r2"], "asked for").is_finished
+    head = log.head(scene.store, DATASET, HOOK, "b1")
+    scene.store._put(layout.entry(LOG, between.seq), b"{}")
+    give_up(scene)
+    append_again(scene.store, losses(scene.store, DATASET)[-1].losses, ())
+    log.forget_read_entries()
+    entries = log.read_log(scene.store, DATASET, HOOK, "b1")
+    assert between.manifest not in {entry.manifest for entry in entries}
+    assert entries[-1].manifest == head.manifest
+    assert verify(scene.store).is_clean
+
+
 class TestOrder:
     """What is current among artifacts that are appended again is what was current."""
 
