@@ -139,8 +139,10 @@ def _write(
         except OutcomeUnknownError as error:
             unknown = error
         info = _stat_after(store, key, unknown)
+        if info is None and unknown is not None:
+            raise unknown  # it did not happen, and the store has asked several times already
         if info is None:
-            continue  # it did not happen, or what was there is gone: create again
+            continue  # what was there is gone: create again
         is_right = _is_right(store, info, ref, path)
         if is_right and not _is_old(info):
             return BlobWrite(ref, is_new=False, is_healed=is_healed)

@@ -205,8 +205,8 @@ def create_or_read(
     Raises:
         OutcomeUnknownError: The store did not answer and reading back could not settle it.
     """
-    unknown: OutcomeUnknownError | None = None
     for _ in range(_CREATE_ATTEMPTS):
+        unknown: OutcomeUnknownError | None = None
         try:
             if store.create(key, data, media_type):
                 return data
@@ -215,15 +215,15 @@ def create_or_read(
         try:
             return store.get(key).data
         except NotFoundError:
-            # Either the lost write did not happen, or (409) the store was settling another write
-            # at that moment. Creating again is safe: at most one creation ever succeeds.
+            if unknown is not None:
+                raise unknown from None  # it did not happen, though the store was asked repeatedly
+            # The store was settling another write at that moment (409). Creating again is safe: at
+            # most one creation ever succeeds.
             continue
         except StoreUnavailableError as error:
             if unknown is None:
                 raise
             raise OutcomeUnknownError(f"{unknown}; reading it back failed: {error}") from unknown
-    if unknown is not None:
-        raise unknown
     raise StoreUnavailableError(
         f"{store.identity}: creating {key!r} was refused {_CREATE_ATTEMPTS} times because it"
         " exists, but reading it found nothing"
