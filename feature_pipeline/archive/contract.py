@@ -8,6 +8,7 @@ from feature_pipeline.archive.format.manifest import OUTCOMES, ROWS, BlobRef, Ma
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import FeaturePipelineError, InvalidInputError, NotFoundError
 from feature_pipeline.model.columns import check_columns
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.outcomes import Outcome
 from feature_pipeline.model.records import RecordBatch
 from feature_pipeline.parallel import WORKERS
@@ -115,7 +116,7 @@ def check_present(
     if missing := blobs.find_missing(store, refs, workers):
         raise NotFoundError(
             f"{what}: blob {missing[0].digest} of {missing[0].size} bytes is missing or damaged"
-            + (f", and so are {len(missing) - 1} others" if len(missing) > 1 else "")
+            + (f", and so are {counted(len(missing) - 1, 'other')}" if len(missing) > 1 else "")
         )
 
 
@@ -130,6 +131,6 @@ def check_not_withdrawn(
     if broken := set(withdrawn).intersection(record_ids):
         raise InvalidInputError(
             f"record {min(broken)!r} of dataset {dataset!r} is withdrawn"
-            + (f", and so are {len(broken) - 1} others" if len(broken) > 1 else "")
+            + (f", and so are {counted(len(broken) - 1, 'other')}" if len(broken) > 1 else "")
             + "; lift the withdrawal first"
         )

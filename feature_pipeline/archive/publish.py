@@ -43,6 +43,7 @@ from feature_pipeline.archive.logs.tombstones import withdrawn
 from feature_pipeline.archive.store.base import BYTES_MEDIA_TYPE, JSON_MEDIA_TYPE, BlobStore
 from feature_pipeline.errors import ConflictError, InvalidInputError
 from feature_pipeline.model.columns import Column
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.outcomes import Outcome, OutcomeCounts, Status
 from feature_pipeline.model.records import RecordBatch, check_file_name
@@ -201,7 +202,7 @@ def check_outcomes(artifact: Artifact) -> None:
     if record_ids != wanted:
         wrong = next(
             (pair for pair in zip(record_ids, wanted, strict=False) if pair[0] != pair[1]),
-            f"{len(record_ids)} outcomes for {len(wanted)} records",
+            f"{counted(len(record_ids), 'outcome')} for {counted(len(wanted), 'record')}",
         )
         raise InvalidInputError(
             f"artifact of {artifact.hook!r} over batch {artifact.batch.key!r}: outcomes are not one"
@@ -403,7 +404,7 @@ def _store_files(
         raise InvalidInputError(
             f"batch {batch.key!r}: file {file.name!r} of record {record.id!r}"
             f" ({file.digest}, {file.size} bytes) is neither supplied nor in the archive"
-            + (f"; nor are {len(missing) - 1} others" if len(missing) > 1 else "")
+            + (f"; nor are {counted(len(missing) - 1, 'other')}" if len(missing) > 1 else "")
         )
     # What nothing named until now may be about to be collected.
     map_threads(lambda ref: blobs.renew(store, ref), refs)

@@ -10,6 +10,7 @@ from feature_pipeline.compute.plan import ComputePlan
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.left_output import files_to_keep
 from feature_pipeline.hooks.output import decode_output, raw_files
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.outcomes import DecodedOutput, Outcome
 from feature_pipeline.model.quoting import quoted_list
@@ -66,7 +67,8 @@ def carried_artifact(plan: ComputePlan, run: RunInfo) -> Artifact:
         InvalidInputError: The plan has records to compute.
     """
     if plan.compute:
-        raise InvalidInputError(f"{len(plan.compute)} records of {plan.batch.key!r} need the hook")
+        records = counted(len(plan.compute), "record")
+        raise InvalidInputError(f"batch {plan.batch.key!r}: the hook has not run over {records}")
     return _artifact(plan, DecodedOutput(()), {}, run, None)
 
 

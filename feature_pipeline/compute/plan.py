@@ -266,7 +266,7 @@ def _not_stageable(batch: RecordBatch) -> dict[str, Outcome]:
     for record in batch.records:
         if record.files and (part := too_long_for_a_name(record.id)) is not None:
             reason = (
-                f"not asked: its {len(record.files)} files lie in folders that its id names, and"
+                f"not asked: its files lie in folders that its id names, and"
                 f" the part {quoted(part, 40)!r} has {len(part.encode())} bytes where"
                 f" {LONGEST_NAME_BYTES} can be; submit the record again under a shorter id"
             )

@@ -23,6 +23,7 @@ from feature_pipeline.hooks.left_output import FEATURES, RAW_FILES, SINGLE_FEATU
 from feature_pipeline.hooks.run import FailedRecord, HookRun, run_hook
 from feature_pipeline.hooks.runner import HookRunner, RunMonitor, RunRequest, Workspace
 from feature_pipeline.hooks.runners.shared.log_file import CappedLog, open_log
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.outcomes import OutcomeKind
 from feature_pipeline.model.quantities import format_size
@@ -321,9 +322,9 @@ class _Course:
             if set(part.records) <= set(ran.part.records) and ran.run.failure is not None
         )
         reason = _as_reason(
-            f"the hook failed on this record together with {len(part.records) - 1} others"
-            f" ({failure.kind.value}: {failure.reason}), and too often to isolate the"
-            " cause; run the batch again"
+            "the hook failed on this record together with"
+            f" {counted(len(part.records) - 1, 'other')} ({failure.kind.value}: {failure.reason}),"
+            " and too often to isolate the cause; run the batch again"
         )
         return [
             FailedRecord(self._items[record].record_id, OutcomeKind.LOST, reason, True)

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Final
 
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest, Value
 from feature_pipeline.model.status import Status as Status
 
@@ -98,7 +99,7 @@ class Outcome:
             )
         if self.rows and self.status is not Status.PASSED:
             raise InvalidInputError(
-                f"record {self.record_id!r}: {self.status} with {len(self.rows)} rows"
+                f"record {self.record_id!r}: {self.status} with {counted(len(self.rows), 'row')}"
             )
         if (self.status is Status.ERRORED) != (self.kind is not None):
             raise InvalidInputError(

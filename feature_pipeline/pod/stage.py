@@ -54,7 +54,7 @@ def main() -> None:
         count = stage(os.environ[URL_VARIABLE], Path(os.environ.get(WRAPPER_VARIABLE, WRAPPER)))
     except (TransferError, OSError, KeyError, ValueError) as error:
         sys.exit(f"stage: {type(error).__name__}: {error}")
-    sys.stdout.write(f"staged {count} files\n")
+    sys.stdout.write(f"files staged: {count}\n")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import CorruptDataError, NotFoundError
 from feature_pipeline.model.column_sources import pair_columns
 from feature_pipeline.model.columns import Column
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.definition import IndexDefinition, IndexMethod
 from feature_pipeline.model.first_few import first_few
 from feature_pipeline.parallel import map_threads
@@ -414,7 +415,7 @@ def _without_values(
         if not lacking:
             continue
         what = "NULL" if column.default is None else "its default"
-        batches = f"{len(lacking)} of {len(manifests)} batches"
+        batches = f"{len(lacking)} of {counted(len(manifests), 'batch')}"
         sentence = f"{column.name} is {what} in {batches}, written without it: {first_few(lacking)}"
         if (shown := current[position]) is not None:
             lost = {

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from feature_pipeline.archive.logs import erasures, tombstones
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import ConflictError, NotFoundError, ProjectionError
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.first_few import first_few
 from feature_pipeline.projections.catalog.bookkeeping import all_progress, has_bookkeeping
 from feature_pipeline.projections.catalog.database import Connection, Database
@@ -46,7 +47,8 @@ class RollbackReport:
     def summary(self) -> str:
         """Return a one-line summary."""
         if self.behind:
-            gap = f"{len(self.behind)} batches behind the archive until they are loaded again"
+            batches = counted(len(self.behind), "batch")
+            gap = f"{batches} behind the archive until they are loaded again"
         else:
             gap = "up to date with the archive"
         return f"{self.table}: reads generation {self.live} in place of {self.left}; {gap}"

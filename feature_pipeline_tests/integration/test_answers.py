@@ -121,4 +121,4 @@ def test_the_command(computed: Pipeline, command_line: CommandLine, monkeypatch)
     assert "no release of a hook 'other'" in command_line.refused("answers", "other")
     status, shown, _ = command_line("answers", "--dataset", DATASET)
     assert status == 0
-    assert "1 artifacts, 0 added" in shown
+    assert "1 artifact, 0 added" in shown

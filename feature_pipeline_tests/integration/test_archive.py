@@ -49,7 +49,7 @@ def test_record_files(s3_store, tmp_path):
         DATASET, "b1", Source.DEPOSITION, (Record(id="r", files=tuple(files)),)
     )
     some = dict(list(paths.items())[:3])
-    with pytest.raises(InvalidInputError, match=r"file '3\.cif' of record 'r'.*1 others"):
+    with pytest.raises(InvalidInputError, match=r"file '3\.cif' of record 'r'.*1 other"):
         publish.submit_batch(s3_store, batch, some)
     accept.accept_batch(s3_store, publish.submit_batch(s3_store, batch, paths))
     other = RecordBatch.create(DATASET, "b2", Source.FORK, (Record(id="s", files=tuple(files)),))

@@ -199,7 +199,7 @@ class TestEvolution:
         ("value", "column", "said"),
         [
             ({"label": "x"}, Column(name="label", type="integer"), "was string, is now integer"),
-            ({"count": BIG}, Column(name="count", type="number"), f"not exact as numbers: {BIG}"),
+            ({"count": BIG}, Column(name="count", type="number"), f"not exact as a number: {BIG}"),
         ],
     )
     def test_what_cannot_be_read_so_is_refused_by_name(self, scene, archive, value, column, said):

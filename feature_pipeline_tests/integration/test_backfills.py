@@ -217,7 +217,7 @@ def check_report(operator: Operator) -> None:
     assert "| count | 7 | 0 | 0 | 0 | 1 |" in shown["columns"]
     picture = shown["plots"].removeprefix("![histograms](data:image/png;base64,").removesuffix(")")
     assert base64.b64decode(picture, validate=True).startswith(b"\x89PNG")
-    assert "From release 1 (#1) to release 2 (#2), over 1 batches" in shown["comparison"]
+    assert "From release 1 (#1) to release 2 (#2), over 1 batch" in shown["comparison"]
     assert "- column `count`: 2 rows" in shown["comparison"]
     assert len(record.event_log_entry.to_json()) < 500_000
 

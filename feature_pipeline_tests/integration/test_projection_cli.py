@@ -270,7 +270,7 @@ def test_rows_derived_from_raw_output_again_reach_the_table(project: Project, tm
     status, text = project.call("rebuild", "pockets", "--from-raw")
 
     assert status == 0, text
-    assert "batch b0: 1 records decoded otherwise" in text
+    assert "batch b0: 1 record decoded differently" in text
     assert "batch b1" not in text
     with project.database.connect("test") as connection:
         rows = connection.execute("select record_id, label from features.pockets order by 1")

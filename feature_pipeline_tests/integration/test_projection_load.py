@@ -570,7 +570,7 @@ def test_a_record_that_postgresql_cannot_hold_keeps_no_other_out(
     assert {row[0] for row in rows} == {"f", *said} - {"r07", "r31", "r35"}
     proof = prove(archive.store, database, spec)
     assert (proof.has_equal_content, proof.is_equal) == (True, False)
-    assert "3 records are left out, because PostgreSQL cannot hold their rows: 'r07': " in (
+    assert "3 records left out, with rows that PostgreSQL cannot store: 'r07': " in (
         proof.summary()
     )
     table = table_report(archive.store, database, spec)

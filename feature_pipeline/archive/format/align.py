@@ -19,6 +19,7 @@ from feature_pipeline.archive.format.encode import arrow_field, rows_schema
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.column_sources import pair_columns
 from feature_pipeline.model.columns import Column, ColumnType, decode_value
+from feature_pipeline.model.counted import counted
 
 _SHOWN: Final = 5
 
@@ -103,7 +104,7 @@ def take_columns(
             holders = rows["record_id"].filter(pc.is_null(values)).unique()
             refusals.append(
                 f"column {mapping.column.name!r}: is now required, but null in"
-                f" {len(holders)} records: {_some(holders.to_pylist())}"
+                f" {counted(len(holders), 'record')}: {_some(holders.to_pylist())}"
             )
         columns.append(values)
     if refusals:
@@ -132,7 +133,7 @@ def _values(rows: pa.Table, mapping: ColumnSource, refusals: list[str]) -> pa.Ch
     ]
     if shown:
         refusals.append(
-            f"column {column.name!r}: {len(shown)} integers are not exact as numbers:"
+            f"column {column.name!r}: {counted(len(shown), 'integer')} not exact as a number:"
             f" {_some(shown, str)}"
         )
     return numbers

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, InvalidInputError
 from feature_pipeline.model.columns import Column, row_encoder
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import ContentSum, Digest, Value
 from feature_pipeline.model.outcomes import Outcome, OutcomeCounts, Status, outcome_kind
 
@@ -259,7 +260,8 @@ def decode_outcomes(columns: Sequence[Column], rows: pa.Table, outcomes: pa.Tabl
         record_rows = rows_of.pop(record_id, ())
         if len(record_rows) != row_count:
             raise CorruptDataError(
-                f"record {record_id!r}: {row_count} rows in outcomes, {len(record_rows)} in rows"
+                f"record {record_id!r}: {counted(row_count, 'row')} in outcomes,"
+                f" {len(record_rows)} in rows"
             )
         if record_id in seen:
             raise CorruptDataError(f"outcomes: record {record_id!r} occurs twice")

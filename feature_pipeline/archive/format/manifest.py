@@ -17,6 +17,7 @@ from feature_pipeline.archive.format.documents import (
     SumField,
 )
 from feature_pipeline.model.columns import Column
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.outcomes import OutcomeCounts
 from feature_pipeline.model.quoting import MOST_REASON, quoted
 
@@ -175,4 +176,4 @@ def shown_notes(manifest: Manifest) -> list[str]:
     """Return the first of the manifest's notes for display, each shortened if it is long."""
     shown = [quoted(note, MOST_REASON) for note in manifest.notes[:_NOTES_SHOWN]]
     more = len(manifest.notes) - len(shown)
-    return [*shown, f"and {more} more notes"] if more else shown
+    return [*shown, f"and {counted(more, 'more note')}"] if more else shown

@@ -30,6 +30,7 @@ from feature_pipeline.archive.logs.known import (
 )
 from feature_pipeline.archive.store.base import BYTES_MEDIA_TYPE, BlobStore, create_or_read
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.parallel import WORKERS, map_threads
 
@@ -60,7 +61,7 @@ class CensusReport:
         logs = 0 if self.census is None else self.census.table.num_rows
         problems = [str(shortfall.damage.error) for shortfall in self.shortfalls]
         problems += [str(damage.error) for damage in self.known.damage.values()]
-        return f"{logs} logs: {'; '.join(problems) or 'no log has lost its end'}"
+        return f"{counted(logs, 'log')}: {'; '.join(problems) or 'no log has lost its end'}"
 
 
 def take_census(store: BlobStore, workers: int = WORKERS) -> CensusReport:

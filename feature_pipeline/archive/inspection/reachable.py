@@ -48,6 +48,7 @@ from feature_pipeline.errors import (
     NotFoundError,
     StoreUnavailableError,
 )
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.records import RecordBatch
 from feature_pipeline.parallel import WORKERS, map_threads
@@ -198,7 +199,7 @@ class _Walk(DocumentReader):
                 key = layout.entry(layout.tombstone_log(entry.dataset), last + 1)
                 named_by = f"erasure {entry.seq} of dataset {entry.dataset}"
                 detail = (
-                    f"{len(lost)} records were erased that no tombstone names, {lost[0]!r} among"
+                    f"{counted(len(lost), 'record')} erased without a tombstone, {lost[0]!r} among"
                     f" them: `feature-pipeline erase --dataset {entry.dataset}` with their ids"
                     " withdraws them again"
                 )

@@ -32,6 +32,7 @@ from feature_pipeline.errors import (
     OutcomeUnknownError,
     StoreUnavailableError,
 )
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.parallel import WORKERS, map_threads
 
@@ -73,7 +74,7 @@ class VerifyReport:
 
     def summary(self) -> str:
         """Return a one-line summary."""
-        looked = f"{self.documents} documents and {self.blobs_read} blobs"
+        looked = f"{counted(self.documents, 'document')} and {counted(self.blobs_read, 'blob')}"
         if self.blobs_read < self.blobs:
             looked += f" (of {self.blobs})"
         wrong = [f"{count} {state}" for state in State if (count := self.count(state))]
@@ -213,7 +214,7 @@ def _note_checksums(
     probe = store.stat(layout.PROBE) if unchecked else None
     if probe is None or probe.sha256 is None:
         return ()
-    what = f"the store keeps no checksum of {len(unchecked)} valid objects"
+    what = f"the store keeps no checksum of {counted(len(unchecked), 'valid object')}"
     if not restores:
         return (f"{what}: `feature-pipeline verify --restore-checksums` restores it",)
     try:

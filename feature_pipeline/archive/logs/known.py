@@ -25,6 +25,7 @@ from feature_pipeline.errors import (
     NotFoundError,
     StoreUnavailableError,
 )
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.parallel import WORKERS, map_threads
 
@@ -274,8 +275,8 @@ class KnownLogs:
             unlisted = f"{key} is in {store.identity}, and the store's listing leaves it out"
             return Damage(key, State.UNREADABLE, StoreUnavailableError(unlisted))
         lost = (
-            f"the log has lost its end: by {self._source(line)} it had {line.entries} entries, and"
-            f" {key} is not in {store.identity}"
+            f"the log has lost its end: by {self._source(line)} it had"
+            f" {counted(line.entries, 'entry')}, and {key} is not in {store.identity}"
         )
         return Damage(key, State.LOST, CorruptDataError(lost))
 

@@ -15,6 +15,7 @@ from feature_pipeline.archive.logs.damage import Readable
 from feature_pipeline.archive.logs.entries import LogEntry, StoredEntry
 from feature_pipeline.archive.logs.reading import by_log, read_all, read_entries
 from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.model.counted import counted
 
 
 class RemovedEntry(Part):
@@ -58,7 +59,7 @@ class LossEntry(LogEntry):
                 raise ValueError(f"log {loss.log} is not one of dataset {self.dataset}")
             if (loss.entries == 0) != (loss.last is None):
                 raise ValueError(
-                    f"log {loss.log}: the last of {loss.entries} entries is {loss.last}"
+                    f"log {loss.log}: {counted(loss.entries, 'entry')}, the last {loss.last}"
                 )
         return self
 

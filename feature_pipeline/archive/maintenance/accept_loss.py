@@ -11,6 +11,7 @@ from feature_pipeline.archive.logs.known import known_logs
 from feature_pipeline.archive.logs.losses import Loss
 from feature_pipeline.archive.maintenance import loss_entries
 from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.model.counted import counted
 
 _GIVEN_UP = frozenset({State.LOST, State.MISSING, State.CORRUPT})
 
@@ -28,7 +29,7 @@ class GivenUp:
     """Number of objects beyond its new end that are removed; the loss's entry keeps their text."""
 
     def __str__(self) -> str:
-        kept = f"{self.log} keeps {self.entries} of {self.known_entries} entries"
+        kept = f"{self.log} keeps {self.entries} of {counted(self.known_entries, 'entry')}"
         text = f"; the text of {self.removed} is stored in the loss entry"
         return kept + (text if self.removed else "")
 

@@ -36,6 +36,7 @@ from feature_pipeline.errors import (
     InvalidInputError,
     NotFoundError,
 )
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.records import RecordBatch
 from feature_pipeline.parallel import map_threads
@@ -157,7 +158,7 @@ def finish_erasing(
     own: set[int] = set()
     # A completion accepted while a pass ran is found by the next one.
     for number in range(1, _MAX_PASSES + 1):
-        say(f"pass {number}: looking for {len(ids)} withdrawn records")
+        say(f"pass {number}: looking for {counted(len(ids), 'withdrawn record')}")
         if not _Pass(store, dataset, ids, report, say, own, known).run():
             break
     else:
@@ -233,7 +234,7 @@ def _delete(
     report.obstacles = first.obstacles
     if not there:
         return
-    say(f"deleting {len(there)} blobs")
+    say(f"deleting {counted(len(there), 'blob')}")
     done = deletion.delete(store, there, first, waits=say, given_up=lost)
     report.deleted = len(done.deleted)
     report.kept_back = len(done.kept_back)

@@ -22,6 +22,7 @@ from feature_pipeline.archive.inspection.census import take_census
 from feature_pipeline.archive.maintenance.deletion import EMPTY, Look, delete, look
 from feature_pipeline.archive.store.base import BlobStore, ObjectInfo, create_or_read
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.parallel import WORKERS, map_threads
 
@@ -263,9 +264,9 @@ def _mass(
         return []
     since = "no earlier mark knows" if last is None else f"nothing needs since {last.started_at:%F}"
     return [
-        f"{new} of {len(stored)} blobs are new orphans, which {since}: if entries of logs are"
-        " missing, `feature-pipeline verify` says so; if a large submission was given up, or many"
-        f" records were erased, `--new-orphans {new}` goes on"
+        f"{new} of {counted(len(stored), 'blob')}: new orphans, which {since}:"
+        " `feature-pipeline verify` shows whether entries of logs are missing; if a large"
+        f" submission was given up, or many records were erased, `--new-orphans {new}` goes on"
     ]
 
 

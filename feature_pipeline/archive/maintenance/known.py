@@ -15,6 +15,7 @@ from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.log import FeatureEntry
 from feature_pipeline.archive.logs.losses import losses
 from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
 
 
@@ -284,4 +285,4 @@ def _loss(one: KnownEntry, entries: list[FeatureEntry]) -> str | None:
             return f"entry {entry.seq} of the log has manifest {entry.manifest.short}"
     if not entries:
         return "the batch has no log under the hook"
-    return f"the log has {len(entries)} entries, but not this one"
+    return f"the log has {counted(len(entries), 'entry')}, but not this one"

@@ -20,6 +20,7 @@ from feature_pipeline.archive.logs.erasures import erased
 from feature_pipeline.archive.logs.log import FeatureEntry, Verdict
 from feature_pipeline.archive.store.base import BlobStore, create_or_read
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.parallel import map_threads
 
@@ -47,7 +48,9 @@ class MemoryReport:
 
     def summary(self) -> str:
         """Return a one-line summary."""
-        line = f"{self.dataset}/{self.hook}: {self.artifacts} artifacts, {self.added} added"
+        line = (
+            f"{self.dataset}/{self.hook}: {counted(self.artifacts, 'artifact')}, {self.added} added"
+        )
         for count, what in (
             (self.forgotten, "forgotten"),
             (self.discarded, "segments discarded"),

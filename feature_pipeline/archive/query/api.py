@@ -21,6 +21,7 @@ from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.archive.store.s3 import S3Store
 from feature_pipeline.archive.store.s3_client import client_of
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
 
 
@@ -136,7 +137,7 @@ class Archive:
             raise NotFoundError(
                 f"hook {name!r} of dataset {chosen!r} has no current artifact for batch"
                 f" {absent[0]!r}"
-                + (f" and {len(absent) - 1} others" if len(absent) > 1 else "")
+                + (f" and {counted(len(absent) - 1, 'other')}" if len(absent) > 1 else "")
                 + ("" if as_of is None else f" as of {as_of}")
             )
         submitted = log.readable_batches(self.store, chosen, batches, known_logs(self.store))

@@ -23,6 +23,7 @@ from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import InvalidInputError, NotFoundError
 from feature_pipeline.model.column_sources import pair_columns
 from feature_pipeline.model.columns import Column, row_encoder
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest, RowEncoder, Value
 from feature_pipeline.model.outcomes import Outcome
 from feature_pipeline.parallel import map_threads
@@ -420,4 +421,4 @@ def _described(outcome: Outcome | None) -> str:
         return ""
     if outcome.reason is not None:
         return f"{outcome.status.value}: {outcome.reason}"
-    return f"{outcome.status.value}, {len(outcome.rows)} rows"
+    return f"{outcome.status.value}, {counted(len(outcome.rows), 'row')}"

@@ -24,6 +24,7 @@ from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 from feature_pipeline.model.column_sources import RawKeys, contradictions, own_keys
 from feature_pipeline.model.columns import Column
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.parallel import WORKERS
 
@@ -133,7 +134,7 @@ class Features(Frame):
         self._selection = selection
 
     def __repr__(self) -> str:
-        return f"Features({self.dataset}/{self.hook}, {len(self.batches)} batches)"
+        return f"Features({self.dataset}/{self.hook}, {counted(len(self.batches), 'batch')})"
 
     @property
     def dataset(self) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from feature_pipeline.archive.query.summary import SHOWN_BINS, ColumnSummary, Summary
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.counted import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -122,7 +123,8 @@ def _page(summary: Summary, svg: str) -> str:
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"
         "<style>body{font-family:sans-serif;margin:2em}svg{max-width:100%;height:auto}"
         "td,th{padding:.2em .8em;text-align:right}td:first-child,th:first-child{text-align:left}"
-        f"</style><h1>{title}</h1><p>{summary.batches:,} batches, {summary.rows:,} rows</p>"
+        f"</style><h1>{title}</h1><p>{counted(summary.batches, 'batch')},"
+        f" {counted(summary.rows, 'row')}</p>"
         f"{svg}<table>{_row('th', heads)}{''.join(_row('td', line) for line in lines)}</table>"
         "</html>\n"
     )

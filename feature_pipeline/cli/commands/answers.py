@@ -7,6 +7,7 @@ from feature_pipeline.cli.commands.verify import progress_of
 from feature_pipeline.cli.output import Output, size
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import NotFoundError
+from feature_pipeline.model.counted import counted
 
 
 def answers(hooks: tuple[str, ...], dataset: str | None, rebuild: bool, as_json: bool) -> None:
@@ -34,5 +35,5 @@ def answers(hooks: tuple[str, ...], dataset: str | None, rebuild: bool, as_json:
         segments = [segment for listing in listings for segment in listing.segments]
         stored = sum(segment.size for segment in segments)
         objects = sum(len(segment.parts) for segment in segments)
-        output.say(f"  {objects} objects, {size(stored)}")
+        output.say(f"  {counted(objects, 'object')}, {size(stored)}")
     output.result({"hooks": [report.to_json() for report in reports]})

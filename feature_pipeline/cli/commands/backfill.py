@@ -12,6 +12,7 @@ from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.project_hooks import project_hooks
 from feature_pipeline.errors import InvalidInputError, NotFoundError
+from feature_pipeline.model.counted import counted
 from feature_pipeline.projections.catalog.database import Database
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def batches_by_dataset(
 
 def _show(output: Output, plan: "BackfillPlan") -> None:
     for part in plan.parts:
-        output.say(f"{part.key.to_user_string()}: {len(part.batches):,} partitions")
+        output.say(f"{part.key.to_user_string()}: {counted(len(part.batches), 'partition')}")
         output.say("\n".join(f"  {batch}" for batch in part.batches))
     for note in plan.notes:
         output.say(note)

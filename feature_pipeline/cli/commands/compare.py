@@ -11,6 +11,7 @@ from feature_pipeline.cli.commands.verify import find_dataset
 from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import NotFoundError
+from feature_pipeline.model.counted import counted
 
 
 def compare(
@@ -45,7 +46,9 @@ def named(entry: ReleaseEntry) -> str:
 def _show(output: Output, found: Comparison) -> None:
     difference = found.difference
     output.say(f"from {named(found.before)} to {named(found.after)}")
-    output.say(f"{difference.batches:,} batches, {difference.equal_batches:,} of them equal")
+    output.say(
+        f"{counted(difference.batches, 'batch')}, {difference.equal_batches:,} of them equal"
+    )
     output.table(
         "",
         ["", "equal", "added", "removed", "changed"],
@@ -64,11 +67,12 @@ def _show(output: Output, found: Comparison) -> None:
         if names:
             output.say(f"{what}: {', '.join(names[:_SHOWN])}{_more(len(names))}")
     for (status, other), count in difference.outcomes.most_common():
-        output.say(f"{status} -> {other}: {count:,} records")
+        output.say(f"{status} -> {other}: {counted(count, 'record')}")
     if difference.reasons_changed:
-        output.say(f"same status, another reason: {difference.reasons_changed:,} records")
+        records = counted(difference.reasons_changed, "record")
+        output.say(f"same status, another reason: {records}")
     for column, count in difference.columns.most_common():
-        output.say(f"column {column} differs in {count:,} rows")
+        output.say(f"column {column} differs in {counted(count, 'row')}")
     if difference.examples:
         output.table(
             "examples",

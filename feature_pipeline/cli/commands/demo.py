@@ -21,6 +21,7 @@ from feature_pipeline.cli.servers import local_servers
 from feature_pipeline.definitions import build_defs, hooks_of
 from feature_pipeline.errors import RuntimeFailure
 from feature_pipeline.examples.records import DATASET, example_batches
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.definition import HookDefinition
 from feature_pipeline.orchestration.assets.tables import table_spec
 from feature_pipeline.orchestration.keys import features_key, table_key
@@ -72,7 +73,7 @@ class Demo:
         rows = self._summary(batches)
         proofs = self._prove()
         if computed:
-            self._output.say(f"\n{computed} records were computed by hook processes.")
+            self._output.say(f"\nHook processes computed {counted(computed, 'record')}.")
         else:
             self._output.say("\nNothing was computed: the archive already has every outcome.")
         self._output.result({"computed": computed, "hooks": rows, "proofs": proofs})
@@ -146,7 +147,7 @@ class Demo:
     def _summary(self, batches: Sequence[str]) -> list[dict[str, Any]]:
         rows = [self._hook_summary(hook, batches) for hook in self._hooks]
         self._output.table(
-            f"\n{DATASET}: {len(batches)} batches",
+            f"\n{DATASET}: {counted(len(batches), 'batch')}",
             ["hook", "records", "passed", "rejected", "errored", "rows", "in S3", "rows in SQL"],
             [
                 [

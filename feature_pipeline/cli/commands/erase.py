@@ -9,6 +9,7 @@ from feature_pipeline.cli.commands.gc import say_obstacles
 from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
 
 
@@ -32,7 +33,8 @@ def erase(
     given_up = frozenset(map(Digest.parse, lost))
     if record_ids and not lift and not yes:
         click.confirm(
-            f"Erase {len(record_ids)} records of {dataset} from {store.uri('')} permanently?",
+            f"Erase {counted(len(record_ids), 'record')} of {dataset} from {store.uri('')}"
+            " permanently?",
             abort=True,
             err=True,
         )
@@ -43,16 +45,19 @@ def erase(
     else:
         report = finish_erasing(store, dataset, output.say, given_up)
     output.say(
-        f"{len(report.record_ids)} records erased from {len(report.batches)} batches and"
-        f" {report.artifacts} artifacts; {report.deleted} blobs deleted"
+        f"{counted(len(report.record_ids), 'record')} erased from"
+        f" {counted(len(report.batches), 'batch')} and {counted(report.artifacts, 'artifact')};"
+        f" {counted(report.deleted, 'blob')} deleted"
     )
     for problem in report.problems:
         output.say(f"not erased: {problem}")
     if report.kept_back:
-        output.say(f"{report.kept_back} blobs could not be deleted yet")
+        output.say(f"{counted(report.kept_back, 'blob')} could not be deleted yet")
     say_obstacles(output, report.obstacles)
     if report.lifted:
-        output.say(f"{len(report.lifted)} records may be submitted again, in new batches")
+        output.say(
+            f"{counted(len(report.lifted), 'record')} may be submitted again, in new batches"
+        )
     elif lift:
         output.say("Nothing was lifted: the erasure must be completed first")
     if not lift:

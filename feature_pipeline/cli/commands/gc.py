@@ -9,6 +9,7 @@ from feature_pipeline.cli.commands.verify import progress_of
 from feature_pipeline.cli.output import Output, size
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
 
 _SHOWN: Final = 20
@@ -41,7 +42,7 @@ def gc(
             workers=workers,
             progress=progress,
         )
-    output.say(f"{report.stored} blobs ({size(report.stored_bytes)}) in {store.uri('')}")
+    output.say(f"{counted(report.stored, 'blob')} ({size(report.stored_bytes)}) in {store.uri('')}")
     if not report.obstacles:
         _say_orphans(output, report)
     if report.deleted or report.spared:

@@ -7,6 +7,7 @@ from feature_pipeline.cli.output import DAMAGED, Output, size
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.project_hooks import project_hooks, undeclared_lines
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.definition import Compute, HookDefinition
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.preview import TablePlan, plan_table
@@ -78,13 +79,13 @@ def plan_lines(plan: TablePlan) -> list[str]:
             "" if plan.table_bytes is None else f", about {size(plan.table_bytes)} in PostgreSQL"
         )
         lines.append(
-            f"  to load: {plan.batches:,} batches, {plan.rows:,} rows,"
+            f"  to load: {counted(plan.batches, 'batch')}, {counted(plan.rows, 'row')},"
             f" {size(plan.archive_bytes)} in S3{table}, about {plan.seconds:,.0f} s"
         )
     for batch, why in list(plan.refused.items())[:SHOWN]:
         lines.append(f"  refused: batch {batch}: {why}")
     if len(plan.refused) > SHOWN:
-        lines.append(f"  refused: {len(plan.refused) - SHOWN:,} batches more")
+        lines.append(f"  refused: {counted(len(plan.refused) - SHOWN, 'more batch')}")
     lines.extend(f"  {sentence}" for sentence in (*plan.repairs, *plan.not_kept))
     lines.extend(f"  refused: {violation}" for violation in plan.violations)
     lines.extend(f"  refused: the switch, because {reason}" for reason in plan.blocked)

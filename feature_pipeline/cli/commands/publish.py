@@ -31,6 +31,7 @@ from feature_pipeline.errors import (
 )
 from feature_pipeline.hooks.json_lines import read_lines
 from feature_pipeline.hooks.output import ERRORS, FEATURES, REJECTIONS, SINGLE_FEATURES
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.first_few import first_few
 from feature_pipeline.model.outcomes import Status
@@ -175,8 +176,9 @@ def check_replaces_no_answer(store: BlobStore, plan: ComputePlan, artifact: Arti
     ]
     if lost:
         raise ConflictError(
-            f"{len(lost)} of {len(artifact.outcomes)} records of batch {artifact.batch.key!r} have"
-            f" an answer of {artifact.hook!r} and would have an error instead:"
+            f"batch {artifact.batch.key!r}: {len(lost)} of"
+            f" {counted(len(artifact.outcomes), 'record')} with an outcome of {artifact.hook!r}"
+            " would have an error instead:"
             f" {first_few(outcome.record_id for outcome in lost)} ({lost[0].reason}); publish with"
             " --force if that is right"
         )

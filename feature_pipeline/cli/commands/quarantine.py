@@ -6,6 +6,7 @@ from feature_pipeline.archive.logs.inbox import discard, readable_quarantined
 from feature_pipeline.cli.output import DAMAGED, Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.counted import counted
 
 
 def quarantine(
@@ -28,12 +29,14 @@ def quarantine(
     if requeue:
         accept.requeue(store, chosen)
         output.say(
-            f"{len(chosen)} entries are in the inbox again; the sensor accepts them within seconds"
+            f"{counted(len(chosen), 'entry')} put back into the inbox; the sensor accepts them"
+            " within seconds"
         )
     elif is_discarded:
         discard(store, chosen)
         output.say(
-            f"{len(chosen)} entries discarded; `feature-pipeline gc` deletes what only they named"
+            f"{counted(len(chosen), 'entry')} discarded; `feature-pipeline gc` deletes what only"
+            " they named"
         )
     else:
         shown = [entry for entry in held if not chosen or entry.id in chosen]
@@ -42,7 +45,7 @@ def quarantine(
         for entry_id, one in damage.items():
             if not chosen or entry_id in chosen:
                 output.say(f"{entry_id}\n  cannot be read: {one.error}")
-        output.say(f"{len(shown)} entries in the quarantine")
+        output.say(f"{counted(len(shown), 'entry')} in the quarantine")
     output.result(
         {
             "requeued": chosen if requeue else [],

@@ -20,6 +20,7 @@ from feature_pipeline.cli.instants import parse_instant
 from feature_pipeline.cli.output import DAMAGED, Output, exact, printable
 from feature_pipeline.cli.project import Project
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.json_values import json_cell, json_text
 
 SHOWN_ROWS: Final = 20
@@ -146,7 +147,8 @@ def _plot(features: Features, columns: Collection[str], path: Path) -> None:
     with _sink(path) as file:
         file.write(data)
     heads, lines = plots.statistics(summary)
-    output.table(f"{summary.rows:,} rows of {summary.batches:,} batches", heads, lines)
+    title = f"{counted(summary.rows, 'row')} of {counted(summary.batches, 'batch')}"
+    output.table(title, heads, lines)
     output.say(f"written to {path}")
 
 
@@ -189,7 +191,7 @@ def _print_table(frame: Frame, max_rows: int) -> None:
         right=[position for position, number in enumerate(is_number) if number],
     )
     shown = min(len(found), max_rows)
-    output.say(f"{shown} rows" + ("; more are not shown" if len(found) > max_rows else ""))
+    output.say(counted(shown, "row") + ("; more are not shown" if len(found) > max_rows else ""))
 
 
 def write_csv(schema: pa.Schema, pieces: Iterator[pa.RecordBatch], file: IO[bytes]) -> None:

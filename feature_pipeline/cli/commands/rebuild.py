@@ -24,6 +24,7 @@ from feature_pipeline.errors import (
     NotFoundError,
     ProjectionError,
 )
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.definition import HookDefinition
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.catalog.spec import TableSpec
@@ -133,7 +134,7 @@ def _decode_again(
             finally:
                 steps.advance()
             if done.is_new or done.damage:
-                what = f"{len(done.changed)} records decoded otherwise"
+                what = f"{counted(len(done.changed), 'record')} decoded differently"
                 output.say(f"{name}: batch {done.batch}: {done.damage or what}")
     return [
         f"{name}: the raw output of batch {batch!r} cannot be read again: {why}"
@@ -206,4 +207,4 @@ def _loads(
             steps.describe(f"{spec.name}: {rows / elapsed:,.0f} rows/s, {left:,.0f} s left")
             steps.advance()
             yield report
-        steps.describe(f"{spec.name}: {rows:,} rows loaded")
+        steps.describe(f"{spec.name}: {counted(rows, 'row')} loaded")

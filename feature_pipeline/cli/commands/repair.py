@@ -32,6 +32,7 @@ from feature_pipeline.cli.output import DAMAGED, Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.project_hooks import project_hooks
 from feature_pipeline.errors import FeaturePipelineError, InvalidInputError
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
 
 _ROUNDS = 10
@@ -145,8 +146,8 @@ def _accept(
     left = [s for s in plan.steps if (s.finding.key, s.action.value) not in tried]
     if left:
         raise click.ClickException(
-            f"{len(left)} objects can be restored: run this command with --yes first, then give"
-            " up what is left"
+            f"{counted(len(left), 'object')} can be restored: run this command with --yes first,"
+            " then give up what is left"
         )
     findings = [r.finding for r in plan.remainders] + [s.finding for s in plan.steps]
     losses = plan_losses(store, findings)
@@ -154,7 +155,7 @@ def _accept(
         output.warn("no log entry is lost, corrupt or missing: nothing is given up")
         return []
     for loss in losses:
-        output.warn(f"{loss.log} keeps {loss.entries} of {loss.known_entries} entries")
+        output.warn(f"{loss.log} keeps {loss.entries} of {counted(loss.known_entries, 'entry')}")
     if not is_confirmed:
         click.confirm("Give up the others permanently?", abort=True, err=True)
     accepted = accept_losses(store, losses, by=getpass.getuser(), reason=reason)
@@ -204,7 +205,7 @@ def _show(
     ):
         if steps:
             output.table(
-                f"{len(steps)} objects {title}",
+                f"{counted(len(steps), 'object')} {title}",
                 ["state", "what", "key", "how", "proof"],
                 [
                     [s.finding.state.value, s.finding.kind.value, s.finding.key, s.action, s.proof]
@@ -214,7 +215,7 @@ def _show(
     output.problems("objects could not be restored", failed)
     if plan.remainders:
         output.table(
-            f"{len(plan.remainders)} objects cannot be restored from the available sources",
+            f"{counted(len(plan.remainders), 'object')} cannot be restored from these sources",
             ["state", "what", "key", "needed by", "what to do"],
             [
                 [

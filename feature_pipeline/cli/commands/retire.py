@@ -9,6 +9,7 @@ from feature_pipeline.cli.output import Output, size
 from feature_pipeline.cli.project import Project
 from feature_pipeline.cli.project_hooks import ProjectHooks, project_hooks
 from feature_pipeline.errors import ConflictError, InvalidInputError, ProjectionError
+from feature_pipeline.model.counted import counted
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.retire import (
     KnownTable,
@@ -73,8 +74,9 @@ def _line(found: Retirement, *, is_dropped: bool) -> str:
     table = found.table
     what = table.asset if table.as_of is None else f"{table.asset} as of {table.as_of.isoformat()}"
     line = (
-        f"{table.name}: {what}; {found.batches:,} batches, {found.rows:,} rows,"
-        f" {size(found.size_bytes)} in {found.generations} generations"
+        f"{table.name}: {what}; {counted(found.batches, 'batch')},"
+        f" {counted(found.rows, 'row')},"
+        f" {size(found.size_bytes)} in {counted(found.generations, 'generation')}"
     )
     if found.left is not None:
         line += f"; {found.left} is not the pipeline's and stays"

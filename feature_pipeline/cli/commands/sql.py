@@ -18,6 +18,7 @@ from feature_pipeline import settings
 from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project
 from feature_pipeline.errors import InvalidInputError, ProjectionError
+from feature_pipeline.model.counted import counted
 from feature_pipeline.projections.catalog.database import (
     Connection,
     ConnectionFailedError,
@@ -55,7 +56,7 @@ def sql(statement: str, max_rows: int, as_json: bool) -> None:
         result = _run(connection, statement, max_rows)
     output.table("", result.columns, result.texts, right=result.numbers)
     more = f", {result.more} more not shown" if result.more else ""
-    output.say(f"{len(result.rows)} rows{more}")
+    output.say(f"{counted(len(result.rows), 'row')}{more}")
     output.result(
         {
             "columns": result.columns,

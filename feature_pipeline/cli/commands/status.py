@@ -18,6 +18,7 @@ from feature_pipeline.cli.instance import configured_instance
 from feature_pipeline.cli.output import DAMAGED, Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.project_hooks import project_hooks, undeclared_lines
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.definition import HookDefinition
 from feature_pipeline.model.first_few import first_few
 from feature_pipeline.model.json_values import json_instant
@@ -213,7 +214,7 @@ def _show(output: Output, hooks: list[dict[str, Any]], is_deep: bool) -> None:
         table = row.get("table", {})
         if table.get("failed") or table.get("stale"):
             output.say(
-                f"table {table['name']}: {table['failed']:,} batches whose last run failed,"
+                f"table {table['name']}: {counted(table['failed'], 'batch')} whose last run failed,"
                 f" {table['stale']:,} stale"
             )
 

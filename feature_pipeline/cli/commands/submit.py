@@ -10,6 +10,7 @@ from feature_pipeline.cli.local_records import LocalRecord, read_records
 from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest, digest_stream
 from feature_pipeline.model.records import (
     Record,
@@ -74,8 +75,8 @@ def check_budget(store: BlobStore, dataset: str, more: int) -> None:
     have = len(store.list_folders(layout.batch_logs(dataset)))
     if have + more > MAX_BATCHES:
         raise InvalidInputError(
-            f"dataset {dataset!r} has {have} batches; {more} more would exceed {MAX_BATCHES}:"
-            " raise --batch-size, or submit to another dataset"
+            f"dataset {dataset!r} has {counted(have, 'batch')}; {more} more would exceed"
+            f" {MAX_BATCHES}: raise --batch-size, or submit to another dataset"
         )
 
 

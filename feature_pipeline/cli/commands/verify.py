@@ -12,6 +12,7 @@ from feature_pipeline.cli.databases import ask_databases
 from feature_pipeline.cli.output import Output, size
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import InvalidInputError, NotFoundError
+from feature_pipeline.model.counted import counted
 
 _SHOWN = 200
 
@@ -44,7 +45,7 @@ def verify(
     report = ask_databases(output, scope.dataset).add_lost(report, store)
     if report.findings:
         output.table(
-            f"{len(report.findings)} objects are not as they should be",
+            counted(len(report.findings), "damaged or missing object"),
             ["state", "what", "key", "needed by"],
             [[f.state.value, f.kind.value, f.key, f.named_by] for f in report.findings[:_SHOWN]],
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.model.counted import counted
 from feature_pipeline.orchestration.events.check_history import NAMED_BATCHES, named_before
 from feature_pipeline.orchestration.keys import table_key
 
@@ -67,8 +68,9 @@ def judge_equality(
         return Equality(
             passed=not progress.missing,
             description=(
-                f"features.{spec.name} does not exist; {len(progress.missing)} batches of the"
-                f" archive belong into it: run the job `reconcile`, or materialize them"
+                f"features.{spec.name} does not exist, and"
+                f" {counted(len(progress.missing), 'batch')} of the archive can be loaded: run the"
+                " job `reconcile`, or materialize the table"
             ),
             metadata={
                 "rows": 0,

@@ -104,7 +104,7 @@ def census_job() -> dg.JobDefinition:
             lines = [f"- {damage.state} {code(damage.key)}" for damage in damaged[:_SHOWN]]
             raise dg.Failure(
                 description=(
-                    f"{len(damaged)} logs or censuses are damaged or lost:"
+                    f"damaged or lost logs and censuses: {len(damaged)}, the first:"
                     f" {damaged[0].error}; `feature-pipeline verify` lists all problems"
                 ),
                 metadata={

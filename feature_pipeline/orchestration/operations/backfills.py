@@ -8,6 +8,7 @@ from typing import Final
 import dagster as dg
 
 from feature_pipeline.errors import ConflictError, InvalidInputError, NotFoundError
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.definition import Compute, HookDefinition, Materialize
 from feature_pipeline.orchestration.dagster_internals import (
     BULK_ACTION_TERMINAL_STATUSES,
@@ -228,8 +229,8 @@ def _feature_batches(
         not_computed = {b for b in batches if not standing.features.facts[b].is_there}
         if not_computed:
             notes.append(
-                f"{key}: {len(not_computed)} batches not computed yet left out: it computes on"
-                " request; name it to have them computed"
+                f"{key}: {counted(len(not_computed), 'batch')} not computed yet left out: it"
+                " computes on request; name it to have them computed"
             )
         batches = [b for b in batches if b not in not_computed]
     blocked: set[str] = set()
@@ -238,8 +239,8 @@ def _feature_batches(
         blocked.update(b for b in batches if b in absent and b not in coming)
     if blocked:
         notes.append(
-            f"{key}: {len(blocked)} batches left out: {' or '.join(definition.inputs)} has no"
-            f" artifact of them ({_some(sorted(blocked))})"
+            f"{key}: {counted(len(blocked), 'batch')} left out without an artifact of"
+            f" {' or '.join(definition.inputs)} ({_some(sorted(blocked))})"
         )
     return [b for b in batches if b not in blocked]
 
@@ -254,12 +255,13 @@ def _launchable(
     name, running = asset.key.to_user_string(), asset.running
     if unknown := [b for b in batches if b not in known]:
         notes.append(
-            f"{name}: {len(unknown)} batches are no partitions in Dagster yet ({_some(unknown)}):"
+            f"{name}: {counted(len(unknown), 'batch')} not yet a partition in Dagster"
+            f" ({_some(unknown)}):"
             " the inbox sensor adds them, or the job reconcile"
         )
     busy = [] if select is Select.ALL else [b for b in batches if b in running and b in known]
     if busy:
-        notes.append(f"{name}: {len(busy)} batches are running already ({_some(busy)})")
+        notes.append(f"{name}: {counted(len(busy), 'batch')} running already ({_some(busy)})")
     left_out = {*unknown, *busy}
     return [b for b in batches if b not in left_out]
 

@@ -22,6 +22,7 @@ from feature_pipeline.archive.query.features import Features
 from feature_pipeline.archive.query.summary import Summary, summarize
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.outcomes import Status
 from feature_pipeline.orchestration import markdown
 from feature_pipeline.orchestration.events.metadata import Metadata
@@ -67,8 +68,8 @@ def damage_markdown(features: Features) -> str:
     lines = [[batch, _cut(why)] for batch, why in list(features.damage.items())[:SHOWN_BATCHES]]
     count = len(features.damage)
     return (
-        f"{count:,} batches are damaged or lost in the archive, and left out with their records in"
-        " earlier batches; `feature-pipeline repair` shows what can be brought back.\n\n"
+        f"{counted(count, 'batch')} damaged or lost in the archive, left out with their records in"
+        " earlier batches; `feature-pipeline repair` shows what can be restored.\n\n"
         f"{table(['batch', 'what is wrong'], lines)}"
     )
 
@@ -84,7 +85,7 @@ def outcomes_markdown(summary: Summary) -> str:
     lines += [[batch, *(counts[name] for name in names)] for batch, counts in ordered]
     shown = table(["batch", *names], lines[: SHOWN_BATCHES + 1])
     left = len(ordered) - SHOWN_BATCHES
-    return f"{shown}\n\n{left:,} more batches are not shown." if left > 0 else shown
+    return f"{shown}\n\n{counted(left, 'more batch')} not shown." if left > 0 else shown
 
 
 def unhappy_markdown(features: Features, totals: "dict[str, int]") -> str:
@@ -110,7 +111,9 @@ def unhappy_markdown(features: Features, totals: "dict[str, int]") -> str:
         f"feature-pipeline read {features.hook} --dataset {features.dataset}"
         " --status rejected --status errored --format csv"
     )
-    return f"{table(heads, lines)}\n\n{len(lines):,} of {count:,} records. All: `{command}`"
+    return (
+        f"{table(heads, lines)}\n\n{len(lines):,} of {counted(count, 'record')}. All: `{command}`"
+    )
 
 
 def picture_markdown(summary: Summary) -> str:
@@ -124,7 +127,9 @@ def picture_markdown(summary: Summary) -> str:
                 return str(error)
             if len(data) <= MAX_PICTURE_BYTES:
                 left = len(summary.columns) - len(shown.columns)
-                note = f"\n\n{left} more columns: name them in `columns`." if left else ""
+                note = (
+                    f"\n\n{counted(left, 'more column')}: name them in `columns`." if left else ""
+                )
                 return f"![histograms](data:image/png;base64,{data.decode()}){note}"
         if not shown.columns:
             return "The picture is too large."
@@ -158,8 +163,8 @@ def comparison_markdown(comparison: Comparison) -> str:
     """Return the comparison of two releases."""
     found = comparison.difference
     parts = [
-        f"From {_named(comparison.before)} to {_named(comparison.after)}, over {found.batches:,}"
-        f" batches, {found.equal_batches:,} of them equal.",
+        f"From {_named(comparison.before)} to {_named(comparison.after)}, over"
+        f" {counted(found.batches, 'batch')}, {found.equal_batches:,} of them equal.",
         table(
             ["", "equal", "added", "removed", "changed"],
             [
@@ -170,14 +175,17 @@ def comparison_markdown(comparison: Comparison) -> str:
     ]
     changes = [
         *(
-            f"{plain(a)} → {plain(b)}: {count:,} records"
+            f"{plain(a)} → {plain(b)}: {counted(count, 'record')}"
             for (a, b), count in found.outcomes.most_common()
         ),
-        *(f"column {code(name)}: {count:,} rows" for name, count in found.columns.most_common()),
+        *(
+            f"column {code(name)}: {counted(count, 'row')}"
+            for name, count in found.columns.most_common()
+        ),
         *(f"column {code(name)} added" for name in comparison.columns_added),
         *(f"column {code(name)} removed" for name in comparison.columns_removed),
         *(f"column {code(name)} of another type" for name in comparison.columns_retyped),
-        *(f"{len(b):,} batches under one release only" for b in _only(comparison)),
+        *(f"{counted(len(b), 'batch')} under one release only" for b in _only(comparison)),
     ]
     parts.append("\n".join(f"- {change}" for change in changes))
     if found.examples:

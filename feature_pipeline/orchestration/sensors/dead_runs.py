@@ -7,6 +7,8 @@ has no answer.
 import dagster as dg
 import psutil
 
+from feature_pipeline.model.counted import counted
+
 TICK_SECONDS = 60
 SAME_START_SECONDS = 1.0
 IN_PROGRESS = [
@@ -85,6 +87,6 @@ def dead_runs_sensor() -> dg.SensorDefinition:
         failed = fail_dead_runs(context.instance)
         for run_id in failed:
             context.log.error("run %s: its worker is gone; failed", run_id)
-        return dg.SkipReason(f"{len(failed)} runs failed")
+        return dg.SkipReason(f"{counted(len(failed), 'run')} failed")
 
     return fail_dead

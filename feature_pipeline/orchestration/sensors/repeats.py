@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import dagster as dg
 
+from feature_pipeline.model.counted import counted
 from feature_pipeline.orchestration.dagster_internals import (
     AUTO_RETRY_RUN_ID_TAG,
     BACKFILL_ID_TAG,
@@ -337,6 +338,8 @@ def repeats_sensor() -> dg.SensorDefinition:
                 "run %s: repeated %d times and failed; repeat it by hand", run_id, MAX_REPEATS
             )
         batches = sum(found.requested.values())
-        return dg.SkipReason(f"{batches} batches requested again, {found.waiting} runs wait")
+        return dg.SkipReason(
+            f"{counted(batches, 'batch')} requested again, {counted(found.waiting, 'run')} waiting"
+        )
 
     return repeat_after_outages

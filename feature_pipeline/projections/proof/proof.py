@@ -105,7 +105,8 @@ def describe_left_out(left_out: Mapping[str, str]) -> str:
     """Return one line on records whose rows PostgreSQL cannot store."""
     named = first_few([f"{record!r}: {why}" for record, why in left_out.items()], separator="; ")
     return (
-        f"{len(left_out)} records are left out, because PostgreSQL cannot hold their rows: {named}"
+        f"{counted(len(left_out), 'record')} left out, with rows that PostgreSQL cannot store:"
+        f" {named}"
     )
 
 

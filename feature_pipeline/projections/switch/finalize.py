@@ -120,10 +120,13 @@ class TableReport:
         if self.building is None:
             done = "switched to" if self.is_switched else "read from"
             return f"{self.table}: {done} generation {self.live}, {counted(self.batches, 'batch')}"
-        progress = f"{self.table}: building {self.batches - len(self.missing)} of {self.batches}"
+        progress = (
+            f"{self.table}: building {self.batches - len(self.missing)} of"
+            f" {counted(self.batches, 'batch')}"
+        )
         if self.live is None:
-            return f"{progress} batches; nothing can be read before it is proved"
-        progress = f"{progress} batches; the live generation has the old columns"
+            return f"{progress}; nothing can be read before it is proved"
+        progress = f"{progress}; the live generation has the old columns"
         if self.is_pinned:
             return f"{progress}; pinned to {self.live} until `feature-pipeline rollback --unpin`"
         return f"{progress}; backfill all partitions" if self.missing else progress

@@ -101,7 +101,7 @@ def test_every_kind_of_difference_is_counted(archive: FeatureArchive) -> None:
     }
     assert (examples["mended"]["before"], examples["mended"]["after"]) == (
         "errored: boom",
-        "passed, 1 rows",
+        "passed, 1 row",
     )
 
 

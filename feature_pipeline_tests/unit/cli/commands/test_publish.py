@@ -122,7 +122,7 @@ def test_errors_in_the_place_of_answers_want_to_be_forced(publish):
     (publish.folder / "rejections.jsonl").unlink()
     publish.passed("b")
     error = publish.refused()
-    assert "2 of 3 records of batch 'b1' have an answer of 'words' and would have an error" in error
+    assert "batch 'b1': 2 of 3 records with an outcome of 'words' would have an error" in error
     assert "a, 10.1/c (no outcome: it is in none of features.jsonl" in error
     publish("--force")
     assert (publish.current().passed, publish.current().errored) == (1, 2)

@@ -116,7 +116,7 @@ def test_what_cannot_be_brought_back_is_listed_with_what_to_do(repair):
     assert [r["key"] for r in left["remainders"]] == [key]
     status, out, _ = repair.command_line("repair", "--yes")
     assert status == 2
-    assert "1 objects cannot be restored" in out
+    assert "1 object cannot be restored" in out
     assert "no problem" not in out
 
 
@@ -178,7 +178,7 @@ class TestAcceptingALoss:
         options = ("--from", "s3://copy/x", "--accept-loss", "--reason", "gone")
         status, _, error = repair.command_line("repair", *options)
         assert status == 1
-        assert "1 objects can be restored: run this command with --yes first" in error
+        assert "1 object can be restored: run this command with --yes first" in error
         assert repair.contents() == lost
         # With --yes it is brought back, and then there is nothing to give up.
         done = repair(*options, "--yes")

@@ -152,7 +152,7 @@ def test_features_of_features_are_left_out_unless_their_input_comes_along() -> N
     )
     alone = plan(Select.MISSING, sums)
     assert taken(alone) == {"letters/features/sums": ["b3"]}
-    assert "counts or checked has no artifact of them (b1, b2)" in alone.notes[0]
+    assert "2 batches left out without an artifact of counts or checked (b1, b2)" in alone.notes[0]
     counts = Target(COUNTS), standing(COUNTS, {"b1": ABSENT, "b2": THERE, "b3": THERE})
     together = plan(Select.MISSING, sums, counts)  # in whatever order they are named
     assert taken(together) == {
@@ -165,8 +165,8 @@ def test_what_is_left_out_is_said() -> None:
     facts = standing(COUNTS, dict.fromkeys(BATCHES, ABSENT), running=frozenset({"b1"}))
     found = plan_backfill(Select.MISSING, [(Target(COUNTS), facts)], {"letters": {"b1", "b2"}})
     assert taken(found) == {"letters/features/counts": ["b2"]}
-    assert "1 batches are no partitions in Dagster yet (b3)" in found.notes[0]
-    assert "1 batches are running already (b1)" in found.notes[1]
+    assert "1 batch not yet a partition in Dagster (b3)" in found.notes[0]
+    assert "1 batch running already (b1)" in found.notes[1]
     everything = plan(Select.ALL, (Target(COUNTS), facts))
     assert taken(everything) == {"letters/features/counts": list(BATCHES)}
 

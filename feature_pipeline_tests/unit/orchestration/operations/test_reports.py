@@ -39,7 +39,7 @@ def test_lists_are_bounded_and_say_what_they_leave_out() -> None:
     outcomes = lines(found["outcomes"])
     assert outcomes[:2] == ["| **all** | 1 | 0 | 165 | 1 |", "| worst | 1 | 0 | 0 | 1 |"]
     assert len(outcomes) == SHOWN_BATCHES + 1
-    assert found["outcomes"].endswith("6 more batches are not shown.")
+    assert found["outcomes"].endswith("6 more batches not shown.")
     unhappy = lines(found["rejected_and_errored"])
     assert len(unhappy) == SHOWN_RECORDS
     assert unhappy[0].startswith("| worst | worst | errored | hook |")

@@ -88,7 +88,7 @@ def test_integers_become_numbers_where_exact() -> None:
 
 @pytest.mark.parametrize("value", [2**53 + 1, -(2**53) - 1, 2**60 + 1, 2**63 - 1])
 def test_integers_that_float64_cannot_hold_are_refused_by_value(value) -> None:
-    with pytest.raises(CannotEvolveError, match=f"1 integers are not exact as numbers: {value}"):
+    with pytest.raises(CannotEvolveError, match=f"1 integer not exact as a number: {value}"):
         evolve([N], [Column(name="n", type="number")], [(1,), (value,)])
 
 
