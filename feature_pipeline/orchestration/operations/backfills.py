@@ -221,7 +221,7 @@ def _feature_batches(
     if definition.compute is Compute.ELSEWHERE:
         if batches:
             notes.append(
-                f"{key}: {len(batches)} batches left out: another system computes it"
+                f"{key}: {counted(len(batches), 'batch')} left out: another system computes it"
                 f" ({_some(batches)})"
             )
         return []

@@ -207,5 +207,5 @@ def test_what_another_system_computes_is_never_run() -> None:
     found = plan(Select.MISSING, (Target(elsewhere, table=True, is_named=True), facts))
     assert taken(found) == {"letters/tables/elsewhere": ["b2"]}
     assert found.notes == (
-        "letters/features/elsewhere: 1 batches left out: another system computes it (b1)",
+        "letters/features/elsewhere: 1 batch left out: another system computes it (b1)",
     )
