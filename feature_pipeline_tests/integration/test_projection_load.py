@@ -575,7 +575,7 @@ def test_a_record_that_postgresql_cannot_hold_keeps_no_other_out(
     )
     table = table_report(archive.store, database, spec)
     assert table is not None
-    assert "3 records are left out" in table.summary()
+    assert "3 records left out" in table.summary()
     # Of another batch alone, and by the kept proof, it is said too.
     assert not prove(archive.store, database, spec, ["first"]).is_equal
     assert prove(archive.store, database, spec, may_reuse=True).left_out == proof.left_out
