@@ -91,7 +91,8 @@ DELETING = ("delete", "collect", "erase", "finish")
 HOW = ("flip", "truncate", "empty", "remove")
 EVERYTHING = GcScope.everything()
 # Read at import: the session takes such variables out of the environment.
-EXAMPLES = int(os.environ.get("FEATURE_PIPELINE_TEST_EXAMPLES", "12"))
+GIVEN_EXAMPLES = os.environ.get("FEATURE_PIPELINE_TEST_EXAMPLES")
+EXAMPLES = int(GIVEN_EXAMPLES or "12")
 
 
 def _cif(key: str, n: int) -> bytes:
@@ -838,6 +839,9 @@ def run(machine: type[ArchiveMachine], examples: int, steps: int) -> None:
         settings=settings(
             max_examples=examples,
             stateful_step_count=steps,
+            # The same ones every time, unless a number asks for a search.
+            derandomize=GIVEN_EXAMPLES is None,
+            database=None,
             report_multiple_bugs=False,
             suppress_health_check=list(HealthCheck),
         ),
