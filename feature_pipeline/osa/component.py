@@ -6,7 +6,9 @@ from typing import Any, Final, Self
 import dagster as dg
 from pydantic import BaseModel
 
+from feature_pipeline.model.counted import counted
 from feature_pipeline.model.definition import HookDefinition
+from feature_pipeline.model.first_few import first_few
 from feature_pipeline.model.records import check_dataset
 from feature_pipeline.orchestration.assets.features import DEFINITION_METADATA
 from feature_pipeline.orchestration.dagster_internals import UnresolvedAssetJobDefinition
@@ -25,11 +27,6 @@ attributes:
   name: $name
   # Environment variable with the URL of the server's database; its role needs to read only.
   database_url_variable: FEATURE_PIPELINE_OSA_DATABASE_URL
-  # The server's storage: the folder $$OSA_DATA_DIR/data, or s3://bucket/prefix; when absent, that
-  # of FEATURE_PIPELINE_OSA_STORAGE.
-  # storage: /srv/osa/data
-  # S3 address of that bucket, if it is not the archive's.
-  # storage_endpoint: https://s3.example.org
   # Which conventions are followed, and the dataset of each; all of them when absent.
   # conventions: {protein-designs: designs}
   # Which hooks are followed; all of the conventions' when absent.
@@ -124,12 +121,10 @@ def _drift_check(server: OsaSettings, key: dg.AssetKey) -> dg.AssetChecksDefinit
 
 
 def _result(drift: list[Drift], hooks: int) -> dg.AssetCheckResult:
-    description = "; ".join(map(str, drift[:SHOWN]))
-    if more := len(drift) - SHOWN:
-        description += f"; and {more} more" if more > 0 else ""
+    equal = f"no difference from {counted(hooks, 'hook')} of the server"
     return dg.AssetCheckResult(
         passed=not drift,
         severity=dg.AssetCheckSeverity.WARN,
-        description=description or f"{hooks} hooks of the server are defined as they are there",
+        description=first_few(drift, SHOWN, "; ") or equal,
         metadata={"hooks": hooks, "differences": len(drift)},
     )

@@ -17,22 +17,7 @@ TABLES: Final[Mapping[str, tuple[str, ...]]] = {
         *("id", "hook_name", "version", "image", "digest", "config", "limits"),
         *("source_ref", "built_by", "built_at"),
     ),
-    "hook_runs": (
-        *("id", "release_id", "status", "started_at", "finished_at"),
-        *("duration_s", "oom_retries", "log_ref"),
-    ),
     "conventions": ("id", "title", "schema_id", "schema_version", "hooks"),
-    "ingest_runs": (
-        *("id", "convention_id", "status", "batches_ingested", "started_at", "completed_at"),
-    ),
-    "depositions": (
-        *("srn", "convention_id", "status", "stage", "metadata", "files", "record_id"),
-        "updated_at",
-    ),
-    "records": ("srn", "convention_id", "source"),
-    "feature_tables": ("hook_name", "pg_table", "feature_schema"),
-    "events": ("id", "payload"),
-    "deliveries": ("event_id", "consumer_group", "status", "claimed_at"),
 }
 """Per table of the schema `public`, the columns that are read."""
 

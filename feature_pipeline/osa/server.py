@@ -1,26 +1,19 @@
-"""Read the server's database: definitions, releases, ingests, depositions, hook runs.
+"""Read the definitions of the server's database: its conventions, hooks and releases.
 
 Every session is read-only, and each method reads in one snapshot. Rows become values at this edge;
 JSON keeps the spelling of its numbers.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.json_text import read_json
 from feature_pipeline.osa.schema import check_schema
 from feature_pipeline.projections.catalog.database import Connection, Database
-
-ENDED: Final = frozenset({"completed", "failed"})
-"""Status of an ingest run that asks for no further batch."""
-VALIDATED: Final = frozenset({"validated", "published"})
-"""Stages of a deposition whose hooks have all ended, with their rows committed."""
-
-_BATCH_WORKER: Final = "ProcessBatch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,70 +69,11 @@ class Convention:
 
 
 @dataclass(frozen=True, slots=True)
-class IngestRun:
-    """A row of `ingest_runs`. Batches 0 to `batches_ingested` - 1 have their list of records."""
-
-    id: str
-    convention: str
-    status: str
-    batches_ingested: int
-    started_at: datetime
-    completed_at: datetime | None
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether no further batch comes."""
-        return self.status in ENDED
-
-
-@dataclass(frozen=True, slots=True)
-class Deposition:
-    """A row of `depositions`."""
-
-    srn: str
-    convention: str
-    status: str
-    stage: str
-    metadata: Any
-    files: Any
-    record_srn: str | None
-    updated_at: datetime
-
-    @property
-    def is_validated(self) -> bool:
-        """Whether the outputs of its hooks are those of its last, accepted try."""
-        return self.stage in VALIDATED
-
-
-@dataclass(frozen=True, slots=True)
-class HookRun:
-    """A row of `hook_runs`: one ended run of a hook."""
-
-    id: str
-    release_id: str
-    status: str
-    """`passed`, `failed` (the record of a deposition was rejected), or `error`."""
-    started_at: datetime
-    finished_at: datetime
-    duration_seconds: float
-    oom_retries: int
-    log_ref: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class Definitions:
     """The server's conventions and hooks, by id and by name."""
 
     conventions: Mapping[str, Convention]
     hooks: Mapping[str, ServerHook]
-
-    def release(self, release_id: str) -> Release | None:
-        """Return the release with this id; None if no hook has it."""
-        for hook in self.hooks.values():
-            for release in hook.releases:
-                if release.id == release_id:
-                    return release
-        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,81 +155,8 @@ class Reader:
         }
         return Definitions(conventions, hooks)
 
-    def ingest_runs(self, conventions: Collection[str]) -> list[IngestRun]:
-        """Return the ingest runs of these conventions, oldest first."""
-        rows = self._rows(
-            "select id, convention_id, status, batches_ingested, started_at, completed_at"
-            " from public.ingest_runs where convention_id = any(%s) order by started_at, id",
-            [list(conventions)],
-        )
-        return [IngestRun(*row) for row in rows]
-
-    def depositions(
-        self, conventions: Collection[str], since: datetime | None = None
-    ) -> list[Deposition]:
-        """Return the validated depositions of these conventions, the longest unchanged first.
-
-        Args:
-            since: Leave out those that were last changed before; none if None.
-        """
-        rows = self._rows(
-            "select srn, convention_id, status, stage, metadata::text, files::text, record_id,"
-            " updated_at from public.depositions where convention_id = any(%s)"
-            " and stage = any(%s) and (%s::timestamptz is null or updated_at >= %s)"
-            " order by updated_at, srn",
-            [list(conventions), sorted(VALIDATED), since, since],
-        )
-        return [_deposition(row) for row in rows]
-
-    def deposition(self, srn: str) -> Deposition | None:
-        """Return one deposition, of whatever stage; None if there is none."""
-        rows = self._rows(
-            "select srn, convention_id, status, stage, metadata::text, files::text, record_id,"
-            " updated_at from public.depositions where srn = %s",
-            [srn],
-        )
-        return _deposition(rows[0]) if rows else None
-
-    def hook_runs(self, ids: Collection[str]) -> dict[str, HookRun]:
-        """Return the committed hook runs with these ids, by id: one look-up by key for each."""
-        rows = self._rows(
-            "select id::text, release_id::text, status, started_at, finished_at, duration_s,"
-            " oom_retries, log_ref from public.hook_runs where id = any(%s::uuid[])",
-            [list(ids)],
-        )
-        return {row[0]: HookRun(*row) for row in rows}
-
-    def claimed_batches(self) -> dict[tuple[str, int], datetime]:
-        """Return when a worker last claimed each batch of an ingest that is being processed."""
-        claimed: dict[tuple[str, int], datetime] = {}
-        for run, index, at in self._rows(
-            "select e.payload ->> 'ingest_run_id', (e.payload ->> 'batch_index')::bigint,"
-            " d.claimed_at from public.deliveries as d"
-            " join public.events as e on e.id = d.event_id"
-            " where d.consumer_group = %s and d.status = 'claimed' and d.claimed_at is not null"
-            " and e.payload ->> 'ingest_run_id' is not null"
-            " and e.payload ->> 'batch_index' is not null",
-            [_BATCH_WORKER],
-        ):
-            claimed[run, index] = max(at, claimed.get((run, index), at))
-        return claimed
-
-    def _rows(self, query: Any, parameters: Sequence[object] | None = None) -> list[Any]:
-        return self.connection.execute(query, parameters).fetchall()
-
-
-def _deposition(row: Sequence[Any]) -> Deposition:
-    srn, convention, status, stage, metadata, files, record_srn, updated_at = row
-    return Deposition(
-        srn=srn,
-        convention=convention,
-        status=status,
-        stage=stage,
-        metadata=read_json(metadata.encode(), f"deposition {srn}: metadata"),
-        files=read_json(files.encode(), f"deposition {srn}: files"),
-        record_srn=record_srn,
-        updated_at=updated_at,
-    )
+    def _rows(self, query: Any) -> list[Any]:
+        return self.connection.execute(query).fetchall()
 
 
 def _object(text: str, where: str) -> Mapping[str, Any]:

@@ -1,33 +1,14 @@
-"""The recorded server's database, and its storage in a bucket."""
+"""The recorded server's database."""
 
 import secrets
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 from psycopg import sql
 
-from feature_pipeline.errors import (
-    InvalidInputError,
-    NotFoundError,
-    ProjectionError,
-    StoreUnavailableError,
-)
+from feature_pipeline.errors import InvalidInputError, ProjectionError
 from feature_pipeline.osa.server import Server
-from feature_pipeline.osa.storage import (
-    BucketStorage,
-    FolderStorage,
-    batch_place,
-    deposition_place,
-    output_place,
-)
 from feature_pipeline.projections.catalog.database import Database
-from feature_pipeline_tests.fixtures import osa_server as recorded
-from feature_pipeline_tests.fixtures.s3 import S3Address
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
 
 pytestmark = pytest.mark.postgres
 
@@ -39,18 +20,6 @@ def test_the_server_is_read_without_writing(osa_server: Server) -> None:
         assert [release.version for release in found.hooks["qc"].releases] == [1, 2]
         assert found.hooks["qc"].live_release().version == 2
         assert found.conventions["pdb-structures"].hooks == ("pockets", "qc")
-        runs = reader.ingest_runs(found.conventions)
-        assert {run.id: run.has_ended for run in runs} == {
-            recorded.HISTORY: True,
-            recorded.ABORTED: True,
-            recorded.RUNNING: False,
-        }
-        depositions = reader.depositions(["protein-designs"])
-        assert len(depositions) == 4  # neither the draft nor the one whose server was killed
-        assert all(each.is_validated for each in depositions)
-        assert [(run, index) for run, index in reader.claimed_batches()] == [(recorded.RUNNING, 4)]
-        ids = [row["id"] for row in recorded.rows("public.hook_runs")]
-        assert len(reader.hook_runs([*ids, "00000000-0000-0000-0000-000000000000"])) == 24
         with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
             reader.connection.execute("delete from public.hook_runs")
 
@@ -58,10 +27,10 @@ def test_the_server_is_read_without_writing(osa_server: Server) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("drop table public.deliveries", "there is no table public.deliveries"),
+        ("drop table public.conventions", "there is no table public.conventions"),
         (
-            "alter table public.hook_runs rename column oom_retries to retries",
-            "public.hook_runs has no column 'oom_retries'",
+            "alter table public.hook_releases rename column source_ref to source",
+            "public.hook_releases has no column 'source_ref'",
         ),
     ],
 )
@@ -97,64 +66,13 @@ def test_a_table_without_access_is_named_with_the_grant(osa_url: str) -> None:
             connection.execute(sql.SQL("revoke all on public.hooks from {}").format(name))
             connection.execute(sql.SQL("drop role {}").format(name))
     message = str(caught.value)
-    assert "has no access to public.hook_releases, public.hook_runs" in message
-    assert "grant select on public.hook_releases, public.hook_runs" in message
+    assert "has no access to public.hook_releases, public.conventions" in message
+    assert "grant select on public.hook_releases, public.conventions" in message
 
 
 def test_a_database_that_is_not_there_is_an_error() -> None:
     with (
         pytest.raises(ProjectionError, match="Open Science Archive server's database"),
-        Server(Database("postgresql://nobody@127.0.0.1:1/none")).session(),
+        Server(Database("postgresql://reader@127.0.0.1:1/none")).session(),
     ):
         pass
-
-
-@pytest.mark.s3
-def test_a_bucket_has_the_same_files(
-    s3_address: S3Address, s3_client: "S3Client", s3_prefix: str, osa_storage: FolderStorage
-) -> None:
-    for file in recorded.lines("storage.jsonl"):
-        if "9xyz" in file["path"] or "/hooks/qc/" in file["path"]:
-            s3_client.put_object(
-                Bucket=s3_address.bucket,
-                Key=f"{s3_prefix}/{recorded.bucket_key(file['path'])}",
-                Body=file["text"].encode(),
-            )
-    bucket = BucketStorage(s3_client, s3_address.bucket, s3_prefix)
-    bucket.check()
-    batch = batch_place(recorded.HISTORY, 0)
-    deposition = deposition_place("archive.example.org_a1eabcc6-449f-465f-9")
-    for place in (
-        output_place(batch, "qc") / "features.jsonl",
-        batch / "ingester" / "files" / "pdb:9xyz" / "pdb:9xyz.cif",
-        output_place(deposition, "qc") / "run.json",
-    ):
-        assert bucket.read(place) == osa_storage.read(place)
-        seen = bucket.look(place)
-        assert seen is not None
-        assert seen.size == len(bucket.read(place))
-    assert bucket.look(output_place(batch, "none") / "run.json") is None
-    with pytest.raises(NotFoundError, match=r"hooks/none/output/run\.json"):
-        bucket.read(output_place(batch, "none") / "run.json")
-    with pytest.raises(NotFoundError, match="has no object"):
-        BucketStorage(s3_client, s3_address.bucket, f"{s3_prefix}/other").check()
-
-
-@pytest.mark.s3
-def test_a_bucket_that_is_not_there_is_an_error_and_no_absent_file(s3_client: "S3Client") -> None:
-    storage = BucketStorage(s3_client, "a-bucket-that-was-never-made")
-    place = batch_place(recorded.HISTORY, 0) / "ingester" / "records.jsonl"
-    for ask in (lambda: storage.look(place), lambda: storage.read(place), storage.check):
-        with pytest.raises(StoreUnavailableError, match="a-bucket-that-was-never-made"):
-            ask()
-
-
-@pytest.mark.s3
-def test_a_fetched_file_is_equal(
-    s3_address: S3Address, s3_client: "S3Client", s3_prefix: str, tmp_path: Path
-) -> None:
-    place = batch_place("run", 0) / "ingester" / "files" / "r1" / "big.bin"
-    data = bytes(range(256)) * 10_000
-    s3_client.put_object(Bucket=s3_address.bucket, Key=f"{s3_prefix}/data/{place}", Body=data)
-    BucketStorage(s3_client, s3_address.bucket, s3_prefix).fetch(place, tmp_path / "copy")
-    assert (tmp_path / "copy").read_bytes() == data

@@ -10,7 +10,7 @@ from feature_pipeline.cli.shared_options import json_option
 
 @click.group()
 def osa() -> None:
-    """Work beside an Open Science Archive server: read its database and its storage."""
+    """Work beside an Open Science Archive server, whose database is only read."""
 
 
 @osa.command()
