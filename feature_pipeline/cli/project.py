@@ -11,6 +11,7 @@ import feature_pipeline
 from feature_pipeline import settings
 from feature_pipeline.archive.store.s3 import S3Store, open_store
 from feature_pipeline.archive.store.s3_client import client_of
+from feature_pipeline.cli.option_values import DEFS
 from feature_pipeline.errors import NotFoundError
 from feature_pipeline.local.environment import load_dotenv
 from feature_pipeline.measure import report_counts
@@ -20,6 +21,21 @@ def open_archive() -> S3Store:
     """Open the archive that the environment names."""
     where = settings.S3Settings.from_environment()
     return open_store(client_of(where), where.bucket, where.prefix)
+
+
+def definitions_folder() -> Path:
+    """Return the folder of definitions from the settings, or else a checkout's.
+
+    Raises:
+        NotFoundError: No setting names one, and the working directory is not a checkout.
+    """
+    folder = settings.defs_folder(Path(DEFS))
+    if not folder.is_dir():
+        raise NotFoundError(
+            f"there is no folder {folder} here, and {settings.DEFS_FOLDER} is not set:"
+            " `feature-pipeline init` makes a project with a folder for hooks"
+        )
+    return folder
 
 
 DATA_FOLDER: Final = ".feature_pipeline"

@@ -7,7 +7,7 @@ from feature_pipeline import settings
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.cli.instance import dagster_instance
-from feature_pipeline.cli.options.backfill import SELECTIONS
+from feature_pipeline.cli.option_values import SELECTIONS
 from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.project_hooks import project_hooks

@@ -5,10 +5,8 @@ from typing import BinaryIO
 
 import click
 
-from feature_pipeline import settings
-from feature_pipeline.cli.options.hook import DEFS
-from feature_pipeline.cli.project import Project
-from feature_pipeline.errors import ConflictError, NotFoundError
+from feature_pipeline.cli.project import Project, definitions_folder
+from feature_pipeline.errors import ConflictError
 from feature_pipeline.hooks.osa_manifest import definition_yaml, import_hooks
 
 
@@ -16,7 +14,8 @@ def new(name: str, folder: Path | None) -> None:
     """Carry out `feature-pipeline hook new`."""
     from feature_pipeline.orchestration.scaffold import write_hook
 
-    written = (_definitions() if folder is None else folder) / name
+    Project.find().load_environment()
+    written = (definitions_folder() if folder is None else folder) / name
     if written.exists():
         raise ConflictError(f"{written} exists: choose another name")
     write_hook(written)
@@ -33,7 +32,8 @@ def import_(
     overwrite: bool,
 ) -> None:
     """Carry out `feature-pipeline hook import`."""
-    folder = _definitions() if folder is None else folder
+    Project.find().load_environment()
+    folder = definitions_folder() if folder is None else folder
     hooks = import_hooks(manifest.read(), dataset=dataset, image=image, version=version)
     paths = {imported.definition.name: imported for imported in hooks}
     if not overwrite:
@@ -49,19 +49,3 @@ def import_(
         for note in imported.notes:
             click.echo(f"  look at {note}", err=True)
     click.echo("`dg check defs` says whether the project takes them.")
-
-
-def _definitions() -> Path:
-    """Return the folder of definitions from the settings, or else a checkout's.
-
-    Raises:
-        NotFoundError: No setting names one, and the working directory is not a checkout.
-    """
-    Project.find().load_environment()
-    folder = settings.defs_folder(Path(DEFS))
-    if not folder.is_dir():
-        raise NotFoundError(
-            f"there is no folder {folder} here, and {settings.DEFS_FOLDER} is not set:"
-            " `feature-pipeline init` makes a project with a folder for hooks"
-        )
-    return folder

@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from feature_pipeline import settings
-from feature_pipeline.cli.options.hook import DEFS
+from feature_pipeline.cli.option_values import DEFS
 from feature_pipeline.cli.output import Output
-from feature_pipeline.cli.project import Project
+from feature_pipeline.cli.project import Project, definitions_folder
 from feature_pipeline.cli.project_hooks import project_hooks
-from feature_pipeline.errors import FeaturePipelineError, InvalidInputError, NotFoundError
+from feature_pipeline.errors import FeaturePipelineError, InvalidInputError
 from feature_pipeline.model.definition import HookDefinition
+from feature_pipeline.model.quoting import problems
 from feature_pipeline.osa.definitions import (
     FollowedHook,
     find_drift,
@@ -24,7 +27,7 @@ def scaffold(
 ) -> None:
     """Carry out `feature-pipeline osa scaffold`."""
     Project.find().load_environment()
-    folder = _folder() if folder is None else folder
+    folder = definitions_folder() if folder is None else folder
     followed = _followed(_settings(conventions, hooks))
     output = Output(as_json)
     written = write_definitions(followed, folder)
@@ -67,21 +70,6 @@ def drift_lines(definition: HookDefinition) -> list[str]:
     return [f"  differs from the server: {each.sentence}" for each in drift]
 
 
-def _folder() -> Path:
-    """Return the folder of definitions.
-
-    Raises:
-        NotFoundError: There is none here.
-    """
-    folder = settings.defs_folder(Path(DEFS))
-    if not folder.is_dir():
-        raise NotFoundError(
-            f"there is no folder {folder} here, and {settings.DEFS_FOLDER} is not set:"
-            " `feature-pipeline init` makes a project with a folder for hooks"
-        )
-    return folder
-
-
 def _settings(conventions: Sequence[str] = (), hooks: Sequence[str] = ()) -> OsaSettings:
     """Return the settings of the project's component, or of the environment, with options.
 
@@ -101,8 +89,8 @@ def _settings(conventions: Sequence[str] = (), hooks: Sequence[str] = ()) -> Osa
         changes["hooks"] = tuple(hooks)
     try:
         return OsaSettings.model_validate({**found.model_dump(), **changes})
-    except ValueError as error:
-        raise InvalidInputError(f"the server's settings: {error}") from error
+    except ValidationError as error:
+        raise InvalidInputError(f"the server's settings: {problems(error)}") from error
 
 
 def _followed(chosen: OsaSettings) -> list[FollowedHook]:

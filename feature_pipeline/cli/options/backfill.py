@@ -1,12 +1,11 @@
 """Options and help of `feature-pipeline backfill`."""
 
-from typing import Any, Final
+from typing import Any
 
 import click
 
+from feature_pipeline.cli.option_values import SELECTIONS
 from feature_pipeline.cli.shared_options import json_option
-
-SELECTIONS: Final = ("missing", "failed", "stale", "old-release", "all")
 
 
 @click.command()

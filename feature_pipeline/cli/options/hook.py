@@ -5,8 +5,7 @@ from typing import Any
 
 import click
 
-DEFS = "feature_pipeline/defs"
-"""Folder of the definitions in a checkout."""
+from feature_pipeline.cli.option_values import DEFS
 
 
 @click.group()
