@@ -116,7 +116,7 @@ def check_present(
     if missing := blobs.find_missing(store, refs, workers):
         raise NotFoundError(
             f"{what}: blob {missing[0].digest} of {missing[0].size} bytes is missing or damaged"
-            + (f", and so are {counted(len(missing) - 1, 'other')}" if len(missing) > 1 else "")
+            + (f", as well as {counted(len(missing) - 1, 'other')}" if len(missing) > 1 else "")
         )
 
 
@@ -131,6 +131,6 @@ def check_not_withdrawn(
     if broken := set(withdrawn).intersection(record_ids):
         raise InvalidInputError(
             f"record {min(broken)!r} of dataset {dataset!r} is withdrawn"
-            + (f", and so are {counted(len(broken) - 1, 'other')}" if len(broken) > 1 else "")
+            + (f", as well as {counted(len(broken) - 1, 'other')}" if len(broken) > 1 else "")
             + "; lift the withdrawal first"
         )
