@@ -39,7 +39,7 @@ def dg(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment |= {
         "PYTHONPATH": str(checkout),
         "FEATURE_PIPELINE_S3_BUCKET": "none",
-        "FEATURE_PIPELINE_DATABASE_URL": "postgresql://nobody@127.0.0.1/none",
+        "FEATURE_PIPELINE_DATABASE_URL": "postgresql://reader@127.0.0.1/none",
         "NO_COLOR": "1",
         "COLUMNS": "300",
     }

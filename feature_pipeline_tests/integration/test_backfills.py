@@ -337,7 +337,7 @@ def test_a_rollback_is_known_to_dagster(operator: Operator) -> None:
 def test_a_rebuild_needs_no_dagster_that_answers(operator: Operator, tmp_path: Path) -> None:
     home = tmp_path / "unreachable"
     home.mkdir()
-    url = "postgresql+psycopg2://nobody@127.0.0.1:9/none"
+    url = "postgresql+psycopg2://reader@127.0.0.1:9/none"
     (home / "dagster.yaml").write_text(json.dumps({"storage": {"postgres": {"postgres_url": url}}}))
     with operator.patch.context() as patch:
         patch.setenv("DAGSTER_HOME", str(home))

@@ -73,7 +73,7 @@ def launchpad(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launchpad]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEATURE_PIPELINE_DEFS", str(folder))
         patch.setenv("FEATURE_PIPELINE_S3_BUCKET", "none")
-        patch.setenv("FEATURE_PIPELINE_DATABASE_URL", "postgresql://nobody@127.0.0.1/none")
+        patch.setenv("FEATURE_PIPELINE_DATABASE_URL", "postgresql://reader@127.0.0.1/none")
         target = ModuleTarget("feature_pipeline.definitions", None, None, "feature_pipeline")
         with (
             dg.instance_for_test() as instance,

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -49,6 +48,7 @@ from feature_pipeline.orchestration.checks.integrity import INTEGRITY_CHECK
 from feature_pipeline.orchestration.keys import features_key, table_key
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline_tests.fixtures.dagster import DATASET, Pipeline
+from feature_pipeline_tests.fixtures.http import serving
 from feature_pipeline_tests.fixtures.prometheus import (
     OPENER,
     RULES,
@@ -80,10 +80,9 @@ class Flaky(http.server.BaseHTTPRequestHandler):
 
 def repeat_a_request() -> None:
     """One request of boto3 is answered at its second attempt."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Flaky) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serving(Flaky) as url:
         client = make_client(
-            endpoint_url=f"http://127.0.0.1:{server.server_port}",
+            endpoint_url=url,
             region="us-east-1",
             access_key_id="a",
             secret_access_key="b",
@@ -91,7 +90,6 @@ def repeat_a_request() -> None:
         with suppress(FeaturePipelineError):
             S3Store(client, "bucket").check_bucket()
         client.close()
-        server.shutdown()
 
 
 def tick_of(instance: dg.DagsterInstance, status: TickStatus) -> None:

@@ -1,8 +1,7 @@
 """Thresholds, and who is told when they are passed, over a real archive and instance."""
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import dagster as dg
 import pytest
@@ -11,6 +10,7 @@ from feature_pipeline.orchestration.checks.outcomes import OUTCOMES_CHECK
 from feature_pipeline.orchestration.keys import features_key
 from feature_pipeline.orchestration.sensors.webhook import WebhookState, tick
 from feature_pipeline_tests.fixtures.dagster import DATASET, Pipeline, check_of
+from feature_pipeline_tests.fixtures.http import serving
 
 pytestmark = [pytest.mark.s3, pytest.mark.postgres, pytest.mark.dagster]
 
@@ -65,13 +65,8 @@ def receiver():
 
         def log_message(self, *_: object) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/hook", got
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(Handler) as url:
+        yield f"{url}/hook", got
 
 
 def test_what_passes_a_threshold_fails_the_check_and_is_told_once(pipeline: Pipeline, receiver):

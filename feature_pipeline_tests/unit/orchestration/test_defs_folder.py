@@ -67,7 +67,7 @@ class Project:
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     monkeypatch.setenv("FEATURE_PIPELINE_S3_BUCKET", "none")
-    monkeypatch.setenv("FEATURE_PIPELINE_DATABASE_URL", "postgresql://nobody@127.0.0.1/none")
+    monkeypatch.setenv("FEATURE_PIPELINE_DATABASE_URL", "postgresql://reader@127.0.0.1/none")
     return Project(tmp_path / "hooks", monkeypatch)
 
 

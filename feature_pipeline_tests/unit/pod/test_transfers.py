@@ -1,12 +1,12 @@
 """What a pod says when the store refuses it."""
 
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
 from feature_pipeline.pod.transfers import TransferError, upload_bytes
+from feature_pipeline_tests.fixtures.http import serving
 
 BODY = b"<?xml version='1.0'?>\n<Error>\n  <Code>AccessDenied</Code>\n</Error>\n"
 
@@ -25,13 +25,8 @@ class Refusing(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def refusing() -> Iterator[str]:
-    server = HTTPServer(("127.0.0.1", 0), Refusing)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/key"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(Refusing) as url:
+        yield f"{url}/key"
 
 
 def test_a_refusal_of_several_lines_is_one_line(refusing: str) -> None:

@@ -58,6 +58,19 @@ def give_up(scene):
     return accept_losses(scene.store, DATASET, [loss], by="the operator", reason="no copy is left")
 
 
+def give_up_and_append_again(scene):
+    give_up(scene)
+    append_again(scene.store, losses(scene.store, DATASET)[-1].losses, ())
+    log.forget_read_entries()
+
+
+def computed(store, folder, *ids):
+    """A batch of these records with an artifact; a census is taken at every step."""
+    scene = CareScene(store, folder, takes_census=True)
+    scene.compute(scene.submit(scene.batch_of("b1", ids)), scene.release())
+    return scene
+
+
 def states(scene):
     return {f.state for f in verify(scene.store).findings}
 
@@ -259,16 +272,12 @@ def test_losses_that_are_lost_themselves(long):
 
 def test_the_entry_of_an_erasures_successor(memory_store, tmp_path):
     """What the entry before it names is erased; the log of erasures says what stands for it."""
-    scene = CareScene(memory_store, tmp_path, takes_census=True)
-    batch = scene.submit(scene.batch_of("b1", ("r1", "r2")))
-    scene.compute(batch, scene.release())
+    scene = computed(memory_store, tmp_path, "r1", "r2")
     assert erase(scene.store, DATASET, ["r1"], "asked for").is_finished
     assert verify(scene.store).is_clean
     head = log.head(scene.store, DATASET, HOOK, "b1")
     scene.store._put(layout.entry(LOG, head.seq), b"{}")
-    give_up(scene)
-    append_again(scene.store, losses(scene.store, DATASET)[-1].losses, ())
-    log.forget_read_entries()
+    give_up_and_append_again(scene)
     now = log.head(scene.store, DATASET, HOOK, "b1")
     assert (now.seq, now.manifest) == (head.seq, head.manifest)
     assert verify(scene.store).is_clean
@@ -276,17 +285,13 @@ def test_the_entry_of_an_erasures_successor(memory_store, tmp_path):
 
 def test_a_successor_that_another_erasure_replaced(memory_store, tmp_path):
     """What the first erasure replaced has a successor: that of the second."""
-    scene = CareScene(memory_store, tmp_path, takes_census=True)
-    batch = scene.submit(scene.batch_of("b1", ("r1", "r2", "r3")))
-    scene.compute(batch, scene.release())
+    scene = computed(memory_store, tmp_path, "r1", "r2", "r3")
     assert erase(scene.store, DATASET, ["r1"], "asked for").is_finished
     between = log.head(scene.store, DATASET, HOOK, "b1")
     assert erase(scene.store, DATASET, ["r2"], "asked for").is_finished
     head = log.head(scene.store, DATASET, HOOK, "b1")
     scene.store._put(layout.entry(LOG, between.seq), b"{}")
-    give_up(scene)
-    append_again(scene.store, losses(scene.store, DATASET)[-1].losses, ())
-    log.forget_read_entries()
+    give_up_and_append_again(scene)
     entries = log.read_log(scene.store, DATASET, HOOK, "b1")
     assert between.manifest not in {entry.manifest for entry in entries}
     assert entries[-1].manifest == head.manifest
@@ -304,10 +309,7 @@ class TestOrder:
         return accept.accept(scene.store, completion.as_published(published_at))
 
     def given_up_and_appended_again(self, scene):
-        give_up(scene)
-        loss = losses(scene.store, DATASET)[-1].losses[-1]
-        append_again(scene.store, [loss], ())
-        log.forget_read_entries()
+        give_up_and_append_again(scene)
         return log.head(scene.store, DATASET, HOOK, "b1")
 
     def test_a_base_is_what_it_was(self, scene):

@@ -1,8 +1,7 @@
 """A server whose disk is full: it refuses every write with a server error."""
 
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,6 +13,7 @@ from feature_pipeline.archive.store.s3 import S3Store
 from feature_pipeline.archive.store.s3_client import make_client
 from feature_pipeline.errors import OutcomeUnknownError
 from feature_pipeline.model.digest import Digest
+from feature_pipeline_tests.fixtures.http import serving
 
 ANSWER = (
     b"<?xml version='1.0'?><Error><Code>InternalError</Code>"
@@ -56,20 +56,14 @@ def full() -> Iterator[tuple[S3Store, list[str]]]:
     class Server(Full):
         puts: ClassVar[list[str]] = []
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    client = make_client(
-        endpoint_url=f"http://127.0.0.1:{server.server_address[1]}",
-        region="us-east-1",
-        access_key_id="key",
-        secret_access_key="secret",
-    )
-    yield S3Store(client, "archive"), Server.puts
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(Server) as url:
+        client = make_client(
+            endpoint_url=url,
+            region="us-east-1",
+            access_key_id="key",
+            secret_access_key="secret",
+        )
+        yield S3Store(client, "archive"), Server.puts
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
 """The webhook: every cause is told once, a receiver that is down is tried again, within bounds."""
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import dagster as dg
@@ -15,12 +14,15 @@ from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.orchestration.sensors import webhook
 from feature_pipeline.orchestration.sensors.alerts import Notice
 from feature_pipeline.orchestration.sensors.webhook import WebhookState, parse_state, post, tick
+from feature_pipeline_tests.fixtures.http import serving
 
 SECRET = "T0KEN"
 
 
 class Receiver:
     """A real HTTP server that keeps what is posted to it."""
+
+    url: str
 
     def __init__(self) -> None:
         self.status = 200
@@ -43,19 +45,15 @@ class Receiver:
 
             def log_message(self, *_: object) -> None: ...
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/{SECRET}"
+        self.handler = Handler
 
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     receiver = Receiver()
-    thread = threading.Thread(target=receiver.server.serve_forever, args=(0.02,))
-    thread.start()
-    yield receiver
-    receiver.server.shutdown()
-    receiver.server.server_close()
-    thread.join()
+    with serving(receiver.handler) as url:
+        receiver.url = f"{url}/{SECRET}"
+        yield receiver
 
 
 @pytest.fixture
@@ -232,9 +230,8 @@ def test_a_receiver_on_this_machine_is_reached_by_no_proxy(receiver, monkeypatch
     assert post(receiver.url, {}) is None
 
 
-def test_problems_do_not_show_the_address(receiver: Receiver):
-    receiver.server.server_close()
-    problem = post(receiver.url, {})
+def test_problems_do_not_show_the_address():
+    problem = post(f"http://127.0.0.1:1/{SECRET}", {})
     assert "could not be reached" in problem
     assert SECRET not in problem
     with pytest.raises(InvalidInputError) as caught:
