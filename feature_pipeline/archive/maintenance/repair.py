@@ -26,6 +26,7 @@ from feature_pipeline.archive.logs import inbox, log
 from feature_pipeline.archive.logs.entries import LogEntry, StoredEntry, decode_entry, link_problem
 from feature_pipeline.archive.logs.erasures import ErasureEntry, erased, erasures
 from feature_pipeline.archive.logs.inbox import Completion, CompletionStatus, Submission
+from feature_pipeline.archive.logs.known import KnownLogs, known_logs
 from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry, StoredRelease, Verdict
 from feature_pipeline.archive.logs.losses import Loss, LossEntry, losses
 from feature_pipeline.archive.logs.tombstones import TombstoneEntry, withdraw, withdrawn
@@ -211,14 +212,14 @@ def find_appendable(
     removed entries, or from databases. Logs that cannot be read are left out. Writes nothing.
     """
     appendable: list[Appendable] = []
+    ends = known_logs(store)
     for loss in accepted:
         if not loss.log.startswith(layout.FEATURE_LOGS):
             continue
-        dataset, hook, batch = loss.log.removeprefix(layout.FEATURE_LOGS).rstrip("/").split("/")
-        readable = log.readable_feature_logs(store, dataset, hook, [batch])
-        if readable.damage:
+        dataset, hook, batch = _feature_log_names(loss.log)
+        there = _undamaged_log(store, loss.log, ends)
+        if there is None:
             continue
-        there = readable.found.get(batch, [])
         gone = erased(store, dataset)
         done = {entry.manifest for entry in there}
         removed = _removed_entries(loss)
@@ -253,6 +254,22 @@ def find_appendable(
     return appendable
 
 
+def _feature_log_names(prefix: str) -> tuple[str, str, str]:
+    """Return the dataset, hook and batch of a hook's log."""
+    dataset, hook, batch = prefix.removeprefix(layout.FEATURE_LOGS).rstrip("/").split("/")
+    return dataset, hook, batch
+
+
+def _undamaged_log(store: BlobStore, prefix: str, ends: KnownLogs) -> list[FeatureEntry] | None:
+    """Return the entries of a hook's log; None if it is damaged, or not as it is known to be.
+
+    An entry appended behind damage would name it, and so make it a part of the log.
+    """
+    dataset, hook, batch = _feature_log_names(prefix)
+    readable = log.readable_feature_logs(store, dataset, hook, [batch], ends)
+    return None if readable.damage else readable.found.get(batch, [])
+
+
 def _removed_entries(loss: Loss) -> list[FeatureEntry]:
     """The entries behind the new end of a hook's log whose text can be read."""
     entries: list[FeatureEntry] = []
@@ -280,17 +297,18 @@ def find_unfinished(store: BlobStore, dataset: str) -> list[Loss]:
     """Return the accepted losses after which only given-up artifacts were accepted.
 
     A process that died may have left some of these unappended. In a log that has grown since, no
-    older artifact is appended: it would become current.
+    older artifact is appended: it would become current. Damaged logs are left out.
     """
+    ends = known_logs(store)
     last = {loss.log: loss for entry in losses(store, dataset) for loss in entry.losses}
     unfinished: list[Loss] = []
     for prefix, loss in last.items():
         if not prefix.startswith(layout.FEATURE_LOGS):
             continue
-        _, hook, batch = prefix.removeprefix(layout.FEATURE_LOGS).rstrip("/").split("/")
-        readable = log.readable_feature_logs(store, dataset, hook, [batch])
-        since = readable.found.get(batch, [])[loss.entries :]
-        if not readable.damage and all(e.completion.startswith(_RESTORED) for e in since):
+        there = _undamaged_log(store, prefix, ends)
+        if there is None:
+            continue
+        if all(e.completion.startswith(_RESTORED) for e in there[loss.entries :]):
             unfinished.append(loss)
     return unfinished
 

@@ -16,7 +16,7 @@ from feature_pipeline.archive.logs.tombstones import withdraw
 from feature_pipeline.archive.maintenance import loss_entries
 from feature_pipeline.archive.maintenance.erase import erase
 from feature_pipeline.archive.maintenance.loss_entries import accept_losses, plan_loss
-from feature_pipeline.archive.maintenance.repair import append_again
+from feature_pipeline.archive.maintenance.repair import append_again, find_unfinished
 from feature_pipeline.errors import ConflictError, CorruptDataError, InvalidInputError
 from feature_pipeline.model.digest import Digest
 from feature_pipeline_tests.fixtures.care import CareScene
@@ -296,6 +296,24 @@ def test_a_successor_that_another_erasure_replaced(memory_store, tmp_path):
     assert between.manifest not in {entry.manifest for entry in entries}
     assert entries[-1].manifest == head.manifest
     assert verify(scene.store).is_clean
+
+
+def test_nothing_is_appended_behind_damage(memory_store, tmp_path):
+    """An entry behind it would name it, and so make it a part of the log."""
+    scene = computed(memory_store, tmp_path, "r1", "r2")
+    assert erase(scene.store, DATASET, ["r1"], "asked for").is_finished
+    lost = log.head(scene.store, DATASET, HOOK, "b1")
+    scene.store._put(layout.entry(LOG, lost.seq), b"{}")
+    give_up_and_append_again(scene)
+    take_census(scene.store)
+    again = log.head(scene.store, DATASET, HOOK, "b1")
+    assert find_unfinished(scene.store, DATASET) != []
+    damaged = again.model_copy(update={"manifest": Digest.of(b"never stored")})
+    scene.store._put(layout.entry(LOG, again.seq), damaged.encode())
+    assert find_unfinished(scene.store, DATASET) == []
+    assert append_again(scene.store, losses(scene.store, DATASET)[-1].losses, ()) == []
+    entries = [info.key for info in scene.store.list_objects(LOG)]
+    assert entries == [layout.entry(LOG, seq) for seq in (1, 2)]
 
 
 class TestOrder:
