@@ -160,7 +160,9 @@ class TestJobsOutliveWorkers(KubernetesTests):
             jobs = cluster.all("jobs")
             return [job for job in jobs if job["status"].get("conditions")]
 
-        self.start_and_kill(pipeline, runner, lambda: len(cluster.all("jobs")) == 2)
+        # Without its Secret, made after it, a Job waits for the next worker.
+        self.start_and_kill(pipeline, runner, lambda: len(cluster.all("secrets")) == 2)
+        assert len(cluster.all("jobs")) == 2
         [run] = pipeline.instance.get_runs()
         assert not run.is_finished
         self.wait_for(lambda: len(ended()) == 2)
