@@ -7,7 +7,7 @@ unique within a convention only.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from pydantic import ValidationError
 
@@ -252,19 +252,19 @@ def _differences(theirs: HookDefinition, ours: HookDefinition) -> Iterator[str]:
     yield from _column_differences(_kinds(theirs), _kinds(ours))
 
 
-def _kinds(definition: HookDefinition) -> Mapping[str, Any]:
+def _kinds(definition: HookDefinition) -> dict[str, str]:
     return {
-        column.name: (column.kind, "required" if column.required else "optional")
+        column.name: f"{'required' if column.required else 'optional'} {column.kind}"
         for column in definition.feature.columns
     }
 
 
-def _column_differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[str]:
+def _column_differences(theirs: Mapping[str, str], ours: Mapping[str, str]) -> Iterator[str]:
     for name, kind in theirs.items():
         if name not in ours:
-            yield f"the server has a column {name!r} ({', '.join(kind)}), the definition does not"
+            yield f"the server has a column {name!r} ({kind}), the definition does not"
         elif ours[name] != kind:
-            yield (f"column {name!r} is {', '.join(ours[name])}, on the server {', '.join(kind)}")
+            yield f"column {name!r} differs: {ours[name]} here, {kind} on the server"
     for name in ours:
         if name not in theirs:
             yield f"the definition has a column {name!r}, the server does not"

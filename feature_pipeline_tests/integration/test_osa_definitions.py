@@ -113,12 +113,21 @@ def test_drift_is_shown(defs: Path, osa_url: str, command_line: CommandLine) -> 
             "update hooks set live_release_id = (select id from hook_releases"
             " where hook_name = 'qc' and version = 1) where name = 'qc'"
         )
+    file = defs / "pockets" / "defs.yaml"
+    changed = file.read_text().replace(
+        "name: volume\n      type: number", "name: volume\n      type: string"
+    )
+    file.write_text(changed)
     status, out, _ = command_line("osa", "plan")
     assert status == 1
-    assert "pdb_structures/pockets: the server has a column 'depth' (number, optional)" in out
+    assert (
+        "pdb_structures/pockets: column 'volume' differs: optional string here,"
+        " optional number on the server"
+    ) in out
+    assert "pdb_structures/pockets: the server has a column 'depth' (optional number)" in out
     assert "protein_designs/qc: the server's live release is 1, and the definition's is 2" in out
     assert command.drift_lines(pockets) == [
-        "  differs from the server: the server has a column 'depth' (number, optional), the"
+        "  differs from the server: the server has a column 'depth' (optional number), the"
         " definition does not"
     ]
 
