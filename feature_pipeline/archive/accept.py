@@ -11,7 +11,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, assert_never
 
 from feature_pipeline.archive import read
-from feature_pipeline.archive.contract import check_artifact, check_not_withdrawn, check_present
+from feature_pipeline.archive.contract import (
+    check_artifact,
+    check_batch_digest,
+    check_not_withdrawn,
+    check_present,
+)
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.documents import (
     Document,
@@ -497,16 +502,5 @@ def _known_batch(store: BlobStore, manifest: Manifest) -> RecordBatch:
             f"artifact of run {manifest.run.id}: batch {manifest.batch!r} of dataset"
             f" {manifest.dataset!r} is not known yet"
         )
-    known = [entry.digest for entry in entries]
-    if manifest.batch_digest in known[:-1]:
-        raise InvalidInputError(
-            f"artifact of run {manifest.run.id}: records were erased from batch {manifest.batch!r}"
-            f" of dataset {manifest.dataset!r} since it was planned; `feature-pipeline erase"
-            f" --dataset {manifest.dataset}` takes them out of it while they are withdrawn"
-        )
-    if manifest.batch_digest not in known:
-        raise InvalidInputError(
-            f"artifact of run {manifest.run.id}: it was made of {manifest.batch_digest}, batch"
-            f" {manifest.batch!r} of dataset {manifest.dataset!r} is {entries[-1].digest}"
-        )
+    check_batch_digest(entries, manifest.batch_digest, f"artifact of run {manifest.run.id}")
     return log.read_batch_blob(store, manifest.batch_digest)

@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING
 
 from feature_pipeline.archive import blobs, read
 from feature_pipeline.archive.format.manifest import OUTCOMES, ROWS, BlobRef, Manifest
+from feature_pipeline.archive.logs.log import BatchEntry
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import FeaturePipelineError, InvalidInputError, NotFoundError
 from feature_pipeline.model.columns import check_columns
 from feature_pipeline.model.counted import counted
+from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.outcomes import Outcome
 from feature_pipeline.model.records import RecordBatch
 from feature_pipeline.parallel import WORKERS
@@ -134,3 +136,29 @@ def check_not_withdrawn(
             + (f", as well as {counted(len(broken) - 1, 'other')}" if len(broken) > 1 else "")
             + "; lift the withdrawal first"
         )
+
+
+def check_batch_digest(entries: Sequence[BatchEntry], made_of: Digest, what: str) -> None:
+    """Check that the batch which an artifact was made of is the current one.
+
+    Args:
+        entries: The batch's log; not empty.
+        made_of: Digest of the batch document that the artifact names.
+        what: The artifact, for the message.
+
+    Raises:
+        InvalidInputError: Records were erased from the batch since, or it is another batch.
+    """
+    last = entries[-1]
+    if made_of == last.digest:
+        return
+    if made_of in [entry.digest for entry in entries]:
+        raise InvalidInputError(
+            f"{what}: records were erased from batch {last.batch!r} of dataset {last.dataset!r}"
+            f" since it was planned; `feature-pipeline erase --dataset {last.dataset}` takes them"
+            " out of it while they are withdrawn"
+        )
+    raise InvalidInputError(
+        f"{what}: it was made of {made_of}, batch {last.batch!r} of dataset {last.dataset!r} is"
+        f" {last.digest}"
+    )

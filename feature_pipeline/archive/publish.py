@@ -5,7 +5,7 @@ entry. If a process dies in between, there may be blobs that nothing names, but 
 its blobs; a repeated call writes what is missing.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from feature_pipeline.archive import blobs
 from feature_pipeline.archive.blobs import BlobWrite
-from feature_pipeline.archive.contract import check_not_withdrawn
+from feature_pipeline.archive.contract import check_batch_digest, check_not_withdrawn
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.documents import Document, utc_now
 from feature_pipeline.archive.format.manifest import (
@@ -39,7 +39,13 @@ from feature_pipeline.archive.logs.inbox import CompletionStatus as CompletionSt
 from feature_pipeline.archive.logs.inbox import Submission as Submission
 from feature_pipeline.archive.logs.inbox import leave
 from feature_pipeline.archive.logs.log import ReleaseEntry
-from feature_pipeline.archive.logs.tombstones import withdrawn
+from feature_pipeline.archive.logs.tombstones import (
+    TombstoneAction,
+    TombstoneEntry,
+    tombstones,
+    withdrawn,
+    withdrawn_by,
+)
 from feature_pipeline.archive.store.base import BYTES_MEDIA_TYPE, JSON_MEDIA_TYPE, BlobStore
 from feature_pipeline.errors import ConflictError, InvalidInputError
 from feature_pipeline.model.columns import Column
@@ -280,25 +286,31 @@ def announce_artifact(
         complete: Returns the completion of the manifest with this digest.
 
     Raises:
-        InvalidInputError: A record of the batch was withdrawn meanwhile, and the artifact deleted.
+        InvalidInputError: A record of the batch is withdrawn, or was erased since the batch was
+            read. The completion may wait in the inbox; acceptance quarantines it.
     """
     guard = Guard(store)
     published = publish_artifact(store, artifact)
     completion = announce(store, complete(published.manifest_digest))
+    # An erasure that begins after this look finds the completion waiting.
+    _check_still_wanted(store, artifact)
     if guard.find_lost(published.refs):
-        ids = [record.id for record in artifact.batch.records]
-        _check_still_wanted(store, artifact.dataset, ids)
+        _check_still_wanted(store, artifact)
         publish_artifact(store, artifact)
     return published, completion
 
 
-def _check_still_wanted(store: BlobStore, dataset: str, record_ids: Collection[str]) -> None:
-    """Check that objects deleted meanwhile may be written again.
+def _check_still_wanted(store: BlobStore, artifact: Artifact) -> None:
+    """Check that no record of the artifact is withdrawn, or was erased from its batch.
 
     Raises:
-        InvalidInputError: A record was withdrawn meanwhile: the deletion was of this very data.
+        InvalidInputError: One is, or was: the artifact will not be accepted.
     """
-    check_not_withdrawn(dataset, record_ids, withdrawn(store, dataset))
+    batch, dataset = artifact.batch, artifact.dataset
+    ids = [record.id for record in batch.records]
+    check_not_withdrawn(dataset, ids, withdrawn(store, dataset))
+    if entries := log.batch_entries(store, dataset, batch.key):
+        check_batch_digest(entries, batch.digest, f"artifact of run {artifact.run.id}")
 
 
 def submit_batch(store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Path]) -> Submission:
@@ -314,7 +326,8 @@ def submit_batch(store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Pa
 
     Raises:
         InvalidInputError: A file is neither given nor stored, a record is withdrawn, or the dataset
-            is full; if a record is withdrawn, nothing was stored.
+            is full. If a record was withdrawn before, nothing was stored; if meanwhile, the batch
+            may wait in the inbox, and acceptance quarantines it.
         CorruptDataError: A given file does not have its digest.
         ConflictError: The dataset has another batch of this key, or records were erased from it
             since: submit records that are allowed again in another batch.
@@ -331,7 +344,8 @@ def submit_batch(store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Pa
         "submit fewer records a batch (--batch-size), or put long metadata into files",
     )
     ids = [record.id for record in batch.records]
-    check_not_withdrawn(batch.dataset, ids, withdrawn(store, batch.dataset))
+    withdrawals = tombstones(store, batch.dataset)
+    check_not_withdrawn(batch.dataset, ids, withdrawn_by(withdrawals))
     known = log.batch_entries(store, batch.dataset, batch.key)
     if known:
         check_same_batch(store, known, submission)
@@ -339,13 +353,33 @@ def submit_batch(store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Pa
         _check_budget(store, batch.dataset)
     guard = Guard(store)
     refs = _store_batch(store, batch, data, files)
-    if known:
-        return submission.model_copy(update={"submitted_at": known[0].submitted_at})
-    waits = leave(store, submission)
-    if guard.find_lost(refs):
-        _check_still_wanted(store, batch.dataset, ids)
+    submitted_at = known[0].submitted_at if known else leave(store, submission).submitted_at
+    # An erasure that begins after this look finds the batch waiting or accepted.
+    _check_not_erased_meanwhile(store, batch, withdrawals)
+    if not known and guard.find_lost(refs):
+        _check_not_erased_meanwhile(store, batch, withdrawals)
         _store_batch(store, batch, data, files)
-    return submission.model_copy(update={"submitted_at": waits.submitted_at})
+    return submission.model_copy(update={"submitted_at": submitted_at})
+
+
+def _check_not_erased_meanwhile(
+    store: BlobStore, batch: RecordBatch, before: Sequence[TombstoneEntry]
+) -> None:
+    """Check that no record of the batch was withdrawn after the tombstones `before`.
+
+    Raises:
+        InvalidInputError: One was, even if it is allowed again by now.
+    """
+    since = tombstones(store, batch.dataset)[len(before) :]
+    barred = {i for e in since if e.action is TombstoneAction.WITHDRAW for i in e.record_ids}
+    if broken := barred.intersection(record.id for record in batch.records):
+        raise InvalidInputError(
+            f"batch {batch.key!r} of dataset {batch.dataset!r}: record {min(broken)!r}"
+            + (f" and {counted(len(broken) - 1, 'other')}" if len(broken) > 1 else "")
+            + f" {'was' if len(broken) == 1 else 'were'} withdrawn while the batch was submitted,"
+            " so what was submitted about them is not accepted: submit the other records as"
+            " another batch, or lift the withdrawal and submit all of them again"
+        )
 
 
 def check_same_batch(

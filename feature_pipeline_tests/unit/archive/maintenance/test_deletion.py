@@ -15,7 +15,7 @@ from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.lease import LEASE, MARGIN, DeletionLease
 from feature_pipeline.archive.logs import inbox, log, tombstones
 from feature_pipeline.archive.maintenance import deletion
-from feature_pipeline.archive.maintenance.erase import erase, finish_erasing
+from feature_pipeline.archive.maintenance.erase import erase, finish_erasing, lift
 from feature_pipeline.archive.maintenance.gc import GcScope, collect_garbage
 from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.errors import (
@@ -188,6 +188,46 @@ class TestPublishersBesideDeletions:
             if store.calls < call:
                 break
         assert call > 5
+
+    @pytest.mark.parametrize("is_lifted", [False, True])
+    @pytest.mark.parametrize("what", ["new", "known", "artifact"])
+    def test_what_is_reported_as_stored_is_known_to_an_erasure_of_its_record(
+        self, make, what, is_lifted
+    ):
+        """An erasure that did not find it had begun before: its publisher is told so."""
+        refused = 0
+        for call in range(1, 100):
+            scene = make()
+            batch = scene.batch_of("b1", ("a", SECRET))
+            if what != "new":
+                scene.submit(batch)
+            if what == "artifact":
+                artifact = scene.artifact(batch, scene.release(), run_id="late")
+
+            def act(scene=scene, seen=(seen := [])):
+                erasing = erase(scene.store, DATASET, [SECRET], "asked for")
+                if is_lifted and erasing.is_finished:
+                    lift(scene.store, DATASET, [SECRET], "again")
+                now = log.batch_entries(scene.store, DATASET, "b1")
+                seen.append(not erasing.is_finished or (what == "known" and len(now) == 2))
+
+            store = At(scene.store, call, act)
+            reason = None
+            try:
+                if what == "artifact":
+                    publish.announce_artifact(
+                        store, artifact, lambda manifest, a=artifact: completion(a, manifest)
+                    )
+                else:
+                    publish.submit_batch(store, batch, scene.paths(batch))
+            except (InvalidInputError, ConflictError) as error:
+                reason = str(error)
+                refused += 1
+            assert reason is None or re.search("withdrawn|erased", reason), reason
+            assert reason is not None or seen in ([], [True]), call
+            if store.calls < call:
+                break
+        assert refused > 5
 
 
 def delete_all_that_nothing_needs(store):
