@@ -800,12 +800,15 @@ class InMemory(ArchiveMachine):
 
 
 class OnServer(ArchiveMachine):
-    """Time passes as it does; a grace is none."""
+    """Time passes as it does; a grace is none, and a lease short."""
 
     address = None
 
     def open_store(self) -> BlobStore:
         self.patch.setattr(blobs, "GRACE", timedelta())
+        # A publisher beside a deletion that does not go on waits for the lease to expire.
+        self.patch.setattr(lease, "LEASE", timedelta(seconds=5))
+        self.patch.setattr(lease, "MARGIN", timedelta(seconds=1))
         self.connection = connect(self.address, f"machine-{secrets.token_hex(8)}")
         return self.connection.__enter__()
 

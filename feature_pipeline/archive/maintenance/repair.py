@@ -407,15 +407,10 @@ class _Planner:
                 return None  # the log has gone on without it: which is right is undecided
         elif last in ours and _is_before(theirs.get(last - 1), ours[last], ours.get(last - 1)):
             last -= 1  # the entry itself is right, and names the one that was before it
-        copied: list[int] = []
-        for seq in range(layout.FIRST_SEQ, last + 1):
-            if seq in ours and seq != last:
-                continue
-            candidate, before, after = theirs.get(seq), ours.get(seq - 1), ours.get(seq + 1)
-            if candidate is None or _contradicts(before, candidate, after, seq):
-                return None
-            ours[seq] = candidate
-            copied.append(seq)
+        copied = _to_copy(ours, theirs, last)
+        if copied is None:
+            return None
+        ours |= {seq: theirs[seq] for seq in copied}
         return Step(
             finding,
             Action.COPY,
@@ -709,18 +704,39 @@ def _is_before(
     return bool(entry.entry.previous == candidate.digest)
 
 
-def _contradicts(
-    before: StoredEntry[LogEntry] | None,
-    candidate: StoredEntry[LogEntry],
-    after: StoredEntry[LogEntry] | None,
-    seq: int,
-) -> bool:
-    if before is None:
-        if seq != layout.FIRST_SEQ:
-            return True
-    elif link_problem(before, candidate) is not None:
-        return True
-    return after is not None and link_problem(candidate, after) is not None
+def _to_copy(
+    ours: Mapping[int, StoredEntry[LogEntry]],
+    theirs: Mapping[int, StoredEntry[LogEntry]],
+    last: int,
+) -> list[int] | None:
+    """Return the numbers of the entries to copy for entry `last`, ascending.
+
+    These are `last`, those before it that are absent, and neighbours that were altered as well: an
+    altered entry may look right alone. It contradicts the copy beside it, and differs from its own
+    copy in one field. None if a copy is absent, or contradicts a neighbour that was not altered.
+    """
+    copied = {last, *(seq for seq in range(layout.FIRST_SEQ, last) if seq not in ours)}
+    due = list(copied)
+    while due:
+        seq = due.pop()
+        if seq not in theirs:
+            return None
+        for neighbour in (seq - 1, seq + 1):
+            held = (theirs if neighbour in copied else ours).get(neighbour)
+            if held is None or _fits(held, theirs[seq]):
+                continue
+            copy = theirs.get(neighbour)
+            if neighbour in copied or copy is None or not _is_damaged_copy(held.entry, copy.entry):
+                return None
+            copied.add(neighbour)
+            due.append(neighbour)
+    return sorted(copied)
+
+
+def _fits(one: StoredEntry[LogEntry], other: StoredEntry[LogEntry]) -> bool:
+    """Return whether the later of two neighbours follows the earlier one."""
+    before, after = sorted((one, other), key=lambda stored: stored.entry.seq)
+    return link_problem(before, after) is None
 
 
 def _proof(

@@ -166,6 +166,39 @@ def test_an_entry_that_became_another_valid_one_comes_back(scene, seq) -> None:
     assert {k: v for k, v in contents(scene.store).items() if k in before} == before
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {2: "previous", 3: "previous"},
+        {2: "dagster_run_id", 3: "previous"},
+        {1: "dagster_run_id", 2: "previous"},
+        {1: "dagster_run_id", 2: "previous", 3: "previous"},
+        {2: "gone", 3: "previous"},
+        {1: "gone", 2: "previous", 3: "dagster_run_id"},
+        {2: "dagster_run_id", 3: "gone"},
+        {1: "gone", 2: "gone", 3: "previous"},
+    ],
+    ids=str,
+)
+def test_neighbours_that_became_other_valid_ones_come_back(scene, changes) -> None:
+    """Each is contradicted by the other, and by the copy; what was before both proves the copy."""
+    before = contents(scene.store)
+    sources = Sources(second=backup(scene))
+    take_census(scene.store)
+    for seq, name in changes.items():
+        key = entry_key("b1", seq)
+        held = scene.store.get(key)
+        if name == "gone":
+            scene.store.delete(key)
+            continue
+        value = str(Digest.of(b"another")) if name == "previous" else "another"
+        document = json.loads(held.data) | {name: value}
+        assert scene.store.replace(key, document_bytes(document), held.info.etag)
+    plan = repaired(scene, sources)
+    assert (plan.steps, plan.remainders) == ((), ())
+    assert {k: v for k, v in contents(scene.store).items() if k in before} == before
+
+
 def test_bytes_of_a_second_archive_are_compared_with_their_digest(scene) -> None:
     second = backup(scene)
     head = log.head(scene.store, DATASET, HOOK, "b2")
