@@ -5,9 +5,12 @@ it from here, so that an upgrade of Dagster that moves or removes a name fails i
 `dagster` is pinned to one minor version for the same reason.
 """
 
+# What resolves `EnvVar` in a resource's configuration. Public: the resource's
+# `process_config_and_initialize_cm`, which makes an in-memory Dagster instance at every call.
 # What a Postgres storage class needs to be configured by dagster.yaml. Public: none; the base class
 # `DagsterPostgresStorage` has both in its signatures.
 from dagster._config.config_schema import UserConfigSchema as UserConfigSchema
+from dagster._config.post_process import post_process_config as post_process_config
 
 # The graph in which the sensor that repeats runs looks up definitions. Public: none;
 # `Definitions.resolve_asset_graph()` returns one.

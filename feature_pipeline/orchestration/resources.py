@@ -15,6 +15,7 @@ from pydantic import Field, PrivateAttr
 from feature_pipeline import settings
 from feature_pipeline.hooks.runner import HookRunner
 from feature_pipeline.hooks.work_folders import WorkFolders
+from feature_pipeline.orchestration.dagster_internals import post_process_config
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -193,13 +194,32 @@ def settled(resource: dg.ConfigurableResource[Any] | dg.ConfigurableIOManager) -
     """
 
     def initialise(context: dg.InitResourceContext) -> Any:  # a generator: ended after the run
-        with resource.process_config_and_initialize_cm() as initialised:
+        # As `process_config_and_initialize_cm()` does, but in the caller's context: that one makes
+        # a Dagster instance with a database in memory, which costs more than most ticks.
+        own = context.replace_config(_resolved_config(resource))
+        nested = resource.nested_resources
+        with resource.from_resource_context_cm(own, nested_resources=nested) as initialised:
             yield initialised
 
     description = inspect.getdoc(type(resource))
     if isinstance(resource, dg.ConfigurableIOManager):
         return dg.IOManagerDefinition(initialise, config_schema={}, description=description)
     return dg.ResourceDefinition(initialise, config_schema={}, description=description)
+
+
+def _resolved_config(resource: dg.ConfigurableResource[Any] | dg.ConfigurableIOManager) -> Any:
+    """Return the resource's configuration, with the environment's values in place of `EnvVar`.
+
+    Raises:
+        DagsterInvalidConfigError: A variable is not set, or a value is not of its field's type.
+    """
+    given = resource._convert_to_config_dictionary()
+    resolved = post_process_config(resource._config_schema.config_type, given)
+    if not resolved.success:
+        message = "Errors while initializing resource"
+        errors = resolved.errors or ()
+        raise dg.DagsterInvalidConfigError(message, errors, given)  # type: ignore[no-untyped-call]
+    return resolved.value
 
 
 def default_resources() -> dict[str, Any]:
