@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dotenv import dotenv_values
 from dotenv.parser import Binding, parse_stream
 
 from feature_pipeline.errors import InvalidInputError, NotFoundError
@@ -49,16 +50,22 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def write_dotenv(path: Path, env: Mapping[str, str]) -> None:
+def write_dotenv(path: Path, env: Mapping[str, str], *, as_defaults: bool = False) -> None:
     """Write `env` to `path`, completely or not at all, readable by its owner only.
 
     Unrelated lines are kept.
+
+    Args:
+        path: The file.
+        env: The variables.
+        as_defaults: Variables that are set in the shell take precedence, also in Dagster's own
+            commands, which otherwise prefer the file. A value with `}` cannot be written so.
 
     Raises:
         InvalidInputError: The file cannot represent a name or value, or the existing file is
             damaged.
     """
-    lines = [f"{name}={_quote(name, value)}\n" for name, value in env.items()]
+    lines = [f"{name}={_quote(name, value, as_defaults)}\n" for name, value in env.items()]
     former = {
         "AWS_ACCESS_KEY_ID": env.get("FEATURE_PIPELINE_S3_ACCESS_KEY_ID"),
         "AWS_SECRET_ACCESS_KEY": env.get("FEATURE_PIPELINE_S3_SECRET_ACCESS_KEY"),
@@ -80,17 +87,18 @@ def write_dotenv(path: Path, env: Mapping[str, str]) -> None:
 
 
 def load_dotenv(path: Path) -> dict[str, str]:
-    """Return the variables in `path`, unexpanded (`${NAME}`); the process is not changed.
+    """Return the variables in `path`; the process is not changed.
+
+    `${NAME}` and `${NAME:-value}` are expanded from the environment and the lines above, as Dagster
+    does.
 
     Raises:
         NotFoundError: There is no such file; says how to make it.
         InvalidInputError: A line is not `NAME=value`; names it.
     """
-    return {
-        binding.key: binding.value
-        for binding in _parse(path)
-        if binding.key is not None and binding.value is not None
-    }
+    _parse(path)  # only this names a broken line
+    values = dotenv_values(path, encoding="utf-8")
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _parse(path: Path) -> list[Binding]:
@@ -111,7 +119,7 @@ def _parse(path: Path) -> list[Binding]:
     return bindings
 
 
-def _quote(name: str, value: str) -> str:
+def _quote(name: str, value: str, as_default: bool) -> str:
     if not NAME_PATTERN.match(name):
         raise InvalidInputError(f"{name!r} is not a name for an environment variable")
     # Dagster's parser expands ${…} even within single quotes.
@@ -120,4 +128,6 @@ def _quote(name: str, value: str) -> str:
             f"{name}: the value has line ends, NUL or '${{', which a .env file cannot hold"
         )
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    if as_default and "}" not in value:
+        return f"'${{{name}:-{escaped}}}'"
     return f"'{escaped}'"

@@ -20,7 +20,7 @@ def init(folder: Path) -> None:
         if (root / name).exists():
             raise ConflictError(f"{root / name} exists: {root} is a project already")
     (root / DEFS).mkdir(parents=True, exist_ok=True)
-    write_dotenv(root / ".env", {settings.DEFS_FOLDER: str(root / DEFS)})
+    write_dotenv(root / ".env", {settings.DEFS_FOLDER: str(root / DEFS)}, as_defaults=True)
     for name in (DAGSTER, WORKSPACE):
         shutil.copyfile(TEMPLATES / name, root / name)
     click.echo(f"{root} is a project. In it, `feature-pipeline hook new NAME` writes a hook.")

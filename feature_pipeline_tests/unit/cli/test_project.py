@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dagster._core.secrets.env_file import get_env_var_dict
 
 import feature_pipeline
 from feature_pipeline.cli import project as module
@@ -50,6 +51,17 @@ def test_any_folder_is_a_project(elsewhere: Path):
     runs = written["concurrency"]["runs"]
     assert [limit["limit"] for limit in runs["tag_concurrency_limits"]] == [3]
     assert runs["max_concurrent_runs"] == 5  # loads have slots that hooks do not take
+
+
+def test_dagsters_commands_prefer_the_folder_that_the_shell_names(
+    elsewhere: Path, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+):
+    """They prefer `.env` to the shell, and `feature-pipeline` does not: both must agree."""
+    assert command_line("init")[0] == 0
+    read = get_env_var_dict(str(elsewhere))
+    assert read == {"FEATURE_PIPELINE_DEFS": str(elsewhere / "defs")}
+    monkeypatch.setenv("FEATURE_PIPELINE_DEFS", "/others")
+    assert get_env_var_dict(str(elsewhere)) == {"FEATURE_PIPELINE_DEFS": "/others"}
 
 
 def test_init_makes_a_project_and_hook_new_a_hook(elsewhere: Path, command_line: CommandLine):

@@ -4,6 +4,7 @@ import stat
 from pathlib import Path
 
 import pytest
+from dagster._core.secrets.env_file import get_env_var_dict
 from dotenv import dotenv_values
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +26,29 @@ def test_what_is_written_is_read_by_us_and_by_dagsters_parser(
     write_dotenv(path, env)
     assert load_dotenv(path) == env
     assert dict(dotenv_values(path)) == env
+
+
+def test_the_shell_takes_precedence_over_what_is_written_as_a_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dagster's own commands prefer the file to the shell, unless the file's line prevents it."""
+    path = tmp_path / ".env"
+    write_dotenv(path, {"A_FOLDER": "/it's here", "B_FOLDER": "/in}side"}, as_defaults=True)
+    for values in (load_dotenv(path), get_env_var_dict(str(tmp_path))):
+        assert values == {"A_FOLDER": "/it's here", "B_FOLDER": "/in}side"}
+    monkeypatch.setenv("A_FOLDER", "/elsewhere")
+    for values in (load_dotenv(path), get_env_var_dict(str(tmp_path))):
+        assert values["A_FOLDER"] == "/elsewhere"
+
+
+def test_what_dagster_expands_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / ".env"
+    path.write_text("BASE=/base\nFOLDER='${BASE}/hooks'\nPORT=${OWN_PORT:-80}\nUNSET=${NOWHERE}\n")
+    monkeypatch.setenv("BASE", "/shell")
+    monkeypatch.setenv("OWN_PORT", "81")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    assert load_dotenv(path) == get_env_var_dict(str(tmp_path))
+    assert load_dotenv(path)["PORT"] == "81"
 
 
 def test_the_file_is_for_its_owner_only_even_where_one_was_open(tmp_path: Path) -> None:
