@@ -34,6 +34,7 @@ from feature_pipeline.archive.store.s3_answers import (
     code,
     explained,
     object_info,
+    required,
     retries,
     status,
 )
@@ -279,7 +280,7 @@ class S3Store:
                 key=item["Key"][len(self._prefix) :],
                 size=item["Size"],
                 modified_at=item["LastModified"],
-                etag=item["ETag"],
+                etag=required(item["Key"], item, "ETag"),
             )
             for page in self._pages(prefix)
             for item in page.get("Contents", [])
@@ -434,9 +435,13 @@ class S3Store:
                 "PUT",
                 key,
                 lambda: etags.append(
-                    self._client.upload_part(
-                        **upload, PartNumber=number, Body=data, ChecksumSHA256=checksum
-                    )["ETag"]
+                    required(
+                        key,
+                        self._client.upload_part(
+                            **upload, PartNumber=number, Body=data, ChecksumSHA256=checksum
+                        ),
+                        "ETag",
+                    )
                 ),
             )
             return {"PartNumber": number, "ETag": etags[0], "ChecksumSHA256": checksum}

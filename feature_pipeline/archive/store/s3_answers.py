@@ -10,6 +10,21 @@ from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.digest import Digest
 
 
+def required(key: str, response: Any, name: str) -> Any:
+    """Return a part of an answer that every S3 server gives.
+
+    Raises:
+        InvalidInputError: The answer lacks it.
+    """
+    value = response.get(name)
+    if value is None:
+        raise InvalidInputError(
+            f"the store's answer for {key} has no {name}: it is not compatible with S3;"
+            " `feature-pipeline check-store` names what it lacks"
+        )
+    return value
+
+
 def object_info(key: str, response: Any) -> ObjectInfo:
     """Return an object's metadata from an answer to HEAD or GET."""
     checksum = response.get("ChecksumSHA256")
@@ -17,9 +32,9 @@ def object_info(key: str, response: Any) -> ObjectInfo:
     declared = response.get("Metadata", {}).get("sha256")
     return ObjectInfo(
         key=key,
-        size=response["ContentLength"],
-        modified_at=response["LastModified"],
-        etag=response["ETag"],
+        size=required(key, response, "ContentLength"),
+        modified_at=required(key, response, "LastModified"),
+        etag=required(key, response, "ETag"),
         sha256=_checksum_digest(checksum) if whole else None,
         composite_sha256=None if whole else checksum,
         declared_sha256=_declared_digest(declared) if declared is not None else None,

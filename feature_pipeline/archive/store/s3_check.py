@@ -21,7 +21,7 @@ import botocore.exceptions as boto_errors
 from feature_pipeline.archive.format.layout import PROBE
 from feature_pipeline.archive.store import s3_delete
 from feature_pipeline.archive.store.s3 import S3Store
-from feature_pipeline.archive.store.s3_answers import base64_text, status
+from feature_pipeline.archive.store.s3_answers import base64_text, required, status
 from feature_pipeline.errors import FeaturePipelineError
 from feature_pipeline.model.digest import Digest
 
@@ -208,7 +208,11 @@ def _upload_in_parts(client: "S3Client", target: dict[str, Any], data: bytes) ->
     checksum = base64_text(hashlib.sha256(data).digest())
     part = client.upload_part(**target, **upload, PartNumber=1, Body=data, ChecksumSHA256=checksum)
     parts: list[CompletedPartTypeDef] = [
-        {"PartNumber": 1, "ETag": part["ETag"], "ChecksumSHA256": checksum}
+        {
+            "PartNumber": 1,
+            "ETag": required(target["Key"], part, "ETag"),
+            "ChecksumSHA256": checksum,
+        }
     ]
     try:
         client.complete_multipart_upload(

@@ -20,7 +20,7 @@ from obstore.store import S3Store as ObjectStore
 from feature_pipeline import settings
 from feature_pipeline.archive.store.base import ObjectInfo, StoredObject
 from feature_pipeline.archive.store.memory import check_size
-from feature_pipeline.archive.store.s3_answers import explained
+from feature_pipeline.archive.store.s3_answers import explained, required
 from feature_pipeline.archive.store.s3_measure import count_request
 from feature_pipeline.errors import NotFoundError, OutcomeUnknownError, StoreUnavailableError
 from feature_pipeline.model.instruments import NO_ANSWER
@@ -217,7 +217,10 @@ def _client_options(client: BaseClient, endpoint: str) -> "ClientConfig":
 
 def _info(key: str, meta: Any) -> ObjectInfo:
     return ObjectInfo(
-        key=key, size=meta["size"], modified_at=meta["last_modified"], etag=meta["e_tag"]
+        key=key,
+        size=meta["size"],
+        modified_at=meta["last_modified"],
+        etag=required(key, meta, "e_tag"),
     )
 
 
