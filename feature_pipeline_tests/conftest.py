@@ -57,6 +57,7 @@ LONGEST = (
     "integration/test_archive_care.py",
     "integration/test_log_drills.py",
     "acceptance/test_demo.py",
+    "acceptance/test_dagster_tools.py",
     "integration/test_local_services.py",
     "contract/test_container_runner.py",
     "faults/test_archive_kill.py",

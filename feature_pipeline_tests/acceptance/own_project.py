@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -16,6 +17,8 @@ from typing import Any, TypeVar
 
 import psutil
 import requests
+
+from feature_pipeline.local.process import choose_ports
 
 ROOT = Path(__file__).parents[2]
 T = TypeVar("T")
@@ -45,6 +48,14 @@ query Staleness($keys: [AssetKeyInput!]!) {
   assetNodes(assetKeys: $keys) { assetKey { path } partitionKeys staleStatusByPartition }
 }
 """
+
+
+LOCATIONS = """
+{ workspaceOrError { __typename
+  ... on Workspace { locationEntries { name locationOrLoadError { __typename } } } } }
+"""
+LOCATION = ("feature_pipeline", "RepositoryLocation")
+"""The code location in any of Dagster's tools, when it has loaded."""
 
 
 def copy_package(root: Path) -> None:
@@ -216,6 +227,45 @@ class OwnProject:
             "/".join(node["assetKey"]["path"]): set(node["staleStatusByPartition"])
             for node in nodes
         }
+
+
+@contextmanager
+def running(project: OwnProject, tool: str) -> Iterator[int]:
+    """`dagster dev` or `dg dev` runs, in the project's folder. Yields the port of its UI."""
+    with tempfile.TemporaryDirectory() as folder:
+        port = choose_ports(Path(folder) / "ports.json", ["webserver"])["webserver"]
+    process = subprocess.Popen(
+        [str(project.python.parent / tool), "dev", "--port", str(port)],
+        cwd=project.root,
+        env=project.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield port
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def locations(port: int) -> list[tuple[str, str]] | None:
+    """Names of the code locations and what became of them; None while nothing answers."""
+    try:
+        answer = requests.post(
+            f"http://127.0.0.1:{port}/graphql", json={"query": LOCATIONS}, timeout=60
+        ).json()
+    except (requests.ConnectionError, requests.Timeout):
+        return None
+    return [
+        (entry["name"], entry["locationOrLoadError"]["__typename"])
+        for entry in answer["data"]["workspaceOrError"]["locationEntries"]
+        if entry["locationOrLoadError"] is not None
+    ] or None
 
 
 def _ready(process: subprocess.Popen[str], lines: list[str]) -> bool:

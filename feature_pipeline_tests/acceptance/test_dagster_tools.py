@@ -1,83 +1,105 @@
 """Dagster's own tools without `feature-pipeline dev`: one code location, by one name."""
 
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import uuid
 from pathlib import Path
 
 import pytest
-import requests
 from dagster_dg_core.utils.telemetry import get_telemetry_enabled_for_cli
 from dagster_shared.utils.config import get_dg_config_path
 
-from feature_pipeline.local.process import choose_ports
-from feature_pipeline_tests.acceptance.own_project import OwnProject, wait_for
+from feature_pipeline.archive.accept import accept_batch, remove
+from feature_pipeline.archive.logs import log
+from feature_pipeline.archive.publish import submit_batch
+from feature_pipeline.archive.store.s3 import S3Store
+from feature_pipeline.cli.commands.submit import submit_records
+from feature_pipeline.cli.local_records import LocalRecord
+from feature_pipeline.examples.records import STRUCTURES
+from feature_pipeline.local.seaweedfs import S3Address
+from feature_pipeline.model.records import Source
+from feature_pipeline_tests.acceptance.own_project import (
+    LOCATION,
+    OwnProject,
+    locations,
+    running,
+    wait_for,
+)
 from feature_pipeline_tests.acceptance.readme import README, one_block
 
-LOCATIONS = """
-{ workspaceOrError { __typename
-  ... on Workspace { locationEntries { name locationOrLoadError { __typename } } } } }
-"""
+HOOK = "has_protein"
+FEATURES = f"structures/features/{HOOK}"
 
-pytestmark = [pytest.mark.dagster, pytest.mark.postgres, pytest.mark.slow]
-
-
-@contextmanager
-def running(project: OwnProject, tool: str, port: int) -> Iterator[None]:
-    """`dagster dev` or `dg dev` runs, in the project's folder."""
-    process = subprocess.Popen(
-        [str(Path(sys.executable).parent / tool), "dev", "--port", str(port)],
-        cwd=project.root,
-        env=project.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        yield
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+pytestmark = [
+    pytest.mark.dagster,
+    pytest.mark.s3,
+    pytest.mark.postgres,
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+]
 
 
-def locations(port: int) -> list[tuple[str, str]] | None:
-    """Names of the code locations and what became of them; None while nothing answers."""
-    try:
-        answer = requests.post(
-            f"http://127.0.0.1:{port}/graphql", json={"query": LOCATIONS}, timeout=60
-        ).json()
-    except (requests.ConnectionError, requests.Timeout):
-        return None
-    return [
-        (entry["name"], entry["locationOrLoadError"]["__typename"])
-        for entry in answer["data"]["workspaceOrError"]["locationEntries"]
-        if entry["locationOrLoadError"] is not None
-    ] or None
+class Tools:
+    """A project whose settings are variables, as in a deployment, and an archive of one batch."""
+
+    def __init__(
+        self, root: Path, address: S3Address, prefix: str, store: S3Store, database_url: str
+    ) -> None:
+        self.store = store
+        self.project = OwnProject(
+            root,
+            hooks=[HOOK],
+            shell={
+                "DAGSTER_HOME": str(root),
+                "DAGSTER_DATABASE_URL": database_url.replace("://", "+psycopg2://"),
+                "FEATURE_PIPELINE_S3_BUCKET": address.bucket,
+                "FEATURE_PIPELINE_S3_PREFIX": prefix,
+                "FEATURE_PIPELINE_S3_ENDPOINT_URL": address.endpoint_url,
+                "FEATURE_PIPELINE_S3_REGION": address.region,
+                "FEATURE_PIPELINE_S3_ACCESS_KEY_ID": address.access_key_id,
+                "FEATURE_PIPELINE_S3_SECRET_ACCESS_KEY": address.secret_access_key,
+                "FEATURE_PIPELINE_DATABASE_URL": database_url,
+            },
+        )
+        records = [LocalRecord("1ubi", {}, {"1ubi.pdb": STRUCTURES / "1ubi.pdb"})]
+        batch = submit_records(store, "structures", Source.IMPORT, records, "first")
+        submission = submit_batch(store, batch, {})
+        accept_batch(store, submission)
+        remove(store, submission.inbox_id)
+
+    def computed(self) -> bool:
+        return log.head(self.store, "structures", HOOK, "first") is not None
 
 
-@pytest.mark.parametrize("tool", ["dagster", "dg"])
-def test_one_name_without_our_dev(tmp_path: Path, database_url: str, tool: str) -> None:
-    project = OwnProject(
-        tmp_path,
-        hooks=["has_protein"],
-        shell={
-            "DAGSTER_HOME": str(tmp_path),
-            "DAGSTER_DATABASE_URL": database_url.replace("://", "+psycopg2://"),
-            "FEATURE_PIPELINE_S3_BUCKET": "none",
-            "FEATURE_PIPELINE_DATABASE_URL": database_url,
-        },
-    )
-    port = choose_ports(tmp_path / "ports.json", ["webserver"])["webserver"]
-    with running(project, tool, port):
-        found = wait_for(lambda: locations(port), 500)
-    assert found == [("feature_pipeline", "RepositoryLocation")]
+@pytest.fixture
+def tools(
+    tmp_path: Path, s3_address: S3Address, s3_prefix: str, s3_store: S3Store, database_url: str
+) -> Tools:
+    return Tools(tmp_path, s3_address, s3_prefix, s3_store, database_url)
+
+
+def test_dagster_without_our_dev(tools: Tools) -> None:
+    project = tools.project
+    assert "code location feature_pipeline." in project.tool("dagster", "definitions", "validate")
+    # The daemon of `dagster dev` runs it later, under the name of the location that it knows.
+    run = str(uuid.uuid4())
+    project.tool("dagster", "job", "launch", "-j", "reconcile", "--run-id", run)
+    with running(project, "dagster") as port:
+        assert wait_for(lambda: locations(port), 500) == [LOCATION]
+        project.url = f"http://127.0.0.1:{port}"
+        wait_for(lambda: project.run_status(run) == "SUCCESS", 500)
+    chosen = ("--select", FEATURES, "--partition", "first")
+    project.tool("dagster", "asset", "materialize", *chosen, "-m", "feature_pipeline.definitions")
+    assert tools.computed()
+
+
+def test_dg_without_our_dev(tools: Tools) -> None:
+    project = tools.project
+    project.tool("dg", "check", "defs")
+    assert FEATURES in project.tool("dg", "list", "defs")
+    project.tool("dg", "launch", "--job", "reconcile")
+    project.tool("dg", "launch", "--assets", f"key:{FEATURES}", "--partition", "first")
+    assert tools.computed()
+    with running(project, "dg") as port:
+        assert wait_for(lambda: locations(port), 500) == [LOCATION]
 
 
 def test_telemetry_of_dg_is_off_where_the_readme_says(
