@@ -12,6 +12,7 @@ from feature_pipeline.model.columns import check_columns
 from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.outcomes import Outcome
+from feature_pipeline.model.quoting import quoted_list
 from feature_pipeline.model.records import RecordBatch
 from feature_pipeline.parallel import WORKERS
 
@@ -54,7 +55,7 @@ def check_artifact(
     if set(ids) != {record.id for record in batch.records}:
         odd = set(ids) ^ {record.id for record in batch.records}
         raise InvalidInputError(
-            f"{what}: its outcomes do not match the batch's records: {sorted(odd)[:5]}"
+            f"{what}: its outcomes do not match the batch's records: {quoted_list(sorted(odd), 5)}"
         )
     _check_values(manifest, outcomes, what)
     stated = (manifest.content_digest, manifest.rows_digest, manifest.counts)

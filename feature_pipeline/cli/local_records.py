@@ -16,6 +16,7 @@ from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.runner import LONGEST_NAME_BYTES
 from feature_pipeline.model.first_few import first_few
 from feature_pipeline.model.json_text import BYTE_ORDER_MARK, WHITE_SPACE, check_object, read_json
+from feature_pipeline.model.quoting import quoted
 from feature_pipeline.model.records import check_file_name, check_record_id
 
 COMPRESSED: Final = frozenset({".gz", ".bz2", ".xz", ".zst", ".lz4", ".z"})
@@ -191,8 +192,8 @@ def check_folder_name(record_id: str, *, has_files: bool) -> None:
     longest = max(record_id.split("/"), key=lambda part: len(part.encode()))
     if has_files and len(longest.encode()) > LONGEST_NAME_BYTES:
         raise InvalidInputError(
-            f"record id {record_id[:40]!r}... has a part of {len(longest.encode())} bytes; a record"
-            f" with files has a folder of that name, of at most {LONGEST_NAME_BYTES} bytes"
+            f"record id {quoted(record_id, 40)!r} has a part of {len(longest.encode())} bytes; a"
+            f" record with files has a folder of that name, of at most {LONGEST_NAME_BYTES} bytes"
         )
 
 

@@ -132,7 +132,7 @@ def _read_line(parser: "_Parser", place: str, number: int, raw: bytes) -> Line:
         raise InvalidInputError(f"{place}: has no id, so no record can be told")
     record_id = members["id"]
     if not isinstance(record_id, str):
-        raise InvalidInputError(f"{place}: id is {str(record_id)[:40]!r}, not text")
+        raise InvalidInputError(f"{place}: id is {quoted(str(record_id))!r}, not text")
     if parsed.names_two:
         raise InvalidInputError(f"{place}: has two ids, {quoted(record_id)!r} being the last")
     return Line(number, record_id, members, parsed.problem)

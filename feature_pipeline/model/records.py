@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.digest import Digest, check_text, document_bytes
 from feature_pipeline.model.json_text import JsonObject, parse_document
+from feature_pipeline.model.quoting import quoted
 from feature_pipeline.model.source import Source as Source
 
 MAX_RECORD_ID_BYTES: Final = 512
@@ -29,7 +30,7 @@ def check_record_id(record_id: str) -> str:
             between `/` is empty, `.` or `..`.
     """
     check_text(record_id)
-    shown = f"{record_id[:40]!r}{'...' if len(record_id) > 40 else ''}"
+    shown = repr(quoted(record_id, 40))
     if len(record_id.encode()) > MAX_RECORD_ID_BYTES:
         raise InvalidInputError(f"record id {shown} is longer than {MAX_RECORD_ID_BYTES} bytes")
     for character in record_id:

@@ -12,6 +12,7 @@ from typing import Any
 
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.json_text import read_json
+from feature_pipeline.model.quoting import quoted
 from feature_pipeline.osa.schema import check_schema
 from feature_pipeline.projections.catalog.database import Connection, Database
 
@@ -162,12 +163,12 @@ class Reader:
 def _object(text: str, where: str) -> Mapping[str, Any]:
     value = read_json(text.encode(), where)
     if not isinstance(value, dict):
-        raise InvalidInputError(f"{where}: expected an object, found {text[:40]!r}")
+        raise InvalidInputError(f"{where}: expected an object, found {quoted(text)!r}")
     return value
 
 
 def _names(text: str, where: str) -> tuple[str, ...]:
     value = read_json(text.encode(), where)
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise InvalidInputError(f"{where}: hooks: expected a list of names, found {text[:40]!r}")
+        raise InvalidInputError(f"{where}: hooks: expected a list of names, found {quoted(text)!r}")
     return tuple(value)

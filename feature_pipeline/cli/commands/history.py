@@ -5,6 +5,7 @@ from feature_pipeline.cli.commands.verify import find_dataset
 from feature_pipeline.cli.output import DAMAGED, Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import NotFoundError
+from feature_pipeline.model.quoting import quoted
 
 
 def history(hook: str, batch: str | None, dataset: str | None, as_json: bool) -> None:
@@ -19,7 +20,17 @@ def history(hook: str, batch: str | None, dataset: str | None, as_json: bool) ->
     lines, damage = history_of.lines, dict(history_of.damage)
     output.table(
         f"{where}/{hook}" + (f", batch {batch}" if batch else ""),
-        ["batch", "entry", "verdict", "accepted at", "version", "records", "rows", "manifest", ""],
+        [
+            "batch",
+            "entry",
+            "verdict",
+            "accepted at",
+            "version",
+            "records",
+            "rows",
+            "manifest",
+            "remark",
+        ],
         [_cells(line) for line in lines],
     )
     output.result(
@@ -50,7 +61,7 @@ def _cells(line: HistoryLine) -> list[object]:
     elif line.problem is not None:
         remark = "cannot be read"
     elif manifest is not None and manifest.failure is not None:
-        remark = f"{manifest.failure.kind}: {manifest.failure.reason}"[:60]
+        remark = f"{manifest.failure.kind}: {quoted(manifest.failure.reason)}"
     return [
         entry.batch,
         f"{entry.seq}{'*' if line.is_head else ''}",
