@@ -49,6 +49,10 @@ _LOCATIONS: Final = """
 """
 # Whatever proxies the environment has: none of them reaches this machine's loopback.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+# On a machine that is busy a code server takes minutes to start a run's process. Dagster's queue
+# gives up after one, starts the run again, and reports the first process as failed when the second
+# one ends. As long as run monitoring waits for a run to start.
+_DEFAULTS = {"DAGSTER_GRPC_TIMEOUT_SECONDS": "600"}
 
 
 class DagsterProcesses:
@@ -59,7 +63,8 @@ class DagsterProcesses:
 
     Args:
         folder: Folder for ports, logs and pid records.
-        environment: Environment of both processes, DAGSTER_HOME included.
+        environment: What both processes get beside the environment of this one; DAGSTER_HOME
+            included.
     """
 
     def __init__(
@@ -68,7 +73,11 @@ class DagsterProcesses:
         self.folder = folder
         self._root = root
         self._workspace = workspace
-        self._environment = {**_without_libpq(os.environ), **environment}
+        self.environment: Mapping[str, str] = {
+            **_DEFAULTS,
+            **_without_libpq(os.environ),
+            **environment,
+        }
         self._processes: dict[str, ServerProcess] = {}
         self._port = 0
 
@@ -196,7 +205,7 @@ class DagsterProcesses:
             ServerCommand(
                 argv=(sys.executable, "-m", module, *arguments),
                 folder=self.folder / name,
-                environment={**self._environment, "PYTHONPATH": str(self._root)},
+                environment={**self.environment, "PYTHONPATH": str(self._root)},
             ),
         )
 

@@ -131,6 +131,8 @@ def test_helm_values_say_what_dagster_yaml_says():
         **values["additionalInstanceConfig"],
     }
     storage, coordinator = instance.pop("storage"), instance.pop("run_coordinator")
+    # A cluster's code server is a deployment of its own, which the cluster starts.
+    assert instance.pop("code_servers").keys() == {"local_startup_timeout"}
     assert storage["custom"]["class"] == "EnvironmentStorage"
     assert values["postgresql"]["postgresqlScheme"] == "postgresql+psycopg2"
     # The launcher of a cluster starts runs without a code server.
@@ -369,6 +371,7 @@ def test_units(name):
     if name != "metrics":
         # a stop must not look like a hook that failed: worker and hook are killed together
         assert service["KillMode"] == "mixed"
+        assert service["Environment"] == "DAGSTER_GRPC_TIMEOUT_SECONDS=600"
     for protection in ("NoNewPrivileges", "ProtectHome", "PrivateTmp"):
         assert service[protection] == "true"
     assert service["ProtectSystem"] == "strict"

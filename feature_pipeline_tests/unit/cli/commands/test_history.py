@@ -14,7 +14,9 @@ def test_the_reason_of_a_failed_run_is_shown_whole(
 ):
     scene = CareScene(memory_store, tmp_path)
     batch = scene.submit(scene.batch_of("b1", ("r1",)))
-    failed = scene.artifact(batch, scene.release(), failure=FailureInfo(kind="cancelled", reason=REASON))
+    failed = scene.artifact(
+        batch, scene.release(), failure=FailureInfo(kind="cancelled", reason=REASON)
+    )
     accept.accept(memory_store, scene.completion(failed))
     monkeypatch.setattr(history, "open_archive", lambda: memory_store)
     status, printed, _ = command_line("history", HOOK, "--dataset", DATASET)

@@ -1,0 +1,14 @@
+"""What Dagster's webserver and daemon are started with."""
+
+import pytest
+
+from feature_pipeline.local.dagster_processes import DagsterProcesses
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "600"), ("30", "30")])
+def test_a_busy_machine_has_ten_minutes_to_start_a_run(monkeypatch, tmp_path, given, expected):
+    monkeypatch.delenv("DAGSTER_GRPC_TIMEOUT_SECONDS", raising=False)
+    if given:
+        monkeypatch.setenv("DAGSTER_GRPC_TIMEOUT_SECONDS", given)
+    dagster = DagsterProcesses(tmp_path, tmp_path, tmp_path / "workspace.yaml", {})
+    assert dagster.environment["DAGSTER_GRPC_TIMEOUT_SECONDS"] == expected
