@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from feature_pipeline.examples.records import STRUCTURES
-from feature_pipeline_tests.acceptance.own_project import OwnProject, wait_for
+from feature_pipeline_tests.acceptance.own_project import (
+    LOCATION,
+    OwnProject,
+    locations,
+    running,
+    wait_for,
+)
 from feature_pipeline_tests.fixtures.shell import HOSTILE
 
 HOOK = "file_counts"
@@ -55,3 +61,5 @@ def test_an_own_hook_from_nothing_to_a_table(tmp_path: Path, installed: Path) ->
         wait_for(lambda: rows(project) == [["1a8o", 1], ["1ubi", 1]], 240)
         chosen = ("--select", FEATURES, "--partition", "first")
         project.tool("dagster", "asset", "materialize", *chosen, *MODULE)
+        with running(project, "dagster") as port:
+            assert wait_for(lambda: locations(port), 240) == [LOCATION]
