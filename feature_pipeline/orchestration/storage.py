@@ -4,12 +4,18 @@ With Dagster's `env:` in dagster.yaml, the error only states that a variable is 
 how to set it.
 """
 
-from collections.abc import Mapping
-from typing import Any, Self
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Final, Self
 
-from dagster_postgres import DagsterPostgresStorage, PostgresEventLogStorage
+from dagster_postgres import (
+    DagsterPostgresStorage,
+    PostgresEventLogStorage,
+    PostgresRunStorage,
+    PostgresScheduleStorage,
+)
 from dagster_postgres.utils import create_pg_engine
-from sqlalchemy import Dialect, event
+from sqlalchemy import Connection, Dialect, event
 
 from feature_pipeline import settings
 from feature_pipeline.orchestration.dagster_internals import ConfigurableClassData, UserConfigSchema
@@ -34,9 +40,13 @@ class EnvironmentStorage(DagsterPostgresStorage):
         should_autocreate_tables: bool = True,
         inst_data: ConfigurableClassData | None = None,
     ) -> None:
-        # It connects, to create its tables, by engines of its own.
+        # It connects, to create its tables, by engines of its own. Once in a process: each tick of
+        # a sensor makes a storage.
+        is_first = postgres_url not in _prepared
         with nothing_ambient():
-            super().__init__(postgres_url, should_autocreate_tables, inst_data)
+            super().__init__(postgres_url, should_autocreate_tables and is_first, inst_data)
+        if should_autocreate_tables:
+            _prepared.add(postgres_url)
         engine = create_pg_engine(
             postgres_url,
             isolation_level="AUTOCOMMIT",
@@ -46,7 +56,9 @@ class EnvironmentStorage(DagsterPostgresStorage):
             pool_recycle=RECYCLE_SECONDS,
         )
         event.listen(engine, "do_connect", _connect)
+        self._run_storage = _Runs(postgres_url, should_autocreate_tables=False)
         self._event_log_storage = _EventLog(postgres_url, should_autocreate_tables=False)
+        self._schedule_storage = _Schedules(postgres_url, should_autocreate_tables=False)
         for storage in (self._run_storage, self._event_log_storage, self._schedule_storage):
             storage._engine = engine
 
@@ -75,27 +87,61 @@ def _connect(
         return dialect.connect(*arguments, **parameters)
 
 
+_prepared: Final = set[str]()
+"""Addresses at which this process has created Dagster's tables, or found them."""
+
+_seen: Final = set[tuple[str, ...]]()
+"""Tables and columns that this process has seen, with the address of their database.
+
+Dagster queries them before most queries. Existing ones stay. A missing one is queried again,
+because a migration may add it.
+"""
+
+
+def _remembered(key: tuple[str, ...], is_there: Callable[[], bool]) -> bool:
+    if key not in _seen and is_there():
+        _seen.add(key)
+    return key in _seen
+
+
+class _Runs(PostgresRunStorage):
+    """Remembers the columns it has seen."""
+
+    def has_run_stats_index_cols(self) -> bool:
+        key = (self.postgres_url, "run statistics")
+        return _remembered(key, super().has_run_stats_index_cols)
+
+    def has_bulk_actions_selector_cols(self) -> bool:
+        key = (self.postgres_url, "selectors of backfills")
+        return _remembered(key, super().has_bulk_actions_selector_cols)
+
+
+class _Schedules(PostgresScheduleStorage):
+    """Remembers the tables and built indexes it has seen."""
+
+    def has_instigators_table(self) -> bool:
+        key = (self.postgres_url, "table", "instigators")
+        return _remembered(key, super().has_instigators_table)
+
+    def _has_instigators_table(self, conn: Connection) -> bool:
+        key = (self.postgres_url, "table", "instigators")
+        return _remembered(key, partial(super()._has_instigators_table, conn))
+
+    def has_built_index(self, migration_name: str) -> bool:
+        key = (self.postgres_url, "index of schedules", migration_name)
+        return _remembered(key, partial(super().has_built_index, migration_name))
+
+
 class _EventLog(PostgresEventLogStorage):
-    """Remembers the tables and columns it has seen: Dagster queries them before most queries.
-
-    Existing ones stay. A missing one is queried again, because a migration may add it.
-    """
-
-    def __init__(self, postgres_url: str, should_autocreate_tables: bool = True) -> None:
-        super().__init__(postgres_url, should_autocreate_tables)
-        self._seen = set[tuple[str, str]]()
+    """Remembers the tables and columns it has seen, and closes the engine that all parts share."""
 
     def has_table(self, table_name: str) -> bool:
-        key = ("table", table_name)
-        if key not in self._seen and super().has_table(table_name):
-            self._seen.add(key)
-        return key in self._seen
+        key = (self.postgres_url, "table", table_name)
+        return _remembered(key, partial(super().has_table, table_name))
 
     def has_asset_key_col(self, column_name: str) -> bool:
-        key = ("column", column_name)
-        if key not in self._seen and super().has_asset_key_col(column_name):
-            self._seen.add(key)
-        return key in self._seen
+        key = (self.postgres_url, "column", column_name)
+        return _remembered(key, partial(super().has_asset_key_col, column_name))
 
     def dispose(self) -> None:
         super().dispose()

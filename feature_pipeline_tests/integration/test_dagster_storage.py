@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import dagster as dg
 import psycopg
 import pytest
+from sqlalchemy.engine.reflection import Inspector
 
 from feature_pipeline.orchestration.storage import EnvironmentStorage
 from feature_pipeline_tests.fixtures.postgres import PostgresAddress
@@ -83,3 +85,28 @@ def test_a_table_that_a_migration_adds_is_seen(storage, database_url):
     assert log.has_table("dynamic_partitions")
     assert log.can_read_asset_status_cache()
     storage.event_log_storage.dispose()
+
+
+def use_more(storage: EnvironmentStorage) -> None:
+    """What the daemon and sensors do at each tick besides."""
+    use(storage)
+    assert storage.schedule_storage.supports_batch_queries
+    assert storage.run_storage.get_run_records() == []
+    assert storage.run_storage.get_backfills() == []
+    storage.event_log_storage.dispose()
+
+
+def test_a_process_looks_for_tables_once(storage, monkeypatch):
+    """Each tick of a sensor opens the storage anew."""
+    use_more(storage)
+    reflected = list[str]()
+
+    def reflect(self: Inspector, *names: str, **options: object) -> list[Any]:
+        reflected.extend(names or ["tables"])
+        return []
+
+    monkeypatch.setattr(Inspector, "get_table_names", reflect)
+    monkeypatch.setattr(Inspector, "get_columns", reflect)
+    again = EnvironmentStorage.from_config_value(None, {})
+    use_more(again)
+    assert reflected == []
