@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -256,38 +255,52 @@ def completion_of(artifact, manifest):
     )
 
 
+def printed(arguments, expected, status, out, error):
+    """What a command printed: the document if that was asked for."""
+    assert status == expected, out + error
+    return json.loads(out) if "--json" in arguments and status != 1 else out + error
+
+
 class TestCommands:
     @pytest.fixture
-    def run(self, s3_address, s3_prefix, tmp_path):
-        environment = {
-            **os.environ,
+    def run(self, s3_address, s3_prefix, tmp_path, monkeypatch, command_line):
+        """A command within this process; what it printed, or the document."""
+        for name, value in {
             "FEATURE_PIPELINE_S3_ENDPOINT_URL": s3_address.endpoint_url,
             "FEATURE_PIPELINE_S3_BUCKET": s3_address.bucket,
             "FEATURE_PIPELINE_S3_PREFIX": s3_prefix,
             "FEATURE_PIPELINE_S3_REGION": s3_address.region,
             "AWS_ACCESS_KEY_ID": s3_address.access_key_id,
             "AWS_SECRET_ACCESS_KEY": s3_address.secret_access_key,
-        }
+        }.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.chdir(tmp_path)
+
+        def command(*arguments, status=0):
+            log.forget_read_entries()  # as a new process has none
+            return printed(arguments, status, *command_line(*arguments))
+
+        return command
+
+    @pytest.fixture
+    def start(self, run):
+        """The same in a process of its own, without an input."""
 
         def command(*arguments, status=0):
             done = subprocess.run(
                 [sys.executable, "-m", "feature_pipeline.cli.app", *arguments],
-                env=environment,
-                cwd=tmp_path,
+                stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
                 check=False,
                 timeout=60,
             )
-            assert done.returncode == status, done.stderr
-            if "--json" in arguments and status != 1:
-                return json.loads(done.stdout)
-            return done.stdout + done.stderr
+            return printed(arguments, status, done.returncode, done.stdout, done.stderr)
 
         return command
 
-    def test_verify(self, care, damage, run):
-        assert "all right" in run("verify")
+    def test_verify(self, care, damage, run, start):
+        assert "all right" in start("verify")
         report = run("verify", "--hook", HOOK, "--json")
         assert (report["is_clean"], report["scope"]["dataset"]) == (True, DATASET)
         key = one_of_each_kind(care.store)[ObjectKind.ROWS]
@@ -297,8 +310,8 @@ class TestCommands:
         assert "corrupt" in run("verify", status=2)
         assert "no dataset" in run("verify", "--hook", "nothing", status=1)
 
-    def test_history(self, care, run):
-        document = run("history", HOOK, "b1", "--json")
+    def test_history(self, care, run, start):
+        document = start("history", HOOK, "b1", "--json")
         assert [e["verdict"] for e in document["entries"]] == ["current", "current"]
         assert [e["is_head"] for e in document["entries"]] == [False, True]
         assert [e["version"] for e in document["entries"]] == ["1", "2"]
@@ -306,8 +319,8 @@ class TestCommands:
         assert "2*" in run("history", HOOK)
         assert "nothing was accepted" in run("history", HOOK, "b9", status=1)
 
-    def test_quarantine(self, care, run):
-        [held] = run("quarantine", "--json")["quarantined"]
+    def test_quarantine(self, care, run, start):
+        [held] = start("quarantine", "--json")["quarantined"]
         assert held["reason"] == "for the test"
         assert "for the test" in run("quarantine")
         assert "not in the quarantine" in run("quarantine", "--requeue", "nobody", status=1)
@@ -315,10 +328,10 @@ class TestCommands:
         assert held["id"] in {entry.id for entry in inbox.waiting(care.store)}
         assert inbox.quarantined(care.store) == []
 
-    def test_erase(self, care, run):
+    def test_erase(self, care, run, start):
         run("verify")  # writes the first census: without one nothing is deleted
         assert "--reason" in run("erase", "r2", "--dataset", DATASET, status=1)
-        assert "Aborted" in run("erase", "r2", "--dataset", DATASET, "--reason", "x", status=1)
+        assert "Aborted" in start("erase", "r2", "--dataset", DATASET, "--reason", "x", status=1)
         arguments = ("--dataset", DATASET, "--reason", "asked for", "--yes", "--json")
         report = run("erase", "r2", *arguments)
         assert (report["record_ids"], report["artifacts"]) == (["r2"], 2)
@@ -328,11 +341,11 @@ class TestCommands:
         lifted = run("erase", "r2", "--lift", "--dataset", DATASET, "--reason", "ok", "--json")
         assert lifted["lifted"] == ["r2"]
 
-    def test_gc(self, care, run):
+    def test_gc(self, care, run, start):
         run("verify")  # writes the first census: without one nothing is deleted
         blobs.put_blob(care.store, b"nobody needs this")
         assert "choose the blobs to collect" in run("gc", status=1)
-        assert "Dry run" in run("gc", "--all")
+        assert "Dry run" in start("gc", "--all")
         report = run("gc", "--all", "--delete", "--json")
         assert (report["orphaned"], report["due"], report["is_dry_run"]) == (1, [], False)
         assert care.store.list_folders("gc/") == ["marks"]
