@@ -10,6 +10,7 @@ from feature_pipeline.local.postgres import find_binaries, server_version
 
 pytest_plugins = [
     "feature_pipeline_tests.fixtures",
+    "feature_pipeline_tests.fixtures.durations",
     "feature_pipeline_tests.fixtures.s3",
     "feature_pipeline_tests.fixtures.stores",
     "feature_pipeline_tests.fixtures.commands",
@@ -47,42 +48,3 @@ def pytest_report_header(config: pytest.Config) -> str:
         except FeaturePipelineError:
             postgres = "none"
     return f"servers: S3 {s3}; database {postgres}"
-
-
-LONGEST = (
-    "acceptance/test_dev.py",
-    "faults/test_drill.py",
-    "contract/test_kubernetes_runner.py",
-    "integration/test_table_assets.py",
-    "integration/test_archive_care.py",
-    "integration/test_log_drills.py",
-    "acceptance/test_demo.py",
-    "acceptance/test_dagster_tools.py",
-    "integration/test_local_services.py",
-    "contract/test_container_runner.py",
-    "faults/test_archive_kill.py",
-    "integration/test_recovery.py",
-    "properties/test_dagster_model.py",
-    "integration/test_backfills.py",
-    "faults/test_jobs_outlive_workers.py",
-    "acceptance/test_authoring.py",
-    "properties/test_projection_model.py",
-    "faults/test_projection_death.py",
-    "integration/test_feature_assets.py",
-    "integration/test_projection_load.py",
-    "integration/test_projection_switch.py",
-    "integration/test_archive_api.py",
-    "faults/test_inbox_death.py",
-    "contract/test_osa_hooks.py",
-    "contract/test_subprocess_runner.py",
-    "properties/test_archive_state_machine.py",
-)
-"""Files that take longest, those that compute beside those that wait. Started last, one of them
-would run on alone for minutes; side by side, those that start Dagster's processes slow one another.
-"""
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    ranks = {f"feature_pipeline_tests/{name}": rank for rank, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: ranks.get(item.nodeid.partition("::")[0], len(ranks)))
