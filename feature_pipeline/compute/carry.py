@@ -10,7 +10,6 @@ manifest that computed it is stored.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import cached_property
 
 from feature_pipeline.archive import blobs, read
 from feature_pipeline.archive.format import layout
@@ -70,6 +69,10 @@ class Carried:
     decoded_again: set[str] = field(default_factory=set)
     """Records whose raw output was decoded again under changed columns."""
     notes: list[str] = field(default_factory=list)
+    memory: frozenset[str] | None = None
+    """Keys of the memory of answers that was searched; None if it was not, or if it names an
+    artifact that no log names: it may be accepted at this moment.
+    """
 
 
 def carry_over(
@@ -127,6 +130,9 @@ class _Search:
         self._seen: set[Digest] = set()
         self._read: set[Digest] = set()
         """Blobs that were read completely, so that they are known to be stored."""
+        self._erased: Erased | None = None
+        self._is_unaccepted = False
+        """Whether an artifact was in no log when it was looked for."""
         self._manifests: dict[Digest, Manifest] = {}
         self._lost: dict[Digest, str | None] = {}
 
@@ -136,9 +142,12 @@ class _Search:
         done = self.found.outcomes.keys() | self.question.forced
         return [record_id for record_id in self.question.actions if record_id not in done]
 
-    @cached_property
+    @property
     def erased(self) -> Erased:
-        return erased(self.store, self.definition.dataset)
+        # Not a cached property, which in Python 3.11 makes all searches of a process wait for one.
+        if self._erased is None:
+            self._erased = erased(self.store, self.definition.dataset)
+        return self._erased
 
     def look_into_current(self, current: Current) -> None:
         if current.manifest is None:
@@ -157,7 +166,10 @@ class _Search:
         actions = {self.question.actions[record_id] for record_id in self.open_records}
         remembered = answers.find(self.store, prefix, actions)
         self.found.notes += [f"memory of answers: {why}" for why in remembered.problems]
+        self._is_unaccepted = False
         self.look_into(remembered.artifacts)
+        if not self._is_unaccepted:
+            self.found.memory = remembered.keys
         return remembered.is_complete
 
     def look_into(self, manifests: Iterable[Digest], *, is_ordered: bool = False) -> None:
@@ -166,6 +178,7 @@ class _Search:
         names = dict.fromkeys(map(self.erased.manifest_now, manifests))
         located = map_threads(self._locate, [name for name in names if name not in self._seen])
         accepted = [entry for entry in located if entry is not None]
+        self._is_unaccepted |= len(accepted) < len(located)
         if not is_ordered:
             accepted.sort(key=lambda e: (e.accepted_at, e.seq, e.manifest), reverse=True)
         for entry in accepted:

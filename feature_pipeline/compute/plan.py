@@ -85,6 +85,8 @@ class ComputePlan:
     failed_before: Mapping[str, Outcome] = field(default_factory=dict)
     """Records computed again because the hook failed on them under lower limits."""
     notes: tuple[str, ...] = ()
+    memory: frozenset[str] | None = None
+    """See `Carried.memory`."""
     repeats_previous: bool = False
     """Whether every outcome known so far equals the current artifact's."""
 
@@ -180,6 +182,7 @@ def plan_run(
             if outcome.limits is not None and not outcome.is_retryable
         },
         notes=tuple(carried.notes),
+        memory=carried.memory,
         repeats_previous=current is not None and _repeats(current, carried, not_asked),
     )
 

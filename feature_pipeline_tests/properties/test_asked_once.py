@@ -2,10 +2,13 @@
 
 import json
 import random
+import threading
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from feature_pipeline.archive import claims
 from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.maintenance.remember import complete
@@ -114,8 +117,10 @@ class History:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_one_start_for_each_release_record_and_inputs(
-    memory_store: MemoryStore, tmp_path: Path, seed: int
+    memory_store: MemoryStore, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ):
+    # One step after the other: the claims of dead workers have expired.
+    monkeypatch.setattr(claims, "LEASE", timedelta())
     history = History(Asking(memory_store, tmp_path), seed)
     for _ in range(STEPS):
         history.step()
@@ -127,4 +132,69 @@ def test_one_start_for_each_release_record_and_inputs(
     assert len(counted) > 30
     assert history.deaths > 10
     history.check_answers()
+    assert verify(memory_store).is_clean
+
+
+class DeadStore(FailingStore):
+    """A store for a process that is killed: none of its later requests arrives either."""
+
+    def __getattr__(self, name: str) -> object:
+        if 0 < self.fatal_call <= len(self.calls):
+            raise Death
+        return super().__getattr__(name)
+
+
+class Worker(threading.Thread):
+    """Runs a hook over a batch, again each time that it is killed."""
+
+    def __init__(self, asking: Asking, key: str, deaths: list[tuple[int, bool]]) -> None:
+        super().__init__()
+        self.asking, self.key, self.deaths = asking, key, deaths
+        self.died = 0
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            for call, acts_first in self.deaths:
+                try:
+                    self.asking.run(self.key, store=DeadStore(self.asking.store, call, acts_first))
+                except Death:
+                    self.died += 1
+            self.asking.run(self.key)
+        except Exception as error:  # noqa: BLE001 - raised in the test's own thread
+            self.error = error
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_so_it_is_for_overlapping_batches_that_run_at_one_moment(
+    memory_store: MemoryStore, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(claims, "_FIRST_PAUSE_SECONDS", 0.002)
+    monkeypatch.setattr(claims, "_LONGEST_PAUSE_SECONDS", 0.02)
+    asking, draw = Asking(memory_store, tmp_path), random.Random(seed)
+    asking.hook()
+    batches: dict[str, list[int]] = {}
+    died = 0
+    for step in range(3):
+        workers = []
+        for number in range(5):
+            key = f"b{step}-{number}"
+            batches[key] = ids = draw.sample(range(4 * step, 4 * step + 8), draw.randint(2, 5))
+            asking.submit(key, {f"r{i}": "1" * (i + 1) for i in ids})
+            deaths = [
+                (draw.randint(1, 60), draw.random() < 0.5) for _ in range(draw.choice((0, 1, 2)))
+            ]
+            workers.append(Worker(asking, key, deaths))
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+            assert worker.error is None, worker.error
+            died += worker.died
+        asking.round()
+    for key, ids in batches.items():
+        assert asking.values(key) == {f"r{i}": i + 1 for i in ids}
+    twice = [json.loads(question)[1] for question, n in asking.runner.asked.items() if n > 1]
+    assert twice == []
+    assert died > 3
     assert verify(memory_store).is_clean

@@ -337,7 +337,8 @@ def test_the_writer_reaches_every_prefix_of_the_layout_and_deletes_nothing_of_th
         for resource in resources
     }
     assert deleted == {
-        "inbox/*", "quarantine/*", "expected/*", "answers/*", "census/*", "probe/*", "uploads/*",
+        "inbox/*", "quarantine/*", "expected/*", "answers/*", "claims/*", "census/*", "probe/*",
+        "uploads/*",
     }  # fmt: skip
 
 

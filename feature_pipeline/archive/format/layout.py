@@ -15,6 +15,7 @@
     expected/<run>.<worker>                      a hook run whose result pods leave in uploads/
     uploads/<run>/<job>/<part>                   what a pod is given and leaves; not archived
     answers/<dataset>/<hook>/<name>              which artifact answers what was asked; derived
+    claims/<dataset>/<hook>/<program>/<batch>    what a hook run is computing now
     gc/marks/<name>                              blobs that a collection found orphaned
     gc/lease                                     who may delete blobs now, or was the last to
     probe/conditional-writes                     written when a store is opened: what can it do?
@@ -47,6 +48,7 @@ GC_LEASE: Final = "gc/lease"
 UPLOADS: Final = "uploads/"
 EXPECTED: Final = "expected/"
 ANSWERS: Final = "answers/"
+CLAIMS: Final = "claims/"
 PROBE: Final = "probe/conditional-writes"
 
 SEQ_DIGITS: Final = 10
@@ -150,6 +152,17 @@ def answers(dataset: str, hook: str, program: Digest | None = None) -> str:
     """Return the prefix of a hook's memory of answers, or of one program's part of it."""
     prefix = f"{ANSWERS}{check_dataset(dataset)}/{check_dataset(hook)}/"
     return prefix if program is None else f"{prefix}{program.hex}/"
+
+
+def claims(dataset: str, hook: str, program: Digest | None = None) -> str:
+    """Return the prefix of the claims of a hook's runs, or of those of one program."""
+    prefix = f"{CLAIMS}{check_dataset(dataset)}/{check_dataset(hook)}/"
+    return prefix if program is None else f"{prefix}{program.hex}/"
+
+
+def claim(dataset: str, hook: str, program: Digest, batch: str) -> str:
+    """Return the key of the claim of the runs over one batch."""
+    return f"{claims(dataset, hook, program)}{check_batch_key(batch)}"
 
 
 def gc_mark(name: str) -> str:

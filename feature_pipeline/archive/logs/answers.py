@@ -116,6 +116,11 @@ class Listing:
     marks: tuple[str, ...] = ()
     """Keys of the objects that record this."""
 
+    @property
+    def keys(self) -> frozenset[str]:
+        """The keys of the parts of all segments."""
+        return frozenset(part.info.key for segment in self.segments for part in segment.parts)
+
 
 NOTHING: Final = Listing((), None)
 
@@ -141,6 +146,8 @@ class Found:
     """Whether, as far as is known, actions without an artifact were never answered."""
     problems: list[str] = field(default_factory=list)
     """Objects that could not be read: they may have further answers."""
+    keys: frozenset[str] = frozenset()
+    """See `Listing.keys`."""
 
 
 def own_answers(outcomes: Iterable[Outcome]) -> set[Digest]:
@@ -197,6 +204,7 @@ def find(store: BlobStore, prefix: str, actions: Collection[Digest]) -> Found:
     for _ in range(_LISTINGS):
         listing = list_answers(store, prefix)
         result.is_complete = listing.completed_at is not None
+        result.keys = listing.keys
         due = [
             part
             for segment in listing.segments

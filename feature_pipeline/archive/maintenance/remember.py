@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
-from feature_pipeline.archive import read
+from feature_pipeline.archive import claims, read
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.documents import NewerVersionError
 from feature_pipeline.archive.format.encode import outcomes_without_rows
@@ -117,6 +117,7 @@ def complete(
         CorruptDataError: The log of erasures, or that of releases, cannot be read.
         StoreUnavailableError, OutcomeUnknownError: It is not finished; call again.
     """
+    claims.remove_expired(store, dataset, hook)
     report = MemoryReport(dataset, hook)
     before = answers.list_programs(store, dataset, hook)
     gone = erased(store, dataset).manifests

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +37,7 @@ from feature_pipeline.orchestration.keys import (
 from feature_pipeline.orchestration.resources import ArchiveResource, HookRunnerResource
 
 if TYPE_CHECKING:
+    from feature_pipeline.archive.claims import Claim
     from feature_pipeline.compute.execute import Execution, HookAborted
     from feature_pipeline.compute.plan import ComputePlan
 
@@ -74,6 +76,8 @@ class ComputedFeatures:
     show_preview: bool
     workspace: WorkFolder | None = None
     """Holds the raw files until they are published."""
+    claim: "Claim | None" = None
+    """On what was computed, until its artifact is accepted."""
 
 
 class DagsterMonitor:
@@ -238,70 +242,87 @@ def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefiniti
         archive: ArchiveResource,
         hook_runner: HookRunnerResource,
     ) -> ComputedFeatures:
+        from feature_pipeline.compute.claimed import plan_claimed
         from feature_pipeline.compute.execute import HookAborted, execute_plan
         from feature_pipeline.compute.interrupted import cancelled_execution
         from feature_pipeline.compute.plan import plan_run
 
         store = archive.store()
-        batch = log.read_batch(store, dataset, context.partition_key)
-        plan = plan_run(
+        registered = log.register_release(store, release, code)
+
+        def plan_now() -> "ComputePlan":
+            return plan_run(
+                store,
+                definition,
+                registered,
+                log.read_batch(store, dataset, context.partition_key),
+                force=config.force,
+                force_records=config.force_records,
+            )
+
+        plan, claim = plan_claimed(
             store,
-            definition,
-            log.register_release(store, release, code),
-            batch,
+            plan_now,
+            context.log.info,
             force=config.force,
             force_records=config.force_records,
         )
         context.log.info(
             "batch %s under release %s: %d records: %s",
-            batch.key,
+            plan.batch.key,
             release.document.version,
-            len(batch.records),
+            len(plan.batch.records),
             _planned(plan),
         )
         show_preview = config.preview and definition.preview
         if plan.is_unchanged:
             return ComputedFeatures(plan, None, context.run.run_id, show_preview)
-        runner, monitor = hook_runner.runner(archive), DagsterMonitor(context)
-        request_id, started_at = _request_id(context, config), datetime.now(UTC)
-        question = Question(
-            run_id=plan.hook_run_id(request_id),
-            dataset=dataset,
-            hook=hook,
-            batch=batch.key,
-            base=plan.base,
-            runner=runner.name,
-        )
-        workspace = hook_runner.work_folders(archive).open(hook, question)
-        execution = None
-        try:
-            execution = execute_plan(
-                store,
-                plan,
-                runner,
-                monitor,
-                Workspace(workspace.path),
-                request_id=request_id,
-                dagster_run_id=context.run.run_id,
+        with ExitStack() as cleanup:
+            cleanup.callback(claim.release)
+            runner, monitor = hook_runner.runner(archive), DagsterMonitor(context)
+            request_id, started_at = _request_id(context, config), datetime.now(UTC)
+            question = Question(
+                run_id=plan.hook_run_id(request_id),
+                dataset=dataset,
+                hook=hook,
+                batch=plan.batch.key,
+                base=plan.base,
+                runner=runner.name,
             )
-        except HookAborted as error:
-            raise _aborted(error) from error
-        except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
-            if monitor.is_cancelled(now=True):
-                cancelled = cancelled_execution(
+            workspace = hook_runner.work_folders(archive).open(hook, question)
+            execution = None
+            try:
+                execution = execute_plan(
+                    store,
                     plan,
                     runner,
+                    monitor,
                     Workspace(workspace.path),
-                    started_at=started_at,
                     request_id=request_id,
                     dagster_run_id=context.run.run_id,
                 )
-                if cancelled is not None:
-                    _keep_cancelled(context, store, cancelled)
-            raise
-        finally:
-            if execution is None:
-                workspace.cleanup()
-        return ComputedFeatures(plan, execution, context.run.run_id, show_preview, workspace)
+            except HookAborted as error:
+                raise _aborted(error) from error
+            except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
+                if monitor.is_cancelled(now=True):
+                    cancelled = cancelled_execution(
+                        plan,
+                        runner,
+                        Workspace(workspace.path),
+                        started_at=started_at,
+                        request_id=request_id,
+                        dagster_run_id=context.run.run_id,
+                    )
+                    if cancelled is not None:
+                        _keep_cancelled(context, store, cancelled)
+                else:
+                    # Its containers may go on, and the next worker of this batch attaches to them.
+                    claim.leave()
+                raise
+            finally:
+                if execution is None:
+                    workspace.cleanup()
+            cleanup.pop_all()
+        return ComputedFeatures(plan, execution, context.run.run_id, show_preview, workspace, claim)
 
     return compute_features

@@ -163,6 +163,8 @@ class FeatureIOManager(dg.ConfigurableIOManager):
                 " with `feature-pipeline publish`"
             ) from error
         finally:
+            if obj.claim is not None:
+                obj.claim.release()
             if obj.workspace is not None:
                 obj.workspace.cleanup()
 

@@ -53,27 +53,6 @@ def test_the_same_record_in_another_batch_is_not_computed_again(asking: Asking):
     assert asking.run("b3") is None
 
 
-def test_only_runs_that_go_on_at_one_moment_compute_the_same_record(asking: Asking):
-    """A run knows what was accepted before it was planned: the bound is the hook's concurrency."""
-    asking.submit("b1", {"r1": "a", "r2": "bb"})
-    asking.submit("b2", {"r2": "bb", "r3": "ccc"})
-
-    def run_another() -> None:
-        asking.runner.before_end = lambda: None
-        asking.run("b2")
-
-    asking.runner.before_end = run_another
-    asking.run("b1")
-    assert asking.runner.starts == [["r1", "r2"], ["r2", "r3"]]
-    # Both answers are kept, each current in its batch; nothing is asked a third time.
-    assert (asking.values("b1")["r2"], asking.values("b2")["r2"]) == (2, 2)
-    asking.submit("b3", {"r1": "a", "r2": "bb", "r3": "ccc"})
-    asking.run("b3")
-    assert [asking.run(key) for key in ("b1", "b2")] == [None, None]
-    assert len(asking.runner.starts) == 2
-    assert verify(asking.store).is_clean
-
-
 def test_planning_makes_few_requests_however_many_batches_there_are(asking: Asking):
     """Records that no batch has, and records that one of all has."""
     requests: dict[int, list[int]] = {}
