@@ -16,8 +16,10 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 import psutil
+import psycopg
 import requests
 
+from feature_pipeline.local.environment import load_dotenv
 from feature_pipeline.local.process import choose_ports
 
 ROOT = Path(__file__).parents[2]
@@ -182,6 +184,11 @@ class OwnProject:
             module.write_text(text + mistake)
             self.graphql("mutation { reloadWorkspace { __typename } }")
             wait_for(lambda wanted=line: wanted in said, 120)  # type: ignore[misc]
+
+    def connect(self) -> psycopg.Connection[tuple[Any, ...]]:
+        """To the tables, without a process of the command line for every question."""
+        url = load_dotenv(self.root / ".env")["FEATURE_PIPELINE_DATABASE_URL"]
+        return psycopg.connect(url, autocommit=True)
 
     def graphql(self, query: str, **variables: Any) -> Any:
         response = requests.post(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from feature_pipeline_tests.acceptance.own_project import ROOT, copy_package
+from feature_pipeline_tests.acceptance.readme import one_block
 
 pytestmark = [pytest.mark.dagster, pytest.mark.slow]
 
@@ -54,14 +56,21 @@ def dg(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def readme(command: str, name: str = "my_hook") -> list[str]:
+    """The arguments of the README's command, with this name for its hook."""
+    program, *arguments = shlex.split(one_block("sh", command))
+    assert program == ".venv/bin/dg"
+    return [name if word == "my_hook" else word for word in arguments]
+
+
 def test_a_scaffolded_hook_loads_and_runs(checkout: Path, tmp_path: Path) -> None:
-    done = dg(checkout, "scaffold", "defs", "feature_pipeline.FeatureHook", "file_counts")
+    done = dg(checkout, *readme("dg scaffold", name="file_counts"))
     assert done.returncode == 0, done.stdout + done.stderr
     own = checkout / "feature_pipeline" / "defs" / "in_python"
     own.mkdir()
     (own / "declared.py").write_text(IN_PYTHON)
     (checkout / "feature_pipeline" / "hook.py").write_text("raise SystemExit('not a module')")
-    done = dg(checkout, "check", "defs")
+    done = dg(checkout, *readme("dg check defs"))
     assert done.returncode == 0, done.stdout + done.stderr
     listed = json.loads(dg(checkout, "list", "defs", "--json").stdout)
     keys = {asset["asset_key"] for asset in listed["assets"]}

@@ -5,9 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-import uuid
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -16,7 +14,6 @@ import yaml
 from feature_pipeline.archive import read
 from feature_pipeline.archive.logs import log
 from feature_pipeline.examples.records import STRUCTURES
-from feature_pipeline.local.environment import load_dotenv
 from feature_pipeline.local.services import LocalServices
 from feature_pipeline_tests.acceptance.own_project import OwnProject, wait_for
 from feature_pipeline_tests.acceptance.readme import README, one_block
@@ -65,11 +62,6 @@ class ReadersProject(OwnProject):
         )
         assert done.returncode == 0, f"{commands}\n{done.stdout}\n{done.stderr}"
         return done.stdout
-
-    def connect(self) -> psycopg.Connection[tuple[Any, ...]]:
-        """To the tables, without a process of the command line for every question."""
-        url = load_dotenv(self.root / ".env")["FEATURE_PIPELINE_DATABASE_URL"]
-        return psycopg.connect(url, autocommit=True)
 
     def loaded(self, condition: str = "true") -> list[str]:
         """The records in the table; none while it does not exist."""
@@ -130,20 +122,11 @@ def test_from_first_submission_to_rebuilt_table(tmp_path: Path) -> None:
     with project.dev():
         # nothing is clicked: the sensor accepts, automation computes and loads
         project.shell(one_block("sh", "feature-pipeline submit"))
-        project.shell(one_block("sh", "dg scaffold"))
-        project.shell(one_block("sh", "dg check defs"))
-        shutil.rmtree(project.root / "feature_pipeline" / "defs" / "my_hook")
         wait_for(lambda: project.loaded() == ["1ubi", "5pti"], 600)
         look_at_results(project)
         project.submit_second()
         wait_for(lambda: project.loaded() == ["1a8o", "1ubi", "5pti"], 600)
         project.shell(one_block("sh", "dg launch"))
-        # another tool, which takes the name of the code location from elsewhere
-        run = str(uuid.uuid4())
-        project.tool("dagster", "job", "launch", "-j", "reconcile", "--run-id", run)
-
-        # its end: it would request what is dropped now
-        wait_for(lambda: project.run_status(run) == "SUCCESS", 600)
 
         # Dagster still shows them as loaded; what the tables lack is known all the same
         project.drop_tables()

@@ -1,10 +1,10 @@
 """What a user of the built wheel does: a project of their own, a hook, a table; no checkout."""
 
-import json
 import shutil
 import uuid
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from feature_pipeline.examples.records import STRUCTURES
@@ -31,11 +31,17 @@ def done(project: OwnProject, *arguments: str) -> str:
     return result.stdout
 
 
+ROWS = f"select record_id, file_count from {HOOK} order by 1"
+
+
 def rows(project: OwnProject) -> list[list[object]]:
     """The table's rows; none while it does not exist."""
-    statement = f"select record_id, file_count from {HOOK} order by 1"
-    result = project.run("sql", statement, "--json")
-    return json.loads(result.stdout)["rows"] if result.returncode == 0 else []
+    with project.connect() as connection:
+        try:
+            found = connection.execute(ROWS.replace(HOOK, f"features.{HOOK}").encode())
+            return [list(row) for row in found]
+        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+            return []
 
 
 def test_an_own_hook_from_nothing_to_a_table(tmp_path: Path, installed: Path) -> None:
@@ -58,7 +64,9 @@ def test_an_own_hook_from_nothing_to_a_table(tmp_path: Path, installed: Path) ->
         run = str(uuid.uuid4())
         project.tool("dagster", "job", "launch", "-j", "reconcile", "--run-id", run)
         wait_for(lambda: project.run_status(run) == "SUCCESS", 240)
-        wait_for(lambda: rows(project) == [["1a8o", 1], ["1ubi", 1]], 240)
+        expected = [["1a8o", 1], ["1ubi", 1]]
+        wait_for(lambda: rows(project) == expected, 240)
+        assert project.json("sql", ROWS)["rows"] == expected
         chosen = ("--select", FEATURES, "--partition", "first")
         project.tool("dagster", "asset", "materialize", *chosen, *MODULE)
         with running(project, "dagster") as port:
