@@ -1,5 +1,7 @@
 """The Kubernetes runner against what a real cluster answered, failure by failure."""
 
+import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +9,18 @@ import pytest
 
 from feature_pipeline.hooks.failure import FailureKind
 from feature_pipeline.hooks.runner import RunRequest, RunResult, Workspace
+from feature_pipeline.hooks.runners.kubernetes import facts
 from feature_pipeline.hooks.runners.kubernetes import job as jobs
 from feature_pipeline.hooks.runners.kubernetes.runner import KubernetesRunner
 from feature_pipeline.model.definition import Limits
 from feature_pipeline.model.release import HookRelease, ReleaseDocument
 from feature_pipeline_tests.contract.hook_runner import Monitor
-from feature_pipeline_tests.fixtures.kubernetes_player import SCENARIOS, PlayedTransfer, Player
+from feature_pipeline_tests.fixtures.kubernetes_player import (
+    RECORDED,
+    SCENARIOS,
+    PlayedTransfer,
+    Player,
+)
 
 pytestmark = pytest.mark.kubernetes
 
@@ -151,3 +159,19 @@ def test_a_job_that_gets_nowhere_is_deleted(played: Any, scenario: str) -> None:
     run = played(scenario)
     run.run()
     assert ("DELETE", "jobs") in run.player.calls
+
+
+def test_a_pull_that_failed_may_succeed_while_a_pod_may_wait() -> None:
+    """The recorded state lasts for 0.1 s, in which no runner looks; the pull has succeeded then."""
+    lines = (RECORDED / "image-pull-fails-and-recovers.jsonl").read_text().splitlines()
+    pods = [line["object"] for line in map(json.loads, lines) if line["kind"] == "Pod"]
+    [failed] = [pod for pod in pods if _waiting(pod, jobs.HOOK).get("reason") == "ImagePullBackOff"]
+    now = facts.moment(failed["metadata"]["creationTimestamp"]) + timedelta(seconds=40)
+    assert facts.stuck(failed, 1800, now) is None
+    given_up = facts.stuck(failed, 20, now)
+    assert given_up is not None
+    assert given_up.kind is FailureKind.IMAGE_PULL
+
+
+def _waiting(pod: dict[str, Any], name: str) -> dict[str, Any]:
+    return dict(facts.container_state(pod, name).get("waiting") or {})
