@@ -285,6 +285,39 @@ def test_a_run_that_died_after_its_answers_were_accepted_holds_nothing_up(make):
     assert claimed(asking) == [key_of(asking, "b1")]
 
 
+def test_the_next_worker_does_not_give_way_to_a_run_that_waits(make):
+    """Whatever the order of the two: what the dead worker started goes on."""
+    asking = make()
+    with left_by_a_dead_run(asking):
+        key = key_of(asking, "b1")
+        held = ClaimDocument.decode(asking.store.get(key).data, key)
+        assert held.is_held
+        earlier = {"holder": "another", "since": held.since - timedelta(days=1), "is_held": False}
+        waits = held.model_copy(update=earlier)
+        asking.store.create(key_of(asking, "b2"), waits.encode())
+        asking.run("b1", say=pytest.fail)
+    assert asking.runner.starts == [["r1", "r2"]]
+
+
+def test_an_expired_claim_is_not_taken_over_as_held(make, clock):
+    """Another run may have begun with its records since: the next worker of the batch waits."""
+    asking = make()
+    with left_by_a_dead_run(asking):
+        clock.offset += claims.LEASE + timedelta(seconds=1)
+        other = Beside(asking, "b1")
+
+        def begin_another() -> None:
+            asking.runner.before_end = lambda: None
+            other.begin()
+
+        asking.runner.before_end = begin_another
+        asking.run("b2", say=pytest.fail)
+    other.end()
+    assert other.said
+    assert asking.runner.starts == [["r1", "r2"], ["r2", "r3"], ["r1"]]
+    assert claimed(asking) == []
+
+
 @pytest.mark.parametrize("data", [b"", b"{", b'{"spec_version":2}'])
 def test_a_claim_that_cannot_be_read_is_respected_until_it_expires(make, clock, data):
     asking = make()
