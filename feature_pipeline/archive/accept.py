@@ -40,6 +40,7 @@ from feature_pipeline.archive.logs.inbox import remove as remove
 from feature_pipeline.archive.logs.inbox import requeue as requeue
 from feature_pipeline.archive.logs.inbox import waiting as waiting
 from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry, ReleaseEntry, Verdict
+from feature_pipeline.archive.logs.losses import losses
 from feature_pipeline.archive.logs.tombstones import (
     TombstoneEntry,
     barred_since,
@@ -324,7 +325,8 @@ def _accept(
     entries = log.read_entries(store, prefix, FeatureEntry)
     if (done := _find(entries, completion)) is not None:
         return done, False
-    _check_base(completion, entries)
+    base = _base(store, completion, prefix, entries)
+    completion = completion.model_copy(update={"base": base})
     release = _known_release(acceptance, completion)
     _check_size(store, completion.manifest, f"completion {completion.id}")
     manifest = read.read_manifest(store, completion.manifest)
@@ -369,18 +371,31 @@ def _accept(
     return log.append(store, prefix, FeatureEntry, decide, entries)
 
 
-def _check_base(completion: Completion, entries: Sequence[FeatureEntry]) -> None:
-    """Check that the run can have been planned upon this log.
+def _base(
+    store: BlobStore, completion: Completion, prefix: str, entries: Sequence[FeatureEntry]
+) -> int:
+    """Return the number of the last entry that the run was planned on.
+
+    If the entry was given up since, that is the last one that the log kept.
 
     Raises:
         NotFoundError: It names an entry that the log does not have, or no longer has.
     """
     last = log.next_seq(entries) - 1
-    if completion.base > last:
-        raise NotFoundError(
-            f"completion {completion.id}: it was planned on entry"
-            f" {quoted(str(completion.base), 20)} of its batch's log, which has {last}"
-        )
+    if completion.base <= last:
+        return completion.base
+    given_up = [
+        loss.known_entries
+        for entry in losses(store, completion.dataset)
+        for loss in entry.losses
+        if loss.log == prefix
+    ]
+    if completion.base <= max(given_up, default=0):
+        return last
+    raise NotFoundError(
+        f"completion {completion.id}: it was planned on entry"
+        f" {quoted(str(completion.base), 20)} of its batch's log, which has {last}"
+    )
 
 
 def _check_size(store: BlobStore, digest: Digest, what: str) -> None:

@@ -17,7 +17,12 @@ from feature_pipeline.archive.maintenance import loss_entries
 from feature_pipeline.archive.maintenance.erase import erase
 from feature_pipeline.archive.maintenance.loss_entries import accept_losses, plan_loss
 from feature_pipeline.archive.maintenance.repair import append_again, find_unfinished
-from feature_pipeline.errors import ConflictError, CorruptDataError, InvalidInputError
+from feature_pipeline.errors import (
+    ConflictError,
+    CorruptDataError,
+    InvalidInputError,
+    NotFoundError,
+)
 from feature_pipeline.model.digest import Digest
 from feature_pipeline_tests.fixtures.care import CareScene
 from feature_pipeline_tests.fixtures.stores import (
@@ -73,6 +78,22 @@ def computed(store, folder, *ids):
 
 def states(scene):
     return {f.state for f in verify(scene.store).findings}
+
+
+def test_what_was_planned_on_an_entry_that_is_given_up_is_accepted_on_the_one_that_is_kept(long):
+    batch = log.read_batch(long.store, DATASET, "b1")
+    waiting = long.completion(long.artifact(batch, long.release(), label="late"), base=3)
+    never_had = long.completion(long.artifact(batch, long.release(), label="odd"), base=4)
+    delete(long, 2, 3)
+    give_up(long)
+    log.forget_read_entries()
+    entry = accept.accept(long.store, waiting)
+    assert (entry.seq, entry.base, entry.verdict) == (2, 1, log.Verdict.CURRENT)
+    # It stands in the order where the log says, and not before everything that is planned from now.
+    after = long.artifact(batch, long.release(), label="after")
+    assert accept.accept(long.store, long.completion(after, base=2)).verdict is log.Verdict.CURRENT
+    with pytest.raises(NotFoundError, match="planned on entry 4 of its batch's log, which has 3"):
+        accept.accept(long.store, never_had)
 
 
 def test_the_shorter_log_is_right_from_then_on(long):
