@@ -4,6 +4,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -12,6 +13,7 @@ from feature_pipeline.cli.project import Project
 from feature_pipeline.cli.servers import local_servers
 from feature_pipeline.errors import StoreUnavailableError
 from feature_pipeline.local.dagster_processes import DagsterProcesses
+from feature_pipeline.local.services import LocalServices
 from feature_pipeline.local.supervisor import Supervisor
 
 CHECK_SECONDS = 1.0
@@ -59,29 +61,39 @@ def dev(folder: Path | None) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # Before anything starts: a signal then ends the start-up in order too.
     signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGHUP, stop)
     output.say("Starting local servers ...")
     with local_servers(project, folder, output) as services:
         dagster = DagsterProcesses(
             folder / "dagster-processes", project.root, project.workspace_file, {}
         )
         output.say("Starting Dagster ...")
-        dagster.start()
         try:
-            output.say(f"Dagster         {dagster.url}")
-            output.say(f"settings        {project.dotenv}")
-            output.say("\nLook:   feature-pipeline status")
-            output.say(
-                "Submit: feature-pipeline submit FOLDER --dataset structures --source import"
-            )
-            output.say("Ctrl-C stops everything; the data stays.")
-            servers = Supervisor({**services.servers(), **dagster.servers()}, output.say)
-            location = CodeLocationWatch(dagster, output.say)
-            while not stopping.wait(CHECK_SECONDS):
-                servers.look()
-                location.look()
-        except KeyboardInterrupt:
-            pass
-        finally:
-            output.say("\nStopping ...")
+            _serve(project, dagster, services, output, stopping)
+        finally:  # nothing is printed before: the reader of standard output may have closed it
             dagster.stop()
     output.say("Stopped.")
+
+
+def _serve(
+    project: Project,
+    dagster: DagsterProcesses,
+    services: LocalServices,
+    output: Output,
+    stopping: threading.Event,
+) -> None:
+    """Start Dagster, and watch every server until a signal comes."""
+    dagster.start()
+    output.say(f"Dagster         {dagster.url}")
+    output.say(f"settings        {project.dotenv}")
+    output.say("\nLook:   feature-pipeline status")
+    output.say("Submit: feature-pipeline submit FOLDER --dataset structures --source import")
+    output.say("Ctrl-C stops everything; the data stays.")
+    servers = Supervisor({**services.servers(), **dagster.servers()}, output.say)
+    location = CodeLocationWatch(dagster, output.say)
+    with suppress(KeyboardInterrupt):
+        while not stopping.wait(CHECK_SECONDS):
+            servers.look()
+            location.look()
+    output.say("\nStopping ...")
