@@ -125,7 +125,7 @@ class Claim:
         self._holder = uuid4().hex
         self._since: datetime | None = None
         self._actions: frozenset[str] = frozenset()
-        self._has_said = False
+        self._is_waiting_reported = False
         self._own_etag: str | None = None
         """Of the stored claim, in the last listing."""
         self._first_seen: dict[tuple[str, str], float] = {}
@@ -173,7 +173,7 @@ class Claim:
                         return not looks
                     self._write(actions)
                     continue
-                self._say(others, len(actions), say)
+                self._report_waiting(others, len(actions), say)
                 looks, failures = looks + 1, 0
                 if self._written.is_there and any(other.order < self._order for other in others):
                     self._written.delete()
@@ -188,9 +188,11 @@ class Claim:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
-    def _say(self, others: Sequence[Other], actions: int, say: Callable[[str], None]) -> None:
-        if not self._has_said:
-            self._has_said = True
+    def _report_waiting(
+        self, others: Sequence[Other], actions: int, say: Callable[[str], None]
+    ) -> None:
+        if not self._is_waiting_reported:
+            self._is_waiting_reported = True
             first = min(others, key=lambda other: other.order)
             say(f"{counted(actions, 'record')} to compute: waiting for {first.describe()}")
 
@@ -301,11 +303,11 @@ class _Written:
                 if stored == document.encode():
                     break
                 with suppress(NotFoundError):
-                    held = self._store.get(self.key)
-                    is_expired = self._store.now() - held.info.modified_at > LEASE
-                    document = _after(held.data, wanted, is_expired)
+                    current = self._store.get(self.key)
+                    is_expired = self._store.now() - current.info.modified_at > LEASE
+                    document = _after(current.data, wanted, is_expired)
                     data = document.encode()
-                    if self._store.replace(self.key, data, held.info.etag, JSON_MEDIA_TYPE):
+                    if self._store.replace(self.key, data, current.info.etag, JSON_MEDIA_TYPE):
                         break
                 document = wanted
                 stored = create_or_read(self._store, self.key, document.encode())
@@ -327,12 +329,12 @@ class _Written:
         with self._lock:
             if self._document is None or etag is None:
                 return False
-            held = self._document.model_copy(
+            marked = self._document.model_copy(
                 update={"number": self._document.number + 1, "is_held": True}
             )
             # If another worker of the batch has taken the claim over, both go on.
-            self._store.replace(self.key, held.encode(), etag, JSON_MEDIA_TYPE)
-            self._document = held
+            self._store.replace(self.key, marked.encode(), etag, JSON_MEDIA_TYPE)
+            self._document = marked
             return True
 
     def delete(self) -> None:
@@ -357,13 +359,13 @@ class _Written:
             with self._lock, suppress(FeaturePipelineError):
                 if self._document is None:
                     continue
-                held = self._store.get(self.key)
-                stored = ClaimDocument.decode(held.data, self.key)
+                current = self._store.get(self.key)
+                stored = ClaimDocument.decode(current.data, self.key)
                 # What another worker of the batch has taken over is not this one's to renew.
                 if stored.holder == self._document.holder:
                     renewed = stored.model_copy(update={"number": stored.number + 1})
                     data = renewed.encode()
-                    self._store.replace(self.key, data, held.info.etag, JSON_MEDIA_TYPE)
+                    self._store.replace(self.key, data, current.info.etag, JSON_MEDIA_TYPE)
 
 
 def _after(stored: bytes, document: ClaimDocument, is_expired: bool) -> ClaimDocument:
@@ -373,7 +375,7 @@ def _after(stored: bytes, document: ClaimDocument, is_expired: bool) -> ClaimDoc
     has begun with them.
     """
     try:
-        before = ClaimDocument.decode(stored, "before")
+        before = ClaimDocument.decode(stored, "the claim before")
     except InvalidInputError:
         return document
     return document.model_copy(
