@@ -1,6 +1,7 @@
-"""Local servers for `demo` and `dev`."""
+"""Local servers for `demo`, `dev` and `recover`."""
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +17,12 @@ ENOUGH_BYTES = 1 << 30
 
 @contextmanager
 def local_servers(project: Project, folder: Path, output: Output) -> Iterator[LocalServices]:
-    """Run S3 and PostgreSQL during the block; write their addresses to `.env` and os.environ."""
+    """Run S3 and PostgreSQL during the block; write their addresses to `.env` and os.environ.
+
+    A signal that would end this process ends the block first, as Ctrl-C does.
+    """
     home = folder.resolve() / "dagster"
-    with LocalServices(folder) as services:
+    with _signals_interrupt(), LocalServices(folder) as services:
         variables = environment(services, home)
         project.prepare_dagster_home(home, usable_cores())
         write_dotenv(project.dotenv, variables)
@@ -34,3 +38,23 @@ def local_servers(project: Project, folder: Path, output: Output) -> Iterator[Lo
                 f"The disk of {folder} has {left} left; a store on a full disk refuses writes."
             )
         yield services
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Raise KeyboardInterrupt when the terminal closes or the process is told to end.
+
+    Signals that are ignored, as under nohup, or that the command handles are left alone.
+    """
+    changed = [
+        number
+        for number in (signal.SIGHUP, signal.SIGTERM)
+        if signal.getsignal(number) is signal.SIG_DFL
+    ]
+    for number in changed:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)

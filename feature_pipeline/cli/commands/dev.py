@@ -61,8 +61,6 @@ def dev(folder: Path | None) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # Before anything starts: a signal then ends the start-up in order too.
     signal.signal(signal.SIGTERM, stop)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
-        signal.signal(signal.SIGHUP, stop)
     output.say("Starting local servers ...")
     with local_servers(project, folder, output) as services:
         dagster = DagsterProcesses(
@@ -85,14 +83,14 @@ def _serve(
 ) -> None:
     """Start Dagster, and watch every server until a signal comes."""
     dagster.start()
-    output.say(f"Dagster         {dagster.url}")
-    output.say(f"settings        {project.dotenv}")
-    output.say("\nLook:   feature-pipeline status")
-    output.say("Submit: feature-pipeline submit FOLDER --dataset structures --source import")
-    output.say("Ctrl-C stops everything; the data stays.")
-    servers = Supervisor({**services.servers(), **dagster.servers()}, output.say)
-    location = CodeLocationWatch(dagster, output.say)
     with suppress(KeyboardInterrupt):
+        output.say(f"Dagster         {dagster.url}")
+        output.say(f"settings        {project.dotenv}")
+        output.say("\nLook:   feature-pipeline status")
+        output.say("Submit: feature-pipeline submit FOLDER --dataset structures --source import")
+        output.say("Ctrl-C stops everything; the data stays.")
+        servers = Supervisor({**services.servers(), **dagster.servers()}, output.say)
+        location = CodeLocationWatch(dagster, output.say)
         while not stopping.wait(CHECK_SECONDS):
             servers.look()
             location.look()
