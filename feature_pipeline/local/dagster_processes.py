@@ -1,8 +1,9 @@
-"""Dagster's webserver and daemon as child processes, on loopback."""
+"""Dagster's code servers, webserver and daemon as child processes, on loopback."""
 
 import contextlib
 import json
 import os
+import socket
 import sys
 import urllib.error
 import urllib.request
@@ -13,6 +14,7 @@ from typing import Any, Final
 import psutil
 
 from feature_pipeline.errors import StoreUnavailableError
+from feature_pipeline.local.code_servers import HOST, Workspace, without_proxy
 from feature_pipeline.local.process import (
     TERMINATE_THEN_KILL,
     NotReadyError,
@@ -26,11 +28,13 @@ from feature_pipeline.local.supervisor import Server
 from feature_pipeline.projections.catalog.libpq import PREFIX
 
 READY_SECONDS = 120.0
+LOAD_SECONDS = 600.0
+"""Time for a code server to load definitions, on a machine that is busy."""
 PATIENCE_SECONDS = 8.0
 """Time for child processes of Dagster's processes, after these have ended."""
 ANSWER_SECONDS = 10.0
-HOST = "127.0.0.1"
-NAMES: Final = ("webserver", "daemon")
+WEBSERVER: Final = "webserver"
+DAEMON: Final = "daemon"
 _LOCATIONS: Final = """
 {
   workspaceOrError {
@@ -56,15 +60,19 @@ _DEFAULTS = {"DAGSTER_GRPC_TIMEOUT_SECONDS": "600"}
 
 
 class DagsterProcesses:
-    """The webserver and the daemon of one DAGSTER_HOME, over one workspace file.
+    """The code servers, the webserver and the daemon of one DAGSTER_HOME, over one workspace file.
 
-    Both load the code location in a process of their own. A run started by the daemon continues
-    when the daemon is stopped; `stop` ends both processes and waits for them.
+    Webserver and daemon share the code server of each code location, in which runs start. A run
+    continues when the daemon is stopped; `stop` ends all processes and waits for them.
 
     Args:
         folder: Folder for ports, logs and pid records.
-        environment: What both processes get beside the environment of this one; DAGSTER_HOME
+        workspace: The workspace file.
+        environment: What all processes get beside the environment of this one; DAGSTER_HOME
             included.
+
+    Raises:
+        InvalidInputError: The file is not a workspace.
     """
 
     def __init__(
@@ -72,46 +80,57 @@ class DagsterProcesses:
     ) -> None:
         self.folder = folder
         self._root = root
-        self._workspace = workspace
-        self.environment: Mapping[str, str] = {
-            **_DEFAULTS,
-            **_without_libpq(os.environ),
-            **environment,
+        self._workspace = Workspace.read(workspace)
+        self.environment: Mapping[str, str] = without_proxy(
+            {**_DEFAULTS, **_without_libpq(os.environ), **environment}
+        )
+        self._locations = {
+            f"code-server-{number}": location
+            for number, location in enumerate(self._workspace.locations)
         }
         self._processes: dict[str, ServerProcess] = {}
-        self._port = 0
+        self._ports: dict[str, int] = {}
+        self._loaded: set[psutil.Process] = set()
 
     @property
     def url(self) -> str:
         """Address of the UI."""
-        return f"http://{HOST}:{self._port}"
+        return f"http://{HOST}:{self._ports[WEBSERVER]}"
 
     def start(self) -> None:
-        """Start both processes and wait until the UI answers.
+        """Start all processes and wait until the UI answers.
 
         Raises:
             StoreUnavailableError: One does not start; with its log's last lines.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in NAMES:
+        for name in (*self._locations, WEBSERVER, DAEMON):
             (self.folder / name).mkdir(exist_ok=True)
-            reap(f"dagster-{name}", self.folder / name, TERMINATE_THEN_KILL)
-        self._port = choose_ports(self.folder / "ports.json", ["webserver"])["webserver"]
+            reap(self._title(name), self.folder / name, TERMINATE_THEN_KILL)
+        self._ports = choose_ports(self.folder / "ports.json", [WEBSERVER, *self._locations])
+        self._workspace.write(
+            self._workspace_file,
+            {location.name: self._ports[name] for name, location in self._locations.items()},
+        )
         try:
-            for name in NAMES:
+            for name in self._locations:
                 self._launch(name)
-            self._processes["webserver"].wait_ready(self._probe, READY_SECONDS)
-            self._processes["daemon"].check()
+            for name in self._locations:
+                self._wait_until_ready(name)
+            self._launch(WEBSERVER)
+            self._launch(DAEMON)
+            self._wait_until_ready(WEBSERVER)
+            self._processes[DAEMON].check()
         except BaseException:
             self.stop()
             raise
 
     def servers(self) -> dict[str, Server]:
-        """Return the processes for a supervisor: both, and the UI's code server."""
+        """Return the processes for a supervisor."""
         return {
-            "Dagster's webserver": _Process(self, "webserver"),
-            "Dagster's daemon": _Process(self, "daemon"),
-            "Dagster's code server": _CodeServer(self),
+            **{self._title(name): _CodeServer(self, name) for name in self._locations},
+            self._title(WEBSERVER): _Process(self, WEBSERVER),
+            self._title(DAEMON): _Process(self, DAEMON),
         }
 
     def check(self, name: str) -> None:
@@ -119,32 +138,34 @@ class DagsterProcesses:
         self._processes[name].check()
 
     def restart(self, name: str) -> None:
-        """Start a dead process again at its port; the webserver answers.
+        """Start a process again at its port, and wait until it answers.
 
         Raises:
             StoreUnavailableError: It does not start; with its log's last lines.
         """
+        # Runs that it started continue: only this process is killed.
+        self._processes[name].kill()
         self._launch(name)
-        if name == "webserver":
-            self._processes[name].wait_ready(self._probe, READY_SECONDS)
+        self._wait_until_ready(name)
 
-    def code_servers(self) -> list[psutil.Process]:
-        """Return the living processes in which the webserver has loaded the code location."""
-        servers = []
-        for process in self._processes["webserver"].descendants():
+    def has_loaded(self, name: str) -> bool:
+        """Return whether a code server has a living process that has loaded the code."""
+        loaded = []
+        for process in self._processes[name].descendants():
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 is_living = process.status() != psutil.STATUS_ZOMBIE
                 if is_living and {"api", "grpc"} <= set(process.cmdline()):
-                    servers.append(process)
-        return servers
+                    loaded.append(process)
+        self._loaded.update(loaded)
+        return bool(loaded)
 
     def reload(self) -> None:
-        """Load the code location again, as *Reload* in the UI does.
+        """Load the code locations again, as *Reload* in the UI does; the daemon follows.
 
         Raises:
             StoreUnavailableError: The webserver does not answer.
         """
-        self._ask("mutation { reloadWorkspace { __typename } }", READY_SECONDS)
+        self._ask("mutation { reloadWorkspace { __typename } }", LOAD_SECONDS)
 
     def load_error(self) -> str | None:
         """Return why the code location does not load; None while it is loading, or loaded.
@@ -161,29 +182,65 @@ class DagsterProcesses:
         return None
 
     def stop(self) -> None:
-        """Stop both, and the runs and code servers that they started.
+        """Stop all processes, and the runs that they started.
 
         The next start detects interrupted runs and fails them.
         """
         servers, self._processes = list(self._processes.values()), {}
         # Asked before: the children of a process that ended have no parent that we know.
         started = [process for server in servers for process in server.descendants()]
+        # What a code server that was killed had loaded runs on until its runs have ended.
+        for process in self._loaded:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                started += [*process.children(recursive=True), process]
         for server in servers:
             server.request_stop()
         for server in servers:
             server.stop()
         end_all(started, PATIENCE_SECONDS)
 
+    def _title(self, name: str) -> str:
+        """Return what messages call the process."""
+        if name in self._locations:
+            return f"Dagster's code server of {self._locations[name].name}"
+        return f"Dagster's {name}"
+
+    @property
+    def _workspace_file(self) -> Path:
+        return self.folder / "workspace.yaml"
+
     def _launch(self, name: str) -> None:
         """Start the process; it need not answer yet."""
-        workspace = ("-w", str(self._workspace))
-        if name == "webserver":
-            address = ("-h", HOST, "-p", str(self._port))
-            server = self._server(name, "dagster_webserver", *address, *workspace)
-        else:
-            server = self._server(name, "dagster._daemon", "run", *workspace)
+        # `python -m` runs from the project's folder: the module path then finds the project even
+        # where it is not installed.
+        server = ServerProcess(
+            self._title(name),
+            ServerCommand(
+                argv=self._command(name),
+                folder=self.folder / name,
+                environment={**self.environment, "PYTHONPATH": str(self._root)},
+            ),
+        )
         self._processes[name] = server
         server.start()
+
+    def _command(self, name: str) -> tuple[str, ...]:
+        if name in self._locations:
+            return self._locations[name].command(self._ports[name])
+        workspace = ("-w", str(self._workspace_file))
+        if name == DAEMON:
+            return (sys.executable, "-m", "dagster._daemon", "run", *workspace)
+        address = ("-h", HOST, "-p", str(self._ports[WEBSERVER]))
+        return (sys.executable, "-m", "dagster_webserver", *address, *workspace)
+
+    def _wait_until_ready(self, name: str) -> None:
+        """Wait until a server answers; the daemon is none."""
+        process = self._processes[name]
+        if name in self._locations:
+            # It listens once it has loaded its code, or knows why it cannot.
+            process.wait_ready(lambda: _connect(self._ports[name]), LOAD_SECONDS)
+        elif name == WEBSERVER:
+            process.wait_ready(self._probe, READY_SECONDS)
 
     def _ask(self, query: str, timeout_seconds: float = ANSWER_SECONDS) -> Any:
         request = urllib.request.Request(  # noqa: S310  (of this machine's loopback)
@@ -197,18 +254,6 @@ class DagsterProcesses:
         except (urllib.error.URLError, OSError, ValueError) as error:
             raise StoreUnavailableError(f"Dagster's webserver does not answer: {error}") from error
 
-    def _server(self, name: str, module: str, *arguments: str) -> ServerProcess:
-        # `python -m` runs from the project's folder: the module path then finds the project even
-        # where it is not installed.
-        return ServerProcess(
-            f"dagster-{name}",
-            ServerCommand(
-                argv=(sys.executable, "-m", module, *arguments),
-                folder=self.folder / name,
-                environment={**self.environment, "PYTHONPATH": str(self._root)},
-            ),
-        )
-
     def _probe(self) -> None:
         try:
             with _DIRECT.open(f"{self.url}/server_info", timeout=2):
@@ -218,7 +263,7 @@ class DagsterProcesses:
 
 
 class _Process:
-    """The webserver or the daemon, for a supervisor."""
+    """The webserver or the daemon."""
 
     def __init__(self, dagster: DagsterProcesses, name: str) -> None:
         self._dagster = dagster
@@ -234,27 +279,28 @@ class _Process:
 
 
 class _CodeServer:
-    """The process of the code location, which the webserver starts and does not watch.
+    """A code server: one process that stays, and one that it starts, which has loaded the code."""
 
-    The daemon's is not watched, because the daemon starts another one every minute.
-    """
-
-    def __init__(self, dagster: DagsterProcesses) -> None:
+    def __init__(self, dagster: DagsterProcesses, name: str) -> None:
         self._dagster = dagster
+        self._name = name
 
     def check(self) -> None:
-        """Raise StoreUnavailableError if the webserver is running and has none."""
-        try:
-            self._dagster.check("webserver")
-        except StoreUnavailableError:
-            return  # It is started again by itself, and starts one.
-        # The webserver answers only once it has one.
-        if not self._dagster.code_servers():
+        """Raise StoreUnavailableError if one of its two processes has died."""
+        self._dagster.check(self._name)
+        if not self._dagster.has_loaded(self._name):
             raise StoreUnavailableError("Dagster's code server has ended")
 
     def start(self) -> None:
-        """Make the webserver start another one."""
-        self._dagster.reload()
+        """Start it again."""
+        self._dagster.restart(self._name)
+
+
+def _connect(port: int) -> None:
+    try:
+        socket.create_connection((HOST, port), timeout=2).close()
+    except OSError as error:
+        raise NotReadyError(str(error)) from error
 
 
 def _without_libpq(environment: Mapping[str, str]) -> dict[str, str]:

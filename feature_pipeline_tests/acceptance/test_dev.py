@@ -15,13 +15,7 @@ from feature_pipeline.archive import read
 from feature_pipeline.archive.logs import log
 from feature_pipeline.examples.records import STRUCTURES
 from feature_pipeline.local.services import LocalServices
-from feature_pipeline_tests.acceptance.own_project import (
-    LOCATION,
-    OwnProject,
-    locations,
-    running,
-    wait_for,
-)
+from feature_pipeline_tests.acceptance.own_project import OwnProject, wait_for
 from feature_pipeline_tests.acceptance.readme import README, one_block
 from feature_pipeline_tests.fixtures.shell import HOSTILE
 from feature_pipeline_tests.fixtures.stores import connect
@@ -156,8 +150,6 @@ def test_from_first_submission_to_rebuilt_table(tmp_path: Path) -> None:
         assert project.staleness(KEYS) == {"/".join(key): {"FRESH"} for key in KEYS}
         hooks = {row["hook"]: row for row in project.json("status")["hooks"]}
         assert hooks[HOOK]["to_load"] == 0
-        with running(project, "dg") as port:
-            assert wait_for(lambda: locations(port), 500) == [LOCATION]
 
     project.publish_other_output()
 

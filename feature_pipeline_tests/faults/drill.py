@@ -37,6 +37,7 @@ logger = logging.getLogger("drill")
 DATASET: Final = "drill"
 CRASH: Final = "crash"
 LONG: Final = "long"
+CODE_SERVER: Final = "Dagster's code server of feature_pipeline"
 HOSTILE: Final = "batch-hostile"
 WORDS, TOTALS, LABELS, WRONG = "words", "totals", "labels", "never_right"
 CRASHING: Final = (WORDS, TOTALS)
@@ -150,7 +151,7 @@ class Plan:
                 "break_definition": often,
                 "rename": seldom,
                 "kill_code_server": often,
-                "kill_daemons_code_server": often,
+                "kill_parent_of_code_server": seldom,
                 "kill_daemon": often,
                 "kill_worker": max(1, round(minutes * 0.6)),
                 "kill_seaweedfs": often,
@@ -321,10 +322,10 @@ class Drill:
         path.write_text(text.replace(old, new, 1))
 
     def _kill_code_server(self) -> None:
-        self._kill(lambda: self._code_servers("webserver"), "Dagster's code server")
+        self._kill(self._code_servers, CODE_SERVER)
 
-    def _kill_daemons_code_server(self) -> None:
-        self._kill(lambda: self._code_servers("daemon"))
+    def _kill_parent_of_code_server(self) -> None:
+        self._kill(lambda: self._server("dagster-processes", "code-server-0"), CODE_SERVER)
 
     def _kill_daemon(self) -> None:
         self._kill(lambda: self._server("dagster-processes", "daemon"), "Dagster's daemon")
@@ -362,17 +363,18 @@ class Drill:
             return [psutil.Process(json.loads(record.read_text())["pid"])]
         return []
 
-    def _code_servers(self, owner: str) -> list[psutil.Process]:
+    def _code_servers(self) -> list[psutil.Process]:
+        """The processes that have loaded the code; older ones too, as long as their runs go on."""
         found = []
-        for server in self._server("dagster-processes", owner):
+        for parent in self._server("dagster-processes", "code-server-0"):
             with contextlib.suppress(psutil.NoSuchProcess):
-                found += [p for p in server.children() if {"api", "grpc"} <= set(p.cmdline())]
+                found += [p for p in parent.children() if {"api", "grpc"} <= set(p.cmdline())]
         return found
 
     def _workers(self) -> list[psutil.Process]:
         """Processes of runs: what code servers started by `multiprocessing`."""
         found = []
-        for server in (*self._code_servers("daemon"), *self._code_servers("webserver")):
+        for server in self._code_servers():
             with contextlib.suppress(psutil.NoSuchProcess):
                 found += [p for p in server.children() if "spawn_main" in " ".join(p.cmdline())]
         return found

@@ -1,13 +1,18 @@
 """`feature-pipeline dev`: run local servers and Dagster's UI until Ctrl-C."""
 
+import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+from watchdog.utils.dirsnapshot import DirectorySnapshot, EmptyDirectorySnapshot
+
+import feature_pipeline
+from feature_pipeline import settings
 from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project
 from feature_pipeline.cli.servers import local_servers
@@ -19,6 +24,50 @@ from feature_pipeline.local.supervisor import Supervisor
 CHECK_SECONDS = 1.0
 LOCATION_SECONDS = 5.0
 """Interval between checks that the code location loads."""
+
+
+class DefinitionsWatch:
+    """Load the code location again when definitions have changed.
+
+    Args:
+        folder: Where the definitions are.
+    """
+
+    def __init__(self, folder: Path, dagster: DagsterProcesses, say: Callable[[str], None]) -> None:
+        self._folder = folder
+        self._dagster = dagster
+        self._say = say
+        self._loaded = self._before = self._read()
+
+    def look(self) -> None:
+        """Compare the folder's files; what has changed is loaded once nothing changes any more."""
+        files, before = self._read(), self._before
+        self._before = files
+        if _is_changed(before, files) or not _is_changed(self._loaded, files):
+            return
+        with suppress(StoreUnavailableError):  # the supervisor sees to the webserver
+            self._dagster.reload()
+            self._loaded = files
+            self._say("Definitions have changed, and are loaded again.")
+
+    def _read(self) -> DirectorySnapshot:
+        try:
+            return DirectorySnapshot(str(self._folder), listdir=_definitions)
+        except OSError:  # the folder, or a part of it, is being replaced
+            return EmptyDirectorySnapshot()
+
+
+def _definitions(folder: str | None) -> Iterator[os.DirEntry[str]]:
+    """List a folder without what Python and editors leave in it."""
+    with os.scandir(folder) as entries:
+        yield from (each for each in entries if not each.name.startswith((".", "__pycache__")))
+
+
+def _is_changed(old: DirectorySnapshot, new: DirectorySnapshot) -> bool:
+    found = new - old
+    return bool(
+        found.files_created or found.files_deleted or found.files_modified or found.files_moved
+    )
 
 
 class CodeLocationWatch:
@@ -82,6 +131,8 @@ def _serve(
     stopping: threading.Event,
 ) -> None:
     """Start Dagster, and watch every server until a signal comes."""
+    packaged = Path(feature_pipeline.__file__).parent / "defs"
+    definitions = DefinitionsWatch(settings.defs_folder(packaged), dagster, output.say)
     dagster.start()
     with suppress(KeyboardInterrupt):
         output.say(f"Dagster         {dagster.url}")
@@ -93,5 +144,6 @@ def _serve(
         location = CodeLocationWatch(dagster, output.say)
         while not stopping.wait(CHECK_SECONDS):
             servers.look()
+            definitions.look()
             location.look()
     output.say("\nStopping ...")

@@ -1,7 +1,8 @@
-"""What Dagster's webserver and daemon are started with."""
+"""What Dagster's processes are started with."""
 
 import pytest
 
+from feature_pipeline.cli.project import TEMPLATES
 from feature_pipeline.local.dagster_processes import DagsterProcesses
 
 
@@ -10,5 +11,5 @@ def test_a_busy_machine_has_ten_minutes_to_start_a_run(monkeypatch, tmp_path, gi
     monkeypatch.delenv("DAGSTER_GRPC_TIMEOUT_SECONDS", raising=False)
     if given:
         monkeypatch.setenv("DAGSTER_GRPC_TIMEOUT_SECONDS", given)
-    dagster = DagsterProcesses(tmp_path, tmp_path, tmp_path / "workspace.yaml", {})
+    dagster = DagsterProcesses(tmp_path, tmp_path, TEMPLATES / "workspace.yaml", {})
     assert dagster.environment["DAGSTER_GRPC_TIMEOUT_SECONDS"] == expected
