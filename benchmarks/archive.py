@@ -34,7 +34,7 @@ from feature_pipeline.archive.publish import (
     Artifact,
     Completion,
     CompletionStatus,
-    announce,
+    enqueue_completion,
     publish_artifact,
 )
 from feature_pipeline.archive.store.s3 import S3Store, open_store
@@ -242,7 +242,7 @@ def leave_completions(
                 log=None,
             ),
         )
-        announce(
+        enqueue_completion(
             store,
             Completion(
                 id=f"{key}-again",
@@ -304,7 +304,7 @@ def bench_accept(store: S3Store, folder: Path, count: int) -> float:
     fabricate(store, dataset, release, keys)
     leave_completions(store, dataset, release, keys)
     entries = accept.waiting(store)
-    spent = seconds(lambda: accept.settle_all(store, entries))
+    spent = seconds(lambda: accept.accept_entries(store, entries))
     for entry in entries:
         accept.remove(store, entry.id)
     return count / spent

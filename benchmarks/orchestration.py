@@ -34,7 +34,7 @@ from feature_pipeline.archive.publish import (
     Artifact,
     Completion,
     CompletionStatus,
-    announce,
+    enqueue_completion,
     publish_artifact,
     submit_batch,
 )
@@ -60,7 +60,7 @@ SEED: Final = "seed"
 """The one batch that goes the whole way for real; the others are copies of its events."""
 
 STALENESS_AT_MOST: Final = 1_000
-"""The UI asks for it when somebody opens a launch dialog; Dagster looks partition by partition."""
+"""The UI asks for it when a user opens a launch dialog; Dagster looks partition by partition."""
 
 LOCATION: Final = """
 from pathlib import Path
@@ -243,7 +243,7 @@ class Stack:
                 log=None,
             ),
         )
-        announce(
+        enqueue_completion(
             self.store,
             Completion(
                 id=f"{key}-{label}",

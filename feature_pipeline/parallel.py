@@ -34,10 +34,10 @@ def map_threads(function: Callable[[T], R], items: Iterable[T], workers: int = W
         # Waiting in one of the pool's threads for other threads of it could deadlock.
         with ThreadPoolExecutor(min(workers, len(work))) as pool:
             return _run(pool, function, work)
-    kept = _pools.get(workers)
-    if kept is None:
-        kept = _pools.setdefault(workers, ThreadPoolExecutor(workers, "archive", _enter))
-    return _run(kept, function, work)
+    cached = _pools.get(workers)
+    if cached is None:
+        cached = _pools.setdefault(workers, ThreadPoolExecutor(workers, "archive", _enter))
+    return _run(cached, function, work)
 
 
 def _enter() -> None:

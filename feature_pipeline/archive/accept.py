@@ -65,7 +65,7 @@ from feature_pipeline.parallel import WORKERS, map_threads
 
 logger = logging.getLogger(__name__)
 
-PATIENCE: Final = timedelta(hours=1)
+WAIT_LIMIT: Final = timedelta(hours=1)
 """How long an entry may wait for objects that it names before it is quarantined."""
 EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
 """Earliest plausible time: no correct clock shows an earlier one."""
@@ -128,17 +128,17 @@ class _Round:
         return self._tombstones[dataset]
 
 
-def settle(store: BlobStore, entry: InboxEntry) -> Accepted | Waiting | Quarantined:
+def accept_entry(store: BlobStore, entry: InboxEntry) -> Accepted | Waiting | Quarantined:
     """Accept the entry, leave it waiting, or quarantine it; it is never lost.
 
     An entry that refers to something that may still arrive (an unknown batch or release, missing or
-    damaged bytes, a newer document) waits for up to `PATIENCE`. If the store does not answer, it
+    damaged bytes, a newer document) waits for up to `WAIT_LIMIT`. If the store does not answer, it
     waits without limit.
     """
-    return _settle(_Round(store), entry)
+    return _accept_entry(_Round(store), entry)
 
 
-def settle_all(
+def accept_entries(
     store: BlobStore, entries: Sequence[InboxEntry]
 ) -> list[Accepted | Waiting | Quarantined]:
     """Process each entry: batches first, then each batch's completions in order of publication.
@@ -149,18 +149,18 @@ def settle_all(
         The result for each entry, in the order given.
     """
     acceptance = _Round(store, workers=1)
-    settled: dict[str, Accepted | Waiting | Quarantined] = {}
+    results_by_id: dict[str, Accepted | Waiting | Quarantined] = {}
     for are_batches in (True, False):
         chosen = [e for e in entries if isinstance(e.content, Submission) is are_batches]
         logs: dict[object, list[InboxEntry]] = {}
         for entry in sorted(chosen, key=_published_at):
             logs.setdefault(_log_of(entry), []).append(entry)
         results = map_threads(
-            lambda group: [(entry.id, _settle(acceptance, entry)) for entry in group],
+            lambda group: [(entry.id, _accept_entry(acceptance, entry)) for entry in group],
             logs.values(),
         )
-        settled.update(result for group in results for result in group)
-    return [settled[entry.id] for entry in entries]
+        results_by_id.update(result for group in results for result in group)
+    return [results_by_id[entry.id] for entry in entries]
 
 
 def _published_at(entry: InboxEntry) -> tuple[datetime, str]:
@@ -180,7 +180,7 @@ def _log_of(entry: InboxEntry) -> object:
             return entry.id
 
 
-def _settle(acceptance: _Round, entry: InboxEntry) -> Accepted | Waiting | Quarantined:
+def _accept_entry(acceptance: _Round, entry: InboxEntry) -> Accepted | Waiting | Quarantined:
     try:
         match entry.content:
             case Submission() as submission:
@@ -208,7 +208,7 @@ def _settle(acceptance: _Round, entry: InboxEntry) -> Accepted | Waiting | Quara
         # The one place where a round goes over objects: whatever one holds, it costs itself.
         reason = f"{type(error).__name__}: {error}"
         logger.exception("inbox entry %s cannot be accepted", quoted(entry.id))
-    if utc_now() - entry.modified_at < PATIENCE:
+    if utc_now() - entry.modified_at < WAIT_LIMIT:
         return Waiting(reason)
     return _quarantine(acceptance.store, entry, reason)
 
@@ -248,8 +248,8 @@ def _accept_batch(
     if known:
         check_same_batch(store, known, submission)
         return known[-1], False
-    what = f"batch {submission.batch!r} of dataset {submission.dataset!r}: submitted at"
-    _check_instant(what, submission.submitted_at, left_at)
+    subject = f"batch {submission.batch!r} of dataset {submission.dataset!r}: submitted at"
+    _check_instant(subject, submission.submitted_at, left_at)
     _check_size(store, submission.digest, f"batch {submission.batch!r}")
     batch = log.read_batch_blob(store, submission.digest)
     if (batch.dataset, batch.key) != (submission.dataset, submission.batch):
@@ -265,8 +265,8 @@ def _accept_batch(
         for record in batch.records
         for file in record.files
     ]
-    what = f"batch {batch.key!r} of dataset {batch.dataset!r}"
-    check_present(store, refs, what, acceptance.workers)
+    subject = f"batch {batch.key!r} of dataset {batch.dataset!r}"
+    check_present(store, refs, subject, acceptance.workers)
 
     def decide(entries: list[BatchEntry]) -> BatchEntry:
         if entries:
@@ -337,8 +337,8 @@ def _accept(
         "started at": manifest.run.started_at,
         "finished at": manifest.run.finished_at,
     }
-    for what, instant in times.items():
-        _check_instant(f"completion {completion.id}: {what}", instant, left_at)
+    for subject, instant in times.items():
+        _check_instant(f"completion {completion.id}: {subject}", instant, left_at)
     batch = _known_batch(store, manifest)
     withdrawn_ids = acceptance.withdrawn(completion.dataset)
     outcomes = check_artifact(store, manifest, batch, withdrawn_ids, acceptance.workers)
@@ -398,7 +398,7 @@ def _base(
     )
 
 
-def _check_size(store: BlobStore, digest: Digest, what: str) -> None:
+def _check_size(store: BlobStore, digest: Digest, subject: str) -> None:
     """Check that a document that an entry names is small enough to be read.
 
     Raises:
@@ -407,11 +407,12 @@ def _check_size(store: BlobStore, digest: Digest, what: str) -> None:
     info = store.stat(layout.blob(digest))
     if info is not None and info.size > Document.most_bytes:
         raise InvalidInputError(
-            f"{what}: its document {digest} {Document.too_large(info.size)}: make batches smaller"
+            f"{subject}: its document {digest} {Document.too_large(info.size)}: make batches"
+            " smaller"
         )
 
 
-def _check_instant(what: str, instant: datetime | None, left_at: datetime) -> None:
+def _check_instant(subject: str, instant: datetime | None, left_at: datetime) -> None:
     """Check that a time stated by the writer is plausible.
 
     Args:
@@ -424,8 +425,8 @@ def _check_instant(what: str, instant: datetime | None, left_at: datetime) -> No
     """
     if instant is not None and not EARLIEST <= instant <= left_at + CLOCKS_DIFFER:
         raise InvalidInputError(
-            f"{what} {instant_text(instant)}, and was left in the inbox at {instant_text(left_at)}:"
-            " set the writer's clock, and publish or submit again"
+            f"{subject} {instant_text(instant)}, and was left in the inbox at"
+            f" {instant_text(left_at)}: set the writer's clock, and publish or submit again"
         )
 
 
@@ -486,10 +487,10 @@ def _check_names(manifest: Manifest, completion: Completion, release: HookReleas
         "release": (manifest.release.digest, completion.release_digest),
         "release seq": (manifest.release.seq, completion.release_seq),
     }
-    for what, (in_manifest, in_completion) in stated.items():
+    for subject, (in_manifest, in_completion) in stated.items():
         if in_manifest != in_completion:
             raise InvalidInputError(
-                f"completion {completion.id}: {what} is {in_completion}, in its manifest"
+                f"completion {completion.id}: {subject} is {in_completion}, in its manifest"
                 f" {in_manifest}"
             )
     registered = release.document.version, release.document.image

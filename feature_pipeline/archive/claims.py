@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 LEASE: Final = timedelta(minutes=3)
 """How long after its last renewal a claim is respected."""
-KEPT: Final = timedelta(days=1)
+RETENTION: Final = timedelta(days=1)
 """How long after its last renewal a claim of a dead run is deleted."""
 _RENEWED_SECONDS: Final = 30.0
 _FIRST_PAUSE_SECONDS: Final = 0.5
@@ -64,7 +64,7 @@ _EARLIEST: Final = datetime.min.replace(tzinfo=UTC)
 class ClaimDocument(Document):
     """The actions that one run computes."""
 
-    what: ClassVar[str] = "claim"
+    document_type: ClassVar[str] = "claim"
     most_bytes: ClassVar[int] = 64 << 20
 
     holder: str
@@ -104,7 +104,7 @@ class Other:
 
 
 class Claim:
-    """The claim of a hook run over one batch. Nothing is written before `take`.
+    """The claim of a hook run over one batch. Nothing is written before `acquire`.
 
     Args:
         store: The archive.
@@ -137,7 +137,7 @@ class Claim:
         """Return whether these actions were taken."""
         return self._actions.issuperset(map(_short, actions))
 
-    def take(
+    def acquire(
         self,
         actions: Collection[Digest],
         contested: Collection[Digest],
@@ -160,31 +160,31 @@ class Claim:
         """
         self._actions = frozenset()
         wanted = frozenset(map(_short, contested))
-        looks, failures, pause = 0, 0, _FIRST_PAUSE_SECONDS
+        polls, failures, pause = 0, 0, _FIRST_PAUSE_SECONDS
         while True:
             try:
-                if not looks and self._write(actions):
+                if not polls and self._write(actions):
                     self._actions = frozenset(map(_short, actions))
                     return True
                 others = self._others(wanted)
                 if not others:
                     if self._written.hold(self._own_etag):
                         self._actions = frozenset(map(_short, actions))
-                        return not looks
+                        return not polls
                     self._write(actions)
                     continue
                 self._report_waiting(others, len(actions), say)
-                looks, failures = looks + 1, 0
+                polls, failures = polls + 1, 0
                 if self._written.is_there and any(other.order < self._order for other in others):
                     self._written.delete()
-                if looks % _NEWS_EVERY == 0 and has_news():
+                if polls % _NEWS_EVERY == 0 and has_news():
                     return False
             except _NO_ANSWER as error:
                 failures += 1
                 if failures >= _ATTEMPTS:
                     logger.warning("%s: going on without a claim: %s", self._prefix, error)
                     self._actions = frozenset(map(_short, actions))
-                    return not looks
+                    return not polls
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
@@ -203,9 +203,9 @@ class Claim:
         with suppress(FeaturePipelineError):
             self._written.delete()
 
-    def leave(self) -> None:
+    def abandon(self) -> None:
         """Stop renewing the claim without removing it: what it is about may go on elsewhere."""
-        self._written.leave()
+        self._written.abandon()
 
     @property
     def _order(self) -> tuple[datetime, str]:
@@ -344,7 +344,7 @@ class _Written:
                 self._document = None
                 self._store.delete(self.key)
 
-    def leave(self) -> None:
+    def abandon(self) -> None:
         """Stop renewing; `delete` does nothing any more."""
         self.stop()
         with self._lock:
@@ -401,7 +401,7 @@ def remove_expired(store: BlobStore, dataset: str, hook: str) -> int:
     """
     now = store.now()
     listed = store.list_objects(layout.claims(dataset, hook))
-    expired = [info.key for info in listed if now - info.modified_at > KEPT]
+    expired = [info.key for info in listed if now - info.modified_at > RETENTION]
     for key in expired:
         store.delete(key)
     return len(expired)

@@ -40,35 +40,36 @@ def check_artifact(
         CorruptDataError: A blob does not match its name, or the two tables do not agree.
         InvalidInputError: The contract is broken.
     """
-    what = f"artifact of run {manifest.run.id}"
+    subject = f"artifact of run {manifest.run.id}"
     # Rows and outcomes are read, which says more than asking whether they are there.
     others = [ref for name, ref in manifest.blobs.items() if name not in {ROWS, OUTCOMES}]
-    check_present(store, others, what, workers)
+    check_present(store, others, subject, workers)
     # Of a failed run too: what it left names the records that it was given.
-    given = [record.id for record in batch.records]
-    check_not_withdrawn(manifest.dataset, given, withdrawn)
+    given_ids = [record.id for record in batch.records]
+    check_not_withdrawn(manifest.dataset, given_ids, withdrawn)
     if manifest.is_failed:
         return []
     check_columns(manifest.columns)
-    outcomes, content = _decoded(store, manifest, what, len(given))
+    outcomes, content = _decoded(store, manifest, subject, len(given_ids))
     ids = [outcome.record_id for outcome in outcomes]
     if set(ids) != {record.id for record in batch.records}:
         odd = set(ids) ^ {record.id for record in batch.records}
         raise InvalidInputError(
-            f"{what}: its outcomes do not match the batch's records: {quoted_list(sorted(odd), 5)}"
+            f"{subject}: its outcomes do not match the batch's records:"
+            f" {quoted_list(sorted(odd), 5)}"
         )
-    _check_values(manifest, outcomes, what)
+    _check_values(manifest, outcomes, subject)
     stated = (manifest.content_digest, manifest.rows_digest, manifest.counts)
     if stated != (content.content_digest, content.rows_digest, content.counts):
         raise InvalidInputError(
-            f"{what}: its tables give {content.content_digest} ({content.counts}), its manifest"
+            f"{subject}: its tables give {content.content_digest} ({content.counts}), its manifest"
             f" {manifest.content_digest} ({manifest.counts})"
         )
     return outcomes
 
 
 def _decoded(
-    store: BlobStore, manifest: Manifest, what: str, records: int
+    store: BlobStore, manifest: Manifest, subject: str, records: int
 ) -> "tuple[list[Outcome], Content]":
     """Decode the artifact's tables and compute their digests.
 
@@ -90,26 +91,26 @@ def _decoded(
         raise
     except (FeaturePipelineError, ValueError, TypeError, OverflowError, pa.ArrowException) as error:
         # A writer of blobs may have written any Parquet; one must not stop the others.
-        raise InvalidInputError(f"{what}: its tables cannot be decoded: {error}") from error
+        raise InvalidInputError(f"{subject}: its tables cannot be decoded: {error}") from error
 
 
-def _check_values(manifest: Manifest, outcomes: Sequence[Outcome], what: str) -> None:
+def _check_values(manifest: Manifest, outcomes: Sequence[Outcome], subject: str) -> None:
     required = [i for i, column in enumerate(manifest.columns) if column.required]
     for outcome in outcomes:
         if manifest.cardinality == "one" and len(outcome.rows) > 1:
             raise InvalidInputError(
-                f"{what}: record {outcome.record_id!r} has {len(outcome.rows)} rows, and the"
+                f"{subject}: record {outcome.record_id!r} has {len(outcome.rows)} rows, and the"
                 " cardinality is one"
             )
         for row in outcome.rows:
             if any(row[i] is None for i in required):
                 raise InvalidInputError(
-                    f"{what}: record {outcome.record_id!r}: a required column is null"
+                    f"{subject}: record {outcome.record_id!r}: a required column is null"
                 )
 
 
 def check_present(
-    store: BlobStore, refs: Collection[BlobRef], what: str, workers: int = WORKERS
+    store: BlobStore, refs: Collection[BlobRef], subject: str, workers: int = WORKERS
 ) -> None:
     """Check that every blob is stored with the size and checksum that its name states.
 
@@ -118,7 +119,7 @@ def check_present(
     """
     if missing := blobs.find_missing(store, refs, workers):
         raise NotFoundError(
-            f"{what}: blob {missing[0].digest} of {missing[0].size} bytes is missing or damaged"
+            f"{subject}: blob {missing[0].digest} of {missing[0].size} bytes is missing or damaged"
             + (f", as well as {counted(len(missing) - 1, 'other')}" if len(missing) > 1 else "")
         )
 
@@ -139,7 +140,7 @@ def check_not_withdrawn(
         )
 
 
-def check_batch_digest(entries: Sequence[BatchEntry], made_of: Digest, what: str) -> None:
+def check_batch_digest(entries: Sequence[BatchEntry], made_of: Digest, subject: str) -> None:
     """Check that the batch which an artifact was made of is the current one.
 
     Args:
@@ -155,11 +156,11 @@ def check_batch_digest(entries: Sequence[BatchEntry], made_of: Digest, what: str
         return
     if made_of in [entry.digest for entry in entries]:
         raise InvalidInputError(
-            f"{what}: records were erased from batch {last.batch!r} of dataset {last.dataset!r}"
+            f"{subject}: records were erased from batch {last.batch!r} of dataset {last.dataset!r}"
             f" since it was planned; `feature-pipeline erase --dataset {last.dataset}` takes them"
             " out of it while they are withdrawn"
         )
     raise InvalidInputError(
-        f"{what}: it was made of {made_of}, batch {last.batch!r} of dataset {last.dataset!r} is"
+        f"{subject}: it was made of {made_of}, batch {last.batch!r} of dataset {last.dataset!r} is"
         f" {last.digest}"
     )

@@ -56,7 +56,7 @@ _MOST_OF: Final = 0.8
 class LeaseDocument(Document):
     """Who may delete which blobs, and until when. A working object, not part of the format."""
 
-    what: ClassVar[str] = "deletion lease"
+    document_type: ClassVar[str] = "deletion lease"
 
     holder: str = Field(default_factory=lambda: uuid4().hex)
     number: int = 0
@@ -75,8 +75,8 @@ class LeaseDocument(Document):
 
 def read(store: BlobStore) -> LeaseDocument | None:
     """Return the current lease; None if there never was one."""
-    held = _read(store)
-    return None if held is None else _decode(held)
+    stored = _read(store)
+    return None if stored is None else _decode(stored)
 
 
 def wait(store: BlobStore, digests: Collection[Digest]) -> None:
@@ -98,11 +98,11 @@ class DeletionLease:
         self._document = document
         self._began = began
         self._length = LEASE
-        self._is_settled = True
+        self._is_answered = True
         self._lock = threading.Lock()
 
     @classmethod
-    def take(cls, store: BlobStore) -> Self:
+    def acquire(cls, store: BlobStore) -> Self:
         """Take the lease.
 
         Raises:
@@ -114,8 +114,8 @@ class DeletionLease:
         document = LeaseDocument(until=now + LEASE)
         data = document.encode()
         if create_or_read(store, layout.GC_LEASE, data) != data:
-            held = store.get(layout.GC_LEASE)
-            lease = _decode(held)
+            stored = store.get(layout.GC_LEASE)
+            lease = _decode(stored)
             if not lease.is_over and now < lease.until + MARGIN:
                 raise ConflictError(
                     f"another deletion is under way in {store.identity}, or ended without"
@@ -123,14 +123,14 @@ class DeletionLease:
                     f" {instant_text(lease.until)} at the"
                     " latest"
                 )
-            if not _replace(store, data, held.info.etag):
+            if not _replace(store, data, stored.info.etag):
                 raise ConflictError(
                     f"another deletion has just begun in {store.identity}: run this one again later"
                 )
         return cls(store, document, began)
 
     @classmethod
-    def take_when_free(cls, store: BlobStore, say: Callable[[str], None]) -> Self:
+    def acquire_when_free(cls, store: BlobStore, say: Callable[[str], None]) -> Self:
         """Take the lease, after waiting for another deletion to end.
 
         Args:
@@ -140,7 +140,7 @@ class DeletionLease:
         pause = _FIRST_PAUSE_SECONDS
         while True:
             try:
-                return cls.take(store)
+                return cls.acquire(store)
             except ConflictError as error:
                 # One that died holds it for a few minutes at most.
                 if pause == _FIRST_PAUSE_SECONDS:
@@ -160,7 +160,7 @@ class DeletionLease:
         Raises:
             ConflictError: Another deletion took the lease.
         """
-        while not self._is_settled and self._store.now() <= self._document.until:
+        while not self._is_answered and self._store.now() <= self._document.until:
             time.sleep(_LONGEST_PAUSE_SECONDS)  # a request without an answer may still arrive
         began = time.monotonic()
         self._length = max(LEASE, at_least)
@@ -171,7 +171,7 @@ class DeletionLease:
             }
         )
         self._began = began
-        self._is_settled = True
+        self._is_answered = True
 
     @property
     def has_time(self) -> bool:
@@ -190,34 +190,34 @@ class DeletionLease:
             StoreUnavailableError: It did not happen; the lease may be over.
             OutcomeUnknownError: It may happen until the lease is over.
         """
-        is_settled = False
+        is_answered = False
         try:
-            is_settled = self._store.delete_before(layout.blob(digest), self.until)
+            is_answered = self._store.delete_before(layout.blob(digest), self.until)
         except StoreUnavailableError:
-            is_settled = True
+            is_answered = True
             raise
         finally:
             with self._lock:
-                self._is_settled = self._is_settled and is_settled
+                self._is_answered = self._is_answered and is_answered
 
     def end(self) -> None:
         """Release the lease, so that waiting publishers continue.
 
         If a deletion had no answer, it may still arrive: the lease then expires by itself.
         """
-        if self._is_settled:
+        if self._is_answered:
             self._write({"is_over": True, "condemned": ()})
 
     def _write(self, update: dict[str, object]) -> None:
-        held = _read(self._store)
-        if held is None or held.data != self._document.encode():
-            raise self._taken()
+        stored = _read(self._store)
+        if stored is None or stored.data != self._document.encode():
+            raise self._taken_over()
         document = self._document.model_copy(update={"number": self._document.number + 1, **update})
-        if not _replace(self._store, document.encode(), held.info.etag):
-            raise self._taken()
+        if not _replace(self._store, document.encode(), stored.info.etag):
+            raise self._taken_over()
         self._document = document
 
-    def _taken(self) -> ConflictError:
+    def _taken_over(self) -> ConflictError:
         return ConflictError(
             f"the lease {layout.GC_LEASE} in {self._store.identity} ended, and another deletion"
             " took it: run this one again"
@@ -233,16 +233,16 @@ def _replace(store: BlobStore, data: bytes, etag: str) -> bool:
     except OutcomeUnknownError as error:
         unknown = error
     # A refusal may be of a second attempt, whose first one succeeded without an answer.
-    held = _read(store)
-    if held is not None and held.data == data:
+    stored = _read(store)
+    if stored is not None and stored.data == data:
         return True
-    if unknown is not None and held is not None and held.info.etag == etag:
+    if unknown is not None and stored is not None and stored.info.etag == etag:
         raise unknown
     return False
 
 
-def _decode(held: StoredObject) -> LeaseDocument:
-    return LeaseDocument.decode(held.data, layout.GC_LEASE)
+def _decode(stored: StoredObject) -> LeaseDocument:
+    return LeaseDocument.decode(stored.data, layout.GC_LEASE)
 
 
 def _read(store: BlobStore) -> StoredObject | None:

@@ -37,7 +37,7 @@ from feature_pipeline.archive.logs.erasures import erased
 from feature_pipeline.archive.logs.inbox import Completion as Completion
 from feature_pipeline.archive.logs.inbox import CompletionStatus as CompletionStatus
 from feature_pipeline.archive.logs.inbox import Submission as Submission
-from feature_pipeline.archive.logs.inbox import leave
+from feature_pipeline.archive.logs.inbox import enqueue
 from feature_pipeline.archive.logs.log import ReleaseEntry
 from feature_pipeline.archive.logs.tombstones import (
     TombstoneAction,
@@ -261,7 +261,7 @@ def _without_output(outcome: Outcome) -> WithoutOutput:
     )
 
 
-def announce(store: BlobStore, completion: Completion) -> Completion:
+def enqueue_completion(store: BlobStore, completion: Completion) -> Completion:
     """Leave the completion in the inbox, from which any later process can accept it.
 
     Its manifest must be stored. Idempotent: the first call fixes when it was published, which is
@@ -272,10 +272,10 @@ def announce(store: BlobStore, completion: Completion) -> Completion:
     """
     if completion.published_at is None:
         completion = completion.as_published(utc_now())
-    return leave(store, completion)
+    return enqueue(store, completion)
 
 
-def announce_artifact(
+def publish_and_enqueue(
     store: BlobStore, artifact: Artifact, complete: Callable[[Digest], Completion]
 ) -> tuple[PublishedArtifact, Completion]:
     """Store the artifact and leave its completion, protected against concurrent deletions.
@@ -291,16 +291,16 @@ def announce_artifact(
     """
     guard = Guard(store)
     published = publish_artifact(store, artifact)
-    completion = announce(store, complete(published.manifest_digest))
-    # An erasure that begins after this look finds the completion waiting.
-    _check_still_wanted(store, artifact)
+    completion = enqueue_completion(store, complete(published.manifest_digest))
+    # An erasure that begins after this check finds the completion waiting.
+    _check_not_withdrawn(store, artifact)
     if guard.find_lost(published.refs):
-        _check_still_wanted(store, artifact)
+        _check_not_withdrawn(store, artifact)
         publish_artifact(store, artifact)
     return published, completion
 
 
-def _check_still_wanted(store: BlobStore, artifact: Artifact) -> None:
+def _check_not_withdrawn(store: BlobStore, artifact: Artifact) -> None:
     """Check that no record of the artifact is withdrawn, or was erased from its batch.
 
     Raises:
@@ -353,8 +353,8 @@ def submit_batch(store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Pa
         _check_budget(store, batch.dataset)
     guard = Guard(store)
     refs = _store_batch(store, batch, data, files)
-    submitted_at = known[0].submitted_at if known else leave(store, submission).submitted_at
-    # An erasure that begins after this look finds the batch waiting or accepted.
+    submitted_at = known[0].submitted_at if known else enqueue(store, submission).submitted_at
+    # An erasure that begins after this check finds the batch waiting or accepted.
     _check_not_erased_meanwhile(store, batch, withdrawals)
     if not known and guard.find_lost(refs):
         _check_not_erased_meanwhile(store, batch, withdrawals)

@@ -61,9 +61,9 @@ def disagreement(entry: FeatureEntry, manifest: Manifest) -> str | None:
         "content_digest": (entry.content_digest, manifest.content_digest),
         "failed": (has_failed, manifest.is_failed),
     }
-    for what, (ours, theirs) in compared.items():
+    for field, (ours, theirs) in compared.items():
         if ours != theirs:
-            return f"its {what} is {ours}, that of its manifest {entry.manifest} is {theirs}"
+            return f"its {field} is {ours}, that of its manifest {entry.manifest} is {theirs}"
     return None
 
 
@@ -128,10 +128,10 @@ def decode_bounded(manifest: Manifest, rows: bytes, outcomes: bytes, records: in
         rows_schema,
     )
 
-    what = f"{_name(manifest)}: {OUTCOMES}"
-    outcome_table = read_bounded(outcomes, what, OUTCOMES_SCHEMA, records)
-    what = f"{_name(manifest)}: {ROWS}"
-    table = read_bounded(rows, what, rows_schema(manifest.columns), manifest.counts.rows)
+    subject = f"{_name(manifest)}: {OUTCOMES}"
+    outcome_table = read_bounded(outcomes, subject, OUTCOMES_SCHEMA, records)
+    subject = f"{_name(manifest)}: {ROWS}"
+    table = read_bounded(rows, subject, rows_schema(manifest.columns), manifest.counts.rows)
     return _with_stated(manifest, decode_outcomes(manifest.columns, table, outcome_table))
 
 

@@ -96,13 +96,13 @@ def carry_over(
     """
     search = _Search(store, question)
     if current is not None:
-        search.look_into_current(current)
+        search.search_current(current)
     if sources is not None:
-        search.look_into(sources, is_ordered=True)
+        search.search(sources, is_ordered=True)
     elif search.open_records:
-        is_complete = search.look_into_memory()
+        is_complete = search.search_memory()
         if search.open_records and not is_complete:
-            search.look_into(
+            search.search(
                 entry.manifest
                 for entry in reversed(entries)
                 if entry.release == question.release.digest and entry.verdict is not Verdict.FAILED
@@ -149,17 +149,17 @@ class _Search:
             self._erased = erased(self.store, self.definition.dataset)
         return self._erased
 
-    def look_into_current(self, current: Current) -> None:
+    def search_current(self, current: Current) -> None:
         if current.manifest is None:
             self.found.notes.append("the previous artifact's manifest is damaged")
             return
         if current.damage is not None:
             self.found.notes.append(f"nothing carried over: {current.damage}")
         self._manifests[current.entry.manifest] = current.manifest
-        self._take(current.entry.manifest, current.outcomes, current.entry.accepted_at)
+        self._add_outcomes(current.entry.manifest, current.outcomes, current.entry.accepted_at)
         self._errored_at = dict.fromkeys(self.found.retried, current.entry.accepted_at)
 
-    def look_into_memory(self) -> bool:
+    def search_memory(self) -> bool:
         """Search the memory's artifacts; return whether the memory is known to be complete."""
         program = self.question.release.program
         prefix = layout.answers(self.definition.dataset, self.definition.name, program)
@@ -167,12 +167,12 @@ class _Search:
         remembered = answers.find(self.store, prefix, actions)
         self.found.notes += [f"memory of answers: {why}" for why in remembered.problems]
         self._is_unaccepted = False
-        self.look_into(remembered.artifacts)
+        self.search(remembered.artifacts)
         if not self._is_unaccepted:
             self.found.memory = remembered.keys
         return remembered.is_complete
 
-    def look_into(self, manifests: Iterable[Digest], *, is_ordered: bool = False) -> None:
+    def search(self, manifests: Iterable[Digest], *, is_ordered: bool = False) -> None:
         """Take the answers of these artifacts, newest first unless they are ordered."""
         # An erasure replaced some: what the successor does not say any more is not answered.
         names = dict.fromkeys(map(self.erased.manifest_now, manifests))
@@ -184,7 +184,7 @@ class _Search:
         for entry in accepted:
             if not self.open_records:
                 return
-            self._read_and_take(entry)
+            self._read_and_add(entry)
 
     def _locate(self, digest: Digest) -> FeatureEntry | None:
         """Return the log entry of an artifact of this hook; None if no log names it."""
@@ -215,21 +215,23 @@ class _Search:
             self._manifests[digest] = manifest
         return manifest
 
-    def _read_and_take(self, entry: FeatureEntry) -> None:
+    def _read_and_add(self, entry: FeatureEntry) -> None:
         try:
             outcomes = read.read_artifact_outcomes(self.store, self._manifests[entry.manifest])
         except (NotFoundError, CorruptDataError) as error:
             self.found.notes.append(f"manifest {entry.manifest.short}: {error}")
             return
-        self._take(entry.manifest, {o.record_id: o for o in outcomes}, entry.accepted_at)
+        self._add_outcomes(entry.manifest, {o.record_id: o for o in outcomes}, entry.accepted_at)
 
-    def _take(self, digest: Digest, outcomes: Mapping[str, Outcome], accepted_at: datetime) -> None:
+    def _add_outcomes(
+        self, digest: Digest, outcomes: Mapping[str, Outcome], accepted_at: datetime
+    ) -> None:
         """Take the artifact's answers for open records."""
         self._seen.add(digest)
         if outcomes:
             named = self._manifests[digest].blobs
             self._read |= {named[ROWS].digest, named[OUTCOMES].digest}
-        taken: dict[str, Outcome] = {}
+        usable: dict[str, Outcome] = {}
         for record_id in self.open_records:
             outcome = outcomes.get(record_id)
             if outcome is None or outcome.action != self.question.actions[record_id]:
@@ -241,34 +243,34 @@ class _Search:
                 self.found.retried.setdefault(record_id, outcome)
                 continue
             source = self.erased.manifest_now(outcome.carried_from or digest)
-            taken[record_id] = replace(outcome, carried_from=source)
-        taken = self._whole(self._present(taken))
+            usable[record_id] = replace(outcome, carried_from=source)
+        usable = self._whole(self._present(usable))
         if reads_otherwise(self._manifests[digest], self.definition):
-            taken = self._whole(self._decoded(taken))
-            self.found.decoded_again |= taken.keys()
-        if taken:
-            self.found.outcomes |= taken
+            usable = self._whole(self._decoded(usable))
+            self.found.decoded_again |= usable.keys()
+        if usable:
+            self.found.outcomes |= usable
             self.found.sources.append(digest)
 
-    def _whole(self, taken: dict[str, Outcome]) -> dict[str, Outcome]:
+    def _whole(self, usable: dict[str, Outcome]) -> dict[str, Outcome]:
         """Return the outcomes; none if there is one action for the batch and some are missing."""
-        if self.definition.scope is Scope.BATCH and len(taken) < len(self.question.actions):
+        if self.definition.scope is Scope.BATCH and len(usable) < len(self.question.actions):
             return {}
-        return taken
+        return usable
 
-    def _present(self, taken: dict[str, Outcome]) -> dict[str, Outcome]:
+    def _present(self, usable: dict[str, Outcome]) -> dict[str, Outcome]:
         """Return the outcomes whose manifest has all of its blobs in the archive."""
-        sources = {o.carried_from for o in taken.values() if o.carried_from is not None}
+        sources = {o.carried_from for o in usable.values() if o.carried_from is not None}
         for source in sorted(sources - self._lost.keys()):
-            self._lost[source] = lost = self._what_is_lost(source)
+            self._lost[source] = lost = self._loss(source)
             if lost is not None:
                 self.found.notes.append(
                     f"manifest {source.short}: {lost}; its outcomes are not carried over"
                 )
         lost_sources = {source for source in sources if self._lost[source] is not None}
-        return {i: o for i, o in taken.items() if o.carried_from not in lost_sources}
+        return {i: o for i, o in usable.items() if o.carried_from not in lost_sources}
 
-    def _what_is_lost(self, digest: Digest) -> str | None:
+    def _loss(self, digest: Digest) -> str | None:
         """Return why a manifest cannot be carried from; None if all its blobs are stored."""
         manifest = self._manifest(digest)
         if manifest is None:
@@ -280,7 +282,7 @@ class _Search:
                 return f"its blob {name} ({ref.digest.short}) is missing or damaged"
         return None
 
-    def _decoded(self, taken: Mapping[str, Outcome]) -> dict[str, Outcome]:
+    def _decoded(self, usable: Mapping[str, Outcome]) -> dict[str, Outcome]:
         """Return the outcomes as decoded from the raw output under the current declaration.
 
         Without those whose raw output cannot be read any more: they are computed again, which is
@@ -288,8 +290,8 @@ class _Search:
         """
         decoded: dict[str, Outcome] = {}
         feature = self.definition.feature
-        for source in sorted({o.carried_from for o in taken.values() if o.carried_from}):
-            ours = {i: o for i, o in taken.items() if o.carried_from == source}
+        for source in sorted({o.carried_from for o in usable.values() if o.carried_from}):
+            ours = {i: o for i, o in usable.items() if o.carried_from == source}
             decoded |= {i: o for i, o in ours.items() if not o.is_from_output}
             wanted = [i for i, o in ours.items() if o.is_from_output]
             if not wanted:
@@ -303,6 +305,6 @@ class _Search:
                 )
                 continue
             for outcome in again:
-                action = taken[outcome.record_id].action
+                action = usable[outcome.record_id].action
                 decoded[outcome.record_id] = replace(outcome, carried_from=source, action=action)
-        return {i: decoded[i] for i in taken if i in decoded}
+        return {i: decoded[i] for i in usable if i in decoded}

@@ -46,7 +46,7 @@ def plan_claimed(
                 if not force and record.id not in force_records
             }
             has_news = partial(_has_news, store, current)
-            is_at_once = claim.take(actions, contested, say, has_news)
+            is_at_once = claim.acquire(actions, contested, say, has_news)
             if is_at_once and not (contested and has_news()):
                 break
             current = plan()

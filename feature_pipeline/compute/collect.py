@@ -8,7 +8,7 @@ from feature_pipeline.archive.format.manifest import FailureInfo, RunInfo
 from feature_pipeline.archive.publish import Artifact
 from feature_pipeline.compute.plan import ComputePlan
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.hooks.left_output import files_to_keep
+from feature_pipeline.hooks.left_output import storable_files
 from feature_pipeline.hooks.output import decode_output, raw_files
 from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
@@ -79,7 +79,7 @@ def failed_artifact(
 
     Files that cannot be read, or exceed the run's limit, are named in notes instead of stored.
     """
-    raw, left_out = files_to_keep(output, plan.definition.release.limits.scratch_bytes)
+    raw, left_out = storable_files(output, plan.definition.release.limits.scratch_bytes)
     return Artifact(
         batch=plan.batch,
         release=plan.release,
@@ -103,7 +103,7 @@ def _artifact(
     log: Path | None,
 ) -> Artifact:
     computed = {outcome.record_id: outcome for outcome in decoded.outcomes}
-    known = {**plan.not_asked, **plan.carried, **computed}
+    known = {**plan.skipped, **plan.carried, **computed}
     outcomes = tuple(known[record.id] for record in plan.batch.records)
     notes = list(plan.notes) + list(decoded.notes)
     if decoded.unknown_ids:

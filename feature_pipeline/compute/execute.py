@@ -14,7 +14,7 @@ from feature_pipeline.compute.collect import (
     failed_artifact,
     read_output,
 )
-from feature_pipeline.compute.in_flight import expect
+from feature_pipeline.compute.in_flight import register
 from feature_pipeline.compute.plan import ComputePlan
 from feature_pipeline.compute.stage import stage_inputs
 from feature_pipeline.errors import RuntimeFailure
@@ -98,7 +98,7 @@ def execute_plan(
     begin_with = _memory_to_begin_with(plan)
     if isinstance(runner, LastingRunner):
         # Before anything is started: from here on the result is taken, though this worker dies.
-        waits = expect(
+        waits = register(
             store,
             plan,
             runner.image_of(plan.release.release),
@@ -111,8 +111,8 @@ def execute_plan(
             plan, runner, monitor, workspace, request_id, dagster_run_id, begin_with=begin_with
         )
     except HookAborted as error:
-        may_go_on = error.failure.kind == FailureKind.CLUSTER_REFUSED
-        if waits is not None and not may_go_on:
+        may_continue = error.failure.kind == FailureKind.CLUSTER_REFUSED
+        if waits is not None and not may_continue:
             store.delete(waits)  # nothing was left running that could answer
         raise
 
@@ -321,7 +321,7 @@ def reasons_of(plan: ComputePlan) -> Mapping[str, int]:
         "records": len(plan.batch.records),
         "computed": len(plan.compute),
         "carried": len(plan.carried),
-        "not_asked": len(plan.not_asked),
+        "not_asked": len(plan.skipped),
         "retried": plan.retried,
         "decoded_again": plan.decoded_again,
     }

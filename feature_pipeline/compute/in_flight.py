@@ -24,15 +24,15 @@ from feature_pipeline.errors import (
 )
 from feature_pipeline.parallel import map_threads
 
-KEPT: Final = timedelta(days=14)
+RETENTION: Final = timedelta(days=14)
 """How long a result is awaited; files left by pods are deleted after this time as well."""
-_NOBODY: Final = "none"
+_NO_WORKER: Final = "none"
 
 
-class ExpectedRun(Document):
+class InFlightRun(Document):
     """An in-flight hook run: what was requested, and by which worker."""
 
-    what: ClassVar[str] = "expected hook run"
+    document_type: ClassVar[str] = "expected hook run"
     most_bytes: ClassVar[int] = 64 << 20
     newest: ClassVar[int] = 2
     added: ClassVar[Mapping[str, int]] = {"begin_with": 2, "sources": 2}
@@ -63,7 +63,7 @@ class ExpectedRun(Document):
 
 
 @dataclass(frozen=True, slots=True)
-class ExpectedKey:
+class InFlightKey:
     """The key of an in-flight run, which names the worker that waits for it."""
 
     key: str
@@ -74,10 +74,10 @@ class ExpectedKey:
 
     def is_late(self, now: datetime) -> bool:
         """Return whether the files left by its pods are deleted by now."""
-        return now - self.begun_at > KEPT
+        return now - self.begun_at > RETENTION
 
 
-def expect(
+def register(
     store: BlobStore,
     plan: ComputePlan,
     image: str | None,
@@ -93,7 +93,7 @@ def expect(
     if image is None:
         return None
     computed = tuple(record.id for record in plan.compute)
-    run = ExpectedRun(
+    run = InFlightRun(
         id=plan.hook_run_id(request_id),
         dataset=plan.batch.dataset,
         hook=plan.definition.name,
@@ -109,31 +109,31 @@ def expect(
         image=image,
         dagster_run_id=dagster_run_id,
     )
-    key = layout.expected(run.id, dagster_run_id or _NOBODY)
+    key = layout.in_flight(run.id, dagster_run_id or _NO_WORKER)
     # what a worker of the same Dagster run left before it is as good
     create_or_read(store, key, run.encode())
     return key
 
 
-def expected_keys(store: BlobStore) -> list[ExpectedKey]:
+def list_in_flight(store: BlobStore) -> list[InFlightKey]:
     """List every run that a worker waits for, or waited for when it died. One listing."""
     keys = []
-    for info in store.list_objects(layout.EXPECTED):
-        run_id, _, worker = info.key.removeprefix(layout.EXPECTED).rpartition(".")
-        dagster_run_id = None if worker == _NOBODY else worker
-        keys.append(ExpectedKey(info.key, run_id, dagster_run_id, info.modified_at))
+    for info in store.list_objects(layout.IN_FLIGHT):
+        run_id, _, worker = info.key.removeprefix(layout.IN_FLIGHT).rpartition(".")
+        dagster_run_id = None if worker == _NO_WORKER else worker
+        keys.append(InFlightKey(info.key, run_id, dagster_run_id, info.modified_at))
     return keys
 
 
-def read_expected(
-    store: BlobStore, keys: Iterable[ExpectedKey]
-) -> dict[ExpectedKey, ExpectedRun | FeaturePipelineError]:
+def read_in_flight(
+    store: BlobStore, keys: Iterable[InFlightKey]
+) -> dict[InFlightKey, InFlightRun | FeaturePipelineError]:
     """Read the runs, or why one cannot be read; those gone since the listing are left out."""
 
-    def one(key: ExpectedKey) -> ExpectedRun | FeaturePipelineError | None:
+    def one(key: InFlightKey) -> InFlightRun | FeaturePipelineError | None:
         try:
-            document = get_small(store, key.key, ExpectedRun.most_bytes)
-            return ExpectedRun.decode(document.data, key.key)
+            document = get_small(store, key.key, InFlightRun.most_bytes)
+            return InFlightRun.decode(document.data, key.key)
         except NotFoundError:
             return None
         except (InvalidInputError, CorruptDataError, StoreUnavailableError) as error:

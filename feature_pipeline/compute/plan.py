@@ -71,7 +71,7 @@ class ComputePlan:
     """The records to give to the hook, in the batch's order."""
     carried: Mapping[str, Outcome]
     """Outcomes from the archive, by record id; decoded again where the columns changed."""
-    not_asked: Mapping[str, Outcome] = field(default_factory=dict)
+    skipped: Mapping[str, Outcome] = field(default_factory=dict)
     """Outcomes of records that the hook does not get, by record id: an input hook has no answer, or
     their files cannot be laid out.
     """
@@ -148,9 +148,9 @@ def plan_run(
         )
     then = {} if basis is None else basis.inputs
     inputs = tuple(_read_input(store, batch, hook, then.get(hook)) for hook in definition.inputs)
-    not_asked = _not_asked(definition, batch, inputs)
-    asked = tuple(record for record in batch.records if record.id not in not_asked)
-    actions = _actions(definition, release, asked, inputs)
+    skipped = _skipped(definition, batch, inputs)
+    remaining = tuple(record for record in batch.records if record.id not in skipped)
+    actions = _actions(definition, release, remaining, inputs)
     entries = log.read_log(store, batch.dataset, definition.name, batch.key)
     if basis is not None:
         entries = [entry for entry in entries if entry.seq <= basis.base]
@@ -169,9 +169,9 @@ def plan_run(
         previous=None if current is None else current.manifest,
         previous_digest=None if head is None else head.manifest,
         actions=actions,
-        compute=tuple(record for record in asked if record.id not in carried.outcomes),
+        compute=tuple(record for record in remaining if record.id not in carried.outcomes),
         carried=carried.outcomes,
-        not_asked=not_asked,
+        skipped=skipped,
         inputs=inputs,
         sources=tuple(carried.sources),
         retried=len(carried.retried),
@@ -183,7 +183,7 @@ def plan_run(
         },
         notes=tuple(carried.notes),
         memory=carried.memory,
-        repeats_previous=current is not None and _repeats(current, carried, not_asked),
+        repeats_previous=current is not None and _repeats(current, carried, skipped),
     )
 
 
@@ -201,12 +201,12 @@ def _read_current(store: BlobStore, head: FeatureEntry) -> Current:
     return Current(head, manifest, {o.record_id: o for o in outcomes})
 
 
-def _repeats(current: Current, carried: Carried, not_asked: Mapping[str, Outcome]) -> bool:
+def _repeats(current: Current, carried: Carried, skipped: Mapping[str, Outcome]) -> bool:
     """Return whether the current artifact has all of these outcomes."""
     before = current.outcomes
     return set(carried.sources) <= {current.entry.manifest} and all(
         record_id in before and _verdict(before[record_id]) == _verdict(outcome)
-        for record_id, outcome in not_asked.items()
+        for record_id, outcome in skipped.items()
     )
 
 
@@ -244,7 +244,7 @@ def input_digests(inputs: Iterable[InputFeatures]) -> dict[str, dict[str, str]]:
     return digests
 
 
-def _not_asked(
+def _skipped(
     definition: HookDefinition, batch: RecordBatch, inputs: tuple[InputFeatures, ...]
 ) -> dict[str, Outcome]:
     """Return, by record id, the outcomes of records that the hook does not get.
@@ -296,8 +296,8 @@ def _inherited(record_id: str, source: InputFeatures) -> Outcome | None:
         return None
     else:
         status, is_retryable = verdict.status, verdict.is_retryable
-        what = "rejected it" if status is Status.REJECTED else "has no answer"
-        reason = f"{what}: {verdict.reason}"
+        verdict_text = "rejected it" if status is Status.REJECTED else "has no answer"
+        reason = f"{verdict_text}: {verdict.reason}"
     return Outcome(
         record_id,
         status,
@@ -317,15 +317,15 @@ def _finality(outcome: Outcome) -> tuple[bool, bool]:
 def _actions(
     definition: HookDefinition,
     release: ReleaseEntry,
-    asked: tuple[Record, ...],
+    remaining: tuple[Record, ...],
     inputs: tuple[InputFeatures, ...],
 ) -> dict[str, Digest]:
     if definition.scope is Scope.BATCH:
         whole = {source.hook: str(source.manifest.content_digest) for source in inputs}
-        action = batch_action(release.release, asked, whole)
-        return dict.fromkeys((record.id for record in asked), action)
+        action = batch_action(release.release, remaining, whole)
+        return dict.fromkeys((record.id for record in remaining), action)
     digests = input_digests(inputs)
     return {
         record.id: record_action(release.release, record, digests.get(record.id, {}))
-        for record in asked
+        for record in remaining
     }

@@ -184,10 +184,12 @@ class S3Results:
             for chunk in stream.chunks:
                 file.write(chunk)
         with part.open("rb") as file:
-            found, found_size = digest_stream(file)
-        if (found, found_size) != (digest, size):
+            actual, actual_size = digest_stream(file)
+        if (actual, actual_size) != (digest, size):
             part.unlink()
-            raise CorruptDataError(f"{key}: {found}, {found_size} bytes; its result says {digest}")
+            raise CorruptDataError(
+                f"{key}: {actual}, {actual_size} bytes; its result says {digest}"
+            )
         part.replace(path)
 
 

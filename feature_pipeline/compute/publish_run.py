@@ -17,27 +17,27 @@ from feature_pipeline.compute.execute import Execution, completion_of
 from feature_pipeline.errors import OutcomeUnknownError, StoreUnavailableError
 from feature_pipeline.model.digest import Digest
 
-PATIENCE_SECONDS: Final = 900.0
+TIMEOUT_SECONDS: Final = 900.0
 _FIRST_PAUSE_SECONDS: Final = 1.0
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredRun:
     """The stored artifact, and its log entry."""
 
     published: PublishedArtifact
     entry: FeatureEntry
 
 
-def keep(
+def publish_with_retry(
     store: BlobStore,
     execution: Execution,
     dagster_run_id: str | None,
     say: Callable[[str], None],
     is_cancelled: Callable[[], bool],
-    patience_seconds: float = PATIENCE_SECONDS,
-) -> Kept:
+    timeout_seconds: float = TIMEOUT_SECONDS,
+) -> StoredRun:
     """Store the execution's artifact and its entry in the batch's log. Idempotent.
 
     Args:
@@ -57,11 +57,11 @@ def keep(
         status = CompletionStatus.CANCELLED if is_cancelled() else None
         return completion_of(execution, manifest, dagster_run_id, status)
 
-    pause, end = _FIRST_PAUSE_SECONDS, time.monotonic() + patience_seconds
+    pause, end = _FIRST_PAUSE_SECONDS, time.monotonic() + timeout_seconds
     while True:
         try:
-            published, completion = publish.announce_artifact(store, execution.artifact, complete)
-            return Kept(published, accept.accept(store, completion))
+            published, completion = publish.publish_and_enqueue(store, execution.artifact, complete)
+            return StoredRun(published, accept.accept(store, completion))
         except (StoreUnavailableError, OutcomeUnknownError) as error:
             if time.monotonic() + pause > end:
                 raise

@@ -19,7 +19,7 @@ from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.publish import CompletionStatus
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.compute.execute import HookAborted, completion_of, run_staged
-from feature_pipeline.compute.in_flight import ExpectedRun
+from feature_pipeline.compute.in_flight import InFlightRun
 from feature_pipeline.compute.plan import ComputePlan, PlanBasis, plan_run
 from feature_pipeline.compute.pod_transfer import S3Results
 from feature_pipeline.compute.stage import outline_inputs
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Announced:
+class Enqueued:
     """The run's completion is in the inbox."""
 
     inbox_id: str
@@ -59,16 +59,16 @@ class NotUsable:
     reason: str
 
 
-Taken = Announced | AlreadyLogged | NotPublished | NotUsable
+Recovery = Enqueued | AlreadyLogged | NotPublished | NotUsable
 
 
-def take_results(
+def recover_results(
     store: BlobStore,
-    run: ExpectedRun,
+    run: InFlightRun,
     folder: Path | None = None,
     *,
     is_cancelled: bool = False,
-) -> Taken:
+) -> Recovery:
     """Publish and announce the run's results, if all of them exist. Idempotent.
 
     Starts nothing and waits for nothing. A run whose attempts all failed is announced as failed, as
@@ -118,7 +118,7 @@ def take_results(
         except HookAborted as error:
             return NotUsable(str(error))
         status = CompletionStatus.CANCELLED if is_cancelled else None
-        _, completion = publish.announce_artifact(
+        _, completion = publish.publish_and_enqueue(
             store,
             execution.artifact,
             # Its pods published it; the sensor comes by later.
@@ -127,7 +127,7 @@ def take_results(
             ).as_published(execution.artifact.run.finished_at),
         )
     logger.info("recovered the results of hook run %s over batch %r", run.id, run.batch)
-    return Announced(completion.inbox_id)
+    return Enqueued(completion.inbox_id)
 
 
 def is_published(store: BlobStore, attempt: AttemptKey) -> bool:
@@ -145,7 +145,7 @@ def remove_uploads(store: BlobStore, run_id: str) -> None:
     map_threads(store.delete, keys)
 
 
-def _plan(store: BlobStore, run: ExpectedRun) -> ComputePlan:
+def _plan(store: BlobStore, run: InFlightRun) -> ComputePlan:
     """Return the worker's plan: the same records, on the same log and inputs."""
     try:
         definition = HookDefinition.model_validate(run.definition)

@@ -22,7 +22,7 @@ from feature_pipeline.archive.guard import Guard
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.erasures import erased
 from feature_pipeline.archive.logs.log import FeatureEntry, Verdict
-from feature_pipeline.archive.publish import Completion, CompletionStatus, announce
+from feature_pipeline.archive.publish import Completion, CompletionStatus, enqueue_completion
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import CorruptDataError, NotFoundError
 from feature_pipeline.hooks.output import decode_output
@@ -97,7 +97,9 @@ def decode_batch_again(store: BlobStore, head: FeatureEntry) -> DecodedAgain:
     except (NotFoundError, CorruptDataError) as error:
         before, damage = None, str(error)
     after = _decode(store, head, manifest)
-    changed = tuple(o.record_id for o in after if before and _said(before[o.record_id]) != _said(o))
+    changed = tuple(
+        o.record_id for o in after if before and _comparable(before[o.record_id]) != _comparable(o)
+    )
     if before is not None and not changed:
         return DecodedAgain(head.batch, head, is_new=False)
     guard = Guard(store)
@@ -105,7 +107,7 @@ def decode_batch_again(store: BlobStore, head: FeatureEntry) -> DecodedAgain:
     if successor.blobs == manifest.blobs:
         return DecodedAgain(head.batch, head, is_new=False, damage=damage)
     ref = _put_manifest(store, successor)
-    completion = _announced(store, head, ref.digest)
+    completion = _enqueue_successor(store, head, ref.digest)
     if guard.find_lost([*successor.blobs.values(), ref]):
         _put_manifest(store, _store_successor(store, manifest, after))
     entry = accept(store, completion)
@@ -115,14 +117,14 @@ def decode_batch_again(store: BlobStore, head: FeatureEntry) -> DecodedAgain:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _RecordSource:
     record_id: str
     action: Digest | None
     source: Digest | None
     """The manifest that computed it, or its successor if it was erased; None if it is this one."""
 
 
-def _asked(store: BlobStore, manifest: Manifest) -> list[_Asked]:
+def _record_sources(store: BlobStore, manifest: Manifest) -> list[_RecordSource]:
     """Return the records and their sources, in the batch's order, without their outcomes."""
     try:
         table = read.read_outcomes(store, manifest)
@@ -130,28 +132,31 @@ def _asked(store: BlobStore, manifest: Manifest) -> list[_Asked]:
         if manifest.counts.carried:
             raise
         batch = log.read_batch_blob(store, manifest.batch_digest)
-        return [_Asked(record.id, None, None) for record in batch.records]
+        return [_RecordSource(record.id, None, None) for record in batch.records]
     now = erased(store, manifest.dataset).manifest_now
     names = ("record_id", "action", "carried_from")
     return [
-        _Asked(record_id, action and Digest.parse(action), source and now(Digest.parse(source)))
+        _RecordSource(
+            record_id, action and Digest.parse(action), source and now(Digest.parse(source))
+        )
         for record_id, action, source in zip(*(table[n].to_pylist() for n in names), strict=True)
     ]
 
 
 def _decode(store: BlobStore, head: FeatureEntry, manifest: Manifest) -> list[Outcome]:
-    asked = _asked(store, manifest)
+    records = _record_sources(store, manifest)
     # no output is about these: what the manifest states of them is all there is
     decoded = {i: read.outcome_without_output(manifest, i) for i in manifest.without_output}
-    given = [one for one in asked if one.record_id not in decoded]
-    for source in {one.source for one in given}:
-        ids = [one.record_id for one in given if one.source == source]
+    with_output = [one for one in records if one.record_id not in decoded]
+    for source in {one.source for one in with_output}:
+        ids = [one.record_id for one in with_output if one.source == source]
         origin = manifest if source is None else read.read_manifest(store, source)
         cardinality = Cardinality(manifest.cardinality)
         for outcome in decode_raw(store, origin, ids, manifest.columns, cardinality):
             decoded[outcome.record_id] = outcome
     return [
-        replace(decoded[one.record_id], action=one.action, carried_from=one.source) for one in asked
+        replace(decoded[one.record_id], action=one.action, carried_from=one.source)
+        for one in records
     ]
 
 
@@ -175,7 +180,7 @@ def decode_raw(
     return decode_output(raw, record_ids, columns, cardinality, {}, keys).outcomes
 
 
-def _said(outcome: Outcome) -> object:
+def _comparable(outcome: Outcome) -> object:
     # NaN differs from itself: texts of values are compared.
     return (outcome.status, outcome.reason, outcome.kind, outcome.is_retryable, repr(outcome.rows))
 
@@ -199,7 +204,7 @@ def _put_manifest(store: BlobStore, successor: Manifest) -> BlobRef:
     return blobs.put_blob(store, successor.encode(), MANIFEST_MEDIA_TYPE)
 
 
-def _announced(store: BlobStore, head: FeatureEntry, successor: Digest) -> Completion:
+def _enqueue_successor(store: BlobStore, head: FeatureEntry, successor: Digest) -> Completion:
     """Leave the completion of the successor's manifest in the inbox, and return it.
 
     Its base is the old artifact's: it is a better decoding of the same run, and nothing newer.
@@ -217,4 +222,4 @@ def _announced(store: BlobStore, head: FeatureEntry, successor: Digest) -> Compl
         # As old as the artifact that it replaces: an answer published since replaces both.
         published_at=head.published_or_accepted_at,
     )
-    return announce(store, completion)
+    return enqueue_completion(store, completion)

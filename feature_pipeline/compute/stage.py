@@ -56,14 +56,14 @@ def stage_inputs(store: BlobStore, plan: ComputePlan, workspace: Workspace) -> C
 def _with_files(store: BlobStore, plan: ComputePlan, workspace: Workspace) -> ComputePlan:
     """Lay out the files of the plan's records; return the plan without those that fail."""
     staged: list[Record] = []
-    not_asked: dict[str, Outcome] = {}
+    skipped: dict[str, Outcome] = {}
     for record in plan.compute:
         try:
             _stage_files(store, record, workspace)
         except InvalidInputError as error:
             if plan.definition.scope is Scope.BATCH:
                 raise
-            not_asked[record.id] = Outcome(
+            skipped[record.id] = Outcome(
                 record.id,
                 Status.ERRORED,
                 reason=f"not asked: {error}",
@@ -73,9 +73,9 @@ def _with_files(store: BlobStore, plan: ComputePlan, workspace: Workspace) -> Co
             )
         else:
             staged.append(record)
-    if not not_asked:
+    if not skipped:
         return plan
-    return replace(plan, compute=tuple(staged), not_asked={**plan.not_asked, **not_asked})
+    return replace(plan, compute=tuple(staged), skipped={**plan.skipped, **skipped})
 
 
 def outline_inputs(plan: ComputePlan, workspace: Workspace) -> None:

@@ -32,7 +32,7 @@ _STARTS: Final = "starts"
 _OUTPUT: Final = "out"
 _LOG: Final = "log"
 # Nothing was learnt about the records: the next worker makes the attempt anew.
-_NOT_KEPT: Final = frozenset(
+_NOT_STORED: Final = frozenset(
     {
         FailureKind.CANCELLED,
         FailureKind.CANNOT_START,
@@ -95,7 +95,7 @@ class EndedAttempts:
                 time.sleep(_WAIT_SECONDS)
             yield
 
-    def take(self, request: RunRequest, identity: Digest) -> RunResult | None:
+    def restore(self, request: RunRequest, identity: Digest) -> RunResult | None:
         """Use the attempt if it has ended: put its output and log into the request's workspace.
 
         Args:
@@ -139,13 +139,13 @@ class EndedAttempts:
             node=ended.node,
         )
 
-    def keep(self, request: RunRequest, identity: Digest, result: RunResult) -> None:
+    def store(self, request: RunRequest, identity: Digest, result: RunResult) -> None:
         """Store the attempt, whose output and log are in the request's workspace.
 
         Raises:
             OSError: It could not be stored.
         """
-        if result.failure is not None and result.failure.kind in _NOT_KEPT:
+        if result.failure is not None and result.failure.kind in _NOT_STORED:
             return
         run = self._run(request)
         run.mkdir(parents=True, exist_ok=True)
@@ -233,7 +233,7 @@ def _write(folder: Path, request: RunRequest, identity: Digest, result: RunResul
         elif path.is_symlink() or not path.is_file():
             irregular.append(path.name)
         else:
-            files[path.name] = _keep_file(path, folder / _OUTPUT / path.name)
+            files[path.name] = _link_or_copy(path, folder / _OUTPUT / path.name)
     failure = result.failure
     ended = _Ended(
         identity=str(identity),
@@ -254,12 +254,12 @@ def _write(folder: Path, request: RunRequest, identity: Digest, result: RunResul
         files=files,
         irregular=tuple(irregular),
         others=tuple(others),
-        log=_keep_file(result.log, folder / _LOG),
+        log=_link_or_copy(result.log, folder / _LOG),
     )
     _write_whole(folder / _END, ended.model_dump(mode="json"))
 
 
-def _keep_file(source: Path, target: Path) -> str:
+def _link_or_copy(source: Path, target: Path) -> str:
     """Give the file another name as well; return its digest."""
     try:
         os.link(source, target)
@@ -289,12 +289,12 @@ def _write_whole(path: Path, document: Mapping[str, Any]) -> None:
     part.replace(path)
 
 
-def made_once(
+def run_once(
     attempts: EndedAttempts | None,
     request: RunRequest,
     identity: Digest,
     monitor: RunMonitor,
-    make: Callable[[RunRequest, RunMonitor], AbstractContextManager[RunResult]],
+    run_attempt: Callable[[RunRequest, RunMonitor], AbstractContextManager[RunResult]],
 ) -> RunResult:
     """Use the attempt if it has already ended; otherwise make and store it.
 
@@ -303,22 +303,23 @@ def made_once(
         request: The attempt.
         identity: Properties that must be equal for an attempt to be this one.
         monitor: Watches it.
-        make: Makes the attempt. Its resources are released when the context is left, after storing.
+        run_attempt: Makes the attempt. Its resources are released when the context is left, after
+            storing.
 
     Raises:
-        BaseException: As from `make`; the attempt is not stored then.
+        BaseException: As from `run_attempt`; the attempt is not stored then.
     """
     if attempts is None:
-        with make(request, monitor) as result:
+        with run_attempt(request, monitor) as result:
             return result
     with attempts.alone(request, identity, monitor):
-        ended = attempts.take(request, identity)
+        ended = attempts.restore(request, identity)
         if ended is not None:
             monitor.log(f"[feature_pipeline] attempt {request.attempt} had ended before")
             return replace(ended, lost_starts=attempts.lost_starts(request, identity))
-        with make(request, monitor) as result:
+        with run_attempt(request, monitor) as result:
             try:
-                attempts.keep(request, identity, result)
+                attempts.store(request, identity, result)
             except OSError as error:
                 # it costs another start if this worker dies, and no more
                 monitor.log(f"[feature_pipeline] the attempt's result could not be stored: {error}")

@@ -202,7 +202,7 @@ class Isolation:
         while wanted > 0 and (rests := [each for each in divided if len(each.rest.records) > 1]):
             # in turns: records that lie side by side may have the same flaw
             least = min(rests, key=lambda each: (len(each.probes), self._smallest(each.rest)))
-            least.take(self._smallest(least.rest)[1])
+            least.run_alone(self._smallest(least.rest)[1])
             wanted -= 1
         self._failing += [each.rest for each in divided if not each.probes]
         self._divided = [each for each in divided if each.probes]
@@ -237,7 +237,7 @@ class _Probed:
     rest: Part
     is_failing: bool = True
 
-    def take(self, record: int) -> None:
+    def run_alone(self, record: int) -> None:
         """Run one record of the rest alone."""
         probe, self.rest = self.rest.divided((record,), self.rest.memory_bytes)
         self.probes.append(probe)

@@ -189,7 +189,7 @@ class _Parser:
         # the outermost object is the last to be finished
         ids = {repr(item) for key, item in self._last if key == "id"}
         if problem is None and (objection := find_problem(text, is_output=True)) is not None:
-            problem = f"column {_column(text, objection.position)}: {objection.what}"
+            problem = f"column {_column(text, objection.position)}: {objection.description}"
         return _Parsed(value, problem, names_two=len(ids) > 1)
 
     def _object(self, pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -208,12 +208,12 @@ def _column(text: str, position: int) -> int:
 def _unparsable(
     text: str, place: str, error: json.JSONDecodeError, is_whole_file: bool
 ) -> InvalidInputError:
-    what = syntax_error(text, error)
+    problem = syntax_error(text, error)
     # every line that was written completely ends in a line feed
-    if not is_whole_file and not text.endswith("\n") and "carriage return" not in what:
-        what = what.replace("not JSON", "truncated", 1)
+    if not is_whole_file and not text.endswith("\n") and "carriage return" not in problem:
+        problem = problem.replace("not JSON", "truncated", 1)
     where = f" line {error.lineno}" if is_whole_file else ""
-    return InvalidInputError(f"{place}{where}, column {error.colno}: {what}")
+    return InvalidInputError(f"{place}{where}, column {error.colno}: {problem}")
 
 
 def _skim(text: str, place: str) -> object:

@@ -47,10 +47,10 @@ def problem_of(output: Path, limit_bytes: int) -> tuple[FailureKind, str] | None
     return None
 
 
-def excess(what: str, size_bytes: int, limit_bytes: int) -> str:
+def excess(subject: str, size_bytes: int, limit_bytes: int) -> str:
     """Return the message for a hook's folder that exceeds its limit."""
     limit = format_size(limit_bytes)
-    return f"its {what} has {format_size(size_bytes)}, and limits.scratch is {limit}"
+    return f"its {subject} has {format_size(size_bytes)}, and limits.scratch is {limit}"
 
 
 def folder_problem(output: Path) -> str | None:
@@ -69,7 +69,9 @@ def folder_problem(output: Path) -> str | None:
         return f"the output folder cannot be read: {error.strerror}"
 
 
-def files_to_keep(output: Path, most_bytes: int | None = None) -> tuple[dict[str, Path], list[str]]:
+def storable_files(
+    output: Path, most_bytes: int | None = None
+) -> tuple[dict[str, Path], list[str]]:
     """Return the files that can be stored byte for byte, by name, and the others' problems.
 
     Links are not followed, since a container's link would name a file of this machine.

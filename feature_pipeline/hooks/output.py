@@ -26,7 +26,7 @@ from feature_pipeline.hooks.left_output import PROGRESS as PROGRESS
 from feature_pipeline.hooks.left_output import RAW_FILES as RAW_FILES
 from feature_pipeline.hooks.left_output import REJECTIONS as REJECTIONS
 from feature_pipeline.hooks.left_output import SINGLE_FEATURES as SINGLE_FEATURES
-from feature_pipeline.hooks.left_output import files_to_keep, folder_problem
+from feature_pipeline.hooks.left_output import folder_problem, storable_files
 from feature_pipeline.model.column_sources import RawKeys, own_keys
 from feature_pipeline.model.columns import Column, decode_row
 from feature_pipeline.model.definition import Cardinality
@@ -51,7 +51,7 @@ def raw_files(output: Path) -> dict[str, Path]:
     followed, since a container's link would name a file of this machine. `decode_output` refuses
     such a folder.
     """
-    return files_to_keep(output)[0]
+    return storable_files(output)[0]
 
 
 def decode_output(
@@ -152,11 +152,11 @@ class _OutputReader:
         for name, read in readers.items():
             if name in files:
                 for line in read_lines(name, files[name]):
-                    self.take(name, line, read)
+                    self.add_line(name, line, read)
         if SINGLE_FEATURES in files:
-            self.take_single(files[SINGLE_FEATURES])
+            self.add_single(files[SINGLE_FEATURES])
 
-    def take(self, name: str, line: Line, read: Callable[[Line], Outcome]) -> None:
+    def add_line(self, name: str, line: Line, read: Callable[[Line], Outcome]) -> None:
         """Record a line and its place."""
         places = self._places.get(line.record_id)
         if places is None:
@@ -176,7 +176,7 @@ class _OutputReader:
         except InvalidInputError as error:
             self._outcomes[line.record_id] = _invalid(line.record_id, f"{place}: {error}")
 
-    def take_single(self, data: bytes | BinaryIO) -> None:
+    def add_single(self, data: bytes | BinaryIO) -> None:
         """Record the content of `features.json`: the rows of a batch of one, or its only row."""
         if len(self._ids) != 1:
             raise InvalidInputError(
@@ -186,7 +186,7 @@ class _OutputReader:
         content = data if isinstance(data, bytes) else data.read(MOST_LINE_BYTES + 1)
         value, problem = read_document(SINGLE_FEATURES, content)
         features = [value] if isinstance(value, dict) else value
-        self.take(
+        self.add_line(
             SINGLE_FEATURES, Line(1, self._ids[0], {"features": features}, problem), self.passed
         )
 

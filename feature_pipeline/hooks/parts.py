@@ -19,7 +19,7 @@ from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.failure import Abort, FailureKind, FailurePolicy, GiveUp, RuntimeFacts
 from feature_pipeline.hooks.isolate import Isolation, Part, first_parts
 from feature_pipeline.hooks.json_lines import MOST_LINE_BYTES, read_document
-from feature_pipeline.hooks.left_output import FEATURES, RAW_FILES, SINGLE_FEATURES, files_to_keep
+from feature_pipeline.hooks.left_output import FEATURES, RAW_FILES, SINGLE_FEATURES, storable_files
 from feature_pipeline.hooks.run import FailedRecord, HookRun, run_hook
 from feature_pipeline.hooks.runner import HookRunner, RunMonitor, RunRequest, Workspace
 from feature_pipeline.hooks.runners.shared.log_file import CappedLog, open_log
@@ -407,7 +407,7 @@ class _Course:
                 continue
             with (joined / name).open("wb") as out:
                 for one in ran:
-                    if not strict and not self._is_kept(one, name):
+                    if not strict and not self._is_storable(one, name):
                         continue
                     _append(out, one.workspace.output / name, strict=strict)
                     if name == FEATURES and len(one.part.records) == 1:
@@ -418,10 +418,10 @@ class _Course:
                 (joined / name).unlink()
         return joined
 
-    def _is_kept(self, ran: _Ran, name: str) -> bool:
+    def _is_storable(self, ran: _Ran, name: str) -> bool:
         """Return whether a failed part's file can be read and is within its limit."""
-        kept, _ = files_to_keep(ran.workspace.output, self._request.limits.scratch_bytes)
-        return name in kept or (name == FEATURES and SINGLE_FEATURES in kept)
+        storable, _ = storable_files(ran.workspace.output, self._request.limits.scratch_bytes)
+        return name in storable or (name == FEATURES and SINGLE_FEATURES in storable)
 
     def _adopt(self, output: Path) -> None:
         """Make the folder the run's output."""
@@ -541,13 +541,13 @@ class _Shared:
 class _PartMonitor:
     label: str
     forward: Callable[[str], None]
-    ask: Callable[[bool], bool]
+    forward_cancelled: Callable[[bool], bool]
 
     def log(self, line: str) -> None:
         self.forward(f"[{self.label}] {line}")
 
     def is_cancelled(self, *, now: bool = False) -> bool:
-        return self.ask(now)
+        return self.forward_cancelled(now)
 
 
 def _append(out: BinaryIO, source: Path, *, strict: bool) -> None:

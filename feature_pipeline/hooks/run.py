@@ -116,16 +116,16 @@ def run_hook(
 
     while True:
         result = _checked(request, runner.run(request, monitor))
-        for made in (*_lost(result), result):
+        for attempt in (*_lost(result), result):
             memory = request.limits.memory_bytes
-            starts.append(Start(part, records, request.attempt, memory, made))
+            starts.append(Start(part, records, request.attempt, memory, attempt))
         if result.failure is None:
             return ended(None, None)
         decision = policy.decide(result.failure, failures, seconds=result.seconds)
         failures.append(result.failure)
         if not isinstance(decision, Retry):
             return ended(result.failure, decision)
-        _announce(monitor, request, result.failure, decision)
+        _log_retry(monitor, request, result.failure, decision)
         if not _wait(decision.delay_seconds, monitor):
             cancelled = RuntimeFacts(FailureKind.CANCELLED, "cancelled before another attempt")
             return ended(cancelled, Abort(cancelled.reason))
@@ -176,7 +176,7 @@ def _next(request: RunRequest, decision: Retry) -> RunRequest:
     return replace(request, attempt=request.attempt + 1, limits=limits)
 
 
-def _announce(
+def _log_retry(
     monitor: RunMonitor, request: RunRequest, failure: RuntimeFacts, decision: Retry
 ) -> None:
     memory = ""

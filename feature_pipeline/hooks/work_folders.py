@@ -73,7 +73,7 @@ class WorkFolder:
         shutil.rmtree(self.path, ignore_errors=True)
         self._release()
 
-    def leave(self) -> Path:
+    def detach(self) -> Path:
         """Leave the folder where it is until its hook run is finished."""
         with suppress(OSError):
             (self.path / _LEFT).touch()

@@ -40,8 +40,8 @@ def find_code_file(folder: Path, name: str) -> Path:
             f"{path}: {hidden[0]!r} is hidden, and may hold credentials: code is in other files"
         )
     if not target.is_file():
-        what = "is a folder: list its files" if target.is_dir() else "does not exist"
-        raise InvalidInputError(f"{path} {what}")
+        problem = "is a folder: list its files" if target.is_dir() else "does not exist"
+        raise InvalidInputError(f"{path} {problem}")
     return target
 
 

@@ -206,8 +206,8 @@ def decode_row(
             except InvalidInputError as error:
                 raise InvalidInputError(f"column {name!r}: {error}") from error
         if value is None and column.required:
-            what = f"{column.name!r}: is absent" if name is None else f"{name!r}: is null"
-            raise InvalidInputError(f"column {what}, but is required")
+            subject = f"{column.name!r}: is absent" if name is None else f"{name!r}: is null"
+            raise InvalidInputError(f"column {subject}, but is required")
         values.append(value)
     return tuple(values)
 
@@ -227,10 +227,10 @@ _SHORT: Final = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 
 
-def _expected(what: str, raw: object) -> InvalidInputError:
+def _expected(wanted: str, raw: object) -> InvalidInputError:
     shown = _SHORT.repr(raw)
     return InvalidInputError(
-        f"expected {what}, found {shown if len(shown) <= 80 else shown[:77] + '...'}"
+        f"expected {wanted}, found {shown if len(shown) <= 80 else shown[:77] + '...'}"
     )
 
 

@@ -219,8 +219,8 @@ def _json_number(value: int | float | Number) -> str:
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        what = f"{value} is not a JSON number" if isinstance(value, float) else None
-        raise InvalidInputError(what or "a number is beyond float64")
+        problem = f"{value} is not a JSON number" if isinstance(value, float) else None
+        raise InvalidInputError(problem or "a number is beyond float64")
     if number.is_integer() and INT64_MIN <= number <= INT64_MAX:
         return str(int(number))
     return repr(number)

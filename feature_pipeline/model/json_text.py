@@ -219,7 +219,7 @@ class Problem:
     """The problem of a text, and its position: the index of a character."""
 
     position: int
-    what: str
+    description: str
 
 
 def read_json(data: bytes, where: str, first_line: int = 1) -> object:
@@ -241,8 +241,8 @@ def read_json(data: bytes, where: str, first_line: int = 1) -> object:
         text = data.removeprefix(BYTE_ORDER_MARK).decode()
     except UnicodeDecodeError as error:
         before = error.object[: error.start].decode()
-        what = f"byte 0x{error.object[error.start]:02x} is not UTF-8"
-        raise _misplaced(before, Problem(len(before), what), where, first_line) from error
+        description = f"byte 0x{error.object[error.start]:02x} is not UTF-8"
+        raise _misplaced(before, Problem(len(before), description), where, first_line) from error
     try:
         value: object = _STRICT.decode(text)
     except json.JSONDecodeError as error:
@@ -252,9 +252,9 @@ def read_json(data: bytes, where: str, first_line: int = 1) -> object:
         first_problem = find_problem(text) or Problem(0, str(error))
         raise _misplaced(text, first_problem, where, first_line) from error
     if text.count("[") + text.count("{") > MAX_NESTING or _SURROGATE.search(text):
-        found_late = find_problem(text)
-        if found_late is not None:
-            raise _misplaced(text, found_late, where, first_line)
+        late_problem = find_problem(text)
+        if late_problem is not None:
+            raise _misplaced(text, late_problem, where, first_line)
     return value
 
 
@@ -288,11 +288,11 @@ def find_problem(text: str, *, is_output: bool = False) -> Problem | None:
     try:
         for token in walk(text):
             kind, written = token.kind, token.text
-            what: str | None = None
+            description: str | None = None
             if kind == "open":
                 keys.append(set())
                 if len(keys) > MAX_NESTING:
-                    what = f"nested deeper than {MAX_NESTING} levels"
+                    description = f"nested deeper than {MAX_NESTING} levels"
             elif kind == "close":
                 keys.pop()
             elif kind in ("key", "text"):
@@ -300,17 +300,17 @@ def find_problem(text: str, *, is_output: bool = False) -> Problem | None:
                     return Problem(token.position + control.start(), _unescaped(control[0]))
                 decoded: str = json.loads(written)
                 if kind == "key" and decoded in keys[-1]:
-                    what = f"key {shortened(_shown(decoded))!r} is in one object twice"
+                    description = f"key {shortened(_shown(decoded))!r} is in one object twice"
                 elif not is_output and (lone := _LONE_SURROGATE.search(decoded)):
-                    what = f"lone surrogate \\u{ord(lone[0]):04x}"
+                    description = f"lone surrogate \\u{ord(lone[0]):04x}"
                 if kind == "key":
                     keys[-1].add(decoded)
             elif not is_output and written in _NON_NUMBERS:
-                what = f"{written} is not a JSON number"
+                description = f"{written} is not a JSON number"
             elif not is_output and kind == "number" and math.isinf(float(written)):
-                what = f"{shortened(written)} is beyond float64"
-            if what is not None:
-                return Problem(token.position, what)
+                description = f"{shortened(written)} is beyond float64"
+            if description is not None:
+                return Problem(token.position, description)
     except SyntaxProblem:
         return None
     return None
@@ -409,7 +409,7 @@ def _shown(text: str) -> str:
 def _misplaced(text: str, problem: Problem, where: str, first_line: int) -> InvalidInputError:
     line = first_line + text.count("\n", 0, problem.position)
     column = problem.position - text.rfind("\n", 0, problem.position)
-    return InvalidInputError(f"{where}, line {line}, column {column}: {problem.what}")
+    return InvalidInputError(f"{where}, line {line}, column {column}: {problem.description}")
 
 
 class _Objection(Exception):

@@ -13,5 +13,5 @@ def printable(text: str, *, is_cell: bool = False) -> str:
     Lines stay lines. A tab stays one, except in a cell, where it would become spaces.
     """
     return _CONTROLS.sub(
-        lambda found: found[0] if found[0] == "\t" and not is_cell else repr(found[0])[1:-1], text
+        lambda match: match[0] if match[0] == "\t" and not is_cell else repr(match[0])[1:-1], text
     )

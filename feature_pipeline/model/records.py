@@ -38,9 +38,11 @@ def check_record_id(record_id: str) -> str:
             raise InvalidInputError(f"record id {shown} has the control character {character!r}")
     for part in record_id.split("/"):
         if part in {"", ".", ".."}:
-            what = f"a part {part!r}" if part else "an empty part" if record_id else "no character"
+            problem = (
+                f"a part {part!r}" if part else "an empty part" if record_id else "no character"
+            )
             raise InvalidInputError(
-                f"record id {shown} has {what}: its parts between '/' name folders"
+                f"record id {shown} has {problem}: its parts between '/' name folders"
             )
     return record_id
 
@@ -99,7 +101,7 @@ def check_dataset(name: str) -> str:
     return name
 
 
-def check_spec_version(what: str, content: object) -> None:
+def check_spec_version(subject: str, content: object) -> None:
     """Check that this release of the package can read a stored document.
 
     It precedes the check of the document's own form, in which a newer version differs too.
@@ -110,7 +112,7 @@ def check_spec_version(what: str, content: object) -> None:
     version = content.get("spec_version", 1) if isinstance(content, dict) else 1
     if version != 1:
         raise InvalidInputError(
-            f"{what} of spec_version {version!r}: only 1 is known here; a newer release of "
+            f"{subject} of spec_version {version!r}: only 1 is known here; a newer release of "
             f"feature-pipeline may read it"
         )
 

@@ -46,8 +46,8 @@ def waiting_samples(store: BlobStore, now: datetime) -> list[Sample]:
     """
     waiting = accept.waiting(store)
     readable = readable_quarantined(store)
-    held = [entry.inbox_entry() for entry in readable.found.values()]
-    entered = [entry.quarantined_at for entry in readable.found.values()]
+    held = [entry.inbox_entry() for entry in readable.intact.values()]
+    entered = [entry.quarantined_at for entry in readable.intact.values()]
     inbox = Counter(_kind(entry) for entry in waiting)
     quarantine = Counter(_kind(entry) for entry in held)
     quarantine["unreadable"] += len(readable.damage)

@@ -45,10 +45,10 @@ def download(url: str, path: Path, digest: str, size: int) -> None:
             raise TransferError(f"received {received} bytes, sha256:{hasher.hexdigest()}")
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    _patiently(once, f"{path.name} ({digest}, {size} bytes)")
+    _with_retry(once, f"{path.name} ({digest}, {size} bytes)")
 
 
-def download_bytes(url: str, what: str) -> bytes:
+def download_bytes(url: str, subject: str) -> bytes:
     """Return the object at `url`."""
 
     def once() -> bytes:
@@ -56,10 +56,10 @@ def download_bytes(url: str, what: str) -> bytes:
             data: bytes = answer.read()
             return data
 
-    return _patiently(once, what)
+    return _with_retry(once, subject)
 
 
-def upload(url: str, file: io.BufferedReader, what: str) -> tuple[str, int]:
+def upload(url: str, file: io.BufferedReader, subject: str) -> tuple[str, int]:
     """Upload the bytes of `file` to `url`; return their SHA-256 (`sha256:<hex>`) and size.
 
     Raises:
@@ -72,13 +72,13 @@ def upload(url: str, file: io.BufferedReader, what: str) -> tuple[str, int]:
         file.seek(0)
         _put(url, file, size)
 
-    _patiently(once, what)
+    _with_retry(once, subject)
     return digest, size
 
 
-def upload_bytes(url: str, data: bytes, what: str) -> None:
+def upload_bytes(url: str, data: bytes, subject: str) -> None:
     """Upload `data` to `url`."""
-    _patiently(lambda: _put(url, data, len(data)), what)
+    _with_retry(lambda: _put(url, data, len(data)), subject)
 
 
 def _put(url: str, body: BinaryIO | bytes, size: int) -> None:
@@ -99,7 +99,7 @@ def _request(
     return urllib.request.Request(url, data=data, method=method)  # noqa: S310  (checked above)
 
 
-def _patiently(call: Callable[[], T], what: str) -> T:
+def _with_retry(call: Callable[[], T], subject: str) -> T:
     pause = _FIRST_PAUSE_SECONDS
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -112,7 +112,7 @@ def _patiently(call: Callable[[], T], what: str) -> T:
         except (OSError, http.client.HTTPException, TransferError) as error:
             problem, is_last = f"{type(error).__name__}: {error}", attempt == ATTEMPTS
         if is_last:
-            raise TransferError(f"{what}: {problem} (attempt {attempt})")
+            raise TransferError(f"{subject}: {problem} (attempt {attempt})")
         time.sleep(pause)
         pause *= 2
     raise AssertionError("the last attempt returns or raises")

@@ -291,7 +291,7 @@ def _tasks(
     for batch in chosen or ():
         if batch in problems:
             continue
-        if batch not in submitted.found and batch not in current:
+        if batch not in submitted.intact and batch not in current:
             raise NotFoundError(f"dataset {spec.dataset!r} has no batch {batch!r}")
         if batch not in current:
             raise NotFoundError(f"batch {batch!r} has no current artifact in {spec.asset}")
@@ -299,8 +299,8 @@ def _tasks(
     for batch, entry in current.items():
         if batch in problems:
             continue
-        if batch in submitted.found:
-            tasks.append(_Task(submitted.found[batch], entry))
+        if batch in submitted.intact:
+            tasks.append(_Task(submitted.intact[batch], entry))
         else:
             problems[batch] = NotFoundError(
                 f"batch {batch!r}: it is not in the log of batches of {spec.dataset!r}"

@@ -330,7 +330,7 @@ class _ToLoad:
     ) -> "_ToLoad":
         submitted = log.readable_batches(store, spec.dataset, pending)
         damaged = {batch: str(damage.error) for batch, damage in submitted.damage.items()}
-        for batch in pending.keys() - submitted.found.keys() - damaged.keys():
+        for batch in pending.keys() - submitted.intact.keys() - damaged.keys():
             damaged[batch] = f"it is not in the log of batches of {spec.dataset!r}"
         refused: dict[str, str] = {}
         manifests: dict[str, Manifest] = {}
@@ -349,7 +349,7 @@ class _ToLoad:
             for batch, why in evolve.contradictions(manifests, spec.columns, spec.upcasters).items()
             if batch not in refused
         }
-        tasks = {batch: (submitted.found[batch], pending[batch]) for batch in manifests}
+        tasks = {batch: (submitted.intact[batch], pending[batch]) for batch in manifests}
         return cls(tasks, manifests, refused, damaged)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from feature_pipeline.archive import accept, blobs, publish, read
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.manifest import ENDED_WELL, FailureInfo, RunInfo, StartInfo
-from feature_pipeline.archive.inspection.census import take_census
+from feature_pipeline.archive.inspection.census import write_census
 from feature_pipeline.archive.logs import inbox, log, tombstones
 from feature_pipeline.archive.logs.log import FeatureEntry, ReleaseEntry
 from feature_pipeline.archive.maintenance.erase import erase
@@ -208,7 +208,7 @@ class Maker:
             manifest=published.manifest_digest,
             status=CompletionStatus.FAILED if failure else CompletionStatus.SUCCEEDED,
         )
-        publish.announce(self.store, completion)
+        publish.enqueue_completion(self.store, completion)
         entry = accept.accept(self.store, completion)
         inbox.remove(self.store, completion.inbox_id)
         return entry
@@ -298,7 +298,7 @@ def fill(maker: Maker) -> None:
 def given_up(maker: Maker) -> None:
     """A release that a census knows, whose entry was lost, and whose loss was accepted."""
     maker.release("verdicts", "2")
-    take_census(maker.store)
+    write_census(maker.store)
     prefix = layout.release_log(DATASET, "verdicts")
     maker.store.delete(layout.entry(prefix, 2))
     loss = plan_loss(maker.store, prefix)

@@ -18,7 +18,7 @@ from feature_pipeline.archive import accept, read
 from feature_pipeline.archive.format.documents import NewerVersionError
 from feature_pipeline.archive.format.encode import Content
 from feature_pipeline.archive.format.manifest import Manifest
-from feature_pipeline.archive.inspection.census import take_census
+from feature_pipeline.archive.inspection.census import write_census
 from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.logs import inbox, log, tombstones
 from feature_pipeline.archive.logs.erasures import erasures
@@ -337,7 +337,7 @@ class TestPackage:
             assert RecordBatch.decode(data).encode() == data
 
     def test_what_waited_can_be_accepted(self, store):
-        (settled,) = accept.settle_all(copy(store), inbox.waiting(store))
+        (settled,) = accept.accept_entries(copy(store), inbox.waiting(store))
         assert isinstance(settled, accept.Accepted)
 
     def test_all_of_it_is_as_it_should_be(self, store):
@@ -361,7 +361,7 @@ class TestPackage:
         for name in (shortened, "log/features/structures/everything/harvest-1/"):
             (folder / name / f"{lines[name].entries:010d}").unlink()
             assert name in Reader(folder).lost()
-            report = take_census(filled_from(folder))
+            report = write_census(filled_from(folder))
             assert [s.log for s in report.shortfalls] == sorted(Reader(folder).lost())
 
     def test_every_log_goes_on(self, archive, tmp_path):
@@ -437,7 +437,7 @@ def extend(maker):
     maker.publish(batch, release, said, OLD_COLUMNS, base=4)
     tombstones.withdraw(maker.store, DATASET, ["neu"], "the depositor asked again")
     inbox.discard(maker.store, ["run.broken"])  # while it is there, nothing is deleted,
-    take_census(maker.store)  # nor before there is a census
+    write_census(maker.store)  # nor before there is a census
     erase(maker.store, "letters", ["alice"], "asked for")
     tombstones.lift(maker.store, DATASET, ["neu"], "and changed their mind again")
 

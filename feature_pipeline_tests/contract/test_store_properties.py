@@ -56,13 +56,13 @@ def checked(address: S3Address, prefix: str) -> dict[str, StoreProperty]:
 
 
 def lacking(found: dict[str, StoreProperty]) -> set[str]:
-    return {name for name, each in found.items() if not each.is_held}
+    return {name for name, each in found.items() if not each.is_present}
 
 
 def test_a_server_that_has_every_property(s3_address: S3Address, s3_prefix: str) -> None:
     found = checked(s3_address, s3_prefix)
     assert len(found) == len(s3_check._CHECKS)
-    assert {name: each.failure for name, each in found.items() if not each.is_held} == {}
+    assert {name: each.failure for name, each in found.items() if not each.is_present} == {}
 
 
 def test_the_command_names_what_a_server_lacks(

@@ -423,7 +423,7 @@ class Drill:
         store = self._archive().store
         found = set()
         for hook in (WORDS, TOTALS, self.labels):
-            heads = log.readable_heads(store, DATASET, hook).found
+            heads = log.readable_heads(store, DATASET, hook).intact
             found |= {f"{hook} of {batch}" for batch in self._wanted(hook) if batch not in heads}
         return found
 

@@ -28,8 +28,8 @@ def whole_path(store, scene):
     release = log.register_release(store, make_release(), {})
     scene.store = store
     completion = scene.completion(scene.artifact(batch, release, run_id="run"))
-    publish.announce(store, completion)
-    settled = accept.settle_all(store, accept.waiting(store))
+    publish.enqueue_completion(store, completion)
+    settled = accept.accept_entries(store, accept.waiting(store))
     for entry in accept.waiting(store):
         accept.remove(store, entry.id)
     return settled
@@ -90,11 +90,11 @@ def test_quarantine_never_loses_the_entry(memory_store, tmp_path):
             failing = FailingStore(store, fatal_call, acts_first)
             try:
                 for entry in accept.waiting(failing):
-                    accept.settle(failing, entry)
+                    accept.accept_entry(failing, entry)
             except Death:
                 held = [e.entry for e in accept.quarantined(store)]
                 assert accept.waiting(store) or held == ["not an entry"]
             for entry in accept.waiting(store):
-                assert not isinstance(accept.settle(store, entry), Accepted)
+                assert not isinstance(accept.accept_entry(store, entry), Accepted)
             assert accept.waiting(store) == []
             assert [e.entry for e in accept.quarantined(store)] == ["not an entry"]

@@ -172,7 +172,7 @@ def submitted(scene):
 def test_publish(ground, tmp_path):
     def act(scene, prepared):
         batch, release = prepared
-        publish.announce(scene.store, scene.run(batch, release, "x", run_id="run"))
+        publish.enqueue_completion(scene.store, scene.run(batch, release, "x", run_id="run"))
 
     def check(scene, prepared):
         assert len(inbox.waiting(scene.store)) == 1
@@ -193,7 +193,7 @@ def test_submit(ground, tmp_path):
         [entry] = inbox.waiting(scene.store)
         assert entry.content.digest == batch.digest
         assert collect_garbage(scene.store, GcScope.everything()).orphaned == 0
-        accept.settle_all(scene.store, [entry])
+        accept.accept_entries(scene.store, [entry])
         assert log.read_batch(scene.store, DATASET, "b1").digest == batch.digest
 
     assert drill(ground, tmp_path, prepare, act, check) > 4
@@ -204,11 +204,11 @@ def test_accept(ground, tmp_path):
         batch = scene.batch_of("b1", ("a", "b"))
         publish.submit_batch(scene.store, batch, scene.paths(batch))
         completion = scene.run(batch, scene.release(), "x")
-        publish.announce(scene.store, completion)
+        publish.enqueue_completion(scene.store, completion)
         return completion
 
     def act(scene, completion):
-        accept.settle_all(scene.store, accept.waiting(scene.store))
+        accept.accept_entries(scene.store, accept.waiting(scene.store))
         for entry in accept.waiting(scene.store):
             accept.remove(scene.store, entry.id)
 
@@ -226,7 +226,7 @@ def test_erase(ground, tmp_path):
         batch, release = submitted(scene)
         scene.compute(batch, release, "x")
         scene.compute(batch, release, "y", base=1)
-        publish.announce(scene.store, scene.run(batch, release, "waits", base=2))
+        publish.enqueue_completion(scene.store, scene.run(batch, release, "waits", base=2))
 
     def act(scene, prepared):
         scene.store.delete("gc/lease")  # instead of waiting for the dead one's lease to end

@@ -62,9 +62,9 @@ def test_every_write_may_lose_every_answer(lossy, proxy, path):
     """No answer ever comes; what was done is found by reading back."""
     proxy.lose_answers(f"PUT .*{path}", times=ALWAYS)
     completion = lossy.completion(lossy.artifact(make_batch(), lossy.release()))
-    publish.announce(lossy.store, completion)
+    publish.enqueue_completion(lossy.store, completion)
     [entry] = inbox.waiting(lossy.store)
-    settled = accept.settle(lossy.store, entry)
+    settled = accept.accept_entry(lossy.store, entry)
     assert isinstance(settled, Accepted)
     assert proxy.lost
     assert log.read_log(lossy.store, DATASET, HOOK, "b1") == [settled.entry]
@@ -84,7 +84,9 @@ def test_when_nothing_answers_the_outcome_is_unknown_and_a_rerun_settles_it(loss
 
 
 def test_an_unreachable_store_is_not_an_empty_one(lossy, proxy):
-    publish.announce(lossy.store, lossy.completion(lossy.artifact(make_batch(), lossy.release())))
+    publish.enqueue_completion(
+        lossy.store, lossy.completion(lossy.artifact(make_batch(), lossy.release()))
+    )
     entry = inbox.waiting(lossy.store)[-1]
     proxy.close()
     for call in (
@@ -97,7 +99,7 @@ def test_an_unreachable_store_is_not_an_empty_one(lossy, proxy):
             call()
     with pytest.raises(OutcomeUnknownError):
         blobs.put_blob(lossy.store, b"data")
-    assert isinstance(accept.settle(lossy.store, entry), Waiting)
+    assert isinstance(accept.accept_entry(lossy.store, entry), Waiting)
 
 
 def test_a_body_cut_short_is_asked_for_again(lossy, proxy):

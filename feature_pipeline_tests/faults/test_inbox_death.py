@@ -12,7 +12,7 @@ from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.publish import (
     Completion,
     CompletionStatus,
-    announce,
+    enqueue_completion,
     publish_artifact,
 )
 from feature_pipeline.compute.collect import collect_output
@@ -46,7 +46,7 @@ def publish(pipeline: Pipeline, key: str) -> None:
     run = RunInfo(id=plan.hook_run_id(key), runner="test", started_at=now, finished_at=now)
     published = publish_artifact(pipeline.store, collect_output(plan, output, run, None))
     shutil.rmtree(output)
-    announce(
+    enqueue_completion(
         pipeline.store,
         Completion(
             id=run.id,

@@ -19,7 +19,7 @@ from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.log import Verdict
 from feature_pipeline.compute import execute
 from feature_pipeline.compute import in_flight as expected
-from feature_pipeline.compute.recover_results import NotPublished, take_results
+from feature_pipeline.compute.recover_results import NotPublished, recover_results
 from feature_pipeline.hooks.parts import PartLimits
 from feature_pipeline.hooks.runner import HookRunner, RunMonitor, RunRequest, RunResult
 from feature_pipeline.hooks.runners.kubernetes.runner import KubernetesRunner
@@ -170,7 +170,7 @@ class TestJobsOutliveWorkers(KubernetesTests):
             cluster.delete("jobs", job["metadata"]["name"])
 
         def expected() -> list[str]:
-            return [info.key for info in pipeline.store.list_objects(layout.EXPECTED)]
+            return [info.key for info in pipeline.store.list_objects(layout.IN_FLIGHT)]
 
         assert (pipeline.tick().accepted, len(expected())) == (0, 1)  # a worker may yet take them
         pipeline.instance.report_run_failed(run)  # as run monitoring does
@@ -199,17 +199,17 @@ class TestJobsOutliveWorkers(KubernetesTests):
         self.die(pipeline, runner)
         assert pipeline.tick().accepted == 0
         self.wait_for(lambda: cluster.all("jobs")[0]["status"].get("conditions"))
-        [key] = expected.expected_keys(pipeline.store)
-        run = expected.read_expected(pipeline.store, [key])[key]
-        assert isinstance(run, expected.ExpectedRun)
+        [key] = expected.list_in_flight(pipeline.store)
+        run = expected.read_in_flight(pipeline.store, [key])[key]
+        assert isinstance(run, expected.InFlightRun)
         release = {**run.definition["release"], "retries": 1}
         again = run.model_copy(update={"definition": {**run.definition, "release": release}})
-        assert isinstance(take_results(pipeline.store, again), NotPublished)
+        assert isinstance(recover_results(pipeline.store, again), NotPublished)
         assert pipeline.tick().accepted == 1
         [entry] = log.read_log(pipeline.store, DATASET, "slow", "b1")
         assert entry.verdict is Verdict.FAILED
         pipeline.tick()
-        assert expected.expected_keys(pipeline.store) == []
+        assert expected.list_in_flight(pipeline.store) == []
         assert list(pipeline.store.list_objects(layout.UPLOADS)) == []
 
     def test_a_result_that_cannot_be_read_is_a_failure_and_holds_up_nothing(

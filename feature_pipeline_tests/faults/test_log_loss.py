@@ -6,7 +6,7 @@ import psycopg
 import pytest
 
 from feature_pipeline.archive.format import layout
-from feature_pipeline.archive.inspection.census import take_census
+from feature_pipeline.archive.inspection.census import write_census
 from feature_pipeline.archive.inspection.findings import ObjectKind, State
 from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.maintenance.accept_loss import accept_losses, plan_losses
@@ -258,9 +258,9 @@ def test_a_number_that_is_used_again_before_any_load_is_loaded(
 
 def test_a_census_makes_a_lost_end_a_damaged_batch_to_every_reader(archive, database) -> None:
     """From S3 alone: no database knows of the entry."""
-    take_census(archive.store)
+    write_census(archive.store)
     archive.add("b4", {"r4": [{"label": "four"}]})
-    take_census(archive.store)
+    write_census(archive.store)
     lose(archive, "b4", 1)
     features = Archive(archive.store).features("pockets", skip_damaged=True)
     assert len(features.to_arrow()) == 3
@@ -279,7 +279,7 @@ def test_what_is_behind_a_damaged_entry_is_kept_as_text_and_appended_again(
 ) -> None:
     archive.say("b1", {"r1": [{"label": "third"}]})
     load(archive, database)
-    take_census(archive.store)
+    write_census(archive.store)
     flip(archive, layout.entry(layout.feature_log("demo", "pockets", "b1"), 2))
     planned = plan_losses(archive.store, verify(archive.store).findings)
     [loss] = planned

@@ -21,8 +21,8 @@ def test_the_whole_path(s3_scene, s3_address, s3_prefix):
     batch = make_batch()
     publish.submit_batch(store, batch, {})
     artifact = s3_scene.artifact(batch, s3_scene.release())
-    publish.announce(store, s3_scene.completion(artifact))
-    settled = accept.settle_all(store, accept.waiting(store))
+    publish.enqueue_completion(store, s3_scene.completion(artifact))
+    settled = accept.accept_entries(store, accept.waiting(store))
     assert [s.is_new for s in settled if isinstance(s, Accepted)] == [True, True]
     for entry in accept.waiting(store):
         accept.remove(store, entry.id)
@@ -71,13 +71,13 @@ def test_two_processes_accept_the_same_inbox(s3_scene, s3_address, s3_prefix):
     for n in range(8):
         batch = make_batch(f"b{n}")
         publish.submit_batch(store, batch, {})
-        publish.announce(store, s3_scene.completion(s3_scene.artifact(batch, release)))
+        publish.enqueue_completion(store, s3_scene.completion(s3_scene.artifact(batch, release)))
     entries = accept.waiting(store)
     assert len(entries) == 16
     results = []
     with connect(s3_address, s3_prefix) as other:
         threads = [
-            threading.Thread(target=lambda s=s: results.extend(accept.settle_all(s, entries)))
+            threading.Thread(target=lambda s=s: results.extend(accept.accept_entries(s, entries)))
             for s in (store, other)
         ]
         for thread in threads:

@@ -203,7 +203,7 @@ def test_collections_beside_publishers(s3_store, s3_address, s3_prefix, tmp_path
         try:
             while goes_on():
                 turn += 1
-                published, completion = publish.announce_artifact(
+                published, completion = publish.publish_and_enqueue(
                     s3_store, artifact, lambda manifest: completion_of(artifact, manifest)
                 )
                 for _ in range(3):

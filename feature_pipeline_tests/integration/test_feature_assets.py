@@ -15,7 +15,7 @@ from feature_pipeline.archive.logs.log import Verdict
 from feature_pipeline.archive.publish import (
     Completion,
     CompletionStatus,
-    announce,
+    enqueue_completion,
     publish_artifact,
 )
 from feature_pipeline.compute import execute as execute_module
@@ -466,7 +466,7 @@ def test_what_cannot_be_stored_is_left_where_the_error_says(submitted: Pipeline,
         raise StoreUnavailableError("down for good")
 
     monkeypatch.setattr(keep_module.publish, "publish_artifact", down)
-    monkeypatch.setattr(keep_module.keep, "__defaults__", (0.0,))
+    monkeypatch.setattr(keep_module.publish_with_retry, "__defaults__", (0.0,))
     result = submitted.run(COUNTS, "b1")
     assert not result.success
     (failure,) = [e for e in result.all_events if e.is_step_failure]
@@ -506,7 +506,7 @@ def test_entries_that_cannot_be_accepted_yet_do_not_hold_up_others(
             manifest=Digest.of(b"none"),
             status=CompletionStatus.SUCCEEDED,
         )
-        announce(submitted.store, completion)
+        enqueue_completion(submitted.store, completion)
     assert submitted.run(COUNTS, "b1").success, "its completion is the last that waits"
 
     read, get = [], submitted.store.get

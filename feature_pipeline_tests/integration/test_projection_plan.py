@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from feature_pipeline.archive.inspection.census import take_census
+from feature_pipeline.archive.inspection.census import write_census
 from feature_pipeline.archive.logs import tombstones
 from feature_pipeline.archive.maintenance import erase
 from feature_pipeline.errors import ConflictError, NotFoundError
@@ -349,7 +349,7 @@ def test_rollback_does_not_bring_withdrawn_records_back(
 ) -> None:
     """The generation that was left is not fed, nor told of what was erased since."""
     if is_deleted:
-        take_census(archive.store)
+        write_census(archive.store)
     load_all(archive, database)
     archive.columns = (LABEL, NOTE)
     load_all(archive, database)

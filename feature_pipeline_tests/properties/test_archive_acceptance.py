@@ -48,13 +48,13 @@ class Acceptance(RuleBasedStateMachine):
             make_batch(key), release, label=str(self.scene.count), failure=failure
         )
         completion = self.scene.completion(artifact, base=base)
-        publish.announce(self.store, completion)
+        publish.enqueue_completion(self.store, completion)
         self.announced.append(completion)
 
     @rule(limit=st.sampled_from([1, 3, None]))
     def accept(self, limit):
         for entry in accept.waiting(self.store)[:limit]:
-            settled = accept.settle(self.store, entry)
+            settled = accept.accept_entry(self.store, entry)
             if isinstance(settled, accept.Accepted) and isinstance(
                 entry.content, accept.Completion
             ):
@@ -79,7 +79,7 @@ class Acceptance(RuleBasedStateMachine):
     @rule(data=st.data())
     def announce_again(self, data):
         if self.announced:
-            publish.announce(self.store, data.draw(st.sampled_from(self.announced)))
+            publish.enqueue_completion(self.store, data.draw(st.sampled_from(self.announced)))
 
     @invariant()
     def logs_hold_each_completion_once_in_order(self):

@@ -41,7 +41,7 @@ from hypothesis.stateful import (
 from feature_pipeline.archive import accept, blobs, guard, lease, publish, read
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.documents import utc_now
-from feature_pipeline.archive.inspection.census import take_census
+from feature_pipeline.archive.inspection.census import write_census
 from feature_pipeline.archive.inspection.findings import Finding, ObjectKind, Reached, State
 from feature_pipeline.archive.inspection.reachable import reach
 from feature_pipeline.archive.inspection.verify import verify
@@ -216,11 +216,11 @@ class ArchiveMachine(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.patch = pytest.MonkeyPatch()
         # What waits for something that never comes is quarantined at once.
-        self.patch.setattr(accept, "PATIENCE", timedelta())
+        self.patch.setattr(accept, "WAIT_LIMIT", timedelta())
         self.store = self.open_store()
         self.scene = CareScene(self.store, Path(self.folder.name))
         self.releases = [self.scene.release("1")]
-        take_census(self.store)
+        write_census(self.store)
         self.model = Model()
         for dataset in (DATASET, OTHERS):
             self.submit(self.store, (dataset, "b1"), IDS[:3])
@@ -296,7 +296,7 @@ class ArchiveMachine(RuleBasedStateMachine):
             )
 
         try:
-            publish.announce_artifact(store, artifact, complete)
+            publish.publish_and_enqueue(store, artifact, complete)
         except InvalidInputError as error:
             self.expect(error, "withdrawn", bool(self.model.withdrawn))
         else:
@@ -326,11 +326,11 @@ class ArchiveMachine(RuleBasedStateMachine):
     def delete_all(self, store: BlobStore) -> None:
         """The most that any deletion may do: all that nothing needs, without marks or a grace."""
         stored = list(store.list_objects(layout.BLOBS))
-        deletion.delete(store, stored, deletion.look(store))
+        deletion.delete(store, stored, deletion.find_needed_blobs(store))
 
     def settle(self, store: BlobStore) -> None:
         """What waits is accepted; of what was promised, nothing is refused."""
-        for settled in accept.settle_all(store, accept.waiting(store)):
+        for settled in accept.accept_entries(store, accept.waiting(store)):
             assert not isinstance(settled, accept.Waiting), settled
         for entry in inbox.waiting(store):
             inbox.remove(store, entry.id)
@@ -507,7 +507,7 @@ class ArchiveMachine(RuleBasedStateMachine):
     )
     def repair(self, data: st.DataObject, how: str, change: int, beside: str | None) -> None:
         """Objects are damaged, and come back from a copy; whoever repairs may die at any change."""
-        take_census(self.store)
+        write_census(self.store)
         second = MemoryStore()
         for info in self.store.list_objects(""):
             second.create(info.key, self.store.get(info.key).data)
@@ -549,7 +549,7 @@ class ArchiveMachine(RuleBasedStateMachine):
         What lies behind it is appended again: it alone is lost, or is the end of the log.
         """
         self.settle(self.store)
-        take_census(self.store)
+        write_census(self.store)
         prefix = layout.feature_log(DATASET, HOOK, data.draw(st.sampled_from(BATCHES), "batch"))
         keys = [info.key for info in self.store.list_objects(prefix)]
         if not keys:
@@ -597,7 +597,7 @@ class ArchiveMachine(RuleBasedStateMachine):
 
     def findings(self) -> list[Finding]:
         """What `verify` finds wrong that can be brought back."""
-        found = verify(self.store, takes_census=False).findings
+        found = verify(self.store, writes_census=False).findings
         return [f for f in found if f.state is not State.NOT_ERASED and not self.is_unpromised(f)]
 
     @rule(data=st.data(), beside=st.sampled_from(PUBLISHING), number=st.integers(1, 5))
@@ -622,7 +622,7 @@ class ArchiveMachine(RuleBasedStateMachine):
         """
         if is_published:
             self.doing(data.draw(st.sampled_from(PUBLISHING), "published"), data)(self.store)
-        take_census(self.store)
+        write_census(self.store)
         # An entry that waits and vanishes is missed by nothing.
         keys = [key for key in self.namers() if how != "remove" or not key.startswith(WAITING)]
         if which == "last":

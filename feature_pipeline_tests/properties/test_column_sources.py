@@ -9,7 +9,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_pipeline.archive.format.align import MisfitError, map_columns, take_columns
+from feature_pipeline.archive.format.align import MisfitError, map_columns, select_columns
 from feature_pipeline.archive.format.encode import rows_table
 from feature_pipeline.hooks.output import decode_output
 from feature_pipeline.model.column_sources import UnclearColumnError, raw_keys
@@ -44,7 +44,7 @@ def test_rows_and_raw_output_say_the_same(written, wanted, absent) -> None:
     raw = json.dumps({"id": "r", "features": [row]}).encode()
     table = rows_table(written, _decode(raw, written))
     try:
-        aligned = take_columns(table, map_columns(written, wanted))
+        aligned = select_columns(table, map_columns(written, wanted))
     except MisfitError:
         try:
             raw_keys(written, wanted)

@@ -27,14 +27,14 @@ from dagster._core.loader import LoadingContextForTest
 
 from feature_pipeline.archive import read
 from feature_pipeline.archive.format.manifest import Manifest, RunInfo
-from feature_pipeline.archive.inspection.census import take_census
+from feature_pipeline.archive.inspection.census import write_census
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.log import FeatureEntry
 from feature_pipeline.archive.maintenance.erase import erase
 from feature_pipeline.archive.publish import (
     Completion,
     CompletionStatus,
-    announce,
+    enqueue_completion,
     publish_artifact,
 )
 from feature_pipeline.compute.collect import collect_output
@@ -259,7 +259,7 @@ class Game:
                 exit_code=0,
             )
             published = publish_artifact(store, collect_output(plan, Path(out), run, None))
-        announce(
+        enqueue_completion(
             store,
             Completion(
                 id=run.id,
@@ -320,7 +320,7 @@ class Game:
             return
         self.tick()
         if self.pick("deletes", "keeps") == "deletes":
-            take_census(self.pipeline.store)
+            write_census(self.pipeline.store)
         self.withdrawn.add(record_id)
         erase(self.pipeline.store, DATASET, [record_id], "asked for")
         self.reconcile()

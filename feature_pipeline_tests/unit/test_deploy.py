@@ -15,7 +15,7 @@ import yaml
 
 from feature_pipeline.archive import accept
 from feature_pipeline.archive.format import layout
-from feature_pipeline.archive.inspection.census import KEPT, take_census
+from feature_pipeline.archive.inspection.census import MAX_CENSUSES, write_census
 from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.logs import inbox
 from feature_pipeline.archive.logs.known import known_logs
@@ -295,8 +295,8 @@ def archive(memory_store, tmp_path):
     """An archive with a log of every kind, something in the inbox, and more than one census."""
     scene = CareScene(memory_store, tmp_path)
     everything(scene)
-    for n in range(KEPT + 1):
-        take_census(memory_store)
+    for n in range(MAX_CENSUSES + 1):
+        write_census(memory_store)
         scene.submit(scene.batch_of(f"more-{n}", (f"more{n}",)))
     return memory_store
 
@@ -305,11 +305,11 @@ def test_the_writer_does_what_dagster_asks_of_it(archive):
     writer = PolicedStore(archive, "archive-writer.json")
     before = [info.key for info in archive.list_objects(layout.CENSUS)]
     for entry in inbox.waiting(writer):
-        accept.settle(writer, entry)
-    assert take_census(writer).is_clean
+        accept.accept_entry(writer, entry)
+    assert write_census(writer).is_clean
     after = [info.key for info in archive.list_objects(layout.CENSUS)]
     assert after != before
-    assert len(after) == KEPT
+    assert len(after) == MAX_CENSUSES
     assert verify(writer).is_clean
 
 

@@ -37,7 +37,7 @@ class ColumnSource:
 
 
 def align_rows(
-    rows: pa.Table, written: Sequence[Column], wanted: Sequence[Column], what: str
+    rows: pa.Table, written: Sequence[Column], wanted: Sequence[Column], subject: str
 ) -> pa.Table:
     """Return `rows` with record_id, ordinal and the wanted columns, in their order.
 
@@ -56,10 +56,10 @@ def align_rows(
             digit as a number.
     """
     try:
-        return take_columns(rows, map_columns(written, wanted))
+        return select_columns(rows, map_columns(written, wanted))
     except MisfitError as error:
         raise InvalidInputError(
-            f"{what}: {error}; read batches of one declaration together, or a batch by itself,"
+            f"{subject}: {error}; read batches of one declaration together, or a batch by itself,"
             " which has its own columns"
         ) from error
 
@@ -84,7 +84,7 @@ def map_columns(written: Sequence[Column], wanted: Sequence[Column]) -> tuple[Co
     return tuple(map(ColumnSource, wanted, pairs.sources))
 
 
-def take_columns(
+def select_columns(
     rows: pa.Table, mappings: Sequence[ColumnSource], *, is_strict: bool = False
 ) -> pa.Table:
     """Return the rows with `record_id`, `ordinal` and the wanted columns, in their order.

@@ -73,7 +73,7 @@ class Document(Part):
     stay readable, and are encoded as they were.
     """
 
-    what: ClassVar[str] = "document"
+    document_type: ClassVar[str] = "document"
     newest: ClassVar[int] = 1
     """The newest version of this kind that this code knows."""
     added: ClassVar[Mapping[str, int]] = {}
@@ -103,24 +103,29 @@ class Document(Part):
             NewerVersionError: The document is of a newer version than this code knows.
         """
         if len(data) > cls.most_bytes:
-            raise broken(f"{cls.what} {where} {cls.too_large(len(data))}")
-        document = _parse(data, f"{cls.what} {where}", broken)
+            raise broken(f"{cls.document_type} {where} {cls.too_large(len(data))}")
+        document = _parse(data, f"{cls.document_type} {where}", broken)
         version = document.get("spec_version")
         if type(version) is not int or version < 1:
-            raise broken(f"{cls.what} {where} has no spec_version, but {quoted(repr(version))}")
+            raise broken(
+                f"{cls.document_type} {where} has no spec_version, but {quoted(repr(version))}"
+            )
         if version > cls.newest:
             raise NewerVersionError(
-                f"{cls.what} {where} has spec_version {quoted(repr(version))}; this version of"
-                f" feature-pipeline knows up to {cls.newest}: upgrade it to read the archive"
+                f"{cls.document_type} {where} has spec_version {quoted(repr(version))}; this"
+                f" version of feature-pipeline knows up to {cls.newest}: upgrade it to read the"
+                " archive"
             )
         for name, since in cls.added.items():
             if (name in document) != (version >= since):
                 has = "has" if name in document else "lacks"
-                raise broken(f"{cls.what} {where} {has} {name!r} in spec_version {version}")
+                raise broken(
+                    f"{cls.document_type} {where} {has} {name!r} in spec_version {version}"
+                )
         try:
             return cls.model_validate(document)
         except ValidationError as error:
-            raise broken(f"{cls.what} {where} is invalid: {problems(error)}") from error
+            raise broken(f"{cls.document_type} {where} is invalid: {problems(error)}") from error
 
     @classmethod
     def too_large(cls, size: int) -> str:
@@ -128,24 +133,24 @@ class Document(Part):
         return f"has {size:,} bytes; it can have at most {cls.most_bytes:,}"
 
     @classmethod
-    def check_size(cls, data: bytes, what: str, remedy: str) -> bytes:
+    def check_size(cls, data: bytes, subject: str, remedy: str) -> bytes:
         """Return `data`, which is to be stored, if readers will read as many bytes.
 
         Raises:
             InvalidInputError: They are too many for `what`; says the `remedy`.
         """
         if len(data) > cls.most_bytes:
-            raise InvalidInputError(f"{what} {cls.too_large(len(data))}: {remedy}")
+            raise InvalidInputError(f"{subject} {cls.too_large(len(data))}: {remedy}")
         return data
 
 
-def _parse(data: bytes, what: str, broken: type[FeaturePipelineError]) -> dict[str, Any]:
+def _parse(data: bytes, subject: str, broken: type[FeaturePipelineError]) -> dict[str, Any]:
     try:
         document = parse_document(data)
     except InvalidInputError as error:
-        raise broken(f"{what} is {error}") from error
+        raise broken(f"{subject} is {error}") from error
     if not isinstance(document, dict):
-        raise broken(f"{what} is not a JSON object")
+        raise broken(f"{subject} is not a JSON object")
     return document
 
 
@@ -180,4 +185,4 @@ def _check_value(document: Document, place: str, value: object) -> None:
     elif isinstance(value, int) and not INT64_MIN <= value <= INT64_MAX:
         problem = "an integer beyond 64 bits"
     if problem is not None:
-        raise InvalidInputError(f"{document.what}: {quoted(place)}: {problem}")
+        raise InvalidInputError(f"{document.document_type}: {quoted(place)}: {problem}")

@@ -161,7 +161,7 @@ def _parquet(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def read_bounded(data: bytes, what: str, schema: pa.Schema, rows: int) -> pa.Table:
+def read_bounded(data: bytes, subject: str, schema: pa.Schema, rows: int) -> pa.Table:
     """Return the table in `data`, which any writer may have made, if it is within the limits.
 
     A few bytes of a dictionary can stand for many texts: these are decoded only once their total
@@ -181,11 +181,11 @@ def read_bounded(data: bytes, what: str, schema: pa.Schema, rows: int) -> pa.Tab
         file = pq.ParquetFile(pa.BufferReader(data))
         if (count := file.metadata.num_rows) != rows or count > MOST_ROWS:
             raise InvalidInputError(
-                f"{what}: {count:,} rows; {rows:,} are stated, and at most {MOST_ROWS:,} can be"
+                f"{subject}: {count:,} rows; {rows:,} are stated, and at most {MOST_ROWS:,} can be"
             )
         if not file.schema_arrow.equals(schema, check_metadata=False):
             raise InvalidInputError(
-                f"{what}: columns are {_describe(file.schema_arrow)}, declared are"
+                f"{subject}: columns are {_describe(file.schema_arrow)}, declared are"
                 f" {_describe(schema)}"
             )
         groups = range(file.metadata.num_row_groups)
@@ -196,11 +196,11 @@ def read_bounded(data: bytes, what: str, schema: pa.Schema, rows: int) -> pa.Tab
             size = sum(_text_bytes(table.column(name)) for name in texts)
         if size > MOST_DECODED_BYTES:
             raise InvalidInputError(
-                f"{what}: {size:,} bytes once decoded; at most {MOST_DECODED_BYTES:,} can be"
+                f"{subject}: {size:,} bytes once decoded; at most {MOST_DECODED_BYTES:,} can be"
             )
         return table.cast(schema)
     except (pa.ArrowException, OSError) as error:
-        raise CorruptDataError(f"{what} is not Parquet: {error}") from error
+        raise CorruptDataError(f"{subject} is not Parquet: {error}") from error
 
 
 def _text_bytes(column: Any) -> int:
@@ -211,7 +211,7 @@ def _text_bytes(column: Any) -> int:
     )
 
 
-def read_parquet(data: bytes, what: str) -> pa.Table:
+def read_parquet(data: bytes, subject: str) -> pa.Table:
     """Return the table in `data`, in this process's memory.
 
     Raises:
@@ -220,10 +220,10 @@ def read_parquet(data: bytes, what: str) -> pa.Table:
     try:
         return pq.read_table(pa.BufferReader(data), use_threads=False)
     except (pa.ArrowException, OSError) as error:
-        raise CorruptDataError(f"{what} is not Parquet: {error}") from error
+        raise CorruptDataError(f"{subject} is not Parquet: {error}") from error
 
 
-def check_rows_schema(table: pa.Table, columns: Sequence[Column], what: str = "rows") -> None:
+def check_rows_schema(table: pa.Table, columns: Sequence[Column], subject: str = "rows") -> None:
     """Return if the table has exactly record id, ordinal and these columns with their types.
 
     Raises:
@@ -232,7 +232,7 @@ def check_rows_schema(table: pa.Table, columns: Sequence[Column], what: str = "r
     wanted = rows_schema(columns)
     if not table.schema.equals(wanted, check_metadata=False):
         raise CorruptDataError(
-            f"{what}: columns are {_describe(table.schema)}, declared are {_describe(wanted)}"
+            f"{subject}: columns are {_describe(table.schema)}, declared are {_describe(wanted)}"
         )
 
 

@@ -46,7 +46,7 @@ QUARANTINE: Final = "quarantine/"
 GC_MARKS: Final = "gc/marks/"
 GC_LEASE: Final = "gc/lease"
 UPLOADS: Final = "uploads/"
-EXPECTED: Final = "expected/"
+IN_FLIGHT: Final = "expected/"
 ANSWERS: Final = "answers/"
 CLAIMS: Final = "claims/"
 PROBE: Final = "probe/conditional-writes"
@@ -242,6 +242,6 @@ def upload(run_id: str, job: str, part: str) -> str:
     return f"{uploads(run_id)}{check_entry_id(job)}/{part}"
 
 
-def expected(run_id: str, worker: str) -> str:
+def in_flight(run_id: str, worker: str) -> str:
     """Return the key of an in-flight hook run's document, written by the worker that started it."""
-    return f"{EXPECTED}{check_entry_id(f'{run_id}.{worker}')}"
+    return f"{IN_FLIGHT}{check_entry_id(f'{run_id}.{worker}')}"

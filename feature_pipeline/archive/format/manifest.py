@@ -121,7 +121,7 @@ class Manifest(Document):
     `content_digest` and `rows_digest` are None exactly when the hook run failed.
     """
 
-    what: ClassVar[str] = "manifest"
+    document_type: ClassVar[str] = "manifest"
     newest: ClassVar[int] = 2
     added: ClassVar[Mapping[str, int]] = {"starts": 2, "without_output": 2}
 

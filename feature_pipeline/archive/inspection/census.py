@@ -34,7 +34,7 @@ from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.parallel import WORKERS, map_threads
 
-KEPT: Final = 3
+MAX_CENSUSES: Final = 3
 """Number of newest censuses that are kept: if one is damaged, the one before it is used."""
 
 
@@ -64,7 +64,7 @@ class CensusReport:
         return f"{counted(logs, 'log')}: {'; '.join(problems) or 'no log has lost its end'}"
 
 
-def take_census(store: BlobStore, workers: int = WORKERS) -> CensusReport:
+def write_census(store: BlobStore, workers: int = WORKERS) -> CensusReport:
     """List all logs, compare them with what is known, and write their current lengths.
 
     Reads only the last entries of logs that grew since the newest census.
@@ -171,5 +171,5 @@ def _remove_old(store: BlobStore, known: KnownLogs) -> None:
     keys = [info.key for info in store.list_objects(layout.CENSUS)]
     corrupt = {key for key, damage in known.damage.items() if damage.state is State.CORRUPT}
     for key in keys:
-        if key in corrupt or key not in keys[-KEPT:]:
+        if key in corrupt or key not in keys[-MAX_CENSUSES:]:
             store.delete(key)

@@ -34,12 +34,12 @@ def _restore(store: BlobStore, key: str) -> bool:
         if key.startswith(layout.BLOBS):
             return _restore_blob(store, key)
         if key.startswith(layout.LOGS):
-            held = store.get(key)
+            stored = store.get(key)
             model, _ = kind_of(key)
-            decode_entry(model, key, held.data, store.identity)
-            return store.replace(key, held.data, held.info.etag, JSON_MEDIA_TYPE)
+            decode_entry(model, key, stored.data, store.identity)
+            return store.replace(key, stored.data, stored.info.etag, JSON_MEDIA_TYPE)
     except (NotFoundError, CorruptDataError, OutcomeUnknownError):
-        pass  # it is not what was verified; the next look says what it is
+        pass  # it is not what was verified; the next verification reports it
     return False
 
 

@@ -56,7 +56,7 @@ from feature_pipeline.parallel import WORKERS, map_threads
 _DIGEST_TEXT: Final = re.compile(r"sha256:([0-9a-f]{64})")
 _MOVES: Final = 2
 """How often an entry may move between inbox and quarantine while it is read."""
-_LOOKS: Final = 5
+_LISTINGS: Final = 5
 """How often an entry may be listed but absent when read, before the store is blamed."""
 
 L = TypeVar("L", bound=LogEntry)
@@ -219,18 +219,18 @@ class _Walk(DocumentReader):
         keys = self._waiting_keys()
         self.reached.waiting.update(keys)
         objects: dict[str, StoredObject | StoreUnavailableError] = {}
-        for _ in range(_LOOKS):
+        for _ in range(_LISTINGS):
             read = map_threads(self._read_waiting, keys, self.workers)
             objects |= dict(filter(None, read))
-            gone = {key for key, entry in zip(keys, read, strict=True) if entry is None}
+            absent = {key for key, entry in zip(keys, read, strict=True) if entry is None}
             # An entry may have been accepted, and the same run published again, in between.
-            keys = sorted(gone.intersection(self._waiting_keys())) if gone else []
+            keys = sorted(absent.intersection(self._waiting_keys())) if absent else []
             if not keys:
                 break
         else:
             raise StoreUnavailableError(f"{self.store.identity}: {keys[0]} is listed but absent")
-        for key, held in objects.items():
-            self._name_waiting(key, held)
+        for key, stored in objects.items():
+            self._name_waiting(key, stored)
 
     def _waiting_keys(self) -> list[str]:
         # The inbox twice: an entry may be left again while the quarantine is listed.
@@ -256,29 +256,29 @@ class _Walk(DocumentReader):
                 return place, StoreUnavailableError(str(error))
         return None
 
-    def _name_waiting(self, key: str, held: StoredObject | StoreUnavailableError) -> None:
+    def _name_waiting(self, key: str, stored: StoredObject | StoreUnavailableError) -> None:
         is_inbox = key.startswith(layout.INBOX)
         kind = ObjectKind.INBOX_ENTRY if is_inbox else ObjectKind.QUARANTINE_ENTRY
-        if isinstance(held, StoreUnavailableError):
-            self.find(State.UNREADABLE, kind, key, kind.value, str(held))
+        if isinstance(stored, StoreUnavailableError):
+            self.find(State.UNREADABLE, kind, key, kind.value, str(stored))
             return
-        if not self.is_ours(held):
+        if not self.is_ours(stored):
             detail = "its bytes do not match the stored checksum"
             self.find(State.CORRUPT, kind, key, kind.value, detail)
-        entry_id, data = key.removeprefix(layout.INBOX), held.data
+        entry_id, data = key.removeprefix(layout.INBOX), stored.data
         if not is_inbox:
             try:
-                document = QuarantinedEntry.decode(held.data, key)
+                document = QuarantinedEntry.decode(stored.data, key)
             except NewerVersionError as error:
                 self.find(State.NEWER, kind, key, kind.value, str(error))
                 return
             except InvalidInputError as error:
                 self.find(State.CORRUPT, kind, key, kind.value, str(error))
-                self._name_unknown(key, held.data.decode(errors="replace"))
+                self._name_unknown(key, stored.data.decode(errors="replace"))
                 return
             entry_id, data = document.id, document.entry.encode()
-        self.count(held.data)
-        entry = read_entry(entry_id, held.info.modified_at, data)
+        self.count(stored.data)
+        entry = read_entry(entry_id, stored.info.modified_at, data)
         match entry.content:
             case Submission(digest=digest):
                 self._batches.setdefault(digest, key)
@@ -443,9 +443,9 @@ class _Walk(DocumentReader):
         """Drop findings about objects that an erasure deleted during the walk."""
         if not any(map(_is_missing_blob, self.reached.findings)):
             return
-        gone = erased_since(self.store, self.scope, self.reached)
+        erased_keys = erased_since(self.store, self.scope, self.reached)
         for finding in list(self.reached.findings):
-            if _is_missing_blob(finding) and finding.key in gone:
+            if _is_missing_blob(finding) and finding.key in erased_keys:
                 self.reached.findings.remove(finding)
                 self.reached.erased[layout.parse_blob(finding.key)] = finding.named_by
 
@@ -476,15 +476,15 @@ class _Walk(DocumentReader):
         if self._is_erased(digest):
             self.reached.erased.setdefault(digest, named_by)
             return None
-        held = self.get(kind, key, named_by, Document.most_bytes)
-        if held is None:
+        stored = self.get(kind, key, named_by, Document.most_bytes)
+        if stored is None:
             return None
-        if (actual := Digest.of(held.data)) != digest:
+        if (actual := Digest.of(stored.data)) != digest:
             self.find(State.CORRUPT, kind, key, named_by, f"its bytes have the digest {actual}")
             return None
-        self.count(held.data)
-        self.reached.add(Reference(kind, digest, len(held.data), named_by))
-        return held.data
+        self.count(stored.data)
+        self.reached.add(Reference(kind, digest, len(stored.data), named_by))
+        return stored.data
 
     def _follow_manifest(self, digest: Digest) -> None:
         named_by = self._named_by[digest]
@@ -537,9 +537,9 @@ class _Walk(DocumentReader):
                 key = layout.entry(entry.log_prefix, entry.seq)
                 self.find(State.CORRUPT, ObjectKind.BATCH_ENTRY, key, named_by, problem)
         withdrawn = self.reached.withdrawn.get(batch.dataset, set())
-        if held := sorted(record.id for record in batch.records if record.id in withdrawn):
+        if withdrawn_ids := sorted(record.id for record in batch.records if record.id in withdrawn):
             detail = (
-                f"record {held[0]!r} is withdrawn: run `feature-pipeline erase --dataset"
+                f"record {withdrawn_ids[0]!r} is withdrawn: run `feature-pipeline erase --dataset"
                 f" {batch.dataset}` to erase it"
             )
             key = layout.blob(digest)

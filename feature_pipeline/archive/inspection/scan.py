@@ -68,16 +68,16 @@ class DocumentReader:
             self.find(State.UNREADABLE, kind, key, named_by, str(error))
         return None
 
-    def is_ours(self, held: StoredObject) -> bool:
+    def is_ours(self, stored: StoredObject) -> bool:
         """Return whether the bytes are those that were written, as far as the store can tell.
 
         A document's key does not name its bytes. Its writer sent their checksum, which the store
         keeps and every read compares. An object that was copied or restored may have none: its
         content is checked instead, and the missing checksum is noted.
         """
-        if held.info.sha256 is not None:
-            return held.info.sha256 == Digest.of(held.data)
-        self.note_unchecked(held.info)
+        if stored.info.sha256 is not None:
+            return stored.info.sha256 == Digest.of(stored.data)
+        self.note_unchecked(stored.info)
         return True
 
     def note_unchecked(self, info: ObjectInfo) -> None:
@@ -135,12 +135,12 @@ class DocumentReader:
 
     def _entry(self, kind: ObjectKind, info: ObjectInfo, model: type[L]) -> StoredEntry[L] | None:
         named_by = f"log {info.key.rpartition('/')[0]}"
-        held = self.get(kind, info.key, named_by)
-        if held is None:
+        stored = self.get(kind, info.key, named_by)
+        if stored is None:
             return None
         try:
-            entry = decode_entry(model, info.key, held.data, self.store.identity)
-            if not self.is_ours(held):
+            entry = decode_entry(model, info.key, stored.data, self.store.identity)
+            if not self.is_ours(stored):
                 raise CorruptDataError("its bytes do not match the stored checksum")
         except CorruptDataError as error:
             self.find(State.CORRUPT, kind, info.key, named_by, str(error))
@@ -148,7 +148,7 @@ class DocumentReader:
         except NewerVersionError as error:
             self.find(State.NEWER, kind, info.key, named_by, str(error))
             return None
-        self.count(held.data)
+        self.count(stored.data)
         return entry
 
     def count(self, data: bytes) -> None:

@@ -74,15 +74,15 @@ class VerifyReport:
 
     def summary(self) -> str:
         """Return a one-line summary."""
-        looked = f"{counted(self.documents, 'document')} and {counted(self.blobs_read, 'blob')}"
+        objects = f"{counted(self.documents, 'document')} and {counted(self.blobs_read, 'blob')}"
         if self.blobs_read < self.blobs:
-            looked += f" (of {self.blobs})"
+            objects += f" (of {self.blobs})"
         wrong = [f"{count} {state}" for state in State if (count := self.count(state))]
-        gone = f"; {self.erased} erased" if self.erased else ""
+        erased = f"; {self.erased} erased" if self.erased else ""
         right = "all right"
         if not (self.documents or self.blobs or self.erased):
             right = "nothing is stored; if something should be, check bucket, prefix and names"
-        return f"{self.scope}: {looked} read: {', '.join(wrong) or right}{gone}"
+        return f"{self.scope}: {objects} read: {', '.join(wrong) or right}{erased}"
 
     def to_json(self) -> dict[str, object]:
         """Return the report for programs."""
@@ -126,7 +126,7 @@ def verify(
     workers: int = WORKERS,
     progress: Callable[[int, int], None] | None = None,
     restore_checksums: bool = False,
-    takes_census: bool = True,
+    writes_census: bool = True,
 ) -> VerifyReport:
     """Read everything in the scope again, and report problems.
 
@@ -161,14 +161,14 @@ def verify(
     map_threads(reading.read, chosen, workers)
     all_findings = [*reached.findings, *reading.findings, *_not_erased(store, scope, reached)]
     findings = list({finding.key: finding for finding in reversed(all_findings)}.values())
-    kept, gone_since = _without_erased_since(store, scope, reached, findings)
+    kept, erased_since_listing = _without_erased_since(store, scope, reached, findings)
     unchecked = (
         reached.unchecked | reading.unchecked | _unchecked_documents(store, reached, workers)
     )
     wrong = {finding.key for finding in findings}
     notes = _note_checksums(store, unchecked - wrong, restore_checksums, workers)
-    if scope.is_whole and takes_census:
-        notes += _take_census(store, reached, workers)
+    if scope.is_whole and writes_census:
+        notes += _write_census(store, reached, workers)
     return VerifyReport(
         scope=scope,
         started_at=started_at,
@@ -177,7 +177,7 @@ def verify(
         blobs=len(named),
         blobs_read=len(chosen),
         bytes_read=reached.bytes_read + reading.bytes_read,
-        erased=len(_gone(reached)) + gone_since,
+        erased=len(_erased_digests(reached)) + erased_since_listing,
         findings=tuple(sorted(kept, key=lambda f: (f.state, f.kind, f.key))),
         sample=sample,
         seed=seed,
@@ -185,7 +185,7 @@ def verify(
     )
 
 
-def _take_census(store: BlobStore, reached: Reached, workers: int) -> tuple[str, ...]:
+def _write_census(store: BlobStore, reached: Reached, workers: int) -> tuple[str, ...]:
     """Write the current lengths of the logs; an obstacle is a note, not a finding."""
     if reached.known is None:
         return ()
@@ -214,14 +214,14 @@ def _note_checksums(
     probe = store.stat(layout.PROBE) if unchecked else None
     if probe is None or probe.sha256 is None:
         return ()
-    what = f"the store keeps no checksum of {counted(len(unchecked), 'valid object')}"
+    objects = f"the store keeps no checksum of {counted(len(unchecked), 'valid object')}"
     if not restores:
-        return (f"{what}: `feature-pipeline verify --restore-checksums` restores it",)
+        return (f"{objects}: `feature-pipeline verify --restore-checksums` restores it",)
     try:
         restored = checksums.restore_checksums(store, unchecked, workers)
     except StoreUnavailableError as error:
-        return (f"{what}; it could not be set again: {error}",)
-    return (f"{what}; it was set again for {restored} of them",)
+        return (f"{objects}; it could not be set again: {error}",)
+    return (f"{objects}; it was set again for {restored} of them",)
 
 
 def _choose(named: Sequence[Reference], sample: float, seed: int | None) -> Sequence[Reference]:
@@ -272,10 +272,10 @@ class _Reading:
                 self.progress(self.done, self.total)
 
 
-def _gone(reached: Reached) -> set[Digest]:
+def _erased_digests(reached: Reached) -> set[Digest]:
     """Return the erased objects that nothing needs; all of them for a whole archive."""
-    blobs_gone = {digest for erased in reached.erasures.values() for digest in erased.blobs}
-    return (blobs_gone | reached.erased.keys()) - reached.digests
+    erased_blobs = {digest for erased in reached.erasures.values() for digest in erased.blobs}
+    return (erased_blobs | reached.erased.keys()) - reached.digests
 
 
 def _not_erased(store: BlobStore, scope: Scope, reached: Reached) -> list[Finding]:

@@ -137,7 +137,7 @@ class Table:
 
 
 @dataclass(slots=True)
-class Found:
+class Candidates:
     """Artifacts that may answer the requested actions; read and check them before use."""
 
     artifacts: dict[Digest, set[Digest]] = field(default_factory=dict)
@@ -189,17 +189,17 @@ def _numbers(actions: Iterable[Digest]) -> Actions:
     return np.fromiter((int(action.hex[:16], 16) for action in actions), np.uint64)
 
 
-def find(store: BlobStore, prefix: str, actions: Collection[Digest]) -> Found:
+def find(store: BlobStore, prefix: str, actions: Collection[Digest]) -> Candidates:
     """Find artifacts that answer actions of a program. Reads one listing and the parts concerned.
 
     Raises:
         StoreUnavailableError: The store did not answer; nothing is known.
     """
-    asked: dict[int, list[Digest]] = {}
+    by_number: dict[int, list[Digest]] = {}
     for action in actions:
-        asked.setdefault(int(action.hex[:16], 16), []).append(action)
-    wanted = np.array(sorted(asked), np.uint64)
-    result = Found()
+        by_number.setdefault(int(action.hex[:16], 16), []).append(action)
+    wanted = np.array(sorted(by_number), np.uint64)
+    result = Candidates()
     done: set[str] = set()
     for _ in range(_LISTINGS):
         listing = list_answers(store, prefix)
@@ -217,7 +217,7 @@ def find(store: BlobStore, prefix: str, actions: Collection[Digest]) -> Found:
                 result.problems.append(hits)
             elif hits is not None:
                 for number, manifest in hits:
-                    result.artifacts.setdefault(manifest, set()).update(asked[number])
+                    result.artifacts.setdefault(manifest, set()).update(by_number[number])
             if hits is not None:
                 done.add(part.info.key)
         if all(hits is not None for hits in read):
@@ -426,13 +426,13 @@ def _joined(segments: Sequence[Sequence[Table]], forgotten: set[Digest]) -> Tabl
     for parts in segments:
         # Every part of a segment names all of the segment's artifacts.
         manifests = parts[0].manifests
-        taken = [m not in forgotten and m not in positions for m in manifests]
-        for manifest, is_taken in zip(manifests, taken, strict=True):
-            if is_taken:
+        is_new = [m not in forgotten and m not in positions for m in manifests]
+        for manifest, keeps in zip(manifests, is_new, strict=True):
+            if keeps:
                 positions[manifest] = len(positions)
         there = np.array([positions.get(manifest, 0) for manifest in manifests], np.uint32)
         for table in parts:
-            rows = np.array(taken, bool)[table.artifacts]
+            rows = np.array(is_new, bool)[table.artifacts]
             actions.append(table.actions[rows])
             artifacts.append(there[table.artifacts[rows]])
     joined = np.concatenate(actions)

@@ -54,14 +54,14 @@ class Damage:
 class Readable(Generic[T]):
     """The readable part and the damaged part: a damaged object affects its own log only.
 
-    A command that shows `found` must also name what is in `damage`, and its exit status must show
+    A command that shows `intact` must also name what is in `damage`, and its exit status must show
     that the result is incomplete.
     """
 
-    found: Mapping[str, T]
+    intact: Mapping[str, T]
     """By log, in order; for logs per batch, by batch. A damaged log is in `damage` only."""
     damage: Mapping[str, Damage]
-    """By log, as `found`."""
+    """By log, as `intact`."""
 
     def whole(self) -> dict[str, T]:
         """Return everything, if nothing is damaged.
@@ -71,4 +71,4 @@ class Readable(Generic[T]):
         """
         for damage in self.damage.values():
             raise damage.error
-        return dict(self.found)
+        return dict(self.intact)

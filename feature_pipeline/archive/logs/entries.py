@@ -32,7 +32,7 @@ def new_write_id() -> str:
 class LogEntry(Document):
     """An entry of any log. `seq` is also in its key."""
 
-    what: ClassVar[str] = "log entry"
+    document_type: ClassVar[str] = "log entry"
     newest: ClassVar[int] = 2
     added: ClassVar[dict[str, int]] = {"previous": CHAINED}
 

@@ -58,7 +58,7 @@ class CompletionStatus(StrEnum):
 class Completion(Document):
     """A finished hook run whose manifest and blobs are stored."""
 
-    what: ClassVar[str] = "completion"
+    document_type: ClassVar[str] = "completion"
     newest: ClassVar[int] = 2
     added: ClassVar[dict[str, int]] = {"published_at": 2}
     most_bytes: ClassVar[int] = MOST_ENTRY_BYTES
@@ -92,7 +92,7 @@ class Completion(Document):
 class Submission(Document):
     """A batch whose blob and files are stored."""
 
-    what: ClassVar[str] = "submission"
+    document_type: ClassVar[str] = "submission"
     most_bytes: ClassVar[int] = MOST_ENTRY_BYTES
 
     dataset: str
@@ -126,7 +126,7 @@ class InboxEntry:
 C = TypeVar("C", Submission, Completion)
 
 
-def leave(store: BlobStore, content: C) -> C:
+def enqueue(store: BlobStore, content: C) -> C:
     """Write the entry to the inbox; return the stored entry, ours or an earlier one."""
     key = layout.inbox(content.inbox_id)
     stored = create_or_read(store, key, content.encode())
@@ -198,7 +198,7 @@ def remove(store: BlobStore, entry_id: str) -> None:
 class QuarantinedEntry(Document):
     """An entry that could not be accepted, unchanged, with the reason."""
 
-    what: ClassVar[str] = "quarantined entry"
+    document_type: ClassVar[str] = "quarantined entry"
     most_bytes: ClassVar[int] = 1 << 20
 
     id: str
@@ -232,9 +232,9 @@ def quarantine(store: BlobStore, entry: InboxEntry, reason: str) -> QuarantinedE
     # The quarantine before the inbox: the entry is always in one of them, and can be read there.
     key = quarantine_key(entry.id)
     stored = create_or_read(store, key, document.encode())
-    held = QuarantinedEntry.decode(stored, f"{key} in {store.identity}", CorruptDataError)
+    stored_entry = QuarantinedEntry.decode(stored, f"{key} in {store.identity}", CorruptDataError)
     remove(store, entry.id)
-    return held
+    return stored_entry
 
 
 def quarantine_key(entry_id: str) -> str:
@@ -289,8 +289,8 @@ def read_quarantined(store: BlobStore, key: str) -> QuarantinedEntry:
     Raises:
         InvalidInputError: It is not one; the message names its key.
     """
-    held = get_small(store, key, QuarantinedEntry.most_bytes)
-    return QuarantinedEntry.decode(held.data, f"{key} in {store.identity}")
+    stored_entry = get_small(store, key, QuarantinedEntry.most_bytes)
+    return QuarantinedEntry.decode(stored_entry.data, f"{key} in {store.identity}")
 
 
 def requeue(store: BlobStore, entry_ids: Iterable[str]) -> None:
@@ -301,11 +301,13 @@ def requeue(store: BlobStore, entry_ids: Iterable[str]) -> None:
     """
     for entry_id in entry_ids:
         key = quarantine_key(entry_id)
-        held = read_quarantined(store, key)
-        data = held.entry.encode()
-        content = held.inbox_entry().content
+        stored_entry = read_quarantined(store, key)
+        data = stored_entry.entry.encode()
+        content = stored_entry.inbox_entry().content
         if isinstance(content, Completion) and content.published_at is None:
-            data = content.as_published(held.left_at).encode()  # what it counted as until now
+            data = content.as_published(
+                stored_entry.left_at
+            ).encode()  # what it counted as until now
         create_or_read(store, f"{layout.INBOX}{entry_id}", data)
         store.delete(key)
 

@@ -33,9 +33,9 @@ if TYPE_CHECKING:  # Dagster's code location imports this module and reads no ce
     import pyarrow as pa
 
 CENSUS_VERSION: Final = 1
-_LOOKS: Final = 3
+_LISTINGS: Final = 3
 """How often censuses are listed again because one was removed before it was read."""
-_ASKED_FOR: Final = 1_000
+_MAX_REQUESTED: Final = 1_000
 """Number of absent entries that are requested by key: beyond it the listing is not at fault."""
 
 
@@ -249,14 +249,14 @@ class KnownLogs:
             workers: Concurrent requests.
         """
         lines = self.below(prefix)
-        gone = [log for log, line in lines.items() if line.entries not in seen.get(log, {})]
+        short_logs = [log for log, line in lines.items() if line.entries not in seen.get(log, {})]
         # All of them are gone, or the listing is at fault: a few keys tell.
-        asked = gone[:_ASKED_FOR]
+        requested = short_logs[:_MAX_REQUESTED]
         there = map_threads(
-            lambda log: store.stat(layout.entry(log, lines[log].entries)), asked, workers
+            lambda log: store.stat(layout.entry(log, lines[log].entries)), requested, workers
         )
-        unlisted = {log for log, info in zip(asked, there, strict=True) if info is not None}
-        absent = {log: self._absent(store, log, lines[log], log in unlisted) for log in gone}
+        unlisted = {log for log, info in zip(requested, there, strict=True) if info is not None}
+        absent = {log: self._absent(store, log, lines[log], log in unlisted) for log in short_logs}
         unsure = [
             log
             for log, line in lines.items()
@@ -302,7 +302,7 @@ class KnownLogs:
     def with_losses_now(self, store: BlobStore) -> "KnownLogs":
         """Return the same census with the losses accepted by now."""
         read = readable_losses(store)
-        return replace(self, losses=read.found)
+        return replace(self, losses=read.intact)
 
 
 def _is_known(line: Line, sighting: Sighting) -> bool:
@@ -347,12 +347,12 @@ def known_logs(store: BlobStore) -> KnownLogs:
     census, damage = _newest(store)
     read = readable_losses(store)
     damaged_losses = {f"{layout.LOSS_LOGS}{name}/": d for name, d in read.damage.items()}
-    return KnownLogs(census, read.found, {**damage, **damaged_losses})
+    return KnownLogs(census, read.intact, {**damage, **damaged_losses})
 
 
 def _newest(store: BlobStore) -> tuple[Census | None, dict[str, Damage]]:
     """Return the newest readable census, and the problems of newer ones."""
-    for _ in range(_LOOKS):
+    for _ in range(_LISTINGS):
         damage: dict[str, Damage] = {}
         try:
             return _first_readable(store, damage), damage

@@ -264,8 +264,8 @@ def _without_lost(
         short = {name: damage for name, damage in short.items() if name in names}
     # What reading showed says more.
     damage = {**short, **read.damage}
-    kept = {name: value for name, value in read.found.items() if name not in damage}
-    return Readable(kept, dict(sorted(damage.items())))
+    intact = {name: value for name, value in read.intact.items() if name not in damage}
+    return Readable(intact, dict(sorted(damage.items())))
 
 
 def feature_logs(store: BlobStore, dataset: str, hook: str) -> dict[str, list[FeatureEntry]]:
@@ -450,9 +450,11 @@ def batch_disagreement(entry: BatchEntry, batch: RecordBatch) -> str | None:
         "source": (entry.source, batch.document.source),
         "number of records": (entry.records, len(batch.records)),
     }
-    for what, (ours, theirs) in compared.items():
+    for field_name, (ours, theirs) in compared.items():
         if ours != theirs:
-            return f"its {what} is {ours}, that of its batch document {entry.digest} is {theirs}"
+            return (
+                f"its {field_name} is {ours}, that of its batch document {entry.digest} is {theirs}"
+            )
     return None
 
 

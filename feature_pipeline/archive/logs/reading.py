@@ -215,6 +215,6 @@ def read_each(
 def entries_of(read: Readable[list[StoredEntry[E]]]) -> Readable[list[E]]:
     """Return the entries without the digests of their stored bytes."""
     entries_by_log = {
-        name: [stored.entry for stored in entries] for name, entries in read.found.items()
+        name: [stored.entry for stored in entries] for name, entries in read.intact.items()
     }
     return Readable(entries_by_log, read.damage)

@@ -56,7 +56,7 @@ def plan_losses(store: BlobStore, findings: Iterable[Finding]) -> list[Loss]:
         else:
             key = layout.parse_entry(finding.key)
             prefix, seq = key.log, key.seq
-            if finding.state is State.MISSING and not _goes_on(store, prefix, seq):
+            if finding.state is State.MISSING and not _continues(store, prefix, seq):
                 continue  # what other objects need is needed whether or not it is given up
         ends[prefix] = max(seq, ends.get(prefix, 0))
     known = known_logs(store)
@@ -94,5 +94,5 @@ def accept_losses(
     ]
 
 
-def _goes_on(store: BlobStore, prefix: str, seq: int) -> bool:
+def _continues(store: BlobStore, prefix: str, seq: int) -> bool:
     return any(layout.parse_entry(i.key).seq > seq for i in store.list_objects(prefix))

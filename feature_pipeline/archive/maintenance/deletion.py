@@ -38,12 +38,12 @@ _GROUP: Final = 1000
 """Number of blobs condemned at once: publishers read their names while they may be deleted."""
 _AT_ONCE: Final = 64
 """Number of blobs deleted between two checks of the remaining time."""
-_LOOKS_PER_LEASE: Final = 4
+_READINGS_PER_LEASE: Final = 4
 """Ratio of the lease to the time that reading took, so that most of it is for deleting."""
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class NeededBlobs:
     """The blobs named in the whole archive, and what prevents knowing all of them."""
 
     needed: frozenset[Digest]
@@ -68,28 +68,28 @@ class Deletion:
     obstacles: tuple[str, ...] = ()
 
 
-def look(
+def find_needed_blobs(
     store: BlobStore,
     *,
     planned: Erased | None = None,
     given_up: Collection[Digest] = (),
     after: Mapping[str, int] | None = None,
     workers: int = WORKERS,
-) -> Look:
+) -> NeededBlobs:
     """Read everything that may name blobs.
 
     Args:
         store: The archive.
         planned: Erasures about to be written: what they replace needs nothing.
         given_up: Manifests and batches that are given up: blobs that only they name may be deleted.
-        after: Skip log entries up to these numbers, which an earlier look has read.
+        after: Skip log entries up to these numbers, which an earlier reading covered.
         workers: Concurrent requests.
 
     Raises:
         StoreUnavailableError: The store could not list objects.
     """
     reached = reach(store, workers=workers, planned=planned, after=after)
-    return Look(
+    return NeededBlobs(
         needed=frozenset(reached.digests),
         obstacles=obstacles(reached, given_up),
         ends={name: max(entries) for name, entries in reached.seen.items()},
@@ -105,24 +105,24 @@ def obstacles(reached: Reached, given_up: Collection[Digest] = ()) -> tuple[str,
         given_up: Manifests and batches that are given up.
     """
     lost = {layout.blob(digest) for digest in given_up}
-    found = [
+    sentences = [
         _sentence(finding)
         for finding in reached.findings
         if finding.state is not State.NOT_ERASED and finding.key not in lost
     ]
     if reached.known is not None and reached.known.census is None:
-        found.append(
+        sentences.append(
             "there is no census, so missing logs cannot be detected: `feature-pipeline"
             " verify` writes one"
             if reached.seen
             else "there is no log and no census, so it is unknown which blobs are needed"
         )
-    found += [
+    sentences += [
         f"{key} cannot be read as an entry ({why}), so the blobs that it names are"
         " unknown: `feature-pipeline quarantine --discard` gives it up"
         for key, why in reached.unparsed.items()
     ]
-    return tuple(sorted(set(found)))
+    return tuple(sorted(set(sentences)))
 
 
 def _sentence(finding: Finding) -> str:
@@ -135,7 +135,7 @@ def _sentence(finding: Finding) -> str:
 def delete(
     store: BlobStore,
     candidates: Sequence[ObjectInfo],
-    first: Look,
+    first: NeededBlobs,
     *,
     waits: Callable[[str], None] | None = None,
     given_up: Collection[Digest] = (),
@@ -148,10 +148,10 @@ def delete(
         store: The archive.
         candidates: Blobs as they were when they were chosen: one that was rewritten since is
             spared.
-        first: A look made after they were chosen.
+        first: What is needed, read after they were chosen.
         waits: Wait for another deletion to end rather than raise, and report that with this
             function.
-        given_up: As for `look`.
+        given_up: As for `find_needed_blobs`.
         workers: Concurrent requests.
         progress: Called with (candidates processed, candidates).
 
@@ -167,7 +167,7 @@ def delete(
     run.spared += [digest for digest in wanted if digest not in going]
     if not going:
         return run.outcome(())
-    lease = DeletionLease.take_when_free(store, waits) if waits else DeletionLease.take(store)
+    lease = DeletionLease.acquire_when_free(store, waits) if waits else DeletionLease.acquire(store)
     try:
         left = run.delete_under(lease, going)
     except FeaturePipelineError:
@@ -182,7 +182,7 @@ def delete(
 @dataclass
 class _Run:
     store: BlobStore
-    first: Look
+    first: NeededBlobs
     given_up: Collection[Digest]
     workers: int
     progress: Callable[[int, int], None] | None
@@ -203,28 +203,28 @@ class _Run:
         while left:
             lease.condemn(left[:_GROUP], at_least)
             began = time.monotonic()
-            now = look(
+            now = find_needed_blobs(
                 self.store, given_up=self.given_up, after=self.first.ends, workers=self.workers
             )
-            at_least = _LOOKS_PER_LEASE * timedelta(seconds=time.monotonic() - began)
+            at_least = _READINGS_PER_LEASE * timedelta(seconds=time.monotonic() - began)
             if now.obstacles:
                 self.obstacles = now.obstacles
                 return left
             condemned, left = left[:_GROUP], left[_GROUP:]
             while condemned and lease.has_time:
                 some, condemned = condemned[:_AT_ONCE], condemned[_AT_ONCE:]
-                self._settle(lease, some, now, going)
+                self._delete_if_unchanged(lease, some, now, going)
             left = condemned + left
         return left
 
-    def _settle(
+    def _delete_if_unchanged(
         self,
         lease: DeletionLease,
         digests: Sequence[Digest],
-        now: Look,
+        now: NeededBlobs,
         going: Mapping[Digest, ObjectInfo],
     ) -> None:
-        def settle(digest: Digest) -> bool:
+        def delete_one(digest: Digest) -> bool:
             if digest in now.needed:
                 return False
             info, then = self.store.stat(layout.blob(digest)), going[digest]
@@ -235,9 +235,9 @@ class _Run:
             lease.delete(digest)
             return True
 
-        settled = map_threads(settle, digests, self.workers)
-        for digest, is_gone in zip(digests, settled, strict=True):
-            (self.deleted if is_gone else self.spared).append(digest)
+        results = map_threads(delete_one, digests, self.workers)
+        for digest, is_deleted in zip(digests, results, strict=True):
+            (self.deleted if is_deleted else self.spared).append(digest)
         if self.progress is not None:
             self.progress(len(self.deleted) + len(self.spared), self.total)
 

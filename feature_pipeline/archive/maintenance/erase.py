@@ -230,7 +230,7 @@ def _delete(
     there = [info for info in stored if info is not None]
     # Asked again: something may have come to need one since it was said to go. What cannot be read
     # may also be about a withdrawn record.
-    first = deletion.look(store, given_up=lost)
+    first = deletion.find_needed_blobs(store, given_up=lost)
     report.obstacles = first.obstacles
     if not there:
         return
@@ -290,7 +290,7 @@ class _Pass:
                 self.store, self.dataset, hook, touched, self.known_logs
             )
             self._report(read.damage, f"{self.dataset}/{hook}/{{}}")
-            for key, features in read.found.items():
+            for key, features in read.intact.items():
                 with self._reporting(f"{self.dataset}/{hook}/{key}"):
                     self._redact_log(features)
         replaced = self._replace_waiting()
@@ -325,7 +325,7 @@ class _Pass:
         """Return the log of every batch that can be read."""
         read = log.readable_batch_logs(self.store, self.dataset, self.known_logs)
         self._report(read.damage, "the log of batch {}")
-        return read.found
+        return read.intact
 
     def _report(self, damage: Mapping[str, Damage], where: str) -> None:
         self.report.problems += [f"{where.format(k)}: {d.error}" for k, d in damage.items()]
@@ -419,7 +419,7 @@ class _Pass:
         now = Erased(batches={**self.known.batches, **self.batches}).batch_now(digest)
         return None if now == digest else now
 
-    def _taken_out(self, successor: Digest) -> frozenset[str]:
+    def _removed_records(self, successor: Digest) -> frozenset[str]:
         """Return the records removed from the batch; some may be allowed elsewhere by now."""
         return frozenset(self.gone - {record.id for record in self._batch(successor).records})
 
@@ -443,11 +443,11 @@ class _Pass:
             if successor_batch is None:
                 return None
             self.say(f"artifact {where}")
-            taken_out = self._taken_out(successor_batch)
+            removed = self._removed_records(successor_batch)
             carried = {**self.known.manifests, **self.manifests}
 
             def write() -> tuple[Manifest, BlobRef]:
-                return redact_artifact(self.store, manifest, taken_out, successor_batch, carried)
+                return redact_artifact(self.store, manifest, removed, successor_batch, carried)
 
             successor, ref = write()
             self.written.append(((*successor.blobs.values(), ref), write))
@@ -489,24 +489,24 @@ class _Pass:
         replaced = []
         for entry in inbox.waiting(self.store):
             with self._reporting(f"inbox entry {entry.id}"):
-                if self._leave_successor(entry, f"inbox entry {entry.id}"):
+                if self._enqueue_successor(entry, f"inbox entry {entry.id}"):
                     replaced.append(f"{layout.INBOX}{entry.id}")
         for info in self.store.list_objects(layout.QUARANTINE):
             with self._reporting(info.key):
-                held = inbox.read_quarantined(self.store, info.key)
-                entry = held.inbox_entry()
-                if self._leave_successor(entry, f"quarantined entry {held.id}"):
+                quarantined = inbox.read_quarantined(self.store, info.key)
+                entry = quarantined.inbox_entry()
+                if self._enqueue_successor(entry, f"quarantined entry {quarantined.id}"):
                     replaced.append(info.key)
         return replaced
 
-    def _leave_successor(self, entry: InboxEntry, where: str) -> bool:
+    def _enqueue_successor(self, entry: InboxEntry, where: str) -> bool:
         content = entry.content
         if content is None:
             raise InvalidInputError(f"{entry.problem}; it may name a withdrawn record")
         if content.dataset != self.dataset:
             return False
         if isinstance(content, Submission):
-            return self._leave_submission(content)
+            return self._enqueue_submission(content)
         logged = log.read_log(self.store, content.dataset, content.hook, content.batch)
         if any((e.completion, e.manifest) == (content.id, content.manifest) for e in logged):
             return False  # accepted: its entry has a successor, and this one is removed by others
@@ -518,10 +518,10 @@ class _Pass:
             return False
         if content.published_at is None:
             content = content.as_published(entry.modified_at)
-        inbox.leave(self.store, content.model_copy(update={"manifest": successor}))
+        inbox.enqueue(self.store, content.model_copy(update={"manifest": successor}))
         return True
 
-    def _leave_submission(self, content: Submission) -> bool:
+    def _enqueue_submission(self, content: Submission) -> bool:
         known = log.batch_entries(self.store, content.dataset, content.batch)
         if any(entry.digest == content.digest for entry in known):
             return False
@@ -532,7 +532,7 @@ class _Pass:
             if not self._names(batch):
                 return False
             successor = self._redact_batch(content.digest, batch).digest
-        inbox.leave(self.store, content.model_copy(update={"digest": successor}))
+        inbox.enqueue(self.store, content.model_copy(update={"digest": successor}))
         return True
 
     def _write_entry(self) -> None:
@@ -540,7 +540,7 @@ class _Pass:
         planned = Erased(self.manifests, self.batches)
         # What needs a candidate besides what is replaced keeps it, in any dataset. It is asked
         # again before anything is deleted: this is what people may expect to be gone.
-        needed = deletion.look(self.store, planned=planned).needed
+        needed = deletion.find_needed_blobs(self.store, planned=planned).needed
         entry = ErasureEntry(
             seq=layout.FIRST_SEQ,
             dataset=self.dataset,

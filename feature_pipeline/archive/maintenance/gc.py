@@ -18,8 +18,13 @@ from pydantic import Field
 from feature_pipeline.archive import blobs
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.documents import Document, InstantField, Part
-from feature_pipeline.archive.inspection.census import take_census
-from feature_pipeline.archive.maintenance.deletion import EMPTY, Look, delete, look
+from feature_pipeline.archive.inspection.census import write_census
+from feature_pipeline.archive.maintenance.deletion import (
+    EMPTY,
+    NeededBlobs,
+    delete,
+    find_needed_blobs,
+)
 from feature_pipeline.archive.store.base import BlobStore, ObjectInfo, create_or_read
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 from feature_pipeline.model.counted import counted
@@ -75,7 +80,7 @@ class Orphan(Part):
 class Mark(Document):
     """The orphans found by one collection."""
 
-    what: ClassVar[str] = "mark of a collection"
+    document_type: ClassVar[str] = "mark of a collection"
 
     started_at: InstantField
     """Before the first root was read."""
@@ -162,11 +167,11 @@ def collect_garbage(
         StoreUnavailableError, OutcomeUnknownError: Some of what was due may be deleted.
     """
     marks = read_marks(store)
-    mark, stored, seen = make_mark(store, scope, lost, workers)
+    mark, stored, needed = make_mark(store, scope, lost, workers)
     covering = [m for m in marks.values() if set(m.shards) >= scope.shards]
     obstacles = (
-        *seen.obstacles,
-        *_unlisted(store, marks.values(), seen),
+        *needed.obstacles,
+        *_unlisted(store, marks.values(), needed),
         *_mass(mark, stored, covering, new_orphans),
     )
     first = _first_mark(covering, mark)
@@ -188,12 +193,12 @@ def collect_garbage(
     name = f"{mark.started_at:%Y%m%dT%H%M%S.%f}Z-{uuid4().hex[:8]}"
     create_or_read(store, layout.gc_mark(name), mark.encode())
     # How far logs went that named what this mark has not: the next collection misses what is lost.
-    take_census(store, workers)
+    write_census(store, workers)
     infos = {layout.parse_blob(info.key): info for info in stored}
     done = delete(
         store,
         [infos[digest] for digest in due],
-        seen,
+        needed,
         given_up=lost,
         workers=workers,
         progress=progress,
@@ -216,38 +221,38 @@ def make_mark(
     scope: GcScope,
     lost: Collection[Digest] = (),
     workers: int = WORKERS,
-) -> tuple[Mark, list[ObjectInfo], Look]:
-    """Return the orphans within the scope, all blobs stored within it, and the look.
+) -> tuple[Mark, list[ObjectInfo], NeededBlobs]:
+    """Return the orphans within the scope, all blobs stored within it, and the needed blobs.
 
-    Writes nothing. If the look has obstacles, the mark is meaningless.
+    Writes nothing. If there are obstacles, the mark is meaningless.
     """
     started_at = store.now()
-    seen = look(store, given_up=lost, workers=workers)
+    needed = find_needed_blobs(store, given_up=lost, workers=workers)
     stored = [info for prefix in scope.prefixes for info in store.list_objects(prefix)]
     orphans = {
         str(digest): Orphan(size=info.size, modified_at=info.modified_at, etag=info.etag)
         for info in stored
-        if (digest := layout.parse_blob(info.key)) not in seen.needed and digest != EMPTY
+        if (digest := layout.parse_blob(info.key)) not in needed.needed and digest != EMPTY
     }
     mark = Mark(
         started_at=started_at,
         finished_at=store.now(),
         shards=tuple(sorted(scope.shards)),
         orphans=orphans,
-        waiting=tuple(sorted(seen.waiting)),
+        waiting=tuple(sorted(needed.waiting)),
     )
-    return mark, stored, seen
+    return mark, stored, needed
 
 
-def _unlisted(store: BlobStore, marks: Iterable[Mark], found: Look) -> list[str]:
+def _unlisted(store: BlobStore, marks: Iterable[Mark], needed: NeededBlobs) -> list[str]:
     """Return entries that were waiting at the newest mark, exist and are not listed."""
     newest = max(marks, key=lambda mark: mark.started_at, default=None)
-    gone = [] if newest is None else sorted(set(newest.waiting) - found.waiting)
-    stored = map_threads(store.stat, gone)
+    unlisted = [] if newest is None else sorted(set(newest.waiting) - needed.waiting)
+    stored = map_threads(store.stat, unlisted)
     return [
         f"{key} is stored and was not listed: the store's listing is incomplete, so the needed"
         " blobs are unknown"
-        for key, info in zip(gone, stored, strict=True)
+        for key, info in zip(unlisted, stored, strict=True)
         if info is not None
     ]
 

@@ -179,7 +179,7 @@ def find_lost_batches(store: BlobStore, known: Iterable[KnownBatch]) -> list[Los
     for dataset, ones in by_dataset.items():
         last = log.readable_batches(store, dataset, {one.batch for one in ones})
         for one in ones:
-            entry = last.found.get(one.batch)
+            entry = last.intact.get(one.batch)
             if one.batch in last.damage or (entry is not None and entry.digest == one.digest):
                 continue
             if accepted.include(dataset, layout.batch_log(dataset, one.batch), one.known_at):
@@ -230,13 +230,13 @@ def find_unlogged(
         heads = current
         if heads is None:
             batches = {one.batch for one in ones}
-            heads = log.readable_heads(store, dataset, hook, batches).found
+            heads = log.readable_heads(store, dataset, hook, batches).intact
         others = [one for one in ones if not _is_current(one, heads)]
         logs = log.readable_feature_logs(store, dataset, hook, {one.batch for one in others})
         for one in others:
             if one.batch in logs.damage:
                 continue
-            if (detail := _loss(one, logs.found.get(one.batch, []))) is not None:
+            if (detail := _loss(one, logs.intact.get(one.batch, []))) is not None:
                 lost.append(LostEntry(one, detail))
     return lost
 

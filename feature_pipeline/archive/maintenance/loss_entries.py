@@ -111,13 +111,13 @@ def _is_supported(store: BlobStore, stored: StoredEntry[LogEntry]) -> bool:
     if not isinstance(entry, FeatureEntry | BatchEntry):
         return True
     try:
-        gone = erased(store, entry.dataset)
+        erased_now = erased(store, entry.dataset)
     except CorruptDataError:
         return True  # what it names may have been erased
     try:
         if isinstance(entry, FeatureEntry):
-            return entry.manifest in gone.manifests or bool(manifest_of(store, entry))
-        return entry.digest in gone.batches or bool(batch_of(store, entry))
+            return entry.manifest in erased_now.manifests or bool(manifest_of(store, entry))
+        return entry.digest in erased_now.batches or bool(batch_of(store, entry))
     except (NotFoundError, CorruptDataError, InvalidInputError):
         return False
 

@@ -120,8 +120,8 @@ def complete(
     claims.remove_expired(store, dataset, hook)
     report = MemoryReport(dataset, hook)
     before = answers.list_programs(store, dataset, hook)
-    gone = erased(store, dataset).manifests
-    logged = _logged(store, report, gone)
+    erased_manifests = erased(store, dataset).manifests
+    logged = _logged(store, report, erased_manifests)
     report.artifacts = sum(map(len, logged.values()))
     # A log that cannot be read may name what no other does.
     is_all = not report.problems
@@ -135,7 +135,9 @@ def complete(
             answers.delete(store, listing.segments)
             report.discarded += len(listing.segments)
         else:
-            _forget(store, prefix, report, known, wanted if is_all else None, gone.keys())
+            _forget(
+                store, prefix, report, known, wanted if is_all else None, erased_manifests.keys()
+            )
         if prefix in logged:
             _mark(store, prefix, listing.marks)
     while answers.compact(store, dataset, hook, answers.FULL_BYTES, fan_in=2):
@@ -144,7 +146,7 @@ def complete(
 
 
 def _logged(
-    store: BlobStore, report: MemoryReport, gone: Mapping[Digest, Digest]
+    store: BlobStore, report: MemoryReport, erased_manifests: Mapping[Digest, Digest]
 ) -> dict[str, set[Digest]]:
     """Return, by program, the artifacts named by the hook's logs, including programs without any.
 
@@ -154,7 +156,7 @@ def _logged(
     logged: dict[str, set[Digest]] = {prefix: set() for prefix in programs.values()}
     for batch, entries in _readable_logs(store, report).items():
         for entry in entries:
-            if entry.verdict is Verdict.FAILED or entry.manifest in gone:
+            if entry.verdict is Verdict.FAILED or entry.manifest in erased_manifests:
                 continue
             if (prefix := programs.get(entry.release)) is None:
                 report.problems.append(f"log of batch {batch}: no release {entry.release}")
@@ -170,7 +172,7 @@ def _readable_logs(store: BlobStore, report: MemoryReport) -> dict[str, list[Fea
         if damage.state is State.UNREADABLE:
             raise damage.error
         report.problems.append(f"log of batch {batch}: {damage.error}")
-    return dict(readable.found)
+    return dict(readable.intact)
 
 
 def _known(
@@ -236,10 +238,10 @@ def _forget(
     report: MemoryReport,
     known: dict[answers.Segment, tuple[Digest, ...]],
     logged: set[Digest] | None,
-    gone: Iterable[Digest],
+    erased_manifests: Iterable[Digest],
 ) -> None:
     """Rewrite segments without artifacts that were erased or, if given, that no log names."""
-    erased_now, now = set(gone), store.now()
+    erased_now, now = set(erased_manifests), store.now()
     forgotten: set[Digest] = set()
     for segment, manifests in known.items():
         stale = erased_now.intersection(manifests)

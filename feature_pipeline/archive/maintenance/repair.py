@@ -31,7 +31,7 @@ from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry, StoredRe
 from feature_pipeline.archive.logs.losses import Loss, LossEntry, losses
 from feature_pipeline.archive.logs.tombstones import TombstoneEntry, withdraw, withdrawn
 from feature_pipeline.archive.maintenance.known import KnownBatch, KnownEntry
-from feature_pipeline.archive.publish import announce
+from feature_pipeline.archive.publish import enqueue_completion
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import (
     ConflictError,
@@ -220,10 +220,10 @@ def find_appendable(
         there = _undamaged_log(store, loss.log, ends)
         if there is None:
             continue
-        gone = erased(store, dataset)
+        erased_now = erased(store, dataset)
         done = {entry.manifest for entry in there}
         removed = _removed_entries(loss)
-        replaced = [entry for entry in there if entry.manifest in gone.manifests]
+        replaced = [entry for entry in there if entry.manifest in erased_now.manifests]
         artifacts: list[tuple[Digest, int | None]] = [
             (entry.manifest, entry.seq) for entry in (*removed, *replaced)
         ]
@@ -234,7 +234,7 @@ def find_appendable(
         ]
         texts = {entry.manifest: entry for entry in (*replaced, *removed)}
         for named, seq in artifacts:
-            digest = gone.manifest_now(named)
+            digest = erased_now.manifest_now(named)
             if digest in done:
                 continue
             done.add(digest)
@@ -267,7 +267,7 @@ def _undamaged_log(store: BlobStore, prefix: str, ends: KnownLogs) -> list[Featu
     """
     dataset, hook, batch = _feature_log_names(prefix)
     readable = log.readable_feature_logs(store, dataset, hook, [batch], ends)
-    return None if readable.damage else readable.found.get(batch, [])
+    return None if readable.damage else readable.intact.get(batch, [])
 
 
 def _removed_entries(loss: Loss) -> list[FeatureEntry]:
@@ -381,7 +381,7 @@ class _Planner:
             self._tables = {}
             for dataset in log.datasets(self._store):
                 for hook in log.hooks(self._store, dataset):
-                    heads = log.readable_heads(self._store, dataset, hook).found
+                    heads = log.readable_heads(self._store, dataset, hook).intact
                     for head in heads.values():
                         manifest = _manifest(self._store, head)
                         for name in ("rows", "outcomes"):
@@ -468,7 +468,7 @@ class _Planner:
         )
         if readable.damage:
             return None
-        entries = readable.found.get(newest.batch, [])
+        entries = readable.intact.get(newest.batch, [])
         lost = sorted(
             {one.manifest: one for one in known if not any(map(one.is_entry, entries))}.values(),
             key=lambda one: (one.seq or 0, one.known_at),
@@ -506,14 +506,14 @@ class _Planner:
         ]
         if (at := self._sources.submitted_at.get((dataset, batch))) is not None:
             instants.append(at)
-        made = list(self._manifests_over(dataset, batch))
-        for manifest in made:
+        replacements = list(self._manifests_over(dataset, batch))
+        for manifest in replacements:
             digests.setdefault(manifest.batch_digest, f"the artifact of hook {manifest.hook}")
         readable = {d: by for d, by in digests.items() if _read_batch(self._store, d) is not None}
         if len(readable) != 1:
             return None
         [(digest, known_by)] = readable.items()
-        instants = instants or [manifest.run.started_at for manifest in made]
+        instants = instants or [manifest.run.started_at for manifest in replacements]
         if not instants:
             return None
         exact = bool(self._sources.submitted_at.get((dataset, batch))) or any(
@@ -530,7 +530,7 @@ class _Planner:
     def _manifests_over(self, dataset: str, batch: str) -> Iterator[Manifest]:
         for hook in log.hooks(self._store, dataset):
             logs = log.readable_feature_logs(self._store, dataset, hook, [batch])
-            for entry in logs.found.get(batch, []):
+            for entry in logs.intact.get(batch, []):
                 if (manifest := _manifest(self._store, entry)) is not None:
                     yield manifest
 
@@ -548,7 +548,7 @@ class _Planner:
             return None
         named = {
             entry.release
-            for entries in log.readable_feature_logs(self._store, dataset, hook).found.values()
+            for entries in log.readable_feature_logs(self._store, dataset, hook).intact.values()
             for entry in entries
             if entry.release_seq == key.seq
         }
@@ -722,11 +722,15 @@ def _to_copy(
         if seq not in theirs:
             return None
         for neighbour in (seq - 1, seq + 1):
-            held = (theirs if neighbour in copied else ours).get(neighbour)
-            if held is None or _fits(held, theirs[seq]):
+            adjacent = (theirs if neighbour in copied else ours).get(neighbour)
+            if adjacent is None or _fits(adjacent, theirs[seq]):
                 continue
             copy = theirs.get(neighbour)
-            if neighbour in copied or copy is None or not _is_damaged_copy(held.entry, copy.entry):
+            if (
+                neighbour in copied
+                or copy is None
+                or not _is_damaged_copy(adjacent.entry, copy.entry)
+            ):
                 return None
             copied.add(neighbour)
             due.append(neighbour)
@@ -774,8 +778,8 @@ def _copy_entries(
                         _ensure(source, target, ref.digest)
                     _ensure(source, target, entry.manifest)
             case BatchEntry():
-                gone = {old for e in erasures(source, entry.dataset) for old in e.batches}
-                if str(entry.digest) not in gone:
+                replaced = {old for e in erasures(source, entry.dataset) for old in e.batches}
+                if str(entry.digest) not in replaced:
                     batch = RecordBatch.decode(blobs.read_blob(source, entry.digest))
                     for record in batch.records:
                         for file in record.files:
@@ -835,7 +839,7 @@ def _append(store: BlobStore, artifacts: Iterable[Appendable]) -> list[FeatureEn
             status = CompletionStatus.FAILED
         elif one.is_history:
             status = CompletionStatus.CANCELLED
-        completion = announce(
+        completion = enqueue_completion(
             store,
             Completion(
                 id=f"{_RESTORED}{digest.hex[:24]}",
@@ -863,7 +867,7 @@ def _append(store: BlobStore, artifacts: Iterable[Appendable]) -> list[FeatureEn
 
 def _submit(store: BlobStore, digest: Digest, submitted_at: datetime) -> None:
     batch = RecordBatch.decode(blobs.read_blob(store, digest))
-    submission = inbox.leave(
+    submission = inbox.enqueue(
         store,
         Submission(
             dataset=batch.dataset,

@@ -62,8 +62,12 @@ class Archive:
             NotFoundError: There is no such bucket.
             StoreUnavailableError: The store refused, or could not be reached.
         """
-        given = None if environment is None else {k: v for k, v in environment.items() if v}
-        where = settings.S3Settings.from_environment(given) if url is None else _address(url, given)
+        non_empty = None if environment is None else {k: v for k, v in environment.items() if v}
+        where = (
+            settings.S3Settings.from_environment(non_empty)
+            if url is None
+            else _address(url, non_empty)
+        )
         store = S3Store(client_of(where), where.bucket, where.prefix)
         store.check_bucket()
         return cls(store)
@@ -132,7 +136,7 @@ class Archive:
             raise InvalidInputError(f"batches is the string {batches!r}: give a list of keys")
         chosen = self._dataset_of(name, dataset)
         readable = self._heads(chosen, name, as_of, batches)
-        heads = readable.found
+        heads = readable.intact
         if absent := sorted(set(batches or ()) - heads.keys() - readable.damage.keys()):
             raise NotFoundError(
                 f"hook {name!r} of dataset {chosen!r} has no current artifact for batch"
@@ -142,15 +146,15 @@ class Archive:
             )
         submitted = log.readable_batches(self.store, chosen, batches, known_logs(self.store))
         damage = {b: one.error for b, one in readable.damage.items()}
-        for batch in heads.keys() - submitted.found.keys():
+        for batch in heads.keys() - submitted.intact.keys():
             known = submitted.damage.get(batch)
             damage[batch] = known.error if known else CorruptDataError(_no_entry(chosen, batch))
         if damage and not skip_damaged:
             raise damage[min(damage)]
-        entries = sorted(submitted.found.values(), key=lambda entry: entry.order, reverse=True)
+        entries = sorted(submitted.intact.values(), key=lambda entry: entry.order, reverse=True)
         mine = heads.keys() | damage.keys()
         order = [
-            *sorted(mine - submitted.found.keys()),
+            *sorted(mine - submitted.intact.keys()),
             *(entry.batch for entry in entries if entry.batch in mine),
         ]
         return Features(
@@ -161,7 +165,7 @@ class Archive:
                 heads,
                 every_batch,
                 order,
-                {batch: entry.digest for batch, entry in submitted.found.items()},
+                {batch: entry.digest for batch, entry in submitted.intact.items()},
                 skips_damaged=skip_damaged,
                 damage={batch: str(error) for batch, error in sorted(damage.items())},
             )

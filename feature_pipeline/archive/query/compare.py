@@ -81,7 +81,7 @@ class Difference:
         """Add the counts of `other`."""
         for name in (
             *("batches", "equal_batches", "reasons_changed"),
-            *(f"{what}_{how}" for what in ("records", "rows") for how in _HOW),
+            *(f"{artifact}_{how}" for artifact in ("records", "rows") for how in _HOW),
         ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.outcomes.update(other.outcomes)
@@ -219,12 +219,12 @@ def compare_releases(
             f"#{before.seq} and #{after.seq} of hook {hook!r} are the same release"
         )
     pairs, only_before, only_after = _pairs(store, dataset, hook, before, after, batches)
-    known, gone = erased(store, dataset), withdrawn(store, dataset)
+    known, withdrawn_ids = erased(store, dataset), withdrawn(store, dataset)
     total = Difference()
     matching = _Matching()
     for batch, old, new in _manifests(store, pairs, known):
         matching.note(old, new)
-        total.add(_compare_batch(store, batch, old, new, gone))
+        total.add(_compare_batch(store, batch, old, new, withdrawn_ids))
     return Comparison(
         before=before,
         after=after,
@@ -328,15 +328,15 @@ def _compared_columns(old: Manifest, new: Manifest) -> tuple[Column, ...]:
 
 
 def _compare_batch(
-    store: BlobStore, batch: str, old: Manifest, new: Manifest, gone: Collection[str]
+    store: BlobStore, batch: str, old: Manifest, new: Manifest, withdrawn_ids: Collection[str]
 ) -> Difference:
-    if old.content_digest == new.content_digest and not gone:
+    if old.content_digest == new.content_digest and not withdrawn_ids:
         counts = new.counts
         return Difference(
             batches=1, equal_batches=1, records_equal=counts.records, rows_equal=counts.rows
         )
     columns = _compared_columns(old, new)
-    before, after = (_outcomes(store, each, columns, gone) for each in (old, new))
+    before, after = (_outcomes(store, each, columns, withdrawn_ids) for each in (old, new))
     difference = Difference(batches=1)
     compared = _Records(
         batch, row_encoder(columns), {c.name: row_encoder([c]) for c in columns}, difference
@@ -349,28 +349,31 @@ def _compare_batch(
 
 
 def _outcomes(
-    store: BlobStore, manifest: Manifest, columns: tuple[Column, ...], gone: Collection[str]
+    store: BlobStore,
+    manifest: Manifest,
+    columns: tuple[Column, ...],
+    withdrawn_ids: Collection[str],
 ) -> dict[str, Outcome]:
     """Return outcomes by record, their rows in the order of `columns`."""
-    what = f"{manifest.dataset}/{manifest.hook}, batch {manifest.batch!r}"
+    artifact = f"{manifest.dataset}/{manifest.hook}, batch {manifest.batch!r}"
     rows: pa.Table = read.read_rows(store, manifest)
-    aligned = align_rows(rows, manifest.columns, columns, what)
+    aligned = align_rows(rows, manifest.columns, columns, artifact)
     outcomes = decode_outcomes(columns, aligned, read.read_outcomes(store, manifest))
-    return {o.record_id: o for o in outcomes if o.record_id not in gone}
+    return {o.record_id: o for o in outcomes if o.record_id not in withdrawn_ids}
 
 
 @dataclass(frozen=True, slots=True)
 class _Records:
-    """Compare records of one batch and add the differences to `found`."""
+    """Compare records of one batch and add the differences to `difference`."""
 
     batch: str
     encoder: RowEncoder
     cells: Mapping[str, RowEncoder]
     """For each column, in order, an encoder of it alone."""
-    found: Difference
+    difference: Difference
 
     def add(self, record_id: str, old: Outcome | None, new: Outcome | None) -> None:
-        difference = self.found
+        difference = self.difference
         if old is not None and new is not None and self._digest(old) == self._digest(new):
             difference.records_equal += 1
             difference.rows_equal += len(new.rows)
@@ -399,7 +402,7 @@ class _Records:
         self, old: tuple[tuple[Value, ...], ...], new: tuple[tuple[Value, ...], ...]
     ) -> tuple[str, ...]:
         """Count the record's rows by ordinal; return the columns in which they differ."""
-        difference = self.found
+        difference = self.difference
         difference.rows_removed += max(0, len(old) - len(new))
         difference.rows_added += max(0, len(new) - len(old))
         names: dict[str, None] = {}

@@ -216,7 +216,10 @@ class Features(Frame):
         order of its records: all of them, if its rows were only decoded again. A manifest without
         files is left out.
         """
-        return {digest: read.raw_names(found) for digest, found in self._computed_by(batch).items()}
+        return {
+            digest: read.raw_names(manifest)
+            for digest, manifest in self._computed_by(batch).items()
+        }
 
     def raw_names(self, batch: str) -> list[str]:
         """Return the names of the hook's raw files for the batch, sorted."""
@@ -303,15 +306,15 @@ class Features(Frame):
     def _finished(
         self, rows: pa.Table, manifest: Manifest, columns: tuple[Column, ...], batch: str
     ) -> pa.Table:
-        what = f"{self.dataset}/{self.hook}, batch {batch!r}"
-        return _with_batch(align_rows(rows, manifest.columns, columns, what), batch)
+        artifact = f"{self.dataset}/{self.hook}, batch {batch!r}"
+        return _with_batch(align_rows(rows, manifest.columns, columns, artifact), batch)
 
 
 class _Declarations:
     """The declarations of the batches read so far, to check that they can be read as one."""
 
-    def __init__(self, what: str, wanted: tuple[Column, ...]) -> None:
-        self._what = what
+    def __init__(self, artifact: str, wanted: tuple[Column, ...]) -> None:
+        self._what = artifact
         self._wanted = wanted
         self._examples: dict[tuple[RawKeys, ...], tuple[str, tuple[Column, ...]]] = {}
 

@@ -129,7 +129,7 @@ def readable_history(
     known_ends = known_logs(store)
     names = None if batch is None else [batch]
     readable = log.readable_feature_logs(store, dataset, hook, names, known_ends)
-    logs = readable.found
+    logs = readable.intact
     damage |= {key: str(one.error) for key, one in readable.damage.items()}
     if batch is not None and batch not in logs and batch not in damage:
         raise NotFoundError(f"nothing was accepted of batch {batch!r} under hook {hook!r} yet")
@@ -213,13 +213,13 @@ def readable_heads_as_of(
         InvalidInputError: A time without its offset.
     """
     check_as_of(as_of)
-    gone = erased(store, dataset)
+    erased_now = erased(store, dataset)
     logs = log.readable_feature_logs(store, dataset, hook, batches, known)
     heads: dict[str, FeatureEntry] = {}
     damage = dict(logs.damage)
-    for batch, entries in logs.found.items():
+    for batch, entries in logs.intact.items():
         try:
-            head = _head(entries, as_of, gone)
+            head = _head(entries, as_of, erased_now)
         except CorruptDataError as error:
             damage[batch] = Damage.of(layout.feature_log(dataset, hook, batch), error)
         else:

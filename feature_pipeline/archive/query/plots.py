@@ -74,10 +74,10 @@ def _draw_outcomes(axis: "Axes", summary: Summary) -> None:
     axis.set_title("records", fontsize=10)
 
 
-def _draw_column(axis: "Axes", found: ColumnSummary) -> None:
+def _draw_column(axis: "Axes", summary: ColumnSummary) -> None:
     # Rice's rule: more bins than the values can fill are a comb.
-    bins = max(_FEWEST_BINS, math.ceil(2 * math.cbrt(found.values)))
-    edges, counts = found.histogram.bins(min(bins, SHOWN_BINS))
+    bins = max(_FEWEST_BINS, math.ceil(2 * math.cbrt(summary.values)))
+    edges, counts = summary.histogram.bins(min(bins, SHOWN_BINS))
     # An axis reaches beyond its values, and cannot reach beyond float64.
     is_huge = counts.size > 0 and max(-edges[0], edges[-1]) > _HUGE
     if counts.size:
@@ -85,13 +85,13 @@ def _draw_column(axis: "Axes", found: ColumnSummary) -> None:
     else:
         axis.text(0.5, 0.5, "no values", ha="center", transform=axis.transAxes)
     # Names are not formulas, whatever characters they have.
-    axis.set_title(found.label, fontsize=10, parse_math=False)
-    notes = ([f"times {_HUGE:g}"] if is_huge else []) + _left_out(found)
+    axis.set_title(summary.label, fontsize=10, parse_math=False)
+    notes = ([f"times {_HUGE:g}"] if is_huge else []) + _left_out(summary)
     axis.set_xlabel(", ".join(notes), fontsize=8)
 
 
-def _left_out(found: ColumnSummary) -> list[str]:
-    counts = (("NULL", found.nulls), ("NaN", found.nans), ("infinite", found.infinite))
+def _left_out(summary: ColumnSummary) -> list[str]:
+    counts = (("NULL", summary.nulls), ("NaN", summary.nans), ("infinite", summary.infinite))
     return [f"{count:,} {what}" for what, count in counts if count]
 
 

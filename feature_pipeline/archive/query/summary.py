@@ -21,7 +21,7 @@ from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.columns import Column, ColumnType
 from feature_pipeline.model.outcomes import Status
 
-KEPT_BINS: Final = 1024
+STORED_BINS: Final = 1024
 SHOWN_BINS: Final = 40
 NUMERIC: Final = frozenset({ColumnType.NUMBER, ColumnType.INTEGER})
 _EXACT_BITS: Final = 52
@@ -59,7 +59,7 @@ class Histogram:
 
     def _exponent_with(self, low: float, high: float) -> int:
         """Return the least exponent with which all values need few enough bins."""
-        exponent = _exponent_for(low, high, KEPT_BINS, self._exponent)
+        exponent = _exponent_for(low, high, STORED_BINS, self._exponent)
         if not self._counts.size:
             return exponent
         ours = self._first, self._first + self._counts.size - 1
@@ -67,7 +67,7 @@ class Histogram:
             shift = exponent - self._exponent
             numbers = [number >> shift for number in ours]
             numbers += _bin_numbers(np.array([low, high]), exponent).tolist()
-            if max(numbers) - min(numbers) < KEPT_BINS:
+            if max(numbers) - min(numbers) < STORED_BINS:
                 return exponent
             exponent += 1
 

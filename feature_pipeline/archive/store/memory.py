@@ -23,7 +23,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
+class _StoredBytes:
     data: bytes
     info: ObjectInfo
 
@@ -37,7 +37,7 @@ class MemoryStore:
 
     def __init__(self, clock: Callable[[], datetime] = utc_now) -> None:
         self._clock = clock
-        self._objects: dict[str, _Held] = {}
+        self._objects: dict[str, _StoredBytes] = {}
         self._lock = threading.Lock()
         self._etags = itertools.count(1)
         self._identity = f"memory://{uuid.uuid4().hex}"
@@ -62,8 +62,8 @@ class MemoryStore:
     def replace(self, key: str, data: bytes, etag: str, media_type: str = BYTES_MEDIA_TYPE) -> bool:
         """See `BlobStore.replace`."""
         with self._lock:
-            held = self._objects.get(key)
-            if held is None or held.info.etag != etag:
+            stored = self._objects.get(key)
+            if stored is None or stored.info.etag != etag:
                 return False
             self._put(key, data)
             return True
@@ -75,34 +75,34 @@ class MemoryStore:
     def get(self, key: str, size: int | None = None) -> StoredObject:
         """See `BlobStore.get`."""
         with self._lock:
-            held = self._objects.get(key)
-        if held is None:
+            stored = self._objects.get(key)
+        if stored is None:
             raise NotFoundError(f"{self._identity}: no object {key!r}")
-        check_size(f"{self._identity}: {key!r}", held.info.size, size)
-        return StoredObject(held.info, held.data)
+        check_size(f"{self._identity}: {key!r}", stored.info.size, size)
+        return StoredObject(stored.info, stored.data)
 
     @contextmanager
     def open(self, key: str, size: int | None = None) -> Iterator[ObjectStream]:
         """See `BlobStore.open`."""
-        held = self.get(key, size)
-        view = memoryview(held.data)
+        stored = self.get(key, size)
+        view = memoryview(stored.data)
         yield ObjectStream(
-            held.info,
+            stored.info,
             (bytes(view[i : i + _CHUNK_BYTES]) for i in range(0, len(view), _CHUNK_BYTES)),
         )
 
     def stat(self, key: str) -> ObjectInfo | None:
         """See `BlobStore.stat`."""
         with self._lock:
-            held = self._objects.get(key)
-        return None if held is None else held.info
+            stored = self._objects.get(key)
+        return None if stored is None else stored.info
 
     def list_objects(self, prefix: str) -> Iterator[ObjectInfo]:
         """See `BlobStore.list_objects`."""
         with self._lock:
             infos = [
-                held.info
-                for key, held in self._objects.items()
+                stored.info
+                for key, stored in self._objects.items()
                 if key.startswith(prefix) and not key.endswith("/")
             ]
         return iter(sorted(infos, key=lambda info: info.key))
@@ -145,7 +145,7 @@ class MemoryStore:
             etag=f'"{next(self._etags)}"',
             sha256=Digest.of(data),
         )
-        self._objects[key] = _Held(bytes(data), info)
+        self._objects[key] = _StoredBytes(bytes(data), info)
 
 
 def check_size(what: str, stored: int, expected: int | None) -> None:

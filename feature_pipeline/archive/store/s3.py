@@ -178,9 +178,9 @@ class S3Store:
             InvalidInputError: It does not.
         """
         transfer = self._transfer_of(PROBE)
-        objects = [_seen(lambda: self._read(PROBE))]
+        objects = [_fingerprint(lambda: self._read(PROBE))]
         if transfer is not None:
-            objects.append(_seen(lambda: transfer.get(self._prefix + PROBE, None)))
+            objects.append(_fingerprint(lambda: transfer.get(self._prefix + PROBE, None)))
         if None in objects or len(set(objects)) > 1:
             raise InvalidInputError(
                 f"the two clients of {self.identity} see two stores: {self.uri(PROBE)} as boto3"
@@ -349,7 +349,7 @@ class S3Store:
         return info.composite_sha256 == f"{expected}-{len(sums)}"
 
     def _transfer_of(self, key: str) -> Transfer | None:
-        return self._transfer if Transfer.takes(self._prefix + key) else None
+        return self._transfer if Transfer.can_transfer(self._prefix + key) else None
 
     def _put(self, key: str, data: bytes, media_type: str, condition: dict[str, Any]) -> bool:
         return self._put_body(key, data, hashlib.sha256(data).digest(), media_type, condition)
@@ -535,7 +535,7 @@ class S3Store:
         return StoreUnavailableError(f"{verb} {self.uri(key)}: {error}")
 
 
-def _seen(read: Callable[[], StoredObject]) -> tuple[bytes, datetime] | None:
+def _fingerprint(read: Callable[[], StoredObject]) -> tuple[bytes, datetime] | None:
     """Return what tells an object from an equal one in another store; None if absent."""
     try:
         stored = read()

@@ -69,7 +69,7 @@ class StoreProperty:
     failure: str | None
 
     @property
-    def is_held(self) -> bool:
+    def is_present(self) -> bool:
         """Whether the store has it."""
         return self.failure is None
 
@@ -136,9 +136,9 @@ def _one_creator(place: _Place) -> None:
         _need(
             sum(won) == 1, f"{sum(won)} of {_WRITERS} writers concurrent writers created one object"
         )
-        stands = store.get(key).data
+        stored = store.get(key).data
         _need(
-            stands == bodies[won.index(True)],
+            stored == bodies[won.index(True)],
             "the object has the bytes of a writer other than the winner",
         )
 
@@ -237,8 +237,8 @@ def _checksums(place: _Place) -> None:
         raise _Lacking("PUT took bytes whose SHA-256 is not the one that came with them")
     store.create(key, b"data")
     info = store.stat(key)
-    kept = info is not None and info.sha256 == Digest.of(b"data")
-    _need(kept, "HEAD does not give the SHA-256 that came with the bytes")
+    has_checksum = info is not None and info.sha256 == Digest.of(b"data")
+    _need(has_checksum, "HEAD does not give the SHA-256 that came with the bytes")
 
 
 def _signatures_end(place: _Place) -> None:

@@ -120,7 +120,7 @@ class Transfer:
         return cls(store, where)
 
     @staticmethod
-    def takes(key: str) -> bool:
+    def can_transfer(key: str) -> bool:
         """Return whether this process may transfer, and the key is the same for every client."""
         return os.getpid() == _process and _SAFE_KEY.fullmatch(key) is not None
 
@@ -235,8 +235,8 @@ def _count(operation: str, status: str, attempt: int) -> None:
 
 
 def _status(error: Exception) -> str:
-    found = _STATUS.search(str(error))
-    return found[1] if found else NO_ANSWER
+    match = _STATUS.search(str(error))
+    return match[1] if match else NO_ANSWER
 
 
 def _shown(error: Exception | None) -> str:

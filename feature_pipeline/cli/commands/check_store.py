@@ -22,7 +22,7 @@ def check_store(as_json: bool) -> None:
         ["property", "needed for", "is there"],
         [[each.name, each.needed_for, each.failure or "yes"] for each in properties],
     )
-    lacking = [each.name for each in properties if each.is_required and not each.is_held]
+    lacking = [each.name for each in properties if each.is_required and not each.is_present]
     if lacking:
         output.say(f"An archive on this store can lose data: it lacks {', '.join(lacking)}.")
     output.result(

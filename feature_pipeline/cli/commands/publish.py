@@ -15,7 +15,7 @@ from feature_pipeline.archive.publish import (
     Artifact,
     Completion,
     CompletionStatus,
-    announce_artifact,
+    publish_and_enqueue,
 )
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.cli.output import Output
@@ -91,7 +91,7 @@ def publish(
         )
 
     artifact = dataclasses.replace(artifact, release=entry)
-    published, _ = announce_artifact(store, artifact, complete)
+    published, _ = publish_and_enqueue(store, artifact, complete)
     counts, notes = published.manifest.counts, published.manifest.notes
     output.table(
         f"published {definition.name} of batch {batch}",

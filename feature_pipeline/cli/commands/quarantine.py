@@ -17,12 +17,12 @@ def quarantine(
     output = Output(as_json)
     store = open_archive()
     readable = readable_quarantined(store)
-    held, damage = list(readable.found.values()), readable.damage
+    held, damage = list(readable.intact.values()), readable.damage
     if requeue and is_discarded:
         raise InvalidInputError("give either --requeue or --discard")
     if (requeue or is_discarded) and bool(ids) == is_all:
         raise InvalidInputError("name the entries, or say --all")
-    known = [*readable.found, *(damage if is_discarded or not requeue else ())]
+    known = [*readable.intact, *(damage if is_discarded or not requeue else ())]
     chosen = known if is_all else list(ids)
     if unknown := sorted(set(chosen) - set(known)):
         raise InvalidInputError(f"{unknown[0]!r} is not in the quarantine")
@@ -58,7 +58,7 @@ def quarantine(
                     "quarantined_at": instant_text(entry.quarantined_at),
                     "entry": entry.entry,
                 }
-                for entry in readable_quarantined(store).found.values()
+                for entry in readable_quarantined(store).intact.values()
             ],
             "damaged": {entry_id: str(one.error) for entry_id, one in damage.items()},
         }

@@ -120,12 +120,12 @@ def _decode_again(
     name, dataset = definition.name, definition.dataset
     readable = log.readable_heads(store, dataset, name, batches or None)
     problems = {batch: str(damage.error) for batch, damage in readable.damage.items()}
-    if absent := sorted(set(batches) - readable.found.keys() - problems.keys()):
+    if absent := sorted(set(batches) - readable.intact.keys() - problems.keys()):
         raise NotFoundError(
             f"hook {name!r} has no current artifact for batch {absent[0]!r} of dataset {dataset!r}"
         )
-    with output.progress(f"{name}: raw output", len(readable.found)) as steps:
-        for batch, head in readable.found.items():
+    with output.progress(f"{name}: raw output", len(readable.intact)) as steps:
+        for batch, head in readable.intact.items():
             try:
                 done = decode_batch_again(store, head)
             except (NotFoundError, CorruptDataError, InvalidInputError) as error:

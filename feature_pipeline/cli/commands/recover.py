@@ -48,7 +48,7 @@ def recover_all(output: Output, tables: Collection[str], workers: int) -> None:
         loaded: dict[str, dict[str, int]] = {}
         problems = defined.wrong_lines()
         for hook in wanted:
-            batches = len(log.readable_heads(store, hook.dataset, hook.name).found)
+            batches = len(log.readable_heads(store, hook.dataset, hook.name).intact)
             counts = loaded[hook.table_name] = {"batches": 0, "rows": 0}
             with output.progress(f"table {hook.table_name}", batches) as steps:
                 try:

@@ -169,7 +169,7 @@ def _accept(
 def _findings(store: BlobStore, scope: Scope, known: Knowledge, output: Output) -> list[Finding]:
     with progress_of(output, "verifying") as progress:
         # Without a census: a plan writes nothing.
-        report = verify_archive(store, scope, progress=progress, takes_census=False)
+        report = verify_archive(store, scope, progress=progress, writes_census=False)
     return list(known.add_lost(report, store).findings)
 
 

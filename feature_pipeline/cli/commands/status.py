@@ -49,7 +49,7 @@ def status(deep: bool, as_json: bool) -> None:
     output = Output(as_json)
     store, database = open_archive(), Database(settings.database_url())
     waiting, readable = accept.waiting(store), readable_quarantined(store)
-    quarantined = list(readable.found.values())
+    quarantined = list(readable.intact.values())
     held = [entry.inbox_entry() for entry in quarantined]
     counters = {"waiting": _completions(waiting), "quarantined": _completions(held)}
     with ExitStack() as stack:

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Final
 
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.hooks.ended_attempts import EndedAttempts, made_once
+from feature_pipeline.hooks.ended_attempts import EndedAttempts, run_once
 from feature_pipeline.hooks.failure import FailureKind, RuntimeFacts, is_memory_error
 from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
 from feature_pipeline.hooks.runners.process_tree import ProcessTree
@@ -72,10 +72,10 @@ class SubprocessRunner:
 
         `python` as the command's first word is the interpreter of this process.
         """
-        return made_once(self._attempts, request, _identity(request), monitor, self._make)
+        return run_once(self._attempts, request, _identity(request), monitor, self._run_attempt)
 
     @contextmanager
-    def _make(self, request: RunRequest, monitor: RunMonitor) -> Iterator[RunResult]:
+    def _run_attempt(self, request: RunRequest, monitor: RunMonitor) -> Iterator[RunResult]:
         request.workspace.create()
         request.workspace.clear_output()
         started_at = datetime.now(UTC)
@@ -257,7 +257,7 @@ class _Watch:
                     self._log.note("memory is not measured or limited here: psutil is missing")
                 while self._process.poll() is None:
                     self._log.pump(pipe.fileno(), _TICK_SECONDS)
-                    self._look()
+                    self._poll()
                 # the hook is done when its first process is: what it left behind may hold the pipe
                 if self.tree.kill():
                     self._log.note("stopped processes that outlived the hook")
@@ -269,7 +269,7 @@ class _Watch:
             raise
         return self._end(self._process.returncode)
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         now = time.monotonic()
         if now >= self._kill_at:
             self.tree.kill()

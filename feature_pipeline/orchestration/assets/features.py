@@ -153,16 +153,16 @@ def _keep_cancelled(
 
     Dagster gives an interrupted worker little time.
     """
-    from feature_pipeline.compute.publish_run import keep
+    from feature_pipeline.compute.publish_run import publish_with_retry
 
     try:
-        kept = keep(
+        kept = publish_with_retry(
             store,
             cancelled,
             context.run.run_id,
             context.log.warning,
             lambda: True,
-            patience_seconds=0.0,
+            timeout_seconds=0.0,
         )
     except FeaturePipelineError as error:
         context.log.warning("the output of the cancelled hook run is not in the archive: %s", error)
@@ -317,7 +317,7 @@ def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefiniti
                         _keep_cancelled(context, store, cancelled)
                 else:
                     # Its containers may go on, and the next worker of this batch attaches to them.
-                    claim.leave()
+                    claim.abandon()
                 raise
             finally:
                 if execution is None:

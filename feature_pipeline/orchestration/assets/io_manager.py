@@ -156,7 +156,7 @@ class FeatureIOManager(dg.ConfigurableIOManager):
         except (StoreUnavailableError, OutcomeUnknownError) as error:
             if obj.workspace is None:
                 raise
-            folder, obj.workspace = obj.workspace.leave(), None
+            folder, obj.workspace = obj.workspace.detach(), None
             raise type(error)(
                 f"{error}; what the hook left is in {folder} on {socket.gethostname()}: run the"
                 " partition again once the archive answers, or store the files of its folder out/"
@@ -181,10 +181,10 @@ class FeatureIOManager(dg.ConfigurableIOManager):
         self, context: dg.OutputContext, store: BlobStore, obj: ComputedFeatures, done: "Execution"
     ) -> None:
         from feature_pipeline.compute.execute import log_tail
-        from feature_pipeline.compute.publish_run import keep
+        from feature_pipeline.compute.publish_run import publish_with_retry
 
         plan = obj.plan
-        kept = keep(
+        kept = publish_with_retry(
             store,
             done,
             obj.request_id,

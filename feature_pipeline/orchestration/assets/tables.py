@@ -174,7 +174,7 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
             # One hook run that failed must not keep hundreds of batches from the table.
             readable = log.readable_heads(store, dataset, definition.name, batches)
             # What is damaged is given to the load, which names it.
-            present = readable.found.keys() | readable.damage.keys()
+            present = readable.intact.keys() | readable.damage.keys()
             absent = [batch for batch in batches if batch not in present]
             batches = [batch for batch in batches if batch in present] or batches
         if config.rebuild:

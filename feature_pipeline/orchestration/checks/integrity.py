@@ -94,9 +94,9 @@ def census_job() -> dg.JobDefinition:
         description="Compares every log with the newest census, and writes another.",
     )
     def compare_logs(context: dg.OpExecutionContext, archive: ArchiveResource) -> None:
-        from feature_pipeline.archive.inspection.census import take_census
+        from feature_pipeline.archive.inspection.census import write_census
 
-        report = take_census(archive.store())
+        report = write_census(archive.store())
         context.log.info(report.summary())
         if not report.is_clean:
             damaged = [shortfall.damage for shortfall in report.shortfalls]

@@ -107,9 +107,9 @@ def _counts(
     damaged = {batch: str(damage.error) for batch, damage in readable.damage.items()}
     counts: dict[str, OutcomeCounts] = {}
     found = map_threads(
-        lambda head: _try(lambda: read.manifest_of(store, head)), readable.found.values()
+        lambda head: _try(lambda: read.manifest_of(store, head)), readable.intact.values()
     )
-    for batch, manifest in zip(readable.found, found, strict=True):
+    for batch, manifest in zip(readable.intact, found, strict=True):
         if isinstance(manifest, Manifest):
             counts[batch] = manifest.counts
         else:
@@ -196,7 +196,7 @@ def row_change(
     damaged = {} if damaged is None else damaged
     readable = log.readable_feature_logs(store, dataset, hook)
     damaged |= {b: str(readable.damage[b].error) for b in counts if b in readable.damage}
-    logs = readable.found
+    logs = readable.intact
     current = {
         batch: [entry for entry in logs[batch] if entry.verdict is Verdict.CURRENT]
         for batch in counts

@@ -232,7 +232,7 @@ def _reconcile_batches(
     from feature_pipeline.archive.maintenance.known import find_lost_batches
 
     readable = log.readable_batches(store, dataset, None, known_logs(store))
-    entries = dict(readable.found)
+    entries = dict(readable.intact)
     name = records_key(dataset).to_user_string()
     if readable.damage:
         drift.damaged[name] = {b: str(damage.error) for b, damage in readable.damage.items()}
@@ -289,7 +289,7 @@ def _reconcile_features(
     key = features_key(dataset, hook)
     name = key.to_user_string()
     readable = log.readable_heads(store, dataset, hook, None, known_logs(store))
-    heads = dict(readable.found)
+    heads = dict(readable.intact)
     known = known_partitions(instance, key)
     if readable.damage:
         drift.damaged[name] = {b: str(damage.error) for b, damage in readable.damage.items()}

@@ -197,11 +197,11 @@ def hook_standing(
     names = None if batches is None else entries
     readable = log.readable_feature_logs(store, dataset, hook, names, known)
     damaged |= {batch: str(damage.error) for batch, damage in readable.damage.items()}
-    logs = {batch: readable.found[batch] for batch in entries if batch in readable.found}
+    logs = {batch: readable.intact[batch] for batch in entries if batch in readable.intact}
     last_entries = {batch: log.last_current(lines) for batch, lines in logs.items()}
     heads = {batch: head for batch, head in last_entries.items() if head is not None}
     inputs = {
-        name: log.readable_heads(store, dataset, name, names).found for name in definition.inputs
+        name: log.readable_heads(store, dataset, name, names).intact for name in definition.inputs
     }
     loaded, left_out = _loaded(sources.database, definition)
     lost = _lost(sources, definition, heads, loaded)
@@ -270,11 +270,11 @@ def _in_order(
         NotFoundError: One that is named was never accepted.
     """
     for batch in batches or ():
-        if batch not in submitted.found and batch not in submitted.damage:
+        if batch not in submitted.intact and batch not in submitted.damage:
             raise NotFoundError(
                 f"dataset {dataset!r} has no batch {batch!r}; submit it, or wait for the inbox"
             )
-    return {e.batch: e for e in sorted(submitted.found.values(), key=lambda e: e.order)}
+    return {e.batch: e for e in sorted(submitted.intact.values(), key=lambda e: e.order)}
 
 
 def _lost(

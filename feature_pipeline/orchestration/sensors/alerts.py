@@ -244,7 +244,7 @@ def _keys(data: Any) -> Iterator[str]:
 def _quarantined(store: BlobStore, seen: Seen) -> Iterator[Notice]:
     readable = inbox.readable_quarantined(store)
     known = set(seen.quarantined)
-    seen.quarantined = [*readable.found, *readable.damage]
+    seen.quarantined = [*readable.intact, *readable.damage]
     for entry_id, damage in readable.damage.items():
         if entry_id not in known:
             yield Notice(
@@ -255,7 +255,7 @@ def _quarantined(store: BlobStore, seen: Seen) -> Iterator[Notice]:
                 why=_short(str(damage.error)),
                 at=utc_now(),
             )
-    for entry in readable.found.values():
+    for entry in readable.intact.values():
         if entry.id not in known:
             yield Notice(
                 cause=f"quarantine/{entry.id}",

@@ -192,7 +192,7 @@ def _accepted(
                 break
             some = of_kind[first : first + _ENTRIES_AT_ONCE]
             entries = _usable(store, instance, tick, some, put_off)
-            for entry, settled in zip(entries, accept.settle_all(store, entries), strict=True):
+            for entry, settled in zip(entries, accept.accept_entries(store, entries), strict=True):
                 if _note(tick, entry, settled):
                     yield entry
 
@@ -372,7 +372,7 @@ def _report_completions(
         if completion.batch in readable.damage:
             tick.damage(entry, str(readable.damage[completion.batch].error))
             continue
-        head = readable.found.get(completion.batch)
+        head = readable.intact.get(completion.batch)
         if head is None or head.completion != completion.id:
             # Failed or superseded: history, of which Dagster has no event to wait for.
             _remove(store, tick, entry)

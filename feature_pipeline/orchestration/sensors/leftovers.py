@@ -14,7 +14,7 @@ from typing import Final
 from feature_pipeline.archive.format.documents import utc_now
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.store.base import BlobStore
-from feature_pipeline.compute.in_flight import KEPT
+from feature_pipeline.compute.in_flight import RETENTION
 from feature_pipeline.errors import FeaturePipelineError
 from feature_pipeline.hooks.runner import HookRunner, RunsContainers
 from feature_pipeline.hooks.runners.process_tree import end_processes_of
@@ -122,7 +122,7 @@ class _Leftovers:
 
     def _is_over(self, question: Question | None, used_at: float) -> bool:
         """Return whether its leftovers are no longer needed."""
-        if self._now.timestamp() - used_at > KEPT.total_seconds():
+        if self._now.timestamp() - used_at > RETENTION.total_seconds():
             return True
         if question is None:
             return False

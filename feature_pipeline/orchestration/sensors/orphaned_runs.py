@@ -12,20 +12,20 @@ from feature_pipeline.archive.format.documents import NewerVersionError, utc_now
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.compute.in_flight import (
-    ExpectedKey,
-    ExpectedRun,
-    expected_keys,
-    read_expected,
+    InFlightKey,
+    InFlightRun,
+    list_in_flight,
+    read_in_flight,
 )
 from feature_pipeline.compute.recover_results import (
     AlreadyLogged,
-    Announced,
+    Enqueued,
     NotPublished,
     NotUsable,
-    Taken,
+    Recovery,
     is_published,
+    recover_results,
     remove_uploads,
-    take_results,
 )
 from feature_pipeline.errors import FeaturePipelineError, InvalidInputError
 from feature_pipeline.hooks.runners.kubernetes.transfer import AttemptKey
@@ -75,7 +75,7 @@ def take_outlived(
     result. Begins nothing new after `seconds`.
     """
     result = OutlivedRuns()
-    keys = expected_keys(store)
+    keys = list_in_flight(store)
     if not keys:
         return result
     orphaned, cancelled = _orphaned(instance, keys)
@@ -86,7 +86,7 @@ def take_outlived(
         if number and time.monotonic() > end:
             break
         _last_taken[store.identity, key.key] = time.monotonic()
-        run = read_expected(store, [key]).get(key)
+        run = read_in_flight(store, [key]).get(key)
         if run is None:
             continue
         _take(store, key, run, result, work, key.dagster_run_id in cancelled)
@@ -94,8 +94,8 @@ def take_outlived(
 
 
 def _orphaned(
-    instance: dg.DagsterInstance, keys: Sequence[ExpectedKey]
-) -> tuple[list[ExpectedKey], set[str | None]]:
+    instance: dg.DagsterInstance, keys: Sequence[InFlightKey]
+) -> tuple[list[InFlightKey], set[str | None]]:
     """Return the runs that no live Dagster run waits for, and the cancelled Dagster runs.
 
     Several workers may have waited for one hook run, one after the other.
@@ -115,13 +115,13 @@ def _orphaned(
 
 def _ready(
     store: BlobStore,
-    keys: Iterable[ExpectedKey],
+    keys: Iterable[InFlightKey],
     cancelled: Collection[str | None],
     found: OutlivedRuns,
-) -> list[ExpectedKey]:
+) -> list[InFlightKey]:
     """Return the runs that may have a new result: those not polled yet, or with another result."""
 
-    def has_news(key: ExpectedKey) -> bool:
+    def has_news(key: InFlightKey) -> bool:
         job = _awaited.get((store.identity, key.key))
         is_over = key.is_late(now) or _is_given_up(key, now, key.dagster_run_id in cancelled)
         return job is None or is_over or is_published(store, job)
@@ -136,8 +136,8 @@ def _ready(
 
 def _take(
     store: BlobStore,
-    key: ExpectedKey,
-    run: ExpectedRun | FeaturePipelineError,
+    key: InFlightKey,
+    run: InFlightRun | FeaturePipelineError,
     found: OutlivedRuns,
     work: WorkFolders | None,
     is_cancelled: bool,
@@ -166,7 +166,7 @@ def _take(
     match taken:
         case AlreadyLogged():
             _forget(store, key, found)
-        case Announced(inbox_id):
+        case Enqueued(inbox_id):
             # Until it is in the log, another worker may ask the same, and finds what is there.
             found.announced.append(inbox_id)
             _announced.add((store.identity, key.key))
@@ -196,34 +196,34 @@ def _is_broken(error: FeaturePipelineError) -> bool:
 
 def _taken(
     store: BlobStore,
-    key: ExpectedKey,
-    run: ExpectedRun,
+    key: InFlightKey,
+    run: InFlightRun,
     work: WorkFolders | None,
     is_cancelled: bool,
-) -> Taken | None:
+) -> Recovery | None:
     """Return the result for the run; None if its completion still waits."""
     if (store.identity, key.key) in _announced:
         entries = log.read_log(store, run.dataset, run.hook, run.batch)
         is_logged = any(entry.completion == run.id for entry in entries)
         return AlreadyLogged() if is_logged else None
     if work is None:
-        return take_results(store, run, is_cancelled=is_cancelled)
+        return recover_results(store, run, is_cancelled=is_cancelled)
     folder = work.open(run.hook)
     try:
-        return take_results(store, run, folder.path / "run", is_cancelled=is_cancelled)
+        return recover_results(store, run, folder.path / "run", is_cancelled=is_cancelled)
     finally:
         folder.cleanup()
 
 
-def _is_given_up(key: ExpectedKey, now: datetime, is_cancelled: bool) -> bool:
+def _is_given_up(key: InFlightKey, now: datetime, is_cancelled: bool) -> bool:
     return is_cancelled and now - key.begun_at > CANCELLED_KEPT
 
 
-def _wait(store: BlobStore, key: ExpectedKey, attempt: AttemptKey, found: OutlivedRuns) -> None:
+def _wait(store: BlobStore, key: InFlightKey, attempt: AttemptKey, found: OutlivedRuns) -> None:
     found.waiting.append(f"{key.run_id}: Job {attempt} has left no result in {store.identity} yet")
 
 
-def _forget(store: BlobStore, key: ExpectedKey, found: OutlivedRuns) -> None:
+def _forget(store: BlobStore, key: InFlightKey, found: OutlivedRuns) -> None:
     """Remove the pods' uploads, then the document of the finished run."""
     try:
         remove_uploads(store, key.run_id)

@@ -127,7 +127,7 @@ class CurrentEntries(Mapping[str, FeatureEntry]):
     """
 
     def __init__(self, store: BlobStore, spec: TableSpec, entries: Readable[FeatureEntry]) -> None:
-        self._store, self._spec, self._entries = store, spec, entries.found
+        self._store, self._spec, self._entries = store, spec, entries.intact
         self.damage = entries.damage
 
     def __getitem__(self, batch: str) -> FeatureEntry:

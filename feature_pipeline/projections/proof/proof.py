@@ -427,7 +427,7 @@ def _archive_content(
     """
     loaded = {**progress, **neighbours}
     submitted = log.readable_batches(store, spec.dataset, loaded)
-    entries = submitted.found
+    entries = submitted.intact
     erased = erasures.erased(store, spec.dataset)
     lost = loaded.keys() - entries.keys()
     unreadable = dict.fromkeys(lost, f"it is not in the log of batches of {spec.dataset!r}")

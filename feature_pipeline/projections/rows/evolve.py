@@ -111,6 +111,6 @@ def evolve_rows(rows: pa.Table, mappings: Sequence[align.ColumnSource]) -> pa.Ta
             number; the message names the column and some of the values or records.
     """
     try:
-        return align.take_columns(rows, mappings, is_strict=True)
+        return align.select_columns(rows, mappings, is_strict=True)
     except align.MisfitError as error:
         raise CannotEvolveError(str(error)) from error

@@ -264,7 +264,7 @@ class TestBatches:
         data = json.dumps(json.loads(make_batch().encode()), indent=1).encode()
         digest = log.blobs.put_blob(scene.store, data).digest
         assert digest != make_batch().digest
-        submission = inbox.leave(
+        submission = inbox.enqueue(
             scene.store,
             publish.Submission(
                 dataset=DATASET, batch="b1", digest=digest, source=make_batch().document.source
@@ -275,7 +275,7 @@ class TestBatches:
         assert (batch.digest, batch.records) == (digest, make_batch().records)
         accept.accept(scene.store, scene.completion(scene.artifact(batch, scene.release())))
         assert verify(scene.store).is_clean
-        [again] = accept.settle_all(scene.store, accept.waiting(scene.store)[:1])
+        [again] = accept.accept_entries(scene.store, accept.waiting(scene.store)[:1])
         assert isinstance(again, Accepted)
 
     def test_submitting_again_is_the_same_submission(self, scene):
@@ -319,27 +319,27 @@ class TestSettling:
         """A batch and a run of it, both in the inbox."""
         publish.submit_batch(scene.store, make_batch(), {})
         completion = scene.completion(scene.artifact(make_batch(), scene.release()))
-        publish.announce(scene.store, completion)
+        publish.enqueue_completion(scene.store, completion)
         return accept.waiting(scene.store)
 
     def test_batches_come_first(self, scene, waiting):
         assert [type(e.content).__name__ for e in waiting] == ["Submission", "Completion"]
-        settled = accept.settle_all(scene.store, waiting[::-1])
+        settled = accept.accept_entries(scene.store, waiting[::-1])
         assert [type(s.entry).__name__ for s in settled] == ["FeatureEntry", "BatchEntry"]
         assert all(s.is_new for s in settled)
         assert accept.waiting(scene.store) == waiting
 
     def test_again(self, scene, waiting):
-        accept.settle_all(scene.store, waiting)
-        again = accept.settle_all(scene.store, waiting)
+        accept.accept_entries(scene.store, waiting)
+        again = accept.accept_entries(scene.store, waiting)
         assert [s.is_new for s in again] == [False, False]
         assert len(log.read_log(scene.store, DATASET, HOOK, "b1")) == 1
 
     def test_a_completion_before_its_batch_waits_an_hour(self, scene, waiting):
         run = waiting[1]
-        assert isinstance(accept.settle(scene.store, run), Waiting)
+        assert isinstance(accept.accept_entry(scene.store, run), Waiting)
         old = replace(run, modified_at=run.modified_at - timedelta(hours=2))
-        settled = accept.settle(scene.store, old)
+        settled = accept.accept_entry(scene.store, old)
         assert isinstance(settled, Quarantined)
         assert "not known yet" in settled.reason
         [held] = accept.quarantined(scene.store)
@@ -355,7 +355,7 @@ class TestSettling:
 
     def test_what_breaks_the_contract_is_quarantined_at_once(self, scene, waiting):
         tombstones.withdraw(scene.store, DATASET, ["r1"], "asked for")
-        settled = accept.settle_all(scene.store, waiting)
+        settled = accept.accept_entries(scene.store, waiting)
         assert isinstance(settled[0], Quarantined)
         assert isinstance(settled[1], Waiting)  # its batch will never come
 
@@ -363,7 +363,7 @@ class TestSettling:
         old = [replace(e, modified_at=e.modified_at - timedelta(days=2)) for e in waiting]
         for entry in old:
             store = FailingStore(scene.store, 1, error=lambda: StoreUnavailableError("503"))
-            assert accept.settle(store, entry) == Waiting("503")
+            assert accept.accept_entry(store, entry) == Waiting("503")
         assert accept.quarantined(scene.store) == []
         assert len(accept.waiting(scene.store)) == 2
 
@@ -374,14 +374,14 @@ class TestSettling:
         scene.store.create("inbox/run.odd", text.encode())
         [entry] = accept.waiting(scene.store)
         assert entry.content is None
-        assert isinstance(accept.settle(scene.store, entry), Quarantined)
+        assert isinstance(accept.accept_entry(scene.store, entry), Quarantined)
         assert accept.waiting(scene.store) == []
         assert accept.quarantined(scene.store)[0].entry == text
 
     def test_names_nobody_would_give(self, scene):
         scene.store.create("inbox/a folder/ö", b"{}")
         [entry] = accept.waiting(scene.store)
-        settled = accept.settle(scene.store, entry)
+        settled = accept.accept_entry(scene.store, entry)
         assert isinstance(settled, Quarantined)
         assert accept.waiting(scene.store) == []
         accept.requeue(scene.store, [settled.id])
@@ -393,7 +393,7 @@ class TestSettling:
         """However they are accepted: together, or one by one by processes that restart."""
         batch, release = scene.submit(make_batch()), scene.release()
         published = [
-            publish.announce(
+            publish.enqueue_completion(
                 scene.store, scene.completion(scene.artifact(batch, release, label=label))
             )
             for label in "ab"
@@ -401,10 +401,10 @@ class TestSettling:
         waiting = {e.content.id: e for e in accept.waiting(scene.store)}
         entries = [waiting[published[n].id] for n in order]
         if at_once:
-            accept.settle_all(scene.store, entries)
+            accept.accept_entries(scene.store, entries)
         else:
             for entry in entries:
-                accept.settle(scene.store, entry)
+                accept.accept_entry(scene.store, entry)
         logged = log.read_log(scene.store, DATASET, HOOK, "b1")
         head = log.last_current(logged)
         assert head.manifest == published[1].manifest
@@ -420,12 +420,12 @@ class TestSettling:
         old = old.model_copy(update={"spec_version": 1})
         scene.store.create(layout.inbox(old.inbox_id), old.encode())
         assert b"published_at" not in old.encode()
-        new = publish.announce(
+        new = publish.enqueue_completion(
             scene.store, scene.completion(scene.artifact(batch, release, label="new"))
         )
         waiting = {e.content.id: e for e in accept.waiting(scene.store)}
         for completion in (new, old):
-            accept.settle(scene.store, waiting[completion.id])
+            accept.accept_entry(scene.store, waiting[completion.id])
         logged = log.read_log(scene.store, DATASET, HOOK, "b1")
         assert [e.verdict for e in logged] == [Verdict.CURRENT, Verdict.SUPERSEDED]
         assert logged[1].published_at == waiting[old.id].modified_at
@@ -438,17 +438,17 @@ class TestSettling:
         [entry] = accept.waiting(scene.store)
         accept.quarantine(scene.store, entry, "for the test")
         new = scene.completion(scene.artifact(batch, release, label="new"))
-        accept.accept(scene.store, publish.announce(scene.store, new))
+        accept.accept(scene.store, publish.enqueue_completion(scene.store, new))
         accept.requeue(scene.store, [entry.id])
         for waiting in accept.waiting(scene.store):
-            accept.settle(scene.store, waiting)
+            accept.accept_entry(scene.store, waiting)
         assert log.head(scene.store, DATASET, HOOK, "b1").manifest == new.manifest
 
     def test_an_entry_of_later_code_waits(self, scene, waiting):
         document = json.loads(waiting[1].content.encode()) | {"spec_version": 3, "new": True}
         scene.store.create("inbox/run.later", json.dumps(document).encode())
         entry = next(e for e in accept.waiting(scene.store) if e.id == "run.later")
-        settled = accept.settle(scene.store, entry)
+        settled = accept.accept_entry(scene.store, entry)
         assert isinstance(settled, Waiting)
         assert "upgrade" in settled.reason
 
@@ -457,7 +457,7 @@ class TestSettling:
         release = scene.release()
         for key in ("b1", "b2"):
             artifact = scene.artifact(scene.submit(make_batch(key)), release)
-            publish.announce(scene.store, scene.completion(artifact))
+            publish.enqueue_completion(scene.store, scene.completion(artifact))
         original = encode.Content.of
         broken = iter([ValueError("badly formed hexadecimal UUID string")])
 
@@ -467,7 +467,7 @@ class TestSettling:
             return original(columns, outcomes)
 
         monkeypatch.setattr(encode.Content, "of", of)
-        settled = accept.settle_all(scene.store, accept.waiting(scene.store))
+        settled = accept.accept_entries(scene.store, accept.waiting(scene.store))
         [refused] = [result for result in settled if isinstance(result, Quarantined)]
         assert "cannot be decoded: badly formed" in refused.reason
         assert sum(isinstance(result, Accepted) for result in settled) == len(settled) - 1
@@ -484,7 +484,7 @@ class TestSettling:
         entries = accept.waiting(scene.store)
         assert [entry.id for entry in entries] == [entry.id for entry in waiting]
         assert "checksum" in entries[0].problem
-        assert isinstance(accept.settle(scene.store, entries[0]), Waiting)
+        assert isinstance(accept.accept_entry(scene.store, entries[0]), Waiting)
 
     def test_some_of_them(self, scene, waiting):
         infos = inbox.list_waiting(scene.store)
@@ -496,7 +496,7 @@ class TestSettling:
             accept.remove(scene.store, entry.id)
             accept.remove(scene.store, entry.id)
         assert accept.waiting(scene.store) == []
-        assert isinstance(accept.settle(scene.store, waiting[0]), Accepted)
+        assert isinstance(accept.accept_entry(scene.store, waiting[0]), Accepted)
 
 
 def test_publishing_equal_artifacts_stores_them_once(scene):

@@ -18,7 +18,7 @@ from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.logs import inbox, log
 from feature_pipeline.archive.logs.inbox import Completion, QuarantinedEntry
 from feature_pipeline.archive.logs.losses import LossEntry
-from feature_pipeline.archive.maintenance.deletion import look
+from feature_pipeline.archive.maintenance.deletion import find_needed_blobs
 from feature_pipeline.archive.store.base import ObjectStream
 from feature_pipeline.errors import (
     CorruptDataError,
@@ -50,19 +50,19 @@ def announced(scene):
     """A batch that waits, and a completion of another batch that waits."""
     batch, release = scene.submit(make_batch()), scene.release()
     publish.submit_batch(scene.store, make_batch("b2"), {})
-    return publish.announce(scene.store, scene.completion(scene.artifact(batch, release)))
+    return publish.enqueue_completion(scene.store, scene.completion(scene.artifact(batch, release)))
 
 
 def settle(scene) -> dict[str, Accepted | Waiting | Quarantined]:
     entries = accept.waiting(scene.store)
-    settled = accept.settle_all(scene.store, entries)
+    settled = accept.accept_entries(scene.store, entries)
     return {entry.id: result for entry, result in zip(entries, settled, strict=True)}
 
 
 def check_care(scene) -> None:
     """What goes over all objects goes on: it says what is wrong, and is not stopped by it."""
     verify(scene.store)
-    look(scene.store)
+    find_needed_blobs(scene.store)
     inbox.readable_quarantined(scene.store)
     for entry in accept.waiting(scene.store):
         assert entry.content or entry.problem
@@ -148,7 +148,7 @@ def test_what_nobody_foresaw_waits_and_is_quarantined_then(scene, announced, mon
     [odd] = [r for r in settled.values() if not isinstance(r, Accepted)]
     assert odd == Waiting("ZeroDivisionError: a mistake in this code")
     assert isinstance(settled[announced.inbox_id], Accepted)
-    monkeypatch.setattr(accept, "PATIENCE", accept.PATIENCE * 0)
+    monkeypatch.setattr(accept, "WAIT_LIMIT", accept.WAIT_LIMIT * 0)
     [odd] = [r for r in settle(scene).values() if not isinstance(r, Accepted)]
     assert isinstance(odd, Quarantined)
 
@@ -162,7 +162,7 @@ def test_an_object_that_the_store_refuses_waits_alone(scene, announced, monkeypa
         return original(key, size)
 
     monkeypatch.setattr(scene.store, "get", get)
-    monkeypatch.setattr(accept, "PATIENCE", accept.PATIENCE * 0)
+    monkeypatch.setattr(accept, "WAIT_LIMIT", accept.WAIT_LIMIT * 0)
     settled = settle(scene)
     assert [type(result) for result in settled.values()] == [Waiting, Accepted]
     assert accept.quarantined(scene.store) == []
@@ -184,7 +184,7 @@ def test_quarantined_documents_that_are_none_are_damage(scene, announced):
     scene.store.create("quarantine/b", b"x" * (QuarantinedEntry.most_bytes + 1))
     accept.quarantine(scene.store, accept.waiting(scene.store)[0], "y" * 100_000)
     held = inbox.readable_quarantined(scene.store)
-    assert [len(entry.reason) for entry in held.found.values()] < [2_100]
+    assert [len(entry.reason) for entry in held.intact.values()] < [2_100]
     assert set(held.damage) == {"a", "b"}
     check_care(scene)
 
@@ -223,7 +223,7 @@ class TestFieldsThatCannotBeTrue:
     """What a completion or its manifest says is compared with what can be."""
 
     def refused(self, scene, completion, match):
-        publish.announce(scene.store, completion)
+        publish.enqueue_completion(scene.store, completion)
         result = settle(scene)[completion.inbox_id]
         assert not isinstance(result, Accepted)
         assert match in result.reason
@@ -330,12 +330,12 @@ class TestLargeObjects:
         submission = inbox.Submission(
             dataset=DATASET, batch="b3", digest=large.digest, source="harvest"
         )
-        inbox.leave(scene.store, submission)
+        inbox.enqueue(scene.store, submission)
         odd = announced.model_copy(update={"manifest": large.digest})
-        publish.announce(scene.store, odd)
+        publish.enqueue_completion(scene.store, odd)
         scene.store.create("quarantine/odd", str(large.digest).encode())
         verify(scene.store)
-        look(scene.store)
+        find_needed_blobs(scene.store)
         settled = settle(scene)
         for entry in (submission, odd):
             result = settled.pop(entry.inbox_id)
@@ -364,7 +364,7 @@ class TestLargeObjects:
         scene.store.create("inbox/run.odd", b"x" * 300_000)
         scene.store.create("quarantine/odd", b"x" * 300_000)
         verify(scene.store)
-        look(scene.store)
+        find_needed_blobs(scene.store)
         assert isinstance(settle(scene)["run.odd"], Quarantined)
         assert max(read_whole) < 200_000
 
@@ -386,7 +386,9 @@ class TestTables:
             document["counts"]["rows"] = count
         data = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
         manifest = log.blobs.put_blob(scene.store, data).digest
-        publish.announce(scene.store, completion.model_copy(update={"manifest": manifest}))
+        publish.enqueue_completion(
+            scene.store, completion.model_copy(update={"manifest": manifest})
+        )
         [result] = settle(scene).values()
         # They will not change: nothing is waited for, so they are not decoded at every tick.
         assert isinstance(result, Quarantined)
@@ -419,5 +421,7 @@ class TestTables:
     def test_what_is_no_parquet(self, scene, monkeypatch):
         monkeypatch.setattr(pq, "write_table", lambda _, sink, **__: sink.write(b"PAR1"))
         batch, release = scene.submit(make_batch()), scene.release()
-        completion = publish.announce(scene.store, scene.completion(scene.artifact(batch, release)))
+        completion = publish.enqueue_completion(
+            scene.store, scene.completion(scene.artifact(batch, release))
+        )
         assert isinstance(settle(scene)[completion.inbox_id], Quarantined)

@@ -6,7 +6,7 @@ import pytest
 
 from feature_pipeline.archive import read
 from feature_pipeline.archive.format import layout
-from feature_pipeline.archive.inspection.census import take_census
+from feature_pipeline.archive.inspection.census import write_census
 from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.logs import answers, log
 from feature_pipeline.archive.logs.tombstones import lift
@@ -307,7 +307,7 @@ def test_what_is_erased_is_no_answer_and_the_others_still_are(asking: Asking):
     first = asking.run("b1")
     asking.submit("b2", {"r2": "bb"})
     asking.run("b2")
-    take_census(asking.store)
+    write_census(asking.store)
     erase(asking.store, DATASET, ["personal"], "asked for")
     assert traces(asking) == []
     successor = log.head(asking.store, DATASET, "lengths", "b1")
@@ -330,7 +330,7 @@ def test_carried_outcomes_are_decoded_from_the_successor_of_an_erased_artifact(a
     asking.run("b1")
     asking.submit("b2", {"r2": "bb"})
     entry = asking.run("b2")
-    take_census(asking.store)
+    write_census(asking.store)
     erase(asking.store, DATASET, ["personal"], "asked for")
     assert not decode_batch_again(asking.store, entry).is_new
     manifest = read.read_manifest(asking.store, entry.manifest)
@@ -354,7 +354,7 @@ def test_erasing_a_record_of_two_batches_leaves_nothing_of_it(asking: Asking, wh
     asking.run(whose)
     asking.run(other)
     assert len(asking.runner.starts) == 1
-    take_census(asking.store)
+    write_census(asking.store)
     erase(asking.store, DATASET, ["personal"], "asked for")
     assert traces(asking) == []
     assert asking.values("b1") == asking.values("b2") == {"r2": 2}

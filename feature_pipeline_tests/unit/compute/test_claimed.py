@@ -235,7 +235,7 @@ def test_the_claim_of_a_dead_run_expires(make, clock):
     # Work, not truth: the dead run's answer about r2 was not in the archive.
     assert asking.runner.starts == [["r1", "r2"], ["r2", "r3"]]
     assert asking.values("b2") == {"r2": 2, "r3": 3}
-    clock.offset += claims.KEPT
+    clock.offset += claims.RETENTION
     complete(asking.store, DATASET, HOOK)
     assert claimed(asking) == []
 
@@ -356,7 +356,7 @@ def test_if_the_other_run_has_no_answer_the_records_are_computed(make):
     asking = make()
     plan = asking.plan("b1")
     other = Claim(asking.store, DATASET, HOOK, plan.release.release.program, "b1")
-    assert other.take(list(plan.actions.values()), [], pytest.fail, pytest.fail)
+    assert other.acquire(list(plan.actions.values()), [], pytest.fail, pytest.fail)
     asking.run("b2", say=lambda _: other.release())
     assert asking.runner.starts == [["r2", "r3"]]
 
@@ -368,7 +368,7 @@ def test_a_forced_run_waits_for_none_and_others_wait_for_it(make):
     plan = asking.plan("b2")
     held = Claim(asking.store, DATASET, HOOK, plan.release.release.program, "b0")
     everything = [*plan.actions.values(), *asking.plan("b1", force=True).actions.values()]
-    held.take(everything, everything, pytest.fail, pytest.fail)
+    held.acquire(everything, everything, pytest.fail, pytest.fail)
     asking.runner.before_end = lambda: (held.release(), other.begin())
     asking.submit("b3", B2)
     asking.run("b3", force=True, say=pytest.fail)
@@ -398,7 +398,7 @@ def test_a_claim_is_renewed_while_its_run_goes_on(make, clock, monkeypatch):
     plan = asking.plan("b1")
     actions = list(plan.actions.values())
     claim = Claim(asking.store, DATASET, HOOK, plan.release.release.program, "b1")
-    claim.take(actions, actions, pytest.fail, pytest.fail)
+    claim.acquire(actions, actions, pytest.fail, pytest.fail)
     key = key_of(asking, "b1")
     first = ClaimDocument.decode(asking.store.get(key).data, key)
     end = utc_now() + timedelta(seconds=60)

@@ -11,7 +11,7 @@ from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.log import Verdict
 from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.hooks.failure import FailureKind
-from feature_pipeline.hooks.left_output import files_to_keep, folder_problem, problem_of
+from feature_pipeline.hooks.left_output import folder_problem, problem_of, storable_files
 from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult, Workspace
 from feature_pipeline.hooks.runners.shared.disk_watch import DiskWatch
 from feature_pipeline.model.outcomes import OutcomeKind
@@ -124,7 +124,7 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch):
     wrong = "the output folder cannot be read: Permission denied"
     assert folder_problem(tmp_path) == wrong
     assert problem_of(tmp_path, 10) == (FailureKind.INVALID_OUTPUT, wrong)
-    assert files_to_keep(tmp_path) == ({}, [])
+    assert storable_files(tmp_path) == ({}, [])
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch):
@@ -133,7 +133,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch):
     refuse(monkeypatch, tmp_path / "features.jsonl")
     wrong = "features.jsonl: cannot be read: Permission denied"
     assert problem_of(tmp_path, 10) == (FailureKind.INVALID_OUTPUT, wrong)
-    kept, left_out = files_to_keep(tmp_path)
+    kept, left_out = storable_files(tmp_path)
     assert list(kept) == ["errors.jsonl"]
     assert left_out == ["features.jsonl (Permission denied)"]
 
@@ -157,5 +157,5 @@ def test_files_are_as_large_as_they_are_long(tmp_path: Path):
     watch = DiskWatch({"output": tmp_path}, 1 << 20)
     assert watch.excess() == "its output has 10Mi, and limits.scratch is 1Mi"
     assert problem_of(tmp_path, 10 << 20) is None
-    kept, left_out = files_to_keep(tmp_path, SCRATCH)
+    kept, left_out = storable_files(tmp_path, SCRATCH)
     assert (kept, left_out) == ({}, ["features.jsonl (10Mi)"])

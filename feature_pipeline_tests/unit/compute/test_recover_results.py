@@ -13,13 +13,13 @@ from feature_pipeline.archive.logs import inbox, log
 from feature_pipeline.archive.logs.log import Verdict
 from feature_pipeline.archive.store.base import create_or_read
 from feature_pipeline.archive.store.memory import MemoryStore
-from feature_pipeline.compute.in_flight import ExpectedRun, expected_keys, read_expected
+from feature_pipeline.compute.in_flight import InFlightRun, list_in_flight, read_in_flight
 from feature_pipeline.compute.pod_transfer import S3Results
 from feature_pipeline.compute.recover_results import (
     AlreadyLogged,
-    Announced,
+    Enqueued,
     NotPublished,
-    take_results,
+    recover_results,
 )
 from feature_pipeline.errors import CorruptDataError
 from feature_pipeline.hooks.failure import FailureKind, RuntimeFacts
@@ -63,10 +63,10 @@ def computing(memory_store: MemoryStore, tmp_path: Path) -> Computing:
     return computing
 
 
-def begun(computing: Computing) -> ExpectedRun:
+def begun(computing: Computing) -> InFlightRun:
     """The only run that some worker waits for."""
-    (run,) = read_expected(computing.store, expected_keys(computing.store)).values()
-    assert isinstance(run, ExpectedRun)
+    (run,) = read_in_flight(computing.store, list_in_flight(computing.store)).values()
+    assert isinstance(run, InFlightRun)
     return run
 
 
@@ -81,12 +81,12 @@ def test_a_run_that_was_divided_is_taken_as_its_worker_would_have_left_it(comput
     computing.execute(runner)
     starts = len(runner.names)
     assert starts > 10
-    taken = take_results(computing.store, begun(computing))
-    assert isinstance(taken, Announced)
+    taken = recover_results(computing.store, begun(computing))
+    assert isinstance(taken, Enqueued)
     accept_all(computing)
     assert computing.outcomes()["r7"].kind is OutcomeKind.OUT_OF_MEMORY
     assert len(computing.manifest().starts) == starts
-    assert isinstance(take_results(computing.store, begun(computing)), AlreadyLogged)
+    assert isinstance(recover_results(computing.store, begun(computing)), AlreadyLogged)
 
 
 @pytest.mark.parametrize("attempts", [1, 4, 7])
@@ -95,7 +95,7 @@ def test_a_worker_that_goes_on_starts_nothing_again(computing: Computing, attemp
     runner.attempts = attempts
     with pytest.raises(Died):
         computing.execute(runner)
-    assert isinstance(take_results(computing.store, begun(computing)), NotPublished)
+    assert isinstance(recover_results(computing.store, begun(computing)), NotPublished)
     runner.attempts = 10**6
     computing.run(runner)
     # each of them once
@@ -111,7 +111,7 @@ def test_a_run_under_raised_limits_is_taken_too(computing: Computing):
     computing.execute(runner)
     run = begun(computing)
     assert run.begin_with == {"r7": 16 * 2**30}
-    assert isinstance(take_results(computing.store, run), Announced)
+    assert isinstance(recover_results(computing.store, run), Enqueued)
     accept_all(computing)
     entries = log.read_log(computing.store, DATASET, HOOK, "b1")
     assert [entry.verdict for entry in entries] == [Verdict.CURRENT, Verdict.CURRENT]
@@ -144,7 +144,7 @@ def test_what_pods_left_goes_once_the_run_is_in_the_log(computing: Computing, in
     accept_all(computing)
     take_outlived(computing.store, instance)
     assert uploads(computing) == set()
-    assert expected_keys(computing.store) == []
+    assert list_in_flight(computing.store) == []
 
 
 def test_what_pods_left_of_a_run_that_goes_on_stays(computing: Computing, instance):
@@ -169,7 +169,7 @@ def test_what_an_older_worker_noted_can_be_taken(computing: Computing):
     old = begun(computing).model_copy(update={"spec_version": 1})
     assert b"begin_with" not in old.encode()
     assert isinstance(
-        take_results(computing.store, ExpectedRun.decode(old.encode(), "old")), Announced
+        recover_results(computing.store, InFlightRun.decode(old.encode(), "old")), Enqueued
     )
 
 
@@ -247,7 +247,7 @@ def test_a_run_whose_taking_fails_in_a_way_nobody_foresaw_costs_itself(
     def fails(*_, **__):
         raise ZeroDivisionError("a mistake")
 
-    monkeypatch.setattr(orphaned_runs, "take_results", fails)
+    monkeypatch.setattr(orphaned_runs, "recover_results", fails)
     found = take_outlived(computing.store, instance)
     assert found.unusable == [f"{run.id}: ZeroDivisionError: a mistake"]
     # it is tried again: nothing of it is removed
@@ -257,7 +257,7 @@ def test_a_run_whose_taking_fails_in_a_way_nobody_foresaw_costs_itself(
 def test_expected_runs_that_are_none_keep_no_other_waiting(computing: Computing, instance):
     computing.execute(PodRunner(computing.store, ScriptedRunner(fails_over("none"))))
     for n, text in enumerate(("[" * 100_000, '{"spec_version": 2}', "")):
-        computing.store.create(layout.expected(f"odd{n}", "none"), text.encode())
+        computing.store.create(layout.in_flight(f"odd{n}", "none"), text.encode())
     found = take_outlived(computing.store, instance)
     assert (len(found.announced), len(found.unusable)) == (1, 3)
 

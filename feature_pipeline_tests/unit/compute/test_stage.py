@@ -48,7 +48,7 @@ def plan(memory_store: MemoryStore, tmp_path) -> ComputePlan:
     metadata = {"resolution": Number("1.10"), "two": 2.0}
     records = [LocalRecord(each, metadata, {"é.pdb": path}) for each in DOIS]
     submit_records(memory_store, "letters", Source.IMPORT, records, "b1")
-    accept.settle_all(memory_store, inbox.waiting(memory_store))
+    accept.accept_entries(memory_store, inbox.waiting(memory_store))
     (tmp_path / "words.py").write_text("")
     definition = HookDefinition.model_validate(
         {
@@ -128,7 +128,7 @@ class TestRecordsThatCannotBeStaged:
         records.append(Record(id="m" * 300))  # without files it needs no folder
         batch = RecordBatch.create(SCRIPTED, "b1", Source.IMPORT, tuple(records))
         publish.submit_batch(memory_store, batch, {Digest.of(b"atoms"): path})
-        accept.settle_all(memory_store, inbox.waiting(memory_store))
+        accept.accept_entries(memory_store, inbox.waiting(memory_store))
         return Computing.of(memory_store, tmp_path)
 
     def test_ids_that_no_file_system_holds(self, computing):
@@ -182,7 +182,7 @@ class TestRecordsThatCannotBeStaged:
         (workspace.files / "10.5281" / "zenodo.1").mkdir(parents=True)
         staged = stage_inputs(memory_store, plan, workspace)
         assert {record.id for record in staged.compute} == set(DOIS) - {"10.5281/zenodo.1"}
-        [outcome] = staged.not_asked.values()
+        [outcome] = staged.skipped.values()
         assert "names the same folder as another" in outcome.reason
         lines = (workspace.inputs / "records.jsonl").read_text("utf-8").splitlines()
         assert len(lines) == len(DOIS) - 1
@@ -191,7 +191,7 @@ class TestRecordsThatCannotBeStaged:
         lexists = os.path.lexists
         monkeypatch.setattr(os.path, "lexists", lambda p: "plain" in str(p) or lexists(p))
         staged = stage_inputs(memory_store, plan, workspace)
-        assert list(staged.not_asked) == ["plain"]
+        assert list(staged.skipped) == ["plain"]
         assert not (workspace.files / "plain").exists()
 
     def test_a_batch_that_is_asked_about_as_a_whole(self, memory_store, plan, workspace):

@@ -6,7 +6,7 @@ import pytest
 
 from feature_pipeline.archive import read
 from feature_pipeline.archive.format import layout
-from feature_pipeline.archive.inspection.census import take_census
+from feature_pipeline.archive.inspection.census import write_census
 from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.maintenance.erase import erase
@@ -170,7 +170,7 @@ def test_what_was_not_asked_is_in_no_raw_output_and_stays_when_it_is_read_again(
 
 def test_the_verdict_stands_when_the_input_is_redacted(asking: Asking):
     asking.run("b1", "totals")
-    take_census(asking.store)
+    write_census(asking.store)
     erase(asking.store, DATASET, ["r1"], "asked for")
     head = log.head(asking.store, DATASET, "totals", "b1")
     assert not decode_batch_again(asking.store, head).is_new

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from feature_pipeline.hooks.ended_attempts import EndedAttempts, made_once
+from feature_pipeline.hooks.ended_attempts import EndedAttempts, run_once
 from feature_pipeline.hooks.failure import FailureKind, RuntimeFacts
 from feature_pipeline.hooks.runner import (
     RunMonitor,
@@ -64,8 +64,8 @@ def ended(request: RunRequest, kind: FailureKind | None = None) -> RunResult:
 )
 def test_it_is_found_with_its_facts_output_and_log(attempts, first, second, kind):
     result = ended(first, kind)
-    attempts.keep(first, IDENTITY, result)
-    found = attempts.take(second, IDENTITY)
+    attempts.store(first, IDENTITY, result)
+    found = attempts.restore(second, IDENTITY)
     assert found is not None
     assert replace(found, log=result.log) == result
     assert found.log == second.workspace.log(1)
@@ -75,36 +75,36 @@ def test_it_is_found_with_its_facts_output_and_log(attempts, first, second, kind
 
 
 def test_it_is_found_by_the_worker_that_made_it(attempts, first):
-    attempts.keep(first, IDENTITY, ended(first))
-    found = attempts.take(first, IDENTITY)
+    attempts.store(first, IDENTITY, ended(first))
+    found = attempts.restore(first, IDENTITY)
     assert found is not None
     assert found.log.read_bytes() == b"printed\xff\n"
-    assert attempts.take(first, IDENTITY) is not None
+    assert attempts.restore(first, IDENTITY) is not None
 
 
 @pytest.mark.parametrize(
     "kind", [FailureKind.CANCELLED, FailureKind.CANNOT_START, FailureKind.UNKNOWN]
 )
 def test_what_says_nothing_about_the_records_is_made_anew(attempts, first, second, kind):
-    attempts.keep(first, IDENTITY, ended(first, kind))
-    assert attempts.take(second, IDENTITY) is None
+    attempts.store(first, IDENTITY, ended(first, kind))
+    assert attempts.restore(second, IDENTITY) is None
 
 
 def test_another_attempt_is_another(attempts, first, second):
-    attempts.keep(first, IDENTITY, ended(first))
-    assert attempts.take(second, Digest.of(b"another")) is None
+    attempts.store(first, IDENTITY, ended(first))
+    assert attempts.restore(second, Digest.of(b"another")) is None
 
 
 @pytest.mark.parametrize("name", ["out/features.jsonl", "log", "end.json"])
 def test_one_that_is_damaged_counts_as_none(attempts, first, second, tmp_path, name):
-    attempts.keep(first, IDENTITY, ended(first))
+    attempts.store(first, IDENTITY, ended(first))
     (path,) = (tmp_path / "attempts").rglob(name)
     # a process that the hook left behind may write on; the file has two names
     path.write_bytes(path.read_bytes() + b"?")
-    assert attempts.take(second, IDENTITY) is None
+    assert attempts.restore(second, IDENTITY) is None
     second.workspace.create()
-    attempts.keep(second, IDENTITY, ended(second))
-    assert attempts.take(first, IDENTITY) is not None
+    attempts.store(second, IDENTITY, ended(second))
+    assert attempts.restore(first, IDENTITY) is not None
 
 
 def test_an_output_folder_that_was_replaced_is_not_followed(attempts, first, second, tmp_path):
@@ -112,8 +112,8 @@ def test_an_output_folder_that_was_replaced_is_not_followed(attempts, first, sec
     first.workspace.output.rmdir()
     first.workspace.output.symlink_to(tmp_path)
     with pytest.raises(OSError, match="replaced"):
-        attempts.keep(first, IDENTITY, ended(first))
-    assert attempts.take(second, IDENTITY) is None
+        attempts.store(first, IDENTITY, ended(first))
+    assert attempts.restore(second, IDENTITY) is None
 
 
 def test_what_is_no_regular_file_stays_none(attempts, first, second, tmp_path):
@@ -121,8 +121,8 @@ def test_what_is_no_regular_file_stays_none(attempts, first, second, tmp_path):
     (output / "errors.jsonl").symlink_to("/etc/passwd")
     (output / "progress.jsonl").mkdir()
     (output / "notes.txt").write_text("not kept")
-    attempts.keep(first, IDENTITY, ended(first))
-    assert attempts.take(second, IDENTITY) is not None
+    attempts.store(first, IDENTITY, ended(first))
+    assert attempts.restore(second, IDENTITY) is not None
     output = second.workspace.output
     assert (output / "errors.jsonl").is_symlink()
     assert not (output / "errors.jsonl").exists()
@@ -131,10 +131,10 @@ def test_what_is_no_regular_file_stays_none(attempts, first, second, tmp_path):
 
 
 def test_an_attempt_that_another_worker_has_kept_stays(attempts, first, second):
-    attempts.keep(first, IDENTITY, ended(first))
+    attempts.store(first, IDENTITY, ended(first))
     second.workspace.create()
-    attempts.keep(second, IDENTITY, ended(second))
-    found = attempts.take(second, IDENTITY)
+    attempts.store(second, IDENTITY, ended(second))
+    found = attempts.restore(second, IDENTITY)
     assert found is not None
     assert (second.workspace.output / "features.jsonl").exists()
 
@@ -161,7 +161,7 @@ def test_two_workers_make_it_once(attempts, first, second):
     results: list[RunResult] = []
 
     def work(request: RunRequest) -> None:
-        results.append(made_once(attempts, request, IDENTITY, SilentMonitor(), make))
+        results.append(run_once(attempts, request, IDENTITY, SilentMonitor(), make))
 
     threads = [threading.Thread(target=work, args=(request,)) for request in (first, second)]
     threads[0].start()
@@ -180,9 +180,9 @@ def test_what_made_it_goes_after_it_is_kept(attempts, first, second):
     @contextmanager
     def make(request: RunRequest, monitor: RunMonitor) -> Iterator[RunResult]:
         yield ended(request)
-        kept_before.append(attempts.take(second, IDENTITY) is not None)
+        kept_before.append(attempts.restore(second, IDENTITY) is not None)
 
-    made_once(attempts, first, IDENTITY, SilentMonitor(), make)
+    run_once(attempts, first, IDENTITY, SilentMonitor(), make)
     assert kept_before == [True]
 
 
@@ -190,7 +190,7 @@ def test_what_cannot_be_kept_is_told_and_costs_nothing_else(attempts, first, mon
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(EndedAttempts, "keep", full)
+    monkeypatch.setattr(EndedAttempts, "store", full)
     lines: list[str] = []
 
     class Monitor(SilentMonitor):
@@ -201,5 +201,5 @@ def test_what_cannot_be_kept_is_told_and_costs_nothing_else(attempts, first, mon
     def make(request: RunRequest, monitor: RunMonitor) -> Iterator[RunResult]:
         yield ended(request)
 
-    assert made_once(attempts, first, IDENTITY, Monitor(), make).failure is None
+    assert run_once(attempts, first, IDENTITY, Monitor(), make).failure is None
     assert "No space left" in lines[0]

@@ -10,7 +10,7 @@ def test_control_characters_are_kept_and_not_obeyed():
     file, lines = io.BytesIO(), []
     stream = LogStream(CappedLog(file), lines.append)
     written = b"\x1b[31mred\x1b[0m\ttab \x9b2J \x00 \xff\nnext\n"
-    stream.take(written)
+    stream.feed(written)
     stream.note("a file named \x1b]0;title\x07")
     stream.finish()
     shown = "\\x1b[31mred\\x1b[0m\ttab \ufffd2J \ufffd \ufffd"

@@ -31,7 +31,7 @@ def test_a_folder_goes_with_its_worker(work: WorkFolders):
 
 
 def test_a_folder_that_people_are_told_of_stays(work: WorkFolders):
-    path = work.open("counts", QUESTION).leave()
+    path = work.open("counts", QUESTION).detach()
     (left,) = work.left_runs()
     assert (left.path, left.question, left.is_left) == (path, QUESTION, True)
 
@@ -75,7 +75,7 @@ def test_a_folder_without_a_lock_yet_is_its_workers(work: WorkFolders):
 
 
 def test_archives_keep_apart(work: WorkFolders, tmp_path: Path):
-    work.open("counts", QUESTION).leave()
+    work.open("counts", QUESTION).detach()
     assert WorkFolders(tmp_path, "s3://bucket/other").left_runs() == []
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from feature_pipeline.hooks.runners.shared.log_stream import LogStream
 
 _JOIN_SECONDS: Final = 2.0
-_LONGEST_HELD: Final = 1 << 16
+_MAX_READ_BYTES: Final = 1 << 16
 
 
 class ContainerLog:
@@ -86,7 +86,7 @@ def whole_lines(frames: Iterable[tuple[int, bytes]]) -> Iterator[bytes]:
     begun: dict[int, bytes] = {}
     for stream, data in frames:
         pending = begun.get(stream, b"") + data
-        end = len(pending) if len(pending) > _LONGEST_HELD else pending.rfind(b"\n") + 1
+        end = len(pending) if len(pending) > _MAX_READ_BYTES else pending.rfind(b"\n") + 1
         begun[stream] = pending[end:]
         if end:
             yield pending[:end]

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from feature_pipeline.errors import RuntimeFailure
-from feature_pipeline.hooks.ended_attempts import EndedAttempts, made_once
+from feature_pipeline.hooks.ended_attempts import EndedAttempts, run_once
 from feature_pipeline.hooks.failure import (
     FailureKind,
     RuntimeFacts,
@@ -128,8 +128,8 @@ class ContainerRunner:
         """
         image = request.release.document.image or self._code_image
         identity = spec.identity(request, image or "")
-        make = partial(self._make, image=image)
-        return made_once(self._attempts, request, identity, monitor, make)
+        run_attempt = partial(self._run_attempt, image=image)
+        return run_once(self._attempts, request, identity, monitor, run_attempt)
 
     def runs_left(self) -> dict[str, datetime]:
         """List this archive's hook runs that have containers, with the newest one's creation time.
@@ -141,8 +141,8 @@ class ContainerRunner:
             created: dict[str, datetime] = {}
             for container in self._containers(api):
                 run = container["Labels"].get(spec.RUN_LABEL, "")
-                made_at = datetime.fromtimestamp(container["Created"], UTC)
-                created[run] = max(created.get(run, made_at), made_at)
+                created_at = datetime.fromtimestamp(container["Created"], UTC)
+                created[run] = max(created.get(run, created_at), created_at)
             return created
 
     def remove_run(self, run_id: str) -> None:
@@ -173,7 +173,7 @@ class ContainerRunner:
             raise RuntimeFailure(str(error)) from error
 
     @contextmanager
-    def _make(
+    def _run_attempt(
         self, request: RunRequest, monitor: RunMonitor, image: str | None
     ) -> Iterator[RunResult]:
         """Make the attempt; its container is removed when the context is left."""
@@ -243,7 +243,7 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except docker.errors.APIError as error:
-        raise _CannotGoOnError(FailureKind.CANNOT_START, _said(error)) from error
+        raise _CannotGoOnError(FailureKind.CANNOT_START, _explanation(error)) from error
     except (docker.errors.DockerException, OSError) as error:
         reason = f"the container engine stopped answering: {error}"
         raise _CannotGoOnError(FailureKind.UNKNOWN, reason) from error
@@ -265,7 +265,7 @@ def _knock(url: str) -> None:
             knock.connect(url.removeprefix("unix://"))
 
 
-def _said(error: Any) -> str:
+def _explanation(error: Any) -> str:
     return str(error.explanation or error)
 
 
@@ -304,11 +304,11 @@ class _Attempt:
             container = existing["Id"]
         self._cleanup.callback(self._remove, container)
         written = {"output": output, "working directory": work}
-        folders = {what: folder for what, folder in written.items() if folder is not None}
+        folders = {label: folder for label, folder in written.items() if folder is not None}
         disk = DiskWatch(folders, self._request.limits.scratch_bytes)
         end = self._follow(container, disk, wanted, is_new=existing is None)
         if existing is not None:
-            self._take_output(existing)
+            self._move_output(existing)
         return end
 
     def _find(self, name: str, wanted: Digest) -> dict[str, Any] | None:
@@ -381,7 +381,9 @@ class _Attempt:
                 if self._monitor.is_cancelled():
                     raise _CannotGoOnError(FailureKind.CANCELLED, "cancelled")
         except docker.errors.APIError as error:
-            raise _CannotGoOnError(FailureKind.IMAGE_PULL, f"{image}: {_said(error)}") from error
+            raise _CannotGoOnError(
+                FailureKind.IMAGE_PULL, f"{image}: {_explanation(error)}"
+            ) from error
 
     def _create(self, name: str, wanted: Digest, image: str, work: Path | None) -> str:
         request = self._request
@@ -433,12 +435,12 @@ class _Attempt:
             self._api.start(container)
         except docker.errors.APIError as error:
             program = self._request.release.document.command[0]
-            reason = f"{program!r} cannot be started: {_said(error)}"
+            reason = f"{program!r} cannot be started: {_explanation(error)}"
             raise _CannotGoOnError(FailureKind.CANNOT_START, reason) from error
 
-    def _take_output(self, found: dict[str, Any]) -> None:
+    def _move_output(self, container: dict[str, Any]) -> None:
         """Move an attached container's output to our workspace, and remove its working folder."""
-        output, work = _mounted(found, spec.OUTPUT), _mounted(found, spec.WORK)
+        output, work = _mounted(container, spec.OUTPUT), _mounted(container, spec.WORK)
         if work is not None:
             self._cleanup.callback(shutil.rmtree, work, ignore_errors=True)
         here = self._request.workspace.output
@@ -545,7 +547,7 @@ class _Watch:
         end = time.monotonic() + _INSPECT_SECONDS
         while (now := time.monotonic()) < end:
             is_open = self._source.pump(self._log, _TICK_SECONDS)
-            self._look(now, grace_seconds)
+            self._poll(now, grace_seconds)
             if not is_open:
                 break
         return self._state()
@@ -576,7 +578,7 @@ class _Watch:
             state: dict[str, Any] = described["State"]
             return state
 
-    def _look(self, now: float, grace_seconds: float) -> None:
+    def _poll(self, now: float, grace_seconds: float) -> None:
         if self._memory is not None:
             self._memory.sample()
             if self.stopped is None and self._memory.kills:

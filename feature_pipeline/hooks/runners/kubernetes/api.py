@@ -180,7 +180,7 @@ class Cluster:
         from kubernetes import client, config
 
         end, pause, is_renewed = time.monotonic() + self._patience_seconds, 0.2, False
-        what = f"{method.replace('_namespaced', '').replace('_', ' ')} in {self._namespace!r}"
+        request = f"{method.replace('_namespaced', '').replace('_', ' ')} in {self._namespace!r}"
         while True:
             try:
                 call = getattr(getattr(client, api)(self._api_client()), method)
@@ -189,7 +189,7 @@ class Cluster:
                 )
                 _ = answer.data
             except client.ApiException as error:
-                problem = f"{what}: {error.status} {_message(error)}"
+                problem = f"{request}: {error.status} {_message(error)}"
                 if error.status == 401 and not is_renewed:
                     # tokens in pods are rotated
                     is_renewed = True
@@ -207,7 +207,7 @@ class Cluster:
             except config.ConfigException as error:
                 raise ClusterRefusedError(f"no cluster is configured here: {error}") from error
             except (urllib3.exceptions.HTTPError, OSError) as error:
-                problem, cause = f"{what}: {error}", error
+                problem, cause = f"{request}: {error}", error
                 self._away_at = time.monotonic()
             else:
                 self._has_succeeded = True

@@ -189,14 +189,16 @@ def refused_by_kubelet(pod: Json) -> Diagnosis | None:
     """
     status = pod.get("status", {})
     reason = status.get("reason")
-    seen = (status.get("initContainerStatuses") or []) + (status.get("containerStatuses") or [])
-    if status.get("phase") != "Failed" or not reason or seen:
+    container_statuses = (status.get("initContainerStatuses") or []) + (
+        status.get("containerStatuses") or []
+    )
+    if status.get("phase") != "Failed" or not reason or container_statuses:
         return None
     detail = f"the node refused its pod: {reason}: {status.get('message') or ''}".rstrip(": ")
     return Diagnosis(FailureKind.UNSCHEDULABLE, detail)
 
 
-def taken_away(pod: Json) -> Diagnosis | None:
+def eviction(pod: Json) -> Diagnosis | None:
     """Return why the cluster evicted or deleted a pod, if it did."""
     status = pod.get("status", {})
     disrupted = condition(pod, "DisruptionTarget")
@@ -217,7 +219,7 @@ def is_going(pod: Json) -> bool:
     return bool(pod["metadata"].get("deletionTimestamp"))
 
 
-def lost(pod: Json, patience_seconds: float, now: datetime) -> Diagnosis | None:
+def lost(pod: Json, timeout_seconds: float, now: datetime) -> Diagnosis | None:
     """Diagnose a pod that should be gone and is not: its node does not answer.
 
     No other pod replaces it before it has ended.
@@ -225,7 +227,7 @@ def lost(pod: Json, patience_seconds: float, now: datetime) -> Diagnosis | None:
     if not is_going(pod) or pod.get("status", {}).get("phase") in {"Failed", "Succeeded"}:
         return None
     overdue = (now - moment(pod["metadata"]["deletionTimestamp"])).total_seconds()
-    if overdue <= patience_seconds:
+    if overdue <= timeout_seconds:
         return None
     node = pod.get("spec", {}).get("nodeName") or "its node"
     reason = f"its pod should have been gone for {overdue:.0f} s: {node} may be lost"
@@ -236,7 +238,7 @@ def failure(job: Json, pod: Json | None) -> Diagnosis:
     """Return why a Job failed, from its last pod if one still exists."""
     failed = condition(job, "Failed") or {}
     if pod is not None:
-        diagnosis = taken_away(pod) or refused_by_kubelet(pod) or _by_containers(pod)
+        diagnosis = eviction(pod) or refused_by_kubelet(pod) or _by_containers(pod)
         if diagnosis is not None:
             return diagnosis
     detail = f"{failed.get('reason')}: {failed.get('message') or ''}".rstrip(": ")

@@ -78,7 +78,7 @@ class PublishedResults:
         data, diagnosis = b"", None
         tail: tuple[str, ...] = ()
         try:
-            data = with_last_line_ended(take_log(self._results, attempt, result, request))
+            data = with_last_line_ended(download_log(self._results, attempt, result, request))
         except (NotFoundError, CorruptDataError) as error:
             diagnosis = Diagnosis(FailureKind.PUBLISH_FAILED, str(error))
         else:
@@ -112,7 +112,7 @@ def without_result(end: AttemptEnd, request: RunRequest) -> RunResult:
     )
 
 
-def take_log(
+def download_log(
     results: Results, attempt: AttemptKey, result: PodResult, request: RunRequest
 ) -> bytes:
     """Download the result's files into the request's workspace; return its log.
@@ -142,7 +142,7 @@ def _length(result: PodResult) -> int:
 def tail_of(log: bytes) -> tuple[str, ...]:
     """Return the last lines of a log in the form in which a follower sees them."""
     shown = LogStream(CappedLog(io.BytesIO()), lambda _: None)
-    shown.take(log)
+    shown.feed(log)
     shown.finish()
     return shown.tail()
 

@@ -34,9 +34,9 @@ from feature_pipeline.hooks.runners.kubernetes import job as jobs
 from feature_pipeline.hooks.runners.kubernetes.api import Cluster, ClusterRefusedError, connect_here
 from feature_pipeline.hooks.runners.kubernetes.pod_log import PodLog
 from feature_pipeline.hooks.runners.kubernetes.results import (
+    download_log,
     runtime_facts,
     tail_of,
-    take_log,
     verdict,
     with_last_line_ended,
 )
@@ -181,7 +181,7 @@ class _Attempt:
         self._next_warning = float("-inf")
         self._began_at = datetime.now(UTC)
         self._last_pod: dict[str, Any] | None = None
-        self._taken_away: dict[str, facts.Diagnosis] = {}
+        self._evicted: dict[str, facts.Diagnosis] = {}
         self._pods: set[str] = set()
         self._offered_at = float("-inf")
         self._next_question = 0.0
@@ -224,9 +224,9 @@ class _Attempt:
         if job is None and self._result(name) is not None:
             self._log.note(f"Job {name} is gone, and its published result is used")
             return None
-        if job is None and (ended := self._patiently(lambda: self._transfer.end(self._key(name)))):
+        if job is None and (ended := self._with_retry(lambda: self._transfer.end(self._key(name)))):
             self._log.note(f"Job {name} ended before, without a result; the end of its log:")
-            self._log.take("".join(f"{line}\n" for line in ended.failure.log_tail).encode())
+            self._log.feed("".join(f"{line}\n" for line in ended.failure.log_tail).encode())
             failure = ended.failure
             diagnosis = facts.Diagnosis(failure.kind, failure.reason, failure.exit_code)
             return _End(diagnosis, tail=failure.log_tail, node=ended.node)
@@ -261,7 +261,7 @@ class _Attempt:
         """Return the temporary grants for containers that start from now on."""
         lifetime = self._settings.lifetime_seconds(self._request)
         workspace = self._request.workspace
-        return self._patiently(lambda: self._transfer.offer(self._key(name), workspace, lifetime))
+        return self._with_retry(lambda: self._transfer.offer(self._key(name), workspace, lifetime))
 
     def _put_secret(self, job: dict[str, Any], grants: Grants) -> None:
         """Grant it to the Job's pods. The Secret is created after its Job, to be deleted with it.
@@ -281,9 +281,9 @@ class _Attempt:
 
     def _offer_again(self, job: dict[str, Any], pod: facts.Json | None) -> None:
         """Renew grants before they expire in a queue, and for a pod that replaces another."""
-        is_held_back = pod is None and bool(job["spec"].get("suspend"))
+        is_suspended = pod is None and bool(job["spec"].get("suspend"))
         half = self._settings.lifetime_seconds(self._request) / 2
-        is_due = is_held_back and time.monotonic() - self._offered_at > half
+        is_due = is_suspended and time.monotonic() - self._offered_at > half
         if pod is not None and pod["metadata"]["uid"] not in self._pods:
             is_due = bool(self._pods)
             self._pods.add(pod["metadata"]["uid"])
@@ -344,12 +344,12 @@ class _Attempt:
         # Between the eviction of a pod and its replacement there is none for seconds.
         self._without_pod_since = time.monotonic()
         for each in pods:
-            if (eviction := facts.taken_away(each)) is not None:
-                self._taken_away[each["metadata"]["uid"]] = eviction
+            if (eviction := facts.eviction(each)) is not None:
+                self._evicted[each["metadata"]["uid"]] = eviction
         # A pod that was taken away may be gone before it is looked at: only such ones are replaced.
-        gone = self._pods - {pod["metadata"]["uid"]} - self._taken_away.keys()
-        if (times := len(self._taken_away) + len(gone)) > facts.MOST_REPLACEMENTS:
-            last = next(reversed(self._taken_away.values()), facts.REPLACED)
+        missing = self._pods - {pod["metadata"]["uid"]} - self._evicted.keys()
+        if (times := len(self._evicted) + len(missing)) > facts.MOST_REPLACEMENTS:
+            last = next(reversed(self._evicted.values()), facts.REPLACED)
             return facts.Diagnosis(last.kind, f"{last.reason} ({times} times)")
         age = (now - facts.moment(pod["metadata"]["creationTimestamp"])).total_seconds()
         if age > settings.lifetime_seconds(self._request) + _LOST_SECONDS:
@@ -408,8 +408,8 @@ class _Attempt:
                 self._note_end(name, diagnosis, tail, node)
             return _End(diagnosis, tail=tail, node=node)
         try:
-            data = self._patiently(
-                lambda: take_log(self._transfer, self._key(name), result, self._request)
+            data = self._with_retry(
+                lambda: download_log(self._transfer, self._key(name), result, self._request)
             )
         except (NotFoundError, CorruptDataError) as error:
             return _End(facts.Diagnosis(FailureKind.PUBLISH_FAILED, str(error)), node=node)
@@ -419,7 +419,7 @@ class _Attempt:
         if failure is not None and failure.kind in _FORGOTTEN:
             # After a correction of the program or the image the same question is asked again.
             self._delete(name)
-            self._patiently(lambda: self._transfer.forget(self._key(name)))
+            self._with_retry(lambda: self._transfer.forget(self._key(name)))
         return _End(failure, result, with_last_line_ended(data), tail=tail, node=node)
 
     def _note_end(
@@ -438,10 +438,10 @@ class _Attempt:
         return AttemptKey(self._request.run_id, name)
 
     def _result(self, name: str) -> PodResult | None:
-        return self._patiently(lambda: self._transfer.result(self._key(name)))
+        return self._with_retry(lambda: self._transfer.result(self._key(name)))
 
-    def _patiently(self, look: Callable[[], T]) -> T:
-        """Return the result of `look`, once the store answers.
+    def _with_retry(self, read: Callable[[], T]) -> T:
+        """Return the result of `read`, once the store answers.
 
         Raises:
             StoreUnavailableError: It did not for `store_patience_seconds`.
@@ -449,7 +449,7 @@ class _Attempt:
         end, pause = time.monotonic() + self._settings.store_patience_seconds, _TICK_SECONDS
         while True:
             try:
-                return look()
+                return read()
             except StoreUnavailableError as error:
                 if time.monotonic() + pause > end or self._monitor.is_cancelled():
                     raise

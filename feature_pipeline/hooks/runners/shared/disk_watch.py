@@ -12,8 +12,8 @@ from typing import Final
 
 from feature_pipeline.hooks.left_output import excess
 
-_LOOK_SECONDS: Final = 1.0
-_LOOK_SHARE: Final = 20
+_INTERVAL_SECONDS: Final = 1.0
+_PAUSE_RATIO: Final = 20
 """A slow measurement is followed by a pause this many times as long."""
 _BLOCK_BYTES: Final = 512
 
@@ -31,16 +31,16 @@ class DiskWatch:
         begun = time.monotonic()
         if begun < self._next_look:
             return None
-        used = {name: _held_bytes(folder) for name, folder in self._folders.items()}
+        used = {name: _folder_bytes(folder) for name, folder in self._folders.items()}
         ended = time.monotonic()
-        self._next_look = ended + max(_LOOK_SECONDS, _LOOK_SHARE * (ended - begun))
+        self._next_look = ended + max(_INTERVAL_SECONDS, _PAUSE_RATIO * (ended - begun))
         for name, size in used.items():
             if size > self._limit_bytes:
                 return excess(name, size, self._limit_bytes)
         return None
 
 
-def _held_bytes(folder: Path) -> int:
+def _folder_bytes(folder: Path) -> int:
     """Return the bytes below `folder`: the larger of length and disk usage, per file.
 
     A sparse file takes little room, but is read and stored at its full length. Files that disappear

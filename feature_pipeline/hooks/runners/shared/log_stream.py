@@ -54,7 +54,7 @@ class LogStream:
             # an ended pipe is always readable: without the pause a caller would spin
             time.sleep(timeout_seconds)
             return False
-        self.take(chunk)
+        self.feed(chunk)
         return True
 
     def drain(self, descriptor: int, timeout_seconds: float) -> None:
@@ -65,7 +65,7 @@ class LogStream:
                 return
             if not (chunk := os.read(descriptor, _CHUNK_BYTES)):
                 return
-            self.take(chunk)
+            self.feed(chunk)
 
     def note(self, text: str) -> None:
         """Add a line of our own to the log."""
@@ -87,7 +87,7 @@ class LogStream:
         """Return the last lines, oldest first, each shortened."""
         return tuple(line[:_TAIL_LINE_CHARACTERS] for line in self._tail)
 
-    def take(self, chunk: bytes) -> None:
+    def feed(self, chunk: bytes) -> None:
         """Take bytes that the caller has read."""
         self._file.write(chunk)
         self._file.flush()

@@ -16,7 +16,7 @@ def test_the_keys_are_those_of_the_format():
     assert layout.entry(layout.tombstone_log("d"), 1) == "log/tombstones/d/0000000001"
     assert layout.inbox("run.x") == "inbox/run.x"
     assert layout.quarantine("run.x") == "quarantine/run.x"
-    assert layout.expected("counts-1", "a-b") == "expected/counts-1.a-b"
+    assert layout.in_flight("counts-1", "a-b") == "expected/counts-1.a-b"
 
 
 def test_keys_can_be_taken_apart():

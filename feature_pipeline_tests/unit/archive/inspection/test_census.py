@@ -7,7 +7,7 @@ import pytest
 from feature_pipeline.archive import accept
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.inspection import census
-from feature_pipeline.archive.inspection.census import KEPT, take_census
+from feature_pipeline.archive.inspection.census import MAX_CENSUSES, write_census
 from feature_pipeline.archive.inspection.findings import ObjectKind, Scope, State
 from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.logs import inbox, known, log, tombstones
@@ -30,8 +30,8 @@ def care(memory_store, tmp_path):
     scene = CareScene(memory_store, tmp_path)
     everything(scene)
     for entry in inbox.waiting(memory_store):
-        accept.settle(memory_store, entry)
-    take_census(memory_store)
+        accept.accept_entry(memory_store, entry)
+    write_census(memory_store)
     erase(memory_store, DATASET, ["r3"], "asked for")
     return scene
 
@@ -75,7 +75,7 @@ class TestLoss:
             finding = {f.key: f for f in verify(counted.store).findings}[key]
             assert finding.state in {State.LOST, State.MISSING}
             kinds.add(finding.kind)
-            report = take_census(counted.store)
+            report = write_census(counted.store)
             assert [(s.log, s.damage.state) for s in report.shortfalls] == [(prefix, State.LOST)]
             assert "the log has lost its end" in report.summary()
             counted.store.create(key, data)
@@ -96,8 +96,8 @@ class TestLoss:
         for version in "678":
             counted.release(version)
             assert [f.key for f in lost(counted.store)] == [key]
-            assert not take_census(counted.store).is_clean
-        assert len(censuses(counted.store)) == KEPT
+            assert not write_census(counted.store).is_clean
+        assert len(censuses(counted.store)) == MAX_CENSUSES
         # What went on elsewhere is known all the same.
         counted.store.delete(ends(counted.store)[RELEASES])
         assert {f.kind for f in lost(counted.store)} == {
@@ -113,7 +113,7 @@ class TestLoss:
             if key.startswith("log/"):
                 counted.store.delete(key)
         for _ in range(2):
-            assert len(lost(counted.store)) == logs == len(take_census(counted.store).shortfalls)
+            assert len(lost(counted.store)) == logs == len(write_census(counted.store).shortfalls)
 
     def test_an_end_that_was_replaced(self, counted):
         """The entry is in its place and follows the one before it; it is another all the same."""
@@ -137,7 +137,7 @@ class TestLoss:
 
     def test_nothing_is_collected_meanwhile(self, counted):
         counted.store.delete(ends(counted.store)[PREFIX])
-        [obstacle] = deletion.look(counted.store).obstacles
+        [obstacle] = deletion.find_needed_blobs(counted.store).obstacles
         assert "is lost (the log has lost its end" in obstacle
 
     def test_readers_that_are_told_what_is_known(self, counted):
@@ -152,7 +152,7 @@ class TestLoss:
             log.readable_heads(store, DATASET, HOOK, ["b1", "b2", "b3"], known=what),
             log.readable_feature_logs(store, DATASET, HOOK, known=what),
         ):
-            assert found.found == {}
+            assert found.intact == {}
             assert {batch: damage.state for batch, damage in found.damage.items()} == {
                 "b1": State.LOST,
                 "b2": State.LOST,
@@ -161,10 +161,10 @@ class TestLoss:
                 found.whole()
         assert list(log.readable_heads(store, DATASET, HOOK, ["b2"], known=what).damage) == ["b2"]
         batches = log.readable_batches(store, DATASET, known=what)
-        assert (list(batches.found), list(batches.damage)) == (["b1"], ["b2"])
+        assert (list(batches.intact), list(batches.damage)) == (["b1"], ["b2"])
         assert list(log.readable_batch_logs(store, DATASET, known=what).damage) == ["b2"]
         # Without what is known, the shorter log looks whole.
-        assert list(log.readable_heads(store, DATASET, HOOK).found) == ["b1"]
+        assert list(log.readable_heads(store, DATASET, HOOK).intact) == ["b1"]
 
 
 class Interrupted(FailingStore):
@@ -198,25 +198,25 @@ class TestNoFalseAlarm:
             ("get", f"{PREFIX}0000000001"),
         ],
     )
-    @pytest.mark.parametrize("look", [verify, take_census])
+    @pytest.mark.parametrize("look", [verify, write_census])
     def test_logs_that_go_on_meanwhile(self, counted, when, look):
         """And a census of another process that knows them already."""
 
         def act():
             compute_more(counted)
             counted.submit(counted.batch_of("b9", ("n1",)))
-            take_census(counted.store)
+            write_census(counted.store)
 
         store = Interrupted(counted.store, when, act)
         assert look(store).is_clean
         assert verify(counted.store).is_clean
-        assert take_census(counted.store).is_new is False
+        assert write_census(counted.store).is_new is False
 
     def test_an_object_that_was_written_again(self, counted):
         """Its etag is another, its bytes are the same."""
         for key in ends(counted.store).values():
             counted.store._put(key, counted.store.get(key).data)
-        assert take_census(counted.store).is_clean
+        assert write_census(counted.store).is_clean
         assert verify(counted.store).is_clean
 
     def test_what_the_listing_leaves_out_is_not_lost(self, counted):
@@ -229,7 +229,7 @@ class TestNoFalseAlarm:
                     return method
                 return lambda prefix: (i for i in method(prefix) if i.key != key)
 
-        [shortfall] = take_census(Short(counted.store)).shortfalls
+        [shortfall] = write_census(Short(counted.store)).shortfalls
         assert shortfall.damage.state is State.UNREADABLE
         assert {f.state for f in verify(Short(counted.store)).findings} == {State.UNREADABLE}
         assert verify(counted.store).is_clean
@@ -257,14 +257,14 @@ class TestCensus:
         assert what.below(BATCH) == {BATCH: lines[BATCH]}
 
     def test_an_archive_without_logs_has_none(self, memory_store):
-        report = take_census(memory_store)
+        report = write_census(memory_store)
         assert (report.census, report.is_new, report.is_clean) == (None, False, True)
         assert verify(memory_store).is_clean
         assert censuses(memory_store) == []
 
     def test_nothing_new_is_not_written_again(self, counted):
         before = censuses(counted.store)
-        assert take_census(counted.store).is_new is False
+        assert write_census(counted.store).is_new is False
         assert verify(counted.store).is_clean
         counted.release("5")
         assert verify(counted.store, Scope(DATASET)).is_clean
@@ -273,21 +273,21 @@ class TestCensus:
     def test_the_newest_are_kept(self, counted):
         for version in "56789":
             counted.release(version)
-            assert take_census(counted.store).is_new
-        assert len(censuses(counted.store)) == KEPT
+            assert write_census(counted.store).is_new
+        assert len(censuses(counted.store)) == MAX_CENSUSES
         assert known_logs(counted.store).census.key == max(censuses(counted.store))
 
     def test_only_what_is_new_is_read(self, counted):
         compute_more(counted)
         store = FailingStore(counted.store)
-        assert take_census(store).is_new
+        assert write_census(store).is_new
         gets = [call for call in store.calls if call.startswith("get log/")]
         assert gets == [f"get {ends(counted.store)[PREFIX]}"]
 
     def test_a_damaged_one_is_named_and_an_older_one_used(self, counted):
         key = ends(counted.store)[PREFIX]
         counted.release("5")
-        take_census(counted.store)
+        write_census(counted.store)
         newest = max(censuses(counted.store))
         data = bytearray(counted.store.get(newest).data)
         data[len(data) // 2] ^= 1
@@ -307,7 +307,7 @@ class TestCensus:
         with monkeypatch.context() as patch:
             patch.setattr(known, "CENSUS_VERSION", 2)
             counted.release("5")
-            newer = take_census(counted.store).census.key
+            newer = write_census(counted.store).census.key
         known._censuses.clear()
         counted.release("6")
         report = verify(counted.store)
@@ -323,7 +323,7 @@ class TestCensus:
         counted.release("5")
         past = datetime.now(UTC) - timedelta(days=400)
         monkeypatch.setattr(census, "utc_now", lambda: past)
-        taken = take_census(counted.store).census
+        taken = write_census(counted.store).census
         assert taken.key == max(censuses(counted.store))
         assert known_logs(counted.store).census.key == taken.key
 
@@ -333,7 +333,7 @@ class TestCensus:
         first = max(censuses(counted.store))
 
         def act():
-            take_census(counted.store)
+            write_census(counted.store)
             counted.store.delete(first)
 
         known._censuses.clear()
@@ -368,6 +368,6 @@ class TestCensus:
 def test_tombstones_that_are_lost_are_not_forgotten(counted):
     """Without them, withdrawn records would be accepted again."""
     tombstones.withdraw(counted.store, DATASET, ["r2"], "asked for")
-    take_census(counted.store)
+    write_census(counted.store)
     counted.store.delete(ends(counted.store)["log/tombstones/structures/"])
     assert [f.kind for f in lost(counted.store)] == [ObjectKind.TOMBSTONE_ENTRY]

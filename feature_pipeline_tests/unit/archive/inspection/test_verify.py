@@ -6,7 +6,7 @@ import pytest
 
 from feature_pipeline.archive import accept, publish
 from feature_pipeline.archive.format import layout
-from feature_pipeline.archive.inspection.census import take_census
+from feature_pipeline.archive.inspection.census import write_census
 from feature_pipeline.archive.inspection.findings import ObjectKind, Scope, State
 from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.logs import inbox, log
@@ -224,7 +224,7 @@ def test_an_archive_of_nothing_is_not_called_right(care):
 
 
 def test_erased_is_not_missing(care):
-    take_census(care.store)
+    write_census(care.store)
     erase(care.store, DATASET, ["r2"], "asked for")
     report = verify(care.store)
     assert report.is_clean
@@ -247,7 +247,7 @@ def test_an_erasure_whose_tombstone_is_gone_is_named(care):
 
 def test_damage_to_the_log_of_erasures_is_named_with_what_it_explained(care):
     """What was erased is missing then: no other object says why."""
-    take_census(care.store)
+    write_census(care.store)
     erase(care.store, DATASET, ["r2"], "asked for")
     key = layout.entry(layout.erasure_log(DATASET), 1)
     overwrite(care.store, key, care.store.get(key).data[:-9])
@@ -258,7 +258,7 @@ def test_damage_to_the_log_of_erasures_is_named_with_what_it_explained(care):
 
 
 def test_a_successor_that_is_gone_from_the_end_of_its_log_is_named(care):
-    take_census(care.store)
+    write_census(care.store)
     erase(care.store, DATASET, ["r1"], "asked for")
     key = layout.entry(
         layout.feature_log(DATASET, HOOK, "b1"),
@@ -270,7 +270,7 @@ def test_a_successor_that_is_gone_from_the_end_of_its_log_is_named(care):
 
 
 def test_an_erasure_that_did_not_end_is_named(care):
-    take_census(care.store)
+    write_census(care.store)
     before = dict(care.store._objects)
     erase(care.store, DATASET, ["r2"], "asked for")
     gone = [key for key in before if key not in care.store._objects and key.startswith("blobs/")]
@@ -368,9 +368,11 @@ def test_nothing_is_missing_while_others_submit_and_accept(care):
                     batch = care.batch_of(f"live{number}", (f"live{number}",))
                     publish.submit_batch(store, batch, care.paths(batch))
                     for entry in accept.waiting(store):
-                        if isinstance(accept.settle(store, entry), accept.Accepted):
+                        if isinstance(accept.accept_entry(store, entry), accept.Accepted):
                             accept.remove(store, entry.id)
-                    publish.announce(store, care.run(batch, release, "x", run_id=f"l{number}"))
+                    publish.enqueue_completion(
+                        store, care.run(batch, release, "x", run_id=f"l{number}")
+                    )
                 return answer
 
             return call

@@ -130,7 +130,7 @@ def test_the_columns_are_those_of_the_newest_artifact_that_can_be_read(scene) ->
 def test_the_past_is_read_without_damaged_batches(scene) -> None:
     flip(scene, feature_entry("b2"))
     found = readable_heads_as_of(scene.store, DATASET, HOOK, 1)
-    assert (list(found.found), list(found.damage)) == (["b1", "b3"], ["b2"])
+    assert (list(found.intact), list(found.damage)) == (["b1", "b3"], ["b2"])
 
 
 def test_history_shows_the_other_batches(scene) -> None:
@@ -155,12 +155,12 @@ def test_one_damaged_entry_of_the_quarantine_hides_no_other(scene) -> None:
         for label in ("x", "y")
     ]
     for completion in waiting:
-        inbox.leave(scene.store, completion)
+        inbox.enqueue(scene.store, completion)
     for entry in inbox.waiting(scene.store):
         inbox.quarantine(scene.store, entry, "for the test")
     first, second = (completion.inbox_id for completion in waiting)
     flip(scene, layout.quarantine(first))
     readable = inbox.readable_quarantined(scene.store)
-    assert (list(readable.found), list(readable.damage)) == ([second], [first])
+    assert (list(readable.intact), list(readable.damage)) == ([second], [first])
     with pytest.raises(FeaturePipelineError):
         accept.quarantined(scene.store)

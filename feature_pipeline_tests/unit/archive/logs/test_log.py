@@ -257,7 +257,7 @@ class TestPlace:
             (log.readable_batches(filled.store, DATASET), "b2", "b1"),
             (log.readable_batch_logs(filled.store, DATASET), "b2", "b1"),
         ):
-            assert list(found.found) == [other]
+            assert list(found.intact) == [other]
             assert {name: d.state for name, d in found.damage.items()} == {key: State.CORRUPT}
             with pytest.raises(CorruptDataError):
                 found.whole()

@@ -6,7 +6,7 @@ import pytest
 
 from feature_pipeline.archive import accept
 from feature_pipeline.archive.format import layout
-from feature_pipeline.archive.inspection.census import take_census
+from feature_pipeline.archive.inspection.census import write_census
 from feature_pipeline.archive.inspection.findings import State
 from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.logs import inbox, log
@@ -109,7 +109,7 @@ def test_the_shorter_log_is_right_from_then_on(long):
     )
     for _ in range(2):
         assert verify(long.store).is_clean
-        assert take_census(long.store).is_clean
+        assert write_census(long.store).is_clean
     assert accepted(losses(long.store, DATASET)) == {LOG: loss}
     # Its numbers are used again, and the end that is lost then is noticed again.
     assert [compute(long).seq, compute(long).seq] == [2, 3]
@@ -268,11 +268,11 @@ def test_a_loss_that_is_accepted_while_another_process_looks(long):
 
             return call
 
-    assert take_census(Accepting(long.store)).is_clean
+    assert write_census(Accepting(long.store)).is_clean
     assert losses(long.store, DATASET)
     assert verify(long.store).is_clean
     compute(long)
-    assert take_census(long.store).is_clean
+    assert write_census(long.store).is_clean
     delete(long, 2)
     assert states(long) == {State.LOST}
 
@@ -326,7 +326,7 @@ def test_nothing_is_appended_behind_damage(memory_store, tmp_path):
     lost = log.head(scene.store, DATASET, HOOK, "b1")
     scene.store._put(layout.entry(LOG, lost.seq), b"{}")
     give_up_and_append_again(scene)
-    take_census(scene.store)
+    write_census(scene.store)
     again = log.head(scene.store, DATASET, HOOK, "b1")
     assert find_unfinished(scene.store, DATASET) != []
     damaged = again.model_copy(update={"manifest": Digest.of(b"never stored")})

@@ -10,7 +10,7 @@ import pytest
 from feature_pipeline.archive import accept, blobs, lease, publish
 from feature_pipeline.archive.format import documents, layout
 from feature_pipeline.archive.guard import Guard
-from feature_pipeline.archive.inspection.census import take_census
+from feature_pipeline.archive.inspection.census import write_census
 from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.lease import LEASE, MARGIN, DeletionLease
 from feature_pipeline.archive.logs import inbox, log, tombstones
@@ -67,7 +67,7 @@ def is_stored(store, data=SHARED):
 
 
 def accept_all(store):
-    for settled in accept.settle_all(store, accept.waiting(store)):
+    for settled in accept.accept_entries(store, accept.waiting(store)):
         assert isinstance(settled, accept.Accepted), settled
 
 
@@ -179,7 +179,7 @@ class TestPublishersBesideDeletions:
 
             store = At(scene.store, call, act)
             with contextlib.suppress(InvalidInputError):  # it was told so
-                publish.announce_artifact(
+                publish.publish_and_enqueue(
                     store, artifact, lambda manifest, a=artifact: completion(a, manifest)
                 )
             finish_erasing(scene.store, DATASET)
@@ -215,7 +215,7 @@ class TestPublishersBesideDeletions:
             reason = None
             try:
                 if what == "artifact":
-                    publish.announce_artifact(
+                    publish.publish_and_enqueue(
                         store, artifact, lambda manifest, a=artifact: completion(a, manifest)
                     )
                 else:
@@ -233,7 +233,7 @@ class TestPublishersBesideDeletions:
 def delete_all_that_nothing_needs(store):
     """The most that any deletion may do at this moment, without marks, grace or candidates."""
     stored = list(store.list_objects(layout.BLOBS))
-    done = deletion.delete(store, stored, deletion.look(store))
+    done = deletion.delete(store, stored, deletion.find_needed_blobs(store))
     assert done.obstacles == ()
 
 
@@ -258,7 +258,7 @@ class HookRun:
         return artifact
 
     def act(self, scene, store, artifact):
-        publish.announce_artifact(store, artifact, lambda m: completion(artifact, m))
+        publish.publish_and_enqueue(store, artifact, lambda m: completion(artifact, m))
 
 
 class Release:
@@ -412,7 +412,7 @@ class TestDamage:
         everything(scene)
         (scene.folder / OTHERS).mkdir()
         everything(CareScene(scene.store, scene.folder / OTHERS, dataset=OTHERS))
-        take_census(scene.store)
+        write_census(scene.store)
         return scene
 
     @pytest.mark.parametrize("how", [*ROT, *OVERWRITTEN, "delete"])
@@ -520,7 +520,7 @@ class TestLostLogs:
     def ground(self, make):
         scene = make()
         everything(scene)
-        take_census(scene.store)
+        write_census(scene.store)
         return scene
 
     def logs(self, store):
@@ -565,7 +565,7 @@ class TestLostLogs:
         report = collect_garbage(store, ALL, is_dry_run=False)
         assert "no census" in report.obstacles[0]
         assert "feature-pipeline verify" in report.obstacles[0]
-        take_census(store)
+        write_census(store)
         assert collect_garbage(store, ALL, is_dry_run=False).obstacles == ()
 
     def test_there_are_blobs_and_no_logs(self, ground, clock):
@@ -577,11 +577,11 @@ class TestLostLogs:
         for _ in range(2):
             report = collect_garbage(store, ALL, is_dry_run=False, new_orphans=1000)
             assert "no log and no census" in report.obstacles[0]
-            take_census(store)
+            write_census(store)
             clock.offset += timedelta(days=8)
         # A new release, and a census of it, do not make orphans of all the rest.
         ground.release("9")
-        take_census(store)
+        write_census(store)
         for _ in range(2):
             report = collect_garbage(store, ALL, is_dry_run=False)
             assert "new orphans" in report.obstacles[0]
@@ -612,7 +612,7 @@ class TestTheLease:
 
     def test_no_deletion_arrives_after_it(self, store, blob, clock):
         """It left in time, and arrives when a publisher was told that nothing can go any more."""
-        held = DeletionLease.take(store)
+        held = DeletionLease.acquire(store)
         held.condemn([blob.digest])
         publisher = Guard(store)
         assert publisher.find_lost([blob]) == []
@@ -623,7 +623,7 @@ class TestTheLease:
 
     def test_publishers_wait_for_what_is_condemned_alone(self, store, blob, clock):
         other = blobs.put_blob(store, b"other")
-        held = DeletionLease.take(store)
+        held = DeletionLease.acquire(store)
         publisher = Guard(store)
         held.condemn([blob.digest])
         assert publisher.find_lost([other]) == []
@@ -635,7 +635,7 @@ class TestTheLease:
 
     def test_a_lease_that_came_and_went_is_noticed(self, store, blob):
         publisher = Guard(store)
-        held = DeletionLease.take(store)
+        held = DeletionLease.acquire(store)
         held.condemn([blob.digest])
         held.delete(blob.digest)
         held.end()
@@ -648,37 +648,37 @@ class TestTheLease:
         def no_answer(key, deadline):
             raise OutcomeUnknownError("no answer")
 
-        held = DeletionLease.take(store)
+        held = DeletionLease.acquire(store)
         held.condemn([blob.digest])
         monkeypatch.setattr(store, "delete_before", no_answer)
         with pytest.raises(OutcomeUnknownError):
             held.delete(blob.digest)
         held.end()
         with pytest.raises(ConflictError, match="another deletion"):
-            DeletionLease.take(store)
+            DeletionLease.acquire(store)
         until = held.until
         held.condemn([])
         assert store.now() > until
         held.end()
-        DeletionLease.take(store).end()
+        DeletionLease.acquire(store).end()
 
     def test_a_deletion_that_was_retried_keeps_it(self, store, blob, clock, monkeypatch):
-        held = DeletionLease.take(store)
+        held = DeletionLease.acquire(store)
         held.condemn([blob.digest])
         monkeypatch.setattr(store, "delete_before", lambda key, deadline: False)
         held.delete(blob.digest)
         held.end()
         with pytest.raises(ConflictError):
-            DeletionLease.take(store)
+            DeletionLease.acquire(store)
 
     def test_a_dead_ones_lease_is_taken_over_once_it_is_over(self, store, blob, clock):
-        dead = DeletionLease.take(store)
+        dead = DeletionLease.acquire(store)
         dead.condemn([blob.digest])
         clock.offset += LEASE
         with pytest.raises(ConflictError):
-            DeletionLease.take(store)
+            DeletionLease.acquire(store)
         waited = []
-        second = DeletionLease.take_when_free(store, waited.append)
+        second = DeletionLease.acquire_when_free(store, waited.append)
         assert len(waited) == 1
         assert clock.offset >= LEASE + MARGIN
         with pytest.raises(ConflictError, match="another deletion took it"):
@@ -692,9 +692,9 @@ class TestTheLease:
     def test_machines_clocks_do_not_matter(self, store, blob, clock, monkeypatch, wrong):
         """Neither of the one that deletes nor of the one that waits: only the store's."""
         monkeypatch.setattr(documents, "utc_now", lambda: store.now() + wrong)
-        held = DeletionLease.take(store)
+        held = DeletionLease.acquire(store)
         with pytest.raises(ConflictError):
-            DeletionLease.take(store)
+            DeletionLease.acquire(store)
         held.condemn([blob.digest])
         lease.wait(store, [blob.digest])
         assert clock.offset >= LEASE + MARGIN
@@ -717,7 +717,7 @@ class TestTheLease:
 
         monkeypatch.setattr(store, "create", losing(store.create))
         monkeypatch.setattr(store, "replace", losing(store.replace))
-        held = DeletionLease.take(store)
+        held = DeletionLease.acquire(store)
         held.condemn([])
         held.end()
         assert lease.read(store).is_over

@@ -227,7 +227,7 @@ def test_what_waits_is_redacted_too(care):
     release = care.release()
     care.compute(batch, release, "x")
     for label in ("waits", "held"):
-        publish.announce(store, care.run(batch, release, label, base=1, run_id=label))
+        publish.enqueue_completion(store, care.run(batch, release, label, base=1, run_id=label))
     [held] = [e for e in inbox.waiting(store) if "held" in e.id]
     inbox.quarantine(store, held, "for the test")
     new = care.batch_of("b2", ("n", SECRET))
@@ -236,7 +236,7 @@ def test_what_waits_is_redacted_too(care):
     assert report.waiting == 3
     assert all(k.startswith("log/") for k in holds(store, SECRET.encode()))
     assert inbox.quarantined(store) == []
-    settled = accept.settle_all(store, accept.waiting(store))
+    settled = accept.accept_entries(store, accept.waiting(store))
     assert [type(s).__name__ for s in settled] == ["Accepted"] * 3
     assert [r.id for r in log.read_batch(store, DATASET, "b2").records] == ["n"]
     for entry in log.read_log(store, DATASET, HOOK, "b1")[2:]:
@@ -250,11 +250,11 @@ def test_accepted_entries_that_are_still_in_the_inbox(care):
     store = care.store
     batch = care.batch_of("b1", ("a", SECRET))
     publish.submit_batch(store, batch, care.paths(batch))
-    accept.settle_all(store, accept.waiting(store))
-    publish.announce(store, care.run(batch, care.release(), "x"))
-    accept.settle_all(store, accept.waiting(store))
+    accept.accept_entries(store, accept.waiting(store))
+    publish.enqueue_completion(store, care.run(batch, care.release(), "x"))
+    accept.accept_entries(store, accept.waiting(store))
     erase(store, DATASET, [SECRET], "asked for")
-    settled = accept.settle_all(store, accept.waiting(store))
+    settled = accept.accept_entries(store, accept.waiting(store))
     assert [(type(s).__name__, s.is_new) for s in settled] == [("Accepted", False)] * 2
     assert accept.quarantined(store) == []
     clean(store)
@@ -267,11 +267,11 @@ def test_a_run_that_ends_after_the_erasure(care):
     release = care.release()
     care.compute(batch, release, "x")
     erase(store, DATASET, [SECRET], "asked for")
-    publish.announce(store, care.run(batch, release, "late", base=1))
-    [settled] = accept.settle_all(store, accept.waiting(store))
+    publish.enqueue_completion(store, care.run(batch, release, "late", base=1))
+    [settled] = accept.accept_entries(store, accept.waiting(store))
     assert not isinstance(settled, accept.Accepted)
     assert finish_erasing(store, DATASET).waiting == 1
-    [settled] = accept.settle_all(store, accept.waiting(store))
+    [settled] = accept.accept_entries(store, accept.waiting(store))
     assert isinstance(settled, accept.Accepted)
     assert settled.entry.verdict is Verdict.CURRENT
     clean(store)
@@ -291,9 +291,9 @@ def test_what_was_made_before_the_erasure_does_not_come_back_after_a_lift(care):
     new = care.batch_of("b2", ("n", SECRET))
     care.submit(care.batch_of("b3", ("n", SECRET)))  # what comes after the lift stores their bytes
     log.blobs.put_blob(store, new.encode())
-    publish.announce(store, late)
-    inbox.leave(store, early)
-    settled = accept.settle_all(store, accept.waiting(store))
+    publish.enqueue_completion(store, late)
+    inbox.enqueue(store, early)
+    settled = accept.accept_entries(store, accept.waiting(store))
     assert ["erased" in s.reason for s in settled] == [True, True]
     assert log.head(store, DATASET, HOOK, "b1").base == head.base
     assert log.batch_entries(store, DATASET, "b2") == []
@@ -316,9 +316,9 @@ def test_a_failed_run_of_a_withdrawn_record_is_not_accepted(care):
     tombstones.withdraw(store, DATASET, [SECRET], "asked for")
     with pytest.raises(InvalidInputError, match="withdrawn"):
         accept.accept(store, completion)
-    publish.announce(store, completion)
+    publish.enqueue_completion(store, completion)
     assert finish_erasing(store, DATASET).waiting == 1
-    [settled] = accept.settle_all(store, accept.waiting(store))
+    [settled] = accept.accept_entries(store, accept.waiting(store))
     assert settled.entry.verdict is Verdict.FAILED
     assert all(k.startswith("log/") for k in holds(store, SECRET.encode()) if "inbox" not in k)
 
@@ -351,11 +351,11 @@ def test_a_late_run_of_a_batch_erased_twice_and_lifted(care):
     erase(store, DATASET, ["b"], "one")
     erase(store, DATASET, ["c"], "two")
     tombstones.lift(store, DATASET, ["b"], "allowed again")
-    publish.announce(store, late)
+    publish.enqueue_completion(store, late)
     new = care.submit(care.batch_of("b2", ("b", "d")))
     care.compute(new, release, "new")
     erase(store, DATASET, ["d"], "three")
-    [settled] = accept.settle_all(store, accept.waiting(store))
+    [settled] = accept.accept_entries(store, accept.waiting(store))
     manifest = read.read_manifest(store, settled.entry.manifest)
     assert [o.record_id for o in read.read_artifact_outcomes(store, manifest)] == ["a"]
     assert read.read_raw(store, manifest, "features.jsonl") == raw_lines(["a"], "late")
@@ -382,8 +382,8 @@ def test_resubmission_needs_a_lift(care):
     # A batch never changes: not in the batch that it was erased from, and not in silence.
     with pytest.raises(ConflictError, match=r"erased since; .* under another key"):
         publish.submit_batch(store, batch, care.paths(batch))
-    inbox.leave(store, submission_of(batch))
-    [refused] = accept.settle_all(store, accept.waiting(store))
+    inbox.enqueue(store, submission_of(batch))
+    [refused] = accept.accept_entries(store, accept.waiting(store))
     assert "erased since" in refused.reason
     inbox.discard(store, [refused.id])
     assert not {key for key in holds(store, SECRET.encode()) if not key.startswith("log/")}
@@ -405,7 +405,7 @@ class TestStoppedAndLifted:
         batch = care.submit(care.batch_of("b1", ("a", SECRET, "c")))
         care.compute(batch, release, "x")
         care.compute(batch, release, "y", base=1)
-        publish.announce(care.store, care.run(batch, release, "waits", base=2))
+        publish.enqueue_completion(care.store, care.run(batch, release, "waits", base=2))
 
     def every_death(self, care):
         """An archive for every change of an erasure: it died before it."""
@@ -580,7 +580,7 @@ def test_a_batch_from_which_records_were_erased_while_it_waited_says_so(care):
     publish.submit_batch(scene.store, batch, scene.paths(batch))
     erase(scene.store, DATASET, ["r1"], "asked for")
     lift(scene.store, DATASET, ["r1"], "allowed again")
-    accept.settle_all(scene.store, accept.waiting(scene.store))
+    accept.accept_entries(scene.store, accept.waiting(scene.store))
     with pytest.raises(ConflictError, match="from which records were erased since"):
         publish.submit_batch(scene.store, batch, scene.paths(batch))
     with pytest.raises(ConflictError, match="with other records"):

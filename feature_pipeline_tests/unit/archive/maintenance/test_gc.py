@@ -188,7 +188,7 @@ def test_one_collection_at_a_time(care, clock):
     orphan(care)
     collect(care)
     clock.offset += 8 * DAY
-    held = DeletionLease.take(care.store)
+    held = DeletionLease.acquire(care.store)
     with pytest.raises(ConflictError, match="another deletion"):
         collect(care)
     held.end()

@@ -9,7 +9,7 @@ import pytest
 
 from feature_pipeline.archive import accept, read
 from feature_pipeline.archive.format import layout
-from feature_pipeline.archive.inspection.census import take_census
+from feature_pipeline.archive.inspection.census import write_census
 from feature_pipeline.archive.inspection.findings import Finding, Scope
 from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.logs import log, tombstones
@@ -128,12 +128,12 @@ def test_every_object_comes_back_from_a_second_archive_byte_by_byte(scene, how) 
 @pytest.mark.parametrize("how", ["flip", "delete"])
 def test_the_entry_of_an_accepted_loss_comes_back(scene, how) -> None:
     """Without it the log that was given up would be lost again."""
-    take_census(scene.store)
+    write_census(scene.store)
     scene.store.delete(entry_key("b1", 3))
     accept_losses(
         scene.store, plan_losses(scene.store, verify(scene.store).findings), by="me", reason="gone"
     )
-    take_census(scene.store)
+    write_census(scene.store)
     sources, key = Sources(second=backup(scene)), f"{layout.loss_log(DATASET)}0000000001"
     before = scene.store.get(key).data
     if how == "flip":
@@ -141,7 +141,7 @@ def test_the_entry_of_an_accepted_loss_comes_back(scene, how) -> None:
     else:
         scene.store.delete(key)
     for _ in range(2):
-        wrong = verify(scene.store, takes_census=False).findings
+        wrong = verify(scene.store, writes_census=False).findings
         assert carry_out(plan_repair(scene.store, wrong, sources), lambda _: None) == []
     assert scene.store.get(key).data == before
     assert verify(scene.store).is_clean
@@ -152,7 +152,7 @@ def test_an_entry_that_became_another_valid_one_comes_back(scene, seq) -> None:
     """The entry after it names its bytes, or a census does: it is found through these."""
     before = contents(scene.store)
     sources = Sources(second=backup(scene))
-    take_census(scene.store)
+    write_census(scene.store)
     key = entry_key("b1", seq)
     held = scene.store.get(key)
     document = json.loads(held.data)
@@ -184,7 +184,7 @@ def test_neighbours_that_became_other_valid_ones_come_back(scene, changes) -> No
     """Each is contradicted by the other, and by the copy; what was before both proves the copy."""
     before = contents(scene.store)
     sources = Sources(second=backup(scene))
-    take_census(scene.store)
+    write_census(scene.store)
     for seq, name in changes.items():
         key = entry_key("b1", seq)
         held = scene.store.get(key)
@@ -277,7 +277,7 @@ def test_an_entry_that_two_databases_know_is_lost_once(scene) -> None:
 def test_an_entry_that_was_accepted_after_a_loss_is_not_overwritten(scene) -> None:
     """Both histories are kept: the log goes on, and what it lost is appended to it."""
     sources = Sources(second=backup(scene), entries=known(scene, (3,)))
-    take_census(scene.store)
+    write_census(scene.store)
     scene.store.delete(entry_key("b1", 3))
     log.forget_read_entries()
     batch = log.read_batch(scene.store, DATASET, "b1")

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from feature_pipeline.archive.query import plots
 from feature_pipeline.archive.query.api import Archive
 from feature_pipeline.archive.query.summary import (
-    KEPT_BINS,
     SHOWN_BINS,
+    STORED_BINS,
     ColumnSummary,
     Histogram,
     Summary,
@@ -41,7 +41,7 @@ def test_every_value_is_in_its_bin(pieces, random) -> None:
     for piece in pieces:
         histogram.add(np.array(piece, np.float64))
     values = [value for piece in pieces for value in piece]
-    for most in (SHOWN_BINS, KEPT_BINS, 1):
+    for most in (SHOWN_BINS, STORED_BINS, 1):
         edges, counts = histogram.bins(most)
         # A value on each side of 0 cannot share a bin: the edges are multiples of the width.
         assert counts.size <= max(most, 2)

@@ -29,7 +29,7 @@ class Publish:
         self.accept()
 
     def accept(self) -> None:
-        accept.settle_all(self.store, inbox.waiting(self.store))
+        accept.accept_entries(self.store, inbox.waiting(self.store))
 
     def write(self, name: str, *lines: object, below: str = "") -> Path:
         path = self.folder / below / name

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from feature_pipeline.archive.format import layout
-from feature_pipeline.archive.inspection.census import take_census
+from feature_pipeline.archive.inspection.census import write_census
 from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.losses import losses
@@ -30,7 +30,7 @@ class Repair:
             batch = scene.submit(scene.batch_of(key, (f"{key}-r1", f"{key}-r2")))
             for base, label in enumerate(labels):
                 scene.compute(batch, release, label, base=base)
-        take_census(self.store)
+        write_census(self.store)
         self.second = copy_of(self.store)
 
     def __call__(self, *options: str, status: int = 0) -> dict:

@@ -82,7 +82,7 @@ def test_batches_that_wait_do_not_keep_completions_from_being_looked_at(scene: S
     batch, release = scene.submit(make_batch()), scene.release()
     leave_stuck_submissions(scene, 30)
     completion = scene.completion(scene.artifact(batch, release))
-    publish.announce(scene.store, completion)
+    publish.enqueue_completion(scene.store, completion)
     tick = settle_inbox(scene.store, "s3://a", instance, limit=10)
     assert tick.accepted == 1
     assert log.head(scene.store, DATASET, HOOK, "b1") is not None
@@ -108,7 +108,7 @@ def test_a_tick_ends_when_its_time_is_over(scene: Scene, instance, monkeypatch):
     leave_stuck_submissions(scene, 9)
     for key in ("b1", "b2", "b3"):
         batch = scene.submit(make_batch(key))
-        publish.announce(scene.store, scene.completion(scene.artifact(batch, release)))
+        publish.enqueue_completion(scene.store, scene.completion(scene.artifact(batch, release)))
     tick = settle_inbox(scene.store, "s3://a", instance)
     # some of each kind, whatever was begun before
     assert (tick.accepted, len(tick.waiting)) == (2, 2 + 2)
@@ -116,12 +116,14 @@ def test_a_tick_ends_when_its_time_is_over(scene: Scene, instance, monkeypatch):
 
 def test_a_completion_is_not_looked_at_before_its_batch(scene: Scene, instance, monkeypatch):
     """It would be quarantined as one whose batch is not known, where the inbox is long."""
-    monkeypatch.setattr(accept, "PATIENCE", accept.PATIENCE * 0)
+    monkeypatch.setattr(accept, "WAIT_LIMIT", accept.WAIT_LIMIT * 0)
     release = scene.release()
     publish.submit_batch(scene.store, make_batch("b2"), {})
     publish.submit_batch(scene.store, make_batch("b1"), {})
     publish.submit_batch(scene.store, make_batch("b3"), {})
-    publish.announce(scene.store, scene.completion(scene.artifact(make_batch("b1"), release)))
+    publish.enqueue_completion(
+        scene.store, scene.completion(scene.artifact(make_batch("b1"), release))
+    )
     tick = settle_inbox(scene.store, "s3://a", instance, limit=2)
     assert tick.quarantined == []
     assert any("its batch waits too" in line for line in tick.waiting)
@@ -134,7 +136,7 @@ def test_what_dagster_cannot_be_asked_costs_itself(scene: Scene, instance, run_i
     document = json.loads(odd.encode()) | {"dagster_run_id": run_id}
     scene.store.create(layout.inbox(odd.inbox_id), json.dumps(document).encode())
     good = scene.completion(scene.artifact(batch, release, label="good"))
-    publish.announce(scene.store, good)
+    publish.enqueue_completion(scene.store, good)
     tick = settle_inbox(scene.store, "s3://a", instance)
     assert (tick.accepted, len(tick.quarantined)) == (1, 1)
     assert log.head(scene.store, DATASET, HOOK, "b1").manifest == good.manifest

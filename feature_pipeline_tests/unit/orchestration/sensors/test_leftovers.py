@@ -157,7 +157,7 @@ def test_a_container_of_which_nothing_else_is_left_goes_after_two_weeks(computin
 
 def test_a_folder_that_people_were_told_of_stays_until_the_question_is_over(computing, work):
     _, folder = begin(computing, work, "subprocess")
-    path = folder.leave()
+    path = folder.detach()
     assert look(computing, work) == []
     computing.run(ScriptedRunner(fails_over()))
     assert str(path) in look(computing, work)
