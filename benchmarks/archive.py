@@ -48,7 +48,7 @@ from feature_pipeline.model.records import Record, RecordBatch, Source
 from feature_pipeline.orchestration.assets.tables import table_spec
 from feature_pipeline.orchestration.keys import features_key
 from feature_pipeline.orchestration.operations.recover import recover_dagster
-from feature_pipeline.orchestration.sensors.inbox import settle_inbox
+from feature_pipeline.orchestration.sensors.inbox import accept_inbox
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.load import load_batch, load_batches
 from feature_pipeline.projections.proof.progress import check_progress
@@ -273,7 +273,7 @@ def bench_tick(
     ticks = []
 
     def tick() -> None:
-        found = settle_inbox(store, "s3://bench", instance)
+        found = accept_inbox(store, "s3://bench", instance)
         for event in found.events:
             instance.report_runless_asset_event(event)
         ticks.append(found)

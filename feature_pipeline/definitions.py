@@ -44,7 +44,7 @@ from feature_pipeline.orchestration.keys import features_key, table_key
 from feature_pipeline.orchestration.operations.reconcile import reconcile_job, reconcile_schedule
 from feature_pipeline.orchestration.operations.remember_answers import answers_job, answers_schedule
 from feature_pipeline.orchestration.operations.report_job import report_job
-from feature_pipeline.orchestration.resources import default_resources, settled
+from feature_pipeline.orchestration.resources import default_resources, without_run_config
 from feature_pipeline.orchestration.sensors.dead_runs import dead_runs_sensor
 from feature_pipeline.orchestration.sensors.inbox import inbox_sensor
 from feature_pipeline.orchestration.sensors.repeats import repeats_sensor
@@ -165,12 +165,12 @@ def build_defs(*own: dg.Definitions, resources: Mapping[str, Any] | None = None)
     provided.setdefault(IO_MANAGER_KEY, FeatureIOManager(archive=provided["archive"]))
     # What the deployment decides is no run's to change; what is handed in is the caller's.
     provided = {
-        name: given[name] if name in given else settled(resource)
+        name: given[name] if name in given else without_run_config(resource)
         for name, resource in provided.items()
     }
     return dg.Definitions.merge(
         merged,
-        dg.Definitions(assets=wrong_definition_assets(wrong, taken=_asset_keys(merged))),
+        dg.Definitions(assets=wrong_definition_assets(wrong, declared=_asset_keys(merged))),
         shared_definitions(hooks, {each.dataset for each in wrong if each.dataset}),
         dg.Definitions(resources=provided, metadata=component_docs()),
     )
@@ -194,13 +194,13 @@ def _clashing(hook: DefinedHook, reason: str) -> WrongDefinition:
 
 def _without(definitions: dg.Definitions, hooks: Sequence[DefinedHook]) -> dg.Definitions:
     """Return the definitions without the assets of these hooks."""
-    gone = {key for hook in hooks for key in _keys(hook.definition)}
-    if not gone:
+    removed = {key for hook in hooks for key in _keys(hook.definition)}
+    if not removed:
         return definitions
     assets = [
         each
         for each in definitions.assets or ()
-        if not (isinstance(each, dg.AssetsDefinition) and not each.keys.isdisjoint(gone))
+        if not (isinstance(each, dg.AssetsDefinition) and not each.keys.isdisjoint(removed))
     ]
     return dg.Definitions(
         assets=assets,

@@ -119,10 +119,10 @@ class S3Settings:
         In an environment that is given, AWS's own names of the keys are read, too: boto3 would read
         the process's.
         """
-        is_given = environment is not None
+        is_explicit = environment is not None
         environment = os.environ if environment is None else environment
         names = (S3_ACCESS_KEY_ID, S3_SECRET_ACCESS_KEY, S3_SESSION_TOKEN)
-        if is_given and not any(environment.get(name) for name in names):
+        if is_explicit and not any(environment.get(name) for name in names):
             names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
         key, secret, token = (environment.get(name) or None for name in names)
         return cls(
@@ -178,9 +178,11 @@ def check_prefix(prefix: str) -> str:
     parts = prefix.strip("/").split("/") if prefix.strip("/") else []
     wrong = next((part for part in parts if part in {"", ".", ".."}), None)
     if wrong is not None or _CONTROL.search(prefix) or "\\" in prefix:
-        what = "an empty part" if wrong == "" else repr(wrong) if wrong else "a control character"
+        problem = (
+            "an empty part" if wrong == "" else repr(wrong) if wrong else "a control character"
+        )
         raise InvalidInputError(
-            f"prefix {prefix!r} ({S3_PREFIX}) has {what}: stores write such keys in another way,"
+            f"prefix {prefix!r} ({S3_PREFIX}) has {problem}: stores write such keys in another way,"
             " so that nothing would be found again; write parts between single slashes"
         )
     return prefix

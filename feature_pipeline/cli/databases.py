@@ -10,31 +10,31 @@ from feature_pipeline.cli.instance import dagster_instance
 from feature_pipeline.cli.output import Output
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.projections.catalog.database import Database
-from feature_pipeline.projections.catalog.known import ask_tables
+from feature_pipeline.projections.catalog.known import query_tables
 
 
-def ask_databases(output: Output, dataset: str | None) -> Knowledge:
+def query_databases(output: Output, dataset: str | None) -> Knowledge:
     """Ask the tables' database and Dagster, if they are configured.
 
     If one does not answer, it is named on standard error, and the command goes on without it.
     """
     known = _tables(dataset, None, None)
     if settings.optional(settings.DAGSTER_HOME):
-        from feature_pipeline.orchestration.events.known import ask_dagster
+        from feature_pipeline.orchestration.events.known import query_dagster
 
         try:
             with dagster_instance() as instance:
-                known = known.joined(ask_dagster(instance, dataset))
+                known = known.joined(query_dagster(instance, dataset))
         except click.ClickException as error:
             note = f"Dagster is not compared with the archive: {error.message}"
             known = known.joined(Knowledge(notes=(note,)))
     return _with_notes(output, known)
 
 
-def ask_configured_tables(
+def query_configured_tables(
     output: Output, dataset: str, hook: str, batches: Collection[str] | None
 ) -> Knowledge:
-    """Ask the tables' database about a hook, if it is configured; otherwise as `ask_databases`.
+    """Ask the tables' database about a hook, if it is configured; otherwise as `query_databases`.
 
     Args:
         output: Names the database if it does not answer.
@@ -49,7 +49,7 @@ def _tables(dataset: str | None, hook: str | None, batches: Collection[str] | No
     if not settings.optional(settings.DATABASE_URL):
         return Knowledge()
     try:
-        return ask_tables(Database(settings.database_url()), dataset, hook, batches)
+        return query_tables(Database(settings.database_url()), dataset, hook, batches)
     except InvalidInputError as error:
         return Knowledge(notes=(f"the tables are not compared with the archive: {error}",))
 

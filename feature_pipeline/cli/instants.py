@@ -24,11 +24,13 @@ def parse_instant(text: str, more: str = "") -> datetime:
         if instant.tzinfo is not None and _TOO_FINE.search(text) is None:
             return instant.astimezone(UTC)
     except (ValueError, OverflowError):
-        what = "that is not a time"
+        problem = "that is not a time"
     else:
-        what = (
+        problem = (
             "a time without a UTC offset is ambiguous"
             if instant.tzinfo is None
             else "a time has at most microseconds"
         )
-    raise InvalidInputError(f"as of {text!r}: {what}; write a time such as 2026-01-31T12:00Z{more}")
+    raise InvalidInputError(
+        f"as of {text!r}: {problem}; write a time such as 2026-01-31T12:00Z{more}"
+    )

@@ -146,8 +146,8 @@ class _Folder:
             except InvalidInputError as error:
                 self.problems.append(f"{shown!r}: {error}")
             except OSError as error:
-                what = "is a broken link" if path.is_symlink() else f"{error.strerror}"
-                self.problems.append(f"{shown!r} {what}")
+                problem = "is a broken link" if path.is_symlink() else f"{error.strerror}"
+                self.problems.append(f"{shown!r} {problem}")
             else:
                 if name.startswith("."):
                     self.problems.append(f"{shown!r} is hidden")

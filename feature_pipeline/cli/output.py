@@ -177,7 +177,7 @@ class Steps:
         """Record that this many more steps are done."""
         self._progress.advance(self._task, steps)
 
-    def expect(self, total: int) -> None:
+    def set_total(self, total: int) -> None:
         """Set the total number of steps."""
         self._progress.update(self._task, total=total)
 

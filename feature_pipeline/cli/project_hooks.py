@@ -49,7 +49,7 @@ class ProjectHooks:
             )
         return matches[0]
 
-    def why_kept(self, table: KnownTable) -> str | None:
+    def needed_by(self, table: KnownTable) -> str | None:
         """Return which definition needs the table, or may need it; None if none does.
 
         The content of an invalid definition is not known for certain: it keeps every table of its
@@ -71,7 +71,7 @@ class ProjectHooks:
 
     def undeclared(self, tables: Iterable[KnownTable]) -> list[KnownTable]:
         """Return the tables that no definition declares, except tables of the past."""
-        return [t for t in tables if t.as_of is None and self.why_kept(t) is None]
+        return [t for t in tables if t.as_of is None and self.needed_by(t) is None]
 
 
 def _is_nameless(asset: str) -> bool:

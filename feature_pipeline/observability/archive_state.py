@@ -46,10 +46,10 @@ def waiting_samples(store: BlobStore, now: datetime) -> list[Sample]:
     """
     waiting = accept.waiting(store)
     readable = readable_quarantined(store)
-    held = [entry.inbox_entry() for entry in readable.intact.values()]
+    entries = [entry.inbox_entry() for entry in readable.intact.values()]
     entered = [entry.quarantined_at for entry in readable.intact.values()]
     inbox = Counter(_kind(entry) for entry in waiting)
-    quarantine = Counter(_kind(entry) for entry in held)
+    quarantine = Counter(_kind(entry) for entry in entries)
     quarantine["unreadable"] += len(readable.damage)
     return [
         *(sample(INBOX_ENTRIES, inbox[kind], kind=kind) for kind in _ENTRY_KINDS),

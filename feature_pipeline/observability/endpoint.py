@@ -12,7 +12,7 @@ from feature_pipeline.observability import otlp
 from feature_pipeline.observability.meters import CARDINALITY, Meters
 
 TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
-_PATIENCE_SECONDS: Final = 10
+_TIMEOUT_SECONDS: Final = 10
 _SHOWN: Final = 3
 
 
@@ -74,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "feature-pipeline"
     sys_version = ""
-    timeout = _PATIENCE_SECONDS
+    timeout = _TIMEOUT_SECONDS
 
     def do_GET(self) -> None:
         """Answer Prometheus."""

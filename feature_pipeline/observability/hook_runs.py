@@ -80,10 +80,10 @@ class HookRuns:
         known = self._logs.setdefault((dataset, hook), {})
         new: list[ObjectInfo] = []
         for batch, infos in list_logs(store, layout.feature_logs(dataset, hook), None).items():
-            held = known.setdefault(batch, _Log())
+            batch_log = known.setdefault(batch, _Log())
             seqs = [layout.parse_entry(info.key).seq for info in infos]
-            held.seen = min(held.seen, seqs[-1])  # its end was lost, and given up
-            new += [info for info, seq in zip(infos, seqs, strict=True) if seq > held.seen]
+            batch_log.seen = min(batch_log.seen, seqs[-1])  # its end was lost, and given up
+            new += [info for info, seq in zip(infos, seqs, strict=True) if seq > batch_log.seen]
         for start in range(0, len(new), _AT_ONCE):
             chunk = new[start : start + _AT_ONCE]
             stored = map_threads(lambda info: try_read(store, info, FeatureEntry), chunk)
@@ -98,17 +98,19 @@ class HookRuns:
                         entries.append(one.entry)
             manifests = map_threads(lambda entry: _manifest(store, entry), entries)
             for entry, manifest in zip(entries, manifests, strict=True):
-                held = known[entry.batch]
-                held.seen = entry.seq
+                batch_log = known[entry.batch]
+                batch_log.seen = entry.seq
                 if entry.verdict is Verdict.CURRENT:
-                    held.counts = None if manifest is None else manifest.counts
+                    batch_log.counts = None if manifest is None else manifest.counts
                 self._added += _run_samples(entry, manifest)
 
     def _current(self, dataset: str, hook: str) -> list[Sample]:
         totals: Counter[str] = Counter()
-        for held in self._logs[dataset, hook].values():
-            if held.counts is not None:
-                totals.update({name: getattr(held.counts, name) for name in (*_OUTCOMES, "rows")})
+        for batch_log in self._logs[dataset, hook].values():
+            if batch_log.counts is not None:
+                totals.update(
+                    {name: getattr(batch_log.counts, name) for name in (*_OUTCOMES, "rows")}
+                )
         return [
             *(
                 sample(HOOK_RECORDS, totals[name], dataset=dataset, hook=hook, outcome=name)

@@ -51,11 +51,11 @@ from feature_pipeline.observability.samples import Sample, sample
 from feature_pipeline.observability.table_state import Loads
 from feature_pipeline.orchestration.assets.tables import table_spec
 from feature_pipeline.orchestration.operations.status import (
-    HookStanding,
+    AssetStatus,
+    HookStatus,
     Reason,
     Sources,
-    Standing,
-    hook_standing,
+    hook_status,
 )
 from feature_pipeline.projections.catalog.database import Database
 
@@ -157,7 +157,7 @@ class StateReader:
         instance = self.instance
         if instance is None:
             return None
-        found = self._try(
+        samples = self._try(
             "dagster",
             lambda: [
                 *run_samples(instance, now),
@@ -165,8 +165,8 @@ class StateReader:
                 *check_samples(instance, defined.checks),
             ],
         )
-        reading.state.extend(found or ())
-        return None if found is None else instance
+        reading.state.extend(samples or ())
+        return None if samples is None else instance
 
     def _read_archive(self, reading: "Reading", store: BlobStore, now: datetime) -> None:
         reading.state.extend(self._try("archive", lambda: waiting_samples(store, now)) or ())
@@ -183,18 +183,14 @@ class StateReader:
         self, reading: "Reading", sources: Sources, hook: DefinedHook, now: datetime
     ) -> None:
         # Without the tables' database the batches of hooks are still known.
-        standing = self._try(
-            "archive", lambda: hook_standing(sources, hook.definition, hook.folder)
-        )
-        if standing is None:
+        status = self._try("archive", lambda: hook_status(sources, hook.definition, hook.folder))
+        if status is None:
             return
-        reading.state.extend(_hook_samples(standing, now))
-        reading.added.extend(_zeros(standing))
-        if sources.database is not None and standing.table is not None:
+        reading.state.extend(_hook_samples(status, now))
+        reading.added.extend(_zeros(status))
+        if sources.database is not None and status.table is not None:
             database, spec = sources.database, table_spec(hook.definition)
-            reading.add(
-                self._try("tables", lambda: self._loads.read(database, spec, standing.heads))
-            )
+            reading.add(self._try("tables", lambda: self._loads.read(database, spec, status.heads)))
 
     def _away(self) -> set[str]:
         return {name for name, source in self._sources.items() if not source.is_up}
@@ -234,38 +230,38 @@ def _source_of(error: Exception, name: str) -> str:
     return "dagster" if is_drivers else name
 
 
-def _hook_samples(standing: HookStanding, now: datetime) -> list[Sample]:
-    definition = standing.definition
+def _hook_samples(status: HookStatus, now: datetime) -> list[Sample]:
+    definition = status.definition
     dataset, hook = definition.dataset, definition.name
-    features = standing.features
+    features = status.features
     states = {
-        "archived": len(standing.heads),
+        "archived": len(status.heads),
         **_reasons(features),
         "running": len(features.running),
-        "damaged": len(standing.damaged),
-        "lost": len(standing.lost),
+        "damaged": len(status.damaged),
+        "lost": len(status.lost),
     }
     samples = [
         sample(HOOK_BATCHES, count, dataset=dataset, hook=hook, state=state)
         for state, count in states.items()
     ]
-    release = standing.release.digest.short
-    version = standing.release.document.version
+    release = status.release.digest.short
+    version = status.release.document.version
     samples.append(
         sample(HOOK_RELEASE, 1, dataset=dataset, hook=hook, release=release, version=version)
     )
-    if standing.table is not None:
-        samples += _table_samples(standing, standing.table, now)
+    if status.table is not None:
+        samples += _table_samples(status, status.table, now)
     return samples
 
 
-def _zeros(standing: HookStanding) -> list[Sample]:
+def _zeros(status: HookStatus) -> list[Sample]:
     """Series at zero: of one that begins with its first event, no rate shows that event."""
-    definition = standing.definition
+    definition = status.definition
     labels = {
         "dataset": definition.dataset,
         "hook": definition.name,
-        "release": standing.release.digest.short,
+        "release": status.release.digest.short,
     }
     zeros = [
         Sample(HOOK_RUNS, 0, {**labels, "status": verdict.value})
@@ -275,7 +271,7 @@ def _zeros(standing: HookStanding) -> list[Sample]:
         Sample(HOOK_RUNS, 0, {**labels, "status": Verdict.FAILED.value, ERROR_TYPE: kind.value})
         for kind in FailureKind
     ]
-    if standing.table is not None:
+    if status.table is not None:
         table = definition.table_name
         zeros += [sample(one, 0, table=table) for one in (TABLE_LOADED_ROWS, TABLE_LOADED_SIZE)]
         zeros += [
@@ -286,8 +282,8 @@ def _zeros(standing: HookStanding) -> list[Sample]:
     return zeros
 
 
-def _table_samples(standing: HookStanding, table: Standing, now: datetime) -> list[Sample]:
-    definition = standing.definition
+def _table_samples(status: HookStatus, table: AssetStatus, now: datetime) -> list[Sample]:
+    definition = status.definition
     labels = {"dataset": definition.dataset, "table": definition.table_name}
     lacking = [b for b, facts in table.facts.items() if not facts.is_there or facts.is_behind]
     reasons = _reasons(table)
@@ -298,11 +294,11 @@ def _table_samples(standing: HookStanding, table: Standing, now: datetime) -> li
     }
     samples = [Sample(TABLE_BATCHES, count, {**labels, "state": s}) for s, count in states.items()]
     if definition.table.materialize is Materialize.ALWAYS:
-        heads = [standing.heads[batch] for batch in lacking]
+        heads = [status.heads[batch] for batch in lacking]
         waited = [(now - head.published_or_accepted_at).total_seconds() for head in heads]
         samples.append(Sample(TABLE_LAG, max([0.0, *waited]), labels))
     return samples
 
 
-def _reasons(standing: Standing) -> dict[str, int]:
-    return {r.value.replace("-", "_"): len(standing.batches(r)) for r in Reason}
+def _reasons(status: AssetStatus) -> dict[str, int]:
+    return {r.value.replace("-", "_"): len(status.batches(r)) for r in Reason}

@@ -43,20 +43,20 @@ class Loads:
             state = read_table(connection, spec)
             if state is None or state.live is None:
                 return [], []
-            held = all_progress(connection, state.live.id)
+            progress = all_progress(connection, state.live.id)
             relation = state.live.identifier.as_string(connection)
             size = fetch_value(connection, _SIZE, [relation])
         labels = {"dataset": spec.dataset, "table": spec.name}
-        rows = sum(one.rows for one in held.values())
-        found = [Sample(TABLE_ROWS, rows, labels)]
+        rows = sum(one.rows for one in progress.values())
+        samples = [Sample(TABLE_ROWS, rows, labels)]
         if size is not None:
-            found.append(Sample(TABLE_SIZE, size, labels))
-        return self._lags(spec, held, heads), found
+            samples.append(Sample(TABLE_SIZE, size, labels))
+        return self._lags(spec, progress, heads), samples
 
     def _lags(
-        self, spec: TableSpec, held: Mapping[str, Progress], heads: Mapping[str, FeatureEntry]
+        self, spec: TableSpec, progress: Mapping[str, Progress], heads: Mapping[str, FeatureEntry]
     ) -> list[Sample]:
-        now = {batch: str(one.manifest) for batch, one in held.items()}
+        now = {batch: str(one.manifest) for batch, one in progress.items()}
         before = self._seen.get(spec.name)
         self._seen[spec.name] = now
         if before is None:
@@ -66,7 +66,7 @@ class Loads:
             head = heads.get(batch)
             if before.get(batch) == manifest or head is None or str(head.manifest) != manifest:
                 continue
-            seconds = (held[batch].loaded_at - head.published_or_accepted_at).total_seconds()
+            seconds = (progress[batch].loaded_at - head.published_or_accepted_at).total_seconds()
             lags.append(
                 sample(TABLE_LOAD_LAG, max(seconds, 0.0), dataset=spec.dataset, table=spec.name)
             )

@@ -237,9 +237,9 @@ def features() -> Condition:
     What failed or was cancelled waits for an operator.
     """
     absent = dg.AutomationCondition.missing() & ~dg.AutomationCondition.execution_failed()
-    asked = absent & _quiet() & ~RunCancelled()
+    requested = absent & _quiet() & ~RunCancelled()
     changed = (_input_changed() & _quiet()) | _overlooked()
-    return (asked | changed).with_label("batch missing or inputs changed")
+    return (requested | changed).with_label("batch missing or inputs changed")
 
 
 class FirstBatch(dg.AutomationCondition[Entity]):

@@ -30,8 +30,8 @@ def plain(text: str) -> str:
     return _BEGINS_BLOCK.sub(_escaped_beginning, shown)
 
 
-def _escaped_beginning(found: "re.Match[str]") -> str:
-    return f"{found[1][:-1]}\\{found[1][-1]}"
+def _escaped_beginning(match: "re.Match[str]") -> str:
+    return f"{match[1][:-1]}\\{match[1][-1]}"
 
 
 def code(text: str) -> str:

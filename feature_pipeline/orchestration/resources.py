@@ -186,7 +186,7 @@ class HookRunnerResource(dg.ConfigurableResource[HookRunner]):
         return WorkFolders(root, archive.store().identity)
 
 
-def settled(resource: dg.ConfigurableResource[Any] | dg.ConfigurableIOManager) -> Any:
+def without_run_config(resource: dg.ConfigurableResource[Any] | dg.ConfigurableIOManager) -> Any:
     """Return a definition of the resource that no run can configure otherwise.
 
     A configurable resource is part of each run's config: the launchpad would offer another bucket

@@ -90,7 +90,7 @@ def _connect(
 _prepared: Final = set[str]()
 """Addresses at which this process has created Dagster's tables, or found them."""
 
-_seen: Final = set[tuple[str, ...]]()
+_checked: Final = set[tuple[str, ...]]()
 """Tables and columns that this process has seen, with the address of their database.
 
 Dagster queries them before most queries. Existing ones stay. A missing one is queried again,
@@ -99,9 +99,9 @@ because a migration may add it.
 
 
 def _remembered(key: tuple[str, ...], is_there: Callable[[], bool]) -> bool:
-    if key not in _seen and is_there():
-        _seen.add(key)
-    return key in _seen
+    if key not in _checked and is_there():
+        _checked.add(key)
+    return key in _checked
 
 
 class _Runs(PostgresRunStorage):

@@ -323,7 +323,7 @@ def _unlogged(
     lost: dict[str, LostEntry] = {}
     given_up: _GivenUp = {}
     with database.connect(f"table {spec.name!r}") as connection:
-        for generation in state.fed:
+        for generation in state.write_targets:
             progress = all_progress(connection, generation.id, chosen)
             found, gone = current.compare_logs(progress)
             lost |= found
@@ -429,7 +429,7 @@ class _Work:
         """Return the task's rows for each generation."""
         return [
             None if self._is_held(task, generation) else self._prepare_for(task, generation)
-            for generation in state.fed
+            for generation in state.write_targets
         ]
 
     def _is_held(self, task: _Task, generation: Generation) -> bool:
@@ -463,7 +463,7 @@ class _Work:
         A problem with one of them does not affect the other.
         """
         state = group.state
-        first, *rest = state.fed
+        first, *rest = state.write_targets
         wanted, refused = self._load_into(connection, state, first, group.wanted)
         self.problems |= group.wanted.problems | refused
         live: dict[str, LoadReport] = {}
@@ -540,7 +540,7 @@ def _held(database: Database, spec: TableSpec, state: TableState) -> dict[tuple[
 
 def _group(tasks: list[_Task], state: TableState, found: list[_Found]) -> _Group:
     fits = []
-    for generation, column in zip(state.fed, zip(*found, strict=True), strict=True):
+    for generation, column in zip(state.write_targets, zip(*found, strict=True), strict=True):
         fitting = [one for one in column if isinstance(one, PreparedBatch)]
         problems = {
             task.batch.batch: one
@@ -561,7 +561,7 @@ def fed_loads(database: Database, spec: TableSpec) -> dict[str, LoadReport]:
         state = read_table(connection, spec)
         return {
             batch: _report(generation, loaded, None, is_unchanged=True)
-            for generation in reversed([] if state is None else state.fed)
+            for generation in reversed([] if state is None else state.write_targets)
             for batch, loaded in all_progress(connection, generation.id).items()
         }
 

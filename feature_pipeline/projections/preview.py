@@ -53,7 +53,7 @@ from feature_pipeline.projections.catalog.own_views import (
     obstacle,
 )
 from feature_pipeline.projections.catalog.spec import TableSpec
-from feature_pipeline.projections.catalog.view import is_shown, kept_names, view_query
+from feature_pipeline.projections.catalog.view import is_shown, surviving_columns, view_query
 from feature_pipeline.projections.proof.progress import (
     CurrentEntries,
     compare_progress,
@@ -255,7 +255,7 @@ def _repairs(connection: Connection, spec: TableSpec, state: TableState | None) 
         yield f"generation {relation} was dropped or altered by hand: it is built again"
     view = find_view(connection, spec.name)
     if view.state is ViewState.CHANGED:
-        yield f"{view.what} was changed by hand: its definition is restored"
+        yield f"{view.description} was changed by hand: its definition is restored"
     elif view.state is ViewState.ABSENT and state.live is not None:
         yield f"view {READ_SCHEMA}.{spec.name} was dropped by hand: it is created again"
 
@@ -272,7 +272,7 @@ def _action(
     is_followed_now = is_followed(connection, spec)
     if is_followed_now and not is_current_definition(connection, spec):
         return PlanAction.OLDER_CODE, state.live
-    known = [g for g in state.fed if g.digest == spec.generation_digest]
+    known = [g for g in state.write_targets if g.digest == spec.generation_digest]
     if not known:
         return PlanAction.BUILD, None
     wanted = known[0]
@@ -307,7 +307,7 @@ def _pending(
 def _lost(connection: Connection, state: TableState, heads: CurrentEntries) -> dict[str, str]:
     """Return, by batch, what a generation was loaded from and the log no longer has."""
     lost: dict[str, str] = {}
-    for generation in state.fed:
+    for generation in state.write_targets:
         lost_entries = heads.find_lost(all_progress(connection, generation.id))
         lost |= {batch: str(one) for batch, one in lost_entries.items()}
     return lost
@@ -414,9 +414,11 @@ def _without_values(
         }
         if not lacking:
             continue
-        what = "NULL" if column.default is None else "its default"
+        default = "NULL" if column.default is None else "its default"
         batches = f"{len(lacking)} of {counted(len(manifests), 'batch')}"
-        sentence = f"{column.name} is {what} in {batches}, written without it: {first_few(lacking)}"
+        sentence = (
+            f"{column.name} is {default} in {batches}, written without it: {first_few(lacking)}"
+        )
         if (shown := current[position]) is not None:
             lost = {
                 source.name
@@ -506,7 +508,7 @@ def _views(
     if not views:  # it was dropped by hand
         return (), (), ()
     root, *others = views
-    names = kept_names(live.columns, spec.columns)
+    names = surviving_columns(live.columns, spec.columns)
     blocked = dependents.unrestorable(views)
     blocked += [
         f"{user} uses column {column!r}, which is dropped"
@@ -521,7 +523,7 @@ def _views(
     return (
         tuple(view.label for view in others),
         tuple(blocked),
-        tuple(dependents.not_kept(views)),
+        tuple(dependents.changed_by_restore(views)),
     )
 
 

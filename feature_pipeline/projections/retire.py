@@ -150,7 +150,7 @@ def plan_retirement(database: Database, table: KnownTable) -> Retirement:
             rows,
             size,
             _users(connection, table, generations),
-            view.what if view.state in {ViewState.FOREIGN, ViewState.UNKNOWN} else None,
+            view.description if view.state in {ViewState.FOREIGN, ViewState.UNKNOWN} else None,
         )
 
 
@@ -187,7 +187,7 @@ def _users(
     relations = [g.identifier for g in generations if g.is_there]
     own_view = find_view(connection, table.name)
     own: set[str] = set()
-    if own_view.state in {ViewState.AS_MADE, ViewState.CHANGED}:
+    if own_view.state in {ViewState.UNCHANGED, ViewState.CHANGED}:
         view = sql.Identifier(READ_SCHEMA, table.name)
         relations.append(view)
         own = {f"view {fetch_value(connection, _IDENTITY, [READ_SCHEMA, table.name])}"}

@@ -81,7 +81,7 @@ def rollback(store: BlobStore, database: Database, spec: TableSpec) -> RollbackR
                 f"table {spec.name!r} has no earlier generation to go back to: only the last one"
                 " that was read is kept"
             )
-        _forget_gone(store, connection, spec, to)
+        _forget_erased(store, connection, spec, to)
         _check_content(store, connection, spec, to)
         wait_for_older_snapshots(connection, spec)
 
@@ -89,7 +89,7 @@ def rollback(store: BlobStore, database: Database, spec: TableSpec) -> RollbackR
             if _id(now.live) != _id(left.live):
                 return False
             # Of what was withdrawn or erased in the meantime.
-            _forget_gone(store, under_lock, spec, to)
+            _forget_erased(store, under_lock, spec, to)
             return True
 
         if not switch(connection, spec, to, forgets, is_pinned=True):
@@ -112,7 +112,7 @@ def _id(generation: Generation | None) -> int | None:
     return None if generation is None else generation.id
 
 
-def _forget_gone(
+def _forget_erased(
     store: BlobStore, connection: Connection, spec: TableSpec, generation: Generation
 ) -> None:
     """Remove records withdrawn or erased since from a generation that was not loaded meanwhile.
@@ -123,8 +123,8 @@ def _forget_gone(
     erased = erasures.erased(store, spec.dataset)
     with connection.transaction():
         forget_records(connection, generation, withdrawn)
-        for batch, held in all_progress(connection, generation.id).items():
-            if held.manifest in erased.manifests:
+        for batch, progress in all_progress(connection, generation.id).items():
+            if progress.manifest in erased.manifests:
                 forget_records(connection, generation, erased.records, batch)
 
 

@@ -18,7 +18,7 @@ from feature_pipeline.archive.publish import (
 from feature_pipeline.compute.collect import collect_output
 from feature_pipeline.compute.plan import plan_run
 from feature_pipeline.orchestration.keys import features_key, records_key
-from feature_pipeline.orchestration.sensors.inbox import settle_inbox
+from feature_pipeline.orchestration.sensors.inbox import accept_inbox
 from feature_pipeline_tests.fixtures.dagster import DATASET, Pipeline
 from feature_pipeline_tests.fixtures.stores import Death, FailingStore
 
@@ -66,7 +66,7 @@ def dying_tick(pipeline: Pipeline, step: int, *, acts_first: bool) -> bool:
     """A tick that dies at a call to the store; whether it got that far."""
     store = FailingStore(pipeline.store, fatal_call=step, acts_first=acts_first)
     try:
-        settle_inbox(store, pipeline.archive_uri, pipeline.instance)
+        accept_inbox(store, pipeline.archive_uri, pipeline.instance)
     except Death:
         return True
     return False
@@ -118,7 +118,7 @@ def test_a_tick_that_dies_at_any_call_is_made_good_by_the_next(
 def test_a_daemon_that_dies_while_it_stores_a_tick_repeats_it(pipeline: Pipeline, stored: str):
     pipeline.add_hook()
     pipeline.submit("b1", {"r1": "a"})
-    tick = settle_inbox(pipeline.store, pipeline.archive_uri, pipeline.instance)
+    tick = accept_inbox(pipeline.store, pipeline.archive_uri, pipeline.instance)
     if "events" in stored:
         for event in tick.events:
             pipeline.instance.report_runless_asset_event(event)

@@ -26,7 +26,7 @@ from feature_pipeline.model.digest import Digest
 from feature_pipeline.orchestration.assets.features import IO_MANAGER_KEY, DagsterMonitor
 from feature_pipeline.orchestration.assets.io_manager import FeaturePartitions
 from feature_pipeline.orchestration.keys import batches_partitions, features_key, records_key
-from feature_pipeline.orchestration.sensors.inbox import settle_inbox
+from feature_pipeline.orchestration.sensors.inbox import accept_inbox
 from feature_pipeline_tests.fixtures.dagster import COUNT_COLUMNS, DATASET, Pipeline
 
 STARTED = dg.DagsterRunStatus.STARTED
@@ -511,7 +511,7 @@ def test_entries_that_cannot_be_accepted_yet_do_not_hold_up_others(
 
     read, get = [], submitted.store.get
     monkeypatch.setattr(submitted.store, "get", lambda key, *a: (read.append(key), get(key, *a))[1])
-    tick = settle_inbox(submitted.store, submitted.archive_uri, submitted.instance, limit=4)
+    tick = accept_inbox(submitted.store, submitted.archive_uri, submitted.instance, limit=4)
     assert len([key for key in read if key.startswith("inbox/")]) == 4, "only what it handles"
 
     assert len(tick.waiting) == 3

@@ -413,8 +413,8 @@ def test_views_of_a_restored_database_are_known_again(archive, database, connect
 
     assert prove(archive.store, database, archive.spec()).is_equal
     with database.connect("test") as own:
-        assert own_views.is_as_made(own, "pockets")
-        assert own_views.is_as_made(own, "_outcomes")
+        assert own_views.has_own_definition(own, "pockets")
+        assert own_views.has_own_definition(own, "_outcomes")
 
 
 def test_views_that_earlier_code_made_are_taken_over(archive, database, connection) -> None:
@@ -424,7 +424,7 @@ def test_views_that_earlier_code_made_are_taken_over(archive, database, connecti
     assert prove(archive.store, database, archive.spec()).is_equal
     load_batch(archive.store, database, archive.spec(), "b0")
     with database.connect("test") as own:
-        assert own_views.is_as_made(own, "pockets")
+        assert own_views.has_own_definition(own, "pockets")
 
 
 def test_nothing_is_read_before_it_is_proved(archive, database, connection, monkeypatch) -> None:

@@ -167,7 +167,7 @@ def test_a_grant_is_its_grantors_again_or_named_beforehand(
     before = chain()
     assert before == {(first, None), (second, first), (third, second)}
     with database.connect("test") as own:
-        named = dependents.not_kept(dependents.read_views(own, ROOT))
+        named = dependents.changed_by_restore(dependents.read_views(own, ROOT))
     planned = plan_table(archive.store, database, archive.spec(columns=(LABEL, COUNT)))
     assert planned.not_kept == tuple(named)
 

@@ -430,12 +430,12 @@ def test_inbox_entries_go_once_their_events_are_in_dagster(computed: Pipeline):
 
 def test_a_repeated_tick_appends_nothing(pipeline: Pipeline):
     """A daemon that dies before it stores a tick's events repeats the tick."""
-    from feature_pipeline.orchestration.sensors.inbox import settle_inbox
+    from feature_pipeline.orchestration.sensors.inbox import accept_inbox
 
     pipeline.add_hook()
     pipeline.submit("b1", TEXTS["b1"])
     for _ in range(2):
-        tick = settle_inbox(pipeline.store, pipeline.archive_uri, pipeline.instance)
+        tick = accept_inbox(pipeline.store, pipeline.archive_uri, pipeline.instance)
         assert [event.partition for event in tick.events] == ["b1"]
     assert len(log.batch_entries(pipeline.store, DATASET, "b1")) == 1
     assert pipeline.instance.get_dynamic_partitions(DATASET) == []

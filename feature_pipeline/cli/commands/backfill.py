@@ -62,7 +62,7 @@ def _plan(
         find_targets,
         plan_backfill,
     )
-    from feature_pipeline.orchestration.operations.status import Sources, hook_standing
+    from feature_pipeline.orchestration.operations.status import Sources, hook_status
 
     wanted, store = Select(select), open_archive()
     defined = project_hooks()
@@ -74,22 +74,22 @@ def _plan(
     needs_tables = any(target.table for target in targets)
     database = Database(settings.database_url()) if needs_tables else None
     chosen = batches_by_dataset(store, {t.definition.dataset for t in targets}, batches)
-    standings = []
+    statuses = []
     with output.progress("looking at batches", len(targets)) as steps:
         for target in targets:
             definition = target.definition
-            standing = hook_standing(
+            status = hook_status(
                 Sources(store, database if target.table else None, instance),
                 definition,
                 folders[definition.dataset, definition.name],
                 batches=chosen and chosen[definition.dataset],
                 is_deep=wanted is Select.FAILED,
             )
-            standings.append((target, standing))
+            statuses.append((target, status))
             steps.advance()
     datasets = {target.definition.dataset for target in targets}
     partitions = {d: frozenset(instance.get_dynamic_partitions(d)) for d in datasets}
-    return plan_backfill(wanted, standings, partitions)
+    return plan_backfill(wanted, statuses, partitions)
 
 
 def batches_by_dataset(

@@ -43,9 +43,9 @@ def named(entry: ReleaseEntry) -> str:
     return f"{entry.release.document.version} (#{entry.seq}, {entry.release.digest.short})"
 
 
-def _show(output: Output, found: Comparison) -> None:
-    difference = found.difference
-    output.say(f"from {named(found.before)} to {named(found.after)}")
+def _show(output: Output, comparison: Comparison) -> None:
+    difference = comparison.difference
+    output.say(f"from {named(comparison.before)} to {named(comparison.after)}")
     output.say(
         f"{counted(difference.batches, 'batch')}, {difference.equal_batches:,} of them equal"
     )
@@ -58,11 +58,11 @@ def _show(output: Output, found: Comparison) -> None:
         ],
     )
     for what, names in (
-        ("columns added", found.columns_added),
-        ("columns removed", found.columns_removed),
-        ("columns of another type, not compared", found.columns_retyped),
-        ("batches that only the first was run over", found.only_before),
-        ("batches that only the second was run over", found.only_after),
+        ("columns added", comparison.columns_added),
+        ("columns removed", comparison.columns_removed),
+        ("columns of another type, not compared", comparison.columns_retyped),
+        ("batches that only the first was run over", comparison.only_before),
+        ("batches that only the second was run over", comparison.only_after),
     ):
         if names:
             output.say(f"{what}: {', '.join(names[:_SHOWN])}{_more(len(names))}")

@@ -25,7 +25,7 @@ from feature_pipeline.model.counted import counted
 from feature_pipeline.model.definition import HookDefinition
 from feature_pipeline.orchestration.assets.tables import table_spec
 from feature_pipeline.orchestration.keys import features_key, table_key
-from feature_pipeline.orchestration.sensors.inbox import settle_inbox
+from feature_pipeline.orchestration.sensors.inbox import accept_inbox
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.proof.proof import prove
 
@@ -91,7 +91,7 @@ class Demo:
     def _accept(self, instance: dg.DagsterInstance) -> None:
         """Accept what waits, as the inbox sensor would at its next ticks."""
         for _ in range(2):  # the second finds the events of the first, and clears the inbox
-            tick = settle_inbox(self._store, self._store.identity, instance)
+            tick = accept_inbox(self._store, self._store.identity, instance)
             if tick.quarantined:
                 raise RuntimeFailure(f"quarantined: {'; '.join(tick.quarantined)}")
             for dataset, keys in tick.partitions.items():

@@ -77,8 +77,8 @@ def metrics(host: str, port: int, every: float, objects_every: float, once: bool
             reading = reader.read()
             meters.apply(reading.added, reading.state)
             meters.flush(_FLUSH_SECONDS)
-            took = time.monotonic() - started
-            stopping.wait(max(every - took, _REST * took))
+            duration = time.monotonic() - started
+            stopping.wait(max(every - duration, _REST * duration))
 
 
 def _reader(stack: ExitStack, objects_seconds: float) -> "StateReader":
@@ -108,27 +108,27 @@ def _defined() -> "Callable[[], Defined]":
     from feature_pipeline.orchestration.assets.wrong_definitions import wrong_definitions
     from feature_pipeline.orchestration.defs_folder import PACKAGED
 
-    held: dict[tuple[tuple[str, int, int], ...], Defined] = {}
+    defined: dict[tuple[tuple[str, int, int], ...], Defined] = {}
 
     def load() -> Defined:
         files = _files(settings.defs_folder(PACKAGED))
-        if files not in held:
+        if files not in defined:
             definitions = build_defs()
-            held.clear()
-            held[files] = Defined(
+            defined.clear()
+            defined[files] = Defined(
                 hooks_of(definitions),
                 len(wrong_definitions(definitions)),
                 definitions.resolve_asset_graph().asset_check_keys,
             )
-        return held[files]
+        return defined[files]
 
     return load
 
 
 def _files(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    found = []
+    files = []
     for path in sorted(folder.rglob("*")):
         if path.suffix != ".pyc" and path.is_file():
             stat = path.stat()
-            found.append((str(path), stat.st_mtime_ns, stat.st_size))
-    return tuple(found)
+            files.append((str(path), stat.st_mtime_ns, stat.st_size))
+    return tuple(files)

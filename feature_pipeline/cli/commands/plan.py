@@ -29,21 +29,21 @@ def plan(hook: str, dataset: str | None, as_json: bool) -> None:
         raise InvalidInputError(f"hook {hook!r} declares no columns, so it has no table")
     output = Output(as_json)
     database = Database(settings.database_url())
-    found = plan_table(open_archive(), database, table_spec(definition))
+    table_plan = plan_table(open_archive(), database, table_spec(definition))
     undeclared = defined.undeclared(known_tables(database))
     for line in (
-        *plan_lines(found),
+        *plan_lines(table_plan),
         *elsewhere_lines(definition),
         *undeclared_lines(undeclared),
     ):
         output.say(line)
-    output.result({**found.to_json(), "undeclared": [table.name for table in undeclared]})
-    output.problems("damaged, and not in the plan", found.damaged)
-    output.problems("lost in the archive, and not in the plan", found.lost)
-    if not found.is_all:
+    output.result({**table_plan.to_json(), "undeclared": [table.name for table in undeclared]})
+    output.problems("damaged, and not in the plan", table_plan.damaged)
+    output.problems("lost in the archive, and not in the plan", table_plan.lost)
+    if not table_plan.is_all:
         output.warn("`feature-pipeline repair` shows what can be restored")
         raise SystemExit(DAMAGED)
-    if found.is_refused:
+    if table_plan.is_refused:
         raise SystemExit(1)
 
 

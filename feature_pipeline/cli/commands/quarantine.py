@@ -17,7 +17,7 @@ def quarantine(
     output = Output(as_json)
     store = open_archive()
     readable = readable_quarantined(store)
-    held, damage = list(readable.intact.values()), readable.damage
+    quarantined, damage = list(readable.intact.values()), readable.damage
     if requeue and is_discarded:
         raise InvalidInputError("give either --requeue or --discard")
     if (requeue or is_discarded) and bool(ids) == is_all:
@@ -39,7 +39,7 @@ def quarantine(
             " they named"
         )
     else:
-        shown = [entry for entry in held if not chosen or entry.id in chosen]
+        shown = [entry for entry in quarantined if not chosen or entry.id in chosen]
         for entry in shown:
             output.say(f"{entry.id}\n  since {instant_text(entry.quarantined_at)}: {entry.reason}")
         for entry_id, one in damage.items():

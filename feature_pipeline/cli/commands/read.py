@@ -73,11 +73,11 @@ def _lost(archive: Archive, features: Features, batches: Collection[str]) -> dic
     if not settings.optional(settings.DATABASE_URL):
         return {}
     from feature_pipeline.archive.maintenance.known import find_lost
-    from feature_pipeline.cli.databases import ask_configured_tables
+    from feature_pipeline.cli.databases import query_configured_tables
 
-    known = ask_configured_tables(Output(), features.dataset, features.hook, batches or None)
-    found = find_lost(archive.store, known.entries)
-    return {one.known.batch: str(one) for one in found if one.known.batch not in features.damage}
+    known = query_configured_tables(Output(), features.dataset, features.hook, batches or None)
+    lost = find_lost(archive.store, known.entries)
+    return {one.known.batch: str(one) for one in lost if one.known.batch not in features.damage}
 
 
 def _print(
@@ -178,7 +178,7 @@ def _limited(frame: Frame, max_rows: int | None) -> Iterator[pa.RecordBatch]:
 def _print_table(frame: Frame, max_rows: int) -> None:
     output = Output()
     names = frame.schema.names
-    found = [
+    rows = [
         row
         for piece in _limited(frame, max_rows + 1)
         for row in zip(*(column.to_pylist() for column in piece.columns), strict=True)
@@ -187,11 +187,11 @@ def _print_table(frame: Frame, max_rows: int) -> None:
     output.table(
         "",
         names,
-        [[exact(cell) for cell in row] for row in found[:max_rows]],
+        [[exact(cell) for cell in row] for row in rows[:max_rows]],
         right=[position for position, number in enumerate(is_number) if number],
     )
-    shown = min(len(found), max_rows)
-    output.say(counted(shown, "row") + ("; more are not shown" if len(found) > max_rows else ""))
+    shown = min(len(rows), max_rows)
+    output.say(counted(shown, "row") + ("; more are not shown" if len(rows) > max_rows else ""))
 
 
 def write_csv(schema: pa.Schema, pieces: Iterator[pa.RecordBatch], file: IO[bytes]) -> None:
@@ -231,10 +231,10 @@ WRITERS: Final[dict[str, Callable[[pa.Schema, Iterator[pa.RecordBatch], IO[bytes
 @contextmanager
 def _sink(path: Path | None) -> Iterator[IO[bytes]]:
     if path is None and sys.stdout.isatty():
-        with TemporaryFile() as held:
-            yield held
-            held.seek(0)
-            for line in held:
+        with TemporaryFile() as temporary:
+            yield temporary
+            temporary.seek(0)
+            for line in temporary:
                 sys.stdout.write(printable(line.decode(errors="replace")))
         return
     if path is None:

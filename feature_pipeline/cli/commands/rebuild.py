@@ -32,7 +32,7 @@ from feature_pipeline.projections.load import LoadReport
 from feature_pipeline.projections.rebuild import begin_rebuild, fill, load_again, past_spec
 from feature_pipeline.projections.switch.finalize import table_report
 
-_Tell: TypeAlias = Callable[[Iterator[LoadReport]], Generator[LoadReport]]
+_Reporter: TypeAlias = Callable[[Iterator[LoadReport]], Generator[LoadReport]]
 """Passes load reports through, and has reported them to Dagster when it ends or is closed."""
 
 
@@ -69,13 +69,15 @@ def rebuild(
             spec = table_spec(definition)
             if as_of is not None:
                 spec = past_spec(spec, as_of)
-            tell: _Tell | None = None
+            report_to_dagster: _Reporter | None = None
             if instance is not None:
                 uri = settings.S3Settings.from_environment().uri
-                tell = partial(
+                report_to_dagster = partial(
                     report_loads, instance, definition, archive_uri=uri, database=database
                 )
-            results.append(_rebuild(store, database, spec, batches, workers, output, tell))
+            results.append(
+                _rebuild(store, database, spec, batches, workers, output, report_to_dagster)
+            )
     output.table(
         "rebuilt",
         ["table", "batches", "rows", "rows/s", "seconds", "state"],
@@ -134,8 +136,8 @@ def _decode_again(
             finally:
                 steps.advance()
             if done.is_new or done.damage:
-                what = f"{counted(len(done.changed), 'record')} decoded differently"
-                output.say(f"{name}: batch {done.batch}: {done.damage or what}")
+                changes = f"{counted(len(done.changed), 'record')} decoded differently"
+                output.say(f"{name}: batch {done.batch}: {done.damage or changes}")
     return [
         f"{name}: the raw output of batch {batch!r} cannot be read again: {why}"
         for batch, why in problems.items()
@@ -149,13 +151,13 @@ def _rebuild(
     batches: tuple[str, ...],
     workers: int,
     output: Output,
-    tell: _Tell | None,
+    report_to_dagster: _Reporter | None,
 ) -> dict[str, Any]:
     started = time.monotonic()
     rows = loaded = 0
     problem = None
     try:
-        for report in _loads(store, database, spec, batches, workers, output, tell):
+        for report in _loads(store, database, spec, batches, workers, output, report_to_dagster):
             loaded += 1
             rows += report.rows
     except (ProjectionError, ConflictError, CorruptDataError) as error:
@@ -184,7 +186,7 @@ def _loads(
     batches: tuple[str, ...],
     workers: int,
     output: Output,
-    tell: _Tell | None,
+    report_to_dagster: _Reporter | None,
 ) -> Iterator[LoadReport]:
     """Rebuild the table, or only these batches of it, with a progress bar."""
     started = time.monotonic()
@@ -198,8 +200,8 @@ def _loads(
         count, reports = len(begun.batches), fill(store, database, begun, workers=workers)
     with ExitStack() as stack:
         steps = stack.enter_context(output.progress(spec.name, count))
-        if tell is not None:
-            reports = stack.enter_context(closing(tell(reports)))
+        if report_to_dagster is not None:
+            reports = stack.enter_context(closing(report_to_dagster(reports)))
         for done, report in enumerate(reports, 1):
             rows += report.rows
             elapsed = time.monotonic() - started

@@ -27,7 +27,7 @@ from feature_pipeline.archive.maintenance.repair import (
 from feature_pipeline.archive.query.api import Archive
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.cli.commands.verify import find_dataset, progress_of
-from feature_pipeline.cli.databases import ask_databases
+from feature_pipeline.cli.databases import query_databases
 from feature_pipeline.cli.output import DAMAGED, Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.project_hooks import project_hooks
@@ -55,7 +55,7 @@ def repair(
     store = open_archive()
     scope = Scope(find_dataset(store, hook, dataset, batch), hook, batch)
     second = None if second_url is None else Archive.open(second_url).store
-    known = ask_databases(output, scope.dataset)
+    known = query_databases(output, scope.dataset)
     sources = _sources(output, second, known)
     if accept_loss and not reason:
         raise InvalidInputError("--accept-loss needs --reason, which is stored permanently")

@@ -57,27 +57,28 @@ def retire(tables: tuple[str, ...], yes: bool, as_json: bool) -> None:
 
 
 def _candidates(defined: ProjectHooks, known: list[KnownTable]) -> list[KnownTable]:
-    return [table for table in known if defined.why_kept(table) is None]
+    return [table for table in known if defined.needed_by(table) is None]
 
 
-def _obstacle(defined: ProjectHooks, found: Retirement) -> str | None:
+def _obstacle(defined: ProjectHooks, retirement: Retirement) -> str | None:
     """Return why the table cannot be dropped; None if it can."""
-    name = found.table.name
-    if (kept := defined.why_kept(found.table)) is not None:
-        return f"table {name!r} is not dropped: {kept}"
-    if found.blocked:
-        return f"table {name!r} is not dropped: {', '.join(found.blocked)} uses it: drop that first"
+    name = retirement.table.name
+    if (needed := defined.needed_by(retirement.table)) is not None:
+        return f"table {name!r} is not dropped: {needed}"
+    if retirement.blocked:
+        users = ", ".join(retirement.blocked)
+        return f"table {name!r} is not dropped: {users} uses it: drop that first"
     return None
 
 
-def _line(found: Retirement, *, is_dropped: bool) -> str:
-    table = found.table
-    what = table.asset if table.as_of is None else f"{table.asset} as of {table.as_of.isoformat()}"
+def _line(retirement: Retirement, *, is_dropped: bool) -> str:
+    table = retirement.table
+    shown = table.asset if table.as_of is None else f"{table.asset} as of {table.as_of.isoformat()}"
     line = (
-        f"{table.name}: {what}; {counted(found.batches, 'batch')},"
-        f" {counted(found.rows, 'row')},"
-        f" {size(found.size_bytes)} in {counted(found.generations, 'generation')}"
+        f"{table.name}: {shown}; {counted(retirement.batches, 'batch')},"
+        f" {counted(retirement.rows, 'row')},"
+        f" {size(retirement.size_bytes)} in {counted(retirement.generations, 'generation')}"
     )
-    if found.left is not None:
-        line += f"; {found.left} is not the pipeline's and stays"
+    if retirement.left is not None:
+        line += f"; {retirement.left} is not the pipeline's and stays"
     return f"{line}: dropped" if is_dropped else line

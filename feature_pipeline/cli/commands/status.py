@@ -28,7 +28,7 @@ from feature_pipeline.projections.retire import known_tables
 if TYPE_CHECKING:
     from dagster import DagsterInstance
 
-    from feature_pipeline.orchestration.operations.status import HookStanding, Sources, Standing
+    from feature_pipeline.orchestration.operations.status import AssetStatus, HookStatus, Sources
 
 _COLUMNS = (
     *("batches", "archived", "missing", "failed", "stale", "old_release"),
@@ -36,7 +36,7 @@ _COLUMNS = (
 )
 _HEADINGS = {"old_release": "old", "to_load": "to load"}
 _COUNTS = ("records", "passed", "rejected", "errored", "rows")
-_ASKED_OF_DAGSTER = 20
+_MAX_DAGSTER_REASONS = 20
 """Of how many failed batches of an asset the reason is looked up in Dagster's events."""
 Names = Counter[tuple[str, str]]
 
@@ -50,8 +50,8 @@ def status(deep: bool, as_json: bool) -> None:
     store, database = open_archive(), Database(settings.database_url())
     waiting, readable = accept.waiting(store), readable_quarantined(store)
     quarantined = list(readable.intact.values())
-    held = [entry.inbox_entry() for entry in quarantined]
-    counters = {"waiting": _completions(waiting), "quarantined": _completions(held)}
+    quarantined_entries = [entry.inbox_entry() for entry in quarantined]
+    counters = {"waiting": _completions(waiting), "quarantined": _completions(quarantined_entries)}
     with ExitStack() as stack:
         instance = configured_instance(stack)
         defined = project_hooks()
@@ -130,19 +130,19 @@ def _repeats(instance: "DagsterInstance") -> list[dict[str, str]]:
     ]
 
 
-def _failures(standing: "Standing", instance: "DagsterInstance | None") -> dict[str, str]:
+def _failures(state: "AssetStatus", instance: "DagsterInstance | None") -> dict[str, str]:
     """Why each failed batch failed; Dagster is asked about the first few that the log knows not."""
     from feature_pipeline.orchestration.sensors.repeat_causes import last_failure
 
     reasons: dict[str, str] = {}
-    asked = 0
-    for batch, facts in standing.facts.items():
+    looked_up = 0
+    for batch, facts in state.facts.items():
         if not facts.is_failed or facts.problem is not None:
             continue
         reason = facts.failure
-        if reason is None and instance is not None and asked < _ASKED_OF_DAGSTER:
-            asked += 1
-            reason = last_failure(instance, standing.key, batch)
+        if reason is None and instance is not None and looked_up < _MAX_DAGSTER_REASONS:
+            looked_up += 1
+            reason = last_failure(instance, state.key, batch)
         reasons[batch] = reason or "its last Dagster run failed; its page in the UI says why"
     return reasons
 
@@ -160,20 +160,20 @@ def _hook(
     is_deep: bool,
     counters: dict[str, Names],
 ) -> dict[str, Any]:
-    from feature_pipeline.orchestration.operations.status import hook_standing
+    from feature_pipeline.orchestration.operations.status import hook_status
 
-    standing = hook_standing(sources, definition, folder, is_deep=is_deep)
-    features, table = standing.features, standing.table
+    state = hook_status(sources, definition, folder, is_deep=is_deep)
+    features, table = state.features, state.table
     row: dict[str, Any] = {
         "dataset": definition.dataset,
         "hook": definition.name,
         "batches": len(features.facts),
-        "archived": len(standing.heads),
+        "archived": len(state.heads),
         **_reasons(features),
-        "damaged": len(standing.damaged),
-        "lost": len(standing.lost),
-        "damaged_batches": dict(standing.damaged),
-        "lost_batches": dict(standing.lost),
+        "damaged": len(state.damaged),
+        "lost": len(state.lost),
+        "damaged_batches": dict(state.damaged),
+        "lost_batches": dict(state.lost),
         "failures": _failures(features, sources.instance),
         **{name: counts[definition.dataset, definition.name] for name, counts in counters.items()},
     }
@@ -186,18 +186,18 @@ def _hook(
                 "name": definition.table_name,
                 **_reasons(table),
                 "failures": _failures(table, sources.instance),
-                "left_out": dict(standing.left_out),
+                "left_out": dict(state.left_out),
             },
         }
     if is_deep:
-        row |= {**archive_counts(standing), "errored_records": dict(standing.errored)}
+        row |= {**archive_counts(state), "errored_records": dict(state.errored)}
     return row
 
 
-def _reasons(standing: "Standing") -> dict[str, int]:
+def _reasons(state: "AssetStatus") -> dict[str, int]:
     from feature_pipeline.orchestration.operations.status import Reason
 
-    return {r.value.replace("-", "_"): len(standing.batches(r)) for r in Reason}
+    return {r.value.replace("-", "_"): len(state.batches(r)) for r in Reason}
 
 
 def _show(output: Output, hooks: list[dict[str, Any]], is_deep: bool) -> None:
@@ -219,7 +219,7 @@ def _show(output: Output, hooks: list[dict[str, Any]], is_deep: bool) -> None:
             )
 
 
-def archive_counts(standing: "HookStanding") -> dict[str, int]:
+def archive_counts(state: "HookStatus") -> dict[str, int]:
     """Sum up the counts of the current artifacts' records, without damaged artifacts."""
-    counts = standing.counts.values()
+    counts = state.counts.values()
     return {name: sum(getattr(count, name) for count in counts) for name in _COUNTS}

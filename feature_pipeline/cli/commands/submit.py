@@ -38,8 +38,8 @@ def submit(
     check_dataset(dataset)
     if batch is not None:
         check_batch_key(batch)
-    found = read_records(path, exclude)
-    records = found.records
+    local = read_records(path, exclude)
+    records = local.records
     groups = [records[i : i + batch_size] for i in range(0, len(records), batch_size)]
     for group in groups:
         check_folders([record.id for record in group])
@@ -57,13 +57,13 @@ def submit(
         ["batch", "records", "digest"],
         [[item["batch"], item["records"], str(item["digest"])[:19]] for item in submitted],
     )
-    if found.left_out:
-        output.say(f"Left out by --exclude: {', '.join(found.left_out)}")
+    if local.left_out:
+        output.say(f"Left out by --exclude: {', '.join(local.left_out)}")
     output.say(
         "They wait in the inbox for the inbox sensor, which runs while Dagster's daemon does and"
         " the code location loads. `feature-pipeline status` shows what waits."
     )
-    output.result({"dataset": dataset, "batches": submitted, "left_out": found.left_out})
+    output.result({"dataset": dataset, "batches": submitted, "left_out": local.left_out})
 
 
 def check_budget(store: BlobStore, dataset: str, more: int) -> None:

@@ -8,7 +8,7 @@ from feature_pipeline.archive.inspection.findings import Scope
 from feature_pipeline.archive.inspection.verify import verify as verify_archive
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.store.base import BlobStore
-from feature_pipeline.cli.databases import ask_databases
+from feature_pipeline.cli.databases import query_databases
 from feature_pipeline.cli.output import Output, size
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import InvalidInputError, NotFoundError
@@ -42,7 +42,7 @@ def verify(
             progress=progress,
             restore_checksums=restore_checksums,
         )
-    report = ask_databases(output, scope.dataset).add_lost(report, store)
+    report = query_databases(output, scope.dataset).add_lost(report, store)
     if report.findings:
         output.table(
             counted(len(report.findings), "damaged or missing object"),
@@ -73,7 +73,7 @@ def progress_of(output: Output, description: str) -> Iterator[Callable[[int, int
 
         def advance(done: int, total: int) -> None:
             nonlocal shown
-            steps.expect(total)
+            steps.set_total(total)
             steps.advance(done - shown)
             shown = done
 
@@ -97,11 +97,11 @@ def find_dataset(
         if (hook is None or hook in log.hooks(store, name))
         and (batch is None or _has_batch(store, name, batch))
     ]
-    what = f"hook {hook!r}" if batch is None else f"batch {batch!r}"
+    subject = f"hook {hook!r}" if batch is None else f"batch {batch!r}"
     if not datasets:
-        raise NotFoundError(f"no dataset of the archive has {what}")
+        raise NotFoundError(f"no dataset of the archive has {subject}")
     if len(datasets) > 1:
-        raise InvalidInputError(f"{what} is in {', '.join(datasets)}: say which with --dataset")
+        raise InvalidInputError(f"{subject} is in {', '.join(datasets)}: say which with --dataset")
     return datasets[0]
 
 

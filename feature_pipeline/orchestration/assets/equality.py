@@ -8,7 +8,7 @@ import dagster as dg
 
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.model.counted import counted
-from feature_pipeline.orchestration.events.check_history import NAMED_BATCHES, named_before
+from feature_pipeline.orchestration.events.check_history import NAMED_BATCHES, previously_named
 from feature_pipeline.orchestration.keys import table_key
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def judge_equality(
     from feature_pipeline.projections.switch.finalize import table_report
 
     if batches is not None:
-        batches = sorted({*batches, *named_before(instance, equality_key(spec), "batches")})
+        batches = sorted({*batches, *previously_named(instance, equality_key(spec), "batches")})
     report = table_report(store, database, spec)
     if report is None or report.live is None:
         progress = check_progress(store, database, spec, batches)

@@ -146,7 +146,7 @@ def _aborted(error: "HookAborted") -> dg.Failure:
     )
 
 
-def _keep_cancelled(
+def _publish_cancelled(
     context: dg.AssetExecutionContext, store: BlobStore, cancelled: "Execution"
 ) -> None:
     """Append a cancelled run to its batch's log, without waiting for an unavailable store.
@@ -156,7 +156,7 @@ def _keep_cancelled(
     from feature_pipeline.compute.publish_run import publish_with_retry
 
     try:
-        kept = publish_with_retry(
+        stored_run = publish_with_retry(
             store,
             cancelled,
             context.run.run_id,
@@ -169,8 +169,8 @@ def _keep_cancelled(
         return
     context.log.info(
         "hook run %s was cancelled; its output and log are kept in manifest %s",
-        kept.entry.completion,
-        kept.published.manifest_digest,
+        stored_run.entry.completion,
+        stored_run.published.manifest_digest,
     )
 
 
@@ -314,7 +314,7 @@ def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefiniti
                         dagster_run_id=context.run.run_id,
                     )
                     if cancelled is not None:
-                        _keep_cancelled(context, store, cancelled)
+                        _publish_cancelled(context, store, cancelled)
                 else:
                     # Its containers may go on, and the next worker of this batch attaches to them.
                     claim.abandon()

@@ -100,7 +100,7 @@ class FeaturePartitions(Mapping[str, "pa.Table"]):
             raise self._missing([batch])
         return read.manifest_of(self.store, head)
 
-    def looked_up(self, *, allow_missing: bool) -> "FeaturePartitions":
+    def with_heads(self, *, allow_missing: bool) -> "FeaturePartitions":
         """Return the same partitions with their current heads, without those that have none.
 
         Raises:
@@ -115,9 +115,9 @@ class FeaturePartitions(Mapping[str, "pa.Table"]):
 
     def _missing(self, batches: Sequence[str]) -> NotFoundError:
         named = ", ".join(map(repr, batches))
-        what = f"batch {named}" if len(batches) == 1 else f"{len(batches)} batches: {named}"
+        subject = f"batch {named}" if len(batches) == 1 else f"{len(batches)} batches: {named}"
         return NotFoundError(
-            f"hook {self.hook!r} has no current artifact for {what}; materialize"
+            f"hook {self.hook!r} has no current artifact for {subject}; materialize"
             f" {self.dataset}/features/{self.hook} for them, or give the input"
             f' metadata={{"{ALLOW_MISSING}": True}} to skip them'
         )
@@ -184,14 +184,14 @@ class FeatureIOManager(dg.ConfigurableIOManager):
         from feature_pipeline.compute.publish_run import publish_with_retry
 
         plan = obj.plan
-        kept = publish_with_retry(
+        stored_run = publish_with_retry(
             store,
             done,
             obj.request_id,
             context.log.warning,
             lambda: self._is_cancelled(context, obj.request_id),
         )
-        published, entry, failure = kept.published, kept.entry, done.artifact.failure
+        published, entry, failure = stored_run.published, stored_run.entry, done.artifact.failure
         if obj.workspace is not None:
             obj.workspace.forget_attempts()
         if failure is not None:
@@ -230,8 +230,8 @@ class FeatureIOManager(dg.ConfigurableIOManager):
         )
         uri = f"{self.archive.uri}/{layout.blob(digest)}"
         metadata: dict[str, Any] = dict(artifact_metadata(self.archive.uri, digest, manifest, uri))
-        for what, count in reasons_of(obj.plan).items():
-            metadata[what] = dg.MetadataValue.int(count)
+        for subject, count in reasons_of(obj.plan).items():
+            metadata[subject] = dg.MetadataValue.int(count)
         metadata["written"] = dg.MetadataValue.bool(obj.execution is not None)
         if obj.execution is not None and obj.execution.hook_run is not None:
             metadata.update(attempts_table(obj.execution.hook_run))
@@ -274,7 +274,7 @@ class FeatureIOManager(dg.ConfigurableIOManager):
             )
         allow_missing = bool(context.definition_metadata.get(ALLOW_MISSING, False))
         if wanted is not FeaturePartitions or allow_missing:
-            partitions = partitions.looked_up(allow_missing=allow_missing)
+            partitions = partitions.with_heads(allow_missing=allow_missing)
         if skipped := len(batches) - len(partitions):
             context.log.warning(
                 "%d of %d batches have no features and are skipped", skipped, len(batches)

@@ -25,7 +25,7 @@ from feature_pipeline.orchestration.dagster_internals import (
     PRIORITY_TAG,
 )
 from feature_pipeline.orchestration.events.backfill_request import request_backfill
-from feature_pipeline.orchestration.events.check_history import NAMED_BATCHES, named_before
+from feature_pipeline.orchestration.events.check_history import NAMED_BATCHES, previously_named
 from feature_pipeline.orchestration.events.materializations import report_events
 from feature_pipeline.orchestration.events.metadata import (
     Metadata,
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 PROGRESS_CHECK = "progress"
 GENERATION_CHECK = "generation"
-_TOLD_AT_ONCE = 64
+_REPORTED_AT_ONCE = 64
 """Number of loads whose events are stored together, with two queries to Dagster."""
 _SHOWN_ENTRIES = ("dagster/column_schema", "dagster/row_count")
 BATCHES_PER_RUN = 500
@@ -228,7 +228,9 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
             # The UI reads columns, lineage and the number of rows from the latest event alone: one
             # a run is enough, and what is shown is known once the load has ended.
             yield loaded(last, shown_metadata(target, definition))
-        before = named_before(context.instance, dg.AssetCheckKey(key, PROGRESS_CHECK), "batches")
+        before = previously_named(
+            context.instance, dg.AssetCheckKey(key, PROGRESS_CHECK), "batches"
+        )
         progress = check_progress(store, target, spec, {*batches, *before})
         yield dg.AssetCheckResult(
             asset_key=key,
@@ -367,8 +369,8 @@ def load_tags(
         event: The latest event of the features' partition, if Dagster has one.
     """
     content = str(report.content_digest)
-    says_so = event is not None and event.data_version == content
-    read = InputVersion(content, event.storage_id if event is not None and says_so else None)
+    is_same = event is not None and event.data_version == content
+    read = InputVersion(content, event.storage_id if event is not None and is_same else None)
     return event_tags(report.data_version, code_version, {source: read})
 
 
@@ -409,18 +411,18 @@ def report_loads(
     unreported: list[LoadReport] = []
     try:
         for report in reports:
-            if len(unreported) == _TOLD_AT_ONCE:
-                _tell(instance, definition, unreported, archive_uri, {})
+            if len(unreported) == _REPORTED_AT_ONCE:
+                _report_missing(instance, definition, unreported, archive_uri, {})
                 unreported = []
             unreported.append(report)
             yield report
     finally:
         shown = shown_metadata(database, definition) if unreported else {}
-        if unreported and not _tell(instance, definition, unreported, archive_uri, shown):
+        if unreported and not _report_missing(instance, definition, unreported, archive_uri, shown):
             report_shown(instance, definition, database, archive_uri)
 
 
-def _tell(
+def _report_missing(
     instance: dg.DagsterInstance,
     definition: HookDefinition,
     reports: "Sequence[LoadReport]",

@@ -29,7 +29,7 @@ NAMELESS: Final = "wrong_definitions"
 
 
 def wrong_definition_assets(
-    wrong: Iterable[WrongDefinition], taken: Collection[dg.AssetKey] = ()
+    wrong: Iterable[WrongDefinition], declared: Collection[dg.AssetKey] = ()
 ) -> list[dg.AssetsDefinition]:
     """Return the assets of each hook, or one asset for a definition without names of its own.
 
@@ -39,7 +39,7 @@ def wrong_definition_assets(
     """
     assets: dict[dg.AssetKey, dg.AssetsDefinition] = {}
     for each in wrong:
-        if not _add_hook(assets, each, taken):
+        if not _add_hook(assets, each, declared):
             key = dg.AssetKey([NAMELESS, each.path.parent.name, each.path.stem])
             assets.setdefault(key, _asset(key, each, None, []))
     return list(assets.values())
@@ -48,15 +48,15 @@ def wrong_definition_assets(
 def _add_hook(
     assets: dict[dg.AssetKey, dg.AssetsDefinition],
     wrong: WrongDefinition,
-    taken: Collection[dg.AssetKey],
+    declared: Collection[dg.AssetKey],
 ) -> bool:
     """Add the hook's assets; False if it has no name, or that of a usable hook."""
     dataset, name, table = map(_checked, (wrong.dataset, wrong.name, wrong.table))
-    if dataset is None or name is None or (key := features_key(dataset, name)) in taken:
+    if dataset is None or name is None or (key := features_key(dataset, name)) in declared:
         return False
     assets.setdefault(key, _asset(key, wrong, dataset, [records_key(dataset)]))
     below = table_key(dataset, table or name)
-    if below not in taken:
+    if below not in declared:
         assets.setdefault(below, _asset(below, wrong, dataset, [key]))
     return True
 

@@ -11,11 +11,11 @@ from feature_pipeline.model.definition import HookDefinition
 from feature_pipeline.model.quoting import quoted
 from feature_pipeline.orchestration.events.check_history import (
     NAMED_BATCHES,
-    named_before,
+    earlier_values,
+    previously_named,
     run_batches,
-    said_before,
 )
-from feature_pipeline.orchestration.events.known import ask_databases
+from feature_pipeline.orchestration.events.known import query_databases
 from feature_pipeline.orchestration.keys import features_key
 from feature_pipeline.orchestration.markdown import code, plain
 from feature_pipeline.orchestration.resources import ArchiveResource, DatabaseResource
@@ -63,7 +63,7 @@ def verify_job() -> dg.JobDefinition:
 
         store = archive.store()
         report = verify(store, scope, sample=config.sample, progress=progress)
-        known = ask_databases(database.database(), context.instance, scope)
+        known = query_databases(database.database(), context.instance, scope)
         report = known.add_lost(report, store)
         context.log.info(report.summary())
         for note in report.notes:
@@ -121,10 +121,10 @@ def census_job() -> dg.JobDefinition:
             " and fails if entries are lost."
         ),
     )
-    def take() -> None:
+    def compare_with_census() -> None:
         compare_logs()
 
-    return take
+    return compare_with_census
 
 
 def census_schedule() -> dg.ScheduleDefinition:
@@ -167,9 +167,9 @@ def integrity_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefin
         if batches is None:
             scopes, names = [whole], None
         else:
-            names = sorted({*batches, *named_before(context.instance, key, "batches")})
+            names = sorted({*batches, *previously_named(context.instance, key, "batches")})
             scopes = [Scope(dataset, hook, batch) for batch in names]
-        known = ask_databases(database.database(), context.instance, whole, names)
+        known = query_databases(database.database(), context.instance, whole, names)
         reports = [known.add_lost(verify(store, scope), store) for scope in scopes]
         if batches is None:
             all_of_it = _all_of_it(reports[0])
@@ -209,7 +209,7 @@ def _read_before(instance: dg.DagsterInstance, key: dg.AssetCheckKey) -> dict[st
     """Return the result of the last full check, which later evaluations have carried along."""
     evaluations = [
         evaluations
-        for evaluations in said_before(instance, key, _ALL_OF_IT)
+        for evaluations in earlier_values(instance, key, _ALL_OF_IT)
         if isinstance(evaluations, dict)
     ]
     return max(evaluations, key=lambda each: str(each["at"]), default={"at": "", "wrong": ""})

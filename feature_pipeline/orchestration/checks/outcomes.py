@@ -23,7 +23,7 @@ from feature_pipeline.orchestration.checks.thresholds import Level, RowChange, j
 from feature_pipeline.orchestration.dagster_internals import UnresolvedAssetJobDefinition
 from feature_pipeline.orchestration.events.check_history import (
     NAMED_BATCHES,
-    named_before,
+    previously_named,
     run_batches,
 )
 from feature_pipeline.orchestration.keys import features_key, table_key
@@ -62,17 +62,17 @@ def feature_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinit
             name: sum(getattr(count, name) for count in counts.values())
             for name in ("records", "passed", "rejected", "errored", "rows")
         }
-        said = [
+        sentences = [
             f"of {counted(totals['records'], 'record')}, {totals['errored']} errored and"
             f" {totals['rejected']} rejected; above a threshold: {len(judgement.failing)} of"
             f" {counted(len(counts), 'batch')}"
         ]
         if damaged:
-            said.append(
+            sentences.append(
                 f"{counted(len(damaged), 'batch')} damaged or lost in the archive, and not checked"
             )
         if change is not None:
-            said.append(f"against the previous release, {change}")
+            sentences.append(f"against the previous release, {change}")
         shown = list(judgement.failing.items())[:NAMED_BATCHES]
         return dg.AssetCheckResult(
             passed=judgement.level is Level.FINE and not damaged,
@@ -81,7 +81,7 @@ def feature_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinit
                 if judgement.level is Level.FAIL or damaged
                 else dg.AssetCheckSeverity.WARN
             ),
-            description="; ".join(said),
+            description="; ".join(sentences),
             metadata={
                 **totals,
                 "batches": len(counts),
@@ -106,10 +106,10 @@ def _counts(
     readable = log.readable_heads(store, dataset, hook, batches)
     damaged = {batch: str(damage.error) for batch, damage in readable.damage.items()}
     counts: dict[str, OutcomeCounts] = {}
-    found = map_threads(
+    manifests = map_threads(
         lambda head: _try(lambda: read.manifest_of(store, head)), readable.intact.values()
     )
-    for batch, manifest in zip(readable.intact, found, strict=True):
+    for batch, manifest in zip(readable.intact, manifests, strict=True):
         if isinstance(manifest, Manifest):
             counts[batch] = manifest.counts
         else:
@@ -136,7 +136,9 @@ def _to_judge(
     if batches is None or definition.checks.row_count_change.is_set:
         return None
     key = dg.AssetCheckKey(features_key(definition.dataset, definition.name), OUTCOMES_CHECK)
-    before = (named_before(context.instance, key, what) for what in ("failing_batches", "damaged"))
+    before = (
+        previously_named(context.instance, key, entry) for entry in ("failing_batches", "damaged")
+    )
     return {*batches, *itertools.chain(*before)}
 
 
@@ -210,11 +212,11 @@ def row_change(
         earlier = [entry for entry in entries if entry.release != head.release]
         if head.release_seq == newest and earlier:
             before[batch] = known.manifest_now(earlier[-1].manifest)
-    found = map_threads(
+    manifests = map_threads(
         lambda digest: _try(lambda: read.read_manifest(store, digest)), before.values()
     )
     rows: dict[str, int] = {}
-    for batch, manifest in zip(before, found, strict=True):
+    for batch, manifest in zip(before, manifests, strict=True):
         if isinstance(manifest, Manifest):
             rows[batch] = manifest.counts.rows
         else:
@@ -249,7 +251,7 @@ def table_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinitio
         archive: ArchiveResource,
         database: DatabaseResource,
     ) -> dg.AssetCheckResult:
-        found = judge_equality(
+        judgement = judge_equality(
             archive.store(),
             database.database(),
             context.instance,
@@ -257,7 +259,7 @@ def table_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinitio
             run_batches(context, definition.dataset),
         )
         return dg.AssetCheckResult(
-            passed=found.passed, description=found.description, metadata=found.metadata
+            passed=judgement.passed, description=judgement.description, metadata=judgement.metadata
         )
 
     return [equals_archive]

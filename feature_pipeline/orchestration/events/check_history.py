@@ -25,7 +25,7 @@ def run_batches(context: dg.AssetCheckExecutionContext, dataset: str) -> list[st
     return partitions_of_run(context.instance, dataset, context.run)
 
 
-def said_before(
+def earlier_values(
     instance: dg.DagsterInstance, key: dg.AssetCheckKey, entry: str
 ) -> Iterator[object]:
     """Yield the values of one metadata entry in a check's earlier evaluations."""
@@ -39,11 +39,11 @@ def said_before(
                 yield value.value
 
 
-def named_before(instance: dg.DagsterInstance, key: dg.AssetCheckKey, entry: str) -> set[str]:
+def previously_named(instance: dg.DagsterInstance, key: dg.AssetCheckKey, entry: str) -> set[str]:
     """Return the batches that earlier evaluations named in an entry of their metadata."""
     return {
         str(batch)
-        for named in said_before(instance, key, entry)
+        for named in earlier_values(instance, key, entry)
         if isinstance(named, dict | list)
         for batch in named
     }
@@ -66,7 +66,7 @@ def report_named(
         descriptions: The problem; the text for a pass if there are none.
     """
     named = list(batches[:NAMED_BATCHES])
-    if named == next(said_before(instance, key, entry), []):
+    if named == next(earlier_values(instance, key, entry), []):
         return
     wrong, right = descriptions
     instance.report_runless_asset_event(

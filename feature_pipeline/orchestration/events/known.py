@@ -82,7 +82,7 @@ def known_batches(
     return list(known_partitions(instance, records_key(dataset), names).batches(dataset))
 
 
-def ask_dagster(
+def query_dagster(
     instance: dg.DagsterInstance,
     dataset: str | None = None,
     hook: str | None = None,
@@ -109,7 +109,7 @@ def ask_dagster(
     return Knowledge(entries, batches)
 
 
-def ask_databases(
+def query_databases(
     database: "Database",
     instance: dg.DagsterInstance,
     scope: "Scope",
@@ -123,12 +123,12 @@ def ask_databases(
         scope: The part.
         names: Only of these batches; of the scope's if None.
     """
-    from feature_pipeline.projections.catalog.known import ask_tables
+    from feature_pipeline.projections.catalog.known import query_tables
 
     if names is None and scope.batch is not None:
         names = [scope.batch]
-    tables = ask_tables(database, scope.dataset, scope.hook, names)
-    return tables.joined(ask_dagster(instance, scope.dataset, scope.hook, names))
+    tables = query_tables(database, scope.dataset, scope.hook, names)
+    return tables.joined(query_dagster(instance, scope.dataset, scope.hook, names))
 
 
 def _digest(event: PartitionEvent) -> Digest | None:

@@ -69,13 +69,13 @@ def features_events(
             prevent the others from being reported.
     """
     manifests: dict[str, Manifest] = {}
-    for batch, found in zip(
+    for batch, manifest_or_error in zip(
         heads, map_threads(lambda head: _manifest(store, head), heads.values()), strict=True
     ):
-        if isinstance(found, Manifest):
-            manifests[batch] = found
+        if isinstance(manifest_or_error, Manifest):
+            manifests[batch] = manifest_or_error
         else:
-            damaged[batch] = str(found)
+            damaged[batch] = str(manifest_or_error)
     if not manifests:
         return {}
     records = latest_events(instance, records_key(dataset), heads)

@@ -57,7 +57,7 @@ def cancelled_partitions(instance: dg.DagsterInstance, key: dg.AssetKey) -> dict
     In seconds since the epoch. Only the last cancelled runs and backfills are read; the caller must
     check whether their partitions were requested again since.
     """
-    found: dict[str, float] = {}
+    cancelled: dict[str, float] = {}
     dataset = key.path[0]
     for run in _cancelled_runs(instance):
         if key not in run.assets:
@@ -69,7 +69,7 @@ def cancelled_partitions(instance: dg.DagsterInstance, key: dg.AssetKey) -> dict
         else:
             continue
         for partition in partitions:
-            found[partition] = max(run.at, found.get(partition, 0.0))
+            cancelled[partition] = max(run.at, cancelled.get(partition, 0.0))
     statuses = [BulkActionStatus.CANCELING, BulkActionStatus.CANCELED]
     for backfill in instance.get_backfills(
         filters=BulkActionsFilter(statuses=statuses), limit=_BACKFILLS_REMEMBERED
@@ -81,8 +81,8 @@ def cancelled_partitions(instance: dg.DagsterInstance, key: dg.AssetKey) -> dict
         )
         # Also those whose runs were not begun: that is most of a large backfill.
         for partition in _targets_once(backfill, key):
-            found[partition] = max(at, found.get(partition, 0.0))
-    return found
+            cancelled[partition] = max(at, cancelled.get(partition, 0.0))
+    return cancelled
 
 
 def partitions_under_way(instance: dg.DagsterInstance, key: dg.AssetKey) -> set[str]:
@@ -99,9 +99,9 @@ def partitions_under_way(instance: dg.DagsterInstance, key: dg.AssetKey) -> set[
 
 def _cancelled_runs(instance: dg.DagsterInstance) -> Iterator[_CancelledRun]:
     ids = instance.get_run_ids(dg.RunsFilter(statuses=_CANCELLED), limit=_RUNS_REMEMBERED)
-    held = {run_id: _runs.get(run_id) for run_id in ids}
-    yield from (run for run in held.values() if run is not None)
-    unread = [run_id for run_id, run in held.items() if run is None]
+    known = {run_id: _runs.get(run_id) for run_id in ids}
+    yield from (run for run in known.values() if run is not None)
+    unread = [run_id for run_id, run in known.items() if run is None]
     given_up = _given_up(instance) if unread else ()
     for start in range(0, len(unread), _AT_ONCE):
         for record in instance.get_run_records(
@@ -128,8 +128,8 @@ def _given_up(instance: dg.DagsterInstance) -> set[str]:
     It gives one up when the code location does not load, for example. No user asked for that.
     """
     filters = BulkActionsFilter(statuses=[BulkActionStatus.FAILING, BulkActionStatus.FAILED])
-    found = instance.get_backfills(filters=filters, limit=_BACKFILLS_REMEMBERED)
-    return {backfill.backfill_id for backfill in found}
+    backfills = instance.get_backfills(filters=filters, limit=_BACKFILLS_REMEMBERED)
+    return {backfill.backfill_id for backfill in backfills}
 
 
 def _named(run: dg.DagsterRun) -> tuple[str | None, tuple[str, str] | None]:

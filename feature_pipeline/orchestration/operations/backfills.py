@@ -18,10 +18,10 @@ from feature_pipeline.orchestration.dagster_internals import (
 from feature_pipeline.orchestration.events.backfill_request import request_backfill
 from feature_pipeline.orchestration.keys import features_key, table_key
 from feature_pipeline.orchestration.operations.status import (
+    AssetStatus,
     BatchFacts,
-    HookStanding,
+    HookStatus,
     Reason,
-    Standing,
 )
 
 SELECT_TAG: Final = "feature_pipeline/select"
@@ -39,7 +39,7 @@ class Select(StrEnum):
     OLD_RELEASE = "old-release"
     ALL = "all"
 
-    def takes(self, facts: BatchFacts) -> bool:
+    def selects(self, facts: BatchFacts) -> bool:
         """Return whether it selects a partition with these facts."""
         return self is Select.ALL or Reason(self.value) in facts.reasons()
 
@@ -152,7 +152,7 @@ class BackfillPlan:
 
 def plan_backfill(
     select: Select,
-    chosen: Iterable[tuple[Target, HookStanding]],
+    chosen: Iterable[tuple[Target, HookStatus]],
     partitions: Mapping[str, Collection[str]],
 ) -> BackfillPlan:
     """Select the partitions of a backfill, features and tables in one.
@@ -167,42 +167,42 @@ def plan_backfill(
         chosen: The assets, and the state of their batches.
         partitions: By dataset, the keys that Dagster has.
     """
-    standings = list(chosen)
+    statuses = list(chosen)
     notes: list[str] = []
     features: dict[tuple[str, str], list[str]] = {}
-    for target, standing in _inputs_first(standings):
-        name = standing.definition.dataset, standing.definition.name
+    for target, status in _inputs_first(statuses):
+        name = status.definition.dataset, status.definition.name
         if target.features:
-            wanted = _feature_batches(select, target, standing, features, notes)
+            wanted = _feature_batches(select, target, status, features, notes)
             known = partitions.get(name[0], ())
-            features[name] = _launchable(select, standing.features, wanted, known, notes)
-            _note_release(standing, features[name], notes)
+            features[name] = _launchable(select, status.features, wanted, known, notes)
+            _note_release(status, features[name], notes)
     parts = []
-    for target, standing in standings:
-        name = standing.definition.dataset, standing.definition.name
+    for target, status in statuses:
+        name = status.definition.dataset, status.definition.name
         computed = features.get(name, [])
-        parts.append(AssetPart(standing.features.key, tuple(computed)))
-        if target.table and standing.table is not None:
-            own = {b for b, facts in standing.table.facts.items() if select.takes(facts)}
+        parts.append(AssetPart(status.features.key, tuple(computed)))
+        if target.table and status.table is not None:
+            own = {b for b, facts in status.table.facts.items() if select.selects(facts)}
             own.update(computed)
-            wanted = [b for b in standing.features.facts if b in own]
+            wanted = [b for b in status.features.facts if b in own]
             known = partitions.get(name[0], ())
-            loaded = _launchable(select, standing.table, wanted, known, notes)
-            parts.append(AssetPart(standing.table.key, tuple(loaded)))
+            loaded = _launchable(select, status.table, wanted, known, notes)
+            parts.append(AssetPart(status.table.key, tuple(loaded)))
     return BackfillPlan(select, tuple(part for part in parts if part.batches), tuple(notes))
 
 
 def _inputs_first(
-    standings: Sequence[tuple[Target, HookStanding]],
-) -> list[tuple[Target, HookStanding]]:
+    statuses: Sequence[tuple[Target, HookStatus]],
+) -> list[tuple[Target, HookStatus]]:
     """Return hooks after those whose features they take, so that these are known to be computed."""
-    left = {(s.definition.dataset, s.definition.name): (target, s) for target, s in standings}
+    left = {(s.definition.dataset, s.definition.name): (target, s) for target, s in statuses}
     done = []
     while left:
         ready = [
             name
-            for name, (_, standing) in left.items()
-            if not any((name[0], source) in left for source in standing.definition.inputs)
+            for name, (_, status) in left.items()
+            if not any((name[0], source) in left for source in status.definition.inputs)
         ]
         # Definitions whose inputs make a cycle are refused when they are loaded.
         done += [left.pop(name) for name in ready or list(left)]
@@ -212,12 +212,12 @@ def _inputs_first(
 def _feature_batches(
     select: Select,
     target: Target,
-    standing: HookStanding,
+    status: HookStatus,
     features: Mapping[tuple[str, str], Sequence[str]],
     notes: list[str],
 ) -> list[str]:
-    definition, key = standing.definition, standing.features.key.to_user_string()
-    batches = [b for b, facts in standing.features.facts.items() if select.takes(facts)]
+    definition, key = status.definition, status.features.key.to_user_string()
+    batches = [b for b, facts in status.features.facts.items() if select.selects(facts)]
     if definition.compute is Compute.ELSEWHERE:
         if batches:
             notes.append(
@@ -226,7 +226,7 @@ def _feature_batches(
             )
         return []
     if definition.compute is not Compute.AUTOMATICALLY and not target.is_named:
-        not_computed = {b for b in batches if not standing.features.facts[b].is_there}
+        not_computed = {b for b in batches if not status.features.facts[b].is_there}
         if not_computed:
             notes.append(
                 f"{key}: {counted(len(not_computed), 'batch')} not computed yet left out: it"
@@ -234,7 +234,7 @@ def _feature_batches(
             )
         batches = [b for b in batches if b not in not_computed]
     blocked: set[str] = set()
-    for source, absent in standing.without_input.items():
+    for source, absent in status.without_input.items():
         coming = set(features.get((definition.dataset, source), ()))
         blocked.update(b for b in batches if b in absent and b not in coming)
     if blocked:
@@ -247,7 +247,7 @@ def _feature_batches(
 
 def _launchable(
     select: Select,
-    asset: Standing,
+    asset: AssetStatus,
     batches: Sequence[str],
     known: Collection[str],
     notes: list[str],
@@ -266,9 +266,9 @@ def _launchable(
     return [b for b in batches if b not in left_out]
 
 
-def _note_release(standing: HookStanding, computed: Sequence[str], notes: list[str]) -> None:
-    if computed and not standing.is_registered:
-        document = standing.release.document
+def _note_release(status: HookStatus, computed: Sequence[str], notes: list[str]) -> None:
+    if computed and not status.is_registered:
+        document = status.release.document
         notes.append(
             f"{document.dataset}/{document.hook}: release {document.version} as it is declared is"
             " not the last one registered; the first run registers it. Dagster must have loaded"

@@ -151,23 +151,23 @@ def reconcile(
 def _add_table(
     drift: Drift,
     definition: HookDefinition,
-    found: TableDrift,
+    table_drift: TableDrift,
     heads: Mapping[str, FeatureEntry],
 ) -> None:
     key = table_key(definition.dataset, definition.table_name).to_user_string()
     for kind, batches in (
-        (drift.tables, found.to_load),
-        (drift.unloaded, found.unloaded),
-        (drift.table_events, found.reported),
-        (drift.changed, found.changed),
-        (drift.unfounded, found.unfounded),
+        (drift.tables, table_drift.to_load),
+        (drift.unloaded, table_drift.unloaded),
+        (drift.table_events, table_drift.reported),
+        (drift.changed, table_drift.changed),
+        (drift.unfounded, table_drift.unfounded),
     ):
         if batches:
             kind[key] = list(batches)
-    if found.lost:
-        drift.lost[key] = dict(found.lost)
+    if table_drift.lost:
+        drift.lost[key] = dict(table_drift.lost)
     is_always = definition.table.materialize is Materialize.ALWAYS
-    if found.changed and is_always and not (found.is_rebuilt or found.lost):
+    if table_drift.changed and is_always and not (table_drift.is_rebuilt or table_drift.lost):
         drift.to_rebuild[key] = sorted(heads)
 
 

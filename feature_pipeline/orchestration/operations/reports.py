@@ -94,10 +94,10 @@ def unhappy_markdown(features: Features, totals: "dict[str, int]") -> str:
     if not count:
         return "None."
     lines: list[list[object]] = []
-    for found in features.outcomes():
+    for outcomes in features.outcomes():
         for row in zip(
-            *(found.column(name).to_pylist() for name in ("record_id", "status", "kind")),
-            *(found.column(name).to_pylist() for name in ("retryable", "batch", "reason")),
+            *(outcomes.column(name).to_pylist() for name in ("record_id", "status", "kind")),
+            *(outcomes.column(name).to_pylist() for name in ("retryable", "batch", "reason")),
             strict=True,
         ):
             record_id, status, kind, is_retryable, batch, reason = row
@@ -161,14 +161,14 @@ def report_comparison(
 
 def comparison_markdown(comparison: Comparison) -> str:
     """Return the comparison of two releases."""
-    found = comparison.difference
+    difference = comparison.difference
     parts = [
         f"From {_named(comparison.before)} to {_named(comparison.after)}, over"
-        f" {counted(found.batches, 'batch')}, {found.equal_batches:,} of them equal.",
+        f" {counted(difference.batches, 'batch')}, {difference.equal_batches:,} of them equal.",
         table(
             ["", "equal", "added", "removed", "changed"],
             [
-                [what, *(getattr(found, f"{what}_{how}") for how in _HOW)]
+                [what, *(getattr(difference, f"{what}_{how}") for how in _HOW)]
                 for what in ("records", "rows")
             ],
         ),
@@ -176,11 +176,11 @@ def comparison_markdown(comparison: Comparison) -> str:
     changes = [
         *(
             f"{plain(a)} → {plain(b)}: {counted(count, 'record')}"
-            for (a, b), count in found.outcomes.most_common()
+            for (a, b), count in difference.outcomes.most_common()
         ),
         *(
             f"column {code(name)}: {counted(count, 'row')}"
-            for name, count in found.columns.most_common()
+            for name, count in difference.columns.most_common()
         ),
         *(f"column {code(name)} added" for name in comparison.columns_added),
         *(f"column {code(name)} removed" for name in comparison.columns_removed),
@@ -188,14 +188,14 @@ def comparison_markdown(comparison: Comparison) -> str:
         *(f"{counted(len(b), 'batch')} under one release only" for b in _only(comparison)),
     ]
     parts.append("\n".join(f"- {change}" for change in changes))
-    if found.examples:
+    if difference.examples:
         heads = ["batch", "record", "before", "after", "columns"]
         parts.append(
             table(
                 heads,
                 [
                     [e.batch, e.record_id, _cut(e.before), _cut(e.after), ", ".join(e.columns)]
-                    for e in found.examples
+                    for e in difference.examples
                 ],
             )
         )

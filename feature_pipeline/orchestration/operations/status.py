@@ -105,7 +105,7 @@ class BatchFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class AssetStatus:
     """The status of one asset's partitions."""
 
     key: dg.AssetKey
@@ -116,8 +116,8 @@ class Standing:
     reasons: Mapping[str, frozenset[Reason]] = field(init=False)
 
     def __post_init__(self) -> None:
-        found = {batch: facts.reasons() for batch, facts in self.facts.items()}
-        object.__setattr__(self, "reasons", found)
+        reasons = {batch: facts.reasons() for batch, facts in self.facts.items()}
+        object.__setattr__(self, "reasons", reasons)
 
     def batches(self, reason: Reason) -> list[str]:
         """Return the batches with this reason, in the order of submission."""
@@ -125,16 +125,16 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
-class HookStanding:
-    """The status of a hook's batches. Made by `hook_standing`."""
+class HookStatus:
+    """The status of a hook's batches. Made by `hook_status`."""
 
     definition: HookDefinition
     release: HookRelease
     """The declared one, which a run would use."""
     is_registered: bool
     """Whether it is the last registered release of the archive."""
-    features: Standing
-    table: Standing | None
+    features: AssetStatus
+    table: AssetStatus | None
     """None for a hook without a table, or if the table was left out."""
     heads: Mapping[str, FeatureEntry]
     without_input: Mapping[str, frozenset[str]] = field(default_factory=dict)
@@ -166,14 +166,14 @@ class Sources:
     """None leaves out what only Dagster knows."""
 
 
-def hook_standing(
+def hook_status(
     sources: Sources,
     definition: HookDefinition,
     folder: Path,
     *,
     batches: Collection[str] | None = None,
     is_deep: bool = False,
-) -> HookStanding:
+) -> HookStatus:
     """Return the current status of the hook's batches.
 
     Costs two listings, one small object per log entry, one query of the table's bookkeeping, and a
@@ -213,15 +213,15 @@ def hook_standing(
     except (CorruptDataError, NewerVersionError) as error:
         releases, damaged[RELEASES] = [], str(error)
     read_now = _Read(damaged)
-    features = _features_standing(
+    features = _features_status(
         sources, definition, release, entries, logs, heads, inputs, is_deep, lost, read_now
     )
-    return HookStanding(
+    return HookStatus(
         definition=definition,
         release=release,
         is_registered=bool(releases) and releases[-1].release.digest == release.digest,
         features=features,
-        table=_table_standing(sources, definition, entries, heads, loaded, lost, damaged),
+        table=_table_status(sources, definition, entries, heads, loaded, lost, damaged),
         heads=heads,
         without_input={
             name: frozenset(entries.keys() - known.keys()) for name, known in inputs.items()
@@ -316,7 +316,7 @@ def _last_failure(store: BlobStore, entries: Sequence[FeatureEntry]) -> str | No
     return None
 
 
-def _features_standing(
+def _features_status(
     sources: Sources,
     definition: HookDefinition,
     release: HookRelease,
@@ -327,16 +327,16 @@ def _features_standing(
     is_deep: bool,
     lost: Mapping[str, str],
     read_now: _Read,
-) -> Standing:
+) -> AssetStatus:
     key = features_key(definition.dataset, definition.name)
-    made_from = [
+    sources_of = [
         records_key(definition.dataset),
         *(features_key(definition.dataset, name) for name in definition.inputs),
     ]
     code_version = feature_code_version(
         release, definition.feature.columns, definition.feature.cardinality.value
     )
-    runs, stale = _dagster(sources, key, code_version, made_from, entries)
+    runs, stale = _dagster(sources, key, code_version, sources_of, entries)
     behind: set[str] = set()
     damaged = read_now.damaged
     looked_at = [b for b in heads if is_deep or inputs or entries[b].seq > 1]
@@ -366,14 +366,14 @@ def _features_standing(
             problem=damaged.get(batch) or lost.get(batch),
             is_other_release=is_other,
         )
-    return Standing(key, facts, runs.running)
+    return AssetStatus(key, facts, runs.running)
 
 
 def _dagster(
     sources: Sources,
     key: dg.AssetKey,
     code_version: str,
-    made_from: list[dg.AssetKey],
+    sources_of: list[dg.AssetKey],
     batches: Collection[str],
 ) -> tuple[PartitionRuns, set[str]]:
     if sources.instance is None:
@@ -381,7 +381,7 @@ def _dagster(
     partitions = batches_partitions(key.path[0])
     return (
         partition_runs(sources.instance, key, partitions),
-        stale_partitions(sources.instance, key, code_version, made_from, batches),
+        stale_partitions(sources.instance, key, code_version, sources_of, batches),
     )
 
 
@@ -423,7 +423,7 @@ def _is_behind(
     )
 
 
-def _table_standing(
+def _table_status(
     sources: Sources,
     definition: HookDefinition,
     entries: Mapping[str, BatchEntry],
@@ -431,7 +431,7 @@ def _table_standing(
     loaded: Sequence[Mapping[str, Progress]],
     lost: Mapping[str, str],
     damaged: Mapping[str, str],
-) -> Standing | None:
+) -> AssetStatus | None:
     if sources.database is None or not definition.has_table:
         return None
     spec = table_spec(definition)
@@ -452,7 +452,7 @@ def _table_standing(
             problem=damaged.get(batch) or lost.get(batch),
             is_other_release=any(p is not None and p.release_digest != head.release for p in loads),
         )
-    return Standing(key, facts, runs.running)
+    return AssetStatus(key, facts, runs.running)
 
 
 def _loaded(

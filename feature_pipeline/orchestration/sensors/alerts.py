@@ -18,7 +18,7 @@ from feature_pipeline.model.digest import Digest, document_bytes
 from feature_pipeline.orchestration.dagster_internals import BACKFILL_ID_TAG, PARTITION_NAME_TAG
 from feature_pipeline.orchestration.keys import RECONCILE_TAG
 
-EVENTS_PER_LOOK = 500
+EVENTS_PER_POLL = 500
 RECONCILE_JOB = "reconcile"
 RUNS_REMEMBERED = 5_000
 _WHY_LENGTH = 1_000
@@ -27,7 +27,7 @@ _NAMED_BY = ("failing_batches", "batches", "problems", "wrong")
 """Metadata entries in which this project's checks name what fails, the most informative first."""
 
 
-class NoticeKind(StrEnum):
+class AlertKind(StrEnum):
     """The kind of an alert. Append only: receivers distinguish alerts by it."""
 
     RUN_FAILED = "run_failed"
@@ -36,13 +36,13 @@ class NoticeKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
+class Alert:
     """The alert for one cause, posted once."""
 
     cause: str
     """Identifies the cause: the same for every repetition."""
-    kind: NoticeKind
-    what: str
+    kind: AlertKind
+    summary: str
     """One line."""
     where: Mapping[str, Any]
     why: str
@@ -57,8 +57,8 @@ class Notice:
             "id": Digest.of(f"{self.cause} {self.at.isoformat()}".encode()).hex[:32],
             "kind": self.kind.value,
             # What chat services show of a message they know nothing else about.
-            "text": f"{self.what}: {self.why}" + (f" {link}" if link else ""),
-            "what": self.what,
+            "text": f"{self.summary}: {self.why}" + (f" {link}" if link else ""),
+            "what": self.summary,
             "why": self.why,
             "where": dict(self.where),
             "link": link,
@@ -66,7 +66,7 @@ class Notice:
         }
 
 
-class Seen(BaseModel):
+class AlertState(BaseModel):
     """Alert state between polls: the causes that were found already."""
 
     cursor: int | None = None
@@ -80,50 +80,50 @@ class Seen(BaseModel):
     quarantined: list[str] = Field(default_factory=list)
 
 
-def look(instance: dg.DagsterInstance, store: BlobStore, seen: Seen) -> list[Notice]:
-    """Return the new alerts since the last poll, and update `seen`.
+def poll(instance: dg.DagsterInstance, store: BlobStore, state: AlertState) -> list[Alert]:
+    """Return the new alerts since the last poll, and update `state`.
 
     An event is read at the poll after the one that saw it: by then every event with a lower storage
     id is committed, and none can be missed.
     """
-    notices = list(_quarantined(store, seen))
+    alerts = list(_quarantined(store, state))
     newest = instance.event_log_storage.get_maximum_record_id() or 0
-    if seen.cursor is None:
-        seen.cursor = seen.horizon = newest
-        return notices
+    if state.cursor is None:
+        state.cursor = state.horizon = newest
+        return alerts
     entries: dict[int, dg.EventLogEntry] = {}
-    frontier = seen.horizon
+    frontier = state.horizon
     for kind in (dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.ASSET_CHECK_EVALUATION):
         events = instance.event_log_storage.get_logs_for_all_runs_by_log_id(
-            after_cursor=seen.cursor, dagster_event_type=kind, limit=EVENTS_PER_LOOK
+            after_cursor=state.cursor, dagster_event_type=kind, limit=EVENTS_PER_POLL
         )
         entries.update(events)
-        if len(events) == EVENTS_PER_LOOK:
+        if len(events) == EVENTS_PER_POLL:
             frontier = min(frontier, max(events))
     for storage_id, entry in sorted(entries.items()):
         if storage_id <= frontier:
-            notices.extend(_of_event(instance, entry, seen))
-    seen.cursor, seen.horizon = frontier, newest
-    del seen.runs[:-RUNS_REMEMBERED]
-    return notices
+            alerts.extend(_of_event(instance, entry, state))
+    state.cursor, state.horizon = frontier, newest
+    del state.runs[:-RUNS_REMEMBERED]
+    return alerts
 
 
 def _of_event(
-    instance: dg.DagsterInstance, entry: dg.EventLogEntry, seen: Seen
-) -> Iterator[Notice]:
+    instance: dg.DagsterInstance, entry: dg.EventLogEntry, state: AlertState
+) -> Iterator[Alert]:
     event = entry.dagster_event
     if event is None:
         return
     at = datetime.fromtimestamp(entry.timestamp, UTC)
     if event.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION:
-        yield from _failing_check(event.asset_check_evaluation_data, entry.run_id, at, seen)
+        yield from _failing_check(event.asset_check_evaluation_data, entry.run_id, at, state)
     else:
-        yield from _failed_run(instance, entry.run_id, at, seen)
+        yield from _failed_run(instance, entry.run_id, at, state)
 
 
 def _failed_run(
-    instance: dg.DagsterInstance, run_id: str, at: datetime, seen: Seen
-) -> Iterator[Notice]:
+    instance: dg.DagsterInstance, run_id: str, at: datetime, state: AlertState
+) -> Iterator[Alert]:
     run = instance.get_run_by_id(run_id)
     if run is None:
         return  # deleted since
@@ -136,18 +136,18 @@ def _failed_run(
         cause = f"reconcile/{fingerprint}/{at:%Y-%m-%d}"
     else:
         cause = f"backfill/{backfill}" if backfill else f"run/{run.root_run_id or run_id}"
-    if cause in seen.runs:
+    if cause in state.runs:
         return
-    seen.runs.append(cause)
+    state.runs.append(cause)
     partition = run.tags.get(PARTITION_NAME_TAG)
     subject = ", ".join(assets[:3]) or run.job_name
-    what = f"run of {subject} failed" + (f" for batch {partition}" if partition else "")
+    summary = f"run of {subject} failed" + (f" for batch {partition}" if partition else "")
     if backfill:
-        what = f"backfill {backfill}: {what}; further failures of it are not posted"
-    yield Notice(
+        summary = f"backfill {backfill}: {summary}; further failures of it are not posted"
+    yield Alert(
         cause=cause,
-        kind=NoticeKind.RUN_FAILED,
-        what=what,
+        kind=AlertKind.RUN_FAILED,
+        summary=summary,
         where={
             "run": run_id,
             "job": run.job_name,
@@ -192,22 +192,22 @@ def _why_failed(instance: dg.DagsterInstance, run_id: str) -> str:
 
 
 def _failing_check(
-    evaluation: dg.AssetCheckEvaluation, run_id: str, at: datetime, seen: Seen
-) -> Iterator[Notice]:
+    evaluation: dg.AssetCheckEvaluation, run_id: str, at: datetime, state: AlertState
+) -> Iterator[Alert]:
     key = f"{evaluation.asset_key.to_user_string()}:{evaluation.check_name}"
     if evaluation.passed:
-        seen.checks.pop(key, None)
+        state.checks.pop(key, None)
         return
     named = _named(evaluation)
     digest = Digest.of(document_bytes([evaluation.partition, named])).short
-    if seen.checks.get(key) == digest:
+    if state.checks.get(key) == digest:
         return
-    seen.checks[key] = digest
+    state.checks[key] = digest
     asset = evaluation.asset_key.to_user_string()
-    yield Notice(
+    yield Alert(
         cause=f"check/{key}/{digest}",
-        kind=NoticeKind.CHECK_FAILED,
-        what=f"check {evaluation.check_name} of {asset} fails",
+        kind=AlertKind.CHECK_FAILED,
+        summary=f"check {evaluation.check_name} of {asset} fails",
         where={
             "asset": asset,
             "check": evaluation.check_name,
@@ -241,26 +241,26 @@ def _keys(data: Any) -> Iterator[str]:
         yield from map(str, data)
 
 
-def _quarantined(store: BlobStore, seen: Seen) -> Iterator[Notice]:
+def _quarantined(store: BlobStore, state: AlertState) -> Iterator[Alert]:
     readable = inbox.readable_quarantined(store)
-    known = set(seen.quarantined)
-    seen.quarantined = [*readable.intact, *readable.damage]
+    known = set(state.quarantined)
+    state.quarantined = [*readable.intact, *readable.damage]
     for entry_id, damage in readable.damage.items():
         if entry_id not in known:
-            yield Notice(
+            yield Alert(
                 cause=f"quarantine/{entry_id}",
-                kind=NoticeKind.QUARANTINED,
-                what=f"entry {entry_id} of the quarantine cannot be read",
+                kind=AlertKind.QUARANTINED,
+                summary=f"entry {entry_id} of the quarantine cannot be read",
                 where={"entry": entry_id, "archive": store.identity},
                 why=_short(str(damage.error)),
                 at=utc_now(),
             )
     for entry in readable.intact.values():
         if entry.id not in known:
-            yield Notice(
+            yield Alert(
                 cause=f"quarantine/{entry.id}",
-                kind=NoticeKind.QUARANTINED,
-                what=f"inbox entry {entry.id} was quarantined",
+                kind=AlertKind.QUARANTINED,
+                summary=f"inbox entry {entry.id} was quarantined",
                 where={"entry": entry.id, "archive": store.identity},
                 why=_short(entry.reason),
                 at=entry.quarantined_at,

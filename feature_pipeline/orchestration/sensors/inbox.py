@@ -104,7 +104,7 @@ class InboxTick:
 
 
 @dataclass
-class Looks:
+class FailedTries:
     """Counts how often this process tried entries without success; untried ones go first."""
 
     _counts: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -123,36 +123,36 @@ class Looks:
                 self._counts[one] = self._counts.get(one, 0) + 1
 
 
-def settle_inbox(
+def accept_inbox(
     store: BlobStore,
     archive_uri: str,
     instance: dg.DagsterInstance,
     limit: int = ENTRIES_PER_TICK,
     work: WorkFolders | None = None,
     runner: HookRunner | None = None,
-    looks: Looks | None = None,
+    failed_tries: FailedTries | None = None,
 ) -> InboxTick:
     """Accept up to `limit` waiting entries, batches before completions.
 
     A bad entry does not affect others. Batches and completions have shares of `limit` and of the
-    time, and entries that `looks` knows to have waited come after new ones. Through `work`, results
+    time, and entries that `failed_tries` counts come after new ones. Through `work`, results
     of hook runs whose worker died are among them from this tick on. Leftovers of dead workers,
     there and with `runner`, are removed once they are no longer needed. Idempotent: repeating a
     tick appends nothing to any log.
     """
     from feature_pipeline.orchestration.sensors.leftovers import remove_left_now_and_then
-    from feature_pipeline.orchestration.sensors.orphaned_runs import take_outlived
+    from feature_pipeline.orchestration.sensors.orphaned_runs import recover_orphaned_runs
 
     tick = InboxTick()
-    outlived = take_outlived(store, instance, work)
+    orphaned = recover_orphaned_runs(store, instance, work)
     if work is not None:
         tick.left_over, problems = remove_left_now_and_then(store, work, runner)
         tick.waiting.extend(problems)
-    tick.waiting.extend(outlived.waiting)
-    tick.unusable.extend(outlived.unusable)
-    looks = looks or Looks()
+    tick.waiting.extend(orphaned.waiting)
+    tick.unusable.extend(orphaned.unusable)
+    failed_tries = failed_tries or FailedTries()
     infos = accept.list_waiting(store)
-    chosen = choose(infos, limit, looks.of(infos))
+    chosen = choose(infos, limit, failed_tries.of(infos))
     batches: dict[str, list[tuple[InboxEntry, Submission]]] = {}
     completions: dict[tuple[str, str], list[tuple[InboxEntry, Completion]]] = {}
     for entry in _accepted(store, instance, tick, infos, chosen):
@@ -169,7 +169,7 @@ def settle_inbox(
     for (dataset, hook), runs in completions.items():
         report = partial(_report_completions, store, archive_uri, instance, dataset, hook)
         _each_alone(tick, report, runs)
-    looks.add(chosen, tick.in_vain)
+    failed_tries.add(chosen, tick.in_vain)
     return tick
 
 
@@ -181,19 +181,19 @@ def _accepted(
     chosen: Sequence[ObjectInfo],
 ) -> Iterator[InboxEntry]:
     """Accept the chosen entries, a few at a time, while there is time; return the accepted ones."""
-    start, looked_at = time.monotonic(), {info.key for info in chosen}
-    put_off = {info.key for info in infos if accept.is_batch(info)} - looked_at
+    start, read_keys = time.monotonic(), {info.key for info in chosen}
+    deferred = {info.key for info in infos if accept.is_batch(info)} - read_keys
     for are_batches, seconds in ((True, ACCEPTING_SECONDS / 2), (False, ACCEPTING_SECONDS)):
         of_kind = [info for info in chosen if accept.is_batch(info) is are_batches]
         for first in range(0, len(of_kind), _ENTRIES_AT_ONCE):
             if first and time.monotonic() - start > seconds:
                 if are_batches:
-                    put_off.update(info.key for info in of_kind[first:])
+                    deferred.update(info.key for info in of_kind[first:])
                 break
             some = of_kind[first : first + _ENTRIES_AT_ONCE]
-            entries = _usable(store, instance, tick, some, put_off)
-            for entry, settled in zip(entries, accept.accept_entries(store, entries), strict=True):
-                if _note(tick, entry, settled):
+            entries = _usable(store, instance, tick, some, deferred)
+            for entry, result in zip(entries, accept.accept_entries(store, entries), strict=True):
+                if _note(tick, entry, result):
                     yield entry
 
 
@@ -231,7 +231,7 @@ def _compact_answers(store: BlobStore, dataset: str, hook: str) -> None:
 
 
 def choose(
-    infos: Sequence[ObjectInfo], limit: int, looked_at: Mapping[str, int]
+    infos: Sequence[ObjectInfo], limit: int, read_keys: Mapping[str, int]
 ) -> Sequence[ObjectInfo]:
     """Return at most `limit` waiting entries: half of them batches, or as many as the rest leaves.
 
@@ -243,17 +243,17 @@ def choose(
     batches = [info for info in infos if accept.is_batch(info)]
     completions = [info for info in infos if not accept.is_batch(info)]
     share = max(limit - limit // 2, limit - len(completions))
-    chosen = _fewest(batches, share, looked_at)
-    return [*chosen, *_fewest(completions, limit - len(chosen), looked_at)]
+    chosen = _fewest(batches, share, read_keys)
+    return [*chosen, *_fewest(completions, limit - len(chosen), read_keys)]
 
 
 def _fewest(
-    infos: Sequence[ObjectInfo], limit: int, looked_at: Mapping[str, int]
+    infos: Sequence[ObjectInfo], limit: int, read_keys: Mapping[str, int]
 ) -> Sequence[ObjectInfo]:
     """Return those that were tried the fewest times, in the order given."""
     by_count: dict[int, list[ObjectInfo]] = {}
     for info in infos:
-        by_count.setdefault(looked_at.get(info.key, 0), []).append(info)
+        by_count.setdefault(read_keys.get(info.key, 0), []).append(info)
     chosen: set[str] = set()
     for _, group in sorted(by_count.items()):
         chosen.update(info.key for info in _ends(group, limit - len(chosen)))
@@ -273,14 +273,14 @@ def _usable(
     instance: dg.DagsterInstance,
     tick: InboxTick,
     infos: Sequence[ObjectInfo],
-    put_off: Collection[str],
+    deferred: Collection[str],
 ) -> list[InboxEntry]:
     """Return the entries that can be accepted or refused now; record the others as waiting.
 
     Entries of live Dagster runs wait. So do completions whose batch was not chosen yet, which would
     count as those of an unknown batch.
     """
-    batches = {key.rpartition(".")[0] for key in put_off}
+    batches = {key.rpartition(".")[0] for key in deferred}
     entries = accept.read_waiting(store, infos)
     runs = _runs(instance, entries)
     usable = []
@@ -396,15 +396,15 @@ def _remove(store: BlobStore, tick: InboxTick, entry: InboxEntry) -> None:
     tick.removed += 1
 
 
-def _note(tick: InboxTick, entry: InboxEntry, settled: Accepted | Waiting | Quarantined) -> bool:
+def _note(tick: InboxTick, entry: InboxEntry, result: Accepted | Waiting | Quarantined) -> bool:
     """Return whether the entry was accepted; otherwise record its result."""
-    if isinstance(settled, Accepted):
-        tick.accepted += settled.is_new
+    if isinstance(result, Accepted):
+        tick.accepted += result.is_new
         return True
-    if isinstance(settled, Waiting):
-        tick.wait(entry, settled.reason)
+    if isinstance(result, Waiting):
+        tick.wait(entry, result.reason)
     else:
-        tick.quarantined.append(f"{quoted(entry.id)}: {settled.reason}")
+        tick.quarantined.append(f"{quoted(entry.id)}: {result.reason}")
     return False
 
 
@@ -413,7 +413,7 @@ def inbox_sensor(hooks: Sequence[HookDefinition]) -> dg.SensorDefinition:
 
     Its first tick sets the hooks' concurrency pools, before anything that it accepts is run.
     """
-    has_pools, looks = threading.Event(), Looks()
+    has_pools, failed_tries = threading.Event(), FailedTries()
 
     @dg.sensor(
         name="inbox",
@@ -438,13 +438,13 @@ def inbox_sensor(hooks: Sequence[HookDefinition]) -> dg.SensorDefinition:
         except InvalidInputError as error:
             # Runs fail with it; acceptance needs no runner.
             context.log.warning("containers of dead workers are kept: %s", error)
-        tick = settle_inbox(
+        tick = accept_inbox(
             archive.store(),
             archive.uri,
             context.instance,
             work=hook_runner.work_folders(archive),
             runner=runner,
-            looks=looks,
+            failed_tries=failed_tries,
         )
         for line in _loud(tick):
             context.log.error(line)

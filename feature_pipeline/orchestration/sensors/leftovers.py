@@ -20,23 +20,23 @@ from feature_pipeline.hooks.runner import HookRunner, RunsContainers
 from feature_pipeline.hooks.runners.process_tree import end_processes_of
 from feature_pipeline.hooks.work_folders import LeftFolder, Question, WorkFolders
 
-LOOK_SECONDS: Final = 60.0
+INTERVAL_SECONDS: Final = 60.0
 """Interval between removals by a process that ticks more often."""
 CONTAINER: Final = "container"
 """The runner whose containers use a dead worker's folder."""
 
-_next_look: dict[str, float] = {}
+_next_removal: dict[str, float] = {}
 """Per store."""
 
 
 def remove_left_now_and_then(
     store: BlobStore, work: WorkFolders, runner: HookRunner | None
 ) -> tuple[list[str], list[str]]:
-    """Call `remove_left` every `LOOK_SECONDS`; return what is removed, and problems."""
+    """Call `remove_left` every `INTERVAL_SECONDS`; return what is removed, and problems."""
     now = time.monotonic()
-    if now < _next_look.get(store.identity, now):
+    if now < _next_removal.get(store.identity, now):
         return [], []
-    _next_look[store.identity] = now + LOOK_SECONDS
+    _next_removal[store.identity] = now + INTERVAL_SECONDS
     return remove_left(store, work, runner)
 
 
@@ -100,8 +100,8 @@ class _Leftovers:
         if self._containers is None:
             return set()
         living, kept = set(self._work.living()), set()
-        for run_id, made_at in self._containers.runs_left().items():
-            is_over = self._is_over(questions.get(run_id), made_at.timestamp())
+        for run_id, created_at in self._containers.runs_left().items():
+            is_over = self._is_over(questions.get(run_id), created_at.timestamp())
             if run_id in living or not is_over:
                 kept.add(run_id)
             else:

@@ -26,10 +26,10 @@ from feature_pipeline.orchestration.keys import REPEAT_TAG, batches_partitions
 from feature_pipeline.orchestration.sensors.repeat_causes import (
     config_of,
     is_backfill_of_surroundings,
-    is_held,
+    is_blocked,
 )
 
-LOOK_BACK_SECONDS: Final = 86_400.0
+LOOKBACK_SECONDS: Final = 86_400.0
 MAX_REPEATS: Final = 50
 """About a day, with the delays of `repeats`."""
 _AT_ONCE: Final = 100
@@ -53,7 +53,7 @@ def repeat_failed_backfills(
     it, and nothing is about to run it.
     """
     requested: dict[str, int] = {}
-    after = datetime.fromtimestamp(now - LOOK_BACK_SECONDS, UTC)
+    after = datetime.fromtimestamp(now - LOOKBACK_SECONDS, UTC)
     filters = BulkActionsFilter(statuses=[BulkActionStatus.FAILED], created_after=after)
     failed = {each.backfill_id: each for each in instance.get_backfills(filters, limit=_AT_ONCE)}
     # What is too old to be listed needs no mark any more.
@@ -63,7 +63,7 @@ def repeat_failed_backfills(
         only = None
         if backfill_id in state.held:
             only = {dg.AssetKey.from_user_string(text) for text in state.held[backfill_id]}
-            if any(is_held(graph, key) for key in only):
+            if any(is_blocked(graph, key) for key in only):
                 continue
             del state.held[backfill_id]
         elif backfill_id in state.handled:
@@ -74,9 +74,9 @@ def repeat_failed_backfills(
             continue
         left = _left(instance, graph, backfill)
         chosen = {key: batches for key, batches in left.items() if only is None or key in only}
-        if held := [key.to_user_string() for key in chosen if is_held(graph, key)]:
-            state.held[backfill_id] = held
-        ready = {k: b for k, b in chosen.items() if graph.has(k) and not is_held(graph, k)}
+        if blocked := [key.to_user_string() for key in chosen if is_blocked(graph, key)]:
+            state.held[backfill_id] = blocked
+        ready = {k: b for k, b in chosen.items() if graph.has(k) and not is_blocked(graph, k)}
         if ready:
             repeated = _request(instance, backfill, ready)
             requested[repeated] = sum(map(len, ready.values()))
@@ -91,9 +91,9 @@ def _left(
     instance: dg.DagsterInstance, graph: AssetGraph, backfill: PartitionBackfill
 ) -> dict[dg.AssetKey, list[str]]:
     """Return the batches of each asset that the backfill left undone."""
-    found: dict[dg.AssetKey, list[str]] = {}
+    batches_left: dict[dg.AssetKey, list[str]] = {}
     if (data := backfill.asset_backfill_data) is None:
-        return found
+        return batches_left
     failed = _failed(instance, backfill)
     for key in sorted(data.target_subset.partitions_subsets_by_asset_key):
         partitions = batches_partitions(key.path[0])
@@ -105,21 +105,21 @@ def _left(
         left = target - done - failed.get(key, set()) - partitions_under_way(instance, key)
         in_order = [b for b in instance.get_dynamic_partitions(key.path[0]) if b in left]
         if in_order:
-            found[key] = in_order
-    return found
+            batches_left[key] = in_order
+    return batches_left
 
 
 def _failed(
     instance: dg.DagsterInstance, backfill: PartitionBackfill
 ) -> dict[dg.AssetKey, set[str]]:
     """Return the batches per asset that runs of the backfill failed over: `repeats` has them."""
-    found: dict[dg.AssetKey, set[str]] = {}
+    failed: dict[dg.AssetKey, set[str]] = {}
     tags = {BACKFILL_ID_TAG: backfill.backfill_id}
     for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags=tags)):
         for key in run.asset_selection or ():
             batches = partitions_of_run(instance, key.path[0], run)
-            found.setdefault(key, set()).update(batches or ())
-    return found
+            failed.setdefault(key, set()).update(batches or ())
+    return failed
 
 
 def _request(

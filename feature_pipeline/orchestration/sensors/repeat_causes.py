@@ -101,22 +101,22 @@ def is_backfill_of_surroundings(backfill: PartitionBackfill) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Shares:
+class FailedAssets:
     """The assets of a failed run, except those that failed by themselves and their descendants."""
 
     repeatable: tuple[dg.AssetKey, ...]
-    held: tuple[dg.AssetKey, ...]
+    blocked: tuple[dg.AssetKey, ...]
     """Those that wait until a definition can be used."""
-    gone: tuple[dg.AssetKey, ...]
+    removed: tuple[dg.AssetKey, ...]
     """Those that no definition has any more."""
 
 
-def share_out(
+def classify_failed_assets(
     instance: dg.DagsterInstance,
     graph: AssetGraph,
     run: dg.DagsterRun,
     only: Collection[dg.AssetKey] | None = None,
-) -> Shares:
+) -> FailedAssets:
     """Classify each asset of a failed run.
 
     Args:
@@ -132,20 +132,22 @@ def share_out(
     steps = _events(instance, run, dg.DagsterEventType.STEP_FAILURE)
     failed = {event.step_key for event in steps if _is_own(event)}
     own = _with_those_below(graph, {key for key in there if step_of(key) in failed}, there)
-    held = _with_those_below(graph, {key for key in there if is_held(graph, key)}, there) - own
-    if any(is_held(graph, key) for key in absent):
-        held, absent = held | absent, frozenset()
-    left = there - own - held
+    blocked = (
+        _with_those_below(graph, {key for key in there if is_blocked(graph, key)}, there) - own
+    )
+    if any(is_blocked(graph, key) for key in absent):
+        blocked, absent = blocked | absent, frozenset()
+    left = there - own - blocked
     datasets = {key.path[0] for key in left}
     are_of_batches = len(datasets) == 1 and all(
         graph.get(key).partitions_def == batches_partitions(key.path[0]) for key in left
     )
-    return Shares(
-        tuple(sorted(left)) if are_of_batches else (), tuple(sorted(held)), tuple(sorted(absent))
+    return FailedAssets(
+        tuple(sorted(left)) if are_of_batches else (), tuple(sorted(blocked)), tuple(sorted(absent))
     )
 
 
-def is_held(graph: AssetGraph, key: dg.AssetKey) -> bool:
+def is_blocked(graph: AssetGraph, key: dg.AssetKey) -> bool:
     """Return whether an unusable definition declares the asset, or may declare it."""
     if graph.has(key):
         return SENTENCE_METADATA in graph.get(key).metadata
@@ -174,11 +176,11 @@ def config_of(run_config: Mapping[str, Any], assets: Collection[dg.AssetKey]) ->
 def _with_those_below(
     graph: AssetGraph, keys: set[dg.AssetKey], among: Collection[dg.AssetKey]
 ) -> frozenset[dg.AssetKey]:
-    found = below = set(keys)
+    reached = below = set(keys)
     while below:
-        below = {key for key in set(among) - found if graph.get(key).parent_keys & below}
-        found = found | below
-    return frozenset(found)
+        below = {key for key in set(among) - reached if graph.get(key).parent_keys & below}
+        reached = reached | below
+    return frozenset(reached)
 
 
 def last_failure(instance: dg.DagsterInstance, key: dg.AssetKey, batch: str) -> str | None:

@@ -32,18 +32,18 @@ from feature_pipeline.orchestration.sensors.repeat_backfills import (
     repeat_failed_backfills,
 )
 from feature_pipeline.orchestration.sensors.repeat_causes import (
+    classify_failed_assets,
     config_of,
-    is_held,
+    is_blocked,
     is_nameless,
     is_repeatable,
-    share_out,
 )
 
 SENSOR: Final = "repeat_after_outages"
 TICK_SECONDS: Final = 15
-FIRST_PAUSE_SECONDS: Final = 30.0
-LONGEST_PAUSE_SECONDS: Final = 1800.0
-LOOK_BACK_SECONDS: Final = 86_400.0
+FIRST_BACKOFF_SECONDS: Final = 30.0
+LONGEST_BACKOFF_SECONDS: Final = 1800.0
+LOOKBACK_SECONDS: Final = 86_400.0
 """Maximum age of a failure that the first poll finds."""
 RUNS_PER_TICK: Final = 200
 MAX_WAITING: Final = 2000
@@ -52,9 +52,9 @@ REPEATED_TAG: Final = "feature_pipeline/repeated_by"
 """On a failed run: the backfill that repeats it, or why none does."""
 
 
-def pause_seconds(repeats: int) -> float:
+def backoff_seconds(repeats: int) -> float:
     """Return the delay before another repetition after this many."""
-    return min(FIRST_PAUSE_SECONDS * 2.0 ** min(repeats, 30), LONGEST_PAUSE_SECONDS)
+    return min(FIRST_BACKOFF_SECONDS * 2.0 ** min(repeats, 30), LONGEST_BACKOFF_SECONDS)
 
 
 @dataclass(slots=True)
@@ -69,7 +69,7 @@ class _Cursor:
     @classmethod
     def read(cls, text: str | None, now: float) -> "_Cursor":
         if text is None:
-            return cls(now - LOOK_BACK_SECONDS)
+            return cls(now - LOOKBACK_SECONDS)
         stored = json.loads(text)
         backfills = FailedBackfills(**stored.get("backfills", {}))
         return cls(stored["after"], stored["waiting"], stored.get("held", {}), backfills)
@@ -77,12 +77,12 @@ class _Cursor:
     def write(self) -> str:
         return json.dumps(asdict(self))
 
-    def take_due(self, graph: AssetGraph, now: float) -> dict[str, list[dg.AssetKey] | None]:
+    def pop_due(self, graph: AssetGraph, now: float) -> dict[str, list[dg.AssetKey] | None]:
         """Remove and return what is due now: runs, and their assets if not all."""
         due: dict[str, list[dg.AssetKey] | None] = {}
         for run_id, texts in list(self.held.items()):
             keys = [dg.AssetKey.from_user_string(text) for text in texts]
-            if len(due) < RUNS_PER_TICK and not any(is_held(graph, key) for key in keys):
+            if len(due) < RUNS_PER_TICK and not any(is_blocked(graph, key) for key in keys):
                 due[run_id] = keys
                 del self.held[run_id]
         for run_id, at in list(self.waiting.items()):
@@ -116,33 +116,33 @@ def repeat_failed_runs(
     """
     state = _Cursor.read(cursor, now)
     _find_failed(instance, graph, state)
-    due = state.take_due(graph, now)
-    found = Repeats()
+    due = state.pop_due(graph, now)
+    repeats = Repeats()
     wanted: dict[_Work, list[dg.DagsterRun]] = {}
     for run in instance.get_runs(dg.RunsFilter(run_ids=list(due))) if due else ():
         if AUTO_RETRY_RUN_ID_TAG in run.tags or _is_called_off(instance, run):
             continue
         if _repeats(run) >= MAX_REPEATS:
             instance.add_run_tags(run.run_id, {REPEATED_TAG: f"none: {MAX_REPEATS} repeats failed"})
-            found.given_up.append(run.run_id)
+            repeats.given_up.append(run.run_id)
             continue
-        shares = share_out(instance, graph, run, due[run.run_id])
-        if shares.held and len(state.held) < MAX_WAITING:
-            state.held[run.run_id] = [key.to_user_string() for key in shares.held]
+        shares = classify_failed_assets(instance, graph, run, due[run.run_id])
+        if shares.blocked and len(state.held) < MAX_WAITING:
+            state.held[run.run_id] = [key.to_user_string() for key in shares.blocked]
         if shares.repeatable:
             wanted.setdefault(_work(run, shares.repeatable), []).append(run)
-        elif shares.gone:
-            why = f"none: {undefined(shares.gone)}"
+        elif shares.removed:
+            why = f"none: {undefined(shares.removed)}"
             instance.add_run_tags(run.run_id, {REPEATED_TAG: why[:250]})
     for work, runs in wanted.items():
         backfill, batches = _request(instance, work, runs)
         for run in runs:
             instance.add_run_tags(run.run_id, {REPEATED_TAG: backfill or "none: nothing is left"})
         if backfill is not None:
-            found.requested[backfill] = batches
-    found.requested |= repeat_failed_backfills(instance, graph, state.backfills, now)
-    found.waiting = len(state.waiting) + len(state.held) + len(state.backfills.held)
-    return found, state.write()
+            repeats.requested[backfill] = batches
+    repeats.requested |= repeat_failed_backfills(instance, graph, state.backfills, now)
+    repeats.waiting = len(state.waiting) + len(state.held) + len(state.backfills.held)
+    return repeats, state.write()
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,28 +158,28 @@ class WaitingRepeat:
 def waiting_repeats(instance: dg.DagsterInstance) -> list[WaitingRepeat]:
     """Return the failed runs that are waiting to be requested again, next first."""
     waiting: dict[str, float] = {}
-    held: dict[str, list[str]] = {}
+    blocked: dict[str, list[str]] = {}
     for state in instance.all_instigator_state():
         text = getattr(state.instigator_data, "cursor", None)
         if state.name == SENSOR and text is not None:
             cursor = _Cursor.read(text, 0.0)
             waiting |= cursor.waiting
-            held |= cursor.held
-    ids = [*sorted(waiting, key=waiting.__getitem__), *held][:RUNS_PER_TICK]
+            blocked |= cursor.held
+    ids = [*sorted(waiting, key=waiting.__getitem__), *blocked][:RUNS_PER_TICK]
     runs = {run.run_id: run for run in instance.get_runs(dg.RunsFilter(run_ids=ids))} if ids else {}
-    found = []
+    repeats = []
     for run_id in (run_id for run_id in dict.fromkeys(ids) if run_id in runs):
         run = runs[run_id]
-        is_held = run_id not in waiting
+        waits_for_definition = run_id not in waiting
         assets = (
-            tuple(map(dg.AssetKey.from_user_string, held[run_id]))
-            if is_held
+            tuple(map(dg.AssetKey.from_user_string, blocked[run_id]))
+            if waits_for_definition
             else tuple(sorted(run.asset_selection or ()))
         )
         batches = partitions_of_run(instance, assets[0].path[0], run) if assets else None
-        at = None if is_held else datetime.fromtimestamp(waiting[run_id], UTC)
-        found.append(WaitingRepeat(assets, tuple(batches or ()), at))
-    return found
+        at = None if waits_for_definition else datetime.fromtimestamp(waiting[run_id], UTC)
+        repeats.append(WaitingRepeat(assets, tuple(batches or ()), at))
+    return repeats
 
 
 def _find_failed(instance: dg.DagsterInstance, graph: AssetGraph, state: _Cursor) -> None:
@@ -205,7 +205,7 @@ def _find_failed(instance: dg.DagsterInstance, graph: AssetGraph, state: _Cursor
             continue
         if AUTO_RETRY_RUN_ID_TAG not in run.tags and is_repeatable(instance, graph, run):
             ended = record.end_time or state.after
-            state.waiting[run.run_id] = ended + pause_seconds(_repeats(run))
+            state.waiting[run.run_id] = ended + backoff_seconds(_repeats(run))
 
 
 def _repeats(run: dg.DagsterRun) -> int:
@@ -232,8 +232,8 @@ def fail_undefined_runs(instance: dg.DagsterInstance, graph: AssetGraph) -> list
     failed = []
     queued = dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED])
     for run in instance.get_runs(queued, limit=RUNS_PER_TICK):
-        if gone := sorted((run.asset_selection or frozenset()) - known):
-            instance.report_run_failed(run, undefined(gone))
+        if removed := sorted((run.asset_selection or frozenset()) - known):
+            instance.report_run_failed(run, undefined(removed))
             failed.append(run.run_id)
     return failed
 
@@ -329,17 +329,18 @@ def repeats_sensor() -> dg.SensorDefinition:
             return dg.SkipReason("evaluated without a code location")
         for run_id in fail_undefined_runs(context.instance, repository.asset_graph):
             context.log.error("run %s: its assets are no longer defined; failed", run_id)
-        found, cursor = repeat_failed_runs(
+        repeats, cursor = repeat_failed_runs(
             context.instance, repository.asset_graph, context.cursor, time.time()
         )
         context.update_cursor(cursor)
-        for run_id in found.given_up:
+        for run_id in repeats.given_up:
             context.log.error(
                 "run %s: repeated %d times and failed; repeat it by hand", run_id, MAX_REPEATS
             )
-        batches = sum(found.requested.values())
+        batches = sum(repeats.requested.values())
         return dg.SkipReason(
-            f"{counted(batches, 'batch')} requested again, {counted(found.waiting, 'run')} waiting"
+            f"{counted(batches, 'batch')} requested again,"
+            f" {counted(repeats.waiting, 'run')} waiting"
         )
 
     return repeat_after_outages

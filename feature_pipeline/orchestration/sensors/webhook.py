@@ -20,7 +20,7 @@ from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.json_values import json_text
 from feature_pipeline.orchestration.resources import ArchiveResource
-from feature_pipeline.orchestration.sensors.alerts import Seen, look
+from feature_pipeline.orchestration.sensors.alerts import AlertState, poll
 
 SENSOR = "webhook"
 TICK_SECONDS = 15
@@ -45,7 +45,7 @@ class WaitingPost(BaseModel):
 class WebhookState(BaseModel):
     """The sensor's stored state."""
 
-    seen: Seen = Field(default_factory=Seen)
+    seen: AlertState = Field(default_factory=AlertState)
     waiting: list[WaitingPost] = Field(default_factory=list)
     failures: int = 0
     """Number of consecutive failed posts."""
@@ -81,8 +81,8 @@ def tick(
     """
     now = clock()
     done = WebhookTick()
-    for notice in look(instance, store, state.seen):
-        state.waiting.append(WaitingPost(document=notice.document(ui_url), found_at=now))
+    for alert in poll(instance, store, state.seen):
+        state.waiting.append(WaitingPost(document=alert.document(ui_url), found_at=now))
     kept = [post for post in state.waiting if now - post.found_at < GIVE_UP_AFTER_SECONDS]
     kept = kept[-WAITING_AT_MOST:]
     done.dropped = len(state.waiting) - len(kept)

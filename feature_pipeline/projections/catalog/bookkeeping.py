@@ -269,7 +269,7 @@ def _bookkeeping_version(connection: Connection) -> int | None:
 
 
 def _is_whole(connection: Connection) -> bool:
-    return _tables(connection) >= _TABLES.keys() and own_views.is_as_made(
+    return _tables(connection) >= _TABLES.keys() and own_views.has_own_definition(
         connection, own_views.OUTCOMES
     )
 

@@ -287,7 +287,7 @@ def unrestorable(views: Sequence[View]) -> list[str]:
     return reasons
 
 
-def not_kept(views: Sequence[View]) -> list[str]:
+def changed_by_restore(views: Sequence[View]) -> list[str]:
     """Return what will differ on these views after they are restored; names them."""
     return [
         f"{view.label}: grants by {grantor!r} become its owner's, because the pipeline's role is no"
@@ -347,11 +347,11 @@ def move_view(connection: Connection, view: View, schema: str) -> View:
 
 def restore_view(connection: Connection, view: View) -> None:
     """Restore the view with everything that `read_views` found on it."""
-    make_view(connection, view, has_data=view.is_populated)
+    recreate_view(connection, view, has_data=view.is_populated)
     dress_view(connection, view)
 
 
-def make_view(connection: Connection, view: View, *, has_data: bool) -> None:
+def recreate_view(connection: Connection, view: View, *, has_data: bool) -> None:
     """Create the view and its indexes again: everything that takes time."""
     create_view(connection, view, has_data=has_data)
     for statement in view.indexes:

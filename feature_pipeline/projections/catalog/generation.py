@@ -30,7 +30,7 @@ from feature_pipeline.projections.catalog.database import (
 )
 from feature_pipeline.projections.catalog.own_views import ViewState
 from feature_pipeline.projections.catalog.spec import TableSpec
-from feature_pipeline.projections.catalog.view import check_free, comment, put_back, view_query
+from feature_pipeline.projections.catalog.view import check_free, comment, restore, view_query
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class TableState:
         return wanted
 
     @property
-    def fed(self) -> tuple[Generation, ...]:
+    def write_targets(self) -> tuple[Generation, ...]:
         """The generations that a batch is loaded into, the wanted one first."""
         generations = (self.building, self.live)
         return tuple(g for g in generations if g is not None and g.is_whole)
@@ -126,11 +126,13 @@ def ensure_table(connection: Connection, spec: TableSpec) -> TableState:
         if state.live is None:
             check_free(connection, spec.name)
         elif state.live.is_whole:
-            put_back(connection, state.live, spec)
+            restore(connection, state.live, spec)
         if not is_followed(connection, spec):
             _follow_definition(connection, state, spec, _next_order(connection, spec))
         elif not state.wanted.is_whole:
-            _want(connection, spec, _create_generation(connection, _spec_of(spec, state.wanted)))
+            _set_wanted(
+                connection, spec, _create_generation(connection, _spec_of(spec, state.wanted))
+            )
         elif _is_left_behind(connection, spec, state):
             _follow_definition(connection, state, spec, _order(connection, spec))
     return require_table(connection, spec)
@@ -226,7 +228,7 @@ def request_rebuild(connection: Connection, spec: TableSpec, token: str) -> Tabl
         )
         if known is None:
             wanted = _create_generation(connection, spec, token)
-            _want(connection, spec, wanted)
+            _set_wanted(connection, spec, wanted)
     return require_table(connection, spec)
 
 
@@ -249,7 +251,7 @@ def build_anew(connection: Connection, spec: TableSpec, generation: Generation) 
         " where g.id = before.id returning before.token",
         [generation.id],
     )
-    _want(connection, spec, _create_generation(connection, _spec_of(spec, generation), token))
+    _set_wanted(connection, spec, _create_generation(connection, _spec_of(spec, generation), token))
 
 
 def record_discarded(
@@ -487,8 +489,8 @@ def _drop_table(connection: Connection, spec: TableSpec) -> bool:
             ),
             [spec.name],
         )
-    gone = connection.execute("delete from feature_pipeline.tables where name = %s", [spec.name])
-    return bool(gone.rowcount)
+    deleted = connection.execute("delete from feature_pipeline.tables where name = %s", [spec.name])
+    return bool(deleted.rowcount)
 
 
 def _drop_view(connection: Connection, spec: TableSpec, live: Generation | None) -> None:
@@ -540,7 +542,7 @@ def _follow_definition(
         "update feature_pipeline.tables set wanted_order = %s where name = %s", [order, spec.name]
     )
     _record_time(connection, spec)
-    _want(connection, spec, wanted)
+    _set_wanted(connection, spec, wanted)
     connection.execute(
         "update feature_pipeline.generations set columns = %s where id = %s",
         [_columns_json(spec.columns), wanted.id],
@@ -559,7 +561,7 @@ def _record_time(connection: Connection, spec: TableSpec) -> None:
         )
 
 
-def _want(connection: Connection, spec: TableSpec, generation: Generation) -> None:
+def _set_wanted(connection: Connection, spec: TableSpec, generation: Generation) -> None:
     connection.execute(
         "update feature_pipeline.tables set wanted = %s where name = %s",
         [generation.id, spec.name],

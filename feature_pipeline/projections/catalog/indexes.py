@@ -49,7 +49,7 @@ def follow_indexes(
     wanted = _wanted(generation, spec)
     if _existing(connection, generation) == dict.fromkeys(wanted, True):
         return False
-    with session_lock(connection, "indexes", generation.id), _patience(connection):
+    with session_lock(connection, "indexes", generation.id), _lock_timeout(connection):
         existing = _existing(connection, generation)
         for name, is_valid in existing.items():
             # An invalid one is what a process that was killed left of a concurrent build.
@@ -66,7 +66,7 @@ def follow_indexes(
 
 
 @contextmanager
-def _patience(connection: Connection) -> Iterator[None]:
+def _lock_timeout(connection: Connection) -> Iterator[None]:
     """Limit the wait of each statement for another transaction to `LOCK_TIMEOUT`."""
     connection.execute(f"set lock_timeout = '{LOCK_TIMEOUT}'".encode())
     try:
@@ -131,7 +131,9 @@ def _create(
             )
         )
     except psycopg.errors.LockNotAvailable as error:
-        raise _held_up(generation, f"index {index.name or name!r} cannot be built") from error
+        raise _lock_timeout_error(
+            generation, f"index {index.name or name!r} cannot be built"
+        ) from error
     except psycopg.Error as error:
         if not connection.broken:
             # Left behind a long reader, it is invalid and goes the next time.
@@ -158,10 +160,10 @@ def _drop(
             )
         )
     except psycopg.errors.LockNotAvailable as error:
-        raise _held_up(generation, f"index {name!r} cannot be dropped") from error
+        raise _lock_timeout_error(generation, f"index {name!r} cannot be dropped") from error
 
 
-def _held_up(generation: Generation, what: str) -> ProjectionError:
+def _lock_timeout_error(generation: Generation, what: str) -> ProjectionError:
     return ProjectionError(
         f"table {generation.table_name!r}: {what} while transactions that use the table are open,"
         f" and some were for {LOCK_TIMEOUT}: end them, or run again later"

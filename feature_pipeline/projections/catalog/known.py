@@ -30,7 +30,7 @@ join feature_pipeline.tables t on t.name = g.table_name"""
 """When each batch was submitted that owns a record in some generation."""
 
 
-def ask_tables(
+def query_tables(
     database: Database,
     dataset: str | None = None,
     hook: str | None = None,

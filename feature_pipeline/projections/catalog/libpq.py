@@ -18,7 +18,7 @@ newer one reads more.
 """
 
 _lock: Final = threading.Lock()
-_held: dict[str, str] = {}
+_removed: dict[str, str] = {}
 _users = 0
 
 
@@ -32,12 +32,12 @@ def nothing_ambient() -> Iterator[None]:
     with _lock:
         _users += 1
         for name in [name for name in os.environ if name.startswith(PREFIX)]:
-            _held[name] = os.environ.pop(name)
+            _removed[name] = os.environ.pop(name)
     try:
         yield
     finally:
         with _lock:
             _users -= 1
             if not _users:
-                for name in list(_held):
-                    os.environ.setdefault(name, _held.pop(name))
+                for name in list(_removed):
+                    os.environ.setdefault(name, _removed.pop(name))

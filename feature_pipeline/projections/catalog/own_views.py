@@ -62,7 +62,7 @@ class ViewState(StrEnum):
 
     ABSENT = "absent"
     """Nothing."""
-    AS_MADE = "as made"
+    UNCHANGED = "as made"
     """The pipeline's view, as it defined it."""
     CHANGED = "changed"
     """The pipeline's view, redefined or with a renamed column."""
@@ -73,45 +73,45 @@ class ViewState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class FoundView:
+class ExistingView:
     """The object that has a view's name.
 
-    `what` describes it in messages. `is_known` means that the pipeline created a view of this name,
+    `description` is for messages. `is_known` means that the pipeline created a view of this name,
     this one or one before it.
     """
 
     state: ViewState
-    what: str
+    description: str
     is_known: bool = False
 
     @property
     def is_own(self) -> bool:
         """Whether it is certainly the pipeline's."""
-        return self.state in {ViewState.AS_MADE, ViewState.CHANGED}
+        return self.state in {ViewState.UNCHANGED, ViewState.CHANGED}
 
 
-def find_view(connection: Connection, name: str) -> FoundView:
+def find_view(connection: Connection, name: str) -> ExistingView:
     """Look for a view of the pipeline's. Changes nothing, and does not wait."""
     row = fetch_one(connection, _FIND, [READ_SCHEMA, name])
     if row is None:
-        what = _describe_type(connection, READ_SCHEMA, name)
-        state = ViewState.ABSENT if what is None else ViewState.FOREIGN
-        return FoundView(state, what or "nothing")
+        description = _describe_type(connection, READ_SCHEMA, name)
+        state = ViewState.ABSENT if description is None else ViewState.FOREIGN
+        return ExistingView(state, description or "nothing")
     oid, kind, owner, definition = row
-    what = _describe(kind, READ_SCHEMA, name, owner)
+    description = _describe(kind, READ_SCHEMA, name, owner)
     recorded = _recorded(connection, name)
     is_known = recorded is not None
     if kind != "v":
-        return FoundView(ViewState.FOREIGN, what, is_known)
+        return ExistingView(ViewState.FOREIGN, description, is_known)
     if recorded is None or recorded[0] != oid:
-        return FoundView(ViewState.UNKNOWN, what, is_known)
-    state = ViewState.AS_MADE if recorded[1] == definition else ViewState.CHANGED
-    return FoundView(state, what, is_known)
+        return ExistingView(ViewState.UNKNOWN, description, is_known)
+    state = ViewState.UNCHANGED if recorded[1] == definition else ViewState.CHANGED
+    return ExistingView(state, description, is_known)
 
 
-def is_as_made(connection: Connection, name: str) -> bool:
+def has_own_definition(connection: Connection, name: str) -> bool:
     """Return whether the view exists, is recorded, and has the pipeline's definition."""
-    return find_view(connection, name).state is ViewState.AS_MADE
+    return find_view(connection, name).state is ViewState.UNCHANGED
 
 
 def ensure_view(
@@ -202,16 +202,16 @@ def is_defined_as(connection: Connection, name: str, *queries: sql.Composable) -
     return False
 
 
-def in_the_way(name: str, found: FoundView) -> ConflictError:
+def in_the_way(name: str, existing: ExistingView) -> ConflictError:
     """Return the error for an object that is not the pipeline's and has a view's name."""
-    return ConflictError(f"{READ_SCHEMA}.{name} cannot be made: {obstacle(name, found)}")
+    return ConflictError(f"{READ_SCHEMA}.{name} cannot be made: {obstacle(name, existing)}")
 
 
-def obstacle(name: str, found: FoundView) -> str:
+def obstacle(name: str, existing: ExistingView) -> str:
     """Describe the object that blocks a view, and the remedy."""
     return (
-        f"{found.what} exists, which the pipeline did not create: rename or drop it, or, for a"
-        " hook's table, give that another name (`table.name`)"
+        f"{existing.description} exists, which the pipeline did not create: rename or drop it, or,"
+        " for a hook's table, give that another name (`table.name`)"
     )
 
 

@@ -45,10 +45,10 @@ def is_shown(connection: Connection, table: str) -> bool:
     A view that earlier code created without recording it counts if it reads that generation.
     """
     view = own_views.find_view(connection, table)
-    is_as_made = view.state is ViewState.AS_MADE or (
+    has_own_definition = view.state is ViewState.UNCHANGED or (
         view.state is ViewState.UNKNOWN and not view.is_known
     )
-    return is_as_made and bool(
+    return has_own_definition and bool(
         fetch_value(connection, _READS_LIVE, {"schema": READ_SCHEMA, "table": table})
     )
 
@@ -64,7 +64,7 @@ def check_free(connection: Connection, table: str) -> None:
         raise own_views.in_the_way(table, view)
 
 
-def put_back(connection: Connection, generation: Generation, spec: TableSpec) -> None:
+def restore(connection: Connection, generation: Generation, spec: TableSpec) -> None:
     """Create the view again if it was dropped, with the known grants.
 
     These are the grants that it had before the last switch; the bookkeeping has no others. A
@@ -145,7 +145,7 @@ def comment(connection: Connection, generation: Generation, spec: TableSpec) -> 
         connection.execute(statement)
 
 
-def kept_names(before: Sequence[Column], after: Sequence[Column]) -> dict[str, str]:
+def surviving_columns(before: Sequence[Column], after: Sequence[Column]) -> dict[str, str]:
     """Return, for each column of a view that survives a change of columns, its new name."""
     names = {name: name for name in ddl.column_kinds(())}
     for column, source in zip(after, pair_columns(before, after).sources, strict=True):
@@ -172,7 +172,7 @@ def _known_grants(connection: Connection, live: Generation) -> list[Grant] | Non
     before = live.columns
     if written is not None:
         before = tuple(Column.model_validate(column) for column in written)
-    names = kept_names(before, live.columns)
+    names = surviving_columns(before, live.columns)
     roles = {role for (role,) in connection.execute("select rolname from pg_roles")}
     return [
         grant

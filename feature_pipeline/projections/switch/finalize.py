@@ -198,7 +198,7 @@ def batches_to_load(store: BlobStore, database: Database, spec: TableSpec) -> li
             return sorted(heads)
         lacking = {
             batch
-            for generation in state.fed
+            for generation in state.write_targets
             for batch in compare_progress(
                 heads, all_progress(connection, generation.id)
             ).batches_to_load()

@@ -24,9 +24,15 @@ from feature_pipeline.projections.catalog.generation import (
     lock_table,
     require_table,
 )
-from feature_pipeline.projections.catalog.own_views import ViewState, find_view, is_as_made
+from feature_pipeline.projections.catalog.own_views import ViewState, find_view, has_own_definition
 from feature_pipeline.projections.catalog.spec import TableSpec
-from feature_pipeline.projections.catalog.view import comment, create, kept_names, put_back, show
+from feature_pipeline.projections.catalog.view import (
+    comment,
+    create,
+    restore,
+    show,
+    surviving_columns,
+)
 from feature_pipeline.projections.switch import views_ahead
 from feature_pipeline.projections.switch.views_ahead import (
     Ahead,
@@ -191,8 +197,8 @@ def _show(
         # It shows a generation of which the bookkeeping knows nothing any more.
         _change_view(connection, spec, to, to, [], None)
         return
-    put_back(connection, live, spec)
-    is_unchanged = is_as_made(connection, spec.name)
+    restore(connection, live, spec)
+    is_unchanged = has_own_definition(connection, spec.name)
     renames = renames_in_place(live.columns, to.columns) if is_unchanged else []
     _change_view(connection, spec, live, to, renames, ahead)
 
@@ -261,7 +267,7 @@ def _change_in_place(
 def _recreate(
     connection: Connection, live: Generation, to: Generation, root: View, others: Sequence[View]
 ) -> None:
-    names = kept_names(live.columns, to.columns)
+    names = surviving_columns(live.columns, to.columns)
     if others and views_ahead.follows_renames(live, to):
         others = _follow_renames(connection, live, root, others, names)
     dependents.drop_view(connection, root)

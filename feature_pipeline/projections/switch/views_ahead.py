@@ -27,7 +27,7 @@ from feature_pipeline.projections.catalog.dependents import View
 from feature_pipeline.projections.catalog.generation import Generation, require_table
 from feature_pipeline.projections.catalog.own_views import ViewState, describe_relation, find_view
 from feature_pipeline.projections.catalog.spec import TableSpec
-from feature_pipeline.projections.catalog.view import kept_names, view_query
+from feature_pipeline.projections.catalog.view import surviving_columns, view_query
 
 _TRIAL_ATTEMPTS: Final = 5
 _PAUSE_SECONDS: Final = 0.2
@@ -81,7 +81,7 @@ def make_ahead(connection: Connection, spec: TableSpec, to: Generation) -> Ahead
     own_view = find_view(connection, spec.name)
     if live is None or not own_view.is_own:
         return None
-    if own_view.state is ViewState.AS_MADE and renames_in_place(live.columns, to.columns):
+    if own_view.state is ViewState.UNCHANGED and renames_in_place(live.columns, to.columns):
         return None
     old = dependents.read_views(connection, sql.Identifier(READ_SCHEMA, spec.name))
     if not any(view.kind == "m" and view.is_populated for view in old):
@@ -104,7 +104,7 @@ def put_in_place(
     """
     if [_identity(view) for view in (root, *others)] != [_identity(view) for view in ahead.old]:
         raise ViewsChangedError
-    names = kept_names(ahead.live.columns, to.columns)
+    names = surviving_columns(ahead.live.columns, to.columns)
     dependents.drop_view(connection, root)
     for made, old in zip(ahead.made, (root, *others), strict=True):
         dependents.move_view(connection, made, old.schema)
@@ -188,7 +188,7 @@ def _moved(
             raise ViewsChangedError
         moved = [dependents.move_view(connection, view, BOOKKEEPING_SCHEMA) for view in old]
         if follows_renames(live, to):
-            rename_columns(connection, moved[0], live, kept_names(live.columns, to.columns))
+            rename_columns(connection, moved[0], live, surviving_columns(live.columns, to.columns))
         made = dependents.read_views(connection, moved[0].identifier)
     by_oid = {view.oid: view for view in made}
     return tuple(old), tuple(by_oid[view.oid] for view in old)
@@ -210,7 +210,7 @@ def _make(
     )
     for view, before in zip(others, old[1:], strict=True):
         try:
-            dependents.make_view(connection, view, has_data=has_data and view.is_populated)
+            dependents.recreate_view(connection, view, has_data=has_data and view.is_populated)
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
             raise
         except psycopg.Error as error:
@@ -225,7 +225,7 @@ def renames_in_place(old: Sequence[Column], new: Sequence[Column]) -> list[tuple
     """
     if len(new) < len(old):
         return []
-    kept = kept_names(old, new)
+    kept = surviving_columns(old, new)
     names = [("record_id", "record_id")]
     for before, after in zip(old, new, strict=False):
         if before.kind != after.kind or kept.get(before.name) != after.name:
@@ -239,7 +239,7 @@ def follows_renames(live: Generation, to: Generation) -> bool:
 
     A column that is dropped, and whose name another one takes, must not be mistaken for that.
     """
-    names = kept_names(live.columns, to.columns)
+    names = surviving_columns(live.columns, to.columns)
     taken = {column.name for column in to.columns}
     return any(
         names.get(c.name) != c.name and (c.name in names or c.name in taken) for c in live.columns

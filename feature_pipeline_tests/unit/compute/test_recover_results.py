@@ -27,7 +27,7 @@ from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
 from feature_pipeline.hooks.runners.kubernetes.transfer import AttemptKey
 from feature_pipeline.model.outcomes import OutcomeKind
 from feature_pipeline.orchestration.sensors import orphaned_runs
-from feature_pipeline.orchestration.sensors.orphaned_runs import take_outlived
+from feature_pipeline.orchestration.sensors.orphaned_runs import recover_orphaned_runs
 from feature_pipeline_tests.fixtures.scripted import (
     DATASET,
     HOOK,
@@ -133,16 +133,16 @@ def test_what_pods_left_goes_once_the_run_is_in_the_log(computing: Computing, in
     computing.execute(runner)
     run = begun(computing)
     assert uploads(computing) == {run.id}
-    assert len(take_outlived(computing.store, instance).announced) == 1
+    assert len(recover_orphaned_runs(computing.store, instance).enqueued) == 1
     # until then another worker may ask the same
     assert uploads(computing) == {run.id}
     again = computing.execute(runner)
     assert again.hook_run is not None
     assert len(set(runner.names)) == len(runner.names)
-    waiting = take_outlived(computing.store, instance).waiting
+    waiting = recover_orphaned_runs(computing.store, instance).waiting
     assert waiting == [f"{run.id}: its completion is not accepted yet"]
     accept_all(computing)
-    take_outlived(computing.store, instance)
+    recover_orphaned_runs(computing.store, instance)
     assert uploads(computing) == set()
     assert list_in_flight(computing.store) == []
 
@@ -154,12 +154,12 @@ def test_what_pods_left_of_a_run_that_goes_on_stays(computing: Computing, instan
         computing.execute(runner)
     # ended attempts of another run are no business of this one
     create_or_read(computing.store, layout.upload("other-run", "hook-x-1", "log"), b"")
-    found = take_outlived(computing.store, instance)
-    assert (found.announced, len(found.waiting)) == ([], 1)
+    found = recover_orphaned_runs(computing.store, instance)
+    assert (found.enqueued, len(found.waiting)) == ([], 1)
     assert uploads(computing) == {begun(computing).id, "other-run"}
     runner.attempts = 10**6
     computing.run(runner)
-    take_outlived(computing.store, instance)
+    recover_orphaned_runs(computing.store, instance)
     assert uploads(computing) == {"other-run"}
 
 
@@ -209,9 +209,9 @@ def test_whatever_a_pod_says_of_its_end_costs_its_run_alone(computing: Computing
         text = json.dumps(json.loads(computing.store.get(result).data) | change)
     computing.store.delete(result)
     computing.store.create(result, text.encode())
-    found = take_outlived(computing.store, instance)
+    found = recover_orphaned_runs(computing.store, instance)
     # another attempt may be due, which another run makes
-    assert len(found.announced) + len(found.waiting) + len(found.unusable) == 1
+    assert len(found.enqueued) + len(found.waiting) + len(found.unusable) == 1
     attempt = AttemptKey(*result.split("/")[1:3])
     with pytest.raises(CorruptDataError) as raised:
         S3Results(computing.store).result(attempt)
@@ -248,7 +248,7 @@ def test_a_run_whose_taking_fails_in_a_way_nobody_foresaw_costs_itself(
         raise ZeroDivisionError("a mistake")
 
     monkeypatch.setattr(orphaned_runs, "recover_results", fails)
-    found = take_outlived(computing.store, instance)
+    found = recover_orphaned_runs(computing.store, instance)
     assert found.unusable == [f"{run.id}: ZeroDivisionError: a mistake"]
     # it is tried again: nothing of it is removed
     assert begun(computing) == run
@@ -258,8 +258,8 @@ def test_expected_runs_that_are_none_keep_no_other_waiting(computing: Computing,
     computing.execute(PodRunner(computing.store, ScriptedRunner(fails_over("none"))))
     for n, text in enumerate(("[" * 100_000, '{"spec_version": 2}', "")):
         computing.store.create(layout.in_flight(f"odd{n}", "none"), text.encode())
-    found = take_outlived(computing.store, instance)
-    assert (len(found.announced), len(found.unusable)) == (1, 3)
+    found = recover_orphaned_runs(computing.store, instance)
+    assert (len(found.enqueued), len(found.unusable)) == (1, 3)
 
 
 def test_more_than_a_pod_may_leave_is_not_downloaded(computing: Computing):

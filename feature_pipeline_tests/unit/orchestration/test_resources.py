@@ -3,7 +3,7 @@
 import dagster as dg
 import pytest
 
-from feature_pipeline.orchestration.resources import default_resources, settled
+from feature_pipeline.orchestration.resources import default_resources, without_run_config
 
 
 def test_the_work_folder_is_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,7 +18,7 @@ def test_without_one_it_is_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def settled_resources() -> dict[str, dg.ResourceDefinition]:
-    return {name: settled(resource) for name, resource in default_resources().items()}
+    return {name: without_run_config(resource) for name, resource in default_resources().items()}
 
 
 def test_the_environment_is_read_when_a_run_starts(settled_resources, monkeypatch) -> None:

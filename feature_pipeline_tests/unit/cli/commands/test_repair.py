@@ -61,7 +61,7 @@ def repair(monkeypatch, memory_store, command_line, tmp_path) -> Repair:
     second = SimpleNamespace(open=lambda url: SimpleNamespace(store=repair.second))
     monkeypatch.setattr(repair_module, "Archive", second)
     monkeypatch.setattr(repair_module, "project_hooks", lambda: ProjectHooks([], {}))
-    monkeypatch.setattr(repair_module, "ask_databases", lambda *_: Knowledge())
+    monkeypatch.setattr(repair_module, "query_databases", lambda *_: Knowledge())
     return repair
 
 

@@ -22,7 +22,7 @@ from feature_pipeline.orchestration.operations.backfills import (
     launch_backfill,
     plan_backfill,
 )
-from feature_pipeline.orchestration.operations.status import BatchFacts, HookStanding, Standing
+from feature_pipeline.orchestration.operations.status import AssetStatus, BatchFacts, HookStatus
 
 THERE = BatchFacts(is_there=True)
 ABSENT = BatchFacts(is_there=False)
@@ -45,7 +45,7 @@ BATCHES = ("b3", "b1", "b2")  # in the order of submission
     ],
 )
 def test_which_selections_take_a_partition(facts: BatchFacts, taken_by: set[str]) -> None:
-    assert {select.value for select in Select if select.takes(facts)} == taken_by | {"all"}
+    assert {select.value for select in Select if select.selects(facts)} == taken_by | {"all"}
 
 
 def hook(name: str, dataset: str = "letters", **changes: object) -> HookDefinition:
@@ -76,15 +76,17 @@ def standing(
     running: frozenset[str] = frozenset(),
     without_input: Mapping[str, set[str]] | None = None,
     is_registered: bool = True,
-) -> HookStanding:
+) -> HookStatus:
     order = {batch: features[batch] for batch in BATCHES if batch in features}
     dataset = definition.dataset
-    return HookStanding(
+    return HookStatus(
         definition=definition,
         release=definition.hook_release(Path()),
         is_registered=is_registered,
-        features=Standing(features_key(dataset, definition.name), order, running),
-        table=None if table is None else Standing(table_key(dataset, definition.table_name), table),
+        features=AssetStatus(features_key(dataset, definition.name), order, running),
+        table=None
+        if table is None
+        else AssetStatus(table_key(dataset, definition.table_name), table),
         heads={},
         without_input={n: frozenset(b) for n, b in (without_input or {}).items()},
     )
@@ -96,7 +98,7 @@ def taken(plan: BackfillPlan) -> dict[str, list[str]]:
     return assets
 
 
-def plan(select: Select, *chosen: tuple[Target, HookStanding]) -> BackfillPlan:
+def plan(select: Select, *chosen: tuple[Target, HookStatus]) -> BackfillPlan:
     return plan_backfill(select, chosen, {"letters": set(BATCHES)})
 
 

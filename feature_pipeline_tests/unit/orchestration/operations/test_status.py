@@ -18,10 +18,10 @@ from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.outcomes import Status
 from feature_pipeline.model.release import HookRelease, ReleaseDocument
 from feature_pipeline.orchestration.operations.status import (
-    HookStanding,
+    HookStatus,
     Reason,
     Sources,
-    hook_standing,
+    hook_status,
 )
 from feature_pipeline_tests.fixtures.stores import (
     DATASET,
@@ -47,11 +47,11 @@ def definition(version: str = "1", **changes: object) -> HookDefinition:
     )
 
 
-def stand(scene: Scene, hook: HookDefinition, **options: object) -> HookStanding:
-    return hook_standing(Sources(scene.store), hook, scene.folder, **options)  # type: ignore[arg-type]
+def stand(scene: Scene, hook: HookDefinition, **options: object) -> HookStatus:
+    return hook_status(Sources(scene.store), hook, scene.folder, **options)  # type: ignore[arg-type]
 
 
-def reasons(standing: HookStanding) -> dict[str, set[str]]:
+def reasons(standing: HookStatus) -> dict[str, set[str]]:
     return {batch: {r.value for r in found} for batch, found in standing.features.reasons.items()}
 
 

@@ -17,7 +17,7 @@ from feature_pipeline.archive.store.base import ObjectInfo
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.records import Source
 from feature_pipeline.orchestration.sensors import inbox
-from feature_pipeline.orchestration.sensors.inbox import Looks, choose, settle_inbox
+from feature_pipeline.orchestration.sensors.inbox import FailedTries, accept_inbox, choose
 from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, Scene, make_batch
 
 
@@ -50,7 +50,7 @@ def test_both_ends_are_taken():
 
 
 def test_what_was_looked_at_in_vain_yields_to_what_was_not():
-    looks, seen = Looks(), Counter[str]()
+    looks, seen = FailedTries(), Counter[str]()
     infos = waiting(0, 40)
     for _ in range(12):
         chosen = choose(infos, 10, looks.of(infos))
@@ -83,21 +83,21 @@ def test_batches_that_wait_do_not_keep_completions_from_being_looked_at(scene: S
     leave_stuck_submissions(scene, 30)
     completion = scene.completion(scene.artifact(batch, release))
     publish.enqueue_completion(scene.store, completion)
-    tick = settle_inbox(scene.store, "s3://a", instance, limit=10)
+    tick = accept_inbox(scene.store, "s3://a", instance, limit=10)
     assert tick.accepted == 1
     assert log.head(scene.store, DATASET, HOOK, "b1") is not None
 
 
 def test_a_new_batch_does_not_wait_behind_those_that_cannot_be_accepted(scene: Scene, instance):
     leave_stuck_submissions(scene, 30)
-    looks = Looks()
+    looks = FailedTries()
     for _ in range(3):
-        settle_inbox(scene.store, "s3://a", instance, limit=10, looks=looks)
+        accept_inbox(scene.store, "s3://a", instance, limit=10, failed_tries=looks)
     publish.submit_batch(scene.store, make_batch("b1"), {})
     # neither the newest nor the oldest of what waits
     leave_stuck_submissions(scene, 32)
-    tick = settle_inbox(scene.store, "s3://a", instance, limit=2, looks=looks)
-    tick.add(settle_inbox(scene.store, "s3://a", instance, limit=2, looks=looks))
+    tick = accept_inbox(scene.store, "s3://a", instance, limit=2, failed_tries=looks)
+    tick.add(accept_inbox(scene.store, "s3://a", instance, limit=2, failed_tries=looks))
     assert [entry.batch for entry in log.batch_logs(scene.store, DATASET)["b1"]] == ["b1"]
 
 
@@ -109,7 +109,7 @@ def test_a_tick_ends_when_its_time_is_over(scene: Scene, instance, monkeypatch):
     for key in ("b1", "b2", "b3"):
         batch = scene.submit(make_batch(key))
         publish.enqueue_completion(scene.store, scene.completion(scene.artifact(batch, release)))
-    tick = settle_inbox(scene.store, "s3://a", instance)
+    tick = accept_inbox(scene.store, "s3://a", instance)
     # some of each kind, whatever was begun before
     assert (tick.accepted, len(tick.waiting)) == (2, 2 + 2)
 
@@ -124,7 +124,7 @@ def test_a_completion_is_not_looked_at_before_its_batch(scene: Scene, instance, 
     publish.enqueue_completion(
         scene.store, scene.completion(scene.artifact(make_batch("b1"), release))
     )
-    tick = settle_inbox(scene.store, "s3://a", instance, limit=2)
+    tick = accept_inbox(scene.store, "s3://a", instance, limit=2)
     assert tick.quarantined == []
     assert any("its batch waits too" in line for line in tick.waiting)
 
@@ -137,7 +137,7 @@ def test_what_dagster_cannot_be_asked_costs_itself(scene: Scene, instance, run_i
     scene.store.create(layout.inbox(odd.inbox_id), json.dumps(document).encode())
     good = scene.completion(scene.artifact(batch, release, label="good"))
     publish.enqueue_completion(scene.store, good)
-    tick = settle_inbox(scene.store, "s3://a", instance)
+    tick = accept_inbox(scene.store, "s3://a", instance)
     assert (tick.accepted, len(tick.quarantined)) == (1, 1)
     assert log.head(scene.store, DATASET, HOOK, "b1").manifest == good.manifest
 
@@ -155,7 +155,7 @@ def test_an_entry_that_cannot_be_reported_keeps_no_other_from_it(
         return original(accepted, batch)
 
     monkeypatch.setattr(inbox, "records_event", records_event)
-    tick = settle_inbox(scene.store, "s3://a", instance)
+    tick = accept_inbox(scene.store, "s3://a", instance)
     assert [event.partition for event in tick.events] == ["b1", "b3"]
     assert tick.partitions == {DATASET: ["b1", "b3"]}
     assert [line.partition(":")[2] for line in tick.damaged] == [

@@ -44,8 +44,8 @@ from feature_pipeline.orchestration.sensors.repeats import (
     REPEATED_TAG,
     SENSOR,
     Repeats,
+    backoff_seconds,
     fail_undefined_runs,
-    pause_seconds,
     repeat_failed_runs,
     waiting_repeats,
 )
@@ -401,7 +401,7 @@ def test_the_work_is_requested_once_when_its_pause_is_over(
     run = fail(project)
     early = project.look(0)
     assert (early.requested, early.waiting) == ({}, 1)
-    found = project.look(pause_seconds(0) + 1)
+    found = project.look(backoff_seconds(0) + 1)
     assert list(found.requested.values()) == [1]
     (backfill,) = project.instance.get_backfills()
     assert backfill.tags == {REPEAT_TAG: "1"}
@@ -428,12 +428,12 @@ def test_runs_of_one_kind_are_one_backfill(project: Project) -> None:
 
 
 def test_pauses_grow_and_end(project: Project) -> None:
-    pauses = [pause_seconds(repeats) for repeats in range(MAX_REPEATS)]
+    pauses = [backoff_seconds(repeats) for repeats in range(MAX_REPEATS)]
     assert pauses[:3] == [30, 60, 120]
     assert DAY / 2 < sum(pauses) < 2 * DAY
     run = project.run(StoreUnavailableError("gone"), tags={REPEAT_TAG: "3"})
-    assert not project.look(pause_seconds(2)).requested
-    assert project.look(pause_seconds(3) + 1).requested
+    assert not project.look(backoff_seconds(2)).requested
+    assert project.look(backoff_seconds(3) + 1).requested
     assert project.instance.get_backfills()[0].tags[REPEAT_TAG] == "4"
     last = project.run(StoreUnavailableError("gone"), "b2", tags={REPEAT_TAG: str(MAX_REPEATS)})
     assert project.look(DAY).given_up == [last.run_id]
@@ -529,7 +529,7 @@ def test_status_names_what_waits_to_be_repeated() -> None:
     assert waiting.batches == ("b2",)
     assert record.end_time is not None
     assert waiting.at is not None
-    assert waiting.at.timestamp() - record.end_time == pytest.approx(pause_seconds(0))
+    assert waiting.at.timestamp() - record.end_time == pytest.approx(backoff_seconds(0))
 
 
 def test_the_reason_of_a_failed_run_is_its_innermost_error(project: Project) -> None:

@@ -12,7 +12,7 @@ from feature_pipeline import settings
 from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.orchestration.sensors import webhook
-from feature_pipeline.orchestration.sensors.alerts import Notice
+from feature_pipeline.orchestration.sensors.alerts import Alert
 from feature_pipeline.orchestration.sensors.webhook import WebhookState, parse_state, post, tick
 from feature_pipeline_tests.fixtures.http import serving
 
@@ -258,8 +258,8 @@ def test_the_sensor_is_idle_without_an_address(
 def test_a_notice_without_a_page_has_no_link():
     from datetime import UTC, datetime
 
-    from feature_pipeline.orchestration.sensors.alerts import NoticeKind
+    from feature_pipeline.orchestration.sensors.alerts import AlertKind
 
-    notice = Notice("c", NoticeKind.QUARANTINED, "what", {}, "why", datetime.now(UTC))
+    notice = Alert("c", AlertKind.QUARANTINED, "what", {}, "why", datetime.now(UTC))
     assert notice.document("https://ui")["link"] is None
     assert notice.document(None)["text"] == "what: why"
