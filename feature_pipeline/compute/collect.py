@@ -105,15 +105,6 @@ def _artifact(
     computed = {outcome.record_id: outcome for outcome in decoded.outcomes}
     known = {**plan.skipped, **plan.carried, **computed}
     outcomes = tuple(known[record.id] for record in plan.batch.records)
-    notes = list(plan.notes) + list(decoded.notes)
-    if decoded.unknown_ids:
-        notes.append(
-            f"the hook wrote about ids that it did not get: {quoted_list(decoded.unknown_ids)}"
-        )
-    if decoded.undeclared_keys:
-        notes.append(
-            f"feature keys that no column declares: {quoted_list(decoded.undeclared_keys)}"
-        )
     return Artifact(
         batch=plan.batch,
         release=plan.release,
@@ -123,9 +114,23 @@ def _artifact(
         outcomes=outcomes,
         raw=raw,
         log=log,
-        notes=tuple(notes),
+        notes=(*plan.notes, *notes_on(decoded)),
         inputs=_input_digests(plan),
     )
+
+
+def notes_on(decoded: DecodedOutput) -> list[str]:
+    """Return what an artifact notes on its output for users."""
+    notes = list(decoded.notes)
+    if decoded.unknown_ids:
+        notes.append(
+            f"the hook wrote about ids that it did not get: {quoted_list(decoded.unknown_ids)}"
+        )
+    if decoded.undeclared_keys:
+        notes.append(
+            f"feature keys that no column declares: {quoted_list(decoded.undeclared_keys)}"
+        )
+    return notes
 
 
 def _input_digests(plan: ComputePlan) -> dict[str, Digest]:

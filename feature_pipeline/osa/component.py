@@ -12,11 +12,16 @@ from feature_pipeline.model.first_few import first_few
 from feature_pipeline.model.records import check_dataset
 from feature_pipeline.orchestration.assets.features import DEFINITION_METADATA
 from feature_pipeline.orchestration.dagster_internals import UnresolvedAssetJobDefinition
+from feature_pipeline.orchestration.resources import ArchiveResource
+from feature_pipeline.osa.completions import Follower
 from feature_pipeline.osa.definitions import Drift, find_drift, followed_hooks
-from feature_pipeline.osa.settings import OsaSettings
+from feature_pipeline.osa.settings import STORAGE, OsaSettings
 
 DRIFT_CHECK: Final = "definitions_match"
 SHOWN: Final = 20
+PASS_SECONDS: Final = 60
+TAKING_SECONDS: Final = 30.0
+"""Dagster gives an evaluation a minute; nothing is begun after this time."""
 
 DEFS_YAML: Final = Template(
     """\
@@ -27,6 +32,11 @@ attributes:
   name: $name
   # Environment variable with the URL of the server's database; its role needs to read only.
   database_url_variable: FEATURE_PIPELINE_OSA_DATABASE_URL
+  # The server's storage: the folder $$OSA_DATA_DIR/data, or s3://bucket/prefix; when absent, that
+  # of FEATURE_PIPELINE_OSA_STORAGE.
+  # storage: /srv/osa/data
+  # S3 address of that bucket, if it is not the archive's.
+  # storage_endpoint: https://s3.example.org
   # Which conventions are followed, and the dataset of each; all of them when absent.
   # conventions: {protein-designs: designs}
   # Which hooks are followed; all of the conventions' when absent.
@@ -48,7 +58,10 @@ class OsaServerScaffolder(dg.Scaffolder[Any]):
 
 @dg.scaffold_with(OsaServerScaffolder)
 class OsaServer(dg.Component, OsaSettings, dg.Resolvable):
-    """An Open Science Archive server whose hooks are defined here and computed there."""
+    """An Open Science Archive server whose hooks are defined here and computed there.
+
+    A sensor takes the outputs of its hook runs into the archive.
+    """
 
     @classmethod
     def model(cls) -> type[BaseModel]:
@@ -65,7 +78,7 @@ class OsaServer(dg.Component, OsaSettings, dg.Resolvable):
         return self.definitions()
 
     def definitions(self) -> dg.Definitions:
-        """Return the asset of the server's hooks, its check, and the schedule of the check."""
+        """Return the asset of the server's hooks, its check with a schedule, and the sensor."""
         key = dg.AssetKey([self.name, "hooks"])
         job = _drift_job(self.name, key)
         return dg.Definitions(
@@ -79,6 +92,7 @@ class OsaServer(dg.Component, OsaSettings, dg.Resolvable):
             ],
             asset_checks=[_drift_check(self, key)],
             jobs=[job],
+            sensors=[_completions_sensor(self)],
             schedules=[
                 dg.ScheduleDefinition(
                     name=f"{job.name}_hourly",
@@ -106,18 +120,58 @@ def _drift_check(server: OsaSettings, key: dg.AssetKey) -> dg.AssetChecksDefinit
         " releases, columns and cardinality. `feature-pipeline osa plan` shows the same.",
     )
     def definitions_match(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-        repository = context.op_execution_context.repository_def
-        defined = [
-            HookDefinition.model_validate(stored.value)
-            for asset in repository.assets_defs_by_key.values()
-            for spec in asset.specs
-            if (stored := spec.metadata.get(DEFINITION_METADATA)) is not None
-        ]
+        defined = _defined(context.op_execution_context.repository_def)
         with server.server().session() as reader:
             followed = followed_hooks(reader.definitions(), server)
         return _result(find_drift(followed, defined), len(followed))
 
     return definitions_match
+
+
+def _defined(repository: dg.RepositoryDefinition) -> list[HookDefinition]:
+    """Return the hooks of this project."""
+    return [
+        HookDefinition.model_validate(stored.value)
+        for asset in repository.assets_defs_by_key.values()
+        for spec in asset.specs
+        if (stored := spec.metadata.get(DEFINITION_METADATA)) is not None
+    ]
+
+
+def _completions_sensor(server: OsaSettings) -> dg.SensorDefinition:
+    @dg.sensor(
+        name=f"{server.name}_completions",
+        minimum_interval_seconds=PASS_SECONDS,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Takes the outputs of the server's completed hook runs into the archive's inbox"
+        " as batches and artifacts. `feature-pipeline osa sync` does the same.",
+    )
+    def completions(context: dg.SensorEvaluationContext, archive: ArchiveResource) -> dg.SkipReason:
+        if not server.names_storage():
+            return dg.SkipReason(
+                "no outputs are taken: the server's storage is not named; set `storage`, or"
+                f" {STORAGE}"
+            )
+        repository = context.repository_def
+        if repository is None:
+            raise dg.DagsterInvariantViolationError("the sensor was evaluated without a repository")
+        follower = Follower(
+            store=archive.store(),
+            server=server.server(),
+            storage=server.open_storage(),
+            settings=server,
+            definitions={(each.dataset, each.name): each for each in _defined(repository)},
+        )
+        result = follower.follow(seconds=TAKING_SECONDS, is_patient=True)
+        for name, reason in result.unreadable.items():
+            context.log.error("cannot be taken: %s: %s", name, reason)
+        for name, reason in result.waiting.items():
+            context.log.info("waiting: %s: %s", name, reason)
+        for name in result.undefined:
+            context.log.warning("the server's hook %s is not defined here", name)
+        return dg.SkipReason(result.summary())
+
+    return completions
 
 
 def _result(drift: list[Drift], hooks: int) -> dg.AssetCheckResult:

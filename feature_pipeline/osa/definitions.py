@@ -22,6 +22,7 @@ from feature_pipeline.model.columns import ColumnFormat, ColumnType
 from feature_pipeline.model.definition import Compute, HookDefinition
 from feature_pipeline.model.first_few import first_few
 from feature_pipeline.model.quoting import problems
+from feature_pipeline.model.release import HookRelease, ReleaseDocument
 from feature_pipeline.osa.server import Convention, Definitions, Release, ServerHook
 from feature_pipeline.osa.settings import OsaSettings
 
@@ -144,6 +145,29 @@ def define(hook: ServerHook, dataset: str, table: str | None = None) -> HookDefi
         return HookDefinition.model_validate(document)
     except ValidationError as error:
         raise InvalidInputError(f"{where} cannot be defined here: {problems(error)}") from error
+
+
+def server_release(release: Release, dataset: str) -> HookRelease:
+    """Return a release of the server as the archive registers it.
+
+    Raises:
+        InvalidInputError: It cannot be one here.
+    """
+    document = {
+        "dataset": dataset,
+        "hook": release.hook,
+        "version": str(release.version),
+        "image": image_by_digest(release.image, release.digest),
+        "command": COMMAND,
+        "config": dict(release.config),
+    }
+    try:
+        return HookRelease.of(ReleaseDocument.model_validate(document))
+    except ValidationError as error:
+        raise InvalidInputError(
+            f"release {release.version} of hook {release.hook!r} cannot be registered:"
+            f" {problems(error)}"
+        ) from error
 
 
 def _limits(release: Release, where: str) -> dict[str, str]:

@@ -11,7 +11,9 @@ from feature_pipeline.projections.catalog.database import Connection
 KNOWN_SCHEMA: Final = "44a8e3799b97"
 """The server's schema version (`alembic_version`) with which this package was tested."""
 
-TABLES: Final[Mapping[str, tuple[str, ...]]] = {
+Tables = Mapping[str, tuple[str, ...]]
+
+DEFINITIONS: Final[Tables] = {
     "hooks": ("name", "feature_spec", "live_release_id"),
     "hook_releases": (
         *("id", "hook_name", "version", "image", "digest", "config", "limits"),
@@ -19,7 +21,19 @@ TABLES: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "conventions": ("id", "title", "schema_id", "schema_version", "hooks"),
 }
-"""Per table of the schema `public`, the columns that are read."""
+"""Per table of the schema `public`, the columns that are read for definitions."""
+
+COMPLETIONS: Final[Tables] = {
+    **DEFINITIONS,
+    "hook_runs": ("id", "release_id", "status", "started_at", "finished_at", "oom_retries"),
+    "ingest_runs": (
+        *("id", "convention_id", "status", "batches_ingested", "started_at", "completed_at"),
+    ),
+    "depositions": ("srn", "convention_id", "stage", "metadata", "files", "updated_at"),
+    "events": ("id", "payload"),
+    "deliveries": ("event_id", "consumer_group", "status", "claimed_at"),
+}
+"""The same for completions."""
 
 _LOOK = """
 select c.relname,
@@ -41,8 +55,13 @@ class _Table:
     columns: frozenset[str]
 
 
-def check_schema(connection: Connection, address: str) -> None:
+def check_schema(connection: Connection, address: str, tables: Tables) -> None:
     """Check that every table and column that is read exists, and that the role may read it.
+
+    Args:
+        connection: A session of the server's database.
+        address: The database, for messages.
+        tables: What is read.
 
     Raises:
         InvalidInputError: Names the tables that were looked at and every one that lacks something,
@@ -50,21 +69,21 @@ def check_schema(connection: Connection, address: str) -> None:
     """
     found = {
         name: _Table(is_readable, frozenset(columns))
-        for name, is_readable, columns in connection.execute(_LOOK, [list(TABLES)])
+        for name, is_readable, columns in connection.execute(_LOOK, [list(tables)])
     }
-    problems = [f"there is no table public.{name}" for name in TABLES if name not in found]
+    problems = [f"there is no table public.{name}" for name in tables if name not in found]
     problems += [
         f"public.{name} has no column {first_few(map(repr, lacking))}"
-        for name, columns in TABLES.items()
+        for name, columns in tables.items()
         if name in found and (lacking := [c for c in columns if c not in found[name].columns])
     ]
-    looked_at = f"looked at {', '.join(f'public.{name}' for name in TABLES)}"
+    looked_at = f"looked at {', '.join(f'public.{name}' for name in tables)}"
     if problems:
         raise InvalidInputError(
             f"database {address} is not that of an Open Science Archive server whose schema is"
             f" known ({version_sentence(connection)}): {'; '.join(problems)}. {looked_at}"
         )
-    barred = [name for name in TABLES if not found[name].is_readable]
+    barred = [name for name in tables if not found[name].is_readable]
     if barred:
         role = connection.info.user
         raise InvalidInputError(

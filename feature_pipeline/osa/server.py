@@ -1,20 +1,32 @@
-"""Read the definitions of the server's database: its conventions, hooks and releases.
+"""Read the server's database: definitions, releases, ingests, depositions, hook runs.
 
 Every session is read-only, and each method reads in one snapshot. Rows become values at this edge;
 JSON keeps the spelling of its numbers.
 """
 
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.json_text import read_json
 from feature_pipeline.model.quoting import quoted
-from feature_pipeline.osa.schema import check_schema
+from feature_pipeline.osa.schema import DEFINITIONS, Tables, check_schema
 from feature_pipeline.projections.catalog.database import Connection, Database
+
+ENDED: Final = frozenset({"completed", "failed"})
+"""Status of an ingest run that asks for no further batch."""
+VALIDATED: Final = frozenset({"validated", "published"})
+"""Stages of a deposition whose hooks have all ended, with their rows committed."""
+
+PASSED: Final = "passed"
+ERROR: Final = "error"
+"""Status of a hook run over a record or more that it passed, and of one that broke off."""
+
+_BATCH_WORKER: Final = "ProcessBatch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +82,83 @@ class Convention:
 
 
 @dataclass(frozen=True, slots=True)
+class IngestRun:
+    """A row of `ingest_runs`. Batches 0 to `batches_ingested` - 1 have their list of records."""
+
+    id: str
+    convention: str
+    status: str
+    batches_ingested: int
+    started_at: datetime
+    completed_at: datetime | None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether no further batch comes."""
+        return self.status in ENDED
+
+
+@dataclass(frozen=True, slots=True)
+class Deposition:
+    """A row of `depositions`."""
+
+    srn: str
+    convention: str
+    stage: str
+    metadata: Any
+    files: Any
+    updated_at: datetime
+
+    @property
+    def is_validated(self) -> bool:
+        """Whether the outputs of its hooks are those of its last, accepted try."""
+        return self.stage in VALIDATED
+
+
+@dataclass(frozen=True, slots=True)
+class ValidatedDeposition:
+    """Which deposition is validated or published, and when it was last changed."""
+
+    srn: str
+    convention: str
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class HookRun:
+    """A row of `hook_runs`: one ended run of a hook."""
+
+    id: str
+    release_id: str
+    status: str
+    """`passed`, `failed` (the record of a deposition was rejected), or `error`."""
+    started_at: datetime
+    finished_at: datetime
+    oom_retries: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBatch:
+    """A batch of an ingest that a worker processes, or is to process (again)."""
+
+    claimed_at: datetime | None
+    """When a worker last claimed it, if one has it now."""
+
+
+@dataclass(frozen=True, slots=True)
 class Definitions:
     """The server's conventions and hooks, by id and by name."""
 
     conventions: Mapping[str, Convention]
     hooks: Mapping[str, ServerHook]
+
+    def release(self, release_id: str) -> Release | None:
+        """Return the release with this id; None if no hook has it."""
+        for hook in self.hooks.values():
+            for release in hook.releases:
+                if release.id == release_id:
+                    return release
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,22 +174,38 @@ class Server:
         return self.database.address
 
     @contextmanager
-    def session(self) -> Iterator["Reader"]:
+    def connect(self) -> Iterator[Connection]:
+        """Connect for several sessions, none of which can write.
+
+        Raises:
+            ProjectionError: The database cannot be reached.
+        """
+        purpose = "reading the Open Science Archive server's database"
+        with self.database.connect(purpose) as connection:
+            connection.execute("set default_transaction_read_only = on")
+            yield connection
+
+    @contextmanager
+    def session(
+        self, tables: Tables = DEFINITIONS, connection: Connection | None = None
+    ) -> Iterator["Reader"]:
         """Open a read-only session, all of whose reads are of one snapshot.
+
+        Args:
+            tables: What is read: `DEFINITIONS`, or more.
+            connection: One that `connect` opened; another one if None.
 
         Raises:
             ProjectionError: The database cannot be reached.
             InvalidInputError: A table or column is missing, or the role may not read it.
         """
-        purpose = "reading the Open Science Archive server's database"
-        with self.database.connect(purpose) as connection:
-            connection.execute("set default_transaction_read_only = on")
-            with connection.transaction():
-                connection.execute("set transaction isolation level repeatable read, read only")
-                if self.address not in self._checked:
-                    check_schema(connection, self.address)
-                    self._checked.add(self.address)
-                yield Reader(connection)
+        opened = self.connect() if connection is None else contextlib.nullcontext(connection)
+        with opened as used, used.transaction():
+            used.execute("set transaction isolation level repeatable read, read only")
+            if not tables.keys() <= self._checked:
+                check_schema(used, self.address, tables)
+                self._checked.update(tables)
+            yield Reader(used)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +256,73 @@ class Reader:
         }
         return Definitions(conventions, hooks)
 
-    def _rows(self, query: Any) -> list[Any]:
-        return self.connection.execute(query).fetchall()
+    def ingest_runs(self, conventions: Collection[str]) -> list[IngestRun]:
+        """Return the ingest runs of these conventions, oldest first."""
+        rows = self._rows(
+            "select id, convention_id, status, batches_ingested, started_at, completed_at"
+            " from public.ingest_runs where convention_id = any(%s) order by started_at, id",
+            [list(conventions)],
+        )
+        return [IngestRun(*row) for row in rows]
+
+    def validated_depositions(self, conventions: Collection[str]) -> list[ValidatedDeposition]:
+        """Return the validated depositions of these conventions, the longest unchanged first."""
+        rows = self._rows(
+            "select srn, convention_id, updated_at from public.depositions"
+            " where convention_id = any(%s) and stage = any(%s) order by updated_at, srn",
+            [list(conventions), sorted(VALIDATED)],
+        )
+        return [ValidatedDeposition(*row) for row in rows]
+
+    def deposition(self, srn: str) -> Deposition | None:
+        """Return one deposition, of whatever stage; None if there is none."""
+        for name, convention, stage, metadata, files, updated_at in self._rows(
+            "select srn, convention_id, stage, metadata::text, files::text, updated_at"
+            " from public.depositions where srn = %s",
+            [srn],
+        ):
+            return Deposition(
+                srn=name,
+                convention=convention,
+                stage=stage,
+                metadata=read_json(metadata.encode(), f"deposition {srn}: metadata"),
+                files=read_json(files.encode(), f"deposition {srn}: files"),
+                updated_at=updated_at,
+            )
+        return None
+
+    def hook_runs(self, ids: Collection[str]) -> dict[str, HookRun]:
+        """Return the committed hook runs with these ids, by id: one look-up by key for each."""
+        rows = self._rows(
+            "select id::text, release_id::text, status, started_at, finished_at, oom_retries"
+            " from public.hook_runs where id = any(%s::uuid[])",
+            [list(ids)],
+        )
+        return {row[0]: HookRun(*row) for row in rows}
+
+    def open_batches(self) -> dict[tuple[str, int], OpenBatch]:
+        """Return the batches that a worker processes, or is to process, by run and index."""
+        found: dict[tuple[str, int], OpenBatch] = {}
+        for run, index, claimed_at in self._rows(
+            "select e.payload ->> 'ingest_run_id', (e.payload ->> 'batch_index')::bigint,"
+            " case when d.status = 'claimed' then d.claimed_at end from public.deliveries as d"
+            " join public.events as e on e.id = d.event_id"
+            " where d.consumer_group = %s and d.status in ('claimed', 'pending')"
+            " and e.payload ->> 'ingest_run_id' is not null"
+            " and e.payload ->> 'batch_index' is not null",
+            [_BATCH_WORKER],
+        ):
+            before = found.get((run, index), OpenBatch(None)).claimed_at
+            found[run, index] = OpenBatch(max(filter(None, (before, claimed_at)), default=None))
+        return found
+
+    def now(self) -> datetime:
+        """Return the time by the clock of the server's database."""
+        (row,) = self._rows("select clock_timestamp()")
+        return row[0]  # type: ignore[no-any-return]
+
+    def _rows(self, query: Any, parameters: Sequence[object] | None = None) -> list[Any]:
+        return self.connection.execute(query, parameters).fetchall()
 
 
 def _object(text: str, where: str) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""The settings of one followed server: database, conventions, datasets, hooks."""
+"""The settings of one followed server: database, storage, conventions, datasets, hooks."""
 
 import os
 import re
@@ -17,14 +17,17 @@ from pydantic import (
     model_validator,
 )
 
+from feature_pipeline import settings
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.quoting import problems
 from feature_pipeline.model.records import check_dataset
 from feature_pipeline.model.yaml_text import InvalidYamlError, check_yaml
 from feature_pipeline.osa.server import Server
+from feature_pipeline.osa.storage import BucketStorage, FolderStorage, ServerStorage
 from feature_pipeline.projections.catalog.database import Database
 
 DATABASE_URL: Final = "FEATURE_PIPELINE_OSA_DATABASE_URL"
+STORAGE: Final = "FEATURE_PIPELINE_OSA_STORAGE"
 
 COMPONENT: Final = "feature_pipeline.OsaServer"
 """Type of the component that has these settings as its attributes."""
@@ -42,6 +45,14 @@ class OsaSettings(BaseModel):
         DATABASE_URL,
         description="Environment variable with the URL of the server's database, of a role that"
         " may read it: a password does not belong into this file.",
+    )
+    storage: str | None = Field(
+        None,
+        description="The server's storage: the folder $OSA_DATA_DIR/data, or s3://bucket/prefix;"
+        f" {STORAGE} when absent.",
+    )
+    storage_endpoint: str | None = Field(
+        None, description="S3 address of that bucket, if it is not the archive's."
     )
     conventions: Mapping[str, str] = Field(
         default_factory=dict,
@@ -123,6 +134,37 @@ class OsaSettings(BaseModel):
                 " postgresql://user:password@host:port/database"
             )
         return Server(Database(url))
+
+    def names_storage(self) -> bool:
+        """Return whether the server's storage is named, here or in the environment."""
+        return bool(self.storage or os.environ.get(STORAGE))
+
+    def open_storage(self) -> ServerStorage:
+        """Return the server's storage.
+
+        Raises:
+            InvalidInputError: It is not named.
+        """
+        named = self.storage or os.environ.get(STORAGE)
+        if not named:
+            raise InvalidInputError(
+                f"the server's storage is not named: set {STORAGE}, or `storage`, to the folder"
+                " $OSA_DATA_DIR/data or to s3://bucket/prefix"
+            )
+        if not named.startswith("s3://"):
+            return FolderStorage(Path(named).expanduser())
+        from feature_pipeline.archive.store.s3 import make_client
+
+        parts = urlsplit(named)
+        key, secret, token = settings.s3_keys()
+        client = make_client(
+            endpoint_url=self.storage_endpoint or settings.optional(settings.S3_ENDPOINT_URL),
+            region=settings.optional(settings.S3_REGION),
+            access_key_id=key,
+            secret_access_key=secret,
+            session_token=token,
+        )
+        return BucketStorage(client, parts.netloc, parts.path.strip("/"))
 
 
 def find_settings(folder: Path) -> OsaSettings | None:

@@ -1,5 +1,6 @@
 """Definitions made from the recorded server, and their drift."""
 
+import json
 from pathlib import Path
 
 import dagster as dg
@@ -7,11 +8,13 @@ import psycopg
 import pytest
 from dagster._core.definitions.job_base import InMemoryJob
 
+from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.cli.commands import osa as command
 from feature_pipeline.definitions import DefinedHook, build_defs, hooks_of
 from feature_pipeline.model.definition import Compute, HookDefinition
 from feature_pipeline.osa.component import DEFS_YAML
-from feature_pipeline.osa.settings import DATABASE_URL
+from feature_pipeline.osa.settings import DATABASE_URL, STORAGE
+from feature_pipeline_tests.fixtures import osa_server as recorded
 from feature_pipeline_tests.fixtures.commands import CommandLine
 
 pytestmark = pytest.mark.postgres
@@ -200,3 +203,53 @@ def test_what_cannot_be_defined_is_named_and_nothing_is_written(
         connection.execute(psycopg.sql.SQL(change))  # type: ignore[arg-type]
     assert said in command_line.refused("osa", "scaffold")
     assert list(defs.iterdir()) == []
+
+
+def test_completed_outputs_are_taken_by_command_and_sensor(
+    defs: Path,
+    osa_folder: Path,
+    command_line: CommandLine,
+    memory_store: MemoryStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Archive:
+        def store(self) -> MemoryStore:
+            return memory_store
+
+    (defs / "osa").mkdir()
+    (defs / "osa" / "defs.yaml").write_text(DEFS_YAML.substitute(name="osa"))
+    command_line("osa", "scaffold")
+    (defs / "alignment" / "defs.yaml").unlink()
+    monkeypatch.setattr(command, "open_archive", lambda: memory_store)
+    assert STORAGE in command_line.refused("osa", "sync", "--once")
+
+    def sensed() -> str | None:
+        repository = build_defs().get_repository_def()
+        with (
+            dg.DagsterInstance.ephemeral() as instance,
+            dg.build_sensor_context(
+                instance, repository_def=repository, resources={"archive": Archive()}
+            ) as context,
+        ):
+            answer = repository.get_sensor_def("osa_completions")(context)
+        assert isinstance(answer, dg.SkipReason)
+        return answer.skip_message
+
+    assert STORAGE in str(sensed())
+    monkeypatch.setenv(STORAGE, str(osa_folder))
+    broken = next(osa_folder.rglob(f"{recorded.HISTORY}/batches/0/hooks/qc/output/run.json"))
+    text = broken.read_text()
+    broken.write_text("{")
+    status, out, _ = command_line("osa", "sync", "--once")
+    assert status == 1
+    assert "protein_designs/alignment is not defined here" in out
+    name = f"ingest-{recorded.HISTORY}-0/qc"
+    assert f"cannot be taken: {name}: ingests/" in out
+    assert "10 batches submitted, 15 outputs published, 0 waiting, 1 cannot be taken" in out
+    assert "0 batches submitted, 0 outputs published" in str(sensed())
+    broken.write_text(text)
+    status, out, _ = command_line("osa", "sync", "--once", "--json")
+    assert (status, json.loads(out)["published"]) == (0, [name])
+    for key in [info.key for info in memory_store.list_objects("")]:
+        memory_store.delete(key)
+    assert "10 batches submitted, 16 outputs published" in str(sensed())

@@ -16,6 +16,7 @@
     uploads/<run>/<job>/<part>                   what a pod is given and leaves; not archived
     answers/<dataset>/<hook>/<name>              which artifact answers what was asked; derived
     claims/<dataset>/<hook>/<program>/<batch>    what a hook run is computing now
+    followed/<name>                              what was taken of another system; derived
     gc/marks/<name>                              blobs that a collection found orphaned
     gc/lease                                     who may delete blobs now, or was the last to
     probe/conditional-writes                     written when a store is opened: what can it do?
@@ -49,6 +50,7 @@ UPLOADS: Final = "uploads/"
 IN_FLIGHT: Final = "expected/"
 ANSWERS: Final = "answers/"
 CLAIMS: Final = "claims/"
+FOLLOWED: Final = "followed/"
 PROBE: Final = "probe/conditional-writes"
 
 SEQ_DIGITS: Final = 10
@@ -163,6 +165,11 @@ def claims(dataset: str, hook: str, program: Digest | None = None) -> str:
 def claim(dataset: str, hook: str, program: Digest, batch: str) -> str:
     """Return the key of the claim of the runs over one batch."""
     return f"{claims(dataset, hook, program)}{check_batch_key(batch)}"
+
+
+def followed(name: str) -> str:
+    """Return the key of the memory of what was taken of the followed system of this name."""
+    return f"{FOLLOWED}{check_dataset(name)}"
 
 
 def gc_mark(name: str) -> str:

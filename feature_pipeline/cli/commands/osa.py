@@ -1,18 +1,21 @@
 """`feature-pipeline osa`: work beside an Open Science Archive server."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from pydantic import ValidationError
 
 from feature_pipeline import settings
 from feature_pipeline.cli.option_values import DEFS
 from feature_pipeline.cli.output import Output
-from feature_pipeline.cli.project import Project, definitions_folder
+from feature_pipeline.cli.project import Project, definitions_folder, open_archive
 from feature_pipeline.cli.project_hooks import project_hooks
 from feature_pipeline.errors import FeaturePipelineError, InvalidInputError
 from feature_pipeline.model.definition import HookDefinition
 from feature_pipeline.model.quoting import problems
+from feature_pipeline.osa.completions import Follower, Pass
 from feature_pipeline.osa.definitions import (
     FollowedHook,
     find_drift,
@@ -20,6 +23,9 @@ from feature_pipeline.osa.definitions import (
     write_definitions,
 )
 from feature_pipeline.osa.settings import OsaSettings, find_settings
+
+PASS_SECONDS: Final = 60.0
+"""From the beginning of one pass to that of the next."""
 
 
 def scaffold(
@@ -52,6 +58,58 @@ def plan(as_json: bool) -> None:
     )
     if drift:
         raise SystemExit(1)
+
+
+def sync(once: bool, as_json: bool) -> None:
+    """Carry out `feature-pipeline osa sync`."""
+    Project.find().load_environment()
+    output = Output(as_json)
+    chosen = _settings()
+    follower = Follower(
+        store=open_archive(),
+        server=chosen.server(),
+        storage=chosen.open_storage(),
+        settings=chosen,
+        definitions={
+            (hook.definition.dataset, hook.definition.name): hook.definition
+            for hook in project_hooks().usable
+        },
+    )
+    while True:
+        began = time.monotonic()
+        result = follower.follow(is_patient=not once)
+        for line in _lines(result):
+            output.say(line)
+        if once:
+            break
+        time.sleep(max(0.0, PASS_SECONDS - (time.monotonic() - began)))
+    output.result(
+        {
+            "submitted": result.submitted,
+            "published": result.published,
+            "unchanged": result.unchanged,
+            "waiting": result.waiting,
+            "unreadable": result.unreadable,
+            "undefined": result.undefined,
+        }
+    )
+    if result.unreadable:
+        raise SystemExit(1)
+
+
+def _lines(result: Pass) -> list[str]:
+    """Return what to say of a pass: nothing of outputs that were taken before."""
+    return [
+        *result.notes,
+        *(
+            f"{name} is not defined here: `feature-pipeline osa scaffold` writes its definition"
+            for name in result.undefined
+        ),
+        *(f"published {name}" for name in result.published),
+        *(f"waiting {name}: {reason}" for name, reason in result.waiting.items()),
+        *(f"cannot be taken: {name}: {reason}" for name, reason in result.unreadable.items()),
+        result.summary(),
+    ]
 
 
 def drift_lines(definition: HookDefinition) -> list[str]:

@@ -10,7 +10,7 @@ from feature_pipeline.cli.shared_options import json_option
 
 @click.group()
 def osa() -> None:
-    """Work beside an Open Science Archive server, whose database is only read."""
+    """Work beside an Open Science Archive server: read its database and its storage."""
 
 
 @osa.command()
@@ -48,5 +48,19 @@ def plan(**arguments: Any) -> None:
     Exits with 1 if something differs.
     """
     from feature_pipeline.cli.commands.osa import plan as carry_out
+
+    carry_out(**arguments)
+
+
+@osa.command()
+@click.option("--once", is_flag=True, help="Take what is complete now, and end.")
+@json_option
+def sync(**arguments: Any) -> None:
+    """Take the completed hook outputs of the server into the archive.
+
+    Only reads from the server. Without --once it looks again every minute until it is interrupted;
+    the component's sensor does the same. With --once it exits with 1 if an output cannot be taken.
+    """
+    from feature_pipeline.cli.commands.osa import sync as carry_out
 
     carry_out(**arguments)
