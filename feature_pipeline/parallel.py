@@ -2,8 +2,9 @@
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, TypeVar
 
 T = TypeVar("T")
@@ -38,6 +39,26 @@ def map_threads(function: Callable[[T], R], items: Iterable[T], workers: int = W
     if cached is None:
         cached = _pools.setdefault(workers, ThreadPoolExecutor(workers, "archive", _enter))
     return _run(cached, function, work)
+
+
+def call_beside(function: Callable[[T], None], items: Iterable[T], ahead: int = 2) -> None:
+    """Call `function` on each item, in order, in one other thread, while later items are produced.
+
+    At most `ahead` items wait. The first error, of either side, is raised once the call that is
+    under way has returned.
+    """
+    with ThreadPoolExecutor(1, "beside") as pool:
+        calls: deque[Future[None]] = deque()
+        try:
+            for item in items:
+                if len(calls) >= ahead:
+                    calls.popleft().result()
+                calls.append(pool.submit(function, item))
+            while calls:
+                calls.popleft().result()
+        finally:
+            for call in calls:
+                call.cancel()
 
 
 def _enter() -> None:

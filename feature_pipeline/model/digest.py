@@ -321,9 +321,13 @@ class RowEncoder:
 
     def rows_digest(self, record_id: str, encoded_rows: bytes) -> bytes:
         """Return the 32-byte digest of one record's rows. Records without rows have none."""
-        hasher = self._header.copy()
+        hasher = self.hasher()
         hasher.update(_encode_text(b"s", record_id) + encoded_rows)
         return hasher.digest()
+
+    def hasher(self) -> "hashlib._Hash":
+        """Return a SHA-256 that has read the header."""
+        return self._header.copy()
 
     def outcome_digest(
         self, record_id: str, status: str, reason: str | None, encoded_rows: bytes

@@ -1,9 +1,12 @@
 """The proof's fast encoding is the archive's, bit for bit, and reads back what PostgreSQL wrote."""
 
+import gc
 import json
+from contextlib import closing
 from datetime import UTC, date
 from decimal import Decimal
 
+import numpy as np
 import psycopg
 import pyarrow as pa
 import pytest
@@ -17,7 +20,12 @@ from feature_pipeline.model.digest import INT64_MAX, INT64_MIN, canonical_json
 from feature_pipeline.model.outcomes import Outcome, Status
 from feature_pipeline.projections.catalog.ddl import column_kinds, create_table
 from feature_pipeline.projections.proof import read_back
-from feature_pipeline.projections.proof.canonical import RecordDigests, line_digests
+from feature_pipeline.projections.proof.canonical import (
+    RecordDigests,
+    line_digests,
+    sum_by_label,
+    sum_digests,
+)
 from feature_pipeline.projections.proof.json_texts import canonical_texts
 from feature_pipeline.projections.rows.prepare import encode_chunks, one_array
 from feature_pipeline.projections.rows.replace import copy_rows
@@ -67,8 +75,10 @@ def table_of(records: dict) -> pa.Table:
 def digests_of(table: pa.Table) -> dict[str, bytes]:
     digests = RecordDigests(row_encoder(COLUMNS), [column.kind for column in COLUMNS])
     columns = [one_array(table[column.name]) for column in COLUMNS]
-    found = digests.of([one_array(table["record_id"])], one_array(table["ordinal"]), columns)
-    return {record_id: digest for (record_id,), digest, _ in found}
+    ids = one_array(table["record_id"])
+    found = digests.of([ids], one_array(table["ordinal"]), columns)
+    assert found.row_counts.sum() == len(table)
+    return dict(zip(ids.take(pa.array(found.starts)).to_pylist(), found.digests, strict=True))
 
 
 def expected(records: dict) -> dict[str, bytes]:
@@ -115,6 +125,25 @@ def jsonb_text(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.binary(min_size=32, max_size=32)), max_size=9))
+@example([("a", b"\xff" * 32)] * 3)
+def test_digests_add_up_by_label(labelled: list) -> None:
+    labels = pa.array([label for label, _ in labelled], pa.string())
+    digests = [digest for _, digest in labelled]
+    totals = {
+        label: (total, count)
+        for label, total, count in sum_by_label(labels, digests, np.arange(len(digests)))
+    }
+    assert totals == {
+        label: (
+            sum(int.from_bytes(digest) for one, digest in labelled if one == label),
+            sum(at for at, (one, _) in enumerate(labelled) if one == label),
+        )
+        for label in {label for label, _ in labelled}
+    }
+    assert sum_digests(digests) == sum(map(int.from_bytes, digests))
+
+
 DEEP = "[" * 500 + "]" * 500
 ODD = (
     {"a": [2**63, -(2**63) - 1, 10**300, 1.0, -0.0, 1e16, 5e-324, 9223372036854775807.0]},
@@ -141,6 +170,34 @@ def test_texts_of_jsonb_are_written_canonically(values: list) -> None:
     half = len(texts) // 2
     chunks = pa.chunked_array([texts[:half], texts[half:]], pa.string())
     assert canonical_texts(chunks).to_pylist() == expected
+
+
+SPACED = st.lists(st.sampled_from(["", "a", "b", "a b", " ", ", ", ",", '", "']), max_size=3)
+
+
+@given(st.lists(st.none() | SPACED | st.lists(st.integers(0, 9) | SPACED, max_size=2), max_size=4))
+@example([[", "]])
+@example([[", "], []])
+@example([["a", "b"], ["b"], None])
+@example([["a", "b c"]])
+def test_spaces_in_strings_stay(values: list) -> None:
+    texts = [None if value is None else jsonb_text(value) for value in values]
+    expected = [None if value is None else canonical_json(value) for value in values]
+    assert canonical_texts(pa.chunked_array([texts], pa.string())).to_pylist() == expected
+
+
+def test_parsing_leaves_garbage_collection_as_it_was() -> None:
+    texts = pa.chunked_array([["[0.12345678901234567]", "[1e400"]], pa.string())
+    assert gc.isenabled()
+    with pytest.raises(json.JSONDecodeError):
+        canonical_texts(texts)
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        canonical_texts(texts.slice(0, 1))
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(
@@ -190,16 +247,33 @@ def test_what_is_read_back_is_what_was_loaded(
         copy_rows(connection, relation, kinds, encode_chunks(table, "b", kinds))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(read_back, "CHUNK_BYTES", chunk_bytes)
-            chunks = list(
-                read_back.read_back(
-                    connection,
-                    relation,
-                    read_back.column_fields(COLUMNS),
-                    sql.SQL("order by record_id, ordinal"),
-                )
-            )
+            fields = read_back.column_fields(COLUMNS)
+            order = sql.SQL("order by record_id, ordinal")
+            chunks = [
+                read_back.parse(text, fields)
+                for text in read_back.read_texts(connection, relation, fields, order)
+            ]
         connection.rollback()
     back = pa.concat_tables(chunks)
     json_at = back.schema.get_field_index("json")
     back = back.set_column(json_at, "json", canonical_texts(back["json"]))
     assert digests_of(back) == expected(records)
+
+
+@pytest.mark.postgres
+def test_a_reading_that_ends_early_leaves_the_connection_usable(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read_back, "CHUNK_BYTES", 1)
+    rows = sql.SQL("(select 10 / (3 - at) as x from generate_series(1, 5) at) t")
+    with psycopg.connect(database_url) as connection:
+        read: list[bytes] = []
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            read.extend(read_back.read_texts(connection, rows, ["x"], sql.SQL("")))
+        assert read == [b"5\n", b"10\n"]
+        connection.rollback()
+        many = sql.SQL("generate_series(1, 1000000) x")
+        with closing(read_back.read_texts(connection, many, ["x"], sql.SQL(""))) as texts:
+            assert next(texts) == b"1\n"
+        connection.rollback()
+        assert connection.execute("select 1").fetchone() == (1,)

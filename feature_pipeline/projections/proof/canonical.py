@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
 
@@ -48,6 +49,16 @@ def encode_rows(columns: Sequence[tuple[str, Array]]) -> tuple[memoryview, npt.N
     return binary_parts(row.join_array())
 
 
+@dataclass(frozen=True, slots=True)
+class Records:
+    """The digest of each record of a table, in its order."""
+
+    starts: npt.NDArray[np.int64]
+    """The position of each record's first row."""
+    row_counts: npt.NDArray[np.int64]
+    digests: list[bytes]
+
+
 class RecordDigests:
     """One digest per record, from rows that come in the order of records and ordinals.
 
@@ -59,10 +70,8 @@ class RecordDigests:
     def __init__(self, encoder: RowEncoder, kinds: Sequence[str]) -> None:
         self._encoder, self._kinds = encoder, kinds
 
-    def of(
-        self, keys: Sequence[Array], ordinals: Array, columns: Sequence[Array]
-    ) -> Iterator[tuple[tuple[str, ...], bytes, int]]:
-        """Return for each record its keys, its digest and its number of rows.
+    def of(self, keys: Sequence[Array], ordinals: Array, columns: Sequence[Array]) -> Records:
+        """Return the digests of the records.
 
         Args:
             keys: The columns that identify records, the record's id first.
@@ -71,32 +80,78 @@ class RecordDigests:
         """
         count = len(ordinals)
         if count == 0:
-            return
+            return Records(np.zeros(0, np.int64), np.zeros(0, np.int64), [])
         is_first = np.ones(count, np.bool_)
         is_first[1:] = np.logical_or.reduce([_changes(key) for key in keys])
         starts = np.flatnonzero(is_first)
-        ends = np.append(starts[1:], count)
-        positions = np.arange(count) - np.repeat(starts, ends - starts)
-        is_gapped = np.add.reduceat(positions != np.asarray(ordinals), starts) > 0
-        data, offsets = encode_rows(list(zip(self._kinds, columns, strict=True)))
-        bounds = offsets.tolist() if columns else [0] * (count + 1)
+        row_counts = np.diff(starts, append=count)
+        positions = np.arange(count) - np.repeat(starts, row_counts)
+        gaps = np.add.reduceat(positions != np.asarray(ordinals), starts).tolist()
         first: Any = pa.array(starts)
-        names = [key.take(first).to_pylist() for key in keys]
-        for at, (start, end, named) in enumerate(
-            zip(starts.tolist(), ends.tolist(), zip(*names, strict=True), strict=True)
-        ):
-            encoded = (end - start).to_bytes(4) + data[bounds[start] : bounds[end]]
-            if is_gapped[at]:
-                encoded += b"ordinals" + np.asarray(ordinals)[start:end].tobytes()
-            yield named, self._encoder.rows_digest(named[0], encoded), end - start
+        heads, head_offsets = _heads(keys[0].take(first), row_counts)
+        data, offsets = encode_rows(list(zip(self._kinds, columns, strict=True)))
+        row_offsets = np.append(offsets[starts] if columns else starts * 0, len(data))
+        bounds = zip(pairwise(head_offsets.tolist()), pairwise(row_offsets.tolist()), strict=True)
+        digests: list[bytes] = []
+        for at, ((head, head_end), (rows, rows_end)) in enumerate(bounds):
+            hasher = self._encoder.hasher()
+            hasher.update(heads[head:head_end])
+            hasher.update(data[rows:rows_end])
+            if gaps[at]:
+                given = np.asarray(ordinals)[starts[at] : starts[at] + row_counts[at]]
+                hasher.update(b"ordinals" + given.tobytes())
+            digests.append(hasher.digest())
+        return Records(starts, row_counts, digests)
 
 
-def line_digests(columns: Sequence[Array]) -> Iterator[bytes]:
+def _heads(
+    record_ids: Array, row_counts: npt.NDArray[np.int64]
+) -> tuple[memoryview, npt.NDArray[np.int64]]:
+    """Return what stands before each record's rows, concatenated, and its offsets."""
+    head = RowBuilder(len(record_ids), pa.binary())
+    _add_text(head, record_ids, "s")
+    head.add_fixed(row_counts, ">u4")
+    return binary_parts(head.join_array())
+
+
+def line_digests(columns: Sequence[Array]) -> list[bytes]:
     """Return one SHA-256 per row of these text columns."""
     data, offsets = encode_rows([("string", values) for values in columns])
-    bounds = offsets.tolist()
-    for start, end in pairwise(bounds):
-        yield hashlib.sha256(data[start:end]).digest()
+    sha256 = hashlib.sha256
+    return [sha256(data[start:end]).digest() for start, end in pairwise(offsets.tolist())]
+
+
+def sum_digests(digests: Sequence[bytes]) -> int:
+    """Return the sum of these SHA-256, each alone or several side by side, without a modulus."""
+    return _as_number(_words(digests).sum(axis=0))
+
+
+def sum_by_label(
+    labels: Array, digests: Sequence[bytes], counts: npt.NDArray[np.int64]
+) -> Iterator[tuple[str, int, int]]:
+    """Return for each label the sums of its digests and of its counts, one of each per value."""
+    if not digests:
+        return
+    encoded: Any = _compute.dictionary_encode(labels)
+    codes = np.asarray(encoded.indices)
+    order = np.argsort(codes, kind="stable")
+    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
+    sums = np.add.reduceat(_words(digests)[order], starts, axis=0)
+    totals = np.add.reduceat(counts[order], starts).tolist()
+    names = encoded.dictionary.take(pa.array(codes[order][starts])).to_pylist()
+    yield from zip(names, map(_as_number, sums), totals, strict=True)
+
+
+def _words(digests: Sequence[bytes]) -> npt.NDArray[np.uint64]:
+    """Return eight 32-bit words a digest: 2^32 of them can be added without an overflow."""
+    return np.frombuffer(b"".join(digests), ">u4").reshape(-1, 8).astype(np.uint64)
+
+
+def _as_number(words: npt.NDArray[np.uint64]) -> int:
+    number = 0
+    for word in words.tolist():
+        number = (number << 32) + word
+    return number
 
 
 def _changes(key: Array) -> npt.NDArray[np.bool_]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from threading import Event
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from psycopg import IsolationLevel, sql
@@ -20,16 +24,21 @@ from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import CorruptDataError, NotFoundError, ProjectionError
 from feature_pipeline.model.columns import columns_header, row_encoder
 from feature_pipeline.model.counted import counted
-from feature_pipeline.model.digest import ContentSum
+from feature_pipeline.model.digest import ContentSum, Digest
 from feature_pipeline.model.first_few import first_few
-from feature_pipeline.parallel import map_threads
+from feature_pipeline.parallel import call_beside, map_threads
 from feature_pipeline.projections.catalog import ddl
 from feature_pipeline.projections.catalog.bookkeeping import Progress, all_progress, read_left_out
 from feature_pipeline.projections.catalog.database import READ_SCHEMA, Connection, Database
 from feature_pipeline.projections.catalog.generation import Generation, require_table
 from feature_pipeline.projections.catalog.spec import TableSpec
 from feature_pipeline.projections.catalog.view import is_shown
-from feature_pipeline.projections.proof.canonical import RecordDigests, line_digests
+from feature_pipeline.projections.proof.canonical import (
+    RecordDigests,
+    line_digests,
+    sum_by_label,
+    sum_digests,
+)
 from feature_pipeline.projections.proof.json_texts import canonical_texts
 from feature_pipeline.projections.proof.progress import (
     ProgressReport,
@@ -42,13 +51,14 @@ from feature_pipeline.projections.proof.proof_cache import (
     find_proof,
     keep_proof,
 )
-from feature_pipeline.projections.proof.read_back import column_fields, read_back
+from feature_pipeline.projections.proof.read_back import column_fields, parse, read_texts
 from feature_pipeline.projections.rows import evolve
 from feature_pipeline.projections.rows.carried import check_carried
 from feature_pipeline.projections.rows.prepare import one_array
 from feature_pipeline.projections.rows.upcast import CannotEvolveError
 
 _MODULUS: Final = 2**256
+_DIGEST_BYTES: Final = 32
 _OUTCOME_FIELDS: Final = ("record_id", "status", "reason")
 _FOUND_BY_KEY: Final = 50_000
 """Number of records up to which rows are looked up by key: the statement names each of them."""
@@ -118,12 +128,24 @@ class _Content:
     outcomes: int = 0
     row_count: int = 0
 
-    def add_rows(self, digest: bytes, count: int) -> None:
-        self.rows = (self.rows + int.from_bytes(digest)) % _MODULUS
+    def add_rows(self, digests: int, count: int) -> None:
+        self.rows = (self.rows + digests) % _MODULUS
         self.row_count += count
 
-    def add_outcome(self, digest: bytes) -> None:
-        self.outcomes = (self.outcomes + int.from_bytes(digest)) % _MODULUS
+    def add_outcomes(self, digests: int) -> None:
+        self.outcomes = (self.outcomes + digests) % _MODULUS
+
+
+@dataclass(frozen=True, slots=True)
+class _Artifact:
+    """What was read of a batch's artifact, once for all that is asked about it."""
+
+    manifest: Manifest
+    record_ids: list[Any]
+    outcome_digests: bytes
+    """`_DIGEST_BYTES` for each record, side by side."""
+    misread: str | None
+    """Why its rows are not those that it declares (`check_carried`)."""
 
 
 def prove(
@@ -234,20 +256,30 @@ def _prove_generation(
     batches: Collection[str] | None,
     source: sql.Identifier | None,
 ) -> Proof:
+    is_over = Event()
     connection.isolation_level = IsolationLevel.REPEATABLE_READ
     try:
-        with connection.transaction():
+        with connection.transaction(), ThreadPoolExecutor(1, "archive") as beside:
             progress = all_progress(connection, generation.id, batches)
-            records = None
+            records, artifacts = None, {}
             if batches is not None:
-                records = _records(store, connection, spec, generation, progress)
+                artifacts = _read_artifacts(store, progress, is_over)
+                records = _records(store, connection, spec, generation, artifacts, progress)
             neighbours = _neighbours(connection, generation, progress, records)
-            table = _table_content(connection, generation, batches, records, source)
-            left_out = read_left_out(connection, generation.id)
+            loaded = {**progress, **neighbours}
+            unread = {batch: held for batch, held in loaded.items() if batch not in artifacts}
+            # The archive is waited for, and PostgreSQL computes, while the other's part is hashed.
+            reading = beside.submit(_read_artifacts, store, unread, is_over)
+            try:
+                table = _table_content(connection, generation, batches, records, source)
+                left_out = read_left_out(connection, generation.id)
+                artifacts |= reading.result()
+            finally:
+                is_over.set()
     finally:
         connection.isolation_level = None
     archive, unreadable = _archive_content(
-        store, connection, spec, generation, progress, neighbours, left_out.keys()
+        store, connection, spec, generation, progress, loaded, artifacts, left_out.keys()
     )
     differing = [
         batch
@@ -267,21 +299,41 @@ def _prove_generation(
     )
 
 
-def _read_records(
-    store: BlobStore, held: Progress, erased: Erased
-) -> tuple[Manifest, list[Any]] | str:
-    """Return a batch's manifest and records, or why they cannot be compared.
+def _read_artifacts(
+    store: BlobStore, loaded: Mapping[str, Progress], is_over: Event
+) -> dict[str, _Artifact | str]:
+    """Return each batch's artifact, or why it cannot be read; none is read after `is_over`."""
+
+    def read(held: Progress) -> _Artifact | str:
+        return "it was not read" if is_over.is_set() else _read_artifact(store, held.manifest)
+
+    return dict(zip(loaded, map_threads(read, list(loaded.values())), strict=True))
+
+
+def _read_artifact(store: BlobStore, digest: Digest) -> _Artifact | str:
+    try:
+        manifest = read_manifest(store, digest)
+        outcomes = read_outcomes(store, manifest)
+    except (NotFoundError, CorruptDataError, NewerVersionError) as error:
+        return str(error)
+    misread = None
+    try:
+        check_carried(store, manifest, outcomes)
+    except (NotFoundError, CorruptDataError, CannotEvolveError) as error:
+        misread = str(error)
+    digests = b"".join(_outcome_digests(outcomes))
+    return _Artifact(manifest, outcomes["record_id"].to_pylist(), digests, misread)
+
+
+def _unless_erased(artifact: _Artifact | str, held: Progress, erased: Erased) -> _Artifact | str:
+    """Return the artifact, or why it cannot be compared.
 
     An erased artifact no longer determines its batch's content, even if its deletion is still to
     come.
     """
     if held.manifest in erased.manifests:
         return f"artifact {held.manifest.short}, which it was loaded from, was erased"
-    try:
-        manifest = read_manifest(store, held.manifest)
-        return manifest, read_outcomes(store, manifest)["record_id"].to_pylist()
-    except (NotFoundError, CorruptDataError, NewerVersionError) as error:
-        return str(error)
+    return artifact
 
 
 def _records(
@@ -289,17 +341,18 @@ def _records(
     connection: Connection,
     spec: TableSpec,
     generation: Generation,
+    artifacts: Mapping[str, _Artifact | str],
     progress: Mapping[str, Progress],
 ) -> set[str]:
     """Return every record that is in these batches' artifacts."""
     erased = erasures.erased(store, spec.dataset)
-    results = map_threads(lambda held: _read_records(store, held, erased), list(progress.values()))
     records: set[str] = set()
-    for batch, read in zip(progress, results, strict=True):
-        if isinstance(read, str):
+    for batch, held in progress.items():
+        artifact = _unless_erased(artifacts[batch], held, erased)
+        if isinstance(artifact, str):
             records.update(_owned_records(connection, generation, batch))
         else:
-            records.update(read[1])
+            records.update(artifact.record_ids)
     return records
 
 
@@ -352,49 +405,72 @@ def _table_content(
         # No index leads from a batch to its rows; the primary key leads from a record.
         where = sql.SQL("{} and record_id = any({})").format(where, sql.Literal(sorted(records)))
     rows = source or generation.identifier
-    for owner, digest, count in _record_digests(connection, generation, rows, where):
-        content.setdefault(owner, _Content()).add_rows(digest, count)
-    fields = dict.fromkeys((*_OUTCOME_FIELDS, "batch"), pa.string())
-    for chunk in read_back(connection, generation.outcomes, fields, where):
-        owners: list[Any] = chunk["batch"].to_pylist()
-        for owner, digest in zip(owners, _outcome_digests(chunk), strict=True):
-            content.setdefault(owner, _Content()).add_outcome(digest)
+    _add_rows(content, connection, generation, rows, where)
+    _add_outcomes(content, connection, generation, where)
     return content
 
 
-def _record_digests(
-    connection: Connection, generation: Generation, source: sql.Identifier, where: sql.Composable
-) -> Iterator[tuple[str, bytes, int]]:
-    """Yield (batch, digest, rows) of every record that has rows."""
-    fields = column_fields(generation.columns)
+def _add_rows(
+    content: dict[str, _Content],
+    connection: Connection,
+    generation: Generation,
+    source: sql.Identifier,
+    where: sql.Composable,
+) -> None:
+    """Add the digests of every record that has rows to its batch's content."""
+    columns, fields = generation.columns, column_fields(generation.columns)
     # The order of the primary key: an index gives it.
     tail = sql.SQL("{} order by record_id, ordinal").format(where)
-    digests = RecordDigests(
-        row_encoder(generation.columns), [column.kind for column in generation.columns]
-    )
-    held: pa.Table | None = None
-    for chunk in read_back(connection, source, fields, tail):
-        rows = chunk if held is None else pa.concat_tables([held, chunk])
+    digests = RecordDigests(row_encoder(columns), [column.kind for column in columns])
+    held: list[pa.Table] = []
+
+    def add(rows: pa.Table) -> None:
+        arrays = [
+            canonical_texts(rows[column.name])
+            if column.kind == "json"
+            else one_array(rows[column.name])
+            for column in columns
+        ]
+        labels = one_array(rows["batch"])
+        keys = [one_array(rows["record_id"]), labels]
+        records = digests.of(keys, one_array(rows["ordinal"]), arrays)
+        first: Any = pa.array(records.starts)
+        for batch, total, count in sum_by_label(
+            labels.take(first), records.digests, records.row_counts
+        ):
+            content.setdefault(batch, _Content()).add_rows(total, count)
+
+    def add_text(text: bytes) -> None:
+        rows = pa.concat_tables([*held, parse(text, fields)])
         # The last record may go on in the next chunk.
         end = _start_of_last_record(rows)
-        yield from _digests_of(digests, rows.slice(0, end), generation)
-        held = rows.slice(end)
-    if held is not None:
-        yield from _digests_of(digests, held, generation)
+        held[:] = [rows.slice(end)]
+        add(rows.slice(0, end))
+
+    with closing(read_texts(connection, source, fields, tail)) as texts:
+        call_beside(add_text, texts)
+    for rows in held:
+        add(rows)
 
 
-def _digests_of(
-    digests: RecordDigests, rows: pa.Table, generation: Generation
-) -> Iterator[tuple[str, bytes, int]]:
-    columns = [
-        canonical_texts(rows[column.name])
-        if column.kind == "json"
-        else one_array(rows[column.name])
-        for column in generation.columns
-    ]
-    keys = [one_array(rows["record_id"]), one_array(rows["batch"])]
-    for (_, batch), digest, count in digests.of(keys, one_array(rows["ordinal"]), columns):
-        yield batch, digest, count
+def _add_outcomes(
+    content: dict[str, _Content],
+    connection: Connection,
+    generation: Generation,
+    where: sql.Composable,
+) -> None:
+    """Add the digests of every outcome to its batch's content."""
+    fields = dict.fromkeys((*_OUTCOME_FIELDS, "batch"), pa.string())
+
+    def add_text(text: bytes) -> None:
+        lines = parse(text, fields)
+        digests = _outcome_digests(lines)
+        once = np.ones(len(digests), np.int64)
+        for batch, total, _ in sum_by_label(one_array(lines["batch"]), digests, once):
+            content.setdefault(batch, _Content()).add_outcomes(total)
+
+    with closing(read_texts(connection, generation.outcomes, fields, where)) as texts:
+        call_beside(add_text, texts)
 
 
 def _start_of_last_record(rows: pa.Table) -> int:
@@ -409,7 +485,8 @@ def _archive_content(
     spec: TableSpec,
     generation: Generation,
     progress: Mapping[str, Progress],
-    neighbours: Mapping[str, Progress],
+    loaded: Mapping[str, Progress],
+    artifacts: Mapping[str, _Artifact | str],
     left_out: Collection[str],
 ) -> tuple[dict[str, _Content], dict[str, str]]:
     """Return the archive's content of each batch of `progress`, or why it cannot be read.
@@ -421,36 +498,38 @@ def _archive_content(
         connection: To the table.
         spec: The table.
         generation: Whose columns the rows take.
-        progress: What is loaded.
-        neighbours: Further loaded batches that may own records of these.
+        progress: What is compared.
+        loaded: The same, with loaded batches that may own records of these.
+        artifacts: Of each batch of `loaded`.
         left_out: Records whose rows are not compared.
     """
-    loaded = {**progress, **neighbours}
     submitted = log.readable_batches(store, spec.dataset, loaded)
     entries = submitted.intact
     erased = erasures.erased(store, spec.dataset)
     lost = loaded.keys() - entries.keys()
     unreadable = dict.fromkeys(lost, f"it is not in the log of batches of {spec.dataset!r}")
     unreadable |= {batch: str(damage.error) for batch, damage in submitted.damage.items()}
-    manifests: dict[str, Manifest] = {}
+    usable: dict[str, _Artifact] = {}
     owners: dict[str, str] = {}
     # Later batches overwrite earlier ones: what is left is each record's owner.
     for batch in [*lost, *sorted(entries, key=lambda batch: entries[batch].order)]:
-        read = unreadable.get(batch) or _read_records(store, loaded[batch], erased)
-        if isinstance(read, str):
-            unreadable[batch] = read
+        artifact = unreadable.get(batch) or _unless_erased(artifacts[batch], loaded[batch], erased)
+        if isinstance(artifact, str):
+            unreadable[batch] = artifact
             ids: list[Any] = _owned_records(connection, generation, batch)
         else:
-            manifests[batch], ids = read
+            usable[batch] = artifact
+            ids = artifact.record_ids
         owners.update(dict.fromkeys(ids, batch))
     for record_id in tombstones.withdrawn(store, spec.dataset):
         owners.pop(record_id, None)
     content: dict[str, _Content] = {}
+    manifests = {batch: artifact.manifest for batch, artifact in usable.items()}
     unreadable |= evolve.contradictions(manifests, generation.columns, generation.upcasters)
-    for batch in sorted(progress.keys() & manifests.keys()):
+    for batch in sorted(progress.keys() & usable.keys()):
         try:
             content[batch] = _batch_content(
-                store, manifests[batch], generation, batch, owners, left_out
+                store, usable[batch], generation, batch, owners, left_out
             )
         except (NotFoundError, CorruptDataError, CannotEvolveError) as error:
             unreadable[batch] = str(error)
@@ -461,21 +540,25 @@ def _archive_content(
 
 def _batch_content(
     store: BlobStore,
-    manifest: Manifest,
+    artifact: _Artifact,
     generation: Generation,
     batch: str,
     owners: dict[str, str],
     left_out: Collection[str],
 ) -> _Content:
-    content, columns = _Content(), generation.columns
-    outcomes = read_outcomes(store, manifest)
-    check_carried(store, manifest, outcomes)
-    ids: list[Any] = outcomes["record_id"].to_pylist()
-    foreign = [record_id for record_id in ids if owners.get(record_id) != batch]
+    if artifact.misread is not None:
+        raise CannotEvolveError(artifact.misread)
+    content, columns, manifest = _Content(), generation.columns, artifact.manifest
+    foreign = [one for one in artifact.record_ids if owners.get(one) != batch]
+    digests = artifact.outcome_digests
+    own = [digests]
     if foreign:
-        outcomes = outcomes.filter(pc.invert(_is_in(outcomes["record_id"], foreign)))
-    for digest in _outcome_digests(outcomes):
-        content.add_outcome(digest)
+        own = [
+            digests[at * _DIGEST_BYTES : (at + 1) * _DIGEST_BYTES]
+            for at, record_id in enumerate(artifact.record_ids)
+            if owners.get(record_id) == batch
+        ]
+    content.add_outcomes(sum_digests(own))
     without = [*foreign, *left_out]
     if (
         not without
@@ -484,17 +567,15 @@ def _batch_content(
         and evolve.upcaster_for(manifest, columns, generation.upcasters) is None
     ):
         # Acceptance computed it from these rows; the blob's bytes are checked by their digest.
-        content.rows, content.row_count = manifest.rows_digest.value, manifest.counts.rows
+        content.add_rows(manifest.rows_digest.value, manifest.counts.rows)
         return content
     rows = evolve.artifact_rows(manifest, read_rows(store, manifest), columns, generation.upcasters)
     if without:
         rows = rows.filter(pc.invert(_is_in(rows["record_id"], without)))
-    digests = RecordDigests(row_encoder(columns), [column.kind for column in columns])
+    encoder = RecordDigests(row_encoder(columns), [column.kind for column in columns])
     arrays = [one_array(rows[column.name]) for column in columns]
-    for _, digest, count in digests.of(
-        [one_array(rows["record_id"])], one_array(rows["ordinal"]), arrays
-    ):
-        content.add_rows(digest, count)
+    records = encoder.of([one_array(rows["record_id"])], one_array(rows["ordinal"]), arrays)
+    content.add_rows(sum_digests(records.digests), len(rows))
     return content
 
 
@@ -502,6 +583,6 @@ def _is_in(values: pa.ChunkedArray[Any], chosen: list[str]) -> Any:
     return pc.is_in(values, pa.array(chosen, pa.string()))
 
 
-def _outcome_digests(lines: pa.Table) -> Iterator[bytes]:
+def _outcome_digests(lines: pa.Table) -> list[bytes]:
     """Return one digest per record of its outcome."""
     return line_digests([one_array(lines[name]) for name in _OUTCOME_FIELDS])

@@ -7,12 +7,15 @@ but not a NULL, so nothing is lost on the way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any, Final
 
+import psycopg
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 from psycopg import sql
+from psycopg.pq import ExecStatus
+from psycopg.pq.abc import PGconn
 
 from feature_pipeline.archive.format.encode import arrow_field
 from feature_pipeline.model.columns import Column
@@ -21,41 +24,67 @@ from feature_pipeline.projections.catalog.database import Connection
 CHUNK_BYTES: Final = 4 << 20
 """Bytes of text parsed at a time; the memory needed is a multiple of it."""
 
+_DELIMITER: Final = "\x02"
+_QUOTE: Final = "\x01"
+"""Values rarely have these, so few are quoted: JSON has commas and quotes, which would have to be
+doubled by PostgreSQL and read again here.
+"""
 
-def read_back(
+
+def read_texts(
     connection: Connection,
     source: sql.Composable,
-    fields: Mapping[str, pa.DataType],
+    fields: Iterable[str],
     tail: sql.Composable,
-) -> Iterator[pa.Table]:
-    """Yield the columns of a table in chunks of whole rows.
+) -> Generator[bytes]:
+    """Yield the columns of a table as CSV, in chunks of whole rows that `parse` reads.
 
     Args:
         connection: Its transaction is what the rows are read in.
         source: The table.
-        fields: The Arrow type of each column; values that do not fit raise.
+        fields: The names of the columns.
         tail: The rest of the statement after `from <source>`: conditions and order, without
             parameters.
     """
-    query = sql.SQL("copy (select {} from {} {}) to stdout (format csv, encoding 'UTF8')").format(
-        sql.SQL(", ").join(map(sql.Identifier, fields)), source, tail
-    )
+    query = sql.SQL(
+        "copy (select {} from {} {}) to stdout"
+        " (format csv, delimiter {}, quote {}, encoding 'UTF8')"
+    ).format(sql.SQL(", ").join(map(sql.Identifier, fields)), source, tail, _DELIMITER, _QUOTE)
     parts: list[bytes] = []
-    size = 0
+    size, is_end = 0, False
     with connection.cursor() as cursor, cursor.copy(query) as copy:
-        # One row each time, so a chunk ends where a row does, however long its values are.
-        while row := copy.read():
-            parts.append(bytes(row))
-            size += len(row)
-            if size >= CHUNK_BYTES:
-                yield _parse(b"".join(parts), fields)
-                parts, size = [], 0
+        receive = connection.pgconn.get_copy_data
+        while not is_end:
+            # One row each time, so a chunk ends where a row does, however long its values are.
+            if not (row := copy.read()):
+                break
+            # What has arrived with it needs no waiting, which takes longer than a row.
+            count = len(row)
+            while count > 0:
+                # Views would count as objects that Python's garbage collector has to visit.
+                parts.append(bytes(row))
+                size += count
+                if size >= CHUNK_BYTES:
+                    yield b"".join(parts)
+                    parts, size = [], 0
+                count, row = receive(1)
+            if count < 0:
+                _finish(connection.pgconn)
+                is_end = True
     if parts:
-        yield _parse(b"".join(parts), fields)
+        yield b"".join(parts)
+
+
+def _finish(pgconn: PGconn) -> None:
+    """Receive what follows the last row of a COPY."""
+    results = list(iter(pgconn.get_result, None))
+    for result in results:
+        if result.status != ExecStatus.COMMAND_OK:
+            raise psycopg.errors.error_from_result(result)
 
 
 def column_fields(columns: tuple[Column, ...]) -> dict[str, pa.DataType]:
-    """Return record, batch, ordinal, then the declared columns, as `read_back` takes them."""
+    """Return record, batch, ordinal, then the declared columns, as `parse` takes them."""
     fixed: dict[str, pa.DataType] = {
         "record_id": pa.string(),
         "batch": pa.string(),
@@ -65,7 +94,13 @@ def column_fields(columns: tuple[Column, ...]) -> dict[str, pa.DataType]:
     return fixed | declared
 
 
-def _parse(text: bytes, fields: Mapping[str, pa.DataType]) -> pa.Table:
+def parse(text: bytes, fields: Mapping[str, pa.DataType]) -> pa.Table:
+    """Return the rows of one chunk of `read_texts`.
+
+    Args:
+        text: The chunk.
+        fields: The Arrow type of each column; values that do not fit raise.
+    """
     source: Any = pa.BufferReader(text)
     return pa_csv.read_csv(
         source,
@@ -73,7 +108,9 @@ def _parse(text: bytes, fields: Mapping[str, pa.DataType]) -> pa.Table:
         read_options=pa_csv.ReadOptions(
             column_names=list(fields), block_size=len(text) + 1, use_threads=False
         ),
-        parse_options=pa_csv.ParseOptions(newlines_in_values=True),
+        parse_options=pa_csv.ParseOptions(
+            delimiter=_DELIMITER, quote_char=_QUOTE, newlines_in_values=True
+        ),
         convert_options=pa_csv.ConvertOptions(
             column_types=dict(fields),
             null_values=[""],
