@@ -59,7 +59,7 @@ class Unreadable(Part):
 class Memory(Document):
     """What was taken, and what could not be. The dictionaries are changed in place."""
 
-    what: ClassVar[str] = "memory of a followed server"
+    document_type: ClassVar[str] = "memory of a followed server"
 
     ingests: dict[str, IngestMemory] = Field(default_factory=dict)
     depositions: dict[str, DepositionMemory] = Field(default_factory=dict)
