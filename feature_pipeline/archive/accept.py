@@ -128,22 +128,15 @@ class _Round:
         return self._tombstones[dataset]
 
 
-def accept_entry(store: BlobStore, entry: InboxEntry) -> Accepted | Waiting | Quarantined:
-    """Accept the entry, leave it waiting, or quarantine it; it is never lost.
-
-    An entry that refers to something that may still arrive (an unknown batch or release, missing or
-    damaged bytes, a newer document) waits for up to `WAIT_LIMIT`. If the store does not answer, it
-    waits without limit.
-    """
-    return _accept_entry(_Round(store), entry)
-
-
 def accept_entries(
     store: BlobStore, entries: Sequence[InboxEntry]
 ) -> list[Accepted | Waiting | Quarantined]:
-    """Process each entry: batches first, then each batch's completions in order of publication.
+    """Accept each entry, leave it waiting, or quarantine it; none is ever lost.
 
-    Completions of different batches are processed concurrently.
+    An entry that refers to something that may still arrive (an unknown batch or release, missing or
+    damaged bytes, a newer document) waits for up to `WAIT_LIMIT`. If the store does not answer, it
+    waits without limit. Batches are processed first, then each batch's completions in order of
+    publication; completions of different batches concurrently.
 
     Returns:
         The result for each entry, in the order given.

@@ -3,7 +3,7 @@
 Raw output is authoritative; rows and outcomes were derived from it by a decoder.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -50,27 +50,6 @@ class DecodedAgain:
     changed: tuple[str, ...] = ()
     damage: str | None = None
     """Objects that were missing or damaged, and were restored."""
-
-
-def decode_hook_again(
-    store: BlobStore, dataset: str, hook: str, batches: Iterable[str] | None = None
-) -> Iterator[DecodedAgain]:
-    """Decode the raw output of a hook's current artifacts again, one batch after another.
-
-    Args:
-        batches: Which; all that have a current artifact if None.
-
-    Raises:
-        NotFoundError: A batch named has no current artifact.
-        As `decode_batch_again`; batches yielded before remain changed.
-    """
-    heads = log.heads(store, dataset, hook)
-    for batch in sorted(heads) if batches is None else dict.fromkeys(batches):
-        if batch not in heads:
-            raise NotFoundError(
-                f"hook {hook!r} has no current artifact for batch {batch!r} of dataset {dataset!r}"
-            )
-        yield decode_batch_again(store, heads[batch])
 
 
 def decode_batch_again(store: BlobStore, head: FeatureEntry) -> DecodedAgain:

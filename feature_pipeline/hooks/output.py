@@ -41,8 +41,6 @@ _MOST_NOTED: Final = 1_000
 """How many different unknown ids and keys are remembered."""
 _CHECKED_MEMBERS: Final = frozenset({"id", "features"})
 
-Rows = tuple[tuple[Value, ...], ...]
-
 
 def raw_files(output: Path) -> dict[str, Path]:
     """Return the files in `output` that are stored byte for byte, by name.

@@ -64,11 +64,6 @@ class HookRun:
     failed_records: tuple[FailedRecord, ...] = ()
 
     @property
-    def last(self) -> RunResult:
-        """Result of the last start."""
-        return self.starts[-1].result
-
-    @property
     def exit_code(self) -> int | None:
         """Exit status of the hook; 0 if it gave a verdict."""
         return 0 if self.failure is None else self.failure.exit_code

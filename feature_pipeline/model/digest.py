@@ -5,7 +5,7 @@ import json
 import math
 import struct
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any, BinaryIO, Final, Self
@@ -345,9 +345,3 @@ class RowEncoder:
     def content_digest(self, outcomes: ContentSum) -> Digest:
         """Return an artifact's digest, columns included: the data version of its partition."""
         return Digest.of(_U32(len(self.header)) + self.header + outcomes.to_bytes())
-
-
-def iter_chunks(stream: BinaryIO, chunk_bytes: int = 1 << 20) -> Iterator[bytes]:
-    """Yield the rest of `stream` in chunks of at most `chunk_bytes`."""
-    while chunk := stream.read(chunk_bytes):
-        yield chunk

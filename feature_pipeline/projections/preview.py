@@ -64,6 +64,12 @@ from feature_pipeline.projections.rows.prepare import prepare_batch
 from feature_pipeline.projections.rows.upcast import CannotEvolveError
 from feature_pipeline.projections.switch.views_ahead import renames_in_place, try_views
 
+# Which keys of the index are in several rows, the most frequent first?
+_DUPLICATE_KEYS: Final = """
+select array[{texts}], count(*) from {keyed} where {there} group by {names}
+having count(*) > 1 order by 2 desc limit {shown}"""
+
+
 _SAMPLED_BATCHES: Final = 3
 _SERVER_FACTOR: Final = 2.0
 """PostgreSQL needs about as long for rows as preparing them takes, primary key included."""
@@ -621,10 +627,7 @@ def _try_index(connection: Connection, rows: sql.Composable, index: IndexDefinit
         connection.execute(sql.SQL("select {} from {}").format(counts, keyed))
         return long
     # A unique index takes two NULLs for different.
-    query = sql.SQL(
-        "select array[{texts}], count(*) from {keyed} where {there} group by {names}"
-        " having count(*) > 1 order by 2 desc limit {shown}"
-    ).format(
+    query = sql.SQL(_DUPLICATE_KEYS).format(
         texts=sql.SQL(", ").join(sql.SQL("{}::text").format(name) for name in names),
         keyed=keyed,
         there=sql.SQL(" and ").join(sql.SQL("{} is not null").format(name) for name in names),

@@ -25,6 +25,12 @@ from feature_pipeline.projections.catalog.own_views import ViewState, find_view
 from feature_pipeline.projections.catalog.spec import TableSpec
 from feature_pipeline.projections.switch.switch import ATTEMPTS, LOCK_TIMEOUT
 
+# How many batches and rows does the generation have?
+_CONTENT: Final = """
+select count(*), coalesce(sum(p.rows), 0)::bigint from feature_pipeline.progress p
+join feature_pipeline.tables t on t.live = p.generation where t.name = %s"""
+
+
 _PAUSE_SECONDS: Final = 0.5
 _TABLES: Final = "select name, dataset, hook from feature_pipeline.tables order by name"
 _PAST_TABLES: Final = "select table_name, as_of from feature_pipeline.past_tables"
@@ -136,11 +142,7 @@ def plan_retirement(database: Database, table: KnownTable) -> Retirement:
     """
     with database.connect(f"table {table.name!r}") as connection:
         generations = list_generations(connection, table.spec, is_whole=False)
-        batches, rows = connection.execute(
-            "select count(*), coalesce(sum(p.rows), 0)::bigint from feature_pipeline.progress p"
-            " join feature_pipeline.tables t on t.live = p.generation where t.name = %s",
-            [table.name],
-        ).fetchall()[0]
+        batches, rows = connection.execute(_CONTENT, [table.name]).fetchall()[0]
         size = sum(_size(connection, generation) for generation in generations)
         view = find_view(connection, table.name)
         return Retirement(

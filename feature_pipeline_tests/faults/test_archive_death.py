@@ -90,11 +90,11 @@ def test_quarantine_never_loses_the_entry(memory_store, tmp_path):
             failing = FailingStore(store, fatal_call, acts_first)
             try:
                 for entry in accept.waiting(failing):
-                    accept.accept_entry(failing, entry)
+                    accept.accept_entries(failing, [entry])[0]
             except Death:
                 held = [e.entry for e in accept.quarantined(store)]
                 assert accept.waiting(store) or held == ["not an entry"]
             for entry in accept.waiting(store):
-                assert not isinstance(accept.accept_entry(store, entry), Accepted)
+                assert not isinstance(accept.accept_entries(store, [entry])[0], Accepted)
             assert accept.waiting(store) == []
             assert [e.entry for e in accept.quarantined(store)] == ["not an entry"]

@@ -64,7 +64,7 @@ def test_every_write_may_lose_every_answer(lossy, proxy, path):
     completion = lossy.completion(lossy.artifact(make_batch(), lossy.release()))
     publish.enqueue_completion(lossy.store, completion)
     [entry] = inbox.waiting(lossy.store)
-    settled = accept.accept_entry(lossy.store, entry)
+    settled = accept.accept_entries(lossy.store, [entry])[0]
     assert isinstance(settled, Accepted)
     assert proxy.lost
     assert log.read_log(lossy.store, DATASET, HOOK, "b1") == [settled.entry]
@@ -99,7 +99,7 @@ def test_an_unreachable_store_is_not_an_empty_one(lossy, proxy):
             call()
     with pytest.raises(OutcomeUnknownError):
         blobs.put_blob(lossy.store, b"data")
-    assert isinstance(accept.accept_entry(lossy.store, entry), Waiting)
+    assert isinstance(accept.accept_entries(lossy.store, [entry])[0], Waiting)
 
 
 def test_a_body_cut_short_is_asked_for_again(lossy, proxy):

@@ -54,7 +54,7 @@ class Acceptance(RuleBasedStateMachine):
     @rule(limit=st.sampled_from([1, 3, None]))
     def accept(self, limit):
         for entry in accept.waiting(self.store)[:limit]:
-            settled = accept.accept_entry(self.store, entry)
+            settled = accept.accept_entries(self.store, [entry])[0]
             if isinstance(settled, accept.Accepted) and isinstance(
                 entry.content, accept.Completion
             ):

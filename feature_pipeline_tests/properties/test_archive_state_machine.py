@@ -652,7 +652,7 @@ class ArchiveMachine(RuleBasedStateMachine):
         digests += [
             entry.digest
             for dataset in (DATASET, OTHERS)
-            for entries in log.batch_logs(self.store, dataset).values()
+            for entries in log.readable_batch_logs(self.store, dataset).whole().values()
             for entry in entries
         ]
         keys = {layout.blob(digest) for digest in digests}

@@ -305,7 +305,7 @@ def test_the_writer_does_what_dagster_asks_of_it(archive):
     writer = PolicedStore(archive, "archive-writer.json")
     before = [info.key for info in archive.list_objects(layout.CENSUS)]
     for entry in inbox.waiting(writer):
-        accept.accept_entry(writer, entry)
+        accept.accept_entries(writer, [entry])[0]
     assert write_census(writer).is_clean
     after = [info.key for info in archive.list_objects(layout.CENSUS)]
     assert after != before

@@ -192,11 +192,6 @@ class EntryKey:
     """The log's prefix, ending in `/`."""
     seq: int
 
-    @property
-    def name(self) -> str:
-        """The last folder of the log: the batch, where logs are per batch."""
-        return self.log.rstrip("/").rpartition("/")[2]
-
 
 def parse_entry(key: str) -> EntryKey:
     """Return the log and sequence number of an entry's key.

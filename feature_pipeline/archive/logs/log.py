@@ -5,10 +5,10 @@ Creating an entry is the commit: the writer that creates number n+1 has decided 
 Entries never change, so they are read once per process. A listing that races a creation may miss
 it; a writer notices when it fails to create the next number.
 
-There are two ways to read many logs. `heads`, `batches`, `feature_logs` and `batch_logs` raise at
-the first damaged log: for callers that act on the whole (an export, a comparison). Their
-`readable_` counterparts return what is readable and, per batch, the damage to the rest: for callers
-that show or load batches one by one.
+There are two ways to read many logs. `heads`, `batches` and `feature_logs` raise at the first
+damaged log: for callers that act on the whole (an export, a comparison). Their `readable_`
+counterparts return what is readable and, per batch, the damage to the rest: for callers that show
+or load batches one by one.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -388,18 +388,10 @@ def readable_batches(
     return _without_lost(store, read_each(logs, last), known, every, logs, names)
 
 
-def batch_logs(store: BlobStore, dataset: str) -> dict[str, list[BatchEntry]]:
-    """Return every entry of every batch of a dataset, by batch, in one listing.
-
-    A damaged log raises: use `readable_batch_logs` to process batches one by one.
-    """
-    return readable_batch_logs(store, dataset).whole()
-
-
 def readable_batch_logs(
     store: BlobStore, dataset: str, known: KnownLogs | None = None
 ) -> Readable[list[BatchEntry]]:
-    """Return the logs as `batch_logs` does, and the damage of those that cannot be read.
+    """Return every entry of every batch of a dataset, by batch, and the damage, in one listing.
 
     Args:
         store: The archive.

@@ -92,25 +92,10 @@ class History:
     """
 
 
-def history(
-    store: BlobStore, dataset: str, hook: str, batch: str | None = None
-) -> list[HistoryLine]:
-    """Return every entry of a hook's logs, of one batch or all, with its manifest.
-
-    Raises:
-        NotFoundError: The hook has no release in the dataset, or the batch has no entry.
-        CorruptDataError: A log is damaged: use `readable_history` to see the rest.
-    """
-    logs = readable_history(store, dataset, hook, batch)
-    for problem in logs.damage.values():
-        raise CorruptDataError(problem)
-    return list(logs.lines)
-
-
 def readable_history(
     store: BlobStore, dataset: str, hook: str, batch: str | None = None
 ) -> History:
-    """Return the history as `history` does, and the damage of logs that cannot be read.
+    """Return every entry of a hook's logs, of one batch or all, with its manifest.
 
     Raises:
         NotFoundError: The hook has no release in the dataset, or the batch has no entry.
@@ -160,37 +145,6 @@ def readable_history(
     return History(lines, damage)
 
 
-def head_as_of(
-    store: BlobStore, dataset: str, hook: str, batch: str, as_of: AsOf
-) -> FeatureEntry | None:
-    """Return the entry that was current then; None if there was none.
-
-    Args:
-        store: The archive.
-        dataset: The hook's dataset.
-        hook: The hook.
-        batch: The batch.
-        as_of: A time, or the seq of the last entry to consider.
-
-    Raises:
-        InvalidInputError: A time without its offset.
-    """
-    entries = log.read_log(store, dataset, hook, batch)
-    return _head(entries, check_as_of(as_of), erased(store, dataset))
-
-
-def heads_as_of(
-    store: BlobStore, dataset: str, hook: str, as_of: datetime
-) -> dict[str, FeatureEntry]:
-    """Return each batch's current entry at a time, in batch order (`log.heads`: now).
-
-    Raises:
-        InvalidInputError: A time without its offset.
-        CorruptDataError: A log is damaged.
-    """
-    return readable_heads_as_of(store, dataset, hook, as_of).whole()
-
-
 def readable_heads_as_of(
     store: BlobStore,
     dataset: str,
@@ -199,7 +153,7 @@ def readable_heads_as_of(
     batches: Collection[str] | None = None,
     known: KnownLogs | None = None,
 ) -> Readable[FeatureEntry]:
-    """Return the heads as `heads_as_of` does, and the damage of logs that cannot be read.
+    """Return each batch's current entry at a time, in batch order, and the damage of other logs.
 
     Args:
         store: The archive.

@@ -78,10 +78,6 @@ class Drift:
     reason.
     """
 
-    def is_empty(self) -> bool:
-        """Return whether everything agreed."""
-        return not any(vars(self).values())
-
     def summary(self) -> str:
         """Return one line per kind of drift; "no drift" if there was none."""
         parts = [

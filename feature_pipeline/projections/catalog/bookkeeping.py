@@ -35,10 +35,34 @@ from feature_pipeline.projections.catalog.database import (
     BOOKKEEPING_SCHEMA,
     READ_SCHEMA,
     Connection,
+    existing_tables,
     fetch_one,
     fetch_value,
     lock,
 )
+
+# Does the generation have anything of one of these batches?
+_HAS_PROGRESS: Final = """
+select exists (select from feature_pipeline.progress
+where generation = %s and batch = any(%s))"""
+
+# Which records are left out of the generation, and why?
+_READ_LEFT_OUT: Final = """
+select record_id, reason from feature_pipeline.left_out where generation = %s
+order by record_id"""
+
+# Records that a record of the batch is left out.
+_WRITE_LEFT_OUT: Final = """
+insert into feature_pipeline.left_out (generation, record_id, batch, reason)
+values (%s, %s, %s, %s) on conflict (generation, record_id) do update
+set batch = excluded.batch, reason = excluded.reason"""
+
+# Records what a loaded batch's rows come from.
+_WRITE_PROVENANCE: Final = """
+update feature_pipeline.progress set seq = %s, manifest = %s, content_digest = %s,
+rows_digest = %s, release = %s, release_digest = %s, run = %s, loaded_at = %s
+where generation = %s and batch = %s"""
+
 
 BOOKKEEPING_VERSION: Final = 2
 
@@ -245,12 +269,12 @@ def ensure_schemas(connection: Connection) -> None:
 
 def has_bookkeeping(connection: Connection) -> bool:
     """Return whether this database has the complete bookkeeping of what tables contain."""
-    return _tables(connection) >= _TABLES.keys() - LATER_TABLES
+    return existing_tables(connection, _TABLES) >= _TABLES.keys() - LATER_TABLES
 
 
 def has_table(connection: Connection, name: str) -> bool:
     """Return whether the bookkeeping has this table, which earlier code may not have created."""
-    return name in _tables(connection)
+    return bool(existing_tables(connection, [name]))
 
 
 def _check_version(version: int) -> None:
@@ -269,7 +293,7 @@ def _bookkeeping_version(connection: Connection) -> int | None:
 
 
 def _is_whole(connection: Connection) -> bool:
-    return _tables(connection) >= _TABLES.keys() and own_views.has_own_definition(
+    return existing_tables(connection, _TABLES) >= _TABLES.keys() and own_views.has_own_definition(
         connection, own_views.OUTCOMES
     )
 
@@ -278,7 +302,7 @@ def _complete(connection: Connection, *, is_new: bool) -> None:
     """Create what was dropped, or what earlier code did not create."""
     for schema in (READ_SCHEMA, BOOKKEEPING_SCHEMA):
         _ensure_schema(connection, schema)
-    there = _tables(connection)
+    there = existing_tables(connection, _TABLES)
     if is_new and (left := sorted(there & _TABLES.keys())):
         raise ConflictError(
             f"schema {BOOKKEEPING_SCHEMA} has {', '.join(left)}, and no table `bookkeeping` that"
@@ -302,17 +326,6 @@ def _complete(connection: Connection, *, is_new: bool) -> None:
         )
     own_views.ensure_view(connection, own_views.OUTCOMES, sql.SQL(_OUTCOMES))
     connection.execute(_OUTCOMES_COMMENT)
-
-
-def _tables(connection: Connection) -> set[str]:
-    # Read from the catalog: to_regclass() would answer from a cache that is not renewed by waiting
-    # for an advisory lock.
-    rows = connection.execute(
-        "select c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace"
-        " where n.nspname = %s and c.relkind in ('r', 'p') and c.relname = any(%s)",
-        [BOOKKEEPING_SCHEMA, list(_TABLES)],
-    )
-    return {name for (name,) in rows}
 
 
 def _ensure_schema(connection: Connection, schema: str) -> None:
@@ -347,25 +360,14 @@ def count_progress(connection: Connection, generation: int) -> int:
 
 def has_progress(connection: Connection, generation: int, batches: Sequence[str]) -> bool:
     """Return whether the generation has anything of one of these batches."""
-    return bool(
-        fetch_value(
-            connection,
-            "select exists (select from feature_pipeline.progress"
-            " where generation = %s and batch = any(%s))",
-            [generation, list(batches)],
-        )
-    )
+    return bool(fetch_value(connection, _HAS_PROGRESS, [generation, list(batches)]))
 
 
 def read_left_out(connection: Connection, generation: int) -> dict[str, str]:
     """Return the reasons for records left out of a generation, by record."""
     if not has_table(connection, "left_out"):
         return {}
-    rows = connection.execute(
-        "select record_id, reason from feature_pipeline.left_out where generation = %s"
-        " order by record_id",
-        [generation],
-    )
+    rows = connection.execute(_READ_LEFT_OUT, [generation])
     return dict(rows.fetchall())
 
 
@@ -379,9 +381,7 @@ def write_left_out(
     )
     with connection.cursor() as cursor:
         cursor.executemany(
-            "insert into feature_pipeline.left_out (generation, record_id, batch, reason)"
-            " values (%s, %s, %s, %s) on conflict (generation, record_id) do update"
-            " set batch = excluded.batch, reason = excluded.reason",
+            _WRITE_LEFT_OUT,
             [(generation, record_id, batch, reason) for record_id, reason in reasons.items()],
         )
 
@@ -405,9 +405,7 @@ def write_progress(connection: Connection, generation: int, rows: Sequence[Progr
 def write_provenance(connection: Connection, generation: int, progress: Progress) -> None:
     """Record the progress of one loaded batch, except for the number of its rows."""
     connection.execute(
-        "update feature_pipeline.progress set seq = %s, manifest = %s, content_digest = %s,"
-        " rows_digest = %s, release = %s, release_digest = %s, run = %s, loaded_at = %s"
-        " where generation = %s and batch = %s",
+        _WRITE_PROVENANCE,
         [
             progress.seq,
             str(progress.manifest),

@@ -2,7 +2,7 @@
 
 import select
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, LiteralString
@@ -13,6 +13,18 @@ from psycopg.conninfo import conninfo_to_dict
 
 from feature_pipeline.errors import InvalidInputError, ProjectionError
 from feature_pipeline.projections.catalog.libpq import nothing_ambient
+
+# Which of these tables are in the schema?
+_EXISTING_TABLES: Final = """
+select c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where n.nspname = %s and c.relkind in ('r', 'p') and c.relname = any(%s)"""
+
+# Applies these settings to the session: which process of the server has it?
+_SET_SESSION: Final = """
+select pg_catalog.pg_backend_pid(),
+array_agg(pg_catalog.set_config(name, value, false))
+from unnest(%s::text[], %s::text[]) as wanted (name, value)"""
+
 
 READ_SCHEMA: Final = "features"
 """The schema of the views that users read."""
@@ -189,15 +201,7 @@ def _set_session(connection: Connection) -> int:
             wanted |= settings
     # After connecting, in one statement: the database's and the role's settings outrank `options`,
     # which poolers refuse.
-    return int(
-        fetch_value(
-            connection,
-            "select pg_catalog.pg_backend_pid(),"
-            " array_agg(pg_catalog.set_config(name, value, false))"
-            " from unnest(%s::text[], %s::text[]) as wanted (name, value)",
-            [list(wanted), list(wanted.values())],
-        )
-    )
+    return int(fetch_value(connection, _SET_SESSION, [list(wanted), list(wanted.values())]))
 
 
 _session_poolers: Final = set[str]()
@@ -297,6 +301,16 @@ def fetch_value(connection: Connection, query: Statement, parameters: Any = None
     if row is None:
         raise ProjectionError("PostgreSQL answered a query without the row it always has")
     return row[0]
+
+
+def existing_tables(connection: Connection, names: Collection[str]) -> set[str]:
+    """Return which of these tables exist in the pipeline's own schema.
+
+    Read from the catalog: to_regclass() would answer from a cache that is not renewed by waiting
+    for an advisory lock.
+    """
+    rows = connection.execute(_EXISTING_TABLES, [BOOKKEEPING_SCHEMA, list(names)])
+    return {name for (name,) in rows}
 
 
 def _first_line(error: psycopg.Error) -> str:

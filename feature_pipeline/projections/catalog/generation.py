@@ -24,6 +24,7 @@ from feature_pipeline.projections.catalog.database import (
     BOOKKEEPING_SCHEMA,
     READ_SCHEMA,
     Connection,
+    existing_tables,
     fetch_one,
     fetch_value,
     lock,
@@ -31,6 +32,94 @@ from feature_pipeline.projections.catalog.database import (
 from feature_pipeline.projections.catalog.own_views import ViewState
 from feature_pipeline.projections.catalog.spec import TableSpec
 from feature_pipeline.projections.catalog.view import check_free, comment, restore, view_query
+
+# Makes the table neither show nor want generations that no longer exist.
+_UNLINK_LOST: Final = """
+with there as (select id from feature_pipeline.generations)
+update feature_pipeline.tables set live = (select id from there where id = live),
+wanted = coalesce((select id from there where id = wanted),
+(select id from there where id = live)),
+is_pinned = is_pinned and live in (table there) and wanted in (table there)
+where name = %s"""
+
+# Ends the generation's claim to its request: which one was it?
+_END_REQUEST: Final = """
+update feature_pipeline.generations g set token = '' from
+(select id, token from feature_pipeline.generations where id = %s) before
+where g.id = before.id returning before.token"""
+
+# Records why a generation was discarded.
+_RECORD_DISCARDED: Final = """
+insert into feature_pipeline.discarded (table_name, relation, reason) values (%s, %s, %s)
+on conflict (table_name, relation) do update set reason = excluded.reason,
+discarded_at = now()"""
+
+# Was a generation of the table discarded within this time?
+_DISCARDED_LATELY: Final = """
+select exists (select from feature_pipeline.discarded where table_name = %s
+and discarded_at > now() - %s::interval)"""
+
+# Which generation was the last to be discarded since this time, and why?
+_WHY_DISCARDED: Final = """
+select relation, reason from feature_pipeline.discarded
+where table_name = %s and discarded_at >= %s order by discarded_at desc limit 1"""
+
+# Was this generation discarded?
+_IS_DISCARDED: Final = """
+select exists (select from feature_pipeline.discarded where table_name = %s
+and relation = %s)"""
+
+# Does the table follow this definition?
+_IS_CURRENT_DEFINITION: Final = """
+select exists (select from feature_pipeline.tables t
+join feature_pipeline.definitions d on d.table_name = t.name
+and d.seq = t.wanted_order where t.name = %s and d.digest = %s)"""
+
+# Does the table follow this definition, or a later one?
+_IS_FOLLOWED: Final = """
+select exists (select from feature_pipeline.tables t
+join feature_pipeline.definitions d on d.table_name = t.name
+and d.seq <= t.wanted_order where t.name = %s and d.digest = %s)"""
+
+# Whose table is it, and what are its live and its wanted generation?
+_READ_TABLE: Final = """
+select t.dataset, t.hook, t.live, t.wanted, t.is_pinned, g.*
+from feature_pipeline.tables t
+left join ({}) g on g.id in (t.live, t.wanted) where t.name = %s"""
+
+# Records which hook the table belongs to.
+_CREATE_TABLE: Final = """
+insert into feature_pipeline.tables (name, dataset, hook) values (%s, %s, %s)
+on conflict (name) do nothing"""
+
+# Makes the table want this generation, and follow this definition.
+_FOLLOW: Final = """
+update feature_pipeline.tables set wanted = %s, wanted_order = %s, is_pinned = false
+where name = %s"""
+
+# Records the time that a table of the past shows.
+_RECORD_TIME: Final = """
+insert into feature_pipeline.past_tables (table_name, as_of) values (%s, %s)
+on conflict (table_name) do update set as_of = excluded.as_of"""
+
+# Records a generation and its columns.
+_RECORD_GENERATION: Final = """
+insert into feature_pipeline.generations
+(id, table_name, relation, digest, columns, upcasters, token)
+values (%s, %s, %s, %s, %s, %s, %s)"""
+
+# Creates the table of a generation's outcomes, to be attached as a partition.
+_CREATE_OUTCOMES_PARTITION: Final = """
+create table {} (like feature_pipeline.outcomes including all,
+constraint is_of_generation check (generation = {}))"""
+
+# Makes the definition the table's last one: which number does it have?
+_MAKE_LAST_DEFINITION: Final = """
+insert into feature_pipeline.definitions (table_name, digest, seq)
+select %(name)s, %(digest)s, coalesce(max(seq), 0) + 1
+from feature_pipeline.definitions where table_name = %(name)s
+on conflict (table_name, digest) do update set seq = excluded.seq, seen_at = now()
+returning seq"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,15 +266,7 @@ def _forget_lost(connection: Connection, spec: TableSpec) -> None:
             with suppress(psycopg.errors.DependentObjectsStillExist), connection.transaction():
                 drop_generation(connection, generation)
     # A generation that is gone is neither read nor wanted.
-    connection.execute(
-        "with there as (select id from feature_pipeline.generations)"
-        " update feature_pipeline.tables set live = (select id from there where id = live),"
-        " wanted = coalesce((select id from there where id = wanted),"
-        " (select id from there where id = live)),"
-        " is_pinned = is_pinned and live in (table there) and wanted in (table there)"
-        " where name = %s",
-        [spec.name],
-    )
+    connection.execute(_UNLINK_LOST, [spec.name])
 
 
 def adopt_definition(connection: Connection, spec: TableSpec) -> TableState:
@@ -244,13 +325,7 @@ def build_anew(connection: Connection, spec: TableSpec, generation: Generation) 
         spec: The table.
         generation: The one that is being built.
     """
-    token = fetch_value(
-        connection,
-        "update feature_pipeline.generations g set token = '' from"
-        " (select id, token from feature_pipeline.generations where id = %s) before"
-        " where g.id = before.id returning before.token",
-        [generation.id],
-    )
+    token = fetch_value(connection, _END_REQUEST, [generation.id])
     _set_wanted(connection, spec, _create_generation(connection, _spec_of(spec, generation), token))
 
 
@@ -258,75 +333,37 @@ def record_discarded(
     connection: Connection, spec: TableSpec, generation: Generation, reason: str
 ) -> None:
     """Record that the generation's rows differ from the archive's."""
-    connection.execute(
-        "insert into feature_pipeline.discarded (table_name, relation, reason) values (%s, %s, %s)"
-        " on conflict (table_name, relation) do update set reason = excluded.reason,"
-        " discarded_at = now()",
-        [spec.name, generation.relation, reason],
-    )
+    connection.execute(_RECORD_DISCARDED, [spec.name, generation.relation, reason])
 
 
 def discarded_lately(connection: Connection, spec: TableSpec) -> bool:
     """Return whether a generation of the table was discarded within `DISCARDED_FOR`."""
-    return bool(
-        fetch_value(
-            connection,
-            "select exists (select from feature_pipeline.discarded where table_name = %s"
-            " and discarded_at > now() - %s::interval)",
-            [spec.name, DISCARDED_FOR],
-        )
-    )
+    return bool(fetch_value(connection, _DISCARDED_LATELY, [spec.name, DISCARDED_FOR]))
 
 
 def why_discarded(connection: Connection, spec: TableSpec, building: Generation) -> str | None:
     """Return why the generation before the one being built was discarded, if it was."""
     if not has_table(connection, "discarded"):
         return None
-    row = fetch_one(
-        connection,
-        "select relation, reason from feature_pipeline.discarded"
-        " where table_name = %s and discarded_at >= %s order by discarded_at desc limit 1",
-        [spec.name, building.created_at],
-    )
+    row = fetch_one(connection, _WHY_DISCARDED, [spec.name, building.created_at])
     return None if row is None else f"generation {row[0]} was discarded: {row[1]}"
 
 
 def is_discarded(connection: Connection, spec: TableSpec, generation: Generation) -> bool:
     """Return whether the generation's rows were found to differ from the archive's."""
-    return bool(
-        fetch_value(
-            connection,
-            "select exists (select from feature_pipeline.discarded where table_name = %s"
-            " and relation = %s)",
-            [spec.name, generation.relation],
-        )
-    )
+    return bool(fetch_value(connection, _IS_DISCARDED, [spec.name, generation.relation]))
 
 
 def is_current_definition(connection: Connection, spec: TableSpec) -> bool:
     """Return whether the table follows `spec`, rather than a definition seen later."""
     return bool(
-        fetch_value(
-            connection,
-            "select exists (select from feature_pipeline.tables t"
-            " join feature_pipeline.definitions d on d.table_name = t.name"
-            " and d.seq = t.wanted_order where t.name = %s and d.digest = %s)",
-            [spec.name, str(spec.definition_digest)],
-        )
+        fetch_value(connection, _IS_CURRENT_DEFINITION, [spec.name, str(spec.definition_digest)])
     )
 
 
 def is_followed(connection: Connection, spec: TableSpec) -> bool:
     """Return whether `ensure_table` has nothing to do because `spec` is, or was, followed."""
-    return bool(
-        fetch_value(
-            connection,
-            "select exists (select from feature_pipeline.tables t"
-            " join feature_pipeline.definitions d on d.table_name = t.name"
-            " and d.seq <= t.wanted_order where t.name = %s and d.digest = %s)",
-            [spec.name, str(spec.definition_digest)],
-        )
-    )
+    return bool(fetch_value(connection, _IS_FOLLOWED, [spec.name, str(spec.definition_digest)]))
 
 
 def read_table(connection: Connection, spec: TableSpec) -> TableState | None:
@@ -341,11 +378,7 @@ def read_table(connection: Connection, spec: TableSpec) -> TableState | None:
         return None
     # One statement: between two, a switch could drop what the first one named.
     rows = connection.execute(
-        sql.SQL(
-            "select t.dataset, t.hook, t.live, t.wanted, t.is_pinned, g.*"
-            " from feature_pipeline.tables t"
-            " left join ({}) g on g.id in (t.live, t.wanted) where t.name = %s"
-        ).format(sql.SQL(_GENERATIONS)),
+        sql.SQL(_READ_TABLE).format(sql.SQL(_GENERATIONS)),
         [spec.name],
     ).fetchall()
     if not rows:
@@ -429,7 +462,7 @@ def empty_generation(connection: Connection, generation: Generation) -> list[str
 def drop_generation(connection: Connection, generation: Generation) -> None:
     """Drop the generation with its outcomes and progress. It is neither live nor wanted."""
     for name in (generation.relation, outcomes_partition(generation.id)):
-        if _is_table(connection, name):
+        if existing_tables(connection, [name]):
             connection.execute(
                 sql.SQL("drop table {}").format(sql.Identifier(BOOKKEEPING_SCHEMA, name))
             )
@@ -441,17 +474,6 @@ def drop_generation(connection: Connection, generation: Generation) -> None:
             "delete from feature_pipeline.left_out where generation = %s", [generation.id]
         )
     connection.execute("delete from feature_pipeline.generations where id = %s", [generation.id])
-
-
-def _is_table(connection: Connection, name: str) -> bool:
-    return bool(
-        fetch_value(
-            connection,
-            "select exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace"
-            " where n.nspname = %s and c.relname = %s and c.relkind = 'r')",
-            [BOOKKEEPING_SCHEMA, name],
-        )
-    )
 
 
 def drop_table(connection: Connection, spec: TableSpec) -> bool:
@@ -508,22 +530,14 @@ def _drop_view(connection: Connection, spec: TableSpec, live: Generation | None)
 def _create_table(connection: Connection, spec: TableSpec) -> TableState:
     """Create the table with a wanted generation; none is read until it was proved."""
     check_free(connection, spec.name)
-    connection.execute(
-        "insert into feature_pipeline.tables (name, dataset, hook) values (%s, %s, %s)"
-        " on conflict (name) do nothing",
-        [spec.name, spec.dataset, spec.hook],
-    )
+    connection.execute(_CREATE_TABLE, [spec.name, spec.dataset, spec.hook])
     _record_time(connection, spec)
     # Of a table that was lost the order of its definitions is still known.
     order = (
         _order(connection, spec) if is_followed(connection, spec) else _next_order(connection, spec)
     )
     generation = _create_generation(connection, spec)
-    connection.execute(
-        "update feature_pipeline.tables set wanted = %s, wanted_order = %s, is_pinned = false"
-        " where name = %s",
-        [generation.id, order, spec.name],
-    )
+    connection.execute(_FOLLOW, [generation.id, order, spec.name])
     return require_table(connection, spec)
 
 
@@ -554,11 +568,7 @@ def _follow_definition(
 def _record_time(connection: Connection, spec: TableSpec) -> None:
     """Record the time of a table of the past."""
     if spec.as_of is not None:
-        connection.execute(
-            "insert into feature_pipeline.past_tables (table_name, as_of) values (%s, %s)"
-            " on conflict (table_name) do update set as_of = excluded.as_of",
-            [spec.name, spec.as_of],
-        )
+        connection.execute(_RECORD_TIME, [spec.name, spec.as_of])
 
 
 def _set_wanted(connection: Connection, spec: TableSpec, generation: Generation) -> None:
@@ -575,9 +585,7 @@ def _set_wanted(connection: Connection, spec: TableSpec, generation: Generation)
 def _create_generation(connection: Connection, spec: TableSpec, token: str = "") -> Generation:
     number, relation = _free_name(connection, spec)
     connection.execute(
-        "insert into feature_pipeline.generations"
-        " (id, table_name, relation, digest, columns, upcasters, token)"
-        " values (%s, %s, %s, %s, %s, %s, %s)",
+        _RECORD_GENERATION,
         [
             number,
             spec.name,
@@ -591,12 +599,7 @@ def _create_generation(connection: Connection, spec: TableSpec, token: str = "")
     connection.execute(ddl.create_table(relation, spec.columns))
     partition = sql.Identifier(BOOKKEEPING_SCHEMA, outcomes_partition(number))
     # Made apart and attached: "partition of" would lock readers of every table's outcomes out.
-    connection.execute(
-        sql.SQL(
-            "create table {} (like feature_pipeline.outcomes including all,"
-            " constraint is_of_generation check (generation = {}))"
-        ).format(partition, sql.Literal(number))
-    )
+    connection.execute(sql.SQL(_CREATE_OUTCOMES_PARTITION).format(partition, sql.Literal(number)))
     connection.execute(
         sql.SQL(
             "alter table feature_pipeline.outcomes attach partition {} for values in ({})"
@@ -631,11 +634,7 @@ def _next_order(connection: Connection, spec: TableSpec) -> int:
     return int(
         fetch_value(
             connection,
-            "insert into feature_pipeline.definitions (table_name, digest, seq)"
-            " select %(name)s, %(digest)s, coalesce(max(seq), 0) + 1"
-            " from feature_pipeline.definitions where table_name = %(name)s"
-            " on conflict (table_name, digest) do update set seq = excluded.seq, seen_at = now()"
-            " returning seq",
+            _MAKE_LAST_DEFINITION,
             {"name": spec.name, "digest": str(spec.definition_digest)},
         )
     )

@@ -19,6 +19,12 @@ from feature_pipeline.projections.catalog.database import (
 from feature_pipeline.projections.catalog.generation import Generation
 from feature_pipeline.projections.catalog.spec import TableSpec
 
+# Which indexes does the table have, and which of them are usable?
+_EXISTING_INDEXES: Final = """
+select i.relname, x.indisvalid from pg_index x join pg_class i on i.oid = x.indexrelid
+where x.indrelid = to_regclass(%s) and not x.indisprimary"""
+
+
 LOCK_TIMEOUT: Final = "120s"
 """How long the change of an index waits for transactions that are under way."""
 
@@ -172,9 +178,5 @@ def _lock_timeout_error(generation: Generation, what: str) -> ProjectionError:
 
 def _existing(connection: Connection, generation: Generation) -> dict[str, bool]:
     """Return the names of the indexes except the primary key, and whether each is valid."""
-    rows = connection.execute(
-        "select i.relname, x.indisvalid from pg_index x join pg_class i on i.oid = x.indexrelid"
-        " where x.indrelid = to_regclass(%s) and not x.indisprimary",
-        [generation.identifier.as_string(connection)],
-    )
+    rows = connection.execute(_EXISTING_INDEXES, [generation.identifier.as_string(connection)])
     return dict(rows.fetchall())

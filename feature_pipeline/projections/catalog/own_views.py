@@ -20,9 +20,16 @@ from feature_pipeline.projections.catalog.database import (
     BOOKKEEPING_SCHEMA,
     READ_SCHEMA,
     Connection,
+    existing_tables,
     fetch_one,
     fetch_value,
 )
+
+# Records the definition of a view that the pipeline created.
+_RECORD_VIEW: Final = """
+insert into feature_pipeline.views (name, oid, definition) values (%s, %s, %s)
+on conflict (name) do update set oid = excluded.oid, definition = excluded.definition"""
+
 
 OUTCOMES: Final = "_outcomes"
 """The view of every record's outcome."""
@@ -175,11 +182,7 @@ def create_view(connection: Connection, name: str, query: sql.Composable) -> Non
 def record_view(connection: Connection, name: str) -> None:
     """Record the view in its current form as the pipeline's."""
     oid, _, _, definition = fetch_one(connection, _FIND, [READ_SCHEMA, name]) or (None,) * 4
-    connection.execute(
-        "insert into feature_pipeline.views (name, oid, definition) values (%s, %s, %s)"
-        " on conflict (name) do update set oid = excluded.oid, definition = excluded.definition",
-        [name, oid, definition],
-    )
+    connection.execute(_RECORD_VIEW, [name, oid, definition])
 
 
 def forget_view(connection: Connection, name: str) -> None:
@@ -233,13 +236,7 @@ def _describe_type(connection: Connection, schema: str, name: str) -> str | None
 
 
 def _recorded(connection: Connection, name: str) -> tuple[int, str] | None:
-    is_there = fetch_value(
-        connection,
-        "select exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace"
-        " where n.nspname = %s and c.relname = 'views' and c.relkind = 'r')",
-        [BOOKKEEPING_SCHEMA],
-    )
-    if not is_there:
+    if not existing_tables(connection, ["views"]):
         return None
     row = fetch_one(
         connection,

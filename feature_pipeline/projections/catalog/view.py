@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from feature_pipeline.projections.catalog.generation import Generation
     from feature_pipeline.projections.catalog.spec import TableSpec
 
+# Which grants did the view have at the last switch, and on which columns?
+_KNOWN_GRANTS: Final = """
+select s.grants, g.columns from feature_pipeline.switches s
+left join feature_pipeline.generations g on g.relation = s.from_relation
+where s.table_name = %s order by s.id desc limit 1"""
+
+
 _VIEW: Final = sql.SQL("view")
 
 # Whether the view, if it is one, reads the generation that is live.
@@ -159,13 +166,7 @@ def _known_grants(connection: Connection, live: Generation) -> list[Grant] | Non
 
     None if the table was never switched: a new view then gets the default privileges.
     """
-    row = fetch_one(
-        connection,
-        "select s.grants, g.columns from feature_pipeline.switches s"
-        " left join feature_pipeline.generations g on g.relation = s.from_relation"
-        " where s.table_name = %s order by s.id desc limit 1",
-        [live.table_name],
-    )
+    row = fetch_one(connection, _KNOWN_GRANTS, [live.table_name])
     if row is None:
         return None
     grants, written = row

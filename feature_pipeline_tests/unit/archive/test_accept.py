@@ -337,9 +337,9 @@ class TestSettling:
 
     def test_a_completion_before_its_batch_waits_an_hour(self, scene, waiting):
         run = waiting[1]
-        assert isinstance(accept.accept_entry(scene.store, run), Waiting)
+        assert isinstance(accept.accept_entries(scene.store, [run])[0], Waiting)
         old = replace(run, modified_at=run.modified_at - timedelta(hours=2))
-        settled = accept.accept_entry(scene.store, old)
+        settled = accept.accept_entries(scene.store, [old])[0]
         assert isinstance(settled, Quarantined)
         assert "not known yet" in settled.reason
         [held] = accept.quarantined(scene.store)
@@ -363,7 +363,7 @@ class TestSettling:
         old = [replace(e, modified_at=e.modified_at - timedelta(days=2)) for e in waiting]
         for entry in old:
             store = FailingStore(scene.store, 1, error=lambda: StoreUnavailableError("503"))
-            assert accept.accept_entry(store, entry) == Waiting("503")
+            assert accept.accept_entries(store, [entry])[0] == Waiting("503")
         assert accept.quarantined(scene.store) == []
         assert len(accept.waiting(scene.store)) == 2
 
@@ -374,14 +374,14 @@ class TestSettling:
         scene.store.create("inbox/run.odd", text.encode())
         [entry] = accept.waiting(scene.store)
         assert entry.content is None
-        assert isinstance(accept.accept_entry(scene.store, entry), Quarantined)
+        assert isinstance(accept.accept_entries(scene.store, [entry])[0], Quarantined)
         assert accept.waiting(scene.store) == []
         assert accept.quarantined(scene.store)[0].entry == text
 
     def test_names_nobody_would_give(self, scene):
         scene.store.create("inbox/a folder/ö", b"{}")
         [entry] = accept.waiting(scene.store)
-        settled = accept.accept_entry(scene.store, entry)
+        settled = accept.accept_entries(scene.store, [entry])[0]
         assert isinstance(settled, Quarantined)
         assert accept.waiting(scene.store) == []
         accept.requeue(scene.store, [settled.id])
@@ -404,7 +404,7 @@ class TestSettling:
             accept.accept_entries(scene.store, entries)
         else:
             for entry in entries:
-                accept.accept_entry(scene.store, entry)
+                accept.accept_entries(scene.store, [entry])[0]
         logged = log.read_log(scene.store, DATASET, HOOK, "b1")
         head = log.last_current(logged)
         assert head.manifest == published[1].manifest
@@ -425,7 +425,7 @@ class TestSettling:
         )
         waiting = {e.content.id: e for e in accept.waiting(scene.store)}
         for completion in (new, old):
-            accept.accept_entry(scene.store, waiting[completion.id])
+            accept.accept_entries(scene.store, [waiting[completion.id]])[0]
         logged = log.read_log(scene.store, DATASET, HOOK, "b1")
         assert [e.verdict for e in logged] == [Verdict.CURRENT, Verdict.SUPERSEDED]
         assert logged[1].published_at == waiting[old.id].modified_at
@@ -441,14 +441,14 @@ class TestSettling:
         accept.accept(scene.store, publish.enqueue_completion(scene.store, new))
         accept.requeue(scene.store, [entry.id])
         for waiting in accept.waiting(scene.store):
-            accept.accept_entry(scene.store, waiting)
+            accept.accept_entries(scene.store, [waiting])[0]
         assert log.head(scene.store, DATASET, HOOK, "b1").manifest == new.manifest
 
     def test_an_entry_of_later_code_waits(self, scene, waiting):
         document = json.loads(waiting[1].content.encode()) | {"spec_version": 3, "new": True}
         scene.store.create("inbox/run.later", json.dumps(document).encode())
         entry = next(e for e in accept.waiting(scene.store) if e.id == "run.later")
-        settled = accept.accept_entry(scene.store, entry)
+        settled = accept.accept_entries(scene.store, [entry])[0]
         assert isinstance(settled, Waiting)
         assert "upgrade" in settled.reason
 
@@ -484,7 +484,7 @@ class TestSettling:
         entries = accept.waiting(scene.store)
         assert [entry.id for entry in entries] == [entry.id for entry in waiting]
         assert "checksum" in entries[0].problem
-        assert isinstance(accept.accept_entry(scene.store, entries[0]), Waiting)
+        assert isinstance(accept.accept_entries(scene.store, [entries[0]])[0], Waiting)
 
     def test_some_of_them(self, scene, waiting):
         infos = inbox.list_waiting(scene.store)
@@ -496,7 +496,7 @@ class TestSettling:
             accept.remove(scene.store, entry.id)
             accept.remove(scene.store, entry.id)
         assert accept.waiting(scene.store) == []
-        assert isinstance(accept.accept_entry(scene.store, waiting[0]), Accepted)
+        assert isinstance(accept.accept_entries(scene.store, [waiting[0]])[0], Accepted)
 
 
 def test_publishing_equal_artifacts_stores_them_once(scene):

@@ -11,7 +11,7 @@ from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.log import Verdict
-from feature_pipeline.compute.redecode import decode_batch_again, decode_hook_again, decode_raw
+from feature_pipeline.compute.redecode import decode_batch_again, decode_raw
 from feature_pipeline.errors import CorruptDataError, NotFoundError
 from feature_pipeline.model.column_sources import UnclearColumnError
 from feature_pipeline.model.columns import Column, ColumnType
@@ -80,7 +80,7 @@ def test_what_reads_the_same_is_left_alone(archive, tmp_path):
     archive.submit("b1", ["r1"])
     archive.say("b1", {"r1": [{"count": 2}]}, raw_output(tmp_path, {"r1": [{"count": 2}]}))
     keys = {info.key for info in archive.store.list_objects("")}
-    [done] = decode_hook_again(archive.store, "demo", "pockets")
+    done = decode_batch_again(archive.store, head(archive))
     assert (done.is_new, done.changed) == (False, ())
     assert {info.key for info in archive.store.list_objects("")} == keys
 
@@ -144,11 +144,6 @@ def test_lost_or_damaged_raw_output_is_an_error_and_changes_nothing(archive, tmp
     with pytest.raises(CorruptDataError):
         decode_batch_again(archive.store, head(archive))
     assert counts(archive) == {"r1": [(3,)], "r2": [(5,)]}
-
-
-def test_a_batch_without_artifact_is_named(archive):
-    with pytest.raises(NotFoundError, match="no current artifact for batch 'b9'"):
-        list(decode_hook_again(archive.store, "demo", "pockets", ["b9"]))
 
 
 A, B = Column(name="a", type="integer"), Column(name="b", type="integer")

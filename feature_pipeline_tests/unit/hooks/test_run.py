@@ -72,7 +72,7 @@ def test_giving_up_keeps_every_attempt(request_):
     runner = Script(*[FailureKind.NON_ZERO_EXIT] * 2)
     run = run_hook(runner, request_, FailurePolicy(retries=1, delay_seconds=0), Watching())
     assert len(run.starts) == 2
-    assert run.failure is run.last.failure
+    assert run.failure is run.starts[-1].result.failure
     assert run.decision == GiveUp("non_zero_exit; 2 attempts")
 
 

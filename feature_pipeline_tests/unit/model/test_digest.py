@@ -22,7 +22,6 @@ from feature_pipeline.model.digest import (
     check_text,
     digest_stream,
     document_bytes,
-    iter_chunks,
 )
 from feature_pipeline.model.json_text import Number
 
@@ -60,12 +59,6 @@ class TestDigest:
         stream = io.BytesIO(b"seen" + data)
         stream.read(4)
         assert digest_stream(stream, chunk) == (Digest.of(data), len(data))
-
-    @given(st.binary(max_size=300), st.integers(1, 100))
-    def test_chunks_are_the_stream(self, data, size):
-        chunks = list(iter_chunks(io.BytesIO(data), size))
-        assert b"".join(chunks) == data
-        assert all(0 < len(chunk) <= size for chunk in chunks)
 
 
 def is_same(read: object, value: object) -> bool:

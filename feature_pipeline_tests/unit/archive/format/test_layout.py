@@ -22,7 +22,7 @@ def test_the_keys_are_those_of_the_format():
 def test_keys_can_be_taken_apart():
     assert layout.parse_blob(layout.blob(A_DIGEST)) == A_DIGEST
     key = layout.parse_entry("log/features/d/h/b-1/0000000007")
-    assert (key.log, key.seq, key.name) == ("log/features/d/h/b-1/", 7, "b-1")
+    assert (key.log, key.seq) == ("log/features/d/h/b-1/", 7)
 
 
 @pytest.mark.parametrize(

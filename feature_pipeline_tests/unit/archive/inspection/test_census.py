@@ -30,7 +30,7 @@ def care(memory_store, tmp_path):
     scene = CareScene(memory_store, tmp_path)
     everything(scene)
     for entry in inbox.waiting(memory_store):
-        accept.accept_entry(memory_store, entry)
+        accept.accept_entries(memory_store, [entry])[0]
     write_census(memory_store)
     erase(memory_store, DATASET, ["r3"], "asked for")
     return scene

@@ -368,7 +368,7 @@ def test_nothing_is_missing_while_others_submit_and_accept(care):
                     batch = care.batch_of(f"live{number}", (f"live{number}",))
                     publish.submit_batch(store, batch, care.paths(batch))
                     for entry in accept.waiting(store):
-                        if isinstance(accept.accept_entry(store, entry), accept.Accepted):
+                        if isinstance(accept.accept_entries(store, [entry])[0], accept.Accepted):
                             accept.remove(store, entry.id)
                     publish.enqueue_completion(
                         store, care.run(batch, release, "x", run_id=f"l{number}")

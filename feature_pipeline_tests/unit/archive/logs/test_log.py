@@ -16,7 +16,7 @@ from feature_pipeline.archive.logs import log, tombstones
 from feature_pipeline.archive.logs.cache import LruCache
 from feature_pipeline.archive.logs.erasures import ErasureEntry, erased
 from feature_pipeline.archive.query.api import Archive
-from feature_pipeline.archive.query.history import head_as_of, heads_as_of, history
+from feature_pipeline.archive.query.history import readable_heads_as_of, readable_history
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 from feature_pipeline.model.digest import Digest, document_bytes
 from feature_pipeline.model.records import RecordFile
@@ -193,15 +193,14 @@ class TestPlace:
             lambda store: log.heads(store, DATASET, HOOK),
             lambda store: log.heads(store, DATASET, HOOK, ["b1"]),
             lambda store: log.feature_logs(store, DATASET, HOOK),
-            lambda store: history(store, DATASET, HOOK),
-            lambda store: head_as_of(store, DATASET, HOOK, "b1", 2),
-            lambda store: heads_as_of(store, DATASET, HOOK, AN_INSTANT),
+            lambda store: readable_heads_as_of(store, DATASET, HOOK, 2, ["b1"]).whole(),
+            lambda store: readable_heads_as_of(store, DATASET, HOOK, AN_INSTANT).whole(),
         ],
         "batches/structures/b1": [
             lambda store: log.batch_entry(store, DATASET, "b1"),
             lambda store: log.batches(store, DATASET),
             lambda store: log.batches(store, DATASET, ["b1"]),
-            lambda store: log.batch_logs(store, DATASET),
+            lambda store: log.readable_batch_logs(store, DATASET).whole(),
             lambda store: log.read_batch(store, DATASET, "b1"),
         ],
         "releases/structures/pockets": [lambda store: log.releases(store, DATASET, HOOK)],
@@ -299,7 +298,6 @@ class TestChain:
         for look in (
             lambda: log.read_log(long.store, DATASET, HOOK, "b1"),
             lambda: log.feature_logs(long.store, DATASET, HOOK),
-            lambda: history(long.store, DATASET, HOOK),
         ):
             with pytest.raises(CorruptDataError, match="one of the two was replaced"):
                 look()
@@ -403,7 +401,7 @@ class TestAgreement:
         [entry] = log.read_log(scene.store, DATASET, HOOK, "b1")
         with pytest.raises(CorruptDataError, match=f"{key} .*{match}"):
             read.manifest_of(scene.store, entry)
-        [line] = history(scene.store, DATASET, HOOK)
+        [line] = readable_history(scene.store, DATASET, HOOK).lines
         assert line.manifest is None
         assert re.search("its (release|batch|content_digest)", str(line.problem))
         assert [f.state for f in verify(scene.store).findings if f.key == key] == [State.CORRUPT]

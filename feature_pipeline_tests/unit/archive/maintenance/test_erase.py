@@ -193,10 +193,10 @@ def test_history_failed_and_carried(care):
     [outcome] = read.read_artifact_outcomes(store, manifests[2])
     assert outcome.carried_from == entries[3].manifest
     # Time travel reads the successors.
-    assert history.head_as_of(store, DATASET, HOOK, "b1", 1) == entries[3]
-    assert history.head_as_of(store, DATASET, HOOK, "b1", 2) == entries[3]
-    assert history.head_as_of(store, DATASET, HOOK, "b1", first.accepted_at) == entries[3]
-    lines = history.history(store, DATASET, HOOK, "b1")
+    for as_of in (1, 2, first.accepted_at):
+        heads = history.readable_heads_as_of(store, DATASET, HOOK, as_of).whole()
+        assert heads["b1"] == entries[3]
+    lines = history.readable_history(store, DATASET, HOOK, "b1").lines
     assert [line.is_erased for line in lines] == [True] * 3 + [False] * 3
     assert [line.is_head for line in lines] == [False] * 5 + [True]
 

@@ -16,6 +16,14 @@ from feature_pipeline_tests.fixtures.stores import DATASET, HOOK
 INSTANT = timedelta(microseconds=1)
 
 
+def heads_as_of(care, as_of):
+    return history.readable_heads_as_of(care.store, DATASET, HOOK, as_of).whole()
+
+
+def head_as_of(care, batch, as_of):
+    return history.readable_heads_as_of(care.store, DATASET, HOOK, as_of, [batch]).intact.get(batch)
+
+
 @pytest.fixture
 def care(memory_store, tmp_path):
     """Two batches; the first computed by release 1, then 2, then by 1 again, too late."""
@@ -31,9 +39,9 @@ def care(memory_store, tmp_path):
 
 def test_as_of_an_entry(care):
     entries = log.read_log(care.store, DATASET, HOOK, "b1")
-    heads = [history.head_as_of(care.store, DATASET, HOOK, "b1", seq) for seq in (1, 2, 3, 99)]
+    heads = [head_as_of(care, "b1", seq) for seq in (1, 2, 3, 99)]
     assert heads == [entries[0], entries[1], entries[1], entries[1]]
-    assert history.head_as_of(care.store, DATASET, HOOK, "b9", 1) is None
+    assert head_as_of(care, "b9", 1) is None
 
 
 def test_as_of_a_time(care):
@@ -46,9 +54,9 @@ def test_as_of_a_time(care):
         (entries[2].accepted_at, {"b1": entries[1]}),
         (other.accepted_at, {"b1": entries[1], "b2": other}),
     ]:
-        assert history.heads_as_of(care.store, DATASET, HOOK, time) == expected
+        assert heads_as_of(care, time) == expected
         for batch in ("b1", "b2"):
-            head = history.head_as_of(care.store, DATASET, HOOK, batch, time)
+            head = head_as_of(care, batch, time)
             assert head == expected.get(batch)
 
 
@@ -58,7 +66,7 @@ def test_the_past_of_what_was_erased(care):
     erase(care.store, DATASET, ["a"], "asked for")
     labels = []
     for time in before:
-        head = history.heads_as_of(care.store, DATASET, HOOK, time)["b1"]
+        head = heads_as_of(care, time)["b1"]
         manifest = read.read_manifest(care.store, head.manifest)
         [outcome] = read.read_artifact_outcomes(care.store, manifest)
         labels.append(outcome.rows[0][2])
@@ -66,7 +74,7 @@ def test_the_past_of_what_was_erased(care):
 
 
 def test_history_lists_everything(care):
-    lines = history.history(care.store, DATASET, HOOK)
+    lines = history.readable_history(care.store, DATASET, HOOK).lines
     assert [(line.entry.batch, line.entry.seq) for line in lines] == [
         ("b1", 1),
         ("b1", 2),
@@ -82,7 +90,7 @@ def test_history_lists_everything(care):
 def test_damage_is_said_in_its_line(care):
     entry = log.read_log(care.store, DATASET, HOOK, "b1")[0]
     care.store.delete(layout.blob(entry.manifest))
-    lines = history.history(care.store, DATASET, HOOK, "b1")
+    lines = history.readable_history(care.store, DATASET, HOOK, "b1").lines
     assert lines[0].problem
     assert lines[0].manifest is None
     assert [line.problem for line in lines[1:]] == [None, None]
@@ -90,12 +98,12 @@ def test_damage_is_said_in_its_line(care):
 
 def test_what_is_not_there_is_named(care):
     with pytest.raises(NotFoundError, match="it has pockets"):
-        history.history(care.store, DATASET, "nothing")
+        history.readable_history(care.store, DATASET, "nothing")
     with pytest.raises(NotFoundError, match="'b9'"):
-        history.history(care.store, DATASET, HOOK, "b9")
+        history.readable_history(care.store, DATASET, HOOK, "b9")
 
 
 @pytest.mark.parametrize("as_of", [0, -1, datetime(2026, 1, 1)])  # noqa: DTZ001
 def test_times_without_an_offset_and_entry_0_are_refused(care, as_of):
     with pytest.raises(InvalidInputError):
-        history.head_as_of(care.store, DATASET, HOOK, "b1", as_of)
+        head_as_of(care, "b1", as_of)

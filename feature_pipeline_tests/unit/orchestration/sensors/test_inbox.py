@@ -98,7 +98,7 @@ def test_a_new_batch_does_not_wait_behind_those_that_cannot_be_accepted(scene: S
     leave_stuck_submissions(scene, 32)
     tick = accept_inbox(scene.store, "s3://a", instance, limit=2, failed_tries=looks)
     tick.add(accept_inbox(scene.store, "s3://a", instance, limit=2, failed_tries=looks))
-    assert [entry.batch for entry in log.batch_logs(scene.store, DATASET)["b1"]] == ["b1"]
+    assert [entry.batch for entry in log.batch_entries(scene.store, DATASET, "b1")] == ["b1"]
 
 
 def test_a_tick_ends_when_its_time_is_over(scene: Scene, instance, monkeypatch):
