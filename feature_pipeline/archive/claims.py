@@ -48,8 +48,8 @@ LEASE: Final = timedelta(minutes=3)
 RETENTION: Final = timedelta(days=1)
 """How long after its last renewal a claim of a dead run is deleted."""
 _RENEWED_SECONDS: Final = 30.0
-_FIRST_PAUSE_SECONDS: Final = 0.5
-_LONGEST_PAUSE_SECONDS: Final = 5.0
+_FIRST_BACKOFF_SECONDS: Final = 0.5
+_LONGEST_BACKOFF_SECONDS: Final = 5.0
 _ATTEMPTS: Final = 3
 """How often the store may fail to answer before a run goes on without claims."""
 _NEWS_EVERY: Final = 8
@@ -160,7 +160,7 @@ class Claim:
         """
         self._actions = frozenset()
         wanted = frozenset(map(_short, contested))
-        polls, failures, pause = 0, 0, _FIRST_PAUSE_SECONDS
+        polls, failures, backoff = 0, 0, _FIRST_BACKOFF_SECONDS
         while True:
             try:
                 if not polls and self._write(actions):
@@ -185,8 +185,8 @@ class Claim:
                     logger.warning("%s: going on without a claim: %s", self._prefix, error)
                     self._actions = frozenset(map(_short, actions))
                     return not polls
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            time.sleep(backoff)
+            backoff = min(2 * backoff, _LONGEST_BACKOFF_SECONDS)
 
     def _report_waiting(
         self, others: Sequence[Other], actions: int, say: Callable[[str], None]

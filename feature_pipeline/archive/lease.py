@@ -47,8 +47,8 @@ MARGIN: Final = timedelta(seconds=15)
 less.
 """
 
-_FIRST_PAUSE_SECONDS: Final = 0.1
-_LONGEST_PAUSE_SECONDS: Final = 2.0
+_FIRST_BACKOFF_SECONDS: Final = 0.1
+_LONGEST_BACKOFF_SECONDS: Final = 2.0
 _MOST_OF: Final = 0.8
 """Fraction of a lease after which no further deletion is begun, since it could be refused."""
 
@@ -84,10 +84,10 @@ def wait(store: BlobStore, digests: Collection[Digest]) -> None:
     first = read(store)
     if first is None or not first.may_delete(digests):
         return
-    pause = _FIRST_PAUSE_SECONDS
+    backoff = _FIRST_BACKOFF_SECONDS
     while read(store) == first and store.now() < first.until + MARGIN:
-        time.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        time.sleep(backoff)
+        backoff = min(2 * backoff, _LONGEST_BACKOFF_SECONDS)
 
 
 class DeletionLease:
@@ -137,16 +137,16 @@ class DeletionLease:
             store: The archive.
             say: Called once with the reason for waiting.
         """
-        pause = _FIRST_PAUSE_SECONDS
+        backoff = _FIRST_BACKOFF_SECONDS
         while True:
             try:
                 return cls.acquire(store)
             except ConflictError as error:
                 # One that died holds it for a few minutes at most.
-                if pause == _FIRST_PAUSE_SECONDS:
+                if backoff == _FIRST_BACKOFF_SECONDS:
                     say(f"waiting: {error}")
-                time.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                time.sleep(backoff)
+                backoff = min(2 * backoff, _LONGEST_BACKOFF_SECONDS)
 
     def condemn(self, digests: Collection[Digest], at_least: timedelta = LEASE) -> None:
         """Extend the lease for these blobs alone. Check which are named afterwards, then delete.
@@ -161,7 +161,7 @@ class DeletionLease:
             ConflictError: Another deletion took the lease.
         """
         while not self._is_answered and self._store.now() <= self._document.until:
-            time.sleep(_LONGEST_PAUSE_SECONDS)  # a request without an answer may still arrive
+            time.sleep(_LONGEST_BACKOFF_SECONDS)  # a request without an answer may still arrive
         began = time.monotonic()
         self._length = max(LEASE, at_least)
         self._write(

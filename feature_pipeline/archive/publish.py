@@ -350,7 +350,7 @@ def submit_batch(store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Pa
     if known:
         check_same_batch(store, known, submission)
     else:
-        _check_budget(store, batch.dataset)
+        check_budget(store, batch.dataset)
     guard = Guard(store)
     refs = _store_batch(store, batch, data, files)
     submitted_at = known[0].submitted_at if known else enqueue(store, submission).submitted_at
@@ -453,9 +453,16 @@ def _store_files(
     return [*refs, *(write.ref for write in writes)]
 
 
-def _check_budget(store: BlobStore, dataset: str) -> None:
-    if len(store.list_folders(layout.batch_logs(dataset))) >= MAX_BATCHES:
+def check_budget(store: BlobStore, dataset: str, more: int = 1) -> None:
+    """Check that Dagster can have this many more batches of the dataset.
+
+    Raises:
+        InvalidInputError: There would be more than `MAX_BATCHES`.
+    """
+    have = len(store.list_folders(layout.batch_logs(dataset)))
+    if have + more > MAX_BATCHES:
         raise InvalidInputError(
-            f"dataset {dataset!r} has {MAX_BATCHES} batches, the maximum for Dagster;"
-            " put more records into a batch, or begin another dataset"
+            f"dataset {dataset!r} has {counted(have, 'batch')}; {more} more would exceed"
+            f" {MAX_BATCHES}: put more records into a batch (`--batch-size`), or submit to another"
+            " dataset"
         )

@@ -18,8 +18,8 @@ from feature_pipeline.errors import OutcomeUnknownError, StoreUnavailableError
 from feature_pipeline.model.digest import Digest
 
 TIMEOUT_SECONDS: Final = 900.0
-_FIRST_PAUSE_SECONDS: Final = 1.0
-_LONGEST_PAUSE_SECONDS: Final = 30.0
+_FIRST_BACKOFF_SECONDS: Final = 1.0
+_LONGEST_BACKOFF_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +57,14 @@ def publish_with_retry(
         status = CompletionStatus.CANCELLED if is_cancelled() else None
         return completion_of(execution, manifest, dagster_run_id, status)
 
-    pause, end = _FIRST_PAUSE_SECONDS, time.monotonic() + timeout_seconds
+    backoff, end = _FIRST_BACKOFF_SECONDS, time.monotonic() + timeout_seconds
     while True:
         try:
             published, completion = publish.publish_and_enqueue(store, execution.artifact, complete)
             return StoredRun(published, accept.accept(store, completion))
         except (StoreUnavailableError, OutcomeUnknownError) as error:
-            if time.monotonic() + pause > end:
+            if time.monotonic() + backoff > end:
                 raise
-            say(f"the archive does not answer, trying again in {pause:g} s: {error}")
-        time.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            say(f"the archive does not answer, trying again in {backoff:g} s: {error}")
+        time.sleep(backoff)
+        backoff = min(2 * backoff, _LONGEST_BACKOFF_SECONDS)

@@ -25,6 +25,7 @@ from feature_pipeline.hooks.runner import HookRunner, RunMonitor, RunRequest, Wo
 from feature_pipeline.hooks.runners.shared.log_file import CappedLog, open_log
 from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.first_few import first_few
 from feature_pipeline.model.outcomes import OutcomeKind
 from feature_pipeline.model.quantities import format_size
 
@@ -37,7 +38,6 @@ _KINDS: Final = {
     FailureKind.NON_ZERO_EXIT: OutcomeKind.CRASH,
     FailureKind.INVALID_OUTPUT: OutcomeKind.INVALID_OUTPUT,
 }
-_LISTED: Final = 5
 _REASON_CHARACTERS: Final = 500
 _RECORDS: Final = "records.jsonl"
 _JOINED: Final = "joined"
@@ -345,7 +345,7 @@ class _Course:
         if len(self._ran) > 1:
             well = {record for part in search.well for record in part.records}
             lost = [item.record_id for n, item in enumerate(self._items) if n not in well]
-            names = ", ".join(map(repr, lost[:_LISTED])) + (", ..." if len(lost) > _LISTED else "")
+            names = first_few(map(repr, lost))
             reason = f"no outcome for {len(lost)} of the batch's records: {names}"
             facts = replace(facts, reason=f"{facts.reason}; {reason}")
             decision = replace(decision, reason=f"{decision.reason}; {reason}")

@@ -2,7 +2,7 @@
 
 import graphlib
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -595,6 +595,16 @@ Place = Callable[[HookDefinition, str], str]
 
 def _nowhere(hook: HookDefinition, field: str) -> str:
     return ""
+
+
+def inputs_first(definitions: Iterable[HookDefinition]) -> Iterable[tuple[str, str]]:
+    """Return datasets and names of hooks and of their inputs, each after its inputs."""
+    graph = {
+        (hook.dataset, hook.name): [(hook.dataset, name) for name in hook.inputs]
+        for hook in definitions
+    }
+    # Definitions whose inputs make a cycle are refused when they are loaded.
+    return graphlib.TopologicalSorter(graph).static_order()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ MOST_FILE_BYTES: Final = 5 << 30
 """Maximum size of one S3 PUT; a signed address is for one."""
 CHUNK_BYTES: Final = 1 << 20
 _CALL_SECONDS: Final = 60.0
-_FIRST_PAUSE_SECONDS: Final = 0.5
+_FIRST_BACKOFF_SECONDS: Final = 0.5
 _PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 T = TypeVar("T")
@@ -100,7 +100,7 @@ def _request(
 
 
 def _with_retry(call: Callable[[], T], subject: str) -> T:
-    pause = _FIRST_PAUSE_SECONDS
+    backoff = _FIRST_BACKOFF_SECONDS
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return call()
@@ -113,6 +113,6 @@ def _with_retry(call: Callable[[], T], subject: str) -> T:
             problem, is_last = f"{type(error).__name__}: {error}", attempt == ATTEMPTS
         if is_last:
             raise TransferError(f"{subject}: {problem} (attempt {attempt})")
-        time.sleep(pause)
-        pause *= 2
+        time.sleep(backoff)
+        backoff *= 2
     raise AssertionError("the last attempt returns or raises")

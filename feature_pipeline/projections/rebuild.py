@@ -1,7 +1,7 @@
 """Rebuild a table from the archive alone, beside the one that is read."""
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
@@ -76,18 +76,6 @@ def fill(
             state = require_table(connection, rebuild.spec)
         if state.building is not None and state.building.relation != rebuild.generation:
             yield from load_batches(store, database, rebuild.spec, workers=workers)
-
-
-def load_again(
-    store: BlobStore,
-    database: Database,
-    spec: TableSpec,
-    batches: Sequence[str],
-    *,
-    workers: int = 1,
-) -> Iterator[LoadReport]:
-    """Write the rows of these batches again in the table that is read, whatever it contained."""
-    return load_batches(store, database, spec, batches, workers=workers, is_forced=True)
 
 
 def past_spec(spec: TableSpec, time: datetime) -> TableSpec:

@@ -456,7 +456,7 @@ def test_a_store_that_restarts_costs_no_hook_run(submitted: Pipeline, monkeypatc
         return original(store, artifact)
 
     monkeypatch.setattr(keep_module.publish, "publish_artifact", flaky)
-    monkeypatch.setattr(keep_module, "_FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(keep_module, "_FIRST_BACKOFF_SECONDS", 0.01)
     assert submitted.run(COUNTS, "b1").success
     assert len(submitted.processes()) == 1
 

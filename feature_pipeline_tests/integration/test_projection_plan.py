@@ -23,7 +23,7 @@ from feature_pipeline.projections.load import load_batch, load_batches
 from feature_pipeline.projections.preview import PlanAction, plan_table
 from feature_pipeline.projections.proof.progress import check_progress
 from feature_pipeline.projections.proof.proof import prove
-from feature_pipeline.projections.rebuild import begin_rebuild, fill, load_again, past_spec
+from feature_pipeline.projections.rebuild import begin_rebuild, fill, past_spec
 from feature_pipeline.projections.rollback import rollback, unpin
 from feature_pipeline.projections.rows.upcast import CannotEvolveError
 from feature_pipeline.projections.switch.finalize import TableReport, batches_to_load, table_report
@@ -446,7 +446,7 @@ def test_rows_that_went_wrong_are_loaded_again(archive, database, connection) ->
     connection.execute(f"update feature_pipeline.{relation} set count = 99".encode())
     assert prove(archive.store, database, spec).unequal_batches == ("b0", "b1", "b2")
 
-    list(load_again(archive.store, database, spec, ["b0", "b1"]))
+    list(load_batches(archive.store, database, spec, ["b0", "b1"], is_forced=True))
 
     assert prove(archive.store, database, spec).unequal_batches == ("b2",)
 

@@ -169,8 +169,8 @@ class Worker(threading.Thread):
 def test_so_it_is_for_overlapping_batches_that_run_at_one_moment(
     memory_store: MemoryStore, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(claims, "_FIRST_PAUSE_SECONDS", 0.002)
-    monkeypatch.setattr(claims, "_LONGEST_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(claims, "_FIRST_BACKOFF_SECONDS", 0.002)
+    monkeypatch.setattr(claims, "_LONGEST_BACKOFF_SECONDS", 0.02)
     asking, draw = Asking(memory_store, tmp_path), random.Random(seed)
     asking.hook()
     batches: dict[str, list[int]] = {}

@@ -33,7 +33,7 @@ Condition: TypeAlias = 'Literal["create"] | UpdateVersion'
 """Condition of a PUT: that there is no object, or that its ETag is this."""
 
 _ATTEMPTS: Final = 4
-_FIRST_PAUSE_SECONDS: Final = 0.1
+_FIRST_BACKOFF_SECONDS: Final = 0.1
 _CREDENTIALS_LIFETIME: Final = timedelta(minutes=1)
 """How long obstore keeps credentials before it asks again; boto3 renews expired ones."""
 _SAFE_KEY: Final = re.compile(r"[A-Za-z0-9_.\-]+(/[A-Za-z0-9_.\-]+)*")
@@ -248,5 +248,5 @@ def _shown(error: Exception | None) -> str:
 
 
 def _pause(attempt: int) -> None:
-    longest = _FIRST_PAUSE_SECONDS * 2**attempt
+    longest = _FIRST_BACKOFF_SECONDS * 2**attempt
     time.sleep(random.uniform(longest / 2, longest))  # noqa: S311

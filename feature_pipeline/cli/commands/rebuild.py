@@ -28,8 +28,8 @@ from feature_pipeline.model.counted import counted
 from feature_pipeline.model.definition import HookDefinition
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.catalog.spec import TableSpec
-from feature_pipeline.projections.load import LoadReport
-from feature_pipeline.projections.rebuild import begin_rebuild, fill, load_again, past_spec
+from feature_pipeline.projections.load import LoadReport, load_batches
+from feature_pipeline.projections.rebuild import begin_rebuild, fill, past_spec
 from feature_pipeline.projections.switch.finalize import table_report
 
 _Reporter: TypeAlias = Callable[[Iterator[LoadReport]], Generator[LoadReport]]
@@ -192,7 +192,10 @@ def _loads(
     started = time.monotonic()
     rows = 0
     if batches:
-        count, reports = len(batches), load_again(store, database, spec, batches, workers=workers)
+        count = len(batches)
+        reports: Iterator[LoadReport] = load_batches(
+            store, database, spec, batches, workers=workers, is_forced=True
+        )
     else:
         begun = begin_rebuild(store, database, spec)
         if begun.is_resumed:

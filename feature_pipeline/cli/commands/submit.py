@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from feature_pipeline.archive.format import layout
-from feature_pipeline.archive.publish import MAX_BATCHES, submit_batch
+from feature_pipeline.archive.publish import check_budget, submit_batch
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.cli.local_records import LocalRecord, read_records
 from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest, digest_stream
 from feature_pipeline.model.records import (
     Record,
@@ -64,20 +62,6 @@ def submit(
         " the code location loads. `feature-pipeline status` shows what waits."
     )
     output.result({"dataset": dataset, "batches": submitted, "left_out": local.left_out})
-
-
-def check_budget(store: BlobStore, dataset: str, more: int) -> None:
-    """Check that the dataset may have this many more batches.
-
-    Raises:
-        InvalidInputError: It would have more than `MAX_BATCHES`.
-    """
-    have = len(store.list_folders(layout.batch_logs(dataset)))
-    if have + more > MAX_BATCHES:
-        raise InvalidInputError(
-            f"dataset {dataset!r} has {counted(have, 'batch')}; {more} more would exceed"
-            f" {MAX_BATCHES}: raise --batch-size, or submit to another dataset"
-        )
 
 
 def submit_records(

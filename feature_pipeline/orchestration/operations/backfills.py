@@ -9,7 +9,8 @@ import dagster as dg
 
 from feature_pipeline.errors import ConflictError, InvalidInputError, NotFoundError
 from feature_pipeline.model.counted import counted
-from feature_pipeline.model.definition import Compute, HookDefinition, Materialize
+from feature_pipeline.model.definition import Compute, HookDefinition, Materialize, inputs_first
+from feature_pipeline.model.first_few import first_few
 from feature_pipeline.orchestration.dagster_internals import (
     BULK_ACTION_TERMINAL_STATUSES,
     BulkActionsFilter,
@@ -170,8 +171,11 @@ def plan_backfill(
     statuses = list(chosen)
     notes: list[str] = []
     features: dict[tuple[str, str], list[str]] = {}
-    for target, status in _inputs_first(statuses):
-        name = status.definition.dataset, status.definition.name
+    by_name = {(s.definition.dataset, s.definition.name): (target, s) for target, s in statuses}
+    for name in inputs_first(s.definition for _, s in statuses):
+        if name not in by_name:
+            continue
+        target, status = by_name[name]
         if target.features:
             wanted = _feature_batches(select, target, status, features, notes)
             known = partitions.get(name[0], ())
@@ -192,23 +196,6 @@ def plan_backfill(
     return BackfillPlan(select, tuple(part for part in parts if part.batches), tuple(notes))
 
 
-def _inputs_first(
-    statuses: Sequence[tuple[Target, HookStatus]],
-) -> list[tuple[Target, HookStatus]]:
-    """Return hooks after those whose features they take, so that these are known to be computed."""
-    left = {(s.definition.dataset, s.definition.name): (target, s) for target, s in statuses}
-    done = []
-    while left:
-        ready = [
-            name
-            for name, (_, status) in left.items()
-            if not any((name[0], source) in left for source in status.definition.inputs)
-        ]
-        # Definitions whose inputs make a cycle are refused when they are loaded.
-        done += [left.pop(name) for name in ready or list(left)]
-    return done
-
-
 def _feature_batches(
     select: Select,
     target: Target,
@@ -222,7 +209,7 @@ def _feature_batches(
         if batches:
             notes.append(
                 f"{key}: {counted(len(batches), 'batch')} left out: another system computes it"
-                f" ({_some(batches)})"
+                f" ({first_few(batches)})"
             )
         return []
     if definition.compute is not Compute.AUTOMATICALLY and not target.is_named:
@@ -240,7 +227,7 @@ def _feature_batches(
     if blocked:
         notes.append(
             f"{key}: {counted(len(blocked), 'batch')} left out without an artifact of"
-            f" {' or '.join(definition.inputs)} ({_some(sorted(blocked))})"
+            f" {' or '.join(definition.inputs)} ({first_few(sorted(blocked))})"
         )
     return [b for b in batches if b not in blocked]
 
@@ -256,12 +243,12 @@ def _launchable(
     if unknown := [b for b in batches if b not in known]:
         notes.append(
             f"{name}: {counted(len(unknown), 'batch')} not yet a partition in Dagster"
-            f" ({_some(unknown)}):"
+            f" ({first_few(unknown)}):"
             " the inbox sensor adds them, or the job reconcile"
         )
     busy = [] if select is Select.ALL else [b for b in batches if b in running and b in known]
     if busy:
-        notes.append(f"{name}: {counted(len(busy), 'batch')} running already ({_some(busy)})")
+        notes.append(f"{name}: {counted(len(busy), 'batch')} running already ({first_few(busy)})")
     left_out = {*unknown, *busy}
     return [b for b in batches if b not in left_out]
 
@@ -274,10 +261,6 @@ def _note_release(status: HookStatus, computed: Sequence[str], notes: list[str])
             " not the last one registered; the first run registers it. Dagster must have loaded"
             " this definition: press Reload definitions if it was changed"
         )
-
-
-def _some(batches: Sequence[str], shown: int = 5) -> str:
-    return ", ".join(batches[:shown]) + (", ..." if len(batches) > shown else "")
 
 
 def launch_backfill(instance: dg.DagsterInstance, plan: BackfillPlan) -> str:

@@ -1,6 +1,6 @@
 """Reconciliation: find and repair differences between archive, Dagster and tables."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from feature_pipeline.archive.logs.known import known_logs
 from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, NotFoundError
-from feature_pipeline.model.definition import Compute, HookDefinition, Materialize
+from feature_pipeline.model.definition import Compute, HookDefinition, Materialize, inputs_first
 from feature_pipeline.orchestration.assets.records import records_event
 from feature_pipeline.orchestration.events.backfill_request import request_backfill
 from feature_pipeline.orchestration.events.known import known_batches, known_partitions
@@ -119,9 +119,9 @@ def reconcile(
     for dataset in sorted({hook.dataset for hook in hooks} | set(log.datasets(store))):
         batches[dataset] = _reconcile_batches(store, instance, dataset, drift)
         # Also hooks of which the archive knows nothing: Dagster may know what it has lost.
-        declared = [hook.name for hook in hooks if hook.dataset == dataset]
-        names = sorted({*declared, *log.hooks(store, dataset)})
-        for hook in _inputs_first(names, dataset, hooks):
+        # The events of a hook point at those of its inputs.
+        declared = [name for _, name in inputs_first(h for h in hooks if h.dataset == dataset)]
+        for hook in dict.fromkeys([*declared, *log.hooks(store, dataset)]):
             heads[dataset, hook] = _reconcile_features(
                 store, archive_uri, instance, dataset, hook, drift
             )
@@ -200,25 +200,6 @@ def _without_given_up(
     key = features_key(definition.dataset, definition.name)
     failed = partition_runs(instance, key, batches_partitions(definition.dataset)).failed
     return sorted(set(batches) - failed - cancelled_partitions(instance, key).keys())
-
-
-def _inputs_first(
-    names: Sequence[str], dataset: str, hooks: Sequence[HookDefinition]
-) -> Iterator[str]:
-    """Return the hooks, each after its inputs: its events point at theirs."""
-    inputs = {hook.name: hook.inputs for hook in hooks if hook.dataset == dataset}
-    seen: set[str] = set()
-
-    def visit(name: str) -> Iterator[str]:
-        if name in seen:
-            return
-        seen.add(name)
-        for source in inputs.get(name, ()):
-            yield from visit(source)
-        yield name
-
-    for name in names:
-        yield from visit(name)
 
 
 def _reconcile_batches(

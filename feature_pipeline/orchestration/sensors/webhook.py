@@ -30,8 +30,8 @@ POST_SECONDS = 5.0
 """Maximum time of a receiver's answer: other sensors of the code location wait for this one."""
 WAITING_AT_MOST = 500
 GIVE_UP_AFTER_SECONDS = 24 * 3600.0
-_FIRST_PAUSE_SECONDS = 15.0
-_LONGEST_PAUSE_SECONDS = 900.0
+_FIRST_BACKOFF_SECONDS = 15.0
+_LONGEST_BACKOFF_SECONDS = 900.0
 
 
 class WaitingPost(BaseModel):
@@ -96,9 +96,9 @@ def tick(
     ):
         done.problem = post(url, state.waiting[0].document)
         if done.problem is not None:
-            pause = min(_FIRST_PAUSE_SECONDS * 2**state.failures, _LONGEST_PAUSE_SECONDS)
+            backoff = min(_FIRST_BACKOFF_SECONDS * 2**state.failures, _LONGEST_BACKOFF_SECONDS)
             state.failures = min(state.failures + 1, 10)
-            state.not_before = now + pause
+            state.not_before = now + backoff
             break
         state.failures = 0
         state.waiting.pop(0)

@@ -71,8 +71,8 @@ _LATER_SETTINGS: Final = {
     170000: {"transaction_timeout": "0"},
 }
 """Further settings, by the server version that introduced them."""
-_FIRST_PAUSE_SECONDS: Final = 0.005
-_LONGEST_PAUSE_SECONDS: Final = 0.5
+_FIRST_BACKOFF_SECONDS: Final = 0.005
+_LONGEST_BACKOFF_SECONDS: Final = 0.5
 
 
 UNHOLDABLE: Final = (
@@ -274,12 +274,12 @@ def session_lock(connection: Connection, *names: object) -> Iterator[None]:
     and the holder of the lock may be waiting for that snapshot (`create index concurrently` does).
     """
     name = _lock_name(names)
-    pause = _FIRST_PAUSE_SECONDS
+    backoff = _FIRST_BACKOFF_SECONDS
     while not fetch_value(
         connection, "select pg_try_advisory_lock(hashtextextended(%s, 7))", [name]
     ):
-        time.sleep(pause)
-        pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+        time.sleep(backoff)
+        backoff = min(backoff * 2, _LONGEST_BACKOFF_SECONDS)
     try:
         yield
     finally:

@@ -28,8 +28,8 @@ HOOK = "lengths"
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    monkeypatch.setattr(claims, "_FIRST_PAUSE_SECONDS", 0.002)
-    monkeypatch.setattr(claims, "_LONGEST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(claims, "_FIRST_BACKOFF_SECONDS", 0.002)
+    monkeypatch.setattr(claims, "_LONGEST_BACKOFF_SECONDS", 0.01)
     return Clock()
 
 

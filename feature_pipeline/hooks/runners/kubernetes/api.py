@@ -13,7 +13,7 @@ from feature_pipeline.errors import ConflictError, NotFoundError, StoreUnavailab
 
 _CALL_SECONDS: Final = 30
 _PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
-_LONGEST_PAUSE_SECONDS: Final = 10.0
+_LONGEST_BACKOFF_SECONDS: Final = 10.0
 _RESTART_SECONDS: Final = 120.0
 """How long after a server was unavailable its refusals are not trusted. A starting server answers
 401 and 403 until it has read the roles, which looks like a refusal.
@@ -179,7 +179,7 @@ class Cluster:
         import urllib3
         from kubernetes import client, config
 
-        end, pause, is_renewed = time.monotonic() + self._patience_seconds, 0.2, False
+        end, backoff, is_renewed = time.monotonic() + self._patience_seconds, 0.2, False
         request = f"{method.replace('_namespaced', '').replace('_', ' ')} in {self._namespace!r}"
         while True:
             try:
@@ -201,7 +201,7 @@ class Cluster:
                     raise ConflictError(problem) from error
                 if error.status in _PASSING:
                     self._away_at = time.monotonic()
-                elif not self._may_be_starting(error.status) or time.monotonic() + pause > end:
+                elif not self._may_be_starting(error.status) or time.monotonic() + backoff > end:
                     raise ClusterRefusedError(problem) from error
                 cause: Exception = error
             except config.ConfigException as error:
@@ -212,12 +212,12 @@ class Cluster:
             else:
                 self._has_succeeded = True
                 return answer
-            if time.monotonic() + pause > end:
+            if time.monotonic() + backoff > end:
                 raise StoreUnavailableError(
                     f"the cluster's API does not answer: {problem}"
                 ) from cause
-            time.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+            time.sleep(backoff)
+            backoff = min(backoff * 2, _LONGEST_BACKOFF_SECONDS)
 
     def _may_be_starting(self, status: int) -> bool:
         """Return whether a refusal may come from a restarted server without roles yet."""

@@ -54,7 +54,7 @@ from feature_pipeline.model.release import HookRelease
 
 _TICK_SECONDS: Final = 0.1
 _CANCEL_SECONDS: Final = 0.5
-_LONGEST_PAUSE_SECONDS: Final = 30.0
+_LONGEST_BACKOFF_SECONDS: Final = 30.0
 _LOST_SECONDS: Final = 900.0
 """Time beyond all that a pod was granted, after which it counts as lost."""
 _REFUSAL_SECONDS: Final = 2.0
@@ -446,16 +446,18 @@ class _Attempt:
         Raises:
             StoreUnavailableError: It did not for `store_patience_seconds`.
         """
-        end, pause = time.monotonic() + self._settings.store_patience_seconds, _TICK_SECONDS
+        end, backoff = time.monotonic() + self._settings.store_patience_seconds, _TICK_SECONDS
         while True:
             try:
                 return read()
             except StoreUnavailableError as error:
-                if time.monotonic() + pause > end or self._monitor.is_cancelled():
+                if time.monotonic() + backoff > end or self._monitor.is_cancelled():
                     raise
-                self._log.note(f"the archive does not answer, trying again in {pause:g} s: {error}")
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                self._log.note(
+                    f"the archive does not answer, trying again in {backoff:g} s: {error}"
+                )
+            time.sleep(backoff)
+            backoff = min(2 * backoff, _LONGEST_BACKOFF_SECONDS)
 
     def _tail(self, diagnosis: facts.Diagnosis) -> tuple[str, ...]:
         """Return the last lines of the container at fault."""
