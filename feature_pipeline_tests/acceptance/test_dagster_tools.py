@@ -101,7 +101,7 @@ def test_dg_without_our_dev(tools: Tools) -> None:
         assert wait_for(lambda: locations(port), 500) == [LOCATION]
 
 
-def test_telemetry_of_dg_is_off_where_the_readme_says(
+def test_telemetry_of_dg_is_off_where_the_readme_sets_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`dg` reads no `.env`: without its own file it announces what `dagster.yaml` turns off."""

@@ -76,7 +76,7 @@ def filled_from(folder):
 
 
 class TestThePage:
-    def test_its_examples_hold(self):
+    def test_its_examples_are_right(self):
         assert doctest.testfile(str(FORMAT), module_relative=False).failed == 0
         assert doctest.testfile(str(FORMAT), module_relative=False).attempted > 10
 
@@ -130,7 +130,7 @@ class TestIndependentReader:
             checked += 1
         assert checked == 6 + has_starts
 
-    def test_every_blob_is_what_its_name_says(self, archive, reader):
+    def test_every_blob_matches_its_name(self, archive, reader):
         names = [path.name for path in archive.glob("blobs/sha256/*/*")]
         assert len(names) > 20
         for name in names:
@@ -164,7 +164,7 @@ class TestIndependentReader:
 
 
 class TestPackage:
-    def test_what_the_archive_holds(self, store, has_starts):
+    def test_the_content_of_the_archive(self, store, has_starts):
         archive = Archive(store)
         failing = [FAILING] if has_starts else []
         assert archive.datasets() == ["letters", *failing, DATASET]
@@ -364,7 +364,7 @@ class TestPackage:
             report = write_census(filled_from(folder))
             assert [s.log for s in report.shortfalls] == sorted(Reader(folder).lost())
 
-    def test_every_log_goes_on(self, archive, tmp_path):
+    def test_every_log_can_be_appended_to(self, archive, tmp_path):
         """What is appended to an old archive is read by both readers, with what was there."""
         maker = Maker(tmp_path, filled_from(archive))
         before = {info.key: maker.store.get(info.key).data for info in maker.store.list_objects("")}

@@ -138,7 +138,7 @@ class BlobStoreTests:
         assert len(won) == 1
         assert self.stored(store, "inbox/race") == str(won[0]).encode()
 
-    def test_create_or_read_gives_what_stands(self, store):
+    def test_create_or_read_returns_the_stored_object(self, store):
         assert create_or_read(store, "inbox/a", b"mine") == b"mine"
         assert create_or_read(store, "inbox/a", b"other") == b"mine"
 
@@ -173,7 +173,7 @@ class BlobStoreTests:
     # Blobs, on what the store itself answers
 
     @pytest.mark.parametrize("damage", [b"", b"damaged!", b"longer than it was"])
-    def test_a_damaged_blob_is_never_read_and_heals(self, store, damage, caplog):
+    def test_a_damaged_blob_is_never_read_and_can_be_restored(self, store, damage, caplog):
         write = write_blob(store, b"original")
         [info] = store.list_objects("blobs/")
         self.overwrite(store, info.key, damage)

@@ -120,7 +120,7 @@ class HookRunnerTests:
         assert before <= result.started_at <= result.finished_at <= datetime.now(UTC)
         assert result.node
 
-    def test_log_lines_come_while_it_runs_and_the_file_holds_every_byte(self, run: Run):
+    def test_log_lines_arrive_while_it_runs_and_the_file_has_every_byte(self, run: Run):
         monitor = Monitor()
         result = run(
             "import sys, time\n"
@@ -168,7 +168,7 @@ class HookRunnerTests:
         assert result.failure.memory_limit_bytes == 2**30
         assert (workspace.output / "features.jsonl").read_text() == "half"
 
-    def test_a_signal_is_told_by_name(self, run: Run):
+    def test_a_signal_is_reported_by_name(self, run: Run):
         result = run("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
         assert result.failure is not None
         assert result.failure.kind is FailureKind.NON_ZERO_EXIT
@@ -274,7 +274,7 @@ class HookRunnerTests:
         assert result.failure.kind is FailureKind.OUT_OF_MEMORY
         assert result.failure.memory_limit_bytes == 100 * 2**20
 
-    def test_a_hook_that_says_it_is_out_of_memory_is_believed(self, run: Run):
+    def test_a_hook_that_reports_out_of_memory_is_believed(self, run: Run):
         result = run("raise MemoryError('no room for the grid')\n")
         assert result.failure is not None
         assert result.failure.kind is FailureKind.OUT_OF_MEMORY

@@ -79,7 +79,7 @@ class TestMemoryStore(BlobStoreTests):
         assert (write.ref, write.is_new, write.is_healed) == (ref, False, False)
         assert store.stat(info.key).modified_at - old > timedelta(days=1)
 
-    def test_stores_without_checksums_are_read_before_they_are_believed(self, store):
+    def test_stores_without_checksums_are_read_before_they_are_trusted(self, store):
         ref = blobs.put_blob(store, b"data")
         [info] = store.list_objects("blobs/")
         for data, expected in ((b"data", True), (b"dada", False)):
@@ -145,7 +145,9 @@ class TestS3Store(BlobStoreTests):
         uploads = self.client.list_multipart_uploads(Bucket=store.bucket)
         assert not [u for u in uploads.get("Uploads", []) if u["Key"].startswith(self.prefix)]
 
-    def test_a_lie_about_a_large_file_is_found_by_its_parts(self, store, tmp_path, monkeypatch):
+    def test_a_wrong_digest_of_a_large_file_is_detected_by_its_parts(
+        self, store, tmp_path, monkeypatch
+    ):
         """Anyone who may create blobs may name one wrongly; its parts' checksum tells."""
         monkeypatch.setattr(s3, "MULTIPART_BYTES", 6 << 20)
         monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
@@ -206,7 +208,7 @@ class TestS3Store(BlobStoreTests):
         with pytest.raises(NotFoundError, match="no bucket 'no-such-bucket'"):
             open_store(s3_client, "no-such-bucket")
 
-    def test_absence_is_not_believed_of_an_unknown_bucket(self, s3_client):
+    def test_absence_in_an_unknown_bucket_is_not_trusted(self, s3_client):
         """HEAD gives 404 for both: only one of them says anything about the object."""
         store = S3Store(s3_client, "no-such-bucket")
         with pytest.raises(StoreUnavailableError, match="NoSuchBucket"):
@@ -266,7 +268,7 @@ class TestS3Store(BlobStoreTests):
             open_store(other, s3_address.bucket, s3_prefix)
         other.close()
 
-    def test_two_stores_that_both_hold_an_archive_are_told_apart(
+    def test_two_stores_with_an_archive_each_are_distinguished(
         self, s3_address, s3_prefix, monkeypatch
     ):
         """By the time of the probe's object: its bytes are the same in every archive."""

@@ -370,7 +370,7 @@ class TestReattachment(ContainerTests):
         finally:
             other.remove(force=True)
 
-    def test_a_container_that_somebody_removes(
+    def test_a_container_that_is_removed_while_it_runs(
         self, runner: ContainerRunner, again: Workspace, engine: Any
     ):
         request = self.request_of(again, "print('remove me', flush=True)\n" + HANG)

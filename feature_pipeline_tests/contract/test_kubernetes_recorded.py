@@ -142,7 +142,7 @@ def test_the_secret_belongs_to_the_job(played: Any) -> None:
     assert (owner["kind"], owner["uid"]) == ("Job", "job")
 
 
-def test_a_pod_that_replaces_another_is_granted_anew(played: Any) -> None:
+def test_a_pod_that_replaces_another_is_granted_again(played: Any) -> None:
     run = played("evicted-while-hook-runs")
     run.run()
     assert run.transfer.offered == 2

@@ -176,7 +176,7 @@ class TestFailures(KubernetesTests):
         assert cluster.all("jobs") == []
         assert cluster.all("secrets") == []
 
-    def test_what_a_queue_holds_back_is_waited_for(self, make_runner, workspace, cluster):
+    def test_a_job_suspended_by_a_queue_is_waited_for(self, make_runner, workspace, cluster):
         overrides = PodOverrides(job_spec_config={"suspend": True})
         settings = dataclasses.replace(SETTINGS, schedule_seconds=1.5, overrides=overrides)
         request = self.request_of(workspace, OK)
@@ -201,7 +201,7 @@ class TestFailures(KubernetesTests):
         result = make_runner(settings).run(self.request_of(workspace, OK), Monitor())
         self.failed(result, FailureKind.CLUSTER_REFUSED, "exceeded quota: science")
 
-    def test_what_a_queue_holds_back_for_long_is_granted_anew(
+    def test_a_job_suspended_for_long_gets_new_grants(
         self, make_runner, workspace, cluster, monkeypatch
     ):
         """Signed addresses work for a limited time, and a queue may take longer."""
@@ -321,7 +321,7 @@ class TestFailures(KubernetesTests):
         assert make_runner(settings).run(self.request_of(again, OK), Monitor()).failure is None
         assert cluster.jobs_created() == 1
 
-    def test_a_program_that_could_not_be_started_is_tried_anew(self, runner, workspace, cluster):
+    def test_a_program_that_could_not_be_started_is_tried_again(self, runner, workspace, cluster):
         """Who mends the image or the node asks the same question again."""
         request = self.request_of(workspace, OK)
         document = request.release.document.model_copy(update={"command": ("no-such-program",)})
@@ -634,7 +634,9 @@ class TestPod(KubernetesTests):
         assert (uid, int(capabilities, 16), token) == (jobs.NOBODY, 0, False)
         assert can == ["/osa/out", "/tmp"]
 
-    def test_the_grants_are_in_a_secret_that_goes_with_the_job(self, runner, workspace, cluster):
+    def test_the_grants_are_in_a_secret_that_is_deleted_with_the_job(
+        self, runner, workspace, cluster
+    ):
         runner.run(self.request_of(workspace, OK), Monitor())
         [job], [secret] = cluster.all("jobs"), cluster.all("secrets")
         assert secret["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]

@@ -153,7 +153,7 @@ def test_a_batch_that_is_too_slow_is_halved(run, workspace):
     assert passed(workspace) == IDS
 
 
-def test_a_record_that_takes_too_long_costs_itself_alone(run, workspace):
+def test_a_record_that_takes_too_long_fails_alone(run, workspace):
     """Halved down to the one record that needs more time than there is."""
     slow = "import time\nif 'r5' in ids: time.sleep(60)\n"
     result = run(PASS + slow + WRITE, PartLimits(), timeout="2s")
@@ -172,7 +172,7 @@ def test_a_record_that_takes_too_long_costs_itself_alone(run, workspace):
     assert result.started_at == result.starts[0].result.started_at
 
 
-def test_a_record_that_ends_the_hook_costs_itself_alone(run, workspace):
+def test_a_record_that_ends_the_hook_fails_alone(run, workspace):
     """The whole is tried again, and so is the record alone; what lies between is only divided."""
     result = run(PASS + "assert 'r6' not in ids, 'six'\n" + WRITE, PartLimits(), retries=1)
     assert result.failure is None
@@ -260,7 +260,7 @@ def test_halves_and_later_parts_begin_with_the_memory_that_was_needed_before(run
     assert passed(workspace) == IDS
 
 
-def test_a_record_too_large_for_memory_costs_itself_alone(run, workspace):
+def test_a_record_too_large_for_memory_fails_alone(run, workspace):
     hold = HOLD.format("300 if 'r3' in ids else 5")
     result = run(PASS + hold + WRITE, PartLimits(), memory="100Mi", ceiling=200 * 2**20)
     assert result.failure is None
@@ -381,7 +381,7 @@ def test_an_interrupt_reaches_every_part(run, workspace):
                 os.kill(int(pid), 0)
 
 
-def test_lines_say_which_part_they_are_of(run, workspace):
+def test_log_lines_name_their_part(run, workspace):
     monitor = Monitor()
     run(PASS + WRITE, PartLimits(records=4), monitor)
     assert sorted(monitor.lines) == [

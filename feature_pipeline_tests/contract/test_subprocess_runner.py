@@ -144,7 +144,7 @@ class TestSubprocessRunner(HookRunnerTests):
         result = run("import time\nb = bytearray(b'x') * 150_000_000\ndel b\ntime.sleep(0.5)\n")
         assert (result.peak_memory_bytes or 0) > 150_000_000
 
-    def test_without_psutil_it_runs_and_says_what_is_missing(self, run: Run, monkeypatch):
+    def test_without_psutil_it_runs_and_reports_what_is_missing(self, run: Run, monkeypatch):
         def missing(name: str) -> None:
             raise ImportError(name)
 
@@ -154,7 +154,7 @@ class TestSubprocessRunner(HookRunnerTests):
         assert result.peak_memory_bytes is None
         assert "memory is not measured or limited here" in result.log.read_text()
 
-    def test_a_descendant_that_leaves_the_group_is_found(self, run: Run, workspace: Workspace):
+    def test_a_descendant_that_leaves_the_group_is_ended(self, run: Run, workspace: Workspace):
         result = run(
             "import os, subprocess, sys, time\n"
             "away = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'],\n"
@@ -169,7 +169,7 @@ class TestSubprocessRunner(HookRunnerTests):
             assert time.monotonic() < deadline, "it runs on"
             time.sleep(0.02)
 
-    def test_being_killed_from_outside_is_told(self, run: Run):
+    def test_a_kill_from_outside_is_reported(self, run: Run):
         result = run("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
         assert result.failure is not None
         assert result.failure.kind is FailureKind.NON_ZERO_EXIT

@@ -37,7 +37,7 @@ def test_a_retry_does_not_take_its_own_success_for_a_conflict(lossy, proxy):
     assert log.read_log(lossy.store, DATASET, HOOK, "b1") == [entry]
 
 
-def test_an_entry_of_somebody_else_is_not_taken_for_ours(lossy, proxy, s3_scene):
+def test_an_entry_of_another_writer_is_not_mistaken_for_ours(lossy, proxy, s3_scene):
     """Both see an empty log; ours loses the race and its answer, and becomes number two."""
     release = lossy.release()
     ours, theirs = (
@@ -72,7 +72,7 @@ def test_every_write_may_lose_every_answer(lossy, proxy, path):
     assert len(read.read_artifact_outcomes(lossy.store, manifest)) == 4
 
 
-def test_when_nothing_answers_the_outcome_is_unknown_and_a_rerun_settles_it(lossy, proxy):
+def test_without_an_answer_the_outcome_is_unknown_until_a_rerun(lossy, proxy):
     completion = lossy.completion(lossy.artifact(make_batch(), lossy.release()))
     proxy.lose_answers("PUT .*/log/features/", times=ALWAYS)
     proxy.lose_answers("GET .*/log/features/.*/b1/0", times=ALWAYS)
@@ -102,7 +102,7 @@ def test_an_unreachable_store_is_not_an_empty_one(lossy, proxy):
     assert isinstance(accept.accept_entries(lossy.store, [entry])[0], Waiting)
 
 
-def test_a_body_cut_short_is_asked_for_again(lossy, proxy):
+def test_a_body_cut_short_is_requested_again(lossy, proxy):
     ref = blobs.put_blob(lossy.store, b"x" * 200_000)
     proxy.lose_answers("GET .*/blobs/", times=2, keep_bytes=50_000)
     assert blobs.read_blob(lossy.store, ref.digest, ref.size) == b"x" * 200_000

@@ -83,7 +83,7 @@ def events(pipeline: Pipeline, key) -> dict[str, list[str]]:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("acts_first", [False, True])
-def test_a_tick_that_dies_at_any_call_is_made_good_by_the_next(
+def test_a_tick_that_dies_at_any_call_is_completed_by_the_next(
     pipeline: Pipeline, acts_first: bool
 ):
     pipeline.add_hook()

@@ -212,7 +212,7 @@ class TestJobsOutliveWorkers(KubernetesTests):
         assert expected.list_in_flight(pipeline.store) == []
         assert list(pipeline.store.list_objects(layout.UPLOADS)) == []
 
-    def test_a_result_that_cannot_be_read_is_a_failure_and_holds_up_nothing(
+    def test_an_unreadable_result_is_a_failure_and_delays_nothing_else(
         self, pipeline, runner, cluster: Cluster
     ):
         self.submitted(pipeline)

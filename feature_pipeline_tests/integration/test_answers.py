@@ -61,7 +61,7 @@ def test_a_record_that_another_batch_has_computed_is_carried_over(computed: Pipe
     assert metadata(computed.run(COUNTS, "b2"))["written"] is False
 
 
-def test_records_that_an_input_rejected_are_not_asked_about(computed: Pipeline):
+def test_records_that_an_input_rejected_are_not_computed(computed: Pipeline):
     computed.add_hook("later", LATER_HOOK.format(marker=str(computed.marker)), inputs=["counts"])
     said = metadata(computed.run(LATER, "b1"))
     assert (said["computed"], said["not_asked"], said["rejected"]) == (2, 1, 1)

@@ -133,7 +133,7 @@ def test_an_entry_that_became_another_is_noticed(care, damage):
     assert not verify(care.store).is_clean
 
 
-def test_objects_that_another_tool_put_back(care, s3_client, s3_address, s3_prefix):
+def test_objects_that_another_tool_restored(care, s3_client, s3_address, s3_prefix):
     """Their bytes are right; that the server has no SHA-256 of them is a note."""
     keys = [key for kind, key in one_of_each_kind(care.store).items()]
     for key in keys:
@@ -164,7 +164,7 @@ def test_damage_is_never_read_as_data(care, damage):
         read.read_manifest(store, head.manifest)
 
 
-def test_damage_heals_when_the_bytes_come_again(care, damage):
+def test_damage_is_repaired_when_the_bytes_are_published_again(care, damage):
     batch = log.read_batch(care.store, DATASET, "b1")
     key = layout.blob(batch.records[0].files[0].blob)
     damage(key, "flip")

@@ -348,7 +348,7 @@ def test_a_rebuild_needs_no_dagster_that_answers(operator: Operator, tmp_path: P
     assert operator.pipeline.rows("select count(distinct batch) from features.counts") == [(3,)]
 
 
-def test_every_selection_takes_what_it_says(operator: Operator) -> None:
+def test_every_selection_selects_its_batches(operator: Operator) -> None:
     pipeline = operator.pipeline
     absent, unloaded = {"crashing", "untouched"}, set(BATCHES) - {"loaded"}
     assert operator.keys("missing") == {"features/counts": absent, "tables/counts": unloaded}

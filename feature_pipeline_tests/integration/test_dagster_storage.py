@@ -96,7 +96,7 @@ def use_more(storage: EnvironmentStorage) -> None:
     storage.event_log_storage.dispose()
 
 
-def test_a_process_looks_for_tables_once(storage, monkeypatch):
+def test_a_process_checks_for_tables_once(storage, monkeypatch):
     """Each tick of a sensor opens the storage anew."""
     use_more(storage)
     reflected = list[str]()

@@ -91,7 +91,7 @@ def test_an_unchanged_batch_starts_no_process_and_writes_nothing(submitted: Pipe
     assert materialization(again).tags[tag] == first.tags[tag]
 
 
-def test_first_rows_are_shown_unless_the_run_or_the_hook_says_not_to(submitted: Pipeline):
+def test_first_rows_are_shown_unless_the_run_or_the_hook_disables_it(submitted: Pipeline):
     """Backfills and automation give no run config: what must not be in events, the hook says."""
     shown = metadata(submitted.run(COUNTS, "b1"))["preview"]
     assert shown.splitlines()[2] == "| r1 | 0 | a | 2 |"
@@ -211,7 +211,7 @@ def test_a_failed_hook_run_keeps_output_and_log_and_stays_history(submitted: Pip
     assert "about to fail" in shown["log_tail"].value
 
 
-def test_a_hook_that_cannot_be_run_says_so_and_leaves_no_entry(submitted: Pipeline):
+def test_a_hook_that_cannot_run_is_reported_and_adds_no_entry(submitted: Pipeline):
     """Nothing was learnt about the batch; who mends the program runs it again."""
     submitted.add_hook(release={"command": ["no-such-program"]})
     result = submitted.run(COUNTS, "b1")
@@ -246,7 +246,7 @@ def test_every_attempt_and_its_end_are_shown(submitted: Pipeline):
     assert "| well |" in second
 
 
-def test_an_interrupted_worker_asks_anew_whether_it_is_cancelled(submitted: Pipeline):
+def test_an_interrupted_worker_checks_again_whether_it_is_cancelled(submitted: Pipeline):
     """The launcher stops the worker at once after it wrote down that the run is being cancelled."""
     seen = []
 
@@ -268,7 +268,7 @@ def test_an_interrupted_worker_asks_anew_whether_it_is_cancelled(submitted: Pipe
 
 
 @pytest.mark.parametrize("acceptor", ["its worker", "the sensor"])
-def test_what_a_run_said_that_was_cancelled_at_its_end_is_history(
+def test_the_output_of_a_run_cancelled_at_its_end_is_history(
     submitted: Pipeline, monkeypatch: pytest.MonkeyPatch, acceptor: str
 ):
     """The hook had ended, so nothing stopped it; the cancellation came before the acceptance."""
@@ -461,7 +461,9 @@ def test_a_store_that_restarts_costs_no_hook_run(submitted: Pipeline, monkeypatc
     assert len(submitted.processes()) == 1
 
 
-def test_what_cannot_be_stored_is_left_where_the_error_says(submitted: Pipeline, monkeypatch):
+def test_output_that_cannot_be_stored_stays_in_the_folder_the_error_names(
+    submitted: Pipeline, monkeypatch
+):
     def down(store, artifact):
         raise StoreUnavailableError("down for good")
 
@@ -490,7 +492,7 @@ def test_a_record_without_files_may_have_any_id(submitted: Pipeline):
     assert (said["passed"], said["errored"]) == (2, 0)
 
 
-def test_entries_that_cannot_be_accepted_yet_do_not_hold_up_others(
+def test_entries_that_cannot_be_accepted_yet_do_not_delay_others(
     submitted: Pipeline, monkeypatch: pytest.MonkeyPatch
 ):
     submitted.tick()

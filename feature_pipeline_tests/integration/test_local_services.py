@@ -388,7 +388,7 @@ def make_server(kind: str, folder: Path) -> SeaweedServer | PostgresServer:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("kind", ["s3", "postgres"])
-def test_a_port_lost_between_choosing_and_binding_is_chosen_anew(
+def test_a_port_lost_between_choosing_and_binding_is_chosen_again(
     kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever took it must not be taken for our server."""
@@ -408,7 +408,9 @@ def test_a_port_lost_between_choosing_and_binding_is_chosen_anew(
 
 
 @pytest.mark.faults
-def test_a_server_that_does_not_start_says_why_and_takes_the_other_down(used_folder: Path) -> None:
+def test_a_server_that_fails_to_start_gives_the_reason_and_stops_the_other(
+    used_folder: Path,
+) -> None:
     configuration = used_folder / "postgres" / "data" / "postgresql.conf"
     sound = configuration.read_text()
     configuration.write_text("max_connections = many\n")
@@ -459,7 +461,7 @@ def test_damaged_files_are_named(
 
 
 @pytest.mark.faults
-def test_lost_credentials_say_what_to_do(used_folder: Path) -> None:
+def test_the_error_of_lost_credentials_names_the_remedy(used_folder: Path) -> None:
     (used_folder / "credentials.json").unlink()
     with pytest.raises(StoreUnavailableError, match=r"Restore the credentials\.json"):
         LocalServices(used_folder).start()

@@ -69,7 +69,7 @@ def receiver():
         yield f"{url}/hook", got
 
 
-def test_what_passes_a_threshold_fails_the_check_and_is_told_once(pipeline: Pipeline, receiver):
+def test_exceeding_a_threshold_fails_the_check_and_is_posted_once(pipeline: Pipeline, receiver):
     url, got = receiver
     state = WebhookState()
 

@@ -396,7 +396,7 @@ def test_an_output_that_is_written_while_it_is_read_waits(beside: Beside, what: 
     assert result.unreadable == {}
 
 
-def test_what_cannot_be_taken_is_named_and_holds_nothing_up(beside: Beside) -> None:
+def test_an_unusable_output_is_named_and_delays_nothing(beside: Beside) -> None:
     def rewrite(path: Path, old: str, new: str) -> None:
         text = path.read_text()
         assert old in text
@@ -498,7 +498,7 @@ def test_a_pass_that_ends_anywhere_is_completed_by_the_next(beside: Beside) -> N
         assert {len(e) for e in beside.entries("designs", "qc").values()} == {1}
 
 
-def test_a_limited_pass_goes_on_where_it_ended(beside: Beside) -> None:
+def test_a_limited_pass_continues_where_it_ended(beside: Beside) -> None:
     follower = beside.follower()
     clock = iter(range(1000))
     follower.now = lambda: float(next(clock))
@@ -509,7 +509,7 @@ def test_a_limited_pass_goes_on_where_it_ended(beside: Beside) -> None:
     assert follower.follow().is_finished
 
 
-def test_an_ended_run_is_closed_and_never_asked_for_again(
+def test_an_ended_run_is_closed_and_never_requested_again(
     beside: Beside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beside.follow()

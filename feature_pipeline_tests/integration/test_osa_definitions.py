@@ -135,7 +135,7 @@ def test_drift_is_shown(defs: Path, osa_url: str, command_line: CommandLine) -> 
     ]
 
 
-def test_a_server_that_cannot_be_read_is_said_in_a_plan(
+def test_a_plan_names_a_server_that_cannot_be_read(
     defs: Path, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command_line("osa", "scaffold")

@@ -73,7 +73,7 @@ def test_the_server_is_read_without_writing(osa_server: Server) -> None:
         ),
     ],
 )
-def test_another_schema_version_is_named_with_what_was_looked_at(
+def test_another_schema_version_is_named_with_the_tables_examined(
     osa_url: str, change: str, said: str
 ) -> None:
     with psycopg.connect(osa_url) as connection:

@@ -16,7 +16,7 @@ def columns_of(pipeline: Pipeline) -> list[str]:
         return [column.name for column in cursor.description or ()][3:]
 
 
-def test_a_new_column_requests_one_fill_and_a_rebuild_run_builds_anew(pipeline: Pipeline) -> None:
+def test_a_new_column_requests_one_fill_and_a_rebuild_run_builds_again(pipeline: Pipeline) -> None:
     pipeline.add_hook()
     for number in range(3):
         pipeline.submit(f"b{number}", {f"r{number}": "ab"})

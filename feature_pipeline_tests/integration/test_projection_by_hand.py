@@ -185,7 +185,7 @@ def test_a_live_table_that_was_altered_is_read_until_another_is_built(
     assert prove(archive.store, database, archive.spec()).is_equal
 
 
-def test_older_code_makes_a_lost_table_anew_and_newer_code_its_own(
+def test_older_code_makes_a_lost_table_again_and_newer_code_its_own(
     archive, database, connection
 ) -> None:
     """The order of the two is still known, so that neither builds the other's backwards."""
@@ -226,7 +226,7 @@ def test_going_back_to_what_was_dropped_is_refused_and_to_what_is_there_is_not(
         rollback(archive.store, database, archive.spec())
 
 
-def test_an_earlier_generation_that_somebody_wrote_to_is_not_returned_to(
+def test_an_earlier_generation_changed_by_hand_is_not_rolled_back_to(
     archive, database, connection
 ) -> None:
     load_all(archive, database)
@@ -272,9 +272,7 @@ def describe(connection: psycopg.Connection) -> list:
 
 
 @pytest.mark.parametrize("what", IN_THE_WAY)
-def test_what_somebody_made_under_the_tables_name_stays(
-    archive, database, connection, what
-) -> None:
+def test_a_foreign_object_with_the_tables_name_stays(archive, database, connection, what) -> None:
     made, named = IN_THE_WAY[what]
     connection.execute(
         'create schema features; create table public.mine (record_id text collate "C",'
@@ -301,9 +299,7 @@ def test_what_somebody_made_under_the_tables_name_stays(
 
 
 @pytest.mark.parametrize("what", IN_THE_WAY)
-def test_what_somebody_put_in_the_place_of_the_view_stays(
-    archive, database, connection, what
-) -> None:
+def test_a_foreign_object_in_place_of_the_view_stays(archive, database, connection, what) -> None:
     load_all(archive, database)
     connection.execute(
         "create table public.mine as table features.pockets; drop view features.pockets"
@@ -353,7 +349,7 @@ def test_what_is_in_the_way_of_the_bookkeeping_is_named(
         load_all(archive, database)
 
 
-def test_a_view_that_hides_rows_is_found_by_the_proof_and_put_back(
+def test_a_view_that_hides_rows_is_detected_by_the_proof_and_restored(
     archive, database, connection
 ) -> None:
     load_all(archive, database)
@@ -387,7 +383,7 @@ def test_a_view_that_hides_rows_is_found_by_the_proof_and_put_back(
     assert options == (["security_barrier=true"],)
 
 
-def test_a_changed_view_of_outcomes_is_put_back(archive, database, connection) -> None:
+def test_a_changed_view_of_outcomes_is_restored(archive, database, connection) -> None:
     load_all(archive, database)
     query = "select rtrim(pg_get_viewdef('features._outcomes'::regclass), ';')"
     replacing = "create or replace view features._outcomes as select * from ({}) o where false"

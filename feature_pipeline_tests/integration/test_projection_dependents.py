@@ -180,7 +180,7 @@ def test_a_grant_is_its_grantors_again_or_named_beforehand(
         assert [line.split("'")[1] for line in named] == sorted([first, second])
 
 
-def test_what_cannot_be_put_back_keeps_the_view_from_being_made_again(
+def test_what_cannot_be_restored_keeps_the_view_from_being_made_again(
     archive, database, connection
 ) -> None:
     connection.execute(
@@ -207,7 +207,7 @@ SLOW = """
 """
 
 
-def test_nobody_waits_while_a_materialized_view_is_filled(
+def test_readers_do_not_wait_while_a_materialized_view_is_filled(
     archive, database, connection, database_url
 ) -> None:
     """It was filled inside the switch, under the locks of all views on the table."""

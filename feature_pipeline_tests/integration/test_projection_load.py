@@ -100,7 +100,7 @@ def test_every_type_arrives_as_what_it_is(archive, database, connection) -> None
     assert prove(archive.store, database, archive.spec()).is_equal
 
 
-def test_numbers_that_look_alike_stay_apart(archive, database, connection) -> None:
+def test_numbers_that_are_written_alike_stay_distinct(archive, database, connection) -> None:
     values = [math.nan, math.inf, -math.inf, 0.0, -0.0, None, 5e-324, 1.7976931348623157e308, 0.1]
     archive.add("b1", {"r1": [{"score": value} for value in values]})
 
@@ -171,7 +171,7 @@ def test_loading_again_writes_nothing(archive, database, connection) -> None:
     assert after == before
 
 
-def test_a_new_run_that_says_the_same_changes_progress_alone(archive, database, connection) -> None:
+def test_a_new_run_with_equal_rows_changes_progress_alone(archive, database, connection) -> None:
     archive.add("b1", {"r1": [FULL]})
     load_batch(archive.store, database, archive.spec(), "b1")
     relation = connection.execute("select relation from feature_pipeline.generations").fetchone()[0]
@@ -542,7 +542,7 @@ def test_a_refused_batch_is_named_and_stops_no_other(archive, database, connecti
     assert connection.execute("select count(*) from features.pockets").fetchone() == (10,)
 
 
-def test_a_record_that_postgresql_cannot_hold_keeps_no_other_out(
+def test_a_record_that_postgresql_cannot_store_excludes_no_other(
     archive, database, connection
 ) -> None:
     """Its batch was not loaded, and the record that was named was that of another row."""
@@ -837,9 +837,7 @@ def test_rows_stream_in_chunks(archive, database, monkeypatch) -> None:
     assert prove(archive.store, database, archive.spec()).is_equal
 
 
-def test_a_preparer_that_finds_nothing_ends_nobody_elses_work(
-    archive, database, monkeypatch
-) -> None:
+def test_a_preparer_without_work_ends_no_other_preparer(archive, database, monkeypatch) -> None:
     """Two prepare ahead; the first may come too late for the only batch there is."""
     archive.add("b1", {"r1": [FULL]})
     original = load._Work._prepare_next
@@ -872,7 +870,7 @@ def test_rows_that_another_batch_takes_meanwhile_stay_counted(
     assert connection.execute("select rows from feature_pipeline.progress").fetchone() == (3,)
 
 
-def test_what_live_holds_is_not_read_again_for_it(archive, database) -> None:
+def test_rows_that_live_has_are_not_read_again_for_it(archive, database) -> None:
     for number in range(3):
         archive.add(f"b{number}", {f"r{number}": [FULL]})
     list(load_batches(archive.store, database, archive.spec()))

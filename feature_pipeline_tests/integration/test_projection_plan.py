@@ -72,7 +72,7 @@ def test_a_plan_for_an_empty_database_touches_nothing(archive, database, connect
     assert objects(connection) == []
 
 
-def test_a_plan_says_what_would_change_and_changes_nothing(archive, database, connection) -> None:
+def test_a_plan_lists_the_changes_and_changes_nothing(archive, database, connection) -> None:
     load_all(archive, database)
     connection.execute("create view public.mine as select label from features.pockets")
     before = objects(connection)
@@ -202,7 +202,7 @@ def test_a_plan_names_what_would_keep_the_switch_away(archive, database, connect
     assert plan_table(archive.store, database, archive.spec()).blocked == ()
 
 
-def test_a_plan_tells_settled_loading_adjusting_and_older_code_apart(archive, database) -> None:
+def test_a_plan_distinguishes_current_loading_adjusting_and_older_code(archive, database) -> None:
     old = archive.spec()
     load_all(archive, database)
     assert plan_table(archive.store, database, old).action is PlanAction.NOTHING
@@ -419,7 +419,7 @@ def test_going_back_to_earlier_columns_uses_the_generation_that_is_there(
     assert report_of(archive, database, old).is_settled
 
 
-def test_a_rebuild_goes_on_where_it_stopped(archive, database) -> None:
+def test_a_rebuild_continues_where_it_stopped(archive, database) -> None:
     spec = archive.spec()
     first = begin_rebuild(archive.store, database, spec)
     assert not first.is_resumed

@@ -59,7 +59,7 @@ def values(connection: psycopg.Connection, column: str) -> list[int]:
     return [row[0] for row in rows]
 
 
-def test_a_batch_that_was_derived_again_holds_what_the_others_hold(
+def test_a_batch_that_was_derived_again_has_the_same_columns_as_the_others(
     archive, database, connection
 ) -> None:
     load_all(archive, database)
@@ -98,7 +98,7 @@ def test_an_artifact_that_was_derived_otherwise_is_not_loaded_and_not_called_equ
     assert prove(archive.store, database, archive.spec()).is_equal
 
 
-def test_the_proof_names_a_batch_that_holds_another_columns_values(
+def test_the_proof_names_a_batch_with_another_columns_values(
     archive, database, monkeypatch
 ) -> None:
     archive.columns = (B_FROM_A,)
@@ -114,7 +114,7 @@ def test_the_proof_names_a_batch_that_holds_another_columns_values(
     assert "it is the former 'a'" in proof.summary()
 
 
-def test_batches_that_would_hold_different_things_are_not_switched_to_nor_read_as_one(
+def test_batches_with_different_meanings_are_neither_switched_to_nor_read_as_one(
     archive, database, connection
 ) -> None:
     """`b` was `a`, then its declaration forgot it: rows of before have another `b`."""
@@ -157,7 +157,7 @@ def test_a_column_renamed_in_steps_is_read_under_every_name(database, connection
     assert values(connection, "a") == [1, 2]
 
 
-def test_a_plan_says_what_becomes_null_and_how_it_would_not(database) -> None:
+def test_a_plan_names_what_becomes_null_and_the_remedy(database) -> None:
     archive = FeatureArchive((A,))
     archive.add("b1", {"r1": [{"a": 1}]})
     archive.add("b2", {"r2": []})

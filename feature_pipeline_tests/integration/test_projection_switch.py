@@ -332,7 +332,7 @@ def test_a_refused_batch_leaves_live_up_to_date_and_others_loaded(
     assert prove(archive.store, database, spec).is_equal
 
 
-def test_what_live_cannot_hold_waits_and_is_reported(archive, database, connection) -> None:
+def test_rows_that_live_cannot_store_wait_and_are_reported(archive, database, connection) -> None:
     archive.columns = (LABEL, Column(name="count", type="number"))
     archive.add("b3", {"r3": [{"label": "x", "count": 1.5}]})
 
@@ -372,7 +372,7 @@ def test_older_code_feeds_and_never_builds_backwards(archive, database, connecti
     assert columns_of(connection) == ["label", "count"]
 
 
-def test_a_loader_that_looked_before_a_switch_feeds_what_is_there_after_it(
+def test_a_loader_that_read_before_a_switch_writes_to_the_table_after_it(
     archive, database, connection
 ) -> None:
     old = archive.spec()
@@ -441,7 +441,7 @@ def test_rows_that_differ_from_the_archive_are_never_switched_to(
 
 
 @pytest.mark.parametrize("is_rebuild", [True, False])
-def test_a_rebuild_ends_with_the_right_table_whatever_it_goes_on_with(
+def test_a_rebuild_ends_with_the_right_table_wherever_it_continues(
     archive, database, connection, is_rebuild
 ) -> None:
     archive.columns = (LABEL, COUNT, NOTE)
@@ -461,7 +461,7 @@ def test_a_rebuild_ends_with_the_right_table_whatever_it_goes_on_with(
     assert prove(archive.store, database, spec).is_equal
 
 
-def test_what_goes_on_changing_rows_is_named_and_not_fed_for_ever(
+def test_a_process_that_keeps_changing_rows_is_named_and_loading_ends(
     archive, database, connection, monkeypatch
 ) -> None:
     connection.execute(

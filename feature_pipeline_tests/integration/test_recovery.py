@@ -158,7 +158,7 @@ def test_what_was_made_from_older_input_is_stale_after_recovery_and_is_made_agai
     postgres_server.drop_database(dagster_url)
 
 
-def test_what_is_said_in_prose_makes_nothing_stale(loaded: Pipeline):
+def test_a_changed_description_makes_nothing_stale(loaded: Pipeline):
     columns = [
         {"name": "letter", "type": "string", "required": True, "description": "Which one."},
         {"name": "count", "type": "integer", "required": True, "unit": "1"},

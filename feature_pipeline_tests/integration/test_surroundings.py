@@ -19,7 +19,7 @@ def test_the_tables_database_is_reached_by_its_url_alone(database_url, monkeypat
         assert connection.info.dbname in database_url
 
 
-def test_they_stand_as_they_were(database_url, monkeypatch):
+def test_the_surroundings_are_unchanged(database_url, monkeypatch):
     monkeypatch.setenv("PGSERVICE", "nowhere")
     with Database(database_url).connect("test"), pytest.raises(psycopg.OperationalError):
         psycopg.connect(database_url)

@@ -374,7 +374,7 @@ def test_reconciliation_asks_for_nothing_that_is_under_way(computed: Pipeline):
     assert len(request_runs(computed.instance, lacking)) == 1
 
 
-def test_a_difference_is_named_until_it_is_mended(loaded: Pipeline):
+def test_a_difference_is_named_until_it_is_repaired(loaded: Pipeline):
     """A load of another batch must not turn the check green."""
     with loaded.database.connect("test") as connection:
         (relation,) = connection.execute(
@@ -411,7 +411,7 @@ def test_the_first_tick_sets_the_pools(pipeline: Pipeline):
     assert limits == {pool_of(DATASET, "counts"): 2}
 
 
-def test_on_request_runs_nothing_by_itself(pipeline: Pipeline):
+def test_on_request_runs_nothing_unattended(pipeline: Pipeline):
     pipeline.add_hook(compute="on_request", table={"materialize": "on_request"})
     automation = Automation(pipeline)
     automation.tick()

@@ -96,7 +96,7 @@ def test_content_has_no_order(artifact, random):
 
 
 @given(artifacts(), st.data())
-def test_content_changes_when_an_outcome_goes(artifact, data):
+def test_content_changes_when_an_outcome_is_removed(artifact, data):
     columns, outcomes = artifact
     if not outcomes:
         return

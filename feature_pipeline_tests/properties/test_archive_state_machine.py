@@ -849,7 +849,7 @@ def run(machine: type[ArchiveMachine], examples: int, steps: int) -> None:
     )
 
 
-def test_the_archive_is_as_the_model_says():
+def test_the_archive_matches_the_model():
     run(InMemory, 2 * EXAMPLES, 20)
 
 

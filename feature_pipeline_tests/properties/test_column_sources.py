@@ -38,7 +38,7 @@ def _decode(data: bytes, columns: tuple[Column, ...], keys: object = None) -> li
 
 
 @given(written=_declarations(), wanted=_declarations(), absent=st.sets(st.sampled_from(NAMES)))
-def test_rows_and_raw_output_say_the_same(written, wanted, absent) -> None:
+def test_rows_and_raw_output_agree(written, wanted, absent) -> None:
     # The hook writes under the names that are declared.
     row = {c.name: ord(c.name) for c in written if c.name not in absent}
     raw = json.dumps({"id": "r", "features": [row]}).encode()

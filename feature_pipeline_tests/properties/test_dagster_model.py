@@ -643,7 +643,7 @@ class Game:
 
 
 @pytest.mark.parametrize("seed", [FIRST_SEED + number for number in GAMES])
-def test_dagster_says_and_does_what_s3_asks_for(
+def test_dagster_matches_s3(
     seed: int,
     pipeline: Pipeline,
     postgres_server: PostgresAddress,

@@ -278,7 +278,7 @@ def carry_out(world: World, step: object) -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(steps=_steps)
-def test_the_table_is_what_the_current_manifests_say(database_url: str, steps: list) -> None:
+def test_the_table_matches_the_current_manifests(database_url: str, steps: list) -> None:
     world = World(Database(database_url))
     with world.database.connect("test") as connection:
         generation.drop_table(connection, world.spec)

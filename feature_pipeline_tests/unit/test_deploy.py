@@ -44,7 +44,7 @@ def test_manifests(name, version):
         kubernetes_validate.validate(document, version, strict=True)
 
 
-def test_the_metrics_are_where_rules_and_processes_look_for_them():
+def test_the_metrics_are_where_rules_and_processes_expect_them():
     deployment, service, policy = documents("kubernetes/metrics.yaml")
     values = yaml.safe_load((DEPLOY / "helm/values.yaml").read_text())
     [container] = deployment["spec"]["template"]["spec"]["containers"]
@@ -117,7 +117,7 @@ OTHERWISE_IN_HELM = {
 }
 
 
-def test_helm_values_say_what_dagster_yaml_says():
+def test_helm_values_match_dagster_yaml():
     values = yaml.safe_load((DEPLOY / "helm/values.yaml").read_text())
     instance = yaml.safe_load((REPOSITORY / "dagster.yaml").read_text())
     daemon = values["dagsterDaemon"]
@@ -161,7 +161,7 @@ def test_helm_values_say_what_dagster_yaml_says():
     assert not instance, "dagster.yaml says something that the chart is not told"
 
 
-def test_the_compute_log_is_told_what_it_understands():
+def test_the_compute_log_manager_gets_valid_settings():
     """The chart passes keys on by name; one that it does not know vanishes without a word."""
     from dagster_aws.s3.compute_log_manager import S3ComputeLogManager
 
@@ -349,7 +349,7 @@ def test_lifecycle_rules_reach_nothing_that_is_archived():
             assert rule["Filter"]["Prefix"] in (layout.UPLOADS, "dagster-logs/")
 
 
-def test_the_image_compiles_the_wrapper_where_stage_looks_for_it():
+def test_the_image_compiles_the_wrapper_where_stage_reads_it():
     from feature_pipeline.pod import stage
 
     text = (DEPLOY / "Dockerfile").read_text()

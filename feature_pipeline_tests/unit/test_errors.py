@@ -52,5 +52,5 @@ def test_the_message_is_what_people_see(error):
     assert (type(again), str(again)) == (error, str(raised))
 
 
-def test_an_empty_not_found_error_can_be_shown():
+def test_a_not_found_error_without_message_can_be_shown():
     assert str(NotFoundError()) == ""

@@ -44,7 +44,7 @@ def test_nothing_of_it_is_imported_without_the_setting() -> None:
     assert found.stdout == "[] False\n"
 
 
-def test_without_the_extra_a_process_says_so_and_goes_on() -> None:
+def test_without_the_extra_a_process_warns_and_continues() -> None:
     found = loaded(BLOCK, FEATURE_PIPELINE_METRICS_URL="http://127.0.0.1:9")
     assert found.stdout.endswith("False\n")
     assert "'opentelemetry" not in found.stdout

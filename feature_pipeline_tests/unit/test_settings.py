@@ -191,7 +191,7 @@ class TestClients:
             make_client()
         client_of(S3Settings.from_environment(HERE)).close()
 
-    def test_keys_that_are_given_are_all_that_is_looked_at(self, monkeypatch, tmp_path):
+    def test_explicit_keys_exclude_those_of_the_environment(self, monkeypatch, tmp_path):
         config = tmp_path / "config"
         config.write_text("[default]\nregion = eu-x-1\nendpoint_url = http://elsewhere:1\n")
         monkeypatch.setenv("AWS_CONFIG_FILE", str(config))

@@ -34,7 +34,7 @@ from feature_pipeline_tests.fixtures.stores import (
 FAILED = FailureInfo(kind="exit", reason="exit status 1", exit_code=1)
 
 
-def test_what_was_said_can_be_read(scene):
+def test_outcomes_can_be_read(scene):
     batch = scene.submit(make_batch())
     artifact = scene.artifact(batch, scene.release())
     entry = accept.accept(scene.store, scene.completion(artifact))
@@ -147,7 +147,7 @@ class TestWhatIsNotAccepted:
         with pytest.raises(NotFoundError, match="has no release 2 yet"):
             accept.accept(scene.store, later)
 
-    def test_another_release_than_it_says(self, scene, batch):
+    def test_a_release_other_than_the_stated_one(self, scene, batch):
         completion = scene.completion(scene.artifact(batch, scene.release()))
         other = completion.model_copy(update={"release_digest": make_release("9").digest})
         with pytest.raises(InvalidInputError, match="release 1 of"):
@@ -259,7 +259,7 @@ class TestBatches:
         assert log.batches(scene.store, DATASET) == {"b1": entry}
         assert log.datasets(scene.store) == [DATASET]
 
-    def test_a_batch_written_by_somebody_else_keeps_the_digest_of_its_bytes(self, scene):
+    def test_a_batch_of_another_writer_keeps_the_digest_of_its_bytes(self, scene):
         """Other writers space JSON as they like; what was submitted is what is logged and read."""
         data = json.dumps(json.loads(make_batch().encode()), indent=1).encode()
         digest = log.blobs.put_blob(scene.store, data).digest
@@ -378,7 +378,7 @@ class TestSettling:
         assert accept.waiting(scene.store) == []
         assert accept.quarantined(scene.store)[0].entry == text
 
-    def test_names_nobody_would_give(self, scene):
+    def test_unusual_names(self, scene):
         scene.store.create("inbox/a folder/ö", b"{}")
         [entry] = accept.waiting(scene.store)
         settled = accept.accept_entries(scene.store, [entry])[0]
@@ -413,7 +413,7 @@ class TestSettling:
             assert [e.verdict for e in logged] == [Verdict.CURRENT, Verdict.CURRENT]
         assert len(logged) == 2
 
-    def test_one_that_does_not_say_counts_from_its_inbox_entry(self, scene):
+    def test_without_published_at_it_counts_from_its_inbox_entry(self, scene):
         """As left by code that knew version 1."""
         batch, release = scene.submit(make_batch()), scene.release()
         old = scene.completion(scene.artifact(batch, release, label="old"))
@@ -452,7 +452,7 @@ class TestSettling:
         assert isinstance(settled, Waiting)
         assert "upgrade" in settled.reason
 
-    def test_rows_that_no_column_can_hold_stop_nothing_else(self, scene, monkeypatch):
+    def test_rows_that_no_column_can_store_affect_nothing_else(self, scene, monkeypatch):
         """Anybody who may write blobs may write any Parquet."""
         release = scene.release()
         for key in ("b1", "b2"):
@@ -510,14 +510,14 @@ def test_publishing_equal_artifacts_stores_them_once(scene):
     assert first.bytes_stored == stored - len(batch.encode())
 
 
-def test_publishing_heals_what_was_damaged(scene):
+def test_publishing_again_restores_damaged_blobs(scene):
     artifact = scene.artifact(scene.submit(make_batch()), scene.release())
     ref = publish_artifact(scene.store, artifact).manifest.blobs[ROWS]
     scene.store._put(f"blobs/sha256/{ref.digest.hex[:2]}/{ref.digest.hex}", b"damaged")
     assert publish_artifact(scene.store, artifact).healed == (ref.digest,)
 
 
-def test_artifacts_must_say_one_thing_of_each_record(scene):
+def test_artifacts_have_one_outcome_for_each_record(scene):
     batch, release = scene.submit(make_batch()), scene.release()
     outcomes = make_outcomes(batch)
     before = len(list(scene.store.list_objects("")))

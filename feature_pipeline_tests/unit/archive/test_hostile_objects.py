@@ -135,7 +135,9 @@ def test_times_that_no_clock_shows(scene, announced, instant):
     assert all(isinstance(result, Accepted) for result in settled.values())
 
 
-def test_what_nobody_foresaw_waits_and_is_quarantined_then(scene, announced, monkeypatch):
+def test_an_unexpected_error_makes_the_entry_wait_and_then_quarantines_it(
+    scene, announced, monkeypatch
+):
     batch_entries = log.batch_entries
 
     def fails(store, dataset, batch):
@@ -210,7 +212,7 @@ def test_log_entries(scene, announced, prefix, data):
 @pytest.mark.parametrize(
     "value", [DEEP, BEYOND, HUGE, LONE, {"a": {"b": [1] * 999}}, None], ids=lambda v: str(v)[:20]
 )
-def test_reading_a_document_gives_it_or_says_what_is_wrong(model, value):
+def test_reading_a_document_returns_it_or_names_the_problem(model, value):
     for name in model.model_fields:
         document = {"spec_version": model.newest, name: value}
         with pytest.raises(FeaturePipelineError) as raised:
@@ -409,7 +411,7 @@ class TestTables:
         table = self.table(["a"] * 10)
         self.refused(scene, "10 rows; 10 are stated, and at most 9", rows=table, count=10)
 
-    def test_few_bytes_that_stand_for_many(self, scene, monkeypatch):
+    def test_few_bytes_that_decompress_to_many(self, scene, monkeypatch):
         monkeypatch.setattr(encode, "MOST_DECODED_BYTES", 1_000_000)
         table = self.table(["a" * 10_000] * 1_000)
         self.refused(scene, "10,002,000 bytes once decoded", rows=table, count=1_000)

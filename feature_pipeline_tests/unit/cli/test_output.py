@@ -144,7 +144,7 @@ def test_values_of_a_hook_keep_every_digit(value: object, text: str) -> None:
     assert exact(value) == text
 
 
-def test_json_holds_no_number_that_json_does_not_have(pipe: Pipe) -> None:
+def test_json_output_has_no_number_that_json_lacks(pipe: Pipe) -> None:
     pipe.output(as_json=True).result(
         {"a": [math.nan, {"b": math.inf}, (-math.inf, 1.5)], "at": datetime(2026, 1, 1, tzinfo=UTC)}
     )

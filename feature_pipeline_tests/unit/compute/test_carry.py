@@ -202,7 +202,7 @@ def test_raw_output_stays_the_authority_over_batches(asking: Asking):
 
 
 @pytest.mark.parametrize("is_deleted", [True, False])
-def test_an_answer_whose_raw_output_is_gone_is_not_believed(asking: Asking, is_deleted: bool):
+def test_an_answer_whose_raw_output_is_gone_is_not_trusted(asking: Asking, is_deleted: bool):
     asking.submit("b1", {"r1": "a"})
     first = asking.run("b1")
     key = raw_key(asking, first.manifest)
@@ -215,7 +215,7 @@ def test_an_answer_whose_raw_output_is_gone_is_not_believed(asking: Asking, is_d
     assert any(first.manifest.short in note for note in plan.notes)
 
 
-def test_an_answer_that_no_log_names_is_not_believed(asking: Asking):
+def test_an_answer_that_no_log_names_is_not_trusted(asking: Asking):
     """Nothing keeps its blobs: a collection may delete them under whoever carries them."""
     asking.submit("b1", {"r1": "a"})
     first = asking.run("b1")

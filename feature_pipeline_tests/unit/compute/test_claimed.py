@@ -183,7 +183,7 @@ def test_the_later_claim_may_be_the_one_that_is_computed(make):
     check(asking)
 
 
-def test_an_artifact_that_is_accepted_between_plan_and_claim_is_found(make):
+def test_an_artifact_accepted_between_plan_and_claim_is_used(make):
     """The plan finds it in the memory and in no log; its run has ended before the claim."""
     asking = make()
     is_remembered, may_append = threading.Event(), threading.Event()
@@ -262,7 +262,7 @@ def test_the_next_worker_of_the_same_batch_takes_it_over(make):
     check(asking)
 
 
-def test_a_run_that_died_after_its_answers_were_accepted_holds_nothing_up(make):
+def test_a_run_that_died_after_its_acceptance_delays_nothing(make):
     """Its claim is not expired, and its answers are there."""
     asking = make()
     other = Beside(asking, "b2")
@@ -299,7 +299,7 @@ def test_the_next_worker_does_not_give_way_to_a_run_that_waits(make):
     assert asking.runner.starts == [["r1", "r2"]]
 
 
-def test_an_expired_claim_is_not_taken_over_as_held(make, clock):
+def test_an_expired_claim_is_not_taken_over_as_started(make, clock):
     """Another run may have begun with its records since: the next worker of the batch waits."""
     asking = make()
     with left_by_a_dead_run(asking):
@@ -333,7 +333,7 @@ def test_a_claim_that_cannot_be_read_is_respected_until_it_expires(make, clock, 
     assert asking.values("b1") == {"r1": 1, "r2": 2}
 
 
-def test_without_claims_a_run_goes_on(make):
+def test_without_claims_a_run_continues(make):
     """A store that refuses these keys alone costs work."""
     asking = make()
 
@@ -392,7 +392,7 @@ def test_it_costs_few_requests_and_none_if_there_is_nothing_to_compute(make):
     assert [call for call in counting.calls if layout.CLAIMS in call] == []
 
 
-def test_a_claim_is_renewed_while_its_run_goes_on(make, clock, monkeypatch):
+def test_a_claim_is_renewed_while_its_run_continues(make, clock, monkeypatch):
     monkeypatch.setattr(claims, "_RENEWED_SECONDS", 0.005)
     asking = make()
     plan = asking.plan("b1")

@@ -58,14 +58,14 @@ def test_one_of_twelve_is_errored_and_eleven_are_current(computing: Computing):
     assert verify(computing.store).is_clean
 
 
-def test_it_is_not_asked_again_by_a_plain_run(computing: Computing):
+def test_it_is_not_computed_again_by_a_plain_run(computing: Computing):
     computing.run(ScriptedRunner(fails_over("r7")))
     plan = computing.plan()
     assert plan.is_unchanged
     assert (len(plan.compute), len(plan.carried)) == (0, 12)
 
 
-def test_a_raised_limit_asks_again_about_that_record_alone(computing: Computing):
+def test_a_raised_limit_computes_that_record_alone_again(computing: Computing):
     computing.run(ScriptedRunner(fails_over("r7")))
     # more memory at first, and no more of it in the end: nothing can be otherwise
     assert computing.with_limits(memory="2Gi", memory_ceiling="8Gi").plan().is_unchanged
@@ -84,7 +84,7 @@ def test_a_raised_limit_asks_again_about_that_record_alone(computing: Computing)
     assert {o.status for o in computing.outcomes().values()} == {Status.PASSED}
 
 
-def test_a_limit_that_was_raised_in_vain_is_not_tried_again(computing: Computing):
+def test_a_limit_that_was_raised_without_success_is_not_tried_again(computing: Computing):
     """Nothing else is asked, so that nothing else shows that the hook works at all."""
     computing.run(ScriptedRunner(fails_over("r7")))
     computing.with_limits(memory="4Gi")
@@ -116,7 +116,7 @@ def test_every_kind_and_what_tries_it_again(computing: Computing, kind, expected
     assert len(computing.plan().compute) == (0 if raised is None else 1)
 
 
-def test_a_new_release_asks_again(computing: Computing):
+def test_a_new_release_computes_again(computing: Computing):
     computing.run(ScriptedRunner(fails_over("r7")))
     release = computing.definition.release.model_copy(update={"version": "2"})
     computing.definition = computing.definition.model_copy(update={"release": release})
@@ -136,7 +136,7 @@ def test_a_hook_that_fails_over_everything_is_a_failed_run(computing: Computing)
     assert len(runner.asked) == 6
 
 
-def test_records_that_are_not_told_apart_are_asked_again(computing: Computing):
+def test_records_that_are_not_isolated_are_computed_again(computing: Computing):
     """Half of them: what was computed until then stands, and another run goes on."""
     ids = [f"r{n:04}" for n in range(200)]
     computing.submit(ids, "b2")
@@ -173,7 +173,7 @@ def test_every_start_is_in_the_manifest(computing: Computing):
     assert "record 'r7': out_of_memory: it is out_of_memory" in text
 
 
-def test_what_is_carried_over_says_under_which_limits(computing: Computing):
+def test_a_carried_outcome_records_its_limits(computing: Computing):
     computing.run(ScriptedRunner(fails_over("r7")))
     first = computing.outcomes()["r7"]
     computing.run(ScriptedRunner(fails_over()), force_records=["r0"])
@@ -209,7 +209,7 @@ def test_reading_raw_output_again_leaves_it_as_it_is(computing: Computing):
     assert computing.outcomes()["r7"].kind is OutcomeKind.OUT_OF_MEMORY
 
 
-def test_erasing_the_record_erases_what_is_said_of_it(computing: Computing):
+def test_erasing_a_record_erases_its_failure(computing: Computing):
     computing.run(ScriptedRunner(fails_over("r7")))
     verify(computing.store)  # writes the first census: without one nothing is deleted
     erase(computing.store, DATASET, ["r7"], "asked for")

@@ -90,7 +90,7 @@ def test_a_run_that_was_divided_is_taken_as_its_worker_would_have_left_it(comput
 
 
 @pytest.mark.parametrize("attempts", [1, 4, 7])
-def test_a_worker_that_goes_on_starts_nothing_again(computing: Computing, attempts: int):
+def test_a_worker_that_continues_starts_nothing_again(computing: Computing, attempts: int):
     runner = DiesAfter(computing.store, ScriptedRunner(fails_over("r7")))
     runner.attempts = attempts
     with pytest.raises(Died):
@@ -128,7 +128,7 @@ def uploads(computing: Computing) -> set[str]:
     return {info.key.split("/")[1] for info in computing.store.list_objects(layout.UPLOADS)}
 
 
-def test_what_pods_left_goes_once_the_run_is_in_the_log(computing: Computing, instance):
+def test_uploads_of_pods_are_removed_once_the_run_is_logged(computing: Computing, instance):
     runner = PodRunner(computing.store, ScriptedRunner(fails_over("r7")))
     computing.execute(runner)
     run = begun(computing)
@@ -147,7 +147,7 @@ def test_what_pods_left_goes_once_the_run_is_in_the_log(computing: Computing, in
     assert list_in_flight(computing.store) == []
 
 
-def test_what_pods_left_of_a_run_that_goes_on_stays(computing: Computing, instance):
+def test_uploads_of_pods_stay_while_the_run_continues(computing: Computing, instance):
     runner = DiesAfter(computing.store, ScriptedRunner(fails_over("r7")))
     runner.attempts = 5
     with pytest.raises(Died):
@@ -195,7 +195,7 @@ ODD_RESULTS = [
 @pytest.mark.parametrize(
     "change", [*ODD_RESULTS, "[" * 100_000, "", "x" * (2 << 20)], ids=lambda c: str(c)[:30]
 )
-def test_whatever_a_pod_says_of_its_end_costs_its_run_alone(computing: Computing, instance, change):
+def test_a_wrong_end_document_affects_its_own_run_alone(computing: Computing, instance, change):
     """Pods write their results: nothing in one stops a tick, or reaches a reason whole."""
     runner = PodRunner(computing.store, ScriptedRunner(fails_over("none")))
     computing.execute(runner)
@@ -218,7 +218,7 @@ def test_whatever_a_pod_says_of_its_end_costs_its_run_alone(computing: Computing
     assert len(str(raised.value)) < 2_000
 
 
-def test_what_a_pod_says_of_its_node_is_cut(computing: Computing):
+def test_the_node_name_of_a_pod_is_shortened(computing: Computing):
     runner = PodRunner(computing.store, ScriptedRunner(fails_over("none")))
     computing.execute(runner)
     [result] = [
@@ -238,7 +238,7 @@ def test_what_a_pod_says_of_its_node_is_cut(computing: Computing):
     assert taken.start_error.endswith("... (10,000 characters)")
 
 
-def test_a_run_whose_taking_fails_in_a_way_nobody_foresaw_costs_itself(
+def test_an_unexpected_error_while_recovering_a_run_affects_it_alone(
     computing: Computing, instance, monkeypatch
 ):
     computing.execute(PodRunner(computing.store, ScriptedRunner(fails_over("none"))))
@@ -254,7 +254,7 @@ def test_a_run_whose_taking_fails_in_a_way_nobody_foresaw_costs_itself(
     assert begun(computing) == run
 
 
-def test_expected_runs_that_are_none_keep_no_other_waiting(computing: Computing, instance):
+def test_in_flight_runs_that_are_none_keep_no_other_waiting(computing: Computing, instance):
     computing.execute(PodRunner(computing.store, ScriptedRunner(fails_over("none"))))
     for n, text in enumerate(("[" * 100_000, '{"spec_version": 2}', "")):
         computing.store.create(layout.in_flight(f"odd{n}", "none"), text.encode())

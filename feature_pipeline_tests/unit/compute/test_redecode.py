@@ -55,7 +55,7 @@ def counts(archive: FeatureArchive, batch: str = "b1") -> dict[str, list[tuple]]
     return {outcome.record_id: list(outcome.rows) for outcome in outcomes}
 
 
-def test_a_misread_artifact_gets_a_successor_that_says_what_raw_says(archive, tmp_path):
+def test_a_misread_artifact_gets_a_successor_equal_to_its_raw_output(archive, tmp_path):
     misread(archive, tmp_path)
     before = head(archive)
     old = read.read_manifest(archive.store, before.manifest)

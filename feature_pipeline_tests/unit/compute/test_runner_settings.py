@@ -43,7 +43,7 @@ def test_an_unknown_kind_names_those_there_are():
         parse({"kind": "docker"})
 
 
-def test_kubernetes_needs_somebody_who_signs():
+def test_kubernetes_needs_signing_keys():
     with pytest.raises(InvalidInputError, match="sign"):
         open_runner(parse(CLUSTER), MemoryStore())
 

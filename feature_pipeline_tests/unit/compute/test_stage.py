@@ -131,7 +131,7 @@ class TestRecordsThatCannotBeStaged:
         accept.accept_entries(memory_store, inbox.waiting(memory_store))
         return Computing.of(memory_store, tmp_path)
 
-    def test_ids_that_no_file_system_holds(self, computing):
+    def test_ids_that_no_file_system_can_store(self, computing):
         runner = ScriptedRunner(fails_over("none"))
         computing.run(runner)
         assert [ids for ids, _ in runner.asked] == [["good", "better", "m" * 300]]
@@ -149,7 +149,7 @@ class TestRecordsThatCannotBeStaged:
         assert [len(ids) for ids, _ in runner.asked] == [3]
 
     @pytest.mark.parametrize("code", [errno.EILSEQ, errno.ENAMETOOLONG])
-    def test_names_that_this_file_system_does_not_hold(self, computing, monkeypatch, code):
+    def test_names_that_this_file_system_cannot_store(self, computing, monkeypatch, code):
         download = blobs.download_blob
 
         def refuses(store, digest, path, size=None):

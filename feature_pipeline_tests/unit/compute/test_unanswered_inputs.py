@@ -168,7 +168,7 @@ def test_what_was_not_asked_is_in_no_raw_output_and_stays_when_it_is_read_again(
     assert len(asking.runner.starts) == 2
 
 
-def test_the_verdict_stands_when_the_input_is_redacted(asking: Asking):
+def test_the_verdict_is_unchanged_when_the_input_is_redacted(asking: Asking):
     asking.run("b1", "totals")
     write_census(asking.store)
     erase(asking.store, DATASET, ["r1"], "asked for")

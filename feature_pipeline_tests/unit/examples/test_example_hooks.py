@@ -191,7 +191,7 @@ class TestEveryHook:
             ("has_protein", TOO_SMALL),
         ],
     )
-    def test_rejects_what_is_too_small_and_says_why(self, results, hook, rejected):
+    def test_a_structure_that_is_too_small_is_rejected_with_a_reason(self, results, hook, rejected):
         reasons = results(hook).rejections
         assert reasons.keys() == rejected
         assert all(re.search(r"\d", reason) for reason in reasons.values())
@@ -207,7 +207,7 @@ class TestEveryHook:
                 decode_row(feature.columns, row)
 
     @pytest.mark.parametrize("hook", ["structure_qc", "alignments", "has_protein"])
-    def test_says_the_same_again(self, results, hook, tmp_path):
+    def test_a_second_run_has_equal_output(self, results, hook, tmp_path):
         again = run_hook(tmp_path, hook, reversed(examples.example_records()))
         first = results(hook)
         assert again.features == first.features
@@ -346,7 +346,7 @@ class TestStructureQc:
         assert rows["3ENL"]["clashes"] == 4
         assert rows["5PTI"]["clashes"] == 1
 
-    def test_gaps_and_missing_atoms_are_found(self, tmp_path):
+    def test_gaps_and_missing_atoms_are_detected(self, tmp_path):
         lines = path_of("1UBI").read_text().splitlines(keepends=True)
         atoms = [line for line in lines if line.startswith("ATOM")]
         kept = [
@@ -479,7 +479,7 @@ class TestAlignments:
     def references(self) -> dict[str, str]:
         return definition("alignments").release.config["references"]
 
-    def test_references_are_what_the_structures_say(self, references):
+    def test_references_match_the_structures(self, references):
         for name, expected in references.items():
             pdb_id, chain = name.split(".")
             structure = gemmi.read_structure(str(path_of(pdb_id)))
@@ -703,7 +703,7 @@ class TestRecords:
         stored = {p for p in examples.STRUCTURES.iterdir() if p.suffix in {".cif", ".pdb"}}
         assert sorted(used) == sorted(stored)
 
-    def test_metadata_is_what_the_files_say(self):
+    def test_metadata_matches_the_files(self):
         for record in examples.example_records():
             ((name, path),) = record.files.items()
             assert name == path.name

@@ -62,7 +62,7 @@ def ended(request: RunRequest, kind: FailureKind | None = None) -> RunResult:
     "kind",
     [None, FailureKind.OUT_OF_MEMORY, FailureKind.DEADLINE, FailureKind.NON_ZERO_EXIT],
 )
-def test_it_is_found_with_its_facts_output_and_log(attempts, first, second, kind):
+def test_it_is_restored_with_its_facts_output_and_log(attempts, first, second, kind):
     result = ended(first, kind)
     attempts.store(first, IDENTITY, result)
     found = attempts.restore(second, IDENTITY)
@@ -74,7 +74,7 @@ def test_it_is_found_with_its_facts_output_and_log(attempts, first, second, kind
     assert (second.workspace.output / "features.jsonl").read_text() == "{}"
 
 
-def test_it_is_found_by_the_worker_that_made_it(attempts, first):
+def test_it_is_restored_by_the_worker_that_made_it(attempts, first):
     attempts.store(first, IDENTITY, ended(first))
     found = attempts.restore(first, IDENTITY)
     assert found is not None
@@ -85,7 +85,7 @@ def test_it_is_found_by_the_worker_that_made_it(attempts, first):
 @pytest.mark.parametrize(
     "kind", [FailureKind.CANCELLED, FailureKind.CANNOT_START, FailureKind.UNKNOWN]
 )
-def test_what_says_nothing_about_the_records_is_made_anew(attempts, first, second, kind):
+def test_an_attempt_without_a_verdict_is_repeated(attempts, first, second, kind):
     attempts.store(first, IDENTITY, ended(first, kind))
     assert attempts.restore(second, IDENTITY) is None
 
@@ -139,7 +139,7 @@ def test_an_attempt_that_another_worker_has_kept_stays(attempts, first, second):
     assert (second.workspace.output / "features.jsonl").exists()
 
 
-def test_it_can_be_told_why_it_was_stopped(attempts, first):
+def test_the_attempt_can_be_given_the_reason_of_its_stop(attempts, first):
     assert attempts.stop_of(first, IDENTITY) is None
     attempts.note_stop(first, IDENTITY, FailureKind.DEADLINE, "not done after 1h")
     assert attempts.stop_of(first, IDENTITY) == (FailureKind.DEADLINE, "not done after 1h")
@@ -174,7 +174,7 @@ def test_two_workers_make_it_once(attempts, first, second):
     assert len(results) == 2
 
 
-def test_what_made_it_goes_after_it_is_kept(attempts, first, second):
+def test_its_resources_are_released_after_it_is_stored(attempts, first, second):
     kept_before = []
 
     @contextmanager
@@ -186,7 +186,7 @@ def test_what_made_it_goes_after_it_is_kept(attempts, first, second):
     assert kept_before == [True]
 
 
-def test_what_cannot_be_kept_is_told_and_costs_nothing_else(attempts, first, monkeypatch):
+def test_an_attempt_that_cannot_be_stored_is_reported_and_used(attempts, first, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 

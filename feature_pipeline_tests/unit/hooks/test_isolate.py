@@ -46,7 +46,7 @@ def well(search: Isolation) -> set[int]:
 
 
 @given(data=st.data(), records=st.integers(2, 300), most=st.sampled_from([7, 100, 1000]))
-def test_up_to_two_culprits_are_found_and_all_others_are_computed(data, records, most):
+def test_up_to_two_culprits_are_isolated_and_all_others_are_computed(data, records, most):
     culprits = data.draw(st.sets(st.integers(0, records - 1), min_size=1, max_size=2))
     search = Isolation(parts_of(records, most), [1] * records, width=2)
     ran = searched(search, poisoned(culprits))
@@ -135,7 +135,7 @@ def test_they_need_no_other_record_to_be_believed():
     assert found(search) == [0, 1]
 
 
-def test_they_say_nothing_for_others():
+def test_they_have_no_effect_on_others():
     parts = parts_of(5, raised=[0])
     search = Isolation(parts, [1] * 5, suspects=frozenset({0}))
     searched(search, lambda _: True)

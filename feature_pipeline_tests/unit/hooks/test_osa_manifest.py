@@ -43,7 +43,7 @@ def test_optional_columns_are_pointed_at():
     assert note.startswith("weight, seen: ")
 
 
-def test_the_file_says_the_same():
+def test_the_file_has_the_same_definition():
     for imported in import_hooks(MANIFEST.read_bytes(), dataset="structures", image=IMAGE):
         document = yaml.safe_load(definition_yaml(imported.definition))
         assert document["type"] == "feature_pipeline.FeatureHook"

@@ -216,7 +216,7 @@ def test_nesting_so_deep_that_parsers_give_up_errors_its_record_only(depth, plac
 
 
 @pytest.mark.parametrize("key", ["list", "undeclared"])
-def test_a_limit_on_nesting_is_the_same_whoever_reads_it(key):
+def test_the_limit_on_nesting_is_the_same_for_every_reader(key):
     for depth, status in ((64, Status.PASSED), (65, Status.ERRORED)):
         text = f'{{"id": "a", "features": [{{"{key}": {"[" * depth + "1" + "]" * depth}}}]}}\n'
         assert only({"features.jsonl": text}).status is status
@@ -294,7 +294,7 @@ def test_invalid_utf8_in_the_id_leaves_an_unknown_record():
     ],
 )
 @pytest.mark.parametrize("name", ["features.jsonl", "rejections.jsonl", "errors.jsonl"])
-def test_a_line_that_names_nobody_fails_the_hook_run(name, data, message):
+def test_a_line_without_a_record_id_fails_the_hook_run(name, data, message):
     with pytest.raises(InvalidInputError) as caught:
         decode({name: data})
     assert f"{name} {message}" in str(caught.value)
@@ -462,7 +462,7 @@ def test_reasons_and_errors_are_text(name, members, what):
     assert what in reason
 
 
-def test_a_verdict_without_words_stands():
+def test_a_verdict_without_a_reason_is_valid():
     rejected = only({"rejections.jsonl": lines({"id": "a", "reason": " \n"})})
     assert (rejected.status, rejected.reason) == (Status.REJECTED, "(no reason given)")
     errored = only({"errors.jsonl": lines({"id": "a", "error": "", "retryable": True})})
@@ -534,7 +534,7 @@ class TestFolder:
         assert decode_output(raw_files(tmp_path), ("a",), (SCORE,), Cardinality.MANY, {}) == again
         assert set(raw_files(tmp_path)) == {"features.jsonl", "progress.jsonl"}
 
-    def test_files_that_nobody_reads_are_noted(self, tmp_path):
+    def test_files_that_are_not_part_of_the_contract_are_noted(self, tmp_path):
         (tmp_path / "plot.png").write_bytes(b"")
         (tmp_path / "features.jsonl").write_text(passed("a"))
         assert self.decode(tmp_path).notes == ("not stored from the output: plot.png",)
@@ -617,7 +617,7 @@ JSON_VALUES = st.recursive(
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcx"), JSON_VALUES), max_size=6))
-def test_whatever_a_line_holds_every_record_ends_in_one_outcome(said):
+def test_every_record_has_one_outcome_whatever_the_lines_contain(said):
     text = lines(*({"id": record_id, "features": value} for record_id, value in said))
     decoded = decode({"features.jsonl": text})
     assert [outcome.record_id for outcome in decoded.outcomes] == ["a", "b", "c"]

@@ -19,7 +19,7 @@ def work(tmp_path: Path) -> WorkFolders:
     return WorkFolders(tmp_path, "s3://bucket/one")
 
 
-def test_a_folder_goes_with_its_worker(work: WorkFolders):
+def test_a_folder_is_removed_with_its_worker(work: WorkFolders):
     folder = work.open("counts", QUESTION)
     assert folder.path.is_dir()
     assert work.living() == ["run-1"]
@@ -30,7 +30,7 @@ def test_a_folder_goes_with_its_worker(work: WorkFolders):
     assert work.left_runs() == []
 
 
-def test_a_folder_that_people_are_told_of_stays(work: WorkFolders):
+def test_a_folder_named_in_a_message_stays(work: WorkFolders):
     path = work.open("counts", QUESTION).detach()
     (left,) = work.left_runs()
     assert (left.path, left.question, left.is_left) == (path, QUESTION, True)
@@ -89,7 +89,7 @@ def test_attempts_are_forgotten_by_the_last_worker_at_a_run(work: WorkFolders):
     other.cleanup()
 
 
-def test_the_systems_temporary_folder_may_hold_another_users(tmp_path: Path, monkeypatch):
+def test_the_systems_temporary_folder_may_contain_another_users(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(work_folders.tempfile, "gettempdir", lambda: str(tmp_path))
     work = WorkFolders(None, "s3://bucket/one")
     folder = work.open("counts")

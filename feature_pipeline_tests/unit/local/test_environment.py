@@ -72,7 +72,7 @@ def test_foreign_lines_stay_and_ours_are_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["a\nB=2", "a\rb", "a\0b", "${HOME}"])
-def test_a_value_the_file_cannot_hold_is_refused(tmp_path: Path, value: str) -> None:
+def test_a_value_that_the_file_cannot_represent_is_refused(tmp_path: Path, value: str) -> None:
     path = tmp_path / ".env"
     with pytest.raises(InvalidInputError, match="SECRET"):
         write_dotenv(path, {"SECRET": value})

@@ -38,7 +38,7 @@ class Watched:
         self.supervisor.look()
 
 
-def test_a_dead_server_is_started_again_and_that_is_said() -> None:
+def test_a_dead_server_is_restarted_and_reported() -> None:
     watched = Watched(Fake())
     watched.supervisor.look()
     assert watched.said == []

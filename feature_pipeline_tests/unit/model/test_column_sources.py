@@ -115,9 +115,7 @@ def test_a_hook_writes_under_its_own_columns() -> None:
         ([["a", "b"], ["b<a"]], ["c<b,a"], {"0": "column 'c' is what was written as 'b'"}),
     ],
 )
-def test_batches_that_would_hold_different_things_in_one_column(
-    declarations, wanted, found
-) -> None:
+def test_batches_with_different_meanings_of_one_column(declarations, wanted, found) -> None:
     batches = {str(number): columns(*each) for number, each in enumerate(declarations)}
     batches |= {f"{number} again": each for number, each in batches.items()}
     reasons = contradictions(batches, columns(*wanted))

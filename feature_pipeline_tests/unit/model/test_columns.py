@@ -61,7 +61,7 @@ class TestDeclaration:
             ({"renamed_from": ["b", "x"]}, "renamed_from: 'x' occurs twice, or is the column's"),
         ],
     )
-    def test_a_wrong_one_says_why(self, changes, words):
+    def test_the_error_of_a_wrong_column_gives_the_reason(self, changes, words):
         with pytest.raises(ValidationError, match=words):
             column("string", **changes)
 
@@ -308,7 +308,7 @@ class TestValues:
         assert decoded == value or (math.isnan(value) and math.isnan(decoded))  # type: ignore[arg-type]
 
     @given(st.text())
-    def test_every_text_that_utf8_and_postgresql_hold(self, text):
+    def test_every_text_that_utf8_and_postgresql_can_store(self, text):
         if "\x00" in text:
             with pytest.raises(InvalidInputError):
                 decode_value(STRING, text)
@@ -328,7 +328,7 @@ class TestRows:
         assert decode_row(self.COLUMNS, {"a": 1, "z": object()}) == (1, "-", None, 0)
         assert decode_row(self.COLUMNS, {"a": 1, "b": None, "c": None}) == (1, None, None, 0)
 
-    def test_the_old_name_stands_in_for_an_absent_new_one(self):
+    def test_the_old_name_replaces_an_absent_new_one(self):
         assert decode_row(self.COLUMNS, {"a": 1, "old_c": 2})[2] == 2.0
         assert decode_row(self.COLUMNS, {"a": 1, "old_c": 2, "c": None})[2] is None
         twice = [column("string", name="c", renamed_from=["b", "a"])]

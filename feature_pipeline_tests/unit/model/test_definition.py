@@ -49,7 +49,7 @@ def refusal(**changes: object) -> str:
     return str(caught.value)
 
 
-def test_what_is_not_said_has_a_default():
+def test_omitted_fields_have_defaults():
     hook = define()
     assert hook.scope is Scope.RECORD
     assert hook.compute is Compute.AUTOMATICALLY
@@ -154,7 +154,7 @@ def test_limits_in_units():
         ({"feature": {"columns": [{"name": "batch", "type": "string"}]}}, "of that name already"),
     ],
 )
-def test_a_wrong_definition_says_what_would_be_right(changes, words):
+def test_the_error_of_a_wrong_definition_names_the_remedy(changes, words):
     assert words in refusal(**changes)
 
 
@@ -256,7 +256,7 @@ class TestTogether:
         clash, *_ = find_clashes(self.hooks(*names, **inputs))
         assert words in clash.reason
 
-    def test_where_they_are_declared_is_said(self):
+    def test_the_reason_names_where_they_are_declared(self):
         hooks = self.hooks("a", "b", a=["b"], b=["a"])
         [clash] = find_clashes(hooks, lambda hook, field: f"{hook.name}.yaml {field}")
         assert "a <- b <- a (a.yaml inputs, b.yaml inputs" in clash.reason

@@ -99,7 +99,7 @@ class TestCanonicalJson:
         assert canonical_json_bytes(value) == text.encode()
 
     @given(JSON)
-    def test_it_says_the_same_value_and_is_its_own_canonical_form(self, value):
+    def test_it_has_the_same_value_and_is_its_own_canonical_form(self, value):
         text = canonical_json(value)
         assert is_same(json.loads(text), value)
         assert canonical_json(json.loads(text)) == text
@@ -164,7 +164,7 @@ class TestDocuments:
             document_bytes(value)
 
 
-def test_text_that_databases_can_hold():
+def test_text_that_databases_can_store():
     check_text("é\n\t\ufffe😀")
     for text in ("\x00", "\udfff", "ok\ud83d"):
         with pytest.raises(InvalidInputError, match="at position"):
@@ -195,7 +195,7 @@ class TestContentSum:
         assert ContentSum.parse(str(total)) == total
         assert int.from_bytes(total.to_bytes()) == total.value
 
-    def test_it_goes_round(self):
+    def test_encoding_and_decoding_returns_the_value(self):
         assert ContentSum.of([b"\xff" * 32, bytes(31) + b"\x01"]) == ContentSum(0)
         assert ContentSum(0) - ContentSum(1) == ContentSum(2**256 - 1)
 
@@ -256,7 +256,7 @@ class TestRows:
         with pytest.raises(ValueError, match="argument"):
             encoder("string").rows([("a", "b")])
 
-    def test_outcomes_differ_by_each_thing_said(self):
+    def test_outcomes_differ_by_each_field(self):
         encode = encoder("string")
         rows = encode.rows([("x",)])
         said = {

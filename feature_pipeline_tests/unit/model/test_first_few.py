@@ -20,5 +20,5 @@ def test_the_rest_is_counted(names, expected: str) -> None:
     assert first_few(names, limit=2) == expected
 
 
-def test_a_separator_stands_before_the_rest_as_well() -> None:
+def test_the_separator_also_precedes_the_number_of_the_rest() -> None:
     assert first_few("abc", limit=2, separator="; ") == "a; b; and 1 more"

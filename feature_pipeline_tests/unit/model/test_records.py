@@ -167,7 +167,7 @@ class TestBatch:
         with pytest.raises(InvalidInputError, match="not a batch document"):
             RecordBatch.decode(data)
 
-    def test_a_newer_form_is_told_as_such(self):
+    def test_a_newer_version_is_named_as_newer(self):
         document = json.loads(batch(Record(id="a")).encode()) | {"spec_version": 2, "new": 1}
         with pytest.raises(InvalidInputError, match="spec_version 2: only 1 is known"):
             RecordBatch.decode(json.dumps(document).encode())

@@ -19,7 +19,7 @@ from feature_pipeline.model.table_limits import check_table_limits
         (["boolean", "integer"] * 510, "at least"),
     ],
 )
-def test_tables_that_postgresql_cannot_hold(kinds: list[str], why: str) -> None:
+def test_tables_that_exceed_the_limits_of_postgresql(kinds: list[str], why: str) -> None:
     with pytest.raises(InvalidInputError, match=why):
         check_table_limits(kinds)
 
@@ -27,7 +27,7 @@ def test_tables_that_postgresql_cannot_hold(kinds: list[str], why: str) -> None:
 @pytest.mark.parametrize(
     "kinds", [[], ["string"] * 1597, ["json"] * 1597, ["number"] * 1015, ["boolean"] * 1597]
 )
-def test_tables_that_it_can_hold(kinds: list[str]) -> None:
+def test_tables_within_the_limits(kinds: list[str]) -> None:
     check_table_limits(kinds)
 
 

@@ -70,7 +70,7 @@ def test_many_hooks_are_shared_out_and_none_is_left_out_or_evaluated_twice():
     assert set().union(*evaluated) == graph.get_all_asset_keys()
 
 
-def test_the_first_batch_alone_is_computed_until_the_definition_says_automatically():
+def test_the_first_batch_alone_is_computed_unless_compute_is_automatic():
     def asked(compute: Compute) -> set[str]:
         @dg.asset(
             key=features_key("letters", "size"),

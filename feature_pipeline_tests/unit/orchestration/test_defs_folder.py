@@ -191,7 +191,7 @@ def test_of_two_hooks_with_one_name_neither_is_guessed_to_be_right(project: Proj
 
 
 @pytest.mark.parametrize("variable", ["1"])
-def test_validation_refuses_what_a_deployment_goes_on_without(
+def test_validation_refuses_what_a_deployment_leaves_out(
     project: Project, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     path = project.edit("size", "cardinality: one", "cardinality: oen")
@@ -201,7 +201,7 @@ def test_validation_refuses_what_a_deployment_goes_on_without(
     assert str(caught.value).startswith(str(path))
 
 
-def test_a_mended_definition_is_loaded_again(project: Project) -> None:
+def test_a_corrected_definition_is_loaded_again(project: Project) -> None:
     project.edit("size", "cardinality: one", "cardinality: oen")
     assert usable(build_defs()) == ["shape"]
     project.edit("size", "cardinality: oen", "cardinality: one")

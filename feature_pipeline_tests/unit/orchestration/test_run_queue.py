@@ -92,7 +92,7 @@ def test_hooks_leave_slots_to_loads(queue: Queue) -> None:
     assert queue.taken() == ["t", "t", "t", "slow"]
 
 
-def test_what_a_person_starts_is_taken_before_what_runs_by_itself(queue: Queue) -> None:
+def test_what_a_person_starts_is_taken_before_what_runs_unattended(queue: Queue) -> None:
     for _ in range(5):
         queue.submit(HOOK, BY_AUTOMATION)
     queue.submit(OTHER)

@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parents[3]
         ("postgresql://u:p@h/d", r"begins with 'postgresql': write postgresql\+psycopg2://"),
     ],
 )
-def test_without_a_database_dagster_says_what_would_give_it_one(monkeypatch, tmp_path, url, said):
+def test_without_a_database_the_error_names_the_variable(monkeypatch, tmp_path, url, said):
     shutil.copy(REPOSITORY / "dagster.yaml", tmp_path)
     monkeypatch.delenv("DAGSTER_DATABASE_URL", raising=False)
     if url is not None:

@@ -28,7 +28,7 @@ def defs(monkeypatch: pytest.MonkeyPatch) -> dg.Definitions:
     return build_defs(hook.definitions())
 
 
-def test_what_runs_by_itself_says_what_it_does(defs: dg.Definitions) -> None:
+def test_jobs_schedules_and_sensors_have_descriptions(defs: dg.Definitions) -> None:
     repository = defs.get_repository_def()
     jobs = [job for job in repository.get_all_jobs() if not job.name.startswith("__")]
     graph = defs.resolve_asset_graph()
@@ -42,7 +42,7 @@ def test_what_runs_by_itself_says_what_it_does(defs: dg.Definitions) -> None:
     assert [each.name for each in shown if len(each.description or "") < 60] == []
 
 
-def test_features_and_tables_are_told_apart(defs: dg.Definitions) -> None:
+def test_features_and_tables_are_distinguished(defs: dg.Definitions) -> None:
     """The sidebar shows an asset by the last part of its key, below its group."""
     graph = defs.resolve_asset_graph()
     keys = [records_key("letters"), features_key("letters", "size"), table_key("letters", "size")]

@@ -161,7 +161,7 @@ def test_the_single_document_beside_equal_lines_is_kept_beside(tmp_path: Path, t
 
 
 @pytest.mark.parametrize("text", ['{"score": 2.0}', "[]", "[{"])
-def test_a_single_document_that_says_otherwise_is_noted(tmp_path: Path, text: str) -> None:
+def test_a_single_document_that_differs_is_noted(tmp_path: Path, text: str) -> None:
     """The server inserts it into its table, and never compares."""
     found = judged(tmp_path, "a", is_deposition=True, features=features("a", 1.0), single=text)
     assert brief(found.outcomes) == {"a": [1.0]}

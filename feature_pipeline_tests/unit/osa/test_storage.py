@@ -75,7 +75,7 @@ def test_what_is_no_file_is_refused_by_name(osa_storage: FolderStorage) -> None:
         osa_storage.files(Place("ingests", "x" * 300))
 
 
-def test_a_file_that_is_written_again_looks_different(
+def test_a_rewritten_file_has_another_identity(
     osa_folder: Path, osa_storage: FolderStorage
 ) -> None:
     place = output_place(batch_place(recorded.HISTORY, 0), "qc")

@@ -71,7 +71,7 @@ def test_null_is_not_nan():
     assert math.isnan(rows["number"][1].as_py())
 
 
-def test_fields_say_what_arrow_types_do_not():
+def test_field_metadata_has_what_arrow_types_lack():
     schema = read_parquet(encode_rows(COLUMNS, OUTCOMES), "rows").schema
     assert schema.field("number").metadata == {
         b"type": b"number", b"unit": "Å".encode(), b"description": b"a number",
@@ -117,7 +117,7 @@ def test_content_does_not_depend_on_who_and_when():
         (*OUTCOMES[1:4], Outcome("r5", Status.PASSED, (ROWS[1],))),
     ],
 )
-def test_content_depends_on_what_is_said(changed):
+def test_content_depends_on_the_outcomes_alone(changed):
     said = Content.of(COLUMNS, OUTCOMES[1:])
     assert Content.of(COLUMNS, changed).content_digest != said.content_digest
 

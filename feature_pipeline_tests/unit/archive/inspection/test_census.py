@@ -140,7 +140,7 @@ class TestLoss:
         [obstacle] = deletion.find_needed_blobs(counted.store).obstacles
         assert "is lost (the log has lost its end" in obstacle
 
-    def test_readers_that_are_told_what_is_known(self, counted):
+    def test_readers_with_known_logs_report_lost_ones(self, counted):
         compute_more(counted, "b2")
         store = counted.store
         assert verify(store).is_clean
@@ -246,7 +246,7 @@ class TestNoFalseAlarm:
 
 
 class TestCensus:
-    def test_what_it_says(self, counted):
+    def test_its_summary(self, counted):
         what = known_logs(counted.store)
         assert what.damage == {}
         lines = what.below(layout.LOGS)
@@ -319,7 +319,7 @@ class TestCensus:
         counted.store.create("census/notes", b"by a person")
         assert [f.key for f in verify(counted.store).findings] == ["census/notes"]
 
-    def test_a_clock_that_goes_back(self, counted, monkeypatch):
+    def test_a_clock_that_is_set_back(self, counted, monkeypatch):
         counted.release("5")
         past = datetime.now(UTC) - timedelta(days=400)
         monkeypatch.setattr(census, "utc_now", lambda: past)

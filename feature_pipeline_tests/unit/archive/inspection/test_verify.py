@@ -209,7 +209,7 @@ def test_what_cannot_be_read_is_not_missing(care):
         assert not any(f.state is State.CORRUPT for f in findings)
 
 
-def test_a_store_that_lists_nothing_says_nothing(care):
+def test_an_empty_listing_is_not_reported_as_right(care):
     store = FailingStore(care.store, 1, error=lambda: StoreUnavailableError("no answer"))
     with pytest.raises(StoreUnavailableError):
         verify(store)

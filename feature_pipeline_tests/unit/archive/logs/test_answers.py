@@ -37,7 +37,7 @@ def keys(store: BlobStore) -> list[str]:
     return [info.key for info in store.list_objects(PREFIX)]
 
 
-def test_what_is_remembered_is_found_and_nothing_else(memory_store: MemoryStore):
+def test_remembered_answers_alone_are_returned(memory_store: MemoryStore):
     remember(memory_store, "m1", ["a", "b"])
     remember(memory_store, "m2", ["b", "c"])
     assert find(memory_store, "a", "x") == {digest("m1"): {digest("a")}}
@@ -54,7 +54,7 @@ def test_one_object_an_artifact_and_the_same_one_again(memory_store: MemoryStore
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_many_artifacts_are_few_objects_and_all_is_found(memory_store: MemoryStore, lost: int):
+def test_answers_of_many_artifacts_are_in_few_objects(memory_store: MemoryStore, lost: int):
     """As the rounds of acceptance do it: some are accepted, then what is due is merged."""
     most = 0
     for number in range(200):
@@ -161,7 +161,7 @@ def test_an_object_that_is_listed_and_never_there_is_an_error(memory_store: Memo
         find(Listing(memory_store), "a")
 
 
-def test_damage_is_said_and_what_is_whole_is_found(memory_store: MemoryStore):
+def test_damage_is_reported_and_intact_parts_are_used(memory_store: MemoryStore):
     remember(memory_store, "m1", ["a"])
     remember(memory_store, "m2", ["b"])
     key = f"{PREFIX}{digest('m1').hex}.0.1"
@@ -216,7 +216,7 @@ def test_odd_objects_below_the_prefix_are_ignored(memory_store: MemoryStore):
     assert find(memory_store, "a") == {digest("m1"): {digest("a")}}
 
 
-def test_an_artifact_answers_what_it_computed_and_what_is_settled():
+def test_an_artifact_answers_what_it_computed_unless_retryable():
     def outcome(name: str, **fields: object) -> Outcome:
         return Outcome(name, **{"status": Status.PASSED, "action": digest(name), **fields})
 

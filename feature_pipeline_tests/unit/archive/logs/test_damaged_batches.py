@@ -90,7 +90,7 @@ def test_a_damaged_batch_is_left_out_and_named(scene, what, how) -> None:
 
 
 @pytest.mark.parametrize("what", WHERE)
-def test_records_of_a_damaged_batch_are_not_shown_as_earlier_batches_say(scene, what) -> None:
+def test_records_of_a_damaged_batch_are_not_shown_as_in_earlier_batches(scene, what) -> None:
     """What an earlier batch says of them is not what is current."""
     flip(scene, WHERE[what](scene, "b2"))
     shown, damage = read(scene)
@@ -107,7 +107,7 @@ def test_records_of_a_damaged_batch_are_not_shown_as_earlier_batches_say(scene, 
     ]
 
 
-def test_it_is_said_where_not_even_the_records_of_a_damaged_batch_are_known(scene) -> None:
+def test_a_damaged_batch_with_unknown_records_is_reported(scene) -> None:
     entry = log.batch_entry(scene.store, DATASET, "b2")
     flip(scene, manifest(scene, "b2"))
     scene.store.delete(layout.blob(entry.digest))

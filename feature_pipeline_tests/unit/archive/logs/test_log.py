@@ -119,7 +119,7 @@ class TestEntries:
         with pytest.raises(CorruptDataError, match="log/batches/structures/b1/0000000001"):
             log.batches(scene.store, DATASET)
 
-    def test_an_entry_under_another_number_is_not_believed(self, scene):
+    def test_an_entry_under_another_number_is_not_trusted(self, scene):
         scene.release("1")
         key = "log/releases/structures/pockets/000000000"
         scene.store.create(f"{key}2", scene.store.get(f"{key}1").data)
@@ -128,7 +128,7 @@ class TestEntries:
         ):
             log.releases(scene.store, DATASET, HOOK)
 
-    def test_entries_of_later_code_say_upgrade(self, scene):
+    def test_the_error_of_newer_entries_asks_for_an_upgrade(self, scene):
         scene.store.create("log/batches/structures/b1/0000000001", b'{"spec_version": 3}')
         with pytest.raises(InvalidInputError, match="upgrade"):
             log.batches(scene.store, DATASET)
@@ -141,7 +141,7 @@ class TestEntries:
         assert list(log.batches(counting, DATASET)) == ["b1", "b2", "b3"]
         assert [call.split()[0] for call in counting.calls] == ["list_objects"]
 
-    def test_a_log_begun_anew_is_read_anew(self, scene):
+    def test_a_log_begun_again_is_read_again(self, scene):
         first = scene.release("1")
         assert log.releases(scene.store, DATASET, HOOK) == [first]
         scene.store.delete("log/releases/structures/pockets/0000000001")
@@ -220,7 +220,7 @@ class TestPlace:
             (at("erasures/structures", 1), at("erasures/other", 1)),
         ],
     )
-    def test_a_valid_entry_of_elsewhere_is_not_believed(self, filled, target, source):
+    def test_a_valid_entry_of_elsewhere_is_not_trusted(self, filled, target, source):
         filled.store._put(target, stored(filled, source))
         for look in self.READERS[target.removeprefix("log/").rpartition("/")[0]]:
             with pytest.raises(CorruptDataError, match=f"{target} .*says that it is {source}"):
@@ -240,7 +240,7 @@ class TestPlace:
         "alter",
         [lambda data: data + b"\n", lambda data: data.replace(b'"seq":', b'"seq": ')],
     )
-    def test_an_entry_that_was_written_anew_is_not_believed(self, filled, alter):
+    def test_an_entry_that_was_written_again_is_not_trusted(self, filled, alter):
         key = at("features/structures/pockets/b1", 2)
         filled.store._put(key, alter(stored(filled, key)))
         with pytest.raises(CorruptDataError, match="was altered"):
@@ -346,7 +346,7 @@ class TestChain:
         del document["previous"], document["published_at"]
         scene.store._put(key, document_bytes(document))
 
-    def test_a_log_that_begins_with_version_1_goes_on(self, long):
+    def test_a_log_that_begins_with_version_1_continues(self, long):
         for seq in (1, 2, 3):
             self.as_version_1(long, seq)
         old = log.read_log(long.store, DATASET, HOOK, "b1")

@@ -251,7 +251,7 @@ def test_a_log_that_went_on_is_not_touched_by_an_old_removal(long):
     assert loss_entries.plan_loss(long.store, LOG) is None
 
 
-def test_a_loss_that_is_accepted_while_another_process_looks(long):
+def test_a_loss_that_is_accepted_while_another_process_reads(long):
     """It counts against the census that the other had read before."""
     delete(long, 2, 3)
 

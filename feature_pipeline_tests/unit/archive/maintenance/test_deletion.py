@@ -689,7 +689,7 @@ class TestTheLease:
         second.end()
 
     @pytest.mark.parametrize("wrong", [timedelta(days=-1), timedelta(days=1)])
-    def test_machines_clocks_do_not_matter(self, store, blob, clock, monkeypatch, wrong):
+    def test_clocks_of_machines_have_no_effect(self, store, blob, clock, monkeypatch, wrong):
         """Neither of the one that deletes nor of the one that waits: only the store's."""
         monkeypatch.setattr(documents, "utc_now", lambda: store.now() + wrong)
         held = DeletionLease.acquire(store)
@@ -702,7 +702,7 @@ class TestTheLease:
             held.delete(blob.digest)
 
     @pytest.mark.parametrize("change", range(3))
-    def test_a_change_whose_answer_was_lost_is_found(self, store, change, monkeypatch):
+    def test_a_change_whose_answer_was_lost_is_detected(self, store, change, monkeypatch):
         """Taking, extending and giving back."""
         changes = iter(range(3))
 

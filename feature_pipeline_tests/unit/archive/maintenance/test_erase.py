@@ -98,7 +98,7 @@ def test_nothing_of_the_record_is_left(care):
     assert clean(care.store).erased > 5
 
 
-def test_what_others_said_stays_exactly(care):
+def test_outcomes_of_other_records_are_unchanged(care):
     batch = care.submit(care.batch_of("b1", ("a", SECRET, "c")))
     care.compute(batch, care.release(), "x")
     head = log.head(care.store, DATASET, HOOK, "b1")
@@ -323,7 +323,7 @@ def test_a_failed_run_of_a_withdrawn_record_is_not_accepted(care):
     assert all(k.startswith("log/") for k in holds(store, SECRET.encode()) if "inbox" not in k)
 
 
-def test_an_artifact_accepted_in_spite_of_the_tombstone_is_found(care, monkeypatch):
+def test_an_artifact_accepted_in_spite_of_the_tombstone_is_detected(care, monkeypatch):
     """An acceptor that read the tombstones before the withdrawal may still append."""
     store = care.store
     batch = care.submit(care.batch_of("b1", ("a", SECRET)))
@@ -561,7 +561,7 @@ def test_outcomes_of_every_kind(care):
     assert len(erasures(care.store, DATASET)) == 4
 
 
-def test_ids_nobody_has(care):
+def test_unknown_ids(care):
     report = erase(care.store, DATASET, ["nobody"], "in advance")
     assert (report.record_ids, report.batches) == ((), [])
     batch = care.batch_of("b1", ("nobody",))
@@ -571,7 +571,7 @@ def test_ids_nobody_has(care):
         erase(care.store, DATASET, [], "nothing")
 
 
-def test_a_batch_from_which_records_were_erased_while_it_waited_says_so(care):
+def test_records_erased_from_a_waiting_batch_are_named(care):
     """Its log has never had the records: the batch that was submitted is not another one."""
     scene = care
     scene.release()

@@ -79,7 +79,7 @@ def test_a_dry_run_writes_nothing(care, clock):
     assert all_keys(care.store) == before
 
 
-def test_a_scope_must_be_said(care):
+def test_a_scope_is_required(care):
     with pytest.raises(InvalidInputError, match="choose the blobs to collect"):
         GcScope(frozenset())
     with pytest.raises(InvalidInputError, match="'xy'"):

@@ -118,7 +118,7 @@ def test_what_no_log_names_is_forgotten_once_it_cannot_be_under_way(asking: Aski
     assert answers.find(asking.store, memory(asking), [Digest.of(b"a")]).artifacts == {}
 
 
-def test_a_segment_that_was_never_finished_goes_once_its_writer_must_be_dead(asking: Asking):
+def test_an_unfinished_segment_is_removed_once_its_writer_must_be_dead(asking: Asking):
     asking.store.create(f"{memory(asking)}{'ab' * 16}.0.2", b"?")
     complete(asking.store, DATASET, HOOK)
     assert f"{memory(asking)}{'ab' * 16}.0.2" in keys(asking)

@@ -158,7 +158,7 @@ def test_examples_are_bounded(archive: FeatureArchive) -> None:
     assert [e.record_id for e in found.examples] == [f"r{n:03}" for n in range(MAX_EXAMPLES)]
 
 
-def test_releases_are_found_by_version_or_number(archive: FeatureArchive) -> None:
+def test_releases_are_selected_by_version_or_number(archive: FeatureArchive) -> None:
     def seq(name: str) -> int:
         return find_release(archive.store, DATASET, HOOK, name).seq
 
@@ -248,7 +248,7 @@ class Model:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_two_releases_differ_as_a_model_says(seed: int) -> None:
+def test_two_releases_differ_as_in_the_model(seed: int) -> None:
     model, archive = Model(seed), FeatureArchive(COLUMNS)
     before = {f"b{n}": {f"r{n}{i}": model.said() for i in range(4)} for n in range(4)}
     for batch, said in before.items():

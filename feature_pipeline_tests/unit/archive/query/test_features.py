@@ -59,7 +59,7 @@ def test_raw_is_there_after_rows_were_derived_again(archive, raw) -> None:
         features.raw("b1", "errors.jsonl")
 
 
-def test_the_own_file_stands_before_those_of_what_was_carried_over(archive, raw) -> None:
+def test_the_own_file_precedes_those_of_carried_outcomes(archive, raw) -> None:
     archive.submit("b1", ["r1", "r2"])
     first = archive.accept("b1", [answer("r1"), answer("r2")], raw("of both"))
     second = archive.accept("b1", [answer("r1", first.manifest), answer("r2")], raw("of r2"))

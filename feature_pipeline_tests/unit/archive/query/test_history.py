@@ -87,7 +87,7 @@ def test_history_lists_everything(care):
     assert lines[0].to_json()["counts"]["rows"] == 2
 
 
-def test_damage_is_said_in_its_line(care):
+def test_damage_is_named_in_its_line(care):
     entry = log.read_log(care.store, DATASET, HOOK, "b1")[0]
     care.store.delete(layout.blob(entry.manifest))
     lines = history.readable_history(care.store, DATASET, HOOK, "b1").lines

@@ -168,7 +168,7 @@ def test_values_at_the_ends_of_float64_are_drawn(values: list[float], mean: floa
     assert column.mean == pytest.approx(mean, rel=1e-15)
 
 
-def test_what_cannot_be_drawn_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_that_cannot_be_drawn_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidInputError, match=r"written as \.png, \.svg, \.html"):
         plots.draw(Summary("demo", "pockets", 0), ".pdf")
     actual = builtins.__import__

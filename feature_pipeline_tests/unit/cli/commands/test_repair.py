@@ -79,7 +79,7 @@ def test_nothing_is_wrong(repair):
     assert (status, out.splitlines()[-1]) == (0, "no problem found")
 
 
-def test_it_plans_and_writes_nothing_until_it_is_told_to(repair):
+def test_it_plans_and_writes_nothing_without_yes(repair):
     was = repair.contents()
     [code] = log.releases(repair.store, DATASET, HOOK)[0].release.document.code
     keys = {repair.flip(layout.blob(code.blob)), repair.lose("b1", 2), repair.lose("b2", 1)}

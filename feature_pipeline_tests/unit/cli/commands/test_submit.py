@@ -140,7 +140,7 @@ class TestFolders:
         assert "'.4' is hidden; and 4 more" in error
         assert "'.5'" not in error
 
-    def test_what_is_left_out_by_request_is_told(self, submit, folder):
+    def test_records_left_out_by_request_are_reported(self, submit, folder):
         (folder / "r").mkdir()
         for path in (folder / ".DS_Store", folder / "x.pdb", folder / "x.cif",
                      folder / "r" / ".DS_Store", folder / "r" / "y"):  # fmt: skip

@@ -163,7 +163,7 @@ def test_features_of_features_are_left_out_unless_their_input_comes_along() -> N
     }
 
 
-def test_what_is_left_out_is_said() -> None:
+def test_batches_left_out_are_named() -> None:
     facts = standing(COUNTS, dict.fromkeys(BATCHES, ABSENT), running=frozenset({"b1"}))
     found = plan_backfill(Select.MISSING, [(Target(COUNTS), facts)], {"letters": {"b1", "b2"}})
     assert taken(found) == {"letters/features/counts": ["b2"]}

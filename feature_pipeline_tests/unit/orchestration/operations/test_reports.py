@@ -30,7 +30,7 @@ def lines(page: str) -> list[str]:
     return [line for line in page.splitlines() if line.startswith("|")][2:]
 
 
-def test_lists_are_bounded_and_say_what_they_leave_out() -> None:
+def test_lists_are_bounded_and_count_what_they_leave_out() -> None:
     archive = FeatureArchive(COLUMNS)
     for number in range(SHOWN_BATCHES + 5):
         archive.add(f"b{number:02}", {f"r{number}-{n}": f"no | <b>\n{'x' * 999}" for n in range(3)})
@@ -51,7 +51,7 @@ def test_lists_are_bounded_and_say_what_they_leave_out() -> None:
     assert lines(found["columns"])[0] == "| column_0 | 1 | 0 | 0 | 0 | 1 | 1 | 1 |"
 
 
-def test_nobody_is_unhappy() -> None:
+def test_without_rejected_or_errored_records_the_list_is_empty() -> None:
     archive = FeatureArchive(())
     archive.add("b1", {"r1": []})
     found = pages(archive)

@@ -59,7 +59,7 @@ def release(scene: Scene, hook: HookDefinition) -> log.ReleaseEntry:
     return log.register_release(scene.store, hook.hook_release(scene.folder), {})
 
 
-def test_the_log_says_what_is_missing_failed_and_of_another_release(scene: Scene) -> None:
+def test_missing_failed_and_other_releases_are_read_from_the_log(scene: Scene) -> None:
     first = release(scene, definition())
     for number in range(1, 6):
         scene.submit(make_batch(f"b{number}"))

@@ -49,7 +49,7 @@ def test_both_ends_are_taken():
     assert choose(infos, 3, {}) == [infos[0], *infos[-2:]]
 
 
-def test_what_was_looked_at_in_vain_yields_to_what_was_not():
+def test_entries_tried_without_success_come_after_new_ones():
     looks, seen = FailedTries(), Counter[str]()
     infos = waiting(0, 40)
     for _ in range(12):
@@ -78,7 +78,7 @@ def leave_stuck_submissions(scene: Scene, count: int) -> None:
         scene.store.create(layout.inbox(submission.inbox_id), submission.encode())
 
 
-def test_batches_that_wait_do_not_keep_completions_from_being_looked_at(scene: Scene, instance):
+def test_waiting_batches_do_not_prevent_completions_from_being_processed(scene: Scene, instance):
     batch, release = scene.submit(make_batch()), scene.release()
     leave_stuck_submissions(scene, 30)
     completion = scene.completion(scene.artifact(batch, release))
@@ -114,7 +114,7 @@ def test_a_tick_ends_when_its_time_is_over(scene: Scene, instance, monkeypatch):
     assert (tick.accepted, len(tick.waiting)) == (2, 2 + 2)
 
 
-def test_a_completion_is_not_looked_at_before_its_batch(scene: Scene, instance, monkeypatch):
+def test_a_completion_is_not_processed_before_its_batch(scene: Scene, instance, monkeypatch):
     """It would be quarantined as one whose batch is not known, where the inbox is long."""
     monkeypatch.setattr(accept, "WAIT_LIMIT", accept.WAIT_LIMIT * 0)
     release = scene.release()

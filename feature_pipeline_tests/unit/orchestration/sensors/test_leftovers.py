@@ -80,7 +80,7 @@ def look(computing: Computing, work: WorkFolders, engine: Engine | None = None) 
 
 
 @pytest.mark.parametrize("runner", ["subprocess", "kubernetes"])
-def test_a_folder_in_which_nothing_can_be_attached_to_goes_at_once(computing, work, runner):
+def test_a_folder_without_an_attachable_process_is_removed_at_once(computing, work, runner):
     question, folder = begin(computing, work, runner)
     assert look(computing, work) == []
     path = dies(folder)
@@ -122,7 +122,7 @@ def test_what_may_still_be_attached_to_stays(computing, work):
     assert not (work.attempts / question.run_id).exists()
 
 
-def test_what_a_living_worker_uses_stays_whatever_the_log_says(computing, work):
+def test_the_folder_of_a_living_worker_stays_whatever_is_logged(computing, work):
     """It attached to a container whose output lies in the dead one's folder."""
     question, first = begin(computing, work, "container")
     _, second = begin(computing, work, "container")
@@ -136,7 +136,7 @@ def test_what_a_living_worker_uses_stays_whatever_the_log_says(computing, work):
     assert len(look(computing, work, engine)) == 3
 
 
-def test_what_nobody_came_for_goes_after_two_weeks(computing, work):
+def test_unclaimed_attempts_are_removed_after_two_weeks(computing, work):
     question, folder = begin(computing, work, "container")
     engine = Engine({question.run_id: datetime.now(UTC) - timedelta(days=13)})
     path = dies(folder)
@@ -149,13 +149,13 @@ def test_what_nobody_came_for_goes_after_two_weeks(computing, work):
     assert engine.containers == {}
 
 
-def test_a_container_of_which_nothing_else_is_left_goes_after_two_weeks(computing, work):
+def test_a_container_without_a_folder_is_removed_after_two_weeks(computing, work):
     engine = Engine({"new": datetime.now(UTC), "old": datetime.now(UTC) - timedelta(days=15)})
     assert look(computing, work, engine) == ["containers of hook run old"]
     assert list(engine.containers) == ["new"]
 
 
-def test_a_folder_that_people_were_told_of_stays_until_the_question_is_over(computing, work):
+def test_a_folder_named_in_a_message_stays_until_its_batch_is_answered(computing, work):
     _, folder = begin(computing, work, "subprocess")
     path = folder.detach()
     assert look(computing, work) == []
@@ -163,7 +163,7 @@ def test_a_folder_that_people_were_told_of_stays_until_the_question_is_over(comp
     assert str(path) in look(computing, work)
 
 
-def test_without_an_answer_of_the_engine_nothing_goes(computing, work):
+def test_without_an_answer_of_the_engine_nothing_is_removed(computing, work):
     _, folder = begin(computing, work, "container")
     path = dies(folder)
     removed, problems = remove_left(computing.store, work, Engine(is_down=True))

@@ -150,7 +150,9 @@ def project() -> Iterator[Project]:
     ],
     ids=repr,
 )
-def test_an_outage_is_told_from_the_hook(project: Project, error: Exception) -> None:
+def test_an_outage_is_distinguished_from_a_failure_of_the_hook(
+    project: Project, error: Exception
+) -> None:
     assert is_repeatable(project.instance, project.graph(), project.run(error))
 
 
@@ -303,7 +305,7 @@ def test_what_ran_while_its_definition_was_wrong_is_run_once_it_is_right(graphs:
     assert graphs.look(other, hook_asset("hook")) == (set(), 0)
 
 
-def test_a_wrong_definition_holds_its_own_hook_back_and_no_other(graphs: Graphs) -> None:
+def test_a_wrong_definition_blocks_its_own_hook_and_no_other(graphs: Graphs) -> None:
     other, right = hook_asset("other"), hook_asset("hook")
     run = graphs.queued(other, right)
     graphs.instance.report_run_failed(run, "its worker died")
@@ -369,7 +371,7 @@ class GivenUp:
         return found
 
 
-def test_a_backfill_that_a_rename_ended_goes_on_for_the_other_hooks(graphs: Graphs) -> None:
+def test_a_backfill_ended_by_a_rename_continues_for_the_other_hooks(graphs: Graphs) -> None:
     """Dagster fails it as a whole, and cancels the runs that wait, as a person would."""
     given_up = GivenUp(graphs)
     kept = features_key("d", "kept")
@@ -389,7 +391,7 @@ def test_a_backfill_waits_for_a_wrong_definition_and_not_with_the_other_hooks(
     assert given_up.requested(kept, hook_asset("hook")) == {}
 
 
-def test_a_backfill_that_failed_by_itself_stays_failed(graphs: Graphs) -> None:
+def test_a_backfill_that_failed_for_its_own_reason_stays_failed(graphs: Graphs) -> None:
     given_up = GivenUp(graphs, "ValueError")
     assert given_up.requested(hook_asset("kept"), hook_asset("hook")) == {}
 

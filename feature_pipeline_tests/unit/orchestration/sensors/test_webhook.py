@@ -128,7 +128,7 @@ def evaluate(instance: dg.DagsterInstance, **failing: float) -> None:
     assert job.execute_in_process(instance=instance).success
 
 
-def test_a_failed_run_is_told_once_with_reason_and_link(scene: Scene, receiver: Receiver):
+def test_a_failed_run_is_posted_once_with_reason_and_link(scene: Scene, receiver: Receiver):
     run(scene.instance, fails=False)
     failed = run(scene.instance, fails=True)
     scene.tick(4)
@@ -157,7 +157,7 @@ def test_retries_of_a_run_and_runs_of_a_backfill_are_one_cause(scene: Scene, rec
     assert "for batch b1" in receiver.got[1]["what"]
 
 
-def test_what_happened_before_the_first_tick_is_not_told(
+def test_events_before_the_first_tick_are_not_posted(
     instance: dg.DagsterInstance, receiver: Receiver
 ):
     run(instance, fails=True)
@@ -165,7 +165,7 @@ def test_what_happened_before_the_first_tick_is_not_told(
     assert receiver.got == []
 
 
-def test_a_failing_check_is_told_when_it_names_other_batches_or_fails_anew(
+def test_a_failing_check_is_posted_when_it_names_other_batches_or_fails_again(
     scene: Scene, receiver: Receiver
 ):
     for failing in ({"b1": 0.5}, {"b1": 0.5}, {"b1": 0.4, "b2": 0.1}, {}, {"b1": 0.5}):
@@ -204,7 +204,7 @@ def test_a_tick_ends_at_the_first_post_that_is_not_taken(scene: Scene, receiver:
     assert len(scene.state.waiting) == 3
 
 
-def test_what_nobody_takes_is_dropped_in_the_end(
+def test_posts_that_are_never_accepted_are_dropped_in_the_end(
     scene: Scene, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(webhook, "WAITING_AT_MOST", 2)
@@ -255,7 +255,7 @@ def test_the_sensor_is_idle_without_an_address(
     assert sensor(context).skip_message == "0 posted, 0 waiting"
 
 
-def test_a_notice_without_a_page_has_no_link():
+def test_an_alert_without_a_page_has_no_link():
     from datetime import UTC, datetime
 
     from feature_pipeline.orchestration.sensors.alerts import AlertKind

@@ -87,7 +87,7 @@ def test_integers_become_numbers_where_exact() -> None:
 
 
 @pytest.mark.parametrize("value", [2**53 + 1, -(2**53) - 1, 2**60 + 1, 2**63 - 1])
-def test_integers_that_float64_cannot_hold_are_refused_by_value(value) -> None:
+def test_integers_that_float64_cannot_represent_are_refused_by_value(value) -> None:
     with pytest.raises(CannotEvolveError, match=f"1 integer not exact as a number: {value}"):
         evolve([N], [Column(name="n", type="number")], [(1,), (value,)])
 
@@ -107,7 +107,7 @@ def test_anything_else_is_refused(written, wanted, said) -> None:
         map_columns([written], [wanted])
 
 
-def test_every_refusal_is_told_at_once() -> None:
+def test_all_refusals_are_reported_at_once() -> None:
     with pytest.raises(CannotEvolveError, match=r"'a'.*; .*'n'"):
         map_columns([A, N], [Column(name="a", type="number"), Column(name="n", type="string")])
 

@@ -32,7 +32,7 @@ def test_an_upcaster_is_given_what_the_hook_could_have_written() -> None:
     assert as_feature(COLUMNS, row) == written
 
 
-def test_an_upcaster_is_found_by_its_path() -> None:
+def test_an_upcaster_is_imported_by_its_path() -> None:
     upcaster = UpcasterDefinition(function="os.path:join", releases=("1",))
     found: object = load_upcaster(upcaster)
     assert found is os.path.join
