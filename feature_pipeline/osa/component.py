@@ -13,11 +13,13 @@ from feature_pipeline.model.records import check_dataset
 from feature_pipeline.orchestration.assets.features import DEFINITION_METADATA
 from feature_pipeline.orchestration.dagster_internals import UnresolvedAssetJobDefinition
 from feature_pipeline.orchestration.resources import ArchiveResource
+from feature_pipeline.osa.compare import compare_hooks
 from feature_pipeline.osa.completions import Follower
 from feature_pipeline.osa.definitions import Drift, find_drift, followed_hooks
 from feature_pipeline.osa.settings import STORAGE, OsaSettings
 
 DRIFT_CHECK: Final = "definitions_match"
+ROWS_CHECK: Final = "rows_match"
 SHOWN: Final = 20
 PASS_SECONDS: Final = 60
 TAKING_SECONDS: Final = 30.0
@@ -78,9 +80,18 @@ class OsaServer(dg.Component, OsaSettings, dg.Resolvable):
         return self.definitions()
 
     def definitions(self) -> dg.Definitions:
-        """Return the asset of the server's hooks, its check with a schedule, and the sensor."""
+        """Return the asset of the server's hooks, its checks and their schedules, the sensor."""
         key = dg.AssetKey([self.name, "hooks"])
-        job = _drift_job(self.name, key)
+        drift = _check_job(
+            f"compare_{self.name}_hooks",
+            dg.AssetCheckKey(key, DRIFT_CHECK),
+            "Compares the definitions of this project with the server's hooks.",
+        )
+        rows = _check_job(
+            f"compare_{self.name}_rows",
+            dg.AssetCheckKey(key, ROWS_CHECK),
+            "Compares the features in the archive with the rows in the server's tables.",
+        )
         return dg.Definitions(
             assets=[
                 dg.AssetSpec(
@@ -90,26 +101,32 @@ class OsaServer(dg.Component, OsaSettings, dg.Resolvable):
                     " defined here as hooks computed elsewhere.",
                 )
             ],
-            asset_checks=[_drift_check(self, key)],
-            jobs=[job],
+            asset_checks=[_drift_check(self, key), _rows_check(self, key)],
+            jobs=[drift, rows],
             sensors=[_completions_sensor(self)],
             schedules=[
                 dg.ScheduleDefinition(
-                    name=f"{job.name}_hourly",
-                    job=job,
+                    name=f"{drift.name}_hourly",
+                    job=drift,
                     cron_schedule="23 * * * *",
                     default_status=dg.DefaultScheduleStatus.RUNNING,
-                )
+                ),
+                # It reads every row, and needs access to more tables: the operator starts it.
+                dg.ScheduleDefinition(
+                    name=f"{rows.name}_daily",
+                    job=rows,
+                    cron_schedule="41 4 * * *",
+                    default_status=dg.DefaultScheduleStatus.STOPPED,
+                ),
             ],
         )
 
 
-def _drift_job(name: str, key: dg.AssetKey) -> UnresolvedAssetJobDefinition:
-    return dg.define_asset_job(
-        f"compare_{name}_hooks",
-        selection=dg.AssetSelection.checks(dg.AssetCheckKey(key, DRIFT_CHECK)),
-        description="Compares the definitions of this project with the server's hooks.",
-    )
+def _check_job(
+    name: str, check: dg.AssetCheckKey, description: str
+) -> UnresolvedAssetJobDefinition:
+    selection = dg.AssetSelection.checks(check)
+    return dg.define_asset_job(name, selection=selection, description=description)
 
 
 def _drift_check(server: OsaSettings, key: dg.AssetKey) -> dg.AssetChecksDefinition:
@@ -126,6 +143,30 @@ def _drift_check(server: OsaSettings, key: dg.AssetKey) -> dg.AssetChecksDefinit
         return _result(find_drift(followed, defined), len(followed))
 
     return definitions_match
+
+
+def _rows_check(server: OsaSettings, key: dg.AssetKey) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=key,
+        name=ROWS_CHECK,
+        description="The features in the archive and the rows in the server's tables are equal,"
+        " record by record. `feature-pipeline osa compare` shows the same.",
+    )
+    def rows_match(archive: ArchiveResource) -> dg.AssetCheckResult:
+        with server.server().session() as reader:
+            followed = followed_hooks(reader.definitions(), server)
+        compared = list(compare_hooks(archive.store(), server.server(), followed))
+        differing = {f"{each.dataset}/{each.hook}": each for each in compared if not each.is_equal}
+        return dg.AssetCheckResult(
+            passed=not differing,
+            severity=dg.AssetCheckSeverity.WARN,
+            description="; ".join(each.summary() for each in compared),
+            metadata={
+                name: dg.MetadataValue.json(each.to_json()) for name, each in differing.items()
+            },
+        )
+
+    return rows_match
 
 
 def _defined(repository: dg.RepositoryDefinition) -> list[HookDefinition]:

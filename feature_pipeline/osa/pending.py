@@ -145,7 +145,7 @@ class Pending:
                         again[f"{run.id}/{key}"] = one
                     else:
                         missing[run.id] += 1
-                        if f"{_ingest_key(run.id, index)}/{hook}" not in left_out:
+                        if f"{ingest_key(run.id, index)}/{hook}" not in left_out:
                             asked[hook_run_id(run.id, index, hook)] = one
         found = reader.hook_runs(asked)
         chosen = {run_id: asked[run_id] for run_id in found}
@@ -178,7 +178,7 @@ class Pending:
         ):
             run = origins[run_name]
             outputs = stored.memory.ingests.get(run_name, nothing).outputs
-            key = _ingest_key(run_name, index)
+            key = ingest_key(run_name, index)
             try:
                 place = batch_place(run_name, index)
                 check_batch_key(key)
@@ -256,5 +256,6 @@ class Pending:
                 stored.memory.ingests[run] = IngestMemory(closed=hooks)
 
 
-def _ingest_key(run: str, index: int) -> str:
+def ingest_key(run: str, index: int) -> str:
+    """Return the key of a batch of an ingest."""
     return f"ingest-{run}-{index}"

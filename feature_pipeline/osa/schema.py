@@ -35,13 +35,20 @@ COMPLETIONS: Final[Tables] = {
 }
 """The same for completions."""
 
+COMPARISON: Final[Tables] = {
+    **DEFINITIONS,
+    "records": ("srn", "convention_id", "source"),
+    "feature_tables": ("hook_name", "pg_table"),
+}
+"""The same for comparing, apart from the hooks' tables in the schema `features`."""
+
 _LOOK = """
 select c.relname,
        has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select'),
        array(select a.attname::text from pg_attribute as a
              where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped)
 from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
-where n.nspname = 'public' and c.relkind in ('r', 'p', 'v', 'm')
+where n.nspname = %s and c.relkind in ('r', 'p', 'v', 'm')
   and c.relname = any(%s)
 """
 """Answers which of the tables exist, whether the role may read them, and their columns. Reads the
@@ -69,7 +76,7 @@ def check_schema(connection: Connection, address: str, tables: Tables) -> None:
     """
     found = {
         name: _Table(is_readable, frozenset(columns))
-        for name, is_readable, columns in connection.execute(_LOOK, [list(tables)])
+        for name, is_readable, columns in connection.execute(_LOOK, ["public", list(tables)])
     }
     problems = [f"there is no table public.{name}" for name in tables if name not in found]
     problems += [
@@ -92,6 +99,26 @@ def check_schema(connection: Connection, address: str, tables: Tables) -> None:
             f' "{role}"; grant select on {", ".join(f"public.{name}" for name in barred)} to'
             f' "{role}"`. {looked_at}'
         )
+
+
+def feature_columns(connection: Connection, table: str, address: str) -> frozenset[str]:
+    """Return the columns of a hook's table in the schema `features`.
+
+    Raises:
+        InvalidInputError: There is no such table, or the role may not read it.
+    """
+    for _, is_readable, columns in connection.execute(_LOOK, ["features", [table]]):
+        if is_readable:
+            return frozenset(columns)
+        role = connection.info.user
+        raise InvalidInputError(
+            f'database {address}: role {role!r} has no access to features."{table}": `grant usage'
+            f' on schema features to "{role}"; grant select on features."{table}" to "{role}"`'
+        )
+    raise InvalidInputError(
+        f'database {address} has no table features."{table}", and public.feature_tables names it:'
+        " the server reads no record without it"
+    )
 
 
 def version_sentence(connection: Connection) -> str:

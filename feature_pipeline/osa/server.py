@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
+from psycopg import sql
+
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.columns import Column
 from feature_pipeline.model.json_text import read_json
 from feature_pipeline.model.quoting import quoted
-from feature_pipeline.osa.schema import DEFINITIONS, Tables, check_schema
+from feature_pipeline.osa.schema import DEFINITIONS, Tables, check_schema, feature_columns
 from feature_pipeline.projections.catalog.database import Connection, Database
 
 ENDED: Final = frozenset({"completed", "failed"})
@@ -143,6 +146,19 @@ class OpenBatch:
 
     claimed_at: datetime | None
     """When a worker last claimed it, if one has it now."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerRecord:
+    """A row of `records`: its SRN, and what it was published from."""
+
+    srn: str
+    origin: str
+    """For messages."""
+    ingest_run: str | None
+    """None for a deposition."""
+    batch_index: int | None
+    """None as well in old records."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +332,78 @@ class Reader:
             found[run, index] = OpenBatch(max(filter(None, (before, claimed_at)), default=None))
         return found
 
+    def records(
+        self, convention: str, ids: Sequence[str], domains: Sequence[str] | None
+    ) -> dict[str, ServerRecord]:
+        """Return the records of these upstream ids, or local ids of depositions, by id.
+
+        They are found by the index that keeps origins unique.
+
+        Args:
+            convention: The convention.
+            ids: The ids.
+            domains: Those of depositions (`deposition_domains`); None for records of ingests.
+        """
+        if domains is None:
+            wanted = {f"{convention}:{each}": each for each in ids}
+        else:
+            wanted = {f"urn:osa:{name}:dep:{each}": each for name in domains for each in ids}
+        rows = self._rows(
+            "select srn, source ->> 'id', source ->> 'ingest_run_id',"
+            " (source ->> 'batch_index')::bigint from public.records"
+            " where source ->> 'type' = %s and source ->> 'id' = any(%s) and convention_id = %s",
+            ["ingest" if domains is None else "deposition", list(wanted), convention],
+        )
+        found = {}
+        for srn, source_id, run, index in rows:
+            origin = source_id if run is None else f"batch {index} of ingest run {run}"
+            found[wanted[source_id]] = ServerRecord(srn, origin, run, index)
+        return found
+
+    def deposition_domains(self) -> list[str]:
+        """Return the domains in the SRNs of depositions with a record: one, as a rule."""
+        rows = self._rows(
+            "select distinct split_part(source ->> 'id', ':', 3) from public.records"
+            " where source ->> 'type' = 'deposition'"
+        )
+        return [domain for (domain,) in rows]
+
+    def feature_table(self, hook: str) -> str | None:
+        """Return the name of the hook's table in the schema `features`; None if it has none."""
+        rows = self._rows("select pg_table from public.feature_tables where hook_name = %s", [hook])
+        return rows[0][0] if rows else None
+
+    def feature_columns(self, table: str) -> frozenset[str]:
+        """Return the columns of a hook's table; errors as for `schema.feature_columns`."""
+        return feature_columns(self.connection, table, self.connection.info.host)
+
+    def feature_rows(
+        self, table: str, columns: Sequence[Column], srns: Sequence[str]
+    ) -> dict[str, list[Sequence[Any]]]:
+        """Return the rows of these records, in the order of the hook, by SRN.
+
+        Dates, times, UUIDs, arrays and objects are given as text.
+        """
+        self.connection.execute("set local datestyle to iso, ymd")
+        self.connection.execute("set local timezone to 'UTC'")
+        statement = sql.SQL("select {} from {} where record_srn = any(%s) order by id").format(
+            sql.SQL(", ").join([sql.Identifier("record_srn"), *map(_selected, columns)]),
+            sql.Identifier("features", table),
+        )
+        found: dict[str, list[Sequence[Any]]] = {}
+        for srn, *values in self._rows(statement, [list(srns)]):
+            found.setdefault(srn, []).append(values)
+        return found
+
+    def rows_by_run(self, table: str, convention: str) -> list[tuple[str, int, str]]:
+        """Return, by hook run, the number of rows of the convention's records, and one record."""
+        statement = sql.SQL(
+            "select f.run_id::text, count(*), min(f.record_srn) from {} as f"
+            " join public.records as r on r.srn = f.record_srn where r.convention_id = %s"
+            " group by f.run_id order by 1"
+        ).format(sql.Identifier("features", table))
+        return [(run, number, srn) for run, number, srn in self._rows(statement, [convention])]
+
     def now(self) -> datetime:
         """Return the time by the clock of the server's database."""
         (row,) = self._rows("select clock_timestamp()")
@@ -323,6 +411,15 @@ class Reader:
 
     def _rows(self, query: Any, parameters: Sequence[object] | None = None) -> list[Any]:
         return self.connection.execute(query, parameters).fetchall()
+
+
+def _selected(column: Column) -> sql.Composable:
+    name = sql.Identifier(column.name)
+    if column.kind in {"string", "number", "integer", "boolean"}:
+        return name
+    text = sql.SQL("{}::text").format(name)
+    # `+00`, as PostgreSQL writes it, has no minutes.
+    return sql.SQL("{} || ':00'").format(text) if column.kind == "date-time" else text
 
 
 def _object(text: str, where: str) -> Mapping[str, Any]:

@@ -6,27 +6,22 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-import psycopg
 import pytest
 
-from feature_pipeline.archive import accept, read
+from feature_pipeline.archive import read
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.manifest import Manifest
 from feature_pipeline.archive.logs import log
-from feature_pipeline.archive.logs.inbox import read_waiting
-from feature_pipeline.archive.logs.log import FeatureEntry, Verdict
+from feature_pipeline.archive.logs.log import Verdict
 from feature_pipeline.archive.maintenance.erase import erase
 from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.errors import NotFoundError, StoreUnavailableError
 from feature_pipeline.model.outcomes import Status
-from feature_pipeline.osa.completions import Follower, Pass
-from feature_pipeline.osa.definitions import followed_hooks
 from feature_pipeline.osa.ids import hook_run_id
-from feature_pipeline.osa.server import Server
 from feature_pipeline.osa.settings import OsaSettings
 from feature_pipeline.osa.storage import FolderStorage, Place
-from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline_tests.fixtures import osa_server as recorded
+from feature_pipeline_tests.fixtures.osa_server import Beside
 from feature_pipeline_tests.fixtures.stores import copy_of
 
 pytestmark = pytest.mark.postgres
@@ -38,79 +33,6 @@ KILLED = "f36e757b-3bda-4d23-a"
 QC_2 = "6554075e-8eeb-4495-97d5-2e3825516536"
 POCKETS_1 = "bea90b76-cdad-4084-b0e5-6805d89d3643"
 BATCH_4 = {hook: hook_run_id(recorded.RUNNING, 4, hook) for hook in ("pockets", "qc")}
-LATER = "2026-11-30 01:00+00"
-
-
-class Beside:
-    """An archive beside the recorded server."""
-
-    def __init__(self, url: str, folder: Path) -> None:
-        self.url, self.folder = url, folder
-        self.store = MemoryStore()
-        self.settings = OsaSettings()
-        self.storage = FolderStorage(folder)
-
-    def follower(self, storage: FolderStorage | None = None) -> Follower:
-        server = Server(Database(self.url))
-        with server.session() as reader:
-            followed = followed_hooks(reader.definitions(), self.settings)
-        definitions = {(f.definition.dataset, f.definition.name): f.definition for f in followed}
-        return Follower(self.store, server, storage or self.storage, self.settings, definitions)
-
-    def follow(self, *, is_patient: bool = False) -> Pass:
-        return self.follower().follow(is_patient=is_patient)
-
-    def accept_all(self) -> None:
-        """Accept what waits in the inbox, which is all of it."""
-        entries = read_waiting(self.store, accept.list_waiting(self.store))
-        for entry, accepted in zip(
-            entries, accept.accept_entries(self.store, entries), strict=True
-        ):
-            assert isinstance(accepted, accept.Accepted), accepted
-            accept.remove(self.store, entry.id)
-
-    def entries(self, dataset: str, hook: str) -> dict[str, list[FeatureEntry]]:
-        return log.feature_logs(self.store, dataset, hook)
-
-    def manifests(self) -> dict[str, Manifest]:
-        """The manifest of each last entry, by `<batch key>/<hook>`."""
-        return {
-            f"{batch}/{hook}": read.manifest_of(self.store, entries[-1])
-            for dataset in log.datasets(self.store)
-            for hook in log.hooks(self.store, dataset)
-            for batch, entries in self.entries(dataset, hook).items()
-        }
-
-    def sql(self, statement: str, *parameters: object) -> None:
-        with psycopg.connect(self.url) as connection:
-            connection.execute(statement, parameters)  # type: ignore[arg-type]
-
-    def commit_hook_run(
-        self, run_id: str, release_id: str, at: str = "2026-11-30 01:00+00"
-    ) -> None:
-        self.sql(
-            "insert into hook_runs (id, release_id, status, started_at, finished_at, duration_s)"
-            " values (%s, %s, 'passed', %s, %s, 1)",
-            run_id, release_id, at, at,
-        )  # fmt: skip
-
-    def batch(self, index: int, run: str = recorded.RUNNING) -> Path:
-        return self.folder / f"ingests/{run}/batches/{index}"
-
-    def write_output(self, hook_folder: Path, ids: list[str], run_id: str, release_id: str) -> None:
-        """Write an output in the server's order: the lines, then `run.json`."""
-        output = hook_folder / "output"
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "features.jsonl").write_text(
-            "".join(json.dumps({"id": i, "features": []}) + "\n" for i in ids)
-        )
-        stated = {"run_id": run_id, "release_id": release_id}
-        (output / "run.json").write_text(json.dumps(stated))
-
-
-@pytest.fixture
-def beside(osa_url: str, osa_folder: Path) -> Beside:
-    return Beside(osa_url, osa_folder)
 
 
 def passed(manifest: Manifest) -> tuple[int, int, int, int]:

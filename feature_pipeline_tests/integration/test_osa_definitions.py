@@ -8,10 +8,13 @@ import psycopg
 import pytest
 from dagster._core.definitions.job_base import InMemoryJob
 
+from feature_pipeline.archive import accept
+from feature_pipeline.archive.logs import inbox
 from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.cli.commands import osa as command
 from feature_pipeline.definitions import DefinedHook, build_defs, hooks_of
 from feature_pipeline.model.definition import Compute, HookDefinition
+from feature_pipeline.orchestration.resources import ArchiveResource
 from feature_pipeline.osa.component import DEFS_YAML
 from feature_pipeline.osa.settings import DATABASE_URL, STORAGE
 from feature_pipeline_tests.fixtures import osa_server as recorded
@@ -205,7 +208,7 @@ def test_what_cannot_be_defined_is_named_and_nothing_is_written(
     assert list(defs.iterdir()) == []
 
 
-def test_completed_outputs_are_taken_by_command_and_sensor(
+def test_completed_outputs_are_taken_and_compared_by_commands_and_dagster(
     defs: Path,
     osa_folder: Path,
     command_line: CommandLine,
@@ -253,3 +256,18 @@ def test_completed_outputs_are_taken_by_command_and_sensor(
     for key in [info.key for info in memory_store.list_objects("")]:
         memory_store.delete(key)
     assert "10 batches submitted, 16 outputs published" in str(sensed())
+    entries = inbox.waiting(memory_store)
+    accept.accept_entries(memory_store, entries)
+    status, out, _ = command_line("osa", "compare", "--hook", "pockets")
+    assert status == 1
+    assert "pdb_structures/pockets: 6 batches, " in out
+    assert "  values differ: ingest-" in out
+    assert "  no record there: 22 in all" in out
+    repository = build_defs().get_repository_def()
+    monkeypatch.setenv("FEATURE_PIPELINE_S3_BUCKET", "archive")
+    monkeypatch.setattr(ArchiveResource, "store", lambda _: memory_store)
+    result = repository.get_job("compare_osa_rows").execute_in_process()
+    (evaluation,) = result.get_asset_check_evaluations()
+    assert not evaluation.passed
+    assert "pdb_structures/qc: 5 batches, " in str(evaluation.description)
+    assert "pdb_structures/pockets" in evaluation.metadata

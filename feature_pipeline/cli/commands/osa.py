@@ -15,6 +15,7 @@ from feature_pipeline.cli.project_hooks import project_hooks
 from feature_pipeline.errors import FeaturePipelineError, InvalidInputError
 from feature_pipeline.model.definition import HookDefinition
 from feature_pipeline.model.quoting import problems
+from feature_pipeline.osa.compare import compare_hooks
 from feature_pipeline.osa.completions import Follower, Pass
 from feature_pipeline.osa.definitions import (
     FollowedHook,
@@ -110,6 +111,25 @@ def _lines(result: Pass) -> list[str]:
         *(f"cannot be taken: {name}: {reason}" for name, reason in result.unreadable.items()),
         result.summary(),
     ]
+
+
+def compare(hooks: Sequence[str], as_json: bool) -> None:
+    """Carry out `feature-pipeline osa compare`."""
+    Project.find().load_environment()
+    output = Output(as_json)
+    chosen = _settings(hooks=hooks)
+    compared = []
+    for each in compare_hooks(open_archive(), chosen.server(), _followed(chosen)):
+        compared.append(each)
+        output.say(each.summary())
+        for kind, examples in each.examples.items():
+            for example in examples:
+                output.say(f"  {kind}: {example}")
+            if each.counts[kind] > len(examples):
+                output.say(f"  {kind}: {each.counts[kind]:,} in all")
+    output.result({"hooks": [each.to_json() for each in compared]})
+    if not all(each.is_equal for each in compared):
+        raise SystemExit(1)
 
 
 def drift_lines(definition: HookDefinition) -> list[str]:

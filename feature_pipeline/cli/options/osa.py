@@ -64,3 +64,16 @@ def sync(**arguments: Any) -> None:
     from feature_pipeline.cli.commands.osa import sync as carry_out
 
     carry_out(**arguments)
+
+
+@osa.command()
+@click.option("--hook", "hooks", multiple=True, help="Compare this hook alone; may be repeated.")
+@json_option
+def compare(**arguments: Any) -> None:
+    """Compare the features in the archive with the rows in the server's tables; change nothing.
+
+    Exits with 1 if they differ.
+    """
+    from feature_pipeline.cli.commands.osa import compare as carry_out
+
+    carry_out(**arguments)

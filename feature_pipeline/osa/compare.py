@@ -1,0 +1,246 @@
+"""Compare the features in the archive with the rows in the server's tables, value by value.
+
+The unit is a record of a batch: its rows here, in order, and those of its record on the server. One
+batch is in memory at a time.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+from feature_pipeline.archive import read
+from feature_pipeline.archive.logs import log
+from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.errors import InvalidInputError, NotFoundError
+from feature_pipeline.model.columns import Column, decode_value
+from feature_pipeline.model.counted import counted
+from feature_pipeline.model.digest import Value
+from feature_pipeline.model.json_text import read_json
+from feature_pipeline.model.outcomes import Outcome, Status
+from feature_pipeline.model.quoting import quoted
+from feature_pipeline.osa.definitions import FollowedHook
+from feature_pipeline.osa.pending import ingest_key
+from feature_pipeline.osa.schema import COMPARISON
+from feature_pipeline.osa.server import Reader, Server, ServerRecord
+
+EXAMPLES: Final = 10
+"""How many differences of a kind are named."""
+_SHOWN: Final = 60
+
+Row = tuple[Value, ...]
+
+
+class Kind(StrEnum):
+    """How a record's rows here and there can differ."""
+
+    VALUES = "values differ"
+    MISSING_THERE = "rows missing there"
+    """The server published the record, and inserted no rows of the hook."""
+    MISSING_HERE = "rows missing here"
+    """No outcome here has them, or no log here knows their hook run."""
+    ERRORED_HERE = "not passed here"
+    """The server published the record, without rows of the hook, and it did not pass here."""
+    NO_RECORD = "no record there"
+    """The server did not publish the record, or deleted it: its outcome is here alone."""
+    OTHER_BATCH = "record of another batch"
+    """The server's record and its rows are of another batch, which is compared with them."""
+
+
+EXPECTED: Final = frozenset({Kind.NO_RECORD, Kind.OTHER_BATCH})
+"""Kinds that follow from how the server publishes."""
+
+
+@dataclass
+class HookComparison:
+    """What was compared of one hook of one dataset."""
+
+    dataset: str
+    hook: str
+    batches: int = 0
+    equal: int = 0
+    """Records with equal rows, or with none here and there."""
+    counts: dict[Kind, int] = field(default_factory=dict)
+    """Records by kind of difference; for rows of unknown hook runs, rows."""
+    examples: dict[Kind, list[str]] = field(default_factory=dict)
+
+    def add(self, kind: Kind, example: str, number: int = 1) -> None:
+        """Count a difference."""
+        self.counts[kind] = self.counts.get(kind, 0) + number
+        named = self.examples.setdefault(kind, [])
+        if len(named) < EXAMPLES:
+            named.append(example)
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether nothing differs but what follows from how the server publishes."""
+        return self.counts.keys() <= EXPECTED
+
+    def to_json(self) -> dict[str, object]:
+        """Return the comparison as JSON."""
+        return {
+            "dataset": self.dataset,
+            "hook": self.hook,
+            "batches": self.batches,
+            "equal": self.equal,
+            "differences": {
+                kind.name.lower(): {"count": number, "examples": self.examples[kind]}
+                for kind, number in self.counts.items()
+            },
+        }
+
+    def summary(self) -> str:
+        """Return one line about the hook."""
+        parts = [f"{kind} {self.counts[kind]:,}" for kind in Kind if kind in self.counts]
+        return (
+            f"{self.dataset}/{self.hook}: {counted(self.batches, 'batch')},"
+            f" {counted(self.equal, 'record')} equal" + (f"; {', '.join(parts)}" if parts else "")
+        )
+
+
+def compare_hooks(
+    store: BlobStore, server: Server, followed: Sequence[FollowedHook]
+) -> Iterator[HookComparison]:
+    """Compare the followed hooks one after another, each in one snapshot of the server's database.
+
+    Raises:
+        InvalidInputError: A table of the server is not there, or may not be read.
+        ProjectionError, StoreUnavailableError: The database or the archive did not answer.
+        NotFoundError, CorruptDataError: An artifact is missing or damaged.
+    """
+    with server.connect() as connection:
+        for each in followed:
+            with server.session(COMPARISON, connection) as reader:
+                yield _compare(store, reader, each)
+
+
+def _compare(store: BlobStore, reader: Reader, followed: FollowedHook) -> HookComparison:
+    convention, hook = followed.convention.id, followed.hook.name
+    dataset = followed.definition.dataset
+    result = HookComparison(dataset, hook)
+    table = reader.feature_table(hook)
+    if table is None:
+        raise NotFoundError(f"public.feature_tables has no table of hook {hook!r}")
+    there = reader.feature_columns(table)
+    domains = reader.deposition_domains()
+    known: set[str] = set()
+    for batch, entries in sorted(log.feature_logs(store, dataset, hook).items()):
+        head = log.last_current(entries)
+        if head is None:
+            continue
+        known.update(entry.completion for entry in entries)
+        result.batches += 1
+        manifest = read.manifest_of(store, head)
+        outcomes = read.read_artifact_outcomes(store, manifest)
+        ids = [each.record_id for each in outcomes]
+        records = reader.records(convention, ids, domains if _is_deposition(batch) else None)
+        places = [i for i, column in enumerate(manifest.columns) if column.name in there]
+        columns = [manifest.columns[i] for i in places]
+        srns = [record.srn for record in records.values()]
+        rows = {
+            srn: [_row(columns, row) for row in of_record]
+            for srn, of_record in reader.feature_rows(table, columns, srns).items()
+        }
+        for outcome in outcomes:
+            record = records.get(outcome.record_id)
+            ours = [tuple(row[i] for i in places) for row in outcome.rows]
+            theirs = rows.get(record.srn, []) if record is not None else []
+            _compare_record(result, batch, outcome, record, columns, ours, theirs)
+    for run_id, number, srn in reader.rows_by_run(table, convention):
+        if run_id not in known:
+            example = f"{counted(number, 'row')} of hook run {run_id}, such as those of {srn}"
+            result.add(Kind.MISSING_HERE, example, number)
+    return result
+
+
+def _is_deposition(batch: str) -> bool:
+    return batch.startswith("deposition-")
+
+
+def _compare_record(
+    result: HookComparison,
+    batch: str,
+    outcome: Outcome,
+    record: ServerRecord | None,
+    columns: Sequence[Column],
+    ours: Sequence[Row],
+    theirs: Sequence[Row],
+) -> None:
+    name = f"{batch} {quoted(outcome.record_id, _SHOWN)}"
+    if record is None:
+        if outcome.is_from_output:
+            result.add(Kind.NO_RECORD, f"{name}: {outcome.status} here")
+        else:
+            result.equal += 1
+        return
+    if not _is_of(record, batch):
+        result.add(Kind.OTHER_BATCH, f"{name}: {record.srn} is of {record.origin}")
+    elif outcome.status is not Status.PASSED and not theirs:
+        result.add(Kind.ERRORED_HERE, f"{name}: {quoted(outcome.reason or '', _SHOWN)}")
+    elif ours and not theirs:
+        result.add(Kind.MISSING_THERE, f"{name}: {counted(len(ours), 'row')}, {record.srn}")
+    elif theirs and not ours:
+        why = f"; {outcome.status} here: {quoted(outcome.reason, 200)}" if outcome.reason else ""
+        result.add(Kind.MISSING_HERE, f"{name}: {counted(len(theirs), 'row')}, {record.srn}{why}")
+    elif (difference := _difference(columns, ours, theirs)) is not None:
+        result.add(Kind.VALUES, f"{name}: {difference}")
+    else:
+        result.equal += 1
+
+
+def _is_of(record: ServerRecord, batch: str) -> bool:
+    """Return whether the server's record is of this batch, as far as the server states it."""
+    if record.ingest_run is None:
+        return _is_deposition(batch)
+    if record.batch_index is None:
+        return batch.rpartition("-")[0] == ingest_key(record.ingest_run, 0).rpartition("-")[0]
+    return batch == ingest_key(record.ingest_run, record.batch_index)
+
+
+def _difference(
+    columns: Sequence[Column], ours: Sequence[Row], theirs: Sequence[Row]
+) -> str | None:
+    if len(ours) != len(theirs):
+        return f"{counted(len(ours), 'row')} here, {len(theirs)} there"
+    for number, (here, there) in enumerate(zip(ours, theirs, strict=True), 1):
+        for column, a, b in zip(columns, here, there, strict=True):
+            if not _is_equal(a, b):
+                row = f"row {number}, " if len(ours) > 1 else ""
+                return f"{row}{column.name}: {_shown(a)} here, {_shown(b)} there"
+    return None
+
+
+def _is_equal(a: Value, b: Value) -> bool:
+    if isinstance(a, float) and isinstance(b, float):
+        return a == b or (math.isnan(a) and math.isnan(b))
+    return type(a) is type(b) and a == b
+
+
+def _shown(value: Value) -> str:
+    return "NULL" if value is None else quoted(str(value), _SHOWN)
+
+
+def _row(columns: Sequence[Column], raw: Sequence[Any]) -> Row:
+    return tuple(_value(column, each) for column, each in zip(columns, raw, strict=True))
+
+
+def _value(column: Column, raw: Any) -> Value:
+    """Return a value of the server's table as a cell; as text if it cannot be one.
+
+    The server stores lists and objects as the text of a JSON string.
+    """
+    if raw is None:
+        return None
+    if column.kind in {"string", "number", "integer", "boolean"}:
+        return raw  # type: ignore[no-any-return]
+    try:
+        if column.kind == "json":
+            raw = read_json(raw.encode(), column.name)
+            if isinstance(raw, str):
+                raw = read_json(raw.encode(), column.name)
+            if raw is None:
+                return None
+        return decode_value(column, raw)
+    except InvalidInputError:
+        return str(raw)

@@ -1,0 +1,183 @@
+"""Features in the archive, compared with the rows of the recorded server."""
+
+import re
+import secrets
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from feature_pipeline.errors import InvalidInputError, NotFoundError
+from feature_pipeline.osa.compare import EXPECTED, HookComparison, Kind, compare_hooks
+from feature_pipeline.osa.definitions import followed_hooks
+from feature_pipeline.osa.server import Server
+from feature_pipeline.projections.catalog.database import Database
+from feature_pipeline_tests.fixtures import osa_server as recorded
+from feature_pipeline_tests.fixtures.osa_server import Beside
+
+pytestmark = pytest.mark.postgres
+
+KINDS = {
+    "rows differ": Kind.VALUES,
+    "rows missing: insertion failed": Kind.MISSING_THERE,
+    "no record": Kind.NO_RECORD,
+    "record of another batch or run: its rows are from there": Kind.OTHER_BATCH,
+}
+
+
+def compared(beside: Beside) -> dict[str, HookComparison]:
+    server = Server(Database(beside.url))
+    with server.session() as reader:
+        followed = followed_hooks(reader.definitions(), beside.settings)
+    found = compare_hooks(beside.store, server, followed)
+    return {f"{each.dataset}/{each.hook}": each for each in found}
+
+
+def recorded_differences() -> set[tuple[str, str, Kind]]:
+    """By `<batch key>/<hook>` and record, what was recorded of outputs that are complete."""
+    found = set()
+    for each in recorded.lines("differences.jsonl"):
+        parts = each["where"].split("/")
+        if parts[0] == "ingests" and each["run_json"]:
+            name = f"ingest-{parts[1]}-{parts[3]}/{parts[5]}"
+            found.add((name, each["id"], KINDS[each["why"]]))
+        elif parts[0] == "files" and each["deposition"] == "accepted" and not each["rows"]:
+            found.add((f"deposition-{each['id']}/{parts[4]}", each["id"], Kind.MISSING_THERE))
+    return found
+
+
+def test_it_finds_exactly_what_was_recorded(
+    beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside.follow()
+    beside.accept_all()
+    monkeypatch.setattr("feature_pipeline.osa.compare.EXAMPLES", 1000)
+    found = set()
+    for each in compared(beside).values():
+        for kind, examples in each.examples.items():
+            for example in examples:
+                batch, record = example.split(": ")[0].split(" ")
+                found.add((f"{batch}/{each.hook}", record, kind))
+    # the text for a number is published there without rows, and is an error here
+    (invalid,) = [one for one in found if one[2] is Kind.ERRORED_HERE]
+    found.remove(invalid)
+    found.add((invalid[0], invalid[1], Kind.MISSING_THERE))
+    assert found == recorded_differences()
+    assert len(found) == 50
+
+
+def test_each_kind_of_difference_is_counted_with_examples(beside: Beside) -> None:
+    beside.follow()
+    beside.accept_all()
+    found = compared(beside)
+    qc = found["pdb_structures/qc"]
+    (changed,) = qc.examples[Kind.VALUES]
+    assert changed.endswith("-0 1aa12: resolution: 1.64 here, 1.23 there")
+    (absent,) = found["pdb_structures/pockets"].examples[Kind.VALUES]
+    assert absent.endswith("-0 1aa01: row 2, druggable: False here, NULL there")
+    (other,) = qc.examples[Kind.OTHER_BATCH][-1:]
+    assert other.endswith(f"is of batch 0 of ingest run {recorded.RUNNING}")
+    pockets = found["pdb_structures/pockets"]
+    assert pockets.counts[Kind.NO_RECORD] == 22
+    assert len(pockets.examples[Kind.NO_RECORD]) == 10
+    # dates, times and uuids in the server's tables are equal
+    assert found["protein_designs/alignment"].counts == {Kind.MISSING_THERE: 1}
+    assert not qc.is_equal
+
+
+def test_rows_that_only_the_server_has_are_missing_here(beside: Beside) -> None:
+    beside.settings = beside.settings.model_copy(update={"hooks": ("qc",)})
+    beside.follow()
+    beside.accept_all()
+    run = "8ff0c8ec-f30b-5c71-9d20-e1c3a5497f5b"
+    beside.sql(
+        "insert into features.qc (record_srn, run_id, passed) select record_srn,"
+        " '20c716d5-fd40-5573-8452-2cd7603da8b3', passed from features.qc"
+        " where run_id = %s order by id limit 1",
+        run,
+    )
+    for key in [info.key for info in beside.store.list_objects("log/features/pdb_structures/qc/")]:
+        if recorded.HISTORY in key:
+            beside.store.delete(key)
+    missing = compared(beside)["pdb_structures/qc"]
+    assert missing.counts[Kind.MISSING_HERE] == 6
+    (example,) = missing.examples[Kind.MISSING_HERE]
+    assert example.startswith("6 rows of hook run a1c638f4-f711-594c-a454-516f556a435c, such as")
+    twice = [e for e in missing.examples[Kind.VALUES] if "1 row here, 2 there" in e]
+    assert len(twice) == 1
+
+
+def test_a_value_that_the_server_truncated_is_named_with_the_error_here(beside: Beside) -> None:
+    beside.settings = beside.settings.model_copy(update={"hooks": ("qc",)})
+    output = beside.batch(1) / "hooks/qc/output/features.jsonl"
+    output.write_text(re.sub(r'"atoms": (\d+)', r'"atoms": \1.5', output.read_text(), count=1))
+    beside.follow()
+    beside.accept_all()
+    (example,) = compared(beside)["pdb_structures/qc"].examples[Kind.MISSING_HERE]
+    assert "1 row, urn:osa:" in example
+    assert "errored here: features.jsonl line 1: feature 1, column 'atoms': expected an" in example
+
+
+def test_equal_tables_are_equal(beside: Beside) -> None:
+    """A batch without any of the recorded cases, with NaN and large integers."""
+    beside.follow()
+    beside.accept_all()
+    for kind in ("log/features/", "log/batches/"):
+        for key in [info.key for info in beside.store.list_objects(kind)]:
+            if recorded.HISTORY not in key:
+                beside.store.delete(key)
+    beside.sql(
+        "delete from records where source ->> 'ingest_run_id' is distinct from %s", recorded.HISTORY
+    )
+    found = compared(beside)
+    assert all(each.is_equal for each in found.values())
+    assert found["pdb_structures/pockets"].summary() == (
+        "pdb_structures/pockets: 1 batch, 6 records equal"
+    )
+    assert found["protein_designs/qc"].counts.keys() <= EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("drop table features.pockets", 'has no table features."pockets"'),
+        ("alter table records rename column source to origin", "records has no column 'source'"),
+        ("delete from feature_tables", "has no table of hook"),
+    ],
+)
+def test_a_table_that_is_not_there_is_an_error(beside: Beside, change: str, problem: str) -> None:
+    beside.sql(change)
+    with pytest.raises((InvalidInputError, NotFoundError), match=problem):
+        compared(beside)
+
+
+def test_the_documented_grants_are_enough_and_needed(beside: Beside) -> None:
+    documented = (Path(__file__).parents[2] / "docs" / "osa.md").read_text()
+    role = f"follower_{secrets.token_hex(4)}"
+    blocks = re.findall(r"```sql\n(.*?)```", documented, re.DOTALL)
+    grants = [each.strip() for block in blocks for each in block.split(";") if each.strip()]
+    assert len(grants) == 6
+
+    def taken_and_compared() -> None:
+        beside.follow()
+        compared(beside)
+
+    owner = beside.url
+    with psycopg.connect(owner, autocommit=True) as connection:
+        connection.execute(f"create role {role} login password 'x'")  # type: ignore[arg-type]
+        connection.execute(f"grant {role} to current_user")  # type: ignore[arg-type]
+        try:
+            given = psycopg.conninfo.conninfo_to_dict(owner) | {"user": role, "password": "x"}
+            beside.url = psycopg.conninfo.make_conninfo(**given)
+            for number, grant in enumerate(grants):
+                wanted = ["public.hooks", "public.hooks", "public.hook_runs", "public.records"]
+                wanted += ["features.", "features."]
+                with pytest.raises(InvalidInputError, match=f"has no access to {wanted[number]}"):
+                    taken_and_compared()
+                connection.execute(grant.replace("follower", role))  # type: ignore[arg-type]
+            taken_and_compared()
+            beside.accept_all()
+            assert compared(beside)["pdb_structures/qc"].batches == 5
+        finally:
+            connection.execute(f"drop owned by {role}")  # type: ignore[arg-type]
+            connection.execute(f"drop role {role}")  # type: ignore[arg-type]
