@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.model.yaml_text import InvalidYamlError, check_yaml
+from feature_pipeline.model.text.yaml_text import InvalidYamlError, check_yaml
 
 S3_ENDPOINT_URL: Final = "FEATURE_PIPELINE_S3_ENDPOINT_URL"
 S3_BUCKET: Final = "FEATURE_PIPELINE_S3_BUCKET"

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, assert_never
 
 from feature_pipeline.archive import read
-from feature_pipeline.archive.contract import (
+from feature_pipeline.archive.check_artifact import (
     check_artifact,
     check_batch_digest,
     check_not_withdrawn,
@@ -39,7 +39,7 @@ from feature_pipeline.archive.logs.inbox import read_waiting as read_waiting
 from feature_pipeline.archive.logs.inbox import remove as remove
 from feature_pipeline.archive.logs.inbox import requeue as requeue
 from feature_pipeline.archive.logs.inbox import waiting as waiting
-from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry, ReleaseEntry, Verdict
+from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry, ReleaseEntry
 from feature_pipeline.archive.logs.losses import losses
 from feature_pipeline.archive.logs.tombstones import (
     TombstoneEntry,
@@ -49,6 +49,7 @@ from feature_pipeline.archive.logs.tombstones import (
 )
 from feature_pipeline.archive.publish import check_same_batch
 from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.archive.verdict import decide_verdict
 from feature_pipeline.errors import (
     ConflictError,
     CorruptDataError,
@@ -58,9 +59,9 @@ from feature_pipeline.errors import (
     StoreUnavailableError,
 )
 from feature_pipeline.model.digest import Digest
-from feature_pipeline.model.quoting import MOST_REASON, quoted
 from feature_pipeline.model.records import RecordBatch
 from feature_pipeline.model.release import HookRelease
+from feature_pipeline.model.text.quoting import MOST_REASON, quoted
 from feature_pipeline.parallel import WORKERS, map_threads
 
 logger = logging.getLogger(__name__)
@@ -355,7 +356,7 @@ def _accept(
             release_seq=completion.release_seq,
             release=completion.release_digest,
             base=completion.base,
-            verdict=_verdict(entries, completion, manifest),
+            verdict=decide_verdict(entries, completion, manifest),
             content_digest=manifest.content_digest,
             dagster_run_id=completion.dagster_run_id,
             published_at=completion.published_at,
@@ -429,29 +430,6 @@ def _find(entries: Sequence[FeatureEntry], completion: Completion) -> FeatureEnt
         if (entry.completion, entry.manifest) == (completion.id, completion.manifest):
             return entry
     return None
-
-
-def _verdict(
-    entries: Sequence[FeatureEntry], completion: Completion, manifest: Manifest
-) -> Verdict:
-    if manifest.is_failed:
-        return Verdict.FAILED
-    if completion.status is CompletionStatus.CANCELLED:
-        return Verdict.SUPERSEDED
-    current = log.last_current(entries)
-    if current is not None and is_before(completion, current):
-        return Verdict.SUPERSEDED
-    return Verdict.CURRENT
-
-
-def is_before(completion: Completion | FeatureEntry, current: FeatureEntry) -> bool:
-    """Return whether the current artifact was planned, or at least published, after this one."""
-    order = completion.release_seq, completion.base
-    if order != current.order:
-        return order < current.order
-    if completion.published_at is None or current.published_at is None:
-        return False
-    return completion.published_at < current.published_at
 
 
 def _known_release(acceptance: _Round, completion: Completion) -> HookRelease:

@@ -38,8 +38,8 @@ from feature_pipeline.errors import (
     OutcomeUnknownError,
     StoreUnavailableError,
 )
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.text.counted import counted
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 from feature_pipeline.archive import blobs
 from feature_pipeline.archive.blobs import BlobWrite
-from feature_pipeline.archive.contract import check_batch_digest, check_not_withdrawn
+from feature_pipeline.archive.check_artifact import check_batch_digest, check_not_withdrawn
+from feature_pipeline.archive.deletion_guard import Guard
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.documents import Document, utc_now
 from feature_pipeline.archive.format.manifest import (
@@ -31,7 +32,6 @@ from feature_pipeline.archive.format.manifest import (
     StartInfo,
     WithoutOutput,
 )
-from feature_pipeline.archive.guard import Guard
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.erasures import erased
 from feature_pipeline.archive.logs.inbox import Completion as Completion
@@ -49,10 +49,10 @@ from feature_pipeline.archive.logs.tombstones import (
 from feature_pipeline.archive.store.base import BYTES_MEDIA_TYPE, JSON_MEDIA_TYPE, BlobStore
 from feature_pipeline.errors import ConflictError, InvalidInputError
 from feature_pipeline.model.columns import Column
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.outcomes import Outcome, OutcomeCounts, Status
 from feature_pipeline.model.records import RecordBatch, check_file_name
+from feature_pipeline.model.text.counted import counted
 from feature_pipeline.parallel import map_threads
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import click
 
 from feature_pipeline.errors import FeaturePipelineError
-from feature_pipeline.model.printable import printable
+from feature_pipeline.model.text.printable import printable
 
 
 @contextmanager

@@ -14,10 +14,15 @@ from typing import Any, Final
 
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.runner import LONGEST_NAME_BYTES
-from feature_pipeline.model.first_few import first_few
-from feature_pipeline.model.json_text import BYTE_ORDER_MARK, WHITE_SPACE, check_object, read_json
-from feature_pipeline.model.quoting import quoted
 from feature_pipeline.model.records import check_file_name, check_record_id
+from feature_pipeline.model.text.first_few import first_few
+from feature_pipeline.model.text.json_text import (
+    BYTE_ORDER_MARK,
+    WHITE_SPACE,
+    check_object,
+    read_json,
+)
+from feature_pipeline.model.text.quoting import quoted
 
 COMPRESSED: Final = frozenset({".gz", ".bz2", ".xz", ".zst", ".lz4", ".z"})
 """Suffixes that tell how a file is compressed, not what it contains."""

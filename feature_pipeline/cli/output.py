@@ -23,8 +23,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from feature_pipeline.model.json_values import json_instant, json_number, json_text
-from feature_pipeline.model.printable import printable as printable
+from feature_pipeline.model.text.json_values import json_instant, json_number, json_text
+from feature_pipeline.model.text.printable import printable as printable
 
 DAMAGED: Final = 2
 """Exit status of a command that did what it could, and named damaged or lost objects."""

@@ -10,10 +10,10 @@ from feature_pipeline.compute.plan import ComputePlan
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.left_output import storable_files
 from feature_pipeline.hooks.output import decode_output, raw_files
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.outcomes import DecodedOutput, Outcome
-from feature_pipeline.model.quoting import quoted_list
+from feature_pipeline.model.text.counted import counted
+from feature_pipeline.model.text.quoting import quoted_list
 
 
 def collect_output(

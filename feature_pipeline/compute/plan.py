@@ -18,15 +18,15 @@ from feature_pipeline.archive.logs.log import FeatureEntry, ReleaseEntry
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.compute.carry import Carried, Current, Question, carry_over, reads_otherwise
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
-from feature_pipeline.hooks.batch import batch_action, record_action
+from feature_pipeline.hooks.actions import batch_action, record_action
 from feature_pipeline.hooks.runner import LONGEST_NAME_BYTES, too_long_for_a_name
 from feature_pipeline.model.columns import row_encoder
 from feature_pipeline.model.definition import HookDefinition, Scope, UnansweredInputs
 from feature_pipeline.model.digest import Digest, document_bytes
-from feature_pipeline.model.first_few import first_few
 from feature_pipeline.model.outcomes import Outcome, OutcomeKind, Status
-from feature_pipeline.model.quoting import quoted
 from feature_pipeline.model.records import Record, RecordBatch
+from feature_pipeline.model.text.first_few import first_few
+from feature_pipeline.model.text.quoting import quoted
 
 NO_BASE: Final = 0
 """The base of a run planned before its batch had any log entry."""

@@ -1,4 +1,4 @@
-"""Move a pod's inputs and output through S3: `hooks.runners.kubernetes.transfer.Transfer`.
+"""Move a pod's inputs and output through S3: `hooks.runners.kubernetes.transfer_protocol.Transfer`.
 
 The pod gets signed addresses of single objects and no credential. It may read the blobs of its own
 inputs, and write the named files of its own upload folder, which is not trusted: digests are
@@ -22,7 +22,7 @@ from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoun
 from feature_pipeline.hooks.failure import FailureKind, RuntimeFacts
 from feature_pipeline.hooks.output import RAW_FILES
 from feature_pipeline.hooks.runner import Workspace
-from feature_pipeline.hooks.runners.kubernetes.transfer import (
+from feature_pipeline.hooks.runners.kubernetes.transfer_protocol import (
     AttemptEnd,
     AttemptKey,
     Grants,
@@ -32,8 +32,8 @@ from feature_pipeline.model.digest import Digest, digest_stream
 
 if TYPE_CHECKING:
     from feature_pipeline.archive.store.s3_sign import S3Signer
-from feature_pipeline.model.json_text import INT64_MAX
-from feature_pipeline.model.quoting import problems, quoted
+from feature_pipeline.model.text.json_text import INT64_MAX
+from feature_pipeline.model.text.quoting import problems, quoted
 from feature_pipeline.parallel import map_threads
 
 _RESULT: Final = "result.json"

@@ -26,7 +26,7 @@ from feature_pipeline.compute.stage import outline_inputs
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 from feature_pipeline.hooks.runner import SilentMonitor, Workspace
 from feature_pipeline.hooks.runners.kubernetes.results import NotPublishedError, PublishedResults
-from feature_pipeline.hooks.runners.kubernetes.transfer import AttemptKey
+from feature_pipeline.hooks.runners.kubernetes.transfer_protocol import AttemptKey
 from feature_pipeline.model.definition import HookDefinition
 from feature_pipeline.parallel import map_threads
 

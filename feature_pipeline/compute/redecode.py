@@ -9,6 +9,7 @@ from typing import Final
 
 from feature_pipeline.archive import blobs, read
 from feature_pipeline.archive.accept import accept
+from feature_pipeline.archive.deletion_guard import Guard
 from feature_pipeline.archive.format.encode import Content, encode_outcomes, encode_rows
 from feature_pipeline.archive.format.manifest import (
     MANIFEST_MEDIA_TYPE,
@@ -18,7 +19,6 @@ from feature_pipeline.archive.format.manifest import (
     BlobRef,
     Manifest,
 )
-from feature_pipeline.archive.guard import Guard
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.erasures import erased
 from feature_pipeline.archive.logs.log import FeatureEntry, Verdict

@@ -16,10 +16,10 @@ from feature_pipeline.hooks.runner import Workspace, name_on_disk
 from feature_pipeline.model.columns import Column
 from feature_pipeline.model.definition import Scope
 from feature_pipeline.model.digest import document_bytes
-from feature_pipeline.model.json_values import json_cell, json_text
 from feature_pipeline.model.outcomes import Outcome, OutcomeKind, Status
-from feature_pipeline.model.quoting import quoted
 from feature_pipeline.model.records import Record
+from feature_pipeline.model.text.json_values import json_cell, json_text
+from feature_pipeline.model.text.quoting import quoted
 
 _NAME_ERRORS: Final = frozenset(
     {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}

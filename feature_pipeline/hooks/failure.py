@@ -13,8 +13,8 @@ from typing import Final
 
 from feature_pipeline.model.definition import Limits
 from feature_pipeline.model.outcomes import GrantedLimits
-from feature_pipeline.model.quantities import format_size
-from feature_pipeline.model.quoting import MOST_REASON, quoted
+from feature_pipeline.model.text.quantities import format_size
+from feature_pipeline.model.text.quoting import MOST_REASON, quoted
 
 MAX_MEMORY_DOUBLINGS: Final = 3
 LOG_TAIL_LINES: Final = 20

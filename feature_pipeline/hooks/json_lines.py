@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.model.json_text import (
+from feature_pipeline.model.text.json_text import (
     BYTE_ORDER_MARK,
     MAX_NESTING,
     WHITE_SPACE,
@@ -23,7 +23,7 @@ from feature_pipeline.model.json_text import (
     syntax_error,
     walk,
 )
-from feature_pipeline.model.quoting import quoted
+from feature_pipeline.model.text.quoting import quoted
 
 _WHITE: Final = WHITE_SPACE.encode()
 MOST_LINE_BYTES: Final = 64 << 20

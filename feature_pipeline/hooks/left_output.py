@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from feature_pipeline.hooks.failure import FailureKind
-from feature_pipeline.model.quantities import format_size
+from feature_pipeline.model.text.quantities import format_size
 
 FEATURES: Final = "features.jsonl"
 SINGLE_FEATURES: Final = "features.json"

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.definition import HookDefinition
-from feature_pipeline.model.yaml_text import dump_yaml
+from feature_pipeline.model.text.yaml_text import dump_yaml
 
 COMMAND: Final = ("osa-run-hook",)
 """The SDK's entry point; it finds the hook by `OSA_HOOK_NAME`."""

@@ -31,10 +31,10 @@ from feature_pipeline.model.column_sources import RawKeys, own_keys
 from feature_pipeline.model.columns import Column, decode_row
 from feature_pipeline.model.definition import Cardinality
 from feature_pipeline.model.digest import MAX_NESTING, Digest, Value, check_text
-from feature_pipeline.model.first_few import first_few
 from feature_pipeline.model.outcomes import DecodedOutput, Outcome, OutcomeKind, Status
-from feature_pipeline.model.quoting import MOST_REASON, quoted
-from feature_pipeline.model.quoting import storable as _shown
+from feature_pipeline.model.text.first_few import first_few
+from feature_pipeline.model.text.quoting import MOST_REASON, quoted
+from feature_pipeline.model.text.quoting import storable as _shown
 
 _NO_REASON: Final = "(no reason given)"
 _MOST_NOTED: Final = 1_000

@@ -23,11 +23,11 @@ from feature_pipeline.hooks.left_output import FEATURES, RAW_FILES, SINGLE_FEATU
 from feature_pipeline.hooks.run import FailedRecord, HookRun, run_hook
 from feature_pipeline.hooks.runner import HookRunner, RunMonitor, RunRequest, Workspace
 from feature_pipeline.hooks.runners.shared.log_file import CappedLog, open_log
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
-from feature_pipeline.model.first_few import first_few
 from feature_pipeline.model.outcomes import OutcomeKind
-from feature_pipeline.model.quantities import format_size
+from feature_pipeline.model.text.counted import counted
+from feature_pipeline.model.text.first_few import first_few
+from feature_pipeline.model.text.quantities import format_size
 
 # The hook's doing, so that fewer records, or others, may end otherwise.
 _KINDS: Final = {

@@ -17,7 +17,7 @@ from feature_pipeline.hooks.failure import (
 from feature_pipeline.hooks.left_output import problem_of
 from feature_pipeline.hooks.runner import HookRunner, RunMonitor, RunRequest, RunResult
 from feature_pipeline.model.outcomes import OutcomeKind
-from feature_pipeline.model.quantities import format_size
+from feature_pipeline.model.text.quantities import format_size
 
 _TICK_SECONDS = 0.2
 

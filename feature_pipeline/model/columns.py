@@ -27,7 +27,7 @@ from feature_pipeline.model.digest import (
     check_text,
     document_bytes,
 )
-from feature_pipeline.model.json_text import Number, exact_integer, is_integral, nearest_float
+from feature_pipeline.model.text.json_text import Number, exact_integer, is_integral, nearest_float
 
 RESERVED_COLUMNS: Final = frozenset({"record_id", "ordinal", "batch"})
 """Columns that every table has already."""

@@ -23,7 +23,10 @@ from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.code_files import find_code_file
 from feature_pipeline.model.columns import RESERVED_COLUMNS, Column, ColumnType, check_columns
 from feature_pipeline.model.digest import digest_stream, document_bytes
-from feature_pipeline.model.quantities import (
+from feature_pipeline.model.records import RecordFile, check_dataset, check_file_name
+from feature_pipeline.model.release import HookRelease, ReleaseDocument
+from feature_pipeline.model.table_limits import MAX_INDEX_COLUMNS, check_table_limits
+from feature_pipeline.model.text.quantities import (
     Cpu,
     Duration,
     Size,
@@ -31,9 +34,6 @@ from feature_pipeline.model.quantities import (
     parse_duration,
     parse_size,
 )
-from feature_pipeline.model.records import RecordFile, check_dataset, check_file_name
-from feature_pipeline.model.release import HookRelease, ReleaseDocument
-from feature_pipeline.model.table_limits import MAX_INDEX_COLUMNS, check_table_limits
 
 _IMAGE: Final = re.compile(r"[a-z0-9][a-z0-9._/:-]*@sha256:[0-9a-f]{64}|sha256:[0-9a-f]{64}")
 _INDEX_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")

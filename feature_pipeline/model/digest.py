@@ -11,10 +11,10 @@ from datetime import UTC, date, datetime
 from typing import Any, BinaryIO, Final, Self
 
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.model.json_text import INT64_MAX as INT64_MAX
-from feature_pipeline.model.json_text import INT64_MIN as INT64_MIN
-from feature_pipeline.model.json_text import MAX_NESTING as MAX_NESTING
-from feature_pipeline.model.json_text import Number, exact_integer
+from feature_pipeline.model.text.json_text import INT64_MAX as INT64_MAX
+from feature_pipeline.model.text.json_text import INT64_MIN as INT64_MIN
+from feature_pipeline.model.text.json_text import MAX_NESTING as MAX_NESTING
+from feature_pipeline.model.text.json_text import Number, exact_integer
 
 _MODULUS: Final = 2**256
 _HEX: Final = frozenset("0123456789abcdef")

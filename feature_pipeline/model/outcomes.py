@@ -6,9 +6,9 @@ from enum import StrEnum
 from typing import Final
 
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest, Value
 from feature_pipeline.model.status import Status as Status
+from feature_pipeline.model.text.counted import counted
 
 
 class OutcomeKind(StrEnum):

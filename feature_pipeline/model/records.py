@@ -12,10 +12,10 @@ from typing import Annotated, Final, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.batch_source import Source as Source
 from feature_pipeline.model.digest import Digest, check_text, document_bytes
-from feature_pipeline.model.json_text import JsonObject, parse_document
-from feature_pipeline.model.quoting import quoted
-from feature_pipeline.model.source import Source as Source
+from feature_pipeline.model.text.json_text import JsonObject, parse_document
+from feature_pipeline.model.text.quoting import quoted
 
 MAX_RECORD_ID_BYTES: Final = 512
 BATCH_KEY: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")

@@ -7,8 +7,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.digest import Digest, document_bytes
-from feature_pipeline.model.json_text import JsonObject, parse_document
 from feature_pipeline.model.records import RecordFile, check_dataset, check_spec_version
+from feature_pipeline.model.text.json_text import JsonObject, parse_document
 
 
 class ReleaseDocument(BaseModel):

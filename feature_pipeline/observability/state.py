@@ -50,7 +50,7 @@ from feature_pipeline.observability.hook_runs import HookRuns
 from feature_pipeline.observability.samples import Sample, sample
 from feature_pipeline.observability.table_state import Loads
 from feature_pipeline.orchestration.assets.tables import table_spec
-from feature_pipeline.orchestration.operations.status import (
+from feature_pipeline.orchestration.operations.batch_status import (
     AssetStatus,
     HookStatus,
     Reason,

@@ -9,7 +9,7 @@ import dagster as dg
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.definition import Compute, HookDefinition, Materialize
 from feature_pipeline.orchestration.dagster_internals import DATA_VERSION_TAG, PRIORITY_TAG
-from feature_pipeline.orchestration.events.provenance import has_read, latest_events
+from feature_pipeline.orchestration.events.data_versions import has_read, latest_events
 from feature_pipeline.orchestration.events.requested import (
     cancelled_partitions,
     partitions_under_way,

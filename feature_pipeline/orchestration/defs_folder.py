@@ -23,8 +23,8 @@ import yaml
 from pydantic import ValidationError
 
 import feature_pipeline
-from feature_pipeline.model.first_few import first_few
-from feature_pipeline.model.yaml_text import InvalidYamlError, check_yaml
+from feature_pipeline.model.text.first_few import first_few
+from feature_pipeline.model.text.yaml_text import InvalidYamlError, check_yaml
 from feature_pipeline.orchestration.source_location import child_node, line_of
 
 PACKAGED: Final = Path(feature_pipeline.__file__).parent / "defs"

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from feature_pipeline.model.printable import printable
+from feature_pipeline.model.text.printable import printable
 
 # An underscore within a word is none: names of columns stay as they are.
 _MARKUP: Final = re.compile(r"[\\|`*~\[\]<>&]|(?<![^\W_])_|_(?![^\W_])")

@@ -15,11 +15,11 @@ from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import InvalidInputError, NotFoundError
 from feature_pipeline.model.columns import Column, decode_value
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Value
-from feature_pipeline.model.json_text import read_json
 from feature_pipeline.model.outcomes import Outcome, Status
-from feature_pipeline.model.quoting import quoted
+from feature_pipeline.model.text.counted import counted
+from feature_pipeline.model.text.json_text import read_json
+from feature_pipeline.model.text.quoting import quoted
 from feature_pipeline.osa.definitions import FollowedHook
 from feature_pipeline.osa.pending import ingest_key
 from feature_pipeline.osa.schema import COMPARISON

@@ -40,24 +40,16 @@ from feature_pipeline.errors import (
     InvalidInputError,
     NotFoundError,
 )
-from feature_pipeline.hooks.batch import record_action
-from feature_pipeline.model.counted import counted
+from feature_pipeline.hooks.actions import record_action
 from feature_pipeline.model.definition import HookDefinition, Scope
 from feature_pipeline.model.digest import Digest, digest_stream, document_bytes
-from feature_pipeline.model.json_text import read_json
-from feature_pipeline.model.quoting import MOST_REASON, quoted
 from feature_pipeline.model.records import RecordBatch
 from feature_pipeline.model.release import HookRelease
+from feature_pipeline.model.text.counted import counted
+from feature_pipeline.model.text.json_text import read_json
+from feature_pipeline.model.text.quoting import MOST_REASON, quoted
 from feature_pipeline.osa.definitions import server_release
 from feature_pipeline.osa.ids import hook_run_id
-from feature_pipeline.osa.memory import (
-    DepositionMemory,
-    StoredMemory,
-    Taken,
-    Unreadable,
-    content_mark,
-    files_mark,
-)
 from feature_pipeline.osa.output import RUN, STORED, JudgedOutput, judge
 from feature_pipeline.osa.pending import Pending, PendingBatch
 from feature_pipeline.osa.records import deposition_batch, deposition_files, ingest_batch
@@ -78,6 +70,14 @@ from feature_pipeline.osa.storage import (
     Seen,
     ServerStorage,
     output_place,
+)
+from feature_pipeline.osa.taken import (
+    DepositionMemory,
+    StoredMemory,
+    Taken,
+    Unreadable,
+    content_mark,
+    files_mark,
 )
 from feature_pipeline.projections.catalog.database import Connection
 

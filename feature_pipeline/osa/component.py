@@ -6,10 +6,10 @@ from typing import Any, Final, Self
 import dagster as dg
 from pydantic import BaseModel
 
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.definition import HookDefinition
-from feature_pipeline.model.first_few import first_few
 from feature_pipeline.model.records import check_dataset
+from feature_pipeline.model.text.counted import counted
+from feature_pipeline.model.text.first_few import first_few
 from feature_pipeline.orchestration.assets.features import DEFINITION_METADATA
 from feature_pipeline.orchestration.dagster_internals import UnresolvedAssetJobDefinition
 from feature_pipeline.orchestration.resources import ArchiveResource

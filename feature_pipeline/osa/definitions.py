@@ -20,9 +20,9 @@ from feature_pipeline.hooks.osa_manifest import (
 )
 from feature_pipeline.model.columns import ColumnFormat, ColumnType
 from feature_pipeline.model.definition import Compute, HookDefinition
-from feature_pipeline.model.first_few import first_few
-from feature_pipeline.model.quoting import problems
 from feature_pipeline.model.release import HookRelease, ReleaseDocument
+from feature_pipeline.model.text.first_few import first_few
+from feature_pipeline.model.text.quoting import problems
 from feature_pipeline.osa.server import Convention, Definitions, Release, ServerHook
 from feature_pipeline.osa.settings import OsaSettings
 

@@ -34,11 +34,11 @@ from feature_pipeline.hooks.output import (
     SINGLE_FEATURES,
     decode_output,
 )
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.definition import FeatureDefinition
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.outcomes import DecodedOutput, Outcome, OutcomeKind, Status
-from feature_pipeline.model.quoting import quoted
+from feature_pipeline.model.text.counted import counted
+from feature_pipeline.model.text.quoting import quoted
 from feature_pipeline.osa.server import ERROR, PASSED, HookRun
 
 RUN: Final = "run.json"

@@ -13,10 +13,9 @@ from typing import Final
 
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.definition import HookDefinition
-from feature_pipeline.model.quoting import quoted
 from feature_pipeline.model.records import check_batch_key
+from feature_pipeline.model.text.quoting import quoted
 from feature_pipeline.osa.ids import deposition_folder, hook_run_id, local_id
-from feature_pipeline.osa.memory import IngestMemory, StoredMemory, Taken, hours_since
 from feature_pipeline.osa.server import (
     Convention,
     Definitions,
@@ -27,6 +26,7 @@ from feature_pipeline.osa.server import (
 )
 from feature_pipeline.osa.settings import OsaSettings
 from feature_pipeline.osa.storage import Place, batch_place, deposition_place
+from feature_pipeline.osa.taken import IngestMemory, StoredMemory, Taken, hours_since
 
 LOOKS_A_PASS: Final = 100
 """How many outputs that were taken are looked at again, of those that may still change."""

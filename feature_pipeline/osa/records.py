@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from feature_pipeline.errors import InvalidInputError, NotFoundError
 from feature_pipeline.model.digest import Digest, digest_stream
-from feature_pipeline.model.json_text import read_json
-from feature_pipeline.model.quoting import problems, quoted
 from feature_pipeline.model.records import Record, RecordBatch, RecordFile, Source
+from feature_pipeline.model.text.json_text import read_json
+from feature_pipeline.model.text.quoting import problems, quoted
 from feature_pipeline.osa.ids import local_id
 from feature_pipeline.osa.server import Deposition
 from feature_pipeline.osa.storage import Place, ServerStorage

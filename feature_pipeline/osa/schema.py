@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.model.first_few import first_few
+from feature_pipeline.model.text.first_few import first_few
 from feature_pipeline.projections.catalog.database import Connection
 
 KNOWN_SCHEMA: Final = "44a8e3799b97"

@@ -15,8 +15,8 @@ from psycopg import sql
 
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.columns import Column
-from feature_pipeline.model.json_text import read_json
-from feature_pipeline.model.quoting import quoted
+from feature_pipeline.model.text.json_text import read_json
+from feature_pipeline.model.text.quoting import quoted
 from feature_pipeline.osa.schema import DEFINITIONS, Tables, check_schema, feature_columns
 from feature_pipeline.projections.catalog.database import Connection, Database
 

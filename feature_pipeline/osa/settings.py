@@ -19,9 +19,9 @@ from pydantic import (
 
 from feature_pipeline import settings
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.model.quoting import problems
 from feature_pipeline.model.records import check_dataset
-from feature_pipeline.model.yaml_text import InvalidYamlError, check_yaml
+from feature_pipeline.model.text.quoting import problems
+from feature_pipeline.model.text.yaml_text import InvalidYamlError, check_yaml
 from feature_pipeline.osa.server import Server
 from feature_pipeline.osa.storage import BucketStorage, FolderStorage, ServerStorage
 from feature_pipeline.projections.catalog.database import Database

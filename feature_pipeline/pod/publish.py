@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from feature_pipeline.pod.transfers import MOST_FILE_BYTES, TransferError, upload, upload_bytes
+from feature_pipeline.pod.signed_urls import MOST_FILE_BYTES, TransferError, upload, upload_bytes
 
 ROOT: Final = Path("/osa")
 GRANT_VARIABLE: Final = "FEATURE_PIPELINE_PUBLISH"

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from feature_pipeline.pod.transfers import TransferError, download, download_bytes
+from feature_pipeline.pod.signed_urls import TransferError, download, download_bytes
 
 ROOT: Final = Path("/osa")
 URL_VARIABLE: Final = "FEATURE_PIPELINE_STAGE_URL"

@@ -21,13 +21,13 @@ from feature_pipeline import measure
 from feature_pipeline.archive.format.documents import NewerVersionError
 from feature_pipeline.archive.logs import log, tombstones
 from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry
-from feature_pipeline.archive.maintenance.known import LostEntry
+from feature_pipeline.archive.maintenance.compare_known import LostEntry
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 from feature_pipeline.model.digest import ContentSum, Digest
-from feature_pipeline.model.first_few import first_few
 from feature_pipeline.model.instruments import TABLE_LOADED_ROWS, TABLE_LOADED_SIZE
 from feature_pipeline.model.outcomes import OutcomeCounts
+from feature_pipeline.model.text.first_few import first_few
 from feature_pipeline.projections.catalog.bookkeeping import Progress, all_progress
 from feature_pipeline.projections.catalog.database import Connection, Database
 from feature_pipeline.projections.catalog.generation import (
@@ -48,13 +48,13 @@ from feature_pipeline.projections.rows.prepare import (
     prepare_batch,
     prepare_group,
 )
-from feature_pipeline.projections.rows.replace import (
+from feature_pipeline.projections.rows.upcast import CannotEvolveError
+from feature_pipeline.projections.rows.write import (
     RefusedBatchError,
     Replaced,
     TableChangedError,
     replace_batches,
 )
-from feature_pipeline.projections.rows.upcast import CannotEvolveError
 from feature_pipeline.projections.switch.finalize import settle_table
 
 _LOG: Final = logging.getLogger(__name__)

@@ -21,9 +21,9 @@ from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import CorruptDataError, NotFoundError
 from feature_pipeline.model.column_sources import pair_columns
 from feature_pipeline.model.columns import Column
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.definition import IndexDefinition, IndexMethod
-from feature_pipeline.model.first_few import first_few
+from feature_pipeline.model.text.counted import counted
+from feature_pipeline.model.text.first_few import first_few
 from feature_pipeline.parallel import map_threads
 from feature_pipeline.projections.catalog import ddl, dependents
 from feature_pipeline.projections.catalog.bookkeeping import all_progress

@@ -11,7 +11,7 @@ import psycopg
 from psycopg import sql
 
 from feature_pipeline.errors import ConflictError, NotFoundError
-from feature_pipeline.model.json_values import json_instant
+from feature_pipeline.model.text.json_values import json_instant
 from feature_pipeline.projections.catalog import dependents
 from feature_pipeline.projections.catalog.bookkeeping import has_bookkeeping, has_table
 from feature_pipeline.projections.catalog.database import (

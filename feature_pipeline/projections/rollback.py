@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from feature_pipeline.archive.logs import erasures, tombstones
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import ConflictError, NotFoundError, ProjectionError
-from feature_pipeline.model.counted import counted
-from feature_pipeline.model.first_few import first_few
+from feature_pipeline.model.text.counted import counted
+from feature_pipeline.model.text.first_few import first_few
 from feature_pipeline.projections.catalog.bookkeeping import all_progress, has_bookkeeping
 from feature_pipeline.projections.catalog.database import Connection, Database
 from feature_pipeline.projections.catalog.generation import (
@@ -21,7 +21,7 @@ from feature_pipeline.projections.catalog.generation import (
 from feature_pipeline.projections.catalog.spec import TableSpec
 from feature_pipeline.projections.proof.progress import compare_progress, current_entries
 from feature_pipeline.projections.proof.proof import prove_once
-from feature_pipeline.projections.rows.replace import forget_records
+from feature_pipeline.projections.rows.write import forget_records
 from feature_pipeline.projections.switch.finalize import (
     TableReport,
     previous_generation,

@@ -3,10 +3,10 @@
 from hypothesis import given, settings
 
 from feature_pipeline.archive.format.encode import Content, encode_outcomes, encode_rows
-from feature_pipeline.hooks.batch import record_action
-from feature_pipeline.model.json_text import parse_document
+from feature_pipeline.hooks.actions import record_action
 from feature_pipeline.model.records import Record, RecordBatch, RecordFile, Source
 from feature_pipeline.model.release import HookRelease, ReleaseDocument
+from feature_pipeline.model.text.json_text import parse_document
 from feature_pipeline_tests.compat.independent_reader import Digests, Reader
 from feature_pipeline_tests.properties.test_archive_content import artifacts
 

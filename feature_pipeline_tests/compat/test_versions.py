@@ -22,7 +22,7 @@ from feature_pipeline.archive.inspection.census import write_census
 from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.logs import inbox, log, tombstones
 from feature_pipeline.archive.logs.erasures import erasures
-from feature_pipeline.archive.logs.known import known_logs
+from feature_pipeline.archive.logs.known_lengths import known_logs
 from feature_pipeline.archive.logs.log import Verdict
 from feature_pipeline.archive.maintenance.erase import erase
 from feature_pipeline.archive.query.api import Archive

@@ -21,7 +21,7 @@ from feature_pipeline.hooks.runners.kubernetes.api import Cluster as Api
 from feature_pipeline.hooks.runners.kubernetes.config import PodOverrides
 from feature_pipeline.hooks.runners.kubernetes.results import PublishedResults
 from feature_pipeline.hooks.runners.kubernetes.runner import KubernetesRunner
-from feature_pipeline.hooks.runners.kubernetes.transfer import AttemptKey
+from feature_pipeline.hooks.runners.kubernetes.transfer_protocol import AttemptKey
 from feature_pipeline.local.seaweedfs import S3Address
 from feature_pipeline.model.definition import Limits
 from feature_pipeline.model.release import HookRelease

@@ -7,7 +7,7 @@ import pytest
 
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.logs import log
-from feature_pipeline.archive.maintenance.remember import OLD
+from feature_pipeline.archive.maintenance.rebuild_answers import OLD
 from feature_pipeline.cli.commands import answers
 from feature_pipeline.orchestration.keys import features_key
 from feature_pipeline.orchestration.operations import remember_answers
@@ -92,7 +92,7 @@ def test_a_memory_that_is_lost_is_noticed_and_derived_again(computed: Pipeline, 
     assert due() == []
     metadata(computed.run(COUNTS, "b2"))
     assert computed.processes()[1:] == [["r4"]]
-    monkeypatch.setattr("feature_pipeline.archive.maintenance.remember.OLD", -OLD)
+    monkeypatch.setattr("feature_pipeline.archive.maintenance.rebuild_answers.OLD", -OLD)
     assert len(due()) == 1
 
 

@@ -11,7 +11,7 @@ from datetime import timedelta
 import dagster as dg
 import pytest
 
-from feature_pipeline.archive import blobs, lease, publish, read
+from feature_pipeline.archive import blobs, deletion_lease, publish, read
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.inspection.findings import ObjectKind, State
 from feature_pipeline.archive.inspection.verify import verify
@@ -180,8 +180,8 @@ def test_collections_beside_publishers(s3_store, s3_address, s3_prefix, tmp_path
     What was announced must be there whole, however often its bytes were orphaned before.
     """
     monkeypatch.setattr(blobs, "GRACE", timedelta(seconds=2))
-    monkeypatch.setattr(lease, "LEASE", timedelta(seconds=5))
-    monkeypatch.setattr(lease, "MARGIN", timedelta(seconds=1))
+    monkeypatch.setattr(deletion_lease, "LEASE", timedelta(seconds=5))
+    monkeypatch.setattr(deletion_lease, "MARGIN", timedelta(seconds=1))
     scene = CareScene(s3_store, tmp_path, takes_census=True)
     batch = scene.submit(scene.batch_of("b1", ("r1", "r2")))
     release = scene.release()

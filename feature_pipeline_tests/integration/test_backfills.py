@@ -26,7 +26,7 @@ from feature_pipeline.cli.app import main
 from feature_pipeline.cli.commands import backfill, rebuild, status
 from feature_pipeline.cli.project_hooks import ProjectHooks
 from feature_pipeline.orchestration.assets.tables import table_code_version, table_spec
-from feature_pipeline.orchestration.events.provenance import feature_code_version, latest_events
+from feature_pipeline.orchestration.events.data_versions import feature_code_version, latest_events
 from feature_pipeline.orchestration.events.staleness import stale_partitions
 from feature_pipeline.orchestration.keys import features_key, records_key, table_key
 from feature_pipeline.orchestration.operations.backfills import AssetPart, BackfillPlan, Select

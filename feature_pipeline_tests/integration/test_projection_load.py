@@ -31,8 +31,8 @@ from feature_pipeline.projections.preview import PlanAction, plan_table
 from feature_pipeline.projections.proof.progress import check_progress
 from feature_pipeline.projections.proof.proof import prove
 from feature_pipeline.projections.rebuild import begin_rebuild
-from feature_pipeline.projections.rows import replace
-from feature_pipeline.projections.rows.replace import RefusedBatchError
+from feature_pipeline.projections.rows import write
+from feature_pipeline.projections.rows.write import RefusedBatchError
 from feature_pipeline.projections.switch.finalize import batches_to_load, table_report
 from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
 
@@ -226,7 +226,7 @@ def test_an_older_log_entry_never_replaces_a_newer_one(archive, database, connec
     """Two runs of one batch: the slower one has read the log before the faster one's entry."""
     from feature_pipeline.archive.logs import log
     from feature_pipeline.projections.rows.prepare import prepare_batch
-    from feature_pipeline.projections.rows.replace import replace_batch
+    from feature_pipeline.projections.rows.write import replace_batch
 
     archive.add("b1", {"r1": [{"label": "old"}]})
     spec = archive.spec()
@@ -859,13 +859,13 @@ def test_rows_that_another_batch_takes_meanwhile_stay_counted(
     archive.add("b1", {"r1": [FULL, FULL], "r2": [FULL]})
     load_batch(archive.store, database, archive.spec(), "b1")
     archive.say("b1", {"r1": [FULL, FULL], "r2": [FULL]})
-    original = replace.read_progress
+    original = write.read_progress
 
     def stale(connection, generation, batch):
         held = original(connection, generation, batch)
         return None if held is None else dataclasses.replace(held, rows=99)
 
-    monkeypatch.setattr(replace, "read_progress", stale)
+    monkeypatch.setattr(write, "read_progress", stale)
     load_batch(archive.store, database, archive.spec(), "b1")
     assert connection.execute("select rows from feature_pipeline.progress").fetchone() == (3,)
 

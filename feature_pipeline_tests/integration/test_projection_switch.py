@@ -19,8 +19,8 @@ from feature_pipeline.projections.proof import proof
 from feature_pipeline.projections.proof.proof import prove
 from feature_pipeline.projections.rebuild import begin_rebuild, fill
 from feature_pipeline.projections.rows.prepare import prepare_batch
-from feature_pipeline.projections.rows.replace import TableChangedError, replace_batch
 from feature_pipeline.projections.rows.upcast import CannotEvolveError
+from feature_pipeline.projections.rows.write import TableChangedError, replace_batch
 from feature_pipeline.projections.switch import finalize, switch
 from feature_pipeline.projections.switch.finalize import TableReport, request_fill, table_report
 from feature_pipeline_tests.fixtures.feature_archive import (

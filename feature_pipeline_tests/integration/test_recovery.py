@@ -17,7 +17,7 @@ from feature_pipeline.archive.logs import log
 from feature_pipeline.errors import CorruptDataError
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.orchestration.assets.tables import PROGRESS_CHECK
-from feature_pipeline.orchestration.events.provenance import feature_code_version
+from feature_pipeline.orchestration.events.data_versions import feature_code_version
 from feature_pipeline.orchestration.events.staleness import stale_partitions
 from feature_pipeline.orchestration.keys import features_key, pool_of, records_key, table_key
 from feature_pipeline.orchestration.operations.reconcile import Drift, reconcile, request_runs

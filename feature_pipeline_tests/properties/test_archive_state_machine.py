@@ -38,7 +38,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from feature_pipeline.archive import accept, blobs, guard, lease, publish, read
+from feature_pipeline.archive import accept, blobs, deletion_guard, deletion_lease, publish, read
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.documents import utc_now
 from feature_pipeline.archive.inspection.census import write_census
@@ -786,7 +786,7 @@ class InMemory(ArchiveMachine):
         return restore
 
     def let_leases_end(self) -> None:
-        self.clock.offset += lease.LEASE + lease.MARGIN
+        self.clock.offset += deletion_lease.LEASE + deletion_lease.MARGIN
 
     def let_a_grace_pass(self) -> None:
         self.clock.offset += blobs.GRACE
@@ -807,8 +807,8 @@ class OnServer(ArchiveMachine):
     def open_store(self) -> BlobStore:
         self.patch.setattr(blobs, "GRACE", timedelta())
         # A publisher beside a deletion that does not go on waits for the lease to expire.
-        self.patch.setattr(lease, "LEASE", timedelta(seconds=5))
-        self.patch.setattr(lease, "MARGIN", timedelta(seconds=1))
+        self.patch.setattr(deletion_lease, "LEASE", timedelta(seconds=5))
+        self.patch.setattr(deletion_lease, "MARGIN", timedelta(seconds=1))
         self.connection = connect(self.address, f"machine-{secrets.token_hex(8)}")
         return self.connection.__enter__()
 
@@ -908,7 +908,7 @@ LEFT_OUT: dict[str, tuple[tuple[object, str, object], tuple[str, ...]]] = {
         ("damage",),
     ),
     "deletions beside a publisher": (
-        (guard.Guard, "find_lost", lambda self, refs: []),
+        (deletion_guard.Guard, "find_lost", lambda self, refs: []),
         ("publish", "disturb_a_publisher", "disturb_a_deletion"),
     ),
     "the end of the lease": (

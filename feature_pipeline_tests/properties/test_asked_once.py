@@ -11,7 +11,7 @@ import pytest
 from feature_pipeline.archive import claims
 from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.logs import log
-from feature_pipeline.archive.maintenance.remember import complete
+from feature_pipeline.archive.maintenance.rebuild_answers import complete
 from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline_tests.fixtures.asked import DATASET, Asking, lengths, totals
 from feature_pipeline_tests.fixtures.stores import Death, FailingStore

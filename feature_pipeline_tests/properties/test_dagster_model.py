@@ -40,7 +40,7 @@ from feature_pipeline.archive.publish import (
 from feature_pipeline.compute.collect import collect_output
 from feature_pipeline.compute.plan import plan_run
 from feature_pipeline.model.digest import Digest
-from feature_pipeline.orchestration.assets.equality import EQUALITY_CHECK
+from feature_pipeline.orchestration.assets.equality_check import EQUALITY_CHECK
 from feature_pipeline.orchestration.assets.tables import table_spec
 from feature_pipeline.orchestration.conditions import FEATURES_SENSOR, TABLES_SENSOR
 from feature_pipeline.orchestration.keys import features_key, records_key, table_key

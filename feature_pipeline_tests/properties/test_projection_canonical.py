@@ -28,7 +28,7 @@ from feature_pipeline.projections.proof.canonical import (
 )
 from feature_pipeline.projections.proof.json_texts import canonical_texts
 from feature_pipeline.projections.rows.prepare import encode_chunks, one_array
-from feature_pipeline.projections.rows.replace import copy_rows
+from feature_pipeline.projections.rows.write import copy_rows
 
 COLUMNS = (
     Column(name="string", type="string"),

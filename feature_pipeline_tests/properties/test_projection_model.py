@@ -24,7 +24,7 @@ from feature_pipeline.projections.load import load_batches
 from feature_pipeline.projections.proof.proof import prove
 from feature_pipeline.projections.rebuild import begin_rebuild, fill
 from feature_pipeline.projections.rollback import rollback, unpin
-from feature_pipeline.projections.rows import replace
+from feature_pipeline.projections.rows import write
 from feature_pipeline.projections.rows.upcast import CannotEvolveError
 from feature_pipeline.projections.switch import finalize
 from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
@@ -56,8 +56,8 @@ HARM = (
 )
 DEATHS = (
     (load, "replace_batches"),
-    (replace, "replace_batch"),
-    (replace, "write_progress"),
+    (write, "replace_batch"),
+    (write, "write_progress"),
     (finalize, "follow_indexes"),
     (finalize, "prove_once"),
     (finalize, "wait_for_older_snapshots"),

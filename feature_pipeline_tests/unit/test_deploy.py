@@ -18,7 +18,7 @@ from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.inspection.census import MAX_CENSUSES, write_census
 from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.logs import inbox
-from feature_pipeline.archive.logs.known import known_logs
+from feature_pipeline.archive.logs.known_lengths import known_logs
 from feature_pipeline.archive.query.api import Archive
 from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.cli.app import COMMANDS

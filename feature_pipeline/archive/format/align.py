@@ -19,7 +19,7 @@ from feature_pipeline.archive.format.encode import arrow_field, rows_schema
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.column_sources import pair_columns
 from feature_pipeline.model.columns import Column, ColumnType, decode_value
-from feature_pipeline.model.counted import counted
+from feature_pipeline.model.text.counted import counted
 
 _SHOWN: Final = 5
 

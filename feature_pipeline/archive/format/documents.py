@@ -17,8 +17,8 @@ from pydantic import (
 
 from feature_pipeline.errors import FeaturePipelineError, InvalidInputError
 from feature_pipeline.model.digest import ContentSum, Digest, check_text, document_bytes
-from feature_pipeline.model.json_text import INT64_MAX, INT64_MIN, parse_document
-from feature_pipeline.model.quoting import problems, quoted
+from feature_pipeline.model.text.json_text import INT64_MAX, INT64_MIN, parse_document
+from feature_pipeline.model.text.quoting import problems, quoted
 
 
 class NewerVersionError(InvalidInputError):

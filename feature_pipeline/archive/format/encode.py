@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 
 from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, InvalidInputError
 from feature_pipeline.model.columns import Column, row_encoder
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import ContentSum, Digest, Value
 from feature_pipeline.model.outcomes import Outcome, OutcomeCounts, Status, outcome_kind
+from feature_pipeline.model.text.counted import counted
 
 RECORD_ID: Final = "record_id"
 ORDINAL: Final = "ordinal"

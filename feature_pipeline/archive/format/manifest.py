@@ -17,9 +17,9 @@ from feature_pipeline.archive.format.documents import (
     SumField,
 )
 from feature_pipeline.model.columns import Column
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.outcomes import OutcomeCounts
-from feature_pipeline.model.quoting import MOST_REASON, quoted
+from feature_pipeline.model.text.counted import counted
+from feature_pipeline.model.text.quoting import MOST_REASON, quoted
 
 ROWS: Final = "rows"
 OUTCOMES: Final = "outcomes"

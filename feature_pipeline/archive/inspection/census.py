@@ -15,7 +15,7 @@ from feature_pipeline.archive.format.documents import NewerVersionError, utc_now
 from feature_pipeline.archive.inspection.kinds import kind_of
 from feature_pipeline.archive.logs.damage import State
 from feature_pipeline.archive.logs.entries import decode_entry
-from feature_pipeline.archive.logs.known import (
+from feature_pipeline.archive.logs.known_lengths import (
     Census,
     KnownLogs,
     Line,
@@ -30,8 +30,8 @@ from feature_pipeline.archive.logs.known import (
 )
 from feature_pipeline.archive.store.base import BYTES_MEDIA_TYPE, BlobStore, create_or_read
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.text.counted import counted
 from feature_pipeline.parallel import WORKERS, map_threads
 
 MAX_CENSUSES: Final = 3

@@ -7,7 +7,7 @@ from enum import StrEnum
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.logs.damage import State as State
 from feature_pipeline.archive.logs.erasures import Erased
-from feature_pipeline.archive.logs.known import KnownLogs, Shortfall, Sighting
+from feature_pipeline.archive.logs.known_lengths import KnownLogs, Shortfall, Sighting
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.digest import Digest
 

@@ -28,8 +28,8 @@ from feature_pipeline.archive.logs.inbox import (
     quarantine_key,
     read_entry,
 )
-from feature_pipeline.archive.logs.known import KnownLogs, known_logs
-from feature_pipeline.archive.logs.known import compare as compare_logs
+from feature_pipeline.archive.logs.known_lengths import KnownLogs, known_logs
+from feature_pipeline.archive.logs.known_lengths import compare as compare_logs
 from feature_pipeline.archive.logs.log import (
     BatchEntry,
     FeatureEntry,
@@ -48,9 +48,9 @@ from feature_pipeline.errors import (
     NotFoundError,
     StoreUnavailableError,
 )
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.records import RecordBatch
+from feature_pipeline.model.text.counted import counted
 from feature_pipeline.parallel import WORKERS, map_threads
 
 _DIGEST_TEXT: Final = re.compile(r"sha256:([0-9a-f]{64})")

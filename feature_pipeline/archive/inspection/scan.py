@@ -14,7 +14,7 @@ from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.documents import NewerVersionError
 from feature_pipeline.archive.inspection.findings import Finding, ObjectKind, Reached, State
 from feature_pipeline.archive.logs.entries import LogEntry, StoredEntry, decode_entry, misfits
-from feature_pipeline.archive.logs.known import Sighting
+from feature_pipeline.archive.logs.known_lengths import Sighting
 from feature_pipeline.archive.store.base import BlobStore, ObjectInfo, StoredObject, get_small
 from feature_pipeline.errors import (
     CorruptDataError,

@@ -32,8 +32,8 @@ from feature_pipeline.errors import (
     OutcomeUnknownError,
     StoreUnavailableError,
 )
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.text.counted import counted
 from feature_pipeline.parallel import WORKERS, map_threads
 
 _DOCUMENTS = frozenset({ObjectKind.MANIFEST, ObjectKind.BATCH})

@@ -32,8 +32,8 @@ from feature_pipeline.errors import (
     StoreUnavailableError,
 )
 from feature_pipeline.model.digest import Digest
-from feature_pipeline.model.quoting import MOST_REASON, quoted
 from feature_pipeline.model.records import Source
+from feature_pipeline.model.text.quoting import MOST_REASON, quoted
 from feature_pipeline.parallel import map_threads
 
 BATCH_ID: Final = "batch."

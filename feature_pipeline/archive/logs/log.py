@@ -21,17 +21,17 @@ from typing import ClassVar, Final, TypeVar
 from pydantic import Field
 
 from feature_pipeline.archive import blobs
+from feature_pipeline.archive.deletion_guard import Guard
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.documents import DigestField, InstantField, utc_now
 from feature_pipeline.archive.format.manifest import BlobRef
-from feature_pipeline.archive.guard import Guard
 from feature_pipeline.archive.logs import reading
 from feature_pipeline.archive.logs.cache import LruCache
 from feature_pipeline.archive.logs.damage import Damage, Readable
 from feature_pipeline.archive.logs.entries import LogEntry as LogEntry
 from feature_pipeline.archive.logs.entries import StoredEntry
 from feature_pipeline.archive.logs.entries import new_write_id as new_write_id
-from feature_pipeline.archive.logs.known import KnownLogs, compare, sightings
+from feature_pipeline.archive.logs.known_lengths import KnownLogs, compare, sightings
 from feature_pipeline.archive.logs.reading import append as append
 from feature_pipeline.archive.logs.reading import (
     by_log,
@@ -228,7 +228,7 @@ def readable_heads(
         hook: The hook.
         batches: Read only these, at a cost that depends on their number and not on the archive's
             size.
-        known: Compare the logs with what is known of them (`logs.known.known_logs`, read before
+        known: Compare the logs with their known lengths (`known_lengths.known_logs`, read before
             this call): a log whose end is lost counts as damaged. Without it, the last existing
             entry is taken for the log's end.
 

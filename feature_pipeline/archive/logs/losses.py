@@ -15,7 +15,7 @@ from feature_pipeline.archive.logs.damage import Readable
 from feature_pipeline.archive.logs.entries import LogEntry, StoredEntry
 from feature_pipeline.archive.logs.reading import by_log, read_all, read_entries
 from feature_pipeline.archive.store.base import BlobStore
-from feature_pipeline.model.counted import counted
+from feature_pipeline.model.text.counted import counted
 
 
 class RemovedEntry(Part):

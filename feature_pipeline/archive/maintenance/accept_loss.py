@@ -7,11 +7,11 @@ from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.inspection.findings import Finding
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.damage import State
-from feature_pipeline.archive.logs.known import known_logs
+from feature_pipeline.archive.logs.known_lengths import known_logs
 from feature_pipeline.archive.logs.losses import Loss
 from feature_pipeline.archive.maintenance import loss_entries
 from feature_pipeline.archive.store.base import BlobStore
-from feature_pipeline.model.counted import counted
+from feature_pipeline.model.text.counted import counted
 
 _GIVEN_UP = frozenset({State.LOST, State.MISSING, State.CORRUPT})
 

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
+from feature_pipeline.archive.deletion_lease import DeletionLease
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.inspection.findings import Finding, Reached, State
 from feature_pipeline.archive.inspection.reachable import reach
-from feature_pipeline.archive.lease import DeletionLease
 from feature_pipeline.archive.logs.erasures import Erased
 from feature_pipeline.archive.store.base import BlobStore, ObjectInfo
 from feature_pipeline.errors import FeaturePipelineError

@@ -16,15 +16,15 @@ from itertools import pairwise
 from typing import Final
 
 from feature_pipeline.archive import blobs, read
+from feature_pipeline.archive.deletion_guard import Guard
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.documents import utc_now
 from feature_pipeline.archive.format.manifest import BlobRef, Manifest
-from feature_pipeline.archive.guard import Guard
 from feature_pipeline.archive.logs import inbox, log, tombstones
 from feature_pipeline.archive.logs.damage import Damage
 from feature_pipeline.archive.logs.erasures import Erased, ErasureEntry, erasures
 from feature_pipeline.archive.logs.inbox import InboxEntry, Submission
-from feature_pipeline.archive.logs.known import KnownLogs, compare, known_logs, sightings
+from feature_pipeline.archive.logs.known_lengths import KnownLogs, compare, known_logs, sightings
 from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry, Verdict
 from feature_pipeline.archive.logs.tombstones import withdraw, withdrawn
 from feature_pipeline.archive.maintenance import deletion
@@ -36,9 +36,9 @@ from feature_pipeline.errors import (
     InvalidInputError,
     NotFoundError,
 )
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.records import RecordBatch
+from feature_pipeline.model.text.counted import counted
 from feature_pipeline.parallel import map_threads
 
 _MAX_PASSES: Final = 10

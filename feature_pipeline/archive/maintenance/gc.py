@@ -27,8 +27,8 @@ from feature_pipeline.archive.maintenance.deletion import (
 )
 from feature_pipeline.archive.store.base import BlobStore, ObjectInfo, create_or_read
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.text.counted import counted
 from feature_pipeline.parallel import WORKERS, map_threads
 
 _MASS: Final = 0.1

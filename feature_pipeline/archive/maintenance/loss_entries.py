@@ -11,7 +11,7 @@ from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.inspection.kinds import kind_of
 from feature_pipeline.archive.logs.entries import LogEntry, StoredEntry, decode_entry, link_problem
 from feature_pipeline.archive.logs.erasures import erased
-from feature_pipeline.archive.logs.known import KnownLogs, known_logs
+from feature_pipeline.archive.logs.known_lengths import KnownLogs, known_logs
 from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry, batch_of
 from feature_pipeline.archive.logs.losses import Loss, LossEntry, RemovedEntry, losses
 from feature_pipeline.archive.logs.reading import append, next_seq

@@ -17,7 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from feature_pipeline.archive import accept, blobs, read
+from feature_pipeline.archive import accept, blobs, read, verdict
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.documents import NewerVersionError
 from feature_pipeline.archive.format.manifest import Manifest
@@ -26,11 +26,11 @@ from feature_pipeline.archive.logs import inbox, log
 from feature_pipeline.archive.logs.entries import LogEntry, StoredEntry, decode_entry, link_problem
 from feature_pipeline.archive.logs.erasures import ErasureEntry, erased, erasures
 from feature_pipeline.archive.logs.inbox import Completion, CompletionStatus, Submission
-from feature_pipeline.archive.logs.known import KnownLogs, known_logs
+from feature_pipeline.archive.logs.known_lengths import KnownLogs, known_logs
 from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry, StoredRelease, Verdict
 from feature_pipeline.archive.logs.losses import Loss, LossEntry, losses
 from feature_pipeline.archive.logs.tombstones import TombstoneEntry, withdraw, withdrawn
-from feature_pipeline.archive.maintenance.known import KnownBatch, KnownEntry
+from feature_pipeline.archive.maintenance.compare_known import KnownBatch, KnownEntry
 from feature_pipeline.archive.publish import enqueue_completion
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import (
@@ -290,7 +290,7 @@ def _is_history(entry: FeatureEntry, entries: Sequence[FeatureEntry]) -> bool:
     if entry.verdict is not Verdict.SUPERSEDED:
         return False
     current = log.last_current([one for one in entries if one.seq < entry.seq])
-    return current is None or not accept.is_before(entry, current)
+    return current is None or not verdict.is_before(entry, current)
 
 
 def find_unfinished(store: BlobStore, dataset: str) -> list[Loss]:

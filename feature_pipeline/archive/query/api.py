@@ -12,7 +12,7 @@ from feature_pipeline import settings
 from feature_pipeline.archive import blobs
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.damage import Readable
-from feature_pipeline.archive.logs.known import known_logs
+from feature_pipeline.archive.logs.known_lengths import known_logs
 from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry
 from feature_pipeline.archive.query import history
 from feature_pipeline.archive.query.features import Features, Outcomes, Selection
@@ -21,8 +21,8 @@ from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.archive.store.s3 import S3Store
 from feature_pipeline.archive.store.s3_client import client_of
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.text.counted import counted
 
 
 @dataclass(frozen=True, slots=True)

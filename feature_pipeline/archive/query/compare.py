@@ -23,9 +23,9 @@ from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import InvalidInputError, NotFoundError
 from feature_pipeline.model.column_sources import pair_columns
 from feature_pipeline.model.columns import Column, row_encoder
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest, RowEncoder, Value
 from feature_pipeline.model.outcomes import Outcome
+from feature_pipeline.model.text.counted import counted
 from feature_pipeline.parallel import map_threads
 
 MAX_EXAMPLES: Final = 20

@@ -24,8 +24,8 @@ from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 from feature_pipeline.model.column_sources import RawKeys, contradictions, own_keys
 from feature_pipeline.model.columns import Column
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.text.counted import counted
 from feature_pipeline.parallel import WORKERS
 
 BATCH: Final = "batch"

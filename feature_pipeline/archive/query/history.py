@@ -16,11 +16,11 @@ from feature_pipeline.archive.format.manifest import Manifest, shown_notes
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.damage import Damage, Readable
 from feature_pipeline.archive.logs.erasures import Erased, erased
-from feature_pipeline.archive.logs.known import KnownLogs, known_logs
+from feature_pipeline.archive.logs.known_lengths import KnownLogs, known_logs
 from feature_pipeline.archive.logs.log import FeatureEntry, ReleaseEntry
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
-from feature_pipeline.model.quoting import MOST_REASON, quoted
+from feature_pipeline.model.text.quoting import MOST_REASON, quoted
 from feature_pipeline.parallel import map_threads
 
 RELEASES: Final = "(releases)"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from feature_pipeline.archive.query.summary import SHOWN_BINS, ColumnSummary, Summary
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.model.counted import counted
+from feature_pipeline.model.text.counted import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

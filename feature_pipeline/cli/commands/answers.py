@@ -2,12 +2,12 @@
 
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.answers import list_programs
-from feature_pipeline.archive.maintenance.remember import complete
+from feature_pipeline.archive.maintenance.rebuild_answers import complete
 from feature_pipeline.cli.commands.verify import progress_of
 from feature_pipeline.cli.output import Output, size
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import NotFoundError
-from feature_pipeline.model.counted import counted
+from feature_pipeline.model.text.counted import counted
 
 
 def answers(hooks: tuple[str, ...], dataset: str | None, rebuild: bool, as_json: bool) -> None:

@@ -12,7 +12,7 @@ from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.project_hooks import project_hooks
 from feature_pipeline.errors import InvalidInputError, NotFoundError
-from feature_pipeline.model.counted import counted
+from feature_pipeline.model.text.counted import counted
 from feature_pipeline.projections.catalog.database import Database
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _plan(
         find_targets,
         plan_backfill,
     )
-    from feature_pipeline.orchestration.operations.status import Sources, hook_status
+    from feature_pipeline.orchestration.operations.batch_status import Sources, hook_status
 
     wanted, store = Select(select), open_archive()
     defined = project_hooks()

@@ -11,7 +11,7 @@ from feature_pipeline.cli.commands.verify import find_dataset
 from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import NotFoundError
-from feature_pipeline.model.counted import counted
+from feature_pipeline.model.text.counted import counted
 
 
 def compare(

@@ -21,8 +21,8 @@ from feature_pipeline.cli.servers import local_servers
 from feature_pipeline.definitions import build_defs, hooks_of
 from feature_pipeline.errors import RuntimeFailure
 from feature_pipeline.examples.records import DATASET, example_batches
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.definition import HookDefinition
+from feature_pipeline.model.text.counted import counted
 from feature_pipeline.orchestration.assets.tables import table_spec
 from feature_pipeline.orchestration.keys import features_key, table_key
 from feature_pipeline.orchestration.sensors.inbox import accept_inbox

@@ -9,8 +9,8 @@ from feature_pipeline.cli.commands.verify import progress_of
 from feature_pipeline.cli.output import Output, size
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.text.counted import counted
 
 _SHOWN: Final = 20
 """Number of obstacles that are printed; `--json` has all of them."""

@@ -5,7 +5,7 @@ from feature_pipeline.cli.commands.verify import find_dataset
 from feature_pipeline.cli.output import DAMAGED, Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import NotFoundError
-from feature_pipeline.model.quoting import quoted
+from feature_pipeline.model.text.quoting import quoted
 
 
 def history(hook: str, batch: str | None, dataset: str | None, as_json: bool) -> None:

@@ -14,7 +14,7 @@ from feature_pipeline.cli.project import Project, definitions_folder, open_archi
 from feature_pipeline.cli.project_hooks import project_hooks
 from feature_pipeline.errors import FeaturePipelineError, InvalidInputError
 from feature_pipeline.model.definition import HookDefinition
-from feature_pipeline.model.quoting import problems
+from feature_pipeline.model.text.quoting import problems
 from feature_pipeline.osa.compare import compare_hooks
 from feature_pipeline.osa.completions import Follower, Pass
 from feature_pipeline.osa.definitions import (

@@ -7,8 +7,8 @@ from feature_pipeline.cli.output import DAMAGED, Output, size
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.project_hooks import project_hooks, undeclared_lines
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.definition import Compute, HookDefinition
+from feature_pipeline.model.text.counted import counted
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.preview import TablePlan, plan_table
 from feature_pipeline.projections.retire import known_tables

@@ -31,10 +31,10 @@ from feature_pipeline.errors import (
 )
 from feature_pipeline.hooks.json_lines import read_lines
 from feature_pipeline.hooks.output import ERRORS, FEATURES, REJECTIONS, SINGLE_FEATURES
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
-from feature_pipeline.model.first_few import first_few
 from feature_pipeline.model.outcomes import Status
+from feature_pipeline.model.text.counted import counted
+from feature_pipeline.model.text.first_few import first_few
 
 OUTCOME_FILES: Final = (FEATURES, SINGLE_FEATURES, REJECTIONS, ERRORS)
 """Files of the contract that have outcomes of records."""

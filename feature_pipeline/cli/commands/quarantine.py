@@ -6,7 +6,7 @@ from feature_pipeline.archive.logs.inbox import discard, readable_quarantined
 from feature_pipeline.cli.output import DAMAGED, Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.model.counted import counted
+from feature_pipeline.model.text.counted import counted
 
 
 def quarantine(

@@ -20,8 +20,8 @@ from feature_pipeline.cli.instants import parse_instant
 from feature_pipeline.cli.output import DAMAGED, Output, exact, printable
 from feature_pipeline.cli.project import Project
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.model.counted import counted
-from feature_pipeline.model.json_values import json_cell, json_text
+from feature_pipeline.model.text.counted import counted
+from feature_pipeline.model.text.json_values import json_cell, json_text
 
 SHOWN_ROWS: Final = 20
 
@@ -72,7 +72,7 @@ def _lost(archive: Archive, features: Features, batches: Collection[str]) -> dic
     """
     if not settings.optional(settings.DATABASE_URL):
         return {}
-    from feature_pipeline.archive.maintenance.known import find_lost
+    from feature_pipeline.archive.maintenance.compare_known import find_lost
     from feature_pipeline.cli.databases import query_configured_tables
 
     known = query_configured_tables(Output(), features.dataset, features.hook, batches or None)

@@ -24,8 +24,8 @@ from feature_pipeline.errors import (
     NotFoundError,
     ProjectionError,
 )
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.definition import HookDefinition
+from feature_pipeline.model.text.counted import counted
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.catalog.spec import TableSpec
 from feature_pipeline.projections.load import LoadReport, load_batches

@@ -11,7 +11,7 @@ from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.log import FeatureEntry
 from feature_pipeline.archive.logs.losses import Loss
 from feature_pipeline.archive.maintenance.accept_loss import accept_losses, plan_losses
-from feature_pipeline.archive.maintenance.known import Knowledge
+from feature_pipeline.archive.maintenance.compare_known import Knowledge
 from feature_pipeline.archive.maintenance.loss_entries import remove_given_up
 from feature_pipeline.archive.maintenance.repair import (
     ProjectRelease,
@@ -32,8 +32,8 @@ from feature_pipeline.cli.output import DAMAGED, Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.project_hooks import project_hooks
 from feature_pipeline.errors import FeaturePipelineError, InvalidInputError
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.text.counted import counted
 
 _ROUNDS = 10
 """A restored object may name further objects, which the next round handles."""

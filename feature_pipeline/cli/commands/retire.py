@@ -9,7 +9,7 @@ from feature_pipeline.cli.output import Output, size
 from feature_pipeline.cli.project import Project
 from feature_pipeline.cli.project_hooks import ProjectHooks, project_hooks
 from feature_pipeline.errors import ConflictError, InvalidInputError, ProjectionError
-from feature_pipeline.model.counted import counted
+from feature_pipeline.model.text.counted import counted
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.retire import (
     KnownTable,

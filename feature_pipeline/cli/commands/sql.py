@@ -18,7 +18,7 @@ from feature_pipeline import settings
 from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project
 from feature_pipeline.errors import InvalidInputError, ProjectionError
-from feature_pipeline.model.counted import counted
+from feature_pipeline.model.text.counted import counted
 from feature_pipeline.projections.catalog.database import (
     Connection,
     ConnectionFailedError,

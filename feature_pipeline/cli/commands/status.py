@@ -18,17 +18,21 @@ from feature_pipeline.cli.instance import configured_instance
 from feature_pipeline.cli.output import DAMAGED, Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.project_hooks import project_hooks, undeclared_lines
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.definition import HookDefinition
-from feature_pipeline.model.first_few import first_few
-from feature_pipeline.model.json_values import json_instant
+from feature_pipeline.model.text.counted import counted
+from feature_pipeline.model.text.first_few import first_few
+from feature_pipeline.model.text.json_values import json_instant
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.retire import known_tables
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
 
-    from feature_pipeline.orchestration.operations.status import AssetStatus, HookStatus, Sources
+    from feature_pipeline.orchestration.operations.batch_status import (
+        AssetStatus,
+        HookStatus,
+        Sources,
+    )
 
 _COLUMNS = (
     *("batches", "archived", "missing", "failed", "stale", "old_release"),
@@ -43,7 +47,7 @@ Names = Counter[tuple[str, str]]
 
 def status(deep: bool, as_json: bool) -> None:
     """Carry out `feature-pipeline status`."""
-    from feature_pipeline.orchestration.operations.status import Sources
+    from feature_pipeline.orchestration.operations.batch_status import Sources
 
     Project.find().load_environment()
     output = Output(as_json)
@@ -160,7 +164,7 @@ def _hook(
     is_deep: bool,
     counters: dict[str, Names],
 ) -> dict[str, Any]:
-    from feature_pipeline.orchestration.operations.status import hook_status
+    from feature_pipeline.orchestration.operations.batch_status import hook_status
 
     state = hook_status(sources, definition, folder, is_deep=is_deep)
     features, table = state.features, state.table
@@ -195,7 +199,7 @@ def _hook(
 
 
 def _reasons(state: "AssetStatus") -> dict[str, int]:
-    from feature_pipeline.orchestration.operations.status import Reason
+    from feature_pipeline.orchestration.operations.batch_status import Reason
 
     return {r.value.replace("-", "_"): len(state.batches(r)) for r in Reason}
 

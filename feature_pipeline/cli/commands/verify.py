@@ -12,7 +12,7 @@ from feature_pipeline.cli.databases import query_databases
 from feature_pipeline.cli.output import Output, size
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import InvalidInputError, NotFoundError
-from feature_pipeline.model.counted import counted
+from feature_pipeline.model.text.counted import counted
 
 _SHOWN = 200
 

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from feature_pipeline.cli.shared_options import json_option
-from feature_pipeline.model.source import Source
+from feature_pipeline.model.batch_source import Source
 
 
 @click.command()

@@ -42,7 +42,7 @@ from feature_pipeline.hooks.runners.shared.log_file import open_log
 from feature_pipeline.hooks.runners.shared.log_stream import LogStream
 from feature_pipeline.hooks.work_folders import WorkFolders
 from feature_pipeline.model.digest import Digest, digest_stream, document_bytes
-from feature_pipeline.model.quantities import format_size
+from feature_pipeline.model.text.quantities import format_size
 
 _TICK_SECONDS: Final = 0.05
 _SAMPLE_SECONDS: Final = 0.1

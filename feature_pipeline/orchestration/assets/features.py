@@ -20,13 +20,13 @@ from feature_pipeline.hooks.work_folders import Question, WorkFolder
 from feature_pipeline.model.definition import Compute, HookDefinition
 from feature_pipeline.model.release import HookRelease
 from feature_pipeline.orchestration import conditions
+from feature_pipeline.orchestration.events.data_versions import feature_code_version
 from feature_pipeline.orchestration.events.metadata import (
     code_references,
     column_schema,
     failure_metadata,
     freshness_policy,
 )
-from feature_pipeline.orchestration.events.provenance import feature_code_version
 from feature_pipeline.orchestration.keys import (
     REQUEST_TAG,
     batches_partitions,
@@ -242,10 +242,10 @@ def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefiniti
         archive: ArchiveResource,
         hook_runner: HookRunnerResource,
     ) -> ComputedFeatures:
-        from feature_pipeline.compute.claimed import plan_claimed
+        from feature_pipeline.compute.cancelled import cancelled_execution
         from feature_pipeline.compute.execute import HookAborted, execute_plan
-        from feature_pipeline.compute.interrupted import cancelled_execution
         from feature_pipeline.compute.plan import plan_run
+        from feature_pipeline.compute.plan_claimed import plan_claimed
 
         store = archive.store()
         registered = log.register_release(store, release, code)

@@ -7,7 +7,7 @@ from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.log import BatchEntry
 from feature_pipeline.errors import CorruptDataError
 from feature_pipeline.model.records import RecordBatch
-from feature_pipeline.orchestration.events.provenance import event_tags
+from feature_pipeline.orchestration.events.data_versions import event_tags
 from feature_pipeline.orchestration.keys import batches_partitions, records_key
 from feature_pipeline.orchestration.resources import ArchiveResource
 

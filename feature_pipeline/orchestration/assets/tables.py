@@ -12,9 +12,9 @@ from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import FeaturePipelineError
 from feature_pipeline.model.definition import HookDefinition, Materialize
 from feature_pipeline.model.digest import Digest, document_bytes
-from feature_pipeline.model.first_few import first_few
+from feature_pipeline.model.text.first_few import first_few
 from feature_pipeline.orchestration import conditions
-from feature_pipeline.orchestration.assets.equality import (
+from feature_pipeline.orchestration.assets.equality_check import (
     Equality,
     equality_key,
     is_selected,
@@ -26,6 +26,12 @@ from feature_pipeline.orchestration.dagster_internals import (
 )
 from feature_pipeline.orchestration.events.backfill_request import request_backfill
 from feature_pipeline.orchestration.events.check_history import NAMED_BATCHES, previously_named
+from feature_pipeline.orchestration.events.data_versions import (
+    InputVersion,
+    PartitionEvent,
+    event_tags,
+    latest_events,
+)
 from feature_pipeline.orchestration.events.materializations import report_events
 from feature_pipeline.orchestration.events.metadata import (
     Metadata,
@@ -34,12 +40,6 @@ from feature_pipeline.orchestration.events.metadata import (
     freshness_policy,
     shown_schema,
     table_schema,
-)
-from feature_pipeline.orchestration.events.provenance import (
-    InputVersion,
-    PartitionEvent,
-    event_tags,
-    latest_events,
 )
 from feature_pipeline.orchestration.events.requested import partitions_under_way
 from feature_pipeline.orchestration.keys import (

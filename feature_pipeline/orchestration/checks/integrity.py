@@ -8,14 +8,14 @@ import dagster as dg
 from pydantic import Field
 
 from feature_pipeline.model.definition import HookDefinition
-from feature_pipeline.model.quoting import quoted
+from feature_pipeline.model.text.quoting import quoted
 from feature_pipeline.orchestration.events.check_history import (
     NAMED_BATCHES,
     earlier_values,
     previously_named,
     run_batches,
 )
-from feature_pipeline.orchestration.events.known import query_databases
+from feature_pipeline.orchestration.events.evidence import query_databases
 from feature_pipeline.orchestration.keys import features_key
 from feature_pipeline.orchestration.markdown import code, plain
 from feature_pipeline.orchestration.resources import ArchiveResource, DatabaseResource

@@ -13,11 +13,11 @@ from feature_pipeline.archive.logs.erasures import erased
 from feature_pipeline.archive.logs.log import Verdict
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, NotFoundError
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.definition import CheckDefinition, HookDefinition, Threshold
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.outcomes import OutcomeCounts
-from feature_pipeline.orchestration.assets.equality import EQUALITY_CHECK, judge_equality
+from feature_pipeline.model.text.counted import counted
+from feature_pipeline.orchestration.assets.equality_check import EQUALITY_CHECK, judge_equality
 from feature_pipeline.orchestration.assets.tables import table_spec
 from feature_pipeline.orchestration.checks.thresholds import Level, RowChange, judge
 from feature_pipeline.orchestration.dagster_internals import UnresolvedAssetJobDefinition

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.definition import CheckDefinition, Threshold
 from feature_pipeline.model.outcomes import OutcomeCounts
+from feature_pipeline.model.text.counted import counted
 
 
 class Level(IntEnum):

@@ -12,8 +12,7 @@ from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.log import FeatureEntry
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, NotFoundError
-from feature_pipeline.orchestration.events.metadata import artifact_metadata
-from feature_pipeline.orchestration.events.provenance import (
+from feature_pipeline.orchestration.events.data_versions import (
     InputVersion,
     PartitionEvent,
     event_tags,
@@ -21,6 +20,7 @@ from feature_pipeline.orchestration.events.provenance import (
     latest_events,
     read_version,
 )
+from feature_pipeline.orchestration.events.metadata import artifact_metadata
 from feature_pipeline.orchestration.keys import features_key, records_key
 from feature_pipeline.parallel import map_threads
 

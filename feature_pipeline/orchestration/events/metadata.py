@@ -13,8 +13,8 @@ from feature_pipeline.model.columns import Column
 from feature_pipeline.model.definition import HookDefinition
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.outcomes import Outcome
-from feature_pipeline.model.printable import printable
-from feature_pipeline.model.quantities import format_size
+from feature_pipeline.model.text.printable import printable
+from feature_pipeline.model.text.quantities import format_size
 from feature_pipeline.orchestration.markdown import bullets, fenced, plain
 
 if TYPE_CHECKING:

@@ -16,7 +16,11 @@ from feature_pipeline.orchestration.dagster_internals import (
     get_input_data_version_tag,
     get_input_event_pointer_tag,
 )
-from feature_pipeline.orchestration.events.provenance import PartitionEvent, has_read, latest_events
+from feature_pipeline.orchestration.events.data_versions import (
+    PartitionEvent,
+    has_read,
+    latest_events,
+)
 
 
 def stale_partitions(

@@ -8,9 +8,9 @@ from typing import Final
 import dagster as dg
 
 from feature_pipeline.errors import ConflictError, InvalidInputError, NotFoundError
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.definition import Compute, HookDefinition, Materialize, inputs_first
-from feature_pipeline.model.first_few import first_few
+from feature_pipeline.model.text.counted import counted
+from feature_pipeline.model.text.first_few import first_few
 from feature_pipeline.orchestration.dagster_internals import (
     BULK_ACTION_TERMINAL_STATUSES,
     BulkActionsFilter,
@@ -18,7 +18,7 @@ from feature_pipeline.orchestration.dagster_internals import (
 )
 from feature_pipeline.orchestration.events.backfill_request import request_backfill
 from feature_pipeline.orchestration.keys import features_key, table_key
-from feature_pipeline.orchestration.operations.status import (
+from feature_pipeline.orchestration.operations.batch_status import (
     AssetStatus,
     BatchFacts,
     HookStatus,

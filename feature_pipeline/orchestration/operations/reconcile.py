@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from feature_pipeline.archive.logs import log
-from feature_pipeline.archive.logs.known import known_logs
+from feature_pipeline.archive.logs.known_lengths import known_logs
 from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, NotFoundError
 from feature_pipeline.model.definition import Compute, HookDefinition, Materialize, inputs_first
 from feature_pipeline.orchestration.assets.records import records_event
 from feature_pipeline.orchestration.events.backfill_request import request_backfill
-from feature_pipeline.orchestration.events.known import known_batches, known_partitions
+from feature_pipeline.orchestration.events.data_versions import has_read, latest_events
+from feature_pipeline.orchestration.events.evidence import known_batches, known_partitions
 from feature_pipeline.orchestration.events.materializations import (
     EVENTS_AT_ONCE,
     features_events,
     report_events,
 )
-from feature_pipeline.orchestration.events.provenance import has_read, latest_events
 from feature_pipeline.orchestration.events.requested import (
     cancelled_partitions,
     partitions_under_way,
@@ -206,7 +206,7 @@ def _reconcile_batches(
     store: BlobStore, instance: dg.DagsterInstance, dataset: str, drift: Drift
 ) -> dict[str, BatchEntry]:
     """Report batches to Dagster that it does not know; return every batch's last entry."""
-    from feature_pipeline.archive.maintenance.known import find_lost_batches
+    from feature_pipeline.archive.maintenance.compare_known import find_lost_batches
 
     readable = log.readable_batches(store, dataset, None, known_logs(store))
     entries = dict(readable.intact)
@@ -261,7 +261,7 @@ def _reconcile_features(
     drift: Drift,
 ) -> dict[str, FeatureEntry]:
     """Report artifacts to Dagster that it does not know; return the hook's current entries."""
-    from feature_pipeline.archive.maintenance.known import find_lost
+    from feature_pipeline.archive.maintenance.compare_known import find_lost
 
     key = features_key(dataset, hook)
     name = key.to_user_string()

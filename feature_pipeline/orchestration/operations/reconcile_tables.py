@@ -9,7 +9,7 @@ import dagster as dg
 from feature_pipeline.archive.logs.log import FeatureEntry
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.model.definition import HookDefinition, Materialize
-from feature_pipeline.orchestration.assets.equality import EQUALITY_CHECK
+from feature_pipeline.orchestration.assets.equality_check import EQUALITY_CHECK
 from feature_pipeline.orchestration.assets.tables import (
     PROGRESS_CHECK,
     report_loads,
@@ -17,7 +17,7 @@ from feature_pipeline.orchestration.assets.tables import (
     table_spec,
 )
 from feature_pipeline.orchestration.events.check_history import report_named
-from feature_pipeline.orchestration.events.known import known_partitions
+from feature_pipeline.orchestration.events.evidence import known_partitions
 from feature_pipeline.orchestration.keys import table_key
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ class RememberConfig(dg.Config):
 
 def hooks_due(store: BlobStore) -> list[tuple[str, str]]:
     """Return the (dataset, hook) pairs whose memory was not compared for a day."""
-    from feature_pipeline.archive.maintenance.remember import is_due
+    from feature_pipeline.archive.maintenance.rebuild_answers import is_due
 
     pairs = list(_hooks(store))
     due = map_threads(lambda pair: is_due(store, *pair), pairs)
@@ -44,7 +44,7 @@ def answers_job() -> dg.JobDefinition:
     def compare_with_logs(
         context: dg.OpExecutionContext, config: RememberConfig, archive: ArchiveResource
     ) -> None:
-        from feature_pipeline.archive.maintenance.remember import complete
+        from feature_pipeline.archive.maintenance.rebuild_answers import complete
 
         store = archive.store()
         unreadable: dict[str, str] = {}

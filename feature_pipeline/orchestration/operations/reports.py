@@ -22,8 +22,8 @@ from feature_pipeline.archive.query.features import Features
 from feature_pipeline.archive.query.summary import Summary, summarize
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.outcomes import Status
+from feature_pipeline.model.text.counted import counted
 from feature_pipeline.orchestration import markdown
 from feature_pipeline.orchestration.events.metadata import Metadata
 from feature_pipeline.orchestration.markdown import Markup, code, plain

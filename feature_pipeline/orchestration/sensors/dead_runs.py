@@ -7,7 +7,7 @@ has no answer.
 import dagster as dg
 import psutil
 
-from feature_pipeline.model.counted import counted
+from feature_pipeline.model.text.counted import counted
 
 TICK_SECONDS = 60
 SAME_START_SECONDS = 1.0

@@ -28,9 +28,9 @@ from feature_pipeline.compute.recover_results import (
     remove_uploads,
 )
 from feature_pipeline.errors import FeaturePipelineError, InvalidInputError
-from feature_pipeline.hooks.runners.kubernetes.transfer import AttemptKey
+from feature_pipeline.hooks.runners.kubernetes.transfer_protocol import AttemptKey
 from feature_pipeline.hooks.work_folders import WorkFolders
-from feature_pipeline.model.quoting import MOST_REASON, quoted
+from feature_pipeline.model.text.quoting import MOST_REASON, quoted
 from feature_pipeline.parallel import map_threads
 
 logger = logging.getLogger(__name__)

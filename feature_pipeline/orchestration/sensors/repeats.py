@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import dagster as dg
 
-from feature_pipeline.model.counted import counted
+from feature_pipeline.model.text.counted import counted
 from feature_pipeline.orchestration.dagster_internals import (
     AUTO_RETRY_RUN_ID_TAG,
     BACKFILL_ID_TAG,

@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 from feature_pipeline import settings
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.model.json_values import json_text
+from feature_pipeline.model.text.json_values import json_text
 from feature_pipeline.orchestration.resources import ArchiveResource
 from feature_pipeline.orchestration.sensors.alerts import AlertState, poll
 

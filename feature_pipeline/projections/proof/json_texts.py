@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_pipeline.model.digest import INT64_MAX, INT64_MIN
-from feature_pipeline.model.json_text import exact_integer, parse_number
+from feature_pipeline.model.text.json_text import exact_integer, parse_number
 
 _compute: Final[Any] = pc
 _LINE_FEED: Final = ord("\n")

@@ -5,18 +5,22 @@ from dataclasses import dataclass, field, replace
 
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.damage import Readable
-from feature_pipeline.archive.logs.known import known_logs
+from feature_pipeline.archive.logs.known_lengths import known_logs
 from feature_pipeline.archive.logs.log import FeatureEntry
-from feature_pipeline.archive.maintenance.known import LostEntry, find_unlogged, not_given_up
+from feature_pipeline.archive.maintenance.compare_known import (
+    LostEntry,
+    find_unlogged,
+    not_given_up,
+)
 from feature_pipeline.archive.query import history
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import CorruptDataError
-from feature_pipeline.model.counted import counted
-from feature_pipeline.model.first_few import first_few
+from feature_pipeline.model.text.counted import counted
+from feature_pipeline.model.text.first_few import first_few
 from feature_pipeline.projections.catalog.bookkeeping import Progress, all_progress
 from feature_pipeline.projections.catalog.database import Database
+from feature_pipeline.projections.catalog.evidence import known_entry
 from feature_pipeline.projections.catalog.generation import read_table
-from feature_pipeline.projections.catalog.known import known_entry
 from feature_pipeline.projections.catalog.spec import TableSpec
 from feature_pipeline.projections.catalog.view import is_shown
 

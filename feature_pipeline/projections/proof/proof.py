@@ -23,9 +23,9 @@ from feature_pipeline.archive.read import read_manifest, read_outcomes, read_row
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import CorruptDataError, NotFoundError, ProjectionError
 from feature_pipeline.model.columns import columns_header, row_encoder
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import ContentSum, Digest
-from feature_pipeline.model.first_few import first_few
+from feature_pipeline.model.text.counted import counted
+from feature_pipeline.model.text.first_few import first_few
 from feature_pipeline.parallel import call_beside, map_threads
 from feature_pipeline.projections.catalog import ddl
 from feature_pipeline.projections.catalog.bookkeeping import Progress, all_progress, read_left_out
@@ -53,8 +53,8 @@ from feature_pipeline.projections.proof.proof_cache import (
 )
 from feature_pipeline.projections.proof.read_back import column_fields, parse, read_texts
 from feature_pipeline.projections.rows import evolve
-from feature_pipeline.projections.rows.carried import check_carried
 from feature_pipeline.projections.rows.prepare import one_array
+from feature_pipeline.projections.rows.renamed_columns import check_carried
 from feature_pipeline.projections.rows.upcast import CannotEvolveError
 
 _MODULUS: Final = 2**256

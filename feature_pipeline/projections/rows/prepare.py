@@ -20,7 +20,7 @@ from feature_pipeline.model.digest import ContentSum, Digest
 from feature_pipeline.projections.catalog.ddl import column_kinds
 from feature_pipeline.projections.catalog.generation import Generation
 from feature_pipeline.projections.rows import copy_format, evolve
-from feature_pipeline.projections.rows.carried import check_carried
+from feature_pipeline.projections.rows.renamed_columns import check_carried
 
 CHUNK_ROWS: Final = 16_384
 """Rows encoded at a time. With the widest rows seen (2 KB) a chunk is 32 MB."""

@@ -14,7 +14,7 @@ import psycopg
 from feature_pipeline import measure
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import ProjectionError
-from feature_pipeline.model.counted import counted
+from feature_pipeline.model.text.counted import counted
 from feature_pipeline.projections.catalog import dependents
 from feature_pipeline.projections.catalog.bookkeeping import (
     Progress,

@@ -10,7 +10,7 @@ from feature_pipeline.archive.inspection.census import write_census
 from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.logs import answers, log
 from feature_pipeline.archive.logs.tombstones import lift
-from feature_pipeline.archive.maintenance import remember
+from feature_pipeline.archive.maintenance import rebuild_answers
 from feature_pipeline.archive.maintenance.erase import erase
 from feature_pipeline.archive.maintenance.gc import GcScope, make_mark
 from feature_pipeline.archive.store.memory import MemoryStore
@@ -258,7 +258,7 @@ def test_a_lost_memory_costs_work_over_batches_and_none_within_one(asking: Askin
     assert len(asking.runner.starts) == 3
     # ... until it is derived from the logs again
     asking.forget()
-    remember.complete(asking.store, DATASET, "lengths")
+    rebuild_answers.complete(asking.store, DATASET, "lengths")
     asking.submit("b3", {"r1": "a"})
     asking.run("b3")
     assert len(asking.runner.starts) == 3
@@ -363,7 +363,7 @@ def test_erasing_a_record_of_two_batches_leaves_nothing_of_it(asking: Asking, wh
     head = log.head(asking.store, DATASET, "lengths", other)
     assert not decode_batch_again(asking.store, head).is_new
     assert verify(asking.store).is_clean
-    remember.complete(asking.store, DATASET, "lengths")
+    rebuild_answers.complete(asking.store, DATASET, "lengths")
     asking.submit("b3", {"r2": "bb"})
     asking.run("b3")
     assert len(asking.runner.starts) == 1

@@ -24,7 +24,7 @@ from feature_pipeline.compute.recover_results import (
 from feature_pipeline.errors import CorruptDataError
 from feature_pipeline.hooks.failure import FailureKind, RuntimeFacts
 from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
-from feature_pipeline.hooks.runners.kubernetes.transfer import AttemptKey
+from feature_pipeline.hooks.runners.kubernetes.transfer_protocol import AttemptKey
 from feature_pipeline.model.outcomes import OutcomeKind
 from feature_pipeline.orchestration.sensors import orphaned_runs
 from feature_pipeline.orchestration.sensors.orphaned_runs import recover_orphaned_runs

@@ -17,7 +17,7 @@ from feature_pipeline.model.column_sources import UnclearColumnError
 from feature_pipeline.model.columns import Column, ColumnType
 from feature_pipeline.model.definition import Cardinality
 from feature_pipeline.model.outcomes import Outcome, Status
-from feature_pipeline.projections.rows.carried import check_carried
+from feature_pipeline.projections.rows.renamed_columns import check_carried
 from feature_pipeline.projections.rows.upcast import CannotEvolveError
 from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
 

@@ -25,9 +25,9 @@ from feature_pipeline.hooks.runner import Workspace, name_on_disk
 from feature_pipeline.model.columns import Column
 from feature_pipeline.model.definition import HookDefinition, Scope
 from feature_pipeline.model.digest import Digest
-from feature_pipeline.model.json_text import Number
 from feature_pipeline.model.outcomes import Outcome, OutcomeKind, Status
 from feature_pipeline.model.records import Record, RecordBatch, RecordFile, Source
+from feature_pipeline.model.text.json_text import Number
 from feature_pipeline_tests.fixtures.scripted import DATASET as SCRIPTED
 from feature_pipeline_tests.fixtures.scripted import Computing, ScriptedRunner, fails_over
 

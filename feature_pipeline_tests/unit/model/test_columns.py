@@ -21,7 +21,7 @@ from feature_pipeline.model.columns import (
     decode_value,
     row_encoder,
 )
-from feature_pipeline.model.json_text import Number, parse_number
+from feature_pipeline.model.text.json_text import Number, parse_number
 
 
 def column(type_: str, format_: str | None = None, **changes: object) -> Column:

@@ -23,7 +23,7 @@ from feature_pipeline.model.digest import (
     digest_stream,
     document_bytes,
 )
-from feature_pipeline.model.json_text import Number
+from feature_pipeline.model.text.json_text import Number
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=8)
 INT64 = st.integers(-(2**63), 2**63 - 1)

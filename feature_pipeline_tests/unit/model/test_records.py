@@ -7,7 +7,6 @@ from pydantic import ValidationError
 
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.digest import Digest
-from feature_pipeline.model.json_text import Number
 from feature_pipeline.model.records import (
     Record,
     RecordBatch,
@@ -18,6 +17,7 @@ from feature_pipeline.model.records import (
     check_file_name,
     check_record_id,
 )
+from feature_pipeline.model.text.json_text import Number
 
 FILE = RecordFile(name="a.cif", digest=str(Digest.of(b"a")), size=1)
 

@@ -13,7 +13,7 @@ from feature_pipeline.orchestration.conditions import (
     condition_of,
     tables,
 )
-from feature_pipeline.orchestration.events.provenance import InputVersion, event_tags
+from feature_pipeline.orchestration.events.data_versions import InputVersion, event_tags
 from feature_pipeline.orchestration.keys import batches_partitions, features_key, table_key
 
 DAGSTERS_LIMIT = 500

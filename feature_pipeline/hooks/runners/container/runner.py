@@ -50,7 +50,7 @@ from feature_pipeline.hooks.runners.shared.exit_status import exit_reason
 from feature_pipeline.hooks.runners.shared.log_file import open_log
 from feature_pipeline.hooks.runners.shared.log_stream import LogStream
 from feature_pipeline.model.digest import Digest, digest_stream
-from feature_pipeline.model.quantities import format_size
+from feature_pipeline.model.text.quantities import format_size
 
 _TICK_SECONDS: Final = 0.05
 _INSPECT_SECONDS: Final = 0.25

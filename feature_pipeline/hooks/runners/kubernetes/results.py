@@ -11,7 +11,7 @@ from feature_pipeline.hooks.left_output import excess
 from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
 from feature_pipeline.hooks.runners.kubernetes import job as jobs
 from feature_pipeline.hooks.runners.kubernetes.facts import Diagnosis
-from feature_pipeline.hooks.runners.kubernetes.transfer import (
+from feature_pipeline.hooks.runners.kubernetes.transfer_protocol import (
     AttemptEnd,
     AttemptKey,
     PodResult,
@@ -21,8 +21,8 @@ from feature_pipeline.hooks.runners.shared import log_file
 from feature_pipeline.hooks.runners.shared.exit_status import exit_reason
 from feature_pipeline.hooks.runners.shared.log_file import CappedLog
 from feature_pipeline.hooks.runners.shared.log_stream import LogStream
-from feature_pipeline.model.quantities import format_size
-from feature_pipeline.pod.transfers import MOST_FILE_BYTES
+from feature_pipeline.model.text.quantities import format_size
+from feature_pipeline.pod.signed_urls import MOST_FILE_BYTES
 
 UNKNOWN_NODE: Final = "unknown"
 _CUT_BYTES: Final = 128

@@ -40,7 +40,7 @@ from feature_pipeline.hooks.runners.kubernetes.results import (
     verdict,
     with_last_line_ended,
 )
-from feature_pipeline.hooks.runners.kubernetes.transfer import (
+from feature_pipeline.hooks.runners.kubernetes.transfer_protocol import (
     AttemptEnd,
     AttemptKey,
     Grants,

@@ -13,7 +13,7 @@ from typing import Final
 
 from feature_pipeline.hooks.failure import LOG_TAIL_LINES
 from feature_pipeline.hooks.runners.shared.log_file import CappedLog
-from feature_pipeline.model.printable import printable
+from feature_pipeline.model.text.printable import printable
 
 SHOWN_BYTES: Final = 16 << 20
 """How much of a log is shown."""

@@ -10,8 +10,8 @@ from feature_pipeline.archive.inspection import census
 from feature_pipeline.archive.inspection.census import MAX_CENSUSES, write_census
 from feature_pipeline.archive.inspection.findings import ObjectKind, Scope, State
 from feature_pipeline.archive.inspection.verify import verify
-from feature_pipeline.archive.logs import inbox, known, log, tombstones
-from feature_pipeline.archive.logs.known import Line, encode_census, known_logs
+from feature_pipeline.archive.logs import inbox, known_lengths, log, tombstones
+from feature_pipeline.archive.logs.known_lengths import Line, encode_census, known_logs
 from feature_pipeline.archive.maintenance import deletion
 from feature_pipeline.archive.maintenance.erase import erase
 from feature_pipeline.errors import CorruptDataError, StoreUnavailableError
@@ -305,10 +305,10 @@ class TestCensus:
 
     def test_one_of_later_code_is_named_and_left_alone(self, counted, monkeypatch):
         with monkeypatch.context() as patch:
-            patch.setattr(known, "CENSUS_VERSION", 2)
+            patch.setattr(known_lengths, "CENSUS_VERSION", 2)
             counted.release("5")
             newer = write_census(counted.store).census.key
-        known._censuses.clear()
+        known_lengths._censuses.clear()
         counted.release("6")
         report = verify(counted.store)
         assert [(f.key, f.state) for f in report.findings] == [(newer, State.NEWER)]
@@ -336,7 +336,7 @@ class TestCensus:
             write_census(counted.store)
             counted.store.delete(first)
 
-        known._censuses.clear()
+        known_lengths._censuses.clear()
         store = Interrupted(counted.store, ("get", first), act)
         assert known_logs(store).census.key == max(censuses(counted.store))
 

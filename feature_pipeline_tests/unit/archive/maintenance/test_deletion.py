@@ -7,12 +7,12 @@ from datetime import timedelta
 
 import pytest
 
-from feature_pipeline.archive import accept, blobs, lease, publish
+from feature_pipeline.archive import accept, blobs, deletion_lease, publish
+from feature_pipeline.archive.deletion_guard import Guard
+from feature_pipeline.archive.deletion_lease import LEASE, MARGIN, DeletionLease
 from feature_pipeline.archive.format import documents, layout
-from feature_pipeline.archive.guard import Guard
 from feature_pipeline.archive.inspection.census import write_census
 from feature_pipeline.archive.inspection.verify import verify
-from feature_pipeline.archive.lease import LEASE, MARGIN, DeletionLease
 from feature_pipeline.archive.logs import inbox, log, tombstones
 from feature_pipeline.archive.maintenance import deletion
 from feature_pipeline.archive.maintenance.erase import erase, finish_erasing, lift
@@ -696,7 +696,7 @@ class TestTheLease:
         with pytest.raises(ConflictError):
             DeletionLease.acquire(store)
         held.condemn([blob.digest])
-        lease.wait(store, [blob.digest])
+        deletion_lease.wait(store, [blob.digest])
         assert clock.offset >= LEASE + MARGIN
         with pytest.raises(StoreUnavailableError):
             held.delete(blob.digest)
@@ -720,7 +720,7 @@ class TestTheLease:
         held = DeletionLease.acquire(store)
         held.condemn([])
         held.end()
-        assert lease.read(store).is_over
+        assert deletion_lease.read(store).is_over
         assert next(changes, None) is None
 
 

@@ -11,7 +11,7 @@ from feature_pipeline.archive.inspection.findings import State
 from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.logs import inbox, log, tombstones
 from feature_pipeline.archive.logs.erasures import erased, erasures
-from feature_pipeline.archive.logs.known import known_logs
+from feature_pipeline.archive.logs.known_lengths import known_logs
 from feature_pipeline.archive.logs.log import Verdict
 from feature_pipeline.archive.maintenance import erase as erase_module
 from feature_pipeline.archive.maintenance.erase import (

@@ -5,9 +5,9 @@ from datetime import timedelta
 import pytest
 
 from feature_pipeline.archive import blobs, publish
+from feature_pipeline.archive.deletion_lease import DeletionLease
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.inspection.verify import verify
-from feature_pipeline.archive.lease import DeletionLease
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.maintenance import gc
 from feature_pipeline.archive.maintenance.erase import erase

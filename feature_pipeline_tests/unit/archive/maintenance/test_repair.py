@@ -14,14 +14,14 @@ from feature_pipeline.archive.inspection.findings import Finding, Scope
 from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.logs import log, tombstones
 from feature_pipeline.archive.maintenance.accept_loss import accept_losses, plan_losses
-from feature_pipeline.archive.maintenance.erase import erase
-from feature_pipeline.archive.maintenance.known import (
+from feature_pipeline.archive.maintenance.compare_known import (
     Knowledge,
     KnownBatch,
     KnownEntry,
     find_lost,
     find_lost_batches,
 )
+from feature_pipeline.archive.maintenance.erase import erase
 from feature_pipeline.archive.maintenance.repair import (
     Action,
     ProjectRelease,

@@ -9,7 +9,7 @@ from feature_pipeline.model.definition import CheckDefinition, HookDefinition
 from feature_pipeline.model.outcomes import OutcomeCounts
 from feature_pipeline.orchestration.assets.tables import table_spec
 from feature_pipeline.orchestration.checks.thresholds import Level, RowChange, judge
-from feature_pipeline.orchestration.events.provenance import feature_code_version
+from feature_pipeline.orchestration.events.data_versions import feature_code_version
 
 
 def define(folder: Path, **changes: object) -> HookDefinition:

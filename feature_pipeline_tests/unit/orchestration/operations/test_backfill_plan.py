@@ -22,7 +22,11 @@ from feature_pipeline.orchestration.operations.backfills import (
     launch_backfill,
     plan_backfill,
 )
-from feature_pipeline.orchestration.operations.status import AssetStatus, BatchFacts, HookStatus
+from feature_pipeline.orchestration.operations.batch_status import (
+    AssetStatus,
+    BatchFacts,
+    HookStatus,
+)
 
 THERE = BatchFacts(is_there=True)
 ABSENT = BatchFacts(is_there=False)

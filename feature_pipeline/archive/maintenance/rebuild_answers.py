@@ -20,8 +20,8 @@ from feature_pipeline.archive.logs.erasures import erased
 from feature_pipeline.archive.logs.log import FeatureEntry, Verdict
 from feature_pipeline.archive.store.base import BlobStore, create_or_read
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.text.counted import counted
 from feature_pipeline.parallel import map_threads
 
 OLD: Final = timedelta(days=1)

@@ -9,7 +9,7 @@ import math
 from datetime import date, datetime
 
 from feature_pipeline.model.digest import Value
-from feature_pipeline.model.json_text import Number, exact_integer
+from feature_pipeline.model.text.json_text import Number, exact_integer
 
 
 def json_number(value: float) -> float | str:

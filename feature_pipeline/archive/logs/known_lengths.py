@@ -25,8 +25,8 @@ from feature_pipeline.errors import (
     NotFoundError,
     StoreUnavailableError,
 )
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.text.counted import counted
 from feature_pipeline.parallel import WORKERS, map_threads
 
 if TYPE_CHECKING:  # Dagster's code location imports this module and reads no census

@@ -9,7 +9,7 @@ from feature_pipeline.archive import read
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.logs import answers, log
 from feature_pipeline.archive.maintenance.erase import erase
-from feature_pipeline.archive.maintenance.remember import OLD, complete, is_due
+from feature_pipeline.archive.maintenance.rebuild_answers import OLD, complete, is_due
 from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.errors import StoreUnavailableError
 from feature_pipeline.model.digest import Digest

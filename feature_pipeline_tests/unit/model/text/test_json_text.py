@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.digest import document_bytes
-from feature_pipeline.model.json_text import (
+from feature_pipeline.model.text.json_text import (
     Number,
     check_object,
     exact_integer,

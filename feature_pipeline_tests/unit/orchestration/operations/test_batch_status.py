@@ -17,7 +17,7 @@ from feature_pipeline.model.definition import HookDefinition
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.outcomes import Status
 from feature_pipeline.model.release import HookRelease, ReleaseDocument
-from feature_pipeline.orchestration.operations.status import (
+from feature_pipeline.orchestration.operations.batch_status import (
     HookStatus,
     Reason,
     Sources,

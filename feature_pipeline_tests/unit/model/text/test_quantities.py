@@ -1,7 +1,12 @@
 import pytest
 
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.model.quantities import format_size, parse_cpu, parse_duration, parse_size
+from feature_pipeline.model.text.quantities import (
+    format_size,
+    parse_cpu,
+    parse_duration,
+    parse_size,
+)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from http.server import BaseHTTPRequestHandler
 
 import pytest
 
-from feature_pipeline.pod.transfers import TransferError, upload_bytes
+from feature_pipeline.pod.signed_urls import TransferError, upload_bytes
 from feature_pipeline_tests.fixtures.http import serving
 
 BODY = b"<?xml version='1.0'?>\n<Error>\n  <Code>AccessDenied</Code>\n</Error>\n"

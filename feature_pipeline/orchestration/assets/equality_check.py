@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from feature_pipeline.archive.store.base import BlobStore
-from feature_pipeline.model.counted import counted
+from feature_pipeline.model.text.counted import counted
 from feature_pipeline.orchestration.events.check_history import NAMED_BATCHES, previously_named
 from feature_pipeline.orchestration.keys import table_key
 

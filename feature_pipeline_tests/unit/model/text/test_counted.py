@@ -2,7 +2,7 @@
 
 import pytest
 
-from feature_pipeline.model.counted import counted
+from feature_pipeline.model.text.counted import counted
 
 
 @pytest.mark.parametrize(

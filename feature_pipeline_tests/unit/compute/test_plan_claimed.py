@@ -14,7 +14,7 @@ from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.documents import utc_now
 from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.logs import log
-from feature_pipeline.archive.maintenance.remember import complete
+from feature_pipeline.archive.maintenance.rebuild_answers import complete
 from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.errors import StoreUnavailableError
 from feature_pipeline_tests.fixtures.asked import DATASET, Asking

@@ -15,8 +15,8 @@ from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.log import FeatureEntry
 from feature_pipeline.archive.logs.losses import losses
 from feature_pipeline.archive.store.base import BlobStore
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.text.counted import counted
 
 
 @dataclass(frozen=True, slots=True)

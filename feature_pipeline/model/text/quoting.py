@@ -5,7 +5,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from feature_pipeline.model.first_few import first_few
+from feature_pipeline.model.text.first_few import first_few
 
 MOST_CHARACTERS: Final = 200
 """Maximum length of a text that is quoted completely."""

@@ -9,11 +9,11 @@ from feature_pipeline.archive.logs.log import BatchEntry
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import FeaturePipelineError, InvalidInputError, NotFoundError
 from feature_pipeline.model.columns import check_columns
-from feature_pipeline.model.counted import counted
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.outcomes import Outcome
-from feature_pipeline.model.quoting import quoted_list
 from feature_pipeline.model.records import RecordBatch
+from feature_pipeline.model.text.counted import counted
+from feature_pipeline.model.text.quoting import quoted_list
 from feature_pipeline.parallel import WORKERS
 
 if TYPE_CHECKING:

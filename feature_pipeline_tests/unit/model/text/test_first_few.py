@@ -2,7 +2,7 @@
 
 import pytest
 
-from feature_pipeline.model.first_few import first_few
+from feature_pipeline.model.text.first_few import first_few
 
 
 @pytest.mark.parametrize(

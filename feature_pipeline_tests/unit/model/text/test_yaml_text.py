@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from feature_pipeline.model.yaml_text import InvalidYamlError, check_yaml, dump_yaml
+from feature_pipeline.model.text.yaml_text import InvalidYamlError, check_yaml, dump_yaml
 
 BOMB = "a: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"b{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from feature_pipeline.archive import blobs, lease
+from feature_pipeline.archive import blobs, deletion_lease
 from feature_pipeline.archive.format.manifest import BlobRef
 from feature_pipeline.archive.store.base import BlobStore
 
@@ -18,7 +18,7 @@ class Guard:
 
     def __init__(self, store: BlobStore) -> None:
         self._store = store
-        self._before = lease.read(store)
+        self._before = deletion_lease.read(store)
 
     def find_lost(self, refs: Collection[BlobRef]) -> list[BlobRef]:
         """Return those of `refs` that a concurrent deletion has taken.
@@ -30,8 +30,8 @@ class Guard:
             refs: Every blob that is named now, whether it was written or existed before.
         """
         digests = [ref.digest for ref in refs]
-        now = lease.read(self._store)
+        now = deletion_lease.read(self._store)
         if now == self._before and (now is None or not now.may_delete(digests)):
             return []
-        lease.wait(self._store, digests)
+        deletion_lease.wait(self._store, digests)
         return blobs.find_missing(self._store, refs)
