@@ -173,7 +173,7 @@ class OwnProject:
         _, left = psutil.wait_procs(started, timeout=5)
         assert not left, [process.cmdline() for process in left]
 
-    def break_code_location(self, said: list[str]) -> None:
+    def break_code_location(self, lines: list[str]) -> None:
         """Save a mistake, reload, and correct it; `dev` tells both."""
         module = self.root / "feature_pipeline" / "definitions.py"
         text = module.read_text()
@@ -183,7 +183,7 @@ class OwnProject:
         ):
             module.write_text(text + mistake)
             self.graphql("mutation { reloadWorkspace { __typename } }")
-            wait_for(lambda wanted=line: wanted in said, 120)  # type: ignore[misc]
+            wait_for(lambda wanted=line: wanted in lines, 120)  # type: ignore[misc]
 
     def connect(self) -> psycopg.Connection[tuple[Any, ...]]:
         """To the tables, without a process of the command line for every question."""
@@ -214,8 +214,8 @@ class OwnProject:
         """Until it has ended, which must be well. Dagster looks at backfills every 30 seconds."""
 
         def is_done() -> bool:
-            found = self.graphql(BACKFILL_STATUS, id=backfill)
-            status = found["partitionBackfillOrError"]
+            backfill_status = self.graphql(BACKFILL_STATUS, id=backfill)
+            status = backfill_status["partitionBackfillOrError"]
             assert "FAIL" not in status["status"], status
             return status["status"] == "COMPLETED_SUCCESS"
 

@@ -11,8 +11,8 @@ README: Final = (ROOT / "README.md").read_text("utf-8")
 
 def blocks(language: str) -> list[str]:
     """The fenced blocks of a language, in order; those in lists are indented."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```$", README, re.DOTALL | re.MULTILINE)
-    return [textwrap.dedent(text) for _, text in found]
+    matches = re.findall(rf"^( *)```{language}\n(.*?)^\1```$", README, re.DOTALL | re.MULTILINE)
+    return [textwrap.dedent(text) for _, text in matches]
 
 
 def one_block(language: str, holding: str) -> str:

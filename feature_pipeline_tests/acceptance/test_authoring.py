@@ -132,15 +132,15 @@ def test_wrong_fields_are_named_with_file_and_line(
     lines = path.read_text().splitlines()
     done = dg(checkout, "check", "defs", *options)
     assert done.returncode != 0
-    said = done.stdout + done.stderr
+    output = done.stdout + done.stderr
     for text, allowed in (
         ("cardinality: lots", either),
         ("type: float", "'number'"),
         ("fail: 10", maximum),
     ):
         number = next(i for i, line in enumerate(lines, 1) if text in line)
-        assert f"defs.yaml:{number}" in said
-        assert allowed in said
+        assert f"defs.yaml:{number}" in output
+        assert allowed in output
 
 
 def test_hooks_that_clash_are_named_with_file_and_line(checkout: Path) -> None:
@@ -148,7 +148,7 @@ def test_hooks_that_clash_are_named_with_file_and_line(checkout: Path) -> None:
     shutil.copytree(defs / "pockets", defs / "pockets_again")
     done = dg(checkout, "check", "defs")
     assert done.returncode != 0
-    said = done.stdout + done.stderr
-    assert "two hooks named 'pockets'" in said
-    assert "pockets/defs.yaml:" in said
-    assert "pockets_again/defs.yaml:" in said
+    output = done.stdout + done.stderr
+    assert "two hooks named 'pockets'" in output
+    assert "pockets/defs.yaml:" in output
+    assert "pockets_again/defs.yaml:" in output

@@ -96,9 +96,9 @@ class ReadersProject(OwnProject):
             output.mkdir()
             with (output / "features.jsonl").open("w") as file:
                 for line in raw.decode().splitlines():
-                    said = json.loads(line)
-                    said["features"][0]["bytes"] = 77777
-                    file.write(json.dumps(said) + "\n")
+                    document = json.loads(line)
+                    document["features"][0]["bytes"] = 77777
+                    file.write(json.dumps(document) + "\n")
             done = self.run("publish", str(output), "--hook", HOOK, "--batch", "second")
             assert done.returncode == 0, done.stderr
 
@@ -153,7 +153,7 @@ def test_from_first_submission_to_rebuilt_table(tmp_path: Path) -> None:
 
     project.publish_other_output()
 
-    with project.dev() as said:
-        project.break_code_location(said)
+    with project.dev() as lines:
+        project.break_code_location(lines)
         wait_for(lambda: project.loaded("bytes = 77777") == ["1a8o"], 600)
         assert project.json("status")["quarantined"] == []

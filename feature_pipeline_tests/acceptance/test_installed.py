@@ -38,8 +38,8 @@ def rows(project: OwnProject) -> list[list[object]]:
     """The table's rows; none while it does not exist."""
     with project.connect() as connection:
         try:
-            found = connection.execute(ROWS.replace(HOOK, f"features.{HOOK}").encode())
-            return [list(row) for row in found]
+            loaded_rows = connection.execute(ROWS.replace(HOOK, f"features.{HOOK}").encode())
+            return [list(row) for row in loaded_rows]
         except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
             return []
 

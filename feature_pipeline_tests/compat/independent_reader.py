@@ -216,7 +216,7 @@ class Reader:
         columns = manifest["columns"]
         header = document([[c["name"], c["type"], c["format"]] for c in columns])
         prefix = struct.pack(">I", len(header)) + header
-        rows, said, in_rows = self.rows(manifest), 0, 0
+        rows, outcomes, in_rows = self.rows(manifest), 0, 0
         for outcome in self.outcomes(manifest):
             record_id, reason = outcome["record_id"], outcome["reason"]
             own = rows.pop(record_id, [])
@@ -228,12 +228,12 @@ class Reader:
                 b"N" if reason is None else text(b"s", reason)
             )
             name = text(b"s", record_id)
-            said += int.from_bytes(sha256(prefix + name + verdict + cells).digest(), "big")
+            outcomes += int.from_bytes(sha256(prefix + name + verdict + cells).digest(), "big")
             if own:
                 in_rows += int.from_bytes(sha256(prefix + name + cells).digest(), "big")
         if rows:
             raise Damaged(f"rows of {sorted(rows)}, which have no outcome")
-        content = sha256(prefix + (said % 2**256).to_bytes(32, "big")).hexdigest()
+        content = sha256(prefix + (outcomes % 2**256).to_bytes(32, "big")).hexdigest()
         return Digests(f"sha256:{content}", f"{in_rows % 2**256:064x}")
 
     def action(self, batch: dict[str, Any], release: dict[str, Any], record_id: str) -> str:

@@ -33,8 +33,8 @@ def test_digests_agree(artifact):
         "blobs": {name: {"digest": name, "size": None} for name in ("rows", "outcomes")},
     }
     content = Content.of(columns, outcomes)
-    found = reader.digests(manifest)
-    assert found == Digests(str(content.content_digest), str(content.rows_digest))
+    digests = reader.digests(manifest)
+    assert digests == Digests(str(content.content_digest), str(content.rows_digest))
 
 
 METADATA = b'{"a":[1.10,1e-400,-0,{"b":12345678901234567891}],"c":2.0,"d":0.1234567890123456789}'

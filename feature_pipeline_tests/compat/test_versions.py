@@ -187,7 +187,9 @@ class TestPackage:
         assert [e.action for e in tombstones.tombstones(store, DATASET)] == ["withdraw", "lift"]
         (waiting,) = inbox.waiting(store)
         assert waiting.content is not None
-        assert [held.reason for held in inbox.quarantined(store)] == ["not a completion"]
+        assert [quarantined.reason for quarantined in inbox.quarantined(store)] == [
+            "not a completion"
+        ]
 
     def test_every_value_of_every_type(self, store):
         rows = Archive(store).features(HOOK, batches=["harvest-1"]).to_arrow().to_pylist()
@@ -433,8 +435,8 @@ def extend(maker):
     batch = log.read_batch(maker.store, DATASET, "harvest-1")
     release = maker.release(HOOK, "1.2")
     maker.runs = 100
-    said = {record.id: [{"label": "again"}] for record in batch.records}
-    maker.publish(batch, release, said, OLD_COLUMNS, base=4)
+    outcomes = {record.id: [{"label": "again"}] for record in batch.records}
+    maker.publish(batch, release, outcomes, OLD_COLUMNS, base=4)
     tombstones.withdraw(maker.store, DATASET, ["neu"], "the depositor asked again")
     inbox.discard(maker.store, ["run.broken"])  # while it is there, nothing is deleted,
     write_census(maker.store)  # nor before there is a census

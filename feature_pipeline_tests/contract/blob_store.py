@@ -31,12 +31,12 @@ class BlobStoreTests:
 
     def test_gets_what_was_created_with_its_info(self, store):
         store.create("inbox/a", b"one", "application/json")
-        found = store.get("inbox/a")
-        assert found.data == b"one"
-        assert (found.info.key, found.info.size) == ("inbox/a", 3)
-        assert found.info.sha256 == Digest.of(b"one")
-        assert found.info.modified_at.tzinfo is not None
-        assert store.stat("inbox/a") == found.info
+        stored = store.get("inbox/a")
+        assert stored.data == b"one"
+        assert (stored.info.key, stored.info.size) == ("inbox/a", 3)
+        assert stored.info.sha256 == Digest.of(b"one")
+        assert stored.info.modified_at.tzinfo is not None
+        assert store.stat("inbox/a") == stored.info
 
     def test_empty_object(self, store):
         assert store.create("inbox/empty", b"") is True
@@ -73,9 +73,9 @@ class BlobStoreTests:
         keys = [f"log/t/ref{suffix}/{n}" for suffix in ("", "-old", "_new") for n in range(3)]
         for key in keys:
             store.create(key, key.encode())
-        found = list(store.list_objects("log/t/"))
-        assert [info.key for info in found] == sorted(keys)
-        assert [info.size for info in found] == [len(key) for key in sorted(keys)]
+        listed = list(store.list_objects("log/t/"))
+        assert [info.key for info in listed] == sorted(keys)
+        assert [info.size for info in listed] == [len(key) for key in sorted(keys)]
         assert [i.key for i in store.list_objects("log/t/ref/")] == sorted(
             key for key in keys if key.startswith("log/t/ref/")
         )

@@ -193,11 +193,13 @@ class HookRunnerTests:
         assert 225_000 < len(text) < 251_000
         assert text.startswith("0 --")
         assert text.endswith("--\n")
-        head, said, tail = re.split(r"\n(\[feature_pipeline\] \d+ bytes .*left out here)\n", text)
+        head, notice, tail = re.split(r"\n(\[feature_pipeline\] \d+ bytes .*left out here)\n", text)
         assert len(head) == 150_000
         kept = [int(line.split()[0]) for line in tail.splitlines()]
         assert kept == list(range(kept[0], 1000))
-        assert int(said.split()[1]) == sum(len(f"{n} ") + 2001 for n in range(kept[0])) - len(head)
+        assert int(notice.split()[1]) == sum(len(f"{n} ") + 2001 for n in range(kept[0])) - len(
+            head
+        )
         shown = [line for line in monitor.lines if not line.startswith("[")]
         assert 20 <= len(shown) <= 25
         assert any("but the rest is not shown" in line for line in monitor.lines)

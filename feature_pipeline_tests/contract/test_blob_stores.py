@@ -60,8 +60,8 @@ class TestMemoryStore(BlobStoreTests):
         return memory_store
 
     def stored(self, store, key):
-        held = store._objects.get(key)
-        return None if held is None else held.data
+        kept_object = store._objects.get(key)
+        return None if kept_object is None else kept_object.data
 
     def overwrite(self, store, key, data):
         store._put(key, data)
@@ -71,9 +71,9 @@ class TestMemoryStore(BlobStoreTests):
         ref = blobs.put_blob(store, b"data")
         [info] = store.list_objects("blobs/")
         old = datetime.now(UTC) - blobs.GRACE * 0.6
-        held = store._objects[info.key]
+        kept_object = store._objects[info.key]
         store._objects[info.key] = dataclasses.replace(
-            held, info=dataclasses.replace(held.info, modified_at=old)
+            kept_object, info=dataclasses.replace(kept_object.info, modified_at=old)
         )
         write = blobs.write_blob(store, b"data")
         assert (write.ref, write.is_new, write.is_healed) == (ref, False, False)
@@ -84,9 +84,9 @@ class TestMemoryStore(BlobStoreTests):
         [info] = store.list_objects("blobs/")
         for data, expected in ((b"data", True), (b"dada", False)):
             store._put(info.key, data)
-            held = store._objects[info.key]
+            kept_object = store._objects[info.key]
             store._objects[info.key] = dataclasses.replace(
-                held, info=dataclasses.replace(held.info, sha256=None)
+                kept_object, info=dataclasses.replace(kept_object.info, sha256=None)
             )
             assert blobs.is_present(store, ref) is expected
 
@@ -277,9 +277,9 @@ class TestS3Store(BlobStoreTests):
             get = Transfer.get
 
             def older(self: Transfer, key: str, size: int | None) -> StoredObject:
-                found = get(self, key, size)
-                moved = replace(found.info, modified_at=now - timedelta(days=1))
-                return replace(found, info=moved)
+                stored = get(self, key, size)
+                moved = replace(stored.info, modified_at=now - timedelta(days=1))
+                return replace(stored, info=moved)
 
             monkeypatch.setattr(Transfer, "get", older)
             with pytest.raises(InvalidInputError, match="see two stores"):

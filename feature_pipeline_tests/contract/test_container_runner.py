@@ -138,8 +138,8 @@ class TestConfinement(ContainerTests):
             "print(json.dumps([found, mounts]))\n"
         )
         assert result.failure is None, result.log.read_text()
-        found, mounts = json.loads(result.log.read_text())
-        for folder in found:
+        document, mounts = json.loads(result.log.read_text())
+        for folder in document:
             if folder.startswith(("/osa/out", "/osa/work", "/tmp")):
                 continue
             mounted = max(
@@ -147,7 +147,7 @@ class TestConfinement(ContainerTests):
             )
             # memory that goes with the container, as scratch does
             assert mounts[mounted] in ("tmpfs", "mqueue"), (folder, mounts[mounted])
-        assert {"/osa/out", "/osa/work", "/tmp"} <= set(found)
+        assert {"/osa/out", "/osa/work", "/tmp"} <= set(document)
         assert list(workspace.output.iterdir()) == []
 
     def test_it_has_no_credential(

@@ -245,7 +245,7 @@ def test_a_missing_namespace_is_forbidden(url: str) -> None:
     ][:1]
     given = requests.get(f"{url}/apis/batch/v1/namespaces/elsewhere/jobs/{JOB}", timeout=30)
     assert given.status_code == refused["code"] == 403
-    said = given.json()
-    assert {name: said[name] for name in ("kind", "status", "reason", "code")} == {
+    document = given.json()
+    assert {name: document[name] for name in ("kind", "status", "reason", "code")} == {
         name: refused[name] for name in ("kind", "status", "reason", "code")
     }

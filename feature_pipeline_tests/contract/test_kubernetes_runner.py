@@ -222,22 +222,22 @@ class TestFailures(KubernetesTests):
         assert secret["metadata"]["ownerReferences"]
 
     @pytest.mark.parametrize(
-        ("since", "said"),
+        ("since", "message"),
         [("creationTimestamp", "has not ended"), ("deletionTimestamp", "should have been gone")],
     )
-    def test_a_pod_that_stays_for_ever(self, make_runner, workspace, cluster, since, said):
+    def test_a_pod_that_stays_for_ever(self, make_runner, workspace, cluster, since, message):
         """Its node is gone, and nobody says so."""
         request = self.request_of(workspace, HANG)
 
         class Lose(Monitor):
             def is_cancelled(self, *, now: bool = False) -> bool:
                 for pod in cluster.all("pods"):
-                    held = cluster.objects["pods", pod["metadata"]["name"]]["metadata"]
-                    held[since] = "2026-01-01T00:00:00Z"
+                    stored = cluster.objects["pods", pod["metadata"]["name"]]["metadata"]
+                    stored[since] = "2026-01-01T00:00:00Z"
                 return False
 
         result = make_runner().run(request, Lose())
-        self.failed(result, FailureKind.EVICTED, said)
+        self.failed(result, FailureKind.EVICTED, message)
         assert cluster.all("jobs") == []
 
     @pytest.mark.parametrize("what", ["jobs", "secrets", "pods"])
@@ -402,10 +402,10 @@ class TestFailures(KubernetesTests):
     def test_a_pod_that_filled_its_scratch(self, runner, workspace, cluster):
         """In the kubelet's words; the Job controller does not replace such a pod."""
         request = self.request_of(workspace, "print('here', flush=True)\n" + HANG)
-        said = 'Usage of EmptyDir volume "out" exceeds the limit "5Gi". '
-        monitor = self.take_away_at(cluster, request, reason="Evicted", message=said)
+        message = 'Usage of EmptyDir volume "out" exceeds the limit "5Gi". '
+        monitor = self.take_away_at(cluster, request, reason="Evicted", message=message)
         result = runner.run(request, monitor)
-        self.failed(result, FailureKind.OUT_OF_SPACE, "limits.scratch", said.strip())
+        self.failed(result, FailureKind.OUT_OF_SPACE, "limits.scratch", message.strip())
 
     def test_a_killed_child_does_not_leave_the_hook_waiting(self, runner, workspace):
         """The kernel kills the child alone; a pool would wait for its answer for ever."""

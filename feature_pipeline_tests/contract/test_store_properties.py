@@ -47,12 +47,12 @@ def moto() -> Iterator[S3Address]:
 def checked(address: S3Address, prefix: str) -> dict[str, StoreProperty]:
     client = archive_client(address)
     try:
-        found = check_store(client, address.bucket, prefix)
+        properties = check_store(client, address.bucket, prefix)
         left = client.list_objects_v2(Bucket=address.bucket, Prefix=f"{prefix}/")
         assert left["KeyCount"] == 0
     finally:
         client.close()
-    return {each.name: each for each in found}
+    return {each.name: each for each in properties}
 
 
 def lacking(found: dict[str, StoreProperty]) -> set[str]:
@@ -60,9 +60,9 @@ def lacking(found: dict[str, StoreProperty]) -> set[str]:
 
 
 def test_a_server_that_has_every_property(s3_address: S3Address, s3_prefix: str) -> None:
-    found = checked(s3_address, s3_prefix)
-    assert len(found) == len(s3_check._CHECKS)
-    assert {name: each.failure for name, each in found.items() if not each.is_present} == {}
+    properties = checked(s3_address, s3_prefix)
+    assert len(properties) == len(s3_check._CHECKS)
+    assert {name: each.failure for name, each in properties.items() if not each.is_present} == {}
 
 
 def test_the_command_names_what_a_server_lacks(
@@ -79,9 +79,9 @@ def test_the_command_names_what_a_server_lacks(
         monkeypatch.setenv(name, value)
     status, printed, _ = command_line("check-store", "--json")
     assert status == 2
-    told = json.loads(printed)
-    assert told["is_usable"] is False
-    found = {each["name"]: each for each in told["properties"]}
+    document = json.loads(printed)
+    assert document["is_usable"] is False
+    found = {each["name"]: each for each in document["properties"]}
     lacks = {name for name, each in found.items() if each["failure"]}
     assert lacks - MAY_RACE == {"signatures end", "checksums"}
     assert "after the address's end" in found["signatures end"]["failure"]
@@ -120,6 +120,8 @@ def test_a_store_whose_listings_are_behind(
     with monkeypatch.context() as patch:
         patch.setattr(S3Store, "list_objects", lambda *_: iter(()))
         client = archive_client(s3_address)
-        found = check_store(client, s3_address.bucket, s3_prefix)
+        properties = check_store(client, s3_address.bucket, s3_prefix)
         client.close()
-    assert [each.failure for each in found] == ["LIST did not name an object that was just written"]
+    assert [each.failure for each in properties] == [
+        "LIST did not name an object that was just written"
+    ]

@@ -229,10 +229,10 @@ class Drill:
 
     def run(self) -> list[str]:
         """Do everything, wait for the end, and return what is not as it must be."""
-        with self.project.dev() as said, self._telling(said):
+        with self.project.dev() as lines, self._telling(lines):
             self._break_things()
             self._wait_until_settled()
-            return [*self._problems(), *self._problems_of_dev(said)]
+            return [*self._problems(), *self._problems_of_dev(lines)]
 
     # What happens.
 
@@ -421,19 +421,19 @@ class Drill:
 
     def _missing_features(self) -> set[str]:
         store = self._archive().store
-        found = set()
+        problems = set()
         for hook in (WORDS, TOTALS, self.labels):
             heads = log.readable_heads(store, DATASET, hook).intact
-            found |= {f"{hook} of {batch}" for batch in self._wanted(hook) if batch not in heads}
-        return found
+            problems |= {f"{hook} of {batch}" for batch in self._wanted(hook) if batch not in heads}
+        return problems
 
     def _missing_rows(self) -> set[str]:
-        found = set()
+        problems = set()
         for hook in (WORDS, TOTALS, self.labels):
             rows = {name for name, _ in self._rows(hook)}
             expected = set(self._expected_rows(hook))
-            found |= {f"a row of {name} in {hook}" for name in expected - rows}
-        return found
+            problems |= {f"a row of {name} in {hook}" for name in expected - rows}
+        return problems
 
     def _expected_rows(self, hook: str) -> dict[str, str]:
         left_out = self.submitted.crashing if hook in CRASHING else set()
@@ -485,14 +485,14 @@ class Drill:
         ends: dict[str, str] = {}
         excused: set[str] = set()
         for line in self.ledger.read_text().splitlines():
-            told = json.loads(line)
-            if told["event"] != "begin":
-                ends[told["attempt"]] = told["event"]
+            document = json.loads(line)
+            if document["event"] != "begin":
+                ends[document["attempt"]] = document["event"]
                 continue
-            if not set(self.killed).isdisjoint(told["ancestors"]):
-                excused.add(told["attempt"])
-            for record in told["records"]:
-                begun[told["hook"], record].append(told["attempt"])
+            if not set(self.killed).isdisjoint(document["ancestors"]):
+                excused.add(document["attempt"])
+            for record in document["records"]:
+                begun[document["hook"], record].append(document["attempt"])
         attempts = {attempt for each in begun.values() for attempt in each}
         cut_off = attempts - ends.keys() - excused
         logger.info(
@@ -568,9 +568,9 @@ class Drill:
         # records that a hook crashes over are errored; a renamed hook's assets are gone
         return key == f"{DATASET}/features/{WORDS}" and check == "outcomes"
 
-    def _problems_of_dev(self, said: list[str]) -> Iterator[str]:
+    def _problems_of_dev(self, lines: list[str]) -> Iterator[str]:
         for name in sorted(set(self.deaths)):
-            if f"{name} runs again.\n" not in said:
+            if f"{name} runs again.\n" not in lines:
                 yield f"dev does not say that {name} runs again"
 
     def _problems_of_the_archive(self) -> Iterator[str]:
@@ -579,11 +579,11 @@ class Drill:
             yield f"verify ends with {done.returncode}: {done.stdout}{done.stderr}"
 
     @contextlib.contextmanager
-    def _telling(self, said: list[str]) -> Iterator[None]:
+    def _telling(self, lines: list[str]) -> Iterator[None]:
         try:
             yield
         finally:
-            logger.info("dev printed:\n%s", "".join(said))
+            logger.info("dev printed:\n%s", "".join(lines))
 
 
 def main() -> None:

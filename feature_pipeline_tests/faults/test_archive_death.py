@@ -92,8 +92,8 @@ def test_quarantine_never_loses_the_entry(memory_store, tmp_path):
                 for entry in accept.waiting(failing):
                     accept.accept_entries(failing, [entry])[0]
             except Death:
-                held = [e.entry for e in accept.quarantined(store)]
-                assert accept.waiting(store) or held == ["not an entry"]
+                quarantined = [e.entry for e in accept.quarantined(store)]
+                assert accept.waiting(store) or quarantined == ["not an entry"]
             for entry in accept.waiting(store):
                 assert not isinstance(accept.accept_entries(store, [entry])[0], Accepted)
             assert accept.waiting(store) == []

@@ -154,8 +154,10 @@ def test_a_log_that_is_longer_than_what_was_loaded_is_no_loss(
 
 
 def flip(archive: FeatureArchive, key: str) -> None:
-    held = archive.store.get(key)
-    assert archive.store.replace(key, bytes([held.data[0] ^ 1]) + held.data[1:], held.info.etag)
+    stored = archive.store.get(key)
+    assert archive.store.replace(
+        key, bytes([stored.data[0] ^ 1]) + stored.data[1:], stored.info.etag
+    )
 
 
 def test_a_damaged_log_costs_its_own_batch(archive, database, connection) -> None:

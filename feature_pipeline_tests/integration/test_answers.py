@@ -55,16 +55,16 @@ def memory(pipeline: Pipeline) -> list[str]:
 
 
 def test_a_record_that_another_batch_has_computed_is_carried_over(computed: Pipeline):
-    said = metadata(computed.run(COUNTS, "b2"))
+    shown = metadata(computed.run(COUNTS, "b2"))
     assert computed.processes() == [["r1", "r2", "r3"], ["r4"]]
-    assert (said["computed"], said["carried"], said["rows"]) == (1, 2, 4)
+    assert (shown["computed"], shown["carried"], shown["rows"]) == (1, 2, 4)
     assert metadata(computed.run(COUNTS, "b2"))["written"] is False
 
 
 def test_records_that_an_input_rejected_are_not_computed(computed: Pipeline):
     computed.add_hook("later", LATER_HOOK.format(marker=str(computed.marker)), inputs=["counts"])
-    said = metadata(computed.run(LATER, "b1"))
-    assert (said["computed"], said["not_asked"], said["rejected"]) == (2, 1, 1)
+    shown = metadata(computed.run(LATER, "b1"))
+    assert (shown["computed"], shown["not_asked"], shown["rejected"]) == (2, 1, 1)
     assert metadata(computed.run(LATER, "b1"))["written"] is False
     # the input's release to and fro costs it nothing
     for version in ("2", "1"):

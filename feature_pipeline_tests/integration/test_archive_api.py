@@ -196,17 +196,19 @@ class TestEvolution:
         assert values(archive.features("pockets"), "grade") == {"r1": [None], "r3": [3]}
 
     @pytest.mark.parametrize(
-        ("value", "column", "said"),
+        ("value", "column", "message"),
         [
             ({"label": "x"}, Column(name="label", type="integer"), "was string, is now integer"),
             ({"count": BIG}, Column(name="count", type="number"), f"not exact as a number: {BIG}"),
         ],
     )
-    def test_what_cannot_be_read_so_is_refused_by_name(self, scene, archive, value, column, said):
+    def test_what_cannot_be_read_so_is_refused_by_name(
+        self, scene, archive, value, column, message
+    ):
         scene.add("b1", {"r1": [value]})
         scene.columns = (column,)
         scene.add("b2", {"r2": []})
-        with pytest.raises(InvalidInputError, match=rf"batch 'b1'.*{said}"):
+        with pytest.raises(InvalidInputError, match=rf"batch 'b1'.*{message}"):
             archive.features("pockets").to_arrow()
         assert archive.features("pockets", batches=["b1"]).to_arrow().num_rows == 1
 
@@ -418,14 +420,14 @@ class TestCommandLine:
 
     def test_refusals(self, scene, s3_address, s3_prefix, tmp_path):
         scene.add("b1", ROWS)
-        for arguments, said in (
+        for arguments, message in (
             (["volumes"], b"no hook 'volumes'"),
             (["pockets", "--as-of", "yesterday"], b"2026-01-31T12:00Z"),
             (["pockets", "--output", "x"], b"--format"),
         ):
             done = self.read(s3_address, s3_prefix, tmp_path, *arguments)
             assert done.returncode == 1
-            assert said in done.stderr
+            assert message in done.stderr
             assert b"Traceback" not in done.stderr
 
 

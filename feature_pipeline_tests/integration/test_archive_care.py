@@ -107,8 +107,8 @@ def test_damage_of_every_kind_is_named(care, damage, how):
     for key in leaves.values():
         damage(key, how)
     state = State.MISSING if how == "delete" else State.CORRUPT
-    found = {(f.state, f.kind, f.key) for f in verify(care.store).findings}
-    assert found == {(state, kind, key) for kind, key in leaves.items()}
+    findings = {(f.state, f.kind, f.key) for f in verify(care.store).findings}
+    assert findings == {(state, kind, key) for kind, key in leaves.items()}
 
 
 @pytest.mark.parametrize("how", ["flip", "truncate", "delete"])
@@ -320,12 +320,12 @@ class TestCommands:
         assert "nothing was accepted" in run("history", HOOK, "b9", status=1)
 
     def test_quarantine(self, care, run, start):
-        [held] = start("quarantine", "--json")["quarantined"]
-        assert held["reason"] == "for the test"
+        [quarantined] = start("quarantine", "--json")["quarantined"]
+        assert quarantined["reason"] == "for the test"
         assert "for the test" in run("quarantine")
         assert "not in the quarantine" in run("quarantine", "--requeue", "nobody", status=1)
-        assert run("quarantine", "--requeue", "--all", "--json")["requeued"] == [held["id"]]
-        assert held["id"] in {entry.id for entry in inbox.waiting(care.store)}
+        assert run("quarantine", "--requeue", "--all", "--json")["requeued"] == [quarantined["id"]]
+        assert quarantined["id"] in {entry.id for entry in inbox.waiting(care.store)}
         assert inbox.quarantined(care.store) == []
 
     def test_erase(self, care, run, start):

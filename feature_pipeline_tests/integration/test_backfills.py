@@ -89,8 +89,8 @@ class Operator:
             main(list(arguments))
         printed = self._capture.readouterr()
         assert isinstance(ended.value.code, int)
-        said = printed.err if ended.value.code else ""
-        return ended.value.code, printed.out + said + self._text.getvalue()
+        shown = printed.err if ended.value.code else ""
+        return ended.value.code, printed.out + shown + self._text.getvalue()
 
     def json(self, *arguments: str) -> dict:
         code, text = self.call(*arguments, "--json")
@@ -99,9 +99,9 @@ class Operator:
 
     def keys(self, select: str, *arguments: str) -> dict[str, set[str]]:
         """Per asset, without its dataset, what a backfill would take."""
-        found = self.json("backfill", "--select", select, "--dry-run", *arguments)
-        assert found["backfill"] is None
-        return {key.split("/", 1)[1]: set(keys) for key, keys in found["assets"].items()}
+        plan = self.json("backfill", "--select", select, "--dry-run", *arguments)
+        assert plan["backfill"] is None
+        return {key.split("/", 1)[1]: set(keys) for key, keys in plan["assets"].items()}
 
     def counts(self, *arguments: str) -> dict[str, Any]:
         """What `status` says of the hook `counts`."""
@@ -125,13 +125,13 @@ class Operator:
             for key, (version, made_from) in versions.items()
             for batch in stale_partitions(pipeline.instance, key, version, made_from, BATCHES)
         }
-        said = {
+        shown = {
             (key.path[1], batch)
             for key in versions
             for batch in BATCHES
             if self.status(key, batch) == "STALE"
         }
-        assert found == said
+        assert found == shown
         return found
 
     def status(self, key: dg.AssetKey, batch: str) -> str:
@@ -224,9 +224,9 @@ def check_report(operator: Operator) -> None:
 
 def check_reading(operator: Operator) -> None:
     """The complete lists behind the report, from the command line."""
-    found = operator.json("compare", "counts")
-    assert found["rows"] == {"equal": 0, "added": 0, "removed": 0, "changed": 2}
-    assert found["only_from"] == ["archived", "errored"]
+    comparison = operator.json("compare", "counts")
+    assert comparison["rows"] == {"equal": 0, "added": 0, "removed": 0, "changed": 2}
+    assert comparison["only_from"] == ["archived", "errored"]
     code, text = operator.call("compare", "counts", "--from", "#1", "--to", "2")
     assert code == 0
     assert "column count differs in 2 rows" in text
@@ -281,12 +281,12 @@ def test_a_rebuild_is_known_to_dagster(operator: Operator) -> None:
     event = pipeline.instance.fetch_materializations(
         dg.AssetRecordsFilter(asset_key=TABLE, asset_partitions=["errored"]), limit=1
     ).records[0]
-    said = {name: value.value for name, value in event.asset_materialization.metadata.items()}
+    shown = {name: value.value for name, value in event.asset_materialization.metadata.items()}
     head = log.head(pipeline.store, DATASET, "counts", "errored")
-    assert said["manifest_uri"] == f"{pipeline.archive_uri}/{layout.blob(head.manifest)}"
-    counts = said["batch"]
+    assert shown["manifest_uri"] == f"{pipeline.archive_uri}/{layout.blob(head.manifest)}"
+    counts = shown["batch"]
     assert [counts[name] for name in ("records", "passed", "errored", "rows")] == [2, 1, 1, 2]
-    assert said["release"].startswith("1 (")
+    assert shown["release"].startswith("1 (")
 
     # What is known is not said again; a table of the past is no asset's.
     before = pipeline.instance.fetch_materializations(TABLE, limit=100).records

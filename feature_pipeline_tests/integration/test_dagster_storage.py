@@ -46,10 +46,10 @@ def use(storage: EnvironmentStorage) -> None:
 def until(count: int, sessions: Callable[[], list[int]]) -> list[int]:
     """So many sessions' processes; those of closed connections take a moment to go."""
     end = time.monotonic() + 10
-    while len(found := sessions()) != count:
-        assert time.monotonic() < end, found
+    while len(count_now := sessions()) != count:
+        assert time.monotonic() < end, count_now
         time.sleep(0.02)
-    return found
+    return count_now
 
 
 def test_one_connection_serves_all_three_parts(storage, sessions):

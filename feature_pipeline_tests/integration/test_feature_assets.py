@@ -53,8 +53,8 @@ def submitted(pipeline: Pipeline) -> Pipeline:
 
 def test_hook_output_becomes_the_current_artifact(submitted: Pipeline):
     result = submitted.run(COUNTS, "b1")
-    said = metadata(result)
-    assert (said["records"], said["passed"], said["rejected"], said["rows"]) == (
+    shown = metadata(result)
+    assert (shown["records"], shown["passed"], shown["rejected"], shown["rows"]) == (
         3,
         2,
         1,
@@ -116,9 +116,9 @@ def test_force_computes_again_and_keeps_the_data_version(submitted: Pipeline):
 
 def test_force_records_computes_these_only(submitted: Pipeline):
     submitted.run(COUNTS, "b1")
-    said = metadata(submitted.run(COUNTS, "b1", config={"force_records": ["r3"]}))
+    shown = metadata(submitted.run(COUNTS, "b1", config={"force_records": ["r3"]}))
     assert submitted.processes()[1:] == [["r3"]]
-    assert (said["computed"], said["carried"]) == (1, 2)
+    assert (shown["computed"], shown["carried"]) == (1, 2)
 
 
 def test_force_records_must_be_in_the_batch(submitted: Pipeline):
@@ -131,13 +131,13 @@ def test_force_records_must_be_in_the_batch(submitted: Pipeline):
 def test_a_new_release_computes_everything_again(submitted: Pipeline):
     submitted.run(COUNTS, "b1")
     submitted.add_hook(release={"version": "2"})
-    said = metadata(submitted.run(COUNTS, "b1"))
-    assert said["computed"] == 3
+    shown = metadata(submitted.run(COUNTS, "b1"))
+    assert shown["computed"] == 3
     assert len(log.releases(submitted.store, DATASET, "counts")) == 2
     # Going back registers the first one again, and asks nothing that it has answered.
     submitted.add_hook(release={"version": "1"})
-    said = metadata(submitted.run(COUNTS, "b1"))
-    assert (said["computed"], said["carried"], said["written"]) == (0, 3, True)
+    shown = metadata(submitted.run(COUNTS, "b1"))
+    assert (shown["computed"], shown["carried"], shown["written"]) == (0, 3, True)
     assert len(submitted.processes()) == 2
     first, _, last = log.read_log(submitted.store, DATASET, "counts", "b1")
     assert (last.release_seq, last.verdict) == (3, Verdict.CURRENT)
@@ -154,8 +154,8 @@ def test_changed_columns_are_decoded_again_without_a_process(submitted: Pipeline
     submitted.run(COUNTS, "b1")
     columns = [*COUNT_COLUMNS, {"name": "note", "type": "string", "default": "none"}]
     submitted.add_hook(feature={"columns": columns})
-    said = metadata(submitted.run(COUNTS, "b1"))
-    assert (said["computed"], said["decoded_again"]) == (0, 3)
+    shown = metadata(submitted.run(COUNTS, "b1"))
+    assert (shown["computed"], shown["decoded_again"]) == (0, 3)
     assert len(submitted.processes()) == 1
     head = log.head(submitted.store, DATASET, "counts", "b1")
     rows = read.read_rows(submitted.store, read.read_manifest(submitted.store, head.manifest))
@@ -181,10 +181,10 @@ def test_a_retryable_error_is_tried_again_and_others_are_carried(submitted: Pipe
                 f.write(json.dumps({{"id": i, "features": []}}) + "\\n")
     """.format(marker=str(submitted.marker))
     submitted.add_hook(code=flaky)
-    said = metadata(submitted.run(COUNTS, "b1"))
-    assert said["errored"] == 2
-    said = metadata(submitted.run(COUNTS, "b1"))
-    assert (said["computed"], said["retried"], said["carried"], said["errored"]) == (1, 1, 2, 1)
+    shown = metadata(submitted.run(COUNTS, "b1"))
+    assert shown["errored"] == 2
+    shown = metadata(submitted.run(COUNTS, "b1"))
+    assert (shown["computed"], shown["retried"], shown["carried"], shown["errored"]) == (1, 1, 2, 1)
     assert submitted.processes()[1] == ["r2"]
 
 
@@ -239,9 +239,9 @@ def test_every_attempt_and_its_end_are_shown(submitted: Pipeline):
         """,
         release={"retries": 1},
     )
-    said = metadata(submitted.run(COUNTS, "b1"))
-    assert said["attempts"] == 2
-    first, second = said["attempts_made"].splitlines()[2:]
+    shown = metadata(submitted.run(COUNTS, "b1"))
+    assert shown["attempts"] == 2
+    first, second = shown["attempts_made"].splitlines()[2:]
     assert "non_zero_exit" in first
     assert "| well |" in second
 
@@ -416,10 +416,10 @@ def test_inputs_without_features_are_named_or_skipped(submitted: Pipeline):
         assert submitted.run(asset.key, defs=defs).success
     assert set(seen["frame"]["batch"]) == set(seen["arrow"]["batch"].to_pylist()) == {"b1"}
     assert seen["by_batch"] == seen["chosen"] == ["b1"]
-    said = refusal(strict)
-    assert "2 batches: 'b2', 'b3'" in said
-    assert "materialize letters/features/counts" in said
-    assert "allow_missing_partitions" in said
+    message = refusal(strict)
+    assert "2 batches: 'b2', 'b3'" in message
+    assert "materialize letters/features/counts" in message
+    assert "allow_missing_partitions" in message
     assert "strict" not in seen
     assert "batch 'b2'" in refusal(lazy), "only what is read must be there"
     assert len(seen["lazy"]) == 3
@@ -472,10 +472,10 @@ def test_output_that_cannot_be_stored_stays_in_the_folder_the_error_names(
     result = submitted.run(COUNTS, "b1")
     assert not result.success
     (failure,) = [e for e in result.all_events if e.is_step_failure]
-    said = failure.step_failure_data.error.cause or failure.step_failure_data.error
-    assert "down for good; what the hook left is in" in str(said)
+    message = failure.step_failure_data.error.cause or failure.step_failure_data.error
+    assert "down for good; what the hook left is in" in str(message)
     (left,) = submitted.folder.glob("*/runs/counts-*/out/features.jsonl")
-    assert str(left.parents[1]) in str(said)
+    assert str(left.parents[1]) in str(message)
     assert '"r1"' in left.read_text()
     # the next run finds that the attempt has ended, and starts no process
     monkeypatch.undo()
@@ -488,8 +488,8 @@ def test_a_record_without_files_may_have_any_id(submitted: Pipeline):
     """A folder's name has at most 255 bytes, an id 512."""
     submitted.submit("long", {"é" * 250: "ab", "r9": "c"})
     submitted.tick()
-    said = metadata(submitted.run(COUNTS, "long"))
-    assert (said["passed"], said["errored"]) == (2, 0)
+    shown = metadata(submitted.run(COUNTS, "long"))
+    assert (shown["passed"], shown["errored"]) == (2, 0)
 
 
 def test_entries_that_cannot_be_accepted_yet_do_not_delay_others(

@@ -212,9 +212,9 @@ def test_what_was_acknowledged_survives_servers_that_are_killed(used_folder: Pat
         wait_until(lambda: all(map(is_dead, services.servers().values())))
         with pytest.raises(StoreUnavailableError, match=r"(?s)signal SIGKILL.*server\.log"):
             check(services)
-        said: list[str] = []
-        Supervisor(services.servers(), said.append).look()
-        assert said == [
+        lines: list[str] = []
+        Supervisor(services.servers(), lines.append).look()
+        assert lines == [
             "SeaweedFS ended with signal SIGKILL; restarting it ...",
             "SeaweedFS runs again.",
             "PostgreSQL ended with signal SIGKILL; restarting it ...",

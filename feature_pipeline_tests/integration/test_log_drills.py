@@ -98,8 +98,8 @@ class Drill:
 
     def sql(self) -> list[tuple[str, str, int]]:
         """The rows of the table."""
-        found = self.json("sql", "select record_id, letter, count from counts order by 1, 2")
-        return [tuple(row) for row in found["rows"]]
+        answer = self.json("sql", "select record_id, letter, count from counts order by 1, 2")
+        return [tuple(row) for row in answer["rows"]]
 
     def status(self, *, damaged: Collection[str] = (), lost: Collection[str] = ()) -> None:
         [row] = self.json("status", ends=2 if damaged or lost else 0)["hooks"]
@@ -163,8 +163,8 @@ def drill(
 
     def defined() -> project_hooks.ProjectHooks:
         [spec] = pipeline.defs.resolve_asset_graph().get(COUNTS).assets_def.specs
-        found = [DefinedHook(pipeline.hooks["counts"], pipeline.folder, spec)]
-        return project_hooks.ProjectHooks(found, {})
+        answer = [DefinedHook(pipeline.hooks["counts"], pipeline.folder, spec)]
+        return project_hooks.ProjectHooks(answer, {})
 
     for module in (project_hooks, plan, status, rebuild, repair):
         monkeypatch.setattr(module, "project_hooks", defined)

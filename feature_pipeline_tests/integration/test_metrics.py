@@ -166,8 +166,8 @@ def run_into_trouble(pipeline: Pipeline, apply: Callable[[], None]) -> None:
     # the log of b4 is damaged once it has an entry
     assert pipeline.run(counts, "b4").success
     key = layout.entry(layout.feature_log(DATASET, "counts", "b4"), 1)
-    found = pipeline.store.get(key)
-    assert pipeline.store.replace(key, b"damaged", found.info.etag)
+    stored = pipeline.store.get(key)
+    assert pipeline.store.replace(key, b"damaged", stored.info.etag)
     assert not pipeline.run(counts, "b4").success
 
     # a later release: what is there is of an older one
@@ -408,8 +408,8 @@ def test_the_command_serves_and_a_short_process_loses_nothing(
             )
             assert (done.returncode, done.stderr) == (0, "")
             text = scraped_with(url, "feature_pipeline_s3_requests_total")
-            found = re.findall(r's3_requests_total.*code="(\d+)",operation="(\w+)"} (\S+)', text)
-            assert {name for _, name, _ in found} >= {"ListObjectsV2", "HeadBucket", "PutObject"}
+            matches = re.findall(r's3_requests_total.*code="(\d+)",operation="(\w+)"} (\S+)', text)
+            assert {name for _, name, _ in matches} >= {"ListObjectsV2", "HeadBucket", "PutObject"}
             assert SECRET not in text
             assert s3_address.secret_access_key not in text
         finally:

@@ -99,9 +99,9 @@ def test_exceeding_a_threshold_fails_the_check_and_is_posted_once(pipeline: Pipe
     assert (failed.passed, failed.severity) == (False, dg.AssetCheckSeverity.ERROR)
     assert list(failed.metadata["failing_batches"].value) == ["b2", "b1"], "the worst first"
     assert "above a threshold: 2 of 3 batches" in failed.description
-    told = tell()
-    assert [each["where"]["batches"] for each in told] == [["b1"], ["b1", "b2"]]
-    assert [each["where"]["severity"] for each in told] == ["warn", "error"]
+    posts = tell()
+    assert [each["where"]["batches"] for each in posts] == [["b1"], ["b1", "b2"]]
+    assert [each["where"]["severity"] for each in posts] == ["warn", "error"]
 
     # the same batches again: nothing new to tell
     assert not outcomes(pipeline, "b2").passed
@@ -119,11 +119,11 @@ def test_exceeding_a_threshold_fails_the_check_and_is_posted_once(pipeline: Pipe
     assert not pipeline.run(COUNTS, "b3").success
     pipeline.store.create("inbox/run.odd", b"not an entry")
     pipeline.tick()
-    told = sorted(tell(), key=lambda each: each["kind"])
-    assert [each["kind"] for each in told] == ["quarantined", "run_failed"]
-    assert told[0]["where"]["entry"] == "run.odd"
-    assert told[1]["what"] == "run of letters/features/counts failed for batch b3"
-    assert "non_zero_exit" in told[1]["why"]
+    posts = sorted(tell(), key=lambda each: each["kind"])
+    assert [each["kind"] for each in posts] == ["quarantined", "run_failed"]
+    assert posts[0]["where"]["entry"] == "run.odd"
+    assert posts[1]["what"] == "run of letters/features/counts failed for batch b3"
+    assert "non_zero_exit" in posts[1]["why"]
     assert tell() == []
 
 

@@ -101,9 +101,11 @@ def test_a_hook_and_assets_of_a_plain_module(pipeline: Pipeline):
     again = pipeline.run(table, "b1", defs=defs, checks=False)
     for result, batches in ((loaded, {"b1", "b2"}), (again, {"b1"})):
         events = result.get_asset_materialization_events()
-        said = {e.partition: e.step_materialization_data.materialization.metadata for e in events}
-        assert said.keys() == batches
-        for batch, entries in said.items():
+        by_partition = {
+            e.partition: e.step_materialization_data.materialization.metadata for e in events
+        }
+        assert by_partition.keys() == batches
+        for batch, entries in by_partition.items():
             head = log.head(pipeline.store, DATASET, "counts", batch)
             uri = f"{pipeline.archive_uri}/{layout.blob(head.manifest)}"
             assert entries["manifest_uri"].value == uri

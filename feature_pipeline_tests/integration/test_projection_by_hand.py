@@ -321,7 +321,7 @@ def test_a_foreign_object_in_place_of_the_view_stays(archive, database, connecti
 
 
 @pytest.mark.parametrize(
-    ("made", "said"),
+    ("made", "message"),
     [
         (
             "create schema features; create table features._outcomes (a int)",
@@ -342,10 +342,10 @@ def test_a_foreign_object_in_place_of_the_view_stays(archive, database, connecti
     ],
 )
 def test_what_is_in_the_way_of_the_bookkeeping_is_named(
-    archive, database, connection, made, said
+    archive, database, connection, made, message
 ) -> None:
     connection.execute(made.encode())
-    with pytest.raises(ConflictError, match=said):
+    with pytest.raises(ConflictError, match=message):
         load_all(archive, database)
 
 

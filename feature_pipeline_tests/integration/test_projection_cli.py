@@ -288,11 +288,11 @@ def test_a_table_that_cannot_be_rebuilt_keeps_no_other_away(project: Project) ->
     status, text = project.call("rebuild", "--json")
 
     assert status == 1
-    printed, _, said = text.partition("Error: ")
+    printed, _, message = text.partition("Error: ")
     broken, other = json.loads(printed)["tables"]
     assert (broken["table"], broken["batches"]) == ("pockets", 0)
     assert "2 that do not fit its columns" in broken["problem"]
-    assert "2 that do not fit its columns" in said
+    assert "2 that do not fit its columns" in message
     assert (other["table"], other["problem"]) == ("others", None)
     assert "read from generation others_" in other["state"]
 
@@ -312,7 +312,7 @@ def test_sql_leaves_on_the_server_what_is_not_printed(project: Project) -> None:
     assert project.json("sql", "show search_path")["rows"] == [["features, public"]]
     assert "Scan" in project.call("sql", "explain select * from pockets")[1]
     assert project.json("sql", "values (1), (2)")["rows"] == [[1], [2]]
-    for wrong, said in (
+    for wrong, message in (
         ("selec 1", 'syntax error at or near "selec"'),
         ("select * from nowhere", 'relation "nowhere" does not exist'),
         ("set work_mem = '1MB'", "returns no rows"),
@@ -320,7 +320,7 @@ def test_sql_leaves_on_the_server_what_is_not_printed(project: Project) -> None:
         ("select 1 / (label = '')::int from pockets", "DivisionByZero"),
     ):
         status, text = project.call("sql", wrong)
-        assert (status, said in text) == (1, True), text
+        assert (status, message in text) == (1, True), text
 
 
 def test_sql_prints_values_as_they_are(project: Project) -> None:

@@ -160,8 +160,8 @@ def test_a_grant_is_its_grantors_again_or_named_beforehand(
 
     def chain() -> set[tuple[str, str | None]]:
         with database.connect("test") as own:
-            found = dependents.read_views(own, ROOT)
-        [chosen] = [each for each in found if f"{each.schema}.{each.name}" == view]
+            views = dependents.read_views(own, ROOT)
+        [chosen] = [each for each in views if f"{each.schema}.{each.name}" == view]
         return {(g.grantee, g.grantor) for g in chosen.grants if g.grantee in roles.names}
 
     before = chain()

@@ -218,8 +218,8 @@ def test_a_record_belongs_to_the_batch_submitted_last(archive, database, connect
     assert reports["b1"].foreign == (1 if order[0] == "b2" else 0)
     proof = prove(archive.store, database, archive.spec())
     assert proof.is_equal, proof
-    held = connection.execute("select batch, rows from feature_pipeline.progress order by 1")
-    assert held.fetchall() == [("b1", 1), ("b2", 1)]
+    progress = connection.execute("select batch, rows from feature_pipeline.progress order by 1")
+    assert progress.fetchall() == [("b1", 1), ("b2", 1)]
 
 
 def test_an_older_log_entry_never_replaces_a_newer_one(archive, database, connection) -> None:
@@ -250,11 +250,11 @@ def test_an_older_log_entry_never_replaces_a_newer_one(archive, database, connec
 def test_many_loaders_of_overlapping_batches_do_not_deadlock(archive, database) -> None:
     ids = [f"r{number:03}" for number in range(60)]
     for number in range(8):
-        said = {
+        outcomes = {
             record_id: [{"count": number}] * (number % 3 + 1)
             for record_id in (ids if number % 2 else ids[::-1])
         }
-        archive.add(f"b{number}", said)
+        archive.add(f"b{number}", outcomes)
     spec = archive.spec()
     barrier = threading.Barrier(4)
 
@@ -308,8 +308,10 @@ def test_small_new_batches_share_a_transaction(archive, database, connection) ->
 def test_batches_that_overlap_within_a_group(archive, database, connection, is_there) -> None:
     """What was loaded together before somebody noticed is undone, and each record claimed."""
     for number in range(24):
-        said = [{"count": number}]
-        archive.add(f"b{number:02}", {f"r{number}": said, f"r{number + 1}": said, "all": said})
+        outcomes = [{"count": number}]
+        archive.add(
+            f"b{number:02}", {f"r{number}": outcomes, f"r{number + 1}": outcomes, "all": outcomes}
+        )
     spec = archive.spec()
     if is_there:
         load_batch(archive.store, database, spec, "b12")
@@ -533,10 +535,10 @@ def test_a_refused_batch_is_named_and_stops_no_other(archive, database, connecti
     with pytest.raises(RefusedBatchError) as raised:
         list(load_batches(archive.store, database, spec))
 
-    said = str(raised.value)
-    assert "batches of demo/features/pockets: 1 refused by PostgreSQL" in said
-    assert "batch 'b3': PostgreSQL refused record 'r3', row 1 (label = 'taken'" in said
-    assert "Key (label)=(taken) already exists" in said
+    message = str(raised.value)
+    assert "batches of demo/features/pockets: 1 refused by PostgreSQL" in message
+    assert "batch 'b3': PostgreSQL refused record 'r3', row 1 (label = 'taken'" in message
+    assert "Key (label)=(taken) already exists" in message
     assert check_progress(archive.store, database, spec).missing == ("b3",)
     assert prove(archive.store, database, spec).has_equal_content
     assert connection.execute("select count(*) from features.pockets").fetchone() == (10,)
@@ -553,12 +555,15 @@ def test_a_record_that_postgresql_cannot_store_excludes_no_other(
     spec = archive.spec(indexes=(by_label, halves, large))
     archive.add("first", {"f": [{"label": "f", "count": 1}]})
     load_batch(archive.store, database, spec, "first")
-    said = {f"r{n:02}": [{"label": f"l{n}", "count": 1}, {"count": 2}] for n in range(40)}
-    fine = dict(said)
-    said["r07"] = [{"label": "fine", "count": 1}, {"label": secrets.token_hex(4500), "count": 1}]
-    said["r31"] = [{"label": "none", "count": 0}]
-    said["r35"] = [{"label": "long", "count": 2_000_000_000}]
-    archive.add("b1", said)
+    outcomes = {f"r{n:02}": [{"label": f"l{n}", "count": 1}, {"count": 2}] for n in range(40)}
+    fine = dict(outcomes)
+    outcomes["r07"] = [
+        {"label": "fine", "count": 1},
+        {"label": secrets.token_hex(4500), "count": 1},
+    ]
+    outcomes["r31"] = [{"label": "none", "count": 0}]
+    outcomes["r35"] = [{"label": "long", "count": 2_000_000_000}]
+    archive.add("b1", outcomes)
 
     [report] = load_batches(archive.store, database, spec, ["b1"])
 
@@ -567,7 +572,7 @@ def test_a_record_that_postgresql_cannot_store_excludes_no_other(
     assert "division by zero" in report.left_out["r31"]
     assert "requested length too large" in report.left_out["r35"]
     rows = connection.execute("select distinct record_id from features.pockets").fetchall()
-    assert {row[0] for row in rows} == {"f", *said} - {"r07", "r31", "r35"}
+    assert {row[0] for row in rows} == {"f", *outcomes} - {"r07", "r31", "r35"}
     proof = prove(archive.store, database, spec)
     assert (proof.has_equal_content, proof.is_equal) == (True, False)
     assert "3 records left out, with rows that PostgreSQL cannot store: 'r07': " in (
@@ -862,8 +867,8 @@ def test_rows_that_another_batch_takes_meanwhile_stay_counted(
     original = write.read_progress
 
     def stale(connection, generation, batch):
-        held = original(connection, generation, batch)
-        return None if held is None else dataclasses.replace(held, rows=99)
+        progress = original(connection, generation, batch)
+        return None if progress is None else dataclasses.replace(progress, rows=99)
 
     monkeypatch.setattr(write, "read_progress", stale)
     load_batch(archive.store, database, archive.spec(), "b1")

@@ -28,20 +28,20 @@ class History:
 
     archive: FeatureArchive = field(default_factory=lambda: FeatureArchive((LABEL, COUNT)))
     draw: random.Random = field(default_factory=lambda: random.Random(1))
-    said: dict[str, Mapping[str, object]] = field(default_factory=dict)
+    outcomes: dict[str, Mapping[str, object]] = field(default_factory=dict)
     """Per batch, in order of submission, what is current."""
 
     def step(self) -> datetime:
         """Something is accepted; when."""
-        if not self.said or (len(self.said) < 5 and self.draw.random() < 0.3):
-            batch = f"b{len(self.said)}"
+        if not self.outcomes or (len(self.outcomes) < 5 and self.draw.random() < 0.3):
+            batch = f"b{len(self.outcomes)}"
             ids = self.draw.sample(RECORDS, self.draw.randint(1, 3))
             self.archive.submit(batch, ids)
         else:
-            batch = self.draw.choice(list(self.said))
-            ids = list(self.said[batch])
-        self.said[batch] = {record_id: self.answer() for record_id in ids}
-        return self.archive.say(batch, self.said[batch]).accepted_at
+            batch = self.draw.choice(list(self.outcomes))
+            ids = list(self.outcomes[batch])
+        self.outcomes[batch] = {record_id: self.answer() for record_id in ids}
+        return self.archive.say(batch, self.outcomes[batch]).accepted_at
 
     def answer(self) -> object:
         if self.draw.random() < 0.2:
@@ -54,12 +54,12 @@ class History:
     def rows(self) -> set[Row]:
         """The model: each record under the last batch that has it."""
         owners: dict[str, str] = {}
-        for batch, said in self.said.items():
-            owners |= dict.fromkeys(said, batch)
+        for batch, outcomes in self.outcomes.items():
+            owners |= dict.fromkeys(outcomes, batch)
         return {
             (record_id, ordinal, batch, row["label"], row["count"])
             for record_id, batch in owners.items()
-            if isinstance(rows := self.said[batch][record_id], list)
+            if isinstance(rows := self.outcomes[batch][record_id], list)
             for ordinal, row in enumerate(rows)
         }
 

@@ -110,10 +110,12 @@ def test_a_plan_tries_indexes(archive, database, connection) -> None:
     load_all(archive, database)
     before = objects(connection)
 
-    found = plan_table(archive.store, database, archive.spec(indexes=indexes)).violations
+    violations = plan_table(archive.store, database, archive.spec(indexes=indexes)).violations
 
-    assert found[0].startswith("index long cannot hold rows of the table that is read: index row")
-    assert list(found[1:]) == [empty, other]
+    assert violations[0].startswith(
+        "index long cannot hold rows of the table that is read: index row"
+    )
+    assert list(violations[1:]) == [empty, other]
     assert objects(connection) == before
 
 

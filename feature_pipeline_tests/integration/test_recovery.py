@@ -139,8 +139,8 @@ def test_what_was_made_from_older_input_is_stale_after_recovery_and_is_made_agai
         resolver = CachingStaleStatusResolver(
             instance, loaded.defs.resolve_asset_graph(), LoadingContextForTest(instance)
         )
-        said = {batch: resolver.get_status(after, batch).name for batch in TEXTS}
-        assert said == {"b1": "STALE", "b2": "FRESH", "b3": "FRESH"}
+        named = {batch: resolver.get_status(after, batch).name for batch in TEXTS}
+        assert named == {"b1": "STALE", "b2": "FRESH", "b3": "FRESH"}
         definition = loaded.hooks["after"]
         code_version = feature_code_version(
             definition.hook_release(loaded.folder),
@@ -193,9 +193,9 @@ def test_an_artifact_that_is_gone_from_the_log_is_named(loaded: Pipeline):
 def damage(pipeline: Pipeline, digest: Digest) -> None:
     """Other bytes of the same length lie under the blob's name."""
     key = layout.blob(digest)
-    held = pipeline.store.get(key)
-    data = bytes([held.data[0] ^ 1]) + held.data[1:]
-    assert pipeline.store.replace(key, data, held.info.etag)
+    stored = pipeline.store.get(key)
+    data = bytes([stored.data[0] ^ 1]) + stored.data[1:]
+    assert pipeline.store.replace(key, data, stored.info.etag)
 
 
 def test_what_is_damaged_does_not_keep_the_rest_from_coming_back(
@@ -278,8 +278,8 @@ def test_a_table_on_request_that_lost_its_rows_is_named_by_its_check(loaded: Pip
         records = loaded.instance.event_log_storage.get_asset_check_execution_history(
             check, limit=10
         )
-        said = [r.event.dagster_event.asset_check_evaluation_data for r in records]
-        return [(each.passed, each.metadata["batches"].value) for each in said]
+        named = [r.event.dagster_event.asset_check_evaluation_data for r in records]
+        return [(each.passed, each.metadata["batches"].value) for each in named]
 
     assert reconciled() == Drift()
     before = len(evaluations())
@@ -290,9 +290,9 @@ def test_a_table_on_request_that_lost_its_rows_is_named_by_its_check(loaded: Pip
         assert len(evaluations()) == before + 1
     assert evaluations()[0] == (False, ["b1", "b3"])
     # the load of another batch does not turn it green
-    for batch, said in (("b2", ["b1", "b3"]), ("b1", ["b3"]), ("b3", [])):
+    for batch, named in (("b2", ["b1", "b3"]), ("b1", ["b3"]), ("b3", [])):
         assert loaded.run(TABLE, batch, checks=False).success
-        assert evaluations()[0] == (not said, said)
+        assert evaluations()[0] == (not named, named)
     assert reconciled() == Drift()
     with loaded.database.connect("test") as connection:
         connection.execute("drop view features.counts")

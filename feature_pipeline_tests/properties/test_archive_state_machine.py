@@ -155,7 +155,7 @@ class Answer:
 
     batch: str
     order: tuple[int, int]
-    said: dict[str, str]
+    labels: dict[str, str]
     """By record."""
     is_promised: bool = False
     is_history: bool = False
@@ -279,8 +279,8 @@ class ArchiveMachine(RuleBasedStateMachine):
         artifact.log.write_bytes(_printed(label))
         base = int(base * len(log.read_log(self.store, DATASET, HOOK, key)))
         name = artifact.run.id
-        said = dict.fromkeys(ids, label)
-        known = self.model.answers.setdefault(name, Answer(key, (registered.seq, base), said))
+        labels = dict.fromkeys(ids, label)
+        known = self.model.answers.setdefault(name, Answer(key, (registered.seq, base), labels))
 
         def complete(manifest: Digest) -> publish.Completion:
             return publish.Completion(
@@ -338,12 +338,14 @@ class ArchiveMachine(RuleBasedStateMachine):
 
     def discard(self, store: BlobStore) -> None:
         """What was refused is given up: it was not promised, or waits for an erasure to end."""
-        for held in inbox.quarantined(store):
-            entry = inbox.read_entry(held.id, held.left_at, held.entry.encode())
+        for quarantined in inbox.quarantined(store):
+            entry = inbox.read_entry(
+                quarantined.id, quarantined.left_at, quarantined.entry.encode()
+            )
             if not self.is_promised(entry):
-                inbox.discard(store, [held.id])
+                inbox.discard(store, [quarantined.id])
             else:
-                assert self.model.erasing, held
+                assert self.model.erasing, quarantined
 
     def is_promised(self, entry: inbox.InboxEntry) -> bool:
         match entry.content:
@@ -425,7 +427,7 @@ class ArchiveMachine(RuleBasedStateMachine):
         for entry in inbox.waiting(self.store):
             inbox.quarantine(self.store, entry, "by hand")
         self.delete_all(self.store)
-        inbox.requeue(self.store, [held.id for held in inbox.quarantined(self.store)])
+        inbox.requeue(self.store, [quarantined.id for quarantined in inbox.quarantined(self.store)])
 
     @rule(
         data=st.data(),
@@ -597,8 +599,10 @@ class ArchiveMachine(RuleBasedStateMachine):
 
     def findings(self) -> list[Finding]:
         """What `verify` finds wrong that can be brought back."""
-        found = verify(self.store, writes_census=False).findings
-        return [f for f in found if f.state is not State.NOT_ERASED and not self.is_unpromised(f)]
+        problems = verify(self.store, writes_census=False).findings
+        return [
+            f for f in problems if f.state is not State.NOT_ERASED and not self.is_unpromised(f)
+        ]
 
     @rule(data=st.data(), beside=st.sampled_from(PUBLISHING), number=st.integers(1, 5))
     def let_a_deletion_arrive_late(self, data: st.DataObject, beside: str, number: int) -> None:
@@ -707,14 +711,16 @@ class ArchiveMachine(RuleBasedStateMachine):
         assert (answer.batch, answer.order) == (key, best)
         manifest = read.read_manifest(self.store, head.manifest)
         outcomes = read.read_artifact_outcomes(self.store, manifest)
-        said = {outcome.record_id: outcome.rows[0][2] for outcome in outcomes}
+        labels = {outcome.record_id: outcome.rows[0][2] for outcome in outcomes}
         erased = self.model.erased.get((DATASET, key), set()) | self.model.erasing
-        wanted = {i: f"{label} of {i}" for i, label in answer.said.items() if i not in erased}
-        assert {i: text for i, text in said.items() if i not in erased} == wanted
+        wanted = {i: f"{label} of {i}" for i, label in answer.labels.items() if i not in erased}
+        assert {i: text for i, text in labels.items() if i not in erased} == wanted
         if not self.model.erasing:
-            assert said == wanted
+            assert labels == wanted
             raw = read.read_raw(self.store, manifest, "features.jsonl")
-            assert raw == b"".join(raw_line(i, answer.said[i]) for i in answer.said if i in wanted)
+            assert raw == b"".join(
+                raw_line(i, answer.labels[i]) for i in answer.labels if i in wanted
+            )
 
     @invariant()
     def all_that_was_promised_is_there(self) -> None:
@@ -726,9 +732,11 @@ class ArchiveMachine(RuleBasedStateMachine):
         waiting = {entry.id: entry.content for entry in inbox.waiting(self.store)}
         if self.model.erasing:
             # What is about a record that is being erased is held until its successor waits.
-            for held in inbox.quarantined(self.store):
-                entry = inbox.read_entry(held.id, held.left_at, held.entry.encode())
-                waiting[held.id] = entry.content
+            for quarantined in inbox.quarantined(self.store):
+                entry = inbox.read_entry(
+                    quarantined.id, quarantined.left_at, quarantined.entry.encode()
+                )
+                waiting[quarantined.id] = entry.content
         batches = {
             (c.dataset, c.batch) for c in waiting.values() if isinstance(c, inbox.Submission)
         }
@@ -775,13 +783,13 @@ class InMemory(ArchiveMachine):
         return self.memory
 
     def put(self, key: str, data: bytes | None) -> Callable[[], None]:
-        held = self.memory._objects.pop(key)
+        quarantined = self.memory._objects.pop(key)
         if data is not None:
-            info = dataclasses.replace(held.info, size=len(data), etag='"x"', sha256=None)
-            self.memory._objects[key] = dataclasses.replace(held, data=data, info=info)
+            info = dataclasses.replace(quarantined.info, size=len(data), etag='"x"', sha256=None)
+            self.memory._objects[key] = dataclasses.replace(quarantined, data=data, info=info)
 
         def restore() -> None:
-            self.memory._objects[key] = held
+            self.memory._objects[key] = quarantined
 
         return restore
 
@@ -818,9 +826,9 @@ class OnServer(ArchiveMachine):
         super().teardown()
 
     def put(self, key: str, data: bytes | None) -> Callable[[], None]:
-        held = self.store.get(key).data
+        quarantined = self.store.get(key).data
         self._put(key, data)
-        return lambda: self._put(key, held)
+        return lambda: self._put(key, quarantined)
 
     def _put(self, key: str, data: bytes | None) -> None:
         self.store.delete(key)
@@ -876,8 +884,8 @@ def but(is_left_out: Callable[[Finding], bool]) -> Callable[..., tuple[str, ...]
     whole = deletion.obstacles
 
     def obstacles(reached: Reached, given_up: Collection[Digest] = ()) -> tuple[str, ...]:
-        found = [finding for finding in reached.findings if not is_left_out(finding)]
-        return whole(dataclasses.replace(reached, findings=found, unparsed={}), given_up)
+        problems = [finding for finding in reached.findings if not is_left_out(finding)]
+        return whole(dataclasses.replace(reached, findings=problems, unparsed={}), given_up)
 
     return obstacles
 

@@ -76,9 +76,9 @@ def digests_of(table: pa.Table) -> dict[str, bytes]:
     digests = RecordDigests(row_encoder(COLUMNS), [column.kind for column in COLUMNS])
     columns = [one_array(table[column.name]) for column in COLUMNS]
     ids = one_array(table["record_id"])
-    found = digests.of([ids], one_array(table["ordinal"]), columns)
-    assert found.row_counts.sum() == len(table)
-    return dict(zip(ids.take(pa.array(found.starts)).to_pylist(), found.digests, strict=True))
+    computed = digests.of([ids], one_array(table["ordinal"]), columns)
+    assert computed.row_counts.sum() == len(table)
+    return dict(zip(ids.take(pa.array(computed.starts)).to_pylist(), computed.digests, strict=True))
 
 
 def expected(records: dict) -> dict[str, bytes]:

@@ -75,7 +75,7 @@ _said = st.dictionaries(
 class Say:
     batch: int
     at_seconds: int
-    said: dict[str, Any]
+    outcomes: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,9 @@ class World:
 
     database: Database
     archive: FeatureArchive = field(default_factory=lambda: FeatureArchive(DEFINITIONS[0]))
-    said: dict[str, tuple[tuple[int, str], tuple[Column, ...], dict]] = field(default_factory=dict)
+    outcomes: dict[str, tuple[tuple[int, str], tuple[Column, ...], dict]] = field(
+        default_factory=dict
+    )
     is_harmed: bool = False
     """Somebody's deed by hand was not made good yet: the next load does."""
 
@@ -169,17 +171,17 @@ class World:
     def say(self, step: Say) -> None:
         batch = f"b{step.batch}"
         rows = {
-            record_id: said if said == "rejected" else [self._feature(row) for row in said]
-            for record_id, said in step.said.items()
+            record_id: outcome if outcome == "rejected" else [self._feature(row) for row in outcome]
+            for record_id, outcome in step.outcomes.items()
         }
-        if batch not in self.said:
+        if batch not in self.outcomes:
             self.archive.submit(batch, rows, step.at_seconds)
             order = (step.at_seconds, batch)
         else:
-            order, _, before = self.said[batch]
+            order, _, before = self.outcomes[batch]
             rows = {record_id: rows.get(record_id, []) for record_id in before}
         self.archive.say(batch, rows)
-        self.said[batch] = (order, self.archive.columns, rows)
+        self.outcomes[batch] = (order, self.archive.columns, rows)
 
     def _feature(self, row: tuple[str | None, int | None]) -> dict:
         text, count = row
@@ -192,21 +194,21 @@ class World:
     def fits(self) -> bool:
         """Whether every batch can be shown under the columns declared now."""
         integer = COUNT in self.archive.columns
-        return not any(integer and NUMBER in written for _, written, _ in self.said.values())
+        return not any(integer and NUMBER in written for _, written, _ in self.outcomes.values())
 
     def expected(self) -> set:
         owners: dict[str, str] = {}
-        for batch in sorted(self.said, key=lambda batch: self.said[batch][0]):
-            owners |= dict.fromkeys(self.said[batch][2], batch)
+        for batch in sorted(self.outcomes, key=lambda batch: self.outcomes[batch][0]):
+            owners |= dict.fromkeys(self.outcomes[batch][2], batch)
         return {
             (record_id, ordinal, batch, *(self._value(batch, row, c) for c in self.archive.columns))
             for record_id, batch in owners.items()
-            if isinstance(rows := self.said[batch][2][record_id], list)
+            if isinstance(rows := self.outcomes[batch][2][record_id], list)
             for ordinal, row in enumerate(rows)
         }
 
     def _value(self, batch: str, row: dict, column: Column) -> Any:
-        written = self.said[batch][1]
+        written = self.outcomes[batch][1]
         for name in (column.name, *column.former_names):
             if any(c.name == name for c in written):
                 return row[name]
@@ -253,7 +255,7 @@ def carry_out(world: World, step: object) -> None:
         case Deploy(definition):
             world.archive.columns = DEFINITIONS[definition]
         case Load(batches, death):
-            chosen = [f"b{number}" for number in batches if f"b{number}" in world.said]
+            chosen = [f"b{number}" for number in batches if f"b{number}" in world.outcomes]
             with database.connect("test") as connection:
                 generation.adopt_definition(connection, world.spec)
             with pytest.MonkeyPatch.context() as patch:

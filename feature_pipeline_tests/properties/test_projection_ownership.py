@@ -34,7 +34,7 @@ _said = st.dictionaries(
 class Submit:
     batch: str
     at_seconds: int
-    said: dict
+    outcomes: dict
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,15 @@ _steps = st.lists(
 )
 
 
-def expected_rows(said: dict[str, tuple[tuple[int, str], dict]]) -> set:
+def expected_rows(outcomes: dict[str, tuple[tuple[int, str], dict]]) -> set:
     """The model: each record under the last batch that has it."""
     owners: dict[str, str] = {}
-    for batch in sorted(said, key=lambda batch: said[batch][0]):
-        owners |= dict.fromkeys(said[batch][1], batch)
+    for batch in sorted(outcomes, key=lambda batch: outcomes[batch][0]):
+        owners |= dict.fromkeys(outcomes[batch][1], batch)
     return {
         (record_id, ordinal, batch, row["value"], row["text"])
         for record_id, batch in owners.items()
-        if isinstance(rows := said[batch][1][record_id], list)
+        if isinstance(rows := outcomes[batch][1][record_id], list)
         for ordinal, row in enumerate(rows)
     }
 
@@ -80,29 +80,29 @@ def expected_rows(said: dict[str, tuple[tuple[int, str], dict]]) -> set:
 def test_incremental_in_any_order_equals_rebuilt(database_url: str, steps: list) -> None:
     archive, database = FeatureArchive(COLUMNS), Database(database_url)
     spec = archive.spec()
-    said: dict[str, tuple[tuple[int, str], dict]] = {}
+    outcomes: dict[str, tuple[tuple[int, str], dict]] = {}
     with database.connect("test") as connection:
         generation.drop_table(connection, spec)
 
     for step in steps:
-        batches = sorted(said)
-        if isinstance(step, Submit) and step.batch not in said:
-            archive.submit(step.batch, step.said, step.at_seconds)
-            archive.say(step.batch, step.said)
-            said[step.batch] = ((step.at_seconds, step.batch), dict(step.said))
+        batches = sorted(outcomes)
+        if isinstance(step, Submit) and step.batch not in outcomes:
+            archive.submit(step.batch, step.outcomes, step.at_seconds)
+            archive.say(step.batch, step.outcomes)
+            outcomes[step.batch] = ((step.at_seconds, step.batch), dict(step.outcomes))
         elif isinstance(step, Again) and batches:
             batch = batches[step.which % len(batches)]
-            order, before = said[batch]
+            order, before = outcomes[batch]
             values = dict(zip(before, step.values, strict=False))
             archive.say(batch, values)
-            said[batch] = (order, values)
+            outcomes[batch] = (order, values)
         elif isinstance(step, Load) and batches:
             load_batch(archive.store, database, spec, batches[step.which % len(batches)])
     list(load_batches(archive.store, database, spec))
 
     grown = prove(archive.store, database, spec)
     assert grown.is_equal, grown
-    assert read(database_url) == expected_rows(said)
+    assert read(database_url) == expected_rows(outcomes)
 
     with database.connect("test") as connection:
         generation.drop_table(connection, spec)
@@ -110,7 +110,7 @@ def test_incremental_in_any_order_equals_rebuilt(database_url: str, steps: list)
     rebuilt = prove(archive.store, database, spec)
     assert rebuilt.is_equal, rebuilt
     assert rebuilt.table_digest == grown.table_digest
-    assert read(database_url) == expected_rows(said)
+    assert read(database_url) == expected_rows(outcomes)
 
 
 def read(url: str) -> set:

@@ -64,11 +64,11 @@ def test_the_metrics_are_where_rules_and_processes_expect_them():
 
 
 def test_the_hooks_service_account_is_the_runners_default_and_is_bound_to_nothing():
-    found = documents("kubernetes/hooks.yaml")
-    [account] = [d for d in found if d["kind"] == "ServiceAccount"]
+    manifests = documents("kubernetes/hooks.yaml")
+    [account] = [d for d in manifests if d["kind"] == "ServiceAccount"]
     assert account["metadata"]["name"] == JobSettings("n", "i").service_account
     assert account["automountServiceAccountToken"] is False
-    subjects = [s["name"] for d in found if d["kind"] == "RoleBinding" for s in d["subjects"]]
+    subjects = [s["name"] for d in manifests if d["kind"] == "RoleBinding" for s in d["subjects"]]
     assert subjects == [
         yaml.safe_load((DEPLOY / "helm/values.yaml").read_text())["global"]["serviceAccountName"]
     ]
@@ -121,7 +121,7 @@ def test_helm_values_match_dagster_yaml():
     values = yaml.safe_load((DEPLOY / "helm/values.yaml").read_text())
     instance = yaml.safe_load((REPOSITORY / "dagster.yaml").read_text())
     daemon = values["dagsterDaemon"]
-    said = {
+    outcomes = {
         "run_monitoring": snaked(daemon["runMonitoring"]),
         "run_retries": snaked(daemon["runRetries"]),
         "run_coordinator": daemon["runCoordinator"]["config"]["customRunCoordinator"],
@@ -137,12 +137,12 @@ def test_helm_values_match_dagster_yaml():
     assert values["postgresql"]["postgresqlScheme"] == "postgresql+psycopg2"
     # The launcher of a cluster starts runs without a code server.
     own = {k: v for k, v in coordinator["config"].items() if "user_code" not in k}
-    assert said.pop("run_coordinator") == coordinator | {"config": own}
-    for name in said:
+    assert outcomes.pop("run_coordinator") == coordinator | {"config": own}
+    for name in outcomes:
         if name in ONLY_IN_HELM:
             assert name not in instance
             continue
-        here, there = dict(instance.pop(name)), dict(said[name])
+        here, there = dict(instance.pop(name)), dict(outcomes[name])
         for part in [part for of, part in OTHERWISE_IN_HELM if of == name]:
             assert part in there
             assert part not in here

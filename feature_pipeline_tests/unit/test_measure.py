@@ -37,25 +37,25 @@ def loaded(block: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_nothing_of_it_is_imported_without_the_setting() -> None:
-    found = loaded(
+    modules = loaded(
         "import feature_pipeline.definitions, feature_pipeline.cli.project,"
         " feature_pipeline.pod.publish, feature_pipeline.projections.rebuild"
     )
-    assert found.stdout == "[] False\n"
+    assert modules.stdout == "[] False\n"
 
 
 def test_without_the_extra_a_process_warns_and_continues() -> None:
-    found = loaded(BLOCK, FEATURE_PIPELINE_METRICS_URL="http://127.0.0.1:9")
-    assert found.stdout.endswith("False\n")
-    assert "'opentelemetry" not in found.stdout
-    assert "pip install 'feature-pipeline[otel]'" in found.stderr
+    modules = loaded(BLOCK, FEATURE_PIPELINE_METRICS_URL="http://127.0.0.1:9")
+    assert modules.stdout.endswith("False\n")
+    assert "'opentelemetry" not in modules.stdout
+    assert "pip install 'feature-pipeline[otel]'" in modules.stderr
 
 
 def test_a_process_ends_although_nothing_listens() -> None:
     """And with the extra it is connected: the same lines say True."""
-    found = loaded("", FEATURE_PIPELINE_METRICS_URL="http://127.0.0.1:9")
-    assert found.stdout.endswith("True\n")
-    assert "opentelemetry.sdk" in found.stdout
+    modules = loaded("", FEATURE_PIPELINE_METRICS_URL="http://127.0.0.1:9")
+    assert modules.stdout.endswith("True\n")
+    assert "opentelemetry.sdk" in modules.stdout
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,9 @@ METRIC = re.compile(r"(feature_pipeline_[a-z0-9_]+)(?:\{([^}]*)\})?")
 def expressions() -> list[str]:
     """Every query of the dashboard and of the rules."""
     panels = json.loads((FOLDER / "dashboard.json").read_text())["panels"]
-    found = [target["expr"] for panel in panels for target in panel.get("targets", ())]
+    queries = [target["expr"] for panel in panels for target in panel.get("targets", ())]
     groups = yaml.safe_load(RULES.read_text())["groups"]
-    return found + [rule["expr"] for group in groups for rule in group["rules"]]
+    return queries + [rule["expr"] for group in groups for rule in group["rules"]]
 
 
 def test_promtool_accepts_the_rules_and_their_tests() -> None:

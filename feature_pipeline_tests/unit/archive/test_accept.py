@@ -342,8 +342,8 @@ class TestSettling:
         settled = accept.accept_entries(scene.store, [old])[0]
         assert isinstance(settled, Quarantined)
         assert "not known yet" in settled.reason
-        [held] = accept.quarantined(scene.store)
-        assert (held.id, held.reason) == (run.id, settled.reason)
+        [quarantined] = accept.quarantined(scene.store)
+        assert (quarantined.id, quarantined.reason) == (run.id, settled.reason)
         assert accept.waiting(scene.store) == waiting[:1]
 
     def test_what_was_quarantined_can_wait_again(self, scene, waiting):

@@ -91,9 +91,9 @@ def test_text_that_is_no_entry(scene, announced, text):
     assert all(isinstance(result, Quarantined) for result in odd)
     assert all(isinstance(result, Accepted) for result in settled.values())
     assert max(len(result.reason) for result in odd) < 2_500
-    for held in accept.quarantined(scene.store):
-        assert held.entry in text
-        assert len(held.reason) < 2_500
+    for entry in accept.quarantined(scene.store):
+        assert entry.entry in text
+        assert len(entry.reason) < 2_500
     check_care(scene)
 
 
@@ -185,9 +185,9 @@ def test_quarantined_documents_that_are_none_are_damage(scene, announced):
     scene.store.create("quarantine/a", DEEP.encode())
     scene.store.create("quarantine/b", b"x" * (QuarantinedEntry.most_bytes + 1))
     accept.quarantine(scene.store, accept.waiting(scene.store)[0], "y" * 100_000)
-    held = inbox.readable_quarantined(scene.store)
-    assert [len(entry.reason) for entry in held.intact.values()] < [2_100]
-    assert set(held.damage) == {"a", "b"}
+    quarantined = inbox.readable_quarantined(scene.store)
+    assert [len(entry.reason) for entry in quarantined.intact.values()] < [2_100]
+    assert set(quarantined.damage) == {"a", "b"}
     check_care(scene)
 
 
@@ -314,14 +314,14 @@ class TestLargeObjects:
         sizes, get = [], scene.store.get
 
         def counted(key, size=None):
-            held = get(key, size)
-            sizes.append(len(held.data))
-            return held
+            stored = get(key, size)
+            sizes.append(len(stored.data))
+            return stored
 
         @contextmanager
         def streamed(key, size=None):
-            held = get(key, size)
-            yield ObjectStream(held.info, iter([held.data]))
+            stored = get(key, size)
+            yield ObjectStream(stored.info, iter([stored.data]))
 
         monkeypatch.setattr(scene.store, "get", counted)
         monkeypatch.setattr(scene.store, "open", streamed)

@@ -13,8 +13,8 @@ from feature_pipeline.cli.errors import translated_errors
 
 
 def test_a_file_that_cannot_be_written_is_named():
-    said = r"^/proc/nowhere/x: No such file"
-    with pytest.raises(click.ClickException, match=said), translated_errors():
+    message = r"^/proc/nowhere/x: No such file"
+    with pytest.raises(click.ClickException, match=message), translated_errors():
         Path("/proc/nowhere/x").write_bytes(b"")
 
 

@@ -34,8 +34,8 @@ def imported() -> dict[str, list[str]]:
     ended = subprocess.run(
         [sys.executable, "-c", _CODE, *HELP], capture_output=True, text=True, check=True
     )
-    found: dict[str, list[str]] = json.loads(ended.stdout)
-    return found
+    document: dict[str, list[str]] = json.loads(ended.stdout)
+    return document
 
 
 @pytest.mark.parametrize("place", HELP)

@@ -296,10 +296,8 @@ def test_a_plan_is_repeated_whatever_was_learnt_since(asking: Asking):
 
 def traces(asking: Asking) -> list[str]:
     """Where the erased record is named, but for the logs that say that it is withdrawn."""
-    found = holds(asking.store, b"personal")
-    return [
-        key for key in found if not key.startswith((layout.TOMBSTONE_LOGS, layout.ERASURE_LOGS))
-    ]
+    keys = holds(asking.store, b"personal")
+    return [key for key in keys if not key.startswith((layout.TOMBSTONE_LOGS, layout.ERASURE_LOGS))]
 
 
 def test_what_is_erased_is_no_answer_and_the_others_still_are(asking: Asking):

@@ -128,8 +128,8 @@ def test_of_two_runs_one_waits_and_carries_over(make):
     asking.run("b1")
     other.end()
     assert asking.runner.starts == [["r1", "r2"], ["r3"]]
-    [said] = other.said
-    assert said == (
+    [line] = other.said
+    assert line == (
         "2 records to compute: waiting for the hook run over batch 'b1', which computes 1 of them"
         " now"
     )
@@ -224,14 +224,14 @@ def test_an_artifact_accepted_between_plan_and_claim_is_used(make):
 def test_the_claim_of_a_dead_run_expires(make, clock):
     asking = make()
     with left_by_a_dead_run(asking):
-        said: list[str] = []
+        lines: list[str] = []
 
         def say(text: str) -> None:
-            said.append(text)
+            lines.append(text)
             clock.offset += claims.LEASE + timedelta(seconds=1)
 
         asking.run("b2", say=say)
-    assert len(said) == 1
+    assert len(lines) == 1
     # Work, not truth: the dead run's answer about r2 was not in the archive.
     assert asking.runner.starts == [["r1", "r2"], ["r2", "r3"]]
     assert asking.values("b2") == {"r2": 2, "r3": 3}
@@ -290,10 +290,14 @@ def test_the_next_worker_does_not_give_way_to_a_run_that_waits(make):
     asking = make()
     with left_by_a_dead_run(asking):
         key = key_of(asking, "b1")
-        held = ClaimDocument.decode(asking.store.get(key).data, key)
-        assert held.is_held
-        earlier = {"holder": "another", "since": held.since - timedelta(days=1), "is_held": False}
-        waits = held.model_copy(update=earlier)
+        document = ClaimDocument.decode(asking.store.get(key).data, key)
+        assert document.is_held
+        earlier = {
+            "holder": "another",
+            "since": document.since - timedelta(days=1),
+            "is_held": False,
+        }
+        waits = document.model_copy(update=earlier)
         asking.store.create(key_of(asking, "b2"), waits.encode())
         asking.run("b1", say=pytest.fail)
     assert asking.runner.starts == [["r1", "r2"]]
@@ -322,14 +326,14 @@ def test_an_expired_claim_is_not_taken_over_as_started(make, clock):
 def test_a_claim_that_cannot_be_read_is_respected_until_it_expires(make, clock, data):
     asking = make()
     asking.store.create(key_of(asking, "b9"), data)
-    said: list[str] = []
+    lines: list[str] = []
 
     def say(text: str) -> None:
-        said.append(text)
+        lines.append(text)
         clock.offset += claims.LEASE + timedelta(seconds=1)
 
     asking.run("b1", say=say)
-    assert "b9, which cannot be read, to expire" in said[0]
+    assert "b9, which cannot be read, to expire" in lines[0]
     assert asking.values("b1") == {"r1": 1, "r2": 2}
 
 
@@ -366,10 +370,10 @@ def test_a_forced_run_waits_for_none_and_others_wait_for_it(make):
     asking.run("b1")
     other = Beside(asking, "b2")
     plan = asking.plan("b2")
-    held = Claim(asking.store, DATASET, HOOK, plan.release.release.program, "b0")
+    claim = Claim(asking.store, DATASET, HOOK, plan.release.release.program, "b0")
     everything = [*plan.actions.values(), *asking.plan("b1", force=True).actions.values()]
-    held.acquire(everything, everything, pytest.fail, pytest.fail)
-    asking.runner.before_end = lambda: (held.release(), other.begin())
+    claim.acquire(everything, everything, pytest.fail, pytest.fail)
+    asking.runner.before_end = lambda: (claim.release(), other.begin())
     asking.submit("b3", B2)
     asking.run("b3", force=True, say=pytest.fail)
     asking.runner.before_end = lambda: None

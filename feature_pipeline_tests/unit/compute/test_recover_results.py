@@ -154,8 +154,8 @@ def test_uploads_of_pods_stay_while_the_run_continues(computing: Computing, inst
         computing.execute(runner)
     # ended attempts of another run are no business of this one
     create_or_read(computing.store, layout.upload("other-run", "hook-x-1", "log"), b"")
-    found = recover_orphaned_runs(computing.store, instance)
-    assert (found.enqueued, len(found.waiting)) == ([], 1)
+    orphaned = recover_orphaned_runs(computing.store, instance)
+    assert (orphaned.enqueued, len(orphaned.waiting)) == ([], 1)
     assert uploads(computing) == {begun(computing).id, "other-run"}
     runner.attempts = 10**6
     computing.run(runner)
@@ -209,9 +209,9 @@ def test_a_wrong_end_document_affects_its_own_run_alone(computing: Computing, in
         text = json.dumps(json.loads(computing.store.get(result).data) | change)
     computing.store.delete(result)
     computing.store.create(result, text.encode())
-    found = recover_orphaned_runs(computing.store, instance)
+    orphaned = recover_orphaned_runs(computing.store, instance)
     # another attempt may be due, which another run makes
-    assert len(found.enqueued) + len(found.waiting) + len(found.unusable) == 1
+    assert len(orphaned.enqueued) + len(orphaned.waiting) + len(orphaned.unusable) == 1
     attempt = AttemptKey(*result.split("/")[1:3])
     with pytest.raises(CorruptDataError) as raised:
         S3Results(computing.store).result(attempt)
@@ -248,8 +248,8 @@ def test_an_unexpected_error_while_recovering_a_run_affects_it_alone(
         raise ZeroDivisionError("a mistake")
 
     monkeypatch.setattr(orphaned_runs, "recover_results", fails)
-    found = recover_orphaned_runs(computing.store, instance)
-    assert found.unusable == [f"{run.id}: ZeroDivisionError: a mistake"]
+    orphaned = recover_orphaned_runs(computing.store, instance)
+    assert orphaned.unusable == [f"{run.id}: ZeroDivisionError: a mistake"]
     # it is tried again: nothing of it is removed
     assert begun(computing) == run
 
@@ -258,8 +258,8 @@ def test_in_flight_runs_that_are_none_keep_no_other_waiting(computing: Computing
     computing.execute(PodRunner(computing.store, ScriptedRunner(fails_over("none"))))
     for n, text in enumerate(("[" * 100_000, '{"spec_version": 2}', "")):
         computing.store.create(layout.in_flight(f"odd{n}", "none"), text.encode())
-    found = recover_orphaned_runs(computing.store, instance)
-    assert (len(found.enqueued), len(found.unusable)) == (1, 3)
+    orphaned = recover_orphaned_runs(computing.store, instance)
+    assert (len(orphaned.enqueued), len(orphaned.unusable)) == (1, 3)
 
 
 def test_more_than_a_pod_may_leave_is_not_downloaded(computing: Computing):

@@ -44,9 +44,9 @@ def misread(archive: FeatureArchive, folder: Path, batch: str = "b1") -> None:
 
 
 def head(archive: FeatureArchive, batch: str = "b1"):
-    found = log.head(archive.store, "demo", "pockets", batch)
-    assert found is not None
-    return found
+    current = log.head(archive.store, "demo", "pockets", batch)
+    assert current is not None
+    return current
 
 
 def counts(archive: FeatureArchive, batch: str = "b1") -> dict[str, list[tuple]]:

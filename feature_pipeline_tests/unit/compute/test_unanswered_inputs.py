@@ -34,17 +34,17 @@ def test_the_outcome_is_the_verdict_of_the_input(asking: Asking):
     entry = asking.run("b1", "totals")
     assert asking.runner.starts[1:] == [["r1", "r5"]]
     outcomes = asking.outcomes("b1", "totals")
-    said = {
+    by_record = {
         i: (o.status, o.kind, o.is_retryable, o.reason.removeprefix("not asked: input 'lengths' "))
         for i, o in outcomes.items()
         if i in ("r2", "r3", "r4")
     }
-    assert said == {
+    assert by_record == {
         "r2": (Status.REJECTED, None, False, "rejected it: not for 'no:'"),
         "r3": (Status.ERRORED, OutcomeKind.INPUT, False, "has no answer: cannot take 'bad:'"),
         "r4": (Status.ERRORED, OutcomeKind.INPUT, True, "has no answer: cannot take 'busy:'"),
     }
-    assert all(outcomes[i].reason.startswith("not asked: input 'lengths' ") for i in said)
+    assert all(outcomes[i].reason.startswith("not asked: input 'lengths' ") for i in by_record)
     source = log.head(asking.store, DATASET, "lengths", "b1").manifest
     assert {i: (o.action is None, o.carried_from) for i, o in outcomes.items()} == {
         **dict.fromkeys(("r1", "r5"), (False, None)),
@@ -190,11 +190,13 @@ def test_actions_are_those_of_archives_that_gave_no_verdict(asking: Asking):
         "r5": "1462c37c8d15bbd3ecd07a0efc3d4319018502a822679b155ccb52424eba6d13",
     }
     asking.hook("totals", inputs=["lengths"], unanswered_inputs="give")
-    found = asking.plan("b1", "totals").actions
-    assert {record: action.hex for record, action in found.items()} == expected
+    actions = asking.plan("b1", "totals").actions
+    assert {record: action.hex for record, action in actions.items()} == expected
     asking.hook("totals", inputs=["lengths"])
-    found = asking.plan("b1", "totals").actions
-    assert {i: action.hex for i, action in found.items()} == {i: expected[i] for i in ("r1", "r5")}
+    actions = asking.plan("b1", "totals").actions
+    assert {i: action.hex for i, action in actions.items()} == {
+        i: expected[i] for i in ("r1", "r5")
+    }
 
 
 def test_a_hook_without_inputs_has_none_that_are_unanswered(asking: Asking):

@@ -258,13 +258,13 @@ class TestDefinitions:
 
 
 def imports(path: Path) -> set[str]:
-    found: set[str] = set()
+    problems: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            problems |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add((node.module or "").split(".")[0])
-    return found
+            problems.add((node.module or "").split(".")[0])
+    return problems
 
 
 class TestStructureQc:

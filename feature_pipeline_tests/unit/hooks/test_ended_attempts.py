@@ -65,20 +65,20 @@ def ended(request: RunRequest, kind: FailureKind | None = None) -> RunResult:
 def test_it_is_restored_with_its_facts_output_and_log(attempts, first, second, kind):
     result = ended(first, kind)
     attempts.store(first, IDENTITY, result)
-    found = attempts.restore(second, IDENTITY)
-    assert found is not None
-    assert replace(found, log=result.log) == result
-    assert found.log == second.workspace.log(1)
-    assert found.log.read_bytes() == b"printed\xff\n"
+    restored = attempts.restore(second, IDENTITY)
+    assert restored is not None
+    assert replace(restored, log=result.log) == result
+    assert restored.log == second.workspace.log(1)
+    assert restored.log.read_bytes() == b"printed\xff\n"
     assert [path.name for path in second.workspace.output.iterdir()] == ["features.jsonl"]
     assert (second.workspace.output / "features.jsonl").read_text() == "{}"
 
 
 def test_it_is_restored_by_the_worker_that_made_it(attempts, first):
     attempts.store(first, IDENTITY, ended(first))
-    found = attempts.restore(first, IDENTITY)
-    assert found is not None
-    assert found.log.read_bytes() == b"printed\xff\n"
+    restored = attempts.restore(first, IDENTITY)
+    assert restored is not None
+    assert restored.log.read_bytes() == b"printed\xff\n"
     assert attempts.restore(first, IDENTITY) is not None
 
 
@@ -134,8 +134,8 @@ def test_an_attempt_that_another_worker_has_kept_stays(attempts, first, second):
     attempts.store(first, IDENTITY, ended(first))
     second.workspace.create()
     attempts.store(second, IDENTITY, ended(second))
-    found = attempts.restore(second, IDENTITY)
-    assert found is not None
+    restored = attempts.restore(second, IDENTITY)
+    assert restored is not None
     assert (second.workspace.output / "features.jsonl").exists()
 
 

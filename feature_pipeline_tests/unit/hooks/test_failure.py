@@ -104,8 +104,8 @@ def test_what_may_pass_is_waited_for_and_is_not_the_batchs_fault(kind):
 
 
 def test_facts_describe_themselves():
-    told = RuntimeFacts(FailureKind.NON_ZERO_EXIT, "status 3", 3, ("one", "two")).describe()
-    assert told == "non_zero_exit: status 3\nlast lines of its log:\n  one\n  two"
+    description = RuntimeFacts(FailureKind.NON_ZERO_EXIT, "status 3", 3, ("one", "two")).describe()
+    assert description == "non_zero_exit: status 3\nlast lines of its log:\n  one\n  two"
     assert "log is empty" in EXIT.describe()
 
 

@@ -63,15 +63,15 @@ def test_a_bound_release_is_taken():
 
 
 @pytest.mark.parametrize(
-    ("manifest", "said"),
+    ("manifest", "message"),
     [
         (b"{", "not a manifest of osa-py"),
         (b'{"manifest_version": 2, "conventions": []}', "only 1 is known"),
         (MANIFEST.read_bytes(), "names no image"),
     ],
 )
-def test_what_cannot_be_imported(manifest, said):
-    with pytest.raises(InvalidInputError, match=said):
+def test_what_cannot_be_imported(manifest, message):
+    with pytest.raises(InvalidInputError, match=message):
         import_hooks(manifest, dataset="d")
 
 

@@ -617,8 +617,8 @@ JSON_VALUES = st.recursive(
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcx"), JSON_VALUES), max_size=6))
-def test_every_record_has_one_outcome_whatever_the_lines_contain(said):
-    text = lines(*({"id": record_id, "features": value} for record_id, value in said))
+def test_every_record_has_one_outcome_whatever_the_lines_contain(message):
+    text = lines(*({"id": record_id, "features": value} for record_id, value in message))
     decoded = decode({"features.jsonl": text})
     assert [outcome.record_id for outcome in decoded.outcomes] == ["a", "b", "c"]
     for outcome in decoded.outcomes:

@@ -117,10 +117,10 @@ class TestHeader:
         )
 
     def test_words_about_a_column_do_not_change_content(self):
-        told = column(
+        message = column(
             "number", unit="Å", description="d", required=True, default=1, renamed_from="o"
         )
-        assert columns_header([told]) == columns_header([NUMBER])
+        assert columns_header([message]) == columns_header([NUMBER])
 
     @pytest.mark.parametrize(
         "other", [column("integer"), column("number", name="y"), column("string", "date")]

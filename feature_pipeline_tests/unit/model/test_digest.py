@@ -259,7 +259,7 @@ class TestRows:
     def test_outcomes_differ_by_each_field(self):
         encode = encoder("string")
         rows = encode.rows([("x",)])
-        said = {
+        outcomes = {
             encode.outcome_digest("r", "passed", None, rows),
             encode.outcome_digest("s", "passed", None, rows),
             encode.outcome_digest("r", "rejected", None, rows),
@@ -268,7 +268,7 @@ class TestRows:
             RowEncoder(b"[1]", ["string"]).outcome_digest("r", "passed", None, rows),
             encode.rows_digest("r", rows),
         }
-        assert len(said) == 7
+        assert len(outcomes) == 7
 
     def test_the_content_digest_names_columns_and_outcomes(self):
         one, other = encoder("string"), RowEncoder(b"{}", ["string"])

@@ -126,12 +126,12 @@ def test_counts_of_processes_are_added_up(endpoint: str) -> None:
         )
         process.shutdown(5)
     with OPENER.open(f"{endpoint}/metrics", timeout=10) as answer:
-        found = series(answer.read())
-    assert found['feature_pipeline_table_loaded_rows_total{table="pockets"}'] == 25
+        samples = series(answer.read())
+    assert samples['feature_pipeline_table_loaded_rows_total{table="pockets"}'] == 25
     name = (
         'feature_pipeline_s3_requests_total{http_response_status_code="none",operation="GetObject"}'
     )
-    assert found[name] == 2
+    assert samples[name] == 2
 
 
 def request(name: str, labels: dict[str, str], value: float, temporality: int = 1) -> bytes:

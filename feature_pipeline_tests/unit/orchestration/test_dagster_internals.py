@@ -30,5 +30,7 @@ def test_every_private_name_is_where_this_dagster_has_it() -> None:
 
 def test_no_other_module_imports_private_names() -> None:
     others = [file for file in PACKAGE.rglob("*.py") if file != Path(dagster_internals.__file__)]
-    found = {str(file.relative_to(PACKAGE)): names for file in others if (names := _private(file))}
-    assert not found, "import these from feature_pipeline.orchestration.dagster_internals"
+    imported = {
+        str(file.relative_to(PACKAGE)): names for file in others if (names := _private(file))
+    }
+    assert not imported, "import these from feature_pipeline.orchestration.dagster_internals"

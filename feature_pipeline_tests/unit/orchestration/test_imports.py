@@ -43,8 +43,8 @@ def loaded() -> dict[str, Any]:
         # a definition that cannot be used is an error
         env={**os.environ, "DAGSTER_IS_DEFS_VALIDATION_CLI": "1"},
     )
-    found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
-    return found
+    document: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return document
 
 
 @pytest.mark.parametrize("module", NEEDED_LATER)

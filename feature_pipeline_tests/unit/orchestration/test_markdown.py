@@ -114,9 +114,9 @@ def test_notes_without_end():
 
 def test_logs_and_reasons():
     log_tail = "\n".join(HOSTILE)
-    found = failure_metadata(None, FailureInfo(kind="x", reason="\x1b[31m"), log_tail)
-    assert rendered(str(found["log_tail"].value))[1] == {"pre", "code"}
-    assert found["decision"].value == r"\x1b[31m"
+    metadata = failure_metadata(None, FailureInfo(kind="x", reason="\x1b[31m"), log_tail)
+    assert rendered(str(metadata["log_tail"].value))[1] == {"pre", "code"}
+    assert metadata["decision"].value == r"\x1b[31m"
 
 
 @pytest.mark.parametrize("text", ["10.5281/zenodo.1", "-0.5", "+1", "record_id", "#1", "=1"])

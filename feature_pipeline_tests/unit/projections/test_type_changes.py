@@ -103,16 +103,16 @@ def test_what_an_upcaster_returns_is_judged_as_raw_output_is(
     """An array that becomes an object went through no upcaster: both are JSON in a table."""
     written = column(old)
     archive = FeatureArchive((written,))
-    said = {f"r{n}": [{"c": raw}] for n, raw in enumerate(VALUES[old])}
+    outcomes = {f"r{n}": [{"c": raw}] for n, raw in enumerate(VALUES[old])}
     manifests = {}
-    for record_id, rows in said.items():
+    for record_id, rows in outcomes.items():
         entry = archive.add(f"b-{record_id}", {record_id: rows})
         manifest = manifest_of(archive.store, entry)
         manifests[record_id] = (manifest, read_rows(archive.store, manifest))
     for new in VALUES.keys() - {old}:
         wanted = column(new)
         for record_id, (manifest, rows) in manifests.items():
-            raw = said[record_id][0]["c"]
+            raw = outcomes[record_id][0]["c"]
             try:
                 expected = decode_value(wanted, as_json(written, raw))
             except InvalidInputError:
@@ -135,9 +135,9 @@ def test_raw_output_that_is_read_again_is_judged_under_the_new_type(
     lines = [f'{{"id": "{i}", "features": [{{"c": {raw}}}]}}\n' for i, raw in raws.items()]
     file = tmp_path / "features.jsonl"
     file.write_text("".join(lines), "utf-8")
-    said = {f"r{n}": [{"c": raw}] for n, raw in enumerate(VALUES[old])}
-    archive.submit("b", said)
-    manifest = manifest_of(archive.store, archive.say("b", said, {file.name: file}))
+    outcomes = {f"r{n}": [{"c": raw}] for n, raw in enumerate(VALUES[old])}
+    archive.submit("b", outcomes)
+    manifest = manifest_of(archive.store, archive.say("b", outcomes, {file.name: file}))
     again = decode_raw(archive.store, manifest, list(raws), [wanted], Cardinality.MANY)
     for outcome, raw in zip(again, VALUES[old], strict=True):
         try:

@@ -50,13 +50,13 @@ def test_inexact_integers_are_refused(inexact):
 
 
 @pytest.mark.parametrize(
-    ("column", "said"),
+    ("column", "message"),
     [
         (Column(name="b", type="string"), r"was string \(date\), is now string;"),
         (Column(name="a", type="string"), "was integer, is now string"),
         (Column(name="x", type="boolean", renamed_from="a"), "was integer, is now boolean"),
     ],
 )
-def test_other_types_are_refused(column, said):
-    with pytest.raises(InvalidInputError, match=said):
+def test_other_types_are_refused(column, message):
+    with pytest.raises(InvalidInputError, match=message):
         align_rows(rows((1, None)), WRITTEN, (column,), "here")

@@ -118,8 +118,8 @@ def test_content_does_not_depend_on_who_and_when():
     ],
 )
 def test_content_depends_on_the_outcomes_alone(changed):
-    said = Content.of(COLUMNS, OUTCOMES[1:])
-    assert Content.of(COLUMNS, changed).content_digest != said.content_digest
+    content = Content.of(COLUMNS, OUTCOMES[1:])
+    assert Content.of(COLUMNS, changed).content_digest != content.content_digest
 
 
 def test_content_depends_on_columns_and_rows_digest_on_rows_alone():
@@ -208,6 +208,6 @@ def test_the_encoding_is_the_one_that_archives_were_written_with():
 
 def test_a_kind_that_only_later_code_knows_is_shown_as_it_is():
     later = Outcome("r1", Status.ERRORED, reason="x", kind="eaten_by_a_bear")
-    (found,) = decode_outcomes((), read_parquet(encode_rows((), [later]), "rows"),
+    (outcomes,) = decode_outcomes((), read_parquet(encode_rows((), [later]), "rows"),
                                read_parquet(encode_outcomes([later]), "outcomes"))  # fmt: skip
-    assert found == later
+    assert outcomes == later

@@ -292,15 +292,15 @@ class TestCensus:
         data = bytearray(counted.store.get(newest).data)
         data[len(data) // 2] ^= 1
         counted.store._put(newest, bytes(data))
-        held = counted.store.get(key).data
+        stored = counted.store.get(key).data
         counted.store.delete(key)
-        found = {f.key: f for f in verify(counted.store).findings}
-        assert (found[newest].state, found[newest].kind) == (State.CORRUPT, ObjectKind.CENSUS)
-        assert found[key].state is State.LOST
+        findings = {f.key: f for f in verify(counted.store).findings}
+        assert (findings[newest].state, findings[newest].kind) == (State.CORRUPT, ObjectKind.CENSUS)
+        assert findings[key].state is State.LOST
         # Named once: the census that was written then stands in for it.
         assert newest not in censuses(counted.store)
         assert [f.key for f in lost(counted.store)] == [key]
-        counted.store.create(key, held)
+        counted.store.create(key, stored)
         assert verify(counted.store).is_clean
 
     def test_one_of_later_code_is_named_and_left_alone(self, counted, monkeypatch):

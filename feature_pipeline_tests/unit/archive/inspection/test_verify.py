@@ -34,17 +34,17 @@ def care(memory_store, tmp_path):
 
 def overwrite(store, key, data):
     """Behind the store's back: it has the checksum of what was there."""
-    held = store._objects[key]
-    info = dataclasses.replace(held.info, size=len(data), etag=f'"{Digest.of(data)}"')
-    store._objects[key] = dataclasses.replace(held, data=data, info=info)
+    stored = store._objects[key]
+    info = dataclasses.replace(stored.info, size=len(data), etag=f'"{Digest.of(data)}"')
+    store._objects[key] = dataclasses.replace(stored, data=data, info=info)
 
 
 def put_back(store, key, data):
     """As other programs write objects: the store keeps no checksum."""
     overwrite(store, key, data)
-    held = store._objects[key]
-    info = dataclasses.replace(held.info, sha256=None)
-    store._objects[key] = dataclasses.replace(held, info=info)
+    stored = store._objects[key]
+    info = dataclasses.replace(stored.info, sha256=None)
+    store._objects[key] = dataclasses.replace(stored, info=info)
 
 
 def flipped(data, at):
@@ -252,9 +252,9 @@ def test_damage_to_the_log_of_erasures_is_named_with_what_it_explained(care):
     key = layout.entry(layout.erasure_log(DATASET), 1)
     overwrite(care.store, key, care.store.get(key).data[:-9])
     log.forget_read_entries()
-    found = {(f.state, f.key) for f in verify(care.store).findings}
-    assert (State.CORRUPT, key) in found
-    assert State.MISSING in {state for state, _ in found}
+    findings = {(f.state, f.key) for f in verify(care.store).findings}
+    assert (State.CORRUPT, key) in findings
+    assert State.MISSING in {state for state, _ in findings}
 
 
 def test_a_successor_that_is_gone_from_the_end_of_its_log_is_named(care):
@@ -331,8 +331,8 @@ def test_progress_counts_every_blob_once(care):
 def test_a_completion_may_move_while_the_inbox_is_read(care):
     """Quarantined and left again between two listings: it is seen all the same."""
     store = care.store
-    [held] = inbox.quarantined(store)
-    moves = iter([lambda: inbox.requeue(store, [held.id])])
+    [quarantined] = inbox.quarantined(store)
+    moves = iter([lambda: inbox.requeue(store, [quarantined.id])])
 
     class Moving(FailingStore):
         def __getattr__(self, name):
@@ -346,7 +346,7 @@ def test_a_completion_may_move_while_the_inbox_is_read(care):
 
             return call
 
-    waiting = {e.id for e in inbox.waiting(store)} | {held.id}
+    waiting = {e.id for e in inbox.waiting(store)} | {quarantined.id}
     report = verify(Moving(store))
     assert report.is_clean
     assert {e.id for e in inbox.waiting(store)} == waiting

@@ -64,8 +64,8 @@ def test_answers_of_many_artifacts_are_in_few_objects(memory_store: MemoryStore,
         most = max(most, len(keys(memory_store)))
     assert most <= 12
     every = [f"{n}.{i}" for n in range(200) for i in range(n % 5)]
-    found = find(memory_store, *every)
-    assert found == {
+    candidates = find(memory_store, *every)
+    assert candidates == {
         digest(f"m{n}"): {digest(f"{n}.{i}") for i in range(n % 5)} for n in range(200) if n % 5
     }
 
@@ -105,10 +105,10 @@ def test_a_compaction_that_dies_at_any_call_loses_nothing():
         try:
             answers.compact(dying, DATASET, HOOK)
         except KeyboardInterrupt:
-            found = find(store, *map(str, range(9)))
-            assert found == {digest(f"m{n}"): {digest(str(n))} for n in range(9)}
+            candidates = find(store, *map(str, range(9)))
+            assert candidates == {digest(f"m{n}"): {digest(str(n))} for n in range(9)}
             answers.compact(store, DATASET, HOOK, fan_in=2)
-            assert find(store, *map(str, range(9))) == found
+            assert find(store, *map(str, range(9))) == candidates
         else:
             break
     assert call > 10
@@ -124,8 +124,8 @@ def test_two_compactions_at_once_lose_nothing():
             remember(store, f"m{number}", [str(number)])
         beside = At(store, call, partial(answers.compact, store, DATASET, HOOK))
         answers.compact(beside, DATASET, HOOK)
-        found = find(store, *map(str, range(9)))
-        assert found == {digest(f"m{n}"): {digest(str(n))} for n in range(9)}
+        candidates = find(store, *map(str, range(9)))
+        assert candidates == {digest(f"m{n}"): {digest(str(n))} for n in range(9)}
         answers.compact(store, DATASET, HOOK, fan_in=1)
         assert len(keys(store)) == 1
         if beside.calls < call:
@@ -140,8 +140,8 @@ def test_a_search_beside_a_compaction_finds_everything():
         for number in range(9):
             remember(store, f"m{number}", [str(number)])
         beside = At(store, call, partial(answers.compact, store, DATASET, HOOK))
-        found = find(beside, *map(str, range(9)))
-        assert found == {digest(f"m{n}"): {digest(str(n))} for n in range(9)}
+        candidates = find(beside, *map(str, range(9)))
+        assert candidates == {digest(f"m{n}"): {digest(str(n))} for n in range(9)}
         if beside.calls < call:
             break
 
@@ -167,9 +167,9 @@ def test_damage_is_reported_and_intact_parts_are_used(memory_store: MemoryStore)
     key = f"{PREFIX}{digest('m1').hex}.0.1"
     memory_store.delete(key)
     memory_store.create(key, b"nonsense")
-    found = answers.find(memory_store, PREFIX, [digest("a"), digest("b")])
-    assert found.artifacts == {digest("m2"): {digest("b")}}
-    [problem] = found.problems
+    candidates = answers.find(memory_store, PREFIX, [digest("a"), digest("b")])
+    assert candidates.artifacts == {digest("m2"): {digest("b")}}
+    [problem] = candidates.problems
     assert key in problem
     # ... and it is no obstacle to compaction, which leaves it where it is
     assert answers.compact(memory_store, DATASET, HOOK, fan_in=2) == 1
@@ -202,9 +202,9 @@ def test_a_memory_of_later_code_is_left_alone(
     [key] = keys(memory_store)
     with pytest.raises(NewerVersionError, match="spec_version 2"):
         decode(memory_store.get(key).data, key)
-    found = answers.find(memory_store, PREFIX, [digest("a")])
-    assert found.artifacts == {}
-    assert len(found.problems) == 1
+    candidates = answers.find(memory_store, PREFIX, [digest("a")])
+    assert candidates.artifacts == {}
+    assert len(candidates.problems) == 1
     answers.compact(memory_store, DATASET, HOOK, fan_in=1)
     assert keys(memory_store) == [key]
 

@@ -50,9 +50,9 @@ def rows(scene: CareScene, batch: str) -> str:
 
 
 def flip(scene: CareScene, key: str) -> None:
-    held = scene.store.get(key)
-    data = bytes([held.data[0] ^ 1]) + held.data[1:]
-    assert scene.store.replace(key, data, held.info.etag)
+    stored = scene.store.get(key)
+    data = bytes([stored.data[0] ^ 1]) + stored.data[1:]
+    assert scene.store.replace(key, data, stored.info.etag)
 
 
 def read(scene: CareScene) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -128,19 +128,19 @@ def test_the_columns_are_those_of_the_newest_artifact_that_can_be_read(scene) ->
 
 def test_the_past_is_read_without_damaged_batches(scene) -> None:
     flip(scene, feature_entry("b2"))
-    found = readable_heads_as_of(scene.store, DATASET, HOOK, 1)
-    assert (list(found.intact), list(found.damage)) == (["b1", "b3"], ["b2"])
+    heads = readable_heads_as_of(scene.store, DATASET, HOOK, 1)
+    assert (list(heads.intact), list(heads.damage)) == (["b1", "b3"], ["b2"])
 
 
 def test_history_shows_the_other_batches(scene) -> None:
     flip(scene, feature_entry("b2"))
-    found = readable_history(scene.store, DATASET, HOOK)
-    assert [line.entry.batch for line in found.lines] == ["b1", "b3"]
-    assert list(found.damage) == ["b2"]
+    history_of = readable_history(scene.store, DATASET, HOOK)
+    assert [line.entry.batch for line in history_of.lines] == ["b1", "b3"]
+    assert list(history_of.damage) == ["b2"]
     flip(scene, layout.entry(layout.release_log(DATASET, HOOK), 1))
-    found = readable_history(scene.store, DATASET, HOOK)
-    assert [line.entry.batch for line in found.lines] == ["b1", "b3"]
-    assert sorted(found.damage) == [RELEASES, "b2"]
+    history_of = readable_history(scene.store, DATASET, HOOK)
+    assert [line.entry.batch for line in history_of.lines] == ["b1", "b3"]
+    assert sorted(history_of.damage) == [RELEASES, "b2"]
     with pytest.raises(NotFoundError):
         readable_history(scene.store, DATASET, HOOK, "b9")
 

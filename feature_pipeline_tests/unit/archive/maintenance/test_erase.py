@@ -228,8 +228,8 @@ def test_what_waits_is_redacted_too(care):
     care.compute(batch, release, "x")
     for label in ("waits", "held"):
         publish.enqueue_completion(store, care.run(batch, release, label, base=1, run_id=label))
-    [held] = [e for e in inbox.waiting(store) if "held" in e.id]
-    inbox.quarantine(store, held, "for the test")
+    [waiting] = [e for e in inbox.waiting(store) if "held" in e.id]
+    inbox.quarantine(store, waiting, "for the test")
     new = care.batch_of("b2", ("n", SECRET))
     publish.submit_batch(store, new, care.paths(new))
     report = erase(store, DATASET, [SECRET], "asked for")
@@ -336,8 +336,8 @@ def test_an_artifact_accepted_in_spite_of_the_tombstone_is_detected(care, monkey
     monkeypatch.setattr(accept, "_known_batch", lambda *_: batch)
     entry, _ = accept._accept(round_before, late, store.now())
     assert entry.verdict is Verdict.CURRENT
-    found = verify(store).findings
-    assert {finding.state for finding in found} == {State.NOT_ERASED}
+    findings = verify(store).findings
+    assert {finding.state for finding in findings} == {State.NOT_ERASED}
     assert finish_erasing(store, DATASET).artifacts == 1
     clean(store)
 
@@ -465,13 +465,13 @@ class TestStoppedAndLifted:
         tombstones.withdraw(care.store, DATASET, [SECRET], "asked for")
         head = log.head(care.store, DATASET, HOOK, "b1")
         rows = log.layout.blob(read.read_manifest(care.store, head.manifest).blobs["rows"].digest)
-        held = care.store.get(rows)
-        care.store.replace(rows, b"damaged", held.info.etag)
+        stored = care.store.get(rows)
+        care.store.replace(rows, b"damaged", stored.info.etag)
         report = lift(care.store, DATASET, [SECRET], "allowed again")
         assert report.lifted == ()
         assert report.problems
         assert tombstones.withdrawn(care.store, DATASET) == {SECRET}
-        care.store.replace(rows, held.data, care.store.stat(rows).etag)
+        care.store.replace(rows, stored.data, care.store.stat(rows).etag)
         assert lift(care.store, DATASET, [SECRET], "allowed again").lifted == (SECRET,)
         clean(care.store)
 
@@ -517,9 +517,9 @@ def test_what_others_left_in_the_archive_is_named_and_the_rest_is_erased(care):
     report = erase(store, DATASET, [SECRET], "asked for")
     assert report.batches == ["b2", "b3"]
     assert len(report.problems) == 4
-    said = " ".join(report.problems)
+    problems = " ".join(report.problems)
     for key in ("b1/notes.txt", "b2/0000000002", "inbox/odd name", "quarantine/qqqqqqqq"):
-        assert key in said
+        assert key in problems
     head = log.head(store, DATASET, HOOK, "b3")
     assert raw_lines(["ab3"], "x") == read.read_raw(
         store, read.read_manifest(store, head.manifest), "features.jsonl"

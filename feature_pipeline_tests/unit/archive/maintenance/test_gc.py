@@ -188,10 +188,10 @@ def test_one_collection_at_a_time(care, clock):
     orphan(care)
     collect(care)
     clock.offset += 8 * DAY
-    held = DeletionLease.acquire(care.store)
+    lease = DeletionLease.acquire(care.store)
     with pytest.raises(ConflictError, match="another deletion"):
         collect(care)
-    held.end()
+    lease.end()
     assert len(collect(care).deleted) == 1
 
 

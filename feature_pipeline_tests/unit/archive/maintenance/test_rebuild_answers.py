@@ -40,9 +40,9 @@ def memory(asking: Asking) -> str:
 def remembered(asking: Asking) -> dict[str, set[Digest]]:
     """Per record the artifacts that the memory names for it."""
     actions = {**asking.plan("b1").actions, **asking.plan("b2").actions}
-    found = answers.find(asking.store, memory(asking), actions.values()).artifacts
+    candidates = answers.find(asking.store, memory(asking), actions.values()).artifacts
     return {
-        record: {manifest for manifest, answered in found.items() if action in answered}
+        record: {manifest for manifest, answered in candidates.items() if action in answered}
         for record, action in actions.items()
     }
 

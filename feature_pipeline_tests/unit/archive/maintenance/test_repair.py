@@ -60,9 +60,9 @@ def backup(scene: CareScene) -> MemoryStore:
 
 
 def flip(scene: CareScene, key: str) -> None:
-    held = scene.store.get(key)
-    data = bytes([held.data[0] ^ 1]) + held.data[1:] if held.data else b"x"
-    assert scene.store.replace(key, data, held.info.etag)
+    stored = scene.store.get(key)
+    data = bytes([stored.data[0] ^ 1]) + stored.data[1:] if stored.data else b"x"
+    assert scene.store.replace(key, data, stored.info.etag)
     log.forget_read_entries()
 
 
@@ -75,10 +75,10 @@ def contents(store: MemoryStore) -> dict[str, bytes]:
 
 
 def findings(scene: CareScene, sources: Sources) -> list[Finding]:
-    found = [one.finding for one in find_lost(scene.store, sources.entries)]
-    found += [one.finding for one in find_lost_batches(scene.store, sources.batches)]
-    found += verify(scene.store).findings
-    return list({finding.key: finding for finding in found}.values())
+    wrong = [one.finding for one in find_lost(scene.store, sources.entries)]
+    wrong += [one.finding for one in find_lost_batches(scene.store, sources.batches)]
+    wrong += verify(scene.store).findings
+    return list({finding.key: finding for finding in wrong}.values())
 
 
 def repaired(scene: CareScene, sources: Sources) -> RepairPlan:
@@ -154,10 +154,10 @@ def test_an_entry_that_became_another_valid_one_comes_back(scene, seq) -> None:
     sources = Sources(second=backup(scene))
     write_census(scene.store)
     key = entry_key("b1", seq)
-    held = scene.store.get(key)
-    document = json.loads(held.data)
+    stored = scene.store.get(key)
+    document = json.loads(stored.data)
     document["dagster_run_id"] = "another"
-    assert scene.store.replace(key, document_bytes(document), held.info.etag)
+    assert scene.store.replace(key, document_bytes(document), stored.info.etag)
     log.forget_read_entries()
     plan = plan_repair(scene.store, findings(scene, sources), sources)
     assert [step.action for step in plan.steps] == [Action.COPY]
@@ -187,13 +187,13 @@ def test_neighbours_that_became_other_valid_ones_come_back(scene, changes) -> No
     write_census(scene.store)
     for seq, name in changes.items():
         key = entry_key("b1", seq)
-        held = scene.store.get(key)
+        stored = scene.store.get(key)
         if name == "gone":
             scene.store.delete(key)
             continue
         value = str(Digest.of(b"another")) if name == "previous" else "another"
-        document = json.loads(held.data) | {name: value}
-        assert scene.store.replace(key, document_bytes(document), held.info.etag)
+        document = json.loads(stored.data) | {name: value}
+        assert scene.store.replace(key, document_bytes(document), stored.info.etag)
     plan = repaired(scene, sources)
     assert (plan.steps, plan.remainders) == ((), ())
     assert {k: v for k, v in contents(scene.store).items() if k in before} == before
@@ -205,8 +205,8 @@ def test_bytes_of_a_second_archive_are_compared_with_their_digest(scene) -> None
     assert head is not None
     key = layout.blob(head.manifest)
     flip(scene, key)
-    held = second.get(key)
-    assert second.replace(key, held.data + b" ", held.info.etag)
+    stored = second.get(key)
+    assert second.replace(key, stored.data + b" ", stored.info.etag)
     plan = plan_repair(scene.store, findings(scene, Sources(second=second)), Sources(second=second))
     assert plan.steps == ()
     assert [r.finding.key for r in plan.remainders] == [key]
@@ -265,12 +265,12 @@ def test_a_lost_end_of_which_only_the_manifest_is_known_comes_back_from_a_second
 
 def test_an_entry_that_two_databases_know_is_lost_once(scene) -> None:
     [table] = known(scene, (3,))
-    told = Knowledge([table, replace(table, seq=None, known_by="Dagster")])
+    reported = Knowledge([table, replace(table, seq=None, known_by="Dagster")])
     scene.store.delete(entry_key("b1", 3))
     log.forget_read_entries()
-    [lost] = told.lost(scene.store, Scope())
+    [lost] = reported.lost(scene.store, Scope())
     assert lost.key == entry_key("b1", 3)
-    [lost] = told.add_lost(verify(scene.store), scene.store).findings
+    [lost] = reported.add_lost(verify(scene.store), scene.store).findings
     assert lost.key == entry_key("b1", 3)
 
 
@@ -351,10 +351,10 @@ def test_rows_and_outcomes_are_derived_from_raw_output_again(scene, name) -> Non
 @pytest.mark.parametrize("is_told", [True, False])
 def test_a_lost_batch_is_entered_again_from_its_document(scene, is_told) -> None:
     was = log.batch_entry(scene.store, DATASET, "b1")
-    told = KnownBatch(DATASET, "b1", was.digest, "Dagster", NOW, was.submitted_at)
+    reported = KnownBatch(DATASET, "b1", was.digest, "Dagster", NOW, was.submitted_at)
     scene.store.delete(layout.entry(layout.batch_log(DATASET, "b1"), 1))
     log.forget_read_entries()
-    sources = Sources(batches=[told] if is_told else [])
+    sources = Sources(batches=[reported] if is_told else [])
     plan = repaired(scene, sources)
     assert (plan.steps, plan.remainders) == ((), ())
     now = log.batch_entry(scene.store, DATASET, "b1")
@@ -368,11 +368,11 @@ def test_a_batch_that_was_given_up_is_lost_no_more(scene) -> None:
     was = log.batch_entry(scene.store, DATASET, "b2")
     scene.store.delete(layout.entry(layout.batch_log(DATASET, "b2"), 1))
     log.forget_read_entries()
-    told = KnownBatch(DATASET, "b2", was.digest, "Dagster", datetime.now(UTC))
-    lost = [one.finding for one in find_lost_batches(scene.store, [told])]
+    reported = KnownBatch(DATASET, "b2", was.digest, "Dagster", datetime.now(UTC))
+    lost = [one.finding for one in find_lost_batches(scene.store, [reported])]
     accept_losses(scene.store, plan_losses(scene.store, lost), by="me", reason="gone")
-    assert find_lost_batches(scene.store, [told]) == []
-    later = replace(told, known_at=datetime.now(UTC))
+    assert find_lost_batches(scene.store, [reported]) == []
+    later = replace(reported, known_at=datetime.now(UTC))
     assert len(find_lost_batches(scene.store, [later])) == 1
 
 

@@ -69,11 +69,11 @@ def test_every_kind_of_difference_is_counted(archive: FeatureArchive) -> None:
     archive.register("2")
     archive.say("b1", AFTER)
     archive.say("b2", {"x": [{"count": 1}]})
-    found = compare(archive).to_json()
-    examples = {e["record_id"]: e for e in found.pop("examples")}  # type: ignore[attr-defined]
-    assert found.pop("from")["version"] == "1"  # type: ignore[index]
-    assert found.pop("to")["version"] == "2"  # type: ignore[index]
-    assert found == {
+    comparison = compare(archive).to_json()
+    examples = {e["record_id"]: e for e in comparison.pop("examples")}  # type: ignore[attr-defined]
+    assert comparison.pop("from")["version"] == "1"  # type: ignore[index]
+    assert comparison.pop("to")["version"] == "2"  # type: ignore[index]
+    assert comparison == {
         "equal": False,
         "batches": 2,
         "equal_batches": 1,
@@ -114,13 +114,13 @@ def test_columns_of_one_release_alone_are_named_and_not_compared(archive: Featur
     )
     archive.register("2")
     archive.say("b2", {"x": [{"points": None, "count": 1.0, "label": 7, "new": "said"}]})
-    found = compare(archive)
-    assert found.difference.is_equal
-    assert found.difference.records_equal == found.difference.rows_equal == 1
-    assert found.columns_added == ("new",)
-    assert found.columns_removed == ("parts",)
-    assert found.columns_retyped == ("label",)
-    assert found.only_before == ("b1", "b3")
+    comparison = compare(archive)
+    assert comparison.difference.is_equal
+    assert comparison.difference.records_equal == comparison.difference.rows_equal == 1
+    assert comparison.columns_added == ("new",)
+    assert comparison.columns_removed == ("parts",)
+    assert comparison.columns_retyped == ("label",)
+    assert comparison.only_before == ("b1", "b3")
 
 
 def test_the_last_artifact_of_each_release_counts_and_equal_batches_are_not_read(
@@ -133,8 +133,8 @@ def test_the_last_artifact_of_each_release_counts_and_equal_batches_are_not_read
     archive.release = first  # comes late: superseded, and never current
     archive.say("b2", {"x": [{"count": 3}]})
     monkeypatch.setattr(read, "read_rows", None)
-    found = compare(archive)
-    assert found.difference.equal_batches == found.difference.batches == 1
+    comparison = compare(archive)
+    assert comparison.difference.equal_batches == comparison.difference.batches == 1
 
 
 def test_what_is_withdrawn_or_erased_is_not_compared(archive: FeatureArchive) -> None:
@@ -143,9 +143,9 @@ def test_what_is_withdrawn_or_erased_is_not_compared(archive: FeatureArchive) ->
     tombstones.withdraw(archive.store, DATASET, ["moved"], "asked for")
     assert compare(archive).difference.records_changed == 5
     erase(archive.store, DATASET, ["moved", "mended"], "asked for")
-    found = compare(archive).difference
-    assert (found.records_changed, found.records_equal) == (4, 2)
-    assert {example.record_id for example in found.examples}.isdisjoint({"moved", "mended"})
+    difference = compare(archive).difference
+    assert (difference.records_changed, difference.records_equal) == (4, 2)
+    assert {example.record_id for example in difference.examples}.isdisjoint({"moved", "mended"})
 
 
 def test_examples_are_bounded(archive: FeatureArchive) -> None:
@@ -153,9 +153,9 @@ def test_examples_are_bounded(archive: FeatureArchive) -> None:
     archive.add("many", many)
     archive.register("2")
     archive.say("many", {record_id: [{"count": -1}] for record_id in many})
-    found = compare(archive, "many").difference
-    assert found.rows_changed == found.records_changed == MAX_EXAMPLES * 3
-    assert [e.record_id for e in found.examples] == [f"r{n:03}" for n in range(MAX_EXAMPLES)]
+    difference = compare(archive, "many").difference
+    assert difference.rows_changed == difference.records_changed == MAX_EXAMPLES * 3
+    assert [e.record_id for e in difference.examples] == [f"r{n:03}" for n in range(MAX_EXAMPLES)]
 
 
 def test_releases_are_selected_by_version_or_number(archive: FeatureArchive) -> None:
@@ -251,27 +251,27 @@ class Model:
 def test_two_releases_differ_as_in_the_model(seed: int) -> None:
     model, archive = Model(seed), FeatureArchive(COLUMNS)
     before = {f"b{n}": {f"r{n}{i}": model.said() for i in range(4)} for n in range(4)}
-    for batch, said in before.items():
-        archive.add(batch, said)
+    for batch, outcomes in before.items():
+        archive.add(batch, outcomes)
     archive.register("2")
-    for batch, said in before.items():
+    for batch, outcomes in before.items():
         share = model.draw.choice([0.0, 0.2, 0.7])
         after = {
             record_id: model.said() if model.draw.random() < share else old
-            for record_id, old in said.items()
+            for record_id, old in outcomes.items()
         }
         archive.say(batch, after)
-        model.compare(said, after)
-    found = compare(archive).difference
+        model.compare(outcomes, after)
+    difference = compare(archive).difference
     counts = {
-        name: getattr(found, name)
+        name: getattr(difference, name)
         for name in (
             *("batches", "equal_batches", "reasons_changed", "records_equal", "records_changed"),
             *("rows_equal", "rows_added", "rows_removed", "rows_changed"),
         )
     }
-    counts |= {f"column {name}": n for name, n in found.columns.items()}
-    counts |= {f"{old} to {new}": n for (old, new), n in found.outcomes.items()}
+    counts |= {f"column {name}": n for name, n in difference.columns.items()}
+    counts |= {f"{old} to {new}": n for (old, new), n in difference.outcomes.items()}
     assert +Counter(counts) == +model.counts
-    assert found.records_added == found.records_removed == 0
-    assert len(found.examples) == min(MAX_EXAMPLES, found.records_changed)
+    assert difference.records_added == difference.records_removed == 0
+    assert len(difference.examples) == min(MAX_EXAMPLES, difference.records_changed)

@@ -89,15 +89,15 @@ def archive() -> FeatureArchive:
 def test_a_summary_counts_everything_once(archive: FeatureArchive) -> None:
     """Record r1 is the later batch's, where it errored: its rows of b1 are not read."""
     features = Archive(archive.store).features("pockets", every_batch=True)
-    told: list[str] = []
-    found = summarize(features, progress=told.append)
-    assert (found.batches, found.rows, told) == (2, 4, ["b2", "b1"])
-    assert found.outcomes == {
+    progress_lines: list[str] = []
+    summary = summarize(features, progress=progress_lines.append)
+    assert (summary.batches, summary.rows, progress_lines) == (2, 4, ["b2", "b1"])
+    assert summary.outcomes == {
         "b2": {"passed": 1, "errored": 1, "empty": 0},
         "b1": {"passed": 2, "rejected": 1, "empty": 1},
     }
-    assert found.totals() == {"passed": 3, "rejected": 1, "errored": 1, "empty": 1}
-    heads, lines = plots.statistics(found)
+    assert summary.totals() == {"passed": 3, "rejected": 1, "errored": 1, "empty": 1}
+    heads, lines = plots.statistics(summary)
     assert [dict(zip(heads, line, strict=True)) for line in lines[:2]] == [
         {
             "column": "score [kcal/mol]",
@@ -140,11 +140,11 @@ def test_a_summary_counts_everything_once(archive: FeatureArchive) -> None:
 )
 def test_pictures(archive: FeatureArchive, suffix: str, is_right: Callable[[bytes], bool]) -> None:
     """Names with characters of formulas, and of no font, are drawn; the same is drawn the same."""
-    found = summarize(Archive(archive.store).features("pockets"))
-    data = plots.draw(found, suffix)
+    summary = summarize(Archive(archive.store).features("pockets"))
+    data = plots.draw(summary, suffix)
     assert is_right(data)
     if suffix == ".png":
-        assert data == plots.draw(found, suffix)
+        assert data == plots.draw(summary, suffix)
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,9 @@ class Repair:
         return json.JSONDecoder().raw_decode(out)[0]  # what follows was on standard error
 
     def flip(self, key: str) -> str:
-        held = self.store.get(key)
-        changed = bytes([held.data[0] ^ 1]) + held.data[1:]
-        assert self.store.replace(key, changed, held.info.etag)
+        stored = self.store.get(key)
+        changed = bytes([stored.data[0] ^ 1]) + stored.data[1:]
+        assert self.store.replace(key, changed, stored.info.etag)
         return key
 
     def lose(self, batch: str, seq: int) -> str:
@@ -127,8 +127,8 @@ def test_a_step_that_fails_is_named_and_stops_no_other(repair, monkeypatch):
 
     def changed(plan, progress):
         repair.second.delete(keys[0])
-        held = log.head(repair.second, DATASET, HOOK, "b2")
-        manifest = layout.blob(held.manifest)
+        head = log.head(repair.second, DATASET, HOOK, "b2")
+        manifest = layout.blob(head.manifest)
         repair.second.delete(manifest)
         repair.store.delete(manifest)
         return carry_out(plan, progress)

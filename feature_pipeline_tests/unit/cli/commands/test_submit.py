@@ -37,10 +37,10 @@ class Submit:
 
     def batches(self) -> list[RecordBatch]:
         """What waits in the inbox."""
-        found = [entry.content for entry in inbox.waiting(self.store)]
+        submissions = [entry.content for entry in inbox.waiting(self.store)]
         return [
             RecordBatch.decode(read_blob(self.store, content.digest))
-            for content in found
+            for content in submissions
             if isinstance(content, Submission)
         ]
 
@@ -170,14 +170,14 @@ class TestFolders:
             "PYTHONUTF8": "0",
             "PYTHONCOERCECLOCALE": "0",
         }
-        said = subprocess.run(
+        printed = subprocess.run(
             [sys.executable, "-c", program, str(folder)],
             env=environment,
             capture_output=True,
             text=True,
             check=True,
         )
-        assert said.stdout.strip() == r"['\xe9']"
+        assert printed.stdout.strip() == r"['\xe9']"
 
     def test_an_empty_one(self, submit, folder):
         assert "has no records" in submit.refused(folder)

@@ -49,13 +49,13 @@ class TestNumbers:
     @given(NUMBERS)
     def test_a_float_is_the_nearest_or_is_refused(self, text):
         try:
-            found = nearest_float(parse_number(text))
+            nearest = nearest_float(parse_number(text))
         except InvalidInputError:
             value = Decimal(text)
             became = float(text)
             assert abs(became) in (0.0, float("inf")) or Decimal(became) != value
         else:
-            assert found == float(text)
+            assert nearest == float(text)
 
     def test_what_python_writes_in_the_same_way_is_pythons(self):
         assert [type(parse_number(text)) for text in ("1", "1.5", "1e+20", "1e-07")] == [
@@ -116,8 +116,10 @@ class TestReading:
         | st.dictionaries(st.text(max_size=4), inner, max_size=4),
     ))  # fmt: skip
     def test_the_walk_sees_every_key_and_text(self, value):
-        found = [json.loads(t.text) for t in walk(json.dumps(value)) if t.kind in ("key", "text")]
-        assert sorted(found) == sorted(texts_of(value))
+        document = [
+            json.loads(t.text) for t in walk(json.dumps(value)) if t.kind in ("key", "text")
+        ]
+        assert sorted(document) == sorted(texts_of(value))
 
 
 class TestStoredDocuments:

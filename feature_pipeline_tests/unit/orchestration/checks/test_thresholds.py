@@ -26,7 +26,7 @@ def define(folder: Path, **changes: object) -> HookDefinition:
 
 
 @pytest.mark.parametrize(
-    ("checks", "said"),
+    ("checks", "message"),
     [
         ({"error_rate": {"warn": 0.2, "fail": 0.1}}, "warn 0.2 is above fail 0.1"),
         ({"error_rate": {"fail": 10}}, "less than or equal to 1"),
@@ -35,8 +35,8 @@ def define(folder: Path, **changes: object) -> HookDefinition:
         ({"error_rates": {"warn": 0.1}}, "Extra inputs are not permitted"),
     ],
 )
-def test_a_wrong_threshold_is_refused(tmp_path: Path, checks: object, said: str):
-    with pytest.raises(ValidationError, match=said):
+def test_a_wrong_threshold_is_refused(tmp_path: Path, checks: object, message: str):
+    with pytest.raises(ValidationError, match=message):
         define(tmp_path, checks=checks)
 
 

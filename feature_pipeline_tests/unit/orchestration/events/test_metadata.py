@@ -18,8 +18,8 @@ def passed(record_id: str, *rows: tuple) -> Outcome:
 
 def cells(line: str) -> list[str]:
     """The cells as GFM splits them: at bars that no backslash escapes, escapes then undone."""
-    found = re.findall(r"((?:\\.|[^|\\])*)\|", line.removeprefix("|"))
-    return [re.sub(r"\\(.)", r"\1", cell.strip()) for cell in found]
+    matches = re.findall(r"((?:\\.|[^|\\])*)\|", line.removeprefix("|"))
+    return [re.sub(r"\\(.)", r"\1", cell.strip()) for cell in matches]
 
 
 def shown(*outcomes: Outcome) -> list[list[str]]:

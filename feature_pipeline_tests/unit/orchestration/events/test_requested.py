@@ -32,8 +32,8 @@ def size() -> None: ...
 
 
 def subset(*batches: str) -> AssetGraphSubset:
-    found = batches_partitions("d").empty_subset().with_partition_keys(batches)
-    return AssetGraphSubset({KEY: found}, set())  # type: ignore[call-arg]
+    chosen = batches_partitions("d").empty_subset().with_partition_keys(batches)
+    return AssetGraphSubset({KEY: chosen}, set())  # type: ignore[call-arg]
 
 
 def backfill_of(instance: dg.DagsterInstance, *batches: str) -> PartitionBackfill:

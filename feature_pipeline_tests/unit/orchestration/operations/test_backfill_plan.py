@@ -169,18 +169,18 @@ def test_features_of_features_are_left_out_unless_their_input_comes_along() -> N
 
 def test_batches_left_out_are_named() -> None:
     facts = standing(COUNTS, dict.fromkeys(BATCHES, ABSENT), running=frozenset({"b1"}))
-    found = plan_backfill(Select.MISSING, [(Target(COUNTS), facts)], {"letters": {"b1", "b2"}})
-    assert taken(found) == {"letters/features/counts": ["b2"]}
-    assert "1 batch not yet a partition in Dagster (b3)" in found.notes[0]
-    assert "1 batch running already (b1)" in found.notes[1]
+    backfill = plan_backfill(Select.MISSING, [(Target(COUNTS), facts)], {"letters": {"b1", "b2"}})
+    assert taken(backfill) == {"letters/features/counts": ["b2"]}
+    assert "1 batch not yet a partition in Dagster (b3)" in backfill.notes[0]
+    assert "1 batch running already (b1)" in backfill.notes[1]
     everything = plan(Select.ALL, (Target(COUNTS), facts))
     assert taken(everything) == {"letters/features/counts": list(BATCHES)}
 
-    held = standing(SLOW, {"b1": ABSENT, "b2": BatchFacts(is_there=True, is_failed=True)})
-    unnamed = plan(Select.ALL, (Target(SLOW), held))
+    status = standing(SLOW, {"b1": ABSENT, "b2": BatchFacts(is_there=True, is_failed=True)})
+    unnamed = plan(Select.ALL, (Target(SLOW), status))
     assert taken(unnamed) == {"letters/features/slow": ["b2"]}
     assert "it computes on request; name it" in unnamed.notes[0]
-    named = plan(Select.ALL, (Target(SLOW, is_named=True), held))
+    named = plan(Select.ALL, (Target(SLOW, is_named=True), status))
     assert taken(named) == {"letters/features/slow": ["b1", "b2"]}
 
     new = standing(COUNTS, {"b1": BatchFacts(True, is_other_release=True)}, is_registered=False)
@@ -210,8 +210,8 @@ def test_what_another_system_computes_is_never_run() -> None:
     """Its asset has no op: a backfill with it would be refused as a whole."""
     elsewhere = hook("elsewhere", compute="elsewhere")
     facts = standing(elsewhere, {"b1": ABSENT, "b2": THERE}, {"b2": ABSENT})
-    found = plan(Select.MISSING, (Target(elsewhere, table=True, is_named=True), facts))
-    assert taken(found) == {"letters/tables/elsewhere": ["b2"]}
-    assert found.notes == (
+    backfill = plan(Select.MISSING, (Target(elsewhere, table=True, is_named=True), facts))
+    assert taken(backfill) == {"letters/tables/elsewhere": ["b2"]}
+    assert backfill.notes == (
         "letters/features/elsewhere: 1 batch left out: another system computes it (b1)",
     )

@@ -98,14 +98,14 @@ def test_what_cannot_be_computed_is_named_with_its_reason(scene: Scene) -> None:
     good, failing = scene.submit(make_batch("b1")), scene.submit(make_batch("b2"))
     accept(scene.store, scene.completion(scene.artifact(good, first)))
     accept(scene.store, scene.completion(scene.artifact(failing, first, failure=FAILURE)))
-    found = stand(scene, definition(), is_deep=True)
-    facts = found.features.facts
+    status = stand(scene, definition(), is_deep=True)
+    facts = status.features.facts
     assert facts["b2"].failure == "non_zero_exit: status 3"
     assert facts["b1"].failure is None
     outcomes = {outcome.record_id: outcome for outcome in make_outcomes(good)}
     errored = {name: o.reason for name, o in outcomes.items() if o.status == Status.ERRORED}
     assert errored
-    assert found.errored == errored
+    assert status.errored == errored
     # an artifact is read only when it is asked for
     assert stand(scene, definition()).errored == {}
 
@@ -164,8 +164,8 @@ def test_changed_inputs_and_batches_make_an_artifact_stale(scene: Scene) -> None
 
 
 def flip(scene: Scene, key: str) -> None:
-    held = scene.store.get(key)
-    assert scene.store.replace(key, bytes([held.data[0] ^ 1]) + held.data[1:], held.info.etag)
+    stored = scene.store.get(key)
+    assert scene.store.replace(key, bytes([stored.data[0] ^ 1]) + stored.data[1:], stored.info.etag)
 
 
 def test_what_is_damaged_costs_its_own_batch_and_is_not_called_missing(scene: Scene) -> None:

@@ -35,29 +35,29 @@ def test_lists_are_bounded_and_count_what_they_leave_out() -> None:
     for number in range(SHOWN_BATCHES + 5):
         archive.add(f"b{number:02}", {f"r{number}-{n}": f"no | <b>\n{'x' * 999}" for n in range(3)})
     archive.add("worst", {"worst": ValueError("boom"), "good": [{"column_0": 1.0}]})
-    found = pages(archive)
-    outcomes = lines(found["outcomes"])
+    shown = pages(archive)
+    outcomes = lines(shown["outcomes"])
     assert outcomes[:2] == ["| **all** | 1 | 0 | 165 | 1 |", "| worst | 1 | 0 | 0 | 1 |"]
     assert len(outcomes) == SHOWN_BATCHES + 1
-    assert found["outcomes"].endswith("6 more batches not shown.")
-    unhappy = lines(found["rejected_and_errored"])
+    assert shown["outcomes"].endswith("6 more batches not shown.")
+    unhappy = lines(shown["rejected_and_errored"])
     assert len(unhappy) == SHOWN_RECORDS
     assert unhappy[0].startswith("| worst | worst | errored | hook |")
     assert r"no \| \<b\> xxx" in unhappy[1]
     assert max(map(len, unhappy)) < SHOWN_CHARACTERS + 100
     assert (
-        "100 of 166 records. All: `feature-pipeline read pockets" in (found["rejected_and_errored"])
+        "100 of 166 records. All: `feature-pipeline read pockets" in (shown["rejected_and_errored"])
     )
-    assert lines(found["columns"])[0] == "| column_0 | 1 | 0 | 0 | 0 | 1 | 1 | 1 |"
+    assert lines(shown["columns"])[0] == "| column_0 | 1 | 0 | 0 | 0 | 1 | 1 | 1 |"
 
 
 def test_without_rejected_or_errored_records_the_list_is_empty() -> None:
     archive = FeatureArchive(())
     archive.add("b1", {"r1": []})
-    found = pages(archive)
-    assert found["rejected_and_errored"] == "None."
-    assert "columns" not in found
-    assert lines(found["outcomes"]) == ["| **all** | 1 | 1 | 0 | 0 |", "| b1 | 1 | 1 | 0 | 0 |"]
+    shown = pages(archive)
+    assert shown["rejected_and_errored"] == "None."
+    assert "columns" not in shown
+    assert lines(shown["outcomes"]) == ["| **all** | 1 | 1 | 0 | 0 |", "| b1 | 1 | 1 | 0 | 0 |"]
 
 
 def test_a_picture_that_is_too_large_has_fewer_columns(monkeypatch: pytest.MonkeyPatch) -> None:

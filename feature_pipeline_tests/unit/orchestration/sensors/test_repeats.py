@@ -121,10 +121,10 @@ class Project:
     def look(self, seconds_later: float) -> Repeats:
         runs = self.instance.get_run_records(dg.RunsFilter())
         ended = max(record.update_timestamp.timestamp() for record in runs)
-        found, self.cursor = repeat_failed_runs(
+        repeats, self.cursor = repeat_failed_runs(
             self.instance, self.graph(), self.cursor, ended + seconds_later
         )
-        return found
+        return repeats
 
     def tags(self, run: dg.DagsterRun) -> dict[str, str]:
         now = self.instance.get_run_by_id(run.run_id)
@@ -271,10 +271,10 @@ class Graphs:
         graph = dg.Definitions(assets=assets).resolve_asset_graph()
         fail_undefined_runs(self.instance, graph)
         later = time.time() + DAY
-        found, self.cursor = repeat_failed_runs(self.instance, graph, self.cursor, later)
-        requested = [self.instance.get_backfill(each) for each in found.requested]
+        repeats, self.cursor = repeat_failed_runs(self.instance, graph, self.cursor, later)
+        requested = [self.instance.get_backfill(each) for each in repeats.requested]
         names = {key.path[-1] for each in requested if each for key in each.asset_selection or ()}
-        return names, found.waiting
+        return names, repeats.waiting
 
 
 @pytest.fixture
@@ -322,8 +322,8 @@ def test_a_definition_without_a_name_may_be_of_any_hook(
     assert graphs.look(*wrong_asset(None)) == (set(), 1)
     assert graphs.look(hook_asset(later)) == (requested, 0)
     (record,) = graphs.instance.get_run_records(dg.RunsFilter(run_ids=[run.run_id]))
-    said = record.dagster_run.tags[REPEATED_TAG]
-    assert said.startswith("none: d/features/hook: no definition") == (not requested)
+    tag = record.dagster_run.tags[REPEATED_TAG]
+    assert tag.startswith("none: d/features/hook: no definition") == (not requested)
 
 
 class GivenUp:
@@ -403,8 +403,8 @@ def test_the_work_is_requested_once_when_its_pause_is_over(
     run = fail(project)
     early = project.look(0)
     assert (early.requested, early.waiting) == ({}, 1)
-    found = project.look(backoff_seconds(0) + 1)
-    assert list(found.requested.values()) == [1]
+    repeats = project.look(backoff_seconds(0) + 1)
+    assert list(repeats.requested.values()) == [1]
     (backfill,) = project.instance.get_backfills()
     assert backfill.tags == {REPEAT_TAG: "1"}
     assert backfill.asset_backfill_data is not None
@@ -480,8 +480,8 @@ def test_a_hook_that_is_gone_is_not_repeated(project: Project) -> None:
     project.asset = other
     assert not project.look(DAY).requested
     (record,) = project.instance.get_run_records(dg.RunsFilter())
-    said = record.dagster_run.tags[REPEATED_TAG]
-    assert said.startswith("none: d/features/hook: no definition has it any more")
+    tag = record.dagster_run.tags[REPEATED_TAG]
+    assert tag.startswith("none: d/features/hook: no definition has it any more")
 
 
 def test_a_queued_run_of_a_hook_that_is_gone_ends_with_a_sentence(project: Project) -> None:

@@ -132,14 +132,14 @@ def test_a_failed_run_is_posted_once_with_reason_and_link(scene: Scene, receiver
     run(scene.instance, fails=False)
     failed = run(scene.instance, fails=True)
     scene.tick(4)
-    (told,) = receiver.got
-    assert told["kind"] == "run_failed"
-    assert told["what"] == "run of science failed"
-    assert told["why"] == "out of cheese"
-    assert told["where"]["run"] == failed
-    assert told["link"] == f"https://ui/runs/{failed}"
-    assert told["text"] == f"run of science failed: out of cheese https://ui/runs/{failed}"
-    assert {"id", "at"} <= set(told)
+    (posted,) = receiver.got
+    assert posted["kind"] == "run_failed"
+    assert posted["what"] == "run of science failed"
+    assert posted["why"] == "out of cheese"
+    assert posted["where"]["run"] == failed
+    assert posted["link"] == f"https://ui/runs/{failed}"
+    assert posted["text"] == f"run of science failed: out of cheese https://ui/runs/{failed}"
+    assert {"id", "at"} <= set(posted)
 
 
 def test_retries_of_a_run_and_runs_of_a_backfill_are_one_cause(scene: Scene, receiver: Receiver):
@@ -153,7 +153,7 @@ def test_retries_of_a_run_and_runs_of_a_backfill_are_one_cause(scene: Scene, rec
     scene.tick(2)
     run(scene.instance, fails=True, **{"dagster/backfill": "bf"})
     scene.tick(4)
-    assert [told["where"]["backfill"] for told in receiver.got] == [None, "bf"]
+    assert [posted["where"]["backfill"] for posted in receiver.got] == [None, "bf"]
     assert "for batch b1" in receiver.got[1]["what"]
 
 
@@ -171,12 +171,12 @@ def test_a_failing_check_is_posted_when_it_names_other_batches_or_fails_again(
     for failing in ({"b1": 0.5}, {"b1": 0.5}, {"b1": 0.4, "b2": 0.1}, {}, {"b1": 0.5}):
         evaluate(scene.instance, **failing)
     scene.tick(4)
-    assert [told["where"]["batches"] for told in receiver.got] == [["b1"], ["b1", "b2"], ["b1"]]
+    assert [posted["where"]["batches"] for posted in receiver.got] == [["b1"], ["b1", "b2"], ["b1"]]
     first = receiver.got[0]
     assert (first["kind"], first["where"]["severity"]) == ("check_failed", "warn")
     assert first["what"] == "check outcomes of pockets fails"
     assert first["link"] == "https://ui/assets/pockets?view=checks&checkDetail=outcomes"
-    assert len({told["id"] for told in receiver.got}) == 3
+    assert len({posted["id"] for posted in receiver.got}) == 3
 
 
 def test_a_receiver_that_is_down_is_tried_again_with_pauses(scene: Scene, receiver: Receiver):

@@ -94,11 +94,11 @@ def test_tables_of_the_past_have_names_of_their_own() -> None:
     """Instants of one second, and tables with the same beginning, had one name."""
     names = ["pockets", "a" * 40 + "b", "a" * 40 + "c", "a" * 63, "é" * 31]
     times = [TIME, TIME + timedelta(microseconds=1), TIME + timedelta(seconds=1)]
-    found = [past_spec(spec(name=name), time) for name in names for time in times]
+    specs = [past_spec(spec(name=name), time) for name in names for time in times]
 
-    assert len({each.name for each in found}) == len(found)
-    assert found[0].name == "pockets_as_of_20260131t120000"
-    assert found[1].name == "pockets_as_of_20260131t120000_000001"
+    assert len({each.name for each in specs}) == len(specs)
+    assert specs[0].name == "pockets_as_of_20260131t120000"
+    assert specs[1].name == "pockets_as_of_20260131t120000_000001"
     zone = timezone(timedelta(hours=2))
     assert past_spec(spec(), TIME.astimezone(zone)) == past_spec(spec(), TIME)
 

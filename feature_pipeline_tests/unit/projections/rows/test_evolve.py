@@ -93,7 +93,7 @@ def test_integers_that_float64_cannot_represent_are_refused_by_value(value) -> N
 
 
 @pytest.mark.parametrize(
-    ("written", "wanted", "said"),
+    ("written", "wanted", "message"),
     [
         (A, Column(name="a", type="string", format="date"), "was string, is now string \\(date\\)"),
         (A, Column(name="a", type="number"), "was string, is now number"),
@@ -102,8 +102,8 @@ def test_integers_that_float64_cannot_represent_are_refused_by_value(value) -> N
         (N, Column(name="b", type="string", renamed_from="n"), "'b': was integer, is now string"),
     ],
 )
-def test_anything_else_is_refused(written, wanted, said) -> None:
-    with pytest.raises(CannotEvolveError, match=said):
+def test_anything_else_is_refused(written, wanted, message) -> None:
+    with pytest.raises(CannotEvolveError, match=message):
         map_columns([written], [wanted])
 
 

@@ -34,8 +34,8 @@ def test_an_upcaster_is_given_what_the_hook_could_have_written() -> None:
 
 def test_an_upcaster_is_imported_by_its_path() -> None:
     upcaster = UpcasterDefinition(function="os.path:join", releases=("1",))
-    found: object = load_upcaster(upcaster)
-    assert found is os.path.join
+    upcast: object = load_upcaster(upcaster)
+    assert upcast is os.path.join
 
 
 @pytest.mark.parametrize("function", ["no_colon", "a:b:c", "a-b:c", ":c", "a:"])

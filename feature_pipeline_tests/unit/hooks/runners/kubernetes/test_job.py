@@ -159,7 +159,7 @@ def test_dagster_k8s_takes_the_same_form():
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         ({"pod_config": {}}, "unknown ['pod_config']"),
         ({"pod_spec_config": {"host_network": True}}, "hostNetwork cannot be set"),
@@ -171,10 +171,10 @@ def test_dagster_k8s_takes_the_same_form():
         ({"job_spec_config": {"backoff_limit": 3}}, "backoffLimit cannot be set"),
     ],
 )
-def test_what_cannot_be_set(config, said):
+def test_what_cannot_be_set(config, message):
     with pytest.raises(InvalidInputError) as caught:
         PodOverrides.parse(config)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_merging():
