@@ -5,7 +5,8 @@ batch is in memory at a time.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
@@ -21,13 +22,14 @@ from feature_pipeline.model.text.counted import counted
 from feature_pipeline.model.text.json_text import read_json
 from feature_pipeline.model.text.quoting import quoted
 from feature_pipeline.osa.definitions import FollowedHook
-from feature_pipeline.osa.pending import ingest_key
+from feature_pipeline.osa.pending import deposition_key, ingest_key
 from feature_pipeline.osa.schema import COMPARISON
 from feature_pipeline.osa.server import Reader, Server, ServerRecord
 
 EXAMPLES: Final = 10
 """How many differences of a kind are named."""
 _SHOWN: Final = 60
+_DEPOSITION: Final = re.compile(r"deposition-(.{20})(?:-(\d+))?")
 
 Row = tuple[Value, ...]
 
@@ -125,11 +127,13 @@ def _compare(store: BlobStore, reader: Reader, followed: FollowedHook) -> HookCo
     there = reader.feature_columns(table)
     domains = reader.deposition_domains()
     known: set[str] = set()
-    for batch, entries in sorted(log.feature_logs(store, dataset, hook).items()):
-        head = log.last_current(entries)
-        if head is None:
+    logs = log.feature_logs(store, dataset, hook)
+    heads = {batch: log.last_current(entries) for batch, entries in logs.items()}
+    current = {batch: head for batch, head in heads.items() if head is not None}
+    known.update(entry.completion for batch in current for entry in logs[batch])
+    for batch, head in sorted(current.items()):
+        if _has_successor(batch, current):
             continue
-        known.update(entry.completion for entry in entries)
         result.batches += 1
         manifest = read.manifest_of(store, head)
         outcomes = read.read_artifact_outcomes(store, manifest)
@@ -152,6 +156,12 @@ def _compare(store: BlobStore, reader: Reader, followed: FollowedHook) -> HookCo
             example = f"{counted(number, 'row')} of hook run {run_id}, such as those of {srn}"
             result.add(Kind.MISSING_HERE, example, number)
     return result
+
+
+def _has_successor(batch: str, batches: Collection[str]) -> bool:
+    """Return whether the deposition was changed since, so that a later batch has its record."""
+    match = _DEPOSITION.fullmatch(batch)
+    return match is not None and deposition_key(match[1], int(match[2] or 1) + 1) in batches
 
 
 def _is_deposition(batch: str) -> bool:

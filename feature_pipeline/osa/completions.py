@@ -10,6 +10,7 @@ storage but the output folders of these, and those of a number of outputs that w
 may still change.
 """
 
+import itertools
 import tempfile
 import time
 import uuid
@@ -49,9 +50,9 @@ from feature_pipeline.model.text.counted import counted
 from feature_pipeline.model.text.json_text import read_json
 from feature_pipeline.model.text.quoting import MOST_REASON, quoted
 from feature_pipeline.osa.definitions import server_release
-from feature_pipeline.osa.ids import hook_run_id
+from feature_pipeline.osa.ids import hook_run_id, local_id
 from feature_pipeline.osa.output import RUN, STORED, JudgedOutput, judge
-from feature_pipeline.osa.pending import Pending, PendingBatch
+from feature_pipeline.osa.pending import Pending, PendingBatch, deposition_key
 from feature_pipeline.osa.records import deposition_batch, deposition_files, ingest_batch
 from feature_pipeline.osa.schema import COMPLETIONS
 from feature_pipeline.osa.server import (
@@ -193,7 +194,7 @@ class Follower:
                 if before // SAVED_EVERY != len(result.published) // SAVED_EVERY:
                     stored.save()
             if result.is_finished:
-                pending.close(stored, [*result.waiting, *result.unreadable])
+                pending.close(stored)
         finally:
             stored.save()
 
@@ -230,6 +231,9 @@ class Follower:
                 fail([hook], problem)
             try:
                 records = self._batch(batch, Path(temporary) / "records", result) if new else None
+            except _NotYet as waits:
+                result.waiting |= {batch.name(hook): str(waits) for hook in new}
+                return
             except _CANNOT_BE_TAKEN as error:
                 fail(new, error)
                 return
@@ -241,7 +245,8 @@ class Follower:
         for hook in outputs:
             if batch.name(hook) not in result.unreadable:
                 stored.memory.unreadable.pop(batch.name(hook), None)
-        _remember(batch, taken, set(batch.taken) == set(outputs), result, stored)
+        looked = [hook for hook in outputs if batch.name(hook) not in result.unreadable]
+        _remember(batch, looked, taken, pending, stored)
 
     def _read(self, batch: PendingBatch, hook: str, folder: Path) -> _Output | None:
         """Copy an output that is complete and new; None if there is nothing to take.
@@ -323,18 +328,13 @@ class Follower:
         """Return the batch in the archive, submitted if it is new; None if it has no records.
 
         Raises:
-            ConflictError: The archive's batch of this key has other records, or some were erased.
+            _NotYet: The deposition was changed since its output was read.
+            ConflictError: Records were erased from it.
             NotFoundError, InvalidInputError, CorruptDataError: Its records cannot be read.
         """
         folder.mkdir()
-        entries = log.batch_entries(self.store, batch.dataset, batch.key)
-        if entries and entries[-1].digest != entries[0].digest:
-            raise ConflictError(
-                f"records were erased from batch {batch.key!r} of dataset {batch.dataset!r}, and"
-                " the server's output still names them: it is not taken again"
-            )
         if isinstance(batch.origin, IngestRun):
-            if entries:
+            if entries := self._entries(batch.dataset, batch.key):
                 return log.read_batch_blob(self.store, entries[-1].digest)
             found = ingest_batch(self.storage, batch.place, batch.dataset, batch.key, folder)
             if found.batch is None:
@@ -345,15 +345,35 @@ class Follower:
                 deposition = reader.deposition(batch.origin.srn)
             if deposition is None:
                 raise NotFoundError(f"deposition {batch.origin.srn} is no longer in the database")
-            records = deposition_batch(deposition, batch.dataset, batch.key)
-            if entries and entries[-1].digest == records.digest:
-                return records
-            files = {}
-            if not entries:
-                files = deposition_files(self.storage, batch.place, records, folder)
+            if deposition.updated_at != batch.origin.updated_at:
+                raise _NotYet(f"deposition {batch.origin.srn} was changed in this moment")
+            for number in itertools.count(1):
+                # A batch never changes: a deposition that was changed since is another one.
+                key = deposition_key(local_id(batch.origin.srn), number)
+                records = deposition_batch(deposition, batch.dataset, key)
+                entries = self._entries(batch.dataset, key)
+                if entries and entries[-1].digest == records.digest:
+                    return records
+                if not entries:
+                    break
+            files = deposition_files(self.storage, batch.place, records, folder)
         submit_batch(self.store, records, files)
-        result.submitted.append(batch.key)
+        result.submitted.append(records.key)
         return records
+
+    def _entries(self, dataset: str, key: str) -> list[log.BatchEntry]:
+        """Return the log of a batch.
+
+        Raises:
+            ConflictError: Records were erased from it.
+        """
+        entries = log.batch_entries(self.store, dataset, key)
+        if entries and entries[-1].digest != entries[0].digest:
+            raise ConflictError(
+                f"records were erased from batch {key!r} of dataset {dataset!r}, and the server's"
+                " output still names them: it is not taken again"
+            )
+        return entries
 
     def _publish(
         self,
@@ -383,8 +403,8 @@ class Follower:
             _actions(definition, registered, records),
             is_deposition=isinstance(batch.origin, ValidatedDeposition),
         )
-        content = _content(registered, records, judged)
-        entries = log.read_log(self.store, batch.dataset, hook, batch.key)
+        content = _content(output.run, registered, records, judged)
+        entries = log.read_log(self.store, batch.dataset, hook, records.key)
         last = _last_of(entries, output.run.id)
         before = batch.taken[hook]
         known = None if before is None else before.content
@@ -423,7 +443,7 @@ class Follower:
                 id=run.id,
                 dataset=batch.dataset,
                 hook=hook,
-                batch=batch.key,
+                batch=records.key,
                 release_seq=entry.seq,
                 release_digest=entry.release.digest,
                 base=entries[-1].seq if entries else 0,
@@ -459,26 +479,32 @@ class Follower:
 
 def _remember(
     batch: PendingBatch,
+    looked: list[str],
     taken: Mapping[str, Taken],
-    is_whole: bool,
-    result: Pass,
+    pending: Pending,
     stored: StoredMemory,
 ) -> None:
     """Remember what was taken of a batch.
 
     A deposition is remembered as a whole, because it is looked for as a whole.
+
+    Args:
+        batch: The batch.
+        looked: The hooks whose outputs were taken, or have not changed.
+        taken: What was taken, by hook.
+        pending: What the pass looks at.
+        stored: The memory.
     """
+    known = {hook: taken.get(hook, batch.taken[hook]) for hook in looked}
+    outputs = {hook: each for hook, each in known.items() if each is not None}
     if isinstance(batch.origin, IngestRun):
-        outputs = stored.memory.ingest(batch.origin.id).outputs
-        outputs.update({f"{batch.index}/{hook}": each for hook, each in taken.items()})
-        return
-    is_whole = is_whole and not any(batch.name(hook) in result.unreadable for hook in batch.taken)
-    if is_whole:
-        before = {hook: each for hook, each in batch.taken.items() if each is not None}
+        change = {"is_final": batch.origin.id in pending.ended}
+        memory = stored.memory.ingest(batch.origin.id).outputs
+        for hook, each in outputs.items():
+            memory[f"{batch.index}/{hook}"] = each.model_copy(update=change)
+    elif set(looked) == set(batch.taken):
         stored.memory.depositions[batch.origin.srn] = DepositionMemory(
-            updated_at=batch.origin.updated_at,
-            hooks=tuple(sorted(batch.taken)),
-            outputs={**before, **taken},
+            updated_at=batch.origin.updated_at, hooks=tuple(sorted(looked)), outputs=outputs
         )
 
 
@@ -529,7 +555,7 @@ def _actions(
     return {record.id: record_action(release, record, {}) for record in records.records}
 
 
-def _content(release: HookRelease, records: RecordBatch, judged: JudgedOutput) -> str:
+def _content(run: HookRun, release: HookRelease, records: RecordBatch, judged: JudgedOutput) -> str:
     """Return the mark of what is published; equal to that of its manifest."""
     files = {f"{RAW}{name}": path for name, path in judged.raw.items()}
     if judged.log is not None:
@@ -539,7 +565,8 @@ def _content(release: HookRelease, records: RecordBatch, judged: JudgedOutput) -
         with path.open("rb") as stream:
             digests[name] = str(digest_stream(stream)[0])
     is_failed = judged.failure is not None
-    return _mark(release.digest, records.digest, digests, is_failed=is_failed)
+    names = [run.id, str(release.digest), str(records.digest)]
+    return content_mark([*names, digests, is_failed])
 
 
 def _content_of(manifest: Manifest) -> str:
@@ -548,12 +575,8 @@ def _content_of(manifest: Manifest) -> str:
         for name, ref in manifest.blobs.items()
         if name.startswith(RAW) or name == LOG_BLOB
     }
-    is_failed = manifest.is_failed
-    return _mark(manifest.release.digest, manifest.batch_digest, digests, is_failed=is_failed)
-
-
-def _mark(release: Digest, batch: Digest, digests: dict[str, str], *, is_failed: bool) -> str:
-    return content_mark([str(release), str(batch), digests, is_failed])
+    names = [manifest.run.id, str(manifest.release.digest), str(manifest.batch_digest)]
+    return content_mark([*names, digests, manifest.is_failed])
 
 
 def _last_of(entries: list[FeatureEntry], run_id: str) -> FeatureEntry | None:

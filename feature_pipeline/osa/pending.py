@@ -6,7 +6,7 @@ number of them in each pass. An ended run is looked at a last time after the ser
 a claimed batch to another worker, and is then closed.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -30,6 +30,8 @@ from feature_pipeline.osa.taken import IngestMemory, StoredMemory, Taken, hours_
 
 LOOKS_A_PASS: Final = 100
 """How many outputs that were taken are looked at again, of those that may still change."""
+LAST_LOOKS_A_PASS: Final = 1_000
+"""The same of runs that have ended, whose outputs are looked at once more."""
 REDELIVERY_HOURS: Final = 2.0
 """After this time the server gives a batch that a worker has claimed to another one."""
 UNREADABLE_HOURS: Final = 1.0
@@ -67,8 +69,10 @@ class Pending:
     undefined: list[str]
     nameless: dict[str, str]
     """Ids of what cannot be a batch here, with the reason."""
-    closable: dict[str, tuple[str, ...]]
-    """Ended runs all of whose outputs are taken or looked at in this pass, with their hooks."""
+    ended: dict[str, tuple[str, ...]]
+    """Runs whose outputs change no more, with their hooks."""
+    expected: dict[str, int]
+    """How many outputs such a run has if every hook ran over each of its batches."""
 
     @classmethod
     def of(
@@ -97,7 +101,7 @@ class Pending:
             followed = [h for h in dict.fromkeys(convention.hooks) if settings.follows_hook(h)]
             hooks[convention.id] = tuple(h for h in followed if (dataset, h) in definitions)
             undefined += [f"{dataset}/{h}" for h in followed if (dataset, h) not in definitions]
-        snapshot = cls(found, now, [], undefined, {}, {})
+        snapshot = cls(found, now, [], undefined, {}, {}, {})
         left_out = {
             name
             for name, each in stored.memory.unreadable.items()
@@ -130,37 +134,28 @@ class Pending:
         nothing = IngestMemory()
         asked: dict[str, tuple[IngestRun, int, str]] = {}
         again: dict[str, tuple[IngestRun, int, str]] = {}
-        missing: dict[str, int] = {}
         for run in runs:
             memory = stored.memory.ingests.get(run.id, nothing)
             wanted = hooks[run.convention]
             if memory.closed is not None and set(wanted) <= set(memory.closed):
                 continue
-            missing[run.id] = 0
+            if self._has_ended(run):
+                self.ended[run.id] = wanted
+                self.expected[run.id] = run.batches_ingested * len(wanted)
             for index in range(run.batches_ingested):
                 for hook in wanted:
                     key = f"{index}/{hook}"
                     one = run, index, hook
-                    if key in memory.outputs:
-                        again[f"{run.id}/{key}"] = one
-                    else:
-                        missing[run.id] += 1
-                        if f"{ingest_key(run.id, index)}/{hook}" not in left_out:
-                            asked[hook_run_id(run.id, index, hook)] = one
+                    if (output := memory.outputs.get(key)) is not None:
+                        if not output.is_final:
+                            again[f"{run.id}/{key}"] = one
+                    elif f"{ingest_key(run.id, index)}/{hook}" not in left_out:
+                        asked[hook_run_id(run.id, index, hook)] = one
         found = reader.hook_runs(asked)
         chosen = {run_id: asked[run_id] for run_id in found}
-        final = {
-            run.id: hooks[run.convention]
-            for run in runs
-            if missing.get(run.id) == 0
-            and run.has_ended
-            and run.completed_at is not None
-            and hours_since(run.completed_at, self.now) > REDELIVERY_HOURS
-        }
-        self.closable = final
-        looks = [one for one in again.values() if one[0].id in final]
+        looks = [one for one in again.values() if one[0].id in self.ended][:LAST_LOOKS_A_PASS]
         looks += self._in_turn(
-            {n: one for n, one in again.items() if one[0].id not in final}, stored
+            {n: one for n, one in again.items() if one[0].id not in self.ended}, stored
         )
         repeated = {
             hook_run_id(run.id, index, hook): (run, index, hook) for run, index, hook in looks
@@ -198,6 +193,14 @@ class Pending:
                 )
             )
 
+    def _has_ended(self, run: IngestRun) -> bool:
+        """Return whether the run has ended, and no worker can still have one of its batches."""
+        return (
+            run.has_ended
+            and run.completed_at is not None
+            and hours_since(run.completed_at, self.now) > REDELIVERY_HOURS
+        )
+
     def _in_turn(
         self, again: Mapping[str, tuple[IngestRun, int, str]], stored: StoredMemory
     ) -> list[tuple[IngestRun, int, str]]:
@@ -227,7 +230,7 @@ class Pending:
             and set(wanted) <= set(memory.hooks)
         ):
             return
-        key = f"deposition-{local_id(deposition.srn)}"
+        key = deposition_key(local_id(deposition.srn))
         outputs = {} if memory is None else memory.outputs
         taken = {hook: outputs.get(hook) for hook in wanted if f"{key}/{hook}" not in left_out}
         if taken:
@@ -244,16 +247,18 @@ class Pending:
                 )
             )
 
-    def close(self, stored: StoredMemory, left: Collection[str]) -> None:
-        """Forget the outputs of ended runs that were all looked at again.
-
-        Args:
-            stored: The memory.
-            left: Names of outputs that wait or could not be taken.
-        """
-        for run, hooks in self.closable.items():
-            if not any(name.startswith(f"ingest-{run}-") for name in left):
+    def close(self, stored: StoredMemory) -> None:
+        """Forget the outputs of ended runs that were all taken and will not change."""
+        for run, hooks in self.ended.items():
+            outputs = stored.memory.ingest(run).outputs
+            final = [k for k, o in outputs.items() if o.is_final and k.partition("/")[2] in hooks]
+            if len(final) == self.expected[run]:
                 stored.memory.ingests[run] = IngestMemory(closed=hooks)
+
+
+def deposition_key(local: str, number: int = 1) -> str:
+    """Return the key of a deposition's batch: its first one, or that after some changes."""
+    return f"deposition-{local}" + (f"-{number}" if number > 1 else "")
 
 
 def ingest_key(run: str, index: int) -> str:

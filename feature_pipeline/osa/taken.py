@@ -28,6 +28,8 @@ class Taken(Part):
     """Changes whenever a file of the output is written."""
     content: str
     """Changes with what was published of it."""
+    is_final: bool = False
+    """Whether it was looked at after its run had ended and no worker can write it again."""
 
 
 class IngestMemory(Part):

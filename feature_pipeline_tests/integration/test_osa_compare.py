@@ -1,5 +1,6 @@
 """Features in the archive, compared with the rows of the recorded server."""
 
+import os
 import re
 import secrets
 from pathlib import Path
@@ -11,6 +12,7 @@ from feature_pipeline.errors import InvalidInputError, NotFoundError
 from feature_pipeline.osa.compare import EXPECTED, HookComparison, Kind, compare_hooks
 from feature_pipeline.osa.definitions import followed_hooks
 from feature_pipeline.osa.server import Server
+from feature_pipeline.osa.settings import OsaSettings
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline_tests.fixtures import osa_server as recorded
 from feature_pipeline_tests.fixtures.osa_server import Beside
@@ -181,3 +183,21 @@ def test_the_documented_grants_are_enough_and_needed(beside: Beside) -> None:
         finally:
             connection.execute(f"drop owned by {role}")  # type: ignore[arg-type]
             connection.execute(f"drop role {role}")  # type: ignore[arg-type]
+
+
+def test_a_changed_deposition_is_compared_once(beside: Beside) -> None:
+    beside.settings = OsaSettings(hooks=("alignment",))
+    beside.follow()
+    beside.accept_all()
+    local = "6db1e311-bd4a-459c-8"
+    output = next(beside.folder.rglob(f"*{local}/hooks/alignment/output/run.json"))
+    os.utime(output, (0, 0))
+    beside.sql(
+        "update depositions set metadata = '{}', updated_at = now() where srn like %s", f"%{local}"
+    )
+    beside.follow()
+    beside.accept_all()
+    found = compared(beside)["protein_designs/alignment"]
+    assert found.batches == 4
+    (example,) = found.examples[Kind.MISSING_THERE]
+    assert example.startswith(f"deposition-{local}-2 {local}: 3 rows")

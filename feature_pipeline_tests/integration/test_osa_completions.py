@@ -280,6 +280,39 @@ def test_a_deposition_is_taken_once_its_validation_is_committed(beside: Beside) 
     assert beside.follow().published == []
 
 
+def test_a_deposition_that_is_changed_and_submitted_again_is_another_batch(beside: Beside) -> None:
+    beside.settings = OsaSettings(hooks=("qc",))
+    beside.follow()
+    beside.accept_all()
+    local = "6db1e311-bd4a-459c-8"
+    folder = beside.folder / f"files/depositions/archive.example.org_{local}/hooks/qc"
+    for number, title in ((2, "changed"), (3, "changed again")):
+        run_id = str(uuid.uuid4())
+        beside.write_output(folder, [local], run_id, QC_2)
+        beside.commit_hook_run(run_id, QC_2)
+        beside.sql(
+            "update depositions set metadata = %s, updated_at = now() where srn = %s",
+            json.dumps({"title": title}),
+            recorded.DEPOSITION + local,
+        )
+        result = beside.follow()
+        assert result.submitted == [f"deposition-{local}-{number}"]
+        beside.accept_all()
+        assert beside.follow().published == []
+    assert len(beside.entries("protein_designs", "qc")) == 6
+    batch = log.read_batch(beside.store, "protein_designs", f"deposition-{local}-3")
+    assert batch.records[0].metadata == {"title": "changed again"}
+    # submitted again as it is: the same batch, and another hook run
+    run_id = str(uuid.uuid4())
+    beside.write_output(folder, [local], run_id, QC_2)
+    beside.commit_hook_run(run_id, QC_2)
+    beside.sql("update depositions set updated_at = now() where srn like %s", f"%{local}")
+    assert beside.follow().submitted == []
+    beside.accept_all()
+    *_, last = beside.entries("protein_designs", "qc")[f"deposition-{local}-3"]
+    assert (last.seq, last.completion, last.verdict) == (2, run_id, Verdict.CURRENT)
+
+
 class Rewriting(FolderStorage):
     """A storage in which a worker writes an output again while it is read."""
 
@@ -434,7 +467,7 @@ def test_a_limited_pass_continues_where_it_ended(beside: Beside) -> None:
 def test_an_ended_run_is_closed_and_never_requested_again(
     beside: Beside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    beside.follow()
+    beside.sql("update ingest_runs set completed_at = now() where id = %s", recorded.HISTORY)
     beside.follow()
     asked: list[Place] = []
     files = FolderStorage.files
@@ -445,7 +478,20 @@ def test_an_ended_run_is_closed_and_never_requested_again(
 
     monkeypatch.setattr(FolderStorage, "files", noted)
     beside.follow()
-    # of the run that goes on, what may change is looked at again; nothing else is
+    # of runs that go on or ended just now, what may change is looked at again; nothing else is
+    changing = {recorded.RUNNING, recorded.HISTORY}
+    assert {place.path.split("/")[0] for place in asked} == changing
+    assert len(asked) == 10
+    monkeypatch.setattr("feature_pipeline.osa.pending.LAST_LOOKS_A_PASS", 1)
+    beside.sql("update ingest_runs set completed_at = now() - interval '3 h'")
+    beside.follow()
+    asked.clear()
+    beside.follow()
+    assert [p.path for p in asked if p.path.startswith(recorded.HISTORY)] == [
+        f"{recorded.HISTORY}/batches/0/hooks/qc/output"
+    ]
+    asked.clear()
+    beside.follow()
     assert {place.path.split("/")[0] for place in asked} == {recorded.RUNNING}
     assert len(asked) == 8
     monkeypatch.setattr("feature_pipeline.osa.pending.LOOKS_A_PASS", 3)
