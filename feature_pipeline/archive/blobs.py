@@ -47,7 +47,7 @@ class BlobWrite:
     ref: BlobRef
     is_new: bool
     """Whether this call stored its bytes under a key that had no object."""
-    is_healed: bool = False
+    is_restored: bool = False
     """Whether other bytes were stored under its name and were replaced."""
 
 
@@ -129,12 +129,12 @@ def _write(
     Creating first costs one round trip in the common case; asking first would always cost two.
     """
     key = layout.blob(ref.digest)
-    is_healed = False
+    is_restored = False
     unknown: OutcomeUnknownError | None = None
     for _ in range(_WRITE_ATTEMPTS):
         try:
             if create():
-                return BlobWrite(ref, is_new=True, is_healed=is_healed)
+                return BlobWrite(ref, is_new=True, is_restored=is_restored)
             unknown = None
         except OutcomeUnknownError as error:
             unknown = error
@@ -145,7 +145,7 @@ def _write(
             continue  # what was there is gone: create again
         is_right = _is_right(store, info, ref, path)
         if is_right and not _is_old(info):
-            return BlobWrite(ref, is_new=False, is_healed=is_healed)
+            return BlobWrite(ref, is_new=False, is_restored=is_restored)
         if not is_right:
             logger.error(
                 "blob %s in %s had %d bytes that do not match its name; replaced by %d bytes",
@@ -154,11 +154,11 @@ def _write(
                 info.size,
                 ref.size,
             )
-            is_healed = True
+            is_restored = True
         # If another writer was faster, the next round sees what it left.
         with contextlib.suppress(OutcomeUnknownError):
             if replace(info.etag):
-                return BlobWrite(ref, is_new=False, is_healed=is_healed)
+                return BlobWrite(ref, is_new=False, is_restored=is_restored)
     if unknown is not None:
         raise unknown
     raise StoreUnavailableError(

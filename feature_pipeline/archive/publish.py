@@ -109,7 +109,7 @@ class PublishedArtifact:
     manifest: Manifest
     bytes_stored: int
     """Number of bytes that the store did not have before, manifest included."""
-    healed: tuple[Digest, ...] = ()
+    restored: tuple[Digest, ...] = ()
     """Blobs that were damaged and have the right bytes again."""
     refs: tuple[BlobRef, ...] = ()
     """Every blob of the artifact, its manifest included."""
@@ -157,7 +157,7 @@ def publish_artifact(store: BlobStore, artifact: Artifact) -> PublishedArtifact:
         manifest_digest=stored.ref.digest,
         manifest=manifest,
         bytes_stored=sum(write.ref.size for write in writes if write.is_new),
-        healed=tuple(write.ref.digest for write in writes if write.is_healed),
+        restored=tuple(write.ref.digest for write in writes if write.is_restored),
         refs=tuple(write.ref for write in writes),
     )
 

@@ -178,8 +178,8 @@ class BlobStoreTests:
         [info] = store.list_objects("blobs/")
         self.overwrite(store, info.key, damage)
         assert is_present(store, write.ref) is False
-        healed = write_blob(store, b"original")
-        assert (healed.is_new, healed.is_healed) == (False, True)
+        restored = write_blob(store, b"original")
+        assert (restored.is_new, restored.is_restored) == (False, True)
         assert self.stored(store, info.key) == b"original"
         assert str(write.ref.digest) in caplog.text
 

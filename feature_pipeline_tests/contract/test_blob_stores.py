@@ -76,7 +76,7 @@ class TestMemoryStore(BlobStoreTests):
             kept_object, info=dataclasses.replace(kept_object.info, modified_at=old)
         )
         write = blobs.write_blob(store, b"data")
-        assert (write.ref, write.is_new, write.is_healed) == (ref, False, False)
+        assert (write.ref, write.is_new, write.is_restored) == (ref, False, False)
         assert store.stat(info.key).modified_at - old > timedelta(days=1)
 
     def test_stores_without_checksums_are_read_before_they_are_trusted(self, store):
@@ -134,7 +134,7 @@ class TestS3Store(BlobStoreTests):
         path.write_bytes(bytes(range(256)) * (13 << 12))  # 13 MiB: three parts
         first = blobs.write_file(store, path)
         again = blobs.write_file(store, path)
-        assert (first.is_new, again.is_new, again.is_healed) == (True, False, False)
+        assert (first.is_new, again.is_new, again.is_restored) == (True, False, False)
         [info] = store.list_objects("blobs/")
         stat = store.stat(info.key)
         assert stat.sha256 is None
@@ -180,7 +180,7 @@ class TestS3Store(BlobStoreTests):
         self.client.complete_multipart_upload(**target, MultipartUpload={"Parts": parts})
         assert store.stat(key).declared_sha256 == digest
         assert store.stat(key).size == size
-        assert blobs.write_file(store, right).is_healed
+        assert blobs.write_file(store, right).is_restored
         assert blobs.read_blob(store, digest, size) == right.read_bytes()
 
     def test_a_large_file_that_changes_under_the_upload_is_not_stored(

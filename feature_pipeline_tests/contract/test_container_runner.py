@@ -222,7 +222,7 @@ class TestOutOfMemory(ContainerTests):
         assert time.monotonic() - started < 30
 
     def test_a_hook_that_ends_by_itself_after_its_child_was_killed(self, run: Run):
-        """It ends before anybody looks at the container, with a status of its own."""
+        """It ends before the container is inspected, with a status of its own."""
         result = run(
             "import subprocess, sys\n"
             "child = subprocess.run(['python', '-c', 'held = bytearray(300_000_000)'])\n"

@@ -226,7 +226,7 @@ class TestFailures(KubernetesTests):
         [("creationTimestamp", "has not ended"), ("deletionTimestamp", "should have been gone")],
     )
     def test_a_pod_that_stays_for_ever(self, make_runner, workspace, cluster, since, message):
-        """Its node is gone, and nobody says so."""
+        """Its node is gone, and no event reports it."""
         request = self.request_of(workspace, HANG)
 
         class Lose(Monitor):
@@ -322,7 +322,7 @@ class TestFailures(KubernetesTests):
         assert cluster.jobs_created() == 1
 
     def test_a_program_that_could_not_be_started_is_tried_again(self, runner, workspace, cluster):
-        """Who mends the image or the node asks the same question again."""
+        """Once the image or the node is repaired, the same question is asked again."""
         request = self.request_of(workspace, OK)
         document = request.release.document.model_copy(update={"command": ("no-such-program",)})
         request = dataclasses.replace(request, release=HookRelease.of(document))
@@ -527,7 +527,7 @@ class TestAttaching(KubernetesTests):
         assert monitor.lines[-3:] == ["begun", "done", "fine"]
 
     def test_the_job_is_gone_and_its_result_is_not(self, runner, workspace, again, cluster):
-        """Nobody listened for longer than the cluster keeps Jobs."""
+        """No worker polled for longer than the cluster keeps Jobs."""
         assert runner.run(self.request_of(workspace, OK), Monitor()).failure is None
         cluster.delete("jobs", cluster.all("jobs")[0]["metadata"]["name"])
         result = runner.run(self.request_of(again, OK), Monitor())
@@ -547,10 +547,10 @@ class TestAttaching(KubernetesTests):
         second = runner.run(self.request_of(again, OK), monitor)
         assert cluster.jobs_created() == 1
         assert any("ended before, without a result" in line for line in monitor.lines)
-        nobody = PublishedResults(runner._transfer, HOOK_IMAGE)
+        unattended = PublishedResults(runner._transfer, HOOK_IMAGE)
         elsewhere = Workspace(tmp_path / "third")
         elsewhere.create()
-        third = nobody.run(self.request_of(elsewhere, OK), Monitor())
+        third = unattended.run(self.request_of(elsewhere, OK), Monitor())
         for result in (second, third):
             assert result.failure == first.failure
             assert result.log.read_text().endswith("\n".join(first.failure.log_tail) + "\n")

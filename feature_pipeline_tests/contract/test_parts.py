@@ -186,7 +186,7 @@ def test_a_record_that_ends_the_hook_fails_alone(run, workspace):
 
 
 def test_a_line_that_cannot_be_read_costs_the_record_it_is_about(run, workspace):
-    """Nobody could say whom it is about, had the hook not been asked about that record alone."""
+    """Its record would be unknown if the hook had not been run for that record alone."""
     source = (
         "def bad(line): return json.dumps(line)[:-1] if line['id'] == 'r2' else json.dumps(line)\n"
     ) + WRITE.replace("json.dumps(", "bad(")

@@ -96,7 +96,7 @@ def dies(store: S3Store, act: Callable[[BlobStore], None], change: int) -> bool:
     """Whether a child that does `act` was killed there; False if it came to its end."""
 
     def child() -> None:
-        # Not through pytest: the child leaves without anybody's cleanup.
+        # Not through pytest: the child exits without any cleanup.
         try:
             act(KilledStore(store, change))
             os._exit(ENDED)

@@ -88,7 +88,7 @@ class Reader:
                 self._stop.wait(0.02)
 
     def _read(self) -> None:
-        # No prepared `select *`: PostgreSQL refuses it when columns change, whoever changes them.
+        # No prepared `select *`: PostgreSQL refuses it when any process changes columns.
         with psycopg.connect(self._url, autocommit=True, prepare_threshold=None) as connection:
             while not self._stop.is_set():
                 cursor = connection.execute("select * from features.pockets")

@@ -399,7 +399,7 @@ class TestPipelines:
         assert not check.passed
         assert key in check.metadata["findings"].value
         assert "b1" in check.metadata["findings"].value
-        # The run of another batch does not turn it green, nor does the mended batch's own: what
+        # The run of another batch does not turn it green, nor does the repaired batch's own: what
         # was wrong in all of it is for a reading of all of it to take back.
         for batch in ("b2", "b1"):
             run = computed.run(features_key(LETTERS, "counts"), batch, config={"force": True})

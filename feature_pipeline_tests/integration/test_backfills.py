@@ -255,7 +255,7 @@ def check_reading(operator: Operator) -> None:
 def test_every_key_is_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whoever asks beforehand what would be run is not told "and 80 more"."""
+    """A dry run names every batch that would run, rather than "and 80 more"."""
     text = io.StringIO()
     monkeypatch.setattr(output, "_console", lambda _: Console(file=text, width=80))
     keys = tuple(f"b{number}" for number in range(100))

@@ -212,7 +212,7 @@ def test_a_failed_hook_run_keeps_output_and_log_and_stays_history(submitted: Pip
 
 
 def test_a_hook_that_cannot_run_is_reported_and_adds_no_entry(submitted: Pipeline):
-    """Nothing was learnt about the batch; who mends the program runs it again."""
+    """Nothing was learnt about the batch: once the program is repaired, it is run again."""
     submitted.add_hook(release={"command": ["no-such-program"]})
     result = submitted.run(COUNTS, "b1")
     assert not result.success

@@ -191,7 +191,7 @@ def test_an_owner_killed_leaves_orphans_that_the_next_start_ends_without_loss(
     with owner(used_folder) as (popen, facts):
         popen.kill()
         popen.wait()
-    assert all(map(is_running, facts["pids"])), "nobody was there to stop them"
+    assert all(map(is_running, facts["pids"])), "no process was there to stop them"
     for name in ("seaweedfs", "postgres"):
         path = used_folder / name / "server.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | changed))
@@ -391,7 +391,7 @@ def make_server(kind: str, folder: Path) -> SeaweedServer | PostgresServer:
 def test_a_port_lost_between_choosing_and_binding_is_chosen_again(
     kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever took it must not be taken for our server."""
+    """The process that took the port must not be mistaken for our server."""
     folder.mkdir()
     server = make_server(kind, folder)
     with socket.create_server(("127.0.0.1", 0)) as thief:

@@ -306,7 +306,7 @@ def test_small_new_batches_share_a_transaction(archive, database, connection) ->
 
 @pytest.mark.parametrize("is_there", [True, False])
 def test_batches_that_overlap_within_a_group(archive, database, connection, is_there) -> None:
-    """What was loaded together before somebody noticed is undone, and each record claimed."""
+    """What was loaded together before the conflict is undone, and each record claimed."""
     for number in range(24):
         outcomes = [{"count": number}]
         archive.add(

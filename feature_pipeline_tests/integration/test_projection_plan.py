@@ -168,7 +168,7 @@ def test_a_plan_tries_indexes_on_columns_that_are_new_renamed_or_retyped(
         "index halves cannot be built: division by zero",
         'index misspelt cannot be built: column "labell" does not exist',
     )
-    # what the table lacks and the artifacts hold, nobody can say without reading them
+    # what the table lacks and the artifacts have is unknown without reading them
     archive.say("x", {"x": [{"title": "Same", "count": 0, "note": "own"}]})
     plan = plan_table(archive.store, database, archive.spec(indexes=indexes[3:5]))
     assert plan.violations == ()

@@ -729,7 +729,7 @@ def test_an_index_that_cannot_become_unique_stays_as_it_is(archive, database, co
 def test_indexes_of_a_live_table_change_beside_readers_and_writers(
     archive, database, database_url, connection, monkeypatch
 ) -> None:
-    """Whoever waits for a stronger lock than theirs keeps everybody who comes later waiting too."""
+    """A session that waits for a stronger lock makes every later session wait too."""
     monkeypatch.setattr(indexes, "LOCK_TIMEOUT", "100ms")
     one, other = (IndexDefinition(columns=(name,), name=name) for name in ("label", "count"))
     load_all(archive, database, indexes=(one,))

@@ -1,4 +1,4 @@
-"""The drill: every database lost, everything back from S3 and the code; and drift mended."""
+"""The drill: every database lost, everything restored from S3 and the code; and drift repaired."""
 
 import os
 import subprocess
@@ -229,7 +229,7 @@ def test_what_is_damaged_does_not_keep_the_rest_from_coming_back(
         assert "batch 'b1'" in str(raised.value)
         assert "batch 'b2'" in str(raised.value)
         assert instance.get_materialized_partitions(TABLE) == {"b3"}
-        # what is left says so for ever, until somebody mends it
+        # what is left is reported until it is repaired
         again = recover_dagster(loaded.store, loaded.archive_uri, instance, hooks)
         assert again != Drift()
     postgres_server.drop_database(tables_url)

@@ -265,7 +265,7 @@ def test_a_change_that_comes_while_an_older_one_is_loaded_is_loaded_too(loaded: 
     assert loaded.rows("select distinct letter from features.counts where batch = 'b1'") == [
         ("second",)
     ]
-    # loaded by hand before anybody asked: nothing is left to do
+    # loaded by hand before the request: nothing is left to do
     loaded.add_hook(code=SAYS.format(word="third"))
     assert loaded.run(COUNTS, "b1", checks=False).success
     assert loaded.run(TABLE, "b1", checks=False).success
@@ -304,7 +304,7 @@ def test_one_batch_of_several_that_has_an_artifact_is_the_only_one_loaded(comput
 
 
 def cancel(pipeline: Pipeline, key: dg.AssetKey, batch: str) -> None:
-    """A run of the partition is queued, and somebody cancels it."""
+    """A run of the partition is queued, and a user cancels it."""
     job = pipeline.defs.resolve_implicit_global_asset_job_def().get_subset(asset_selection={key})
     run = pipeline.instance.create_run_for_job(
         job, tags={"dagster/partition": batch}, asset_selection={key}
@@ -331,7 +331,7 @@ def test_a_cancelled_run_is_not_requested_again_until_something_changes(pipeline
     pipeline.instance.report_runless_asset_event(event)
     assert automation.tick() == {"features/counts": ["b1"]}
 
-    # an input that changes while nothing evaluates, and a run for it that somebody cancels
+    # an input that changes while nothing evaluates, and a run for it that a user cancels
     assert automation.tick() == {"tables/counts": ["b1"]}
     pipeline.add_hook(code=SAYS.format(word="changed"))
     assert pipeline.run(COUNTS, "b1", checks=False).success

@@ -201,7 +201,7 @@ class ArchiveMachine(RuleBasedStateMachine):
         raise NotImplementedError
 
     def let_leases_end(self) -> None:
-        """Whoever died holding one has done all that it will."""
+        """A process that died with a lease sends no further requests."""
         raise NotImplementedError
 
     def let_a_grace_pass(self) -> None:
@@ -508,7 +508,7 @@ class ArchiveMachine(RuleBasedStateMachine):
         beside=st.sampled_from((None, *PUBLISHING, *DELETING)),
     )
     def repair(self, data: st.DataObject, how: str, change: int, beside: str | None) -> None:
-        """Objects are damaged, and come back from a copy; whoever repairs may die at any change."""
+        """Objects are damaged, and are restored from a copy; the repair may die at any change."""
         write_census(self.store)
         second = MemoryStore()
         for info in self.store.list_objects(""):

@@ -96,7 +96,7 @@ class History:
             complete(self.asking.store, DATASET, name)
 
     def check_answers(self) -> None:
-        """Every batch says what its hooks would say of it now, whoever computed it and when."""
+        """Every batch has the outcomes that its hooks would compute now."""
         for key, texts in self.batches.items():
             for name in self.configs:
                 self.asking.run(key, name)

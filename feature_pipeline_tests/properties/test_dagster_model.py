@@ -283,7 +283,7 @@ class Game:
         self.say(self.pick(*HOOKS), self.pick(*WORLDS, FAILS))
 
     def compute(self):
-        """Somebody materializes a feature partition."""
+        """A user materializes a feature partition."""
         self.tick()
         truth = Truth(self.pipeline)
         hook = HOOKS[self.pick(*HOOKS)]
@@ -297,7 +297,7 @@ class Game:
             self.run_features(self.pick(*ready), hook, force=is_forced)
 
     def load(self):
-        """Somebody materializes table partitions."""
+        """A user materializes table partitions."""
         hook = HOOKS[self.pick(*HOOKS)]
         known = set(self.pipeline.instance.get_dynamic_partitions(DATASET))
         if batches := sorted(known & set(Truth(self.pipeline).heads[hook.name])):

@@ -106,7 +106,7 @@ class Unpin:
 
 @dataclass(frozen=True)
 class Harm:
-    """What somebody does by hand."""
+    """A change by hand."""
 
     statement: str
 
@@ -162,7 +162,7 @@ class World:
         default_factory=dict
     )
     is_harmed: bool = False
-    """Somebody's deed by hand was not made good yet: the next load does."""
+    """A change by hand is not repaired yet: the next load does."""
 
     @property
     def spec(self) -> TableSpec:

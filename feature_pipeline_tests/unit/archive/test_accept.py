@@ -453,7 +453,7 @@ class TestSettling:
         assert "upgrade" in settled.reason
 
     def test_rows_that_no_column_can_store_affect_nothing_else(self, scene, monkeypatch):
-        """Anybody who may write blobs may write any Parquet."""
+        """Every writer of blobs may write any Parquet."""
         release = scene.release()
         for key in ("b1", "b2"):
             artifact = scene.artifact(scene.submit(make_batch(key)), release)
@@ -505,7 +505,7 @@ def test_publishing_equal_artifacts_stores_them_once(scene):
     first = publish_artifact(scene.store, artifact)
     again = publish_artifact(scene.store, artifact)
     assert first.manifest_digest == again.manifest_digest
-    assert (again.bytes_stored, again.healed) == (0, ())
+    assert (again.bytes_stored, again.restored) == (0, ())
     stored = sum(info.size for info in scene.store.list_objects("blobs/"))
     assert first.bytes_stored == stored - len(batch.encode())
 
@@ -514,7 +514,7 @@ def test_publishing_again_restores_damaged_blobs(scene):
     artifact = scene.artifact(scene.submit(make_batch()), scene.release())
     ref = publish_artifact(scene.store, artifact).manifest.blobs[ROWS]
     scene.store._put(f"blobs/sha256/{ref.digest.hex[:2]}/{ref.digest.hex}", b"damaged")
-    assert publish_artifact(scene.store, artifact).healed == (ref.digest,)
+    assert publish_artifact(scene.store, artifact).restored == (ref.digest,)
 
 
 def test_artifacts_have_one_outcome_for_each_record(scene):

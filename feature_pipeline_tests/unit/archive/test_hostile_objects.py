@@ -302,7 +302,7 @@ class TestFieldsThatCannotBeTrue:
 
 
 class TestLargeObjects:
-    """What is larger than its kind can be is not read into memory, whoever goes over objects."""
+    """An object larger than its kind allows is read into memory by no process."""
 
     @pytest.fixture(autouse=True)
     def little(self, monkeypatch):
@@ -372,7 +372,7 @@ class TestLargeObjects:
 
 
 class TestTables:
-    """Anybody who may write blobs may write any Parquet: it is judged before it is decoded."""
+    """Every writer of blobs may write any Parquet: it is checked before it is decoded."""
 
     def refused(self, scene, match, *, rows: pa.Table | None = None, count: int | None = None):
         batch, release = scene.submit(make_batch()), scene.release()

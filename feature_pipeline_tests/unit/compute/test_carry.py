@@ -216,7 +216,7 @@ def test_an_answer_whose_raw_output_is_gone_is_not_trusted(asking: Asking, is_de
 
 
 def test_an_answer_that_no_log_names_is_not_trusted(asking: Asking):
-    """Nothing keeps its blobs: a collection may delete them under whoever carries them."""
+    """Nothing keeps its blobs: a collection may delete them while a run carries them over."""
     asking.submit("b1", {"r1": "a"})
     first = asking.run("b1")
     asking.submit("b2", {"r1": "a"})

@@ -54,7 +54,7 @@ class Beside:
 
     def __init__(self, asking: Asking, key: str) -> None:
         self.asking, self.key = asking, key
-        self.said: list[str] = []
+        self.lines: list[str] = []
         self._rests = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._error: BaseException | None = None
@@ -71,7 +71,7 @@ class Beside:
             raise self._error
 
     def _say(self, text: str) -> None:
-        self.said.append(text)
+        self.lines.append(text)
         self._rests.set()
 
     def _run(self) -> None:
@@ -128,7 +128,7 @@ def test_of_two_runs_one_waits_and_carries_over(make):
     asking.run("b1")
     other.end()
     assert asking.runner.starts == [["r1", "r2"], ["r3"]]
-    [line] = other.said
+    [line] = other.lines
     assert line == (
         "2 records to compute: waiting for the hook run over batch 'b1', which computes 1 of them"
         " now"
@@ -147,7 +147,7 @@ def test_another_run_at_any_request(make):
         if store.calls < call:
             break
         other.end()
-        waited.add(bool(other.said))
+        waited.add(bool(other.lines))
         check(asking)
     assert call > 20
     assert waited == {True, False}
@@ -255,7 +255,7 @@ def test_the_next_worker_of_the_same_batch_takes_it_over(make):
     other = Beside(asking, "b2")
     with left_by_a_dead_run(asking):
         other.begin()
-        assert other.said
+        assert other.lines
         asking.run("b1", say=pytest.fail)
     other.end()
     assert asking.runner.starts == [["r1", "r2"], ["r3"]]
@@ -317,7 +317,7 @@ def test_an_expired_claim_is_not_taken_over_as_started(make, clock):
         asking.runner.before_end = begin_another
         asking.run("b2", say=pytest.fail)
     other.end()
-    assert other.said
+    assert other.lines
     assert asking.runner.starts == [["r1", "r2"], ["r2", "r3"], ["r1"]]
     assert claimed(asking) == []
 
@@ -378,7 +378,7 @@ def test_a_forced_run_waits_for_none_and_others_wait_for_it(make):
     asking.run("b3", force=True, say=pytest.fail)
     asking.runner.before_end = lambda: None
     other.end()
-    assert other.said
+    assert other.lines
     assert asking.runner.starts == [["r1", "r2"], ["r2", "r3"]]
 
 

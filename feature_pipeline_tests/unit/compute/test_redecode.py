@@ -206,6 +206,6 @@ def test_rows_that_were_read_under_another_columns_name_are_noticed(archive, tmp
         check()
     decode_batch_again(archive.store, head(archive))
     check()
-    # Neither the one nor the other: a decoder's mend, not a mistake about names.
+    # Neither the one nor the other: a repaired decoder, not a mistake about names.
     carry_over(archive, (7,), (B_FROM_A,))
     check()

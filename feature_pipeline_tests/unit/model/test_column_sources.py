@@ -80,7 +80,7 @@ def test_a_column_that_may_be_two_is_neither(written, wanted, unclear) -> None:
     ("written", "wanted", "keys"),
     [
         (["a", "b"], ["b<a"], [RawKeys(("a",))]),
-        # what nobody had declared is read where the declared key is absent
+        # an undeclared key is read where the declared key is absent
         (["a"], ["b<a"], [RawKeys(("a",), ("b",))]),
         (["a"], ["a", "n"], [RawKeys(("a",)), RawKeys((), ("n",))]),
         (["b<a"], ["c<b,a"], [RawKeys(("b", "a"), ("c",))]),

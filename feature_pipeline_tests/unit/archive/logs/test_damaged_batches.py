@@ -85,7 +85,7 @@ def test_a_damaged_batch_is_left_out_and_named(scene, what, how) -> None:
         with pytest.raises(FeaturePipelineError) as raised:
             Archive(scene.store).features(HOOK).to_arrow()
         assert not str(raised.value).startswith("'b3'")
-    # whoever asks for other batches alone does not hear of it
+    # a reader of other batches alone gets no report of it
     assert len(Archive(scene.store).features(HOOK, batches=["b1"]).to_arrow()) == 2
 
 

@@ -369,7 +369,7 @@ class TestChain:
 
 
 class TestAgreement:
-    """What an entry says of what it names is checked by whoever follows it."""
+    """What an entry states of the objects it names is checked by every reader that follows it."""
 
     @pytest.fixture
     def filled(self, scene):

@@ -470,7 +470,7 @@ class TestDamage:
         assert refused > 5
 
     def test_a_later_version_that_was_quarantined_keeps_everything(self, ground):
-        """So does any entry that nobody can read: it may have named what it does not name now."""
+        """So does any unreadable entry: it may have named what it does not name now."""
         store = ground.store
         for name, data in {"run.odd": b"", "run.new": b'{"spec_version": 99}'}.items():
             store.create(layout.inbox(name), data)
@@ -643,7 +643,7 @@ class TestTheLease:
         assert Guard(store).find_lost([blob]) == []  # nothing happened since it began
 
     def test_a_deletion_without_an_answer_keeps_it(self, store, blob, clock, monkeypatch):
-        """It may arrive until the lease is over: so long nobody may think that it has ended."""
+        """It may arrive until the lease is over: before that no process may assume its end."""
 
         def no_answer(key, deadline):
             raise OutcomeUnknownError("no answer")

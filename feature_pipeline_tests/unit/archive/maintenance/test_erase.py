@@ -286,7 +286,7 @@ def test_what_was_made_before_the_erasure_does_not_come_back_after_a_lift(care):
     early = submission_of(care.batch_of("b2", ("n", SECRET)))
     erase(store, DATASET, [SECRET], "asked for")
     tombstones.lift(store, DATASET, [SECRET], "allowed again")
-    # Whoever holds the batch in memory, or stored it again, has no more right to it.
+    # A process with the batch in memory, or that stored it again, may not publish it either.
     log.blobs.put_blob(store, batch.encode())
     new = care.batch_of("b2", ("n", SECRET))
     care.submit(care.batch_of("b3", ("n", SECRET)))  # what comes after the lift stores their bytes

@@ -196,7 +196,7 @@ def test_one_collection_at_a_time(care, clock):
 
 
 class TestMassesOfOrphans:
-    """No publisher that died leaves so many: logs are missing, or somebody must say so."""
+    """No publisher that died leaves so many: logs are missing, or an operator must confirm it."""
 
     def leave(self, care, count):
         for n in range(count):

@@ -74,7 +74,7 @@ def test_missing_failed_and_other_releases_are_read_from_the_log(scene: Scene) -
     assert reasons(stand(scene, definition())) == {
         "b1": set(),
         "b2": {"failed"},
-        "b3": {"failed"},  # what was cancelled does not mend it
+        "b3": {"failed"},  # a cancelled run does not change that
         "b4": {"failed", "missing"},
         "b5": {"missing"},
     }

@@ -70,7 +70,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 
 def leave_stuck_submissions(scene: Scene, count: int) -> None:
-    """Batches whose blobs nobody stores: they wait for an hour."""
+    """Batches whose blobs are never stored: they wait for an hour."""
     for n in range(count):
         submission = Submission(
             dataset=DATASET, batch=f"x{n}", digest=Digest.of(b"%d" % n), source=Source.HARVEST
