@@ -86,7 +86,7 @@ class S3Settings:
     def __post_init__(self) -> None:
         if not _BUCKET.fullmatch(self.bucket):
             raise InvalidInputError(
-                f"{S3_BUCKET} is {self.bucket!r}: write the bucket's name alone"
+                f"{S3_BUCKET} is {self.bucket!r}: write the bucket's name, without s3:// or a path"
             )
         check_prefix(self.prefix)
         if self.endpoint_url is not None:

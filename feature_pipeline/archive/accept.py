@@ -104,7 +104,8 @@ class Quarantined:
 class _Round:
     """The values that one round of acceptance reads once for all entries.
 
-    A withdrawal made during the round may be missed: `erase` looks for such artifacts after it.
+    A round may miss a withdrawal that is made while it runs. `erase` finds the artifacts that were
+    accepted that way.
     """
 
     store: BlobStore

@@ -103,9 +103,9 @@ def _check_values(manifest: Manifest, outcomes: Sequence[Outcome], subject: str)
                 " cardinality is one"
             )
         for row in outcome.rows:
-            if any(row[i] is None for i in required):
+            if nulls := [manifest.columns[i].name for i in required if row[i] is None]:
                 raise InvalidInputError(
-                    f"{subject}: record {outcome.record_id!r}: a required column is null"
+                    f"{subject}: record {outcome.record_id!r}: required column {nulls[0]!r} is null"
                 )
 
 

@@ -107,7 +107,7 @@ class DeletionLease:
 
         Raises:
             ConflictError: Another deletion holds it.
-            OutcomeUnknownError: The store did not answer; the lease, if taken, ends by itself.
+            OutcomeUnknownError: The store did not answer; the lease, if taken, expires.
         """
         began = time.monotonic()
         now = store.now()

@@ -195,7 +195,8 @@ def check_outcomes(artifact: Artifact) -> None:
     if release.dataset != artifact.dataset:
         raise InvalidInputError(
             f"release {release.version!r} of hook {release.hook!r} belongs to dataset"
-            f" {release.dataset!r}, batch {artifact.batch.key!r} to {artifact.dataset!r}"
+            f" {release.dataset!r}, but batch {artifact.batch.key!r} to {artifact.dataset!r}: both"
+            " must be of one dataset"
         )
     record_ids = [outcome.record_id for outcome in artifact.outcomes]
     wanted = [] if artifact.failure else [record.id for record in artifact.batch.records]

@@ -47,7 +47,7 @@ _MOST_EXIT_CODE: Final = 2**31 - 1
 
 def _check_raw(name: str) -> str:
     if name not in RAW_FILES:
-        raise ValueError(f"{quoted(name)} is no file of a hook")
+        raise ValueError(f"{quoted(name)} is not an output file of a hook")
     return name
 
 

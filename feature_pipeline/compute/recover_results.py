@@ -1,8 +1,8 @@
-"""Recover the result of a hook run whose worker died: publish and announce it without a new run.
+"""Recover the result of a hook run whose worker died: publish and enqueue it without a new run.
 
-The code that a worker would have run repeats the run's course: the same plan, parts, policy and
-decisions, over attempts that are only read. So the artifact is the one that the worker would have
-made, and repeating it gives the same one.
+The worker's own code runs again with the same plan, parts, policy and decisions, but reads the
+stored attempts instead of starting the hook. So the artifact is the one that the worker would have
+made. Idempotent.
 """
 
 import logging

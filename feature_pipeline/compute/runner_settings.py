@@ -115,7 +115,10 @@ def open_runner(
             )
         case KubernetesSettings():
             if signer is None:
-                raise InvalidInputError("the kubernetes runner needs credentials to sign with")
+                raise InvalidInputError(
+                    "the kubernetes runner needs credentials that sign URLs of S3: the archive's,"
+                    " or FEATURE_PIPELINE_SIGNER_ACCESS_KEY_ID and its secret key"
+                )
             job = JobSettings(
                 namespace=settings.namespace,
                 support_image=settings.support_image,

@@ -171,7 +171,7 @@ class Isolation:
 
     @property
     def is_conclusive(self) -> bool:
-        """Whether the records are to blame for the failures, not the hook."""
+        """Whether particular records cause the failures, and not the hook itself."""
         return bool(self.well) or not any(map(self._is_new, (*self.culprits, *self.unresolved)))
 
     @property

@@ -119,7 +119,7 @@ def _too_much(place: str, number: int, line: bytes, problem: str) -> Line:
         record_id = json.loads(match[1].decode("utf-8", "surrogateescape"))
         return Line(number, record_id, {}, problem)
     raise InvalidInputError(
-        f"{place}: {problem}, and it does not begin with its id, so no record can be told"
+        f'{place}: {problem}. Its record is unknown, because the line does not begin with "id"'
     )
 
 
@@ -129,7 +129,7 @@ def _read_line(parser: "_Parser", place: str, number: int, raw: bytes) -> Line:
     if not isinstance(members, dict):
         raise InvalidInputError(f'{place}: expected an object, {{"id": ...}}')
     if "id" not in members:
-        raise InvalidInputError(f"{place}: has no id, so no record can be told")
+        raise InvalidInputError(f"{place}: has no id, so its record is unknown")
     record_id = members["id"]
     if not isinstance(record_id, str):
         raise InvalidInputError(f"{place}: id is {quoted(str(record_id))!r}, not text")

@@ -126,7 +126,7 @@ def run_in_parts(
 
 
 class _Course:
-    """One run of a batch, from its first parts to the output of all."""
+    """The execution of a hook over one batch, from its first parts to the merged output of all."""
 
     def __init__(
         self,

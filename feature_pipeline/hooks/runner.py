@@ -59,7 +59,7 @@ class Workspace:
 
     @property
     def code(self) -> Path:
-        """The release's code files, side by side."""
+        """The folder with the release's code files, without subfolders."""
         return self.root / "code"
 
     def log(self, attempt: int) -> Path:

@@ -118,15 +118,15 @@ class WorkFolders:
         return self._folder / "runs"
 
     def open(self, prefix: str, question: Question | None = None) -> WorkFolder:
-        """Make a folder for a worker that begins now.
+        """Create the folder of a worker that is starting.
 
         Args:
-            prefix: Of its name.
+            prefix: Prefix of the folder's name.
             question: The request of the worker's hook run.
 
         Raises:
-            InvalidInputError: Another user owns our folder.
-            OSError: It cannot be made.
+            InvalidInputError: Another user owns the parent folder.
+            OSError: The folder cannot be created.
         """
         self._make(self._runs)
         path = Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=self._runs))

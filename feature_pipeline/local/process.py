@@ -167,7 +167,7 @@ class ServerProcess:
         _remove_record(self.command.folder)
 
     def descendants(self) -> list[psutil.Process]:
-        """Return the running processes that it and its children have started so far."""
+        """Return the running descendants of the process."""
         if self._popen is None:
             return []
         try:

@@ -294,7 +294,7 @@ class IndexDefinition(_Declaration):
         if bool(self.columns) == (self.expression is not None):
             raise ValueError("give either columns or one expression")
         if len(set(self.columns)) != len(self.columns):
-            raise ValueError(f"a column is in {list(self.columns)} twice")
+            raise ValueError(f"the columns of an index must be unique, found {list(self.columns)}")
         if self.unique and self.method is not IndexMethod.BTREE:
             raise ValueError(f"only btree indexes can be unique, not {self.method.value}")
         if len(self.columns) > MAX_INDEX_COLUMNS:
@@ -507,7 +507,7 @@ class HookDefinition(_Declaration):
             raise ValueError(f"{where}: {error}") from error
         names = [index.name for index in self.table.indexes if index.name]
         if len(set(names)) != len(names):
-            raise ValueError(f"table.indexes: a name is in {names} twice")
+            raise ValueError(f"table.indexes: index names must be unique, found {names}")
         versions = [version for upcaster in self.table.upcasters for version in upcaster.releases]
         if len(set(versions)) != len(versions):
             raise ValueError(f"table.upcasters: a release is in {versions} twice")

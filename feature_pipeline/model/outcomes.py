@@ -95,7 +95,8 @@ class Outcome:
     def __post_init__(self) -> None:
         if (self.status is Status.PASSED) != (self.reason is None) or self.reason == "":
             raise InvalidInputError(
-                f"record {self.record_id!r}: {self.status} with reason {self.reason!r}"
+                f"record {self.record_id!r}: {self.status} with reason {self.reason!r}: rejected"
+                " and errored need a reason that is not empty, passed has none"
             )
         if self.rows and self.status is not Status.PASSED:
             raise InvalidInputError(

@@ -112,8 +112,8 @@ def check_spec_version(subject: str, content: object) -> None:
     version = content.get("spec_version", 1) if isinstance(content, dict) else 1
     if version != 1:
         raise InvalidInputError(
-            f"{subject} of spec_version {version!r}: only 1 is known here; a newer release of "
-            f"feature-pipeline may read it"
+            f"{subject} has spec_version {version!r}; this version of feature-pipeline reads only"
+            " 1: upgrade it"
         )
 
 

@@ -221,7 +221,7 @@ class StateReader:
 
 
 def _source_of(error: Exception, name: str) -> str:
-    """The source that is away, where reading `name` asked another one, too."""
+    """Return the source that failed: reading `name` may have queried another one, too."""
     if isinstance(error, ProjectionError):
         return "tables"
     if isinstance(error, InvalidInputError | NotFoundError) and name == "archive":

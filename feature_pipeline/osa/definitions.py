@@ -106,12 +106,12 @@ def define(hook: ServerHook, dataset: str, table: str | None = None) -> HookDefi
 
     Args:
         hook: The server's hook.
-        dataset: The dataset of its batches here.
-        table: Name of its table; the hook's if None.
+        dataset: The dataset that the hook's batches have in this archive.
+        table: Name of the hook's table; if None, the hook's name.
 
     Raises:
-        InvalidInputError: It has no live release, or has what a definition cannot state: a column
-            type that is not known, a name that cannot be a hook's here.
+        InvalidInputError: The hook has no live release, or a definition cannot express it: a
+            column's type is unknown, or its name is not a valid name of a hook.
     """
     release = hook.live_release()
     where = f"hook {hook.name!r}"

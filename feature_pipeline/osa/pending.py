@@ -61,7 +61,7 @@ class PendingBatch:
 
 @dataclass
 class Pending:
-    """What the database said at the beginning of a pass, and what is to be looked at."""
+    """The state of the database at the beginning of a pass, and the outputs to read in it."""
 
     found: Definitions
     now: datetime
@@ -83,14 +83,14 @@ class Pending:
         definitions: Mapping[tuple[str, str], HookDefinition],
         is_patient: bool,
     ) -> "Pending":
-        """Return what is to be looked at.
+        """Return the batches and depositions of the server that a pass must read.
 
         Args:
             reader: The snapshot of the database.
-            settings: What is followed.
-            stored: The memory of what was taken.
+            settings: The conventions and hooks to follow.
+            stored: Which outputs earlier passes have taken.
             definitions: The hooks of this project, by dataset and name.
-            is_patient: Leave out for an hour what could not be taken.
+            is_patient: Whether to skip outputs that could not be taken within the last hour.
         """
         found, now = reader.definitions(), reader.now()
         conventions = {c.id: c for c in found.conventions.values() if settings.follows(c.id)}

@@ -308,7 +308,7 @@ class Reader:
         return None
 
     def hook_runs(self, ids: Collection[str]) -> dict[str, HookRun]:
-        """Return the committed hook runs with these ids, by id: one look-up by key for each."""
+        """Return the committed hook runs with these ids, by id: one primary-key lookup each."""
         rows = self._rows(
             "select id::text, release_id::text, status, started_at, finished_at, oom_retries"
             " from public.hook_runs where id = any(%s::uuid[])",

@@ -95,7 +95,7 @@ def _request(
     url: str, data: BinaryIO | bytes | None = None, method: str = "GET"
 ) -> urllib.request.Request:
     if not url.startswith(("https://", "http://")):
-        raise TransferError("not an http address")
+        raise TransferError("the URL does not begin with https:// or http://")
     return urllib.request.Request(url, data=data, method=method)  # noqa: S310  (checked above)
 
 

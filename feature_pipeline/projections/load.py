@@ -73,13 +73,17 @@ _SHOWN_PROBLEMS: Final = 10
 class LoadReport:
     """The result of loading one batch.
 
-    `rows` is the number of the batch's rows in the table afterwards, `foreign` that of its records
-    that belong to a batch submitted later. `is_unchanged` means that no row was written because the
-    table had the content already. While a generation is being built the report is about that one;
-    `live` is then the report about the one that is read, if it had to be loaded, or `waiting` is
-    the reason why that one cannot store the artifact. `left_out` gives for records the reason why
-    PostgreSQL cannot store their rows. `counts` are the artifact's; None if a later one was loaded
-    already, which was not read.
+    It is about the generation that is being built, if there is one, otherwise about the live one.
+
+    Attributes:
+        rows: Number of the batch's rows in the table after the load.
+        foreign: Number of the batch's records that a later batch owns.
+        is_unchanged: Whether the table had this content already, so that no row was written.
+        live: If a generation is being built, the report about the live one, if that was loaded too.
+        waiting: Why the live generation cannot store the artifact.
+        left_out: Per record, why PostgreSQL cannot store its rows.
+        counts: The artifact's; None if a later artifact was loaded already, so that this one was
+            not read.
     """
 
     batch: str

@@ -132,7 +132,7 @@ def test_helm_values_match_dagster_yaml():
     }
     storage, coordinator = instance.pop("storage"), instance.pop("run_coordinator")
     # A cluster's code server is a deployment of its own, which the cluster starts.
-    assert instance.pop("code_servers").keys() == {"local_startup_timeout"}
+    assert instance.pop("code_servers").keys() == {"local_startup_timeout", "reload_timeout"}
     assert storage["custom"]["class"] == "EnvironmentStorage"
     assert values["postgresql"]["postgresqlScheme"] == "postgresql+psycopg2"
     # The launcher of a cluster starts runs without a code server.

@@ -332,7 +332,7 @@ def iter_record_rows(
             end - start
         ):
             raise CorruptDataError(
-                f"rows: record {record_id!r}: ordinals are not 0..n-1, in order and together"
+                f"rows: record {record_id!r}: its rows are not contiguous, with ordinals 0, 1, 2, …"
             )
         yield record_id, tuple(rows[start:end])
 

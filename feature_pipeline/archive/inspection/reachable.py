@@ -103,9 +103,9 @@ def reach(
 
 
 def erased_since(store: BlobStore, scope: Scope, reached: Reached) -> set[str]:
-    """Return the keys that erasures begun after `reach` deleted, or were about to delete.
+    """Return the keys that erasures started after `reach` have deleted or will delete.
 
-    If a log of erasures is damaged, the walk has a finding about it, and none of it is used.
+    A damaged log of erasures is skipped: `reach` has reported it.
     """
     datasets = [scope.dataset] if scope.dataset else store.list_folders(layout.ERASURE_LOGS)
     now: set[Digest] = set()

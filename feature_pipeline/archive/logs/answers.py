@@ -151,7 +151,7 @@ class Candidates:
 
 
 def own_answers(outcomes: Iterable[Outcome]) -> set[Digest]:
-    """Return the actions that an artifact answers by itself.
+    """Return the actions whose answers this artifact computed.
 
     Carried-over outcomes do not count: the memory names the artifact that computed them. Neither do
     retryable errors. If several records share an action (`scope: batch`), one such error leaves the

@@ -1,4 +1,4 @@
-"""The log of erasures, one per dataset: what erasing withdrawn records replaced and deleted."""
+"""The log of erasures, one per dataset: the artifacts that each replaced, the blobs it deleted."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field

@@ -255,7 +255,7 @@ def quarantined(store: BlobStore) -> list[QuarantinedEntry]:
 
 
 def readable_quarantined(store: BlobStore) -> Readable[QuarantinedEntry]:
-    """Return the readable quarantined entries, oldest first, by id, and the damaged ones.
+    """Return the readable quarantined entries by id, oldest first, and the damage of the others.
 
     Raises:
         StoreUnavailableError: The store could not list objects.

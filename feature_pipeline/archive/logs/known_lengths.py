@@ -358,7 +358,9 @@ def _newest(store: BlobStore) -> tuple[Census | None, dict[str, Damage]]:
             return _first_readable(store, damage), damage
         except NotFoundError:
             continue  # removed since the listing, because newer ones were written
-    raise StoreUnavailableError(f"{store.identity}: a census is listed but absent")
+    raise StoreUnavailableError(
+        f"{store.identity}: the store lists censuses but does not return them: try again"
+    )
 
 
 def _first_readable(store: BlobStore, damage: dict[str, Damage]) -> Census | None:

@@ -19,7 +19,7 @@ from feature_pipeline.model.text.counted import counted
 
 
 class RemovedEntry(Part):
-    """An object beyond the end of a shortened log, which was removed; its text is stored here."""
+    """A log entry that was removed because it lay beyond the new end of a shortened log."""
 
     seq: int = Field(ge=layout.FIRST_SEQ)
     text: str

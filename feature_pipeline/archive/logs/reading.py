@@ -41,8 +41,8 @@ def read_entries(store: BlobStore, prefix: str, model: type[E]) -> list[E]:
     """Return every entry of one log, in order.
 
     Raises:
-        CorruptDataError: An entry cannot be read, is not in its place or does not follow the one
-            before it, or a number is missing.
+        CorruptDataError: An entry cannot be read, is stored under the wrong key, or does not name
+            the digest of the one before it; or a number is missing.
     """
     return [stored.entry for stored in read_stored(store, prefix, model)]
 

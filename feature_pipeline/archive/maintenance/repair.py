@@ -535,7 +535,10 @@ class _Planner:
                     yield manifest
 
     def _release(self, finding: Finding) -> Step | None:
-        """Return the release after the last one in the log, if the project declares it."""
+        """Return the step that registers the missing release again; None if it is not known.
+
+        It must follow the last one in the log, and the project must declare it.
+        """
         key = layout.parse_entry(finding.key)
         dataset, hook = _names(finding.key)
         if hook is None:

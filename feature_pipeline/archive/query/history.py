@@ -192,7 +192,10 @@ def check_as_of(as_of: AsOf) -> AsOf:
         if as_of.tzinfo is None:
             raise InvalidInputError(f"as of {as_of}: write a time with a UTC offset, such as Z")
     elif as_of < layout.FIRST_SEQ:
-        raise InvalidInputError(f"as of {as_of}: entries are numbered from {layout.FIRST_SEQ}")
+        raise InvalidInputError(
+            f"as of {as_of}: log entries are numbered from {layout.FIRST_SEQ}; give such a"
+            " number, or a time with a UTC offset"
+        )
     return as_of
 
 

@@ -56,7 +56,7 @@ class S3Signer:
             raise StoreUnavailableError(f"{key}: cannot be signed: {error}") from error
         if "X-Amz-Signature=" not in url:
             raise InvalidInputError(
-                "the client signs addresses the old way, which covers less and which stores refuse:"
-                " make it with signature_version='s3v4'"
+                "the S3 client signs URLs with an old signature version, which stores refuse:"
+                " create it with signature_version='s3v4'"
             )
         return url

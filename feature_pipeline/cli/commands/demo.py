@@ -215,7 +215,8 @@ class Demo:
             ],
         )
         if not all(proof["equal"] for proof in proofs):
-            raise RuntimeFailure("a table differs from the archive")
+            wrong = ", ".join(str(proof["table"]) for proof in proofs if not proof["equal"])
+            raise RuntimeFailure(f"not equal to the archive after a rebuild: {wrong}")
         return proofs
 
 

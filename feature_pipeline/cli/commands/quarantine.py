@@ -19,7 +19,7 @@ def quarantine(
     readable = readable_quarantined(store)
     quarantined, damage = list(readable.intact.values()), readable.damage
     if requeue and is_discarded:
-        raise InvalidInputError("give either --requeue or --discard")
+        raise InvalidInputError("--requeue and --discard exclude each other: give only one")
     if (requeue or is_discarded) and bool(ids) == is_all:
         raise InvalidInputError("name the entries, or say --all")
     known = [*readable.intact, *(damage if is_discarded or not requeue else ())]

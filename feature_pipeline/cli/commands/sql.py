@@ -88,7 +88,9 @@ def _session() -> Iterator[Connection]:
                     raise ProjectionError(
                         f"the connection to {database.address} was lost: {str(error).strip()}"
                     ) from error
-                raise InvalidInputError(f"{type(error).__name__}: {str(error).strip()}") from error
+                raise InvalidInputError(
+                    f"PostgreSQL refused the query: {type(error).__name__}: {str(error).strip()}"
+                ) from error
     except ConnectionFailedError as error:
         raise ProjectionError(f"{error}; is `feature-pipeline dev` running?") from error
 

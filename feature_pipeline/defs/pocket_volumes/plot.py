@@ -29,10 +29,10 @@ def pocket_volumes(pockets: FeaturePartitions) -> dg.MaterializeResult[None]:
 
 
 def plot_pockets(pockets: "pd.DataFrame") -> dg.MaterializeResult[None]:
-    """Plot the pockets whose druggability is known; metadata count those and the others.
+    """Plot the pockets whose druggability is known. The metadata state how many have none.
 
     Args:
-        pockets: A row a pocket, with the columns `volume` and `druggability`.
+        pockets: One row per pocket, with the columns `volume` and `druggability`.
     """
     from matplotlib.figure import Figure
 

@@ -111,7 +111,7 @@ class _Check:
 
     def _alias(self, anchor: str, line: int) -> None:
         if anchor not in self._sizes:
-            raise InvalidYamlError(f"*{anchor}: no value before it is named &{anchor}", line)
+            raise InvalidYamlError(f"*{anchor} is used before &{anchor} is defined", line)
         size = self._sizes[anchor]
         if size is None:
             raise InvalidYamlError(f"*{anchor} is inside the value that it names", line)

@@ -209,8 +209,8 @@ class FeatureIOManager(dg.ConfigurableIOManager):
         if entry.verdict is not Verdict.CURRENT:
             raise ConflictError(
                 f"hook run {entry.completion} of batch {plan.batch.key!r} is {entry.verdict}: a"
-                " newer one is current, or this one was cancelled, and it was kept as history;"
-                " materialize the partition again to see the newest"
+                " newer run is current, or this one was cancelled. Its output is stored as history;"
+                " materialize the partition again to report the current artifact"
             )
         self._report(context, store, obj, (entry.manifest, published.manifest))
 

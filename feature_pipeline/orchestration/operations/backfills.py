@@ -116,7 +116,9 @@ def _find(definitions: Sequence[HookDefinition], name: str, tables: bool | None)
     if by_hook:
         return Target(by_hook[0], table=_wants_table(by_hook[0], tables), is_named=True)
     if tables is False:
-        raise InvalidInputError(f"{name!r} is a table, and --no-tables says to leave tables out")
+        raise InvalidInputError(
+            f"{name!r} is a table, and --no-tables leaves tables out: give only one of the two"
+        )
     return Target(by_table[0], features=False, table=True, is_named=True)
 
 

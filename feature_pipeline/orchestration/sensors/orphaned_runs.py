@@ -190,7 +190,7 @@ def _recover(
 
 
 def _is_broken(error: FeaturePipelineError) -> bool:
-    """Return whether an unreadable document is permanent: these documents are not rewritten."""
+    """Return whether the error is permanent: an invalid document is never rewritten."""
     return isinstance(error, InvalidInputError) and not isinstance(error, NewerVersionError)
 
 

@@ -280,8 +280,9 @@ def has_table(connection: Connection, name: str) -> bool:
 def _check_version(version: int) -> None:
     if version != BOOKKEEPING_VERSION:
         raise ProjectionError(
-            f"schema {BOOKKEEPING_SCHEMA} is of version {version}, this code knows"
-            f" {BOOKKEEPING_VERSION}: upgrade, or drop both schemas and rebuild from the archive"
+            f"schema {BOOKKEEPING_SCHEMA} has version {version}; this version of feature-pipeline"
+            f" reads only {BOOKKEEPING_VERSION}: upgrade it, or drop the schemas"
+            f" {BOOKKEEPING_SCHEMA} and {READ_SCHEMA} and run `feature-pipeline rebuild`"
         )
 
 

@@ -495,12 +495,12 @@ def _archive_content(
 
     Args:
         store: The archive.
-        connection: To the table.
+        connection: To the tables' database.
         spec: The table.
-        generation: Whose columns the rows take.
-        progress: What is compared.
-        loaded: The same, with loaded batches that may own records of these.
-        artifacts: Of each batch of `loaded`.
+        generation: The generation that is compared; rows are converted to its columns.
+        progress: Progress of the batches to compare.
+        loaded: `progress`, and that of the loaded batches that may own records of those batches.
+        artifacts: By batch of `loaded`, its artifact, or why it cannot be read.
         left_out: Records whose rows are not compared.
     """
     submitted = log.readable_batches(store, spec.dataset, loaded)

@@ -385,8 +385,8 @@ def _finish(store: BlobStore, connection: Connection, spec: TableSpec) -> TableR
                 raise problem
             return replace(read_report(store, connection, spec), is_switched=True)
     raise ProjectionError(
-        f"table {spec.name!r}: batches kept arriving while generation {report.building} was"
-        f" verified, {_ROUNDS} times; the next run switches to it"
+        f"table {spec.name!r}: batches arrived during each of {_ROUNDS} proofs of generation"
+        f" {report.building}; the next run proves it again and switches to it"
     )
 
 

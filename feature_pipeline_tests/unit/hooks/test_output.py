@@ -677,7 +677,7 @@ class TestMuch:
 
     def test_a_long_line_that_does_not_begin_with_its_id(self):
         line = json.dumps({"features": [{"name": "x" * 3_000}], "id": "a"})
-        with pytest.raises(InvalidInputError, match="does not begin with its id, so no record"):
+        with pytest.raises(InvalidInputError, match='does not begin with "id"'):
             decode({"features.jsonl": line})
 
     def test_a_long_line_twice(self):

@@ -143,7 +143,7 @@ def test_limits_in_units():
         ),
         (
             {"table": {"indexes": [{"columns": ["score"], "name": n} for n in ("i", "i")]}},
-            "a name is in ['i', 'i'] twice",
+            "index names must be unique, found ['i', 'i']",
         ),
         ({"feature": {}, "table": {"name": "t"}}, "a hook without feature.columns has no table"),
         (

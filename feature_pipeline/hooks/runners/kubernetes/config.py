@@ -76,7 +76,7 @@ class PodOverrides:
 
 
 def _convert(value: Any, kind: str, where: str) -> Any:
-    """Return `value` of a Kubernetes type with its fields in Kubernetes's spelling."""
+    """Return `value`, of the Kubernetes type `kind`, with field names as in the API (camelCase)."""
     if value is None:
         return None
     if match := re.fullmatch(r"list\[(.+)\]", kind):

@@ -70,7 +70,7 @@ def test_a_scalar_with_one_meaning_is_taken(scalar: str) -> None:
     [
         (BOMB, 5, "more than 100,000 values once aliases are expanded"),
         ("a: 1\nb: &b [1, *b]", 2, "is inside the value that it names"),
-        ("a: 1\nb: *c", 2, "no value before it is named &c"),
+        ("a: 1\nb: *c", 2, "c is used before &c is defined"),
         ("a: 1\nb: " + "[" * 100, 2, "nested deeper than 64"),
         ("x" * 1_000_001, 1, "at most 1,000,000"),
         ("a: 1\nb: {c: 1, c: 2}", 2, "'c' is there twice"),
