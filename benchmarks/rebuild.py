@@ -1,11 +1,13 @@
 """How fast tables are rebuilt from S3: ratios to raw COPY and to usual loaders, in one run.
 
     python -m benchmarks.rebuild [--rows 200000 2000000] [--repeats 3] [--dlt-python PYTHON]
+        [--duckdb-python PYTHON] [--adbc-python PYTHON]
 
 Real servers (SeaweedFS, PostgreSQL with fsync on) on this machine, in a temporary folder. Every
 contender loads the same rows into a table with the primary key (record_id, ordinal). Slow ones
-load the first rows only; rates are compared. `--dlt-python` names an interpreter that has dlt:
-it is no dependency of the project.
+load the first rows only; rates are compared. The interpreters named have dlt, DuckDB with
+`duckdb-extension-postgres-scanner`, and ADBC's driver for PostgreSQL: these are no dependencies of
+the project. The first round of all contenders is not measured: it is slower than later ones.
 """
 
 import argparse
@@ -24,22 +26,28 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pyarrow as pa
 import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 import sqlalchemy as sa
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from feature_pipeline import measure
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.read import read_manifest, read_rows
 from feature_pipeline.archive.store.s3 import S3Store, make_client, open_store
 from feature_pipeline.local.services import LocalServices
 from feature_pipeline.model.columns import Column
+from feature_pipeline.model.instruments import TABLE_OPERATION_TIME, Instrument
 from feature_pipeline.projections.catalog import ddl, generation
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.catalog.spec import TableSpec
 from feature_pipeline.projections.load import load_batches
 from feature_pipeline.projections.proof.proof import prove
 from feature_pipeline.projections.rebuild import begin_rebuild, fill
+from feature_pipeline.projections.rows.prepare import encode_chunks
+from feature_pipeline.projections.rows.write import copy_rows
 from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
 
 RECORDS_PER_BATCH, ROWS_PER_RECORD = 1000, 5
@@ -109,6 +117,19 @@ class Bench:
             parts.append(sink.getvalue())
         return parts
 
+    def parquet(self, folder: Path) -> None:
+        """Write each batch's rows with the batch, as a user of other loaders would have them."""
+        for batch, rows in self.arrow():
+            table = rows.add_column(2, "batch", pa.array([batch] * len(rows)))
+            pq.write_table(table, folder / f"{batch}.parquet")
+
+    def binary_parts(self) -> list[bytes]:
+        kinds = ddl.column_kinds(COLUMNS)
+        return [
+            b"".join(chunk for chunk in encode_chunks(rows, batch, kinds))
+            for batch, rows in self.arrow()
+        ]
+
     def python_rows(self, count: int) -> Rows:
         rows: Rows = []
         for batch, table in self.arrow(-(-count // (RECORDS_PER_BATCH * ROWS_PER_RECORD))):
@@ -145,18 +166,34 @@ class Bench:
         with ThreadPoolExecutor(ways) as pool:
             list(pool.map(one, [parts[way::ways] for way in range(ways)]))
 
-    def ours(self, workers: int) -> None:
-        for _ in load_batches(self.store, self.database, SPEC, workers=workers):
+    def binary_copy(self, parts: Sequence[bytes]) -> None:
+        table = sql.Identifier("feature_pipeline", "raw")
+        with psycopg.connect(self.url) as connection:
+            copy_rows(connection, table, ddl.column_kinds(COLUMNS), map(memoryview, parts))
+
+    def load(self) -> None:
+        """Load the table for the first time: rebuilds are measured beside one that is read."""
+        for _ in load_batches(self.store, self.database, SPEC):
             pass
 
-    def rebuild_and_switch(self, workers: int) -> None:
-        for _ in fill(
-            self.store,
-            self.database,
-            begin_rebuild(self.store, self.database, SPEC),
-            workers=workers,
-        ):
-            pass
+    def rebuild(self, workers: int) -> dict[str, float]:
+        """Return the seconds that proof and switch took, and those of everything before them."""
+        took = {"proof": 0.0, "switch": 0.0}
+
+        def add(instrument: Instrument, value: float, labels: dict[str, str]) -> None:
+            if instrument is TABLE_OPERATION_TIME and labels["operation"] in took:
+                took[labels["operation"]] += value
+
+        measure.connect(add)
+        try:
+            begun = begin_rebuild(self.store, self.database, SPEC)
+            started = time.perf_counter()
+            for _ in fill(self.store, self.database, begun, workers=workers):
+                pass
+            whole = time.perf_counter() - started
+        finally:
+            measure.connect(None)
+        return {**took, "whole": whole, "rebuild": whole - sum(took.values())}
 
     def to_sql(self, rows: Rows) -> None:
         import pandas as pd
@@ -200,6 +237,64 @@ class Bench:
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         subprocess.run([python, "-c", DLT_PROGRAM, str(file), self.url], check=True, cwd=folder)
 
+    def elsewhere(self, python: str, program: str, folder: Path) -> float:
+        """Return the seconds that a program measured, which loads Parquet files into `raw`."""
+        names = [*ddl.column_kinds(COLUMNS)]
+        json_names = [column.name for column in COLUMNS if column.kind == "json"]
+        arguments = json.dumps([str(folder), self.url, names, json_names])
+        done = subprocess.run(
+            [python, "-c", program, arguments], check=True, capture_output=True, cwd=folder
+        )
+        self.check_raw()
+        return float(done.stdout.splitlines()[-1])
+
+    def check_raw(self) -> None:
+        """Check that `raw` has the types and the key of a generation."""
+        with psycopg.connect(self.url) as connection:
+            types = connection.execute(
+                "select attname, format_type(atttypid, atttypmod) from pg_attribute"
+                " where attrelid = 'feature_pipeline.raw'::regclass and attnum > 0"
+            ).fetchall()
+            keys = connection.execute(
+                "select from pg_index where indrelid = 'feature_pipeline.raw'::regclass"
+                " and indisprimary"
+            ).fetchall()
+        if dict(types) != ddl.column_types(COLUMNS) or len(keys) != 1:
+            raise SystemExit(f"a contender made another table: {types}")
+
+
+DUCKDB_PROGRAM = """
+import json, pathlib, sys, time
+import duckdb, duckdb_extension_postgres_scanner
+folder, url, names, json_names = json.loads(sys.argv[1])
+found = pathlib.Path(duckdb_extension_postgres_scanner.__file__).parent.rglob("*.duckdb_extension")
+columns = ", ".join(names)
+started = time.perf_counter()
+connection = duckdb.connect()
+connection.load_extension(str(next(found)))
+connection.execute(f"attach '{url}' as pg (type postgres)")
+connection.execute(
+    f"insert into pg.feature_pipeline.raw ({columns})"
+    f" select {columns} from read_parquet('{folder}/*.parquet')"
+)
+print(time.perf_counter() - started)
+"""
+
+ADBC_PROGRAM = """
+import json, pathlib, sys, time
+import adbc_driver_postgresql.dbapi, pyarrow.dataset
+folder, url, names, json_names = json.loads(sys.argv[1])
+started = time.perf_counter()
+with adbc_driver_postgresql.dbapi.connect(url) as connection, connection.cursor() as cursor:
+    cursor.execute("drop table feature_pipeline.raw")
+    reader = pyarrow.dataset.dataset(folder, format="parquet").scanner(columns=names).to_reader()
+    cursor.adbc_ingest("raw", reader, mode="create", db_schema_name="feature_pipeline")
+    casts = ", ".join(f"alter {name} type jsonb using {name}::jsonb" for name in json_names)
+    cursor.execute(f"alter table feature_pipeline.raw {casts}")
+    cursor.execute("alter table feature_pipeline.raw add primary key (record_id, ordinal)")
+    connection.commit()
+print(time.perf_counter() - started)
+"""
 
 DLT_PROGRAM = """
 import json, sys, time
@@ -272,6 +367,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[200_000, 2_000_000])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dlt-python")
+    parser.add_argument("--duckdb-python")
+    parser.add_argument("--adbc-python")
     parser.add_argument("--memory-child", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.memory_child:
@@ -304,7 +401,7 @@ def run(given: argparse.Namespace, address: dict[str, str], url: str, folder: Pa
         rows = publish(store, size)
         print(f"\n{rows:,} rows published in {time.perf_counter() - started:,.0f} s", flush=True)
         bench = Bench(store, url)
-        rate = _speeds(bench, given, rows)
+        rate = _speeds(bench, given, rows, folder)
         if at == 0:
             _slow(bench, given, rate, min(rows, 20_000), folder)
         bench.drop_ours()
@@ -318,41 +415,65 @@ def run(given: argparse.Namespace, address: dict[str, str], url: str, folder: Pa
         print(f"memory, {most / fewest:.0f} times the rows: {ratio:.2f} times; target 1.1")
 
 
-def _speeds(bench: Bench, given: argparse.Namespace, rows: int) -> float:
-    """Print rates and ratios; rows per second of a rebuild by one worker."""
-    parts = bench.csv_parts()
+def _speeds(bench: Bench, given: argparse.Namespace, rows: int, folder: Path) -> float:
+    """Print rates and ratios; return the rows per second of a rebuild by one worker."""
+    csv, binary = bench.csv_parts(), bench.binary_parts()
+    files = folder / f"parquet-{rows}"
+    files.mkdir()
+    bench.parquet(files)
+    contenders: dict[str, Callable[[], dict[str, float]]] = {
+        "raw CSV COPY": lambda: {"": timed(lambda: bench.raw_copy(csv, 1))},
+        "raw CSV COPY, two connections": lambda: {"": timed(lambda: bench.raw_copy(csv, 2))},
+        "raw binary COPY": lambda: {"": timed(lambda: bench.binary_copy(binary))},
+        "1 worker": lambda: bench.rebuild(1),
+        "2 workers": lambda: bench.rebuild(2),
+    }
+    for name, python, program in (
+        ("DuckDB", given.duckdb_python, DUCKDB_PROGRAM),
+        ("ADBC", given.adbc_python, ADBC_PROGRAM),
+    ):
+        if python:
+            contenders[name] = lambda python=python, program=program: {  # type: ignore[misc]
+                "": bench.elsewhere(python, program, files)
+            }
+    bench.drop_ours()
+    bench.load()
     times: dict[str, list[float]] = {}
-    for _ in range(given.repeats):
-        for workers in (1, 2):
+    for turn in range(given.repeats + 1):
+        for name, work in contenders.items():
             bench.empty_table()
-            raw = timed(lambda: bench.raw_copy(parts, workers))  # noqa: B023
-            times.setdefault(f"raw COPY, {workers} connections", []).append(raw)
-            bench.drop_ours()
-            ours = timed(lambda: bench.ours(workers))  # noqa: B023
-            times.setdefault(f"rebuild, {workers} workers", []).append(ours)
-    proof = timed(lambda: _proved(bench))
-    whole = timed(lambda: bench.rebuild_and_switch(1))
+            for part, seconds in work().items():
+                if turn:
+                    times.setdefault(f"{part}, {name}" if part else name, []).append(seconds)
+    _proved(bench)
     medians = {name: statistics.median(found) for name, found in times.items()}
     for name, seconds in medians.items():
         print(f"{name:32} {rows / seconds:>12,.0f} rows/s {seconds:8.2f} s")
-    print(f"{'full proof of the table':32} {rows / proof:>12,.0f} rows/s {proof:8.2f} s")
-    print(
-        f"{'rebuild, proof and switch':32} {rows / whole:>12,.0f} rows/s {whole:8.2f} s", flush=True
-    )
-    for workers in (1, 2):
-        ratios = [
-            raw / ours
-            for raw, ours in zip(
-                times[f"raw COPY, {workers} connections"],
-                times[f"rebuild, {workers} workers"],
-                strict=True,
+    for ours, other, target in RATIOS:
+        if other in times:
+            ratios = [b / a for a, b in zip(times[ours], times[other], strict=True)]
+            shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+            wanted = "" if target is None else f" target {target}"
+            print(
+                f"{ours} / {other}: {statistics.median(ratios):.2f}   ({shown}){wanted}", flush=True
             )
-        ]
-        shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-        print(
-            f"rebuild / raw COPY, {workers}: {statistics.median(ratios):.2f}   ({shown}) target 0.9"
-        )
-    return rows / medians["rebuild, 1 workers"]
+    return rows / medians["rebuild, 1 worker"]
+
+
+RATIOS = (
+    ("rebuild, 1 worker", "raw CSV COPY", 1.1),
+    ("rebuild, 2 workers", "raw CSV COPY, two connections", 0.9),
+    ("rebuild, 1 worker", "raw binary COPY", None),
+    ("proof, 1 worker", "raw CSV COPY", 1.2),
+    ("whole, 1 worker", "raw CSV COPY", None),
+    ("whole, 2 workers", "raw CSV COPY", 0.7),
+    ("rebuild, 2 workers", "DuckDB", 1.8),
+    ("rebuild, 2 workers", "ADBC", 2),
+)
+"""What is compared, and the least ratio of rows a second that is wanted; None if it is only shown.
+
+`whole` is a rebuild with proof and switch; `rebuild` is without both.
+"""
 
 
 def _proved(bench: Bench) -> None:

@@ -56,8 +56,10 @@ HARM = (
 )
 DEATHS = (
     (load, "replace_batches"),
+    (write, "ensure_key"),
     (write, "replace_batch"),
     (write, "write_progress"),
+    (finalize, "ensure_key"),
     (finalize, "follow_indexes"),
     (finalize, "prove_once"),
     (finalize, "wait_for_older_snapshots"),

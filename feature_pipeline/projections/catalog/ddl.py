@@ -3,7 +3,7 @@
 import functools
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from psycopg import sql
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
     from sqlalchemy.dialects.postgresql.base import PGDialect
     from sqlalchemy.types import TypeEngine
+
+KEY: Final = ("record_id", "ordinal")
+"""The columns of a generation's primary key."""
 
 
 def column_kinds(columns: Sequence[Column]) -> dict[str, str]:
@@ -43,12 +46,24 @@ def type_name(kind: str) -> sql.SQL:
 
 
 def create_table(
-    relation: str, columns: Sequence[Column], schema: str = BOOKKEEPING_SCHEMA
+    relation: str,
+    columns: Sequence[Column],
+    schema: str = BOOKKEEPING_SCHEMA,
+    *,
+    is_keyed: bool = True,
 ) -> sql.SQL:
-    """Return the DDL of a generation: typed columns, primary key (record_id, ordinal)."""
+    """Return the DDL of a generation: typed columns, and its primary key if `is_keyed`."""
     from sqlalchemy.schema import CreateTable
 
-    return _ddl(CreateTable(_table(relation, columns, schema)))
+    return _ddl(CreateTable(_table(relation, columns, schema, is_keyed=is_keyed)))
+
+
+def add_key(relation: str) -> sql.Composed:
+    """Return the DDL that gives a generation its primary key, under the name of `create_table`."""
+    return sql.SQL("alter table {} add primary key ({})").format(
+        sql.Identifier(BOOKKEEPING_SCHEMA, relation),
+        sql.SQL(", ").join(map(sql.Identifier, KEY)),
+    )
 
 
 def create_index(
@@ -126,7 +141,11 @@ def comments(
 
 
 def _table(
-    relation: str, columns: Sequence[Column], schema: str = BOOKKEEPING_SCHEMA
+    relation: str,
+    columns: Sequence[Column],
+    schema: str = BOOKKEEPING_SCHEMA,
+    *,
+    is_keyed: bool = True,
 ) -> "sa.Table":
     import sqlalchemy as sa
 
@@ -134,13 +153,14 @@ def _table(
         relation,
         sa.MetaData(),
         # "C": ids are compared by code point, as everywhere in the archive, and faster.
-        sa.Column("record_id", sa.Text(collation="C"), primary_key=True),
-        sa.Column("ordinal", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("record_id", sa.Text(collation="C"), nullable=False),
+        sa.Column("ordinal", sa.Integer, nullable=False, autoincrement=False),
         sa.Column("batch", sa.Text(collation="C"), nullable=False),
         *(
             sa.Column(column.name, _type(column.kind), nullable=not column.required)
             for column in columns
         ),
+        *([sa.PrimaryKeyConstraint(*KEY)] if is_keyed else []),
         schema=schema,
     )
 

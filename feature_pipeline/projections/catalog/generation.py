@@ -137,7 +137,12 @@ class Generation:
     is_there: bool = True
     """Whether its real table exists."""
     is_whole: bool = True
-    """Whether that table, and the one of its outcomes, have what loads and the view need."""
+    """Whether that table, and the one of its outcomes, have what loads and the view need.
+
+    That is without a primary key as long as it was never read.
+    """
+    is_keyed: bool = True
+    """Whether that table has its primary key (`ensure_key`)."""
 
     @property
     def identifier(self) -> sql.Identifier:
@@ -459,6 +464,35 @@ def empty_generation(connection: Connection, generation: Generation) -> list[str
         return sorted(row[0] for row in removed)
 
 
+def ensure_key(connection: Connection, generation: Generation) -> None:
+    """Build the primary key of a generation that was loaded without it, unless it has one.
+
+    It waits for loads that are under way, and others wait for it.
+
+    Args:
+        connection: In no transaction.
+        generation: The generation.
+
+    Raises:
+        psycopg.IntegrityError: It has a row twice, which no load writes.
+        psycopg.Error: PostgreSQL cannot build it, or the table was dropped.
+    """
+    if generation.is_keyed:
+        return
+    with connection.transaction():
+        lock_table(connection, generation.table_name, is_shared=True)
+        # One process builds it, and holds nothing that loads under way could wait for.
+        lock(connection, "key", generation.id)
+        is_there = fetch_value(
+            connection,
+            "select exists (select from pg_index where indrelid = to_regclass(%s)"
+            " and indisprimary)",
+            [generation.identifier.as_string(connection)],
+        )
+        if not is_there:
+            connection.execute(ddl.add_key(generation.relation))
+
+
 def drop_generation(connection: Connection, generation: Generation) -> None:
     """Drop the generation with its outcomes and progress. It is neither live nor wanted."""
     for name in (generation.relation, outcomes_partition(generation.id)):
@@ -596,7 +630,8 @@ def _create_generation(connection: Connection, spec: TableSpec, token: str = "")
             token,
         ],
     )
-    connection.execute(ddl.create_table(relation, spec.columns))
+    # Rows are loaded faster without the key, which is needed once a record has to be found.
+    connection.execute(ddl.create_table(relation, spec.columns, is_keyed=False))
     partition = sql.Identifier(BOOKKEEPING_SCHEMA, outcomes_partition(number))
     # Made apart and attached: "partition of" would lock readers of every table's outcomes out.
     connection.execute(sql.SQL(_CREATE_OUTCOMES_PARTITION).format(partition, sql.Literal(number)))
@@ -669,6 +704,7 @@ select g.id, g.table_name, g.relation, g.digest, g.columns, g.upcasters, g.creat
             select a.attname::text from unnest(x.indkey) with ordinality k (number, place)
             join pg_attribute a on a.attrelid = c.oid and a.attnum = k.number order by k.place
             ) = array['record_id', 'ordinal']) as is_keyed,
+    exists (select from pg_index x where x.indrelid = c.oid and x.indisprimary) as has_key,
     exists (
         select from pg_inherits i join pg_class o on o.oid = i.inhrelid
         join pg_class p on p.oid = i.inhparent
@@ -682,11 +718,12 @@ left join pg_class c on c.relnamespace = n.oid and c.relname = g.relation and c.
 
 def _generation(row: tuple[Any, ...]) -> Generation:
     number, table_name, relation, digest, columns, upcasters, created_at, switched_at = row[:8]
-    is_there, attributes, is_keyed, has_outcomes = row[8:]
+    is_there, attributes, is_keyed, has_key, has_outcomes = row[8:]
     declared = tuple(Column.model_validate(column) for column in columns)
     types = ddl.column_types(declared)
     has_columns = types.items() <= {name: kind for name, kind, _ in attributes}.items()
     # A foreign column that must not be null keeps all rows out.
+    is_unread = switched_at is None and not has_key
     is_open = not any(name not in types and needed == "true" for name, _, needed in attributes)
     return Generation(
         id=number,
@@ -698,5 +735,6 @@ def _generation(row: tuple[Any, ...]) -> Generation:
         created_at=created_at,
         switched_at=switched_at,
         is_there=is_there,
-        is_whole=is_there and has_columns and is_open and is_keyed and has_outcomes,
+        is_whole=is_there and has_columns and is_open and (is_keyed or is_unread) and has_outcomes,
+        is_keyed=is_keyed,
     )

@@ -7,6 +7,7 @@ the batch, its records in the order of their ids, progress rows in the order of 
 import re
 import reprlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -35,7 +36,12 @@ from feature_pipeline.projections.catalog.database import (
     lock,
     lock_each,
 )
-from feature_pipeline.projections.catalog.generation import Generation, TableState, lock_table
+from feature_pipeline.projections.catalog.generation import (
+    Generation,
+    TableState,
+    ensure_key,
+    lock_table,
+)
 from feature_pipeline.projections.rows.copy_format import COPY_HEADER, COPY_TRAILER
 from feature_pipeline.projections.rows.prepare import (
     OUTCOME_KINDS,
@@ -143,6 +149,9 @@ def replace_batches(
         return Replaced(tuple(first))
     done: list[Replacement] = []
     refused: dict[str, RefusedBatchError] = {}
+    # Claims find records. Rows that keep the key from being built are found before any is read.
+    with suppress(*_REFUSALS):
+        ensure_key(connection, generation)
     for prepared in group.batches:
         try:
             done.append(_replace_one(connection, state, generation, prepared, is_forced, given_up))

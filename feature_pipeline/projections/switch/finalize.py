@@ -23,6 +23,7 @@ from feature_pipeline.projections.catalog.bookkeeping import (
     read_left_out,
 )
 from feature_pipeline.projections.catalog.database import (
+    UNHOLDABLE,
     Connection,
     Database,
     fetch_value,
@@ -36,6 +37,7 @@ from feature_pipeline.projections.catalog.generation import (
     discarded_lately,
     drop_generation,
     empty_generation,
+    ensure_key,
     is_current_definition,
     is_followed,
     list_generations,
@@ -344,16 +346,22 @@ def _finish(store: BlobStore, connection: Connection, spec: TableSpec) -> TableR
             return replace(report, late=tuple(sorted(late)))
         with measure.timed(spec.name, "index"):
             try:
+                ensure_key(connection, building)
                 problem = _index(connection, building, spec, report)
-            except UnholdableRowsError:
+            except psycopg.IntegrityError as error:
+                what = error.diag.message_detail or error
+                _discard(connection, spec, building, f"its key cannot be built: {what}")
+                return replace(read_report(store, connection, spec), is_discarded=True)
+            except (UnholdableRowsError, *UNHOLDABLE):
                 # Loaded with the indexes in place, the rows that these cannot store are left out.
                 emptied = empty_generation(connection, building)
+                ensure_key(connection, building)
                 follow_indexes(connection, building, spec, is_read=False)
                 return replace(read_report(store, connection, spec), late=tuple(emptied))
         progress = all_progress(connection, building.id)
         proof = _prove(store, connection, spec, building, progress, proven)
         if not proof.has_equal_content:
-            _discard(connection, spec, building, proof)
+            _discard(connection, spec, building, proof.summary())
             return replace(read_report(store, connection, spec), is_discarded=True)
         proven = progress
         if not is_first:
@@ -371,6 +379,7 @@ def _finish(store: BlobStore, connection: Connection, spec: TableSpec) -> TableR
                 now.building is not None
                 and now.building.id == building.id
                 and now.building.is_whole
+                and now.building.is_keyed
                 and (now.live is None) == was_first
                 and not now.is_pinned
                 and all_progress(under_lock, building.id) == proven
@@ -446,7 +455,7 @@ def _prove(
     return proof
 
 
-def _discard(connection: Connection, spec: TableSpec, building: Generation, proof: Proof) -> None:
+def _discard(connection: Connection, spec: TableSpec, building: Generation, reason: str) -> None:
     """Discard a generation with wrong rows, and request another one.
 
     Raises:
@@ -455,7 +464,7 @@ def _discard(connection: Connection, spec: TableSpec, building: Generation, proo
     with connection.transaction():
         lock_table(connection, spec.name)
         is_again = discarded_lately(connection, spec)
-        record_discarded(connection, spec, building, proof.summary())
+        record_discarded(connection, spec, building, reason)
         state = require_table(connection, spec)
         is_ours = state.building is not None and state.building.id == building.id
         if is_ours and not is_again:
@@ -463,7 +472,7 @@ def _discard(connection: Connection, spec: TableSpec, building: Generation, proo
     if is_again:
         raise ProjectionError(
             f"table {spec.name!r}: generation {building.relation} was not switched to:"
-            f" {proof.summary()}. It was built again less than {DISCARDED_FOR} ago: remove"
+            f" {reason}. It was built again less than {DISCARDED_FOR} ago: remove"
             " the cause, for example a trigger, and run `feature-pipeline rebuild`"
         )
 
