@@ -41,7 +41,7 @@ def map_threads(function: Callable[[T], R], items: Iterable[T], workers: int = W
     return _run(cached, function, work)
 
 
-def call_beside(function: Callable[[T], None], items: Iterable[T], ahead: int = 2) -> None:
+def call_beside(function: Callable[[T], None], items: Iterable[T], ahead: int = 1) -> None:
     """Call `function` on each item, in order, in one other thread, while later items are produced.
 
     At most `ahead` items wait. The first error, of either side, is raised once the call that is

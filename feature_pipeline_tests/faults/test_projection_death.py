@@ -39,8 +39,8 @@ BATCHES, ROWS = 3, 40
 STEPS = [
     Step("load", "ensure_table", is_after=True),
     Step("load", "replace_batches", call=2),
-    Step("rows.replace", "write_progress", call=1),
-    Step("rows.replace", "write_progress", call=1, is_after=True),
+    Step("rows.write", "write_progress", call=1),
+    Step("rows.write", "write_progress", call=1, is_after=True),
     Step("load", "_flush"),
     Step("switch.finalize", "ensure_key"),
     Step("switch.finalize", "ensure_key", is_after=True),

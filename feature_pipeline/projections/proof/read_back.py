@@ -21,7 +21,7 @@ from feature_pipeline.archive.format.encode import arrow_field
 from feature_pipeline.model.columns import Column
 from feature_pipeline.projections.catalog.database import Connection
 
-CHUNK_BYTES: Final = 4 << 20
+CHUNK_BYTES: Final = 2 << 20
 """Bytes of text parsed at a time; the memory needed is a multiple of it."""
 
 _DELIMITER: Final = "\x02"
