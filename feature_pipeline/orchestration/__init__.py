@@ -12,6 +12,7 @@ import dagster as dg
 # every process at every start: dozens of lines before the answer of each command.
 for name in (
     "backfill_policy",
+    "owners",
     "use_user_code_server",
     "LocalFileCodeReference",
     "CodeReferencesMetadataValue",

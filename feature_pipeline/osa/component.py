@@ -1,6 +1,5 @@
 """The `OsaServer` component: the followed server, declared in `defs/<name>/defs.yaml`."""
 
-from string import Template
 from typing import Any, Final, Self
 
 import dagster as dg
@@ -16,7 +15,7 @@ from feature_pipeline.orchestration.resources import ArchiveResource
 from feature_pipeline.osa.compare import compare_hooks
 from feature_pipeline.osa.completions import Follower
 from feature_pipeline.osa.definitions import Drift, find_drift, followed_hooks
-from feature_pipeline.osa.settings import STORAGE, OsaSettings
+from feature_pipeline.osa.settings import STORAGE, OsaSettings, component_text
 
 DRIFT_CHECK: Final = "definitions_match"
 ROWS_CHECK: Final = "rows_match"
@@ -24,27 +23,6 @@ SHOWN: Final = 20
 PASS_SECONDS: Final = 60
 TAKING_SECONDS: Final = 30.0
 """Dagster gives an evaluation a minute; nothing is begun after this time."""
-
-DEFS_YAML: Final = Template(
-    """\
-type: feature_pipeline.OsaServer
-
-attributes:
-  # Name of the server here.
-  name: $name
-  # Environment variable with the URL of the server's database; its role needs to read only.
-  database_url_variable: FEATURE_PIPELINE_OSA_DATABASE_URL
-  # The server's storage: the folder $$OSA_DATA_DIR/data, or s3://bucket/prefix; when absent, that
-  # of FEATURE_PIPELINE_OSA_STORAGE.
-  # storage: /srv/osa/data
-  # S3 address of that bucket, if it is not the archive's.
-  # storage_endpoint: https://s3.example.org
-  # Which conventions are followed, and the dataset of each; all of them when absent.
-  # conventions: {protein-designs: designs}
-  # Which hooks are followed; all of the conventions' when absent.
-  # hooks: [qc]
-"""
-)
 
 
 class OsaServerScaffolder(dg.Scaffolder[Any]):
@@ -55,7 +33,7 @@ class OsaServerScaffolder(dg.Scaffolder[Any]):
         folder = request.target_path
         name = check_dataset(folder.name)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "defs.yaml").write_text(DEFS_YAML.substitute(name=name), encoding="utf-8")
+        (folder / "defs.yaml").write_text(component_text(name), encoding="utf-8")
 
 
 @dg.scaffold_with(OsaServerScaffolder)

@@ -24,7 +24,7 @@ from feature_pipeline.model.release import HookRelease, ReleaseDocument
 from feature_pipeline.model.text.first_few import first_few
 from feature_pipeline.model.text.quoting import problems
 from feature_pipeline.osa.server import Convention, Definitions, Release, ServerHook
-from feature_pipeline.osa.settings import OsaSettings
+from feature_pipeline.osa.settings import OsaSettings, component_text
 
 DEFINITION_FILE: Final = "defs.yaml"
 _HEADER: Final = """\
@@ -202,13 +202,24 @@ def _column(column: object, where: str) -> dict[str, object]:
     return declared | {key: text for key, text in texts.items() if text is not None}
 
 
-def write_definitions(followed: Sequence[FollowedHook], folder: Path) -> list[Path]:
-    """Write a `defs.yaml` for each hook; either all of them are written or none.
+def write_definitions(
+    followed: Sequence[FollowedHook], folder: Path, server: OsaSettings | None = None
+) -> list[Path]:
+    """Write a `defs.yaml` for each hook; either all files are written or none.
+
+    Args:
+        followed: The hooks.
+        folder: The folder of definitions.
+        server: Also write the component that follows the server, with this name, conventions and
+            hooks.
 
     Raises:
         ConflictError: A file exists: definitions belong to their authors. Names all of them.
     """
     files = {folder / each.folder / DEFINITION_FILE: each.text for each in followed}
+    if server is not None:
+        text = component_text(server.name, server.conventions, server.hooks)
+        files[folder / server.name / DEFINITION_FILE] = text
     if existing := [str(path) for path in files if path.exists()]:
         raise ConflictError(
             f"{first_few(existing)} exists: nothing was written. `feature-pipeline osa plan` shows"

@@ -1,9 +1,11 @@
 """The settings of one followed server: database, storage, conventions, datasets, hooks."""
 
+import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from string import Template
 from typing import Final, Self
 from urllib.parse import urlsplit
 
@@ -31,6 +33,27 @@ STORAGE: Final = "FEATURE_PIPELINE_OSA_STORAGE"
 
 COMPONENT: Final = "feature_pipeline.OsaServer"
 """Type of the component that has these settings as its attributes."""
+
+_COMPONENT_YAML: Final = Template(
+    """\
+type: feature_pipeline.OsaServer
+
+attributes:
+  # Name of the server here.
+  name: $name
+  # Environment variable with the URL of the server's database; its role needs to read only.
+  database_url_variable: FEATURE_PIPELINE_OSA_DATABASE_URL
+  # The server's storage: the folder $$OSA_DATA_DIR/data, or s3://bucket/prefix; when absent, that
+  # of FEATURE_PIPELINE_OSA_STORAGE.
+  # storage: /srv/osa/data
+  # S3 address of that bucket, if it is not the archive's.
+  # storage_endpoint: https://s3.example.org
+  # Which conventions are followed, and the dataset of each; all of them when absent.
+  # conventions: {protein-designs: designs}
+  # Which hooks are followed; all of the conventions' when absent.
+  # hooks: [qc]
+"""
+)
 
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -165,6 +188,27 @@ class OsaSettings(BaseModel):
             session_token=token,
         )
         return BucketStorage(client, parts.netloc, parts.path.strip("/"))
+
+
+def component_text(
+    name: str, conventions: Mapping[str, str] | None = None, hooks: Sequence[str] = ()
+) -> str:
+    """Return a commented `defs.yaml` of the component; it loads unchanged.
+
+    Args:
+        name: The server's name here.
+        conventions: The conventions to follow and their datasets, if not all of them.
+        hooks: The hooks to follow, if not all of them.
+
+    Raises:
+        InvalidInputError: The server cannot have this name.
+    """
+    lines = _COMPONENT_YAML.substitute(name=check_dataset(name)).splitlines()
+    for chosen, field in ((dict(conventions or {}), "conventions"), (list(hooks), "hooks")):
+        if chosen:
+            (at,) = [n for n, line in enumerate(lines) if line.startswith(f"  # {field}: ")]
+            lines[at] = f"  {field}: {json.dumps(chosen)}"
+    return "\n".join([*lines, ""])
 
 
 def find_settings(folder: Path) -> OsaSettings | None:

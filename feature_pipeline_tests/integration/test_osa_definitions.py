@@ -1,6 +1,8 @@
 """Definitions made from the recorded server, and their drift."""
 
+import importlib
 import json
+import warnings
 from pathlib import Path
 
 import dagster as dg
@@ -8,6 +10,7 @@ import psycopg
 import pytest
 from dagster._core.definitions.job_base import InMemoryJob
 
+import feature_pipeline.orchestration
 from feature_pipeline.archive import accept
 from feature_pipeline.archive.logs import inbox
 from feature_pipeline.archive.store.memory import MemoryStore
@@ -15,8 +18,13 @@ from feature_pipeline.cli.commands import osa as command
 from feature_pipeline.definitions import DefinedHook, build_defs, hooks_of
 from feature_pipeline.model.definition import Compute, HookDefinition
 from feature_pipeline.orchestration.resources import ArchiveResource
-from feature_pipeline.osa.component import DEFS_YAML
-from feature_pipeline.osa.settings import DATABASE_URL, STORAGE
+from feature_pipeline.osa.settings import (
+    DATABASE_URL,
+    STORAGE,
+    OsaSettings,
+    component_text,
+    find_settings,
+)
 from feature_pipeline_tests.fixtures import osa_server as recorded
 from feature_pipeline_tests.fixtures.commands import CommandLine
 
@@ -106,6 +114,36 @@ def test_one_convention_under_a_name_of_its_own(defs: Path, command_line: Comman
     assert "no hook 'other'" in command_line.refused("osa", "scaffold", "--hook", "other")
 
 
+def test_the_component_is_written_beside_the_hooks_and_follows_the_same(
+    defs: Path, command_line: CommandLine
+) -> None:
+    chosen = ("--convention", "protein-designs=designs", "--hook", "qc")
+    status, out, error = command_line("osa", "scaffold", "--server", "archive", *chosen)
+    assert (status, error) == (0, "")
+    assert out.count("defs.yaml") == 2
+    written = find_settings(defs)
+    assert written == OsaSettings(
+        name="archive", conventions={"protein-designs": "designs"}, hooks=("qc",)
+    )
+    assert (status, command_line("osa", "plan")[1].strip()) == (0, "nothing differs")
+    assert "leave --server out" in command_line.refused("osa", "scaffold", "--server", "other")
+    for wrong in ("Not a name", "../up"):
+        (defs / "archive" / "defs.yaml").unlink(missing_ok=True)
+        assert "name" in command_line.refused("osa", "scaffold", "--server", wrong)
+
+
+def test_definitions_with_a_server_load_without_warnings(
+    defs: Path, command_line: CommandLine
+) -> None:
+    command_line("osa", "scaffold", "--server", "osa")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.resetwarnings()
+        importlib.reload(feature_pipeline.orchestration)  # sets its filters
+        build_defs().get_repository_def()
+    wanted = (dg.BetaWarning, dg.PreviewWarning)
+    assert [str(each.message) for each in seen if issubclass(each.category, wanted)] == []
+
+
 def test_drift_is_shown(defs: Path, osa_url: str, command_line: CommandLine) -> None:
     command_line("osa", "scaffold")
     pockets = loaded()["pdb_structures/pockets"].definition
@@ -156,7 +194,7 @@ def test_the_component_checks_the_definitions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (defs / "osa").mkdir()
-    text = DEFS_YAML.substitute(name="osa").replace(
+    text = component_text("osa").replace(
         "# conventions: {protein-designs: designs}", "conventions: {protein-designs: designs}"
     )
     (defs / "osa" / "defs.yaml").write_text(text)
@@ -220,7 +258,7 @@ def test_completed_outputs_are_taken_and_compared_by_commands_and_dagster(
             return memory_store
 
     (defs / "osa").mkdir()
-    (defs / "osa" / "defs.yaml").write_text(DEFS_YAML.substitute(name="osa"))
+    (defs / "osa" / "defs.yaml").write_text(component_text("osa"))
     command_line("osa", "scaffold")
     (defs / "alignment" / "defs.yaml").unlink()
     monkeypatch.setattr(command, "open_archive", lambda: memory_store)

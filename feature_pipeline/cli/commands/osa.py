@@ -1,7 +1,7 @@
 """`feature-pipeline osa`: work beside an Open Science Archive server."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +12,7 @@ from feature_pipeline.cli.option_values import DEFS
 from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, definitions_folder, open_archive
 from feature_pipeline.cli.project_hooks import project_hooks
-from feature_pipeline.errors import FeaturePipelineError, InvalidInputError
+from feature_pipeline.errors import ConflictError, FeaturePipelineError, InvalidInputError
 from feature_pipeline.model.definition import HookDefinition
 from feature_pipeline.model.text.quoting import problems
 from feature_pipeline.osa.compare import compare_hooks
@@ -30,14 +30,23 @@ PASS_SECONDS: Final = 60.0
 
 
 def scaffold(
-    conventions: Sequence[str], hooks: Sequence[str], folder: Path | None, as_json: bool
+    conventions: Sequence[str],
+    hooks: Sequence[str],
+    server: str | None,
+    folder: Path | None,
+    as_json: bool,
 ) -> None:
     """Carry out `feature-pipeline osa scaffold`."""
     Project.find().load_environment()
     folder = definitions_folder() if folder is None else folder
-    followed = _followed(_settings(conventions, hooks))
+    if server is not None and folder.is_dir() and find_settings(folder) is not None:
+        raise ConflictError(
+            f"a component below {folder} follows a server already: leave --server out"
+        )
+    chosen = _settings(conventions, hooks)
+    component = None if server is None else _changed(chosen, {"name": server})
     output = Output(as_json)
-    written = write_definitions(followed, folder)
+    written = write_definitions(_followed(chosen), folder, component)
     for path in written:
         output.say(str(path))
     output.say("`dg check defs` checks them; `feature-pipeline osa plan` compares them later.")
@@ -165,6 +174,10 @@ def _settings(conventions: Sequence[str] = (), hooks: Sequence[str] = ()) -> Osa
         }
     if hooks:
         changes["hooks"] = tuple(hooks)
+    return _changed(found, changes)
+
+
+def _changed(found: OsaSettings, changes: Mapping[str, object]) -> OsaSettings:
     try:
         return OsaSettings.model_validate({**found.model_dump(), **changes})
     except ValidationError as error:

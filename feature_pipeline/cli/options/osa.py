@@ -23,6 +23,11 @@ def osa() -> None:
 )
 @click.option("--hook", "hooks", multiple=True, help="Follow this hook alone; may be repeated.")
 @click.option(
+    "--server",
+    metavar="NAME",
+    help="Also write <folder>/NAME/defs.yaml, the component that follows the server in Dagster.",
+)
+@click.option(
     "--folder",
     type=click.Path(file_okay=False, path_type=Path),
     help="Where the definitions go: <folder>/<hook>/defs.yaml; the folder that"
