@@ -276,6 +276,8 @@ def test_rows_derived_from_raw_output_again_reach_the_table(project: Project, tm
         rows = connection.execute("select record_id, label from features.pockets order by 1")
         assert rows.fetchall() == [("r0", "as written"), ("r1", "l1")]
     assert prove(project.archive.store, project.database, project.archive.spec()).is_equal
+    status, text = project.call("rebuild", "pockets", "--from-raw", "--batch", "nowhere")
+    assert (status, "no current artifact for batch 'nowhere'" in text) == (1, True)
     status, text = project.call("rebuild", "--from-raw", "--as-of", "2026-01-01T00:00Z")
     assert (status, "--from-raw makes current artifacts" in text) == (1, True)
 
