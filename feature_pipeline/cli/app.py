@@ -1,11 +1,13 @@
 """The command `feature-pipeline`: parses arguments and calls the module named after the command."""
 
+import os
 from importlib import import_module
 from typing import Any
 
 import click
 
 from feature_pipeline.cli.errors import translated_errors
+from feature_pipeline.projections.catalog.libpq import PREFIX
 
 COMMANDS = {
     "demo": "Run the example hooks over real structures on local servers.",
@@ -60,7 +62,13 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command, and print errors of this package as messages, without a traceback."""
+        """Run the command, and print errors of this package as messages, without a traceback.
+
+        libpq's variables are removed before there are threads: connections are made by URL alone,
+        and a variable that goes while another thread reads the environment breaks that thread.
+        """
+        for name in [name for name in os.environ if name.startswith(PREFIX)]:
+            del os.environ[name]
         with translated_errors():
             return super().invoke(ctx)
 

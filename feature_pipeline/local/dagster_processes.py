@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import socket
 import sys
 import urllib.error
@@ -22,6 +21,7 @@ from feature_pipeline.local.process import (
     ServerProcess,
     choose_ports,
     end_all,
+    read_environment,
     reap,
 )
 from feature_pipeline.local.supervisor import Server
@@ -51,6 +51,11 @@ _LOCATIONS: Final = """
   }
 }
 """
+# What the program `dagster-daemon` does, which may be in no folder of PATH.
+_RUN_DAEMON: Final = (
+    "from importlib.metadata import entry_points\n"
+    "next(iter(entry_points(group='console_scripts', name='dagster-daemon'))).load()()"
+)
 # Whatever proxies the environment has: none of them reaches this machine's loopback.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 # On a machine that is busy a code server takes minutes to start a run's process. Dagster's queue
@@ -82,7 +87,7 @@ class DagsterProcesses:
         self._root = root
         self._workspace = Workspace.read(workspace)
         self.environment: Mapping[str, str] = without_proxy(
-            {**_DEFAULTS, **_without_libpq(os.environ), **environment}
+            {**_DEFAULTS, **_without_libpq(read_environment()), **environment}
         )
         self._locations = {
             f"code-server-{number}": location
@@ -229,7 +234,7 @@ class DagsterProcesses:
             return self._locations[name].command(self._ports[name])
         workspace = ("-w", str(self._workspace_file))
         if name == DAEMON:
-            return (sys.executable, "-m", "dagster._daemon", "run", *workspace)
+            return (sys.executable, "-c", _RUN_DAEMON, "run", *workspace)
         address = ("-h", HOST, "-p", str(self._ports[WEBSERVER]))
         return (sys.executable, "-m", "dagster_webserver", *address, *workspace)
 

@@ -33,6 +33,7 @@ from feature_pipeline.local.process import (
     ServerProcess,
     choose_ports,
     describe_exit,
+    read_environment,
     reap,
     stop_process,
     write_private,
@@ -392,7 +393,7 @@ def server_version(binaries: Path) -> str:
 def _environment() -> dict[str, str]:
     # libpq's variables and the locale would change what initdb and the server do.
     foreign = ("PG", "LC_", "LANG")
-    kept = {name: text for name, text in os.environ.items() if not name.startswith(foreign)}
+    kept = {name: text for name, text in read_environment().items() if not name.startswith(foreign)}
     return {**kept, "LC_ALL": "C", "TZ": "UTC"}
 
 

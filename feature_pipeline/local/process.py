@@ -289,6 +289,12 @@ def _remove_record(folder: Path) -> None:
     (folder / "server.json").unlink(missing_ok=True)
 
 
+def read_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return a copy of the environment, from which other threads may remove variables meanwhile."""
+    names = list(environment)
+    return {name: text for name in names if (text := environment.get(name)) is not None}
+
+
 def write_private(path: Path, text: str) -> None:
     """Write `text` to `path`, completely or not at all, readable by its owner only."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")

@@ -7,7 +7,6 @@ ports.
 
 import contextlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -25,6 +24,7 @@ from feature_pipeline.local.process import (
     ServerCommand,
     ServerProcess,
     choose_ports,
+    read_environment,
     reap,
     write_private,
 )
@@ -216,7 +216,7 @@ class SeaweedServer:
         )
         environment = {
             name: value
-            for name, value in os.environ.items()
+            for name, value in read_environment().items()
             if not name.startswith(FOREIGN_VARIABLES) and not name.lower().endswith(FOREIGN_SUFFIX)
         }
         return ServerCommand(argv=argv, folder=self.folder, environment=environment)

@@ -1,6 +1,7 @@
 """Every command in the list has its two modules, and what it declares is what it carries out."""
 
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from feature_pipeline.cli import commands, options
 from feature_pipeline.cli.app import COMMANDS, main
@@ -50,3 +52,19 @@ def test_the_options_are_the_arguments_of_what_carries_the_command_out(
     monkeypatch.setattr(work, name, lambda **arguments: passed.append(arguments))
     command.callback(**declared)
     assert passed == [declared]
+
+
+def test_libpqs_variables_are_gone_before_a_command_has_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that goes while another thread reads the environment ended `demo` with a KeyError."""
+    monkeypatch.setenv("PGSERVICE", "elsewhere")
+    seen: list[bool] = []
+
+    @click.command()
+    def look_around() -> None:
+        seen.append("PGSERVICE" in os.environ)
+
+    monkeypatch.setattr(main, "get_command", lambda ctx, name: look_around)
+    CliRunner().invoke(main, ["look-around"], catch_exceptions=False)
+    assert seen == [False]
