@@ -5,8 +5,7 @@ batch is in memory at a time.
 """
 
 import math
-import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
@@ -22,14 +21,18 @@ from feature_pipeline.model.text.counted import counted
 from feature_pipeline.model.text.json_text import read_json
 from feature_pipeline.model.text.quoting import quoted
 from feature_pipeline.osa.definitions import FollowedHook
-from feature_pipeline.osa.pending import deposition_key, ingest_key
+from feature_pipeline.osa.ids import (
+    ingest_key,
+    is_deposition_key,
+    is_of_ingest,
+    next_deposition_key,
+)
 from feature_pipeline.osa.schema import COMPARISON
 from feature_pipeline.osa.server import Reader, Server, ServerRecord
 
 EXAMPLES: Final = 10
 """How many differences of a kind are named."""
 _SHOWN: Final = 60
-_DEPOSITION: Final = re.compile(r"deposition-(.{20})(?:-(\d+))?")
 
 Row = tuple[Value, ...]
 
@@ -126,19 +129,18 @@ def _compare(store: BlobStore, reader: Reader, followed: FollowedHook) -> HookCo
         raise NotFoundError(f"public.feature_tables has no table of hook {hook!r}")
     there = reader.feature_columns(table)
     domains = reader.deposition_domains()
-    known: set[str] = set()
     logs = log.feature_logs(store, dataset, hook)
     heads = {batch: log.last_current(entries) for batch, entries in logs.items()}
     current = {batch: head for batch, head in heads.items() if head is not None}
-    known.update(entry.completion for batch in current for entry in logs[batch])
+    known = {entry.completion for batch in current for entry in logs[batch]}
     for batch, head in sorted(current.items()):
-        if _has_successor(batch, current):
-            continue
+        if next_deposition_key(batch) in current:
+            continue  # the deposition was changed since: the later batch has its record
         result.batches += 1
         manifest = read.manifest_of(store, head)
         outcomes = read.read_artifact_outcomes(store, manifest)
         ids = [each.record_id for each in outcomes]
-        records = reader.records(convention, ids, domains if _is_deposition(batch) else None)
+        records = reader.records(convention, ids, domains if is_deposition_key(batch) else None)
         places = [i for i, column in enumerate(manifest.columns) if column.name in there]
         columns = [manifest.columns[i] for i in places]
         srns = [record.srn for record in records.values()]
@@ -156,16 +158,6 @@ def _compare(store: BlobStore, reader: Reader, followed: FollowedHook) -> HookCo
             example = f"{counted(number, 'row')} of hook run {run_id}, such as those of {srn}"
             result.add(Kind.MISSING_HERE, example, number)
     return result
-
-
-def _has_successor(batch: str, batches: Collection[str]) -> bool:
-    """Return whether the deposition was changed since, so that a later batch has its record."""
-    match = _DEPOSITION.fullmatch(batch)
-    return match is not None and deposition_key(match[1], int(match[2] or 1) + 1) in batches
-
-
-def _is_deposition(batch: str) -> bool:
-    return batch.startswith("deposition-")
 
 
 def _compare_record(
@@ -202,9 +194,9 @@ def _compare_record(
 def _is_of(record: ServerRecord, batch: str) -> bool:
     """Return whether the server's record is of this batch, as far as the server states it."""
     if record.ingest_run is None:
-        return _is_deposition(batch)
+        return is_deposition_key(batch)
     if record.batch_index is None:
-        return batch.rpartition("-")[0] == ingest_key(record.ingest_run, 0).rpartition("-")[0]
+        return is_of_ingest(batch, record.ingest_run)
     return batch == ingest_key(record.ingest_run, record.batch_index)
 
 

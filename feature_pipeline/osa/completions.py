@@ -50,9 +50,9 @@ from feature_pipeline.model.text.counted import counted
 from feature_pipeline.model.text.json_text import read_json
 from feature_pipeline.model.text.quoting import MOST_REASON, quoted
 from feature_pipeline.osa.definitions import server_release
-from feature_pipeline.osa.ids import hook_run_id, local_id
+from feature_pipeline.osa.ids import deposition_key, hook_run_id, local_id
 from feature_pipeline.osa.output import RUN, STORED, JudgedOutput, judge
-from feature_pipeline.osa.pending import Pending, PendingBatch, deposition_key
+from feature_pipeline.osa.pending import Pending, PendingBatch
 from feature_pipeline.osa.records import deposition_batch, deposition_files, ingest_batch
 from feature_pipeline.osa.schema import COMPLETIONS
 from feature_pipeline.osa.server import (

@@ -1,5 +1,6 @@
-"""How the server's ids follow from one another."""
+"""How the server's ids, and the keys of its batches here, follow from one another."""
 
+import re
 import uuid
 from typing import Final
 
@@ -7,6 +8,7 @@ from feature_pipeline.errors import InvalidInputError
 
 _HOOK_RUNS: Final = uuid.uuid5(uuid.NAMESPACE_URL, "osa:hook_run")
 _DEPOSITION: Final = ":dep:"
+_DEPOSITION_KEY: Final = re.compile(r"deposition-(.{20})(?:-(\d+))?")
 
 
 def hook_run_id(ingest_run_id: str, batch_index: int, hook: str) -> str:
@@ -30,6 +32,37 @@ def deposition_folder(deposition_srn: str) -> str:
         InvalidInputError: It is not the SRN of a deposition.
     """
     return "_".join(_parts(deposition_srn))
+
+
+def deposition_key(local: str, number: int = 1) -> str:
+    """Return the key of a deposition's batch: its first one, or that after some changes."""
+    return f"deposition-{local}" + (f"-{number}" if number > 1 else "")
+
+
+def next_deposition_key(key: str) -> str | None:
+    """Return the key of the batch after the deposition's next change; None if it is no such key."""
+    match = _DEPOSITION_KEY.fullmatch(key)
+    return None if match is None else deposition_key(match[1], int(match[2] or 1) + 1)
+
+
+def is_deposition_key(key: str) -> bool:
+    """Return whether a batch is of a deposition."""
+    return key.startswith("deposition-")
+
+
+def ingest_key(run: str, index: int) -> str:
+    """Return the key of a batch of an ingest."""
+    return f"{_ingest_prefix(run)}{index}"
+
+
+def is_of_ingest(key: str, run: str) -> bool:
+    """Return whether a batch is of this ingest run."""
+    prefix = _ingest_prefix(run)
+    return key.startswith(prefix) and key.removeprefix(prefix).isdecimal()
+
+
+def _ingest_prefix(run: str) -> str:
+    return f"ingest-{run}-"
 
 
 def _parts(srn: str) -> tuple[str, str]:

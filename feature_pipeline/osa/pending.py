@@ -15,7 +15,13 @@ from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.definition import HookDefinition
 from feature_pipeline.model.records import check_batch_key
 from feature_pipeline.model.text.quoting import quoted
-from feature_pipeline.osa.ids import deposition_folder, hook_run_id, local_id
+from feature_pipeline.osa.ids import (
+    deposition_folder,
+    deposition_key,
+    hook_run_id,
+    ingest_key,
+    local_id,
+)
 from feature_pipeline.osa.server import (
     Convention,
     Definitions,
@@ -254,13 +260,3 @@ class Pending:
             final = [k for k, o in outputs.items() if o.is_final and k.partition("/")[2] in hooks]
             if len(final) == self.expected[run]:
                 stored.memory.ingests[run] = IngestMemory(closed=hooks)
-
-
-def deposition_key(local: str, number: int = 1) -> str:
-    """Return the key of a deposition's batch: its first one, or that after some changes."""
-    return f"deposition-{local}" + (f"-{number}" if number > 1 else "")
-
-
-def ingest_key(run: str, index: int) -> str:
-    """Return the key of a batch of an ingest."""
-    return f"ingest-{run}-{index}"

@@ -44,7 +44,7 @@ def judged(
         (folder / f"{stem}.{suffix}").write_text(text)
     run = HookRun("run-1", "release-1", status, BEGAN, BEGAN, 0)
     found = judge(folder, ids.split(), FEATURE, run, {}, is_deposition=is_deposition)
-    # Whoever derives the outcomes from what is stored again gets the same.
+    # The stored files give the same outcomes when they are decoded again.
     again = decode_output(
         {name: path.read_bytes() for name, path in found.raw.items()},
         [o.record_id for o in found.outcomes if o.is_from_output],
