@@ -153,8 +153,12 @@ class DagsterProcesses:
         self._launch(name)
         self._wait_until_ready(name)
 
-    def has_loaded(self, name: str) -> bool:
-        """Return whether a code server has a living process that has loaded the code."""
+    def check_code_server(self, name: str) -> None:
+        """Raise StoreUnavailableError if one of a code server's two processes has died.
+
+        The one that has loaded the code is remembered for `stop`: it outlives the other.
+        """
+        self.check(name)
         loaded = []
         for process in self._processes[name].descendants():
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
@@ -162,7 +166,8 @@ class DagsterProcesses:
                 if is_living and {"api", "grpc"} <= set(process.cmdline()):
                     loaded.append(process)
         self._loaded.update(loaded)
-        return bool(loaded)
+        if not loaded:
+            raise StoreUnavailableError("Dagster's code server has ended")
 
     def reload(self) -> None:
         """Load the code locations again, as *Reload* in the UI does; the daemon follows.
@@ -292,9 +297,7 @@ class _CodeServer:
 
     def check(self) -> None:
         """Raise StoreUnavailableError if one of its two processes has died."""
-        self._dagster.check(self._name)
-        if not self._dagster.has_loaded(self._name):
-            raise StoreUnavailableError("Dagster's code server has ended")
+        self._dagster.check_code_server(self._name)
 
     def start(self) -> None:
         """Start it again."""
