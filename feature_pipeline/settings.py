@@ -1,4 +1,4 @@
-"""Settings from the environment, which only this module reads.
+"""Settings of the archive, the tables, runners and metrics, from the environment.
 
 `feature-pipeline dev` writes them to `.env` for a laptop; in a deployment they are set otherwise.
 The README lists the names. Settings are validated when they are read. Those that belong together

@@ -207,7 +207,9 @@ class Archive:
         datasets = [each for each, hooks in known.items() if hook in hooks]
         if not datasets:
             names = ", ".join(f"{each}/{h}" for each, hooks in known.items() for h in hooks)
-            raise NotFoundError(f"no hook {hook!r} in {self.store.identity}; it has {names or '-'}")
+            raise NotFoundError(
+                f"no hook {hook!r} in {self.store.identity}; it has {names or 'none'}"
+            )
         if len(datasets) > 1:
             raise InvalidInputError(
                 f"hook {hook!r} is in datasets {', '.join(datasets)}: say which with dataset="
