@@ -30,12 +30,12 @@ class Monitor:
 
     def __init__(self, cancel_at: str | None = None) -> None:
         self.lines: list[str] = []
-        self.first_line_at = float("inf")
+        self.first_line_at = float("inf")  # of time.time(), which hooks can tell as well
         self.cancel = threading.Event()
         self._cancel_at = cancel_at
 
     def log(self, line: str) -> None:
-        self.first_line_at = min(self.first_line_at, time.monotonic())
+        self.first_line_at = min(self.first_line_at, time.time())
         self.lines.append(line)
         if self._cancel_at is not None and self._cancel_at in line:
             self.cancel.set()
@@ -45,6 +45,13 @@ class Monitor:
 
 
 Run = Callable[..., RunResult]
+
+
+def is_growing(path: Path) -> bool:
+    """Return whether a process still writes to a file, if it does so a hundred times a second."""
+    size = path.stat().st_size
+    time.sleep(0.5)
+    return path.stat().st_size != size
 
 
 class HookRunnerTests:
@@ -125,19 +132,16 @@ class HookRunnerTests:
         result = run(
             "import sys, time\n"
             "print('out', flush=True)\n"
-            "time.sleep(0.6)\n"
+            "time.sleep(3)\n"
             "print('err', file=sys.stderr, flush=True)\n"
-            "sys.stdout.write('no end')\n",
+            "sys.stdout.write(f'{time.time()}')\n",
             monitor,
         )
-        ended = time.monotonic()
-        assert [line for line in monitor.lines if not line.startswith("[")] == [
-            "out",
-            "err",
-            "no end",
-        ]
-        assert monitor.first_line_at < ended - 0.4
-        assert result.log.read_bytes().replace(b"\r\n", b"\n") == b"out\nerr\nno end\n"
+        lines = [line for line in monitor.lines if not line.startswith("[")]
+        assert lines[:2] == ["out", "err"]
+        assert monitor.first_line_at < float(lines[2])
+        log = result.log.read_bytes().replace(b"\r\n", b"\n")
+        assert log == f"out\nerr\n{lines[2]}\n".encode()
 
     def test_bytes_that_are_no_text_and_endless_lines_do_no_harm(self, run: Run):
         monitor = Monitor()
@@ -230,13 +234,11 @@ class HookRunnerTests:
         assert result.exit_code in (None, 127)
 
     def test_the_deadline(self, run: Run):
-        started = time.monotonic()
-        result = run("print('here', flush=True)\n" + HANG, timeout="1s")
+        result = run("print('here', flush=True)\n" + HANG, timeout="4s")
         assert result.failure is not None
         assert result.failure.kind is FailureKind.DEADLINE
-        assert "1s" in result.failure.reason
+        assert "4s" in result.failure.reason
         assert "here" in result.failure.log_tail
-        assert time.monotonic() - started < 20
 
     def test_a_hook_may_tidy_up_when_its_time_is_over(self, run: Run, workspace: Workspace):
         result = run(
@@ -245,7 +247,7 @@ class HookRunnerTests:
             "    open(os.environ['OSA_OUT'] + '/errors.jsonl', 'w').write('tidy')\n"
             "    sys.exit(0)\n"
             "signal.signal(signal.SIGTERM, end)\n" + HANG,
-            timeout="1s",
+            timeout="4s",
         )
         assert result.failure is not None
         # ending well on request is no verdict
@@ -254,7 +256,7 @@ class HookRunnerTests:
 
     def test_a_hook_that_does_not_listen_is_killed(self, run: Run):
         ignore = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        result = run(ignore + HANG, timeout="1s")
+        result = run(ignore + HANG, timeout="4s")
         assert result.failure is not None
         assert result.failure.kind is FailureKind.DEADLINE
         assert result.exit_code == 137
@@ -282,27 +284,24 @@ class HookRunnerTests:
         assert result.failure.kind is FailureKind.OUT_OF_MEMORY
 
     def test_peak_memory_is_measured(self, run: Run):
-        result = run("import time\nheld = bytearray(150_000_000)\ntime.sleep(0.5)\n")
+        result = run("import time\nheld = bytearray(150_000_000)\ntime.sleep(2)\n")
         assert result.failure is None
         if result.peak_memory_bytes is not None:
             assert 150_000_000 <= result.peak_memory_bytes < 400_000_000
 
     def test_nothing_runs_on_after_the_hook(self, run: Run, workspace: Workspace):
         """The hook's child outlives it, holds its log open, and would write over its output."""
-        started = time.monotonic()
         result = run(
             "import os, subprocess, sys\n"
-            "late = 'import os, time; os.chdir(os.environ[\"OSA_OUT\"]);'\n"
-            'late += \'open("errors.jsonl", "w").write("x"); time.sleep(1.5);\'\n'
-            'late += \'open("progress.jsonl", "w")\'\n'
+            "late = 'import os, time\\nwhile True:\\n'\n"
+            'late += \'    with open(os.environ["OSA_OUT"] + "/errors.jsonl", "a") as file:\\n\'\n'
+            "late += '        file.write(\"x\")\\n    time.sleep(0.01)\\n'\n"
             "subprocess.Popen([sys.executable, '-c', late])\n"
             "import time\n"
             "while not os.path.exists(os.environ['OSA_OUT'] + '/errors.jsonl'): time.sleep(0.01)\n"
         )
         assert result.failure is None
-        assert time.monotonic() - started < 10
-        time.sleep(2)
-        assert [path.name for path in workspace.output.iterdir()] == ["errors.jsonl"]
+        assert not is_growing(workspace.output / "errors.jsonl")
 
     def test_each_attempt_begins_with_nothing(self, run: Run, workspace: Workspace):
         source = (
@@ -345,12 +344,13 @@ class HookRunnerTests:
             run(
                 "import os, time\n"
                 "print('go', flush=True)\n"
-                "time.sleep(1)\n"
-                "open(os.environ['OSA_OUT'] + '/late', 'w')\n",
+                "while True:\n"
+                "    with open(os.environ['OSA_OUT'] + '/features.jsonl', 'a') as file:\n"
+                "        file.write('x')\n"
+                "    time.sleep(0.01)\n",
                 Broken(),
             )
-        time.sleep(1.5)
-        assert list(workspace.output.iterdir()) == []
+        assert not is_growing(workspace.output / "features.jsonl")
 
     @pytest.mark.parametrize("end", ["well", "status", "deadline", "memory"])
     def test_an_attempt_that_has_ended_is_not_made_again(
@@ -363,7 +363,7 @@ class HookRunnerTests:
             "deadline": HANG,
             "memory": "raise MemoryError('no room')\n",
         }
-        limits = {"timeout": "1s"} if end == "deadline" else {}
+        limits = {"timeout": "4s"} if end == "deadline" else {}
         source = (
             "import os, sys, uuid\n"
             "token = str(uuid.uuid4())\n"

@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,23 @@ pytestmark = [pytest.mark.kubernetes, pytest.mark.container, pytest.mark.s3]
 SETTINGS = jobs.JobSettings(namespace=NAMESPACE, support_image=SUPPORT_IMAGE, grace_seconds=1)
 
 
+SUSPENDED = PodOverrides(job_spec_config={"suspend": True})
+
+
+class ShiftedClock:
+    """The runner's clock, which tests put forward."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ahead_seconds = 0.0
+        monkeypatch.setattr("feature_pipeline.hooks.runners.kubernetes.runner.time", self)
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead_seconds
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
 class KubernetesTests:
     workspace = HookRunnerTests.workspace
     hook_image = HOOK_IMAGE
@@ -65,7 +83,7 @@ class KubernetesTests:
                 return client.ApiClient(configuration)
 
             chosen: dict[str, Any] = {"connect": connect, "poll_seconds": 0.1}
-            chosen |= {"patience_seconds": 5} | options
+            chosen |= {"patience_seconds": 60} | options
             return KubernetesRunner(transfer, settings, **chosen)
 
         return make
@@ -90,6 +108,24 @@ class KubernetesTests:
 
     def job_of(self, request: RunRequest) -> str:
         return jobs.job_name(request, jobs.identity(request, self.hook_image, self.archive))
+
+    def wait_for_looks(self, cluster: Cluster, number: int) -> None:
+        """Return once the runner has looked at its Job so many times more."""
+
+        def looks() -> int:
+            return sum(method == "GET" and "/jobs/" in path for method, path in list(cluster.calls))
+
+        enough, end = looks() + number, time.monotonic() + 60
+        while looks() < enough:
+            assert time.monotonic() < end, "the runner looks at its Job no more"
+            time.sleep(0.02)
+
+    def admit(self, cluster: Cluster, request: RunRequest) -> None:
+        """Let a suspended Job start, as a queue does."""
+        with cluster.lock:
+            job = cluster.objects["jobs", self.job_of(request)]
+            job["spec"]["suspend"] = False
+            cluster.start_pod(job)
 
 
 class TestKubernetesRunner(KubernetesTests, HookRunnerTests):
@@ -176,23 +212,24 @@ class TestFailures(KubernetesTests):
         assert cluster.all("jobs") == []
         assert cluster.all("secrets") == []
 
-    def test_a_job_suspended_by_a_queue_is_waited_for(self, make_runner, workspace, cluster):
-        overrides = PodOverrides(job_spec_config={"suspend": True})
-        settings = dataclasses.replace(SETTINGS, schedule_seconds=1.5, overrides=overrides)
+    def test_a_job_suspended_by_a_queue_is_waited_for(
+        self, make_runner, workspace, cluster, monkeypatch
+    ):
+        """For longer than a pod may wait, since a queue is another matter."""
+        clock = ShiftedClock(monkeypatch)
+        settings = dataclasses.replace(SETTINGS, overrides=SUSPENDED)
         request = self.request_of(workspace, OK)
 
         def admit() -> None:
-            time.sleep(2)
-            with cluster.lock:
-                job = cluster.objects["jobs", self.job_of(request)]
-                job["spec"]["suspend"] = False
-                cluster.start_pod(job)
+            self.wait_for_looks(cluster, 3)
+            clock.ahead_seconds = 2 * settings.schedule_seconds
+            self.wait_for_looks(cluster, 3)
+            self.admit(cluster, request)
 
-        thread = threading.Thread(target=admit)
-        thread.start()
-        result = make_runner(settings).run(request, Monitor())
-        thread.join()
-        assert result.failure is None
+        with ThreadPoolExecutor(1) as pool:
+            admitted = pool.submit(admit)
+            assert make_runner(settings).run(request, Monitor()).failure is None
+            admitted.result()
 
     def test_no_pod_is_made(self, make_runner, workspace, cluster):
         """Over quota, which may pass: for as long as a pod may wait."""
@@ -205,21 +242,26 @@ class TestFailures(KubernetesTests):
         self, make_runner, workspace, cluster, monkeypatch
     ):
         """Signed addresses work for a limited time, and a queue may take longer."""
-        monkeypatch.setattr(jobs.JobSettings, "lifetime_seconds", lambda *_: 8.0)
-        overrides = PodOverrides(job_spec_config={"suspend": True})
-        settings = dataclasses.replace(SETTINGS, schedule_seconds=5, overrides=overrides)
+        clock = ShiftedClock(monkeypatch)
+        settings = dataclasses.replace(SETTINGS, overrides=SUSPENDED)
         request = self.request_of(workspace, OK)
 
-        def release() -> None:
-            with cluster.lock:
-                job = cluster.objects["jobs", self.job_of(request)]
-                job["spec"]["suspend"] = False
-                cluster.start_pod(job)
+        def admit() -> list[Any]:
+            self.wait_for_looks(cluster, 3)
+            before = cluster.all("secrets")
+            clock.ahead_seconds = 0.6 * settings.lifetime_seconds(request)
+            self.wait_for_looks(cluster, 3)
+            after = cluster.all("secrets")
+            self.admit(cluster, request)
+            return [before, after]
 
-        threading.Timer(11, release).start()
-        assert make_runner(settings).run(request, Monitor()).failure is None
-        [secret] = cluster.all("secrets")
-        assert secret["metadata"]["ownerReferences"]
+        with ThreadPoolExecutor(1) as pool:
+            admitted = pool.submit(admit)
+            assert make_runner(settings).run(request, Monitor()).failure is None
+            [before], [after] = admitted.result()
+        assert after["stringData"] != before["stringData"]
+        assert after["metadata"]["ownerReferences"] == before["metadata"]["ownerReferences"]
+        assert after["metadata"]["ownerReferences"]
 
     @pytest.mark.parametrize(
         ("since", "message"),
@@ -372,12 +414,15 @@ class TestFailures(KubernetesTests):
             def log(self, line: str) -> None:
                 super().log(line)
                 if line == "here" and self.lines.count("here") == 1:
+                    cluster.environment.clear()
                     cluster.take_away(job, **status)
 
         return Taker()
 
     def test_a_replaced_pod_is_followed(self, runner, workspace, cluster):
-        source = "import time\nprint('here', flush=True)\ntime.sleep(1)\n" + OK
+        source = "import os\nprint('here', flush=True)\n"
+        source += "if 'HANG' in os.environ:\n    import time\n    time.sleep(3600)\n" + OK
+        cluster.environment["hook"] = {"HANG": "the first pod"}
         request = self.request_of(workspace, source)
         condition = {
             "type": "DisruptionTarget",
@@ -502,7 +547,7 @@ class TestFailures(KubernetesTests):
 
 class TestAttaching(KubernetesTests):
     SOURCE = (
-        "import time\nprint('begun', flush=True)\ntime.sleep(1.5)\nprint('done', flush=True)\n" + OK
+        "import time\nprint('begun', flush=True)\ntime.sleep(3)\nprint('done', flush=True)\n" + OK
     )
 
     @pytest.fixture
@@ -604,7 +649,8 @@ class TestAttaching(KubernetesTests):
     def test_a_job_that_cannot_be_deleted_hides_nothing(self, runner, workspace, cluster):
         cluster.faults.append(Fault("DELETE", "/jobs/", 403, times=9))
         monitor = Monitor(cancel_at="begun")
-        result = runner.run(self.request_of(workspace, self.SOURCE), monitor)
+        source = "print('begun', flush=True)\n" + HANG
+        result = runner.run(self.request_of(workspace, source), monitor)
         assert result.failure is not None
         assert result.failure.kind is FailureKind.CANCELLED
         assert "could not be deleted" in result.log.read_text()

@@ -168,7 +168,7 @@ def test_two_writers_race_with_lost_answers(lossy, proxy, s3_scene):
 def test_a_deletion_that_arrives_after_its_deadline_is_refused(lossy, proxy, s3_store):
     """It left in time and was held up on its way: the store itself keeps the deadline."""
     s3_store.create("inbox/x", b"needed by now")
-    deadline = s3_store.now() + timedelta(seconds=2)
+    deadline = s3_store.now() + timedelta(seconds=4)
     with ThreadPoolExecutor(1) as pool:
         with proxy.holding("DELETE .*/inbox/x") as arrived:
             deletion = pool.submit(lossy.store.delete_before, "inbox/x", deadline)

@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.kubernetes, pytest.mark.container, pytest.mark.s3, pyt
 SLOW = """
 import json, os, sys, time
 print("begun", flush=True)
-time.sleep(1.5)
+time.sleep(3)
 ids = [json.loads(line)["id"] for line in open(os.environ["OSA_IN"] + "/records.jsonl")]
 with open(os.environ["OSA_OUT"] + "/features.jsonl", "w") as out:
     for n, record in enumerate(ids):

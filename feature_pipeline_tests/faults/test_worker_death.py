@@ -150,9 +150,13 @@ class TestContainers:
         self, runner: ContainerRunner, container_engine: Engine, tmp_path: Path
     ):
         """Two containers are gone with the first worker, and the third is attached to."""
-        source = READ + "print('begun', flush=True)\nif record == 'r2': time.sleep(3)\n" + PASS
+        source = READ + (
+            "print('begun', flush=True)\n"
+            "while record == 'r2' and not os.path.exists(e['OSA_OUT'] + '/may-end'):\n"
+            "    time.sleep(0.02)\n"
+        )
         image = container_engine.image
-        first = request_in(tmp_path / "first", source, image=image)
+        first = request_in(tmp_path / "first", source + PASS, image=image)
 
         def begun() -> list[Path]:
             logs = first.workspace.root.glob("parts/*/logs/attempt-1.log")
@@ -160,8 +164,16 @@ class TestContainers:
 
         kill_worker(runner, first, lambda: len(begun()) == 3)
         assert list(runner.runs_left()) == ["run-1"]
-        second = request_in(tmp_path / "second", source, image=image)
-        monitor = Monitor()
+        second = request_in(tmp_path / "second", source + PASS, image=image)
+
+        class Attached(Monitor):
+            def log(self, line: str) -> None:
+                super().log(line)
+                if "attached to container" in line:
+                    for output in first.workspace.root.glob("parts/*/out"):
+                        (output / "may-end").touch()
+
+        monitor = Attached()
         done = run(runner, second, monitor)
         assert done.failure is None
         assert len(done.starts) == 3
