@@ -27,9 +27,12 @@ pytest_plugins = [
 ]
 
 
-# How long an example takes depends on what else the machine does.
-hypothesis.settings.register_profile("untimed", deadline=None)
-hypothesis.settings.load_profile("untimed")
+# A run has the same examples as the last one, so that it fails only for what was changed; other
+# examples are looked for with --hypothesis-profile=explore. How long one takes depends on what else
+# the machine does.
+hypothesis.settings.register_profile("repeat", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("explore", deadline=None)
+hypothesis.settings.load_profile("repeat")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
