@@ -7,6 +7,7 @@ its blobs; a repeated call writes what is missing.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -314,7 +315,12 @@ def _check_not_withdrawn(store: BlobStore, artifact: Artifact) -> None:
         check_batch_digest(entries, batch.digest, f"artifact of run {artifact.run.id}")
 
 
-def submit_batch(store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Path]) -> Submission:
+def submit_batch(
+    store: BlobStore,
+    batch: RecordBatch,
+    files: Mapping[Digest, Path],
+    submitted_at: datetime | None = None,
+) -> Submission:
     """Store the batch and its records' files, and leave it in the inbox.
 
     Submitting the same batch again changes nothing; an accepted batch does not enter the inbox
@@ -324,6 +330,8 @@ def submit_batch(store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Pa
         store: The archive.
         batch: What to submit.
         files: Paths of files, by digest; not needed for those that the archive has already.
+        submitted_at: When the batch came to be, if that is not now: batches submitted later own
+            its records.
 
     Raises:
         InvalidInputError: A file is neither given nor stored, a record is withdrawn, or the dataset
@@ -338,6 +346,7 @@ def submit_batch(store: BlobStore, batch: RecordBatch, files: Mapping[Digest, Pa
         batch=batch.key,
         digest=batch.digest,
         source=batch.document.source,
+        submitted_at=submitted_at or utc_now(),
     )
     data = Document.check_size(
         batch.encode(),

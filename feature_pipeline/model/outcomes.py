@@ -34,6 +34,8 @@ class OutcomeKind(StrEnum):
     """The hook did not get the record: an input hook has no answer for it."""
     NOT_STAGED = "not_staged"
     """The hook did not get the record: its files cannot be laid out under their names."""
+    UNKNOWN = "unknown"
+    """The hook's output is gone, and its rows elsewhere have none of the record."""
 
 
 def outcome_kind(text: str) -> OutcomeKind | str:

@@ -5,26 +5,37 @@ batch is in memory at a time.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
 from feature_pipeline.archive import read
+from feature_pipeline.archive.format.manifest import Manifest
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import InvalidInputError, NotFoundError
 from feature_pipeline.model.columns import Column, decode_value
 from feature_pipeline.model.digest import Value
-from feature_pipeline.model.outcomes import Outcome, Status
+from feature_pipeline.model.outcomes import Outcome, OutcomeKind, Status
 from feature_pipeline.model.text.counted import counted
 from feature_pipeline.model.text.json_text import read_json
 from feature_pipeline.model.text.quoting import quoted
 from feature_pipeline.osa.definitions import FollowedHook
+from feature_pipeline.osa.history import (
+    Ids,
+    reconstructed_run,
+    row_ids_by_record,
+    server_row_ids,
+)
 from feature_pipeline.osa.ids import (
+    history_key,
+    history_number,
+    history_of,
     ingest_key,
     is_deposition_key,
     is_of_ingest,
+    is_run_key,
     next_deposition_key,
 )
 from feature_pipeline.osa.schema import COMPARISON
@@ -32,7 +43,7 @@ from feature_pipeline.osa.server import Reader, Server, ServerRecord
 
 EXAMPLES: Final = 10
 """How many differences of a kind are named."""
-_SHOWN: Final = 60
+SHOWN: Final = 60
 
 Row = tuple[Value, ...]
 
@@ -49,6 +60,8 @@ class Kind(StrEnum):
     """The server published the record, without rows of the hook, and it did not pass here."""
     NO_RECORD = "no record there"
     """The server did not publish the record, or deleted it: its outcome is here alone."""
+    IDS = "row ids differ"
+    """The rows are equal and have other ids, or times, than when they were imported."""
     OTHER_BATCH = "record of another batch"
     """The server's record and its rows are of another batch, which is compared with them."""
 
@@ -132,27 +145,32 @@ def _compare(store: BlobStore, reader: Reader, followed: FollowedHook) -> HookCo
     logs = log.feature_logs(store, dataset, hook)
     heads = {batch: log.last_current(entries) for batch, entries in logs.items()}
     current = {batch: head for batch, head in heads.items() if head is not None}
-    known = {entry.completion for batch in current for entry in logs[batch]}
+    known = {
+        reconstructed_run(entry.completion) or entry.completion
+        for batch in current
+        for entry in logs[batch]
+    }
     for batch, head in sorted(current.items()):
-        if next_deposition_key(batch) in current:
-            continue  # the deposition was changed since: the later batch has its record
+        if _has_successor(batch, current):
+            continue
         result.batches += 1
         manifest = read.manifest_of(store, head)
         outcomes = read.read_artifact_outcomes(store, manifest)
         ids = [each.record_id for each in outcomes]
-        records = reader.records(convention, ids, domains if is_deposition_key(batch) else None)
+        records = _records(reader, convention, ids, batch, domains)
         places = [i for i, column in enumerate(manifest.columns) if column.name in there]
         columns = [manifest.columns[i] for i in places]
         srns = [record.srn for record in records.values()]
         rows = {
-            srn: [_row(columns, row) for row in of_record]
+            srn: [typed(columns, row) for row in of_record]
             for srn, of_record in reader.feature_rows(table, columns, srns).items()
         }
+        row_ids = _RowIds.of(store, reader, table, manifest, srns)
         for outcome in outcomes:
             record = records.get(outcome.record_id)
             ours = [tuple(row[i] for i in places) for row in outcome.rows]
             theirs = rows.get(record.srn, []) if record is not None else []
-            _compare_record(result, batch, outcome, record, columns, ours, theirs)
+            _compare_record(result, batch, outcome, record, columns, ours, theirs, row_ids)
     for run_id, number, srn in reader.rows_by_run(table, convention):
         if run_id not in known:
             example = f"{counted(number, 'row')} of hook run {run_id}, such as those of {srn}"
@@ -168,8 +186,9 @@ def _compare_record(
     columns: Sequence[Column],
     ours: Sequence[Row],
     theirs: Sequence[Row],
+    row_ids: "_RowIds",
 ) -> None:
-    name = f"{batch} {quoted(outcome.record_id, _SHOWN)}"
+    name = f"{batch} {quoted(outcome.record_id, SHOWN)}"
     if record is None:
         if outcome.is_from_output:
             result.add(Kind.NO_RECORD, f"{name}: {outcome.status} here")
@@ -178,8 +197,10 @@ def _compare_record(
         return
     if not _is_of(record, batch):
         result.add(Kind.OTHER_BATCH, f"{name}: {record.srn} is of {record.origin}")
+    elif outcome.kind is OutcomeKind.UNKNOWN and not theirs:
+        result.equal += 1
     elif outcome.status is not Status.PASSED and not theirs:
-        result.add(Kind.ERRORED_HERE, f"{name}: {quoted(outcome.reason or '', _SHOWN)}")
+        result.add(Kind.ERRORED_HERE, f"{name}: {quoted(outcome.reason or '', SHOWN)}")
     elif ours and not theirs:
         result.add(Kind.MISSING_THERE, f"{name}: {counted(len(ours), 'row')}, {record.srn}")
     elif theirs and not ours:
@@ -187,12 +208,67 @@ def _compare_record(
         result.add(Kind.MISSING_HERE, f"{name}: {counted(len(theirs), 'row')}, {record.srn}{why}")
     elif (difference := _difference(columns, ours, theirs)) is not None:
         result.add(Kind.VALUES, f"{name}: {difference}")
+    elif (difference := row_ids.difference(outcome.record_id, record.srn)) is not None:
+        result.add(Kind.IDS, f"{name}: {difference}")
     else:
         result.equal += 1
 
 
+@dataclass(frozen=True, slots=True)
+class _RowIds:
+    """`id` and `created_at` of the rows of a reconstructed artifact."""
+
+    here: Mapping[str, Ids]
+    """By record."""
+    there: Mapping[str, Ids]
+    """By SRN."""
+
+    @classmethod
+    def of(
+        cls, store: BlobStore, reader: Reader, table: str, manifest: Manifest, srns: Sequence[str]
+    ) -> "_RowIds":
+        """Return those of an artifact; none if it has none."""
+        here = row_ids_by_record(server_row_ids(store, manifest))
+        return cls(here, reader.row_ids(table, srns) if here else {})
+
+    def difference(self, record_id: str, srn: str) -> str | None:
+        """Return how those of a record differ; None if they are equal, or not known here."""
+        here, there = self.here.get(record_id), self.there.get(srn)
+        if here is None or here == there:
+            return None
+        return f"{shown_ids(here)} here, {shown_ids(there or [])} there"
+
+
+def _has_successor(batch: str, current: Collection[str]) -> bool:
+    """Return whether a later batch with an artifact has the records of this one.
+
+    A deposition was changed since; or a batch that was made of the server's records alone is made
+    of the storage now, or of more records.
+    """
+    if next_deposition_key(batch) in current:
+        return True
+    name = history_of(batch)
+    if name is None or is_run_key(name):
+        return False
+    return name in current or history_key(name, history_number(batch) + 1) in current
+
+
+def _records(
+    reader: Reader, convention: str, ids: Sequence[str], batch: str, domains: Sequence[str]
+) -> dict[str, ServerRecord]:
+    """Return the server's records of a batch, by their ids here."""
+    name = history_of(batch) or batch
+    if is_run_key(name):
+        found = reader.records(convention, ids, None)
+        return found or reader.records(convention, ids, domains)
+    return reader.records(convention, ids, domains if is_deposition_key(name) else None)
+
+
 def _is_of(record: ServerRecord, batch: str) -> bool:
     """Return whether the server's record is of this batch, as far as the server states it."""
+    batch = history_of(batch) or batch
+    if is_run_key(batch):
+        return True
     if record.ingest_run is None:
         return is_deposition_key(batch)
     if record.batch_index is None:
@@ -209,8 +285,17 @@ def _difference(
         for column, a, b in zip(columns, here, there, strict=True):
             if not _is_equal(a, b):
                 row = f"row {number}, " if len(ours) > 1 else ""
-                return f"{row}{column.name}: {_shown(a)} here, {_shown(b)} there"
+                return f"{row}{column.name}: {shown(a)} here, {shown(b)} there"
     return None
+
+
+def shown_ids(ids: Ids) -> str:
+    """Return the first of a record's row ids for a message."""
+    if not ids:
+        return "none"
+    row_id, created_at = ids[0]
+    more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
+    return f"{row_id} of {created_at:%Y-%m-%d %H:%M:%S.%f}{more}"
 
 
 def _is_equal(a: Value, b: Value) -> bool:
@@ -219,11 +304,13 @@ def _is_equal(a: Value, b: Value) -> bool:
     return type(a) is type(b) and a == b
 
 
-def _shown(value: Value) -> str:
-    return "NULL" if value is None else quoted(str(value), _SHOWN)
+def shown(value: Value) -> str:
+    """Return a value for a message."""
+    return "NULL" if value is None else quoted(str(value), SHOWN)
 
 
-def _row(columns: Sequence[Column], raw: Sequence[Any]) -> Row:
+def typed(columns: Sequence[Column], raw: Sequence[Any]) -> Row:
+    """Return a row of the server's table as cells; see `_value`."""
     return tuple(_value(column, each) for column, each in zip(columns, raw, strict=True))
 
 

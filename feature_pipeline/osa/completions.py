@@ -272,7 +272,7 @@ class Follower:
             )
         try:
             text = self.storage.read(place / RUN)
-            run_id, release_id = _stated(text, place / RUN)
+            run_id, release_id = stated_ids(text, place / RUN)
             run = batch.runs.get(hook)
             if run is None:
                 run = self._committed(run_id, place / RUN)
@@ -414,7 +414,7 @@ class Follower:
             result.unchanged.append(batch.name(hook))
             return Taken(files=output.mark, content=content)
         entry = self._registered(pending.found.hooks[hook], release, batch.dataset, entries)
-        notes = [_release_note(release), *judged.notes, *notes_on(judged.decoded)]
+        notes = [release_note(release), *judged.notes, *notes_on(judged.decoded)]
         if last is not None:
             notes.append(f"the server's output changed after entry {last.seq}")
         run = output.run
@@ -466,15 +466,27 @@ class Follower:
         wanted = server_release(release, dataset).digest
         current = log.last_current(entries)
         least = 0 if current is None else current.release_seq
-        known = {e.release.digest: e for e in log.releases(self.store, dataset, hook.name)}
-        for each in hook.releases:
-            if each.version <= release.version:
-                made = server_release(each, dataset)
-                if made.digest not in known:
-                    known[made.digest] = log.register_release(self.store, made, {})
+        known = register_up_to(self.store, hook, release, dataset)
         if known[wanted].seq < least:
             return log.register_release(self.store, server_release(release, dataset), {})
         return known[wanted]
+
+
+def register_up_to(
+    store: BlobStore, hook: ServerHook, release: Release, dataset: str
+) -> dict[Digest, ReleaseEntry]:
+    """Register the releases of a hook up to this one, in the server's order; none of them twice.
+
+    Returns:
+        The last registration of each of the hook's releases.
+    """
+    known = {e.release.digest: e for e in log.releases(store, dataset, hook.name)}
+    for each in hook.releases:
+        if each.version <= release.version:
+            made = server_release(each, dataset)
+            if made.digest not in known:
+                known[made.digest] = log.register_release(store, made, {})
+    return known
 
 
 def _remember(
@@ -528,7 +540,7 @@ def _claimed(claim: OpenBatch | None, began: datetime, *, is_whole: bool) -> str
     return None
 
 
-def _stated(text: bytes, place: Place) -> tuple[str, str]:
+def stated_ids(text: bytes, place: Place) -> tuple[str, str]:
     """Return the ids of the hook run and of the release that `run.json` names.
 
     Raises:
@@ -583,7 +595,7 @@ def _last_of(entries: list[FeatureEntry], run_id: str) -> FeatureEntry | None:
     return next((each for each in reversed(entries) if each.completion == run_id), None)
 
 
-def _release_note(release: Release) -> str:
+def release_note(release: Release) -> str:
     """Return what a release document has no place for."""
     limits = document_bytes(dict(release.limits)).decode()
     source = quoted(" ".join(release.source_ref.split())) or "none"

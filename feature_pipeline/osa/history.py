@@ -4,6 +4,8 @@ It is not a hook's output. Its raw output has the rows in two files: `features.j
 decoder reads, and `server.rows.parquet`, with the server's own columns of the same rows.
 """
 
+from collections.abc import Iterator
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from feature_pipeline.archive import read
@@ -14,6 +16,9 @@ from feature_pipeline.osa.output import ASIDE
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+Ids = list[tuple[int, datetime]]
+"""`id` and `created_at` of a record's rows, in order."""
 
 RECONSTRUCTED: Final = "osa-table"
 """Name of the runner in a reconstructed artifact. No hook run of ours, or of the server, has it."""
@@ -77,3 +82,18 @@ def server_row_ids(store: BlobStore, manifest: Manifest) -> "pa.Table":
     if not table.schema.equals(schema, check_metadata=False):
         raise CorruptDataError(f"{where}: its columns are not those of the server's rows")
     return table
+
+
+def row_ids_by_record(table: "pa.Table") -> dict[str, Ids]:
+    """Return `id` and `created_at` of every row of `server_row_ids`, by record."""
+    from feature_pipeline.archive.format.encode import instants
+
+    found: dict[str, Ids] = {}
+    rows: Iterator[Any] = zip(
+        *(table.column(name).to_pylist() for name in ("record", "id")),
+        instants(table.column("created_at")),
+        strict=True,
+    )
+    for record, row_id, created_at in rows:
+        found.setdefault(record, []).append((row_id, created_at))
+    return found

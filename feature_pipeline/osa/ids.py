@@ -8,6 +8,7 @@ from feature_pipeline.errors import InvalidInputError
 
 _HOOK_RUNS: Final = uuid.uuid5(uuid.NAMESPACE_URL, "osa:hook_run")
 _DEPOSITION: Final = ":dep:"
+_HISTORY: Final = "history-"
 _DEPOSITION_KEY: Final = re.compile(r"deposition-(.{20})(?:-(\d+))?")
 
 
@@ -59,6 +60,40 @@ def is_of_ingest(key: str, run: str) -> bool:
     """Return whether a batch is of this ingest run."""
     prefix = _ingest_prefix(run)
     return key.startswith(prefix) and key.removeprefix(prefix).isdecimal()
+
+
+def run_key(run_id: str) -> str:
+    """Return the name of the records of one hook run, which belong to no batch of the server."""
+    return f"run-{run_id}"
+
+
+def history_key(name: str, number: int = 1) -> str:
+    """Return the key of a batch that was made of the server's records, without their files.
+
+    It differs from every key of a batch that was made of the server's storage.
+
+    Args:
+        name: The key that the batch has if it is made of the storage; or `run_key`.
+        number: Further batches are made if the server has published more records since.
+    """
+    return f"{_HISTORY}{name}" + (f"_{number}" if number > 1 else "")
+
+
+def history_of(key: str) -> str | None:
+    """Return the name in a key made by `history_key`; None if it is another key."""
+    if not key.startswith(_HISTORY):
+        return None
+    return key.removeprefix(_HISTORY).partition("_")[0]
+
+
+def history_number(key: str) -> int:
+    """Return the number in a key made by `history_key`."""
+    return int(key.partition("_")[2] or 1)
+
+
+def is_run_key(name: str) -> bool:
+    """Return whether a name was made by `run_key`."""
+    return name.startswith("run-")
 
 
 def _ingest_prefix(run: str) -> str:

@@ -42,6 +42,15 @@ COMPARISON: Final[Tables] = {
 }
 """The same for comparing, apart from the hooks' tables in the schema `features`."""
 
+HISTORY: Final[Tables] = {
+    **DEFINITIONS,
+    "hook_runs": COMPLETIONS["hook_runs"],
+    "ingest_runs": ("id", "batches_ingested"),
+    "records": (*COMPARISON["records"], "metadata", "published_at"),
+    "feature_tables": COMPARISON["feature_tables"],
+}
+"""The same for importing rows, apart from the hooks' tables."""
+
 _LOOK = """
 select c.relname,
        has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select'),

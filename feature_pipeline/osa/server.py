@@ -182,7 +182,7 @@ class Server:
     """The database of one server."""
 
     database: Database
-    _checked: set[str] = field(default_factory=set, repr=False, compare=False)
+    _checked: set[tuple[str, str]] = field(default_factory=set, repr=False, compare=False)
 
     @property
     def address(self) -> str:
@@ -218,9 +218,10 @@ class Server:
         opened = self.connect() if connection is None else contextlib.nullcontext(connection)
         with opened as used, used.transaction():
             used.execute("set transaction isolation level repeatable read, read only")
-            if not tables.keys() <= self._checked:
+            columns = {(table, each) for table, names in tables.items() for each in names}
+            if not columns <= self._checked:
                 check_schema(used, self.address, tables)
-                self._checked.update(tables)
+                self._checked.update(columns)
             yield Reader(used)
 
 
@@ -316,6 +317,14 @@ class Reader:
         )
         return {row[0]: HookRun(*row) for row in rows}
 
+    def batches_ingested(self, ingest_runs: Collection[str]) -> dict[str, int]:
+        """Return the number of batches of these ingest runs, by run."""
+        rows = self._rows(
+            "select id, batches_ingested from public.ingest_runs where id = any(%s)",
+            [list(ingest_runs)],
+        )
+        return dict(rows)
+
     def open_batches(self) -> dict[tuple[str, int], OpenBatch]:
         """Return the batches that a worker processes, or is to process, by run and index."""
         found: dict[tuple[str, int], OpenBatch] = {}
@@ -387,12 +396,22 @@ class Reader:
         self.connection.execute("set local datestyle to iso, ymd")
         self.connection.execute("set local timezone to 'UTC'")
         statement = sql.SQL("select {} from {} where record_srn = any(%s) order by id").format(
-            sql.SQL(", ").join([sql.Identifier("record_srn"), *map(_selected, columns)]),
+            sql.SQL(", ").join([sql.Identifier("record_srn"), *map(selected, columns)]),
             sql.Identifier("features", table),
         )
         found: dict[str, list[Sequence[Any]]] = {}
         for srn, *values in self._rows(statement, [list(srns)]):
             found.setdefault(srn, []).append(values)
+        return found
+
+    def row_ids(self, table: str, srns: Sequence[str]) -> dict[str, list[tuple[int, datetime]]]:
+        """Return `id` and `created_at` of the rows of these records, by SRN, in order of id."""
+        statement = sql.SQL(
+            "select record_srn, id, created_at from {} where record_srn = any(%s) order by id"
+        ).format(sql.Identifier("features", table))
+        found: dict[str, list[tuple[int, datetime]]] = {}
+        for srn, row_id, created_at in self._rows(statement, [list(srns)]):
+            found.setdefault(srn, []).append((row_id, created_at))
         return found
 
     def rows_by_run(self, table: str, convention: str) -> list[tuple[str, int, str]]:
@@ -413,7 +432,8 @@ class Reader:
         return self.connection.execute(query, parameters).fetchall()
 
 
-def _selected(column: Column) -> sql.Composable:
+def selected(column: Column) -> sql.Composable:
+    """Return the selection of a column: dates, times, UUIDs, arrays and objects as text."""
     name = sql.Identifier(column.name)
     if column.kind in {"string", "number", "integer", "boolean"}:
         return name

@@ -341,7 +341,8 @@ def _read_plain(array: "pa.ChunkedArray[Any]") -> list[Value]:
     return array.to_pylist()
 
 
-def _read_instants(array: "pa.ChunkedArray[Any]") -> list[Value]:
+def instants(array: "pa.ChunkedArray[Any]") -> list[Value]:
+    """Return the instants of a column of times in UTC, None for null."""
     # to_pylist attaches whichever UTC class is installed; this gives datetime.UTC, and no pandas.
     return [
         None if since is None else _EPOCH + timedelta(microseconds=since)
@@ -350,5 +351,5 @@ def _read_instants(array: "pa.ChunkedArray[Any]") -> list[Value]:
 
 
 _READERS: Final[dict[str, Callable[["pa.ChunkedArray[Any]"], list[Value]]]] = {
-    "date-time": _read_instants,
+    "date-time": instants,
 }

@@ -23,6 +23,7 @@ from feature_pipeline.osa.definitions import (
     followed_hooks,
     write_definitions,
 )
+from feature_pipeline.osa.importing import Importer, import_lines
 from feature_pipeline.osa.settings import OsaSettings, find_settings
 
 PASS_SECONDS: Final = 60.0
@@ -120,6 +121,36 @@ def _lines(result: Pass) -> list[str]:
         *(f"cannot be taken: {name}: {reason}" for name, reason in result.unreadable.items()),
         result.summary(),
     ]
+
+
+def import_rows(hooks: Sequence[str], is_dry: bool, without_storage: bool, as_json: bool) -> None:
+    """Carry out `feature-pipeline osa import`."""
+    Project.find().load_environment()
+    output = Output(as_json)
+    chosen = _settings(hooks=hooks)
+    importer = Importer(
+        store=open_archive(),
+        server=chosen.server(),
+        storage=None if without_storage else chosen.open_storage(),
+        settings=chosen,
+        definitions={
+            (hook.definition.dataset, hook.definition.name): hook.definition
+            for hook in project_hooks().usable
+        },
+    )
+    result = importer.run(is_dry=is_dry)
+    for name in result.undefined:
+        output.say(
+            f"{name} is not defined here: `feature-pipeline osa scaffold` writes its definition"
+        )
+    for each in result.hooks:
+        for line in import_lines(each, is_dry=is_dry):
+            output.say(line)
+    output.result(
+        {"undefined": result.undefined, "hooks": [each.to_json() for each in result.hooks]}
+    )
+    if not is_dry and not result.is_complete:
+        raise SystemExit(1)
 
 
 def compare(hooks: Sequence[str], as_json: bool) -> None:

@@ -71,6 +71,27 @@ def sync(**arguments: Any) -> None:
     carry_out(**arguments)
 
 
+@osa.command("import")
+@click.option("--hook", "hooks", multiple=True, help="Import this hook alone; may be repeated.")
+@click.option("--dry-run", "is_dry", is_flag=True, help="Show what would be imported.")
+@click.option(
+    "--without-storage",
+    is_flag=True,
+    help="The server's storage is gone: import every row whose output the archive lacks.",
+)
+@json_option
+def import_rows(**arguments: Any) -> None:
+    """Import rows of the server's tables whose hook output is gone.
+
+    They become artifacts that are marked as reconstructed; the output of the same hook run, if it
+    appears later, takes their place. Ends with a comparison of every imported row with the
+    server's. Only reads from the server. Exits with 1 if rows cannot be imported, or differ.
+    """
+    from feature_pipeline.cli.commands.osa import import_rows
+
+    import_rows(**arguments)
+
+
 @osa.command()
 @click.option("--hook", "hooks", multiple=True, help="Compare this hook alone; may be repeated.")
 @json_option

@@ -1,0 +1,205 @@
+"""Find the batch here that the rows of a hook run of the server belong to.
+
+The batch made of the server's storage is used if the archive has it and it has every record with
+rows. Otherwise the batch is made of `public.records`, without files, under a key of its own:
+
+- of every record that the server published from the batch of the ingest, or from the deposition;
+- of the records with rows of the hook run, if these are of no one batch: old records name none.
+
+Such a batch counts as submitted when the server published its last record, which is before any
+batch that is made of the storage was submitted. So that one owns its records, once it comes.
+"""
+
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from feature_pipeline.archive.accept import accept_batch
+from feature_pipeline.archive.logs import log
+from feature_pipeline.archive.publish import submit_batch
+from feature_pipeline.archive.store.base import BlobStore
+from feature_pipeline.errors import InvalidInputError, NotFoundError
+from feature_pipeline.model.records import Record, RecordBatch, Source, check_batch_key
+from feature_pipeline.model.text.quoting import problems, quoted
+from feature_pipeline.osa.completions import stated_ids
+from feature_pipeline.osa.ids import (
+    deposition_folder,
+    deposition_key,
+    history_key,
+    hook_run_id,
+    ingest_key,
+    local_id,
+    run_key,
+)
+from feature_pipeline.osa.output import RUN
+from feature_pipeline.osa.storage import (
+    Place,
+    ServerStorage,
+    batch_place,
+    deposition_place,
+    output_place,
+)
+from feature_pipeline.osa.table_rows import PublishedRecord, RunRows, metadata_of
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What the rows of a hook run are of."""
+
+    name: str
+    """Key of the batch that is made of the storage; or that of the hook run's records alone."""
+    place: Place | None
+    """Where the storage has that batch; None if the hook run is of no one batch."""
+    group: tuple[str, str] | None
+    """Ingest run and batch index, if every record that was published from it is in its batch."""
+    source: Source
+
+
+def place_run(run: RunRows, hook: str, batches_ingested: Mapping[str, int]) -> Placement:
+    """Return what the rows of a hook run are of.
+
+    Args:
+        run: The rows.
+        hook: The hook.
+        batches_ingested: Number of batches by ingest run.
+
+    Raises:
+        InvalidInputError: Their records are of ingests and of depositions, or of neither.
+    """
+    kinds = {origin.type for origin in run.by_origin}
+    if kinds == {"deposition"}:
+        srns = sorted({origin.deposition or "" for origin in run.by_origin})
+        if len(srns) == 1:
+            place = deposition_place(deposition_folder(srns[0]))
+            name = deposition_key(local_id(srns[0]))
+            return Placement(name, place, None, Source.DEPOSITION)
+        return Placement(run_key(run.run_id), None, None, Source.DEPOSITION)
+    if kinds != {"ingest"}:
+        shown = ", ".join(sorted(quoted(str(each)) for each in kinds))
+        raise InvalidInputError(
+            f"the records with its rows are of type {shown}: expected ingest or deposition"
+        )
+    ingests = {origin.ingest_run for origin in run.by_origin}
+    ingest = next(iter(ingests))
+    index = None
+    if len(ingests) == 1 and ingest is not None:
+        index = _index(run, hook, ingest, batches_ingested.get(ingest, 0))
+    if ingest is None or index is None:
+        return Placement(run_key(run.run_id), None, None, Source.HARVEST)
+    place = batch_place(ingest, index)
+    if any(origin.batch_index is None for origin in run.by_origin):
+        # Only rows show which of its old records are of this batch.
+        return Placement(ingest_key(ingest, index), place, None, Source.HARVEST)
+    return Placement(ingest_key(ingest, index), place, (ingest, str(index)), Source.HARVEST)
+
+
+def _index(run: RunRows, hook: str, ingest: str, batches: int) -> int | None:
+    """Return the index of the one batch that the hook run was over; None if there is none.
+
+    Its id follows from ingest run, index and hook.
+    """
+    stated = {origin.batch_index for origin in run.by_origin}
+    known = {each for each in stated if each is not None}
+    if len(known) > 1:
+        return None
+    if known:
+        (text,) = known
+        candidates: Sequence[int] = [int(text)] if text.isdecimal() and text.isascii() else []
+    else:
+        candidates = range(batches)
+    return next((i for i in candidates if hook_run_id(ingest, i, hook) == run.run_id), None)
+
+
+def is_in_storage(storage: ServerStorage, placement: Placement, hook: str, run_id: str) -> bool:
+    """Return whether the storage still has the output of a hook run.
+
+    Raises:
+        InvalidInputError: `run.json` is not one.
+        StoreUnavailableError: The storage did not answer.
+    """
+    if placement.place is None:
+        return False
+    place = output_place(placement.place, hook) / RUN
+    try:
+        text = storage.read(place)
+    except NotFoundError:
+        return False
+    return stated_ids(text, place)[0] == run_id
+
+
+def existing_batch(
+    store: BlobStore, dataset: str, placement: Placement, run_id: str, wanted: Collection[str]
+) -> RecordBatch | None:
+    """Return the accepted batch that has all of these records; None if there is none.
+
+    The batch that is made of the storage comes first, the last one of a deposition.
+    """
+    for key in _candidates(store, dataset, placement, run_id):
+        batch = _accepted(store, dataset, key)
+        if batch is not None and {each.id for each in batch.records}.issuperset(wanted):
+            return batch
+    return None
+
+
+def history_name(placement: Placement, run_id: str) -> str:
+    """Return what names the batch that is made of `public.records`."""
+    is_whole = placement.group is not None or placement.source is Source.DEPOSITION
+    return placement.name if is_whole else run_key(run_id)
+
+
+def make_batch(
+    store: BlobStore,
+    dataset: str,
+    placement: Placement,
+    run_id: str,
+    records: Sequence[PublishedRecord],
+) -> RecordBatch:
+    """Submit and accept a batch of records of the server, without their files.
+
+    Raises:
+        InvalidInputError: They cannot be a batch.
+    """
+    name = history_name(placement, run_id)
+    for number in itertools.count(1):
+        key = check_batch_key(history_key(name, number))
+        if not log.batch_entries(store, dataset, key):
+            break
+    made = tuple(_record(each) for each in records)
+    batch = RecordBatch.create(dataset, key, placement.source, made)
+    published_at = max(each.published_at for each in records)
+    accept_batch(store, submit_batch(store, batch, {}, published_at))
+    return batch
+
+
+def _record(published: PublishedRecord) -> Record:
+    try:
+        return Record.model_validate(
+            {"id": published.record_id, "metadata": metadata_of(published) or {}}
+        )
+    except ValidationError as error:
+        raise InvalidInputError(f"record {published.srn}: {problems(error)}") from error
+
+
+def _candidates(store: BlobStore, dataset: str, placement: Placement, run_id: str) -> Iterator[str]:
+    if placement.source is Source.DEPOSITION and placement.place is not None:
+        local = placement.name.removeprefix(deposition_key(""))
+        keys = (deposition_key(local, number) for number in itertools.count(1))
+        existing = list(itertools.takewhile(lambda k: _exists(store, dataset, k), keys))
+        yield from reversed(existing)
+    elif placement.place is not None:
+        yield placement.name
+    name = history_name(placement, run_id)
+    keys = (history_key(name, number) for number in itertools.count(1))
+    existing = list(itertools.takewhile(lambda k: _exists(store, dataset, k), keys))
+    yield from reversed(existing)
+
+
+def _exists(store: BlobStore, dataset: str, key: str) -> bool:
+    return bool(log.batch_entries(store, dataset, key))
+
+
+def _accepted(store: BlobStore, dataset: str, key: str) -> RecordBatch | None:
+    entries = log.batch_entries(store, dataset, key)
+    return log.read_batch_blob(store, entries[-1].digest) if entries else None

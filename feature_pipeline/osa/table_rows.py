@@ -1,0 +1,380 @@
+"""Read the rows of a hook's table on the server, by hook run, with the records that they are of.
+
+Values are read in two ways. For storing, PostgreSQL writes each row as JSON text, in which numbers
+keep their shortest spelling and `NaN` and infinities are literals. For comparing, values come with
+their types (`Reader.feature_rows` in `server`, `typed_rows` here).
+"""
+
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import groupby
+from typing import Any, Final
+
+from psycopg import sql
+
+from feature_pipeline.errors import InvalidInputError, NotFoundError
+from feature_pipeline.model.columns import Column
+from feature_pipeline.model.text.json_text import read_json
+from feature_pipeline.osa.ids import local_id
+from feature_pipeline.osa.server import Reader, selected
+
+_TYPES: Final[Mapping[str, str]] = {
+    "string": "text",
+    "number": "double precision",
+    "integer": "bigint",
+    "boolean": "boolean",
+    "json": "jsonb",
+    "date": "date",
+    "date-time": "timestamp with time zone",
+    "uuid": "uuid",
+}
+"""By kind of column, the type that the server gives it."""
+
+_FIXED: Final[Mapping[str, str]] = {
+    "id": "bigint",
+    "record_srn": "text",
+    "run_id": "uuid",
+    "created_at": "timestamp with time zone",
+}
+
+_COLUMN_TYPES: Final = """
+select a.attname, format_type(a.atttypid, null)
+from pg_attribute as a
+join pg_class as c on c.oid = a.attrelid
+join pg_namespace as n on n.oid = c.relnamespace
+where n.nspname = 'features' and c.relname = %s and a.attnum > 0 and not a.attisdropped
+order by a.attnum
+"""
+"""Answers which columns a hook's table has, and of which types."""
+
+_RUNS: Final = """
+select f.run_id::text, r.source ->> 'type', r.source ->> 'ingest_run_id',
+       r.source ->> 'batch_index',
+       case when r.source ->> 'type' = 'deposition' then r.source ->> 'id' end,
+       count(*)
+from {table} as f join public.records as r on r.srn = f.record_srn
+where r.convention_id = %s
+group by 1, 2, 3, 4, 5
+order by 1, 2, 3, 4, 5
+"""
+"""Answers which hook runs have how many rows of a convention's records, by what these are of."""
+
+_OTHERS: Final = """
+select r.convention_id, count(*)
+from {table} as f left join public.records as r on r.srn = f.record_srn
+group by 1 order by 1
+"""
+"""Answers how many rows each convention's records have."""
+
+_RECORD: Final = sql.SQL(
+    "r.srn, r.source ->> 'type', r.source ->> 'id', r.source ->> 'upstream_source',"
+    " r.metadata::text, r.published_at"
+)
+
+_RECORDS_OF_RUN: Final = """
+select {record} from public.records as r
+where r.convention_id = %s and r.srn in (select f.record_srn from {table} as f where f.run_id = %s)
+order by r.source ->> 'id' collate "C"
+"""
+"""Answers which records have rows of a hook run."""
+
+_RECORDS_OF_INGESTS: Final = """
+select r.source ->> 'ingest_run_id', r.source ->> 'batch_index', {record}
+from public.records as r
+where r.convention_id = %s and r.source ->> 'type' = 'ingest'
+  and r.source ->> 'ingest_run_id' = any(%s)
+order by 1, 2, r.source ->> 'id' collate "C"
+"""
+"""Answers which records the server published of ingest runs, batch by batch."""
+
+_CHUNK_ROWS: Final = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What the server published records of: a batch of an ingest, or a deposition."""
+
+    type: str | None
+    ingest_run: str | None
+    batch_index: str | None
+    """As text; None in old records, and for depositions."""
+    deposition: str | None
+    """Its SRN."""
+
+
+@dataclass
+class RunRows:
+    """How many rows a hook run has, by what their records are of."""
+
+    run_id: str
+    by_origin: dict[Origin, int] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return sum(self.by_origin.values())
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedRecord:
+    """A record of the server."""
+
+    srn: str
+    record_id: str
+    """Its id here: the upstream id, or the local id of its deposition."""
+    metadata: str
+    """JSON text."""
+    published_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """A row of the server's table."""
+
+    id: int
+    created_at: datetime
+    text: str
+    """The hook's columns as a JSON object."""
+
+
+@dataclass(frozen=True, slots=True)
+class TypedRow:
+    """A row of the server's table, with its values in the order of the columns asked for."""
+
+    id: int
+    created_at: datetime
+    values: Sequence[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class HookTable:
+    """A hook's table on the server, in one snapshot.
+
+    Args:
+        reader: The snapshot.
+        name: Name of the table in the schema `features`.
+        columns: The hook's columns as the server declares them.
+        undeclared: Further columns of the table, which are not read.
+        with_default: Names under which an absent value means a default here.
+    """
+
+    reader: Reader
+    name: str
+    columns: tuple[Column, ...]
+    undeclared: tuple[str, ...]
+    with_default: frozenset[str]
+
+    @classmethod
+    def of(
+        cls, reader: Reader, hook: str, columns: Sequence[Column], ours: Sequence[Column]
+    ) -> "HookTable":
+        """Return a hook's table, checked.
+
+        Args:
+            reader: The snapshot.
+            hook: The hook.
+            columns: Its columns as the server declares them.
+            ours: Its columns as this project declares them.
+
+        Raises:
+            NotFoundError: The server's catalogue has no table of the hook.
+            InvalidInputError: It does not exist, may not be read, or a column is not of the type
+                that the server gives it.
+        """
+        name = reader.feature_table(hook)
+        if name is None:
+            raise NotFoundError(f"public.feature_tables has no table of hook {hook!r}")
+        reader.feature_columns(name)
+        found: dict[str, str] = dict(reader.connection.execute(_COLUMN_TYPES, [name]).fetchall())
+        wanted = {**_FIXED, **{each.name: _TYPES[each.kind] for each in columns}}
+        for column, kind in wanted.items():
+            if found.get(column) != kind:
+                actual = f"is of type {found[column]}" if column in found else "does not exist"
+                raise InvalidInputError(
+                    f'features."{name}": column {column!r} {actual}, and the server declares it'
+                    f" as {kind}: its values cannot be read"
+                )
+        # bytes of texts of values depend on these
+        for setting in ("datestyle to iso, ymd", "timezone to 'UTC'", "extra_float_digits to 1"):
+            reader.connection.execute(sql.SQL("set local {}").format(sql.SQL(setting)))
+        undeclared = tuple(each for each in found if each not in wanted)
+        defaults = [each for each in ours if each.default is not None]
+        names = frozenset(n for each in defaults for n in (each.name, *each.former_names))
+        return cls(reader, name, tuple(columns), undeclared, names)
+
+    @property
+    def _table(self) -> sql.Identifier:
+        return sql.Identifier("features", self.name)
+
+    def runs(self, convention: str) -> list[RunRows]:
+        """Return the hook runs with rows of the convention's records, by id."""
+        found: dict[str, RunRows] = {}
+        for run_id, kind, ingest, index, deposition, rows in self._rows(_RUNS, convention):
+            origin = Origin(kind, ingest, index, deposition)
+            found.setdefault(run_id, RunRows(run_id)).by_origin[origin] = rows
+        return list(found.values())
+
+    def rows_by_convention(self) -> dict[str | None, int]:
+        """Return the number of rows by convention; those without a record under None."""
+        return dict(self._rows(_OTHERS))
+
+    def records(self, run_id: str, convention: str) -> list[PublishedRecord]:
+        """Return the convention's records with rows of a hook run, in order of their origin's id.
+
+        Raises:
+            InvalidInputError: The origin of one is not known.
+        """
+        return [_record(*row) for row in self._rows(_RECORDS_OF_RUN, convention, run_id)]
+
+    def rows(self, run_id: str, srns: Collection[str]) -> dict[str, list[TableRow]]:
+        """Return the rows of a hook run as JSON texts, by SRN, in the hook's order.
+
+        SQL NULL in an array or object column is an absent key, so that it stays apart from JSON
+        null, unless an absent key means a default.
+        """
+        plain = [column for column in self.columns if column.kind != "json"]
+        nested = [column for column in self.columns if column.kind == "json"]
+        parts = [
+            sql.SQL("{} || coalesce({}, 'null')").format(
+                sql.Literal(("," if number else "") + json.dumps(each.name) + ":"), _json(each)
+            )
+            for number, each in enumerate(plain)
+        ]
+        selection = [
+            sql.SQL("f.id, f.record_srn, f.created_at"),
+            sql.SQL(" || ").join(parts) if parts else sql.SQL("''"),
+            *(_nested(each, is_default=each.name in self.with_default) for each in nested),
+        ]
+        statement = sql.SQL("select {} from {} as f where f.run_id = %s order by f.id").format(
+            sql.SQL(", ").join(selection), self._table
+        )
+        keys = [json.dumps(column.name) for column in nested]
+        wanted = frozenset(srns)
+        found: dict[str, list[TableRow]] = {}
+        for row_id, srn, created_at, text, *texts in self._stream(statement, [run_id]):
+            if srn not in wanted:
+                continue
+            members = [text] if text else []
+            members += [
+                f"{key}:{_inner(value)}"
+                for key, value in zip(keys, texts, strict=True)
+                if value is not None
+            ]
+            row = TableRow(row_id, created_at, "{" + ",".join(members) + "}")
+            found.setdefault(srn, []).append(row)
+        return found
+
+    def typed_rows(
+        self, run_id: str, columns: Sequence[Column], srns: Collection[str]
+    ) -> dict[str, list[TypedRow]]:
+        """Return the rows of a hook run, by SRN, in the hook's order.
+
+        Dates, times, UUIDs, arrays and objects are given as text.
+        """
+        statement = sql.SQL("select {} from {} where run_id = %s order by id").format(
+            sql.SQL(", ").join(
+                [sql.SQL("id, record_srn, created_at"), *(selected(each) for each in columns)]
+            ),
+            self._table,
+        )
+        wanted = frozenset(srns)
+        found: dict[str, list[TypedRow]] = {}
+        for row_id, srn, created_at, *values in self._stream(statement, [run_id]):
+            if srn in wanted:
+                found.setdefault(srn, []).append(TypedRow(row_id, created_at, values))
+        return found
+
+    def _rows(self, statement: str, *parameters: object) -> list[Any]:
+        composed = sql.SQL(statement).format(table=self._table, record=_RECORD)
+        return self.reader.connection.execute(composed, parameters).fetchall()
+
+    def _stream(self, statement: sql.Composed, parameters: Sequence[object]) -> Iterator[Any]:
+        with self.reader.connection.cursor("osa_rows") as cursor:
+            cursor.itersize = _CHUNK_ROWS
+            cursor.execute(statement, parameters)
+            yield from cursor
+
+
+def published_batches(
+    reader: Reader, convention: str, ingest_runs: Collection[str]
+) -> Iterator[tuple[tuple[str, str | None], list[PublishedRecord]]]:
+    """Yield the records that the server published of ingest runs, by run and batch index.
+
+    One batch is in memory at a time. Records are in order of their upstream ids.
+
+    Raises:
+        InvalidInputError: The origin of one is not known.
+    """
+    with reader.connection.cursor("osa_records") as cursor:
+        cursor.itersize = _CHUNK_ROWS
+        statement = sql.SQL(_RECORDS_OF_INGESTS).format(record=_RECORD)
+        cursor.execute(statement, [convention, list(ingest_runs)])
+        key: Callable[[Any], tuple[str, str | None]] = lambda row: (row[0], row[1])  # noqa: E731
+        for group, rows in groupby(cursor, key):
+            yield group, [_record(*row[2:]) for row in rows]
+
+
+def _record(
+    srn: str,
+    kind: str | None,
+    source_id: str | None,
+    upstream: str | None,
+    metadata: str,
+    published_at: datetime,
+) -> PublishedRecord:
+    if kind == "ingest" and upstream is not None:
+        return PublishedRecord(srn, upstream, metadata, published_at)
+    if kind == "deposition" and source_id is not None:
+        return PublishedRecord(srn, local_id(source_id), metadata, published_at)
+    raise InvalidInputError(
+        f"record {srn}: its source is of type {kind!r}, with id {source_id!r} and upstream_source"
+        f" {upstream!r}: expected an ingest with upstream_source, or a deposition with its SRN"
+    )
+
+
+def _json(column: Column) -> sql.Composable:
+    """Return the JSON text of a value; NaN and infinities are the literals that decoders read."""
+    name = sql.Identifier("f", column.name)
+    if column.kind in {"number", "integer", "boolean"}:
+        return sql.SQL("{}::text").format(name)
+    return sql.SQL("to_json({})::text").format(name)
+
+
+def _nested(column: Column, *, is_default: bool) -> sql.Composable:
+    """Return the text of an array or object, with `s` before it if it is the text of a string.
+
+    SQL NULL stays NULL, or is JSON null if an absent key would be a default.
+    """
+    name = sql.Identifier("f", column.name)
+    text = sql.SQL(
+        "case when jsonb_typeof({0}) = 'string' then 's' || ({0} #>> '{{}}') else 'j' || {0}::text"
+        " end"
+    ).format(name)
+    return sql.SQL("coalesce({}, 'jnull')").format(text) if is_default else text
+
+
+def _inner(text: str) -> str:
+    """Return the JSON value of an array or object cell, which the server stores as a string.
+
+    A string that is not JSON stays a string, which is no value of the column.
+    """
+    kind, value = text[0], text[1:]
+    if kind == "j":
+        return value
+    try:
+        json.loads(value)
+    except (ValueError, RecursionError):
+        return json.dumps(value, ensure_ascii=False)
+    # valid JSON has line ends between tokens only
+    return value.replace("\n", " ").replace("\r", " ")
+
+
+def metadata_of(record: PublishedRecord) -> object:
+    """Return the metadata of a record, with the spelling of its numbers.
+
+    Raises:
+        InvalidInputError: It is not JSON that can be stored.
+    """
+    return read_json(record.metadata.encode(), f"record {record.srn}: metadata")
