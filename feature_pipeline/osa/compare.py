@@ -5,7 +5,7 @@ batch is in memory at a time.
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
@@ -28,16 +28,7 @@ from feature_pipeline.osa.history import (
     row_ids_by_record,
     server_row_ids,
 )
-from feature_pipeline.osa.ids import (
-    history_key,
-    history_number,
-    history_of,
-    ingest_key,
-    is_deposition_key,
-    is_of_ingest,
-    is_run_key,
-    next_deposition_key,
-)
+from feature_pipeline.osa.ids import has_successor
 from feature_pipeline.osa.schema import COMPARISON
 from feature_pipeline.osa.server import Reader, Server, ServerRecord
 
@@ -151,13 +142,13 @@ def _compare(store: BlobStore, reader: Reader, followed: FollowedHook) -> HookCo
         for entry in logs[batch]
     }
     for batch, head in sorted(current.items()):
-        if _has_successor(batch, current):
+        if has_successor(batch, current):
             continue
         result.batches += 1
         manifest = read.manifest_of(store, head)
         outcomes = read.read_artifact_outcomes(store, manifest)
         ids = [each.record_id for each in outcomes]
-        records = _records(reader, convention, ids, batch, domains)
+        records = reader.records_of(convention, ids, batch, domains)
         places = [i for i, column in enumerate(manifest.columns) if column.name in there]
         columns = [manifest.columns[i] for i in places]
         srns = [record.srn for record in records.values()]
@@ -195,7 +186,7 @@ def _compare_record(
         else:
             result.equal += 1
         return
-    if not _is_of(record, batch):
+    if not record.is_of(batch):
         result.add(Kind.OTHER_BATCH, f"{name}: {record.srn} is of {record.origin}")
     elif outcome.kind is OutcomeKind.UNKNOWN and not theirs:
         result.equal += 1
@@ -237,43 +228,6 @@ class _RowIds:
         if here is None or here == there:
             return None
         return f"{shown_ids(here)} here, {shown_ids(there or [])} there"
-
-
-def _has_successor(batch: str, current: Collection[str]) -> bool:
-    """Return whether a later batch with an artifact has the records of this one.
-
-    A deposition was changed since; or a batch that was made of the server's records alone is made
-    of the storage now, or of more records.
-    """
-    if next_deposition_key(batch) in current:
-        return True
-    name = history_of(batch)
-    if name is None or is_run_key(name):
-        return False
-    return name in current or history_key(name, history_number(batch) + 1) in current
-
-
-def _records(
-    reader: Reader, convention: str, ids: Sequence[str], batch: str, domains: Sequence[str]
-) -> dict[str, ServerRecord]:
-    """Return the server's records of a batch, by their ids here."""
-    name = history_of(batch) or batch
-    if is_run_key(name):
-        found = reader.records(convention, ids, None)
-        return found or reader.records(convention, ids, domains)
-    return reader.records(convention, ids, domains if is_deposition_key(name) else None)
-
-
-def _is_of(record: ServerRecord, batch: str) -> bool:
-    """Return whether the server's record is of this batch, as far as the server states it."""
-    batch = history_of(batch) or batch
-    if is_run_key(batch):
-        return True
-    if record.ingest_run is None:
-        return is_deposition_key(batch)
-    if record.batch_index is None:
-        return is_of_ingest(batch, record.ingest_run)
-    return batch == ingest_key(record.ingest_run, record.batch_index)
 
 
 def _difference(

@@ -43,7 +43,7 @@ from feature_pipeline.errors import (
 )
 from feature_pipeline.hooks.actions import record_action
 from feature_pipeline.model.definition import HookDefinition, Scope
-from feature_pipeline.model.digest import Digest, digest_stream, document_bytes
+from feature_pipeline.model.digest import Digest, digest_stream
 from feature_pipeline.model.records import RecordBatch
 from feature_pipeline.model.release import HookRelease
 from feature_pipeline.model.text.counted import counted
@@ -56,6 +56,7 @@ from feature_pipeline.osa.pending import Pending, PendingBatch
 from feature_pipeline.osa.records import deposition_batch, deposition_files, ingest_batch
 from feature_pipeline.osa.schema import COMPLETIONS
 from feature_pipeline.osa.server import (
+    PASSED,
     HookRun,
     IngestRun,
     OpenBatch,
@@ -65,6 +66,7 @@ from feature_pipeline.osa.server import (
     ServerHook,
     ValidatedDeposition,
 )
+from feature_pipeline.osa.server_notes import release_note, run_note
 from feature_pipeline.osa.settings import OsaSettings
 from feature_pipeline.osa.storage import (
     Place,
@@ -415,6 +417,8 @@ class Follower:
             return Taken(files=output.mark, content=content)
         entry = self._registered(pending.found.hooks[hook], release, batch.dataset, entries)
         notes = [release_note(release), *judged.notes, *notes_on(judged.decoded)]
+        if output.run.status != PASSED:
+            notes.append(run_note(output.run))
         if last is not None:
             notes.append(f"the server's output changed after entry {last.seq}")
         run = output.run
@@ -593,13 +597,3 @@ def _content_of(manifest: Manifest) -> str:
 
 def _last_of(entries: list[FeatureEntry], run_id: str) -> FeatureEntry | None:
     return next((each for each in reversed(entries) if each.completion == run_id), None)
-
-
-def release_note(release: Release) -> str:
-    """Return what a release document has no place for."""
-    limits = document_bytes(dict(release.limits)).decode()
-    source = quoted(" ".join(release.source_ref.split())) or "none"
-    return (
-        f"release {release.version} of the server: id {release.id}, source reference {source},"
-        f" limits {limits}"
-    )

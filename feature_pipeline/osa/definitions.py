@@ -7,7 +7,7 @@ unique within a convention only.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pydantic import ValidationError
 
@@ -18,7 +18,7 @@ from feature_pipeline.hooks.osa_manifest import (
     image_by_digest,
     memory_size,
 )
-from feature_pipeline.model.columns import ColumnFormat, ColumnType
+from feature_pipeline.model.columns import Column, ColumnFormat, ColumnType
 from feature_pipeline.model.definition import Compute, HookDefinition
 from feature_pipeline.model.release import HookRelease, ReleaseDocument
 from feature_pipeline.model.text.first_few import first_few
@@ -168,6 +168,25 @@ def server_release(release: Release, dataset: str) -> HookRelease:
             f"release {release.version} of hook {release.hook!r} cannot be registered:"
             f" {problems(error)}"
         ) from error
+
+
+def declared_columns(feature_spec: Mapping[str, Any], where: str) -> tuple[Column, ...]:
+    """Return the columns of `hooks.feature_spec`.
+
+    Args:
+        feature_spec: The hook's.
+        where: The hook, for messages.
+
+    Raises:
+        InvalidInputError: A column cannot be one here.
+    """
+    columns = feature_spec.get("columns")
+    if not isinstance(columns, list):
+        raise InvalidInputError(f"{where}: feature_spec.columns is not a list")
+    try:
+        return tuple(Column.model_validate(_column(column, where)) for column in columns)
+    except ValidationError as error:
+        raise InvalidInputError(f"{where}: {problems(error)}") from error
 
 
 def _limits(release: Release, where: str) -> dict[str, str]:

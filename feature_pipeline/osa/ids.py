@@ -2,6 +2,7 @@
 
 import re
 import uuid
+from collections.abc import Collection
 from typing import Final
 
 from feature_pipeline.errors import InvalidInputError
@@ -94,6 +95,20 @@ def history_number(key: str) -> int:
 def is_run_key(name: str) -> bool:
     """Return whether a name was made by `run_key`."""
     return name.startswith("run-")
+
+
+def has_successor(batch: str, current: Collection[str]) -> bool:
+    """Return whether a later batch with an artifact has the records of this one.
+
+    A deposition was changed since; or a batch that was made of the server's records alone is made
+    of the storage now, or of more records.
+    """
+    if next_deposition_key(batch) in current:
+        return True
+    name = history_of(batch)
+    if name is None or is_run_key(name):
+        return False
+    return name in current or history_key(name, history_number(batch) + 1) in current
 
 
 def _ingest_prefix(run: str) -> str:

@@ -44,7 +44,7 @@ from feature_pipeline.model.records import RecordBatch
 from feature_pipeline.model.text.counted import counted
 from feature_pipeline.model.text.first_few import first_few
 from feature_pipeline.model.text.quoting import MOST_REASON, quoted
-from feature_pipeline.osa.completions import register_up_to, release_note
+from feature_pipeline.osa.completions import register_up_to
 from feature_pipeline.osa.definitions import FollowedHook, followed_hooks, server_release
 from feature_pipeline.osa.history import (
     RECONSTRUCTED,
@@ -64,7 +64,8 @@ from feature_pipeline.osa.placement import (
 )
 from feature_pipeline.osa.proof import Difference, differences
 from feature_pipeline.osa.schema import HISTORY
-from feature_pipeline.osa.server import Definitions, HookRun, Reader, Release, Server
+from feature_pipeline.osa.server import PASSED, Definitions, HookRun, Reader, Release, Server
+from feature_pipeline.osa.server_notes import release_note, run_note
 from feature_pipeline.osa.settings import OsaSettings
 from feature_pipeline.osa.storage import ServerStorage
 from feature_pipeline.osa.table_rows import (
@@ -687,6 +688,8 @@ def _notes(wanted: _Wanted, outcomes: Collection[Outcome]) -> list[str]:
             f"columns that the server's hook does not declare were left out:"
             f" {first_few(hook.table.undeclared)}"
         )
+    if wanted.row.status != PASSED:
+        notes.append(run_note(wanted.row))
     return [*notes, release_note(wanted.release)]
 
 

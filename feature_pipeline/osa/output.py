@@ -40,6 +40,7 @@ from feature_pipeline.model.outcomes import DecodedOutput, Outcome, OutcomeKind,
 from feature_pipeline.model.text.counted import counted
 from feature_pipeline.model.text.quoting import quoted
 from feature_pipeline.osa.server import ERROR, PASSED, HookRun
+from feature_pipeline.osa.server_notes import run_note
 
 RUN: Final = "run.json"
 LOG: Final = "hook.log"
@@ -120,7 +121,7 @@ def judge(
         decoded = decode_output(files, given, feature.columns, feature.cardinality, actions)
         by_id = {outcome.record_id: outcome for outcome in decoded.outcomes}
         # Without the end of the log, which may name another record: erasing that would leave it.
-        reason = f"no output about it: {_recorded(run)}"
+        reason = f"no output about it: {run_note(run)}"
         outcomes = tuple(by_id.get(i) or _lost(i, reason, actions.get(i)) for i in record_ids)
     return JudgedOutput(raw, log, outcomes, failure, tuple(notes), decoded)
 
@@ -222,12 +223,8 @@ def _lost(record_id: str, reason: str, action: Digest | None) -> Outcome:
     )
 
 
-def _recorded(run: HookRun) -> str:
-    return f"the server recorded hook run {run.id} as {run.status!r}"
-
-
 def _failed(run: HookRun, log: Path | None) -> str:
-    sentence = _recorded(run)
+    sentence = run_note(run)
     if log is None:
         return f"{sentence}; it has no {LOG}"
     with log.open("rb") as file:

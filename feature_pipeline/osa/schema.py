@@ -51,6 +51,17 @@ HISTORY: Final[Tables] = {
 }
 """The same for importing rows, apart from the hooks' tables."""
 
+RESTORE: Final[Tables] = {
+    **DEFINITIONS,
+    "records": ("srn", "convention_id", "source"),
+    "hook_runs": (
+        *("id", "release_id", "status", "started_at", "finished_at", "duration_s"),
+        "oom_retries",
+    ),
+    "feature_tables": ("hook_name", "pg_table", "feature_schema", "schema_version", "created_at"),
+}
+"""The same for restoring the hooks' tables."""
+
 _LOOK = """
 select c.relname,
        has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select'),

@@ -17,6 +17,13 @@ from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.columns import Column
 from feature_pipeline.model.text.json_text import read_json
 from feature_pipeline.model.text.quoting import quoted
+from feature_pipeline.osa.ids import (
+    history_of,
+    ingest_key,
+    is_deposition_key,
+    is_of_ingest,
+    is_run_key,
+)
 from feature_pipeline.osa.schema import DEFINITIONS, Tables, check_schema, feature_columns
 from feature_pipeline.projections.catalog.database import Connection, Database
 
@@ -159,6 +166,17 @@ class ServerRecord:
     """None for a deposition."""
     batch_index: int | None
     """None as well in old records."""
+
+    def is_of(self, batch: str) -> bool:
+        """Return whether the record is of this batch, as far as the server states it."""
+        batch = history_of(batch) or batch
+        if is_run_key(batch):
+            return True
+        if self.ingest_run is None:
+            return is_deposition_key(batch)
+        if self.batch_index is None:
+            return is_of_ingest(batch, self.ingest_run)
+        return batch == ingest_key(self.ingest_run, self.batch_index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,6 +386,21 @@ class Reader:
             origin = source_id if run is None else f"batch {index} of ingest run {run}"
             found[wanted[source_id]] = ServerRecord(srn, origin, run, index)
         return found
+
+    def records_of(
+        self, convention: str, ids: Sequence[str], batch: str, domains: Sequence[str]
+    ) -> dict[str, ServerRecord]:
+        """Return the records of a batch as `records` does, by their ids here."""
+        name = history_of(batch) or batch
+        if is_run_key(name):
+            found = self.records(convention, ids, None)
+            return found or self.records(convention, ids, domains)
+        return self.records(convention, ids, domains if is_deposition_key(name) else None)
+
+    def present_records(self, srns: Sequence[str]) -> set[str]:
+        """Return which of these records the server has, by SRN."""
+        rows = self._rows("select srn from public.records where srn = any(%s)", [list(srns)])
+        return {srn for (srn,) in rows}
 
     def deposition_domains(self) -> list[str]:
         """Return the domains in the SRNs of depositions with a record: one, as a rule."""

@@ -29,6 +29,7 @@ from feature_pipeline.osa.storage import BucketStorage, FolderStorage, ServerSto
 from feature_pipeline.projections.catalog.database import Database
 
 DATABASE_URL: Final = "FEATURE_PIPELINE_OSA_DATABASE_URL"
+RESTORE_DATABASE_URL: Final = "FEATURE_PIPELINE_OSA_RESTORE_DATABASE_URL"
 STORAGE: Final = "FEATURE_PIPELINE_OSA_STORAGE"
 
 COMPONENT: Final = "feature_pipeline.OsaServer"
@@ -145,18 +146,17 @@ class OsaSettings(BaseModel):
         Raises:
             InvalidInputError: The variable is not set, or has no URL of PostgreSQL.
         """
-        url = os.environ.get(self.database_url_variable)
-        if not url:
-            raise InvalidInputError(
-                f"{self.database_url_variable} is not set: give it the URL of the server's"
-                " database, postgresql://user:password@host:port/database"
-            )
-        if urlsplit(url).scheme not in {"postgresql", "postgres"}:
-            raise InvalidInputError(
-                f"{self.database_url_variable} begins with {urlsplit(url).scheme!r}: write"
-                " postgresql://user:password@host:port/database"
-            )
-        return Server(Database(url))
+        return _server(self.database_url_variable)
+
+    def restore_server(self) -> Server:
+        """Return the database for restoring tables, by a role that may write; `server` if not set.
+
+        Raises:
+            InvalidInputError: No variable is set, or it has no URL of PostgreSQL.
+        """
+        if os.environ.get(RESTORE_DATABASE_URL):
+            return _server(RESTORE_DATABASE_URL)
+        return self.server()
 
     def names_storage(self) -> bool:
         """Return whether the server's storage is named, here or in the environment."""
@@ -188,6 +188,21 @@ class OsaSettings(BaseModel):
             session_token=token,
         )
         return BucketStorage(client, parts.netloc, parts.path.strip("/"))
+
+
+def _server(variable: str) -> Server:
+    url = os.environ.get(variable)
+    if not url:
+        raise InvalidInputError(
+            f"{variable} is not set: give it the URL of the server's database,"
+            " postgresql://user:password@host:port/database"
+        )
+    if urlsplit(url).scheme not in {"postgresql", "postgres"}:
+        raise InvalidInputError(
+            f"{variable} begins with {urlsplit(url).scheme!r}: write"
+            " postgresql://user:password@host:port/database"
+        )
+    return Server(Database(url))
 
 
 def component_text(

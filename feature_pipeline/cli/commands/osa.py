@@ -24,6 +24,7 @@ from feature_pipeline.osa.definitions import (
     write_definitions,
 )
 from feature_pipeline.osa.importing import Importer, import_lines
+from feature_pipeline.osa.server_tables.only_there import OnlyThere
 from feature_pipeline.osa.settings import OsaSettings, find_settings
 
 PASS_SECONDS: Final = 60.0
@@ -169,6 +170,50 @@ def compare(hooks: Sequence[str], as_json: bool) -> None:
                 output.say(f"  {kind}: {each.counts[kind]:,} in all")
     output.result({"hooks": [each.to_json() for each in compared]})
     if not all(each.is_equal for each in compared):
+        raise SystemExit(1)
+
+
+def restore(
+    hooks: Sequence[str],
+    is_all: bool,
+    is_dry_run: bool,
+    only_there: str,
+    drop_old: bool,
+    as_json: bool,
+) -> None:
+    """Carry out `feature-pipeline osa restore`."""
+    from feature_pipeline.osa.restore import State, drop_replaced, restore_tables
+
+    if bool(hooks) == is_all:
+        raise InvalidInputError("name the hooks whose tables are restored, or write --all")
+    Project.find().load_environment()
+    output = Output(as_json)
+    chosen = _settings()
+    server = chosen.restore_server()
+    if drop_old:
+        dropped = drop_replaced(server, chosen, hooks)
+        output.say("\n".join(f"dropped {name}" for name in dropped) or "there is no old table")
+        output.result({"dropped": dropped})
+        return
+    definitions = {
+        (hook.definition.dataset, hook.definition.name): hook.definition
+        for hook in project_hooks().usable
+    }
+    restored = []
+    for each in restore_tables(
+        open_archive(),
+        server,
+        chosen,
+        definitions,
+        hooks,
+        only_there=OnlyThere(only_there),
+        is_dry_run=is_dry_run,
+    ):
+        restored.append(each)
+        for line in each.lines():
+            output.say(line)
+    output.result({"tables": [each.to_json() for each in restored]})
+    if any(each.state is State.DIFFERS for each in restored):
         raise SystemExit(1)
 
 

@@ -103,3 +103,28 @@ def compare(**arguments: Any) -> None:
     from feature_pipeline.cli.commands.osa import compare as carry_out
 
     carry_out(**arguments)
+
+
+@osa.command()
+@click.argument("hooks", nargs=-1, metavar="[HOOK]...")
+@click.option("--all", "is_all", is_flag=True, help="All hooks of the followed conventions.")
+@click.option("--dry-run", "is_dry_run", is_flag=True, help="Compare, and change nothing.")
+@click.option(
+    "--only-there",
+    type=click.Choice(["refuse", "keep", "drop"]),
+    default="refuse",
+    show_default=True,
+    help="What becomes of the server's rows that the archive does not have.",
+)
+@click.option("--drop-old", is_flag=True, help="Drop the tables that earlier restores replaced.")
+@json_option
+def restore(**arguments: Any) -> None:
+    """Make the server's own tables features.HOOK again, out of the archive.
+
+    A table that equals the archive is left as it is. Any other is filled beside the server's, read
+    back, and put in its place by renaming, while the server runs. The old one stays until
+    --drop-old. With --dry-run it exits with 1 if a table would be restored.
+    """
+    from feature_pipeline.cli.commands.osa import restore as carry_out
+
+    carry_out(**arguments)

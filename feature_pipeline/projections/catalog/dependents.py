@@ -377,7 +377,7 @@ def replace_grants(connection: Connection, view: sql.Identifier, grants: Iterabl
     """
     present = _oid(connection, view.as_string(connection))
     # Default privileges gave the new view grants that the old one may not have had.
-    for grant in _grants(connection, present):
+    for grant in grants_of(connection, present):
         connection.execute(_statement("revoke {} on {} from {}", view, grant))
     for grant in _issuable_order(grants):
         text = "grant {} on {} to {}" + (" with grant option" if grant.is_grantable else "")
@@ -483,7 +483,7 @@ def _view(connection: Connection, row: tuple[Any, ...]) -> View:
         for (text,) in connection.execute(query.encode(), argument):
             yield text
 
-    grants = _grants(connection, oid)
+    grants = grants_of(connection, oid)
     return View(
         oid=oid,
         schema=schema,
@@ -524,5 +524,6 @@ def _oid(connection: Connection, name: str) -> int | None:
     return oid
 
 
-def _grants(connection: Connection, oid: int | None) -> tuple[Grant, ...]:
+def grants_of(connection: Connection, oid: int | None) -> tuple[Grant, ...]:
+    """Return the grants on a view, table or sequence to roles other than its owner."""
     return tuple(Grant(*row) for row in connection.execute(_GRANTS, {"view": oid}))

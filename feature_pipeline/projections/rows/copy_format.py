@@ -46,15 +46,20 @@ def encode_copy_rows(columns: Sequence[tuple[str, Array]]) -> memoryview:
     Raises:
         ProjectionError: A column's Arrow type does not match its kind.
     """
-    count = len(columns[0][1])
-    if count == 0:
+    if len(columns[0][1]) == 0:
         return memoryview(b"")
+    return _characters(encode_copy_tuples(columns))
+
+
+def encode_copy_tuples(columns: Sequence[tuple[str, Array]]) -> Array:
+    """Return the COPY tuple of each row, at least one, as `encode_copy_rows` joins them."""
+    count = len(columns[0][1])
     is_large = sum(values.nbytes for _, values in columns) > MAX_SMALL_BYTES
     row = RowBuilder(count, pa.large_binary() if is_large else pa.binary())
     row.add_fixed(len(columns), ">i2")
     for kind, values in columns:
         _ADD_COLUMN[kind](row, values)
-    return row.join()
+    return row.join_array()
 
 
 class RowBuilder:
