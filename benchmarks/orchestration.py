@@ -268,6 +268,28 @@ class Stack:
             return 0  # the first load makes the view
         return int(row[0]) if row else 0
 
+    def phases(self, began: float, ended: float) -> dict[str, float]:
+        """Seconds of each phase of the completion that is the newest, by what ends the phase."""
+        event = self.instance.get_latest_materialization_event(features_key(DATASET, HOOK))
+        assert event is not None
+        (run,) = self.instance.get_run_records(limit=1)
+        steps = self.instance.get_records_for_run(
+            run.dagster_run.run_id, of_type=dg.DagsterEventType.STEP_START
+        ).records
+        moments = {
+            "the inbox's sensor accepts it": event.timestamp,
+            "the automation sensor queues a run": run.create_timestamp.timestamp(),
+            "the run's process has loaded the definitions": run.start_time or ended,
+            "its step starts": steps[0].timestamp,
+            "the row is visible": ended,
+        }
+        assert began <= event.timestamp <= run.create_timestamp.timestamp() <= ended
+        before = [began, *moments.values()]
+        return {
+            phase: moment - earlier
+            for (phase, moment), earlier in zip(moments.items(), before, strict=False)
+        }
+
     def graphql(self, query: str, **variables: Any) -> Any:
         answer = requests.post(
             f"{self.url}/graphql", json={"query": query, "variables": variables}, timeout=300
@@ -354,17 +376,25 @@ def bench_lag(stack: Stack, rounds: int, burst: int) -> None:
     stack.submit(keys)
     stack.complete(SEED, "first", 0)
     wait_for(lambda: stack.visible("first") == 1, 300)
-    spent = []
+    spent, phases = [], []
     for number in range(1, rounds + 1):
-        began = time.monotonic()
+        began = time.time()
         stack.complete(SEED, f"round-{number}", number)
         wait_for(lambda n=number: stack.visible(f"round-{n}") == 1, 120)
-        spent.append(time.monotonic() - began)
+        ended = time.time()
+        spent.append(ended - began)
+        phases.append(stack.phases(began, ended))
     runs = stack.instance.get_runs_count()
     print(
         f"completion → row in SQL, one: median {statistics.median(spent):.1f} s of {rounds}"
         f" ({min(spent):.1f} to {max(spent):.1f}); {runs} runs for {rounds + 1} completions"
     )
+    for phase in phases[0]:
+        times = [each[phase] for each in phases]
+        print(
+            f"  {phase}: median {statistics.median(times):.1f} s"
+            f" ({min(times):.1f} to {max(times):.1f})"
+        )
     began = time.monotonic()
     for key in keys[1:]:
         stack.complete(key, "burst", 0)
