@@ -108,7 +108,7 @@ def dies(store: S3Store, act: Callable[[BlobStore], None], change: int) -> bool:
 
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
-    process.join(60)
+    process.join(300)
     assert process.exitcode in {-signal.SIGKILL, ENDED}
     return process.exitcode != ENDED
 
