@@ -26,6 +26,7 @@ from feature_pipeline.model.digest import (
     canonical_json_bytes,
     check_text,
     document_bytes,
+    plain_json,
 )
 from feature_pipeline.model.text.json_text import Number, exact_integer, is_integral, nearest_float
 
@@ -265,13 +266,18 @@ def _decode_boolean(raw: object) -> bool:
 def _decode_array(raw: object) -> str:
     if not isinstance(raw, list):
         raise _expected("an array", raw)
-    _check_json(raw)
-    return canonical_json(raw)
+    return _checked_json(raw)
 
 
 def _decode_object(raw: object) -> str:
     if not isinstance(raw, dict):
         raise _expected("an object", raw)
+    return _checked_json(raw)
+
+
+def _checked_json(raw: object) -> str:
+    if (text := plain_json(raw)) is not None:
+        return text
     _check_json(raw)
     return canonical_json(raw)
 

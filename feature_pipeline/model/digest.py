@@ -84,9 +84,75 @@ def canonical_json(value: object) -> str:
     Source: RFC 8785 chose the same shape; it is not followed exactly because 64-bit integers
         must stay exact.
     """
+    if (text := plain_json(value)) is not None:
+        return text
     parts: list[str] = []
     _write_json(value, parts, 0)
     return "".join(parts)
+
+
+def plain_json(value: object) -> str | None:
+    """Return the canonical JSON of a value that Python's compiled writer writes in this way.
+
+    None of a value that it writes in another way, or that has no canonical JSON. So every number of
+    a value with a result is a 64-bit integer or a finite float64 that is not integral.
+    """
+    level, depth = [value], 0
+    while level:
+        below: list[object] = []
+        for item in level:
+            kind = type(item)
+            if kind is float:
+                # neither finite nor integral: NaN and infinities
+                if not -math.inf < item < math.inf or item.is_integer():  # type: ignore[operator,attr-defined]
+                    return None
+            elif kind is int:
+                if not INT64_MIN <= item <= INT64_MAX:  # type: ignore[operator]
+                    return None
+            elif kind is list or kind is dict:
+                if depth == MAX_NESTING:
+                    return None
+                if kind is dict:
+                    keys = set(map(type, item))  # type: ignore[call-overload]
+                    if not keys <= {str}:
+                        return None
+                    below.extend(item.values())  # type: ignore[attr-defined]
+                else:
+                    below.extend(item)  # type: ignore[arg-type]
+            elif kind is not str and item is not None and kind is not bool:
+                return None
+        level, depth = below, depth + 1
+    text = write_plain(value)
+    # NUL characters are escaped, lone surrogates are not
+    if "\\u0000" in text or not (text.isascii() or _is_unicode(text)):
+        return None
+    return text
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _make_plain_writer() -> Callable[[object], str]:
+    encoder = json.JSONEncoder(
+        sort_keys=True, separators=(",", ":"), ensure_ascii=False, check_circular=False
+    )
+    make: Any = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:
+        return encoder.encode
+    # What `JSONEncoder.encode` builds for every value, which takes it longer than writing one.
+    compiled: Any = make(
+        None, encoder.default, json.encoder.encode_basestring, None, ":", ",", True, False, False
+    )
+    return lambda value: "".join(compiled(value, 0))
+
+
+write_plain: Final = _make_plain_writer()
+"""Writes a JSON value with sorted keys and without white space; numbers as Python's `repr`."""
 
 
 def canonical_json_bytes(value: object) -> bytes:

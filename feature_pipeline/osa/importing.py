@@ -62,7 +62,7 @@ from feature_pipeline.osa.placement import (
     make_batch,
     place_run,
 )
-from feature_pipeline.osa.proof import Difference, differences
+from feature_pipeline.osa.proof import Difference, differences, equal_rows
 from feature_pipeline.osa.schema import HISTORY
 from feature_pipeline.osa.server import PASSED, Definitions, HookRun, Reader, Release, Server
 from feature_pipeline.osa.server_notes import release_note, run_note
@@ -519,6 +519,10 @@ class Importer:
                 for each in hook.table.records(run_id, hook.followed.convention.id)
                 if each.record_id not in hook.withdrawn
             }
+            rows = equal_rows(self.store, manifest, hook.table, records)
+            if rows is not None:
+                result.proven_rows += rows
+                continue
             for each in differences(self.store, manifest, hook.table, records):
                 _add(result, each, run_id)
 

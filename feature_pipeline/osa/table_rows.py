@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from psycopg import sql
 
@@ -19,6 +19,9 @@ from feature_pipeline.model.columns import Column
 from feature_pipeline.model.text.json_text import read_json
 from feature_pipeline.osa.ids import local_id
 from feature_pipeline.osa.server import Reader, selected
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _TYPES: Final[Mapping[str, str]] = {
     "string": "text",
@@ -286,6 +289,46 @@ class HookTable:
                 found.setdefault(srn, []).append(TypedRow(row_id, created_at, values))
         return found
 
+    def arrow_rows(self, run_id: str, columns: Sequence[Column]) -> "pa.Table":
+        """Return the rows of a hook run as Arrow columns, in order of `id`.
+
+        The columns are `id`, `record_srn`, `created_at`, and then `0`, `1`, … for `columns`.
+        Arrays and objects are canonical JSON if they are what the server writes.
+
+        Raises:
+            ValueError: Arrow has no such value, or an array or object is not JSON.
+        """
+        import pyarrow as pa
+
+        from feature_pipeline.archive.format.encode import arrow_field
+        from feature_pipeline.projections.proof.json_texts import canonical_texts
+        from feature_pipeline.projections.proof.read_back import parse, read_texts
+
+        fields: dict[str, pa.DataType] = {
+            "id": pa.int64(),
+            "record_srn": pa.string(),
+            "created_at": pa.timestamp("us", tz="UTC"),
+            **{str(number): arrow_field(each).type for number, each in enumerate(columns)},
+        }
+        selection = [
+            sql.SQL("{} as {}").format(_parsed(each), sql.Identifier(str(number)))
+            for number, each in enumerate(columns)
+        ]
+        source = sql.SQL("(select {} from {} as f where f.run_id = {}) as s").format(
+            sql.SQL(", ").join([sql.SQL("f.id, f.record_srn, f.created_at"), *selection]),
+            self._table,
+            sql.Literal(run_id),
+        )
+        texts = read_texts(self.reader.connection, source, fields, sql.SQL("order by id"))
+        schema = pa.schema(list(fields.items()))
+        table = pa.concat_tables([schema.empty_table(), *(parse(text, fields) for text in texts)])
+        for number, column in enumerate(columns):
+            if column.kind == "json" and table.num_rows:
+                canonical = canonical_texts(table.column(str(number)))
+                place = table.schema.get_field_index(str(number))
+                table = table.set_column(place, str(number), canonical)
+        return table
+
     def _rows(self, statement: str, *parameters: object) -> list[Any]:
         composed = sql.SQL(statement).format(table=self._table, record=_RECORD)
         return self.reader.connection.execute(composed, parameters).fetchall()
@@ -340,6 +383,17 @@ def _json(column: Column) -> sql.Composable:
     if column.kind in {"number", "integer", "boolean"}:
         return sql.SQL("{}::text").format(name)
     return sql.SQL("to_json({})::text").format(name)
+
+
+def _parsed(column: Column) -> sql.Composable:
+    """Return the selection of a column, an array or object as the text of its own JSON."""
+    name = sql.Identifier("f", column.name)
+    if column.kind != "json":
+        return name
+    return sql.SQL(
+        "nullif(case when jsonb_typeof({0}) = 'string' then {0} #>> '{{}}' else {0}::text end,"
+        " 'null')"
+    ).format(name)
 
 
 def _nested(column: Column, *, is_default: bool) -> sql.Composable:

@@ -82,7 +82,11 @@ def only_qc_of_history(beside: Beside) -> None:
     beside.sql("delete from features.qc where run_id <> %s", HISTORY_QC)
 
 
-def test_without_any_storage_every_row_is_imported_and_equals_the_servers(beside: Beside) -> None:
+def test_without_any_storage_every_row_is_imported_and_equals_the_servers(
+    beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # whole columns are equal: no row has to be compared alone
+    monkeypatch.setattr("feature_pipeline.osa.importing.differences", None)
     found = imported(beside)
     assert new_rows(found) == ROWS
     assert {name: each.proven_rows for name, each in found.items()} == ROWS

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feature_pipeline.model.digest import INT64_MAX, INT64_MIN
+from feature_pipeline.model.digest import INT64_MAX, INT64_MIN, write_plain
 from feature_pipeline.model.text.json_text import exact_integer, parse_number
 
 _compute: Final[Any] = pc
@@ -161,7 +161,7 @@ def _canonical_text(text: str) -> str:
 
     Only numbers need another spelling than the writer's, so these are replaced in parsing.
     """
-    return _write(_DECODE(text))
+    return write_plain(_DECODE(text))
 
 
 def _number(text: str) -> int | float:
@@ -180,20 +180,3 @@ def _integer(text: str) -> int | float:
 
 
 _DECODE: Final = json.JSONDecoder(parse_float=_number, parse_int=_integer).decode
-_ENCODER: Final = json.JSONEncoder(
-    sort_keys=True, separators=(",", ":"), ensure_ascii=False, check_circular=False
-)
-
-
-def _make_writer() -> Callable[[object], str]:
-    make: Any = getattr(json.encoder, "c_make_encoder", None)
-    if make is None:
-        return _ENCODER.encode
-    # What `JSONEncoder.encode` builds for every value, which takes it longer than writing one.
-    compiled: Any = make(
-        None, _ENCODER.default, json.encoder.encode_basestring, None, ":", ",", True, False, False
-    )
-    return lambda value: "".join(compiled(value, 0))
-
-
-_write: Final = _make_writer()

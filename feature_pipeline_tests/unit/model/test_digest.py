@@ -17,11 +17,13 @@ from feature_pipeline.model.digest import (
     ContentSum,
     Digest,
     RowEncoder,
+    _write_json,
     canonical_json,
     canonical_json_bytes,
     check_text,
     digest_stream,
     document_bytes,
+    plain_json,
 )
 from feature_pipeline.model.text.json_text import Number
 
@@ -34,6 +36,13 @@ JSON = st.recursive(
     max_leaves=15,
 )
 HASH = st.binary(min_size=32, max_size=32)
+ANY_TEXT = st.text(max_size=8)
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | ANY_TEXT
+    | st.sampled_from([Number("1.10"), Number("1e400"), "\x00", "\ud800", "\\u0000"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(ANY_TEXT, inner, max_size=4),
+    max_leaves=15,
+)  # fmt: skip
 
 
 class TestDigest:
@@ -274,3 +283,32 @@ class TestRows:
         one, other = encoder("string"), RowEncoder(b"{}", ["string"])
         digests = {e.content_digest(ContentSum(n)) for e in (one, other) for n in (5, 6)}
         assert len(digests) == 4
+
+
+def nested(depth: int) -> object:
+    value: object = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+class TestPlainJson:
+    @given(ANY_JSON)
+    def test_it_is_the_canonical_text_or_nothing(self, value):
+        if (text := plain_json(value)) is not None:
+            parts: list[str] = []
+            _write_json(value, parts, 0)
+            assert text == "".join(parts)
+
+    def test_it_is_the_text_of_usual_values(self):
+        value = [{"b": [0.1, -3, None, True], "a": "é\n"}]
+        assert plain_json(value) == '[{"a":"é\\n","b":[0.1,-3,null,true]}]'
+
+    @pytest.mark.parametrize(
+        "value",
+        [1.0, -0.0, math.nan, math.inf, 2**63, Number("1.10"), "\x00", "\ud800", {1: 2},
+         {"\x00": 1}, nested(MAX_NESTING + 1)],
+    )  # fmt: skip
+    def test_it_is_nothing_of_others(self, value):
+        assert plain_json([value]) is None
+        assert plain_json({"a": value}) is None
