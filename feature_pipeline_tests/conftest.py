@@ -1,5 +1,6 @@
 """Loads the fixtures and says which servers the tests run against."""
 
+import gc
 from importlib import metadata
 
 import hypothesis
@@ -33,6 +34,13 @@ pytest_plugins = [
 hypothesis.settings.register_profile("repeat", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("explore", deadline=None)
 hypothesis.settings.load_profile("repeat")
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage less often, and never what was imported: a twentieth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_report_header(config: pytest.Config) -> str:

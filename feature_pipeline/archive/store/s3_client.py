@@ -6,14 +6,18 @@ signing option of the shell would not affect obstore, which sends the archive's 
 the two clients must behave alike.
 """
 
+import contextlib
 import os
 import urllib.parse
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import boto3
 import botocore.exceptions as boto_errors
 import botocore.session
 from botocore.config import Config
+from botocore.utils import parse_timestamp
 
 from feature_pipeline import settings
 from feature_pipeline.errors import InvalidInputError
@@ -37,6 +41,8 @@ _CHAIN: Final = frozenset(
     }
 )
 """Settings with which botocore finds credentials and a region."""
+_USER_AGENT: Final = "feature-pipeline"
+"""Given, because botocore composes its own for every request, which takes a tenth of its time."""
 
 
 def make_client(
@@ -86,6 +92,7 @@ def make_client(
         use_dualstack_endpoint=False,
         use_fips_endpoint=False,
         disable_request_compression=True,
+        user_agent=_USER_AGENT,
         proxies=proxies_for(endpoint_url or "https://s3.amazonaws.com"),
         **options,
     )
@@ -134,7 +141,30 @@ def boto_session(*, is_explicit: bool) -> boto3.session.Session:
         for name in ("config_file", "credentials_file"):
             variables[name] = (None, None, os.devnull, None)
     core = botocore.session.Session(session_vars=variables)
+    factory = core.get_component("response_parser_factory")
+    factory.set_parser_defaults(timestamp_parser=parse_instant)
     return boto3.session.Session(botocore_session=core)
+
+
+def parse_instant(value: Any) -> datetime:
+    """Parse a timestamp of an answer to what botocore makes of it, many times as fast.
+
+    A listing has one for every object, and botocore tries format after format.
+    """
+    for parse in (_parse_iso, parsedate_to_datetime):  # in listings; in headers
+        with contextlib.suppress(AttributeError, TypeError, ValueError):
+            instant = parse(value)
+            if instant.tzinfo is not None:
+                return instant
+    parsed: datetime = parse_timestamp(value)
+    return parsed
+
+
+def _parse_iso(text: str) -> datetime:
+    # Digits alone are seconds since 1970.
+    if text[4:5] != "-":
+        raise ValueError(text)
+    return datetime.fromisoformat(text)
 
 
 def is_encrypted(endpoint_url: str | None) -> bool:
