@@ -1,9 +1,10 @@
 """The `OsaServer` component: the followed server, declared in `defs/<name>/defs.yaml`."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Self
 
 import dagster as dg
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from feature_pipeline.model.definition import HookDefinition
 from feature_pipeline.model.records import check_dataset
@@ -11,11 +12,18 @@ from feature_pipeline.model.text.counted import counted
 from feature_pipeline.model.text.first_few import first_few
 from feature_pipeline.orchestration.assets.features import DEFINITION_METADATA
 from feature_pipeline.orchestration.dagster_internals import UnresolvedAssetJobDefinition
+from feature_pipeline.orchestration.keys import features_key
 from feature_pipeline.orchestration.resources import ArchiveResource
 from feature_pipeline.osa.compare import compare_hooks
 from feature_pipeline.osa.completions import Follower
 from feature_pipeline.osa.definitions import Drift, find_drift, followed_hooks
-from feature_pipeline.osa.settings import STORAGE, OsaSettings, component_text
+from feature_pipeline.osa.server_tables.only_there import OnlyThere
+from feature_pipeline.osa.settings import (
+    STORAGE,
+    OsaSettings,
+    component_text,
+    followed_datasets,
+)
 
 DRIFT_CHECK: Final = "definitions_match"
 ROWS_CHECK: Final = "rows_match"
@@ -55,10 +63,15 @@ class OsaServer(dg.Component, OsaSettings, dg.Resolvable):
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """Return the server's definitions; nothing is connected."""
-        return self.definitions()
+        tables = followed_datasets(context.path.parent, self) if self.restore_tables else {}
+        return self.definitions(tables)
 
-    def definitions(self) -> dg.Definitions:
-        """Return the asset of the server's hooks, its checks and their schedules, the sensor."""
+    def definitions(self, tables: Mapping[str, Sequence[str]] | None = None) -> dg.Definitions:
+        """Return the asset of the server's hooks, its checks and their schedules, the sensor.
+
+        Args:
+            tables: The hooks whose tables have assets, with the datasets of each.
+        """
         key = dg.AssetKey([self.name, "hooks"])
         drift = _check_job(
             f"compare_{self.name}_hooks",
@@ -77,7 +90,8 @@ class OsaServer(dg.Component, OsaSettings, dg.Resolvable):
                     group_name=self.name,
                     description="The hooks that this Open Science Archive server runs. They are"
                     " defined here as hooks computed elsewhere.",
-                )
+                ),
+                *(_table_asset(self, hook, datasets) for hook, datasets in (tables or {}).items()),
             ],
             asset_checks=[_drift_check(self, key), _rows_check(self, key)],
             jobs=[drift, rows],
@@ -105,6 +119,52 @@ def _check_job(
 ) -> UnresolvedAssetJobDefinition:
     selection = dg.AssetSelection.checks(check)
     return dg.define_asset_job(name, selection=selection, description=description)
+
+
+class RestoreRunConfig(dg.Config):
+    """The run config of an asset that restores a table of the server."""
+
+    only_there: OnlyThere = Field(
+        default=OnlyThere.REFUSE,
+        description="What becomes of the server's rows that the archive does not have.",
+    )
+
+
+def _table_asset(server: OsaSettings, hook: str, datasets: Sequence[str]) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=[server.name, "features", hook],
+        deps=[features_key(dataset, hook) for dataset in datasets],
+        group_name=server.name,
+        kinds={"postgres"},
+        description=f'The server\'s own table features."{hook}". A run restores it out of the'
+        f" archive, as `feature-pipeline osa restore {hook}` does.",
+    )
+    def restored_table(
+        context: dg.AssetExecutionContext, config: RestoreRunConfig, archive: ArchiveResource
+    ) -> dg.MaterializeResult[Any]:
+        # pyarrow, which a process that loads definitions does not need
+        from feature_pipeline.osa.restore import restore_tables
+
+        (restored,) = restore_tables(
+            archive.store(),
+            server.restore_server(),
+            server,
+            {(each.dataset, each.name): each for each in _defined(context.repository_def)},
+            [hook],
+            only_there=config.only_there,
+        )
+        for line in restored.lines():
+            context.log.info("%s", line)
+        return dg.MaterializeResult(
+            metadata={
+                "dagster/row_count": restored.rows,
+                "state": restored.state.value,
+                "left_out": restored.left_out.number,
+                "result": dg.MetadataValue.json(restored.to_json()),
+            }
+        )
+
+    return restored_table
 
 
 def _drift_check(server: OsaSettings, key: dg.AssetKey) -> dg.AssetChecksDefinition:

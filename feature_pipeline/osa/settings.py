@@ -21,6 +21,7 @@ from pydantic import (
 
 from feature_pipeline import settings
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.definition import Compute
 from feature_pipeline.model.records import check_dataset
 from feature_pipeline.model.text.quoting import problems
 from feature_pipeline.model.text.yaml_text import InvalidYamlError, check_yaml
@@ -34,6 +35,8 @@ STORAGE: Final = "FEATURE_PIPELINE_OSA_STORAGE"
 
 COMPONENT: Final = "feature_pipeline.OsaServer"
 """Type of the component that has these settings as its attributes."""
+
+HOOK_COMPONENT: Final = "feature_pipeline.FeatureHook"
 
 _COMPONENT_YAML: Final = Template(
     """\
@@ -53,6 +56,8 @@ attributes:
   # conventions: {protein-designs: designs}
   # Which hooks are followed; all of the conventions' when absent.
   # hooks: [qc]
+  # Whether each hook defined beside this file has an asset that restores the server's own table.
+  # restore_tables: true
 """
 )
 
@@ -85,6 +90,11 @@ class OsaSettings(BaseModel):
     )
     hooks: tuple[str, ...] = Field(
         (), description="Which hooks are followed; all of the conventions' when empty."
+    )
+    restore_tables: bool = Field(
+        False,
+        description="Whether each hook defined beside this file has an asset"
+        " `<name>/features/<hook>`, a run of which restores the server's own table.",
     )
 
     @field_validator("name")
@@ -224,6 +234,35 @@ def component_text(
             (at,) = [n for n, line in enumerate(lines) if line.startswith(f"  # {field}: ")]
             lines[at] = f"  {field}: {json.dumps(chosen)}"
     return "\n".join([*lines, ""])
+
+
+def followed_datasets(folder: Path, server: OsaSettings) -> dict[str, list[str]]:
+    """Return the datasets of each hook computed elsewhere that a folder's YAML files define.
+
+    A file that cannot be read defines none: loading it reports its error.
+    """
+    found: dict[str, set[str]] = {}
+    for file in sorted(folder.rglob("defs.yaml")):
+        try:
+            text = file.read_text(encoding="utf-8")
+            check_yaml(text)
+            documents = list(yaml.safe_load_all(text))
+        except (InvalidYamlError, yaml.YAMLError, UnicodeDecodeError):
+            continue
+        for document in documents:
+            attributes = document.get("attributes") if isinstance(document, dict) else None
+            if not isinstance(attributes, dict) or document.get("type") != HOOK_COMPONENT:
+                continue
+            name, dataset = attributes.get("name"), attributes.get("dataset")
+            if (
+                attributes.get("compute") == Compute.ELSEWHERE.value
+                and isinstance(name, str)
+                and isinstance(dataset, str)
+                and server.follows_hook(name)
+                and (not server.conventions or dataset in server.conventions.values())
+            ):
+                found.setdefault(name, set()).add(dataset)
+    return {name: sorted(datasets) for name, datasets in sorted(found.items())}
 
 
 def find_settings(folder: Path) -> OsaSettings | None:

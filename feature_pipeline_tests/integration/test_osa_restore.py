@@ -1,19 +1,25 @@
 """The recorded server's tables, restored out of the archive."""
 
+import json
 import secrets
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import psycopg
 import pytest
+from dagster._core.definitions.job_base import InMemoryJob
 from psycopg import sql
 
 from feature_pipeline.archive.store.memory import MemoryStore
+from feature_pipeline.cli.commands import osa as command
+from feature_pipeline.definitions import build_defs
 from feature_pipeline.errors import ConflictError, InvalidInputError, NotFoundError
+from feature_pipeline.orchestration.resources import ArchiveResource
 from feature_pipeline.osa import restore as module
-from feature_pipeline.osa.definitions import followed_hooks
+from feature_pipeline.osa.definitions import followed_hooks, write_definitions
 from feature_pipeline.osa.restore import (
     Restored,
     State,
@@ -22,7 +28,14 @@ from feature_pipeline.osa.restore import (
 )
 from feature_pipeline.osa.server import Server
 from feature_pipeline.osa.server_tables.only_there import OnlyThere
+from feature_pipeline.osa.settings import (
+    DATABASE_URL,
+    RESTORE_DATABASE_URL,
+    OsaSettings,
+    component_text,
+)
 from feature_pipeline.projections.catalog.database import Database
+from feature_pipeline_tests.fixtures.commands import CommandLine
 from feature_pipeline_tests.fixtures.osa_server import Beside, write_storage
 from feature_pipeline_tests.fixtures.osa_server.history import reconstruct
 from feature_pipeline_tests.fixtures.osa_server.reads import answers, record_page, tables, write
@@ -522,3 +535,53 @@ def test_a_table_of_another_shape_is_replaced(archived: Archived) -> None:
         "it has no index ix_features_qc_run_id",
     ]
     assert shape(archived) == before
+
+
+def test_the_command_and_the_asset_restore_tables(
+    archived: Archived,
+    tmp_path: Path,
+    command_line: CommandLine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    defs = tmp_path / "defs"
+    defs.mkdir()
+    monkeypatch.setenv("FEATURE_PIPELINE_DEFS", str(defs))
+    monkeypatch.setenv(DATABASE_URL, "postgresql://reader@127.0.0.1:1/closed")
+    monkeypatch.setenv(RESTORE_DATABASE_URL, archived.url)
+    monkeypatch.setenv("FEATURE_PIPELINE_S3_BUCKET", "archive")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "open_archive", lambda: archived.store)
+    monkeypatch.setattr(ArchiveResource, "store", lambda _: archived.store)
+    with Server(Database(archived.url)).session() as reader:
+        followed = followed_hooks(reader.definitions(), archived.settings)
+    settings = OsaSettings(restore_tables=True)
+    write_definitions(followed, defs, settings)
+    assert "name the hooks whose tables are restored" in command_line.refused("osa", "restore")
+    status, out, _ = command_line("osa", "restore", "qc", "--dry-run")
+    assert (status, out.splitlines()[0]) == (1, 'features."qc" would be restored: 57 rows')
+    status, out, _ = command_line("osa", "restore", "qc", "--json")
+    (table,) = json.loads(out)["tables"]
+    assert (status, table["state"], table["replaced"]) == (0, "restored", 'features."qc-replaced"')
+    status, out, _ = command_line("osa", "restore", "--drop-old", "--all")
+    assert (status, out) == (0, 'dropped features."qc-replaced"\n')
+
+    text = component_text("osa").replace("# restore_tables", "restore_tables")
+    (defs / "osa" / "defs.yaml").write_text(text)
+    repository = build_defs().get_repository_def()
+    graph = repository.asset_graph
+    tables = sorted(key.path[2] for key in graph.get_all_asset_keys() if key.path[1] == "features"
+                    and key.path[0] == "osa")  # fmt: skip
+    assert tables == HOOKS
+    key = dg.AssetKey(["osa", "features", "qc"])
+    assert {each.to_user_string() for each in graph.get(key).parent_keys} == {
+        "pdb_structures/features/qc",
+        "protein_designs/features/qc",
+    }
+    archived.sql("drop table features.qc")
+    # as in a run's worker; a job that is run in process has none
+    monkeypatch.setattr(InMemoryJob, "get_repository_definition", lambda _: repository)
+    job = repository.get_implicit_job_def_for_assets([key])
+    assert job is not None
+    (event,) = job.execute_in_process(asset_selection=[key]).get_asset_materialization_events()
+    assert event.materialization.metadata["state"].value == "restored"
+    assert len(archived.whole("qc")) == 57
