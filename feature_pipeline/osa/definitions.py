@@ -171,7 +171,7 @@ def server_release(release: Release, dataset: str) -> HookRelease:
 
 
 def declared_columns(feature_spec: Mapping[str, Any], where: str) -> tuple[Column, ...]:
-    """Return the columns of `hooks.feature_spec`.
+    """Return the columns of `feature_spec` of public.hooks.
 
     Args:
         feature_spec: The hook's.

@@ -1,6 +1,7 @@
 """The recorded server's tables, restored out of the archive."""
 
 import json
+import re
 import secrets
 import threading
 from collections.abc import Iterator
@@ -452,7 +453,9 @@ def test_the_owner_and_grants_of_the_table_stay(archived: Archived) -> None:
             archived.url = as_role(restorer)
             with pytest.raises(InvalidInputError, match=f'grant "{owner}" to "{restorer}"'):
                 archived.restore("qc")
-            run(f'grant "{owner}" to "{restorer}"')
+            documented = (Path(__file__).parents[2] / "docs" / "osa.md").read_text()
+            (grant,) = re.findall(r"^(grant .* to restorer);$", documented, re.MULTILINE)
+            run(grant.replace("osa", owner).replace("restorer", restorer))
             archived.restore()
             archived.url = as_role(reader)
             assert len(archived.query("select from features.qc")) == 57

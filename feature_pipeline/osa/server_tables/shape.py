@@ -17,7 +17,7 @@ from feature_pipeline.projections.catalog.database import Connection, fetch_one,
 
 SCHEMA: Final = "features"
 CATALOGUE_VERSION: Final = 1
-"""`feature_tables.schema_version` of every table of the server."""
+"""`schema_version` in public.feature_tables of every table of the server."""
 
 _TYPES: Final = {
     "string": "text",
@@ -68,11 +68,11 @@ class Shape:
 
     hook: str
     table: str
-    """Its name in the schema `features`: `feature_tables.pg_table`."""
+    """Its name in the schema `features`: `pg_table` of public.feature_tables."""
     columns: tuple[Column, ...]
     """The hook's, after `id`, `record_srn`, `run_id` and `created_at`."""
     document: Mapping[str, Any]
-    """`feature_tables.feature_schema`."""
+    """`feature_schema` there."""
 
     @classmethod
     def of(cls, hook: str, table: str | None, feature_spec: Mapping[str, Any]) -> "Shape":
@@ -81,7 +81,7 @@ class Shape:
         Args:
             hook: The hook.
             table: The name in the server's catalogue; None if the catalogue has no row of it.
-            feature_spec: `hooks.feature_spec`.
+            feature_spec: `feature_spec` of public.hooks.
 
         Raises:
             InvalidInputError: A column's type is unknown.
