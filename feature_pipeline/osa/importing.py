@@ -125,6 +125,11 @@ class HookImport:
     """Records with imported rows that are not equal."""
     examples: list[str] = field(default_factory=list)
     """Examples of these."""
+    kept_rows: int = 0
+    """Rows of outputs in the archive whose ids are kept."""
+    kept_equal_rows: int = 0
+    """Those of them that are equal in the artifact which keeps them."""
+    kept_refused_rows: int = 0
     undeclared: tuple[str, ...] = ()
     """Columns of the table that the hook does not declare on the server: they are not imported."""
 
@@ -146,6 +151,7 @@ class HookImport:
             not self.differing
             and not self.missing_rows
             and self.proven_rows + self.refused_rows == self.imported_rows
+            and self.kept_equal_rows + self.kept_refused_rows == self.kept_rows
         )
 
     def to_json(self) -> dict[str, object]:
@@ -161,6 +167,11 @@ class HookImport:
             "unchanged": {"runs": self.unchanged_runs, "rows": self.unchanged_rows},
             "unplaced": {"rows": self.unplaced_rows, "runs": self.unplaced},
             "other_conventions": self.other_rows,
+            "kept_ids": {
+                "rows": self.kept_rows,
+                "equal_rows": self.kept_equal_rows,
+                "refused_rows": self.kept_refused_rows,
+            },
             "undeclared_columns": list(self.undeclared),
             "refused": {"rows": self.refused_rows, "examples": self.refused},
             "proof": {
@@ -218,6 +229,8 @@ class _Wanted:
     placement: Placement
     row: HookRun
     release: Release
+    has_output: bool
+    """Whether the archive has its output, so that only ids are kept."""
 
 
 @dataclass
@@ -237,6 +250,10 @@ class Importer:
     storage: ServerStorage | None
     settings: OsaSettings
     definitions: Mapping[tuple[str, str], HookDefinition]
+    keeps_ids: bool = False
+    """Whether rows of outputs in the archive are kept, too, as superseded artifacts: for a restored
+    table their ids and times are known then.
+    """
 
     def run(self, *, is_dry: bool = False) -> ImportResult:
         """Import the rows, and prove that they equal the server's. Idempotent.
@@ -353,21 +370,25 @@ class Importer:
             batches = reader.batches_ingested(ingests)
             rows = reader.hook_runs([run.run_id for run in runs])
             for run in runs:
-                if run.run_id in hook.outputs:
+                has_output = run.run_id in hook.outputs
+                if has_output:
                     hook.result.archived_rows += run.rows
-                    continue
+                    if not self.keeps_ids:
+                        continue
                 try:
                     placement = place_run(run, hook.name, batches)
-                    if self.storage is not None and is_in_storage(
-                        self.storage, placement, hook.name, run.run_id
-                    ):
+                    if not has_output and self._is_stored(placement, hook, run):
                         hook.result.stored_rows += run.rows
                         continue
                     row, release = _released(run.run_id, rows, found, hook.name)
                 except _CANNOT_BE_IMPORTED as error:
                     _refuse(hook, run, error)
                     continue
-                yield _Wanted(hook, run, placement, row, release)
+                yield _Wanted(hook, run, placement, row, release, has_output)
+
+    def _is_stored(self, placement: Placement, hook: _Hook, run: RunRows) -> bool:
+        storage = self.storage
+        return storage is not None and is_in_storage(storage, placement, hook.name, run.run_id)
 
     def _records(self, wanted: _Wanted) -> list[PublishedRecord]:
         hook = wanted.hook
@@ -405,7 +426,8 @@ class Importer:
         hook, run = wanted.hook, wanted.run
         try:
             if not with_rows:
-                hook.result.withdrawn_rows += run.rows
+                if not wanted.has_output:
+                    hook.result.withdrawn_rows += run.rows
                 return
             if batch is None:
                 allowed = [each for each in records if each.record_id not in hook.withdrawn]
@@ -500,7 +522,9 @@ class Importer:
                 release_digest=artifact.release.release.digest,
                 base=0,
                 manifest=manifest,
-                status=CompletionStatus.CANCELLED if is_history else CompletionStatus.SUCCEEDED,
+                status=CompletionStatus.CANCELLED
+                if is_history or wanted.has_output
+                else CompletionStatus.SUCCEEDED,
                 published_at=wanted.row.finished_at,
             )
 
@@ -511,7 +535,8 @@ class Importer:
         """Compare every imported row with the server's, as they are stored here."""
         result = hook.result
         for run_id, entry in sorted(hook.imported.items()):
-            if run_id in hook.outputs or run_id in result.unplaced:
+            is_kept = run_id in hook.outputs
+            if run_id in result.unplaced or (is_kept and not self.keeps_ids):
                 continue
             manifest = _manifest_now(self.store, entry)
             records = {
@@ -521,10 +546,10 @@ class Importer:
             }
             rows = equal_rows(self.store, manifest, hook.table, records)
             if rows is not None:
-                result.proven_rows += rows
+                _add(result, Difference(rows, None), run_id, is_kept=is_kept)
                 continue
             for each in differences(self.store, manifest, hook.table, records):
-                _add(result, each, run_id)
+                _add(result, each, run_id, is_kept=is_kept)
 
 
 def import_lines(result: HookImport, *, is_dry: bool) -> list[str]:
@@ -540,6 +565,7 @@ def import_lines(result: HookImport, *, is_dry: bool) -> list[str]:
                 (result.unchanged_rows, "imported before"),
                 (result.archived_rows, "of outputs in the archive"),
                 (result.stored_rows, "of outputs in the storage, for `osa sync`"),
+                (result.kept_rows, "whose ids are kept"),
                 (result.withdrawn_rows, "of records that are withdrawn here"),
                 (result.unplaced_rows, "cannot be imported"),
             )
@@ -574,11 +600,13 @@ def import_lines(result: HookImport, *, is_dry: bool) -> list[str]:
     return lines
 
 
-def _add(result: HookImport, each: Difference, run_id: str) -> None:
+def _add(result: HookImport, each: Difference, run_id: str, *, is_kept: bool) -> None:
     if each.problem is None:
-        result.proven_rows += each.rows
+        result.kept_equal_rows += each.rows if is_kept else 0
+        result.proven_rows += 0 if is_kept else each.rows
     elif each.is_refused:
-        result.refused_rows += each.rows
+        result.kept_refused_rows += each.rows if is_kept else 0
+        result.refused_rows += 0 if is_kept else each.rows
         if len(result.refused) < EXAMPLES:
             result.refused.append(f"hook run {run_id}, {each.problem}")
     else:
@@ -609,11 +637,14 @@ def _released(
 
 def _refuse(hook: _Hook, run: RunRows, error: Exception) -> None:
     hook.result.unplaced[run.run_id] = quoted(str(error), MOST_REASON)
-    hook.result.unplaced_rows += run.rows
+    hook.result.unplaced_rows += 0 if run.run_id in hook.outputs else run.rows
 
 
 def _count(wanted: _Wanted, *, is_new: bool, withdrawn_rows: int = 0) -> None:
     result, rows = wanted.hook.result, wanted.run.rows - withdrawn_rows
+    if wanted.has_output:
+        result.kept_rows += rows
+        return
     result.withdrawn_rows += withdrawn_rows
     if is_new:
         result.new_runs.append(wanted.run.run_id)

@@ -200,6 +200,28 @@ def test_an_output_of_the_same_batch_takes_the_place_and_keeps_it(beside: Beside
     assert not any("output changed" in note for note in beside.manifests()[f"{REAL}/qc"].notes)
 
 
+def test_ids_of_rows_whose_output_the_archive_has_are_kept_beside_it(beside: Beside) -> None:
+    beside.follow()
+    beside.accept_all()
+    before = beside.manifests()
+    kept = importer(beside, beside.storage)
+    kept.keeps_ids = True
+    result = kept.run()
+    assert result.is_complete
+    found = by_hook(result)
+    assert {name: each.kept_rows for name, each in found.items()} == ROWS
+    assert new_rows(found) == dict.fromkeys(ROWS, 0)
+    *_, last = beside.entries("pdb_structures", "pockets")[REAL]
+    assert last.verdict is Verdict.SUPERSEDED
+    ids = server_row_ids(beside.store, read.manifest_of(beside.store, last))
+    assert sorted(ids.column("id").to_pylist()) == list(range(1, 10))
+    heads = log.heads(beside.store, "pdb_structures", "pockets")
+    assert read.manifest_of(beside.store, heads[REAL]) == before[f"{REAL}/pockets"]
+    stored = dict(beside.store._objects)
+    assert kept.run().is_complete
+    assert beside.store._objects == stored
+
+
 def test_an_output_that_waits_in_the_inbox_takes_the_place(beside: Beside) -> None:
     beside.follow()
     imported(beside)

@@ -124,7 +124,9 @@ def _lines(result: Pass) -> list[str]:
     ]
 
 
-def import_rows(hooks: Sequence[str], is_dry: bool, without_storage: bool, as_json: bool) -> None:
+def import_rows(
+    hooks: Sequence[str], is_dry: bool, without_storage: bool, keeps_ids: bool, as_json: bool
+) -> None:
     """Carry out `feature-pipeline osa import`."""
     Project.find().load_environment()
     output = Output(as_json)
@@ -138,6 +140,7 @@ def import_rows(hooks: Sequence[str], is_dry: bool, without_storage: bool, as_js
             (hook.definition.dataset, hook.definition.name): hook.definition
             for hook in project_hooks().usable
         },
+        keeps_ids=keeps_ids,
     )
     result = importer.run(is_dry=is_dry)
     for name in result.undefined:

@@ -79,6 +79,12 @@ def sync(**arguments: Any) -> None:
     is_flag=True,
     help="The server's storage is gone: import every row whose output the archive lacks.",
 )
+@click.option(
+    "--ids",
+    "keeps_ids",
+    is_flag=True,
+    help="Also keep the ids and times of rows whose output the archive has, for `osa restore`.",
+)
 @json_option
 def import_rows(**arguments: Any) -> None:
     """Import rows of the server's tables whose hook output is gone.
