@@ -220,7 +220,7 @@ def decode_value(column: Column, raw: object) -> Value:
         InvalidInputError: It is not of the column's type or format, or PostgreSQL or float64 cannot
             represent it.
     """
-    return _DECODERS[column.kind if column.kind != "json" else column.type.value](raw)
+    return _DECODERS[column.format or column.type](raw)
 
 
 # repr itself gives up on values that are nested deeply

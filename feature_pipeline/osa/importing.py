@@ -19,7 +19,7 @@ from feature_pipeline.archive import read
 from feature_pipeline.archive.accept import accept
 from feature_pipeline.archive.format.manifest import RAW, Manifest, RunInfo
 from feature_pipeline.archive.logs import log
-from feature_pipeline.archive.logs.erasures import erased
+from feature_pipeline.archive.logs.erasures import Erased, erased
 from feature_pipeline.archive.logs.log import FeatureEntry, ReleaseEntry
 from feature_pipeline.archive.logs.tombstones import withdrawn
 from feature_pipeline.archive.publish import (
@@ -206,6 +206,7 @@ class _Hook:
     table: HookTable
     result: HookImport
     withdrawn: frozenset[str]
+    erased: Erased
     outputs: frozenset[str]
     """Hook runs whose output the archive has."""
     imported: dict[str, FeatureEntry]
@@ -324,6 +325,7 @@ class Importer:
                     undeclared=table.undeclared,
                 ),
                 withdrawn=frozenset(withdrawn(self.store, dataset)),
+                erased=erased(self.store, dataset),
                 outputs=frozenset(entry.completion for entry in entries),
                 imported={run: entry for run, entry in imported.items() if run is not None},
             )
@@ -465,7 +467,7 @@ class Importer:
         entry = hook.imported.get(run_id)
         if entry is None or entry.batch != batch.key:
             return False
-        manifest = _manifest_now(self.store, entry)
+        manifest = _manifest_now(self.store, hook, entry)
         stored = manifest.blobs.get(f"{RAW}{FEATURES}")
         if stored is None or stored.digest != Digest.of(text):
             return False
@@ -538,7 +540,7 @@ class Importer:
             is_kept = run_id in hook.outputs
             if run_id in result.unplaced or (is_kept and not self.keeps_ids):
                 continue
-            manifest = _manifest_now(self.store, entry)
+            manifest = _manifest_now(self.store, hook, entry)
             records = {
                 each.record_id: each.srn
                 for each in hook.table.records(run_id, hook.followed.convention.id)
@@ -654,9 +656,9 @@ def _count(wanted: _Wanted, *, is_new: bool, withdrawn_rows: int = 0) -> None:
         result.unchanged_rows += rows
 
 
-def _manifest_now(store: BlobStore, entry: FeatureEntry) -> Manifest:
+def _manifest_now(store: BlobStore, hook: _Hook, entry: FeatureEntry) -> Manifest:
     """Return the manifest of an entry, or what replaced it when records were erased."""
-    return read.read_manifest(store, erased(store, entry.dataset).manifest_now(entry.manifest))
+    return read.read_manifest(store, hook.erased.manifest_now(entry.manifest))
 
 
 def _line(record_id: str, rows: Sequence[TableRow]) -> bytes:

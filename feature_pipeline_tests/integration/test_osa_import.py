@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from feature_pipeline.osa.importing import HookImport, Importer, ImportResult
 from feature_pipeline.osa.server import Server
 from feature_pipeline.osa.settings import DATABASE_URL, STORAGE
 from feature_pipeline.osa.storage import ServerStorage
+from feature_pipeline.osa.table_rows import HookTable, TableRow
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline_tests.fixtures import osa_server as recorded
 from feature_pipeline_tests.fixtures.commands import CommandLine
@@ -229,6 +231,26 @@ def test_an_output_that_waits_in_the_inbox_takes_the_place(beside: Beside) -> No
     assert compared(beside)["pdb_structures/pockets"].counts[Kind.OTHER_BATCH] == 3
     heads = log.heads(beside.store, "pdb_structures", "qc")
     assert heads[REAL].completion == HISTORY_QC
+    # and owns the records: its batch counts as submitted later
+    batches = log.batches(beside.store, "pdb_structures")
+    assert batches[HISTORY].order < batches[REAL].order
+
+
+def test_an_output_that_waits_for_a_batch_of_the_archive_takes_the_place(beside: Beside) -> None:
+    """Both completions were planned on nothing: the hook run's end is earlier than the output."""
+    beside.settings = beside.settings.model_copy(update={"hooks": ("pockets",)})
+    beside.follow()
+    beside.accept_all()
+    beside.settings = beside.settings.model_copy(update={"hooks": ("qc",)})
+    beside.follow()
+    imported(beside)
+    beside.accept_all()
+    for batch, entries in beside.entries("pdb_structures", "qc").items():
+        manifest = read.manifest_of(beside.store, log.last_current(entries) or entries[-1])
+        assert not is_reconstructed(manifest), batch
+    assert is_reconstructed(
+        read.manifest_of(beside.store, beside.entries("pdb_structures", "qc")[REAL][0])
+    )
 
 
 def test_rows_of_an_earlier_hook_run_do_not_replace_the_output_of_a_later_one(
@@ -241,13 +263,14 @@ def test_rows_of_an_earlier_hook_run_do_not_replace_the_output_of_a_later_one(
     # an earlier run under a release that is registered later
     beside.sql(
         "insert into hook_releases (id, hook_name, version, image, digest, config, limits,"
-        " source_ref, built_at) select gen_random_uuid(), hook_name, 9, image, digest || '0',"
-        " config, limits, source_ref, built_at from hook_releases where hook_name = 'alignment'"
+        " source_ref, built_at) select gen_random_uuid(), hook_name, 9, image,"
+        " 'sha256:' || translate(substr(digest, 8), '0123456789', '1234567890'), config, limits,"
+        " source_ref, built_at from hook_releases where hook_name = 'alignment'"
     )
     beside.sql(
         "insert into hook_runs (id, release_id, status, started_at, finished_at, duration_s)"
         " select %s, id, 'passed', '2026-11-01', '2026-11-01', 1 from hook_releases"
-        " where version = 1 and hook_name = 'alignment'",
+        " where version = 9 and hook_name = 'alignment'",
         earlier,
     )
     beside.sql(
@@ -260,6 +283,7 @@ def test_rows_of_an_earlier_hook_run_do_not_replace_the_output_of_a_later_one(
     assert new_rows(found)["protein_designs/alignment"] == 3
     first, last = beside.entries("protein_designs", "alignment")[f"deposition-{local}"]
     assert (first.verdict, last.verdict) == (Verdict.CURRENT, Verdict.SUPERSEDED)
+    assert (first.release_seq, last.release_seq) == (1, 2)
     (example,) = compared(beside)["protein_designs/alignment"].examples[Kind.VALUES]
     assert "earlier there" in example
     assert new_rows(imported(beside, beside.storage)) == dict.fromkeys(ROWS, 0)
@@ -355,6 +379,29 @@ def test_a_row_that_was_changed_or_inserted_again_is_imported_again(beside: Besi
     assert compared(beside)["structures/qc"].counts == {}
     _, last = beside.entries("structures", "qc")[HISTORY]
     assert last.verdict is Verdict.CURRENT
+
+
+def test_rows_that_were_stored_wrongly_do_not_pass_the_proof(
+    beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_qc_of_history(beside)
+    rows = HookTable.rows
+
+    def wrong(table: HookTable, run_id: str, srns: list[str]) -> dict[str, list[TableRow]]:
+        found = rows(table, run_id, srns)
+        first, second = list(found)[:2]
+        found[first] = [replace(r, text=r.text.replace("true", "false")) for r in found[first]]
+        found[second] = [replace(r, id=r.id + 100) for r in found[second]]
+        return found
+
+    monkeypatch.setattr(HookTable, "rows", wrong)
+    result = importer(beside).run()
+    assert not result.is_complete
+    (qc,) = result.hooks
+    assert (qc.proven_rows, qc.differing) == (4, 2)
+    passed, ids = sorted(qc.examples, key=len)
+    assert passed.endswith("row 1, passed: False here, True there")
+    assert "id and created_at: 102 of 2026-11-29" in ids
 
 
 def test_old_records_without_a_batch_index_have_a_batch_of_their_hook_run(beside: Beside) -> None:
