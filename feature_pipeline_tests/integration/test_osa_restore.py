@@ -14,13 +14,13 @@ import pytest
 from dagster._core.definitions.job_base import InMemoryJob
 from psycopg import sql
 
-from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.cli.commands import osa as command
 from feature_pipeline.definitions import build_defs
 from feature_pipeline.errors import ConflictError, InvalidInputError, NotFoundError
 from feature_pipeline.orchestration.resources import ArchiveResource
 from feature_pipeline.osa import restore as module
 from feature_pipeline.osa.definitions import followed_hooks, write_definitions
+from feature_pipeline.osa.importing import Importer
 from feature_pipeline.osa.restore import (
     Restored,
     State,
@@ -38,7 +38,6 @@ from feature_pipeline.osa.settings import (
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline_tests.fixtures.commands import CommandLine
 from feature_pipeline_tests.fixtures.osa_server import Beside, write_storage
-from feature_pipeline_tests.fixtures.osa_server.history import reconstruct
 from feature_pipeline_tests.fixtures.osa_server.reads import answers, record_page, tables, write
 from feature_pipeline_tests.fixtures.postgres import PostgresAddress
 from feature_pipeline_tests.integration.test_osa_compare import compared
@@ -104,20 +103,14 @@ def archived(taken: Beside, osa_url: str) -> Archived:
 
 
 @pytest.fixture
-def imported(taken: Beside, osa_url: str, tmp_path: Path) -> Archived:
-    """The same with every row of the server's tables as history."""
+def imported(taken: Beside, osa_url: str) -> Archived:
+    """The same with every row of the server's tables as history, and no output."""
     beside = Archived(osa_url, taken.folder)
-    beside.store = copied(taken.store)
     beside.definitions = definitions_of(beside)
-    reconstruct(beside, tmp_path, HOOKS)
+    server = Server(Database(osa_url))
+    given = beside.store, server, None, beside.settings, beside.definitions
+    assert Importer(*given).run().is_complete
     return beside
-
-
-def copied(store: MemoryStore) -> MemoryStore:
-    copy = MemoryStore()
-    for info in list(store.list_objects("")):
-        copy.create(info.key, store.get(info.key).data)
-    return copy
 
 
 def shape(beside: Archived) -> list[tuple[Any, ...]]:
@@ -204,6 +197,22 @@ def test_readers_get_the_same_answers_after_a_loss(imported: Archived) -> None:
     assert after == before
     assert len(before) > 300
     assert found["qc"].new_ids == 0
+
+
+def test_ids_stay_when_the_outputs_of_imported_rows_are_found(imported: Archived) -> None:
+    """The outputs take the rows' place; records with as many rows keep their ids and times."""
+    imported.restore()
+    query = "select id, record_srn, created_at from features.{} order by id"
+    before = {hook: imported.query(query.format(hook)) for hook in HOOKS}
+    imported.follow()
+    imported.accept_all()
+    imported.sql("drop schema features cascade")
+    imported.restore()
+    for hook in HOOKS:
+        after = set(imported.query(query.format(hook)))
+        assert set(before[hook]) <= after
+    found = {kind.name for each in compared(imported).values() for kind in each.counts}
+    assert found == {"ERRORED_HERE", "NO_RECORD", "OTHER_BATCH"}
 
 
 def test_the_server_goes_on_writing(imported: Archived) -> None:
