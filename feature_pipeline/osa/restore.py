@@ -8,7 +8,6 @@ server reads is changed; what an interrupted restore leaves is removed by the ne
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from enum import StrEnum
 from functools import partial
 from hashlib import sha256
@@ -89,7 +88,7 @@ else has_schema_privilege(to_regnamespace(%(schema)s), 'create') end"""
 
 # Which rows has the server's table of these records: ids, times, hook runs?
 _PRESENT: Final = """
-select record_srn, id, created_at, run_id::text from {table}
+select record_srn, id, (extract(epoch from created_at) * 1000000)::bigint, run_id::text from {table}
 where record_srn = any(%s) and id <= %s order by id"""
 
 # The same rows as binary COPY has them.
@@ -282,7 +281,7 @@ class _Table:
             **others,
         }
 
-    def present(self, srns: Sequence[str]) -> list[tuple[str, int, datetime, str]]:
+    def present(self, srns: Sequence[str]) -> list[tuple[str, int, int, str]]:
         """Return record, id, time and hook run of the server's rows of these records, by id."""
         if self.live is None or not srns:
             return []
@@ -537,7 +536,7 @@ def _compare_batch(table: _Table, wanted: WantedRows, seen: dict[str, int]) -> N
         seen: Is added the number of rows that were compared, by hook run.
     """
     result, there = table.result, table.present(wanted.srns)
-    by_record: dict[str, list[tuple[int, datetime]]] = {}
+    by_record: dict[str, list[tuple[int, int]]] = {}
     unknown: dict[str, str] = {}
     for srn, number, created_at, run in there:
         seen[run] = seen.get(run, 0) + 1
@@ -557,8 +556,11 @@ def _compare_batch(table: _Table, wanted: WantedRows, seen: dict[str, int]) -> N
             table.to_keep.add(srn)
     if result.reasons and any("column" in reason for reason in result.reasons):
         return  # its rows cannot be compared
+    tuples = _tuples(table, wanted.srns)
+    if tuples == encode_tuples(table.shape, wanted.rows):
+        return
     theirs: dict[str, list[bytes]] = {}
-    for (srn, *_), data in zip(there, _tuples(table, wanted.srns), strict=True):
+    for (srn, *_), data in zip(there, tuples, strict=True):
         theirs.setdefault(srn, []).append(data)
     ours = encode_tuples(table.shape, wanted.rows)
     for srn, (start, end) in records.items():
@@ -606,7 +608,7 @@ def _fill(table: _Table) -> int:
     fresh = _FreshIds(table, highest)
     total, rows = ContentSum(), 0
     for wanted in table.batches():
-        present: dict[str, list[tuple[int, datetime]]] = {}
+        present: dict[str, list[tuple[int, int]]] = {}
         for srn, number, created_at, _ in table.present(wanted.srns):
             present.setdefault(srn, []).append((number, created_at))
         if table.live is None:

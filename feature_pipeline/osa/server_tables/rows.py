@@ -38,7 +38,10 @@ _JSON_NULL: Final = "null"
 _compute: Final[Any] = pc
 
 Cells = Mapping[str, Any]
-Ids = Mapping[str, Sequence[tuple[int, datetime]]]
+Ids = Mapping[str, Sequence[tuple[int, int]]]
+"""Per record, `id` and `created_at` of each row, the latter in microseconds since 1970."""
+
+_INSTANT: Final = pa.timestamp("us", "UTC")
 
 
 def _list(values: Any) -> list[Any]:
@@ -193,8 +196,10 @@ class WantedRows:
             present: Ids and times by record, in order.
             is_free: Whether no other row has an id.
         """
+        if not self.without_id:
+            return
         ids: list[int | None] = _list(self.rows["id"])
-        times: list[datetime] = _list(self.rows["created_at"])
+        times: list[int] = _list(self.rows["created_at"].cast(pa.int64()))
         for srn, start, end in self.records():
             known = present.get(srn, ())
             if (
@@ -204,7 +209,8 @@ class WantedRows:
             ):
                 for at, (number, created_at) in enumerate(known, start):
                     ids[at], times[at] = number, created_at
-        self._set(ids, times)
+        self._set("id", pa.array(ids, pa.int64()))
+        self._set("created_at", pa.array(times, pa.int64()).cast(_INSTANT))
 
     @property
     def without_id(self) -> int:
@@ -213,11 +219,9 @@ class WantedRows:
 
     def give_ids(self, fresh: Iterator[int]) -> None:
         """Give every row an id."""
-        ids = _list(self.rows["id"])
-        self._set(
-            [next(fresh) if each is None else each for each in ids],
-            _list(self.rows["created_at"]),
-        )
+        if self.without_id:
+            ids = [next(fresh) if each is None else each for each in _list(self.rows["id"])]
+            self._set("id", pa.array(ids, pa.int64()))
 
     def without(self, srns: set[str]) -> None:
         """Leave out the rows of these records."""
@@ -225,12 +229,9 @@ class WantedRows:
             is_out = _compute.is_in(self.rows["record_srn"], pa.array(sorted(srns), pa.string()))
             self.rows = self.rows.filter(_compute.invert(is_out))
 
-    def _set(self, ids: Sequence[int | None], times: Sequence[datetime]) -> None:
-        instant = pa.timestamp("us", "UTC")
-        names = self.rows.column_names
-        rows = self.rows.set_column(names.index("id"), "id", pa.array(ids, pa.int64()))
-        created = pa.array(times, instant)
-        self.rows = rows.set_column(names.index("created_at"), "created_at", created)
+    def _set(self, name: str, values: Any) -> None:
+        at = self.rows.column_names.index(name)
+        self.rows = self.rows.set_column(at, name, values)
 
 
 def encode_tuples(shape: Shape, rows: pa.Table) -> list[bytes]:
@@ -286,28 +287,16 @@ def wanted_rows(
     evolved = evolved.filter(is_there)
     table_srns = pa.array(list(srns.values()), pa.string())
     record_srn = _compute.take(table_srns, one_array(place.filter(is_there)))
-    record_ids: list[str] = _list(evolved["record_id"])
-    ordinals: list[int] = _list(evolved["ordinal"])
-    sources = _sources(store, manifest, head.entry.manifest)
-    default = sources.get(None, (manifest, head.entry.manifest))[0]
-    used = [sources.get(each, (default, None))[0] for each in record_ids]
-    ids: list[int | None] = [None] * len(record_ids)
-    times = [source.run.finished_at for source in used]
+    arrays: dict[str, Any] = {"record_srn": record_srn}
+    used = _run_columns(store, manifest, head.entry.manifest, evolved, arrays)
+    arrays["id"] = pa.nulls(len(evolved), pa.int64())
     if len(known):
-        numbers = _numbers(known)
-        for at, key in enumerate(zip(record_ids, ordinals, strict=True)):
-            ids[at], times[at] = numbers[key]
-    arrays: dict[str, Any] = {
-        "id": pa.array(ids, pa.int64()),
-        "record_srn": record_srn,
-        "run_id": pa.array([server_run_id(source.run.id) for source in used], pa.string()),
-        "created_at": pa.array(times, pa.timestamp("us", "UTC")),
-    }
+        arrays |= _known_columns(known, archived, is_there, evolved)
     json_columns = [column for column in shape.columns if column.kind == "json"]
     texts: dict[str, list[str | None]] = {}
     if json_columns and len(evolved):
         is_upcast = evolve.upcaster_for(manifest, part.columns, part.upcasters) is not None
-        raw = {} if is_upcast else _raw_rows(store, {id(s): s for s in used}.values())
+        raw = {} if is_upcast else _raw_rows(store, used)
         texts = _json_texts(json_columns, evolved, raw)
     for column in shape.columns:
         arrays[column.name] = (
@@ -331,9 +320,10 @@ def wanted_rows(
 
 def _ids_by_record(store: BlobStore, digest: Digest) -> Ids:
     table = server_row_ids(store, read.read_manifest(store, digest))
-    found: dict[str, list[tuple[int, datetime]]] = {}
+    found: dict[str, list[tuple[int, int]]] = {}
+    times = _list(table["created_at"].cast(pa.int64()))
     for srn, number, created_at in zip(
-        *(_list(table[name]) for name in ("record_srn", "id", "created_at")), strict=True
+        _list(table["record_srn"]), _list(table["id"]), times, strict=True
     ):
         found.setdefault(srn, []).append((number, created_at))
     return found
@@ -368,12 +358,47 @@ def _known_records(reader: Reader, known: pa.Table) -> dict[str, str]:
     return {record: srn for record, srn in srns.items() if srn in present}
 
 
-def _numbers(known: pa.Table) -> dict[tuple[str, int], tuple[int, datetime]]:
-    columns = [_list(known[name]) for name in ("record", "row", "id", "created_at")]
-    return {
-        (record, row): (number, created_at)
-        for record, row, number, created_at in zip(*columns, strict=True)
+def _run_columns(
+    store: BlobStore, manifest: Manifest, digest: Digest, rows: pa.Table, arrays: dict[str, Any]
+) -> list[Manifest]:
+    """Add `run_id` and `created_at` by the hook runs of the rows; return their manifests.
+
+    A new row's time is the end of its hook run.
+    """
+    sources = _sources(store, manifest, digest)
+    made = list({id(each): each for each, _ in sources.values()}.values())
+    runs = pa.array([server_run_id(each.run.id) for each in made], pa.string())
+    times = pa.array([each.run.finished_at for each in made], _INSTANT)
+    if len(made) == 1:
+        place: Any = pa.repeat(pa.scalar(0), len(rows))
+    else:
+        numbers = {id(each): at for at, each in enumerate(made)}
+        default = sources.get(None)
+        place = pa.array(
+            [numbers[id((sources.get(r) or default or (manifest,))[0])] for r in _list(rows[0])]
+        )
+    arrays["run_id"], arrays["created_at"] = _compute.take(runs, place), times.take(place)
+    return made
+
+
+def _known_columns(
+    known: pa.Table, archived: pa.Table, is_there: Any, rows: pa.Table
+) -> dict[str, Any]:
+    """Return `id` and `created_at` of the rows of a reconstructed artifact."""
+    names = ("id", "created_at")
+    if (
+        len(known) == len(archived)
+        and known["record"].equals(archived["record_id"])
+        and known["row"].equals(archived["ordinal"])
+    ):
+        return {name: one_array(known[name].filter(is_there)) for name in names}
+    places = {
+        key: at
+        for at, key in enumerate(zip(_list(known["record"]), _list(known["row"]), strict=True))
     }
+    keys = zip(_list(rows["record_id"]), _list(rows["ordinal"]), strict=True)
+    place = pa.array([places[key] for key in keys], pa.int64())
+    return {name: one_array(known[name].take(place)) for name in names}
 
 
 def _sources(
@@ -403,7 +428,7 @@ def _sources(
     return found
 
 
-def _raw_rows(store: BlobStore, manifests: Any) -> dict[str, list[Cells]]:
+def _raw_rows(store: BlobStore, manifests: Sequence[Manifest]) -> dict[str, list[Cells]]:
     """Return the rows of each record in raw output as the server's JSON reader reads them."""
     found: dict[str, list[Cells]] = {}
     for manifest in manifests:
@@ -448,6 +473,7 @@ def _json_texts(
     for record_id in record_ids:
         counts[record_id] = counts.get(record_id, 0) + 1
     texts: dict[str, list[str | None]] = {}
+    encode = json.JSONEncoder().encode
     for column in columns:
         archived: list[str | None] = _list(evolved[column.name])
         cells: list[str | None] = []
@@ -461,7 +487,8 @@ def _json_texts(
                 is_null = bool(rows) and column.name in rows[ordinal] and column.name in rows[0]
                 cells.append(_JSON_NULL if is_null else None)
             else:
-                written = json.dumps(json.loads(text) if value is None else value)
-                cells.append(json.dumps(written, ensure_ascii=False))
+                written = encode(json.loads(text) if value is None else value)
+                # that text has no other character that a JSON string escapes
+                cells.append('"' + written.replace("\\", "\\\\").replace('"', '\\"') + '"')
         texts[column.name] = cells
     return texts
