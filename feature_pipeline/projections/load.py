@@ -121,7 +121,7 @@ _GivenUp: TypeAlias = dict[tuple[int, str], tuple[int, Digest]]
 """By generation and batch, the log entry (number, manifest) that it was loaded from, and whose loss
 was accepted.
 """
-_Found: TypeAlias = list[PreparedBatch | _Problem | None]
+_Prepared: TypeAlias = list[PreparedBatch | _Problem | None]
 """A task's rows for each generation that is loaded, or why there are none; None if it has them
 already.
 """
@@ -362,7 +362,7 @@ class _Work:
         self._given_up = given_up
         self.problems: dict[str, _Problem] = {}
         """Batches that were not loaded into the wanted generation, each with the reason."""
-        self._live_holds = {} if is_forced else _held(database, spec, state)
+        self._in_live = {} if is_forced else _entries_in_live(database, spec, state)
         self._lock = threading.Lock()
         self._is_stopped = False
         self._prepared_bytes = 0
@@ -411,7 +411,7 @@ class _Work:
         """Return the next batches that are loaded together; None if none is left."""
         state = self._state
         tasks: list[_Task] = []
-        prepared: list[_Found] = []
+        prepared: list[_Prepared] = []
         size, limit = 0, min(_GROUP_BYTES, self._prepared_bytes)
         while not tasks or (size < limit and len(tasks) < _GROUP_BATCHES):
             with self._lock:
@@ -429,16 +429,16 @@ class _Work:
         state = self._state
         return _group(tasks, state, [self._prepare(task, state) for task in tasks])
 
-    def _prepare(self, task: _Task, state: TableState) -> _Found:
+    def _prepare(self, task: _Task, state: TableState) -> _Prepared:
         """Return the task's rows for each generation."""
         return [
-            None if self._is_held(task, generation) else self._prepare_for(task, generation)
+            None if self._is_in_live(task, generation) else self._prepare_for(task, generation)
             for generation in state.write_targets
         ]
 
-    def _is_held(self, task: _Task, generation: Generation) -> bool:
+    def _is_in_live(self, task: _Task, generation: Generation) -> bool:
         key = generation.id, task.batch.batch
-        return key not in self._given_up and self._live_holds.get(key, 0) >= task.entry.seq
+        return key not in self._given_up and self._in_live.get(key, 0) >= task.entry.seq
 
     def _prepare_for(self, task: _Task, generation: Generation) -> PreparedBatch | _Problem:
         try:
@@ -530,7 +530,9 @@ class _Work:
         measure.count(TABLE_LOADED_SIZE, sizes, table=self._spec.name)
 
 
-def _held(database: Database, spec: TableSpec, state: TableState) -> dict[tuple[int, str], int]:
+def _entries_in_live(
+    database: Database, spec: TableSpec, state: TableState
+) -> dict[tuple[int, str], int]:
     """Return the live generation's log entry of each batch, while another one is being built.
 
     These need not be read, decoded and offered to it a second time.
@@ -539,12 +541,12 @@ def _held(database: Database, spec: TableSpec, state: TableState) -> dict[tuple[
         return {}
     with database.connect(f"table {spec.name!r}") as connection:
         progress = all_progress(connection, state.live.id)
-    return {(state.live.id, batch): held.seq for batch, held in progress.items()}
+    return {(state.live.id, batch): each.seq for batch, each in progress.items()}
 
 
-def _group(tasks: list[_Task], state: TableState, found: list[_Found]) -> _Group:
+def _group(tasks: list[_Task], state: TableState, prepared: list[_Prepared]) -> _Group:
     fits = []
-    for generation, column in zip(state.write_targets, zip(*found, strict=True), strict=True):
+    for generation, column in zip(state.write_targets, zip(*prepared, strict=True), strict=True):
         fitting = [one for one in column if isinstance(one, PreparedBatch)]
         problems = {
             task.batch.batch: one

@@ -177,9 +177,9 @@ class Reader:
         outcomes = {outcome["record_id"]: outcome for outcome in self.outcomes(manifest)}
         for record_id, one in stated.items():
             outcome = outcomes[record_id]
-            said = (outcome["status"], outcome["kind"], outcome["reason"], outcome["retryable"])
-            if said != ("errored", one["kind"], one["reason"], one["retryable"]):
-                raise Damaged(f"{record_id}: {said} in its outcomes")
+            recorded = (outcome["status"], outcome["kind"], outcome["reason"], outcome["retryable"])
+            if recorded != ("errored", one["kind"], one["reason"], one["retryable"]):
+                raise Damaged(f"{record_id}: {recorded} in its outcomes")
         return stated
 
     def table(self, manifest: dict[str, Any], name: str) -> pa.Table:

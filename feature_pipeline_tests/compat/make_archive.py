@@ -71,7 +71,7 @@ FULL = {
 }
 SPARSE = {"label": "", "score": float("nan"), "count": -(2**63), "day": "9999-12-31"}
 ENDLESS = {"label": "no end", "score": float("-inf"), "seen": "1969-12-31T23:59:59.999999Z"}
-SAID: Mapping[str, object] = {
+ANSWERS: Mapping[str, object] = {
     "pdb:1UBI": [FULL, SPARSE],
     "pdb:5PTI": [ENDLESS],
     "leer": [],
@@ -129,7 +129,7 @@ class Maker:
         self,
         batch: RecordBatch,
         release: ReleaseEntry,
-        said: Mapping[str, object],
+        answers: Mapping[str, object],
         columns: Sequence[Column],
         *,
         base: int,
@@ -146,14 +146,14 @@ class Maker:
         """
         self.runs += 1
         output = self.folder / f"run-{self.runs}"
-        write_output(output, said)
+        write_output(output, answers)
         (log_file := self.folder / f"run-{self.runs}.log").write_text("reading …\ndone\n", "utf-8")
         actions = {
             record.id: record_action(release.release, record, {}) for record in batch.records
         }
         outcomes = dict(carried or {})
         if failure is None:
-            decoded = decode_output(output, list(said), columns, cardinality, actions)
+            decoded = decode_output(output, list(answers), columns, cardinality, actions)
             outcomes.update({outcome.record_id: outcome for outcome in decoded.outcomes})
             outcomes.update(failed or {})
         run = RunInfo(
@@ -167,7 +167,7 @@ class Maker:
         )
         start = StartInfo(
             part="",
-            records=len(said) + len(failed or {}),
+            records=len(answers) + len(failed or {}),
             attempt=1,
             started_at=run.started_at,
             finished_at=run.finished_at,
@@ -214,11 +214,11 @@ class Maker:
         return entry
 
 
-def write_output(folder: Path, said: Mapping[str, object]) -> None:
+def write_output(folder: Path, answers: Mapping[str, object]) -> None:
     """The files that a hook would have written."""
     folder.mkdir()
     lines: dict[str, list[str]] = {"features": [], "rejections": [], "errors": []}
-    for record_id, value in said.items():
+    for record_id, value in answers.items():
         document: dict[str, object] = {"id": record_id}
         match value:
             case str():
@@ -238,12 +238,12 @@ def write_output(folder: Path, said: Mapping[str, object]) -> None:
 
 def fill(maker: Maker) -> None:
     """One of everything that an archive can say."""
-    first = maker.submit("harvest-1", list(SAID))
+    first = maker.submit("harvest-1", list(ANSWERS))
     second = maker.submit("harvest-2", ["pdb:1UBI", "neu"])
     maker.submit("waiting", ["pdb:9XYZ"], is_accepted=False)
 
     one = maker.release("everything", "1.0")
-    begun = maker.publish(first, one, SAID, OLD_COLUMNS, base=0)
+    begun = maker.publish(first, one, ANSWERS, OLD_COLUMNS, base=0)
     two = maker.release("everything", "1.1")
     crash = FailureInfo(kind="non_zero_exit", reason="ended with status 3", exit_code=3)
     maker.publish(first, two, {"pdb:1UBI": []}, OLD_COLUMNS, base=1, failure=crash)
@@ -257,7 +257,7 @@ def fill(maker: Maker) -> None:
     }
     retried = {"später": [{"label": "at last"}]}
     maker.publish(first, two, retried, OLD_COLUMNS, base=2, carried=stand)
-    maker.publish(first, one, SAID, OLD_COLUMNS, base=1)  # too late: superseded
+    maker.publish(first, one, ANSWERS, OLD_COLUMNS, base=1)  # too late: superseded
     renamed = {"pdb:1UBI": [{"título": "new", "grade": 1}], "neu": [{"label": "old name"}]}
     maker.publish(second, two, renamed, NEW_COLUMNS, base=0)
 

@@ -196,7 +196,7 @@ REFUSALS = [
 ]
 
 
-def told(event: Json) -> tuple[str, str, int, str]:
+def summary(event: Json) -> tuple[str, str, int, str]:
     """An event without the name of the pod, of which the end, if it has one, is random."""
     message = re.sub(r'"hook-[^"]*-\w{5}"', "NAMED", event["message"])
     message = re.sub(r'"hook-[^"]*-"', "UNNAMED", message)
@@ -215,8 +215,8 @@ def test_pods_that_are_refused(double: Scripted, scenario: str) -> None:
     double.refused_pods = message.partition(" is forbidden: ")[2]
     double.create("jobs", a_job())
 
-    expected = [told(event) for event in events.values()]
-    wait_for(lambda: [told(event) for event in double.all("events")] == expected, 30)
+    expected = [summary(event) for event in events.values()]
+    wait_for(lambda: [summary(event) for event in double.all("events")] == expected, 30)
     assert double.all("pods") == []
     assert job_conditions(double) == []
 

@@ -67,10 +67,10 @@ def ancestors():
 
 
 def note(event):
-    told = {"hook": name, "attempt": attempt, "event": event, "ancestors": ancestors()}
-    told["records"] = [record["id"] for record in records]
+    line = {"hook": name, "attempt": attempt, "event": event, "ancestors": ancestors()}
+    line["records"] = [record["id"] for record in records]
     with open(config["ledger"], "a") as ledger:
-        ledger.write(json.dumps(told) + "\\n")
+        ledger.write(json.dumps(line) + "\\n")
 
 
 note("begin")

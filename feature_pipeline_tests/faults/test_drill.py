@@ -32,7 +32,7 @@ def test_starts_are_counted_by_what_hooks_wrote(tmp_path: Path) -> None:
     drill.submitted.batches["b0"] = {"b0/r0": "text"}
     drill.killed = [7]
 
-    def told(*starts: tuple[str, str, str | None, int]) -> list[str]:
+    def problems(*starts: tuple[str, str, str | None, int]) -> list[str]:
         """The problems, if hooks wrote this: hook, attempt, how it ended, its worker."""
         lines = [
             {
@@ -50,15 +50,15 @@ def test_starts_are_counted_by_what_hooks_wrote(tmp_path: Path) -> None:
         return list(drill._problems_of_starts())
 
     others = [(TOTALS, "t", "end", 1), (drill.labels, "l", "end", 1)]
-    assert told((WORDS, "a", "end", 1), *others) == []
+    assert problems((WORDS, "a", "end", 1), *others) == []
     # a worker was killed, or Dagster ended the run, and another asked again
-    assert told((WORDS, "a", "end", 7), (WORDS, "b", "end", 1), *others) == []
-    assert told((WORDS, "a", None, 1), (WORDS, "b", "end", 1), *others) == []
-    assert told((WORDS, "a", "end", 1), (WORDS, "b", "end", 1), *others) == [
+    assert problems((WORDS, "a", "end", 7), (WORDS, "b", "end", 1), *others) == []
+    assert problems((WORDS, "a", None, 1), (WORDS, "b", "end", 1), *others) == []
+    assert problems((WORDS, "a", "end", 1), (WORDS, "b", "end", 1), *others) == [
         "words, b0/r0: computed 2 times, 2 starts"
     ]
-    assert told((WORDS, "a", None, 7), *others) == ["words, b0/r0: no start of the hook ended"]
-    failed = told((WORDS, "a", "end", 1), *((TOTALS, a, "crash", 1) for a in "xy"), others[1])
+    assert problems((WORDS, "a", None, 7), *others) == ["words, b0/r0: no start of the hook ended"]
+    failed = problems((WORDS, "a", "end", 1), *((TOTALS, a, "crash", 1) for a in "xy"), others[1])
     assert "totals, b0/r0: 2 starts failed by themselves" in failed
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 given, out = Path(os.environ["OSA_IN"]), Path(os.environ["OSA_OUT"])
 most = json.loads((given / "config.json").read_text())["most"]
-with (out / "features.jsonl").open("w") as said, (out / "errors.jsonl").open("w") as errors:
+with (out / "features.jsonl").open("w") as features, (out / "errors.jsonl").open("w") as errors:
     for line in (given / "records.jsonl").open():
         record = json.loads(line)
         text = record["metadata"]["text"]
@@ -31,7 +31,7 @@ with (out / "features.jsonl").open("w") as said, (out / "errors.jsonl").open("w"
             errors.write(json.dumps({"id": record["id"], "error": "!", "retryable": False}) + "\\n")
         else:
             rows = [{"letter": letter, "count": 1} for letter in text[:most]]
-            said.write(json.dumps({"id": record["id"], "features": rows}) + "\\n")
+            features.write(json.dumps({"id": record["id"], "features": rows}) + "\\n")
 """
 CHECKS = {
     "error_rate": {"warn": 0.2, "fail": 0.6},

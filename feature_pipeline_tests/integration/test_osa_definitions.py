@@ -223,7 +223,7 @@ def test_the_component_checks_the_definitions(
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ("update hooks set live_release_id = null where name = 'qc'", "'qc': it has no live"),
         (
@@ -238,11 +238,11 @@ def test_the_component_checks_the_definitions(
     ],
 )
 def test_what_cannot_be_defined_is_named_and_nothing_is_written(
-    defs: Path, osa_url: str, command_line: CommandLine, change: str, said: str
+    defs: Path, osa_url: str, command_line: CommandLine, change: str, message: str
 ) -> None:
     with psycopg.connect(osa_url) as connection:
         connection.execute(psycopg.sql.SQL(change))  # type: ignore[arg-type]
-    assert said in command_line.refused("osa", "scaffold")
+    assert message in command_line.refused("osa", "scaffold")
     assert list(defs.iterdir()) == []
 
 

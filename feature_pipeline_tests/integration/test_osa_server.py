@@ -64,7 +64,7 @@ def test_the_server_is_read_without_writing(osa_server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         ("drop table public.conventions", "there is no table public.conventions"),
         (
@@ -74,7 +74,7 @@ def test_the_server_is_read_without_writing(osa_server: Server) -> None:
     ],
 )
 def test_another_schema_version_is_named_with_the_tables_examined(
-    osa_url: str, change: str, said: str
+    osa_url: str, change: str, expected: str
 ) -> None:
     with psycopg.connect(osa_url) as connection:
         connection.execute("update alembic_version set version_num = 'abc123'")
@@ -82,7 +82,7 @@ def test_another_schema_version_is_named_with_the_tables_examined(
     with pytest.raises(InvalidInputError) as caught, Server(Database(osa_url)).session():
         pass
     message = str(caught.value)
-    assert said in message
+    assert expected in message
     assert "its schema version is abc123" in message
     assert "looked at public.hooks, public.hook_releases" in message
 

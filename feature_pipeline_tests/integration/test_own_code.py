@@ -110,8 +110,8 @@ def test_a_hook_and_assets_of_a_plain_module(pipeline: Pipeline):
             uri = f"{pipeline.archive_uri}/{layout.blob(head.manifest)}"
             assert entries["manifest_uri"].value == uri
             assert entries["release"].value == f"1 ({head.release.short})"
-            said_counts = entries["batch"].value
-            outcomes = [said_counts[name] for name in ("records", "passed", "rejected", "errored")]
+            of_batch = entries["batch"].value
+            outcomes = [of_batch[name] for name in ("records", "passed", "rejected", "errored")]
             assert outcomes == [1, 1, 0, 0]
             assert entries["unchanged"].value is (result is again)
     assert pipeline.rows("select sum(count) from features.counts") == [(5,)]

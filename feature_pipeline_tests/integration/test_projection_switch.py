@@ -295,8 +295,8 @@ def test_views_follow_a_rename_beside_a_dropped_column(archive, database, connec
     connection.execute(
         """
         create view public.mine as
-            select p.label || '!' as said from features.pockets p where p.label <> 'l0';
-        create materialized view public.top as select max(said) as said from public.mine;
+            select p.label || '!' as loud from features.pockets p where p.label <> 'l0';
+        create materialized view public.top as select max(loud) as loud from public.mine;
         """
     )
     archive.columns = (Column(name="count", type="string", renamed_from="label"), NOTE)
@@ -304,11 +304,11 @@ def test_views_follow_a_rename_beside_a_dropped_column(archive, database, connec
     load_all(archive, database)
 
     assert columns_of(connection) == ["count", "note"]
-    assert connection.execute("select said from public.mine order by 1").fetchall() == [
+    assert connection.execute("select loud from public.mine order by 1").fetchall() == [
         ("l1!",),
         ("l2!",),
     ]
-    assert connection.execute("select said from public.top").fetchall() == [("l2!",)]
+    assert connection.execute("select loud from public.top").fetchall() == [("l2!",)]
     archive.columns = (Column(name="remark", type="string", renamed_from="note"),)
     with pytest.raises(ConflictError, match=r"view public\.mine .* column .*count \(0, dropped\)"):
         load_all(archive, database)

@@ -115,9 +115,9 @@ from pathlib import Path
 inputs = Path(os.environ["OSA_IN"])
 out = open(os.environ["OSA_OUT"] + "/features.jsonl", "w")
 for line in (inputs / "features" / "counts.jsonl").open():
-    said = json.loads(line)
-    rows = [{"letter": "all", "count": sum(row["count"] for row in said["features"])}]
-    out.write(json.dumps({"id": said["id"], "features": rows}) + "\\n")
+    answer = json.loads(line)
+    rows = [{"letter": "all", "count": sum(row["count"] for row in answer["features"])}]
+    out.write(json.dumps({"id": answer["id"], "features": rows}) + "\\n")
 """
 
 

@@ -78,15 +78,15 @@ given, out = Path(os.environ["OSA_IN"]), Path(os.environ["OSA_OUT"])
 world = Path(json.loads((given / "config.json").read_text())["world"]).read_text()
 if world == "fails":
     sys.exit(1)
-said = {}
+words = {}
 for file in (given / "features").glob("*.jsonl"):
     for line in file.open():
         item = json.loads(line)
-        said.setdefault(item["id"], []).extend(row["word"] for row in item["features"])
+        words.setdefault(item["id"], []).extend(row["word"] for row in item["features"])
 with (out / "features.jsonl").open("w") as features:
     for line in (given / "records.jsonl").open():
         name = json.loads(line)["id"]
-        word = world + "".join(said.get(name, []))
+        word = world + "".join(words.get(name, []))
         features.write(json.dumps({"id": name, "features": [{"word": word}]}) + "\\n")
 """
 
@@ -436,7 +436,7 @@ class Game:
         done = {event.asset_key for event in result.get_asset_materialization_events()}
         truth = Truth(self.pipeline)
         for each in (hook, *others):
-            # What it was given is what those before it in this run said.
+            # What it was given is what those before it in this run words.
             if others:
                 self.seen[each.key, batch] = truth.asks_for(each, batch)
             if each.key in done:

@@ -68,7 +68,7 @@ DEATHS = (
 )
 
 _row = st.tuples(st.none() | st.sampled_from("xy"), st.none() | st.integers(0, 3))
-_said = st.dictionaries(
+_answers = st.dictionaries(
     st.sampled_from(RECORDS), st.lists(_row, max_size=2) | st.just("rejected"), min_size=1
 )
 
@@ -117,7 +117,7 @@ _fatal = st.tuples(st.integers(0, len(DEATHS) - 1), st.integers(0, 2), st.boolea
 _death = st.one_of(st.none(), _fatal, _fatal, _fatal)
 _steps = st.lists(
     st.one_of(
-        st.builds(Say, st.integers(0, 3), st.integers(0, 3), _said),
+        st.builds(Say, st.integers(0, 3), st.integers(0, 3), _answers),
         st.builds(Deploy, st.integers(0, len(DEFINITIONS) - 1)),
         st.builds(Load, st.lists(st.integers(0, 3), max_size=4), _death),
         st.builds(Rebuild, _death),

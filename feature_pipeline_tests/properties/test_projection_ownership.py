@@ -25,7 +25,7 @@ _rows = st.lists(
     ),
     max_size=2,
 )
-_said = st.dictionaries(
+_answers = st.dictionaries(
     st.sampled_from(RECORDS), _rows | st.sampled_from(["rejected", "no"]), min_size=1
 )
 
@@ -50,7 +50,9 @@ class Load:
 
 _steps = st.lists(
     st.one_of(
-        st.builds(Submit, st.uuids().map(lambda key: f"b{key.hex[:6]}"), st.integers(0, 3), _said),
+        st.builds(
+            Submit, st.uuids().map(lambda key: f"b{key.hex[:6]}"), st.integers(0, 3), _answers
+        ),
         st.builds(Again, st.integers(0, 9), st.lists(_rows, min_size=5, max_size=5)),
         st.builds(Load, st.integers(0, 9)),
     ),

@@ -60,7 +60,7 @@ from feature_pipeline.projections.rows.upcast import CannotEvolveError
 _MODULUS: Final = 2**256
 _DIGEST_BYTES: Final = 32
 _OUTCOME_FIELDS: Final = ("record_id", "status", "reason")
-_FOUND_BY_KEY: Final = 50_000
+_MOST_LOOKED_UP: Final = 50_000
 """Number of records up to which rows are looked up by key: the statement names each of them."""
 
 
@@ -401,7 +401,7 @@ def _table_content(
     where: sql.Composable = sql.SQL("")
     if batches is not None:
         where = sql.SQL("where batch = any({})").format(sql.Literal(sorted(batches)))
-    if records is not None and len(records) <= _FOUND_BY_KEY:
+    if records is not None and len(records) <= _MOST_LOOKED_UP:
         # No index leads from a batch to its rows; the primary key leads from a record.
         where = sql.SQL("{} and record_id = any({})").format(where, sql.Literal(sorted(records)))
     rows = source or generation.identifier

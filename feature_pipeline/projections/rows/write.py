@@ -266,10 +266,10 @@ def _replace(
     rows = prepared.row_count(owned)
     left_out = _copy_owned(connection, generation, prepared, owned) if rows else {}
     if left_out:
-        held_back = pc.is_in(
+        is_left_out = pc.is_in(
             prepared.owned_rows(owned)["record_id"], pa.array(list(left_out), pa.string())
         )
-        rows -= held_back.to_pylist().count(True)
+        rows -= is_left_out.to_pylist().count(True)
     write_left_out(connection, generation.id, prepared.batch, left_out)
     progress = _progress(prepared, rows)
     for batch in sorted({prepared.batch, *lost}):

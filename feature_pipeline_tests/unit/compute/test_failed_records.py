@@ -21,7 +21,7 @@ from feature_pipeline_tests.fixtures.scripted import (
     DATASET,
     HOOK,
     Computing,
-    Said,
+    HookAnswer,
     ScriptedRunner,
     fails_over,
     passes,
@@ -73,7 +73,7 @@ def test_a_raised_limit_computes_that_record_alone_again(computing: Computing):
     computing.with_limits(memory_ceiling="16Gi")
     assert [record.id for record in computing.plan().compute] == ["r7"]
 
-    def script(ids: list[str], request: RunRequest) -> Said:
+    def script(ids: list[str], request: RunRequest) -> HookAnswer:
         is_enough = request.limits.memory_bytes >= 16 * GIB
         return passes(ids) if is_enough else FailureKind.OUT_OF_MEMORY
 

@@ -27,10 +27,10 @@ class Fake:
 class Watched:
     def __init__(self, server: Fake) -> None:
         self.now = 0.0
-        self.said: list[str] = []
+        self.messages: list[str] = []
         self.server = server
         self.supervisor = Supervisor(
-            {"Other": Fake(), "Fake": server}, self.said.append, lambda: self.now
+            {"Other": Fake(), "Fake": server}, self.messages.append, lambda: self.now
         )
 
     def die(self) -> None:
@@ -41,14 +41,14 @@ class Watched:
 def test_a_dead_server_is_restarted_and_reported() -> None:
     watched = Watched(Fake())
     watched.supervisor.look()
-    assert watched.said == []
+    assert watched.messages == []
     watched.die()
-    assert watched.said == [
+    assert watched.messages == [
         "Fake ended with signal SIGKILL; restarting it ...",
         "Fake runs again.",
     ]
     watched.supervisor.look()
-    assert len(watched.said) == 2
+    assert len(watched.messages) == 2
 
 
 def test_many_deaths_in_a_short_while_end_it() -> None:
@@ -72,10 +72,10 @@ def test_deaths_that_are_far_apart_do_not() -> None:
 def test_a_server_that_does_not_start_is_tried_again_and_given_up() -> None:
     watched = Watched(Fake(starts=0))
     watched.die()
-    assert watched.said[-1] == "Fake did not start: Fake did not answer within 5 s"
+    assert watched.messages[-1] == "Fake did not start: Fake did not answer within 5 s"
     watched.server.starts = 1
     watched.supervisor.look()
-    assert watched.said[-1] == "Fake runs again."
+    assert watched.messages[-1] == "Fake runs again."
     watched.server.starts = 0
     watched.server.is_dead = True
     for _ in range(MAX_DEATHS - 2):

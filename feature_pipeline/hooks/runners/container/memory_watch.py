@@ -29,7 +29,7 @@ class MemoryWatch:
         self.kills = 0
         self._folder = folder
         self._events = folder / ("memory.events" if is_v2 else "memory.oom_control")
-        self._held = ("anon", "shmem") if is_v2 else ("total_rss", "total_shmem")
+        self._counted = ("anon", "shmem") if is_v2 else ("total_rss", "total_shmem")
         self._eventfd: int | None = None
         self._signals = 0
         if not is_v2:
@@ -71,7 +71,7 @@ class MemoryWatch:
         with contextlib.suppress(OSError, ValueError):
             self.kills = max(self.kills, _counters(self._events).get("oom_kill", 0))
             counters = _counters(self._folder / "memory.stat")
-            used = sum(counters.get(name, 0) for name in self._held)
+            used = sum(counters.get(name, 0) for name in self._counted)
             self.peak_bytes = max(self.peak_bytes, used)
 
     def was_exceeded(self) -> bool:

@@ -348,18 +348,18 @@ def test_rows_and_outcomes_are_derived_from_raw_output_again(scene, name) -> Non
     assert len(read.read_artifact_outcomes(scene.store, manifest)) == 1
 
 
-@pytest.mark.parametrize("is_told", [True, False])
-def test_a_lost_batch_is_entered_again_from_its_document(scene, is_told) -> None:
+@pytest.mark.parametrize("is_reported", [True, False])
+def test_a_lost_batch_is_entered_again_from_its_document(scene, is_reported) -> None:
     was = log.batch_entry(scene.store, DATASET, "b1")
     reported = KnownBatch(DATASET, "b1", was.digest, "Dagster", NOW, was.submitted_at)
     scene.store.delete(layout.entry(layout.batch_log(DATASET, "b1"), 1))
     log.forget_read_entries()
-    sources = Sources(batches=[reported] if is_told else [])
+    sources = Sources(batches=[reported] if is_reported else [])
     plan = repaired(scene, sources)
     assert (plan.steps, plan.remainders) == ((), ())
     now = log.batch_entry(scene.store, DATASET, "b1")
     assert (now.digest, now.records, now.source) == (was.digest, was.records, was.source)
-    if is_told:
+    if is_reported:
         assert now.submitted_at == was.submitted_at
 
 

@@ -199,7 +199,7 @@ class Model:
         self.draw = random.Random(seed)
         self.counts: Counter[str] = Counter()
 
-    def said(self) -> object:
+    def draw_answer(self) -> object:
         return self.draw.choices([self.rows(), "small", "large", ValueError("boom")], [6, 1, 1, 1])[
             0
         ]
@@ -250,14 +250,14 @@ class Model:
 @pytest.mark.parametrize("seed", range(30))
 def test_two_releases_differ_as_in_the_model(seed: int) -> None:
     model, archive = Model(seed), FeatureArchive(COLUMNS)
-    before = {f"b{n}": {f"r{n}{i}": model.said() for i in range(4)} for n in range(4)}
+    before = {f"b{n}": {f"r{n}{i}": model.draw_answer() for i in range(4)} for n in range(4)}
     for batch, outcomes in before.items():
         archive.add(batch, outcomes)
     archive.register("2")
     for batch, outcomes in before.items():
         share = model.draw.choice([0.0, 0.2, 0.7])
         after = {
-            record_id: model.said() if model.draw.random() < share else old
+            record_id: model.draw_answer() if model.draw.random() < share else old
             for record_id, old in outcomes.items()
         }
         archive.say(batch, after)

@@ -62,8 +62,8 @@ class TestDefinitions:
 
     @pytest.mark.parametrize("change", ["edit", "add", "rename", "delete", "replace folder"])
     def test_a_change_is_loaded_once_it_has_ended(self, folder, change):
-        dagster, said = Dagster(), []
-        watch = DefinitionsWatch(folder, dagster, said.append)
+        dagster, messages = Dagster(), []
+        watch = DefinitionsWatch(folder, dagster, messages.append)
         watch.look()
         assert dagster.reloads == 0
         file = folder / "one" / "defs.yaml"
@@ -82,7 +82,7 @@ class TestDefinitions:
         for _ in range(3):
             watch.look()
         assert dagster.reloads == 1
-        assert said == ["Definitions have changed, and are loaded again."]
+        assert messages == ["Definitions have changed, and are loaded again."]
 
     def test_a_folder_that_comes_back_is_loaded(self, folder):
         dagster = Dagster()
