@@ -94,15 +94,13 @@ def test_a_killed_restore_of_a_lost_table_is_completed(archived: Archived, step:
     assert names(archived) == shape
 
 
-@pytest.mark.parametrize("step", [each for each in STEPS if each != "amid hook runs"])
+@pytest.mark.parametrize("step", ["amid the rows", "with indexes and keys", "in the switch"])
 def test_a_killed_restore_leaves_the_table_as_it_was(archived: Archived, step: str) -> None:
     before, shape = archived.whole("qc"), names(archived)
     killed_at(lambda: archived.restore("qc"), *STEPS[step])
-    if step != "after it":
-        assert archived.whole("qc") == before
-        assert {name for (name,) in names(archived)} >= {name for (name,) in shape}
-    again = archived.restore("qc")["qc"]
-    assert again.state is (State.EQUAL if step == "after it" else State.RESTORED)
+    assert archived.whole("qc") == before
+    assert {name for (name,) in names(archived)} >= {name for (name,) in shape}
+    assert archived.restore("qc")["qc"].state is State.RESTORED
     assert archived.whole("qc-replaced") == before
     assert not [name for (name,) in names(archived) if "restoring" in name]
     assert archived.restore("qc")["qc"].state is State.EQUAL

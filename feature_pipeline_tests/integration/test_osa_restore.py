@@ -14,6 +14,7 @@ import pytest
 from dagster._core.definitions.job_base import InMemoryJob
 from psycopg import sql
 
+from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.cli.commands import osa as command
 from feature_pipeline.definitions import build_defs
 from feature_pipeline.errors import ConflictError, InvalidInputError, NotFoundError
@@ -111,6 +112,13 @@ def imported(taken: Beside, osa_url: str) -> Archived:
     given = beside.store, server, None, beside.settings, beside.definitions
     assert Importer(*given).run().is_complete
     return beside
+
+
+def copied(store: MemoryStore) -> MemoryStore:
+    copy = MemoryStore()
+    for info in list(store.list_objects("")):
+        copy.create(info.key, store.get(info.key).data)
+    return copy
 
 
 def shape(beside: Archived) -> list[tuple[Any, ...]]:
@@ -213,6 +221,22 @@ def test_ids_stay_when_the_outputs_of_imported_rows_are_found(imported: Archived
         assert set(before[hook]) <= after
     found = {kind.name for each in compared(imported).values() for kind in each.counts}
     assert found == {"ERRORED_HERE", "NO_RECORD", "OTHER_BATCH"}
+
+
+def test_ids_of_archived_outputs_are_those_that_an_import_kept(
+    taken: Beside, archived: Archived
+) -> None:
+    archived.store = copied(taken.store)
+    server = Server(Database(archived.url))
+    given = archived.store, server, archived.storage, archived.settings, archived.definitions
+    assert Importer(*given, keeps_ids=True).run().is_complete
+    query = "select id, record_srn, created_at from features.qc order by id"
+    before = archived.query(query)
+    archived.sql("drop schema features cascade")
+    assert archived.restore("qc")["qc"].new_ids == 9
+    after = archived.query(query)
+    assert set(before) <= set(after)
+    assert len(after) == len(before) + 9
 
 
 def test_the_server_goes_on_writing(imported: Archived) -> None:
