@@ -348,8 +348,9 @@ class Importer:
             if is_dry:
                 _count(wanted, is_new=wanted.run.run_id not in wanted.hook.imported)
                 continue
-            with_rows = self._records(wanted)
-            batch = self._batch_of(wanted, with_rows)
+            if (located := self._locate(wanted)) is None:
+                continue
+            with_rows, batch = located
             if batch is None and wanted.placement.group is not None:
                 later.setdefault(wanted.placement.group, []).append(wanted)
             else:
@@ -359,8 +360,13 @@ class Importer:
         for group, records in published_batches(reader, convention, {run for run, _ in later}):
             run, index = group
             for wanted in later.get((run, index), ()) if index is not None else ():
-                with_rows = self._records(wanted)
-                self._try(wanted, with_rows, self._batch_of(wanted, with_rows), records)
+                # another hook may have made the batch
+                if (located := self._locate(wanted)) is None:
+                    continue
+                if isinstance(records, InvalidInputError):
+                    _refuse(wanted.hook, wanted.run, records)
+                else:
+                    self._try(wanted, *located, records)
 
     def _wanted(
         self, reader: Reader, found: Definitions, convention: str, hooks: Sequence[_Hook]
@@ -391,6 +397,15 @@ class Importer:
     def _is_stored(self, placement: Placement, hook: _Hook, run: RunRows) -> bool:
         storage = self.storage
         return storage is not None and is_in_storage(storage, placement, hook.name, run.run_id)
+
+    def _locate(self, wanted: _Wanted) -> tuple[list[PublishedRecord], RecordBatch | None] | None:
+        """Return the records with rows, and their batch if there is one; None if this fails."""
+        try:
+            with_rows = self._records(wanted)
+            return with_rows, self._batch_of(wanted, with_rows)
+        except _CANNOT_BE_IMPORTED as error:
+            _refuse(wanted.hook, wanted.run, error)
+            return None
 
     def _records(self, wanted: _Wanted) -> list[PublishedRecord]:
         hook = wanted.hook

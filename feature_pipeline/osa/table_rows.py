@@ -6,7 +6,7 @@ their types (`Reader.feature_rows` in `server`, `typed_rows` here).
 """
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
@@ -72,8 +72,8 @@ group by 1 order by 1
 """Answers how many rows each convention's records have."""
 
 _RECORD: Final = sql.SQL(
-    "r.srn, r.source ->> 'type', r.source ->> 'id', r.source ->> 'upstream_source',"
-    " r.metadata::text, r.published_at"
+    "r.convention_id, r.srn, r.source ->> 'type', r.source ->> 'id',"
+    " r.source ->> 'upstream_source', r.metadata::text, r.published_at"
 )
 
 _RECORDS_OF_RUN: Final = """
@@ -342,13 +342,11 @@ class HookTable:
 
 def published_batches(
     reader: Reader, convention: str, ingest_runs: Collection[str]
-) -> Iterator[tuple[tuple[str, str | None], list[PublishedRecord]]]:
+) -> Iterator[tuple[tuple[str, str | None], list[PublishedRecord] | InvalidInputError]]:
     """Yield the records that the server published of ingest runs, by run and batch index.
 
-    One batch is in memory at a time. Records are in order of their upstream ids.
-
-    Raises:
-        InvalidInputError: The origin of one is not known.
+    One batch is in memory at a time. Records are in order of their upstream ids. The error stands
+    for a batch with a record whose id is not known.
     """
     with reader.connection.cursor("osa_records") as cursor:
         cursor.itersize = _CHUNK_ROWS
@@ -356,10 +354,18 @@ def published_batches(
         cursor.execute(statement, [convention, list(ingest_runs)])
         key: Callable[[Any], tuple[str, str | None]] = lambda row: (row[0], row[1])  # noqa: E731
         for group, rows in groupby(cursor, key):
-            yield group, [_record(*row[2:]) for row in rows]
+            yield group, _records(rows)
+
+
+def _records(rows: Iterable[Any]) -> list[PublishedRecord] | InvalidInputError:
+    try:
+        return [_record(*row[2:]) for row in rows]
+    except InvalidInputError as error:
+        return error
 
 
 def _record(
+    convention: str,
     srn: str,
     kind: str | None,
     source_id: str | None,
@@ -367,13 +373,18 @@ def _record(
     metadata: str,
     published_at: datetime,
 ) -> PublishedRecord:
+    prefix = f"{convention}:"
+    if kind == "ingest" and upstream is None and source_id is not None:
+        # an old record
+        upstream = source_id.removeprefix(prefix) if source_id.startswith(prefix) else None
     if kind == "ingest" and upstream is not None:
         return PublishedRecord(srn, upstream, metadata, published_at)
     if kind == "deposition" and source_id is not None:
         return PublishedRecord(srn, local_id(source_id), metadata, published_at)
     raise InvalidInputError(
         f"record {srn}: its source is of type {kind!r}, with id {source_id!r} and upstream_source"
-        f" {upstream!r}: expected an ingest with upstream_source, or a deposition with its SRN"
+        f" {upstream!r}: expected an ingest with"
+        f" upstream_source or {prefix}<upstream id>, or a deposition with its SRN"
     )
 
 

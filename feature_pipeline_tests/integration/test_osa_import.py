@@ -407,7 +407,7 @@ def test_rows_that_were_stored_wrongly_do_not_pass_the_proof(
 def test_old_records_without_a_batch_index_have_a_batch_of_their_hook_run(beside: Beside) -> None:
     only_qc_of_history(beside)
     beside.sql(
-        "update records set source = source || '{\"batch_index\": null}'"
+        "update records set source = (source || '{\"batch_index\": null}') - 'upstream_source'"
         " where source ->> 'ingest_run_id' = %s",
         recorded.HISTORY,
     )
@@ -473,9 +473,17 @@ def test_rows_that_cannot_be_placed_are_named_and_hold_up_no_others(beside: Besi
         'update records set source = \'{"type": "copy", "id": "x"}\' where srn ='
         " (select record_srn from features.alignment limit 1)"
     )
+    beside.sql(
+        "update records set source = (source || '{\"id\": \"1hist\"}') - 'upstream_source'"
+        " where source ->> 'upstream_source' = '1hist'"
+    )
     result = importer(beside).run()
     assert not result.is_complete
     found = by_hook(result)
+    pockets = found["pdb_structures/pockets"]
+    (nameless,) = pockets.unplaced.values()
+    assert "its source is of type 'ingest', with id '1hist' and upstream_source None" in nameless
+    assert (pockets.unplaced_rows, pockets.missing_rows) == (9, 0)
     qc = found["pdb_structures/qc"]
     assert qc.unplaced == {
         unknown: "public.hook_runs has no row of it: its release is not known",
