@@ -595,7 +595,7 @@ def test_readers_never_see_an_error_an_empty_table_or_a_mixture(
                     seen.add(tuple(column.name for column in cursor.description or ())[3:])
                 if len(rows) != 3:
                     problems.append(rows)
-                stop.wait(0.005)  # leaves the cores to what is watched
+                stop.wait(0.02)  # leaves the cores to what is watched
 
     readers = [
         threading.Thread(target=read, args=arguments)
