@@ -1,7 +1,8 @@
-"""SIGKILL between any two calls to the store; a second run makes it whole.
+"""Death between any two calls to the store, by SIGKILL on a server; a second run makes it whole.
 
 The child is forked: it has a client of its own and dies as a process does, in the middle of
-whatever its threads are doing.
+whatever its threads are doing. The first changes and every fourth are SIGKILLs; at the others a
+store in memory takes no further call, which leaves the same objects.
 """
 
 import multiprocessing
@@ -21,16 +22,16 @@ from feature_pipeline.archive.maintenance.gc import GcScope, collect_garbage
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.archive.store.s3 import S3Store
-from feature_pipeline.errors import NotFoundError
 from feature_pipeline.local.seaweedfs import S3Address
-from feature_pipeline.parallel import map_threads
 from feature_pipeline_tests.fixtures.care import CareScene, holds, raw_lines
 from feature_pipeline_tests.fixtures.stores import (
     CHANGES,
     DATASET,
     HOOK,
+    Death,
     FailingStore,
     archive_client,
+    copy_objects,
 )
 
 pytestmark = [pytest.mark.s3, pytest.mark.faults, pytest.mark.slow]
@@ -38,6 +39,10 @@ pytestmark = [pytest.mark.s3, pytest.mark.faults, pytest.mark.slow]
 SECRET = "xyzzy7"
 MOST_CHANGES = 120
 ENDED = 7
+# Read at import: the session takes such variables out of the environment.
+KILL_EVERY = int(os.environ.get("FEATURE_PIPELINE_TEST_KILL_EVERY", "4"))
+FEW_CHANGES = 4
+"""The first of each drill, which are SIGKILLs anyway."""
 
 
 class KilledStore(FailingStore):
@@ -58,6 +63,23 @@ class KilledStore(FailingStore):
                 if len(self.calls) == self.fatal_call:
                     os.kill(os.getpid(), signal.SIGKILL)
             return method(*args, **kwargs)
+
+        return call
+
+
+class EndedStore(FailingStore):
+    """Its process dies just before the change number `fatal_call`: no later call arrives."""
+
+    def __getattr__(self, name: str) -> object:
+        method = getattr(self.inner, name)
+
+        def call(*args: object, **kwargs: object) -> object:
+            with self._lock:
+                if name in CHANGES:
+                    self.calls.append(name)
+                if len(self.calls) >= self.fatal_call:
+                    raise Death(name)
+                return method(*args, **kwargs)
 
         return call
 
@@ -113,46 +135,41 @@ def dies(store: S3Store, act: Callable[[BlobStore], None], change: int) -> bool:
     return process.exitcode != ENDED
 
 
-def copy(source: BlobStore, target: BlobStore) -> None:
-    """Everything of one store in another, empty one.
-
-    What a killed child had asked the server to delete may go meanwhile.
-    """
-
-    def copy_object(key: str) -> None:
-        try:
-            data = source.get(key).data
-        except NotFoundError:
-            return
-        assert target.create(key, data)
-
-    map_threads(copy_object, [info.key for info in source.list_objects("")])
+def ends(store: BlobStore, act: Callable[[BlobStore], None], change: int) -> bool:
+    """Whether `act` died there in this process; False if it came to its end."""
+    try:
+        act(EndedStore(store, change))
+    except Death:
+        return True
+    return False
 
 
 def drill(ground: Ground, tmp_path, prepare, act, check, *, ages_matter: bool = False) -> int:
     """Kill `act` before each of its changes in turn, then do it again; how many there were.
 
-    The child always works on the server. What comes before and after it is done on a copy in
+    A child always works on the server. What comes before and after it is done on a copy in
     memory, which the contract suite knows to behave alike, unless `ages_matter`: a copy is young.
     """
     for change in range(1, MOST_CHANGES):
+        is_killed = change <= FEW_CHANGES or change % KILL_EVERY == 0
         folder = tmp_path / f"{change}"
         folder.mkdir()
         ground.clear()
-        scene = CareScene(ground.store if ages_matter else MemoryStore(), folder, takes_census=True)
+        begun = ground.store if is_killed and ages_matter else MemoryStore()
+        scene = CareScene(begun, folder, takes_census=True)
         prepared = prepare(scene)
-        if not ages_matter:
-            copy(scene.store, ground.store)
+        if is_killed and not ages_matter:
+            copy_objects(scene.store, ground.store)
 
         def again(target: BlobStore, scene=scene, folder=folder, prepared=prepared) -> None:
             scene.store, scene.folder = target, folder / secrets.token_hex(4)
             scene.folder.mkdir()
             act(scene, prepared)
 
-        is_dead = dies(ground.childs(), again, change)
-        left: BlobStore = ground.store
-        if not ages_matter:
-            copy(left, memory := MemoryStore())
+        left: BlobStore = ground.store if is_killed else scene.store
+        is_dead = dies(ground.childs(), again, change) if is_killed else ends(left, again, change)
+        if is_killed and not ages_matter:
+            copy_objects(left, memory := MemoryStore())
             left = memory
         if is_dead:
             again(left)
