@@ -455,8 +455,7 @@ def _restore(
         )
     if only_there is not OnlyThere.KEEP:
         table.to_keep.clear()
-    if table.live is not None:
-        check_replaceable(connection, shape, table.live)
+    check_replaceable(connection, shape, table.live)
     highest = _fill(table)
     lost = table.lost_runs()
     result.runs_added = len(lost.manifests)
@@ -639,7 +638,7 @@ class _FreshIds:
         self._next = count(highest + 1)
         self._ids: list[int] = []
         self.last = 0
-        if self._sequence is not None and found is not None and found[1] < highest:
+        if self._sequence is not None and found is not None and (found[1] or 0) < highest:
             self._connection.execute("select setval(%s::regclass, %s)", [self._sequence, highest])
 
     def reserve(self, number: int) -> None:

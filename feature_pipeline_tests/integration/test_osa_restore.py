@@ -492,6 +492,9 @@ def test_the_owner_and_grants_of_the_table_stay(archived: Archived) -> None:
             archived.restore()
             archived.url = as_role(reader)
             assert len(archived.query("select from features.qc")) == 57
+            run(f"grant select on all tables in schema public, features to {reader}")
+            dry = archived.restore("qc", is_dry_run=True)["qc"]
+            assert (dry.state, dry.reasons) == (State.EQUAL, [])
             archived.url = as_role(owner)
             ((srn,),) = archived.query("select min(record_srn) from features.qc")
             write(archived.url, "qc", srn, QC_RUN, [{"passed": True}])
@@ -542,6 +545,14 @@ def test_what_is_built_upon_a_table_is_named(archived: Archived, change: str, pr
     archived.sql(change)
     with pytest.raises(ConflictError, match=problem):
         archived.restore("qc")
+
+
+def test_a_name_that_another_table_has_is_named(archived: Archived) -> None:
+    """As after a table was renamed by hand."""
+    archived.sql("alter table features.qc rename to qc_old")
+    with pytest.raises(ConflictError, match=r'record_srn, a name .* is of features."qc_old"'):
+        archived.restore("qc")
+    assert not archived.query("select from pg_class where relname ~ 'restoring'")
 
 
 def test_a_hook_that_cannot_be_restored_is_named(archived: Archived) -> None:

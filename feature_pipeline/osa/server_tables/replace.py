@@ -48,11 +48,15 @@ _CARRY: Final = """
 insert into {new} ({columns}) select {columns} from {live}
 where record_srn in (select record_srn from {live} where id > {watermark}) order by id"""
 
-# Which relations of the schema have these names?
+# Which relations of the schema have these names, and of which table are they?
 _NAMED: Final = """
-select c.relname, c.relkind::text
+select c.relname, c.relkind::text, t.oid, t.relname
 from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
-where n.nspname = %s and c.relname = any(%s)"""
+left join pg_class as t on t.oid = coalesce(
+(select indrelid from pg_index where indexrelid = c.oid),
+(select refobjid from pg_depend where classid = 'pg_class'::regclass and objid = c.oid
+and refclassid = 'pg_class'::regclass and deptype in ('a', 'i') limit 1))
+where n.nspname = %s and c.relname = any(%s) order by 1"""
 
 _CATALOGUE: Final = """
 insert into public.feature_tables (hook_name, pg_table, feature_schema, schema_version, created_at)
@@ -97,7 +101,8 @@ def last_id(connection: Connection, table: str) -> int:
     """Return the highest id that the table's sequence gave or that a row has."""
     statement = sql.SQL("select coalesce(max(id), 0) from {}").format(relation(table))
     sequence = sequence_of(connection, table)
-    return max(int(fetch_value(connection, statement)), sequence[1] if sequence else 0)
+    last = sequence[1] if sequence else None
+    return max(int(fetch_value(connection, statement)), last or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +115,21 @@ class Replaced:
     """Rows that the server had written meanwhile."""
 
 
-def check_replaceable(connection: Connection, shape: Shape, live: Existing) -> None:
-    """Check that nothing is built upon the table that would stay with it.
+def check_replaceable(connection: Connection, shape: Shape, live: Existing | None) -> None:
+    """Check that the names are free, and nothing is built upon the table that would stay with it.
 
     Raises:
-        ConflictError: Names what is built upon it.
+        ConflictError: Names what is built upon it, or has one of the names.
     """
-    if found := dependents(connection, live.oid):
+    named = connection.execute(_NAMED, [SCHEMA, list(shape.fixed.values())])
+    for name, _, owner, table in named:
+        if live is None or owner != live.oid:
+            whose = "another relation" if table is None else quoted_name(table)
+            raise ConflictError(
+                f"{SCHEMA}.{name}, a name that {quoted_name(shape.table)} needs, is of {whose}:"
+                " rename or drop it first"
+            )
+    if live is not None and (found := dependents(connection, live.oid)):
         raise ConflictError(
             f"{quoted_name(shape.table)} cannot be replaced, because these would stay with the old"
             f" table: {first_few(found)}. Drop them, restore, and create them again"
@@ -162,8 +175,8 @@ def _replace(
     new_sequence = sequence_of(connection, shape.building)
     if built is None or new_sequence is None:
         raise ConflictError(f"{quoted_name(shape.building)} was dropped while it was filled")
+    check_replaceable(connection, shape, live)
     if live is not None:
-        check_replaceable(connection, shape, live)
         carried = _carry(connection, shape, mark)
         highest = max(highest, last_id(connection, shape.table))
         grants = grants_of(connection, live.oid)
@@ -216,7 +229,7 @@ def _move_away(connection: Connection, shape: Shape, live: Existing) -> str:
     number = old.removeprefix(shape.replaced(1)) or "-1"
     kinds = {"i": "index", "S": "sequence"}
     named = connection.execute(_NAMED, [SCHEMA, list(shape.fixed.values())])
-    names: dict[str, str] = dict(named)
+    names = {name: kind for name, kind, *_ in named}
     _rename("table", connection, relation(shape.table), old)
     for what, name in shape.fixed.items():
         if (kind := kinds.get(names.get(name, ""))) is not None:

@@ -54,9 +54,10 @@ select c.oid, c.relkind::text, pg_get_userbyid(c.relowner)
 from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
 where n.nspname = %s and c.relname = %s"""
 
-# Which number did the sequence of `id` give last, and was it given?
+# Which number did the sequence of `id` give last, if this role may know it?
 _SEQUENCE: Final = """
-select s.schemaname, s.sequencename, coalesce(s.last_value, s.start_value - 1)
+select s.schemaname, s.sequencename, coalesce(s.last_value,
+case when has_sequence_privilege(c.oid, 'usage, select') then s.start_value - 1 end)
 from pg_sequences as s join pg_class as c on c.relname = s.sequencename
 join pg_namespace as n on n.oid = c.relnamespace and n.nspname = s.schemaname
 where c.oid = to_regclass(pg_get_serial_sequence(%s, 'id'))"""
@@ -186,10 +187,13 @@ def existing(connection: Connection, name: str) -> Existing | None:
     return None if row is None else Existing(*row)
 
 
-def sequence_of(connection: Connection, name: str) -> tuple[sql.Identifier, int] | None:
-    """Return the sequence of a table's `id`, and the last number it gave; None if it has none."""
+def sequence_of(connection: Connection, name: str) -> tuple[sql.Identifier, int | None] | None:
+    """Return the sequence of a table's `id`, and the last number it gave; None if it has none.
+
+    The number is None if this role may not know it.
+    """
     row = fetch_one(connection, _SEQUENCE, [quoted_name(name)])
-    return None if row is None else (sql.Identifier(row[0], row[1]), int(row[2]))
+    return None if row is None else (sql.Identifier(row[0], row[1]), row[2])
 
 
 def shape_problems(connection: Connection, shape: Shape) -> list[str]:
@@ -245,8 +249,10 @@ def shape_problems(connection: Connection, shape: Shape) -> list[str]:
     statement = sql.SQL("select coalesce(max(id), 0) from {}").format(relation(shape.table))
     if sequence is None:
         problems.append("its id has no sequence")
-    elif "id" in columns and sequence[1] < (highest := fetch_value(connection, statement)):
-        problems.append(f"its sequence is at {sequence[1]}, and it has the id {highest}")
+    elif "id" in columns and sequence[1] is not None:
+        highest = fetch_value(connection, statement)
+        if sequence[1] < highest:
+            problems.append(f"its sequence is at {sequence[1]}, and it has the id {highest}")
     return problems
 
 
