@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from feature_pipeline.osa import restore
-from feature_pipeline.osa.restore import State
 from feature_pipeline.osa.server_tables import replace, runs
+from feature_pipeline.osa.server_tables.result import State
 from feature_pipeline_tests.integration.test_osa_restore import Archived, archived, taken
 
 __all__ = ["archived", "taken"]

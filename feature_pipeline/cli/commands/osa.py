@@ -185,7 +185,8 @@ def restore(
     as_json: bool,
 ) -> None:
     """Carry out `feature-pipeline osa restore`."""
-    from feature_pipeline.osa.restore import State, drop_replaced, restore_tables
+    from feature_pipeline.osa.restore import drop_replaced, restore_tables
+    from feature_pipeline.osa.server_tables.result import State
 
     if bool(hooks) == is_all:
         raise InvalidInputError("name the hooks whose tables are restored, or write --all")

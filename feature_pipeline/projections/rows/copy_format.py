@@ -91,10 +91,6 @@ class RowBuilder:
         sizes = np.where(is_valid, size, 0)
         self._append(sizes, np.ascontiguousarray(record[is_valid]))
 
-    def join(self) -> memoryview:
-        """Return everything, row by row."""
-        return _characters(self.join_array())
-
     def join_array(self) -> Array:
         """Return a binary value per row."""
         self._flush()
