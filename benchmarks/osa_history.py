@@ -24,10 +24,10 @@ from benchmarks.rebuild import open_s3, peak_memory
 from feature_pipeline.local.seaweedfs import S3Address
 from feature_pipeline.local.services import LocalServices
 from feature_pipeline.osa.definitions import followed_hooks
-from feature_pipeline.osa.ids import hook_run_id
-from feature_pipeline.osa.importing import Importer
-from feature_pipeline.osa.restore import restore_tables
-from feature_pipeline.osa.server import Server
+from feature_pipeline.osa.history.importer import Importer
+from feature_pipeline.osa.restore.tables import restore_tables
+from feature_pipeline.osa.server.database import Server
+from feature_pipeline.osa.server.ids import hook_run_id
 from feature_pipeline.osa.settings import OsaSettings
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline_tests.fixtures.osa_server import HISTORY, create_database

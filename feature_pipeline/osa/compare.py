@@ -8,35 +8,32 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final
+from typing import Final
 
 from feature_pipeline.archive import read
 from feature_pipeline.archive.format.manifest import Manifest
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.store.base import BlobStore
-from feature_pipeline.errors import InvalidInputError, NotFoundError
-from feature_pipeline.model.columns import Column, decode_value
+from feature_pipeline.errors import NotFoundError
+from feature_pipeline.model.columns import Column
 from feature_pipeline.model.digest import Value
 from feature_pipeline.model.outcomes import Outcome, OutcomeKind, Status
 from feature_pipeline.model.text.counted import counted
-from feature_pipeline.model.text.json_text import read_json
 from feature_pipeline.model.text.quoting import quoted
 from feature_pipeline.osa.definitions import FollowedHook
-from feature_pipeline.osa.history import (
+from feature_pipeline.osa.history.reconstructed import (
     Ids,
     reconstructed_run,
     row_ids_by_record,
     server_row_ids,
 )
-from feature_pipeline.osa.ids import has_successor
-from feature_pipeline.osa.schema import COMPARISON
-from feature_pipeline.osa.server import Reader, Server, ServerRecord
+from feature_pipeline.osa.server.database import Reader, Server, ServerRecord
+from feature_pipeline.osa.server.ids import has_successor
+from feature_pipeline.osa.server.schema import COMPARISON
+from feature_pipeline.osa.server.values import SHOWN, Row, shown, shown_ids, typed
 
 EXAMPLES: Final = 10
 """How many differences of a kind are named."""
-SHOWN: Final = 60
-
-Row = tuple[Value, ...]
 
 
 class Kind(StrEnum):
@@ -243,47 +240,7 @@ def _difference(
     return None
 
 
-def shown_ids(ids: Ids) -> str:
-    """Return the first of a record's row ids for a message."""
-    if not ids:
-        return "none"
-    row_id, created_at = ids[0]
-    more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
-    return f"{row_id} of {created_at:%Y-%m-%d %H:%M:%S.%f}{more}"
-
-
 def _is_equal(a: Value, b: Value) -> bool:
     if isinstance(a, float) and isinstance(b, float):
         return a == b or (math.isnan(a) and math.isnan(b))
     return type(a) is type(b) and a == b
-
-
-def shown(value: Value) -> str:
-    """Return a value for a message."""
-    return "NULL" if value is None else quoted(str(value), SHOWN)
-
-
-def typed(columns: Sequence[Column], raw: Sequence[Any]) -> Row:
-    """Return a row of the server's table as cells; see `_value`."""
-    return tuple(_value(column, each) for column, each in zip(columns, raw, strict=True))
-
-
-def _value(column: Column, raw: Any) -> Value:
-    """Return a value of the server's table as a cell; as text if it cannot be one.
-
-    The server stores lists and objects as the text of a JSON string.
-    """
-    if raw is None:
-        return None
-    if column.kind in {"string", "number", "integer", "boolean"}:
-        return raw  # type: ignore[no-any-return]
-    try:
-        if column.kind == "json":
-            raw = read_json(raw.encode(), column.name)
-            if isinstance(raw, str):
-                raw = read_json(raw.encode(), column.name)
-            if raw is None:
-                return None
-        return decode_value(column, raw)
-    except InvalidInputError:
-        return str(raw)

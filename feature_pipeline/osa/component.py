@@ -15,15 +15,15 @@ from feature_pipeline.orchestration.dagster_internals import UnresolvedAssetJobD
 from feature_pipeline.orchestration.keys import features_key
 from feature_pipeline.orchestration.resources import ArchiveResource
 from feature_pipeline.osa.compare import compare_hooks
-from feature_pipeline.osa.completions import Follower
 from feature_pipeline.osa.definitions import Drift, find_drift, followed_hooks
-from feature_pipeline.osa.server_tables.only_there import OnlyThere
+from feature_pipeline.osa.restore.only_there import OnlyThere
 from feature_pipeline.osa.settings import (
     STORAGE,
     OsaSettings,
     component_text,
     followed_datasets,
 )
+from feature_pipeline.osa.sync.follower import Follower
 
 DRIFT_CHECK: Final = "definitions_match"
 ROWS_CHECK: Final = "rows_match"
@@ -143,7 +143,7 @@ def _table_asset(server: OsaSettings, hook: str, datasets: Sequence[str]) -> dg.
         context: dg.AssetExecutionContext, config: RestoreRunConfig, archive: ArchiveResource
     ) -> dg.MaterializeResult[Any]:
         # pyarrow, which a process that loads definitions does not need
-        from feature_pipeline.osa.restore import restore_tables
+        from feature_pipeline.osa.restore.tables import restore_tables
 
         (restored,) = restore_tables(
             archive.store(),

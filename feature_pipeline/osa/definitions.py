@@ -11,6 +11,9 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from feature_pipeline.archive.logs import log
+from feature_pipeline.archive.logs.log import ReleaseEntry
+from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import ConflictError, InvalidInputError, NotFoundError
 from feature_pipeline.hooks.osa_manifest import (
     COMMAND,
@@ -20,10 +23,11 @@ from feature_pipeline.hooks.osa_manifest import (
 )
 from feature_pipeline.model.columns import Column, ColumnFormat, ColumnType
 from feature_pipeline.model.definition import Compute, HookDefinition
+from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.release import HookRelease, ReleaseDocument
 from feature_pipeline.model.text.first_few import first_few
 from feature_pipeline.model.text.quoting import problems
-from feature_pipeline.osa.server import Convention, Definitions, Release, ServerHook
+from feature_pipeline.osa.server.database import Convention, Definitions, Release, ServerHook
 from feature_pipeline.osa.settings import OsaSettings, component_text
 
 DEFINITION_FILE: Final = "defs.yaml"
@@ -168,6 +172,23 @@ def server_release(release: Release, dataset: str) -> HookRelease:
             f"release {release.version} of hook {release.hook!r} cannot be registered:"
             f" {problems(error)}"
         ) from error
+
+
+def register_up_to(
+    store: BlobStore, hook: ServerHook, release: Release, dataset: str
+) -> dict[Digest, ReleaseEntry]:
+    """Register the releases of a hook up to this one, in the server's order; none of them twice.
+
+    Returns:
+        The last registration of each of the hook's releases.
+    """
+    known = {e.release.digest: e for e in log.releases(store, dataset, hook.name)}
+    for each in hook.releases:
+        if each.version <= release.version:
+            made = server_release(each, dataset)
+            if made.digest not in known:
+                known[made.digest] = log.register_release(store, made, {})
+    return known
 
 
 def declared_columns(feature_spec: Mapping[str, Any], where: str) -> tuple[Column, ...]:

@@ -25,8 +25,8 @@ from feature_pipeline.model.definition import Compute
 from feature_pipeline.model.records import check_dataset
 from feature_pipeline.model.text.quoting import problems
 from feature_pipeline.model.text.yaml_text import InvalidYamlError, check_yaml
-from feature_pipeline.osa.server import Server
-from feature_pipeline.osa.storage import BucketStorage, FolderStorage, ServerStorage
+from feature_pipeline.osa.server.database import Server
+from feature_pipeline.osa.server.storage import BucketStorage, FolderStorage, ServerStorage
 from feature_pipeline.projections.catalog.database import Database
 
 DATABASE_URL: Final = "FEATURE_PIPELINE_OSA_DATABASE_URL"

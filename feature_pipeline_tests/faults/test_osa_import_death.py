@@ -6,7 +6,7 @@ import pytest
 
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.store.base import BlobStore
-from feature_pipeline.osa.importing import Importer
+from feature_pipeline.osa.history.importer import Importer
 from feature_pipeline_tests.faults.test_archive_kill import Ground, dies, ground
 from feature_pipeline_tests.fixtures.osa_server import Beside
 

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from feature_pipeline.osa import restore
-from feature_pipeline.osa.server_tables import replace, runs
-from feature_pipeline.osa.server_tables.result import State
+from feature_pipeline.osa.restore import replace, runs, tables
+from feature_pipeline.osa.restore.result import State
 from feature_pipeline_tests.integration.test_osa_restore import Archived, archived, taken
 
 __all__ = ["archived", "taken"]
@@ -20,13 +19,13 @@ pytestmark = [pytest.mark.postgres, pytest.mark.faults]
 
 # Where the process is killed: module or class, function, how many calls before, and after it?
 STEPS = {
-    "before the first row": (restore, "_write", 0, False),
-    "amid the rows": (restore, "_write", 3, False),
-    "when read back": (restore, "_prove", 0, True),
+    "before the first row": (tables, "_write", 0, False),
+    "amid the rows": (tables, "_write", 3, False),
+    "when read back": (tables, "_prove", 0, True),
     "amid hook runs": (runs, "fetch_one", 1, False),
-    "with indexes and keys": (restore, "_complete", 0, True),
+    "with indexes and keys": (tables, "_complete", 0, True),
     "in the switch": (replace, "_rename", 2, True),
-    "after it": (restore, "replace_table", 0, True),
+    "after it": (tables, "replace_table", 0, True),
 }
 
 

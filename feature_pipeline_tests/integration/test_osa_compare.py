@@ -11,7 +11,7 @@ import pytest
 from feature_pipeline.errors import InvalidInputError, NotFoundError
 from feature_pipeline.osa.compare import EXPECTED, HookComparison, Kind, compare_hooks
 from feature_pipeline.osa.definitions import followed_hooks
-from feature_pipeline.osa.server import Server
+from feature_pipeline.osa.server.database import Server
 from feature_pipeline.osa.settings import OsaSettings
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline_tests.fixtures import osa_server as recorded

@@ -17,12 +17,12 @@ from feature_pipeline.errors import InvalidInputError, NotFoundError
 from feature_pipeline.model.outcomes import OutcomeKind, Status
 from feature_pipeline.osa.compare import HookComparison, Kind, compare_hooks
 from feature_pipeline.osa.definitions import followed_hooks
-from feature_pipeline.osa.history import is_reconstructed, server_row_ids
-from feature_pipeline.osa.importing import HookImport, Importer, ImportResult
-from feature_pipeline.osa.server import Server
+from feature_pipeline.osa.history.importer import HookImport, Importer, ImportResult
+from feature_pipeline.osa.history.reconstructed import is_reconstructed, server_row_ids
+from feature_pipeline.osa.history.table_rows import HookTable, TableRow
+from feature_pipeline.osa.server.database import Server
+from feature_pipeline.osa.server.storage import ServerStorage
 from feature_pipeline.osa.settings import DATABASE_URL, STORAGE
-from feature_pipeline.osa.storage import ServerStorage
-from feature_pipeline.osa.table_rows import HookTable, TableRow
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline_tests.fixtures import osa_server as recorded
 from feature_pipeline_tests.fixtures.commands import CommandLine
@@ -88,7 +88,7 @@ def test_without_any_storage_every_row_is_imported_and_equals_the_servers(
     beside: Beside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # whole columns are equal: no row has to be compared alone
-    monkeypatch.setattr("feature_pipeline.osa.importing.differences", None)
+    monkeypatch.setattr("feature_pipeline.osa.history.importer.differences", None)
     found = imported(beside)
     assert new_rows(found) == ROWS
     assert {name: each.proven_rows for name, each in found.items()} == ROWS

@@ -19,13 +19,13 @@ from feature_pipeline.cli.commands import osa as command
 from feature_pipeline.definitions import build_defs
 from feature_pipeline.errors import ConflictError, InvalidInputError, NotFoundError
 from feature_pipeline.orchestration.resources import ArchiveResource
-from feature_pipeline.osa import restore as module
 from feature_pipeline.osa.definitions import followed_hooks, write_definitions
-from feature_pipeline.osa.importing import Importer
-from feature_pipeline.osa.restore import drop_replaced, restore_tables
-from feature_pipeline.osa.server import Server
-from feature_pipeline.osa.server_tables.only_there import OnlyThere
-from feature_pipeline.osa.server_tables.result import Restored, State
+from feature_pipeline.osa.history.importer import Importer
+from feature_pipeline.osa.restore import tables as module
+from feature_pipeline.osa.restore.only_there import OnlyThere
+from feature_pipeline.osa.restore.result import Restored, State
+from feature_pipeline.osa.restore.tables import drop_replaced, restore_tables
+from feature_pipeline.osa.server.database import Server
 from feature_pipeline.osa.settings import (
     DATABASE_URL,
     RESTORE_DATABASE_URL,

@@ -16,12 +16,10 @@ from feature_pipeline.errors import (
     ProjectionError,
     StoreUnavailableError,
 )
-from feature_pipeline.osa.completions import Follower
 from feature_pipeline.osa.definitions import followed_hooks
-from feature_pipeline.osa.schema import COMPLETIONS
-from feature_pipeline.osa.server import OpenBatch, Server
-from feature_pipeline.osa.settings import OsaSettings
-from feature_pipeline.osa.storage import (
+from feature_pipeline.osa.server.database import OpenBatch, Server
+from feature_pipeline.osa.server.schema import COMPLETIONS
+from feature_pipeline.osa.server.storage import (
     BucketStorage,
     FolderStorage,
     ServerStorage,
@@ -29,6 +27,8 @@ from feature_pipeline.osa.storage import (
     deposition_place,
     output_place,
 )
+from feature_pipeline.osa.settings import OsaSettings
+from feature_pipeline.osa.sync.follower import Follower
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline_tests.fixtures import osa_server as recorded
 from feature_pipeline_tests.fixtures.s3 import S3Address

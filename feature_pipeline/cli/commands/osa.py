@@ -16,16 +16,16 @@ from feature_pipeline.errors import ConflictError, FeaturePipelineError, Invalid
 from feature_pipeline.model.definition import HookDefinition
 from feature_pipeline.model.text.quoting import problems
 from feature_pipeline.osa.compare import compare_hooks
-from feature_pipeline.osa.completions import Follower, Pass
 from feature_pipeline.osa.definitions import (
     FollowedHook,
     find_drift,
     followed_hooks,
     write_definitions,
 )
-from feature_pipeline.osa.importing import Importer, import_lines
-from feature_pipeline.osa.server_tables.only_there import OnlyThere
+from feature_pipeline.osa.history.importer import Importer, import_lines
+from feature_pipeline.osa.restore.only_there import OnlyThere
 from feature_pipeline.osa.settings import OsaSettings, find_settings
+from feature_pipeline.osa.sync.follower import Follower, Pass
 
 PASS_SECONDS: Final = 60.0
 """From the beginning of one pass to that of the next."""
@@ -185,8 +185,8 @@ def restore(
     as_json: bool,
 ) -> None:
     """Carry out `feature-pipeline osa restore`."""
-    from feature_pipeline.osa.restore import drop_replaced, restore_tables
-    from feature_pipeline.osa.server_tables.result import State
+    from feature_pipeline.osa.restore.result import State
+    from feature_pipeline.osa.restore.tables import drop_replaced, restore_tables
 
     if bool(hooks) == is_all:
         raise InvalidInputError("name the hooks whose tables are restored, or write --all")

@@ -27,10 +27,8 @@ from feature_pipeline.model.definition import HookDefinition
 from feature_pipeline.model.digest import ContentSum
 from feature_pipeline.model.text.counted import counted
 from feature_pipeline.model.text.first_few import first_few
-from feature_pipeline.osa.schema import RESTORE, check_schema
-from feature_pipeline.osa.server import Definitions, Reader, Server
-from feature_pipeline.osa.server_tables.only_there import OnlyThere
-from feature_pipeline.osa.server_tables.replace import (
+from feature_pipeline.osa.restore.only_there import OnlyThere
+from feature_pipeline.osa.restore.replace import (
     building_index,
     check_replaceable,
     last_id,
@@ -39,8 +37,8 @@ from feature_pipeline.osa.server_tables.replace import (
     watermark,
     with_lock,
 )
-from feature_pipeline.osa.server_tables.result import Restored, State
-from feature_pipeline.osa.server_tables.rows import (
+from feature_pipeline.osa.restore.result import Restored, State
+from feature_pipeline.osa.restore.rows import (
     Content,
     Head,
     Ids,
@@ -49,8 +47,8 @@ from feature_pipeline.osa.server_tables.rows import (
     encode_tuples,
     wanted_rows,
 )
-from feature_pipeline.osa.server_tables.runs import LostRuns
-from feature_pipeline.osa.server_tables.shape import (
+from feature_pipeline.osa.restore.runs import LostRuns
+from feature_pipeline.osa.restore.shape import (
     SCHEMA,
     Existing,
     Shape,
@@ -60,6 +58,8 @@ from feature_pipeline.osa.server_tables.shape import (
     sequence_of,
     shape_problems,
 )
+from feature_pipeline.osa.server.database import Definitions, Reader, Server
+from feature_pipeline.osa.server.schema import RESTORE, check_schema
 from feature_pipeline.osa.settings import OsaSettings
 from feature_pipeline.projections.catalog.database import (
     Connection,

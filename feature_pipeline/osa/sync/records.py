@@ -13,9 +13,9 @@ from feature_pipeline.model.digest import Digest, digest_stream
 from feature_pipeline.model.records import Record, RecordBatch, RecordFile, Source
 from feature_pipeline.model.text.json_text import read_json
 from feature_pipeline.model.text.quoting import problems, quoted
-from feature_pipeline.osa.ids import local_id
-from feature_pipeline.osa.server import Deposition
-from feature_pipeline.osa.storage import Place, ServerStorage
+from feature_pipeline.osa.server.database import Deposition
+from feature_pipeline.osa.server.ids import local_id
+from feature_pipeline.osa.server.storage import Place, ServerStorage
 
 _RECORDS: Final = "records.jsonl"
 

@@ -2,7 +2,7 @@
 
 Values are read in two ways. For storing, PostgreSQL writes each row as JSON text, in which numbers
 keep their shortest spelling and `NaN` and infinities are literals. For comparing, values come with
-their types (`Reader.feature_rows` in `server`, `typed_rows` here).
+their types (`Reader.feature_rows` in `server.database`, `typed_rows` here).
 """
 
 import json
@@ -17,8 +17,8 @@ from psycopg import sql
 from feature_pipeline.errors import InvalidInputError, NotFoundError
 from feature_pipeline.model.columns import Column
 from feature_pipeline.model.text.json_text import read_json
-from feature_pipeline.osa.ids import local_id
-from feature_pipeline.osa.server import Reader, selected
+from feature_pipeline.osa.server.database import Reader, selected
+from feature_pipeline.osa.server.ids import local_id
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -15,7 +15,7 @@ from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import ConflictError, InvalidInputError, NotFoundError
 from feature_pipeline.model.digest import Digest, document_bytes
-from feature_pipeline.osa.server_notes import (
+from feature_pipeline.osa.server.notes import (
     NotedRelease,
     read_release_note,
     read_run_status,

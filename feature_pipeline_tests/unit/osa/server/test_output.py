@@ -11,8 +11,8 @@ from feature_pipeline.hooks.output import decode_output
 from feature_pipeline.model.columns import Column
 from feature_pipeline.model.definition import FeatureDefinition
 from feature_pipeline.model.outcomes import Outcome, OutcomeKind, Status
-from feature_pipeline.osa.output import JudgedOutput, judge
-from feature_pipeline.osa.server import HookRun
+from feature_pipeline.osa.server.database import HookRun
+from feature_pipeline.osa.server.output import JudgedOutput, judge
 
 FEATURE = FeatureDefinition(columns=(Column(name="score", type="number"),))
 BEGAN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

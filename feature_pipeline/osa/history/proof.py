@@ -18,9 +18,9 @@ from feature_pipeline.model.digest import Value
 from feature_pipeline.model.outcomes import Outcome, OutcomeKind
 from feature_pipeline.model.text.counted import counted
 from feature_pipeline.model.text.quoting import quoted
-from feature_pipeline.osa.compare import SHOWN, shown, shown_ids, typed
-from feature_pipeline.osa.history import Ids, row_ids_by_record, server_row_ids
-from feature_pipeline.osa.table_rows import HookTable, TypedRow
+from feature_pipeline.osa.history.reconstructed import Ids, row_ids_by_record, server_row_ids
+from feature_pipeline.osa.history.table_rows import HookTable, TypedRow
+from feature_pipeline.osa.server.values import SHOWN, shown, shown_ids, typed
 
 if TYPE_CHECKING:
     import pyarrow as pa

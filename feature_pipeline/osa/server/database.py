@@ -17,14 +17,14 @@ from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.columns import Column
 from feature_pipeline.model.text.json_text import read_json
 from feature_pipeline.model.text.quoting import quoted
-from feature_pipeline.osa.ids import (
+from feature_pipeline.osa.server.ids import (
     history_of,
     ingest_key,
     is_deposition_key,
     is_of_ingest,
     is_run_key,
 )
-from feature_pipeline.osa.schema import DEFINITIONS, Tables, check_schema, feature_columns
+from feature_pipeline.osa.server.schema import DEFINITIONS, Tables, check_schema, feature_columns
 from feature_pipeline.projections.catalog.database import Connection, Database
 
 ENDED: Final = frozenset({"completed", "failed"})

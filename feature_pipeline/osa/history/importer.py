@@ -44,9 +44,21 @@ from feature_pipeline.model.records import RecordBatch
 from feature_pipeline.model.text.counted import counted
 from feature_pipeline.model.text.first_few import first_few
 from feature_pipeline.model.text.quoting import MOST_REASON, quoted
-from feature_pipeline.osa.completions import register_up_to
-from feature_pipeline.osa.definitions import FollowedHook, followed_hooks, server_release
-from feature_pipeline.osa.history import (
+from feature_pipeline.osa.definitions import (
+    FollowedHook,
+    followed_hooks,
+    register_up_to,
+    server_release,
+)
+from feature_pipeline.osa.history.placement import (
+    Placement,
+    existing_batch,
+    is_in_storage,
+    make_batch,
+    place_run,
+)
+from feature_pipeline.osa.history.proof import Difference, differences, equal_rows
+from feature_pipeline.osa.history.reconstructed import (
     RECONSTRUCTED,
     ROW_IDS,
     is_reconstructed,
@@ -55,26 +67,25 @@ from feature_pipeline.osa.history import (
     row_ids_schema,
     server_row_ids,
 )
-from feature_pipeline.osa.placement import (
-    Placement,
-    existing_batch,
-    is_in_storage,
-    make_batch,
-    place_run,
-)
-from feature_pipeline.osa.proof import Difference, differences, equal_rows
-from feature_pipeline.osa.schema import HISTORY
-from feature_pipeline.osa.server import PASSED, Definitions, HookRun, Reader, Release, Server
-from feature_pipeline.osa.server_notes import release_note, run_note
-from feature_pipeline.osa.settings import OsaSettings
-from feature_pipeline.osa.storage import ServerStorage
-from feature_pipeline.osa.table_rows import (
+from feature_pipeline.osa.history.table_rows import (
     HookTable,
     PublishedRecord,
     RunRows,
     TableRow,
     published_batches,
 )
+from feature_pipeline.osa.server.database import (
+    PASSED,
+    Definitions,
+    HookRun,
+    Reader,
+    Release,
+    Server,
+)
+from feature_pipeline.osa.server.notes import release_note, run_note
+from feature_pipeline.osa.server.schema import HISTORY
+from feature_pipeline.osa.server.storage import ServerStorage
+from feature_pipeline.osa.settings import OsaSettings
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -23,8 +23,8 @@ from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import InvalidInputError, NotFoundError
 from feature_pipeline.model.records import Record, RecordBatch, Source, check_batch_key
 from feature_pipeline.model.text.quoting import problems, quoted
-from feature_pipeline.osa.completions import stated_ids
-from feature_pipeline.osa.ids import (
+from feature_pipeline.osa.history.table_rows import PublishedRecord, RunRows, metadata_of
+from feature_pipeline.osa.server.ids import (
     deposition_folder,
     deposition_key,
     history_key,
@@ -33,15 +33,14 @@ from feature_pipeline.osa.ids import (
     local_id,
     run_key,
 )
-from feature_pipeline.osa.output import RUN
-from feature_pipeline.osa.storage import (
+from feature_pipeline.osa.server.output import RUN, stated_ids
+from feature_pipeline.osa.server.storage import (
     Place,
     ServerStorage,
     batch_place,
     deposition_place,
     output_place,
 )
-from feature_pipeline.osa.table_rows import PublishedRecord, RunRows, metadata_of
 
 
 @dataclass(frozen=True, slots=True)

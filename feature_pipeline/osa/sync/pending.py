@@ -15,14 +15,7 @@ from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.definition import HookDefinition
 from feature_pipeline.model.records import check_batch_key
 from feature_pipeline.model.text.quoting import quoted
-from feature_pipeline.osa.ids import (
-    deposition_folder,
-    deposition_key,
-    hook_run_id,
-    ingest_key,
-    local_id,
-)
-from feature_pipeline.osa.server import (
+from feature_pipeline.osa.server.database import (
     Convention,
     Definitions,
     HookRun,
@@ -30,9 +23,16 @@ from feature_pipeline.osa.server import (
     Reader,
     ValidatedDeposition,
 )
+from feature_pipeline.osa.server.ids import (
+    deposition_folder,
+    deposition_key,
+    hook_run_id,
+    ingest_key,
+    local_id,
+)
+from feature_pipeline.osa.server.storage import Place, batch_place, deposition_place
 from feature_pipeline.osa.settings import OsaSettings
-from feature_pipeline.osa.storage import Place, batch_place, deposition_place
-from feature_pipeline.osa.taken import IngestMemory, StoredMemory, Taken, hours_since
+from feature_pipeline.osa.sync.taken import IngestMemory, StoredMemory, Taken, hours_since
 
 LOOKS_A_PASS: Final = 100
 """How many outputs that were taken are looked at again, of those that may still change."""

@@ -11,7 +11,7 @@ from feature_pipeline.archive import read
 from feature_pipeline.archive.format.manifest import Manifest
 from feature_pipeline.errors import CorruptDataError
 from feature_pipeline.model.columns import Column
-from feature_pipeline.osa.history import (
+from feature_pipeline.osa.history.reconstructed import (
     RECONSTRUCTED,
     ROW_IDS,
     is_reconstructed,

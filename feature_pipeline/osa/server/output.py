@@ -17,6 +17,7 @@ byte for byte as `server.<name>`, and its lines that count under its own name, s
 files say the same by the archive's rules.
 """
 
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,9 +39,11 @@ from feature_pipeline.model.definition import FeatureDefinition
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.outcomes import DecodedOutput, Outcome, OutcomeKind, Status
 from feature_pipeline.model.text.counted import counted
+from feature_pipeline.model.text.json_text import read_json
 from feature_pipeline.model.text.quoting import quoted
-from feature_pipeline.osa.server import ERROR, PASSED, HookRun
-from feature_pipeline.osa.server_notes import run_note
+from feature_pipeline.osa.server.database import ERROR, PASSED, HookRun
+from feature_pipeline.osa.server.notes import run_note
+from feature_pipeline.osa.server.storage import Place
 
 RUN: Final = "run.json"
 LOG: Final = "hook.log"
@@ -237,3 +240,21 @@ def _failed(run: HookRun, log: Path | None) -> str:
 def _seek_end(file: BinaryIO) -> None:
     size = file.seek(0, 2)
     file.seek(max(0, size - _LOG_END_BYTES))
+
+
+def stated_ids(text: bytes, place: Place) -> tuple[str, str]:
+    """Return the ids of the hook run and of the release that `run.json` names.
+
+    Raises:
+        InvalidInputError: It does not name two ids.
+    """
+    content = read_json(text, str(place))
+    try:
+        if not isinstance(content, dict):
+            raise ValueError(content)
+        return str(uuid.UUID(content.get("run_id"))), str(uuid.UUID(content.get("release_id")))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InvalidInputError(
+            f"{place}: expected an object with run_id and release_id, both UUIDs; found"
+            f" {quoted(text.decode(errors='backslashreplace'))!r}"
+        ) from error

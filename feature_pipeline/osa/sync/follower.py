@@ -13,7 +13,6 @@ may still change.
 import itertools
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -47,15 +46,9 @@ from feature_pipeline.model.digest import Digest, digest_stream
 from feature_pipeline.model.records import RecordBatch
 from feature_pipeline.model.release import HookRelease
 from feature_pipeline.model.text.counted import counted
-from feature_pipeline.model.text.json_text import read_json
 from feature_pipeline.model.text.quoting import MOST_REASON, quoted
-from feature_pipeline.osa.definitions import server_release
-from feature_pipeline.osa.ids import deposition_key, hook_run_id, local_id
-from feature_pipeline.osa.output import RUN, STORED, JudgedOutput, judge
-from feature_pipeline.osa.pending import Pending, PendingBatch
-from feature_pipeline.osa.records import deposition_batch, deposition_files, ingest_batch
-from feature_pipeline.osa.schema import COMPLETIONS
-from feature_pipeline.osa.server import (
+from feature_pipeline.osa.definitions import register_up_to, server_release
+from feature_pipeline.osa.server.database import (
     PASSED,
     HookRun,
     IngestRun,
@@ -66,15 +59,20 @@ from feature_pipeline.osa.server import (
     ServerHook,
     ValidatedDeposition,
 )
-from feature_pipeline.osa.server_notes import release_note, run_note
-from feature_pipeline.osa.settings import OsaSettings
-from feature_pipeline.osa.storage import (
+from feature_pipeline.osa.server.ids import deposition_key, hook_run_id, local_id
+from feature_pipeline.osa.server.notes import release_note, run_note
+from feature_pipeline.osa.server.output import RUN, STORED, JudgedOutput, judge, stated_ids
+from feature_pipeline.osa.server.schema import COMPLETIONS
+from feature_pipeline.osa.server.storage import (
     Place,
     Seen,
     ServerStorage,
     output_place,
 )
-from feature_pipeline.osa.taken import (
+from feature_pipeline.osa.settings import OsaSettings
+from feature_pipeline.osa.sync.pending import Pending, PendingBatch
+from feature_pipeline.osa.sync.records import deposition_batch, deposition_files, ingest_batch
+from feature_pipeline.osa.sync.taken import (
     DepositionMemory,
     StoredMemory,
     Taken,
@@ -476,23 +474,6 @@ class Follower:
         return known[wanted]
 
 
-def register_up_to(
-    store: BlobStore, hook: ServerHook, release: Release, dataset: str
-) -> dict[Digest, ReleaseEntry]:
-    """Register the releases of a hook up to this one, in the server's order; none of them twice.
-
-    Returns:
-        The last registration of each of the hook's releases.
-    """
-    known = {e.release.digest: e for e in log.releases(store, dataset, hook.name)}
-    for each in hook.releases:
-        if each.version <= release.version:
-            made = server_release(each, dataset)
-            if made.digest not in known:
-                known[made.digest] = log.register_release(store, made, {})
-    return known
-
-
 def _remember(
     batch: PendingBatch,
     looked: list[str],
@@ -542,24 +523,6 @@ def _claimed(claim: OpenBatch | None, began: datetime, *, is_whole: bool) -> str
     if not is_whole:
         return "not every hook of the convention has run over the batch, so all of them run again"
     return None
-
-
-def stated_ids(text: bytes, place: Place) -> tuple[str, str]:
-    """Return the ids of the hook run and of the release that `run.json` names.
-
-    Raises:
-        InvalidInputError: It does not name two ids.
-    """
-    content = read_json(text, str(place))
-    try:
-        if not isinstance(content, dict):
-            raise ValueError(content)
-        return str(uuid.UUID(content.get("run_id"))), str(uuid.UUID(content.get("release_id")))
-    except (TypeError, ValueError, AttributeError) as error:
-        raise InvalidInputError(
-            f"{place}: expected an object with run_id and release_id, both UUIDs; found"
-            f" {quoted(text.decode(errors='backslashreplace'))!r}"
-        ) from error
 
 
 def _actions(

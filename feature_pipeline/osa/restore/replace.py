@@ -17,7 +17,7 @@ from psycopg import sql
 from feature_pipeline.errors import ConflictError, ProjectionError
 from feature_pipeline.model.digest import document_bytes
 from feature_pipeline.model.text.first_few import first_few
-from feature_pipeline.osa.server_tables.shape import (
+from feature_pipeline.osa.restore.shape import (
     CATALOGUE_VERSION,
     SCHEMA,
     Existing,

@@ -11,7 +11,7 @@ from typing import Any, Final
 from feature_pipeline.model.digest import document_bytes
 from feature_pipeline.model.text.json_text import read_json
 from feature_pipeline.model.text.quoting import quoted
-from feature_pipeline.osa.server import PASSED, HookRun, Release
+from feature_pipeline.osa.server.database import PASSED, HookRun, Release
 
 _NOTE: Final = re.compile(
     r"release (?P<version>\d+) of the server: id (?P<id>[0-9a-f-]{36}),"

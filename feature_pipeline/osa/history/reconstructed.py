@@ -12,7 +12,7 @@ from feature_pipeline.archive import read
 from feature_pipeline.archive.format.manifest import RAW, Manifest
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import CorruptDataError
-from feature_pipeline.osa.output import ASIDE
+from feature_pipeline.osa.server.output import ASIDE
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -17,9 +17,9 @@ from feature_pipeline.archive.maintenance.erase import erase
 from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.errors import NotFoundError, StoreUnavailableError
 from feature_pipeline.model.outcomes import Status
-from feature_pipeline.osa.ids import hook_run_id
+from feature_pipeline.osa.server.ids import hook_run_id
+from feature_pipeline.osa.server.storage import FolderStorage, Place
 from feature_pipeline.osa.settings import OsaSettings
-from feature_pipeline.osa.storage import FolderStorage, Place
 from feature_pipeline_tests.fixtures import osa_server as recorded
 from feature_pipeline_tests.fixtures.osa_server import Beside
 from feature_pipeline_tests.fixtures.stores import copy_of
@@ -482,7 +482,7 @@ def test_an_ended_run_is_closed_and_never_requested_again(
     changing = {recorded.RUNNING, recorded.HISTORY}
     assert {place.path.split("/")[0] for place in asked} == changing
     assert len(asked) == 10
-    monkeypatch.setattr("feature_pipeline.osa.pending.LAST_LOOKS_A_PASS", 1)
+    monkeypatch.setattr("feature_pipeline.osa.sync.pending.LAST_LOOKS_A_PASS", 1)
     beside.sql("update ingest_runs set completed_at = now() - interval '3 h'")
     beside.follow()
     asked.clear()
@@ -494,7 +494,7 @@ def test_an_ended_run_is_closed_and_never_requested_again(
     beside.follow()
     assert {place.path.split("/")[0] for place in asked} == {recorded.RUNNING}
     assert len(asked) == 8
-    monkeypatch.setattr("feature_pipeline.osa.pending.LOOKS_A_PASS", 3)
+    monkeypatch.setattr("feature_pipeline.osa.sync.pending.LOOKS_A_PASS", 3)
     asked.clear()
     for _ in range(3):
         beside.follow()

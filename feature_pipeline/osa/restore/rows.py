@@ -26,11 +26,15 @@ from feature_pipeline.hooks.output import FEATURES, SINGLE_FEATURES
 from feature_pipeline.model.columns import Column
 from feature_pipeline.model.definition import HookDefinition, UpcasterDefinition
 from feature_pipeline.model.digest import Digest
-from feature_pipeline.osa.history import is_reconstructed, reconstructed_run, server_row_ids
-from feature_pipeline.osa.ids import has_successor
-from feature_pipeline.osa.server import Reader
-from feature_pipeline.osa.server_tables.runs import server_run_id
-from feature_pipeline.osa.server_tables.shape import Shape, check_columns
+from feature_pipeline.osa.history.reconstructed import (
+    is_reconstructed,
+    reconstructed_run,
+    server_row_ids,
+)
+from feature_pipeline.osa.restore.runs import server_run_id
+from feature_pipeline.osa.restore.shape import Shape, check_columns
+from feature_pipeline.osa.server.database import Reader
+from feature_pipeline.osa.server.ids import has_successor
 from feature_pipeline.projections.rows import copy_format, evolve
 from feature_pipeline.projections.rows.prepare import one_array
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from feature_pipeline.errors import InvalidInputError, NotFoundError, StoreUnavailableError
-from feature_pipeline.osa.ids import deposition_folder, hook_run_id, local_id
-from feature_pipeline.osa.storage import FolderStorage, Place, batch_place, output_place
+from feature_pipeline.osa.server.ids import deposition_folder, hook_run_id, local_id
+from feature_pipeline.osa.server.storage import FolderStorage, Place, batch_place, output_place
 from feature_pipeline_tests.fixtures import osa_server as recorded
 
 

@@ -16,7 +16,7 @@ from feature_pipeline.archive.format.documents import Document, InstantField, Pa
 from feature_pipeline.archive.store.base import JSON_MEDIA_TYPE, BlobStore
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 from feature_pipeline.model.digest import Digest, document_bytes
-from feature_pipeline.osa.storage import Seen
+from feature_pipeline.osa.server.storage import Seen
 
 _SHORT: Final = 16
 

@@ -5,8 +5,8 @@ from enum import StrEnum
 from typing import Final
 
 from feature_pipeline.model.text.counted import counted
-from feature_pipeline.osa.server_tables.rows import WantedRows
-from feature_pipeline.osa.server_tables.shape import quoted_name
+from feature_pipeline.osa.restore.rows import WantedRows
+from feature_pipeline.osa.restore.shape import quoted_name
 
 EXAMPLES: Final = 10
 """How many examples of a difference are named."""

@@ -1,0 +1,1 @@
+"""Take the outputs of completed hook runs into the archive, and remember what was taken."""
