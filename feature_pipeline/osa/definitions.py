@@ -61,24 +61,24 @@ class FollowedHook:
         return header + definition_yaml(self.definition)
 
 
-def followed_hooks(found: Definitions, settings: OsaSettings) -> list[FollowedHook]:
+def followed_hooks(deployed: Definitions, settings: OsaSettings) -> list[FollowedHook]:
     """Return the hooks of every followed convention, in order of convention and its list.
 
     Raises:
         NotFoundError: The settings, or a convention, name what the server does not have.
         InvalidInputError: A hook has no live release, or cannot be defined here.
     """
-    if unknown := sorted(settings.conventions.keys() - found.conventions.keys()):
+    if unknown := sorted(settings.conventions.keys() - deployed.conventions.keys()):
         raise NotFoundError(
             f"the server has no convention {unknown[0]!r}; it has"
-            f" {first_few(map(repr, found.conventions)) or 'none'}"
+            f" {first_few(map(repr, deployed.conventions)) or 'none'}"
         )
-    if lacking := [name for name in settings.hooks if name not in found.hooks]:
+    if lacking := [name for name in settings.hooks if name not in deployed.hooks]:
         raise NotFoundError(
             f"the server has no hook {lacking[0]!r}; it has"
-            f" {first_few(map(repr, found.hooks)) or 'none'}"
+            f" {first_few(map(repr, deployed.hooks)) or 'none'}"
         )
-    pairs = list(_pairs(found, settings))
+    pairs = list(_pairs(deployed, settings))
     names = [hook.name for _, hook in pairs]
     followed = []
     for convention, hook in pairs:
@@ -90,19 +90,19 @@ def followed_hooks(found: Definitions, settings: OsaSettings) -> list[FollowedHo
     return followed
 
 
-def _pairs(found: Definitions, settings: OsaSettings) -> Iterator[tuple[Convention, ServerHook]]:
-    for convention in found.conventions.values():
+def _pairs(deployed: Definitions, settings: OsaSettings) -> Iterator[tuple[Convention, ServerHook]]:
+    for convention in deployed.conventions.values():
         if not settings.follows(convention.id):
             continue
         for name in dict.fromkeys(convention.hooks):
             if not settings.follows_hook(name):
                 continue
-            if name not in found.hooks:
+            if name not in deployed.hooks:
                 raise NotFoundError(
                     f"convention {convention.id!r} names hook {name!r}, which public.hooks does not"
                     " have"
                 )
-            yield convention, found.hooks[name]
+            yield convention, deployed.hooks[name]
 
 
 def define(hook: ServerHook, dataset: str, table: str | None = None) -> HookDefinition:

@@ -241,7 +241,7 @@ def followed_datasets(folder: Path, server: OsaSettings) -> dict[str, list[str]]
 
     A file that cannot be read defines none: loading it reports its error.
     """
-    found: dict[str, set[str]] = {}
+    datasets_by_hook: dict[str, set[str]] = {}
     for file in sorted(folder.rglob("defs.yaml")):
         try:
             text = file.read_text(encoding="utf-8")
@@ -261,8 +261,8 @@ def followed_datasets(folder: Path, server: OsaSettings) -> dict[str, list[str]]
                 and server.follows_hook(name)
                 and (not server.conventions or dataset in server.conventions.values())
             ):
-                found.setdefault(name, set()).add(dataset)
-    return {name: sorted(datasets) for name, datasets in sorted(found.items())}
+                datasets_by_hook.setdefault(name, set()).add(dataset)
+    return {name: sorted(datasets) for name, datasets in sorted(datasets_by_hook.items())}
 
 
 def find_settings(folder: Path) -> OsaSettings | None:
@@ -271,7 +271,7 @@ def find_settings(folder: Path) -> OsaSettings | None:
     Raises:
         InvalidInputError: A file names one and cannot be read, or two files do.
     """
-    found: dict[Path, OsaSettings] = {}
+    components: dict[Path, OsaSettings] = {}
     for file in sorted(folder.rglob("defs.yaml")):
         text = file.read_text(encoding="utf-8")
         if COMPONENT not in text:
@@ -280,16 +280,16 @@ def find_settings(folder: Path) -> OsaSettings | None:
             check_yaml(text)
             document = yaml.safe_load(text)
             if isinstance(document, dict) and document.get("type") == COMPONENT:
-                found[file] = OsaSettings.model_validate(document.get("attributes") or {})
+                components[file] = OsaSettings.model_validate(document.get("attributes") or {})
         except InvalidYamlError as error:
             raise InvalidInputError(f"{file}:{error.line}: {error}") from error
         except ValidationError as error:
             raise InvalidInputError(f"{file}: {problems(error)}") from error
         except yaml.YAMLError as error:
             raise InvalidInputError(f"{file}: {' '.join(str(error).split())}") from error
-    if len(found) > 1:
-        first, second = list(found)[:2]
+    if len(components) > 1:
+        first, second = list(components)[:2]
         raise InvalidInputError(
             f"{first} and {second} both name a server: one project follows one server"
         )
-    return next(iter(found.values()), None)
+    return next(iter(components.values()), None)

@@ -129,10 +129,10 @@ def check_replaceable(connection: Connection, shape: Shape, live: Existing | Non
                 f"{SCHEMA}.{name}, a name that {quoted_name(shape.table)} needs, is of {whose}:"
                 " rename or drop it first"
             )
-    if live is not None and (found := dependents(connection, live.oid)):
+    if live is not None and (upon_it := dependents(connection, live.oid)):
         raise ConflictError(
             f"{quoted_name(shape.table)} cannot be replaced, because these would stay with the old"
-            f" table: {first_few(found)}. Drop them, restore, and create them again"
+            f" table: {first_few(upon_it)}. Drop them, restore, and create them again"
         )
 
 
@@ -244,10 +244,10 @@ def _rename(kind: str, connection: Connection, before: sql.Identifier, after: st
 
 def replaced_tables(connection: Connection, shape: Shape) -> list[str]:
     """Return the tables that were replaced and not dropped, the oldest first."""
-    found: list[str] = []
+    names: list[str] = []
     for number in count(1):
         name = shape.replaced(number)
         if existing(connection, name) is None:
-            return found
-        found.append(name)
-    return found
+            return names
+        names.append(name)
+    return names

@@ -324,13 +324,13 @@ def wanted_rows(
 
 def _ids_by_record(store: BlobStore, digest: Digest) -> Ids:
     table = server_row_ids(store, read.read_manifest(store, digest))
-    found: dict[str, list[tuple[int, int]]] = {}
+    ids_by_srn: dict[str, list[tuple[int, int]]] = {}
     times = _list(table["created_at"].cast(pa.int64()))
     for srn, number, created_at in zip(
         _list(table["record_srn"]), _list(table["id"]), times, strict=True
     ):
-        found.setdefault(srn, []).append((number, created_at))
-    return found
+        ids_by_srn.setdefault(srn, []).append((number, created_at))
+    return ids_by_srn
 
 
 def _own_records(
@@ -344,9 +344,9 @@ def _own_records(
     """Return the SRNs of the batch's records that the server published from it, by id."""
     batch = manifest.batch
     ids = _list(read.read_outcomes(store, manifest)["record_id"])
-    found = reader.records_of(part.convention, ids, batch, domains)
+    records = reader.records_of(part.convention, ids, batch, domains)
     srns = {}
-    for record_id, record in found.items():
+    for record_id, record in records.items():
         if not record.is_of(batch) or record.srn in ambiguous:
             continue
         if record.ingest_run is not None and record.batch_index is None:
@@ -416,7 +416,7 @@ def _sources(
         return {None: (manifest, digest)}
     outcomes = read.read_outcomes(store, manifest)
     carried = _compute.is_valid(outcomes["carried_from"])
-    found: dict[str | None, tuple[Manifest, Digest]] = {}
+    sources: dict[str | None, tuple[Manifest, Digest]] = {}
     others: dict[str, tuple[Manifest, Digest]] = {}
     for record_id, text in zip(
         _list(outcomes["record_id"].filter(carried)),
@@ -426,28 +426,28 @@ def _sources(
         if text not in others:
             other = Digest.parse(text)
             others[text] = read.read_manifest(store, other), other
-        found[record_id] = others[text]
-    if len(found) < len(outcomes):
-        found[None] = manifest, digest
-    return found
+        sources[record_id] = others[text]
+    if len(sources) < len(outcomes):
+        sources[None] = manifest, digest
+    return sources
 
 
 def _raw_rows(store: BlobStore, manifests: Sequence[Manifest]) -> dict[str, list[Cells]]:
     """Return the rows of each record in raw output as the server's JSON reader reads them."""
-    found: dict[str, list[Cells]] = {}
+    cells_by_record: dict[str, list[Cells]] = {}
     for manifest in manifests:
         names = read.raw_names(manifest)
         if FEATURES in names:
             for line in read.read_raw(store, manifest, FEATURES).split(b"\n"):
                 content = _loads(line)
                 if isinstance(content, dict) and isinstance(content.get("id"), str):
-                    found[content["id"]] = _cells(content.get("features"))
+                    cells_by_record[content["id"]] = _cells(content.get("features"))
         if SINGLE_FEATURES in names:
             outcomes = read.read_outcomes(store, manifest)
             for record_id in _list(outcomes["record_id"]):
                 content = _loads(read.read_raw(store, manifest, SINGLE_FEATURES))
-                found.setdefault(record_id, _cells(content))
-    return found
+                cells_by_record.setdefault(record_id, _cells(content))
+    return cells_by_record
 
 
 def _loads(text: bytes) -> Any:

@@ -147,7 +147,7 @@ class Shape:
             "record_srn": "public.records (srn) on delete cascade",
             "run_id": "public.hook_runs (id)",
         }
-        found = []
+        statements = []
         for column, target in targets.items():
             key = f"{self.table}_{column}_fkey"
             statement = sql.SQL(
@@ -158,8 +158,8 @@ class Shape:
                 sql.Identifier(column),
                 sql.SQL(target),
             )
-            found.append((key, statement))
-        return found
+            statements.append((key, statement))
+        return statements
 
 
 def relation(name: str) -> sql.Identifier:
@@ -205,13 +205,13 @@ def shape_problems(connection: Connection, shape: Shape) -> list[str]:
     Raises:
         InvalidInputError: It is not a table.
     """
-    found = existing(connection, shape.table)
-    if found is None or found.kind != "r":
+    present = existing(connection, shape.table)
+    if present is None or present.kind != "r":
         raise InvalidInputError(f"{quoted_name(shape.table)} is not an ordinary table")
     problems: list[str] = []
     columns = {
         name: (kind, is_required)
-        for name, kind, is_required in connection.execute(_COLUMNS, [found.oid])
+        for name, kind, is_required in connection.execute(_COLUMNS, [present.oid])
     }
     wanted = {
         "id": ("bigint", True),
@@ -231,7 +231,9 @@ def shape_problems(connection: Connection, shape: Shape) -> list[str]:
             )
     keys = {
         (kind, column, target, action)
-        for kind, _, target, action, is_validated, column in connection.execute(_KEYS, [found.oid])
+        for kind, _, target, action, is_validated, column in connection.execute(
+            _KEYS, [present.oid]
+        )
         if is_validated
     }
     for key, what in (
@@ -241,7 +243,7 @@ def shape_problems(connection: Connection, shape: Shape) -> list[str]:
     ):
         if key not in keys:
             problems.append(f"it has no {what}")
-    indexes = {name for (name,) in connection.execute(_INDEXES, [found.oid])}
+    indexes = {name for (name,) in connection.execute(_INDEXES, [present.oid])}
     lacking = [each for what, each in shape.fixed.items() if what in {"record_srn", "run_id"}]
     if lacking := [name for name in lacking if name not in indexes]:
         problems.append(f"it has no index {first_few(lacking)}")

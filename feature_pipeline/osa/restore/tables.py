@@ -204,11 +204,11 @@ def restore_tables(
         if not is_dry_run:
             _act_as_owner(used, "records")
         check_schema(used, server.address, RESTORE)
-        found = Reader(used).definitions()
-        for name in _chosen(found, settings, hooks):
+        deployed = Reader(used).definitions()
+        for name in _chosen(deployed, settings, hooks):
             with session_lock(used, "osa restore", name):
                 yield _restore(
-                    store, used, found, settings, definitions, name, only_there, is_dry_run
+                    store, used, deployed, settings, definitions, name, only_there, is_dry_run
                 )
 
 
@@ -225,9 +225,9 @@ def drop_replaced(server: Server, settings: OsaSettings, hooks: Sequence[str] = 
         _act_as_owner(connection, "records")
         check_schema(connection, server.address, RESTORE)
         reader = Reader(connection)
-        found = reader.definitions()
-        for hook in _chosen(found, settings, hooks):
-            shape = Shape.of(hook, reader.feature_table(hook), found.hooks[hook].feature_spec)
+        deployed = reader.definitions()
+        for hook in _chosen(deployed, settings, hooks):
+            shape = Shape.of(hook, reader.feature_table(hook), deployed.hooks[hook].feature_spec)
             with session_lock(connection, "osa restore", hook):
                 _act_as_owner(connection, shape.table)
                 for name in replaced_tables(connection, shape):
@@ -236,14 +236,14 @@ def drop_replaced(server: Server, settings: OsaSettings, hooks: Sequence[str] = 
     return dropped
 
 
-def _chosen(found: Definitions, settings: OsaSettings, hooks: Sequence[str]) -> list[str]:
+def _chosen(deployed: Definitions, settings: OsaSettings, hooks: Sequence[str]) -> list[str]:
     """Return the hooks to restore.
 
     Raises:
         NotFoundError: The server has no such hook, or no followed convention names it.
     """
     followed: dict[str, None] = {}
-    for convention in found.conventions.values():
+    for convention in deployed.conventions.values():
         if settings.follows(convention.id):
             followed |= dict.fromkeys(convention.hooks)
     for name in hooks:
@@ -253,7 +253,7 @@ def _chosen(found: Definitions, settings: OsaSettings, hooks: Sequence[str]) -> 
                 f" {first_few(map(repr, followed)) or 'none'}"
             )
     for name in hooks or followed:
-        if name not in found.hooks:
+        if name not in deployed.hooks:
             raise NotFoundError(
                 f"a convention names hook {name!r}, which public.hooks does not have: that row is"
                 " not in the archive; restore it from a backup, or deploy the hook"
@@ -262,7 +262,7 @@ def _chosen(found: Definitions, settings: OsaSettings, hooks: Sequence[str]) -> 
 
 
 def _parts(
-    found: Definitions,
+    deployed: Definitions,
     settings: OsaSettings,
     definitions: Mapping[tuple[str, str], HookDefinition],
     shape: Shape,
@@ -274,7 +274,7 @@ def _parts(
         InvalidInputError: A definition does not fit the server's columns.
     """
     parts = []
-    for convention in found.conventions.values():
+    for convention in deployed.conventions.values():
         if shape.hook not in convention.hooks:
             continue
         dataset = settings.dataset(convention.id)
@@ -293,7 +293,7 @@ def _parts(
 def _restore(
     store: BlobStore,
     connection: Connection,
-    found: Definitions,
+    deployed: Definitions,
     settings: OsaSettings,
     definitions: Mapping[tuple[str, str], HookDefinition],
     hook: str,
@@ -302,8 +302,8 @@ def _restore(
 ) -> Restored:
     reader = Reader(connection)
     catalogued = reader.feature_table(hook)
-    shape = Shape.of(hook, catalogued, found.hooks[hook].feature_spec)
-    parts = _parts(found, settings, definitions, shape)
+    shape = Shape.of(hook, catalogued, deployed.hooks[hook].feature_spec)
+    parts = _parts(deployed, settings, definitions, shape)
     if not is_dry_run:
         _act_as_owner(connection, shape.table)
     content = Content.of(store, parts)
@@ -515,12 +515,12 @@ class _FreshIds:
 
     def __init__(self, table: _Table, highest: int) -> None:
         self._connection = table.connection
-        found = None if table.live is None else sequence_of(table.connection, table.shape.table)
-        self._sequence = None if found is None else found[0].as_string(table.connection)
+        present = None if table.live is None else sequence_of(table.connection, table.shape.table)
+        self._sequence = None if present is None else present[0].as_string(table.connection)
         self._next = count(highest + 1)
         self._ids: list[int] = []
         self.last = 0
-        if self._sequence is not None and found is not None and (found[1] or 0) < highest:
+        if self._sequence is not None and present is not None and (present[1] or 0) < highest:
             self._connection.execute("select setval(%s::regclass, %s)", [self._sequence, highest])
 
     def reserve(self, number: int) -> None:
@@ -569,8 +569,8 @@ def _prove(table: _Table, total: ContentSum, rows: int) -> None:
             number += 1
             yield sha256(data).digest()
 
-    found = ContentSum.of(digests())
-    if (found, number) != (total, rows):
+    actual = ContentSum.of(digests())
+    if (actual, number) != (total, rows):
         raise CorruptDataError(
             f"{quoted_name(table.shape.building)} as read back ({counted(number, 'row')}) is not"
             f" what was written ({counted(rows, 'row')}): nothing was replaced"

@@ -345,7 +345,7 @@ class Reader:
 
     def open_batches(self) -> dict[tuple[str, int], OpenBatch]:
         """Return the batches that a worker processes, or is to process, by run and index."""
-        found: dict[tuple[str, int], OpenBatch] = {}
+        claims: dict[tuple[str, int], OpenBatch] = {}
         for run, index, claimed_at in self._rows(
             "select e.payload ->> 'ingest_run_id', (e.payload ->> 'batch_index')::bigint,"
             " case when d.status = 'claimed' then d.claimed_at end from public.deliveries as d"
@@ -355,9 +355,9 @@ class Reader:
             " and e.payload ->> 'batch_index' is not null",
             [_BATCH_WORKER],
         ):
-            before = found.get((run, index), OpenBatch(None)).claimed_at
-            found[run, index] = OpenBatch(max(filter(None, (before, claimed_at)), default=None))
-        return found
+            before = claims.get((run, index), OpenBatch(None)).claimed_at
+            claims[run, index] = OpenBatch(max(filter(None, (before, claimed_at)), default=None))
+        return claims
 
     def records(
         self, convention: str, ids: Sequence[str], domains: Sequence[str] | None
@@ -381,11 +381,11 @@ class Reader:
             " where source ->> 'type' = %s and source ->> 'id' = any(%s) and convention_id = %s",
             ["ingest" if domains is None else "deposition", list(wanted), convention],
         )
-        found = {}
+        by_id = {}
         for srn, source_id, run, index in rows:
             origin = source_id if run is None else f"batch {index} of ingest run {run}"
-            found[wanted[source_id]] = ServerRecord(srn, origin, run, index)
-        return found
+            by_id[wanted[source_id]] = ServerRecord(srn, origin, run, index)
+        return by_id
 
     def records_of(
         self, convention: str, ids: Sequence[str], batch: str, domains: Sequence[str]
@@ -393,8 +393,8 @@ class Reader:
         """Return the records of a batch as `records` does, by their ids here."""
         name = history_of(batch) or batch
         if is_run_key(name):
-            found = self.records(convention, ids, None)
-            return found or self.records(convention, ids, domains)
+            records = self.records(convention, ids, None)
+            return records or self.records(convention, ids, domains)
         return self.records(convention, ids, domains if is_deposition_key(name) else None)
 
     def present_records(self, srns: Sequence[str]) -> set[str]:
@@ -432,20 +432,20 @@ class Reader:
             sql.SQL(", ").join([sql.Identifier("record_srn"), *map(selected, columns)]),
             sql.Identifier("features", table),
         )
-        found: dict[str, list[Sequence[Any]]] = {}
+        rows: dict[str, list[Sequence[Any]]] = {}
         for srn, *values in self._rows(statement, [list(srns)]):
-            found.setdefault(srn, []).append(values)
-        return found
+            rows.setdefault(srn, []).append(values)
+        return rows
 
     def row_ids(self, table: str, srns: Sequence[str]) -> dict[str, list[tuple[int, datetime]]]:
         """Return `id` and `created_at` of the rows of these records, by SRN, in order of id."""
         statement = sql.SQL(
             "select record_srn, id, created_at from {} where record_srn = any(%s) order by id"
         ).format(sql.Identifier("features", table))
-        found: dict[str, list[tuple[int, datetime]]] = {}
+        ids_by_srn: dict[str, list[tuple[int, datetime]]] = {}
         for srn, row_id, created_at in self._rows(statement, [list(srns)]):
-            found.setdefault(srn, []).append((row_id, created_at))
-        return found
+            ids_by_srn.setdefault(srn, []).append((row_id, created_at))
+        return ids_by_srn
 
     def rows_by_run(self, table: str, convention: str) -> list[tuple[str, int, str]]:
         """Return, by hook run, the number of rows of the convention's records, and one record."""

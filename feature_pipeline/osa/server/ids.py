@@ -117,9 +117,9 @@ def _ingest_prefix(run: str) -> str:
 
 def _parts(srn: str) -> tuple[str, str]:
     """Return the domain and the local id of `urn:osa:<domain>:dep:<local id>`."""
-    before, found, local = srn.partition(_DEPOSITION)
+    before, separator, local = srn.partition(_DEPOSITION)
     domain = before.removeprefix("urn:osa:")
-    if not found or domain == before or not domain or not local or "/" in domain + local:
+    if not separator or domain == before or not domain or not local or "/" in domain + local:
         raise InvalidInputError(
             f"deposition {srn!r}: its SRN is not of the form urn:osa:<domain>:dep:<local id>"
         )

@@ -94,15 +94,15 @@ def check_schema(connection: Connection, address: str, tables: Tables) -> None:
         InvalidInputError: Names the tables that were looked at and every one that lacks something,
             with the grants that are needed.
     """
-    found = {
+    existing = {
         name: _Table(is_readable, frozenset(columns))
         for name, is_readable, columns in connection.execute(_LOOK, ["public", list(tables)])
     }
-    problems = [f"there is no table public.{name}" for name in tables if name not in found]
+    problems = [f"there is no table public.{name}" for name in tables if name not in existing]
     problems += [
         f"public.{name} has no column {first_few(map(repr, lacking))}"
         for name, columns in tables.items()
-        if name in found and (lacking := [c for c in columns if c not in found[name].columns])
+        if name in existing and (lacking := [c for c in columns if c not in existing[name].columns])
     ]
     looked_at = f"looked at {', '.join(f'public.{name}' for name in tables)}"
     if problems:
@@ -110,7 +110,7 @@ def check_schema(connection: Connection, address: str, tables: Tables) -> None:
             f"database {address} is not that of an Open Science Archive server whose schema is"
             f" known ({version_sentence(connection)}): {'; '.join(problems)}. {looked_at}"
         )
-    barred = [name for name in tables if not found[name].is_readable]
+    barred = [name for name in tables if not existing[name].is_readable]
     if barred:
         role = connection.info.user
         raise InvalidInputError(

@@ -125,7 +125,7 @@ class FolderStorage:
 
     def files(self, place: Place) -> dict[str, Seen]:
         """See `ServerStorage.files`. Links are left out: a container's could lead anywhere."""
-        found: dict[str, Seen] = {}
+        files: dict[str, Seen] = {}
         with self._translated(place):
             try:
                 with os.scandir(self._path(place)) as entries:
@@ -133,10 +133,10 @@ class FolderStorage:
                         info = entry.stat(follow_symlinks=False)
                         if stat.S_ISREG(info.st_mode):
                             version = f"{info.st_ino}-{info.st_mtime_ns}-{info.st_ctime_ns}"
-                            found[entry.name] = Seen(info.st_size, version)
+                            files[entry.name] = Seen(info.st_size, version)
             except (FileNotFoundError, NotADirectoryError):
                 self._check_root(place)
-        return found
+        return files
 
     def read(self, place: Place) -> bytes:
         """See `ServerStorage.read`."""
@@ -260,10 +260,10 @@ class BucketStorage:
         """See `ServerStorage.check`."""
         place = Place("ingests", "any")
         with self._translated(place):
-            found = self.client.list_objects_v2(
+            listing = self.client.list_objects_v2(
                 Bucket=self.bucket, Prefix=self._prefixed(""), MaxKeys=1, Delimiter="/"
             )
-        if not found.get("KeyCount"):
+        if not listing.get("KeyCount"):
             raise NotFoundError(
                 f"storage {self.name} has no object: give the bucket of the server's"
                 " runner.k8s.s3_bucket, and the prefix if it has one"

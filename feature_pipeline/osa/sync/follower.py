@@ -292,8 +292,8 @@ class Follower:
         return _Output(folder, run, release_id, mark)
 
     def _files(self, place: Place) -> dict[str, Seen]:
-        found = self.storage.files(place)
-        return {name: seen for name, seen in found.items() if name in STORED or name == RUN}
+        files = self.storage.files(place)
+        return {name: seen for name, seen in files.items() if name in STORED or name == RUN}
 
     def _committed(self, run_id: str, place: Place) -> HookRun:
         """Return the hook run that a deposition's `run.json` names.
@@ -302,10 +302,10 @@ class Follower:
             _NotYet: It is not committed.
         """
         with self._session() as reader:
-            found = reader.hook_runs([run_id]).get(run_id)
-        if found is None:
+            row = reader.hook_runs([run_id]).get(run_id)
+        if row is None:
             raise _NotYet(f"{place} names hook run {run_id}, which is not in public.hook_runs")
-        return found
+        return row
 
     def _reason_to_wait(self, batch: PendingBatch) -> str | None:
         """Return why the files may have been read while they were written; None if they were not.
@@ -336,10 +336,10 @@ class Follower:
         if isinstance(batch.origin, IngestRun):
             if entries := self._entries(batch.dataset, batch.key):
                 return log.read_batch_blob(self.store, entries[-1].digest)
-            found = ingest_batch(self.storage, batch.place, batch.dataset, batch.key, folder)
-            if found.batch is None:
+            made = ingest_batch(self.storage, batch.place, batch.dataset, batch.key, folder)
+            if made.batch is None:
                 return None
-            records, files = found.batch, found.files
+            records, files = made.batch, made.files
         else:
             with self._session() as reader:
                 deposition = reader.deposition(batch.origin.srn)
@@ -387,7 +387,7 @@ class Follower:
         """Publish an output unless the archive has it; return what to remember."""
         if records is None:
             return Taken(files=output.mark, content="no records")
-        release = pending.found.release(output.release_id)
+        release = pending.deployed.release(output.release_id)
         if release is None or release.hook != hook:
             raise InvalidInputError(
                 f"{output_place(batch.place, hook) / RUN} names release {output.release_id}, which"
@@ -413,7 +413,7 @@ class Follower:
         if known == content:
             result.unchanged.append(batch.name(hook))
             return Taken(files=output.mark, content=content)
-        entry = self._registered(pending.found.hooks[hook], release, batch.dataset, entries)
+        entry = self._registered(pending.deployed.hooks[hook], release, batch.dataset, entries)
         notes = [release_note(release), *judged.notes, *notes_on(judged.decoded)]
         if output.run.status != PASSED:
             notes.append(run_note(output.run))

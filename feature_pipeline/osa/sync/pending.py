@@ -69,7 +69,7 @@ class PendingBatch:
 class Pending:
     """The state of the database at the beginning of a pass, and the outputs to read in it."""
 
-    found: Definitions
+    deployed: Definitions
     now: datetime
     batches: list[PendingBatch]
     undefined: list[str]
@@ -98,8 +98,8 @@ class Pending:
             definitions: The hooks of this project, by dataset and name.
             is_patient: Whether to skip outputs that could not be taken within the last hour.
         """
-        found, now = reader.definitions(), reader.now()
-        conventions = {c.id: c for c in found.conventions.values() if settings.follows(c.id)}
+        deployed, now = reader.definitions(), reader.now()
+        conventions = {c.id: c for c in deployed.conventions.values() if settings.follows(c.id)}
         hooks: dict[str, tuple[str, ...]] = {}
         undefined: list[str] = []
         for convention in conventions.values():
@@ -107,7 +107,7 @@ class Pending:
             followed = [h for h in dict.fromkeys(convention.hooks) if settings.follows_hook(h)]
             hooks[convention.id] = tuple(h for h in followed if (dataset, h) in definitions)
             undefined += [f"{dataset}/{h}" for h in followed if (dataset, h) not in definitions]
-        snapshot = cls(found, now, [], undefined, {}, {}, {})
+        snapshot = cls(deployed, now, [], undefined, {}, {}, {})
         left_out = {
             name
             for name, each in stored.memory.unreadable.items()
@@ -157,8 +157,8 @@ class Pending:
                             again[f"{run.id}/{key}"] = one
                     elif f"{ingest_key(run.id, index)}/{hook}" not in left_out:
                         asked[hook_run_id(run.id, index, hook)] = one
-        found = reader.hook_runs(asked)
-        chosen = {run_id: asked[run_id] for run_id in found}
+        committed = reader.hook_runs(asked)
+        chosen = {run_id: asked[run_id] for run_id in committed}
         looks = [one for one in again.values() if one[0].id in self.ended][:LAST_LOOKS_A_PASS]
         looks += self._in_turn(
             {n: one for n, one in again.items() if one[0].id not in self.ended}, stored
@@ -166,13 +166,13 @@ class Pending:
         repeated = {
             hook_run_id(run.id, index, hook): (run, index, hook) for run, index, hook in looks
         }
-        found |= reader.hook_runs(repeated)
+        committed |= reader.hook_runs(repeated)
         grouped: dict[tuple[str, int], dict[str, HookRun]] = {}
         origins: dict[str, IngestRun] = {}
         for run_id, (run, index, hook) in (chosen | repeated).items():
-            if run_id in found:
+            if run_id in committed:
                 origins[run.id] = run
-                grouped.setdefault((run.id, index), {})[hook] = found[run_id]
+                grouped.setdefault((run.id, index), {})[hook] = committed[run_id]
         order = {run.id: number for number, run in enumerate(runs)}
         for (run_name, index), of_hooks in sorted(
             grouped.items(), key=lambda item: (order[item[0][0]], item[0][1])
