@@ -2,10 +2,10 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from feature_pipeline.archive import read
@@ -17,9 +17,10 @@ from feature_pipeline.errors import InvalidInputError, NotFoundError
 from feature_pipeline.model.outcomes import OutcomeKind, Status
 from feature_pipeline.osa.compare import HookComparison, Kind, compare_hooks
 from feature_pipeline.osa.definitions import followed_hooks
+from feature_pipeline.osa.history import lines
 from feature_pipeline.osa.history.importer import HookImport, Importer, ImportResult
 from feature_pipeline.osa.history.reconstructed import is_reconstructed, server_row_ids
-from feature_pipeline.osa.history.table_rows import HookTable, TableRow
+from feature_pipeline.osa.history.table_rows import HookTable
 from feature_pipeline.osa.server.database import Server
 from feature_pipeline.osa.server.storage import ServerStorage
 from feature_pipeline.osa.settings import DATABASE_URL, STORAGE
@@ -103,6 +104,26 @@ def test_without_any_storage_every_row_is_imported_and_equals_the_servers(
     assert beside.store._objects == before
     assert {name: each.unchanged_rows for name, each in again.items()} == ROWS
     assert {name: each.proven_rows for name, each in again.items()} == ROWS
+
+
+def test_rows_decoded_one_by_one_give_the_same_objects(
+    beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_column: list[bool] = []
+    decode = lines.decode_lines
+
+    def noted(*given: Any) -> pa.Table | None:
+        table = decode(*given)
+        by_column.append(table is not None)
+        return table
+
+    monkeypatch.setattr(lines, "decode_lines", noted)
+    imported(beside)
+    assert any(by_column)
+    slow = Beside(beside.url, beside.folder)
+    monkeypatch.setattr(lines, "decode_lines", lambda *_: None)
+    imported(slow)
+    assert slow.store._objects.keys() == beside.store._objects.keys()
 
 
 def test_an_artifact_states_what_it_is_and_guesses_nothing(beside: Beside) -> None:
@@ -387,12 +408,11 @@ def test_rows_that_were_stored_wrongly_do_not_pass_the_proof(
     only_qc_of_history(beside)
     rows = HookTable.rows
 
-    def wrong(table: HookTable, run_id: str, srns: list[str]) -> dict[str, list[TableRow]]:
-        found = rows(table, run_id, srns)
-        first, second = list(found)[:2]
-        found[first] = [replace(r, text=r.text.replace("true", "false")) for r in found[first]]
-        found[second] = [replace(r, id=r.id + 100) for r in found[second]]
-        return found
+    def wrong(table: HookTable, run_id: str) -> pa.Table:
+        columns = rows(table, run_id).to_pydict()
+        columns["text"][0] = columns["text"][0].replace("true", "false")
+        columns["id"][1] += 100
+        return pa.table(columns, schema=rows(table, run_id).schema)
 
     monkeypatch.setattr(HookTable, "rows", wrong)
     result = importer(beside).run()

@@ -37,9 +37,9 @@ from feature_pipeline.errors import (
     NotFoundError,
 )
 from feature_pipeline.hooks.output import FEATURES, decode_output
-from feature_pipeline.model.definition import HookDefinition
+from feature_pipeline.model.definition import FeatureDefinition, HookDefinition
 from feature_pipeline.model.digest import Digest
-from feature_pipeline.model.outcomes import Outcome, OutcomeKind, Status
+from feature_pipeline.model.outcomes import DecodedOutput, Outcome, OutcomeKind, Status
 from feature_pipeline.model.records import RecordBatch
 from feature_pipeline.model.text.counted import counted
 from feature_pipeline.model.text.first_few import first_few
@@ -64,14 +64,12 @@ from feature_pipeline.osa.history.reconstructed import (
     is_reconstructed,
     reconstructed_completion,
     reconstructed_run,
-    row_ids_schema,
     server_row_ids,
 )
 from feature_pipeline.osa.history.table_rows import (
     HookTable,
     PublishedRecord,
     RunRows,
-    TableRow,
     published_batches,
 )
 from feature_pipeline.osa.server.database import (
@@ -468,12 +466,13 @@ class Importer:
         self, wanted: _Wanted, with_rows: Sequence[PublishedRecord], batch: RecordBatch
     ) -> None:
         """Publish and accept the rows of a hook run over a batch, unless the archive has them."""
+        from feature_pipeline.osa.history.lines import run_lines
+
         hook, run_id = wanted.hook, wanted.run.run_id
         srns = {each.record_id: each.srn for each in with_rows}
-        rows = hook.table.rows(run_id, srns.values())
         order = [record.id for record in batch.records if record.id in srns]
-        text = b"".join(_line(record_id, rows[srns[record_id]]) for record_id in order)
-        ids = _ids(order, srns, rows)
+        lines = run_lines(order, srns, hook.table.rows(run_id))
+        text, ids = lines.text, lines.ids
         withdrawn_rows = wanted.run.rows - ids.num_rows
         if self._has(hook, run_id, batch, text, ids):
             _count(wanted, is_new=False, withdrawn_rows=withdrawn_rows)
@@ -504,7 +503,7 @@ class Importer:
     ) -> Artifact:
         hook = wanted.hook
         feature = hook.definition.feature
-        decoded = decode_output({FEATURES: text}, order, feature.columns, feature.cardinality, {})
+        decoded = _decoded(text, order, feature)
         by_id = {outcome.record_id: outcome for outcome in decoded.outcomes}
         outcomes = tuple(by_id.get(each.id) or _unknown(each.id) for each in batch.records)
         return Artifact(
@@ -687,26 +686,19 @@ def _manifest_now(store: BlobStore, hook: _Hook, entry: FeatureEntry) -> Manifes
     return read.read_manifest(store, hook.erased.manifest_now(entry.manifest))
 
 
-def _line(record_id: str, rows: Sequence[TableRow]) -> bytes:
-    import json
+def _decoded(text: bytes, order: Sequence[str], feature: FeatureDefinition) -> DecodedOutput:
+    from feature_pipeline.archive.format.encode import iter_record_rows
+    from feature_pipeline.osa.history.lines import decode_lines
 
-    texts = ",".join(row.text for row in rows)
-    return f'{{"id":{json.dumps(record_id, ensure_ascii=False)},"features":[{texts}]}}\n'.encode()
-
-
-def _ids(
-    order: Sequence[str], srns: Mapping[str, str], rows: Mapping[str, Sequence[TableRow]]
-) -> "pa.Table":
-    import pyarrow as pa
-
-    columns: dict[str, list[object]] = {name: [] for name in row_ids_schema().names}
-    for record_id in order:
-        srn = srns[record_id]
-        for number, row in enumerate(rows[srn]):
-            values = (record_id, number, row.id, srn, row.created_at)
-            for column, value in zip(columns.values(), values, strict=True):
-                column.append(value)
-    return pa.table(columns, schema=row_ids_schema())
+    table = decode_lines(text, order, feature.columns, feature.cardinality)
+    if table is None:
+        return decode_output({FEATURES: text}, order, feature.columns, feature.cardinality, {})
+    return DecodedOutput(
+        tuple(
+            Outcome(record_id, Status.PASSED, rows)
+            for record_id, rows in iter_record_rows(table, feature.columns)
+        )
+    )
 
 
 def _write(ids: "pa.Table", path: Path) -> None:

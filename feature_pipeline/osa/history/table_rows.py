@@ -94,6 +94,11 @@ order by 1, 2, r.source ->> 'id' collate "C"
 
 _CHUNK_ROWS: Final = 2_000
 
+_MOST_MARKS: Final = 500
+"""Texts with more brackets may be nested deeper than Python's parser follows."""
+_LONG_NUMBER: Final = "[0-9]{1000}"
+"""Python's parser refuses integers with several thousand digits."""
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -130,16 +135,6 @@ class PublishedRecord:
     metadata: str
     """JSON text."""
     published_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class TableRow:
-    """A row of the server's table."""
-
-    id: int
-    created_at: datetime
-    text: str
-    """The hook's columns as a JSON object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,12 +226,18 @@ class HookTable:
         """
         return [_record(*row) for row in self._rows(_RECORDS_OF_RUN, convention, run_id)]
 
-    def rows(self, run_id: str, srns: Collection[str]) -> dict[str, list[TableRow]]:
-        """Return the rows of a hook run as JSON texts, by SRN, in the hook's order.
+    def rows(self, run_id: str) -> "pa.Table":
+        """Return the rows of a hook run as JSON texts, in the hook's order.
 
-        SQL NULL in an array or object column is an absent key, so that it stays apart from JSON
-        null, unless an absent key means a default.
+        The columns are `id`, `record_srn`, `created_at` and `text`, the hook's columns as a JSON
+        object. SQL NULL in an array or object column is an absent key, so that it stays apart from
+        JSON null, unless an absent key means a default.
+
+        Raises:
+            InvalidInputError: Arrow has no such value.
         """
+        import pyarrow as pa
+
         plain = [column for column in self.columns if column.kind != "json"]
         nested = [column for column in self.columns if column.kind == "json"]
         parts = [
@@ -245,29 +246,22 @@ class HookTable:
             )
             for number, each in enumerate(plain)
         ]
-        selection = [
-            sql.SQL("f.id, f.record_srn, f.created_at"),
-            sql.SQL(" || ").join(parts) if parts else sql.SQL("''"),
-            *(_nested(each, is_default=each.name in self.with_default) for each in nested),
-        ]
-        statement = sql.SQL("select {} from {} as f where f.run_id = %s order by f.id").format(
-            sql.SQL(", ").join(selection), self._table
-        )
+        selected_texts = {
+            "plain": sql.SQL(" || ").join(parts) if parts else sql.SQL("''"),
+            **{
+                str(number): _nested(each, is_default=each.name in self.with_default)
+                for number, each in enumerate(nested)
+            },
+        }
+        texts = dict.fromkeys(selected_texts, pa.string())
+        try:
+            table = self._read(run_id, selected_texts, texts)
+        except ValueError as error:
+            raise InvalidInputError(f"its rows cannot be read: {error}") from error
         keys = [json.dumps(column.name) for column in nested]
-        wanted = frozenset(srns)
-        found: dict[str, list[TableRow]] = {}
-        for row_id, srn, created_at, text, *texts in self._stream(statement, [run_id]):
-            if srn not in wanted:
-                continue
-            members = [text] if text else []
-            members += [
-                f"{key}:{_inner(value)}"
-                for key, value in zip(keys, texts, strict=True)
-                if value is not None
-            ]
-            row = TableRow(row_id, created_at, "{" + ",".join(members) + "}")
-            found.setdefault(srn, []).append(row)
-        return found
+        members = [table.column(str(number)) for number in range(len(keys))]
+        text = _objects(table.column("plain"), dict(zip(keys, members, strict=True)))
+        return table.select(["id", "record_srn", "created_at"]).append_column("text", text)
 
     def typed_rows(
         self, run_id: str, columns: Sequence[Column], srns: Collection[str]
@@ -298,36 +292,54 @@ class HookTable:
         Raises:
             ValueError: Arrow has no such value, or an array or object is not JSON.
         """
-        import pyarrow as pa
-
         from feature_pipeline.archive.format.encode import arrow_field
         from feature_pipeline.projections.proof.json_texts import canonical_texts
-        from feature_pipeline.projections.proof.read_back import parse, read_texts
 
-        fields: dict[str, pa.DataType] = {
-            "id": pa.int64(),
-            "record_srn": pa.string(),
-            "created_at": pa.timestamp("us", tz="UTC"),
-            **{str(number): arrow_field(each).type for number, each in enumerate(columns)},
-        }
-        selection = [
-            sql.SQL("{} as {}").format(_parsed(each), sql.Identifier(str(number)))
-            for number, each in enumerate(columns)
-        ]
-        source = sql.SQL("(select {} from {} as f where f.run_id = {}) as s").format(
-            sql.SQL(", ").join([sql.SQL("f.id, f.record_srn, f.created_at"), *selection]),
-            self._table,
-            sql.Literal(run_id),
-        )
-        texts = read_texts(self.reader.connection, source, fields, sql.SQL("order by id"))
-        schema = pa.schema(list(fields.items()))
-        table = pa.concat_tables([schema.empty_table(), *(parse(text, fields) for text in texts)])
+        selection = {str(number): _parsed(each) for number, each in enumerate(columns)}
+        fields = {str(number): arrow_field(each).type for number, each in enumerate(columns)}
+        table = self._read(run_id, selection, fields)
         for number, column in enumerate(columns):
             if column.kind == "json" and table.num_rows:
                 canonical = canonical_texts(table.column(str(number)))
                 place = table.schema.get_field_index(str(number))
                 table = table.set_column(place, str(number), canonical)
         return table
+
+    def _read(
+        self,
+        run_id: str,
+        selection: "Mapping[str, sql.Composable]",
+        fields: "Mapping[str, pa.DataType]",
+    ) -> "pa.Table":
+        """Return `id`, `record_srn`, `created_at` and a selection of a hook run, by `id`.
+
+        Raises:
+            ValueError: Arrow has no such value.
+        """
+        import pyarrow as pa
+
+        from feature_pipeline.projections.proof.read_back import parse, read_texts
+
+        all_fields: dict[str, pa.DataType] = {
+            "id": pa.int64(),
+            "record_srn": pa.string(),
+            "created_at": pa.timestamp("us", tz="UTC"),
+            **fields,
+        }
+        chosen = [
+            sql.SQL("{} as {}").format(expression, sql.Identifier(name))
+            for name, expression in selection.items()
+        ]
+        source = sql.SQL("(select {} from {} as f where f.run_id = {}) as s").format(
+            sql.SQL(", ").join([sql.SQL("f.id, f.record_srn, f.created_at"), *chosen]),
+            self._table,
+            sql.Literal(run_id),
+        )
+        texts = read_texts(self.reader.connection, source, all_fields, sql.SQL("order by id"))
+        schema = pa.schema(list(all_fields.items()))
+        return pa.concat_tables(
+            [schema.empty_table(), *(parse(text, all_fields) for text in texts)]
+        )
 
     def _rows(self, statement: str, *parameters: object) -> list[Any]:
         composed = sql.SQL(statement).format(table=self._table, record=_RECORD)
@@ -420,20 +432,76 @@ def _nested(column: Column, *, is_default: bool) -> sql.Composable:
     return sql.SQL("coalesce({}, 'jnull')").format(text) if is_default else text
 
 
-def _inner(text: str) -> str:
-    """Return the JSON value of an array or object cell, which the server stores as a string.
+def _objects(plain: Any, nested: Mapping[str, Any]) -> Any:
+    """Return JSON objects.
+
+    Args:
+        plain: Members of each object, as one text; empty if no object has any.
+        nested: By key, further members, as `_nested` selects them; none where NULL.
+    """
+    import pyarrow.compute as pc
+
+    compute: Any = pc
+    members = [plain]
+    for key, values in nested.items():
+        written = compute.binary_join_element_wise(f",{key}:", _inner(values), "")
+        members.append(compute.fill_null(written, ""))
+    text = compute.binary_join_element_wise("{", *members, "}", "")
+    if compute.any(compute.starts_with(text, "{,")).as_py():
+        # none has members before these
+        text = compute.replace_substring_regex(text, r"\A\{,", "{")
+    return text
+
+
+def _inner(texts: Any) -> Any:
+    """Return the JSON values of array or object cells, which the server stores as strings.
 
     A string that is not JSON stays a string, which is no value of the column.
     """
-    kind, value = text[0], text[1:]
-    if kind == "j":
-        return value
+    import pyarrow.compute as pc
+
+    compute: Any = pc
+    texts = texts.combine_chunks()
+    values = compute.utf8_slice_codeunits(texts, 1)
+    is_string = compute.fill_null(compute.starts_with(texts, "s"), False)
+    if not compute.any(is_string).as_py():
+        return values
+    strings = values.filter(is_string)
+    if not _are_json(strings):
+        strings = compute.cast([_of_string(each) for each in strings.to_pylist()], values.type)
+    elif compute.any(compute.match_substring_regex(strings, "[\n\r]")).as_py():
+        # valid JSON has line ends between tokens only
+        strings = compute.replace_substring_regex(strings, "[\n\r]", " ")
+    return compute.replace_with_mask(values, is_string, strings)
+
+
+def _are_json(strings: Any) -> bool:
+    """Return whether every text is JSON, with nothing around it, if that is quickly seen."""
+    import msgspec
+    import pyarrow.compute as pc
+
+    compute: Any = pc
+    marks = compute.add(
+        compute.count_substring(strings, "["), compute.count_substring(strings, "{")
+    )
+    if compute.max(marks).as_py() > _MOST_MARKS:
+        return False
+    if compute.any(compute.match_substring_regex(strings, _LONG_NUMBER)).as_py():
+        return False
+    octets: list[bytes] = strings.cast("binary").to_pylist()
     try:
-        json.loads(value)
+        values = msgspec.json.decode(b"[%b]" % b",".join(octets), type=list[msgspec.Raw])
+    except (msgspec.MsgspecError, RecursionError):
+        return False
+    return list(map(bytes, values)) == octets
+
+
+def _of_string(text: str) -> str:
+    try:
+        json.loads(text)
     except (ValueError, RecursionError):
-        return json.dumps(value, ensure_ascii=False)
-    # valid JSON has line ends between tokens only
-    return value.replace("\n", " ").replace("\r", " ")
+        return json.dumps(text, ensure_ascii=False)
+    return text.replace("\n", " ").replace("\r", " ")
 
 
 def metadata_of(record: PublishedRecord) -> object:
