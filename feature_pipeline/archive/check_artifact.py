@@ -85,8 +85,8 @@ def _decoded(
 
     rows, outcome_bytes = (read.read_named(store, manifest, name) for name in (ROWS, OUTCOMES))
     try:
-        outcomes = read.decode_bounded(manifest, rows, outcome_bytes, records)
-        return outcomes, Content.of(manifest.columns, outcomes)
+        outcomes, table = read.decode_bounded(manifest, rows, outcome_bytes, records)
+        return outcomes, Content.of(manifest.columns, outcomes, table)
     except InvalidInputError:
         raise
     except (FeaturePipelineError, ValueError, TypeError, OverflowError, pa.ArrowException) as error:

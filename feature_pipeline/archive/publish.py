@@ -123,19 +123,23 @@ def publish_artifact(store: BlobStore, artifact: Artifact) -> PublishedArtifact:
         InvalidInputError: The outcomes are not one per record of the batch; nothing was written.
         StoreUnavailableError, OutcomeUnknownError: Some blobs may be stored; no manifest is.
     """
-    from feature_pipeline.archive.format.encode import Content, encode_outcomes, encode_rows
+    from feature_pipeline.archive.format.encode import (
+        Content,
+        encode_outcomes,
+        encode_table,
+        rows_table,
+    )
 
     check_outcomes(artifact)
-    content = Content.of(artifact.columns, artifact.outcomes)
+    rows = rows_table(artifact.columns, artifact.outcomes)
+    content = Content.of(artifact.columns, artifact.outcomes, rows)
     writers: dict[str, _Writer] = {
         **{f"{RAW}{check_file_name(n)}": _file_writer(store, p) for n, p in artifact.raw.items()},
     }
     if artifact.log is not None:
         writers[LOG] = _file_writer(store, artifact.log, "text/plain; charset=utf-8")
     if artifact.failure is None:
-        writers[ROWS] = _parquet_writer(
-            store, ROWS, lambda: encode_rows(artifact.columns, artifact.outcomes)
-        )
+        writers[ROWS] = _parquet_writer(store, ROWS, lambda: encode_table(rows))
         writers[OUTCOMES] = _parquet_writer(
             store, OUTCOMES, lambda: encode_outcomes(artifact.outcomes)
         )

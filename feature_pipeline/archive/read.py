@@ -108,8 +108,12 @@ def read_artifact_outcomes(store: BlobStore, manifest: Manifest) -> list[Outcome
     )
 
 
-def decode_bounded(manifest: Manifest, rows: bytes, outcomes: bytes, records: int) -> list[Outcome]:
+def decode_bounded(
+    manifest: Manifest, rows: bytes, outcomes: bytes, records: int
+) -> "tuple[list[Outcome], pa.Table]":
     """Decode an artifact's tables that any writer may have made, as `read_artifact_outcomes` does.
+
+    The second result is the table of the rows.
 
     Args:
         manifest: The artifact's; it did not fail.
@@ -132,7 +136,8 @@ def decode_bounded(manifest: Manifest, rows: bytes, outcomes: bytes, records: in
     outcome_table = read_bounded(outcomes, subject, OUTCOMES_SCHEMA, records)
     subject = f"{_name(manifest)}: {ROWS}"
     table = read_bounded(rows, subject, rows_schema(manifest.columns), manifest.counts.rows)
-    return _with_stated(manifest, decode_outcomes(manifest.columns, table, outcome_table))
+    outcome_list = decode_outcomes(manifest.columns, table, outcome_table)
+    return _with_stated(manifest, outcome_list), table
 
 
 def _with_stated(manifest: Manifest, outcomes: list[Outcome]) -> list[Outcome]:

@@ -2,6 +2,7 @@
 
 from datetime import UTC, date, datetime
 
+import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ from feature_pipeline.archive.format.encode import (
     encode_outcomes,
     encode_rows,
     read_parquet,
+    rows_table,
 )
 from feature_pipeline.model.columns import Column
 from feature_pipeline.model.digest import canonical_json
@@ -85,6 +87,17 @@ def test_decoding_gives_what_was_encoded(artifact):
     # By repr: NaN is not equal to itself, and -0.0 is to 0.0.
     assert repr(decoded) == repr(list(outcomes))
     assert Content.of(columns, decoded) == Content.of(columns, outcomes)
+
+
+@given(artifacts(), st.randoms())
+def test_content_of_a_table_is_that_of_its_rows(artifact, random):
+    columns, outcomes = artifact
+    shuffled = list(outcomes)
+    random.shuffle(shuffled)
+    table = rows_table(columns, shuffled)
+    assert Content.of(columns, outcomes, table) == Content.of(columns, outcomes)
+    in_parts = pa.concat_tables([table[:1], table[1:]])
+    assert Content.of(columns, outcomes, in_parts) == Content.of(columns, outcomes)
 
 
 @given(artifacts(), st.randoms())

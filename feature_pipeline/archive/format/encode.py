@@ -7,10 +7,12 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from feature_pipeline.archive.format import canonical
 from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, InvalidInputError
 from feature_pipeline.model.columns import Column, row_encoder
 from feature_pipeline.model.digest import ContentSum, Digest, Value
@@ -35,6 +37,8 @@ _ARROW_TYPES: Final[dict[str, pa.DataType]] = {
     "date-time": pa.timestamp("us", tz="UTC"),
     "uuid": pa.string(),
 }
+
+_UUID: Final = r"\A[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\z"
 
 _OUTCOME_FIELDS: Final[list["pa.Field[Any]"]] = [
     pa.field(RECORD_ID, pa.string(), nullable=False),
@@ -63,13 +67,26 @@ class Content:
     counts: OutcomeCounts
 
     @classmethod
-    def of(cls, columns: Sequence[Column], outcomes: Sequence[Outcome]) -> "Content":
-        """Return the digests and counts of `outcomes`, whose rows are in the order of `columns`."""
+    def of(
+        cls, columns: Sequence[Column], outcomes: Sequence[Outcome], table: pa.Table | None = None
+    ) -> "Content":
+        """Return the digests and counts of `outcomes`, whose rows are in the order of `columns`.
+
+        Args:
+            columns: The declared columns.
+            outcomes: The outcomes.
+            table: Their rows as in `rows_table`, in any order of records, if they are at hand:
+                they are encoded a column at a time.
+        """
         encoder = row_encoder(columns)
         digests: list[bytes] = []
         rows: list[bytes] = []
+        by_column = None if table is None else _encoded_records(columns, table)
         for outcome in outcomes:
-            encoded = encoder.rows(outcome.rows)
+            if by_column is None or not outcome.rows:
+                encoded = encoder.rows(outcome.rows)
+            else:
+                encoded = by_column(outcome.record_id, len(outcome.rows))
             digests.append(
                 encoder.outcome_digest(
                     outcome.record_id, outcome.status.value, outcome.reason, encoded
@@ -82,6 +99,33 @@ class Content:
             rows_digest=ContentSum.of(rows),
             counts=OutcomeCounts.of(outcomes),
         )
+
+
+def _encoded_records(
+    columns: Sequence[Column], table: pa.Table
+) -> Callable[[str, int], bytes] | None:
+    """Return what gives `RowEncoder.rows` of a record, by its id and number of rows.
+
+    None if a text is a UUID in another form than columns decode it to.
+    """
+    if not columns or not table.num_rows:
+        return None
+    values: list[Any] = [table.column(2 + at).combine_chunks() for at in range(len(columns))]
+    uuids = [array for column, array in zip(columns, values, strict=True) if column.kind == "uuid"]
+    if any(pc.all(pc.match_substring_regex(each, _UUID)).as_py() is False for each in uuids):
+        return None
+    kinds = [column.kind for column in columns]
+    data, offsets = canonical.encode_rows(list(zip(kinds, values, strict=True)))
+    first: Any = np.flatnonzero(np.asarray(table.column(1)) == 0)
+    ids: list[Any] = table.column(0).take(first).to_pylist()
+    starts: dict[str, int] = dict(zip(ids, first.tolist(), strict=True))
+    ends: list[int] = offsets.tolist()
+
+    def encoded(record_id: str, rows: int) -> bytes:
+        start = starts[record_id]
+        return rows.to_bytes(4) + data[ends[start] : ends[start + rows]]
+
+    return encoded
 
 
 def arrow_field(column: Column) -> "pa.Field[pa.DataType]":
@@ -113,7 +157,7 @@ def encode_rows(columns: Sequence[Column], outcomes: Sequence[Outcome]) -> bytes
 
     NaN, infinities and -0.0 are preserved; NULL is not NaN. Arrays and objects are canonical JSON.
     """
-    return _parquet(rows_table(columns, outcomes))
+    return encode_table(rows_table(columns, outcomes))
 
 
 def rows_table(columns: Sequence[Column], outcomes: Sequence[Outcome]) -> pa.Table:
@@ -148,14 +192,15 @@ def encode_outcomes(outcomes: Sequence[Outcome]) -> bytes:
         pa.array([_text(o.action) for o in outcomes], pa.string()),
         pa.array([_text(o.carried_from) for o in outcomes], pa.string()),
     ]
-    return _parquet(pa.Table.from_arrays(arrays, schema=OUTCOMES_SCHEMA))
+    return encode_table(pa.Table.from_arrays(arrays, schema=OUTCOMES_SCHEMA))
 
 
 def _text(digest: Digest | None) -> str | None:
     return None if digest is None else str(digest)
 
 
-def _parquet(table: pa.Table) -> bytes:
+def encode_table(table: pa.Table) -> bytes:
+    """Return Parquet of a table of an artifact."""
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()

@@ -461,10 +461,10 @@ class TestSettling:
         original = encode.Content.of
         broken = iter([ValueError("badly formed hexadecimal UUID string")])
 
-        def of(columns, outcomes):
+        def of(columns, outcomes, table):
             if (error := next(broken, None)) is not None:
                 raise error
-            return original(columns, outcomes)
+            return original(columns, outcomes, table)
 
         monkeypatch.setattr(encode.Content, "of", of)
         settled = accept.accept_entries(scene.store, accept.waiting(scene.store))

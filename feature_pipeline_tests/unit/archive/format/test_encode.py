@@ -211,3 +211,10 @@ def test_a_kind_that_only_later_code_knows_is_shown_as_it_is():
     (outcomes,) = decode_outcomes((), read_parquet(encode_rows((), [later]), "rows"),
                                read_parquet(encode_outcomes([later]), "outcomes"))  # fmt: skip
     assert outcomes == later
+
+
+def test_a_uuid_in_another_form_has_the_same_digest() -> None:
+    column = Column(name="run", type="string", format="uuid")
+    outcomes = [Outcome("r1", Status.PASSED, (("85B187A2-4970-5f04-952c-7dd62f2a0cb9",), (None,)))]
+    table = rows_table((column,), outcomes)
+    assert Content.of((column,), outcomes, table) == Content.of((column,), outcomes)
