@@ -25,6 +25,7 @@ from feature_pipeline.osa.server.database import Server
 from feature_pipeline.osa.server.storage import ServerStorage
 from feature_pipeline.osa.settings import DATABASE_URL, STORAGE
 from feature_pipeline.projections.catalog.database import Database
+from feature_pipeline.projections.proof import read_back
 from feature_pipeline_tests.fixtures import osa_server as recorded
 from feature_pipeline_tests.fixtures.commands import CommandLine
 from feature_pipeline_tests.fixtures.osa_server import Beside
@@ -106,7 +107,7 @@ def test_without_any_storage_every_row_is_imported_and_equals_the_servers(
     assert {name: each.proven_rows for name, each in again.items()} == ROWS
 
 
-def test_rows_decoded_one_by_one_give_the_same_objects(
+def test_rows_read_and_decoded_one_by_one_give_the_same_objects(
     beside: Beside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by_column: list[bool] = []
@@ -122,6 +123,7 @@ def test_rows_decoded_one_by_one_give_the_same_objects(
     assert any(by_column)
     slow = Beside(beside.url, beside.folder)
     monkeypatch.setattr(lines, "decode_lines", lambda *_: None)
+    monkeypatch.setattr(read_back, "CHUNK_BYTES", 1)
     imported(slow)
     assert slow.store._objects.keys() == beside.store._objects.keys()
 

@@ -94,6 +94,8 @@ order by 1, 2, r.source ->> 'id' collate "C"
 
 _CHUNK_ROWS: Final = 2_000
 
+_MOST_TEXT_BYTES: Final = 1 << 30
+"""Maximum size of the rows of a hook run: acceptance refuses an artifact with more, too."""
 _MOST_MARKS: Final = 500
 """Texts with more brackets may be nested deeper than Python's parser follows."""
 _LONG_NUMBER: Final = "[0-9]{1000}"
@@ -234,7 +236,7 @@ class HookTable:
         JSON null, unless an absent key means a default.
 
         Raises:
-            InvalidInputError: Arrow has no such value.
+            InvalidInputError: Arrow has no such value, or there is too much text.
         """
         import pyarrow as pa
 
@@ -254,13 +256,18 @@ class HookTable:
             },
         }
         texts = dict.fromkeys(selected_texts, pa.string())
+        keys = [json.dumps(column.name) for column in nested]
         try:
             table = self._read(run_id, selected_texts, texts)
+            members = [table.column(str(number)) for number in range(len(keys))]
+            text = _objects(table.column("plain"), dict(zip(keys, members, strict=True)))
         except ValueError as error:
             raise InvalidInputError(f"its rows cannot be read: {error}") from error
-        keys = [json.dumps(column.name) for column in nested]
-        members = [table.column(str(number)) for number in range(len(keys))]
-        text = _objects(table.column("plain"), dict(zip(keys, members, strict=True)))
+        if text.nbytes > _MOST_TEXT_BYTES:
+            raise InvalidInputError(
+                f"its rows have {text.nbytes:,} bytes as JSON: at most {_MOST_TEXT_BYTES:,} can be"
+                " imported"
+            )
         return table.select(["id", "record_srn", "created_at"]).append_column("text", text)
 
     def typed_rows(
