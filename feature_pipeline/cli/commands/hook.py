@@ -48,4 +48,4 @@ def import_(
         click.echo(f"{folder / name / 'defs.yaml'}")
         for note in imported.notes:
             click.echo(f"  look at {note}", err=True)
-    click.echo("`dg check defs` says whether the project takes them.")
+    click.echo("`dagster definitions validate` says whether the project takes them.")

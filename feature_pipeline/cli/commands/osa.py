@@ -51,7 +51,8 @@ def scaffold(
     written = write_definitions(_followed(chosen), folder, component)
     for path in written:
         output.say(str(path))
-    output.say("`dg check defs` checks them; `feature-pipeline osa plan` compares them later.")
+    output.say("`dagster definitions validate` checks them.")
+    output.say("`feature-pipeline osa plan` compares them with the server later.")
     output.result({"written": [str(path) for path in written]})
 
 
@@ -189,7 +190,7 @@ def restore(
     from feature_pipeline.osa.restore.tables import drop_replaced, restore_tables
 
     if bool(hooks) == is_all:
-        raise InvalidInputError("name the hooks whose tables are restored, or write --all")
+        raise InvalidInputError("name the hooks whose tables are meant, or write --all; not both")
     Project.find().load_environment()
     output = Output(as_json)
     chosen = _settings()

@@ -204,11 +204,12 @@ def restore_tables(
         if not is_dry_run:
             _act_as_owner(used, "records")
         check_schema(used, server.address, RESTORE)
-        deployed = Reader(used).definitions()
+        reader = Reader(used, server.address)
+        deployed = reader.definitions()
         for name in _chosen(deployed, settings, hooks):
             with session_lock(used, "osa restore", name):
                 yield _restore(
-                    store, used, deployed, settings, definitions, name, only_there, is_dry_run
+                    store, reader, deployed, settings, definitions, name, only_there, is_dry_run
                 )
 
 
@@ -224,7 +225,7 @@ def drop_replaced(server: Server, settings: OsaSettings, hooks: Sequence[str] = 
     with server.database.connect("dropping replaced tables") as connection:
         _act_as_owner(connection, "records")
         check_schema(connection, server.address, RESTORE)
-        reader = Reader(connection)
+        reader = Reader(connection, server.address)
         deployed = reader.definitions()
         for hook in _chosen(deployed, settings, hooks):
             shape = Shape.of(hook, reader.feature_table(hook), deployed.hooks[hook].feature_spec)
@@ -292,7 +293,7 @@ def _parts(
 
 def _restore(
     store: BlobStore,
-    connection: Connection,
+    reader: Reader,
     deployed: Definitions,
     settings: OsaSettings,
     definitions: Mapping[tuple[str, str], HookDefinition],
@@ -300,7 +301,7 @@ def _restore(
     only_there: OnlyThere,
     is_dry_run: bool,
 ) -> Restored:
-    reader = Reader(connection)
+    connection = reader.connection
     catalogued = reader.feature_table(hook)
     shape = Shape.of(hook, catalogued, deployed.hooks[hook].feature_spec)
     parts = _parts(deployed, settings, definitions, shape)

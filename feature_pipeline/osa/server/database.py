@@ -75,8 +75,8 @@ class ServerHook:
                 return release
         raise InvalidInputError(
             f"hook {self.name!r}: it has no live release (hooks.live_release_id is"
-            f" {self.live_release_id}, and hook_releases has {len(self.releases)} of it): deploy"
-            " the hook on the server first, or leave it out"
+            f" {self.live_release_id or 'NULL'}, and hook_releases has {len(self.releases)} of it):"
+            " deploy the hook on the server first, or leave it out"
         )
 
 
@@ -240,7 +240,7 @@ class Server:
             if not columns <= self._checked:
                 check_schema(used, self.address, tables)
                 self._checked.update(columns)
-            yield Reader(used)
+            yield Reader(used, self.address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +248,8 @@ class Reader:
     """The reads of one snapshot."""
 
     connection: Connection
+    address: str
+    """The database, for messages."""
 
     def definitions(self) -> Definitions:
         """Return every convention, hook and release."""
@@ -417,7 +419,7 @@ class Reader:
 
     def feature_columns(self, table: str) -> frozenset[str]:
         """Return the columns of a hook's table; errors as for `schema.feature_columns`."""
-        return feature_columns(self.connection, table, self.connection.info.host)
+        return feature_columns(self.connection, table, self.address)
 
     def feature_rows(
         self, table: str, columns: Sequence[Column], srns: Sequence[str]

@@ -137,7 +137,8 @@ def feature_columns(connection: Connection, table: str, address: str) -> frozens
         )
     raise InvalidInputError(
         f'database {address} has no table features."{table}", and public.feature_tables names it:'
-        " the server reads no record without it"
+        " the server reads no record without it. If it is lost, `feature-pipeline osa restore`"
+        " makes it again"
     )
 
 
