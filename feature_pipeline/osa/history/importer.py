@@ -285,20 +285,22 @@ class Importer:
             self.server.connect() as connection,
             self.server.session(HISTORY, connection) as reader,
         ):
-            found = reader.definitions()
-            hooks = list(self._hooks(reader, found, result))
+            deployed = reader.definitions()
+            hooks = list(self._hooks(reader, deployed, result))
             for convention in dict.fromkeys(each.followed.convention.id for each in hooks):
                 of_convention = [h for h in hooks if h.followed.convention.id == convention]
-                self._import(reader, found, convention, of_convention, is_dry=is_dry)
+                self._import(reader, deployed, convention, of_convention, is_dry=is_dry)
             for hook in hooks:
                 if not is_dry:
                     self._prove(hook)
                 result.hooks.append(hook.result)
         return result
 
-    def _hooks(self, reader: Reader, found: Definitions, result: ImportResult) -> Iterator[_Hook]:
+    def _hooks(
+        self, reader: Reader, deployed: Definitions, result: ImportResult
+    ) -> Iterator[_Hook]:
         """Yield the followed hooks that this project defines, each with its checked table."""
-        followed = followed_hooks(found, self.settings)
+        followed = followed_hooks(deployed, self.settings)
         conventions: dict[str, set[str]] = {}
         for each in followed:
             conventions.setdefault(each.hook.name, set()).add(each.convention.id)
@@ -342,7 +344,7 @@ class Importer:
     def _import(
         self,
         reader: Reader,
-        found: Definitions,
+        deployed: Definitions,
         convention: str,
         hooks: Sequence[_Hook],
         *,
@@ -353,7 +355,7 @@ class Importer:
         Batches that the archive lacks are made of one pass over the records, batch by batch.
         """
         later: dict[tuple[str, str], list[_Wanted]] = {}
-        for wanted in self._wanted(reader, found, convention, hooks):
+        for wanted in self._wanted(reader, deployed, convention, hooks):
             if is_dry:
                 _count(wanted, is_new=wanted.run.run_id not in wanted.hook.imported)
                 continue
@@ -378,7 +380,7 @@ class Importer:
                     self._try(wanted, *located, records)
 
     def _wanted(
-        self, reader: Reader, found: Definitions, convention: str, hooks: Sequence[_Hook]
+        self, reader: Reader, deployed: Definitions, convention: str, hooks: Sequence[_Hook]
     ) -> Iterator[_Wanted]:
         """Yield the hook runs to import; count the rows of the others."""
         for hook in hooks:
@@ -397,7 +399,7 @@ class Importer:
                     if not has_output and self._is_stored(placement, hook, run):
                         hook.result.stored_rows += run.rows
                         continue
-                    row, release = _released(run.run_id, rows, found, hook.name)
+                    row, release = _released(run.run_id, rows, deployed, hook.name)
                 except _CANNOT_BE_IMPORTED as error:
                     _refuse(hook, run, error)
                     continue
@@ -643,7 +645,7 @@ def _add(result: HookImport, each: Difference, run_id: str, *, is_kept: bool) ->
 
 
 def _released(
-    run_id: str, rows: Mapping[str, HookRun], found: Definitions, hook: str
+    run_id: str, rows: Mapping[str, HookRun], deployed: Definitions, hook: str
 ) -> tuple[HookRun, Release]:
     """Return the row of a hook run, and its release.
 
@@ -653,7 +655,7 @@ def _released(
     row = rows.get(run_id)
     if row is None:
         raise NotFoundError("public.hook_runs has no row of it: its release is not known")
-    release = found.release(row.release_id)
+    release = deployed.release(row.release_id)
     if release is None or release.hook != hook:
         raise NotFoundError(
             f"public.hook_runs names release {row.release_id}, which is no release of hook {hook!r}"

@@ -88,12 +88,12 @@ def row_ids_by_record(table: "pa.Table") -> dict[str, Ids]:
     """Return `id` and `created_at` of every row of `server_row_ids`, by record."""
     from feature_pipeline.archive.format.encode import instants
 
-    found: dict[str, Ids] = {}
+    ids_by_record: dict[str, Ids] = {}
     rows: Iterator[Any] = zip(
         *(table.column(name).to_pylist() for name in ("record", "id")),
         instants(table.column("created_at")),
         strict=True,
     )
     for record, row_id, created_at in rows:
-        found.setdefault(record, []).append((row_id, created_at))
-    return found
+        ids_by_record.setdefault(record, []).append((row_id, created_at))
+    return ids_by_record

@@ -187,11 +187,11 @@ class HookTable:
         if name is None:
             raise NotFoundError(f"public.feature_tables has no table of hook {hook!r}")
         reader.feature_columns(name)
-        found: dict[str, str] = dict(reader.connection.execute(_COLUMN_TYPES, [name]).fetchall())
+        types: dict[str, str] = dict(reader.connection.execute(_COLUMN_TYPES, [name]).fetchall())
         wanted = {**_FIXED, **{each.name: _TYPES[each.kind] for each in columns}}
         for column, kind in wanted.items():
-            if found.get(column) != kind:
-                actual = f"is of type {found[column]}" if column in found else "does not exist"
+            if types.get(column) != kind:
+                actual = f"is of type {types[column]}" if column in types else "does not exist"
                 raise InvalidInputError(
                     f'features."{name}": column {column!r} {actual}, and the server declares it'
                     f" as {kind}: its values cannot be read"
@@ -199,7 +199,7 @@ class HookTable:
         # bytes of texts of values depend on these
         for setting in ("datestyle to iso, ymd", "timezone to 'UTC'", "extra_float_digits to 1"):
             reader.connection.execute(sql.SQL("set local {}").format(sql.SQL(setting)))
-        undeclared = tuple(each for each in found if each not in wanted)
+        undeclared = tuple(each for each in types if each not in wanted)
         defaults = [each for each in ours if each.default is not None]
         names = frozenset(n for each in defaults for n in (each.name, *each.former_names))
         return cls(reader, name, tuple(columns), undeclared, names)
@@ -210,11 +210,11 @@ class HookTable:
 
     def runs(self, convention: str) -> list[RunRows]:
         """Return the hook runs with rows of the convention's records, by id."""
-        found: dict[str, RunRows] = {}
+        runs: dict[str, RunRows] = {}
         for run_id, kind, ingest, index, deposition, rows in self._rows(_RUNS, convention):
             origin = Origin(kind, ingest, index, deposition)
-            found.setdefault(run_id, RunRows(run_id)).by_origin[origin] = rows
-        return list(found.values())
+            runs.setdefault(run_id, RunRows(run_id)).by_origin[origin] = rows
+        return list(runs.values())
 
     def rows_by_convention(self) -> dict[str | None, int]:
         """Return the number of rows by convention; those without a record under None."""
@@ -284,11 +284,11 @@ class HookTable:
             self._table,
         )
         wanted = frozenset(srns)
-        found: dict[str, list[TypedRow]] = {}
+        rows_by_srn: dict[str, list[TypedRow]] = {}
         for row_id, srn, created_at, *values in self._stream(statement, [run_id]):
             if srn in wanted:
-                found.setdefault(srn, []).append(TypedRow(row_id, created_at, values))
-        return found
+                rows_by_srn.setdefault(srn, []).append(TypedRow(row_id, created_at, values))
+        return rows_by_srn
 
     def arrow_rows(self, run_id: str, columns: Sequence[Column]) -> "pa.Table":
         """Return the rows of a hook run as Arrow columns, in order of `id`.
