@@ -190,7 +190,7 @@ def restore(
     from feature_pipeline.osa.restore.tables import drop_replaced, restore_tables
 
     if bool(hooks) == is_all:
-        raise InvalidInputError("name the hooks whose tables are meant, or write --all; not both")
+        raise InvalidInputError("name the hooks whose tables are restored, or write --all")
     Project.find().load_environment()
     output = Output(as_json)
     chosen = _settings()
