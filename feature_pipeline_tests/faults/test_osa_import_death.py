@@ -18,18 +18,19 @@ POINTS = (2, 9, 17, 34, 52)
 blobs, its completion, its log entry, and later ones."""
 
 
-def state(store: BlobStore) -> dict[str, object]:
-    """What an import leaves, without times: artifacts and batches."""
-    found: dict[str, object] = {}
+def state(store: BlobStore, *, has_times: bool = True) -> dict[str, object]:
+    """Batches, and the artifacts of each log in order, with the times at which they came."""
+    left: dict[str, object] = {}
     for dataset in log.datasets(store):
         for key, entry in log.batches(store, dataset).items():
-            found[f"{dataset}/{key}"] = (str(entry.digest), entry.submitted_at)
+            left[f"{dataset}/{key}"] = str(entry.digest), has_times and entry.submitted_at
         for hook in log.hooks(store, dataset):
             for key, entries in log.feature_logs(store, dataset, hook).items():
-                found[f"{dataset}/{hook}/{key}"] = [
-                    (e.completion, str(e.manifest), e.verdict, e.published_at) for e in entries
+                left[f"{dataset}/{hook}/{key}"] = [
+                    (e.completion, str(e.manifest), e.verdict, has_times and e.published_at)
+                    for e in entries
                 ]
-    return found
+    return left
 
 
 def test_a_killed_import_is_completed_by_the_next(beside: Beside, ground: Ground) -> None:

@@ -9,11 +9,8 @@ import psycopg
 import pytest
 
 from feature_pipeline.errors import InvalidInputError, NotFoundError
-from feature_pipeline.osa.compare import EXPECTED, HookComparison, Kind, compare_hooks
-from feature_pipeline.osa.definitions import followed_hooks
-from feature_pipeline.osa.server.database import Server
+from feature_pipeline.osa.compare import EXPECTED, Kind
 from feature_pipeline.osa.settings import OsaSettings
-from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline_tests.fixtures import osa_server as recorded
 from feature_pipeline_tests.fixtures.osa_server import Beside
 
@@ -25,14 +22,6 @@ KINDS = {
     "no record": Kind.NO_RECORD,
     "record of another batch or run: its rows are from there": Kind.OTHER_BATCH,
 }
-
-
-def compared(beside: Beside) -> dict[str, HookComparison]:
-    server = Server(Database(beside.url))
-    with server.session() as reader:
-        followed = followed_hooks(reader.definitions(), beside.settings)
-    found = compare_hooks(beside.store, server, followed)
-    return {f"{each.dataset}/{each.hook}": each for each in found}
 
 
 def recorded_differences() -> set[tuple[str, str, Kind]]:
@@ -55,7 +44,7 @@ def test_it_finds_exactly_what_was_recorded(
     beside.accept_all()
     monkeypatch.setattr("feature_pipeline.osa.compare.EXAMPLES", 1000)
     found = set()
-    for each in compared(beside).values():
+    for each in beside.compare().values():
         for kind, examples in each.examples.items():
             for example in examples:
                 batch, record = example.split(": ")[0].split(" ")
@@ -71,7 +60,7 @@ def test_it_finds_exactly_what_was_recorded(
 def test_each_kind_of_difference_is_counted_with_examples(beside: Beside) -> None:
     beside.follow()
     beside.accept_all()
-    found = compared(beside)
+    found = beside.compare()
     qc = found["pdb_structures/qc"]
     (changed,) = qc.examples[Kind.VALUES]
     assert changed.endswith("-0 1aa12: resolution: 1.64 here, 1.23 there")
@@ -101,7 +90,7 @@ def test_rows_that_only_the_server_has_are_missing_here(beside: Beside) -> None:
     for key in [info.key for info in beside.store.list_objects("log/features/pdb_structures/qc/")]:
         if recorded.HISTORY in key:
             beside.store.delete(key)
-    missing = compared(beside)["pdb_structures/qc"]
+    missing = beside.compare()["pdb_structures/qc"]
     assert missing.counts[Kind.MISSING_HERE] == 6
     (example,) = missing.examples[Kind.MISSING_HERE]
     assert example.startswith("6 rows of hook run a1c638f4-f711-594c-a454-516f556a435c, such as")
@@ -115,7 +104,7 @@ def test_a_value_that_the_server_truncated_is_named_with_the_error_here(beside: 
     output.write_text(re.sub(r'"atoms": (\d+)', r'"atoms": \1.5', output.read_text(), count=1))
     beside.follow()
     beside.accept_all()
-    (example,) = compared(beside)["pdb_structures/qc"].examples[Kind.MISSING_HERE]
+    (example,) = beside.compare()["pdb_structures/qc"].examples[Kind.MISSING_HERE]
     assert "1 row, urn:osa:" in example
     assert "errored here: features.jsonl line 1: feature 1, column 'atoms': expected an" in example
 
@@ -131,7 +120,7 @@ def test_equal_tables_are_equal(beside: Beside) -> None:
     beside.sql(
         "delete from records where source ->> 'ingest_run_id' is distinct from %s", recorded.HISTORY
     )
-    found = compared(beside)
+    found = beside.compare()
     assert all(each.is_equal for each in found.values())
     assert found["pdb_structures/pockets"].summary() == (
         "pdb_structures/pockets: 1 batch, 6 records equal"
@@ -150,7 +139,7 @@ def test_equal_tables_are_equal(beside: Beside) -> None:
 def test_a_table_that_is_not_there_is_an_error(beside: Beside, change: str, problem: str) -> None:
     beside.sql(change)
     with pytest.raises((InvalidInputError, NotFoundError), match=problem):
-        compared(beside)
+        beside.compare()
 
 
 def test_the_documented_grants_are_enough_and_needed(beside: Beside) -> None:
@@ -163,7 +152,7 @@ def test_the_documented_grants_are_enough_and_needed(beside: Beside) -> None:
 
     def taken_and_compared() -> None:
         beside.follow()
-        compared(beside)
+        beside.compare()
 
     owner = beside.url
     with psycopg.connect(owner, autocommit=True) as connection:
@@ -180,7 +169,7 @@ def test_the_documented_grants_are_enough_and_needed(beside: Beside) -> None:
                 connection.execute(grant.replace("follower", role))  # type: ignore[arg-type]
             taken_and_compared()
             beside.accept_all()
-            assert compared(beside)["pdb_structures/qc"].batches == 5
+            assert beside.compare()["pdb_structures/qc"].batches == 5
         finally:
             connection.execute(f"drop owned by {role}")  # type: ignore[arg-type]
             connection.execute(f"drop role {role}")  # type: ignore[arg-type]
@@ -198,7 +187,7 @@ def test_a_changed_deposition_is_compared_once(beside: Beside) -> None:
     )
     beside.follow()
     beside.accept_all()
-    found = compared(beside)["protein_designs/alignment"]
+    found = beside.compare()["protein_designs/alignment"]
     assert found.batches == 4
     (example,) = found.examples[Kind.MISSING_THERE]
     assert example.startswith(f"deposition-{local}-2 {local}: 3 rows")

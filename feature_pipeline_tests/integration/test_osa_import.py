@@ -15,16 +15,14 @@ from feature_pipeline.archive.logs.tombstones import withdraw
 from feature_pipeline.archive.maintenance.erase import erase
 from feature_pipeline.errors import InvalidInputError, NotFoundError
 from feature_pipeline.model.outcomes import OutcomeKind, Status
-from feature_pipeline.osa.compare import HookComparison, Kind, compare_hooks
-from feature_pipeline.osa.definitions import followed_hooks
+from feature_pipeline.osa.compare import Kind
 from feature_pipeline.osa.history import lines
-from feature_pipeline.osa.history.importer import HookImport, Importer, ImportResult
+from feature_pipeline.osa.history.importer import Importer
 from feature_pipeline.osa.history.reconstructed import is_reconstructed, server_row_ids
+from feature_pipeline.osa.history.result import HookImport, ImportResult
 from feature_pipeline.osa.history.table_rows import HookTable
-from feature_pipeline.osa.server.database import Server
 from feature_pipeline.osa.server.storage import ServerStorage
 from feature_pipeline.osa.settings import DATABASE_URL, STORAGE
-from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.proof import read_back
 from feature_pipeline_tests.fixtures import osa_server as recorded
 from feature_pipeline_tests.fixtures.commands import CommandLine
@@ -60,14 +58,6 @@ def by_hook(result: ImportResult) -> dict[str, HookImport]:
     return {f"{each.dataset}/{each.hook}": each for each in result.hooks}
 
 
-def compared(beside: Beside) -> dict[str, HookComparison]:
-    server = Server(Database(beside.url))
-    with server.session() as reader:
-        followed = followed_hooks(reader.definitions(), beside.settings)
-    found = compare_hooks(beside.store, server, followed)
-    return {f"{each.dataset}/{each.hook}": each for each in found}
-
-
 def new_rows(found: dict[str, HookImport]) -> dict[str, int]:
     return {name: each.new_rows for name, each in found.items()}
 
@@ -94,7 +84,7 @@ def test_without_any_storage_every_row_is_imported_and_equals_the_servers(
     found = imported(beside)
     assert new_rows(found) == ROWS
     assert {name: each.proven_rows for name, each in found.items()} == ROWS
-    for each in compared(beside).values():
+    for each in beside.compare().values():
         assert each.counts == {}
         assert each.equal > 0
     manifests = beside.manifests()
@@ -196,12 +186,12 @@ def test_an_output_that_appears_later_takes_the_place(beside: Beside) -> None:
     result = beside.follow()
     assert (len(result.published), result.unreadable) == (20, {})
     beside.accept_all()
-    found = compared(beside)
+    found = beside.compare()
     # the same as beside an archive without imported rows
     whole = Beside(beside.url, beside.folder)
     whole.follow()
     whole.accept_all()
-    assert found == compared(whole)
+    assert found == whole.compare()
     again = imported(beside, beside.storage)
     assert {name: each.archived_rows for name, each in again.items()} == ROWS
     assert new_rows(again) == dict.fromkeys(ROWS, 0)
@@ -251,7 +241,7 @@ def test_an_output_that_waits_in_the_inbox_takes_the_place(beside: Beside) -> No
     beside.follow()
     imported(beside)
     beside.accept_all()
-    assert compared(beside)["pdb_structures/pockets"].counts[Kind.OTHER_BATCH] == 3
+    assert beside.compare()["pdb_structures/pockets"].counts[Kind.OTHER_BATCH] == 3
     heads = log.heads(beside.store, "pdb_structures", "qc")
     assert heads[REAL].completion == HISTORY_QC
     # and owns the records: its batch counts as submitted later
@@ -307,7 +297,7 @@ def test_rows_of_an_earlier_hook_run_do_not_replace_the_output_of_a_later_one(
     first, last = beside.entries("protein_designs", "alignment")[f"deposition-{local}"]
     assert (first.verdict, last.verdict) == (Verdict.CURRENT, Verdict.SUPERSEDED)
     assert (first.release_seq, last.release_seq) == (1, 2)
-    (example,) = compared(beside)["protein_designs/alignment"].examples[Kind.VALUES]
+    (example,) = beside.compare()["protein_designs/alignment"].examples[Kind.VALUES]
     assert "earlier there" in example
     assert new_rows(imported(beside, beside.storage)) == dict.fromkeys(ROWS, 0)
 
@@ -366,7 +356,7 @@ def test_values_that_no_outcome_can_have_are_kept_as_they_are_and_counted(beside
         for name, line in (("1hist", 1), ("2hist", 2), ("pdb:9xyz", 5))
     ]
     assert lines_of(beside, f"{HISTORY}/pockets")["1hist"][0]["residues"] == "plain"
-    missing = compared(beside)["pdb_structures/pockets"]
+    missing = beside.compare()["pdb_structures/pockets"]
     assert missing.counts == {Kind.MISSING_HERE: 3}
 
 
@@ -394,12 +384,12 @@ def test_a_row_that_was_changed_or_inserted_again_is_imported_again(beside: Besi
         " insert into features.qc (record_srn, run_id, passed, resolution, r_free, atoms)"
         " select record_srn, run_id, passed, resolution, r_free, atoms from old"
     )
-    differing = compared(beside)["structures/qc"]
+    differing = beside.compare()["structures/qc"]
     assert differing.counts == {Kind.VALUES: 1, Kind.IDS: 1}
     assert "notes: NULL here, by hand there" in differing.examples[Kind.VALUES][0]
     assert "1hist: 2 of 2026-11-29 15:03:03.471528 here, 50 of" in differing.examples[Kind.IDS][0]
     assert imported(beside)["structures/qc"].new_rows == 6
-    assert compared(beside)["structures/qc"].counts == {}
+    assert beside.compare()["structures/qc"].counts == {}
     _, last = beside.entries("structures", "qc")[HISTORY]
     assert last.verdict is Verdict.CURRENT
 
@@ -438,7 +428,7 @@ def test_old_records_without_a_batch_index_have_a_batch_of_their_hook_run(beside
     found = imported(beside)["structures/qc"]
     assert found.proven_rows == 6
     assert list(beside.manifests()) == [f"history-run-{HISTORY_QC}/qc"]
-    assert compared(beside)["structures/qc"].counts == {}
+    assert beside.compare()["structures/qc"].counts == {}
 
 
 def test_rows_under_the_id_of_another_batchs_hook_run_have_a_batch_of_it(beside: Beside) -> None:
@@ -451,7 +441,7 @@ def test_rows_under_the_id_of_another_batchs_hook_run_have_a_batch_of_it(beside:
     found = imported(beside, beside.storage)["structures/qc"]
     assert found.proven_rows == 7
     assert list(beside.manifests()) == [f"history-run-{HISTORY_QC}/qc"]
-    assert compared(beside)["structures/qc"].counts == {}
+    assert beside.compare()["structures/qc"].counts == {}
 
 
 def test_records_published_since_are_a_further_batch(beside: Beside) -> None:
@@ -471,7 +461,7 @@ def test_records_published_since_are_a_further_batch(beside: Beside) -> None:
     )
     assert imported(beside)["structures/qc"].proven_rows == 7
     assert list(beside.manifests()) == [f"{HISTORY}/qc", f"{HISTORY}_2/qc"]
-    found = compared(beside)["structures/qc"]
+    found = beside.compare()["structures/qc"]
     assert (found.batches, found.equal, found.counts) == (1, 7, {})
 
 

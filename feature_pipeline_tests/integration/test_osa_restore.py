@@ -37,7 +37,6 @@ from feature_pipeline_tests.fixtures.commands import CommandLine
 from feature_pipeline_tests.fixtures.osa_server import Beside, write_storage
 from feature_pipeline_tests.fixtures.osa_server.reads import answers, record_page, tables, write
 from feature_pipeline_tests.fixtures.postgres import PostgresAddress
-from feature_pipeline_tests.integration.test_osa_compare import compared
 
 pytestmark = pytest.mark.postgres
 
@@ -145,7 +144,7 @@ def test_lost_tables_come_back(archived: Archived) -> None:
     found = archived.restore()
     assert [found[hook].state for hook in HOOKS] == [State.RESTORED] * 3
     assert shape(archived) == before
-    kinds = {name: {kind.name for kind in each.counts} for name, each in compared(archived).items()}
+    kinds = {name: {kind.name for kind in each.counts} for name, each in archived.compare().items()}
     # what `compare` names before the loss as differing is the archive's now
     assert kinds == {
         "pdb_structures/pockets": {"ERRORED_HERE", "NO_RECORD", "OTHER_BATCH"},
@@ -215,7 +214,7 @@ def test_ids_stay_when_the_outputs_of_imported_rows_are_found(imported: Archived
     for hook in HOOKS:
         after = set(imported.query(query.format(hook)))
         assert set(before[hook]) <= after
-    found = {kind.name for each in compared(imported).values() for kind in each.counts}
+    found = {kind.name for each in imported.compare().values() for kind in each.counts}
     assert found == {"ERRORED_HERE", "NO_RECORD", "OTHER_BATCH"}
 
 

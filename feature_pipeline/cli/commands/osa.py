@@ -22,7 +22,7 @@ from feature_pipeline.osa.definitions import (
     followed_hooks,
     write_definitions,
 )
-from feature_pipeline.osa.history.importer import Importer, import_lines
+from feature_pipeline.osa.history.importer import Importer
 from feature_pipeline.osa.restore.only_there import OnlyThere
 from feature_pipeline.osa.settings import OsaSettings, find_settings
 from feature_pipeline.osa.sync.follower import Follower, Pass
@@ -149,7 +149,7 @@ def import_rows(
             f"{name} is not defined here: `feature-pipeline osa scaffold` writes its definition"
         )
     for each in result.hooks:
-        for line in import_lines(each, is_dry=is_dry):
+        for line in each.lines(is_dry=is_dry):
             output.say(line)
     output.result(
         {"undefined": result.undefined, "hooks": [each.to_json() for each in result.hooks]}

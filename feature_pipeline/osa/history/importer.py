@@ -11,7 +11,7 @@ completed by the next, which makes the same artifacts: they contain no time of t
 
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -66,6 +66,7 @@ from feature_pipeline.osa.history.reconstructed import (
     reconstructed_run,
     server_row_ids,
 )
+from feature_pipeline.osa.history.result import HookImport, ImportResult
 from feature_pipeline.osa.history.table_rows import (
     HookTable,
     PublishedRecord,
@@ -88,7 +89,6 @@ from feature_pipeline.osa.settings import OsaSettings
 if TYPE_CHECKING:
     import pyarrow as pa
 
-EXAMPLES: Final = 10
 UNKNOWN: Final = (
     "the output of its hook run is gone, and the server's table has no row of the record: whether"
     " it passed without rows is not known"
@@ -97,113 +97,6 @@ UNKNOWN: Final = (
 
 _CANNOT_BE_IMPORTED: Final = (InvalidInputError, NotFoundError, ConflictError, CorruptDataError)
 """Errors that concern one hook run."""
-
-
-@dataclass
-class HookImport:
-    """What was imported of one hook of one dataset; numbers of rows unless stated otherwise."""
-
-    dataset: str
-    hook: str
-    table_rows: int = 0
-    """Rows of the convention's records."""
-    other_rows: dict[str, int] = field(default_factory=dict)
-    """Rows of records of conventions that do not name the hook, or are not followed."""
-    archived_rows: int = 0
-    """Rows of hook runs whose output the archive has."""
-    stored_rows: int = 0
-    """Rows of hook runs whose output the storage has: `sync` takes it."""
-    withdrawn_rows: int = 0
-    """Rows of records that are withdrawn here."""
-    new_rows: int = 0
-    new_runs: list[str] = field(default_factory=list)
-    """Hook runs whose rows were imported by this pass, or are to be."""
-    unchanged_rows: int = 0
-    unchanged_runs: int = 0
-    """Hook runs that an earlier pass imported."""
-    unplaced: dict[str, str] = field(default_factory=dict)
-    """By hook run, why its rows are not imported."""
-    unplaced_rows: int = 0
-    refused_rows: int = 0
-    """Rows of records, counted as imported, some value of which no outcome can have."""
-    refused: list[str] = field(default_factory=list)
-    """Examples of these."""
-    proven_rows: int = 0
-    """Imported rows that are equal here and there, with `id` and `created_at`."""
-    differing: int = 0
-    """Records with imported rows that are not equal."""
-    examples: list[str] = field(default_factory=list)
-    """Examples of these."""
-    kept_rows: int = 0
-    """Rows of outputs in the archive whose ids are kept."""
-    kept_equal_rows: int = 0
-    """Those of them that are equal in the artifact which keeps them."""
-    kept_refused_rows: int = 0
-    undeclared: tuple[str, ...] = ()
-    """Columns of the table that the hook does not declare on the server: they are not imported."""
-
-    @property
-    def imported_rows(self) -> int:
-        """Rows of reconstructed artifacts."""
-        return self.new_rows + self.unchanged_rows
-
-    @property
-    def missing_rows(self) -> int:
-        """Rows in no class: 0 unless something is wrong."""
-        classes = self.archived_rows, self.stored_rows, self.withdrawn_rows, self.unplaced_rows
-        return self.table_rows - self.imported_rows - sum(classes)
-
-    @property
-    def is_proven(self) -> bool:
-        """Whether every imported row equals the server's."""
-        return (
-            not self.differing
-            and not self.missing_rows
-            and self.proven_rows + self.refused_rows == self.imported_rows
-            and self.kept_equal_rows + self.kept_refused_rows == self.kept_rows
-        )
-
-    def to_json(self) -> dict[str, object]:
-        """Return the import as JSON."""
-        return {
-            "dataset": self.dataset,
-            "hook": self.hook,
-            "table_rows": self.table_rows,
-            "archived_rows": self.archived_rows,
-            "stored_rows": self.stored_rows,
-            "withdrawn_rows": self.withdrawn_rows,
-            "new": {"runs": len(self.new_runs), "rows": self.new_rows},
-            "unchanged": {"runs": self.unchanged_runs, "rows": self.unchanged_rows},
-            "unplaced": {"rows": self.unplaced_rows, "runs": self.unplaced},
-            "other_conventions": self.other_rows,
-            "kept_ids": {
-                "rows": self.kept_rows,
-                "equal_rows": self.kept_equal_rows,
-                "refused_rows": self.kept_refused_rows,
-            },
-            "undeclared_columns": list(self.undeclared),
-            "refused": {"rows": self.refused_rows, "examples": self.refused},
-            "proof": {
-                "equal_rows": self.proven_rows,
-                "differing_records": self.differing,
-                "examples": self.examples,
-                "missing_rows": self.missing_rows,
-            },
-        }
-
-
-@dataclass
-class ImportResult:
-    """The result of one pass."""
-
-    hooks: list[HookImport] = field(default_factory=list)
-    undefined: list[str] = field(default_factory=list)
-    """`<dataset>/<hook>` of followed hooks that this project does not define."""
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every row was imported or has another place, and all imported ones are proven."""
-        return all(each.is_proven and not each.unplaced for each in self.hooks)
 
 
 @dataclass
@@ -575,73 +468,10 @@ class Importer:
             }
             rows = equal_rows(self.store, manifest, hook.table, records)
             if rows is not None:
-                _add(result, Difference(rows, None), run_id, is_kept=is_kept)
+                result.count(Difference(rows, None), run_id, is_kept=is_kept)
                 continue
             for each in differences(self.store, manifest, hook.table, records):
-                _add(result, each, run_id, is_kept=is_kept)
-
-
-def import_lines(result: HookImport, *, is_dry: bool) -> list[str]:
-    """Return what to say of a hook: the classes of its rows, and the proof."""
-    runs = counted(len(result.new_runs), "hook run")
-    verb = "to import" if is_dry else "imported"
-    parts = [
-        f"{counted(result.table_rows, 'row')} there",
-        f"{result.new_rows:,} {verb} from {runs}",
-        *(
-            f"{number:,} {text}"
-            for number, text in (
-                (result.unchanged_rows, "imported before"),
-                (result.archived_rows, "of outputs in the archive"),
-                (result.stored_rows, "of outputs in the storage, for `osa sync`"),
-                (result.kept_rows, "whose ids are kept"),
-                (result.withdrawn_rows, "of records that are withdrawn here"),
-                (result.unplaced_rows, "cannot be imported"),
-            )
-            if number
-        ),
-    ]
-    name = f"{result.dataset}/{result.hook}"
-    lines = [f"{name}: {', '.join(parts)}"]
-    lines += [f"  hook run {run}: {reason}" for run, reason in result.unplaced.items()]
-    lines += [
-        f"  {counted(rows, 'row')} of records of convention {convention!r} are left out"
-        for convention, rows in result.other_rows.items()
-    ]
-    if result.undeclared:
-        columns = first_few(map(repr, result.undeclared))
-        lines.append(f"  columns that the server does not declare are left out: {columns}")
-    if is_dry:
-        return lines
-    if result.imported_rows:
-        lines.append(f"  {counted(result.proven_rows, 'imported row')} equal here and there")
-    if result.refused_rows:
-        lines.append(
-            f"  {counted(result.refused_rows, 'row')} with values that no outcome can have: kept"
-            f" as they are in {FEATURES}"
-        )
-        lines += [f"    {example}" for example in result.refused]
-    if result.differing:
-        lines.append(f"  {counted(result.differing, 'record')} differ")
-        lines += [f"    {example}" for example in result.examples]
-    if result.missing_rows:
-        lines.append(f"  {result.missing_rows:,} rows are in none of these classes")
-    return lines
-
-
-def _add(result: HookImport, each: Difference, run_id: str, *, is_kept: bool) -> None:
-    if each.problem is None:
-        result.kept_equal_rows += each.rows if is_kept else 0
-        result.proven_rows += 0 if is_kept else each.rows
-    elif each.is_refused:
-        result.kept_refused_rows += each.rows if is_kept else 0
-        result.refused_rows += 0 if is_kept else each.rows
-        if len(result.refused) < EXAMPLES:
-            result.refused.append(f"hook run {run_id}, {each.problem}")
-    else:
-        result.differing += 1
-        if len(result.examples) < EXAMPLES:
-            result.examples.append(f"hook run {run_id}, {each.problem}")
+                result.count(each, run_id, is_kept=is_kept)
 
 
 def _released(

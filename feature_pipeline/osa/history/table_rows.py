@@ -19,38 +19,10 @@ from feature_pipeline.model.columns import Column
 from feature_pipeline.model.text.json_text import read_json
 from feature_pipeline.osa.server.database import Reader, selected
 from feature_pipeline.osa.server.ids import local_id
+from feature_pipeline.osa.server.schema import COLUMN_TYPES, FIXED_COLUMNS, table_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-_TYPES: Final[Mapping[str, str]] = {
-    "string": "text",
-    "number": "double precision",
-    "integer": "bigint",
-    "boolean": "boolean",
-    "json": "jsonb",
-    "date": "date",
-    "date-time": "timestamp with time zone",
-    "uuid": "uuid",
-}
-"""By kind of column, the type that the server gives it."""
-
-_FIXED: Final[Mapping[str, str]] = {
-    "id": "bigint",
-    "record_srn": "text",
-    "run_id": "uuid",
-    "created_at": "timestamp with time zone",
-}
-
-_COLUMN_TYPES: Final = """
-select a.attname, format_type(a.atttypid, null)
-from pg_attribute as a
-join pg_class as c on c.oid = a.attrelid
-join pg_namespace as n on n.oid = c.relnamespace
-where n.nspname = 'features' and c.relname = %s and a.attnum > 0 and not a.attisdropped
-order by a.attnum
-"""
-"""Answers which columns a hook's table has, and of which types."""
 
 _RUNS: Final = """
 select f.run_id::text, r.source ->> 'type', r.source ->> 'ingest_run_id',
@@ -187,8 +159,9 @@ class HookTable:
         if name is None:
             raise NotFoundError(f"public.feature_tables has no table of hook {hook!r}")
         reader.feature_columns(name)
-        types: dict[str, str] = dict(reader.connection.execute(_COLUMN_TYPES, [name]).fetchall())
-        wanted = {**_FIXED, **{each.name: _TYPES[each.kind] for each in columns}}
+        there = table_columns(reader.connection, name)
+        types = {column: kind for column, (kind, _) in there.items()}
+        wanted = {**FIXED_COLUMNS, **{each.name: COLUMN_TYPES[each.kind] for each in columns}}
         for column, kind in wanted.items():
             if types.get(column) != kind:
                 actual = f"is of type {types[column]}" if column in types else "does not exist"

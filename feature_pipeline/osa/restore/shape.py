@@ -13,27 +13,12 @@ from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.columns import Column
 from feature_pipeline.model.text.first_few import first_few
 from feature_pipeline.osa.definitions import declared_columns
+from feature_pipeline.osa.server.schema import COLUMN_TYPES, FIXED_COLUMNS, table_columns
 from feature_pipeline.projections.catalog.database import Connection, fetch_one, fetch_value
 
 SCHEMA: Final = "features"
 CATALOGUE_VERSION: Final = 1
 """`schema_version` in public.feature_tables of every table of the server."""
-
-_TYPES: Final = {
-    "string": "text",
-    "number": "float8",
-    "integer": "bigint",
-    "boolean": "boolean",
-    "json": "jsonb",
-    "date": "date",
-    "date-time": "timestamptz",
-    "uuid": "uuid",
-}
-
-# Which columns has the table, of which types, and may they be null?
-_COLUMNS: Final = """
-select a.attname, format_type(a.atttypid, null), a.attnotnull
-from pg_attribute as a where a.attrelid = %s and a.attnum > 0 and not a.attisdropped"""
 
 # Which keys has the table?
 _KEYS: Final = """
@@ -128,7 +113,7 @@ class Shape:
         own = [
             sql.SQL("{} {}{}").format(
                 sql.Identifier(column.name),
-                sql.SQL(_TYPES[column.kind]),
+                sql.SQL(COLUMN_TYPES[column.kind]),
                 sql.SQL(" not null" if column.required else ""),
             )
             for column in self.columns
@@ -209,20 +194,9 @@ def shape_problems(connection: Connection, shape: Shape) -> list[str]:
     if present is None or present.kind != "r":
         raise InvalidInputError(f"{quoted_name(shape.table)} is not an ordinary table")
     problems: list[str] = []
-    columns = {
-        name: (kind, is_required)
-        for name, kind, is_required in connection.execute(_COLUMNS, [present.oid])
-    }
-    wanted = {
-        "id": ("bigint", True),
-        "record_srn": ("text", True),
-        "run_id": ("uuid", True),
-        "created_at": ("timestamp with time zone", True),
-    }
-    long_names = {"float8": "double precision", "timestamptz": "timestamp with time zone"}
-    for column in shape.columns:
-        kind = _TYPES[column.kind]
-        wanted[column.name] = long_names.get(kind, kind), column.required
+    columns = table_columns(connection, shape.table)
+    wanted = {name: (kind, True) for name, kind in FIXED_COLUMNS.items()}
+    wanted |= {c.name: (COLUMN_TYPES[c.kind], c.required) for c in shape.columns}
     for name, described in wanted.items():
         if columns.get(name) != described:
             problems.append(

@@ -353,8 +353,8 @@ def _restore(
 def _act_as_owner(connection: Connection, table: str) -> None:
     """Become the role that owns the server's tables, and check that it may create one.
 
-    Everything is then created as the server itself would, whoever runs the command. The owner of
-    public.records counts if there is no such table.
+    The server's role then owns everything that is created. If there is no such table, that is the
+    owner of public.records.
 
     Raises:
         InvalidInputError: This session may not, or that role may not create tables there.

@@ -62,6 +62,36 @@ RESTORE: Final[Tables] = {
 }
 """The same for restoring the hooks' tables."""
 
+COLUMN_TYPES: Final[Mapping[str, str]] = {
+    "string": "text",
+    "number": "double precision",
+    "integer": "bigint",
+    "boolean": "boolean",
+    "json": "jsonb",
+    "date": "date",
+    "date-time": "timestamp with time zone",
+    "uuid": "uuid",
+}
+"""By kind of column, the type that the server gives it in a hook's table."""
+
+FIXED_COLUMNS: Final[Mapping[str, str]] = {
+    "id": "bigint",
+    "record_srn": "text",
+    "run_id": "uuid",
+    "created_at": "timestamp with time zone",
+}
+"""The columns that every hook's table has, none of which may be null, with their types."""
+
+_COLUMNS: Final = """
+select a.attname, format_type(a.atttypid, null), a.attnotnull
+from pg_attribute as a
+join pg_class as c on c.oid = a.attrelid
+join pg_namespace as n on n.oid = c.relnamespace
+where n.nspname = 'features' and c.relname = %s and a.attnum > 0 and not a.attisdropped
+order by a.attnum
+"""
+"""Answers which columns a hook's table has, of which types, and which may not be null."""
+
 _LOOK = """
 select c.relname,
        has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select'),
@@ -140,6 +170,12 @@ def feature_columns(connection: Connection, table: str, address: str) -> frozens
         " the server reads no record without it. If it is lost, `feature-pipeline osa restore`"
         " makes it again"
     )
+
+
+def table_columns(connection: Connection, table: str) -> dict[str, tuple[str, bool]]:
+    """Return the type of each column of a hook's table, in order, and whether it is `not null`."""
+    rows = connection.execute(_COLUMNS, [table])
+    return {name: (kind, is_required) for name, kind, is_required in rows}
 
 
 def version_sentence(connection: Connection) -> str:
