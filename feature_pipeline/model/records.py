@@ -6,7 +6,7 @@ in `source`.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Annotated, Final, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -20,6 +20,7 @@ from feature_pipeline.model.text.quoting import quoted
 MAX_RECORD_ID_BYTES: Final = 512
 BATCH_KEY: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 DATASET_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def check_record_id(record_id: str) -> str:
@@ -30,21 +31,21 @@ def check_record_id(record_id: str) -> str:
             between `/` is empty, `.` or `..`.
     """
     check_text(record_id)
-    shown = repr(quoted(record_id, 40))
     if len(record_id.encode()) > MAX_RECORD_ID_BYTES:
-        raise InvalidInputError(f"record id {shown} is longer than {MAX_RECORD_ID_BYTES} bytes")
-    for character in record_id:
-        if ord(character) < 32 or 127 <= ord(character) < 160:
-            raise InvalidInputError(f"record id {shown} has the control character {character!r}")
+        raise _id_error(record_id, f"is longer than {MAX_RECORD_ID_BYTES} bytes")
+    if control := _CONTROL.search(record_id):
+        raise _id_error(record_id, f"has the control character {control[0]!r}")
     for part in record_id.split("/"):
         if part in {"", ".", ".."}:
             problem = (
                 f"a part {part!r}" if part else "an empty part" if record_id else "no character"
             )
-            raise InvalidInputError(
-                f"record id {shown} has {problem}: its parts between '/' name folders"
-            )
+            raise _id_error(record_id, f"has {problem}: its parts between '/' name folders")
     return record_id
+
+
+def _id_error(record_id: str, problem: str) -> InvalidInputError:
+    return InvalidInputError(f"record id {quoted(record_id, 40)!r} {problem}")
 
 
 def check_folders(record_ids: Sequence[str]) -> None:
@@ -159,10 +160,11 @@ class BatchDocument(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class RecordBatch:
-    """A fixed, ordered list of records with the digest of its stored form."""
+    """A fixed, ordered list of records with its stored form."""
 
     document: BatchDocument
     digest: Digest
+    _encoded: bytes = field(repr=False, compare=False)
 
     @classmethod
     def create(cls, dataset: str, batch: str, source: Source, records: tuple[Record, ...]) -> Self:
@@ -185,22 +187,9 @@ class RecordBatch:
     @classmethod
     def of(cls, document: BatchDocument) -> Self:
         """Return the batch of a document; errors as for `create`."""
-        seen: set[str] = set()
-        for record in document.records:
-            if record.id in seen:
-                raise InvalidInputError(
-                    f"batch {document.batch!r}: record {record.id!r} is in it twice"
-                )
-            seen.add(record.id)
-            if len({file.name for file in record.files}) != len(record.files):
-                raise InvalidInputError(
-                    f"batch {document.batch!r}: record {record.id!r} has two files of one name"
-                )
-        try:
-            check_folders(list(seen))
-        except InvalidInputError as error:
-            raise InvalidInputError(f"batch {document.batch!r}: {error}") from error
-        return cls(document, Digest.of(document_bytes(document.model_dump())))
+        _check_records(document)
+        encoded = _document_bytes(document)
+        return cls(document, Digest.of(encoded), encoded)
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
@@ -218,11 +207,12 @@ class RecordBatch:
             document = BatchDocument.model_validate(content)
         except ValidationError as error:
             raise InvalidInputError(f"not a batch document: {error}") from error
-        return replace(cls.of(document), digest=Digest.of(data))
+        _check_records(document)
+        return cls(document, Digest.of(data), data)
 
     def encode(self) -> bytes:
-        """Return the canonical bytes: those that `digest` names, unless others were decoded."""
-        return document_bytes(self.document.model_dump())
+        """Return the stored bytes, which `digest` names."""
+        return self._encoded
 
     @property
     def dataset(self) -> str:
@@ -238,3 +228,32 @@ class RecordBatch:
     def records(self) -> tuple[Record, ...]:
         """The records, in order."""
         return self.document.records
+
+
+def _check_records(document: BatchDocument) -> None:
+    """Check the records of a document together; errors as for `RecordBatch.create`."""
+    seen: set[str] = set()
+    for record in document.records:
+        if record.id in seen:
+            raise InvalidInputError(
+                f"batch {document.batch!r}: record {record.id!r} is in it twice"
+            )
+        seen.add(record.id)
+        if len({file.name for file in record.files}) != len(record.files):
+            raise InvalidInputError(
+                f"batch {document.batch!r}: record {record.id!r} has two files of one name"
+            )
+    try:
+        check_folders(list(seen))
+    except InvalidInputError as error:
+        raise InvalidInputError(f"batch {document.batch!r}: {error}") from error
+
+
+def _document_bytes(document: BatchDocument) -> bytes:
+    """Return what a batch is stored as."""
+    records = [
+        # dumping it would copy the metadata
+        {"id": r.id, "metadata": r.metadata, "files": [each.model_dump() for each in r.files]}
+        for r in document.records
+    ]
+    return document_bytes({**document.model_dump(exclude={"records"}), "records": records})

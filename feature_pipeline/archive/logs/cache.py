@@ -2,17 +2,24 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 V = TypeVar("V")
 
 
 class LruCache(Generic[V]):
-    """The `capacity` most recently used values. Thread-safe."""
+    """The most recently used values, of at most `capacity` size together. Thread-safe.
 
-    def __init__(self, capacity: int) -> None:
+    Args:
+        capacity: The total size; the last value is kept whatever its size.
+        size: The size of a value; 1 by default, so that `capacity` is the number of values.
+    """
+
+    def __init__(self, capacity: int, size: Callable[[V], int] = lambda _: 1) -> None:
         self._capacity = capacity
+        self._size = size
+        self._total = 0
         self._values: OrderedDict[Hashable, V] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -25,14 +32,18 @@ class LruCache(Generic[V]):
             return value
 
     def put(self, key: Hashable, value: V) -> None:
-        """Store `value`; evict the least recently used one if there are too many."""
+        """Store `value`; evict the least recently used ones while they are too large together."""
+        size = self._size(value)
         with self._lock:
+            if (replaced := self._values.pop(key, None)) is not None:
+                self._total -= self._size(replaced)
             self._values[key] = value
-            self._values.move_to_end(key)
-            if len(self._values) > self._capacity:
-                self._values.popitem(last=False)
+            self._total += size
+            while self._total > self._capacity and len(self._values) > 1:
+                self._total -= self._size(self._values.popitem(last=False)[1])
 
     def clear(self) -> None:
         """Remove all values."""
         with self._lock:
             self._values.clear()
+            self._total = 0

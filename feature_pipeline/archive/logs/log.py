@@ -52,7 +52,8 @@ from feature_pipeline.model.records import RecordBatch, Source
 from feature_pipeline.model.release import HookRelease, ReleaseDocument
 from feature_pipeline.parallel import map_threads
 
-_CACHED_BATCHES: Final = 64
+_CACHED_RECORDS: Final = 1 << 14
+"""Records of batches that are kept in memory; those with little metadata take 1 KB each."""
 
 
 class Verdict(StrEnum):
@@ -160,7 +161,7 @@ class ReleaseEntry:
 
 T = TypeVar("T")
 
-_batches: LruCache[RecordBatch] = LruCache(_CACHED_BATCHES)
+_batches: LruCache[RecordBatch] = LruCache(_CACHED_RECORDS, lambda b: max(1, len(b.records)))
 
 
 def forget_read_entries() -> None:

@@ -197,6 +197,12 @@ class TestBatch:
         assert again == one
         assert again.encode() == one.encode()
 
+    def test_bytes_of_another_writer_stay_as_they_are(self):
+        """What is stored again must have the digest that entries name."""
+        data = json.dumps(json.loads(batch(Record(id="a")).encode()), indent=1).encode()
+        again = RecordBatch.decode(data)
+        assert (again.encode(), again.digest) == (data, Digest.of(data))
+
     def test_order_is_part_of_it(self):
         a, b = Record(id="a"), Record(id="b")
         assert batch(a, b).digest != batch(b, a).digest

@@ -468,3 +468,16 @@ def test_the_cache_keeps_the_last_used():
     assert cache.get("a") == "a"
     cache.put("c", "c")
     assert [cache.get(key) for key in "abc"] == ["a", None, "c"]
+
+
+def test_values_are_evicted_by_their_size():
+    """A batch may have one record or a hundred thousand: their number bounds no memory."""
+    cache = LruCache[str](5, len)
+    for key in ("aa", "bbb"):
+        cache.put(key, key)
+    cache.put("aa", "aaaa")
+    assert (cache.get("bbb"), cache.get("aa")) == (None, "aaaa")
+    cache.put("long", "a" * 9)
+    assert (cache.get("aa"), cache.get("long")) == (None, "a" * 9)
+    cache.put("b", "b")
+    assert (cache.get("long"), cache.get("b")) == (None, "b")
