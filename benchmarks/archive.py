@@ -26,7 +26,8 @@ import yaml
 
 from feature_pipeline.archive import accept, blobs
 from feature_pipeline.archive.format import layout
-from feature_pipeline.archive.format.encode import Content, encode_outcomes, encode_rows
+from feature_pipeline.archive.format.content import Content
+from feature_pipeline.archive.format.encode import encode_outcomes, encode_rows
 from feature_pipeline.archive.format.manifest import BlobRef, Manifest, ReleaseRef, RunInfo
 from feature_pipeline.archive.logs import answers, log
 from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry, ReleaseEntry, Verdict

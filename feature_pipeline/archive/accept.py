@@ -337,12 +337,12 @@ def _accept(
     batch = _known_batch(store, manifest)
     withdrawn_ids = acceptance.withdrawn(completion.dataset)
     outcomes = check_artifact(store, manifest, batch, withdrawn_ids, acceptance.workers)
-    if not manifest.is_failed:
+    if outcomes is not None:
         # Before the entry: what a log names is in the memory, wherever this process dies.
         from feature_pipeline.archive.logs import answers
 
         memory = layout.answers(completion.dataset, completion.hook, release.program)
-        answers.remember(store, memory, completion.manifest, answers.own_answers(outcomes))
+        answers.remember(store, memory, completion.manifest, answers.own_answers(outcomes.outcomes))
 
     def decide(entries: list[FeatureEntry]) -> FeatureEntry:
         if (done := _find(entries, completion)) is not None:

@@ -1,7 +1,7 @@
 """Check the stored bytes of an artifact before it is accepted."""
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from feature_pipeline.archive import blobs, read
 from feature_pipeline.archive.format.manifest import OUTCOMES, ROWS, BlobRef, Manifest
@@ -10,14 +10,14 @@ from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import FeaturePipelineError, InvalidInputError, NotFoundError
 from feature_pipeline.model.columns import check_columns
 from feature_pipeline.model.digest import Digest
-from feature_pipeline.model.outcomes import Outcome
 from feature_pipeline.model.records import RecordBatch
 from feature_pipeline.model.text.counted import counted
 from feature_pipeline.model.text.quoting import quoted_list
 from feature_pipeline.parallel import WORKERS
 
 if TYPE_CHECKING:
-    from feature_pipeline.archive.format.encode import Content
+    from feature_pipeline.archive.format.content import Content
+    from feature_pipeline.archive.format.outcome_columns import OutcomeColumns
 
 
 def check_artifact(
@@ -26,14 +26,17 @@ def check_artifact(
     batch: RecordBatch,
     withdrawn: Collection[str],
     workers: int = WORKERS,
-) -> list[Outcome]:
-    """Check that the artifact's blobs are stored and match the manifest; return the outcomes.
+) -> "OutcomeColumns | None":
+    """Check that the artifact's blobs are stored and match the manifest.
 
     There must be one outcome per record of the batch and no others; rows only of records that
     passed, with ordinals from 0; the declared columns, with required ones never null and at most
     one row where the cardinality is one; counts and digests equal to the manifest's when computed
     again; and no withdrawn record. A failed run has no outcomes: only its blobs must be present,
     and no record may be withdrawn.
+
+    Returns:
+        The outcomes; None if the run failed.
 
     Raises:
         NotFoundError: A blob is missing.
@@ -48,12 +51,10 @@ def check_artifact(
     given_ids = [record.id for record in batch.records]
     check_not_withdrawn(manifest.dataset, given_ids, withdrawn)
     if manifest.is_failed:
-        return []
+        return None
     check_columns(manifest.columns)
     outcomes, content = _decoded(store, manifest, subject, len(given_ids))
-    ids = [outcome.record_id for outcome in outcomes]
-    if set(ids) != {record.id for record in batch.records}:
-        odd = set(ids) ^ {record.id for record in batch.records}
+    if odd := set(outcomes.record_ids) ^ set(given_ids):
         raise InvalidInputError(
             f"{subject}: its outcomes do not match the batch's records:"
             f" {quoted_list(sorted(odd), 5)}"
@@ -70,7 +71,7 @@ def check_artifact(
 
 def _decoded(
     store: BlobStore, manifest: Manifest, subject: str, records: int
-) -> "tuple[list[Outcome], Content]":
+) -> "tuple[OutcomeColumns, Content]":
     """Decode the artifact's tables and compute their digests.
 
     Raises:
@@ -81,12 +82,12 @@ def _decoded(
     """
     import pyarrow as pa
 
-    from feature_pipeline.archive.format.encode import Content
+    from feature_pipeline.archive.format.content import Content
 
     rows, outcome_bytes = (read.read_named(store, manifest, name) for name in (ROWS, OUTCOMES))
     try:
-        outcomes, table = read.decode_bounded(manifest, rows, outcome_bytes, records)
-        return outcomes, Content.of(manifest.columns, outcomes, table)
+        outcomes = read.decode_bounded(manifest, rows, outcome_bytes, records)
+        return outcomes, Content.of(manifest.columns, outcomes)
     except InvalidInputError:
         raise
     except (FeaturePipelineError, ValueError, TypeError, OverflowError, pa.ArrowException) as error:
@@ -94,8 +95,12 @@ def _decoded(
         raise InvalidInputError(f"{subject}: its tables cannot be decoded: {error}") from error
 
 
-def _check_values(manifest: Manifest, outcomes: Sequence[Outcome], subject: str) -> None:
+def _check_values(manifest: Manifest, outcomes: "OutcomeColumns", subject: str) -> None:
     required = [i for i, column in enumerate(manifest.columns) if column.required]
+    counts: list[Any] = outcomes.outcomes.column("row_count").to_pylist()
+    has_many = manifest.cardinality == "one" and max(counts, default=0) > 1
+    if not has_many and not any(outcomes.rows.column(2 + i).null_count for i in required):
+        return
     for outcome in outcomes:
         if manifest.cardinality == "one" and len(outcome.rows) > 1:
             raise InvalidInputError(

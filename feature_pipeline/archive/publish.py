@@ -5,7 +5,7 @@ entry. If a process dies in between, there may be blobs that nothing names, but 
 its blobs; a repeated call writes what is missing.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -57,7 +57,8 @@ from feature_pipeline.model.text.counted import counted
 from feature_pipeline.parallel import map_threads
 
 if TYPE_CHECKING:
-    from feature_pipeline.archive.format.encode import Content
+    from feature_pipeline.archive.format.content import Content
+    from feature_pipeline.archive.format.outcome_columns import OutcomeColumns
 
 MAX_BATCHES: Final = 100_000
 """Maximum number of batches of one dataset: beyond it Dagster's pages and ticks become slow."""
@@ -80,7 +81,8 @@ class Artifact:
     columns: tuple[Column, ...]
     cardinality: str
     run: RunInfo
-    outcomes: tuple[Outcome, ...]
+    outcomes: Sequence[Outcome]
+    """Of `OutcomeColumns` no object is made for a record."""
     raw: Mapping[str, Path]
     """The hook's files by name, byte for byte."""
     log: Path | None
@@ -123,26 +125,21 @@ def publish_artifact(store: BlobStore, artifact: Artifact) -> PublishedArtifact:
         InvalidInputError: The outcomes are not one per record of the batch; nothing was written.
         StoreUnavailableError, OutcomeUnknownError: Some blobs may be stored; no manifest is.
     """
-    from feature_pipeline.archive.format.encode import (
-        Content,
-        encode_outcomes,
-        encode_table,
-        rows_table,
-    )
+    from feature_pipeline.archive.format.content import Content
+    from feature_pipeline.archive.format.encode import encode_table
+    from feature_pipeline.archive.format.outcome_columns import OutcomeColumns
 
     check_outcomes(artifact)
-    rows = rows_table(artifact.columns, artifact.outcomes)
-    content = Content.of(artifact.columns, artifact.outcomes, rows)
+    outcomes = OutcomeColumns.of(artifact.columns, artifact.outcomes)
+    content = Content.of(artifact.columns, outcomes)
     writers: dict[str, _Writer] = {
         **{f"{RAW}{check_file_name(n)}": _file_writer(store, p) for n, p in artifact.raw.items()},
     }
     if artifact.log is not None:
         writers[LOG] = _file_writer(store, artifact.log, "text/plain; charset=utf-8")
     if artifact.failure is None:
-        writers[ROWS] = _parquet_writer(store, ROWS, lambda: encode_table(rows))
-        writers[OUTCOMES] = _parquet_writer(
-            store, OUTCOMES, lambda: encode_outcomes(artifact.outcomes)
-        )
+        for name, table in ((ROWS, outcomes.rows), (OUTCOMES, outcomes.outcomes)):
+            writers[name] = _parquet_writer(store, name, partial(encode_table, table))
     # Files with the same bytes (empty ones above all) are written once.
     unique = {writer.identity: writer for writer in writers.values()}
     written = dict(zip(unique, map_threads(lambda w: w.write(), unique.values()), strict=True))
@@ -152,7 +149,7 @@ def publish_artifact(store: BlobStore, artifact: Artifact) -> PublishedArtifact:
         name: ref.model_copy(update={"media_type": writers[name].media_type})
         for name, ref in refs.items()
     }
-    manifest = _manifest(artifact, content, named)
+    manifest = _manifest(artifact, outcomes, content, named)
     data = Manifest.check_size(
         manifest.encode(), f"batch {artifact.batch.key!r}: its manifest", "make batches smaller"
     )
@@ -203,9 +200,9 @@ def check_outcomes(artifact: Artifact) -> None:
             f" {release.dataset!r}, but batch {artifact.batch.key!r} to {artifact.dataset!r}: both"
             " must be of one dataset"
         )
-    record_ids = [outcome.record_id for outcome in artifact.outcomes]
+    record_ids, without_output = _about_records(artifact.outcomes)
     wanted = [] if artifact.failure else [record.id for record in artifact.batch.records]
-    odd = [o for o in artifact.outcomes if not o.is_from_output and o.status is Status.PASSED]
+    odd = [each for each in without_output if each.status is Status.PASSED]
     if odd:
         raise InvalidInputError(
             f"artifact of {artifact.hook!r} over batch {artifact.batch.key!r}: record"
@@ -222,7 +219,18 @@ def check_outcomes(artifact: Artifact) -> None:
         )
 
 
-def _manifest(artifact: Artifact, content: "Content", refs: Mapping[str, BlobRef]) -> Manifest:
+def _about_records(outcomes: Sequence[Outcome]) -> tuple[list[str], Collection[Outcome]]:
+    """Return the ids of the records, and the outcomes of those without output."""
+    from feature_pipeline.archive.format.outcome_columns import OutcomeColumns
+
+    if isinstance(outcomes, OutcomeColumns):
+        return outcomes.record_ids, outcomes.without_output.values()
+    return [each.record_id for each in outcomes], [o for o in outcomes if not o.is_from_output]
+
+
+def _manifest(
+    artifact: Artifact, outcomes: "OutcomeColumns", content: "Content", refs: Mapping[str, BlobRef]
+) -> Manifest:
     release = artifact.release.release
     has_failed = artifact.failure is not None
     return Manifest(
@@ -246,11 +254,7 @@ def _manifest(artifact: Artifact, content: "Content", refs: Mapping[str, BlobRef
         content_digest=None if has_failed else content.content_digest,
         rows_digest=None if has_failed else content.rows_digest,
         failure=artifact.failure,
-        without_output={
-            outcome.record_id: _without_output(outcome)
-            for outcome in artifact.outcomes
-            if not outcome.is_from_output
-        },
+        without_output={i: _without_output(each) for i, each in outcomes.without_output.items()},
         notes=artifact.notes,
     )
 

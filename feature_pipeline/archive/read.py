@@ -4,6 +4,7 @@ Everything is checked on the way: size first, then digest, then that the tables 
 columns. The log decides which manifest is current (`log.head`).
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ from feature_pipeline.model.outcomes import GrantedLimits, Outcome, Status, outc
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from feature_pipeline.archive.format.outcome_columns import OutcomeColumns
 
 
 def read_manifest(store: BlobStore, digest: Digest) -> Manifest:
@@ -110,10 +113,8 @@ def read_artifact_outcomes(store: BlobStore, manifest: Manifest) -> list[Outcome
 
 def decode_bounded(
     manifest: Manifest, rows: bytes, outcomes: bytes, records: int
-) -> "tuple[list[Outcome], pa.Table]":
+) -> "OutcomeColumns":
     """Decode an artifact's tables that any writer may have made, as `read_artifact_outcomes` does.
-
-    The second result is the table of the rows.
 
     Args:
         manifest: The artifact's; it did not fail.
@@ -128,26 +129,40 @@ def decode_bounded(
     from feature_pipeline.archive.format.encode import (
         OUTCOMES_SCHEMA,
         decode_outcomes,
+        outcomes_without_rows,
         read_bounded,
         rows_schema,
     )
+    from feature_pipeline.archive.format.outcome_columns import OutcomeColumns
 
     subject = f"{_name(manifest)}: {OUTCOMES}"
     outcome_table = read_bounded(outcomes, subject, OUTCOMES_SCHEMA, records)
     subject = f"{_name(manifest)}: {ROWS}"
     table = read_bounded(rows, subject, rows_schema(manifest.columns), manifest.counts.rows)
-    outcome_list = decode_outcomes(manifest.columns, table, outcome_table)
-    return _with_stated(manifest, outcome_list), table
+    decoded = OutcomeColumns(manifest.columns, table, outcome_table)
+    if not decoded.is_sound():
+        decode_outcomes(manifest.columns, table, outcome_table)  # raises what is wrong
+    if not (stated := manifest.without_output):
+        return decoded
+    _check_stated(manifest, decoded.record_ids)
+    places = [at for at, record_id in enumerate(decoded.record_ids) if record_id in stated]
+    known = outcomes_without_rows(outcome_table.take(places))
+    without_output = {each.record_id: _with_limits(manifest, each) for each in known}
+    return OutcomeColumns(manifest.columns, table, outcome_table, without_output)
 
 
 def _with_stated(manifest: Manifest, outcomes: list[Outcome]) -> list[Outcome]:
     """Return the outcomes, with the manifest's values for those without output."""
     if not manifest.without_output:
         return outcomes
-    known = {outcome.record_id for outcome in outcomes}
-    if odd := sorted(manifest.without_output.keys() - known):
-        raise CorruptDataError(f"{_name(manifest)}: without_output names {odd[:5]}, no records")
+    _check_stated(manifest, [outcome.record_id for outcome in outcomes])
     return [_with_limits(manifest, outcome) for outcome in outcomes]
+
+
+def _check_stated(manifest: Manifest, record_ids: Sequence[str]) -> None:
+    """Check that the records without output are among these."""
+    if odd := sorted(manifest.without_output.keys() - set(record_ids)):
+        raise CorruptDataError(f"{_name(manifest)}: without_output names {odd[:5]}, no records")
 
 
 def _with_limits(manifest: Manifest, outcome: Outcome) -> Outcome:

@@ -2,7 +2,8 @@
 
 from hypothesis import given, settings
 
-from feature_pipeline.archive.format.encode import Content, encode_outcomes, encode_rows, rows_table
+from feature_pipeline.archive.format.content import Content
+from feature_pipeline.archive.format.encode import encode_outcomes, encode_rows
 from feature_pipeline.hooks.actions import record_action
 from feature_pipeline.model.records import Record, RecordBatch, RecordFile, Source
 from feature_pipeline.model.release import HookRelease, ReleaseDocument
@@ -32,7 +33,7 @@ def test_digests_agree(artifact):
         "columns": [column.model_dump(mode="json") for column in columns],
         "blobs": {name: {"digest": name, "size": None} for name in ("rows", "outcomes")},
     }
-    content = Content.of(columns, outcomes, rows_table(columns, outcomes))
+    content = Content.of(columns, outcomes)
     digests = reader.digests(manifest)
     assert digests == Digests(str(content.content_digest), str(content.rows_digest))
 

@@ -6,17 +6,19 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from feature_pipeline.archive.format.content import Content
 from feature_pipeline.archive.format.encode import (
-    Content,
     decode_outcomes,
     encode_outcomes,
     encode_rows,
     read_parquet,
     rows_table,
 )
-from feature_pipeline.model.columns import Column
-from feature_pipeline.model.digest import canonical_json
-from feature_pipeline.model.outcomes import Outcome, OutcomeKind, Status
+from feature_pipeline.archive.format.outcome_columns import OutcomeColumns
+from feature_pipeline.errors import CorruptDataError
+from feature_pipeline.model.columns import Column, row_encoder
+from feature_pipeline.model.digest import ContentSum, canonical_json
+from feature_pipeline.model.outcomes import Outcome, OutcomeCounts, OutcomeKind, Status
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x00"), max_size=20)
 JSON = st.recursive(
@@ -89,15 +91,62 @@ def test_decoding_gives_what_was_encoded(artifact):
     assert Content.of(columns, decoded) == Content.of(columns, outcomes)
 
 
+def content_of_values(columns, outcomes):
+    """The digests as they are defined, one value at a time."""
+    encoder = row_encoder(columns)
+    encoded = [(each, encoder.rows(each.rows)) for each in outcomes]
+    sums = ContentSum.of(
+        encoder.outcome_digest(each.record_id, each.status.value, each.reason, rows)
+        for each, rows in encoded
+    )
+    of_rows = [encoder.rows_digest(o.record_id, rows) for o, rows in encoded if o.rows]
+    return Content(encoder.content_digest(sums), ContentSum.of(of_rows), OutcomeCounts.of(outcomes))
+
+
 @given(artifacts(), st.randoms())
-def test_content_of_a_table_is_that_of_its_rows(artifact, random):
+def test_content_of_columns_is_that_of_their_values(artifact, random):
     columns, outcomes = artifact
+    wanted = content_of_values(columns, outcomes)
+    assert Content.of(columns, outcomes) == wanted
     shuffled = list(outcomes)
     random.shuffle(shuffled)
-    table = rows_table(columns, shuffled)
-    assert Content.of(columns, outcomes, table) == Content.of(columns, outcomes)
-    in_parts = pa.concat_tables([table[:1], table[1:]])
-    assert Content.of(columns, outcomes, in_parts) == Content.of(columns, outcomes)
+    rows, table = rows_table(columns, shuffled), OutcomeColumns.of(columns, outcomes).outcomes
+    in_parts = pa.concat_tables([rows[:1], rows[1:]]), pa.concat_tables([table[:1], table[1:]])
+    for tables in ((rows, table), in_parts):
+        assert Content.of(columns, OutcomeColumns(columns, *tables)) == wanted
+
+
+@given(artifacts())
+def test_columns_are_a_sequence_of_outcomes(artifact):
+    columns, outcomes = artifact
+    tables = OutcomeColumns.of(columns, outcomes)
+    assert tables.is_sound()
+    assert repr(list(tables)) == repr(list(outcomes))
+    assert len(tables) == len(outcomes)
+    assert repr(tables[:1]) == repr(list(outcomes[:1]))
+
+
+@given(artifacts(), st.data())
+def test_tables_are_sound_if_they_can_be_decoded(artifact, data):
+    """What acceptance checks by column is what reading checks value by value."""
+    columns, outcomes = artifact
+    tables = OutcomeColumns.of(columns, outcomes)
+    changed = {}
+    for name in ("rows", "outcomes"):
+        table = getattr(tables, name)
+        if table.num_rows:
+            places = data.draw(
+                st.lists(st.integers(0, table.num_rows - 1), max_size=table.num_rows + 1)
+            )
+            table = data.draw(st.sampled_from([table, table.take(pa.array(places, pa.int64()))]))
+        changed[name] = table
+    odd = OutcomeColumns(columns, changed["rows"], changed["outcomes"])
+    try:
+        decode_outcomes(columns, odd.rows, odd.outcomes)
+    except CorruptDataError:
+        assert not odd.is_sound()
+    else:
+        assert odd.is_sound()
 
 
 @given(artifacts(), st.randoms())

@@ -1,22 +1,19 @@
-"""Encode outcomes as canonical Parquet and digests, and decode them."""
+"""Encode outcomes as Parquet, and decode them."""
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from feature_pipeline.archive.format import canonical
 from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, InvalidInputError
-from feature_pipeline.model.columns import Column, row_encoder
-from feature_pipeline.model.digest import ContentSum, Digest, Value
-from feature_pipeline.model.outcomes import Outcome, OutcomeCounts, Status, outcome_kind
+from feature_pipeline.model.columns import Column
+from feature_pipeline.model.digest import Digest, Value
+from feature_pipeline.model.outcomes import Outcome, Status, outcome_kind
 from feature_pipeline.model.text.counted import counted
 
 RECORD_ID: Final = "record_id"
@@ -38,8 +35,6 @@ _ARROW_TYPES: Final[dict[str, pa.DataType]] = {
     "uuid": pa.string(),
 }
 
-_UUID: Final = r"\A[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\z"
-
 _OUTCOME_FIELDS: Final[list["pa.Field[Any]"]] = [
     pa.field(RECORD_ID, pa.string(), nullable=False),
     pa.field("status", pa.string(), nullable=False),
@@ -54,78 +49,6 @@ OUTCOMES_SCHEMA: Final = pa.schema(_OUTCOME_FIELDS)
 """One row per record of the batch, in the batch's order."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """Digests of outcomes, independent of when or by whom they were made, and of record order."""
-
-    content_digest: Digest
-    """Equal for equal columns and equal (id, status, reason, rows): the data version."""
-    rows_digest: ContentSum
-    """Over the rows alone; a table is compared with it."""
-    counts: OutcomeCounts
-
-    @classmethod
-    def of(
-        cls, columns: Sequence[Column], outcomes: Sequence[Outcome], table: pa.Table | None = None
-    ) -> "Content":
-        """Return the digests and counts of `outcomes`, whose rows are in the order of `columns`.
-
-        Args:
-            columns: The declared columns.
-            outcomes: The outcomes.
-            table: Their rows as in `rows_table`, in any order of records, if they are at hand:
-                they are encoded a column at a time.
-        """
-        encoder = row_encoder(columns)
-        digests: list[bytes] = []
-        rows: list[bytes] = []
-        by_column = None if table is None else _encoded_records(columns, table)
-        for outcome in outcomes:
-            if by_column is None or not outcome.rows:
-                encoded = encoder.rows(outcome.rows)
-            else:
-                encoded = by_column(outcome.record_id, len(outcome.rows))
-            digests.append(
-                encoder.outcome_digest(
-                    outcome.record_id, outcome.status.value, outcome.reason, encoded
-                )
-            )
-            if outcome.rows:
-                rows.append(encoder.rows_digest(outcome.record_id, encoded))
-        return cls(
-            content_digest=encoder.content_digest(ContentSum.of(digests)),
-            rows_digest=ContentSum.of(rows),
-            counts=OutcomeCounts.of(outcomes),
-        )
-
-
-def _encoded_records(
-    columns: Sequence[Column], table: pa.Table
-) -> Callable[[str, int], bytes] | None:
-    """Return what gives `RowEncoder.rows` of a record, by its id and number of rows.
-
-    None if a text is a UUID in another form than columns decode it to.
-    """
-    if not columns or not table.num_rows:
-        return None
-    values: list[Any] = [table.column(2 + at).combine_chunks() for at in range(len(columns))]
-    uuids = [array for column, array in zip(columns, values, strict=True) if column.kind == "uuid"]
-    if any(pc.all(pc.match_substring_regex(each, _UUID)).as_py() is False for each in uuids):
-        return None
-    kinds = [column.kind for column in columns]
-    data, offsets = canonical.encode_rows(list(zip(kinds, values, strict=True)))
-    first: Any = np.flatnonzero(np.asarray(table.column(1)) == 0)
-    ids: list[Any] = table.column(0).take(first).to_pylist()
-    starts: dict[str, int] = dict(zip(ids, first.tolist(), strict=True))
-    ends: list[int] = offsets.tolist()
-
-    def encoded(record_id: str, rows: int) -> bytes:
-        start = starts[record_id]
-        return rows.to_bytes(4) + data[ends[start] : ends[start + rows]]
-
-    return encoded
 
 
 def arrow_field(column: Column) -> "pa.Field[pa.DataType]":
@@ -182,6 +105,11 @@ def rows_table(columns: Sequence[Column], outcomes: Sequence[Outcome]) -> pa.Tab
 
 def encode_outcomes(outcomes: Sequence[Outcome]) -> bytes:
     """Return Parquet of `OUTCOMES_SCHEMA`, in the order given."""
+    return encode_table(outcomes_table(outcomes))
+
+
+def outcomes_table(outcomes: Sequence[Outcome]) -> pa.Table:
+    """Return the table that `encode_outcomes` writes."""
     arrays: list[Any] = [
         pa.array([o.record_id for o in outcomes], pa.string()),
         pa.array([o.status.value for o in outcomes], pa.string()),
@@ -192,7 +120,7 @@ def encode_outcomes(outcomes: Sequence[Outcome]) -> bytes:
         pa.array([_text(o.action) for o in outcomes], pa.string()),
         pa.array([_text(o.carried_from) for o in outcomes], pa.string()),
     ]
-    return encode_table(pa.Table.from_arrays(arrays, schema=OUTCOMES_SCHEMA))
+    return pa.Table.from_arrays(arrays, schema=OUTCOMES_SCHEMA)
 
 
 def _text(digest: Digest | None) -> str | None:

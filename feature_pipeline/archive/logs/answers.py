@@ -28,6 +28,7 @@ from uuid import uuid4
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.documents import NewerVersionError
@@ -39,10 +40,12 @@ from feature_pipeline.archive.store.base import (
 )
 from feature_pipeline.errors import CorruptDataError, NotFoundError, StoreUnavailableError
 from feature_pipeline.model.digest import Digest
-from feature_pipeline.model.outcomes import Outcome, Status
+from feature_pipeline.model.outcomes import Status
 from feature_pipeline.parallel import map_threads
 
 logger = logging.getLogger(__name__)
+
+_compute: Final[Any] = pc
 
 SPEC_VERSION: Final = 1
 COMPLETE: Final = "complete."
@@ -150,21 +153,25 @@ class Candidates:
     """See `Listing.keys`."""
 
 
-def own_answers(outcomes: Iterable[Outcome]) -> set[Digest]:
-    """Return the actions whose answers this artifact computed.
+def own_answers(outcomes: pa.Table) -> set[Digest]:
+    """Return the actions whose answers an artifact computed, by its table of outcomes.
 
     Carried-over outcomes do not count: the memory names the artifact that computed them. Neither do
     retryable errors. If several records share an action (`scope: batch`), one such error leaves the
     action unanswered.
     """
-    answered: set[Digest] = set()
-    unanswered: set[Digest] = set()
-    for outcome in outcomes:
-        if outcome.action is None or outcome.carried_from is not None:
-            continue
-        is_open = outcome.status is Status.ERRORED and outcome.is_retryable
-        (unanswered if is_open else answered).add(outcome.action)
-    return answered - unanswered
+    is_own = _compute.and_(
+        _compute.is_valid(outcomes.column("action")),
+        _compute.is_null(outcomes.column("carried_from")),
+    )
+    own = outcomes.filter(is_own)
+    is_open = _compute.and_(
+        _compute.equal(own.column("status"), Status.ERRORED.value), own.column("retryable")
+    )
+    actions = own.column("action")
+    answered: set[Any] = set(actions.filter(_compute.invert(is_open)).to_pylist())
+    answered.difference_update(actions.filter(is_open).to_pylist())
+    return set(map(Digest.parse, answered))
 
 
 def remember(store: BlobStore, prefix: str, manifest: Digest, actions: Collection[Digest]) -> None:

@@ -227,7 +227,8 @@ def _answers_of(store: BlobStore, digest: Digest) -> set[Digest] | str:
     """Return what the artifact answers by itself, or why that cannot be read."""
     try:
         table = read.read_outcomes(store, read.read_manifest(store, digest))
-        return answers.own_answers(outcomes_without_rows(table))
+        outcomes_without_rows(table)  # raises what is wrong with it
+        return answers.own_answers(table)
     except (NotFoundError, CorruptDataError, InvalidInputError) as error:
         return f"manifest {digest}: {error}"
 

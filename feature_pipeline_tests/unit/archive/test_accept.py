@@ -7,7 +7,7 @@ import pytest
 
 from feature_pipeline.archive import accept, publish, read
 from feature_pipeline.archive.accept import Accepted, Quarantined, Waiting
-from feature_pipeline.archive.format import encode, layout
+from feature_pipeline.archive.format import content, layout
 from feature_pipeline.archive.format.manifest import ROWS, FailureInfo
 from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.logs import inbox, log, tombstones
@@ -458,15 +458,15 @@ class TestSettling:
         for key in ("b1", "b2"):
             artifact = scene.artifact(scene.submit(make_batch(key)), release)
             publish.enqueue_completion(scene.store, scene.completion(artifact))
-        original = encode.Content.of
+        original = content.Content.of
         broken = iter([ValueError("badly formed hexadecimal UUID string")])
 
-        def of(columns, outcomes, table):
+        def of(columns, outcomes):
             if (error := next(broken, None)) is not None:
                 raise error
-            return original(columns, outcomes, table)
+            return original(columns, outcomes)
 
-        monkeypatch.setattr(encode.Content, "of", of)
+        monkeypatch.setattr(content.Content, "of", of)
         settled = accept.accept_entries(scene.store, accept.waiting(scene.store))
         [refused] = [result for result in settled if isinstance(result, Quarantined)]
         assert "cannot be decoded: badly formed" in refused.reason

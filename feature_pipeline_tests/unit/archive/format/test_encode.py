@@ -4,15 +4,18 @@ from datetime import UTC, date, datetime
 import pyarrow as pa
 import pytest
 
+from feature_pipeline.archive.format.content import Content
 from feature_pipeline.archive.format.encode import (
-    Content,
     decode_outcomes,
     encode_outcomes,
     encode_rows,
     iter_record_rows,
+    outcomes_table,
     read_parquet,
+    rows_schema,
     rows_table,
 )
+from feature_pipeline.archive.format.outcome_columns import OutcomeColumns
 from feature_pipeline.errors import CorruptDataError
 from feature_pipeline.model.columns import Column
 from feature_pipeline.model.digest import Digest
@@ -166,20 +169,72 @@ class TestTablesThatDisagree:
     )
     def test_wrong_rows(self, rows):
         table, outcomes = self.tables()
+        wrong = pa.table(rows, schema=table.schema)
         with pytest.raises(CorruptDataError):
-            decode_outcomes(self.column, pa.table(rows, schema=table.schema), outcomes)
+            decode_outcomes(self.column, wrong, outcomes)
+        assert not OutcomeColumns(self.column, wrong, outcomes).is_sound()
 
     def test_a_record_with_two_outcomes(self):
         table, outcomes = self.tables()
         twice = pa.concat_tables([outcomes, outcomes.slice(1, 1)])
         with pytest.raises(CorruptDataError, match="twice"):
             decode_outcomes(self.column, table, twice)
+        assert not OutcomeColumns(self.column, table, twice).is_sound()
 
-    def test_an_outcome_that_cannot_be(self):
+    @pytest.mark.parametrize(
+        ("name", "values"),
+        [
+            ("status", ["passed", "unheard of"]),
+            ("status", ["rejected", "rejected"]),
+            ("status", ["passed", "passed"]),
+            ("status", ["passed", "errored"]),
+            ("reason", [None, ""]),
+            ("reason", [None, None]),
+            ("reason", ["well", "no"]),
+            ("kind", [None, "hook"]),
+            ("kind", ["hook", None]),
+            ("row_count", [3, -1]),
+            ("action", [None, "sha256:1"]),
+            ("carried_from", [f"md5:{'0' * 64}", None]),
+        ],
+    )
+    def test_an_outcome_that_cannot_be(self, name, values):
         table, outcomes = self.tables()
-        odd = outcomes.set_column(1, "status", pa.array(["passed", "unheard of"]))
+        at = outcomes.schema.get_field_index(name)
+        field = outcomes.schema.field(at)
+        odd = outcomes.set_column(at, field, pa.array(values, field.type))
         with pytest.raises(CorruptDataError):
-            decode_outcomes(self.column, table, odd.cast(outcomes.schema))
+            decode_outcomes(self.column, table, odd)
+        assert not OutcomeColumns(self.column, table, odd).is_sound()
+
+    @pytest.mark.parametrize(
+        ("column", "value"),
+        [
+            (Column(name="d", type="string", format="date"), pa.scalar(2_932_897, pa.int32())),
+            (Column(name="d", type="string", format="date"), pa.scalar(-719_163, pa.int32())),
+            (Column(name="t", type="string", format="date-time"), pa.scalar(2**60, pa.int64())),
+            (Column(name="t", type="string", format="date-time"), pa.scalar(-(2**60), pa.int64())),
+        ],
+    )
+    def test_a_time_that_python_does_not_have(self, column, value):
+        passed = Outcome("a", Status.PASSED, ((None,),))
+        _, outcomes = OutcomeColumns.of((column,), [passed]).rows, outcomes_table([passed])
+        schema = rows_schema((column,))
+        values = pa.array([value.as_py()], value.type).cast(schema.field(2).type)
+        table = pa.table([pa.array(["a"]), pa.array([0], pa.int32()), values], schema=schema)
+        with pytest.raises((ValueError, OverflowError)):
+            decode_outcomes((column,), table, outcomes)
+        assert not OutcomeColumns((column,), table, outcomes).is_sound()
+
+    def test_text_that_is_not_utf_8(self):
+        column = (Column(name="s", type="string"),)
+        passed = Outcome("a", Status.PASSED, (("x",),))
+        table = rows_table(column, [passed])
+        octets = pa.array([b"\xff"], pa.binary()).view(pa.string())
+        table = table.set_column(2, table.schema.field(2), octets)
+        with pytest.raises(ValueError, match="utf-8"):
+            decode_outcomes(column, table, outcomes_table([passed]))
+        assert not OutcomeColumns(column, table, outcomes_table([passed])).is_sound()
 
     def test_other_columns(self):
         table, _ = self.tables()
@@ -215,6 +270,14 @@ def test_a_kind_that_only_later_code_knows_is_shown_as_it_is():
 
 def test_a_uuid_in_another_form_has_the_same_digest() -> None:
     column = Column(name="run", type="string", format="uuid")
-    outcomes = [Outcome("r1", Status.PASSED, (("85B187A2-4970-5f04-952c-7dd62f2a0cb9",), (None,)))]
-    table = rows_table((column,), outcomes)
-    assert Content.of((column,), outcomes, table) == Content.of((column,), outcomes)
+    first, second = (
+        [Outcome("r1", Status.PASSED, ((text,), (None,)))]
+        for text in ("85B187A2-4970-5f04-952c-7dd62f2a0cb9", "85b187a2-4970-5f04-952c-7dd62f2a0cb9")
+    )
+    assert Content.of((column,), first) == Content.of((column,), second)
+
+
+def test_a_text_that_is_no_uuid_has_no_digest() -> None:
+    column = Column(name="run", type="string", format="uuid")
+    with pytest.raises(ValueError, match="UUID"):
+        Content.of((column,), [Outcome("r1", Status.PASSED, (("85b187a2",),))])

@@ -9,6 +9,7 @@ import pytest
 
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.documents import NewerVersionError
+from feature_pipeline.archive.format.encode import outcomes_table
 from feature_pipeline.archive.logs import answers
 from feature_pipeline.archive.logs.answers import Table, decode, encode
 from feature_pipeline.archive.store.base import BlobStore
@@ -216,12 +217,16 @@ def test_odd_objects_below_the_prefix_are_ignored(memory_store: MemoryStore):
     assert find(memory_store, "a") == {digest("m1"): {digest("a")}}
 
 
+def own_answers(outcomes: list[Outcome]) -> set[Digest]:
+    return answers.own_answers(outcomes_table(outcomes))
+
+
 def test_an_artifact_answers_what_it_computed_unless_retryable():
     def outcome(name: str, **fields: object) -> Outcome:
         return Outcome(name, **{"status": Status.PASSED, "action": digest(name), **fields})
 
     errored = {"status": Status.ERRORED, "reason": "no", "kind": OutcomeKind.HOOK}
-    own = answers.own_answers(
+    own = own_answers(
         [
             outcome("passed"),
             outcome("rejected", status=Status.REJECTED, reason="no"),
@@ -240,5 +245,5 @@ def test_an_action_of_several_records_is_answered_whole_or_not_at_all():
         "d", Status.ERRORED, reason="busy", kind=OutcomeKind.HOOK, is_retryable=True,
         action=digest("batch"),
     )  # fmt: skip
-    assert answers.own_answers(whole) == {digest("batch")}
-    assert answers.own_answers([*whole, busy]) == set()
+    assert own_answers(whole) == {digest("batch")}
+    assert own_answers([*whole, busy]) == set()
