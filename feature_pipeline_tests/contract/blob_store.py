@@ -81,6 +81,17 @@ class BlobStoreTests:
         )
         assert list(store.list_objects("log/none/")) == []
 
+    def test_a_limited_listing_is_whole_or_longer_than_the_limit(self, store):
+        keys = [f"log/t/{n}" for n in range(3)]
+        for key in keys:
+            store.create(key, b"")
+        for limit in (3, 4):
+            assert [info.key for info in store.list_objects("log/t/", limit)] == keys
+        for limit in (0, 1, 2):
+            cut = [info.key for info in store.list_objects("log/t/", limit)]
+            assert len(cut) > limit
+            assert set(cut) <= set(keys)
+
     def test_folders_that_consoles_make_are_no_objects(self, store):
         for key in ("log/t/", "log/t/a/", "log/t/a/1"):
             store.create(key, b"")

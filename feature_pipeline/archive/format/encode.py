@@ -191,7 +191,8 @@ def read_parquet(data: bytes, subject: str) -> pa.Table:
         CorruptDataError: `data` is not Parquet.
     """
     try:
-        return pq.read_table(pa.BufferReader(data), use_threads=False)
+        # `pq.read_table` makes a data set of the file first, which takes a third of its time.
+        return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise CorruptDataError(f"{subject} is not Parquet: {error}") from error
 

@@ -22,8 +22,10 @@ from feature_pipeline.parallel import map_threads
 
 _CACHED_ENTRIES: Final = 1 << 17
 """More than the batches of a full dataset; about 2 KB each."""
-_LIST_ALL_FROM: Final = 1_000
-"""Number of logs from which all are listed, a thousand keys a request, instead of one by one."""
+_LIST_ALL_FROM: Final = 20
+"""Number of logs from which all are listed at once, if there are not too many others."""
+_OBJECTS_PER_LOG: Final = 20
+"""Listing so many objects, a thousand a request, takes as long as a request for one log."""
 
 E = TypeVar("E", bound=LogEntry)
 T = TypeVar("T")
@@ -174,6 +176,8 @@ def list_logs(
 ) -> dict[str, list[ObjectInfo]]:
     """List each of the named logs that has an entry; all below `every` if None.
 
+    The cost of named logs depends on their number, not on that of all logs.
+
     Args:
         store: The archive.
         every: The prefix of the logs.
@@ -181,10 +185,13 @@ def list_logs(
     """
     if names is None:
         return by_log(every, store.list_objects(every))
-    if len(names) > _LIST_ALL_FROM:
-        logs, wanted = by_log(every, store.list_objects(every)), set(names)
-        return {name: infos for name, infos in logs.items() if name in wanted}
     ordered = sorted({check_batch_key(name) for name in names})
+    if len(ordered) >= _LIST_ALL_FROM:
+        limit = _OBJECTS_PER_LOG * len(ordered)
+        objects = list(store.list_objects(every, limit))
+        if len(objects) <= limit:
+            logs = by_log(every, objects)
+            return {name: logs[name] for name in ordered if name in logs}
     listings = map_threads(lambda name: list(store.list_objects(f"{every}{name}/")), ordered)
     return {name: infos for name, infos in zip(ordered, listings, strict=True) if infos}
 

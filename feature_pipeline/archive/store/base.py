@@ -115,11 +115,16 @@ class BlobStore(Protocol):
         """Return the object's metadata; None only if the store answers that there is none."""
         ...
 
-    def list_objects(self, prefix: str) -> Iterator[ObjectInfo]:
+    def list_objects(self, prefix: str, limit: int | None = None) -> Iterator[ObjectInfo]:
         """List every object below `prefix`, sorted by key. Reads all pages before returning.
 
         Leaves out the empty objects by which consoles and file browsers represent folders: no key
         of an archive ends in `/`.
+
+        Args:
+            prefix: Of the keys.
+            limit: Read no more pages once there are more objects than this. If more are returned,
+                any others may be missing.
         """
         ...
 

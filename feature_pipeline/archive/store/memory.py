@@ -97,7 +97,7 @@ class MemoryStore:
             stored = self._objects.get(key)
         return None if stored is None else stored.info
 
-    def list_objects(self, prefix: str) -> Iterator[ObjectInfo]:
+    def list_objects(self, prefix: str, limit: int | None = None) -> Iterator[ObjectInfo]:
         """See `BlobStore.list_objects`."""
         with self._lock:
             infos = [
@@ -105,7 +105,8 @@ class MemoryStore:
                 for key, stored in self._objects.items()
                 if key.startswith(prefix) and not key.endswith("/")
             ]
-        return iter(sorted(infos, key=lambda info: info.key))
+        infos.sort(key=lambda info: info.key)
+        return iter(infos if limit is None else infos[: limit + 1])
 
     def list_folders(self, prefix: str) -> list[str]:
         """See `BlobStore.list_folders`."""

@@ -273,19 +273,22 @@ class S3Store:
         except NotFoundError:
             return None
 
-    def list_objects(self, prefix: str) -> Iterator[ObjectInfo]:
+    def list_objects(self, prefix: str, limit: int | None = None) -> Iterator[ObjectInfo]:
         """See `BlobStore.list_objects`."""
-        infos = [
-            ObjectInfo(
-                key=item["Key"][len(self._prefix) :],
-                size=item["Size"],
-                modified_at=item["LastModified"],
-                etag=required(item["Key"], item, "ETag"),
-            )
-            for page in self._pages(prefix)
-            for item in page.get("Contents", [])
-            if not item["Key"].endswith("/")
-        ]
+        infos: list[ObjectInfo] = []
+        for page in self._pages(prefix):
+            infos += [
+                ObjectInfo(
+                    key=item["Key"][len(self._prefix) :],
+                    size=item["Size"],
+                    modified_at=item["LastModified"],
+                    etag=required(item["Key"], item, "ETag"),
+                )
+                for item in page.get("Contents", [])
+                if not item["Key"].endswith("/")
+            ]
+            if limit is not None and len(infos) > limit:
+                break
         # Stores over folders list siblings in another order than AWS.
         return iter(sorted(infos, key=lambda info: info.key))
 

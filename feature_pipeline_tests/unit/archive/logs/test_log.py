@@ -15,8 +15,10 @@ from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.logs import log, tombstones
 from feature_pipeline.archive.logs.cache import LruCache
 from feature_pipeline.archive.logs.erasures import ErasureEntry, erased
+from feature_pipeline.archive.logs.reading import list_logs
 from feature_pipeline.archive.query.api import Archive
 from feature_pipeline.archive.query.history import readable_heads_as_of, readable_history
+from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 from feature_pipeline.model.digest import Digest, document_bytes
 from feature_pipeline.model.records import RecordFile
@@ -260,6 +262,46 @@ class TestPlace:
             assert {name: d.state for name, d in found.damage.items()} == {key: State.CORRUPT}
             with pytest.raises(CorruptDataError):
                 found.whole()
+
+
+class TestNamedLogs:
+    """Listing named logs costs what these logs cost, in archives of any size."""
+
+    class Store:
+        """Logs of two entries each, and the listings of them."""
+
+        def __init__(self, logs):
+            self.inner, self.listings = MemoryStore(), []
+            for number in range(logs):
+                for seq in (1, 2):
+                    self.inner.create(f"log/b{number:03d}/{seq}", b"")
+
+        def list_objects(self, prefix, limit=None):
+            listed = list(self.inner.list_objects(prefix, limit))
+            self.listings.append((prefix, len(listed)))
+            return iter(listed)
+
+    @pytest.mark.parametrize("logs", [40, 1_000])
+    @pytest.mark.parametrize("count", [1, 30, 40])
+    def test_the_same_whether_all_or_each_is_listed(self, logs, count):
+        store = self.Store(logs)
+        names = [f"b{number:03d}" for number in range(count)]
+        listed = list_logs(store, "log/", [*reversed(names), "unknown", names[0]])
+        assert {name: [info.key for info in infos] for name, infos in listed.items()} == {
+            name: [f"log/{name}/1", f"log/{name}/2"] for name in names
+        }
+        assert list(listed) == names
+
+    def test_most_of_the_logs_are_listed_at_once(self):
+        store = self.Store(40)
+        list_logs(store, "log/", [f"b{number:03d}" for number in range(30)])
+        assert store.listings == [("log/", 80)]
+
+    def test_a_few_of_many_logs_are_not_looked_for_among_all(self):
+        store = self.Store(1_000)
+        list_logs(store, "log/", [f"b{number:03d}" for number in range(30)])
+        assert sum(count for _, count in store.listings) < 1_000
+        assert len(store.listings) == 31
 
 
 class TestChain:

@@ -505,8 +505,9 @@ class ShortLists:
     def __getattr__(self, name):
         return getattr(self.inner, name)
 
-    def list_objects(self, prefix):
-        return iter([i for i in self.inner.list_objects(prefix) if not self.is_left_out(i.key)])
+    def list_objects(self, prefix, limit=None):
+        listed = self.inner.list_objects(prefix, limit)
+        return iter([info for info in listed if not self.is_left_out(info.key)])
 
     def list_folders(self, prefix):
         keys = [i.key.removeprefix(prefix) for i in self.list_objects(prefix)]
