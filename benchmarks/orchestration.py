@@ -44,8 +44,8 @@ from feature_pipeline.local.environment import environment
 from feature_pipeline.local.services import LocalServices
 from feature_pipeline.model.definition import HookDefinition
 from feature_pipeline.model.records import Record, RecordBatch, Source
-from feature_pipeline.orchestration.conditions import FEATURES_SENSOR, TABLES_SENSOR
 from feature_pipeline.orchestration.keys import features_key, records_key, table_key
+from feature_pipeline.orchestration.sensors.automation import FEATURES_SENSOR, TABLES_SENSOR
 from feature_pipeline_tests.fixtures.stores import archive_client
 
 DATASET: Final = "bench"

@@ -32,7 +32,6 @@ from feature_pipeline.orchestration.checks.outcomes import (
     table_checks,
 )
 from feature_pipeline.orchestration.component_docs import component_docs
-from feature_pipeline.orchestration.conditions import automation_sensors
 from feature_pipeline.orchestration.defs_folder import (
     PACKAGED,
     LoadedFolder,
@@ -45,8 +44,10 @@ from feature_pipeline.orchestration.operations.reconcile import reconcile_job, r
 from feature_pipeline.orchestration.operations.remember_answers import answers_job, answers_schedule
 from feature_pipeline.orchestration.operations.report_job import report_job
 from feature_pipeline.orchestration.resources import default_resources, without_run_config
+from feature_pipeline.orchestration.sensors.automation import automation_sensors
 from feature_pipeline.orchestration.sensors.dead_runs import dead_runs_sensor
 from feature_pipeline.orchestration.sensors.inbox import inbox_sensor
+from feature_pipeline.orchestration.sensors.inbox_ticks import InboxTicks
 from feature_pipeline.orchestration.sensors.repeats import repeats_sensor
 from feature_pipeline.orchestration.sensors.webhook import webhook_sensor
 from feature_pipeline.orchestration.source_location import declared_at
@@ -84,6 +85,7 @@ def shared_definitions(
         more_datasets: Datasets of unusable hooks.
     """
     datasets = sorted({hook.dataset for hook in hooks} | set(more_datasets))
+    ticks = InboxTicks()
     return dg.Definitions(
         assets=[records_asset(dataset) for dataset in datasets],
         asset_checks=[
@@ -92,8 +94,8 @@ def shared_definitions(
             for check in (*feature_checks(hook), *integrity_checks(hook), *table_checks(hook))
         ],
         sensors=[
-            inbox_sensor(hooks),
-            *automation_sensors(hooks),
+            inbox_sensor(hooks, ticks),
+            *automation_sensors(hooks, ticks),
             dead_runs_sensor(),
             repeats_sensor(),
             webhook_sensor(),

@@ -1,38 +1,26 @@
-"""Automation conditions of features and tables, and their sensors."""
+"""Automation conditions of features and tables."""
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
 
 import dagster as dg
 
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.model.definition import Compute, HookDefinition, Materialize
-from feature_pipeline.orchestration.dagster_internals import DATA_VERSION_TAG, PRIORITY_TAG
+from feature_pipeline.model.definition import Compute
+from feature_pipeline.orchestration.dagster_internals import DATA_VERSION_TAG
 from feature_pipeline.orchestration.events.data_versions import has_read, latest_events
 from feature_pipeline.orchestration.events.requested import (
     cancelled_partitions,
     partitions_under_way,
 )
-from feature_pipeline.orchestration.keys import features_key, table_key
 
-TICK_SECONDS = 5
 COMPARED_AT_MOST = 5_000
 LATELY_SECONDS = 600.0
 LATELY_AT_MOST = 1_000
 GATHER_SECONDS = 60.0
 """Maximum time that an updated batch waits for running runs of its table."""
-FEATURES_SENSOR = "compute_features"
-TABLES_SENSOR = "load_tables"
 TABLES_PRIORITY = "10"
 """Runs without a priority have 0."""
-_COMPUTES = (
-    "Runs hooks for batches that have no features yet, and again when their input features change:"
-    " hooks with `compute: automatically`, and assets of your own that have a condition."
-)
-_LOADS = "Loads batches into the tables that are always kept, when their features have changed."
-HOOK_ASSETS_PER_SENSOR = 450
-"""Dagster refuses more than 500 in one sensor; some are left for other assets."""
 
 # Dagster writes an event and then the asset's record of it. A tick in between takes the event for
 # seen and looks at the record, which does not have it: the change would never be noticed. Given
@@ -267,60 +255,3 @@ def condition_of(compute: Compute) -> Condition | None:
             return (FirstBatch() & features()).with_label("first batch missing or inputs changed")
         case Compute.ON_REQUEST | Compute.ELSEWHERE:
             return None
-
-
-def automation_sensors(
-    hooks: Sequence[HookDefinition],
-) -> list[dg.AutomationConditionSensorDefinition]:
-    """Return sensors that evaluate every condition each `TICK_SECONDS`; running by default.
-
-    Tables have one of their own, whose runs are taken from the queue first. Hooks with more assets
-    than a sensor may have get several.
-    """
-    tables = sorted(
-        table_key(hook.dataset, hook.table_name)
-        for hook in hooks
-        if hook.has_table and hook.table.materialize is Materialize.ALWAYS
-    )
-    features = sorted(
-        features_key(hook.dataset, hook.name)
-        for hook in hooks
-        if condition_of(hook.compute) is not None
-    )
-    chunks = list(_chunks(features)) if len(features) > HOOK_ASSETS_PER_SENSOR else []
-    apart = [*tables, *(key for chunk in chunks for key in chunk)]
-    rest = dg.AssetSelection.all()
-    selected = rest - dg.AssetSelection.assets(*apart) if apart else rest
-    sensors = [_sensor(FEATURES_SENSOR, selected, _COMPUTES)]
-    for number, chunk in enumerate(chunks, 1):
-        name = f"{FEATURES_SENSOR}_{number}"
-        sensors.append(_sensor(name, dg.AssetSelection.assets(*chunk), _COMPUTES))
-    for number, chunk in enumerate(_chunks(tables)):
-        name = f"{TABLES_SENSOR}_{number}" if number else TABLES_SENSOR
-        sensors.append(
-            _sensor(name, dg.AssetSelection.assets(*chunk), _LOADS, {PRIORITY_TAG: TABLES_PRIORITY})
-        )
-    return sensors
-
-
-def _chunks(keys: Sequence[dg.AssetKey]) -> Iterator[Sequence[dg.AssetKey]]:
-    for start in range(0, len(keys), HOOK_ASSETS_PER_SENSOR):
-        yield keys[start : start + HOOK_ASSETS_PER_SENSOR]
-
-
-def _sensor(
-    name: str,
-    target: dg.AssetSelection,
-    description: str,
-    run_tags: Mapping[str, str] | None = None,
-) -> dg.AutomationConditionSensorDefinition:
-    return dg.AutomationConditionSensorDefinition(
-        name,
-        target=target,
-        description=description,
-        run_tags=run_tags,
-        default_status=dg.DefaultSensorStatus.RUNNING,
-        minimum_interval_seconds=TICK_SECONDS,
-        # The daemon knows no conditions but Dagster's own.
-        use_user_code_server=True,
-    )

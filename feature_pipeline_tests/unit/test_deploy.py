@@ -124,6 +124,7 @@ def test_helm_values_match_dagster_yaml():
     outcomes = {
         "run_monitoring": snaked(daemon["runMonitoring"]),
         "run_retries": snaked(daemon["runRetries"]),
+        "sensors": snaked(daemon["sensors"]),
         "run_coordinator": daemon["runCoordinator"]["config"]["customRunCoordinator"],
         "concurrency": snaked(values["concurrency"]),
         "telemetry": values["telemetry"],

@@ -41,11 +41,11 @@ from feature_pipeline.orchestration.events.materializations import features_even
 from feature_pipeline.orchestration.keys import features_key, records_key
 from feature_pipeline.orchestration.pools import set_pools
 from feature_pipeline.orchestration.resources import ArchiveResource, HookRunnerResource
+from feature_pipeline.orchestration.sensors.inbox_ticks import TICK_SECONDS, InboxTicks
 
 logger = logging.getLogger(__name__)
 
 ENTRIES_PER_TICK = 500
-TICK_SECONDS = 5
 ACCEPTING_SECONDS = 20.0
 """Dagster gives a tick a minute; nothing is begun after this time."""
 _ENTRIES_AT_ONCE = 50
@@ -408,7 +408,7 @@ def _note(tick: InboxTick, entry: InboxEntry, result: Accepted | Waiting | Quara
     return False
 
 
-def inbox_sensor(hooks: Sequence[HookDefinition]) -> dg.SensorDefinition:
+def inbox_sensor(hooks: Sequence[HookDefinition], ticks: InboxTicks) -> dg.SensorDefinition:
     """Return the sensor that accepts batches and completions; running by default.
 
     Its first tick sets the hooks' concurrency pools, before anything that it accepts is run.
@@ -438,14 +438,16 @@ def inbox_sensor(hooks: Sequence[HookDefinition]) -> dg.SensorDefinition:
         except InvalidInputError as error:
             # Runs fail with it; acceptance needs no runner.
             context.log.warning("containers of dead workers are kept: %s", error)
-        tick = accept_inbox(
-            archive.store(),
-            archive.uri,
-            context.instance,
-            work=hook_runner.work_folders(archive),
-            runner=runner,
-            failed_tries=failed_tries,
-        )
+        with ticks.tick():
+            tick = accept_inbox(
+                archive.store(),
+                archive.uri,
+                context.instance,
+                work=hook_runner.work_folders(archive),
+                runner=runner,
+                failed_tries=failed_tries,
+            )
+            ticks.reports(tick.events, tick.partitions)
         for line in _loud(tick):
             context.log.error(line)
         for line in tick.left_over:

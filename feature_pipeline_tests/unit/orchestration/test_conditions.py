@@ -1,73 +1,15 @@
-"""Which sensors evaluate the conditions of a code location."""
+"""What automation conditions ask for."""
 
 import dagster as dg
 import pytest
 from dagster._core.execution.backfill import BulkActionStatus
 
-from feature_pipeline.model.definition import Compute, HookDefinition
+from feature_pipeline.model.definition import Compute
 from feature_pipeline.orchestration import conditions
 from feature_pipeline.orchestration.assets.tables import request_load
-from feature_pipeline.orchestration.conditions import (
-    HOOK_ASSETS_PER_SENSOR,
-    automation_sensors,
-    condition_of,
-    tables,
-)
+from feature_pipeline.orchestration.conditions import condition_of, tables
 from feature_pipeline.orchestration.events.data_versions import InputVersion, event_tags
 from feature_pipeline.orchestration.keys import batches_partitions, features_key, table_key
-
-DAGSTERS_LIMIT = 500
-
-
-def hooks(count: int) -> list[HookDefinition]:
-    return [
-        HookDefinition.model_validate(
-            {
-                "name": f"hook_{number}",
-                "dataset": "letters",
-                "release": {"version": "1", "command": ["a"], "code": ["a"]},
-                "feature": {"columns": [{"name": "letter", "type": "string"}]},
-            }
-        )
-        for number in range(count)
-    ]
-
-
-def test_tables_are_evaluated_apart_and_their_runs_go_first():
-    """A table's run is short; ten thousand batches may be queued before it."""
-    few = hooks(200)
-    everything, tables = automation_sensors(few)
-    assert [everything.name, tables.name] == ["compute_features", "load_tables"]
-    assert everything.default_status is tables.default_status is dg.DefaultSensorStatus.RUNNING
-    assert everything.run_tags == {}
-    assert tables.run_tags == {"dagster/priority": "10"}
-    keys = {table_key("letters", hook.name) for hook in few}
-    assert tables.asset_selection == dg.AssetSelection.assets(*sorted(keys))
-
-
-def test_without_tables_there_is_one_sensor():
-    (sensor,) = automation_sensors([])
-    assert sensor.asset_selection == dg.AssetSelection.all()
-
-
-def test_many_hooks_are_shared_out_and_none_is_left_out_or_evaluated_twice():
-    many = hooks(700)
-
-    @dg.asset
-    def somebody_elses() -> None: ...
-
-    specs = [
-        dg.AssetSpec(key)
-        for hook in many
-        for key in (features_key("letters", hook.name), table_key("letters", hook.name))
-    ]
-    graph = dg.Definitions(assets=[somebody_elses, *specs]).resolve_asset_graph()
-    sensors = automation_sensors(many)
-    evaluated = [sensor.asset_selection.resolve(graph) for sensor in sensors]
-    assert len({sensor.name for sensor in sensors}) == len(sensors)
-    assert all(len(keys) <= HOOK_ASSETS_PER_SENSOR <= DAGSTERS_LIMIT for keys in evaluated)
-    assert sum(len(keys) for keys in evaluated) == 1401
-    assert set().union(*evaluated) == graph.get_all_asset_keys()
 
 
 def test_the_first_batch_alone_is_computed_unless_compute_is_automatic():
