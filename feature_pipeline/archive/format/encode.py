@@ -10,6 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from feature_pipeline.archive.format.parquet_bounds import (
+    check_decoded_size,
+    check_texts,
+    open_parquet,
+)
 from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, InvalidInputError
 from feature_pipeline.model.columns import Column
 from feature_pipeline.model.digest import Digest, Value
@@ -21,8 +26,6 @@ ORDINAL: Final = "ordinal"
 
 MOST_ROWS: Final = 2_000_000
 """Maximum number of rows of an artifact: as Python values they take a gigabyte with ten columns."""
-MOST_DECODED_BYTES: Final = 1 << 30
-"""Maximum size of the values of one table of an artifact."""
 
 _ARROW_TYPES: Final[dict[str, pa.DataType]] = {
     "string": pa.string(),
@@ -137,8 +140,8 @@ def encode_table(table: pa.Table) -> bytes:
 def read_bounded(data: bytes, subject: str, schema: pa.Schema, rows: int) -> pa.Table:
     """Return the table in `data`, which any writer may have made, if it is within the limits.
 
-    A few bytes of a dictionary can stand for many texts: these are decoded only once their total
-    length is known.
+    Its pages are measured first: see `archive.format.parquet_bounds`. A few bytes of a dictionary
+    can stand for many texts: these are decoded only once their total length is known.
 
     Args:
         data: Parquet.
@@ -148,10 +151,10 @@ def read_bounded(data: bytes, subject: str, schema: pa.Schema, rows: int) -> pa.
 
     Raises:
         InvalidInputError: It has others, or is too large.
-        CorruptDataError: `data` is not Parquet.
+        CorruptDataError: `data` is not Parquet, or has texts that are not UTF-8.
     """
+    file = open_parquet(data, subject)
     try:
-        file = pq.ParquetFile(pa.BufferReader(data))
         if (count := file.metadata.num_rows) != rows or count > MOST_ROWS:
             raise InvalidInputError(
                 f"{subject}: {count:,} rows; {rows:,} are stated, and at most {MOST_ROWS:,} can be"
@@ -161,19 +164,14 @@ def read_bounded(data: bytes, subject: str, schema: pa.Schema, rows: int) -> pa.
                 f"{subject}: columns are {_describe(file.schema_arrow)}, declared are"
                 f" {_describe(schema)}"
             )
-        groups = range(file.metadata.num_row_groups)
-        size = sum(file.metadata.row_group(number).total_byte_size for number in groups)
-        if size <= MOST_DECODED_BYTES:
-            texts = [field.name for field in schema if pa.types.is_string(field.type)]
-            table = pq.read_table(pa.BufferReader(data), use_threads=False, read_dictionary=texts)
-            size = sum(_text_bytes(table.column(name)) for name in texts)
-        if size > MOST_DECODED_BYTES:
-            raise InvalidInputError(
-                f"{subject}: {size:,} bytes once decoded; at most {MOST_DECODED_BYTES:,} can be"
-            )
-        return table.cast(schema)
+        texts = [field.name for field in schema if pa.types.is_string(field.type)]
+        table = pq.read_table(pa.BufferReader(data), use_threads=False, read_dictionary=texts)
+        check_decoded_size(sum(_text_bytes(table.column(name)) for name in texts), subject)
+        table = table.cast(schema)
     except (pa.ArrowException, OSError) as error:
         raise CorruptDataError(f"{subject} is not Parquet: {error}") from error
+    check_texts(table, subject)
+    return table
 
 
 def _text_bytes(column: Any) -> int:

@@ -7,6 +7,7 @@ and let accepted losses override a census that had not seen them.
 """
 
 import functools
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -27,6 +28,7 @@ from feature_pipeline.errors import (
 )
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.text.counted import counted
+from feature_pipeline.model.text.quoting import quoted
 from feature_pipeline.parallel import WORKERS, map_threads
 
 if TYPE_CHECKING:  # Dagster's code location imports this module and reads no census
@@ -149,7 +151,8 @@ def decode_census(key: str, data: bytes, store: str) -> Census:
         NewerVersionError: It is of a version that only later code knows.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    from feature_pipeline.archive.format.parquet_bounds import check_texts, open_parquet
 
     where = f"census {key} in {store}"
     try:
@@ -159,18 +162,23 @@ def decode_census(key: str, data: bytes, store: str) -> Census:
     if (actual := Digest.of(data)) != digest:
         raise CorruptDataError(f"{where} has bytes whose digest is {actual}")
     try:
-        table = pq.read_table(pa.BufferReader(data), use_threads=False)
+        file = open_parquet(data, where)
+        schema = file.schema_arrow
+        version = (schema.metadata or {}).get(b"spec_version", b"").decode(errors="replace")
+        table = file.read(use_threads=False)
+    except InvalidInputError as error:
+        raise CorruptDataError(str(error)) from error
     except (pa.ArrowException, OSError) as error:
         raise CorruptDataError(f"{where} is not Parquet: {error}") from error
-    version = (table.schema.metadata or {}).get(b"spec_version", b"").decode(errors="replace")
-    if version.isdecimal() and int(version) > CENSUS_VERSION:
+    check_texts(table, where)
+    if re.fullmatch(r"[1-9][0-9]{0,8}", version) and int(version) > CENSUS_VERSION:
         raise NewerVersionError(
             f"{where} has spec_version {version}; this version of feature-pipeline knows up to"
             f" {CENSUS_VERSION}: upgrade it to read the archive"
         )
     is_census = table.schema.equals(census_schema(), check_metadata=False)
     if version != str(CENSUS_VERSION) or not is_census:
-        raise CorruptDataError(f"{where} is not a census: {table.schema}")
+        raise CorruptDataError(f"{where} is not a census: {quoted(str(table.schema))}")
     return Census(key, taken_at, table)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from feature_pipeline.archive import accept, publish, read
 from feature_pipeline.archive.accept import Accepted, Quarantined, Waiting
-from feature_pipeline.archive.format import encode, layout
+from feature_pipeline.archive.format import encode, layout, parquet_bounds
 from feature_pipeline.archive.format.documents import Document, NewerVersionError
 from feature_pipeline.archive.format.encode import rows_schema
 from feature_pipeline.archive.format.manifest import Manifest
@@ -412,7 +412,7 @@ class TestTables:
         self.refused(scene, "10 rows; 10 are stated, and at most 9", rows=table, count=10)
 
     def test_few_bytes_that_decompress_to_many(self, scene, monkeypatch):
-        monkeypatch.setattr(encode, "MOST_DECODED_BYTES", 1_000_000)
+        monkeypatch.setattr(parquet_bounds, "MOST_DECODED_BYTES", 1_000_000)
         table = self.table(["a" * 10_000] * 1_000)
         self.refused(scene, "10,002,000 bytes once decoded", rows=table, count=1_000)
 
