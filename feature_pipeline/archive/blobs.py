@@ -19,6 +19,7 @@ from feature_pipeline.archive.store.base import (
     BlobStore,
     ObjectInfo,
     ObjectStream,
+    open_unchanged,
 )
 from feature_pipeline.errors import (
     CorruptDataError,
@@ -103,7 +104,7 @@ def write_file(
     expected: Digest | None = None,
 ) -> BlobWrite:
     """Store the file as `put_file` does, and return what was stored under its name before."""
-    with path.open("rb") as file:
+    with open_unchanged(path) as file:
         digest, size = digest_stream(file)
     if expected is not None and digest != expected:
         raise CorruptDataError(f"file {path} is {digest} and should be {expected}")

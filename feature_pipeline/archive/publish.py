@@ -47,7 +47,12 @@ from feature_pipeline.archive.logs.tombstones import (
     withdrawn,
     withdrawn_by,
 )
-from feature_pipeline.archive.store.base import BYTES_MEDIA_TYPE, JSON_MEDIA_TYPE, BlobStore
+from feature_pipeline.archive.store.base import (
+    BYTES_MEDIA_TYPE,
+    JSON_MEDIA_TYPE,
+    BlobStore,
+    open_unchanged,
+)
 from feature_pipeline.errors import ConflictError, InvalidInputError
 from feature_pipeline.model.columns import Column
 from feature_pipeline.model.digest import Digest
@@ -180,7 +185,8 @@ def _parquet_writer(store: BlobStore, name: str, encode: Callable[[], bytes]) ->
 def _file_writer(store: BlobStore, path: Path, media_type: str | None = None) -> _Writer:
     media_type = media_type or _MEDIA_TYPES.get(path.suffix, BYTES_MEDIA_TYPE)
     if path.stat().st_size <= _IN_MEMORY_BYTES:
-        data = path.read_bytes()
+        with open_unchanged(path) as file:
+            data = file.read()
         digest = Digest.of(data)
         write = partial(blobs.write_blob, store, data, media_type, digest)
         return _Writer(digest, media_type, write)

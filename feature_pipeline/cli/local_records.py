@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.hooks.json_lines import MOST_LINE_BYTES, excess
 from feature_pipeline.hooks.runner import LONGEST_NAME_BYTES
 from feature_pipeline.model.records import check_file_name, check_record_id
 from feature_pipeline.model.text.first_few import first_few
@@ -23,6 +24,7 @@ from feature_pipeline.model.text.json_text import (
     read_json,
 )
 from feature_pipeline.model.text.quoting import quoted
+from feature_pipeline.regular_files import open_regular
 
 COMPRESSED: Final = frozenset({".gz", ".bz2", ".xz", ".zst", ".lz4", ".z"})
 """Suffixes that tell how a file is compressed, not what it contains."""
@@ -176,12 +178,9 @@ def check_readable(path: Path) -> None:
         InvalidInputError: It is not. The message continues a sentence that begins with its name.
     """
     try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
+        if path.is_dir():
             raise InvalidInputError("is a folder: the files of a record lie side by side")
-        if not stat.S_ISREG(mode):
-            raise InvalidInputError(f"is not a regular file ({stat.filemode(mode)})")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.read(1)
     except OSError as error:
         raise InvalidInputError(f"cannot be read: {error.strerror}") from error
@@ -203,16 +202,40 @@ def check_folder_name(record_id: str, *, has_files: bool) -> None:
 
 
 def _read_lines(path: Path) -> Iterator[LocalRecord]:
-    with path.open("rb") as lines:
-        for number, raw in enumerate(lines, 1):
+    with _open_lines(path) as file:
+        for number, raw in enumerate(_lines(path, file), 1):
             line = raw.removeprefix(BYTE_ORDER_MARK) if number == 1 else raw
             if line.strip(WHITE_SPACE.encode()):
                 place = f"{path}, line {number}"
+                if (problem := excess(line)) is not None:
+                    raise InvalidInputError(f"{place}: {problem}")
                 item = read_json(line.rstrip(b"\r\n"), str(path), number)
                 try:
                     yield _record(item, path.parent, place)
                 except InvalidInputError as error:
                     raise InvalidInputError(f"{place}: {error}") from error
+
+
+def _open_lines(path: Path) -> BinaryIO:
+    try:
+        return open_regular(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{path} {error}") from error
+
+
+def _lines(path: Path, file: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines; of one that is too long to be parsed, so much that it is refused."""
+    try:
+        while line := file.readline(MOST_LINE_BYTES + 1):
+            yield line
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> InvalidInputError:
+    return InvalidInputError(f"{path} cannot be read: {error.strerror}")
 
 
 def _record(item: object, folder: Path, place: str) -> LocalRecord:
@@ -232,7 +255,8 @@ def _record(item: object, folder: Path, place: str) -> LocalRecord:
         try:
             check_readable(paths[name])
         except InvalidInputError as error:
-            raise InvalidInputError(f"file {name!r}: {folder / target} {error}") from error
+            shown = quoted(str(folder / target))
+            raise InvalidInputError(f"file {quoted(name)!r}: {shown} {error}") from error
     check_folder_name(item["id"], has_files=bool(paths))
     return LocalRecord(item["id"], metadata, paths, place)
 

@@ -64,9 +64,9 @@ def read_lines(name: str, data: bytes | BinaryIO) -> Iterator[Line]:
         number += 1
         line = raw.removeprefix(BYTE_ORDER_MARK) if number == 1 else raw
         place = f"{name} line {number}"
-        if len(line) > MOST_LINE_BYTES:
-            yield _too_much(place, number, line, _bytes(len(line) + _rest_of_line(stream, line)))
-        elif (problem := _excess(line)) is not None:
+        if (problem := excess(line)) is not None:
+            size = len(line) + (_rest_of_line(stream, line) if len(line) > MOST_LINE_BYTES else 0)
+            problem = _bytes(size) if size > MOST_LINE_BYTES else problem
             yield _too_much(place, number, line, problem)
         elif line.strip(_WHITE):
             yield _read_line(parser, place, number, line)
@@ -78,8 +78,7 @@ def read_document(name: str, data: bytes) -> tuple[object, str | None]:
     Raises:
         InvalidInputError: It is not one JSON value; the message names line and column.
     """
-    problem = _bytes(len(data)) if len(data) > MOST_LINE_BYTES else _excess(data)
-    if problem is not None:
+    if (problem := excess(data)) is not None:
         raise InvalidInputError(f"{name}: {problem}")
     parsed = _Parser().parse(data.removeprefix(BYTE_ORDER_MARK), f"{name}:", is_whole_file=True)
     return parsed.value, parsed.problem
@@ -98,8 +97,10 @@ def _bytes(size: int) -> str:
     return f"has {size:,} bytes; at most {MOST_LINE_BYTES:,} are read"
 
 
-def _excess(data: bytes) -> str | None:
-    """Return the error if the text has too many values to be parsed, otherwise None."""
+def excess(data: bytes) -> str | None:
+    """Return the error if a line or document is too large to be parsed, otherwise None."""
+    if len(data) > MOST_LINE_BYTES:
+        return _bytes(len(data))
     if sum(map(data.count, (b",", b"[", b"{"))) <= MOST_LINE_VALUES:
         return None
     count = 0

@@ -8,8 +8,10 @@ import stat
 from pathlib import Path
 from typing import Final
 
+from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.failure import FailureKind
 from feature_pipeline.model.text.quantities import format_size
+from feature_pipeline.regular_files import open_regular
 
 FEATURES: Final = "features.jsonl"
 SINGLE_FEATURES: Final = "features.json"
@@ -33,12 +35,8 @@ def problem_of(output: Path, limit_bytes: int) -> tuple[FailureKind, str] | None
     for name in RAW_FILES:
         path = output / name
         try:
-            info = path.lstat()
-            if stat.S_ISREG(info.st_mode):
-                length += info.st_size
-                with path.open("rb"):
-                    pass
-        except FileNotFoundError:
+            length += _readable_size(path)
+        except (FileNotFoundError, InvalidInputError):
             continue
         except OSError as error:
             return FailureKind.INVALID_OUTPUT, f"{name}: cannot be read: {error.strerror}"
@@ -88,19 +86,27 @@ def storable_files(
     for name in RAW_FILES:
         path = output / name
         try:
-            info = path.lstat()
-            if not stat.S_ISREG(info.st_mode):
-                continue
-            with path.open("rb"):
-                pass
-        except FileNotFoundError:
+            size = _readable_size(path)
+        except (FileNotFoundError, InvalidInputError):
             continue
         except OSError as error:
             left_out.append(f"{name} ({error.strerror})")
             continue
-        if left is not None and info.st_size > left:
-            left_out.append(f"{name} ({format_size(info.st_size)})")
+        if left is not None and size > left:
+            left_out.append(f"{name} ({format_size(size)})")
             continue
         files[name] = path
-        left = None if left is None else left - info.st_size
+        left = None if left is None else left - size
     return files, left_out
+
+
+def _readable_size(path: Path) -> int:
+    """Return the length of a file in bytes, after opening it.
+
+    Raises:
+        FileNotFoundError: There is none.
+        OSError: It cannot be opened.
+        InvalidInputError: It is not a regular file.
+    """
+    with open_regular(path, follow_links=False) as file:
+        return os.fstat(file.fileno()).st_size

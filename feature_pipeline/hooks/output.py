@@ -11,7 +11,6 @@ Where the contract leaves it open:
 """
 
 import os
-import stat
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -35,6 +34,7 @@ from feature_pipeline.model.outcomes import DecodedOutput, Outcome, OutcomeKind,
 from feature_pipeline.model.text.first_few import first_few
 from feature_pipeline.model.text.quoting import MOST_REASON, quoted
 from feature_pipeline.model.text.quoting import storable as _shown
+from feature_pipeline.regular_files import open_regular
 
 _NO_REASON: Final = "(no reason given)"
 _MOST_NOTED: Final = 1_000
@@ -80,9 +80,8 @@ def decode_output(
     reader = _OutputReader(record_ids, columns, cardinality, keys)
     with ExitStack() as stack:
         files = {
-            name: stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
+            name: stack.enter_context(_open(source)) if isinstance(source, Path) else source
             for name, source in (_entries(output) if isinstance(output, Path) else output).items()
-            if not isinstance(source, Path) or _check_regular(source)
         }
         reader.read(files)
     return DecodedOutput(
@@ -104,11 +103,13 @@ def _entries(output: Path) -> dict[str, Path]:
     return {name: path for name, path in paths.items() if os.path.lexists(path)}
 
 
-def _check_regular(path: Path) -> bool:
-    if not stat.S_ISREG(path.lstat().st_mode):
-        mode = stat.filemode(path.lstat().st_mode)
-        raise InvalidInputError(f"{path.name}: expected a regular file, found {mode}")
-    return True
+def _open(path: Path) -> BinaryIO:
+    try:
+        return open_regular(path, follow_links=False)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{path.name} {error}") from error
+    except OSError as error:
+        raise InvalidInputError(f"{path.name} cannot be read: {error.strerror}") from error
 
 
 def _unread(output: Path) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from feature_pipeline.model.outcomes import OutcomeKind
 from feature_pipeline.model.text.counted import counted
 from feature_pipeline.model.text.first_few import first_few
 from feature_pipeline.model.text.quantities import format_size
+from feature_pipeline.regular_files import open_regular
 
 # The hook's doing, so that fewer records, or others, may end otherwise.
 _KINDS: Final = {
@@ -556,10 +557,11 @@ def _append(out: BinaryIO, source: Path, *, strict: bool) -> None:
     Its last line is ended, so that it does not run into the next part's first, and a byte order
     mark is left out if it is not the first thing in the file.
     """
-    if not _is_there(source, strict=strict):
+    file = _opened(source, strict=strict)
+    if file is None:
         return
     begun = out.tell()
-    with source.open("rb") as file:
+    with file:
         if begun and file.read(len(BOM_UTF8)) != BOM_UTF8:
             file.seek(0)
         shutil.copyfileobj(file, out)
@@ -578,10 +580,10 @@ def _append_single(out: BinaryIO, output: Path, record_id: str, *, strict: bool)
     Raises:
         InvalidInputError: It is no document, and `strict` is set.
     """
-    source = output / SINGLE_FEATURES
-    if not _is_there(source, strict=strict):
+    file = _opened(output / SINGLE_FEATURES, strict=strict)
+    if file is None:
         return
-    with source.open("rb") as file:
+    with file:
         data = file.read(MOST_LINE_BYTES + 1)
     if len(data) > MOST_LINE_BYTES and not strict:
         return
@@ -595,9 +597,17 @@ def _append_single(out: BinaryIO, output: Path, record_id: str, *, strict: bool)
     out.write(b'{"id": ' + name + b', "features": ' + value + b"}\n")
 
 
-def _is_there(source: Path, *, strict: bool) -> bool:
-    if source.is_symlink() or (os.path.lexists(source) and not source.is_file()):
+def _opened(source: Path, *, strict: bool) -> BinaryIO | None:
+    """Open a part's file; None if there is none, or it is something else and `strict` is not set.
+
+    Raises:
+        InvalidInputError: It is not a regular file, and `strict` is set.
+    """
+    try:
+        return open_regular(source, follow_links=False)
+    except FileNotFoundError:
+        return None
+    except InvalidInputError as error:
         if strict:
-            raise InvalidInputError(f"{source.name}: expected a regular file in every part")
-        return False
-    return source.exists()
+            raise InvalidInputError(f"{source.name} of a part {error}") from error
+        return None

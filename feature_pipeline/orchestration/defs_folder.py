@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 import feature_pipeline
 from feature_pipeline.model.text.first_few import first_few
-from feature_pipeline.model.text.yaml_text import InvalidYamlError, check_yaml
+from feature_pipeline.model.text.yaml_text import MAX_CHARACTERS, InvalidYamlError, check_yaml
 from feature_pipeline.orchestration.source_location import child_node, line_of
 
 PACKAGED: Final = Path(feature_pipeline.__file__).parent / "defs"
@@ -106,7 +106,13 @@ def check_file(file: Path) -> None:
         InvalidYamlError: With the line and what would be right.
         yaml.YAMLError: It is not YAML.
     """
-    _check_text(file.read_text(encoding="utf-8"))
+    _check_text(_beginning(file).decode())
+
+
+def _beginning(file: Path) -> bytes:
+    """Return the file, or so much of it that `check_yaml` refuses it as too long."""
+    with file.open("rb") as stream:
+        return stream.read(4 * MAX_CHARACTERS + 4)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -260,7 +266,7 @@ def _declared(file: Path) -> Iterator[Mapping[str, str | None]]:
 
 
 def _documents(file: Path) -> list[str]:
-    text = file.read_text(encoding="utf-8", errors="replace")
+    text = _beginning(file).decode(errors="replace")
     return [part for part in re.split(r"(?m)^---\s*$", text) if part.strip()]
 
 

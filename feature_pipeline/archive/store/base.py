@@ -10,15 +10,17 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Final, Protocol
+from typing import BinaryIO, Final, Protocol
 
 from feature_pipeline.errors import (
     CorruptDataError,
+    InvalidInputError,
     NotFoundError,
     OutcomeUnknownError,
     StoreUnavailableError,
 )
 from feature_pipeline.model.digest import Digest
+from feature_pipeline.regular_files import open_regular
 
 JSON_MEDIA_TYPE: Final = "application/json"
 BYTES_MEDIA_TYPE: Final = "application/octet-stream"
@@ -198,6 +200,19 @@ def read_beginning(store: BlobStore, key: str, most_bytes: int) -> bytes:
             if len(data) >= most_bytes:
                 break
     return bytes(data[:most_bytes])
+
+
+def open_unchanged(path: Path) -> BinaryIO:
+    """Open a local file that is being stored; it was a regular file when that began.
+
+    Raises:
+        CorruptDataError: It is gone, or something else by now.
+    """
+    try:
+        return open_regular(path)
+    except (FileNotFoundError, InvalidInputError) as error:
+        problem = "is gone" if isinstance(error, FileNotFoundError) else str(error)
+        raise CorruptDataError(f"file {path} {problem}: it changed while it was stored") from error
 
 
 def create_or_read(

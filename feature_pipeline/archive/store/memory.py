@@ -15,6 +15,7 @@ from feature_pipeline.archive.store.base import (
     ObjectInfo,
     ObjectStream,
     StoredObject,
+    open_unchanged,
 )
 from feature_pipeline.errors import CorruptDataError, NotFoundError, StoreUnavailableError
 from feature_pipeline.model.digest import Digest
@@ -160,7 +161,8 @@ def check_size(what: str, stored: int, expected: int | None) -> None:
 
 
 def _read_file(path: Path, digest: Digest, size: int) -> bytes:
-    data = path.read_bytes()
+    with open_unchanged(path) as file:
+        data = file.read()
     if len(data) != size or Digest.of(data) != digest:
         raise CorruptDataError(f"file {path} is not {digest} of {size} bytes: it changed")
     return data

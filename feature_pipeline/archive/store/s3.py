@@ -27,6 +27,7 @@ from feature_pipeline.archive.store.base import (
     ObjectInfo,
     ObjectStream,
     StoredObject,
+    open_unchanged,
 )
 from feature_pipeline.archive.store.memory import check_size
 from feature_pipeline.archive.store.s3_answers import (
@@ -343,7 +344,7 @@ class S3Store:
         if info.composite_sha256 is None:
             return None
         sums = []
-        with path.open("rb") as file:
+        with open_unchanged(path) as file:
             while part := file.read(PART_BYTES):
                 sums.append(hashlib.sha256(part).digest())
         if not info.composite_sha256.endswith(f"-{len(sums)}"):
@@ -385,11 +386,11 @@ class S3Store:
             return self._put_parts(key, path, digest, condition)
         sha256 = bytes.fromhex(digest.hex)
         try:
-            with path.open("rb") as file:
+            with open_unchanged(path) as file:
                 return self._put_body(key, file, sha256, BYTES_MEDIA_TYPE, condition)
         except StoreUnavailableError as error:
             # The store compares the bytes with the checksum and says no in a way of its own.
-            with path.open("rb") as file:
+            with open_unchanged(path) as file:
                 actual, _ = digest_stream(file)
             if actual != digest:
                 raise CorruptDataError(f"file {path} is not {digest}: it changed") from error
@@ -450,7 +451,7 @@ class S3Store:
             return {"PartNumber": number, "ETag": etags[0], "ChecksumSHA256": checksum}
 
         parts: list[CompletedPartTypeDef] = []
-        with path.open("rb") as file, ThreadPoolExecutor(_PART_WORKERS) as pool:
+        with open_unchanged(path) as file, ThreadPoolExecutor(_PART_WORKERS) as pool:
             number = 1
             while group := _read_parts(file, hasher):
                 numbers = range(number, number + len(group))

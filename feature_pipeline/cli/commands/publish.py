@@ -35,6 +35,7 @@ from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.outcomes import Status
 from feature_pipeline.model.text.counted import counted
 from feature_pipeline.model.text.first_few import first_few
+from feature_pipeline.regular_files import open_regular
 
 OUTCOME_FILES: Final = (FEATURES, SINGLE_FEATURES, REJECTIONS, ERRORS)
 """Files of the contract that have outcomes of records."""
@@ -141,7 +142,7 @@ def check_is_about(folder: Path, artifact: Artifact) -> None:
     named: dict[str, None] = {}
     for name in (FEATURES, REJECTIONS, ERRORS):
         if (folder / name).is_file():
-            with (folder / name).open("rb") as file:
+            with open_regular(folder / name, follow_links=False) as file:
                 named |= dict.fromkeys(line.record_id for line in read_lines(name, file))
     if named and named.keys().isdisjoint(outcome.record_id for outcome in artifact.outcomes):
         raise InvalidInputError(

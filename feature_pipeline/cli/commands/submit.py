@@ -19,6 +19,7 @@ from feature_pipeline.model.records import (
     check_dataset,
     check_folders,
 )
+from feature_pipeline.regular_files import open_regular
 
 
 def submit(
@@ -86,12 +87,14 @@ def submit_records(
         described_files = []
         for name, path in sorted(record.files.items()):
             try:
-                with path.open("rb") as stream:
+                with open_regular(path) as stream:
                     digest, size = digest_stream(stream)
             except OSError as error:
                 raise InvalidInputError(
                     f"{record.place or record.id}: {path} cannot be read: {error.strerror}"
                 ) from error
+            except InvalidInputError as error:
+                raise InvalidInputError(f"{record.place or record.id}: {path} {error}") from error
             files[digest] = path
             described_files.append(RecordFile(name=name, digest=str(digest), size=size))
         described.append(

@@ -106,16 +106,14 @@ def test_of_one_record(computing: Computing, act):
 
 def refuse(monkeypatch: pytest.MonkeyPatch, refused: Path) -> None:
     """Behave as a folder or file of another user, which root does not meet."""
-    scandir, opened = os.scandir, Path.open
+    scandir, opened = os.scandir, os.open
 
     def denied(path: Path) -> None:
         if Path(path) == refused:
             raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "scandir", lambda path: (denied(path), scandir(path))[1])
-    monkeypatch.setattr(
-        Path, "open", lambda path, *a, **k: (denied(path), opened(path, *a, **k))[1]
-    )
+    monkeypatch.setattr(os, "open", lambda path, *a, **k: (denied(path), opened(path, *a, **k))[1])
 
 
 def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch):
