@@ -194,6 +194,8 @@ def _check_endpoint(url: str) -> None:
         is_right = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
     except ValueError:
         is_right = False
+    # urlsplit leaves out line ends and tabs before it looks at anything.
+    is_right = is_right and not _CONTROL.search(url) and " " not in url
     if not is_right or parts.query or parts.fragment or parts.username:
         raise InvalidInputError(f"{S3_ENDPOINT_URL} is {url!r}: write http://host:port")
 
@@ -370,6 +372,8 @@ def _address(environment: Mapping[str, str], name: str) -> str | None:
         is_right = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
     except ValueError:
         is_right = False
+    # urlsplit leaves out line ends and tabs before it looks at anything.
+    is_right = is_right and not _CONTROL.search(url) and " " not in url
     if not is_right or parts.query or parts.fragment or parts.username:
         # It may hold a password: it is not shown.
         raise InvalidInputError(

@@ -9,9 +9,9 @@ import json
 import secrets
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from feature_pipeline.archive.accept import CLOCKS_DIFFER, EARLIEST
 from feature_pipeline.archive.blobs import is_present
@@ -32,7 +32,7 @@ from feature_pipeline.model.digest import Digest, digest_stream
 
 if TYPE_CHECKING:
     from feature_pipeline.archive.store.s3_sign import S3Signer
-from feature_pipeline.model.text.json_text import INT64_MAX
+from feature_pipeline.model.text.json_text import INT64_MAX, parse_document
 from feature_pipeline.model.text.quoting import problems, quoted
 from feature_pipeline.parallel import map_threads
 
@@ -51,6 +51,7 @@ def _check_raw(name: str) -> str:
     return name
 
 
+Version = Annotated[int, Field(ge=1, le=1)]
 Size = Annotated[int, Field(ge=0, le=INT64_MAX)]
 Seconds = Annotated[float, Field(ge=EARLIEST.timestamp(), allow_inf_nan=False)]
 RawName = Annotated[str, AfterValidator(_check_raw)]
@@ -62,7 +63,7 @@ class _ResultDocument(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    spec_version: int
+    spec_version: Version
     exit_code: int = Field(ge=-_MOST_EXIT_CODE, le=_MOST_EXIT_CODE)
     is_late: bool
     oom_kills: Size
@@ -80,17 +81,34 @@ class _ResultDocument(BaseModel):
 class _EndDocument(BaseModel):
     """A worker's record of an attempt that left no result."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
-    spec_version: int = 1
+    spec_version: Version = 1
     kind: FailureKind
     reason: str
     exit_code: int | None
     log_tail: tuple[str, ...]
     memory_limit_bytes: int | None
-    started_at: datetime
-    finished_at: datetime
+    started_at: AwareDatetime
+    finished_at: AwareDatetime
     node: str
+
+
+D = TypeVar("D", bound=BaseModel)
+
+
+def _parsed(model: type[D], data: bytes) -> D:
+    """Return the document stored as `data`.
+
+    Raises:
+        InvalidInputError: It is something else; the message names its first problems.
+    """
+    # Pydantic's reader takes the last of two values with one key.
+    parse_document(data)
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        raise InvalidInputError(problems(error)) from error
 
 
 class S3Results:
@@ -120,11 +138,11 @@ class S3Results:
         key = layout.upload(attempt.run_id, attempt.job, _END)
         try:
             stored = get_small(self._store, key, MOST_RESULT_BYTES)
-            document = _EndDocument.model_validate_json(stored.data)
+            document = _parsed(_EndDocument, stored.data)
         except NotFoundError:
             return None
-        except ValidationError as error:
-            raise CorruptDataError(f"{key}: not an attempt's end: {problems(error)}") from error
+        except InvalidInputError as error:
+            raise CorruptDataError(f"{key}: not an attempt's end: {error}") from error
         return AttemptEnd(
             RuntimeFacts(
                 kind=document.kind,
@@ -146,7 +164,7 @@ class S3Results:
         except NotFoundError:
             return None
         try:
-            document = _ResultDocument.model_validate_json(stored.data)
+            document = _parsed(_ResultDocument, stored.data)
             latest = (stored.info.modified_at + CLOCKS_DIFFER).timestamp()
             if document.started_at > latest or document.finished_at > latest:
                 raise InvalidInputError("its times are later than that at which it was stored")
@@ -165,8 +183,6 @@ class S3Results:
                 too_large=document.too_large,
                 log=_sum(document.log),
             )
-        except ValidationError as error:
-            raise CorruptDataError(f"{key}: not a pod's result: {problems(error)}") from error
         except (ValueError, OverflowError, OSError) as error:
             raise CorruptDataError(f"{key}: not a pod's result: {error}") from error
 

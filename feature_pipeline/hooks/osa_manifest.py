@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.definition import HookDefinition
+from feature_pipeline.model.text.json_text import BYTE_ORDER_MARK, read_json
+from feature_pipeline.model.text.quoting import problems, quoted
 from feature_pipeline.model.text.yaml_text import dump_yaml
 
 COMMAND: Final = ("osa-run-hook",)
@@ -94,9 +96,11 @@ def import_hooks(
         InvalidInputError: Not such a manifest; or a hook has no image, or cannot be defined here.
     """
     try:
-        parsed = _Manifest.model_validate_json(manifest)
+        # Pydantic's reader takes the last of two values with one key.
+        read_json(manifest, "not a manifest of osa-py")
+        parsed = _Manifest.model_validate_json(manifest.removeprefix(BYTE_ORDER_MARK))
     except ValidationError as error:
-        raise InvalidInputError(f"not a manifest of osa-py: {error}") from error
+        raise InvalidInputError(f"not a manifest of osa-py: {problems(error)}") from error
     if parsed.manifest_version != 1:
         raise InvalidInputError(f"manifest_version {parsed.manifest_version}: only 1 is known")
     imported: dict[str, ImportedHook] = {}
@@ -114,8 +118,8 @@ def _import(hook: _Hook, dataset: str, image: str | None, version: str) -> Impor
         image = image_by_digest(hook.release.image, hook.release.digest)
     if image is None:
         raise InvalidInputError(
-            f"hook {hook.name!r}: the manifest names no image (`osa manifest` does not); give the"
-            f" one that `osa deploy` built, by digest"
+            f"hook {quoted(hook.name)!r}: the manifest names no image (`osa manifest` does not);"
+            f" give the one that `osa deploy` built, by digest"
         )
     document = {
         "name": hook.name,
@@ -127,7 +131,7 @@ def _import(hook: _Hook, dataset: str, image: str | None, version: str) -> Impor
             "config": hook.config or {},
             "limits": {
                 "cpu": hook.limits.cpu,
-                "memory": memory_size(hook.limits.memory, f"hook {hook.name!r}"),
+                "memory": memory_size(hook.limits.memory, f"hook {quoted(hook.name)!r}"),
                 "timeout": f"{hook.limits.timeout_seconds}s",
             },
         },
@@ -139,7 +143,9 @@ def _import(hook: _Hook, dataset: str, image: str | None, version: str) -> Impor
     try:
         definition = HookDefinition.model_validate(document)
     except ValidationError as error:
-        raise InvalidInputError(f"hook {hook.name!r} cannot be defined here: {error}") from error
+        raise InvalidInputError(
+            f"hook {quoted(hook.name)!r} cannot be defined here: {problems(error)}"
+        ) from error
     return ImportedHook(definition, _notes(hook))
 
 
@@ -166,7 +172,7 @@ def memory_size(text: str, where: str) -> str:
     """
     match = _DOCKER_SIZE.fullmatch(text)
     if match is None:
-        raise InvalidInputError(f"{where}: limits.memory {text!r}: expected 512m or 2g")
+        raise InvalidInputError(f"{where}: limits.memory {quoted(text)!r}: expected 512m or 2g")
     return f"{match[1]}{_SIZE_UNITS[match[2].lower()]}"
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from pydantic import StrictInt
+
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.digest import Digest, Value
 from feature_pipeline.model.status import Status as Status
@@ -127,13 +129,13 @@ class Outcome:
 class OutcomeCounts:
     """Number of records by outcome. `empty` counts passed records without rows."""
 
-    records: int = 0
-    passed: int = 0
-    rejected: int = 0
-    errored: int = 0
-    empty: int = 0
-    rows: int = 0
-    carried: int = 0
+    records: StrictInt = 0
+    passed: StrictInt = 0
+    rejected: StrictInt = 0
+    errored: StrictInt = 0
+    empty: StrictInt = 0
+    rows: StrictInt = 0
+    carried: StrictInt = 0
 
     @classmethod
     def of(cls, outcomes: Iterable[Outcome]) -> "OutcomeCounts":

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Final, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.batch_source import Source as Source
 from feature_pipeline.model.digest import Digest, check_text, document_bytes
 from feature_pipeline.model.text.json_text import JsonObject, parse_document
-from feature_pipeline.model.text.quoting import quoted
+from feature_pipeline.model.text.quoting import problems, quoted
 
 MAX_RECORD_ID_BYTES: Final = 512
 BATCH_KEY: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
@@ -70,7 +70,7 @@ def check_file_name(name: str) -> str:
     check_text(name)
     if name in {"", ".", ".."} or "/" in name or len(name.encode()) > 255:
         raise InvalidInputError(
-            f"file name {name!r}: one path component of at most 255 bytes is needed"
+            f"file name {quoted(name)!r}: one path component of at most 255 bytes is needed"
         )
     return name
 
@@ -88,7 +88,8 @@ def check_batch_key(key: str) -> str:
     """
     if not BATCH_KEY.fullmatch(key):
         raise InvalidInputError(
-            f"batch key {key!r}: 1 to 63 of a-z, 0-9, '_' and '-', not starting with '_' or '-'"
+            f"batch key {quoted(key)!r}: 1 to 63 of a-z, 0-9, '_' and '-', not starting with '_' or"
+            " '-'"
         )
     return key
 
@@ -97,7 +98,7 @@ def check_dataset(name: str) -> str:
     """Return `name` if it can name a dataset or hook: `[a-z][a-z0-9_]{0,39}`."""
     if not DATASET_NAME.fullmatch(name):
         raise InvalidInputError(
-            f"name {name!r}: 1 to 40 of a-z, 0-9 and '_', starting with a letter"
+            f"name {quoted(name)!r}: 1 to 40 of a-z, 0-9 and '_', starting with a letter"
         )
     return name
 
@@ -111,10 +112,10 @@ def check_spec_version(subject: str, content: object) -> None:
         InvalidInputError: `content` has another `spec_version` than 1.
     """
     version = content.get("spec_version", 1) if isinstance(content, dict) else 1
-    if version != 1:
+    if type(version) is not int or version != 1:
         raise InvalidInputError(
-            f"{subject} has spec_version {version!r}; this version of feature-pipeline reads only"
-            " 1: upgrade it"
+            f"{subject} has spec_version {quoted(repr(version))}; this version of feature-pipeline"
+            " reads only 1: upgrade it"
         )
 
 
@@ -125,7 +126,7 @@ class RecordFile(BaseModel):
 
     name: Annotated[str, AfterValidator(check_file_name)]
     digest: Annotated[str, AfterValidator(check_digest)]
-    size: int = Field(ge=0, description="Bytes.")
+    size: StrictInt = Field(ge=0, description="Bytes.")
 
     @property
     def blob(self) -> Digest:
@@ -181,7 +182,7 @@ class RecordBatch:
         try:
             document = BatchDocument(dataset=dataset, batch=batch, source=source, records=records)
         except ValidationError as error:
-            raise InvalidInputError(f"batch {batch!r} of {dataset!r}: {error}") from error
+            raise InvalidInputError(f"batch {batch!r} of {dataset!r}: {problems(error)}") from error
         return cls.of(document)
 
     @classmethod
@@ -206,7 +207,7 @@ class RecordBatch:
         try:
             document = BatchDocument.model_validate(content)
         except ValidationError as error:
-            raise InvalidInputError(f"not a batch document: {error}") from error
+            raise InvalidInputError(f"not a batch document: {problems(error)}") from error
         _check_records(document)
         return cls(document, Digest.of(data), data)
 

@@ -9,6 +9,7 @@ from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.digest import Digest, document_bytes
 from feature_pipeline.model.records import RecordFile, check_dataset, check_spec_version
 from feature_pipeline.model.text.json_text import JsonObject, parse_document
+from feature_pipeline.model.text.quoting import problems
 
 
 class ReleaseDocument(BaseModel):
@@ -57,7 +58,7 @@ class HookRelease:
         try:
             document = ReleaseDocument.model_validate(content)
         except ValidationError as error:
-            raise InvalidInputError(f"not a release document: {error}") from error
+            raise InvalidInputError(f"not a release document: {problems(error)}") from error
         return cls.of(document)
 
     def encode(self) -> bytes:

@@ -17,9 +17,8 @@ from pydantic import (
 
 from feature_pipeline.errors import FeaturePipelineError, InvalidInputError
 from feature_pipeline.model.digest import ContentSum, Digest, check_text, document_bytes
-from feature_pipeline.model.text.json_text import INT64_MAX, INT64_MIN, parse_document
+from feature_pipeline.model.text.json_text import INT64_MAX, INT64_MIN, leaves, parse_document
 from feature_pipeline.model.text.quoting import problems, quoted
-
 
 class NewerVersionError(InvalidInputError):
     """A document is of a version that only later code knows; nothing is wrong with it."""
@@ -162,17 +161,8 @@ def check_values(document: Document) -> None:
     Raises:
         InvalidInputError: A value does not; names its field.
     """
-    stack: list[tuple[str, object]] = [("", document.model_dump())]
-    while stack:
-        place, value = stack.pop()
-        if isinstance(value, Mapping):
-            for key, item in value.items():
-                _check_value(document, f"a key of {place or 'the document'}", key)
-                stack.append((f"{place}.{key}" if place else str(key), item))
-        elif isinstance(value, list | tuple):
-            stack += [(place, item) for item in value]
-        else:
-            _check_value(document, place, value)
+    for place, value in leaves(document.model_dump()):
+        _check_value(document, place, value)
 
 
 def _check_value(document: Document, place: str, value: object) -> None:

@@ -7,7 +7,7 @@ time.
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Final, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StrictBool, StrictInt, model_validator
 
 from feature_pipeline.archive.format.documents import (
     DigestField,
@@ -40,14 +40,14 @@ class BlobRef(Part):
     """The digest and size of a stored blob."""
 
     digest: DigestField
-    size: int = Field(ge=0, description="Bytes.")
+    size: StrictInt = Field(ge=0, description="Bytes.")
     media_type: str = "application/octet-stream"
 
 
 class ReleaseRef(Part):
     """The release that made an artifact, as registered in the release log."""
 
-    seq: int = Field(ge=1)
+    seq: StrictInt = Field(ge=1)
     digest: DigestField
     version: str
     image: str | None = None
@@ -60,14 +60,14 @@ class RunInfo(Part):
     runner: str
     started_at: InstantField
     finished_at: InstantField
-    attempts: int = Field(
+    attempts: StrictInt = Field(
         1,
         ge=0,
         description="Starts of the hook, over parts and retries; 0 if all was carried over.",
     )
-    memory_bytes: int | None = Field(None, description="Peak, where the runner can tell.")
+    memory_bytes: StrictInt | None = Field(None, description="Peak, where the runner can tell.")
     node: str | None = None
-    exit_code: int | None = None
+    exit_code: StrictInt | None = None
     dagster_run_id: str | None = None
 
     @property
@@ -80,14 +80,14 @@ class StartInfo(Part):
     """One start of the hook: an attempt over all records that were computed, or a part of them."""
 
     part: str = Field(description="Empty: all of them. Part 2 is divided into 2.1 and 2.2.")
-    records: int = Field(ge=1, description="How many the part holds.")
-    attempt: int = Field(ge=1, description="Counted in each part.")
+    records: StrictInt = Field(ge=1, description="How many the part holds.")
+    attempt: StrictInt = Field(ge=1, description="Counted in each part.")
     started_at: InstantField
     finished_at: InstantField
-    memory_limit_bytes: int
+    memory_limit_bytes: StrictInt
     ended: str = Field(description="`well`, or the kind of its failure.")
-    exit_code: int | None = None
-    memory_bytes: int | None = Field(None, description="Peak, where the runner can tell.")
+    exit_code: StrictInt | None = None
+    memory_bytes: StrictInt | None = Field(None, description="Peak, where the runner can tell.")
     node: str | None = None
 
 
@@ -101,10 +101,10 @@ class WithoutOutput(Part):
     kind: str | None
     """None: rejected, by an input hook."""
     reason: str = Field(min_length=1)
-    retryable: bool = False
-    memory_bytes: int | None = Field(None, ge=0)
+    retryable: StrictBool = False
+    memory_bytes: StrictInt | None = Field(None, ge=0)
     timeout_seconds: float | None = Field(None, ge=0, allow_inf_nan=False)
-    scratch_bytes: int | None = Field(None, ge=0)
+    scratch_bytes: StrictInt | None = Field(None, ge=0)
 
 
 class FailureInfo(Part):
@@ -112,7 +112,7 @@ class FailureInfo(Part):
 
     kind: str
     reason: str
-    exit_code: int | None = None
+    exit_code: StrictInt | None = None
 
 
 class Manifest(Document):

@@ -19,6 +19,7 @@ from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.documents import DigestField, Document
 from feature_pipeline.errors import CorruptDataError, InvalidInputError
 from feature_pipeline.model.digest import Digest
+from feature_pipeline.model.text.quoting import quoted
 
 CHAINED: Final = 2
 """The first version whose entries name the one before them."""
@@ -81,7 +82,7 @@ def decode_entry(model: type[E], key: str, data: bytes, store: str) -> StoredEnt
     where = f"{key} in {store}"
     entry = model.decode(data, where, broken=CorruptDataError)
     if (place := _place(entry)) != key:
-        raise CorruptDataError(f"log entry {where} says that it is {place}")
+        raise CorruptDataError(f"log entry {where} says that it is {quoted(place)}")
     is_first = entry.seq == layout.FIRST_SEQ
     if entry.spec_version >= CHAINED and is_first != (entry.previous is None):
         wrong = "names an entry before it" if is_first else "names no entry before it"

@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import ClassVar, Final, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, StrictInt
 
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.documents import (
@@ -68,9 +68,11 @@ class Completion(Document):
     dataset: str
     hook: str
     batch: str
-    release_seq: int
+    release_seq: StrictInt
     release_digest: DigestField
-    base: int = Field(ge=0, description="Seq of the batch's last log entry when planned, or 0.")
+    base: StrictInt = Field(
+        ge=0, description="Seq of the batch's last log entry when planned, or 0."
+    )
     manifest: DigestField
     status: CompletionStatus
     dagster_run_id: str | None = Field(None, max_length=_MOST_RUN_ID)

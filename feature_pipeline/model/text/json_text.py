@@ -10,13 +10,14 @@ by token.
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, NoReturn
 
 from pydantic import PlainValidator, WithJsonSchema
 
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.text.quoting import quoted
 
 INT64_MIN: Final = -(2**63)
 INT64_MAX: Final = 2**63 - 1
@@ -265,15 +266,39 @@ def parse_document(data: bytes) -> object:
     be beyond float64, and nesting as deep as the interpreter allows.
 
     Raises:
-        InvalidInputError: The bytes are not UTF-8 or not JSON, or an object has a duplicate key.
+        InvalidInputError: The bytes are not UTF-8 or not JSON, an object has a duplicate key, or
+            text has a lone surrogate, which could neither be stored nor shown.
     """
     try:
-        value: object = _STORED.decode(data.decode())
+        text = data.decode()
+        value: object = _STORED.decode(text)
     except RecursionError as error:
         raise InvalidInputError("nested too deep to be read") from error
     except (ValueError, _Objection) as error:
         raise InvalidInputError(f"not JSON: {error}") from error
+    if _SURROGATE.search(text):
+        for place, leaf in leaves(value):
+            if isinstance(leaf, str) and _LONE_SURROGATE.search(leaf):
+                raise InvalidInputError(f"not a document: {quoted(place)} has a lone surrogate")
     return value
+
+
+def leaves(document: object) -> Iterator[tuple[str, object]]:
+    """Yield keys and values of a document that contain no others, each with its place.
+
+    A place is the keys that lead there, with points between them.
+    """
+    stack: list[tuple[str, object]] = [("", document)]
+    while stack:
+        place, value = stack.pop()
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                yield f"a key of {place or 'the document'}", key
+                stack.append((f"{place}.{key}" if place else str(key), item))
+        elif isinstance(value, list | tuple):
+            stack += [(place, item) for item in value]
+        else:
+            yield place, value
 
 
 def find_problem(text: str, *, is_output: bool = False) -> Problem | None:

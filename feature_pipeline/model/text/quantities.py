@@ -6,6 +6,7 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.text.quoting import quoted
 
 _BYTES: Final = {
     suffix: base**power
@@ -13,6 +14,10 @@ _BYTES: Final = {
     for power, suffix in enumerate(suffixes, 1)
 } | {"k": 1000}
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_MOST_BYTES: Final = 1 << 60
+"""Eight times as much, to which a run's memory is raised, still is an integer of 64 bits."""
+_MOST_SECONDS: Final = 36_500 * 86_400
+_MOST_CORES: Final = 1_000_000
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)([KMGT]i?|k)", re.ASCII)
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd])", re.ASCII)
 _CPU: Final = re.compile(r"\d+m|\d+(?:\.\d+)?", re.ASCII)
@@ -22,25 +27,29 @@ def parse_size(text: str) -> int:
     """Return the bytes of a size such as `512Mi` (1024-based) or `2G` (1000-based).
 
     Raises:
-        InvalidInputError: `text` is anything else, or less than a byte.
+        InvalidInputError: `text` is anything else, less than a byte or more than 2^60.
     """
     match = _SIZE.fullmatch(text)
-    size = int(float(match[1]) * _BYTES[match[2]]) if match else 0
-    if size < 1:
-        raise InvalidInputError(f"{text!r} is not a size: write 512Mi, 1Gi or 2G")
-    return size
+    size = float(match[1]) * _BYTES[match[2]] if match else 0.0
+    if not 1 <= size <= _MOST_BYTES:
+        raise InvalidInputError(
+            f"{quoted(text)!r} is not a size of 1 byte to 1024 Pi: write 512Mi, 1Gi or 2G"
+        )
+    return int(size)
 
 
 def parse_duration(text: str) -> float:
     """Return the seconds of a duration such as `30s`, `10m`, `2h` or `1d`.
 
     Raises:
-        InvalidInputError: `text` is anything else, or zero.
+        InvalidInputError: `text` is anything else, zero, or more than a century.
     """
     match = _DURATION.fullmatch(text)
     seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
-    if not seconds:
-        raise InvalidInputError(f"{text!r} is not a duration: write 30s, 10m or 2h")
+    if not 0 < seconds <= _MOST_SECONDS:
+        raise InvalidInputError(
+            f"{quoted(text)!r} is not a duration of at most 36500d: write 30s, 10m or 2h"
+        )
     return seconds
 
 
@@ -48,13 +57,16 @@ def parse_cpu(text: str) -> float:
     """Return the cores of `2`, `0.5` or `500m` (thousandths).
 
     Raises:
-        InvalidInputError: `text` is anything else, or zero.
+        InvalidInputError: `text` is anything else, zero, or more than a million.
     """
     cores = 0.0
     if _CPU.fullmatch(text):
-        cores = int(text[:-1]) / 1000 if text.endswith("m") else float(text)
-    if not cores:
-        raise InvalidInputError(f"{text!r} is not a number of cores: write 2, 0.5 or 500m")
+        cores = float(text[:-1]) / 1000 if text.endswith("m") else float(text)
+    if not 0 < cores <= _MOST_CORES:
+        raise InvalidInputError(
+            f"{quoted(text)!r} is not a number of at most {_MOST_CORES:,} cores: write 2, 0.5 or"
+            " 500m"
+        )
     return cores
 
 
