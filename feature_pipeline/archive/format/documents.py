@@ -20,6 +20,7 @@ from feature_pipeline.model.digest import ContentSum, Digest, check_text, docume
 from feature_pipeline.model.text.json_text import INT64_MAX, INT64_MIN, leaves, parse_document
 from feature_pipeline.model.text.quoting import problems, quoted
 
+
 class NewerVersionError(InvalidInputError):
     """A document is of a version that only later code knows; nothing is wrong with it."""
 

@@ -165,7 +165,9 @@ def read_bounded(data: bytes, subject: str, schema: pa.Schema, rows: int) -> pa.
                 f" {_describe(schema)}"
             )
         texts = [field.name for field in schema if pa.types.is_string(field.type)]
-        table = pq.read_table(pa.BufferReader(data), use_threads=False, read_dictionary=texts)
+        table = pq.ParquetFile(
+            pa.BufferReader(data), metadata=file.metadata, read_dictionary=texts
+        ).read(use_threads=False)
         check_decoded_size(sum(_text_bytes(table.column(name)) for name in texts), subject)
         table = table.cast(schema)
     except (pa.ArrowException, OSError) as error:
