@@ -2,6 +2,7 @@
 
 import io
 import json
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -213,10 +214,10 @@ def test_an_artifact_of_such_tables_is_quarantined_at_once(scene, name, data):
     assert log.read_log(scene.store, DATASET, HOOK, "b1") == []
 
 
-def census(**changes: object) -> bytes:
+def census(**changes: Any) -> bytes:
     log_name = "log/batches/structures/b1/"
     line = Line(1, Digest.of(b"x"), "etag")
-    values = {
+    values: dict[str, Any] = {
         "log": [log_name],
         "entries": [line.entries],
         "digest": [bytes.fromhex(line.digest.hex)],
