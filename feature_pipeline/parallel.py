@@ -3,9 +3,10 @@
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any, Final, Protocol, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -31,14 +32,39 @@ def map_threads(function: Callable[[T], R], items: Iterable[T], workers: int = W
     work = list(items)
     if len(work) < 2 or workers < 2:
         return [function(item) for item in work]
-    if getattr(_in_pool, "is_working", False):
-        # Waiting in one of the pool's threads for other threads of it could deadlock.
-        with ThreadPoolExecutor(min(workers, len(work))) as pool:
-            return _run(pool, function, work)
-    cached = _pools.get(workers)
-    if cached is None:
-        cached = _pools.setdefault(workers, ThreadPoolExecutor(workers, "archive", _enter))
-    return _run(cached, function, work)
+    with _pool(workers) as pool:
+        return results([pool.submit(function, item) for item in work])
+
+
+class Start(Protocol):
+    """Starts calls in other threads."""
+
+    def __call__(self, function: Callable[[], R], /) -> Future[R]:
+        """Start the call."""
+
+
+@contextmanager
+def calls_in_threads(workers: int = WORKERS) -> Iterator[Start]:
+    """Yield a function that starts calls in other threads; the block ends after all of them."""
+    calls: list[Future[Any]] = []
+    with _pool(workers) as pool:
+
+        def start(function: Callable[[], R], /) -> Future[R]:
+            call = pool.submit(function)
+            calls.append(call)
+            return call
+
+        try:
+            yield start
+        finally:
+            wait(calls)
+
+
+def results(calls: Iterable[Future[R]]) -> list[R]:
+    """Return what the calls return, once all have ended; the first error, in order, is raised."""
+    calls = list(calls)
+    wait(calls)
+    return [call.result() for call in calls]
 
 
 def call_beside(function: Callable[[T], None], items: Iterable[T], ahead: int = 1) -> None:
@@ -61,14 +87,18 @@ def call_beside(function: Callable[[T], None], items: Iterable[T], ahead: int = 
                 call.cancel()
 
 
+@contextmanager
+def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool that is kept between calls, or one of its own to a thread of such a pool."""
+    if getattr(_in_pool, "is_working", False):
+        # Waiting in one of the pool's threads for other threads of it could deadlock.
+        with ThreadPoolExecutor(workers) as pool:
+            yield pool
+        return
+    if (kept := _pools.get(workers)) is None:
+        kept = _pools.setdefault(workers, ThreadPoolExecutor(workers, "archive", _enter))
+    yield kept
+
+
 def _enter() -> None:
     _in_pool.is_working = True
-
-
-def _run(pool: ThreadPoolExecutor, function: Callable[[T], R], work: list[T]) -> list[R]:
-    futures = [pool.submit(function, item) for item in work]
-    errors = [future.exception() for future in futures]
-    for error in errors:
-        if error is not None:
-            raise error
-    return [future.result() for future in futures]

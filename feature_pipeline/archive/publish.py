@@ -1,11 +1,13 @@
 """Publish an artifact or a batch: store it and leave an inbox entry. Needs no orchestrator.
 
-Crash safety rests on the order: blobs, then the manifest (or batch) that names them, then the inbox
-entry. If a process dies in between, there may be blobs that nothing names, but never a name without
-its blobs; a repeated call writes what is missing.
+Crash safety rests on the order: blobs, the manifest or batch document among them, then the inbox
+entry, which alone makes them part of the archive. If a process dies in between, blobs may be left
+that no entry leads to, but never an entry without its blobs. A repeated call writes what is
+missing.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -59,7 +61,7 @@ from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.outcomes import Outcome, OutcomeCounts, Status
 from feature_pipeline.model.records import RecordBatch, check_file_name
 from feature_pipeline.model.text.counted import counted
-from feature_pipeline.parallel import map_threads
+from feature_pipeline.parallel import Start, calls_in_threads, map_threads, results
 
 if TYPE_CHECKING:
     from feature_pipeline.archive.format.content import Content
@@ -124,11 +126,13 @@ class PublishedArtifact:
 
 
 def publish_artifact(store: BlobStore, artifact: Artifact) -> PublishedArtifact:
-    """Store the artifact's blobs, then its manifest. Equal artifacts are stored once.
+    """Store the artifact's blobs and its manifest. Equal artifacts are stored once.
+
+    The manifest is sent with the blobs that it names: it is nothing before an inbox entry names it.
 
     Raises:
         InvalidInputError: The outcomes are not one per record of the batch; nothing was written.
-        StoreUnavailableError, OutcomeUnknownError: Some blobs may be stored; no manifest is.
+        StoreUnavailableError, OutcomeUnknownError: Some blobs may be stored.
     """
     from feature_pipeline.archive.format.content import Content
     from feature_pipeline.archive.format.encode import encode_table
@@ -137,31 +141,24 @@ def publish_artifact(store: BlobStore, artifact: Artifact) -> PublishedArtifact:
     check_outcomes(artifact)
     outcomes = OutcomeColumns.of(artifact.columns, artifact.outcomes)
     content = Content.of(artifact.columns, outcomes)
-    writers: dict[str, _Writer] = {
-        **{f"{RAW}{check_file_name(n)}": _file_writer(store, p) for n, p in artifact.raw.items()},
-    }
-    if artifact.log is not None:
-        writers[LOG] = _file_writer(store, artifact.log, "text/plain; charset=utf-8")
-    if artifact.failure is None:
-        for name, table in ((ROWS, outcomes.rows), (OUTCOMES, outcomes.outcomes)):
-            writers[name] = _parquet_writer(store, name, partial(encode_table, table))
-    # Files with the same bytes (empty ones above all) are written once.
-    unique = {writer.identity: writer for writer in writers.values()}
-    written = dict(zip(unique, map_threads(lambda w: w.write(), unique.values()), strict=True))
-
-    refs = {name: written[writer.identity].ref for name, writer in writers.items()}
-    named = {
-        name: ref.model_copy(update={"media_type": writers[name].media_type})
-        for name, ref in refs.items()
-    }
-    manifest = _manifest(artifact, outcomes, content, named)
-    data = Manifest.check_size(
-        manifest.encode(), f"batch {artifact.batch.key!r}: its manifest", "make batches smaller"
-    )
-    stored = blobs.write_blob(store, data, MANIFEST_MEDIA_TYPE)
-    writes = [*written.values(), stored]
+    with calls_in_threads() as start:
+        uploads = _Uploads(store, start)
+        for name, path in artifact.raw.items():
+            uploads.add_file(f"{RAW}{check_file_name(name)}", path)
+        if artifact.log is not None:
+            uploads.add_file(LOG, artifact.log, "text/plain; charset=utf-8")
+        if artifact.failure is None:
+            # Encoded while the raw files are on their way.
+            uploads.add(ROWS, encode_table(outcomes.rows), PARQUET_MEDIA_TYPE)
+            uploads.add(OUTCOMES, encode_table(outcomes.outcomes), PARQUET_MEDIA_TYPE)
+        manifest = _manifest(artifact, outcomes, content, uploads.refs())
+        data = Manifest.check_size(
+            manifest.encode(), f"batch {artifact.batch.key!r}: its manifest", "make batches smaller"
+        )
+        uploads.add("manifest", data, MANIFEST_MEDIA_TYPE)
+        writes = uploads.writes()
     return PublishedArtifact(
-        manifest_digest=stored.ref.digest,
+        manifest_digest=writes[-1].ref.digest,
         manifest=manifest,
         bytes_stored=sum(write.ref.size for write in writes if write.is_new),
         restored=tuple(write.ref.digest for write in writes if write.is_restored),
@@ -169,28 +166,44 @@ def publish_artifact(store: BlobStore, artifact: Artifact) -> PublishedArtifact:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Writer:
-    identity: Digest | Path | str
-    media_type: str
-    write: Callable[[], BlobWrite]
+class _Uploads:
+    """Blobs of one artifact, on their way to the store; those with equal bytes are sent once."""
 
+    def __init__(self, store: BlobStore, start: Start) -> None:
+        self._store, self._start = store, start
+        self._refs: dict[str, BlobRef] = {}
+        self._large: dict[str, tuple[str, Future[BlobWrite]]] = {}
+        """Media type and upload of files whose digest is not known until they were read."""
+        self._uploads: dict[Digest | str, Future[BlobWrite]] = {}
 
-def _parquet_writer(store: BlobStore, name: str, encode: Callable[[], bytes]) -> _Writer:
-    # Encoded when written, so while the raw files are on their way.
-    media_type = PARQUET_MEDIA_TYPE
-    return _Writer(name, media_type, lambda: blobs.write_blob(store, encode(), media_type))
+    def add_file(self, name: str, path: Path, media_type: str | None = None) -> None:
+        """Send the file's bytes."""
+        media_type = media_type or _MEDIA_TYPES.get(path.suffix, BYTES_MEDIA_TYPE)
+        if path.stat().st_size <= _IN_MEMORY_BYTES:
+            with open_unchanged(path) as file:
+                self.add(name, file.read(), media_type)
+        else:
+            upload = self._start(partial(blobs.write_file, self._store, path, media_type))
+            self._uploads[name], self._large[name] = upload, (media_type, upload)
 
-
-def _file_writer(store: BlobStore, path: Path, media_type: str | None = None) -> _Writer:
-    media_type = media_type or _MEDIA_TYPES.get(path.suffix, BYTES_MEDIA_TYPE)
-    if path.stat().st_size <= _IN_MEMORY_BYTES:
-        with open_unchanged(path) as file:
-            data = file.read()
+    def add(self, name: str, data: bytes, media_type: str) -> None:
+        """Send these bytes."""
         digest = Digest.of(data)
-        write = partial(blobs.write_blob, store, data, media_type, digest)
-        return _Writer(digest, media_type, write)
-    return _Writer(path, media_type, partial(blobs.write_file, store, path, media_type))
+        self._refs[name] = BlobRef(digest=digest, size=len(data), media_type=media_type)
+        if digest not in self._uploads:
+            write = partial(blobs.write_blob, self._store, data, media_type, digest)
+            self._uploads[digest] = self._start(write)
+
+    def refs(self) -> dict[str, BlobRef]:
+        """Return references by name, once large files have been sent."""
+        for name, (media_type, upload) in self._large.items():
+            ref = upload.result().ref
+            self._refs[name] = ref.model_copy(update={"media_type": media_type})
+        return dict(self._refs)
+
+    def writes(self) -> list[BlobWrite]:
+        """Return the results in order, once everything has been sent."""
+        return results(self._uploads.values())
 
 
 def check_outcomes(artifact: Artifact) -> None:
