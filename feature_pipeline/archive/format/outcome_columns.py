@@ -64,6 +64,39 @@ class OutcomeColumns(Sequence[Outcome]):
         without = {each.record_id: each for each in outcomes if not each.is_from_output}
         return cls(columns, rows_table(columns, outcomes), outcomes_table(outcomes), without)
 
+    @classmethod
+    def with_rows(
+        cls,
+        columns: Sequence[Column],
+        record_ids: Sequence[str],
+        rows: pa.Table,
+        others: Mapping[str, Outcome],
+    ) -> "OutcomeColumns":
+        """Return outcomes of records that passed with rows, and of others.
+
+        Args:
+            columns: The declared columns.
+            record_ids: All records, in order.
+            rows: The rows of those that passed, as `rows_table` has them.
+            others: The outcome of each record without rows, by id.
+        """
+        starts = np.flatnonzero(np.asarray(rows.column(1)) == 0)
+        places: Any = pa.array(starts)
+        counts = np.diff(starts, append=rows.num_rows).astype(np.int32)
+        nothing = pa.nulls(len(starts), pa.string())
+        arrays: list[Any] = [
+            rows.column(0).take(places),
+            pa.repeat(Status.PASSED.value, len(starts)),
+            *(nothing, nothing, pa.repeat(False, len(starts))),
+            pa.array(counts),
+            *(nothing, nothing),
+        ]
+        passed = pa.Table.from_arrays(arrays, schema=OUTCOMES_SCHEMA)
+        known = pa.concat_tables([passed, outcomes_table(list(others.values()))]).combine_chunks()
+        order = _compute.index_in(pa.array(record_ids, pa.string()), known.column("record_id"))
+        without = {i: each for i, each in others.items() if not each.is_from_output}
+        return cls(columns, rows, known.take(order), without)
+
     @cached_property
     def record_ids(self) -> list[str]:
         """The ids of the records, in order."""

@@ -10,7 +10,7 @@ completed by the next, which makes the same artifacts: they contain no time of t
 """
 
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -36,10 +36,10 @@ from feature_pipeline.errors import (
     InvalidInputError,
     NotFoundError,
 )
-from feature_pipeline.hooks.output import FEATURES, decode_output
-from feature_pipeline.model.definition import FeatureDefinition, HookDefinition
+from feature_pipeline.hooks.output import FEATURES
+from feature_pipeline.model.definition import HookDefinition
 from feature_pipeline.model.digest import Digest
-from feature_pipeline.model.outcomes import DecodedOutput, Outcome, OutcomeKind, Status
+from feature_pipeline.model.outcomes import Outcome, OutcomeKind, Status
 from feature_pipeline.model.records import RecordBatch
 from feature_pipeline.model.text.counted import counted
 from feature_pipeline.model.text.first_few import first_few
@@ -396,11 +396,16 @@ class Importer:
     def _artifact(
         self, wanted: _Wanted, batch: RecordBatch, order: Sequence[str], text: bytes
     ) -> Artifact:
+        from feature_pipeline.archive.format.outcome_columns import OutcomeColumns
+        from feature_pipeline.osa.history.lines import decode_lines
+
         hook = wanted.hook
         feature = hook.definition.feature
-        decoded = _decoded(text, order, feature)
-        by_id = {outcome.record_id: outcome for outcome in decoded.outcomes}
-        outcomes = tuple(by_id.get(each.id) or _unknown(each.id) for each in batch.records)
+        decoded = decode_lines(text, order, feature.columns, feature.cardinality)
+        ids = [record.id for record in batch.records]
+        unknown = set(ids).difference(order)
+        others = {i: _unknown(i) for i in ids if i in unknown} | decoded.others
+        refused = sum(o.kind is OutcomeKind.INVALID_OUTPUT for o in decoded.others.values())
         return Artifact(
             batch=batch,
             release=self._registered(wanted),
@@ -413,10 +418,13 @@ class Importer:
                 finished_at=wanted.row.finished_at,
                 attempts=wanted.row.oom_retries + 1,
             ),
-            outcomes=outcomes,
+            outcomes=OutcomeColumns.with_rows(feature.columns, ids, decoded.rows, others),
             raw={},
             log=None,
-            notes=(*_notes(wanted, outcomes), *notes_on(decoded)),
+            notes=(
+                *_notes(wanted, len(ids) - len(unknown), len(unknown), refused),
+                *notes_on(decoded.one_by_one),
+            ),
         )
 
     def _registered(self, wanted: _Wanted) -> ReleaseEntry:
@@ -518,21 +526,6 @@ def _manifest_now(store: BlobStore, hook: _Hook, entry: FeatureEntry) -> Manifes
     return read.read_manifest(store, hook.erased.manifest_now(entry.manifest))
 
 
-def _decoded(text: bytes, order: Sequence[str], feature: FeatureDefinition) -> DecodedOutput:
-    from feature_pipeline.archive.format.encode import iter_record_rows
-    from feature_pipeline.osa.history.lines import decode_lines
-
-    table = decode_lines(text, order, feature.columns, feature.cardinality)
-    if table is None:
-        return decode_output({FEATURES: text}, order, feature.columns, feature.cardinality, {})
-    return DecodedOutput(
-        tuple(
-            Outcome(record_id, Status.PASSED, rows)
-            for record_id, rows in iter_record_rows(table, feature.columns)
-        )
-    )
-
-
 def _write(ids: "pa.Table", path: Path) -> None:
     import pyarrow.parquet as pq
 
@@ -550,15 +543,20 @@ def _unknown(record_id: str) -> Outcome:
     )
 
 
-def _notes(wanted: _Wanted, outcomes: Collection[Outcome]) -> list[str]:
-    """Return what a reader must know of the rows; no id of a record, which may be erased."""
+def _notes(wanted: _Wanted, with_rows: int, unknown: int, refused: int) -> list[str]:
+    """Return what a reader must know of the rows; no id of a record, which may be erased.
+
+    Args:
+        wanted: The hook run.
+        with_rows: Number of records with rows.
+        unknown: Number of records without.
+        refused: Number of records with rows that no outcome can have.
+    """
     hook = wanted.hook
-    unknown = sum(outcome.kind is OutcomeKind.UNKNOWN for outcome in outcomes)
-    refused = sum(outcome.kind is OutcomeKind.INVALID_OUTPUT for outcome in outcomes)
     notes = [
         f"reconstructed from PostgreSQL: the rows of the server's table features.\""
         f'{hook.table.name}" with this run_id; the output of the hook run was not found',
-        f"outcomes are known of {counted(len(outcomes) - unknown, 'record')} with rows; those of"
+        f"outcomes are known of {counted(with_rows, 'record')} with rows; those of"
         f" {counted(unknown, 'other')} are not",
     ]
     if refused:

@@ -6,11 +6,13 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pytest
 
-from feature_pipeline.archive.format.encode import rows_table
+from feature_pipeline.archive.format.encode import encode_outcomes, encode_rows, encode_table
+from feature_pipeline.archive.format.outcome_columns import OutcomeColumns
 from feature_pipeline.hooks.output import FEATURES, decode_output
 from feature_pipeline.model.columns import Column
 from feature_pipeline.model.definition import Cardinality
-from feature_pipeline.model.outcomes import Status
+from feature_pipeline.model.outcomes import DecodedOutput, OutcomeKind, Status
+from feature_pipeline.osa.history import lines
 from feature_pipeline.osa.history.lines import decode_lines, run_lines
 
 COLUMNS = (
@@ -27,12 +29,32 @@ COLUMNS = (
 WHEN = datetime(2026, 1, 2, tzinfo=UTC)
 
 
-def one_by_one(text: bytes, order: list[str], columns: tuple[Column, ...]) -> pa.Table | None:
-    """The rows as any hook's output is decoded; None if a record was refused."""
-    decoded = decode_output({FEATURES: text}, order, columns, Cardinality.MANY, {})
-    if any(outcome.status is not Status.PASSED for outcome in decoded.outcomes):
-        return None
-    return rows_table(columns, decoded.outcomes)
+def one_by_one(text: bytes, order: list[str], columns: tuple[Column, ...]) -> DecodedOutput:
+    """The outcomes as any hook's output is decoded."""
+    return decode_output({FEATURES: text}, order, columns, Cardinality.MANY, {})
+
+
+def check(
+    text: bytes,
+    order: list[str],
+    left: list[str],
+    columns: tuple[Column, ...] = (),
+    cardinality: Cardinality = Cardinality.MANY,
+) -> None:
+    """Whether the outcomes are stored as those of any hook's output; `left` names the records whose
+    lines are decoded one by one.
+    """
+    columns = columns or COLUMNS
+    decoded = decode_lines(text, order, columns, cardinality)
+    assert [each.record_id for each in decoded.one_by_one.outcomes] == left
+    wanted = decode_output({FEATURES: text}, order, columns, cardinality, {})
+    outcomes = OutcomeColumns.with_rows(columns, order, decoded.rows, decoded.others)
+    # equal texts show the sign of zero
+    assert repr(list(outcomes)) == repr(list(wanted.outcomes))
+    assert encode_table(outcomes.rows) == encode_rows(columns, wanted.outcomes)
+    assert encode_table(outcomes.outcomes) == encode_outcomes(wanted.outcomes)
+    assert decoded.one_by_one.unknown_ids == wanted.unknown_ids
+    assert decoded.one_by_one.undeclared_keys == wanted.undeclared_keys
 
 
 def line(*rows: str, record: str = "r1") -> bytes:
@@ -95,49 +117,57 @@ REFUSED = [
 @pytest.mark.parametrize("row", EQUAL)
 def test_rows_are_those_that_any_output_is_decoded_to(row: str) -> None:
     text = line("{" + row + "}", "{" + EQUAL[0] + "}") + line("{}", record="r2")
-    table = decode_lines(text, ["r1", "r2"], COLUMNS, Cardinality.MANY)
-    assert table is not None
-    wanted = one_by_one(text, ["r1", "r2"], COLUMNS)
-    assert wanted is not None
-    assert table.schema.equals(wanted.schema)
-    # equal texts show the sign of zero
-    assert table.to_pylist() == wanted.to_pylist()
-    assert str(table.to_pylist()) == str(wanted.to_pylist())
+    check(text, ["r1", "r2"], [])
 
 
-@pytest.mark.parametrize("row", REFUSED)
-def test_what_is_refused_is_left_to_be_decoded_one_by_one(row: str) -> None:
-    text = line("{" + row + "}")
-    assert one_by_one(text, ["r1"], COLUMNS) is None
-    assert decode_lines(text, ["r1"], COLUMNS, Cardinality.MANY) is None
+@pytest.mark.parametrize("row", [*SLOW, *REFUSED])
+def test_a_special_value_costs_the_line_of_its_record_alone(row: str) -> None:
+    first, last = (line("{" + each + "}", record=f"r{n}") for n, each in enumerate(EQUAL[:2]))
+    odd = line("{" + EQUAL[0] + "}", "{" + row + "}", record="odd")
+    check(first + odd + last, ["r0", "odd", "r1"], ["odd"])
+    check(odd, ["odd"], ["odd"])
+    check(odd + first + odd.replace(b"odd", b"too"), ["odd", "r0", "too"], ["odd", "too"])
 
 
 @pytest.mark.parametrize("row", SLOW)
-def test_values_that_are_decoded_one_by_one_only(row: str) -> None:
-    text = line("{" + row + "}")
-    assert one_by_one(text, ["r1"], COLUMNS) is not None
-    assert decode_lines(text, ["r1"], COLUMNS, Cardinality.MANY) is None
+def test_a_special_value_is_a_value(row: str) -> None:
+    (outcome,) = one_by_one(line("{" + row + "}"), ["r1"], COLUMNS).outcomes
+    assert outcome.status is Status.PASSED
+
+
+@pytest.mark.parametrize("row", REFUSED)
+def test_a_value_that_no_outcome_can_have(row: str) -> None:
+    (outcome,) = one_by_one(line("{" + row + "}"), ["r1"], COLUMNS).outcomes
+    assert outcome.kind is OutcomeKind.INVALID_OUTPUT
 
 
 @pytest.mark.parametrize(
-    "column",
+    ("column", "left"),
     [
-        Column(name="score", type="number", default=5),
-        Column(name="points", type="number", renamed_from="score"),
-        Column(name="score", type="number", required=True),
-        Column(name="rank", type="integer"),
+        (Column(name="score", type="number", default=5), ["r1", "r2"]),
+        (Column(name="points", type="number", renamed_from="score"), ["r1", "r2"]),
+        (Column(name="score", type="number", required=True), ["r1"]),
+        (Column(name="rank", type="integer"), ["r1", "r2"]),
     ],
 )
-def test_columns_of_other_names_defaults_and_required_ones(column: Column) -> None:
-    text = line('{"score":1.0}', "{}", '{"score":null}')
-    assert decode_lines(text, ["r1"], (column,), Cardinality.MANY) is None
+def test_columns_of_other_names_defaults_and_required_ones(column: Column, left: list[str]) -> None:
+    text = line('{"score":1.0}', "{}", '{"score":null}') + line('{"score":2.5}', record="r2")
+    check(text, ["r1", "r2"], left, (column,))
 
 
 def test_one_row_where_the_cardinality_is_one() -> None:
-    text = line("{}", "{}")
-    assert decode_lines(text, ["r1"], COLUMNS, Cardinality.MANY) is not None
-    assert decode_lines(text, ["r1"], COLUMNS, Cardinality.ONE) is None
-    assert decode_lines(text, ["r2"], COLUMNS, Cardinality.MANY) is None
+    text = line("{}", "{}") + line("{}", record="r2")
+    check(text, ["r1", "r2"], [])
+    check(text, ["r1", "r2"], ["r1"], cardinality=Cardinality.ONE)
+    check(text, ["r3", "r2"], ["r3"])
+
+
+def test_a_line_that_is_too_long_costs_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, limit in (("MOST_LINE_BYTES", 150), ("MOST_LINE_VALUES", 12)):
+        with monkeypatch.context() as patch:
+            patch.setattr(lines, name, limit)
+            text = line("{}", *["{}"] * 60) + line("{}", record="r2")
+            check(text, ["r1", "r2"], ["r1"])
 
 
 def test_lines_have_the_order_of_the_records_and_that_of_each_ones_rows() -> None:
