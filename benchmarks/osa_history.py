@@ -1,14 +1,12 @@
 """Importing the rows of an Open Science Archive server's table, and restoring it, beside raw COPY.
 
-    python -m benchmarks.osa_history [--rows 1000000] [--runs 200] [--profile FILE]
+    python -m benchmarks.osa_history [--rows 1000000] [--runs 200] [--workers 1 2] [--profile FILE]
 
 Starts its own servers in a temporary folder. Times are of this machine; the ratios are what
 counts.
 """
 
 import argparse
-import contextlib
-import cProfile
 import json
 import subprocess
 import sys
@@ -20,19 +18,12 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from benchmarks.rebuild import open_s3, peak_memory
+from benchmarks.osa_child import CONVENTION, HOOK
 from feature_pipeline.local.seaweedfs import S3Address
 from feature_pipeline.local.services import LocalServices
-from feature_pipeline.osa.definitions import followed_hooks
-from feature_pipeline.osa.history.importer import Importer
-from feature_pipeline.osa.restore.tables import restore_tables
-from feature_pipeline.osa.server.database import Server
 from feature_pipeline.osa.server.ids import hook_run_id
-from feature_pipeline.osa.settings import OsaSettings
-from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline_tests.fixtures.osa_server import HISTORY, create_database
 
-HOOK, CONVENTION = "pockets", "pdb-structures"
 POCKETS_1 = "bea90b76-cdad-4084-b0e5-6805d89d3643"
 ROWS_A_RECORD = 5
 
@@ -101,45 +92,22 @@ def copy_seconds(url: str) -> tuple[float, float]:
     return out, into
 
 
-def child(arguments: str) -> None:
-    """A process of its own that imports or restores; prints rows, seconds, and memory in bytes."""
-    given = json.loads(arguments)
-    settings = OsaSettings(conventions={CONVENTION: "structures"}, hooks=(HOOK,))
-    server = Server(Database(given["url"]))
-    with server.session() as reader:
-        followed = followed_hooks(reader.definitions(), settings)
-    definitions = {(f.definition.dataset, f.definition.name): f.definition for f in followed}
-    store = open_s3(given["s3"], given["prefix"])
-    before = peak_memory()
-    profile = cProfile.Profile() if given["profile"] else contextlib.nullcontext()
-    began, processor = time.perf_counter(), time.process_time()
-    with profile:
-        if given["is_restore"]:
-            (restored,) = restore_tables(store, server, settings, definitions, [HOOK])
-        else:
-            result = Importer(store, server, None, settings, definitions).run()
-    seconds, processor = time.perf_counter() - began, time.process_time() - processor
-    if isinstance(profile, cProfile.Profile):
-        profile.dump_stats(given["profile"])
-    if given["is_restore"]:
-        counts = [restored.rows, restored.new_ids]
-    else:
-        assert result.is_complete, result
-        (hook,) = result.hooks
-        counts = [hook.new_rows, hook.proven_rows]
-    print(json.dumps([*counts, seconds, processor, before, peak_memory()]))
-
-
 def measure(
-    address: S3Address, url: str, prefix: str, profile: str | None = None, is_restore: bool = False
+    address: S3Address,
+    url: str,
+    prefix: str,
+    *,
+    workers: int = 1,
+    profile: str | None = None,
+    is_restore: bool = False,
 ) -> list[float]:
-    """Import or restore in a process of its own; what `child` prints."""
+    """Import or restore in a process of its own; what `osa_child.child` prints."""
     given: dict[str, object] = {"s3": asdict(address), "url": url, "prefix": prefix}
-    given |= {"profile": profile, "is_restore": is_restore}
+    given |= {"profile": profile, "is_restore": is_restore, "workers": workers}
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.osa_history", "--child", json.dumps(given)],
+        [sys.executable, "-m", "benchmarks.osa_child", json.dumps(given)],
         check=True,
-        capture_output=True,
+        stdout=subprocess.PIPE,
     )
     measured: list[float] = json.loads(done.stdout.splitlines()[-1])
     return measured
@@ -150,11 +118,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--profile", help="where to write a profile of the first import")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--workers", type=int, nargs="+", default=[2])
+    parser.add_argument("--no-restore", action="store_true", help="only import")
     options = parser.parse_args()
-    if options.child:
-        child(options.child)
-        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o711)
@@ -165,22 +131,28 @@ def main() -> None:
             osa = psycopg.conninfo.make_conninfo(url, dbname="osa")
             fill(osa, options.rows, options.runs)
             out, into = copy_seconds(osa)
-            rows, proven, seconds, processor, before, after = measure(
-                services.s3, osa, "history", options.profile
-            )
-            print(
-                f"{rows:,.0f} rows over {options.runs} hook runs: imported, accepted and proven at"
-                f" {rows / seconds:,.0f} rows/s ({seconds:.1f} s, of which {processor:.1f} s of"
-                " processor time of the importing process)"
-            )
-            assert proven == rows
-            print(f"import / raw COPY out, rows a second: {out / seconds:.3f} ({rows / out:,.0f})")
-            print(f"raw COPY into a table with keys: {rows / into:,.0f} rows/s")
-            print(f"memory: {after / 1e6:.0f} MB, {(after - before) / 1e6:.0f} MB over imports")
+            print(f"raw COPY into a table with keys: {options.rows / into:,.0f} rows/s")
+            for workers in options.workers:
+                rows, proven, seconds, processor, before, after, of_children = measure(
+                    services.s3, osa, f"history-{workers}", workers=workers, profile=options.profile
+                )
+                assert proven == rows
+                print(
+                    f"{rows:,.0f} rows over {options.runs} hook runs, {workers} workers: imported,"
+                    f" accepted and proven at {rows / seconds:,.0f} rows/s ({seconds:.1f} s)"
+                )
+                print(f"  processor time of the import: {processor / rows * 1e6:.0f} µs a row")
+                print(f"  import / raw COPY out: {out / seconds:.3f} ({rows / out:,.0f} rows/s)")
+                print(
+                    f"  memory: {after / 1e6:.0f} MB, {(after - before) / 1e6:.0f} MB over imports;"
+                    f" the largest worker {of_children / 1e6:.0f} MB"
+                )
+            if options.no_restore:
+                return
             with psycopg.connect(osa, autocommit=True) as connection:
                 connection.execute("drop table features.pockets")
-            rows, new_ids, seconds, processor, before, after = measure(
-                services.s3, osa, "history", is_restore=True
+            rows, new_ids, seconds, processor, before, after, _ = measure(
+                services.s3, osa, f"history-{options.workers[-1]}", is_restore=True
             )
             assert new_ids == 0
             print(

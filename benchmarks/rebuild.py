@@ -33,10 +33,11 @@ import sqlalchemy as sa
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from benchmarks.processes import open_s3, peak_memory
 from feature_pipeline import measure
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.read import read_manifest, read_rows
-from feature_pipeline.archive.store.s3 import S3Store, make_client, open_store
+from feature_pipeline.archive.store.s3 import S3Store
 from feature_pipeline.local.services import LocalServices
 from feature_pipeline.model.columns import Column
 from feature_pipeline.model.instruments import TABLE_OPERATION_TIME, Instrument
@@ -333,22 +334,6 @@ def memory_child(arguments: str) -> None:
     for _ in load_batches(bench_store, Database(given["url"]), SPEC):
         pass
     print(json.dumps([before, peak_memory()]))
-
-
-def peak_memory() -> int:
-    """Bytes. Not `getrusage`, whose peak a child takes over from the process that started it."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-
-
-def open_s3(address: dict[str, str], prefix: str) -> S3Store:
-    client = make_client(
-        endpoint_url=address["endpoint_url"],
-        region=address["region"],
-        access_key_id=address["access_key_id"],
-        secret_access_key=address["secret_access_key"],
-    )
-    return open_store(client, address["bucket"], prefix)
 
 
 def measure_memory(address: dict[str, str], prefix: str, url: str) -> tuple[float, float]:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -80,7 +81,7 @@ def test_without_any_storage_every_row_is_imported_and_equals_the_servers(
     beside: Beside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # whole columns are equal: no row has to be compared alone
-    monkeypatch.setattr("feature_pipeline.osa.history.importer.differences", None)
+    monkeypatch.setattr("feature_pipeline.osa.history.run_import.differences", None)
     found = imported(beside)
     assert new_rows(found) == ROWS
     assert {name: each.proven_rows for name, each in found.items()} == ROWS
@@ -100,19 +101,19 @@ def test_without_any_storage_every_row_is_imported_and_equals_the_servers(
 def test_rows_read_and_decoded_one_by_one_give_the_same_objects(
     beside: Beside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    by_column: list[bool] = []
+    by_column: list[int] = []
     decode = lines.decode_lines
 
-    def noted(*given: Any) -> pa.Table | None:
-        table = decode(*given)
-        by_column.append(table is not None)
-        return table
+    def noted(*given: Any) -> lines.DecodedLines:
+        decoded = decode(*given)
+        by_column.append(decoded.rows.num_rows - len(decoded.one_by_one.outcomes))
+        return decoded
 
     monkeypatch.setattr(lines, "decode_lines", noted)
     imported(beside)
     assert any(by_column)
     slow = Beside(beside.url, beside.folder)
-    monkeypatch.setattr(lines, "decode_lines", lambda *_: None)
+    monkeypatch.setattr(lines, "_unsure_lines", lambda all_lines: np.ones(len(all_lines), bool))
     monkeypatch.setattr(read_back, "CHUNK_BYTES", 1)
     imported(slow)
     assert slow.store._objects.keys() == beside.store._objects.keys()

@@ -1,7 +1,7 @@
 """The outcomes of an artifact as columns: what is stored, without an object per record."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import date
 from functools import cached_property
 from typing import Any, Final, overload
 
@@ -21,14 +21,14 @@ from feature_pipeline.model.outcomes import Outcome, Status
 
 _compute: Final[Any] = pc
 _DIGEST: Final = r"\Asha256:[0-9a-f]{64}\z"
-_LIMITS: Final[Mapping[str, tuple[Any, Any]]] = {
-    "date": (pa.scalar(date.min), pa.scalar(date.max)),
-    "date-time": (
-        pa.scalar(datetime.min.replace(tzinfo=UTC), pa.timestamp("us", tz="UTC")),
-        pa.scalar(datetime.max.replace(tzinfo=UTC), pa.timestamp("us", tz="UTC")),
-    ),
+_MICROSECONDS_A_DAY: Final = 86_400_000_000
+_FIRST_DAY: Final = date.min.toordinal() - date(1970, 1, 1).toordinal()
+_LAST_DAY: Final = date.max.toordinal() - date(1970, 1, 1).toordinal()
+_LIMITS: Final[Mapping[str, tuple[int, int]]] = {
+    "date": (_FIRST_DAY, _LAST_DAY),
+    "date-time": (_FIRST_DAY * _MICROSECONDS_A_DAY, (_LAST_DAY + 1) * _MICROSECONDS_A_DAY - 1),
 }
-"""By kind of column, the values that Python can represent."""
+"""By kind of column, the days or microseconds since 1970 that Python can represent."""
 
 
 class OutcomeColumns(Sequence[Outcome]):
@@ -140,12 +140,9 @@ class OutcomeColumns(Sequence[Outcome]):
     def _are_values(self) -> bool:
         for at, column in enumerate(self.columns):
             if (limits := _LIMITS.get(column.kind)) is not None:
-                values = self.rows.column(2 + at)
-                is_within = _compute.and_(
-                    _compute.greater_equal(values, limits[0]),
-                    _compute.less_equal(values, limits[1]),
-                )
-                if _compute.all(is_within).as_py() is False:
+                values = _compute.drop_null(self.rows.column(2 + at))
+                numbers = np.asarray(values).astype(np.int64)
+                if not ((limits[0] <= numbers) & (numbers <= limits[1])).all():
                     return False
         return True
 

@@ -13,6 +13,7 @@ from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, definitions_folder, open_archive
 from feature_pipeline.cli.project_hooks import project_hooks
 from feature_pipeline.errors import ConflictError, FeaturePipelineError, InvalidInputError
+from feature_pipeline.local.environment import usable_cores
 from feature_pipeline.model.definition import HookDefinition
 from feature_pipeline.model.text.quoting import problems
 from feature_pipeline.osa.compare import compare_hooks
@@ -22,7 +23,7 @@ from feature_pipeline.osa.definitions import (
     followed_hooks,
     write_definitions,
 )
-from feature_pipeline.osa.history.importer import Importer
+from feature_pipeline.osa.history.importer import MOST_WORKERS, Importer
 from feature_pipeline.osa.restore.only_there import OnlyThere
 from feature_pipeline.osa.settings import OsaSettings, find_settings
 from feature_pipeline.osa.sync.follower import Follower, Pass
@@ -126,7 +127,12 @@ def _lines(result: Pass) -> list[str]:
 
 
 def import_rows(
-    hooks: Sequence[str], is_dry: bool, without_storage: bool, keeps_ids: bool, as_json: bool
+    hooks: Sequence[str],
+    is_dry: bool,
+    without_storage: bool,
+    keeps_ids: bool,
+    workers: int | None,
+    as_json: bool,
 ) -> None:
     """Carry out `feature-pipeline osa import`."""
     Project.find().load_environment()
@@ -142,6 +148,8 @@ def import_rows(
             for hook in project_hooks().usable
         },
         keeps_ids=keeps_ids,
+        workers=workers or min(MOST_WORKERS, usable_cores()),
+        open_store=open_archive,
     )
     result = importer.run(is_dry=is_dry)
     for name in result.undefined:

@@ -85,6 +85,12 @@ def sync(**arguments: Any) -> None:
     is_flag=True,
     help="Also keep the ids and times of rows whose output the archive has, for `osa restore`.",
 )
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    help="Processes that import, each by a connection to the server's database. Default: one for"
+    " each core, at most 4, and fewer for few rows.",
+)
 @json_option
 def import_rows(**arguments: Any) -> None:
     """Import rows of the server's tables whose hook output is gone.

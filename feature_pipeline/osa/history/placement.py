@@ -11,8 +11,9 @@ batch that is made of the storage was submitted. So that one owns its records, o
 """
 
 import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from pydantic import ValidationError
 
@@ -128,15 +129,28 @@ def is_in_storage(storage: ServerStorage, placement: Placement, hook: str, run_i
     return stated_ids(text, place)[0] == run_id
 
 
-def existing_batch(
-    store: BlobStore, dataset: str, placement: Placement, run_id: str, wanted: Collection[str]
-) -> RecordBatch | None:
-    """Return the accepted batch that has all of these records; None if there is none.
+def existing_keys(placement: Placement, run_id: str, keys: Collection[str]) -> list[str]:
+    """Return which of a dataset's batches may have the records of a hook run, in order of use.
 
     The batch that is made of the storage comes first, the last one of a deposition.
     """
-    for key in _candidates(store, dataset, placement, run_id):
-        batch = _accepted(store, dataset, key)
+    found: list[str] = []
+    if placement.source is Source.DEPOSITION and placement.place is not None:
+        local = placement.name.removeprefix(deposition_key(""))
+        found += reversed(_numbered(partial(deposition_key, local), keys))
+    elif placement.place is not None and placement.name in keys:
+        found.append(placement.name)
+    name = history_name(placement, run_id)
+    return [*found, *reversed(_numbered(partial(history_key, name), keys))]
+
+
+def existing_batch(
+    store: BlobStore, dataset: str, keys: Sequence[str], wanted: Collection[str]
+) -> RecordBatch | None:
+    """Return the first of these accepted batches that has all of the records; None if none has."""
+    for key in keys:
+        entries = log.batch_entries(store, dataset, key)
+        batch = log.read_batch_blob(store, entries[-1].digest) if entries else None
         if batch is not None and {each.id for each in batch.records}.issuperset(wanted):
             return batch
     return None
@@ -154,17 +168,24 @@ def make_batch(
     placement: Placement,
     run_id: str,
     records: Sequence[PublishedRecord],
+    keys: Collection[str],
 ) -> RecordBatch:
     """Submit and accept a batch of records of the server, without their files.
 
+    Args:
+        store: The archive.
+        dataset: The dataset.
+        placement: What the rows of the hook run are of.
+        run_id: The hook run.
+        records: The records.
+        keys: Those of batches that are there; the batch has another one.
+
     Raises:
         InvalidInputError: They cannot be a batch.
+        ConflictError: Another process made another batch of this key since.
     """
     name = history_name(placement, run_id)
-    for number in itertools.count(1):
-        key = check_batch_key(history_key(name, number))
-        if not log.batch_entries(store, dataset, key):
-            break
+    key = check_batch_key(history_key(name, 1 + len(_numbered(partial(history_key, name), keys))))
     made = tuple(_record(each) for each in records)
     batch = RecordBatch.create(dataset, key, placement.source, made)
     published_at = max(each.published_at for each in records)
@@ -181,24 +202,6 @@ def _record(published: PublishedRecord) -> Record:
         raise InvalidInputError(f"record {published.srn}: {problems(error)}") from error
 
 
-def _candidates(store: BlobStore, dataset: str, placement: Placement, run_id: str) -> Iterator[str]:
-    if placement.source is Source.DEPOSITION and placement.place is not None:
-        local = placement.name.removeprefix(deposition_key(""))
-        keys = (deposition_key(local, number) for number in itertools.count(1))
-        existing = list(itertools.takewhile(lambda k: _exists(store, dataset, k), keys))
-        yield from reversed(existing)
-    elif placement.place is not None:
-        yield placement.name
-    name = history_name(placement, run_id)
-    keys = (history_key(name, number) for number in itertools.count(1))
-    existing = list(itertools.takewhile(lambda k: _exists(store, dataset, k), keys))
-    yield from reversed(existing)
-
-
-def _exists(store: BlobStore, dataset: str, key: str) -> bool:
-    return bool(log.batch_entries(store, dataset, key))
-
-
-def _accepted(store: BlobStore, dataset: str, key: str) -> RecordBatch | None:
-    entries = log.batch_entries(store, dataset, key)
-    return log.read_batch_blob(store, entries[-1].digest) if entries else None
+def _numbered(key: Callable[[int], str], keys: Collection[str]) -> list[str]:
+    """Return those of the keys of numbers 1, 2, … that are there, up to the first that is not."""
+    return list(itertools.takewhile(keys.__contains__, map(key, itertools.count(1))))

@@ -121,18 +121,16 @@ class TypedRow:
 
 
 @dataclass(frozen=True, slots=True)
-class HookTable:
-    """A hook's table on the server, in one snapshot.
+class TableColumns:
+    """A hook's table on the server.
 
     Args:
-        reader: The snapshot.
         name: Name of the table in the schema `features`.
         columns: The hook's columns as the server declares them.
         undeclared: Further columns of the table, which are not read.
         with_default: Names under which an absent value means a default here.
     """
 
-    reader: Reader
     name: str
     columns: tuple[Column, ...]
     undeclared: tuple[str, ...]
@@ -141,7 +139,7 @@ class HookTable:
     @classmethod
     def of(
         cls, reader: Reader, hook: str, columns: Sequence[Column], ours: Sequence[Column]
-    ) -> "HookTable":
+    ) -> "TableColumns":
         """Return a hook's table, checked.
 
         Args:
@@ -169,13 +167,28 @@ class HookTable:
                     f'features."{name}": column {column!r} {actual}, and the server declares it'
                     f" as {kind}: its values cannot be read"
                 )
-        # bytes of texts of values depend on these
-        for setting in ("datestyle to iso, ymd", "timezone to 'UTC'", "extra_float_digits to 1"):
-            reader.connection.execute(sql.SQL("set local {}").format(sql.SQL(setting)))
         undeclared = tuple(each for each in types if each not in wanted)
         defaults = [each for each in ours if each.default is not None]
         names = frozenset(n for each in defaults for n in (each.name, *each.former_names))
-        return cls(reader, name, tuple(columns), undeclared, names)
+        return cls(name, tuple(columns), undeclared, names)
+
+
+class HookTable:
+    """The rows of a hook's table, in one snapshot.
+
+    Args:
+        reader: The snapshot.
+        layout: The table.
+    """
+
+    def __init__(self, reader: Reader, layout: TableColumns) -> None:
+        self.reader = reader
+        self.name = layout.name
+        self.columns = layout.columns
+        self.with_default = layout.with_default
+        # bytes of texts of values depend on these
+        for setting in ("datestyle to iso, ymd", "timezone to 'UTC'", "extra_float_digits to 1"):
+            reader.connection.execute(sql.SQL("set local {}").format(sql.SQL(setting)))
 
     @property
     def _table(self) -> sql.Identifier:

@@ -221,13 +221,18 @@ class Server:
 
     @contextmanager
     def session(
-        self, tables: Tables = DEFINITIONS, connection: Connection | None = None
+        self,
+        tables: Tables = DEFINITIONS,
+        connection: Connection | None = None,
+        snapshot: str | None = None,
     ) -> Iterator["Reader"]:
         """Open a read-only session, all of whose reads are of one snapshot.
 
         Args:
             tables: What is read: `DEFINITIONS`, or more.
             connection: One that `connect` opened; another one if None.
+            snapshot: The snapshot of a session that is still open (`Reader.export_snapshot`); a new
+                one if None.
 
         Raises:
             ProjectionError: The database cannot be reached.
@@ -236,6 +241,8 @@ class Server:
         opened = self.connect() if connection is None else contextlib.nullcontext(connection)
         with opened as used, used.transaction():
             used.execute("set transaction isolation level repeatable read, read only")
+            if snapshot is not None:
+                used.execute(sql.SQL("set transaction snapshot {}").format(sql.Literal(snapshot)))
             columns = {(table, each) for table, names in tables.items() for each in names}
             if not columns <= self._checked:
                 check_schema(used, self.address, tables)
@@ -250,6 +257,11 @@ class Reader:
     connection: Connection
     address: str
     """The database, for messages."""
+
+    def export_snapshot(self) -> str:
+        """Return the id by which other sessions read the same while this one is open."""
+        ((snapshot,),) = self._rows("select pg_catalog.pg_export_snapshot()")
+        return str(snapshot)
 
     def definitions(self) -> Definitions:
         """Return every convention, hook and release."""

@@ -1,0 +1,55 @@
+"""The process of `benchmarks.osa_history` that imports or restores."""
+
+import contextlib
+import cProfile
+import json
+import sys
+import time
+from functools import partial
+
+from benchmarks.processes import ChildrenPeak, open_s3, peak_memory, processor_seconds
+from feature_pipeline.osa.definitions import followed_hooks
+from feature_pipeline.osa.history.importer import Importer
+from feature_pipeline.osa.restore.tables import restore_tables
+from feature_pipeline.osa.server.database import Server
+from feature_pipeline.osa.settings import OsaSettings
+from feature_pipeline.projections.catalog.database import Database
+
+HOOK, CONVENTION = "pockets", "pdb-structures"
+
+
+def child(arguments: str) -> None:
+    """A process of its own that imports or restores; prints rows, seconds, and memory in bytes."""
+    given = json.loads(arguments)
+    settings = OsaSettings(conventions={CONVENTION: "structures"}, hooks=(HOOK,))
+    server = Server(Database(given["url"]))
+    with server.session() as reader:
+        followed = followed_hooks(reader.definitions(), settings)
+    definitions = {(f.definition.dataset, f.definition.name): f.definition for f in followed}
+    store = open_s3(given["s3"], given["prefix"])
+    before = peak_memory()
+    children = ChildrenPeak()
+    profile = cProfile.Profile() if given["profile"] else contextlib.nullcontext()
+    began, processor = time.perf_counter(), processor_seconds()
+    with profile, children:
+        if given["is_restore"]:
+            (restored,) = restore_tables(store, server, settings, definitions, [HOOK])
+        else:
+            importer = Importer(store, server, None, settings, definitions)
+            importer.workers = given["workers"]
+            importer.open_store = partial(open_s3, given["s3"], given["prefix"])
+            result = importer.run()
+    seconds, processor = time.perf_counter() - began, processor_seconds() - processor
+    if isinstance(profile, cProfile.Profile):
+        profile.dump_stats(given["profile"])
+    if given["is_restore"]:
+        counts = [restored.rows, restored.new_ids]
+    else:
+        assert result.is_complete, result
+        (hook,) = result.hooks
+        counts = [hook.new_rows, hook.proven_rows]
+    print(json.dumps([*counts, seconds, processor, before, peak_memory(), children.bytes]))
+
+
+if __name__ == "__main__":
+    child(sys.argv[1])
