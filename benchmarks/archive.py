@@ -166,7 +166,7 @@ def fabricate(
             batch = make_batch(dataset, key)
             outcomes = outcomes_of(batch, 1)
             content = Content.of(COLUMNS, outcomes)
-            rows, said = encode_rows(COLUMNS, outcomes), encode_outcomes(outcomes)
+            rows, outcome_bytes = encode_rows(COLUMNS, outcomes), encode_outcomes(outcomes)
             manifest = Manifest(
                 dataset=dataset,
                 hook=HOOK,
@@ -182,7 +182,7 @@ def fabricate(
                 counts=content.counts,
                 blobs={
                     "rows": BlobRef(digest=Digest.of(rows), size=len(rows)),
-                    "outcomes": BlobRef(digest=Digest.of(said), size=len(said)),
+                    "outcomes": BlobRef(digest=Digest.of(outcome_bytes), size=len(outcome_bytes)),
                 },
                 content_digest=content.content_digest,
                 rows_digest=content.rows_digest,
@@ -190,7 +190,7 @@ def fabricate(
             data = manifest.encode()
             if is_whole:
                 yield layout.blob(Digest.of(rows)), rows
-                yield layout.blob(Digest.of(said)), said
+                yield layout.blob(Digest.of(outcome_bytes)), outcome_bytes
             yield layout.blob(batch.digest), batch.encode()
             yield layout.blob(Digest.of(data)), data
             yield (
@@ -274,10 +274,10 @@ def bench_tick(
     ticks = []
 
     def tick() -> None:
-        found = accept_inbox(store, "s3://bench", instance)
-        for event in found.events:
+        result = accept_inbox(store, "s3://bench", instance)
+        for event in result.events:
             instance.report_runless_asset_event(event)
-        ticks.append(found)
+        ticks.append(result)
 
     accepting, clearing = seconds(tick), seconds(tick)
     assert ticks[0].accepted == waiting, ticks[0].summary()
@@ -424,8 +424,8 @@ def bench_planning(
         f"{records:,} records computed in another batch": again,
         "one record computed in another batch": alone,
     }
-    found = {}
-    for what, batch in batches.items():
+    by_kind = {}
+    for name, batch in batches.items():
         spent, processor = [], []
         for _ in range(5):
             log.forget_read_entries()  # a run is a process of its own
@@ -439,13 +439,13 @@ def bench_planning(
                 )
             )
             processor.append(time.process_time() - before)
-        found[what] = Planning(
+        by_kind[name] = Planning(
             statistics.median(spent),
             statistics.median(processor),
             counting.requests,
             len(plans[0].carried),
         )
-    return found
+    return by_kind
 
 
 def bench_load(store: S3Store, database: Database, folder: Path, archived: int) -> float:
@@ -525,9 +525,9 @@ def main() -> None:
                 )
             print(f"completions accepted a second: {bench_accept(store, folder, 300):.0f}")
             print(f"unchanged batch of 1,000 records: {bench_unchanged(store, folder):.2f} s")
-            for what, took in bench_planning(store, folder, options.remembered).items():
+            for kind, took in bench_planning(store, folder, options.remembered).items():
                 print(
-                    f"plan {what}: {took.processor_seconds:.2f} s of processor time,"
+                    f"plan {kind}: {took.processor_seconds:.2f} s of processor time,"
                     f" {took.seconds:.2f} s, {took.requests} requests,"
                     f" {took.carried} carried over"
                 )

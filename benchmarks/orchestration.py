@@ -190,8 +190,8 @@ def bench_load(folder: Path, hooks: int, rounds: int) -> None:
     places = {"two": folder / "two", "many": folder / "many", "plain": folder / "plain"}
     write_location(places["two"], names[:2])
     write_location(places["many"], names)
-    _, found = load_seconds(places["many"])  # compiles what is imported, too
-    assets, checks = map(int, found.split())
+    _, counts = load_seconds(places["many"])  # compiles what is imported, too
+    assets, checks = map(int, counts.split())
     plain = PLAIN.format(count=hooks, checks=round(checks / hooks))
     write_location(places["plain"], [], plain)
     spent: dict[str, list[float]] = {name: [] for name in places}
@@ -501,21 +501,21 @@ def bench_scale(stack: Stack, partitions: int, serial: int) -> Scale:
         answer = stack.graphql(query, **variables)
         return time.monotonic() - began, answer
 
-    statuses, said = took(STATISTICS, keys=keys)
-    found = [node["partitionStats"]["numMaterialized"] for node in said["assetNodes"]]
-    assert min(found) >= partitions - 1, found
+    statuses, response = took(STATISTICS, keys=keys)
+    materialized = [node["partitionStats"]["numMaterialized"] for node in response["assetNodes"]]
+    assert min(materialized) >= partitions - 1, materialized
     staleness = None
     if partitions <= STALENESS_AT_MOST:
-        staleness, said = took(STALENESS, keys=keys[2:])
-        assert set(said["assetNodes"][0]["staleStatusByPartition"]) == {"FRESH"}
+        staleness, response = took(STALENESS, keys=keys[2:])
+        assert set(response["assetNodes"][0]["staleStatusByPartition"]) == {"FRESH"}
 
     say(f"partition statuses of three assets: {statuses:.1f} s")
     params = {
         "assetSelection": keys[1:2],
         "partitionNames": stack.instance.get_dynamic_partitions(DATASET),
     }
-    backfill, said = took(LAUNCH, params=params)
-    launched = said["launchPartitionBackfill"]
+    backfill, response = took(LAUNCH, params=params)
+    launched = response["launchPartitionBackfill"]
     assert launched["__typename"] == "LaunchBackfillSuccess", launched
     stack.graphql(CANCEL, id=launched["backfillId"])
     say(f"backfill launched after {backfill:.1f} s")
@@ -536,9 +536,9 @@ def bench_scale(stack: Stack, partitions: int, serial: int) -> Scale:
     )
 
 
-def show_scale(found: dict[int, Scale]) -> None:
-    smallest = min(found)
-    what = {
+def show_scale(scales: dict[int, Scale]) -> None:
+    smallest = min(scales)
+    names = {
         "inbox": "inbox tick, nothing waiting",
         "automation": "automation tick, nothing changed",
         "digesting": "automation tick that sees all partitions for the first time",
@@ -547,14 +547,14 @@ def show_scale(found: dict[int, Scale]) -> None:
         "staleness": "UI: staleness of the table's partitions",
         "backfill": "launch a backfill over all partitions",
     }
-    for field, name in what.items():
-        base = getattr(found[smallest], field) or float("nan")
-        said = ", ".join(
+    for field, name in names.items():
+        base = getattr(scales[smallest], field) or float("nan")
+        seconds = ", ".join(
             f"{count:,}: {value:.2f} s ({value / base:.1f})"
-            for count, scale in found.items()
+            for count, scale in scales.items()
             if (value := getattr(scale, field)) is not None
         )
-        print(f"{name}, seconds by partitions (÷ with {smallest:,}): {said}")
+        print(f"{name}, seconds by partitions (÷ with {smallest:,}): {seconds}")
 
 
 def main() -> None:
@@ -574,11 +574,11 @@ def main() -> None:
         if options.only != "load":
             with running_stack(folder) as stack:
                 bench_lag(stack, options.rounds, options.burst)
-                found = {}
+                scales = {}
                 for serial, count in enumerate(options.partitions):
-                    found[count] = bench_scale(stack, count, serial)
-                if found:
-                    show_scale(found)
+                    scales[count] = bench_scale(stack, count, serial)
+                if scales:
+                    show_scale(scales)
 
 
 if __name__ == "__main__":

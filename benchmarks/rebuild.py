@@ -328,18 +328,18 @@ def timed(work: Callable[[], None]) -> float:
 
 def memory_child(arguments: str) -> None:
     """A process of its own: resident memory before the load and at its highest, in bytes."""
-    given = json.loads(arguments)
-    bench_store = open_s3(given["s3"], given["prefix"])
+    parsed = json.loads(arguments)
+    bench_store = open_s3(parsed["s3"], parsed["prefix"])
     before = peak_memory()
-    for _ in load_batches(bench_store, Database(given["url"]), SPEC):
+    for _ in load_batches(bench_store, Database(parsed["url"]), SPEC):
         pass
     print(json.dumps([before, peak_memory()]))
 
 
 def measure_memory(address: dict[str, str], prefix: str, url: str) -> tuple[float, float]:
-    given = json.dumps({"s3": address, "prefix": prefix, "url": url})
+    arguments = json.dumps({"s3": address, "prefix": prefix, "url": url})
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.rebuild", "--memory-child", given],
+        [sys.executable, "-m", "benchmarks.rebuild", "--memory-child", arguments],
         check=True,
         capture_output=True,
     )
@@ -355,9 +355,9 @@ def main() -> None:
     parser.add_argument("--duckdb-python")
     parser.add_argument("--adbc-python")
     parser.add_argument("--memory-child", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.memory_child:
-        memory_child(given.memory_child)
+    options = parser.parse_args()
+    if options.memory_child:
+        memory_child(options.memory_child)
         return
     # The owner of the server's files is another user when this one is root.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
@@ -374,21 +374,21 @@ def main() -> None:
                     "bucket",
                 )
             }
-            run(given, address, services.database_url, folder)
+            run(options, address, services.database_url, folder)
 
 
-def run(given: argparse.Namespace, address: dict[str, str], url: str, folder: Path) -> None:
+def run(options: argparse.Namespace, address: dict[str, str], url: str, folder: Path) -> None:
     memory = {}
-    for at, size in enumerate(given.rows):
+    for at, size in enumerate(options.rows):
         prefix = f"bench-{secrets.token_hex(4)}"
         store = open_s3(address, prefix)
         started = time.perf_counter()
         rows = publish(store, size)
         print(f"\n{rows:,} rows published in {time.perf_counter() - started:,.0f} s", flush=True)
         bench = Bench(store, url)
-        rate = _speeds(bench, given, rows, folder)
+        rate = _speeds(bench, options, rows, folder)
         if at == 0:
-            _slow(bench, given, rate, min(rows, 20_000), folder)
+            _slow(bench, options, rate, min(rows, 20_000), folder)
         bench.drop_ours()
         before, after = measure_memory(address, prefix, url)
         memory[rows] = after
@@ -400,7 +400,7 @@ def run(given: argparse.Namespace, address: dict[str, str], url: str, folder: Pa
         print(f"memory, {most / fewest:.0f} times the rows: {ratio:.2f} times; target 1.1")
 
 
-def _speeds(bench: Bench, given: argparse.Namespace, rows: int, folder: Path) -> float:
+def _speeds(bench: Bench, options: argparse.Namespace, rows: int, folder: Path) -> float:
     """Print rates and ratios; return the rows per second of a rebuild by one worker."""
     csv, binary = bench.csv_parts(), bench.binary_parts()
     files = folder / f"parquet-{rows}"
@@ -414,8 +414,8 @@ def _speeds(bench: Bench, given: argparse.Namespace, rows: int, folder: Path) ->
         "2 workers": lambda: bench.rebuild(2),
     }
     for name, python, program in (
-        ("DuckDB", given.duckdb_python, DUCKDB_PROGRAM),
-        ("ADBC", given.adbc_python, ADBC_PROGRAM),
+        ("DuckDB", options.duckdb_python, DUCKDB_PROGRAM),
+        ("ADBC", options.adbc_python, ADBC_PROGRAM),
     ):
         if python:
             contenders[name] = lambda python=python, program=program: {  # type: ignore[misc]
@@ -424,14 +424,14 @@ def _speeds(bench: Bench, given: argparse.Namespace, rows: int, folder: Path) ->
     bench.drop_ours()
     bench.load()
     times: dict[str, list[float]] = {}
-    for turn in range(given.repeats + 1):
+    for turn in range(options.repeats + 1):
         for name, work in contenders.items():
             bench.empty_table()
             for part, seconds in work().items():
                 if turn:
                     times.setdefault(f"{part}, {name}" if part else name, []).append(seconds)
     _proved(bench)
-    medians = {name: statistics.median(found) for name, found in times.items()}
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
     for name, seconds in medians.items():
         print(f"{name:32} {rows / seconds:>12,.0f} rows/s {seconds:8.2f} s")
     for ours, other, target in RATIOS:
@@ -467,14 +467,14 @@ def _proved(bench: Bench) -> None:
         raise SystemExit(f"the table is not the archive's: {proof.summary()}")
 
 
-def _slow(bench: Bench, given: argparse.Namespace, rate: float, count: int, folder: Path) -> None:
+def _slow(bench: Bench, options: argparse.Namespace, rate: float, count: int, folder: Path) -> None:
     sample = bench.python_rows(count)
     contenders: list[tuple[str, float, Callable[[], None]]] = [
         ("delete-and-insert per record", 40, lambda: bench.per_record(sample)),
         ("pandas to_sql", 30, lambda: bench.to_sql(sample)),
     ]
-    if given.dlt_python:
-        contenders.append(("dlt", 15, lambda: bench.dlt(given.dlt_python, sample, folder)))
+    if options.dlt_python:
+        contenders.append(("dlt", 15, lambda: bench.dlt(options.dlt_python, sample, folder)))
     for name, target, work in contenders:
         bench.empty_table()
         slow = count / timed(work)

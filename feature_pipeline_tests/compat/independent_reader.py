@@ -149,12 +149,12 @@ class Reader:
         return tuple(entry[name] for name in names.get(kind, ("dataset",)))
 
     def heads(self, dataset: str, hook: str) -> dict[str, dict[str, Any]]:
-        found = {}
+        entries = {}
         for folder in (self.root / "log/features" / dataset / hook).iterdir():
             for entry in self.entries("features", dataset, hook, folder.name):
                 if entry["verdict"] == "current":
-                    found[folder.name] = entry
-        return found
+                    entries[folder.name] = entry
+        return entries
 
     def withdrawn(self, dataset: str) -> set[str]:
         last = {
@@ -197,13 +197,13 @@ class Reader:
             if pa.types.is_timestamp(field.type):
                 instants = table.column(position).cast(pa.int64())
                 table = table.set_column(position, field.name, instants)
-        found: dict[str, list[dict[str, Any]]] = {}
+        by_record: dict[str, list[dict[str, Any]]] = {}
         for row in table.to_pylist():
-            rows = found.setdefault(row.pop("record_id"), [])
+            rows = by_record.setdefault(row.pop("record_id"), [])
             if row.pop("ordinal") != len(rows):
                 raise Damaged("ordinals are not 0, 1, 2, ...")
             rows.append(row)
-        return found
+        return by_record
 
     def outcomes(self, manifest: dict[str, Any]) -> list[dict[str, Any]]:
         table = self.table(manifest, "outcomes")
@@ -280,8 +280,8 @@ class Reader:
             lines = {line["log"]: (line["entries"], line["digest"]) for line in table.to_pylist()}
             break
         for folder in self.root.glob("log/losses/*"):
-            seen, _ = lines.get(f"log/losses/{folder.name}/", (0, None))
-            for entry in self.entries("losses", folder.name)[seen:]:
+            first, _ = lines.get(f"log/losses/{folder.name}/", (0, None))
+            for entry in self.entries("losses", folder.name)[first:]:
                 for loss in entry["losses"]:
                     lines.pop(loss["log"], None)
                     if loss["entries"]:
@@ -291,12 +291,12 @@ class Reader:
 
     def lost(self) -> list[str]:
         """The logs that have lost their end."""
-        found = []
+        logs = []
         for log, (entries, digest) in self.known().items():
             path = self.root / log / f"{entries:010d}"
             is_there = path.exists() and digest in {None, sha256(path.read_bytes()).digest()}
-            found += [] if is_there else [log]
-        return found
+            logs += [] if is_there else [log]
+        return logs
 
     def manifests(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """Every feature entry with its manifest, but for those that were erased."""

@@ -110,7 +110,7 @@ class TestThePage:
         names |= {name for part in parts for name in part}
         for part in ("run", "counts", "release", "failure"):
             parts = [each.get(part) for each in documents]
-            names |= {name for found in parts if isinstance(found, dict) for name in found}
+            names |= {name for part in parts if isinstance(part, dict) for name in part}
         assert len(names) > 50
         assert {name for name in names if f"`{name}`" not in page} == set()
 

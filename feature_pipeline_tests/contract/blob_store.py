@@ -60,9 +60,9 @@ class BlobStoreTests:
 
     def test_replaces_only_what_was_seen(self, store):
         store.create("inbox/a", b"one")
-        seen = store.stat("inbox/a")
-        assert store.replace("inbox/a", b"two", seen.etag) is True
-        assert store.replace("inbox/a", b"three", seen.etag) is False
+        before = store.stat("inbox/a")
+        assert store.replace("inbox/a", b"two", before.etag) is True
+        assert store.replace("inbox/a", b"three", before.etag) is False
         assert self.stored(store, "inbox/a") == b"two"
 
     def test_replacing_nothing_creates_nothing(self, store):

@@ -125,12 +125,12 @@ def shape(pod: Json | None) -> Any:
 def shapes(history: list[tuple[str, Json | None]]) -> list[Any]:
     """Per state, the number of its pod and its shape, without repetitions."""
     numbers: dict[str, int] = {}
-    found: list[Any] = []
+    states: list[Any] = []
     for name, pod in history:
         state = (numbers.setdefault(name, len(numbers)), shape(pod))
-        if state not in found[-1:]:
-            found.append(state)
-    return found
+        if state not in states[-1:]:
+            states.append(state)
+    return states
 
 
 def recorded_history(scenario: str, until: float = float("inf")) -> list[tuple[str, Json | None]]:
@@ -230,8 +230,11 @@ def test_a_warning_comes_with_the_job(double: Scripted, url: str) -> None:
     text = answer["warning"].removeprefix('299 - "').removesuffix('"').replace('\\"', '"')
     double.warnings = [text]
     jobs = f"{url}/apis/batch/v1/namespaces/{NAMESPACE}/jobs"
-    given = requests.post(jobs, json=a_job(), timeout=30)
-    assert (given.status_code, given.headers["Warning"]) == (answer["status"], answer["warning"])
+    response = requests.post(jobs, json=a_job(), timeout=30)
+    assert (response.status_code, response.headers["Warning"]) == (
+        answer["status"],
+        answer["warning"],
+    )
 
 
 def test_a_missing_namespace_is_forbidden(url: str) -> None:
@@ -243,9 +246,9 @@ def test_a_missing_namespace_is_forbidden(url: str) -> None:
         and line["object"].get("status") == 403
         and "jobs" in line["object"]["path"]
     ][:1]
-    given = requests.get(f"{url}/apis/batch/v1/namespaces/elsewhere/jobs/{JOB}", timeout=30)
-    assert given.status_code == refused["code"] == 403
-    document = given.json()
+    response = requests.get(f"{url}/apis/batch/v1/namespaces/elsewhere/jobs/{JOB}", timeout=30)
+    assert response.status_code == refused["code"] == 403
+    document = response.json()
     assert {name: document[name] for name in ("kind", "status", "reason", "code")} == {
         name: refused[name] for name in ("kind", "status", "reason", "code")
     }

@@ -282,13 +282,15 @@ class TestFailures(KubernetesTests):
         self.failed(result, FailureKind.EVICTED, message)
         assert cluster.all("jobs") == []
 
-    @pytest.mark.parametrize("what", ["jobs", "secrets", "pods"])
-    def test_permissions(self, runner, workspace, cluster, what):
-        method = "GET" if what == "pods" else "POST"
-        cluster.faults.append(Fault(method, f"/{what}$", 403, times=99))
+    @pytest.mark.parametrize("resource", ["jobs", "secrets", "pods"])
+    def test_permissions(self, runner, workspace, cluster, resource):
+        method = "GET" if resource == "pods" else "POST"
+        cluster.faults.append(Fault(method, f"/{resource}$", 403, times=99))
         result = runner.run(self.request_of(workspace, OK), Monitor())
-        self.failed(result, FailureKind.CLUSTER_REFUSED, "403", what.removesuffix("s"), NAMESPACE)
-        if what != "pods":
+        self.failed(
+            result, FailureKind.CLUSTER_REFUSED, "403", resource.removesuffix("s"), NAMESPACE
+        )
+        if resource != "pods":
             assert cluster.all("jobs") == cluster.all("secrets") == []
 
     def test_a_pod_that_admission_refuses_for_good_is_not_waited_for(
@@ -305,14 +307,14 @@ class TestFailures(KubernetesTests):
         self.failed(result, FailureKind.CLUSTER_REFUSED, "403", "elsewhere")
 
     def test_a_busy_server_is_outlasted(self, make_runner, workspace, cluster):
-        for what, status in (
+        for resource, status in (
             ("jobs", 429),
             ("jobs", 0),
             ("pods", 500),
             ("pods$", 503),
             ("log", 500),
         ):
-            cluster.faults.append(Fault("GET", f"/{what}", status, times=2))
+            cluster.faults.append(Fault("GET", f"/{resource}", status, times=2))
         cluster.faults.append(Fault("POST", "/jobs$", 503))
         runner = make_runner(patience_seconds=60)
         assert runner.run(self.request_of(workspace, OK), Monitor()).failure is None
@@ -690,9 +692,9 @@ class TestPod(KubernetesTests):
         assert "X-Amz-Signature" in json.dumps(secret)
         assert "X-Amz-Expires" in json.dumps(secret)
 
-    @pytest.mark.parametrize("what", ["link", "pipe"])
+    @pytest.mark.parametrize("kind", ["link", "pipe"])
     def test_publish_follows_nothing_that_the_hook_put_in_the_wrappers_place(
-        self, runner, workspace, what
+        self, runner, workspace, kind
     ):
         """It would read what publish is granted, or wait for ever."""
         source = (
@@ -701,7 +703,7 @@ class TestPod(KubernetesTests):
             + {
                 "link": "os.symlink('/proc/self/environ', '/osa/run/log')\n",
                 "pipe": "os.mkfifo('/osa/run/log')\n",
-            }[what]
+            }[kind]
         )
         result = runner.run(self.request_of(workspace, source), Monitor())
         assert result.failure is not None

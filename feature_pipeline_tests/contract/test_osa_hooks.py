@@ -41,8 +41,8 @@ def make_workspace(folder: Path) -> Workspace:
     (workspace.inputs / "records.jsonl").write_text("\n".join(lines) + "\n")
     # The SDK's hooks read no input features: a line's verdict is nothing to them.
     (workspace.inputs / "features").mkdir()
-    given = [json.dumps({"id": i, "status": "passed", "features": []}) + "\n" for i in RECORDS]
-    (workspace.inputs / "features" / "other.jsonl").write_text("".join(given))
+    others = [json.dumps({"id": i, "status": "passed", "features": []}) + "\n" for i in RECORDS]
+    (workspace.inputs / "features" / "other.jsonl").write_text("".join(others))
     (workspace.files / "r 1").mkdir()
     (workspace.files / "r 1" / "b.txt").write_text("four")
     (workspace.files / "r 1" / "a.txt").write_text("")
@@ -66,8 +66,8 @@ def outcomes(runner: HookRunner, release: HookRelease, workspace: Workspace) -> 
     return list(decoded.outcomes)
 
 
-def check(found: list[Outcome]) -> None:
-    fine, bad, broken = found
+def check(judged: list[Outcome]) -> None:
+    fine, bad, broken = judged
     assert fine.status is Status.PASSED
     assert fine.rows == (("a.txt", 0, 0.0, "[]", None), ("b.txt", 4, 1.0, "[]", None))
     assert (bad.status, bad.reason) == (Status.REJECTED, "title is bad\nin two lines")

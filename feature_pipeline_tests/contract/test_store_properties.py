@@ -55,8 +55,8 @@ def checked(address: S3Address, prefix: str) -> dict[str, StoreProperty]:
     return {each.name: each for each in properties}
 
 
-def lacking(found: dict[str, StoreProperty]) -> set[str]:
-    return {name for name, each in found.items() if not each.is_present}
+def lacking(properties: dict[str, StoreProperty]) -> set[str]:
+    return {name for name, each in properties.items() if not each.is_present}
 
 
 def test_a_server_that_has_every_property(s3_address: S3Address, s3_prefix: str) -> None:
@@ -81,12 +81,12 @@ def test_the_command_names_what_a_server_lacks(
     assert status == 2
     document = json.loads(printed)
     assert document["is_usable"] is False
-    found = {each["name"]: each for each in document["properties"]}
-    lacks = {name for name, each in found.items() if each["failure"]}
+    properties = {each["name"]: each for each in document["properties"]}
+    lacks = {name for name, each in properties.items() if each["failure"]}
     assert lacks - MAY_RACE == {"signatures end", "checksums"}
-    assert "after the address's end" in found["signatures end"]["failure"]
-    assert found["signatures end"]["is_required"]
-    assert not found["checksums"]["is_required"]
+    assert "after the address's end" in properties["signatures end"]["failure"]
+    assert properties["signatures end"]["is_required"]
+    assert not properties["checksums"]["is_required"]
 
 
 def _unconditionally(self: S3Store, key: str, data: bytes, *_: object) -> bool:

@@ -365,19 +365,19 @@ class Drill:
 
     def _code_servers(self) -> list[psutil.Process]:
         """The processes that have loaded the code; older ones too, as long as their runs go on."""
-        found = []
+        servers = []
         for parent in self._server("dagster-processes", "code-server-0"):
             with contextlib.suppress(psutil.NoSuchProcess):
-                found += [p for p in parent.children() if {"api", "grpc"} <= set(p.cmdline())]
-        return found
+                servers += [p for p in parent.children() if {"api", "grpc"} <= set(p.cmdline())]
+        return servers
 
     def _workers(self) -> list[psutil.Process]:
         """Processes of runs: what code servers started by `multiprocessing`."""
-        found = []
+        workers = []
         for server in self._code_servers():
             with contextlib.suppress(psutil.NoSuchProcess):
-                found += [p for p in server.children() if "spawn_main" in " ".join(p.cmdline())]
-        return found
+                workers += [p for p in server.children() if "spawn_main" in " ".join(p.cmdline())]
+        return workers
 
     # How it ends.
 
@@ -540,13 +540,13 @@ class Drill:
         if status["waiting"]:
             yield f"status: {status['waiting']} wait"
         logger.info("%s", self.project.run("status", "--deep").stdout)
-        for what, named, expected in (
+        for kind, named, expected in (
             ("failed batches", hooks[TOTALS]["failures"], crashing),
             ("errored records", hooks[WORDS]["errored_records"], self.submitted.crashing),
             ("records left out", hooks[WORDS]["table"]["left_out"], self.submitted.too_long),
         ):
             if set(named) != set(expected) or not all(named.values()):
-                yield f"status names as {what}: {named}, not {sorted(expected)}"
+                yield f"status names as {kind}: {named}, not {sorted(expected)}"
         if status["repeats"]:
             yield f"status: {status['repeats']} wait to be repeated"
 
@@ -554,8 +554,8 @@ class Drill:
         for node in self.project.graphql(CHECKS)["assetNodes"]:
             key = "/".join(node["assetKey"]["path"])
             for check in node["assetChecksOrError"].get("checks", ()):
-                found = check["executionForLatestMaterialization"]
-                evaluation = found and found["evaluation"]
+                execution = check["executionForLatestMaterialization"]
+                evaluation = execution and execution["evaluation"]
                 if evaluation and not evaluation["success"]:
                     described = f"{key} {check['name']}: {evaluation['description']}"
                     logger.info("red: %s", described)
@@ -591,14 +591,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0, help="Other seeds break other things.")
     parser.add_argument("--folder", type=Path, help="Kept afterwards; a temporary one otherwise.")
-    given = parser.parse_args()
+    options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     with tempfile.TemporaryDirectory(prefix="drill-") as temporary:
-        root = given.folder or Path(temporary) / "drill"
-        if root == given.folder and root.exists() and any(root.iterdir()):
+        root = options.folder or Path(temporary) / "drill"
+        if root == options.folder and root.exists() and any(root.iterdir()):
             parser.error(f"{root} is not empty")
         Path(temporary).chmod(0o711)
-        drill = Drill(root, Plan.of(given.minutes * 60), given.seed)
+        drill = Drill(root, Plan.of(options.minutes * 60), options.seed)
         problems = drill.run()
     for problem in problems:
         logger.error("PROBLEM %s", problem)

@@ -74,11 +74,11 @@ def dying_tick(pipeline: Pipeline, step: int, *, acts_first: bool) -> bool:
 
 def events(pipeline: Pipeline, key) -> dict[str, list[str]]:
     """Data versions of every event, by partition."""
-    found: dict[str, list[str]] = {}
+    versions: dict[str, list[str]] = {}
     for record in pipeline.instance.fetch_materializations(key, limit=1000).records:
         event = record.asset_materialization
-        found.setdefault(event.partition, []).append(event.tags["dagster/data_version"])
-    return found
+        versions.setdefault(event.partition, []).append(event.tags["dagster/data_version"])
+    return versions
 
 
 @pytest.mark.faults

@@ -54,8 +54,8 @@ def test_a_killed_import_is_completed_by_the_next(beside: Beside, ground: Ground
     follower = beside.follower()
 
     def run(store: BlobStore) -> None:
-        given = store, follower.server, None, beside.settings, follower.definitions
-        assert Importer(*given).run().is_complete
+        arguments = store, follower.server, None, beside.settings, follower.definitions
+        assert Importer(*arguments).run().is_complete
 
     run(beside.store)
     whole = state(beside.store)

@@ -82,14 +82,14 @@ def test_a_killed_restore_of_a_lost_table_is_completed(archived: Archived, step:
     assert is_there == (step == "after it")
     again = archived.restore("qc")["qc"]
     assert again.state is (State.EQUAL if is_there else State.RESTORED)
-    found, shape = archived.whole("qc"), names(archived)
+    rows, shape = archived.whole("qc"), names(archived)
     assert archived.query("select count(*) from hook_runs") == [(9,)]
     assert archived.query("select count(*) from hook_releases") == [(2,)]
     # as if nothing had happened
     archived.definitions = definitions
     lose(archived)
     archived.restore("qc")
-    assert archived.whole("qc") == found
+    assert archived.whole("qc") == rows
     assert names(archived) == shape
 
 

@@ -77,13 +77,13 @@ def same(one, other):
 
 def values(features, column):
     """Per record the column's values, of all batches read."""
-    found: dict = {}
+    by_record: dict = {}
     table = features.to_arrow()
     for record_id, value in zip(
         table["record_id"].to_pylist(), table[column].to_pylist(), strict=True
     ):
-        found.setdefault(record_id, []).append(value)
-    return found
+        by_record.setdefault(record_id, []).append(value)
+    return by_record
 
 
 class TestFrames:

@@ -120,7 +120,7 @@ class Operator:
             ),
             TABLE: (table_code_version(spec), [COUNTS]),
         }
-        found = {
+        causes = {
             (key.path[1], batch)
             for key, (version, made_from) in versions.items()
             for batch in stale_partitions(pipeline.instance, key, version, made_from, BATCHES)
@@ -131,8 +131,8 @@ class Operator:
             for batch in BATCHES
             if self.status(key, batch) == "STALE"
         }
-        assert found == shown
-        return found
+        assert causes == shown
+        return causes
 
     def status(self, key: dg.AssetKey, batch: str) -> str:
         """What Dagster's UI says of a partition now: FRESH, STALE or MISSING."""

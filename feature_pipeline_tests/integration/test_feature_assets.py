@@ -248,23 +248,23 @@ def test_every_attempt_and_its_end_are_shown(submitted: Pipeline):
 
 def test_an_interrupted_worker_checks_again_whether_it_is_cancelled(submitted: Pipeline):
     """The launcher stops the worker at once after it wrote down that the run is being cancelled."""
-    seen = []
+    answers = []
 
     @dg.op
     def ask(context: dg.OpExecutionContext) -> None:
         monitor = DagsterMonitor(context)
-        seen.append(monitor.is_cancelled())
+        answers.append(monitor.is_cancelled())
         run = context.instance.get_run_by_id(context.run_id)
         context.instance.report_run_canceling(run)
-        seen.append(monitor.is_cancelled())
-        seen.append(monitor.is_cancelled(now=True))
+        answers.append(monitor.is_cancelled())
+        answers.append(monitor.is_cancelled(now=True))
 
     @dg.job
     def asking() -> None:
         ask()
 
     asking.execute_in_process(instance=submitted.instance, raise_on_error=False)
-    assert seen == [False, False, True]
+    assert answers == [False, False, True]
 
 
 @pytest.mark.parametrize("acceptor", ["its worker", "the sensor"])
@@ -318,25 +318,25 @@ def test_records_run_verifies_stored_bytes(submitted: Pipeline):
 
 def test_downstream_assets_load_features_by_annotation(submitted: Pipeline):
     submitted.run(COUNTS, "b1")
-    seen = {}
+    inputs = {}
     partitions = batches_partitions(DATASET)
     ins = {"counts": dg.AssetIn(key=COUNTS, input_manager_key=IO_MANAGER_KEY)}
 
     @dg.asset(partitions_def=partitions, ins=ins)
     def frame(counts: pd.DataFrame) -> None:
-        seen["frame"] = counts
+        inputs["frame"] = counts
 
     @dg.asset(partitions_def=partitions, ins=ins)
     def lazy(counts: FeaturePartitions) -> None:
-        seen["lazy"] = {batch: counts.to_pandas(batch) for batch in counts}
+        inputs["lazy"] = {batch: counts.to_pandas(batch) for batch in counts}
 
     @dg.asset(ins=ins)
     def everything(counts: dict[str, pd.DataFrame]) -> None:
-        seen["dict"] = counts
+        inputs["dict"] = counts
 
     @dg.asset(ins=ins)
     def arrow(counts: pa.Table) -> None:
-        seen["arrow"] = counts
+        inputs["arrow"] = counts
 
     from feature_pipeline.definitions import build_defs
 
@@ -347,43 +347,43 @@ def test_downstream_assets_load_features_by_annotation(submitted: Pipeline):
     )
     for asset, partition in ((frame, "b1"), (lazy, "b1"), (everything, None), (arrow, None)):
         assert submitted.run(asset.key, partition, defs=defs).success
-    assert list(seen["frame"]["batch"]) == ["b1"] * 3
-    assert str(seen["frame"].dtypes["count"]) == "int64[pyarrow]"
-    assert list(seen["lazy"]) == ["b1"]
-    assert seen["dict"]["b1"]["letter"].tolist() == ["a", "b", "c"]
-    assert seen["arrow"].column_names == ["record_id", "ordinal", "letter", "count", "batch"]
+    assert list(inputs["frame"]["batch"]) == ["b1"] * 3
+    assert str(inputs["frame"].dtypes["count"]) == "int64[pyarrow]"
+    assert list(inputs["lazy"]) == ["b1"]
+    assert inputs["dict"]["b1"]["letter"].tolist() == ["a", "b", "c"]
+    assert inputs["arrow"].column_names == ["record_id", "ordinal", "letter", "count", "batch"]
 
 
 def test_inputs_without_features_are_named_or_skipped(submitted: Pipeline):
     """One batch that lacks features must not keep all others from an unpartitioned asset."""
-    seen = {}
+    inputs = {}
     ins = {"counts": dg.AssetIn(key=COUNTS)}
     skipping = {"counts": dg.AssetIn(key=COUNTS, metadata={"allow_missing_partitions": True})}
 
     @dg.asset(ins=ins)
     def strict(counts: pa.Table) -> None:
-        seen["strict"] = counts
+        inputs["strict"] = counts
 
     @dg.asset(ins=ins)
     def lazy(counts: FeaturePartitions) -> None:
-        seen["lazy"] = counts["b1"]
+        inputs["lazy"] = counts["b1"]
         counts["b2"]
 
     @dg.asset(ins=skipping)
     def frame(counts: pd.DataFrame) -> None:
-        seen["frame"] = counts
+        inputs["frame"] = counts
 
     @dg.asset(ins=skipping)
     def arrow(counts: pa.Table) -> None:
-        seen["arrow"] = counts
+        inputs["arrow"] = counts
 
     @dg.asset(ins=skipping)
     def by_batch(counts: dict[str, pd.DataFrame]) -> None:
-        seen["by_batch"] = list(counts)
+        inputs["by_batch"] = list(counts)
 
     @dg.asset(ins=skipping)
     def chosen(counts: FeaturePartitions) -> None:
-        seen["chosen"] = list(counts)
+        inputs["chosen"] = list(counts)
 
     from feature_pipeline.definitions import build_defs
 
@@ -403,10 +403,10 @@ def test_inputs_without_features_are_named_or_skipped(submitted: Pipeline):
     columns = ["record_id", "ordinal", "letter", "count", "batch"]
     for asset in (frame, arrow, by_batch, chosen):
         assert submitted.run(asset.key, defs=defs).success
-    assert (seen["arrow"].column_names, len(seen["arrow"])) == (columns, 0)
-    assert (list(seen["frame"]), len(seen["frame"])) == (columns, 0)
-    assert str(seen["frame"].dtypes["count"]) == "int64[pyarrow]"
-    assert seen["by_batch"] == seen["chosen"] == []
+    assert (inputs["arrow"].column_names, len(inputs["arrow"])) == (columns, 0)
+    assert (list(inputs["frame"]), len(inputs["frame"])) == (columns, 0)
+    assert str(inputs["frame"].dtypes["count"]) == "int64[pyarrow]"
+    assert inputs["by_batch"] == inputs["chosen"] == []
 
     submitted.submit("b2", {"r4": "d"})
     submitted.submit("b3", {"r5": "e"})
@@ -414,24 +414,24 @@ def test_inputs_without_features_are_named_or_skipped(submitted: Pipeline):
     assert submitted.run(COUNTS, "b1").success
     for asset in (frame, arrow, by_batch, chosen):
         assert submitted.run(asset.key, defs=defs).success
-    assert set(seen["frame"]["batch"]) == set(seen["arrow"]["batch"].to_pylist()) == {"b1"}
-    assert seen["by_batch"] == seen["chosen"] == ["b1"]
+    assert set(inputs["frame"]["batch"]) == set(inputs["arrow"]["batch"].to_pylist()) == {"b1"}
+    assert inputs["by_batch"] == inputs["chosen"] == ["b1"]
     message = refusal(strict)
     assert "2 batches: 'b2', 'b3'" in message
     assert "materialize letters/features/counts" in message
     assert "allow_missing_partitions" in message
-    assert "strict" not in seen
+    assert "strict" not in inputs
     assert "batch 'b2'" in refusal(lazy), "only what is read must be there"
-    assert len(seen["lazy"]) == 3
+    assert len(inputs["lazy"]) == 3
 
 
 def test_without_any_partition_an_input_is_an_empty_table(pipeline: Pipeline):
     pipeline.add_hook()
-    seen = {}
+    inputs = {}
 
     @dg.asset(ins={"counts": dg.AssetIn(key=COUNTS)})
     def total(counts: pa.Table) -> None:
-        seen["total"] = counts
+        inputs["total"] = counts
 
     from feature_pipeline.definitions import build_defs
 
@@ -441,8 +441,8 @@ def test_without_any_partition_an_input_is_an_empty_table(pipeline: Pipeline):
         resources=pipeline.resources,
     )
     assert pipeline.run(total.key, defs=defs).success
-    assert seen["total"].column_names == ["record_id", "ordinal", "letter", "count", "batch"]
-    assert len(seen["total"]) == 0
+    assert inputs["total"].column_names == ["record_id", "ordinal", "letter", "count", "batch"]
+    assert len(inputs["total"]) == 0
 
 
 def test_a_store_that_restarts_costs_no_hook_run(submitted: Pipeline, monkeypatch):

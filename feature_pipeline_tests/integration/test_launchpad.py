@@ -55,8 +55,8 @@ class Launchpad:
         }
 
     def ask(self, query: str, **variables: object) -> Any:
-        given = {"job": self._job, **variables}
-        return execute_dagster_graphql(self._request, query, given).data
+        params = {"job": self._job, **variables}
+        return execute_dagster_graphql(self._request, query, params).data
 
     def refusals(self, config: object) -> list[str]:
         answer = self.ask(TAKEN, config=config)["isPipelineConfigValid"]

@@ -294,15 +294,15 @@ def test_an_unknown_bucket_is_an_error_and_a_full_one_stays(services: LocalServi
 def test_servers_listen_on_loopback_only(services: LocalServices) -> None:
     listening = []
     for pid in recorded_pids(services.folder):
-        found = [
+        addresses = [
             connection.laddr
             for member in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))
             for connection in member.net_connections(kind="inet")
             if connection.status == psutil.CONN_LISTEN
             or (connection.type == socket.SOCK_DGRAM and not connection.raddr)
         ]
-        assert found, "a server without a port cannot be ours"
-        listening += found
+        assert addresses, "a server without a port cannot be ours"
+        listening += addresses
     assert {address.ip for address in listening} == {"127.0.0.1"}
     assert len(listening) >= 6, "the S3 gateway's internal servers are not all seen"
 

@@ -431,8 +431,8 @@ def scraped_with(url: str, name: str) -> str:
 
 def values_of(reader: StateReader) -> dict[tuple[str, str], float]:
     """By name and the last label's value."""
-    found = {}
+    values = {}
     for one in reader.read().state:
         name = one.instrument.name.removeprefix("feature_pipeline.")
-        found[name, [*one.labels.values(), ""][len(one.labels) - 1]] = one.value
-    return found
+        values[name, [*one.labels.values(), ""][len(one.labels) - 1]] = one.value
+    return values

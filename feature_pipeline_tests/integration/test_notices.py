@@ -55,30 +55,30 @@ def outcomes(pipeline: Pipeline, batch: str) -> dg.AssetCheckEvaluation:
 
 @pytest.fixture
 def receiver():
-    got = []
+    posted = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(204)
             self.end_headers()
 
         def log_message(self, *_: object) -> None: ...
 
     with serving(Handler) as url:
-        yield f"{url}/hook", got
+        yield f"{url}/hook", posted
 
 
 def test_exceeding_a_threshold_fails_the_check_and_is_posted_once(pipeline: Pipeline, receiver):
-    url, got = receiver
+    url, posted = receiver
     state = WebhookState()
 
     def tell() -> list[dict]:
         """Two ticks: an event is looked at once the next look has begun."""
-        before = len(got)
+        before = len(posted)
         for _ in range(2):
             assert tick(state, pipeline.instance, pipeline.store, url, None).problem is None
-        return got[before:]
+        return posted[before:]
 
     tell()
     define(pipeline)

@@ -26,15 +26,15 @@ KINDS = {
 
 def recorded_differences() -> set[tuple[str, str, Kind]]:
     """By `<batch key>/<hook>` and record, what was recorded of outputs that are complete."""
-    found = set()
+    differences = set()
     for each in recorded.lines("differences.jsonl"):
         parts = each["where"].split("/")
         if parts[0] == "ingests" and each["run_json"]:
             name = f"ingest-{parts[1]}-{parts[3]}/{parts[5]}"
-            found.add((name, each["id"], KINDS[each["why"]]))
+            differences.add((name, each["id"], KINDS[each["why"]]))
         elif parts[0] == "files" and each["deposition"] == "accepted" and not each["rows"]:
-            found.add((f"deposition-{each['id']}/{parts[4]}", each["id"], Kind.MISSING_THERE))
-    return found
+            differences.add((f"deposition-{each['id']}/{parts[4]}", each["id"], Kind.MISSING_THERE))
+    return differences
 
 
 def test_it_finds_exactly_what_was_recorded(
@@ -43,36 +43,36 @@ def test_it_finds_exactly_what_was_recorded(
     beside.follow()
     beside.accept_all()
     monkeypatch.setattr("feature_pipeline.osa.compare.EXAMPLES", 1000)
-    found = set()
+    differences = set()
     for each in beside.compare().values():
         for kind, examples in each.examples.items():
             for example in examples:
                 batch, record = example.split(": ")[0].split(" ")
-                found.add((f"{batch}/{each.hook}", record, kind))
+                differences.add((f"{batch}/{each.hook}", record, kind))
     # the text for a number is published there without rows, and is an error here
-    (invalid,) = [one for one in found if one[2] is Kind.ERRORED_HERE]
-    found.remove(invalid)
-    found.add((invalid[0], invalid[1], Kind.MISSING_THERE))
-    assert found == recorded_differences()
-    assert len(found) == 50
+    (invalid,) = [one for one in differences if one[2] is Kind.ERRORED_HERE]
+    differences.remove(invalid)
+    differences.add((invalid[0], invalid[1], Kind.MISSING_THERE))
+    assert differences == recorded_differences()
+    assert len(differences) == 50
 
 
 def test_each_kind_of_difference_is_counted_with_examples(beside: Beside) -> None:
     beside.follow()
     beside.accept_all()
-    found = beside.compare()
-    qc = found["pdb_structures/qc"]
+    comparisons = beside.compare()
+    qc = comparisons["pdb_structures/qc"]
     (changed,) = qc.examples[Kind.VALUES]
     assert changed.endswith("-0 1aa12: resolution: 1.64 here, 1.23 there")
-    (absent,) = found["pdb_structures/pockets"].examples[Kind.VALUES]
+    (absent,) = comparisons["pdb_structures/pockets"].examples[Kind.VALUES]
     assert absent.endswith("-0 1aa01: row 2, druggable: False here, NULL there")
     (other,) = qc.examples[Kind.OTHER_BATCH][-1:]
     assert other.endswith(f"is of batch 0 of ingest run {recorded.RUNNING}")
-    pockets = found["pdb_structures/pockets"]
+    pockets = comparisons["pdb_structures/pockets"]
     assert pockets.counts[Kind.NO_RECORD] == 22
     assert len(pockets.examples[Kind.NO_RECORD]) == 10
     # dates, times and uuids in the server's tables are equal
-    assert found["protein_designs/alignment"].counts == {Kind.MISSING_THERE: 1}
+    assert comparisons["protein_designs/alignment"].counts == {Kind.MISSING_THERE: 1}
     assert not qc.is_equal
 
 
@@ -120,12 +120,12 @@ def test_equal_tables_are_equal(beside: Beside) -> None:
     beside.sql(
         "delete from records where source ->> 'ingest_run_id' is distinct from %s", recorded.HISTORY
     )
-    found = beside.compare()
-    assert all(each.is_equal for each in found.values())
-    assert found["pdb_structures/pockets"].summary() == (
+    comparisons = beside.compare()
+    assert all(each.is_equal for each in comparisons.values())
+    assert comparisons["pdb_structures/pockets"].summary() == (
         "pdb_structures/pockets: 1 batch, 6 records equal"
     )
-    assert found["protein_designs/qc"].counts.keys() <= EXPECTED
+    assert comparisons["protein_designs/qc"].counts.keys() <= EXPECTED
 
 
 @pytest.mark.parametrize(
@@ -159,8 +159,8 @@ def test_the_documented_grants_are_enough_and_needed(beside: Beside) -> None:
         connection.execute(f"create role {role} login password 'x'")  # type: ignore[arg-type]
         connection.execute(f"grant {role} to current_user")  # type: ignore[arg-type]
         try:
-            given = psycopg.conninfo.conninfo_to_dict(owner) | {"user": role, "password": "x"}
-            beside.url = psycopg.conninfo.make_conninfo(**given)
+            parameters = psycopg.conninfo.conninfo_to_dict(owner) | {"user": role, "password": "x"}
+            beside.url = psycopg.conninfo.make_conninfo(**parameters)
             for number, grant in enumerate(grants):
                 wanted = ["public.hooks", "public.hooks", "public.hook_runs", "public.records"]
                 wanted += ["features.", "features."]
@@ -187,7 +187,7 @@ def test_a_changed_deposition_is_compared_once(beside: Beside) -> None:
     )
     beside.follow()
     beside.accept_all()
-    found = beside.compare()["protein_designs/alignment"]
-    assert found.batches == 4
-    (example,) = found.examples[Kind.MISSING_THERE]
+    comparison = beside.compare()["protein_designs/alignment"]
+    assert comparison.batches == 4
+    (example,) = comparison.examples[Kind.MISSING_THERE]
     assert example.startswith(f"deposition-{local}-2 {local}: 3 rows")

@@ -136,12 +136,12 @@ def test_definitions_with_a_server_load_without_warnings(
     defs: Path, command_line: CommandLine
 ) -> None:
     command_line("osa", "scaffold", "--server", "osa")
-    with warnings.catch_warnings(record=True) as seen:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.resetwarnings()
         importlib.reload(feature_pipeline.orchestration)  # sets its filters
         build_defs().get_repository_def()
     wanted = (dg.BetaWarning, dg.PreviewWarning)
-    assert [str(each.message) for each in seen if issubclass(each.category, wanted)] == []
+    assert [str(each.message) for each in caught if issubclass(each.category, wanted)] == []
 
 
 def test_drift_is_shown(defs: Path, osa_url: str, command_line: CommandLine) -> None:
@@ -209,17 +209,17 @@ def test_the_component_checks_the_definitions(
         (evaluation,) = result.get_asset_check_evaluations()
         return evaluation
 
-    found = checked()
-    assert found.passed, found.description
+    checked_result = checked()
+    assert checked_result.passed, checked_result.description
     with psycopg.connect(osa_url) as connection:
         connection.execute(
             "update hooks set live_release_id = (select id from hook_releases"
             " where hook_name = 'qc' and version = 1) where name = 'qc'"
         )
-    found = checked()
-    assert not found.passed
-    assert found.description is not None
-    assert "designs/qc: the server's live release is 1" in found.description
+    checked_result = checked()
+    assert not checked_result.passed
+    assert checked_result.description is not None
+    assert "designs/qc: the server's live release is 1" in checked_result.description
 
 
 @pytest.mark.parametrize(

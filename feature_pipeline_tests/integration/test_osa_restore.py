@@ -57,10 +57,10 @@ class Archived(Beside):
 
     def restore(self, *hooks: str, **options: Any) -> dict[str, Restored]:
         server = Server(Database(self.url))
-        found = restore_tables(
+        restored = restore_tables(
             self.store, server, self.settings, self.definitions, hooks, **options
         )
-        return {each.hook: each for each in found}
+        return {each.hook: each for each in restored}
 
     def whole(self, name: str) -> list[tuple[Any, ...]]:
         query = "select f::text from {} as f order by id"
@@ -104,8 +104,8 @@ def imported(taken: Beside, osa_url: str) -> Archived:
     beside = Archived(osa_url, taken.folder)
     beside.definitions = definitions_of(beside)
     server = Server(Database(osa_url))
-    given = beside.store, server, None, beside.settings, beside.definitions
-    assert Importer(*given).run().is_complete
+    arguments = beside.store, server, None, beside.settings, beside.definitions
+    assert Importer(*arguments).run().is_complete
     return beside
 
 
@@ -118,31 +118,31 @@ def copied(store: MemoryStore) -> MemoryStore:
 
 def shape(beside: Archived) -> list[tuple[Any, ...]]:
     """Everything that the catalog of PostgreSQL says of the catalogued tables."""
-    found = []
+    names = []
     for _, table, _ in beside.tables():
-        found += beside.query(
+        names += beside.query(
             "select table_name, column_name, data_type, is_nullable, column_default"
             " from information_schema.columns where table_schema = 'features' and table_name = %s",
             table,
         )
-        found += beside.query(
+        names += beside.query(
             "select conname, pg_get_constraintdef(oid), convalidated from pg_constraint"
             " where conrelid = %s::regclass and contype <> 'n'",
             f"features.{table}",
         )
-        found += beside.query(
+        names += beside.query(
             "select indexname, indexdef from pg_indexes where schemaname = 'features'"
             " and tablename = %s",
             table,
         )
-    return sorted(found)
+    return sorted(names)
 
 
 def test_lost_tables_come_back(archived: Archived) -> None:
     before = shape(archived)
     archived.sql("drop schema features cascade")
-    found = archived.restore()
-    assert [found[hook].state for hook in HOOKS] == [State.RESTORED] * 3
+    restored = archived.restore()
+    assert [restored[hook].state for hook in HOOKS] == [State.RESTORED] * 3
     assert shape(archived) == before
     kinds = {name: {kind.name for kind in each.counts} for name, each in archived.compare().items()}
     # what `compare` names before the loss as differing is the archive's now
@@ -152,8 +152,8 @@ def test_lost_tables_come_back(archived: Archived) -> None:
         "protein_designs/qc": set(),
         "protein_designs/alignment": set(),
     }
-    assert found["qc"].left_out.number == 7
-    assert "1aa04" in " ".join(found["qc"].left_out.examples)
+    assert restored["qc"].left_out.number == 7
+    assert "1aa04" in " ".join(restored["qc"].left_out.examples)
 
 
 def test_a_second_run_changes_nothing(archived: Archived) -> None:
@@ -193,13 +193,13 @@ def test_readers_get_the_same_answers_after_a_loss(imported: Archived) -> None:
     before = answers(imported.url)
     recorded = {hook: imported.whole(hook) for hook in HOOKS}
     imported.sql("drop schema features cascade")
-    found = imported.restore()
+    restored = imported.restore()
     for hook in HOOKS:
         assert imported.whole(hook) == recorded[hook]
     after = answers(imported.url)
     assert after == before
     assert len(before) > 300
-    assert found["qc"].new_ids == 0
+    assert restored["qc"].new_ids == 0
 
 
 def test_ids_stay_when_the_outputs_of_imported_rows_are_found(imported: Archived) -> None:
@@ -214,8 +214,8 @@ def test_ids_stay_when_the_outputs_of_imported_rows_are_found(imported: Archived
     for hook in HOOKS:
         after = set(imported.query(query.format(hook)))
         assert set(before[hook]) <= after
-    found = {kind.name for each in imported.compare().values() for kind in each.counts}
-    assert found == {"ERRORED_HERE", "NO_RECORD", "OTHER_BATCH"}
+    kinds = {kind.name for each in imported.compare().values() for kind in each.counts}
+    assert kinds == {"ERRORED_HERE", "NO_RECORD", "OTHER_BATCH"}
 
 
 def test_ids_of_archived_outputs_are_those_that_an_import_kept(
@@ -223,8 +223,8 @@ def test_ids_of_archived_outputs_are_those_that_an_import_kept(
 ) -> None:
     archived.store = copied(taken.store)
     server = Server(Database(archived.url))
-    given = archived.store, server, archived.storage, archived.settings, archived.definitions
-    assert Importer(*given, keeps_ids=True).run().is_complete
+    arguments = archived.store, server, archived.storage, archived.settings, archived.definitions
+    assert Importer(*arguments, keeps_ids=True).run().is_complete
     query = "select id, record_srn, created_at from features.qc order by id"
     before = archived.query(query)
     archived.sql("drop schema features cascade")
@@ -261,11 +261,11 @@ def test_ids_of_the_present_table_are_kept(archived: Archived) -> None:
     """A cursor of a client stays valid where the record has as many rows as before."""
     before = dict(archived.query("select id, record_srn from features.qc"))
     times = dict(archived.query("select id, created_at from features.qc"))
-    found = archived.restore("qc")["qc"]
+    qc = archived.restore("qc")["qc"]
     after = dict(archived.query("select id, record_srn from features.qc"))
     assert before.items() <= after.items()
     assert times.items() <= dict(archived.query("select id, created_at from features.qc")).items()
-    assert found.new_ids == len(after) - len(before) == 9
+    assert qc.new_ids == len(after) - len(before) == 9
     assert min(after.keys() - before.keys()) > max(before)
     finished = archived.query(
         "select bool_and(f.created_at = h.finished_at) from features.qc as f"
@@ -277,8 +277,8 @@ def test_ids_of_the_present_table_are_kept(archived: Archived) -> None:
 
 def test_the_old_table_stays_until_it_is_dropped(archived: Archived) -> None:
     before = archived.whole("qc")
-    found = archived.restore("qc")["qc"]
-    assert found.replaced == "qc-replaced"
+    qc = archived.restore("qc")["qc"]
+    assert qc.replaced == "qc-replaced"
     assert archived.whole("qc-replaced") == before
     archived.sql("update features.qc set resolution = 9 where id = 1")
     assert archived.restore("qc")["qc"].replaced == "qc-replaced-2"
@@ -295,9 +295,9 @@ def test_the_old_table_stays_until_it_is_dropped(archived: Archived) -> None:
 def test_a_dry_run_changes_nothing(archived: Archived) -> None:
     archived.sql("update features.qc set resolution = 9 where id = 1")
     before = archived.whole("qc")
-    found = archived.restore(is_dry_run=True)
-    assert {each.state for each in found.values()} == {State.DIFFERS}
-    assert found["qc"].differing.number == 11
+    restored = archived.restore(is_dry_run=True)
+    assert {each.state for each in restored.values()} == {State.DIFFERS}
+    assert restored["qc"].differing.number == 11
     assert archived.whole("qc") == before
     assert not archived.query("select from pg_class where relname ~ 'restoring|replaced'")
 
@@ -311,9 +311,9 @@ def test_lost_hook_runs_and_releases_come_back_first(archived: Archived) -> None
     archived.sql("update hooks set live_release_id = null")
     archived.sql("delete from hook_runs")
     archived.sql("delete from hook_releases")
-    found = archived.restore()
-    assert sum(each.runs_added for each in found.values()) == 18
-    assert sum(each.releases_added for each in found.values()) == 4
+    restored = archived.restore()
+    assert sum(each.runs_added for each in restored.values()) == 18
+    assert sum(each.releases_added for each in restored.values()) == 4
     assert set(
         archived.query("select id, release_id, status, started_at, oom_retries from hook_runs")
     ) <= set(runs)
@@ -336,9 +336,9 @@ def test_a_missing_row_of_the_catalogue_comes_back(archived: Archived) -> None:
         " order by 1"
     )
     archived.sql("delete from feature_tables where hook_name = 'qc'")
-    found = archived.restore("qc")["qc"]
-    assert found.reasons == ["public.feature_tables does not name it"]
-    assert found.state is State.RESTORED
+    qc = archived.restore("qc")["qc"]
+    assert qc.reasons == ["public.feature_tables does not name it"]
+    assert qc.state is State.RESTORED
     after = archived.query(
         "select hook_name, pg_table, feature_schema::jsonb, schema_version from feature_tables"
         " order by 1"
@@ -374,8 +374,8 @@ def test_rows_that_the_archive_does_not_have(
     with pytest.raises(ConflictError, match=rf"1 row of hook run {run}, such as those of {srn}"):
         archived.restore("qc")
     assert archived.whole("qc") == before
-    found = archived.restore("qc", only_there=choice)["qc"]
-    assert found.only_there.number == 1
+    qc = archived.restore("qc", only_there=choice)["qc"]
+    assert qc.only_there.number == 1
     kept = archived.query("select id, notes from features.qc where record_srn = %s", srn)
     assert kept == ([(number_there, "new")] if choice is OnlyThere.KEEP else [])
     assert len(archived.whole("qc")) == number
@@ -408,8 +408,8 @@ def test_rows_that_the_server_writes_meanwhile_are_carried(
         complete(*args, **kwargs)
 
     monkeypatch.setattr(module, "_complete", writing)
-    found = archived.restore("qc")["qc"]
-    assert found.carried == 2
+    qc = archived.restore("qc")["qc"]
+    assert qc.carried == 2
     query = "select notes from features.qc where record_srn = %s order by id"
     assert archived.query(query, known) == [("a",), ("b",)]
     ((ids, rows),) = archived.query("select count(distinct id), count(*) from features.qc")
@@ -455,8 +455,8 @@ def test_the_owner_and_grants_of_the_table_stay(archived: Archived) -> None:
     admin = archived.url
 
     def as_role(role: str) -> str:
-        given = psycopg.conninfo.conninfo_to_dict(admin) | {"user": role, "password": "x"}
-        return psycopg.conninfo.make_conninfo(**given)
+        parameters = psycopg.conninfo.conninfo_to_dict(admin) | {"user": role, "password": "x"}
+        return psycopg.conninfo.make_conninfo(**parameters)
 
     with psycopg.connect(admin, autocommit=True) as connection:
 
@@ -570,8 +570,8 @@ def test_a_table_of_another_shape_is_replaced(archived: Archived) -> None:
     archived.sql("alter table features.qc drop constraint qc_record_srn_fkey")
     archived.sql("drop index features.ix_features_qc_run_id")
     archived.sql("alter table features.qc alter column passed drop not null")
-    found = archived.restore("qc")["qc"]
-    assert found.reasons == [
+    qc = archived.restore("qc")["qc"]
+    assert qc.reasons == [
         "column 'passed' is boolean, and should be boolean not null",
         "it has no foreign key to public.records that cascades",
         "it has no index ix_features_qc_run_id",

@@ -41,12 +41,12 @@ pytestmark = pytest.mark.postgres
 
 def test_the_server_is_read_without_writing(osa_server: Server) -> None:
     with osa_server.session(COMPLETIONS) as reader:
-        found = reader.definitions()
-        assert sorted(found.hooks) == ["alignment", "pockets", "qc"]
-        assert [release.version for release in found.hooks["qc"].releases] == [1, 2]
-        assert found.hooks["qc"].live_release().version == 2
-        assert found.conventions["pdb-structures"].hooks == ("pockets", "qc")
-        runs = reader.ingest_runs(found.conventions)
+        definitions = reader.definitions()
+        assert sorted(definitions.hooks) == ["alignment", "pockets", "qc"]
+        assert [release.version for release in definitions.hooks["qc"].releases] == [1, 2]
+        assert definitions.hooks["qc"].live_release().version == 2
+        assert definitions.conventions["pdb-structures"].hooks == ("pockets", "qc")
+        runs = reader.ingest_runs(definitions.conventions)
         assert {run.id: run.has_ended for run in runs} == {
             recorded.HISTORY: True,
             recorded.ABORTED: True,
@@ -139,7 +139,7 @@ def digests(server: Server, storage: ServerStorage) -> dict[str, object]:
     store = MemoryStore()
     result = Follower(store, server, storage, settings, definitions).follow()
     assert len(result.published) == 20, result
-    return {key: found.info.size for key, found in store._objects.items() if "blobs/" in key}
+    return {key: stored.info.size for key, stored in store._objects.items() if "blobs/" in key}
 
 
 @pytest.mark.s3

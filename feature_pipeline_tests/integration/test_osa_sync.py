@@ -44,8 +44,8 @@ def test_every_completed_output_is_archived_as_the_server_has_it(beside: Beside)
     result = beside.follow()
     assert (result.waiting, result.unreadable, result.undefined) == ({}, {}, [])
     beside.accept_all()
-    found = beside.manifests()
-    assert {name: passed(manifest) for name, manifest in found.items()} == {
+    manifests = beside.manifests()
+    assert {name: passed(manifest) for name, manifest in manifests.items()} == {
         f"{HISTORY}/pockets": (6, 0, 0, 9),  # 3hist passed without rows
         f"{HISTORY}/qc": (6, 0, 0, 6),
         f"{ABORTED}/pockets": (2, 0, 2, 2),  # given up, with partial results
@@ -69,7 +69,7 @@ def test_every_completed_output_is_archived_as_the_server_has_it(beside: Beside)
         "deposition-6a5dbdc6-c561-4f47-9/alignment": (1, 0, 0, 3),
     }
     # what is stored are the server's bytes
-    for name, manifest in found.items():
+    for name, manifest in manifests.items():
         key, hook = name.split("/")
         kind, _, rest = key.partition("-")
         run, _, index = rest.rpartition("-")
@@ -90,7 +90,7 @@ def test_every_completed_output_is_archived_as_the_server_has_it(beside: Beside)
         if "log" in manifest.blobs:
             ours["hook.log"] = read.read_log_text(beside.store, manifest).encode()
         assert ours == theirs, name
-    failed = found[f"{ABORTED}/qc"]
+    failed = manifests[f"{ABORTED}/qc"]
     assert failed.failure is not None
     assert "as 'error'" in failed.failure.reason
 
@@ -98,8 +98,8 @@ def test_every_completed_output_is_archived_as_the_server_has_it(beside: Beside)
 def test_run_release_and_records_are_the_servers(beside: Beside) -> None:
     beside.follow()
     beside.accept_all()
-    found = beside.manifests()
-    manifest = found[f"{RUNNING}-1/pockets"]
+    manifests = beside.manifests()
+    manifest = manifests[f"{RUNNING}-1/pockets"]
     run = manifest.run
     assert (run.id, run.runner, run.attempts) == (
         "18e3b0d6-b0fd-5fef-b7e3-cd5d476839fb",
@@ -113,8 +113,8 @@ def test_run_release_and_records_are_the_servers(beside: Beside) -> None:
     assert '"memory":"512m"' in manifest.notes[0]
     releases = [e.release.document for e in log.releases(beside.store, "pdb_structures", "qc")]
     assert [(r.version, r.config) for r in releases] == [("1", {"level": 1}), ("2", {"level": 2})]
-    assert found[f"{RUNNING}-0/qc"].release.version == "1"
-    assert found[f"{RUNNING}-1/qc"].release.version == "2"
+    assert manifests[f"{RUNNING}-0/qc"].release.version == "1"
+    assert manifests[f"{RUNNING}-1/qc"].release.version == "2"
     batch = log.read_batch(beside.store, "pdb_structures", HISTORY)
     record = next(each for each in batch.records if each.id == "pdb:9xyz")
     assert batch.document.source == "harvest"
@@ -325,18 +325,18 @@ class Rewriting(FolderStorage):
             change()
 
 
-@pytest.mark.parametrize("what", ["written again", "claimed", "removed"])
-def test_an_output_that_is_written_while_it_is_read_waits(beside: Beside, what: str) -> None:
+@pytest.mark.parametrize("how", ["written again", "claimed", "removed"])
+def test_an_output_that_is_written_while_it_is_read_waits(beside: Beside, how: str) -> None:
     output = beside.batch(1) / "hooks/qc/output"
     text = (output / "features.jsonl").read_text()
 
     def change() -> None:
-        if what == "claimed":
+        if how == "claimed":
             beside.sql(
                 "update deliveries set status = 'claimed', claimed_at = now() where event_id in"
                 " (select id from events where payload ->> 'batch_index' = '1')"
             )
-        elif what == "removed":
+        elif how == "removed":
             (output / "run.json").unlink()
         else:
             (output / "features.jsonl").write_text(text[:100])

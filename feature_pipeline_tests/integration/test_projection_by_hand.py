@@ -113,30 +113,30 @@ EVERY_WAY = {"live", "building", "the view replaced"}
 
 
 @pytest.mark.parametrize(
-    ("what", "way"),
+    ("harm_name", "way"),
     [
-        (what, way)
-        for place, what in enumerate(HARM)
-        for way in (WAYS if what in EVERY_WAY else WAYS[place % 3 : place % 3 + 1])
+        (name, way)
+        for place, name in enumerate(HARM)
+        for way in (WAYS if name in EVERY_WAY else WAYS[place % 3 : place % 3 + 1])
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
-def test_the_right_table_is_had_again(archive, database, connection, what, way) -> None:
+def test_the_right_table_is_had_again(archive, database, connection, harm_name, way) -> None:
     load_all(archive, database)
-    is_building = "building" in HARM[what]
+    is_building = "building" in HARM[harm_name]
     if is_building:
         archive.columns = (LABEL, COUNT, NOTE)
         load_batch(archive.store, database, archive.spec(), "b0")
     spec = archive.spec()
-    harm(connection, HARM[what], spec)
+    harm(connection, HARM[harm_name], spec)
 
     # Nothing that only looks fails, or takes the table for what it is not.
     plan = plan_table(archive.store, database, spec)
-    assert plan.action is not PlanAction.NOTHING or what in {"later additions"}
+    assert plan.action is not PlanAction.NOTHING or harm_name in {"later additions"}
     assert not plan.blocked
     table_report(archive.store, database, spec)
     check_progress(archive.store, database, spec)
-    assert batches_to_load(archive.store, database, spec) or what == "later additions"
+    assert batches_to_load(archive.store, database, spec) or harm_name == "later additions"
     way(archive, database)
 
     assert labels(connection) == ["l0", "l1", "l2"]
@@ -271,9 +271,9 @@ def describe(connection: psycopg.Connection) -> list:
     ).fetchall()
 
 
-@pytest.mark.parametrize("what", IN_THE_WAY)
-def test_a_foreign_object_with_the_tables_name_stays(archive, database, connection, what) -> None:
-    made, named = IN_THE_WAY[what]
+@pytest.mark.parametrize("name", IN_THE_WAY)
+def test_a_foreign_object_with_the_tables_name_stays(archive, database, connection, name) -> None:
+    made, named = IN_THE_WAY[name]
     connection.execute(
         'create schema features; create table public.mine (record_id text collate "C",'
         ' ordinal int, batch text collate "C", label text, count bigint);'
@@ -298,17 +298,17 @@ def test_a_foreign_object_with_the_tables_name_stays(archive, database, connecti
     assert labels(connection) == ["l0", "l1", "l2"]
 
 
-@pytest.mark.parametrize("what", IN_THE_WAY)
-def test_a_foreign_object_in_place_of_the_view_stays(archive, database, connection, what) -> None:
+@pytest.mark.parametrize("name", IN_THE_WAY)
+def test_a_foreign_object_in_place_of_the_view_stays(archive, database, connection, name) -> None:
     load_all(archive, database)
     connection.execute(
         "create table public.mine as table features.pockets; drop view features.pockets"
     )
-    connection.execute(IN_THE_WAY[what][0].encode())
+    connection.execute(IN_THE_WAY[name][0].encode())
     before = describe(connection)
     archive.columns = (LABEL, COUNT, NOTE)
 
-    assert IN_THE_WAY[what][1] in plan_table(archive.store, database, archive.spec()).blocked[0]
+    assert IN_THE_WAY[name][1] in plan_table(archive.store, database, archive.spec()).blocked[0]
     for way in (load_all, rebuild):
         with pytest.raises(ConflictError, match=r"features\.pockets is not the view of"):
             way(archive, database)

@@ -44,16 +44,16 @@ RECORDS = records_key(DATASET)
 
 def versions(pipeline: Pipeline) -> dict[tuple[str, str], tuple[str, str]]:
     """Data and code version of every asset's partitions, as Dagster has them."""
-    found = {}
+    by_partition = {}
     for key in (RECORDS, COUNTS, TABLE):
         for record in reversed(pipeline.instance.fetch_materializations(key, limit=1000).records):
             event = record.asset_materialization
             tags = event.tags
-            found["/".join(key.path), event.partition] = (
+            by_partition["/".join(key.path), event.partition] = (
                 tags["dagster/data_version"],
                 tags["dagster/code_version"],
             )
-    return found
+    return by_partition
 
 
 @pytest.fixture

@@ -355,21 +355,21 @@ class ArchiveMachine(RuleBasedStateMachine):
                 return self.model.answers[self.name_of(entry.content)].is_promised
         raise AssertionError(entry)
 
-    def doing(self, what: str, data: st.DataObject) -> Callable[[BlobStore], None]:
+    def doing(self, operation: str, data: st.DataObject) -> Callable[[BlobStore], None]:
         """One of the above, drawn."""
-        if what in {"submit", "answer"}:
+        if operation in {"submit", "answer"}:
             answerable = [key for key in self.model.submitted if key[0] == DATASET]
-            key = data.draw(st.sampled_from(KEYS if what == "submit" else answerable), "batch")
-        if what == "submit":
+            key = data.draw(st.sampled_from(KEYS if operation == "submit" else answerable), "batch")
+        if operation == "submit":
             ids = tuple(sorted(data.draw(st.sets(st.sampled_from(IDS), min_size=1), "records")))
             return lambda store: self.submit(store, key, ids)
-        if what == "answer":
+        if operation == "answer":
             label = data.draw(st.sampled_from("xy"), "label")
             release, base = data.draw(st.integers(0, 3)), data.draw(st.sampled_from((0.0, 1.0)))
             return lambda store: self.answer(store, key[1], label, release, base)
-        if what in {"erase", "lift"}:
+        if operation in {"erase", "lift"}:
             record_id = data.draw(st.sampled_from(IDS), "record")
-            act = self.withdraw if what == "erase" else self.allow
+            act = self.withdraw if operation == "erase" else self.allow
             return lambda store: act(store, record_id)
         doings: dict[str, Callable[[BlobStore], None]] = {
             "finish": self.finish,
@@ -377,19 +377,19 @@ class ArchiveMachine(RuleBasedStateMachine):
             "delete": self.delete_all,
             "settle": self.settle,
         }
-        return doings[what]
+        return doings[operation]
 
     # Rules
 
-    @rule(data=st.data(), what=st.sampled_from(PUBLISHING), is_settled=st.booleans())
-    def publish(self, data: st.DataObject, what: str, is_settled: bool) -> None:
-        self.doing(what, data)(self.store)
+    @rule(data=st.data(), operation=st.sampled_from(PUBLISHING), is_settled=st.booleans())
+    def publish(self, data: st.DataObject, operation: str, is_settled: bool) -> None:
+        self.doing(operation, data)(self.store)
         if is_settled:
             self.settle(self.store)
 
-    @rule(data=st.data(), what=st.sampled_from(("erase", "lift")))
-    def erase_or_lift(self, data: st.DataObject, what: str) -> None:
-        self.doing(what, data)(self.store)
+    @rule(data=st.data(), operation=st.sampled_from(("erase", "lift")))
+    def erase_or_lift(self, data: st.DataObject, operation: str) -> None:
+        self.doing(operation, data)(self.store)
         # Nothing stands in the way once everything is in its place.
         self.settle(self.store)
         self.finish(self.store)
@@ -431,15 +431,17 @@ class ArchiveMachine(RuleBasedStateMachine):
 
     @rule(
         data=st.data(),
-        what=st.sampled_from((*PUBLISHING, *DELETING, "lift", "settle")),
+        operation=st.sampled_from((*PUBLISHING, *DELETING, "lift", "settle")),
         call=st.integers(1, 60),
         acts_first=st.booleans(),
         then=st.sampled_from((*DELETING, "settle", "lift")),
     )
-    def kill(self, data: st.DataObject, what: str, call: int, acts_first: bool, then: str) -> None:
+    def kill(
+        self, data: st.DataObject, operation: str, call: int, acts_first: bool, then: str
+    ) -> None:
         """A process dies before a request, or after it was done, and another comes."""
         with suppress(Death):
-            self.doing(what, data)(FailingStore(self.store, call, acts_first))
+            self.doing(operation, data)(FailingStore(self.store, call, acts_first))
         self.let_leases_end()
         self.see_what_is_withdrawn()
         self.doing(then, data)(self.store)
@@ -460,18 +462,18 @@ class ArchiveMachine(RuleBasedStateMachine):
 
     @rule(
         data=st.data(),
-        what=st.sampled_from(PUBLISHING),
+        operation=st.sampled_from(PUBLISHING),
         beside=st.sampled_from(DELETING),
         moment=st.tuples(st.sampled_from((None, "create")), st.integers(2, 12)),
     )
     def disturb_a_publisher(
-        self, data: st.DataObject, what: str, beside: str, moment: tuple[str | None, int]
+        self, data: st.DataObject, operation: str, beside: str, moment: tuple[str | None, int]
     ) -> None:
-        self.disturb(self.doing(what, data), self.doing(beside, data), moment)
+        self.disturb(self.doing(operation, data), self.doing(beside, data), moment)
 
     @rule(
         data=st.data(),
-        what=st.sampled_from(DELETING),
+        operation=st.sampled_from(DELETING),
         beside=st.sampled_from((*PUBLISHING, *DELETING)),
         moment=st.one_of(
             st.tuples(st.just("delete_before"), st.integers(1, 4)),
@@ -479,10 +481,10 @@ class ArchiveMachine(RuleBasedStateMachine):
         ),
     )
     def disturb_a_deletion(
-        self, data: st.DataObject, what: str, beside: str, moment: tuple[str | None, int]
+        self, data: st.DataObject, operation: str, beside: str, moment: tuple[str | None, int]
     ) -> None:
         self.leave_orphans()
-        self.disturb(self.doing(what, data), self.doing(beside, data), moment)
+        self.disturb(self.doing(operation, data), self.doing(beside, data), moment)
 
     def disturb(
         self,
@@ -612,13 +614,13 @@ class ArchiveMachine(RuleBasedStateMachine):
 
     @rule(
         data=st.data(),
-        what=st.sampled_from((*DELETING, "lift")),
+        operation=st.sampled_from((*DELETING, "lift")),
         how=st.sampled_from(HOW),
         which=st.sampled_from(("any", "waiting", "last")),
         is_published=st.booleans(),
     )
     def damage(
-        self, data: st.DataObject, what: str, how: str, which: str, is_published: bool
+        self, data: st.DataObject, operation: str, how: str, which: str, is_published: bool
     ) -> None:
         """Objects that name others are not as they were, for a while.
 
@@ -640,7 +642,7 @@ class ArchiveMachine(RuleBasedStateMachine):
         for key in data.draw(drawn, "damaged"):
             restore.append(self.put(key, changed(self.store.get(key).data, how)))
         with suppress(FeaturePipelineError):
-            self.doing(what, data)(self.store)
+            self.doing(operation, data)(self.store)
         self.nothing_wrong_is_shown()
         for put_back in reversed(restore):
             put_back()

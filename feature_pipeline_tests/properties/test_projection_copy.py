@@ -88,13 +88,13 @@ def test_rows_read_back_are_the_rows_written(
                 "select string, number, integer, boolean, json::text, date, instant, uuid::text"
                 " from feature_pipeline.t where record_id = 'r' and batch = 'b' order by ordinal"
             )
-            found = [
+            read_back = [
                 (*row[:4], None if row[4] is None else _canonical(row[4]), *row[5:])
                 for row in cursor
             ]
         connection.rollback()
     encoder = row_encoder(COLUMNS)
-    assert encoder.rows(found) == encoder.rows(rows)
+    assert encoder.rows(read_back) == encoder.rows(rows)
 
 
 def _canonical(text: str) -> str:

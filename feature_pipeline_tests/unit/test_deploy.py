@@ -79,8 +79,8 @@ def test_the_role_is_what_the_runner_calls_and_no_more():
     source = (REPOSITORY / "feature_pipeline/hooks/runners/kubernetes/api.py").read_text()
     verbs = {"read": "get", "replace": "update"}
     calls = set()
-    for verb, what in re.findall(r"\b([a-z]+)_namespaced_([a-z_]+)", source):
-        resource = {"pod_log": "pods/log"}.get(what, f"{what}s")
+    for verb, name in re.findall(r"\b([a-z]+)_namespaced_([a-z_]+)", source):
+        resource = {"pod_log": "pods/log"}.get(name, f"{name}s")
         calls.add((resource, verbs.get(verb, verb)))
     [role] = [d for d in documents("kubernetes/hooks.yaml") if d["kind"] == "Role"]
     granted = {(r, v) for rule in role["rules"] for r in rule["resources"] for v in rule["verbs"]}
@@ -226,15 +226,15 @@ def test_helm_images_are_one():
 
 def statements(name: str) -> dict[str, tuple[set[str], set[str]]]:
     document = json.loads((DEPLOY / "iam" / name).read_text())
-    found = {}
+    by_sid = {}
     for statement in document["Statement"]:
         assert statement["Effect"] == "Allow"
         listed = [
             {statement[k]} if isinstance(statement[k], str) else set(statement[k])
             for k in ("Action", "Resource")
         ]
-        found[statement["Sid"]] = (listed[0], listed[1])
-    return found
+        by_sid[statement["Sid"]] = (listed[0], listed[1])
+    return by_sid
 
 
 BUCKET = "arn:aws:s3:::EXAMPLE-ARCHIVE/"

@@ -75,10 +75,10 @@ def test_wrong_addresses_are_named_and_not_shown(url: str) -> None:
 
 
 def test_operations_are_counted_when_they_end_well() -> None:
-    found: list[tuple[str, float, dict[str, str]]] = []
+    measured: list[tuple[str, float, dict[str, str]]] = []
 
     def sink(instrument: Instrument, value: float, labels: dict[str, str]) -> None:
-        found.append((instrument.name.removeprefix("feature_pipeline."), value, labels))
+        measured.append((instrument.name.removeprefix("feature_pipeline."), value, labels))
 
     measure.connect(sink)
     try:
@@ -88,6 +88,6 @@ def test_operations_are_counted_when_they_end_well() -> None:
             raise ZeroDivisionError
     finally:
         measure.connect(None)
-    names = [name for name, _, _ in found]
+    names = [name for name, _, _ in measured]
     assert names == ["table.loaded.rows", "table.operations", "table.operation.time"]
-    assert found[1][1:] == (1, {"table": "t", "operation": "load"})
+    assert measured[1][1:] == (1, {"table": "t", "operation": "load"})

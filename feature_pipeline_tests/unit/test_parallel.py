@@ -9,15 +9,15 @@ from feature_pipeline.parallel import call_beside
 
 
 def test_items_are_handled_in_order_in_one_other_thread() -> None:
-    seen: list[int] = []
+    handled: list[int] = []
     threads: set[threading.Thread] = set()
 
     def handle(item: int) -> None:
         threads.add(threading.current_thread())
-        seen.append(item)
+        handled.append(item)
 
     call_beside(handle, range(100))
-    assert seen == list(range(100))
+    assert handled == list(range(100))
     assert len(threads) == 1
     assert threading.current_thread() not in threads
 

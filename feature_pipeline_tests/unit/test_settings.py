@@ -77,9 +77,9 @@ class TestTheArchivesAddress:
         assert "secret" not in repr(where)
 
     def test_a_given_environment_may_have_keys_by_awss_names(self):
-        given = {"AWS_ACCESS_KEY_ID": "theirs", "AWS_SECRET_ACCESS_KEY": "x"}
-        assert S3Settings.at("bucket", "", given).access_key_id == "theirs"
-        assert S3Settings.at("bucket", "", HERE | given).access_key_id == "ours"
+        environment = {"AWS_ACCESS_KEY_ID": "theirs", "AWS_SECRET_ACCESS_KEY": "x"}
+        assert S3Settings.at("bucket", "", environment).access_key_id == "theirs"
+        assert S3Settings.at("bucket", "", HERE | environment).access_key_id == "ours"
 
     @pytest.mark.parametrize("name", ["S3", "SIGNER"])
     def test_half_a_pair_of_keys_in_the_environment(self, monkeypatch, name):

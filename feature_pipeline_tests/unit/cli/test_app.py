@@ -59,12 +59,12 @@ def test_libpqs_variables_are_gone_before_a_command_has_threads(
 ) -> None:
     """One that goes while another thread reads the environment ended `demo` with a KeyError."""
     monkeypatch.setenv("PGSERVICE", "elsewhere")
-    seen: list[bool] = []
+    present: list[bool] = []
 
     @click.command()
     def look_around() -> None:
-        seen.append("PGSERVICE" in os.environ)
+        present.append("PGSERVICE" in os.environ)
 
     monkeypatch.setattr(main, "get_command", lambda ctx, name: look_around)
     CliRunner().invoke(main, ["look-around"], catch_exceptions=False)
-    assert seen == [False]
+    assert present == [False]

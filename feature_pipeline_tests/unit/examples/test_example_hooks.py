@@ -497,14 +497,14 @@ class TestAlignments:
         assert row["is_significant"]
 
     def test_every_chain_finds_its_own_sequence(self, results, references):
-        found = {
+        matches = {
             (record_id.removeprefix("pdb:"), row["chain"], row["reference"])
             for record_id, rows in results("alignments").features.items()
             for row in rows
             if row["identity"] == 1.0 and row["is_significant"]
         }
         own = {(*name.split("."), name) for name in references}
-        assert found == own | {("1HVR", "B", "1HVR.A")}
+        assert matches == own | {("1HVR", "B", "1HVR.A")}
 
     def test_no_hit_is_an_answer(self, results):
         assert results("alignments").features["pdb:4CUP"] == []

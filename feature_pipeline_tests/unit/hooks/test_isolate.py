@@ -37,7 +37,7 @@ def poisoned(culprits: Collection[int]) -> Callable[[tuple[int, ...]], bool]:
     return lambda records: any(record in culprits for record in records)
 
 
-def found(search: Isolation) -> list[int]:
+def blamed(search: Isolation) -> list[int]:
     return sorted(part.records[0] for part in search.culprits)
 
 
@@ -54,7 +54,7 @@ def test_up_to_two_culprits_are_isolated_and_all_others_are_computed(data, recor
         assert not search.is_conclusive
         return
     assert search.is_conclusive
-    assert found(search) == sorted(culprits)
+    assert blamed(search) == sorted(culprits)
     assert well(search) == set(range(records)) - culprits
     # no record is computed twice
     assert sum(len(part.records) for part in search.well) == records - len(culprits)
@@ -73,7 +73,7 @@ def test_one_of_twelve_costs_nine_parts():
         ("2", tuple(range(6, 12))),
     ]
     assert len(ran) == 9
-    assert (found(search), len(well(search))) == ([7], 11)
+    assert (blamed(search), len(well(search))) == ([7], 11)
 
 
 @pytest.mark.parametrize("records", [2, 3, 4, 12, 1000])
@@ -105,9 +105,9 @@ def test_many_culprits_are_given_up_with_what_was_computed_until_then(count, see
     assert len(ran) <= 100
     left = {record for part in search.unresolved for record in part.records}
     if search.is_conclusive:
-        assert set(found(search)) <= culprits
+        assert set(blamed(search)) <= culprits
         assert not well(search) & culprits
-        assert well(search) | set(found(search)) | left == set(range(1000))
+        assert well(search) | set(blamed(search)) | left == set(range(1000))
 
 
 def test_halves_begin_with_the_memory_that_was_not_enough():
@@ -132,7 +132,7 @@ def test_they_need_no_other_record_to_be_believed():
     search = Isolation(parts, [1, 1], suspects=frozenset({0, 1}))
     searched(search, lambda _: True)
     assert search.is_conclusive
-    assert found(search) == [0, 1]
+    assert blamed(search) == [0, 1]
 
 
 def test_they_have_no_effect_on_others():

@@ -52,8 +52,8 @@ def test_the_file_has_the_same_definition():
 
 def test_a_bound_release_is_taken():
     document = json.loads(MANIFEST.read_bytes())
-    for found in document["conventions"][0]["hooks"]:
-        found["release"] = {
+    for entry in document["conventions"][0]["hooks"]:
+        entry["release"] = {
             "image": "localhost:5000/a/probe:1.2",
             "digest": f"sha256:{'d' * 64}",
             "source_ref": "x",
@@ -113,10 +113,10 @@ def test_texts_of_a_manifest_are_data(tmp_path: Path, monkeypatch: pytest.Monkey
         "two\nlines",
     ]
     document = json.loads(MANIFEST.read_bytes())
-    found = document["conventions"][0]["hooks"][0]
-    found["config"] = {"secret": secret, "texts": texts}
-    found["feature"]["columns"][0]["description"] = program
-    found["feature"]["columns"][1]["unit"] = "010"
+    hook_document = document["conventions"][0]["hooks"][0]
+    hook_document["config"] = {"secret": secret, "texts": texts}
+    hook_document["feature"]["columns"][0]["description"] = program
+    hook_document["feature"]["columns"][1]["unit"] = "010"
     path, defs = tmp_path / "manifest.json", tmp_path / "hooks"
     path.write_text(json.dumps(document))
     arguments = ["import", str(path), "--dataset", "d", "--image", IMAGE, "--folder", str(defs)]
@@ -127,7 +127,9 @@ def test_texts_of_a_manifest_are_data(tmp_path: Path, monkeypatch: pytest.Monkey
     loaded = build_defs()
     assert wrong_definitions(loaded) == {}
     chains = next(
-        each.definition for each in hooks_of(loaded) if each.definition.name == found["name"]
+        each.definition
+        for each in hooks_of(loaded)
+        if each.definition.name == hook_document["name"]
     )
     assert not ran.exists()
     assert chains.feature.columns[0].description == program

@@ -151,7 +151,7 @@ def test_negative_zero_keeps_its_sign():
 
 
 @pytest.mark.parametrize(
-    ("member", "column", "what"),
+    ("member", "column", "message"),
     [
         ('"score": 1e400', "score", "1e400 is beyond float64"),
         ('"score": -1e400', "score", "-1e400 is beyond float64"),
@@ -191,11 +191,13 @@ def test_negative_zero_keeps_its_sign():
         ('"uid": "not one"', "uid", "expected a UUID of 36 characters"),
     ],
 )
-def test_a_value_that_breaks_its_column_names_line_feature_column_and_reason(member, column, what):
+def test_a_value_that_breaks_its_column_names_line_feature_column_and_reason(
+    member, column, message
+):
     text = '{"id": "a", "features": [{"score": 1}, {' + member + "}]}\n"
     reason = invalid({"features.jsonl": text})
     assert reason.startswith(f"features.jsonl line 2: feature 2, column {column!r}: ")
-    assert what in reason
+    assert message in reason
     assert len(reason) < 300
 
 
@@ -236,7 +238,7 @@ def test_a_deep_line_that_is_cut_off_is_truncated():
 
 
 @pytest.mark.parametrize(
-    ("text", "what"),
+    ("text", "message"),
     [
         (
             '{"id": "a", "features": [{"score": 1, "score": 1}]}',
@@ -255,10 +257,10 @@ def test_a_deep_line_that_is_cut_off_is_truncated():
         ('{"id": "a", "features": [{}, 7]}', "feature 2: expected an object, found 7"),
     ],
 )
-def test_a_line_that_names_its_record_errors_that_record_only(text, what):
+def test_a_line_that_names_its_record_errors_that_record_only(text, message):
     reason = invalid({"features.jsonl": text + "\n"})
     assert reason.startswith("features.jsonl line 2: ")
-    assert what in reason
+    assert message in reason
 
 
 def test_invalid_utf8_errors_the_record_that_its_line_names():
@@ -428,11 +430,11 @@ def test_output_of_other_columns_is_read_under_the_keys_that_it_has():
     assert decoded.outcomes[0].rows == ((1,), (None,))
 
 
-@pytest.mark.parametrize(("row", "what"), [({}, "is absent"), ({"score": None}, "is null")])
-def test_a_required_column_must_have_a_value(row, what):
+@pytest.mark.parametrize(("row", "message"), [({}, "is absent"), ({"score": None}, "is null")])
+def test_a_required_column_must_have_a_value(row, message):
     columns = (Column(name="score", type=ColumnType.NUMBER, required=True),)
     reason = invalid({"features.jsonl": passed("a", row)}, columns=columns)
-    assert reason.endswith(f"column 'score': {what}, but is required")
+    assert reason.endswith(f"column 'score': {message}, but is required")
 
 
 def test_cardinality_one_takes_one_row_or_none():
@@ -444,7 +446,7 @@ def test_cardinality_one_takes_one_row_or_none():
 
 @pytest.mark.parametrize("name", ["reason", "error"])
 @pytest.mark.parametrize(
-    ("members", "what"),
+    ("members", "message"),
     [
         ({}, "expected text, found nothing"),
         ({"?": None}, "expected text, found null"),
@@ -454,12 +456,12 @@ def test_cardinality_one_takes_one_row_or_none():
         ({"?": "\udc80"}, "lone surrogate \\udc80"),
     ],
 )
-def test_reasons_and_errors_are_text(name, members, what):
+def test_reasons_and_errors_are_text(name, members, message):
     file = {"reason": "rejections.jsonl", "error": "errors.jsonl"}[name]
     document = {"id": "a"} | dict.fromkeys([name] * len(members), members.get("?"))
     reason = invalid({file: lines(document)})
     assert reason.startswith(f"{file} line 1: {name}: ")
-    assert what in reason
+    assert message in reason
 
 
 def test_a_verdict_without_a_reason_is_valid():
@@ -490,7 +492,7 @@ class TestSingleRecordForm:
         assert decoded.outcomes == (Outcome("a", Status.PASSED, rows, action=Digest.of(b"a")),)
 
     @pytest.mark.parametrize(
-        ("text", "what"),
+        ("text", "message"),
         [
             ('{"score": 1e999}', "feature 1, column 'score'"),
             ('[{"score": 1, "score": 2}]', "key 'score' is in one object twice"),
@@ -498,10 +500,10 @@ class TestSingleRecordForm:
             ("null", "expected a list, found null"),
         ],
     )
-    def test_what_is_wrong_errors_the_record(self, text, what):
+    def test_what_is_wrong_errors_the_record(self, text, message):
         (outcome,) = decode({"features.json": text}, ("a",), (SCORE,)).outcomes
         assert outcome.kind is OutcomeKind.INVALID_OUTPUT
-        assert what in (outcome.reason or "")
+        assert message in (outcome.reason or "")
 
     @pytest.mark.parametrize("text", ["", "[{", '[{"score": 1}] x', "[{'score': 1}]"])
     def test_what_is_not_json_fails_the_run(self, text):

@@ -75,13 +75,13 @@ def test_a_file_that_is_no_workspace_is_named(tmp_path: Path, text: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("variables", "expected"),
     [
         ({}, "127.0.0.1"),
         ({"no_proxy": "a,b"}, "a,b,127.0.0.1"),
         ({"no_proxy": "a", "no_grpc_proxy": "c"}, "c,127.0.0.1"),
     ],
 )
-def test_loopback_is_reached_without_a_proxy(given: dict[str, str], expected: str) -> None:
-    environment = {"https_proxy": "http://proxy:3128", **given}
+def test_loopback_is_reached_without_a_proxy(variables: dict[str, str], expected: str) -> None:
+    environment = {"https_proxy": "http://proxy:3128", **variables}
     assert without_proxy(environment) == {**environment, "no_grpc_proxy": expected}

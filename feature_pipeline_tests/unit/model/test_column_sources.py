@@ -98,7 +98,7 @@ def test_a_hook_writes_under_its_own_columns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("declarations", "wanted", "found"),
+    ("declarations", "wanted", "expected"),
     [
         ([["a"], ["b<a"]], ["b<a"], {}),
         ([["a", "b"], ["b<a"]], ["b<a"], {}),
@@ -115,10 +115,10 @@ def test_a_hook_writes_under_its_own_columns() -> None:
         ([["a", "b"], ["b<a"]], ["c<b,a"], {"0": "column 'c' is what was written as 'b'"}),
     ],
 )
-def test_batches_with_different_meanings_of_one_column(declarations, wanted, found) -> None:
+def test_batches_with_different_meanings_of_one_column(declarations, wanted, expected) -> None:
     batches = {str(number): columns(*each) for number, each in enumerate(declarations)}
     batches |= {f"{number} again": each for number, each in batches.items()}
     reasons = contradictions(batches, columns(*wanted))
-    assert reasons.keys() == {name for batch in found for name in (batch, f"{batch} again")}
-    for batch, words in found.items():
+    assert reasons.keys() == {name for batch in expected for name in (batch, f"{batch} again")}
+    for batch, words in expected.items():
         assert words in reasons[batch]

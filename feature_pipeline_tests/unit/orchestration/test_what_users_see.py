@@ -86,9 +86,9 @@ def test_what_the_deployment_decides_is_made_and_ended_with_the_run(
 
 def test_definitions_load_without_warnings_of_dagsters() -> None:
     """Each command that loads them would print dozens of lines before its answer."""
-    with warnings.catch_warnings(record=True) as seen:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.resetwarnings()
         importlib.reload(feature_pipeline.orchestration)  # sets its filters
         build_defs()
     wanted = (dg.BetaWarning, dg.PreviewWarning)
-    assert [str(each.message) for each in seen if issubclass(each.category, wanted)] == []
+    assert [str(each.message) for each in caught if issubclass(each.category, wanted)] == []

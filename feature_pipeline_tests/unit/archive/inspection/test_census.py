@@ -146,23 +146,23 @@ class TestLoss:
         assert verify(store).is_clean
         for prefix in (PREFIX, BATCH, "log/features/structures/pockets/b2/"):
             store.delete(ends(store)[prefix])
-        what = known_logs(store)
-        for found in (
-            log.readable_heads(store, DATASET, HOOK, known=what),
-            log.readable_heads(store, DATASET, HOOK, ["b1", "b2", "b3"], known=what),
-            log.readable_feature_logs(store, DATASET, HOOK, known=what),
+        known = known_logs(store)
+        for reading in (
+            log.readable_heads(store, DATASET, HOOK, known=known),
+            log.readable_heads(store, DATASET, HOOK, ["b1", "b2", "b3"], known=known),
+            log.readable_feature_logs(store, DATASET, HOOK, known=known),
         ):
-            assert found.intact == {}
-            assert {batch: damage.state for batch, damage in found.damage.items()} == {
+            assert reading.intact == {}
+            assert {batch: damage.state for batch, damage in reading.damage.items()} == {
                 "b1": State.LOST,
                 "b2": State.LOST,
             }
             with pytest.raises(CorruptDataError, match="the log has lost its end"):
-                found.whole()
-        assert list(log.readable_heads(store, DATASET, HOOK, ["b2"], known=what).damage) == ["b2"]
-        batches = log.readable_batches(store, DATASET, known=what)
+                reading.whole()
+        assert list(log.readable_heads(store, DATASET, HOOK, ["b2"], known=known).damage) == ["b2"]
+        batches = log.readable_batches(store, DATASET, known=known)
         assert (list(batches.intact), list(batches.damage)) == (["b1"], ["b2"])
-        assert list(log.readable_batch_logs(store, DATASET, known=what).damage) == ["b2"]
+        assert list(log.readable_batch_logs(store, DATASET, known=known).damage) == ["b2"]
         # Without what is known, the shorter log looks whole.
         assert list(log.readable_heads(store, DATASET, HOOK).intact) == ["b1"]
 
@@ -247,14 +247,14 @@ class TestNoFalseAlarm:
 
 class TestCensus:
     def test_its_summary(self, counted):
-        what = known_logs(counted.store)
-        assert what.damage == {}
-        lines = what.below(layout.LOGS)
+        known = known_logs(counted.store)
+        assert known.damage == {}
+        lines = known.below(layout.LOGS)
         keys = {prefix: layout.entry(prefix, line.entries) for prefix, line in lines.items()}
         assert keys == ends(counted.store)
         for prefix, key in keys.items():
             assert lines[prefix].digest == Digest.of(counted.store.get(key).data)
-        assert what.below(BATCH) == {BATCH: lines[BATCH]}
+        assert known.below(BATCH) == {BATCH: lines[BATCH]}
 
     def test_an_archive_without_logs_has_none(self, memory_store):
         report = write_census(memory_store)

@@ -71,16 +71,16 @@ WHERE = {
 
 
 @pytest.mark.parametrize("how", ["flip", "delete"])
-@pytest.mark.parametrize("what", WHERE)
-def test_a_damaged_batch_is_left_out_and_named(scene, what, how) -> None:
-    key = WHERE[what](scene, "b3")
+@pytest.mark.parametrize("target", WHERE)
+def test_a_damaged_batch_is_left_out_and_named(scene, target, how) -> None:
+    key = WHERE[target](scene, "b3")
     if how == "flip":
         flip(scene, key)
     else:
         scene.store.delete(key)
     shown, damage = read(scene)
     assert shown == {"b2": ["r2", "r3"], "b1": ["r1"]}
-    if (what, how) != ("feature entry", "delete"):  # what it was is not to be seen in the log
+    if (target, how) != ("feature entry", "delete"):  # what it was is not to be seen in the log
         assert list(damage) == ["b3"]
         with pytest.raises(FeaturePipelineError) as raised:
             Archive(scene.store).features(HOOK).to_arrow()
@@ -89,15 +89,15 @@ def test_a_damaged_batch_is_left_out_and_named(scene, what, how) -> None:
     assert len(Archive(scene.store).features(HOOK, batches=["b1"]).to_arrow()) == 2
 
 
-@pytest.mark.parametrize("what", WHERE)
-def test_records_of_a_damaged_batch_are_not_shown_as_in_earlier_batches(scene, what) -> None:
+@pytest.mark.parametrize("target", WHERE)
+def test_records_of_a_damaged_batch_are_not_shown_as_in_earlier_batches(scene, target) -> None:
     """What an earlier batch says of them is not what is current."""
-    flip(scene, WHERE[what](scene, "b2"))
+    flip(scene, WHERE[target](scene, "b2"))
     shown, damage = read(scene)
     assert shown == {"b3": ["r4"], "b1": ["r1"]}
     assert list(damage) == ["b2"]
     outcomes = Archive(scene.store).outcomes(HOOK, skip_damaged=True)
-    expected = [["r4"], ["r2", "r3"], ["r1"]] if what == "rows" else [["r4"], ["r1"]]
+    expected = [["r4"], ["r2", "r3"], ["r1"]] if target == "rows" else [["r4"], ["r1"]]
     assert [t["record_id"].to_pylist() for t in outcomes.tables()] == expected
     every = Archive(scene.store).features(HOOK, skip_damaged=True, every_batch=True)
     assert sorted(row for t in every.tables() for row in t["record_id"].to_pylist()) == [

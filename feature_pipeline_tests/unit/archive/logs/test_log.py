@@ -251,17 +251,17 @@ class TestPlace:
     def test_damage_costs_its_own_batch(self, filled):
         filled.store._put(at("features/structures/pockets/b1", 2), b"{}")
         filled.store._put(at("batches/structures/b2", 1), b"{}")
-        for found, key, other in (
+        for reading, key, other in (
             (log.readable_heads(filled.store, DATASET, HOOK), "b1", "b2"),
             (log.readable_heads(filled.store, DATASET, HOOK, ["b1", "b2"]), "b1", "b2"),
             (log.readable_feature_logs(filled.store, DATASET, HOOK), "b1", "b2"),
             (log.readable_batches(filled.store, DATASET), "b2", "b1"),
             (log.readable_batch_logs(filled.store, DATASET), "b2", "b1"),
         ):
-            assert list(found.intact) == [other]
-            assert {name: d.state for name, d in found.damage.items()} == {key: State.CORRUPT}
+            assert list(reading.intact) == [other]
+            assert {name: d.state for name, d in reading.damage.items()} == {key: State.CORRUPT}
             with pytest.raises(CorruptDataError):
-                found.whole()
+                reading.whole()
 
 
 class TestNamedLogs:

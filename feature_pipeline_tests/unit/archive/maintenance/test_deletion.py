@@ -190,31 +190,31 @@ class TestPublishersBesideDeletions:
         assert call > 5
 
     @pytest.mark.parametrize("is_lifted", [False, True])
-    @pytest.mark.parametrize("what", ["new", "known", "artifact"])
+    @pytest.mark.parametrize("kind", ["new", "known", "artifact"])
     def test_what_is_reported_as_stored_is_known_to_an_erasure_of_its_record(
-        self, make, what, is_lifted
+        self, make, kind, is_lifted
     ):
         """An erasure that did not find it had begun before: its publisher is told so."""
         refused = 0
         for call in range(1, 100):
             scene = make()
             batch = scene.batch_of("b1", ("a", SECRET))
-            if what != "new":
+            if kind != "new":
                 scene.submit(batch)
-            if what == "artifact":
+            if kind == "artifact":
                 artifact = scene.artifact(batch, scene.release(), run_id="late")
 
-            def act(scene=scene, seen=(seen := [])):
+            def act(scene=scene, outcomes=(outcomes := [])):
                 erasing = erase(scene.store, DATASET, [SECRET], "asked for")
                 if is_lifted and erasing.is_finished:
                     lift(scene.store, DATASET, [SECRET], "again")
                 now = log.batch_entries(scene.store, DATASET, "b1")
-                seen.append(not erasing.is_finished or (what == "known" and len(now) == 2))
+                outcomes.append(not erasing.is_finished or (kind == "known" and len(now) == 2))
 
             store = At(scene.store, call, act)
             reason = None
             try:
-                if what == "artifact":
+                if kind == "artifact":
                     publish.publish_and_enqueue(
                         store, artifact, lambda manifest, a=artifact: completion(a, manifest)
                     )
@@ -224,7 +224,7 @@ class TestPublishersBesideDeletions:
                 reason = str(error)
                 refused += 1
             assert reason is None or re.search("withdrawn|erased", reason), reason
-            assert reason is not None or seen in ([], [True]), call
+            assert reason is not None or outcomes in ([], [True]), call
             if store.calls < call:
                 break
         assert refused > 5
@@ -365,17 +365,17 @@ class Damage:
     """An object of a store in memory is not as it was, until it is restored."""
 
     def __init__(self, store: MemoryStore, key: str, how: str) -> None:
-        self.store, self.key, self.held = store, key, store._objects[key]
+        self.store, self.key, self.original = store, key, store._objects[key]
         if how == "delete":
             del store._objects[key]
             return
-        data, info = damaged(self.held.data, how), self.held.info
+        data, info = damaged(self.original.data, how), self.original.info
         if how in OVERWRITTEN:
             info = dataclasses.replace(info, size=len(data), etag='"anew"', sha256=None)
-        store._objects[key] = dataclasses.replace(self.held, data=data, info=info)
+        store._objects[key] = dataclasses.replace(self.original, data=data, info=info)
 
     def restore(self) -> None:
-        self.store._objects[self.key] = self.held
+        self.store._objects[self.key] = self.original
 
 
 def namers(store: MemoryStore) -> list[str]:
@@ -393,9 +393,9 @@ def namers(store: MemoryStore) -> list[str]:
     for entry in inbox.waiting(store):
         if entry.content.dataset == OTHERS:
             keys += [f"{layout.INBOX}{entry.id}", layout.blob(entry.content.manifest)]
-    for held in inbox.quarantined(store):
-        if f'"{OTHERS}"' in held.entry:
-            keys += [f"{layout.QUARANTINE}{held.id}"]
+    for quarantined in inbox.quarantined(store):
+        if f'"{OTHERS}"' in quarantined.entry:
+            keys += [f"{layout.QUARANTINE}{quarantined.id}"]
     return keys
 
 
@@ -540,10 +540,10 @@ class TestLostLogs:
     def test_nothing_is_deleted_while_the_census_knows_more(self, ground, clock, is_listed_short):
         for lost in self.losses(ground.store):
             store = copy_of(ground.store)
-            held = {key: store._objects[key] for key in lost}
+            objects = {key: store._objects[key] for key in lost}
             acting = store
             if is_listed_short:
-                acting = ShortLists(store, held.__contains__)
+                acting = ShortLists(store, objects.__contains__)
             else:
                 for key in lost:
                     del store._objects[key]
@@ -555,7 +555,7 @@ class TestLostLogs:
             report = erase(acting, DATASET, ["s1"], "asked for")
             assert not report.is_finished
             assert before <= blobs_of(store)
-            store._objects.update(held)
+            store._objects.update(objects)
             assert finish_erasing(store, DATASET).is_finished
             assert verify(store).findings == ()
 
@@ -613,33 +613,33 @@ class TestTheLease:
 
     def test_no_deletion_arrives_after_it(self, store, blob, clock):
         """It left in time, and arrives when a publisher was told that nothing can go any more."""
-        held = DeletionLease.acquire(store)
-        held.condemn([blob.digest])
+        lease = DeletionLease.acquire(store)
+        lease.condemn([blob.digest])
         publisher = Guard(store)
         assert publisher.find_lost([blob]) == []
         assert clock.offset >= LEASE + MARGIN
         with pytest.raises(StoreUnavailableError, match="refused after"):
-            held.delete(blob.digest)
+            lease.delete(blob.digest)
         assert is_stored(store)
 
     def test_publishers_wait_for_what_is_condemned_alone(self, store, blob, clock):
         other = blobs.put_blob(store, b"other")
-        held = DeletionLease.acquire(store)
+        lease = DeletionLease.acquire(store)
         publisher = Guard(store)
-        held.condemn([blob.digest])
+        lease.condemn([blob.digest])
         assert publisher.find_lost([other]) == []
         assert clock.offset == timedelta()
-        held.delete(blob.digest)
-        held.end()
+        lease.delete(blob.digest)
+        lease.end()
         assert publisher.find_lost([other, blob]) == [blob]
         assert clock.offset == timedelta()
 
     def test_a_lease_that_came_and_went_is_noticed(self, store, blob):
         publisher = Guard(store)
-        held = DeletionLease.acquire(store)
-        held.condemn([blob.digest])
-        held.delete(blob.digest)
-        held.end()
+        lease = DeletionLease.acquire(store)
+        lease.condemn([blob.digest])
+        lease.delete(blob.digest)
+        lease.end()
         assert publisher.find_lost([blob]) == [blob]
         assert Guard(store).find_lost([blob]) == []  # nothing happened since it began
 
@@ -649,26 +649,26 @@ class TestTheLease:
         def no_answer(key, deadline):
             raise OutcomeUnknownError("no answer")
 
-        held = DeletionLease.acquire(store)
-        held.condemn([blob.digest])
+        lease = DeletionLease.acquire(store)
+        lease.condemn([blob.digest])
         monkeypatch.setattr(store, "delete_before", no_answer)
         with pytest.raises(OutcomeUnknownError):
-            held.delete(blob.digest)
-        held.end()
+            lease.delete(blob.digest)
+        lease.end()
         with pytest.raises(ConflictError, match="another deletion"):
             DeletionLease.acquire(store)
-        until = held.until
-        held.condemn([])
+        until = lease.until
+        lease.condemn([])
         assert store.now() > until
-        held.end()
+        lease.end()
         DeletionLease.acquire(store).end()
 
     def test_a_deletion_that_was_retried_keeps_it(self, store, blob, clock, monkeypatch):
-        held = DeletionLease.acquire(store)
-        held.condemn([blob.digest])
+        lease = DeletionLease.acquire(store)
+        lease.condemn([blob.digest])
         monkeypatch.setattr(store, "delete_before", lambda key, deadline: False)
-        held.delete(blob.digest)
-        held.end()
+        lease.delete(blob.digest)
+        lease.end()
         with pytest.raises(ConflictError):
             DeletionLease.acquire(store)
 
@@ -693,14 +693,14 @@ class TestTheLease:
     def test_clocks_of_machines_have_no_effect(self, store, blob, clock, monkeypatch, wrong):
         """Neither of the one that deletes nor of the one that waits: only the store's."""
         monkeypatch.setattr(documents, "utc_now", lambda: store.now() + wrong)
-        held = DeletionLease.acquire(store)
+        lease = DeletionLease.acquire(store)
         with pytest.raises(ConflictError):
             DeletionLease.acquire(store)
-        held.condemn([blob.digest])
+        lease.condemn([blob.digest])
         deletion_lease.wait(store, [blob.digest])
         assert clock.offset >= LEASE + MARGIN
         with pytest.raises(StoreUnavailableError):
-            held.delete(blob.digest)
+            lease.delete(blob.digest)
 
     @pytest.mark.parametrize("change", range(3))
     def test_a_change_whose_answer_was_lost_is_detected(self, store, change, monkeypatch):
@@ -718,9 +718,9 @@ class TestTheLease:
 
         monkeypatch.setattr(store, "create", losing(store.create))
         monkeypatch.setattr(store, "replace", losing(store.replace))
-        held = DeletionLease.acquire(store)
-        held.condemn([])
-        held.end()
+        lease = DeletionLease.acquire(store)
+        lease.condemn([])
+        lease.end()
         assert deletion_lease.read(store).is_over
         assert next(changes, None) is None
 

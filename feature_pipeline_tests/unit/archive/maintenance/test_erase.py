@@ -446,19 +446,19 @@ class TestStoppedAndLifted:
 
     def test_one_that_was_lifted_all_the_same_is_named_and_finished(self, care):
         """As an earlier version of the command left it."""
-        found = 0
+        refusals = 0
         for died in self.every_death(care):
             if SECRET not in tombstones.withdrawn(died.store, DATASET):
                 continue
             tombstones.lift(died.store, DATASET, [SECRET], "allowed again")
             report = verify(died.store)
             if not self.is_consistent(died):
-                found += 1
+                refusals += 1
                 assert State.NOT_ERASED in {finding.state for finding in report.findings}
             finish_erasing(died.store, DATASET)
             assert self.is_consistent(died)
             clean(died.store)
-        assert found > 3
+        assert refusals > 3
 
     def test_nothing_is_lifted_while_it_cannot_be_finished(self, care):
         self.ground(care)

@@ -56,7 +56,7 @@ def test_nothing_is_added_to_a_memory_that_acceptance_kept(asking: Asking):
     report = complete(asking.store, DATASET, HOOK)
     assert (report.artifacts, report.added, report.forgotten, report.problems) == (2, 0, 0, [])
     assert remembered(asking) == before
-    assert {record for record, found in before.items() if found} == {"r1", "r2"}
+    assert {record for record, answer in before.items() if answer} == {"r1", "r2"}
 
 
 @pytest.mark.parametrize("anew", [False, True])
@@ -177,7 +177,7 @@ def test_what_is_accepted_meanwhile_is_not_lost(asking: Asking, anew: bool):
             break
         action = asking.plan("b3").actions["r4"]
         assert answers.find(asking.store, memory(asking), [action]).artifacts
-        assert {record for record, found in remembered(asking).items() if found} == {"r1", "r2"}
+        assert {record for record, answer in remembered(asking).items() if answer} == {"r1", "r2"}
     assert call > 5
 
 

@@ -107,7 +107,7 @@ def plan(select: Select, *chosen: tuple[Target, HookStatus]) -> BackfillPlan:
 
 
 def test_names_mean_features_and_the_table_that_is_always_there() -> None:
-    def found(*names: str, tables: bool | None = None) -> set[tuple[str, bool, bool]]:
+    def chosen(*names: str, tables: bool | None = None) -> set[tuple[str, bool, bool]]:
         targets = find_targets(HOOKS, names, tables)
         return {(t.definition.name, t.features, t.table) for t in targets}
 
@@ -117,17 +117,17 @@ def test_names_mean_features_and_the_table_that_is_always_there() -> None:
         ("slow", True, False),
         ("checked", True, False),
     }
-    assert found() == everything
-    assert found(tables=True) == everything - {("slow", True, False)} | {("slow", True, True)}
-    assert found(tables=False) == {(name, True, False) for name, _, _ in everything}
-    assert found("letters/counts") == found("counts") == {("counts", True, True)}
-    assert found("slowly") == found("letters/tables/slowly") == {("slow", False, True)}
-    assert found("letters/features/counts") == {("counts", True, False)}
-    assert found("slow", "slowly") == {("slow", True, True)}
+    assert chosen() == everything
+    assert chosen(tables=True) == everything - {("slow", True, False)} | {("slow", True, True)}
+    assert chosen(tables=False) == {(name, True, False) for name, _, _ in everything}
+    assert chosen("letters/counts") == chosen("counts") == {("counts", True, True)}
+    assert chosen("slowly") == chosen("letters/tables/slowly") == {("slow", False, True)}
+    assert chosen("letters/features/counts") == {("counts", True, False)}
+    assert chosen("slow", "slowly") == {("slow", True, True)}
     with pytest.raises(NotFoundError, match=r"no hook and no table 'conuts'; .* letters/counts"):
-        found("conuts")
+        chosen("conuts")
     with pytest.raises(InvalidInputError, match="--no-tables"):
-        found("slowly", tables=False)
+        chosen("slowly", tables=False)
     with pytest.raises(InvalidInputError, match="write letters/counts"):
         find_targets([COUNTS, hook("counts", dataset="digits")], ["counts"])
 

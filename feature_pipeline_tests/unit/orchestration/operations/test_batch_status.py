@@ -52,7 +52,7 @@ def stand(scene: Scene, hook: HookDefinition, **options: object) -> HookStatus:
 
 
 def reasons(standing: HookStatus) -> dict[str, set[str]]:
-    return {batch: {r.value for r in found} for batch, found in standing.features.reasons.items()}
+    return {batch: {r.value for r in kinds} for batch, kinds in standing.features.reasons.items()}
 
 
 def release(scene: Scene, hook: HookDefinition) -> log.ReleaseEntry:

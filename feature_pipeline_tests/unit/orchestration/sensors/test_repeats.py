@@ -359,7 +359,7 @@ class GivenUp:
         """What is requested anew, by hook."""
         known = {each.backfill_id for each in self.instance.get_backfills()}
         self.graphs.look(*assets)
-        found: dict[str, set[str]] = {}
+        partitions: dict[str, set[str]] = {}
         for backfill in self.instance.get_backfills():
             if backfill.backfill_id in known:
                 continue
@@ -367,8 +367,10 @@ class GivenUp:
             assert backfill.asset_backfill_data is not None
             subset = backfill.asset_backfill_data.target_subset
             for key in subset.asset_keys:
-                found[key.path[-1]] = set(subset.get_partitions_subset(key).get_partition_keys())
-        return found
+                partitions[key.path[-1]] = set(
+                    subset.get_partitions_subset(key).get_partition_keys()
+                )
+        return partitions
 
 
 def test_a_backfill_ended_by_a_rename_continues_for_the_other_hooks(graphs: Graphs) -> None:

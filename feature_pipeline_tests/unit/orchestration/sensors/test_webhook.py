@@ -26,7 +26,7 @@ class Receiver:
 
     def __init__(self) -> None:
         self.status = 200
-        self.got: list[dict[str, Any]] = []
+        self.alerts: list[dict[str, Any]] = []
         self.attempts = 0
         receiver = self
 
@@ -40,7 +40,7 @@ class Receiver:
                 self.send_header("Content-Length", "0")
                 # Before the answer: the sender goes on as soon as it has that.
                 if receiver.status == 200 and self.headers["Content-Type"] == "application/json":
-                    receiver.got.append(json.loads(body))
+                    receiver.alerts.append(json.loads(body))
                 self.end_headers()
 
             def log_message(self, *_: object) -> None: ...
@@ -132,7 +132,7 @@ def test_a_failed_run_is_posted_once_with_reason_and_link(scene: Scene, receiver
     run(scene.instance, fails=False)
     failed = run(scene.instance, fails=True)
     scene.tick(4)
-    (posted,) = receiver.got
+    (posted,) = receiver.alerts
     assert posted["kind"] == "run_failed"
     assert posted["what"] == "run of science failed"
     assert posted["why"] == "out of cheese"
@@ -153,8 +153,8 @@ def test_retries_of_a_run_and_runs_of_a_backfill_are_one_cause(scene: Scene, rec
     scene.tick(2)
     run(scene.instance, fails=True, **{"dagster/backfill": "bf"})
     scene.tick(4)
-    assert [posted["where"]["backfill"] for posted in receiver.got] == [None, "bf"]
-    assert "for batch b1" in receiver.got[1]["what"]
+    assert [posted["where"]["backfill"] for posted in receiver.alerts] == [None, "bf"]
+    assert "for batch b1" in receiver.alerts[1]["what"]
 
 
 def test_events_before_the_first_tick_are_not_posted(
@@ -162,7 +162,7 @@ def test_events_before_the_first_tick_are_not_posted(
 ):
     run(instance, fails=True)
     Scene(instance, receiver.url).tick(4)
-    assert receiver.got == []
+    assert receiver.alerts == []
 
 
 def test_a_failing_check_is_posted_when_it_names_other_batches_or_fails_again(
@@ -171,12 +171,13 @@ def test_a_failing_check_is_posted_when_it_names_other_batches_or_fails_again(
     for failing in ({"b1": 0.5}, {"b1": 0.5}, {"b1": 0.4, "b2": 0.1}, {}, {"b1": 0.5}):
         evaluate(scene.instance, **failing)
     scene.tick(4)
-    assert [posted["where"]["batches"] for posted in receiver.got] == [["b1"], ["b1", "b2"], ["b1"]]
-    first = receiver.got[0]
+    batches = [posted["where"]["batches"] for posted in receiver.alerts]
+    assert batches == [["b1"], ["b1", "b2"], ["b1"]]
+    first = receiver.alerts[0]
     assert (first["kind"], first["where"]["severity"]) == ("check_failed", "warn")
     assert first["what"] == "check outcomes of pockets fails"
     assert first["link"] == "https://ui/assets/pockets?view=checks&checkDetail=outcomes"
-    assert len({posted["id"] for posted in receiver.got}) == 3
+    assert len({posted["id"] for posted in receiver.alerts}) == 3
 
 
 def test_a_receiver_that_is_down_is_tried_again_with_pauses(scene: Scene, receiver: Receiver):
@@ -191,7 +192,7 @@ def test_a_receiver_that_is_down_is_tried_again_with_pauses(scene: Scene, receiv
     scene.now += 3600
     assert scene.tick().posted == 1
     scene.tick(3)
-    assert len(receiver.got) == 1
+    assert len(receiver.alerts) == 1
     assert scene.state.waiting == []
 
 

@@ -41,13 +41,13 @@ def test_also_when_something_fails(shell):
 def test_no_thread_inside_sees_those_that_another_has_put_back(shell):
     """The first to leave must not put back what the second has to be without."""
     entered, leave = threading.Barrier(2), threading.Event()
-    seen: list[dict[str, str]] = []
+    environments: list[dict[str, str]] = []
 
     def stay() -> None:
         with nothing_ambient():
             entered.wait(10)
             leave.wait(10)
-            seen.append(ambient())
+            environments.append(ambient())
 
     thread = threading.Thread(target=stay)
     with nothing_ambient():
@@ -55,7 +55,7 @@ def test_no_thread_inside_sees_those_that_another_has_put_back(shell):
         entered.wait(10)
     leave.set()
     thread.join(10)
-    assert seen == [{}]
+    assert environments == [{}]
     assert ambient() == shell
 
 
