@@ -23,12 +23,14 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from feature_pipeline.model.text.first_few import first_few
 from feature_pipeline.model.text.json_values import json_instant, json_number, json_text
 from feature_pipeline.model.text.printable import printable as printable
 
 DAMAGED: Final = 2
 """Exit status of a command that did what it could, and named damaged or lost objects."""
 SHOWN_PROBLEMS: Final = 20
+_INDENT: Final = "\n  "
 
 _UNFOLDED_COLUMNS: Final = 1_000_000
 """Width of a non-terminal: longer than any line."""
@@ -128,10 +130,8 @@ def _named(title: str, reasons: Mapping[str, str]) -> Iterator[str]:
     if not reasons:
         return
     yield f"{len(reasons)} {title}:"
-    for name, reason in list(reasons.items())[:SHOWN_PROBLEMS]:
-        yield f"  {name}: {reason}"
-    if len(reasons) > SHOWN_PROBLEMS:
-        yield f"  and {len(reasons) - SHOWN_PROBLEMS} more"
+    lines = (f"{name}: {reason}" for name, reason in reasons.items())
+    yield f"  {first_few(lines, SHOWN_PROBLEMS, separator=_INDENT)}"
 
 
 def _console(stream: TextIO) -> Console:
@@ -206,13 +206,3 @@ def show(cell: object) -> str:
     if isinstance(cell, float):
         return f"{cell:,.6g}"
     return str(cell)
-
-
-def size(size_bytes: int) -> str:
-    """Return a number of bytes in a convenient unit."""
-    value = float(size_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from feature_pipeline import settings
-from feature_pipeline.cli.output import Output, size
+from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project
 from feature_pipeline.local.environment import environment, usable_cores, write_dotenv
 from feature_pipeline.local.services import LocalServices
+from feature_pipeline.model.text.quantities import format_size
 
 ENOUGH_BYTES = 1 << 30
 
@@ -33,7 +34,7 @@ def local_servers(project: Project, folder: Path, output: Output) -> Iterator[Lo
         output.say(f"S3 (SeaweedFS)  {services.s3.endpoint_url}, bucket {services.s3.bucket}")
         output.say(f"PostgreSQL      {services.database_url.rpartition('@')[2]}")
         if services.free_bytes < ENOUGH_BYTES:
-            left = size(services.free_bytes)
+            left = format_size(services.free_bytes)
             output.say(
                 f"The disk of {folder} has {left} left; a store on a full disk refuses writes."
             )

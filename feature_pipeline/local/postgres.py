@@ -32,12 +32,12 @@ from feature_pipeline.local.process import (
     ServerCommand,
     ServerProcess,
     choose_ports,
-    describe_exit,
     read_environment,
     reap,
     stop_process,
     write_private,
 )
+from feature_pipeline.model.text.exit_status import exit_reason
 from feature_pipeline.projections.catalog.libpq import nothing_ambient
 
 NAME = "PostgreSQL"
@@ -266,8 +266,9 @@ class PostgresServer:
             password_file.unlink(missing_ok=True)
         if result.returncode:
             raise StoreUnavailableError(
-                f"{NAME} could not make its data folder {self.data}: initdb ended with "
-                f"{describe_exit(result.returncode)}:\n{(result.stdout + result.stderr)[-2000:]}"
+                f"{NAME} could not make its data folder {self.data}: "
+                f"{exit_reason(result.returncode, 'initdb')}:\n"
+                f"{(result.stdout + result.stderr)[-2000:]}"
             )
         # By renaming, so that a folder whose making was cut short never looks made.
         draft.rename(self.data)

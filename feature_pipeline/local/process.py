@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 
 from feature_pipeline.errors import CorruptDataError, StoreUnavailableError
+from feature_pipeline.model.text.exit_status import exit_reason
 
 LOG_TAIL_LINES = 20
 POLL_SECONDS = 0.03
@@ -134,9 +135,7 @@ class ServerProcess:
             raise StoreUnavailableError(f"{self.name} has not been started")
         status = self._popen.poll()
         if status is not None:
-            raise StoreUnavailableError(
-                f"{self.name} ended with {describe_exit(status)}. {self.describe_log()}"
-            )
+            raise StoreUnavailableError(f"{exit_reason(status, self.name)}. {self.describe_log()}")
 
     def describe_log(self) -> str:
         """Return the log's path and its last lines."""
@@ -305,16 +304,6 @@ def write_private(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
-
-
-def describe_exit(status: int) -> str:
-    """Return `exit status 1` or `signal SIGKILL`, from a Popen return code."""
-    if status >= 0:
-        return f"exit status {status}"
-    try:
-        return f"signal {signal.Signals(-status).name}"
-    except ValueError:
-        return f"signal {-status}"
 
 
 def choose_ports(path: Path, names: Sequence[str], *, anew: bool = False) -> dict[str, int]:

@@ -34,6 +34,7 @@ from feature_pipeline.errors import (
 )
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.text.counted import counted
+from feature_pipeline.model.text.json_values import json_instant
 from feature_pipeline.parallel import WORKERS, map_threads
 
 _DOCUMENTS = frozenset({ObjectKind.MANIFEST, ObjectKind.BATCH})
@@ -93,8 +94,8 @@ class VerifyReport:
                 "batch": self.scope.batch,
             },
             "is_clean": self.is_clean,
-            "started_at": self.started_at.isoformat(),
-            "finished_at": self.finished_at.isoformat(),
+            "started_at": json_instant(self.started_at),
+            "finished_at": json_instant(self.finished_at),
             "documents": self.documents,
             "blobs": self.blobs,
             "blobs_read": self.blobs_read,

@@ -29,6 +29,7 @@ from feature_pipeline.archive.store.base import BlobStore, ObjectInfo, create_or
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.text.counted import counted
+from feature_pipeline.model.text.json_values import json_instant
 from feature_pipeline.parallel import WORKERS, map_threads
 
 _MASS: Final = 0.1
@@ -130,7 +131,9 @@ class GcReport:
             "deleted": [str(digest) for digest in self.deleted],
             "deleted_bytes": self.deleted_bytes,
             "spared": [str(digest) for digest in self.spared],
-            "first_mark_at": None if self.first_mark_at is None else self.first_mark_at.isoformat(),
+            "first_mark_at": None
+            if self.first_mark_at is None
+            else json_instant(self.first_mark_at),
             "obstacles": list(self.obstacles),
         }
 

@@ -4,10 +4,11 @@ from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.answers import list_programs
 from feature_pipeline.archive.maintenance.rebuild_answers import complete
 from feature_pipeline.cli.commands.verify import progress_of
-from feature_pipeline.cli.output import Output, size
+from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import NotFoundError
 from feature_pipeline.model.text.counted import counted
+from feature_pipeline.model.text.quantities import format_size
 
 
 def answers(hooks: tuple[str, ...], dataset: str | None, rebuild: bool, as_json: bool) -> None:
@@ -35,5 +36,5 @@ def answers(hooks: tuple[str, ...], dataset: str | None, rebuild: bool, as_json:
         segments = [segment for listing in listings for segment in listing.segments]
         stored = sum(segment.size for segment in segments)
         objects = sum(len(segment.parts) for segment in segments)
-        output.say(f"  {counted(objects, 'object')}, {size(stored)}")
+        output.say(f"  {counted(objects, 'object')}, {format_size(stored)}")
     output.result({"hooks": [report.to_json() for report in reports]})

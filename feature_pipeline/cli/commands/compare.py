@@ -12,6 +12,7 @@ from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import NotFoundError
 from feature_pipeline.model.text.counted import counted
+from feature_pipeline.model.text.first_few import first_few
 
 
 def compare(
@@ -65,7 +66,7 @@ def _show(output: Output, comparison: Comparison) -> None:
         ("batches that only the second was run over", comparison.only_after),
     ):
         if names:
-            output.say(f"{what}: {', '.join(names[:_SHOWN])}{_more(len(names))}")
+            output.say(f"{what}: {first_few(names, _SHOWN)}")
     for (status, other), count in difference.outcomes.most_common():
         output.say(f"{status} -> {other}: {counted(count, 'record')}")
     if difference.reasons_changed:
@@ -88,7 +89,3 @@ _HOW = ("equal", "added", "removed", "changed")
 _SHOWN = 10
 _WIDE = 40
 """Characters of a reason that are shown; --json has all of them."""
-
-
-def _more(count: int) -> str:
-    return f" and {count - _SHOWN:,} more" if count > _SHOWN else ""

@@ -15,7 +15,7 @@ from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.cli.commands.submit import submit_records
 from feature_pipeline.cli.local_records import LocalRecord
-from feature_pipeline.cli.output import Output, muted, size
+from feature_pipeline.cli.output import Output, muted
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.servers import local_servers
 from feature_pipeline.definitions import build_defs, hooks_of
@@ -23,6 +23,7 @@ from feature_pipeline.errors import RuntimeFailure
 from feature_pipeline.examples.records import DATASET, example_batches
 from feature_pipeline.model.definition import HookDefinition
 from feature_pipeline.model.text.counted import counted
+from feature_pipeline.model.text.quantities import format_size
 from feature_pipeline.orchestration.assets.tables import table_spec
 from feature_pipeline.orchestration.keys import features_key, table_key
 from feature_pipeline.orchestration.sensors.inbox import accept_inbox
@@ -157,7 +158,7 @@ class Demo:
                     row["rejected"],
                     row["errored"],
                     row["rows"],
-                    size(row["bytes"]),
+                    format_size(row["bytes"]),
                     "no table" if row["sql_rows"] is None else row["sql_rows"],
                 ]
                 for row in rows

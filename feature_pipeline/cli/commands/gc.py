@@ -6,14 +6,17 @@ from typing import Final
 from feature_pipeline.archive import blobs
 from feature_pipeline.archive.maintenance.gc import GcReport, GcScope, collect_garbage
 from feature_pipeline.cli.commands.verify import progress_of
-from feature_pipeline.cli.output import Output, size
+from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.text.counted import counted
+from feature_pipeline.model.text.first_few import first_few
+from feature_pipeline.model.text.quantities import format_size
 
 _SHOWN: Final = 20
 """Number of obstacles that are printed; `--json` has all of them."""
+_NEXT_ITEM: Final = "\n  - "
 
 
 def gc(
@@ -42,12 +45,14 @@ def gc(
             workers=workers,
             progress=progress,
         )
-    output.say(f"{counted(report.stored, 'blob')} ({size(report.stored_bytes)}) in {store.uri('')}")
+    output.say(
+        f"{counted(report.stored, 'blob')} ({format_size(report.stored_bytes)}) in {store.uri('')}"
+    )
     if not report.obstacles:
         _say_orphans(output, report)
     if report.deleted or report.spared:
         output.say(
-            f"{len(report.deleted)} deleted ({size(report.deleted_bytes)}),"
+            f"{len(report.deleted)} deleted ({format_size(report.deleted_bytes)}),"
             f" {len(report.spared)} spared because they were written again"
         )
     say_obstacles(output, report.obstacles)
@@ -59,12 +64,12 @@ def gc(
 
 
 def _say_orphans(output: Output, report: GcReport) -> None:
-    output.say(f"{report.orphaned} of them ({size(report.orphaned_bytes)}) are unneeded")
+    output.say(f"{report.orphaned} of them ({format_size(report.orphaned_bytes)}) are unneeded")
     if report.first_mark_at is None:
         output.say(f"No mark is {blobs.GRACE.days} days old yet: nothing is due")
     else:
         output.say(
-            f"{len(report.due)} ({size(report.due_bytes)}) are due: marked"
+            f"{len(report.due)} ({format_size(report.due_bytes)}) are due: marked"
             f" {report.first_mark_at:%Y-%m-%d %H:%M} UTC, and unchanged since"
         )
 
@@ -74,10 +79,7 @@ def say_obstacles(output: Output, obstacles: Sequence[str]) -> None:
     if not obstacles:
         return
     output.say("Nothing is deleted, because the needed blobs cannot be determined:")
-    for obstacle in obstacles[:_SHOWN]:
-        output.say(f"  - {obstacle}")
-    if (more := len(obstacles) - _SHOWN) > 0:
-        output.say(f"  and {more} more")
+    output.say(f"  - {first_few(obstacles, _SHOWN, separator=_NEXT_ITEM)}")
     output.say(
         "Restore what is damaged or missing, then run gc again: `feature-pipeline verify` lists"
         " everything. Use --lost to give up a manifest or batch that cannot be restored"

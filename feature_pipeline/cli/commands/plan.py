@@ -3,12 +3,13 @@
 from importlib import import_module
 
 from feature_pipeline import settings
-from feature_pipeline.cli.output import DAMAGED, Output, size
+from feature_pipeline.cli.output import DAMAGED, Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.project_hooks import project_hooks, undeclared_lines
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.definition import Compute, HookDefinition
 from feature_pipeline.model.text.counted import counted
+from feature_pipeline.model.text.quantities import format_size
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.preview import TablePlan, plan_table
 from feature_pipeline.projections.retire import known_tables
@@ -76,11 +77,13 @@ def plan_lines(plan: TablePlan) -> list[str]:
     lines.extend(f"  column {sentence}" for sentence in plan.without_values)
     if plan.batches:
         table = (
-            "" if plan.table_bytes is None else f", about {size(plan.table_bytes)} in PostgreSQL"
+            ""
+            if plan.table_bytes is None
+            else f", about {format_size(plan.table_bytes)} in PostgreSQL"
         )
         lines.append(
             f"  to load: {counted(plan.batches, 'batch')}, {counted(plan.rows, 'row')},"
-            f" {size(plan.archive_bytes)} in S3{table}, about {plan.seconds:,.0f} s"
+            f" {format_size(plan.archive_bytes)} in S3{table}, about {plan.seconds:,.0f} s"
         )
     for batch, why in list(plan.refused.items())[:SHOWN]:
         lines.append(f"  refused: batch {batch}: {why}")

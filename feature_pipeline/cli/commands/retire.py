@@ -5,11 +5,13 @@ from typing import Any
 import click
 
 from feature_pipeline import settings
-from feature_pipeline.cli.output import Output, size
+from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project
 from feature_pipeline.cli.project_hooks import ProjectHooks, project_hooks
 from feature_pipeline.errors import ConflictError, InvalidInputError, ProjectionError
 from feature_pipeline.model.text.counted import counted
+from feature_pipeline.model.text.json_values import json_instant
+from feature_pipeline.model.text.quantities import format_size
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.retire import (
     KnownTable,
@@ -73,11 +75,13 @@ def _obstacle(defined: ProjectHooks, retirement: Retirement) -> str | None:
 
 def _line(retirement: Retirement, *, is_dropped: bool) -> str:
     table = retirement.table
-    shown = table.asset if table.as_of is None else f"{table.asset} as of {table.as_of.isoformat()}"
+    shown = (
+        table.asset if table.as_of is None else f"{table.asset} as of {json_instant(table.as_of)}"
+    )
     line = (
         f"{table.name}: {shown}; {counted(retirement.batches, 'batch')},"
         f" {counted(retirement.rows, 'row')},"
-        f" {size(retirement.size_bytes)} in {counted(retirement.generations, 'generation')}"
+        f" {format_size(retirement.size_bytes)} in {counted(retirement.generations, 'generation')}"
     )
     if retirement.left is not None:
         line += f"; {retirement.left} is not the pipeline's and stays"

@@ -9,10 +9,11 @@ from feature_pipeline.archive.inspection.verify import verify as verify_archive
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.cli.databases import query_databases
-from feature_pipeline.cli.output import Output, size
+from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import InvalidInputError, NotFoundError
 from feature_pipeline.model.text.counted import counted
+from feature_pipeline.model.text.quantities import format_size
 
 _SHOWN = 200
 
@@ -57,7 +58,7 @@ def verify(
         )
     for note in report.notes:
         output.say(f"note: {note}")
-    output.say(f"{report.summary()} ({size(report.bytes_read)})")
+    output.say(f"{report.summary()} ({format_size(report.bytes_read)})")
     if report.blobs_read < report.blobs:
         output.say(f"The same sample is read again with --sample {sample} --seed {report.seed}")
     output.result(report.to_json())

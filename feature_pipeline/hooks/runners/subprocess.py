@@ -42,6 +42,7 @@ from feature_pipeline.hooks.runners.shared.log_file import open_log
 from feature_pipeline.hooks.runners.shared.log_stream import LogStream
 from feature_pipeline.hooks.work_folders import WorkFolders
 from feature_pipeline.model.digest import Digest, digest_stream, document_bytes
+from feature_pipeline.model.text.exit_status import exit_reason
 from feature_pipeline.model.text.quantities import format_size
 
 _TICK_SECONDS: Final = 0.05
@@ -307,22 +308,11 @@ class _Watch:
             return _End(exit_code, self._stopped)
         if returncode == 0:
             return _End(0, None)
-        if returncode < 0:
-            return _End(exit_code, (FailureKind.NON_ZERO_EXIT, _signal_reason(-returncode)))
-        if is_memory_error(self._log.tail()):
+        if returncode > 0 and is_memory_error(self._log.tail()):
             return _End(
                 exit_code, (FailureKind.OUT_OF_MEMORY, "its log reports that memory ran out")
             )
-        return _End(exit_code, (FailureKind.NON_ZERO_EXIT, f"it ended with status {exit_code}"))
-
-
-def _signal_reason(number: int) -> str:
-    name = f"signal {number}"
-    with suppress(ValueError):
-        name = signal.Signals(number).name
-    if number == signal.SIGKILL:
-        return f"{name} ended it, from outside: perhaps this machine ran out of memory"
-    return f"{name} ended it"
+        return _End(exit_code, (FailureKind.NON_ZERO_EXIT, exit_reason(exit_code)))
 
 
 def _facts(end: _End, log: LogStream, request: RunRequest) -> RuntimeFacts:

@@ -1,1 +1,1 @@
-"""Text that people read and write: JSON and YAML with places, quotations, counts, quantities."""
+"""Text that people read and write: JSON and YAML with places, quotations, counts, exit statuses."""

@@ -45,11 +45,9 @@ def storable(text: str) -> str:
 
 def problems(error: ValidationError) -> str:
     """Return the first problems of a document, each with its place, shortened."""
-    errors = error.errors(include_url=False, include_context=False, include_input=False)
-    lines = [
+    lines = (
         f"{quoted('.'.join(map(str, one['loc'])) or 'the document')}:"
         f" {quoted(one['msg'], _MOST_MESSAGE)}"
-        for one in errors[:_MOST_PROBLEMS]
-    ]
-    more = len(errors) - len(lines)
-    return "; ".join(lines) + (f"; and {more:,} more problems" if more else "")
+        for one in error.errors(include_url=False, include_context=False, include_input=False)
+    )
+    return first_few(lines, _MOST_PROBLEMS, separator="; ")

@@ -14,6 +14,7 @@ from typing import Any, Final
 import yaml
 
 from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.model.text.quoting import quoted
 
 MAX_CHARACTERS: Final = 1_000_000
 MAX_VALUES: Final = 100_000
@@ -142,7 +143,7 @@ class _Check:
         parent = self._open[-1] if self._open else None
         if parent is not None and parent.is_mapping and parent.at_key:
             if event.value in parent.keys:
-                raise InvalidYamlError(f"{_cut(event.value)} is there twice", line)
+                raise InvalidYamlError(f"{quoted(repr(event.value), _SHOWN)} is there twice", line)
             parent.keys.add(event.value)
         # A quoted or tagged scalar has its meaning from that.
         if event.implicit[0] and (reason := _two_meanings(event.value)) is not None:
@@ -205,10 +206,6 @@ def _described(value: object) -> str:
 
 def _written(value: object) -> str:
     return str(yaml.safe_dump(value)).partition("\n")[0]
-
-
-def _cut(text: str) -> str:
-    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
 
 
 _RESOLVER: Final[Any] = yaml.SafeLoader("")

@@ -7,6 +7,7 @@ from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.log import BatchEntry
 from feature_pipeline.errors import CorruptDataError
 from feature_pipeline.model.records import RecordBatch
+from feature_pipeline.model.text.json_values import json_instant
 from feature_pipeline.orchestration.events.data_versions import event_tags
 from feature_pipeline.orchestration.keys import batches_partitions, records_key
 from feature_pipeline.orchestration.resources import ArchiveResource
@@ -60,7 +61,7 @@ def records_event(entry: BatchEntry, batch: RecordBatch) -> dg.AssetMaterializat
     return dg.AssetMaterialization(
         asset_key=records_key(batch.dataset),
         partition=batch.key,
-        metadata=batch_metadata(batch) | {"submitted_at": entry.submitted_at.isoformat()},
+        metadata=batch_metadata(batch) | {"submitted_at": json_instant(entry.submitted_at)},
         tags=event_tags(str(batch.digest), RECORDS_CODE_VERSION, {}),
     )
 

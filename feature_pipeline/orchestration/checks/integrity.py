@@ -8,6 +8,7 @@ import dagster as dg
 from pydantic import Field
 
 from feature_pipeline.model.definition import HookDefinition
+from feature_pipeline.model.text.json_values import json_instant
 from feature_pipeline.model.text.quoting import quoted
 from feature_pipeline.orchestration.events.check_history import (
     NAMED_BATCHES,
@@ -202,7 +203,7 @@ def integrity_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefin
 def _all_of_it(report: "VerifyReport") -> dict[str, str]:
     """Return the result of the last full check as metadata; `wrong` is empty if it passed."""
     wrong = "" if report.is_clean else report.summary()
-    return {"at": report.started_at.isoformat(timespec="seconds"), "wrong": wrong}
+    return {"at": json_instant(report.started_at.replace(microsecond=0)), "wrong": wrong}
 
 
 def _read_before(instance: dg.DagsterInstance, key: dg.AssetCheckKey) -> dict[str, str]:

@@ -24,13 +24,13 @@ from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.outcomes import Status
 from feature_pipeline.model.text.counted import counted
+from feature_pipeline.model.text.quoting import quoted
 from feature_pipeline.orchestration import markdown
 from feature_pipeline.orchestration.events.metadata import Metadata
 from feature_pipeline.orchestration.markdown import Markup, code, plain
 
 SHOWN_BATCHES: Final = 50
 SHOWN_RECORDS: Final = 100
-SHOWN_CHARACTERS: Final = 200
 """Maximum length of a reason."""
 MAX_PICTURE_BYTES: Final = 250_000
 """Encoded size. Events are rows of Dagster's database, and the UI loads a run's all at once."""
@@ -65,7 +65,7 @@ def report(features: Features, columns: Sequence[str] = ()) -> Metadata:
 
 def damage_markdown(features: Features) -> str:
     """List the batches that the report leaves out, and how to see what can be restored."""
-    lines = [[batch, _cut(why)] for batch, why in list(features.damage.items())[:SHOWN_BATCHES]]
+    lines = [[batch, quoted(why)] for batch, why in list(features.damage.items())[:SHOWN_BATCHES]]
     count = len(features.damage)
     return (
         f"{counted(count, 'batch')} damaged or lost in the archive, left out with their records in"
@@ -103,7 +103,7 @@ def unhappy_markdown(features: Features, totals: "dict[str, int]") -> str:
             record_id, status, kind, is_retryable, batch, reason = row
             if status != Status.PASSED and len(lines) < SHOWN_RECORDS:
                 again = "retryable" if is_retryable else ""
-                lines.append([record_id, batch, status, kind or "", again, _cut(reason or "")])
+                lines.append([record_id, batch, status, kind or "", again, quoted(reason or "")])
         if len(lines) == SHOWN_RECORDS:
             break
     heads = ["record", "batch", "status", "kind", "", "reason"]
@@ -194,7 +194,7 @@ def comparison_markdown(comparison: Comparison) -> str:
             table(
                 heads,
                 [
-                    [e.batch, e.record_id, _cut(e.before), _cut(e.after), ", ".join(e.columns)]
+                    [e.batch, e.record_id, quoted(e.before), quoted(e.after), ", ".join(e.columns)]
                     for e in difference.examples
                 ],
             )
@@ -211,10 +211,6 @@ def _only(comparison: Comparison) -> list[tuple[str, ...]]:
 
 def _named(entry: ReleaseEntry) -> str:
     return f"release {plain(entry.release.document.version)} (#{entry.seq})"
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 
 
 def table(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str:

@@ -1,6 +1,5 @@
 """Find what operators are alerted to: failed runs, failing checks, quarantined entries."""
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +14,9 @@ from feature_pipeline.archive.format.documents import utc_now
 from feature_pipeline.archive.logs import inbox
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.model.digest import Digest, document_bytes
+from feature_pipeline.model.text.first_few import first_few
+from feature_pipeline.model.text.json_values import json_instant
+from feature_pipeline.model.text.quoting import quoted
 from feature_pipeline.orchestration.dagster_internals import BACKFILL_ID_TAG, PARTITION_NAME_TAG
 from feature_pipeline.orchestration.keys import RECONCILE_TAG
 
@@ -62,7 +64,7 @@ class Alert:
             "why": self.why,
             "where": dict(self.where),
             "link": link,
-            "at": self.at.isoformat(),
+            "at": json_instant(self.at),
         }
 
 
@@ -140,7 +142,7 @@ def _failed_run(
         return
     state.runs.append(cause)
     partition = run.tags.get(PARTITION_NAME_TAG)
-    subject = ", ".join(assets[:3]) or run.job_name
+    subject = first_few(assets, limit=3) or run.job_name
     summary = f"run of {subject} failed" + (f" for batch {partition}" if partition else "")
     if backfill:
         summary = f"backfill {backfill}: {summary}; further failures of it are not posted"
@@ -268,5 +270,4 @@ def _quarantined(store: BlobStore, state: AlertState) -> Iterator[Alert]:
 
 
 def _short(text: str) -> str:
-    text = re.sub(r"\s+", " ", text).strip()
-    return text if len(text) <= _WHY_LENGTH else text[: _WHY_LENGTH - 1] + "…"
+    return quoted(" ".join(text.split()), _WHY_LENGTH)

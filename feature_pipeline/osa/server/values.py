@@ -7,6 +7,7 @@ from typing import Any, Final
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.columns import Column, decode_value
 from feature_pipeline.model.digest import Value
+from feature_pipeline.model.text.first_few import first_few
 from feature_pipeline.model.text.json_text import read_json
 from feature_pipeline.model.text.quoting import quoted
 
@@ -49,8 +50,5 @@ def _value(column: Column, raw: Any) -> Value:
 
 def shown_ids(ids: Sequence[tuple[int, datetime]]) -> str:
     """Return the first of a record's row ids for a message."""
-    if not ids:
-        return "none"
-    row_id, created_at = ids[0]
-    more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
-    return f"{row_id} of {created_at:%Y-%m-%d %H:%M:%S.%f}{more}"
+    texts = (f"{row_id} of {created_at:%Y-%m-%d %H:%M:%S.%f}" for row_id, created_at in ids)
+    return first_few(texts, limit=1) or "none"

@@ -15,6 +15,7 @@ import psycopg
 from psycopg import sql
 
 from feature_pipeline.errors import ConflictError
+from feature_pipeline.model.text.first_few import first_few
 from feature_pipeline.projections.catalog import dependents
 from feature_pipeline.projections.catalog.database import READ_SCHEMA, Connection
 from feature_pipeline.projections.catalog.dependents import View
@@ -46,7 +47,6 @@ ATTEMPTS: Final = 60
 _PAUSE_SECONDS: Final = 0.5
 SNAPSHOT_WAIT_SECONDS: Final = 120.0
 _POLL_SECONDS: Final = 0.05
-_SHOWN: Final = 5
 
 Check = Callable[[Connection, TableState], bool]
 """Decides, under the table's lock, whether to go through with a switch."""
@@ -340,5 +340,5 @@ def _holders(connection: Connection, spec: TableSpec) -> str:
         " order by 1",
         [[view.oid for view in views]],
     ).fetchall()
-    shown = ", ".join(f"process {pid} of {user}" for pid, user in rows[:_SHOWN])
-    return shown or "loads, or sessions that have ended since"
+    readers = first_few(f"process {pid} of {user}" for pid, user in rows)
+    return readers or "loads, or sessions that have ended since"

@@ -15,7 +15,7 @@ class Fake:
 
     def check(self) -> None:
         if self.is_dead:
-            raise StoreUnavailableError("Fake ended with signal SIGKILL. The last lines of x: y")
+            raise StoreUnavailableError("SIGTERM ended Fake (status 143). The last lines of x: y")
 
     def start(self) -> None:
         if self.starts == 0:
@@ -44,7 +44,7 @@ def test_a_dead_server_is_restarted_and_reported() -> None:
     assert watched.messages == []
     watched.die()
     assert watched.messages == [
-        "Fake ended with signal SIGKILL; restarting it ...",
+        "SIGTERM ended Fake (status 143); restarting it ...",
         "Fake runs again.",
     ]
     watched.supervisor.look()

@@ -46,10 +46,10 @@ from feature_pipeline.hooks.runners.container import spec
 from feature_pipeline.hooks.runners.container.log import ContainerLog
 from feature_pipeline.hooks.runners.container.memory_watch import MemoryWatch
 from feature_pipeline.hooks.runners.shared.disk_watch import DiskWatch
-from feature_pipeline.hooks.runners.shared.exit_status import exit_reason
 from feature_pipeline.hooks.runners.shared.log_file import open_log
 from feature_pipeline.hooks.runners.shared.log_stream import LogStream
 from feature_pipeline.model.digest import Digest, digest_stream
+from feature_pipeline.model.text.exit_status import exit_reason
 from feature_pipeline.model.text.quantities import format_size
 
 _TICK_SECONDS: Final = 0.05

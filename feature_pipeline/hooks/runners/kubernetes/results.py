@@ -18,9 +18,9 @@ from feature_pipeline.hooks.runners.kubernetes.transfer_protocol import (
     Results,
 )
 from feature_pipeline.hooks.runners.shared import log_file
-from feature_pipeline.hooks.runners.shared.exit_status import exit_reason
 from feature_pipeline.hooks.runners.shared.log_file import CappedLog
 from feature_pipeline.hooks.runners.shared.log_stream import LogStream
+from feature_pipeline.model.text.exit_status import exit_reason
 from feature_pipeline.model.text.quantities import format_size
 from feature_pipeline.pod.signed_urls import MOST_FILE_BYTES
 

@@ -1,1 +1,1 @@
-"""What several runners need: logs, disk use, exit statuses."""
+"""What several runners need: logs and disk use."""

@@ -7,10 +7,10 @@ import pytest
 
 from feature_pipeline.archive.query.api import Archive
 from feature_pipeline.model.columns import Column
+from feature_pipeline.model.text.quoting import MOST_CHARACTERS
 from feature_pipeline.orchestration.operations import reports
 from feature_pipeline.orchestration.operations.reports import (
     SHOWN_BATCHES,
-    SHOWN_CHARACTERS,
     SHOWN_RECORDS,
     report,
     table,
@@ -44,7 +44,7 @@ def test_lists_are_bounded_and_count_what_they_leave_out() -> None:
     assert len(unhappy) == SHOWN_RECORDS
     assert unhappy[0].startswith("| worst | worst | errored | hook |")
     assert r"no \| \<b\> xxx" in unhappy[1]
-    assert max(map(len, unhappy)) < SHOWN_CHARACTERS + 100
+    assert max(map(len, unhappy)) < MOST_CHARACTERS + 100
     assert (
         "100 of 166 records. All: `feature-pipeline read pockets" in (shown["rejected_and_errored"])
     )
