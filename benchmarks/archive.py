@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ import numpy as np
 import yaml
 
 from feature_pipeline.archive import accept, blobs
+from feature_pipeline.archive.completion import completion_of
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.content import Content
 from feature_pipeline.archive.format.encode import encode_outcomes, encode_rows
@@ -33,9 +35,7 @@ from feature_pipeline.archive.logs import answers, log
 from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry, ReleaseEntry, Verdict
 from feature_pipeline.archive.publish import (
     Artifact,
-    Completion,
-    CompletionStatus,
-    enqueue_completion,
+    publish_and_enqueue,
     publish_artifact,
 )
 from feature_pipeline.archive.store.s3 import S3Store, open_store
@@ -102,6 +102,25 @@ def outcomes_of(batch: RecordBatch, rows: int, text: str = "x") -> tuple[Outcome
     )
 
 
+def artifact_of(
+    batch: RecordBatch,
+    release: ReleaseEntry,
+    run_id: str,
+    outcomes: tuple[Outcome, ...],
+    columns: Sequence[Column] = COLUMNS,
+) -> Artifact:
+    return Artifact(
+        batch=batch,
+        release=release,
+        columns=tuple(columns),
+        cardinality="many",
+        run=run_info(run_id),
+        outcomes=outcomes,
+        raw={},
+        log=None,
+    )
+
+
 def seconds(action: Callable[[], object]) -> float:
     start = time.perf_counter()
     action()
@@ -128,16 +147,8 @@ def bench_publish(
         batch = make_batch(dataset, f"b{number}")
         raw = folder / "features.jsonl"
         raw.write_bytes(os.urandom(size))
-        artifact = Artifact(
-            batch=batch,
-            release=release,
-            columns=COLUMNS,
-            cardinality="many",
-            run=run_info(f"r{number}"),
-            outcomes=outcomes_of(batch, 1),
-            raw={"features.jsonl": raw},
-            log=None,
-        )
+        artifact = artifact_of(batch, release, f"r{number}", outcomes_of(batch, 1))
+        artifact = replace(artifact, raw={"features.jsonl": raw})
         published.append(seconds(lambda a=artifact: publish_artifact(store, a)))
         data = os.urandom(size)
         bare.append(seconds(lambda d=data, n=number: store.create(f"bare/{size}/{n}", d)))
@@ -230,33 +241,8 @@ def leave_completions(
 ) -> None:
     for key in keys:
         batch = log.read_batch(store, dataset, key)
-        published = publish_artifact(
-            store,
-            Artifact(
-                batch=batch,
-                release=release,
-                columns=COLUMNS,
-                cardinality="many",
-                run=run_info(f"{key}-again"),
-                outcomes=outcomes_of(batch, 2),
-                raw={},
-                log=None,
-            ),
-        )
-        enqueue_completion(
-            store,
-            Completion(
-                id=f"{key}-again",
-                dataset=dataset,
-                hook=HOOK,
-                batch=key,
-                release_seq=release.seq,
-                release_digest=release.release.digest,
-                base=1,
-                manifest=published.manifest_digest,
-                status=CompletionStatus.SUCCEEDED,
-            ),
-        )
+        artifact = artifact_of(batch, release, f"{key}-again", outcomes_of(batch, 2))
+        publish_and_enqueue(store, artifact, partial(completion_of, artifact, base=1))
 
 
 def bench_tick(
@@ -336,33 +322,9 @@ def compute(store: S3Store, release: ReleaseEntry, batch: RecordBatch) -> None:
     accept.accept_batch(store, submission)
     plan = plan_run(store, definition(batch.dataset), release, batch)
     outcomes = tuple(replace(o, action=plan.actions[o.record_id]) for o in outcomes_of(batch, 5))
-    published = publish_artifact(
-        store,
-        Artifact(
-            batch=batch,
-            release=release,
-            columns=COLUMNS,
-            cardinality="many",
-            run=run_info(f"r-{batch.key}"),
-            outcomes=outcomes,
-            raw={},
-            log=None,
-        ),
-    )
-    accept.accept(
-        store,
-        Completion(
-            id=f"r-{batch.key}",
-            dataset=batch.dataset,
-            hook=HOOK,
-            batch=batch.key,
-            release_seq=release.seq,
-            release_digest=release.release.digest,
-            base=0,
-            manifest=published.manifest_digest,
-            status=CompletionStatus.SUCCEEDED,
-        ),
-    )
+    artifact = artifact_of(batch, release, f"r-{batch.key}", outcomes)
+    manifest = publish_artifact(store, artifact).manifest_digest
+    accept.accept(store, completion_of(artifact, manifest, base=0))
 
 
 @dataclass

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,15 +28,12 @@ import psycopg
 import requests
 from dagster._core.scheduler.instigation import InstigatorTick, TickStatus
 
-from benchmarks.archive import outcomes_of, run_info
+from benchmarks.archive import artifact_of, outcomes_of
+from feature_pipeline.archive.completion import completion_of
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.log import ReleaseEntry
 from feature_pipeline.archive.publish import (
-    Artifact,
-    Completion,
-    CompletionStatus,
-    enqueue_completion,
-    publish_artifact,
+    publish_and_enqueue,
     submit_batch,
 )
 from feature_pipeline.archive.store.s3 import S3Store, open_store
@@ -229,34 +227,10 @@ class Stack:
     def complete(self, key: str, label: str, base: int) -> None:
         """A hook run over the batch, finished elsewhere, waits in the inbox."""
         batch = log.read_batch(self.store, DATASET, key)
-        definition = hook_definition()
-        published = publish_artifact(
-            self.store,
-            Artifact(
-                batch=batch,
-                release=self.release,
-                columns=definition.feature.columns,
-                cardinality="many",
-                run=run_info(f"{key}-{label}"),
-                outcomes=outcomes_of(batch, 2, label),
-                raw={},
-                log=None,
-            ),
-        )
-        enqueue_completion(
-            self.store,
-            Completion(
-                id=f"{key}-{label}",
-                dataset=DATASET,
-                hook=HOOK,
-                batch=key,
-                release_seq=self.release.seq,
-                release_digest=self.release.release.digest,
-                base=base,
-                manifest=published.manifest_digest,
-                status=CompletionStatus.SUCCEEDED,
-            ),
-        )
+        columns = hook_definition().feature.columns
+        outcomes = outcomes_of(batch, 2, label)
+        artifact = artifact_of(batch, self.release, f"{key}-{label}", outcomes, columns)
+        publish_and_enqueue(self.store, artifact, partial(completion_of, artifact, base=base))
 
     def visible(self, label: str) -> int:
         """Batches whose rows of this label people can read."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from feature_pipeline.archive.completion import completion_of
 from feature_pipeline.archive.format.manifest import ENDED_WELL, FailureInfo, RunInfo, StartInfo
 from feature_pipeline.archive.publish import Artifact, Completion, CompletionStatus
 from feature_pipeline.archive.store.base import BlobStore
@@ -233,7 +234,7 @@ def _failed_outcomes(plan: ComputePlan, hook_run: HookRun) -> list[Outcome]:
     ]
 
 
-def completion_of(
+def completion_of_execution(
     execution: Execution,
     manifest: Digest,
     dagster_run_id: str | None,
@@ -248,26 +249,11 @@ def completion_of(
         status: The completion's status, if it does not follow from the failure.
     """
     plan, artifact = execution.plan, execution.artifact
-    return Completion(
-        id=artifact.run.id,
-        dataset=plan.batch.dataset,
-        hook=plan.definition.name,
-        batch=plan.batch.key,
-        release_seq=plan.release.seq,
-        release_digest=plan.release.release.digest,
-        base=plan.base,
-        manifest=manifest,
-        status=status or _status(artifact.failure),
-        dagster_run_id=dagster_run_id,
+    if artifact.failure is not None and artifact.failure.kind == FailureKind.CANCELLED:
+        status = status or CompletionStatus.CANCELLED
+    return completion_of(
+        artifact, manifest, base=plan.base, status=status, dagster_run_id=dagster_run_id
     )
-
-
-def _status(failure: FailureInfo | None) -> CompletionStatus:
-    if failure is None:
-        return CompletionStatus.SUCCEEDED
-    if failure.kind == FailureKind.CANCELLED:
-        return CompletionStatus.CANCELLED
-    return CompletionStatus.FAILED
 
 
 def run_info(hook_run: HookRun, dagster_run_id: str | None) -> RunInfo:

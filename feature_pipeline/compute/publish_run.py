@@ -13,7 +13,7 @@ from feature_pipeline.archive import accept, publish
 from feature_pipeline.archive.logs.log import FeatureEntry
 from feature_pipeline.archive.publish import CompletionStatus, PublishedArtifact
 from feature_pipeline.archive.store.base import BlobStore
-from feature_pipeline.compute.execute import Execution, completion_of
+from feature_pipeline.compute.execute import Execution, completion_of_execution
 from feature_pipeline.errors import OutcomeUnknownError, StoreUnavailableError
 from feature_pipeline.model.digest import Digest
 
@@ -55,7 +55,7 @@ def publish_with_retry(
 
     def complete(manifest: Digest) -> publish.Completion:
         status = CompletionStatus.CANCELLED if is_cancelled() else None
-        return completion_of(execution, manifest, dagster_run_id, status)
+        return completion_of_execution(execution, manifest, dagster_run_id, status)
 
     backoff, end = _FIRST_BACKOFF_SECONDS, time.monotonic() + timeout_seconds
     while True:

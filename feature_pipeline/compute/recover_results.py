@@ -18,7 +18,7 @@ from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.publish import CompletionStatus
 from feature_pipeline.archive.store.base import BlobStore
-from feature_pipeline.compute.execute import HookAborted, completion_of, run_staged
+from feature_pipeline.compute.execute import HookAborted, completion_of_execution, run_staged
 from feature_pipeline.compute.in_flight import InFlightRun
 from feature_pipeline.compute.plan import ComputePlan, PlanBasis, plan_run
 from feature_pipeline.compute.pod_transfer import S3Results
@@ -122,7 +122,7 @@ def recover_results(
             store,
             execution.artifact,
             # Its pods published it; the sensor comes by later.
-            lambda manifest: completion_of(
+            lambda manifest: completion_of_execution(
                 execution, manifest, run.dagster_run_id, status
             ).as_published(execution.artifact.run.finished_at),
         )

@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from feature_pipeline.archive import accept, blobs, publish, read
+from feature_pipeline.archive.completion import completion_of
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.manifest import ENDED_WELL, FailureInfo, RunInfo, StartInfo
 from feature_pipeline.archive.inspection.census import write_census
@@ -22,7 +23,7 @@ from feature_pipeline.archive.logs import inbox, log, tombstones
 from feature_pipeline.archive.logs.log import FeatureEntry, ReleaseEntry
 from feature_pipeline.archive.maintenance.erase import erase
 from feature_pipeline.archive.maintenance.loss_entries import accept_losses, plan_loss
-from feature_pipeline.archive.publish import Artifact, Completion, CompletionStatus
+from feature_pipeline.archive.publish import Artifact
 from feature_pipeline.archive.store.base import create_or_read
 from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.hooks.actions import record_action
@@ -197,17 +198,7 @@ class Maker:
             starts=(start, start.model_copy(update=last)),
         )
         published = publish.publish_artifact(self.store, artifact)
-        completion = Completion(
-            id=run.id,
-            dataset=artifact.dataset,
-            hook=artifact.hook,
-            batch=batch.key,
-            release_seq=release.seq,
-            release_digest=release.release.digest,
-            base=base,
-            manifest=published.manifest_digest,
-            status=CompletionStatus.FAILED if failure else CompletionStatus.SUCCEEDED,
-        )
+        completion = completion_of(artifact, published.manifest_digest, base=base)
         publish.enqueue_completion(self.store, completion)
         entry = accept.accept(self.store, completion)
         inbox.remove(self.store, completion.inbox_id)

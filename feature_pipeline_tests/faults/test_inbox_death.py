@@ -2,18 +2,17 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 
 from feature_pipeline.archive import accept
+from feature_pipeline.archive.completion import completion_of
 from feature_pipeline.archive.format.documents import utc_now
 from feature_pipeline.archive.format.manifest import RunInfo
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.publish import (
-    Completion,
-    CompletionStatus,
-    enqueue_completion,
-    publish_artifact,
+    publish_and_enqueue,
 )
 from feature_pipeline.compute.collect import collect_output
 from feature_pipeline.compute.plan import plan_run
@@ -44,22 +43,9 @@ def publish(pipeline: Pipeline, key: str) -> None:
             file.write(json.dumps({"id": record.id, "features": rows}) + "\n")
     now = utc_now()
     run = RunInfo(id=plan.hook_run_id(key), runner="test", started_at=now, finished_at=now)
-    published = publish_artifact(pipeline.store, collect_output(plan, output, run, None))
+    artifact = collect_output(plan, output, run, None)
+    publish_and_enqueue(pipeline.store, artifact, partial(completion_of, artifact, base=plan.base))
     shutil.rmtree(output)
-    enqueue_completion(
-        pipeline.store,
-        Completion(
-            id=run.id,
-            dataset=DATASET,
-            hook="counts",
-            batch=key,
-            release_seq=release.seq,
-            release_digest=release.release.digest,
-            base=plan.base,
-            manifest=published.manifest_digest,
-            status=CompletionStatus.SUCCEEDED,
-        ),
-    )
 
 
 def dying_tick(pipeline: Pipeline, step: int, *, acts_first: bool) -> bool:

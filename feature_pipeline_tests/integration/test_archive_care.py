@@ -7,11 +7,13 @@ import sys
 import threading
 import time
 from datetime import timedelta
+from functools import partial
 
 import dagster as dg
 import pytest
 
 from feature_pipeline.archive import blobs, deletion_lease, publish, read
+from feature_pipeline.archive.completion import completion_of
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.inspection.findings import ObjectKind, State
 from feature_pipeline.archive.inspection.verify import verify
@@ -208,7 +210,7 @@ def test_collections_beside_publishers(s3_store, s3_address, s3_prefix, tmp_path
             while goes_on():
                 turn += 1
                 published, completion = publish.publish_and_enqueue(
-                    s3_store, artifact, lambda manifest: completion_of(artifact, manifest)
+                    s3_store, artifact, partial(completion_of, artifact, base=0)
                 )
                 for _ in range(3):
                     assert blobs.find_missing(s3_store, published.refs) == [], "named, and gone"
@@ -243,20 +245,6 @@ def test_collections_beside_publishers(s3_store, s3_address, s3_prefix, tmp_path
     assert counts["deleted"] > 5
     scene.compute(batch, release, "x")
     assert verify(s3_store).is_clean
-
-
-def completion_of(artifact, manifest):
-    return publish.Completion(
-        id=artifact.run.id,
-        dataset=DATASET,
-        hook=HOOK,
-        batch=artifact.batch.key,
-        release_seq=artifact.release.seq,
-        release_digest=artifact.release.release.digest,
-        base=0,
-        manifest=manifest,
-        status=publish.CompletionStatus.SUCCEEDED,
-    )
 
 
 def printed(arguments, expected, status, out, error):

@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import partialmethod
+from functools import partial, partialmethod
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,6 +39,7 @@ from hypothesis.stateful import (
 )
 
 from feature_pipeline.archive import accept, blobs, deletion_guard, deletion_lease, publish, read
+from feature_pipeline.archive.completion import completion_of
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.documents import utc_now
 from feature_pipeline.archive.inspection.census import write_census
@@ -282,21 +283,10 @@ class ArchiveMachine(RuleBasedStateMachine):
         labels = dict.fromkeys(ids, label)
         known = self.model.answers.setdefault(name, Answer(key, (registered.seq, base), labels))
 
-        def complete(manifest: Digest) -> publish.Completion:
-            return publish.Completion(
-                id=name,
-                dataset=DATASET,
-                hook=HOOK,
-                batch=key,
-                release_seq=registered.seq,
-                release_digest=registered.release.digest,
-                base=base,
-                manifest=manifest,
-                status=publish.CompletionStatus.SUCCEEDED,
-            )
-
         try:
-            publish.publish_and_enqueue(store, artifact, complete)
+            publish.publish_and_enqueue(
+                store, artifact, partial(completion_of, artifact, base=base)
+            )
         except InvalidInputError as error:
             self.expect(error, "withdrawn", bool(self.model.withdrawn))
         else:

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -26,16 +27,14 @@ from dagster._core.execution.backfill import BulkActionStatus
 from dagster._core.loader import LoadingContextForTest
 
 from feature_pipeline.archive import read
+from feature_pipeline.archive.completion import completion_of
 from feature_pipeline.archive.format.manifest import Manifest, RunInfo
 from feature_pipeline.archive.inspection.census import write_census
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.log import FeatureEntry
 from feature_pipeline.archive.maintenance.erase import erase
 from feature_pipeline.archive.publish import (
-    Completion,
-    CompletionStatus,
-    enqueue_completion,
-    publish_artifact,
+    publish_and_enqueue,
 )
 from feature_pipeline.compute.collect import collect_output
 from feature_pipeline.compute.plan import plan_run
@@ -258,21 +257,8 @@ class Game:
                 finished_at=now,
                 exit_code=0,
             )
-            published = publish_artifact(store, collect_output(plan, Path(out), run, None))
-        enqueue_completion(
-            store,
-            Completion(
-                id=run.id,
-                dataset=DATASET,
-                hook=name,
-                batch=key,
-                release_seq=release.seq,
-                release_digest=release.release.digest,
-                base=plan.base,
-                manifest=published.manifest_digest,
-                status=CompletionStatus.SUCCEEDED,
-            ),
-        )
+            artifact = collect_output(plan, Path(out), run, None)
+            publish_and_enqueue(store, artifact, partial(completion_of, artifact, base=plan.base))
 
     def release(self):
         name = self.pick(*HOOKS)

@@ -4,17 +4,17 @@ import dataclasses
 import os
 import uuid
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from feature_pipeline.archive import read
+from feature_pipeline.archive.completion import completion_of
 from feature_pipeline.archive.format.manifest import RunInfo
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.log import ReleaseEntry
 from feature_pipeline.archive.publish import (
     Artifact,
-    Completion,
-    CompletionStatus,
     publish_and_enqueue,
 )
 from feature_pipeline.archive.store.base import BlobStore
@@ -31,7 +31,6 @@ from feature_pipeline.errors import (
 )
 from feature_pipeline.hooks.json_lines import read_lines
 from feature_pipeline.hooks.output import ERRORS, FEATURES, REJECTIONS, SINGLE_FEATURES
-from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.outcomes import Status
 from feature_pipeline.model.text.counted import counted
 from feature_pipeline.model.text.first_few import first_few
@@ -78,21 +77,10 @@ def publish(
         check_replaces_no_answer(store, plan, artifact)
     entry = log.register_release(store, release, definition.code_files(defined.folder))
 
-    def complete(manifest: Digest) -> Completion:
-        return Completion(
-            id=run.id,
-            dataset=definition.dataset,
-            hook=definition.name,
-            batch=batch,
-            release_seq=entry.seq,
-            release_digest=release.digest,
-            base=plan.base,
-            manifest=manifest,
-            status=CompletionStatus.SUCCEEDED,
-        )
-
     artifact = dataclasses.replace(artifact, release=entry)
-    published, _ = publish_and_enqueue(store, artifact, complete)
+    published, _ = publish_and_enqueue(
+        store, artifact, partial(completion_of, artifact, base=plan.base)
+    )
     counts, notes = published.manifest.counts, published.manifest.notes
     output.table(
         f"published {definition.name} of batch {batch}",

@@ -17,18 +17,18 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from feature_pipeline.archive import read
+from feature_pipeline.archive.completion import completion_of
 from feature_pipeline.archive.format.manifest import LOG as LOG_BLOB
 from feature_pipeline.archive.format.manifest import RAW, Manifest, RunInfo
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.log import FeatureEntry, ReleaseEntry
 from feature_pipeline.archive.publish import (
     Artifact,
-    Completion,
-    CompletionStatus,
     publish_and_enqueue,
     submit_batch,
 )
@@ -439,21 +439,8 @@ class Follower:
             notes=tuple(notes),
         )
 
-        def complete(manifest: Digest) -> Completion:
-            is_failed = judged.failure is not None
-            return Completion(
-                id=run.id,
-                dataset=batch.dataset,
-                hook=hook,
-                batch=records.key,
-                release_seq=entry.seq,
-                release_digest=entry.release.digest,
-                base=entries[-1].seq if entries else 0,
-                manifest=manifest,
-                status=CompletionStatus.FAILED if is_failed else CompletionStatus.SUCCEEDED,
-            )
-
-        publish_and_enqueue(self.store, artifact, complete)
+        base = entries[-1].seq if entries else 0
+        publish_and_enqueue(self.store, artifact, partial(completion_of, artifact, base=base))
         result.published.append(batch.name(hook))
         return Taken(files=output.mark, content=content)
 

@@ -4,10 +4,12 @@ import contextlib
 import dataclasses
 import re
 from datetime import timedelta
+from functools import partial
 
 import pytest
 
 from feature_pipeline.archive import accept, blobs, deletion_lease, publish
+from feature_pipeline.archive.completion import completion_of
 from feature_pipeline.archive.deletion_guard import Guard
 from feature_pipeline.archive.deletion_lease import LEASE, MARGIN, DeletionLease
 from feature_pipeline.archive.format import documents, layout
@@ -180,7 +182,7 @@ class TestPublishersBesideDeletions:
             store = At(scene.store, call, act)
             with contextlib.suppress(InvalidInputError):  # it was told so
                 publish.publish_and_enqueue(
-                    store, artifact, lambda manifest, a=artifact: completion(a, manifest)
+                    store, artifact, partial(completion_of, artifact, base=0)
                 )
             finish_erasing(scene.store, DATASET)
             accept_all(scene.store)
@@ -216,7 +218,7 @@ class TestPublishersBesideDeletions:
             try:
                 if kind == "artifact":
                     publish.publish_and_enqueue(
-                        store, artifact, lambda manifest, a=artifact: completion(a, manifest)
+                        store, artifact, partial(completion_of, artifact, base=0)
                     )
                 else:
                     publish.submit_batch(store, batch, scene.paths(batch))
@@ -258,7 +260,7 @@ class HookRun:
         return artifact
 
     def act(self, scene, store, artifact):
-        publish.publish_and_enqueue(store, artifact, lambda m: completion(artifact, m))
+        publish.publish_and_enqueue(store, artifact, partial(completion_of, artifact, base=0))
 
 
 class Release:
@@ -723,17 +725,3 @@ class TestTheLease:
         lease.end()
         assert deletion_lease.read(store).is_over
         assert next(changes, None) is None
-
-
-def completion(artifact, manifest):
-    return publish.Completion(
-        id=artifact.run.id,
-        dataset=DATASET,
-        hook=HOOK,
-        batch=artifact.batch.key,
-        release_seq=artifact.release.seq,
-        release_digest=artifact.release.release.digest,
-        base=0,
-        manifest=manifest,
-        status=publish.CompletionStatus.SUCCEEDED,
-    )
