@@ -136,9 +136,10 @@ def accept_entries(
     """Accept each entry, leave it waiting, or quarantine it; none is ever lost.
 
     An entry that refers to something that may still arrive (an unknown batch or release, missing or
-    damaged bytes, a newer document) waits for up to `WAIT_LIMIT`. If the store does not answer, it
-    waits without limit. Batches are processed first, then each batch's completions in order of
-    publication; completions of different batches concurrently.
+    damaged bytes, a newer document), or whose own bytes arrived damaged, waits for up to
+    `WAIT_LIMIT`. If the store does not answer, it waits without limit. Batches are processed first,
+    then each batch's completions in order of publication; completions of different batches
+    concurrently.
 
     Returns:
         The result for each entry, in the order given.
@@ -185,6 +186,8 @@ def _accept_entry(acceptance: _Round, entry: InboxEntry) -> Accepted | Waiting |
                 return Accepted(*_accept(acceptance, timed, entry.modified_at))
             case None if entry.is_unread:
                 raise StoreUnavailableError(entry.problem)
+            case None if entry.is_damaged:
+                raise CorruptDataError(entry.problem)
             case None if entry.is_newer:
                 raise NewerVersionError(entry.problem)
             case None:

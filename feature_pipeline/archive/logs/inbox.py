@@ -123,6 +123,10 @@ class InboxEntry:
     """Whether it is of a version that only later code knows."""
     is_unread: bool = False
     """Whether the store did not return its bytes, so that nothing is known of it."""
+    is_damaged: bool = False
+    """Whether the bytes that arrived do not match the store's checksum. If they were altered on
+    their way, they are right the next time.
+    """
 
 
 C = TypeVar("C", Submission, Completion)
@@ -169,7 +173,7 @@ def _read(store: BlobStore, info: ObjectInfo) -> InboxEntry | None:
     except NotFoundError:
         return None  # another process accepted and removed it since the listing
     except CorruptDataError as error:
-        return InboxEntry(entry_id, info.modified_at, None, str(error))
+        return InboxEntry(entry_id, info.modified_at, None, str(error), is_damaged=True)
     except StoreUnavailableError as error:
         # The store may refuse one object alone: a key of its own encrypts it, or it is in a
         # storage class that is not read at once.

@@ -31,6 +31,7 @@ from feature_pipeline.archive.store.base import (
 )
 from feature_pipeline.archive.store.memory import check_size
 from feature_pipeline.archive.store.s3_answers import (
+    NO_ANSWER_ERRORS,
     base64_text,
     code,
     explained,
@@ -167,7 +168,7 @@ class S3Store:
                     " create it, or name another"
                 ) from error
             raise self._refused("HEAD", "", error) from error
-        except boto_errors.BotoCoreError as error:
+        except NO_ANSWER_ERRORS as error:
             raise self._unreachable("HEAD", "", error) from error
 
     def check_is_one(self) -> None:
@@ -263,7 +264,7 @@ class S3Store:
         except boto_errors.ClientError as error:
             if status(error) != 404:
                 raise self._refused("HEAD", key, error) from error
-        except boto_errors.BotoCoreError as error:
+        except NO_ANSWER_ERRORS as error:
             raise self._unreachable("HEAD", key, error) from error
         else:
             return object_info(key, response)
@@ -316,7 +317,7 @@ class S3Store:
             answer = self._client.head_bucket(Bucket=self._bucket)
         except boto_errors.ClientError as error:
             raise self._refused("HEAD", "", error) from error
-        except boto_errors.BotoCoreError as error:
+        except NO_ANSWER_ERRORS as error:
             raise self._unreachable("HEAD", "", error) from error
         date = answer["ResponseMetadata"]["HTTPHeaders"].get("date", "")
         try:
@@ -464,7 +465,7 @@ class S3Store:
     def _abort(self, target: dict[str, Any], upload: dict[str, Any]) -> None:
         try:
             self._client.abort_multipart_upload(**target, **upload)
-        except (boto_errors.ClientError, boto_errors.BotoCoreError):
+        except (boto_errors.ClientError, *NO_ANSWER_ERRORS):
             # Parts without an object are invisible and are removed by the bucket's lifecycle rule;
             # the error or answer that led here matters more.
             return
@@ -478,7 +479,7 @@ class S3Store:
             if status(error) == 404 and code(error) == "NoSuchKey":
                 raise NotFoundError(f"no object {self.uri(key)}") from error
             raise self._refused("GET", key, error) from error
-        except boto_errors.BotoCoreError as error:
+        except NO_ANSWER_ERRORS as error:
             raise self._unreachable("GET", key, error) from error
 
     def _chunks(self, key: str, body: Any, size: int) -> Iterator[bytes]:
@@ -503,7 +504,7 @@ class S3Store:
             yield from pages
         except boto_errors.ClientError as error:
             raise self._refused("LIST", prefix, error) from error
-        except boto_errors.BotoCoreError as error:
+        except NO_ANSWER_ERRORS as error:
             raise self._unreachable("LIST", prefix, error) from error
 
     def _write(self, verb: str, key: str, call: Callable[[], object]) -> bool:
@@ -524,7 +525,7 @@ class S3Store:
             raise self._refused(verb, key, error) from error
         except _NEVER_SENT as error:
             raise self._unreachable(verb, key, error) from error
-        except boto_errors.BotoCoreError as error:
+        except NO_ANSWER_ERRORS as error:
             raise OutcomeUnknownError(f"{verb} {self.uri(key)}: no answer: {error}") from error
         return True
 

@@ -1,13 +1,19 @@
 """Interpret S3's answers, which boto3 returns as untyped dictionaries."""
 
 import base64
-from typing import Any
+from typing import Any, Final
 
 import botocore.exceptions as boto_errors
+import urllib3.exceptions as http_errors
 
 from feature_pipeline.archive.store.base import ObjectInfo
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.digest import Digest
+
+NO_ANSWER_ERRORS: Final = (boto_errors.BotoCoreError, http_errors.HTTPError)
+"""No answer came, or it broke off. Of an answer that is an error, boto3 reads the body where it
+translates no error of the connection: urllib3's leaves it as it is.
+"""
 
 
 def required(key: str, response: Any, name: str) -> Any:

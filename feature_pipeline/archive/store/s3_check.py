@@ -21,7 +21,12 @@ import botocore.exceptions as boto_errors
 from feature_pipeline.archive.format.layout import PROBE
 from feature_pipeline.archive.store import s3_delete
 from feature_pipeline.archive.store.s3 import S3Store
-from feature_pipeline.archive.store.s3_answers import base64_text, required, status
+from feature_pipeline.archive.store.s3_answers import (
+    NO_ANSWER_ERRORS,
+    base64_text,
+    required,
+    status,
+)
 from feature_pipeline.errors import FeaturePipelineError
 from feature_pipeline.model.digest import Digest
 
@@ -103,7 +108,7 @@ def _try(check: Callable[[_Place], None], place: _Place) -> str | None:
         check(place)
     except (_Lacking, FeaturePipelineError) as error:
         return str(error)
-    except (boto_errors.ClientError, boto_errors.BotoCoreError) as error:
+    except (boto_errors.ClientError, *NO_ANSWER_ERRORS) as error:
         return f"{type(error).__name__}: {error}"
     return None
 

@@ -280,6 +280,8 @@ class BucketStorage:
     def _translated(self, place: Place) -> Iterator[None]:
         import botocore.exceptions as boto_errors
 
+        from feature_pipeline.archive.store.s3_answers import NO_ANSWER_ERRORS
+
         try:
             yield
         except boto_errors.ClientError as error:
@@ -287,7 +289,7 @@ class BucketStorage:
             if code == "NoSuchKey":
                 raise NotFoundError(f"{place} is not in {self.name}") from error
             raise StoreUnavailableError(f"{place} in {self.name}: {error}") from error
-        except (boto_errors.BotoCoreError, OSError) as error:
+        except (*NO_ANSWER_ERRORS, OSError) as error:
             raise StoreUnavailableError(f"{place} in {self.name}: {error}") from error
 
 
