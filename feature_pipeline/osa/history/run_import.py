@@ -177,6 +177,7 @@ class RunImporter:
             return RunResult(lacks_batch=True)
         if not with_rows:
             return RunResult(withdrawn_rows=wanted.run.rows)
+        is_new_batch = batch is None
         if batch is None:
             given = with_rows if group.records is None else group.records
             allowed = [each for each in given if each.record_id not in hook.withdrawn]
@@ -190,7 +191,8 @@ class RunImporter:
         if self._has(wanted, batch, lines):
             return RunResult(withdrawn_rows=withdrawn_rows)
         artifact = self._artifact(wanted, release, batch, order, lines.text)
-        return RunResult(self._publish(wanted, artifact, lines), withdrawn_rows)
+        is_history = wanted.has_output or (not is_new_batch and self._has_output(artifact))
+        return RunResult(self._publish(wanted, artifact, lines, is_history), withdrawn_rows)
 
     def _rows(self, wanted: Wanted) -> "pa.Table":
         return self._tables[wanted.hook].rows(wanted.run.run_id)
@@ -237,29 +239,31 @@ class RunImporter:
             return False
         return bool(server_row_ids(self._store, manifest).equals(lines.ids))
 
-    def _publish(self, wanted: Wanted, artifact: Artifact, lines: "RunLines") -> FeatureEntry:
+    def _has_output(self, artifact: Artifact) -> bool:
+        """Return whether the current artifact of the batch is a hook's output."""
+        head = log.head(self._store, artifact.dataset, artifact.hook, artifact.batch.key)
+        return head is not None and not is_reconstructed(read.manifest_of(self._store, head))
+
+    def _publish(
+        self, wanted: Wanted, artifact: Artifact, lines: "RunLines", is_history: bool
+    ) -> FeatureEntry:
         """Publish an artifact and accept it; its inbox entry stays for Dagster's sensor.
 
         It was planned on nothing, and is as old as the hook run. So every real output is later. If
         the batch has the output of another hook run already, it is history from the beginning.
         """
-        batch, hook = artifact.batch, artifact.hook
-        head = log.head(self._store, batch.dataset, hook, batch.key)
-        is_history = head is not None and not is_reconstructed(read.manifest_of(self._store, head))
 
         def complete(manifest: Digest) -> Completion:
             return Completion(
                 id=reconstructed_completion(wanted.run.run_id),
-                dataset=batch.dataset,
-                hook=hook,
-                batch=batch.key,
+                dataset=artifact.dataset,
+                hook=artifact.hook,
+                batch=artifact.batch.key,
                 release_seq=artifact.release.seq,
                 release_digest=artifact.release.release.digest,
                 base=0,
                 manifest=manifest,
-                status=CompletionStatus.CANCELLED
-                if is_history or wanted.has_output
-                else CompletionStatus.SUCCEEDED,
+                status=CompletionStatus.CANCELLED if is_history else CompletionStatus.SUCCEEDED,
                 published_at=wanted.row.finished_at,
             )
 

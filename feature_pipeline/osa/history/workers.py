@@ -1,5 +1,6 @@
 """Processes that import and prove hook runs, each with its own session of one snapshot."""
 
+import gc
 import os
 import signal
 import threading
@@ -135,4 +136,7 @@ def _opened() -> RunImporter:
             _importer = RunImporter(_setup.open_store(), reader, _setup.hooks)
             # The session lasts until the process ends.
             util.Finalize(None, stack.pop_all().close, exitpriority=0)
+        # Each collection would look through what was imported.
+        gc.collect()
+        gc.freeze()
     return _importer
