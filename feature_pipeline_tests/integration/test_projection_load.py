@@ -3,8 +3,11 @@
 import collections
 import dataclasses
 import itertools
+import json
 import math
 import secrets
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +23,7 @@ from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.logs import tombstones
 from feature_pipeline.archive.logs.entries import StoredEntry, chained
 from feature_pipeline.archive.maintenance import erase
+from feature_pipeline.archive.store.s3 import open_store
 from feature_pipeline.errors import ConflictError, NotFoundError, ProjectionError
 from feature_pipeline.model.columns import Column
 from feature_pipeline.model.definition import IndexDefinition
@@ -98,6 +102,52 @@ def test_every_type_arrives_as_what_it_is(archive, database, connection) -> None
         ("r1", 1, "b1", *[None] * 9),
     ]
     assert prove(archive.store, database, archive.spec()).is_equal
+
+
+_LOAD_ALONE = """
+import json, sys
+from feature_pipeline.archive.store.s3 import make_client, open_store
+from feature_pipeline.model.columns import Column
+from feature_pipeline.projections.catalog.database import Database
+from feature_pipeline.projections.catalog.spec import TableSpec
+from feature_pipeline.projections.load import load_batches
+from feature_pipeline.projections.proof.proof import prove
+from feature_pipeline.projections.rebuild import begin_rebuild, fill
+client, bucket, prefix, url, columns, dataset, hook = json.loads(sys.argv[1])
+store, database = open_store(make_client(**client), bucket, prefix), Database(url)
+columns = tuple(Column(**column) for column in columns)
+spec = TableSpec(dataset=dataset, hook=hook, name="pockets", columns=columns)
+for _ in load_batches(store, database, spec):
+    pass
+for _ in fill(store, database, begin_rebuild(store, database, spec), workers=2):
+    pass
+assert prove(store, database, spec).is_equal
+print("pandas" in sys.modules)
+"""
+
+
+@pytest.mark.s3
+def test_pandas_is_never_imported(s3_address, s3_client, s3_prefix, database_url) -> None:
+    """It takes half a second and 45 MB, and pyarrow imports it to make the smallest array."""
+    store = open_store(s3_client, s3_address.bucket, s3_prefix)
+    archive = FeatureArchive(COLUMNS, store)
+    archive.add("b1", {"r1": [FULL, {"label": None}], "r2": [], "r3": [FULL]})
+    archive.add("b2", {"r3": [{"center": ["a", "b"]}, {"center": [1e-7, 0.12345678901234567]}]})
+    spec = archive.spec()
+    client = {
+        name: getattr(s3_address, name)
+        for name in ("endpoint_url", "region", "access_key_id", "secret_access_key")
+    }
+    columns = [column.model_dump(mode="json", exclude_unset=True) for column in COLUMNS]
+    given = [client, s3_address.bucket, s3_prefix, database_url, columns, spec.dataset, spec.hook]
+    done = subprocess.run(
+        [sys.executable, "-c", _LOAD_ALONE, json.dumps(given)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "False\n"
 
 
 def test_numbers_that_are_written_alike_stay_distinct(archive, database, connection) -> None:

@@ -172,7 +172,9 @@ def test_texts_of_jsonb_are_written_canonically(values: list) -> None:
     assert canonical_texts(chunks).to_pylist() == expected
 
 
-SPACED = st.lists(st.sampled_from(["", "a", "b", "a b", " ", ", ", ",", '", "']), max_size=3)
+SPACED = st.lists(
+    st.sampled_from(["", "a", "b", "a b", " ", ", ", ",", '", "', "{", "\\"]), max_size=3
+)
 
 
 @given(st.lists(st.none() | SPACED | st.lists(st.integers(0, 9) | SPACED, max_size=2), max_size=4))
@@ -180,6 +182,10 @@ SPACED = st.lists(st.sampled_from(["", "a", "b", "a b", " ", ", ", ",", '", "'])
 @example([[", "], []])
 @example([["a", "b"], ["b"], None])
 @example([["a", "b c"]])
+@example([["a b"], ["c"], [1]])
+@example([["a", "b"], [["c"], []]])
+@example([["a", 1], ["b"]])
+@example([["{"], ["\\"]])
 def test_spaces_in_strings_stay(values: list) -> None:
     texts = [None if value is None else jsonb_text(value) for value in values]
     expected = [None if value is None else canonical_json(value) for value in values]

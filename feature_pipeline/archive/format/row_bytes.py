@@ -6,13 +6,19 @@ a value.
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from feature_pipeline.archive.format.arrow_values import (
+    Array,
+    as_numpy,
+    bytes_array,
+    text_scalar,
+)
 from feature_pipeline.errors import ProjectionError
 
 # The published stubs know only some of the forms that the kernels take.
@@ -24,8 +30,6 @@ MAX_SMALL_BYTES: Final = 1 << 29
 _NIBBLES: Final = np.zeros(256, np.uint8)
 _NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
 _UUID_DIGITS: Final = np.array([at for at in range(36) if at not in (8, 13, 18, 23)])
-
-Array: TypeAlias = "pa.Array[Any]"
 
 
 class RowBuilder:
@@ -62,7 +66,7 @@ class RowBuilder:
         self._flush()
         if len(self._pieces) == 1:
             return self._pieces[0]
-        empty = pa.scalar(b"", self._text_type)
+        empty = bytes_array(self._text_type, np.zeros(2, np.int64), b"")[0]
         joined: Array = _compute.binary_join_element_wise(
             *self._pieces, empty, null_handling="replace", null_replacement=""
         )
@@ -85,15 +89,13 @@ class RowBuilder:
         is_large = self._text_type == pa.large_binary()
         offsets = np.zeros(self.count + 1, np.int64 if is_large else np.int32)
         np.cumsum(sizes, out=offsets[1:])
-        py_buffer: Any = pa.py_buffer
-        from_buffers: Any = pa.Array.from_buffers
-        buffers = [None, py_buffer(offsets), py_buffer(data.view(np.uint8))]
-        self._pieces.append(from_buffers(self._text_type, self.count, buffers))
+        self._pieces.append(bytes_array(self._text_type, offsets, data.view(np.uint8)))
 
 
 def flags(values: Array) -> npt.NDArray[Any]:
     """Return 1 for true, 0 for false and null."""
-    return np.asarray(_compute.fill_null(values, False).cast(pa.uint8()))
+    is_true = as_numpy(values)
+    return (is_true if values.null_count == 0 else is_true & is_valid(values)).view(np.uint8)
 
 
 def uuid_octets(values: Array) -> npt.NDArray[np.uint8]:
@@ -103,7 +105,7 @@ def uuid_octets(values: Array) -> npt.NDArray[np.uint8]:
         ProjectionError: A text is not 36 characters long.
     """
     # 36 lower-case characters each, as columns.py decodes them.
-    filled = _compute.fill_null(values, "00000000-0000-0000-0000-000000000000")
+    filled = _compute.fill_null(values, text_scalar("00000000-0000-0000-0000-000000000000"))
     if (lengths(filled) != 36).any():
         raise ProjectionError("a uuid column holds text that is not 36 characters long")
     text = np.frombuffer(characters(filled.cast(pa.large_binary())), np.uint8).reshape(-1, 36)
@@ -114,7 +116,7 @@ def uuid_octets(values: Array) -> npt.NDArray[np.uint8]:
 
 def is_valid(values: Array) -> npt.NDArray[np.bool_]:
     """Return which values are not null."""
-    return np.asarray(values.is_valid())
+    return as_numpy(values.is_valid())
 
 
 def lengths(values: Array) -> npt.NDArray[np.int64]:
@@ -125,7 +127,8 @@ def lengths(values: Array) -> npt.NDArray[np.int64]:
     """
     if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
         raise ProjectionError(f"a column of Arrow type {values.type} cannot be read as text")
-    return np.asarray(_compute.fill_null(_compute.binary_length(values), 0)).astype(np.int64)
+    sizes = as_numpy(_compute.binary_length(values)).astype(np.int64)
+    return np.where(is_valid(values), sizes, 0) if values.null_count else sizes
 
 
 def characters(values: Array) -> memoryview:

@@ -13,8 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from feature_pipeline.archive.format.arrow_values import Array, as_numpy, number_array
 from feature_pipeline.archive.format.canonical import add_text, encode_rows
-from feature_pipeline.archive.format.row_bytes import Array, RowBuilder, binary_parts
+from feature_pipeline.archive.format.row_bytes import RowBuilder, binary_parts
 from feature_pipeline.model.digest import RowEncoder
 
 _compute: Final[Any] = pc
@@ -57,8 +58,8 @@ class RecordDigests:
         starts = np.flatnonzero(is_first)
         row_counts = np.diff(starts, append=count)
         positions = np.arange(count) - np.repeat(starts, row_counts)
-        gaps = np.add.reduceat(positions != np.asarray(ordinals), starts).tolist()
-        first: Any = pa.array(starts)
+        gaps = np.add.reduceat(positions != as_numpy(ordinals), starts).tolist()
+        first = number_array(pa.int64(), starts)
         heads, head_offsets = _heads(keys[0].take(first), row_counts)
         data, offsets = encode_rows(list(zip(self._kinds, columns, strict=True)))
         row_offsets = np.append(offsets[starts] if columns else starts * 0, len(data))
@@ -69,7 +70,7 @@ class RecordDigests:
             hasher.update(heads[head:head_end])
             hasher.update(data[rows:rows_end])
             if gaps[at]:
-                given = np.asarray(ordinals)[starts[at] : starts[at] + row_counts[at]]
+                given = as_numpy(ordinals)[starts[at] : starts[at] + row_counts[at]]
                 hasher.update(b"ordinals" + given.tobytes())
             digests.append(hasher.digest())
         return Records(starts, row_counts, digests)
@@ -104,12 +105,13 @@ def sum_by_label(
     if not digests:
         return
     encoded: Any = _compute.dictionary_encode(labels)
-    codes = np.asarray(encoded.indices)
+    codes = as_numpy(encoded.indices)
     order = np.argsort(codes, kind="stable")
     starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
     sums = np.add.reduceat(_words(digests)[order], starts, axis=0)
     totals = np.add.reduceat(counts[order], starts).tolist()
-    names = encoded.dictionary.take(pa.array(codes[order][starts])).to_pylist()
+    chosen = number_array(pa.int32(), codes[order][starts])
+    names = encoded.dictionary.take(chosen).to_pylist()
     yield from zip(names, map(_as_number, sums), totals, strict=True)
 
 
@@ -127,5 +129,4 @@ def _as_number(words: npt.NDArray[np.uint64]) -> int:
 
 def _changes(key: Array) -> npt.NDArray[np.bool_]:
     """Return whether each value but the first differs from the one before it."""
-    differs: npt.NDArray[np.bool_] = np.asarray(_compute.not_equal(key[1:], key[:-1]))
-    return differs
+    return as_numpy(_compute.not_equal(key[1:], key[:-1]))

@@ -14,6 +14,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from feature_pipeline.archive.format.arrow_values import (
+    bytes_array,
+    null_scalar,
+    number_array,
+    text_array,
+    text_scalar,
+)
 from feature_pipeline.model.digest import INT64_MAX, INT64_MIN, write_plain
 from feature_pipeline.model.text.json_text import exact_integer, parse_number
 
@@ -21,6 +28,10 @@ _compute: Final[Any] = pc
 _LINE_FEED: Final = ord("\n")
 _QUOTE: Final = ord('"')
 _SPACE: Final = ord(" ")
+_BRACKET: Final = ord("[")
+_NOT_PLAIN: Final = (ord("{"), ord("\\"))
+_SAMPLE: Final = 64
+"""Texts of a column that show what most of it is."""
 _NOT_AS_STORED: Final = (
     r"[{\\]|\.[0-9]*0(?:[^0-9]|$)|0\.0000|[0-9][0-9.]{15}|[0-9][eE]|-0(?:[^0-9.]|$)"
 )
@@ -47,8 +58,34 @@ def canonical_texts(values: pa.ChunkedArray[Any]) -> pa.Array[Any]:
     of the kind in question costs its value the slower way, and nothing else.
     """
     texts: Any = values.combine_chunks()
-    written: pa.Array[Any] = _split(texts, _NOT_AS_STORED, _without_spaces, _by_msgspec)
+    written: pa.Array[Any]
+    if _have_strings_only(texts):
+        written = _compute.replace_substring(texts, " ", "")
+    elif _compute.all(_matches(texts[:_SAMPLE], _NOT_AS_STORED)).as_py():
+        # The pattern need not be looked for: what writes the few also writes the rest.
+        written = _by_msgspec(texts)
+    else:
+        written = _split(texts, _NOT_AS_STORED, _without_spaces, _by_msgspec)
     return written
+
+
+def _have_strings_only(texts: Any) -> bool:
+    """Return whether all values are arrays of strings without spaces, if that is quickly seen.
+
+    Without objects, a text has as many separators as scalars and empty arrays but one, and `jsonb`
+    writes a space behind each separator. So if all texts together have as many spaces as strings
+    but one each, then no string has a space, and nothing but strings is in them.
+    """
+    offsets, data = _buffers(texts)
+    starts = offsets[:-1][np.diff(offsets) > 1]
+    if len(starts) == 0 or len(starts) < len(texts) - texts.null_count:
+        return False
+    if not ((data[starts] == _BRACKET).all() and (data[starts + 1] == _QUOTE).all()):
+        return False
+    if any((data == one).any() for one in _NOT_PLAIN):
+        return False
+    strings = np.count_nonzero(data == _QUOTE) // 2
+    return bool(np.count_nonzero(data == _SPACE) == strings - len(starts))
 
 
 def _split(texts: Any, pattern: str, few: Callable[[Any], Any], many: Callable[[Any], Any]) -> Any:
@@ -65,7 +102,8 @@ def _split(texts: Any, pattern: str, few: Callable[[Any], Any], many: Callable[[
 
 def _matches(texts: Any, pattern: str) -> Any:
     """Return for each text whether it matches; NULL does not."""
-    return _compute.fill_null(_compute.match_substring_regex(texts, pattern), False)
+    matched = _compute.match_substring_regex(texts, pattern)
+    return _compute.and_kleene(texts.is_valid(), matched) if texts.null_count else matched
 
 
 def _without_spaces(texts: Any) -> Any:
@@ -106,10 +144,10 @@ def _by_msgspec(texts: Any) -> Any:
 
 def _written_again(texts: Any) -> Any:
     # Parsed and written as one list: a call costs more than a small value.
-    ends = pa.array([0, len(texts)], pa.int32())
-    (joined,) = _compute.binary_join(
-        pa.ListArray.from_arrays(ends, _compute.fill_null(texts, "null")), ","
-    )
+    ends = number_array(pa.int32(), np.array([0, len(texts)], np.int32))
+    filled = _compute.fill_null(texts, text_scalar("null"))
+    from_arrays: Any = pa.ListArray.from_arrays
+    (joined,) = _compute.binary_join(from_arrays(ends, filled), text_scalar(","))
     with _without_collection():
         lines = np.frombuffer(_write_lines(_read_fast(b"[%b]" % joined.as_buffer())), np.uint8)
     # A line feed in a text is escaped, so each one is an end.
@@ -136,8 +174,8 @@ def _without_collection() -> Iterator[None]:
 
 
 def _by_python(texts: Any) -> Any:
-    written = [None if text is None else _canonical_text(text) for text in texts.to_pylist()]
-    return pa.array(written, pa.string())
+    written = ["" if text is None else _canonical_text(text) for text in texts.to_pylist()]
+    return _with_nulls_of(texts, text_array(written))
 
 
 def _buffers(texts: Any) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
@@ -150,10 +188,13 @@ def _buffers(texts: Any) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
 
 def _array(like: Any, offsets: npt.NDArray[np.int32], data: npt.NDArray[np.uint8]) -> Any:
     """Return texts with NULL where `like` has it."""
-    of_numpy: Any = pa.py_buffer
-    buffers = [None, of_numpy(offsets), of_numpy(data)]
-    array: Any = pa.Array.from_buffers(pa.string(), len(like), buffers)
-    return _compute.if_else(like.is_valid(), array, None) if like.null_count else array
+    return _with_nulls_of(like, bytes_array(pa.string(), offsets, data))
+
+
+def _with_nulls_of(like: Any, texts: Any) -> Any:
+    if like.null_count == 0:
+        return texts
+    return _compute.if_else(like.is_valid(), texts, null_scalar(pa.string()))
 
 
 def _canonical_text(text: str) -> str:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from psycopg import IsolationLevel, sql
 
 from feature_pipeline import measure
+from feature_pipeline.archive.format.arrow_values import as_numpy, number_array, text_array
 from feature_pipeline.archive.format.documents import NewerVersionError
 from feature_pipeline.archive.format.manifest import Manifest
 from feature_pipeline.archive.logs import erasures, log, tombstones
@@ -434,7 +435,7 @@ def _add_rows(
         labels = one_array(rows["batch"])
         keys = [one_array(rows["record_id"]), labels]
         records = digests.of(keys, one_array(rows["ordinal"]), arrays)
-        first: Any = pa.array(records.starts)
+        first = number_array(pa.int64(), records.starts)
         for batch, total, count in sum_by_label(
             labels.take(first), records.digests, records.row_counts
         ):
@@ -476,7 +477,7 @@ def _add_outcomes(
 def _start_of_last_record(rows: pa.Table) -> int:
     ids = rows["record_id"]
     is_last: Any = pc.equal(ids, ids[len(ids) - 1])
-    return int(pc.index(is_last, True).as_py())
+    return int(np.argmax(as_numpy(one_array(is_last))))
 
 
 def _archive_content(
@@ -580,7 +581,7 @@ def _batch_content(
 
 
 def _is_in(values: pa.ChunkedArray[Any], chosen: list[str]) -> Any:
-    return pc.is_in(values, pa.array(chosen, pa.string()))
+    return pc.is_in(values, text_array(chosen))
 
 
 def _outcome_digests(lines: pa.Table) -> list[bytes]:

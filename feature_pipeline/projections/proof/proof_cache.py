@@ -89,8 +89,9 @@ def _row_versions(connection: Connection, table: sql.Identifier) -> list[Any]:
     row = fetch_one(
         connection,
         sql.SQL(
-            "select count(*), coalesce(sum(hashtidextended(ctid, xmin::text::bigint)"
-            "::numeric), 0)::text from {}"
+            # A sum of bigint has no limit: PostgreSQL adds in 128 bits, and returns a numeric.
+            "select count(*), coalesce(sum(hashtidextended(ctid, xmin::text::bigint)), 0)::text"
+            " from {}"
         ).format(table),
     )
     return list(row or ())

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from feature_pipeline.archive.format.arrow_values import Array
 from feature_pipeline.archive.format.row_bytes import (
     MAX_SMALL_BYTES,
-    Array,
     RowBuilder,
     characters,
     flags,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from feature_pipeline.archive.format.arrow_values import number_array, repeat, text_array
 from feature_pipeline.archive.format.layout import FIRST_SEQ
 from feature_pipeline.archive.format.manifest import Manifest
 from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry
@@ -21,6 +23,8 @@ from feature_pipeline.projections.catalog.ddl import column_kinds
 from feature_pipeline.projections.catalog.generation import Generation
 from feature_pipeline.projections.rows import copy_format, evolve
 from feature_pipeline.projections.rows.renamed_columns import check_carried
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 CHUNK_ROWS: Final = 16_384
 """Rows encoded at a time. With the widest rows seen (2 KB) a chunk is 32 MB."""
@@ -79,13 +83,13 @@ class PreparedBatch:
         """Return the rows that `chunks` encodes, in their order."""
         if owned is None:
             return self.rows
-        return self.rows.filter(pc.is_in(self.rows["record_id"], pa.array(owned, pa.string())))
+        return self.rows.filter(pc.is_in(self.rows["record_id"], text_array(owned)))
 
     def row_count(self, owned: Sequence[str] | None) -> int:
         """Return the number of rows of `chunks`."""
         if owned is None:
             return len(self.rows)
-        is_owned = pc.is_in(self.rows["record_id"], pa.array(owned, pa.string()))
+        is_owned = pc.is_in(self.rows["record_id"], text_array(owned))
         return is_owned.to_pylist().count(True)
 
 
@@ -150,18 +154,18 @@ def prepare_batch(
 
 def prepare_group(batches: Sequence[PreparedBatch], generation: Generation) -> PreparedGroup:
     """Prepare these batches, at least one, for one transaction."""
-    repeat: Any = pa.repeat
-    instant = pa.timestamp("us", "UTC")
     tables = []
     for prepared in batches:
         table, count = prepared.outcomes, len(prepared.outcomes)
-        table = table.append_column("batch", repeat(pa.scalar(prepared.batch), count))
-        submitted_at = repeat(pa.scalar(prepared.submitted_at, instant), count)
+        table = table.append_column("batch", repeat(text_array([prepared.batch]), count))
+        submitted_at = repeat(_instant(prepared.submitted_at), count)
         tables.append(table.append_column("submitted_at", submitted_at))
     # Every loader takes records in this order, so that none waits for another in a circle.
     outcomes = tables[0] if len(tables) == 1 else pa.concat_tables(tables).sort_by("record_id")
     values = {name: one_array(outcomes[name]) for name in outcomes.column_names}
-    values["generation"] = repeat(pa.scalar(generation.id, pa.int32()), len(outcomes))
+    values["generation"] = repeat(
+        number_array(pa.int32(), np.array([generation.id], np.int32)), len(outcomes)
+    )
     encoded = copy_format.encode_copy_rows([(kind, values[n]) for n, kind in OUTCOME_KINDS.items()])
     return PreparedGroup(tuple(batches), encoded)
 
@@ -170,7 +174,7 @@ def encode_chunks(rows: pa.Table, batch: str, kinds: dict[str, str]) -> Iterator
     """Yield COPY rows of `rows`, `CHUNK_ROWS` at a time."""
     for start in range(0, len(rows), CHUNK_ROWS):
         chunk = rows.slice(start, CHUNK_ROWS)
-        label = pa.repeat(pa.scalar(batch), len(chunk))
+        label = repeat(text_array([batch]), len(chunk))
         yield copy_format.encode_copy_rows(
             [
                 (kind, label if name == "batch" else one_array(chunk[name]))
@@ -184,16 +188,21 @@ def one_array(values: pa.ChunkedArray[Any]) -> pa.Array[Any]:
     # The published stubs of pyarrow mistake both for chunked arrays.
     concat: Any = pa.concat_arrays
     if values.num_chunks == 0:
-        empty: pa.Array[Any] = pa.array([], values.type)
+        empty: pa.Array[Any] = pa.nulls(0, values.type)
         return empty
     array: pa.Array[Any] = values.chunks[0] if values.num_chunks == 1 else concat(values.chunks)
     return array
 
 
+def _instant(time: datetime) -> pa.Array[Any]:
+    microseconds = (time - _EPOCH) // timedelta(microseconds=1)
+    return number_array(pa.timestamp("us", "UTC"), np.array([microseconds], np.int64))
+
+
 def _without(table: pa.Table, withdrawn: frozenset[str]) -> pa.Table:
     if not withdrawn:
         return table
-    is_withdrawn = pc.is_in(table["record_id"], pa.array(sorted(withdrawn), pa.string()))
+    is_withdrawn = pc.is_in(table["record_id"], text_array(sorted(withdrawn)))
     return table.filter(pc.invert(is_withdrawn))
 
 

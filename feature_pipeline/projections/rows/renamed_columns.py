@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from feature_pipeline.archive.format.arrow_values import text_array
 from feature_pipeline.archive.format.manifest import Manifest
 from feature_pipeline.archive.read import read_manifest, read_rows
 from feature_pipeline.archive.store.base import BlobStore
@@ -89,4 +90,4 @@ def _values(rows: pa.Table, column: str, ids: Collection[str]) -> dict[Any, str]
 
 
 def _is_in(values: pa.ChunkedArray[Any], chosen: Collection[str]) -> Any:
-    return pc.is_in(values, pa.array(sorted(chosen), pa.string()))
+    return pc.is_in(values, text_array(sorted(chosen)))

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from psycopg import sql
 
+from feature_pipeline.archive.format.arrow_values import text_array
 from feature_pipeline.errors import ConflictError, ProjectionError
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.projections.catalog.bookkeeping import (
@@ -266,9 +267,7 @@ def _replace(
     rows = prepared.row_count(owned)
     left_out = _copy_owned(connection, generation, prepared, owned) if rows else {}
     if left_out:
-        is_left_out = pc.is_in(
-            prepared.owned_rows(owned)["record_id"], pa.array(list(left_out), pa.string())
-        )
+        is_left_out = pc.is_in(prepared.owned_rows(owned)["record_id"], text_array(list(left_out)))
         rows -= is_left_out.to_pylist().count(True)
     write_left_out(connection, generation.id, prepared.batch, left_out)
     progress = _progress(prepared, rows)
