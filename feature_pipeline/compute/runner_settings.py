@@ -11,6 +11,7 @@ from feature_pipeline.compute.pod_transfer import S3Transfer
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.ended_attempts import EndedAttempts
 from feature_pipeline.hooks.runner import HookRunner
+from feature_pipeline.hooks.runners.bubblewrap import Confinement
 from feature_pipeline.hooks.runners.container.runner import ContainerRunner
 from feature_pipeline.hooks.runners.kubernetes.config import PodOverrides
 from feature_pipeline.hooks.runners.kubernetes.job import JobSettings
@@ -27,6 +28,12 @@ class SubprocessSettings(_Settings):
     """Hooks run as subprocesses of Dagster's worker, as its user."""
 
     kind: Literal["subprocess"] = "subprocess"
+    confined: bool = Field(
+        False, description="Confine hooks with bubblewrap: no network, no files but their own."
+    )
+    readable: tuple[str, ...] = Field(
+        (), description="Absolute paths that confined hooks can read beside the system's programs."
+    )
 
 
 class ContainerSettings(_Settings):
@@ -99,12 +106,14 @@ def open_runner(
         work: Folder for ended attempts on this machine; if None, they are not stored.
 
     Raises:
-        InvalidInputError: The `k8s` additions are wrong, or there are no credentials that can sign.
+        InvalidInputError: The `k8s` additions are wrong, there are no credentials that can sign, or
+            bubblewrap cannot confine hooks here.
     """
     attempts = None if work is None else EndedAttempts(work.attempts)
     match settings:
         case SubprocessSettings():
-            return SubprocessRunner(work)
+            confinement = Confinement.find(settings.readable) if settings.confined else None
+            return SubprocessRunner(work, confinement=confinement)
         case ContainerSettings():
             return ContainerRunner(
                 settings.engine_url,

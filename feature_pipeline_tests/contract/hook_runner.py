@@ -49,9 +49,13 @@ Run = Callable[..., RunResult]
 
 def is_growing(path: Path) -> bool:
     """Return whether a process still writes to a file, if it does so a hundred times a second."""
-    size = path.stat().st_size
+    size = _size(path)
     time.sleep(0.5)
-    return path.stat().st_size != size
+    return _size(path) != size
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 class HookRunnerTests:

@@ -14,10 +14,12 @@ class ProcessTree:
     """The process `pid`, which leads a group and session of its own, and its descendants.
 
     Descendants that leave the group are known from the moment a sample saw them. Their start time
-    distinguishes them from later processes of the same number.
+    distinguishes them from later processes of the same number. Of a confined program, `pid` and its
+    only child are bubblewrap's, and all end with either.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, *, is_confined: bool = False) -> None:
+        self.is_confined = is_confined
         self._pid = pid
         self._peak_bytes = 0
         self._escaped: set[Any] = set()
@@ -58,7 +60,15 @@ class ProcessTree:
         return used
 
     def terminate(self) -> None:
-        """Send SIGTERM to all processes."""
+        """Send SIGTERM to all processes of the program."""
+        if self.is_confined and self._leader is not None:
+            # Bubblewrap would end at once, and the program with it.
+            with suppress(self._psutil.Error):
+                for reaper in self._leader.children():
+                    for process in reaper.children(recursive=True):
+                        with suppress(self._psutil.Error):
+                            process.terminate()
+            return
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._pid, signal.SIGTERM)
 

@@ -2,20 +2,21 @@
 
 What this runner does not promise:
 
-- It is no sandbox. The hook gets no credential in its environment or by an open file, but it runs
-  as the same user, with the same files and the same network.
+- Unconfined, it is no sandbox. The hook gets no credential in its environment or by an open file,
+  but it runs as the same user, with the same files and the same network.
 - `limits.cpu` is not enforced. `limits.scratch` is checked every second, for the scratch folder
   and for the output.
 - Memory is sampled, every 0.1 s, over the hook and its descendants (`psutil`; without it the limit
   is not enforced, and the log says so). A shorter peak may be missed. An address-space limit was
   refused: many numerical programs reserve far more than they touch.
-- A descendant that leaves the process group and is gone from the tree before a sample was taken is
-  not found, and not stopped.
+- Unconfined, a descendant that leaves the process group and is gone from the tree before a sample
+  was taken is not found, and not stopped.
 - If this process itself is killed with SIGKILL, the hook runs on and cannot be attached to: its
   output is a pipe, and its status goes to its parent. The attempt is repeated. Ended attempts are
   found again.
 """
 
+import errno
 import math
 import os
 import platform
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -36,6 +37,8 @@ from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.ended_attempts import EndedAttempts, run_once
 from feature_pipeline.hooks.failure import FailureKind, RuntimeFacts, is_memory_error
 from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
+from feature_pipeline.hooks.runners import bubblewrap
+from feature_pipeline.hooks.runners.bubblewrap import Confinement
 from feature_pipeline.hooks.runners.process_tree import ProcessTree
 from feature_pipeline.hooks.runners.shared.disk_watch import DiskWatch
 from feature_pipeline.hooks.runners.shared.log_file import open_log
@@ -59,12 +62,20 @@ class SubprocessRunner:
         work: Folder for that fresh folder and for ended attempts; if None, the system's temporary
             folder is used and ended attempts are not stored.
         grace_seconds: Between SIGTERM and SIGKILL, at a deadline and on cancellation.
+        confinement: How hooks are confined; if None, they are not.
     """
 
     name = "subprocess"
 
-    def __init__(self, work: WorkFolders | None = None, *, grace_seconds: float = 10.0) -> None:
+    def __init__(
+        self,
+        work: WorkFolders | None = None,
+        *,
+        grace_seconds: float = 10.0,
+        confinement: Confinement | None = None,
+    ) -> None:
         self._work = work
+        self._confinement = confinement
         self._attempts = None if work is None else EndedAttempts(work.attempts)
         self._grace_seconds = grace_seconds
 
@@ -112,7 +123,7 @@ class SubprocessRunner:
                 folder = self._work.open("s")
                 cleanup.callback(folder.cleanup)
                 scratch = folder.path.resolve()
-            for name in ("work", "home", "tmp"):
+            for name in ("work", "home", "tmp", "shm"):
                 (scratch / name).mkdir()
             yield scratch
 
@@ -127,7 +138,10 @@ class SubprocessRunner:
         if os.sep not in command[0]:
             search = os.pathsep.join([str(scratch / "work"), environment["PATH"]])
             command[0] = shutil.which(command[0], path=search) or command[0]
+        program = command[0]
         try:
+            if self._confinement is not None:
+                command = _confined(self._confinement, command, request, scratch)
             process = subprocess.Popen(
                 command,
                 cwd=scratch / "work",
@@ -138,7 +152,7 @@ class SubprocessRunner:
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:
-            reason = f"{command[0]!r} cannot be started: {error}"
+            reason = f"{program!r} cannot be started: {error}"
             log.note(reason)
             return _End(None, (FailureKind.CANNOT_START, reason)), None
         try:
@@ -149,13 +163,35 @@ class SubprocessRunner:
                 {"scratch": scratch, "output": request.workspace.output},
                 request.limits.scratch_bytes,
             )
-            watch = _Watch(process, request, monitor, log, disk, self._grace_seconds)
+            tree = ProcessTree(process.pid, is_confined=self._confinement is not None)
+            watch = _Watch(process, tree, request, monitor, log, disk, self._grace_seconds)
             return watch.until_end(), watch.tree.peak_bytes
         except BaseException:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
             raise
+
+
+def _confined(
+    confinement: Confinement, command: list[str], request: RunRequest, scratch: Path
+) -> list[str]:
+    """Return the confined command.
+
+    Raises:
+        OSError: Its program is not there.
+    """
+    program = scratch / "work" / command[0]
+    if not program.exists():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])
+    workspace = request.workspace
+    return confinement.command(
+        [str(program), *command[1:]],
+        readable=[workspace.inputs.resolve(), workspace.files.resolve()],
+        writable=[workspace.output.resolve()],
+        scratch=scratch,
+        folder=scratch / "work",
+    )
 
 
 def _identity(request: RunRequest) -> Digest:
@@ -229,13 +265,14 @@ class _Watch:
     def __init__(
         self,
         process: "subprocess.Popen[bytes]",
+        tree: ProcessTree,
         request: RunRequest,
         monitor: RunMonitor,
         log: LogStream,
         disk: DiskWatch,
         grace_seconds: float,
     ) -> None:
-        self.tree = ProcessTree(process.pid)
+        self.tree = tree
         self._process = process
         self._disk = disk
         self._monitor = monitor
@@ -303,6 +340,11 @@ class _Watch:
         self._kill_at = time.monotonic() + self._grace_seconds
 
     def _end(self, returncode: int) -> _End:
+        if self.tree.is_confined:
+            if returncode == 1 and (refusal := _refusal(self._log.tail())):
+                return _End(None, (FailureKind.CANNOT_START, refusal))
+            # As a shell does, bubblewrap says 128 + N of a process that signal N ended.
+            returncode = 128 - returncode if returncode > 128 else returncode
         exit_code = 128 - returncode if returncode < 0 else returncode
         if self._stopped is not None:
             return _End(exit_code, self._stopped)
@@ -313,6 +355,12 @@ class _Watch:
                 exit_code, (FailureKind.OUT_OF_MEMORY, "its log reports that memory ran out")
             )
         return _End(exit_code, (FailureKind.NON_ZERO_EXIT, exit_reason(exit_code)))
+
+
+def _refusal(tail: Sequence[str]) -> str | None:
+    """Return why the confined program was not started, if its log ends with that."""
+    last = tail[-1] if tail else ""
+    return f"it cannot be started: {last}" if last.startswith(bubblewrap.FAILED) else None
 
 
 def _facts(end: _End, log: LogStream, request: RunRequest) -> RuntimeFacts:

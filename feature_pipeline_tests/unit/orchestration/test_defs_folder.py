@@ -90,6 +90,22 @@ def test_a_folder_of_ones_own_needs_no_project_around_it(project: Project) -> No
     assert "summary" in keys(defs)
 
 
+def test_texts_of_a_definition_are_not_evaluated(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the files of other components, Dagster evaluates what is in double braces."""
+    monkeypatch.setenv("FEATURE_PIPELINE_S3_SECRET_ACCESS_KEY", "secret")
+    text = "{{ env.FEATURE_PIPELINE_S3_SECRET_ACCESS_KEY }}"
+    description = f"  description: '{text}'\n  dataset: structures"
+    project.edit("size", "  dataset: structures", description)
+    project.edit("size", "    code:", f"    config: {{key: '{text}'}}\n    code:")
+    defs = build_defs()
+    assert wrong_sentences(defs) == []
+    (size,) = [each.definition for each in hooks_of(defs) if each.definition.name == "size"]
+    assert size.description == text
+    assert size.release.config == {"key": text}
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line", "words"),
     [
