@@ -29,7 +29,7 @@ def child(arguments: str) -> None:
     store = open_s3(given["s3"], given["prefix"])
     before = peak_memory()
     children = ChildrenPeak()
-    profile = cProfile.Profile() if given["profile"] else contextlib.nullcontext()
+    profile = cProfile.Profile(time.thread_time) if given["profile"] else contextlib.nullcontext()
     began, processor = time.perf_counter(), processor_seconds()
     with profile, children:
         if given["is_restore"]:

@@ -240,7 +240,7 @@ def _check_records(document: BatchDocument) -> None:
                 f"batch {document.batch!r}: record {record.id!r} is in it twice"
             )
         seen.add(record.id)
-        if len({file.name for file in record.files}) != len(record.files):
+        if record.files and len({file.name for file in record.files}) != len(record.files):
             raise InvalidInputError(
                 f"batch {document.batch!r}: record {record.id!r} has two files of one name"
             )

@@ -60,6 +60,9 @@ class Number:
         return shortened(self.text)
 
 
+_SCALARS: Final = frozenset({str, int, float, bool, type(None), Number})
+
+
 def parse_number(text: str) -> int | float | Number:
     """Return the number found by a JSON parser, spelling preserved."""
     return parse_int(text) if text.removeprefix("-").isdigit() else parse_float(text)
@@ -186,18 +189,21 @@ def check_object(value: object) -> dict[str, Any]:
     """
     if not isinstance(value, dict):
         raise InvalidInputError(f"expected an object, found {_kind(value)}")
-    stack: list[object] = [value]
+    stack: list[dict[Any, Any] | list[Any]] = [value]
     while stack:
         item = stack.pop()
         if isinstance(item, dict):
             for key in item:
                 if not isinstance(key, str):
                     raise InvalidInputError(f"an object's key is {key!r}, not text")
-            stack.extend(item.values())
-        elif isinstance(item, list):
-            stack.extend(item)
-        elif not (item is None or isinstance(item, str | bool | int | float | Number)):
-            raise InvalidInputError(f"{type(item).__name__} is not a JSON value")
+        members = item.values() if isinstance(item, dict) else item
+        if _SCALARS.issuperset(map(type, members)):
+            continue
+        for member in members:
+            if isinstance(member, dict | list):
+                stack.append(member)
+            elif not (member is None or isinstance(member, str | bool | int | float | Number)):
+                raise InvalidInputError(f"{type(member).__name__} is not a JSON value")
     return value
 
 
