@@ -201,14 +201,25 @@ def load_batches(
     """
     if workers < 1:
         raise InvalidInputError(f"{workers} workers: write at least 1")
+    chosen = None if batches is None else list(dict.fromkeys(batches))
     with database.connect(f"table {spec.name!r}") as connection:
         state = ensure_table(connection, spec)
-    chosen = None if batches is None else list(dict.fromkeys(batches))
-    tasks, problems, given_up = _tasks(store, database, spec, state, chosen)
+        tasks, problems, given_up = _tasks(store, connection, spec, state, chosen)
+        in_live = _entries_in_live(connection, state)
     tried_again: set[str] = set()
     while True:
         withdrawn = frozenset(tombstones.withdrawn(store, spec.dataset))
-        work = _Work(store, database, spec, state, withdrawn, tasks, given_up, is_forced=is_forced)
+        work = _Work(
+            store,
+            database,
+            spec,
+            state,
+            withdrawn,
+            tasks,
+            given_up,
+            {} if is_forced else in_live,
+            is_forced=is_forced,
+        )
         yield from work.run(min(workers, max(1, len(tasks))))
         for task in tasks:
             problems.pop(task.batch.batch, None)
@@ -226,7 +237,9 @@ def load_batches(
                 late |= set(report.missing) - problems.keys()
         if not (late or again):
             break
-        tasks, unusable, given_up = _tasks(store, database, spec, state, late | again)
+        with database.connect(f"table {spec.name!r}") as connection:
+            tasks, unusable, given_up = _tasks(store, connection, spec, state, late | again)
+            in_live = _entries_in_live(connection, state)
         problems |= unusable
     if problems:
         raise _summed_up(spec, list(problems.values())) from next(iter(problems.values()))
@@ -266,7 +279,7 @@ def _summed_up(
 
 def _tasks(
     store: BlobStore,
-    database: Database,
+    connection: Connection,
     spec: TableSpec,
     state: TableState,
     chosen: Collection[str] | None,
@@ -290,7 +303,7 @@ def _tasks(
         # A dataset's batch that the hook has nothing about is not the table's matter.
         if batch in current or batch in current.damage
     }
-    lost, given_up = _unlogged(database, spec, state, current, chosen)
+    lost, given_up = _unlogged(connection, state, current, chosen)
     problems |= {batch: LostEntryError(f"batch {batch!r}: {one}") for batch, one in lost.items()}
     for batch in chosen or ():
         if batch in problems:
@@ -313,8 +326,7 @@ def _tasks(
 
 
 def _unlogged(
-    database: Database,
-    spec: TableSpec,
+    connection: Connection,
     state: TableState,
     current: CurrentEntries,
     chosen: Collection[str] | None,
@@ -326,14 +338,13 @@ def _unlogged(
     """
     lost: dict[str, LostEntry] = {}
     given_up: _GivenUp = {}
-    with database.connect(f"table {spec.name!r}") as connection:
-        for generation in state.write_targets:
-            progress = all_progress(connection, generation.id, chosen)
-            found, gone = current.compare_logs(progress)
-            lost |= found
-            for batch in gone:
-                one = progress[batch]
-                given_up[generation.id, batch] = (one.seq, one.manifest)
+    for generation in state.write_targets:
+        progress = all_progress(connection, generation.id, chosen)
+        found, gone = current.compare_logs(progress)
+        lost |= found
+        for batch in gone:
+            one = progress[batch]
+            given_up[generation.id, batch] = (one.seq, one.manifest)
     return lost, given_up
 
 
@@ -349,6 +360,7 @@ class _Work:
         withdrawn: frozenset[str],
         tasks: list[_Task],
         given_up: _GivenUp,
+        in_live: dict[tuple[int, str], int],
         *,
         is_forced: bool,
     ) -> None:
@@ -362,7 +374,7 @@ class _Work:
         self._given_up = given_up
         self.problems: dict[str, _Problem] = {}
         """Batches that were not loaded into the wanted generation, each with the reason."""
-        self._in_live = {} if is_forced else _entries_in_live(database, spec, state)
+        self._in_live = in_live
         self._lock = threading.Lock()
         self._is_stopped = False
         self._prepared_bytes = 0
@@ -530,17 +542,14 @@ class _Work:
         measure.count(TABLE_LOADED_SIZE, sizes, table=self._spec.name)
 
 
-def _entries_in_live(
-    database: Database, spec: TableSpec, state: TableState
-) -> dict[tuple[int, str], int]:
+def _entries_in_live(connection: Connection, state: TableState) -> dict[tuple[int, str], int]:
     """Return the live generation's log entry of each batch, while another one is being built.
 
     These need not be read, decoded and offered to it a second time.
     """
     if state.building is None or state.live is None:
         return {}
-    with database.connect(f"table {spec.name!r}") as connection:
-        progress = all_progress(connection, state.live.id)
+    progress = all_progress(connection, state.live.id)
     return {(state.live.id, batch): each.seq for batch, each in progress.items()}
 
 
