@@ -297,7 +297,8 @@ class _Watch:
                     self._log.pump(pipe.fileno(), _TICK_SECONDS)
                     self._poll()
                 # the hook is done when its first process is: what it left behind may hold the pipe
-                if self.tree.kill():
+                # A confined hook's processes are ending with it, by the kernel.
+                if self.tree.kill() and not self.tree.is_confined:
                     self._log.note("stopped processes that outlived the hook")
                 self._log.drain(pipe.fileno(), _DRAIN_SECONDS)
                 self._log.finish()
