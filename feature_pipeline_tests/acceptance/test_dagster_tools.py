@@ -24,6 +24,7 @@ from feature_pipeline_tests.acceptance.own_project import (
     wait_for,
 )
 from feature_pipeline_tests.acceptance.readme import README, one_block
+from feature_pipeline_tests.fixtures.s3 import s3_settings
 
 HOOK = "has_protein"
 FEATURES = f"structures/features/{HOOK}"
@@ -50,12 +51,7 @@ class Tools:
             shell={
                 "DAGSTER_HOME": str(root),
                 "DAGSTER_DATABASE_URL": database_url.replace("://", "+psycopg2://"),
-                "FEATURE_PIPELINE_S3_BUCKET": address.bucket,
-                "FEATURE_PIPELINE_S3_PREFIX": prefix,
-                "FEATURE_PIPELINE_S3_ENDPOINT_URL": address.endpoint_url,
-                "FEATURE_PIPELINE_S3_REGION": address.region,
-                "FEATURE_PIPELINE_S3_ACCESS_KEY_ID": address.access_key_id,
-                "FEATURE_PIPELINE_S3_SECRET_ACCESS_KEY": address.secret_access_key,
+                **s3_settings(address, prefix),
                 "FEATURE_PIPELINE_DATABASE_URL": database_url,
             },
         )

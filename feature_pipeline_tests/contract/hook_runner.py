@@ -1,7 +1,7 @@
 """What every runner of hooks promises, as one suite: `class TestX(HookRunnerTests)`.
 
 A subclass gives `runner`, and says what of the surroundings differs in `enforces_memory` and in
-`release_of`. The hooks are small Python programs, run as `python hook.py`.
+`image`. The hooks are small Python programs, run as `python hook.py`.
 """
 
 import json
@@ -58,22 +58,36 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-class HookRunnerTests:
-    enforces_memory = True
-    watches_disk = True
+class RunnerFixtures:
+    """A workspace with one record, and requests for a runner."""
 
-    @pytest.fixture
-    def runner(self, tmp_path: Path) -> HookRunner:
-        raise NotImplementedError
+    image: str | None = None
 
     def release_of(self, code: dict[str, bytes], command: tuple[str, ...]) -> HookRelease:
-        """The release of these code files; a container runner names its image as well."""
+        """The release of these code files, in the image if there is one."""
         files = tuple(
             RecordFile(name=name, digest=str(Digest.of(data)), size=len(data))
             for name, data in sorted(code.items())
         )
         return HookRelease.of(
-            ReleaseDocument(dataset="d", hook="probe", version="1", command=command, code=files)
+            ReleaseDocument(
+                dataset="d",
+                hook="probe",
+                version="1",
+                command=command,
+                code=files,
+                image=self.image,
+            )
+        )
+
+    def request_of(self, workspace: Workspace, source: str, **limits: str) -> RunRequest:
+        (workspace.code / "hook.py").write_text(source)
+        release = self.release_of({"hook.py": source.encode()}, ("python", "hook.py"))
+        return RunRequest(
+            "probe-1",
+            release,
+            Limits.model_validate({"memory": "1Gi", "timeout": "60s"} | limits),
+            workspace,
         )
 
     @pytest.fixture
@@ -109,6 +123,15 @@ class HookRunnerTests:
             return runner.run(request, monitor or Monitor())
 
         return run
+
+
+class HookRunnerTests(RunnerFixtures):
+    enforces_memory = True
+    watches_disk = True
+
+    @pytest.fixture
+    def runner(self, tmp_path: Path) -> HookRunner:
+        raise NotImplementedError
 
     def test_it_reads_and_writes_by_the_contract(self, run: Run, workspace: Workspace):
         before = datetime.now(UTC)

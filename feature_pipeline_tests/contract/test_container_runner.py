@@ -20,16 +20,20 @@ from feature_pipeline.hooks.runners.container.log import whole_lines
 from feature_pipeline.hooks.runners.container.runner import ContainerRunner
 from feature_pipeline.model.definition import Limits
 from feature_pipeline.model.release import HookRelease, ReleaseDocument
-from feature_pipeline_tests.contract.hook_runner import HANG, HookRunnerTests, Monitor, Run
+from feature_pipeline_tests.contract.hook_runner import (
+    HANG,
+    HookRunnerTests,
+    Monitor,
+    Run,
+    RunnerFixtures,
+)
 from feature_pipeline_tests.fixtures.container import PROXY_SECRET, Engine
 
 pytestmark = pytest.mark.container
 
 
-class ContainerTests:
-    """A runner on the test engine, and releases that name the test image."""
-
-    image = ""
+class ContainerTests(RunnerFixtures):
+    """A runner on the test engine."""
 
     @pytest.fixture(autouse=True)
     def _image(self, container_engine: Engine) -> None:
@@ -45,25 +49,11 @@ class ContainerTests:
             container_engine.url, attempts=attempts, archive="test", grace_seconds=1
         )
 
-    def release_of(self, code: dict[str, bytes], command: tuple[str, ...]) -> HookRelease:
-        document = HookRunnerTests.release_of(self, code, command).document  # type: ignore[arg-type]
-        return HookRelease.of(document.model_copy(update={"image": self.image}))
-
     @pytest.fixture
     def engine(self, container_engine: Engine) -> Iterator[Any]:
         client = container_engine.client()
         yield client
         client.close()
-
-    def request_of(self, workspace: Workspace, source: str, **limits: str) -> RunRequest:
-        (workspace.code / "hook.py").write_text(source)
-        release = self.release_of({"hook.py": source.encode()}, ("python", "hook.py"))
-        return RunRequest(
-            "probe-1",
-            release,
-            Limits.model_validate({"memory": "1Gi", "timeout": "60s"} | limits),
-            workspace,
-        )
 
 
 class TestContainerRunner(ContainerTests, HookRunnerTests):
@@ -72,9 +62,6 @@ class TestContainerRunner(ContainerTests, HookRunnerTests):
 
 class TestConfinement(ContainerTests):
     """What the hook cannot do, as it finds out itself."""
-
-    workspace = HookRunnerTests.workspace
-    run = HookRunnerTests.run
 
     def test_who_it_is(self, run: Run):
         result = run(
@@ -204,9 +191,6 @@ class TestConfinement(ContainerTests):
 
 
 class TestOutOfMemory(ContainerTests):
-    workspace = HookRunnerTests.workspace
-    run = HookRunnerTests.run
-
     def test_a_killed_child_does_not_leave_the_hook_waiting(self, run: Run):
         """The kernel kills the child alone; a pool would wait for its answer for ever."""
         result = run(
@@ -240,8 +224,6 @@ class TestOutOfMemory(ContainerTests):
 
 
 class TestImages(ContainerTests):
-    workspace = HookRunnerTests.workspace
-
     def refused(
         self, runner: ContainerRunner, workspace: Workspace, image: str | None
     ) -> RunResult:

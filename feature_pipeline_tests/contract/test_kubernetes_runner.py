@@ -24,9 +24,14 @@ from feature_pipeline.hooks.runners.kubernetes.results import PublishedResults
 from feature_pipeline.hooks.runners.kubernetes.runner import KubernetesRunner
 from feature_pipeline.hooks.runners.kubernetes.transfer_protocol import AttemptKey
 from feature_pipeline.local.seaweedfs import S3Address
-from feature_pipeline.model.definition import Limits
 from feature_pipeline.model.release import HookRelease
-from feature_pipeline_tests.contract.hook_runner import HANG, HookRunnerTests, Monitor, Run
+from feature_pipeline_tests.contract.hook_runner import (
+    HANG,
+    HookRunnerTests,
+    Monitor,
+    Run,
+    RunnerFixtures,
+)
 from feature_pipeline_tests.fixtures.kubernetes import (
     HOOK_IMAGE,
     NAMESPACE,
@@ -59,9 +64,8 @@ class ShiftedClock:
         time.sleep(seconds)
 
 
-class KubernetesTests:
-    workspace = HookRunnerTests.workspace
-    hook_image = HOOK_IMAGE
+class KubernetesTests(RunnerFixtures):
+    image = HOOK_IMAGE
 
     @pytest.fixture
     def transfer(self, s3_address: S3Address, s3_prefix: str) -> S3Transfer:
@@ -92,22 +96,8 @@ class KubernetesTests:
     def runner(self, make_runner: Callable[..., KubernetesRunner]) -> KubernetesRunner:
         return make_runner()
 
-    def release_of(self, code: dict[str, bytes], command: tuple[str, ...]) -> HookRelease:
-        document = HookRunnerTests.release_of(self, code, command).document  # type: ignore[arg-type]
-        return HookRelease.of(document.model_copy(update={"image": self.hook_image}))
-
-    def request_of(self, workspace: Workspace, source: str, **limits: str) -> RunRequest:
-        (workspace.code / "hook.py").write_text(source)
-        release = self.release_of({"hook.py": source.encode()}, ("python", "hook.py"))
-        return RunRequest(
-            "probe-1",
-            release,
-            Limits.model_validate({"memory": "1Gi", "timeout": "60s"} | limits),
-            workspace,
-        )
-
     def job_of(self, request: RunRequest) -> str:
-        return jobs.job_name(request, jobs.identity(request, self.hook_image, self.archive))
+        return jobs.job_name(request, jobs.identity(request, self.image, self.archive))
 
     def wait_for_looks(self, cluster: Cluster, number: int) -> None:
         """Return once the runner has looked at its Job so many times more."""
@@ -157,7 +147,7 @@ class TestRealCluster(KubernetesTests, HookRunnerTests):
 
     @pytest.fixture(autouse=True)
     def _images(self, real_cluster: RealCluster) -> None:
-        self.hook_image = real_cluster.hook_image
+        self.image = real_cluster.hook_image
 
     @pytest.fixture
     def make_runner(

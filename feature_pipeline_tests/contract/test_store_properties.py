@@ -12,6 +12,7 @@ from feature_pipeline.archive.store.s3 import S3Store
 from feature_pipeline.archive.store.s3_check import StoreProperty, check_store
 from feature_pipeline.local.seaweedfs import S3Address
 from feature_pipeline_tests.fixtures.commands import CommandLine
+from feature_pipeline_tests.fixtures.s3 import s3_settings
 from feature_pipeline_tests.fixtures.stores import archive_client
 
 pytestmark = pytest.mark.s3
@@ -69,13 +70,7 @@ def test_the_command_names_what_a_server_lacks(
     moto: S3Address, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server checks neither signatures nor checksums."""
-    for name, value in {
-        "FEATURE_PIPELINE_S3_BUCKET": moto.bucket,
-        "FEATURE_PIPELINE_S3_ENDPOINT_URL": moto.endpoint_url,
-        "FEATURE_PIPELINE_S3_REGION": moto.region,
-        "FEATURE_PIPELINE_S3_ACCESS_KEY_ID": moto.access_key_id,
-        "FEATURE_PIPELINE_S3_SECRET_ACCESS_KEY": moto.secret_access_key,
-    }.items():
+    for name, value in s3_settings(moto, "").items():
         monkeypatch.setenv(name, value)
     status, printed, _ = command_line("check-store", "--json")
     assert status == 2

@@ -16,12 +16,11 @@ from feature_pipeline.archive.publish import (
 )
 from feature_pipeline.compute.collect import collect_output
 from feature_pipeline.compute.plan import plan_run
-from feature_pipeline.orchestration.keys import features_key, records_key
+from feature_pipeline.orchestration.keys import records_key
 from feature_pipeline.orchestration.sensors.inbox import accept_inbox
-from feature_pipeline_tests.fixtures.dagster import DATASET, Pipeline
+from feature_pipeline_tests.fixtures.dagster import COUNTS, DATASET, Pipeline
 from feature_pipeline_tests.fixtures.stores import Death, FailingStore
 
-COUNTS = features_key(DATASET, "counts")
 STEPS = 60
 """More than a tick makes calls to the store; the test says when it was too few."""
 

@@ -12,11 +12,11 @@ from feature_pipeline.cli.commands import answers
 from feature_pipeline.orchestration.keys import features_key
 from feature_pipeline.orchestration.operations import remember_answers
 from feature_pipeline_tests.fixtures.commands import CommandLine
-from feature_pipeline_tests.fixtures.dagster import DATASET, Pipeline
+from feature_pipeline_tests.fixtures.dagster import COUNTS, DATASET, Pipeline
 
 pytestmark = [pytest.mark.s3, pytest.mark.postgres, pytest.mark.dagster]
 
-COUNTS, LATER = features_key(DATASET, "counts"), features_key(DATASET, "later")
+LATER = features_key(DATASET, "later")
 LATER_HOOK = """
 import json, os
 from pathlib import Path

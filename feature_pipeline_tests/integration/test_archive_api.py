@@ -26,6 +26,7 @@ from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.release import HookRelease, ReleaseDocument
 from feature_pipeline.parallel import WORKERS
 from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
+from feature_pipeline_tests.fixtures.s3 import s3_settings
 from feature_pipeline_tests.fixtures.stores import FailingStore, make_batch
 
 pytestmark = pytest.mark.s3
@@ -57,17 +58,6 @@ def scene(s3_store):
 @pytest.fixture
 def archive(scene):
     return Archive(scene.store)
-
-
-def environment(address, prefix):
-    return {
-        "FEATURE_PIPELINE_S3_ENDPOINT_URL": address.endpoint_url,
-        "FEATURE_PIPELINE_S3_BUCKET": address.bucket,
-        "FEATURE_PIPELINE_S3_PREFIX": prefix,
-        "FEATURE_PIPELINE_S3_REGION": address.region,
-        "AWS_ACCESS_KEY_ID": address.access_key_id,
-        "AWS_SECRET_ACCESS_KEY": address.secret_access_key,
-    }
 
 
 def same(one, other):
@@ -327,7 +317,7 @@ class TestOpen:
     def test_by_environment_and_by_url_without_writing(self, scene, s3_address, s3_prefix):
         scene.add("b1", ROWS)
         before = [(i.key, i.etag) for i in scene.store.list_objects("")]
-        settings = environment(s3_address, s3_prefix)
+        settings = s3_settings(s3_address, s3_prefix)
         url = f"s3://{s3_address.bucket}/{s3_prefix}"
         opened = [
             Archive.open(environment=settings),
@@ -339,7 +329,7 @@ class TestOpen:
         assert [(i.key, i.etag) for i in scene.store.list_objects("")] == before
 
     def test_wrong_addresses(self, s3_address, s3_prefix):
-        settings = environment(s3_address, s3_prefix)
+        settings = s3_settings(s3_address, s3_prefix)
         for url in ("bucket/prefix", "https://host/bucket", "s3://"):
             with pytest.raises(InvalidInputError, match="s3://bucket/prefix"):
                 Archive.open(url, environment=settings)
@@ -353,7 +343,7 @@ def run(arguments, address, prefix, folder):
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
-        env={"PATH": os.environ["PATH"], **environment(address, prefix)},
+        env={"PATH": os.environ["PATH"], **s3_settings(address, prefix)},
         capture_output=True,
         timeout=120,
         check=False,

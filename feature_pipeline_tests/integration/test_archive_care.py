@@ -30,6 +30,7 @@ from feature_pipeline.projections.proof.proof import prove
 from feature_pipeline_tests.fixtures.care import CareScene, everything
 from feature_pipeline_tests.fixtures.dagster import DATASET as LETTERS
 from feature_pipeline_tests.fixtures.dagster import check_of
+from feature_pipeline_tests.fixtures.s3 import s3_settings
 from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, connect, copy_objects
 
 pytestmark = pytest.mark.s3
@@ -257,14 +258,7 @@ class TestCommands:
     @pytest.fixture
     def run(self, s3_address, s3_prefix, tmp_path, monkeypatch, command_line):
         """A command within this process; what it printed, or the document."""
-        for name, value in {
-            "FEATURE_PIPELINE_S3_ENDPOINT_URL": s3_address.endpoint_url,
-            "FEATURE_PIPELINE_S3_BUCKET": s3_address.bucket,
-            "FEATURE_PIPELINE_S3_PREFIX": s3_prefix,
-            "FEATURE_PIPELINE_S3_REGION": s3_address.region,
-            "AWS_ACCESS_KEY_ID": s3_address.access_key_id,
-            "AWS_SECRET_ACCESS_KEY": s3_address.secret_access_key,
-        }.items():
+        for name, value in s3_settings(s3_address, s3_prefix).items():
             monkeypatch.setenv(name, value)
         monkeypatch.chdir(tmp_path)
 

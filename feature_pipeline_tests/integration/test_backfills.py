@@ -28,13 +28,19 @@ from feature_pipeline.cli.project_hooks import ProjectHooks
 from feature_pipeline.orchestration.assets.tables import table_code_version, table_spec
 from feature_pipeline.orchestration.events.data_versions import feature_code_version, latest_events
 from feature_pipeline.orchestration.events.staleness import stale_partitions
-from feature_pipeline.orchestration.keys import features_key, records_key, table_key
+from feature_pipeline.orchestration.keys import records_key
 from feature_pipeline.orchestration.operations.backfills import AssetPart, BackfillPlan, Select
-from feature_pipeline_tests.fixtures.dagster import COUNT_COLUMNS, COUNT_HOOK, DATASET, Pipeline
+from feature_pipeline_tests.fixtures.dagster import (
+    COUNT_COLUMNS,
+    COUNT_HOOK,
+    COUNTS,
+    DATASET,
+    TABLE,
+    Pipeline,
+)
 
 pytestmark = [pytest.mark.dagster, pytest.mark.postgres]
 
-COUNTS, TABLE = features_key(DATASET, "counts"), table_key(DATASET, "counts")
 SPECIAL = """\
         if text == "crash":
             raise SystemExit(3)

@@ -7,9 +7,8 @@ from feature_pipeline.archive.logs import log
 from feature_pipeline.orchestration.checks.outcomes import EQUALITY_CHECK
 from feature_pipeline.orchestration.events.data_versions import latest_events
 from feature_pipeline.orchestration.keys import features_key
-from feature_pipeline.orchestration.operations.reconcile import Drift, reconcile
-from feature_pipeline_tests.fixtures.dagster import DATASET, Pipeline
-from feature_pipeline_tests.integration.test_table_assets import COUNTS, TABLE, TEXTS
+from feature_pipeline.orchestration.operations.reconcile import Drift
+from feature_pipeline_tests.fixtures.dagster import COUNTS, DATASET, TABLE, TEXTS, Pipeline
 
 NAME, TABLE_NAME = COUNTS.to_user_string(), TABLE.to_user_string()
 
@@ -17,23 +16,8 @@ NAME, TABLE_NAME = COUNTS.to_user_string(), TABLE.to_user_string()
 @pytest.fixture
 def loaded(pipeline: Pipeline) -> Pipeline:
     pipeline.add_hook()
-    for key, texts in TEXTS.items():
-        pipeline.submit(key, texts)
-    pipeline.tick()
-    for key in TEXTS:
-        assert pipeline.run(COUNTS, key, checks=False).success
-    assert pipeline.run(TABLE, partitions=("b1", "b3"), checks=False).success
+    pipeline.load_all()
     return pipeline
-
-
-def reconciled(pipeline: Pipeline) -> Drift:
-    return reconcile(
-        pipeline.store,
-        pipeline.archive_uri,
-        pipeline.instance,
-        pipeline.database,
-        list(pipeline.hooks.values()),
-    )
 
 
 def report(pipeline: Pipeline, key: dg.AssetKey, partition: str) -> None:
@@ -45,16 +29,16 @@ def report(pipeline: Pipeline, key: dg.AssetKey, partition: str) -> None:
 
 def test_rows_changed_by_hand_are_named_and_replaced(loaded: Pipeline):
     before = sorted(loaded.rows("select * from features.counts"))
-    assert reconciled(loaded) == Drift()
+    assert loaded.reconcile() == Drift()
     with loaded.database.connect("by hand") as connection:
         connection.execute("update features.counts set count = count + 1 where batch = 'b2'")
-    assert reconciled(loaded).changed == {TABLE_NAME: ["b2"]}
+    assert loaded.reconcile().changed == {TABLE_NAME: ["b2"]}
     with loaded.database.connect("by hand") as connection:
         connection.execute("delete from features.counts where batch = 'b1'")
         connection.execute(
             "update feature_pipeline.outcomes set status = 'rejected' where batch = 'b3'"
         )
-    drift = reconciled(loaded)
+    drift = loaded.reconcile()
     assert drift.changed == {TABLE_NAME: ["b1", "b2", "b3"]}
     assert drift.to_rebuild == {TABLE_NAME: ["b1", "b2", "b3"]}
     check = dg.AssetCheckKey(TABLE, EQUALITY_CHECK)
@@ -67,7 +51,7 @@ def test_rows_changed_by_hand_are_named_and_replaced(loaded: Pipeline):
     result = loaded.run(TABLE, partitions=("b1", "b3"), config=config, checks=False)
     assert result.success
     assert sorted(loaded.rows("select * from features.counts")) == before
-    assert reconciled(loaded) == Drift()
+    assert loaded.reconcile() == Drift()
     assert history(check, limit=1)[0].event.dagster_event.asset_check_evaluation_data.passed
 
 
@@ -79,15 +63,15 @@ def test_materializations_of_a_table_that_were_wiped_or_made_by_hand_are_reporte
         for batch, event in latest_events(loaded.instance, TABLE, TEXTS).items()
     }
     report(loaded, TABLE, "b1")
-    assert reconciled(loaded).table_events == {TABLE_NAME: ["b1"]}
+    assert loaded.reconcile().table_events == {TABLE_NAME: ["b1"]}
     assert latest_events(loaded.instance, TABLE, TEXTS)["b1"].data_version == versions["b1"]
     loaded.instance.wipe_assets([TABLE])
-    assert reconciled(loaded).table_events == {TABLE_NAME: ["b1", "b2", "b3"]}
+    assert loaded.reconcile().table_events == {TABLE_NAME: ["b1", "b2", "b3"]}
     assert {
         batch: event.data_version
         for batch, event in latest_events(loaded.instance, TABLE, TEXTS).items()
     } == versions
-    assert reconciled(loaded) == Drift()
+    assert loaded.reconcile() == Drift()
 
 
 def test_materializations_made_by_hand_without_an_artifact_are_named_and_run(loaded: Pipeline):
@@ -98,7 +82,7 @@ def test_materializations_made_by_hand_without_an_artifact_are_named_and_run(loa
     loaded.tick()
     for key, batch in ((COUNTS, "b1"), (COUNTS, "b4"), (TABLE, "b4"), (other, "b1")):
         report(loaded, key, batch)
-    drift = reconciled(loaded)
+    drift = loaded.reconcile()
     assert drift.features == {NAME: ["b1"]}
     assert drift.unfounded == {NAME: ["b4"], TABLE_NAME: ["b4"], other.to_user_string(): ["b1"]}
     # a hook that computes on request is asked for by people alone
@@ -106,6 +90,6 @@ def test_materializations_made_by_hand_without_an_artifact_are_named_and_run(loa
     assert (drift.lost, drift.damaged) == ({}, {})
     assert loaded.run(COUNTS, "b4", checks=False).success
     assert log.head(loaded.store, DATASET, "counts", "b4") is not None
-    drift = reconciled(loaded)
+    drift = loaded.reconcile()
     assert drift.unfounded == {other.to_user_string(): ["b1"]}
     assert drift.tables == {TABLE_NAME: ["b4"]}

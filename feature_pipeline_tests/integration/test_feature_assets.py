@@ -25,12 +25,11 @@ from feature_pipeline.hooks.parts import PartLimits
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.orchestration.assets.features import IO_MANAGER_KEY, DagsterMonitor
 from feature_pipeline.orchestration.assets.io_manager import FeaturePartitions
-from feature_pipeline.orchestration.keys import batches_partitions, features_key, records_key
+from feature_pipeline.orchestration.keys import batches_partitions, records_key
 from feature_pipeline.orchestration.sensors.inbox import accept_inbox
-from feature_pipeline_tests.fixtures.dagster import COUNT_COLUMNS, DATASET, Pipeline
+from feature_pipeline_tests.fixtures.dagster import COUNT_COLUMNS, COUNTS, DATASET, Pipeline
 
 STARTED = dg.DagsterRunStatus.STARTED
-COUNTS = features_key(DATASET, "counts")
 
 
 def materialization(result: dg.ExecuteInProcessResult) -> dg.AssetMaterialization:

@@ -16,18 +16,16 @@ from feature_pipeline.archive.logs import log
 from feature_pipeline.cli import project_hooks
 from feature_pipeline.cli.commands import plan, rebuild, repair, status
 from feature_pipeline.definitions import DefinedHook
-from feature_pipeline.orchestration.keys import features_key, table_key
-from feature_pipeline.orchestration.operations.reconcile import Drift, reconcile
+from feature_pipeline.orchestration.operations.reconcile import Drift
 from feature_pipeline_tests.fixtures.commands import CommandLine
-from feature_pipeline_tests.fixtures.dagster import COUNT_HOOK, DATASET, Pipeline
-from feature_pipeline_tests.fixtures.s3 import S3Address
+from feature_pipeline_tests.fixtures.dagster import COUNT_HOOK, COUNTS, DATASET, TABLE, Pipeline
+from feature_pipeline_tests.fixtures.s3 import S3Address, s3_settings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 pytestmark = [pytest.mark.s3, pytest.mark.postgres, pytest.mark.dagster]
 
-COUNTS, TABLE = features_key(DATASET, "counts"), table_key(DATASET, "counts")
 HOOK_2 = COUNT_HOOK.replace("text.count(c)", "text.count(c) + 10")
 Objects = dict[str, bytes]
 
@@ -122,14 +120,7 @@ class Drill:
 
     def reconcile(self) -> Drift:
         log.forget_read_entries()
-        pipeline = self.pipeline
-        return reconcile(
-            pipeline.store,
-            pipeline.archive_uri,
-            pipeline.instance,
-            pipeline.database,
-            list(pipeline.hooks.values()),
-        )
+        return self.pipeline.reconcile()
 
     def all_is_right(self, rows: list[tuple[str, str, int]]) -> None:
         """Archive, table and Dagster say the same, and every command ends well."""
@@ -150,12 +141,7 @@ def drill(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Drill:
     for name, value in {
-        "FEATURE_PIPELINE_S3_ENDPOINT_URL": s3_address.endpoint_url,
-        "FEATURE_PIPELINE_S3_BUCKET": s3_address.bucket,
-        "FEATURE_PIPELINE_S3_PREFIX": s3_prefix,
-        "FEATURE_PIPELINE_S3_REGION": s3_address.region,
-        "AWS_ACCESS_KEY_ID": s3_address.access_key_id,
-        "AWS_SECRET_ACCESS_KEY": s3_address.secret_access_key,
+        **s3_settings(s3_address, s3_prefix),
         "FEATURE_PIPELINE_DATABASE_URL": pipeline.database.url,
         "DAGSTER_HOME": str(pipeline.folder / "home"),
     }.items():

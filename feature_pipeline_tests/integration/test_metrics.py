@@ -55,6 +55,7 @@ from feature_pipeline_tests.fixtures.prometheus import (
     START_SECONDS,
     Prometheus,
 )
+from feature_pipeline_tests.fixtures.s3 import s3_settings
 from feature_pipeline_tests.unit.test_observability_files import expressions
 
 pytestmark = [pytest.mark.s3, pytest.mark.postgres, pytest.mark.dagster]
@@ -372,12 +373,7 @@ def test_the_command_serves_and_a_short_process_loses_nothing(
 ) -> None:
     environment = {
         "PATH": os.environ["PATH"],
-        "FEATURE_PIPELINE_S3_ENDPOINT_URL": s3_address.endpoint_url,
-        "FEATURE_PIPELINE_S3_BUCKET": s3_address.bucket,
-        "FEATURE_PIPELINE_S3_PREFIX": s3_prefix,
-        "FEATURE_PIPELINE_S3_REGION": s3_address.region,
-        "FEATURE_PIPELINE_S3_ACCESS_KEY_ID": s3_address.access_key_id,
-        "FEATURE_PIPELINE_S3_SECRET_ACCESS_KEY": s3_address.secret_access_key,
+        **s3_settings(s3_address, s3_prefix),
         "FEATURE_PIPELINE_DATABASE_URL": database_url,
         # neither of them is to be used on this machine
         "HTTP_PROXY": "http://127.0.0.1:9",

@@ -7,14 +7,12 @@ import dagster as dg
 import pytest
 
 from feature_pipeline.orchestration.checks.outcomes import OUTCOMES_CHECK
-from feature_pipeline.orchestration.keys import features_key
 from feature_pipeline.orchestration.sensors.webhook import WebhookState, tick
-from feature_pipeline_tests.fixtures.dagster import DATASET, Pipeline, check_of
+from feature_pipeline_tests.fixtures.dagster import COUNTS, Pipeline, check_of
 from feature_pipeline_tests.fixtures.http import serving
 
 pytestmark = [pytest.mark.s3, pytest.mark.postgres, pytest.mark.dagster]
 
-COUNTS = features_key(DATASET, "counts")
 
 # Errors for a text of "!", one row a letter for others; a release may keep fewer.
 HOOK = """

@@ -1,12 +1,17 @@
 """A changed definition through Dagster: one fill requested, runs join it, the table is switched."""
 
 from feature_pipeline.orchestration.assets.tables import table_spec
-from feature_pipeline.orchestration.keys import features_key, table_key
-from feature_pipeline.orchestration.operations.reconcile import reconcile, request_runs
+from feature_pipeline.orchestration.keys import features_key
+from feature_pipeline.orchestration.operations.reconcile import request_runs
 from feature_pipeline.projections.switch.finalize import table_report
-from feature_pipeline_tests.fixtures.dagster import COUNT_COLUMNS, DATASET, Pipeline, check_of
+from feature_pipeline_tests.fixtures.dagster import (
+    COUNT_COLUMNS,
+    DATASET,
+    TABLE,
+    Pipeline,
+    check_of,
+)
 
-TABLE = table_key(DATASET, "counts")
 NOTE = {"name": "note", "type": "string", "default": "none"}
 
 
@@ -27,10 +32,7 @@ def test_a_new_column_requests_one_fill_and_a_rebuild_run_builds_again(pipeline:
     pipeline.add_hook(feature={"columns": [*COUNT_COLUMNS, NOTE]})
     hooks = [pipeline.hooks["counts"]]
     spec = table_spec(hooks[0])
-    drift = reconcile(
-        pipeline.store, pipeline.archive_uri, pipeline.instance, pipeline.database, hooks
-    )
-    assert drift.tables == {TABLE.to_user_string(): ["b0"]}
+    assert pipeline.reconcile().tables == {TABLE.to_user_string(): ["b0"]}
 
     # The features of b2 are being computed again: automation loads them after that.
     graph = pipeline.defs.resolve_asset_graph()

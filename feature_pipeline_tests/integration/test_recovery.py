@@ -29,15 +29,17 @@ from feature_pipeline.orchestration.operations.recover import (
 )
 from feature_pipeline.orchestration.sensors.dead_runs import fail_dead_runs
 from feature_pipeline.projections.catalog.database import Database
-from feature_pipeline_tests.fixtures.dagster import COUNT_HOOK, DATASET, Pipeline, dagster_instance
-from feature_pipeline_tests.fixtures.postgres import PostgresAddress
-from feature_pipeline_tests.integration.test_table_assets import (
+from feature_pipeline_tests.fixtures.dagster import (
+    COUNT_HOOK,
     COUNTS,
-    SAYS,
+    DATASET,
     TABLE,
     TEXTS,
-    not_fresh,
+    Pipeline,
+    dagster_instance,
 )
+from feature_pipeline_tests.fixtures.postgres import PostgresAddress
+from feature_pipeline_tests.integration.test_table_assets import SAYS, not_fresh
 
 RECORDS = records_key(DATASET)
 
@@ -59,12 +61,7 @@ def versions(pipeline: Pipeline) -> dict[tuple[str, str], tuple[str, str]]:
 @pytest.fixture
 def loaded(pipeline: Pipeline) -> Pipeline:
     pipeline.add_hook(release={"concurrency": 3})
-    for key, texts in TEXTS.items():
-        pipeline.submit(key, texts)
-    pipeline.tick()
-    for key in TEXTS:
-        assert pipeline.run(COUNTS, key, checks=False).success
-    assert pipeline.run(TABLE, partitions=("b1", "b3"), checks=False).success
+    pipeline.load_all()
     return pipeline
 
 
@@ -241,13 +238,7 @@ def _all(instance: dg.DagsterInstance, key: dg.AssetKey) -> list:
 
 
 def test_reconcile_finds_nothing_after_ordinary_work(loaded: Pipeline):
-    drift = reconcile(
-        loaded.store,
-        loaded.archive_uri,
-        loaded.instance,
-        loaded.database,
-        list(loaded.hooks.values()),
-    )
+    drift = loaded.reconcile()
     assert drift.summary() == "no drift"
 
 
@@ -255,13 +246,7 @@ def test_reconcile_lists_what_a_table_lacks(loaded: Pipeline):
     with loaded.database.connect("test") as connection:
         connection.execute("delete from feature_pipeline.progress where batch = 'b2'")
     loaded.instance.add_dynamic_partitions(DATASET, ["stray"])
-    drift = reconcile(
-        loaded.store,
-        loaded.archive_uri,
-        loaded.instance,
-        loaded.database,
-        list(loaded.hooks.values()),
-    )
+    drift = loaded.reconcile()
     assert drift.tables == {TABLE.to_user_string(): ["b2"]}
     assert drift.unknown_partitions == {DATASET: ["stray"]}
 

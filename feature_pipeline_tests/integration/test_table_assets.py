@@ -16,18 +16,23 @@ from feature_pipeline.orchestration.assets.equality_check import EQUALITY_CHECK
 from feature_pipeline.orchestration.assets.records import records_event
 from feature_pipeline.orchestration.assets.tables import report_shown, request_load, table_spec
 from feature_pipeline.orchestration.events.data_versions import latest_events
-from feature_pipeline.orchestration.keys import features_key, pool_of, records_key, table_key
+from feature_pipeline.orchestration.keys import pool_of, records_key
 from feature_pipeline.orchestration.operations.reconcile import request_runs
 from feature_pipeline.orchestration.operations.reconcile_tables import reconcile_table
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.load import load_batches
 from feature_pipeline.projections.proof.proof import prove
-from feature_pipeline_tests.fixtures.dagster import COUNT_COLUMNS, DATASET, Pipeline, check_of
+from feature_pipeline_tests.fixtures.dagster import (
+    COUNT_COLUMNS,
+    COUNTS,
+    DATASET,
+    TABLE,
+    TEXTS,
+    Pipeline,
+    check_of,
+)
 
 RECORDS = records_key(DATASET)
-COUNTS = features_key(DATASET, "counts")
-TABLE = table_key(DATASET, "counts")
-TEXTS = {"b1": {"r1": "aab", "r2": ""}, "b2": {"r3": "xyz"}, "b3": {"r4": "q"}}
 
 
 SAYS = """
@@ -43,11 +48,7 @@ for line in open(os.environ["OSA_IN"] + "/records.jsonl"):
 def computed(pipeline: Pipeline) -> Pipeline:
     """Three batches with features, nothing loaded."""
     pipeline.add_hook()
-    for key, texts in TEXTS.items():
-        pipeline.submit(key, texts)
-    pipeline.tick()
-    for key in TEXTS:
-        assert pipeline.run(COUNTS, key, checks=False).success
+    pipeline.compute_all()
     return pipeline
 
 
@@ -225,9 +226,7 @@ def test_submitting_leads_to_rows_with_nothing_clicked(pipeline: Pipeline):
     pipeline.add_hook()
     automation = Automation(pipeline)
     assert automation.tick() == {}
-    for key, texts in TEXTS.items():
-        pipeline.submit(key, texts)
-    pipeline.tick()
+    pipeline.submit_all()
     assert automation.tick() == {"features/counts": ["b1", "b2", "b3"]}
     assert automation.tick() == {"tables/counts": ["b1", "b2", "b3"]}
     assert automation.tick() == {}

@@ -76,6 +76,7 @@ from feature_pipeline_tests.fixtures.stores import (
     CHANGES,
     DATASET,
     HOOK,
+    At,
     Death,
     FailingStore,
     connect,
@@ -119,35 +120,6 @@ def changed(data: bytes, how: str) -> bytes | None:
 
 
 ORPHANS = (*(_cif(key, n) for key in BATCHES for n in (0, 1)), _printed("x"), _printed("y"))
-
-
-@dataclass
-class Moment:
-    """A store at one of whose requests something happens: just before it, once."""
-
-    inner: BlobStore
-    method: str | None
-    """None: any."""
-    number: int
-    act: Callable[[], object]
-    calls: int = 0
-
-    @property
-    def identity(self) -> str:
-        return self.inner.identity
-
-    def __getattr__(self, name: str) -> object:
-        method = getattr(self.inner, name)
-        if self.method not in {None, name}:
-            return method
-
-        def call(*args: object, **kwargs: object) -> object:
-            self.calls += 1
-            if self.calls == self.number:
-                self.act()
-            return method(*args, **kwargs)
-
-        return call
 
 
 @dataclass
@@ -490,7 +462,8 @@ class ArchiveMachine(RuleBasedStateMachine):
                 other(self.store)
 
         with suppress(ConflictError, StoreUnavailableError):
-            doing(Moment(self.store, *moment, act))
+            method, number = moment
+            doing(At(self.store, number, act, method))
         self.let_leases_end()
 
     @rule(

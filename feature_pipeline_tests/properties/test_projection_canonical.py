@@ -3,7 +3,6 @@
 import gc
 import json
 from contextlib import closing
-from datetime import UTC, date
 from decimal import Decimal
 
 import numpy as np
@@ -15,8 +14,8 @@ from hypothesis import strategies as st
 from psycopg import sql
 
 from feature_pipeline.archive.format.encode import rows_table
-from feature_pipeline.model.columns import Column, row_encoder
-from feature_pipeline.model.digest import INT64_MAX, INT64_MIN, canonical_json
+from feature_pipeline.model.columns import row_encoder
+from feature_pipeline.model.digest import canonical_json
 from feature_pipeline.model.outcomes import Outcome, Status
 from feature_pipeline.projections.catalog.ddl import column_kinds, create_table
 from feature_pipeline.projections.proof import read_back
@@ -29,38 +28,8 @@ from feature_pipeline.projections.proof.canonical import (
 from feature_pipeline.projections.proof.json_texts import canonical_texts
 from feature_pipeline.projections.rows.prepare import encode_chunks, one_array
 from feature_pipeline.projections.rows.write import copy_rows
+from feature_pipeline_tests.fixtures.strategies import COLUMNS, ROW, TEXT, VALUES
 
-COLUMNS = (
-    Column(name="string", type="string"),
-    Column(name="number", type="number"),
-    Column(name="integer", type="integer"),
-    Column(name="boolean", type="boolean"),
-    Column(name="json", type="object"),
-    Column(name="date", type="string", format="date"),
-    Column(name="instant", type="string", format="date-time"),
-    Column(name="uuid", type="string", format="uuid"),
-)
-TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=6)
-VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(INT64_MIN, INT64_MAX)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | TEXT,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
-    max_leaves=5,
-)
-JSON = st.dictionaries(TEXT, VALUES, max_size=3).map(canonical_json)
-ROW = st.tuples(
-    st.none() | TEXT,
-    st.none() | st.floats(),
-    st.none() | st.integers(INT64_MIN, INT64_MAX),
-    st.none() | st.booleans(),
-    st.none() | JSON,
-    st.none() | st.dates(date(1, 1, 1), date(9999, 12, 31)),
-    st.none() | st.datetimes(timezones=st.just(UTC)),
-    st.none() | st.uuids().map(str),
-)
 IDS = TEXT.filter(bool)
 RECORDS = st.dictionaries(IDS, st.lists(ROW, min_size=1, max_size=3), min_size=1, max_size=4)
 
