@@ -179,7 +179,7 @@ def check_readable(path: Path) -> None:
     """
     try:
         if path.is_dir():
-            raise InvalidInputError("is a folder: the files of a record lie side by side")
+            raise InvalidInputError("is a folder: put all files of a record into one folder")
         with open_regular(path) as file:
             file.read(1)
     except OSError as error:

@@ -78,7 +78,7 @@ def execute_plan(
     Raises:
         NotFoundError, CorruptDataError: An input is missing from the archive, or damaged.
         StoreUnavailableError: The archive could not be read.
-        HookAborted: The hook could not be run at all, nor would it run over another batch.
+        HookAborted: The hook cannot be run, over this batch or any other.
     """
     if plan.compute:
         workspace.create()
@@ -142,7 +142,7 @@ def run_staged(
         retry_delay_seconds: Delay before another attempt, if not the policy's own.
 
     Raises:
-        HookAborted: The hook could not be run at all, nor would it run over another batch.
+        HookAborted: The hook cannot be run, over this batch or any other.
     """
     declared = plan.definition.release
     request = RunRequest(

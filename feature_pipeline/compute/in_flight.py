@@ -88,7 +88,7 @@ def register(
 ) -> str | None:
     """Register the run, so that another process can take it over; return the document's key.
 
-    None if no container can be made for it (`image` is None), so that it will leave no result.
+    None if no container can be created for it (`image` is None), so that it will have no result.
     """
     if image is None:
         return None

@@ -185,9 +185,9 @@ def _put_manifest(store: BlobStore, successor: Manifest) -> BlobRef:
 
 
 def _enqueue_successor(store: BlobStore, head: FeatureEntry, successor: Digest) -> Completion:
-    """Leave the completion of the successor's manifest in the inbox, and return it.
+    """Enqueue the completion of the successor's manifest, and return it.
 
-    Its base is the old artifact's: it is a better decoding of the same run, and nothing newer.
+    Its base is the old artifact's: it decodes the same run again, and is not newer.
     """
     completion = Completion(
         id=f"decoded-again-{head.manifest.hex[:24]}",

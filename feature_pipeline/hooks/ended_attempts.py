@@ -260,7 +260,7 @@ def _write(folder: Path, request: RunRequest, identity: Digest, result: RunResul
 
 
 def _link_or_copy(source: Path, target: Path) -> str:
-    """Give the file another name as well; return its digest."""
+    """Link the file under another name; return its digest."""
     try:
         os.link(source, target)
     except OSError:

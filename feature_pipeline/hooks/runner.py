@@ -147,7 +147,7 @@ class SilentMonitor:
 class RunResult:
     """The result of one attempt.
 
-    `failure` is None if and only if the program ended by itself with status 0: the output may be
+    `failure` is None if and only if the program exited with status 0: the output may be
     read. Times are UTC. `peak_memory_bytes` is None if it could not be measured; `node` names the
     machine. `lost_starts` are the times of earlier starts of the same attempt whose worker died,
     and which could not be attached to.

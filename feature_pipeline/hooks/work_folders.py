@@ -48,8 +48,8 @@ class Question:
 class LeftFolder:
     """A folder that no living worker uses.
 
-    `question` is None if the folder has none. `is_left` is set if a message told users to look
-    there.
+    `question` is None if the folder has none. `is_left` is set if a message referred users to
+    the folder.
     """
 
     path: Path

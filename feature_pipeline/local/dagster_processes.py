@@ -73,8 +73,8 @@ class DagsterProcesses:
     Args:
         folder: Folder for ports, logs and pid records.
         workspace: The workspace file.
-        environment: What all processes get beside the environment of this one; DAGSTER_HOME
-            included.
+        environment: Variables that all processes get in addition to those of this process,
+            DAGSTER_HOME included.
 
     Raises:
         InvalidInputError: The file is not a workspace.

@@ -125,7 +125,8 @@ def _quote(name: str, value: str, as_default: bool) -> str:
     # Dagster's parser expands ${…} even within single quotes.
     if "${" in value or any(character in value for character in "\n\r\0"):
         raise InvalidInputError(
-            f"{name}: the value has line ends, NUL or '${{', which a .env file cannot hold"
+            f"{name}: the value contains a line end, NUL or '${{', which a .env file cannot"
+            " represent"
         )
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
     if as_default and "}" not in value:

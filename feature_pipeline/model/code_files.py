@@ -37,7 +37,8 @@ def find_code_file(folder: Path, name: str) -> Path:
     hidden = [part for part in target.relative_to(inside).parts if part.startswith(".")]
     if hidden:
         raise InvalidInputError(
-            f"{path}: {hidden[0]!r} is hidden, and may hold credentials: code is in other files"
+            f"{path}: {hidden[0]!r} is hidden and may contain credentials: move the code to"
+            " another file"
         )
     if not target.is_file():
         problem = "is a folder: list its files" if target.is_dir() else "does not exist"

@@ -65,7 +65,7 @@ class Instrument:
         """Return if a value may have these labels.
 
         Raises:
-            InvalidInputError: One is missing, or is none of the instrument's.
+            InvalidInputError: One is missing, or does not belong to the instrument.
         """
         needed = set(self.labels) - set(self.optional)
         if not needed <= labels.keys() <= set(self.labels):

@@ -34,7 +34,7 @@ _SHORTEST: Final = {
 
 
 def check_table_limits(kinds: Sequence[str]) -> None:
-    """Check that a table can have columns of these kinds, and a row a value in each.
+    """Check that a table can have columns of these kinds, and that a row fits into a page.
 
     Args:
         kinds: Of the declared columns, in their order (`Column.kind`).

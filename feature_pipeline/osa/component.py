@@ -62,7 +62,7 @@ class OsaServer(dg.Component, OsaSettings, dg.Resolvable):
         return cls.model_validate(model.model_dump(mode="json", exclude_unset=True))
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """Return the server's definitions; nothing is connected."""
+        """Return the server's definitions, without a connection."""
         tables = followed_datasets(context.path.parent, self) if self.restore_tables else {}
         return self.definitions(tables)
 

@@ -248,7 +248,7 @@ def check_reading(operator: Operator) -> None:
     assert code == 0
     assert "<svg" in page.read_text()
     for arguments, problem in [
-        (["--column", "count"], "give --plot, too"),
+        (["--column", "count"], "add --plot"),
         (["--plot", "--status", "errored"], "it takes no option about rows"),
         (["--plot", "--output", "x.pdf"], "a plot is a file .png, .svg, .html"),
         (["--plot", "--column", "letter"], "no numeric column 'letter'; it has count"),

@@ -472,7 +472,7 @@ def test_output_that_cannot_be_stored_stays_in_the_folder_the_error_names(
     assert not result.success
     (failure,) = [e for e in result.all_events if e.is_step_failure]
     message = failure.step_failure_data.error.cause or failure.step_failure_data.error
-    assert "down for good; what the hook left is in" in str(message)
+    assert "down for good; the hook's output is in" in str(message)
     (left,) = submitted.folder.glob("*/runs/counts-*/out/features.jsonl")
     assert str(left.parents[1]) in str(message)
     assert '"r1"' in left.read_text()

@@ -325,15 +325,15 @@ def test_a_foreign_object_in_place_of_the_view_stays(archive, database, connecti
     [
         (
             "create schema features; create table features._outcomes (a int)",
-            r"features\._outcomes cannot be made: table features\._outcomes of role",
+            r"features\._outcomes cannot be created: table features\._outcomes of role",
         ),
         (
             "create schema features; create view features._outcomes as select 1 as a",
-            r"features\._outcomes cannot be made: view features\._outcomes of role",
+            r"features\._outcomes cannot be created: view features\._outcomes of role",
         ),
         (
             "create schema feature_pipeline; create view feature_pipeline.progress as select 1 a",
-            r"feature_pipeline\.progress cannot be made: view feature_pipeline\.progress of role",
+            r"feature_pipeline\.progress cannot be created: view feature_pipeline\.progress of role",
         ),
         (
             "create schema feature_pipeline; create table feature_pipeline.tables (a int)",

@@ -128,7 +128,7 @@ class Reached:
 
     @property
     def digests(self) -> set[Digest]:
-        """Every blob that something needs."""
+        """Every needed blob."""
         return {digest for digest, _ in self.references}
 
     def add(self, reference: Reference) -> None:

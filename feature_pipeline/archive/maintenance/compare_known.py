@@ -42,7 +42,7 @@ class KnownEntry:
     def is_entry(self, entry: FeatureEntry) -> bool:
         """Return whether `entry` is the one that was read.
 
-        Both its number and its manifest must match: a log that lost its end uses numbers again.
+        Both its number and its manifest must match: a log that lost its end reuses numbers.
         """
         return self.manifest == entry.manifest and self.seq in {None, entry.seq}
 

@@ -193,7 +193,7 @@ class Appendable:
 
     @classmethod
     def at(cls, manifest: Manifest, seq: int | None) -> "Appendable":
-        """One of whose entry at most the number is known."""
+        """Return an artifact of whose log entry at most the number is known."""
         return cls(manifest, None if seq is None else seq - 1, manifest.run.finished_at)
 
     @property

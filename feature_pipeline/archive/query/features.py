@@ -246,7 +246,7 @@ class Features(Frame):
             chosen = Digest.parse(manifest) if isinstance(manifest, str) else manifest
             if chosen not in sources:
                 raise NotFoundError(
-                    f"manifest {chosen} holds no raw files of batch {batch!r} of"
+                    f"manifest {chosen} has no raw files of batch {batch!r} of"
                     f" {self.dataset}/{self.hook}; {_listed(sources) or 'none'} does"
                 )
             return read.read_raw(self._selection.store, sources[chosen], name)

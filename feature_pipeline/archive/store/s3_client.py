@@ -108,7 +108,7 @@ def make_client(
             config=config,
         )
     except (boto_errors.BotoCoreError, ValueError) as error:
-        raise InvalidInputError(f"no S3 client can be made: {error}") from error
+        raise InvalidInputError(f"cannot create an S3 client: {error}") from error
     return client
 
 

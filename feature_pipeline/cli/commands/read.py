@@ -52,7 +52,7 @@ def read(
         skip_damaged=True,
     )
     if columns and not plot:
-        raise InvalidInputError("--column says which columns to plot: give --plot, too")
+        raise InvalidInputError("--column chooses the columns to plot: add --plot")
     if plot:
         if outcomes or statuses or max_rows is not None or form != "table":
             raise InvalidInputError("--plot writes a picture: it takes no option about rows")
@@ -93,7 +93,7 @@ def _print(
         frame = OfStatus(frame, statuses)
     if form == "table":
         if output is not None:
-            raise InvalidInputError("a table is for people: give --format with --output")
+            raise InvalidInputError("--output writes a file for programs: add --format")
         _print_table(frame, SHOWN_ROWS if max_rows is None else max_rows)
         return
     if form == "parquet" and output is None and sys.stdout.isatty():

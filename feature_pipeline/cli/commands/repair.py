@@ -147,7 +147,7 @@ def _accept(
     if left:
         raise click.ClickException(
             f"{counted(len(left), 'object')} can be restored: run this command with --yes first,"
-            " then give up what is left"
+            " then accept the loss of the rest"
         )
     findings = [r.finding for r in plan.remainders] + [s.finding for s in plan.steps]
     losses = plan_losses(store, findings)

@@ -144,8 +144,8 @@ class FeatureIOManager(dg.ConfigurableIOManager):
         """
         if not isinstance(obj, ComputedFeatures):
             raise InvalidInputError(
-                f"{context.asset_key.to_user_string()} gave {type(obj).__name__}: this IO manager"
-                " keeps the output of hooks; give other assets an IO manager of their own"
+                f"{context.asset_key.to_user_string()} returned {type(obj).__name__}: this IO"
+                " manager stores the output of hooks; configure another IO manager for other assets"
             )
         store = self.archive.store()
         try:
@@ -158,7 +158,7 @@ class FeatureIOManager(dg.ConfigurableIOManager):
                 raise
             folder, obj.workspace = obj.workspace.detach(), None
             raise type(error)(
-                f"{error}; what the hook left is in {folder} on {socket.gethostname()}: run the"
+                f"{error}; the hook's output is in {folder} on {socket.gethostname()}: run the"
                 " partition again once the archive answers, or store the files of its folder out/"
                 " with `feature-pipeline publish`"
             ) from error

@@ -123,9 +123,9 @@ def _cancelled_run(record: dg.RunRecord, given_up: Collection[str]) -> _Cancelle
 
 
 def _given_up(instance: dg.DagsterInstance) -> set[str]:
-    """Ids of backfills that the daemon could not go on with, and whose runs it cancelled.
+    """Ids of backfills that the daemon failed and whose runs it cancelled.
 
-    It gives one up when the code location does not load, for example. No user asked for that.
+    This happens when the code location does not load, for example. No user asked for it.
     """
     filters = BulkActionsFilter(statuses=[BulkActionStatus.FAILING, BulkActionStatus.FAILED])
     backfills = instance.get_backfills(filters=filters, limit=_BACKFILLS_REMEMBERED)

@@ -125,7 +125,7 @@ def _release(connection: Connection, store: BlobStore, manifest: Manifest) -> tu
     if (row := fetch_one(connection, _VERSION, [manifest.hook, version])) is not None:
         raise ConflictError(
             f"{where}: the server's has image digest {row[0]}, and that of hook run"
-            f" {manifest.run.id} has {image['digest']}: the server was deployed anew; delete or"
+            f" {manifest.run.id} has {image['digest']}: the server was redeployed; delete or"
             " renumber its release first"
         )
     values: list[Any] = [noted.id, manifest.hook, version, image["name"], image["digest"]]

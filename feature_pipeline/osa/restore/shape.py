@@ -1,4 +1,4 @@
-"""What a table `features.<hook>` of the server looks like: columns, keys, indexes, sequence.
+"""The shape of the server's table `features.<hook>`: columns, keys, indexes, sequence.
 
 The names are those that the server's own statements give, so that its later migrations find them.
 """

@@ -1,4 +1,4 @@
-"""Give the server its tables back: `features.<hook>` as base tables of its own shape, out of S3.
+"""Restore the server's tables `features.<hook>` from S3, as base tables of the server's own shape.
 
 The steps, for one table after another: compare the server's table with the archive; if it differs,
 add the hook runs and releases that the server has lost, fill a table beside it, prove it by reading
@@ -415,7 +415,7 @@ def _compare_batch(table: _Table, wanted: WantedRows, seen: dict[str, int]) -> N
     Args:
         table: The table.
         wanted: The batch's rows; they get the server's ids.
-        seen: Is added the number of rows that were compared, by hook run.
+        seen: The number of compared rows is added to it, by hook run.
     """
     result, there = table.result, table.present(wanted.srns)
     by_record: dict[str, list[tuple[int, int]]] = {}

@@ -1,7 +1,7 @@
-"""Read the server's storage, which lies in a folder or in a bucket; nothing is written to it.
+"""Read the server's storage, which is a folder or a bucket; nothing is written to it.
 
 The two layouts differ in their roots alone: `Place` names what is read, and each layout maps it to
-a path or a key. Absence is an answer of the storage; an error of it is never taken for absence.
+a path or a key. An error of the storage is never treated as absence.
 """
 
 import os

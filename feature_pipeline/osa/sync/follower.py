@@ -346,7 +346,7 @@ class Follower:
             if deposition is None:
                 raise NotFoundError(f"deposition {batch.origin.srn} is no longer in the database")
             if deposition.updated_at != batch.origin.updated_at:
-                raise _NotYet(f"deposition {batch.origin.srn} was changed in this moment")
+                raise _NotYet(f"deposition {batch.origin.srn} is being changed")
             for number in itertools.count(1):
                 # A batch never changes: a deposition that was changed since is another one.
                 key = deposition_key(local_id(batch.origin.srn), number)

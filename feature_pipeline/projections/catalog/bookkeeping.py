@@ -317,8 +317,8 @@ def _complete(connection: Connection, *, is_new: bool) -> None:
             obstacle := own_views.describe_relation(connection, BOOKKEEPING_SCHEMA, name)
         ) is not None:
             raise ConflictError(
-                f"the pipeline's table {BOOKKEEPING_SCHEMA}.{name} cannot be made: {obstacle} has"
-                " its name; rename that"
+                f"the pipeline's table {BOOKKEEPING_SCHEMA}.{name} cannot be created: {obstacle}"
+                " has its name; rename it"
             )
         connection.execute(statements.encode())
     if is_new:

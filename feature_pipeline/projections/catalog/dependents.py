@@ -271,9 +271,9 @@ def check_restorable(views: Sequence[View]) -> None:
     """
     if reasons := unrestorable(views):
         raise ConflictError(
-            "dropped or changed columns mean that views on the table are made again, and these"
-            f" cannot be: {'; '.join(reasons)}. Drop them, or let the pipeline's role be a member"
-            " of their owners' roles"
+            "to drop or change columns, the views on the table must be recreated, and these cannot"
+            f" be: {'; '.join(reasons)}. Drop them, or make the pipeline's role a member of their"
+            " owners' roles"
         )
 
 

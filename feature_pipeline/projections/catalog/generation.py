@@ -199,9 +199,9 @@ def outcomes_partition(generation: int) -> str:
 def ensure_table(connection: Connection, spec: TableSpec) -> TableState:
     """Create the table's wanted generation if necessary, and its view if it is live; load nothing.
 
-    A definition that was never seen before is the newest. One that was seen and is not the last
-    belongs to older code that still runs, and changes nothing. What was dropped or altered is
-    created again: the view, and generations that the bookkeeping has and PostgreSQL has not.
+    A definition that is not recorded yet is the newest. One that is recorded and is not the last
+    belongs to older code that still runs, and changes nothing. If the view or a generation that
+    the bookkeeping lists was dropped or altered, it is created again.
 
     Raises:
         ConflictError: Another hook's table has this name, or another object has the view's.

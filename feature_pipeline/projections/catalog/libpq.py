@@ -1,9 +1,9 @@
 """Connect with libpq without its environment variables.
 
-libpq takes from the environment every setting that a connection does not give: another host
-address, a service, a protocol. Giving everything does not help: some settings have no value that
-means the default, and a named service that does not exist is an error. So the variables are removed
-from the process's environment while a connection is made.
+libpq reads from the environment every setting that a connection does not set: another host address,
+a service, a protocol. Setting everything does not help: some settings have no value that means the
+default, and a named service that does not exist is an error. So the variables are removed from the
+process's environment while a connection is opened.
 """
 
 import os

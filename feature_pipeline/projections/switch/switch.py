@@ -96,7 +96,7 @@ def switch(
         except psycopg.errors.DependentObjectsStillExist as error:
             raise ConflictError(
                 f"table {spec.name!r} was not switched: columns are dropped or changed, and"
-                f" objects that the pipeline cannot make again depend on them:"
+                f" objects that the pipeline cannot recreate depend on them:"
                 f" {error.diag.message_detail}"
             ) from error
     raise _in_use(connection, spec)

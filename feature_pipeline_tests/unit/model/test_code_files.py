@@ -43,7 +43,7 @@ def test_files_of_the_project(folder: Path):
         ("../../../secret.py", "is outside of the project"),
         ("../../../../../../../../../../etc/passwd", "is outside of the project"),
         ("out.py", "is outside of the project .*, through a link to .*secret.py: copy it there"),
-        ("../../.env", r"'.env' is hidden, and may hold credentials"),
+        ("../../.env", r"'.env' is hidden and may contain credentials"),
         ("../../.aws/credentials", r"'.aws' is hidden"),
         ("env.py", r"'.env' is hidden"),
         ("gone.py", "gone.py does not exist"),

@@ -84,5 +84,5 @@ def test_one_of_several_earlier_files_is_chosen_by_name(archive, raw) -> None:
     assert features.raw("b1", NAME, manifest=first.manifest) == b"of both"
     assert features.raw("b1", NAME, manifest=second.manifest) == b"of r2"
     stranger = Digest.of(b"another")
-    with pytest.raises(NotFoundError, match=f"manifest {stranger} holds no raw files"):
+    with pytest.raises(NotFoundError, match=f"manifest {stranger} has no raw files"):
         features.raw("b1", NAME, manifest=stranger)
