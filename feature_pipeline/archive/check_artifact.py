@@ -151,7 +151,7 @@ def check_batch_digest(entries: Sequence[BatchEntry], made_of: Digest, subject: 
     Args:
         entries: The batch's log; not empty.
         made_of: Digest of the batch document that the artifact names.
-        what: The artifact, for the message.
+        subject: The artifact, for the message.
 
     Raises:
         InvalidInputError: Records were erased from the batch since, or it is another batch.

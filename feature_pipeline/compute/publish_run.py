@@ -46,7 +46,7 @@ def publish_with_retry(
         dagster_run_id: The requesting Dagster run.
         say: Called each time it waits for the store.
         is_cancelled: Whether the run was cancelled by now: its result becomes history.
-        patience_seconds: How long to wait for a store that does not answer.
+        timeout_seconds: How long to wait for a store that does not answer.
 
     Raises:
         StoreUnavailableError, OutcomeUnknownError: It did not answer; the files are unchanged.

@@ -333,7 +333,7 @@ def test_a_foreign_object_in_place_of_the_view_stays(archive, database, connecti
         ),
         (
             "create schema feature_pipeline; create view feature_pipeline.progress as select 1 a",
-            r"feature_pipeline\.progress cannot be created: view feature_pipeline\.progress of role",
+            r"feature_pipeline\.progress cannot be created: view feature_pipeline",
         ),
         (
             "create schema feature_pipeline; create table feature_pipeline.tables (a int)",

@@ -133,7 +133,7 @@ def verify(
 
     All documents are read, and the fraction `sample` of the other blobs, completely. The logs are
     compared with the newest census. If the whole archive is read, a census of its current state is
-    written, unless `takes_census` is False. Nothing else is written, unless checksums are restored.
+    written, unless `writes_census` is False. Nothing else is written, unless checksums are restored.
 
     Args:
         store: The archive.
@@ -143,7 +143,7 @@ def verify(
         workers: Concurrent requests.
         progress: Called with (blobs read, blobs to read), from any thread but never concurrently.
         restore_checksums: Rewrite valid objects of which the store keeps no checksum.
-        takes_census: Whether a census may be written.
+        writes_census: Whether a census may be written.
 
     Raises:
         StoreUnavailableError: The store could not list objects; nothing was verified.

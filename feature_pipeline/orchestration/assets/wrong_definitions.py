@@ -35,7 +35,7 @@ def wrong_definition_assets(
 
     Args:
         wrong: The definitions that cannot be used.
-        taken: Keys of usable assets: a copy of a hook may still have its names.
+        declared: Keys of usable assets: a copy of a hook may still have its names.
     """
     assets: dict[dg.AssetKey, dg.AssetsDefinition] = {}
     for each in wrong:

@@ -238,7 +238,7 @@ def choose(
     Args:
         infos: The waiting entries, as from `accept.list_waiting`.
         limit: Maximum number.
-        looked_at: By key, how often it was tried without success: the fewer, the sooner.
+        read_keys: By key, how often it was tried without success: the fewer, the sooner.
     """
     batches = [info for info in infos if accept.is_batch(info)]
     completions = [info for info in infos if not accept.is_batch(info)]
