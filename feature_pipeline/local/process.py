@@ -109,7 +109,7 @@ class ServerProcess:
             timeout_seconds: How long to continue.
 
         Raises:
-            StoreUnavailableError: The process ended, or time is over; with the log's last lines.
+            StoreUnavailableError: The process ended, or time is up; with the log's last lines.
         """
         deadline = time.monotonic() + timeout_seconds
         while True:

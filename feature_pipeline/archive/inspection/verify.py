@@ -133,7 +133,7 @@ def verify(
 
     All documents are read, and the fraction `sample` of the other blobs, completely. The logs are
     compared with the newest census. If the whole archive is read, a census of its current state is
-    written, unless `writes_census` is False. Nothing else is written, unless checksums are restored.
+    written, unless `writes_census` is False. Nothing else is written unless checksums are restored.
 
     Args:
         store: The archive.

@@ -163,8 +163,8 @@ def finish_erasing(
             break
     else:
         raise ConflictError(
-            f"dataset {dataset!r}: {_MAX_PASSES} looks each found more to erase: a process keeps"
-            " writing about withdrawn records; run `feature-pipeline erase --dataset"
+            f"dataset {dataset!r}: each of {_MAX_PASSES} passes found more to erase: a process"
+            " keeps writing about withdrawn records; run `feature-pipeline erase --dataset"
             f" {dataset}` again"
         )
     _delete(store, dataset, ids, own, report, say, lost)

@@ -63,9 +63,9 @@ class _Lacking(Exception):
 
 @dataclass(frozen=True, slots=True)
 class StoreProperty:
-    """A property, the reason for it, and the store's deviation from it; None if it has it.
+    """A property, the reason for it, and how the store deviates from it (None if it has it).
 
-    Without an optional property the archive works: `needed_for` says how.
+    The archive works without an optional property: `needed_for` describes the effect.
     """
 
     name: str

@@ -361,7 +361,7 @@ def reconcile_job(hooks: Sequence[HookDefinition]) -> dg.JobDefinition:
             raise dg.Failure(
                 description=(
                     "the archive lacks known objects: run `feature-pipeline repair` to see"
-                    f" what can be brought back; {drift.summary()}; the rest was reconciled"
+                    f" what can be restored; {drift.summary()}; the rest was reconciled"
                 ),
                 metadata={
                     "damaged": dg.MetadataValue.json(drift.damaged),

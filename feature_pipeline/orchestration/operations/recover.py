@@ -40,7 +40,9 @@ def tables_to_recover(
     """
     tables = {hook.table_name: hook for hook in hooks if hook.has_table}
     if unknown := set(named) - tables.keys():
-        raise NotFoundError(f"no table {min(unknown)!r}; there are {', '.join(sorted(tables))}")
+        raise NotFoundError(
+            f"no table {min(unknown)!r}; the tables are {', '.join(sorted(tables))}"
+        )
     return [
         hook
         for name, hook in tables.items()

@@ -55,7 +55,7 @@ def _list(values: Any) -> list[Any]:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one dataset gives to a table of the server."""
+    """The rows that one dataset contributes to a table of the server."""
 
     convention: str
     dataset: str

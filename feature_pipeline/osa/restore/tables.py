@@ -573,8 +573,8 @@ def _prove(table: _Table, total: ContentSum, rows: int) -> None:
     actual = ContentSum.of(digests())
     if (actual, number) != (total, rows):
         raise CorruptDataError(
-            f"{quoted_name(table.shape.building)} as read back ({counted(number, 'row')}) is not"
-            f" what was written ({counted(rows, 'row')}): nothing was replaced"
+            f"{quoted_name(table.shape.building)} as read back ({counted(number, 'row')})"
+            f" differs from what was written ({counted(rows, 'row')}): nothing was replaced"
         )
 
 

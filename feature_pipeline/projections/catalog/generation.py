@@ -367,7 +367,7 @@ def is_current_definition(connection: Connection, spec: TableSpec) -> bool:
 
 
 def is_followed(connection: Connection, spec: TableSpec) -> bool:
-    """Return whether `ensure_table` has nothing to do because `spec` is, or was, followed."""
+    """Return whether `ensure_table` has nothing to do: the table follows or followed `spec`."""
     return bool(fetch_value(connection, _IS_FOLLOWED, [spec.name, str(spec.definition_digest)]))
 
 

@@ -52,7 +52,7 @@ class ContainerLog:
         self._thread.start()
 
     def pump(self, log: LogStream, timeout_seconds: float) -> bool:
-        """Hand on the available output, waiting for at most `timeout_seconds`; False at the end."""
+        """Forward the available output, waiting for at most `timeout_seconds`; False at the end."""
         return log.pump(self._reader, timeout_seconds)
 
     def drain(self, log: LogStream, timeout_seconds: float) -> None:

@@ -131,7 +131,7 @@ def has_begun(pod: Json) -> bool:
 def _is_pull_hopeless(
     pod: Json, reason: object, message: str, schedule_seconds: float, now: datetime
 ) -> bool:
-    """Return whether an image will not arrive: the registry lacks it, or the time is over."""
+    """Return whether an image will not arrive: the registry lacks it, or time is up."""
     if reason in _PULL_REFUSED:
         return True
     if reason not in _PULL_FAILED:
