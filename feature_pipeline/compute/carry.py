@@ -107,9 +107,9 @@ def carry_over(
                 for entry in reversed(entries)
                 if entry.release == question.release.digest and entry.verdict is not Verdict.FAILED
             )
-    for record_id in search.found.outcomes:
-        search.found.retried.pop(record_id, None)
-    return search.found
+    for record_id in search.carried.outcomes:
+        search.carried.retried.pop(record_id, None)
+    return search.carried
 
 
 def reads_otherwise(manifest: Manifest, definition: HookDefinition) -> bool:
@@ -123,7 +123,7 @@ class _Search:
         self.store = store
         self.question = question
         self.definition = question.definition
-        self.found = Carried()
+        self.carried = Carried()
         self._granted = granted_limits(question.definition.release.limits)
         self._errored_at: dict[str, datetime] = {}
         """When the batch's current artifact left a record open: older outcomes are no answer."""
@@ -139,7 +139,7 @@ class _Search:
     @property
     def open_records(self) -> list[str]:
         """Records that have no answer so far, in order."""
-        done = self.found.outcomes.keys() | self.question.forced
+        done = self.carried.outcomes.keys() | self.question.forced
         return [record_id for record_id in self.question.actions if record_id not in done]
 
     @property
@@ -151,13 +151,13 @@ class _Search:
 
     def search_current(self, current: Current) -> None:
         if current.manifest is None:
-            self.found.notes.append("the previous artifact's manifest is damaged")
+            self.carried.notes.append("the previous artifact's manifest is damaged")
             return
         if current.damage is not None:
-            self.found.notes.append(f"nothing carried over: {current.damage}")
+            self.carried.notes.append(f"nothing carried over: {current.damage}")
         self._manifests[current.entry.manifest] = current.manifest
         self._add_outcomes(current.entry.manifest, current.outcomes, current.entry.accepted_at)
-        self._errored_at = dict.fromkeys(self.found.retried, current.entry.accepted_at)
+        self._errored_at = dict.fromkeys(self.carried.retried, current.entry.accepted_at)
 
     def search_memory(self) -> bool:
         """Search the memory's artifacts; return whether the memory is known to be complete."""
@@ -165,11 +165,11 @@ class _Search:
         prefix = layout.answers(self.definition.dataset, self.definition.name, program)
         actions = {self.question.actions[record_id] for record_id in self.open_records}
         remembered = answers.find(self.store, prefix, actions)
-        self.found.notes += [f"memory of answers: {why}" for why in remembered.problems]
+        self.carried.notes += [f"memory of answers: {why}" for why in remembered.problems]
         self._is_unaccepted = False
         self.search(remembered.artifacts)
         if not self._is_unaccepted:
-            self.found.memory = remembered.keys
+            self.carried.memory = remembered.keys
         return remembered.is_complete
 
     def search(self, manifests: Iterable[Digest], *, is_ordered: bool = False) -> None:
@@ -197,7 +197,7 @@ class _Search:
         try:
             entries = log.read_log(self.store, *whose, manifest.batch)
         except (NotFoundError, CorruptDataError, InvalidInputError) as error:
-            self.found.notes.append(f"manifest {digest.short}: {error}")
+            self.carried.notes.append(f"manifest {digest.short}: {error}")
             return None
         for entry in reversed(entries):
             if entry.manifest == digest and read.disagreement(entry, manifest) is None:
@@ -210,7 +210,7 @@ class _Search:
             try:
                 manifest = read.read_manifest(self.store, digest)
             except (NotFoundError, CorruptDataError, InvalidInputError) as error:
-                self.found.notes.append(f"manifest {digest.short}: {error}")
+                self.carried.notes.append(f"manifest {digest.short}: {error}")
                 return None
             self._manifests[digest] = manifest
         return manifest
@@ -219,7 +219,7 @@ class _Search:
         try:
             outcomes = read.read_artifact_outcomes(self.store, self._manifests[entry.manifest])
         except (NotFoundError, CorruptDataError) as error:
-            self.found.notes.append(f"manifest {entry.manifest.short}: {error}")
+            self.carried.notes.append(f"manifest {entry.manifest.short}: {error}")
             return
         self._add_outcomes(entry.manifest, {o.record_id: o for o in outcomes}, entry.accepted_at)
 
@@ -240,17 +240,17 @@ class _Search:
             if errored_at is not None and accepted_at <= errored_at:
                 continue
             if outcome.may_differ_under(self._granted):
-                self.found.retried.setdefault(record_id, outcome)
+                self.carried.retried.setdefault(record_id, outcome)
                 continue
             source = self.erased.manifest_now(outcome.carried_from or digest)
             usable[record_id] = replace(outcome, carried_from=source)
         usable = self._whole(self._present(usable))
         if reads_otherwise(self._manifests[digest], self.definition):
             usable = self._whole(self._decoded(usable))
-            self.found.decoded_again |= usable.keys()
+            self.carried.decoded_again |= usable.keys()
         if usable:
-            self.found.outcomes |= usable
-            self.found.sources.append(digest)
+            self.carried.outcomes |= usable
+            self.carried.sources.append(digest)
 
     def _whole(self, usable: dict[str, Outcome]) -> dict[str, Outcome]:
         """Return the outcomes; none if there is one action for the batch and some are missing."""
@@ -264,7 +264,7 @@ class _Search:
         for source in sorted(sources - self._lost.keys()):
             self._lost[source] = lost = self._loss(source)
             if lost is not None:
-                self.found.notes.append(
+                self.carried.notes.append(
                     f"manifest {source.short}: {lost}; its outcomes are not carried over"
                 )
         lost_sources = {source for source in sources if self._lost[source] is not None}
@@ -300,7 +300,7 @@ class _Search:
             try:
                 again = decode_raw(self.store, origin, wanted, feature.columns, feature.cardinality)
             except (NotFoundError, CorruptDataError, UnclearColumnError) as error:
-                self.found.notes.append(
+                self.carried.notes.append(
                     f"manifest {source.short}: {error}; its outcomes are computed again"
                 )
                 continue

@@ -268,7 +268,7 @@ class _Pass:
         self.known = Erased.of(before)
         self.gone = {record_id for entry in before for record_id in entry.record_ids} | ids
         """Every record that was taken out of some batch, or is to be."""
-        self.found: set[str] = set()
+        self.erased_ids: set[str] = set()
         self.batches: dict[Digest, Digest] = {}
         self.manifests: dict[Digest, Digest] = {}
         self.successors: dict[Digest, Manifest] = {}
@@ -300,7 +300,7 @@ class _Pass:
         for key in replaced:
             self.store.delete(key)
         self.report.waiting += len(replaced)
-        self.report.record_ids = tuple(sorted({*self.report.record_ids, *self.found}))
+        self.report.record_ids = tuple(sorted({*self.report.record_ids, *self.erased_ids}))
         return bool(self.batches or self.manifests or replaced)
 
     @contextmanager
@@ -366,7 +366,7 @@ class _Pass:
         self.candidates.add(batch.digest)
         for record in batch.records:
             if record.id in record_ids:
-                self.found.add(record.id)
+                self.erased_ids.add(record.id)
                 self.gone.add(record.id)
                 self.candidates.update(file.blob for file in record.files)
 
@@ -544,7 +544,7 @@ class _Pass:
         entry = ErasureEntry(
             seq=layout.FIRST_SEQ,
             dataset=self.dataset,
-            record_ids=tuple(sorted(self.ids | self.found)),
+            record_ids=tuple(sorted(self.ids | self.erased_ids)),
             manifests=_texts(self.manifests),
             batches=_texts(self.batches),
             blobs=tuple(sorted(self.candidates - needed - {deletion.EMPTY})),

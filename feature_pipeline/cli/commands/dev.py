@@ -64,9 +64,12 @@ def _definitions(folder: str | None) -> Iterator[os.DirEntry[str]]:
 
 
 def _is_changed(old: DirectorySnapshot, new: DirectorySnapshot) -> bool:
-    found = new - old
+    changes = new - old
     return bool(
-        found.files_created or found.files_deleted or found.files_modified or found.files_moved
+        changes.files_created
+        or changes.files_deleted
+        or changes.files_modified
+        or changes.files_moved
     )
 
 

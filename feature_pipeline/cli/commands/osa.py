@@ -253,7 +253,7 @@ def _settings(conventions: Sequence[str] = (), hooks: Sequence[str] = ()) -> Osa
         InvalidInputError: An option or the component's file is wrong.
     """
     folder = settings.defs_folder(Path(DEFS))
-    found = (find_settings(folder) if folder.is_dir() else None) or OsaSettings()
+    declared = (find_settings(folder) if folder.is_dir() else None) or OsaSettings()
     changes: dict[str, object] = {}
     if conventions:
         named = [each.partition("=") for each in conventions]
@@ -263,12 +263,12 @@ def _settings(conventions: Sequence[str] = (), hooks: Sequence[str] = ()) -> Osa
         }
     if hooks:
         changes["hooks"] = tuple(hooks)
-    return _changed(found, changes)
+    return _changed(declared, changes)
 
 
-def _changed(found: OsaSettings, changes: Mapping[str, object]) -> OsaSettings:
+def _changed(declared: OsaSettings, changes: Mapping[str, object]) -> OsaSettings:
     try:
-        return OsaSettings.model_validate({**found.model_dump(), **changes})
+        return OsaSettings.model_validate({**declared.model_dump(), **changes})
     except ValidationError as error:
         raise InvalidInputError(f"the server's settings: {problems(error)}") from error
 
