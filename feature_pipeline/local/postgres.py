@@ -28,9 +28,9 @@ from psycopg import sql
 from feature_pipeline.errors import InvalidInputError, NotFoundError, StoreUnavailableError
 from feature_pipeline.local import unprivileged
 from feature_pipeline.local.process import (
+    ManagedServer,
     NotReadyError,
     ServerCommand,
-    ServerProcess,
     choose_ports,
     read_environment,
     reap,
@@ -93,8 +93,10 @@ def find_binaries() -> Path:
     return candidates[-1].parent
 
 
-class PostgresServer:
+class PostgresServer(ManagedServer):
     """A PostgreSQL server on a data folder of its own (the caller holds its lock).
+
+    `stop` makes a checkpoint and cuts off its clients.
 
     Args:
         folder: Folder of `data`, the log and the ports.
@@ -113,22 +115,14 @@ class PostgresServer:
         databases: Sequence[str],
         settings: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        super().__init__(NAME)
         self.folder = folder.resolve()
         self.data = self.folder / "data"
         self._superuser_password = superuser_password
         self._password = password
         self._databases = tuple(databases)
         self._settings = {**SETTINGS, **settings}
-        self._process: ServerProcess | None = None
-        self._is_stopping = False
         self._port = 0
-
-    @property
-    def process(self) -> ServerProcess:
-        """The running server."""
-        if self._process is None:
-            raise StoreUnavailableError(f"{NAME} has not been started")
-        return self._process
 
     def url(self, database: str, driver: str = "") -> str:
         """Return the database's URL with password; `driver` in SQLAlchemy's form, without `+`."""
@@ -159,28 +153,6 @@ class PostgresServer:
             self._initialise(binaries, prefix, user)
         self._run(binaries, prefix, plain_user)
         self._prepare_databases()
-
-    def check(self) -> None:
-        """Raise StoreUnavailableError unless the server is running."""
-        self.process.check()
-
-    def request_stop(self) -> None:
-        """Request a stop, or prevent a start; return at once."""
-        self._is_stopping = True
-        if self._process is not None:
-            self._process.request_stop()
-
-    def stop(self) -> None:
-        """Stop the server after a checkpoint, cutting off its clients."""
-        self.request_stop()
-        if self._process is not None:
-            self._process.stop()
-
-    def kill(self) -> None:
-        """Kill the server at once; for data that is thrown away."""
-        self._is_stopping = True
-        if self._process is not None:
-            self._process.kill()
 
     def _user(self) -> tuple[int, int] | None:
         """Return (uid, gid) to run as; None is this user. Existing data keeps its owner."""
@@ -280,10 +252,7 @@ class PostgresServer:
             self._port = choose_ports(self.folder / "ports.json", ["postgres"], anew=attempt > 1)[
                 "postgres"
             ]
-            process = self._process = ServerProcess(NAME, self._command(binaries, prefix, user))
-            if self._is_stopping:
-                process.request_stop()
-            process.start()
+            process = self.start_process(self._command(binaries, prefix, user))
             try:
                 process.wait_ready(self._probe, START_SECONDS)
             except StoreUnavailableError:

