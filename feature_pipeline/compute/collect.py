@@ -1,5 +1,6 @@
 """Make one artifact from a hook's output, carried outcomes, and records that it did not get."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -80,19 +81,8 @@ def failed_artifact(
     Files that cannot be read, or exceed the run's limit, are named in notes instead of stored.
     """
     raw, left_out = storable_files(output, plan.definition.release.limits.scratch_bytes)
-    return Artifact(
-        batch=plan.batch,
-        release=plan.release,
-        columns=tuple(plan.definition.feature.columns),
-        cardinality=plan.definition.feature.cardinality.value,
-        run=run,
-        outcomes=(),
-        raw=raw,
-        log=log,
-        failure=failure,
-        notes=tuple(f"not stored from the output: {one}" for one in left_out),
-        inputs=_input_digests(plan),
-    )
+    notes = tuple(f"not stored from the output: {one}" for one in left_out)
+    return dataclasses.replace(_empty(plan, run, raw, log), failure=failure, notes=notes)
 
 
 def _artifact(
@@ -105,16 +95,22 @@ def _artifact(
     computed = {outcome.record_id: outcome for outcome in decoded.outcomes}
     known = {**plan.skipped, **plan.carried, **computed}
     outcomes = tuple(known[record.id] for record in plan.batch.records)
+    return dataclasses.replace(
+        _empty(plan, run, raw, log), outcomes=outcomes, notes=(*plan.notes, *notes_on(decoded))
+    )
+
+
+def _empty(plan: ComputePlan, run: RunInfo, raw: Mapping[str, Path], log: Path | None) -> Artifact:
+    """Return the artifact of a run over the plan's batch, without outcomes."""
     return Artifact(
         batch=plan.batch,
         release=plan.release,
         columns=tuple(plan.definition.feature.columns),
         cardinality=plan.definition.feature.cardinality.value,
         run=run,
-        outcomes=outcomes,
+        outcomes=(),
         raw=raw,
         log=log,
-        notes=(*plan.notes, *notes_on(decoded)),
         inputs=_input_digests(plan),
     )
 

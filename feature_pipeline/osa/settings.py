@@ -65,7 +65,7 @@ _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class OsaSettings(BaseModel):
-    """How an Open Science Archive server is reached, and what of it is followed."""
+    """The address of an Open Science Archive server, and what of it is followed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

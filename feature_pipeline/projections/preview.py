@@ -443,7 +443,7 @@ def _depends_on_values(spec: TableSpec, manifest: Manifest) -> bool:
     """Return whether the rows themselves decide if the artifact fits.
 
     Raises:
-        CannotEvolveError: It does not fit, whatever they are.
+        CannotEvolveError: It does not fit, whatever its rows are.
     """
     if evolve.upcaster_for(manifest, spec.columns, spec.upcasters) is not None:
         return True

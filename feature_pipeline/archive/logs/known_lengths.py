@@ -345,7 +345,7 @@ _censuses: LruCache[Census] = LruCache(2)
 
 
 def known_logs(store: BlobStore) -> KnownLogs:
-    """Read what is known of all logs. Call it before listing them, not after.
+    """Read the known lengths of all logs. Call it before listing them, not after.
 
     Costs two listings, and the newest census once per process.
 

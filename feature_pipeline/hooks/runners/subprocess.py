@@ -28,19 +28,18 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.ended_attempts import EndedAttempts, run_once
-from feature_pipeline.hooks.failure import FailureKind, RuntimeFacts, is_memory_error
+from feature_pipeline.hooks.failure import FailureKind, is_memory_error
 from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
 from feature_pipeline.hooks.runners import bubblewrap
 from feature_pipeline.hooks.runners.bubblewrap import Confinement
 from feature_pipeline.hooks.runners.process_tree import ProcessTree
 from feature_pipeline.hooks.runners.shared.disk_watch import DiskWatch
+from feature_pipeline.hooks.runners.shared.end import End
 from feature_pipeline.hooks.runners.shared.log_file import open_log
 from feature_pipeline.hooks.runners.shared.log_stream import LogStream
 from feature_pipeline.hooks.work_folders import WorkFolders
@@ -96,10 +95,10 @@ class SubprocessRunner:
         with open_log(log_path) as file, self._scratch() as scratch:
             log = LogStream(file, monitor.log)
             if refusal := _lay_out_code(request, scratch / "work"):
-                end = _End(None, refusal)
+                end = End(None, refusal)
             else:
                 end, peak = self._execute(request, monitor, log, scratch)
-            facts = None if end.failure is None else _facts(end, log, request)
+            facts = end.facts(log, request)
         yield RunResult(
             exit_code=end.exit_code,
             failure=facts,
@@ -129,7 +128,7 @@ class SubprocessRunner:
 
     def _execute(
         self, request: RunRequest, monitor: RunMonitor, log: LogStream, scratch: Path
-    ) -> tuple["_End", int | None]:
+    ) -> tuple["End", int | None]:
         command = list(request.release.document.command)
         if command[0] in _PYTHON:
             command[0] = sys.executable
@@ -154,7 +153,7 @@ class SubprocessRunner:
         except (OSError, ValueError) as error:
             reason = f"{program!r} cannot be started: {error}"
             log.note(reason)
-            return _End(None, (FailureKind.CANNOT_START, reason)), None
+            return End(None, (FailureKind.CANNOT_START, reason)), None
         try:
             if self._attempts is not None:
                 with suppress(OSError):
@@ -251,14 +250,6 @@ def _environment(request: RunRequest, scratch: Path) -> dict[str, str]:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class _End:
-    """The end of the process; `failure` is None if it succeeded."""
-
-    exit_code: int | None
-    failure: tuple[FailureKind, str] | None
-
-
 class _Watch:
     """Follows one process group from its start until nothing of it is left."""
 
@@ -285,7 +276,7 @@ class _Watch:
         self._stopped: tuple[FailureKind, str] | None = None
         self._kill_at = math.inf
 
-    def until_end(self) -> _End:
+    def until_end(self) -> End:
         """Wait for the end of the process, stopping it if necessary."""
         assert self._process.stdout is not None  # noqa: S101  (opened with PIPE)
         try:
@@ -340,38 +331,25 @@ class _Watch:
         self.tree.terminate()
         self._kill_at = time.monotonic() + self._grace_seconds
 
-    def _end(self, returncode: int) -> _End:
+    def _end(self, returncode: int) -> End:
         if self.tree.is_confined:
             if returncode == 1 and (refusal := _refusal(self._log.tail())):
-                return _End(None, (FailureKind.CANNOT_START, refusal))
+                return End(None, (FailureKind.CANNOT_START, refusal))
             # As a shell does, bubblewrap says 128 + N of a process that signal N ended.
             returncode = 128 - returncode if returncode > 128 else returncode
         exit_code = 128 - returncode if returncode < 0 else returncode
         if self._stopped is not None:
-            return _End(exit_code, self._stopped)
+            return End(exit_code, self._stopped)
         if returncode == 0:
-            return _End(0, None)
+            return End(0, None)
         if returncode > 0 and is_memory_error(self._log.tail()):
-            return _End(
+            return End(
                 exit_code, (FailureKind.OUT_OF_MEMORY, "its log reports that memory ran out")
             )
-        return _End(exit_code, (FailureKind.NON_ZERO_EXIT, exit_reason(exit_code)))
+        return End(exit_code, (FailureKind.NON_ZERO_EXIT, exit_reason(exit_code)))
 
 
 def _refusal(tail: Sequence[str]) -> str | None:
     """Return why the confined program was not started, if its log ends with that."""
     last = tail[-1] if tail else ""
     return f"it cannot be started: {last}" if last.startswith(bubblewrap.FAILED) else None
-
-
-def _facts(end: _End, log: LogStream, request: RunRequest) -> RuntimeFacts:
-    if end.failure is None:
-        raise InvalidInputError("an attempt that ended well has no failure")
-    kind, reason = end.failure
-    return RuntimeFacts(
-        kind=kind,
-        reason=reason,
-        exit_code=end.exit_code,
-        log_tail=log.tail(),
-        memory_limit_bytes=request.limits.memory_bytes,
-    )

@@ -1,7 +1,7 @@
-"""The memory of what was taken of the server: one object in the bucket, derived from the logs.
+"""The record of what was taken from the server: one object in the bucket, derived from the logs.
 
-It lets a pass ask for what is new. Without it every complete output is read again; those that a log
-has already add nothing.
+With it, a pass reads only what is new. Without it, every complete output is read again; those that
+are in a log already add nothing.
 """
 
 from collections.abc import Iterable, Mapping

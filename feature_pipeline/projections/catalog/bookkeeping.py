@@ -59,9 +59,10 @@ set batch = excluded.batch, reason = excluded.reason"""
 
 # Records what a loaded batch's rows come from.
 _WRITE_PROVENANCE: Final = """
-update feature_pipeline.progress set seq = %s, manifest = %s, content_digest = %s,
-rows_digest = %s, release = %s, release_digest = %s, run = %s, loaded_at = %s
-where generation = %s and batch = %s"""
+update feature_pipeline.progress set seq = %(seq)s, manifest = %(manifest)s,
+content_digest = %(content_digest)s, rows_digest = %(rows_digest)s, release = %(release)s,
+release_digest = %(release_digest)s, run = %(run)s, loaded_at = %(loaded_at)s
+where generation = %(generation)s and batch = %(batch)s"""
 
 
 BOOKKEEPING_VERSION: Final = 2
@@ -220,7 +221,8 @@ from feature_pipeline.progress where generation = %s"""
 _WRITE_PROGRESS: Final = """
 insert into feature_pipeline.progress (generation, batch, seq, manifest, content_digest,
     rows_digest, release, release_digest, run, rows, loaded_at)
-values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+values (%(generation)s, %(batch)s, %(seq)s, %(manifest)s, %(content_digest)s, %(rows_digest)s,
+    %(release)s, %(release_digest)s, %(run)s, %(rows)s, %(loaded_at)s)
 on conflict (generation, batch) do update set seq = excluded.seq, manifest = excluded.manifest,
     content_digest = excluded.content_digest, rows_digest = excluded.rows_digest,
     release = excluded.release, release_digest = excluded.release_digest, run = excluded.run,
@@ -405,37 +407,23 @@ def write_progress(connection: Connection, generation: int, rows: Sequence[Progr
 
 def write_provenance(connection: Connection, generation: int, progress: Progress) -> None:
     """Record the progress of one loaded batch, except for the number of its rows."""
-    connection.execute(
-        _WRITE_PROVENANCE,
-        [
-            progress.seq,
-            str(progress.manifest),
-            str(progress.content_digest),
-            str(progress.rows_digest),
-            progress.release,
-            str(progress.release_digest),
-            progress.run,
-            progress.loaded_at,
-            generation,
-            progress.batch,
-        ],
-    )
+    connection.execute(_WRITE_PROVENANCE, _parameters(generation, progress))
 
 
-def _parameters(generation: int, progress: Progress) -> list[Any]:
-    return [
-        generation,
-        progress.batch,
-        progress.seq,
-        str(progress.manifest),
-        str(progress.content_digest),
-        str(progress.rows_digest),
-        progress.release,
-        str(progress.release_digest),
-        progress.run,
-        progress.rows,
-        progress.loaded_at,
-    ]
+def _parameters(generation: int, progress: Progress) -> dict[str, Any]:
+    return {
+        "generation": generation,
+        "batch": progress.batch,
+        "seq": progress.seq,
+        "manifest": str(progress.manifest),
+        "content_digest": str(progress.content_digest),
+        "rows_digest": str(progress.rows_digest),
+        "release": progress.release,
+        "release_digest": str(progress.release_digest),
+        "run": progress.run,
+        "rows": progress.rows,
+        "loaded_at": progress.loaded_at,
+    }
 
 
 def _progress(row: tuple[Any, ...]) -> Progress:

@@ -37,7 +37,6 @@ from feature_pipeline.errors import RuntimeFailure
 from feature_pipeline.hooks.ended_attempts import EndedAttempts, run_once
 from feature_pipeline.hooks.failure import (
     FailureKind,
-    RuntimeFacts,
     is_memory_error,
     is_space_error,
 )
@@ -46,6 +45,7 @@ from feature_pipeline.hooks.runners.container import spec
 from feature_pipeline.hooks.runners.container.log import ContainerLog
 from feature_pipeline.hooks.runners.container.memory_watch import MemoryWatch
 from feature_pipeline.hooks.runners.shared.disk_watch import DiskWatch
+from feature_pipeline.hooks.runners.shared.end import End
 from feature_pipeline.hooks.runners.shared.log_file import open_log
 from feature_pipeline.hooks.runners.shared.log_stream import LogStream
 from feature_pipeline.model.digest import Digest, digest_stream
@@ -69,15 +69,6 @@ class _CannotGoOnError(Exception):
     def __init__(self, kind: FailureKind, reason: str) -> None:
         super().__init__(reason)
         self.kind = kind
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    """The end of the container; `failure` is None if it succeeded."""
-
-    exit_code: int | None
-    failure: tuple[FailureKind, str] | None
-    peak_memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,11 +184,11 @@ class ContainerRunner:
                         end = attempt.run(image)
                     started_at = attempt.started_at or started_at
                 except _CannotGoOnError as error:
-                    end = _End(None, (error.kind, str(error)))
+                    end = End(None, (error.kind, str(error)))
                 log.finish()
             yield RunResult(
                 exit_code=end.exit_code,
-                failure=_facts(end, log, request),
+                failure=end.facts(log, request),
                 started_at=started_at,
                 finished_at=datetime.now(UTC),
                 log=path,
@@ -289,7 +280,7 @@ class _Attempt:
         self._settings = settings
         self._cleanup = cleanup
 
-    def run(self, image: str) -> _End:
+    def run(self, image: str) -> End:
         """Start the container or attach to it, and wait for its end; `cleanup` removes it."""
         wanted = spec.identity(self._request, image)
         name = spec.container_name(self._request, wanted)
@@ -404,7 +395,7 @@ class _Attempt:
         )
         return str(created["Id"])
 
-    def _follow(self, container: str, disk: DiskWatch, wanted: Digest, *, is_new: bool) -> _End:
+    def _follow(self, container: str, disk: DiskWatch, wanted: Digest, *, is_new: bool) -> End:
         log = ContainerLog(self._api, container)
         try:
             if is_new:
@@ -518,7 +509,7 @@ class _Watch:
         self._deadline = time.monotonic() + request.limits.timeout_seconds
         self._silent_since: float | None = None
 
-    def until_end(self, grace_seconds: float) -> _End:
+    def until_end(self, grace_seconds: float) -> End:
         """Wait for the container's end and return it.
 
         Raises:
@@ -619,13 +610,13 @@ class _Watch:
     def _memory_reason(self) -> str:
         return f"it ran out of memory; its limit is {format_size(self._limits.memory_bytes)}"
 
-    def _end(self, state: dict[str, Any]) -> _End:
+    def _end(self, state: dict[str, Any]) -> End:
         code = int(state["ExitCode"])
         peak = self._memory.peak_bytes if self._memory is not None else 0
         failure = self.stopped or self._failure(code, state)
         if failure is not None and failure[0] is FailureKind.CANNOT_START:
-            return _End(None, failure)
-        return _End(code, failure, peak or None)
+            return End(None, failure)
+        return End(code, failure, peak or None)
 
     def _failure(self, code: int, state: dict[str, Any]) -> tuple[FailureKind, str] | None:
         # 137 alone may be any process's SIGKILL; and a hook that lost a child ends as it likes
@@ -680,16 +671,3 @@ def _started(described: dict[str, Any]) -> datetime | None:
     """Return when a container was started; engines write the year 1 for never."""
     text = str(described["State"].get("StartedAt") or "0001")
     return None if text.startswith("0001") else datetime.fromisoformat(text).astimezone(UTC)
-
-
-def _facts(end: _End, log: LogStream, request: RunRequest) -> RuntimeFacts | None:
-    if end.failure is None:
-        return None
-    kind, reason = end.failure
-    return RuntimeFacts(
-        kind=kind,
-        reason=reason,
-        exit_code=end.exit_code,
-        log_tail=log.tail(),
-        memory_limit_bytes=request.limits.memory_bytes,
-    )

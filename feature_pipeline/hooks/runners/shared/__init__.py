@@ -1,1 +1,1 @@
-"""What several runners need: logs and disk use."""
+"""What several runners need: ends of attempts, logs and disk use."""
