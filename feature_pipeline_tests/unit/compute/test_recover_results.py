@@ -1,8 +1,9 @@
 """What pods left of a run whose worker died is taken by repeating its course, starting nothing."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -54,6 +55,19 @@ class DiesAfter(PodRunner):
             raise Died
         self.attempts -= 1
         return super().run(request, monitor)
+
+
+def change_result(
+    computing: Computing, change: Callable[[dict[str, Any]], dict[str, Any] | str]
+) -> AttemptKey:
+    """Replace the one result that a pod has written; text is written as it is."""
+    infos = computing.store.list_objects(layout.UPLOADS)
+    [key] = [info.key for info in infos if info.key.endswith("result.json")]
+    changed = change(json.loads(computing.store.get(key).data))
+    text = changed if isinstance(changed, str) else json.dumps(changed)
+    computing.store.delete(key)
+    computing.store.create(key, text.encode())
+    return AttemptKey(*key.split("/")[1:3])
 
 
 @pytest.fixture
@@ -199,20 +213,12 @@ def test_a_wrong_end_document_affects_its_own_run_alone(computing: Computing, in
     """Pods write their results: nothing in one stops a tick, or reaches a reason whole."""
     runner = PodRunner(computing.store, ScriptedRunner(fails_over("none")))
     computing.execute(runner)
-    [result] = [
-        info.key
-        for info in computing.store.list_objects(layout.UPLOADS)
-        if info.key.endswith("result.json")
-    ]
-    text = change
-    if not isinstance(change, str):
-        text = json.dumps(json.loads(computing.store.get(result).data) | change)
-    computing.store.delete(result)
-    computing.store.create(result, text.encode())
+    attempt = change_result(
+        computing, lambda result: change if isinstance(change, str) else result | change
+    )
     orphaned = recover_orphaned_runs(computing.store, instance)
     # another attempt may be due, which another run makes
     assert len(orphaned.enqueued) + len(orphaned.waiting) + len(orphaned.unusable) == 1
-    attempt = AttemptKey(*result.split("/")[1:3])
     with pytest.raises(CorruptDataError) as raised:
         S3Results(computing.store).result(attempt)
     assert len(str(raised.value)) < 2_000
@@ -221,16 +227,9 @@ def test_a_wrong_end_document_affects_its_own_run_alone(computing: Computing, in
 def test_the_node_name_of_a_pod_is_shortened(computing: Computing):
     runner = PodRunner(computing.store, ScriptedRunner(fails_over("none")))
     computing.execute(runner)
-    [result] = [
-        info.key
-        for info in computing.store.list_objects(layout.UPLOADS)
-        if info.key.endswith("result.json")
-    ]
-    document = json.loads(computing.store.get(result).data)
-    text = json.dumps(document | {"node": "a\0b" * 10_000, "start_error": "z" * 10_000})
-    computing.store.delete(result)
-    computing.store.create(result, text.encode())
-    taken = S3Results(computing.store).result(AttemptKey(*result.split("/")[1:3]))
+    change = {"node": "a\0b" * 10_000, "start_error": "z" * 10_000}
+    attempt = change_result(computing, lambda result: result | change)
+    taken = S3Results(computing.store).result(attempt)
     assert taken is not None
     assert taken.node.startswith("a\\x00ba")
     assert taken.node.endswith("... (30,000 characters)")
@@ -267,15 +266,12 @@ def test_more_than_a_pod_may_leave_is_not_downloaded(computing: Computing):
     computing.with_limits(scratch="1Mi")
     runner = PodRunner(computing.store, ScriptedRunner(fails_over("none")))
     computing.execute(runner)
-    [result] = [
-        info.key
-        for info in computing.store.list_objects(layout.UPLOADS)
-        if info.key.endswith("result.json")
-    ]
-    document = json.loads(computing.store.get(result).data)
-    document["files"]["features.jsonl"][1] = (1 << 20) + 1
-    computing.store.delete(result)
-    computing.store.create(result, json.dumps(document).encode())
+
+    def lengthen(result: dict[str, Any]) -> dict[str, Any]:
+        result["files"]["features.jsonl"][1] = (1 << 20) + 1
+        return result
+
+    change_result(computing, lengthen)
     execution = computing.execute(runner)
     assert execution.hook_run is not None
     failure = execution.hook_run.starts[0].result.failure

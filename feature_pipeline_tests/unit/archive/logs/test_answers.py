@@ -1,5 +1,6 @@
 """The memory of answers: what is written is found, through compaction, races and damage."""
 
+import itertools
 import secrets
 from collections.abc import Iterable
 from functools import partial
@@ -95,21 +96,28 @@ def test_large_segments_come_in_parts_and_a_small_question_reads_one(
     assert sum(map(len, find(memory_store, *every).values())) == 4800
 
 
+NUMBERS = tuple(map(str, range(9)))
+NINE = {digest(f"m{n}"): {digest(n)} for n in NUMBERS}
+
+
+def nine_answers() -> MemoryStore:
+    """A store with `NINE`, an object each."""
+    store = MemoryStore()
+    for number in NUMBERS:
+        remember(store, f"m{number}", [number])
+    return store
+
+
 def test_a_compaction_that_dies_at_any_call_loses_nothing():
-    call = 0
-    while True:
-        call += 1
-        store = MemoryStore()
-        for number in range(9):
-            remember(store, f"m{number}", [str(number)])
+    for call in itertools.count(1):
+        store = nine_answers()
         dying = FailingStore(store, call, acts_first=bool(call % 2), error=KeyboardInterrupt)
         try:
             answers.compact(dying, DATASET, HOOK)
         except KeyboardInterrupt:
-            candidates = find(store, *map(str, range(9)))
-            assert candidates == {digest(f"m{n}"): {digest(str(n))} for n in range(9)}
+            assert find(store, *NUMBERS) == NINE
             answers.compact(store, DATASET, HOOK, fan_in=2)
-            assert find(store, *map(str, range(9))) == candidates
+            assert find(store, *NUMBERS) == NINE
         else:
             break
     assert call > 10
@@ -117,16 +125,11 @@ def test_a_compaction_that_dies_at_any_call_loses_nothing():
 
 def test_two_compactions_at_once_lose_nothing():
     """The other one runs whole before any call of the first."""
-    call = 0
-    while True:
-        call += 1
-        store = MemoryStore()
-        for number in range(9):
-            remember(store, f"m{number}", [str(number)])
+    for call in itertools.count(1):
+        store = nine_answers()
         beside = At(store, call, partial(answers.compact, store, DATASET, HOOK))
         answers.compact(beside, DATASET, HOOK)
-        candidates = find(store, *map(str, range(9)))
-        assert candidates == {digest(f"m{n}"): {digest(str(n))} for n in range(9)}
+        assert find(store, *NUMBERS) == NINE
         answers.compact(store, DATASET, HOOK, fan_in=1)
         assert len(keys(store)) == 1
         if beside.calls < call:
@@ -134,15 +137,10 @@ def test_two_compactions_at_once_lose_nothing():
 
 
 def test_a_search_beside_a_compaction_finds_everything():
-    call = 0
-    while True:
-        call += 1
-        store = MemoryStore()
-        for number in range(9):
-            remember(store, f"m{number}", [str(number)])
+    for call in itertools.count(1):
+        store = nine_answers()
         beside = At(store, call, partial(answers.compact, store, DATASET, HOOK))
-        candidates = find(beside, *map(str, range(9)))
-        assert candidates == {digest(f"m{n}"): {digest(str(n))} for n in range(9)}
+        assert find(beside, *NUMBERS) == NINE
         if beside.calls < call:
             break
 

@@ -69,8 +69,10 @@ def is_stored(store, data=SHARED):
 
 
 def accept_all(store):
+    """Accept what waits; the archive is clean then."""
     for settled in accept.accept_entries(store, accept.waiting(store)):
         assert isinstance(settled, accept.Accepted), settled
+    assert verify(store).is_clean
 
 
 class TestPublishersBesideDeletions:
@@ -80,6 +82,13 @@ class TestPublishersBesideDeletions:
         """The record that had the bytes is erased; it is still withdrawn, so its blobs are due."""
         scene.submit(batch_with(scene, "b1", SECRET))
         erase(scene.store, DATASET, [SECRET], "asked for")
+
+    def make_orphan(self, scene, clock):
+        """The bytes are orphaned, and were marked so a week ago."""
+        everything(scene)
+        blobs.put_blob(scene.store, SHARED)
+        collect_garbage(scene.store, ALL, is_dry_run=False)
+        clock.offset += timedelta(days=8)
 
     def submit(self, scene, store):
         batch = batch_with(scene, "b9", "other")
@@ -95,14 +104,11 @@ class TestPublishersBesideDeletions:
             else:
                 scene.submit(batch_with(scene, "b1", SECRET))
 
-            def act(scene=scene):
-                erase(scene.store, DATASET, [SECRET], "asked for")
-
+            act = partial(erase, scene.store, DATASET, [SECRET], "asked for")
             store = At(scene.store, call, act)
             self.submit(scene, store)
             assert is_stored(scene.store), call
             accept_all(scene.store)
-            assert verify(scene.store).is_clean
             if store.calls < call:
                 break
         assert call > 5
@@ -119,7 +125,6 @@ class TestPublishersBesideDeletions:
                 finish_erasing(scene.store, DATASET)
             assert is_stored(scene.store) == (store.calls >= call), call
             accept_all(scene.store)
-            assert verify(scene.store).is_clean
             if store.calls < call:
                 break
         assert call > 20
@@ -128,19 +133,13 @@ class TestPublishersBesideDeletions:
         """It is due: two marks found it orphaned, and only its deletion is left."""
         for call in range(1, 100):
             scene = make()
-            everything(scene)
-            blobs.put_blob(scene.store, SHARED)
-            collect_garbage(scene.store, ALL, is_dry_run=False)
-            clock.offset += timedelta(days=8)
+            self.make_orphan(scene, clock)
 
-            def act(scene=scene):
-                collect_garbage(scene.store, ALL, is_dry_run=False)
-
+            act = partial(collect_garbage, scene.store, ALL, is_dry_run=False)
             store = At(scene.store, call, act)
             self.submit(scene, store)
             assert is_stored(scene.store), call
             accept_all(scene.store)
-            assert verify(scene.store).is_clean
             if store.calls < call:
                 break
         assert call > 5
@@ -154,16 +153,12 @@ class TestPublishersBesideDeletions:
         spared = 0
         for call in range(1, 200, 5):
             scene = make()
-            everything(scene)
-            blobs.put_blob(scene.store, SHARED)
-            collect_garbage(scene.store, ALL, is_dry_run=False)
-            clock.offset += timedelta(days=8)
+            self.make_orphan(scene, clock)
             store = At(scene.store, call, lambda scene=scene: self.submit(scene, scene.store))
             with contextlib.suppress(StoreUnavailableError):
                 spared += len(collect_garbage(store, ALL, is_dry_run=False).spared)
             assert is_stored(scene.store) == (store.calls >= call), call
             accept_all(scene.store)
-            assert verify(scene.store).is_clean
             if store.calls < call:
                 break
         assert call > 20
@@ -176,9 +171,7 @@ class TestPublishersBesideDeletions:
             batch = scene.submit(scene.batch_of("b1", ("a", SECRET)))
             artifact = scene.artifact(batch, scene.release(), run_id="late")
 
-            def act(scene=scene):
-                erase(scene.store, DATASET, [SECRET], "asked for")
-
+            act = partial(erase, scene.store, DATASET, [SECRET], "asked for")
             store = At(scene.store, call, act)
             with contextlib.suppress(InvalidInputError):  # it was told so
                 publish.publish_and_enqueue(
@@ -186,7 +179,6 @@ class TestPublishersBesideDeletions:
                 )
             finish_erasing(scene.store, DATASET)
             accept_all(scene.store)
-            assert verify(scene.store).is_clean
             if store.calls < call:
                 break
         assert call > 5
@@ -311,7 +303,6 @@ class TestPublishersBesideTheMostHostileDeletion:
         report = verify(scene.store)
         assert report.is_clean, report.findings
         accept_all(scene.store)
-        assert verify(scene.store).is_clean
 
     def test_it_happens_between_any_two_requests_of_the_publisher(self, ground, publisher):
         prepared = publisher().prepare(ground)
