@@ -31,7 +31,7 @@ _STOP: Final = "stop.json"
 _STARTS: Final = "starts"
 _OUTPUT: Final = "out"
 _LOG: Final = "log"
-# Nothing was learnt about the records: the next worker makes the attempt anew.
+# Nothing is known about the records: the next worker repeats the attempt.
 _NOT_STORED: Final = frozenset(
     {
         FailureKind.CANCELLED,

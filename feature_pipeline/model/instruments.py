@@ -39,7 +39,7 @@ class Origin(StrEnum):
     """Where the values come from."""
 
     LOG = "log"
-    """Once per log entry, from the archive: a reader that begins anew gets the same."""
+    """Once per log entry, from the archive: a restarted reader gets the same."""
     STATE = "state"
     """What the archive, the tables or Dagster hold at the time."""
     WORK = "work"
@@ -275,7 +275,7 @@ TABLE_OPERATION_TIME: Final = _counter(
     "table.operation.time", "s", "How long that took, added up.", ("table", "operation")
 )
 TABLE_LOADED_ROWS: Final = _counter(
-    "table.loaded.rows", "{row}", "Rows of batches that were loaded, or loaded anew.", ("table",)
+    "table.loaded.rows", "{row}", "Rows of batches that were loaded, or loaded again.", ("table",)
 )
 TABLE_LOADED_SIZE: Final = _counter(
     "table.loaded.size", "By", "Bytes of these rows, as Arrow holds them.", ("table",)

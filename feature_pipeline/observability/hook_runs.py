@@ -1,7 +1,7 @@
 """Hook runs and current artifacts, from the archive's logs and manifests.
 
-Every log entry is read once in a process's life, and so is every manifest. A reader that begins
-anew reads them all again and comes to the same numbers: nothing is lost when a process dies, and
+Every log entry is read once in a process's life, and so is every manifest. A restarted reader
+reads them all again and arrives at the same numbers: nothing is lost when a process dies, and
 counters do not begin again at zero.
 """
 

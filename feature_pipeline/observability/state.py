@@ -101,7 +101,7 @@ class _Source:
 
 @dataclass(slots=True)
 class StateReader:
-    """Reads the sources again and again; what was read once of the logs is not read anew.
+    """Reads the sources repeatedly; log entries are read once.
 
     Args:
         defined: Loads the code location.

@@ -115,7 +115,7 @@ def try_read(store: BlobStore, info: ObjectInfo, model: type[E]) -> StoredEntry[
 
 
 def _read_entry(store: BlobStore, info: ObjectInfo, model: type[E]) -> StoredEntry[E]:
-    # The etag makes a log that was deleted and begun anew a different one.
+    # The etag makes a log that was deleted and begun again a different one.
     cache_key = (store.identity, info.key, info.etag)
     stored = _entries.get(cache_key)
     if stored is None or not isinstance(stored.entry, model):

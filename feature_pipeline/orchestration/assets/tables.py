@@ -70,7 +70,7 @@ class TableRunConfig(dg.Config):
     rebuild: bool = Field(
         default=False,
         description=(
-            "Build the table anew beside the one that is read, and switch to it when it is"
+            "Build another table beside the one that is read, and switch to it when it is"
             " complete. All runs of one backfill build one."
         ),
     )
@@ -202,7 +202,7 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
                 ", unchanged" if report.is_unchanged else "",
             )
             # A run may load batches that came while it verified a generation: they are not its own.
-            # And its own a second time, into a generation that is built anew.
+            # And its own a second time, into a generation that is being built.
             if is_single and report.batch == batches[0] and is_first:
                 return dg.MaterializeResult(
                     asset_key=key,

@@ -322,7 +322,7 @@ def request_runs(
                 {key: batches},
                 title=f"reconcile {asset}",
                 description=(
-                    "Rows were changed by hand: the table is built anew."
+                    "Rows were changed by hand: the table is rebuilt."
                     if is_rebuild
                     else "Batches that the asset lacks, or holds as they were before."
                 ),

@@ -111,7 +111,7 @@ def _changed(
     try:
         proof = prove(store, database, spec, may_reuse=True)
     except AlteredTableError:
-        return []  # it is built anew by the next load, which is among those that are requested
+        return []  # the next load rebuilds it, which is among those that are requested
     changed = sorted(set(proof.unequal_batches) - proof.unreadable.keys())
     report_named(
         instance,

@@ -133,7 +133,7 @@ def _failed_run(
     assets = [key.to_user_string() for key in _assets(instance, run)]
     why = _why_failed(instance, run_id)
     if RECONCILE_TAG in run.tags or run.job_name == RECONCILE_JOB:
-        # Asked for anew every hour as long as it fails: told once a day.
+        # Requested every hour as long as it fails: posted once a day.
         fingerprint = Digest.of(document_bytes([assets, why])).short
         cause = f"reconcile/{fingerprint}/{at:%Y-%m-%d}"
     else:

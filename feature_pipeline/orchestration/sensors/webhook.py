@@ -92,7 +92,7 @@ def tick(
     while (
         state.waiting
         and done.posted < POSTS_PER_TICK
-        and clock() - now < POSTING_SECONDS  # a tick has a minute, and is told anew if it ends late
+        and clock() - now < POSTING_SECONDS  # a tick that ends late posts again
     ):
         done.problem = post(url, state.waiting[0].document)
         if done.problem is not None:

@@ -88,7 +88,7 @@ class StoredMemory:
 
     @classmethod
     def read(cls, store: BlobStore, name: str) -> "StoredMemory":
-        """Read the memory of the server of this name; an unreadable one begins anew."""
+        """Read the memory of the server of this name; an unreadable one counts as empty."""
         key = layout.followed(name)
         info = store.stat(key)
         if info is None:
