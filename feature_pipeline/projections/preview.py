@@ -523,7 +523,7 @@ def _views(
     ]
     for user in dependents.users_of(connection, root.identifier, *(v.identifier for v in others)):
         if not user.startswith(("view ", "materialized view ")):
-            blocked.append(f"{user} cannot be made again")
+            blocked.append(f"{user} cannot be recreated")
     if others and not blocked and (why := try_views(connection, spec, live)) is not None:
         blocked.append(why)
     return (

@@ -197,7 +197,7 @@ def test_a_plan_names_what_would_keep_the_switch_away(archive, database, connect
     assert plan.blocked == (
         "view public.ruled has rule quiet",
         "view public.counts uses column 'count', which is dropped",
-        "function public.lister() cannot be made again",
+        "function public.lister() cannot be recreated",
     )
     assert plan.to_json()["blocked"] == list(plan.blocked)
     archive.columns = (LABEL, COUNT, NOTE)

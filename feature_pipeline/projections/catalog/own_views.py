@@ -207,7 +207,7 @@ def is_defined_as(connection: Connection, name: str, *queries: sql.Composable) -
 
 def in_the_way(name: str, existing: ExistingView) -> ConflictError:
     """Return the error for an object that is not the pipeline's and has a view's name."""
-    return ConflictError(f"{READ_SCHEMA}.{name} cannot be made: {obstacle(name, existing)}")
+    return ConflictError(f"{READ_SCHEMA}.{name} cannot be created: {obstacle(name, existing)}")
 
 
 def obstacle(name: str, existing: ExistingView) -> str:
