@@ -168,7 +168,7 @@ CASES = [
     ("batch", "spec_version", "2", "has spec_version 2"),
     ("batch", "spec_version", "9" * 5_000, "has spec_version"),
     ("batch", "records", f"[{DEEP}]", "records.0: "),
-    ("batch", "records", f"[{', '.join(['1'] * 9_999)}]", "and 9,996 more problems"),
+    ("batch", "records", f"[{', '.join(['1'] * 9_999)}]", "and 9,996 more"),
     # releases
     ("release", "command", '"run"', "command: Input should be a valid tuple"),
     ("release", "command", "[1]", "command.0: Input should be a valid string"),

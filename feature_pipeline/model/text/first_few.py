@@ -14,4 +14,4 @@ def first_few(names: Iterable[object], limit: int = 5, separator: str = ", ") ->
     listed = [str(name) for name in names]
     more = len(listed) - limit
     joint = " " if separator == ", " else separator
-    return separator.join(listed[:limit]) + (f"{joint}and {more} more" if more > 0 else "")
+    return separator.join(listed[:limit]) + (f"{joint}and {more:,} more" if more > 0 else "")
