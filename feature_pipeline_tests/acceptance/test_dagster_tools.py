@@ -24,7 +24,6 @@ from feature_pipeline_tests.acceptance.own_project import (
     wait_for,
 )
 from feature_pipeline_tests.acceptance.readme import README, one_block
-from feature_pipeline_tests.fixtures.s3 import s3_settings
 
 HOOK = "has_protein"
 FEATURES = f"structures/features/{HOOK}"
@@ -51,7 +50,12 @@ class Tools:
             shell={
                 "DAGSTER_HOME": str(root),
                 "DAGSTER_DATABASE_URL": database_url.replace("://", "+psycopg2://"),
-                **s3_settings(address, prefix),
+                "FEATURE_PIPELINE_S3_BUCKET": address.bucket,
+                "FEATURE_PIPELINE_S3_PREFIX": prefix,
+                "FEATURE_PIPELINE_S3_ENDPOINT_URL": address.endpoint_url,
+                "FEATURE_PIPELINE_S3_REGION": address.region,
+                "FEATURE_PIPELINE_S3_ACCESS_KEY_ID": address.access_key_id,
+                "FEATURE_PIPELINE_S3_SECRET_ACCESS_KEY": address.secret_access_key,
                 "FEATURE_PIPELINE_DATABASE_URL": database_url,
             },
         )

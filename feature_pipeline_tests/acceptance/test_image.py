@@ -14,7 +14,6 @@ import pytest
 
 from feature_pipeline.local.seaweedfs import S3Address
 from feature_pipeline_tests.acceptance.own_project import ROOT, wait_for
-from feature_pipeline_tests.fixtures.s3 import s3_settings
 
 HOOK = "file_counts"
 BEGIN = """
@@ -90,7 +89,12 @@ def test_an_own_hook_leads_from_nothing_to_a_table(
     built: Path, s3_address: S3Address, s3_prefix: str, database_url: str, way: str
 ) -> None:
     settings = {
-        **s3_settings(s3_address, s3_prefix),
+        "FEATURE_PIPELINE_S3_BUCKET": s3_address.bucket,
+        "FEATURE_PIPELINE_S3_PREFIX": s3_prefix,
+        "FEATURE_PIPELINE_S3_ENDPOINT_URL": s3_address.endpoint_url,
+        "FEATURE_PIPELINE_S3_REGION": s3_address.region,
+        "FEATURE_PIPELINE_S3_ACCESS_KEY_ID": s3_address.access_key_id,
+        "FEATURE_PIPELINE_S3_SECRET_ACCESS_KEY": s3_address.secret_access_key,
         "FEATURE_PIPELINE_DATABASE_URL": database_url,
         "DAGSTER_DATABASE_URL": database_url.replace("://", "+psycopg2://"),
     }
