@@ -125,6 +125,16 @@ def test_the_stores_clock_may_be_hours_away(hours, fault, faulty, tmp_path):
     assert verify(faulty).is_clean
 
 
+def test_a_clock_that_is_ahead_of_the_stores_deletes_nothing_and_is_named(fault, faulty):
+    """Every deletion has a deadline by the store's clock, which has passed by this one."""
+    faulty.create("inbox/x", b"x")
+    fault.plan = Plan(skew=timedelta(hours=-5))
+    deadline = faulty.now() + timedelta(minutes=3)
+    with pytest.raises(StoreUnavailableError, match=r"by the store's clock, .* set it if it is"):
+        faulty.delete_before("inbox/x", deadline)
+    assert faulty.stat("inbox/x") is not None
+
+
 @pytest.mark.postgres
 @pytest.mark.slow
 def test_a_life_under_faults(s3_address, postgres_server, tmp_path):

@@ -100,7 +100,8 @@ def sign(
         if _expires_at(address) <= deadline:
             return address
     raise StoreUnavailableError(
-        f"DELETE {key}: it was not sent, as its deadline {instant_text(deadline)} has passed"
+        f"DELETE {key}: it was not sent, as its deadline {instant_text(deadline)}, by the store's"
+        f" clock, has passed; this machine's shows {instant_text(clock())}: set it if it is wrong"
     )
 
 
