@@ -68,8 +68,8 @@ def fill(url: str, rows: int, runs: int) -> None:
             " select unnest(%s::uuid[]), %s, 'passed', '2026-11-29', '2026-11-29', 1",
             [run_ids, POCKETS_1],
         )
-        given = {"convention": CONVENTION, "ingest": HISTORY, "runs": runs, "records": records}
-        connection.execute(_RECORDS, given)
+        parameters = {"convention": CONVENTION, "ingest": HISTORY, "runs": runs, "records": records}
+        connection.execute(_RECORDS, parameters)
         connection.execute(_ROWS, {"run_ids": run_ids, "records": records, "rows": ROWS_A_RECORD})
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("vacuum analyze")
@@ -102,10 +102,10 @@ def measure(
     is_restore: bool = False,
 ) -> list[float]:
     """Import or restore in a process of its own; what `osa_child.child` prints."""
-    given: dict[str, object] = {"s3": asdict(address), "url": url, "prefix": prefix}
-    given |= {"profile": profile, "is_restore": is_restore, "workers": workers}
+    arguments: dict[str, object] = {"s3": asdict(address), "url": url, "prefix": prefix}
+    arguments |= {"profile": profile, "is_restore": is_restore, "workers": workers}
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.osa_child", json.dumps(given)],
+        [sys.executable, "-m", "benchmarks.osa_child", json.dumps(arguments)],
         check=True,
         stdout=subprocess.PIPE,
     )

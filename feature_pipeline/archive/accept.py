@@ -414,7 +414,7 @@ def _check_instant(subject: str, instant: datetime | None, left_at: datetime) ->
     """Check that a time stated by the writer is plausible.
 
     Args:
-        what: Whose time, for the message.
+        subject: Whose time, for the message.
         instant: The time; None if it is not stated.
         left_at: When the entry was written, by the store's clock.
 

@@ -59,8 +59,8 @@ def by_hook(result: ImportResult) -> dict[str, HookImport]:
     return {f"{each.dataset}/{each.hook}": each for each in result.hooks}
 
 
-def new_rows(found: dict[str, HookImport]) -> dict[str, int]:
-    return {name: each.new_rows for name, each in found.items()}
+def new_rows(imports: dict[str, HookImport]) -> dict[str, int]:
+    return {name: each.new_rows for name, each in imports.items()}
 
 
 def lines_of(beside: Beside, name: str) -> dict[str, Any]:
@@ -82,9 +82,9 @@ def test_without_any_storage_every_row_is_imported_and_equals_the_servers(
 ) -> None:
     # whole columns are equal: no row has to be compared alone
     monkeypatch.setattr("feature_pipeline.osa.history.run_import.differences", None)
-    found = imported(beside)
-    assert new_rows(found) == ROWS
-    assert {name: each.proven_rows for name, each in found.items()} == ROWS
+    imports = imported(beside)
+    assert new_rows(imports) == ROWS
+    assert {name: each.proven_rows for name, each in imports.items()} == ROWS
     for each in beside.compare().values():
         assert each.counts == {}
         assert each.equal > 0
@@ -104,8 +104,8 @@ def test_rows_read_and_decoded_one_by_one_give_the_same_objects(
     by_column: list[int] = []
     decode = lines.decode_lines
 
-    def noted(*given: Any) -> lines.DecodedLines:
-        decoded = decode(*given)
+    def noted(*arguments: Any) -> lines.DecodedLines:
+        decoded = decode(*arguments)
         by_column.append(decoded.rows.num_rows - len(decoded.one_by_one.outcomes))
         return decoded
 
@@ -164,13 +164,13 @@ def test_after_sync_only_what_sync_cannot_take_is_imported(beside: Beside) -> No
     assert beside.store._objects == {}
     beside.follow()
     beside.accept_all()
-    found = imported(beside, beside.storage)
-    assert new_rows(found) == {
+    imports = imported(beside, beside.storage)
+    assert new_rows(imports) == {
         **dict.fromkeys(ROWS, 0),
         "pdb_structures/pockets": 9,
         "pdb_structures/qc": 6 + 19,
     }
-    assert all(each.stored_rows == 0 for each in found.values())
+    assert all(each.stored_rows == 0 for each in imports.values())
     manifests = beside.manifests()
     assert [name for name, each in manifests.items() if is_reconstructed(each)] == [
         f"{HISTORY}/pockets",
@@ -187,12 +187,12 @@ def test_an_output_that_appears_later_takes_the_place(beside: Beside) -> None:
     result = beside.follow()
     assert (len(result.published), result.unreadable) == (20, {})
     beside.accept_all()
-    found = beside.compare()
+    comparisons = beside.compare()
     # the same as beside an archive without imported rows
     whole = Beside(beside.url, beside.folder)
     whole.follow()
     whole.accept_all()
-    assert found == whole.compare()
+    assert comparisons == whole.compare()
     again = imported(beside, beside.storage)
     assert {name: each.archived_rows for name, each in again.items()} == ROWS
     assert new_rows(again) == dict.fromkeys(ROWS, 0)
@@ -224,9 +224,9 @@ def test_ids_of_rows_whose_output_the_archive_has_are_kept_beside_it(beside: Bes
     kept.keeps_ids = True
     result = kept.run()
     assert result.is_complete
-    found = by_hook(result)
-    assert {name: each.kept_rows for name, each in found.items()} == ROWS
-    assert new_rows(found) == dict.fromkeys(ROWS, 0)
+    imports = by_hook(result)
+    assert {name: each.kept_rows for name, each in imports.items()} == ROWS
+    assert new_rows(imports) == dict.fromkeys(ROWS, 0)
     *_, last = beside.entries("pdb_structures", "pockets")[REAL]
     assert last.verdict is Verdict.SUPERSEDED
     ids = server_row_ids(beside.store, read.manifest_of(beside.store, last))
@@ -293,8 +293,8 @@ def test_rows_of_an_earlier_hook_run_do_not_replace_the_output_of_a_later_one(
         earlier,
         f"%{local}",
     )
-    found = imported(beside, beside.storage)
-    assert new_rows(found)["protein_designs/alignment"] == 3
+    imports = imported(beside, beside.storage)
+    assert new_rows(imports)["protein_designs/alignment"] == 3
     first, last = beside.entries("protein_designs", "alignment")[f"deposition-{local}"]
     assert (first.verdict, last.verdict) == (Verdict.CURRENT, Verdict.SUPERSEDED)
     assert (first.release_seq, last.release_seq) == (1, 2)
@@ -325,8 +325,8 @@ def test_numbers_texts_and_nulls_are_the_servers(beside: Beside) -> None:
     text = '"quoted\\", \n\u2028 \x7f {"pocket_id": 1}'
     beside.sql("update features.pockets set pocket_id = %s where id = 7", text)
     beside.sql("update features.pockets set rank = -9223372036854775808 where id = 7")
-    found = imported(beside)["pdb_structures/pockets"]
-    assert (found.proven_rows, found.refused_rows) == (9, 0)
+    pockets = imported(beside)["pdb_structures/pockets"]
+    assert (pockets.proven_rows, pockets.refused_rows) == (9, 0)
     lines = lines_of(beside, f"{HISTORY}/pockets")
     ids = server_row_ids(beside.store, beside.manifests()[f"{HISTORY}/pockets"]).to_pylist()
     rows = {each["id"]: lines[each["record"]][each["row"]] for each in ids}
@@ -350,9 +350,9 @@ def test_values_that_no_outcome_can_have_are_kept_as_they_are_and_counted(beside
     beside.sql("""update features.pockets set residues = '"[NaN]"' where id = 1""")
     beside.sql("""update features.pockets set residues = '"plain"' where id = 2""")
     beside.sql("""update features.pockets set center = 'null' where id = 7""")
-    found = imported(beside)["pdb_structures/pockets"]
-    assert (found.new_rows, found.proven_rows, found.refused_rows) == (9, 5, 4)
-    assert [example.split(": ")[:2] for example in found.refused] == [
+    pockets = imported(beside)["pdb_structures/pockets"]
+    assert (pockets.new_rows, pockets.proven_rows, pockets.refused_rows) == (9, 5, 4)
+    assert [example.split(": ")[:2] for example in pockets.refused] == [
         [f"hook run {HISTORY_POCKETS}, record {name}", f"features.jsonl line {line}"]
         for name, line in (("1hist", 1), ("2hist", 2), ("pdb:9xyz", 5))
     ]
@@ -364,13 +364,13 @@ def test_values_that_no_outcome_can_have_are_kept_as_they_are_and_counted(beside
 def test_withdrawn_and_erased_records_are_left_out(beside: Beside) -> None:
     only_qc_of_history(beside)
     withdraw(beside.store, "structures", ["1hist"], "asked for")
-    found = imported(beside)["structures/qc"]
-    assert (found.withdrawn_rows, found.proven_rows) == (1, 5)
+    qc = imported(beside)["structures/qc"]
+    assert (qc.withdrawn_rows, qc.proven_rows) == (1, 5)
     assert "1hist" not in lines_of(beside, f"{HISTORY}/qc")
     beside.accept_all()
     erase(beside.store, "structures", ["5hist"], "asked for")
-    found = imported(beside)["structures/qc"]
-    assert (found.withdrawn_rows, found.proven_rows) == (2, 4)
+    qc = imported(beside)["structures/qc"]
+    assert (qc.withdrawn_rows, qc.proven_rows) == (2, 4)
     ids = server_row_ids(beside.store, beside.manifests()[f"{HISTORY}/qc"])
     assert "5hist" not in ids.column("record").to_pylist()
     assert sorted(lines_of(beside, f"{HISTORY}/qc")) == ["2hist", "3hist", "6hist", "pdb:9xyz"]
@@ -426,8 +426,8 @@ def test_old_records_without_a_batch_index_have_a_batch_of_their_hook_run(beside
     )
     waiting = importer(beside, beside.storage).run(is_dry=True)
     assert waiting.hooks[0].stored_rows == 6  # the hook run's id gives the index
-    found = imported(beside)["structures/qc"]
-    assert found.proven_rows == 6
+    qc = imported(beside)["structures/qc"]
+    assert qc.proven_rows == 6
     assert list(beside.manifests()) == [f"history-run-{HISTORY_QC}/qc"]
     assert beside.compare()["structures/qc"].counts == {}
 
@@ -439,8 +439,8 @@ def test_rows_under_the_id_of_another_batchs_hook_run_have_a_batch_of_it(beside:
         " where source ->> 'upstream_source' = '2bb01'",
         HISTORY_QC,
     )
-    found = imported(beside, beside.storage)["structures/qc"]
-    assert found.proven_rows == 7
+    qc = imported(beside, beside.storage)["structures/qc"]
+    assert qc.proven_rows == 7
     assert list(beside.manifests()) == [f"history-run-{HISTORY_QC}/qc"]
     assert beside.compare()["structures/qc"].counts == {}
 
@@ -462,8 +462,8 @@ def test_records_published_since_are_a_further_batch(beside: Beside) -> None:
     )
     assert imported(beside)["structures/qc"].proven_rows == 7
     assert list(beside.manifests()) == [f"{HISTORY}/qc", f"{HISTORY}_2/qc"]
-    found = beside.compare()["structures/qc"]
-    assert (found.batches, found.equal, found.counts) == (1, 7, {})
+    comparison = beside.compare()["structures/qc"]
+    assert (comparison.batches, comparison.equal, comparison.counts) == (1, 7, {})
 
 
 def test_a_deleted_record_has_no_rows_and_is_unknown_in_the_archives_batch(beside: Beside) -> None:
@@ -492,19 +492,19 @@ def test_rows_that_cannot_be_placed_are_named_and_hold_up_no_others(beside: Besi
     )
     result = importer(beside).run()
     assert not result.is_complete
-    found = by_hook(result)
-    pockets = found["pdb_structures/pockets"]
+    imports = by_hook(result)
+    pockets = imports["pdb_structures/pockets"]
     (nameless,) = pockets.unplaced.values()
     assert "its source is of type 'ingest', with id '1hist' and upstream_source None" in nameless
     assert (pockets.unplaced_rows, pockets.missing_rows) == (9, 0)
-    qc = found["pdb_structures/qc"]
+    qc = imports["pdb_structures/qc"]
     assert qc.unplaced == {
         unknown: "public.hook_runs has no row of it: its release is not known",
         HISTORY_QC: f"public.hook_runs names release {unknown}, which is no release of hook 'qc'"
         " in public.hook_releases",
     }
     assert (qc.unplaced_rows, qc.missing_rows, qc.proven_rows) == (7, 0, 38)
-    (reason,) = found["protein_designs/alignment"].unplaced.values()
+    (reason,) = imports["protein_designs/alignment"].unplaced.values()
     assert reason == "the records with its rows are of type copy: expected ingest or deposition"
 
 
@@ -539,9 +539,9 @@ def test_a_server_that_cannot_be_read_is_an_error(
 ) -> None:
     follower = beside.follower()
     beside.sql(change)
-    given = beside.store, follower.server, None, beside.settings, follower.definitions
+    arguments = beside.store, follower.server, None, beside.settings, follower.definitions
     with pytest.raises((InvalidInputError, NotFoundError), match=problem):
-        Importer(*given).run()
+        Importer(*arguments).run()
     assert beside.store._objects == {}
 
 
@@ -558,8 +558,8 @@ def test_rows_of_conventions_that_are_not_followed_are_counted(beside: Beside) -
     beside.settings = beside.settings.model_copy(
         update={"conventions": {"protein-designs": "designs"}}
     )
-    found = imported(beside)["designs/qc"]
-    assert (found.new_rows, found.other_rows) == (3, {"pdb-structures": 45})
+    qc = imported(beside)["designs/qc"]
+    assert (qc.new_rows, qc.other_rows) == (3, {"pdb-structures": 45})
 
 
 def test_the_command_shows_the_rows_and_the_proof(

@@ -49,7 +49,7 @@ def align_rows(
         rows: Rows as written, of the columns `written`.
         written: The columns that the rows' own manifest declares.
         wanted: The columns to return.
-        what: The rows, for messages.
+        subject: The rows, for messages.
 
     Raises:
         InvalidInputError: A column has another type or format now, or an integer loses a

@@ -145,7 +145,7 @@ def read_bounded(data: bytes, subject: str, schema: pa.Schema, rows: int) -> pa.
 
     Args:
         data: Parquet.
-        what: The table, for messages.
+        subject: The table, for messages.
         schema: Its columns.
         rows: The number of rows that it must have.
 

@@ -198,7 +198,9 @@ class TestPublishersBesideDeletions:
             if kind == "artifact":
                 artifact = scene.artifact(batch, scene.release(), run_id="late")
 
-            def act(scene=scene, outcomes=(outcomes := [])):
+            outcomes: list[bool] = []
+
+            def act(scene=scene, outcomes=outcomes):
                 erasing = erase(scene.store, DATASET, [SECRET], "asked for")
                 if is_lifted and erasing.is_finished:
                     lift(scene.store, DATASET, [SECRET], "again")
