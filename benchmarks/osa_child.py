@@ -20,29 +20,29 @@ HOOK, CONVENTION = "pockets", "pdb-structures"
 
 def child(arguments: str) -> None:
     """A process of its own that imports or restores; prints rows, seconds, and memory in bytes."""
-    given = json.loads(arguments)
+    parsed = json.loads(arguments)
     settings = OsaSettings(conventions={CONVENTION: "structures"}, hooks=(HOOK,))
-    server = Server(Database(given["url"]))
+    server = Server(Database(parsed["url"]))
     with server.session() as reader:
         followed = followed_hooks(reader.definitions(), settings)
     definitions = {(f.definition.dataset, f.definition.name): f.definition for f in followed}
-    store = open_s3(given["s3"], given["prefix"])
+    store = open_s3(parsed["s3"], parsed["prefix"])
     before = peak_memory()
     children = ChildrenPeak()
-    profile = cProfile.Profile(time.thread_time) if given["profile"] else contextlib.nullcontext()
+    profile = cProfile.Profile(time.thread_time) if parsed["profile"] else contextlib.nullcontext()
     began, processor = time.perf_counter(), processor_seconds()
     with profile, children:
-        if given["is_restore"]:
+        if parsed["is_restore"]:
             (restored,) = restore_tables(store, server, settings, definitions, [HOOK])
         else:
             importer = Importer(store, server, None, settings, definitions)
-            importer.workers = given["workers"]
-            importer.open_store = partial(open_s3, given["s3"], given["prefix"])
+            importer.workers = parsed["workers"]
+            importer.open_store = partial(open_s3, parsed["s3"], parsed["prefix"])
             result = importer.run()
     seconds, processor = time.perf_counter() - began, processor_seconds() - processor
     if isinstance(profile, cProfile.Profile):
-        profile.dump_stats(given["profile"])
-    if given["is_restore"]:
+        profile.dump_stats(parsed["profile"])
+    if parsed["is_restore"]:
         counts = [restored.rows, restored.new_ids]
     else:
         assert result.is_complete, result

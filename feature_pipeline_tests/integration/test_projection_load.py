@@ -139,9 +139,10 @@ def test_pandas_is_never_imported(s3_address, s3_client, s3_prefix, database_url
         for name in ("endpoint_url", "region", "access_key_id", "secret_access_key")
     }
     columns = [column.model_dump(mode="json", exclude_unset=True) for column in COLUMNS]
-    given = [client, s3_address.bucket, s3_prefix, database_url, columns, spec.dataset, spec.hook]
+    where = [client, s3_address.bucket, s3_prefix, database_url]
+    parameters = [*where, columns, spec.dataset, spec.hook]
     done = subprocess.run(
-        [sys.executable, "-c", _LOAD_ALONE, json.dumps(given)],
+        [sys.executable, "-c", _LOAD_ALONE, json.dumps(parameters)],
         capture_output=True,
         text=True,
         check=False,
