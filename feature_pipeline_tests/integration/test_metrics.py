@@ -60,7 +60,8 @@ from feature_pipeline_tests.unit.test_observability_files import expressions
 
 pytestmark = [pytest.mark.s3, pytest.mark.postgres, pytest.mark.dagster]
 
-FAILING = "raise SystemExit(3)"
+FAILING = "import time; time.sleep(1); raise SystemExit(3)"
+"""It runs long enough for its memory to be sampled, every 0.1 seconds."""
 SECRET = "hunter2-is-in-a-record"
 VARIABLES = {"$dataset": ".*", "$hook": ".*"}
 
@@ -210,11 +211,14 @@ def test_every_query_shows_what_happened(
     try:
         reader = reader_of(pipeline)
 
+        server = prometheus(f"127.0.0.1:{endpoint.port}")
+
         def apply() -> None:
             reading = reader.read()
             meters.apply(reading.added, reading.state)
+            # What is counted later is shown as an increase if what was before is scraped.
+            server.wait_for(f"timestamp(up) > {time.time()}")
 
-        server = prometheus(f"127.0.0.1:{endpoint.port}")
         with counted(f"http://127.0.0.1:{endpoint.port}"):
             run_into_trouble(pipeline, apply)
         apply()
