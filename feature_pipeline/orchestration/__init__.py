@@ -4,9 +4,14 @@ What belongs here: Dagster's view of batches, artifacts and tables. Not here: ha
 S3 or SQL; those modules never import Dagster.
 """
 
+import gc
 import warnings
 
 import dagster as dg
+
+# What Dagster imported stays as long as the process: each full collection would look through it,
+# and importing the rest begins several.
+gc.freeze()
 
 # What is named here stands as it is in the versions that are allowed, and the warnings would greet
 # every process at every start: dozens of lines before the answer of each command.
