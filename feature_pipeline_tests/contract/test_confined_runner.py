@@ -23,7 +23,7 @@ def confinement() -> Confinement:
     try:
         return Confinement.find()
     except InvalidInputError as error:
-        pytest.skip(str(error))
+        pytest.skip(f"NO BUBBLEWRAP HERE, so confined hooks are not tested: {error}")
 
 
 class TestConfinedRunner(HookRunnerTests):
@@ -200,6 +200,15 @@ class TestSettings:
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
         with pytest.raises(InvalidInputError, match="No permissions to create a namespace; allow"):
             Confinement.find()
+
+    def test_it_is_tried_once_in_a_process(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+        """Sensors ask for the runner at each of their ticks."""
+        program, trials = tmp_path / "bwrap", tmp_path / "trials"
+        program.write_text(f"#!/bin/sh\necho tried >> {trials}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        assert Confinement.find() == Confinement.find() == Confinement(str(program))
+        assert trials.read_text() == "tried\n"
 
     @pytest.mark.parametrize("path", ["models", "/nowhere/at/all"])
     def test_a_readable_path_that_is_none(self, path: str):

@@ -6,6 +6,7 @@ communication and a network of its own, which nothing else is in, and no capabil
 process ends, the kernel ends all others.
 """
 
+import functools
 import shutil
 import subprocess
 import sys
@@ -59,14 +60,7 @@ class Confinement:
                 f"runner settings: confined hooks need the program bwrap: {_INSTALL}, or set"
                 " confined: false"
             )
-        # As a hook is started, with nothing of its own.
-        trial = [program, *_NAMESPACES, "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev"]
-        done = subprocess.run([*trial, "true"], capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise InvalidInputError(
-                f"runner settings: bwrap cannot confine hooks here: {done.stderr.strip()}; allow"
-                " user namespaces and mounts of proc within them, or set confined: false"
-            )
+        _try(program)
         return cls(program, paths)
 
     def command(
@@ -100,6 +94,22 @@ class Confinement:
         # Both are in memory that no limit counts.
         arguments += ["--remount-ro", "/", "--remount-ro", "/dev"]
         return [*arguments, "--chdir", str(folder), "--", *command]
+
+
+@functools.cache
+def _try(program: str) -> None:
+    """Start a program as a hook is started, with nothing of its own; once in a process.
+
+    Raises:
+        InvalidInputError: The kernel does not let it work.
+    """
+    trial = [program, *_NAMESPACES, "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev"]
+    done = subprocess.run([*trial, "true"], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise InvalidInputError(
+            f"runner settings: bwrap cannot confine hooks here: {done.stderr.strip()}; allow"
+            " user namespaces and mounts of proc within them, or set confined: false"
+        )
 
 
 def _system() -> Iterator[tuple[str, ...]]:
