@@ -29,7 +29,7 @@ from feature_pipeline_tests.fixtures.stores import (
 pytestmark = [pytest.mark.s3, pytest.mark.faults]
 
 QUICK = [fault for fault in Fault if fault not in (Fault.SILENT, Fault.SLOW_FIRST_BYTE)]
-"""Those that nobody has to wait for."""
+"""Faults that end at once."""
 
 
 @pytest.fixture

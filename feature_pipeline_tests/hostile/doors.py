@@ -19,7 +19,6 @@ from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.compute.pod_transfer import S3Results
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.runners.kubernetes.transfer_protocol import AttemptKey
-from feature_pipeline.model.columns import Column, ColumnFormat, ColumnType
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.records import RecordBatch
 from feature_pipeline.model.release import HookRelease
@@ -27,17 +26,6 @@ from feature_pipeline_tests.fixtures.care import CareScene, everything
 from feature_pipeline_tests.fixtures.stores import DATASET, HOOK
 
 IDS = ("a", "b")
-COLUMNS = (
-    Column(name="name", type=ColumnType.STRING),
-    Column(name="score", type=ColumnType.NUMBER),
-    Column(name="count", type=ColumnType.INTEGER),
-    Column(name="good", type=ColumnType.BOOLEAN),
-    Column(name="list", type=ColumnType.ARRAY),
-    Column(name="map", type=ColumnType.OBJECT),
-    Column(name="day", type=ColumnType.STRING, format=ColumnFormat.DATE),
-    Column(name="at", type=ColumnType.STRING, format=ColumnFormat.DATE_TIME),
-    Column(name="uid", type=ColumnType.STRING, format=ColumnFormat.UUID),
-)
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,10 @@ from feature_pipeline.hooks.output import decode_output
 from feature_pipeline.model.definition import Cardinality
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.text.yaml_text import check_yaml
+from feature_pipeline_tests.fixtures.columns import EVERY_TYPE
 from feature_pipeline_tests.fixtures.stores import COLUMNS as ROW_COLUMNS
 from feature_pipeline_tests.fixtures.stores import make_batch, make_outcomes
-from feature_pipeline_tests.hostile.doors import COLUMNS, doors
+from feature_pipeline_tests.hostile.doors import doors
 
 ROW = (
     b'{"name": "x", "score": 1.5, "count": 3, "good": true, "list": [1, {"a": 2}],'
@@ -82,19 +83,19 @@ class Target:
 def _output(name: str) -> Callable[[bytes], object]:
     def read(data: bytes) -> None:
         ids = ("a",) if name == "features.json" else ("a", "b")
-        decoded = decode_output({name: data}, ids, COLUMNS, Cardinality.MANY, {})
+        decoded = decode_output({name: data}, ids, EVERY_TYPE, Cardinality.MANY, {})
         assert [outcome.record_id for outcome in decoded.outcomes] == list(ids)
         # What is decoded can be stored, and is read back as it is.
         rows = read_bounded(
-            encode_rows(COLUMNS, decoded.outcomes),
+            encode_rows(EVERY_TYPE, decoded.outcomes),
             "rows",
-            rows_schema(COLUMNS),
+            rows_schema(EVERY_TYPE),
             sum(len(outcome.rows) for outcome in decoded.outcomes),
         )
         outcomes = read_bounded(
             encode_outcomes(decoded.outcomes), "outcomes", OUTCOMES_SCHEMA, len(ids)
         )
-        again = decode_outcomes(COLUMNS, rows, outcomes)
+        again = decode_outcomes(EVERY_TYPE, rows, outcomes)
         assert repr(again) == repr(list(decoded.outcomes))
         for text in (*decoded.unknown_ids, *decoded.undeclared_keys, *decoded.notes):
             text.encode()

@@ -96,7 +96,7 @@ CASES = [
     ("manifest", "batch_digest", LONG, "batch_digest: "),
     ("manifest", "spec_version", "99", "has spec_version 99"),
     ("manifest", "starts", None, "lacks 'starts' in spec_version 2"),
-    # log entries: of whoever may write the archive
+    # log entries, which anyone with write access to the archive can make
     ("feature entry", "seq", "2", "says that it is log/features/structures/pockets/b1/0000000002"),
     ("feature entry", "seq", "0", "seq: Input should be greater than or equal to 1"),
     ("feature entry", "seq", '"1"', "is not in canonical form"),

@@ -8,7 +8,8 @@ from feature_pipeline.hooks import json_lines
 from feature_pipeline.hooks.output import decode_output
 from feature_pipeline.model.definition import Cardinality
 from feature_pipeline.model.outcomes import DecodedOutput, OutcomeKind, Status
-from feature_pipeline_tests.hostile.doors import COLUMNS, IDS
+from feature_pipeline_tests.fixtures.columns import EVERY_TYPE
+from feature_pipeline_tests.hostile.doors import IDS
 
 FEATURES, REJECTIONS, ERRORS = "features.jsonl", "rejections.jsonl", "errors.jsonl"
 NEIGHBOUR = b'{"id": "b", "features": [{"score": 1}]}\n'
@@ -19,10 +20,10 @@ def row(member: str) -> bytes:
 
 
 def decode(files: dict[str, bytes], ids: tuple[str, ...] = IDS) -> DecodedOutput:
-    decoded = decode_output(files, ids, COLUMNS, Cardinality.MANY, {})
+    decoded = decode_output(files, ids, EVERY_TYPE, Cardinality.MANY, {})
     # Whatever it is, it can be stored.
     encode_outcomes(decoded.outcomes)
-    encode_rows(COLUMNS, decoded.outcomes)
+    encode_rows(EVERY_TYPE, decoded.outcomes)
     for text in (*decoded.unknown_ids, *decoded.undeclared_keys, *decoded.notes):
         text.encode()
     return decoded

@@ -21,7 +21,7 @@ from feature_pipeline.hooks.output import decode_output
 from feature_pipeline.model.batch_source import Source
 from feature_pipeline.model.definition import Cardinality
 from feature_pipeline.regular_files import open_regular
-from feature_pipeline_tests.hostile.doors import COLUMNS
+from feature_pipeline_tests.fixtures.columns import EVERY_TYPE
 
 LINES = [
     ("no object", b"[]", 'a record is {"id": text'),
@@ -173,7 +173,7 @@ def test_a_file_of_a_record_that_is_none(tmp_path, make):
 def test_output_that_is_no_file(tmp_path, make):
     make(tmp_path / "features.jsonl")
     with pytest.raises(InvalidInputError, match=r"features\.jsonl (is not a regular file|cannot)"):
-        decode_output(tmp_path, ("a",), COLUMNS, Cardinality.MANY, {})
+        decode_output(tmp_path, ("a",), EVERY_TYPE, Cardinality.MANY, {})
     assert problem_of(tmp_path, 100) is None
     assert storable_files(tmp_path, 100) == ({}, [])
 

@@ -18,23 +18,11 @@ from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks import json_lines, output
 from feature_pipeline.hooks.output import decode_output, raw_files
 from feature_pipeline.model.column_sources import raw_keys
-from feature_pipeline.model.columns import Column, ColumnFormat, ColumnType
+from feature_pipeline.model.columns import Column, ColumnType
 from feature_pipeline.model.definition import Cardinality
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.outcomes import DecodedOutput, Outcome, OutcomeKind, Status
-
-SCORE = Column(name="score", type=ColumnType.NUMBER)
-EVERY_TYPE = (
-    Column(name="name", type=ColumnType.STRING),
-    SCORE,
-    Column(name="count", type=ColumnType.INTEGER),
-    Column(name="good", type=ColumnType.BOOLEAN),
-    Column(name="list", type=ColumnType.ARRAY),
-    Column(name="map", type=ColumnType.OBJECT),
-    Column(name="day", type=ColumnType.STRING, format=ColumnFormat.DATE),
-    Column(name="at", type=ColumnType.STRING, format=ColumnFormat.DATE_TIME),
-    Column(name="uid", type=ColumnType.STRING, format=ColumnFormat.UUID),
-)
+from feature_pipeline_tests.fixtures.columns import EVERY_TYPE, SCORE
 
 
 def decode(
