@@ -1,42 +1,58 @@
-"""The command `feature-pipeline`: parses arguments and calls the module named after the command."""
+"""The command `feature-pipeline`: finds a command by its section, and imports no other."""
 
 import os
 from importlib import import_module
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from feature_pipeline.cli.errors import translated_errors
 from feature_pipeline.projections.catalog.libpq import PREFIX
 
-COMMANDS = {
-    "demo": "Run the example hooks over real structures on local servers.",
-    "dev": "Run local servers and Dagster's UI until Ctrl-C.",
-    "init": "Create a project: a folder for your hooks, and Dagster's files.",
-    "submit": "Submit records as batches.",
-    "publish": "Publish the output of a hook that ran elsewhere.",
-    "status": "Show how many batches are archived, loaded, waiting and quarantined.",
-    "backfill": "Run batches again that are missing, failed, stale or of an old release.",
-    "recover": "Recover Dagster's storage and the tables from S3 and the code alone.",
-    "read": "Print a hook's features or outcomes from the archive.",
-    "plan": "Preview what loading a hook's table would change, cost and refuse.",
-    "rebuild": "Rebuild tables from S3, beside the ones that are read.",
-    "rollback": "Switch a table back to its previous generation.",
-    "retire": "List and drop tables that no definition declares, and tables of the past.",
-    "compare": "Compare two releases of a hook.",
-    "history": "List the log entries of a hook's batches.",
-    "verify": "Read every stored object again and report problems.",
-    "check-store": "Test which required S3 properties a store lacks.",
-    "repair": "Plan the repair of damaged or lost objects, and carry it out.",
-    "quarantine": "List entries that could not be accepted, and retry them.",
-    "erase": "Withdraw records and erase their data from the archive.",
-    "gc": "Delete blobs that nothing needs.",
-    "answers": "Compare the memory of answers with the archive's logs.",
-    "hook": "Write a new hook, or define existing ones.",
-    "osa": "Work beside an Open Science Archive server.",
-    "metrics": "Serve metrics for Prometheus and OpenTelemetry until Ctrl-C.",
-    "sql": "Run one SQL statement on the tables' database.",
+SECTIONS: Final = {
+    "Projects": {
+        "demo": "Run the example hooks over real structures on local servers.",
+        "dev": "Run local servers and Dagster's UI until Ctrl-C.",
+        "init": "Create a project: a folder for your hooks, and Dagster's files.",
+        "hook": "Write a new hook, or define existing ones.",
+    },
+    "Runs": {
+        "submit": "Submit records as batches.",
+        "publish": "Publish the output of a hook that ran elsewhere.",
+        "status": "Show how many batches are archived, loaded, waiting and quarantined.",
+        "backfill": "Run batches again that are missing, failed, stale or of an old release.",
+        "quarantine": "List entries that could not be accepted, and retry them.",
+    },
+    "Tables": {
+        "plan": "Preview what loading a hook's table would change, cost and refuse.",
+        "rebuild": "Rebuild tables from S3, beside the ones that are read.",
+        "rollback": "Switch a table back to its previous generation.",
+        "retire": "List and drop tables that no definition declares, and tables of the past.",
+        "recover": "Recover Dagster's storage and the tables from S3 and the code alone.",
+        "sql": "Run one SQL statement on the tables' database.",
+    },
+    "Archive": {
+        "read": "Print a hook's features or outcomes from the archive.",
+        "compare": "Compare two releases of a hook.",
+        "history": "List the log entries of a hook's batches.",
+        "verify": "Read every stored object again and report problems.",
+        "repair": "Plan the repair of damaged or lost objects, and carry it out.",
+        "erase": "Withdraw records and erase their data from the archive.",
+        "gc": "Delete blobs that nothing needs.",
+        "answers": "Compare the memory of answers with the archive's logs.",
+        "check-store": "Test which required S3 properties a store lacks.",
+    },
+    "Other systems": {
+        "osa": "Work beside an Open Science Archive server.",
+        "metrics": "Serve metrics for Prometheus and OpenTelemetry until Ctrl-C.",
+    },
 }
+"""Commands by section of the help."""
+
+FOLDERS: Final = {
+    name: section.lower().replace(" ", "_") for section, names in SECTIONS.items() for name in names
+}
+"""Each command's module in `cli.options`, which is its folder in `cli.commands`."""
 
 
 class LazyGroup(click.Group):
@@ -44,22 +60,21 @@ class LazyGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands in the order in which a user needs them."""
-        return list(COMMANDS)
+        return list(FOLDERS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return the command's object, from the module of its name."""
-        if cmd_name not in COMMANDS:
+        """Return the command's object, from the module of its section."""
+        if (folder := FOLDERS.get(cmd_name)) is None:
             return None
-        command: click.Command = getattr(
-            import_module(f"feature_pipeline.cli.options.{cmd_name.replace('-', '_')}"),
-            cmd_name.replace("-", "_"),
-        )
+        options = import_module(f"feature_pipeline.cli.options.{folder}")
+        command: click.Command = getattr(options, cmd_name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list of commands without importing them."""
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+        """Write the commands of each section without importing them."""
+        for section, commands in SECTIONS.items():
+            with formatter.section(section):
+                formatter.write_dl(list(commands.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, and print errors of this package as messages, without a traceback.

@@ -11,7 +11,7 @@ from feature_pipeline.archive.accept import accept_batch, remove
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.publish import submit_batch
 from feature_pipeline.archive.store.s3 import S3Store
-from feature_pipeline.cli.commands.submit import submit_records
+from feature_pipeline.cli.commands.runs.submit import submit_records
 from feature_pipeline.cli.local_records import LocalRecord
 from feature_pipeline.examples.records import STRUCTURES
 from feature_pipeline.local.seaweedfs import S3Address

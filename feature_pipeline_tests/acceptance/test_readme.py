@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from feature_pipeline.cli.app import COMMANDS
+from feature_pipeline.cli.app import FOLDERS
 from feature_pipeline_tests.acceptance.own_project import ROOT
 from feature_pipeline_tests.acceptance.readme import README, blocks
 
@@ -36,7 +36,7 @@ def test_the_two_set_up_commands_are_those_of_ci_and_the_package():
 def test_every_command_named_exists():
     named = set(re.findall(r"(?:/|`)feature-pipeline ([a-z][a-z-]*)\b", README))
     assert {"demo", "dev", "submit", "status", "sql", "read", "publish"} <= named
-    assert named <= COMMANDS.keys()
+    assert named <= FOLDERS.keys()
 
 
 def test_every_setting_named_is_read():

@@ -12,7 +12,7 @@ import pytest
 
 from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.cli import local_records
-from feature_pipeline.cli.commands.submit import submit_records
+from feature_pipeline.cli.commands.runs.submit import submit_records
 from feature_pipeline.cli.local_records import read_records
 from feature_pipeline.errors import CorruptDataError, InvalidInputError
 from feature_pipeline.hooks import json_lines

@@ -8,7 +8,7 @@ import pytest
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.maintenance.rebuild_answers import OLD
-from feature_pipeline.cli.commands import answers
+from feature_pipeline.cli.commands.archive import answers
 from feature_pipeline.orchestration.keys import features_key
 from feature_pipeline.orchestration.operations import remember_answers
 from feature_pipeline_tests.fixtures.commands import CommandLine

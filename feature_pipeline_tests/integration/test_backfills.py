@@ -23,7 +23,8 @@ from feature_pipeline.archive.logs import log
 from feature_pipeline.cli import output
 from feature_pipeline.cli import project_hooks as hooks
 from feature_pipeline.cli.app import main
-from feature_pipeline.cli.commands import backfill, rebuild, status
+from feature_pipeline.cli.commands.runs import backfill, status
+from feature_pipeline.cli.commands.tables import rebuild
 from feature_pipeline.cli.project_hooks import ProjectHooks
 from feature_pipeline.orchestration.assets.tables import table_code_version, table_spec
 from feature_pipeline.orchestration.events.data_versions import feature_code_version, latest_events

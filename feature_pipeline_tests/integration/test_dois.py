@@ -7,9 +7,9 @@ import json
 import pytest
 
 from feature_pipeline.archive.query.api import Archive
-from feature_pipeline.cli.commands import sql
-from feature_pipeline.cli.commands.read import write_csv, write_jsonl
-from feature_pipeline.cli.commands.submit import submit_records
+from feature_pipeline.cli.commands.archive.read import write_csv, write_jsonl
+from feature_pipeline.cli.commands.runs.submit import submit_records
+from feature_pipeline.cli.commands.tables import sql
 from feature_pipeline.cli.local_records import read_records
 from feature_pipeline.model.records import Source
 from feature_pipeline.orchestration.assets.tables import table_spec

@@ -14,7 +14,9 @@ import pytest
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.logs import log
 from feature_pipeline.cli import project_hooks
-from feature_pipeline.cli.commands import plan, rebuild, repair, status
+from feature_pipeline.cli.commands.archive import repair
+from feature_pipeline.cli.commands.runs import status
+from feature_pipeline.cli.commands.tables import plan, rebuild
 from feature_pipeline.definitions import DefinedHook
 from feature_pipeline.orchestration.operations.reconcile import Drift
 from feature_pipeline_tests.fixtures.commands import CommandLine

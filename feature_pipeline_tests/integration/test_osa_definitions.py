@@ -14,7 +14,7 @@ import feature_pipeline.orchestration
 from feature_pipeline.archive import accept
 from feature_pipeline.archive.logs import inbox
 from feature_pipeline.archive.store.memory import MemoryStore
-from feature_pipeline.cli.commands import osa as command
+from feature_pipeline.cli.commands.other_systems import osa as command
 from feature_pipeline.definitions import DefinedHook, build_defs, hooks_of
 from feature_pipeline.model.definition import Compute, HookDefinition
 from feature_pipeline.orchestration.resources import ArchiveResource

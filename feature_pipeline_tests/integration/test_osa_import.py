@@ -570,7 +570,9 @@ def test_the_command_shows_the_rows_and_the_proof(
     monkeypatch.setenv(DATABASE_URL, beside.url)
     monkeypatch.setenv(STORAGE, str(beside.folder))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("feature_pipeline.cli.commands.osa.open_archive", lambda: beside.store)
+    monkeypatch.setattr(
+        "feature_pipeline.cli.commands.other_systems.osa.open_archive", lambda: beside.store
+    )
     command_line("osa", "scaffold")
     shutil.rmtree(beside.folder / f"ingests/{recorded.HISTORY}")
     status, out, _ = command_line("osa", "import", "--dry-run")

@@ -15,7 +15,7 @@ from dagster._core.definitions.job_base import InMemoryJob
 from psycopg import sql
 
 from feature_pipeline.archive.store.memory import MemoryStore
-from feature_pipeline.cli.commands import osa as command
+from feature_pipeline.cli.commands.other_systems import osa as command
 from feature_pipeline.definitions import build_defs
 from feature_pipeline.errors import ConflictError, InvalidInputError, NotFoundError
 from feature_pipeline.orchestration.resources import ArchiveResource

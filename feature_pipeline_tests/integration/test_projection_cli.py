@@ -12,7 +12,7 @@ from rich.console import Console
 from feature_pipeline.archive.format import layout
 from feature_pipeline.cli import output, project_hooks
 from feature_pipeline.cli.app import main
-from feature_pipeline.cli.commands import plan, rebuild, retire, rollback
+from feature_pipeline.cli.commands.tables import plan, rebuild, retire, rollback
 from feature_pipeline.model.definition import HookDefinition
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.proof.proof import prove

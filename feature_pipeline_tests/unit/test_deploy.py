@@ -21,8 +21,8 @@ from feature_pipeline.archive.logs import inbox
 from feature_pipeline.archive.logs.known_lengths import known_logs
 from feature_pipeline.archive.query.api import Archive
 from feature_pipeline.archive.store.memory import MemoryStore
-from feature_pipeline.cli.app import COMMANDS
-from feature_pipeline.cli.options.metrics import PORT
+from feature_pipeline.cli.app import FOLDERS
+from feature_pipeline.cli.options.other_systems import PORT
 from feature_pipeline.errors import StoreUnavailableError
 from feature_pipeline.hooks.runners.kubernetes.job import JobSettings
 from feature_pipeline.orchestration.run_queue import COMPUTE, WORK_TAG
@@ -60,7 +60,7 @@ def test_the_metrics_are_where_rules_and_processes_expect_them():
     [password] = container["env"]
     secret = password["valueFrom"]["secretKeyRef"]["name"]
     assert secret == values["global"]["postgresqlSecretName"]
-    assert COMMANDS["metrics"]
+    assert FOLDERS["metrics"]
 
 
 def test_the_hooks_service_account_is_the_runners_default_and_is_bound_to_nothing():

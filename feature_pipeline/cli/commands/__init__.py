@@ -1,1 +1,1 @@
-"""What carries the commands out, one module each. Their options are in `cli.options`."""
+"""What carries the commands out, in a folder for each section of the help."""

@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import click
@@ -13,22 +12,29 @@ import pytest
 from click.testing import CliRunner
 
 from feature_pipeline.cli import commands, options
-from feature_pipeline.cli.app import COMMANDS, main
+from feature_pipeline.cli.app import FOLDERS, main
 
 
-@pytest.mark.parametrize("package", [commands, options])
-def test_commands_and_modules_are_the_same(package: ModuleType) -> None:
+def test_each_command_has_a_module_in_the_folder_of_its_section() -> None:
     """They are imported by name when they are used, so a name without a module shows only then."""
-    folder = Path(package.__file__).parent
-    modules = {file.stem.replace("_", "-") for file in folder.glob("[!_]*.py")}
-    assert modules == set(COMMANDS)
+    root = Path(commands.__file__).parent
+    folders = {
+        file.stem.replace("_", "-"): file.parent.relative_to(root).as_posix()
+        for file in root.glob("*/[!_]*.py")
+    }
+    assert folders == FOLDERS
+
+
+def test_each_section_has_a_module_of_options() -> None:
+    modules = {file.stem for file in Path(options.__file__).parent.glob("[!_]*.py")}
+    assert modules == set(FOLDERS.values())
 
 
 def _declared() -> Iterator[tuple[str, click.Command]]:
     """Each command, and each of a group of commands, with the name of its module."""
-    for name in COMMANDS:
+    for name, folder in FOLDERS.items():
         command = main.get_command(click.Context(main), name)
-        module = name.replace("-", "_")
+        module = f"{folder}.{name.replace('-', '_')}"
         if isinstance(command, click.Group):
             yield from ((module, each) for each in command.commands.values())
         else:

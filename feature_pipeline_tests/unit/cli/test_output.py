@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from feature_pipeline.cli import output
-from feature_pipeline.cli.commands import read
+from feature_pipeline.cli.commands.archive import read
 from feature_pipeline.cli.errors import translated_errors
 from feature_pipeline.cli.output import Output, exact
 from feature_pipeline.errors import InvalidInputError

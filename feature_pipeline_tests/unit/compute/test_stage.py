@@ -16,7 +16,7 @@ import pytest
 from feature_pipeline.archive import accept, blobs, publish
 from feature_pipeline.archive.logs import inbox, log
 from feature_pipeline.archive.store.memory import MemoryStore
-from feature_pipeline.cli.commands.submit import submit_records
+from feature_pipeline.cli.commands.runs.submit import submit_records
 from feature_pipeline.cli.local_records import LocalRecord
 from feature_pipeline.compute.plan import ComputePlan, plan_run
 from feature_pipeline.compute.stage import outline_inputs, stage_inputs

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from feature_pipeline.cli.options.hook import hook
+from feature_pipeline.cli.options.projects import hook
 from feature_pipeline.definitions import build_defs, hooks_of
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.osa_manifest import definition_yaml, import_hooks

@@ -1,0 +1,1 @@
+"""Commands that read the archive, examine it and take care of it."""

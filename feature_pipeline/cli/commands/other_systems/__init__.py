@@ -1,0 +1,1 @@
+"""Commands for what runs beside the pipeline: another server, and monitoring."""

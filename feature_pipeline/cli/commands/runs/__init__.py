@@ -1,0 +1,1 @@
+"""Commands that bring records and output in, and run hooks."""

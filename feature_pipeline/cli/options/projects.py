@@ -1,0 +1,99 @@
+"""Options and help of the commands in `commands/projects`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from feature_pipeline.cli.option_values import DEFS
+from feature_pipeline.cli.shared_options import json_option
+
+
+@click.command()
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the servers keep their data; .feature_pipeline in the project when absent.",
+)
+@json_option
+def demo(**arguments: Any) -> None:
+    """Compute features of real structures, archive them and load the tables.
+
+    Starts S3 and PostgreSQL from wheels on loopback, runs every step through Dagster, and prints
+    the results and the proof that the tables equal the archive. A second run computes nothing.
+    """
+    from feature_pipeline.cli.commands.projects.demo import demo as carry_out
+
+    carry_out(**arguments)
+
+
+@click.command()
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the servers keep their data; .feature_pipeline in the project when absent.",
+)
+def dev(**arguments: Any) -> None:
+    """Run S3, PostgreSQL, and Dagster's webserver and daemon on loopback until Ctrl-C.
+
+    Writes every setting to .env, so that plain `dagster` and `dg` commands work in another
+    terminal. Restarts a server that exits.
+    """
+    from feature_pipeline.cli.commands.projects.dev import dev as carry_out
+
+    carry_out(**arguments)
+
+
+@click.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path), default=".")
+def init(**arguments: Any) -> None:
+    """Create a project in FOLDER (default: the working directory).
+
+    The project has `defs/` for your hooks, `workspace.yaml` and `dagster.yaml` for Dagster, and in
+    `.env` the setting that names `defs/`. Existing files are not replaced.
+    """
+    from feature_pipeline.cli.commands.projects.init import init as carry_out
+
+    carry_out(**arguments)
+
+
+@click.group()
+def hook() -> None:
+    """Write a new hook, or define existing hooks."""
+
+
+@hook.command()
+@click.argument("name")
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the definitions are; the folder that FEATURE_PIPELINE_DEFS names when absent.",
+)
+def new(**arguments: Any) -> None:
+    """Write a working hook to start from: <folder>/NAME/defs.yaml and its program."""
+    from feature_pipeline.cli.commands.projects.hook import new as carry_out
+
+    carry_out(**arguments)
+
+
+@hook.command("import")
+@click.argument("manifest", type=click.File("rb"))
+@click.option("--dataset", required=True, help="The dataset whose records they are run over.")
+@click.option("--image", help="Their image, by digest; without it, each hook's bound release.")
+@click.option("--version", help="Their release's version; without it, the convention's.")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    help="Where the definitions go: <folder>/<hook>/defs.yaml; the folder that"
+    f" FEATURE_PIPELINE_DEFS names when absent, else {DEFS}.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace definitions that are there.")
+def import_(**arguments: Any) -> None:
+    """Define the hooks of a manifest of the Open Science Archive's SDK.
+
+    MANIFEST is the output of `osa manifest`, or - for standard input. Unless every hook in it can
+    be defined, nothing is written.
+    """
+    from feature_pipeline.cli.commands.projects.hook import import_ as carry_out
+
+    carry_out(**arguments)
