@@ -147,23 +147,6 @@ class _Group:
     """None while nothing is being built: the wanted generation is the live one."""
 
 
-def load_batch(store: BlobStore, database: Database, spec: TableSpec, batch: str) -> LoadReport:
-    """Load the batch's current artifact, unless the table has a later one.
-
-    The log's head is read before the batch is locked: under the lock a higher seq is never replaced
-    by a lower, so a head that moved on meanwhile can only be a later run's to load.
-
-    Raises:
-        NotFoundError: The batch is unknown, or has no current artifact under the hook.
-        ConflictError: Another hook's table has this name.
-        CannotEvolveError: The artifact does not fit the table's columns.
-        ProjectionError: PostgreSQL refused something, or could not be reached.
-    """
-    # Twice, if what it was loaded into was discarded.
-    *_, report = load_batches(store, database, spec, [batch])
-    return report
-
-
 def load_batches(
     store: BlobStore,
     database: Database,
@@ -522,10 +505,10 @@ class _Work:
         seconds = (time.monotonic() - started) / len(fit.group.batches)
         counts = {one.entry.manifest: one.manifest.counts for one in fit.group.batches}
         reports = {
-            replacement.held.batch: _report(
+            replacement.progress.batch: _report(
                 generation,
-                replacement.held,
-                counts.get(replacement.held.manifest),
+                replacement.progress,
+                counts.get(replacement.progress.manifest),
                 is_unchanged=replacement.is_unchanged,
                 foreign=replacement.foreign,
                 seconds=seconds,
@@ -536,7 +519,9 @@ class _Work:
         return reports, dict(replaced.refused)
 
     def _count(self, group: PreparedGroup, replaced: Replaced) -> None:
-        written = {one.held.batch: one.held.rows for one in replaced.done if not one.is_unchanged}
+        written = {
+            one.progress.batch: one.progress.rows for one in replaced.done if not one.is_unchanged
+        }
         sizes = sum(one.size for one in group.batches if one.batch in written)
         measure.count(TABLE_LOADED_ROWS, sum(written.values()), table=self._spec.name)
         measure.count(TABLE_LOADED_SIZE, sizes, table=self._spec.name)

@@ -11,7 +11,7 @@ from feature_pipeline.model.columns import Column
 from feature_pipeline.projections.catalog import generation, own_views
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.catalog.spec import TableSpec
-from feature_pipeline.projections.load import load_batch, load_batches
+from feature_pipeline.projections.load import load_batches
 from feature_pipeline.projections.preview import PlanAction, plan_table
 from feature_pipeline.projections.proof.progress import check_progress
 from feature_pipeline.projections.proof.proof import prove
@@ -24,6 +24,7 @@ from feature_pipeline_tests.fixtures.feature_archive import (
     LABEL,
     FeatureArchive,
     load_all,
+    load_batch,
     three_batches,
 )
 

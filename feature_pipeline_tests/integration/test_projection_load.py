@@ -30,7 +30,7 @@ from feature_pipeline.model.definition import IndexDefinition
 from feature_pipeline.projections import load
 from feature_pipeline.projections.catalog import generation
 from feature_pipeline.projections.catalog.database import Database
-from feature_pipeline.projections.load import load_batch, load_batches
+from feature_pipeline.projections.load import load_batches
 from feature_pipeline.projections.preview import PlanAction, plan_table
 from feature_pipeline.projections.proof.progress import check_progress
 from feature_pipeline.projections.proof.proof import prove
@@ -38,7 +38,7 @@ from feature_pipeline.projections.rebuild import begin_rebuild
 from feature_pipeline.projections.rows import write
 from feature_pipeline.projections.rows.write import RefusedBatchError
 from feature_pipeline.projections.switch.finalize import batches_to_load, table_report
-from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
+from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive, load_batch
 
 pytestmark = pytest.mark.postgres
 
@@ -294,7 +294,7 @@ def test_an_older_log_entry_never_replaces_a_newer_one(archive, database, connec
         done = replace_batch(own, state, state.wanted, old)
 
     assert done.is_unchanged
-    assert done.held.seq == 2
+    assert done.progress.seq == 2
     assert connection.execute("select label from features.pockets").fetchall() == [("new",)]
 
 

@@ -14,7 +14,7 @@ from feature_pipeline.model.definition import IndexDefinition
 from feature_pipeline.projections.catalog import generation, indexes
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.catalog.spec import TableSpec
-from feature_pipeline.projections.load import load_batch, load_batches
+from feature_pipeline.projections.load import load_batches
 from feature_pipeline.projections.proof import proof
 from feature_pipeline.projections.proof.proof import prove
 from feature_pipeline.projections.rebuild import begin_rebuild, fill
@@ -28,6 +28,7 @@ from feature_pipeline_tests.fixtures.feature_archive import (
     LABEL,
     FeatureArchive,
     load_all,
+    load_batch,
     three_batches,
 )
 

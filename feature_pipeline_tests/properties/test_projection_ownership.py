@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from feature_pipeline.model.columns import Column
 from feature_pipeline.projections.catalog import generation
 from feature_pipeline.projections.catalog.database import Database
-from feature_pipeline.projections.load import load_batch, load_batches
+from feature_pipeline.projections.load import load_batches
 from feature_pipeline.projections.proof.proof import prove
-from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
+from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive, load_batch
 
 pytestmark = pytest.mark.postgres
 

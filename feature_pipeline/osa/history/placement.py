@@ -134,14 +134,14 @@ def existing_keys(placement: Placement, run_id: str, keys: Collection[str]) -> l
 
     The batch that is made of the storage comes first, the last one of a deposition.
     """
-    found: list[str] = []
+    present: list[str] = []
     if placement.source is Source.DEPOSITION and placement.place is not None:
         local = placement.name.removeprefix(deposition_key(""))
-        found += reversed(_numbered(partial(deposition_key, local), keys))
+        present += reversed(_numbered(partial(deposition_key, local), keys))
     elif placement.place is not None and placement.name in keys:
-        found.append(placement.name)
+        present.append(placement.name)
     name = history_name(placement, run_id)
-    return [*found, *reversed(_numbered(partial(history_key, name), keys))]
+    return [*present, *reversed(_numbered(partial(history_key, name), keys))]
 
 
 def existing_batch(

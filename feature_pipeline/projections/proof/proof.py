@@ -268,7 +268,7 @@ def _prove_generation(
                 records = _records(store, connection, spec, generation, artifacts, progress)
             neighbours = _neighbours(connection, generation, progress, records)
             loaded = {**progress, **neighbours}
-            unread = {batch: held for batch, held in loaded.items() if batch not in artifacts}
+            unread = {batch: one for batch, one in loaded.items() if batch not in artifacts}
             # The archive is waited for, and PostgreSQL computes, while the other's part is hashed.
             reading = beside.submit(_read_artifacts, store, unread, is_over)
             try:
@@ -305,8 +305,8 @@ def _read_artifacts(
 ) -> dict[str, _Artifact | str]:
     """Return each batch's artifact, or why it cannot be read; none is read after `is_over`."""
 
-    def read(held: Progress) -> _Artifact | str:
-        return "it was not read" if is_over.is_set() else _read_artifact(store, held.manifest)
+    def read(one: Progress) -> _Artifact | str:
+        return "it was not read" if is_over.is_set() else _read_artifact(store, one.manifest)
 
     return dict(zip(loaded, map_threads(read, list(loaded.values())), strict=True))
 
@@ -326,14 +326,14 @@ def _read_artifact(store: BlobStore, digest: Digest) -> _Artifact | str:
     return _Artifact(manifest, outcomes["record_id"].to_pylist(), digests, misread)
 
 
-def _unless_erased(artifact: _Artifact | str, held: Progress, erased: Erased) -> _Artifact | str:
+def _unless_erased(artifact: _Artifact | str, one: Progress, erased: Erased) -> _Artifact | str:
     """Return the artifact, or why it cannot be compared.
 
     An erased artifact no longer determines its batch's content, even if its deletion is still to
     come.
     """
-    if held.manifest in erased.manifests:
-        return f"artifact {held.manifest.short}, which it was loaded from, was erased"
+    if one.manifest in erased.manifests:
+        return f"artifact {one.manifest.short}, which it was loaded from, was erased"
     return artifact
 
 
@@ -348,8 +348,8 @@ def _records(
     """Return every record that is in these batches' artifacts."""
     erased = erasures.erased(store, spec.dataset)
     records: set[str] = set()
-    for batch, held in progress.items():
-        artifact = _unless_erased(artifacts[batch], held, erased)
+    for batch, one in progress.items():
+        artifact = _unless_erased(artifacts[batch], one, erased)
         if isinstance(artifact, str):
             records.update(_owned_records(connection, generation, batch))
         else:
@@ -423,7 +423,7 @@ def _add_rows(
     # The order of the primary key: an index gives it.
     tail = sql.SQL("{} order by record_id, ordinal").format(where)
     digests = RecordDigests(row_encoder(columns), [column.kind for column in columns])
-    held: list[pa.Table] = []
+    last_record: list[pa.Table] = []
 
     def add(rows: pa.Table) -> None:
         arrays = [
@@ -442,15 +442,15 @@ def _add_rows(
             content.setdefault(batch, _Content()).add_rows(total, count)
 
     def add_text(text: bytes) -> None:
-        rows = pa.concat_tables([*held, parse(text, fields)])
+        rows = pa.concat_tables([*last_record, parse(text, fields)])
         # The last record may go on in the next chunk.
         end = _start_of_last_record(rows)
-        held[:] = [rows.slice(end)]
+        last_record[:] = [rows.slice(end)]
         add(rows.slice(0, end))
 
     with closing(read_texts(connection, source, fields, tail)) as texts:
         call_beside(add_text, texts)
-    for rows in held:
+    for rows in last_record:
         add(rows)
 
 

@@ -42,10 +42,10 @@ def content_state(
         progress: Its progress.
         withdrawn: Records that must not appear.
     """
-    held = [[one.batch, one.seq, str(one.manifest), one.rows] for one in progress.values()]
+    batches = [[one.batch, one.seq, str(one.manifest), one.rows] for one in progress.values()]
     tables = [_row_versions(connection, t) for t in (generation.identifier, generation.outcomes)]
     columns = [column.model_dump(mode="json") for column in generation.columns]
-    parts = [str(generation.digest), columns, held, sorted(withdrawn), tables]
+    parts = [str(generation.digest), columns, batches, sorted(withdrawn), tables]
     return Digest.of(document_bytes(parts))
 
 

@@ -15,6 +15,7 @@ from feature_pipeline.model.columns import Column, decode_row
 from feature_pipeline.model.definition import UpcasterDefinition
 from feature_pipeline.model.digest import Value
 from feature_pipeline.model.outcomes import Outcome, Status
+from feature_pipeline.model.text.json_values import json_instant
 
 Upcaster = Callable[[dict[str, Any]], Mapping[str, Any]]
 
@@ -85,7 +86,9 @@ def as_feature(columns: Sequence[Column], row: Sequence[Value]) -> dict[str, Any
 
 
 def _as_json(column: Column, value: Value) -> Any:
-    if isinstance(value, datetime | date):
+    if isinstance(value, datetime):
+        return json_instant(value)
+    if isinstance(value, date):
         return value.isoformat()
     if column.kind == "json" and isinstance(value, str):
         return json.loads(value)

@@ -74,13 +74,13 @@ select count(*), array_agg(record_id) filter (where is_replacement) from claimed
 class Replacement:
     """The result of loading one batch into one generation.
 
-    `held` is the generation's progress of the batch afterwards. `is_unchanged` means that no row
+    `progress` is that of the batch in the generation afterwards. `is_unchanged` means that no row
     was written because the content existed already. `foreign` counts the batch's records that
     belong to a batch submitted later. `left_out` gives for records the reason why PostgreSQL cannot
     store their rows.
     """
 
-    held: Progress
+    progress: Progress
     is_unchanged: bool
     foreign: int
     left_out: Mapping[str, str] = field(default_factory=dict)

@@ -159,7 +159,7 @@ def as_json(written: Column, raw: object) -> object:
     value = decode_value(written, raw)
     if isinstance(value, datetime):
         assert value.tzinfo is UTC
-        return value.isoformat()
+        return value.isoformat().replace("+00:00", "Z")
     if isinstance(value, date):
         return value.isoformat()
     return json.loads(str(value)) if written.kind == "json" else value

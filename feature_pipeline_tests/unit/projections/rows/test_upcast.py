@@ -23,7 +23,7 @@ def test_an_upcaster_is_given_what_the_hook_could_have_written() -> None:
     written = {
         "text": "x",
         "day": "2026-01-31",
-        "at": "2026-01-31T12:00:00+00:00",
+        "at": "2026-01-31T12:00:00Z",
         "list": [1, {"a": None}],
         "absent": None,
     }
