@@ -210,6 +210,7 @@ class Stack:
     """Servers, webserver and daemon over one location of one hook."""
 
     services: LocalServices
+    processes: DagsterProcesses
     instance: dg.DagsterInstance
     store: S3Store
     url: str
@@ -335,7 +336,7 @@ def running_stack(folder: Path) -> Iterator[Stack]:
         processes.start()
         try:
             with dg.DagsterInstance.from_config(str(home)) as instance:
-                yield Stack(services, instance, store, processes.url, release)
+                yield Stack(services, processes, instance, store, processes.url, release)
         except BaseException:
             shown = (folder / "dagster" / "daemon").glob("*.log")
             print(*(path.read_text()[-6000:] for path in shown), file=sys.stderr)

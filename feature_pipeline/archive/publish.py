@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Final
 
 from feature_pipeline.archive import blobs
 from feature_pipeline.archive.blobs import BlobWrite
+from feature_pipeline.archive.budget import check_budget
 from feature_pipeline.archive.check_artifact import check_batch_digest, check_not_withdrawn
 from feature_pipeline.archive.deletion_guard import Guard
-from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.documents import Document, utc_now
 from feature_pipeline.archive.format.manifest import (
     LOG,
@@ -66,9 +66,6 @@ from feature_pipeline.parallel import Start, calls_in_threads, map_threads, resu
 if TYPE_CHECKING:
     from feature_pipeline.archive.format.content import Content
     from feature_pipeline.archive.format.outcome_columns import OutcomeColumns
-
-MAX_BATCHES: Final = 100_000
-"""Maximum number of batches of one dataset: beyond it Dagster's pages and ticks become slow."""
 
 _IN_MEMORY_BYTES: Final = 8 << 20
 """Files up to this size are read once, larger ones twice (digest first) in bounded memory."""
@@ -488,18 +485,3 @@ def _store_files(
                 f" {write.ref.size} bytes, the batch says {file.size}"
             )
     return [*refs, *(write.ref for write in writes)]
-
-
-def check_budget(store: BlobStore, dataset: str, more: int = 1) -> None:
-    """Check that Dagster can have this many more batches of the dataset.
-
-    Raises:
-        InvalidInputError: There would be more than `MAX_BATCHES`.
-    """
-    have = len(store.list_folders(layout.batch_logs(dataset)))
-    if have + more > MAX_BATCHES:
-        raise InvalidInputError(
-            f"dataset {dataset!r} has {counted(have, 'batch')}; {more} more would exceed"
-            f" {MAX_BATCHES}: put more records into a batch (`--batch-size`), or submit to another"
-            " dataset"
-        )

@@ -18,14 +18,14 @@ import dagster as dg
 from feature_pipeline.archive import accept
 from feature_pipeline.archive.accept import Accepted, InboxEntry, Quarantined, Submission, Waiting
 from feature_pipeline.archive.format import layout
-from feature_pipeline.archive.format.documents import NewerVersionError
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.inbox import BATCH_ID
-from feature_pipeline.archive.logs.log import FeatureEntry
+from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry
 from feature_pipeline.archive.publish import Completion, CompletionStatus
 from feature_pipeline.archive.store.base import BlobStore, ObjectInfo
 from feature_pipeline.errors import (
     CorruptDataError,
+    FeaturePipelineError,
     InvalidInputError,
     NotFoundError,
     OutcomeUnknownError,
@@ -34,6 +34,7 @@ from feature_pipeline.errors import (
 from feature_pipeline.hooks.runner import HookRunner
 from feature_pipeline.hooks.work_folders import WorkFolders
 from feature_pipeline.model.definition import HookDefinition
+from feature_pipeline.model.records import RecordBatch
 from feature_pipeline.model.text.quoting import MOST_REASON, quoted
 from feature_pipeline.orchestration.assets.records import records_event
 from feature_pipeline.orchestration.events.data_versions import latest_events
@@ -42,6 +43,7 @@ from feature_pipeline.orchestration.keys import features_key, records_key
 from feature_pipeline.orchestration.pools import set_pools
 from feature_pipeline.orchestration.resources import ArchiveResource, HookRunnerResource
 from feature_pipeline.orchestration.sensors.inbox_ticks import TICK_SECONDS, InboxTicks
+from feature_pipeline.parallel import map_threads
 
 logger = logging.getLogger(__name__)
 
@@ -330,27 +332,41 @@ def _report_batches(
 ) -> None:
     """Remove the entries that Dagster knows; return events and partitions for the others."""
     known = set(instance.get_dynamic_partitions(dataset))
-    keys = [submission.batch for _, submission in submissions]
+    keys = sorted({submission.batch for _, submission in submissions})
+    accepted = log.readable_batches(store, dataset, keys)
     events = latest_events(instance, records_key(dataset), keys)
+    done: list[InboxEntry] = []
+    unreported: list[tuple[InboxEntry, BatchEntry]] = []
     for entry, submission in submissions:
-        try:
-            accepted = log.batch_entry(store, dataset, submission.batch)
-        except (NotFoundError, CorruptDataError, NewerVersionError) as error:
-            tick.damage(entry, str(error))
+        if submission.batch in accepted.damage:
+            tick.damage(entry, str(accepted.damage[submission.batch].error))
+            continue
+        batch_entry = accepted.intact.get(submission.batch)
+        if batch_entry is None:
+            tick.damage(entry, f"dataset {dataset!r} has no batch {submission.batch!r} any more")
             continue
         event = events.get(submission.batch)
-        is_current = event is not None and event.data_version == str(accepted.digest)
+        is_current = event is not None and event.data_version == str(batch_entry.digest)
         if is_current and submission.batch in known:
-            _remove(store, tick, entry)
+            done.append(entry)
+        else:
+            unreported.append((entry, batch_entry))
+    _remove(store, tick, done)
+    batches = map_threads(lambda each: _try_batch(store, each[1]), unreported)
+    for (entry, batch_entry), batch in zip(unreported, batches, strict=True):
+        if isinstance(batch, FeaturePipelineError):
+            tick.damage(entry, str(batch))
             continue
-        try:
-            batch = log.batch_of(store, accepted)
-        except (NotFoundError, CorruptDataError) as error:
-            tick.damage(entry, str(error))
-            continue
-        tick.events.append(records_event(accepted, batch))
-        if submission.batch not in known:
-            tick.partitions.setdefault(dataset, []).append(submission.batch)
+        tick.events.append(records_event(batch_entry, batch))
+        if batch_entry.batch not in known:
+            tick.partitions.setdefault(dataset, []).append(batch_entry.batch)
+
+
+def _try_batch(store: BlobStore, entry: BatchEntry) -> RecordBatch | FeaturePipelineError:
+    try:
+        return log.batch_of(store, entry)
+    except (NotFoundError, CorruptDataError) as error:
+        return error
 
 
 def _report_completions(
@@ -368,6 +384,7 @@ def _report_completions(
     known = latest_events(instance, features_key(dataset, hook), keys)
     unreported: dict[str, FeatureEntry] = {}
     waiting: list[tuple[InboxEntry, str]] = []
+    done: list[InboxEntry] = []
     for entry, completion in accepted:
         if completion.batch in readable.damage:
             tick.damage(entry, str(readable.damage[completion.batch].error))
@@ -375,12 +392,13 @@ def _report_completions(
         head = readable.intact.get(completion.batch)
         if head is None or head.completion != completion.id:
             # Failed or superseded: history, of which Dagster has no event to wait for.
-            _remove(store, tick, entry)
+            done.append(entry)
         elif reports(known.get(completion.batch), head):
-            _remove(store, tick, entry)
+            done.append(entry)
         else:
             unreported[completion.batch] = head
             waiting.append((entry, completion.batch))
+    _remove(store, tick, done)
     damaged: dict[str, str] = {}
     events = features_events(store, archive_uri, instance, dataset, hook, unreported, damaged)
     tick.events.extend(events.values())
@@ -391,9 +409,9 @@ def _report_completions(
             tick.wait(entry, "its batch is not in Dagster yet")
 
 
-def _remove(store: BlobStore, tick: InboxTick, entry: InboxEntry) -> None:
-    accept.remove(store, entry.id)
-    tick.removed += 1
+def _remove(store: BlobStore, tick: InboxTick, entries: Sequence[InboxEntry]) -> None:
+    map_threads(lambda entry: accept.remove(store, entry.id), entries)
+    tick.removed += len(entries)
 
 
 def _note(tick: InboxTick, entry: InboxEntry, result: Accepted | Waiting | Quarantined) -> bool:

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from feature_pipeline.archive import accept, publish, read
+from feature_pipeline.archive import accept, budget, publish, read
 from feature_pipeline.archive.accept import Accepted, Quarantined, Waiting
 from feature_pipeline.archive.format import content, layout
 from feature_pipeline.archive.format.manifest import ROWS, FailureInfo
@@ -305,12 +305,32 @@ class TestBatches:
             scene.submit(make_batch())
 
     def test_full_datasets(self, scene, monkeypatch):
-        monkeypatch.setattr(publish, "MAX_BATCHES", 2)
+        monkeypatch.setattr(budget, "MAX_BATCHES", 2)
         for key in ("b1", "b2"):
             scene.submit(make_batch(key))
         scene.submit(make_batch("b2"))
         with pytest.raises(InvalidInputError, match="has 2 batches"):
             scene.submit(make_batch("b3"))
+
+    def test_batches_are_not_listed_for_each_submission(self, scene):
+        store = FailingStore(scene.store, only=frozenset({"list_folders"}))
+        for number in range(30):
+            publish.submit_batch(store, make_batch(f"b{number}"), {})
+        assert len(store.calls) == 1
+
+    def test_batches_of_other_processes_count_as_the_room_becomes_less(self, scene, monkeypatch):
+        monkeypatch.setattr(budget, "MAX_BATCHES", 100)
+
+        def submit(first, last):
+            for number in range(first, last):
+                scene.submit(make_batch(f"ours-{number}"))
+
+        submit(0, 10)
+        for number in range(90):
+            key = layout.entry(layout.batch_log(DATASET, f"theirs-{number}"), layout.FIRST_SEQ)
+            scene.store.create(key, b"")
+        with pytest.raises(InvalidInputError, match=r"has 10[0-6] batches; 1 more would exceed"):
+            submit(10, 20)
 
 
 class TestSettling:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from feature_pipeline.archive.publish import check_budget, submit_batch
+from feature_pipeline.archive.budget import check_budget
+from feature_pipeline.archive.publish import submit_batch
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.cli.local_records import LocalRecord, read_records
 from feature_pipeline.cli.output import Output

@@ -18,7 +18,13 @@ from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.records import Source
 from feature_pipeline.orchestration.sensors import inbox
 from feature_pipeline.orchestration.sensors.inbox import FailedTries, accept_inbox, choose
-from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, Scene, make_batch
+from feature_pipeline_tests.fixtures.stores import (
+    DATASET,
+    HOOK,
+    FailingStore,
+    Scene,
+    make_batch,
+)
 
 
 def waiting(batches: int, completions: int) -> list[ObjectInfo]:
@@ -161,3 +167,21 @@ def test_an_entry_that_cannot_be_reported_keeps_no_other_from_it(
     assert [line.partition(":")[2] for line in tick.damaged] == [
         " OverflowError: date value out of range"
     ]
+
+
+def test_entries_that_dagster_knows_are_removed_without_listing_each_log(scene: Scene, instance):
+    """Each listing is a round trip: with hundreds of entries, one after another took the tick."""
+    for n in range(40):
+        publish.submit_batch(scene.store, make_batch(f"b{n:02d}"), {})
+    for tick in [accept_inbox(scene.store, "s3://a", instance) for _ in range(2)]:
+        for event in tick.events:
+            instance.report_runless_asset_event(event)
+        for dataset, keys in tick.partitions.items():
+            instance.add_dynamic_partitions(dataset, keys)
+    log.forget_read_entries()
+    store = FailingStore(scene.store, only=frozenset({"list_objects"}))
+    tick = accept_inbox(store, "s3://a", instance)
+    assert (tick.removed, tick.events) == (40, [])
+    of_logs = [call for call in store.calls if layout.batch_logs(DATASET) in call]
+    # one of each log by acceptance, and one of all of them
+    assert len(of_logs) == 40 + 1
