@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 ENTRIES_PER_TICK = 500
 ACCEPTING_SECONDS = 20.0
-"""Dagster gives a tick a minute; nothing is begun after this time."""
+"""Dagster gives a tick a minute; no more entries are accepted and reported after this time."""
 _ENTRIES_AT_ONCE = 50
 
 E = TypeVar("E")
@@ -155,22 +155,11 @@ def accept_inbox(
     failed_tries = failed_tries or FailedTries()
     infos = accept.list_waiting(store)
     chosen = choose(infos, limit, failed_tries.of(infos))
-    batches: dict[str, list[tuple[InboxEntry, Submission]]] = {}
-    completions: dict[tuple[str, str], list[tuple[InboxEntry, Completion]]] = {}
-    for entry in _accepted(store, instance, tick, infos, chosen):
-        match entry.content:
-            case Submission() as submission:
-                batches.setdefault(submission.dataset, []).append((entry, submission))
-            case Completion() as completion:
-                pair = completion.dataset, completion.hook
-                completions.setdefault(pair, []).append((entry, completion))
-    for dataset, hook in completions:
+    report = _Reporting(store, archive_uri, instance, tick)
+    for entries in _accepted(store, instance, tick, infos, chosen):
+        report.add(entries)
+    for dataset, hook in sorted(report.hooks):
         _compact_answers(store, dataset, hook)
-    for dataset, submissions in batches.items():
-        _each_alone(tick, partial(_report_batches, store, instance, dataset), submissions)
-    for (dataset, hook), runs in completions.items():
-        report = partial(_report_completions, store, archive_uri, instance, dataset, hook)
-        _each_alone(tick, report, runs)
     failed_tries.add(chosen, tick.in_vain)
     return tick
 
@@ -181,8 +170,11 @@ def _accepted(
     tick: InboxTick,
     infos: Sequence[ObjectInfo],
     chosen: Sequence[ObjectInfo],
-) -> Iterator[InboxEntry]:
-    """Accept the chosen entries, a few at a time, while there is time; return the accepted ones."""
+) -> Iterator[list[InboxEntry]]:
+    """Accept the chosen entries, a few at a time, while there is time; yield the accepted ones.
+
+    What the caller does with them takes of the same time.
+    """
     start, read_keys = time.monotonic(), {info.key for info in chosen}
     deferred = {info.key for info in infos if accept.is_batch(info)} - read_keys
     for are_batches, seconds in ((True, ACCEPTING_SECONDS / 2), (False, ACCEPTING_SECONDS)):
@@ -194,9 +186,55 @@ def _accepted(
                 break
             some = of_kind[first : first + _ENTRIES_AT_ONCE]
             entries = _usable(store, instance, tick, some, deferred)
-            for entry, result in zip(entries, accept.accept_entries(store, entries), strict=True):
-                if _note(tick, entry, result):
-                    yield entry
+            results = accept.accept_entries(store, entries)
+            yield [
+                entry
+                for entry, result in zip(entries, results, strict=True)
+                if _note(tick, entry, result)
+            ]
+
+
+class _Reporting:
+    """Reports the accepted entries of one tick, a few at a time."""
+
+    def __init__(
+        self, store: BlobStore, archive_uri: str, instance: dg.DagsterInstance, tick: InboxTick
+    ) -> None:
+        self.hooks: set[tuple[str, str]] = set()
+        """Dataset and hook of the accepted completions."""
+        self._store = store
+        self._archive_uri = archive_uri
+        self._instance = instance
+        self._tick = tick
+        self._partitions: dict[str, set[str]] = {}
+        """By dataset, those that Dagster had when the first batch was reported."""
+
+    def add(self, entries: Sequence[InboxEntry]) -> None:
+        """Report these entries, or remove those that Dagster knows."""
+        batches: dict[str, list[tuple[InboxEntry, Submission]]] = {}
+        completions: dict[tuple[str, str], list[tuple[InboxEntry, Completion]]] = {}
+        for entry in entries:
+            match entry.content:
+                case Submission() as submission:
+                    batches.setdefault(submission.dataset, []).append((entry, submission))
+                case Completion() as completion:
+                    pair = completion.dataset, completion.hook
+                    completions.setdefault(pair, []).append((entry, completion))
+        for dataset, submissions in batches.items():
+            _each_alone(self._tick, partial(self._batches, dataset), submissions)
+        for (dataset, hook), runs in completions.items():
+            self.hooks.add((dataset, hook))
+            report = partial(
+                _report_completions, self._store, self._archive_uri, self._instance, dataset, hook
+            )
+            _each_alone(self._tick, report, runs)
+
+    def _batches(self, dataset: str, tick: InboxTick, submissions: BatchEntries) -> None:
+        # Once a tick: there may be a hundred thousand of them.
+        if dataset not in self._partitions:
+            self._partitions[dataset] = set(self._instance.get_dynamic_partitions(dataset))
+        known = self._partitions[dataset]
+        _report_batches(self._store, self._instance, dataset, known, tick, submissions)
 
 
 Report = Callable[[InboxTick, Sequence[tuple[InboxEntry, E]]], None]
@@ -327,11 +365,20 @@ def _report_batches(
     store: BlobStore,
     instance: dg.DagsterInstance,
     dataset: str,
+    known: Collection[str],
     tick: InboxTick,
     submissions: BatchEntries,
 ) -> None:
-    """Remove the entries that Dagster knows; return events and partitions for the others."""
-    known = set(instance.get_dynamic_partitions(dataset))
+    """Remove the entries that Dagster knows; return events and partitions for the others.
+
+    Args:
+        store: The archive.
+        instance: The Dagster instance.
+        dataset: The dataset.
+        known: Its partitions in Dagster.
+        tick: Receives the result.
+        submissions: The accepted entries.
+    """
     keys = sorted({submission.batch for _, submission in submissions})
     accepted = log.readable_batches(store, dataset, keys)
     events = latest_events(instance, records_key(dataset), keys)

@@ -120,6 +120,23 @@ def test_a_tick_ends_when_its_time_is_over(scene: Scene, instance, monkeypatch):
     assert (tick.accepted, len(tick.waiting)) == (2, 2 + 2)
 
 
+def test_reporting_takes_of_a_tick_s_time(scene: Scene, instance, monkeypatch):
+    """Dagster gives up a tick that accepts for its whole time and reports after that."""
+    monkeypatch.setattr(inbox, "_ENTRIES_AT_ONCE", 2)
+    now, original = [0.0], inbox.records_event
+
+    def records_event(accepted, batch):
+        now[0] += inbox.ACCEPTING_SECONDS
+        return original(accepted, batch)
+
+    monkeypatch.setattr(inbox, "records_event", records_event)
+    monkeypatch.setattr(inbox.time, "monotonic", lambda: now[0])
+    for key in ("b1", "b2", "b3", "b4"):
+        publish.submit_batch(scene.store, make_batch(key), {})
+    tick = accept_inbox(scene.store, "s3://a", instance)
+    assert (tick.accepted, len(tick.events)) == (2, 2)
+
+
 def test_a_completion_is_not_processed_before_its_batch(scene: Scene, instance, monkeypatch):
     """It would be quarantined as one whose batch is not known, where the inbox is long."""
     monkeypatch.setattr(accept, "WAIT_LIMIT", accept.WAIT_LIMIT * 0)
