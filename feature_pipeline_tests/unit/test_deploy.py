@@ -6,12 +6,15 @@ import json
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from feature_pipeline.archive import accept
 from feature_pipeline.archive.format import layout
@@ -31,10 +34,48 @@ from feature_pipeline_tests.fixtures.stores import HOOK
 
 REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"
+CI = REPOSITORY / ".ci"
 
 
 def documents(name: str) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all((DEPLOY / name).read_text()))
+
+
+def pinned(text: str) -> dict[str, str]:
+    """The version that each line of a list of requirements names."""
+    lines = (Requirement(line.rstrip("\\ ")) for line in text.splitlines() if line[:1].isalnum())
+    return {canonicalize_name(each.name): str(each.specifier) for each in lines}
+
+
+def needed(extras: set[str]) -> set[str]:
+    """What the package needs with these extras, and what that needs, on this machine."""
+    seen: set[tuple[str, str]] = set()
+    ahead = [("feature-pipeline", extra) for extra in ("", *extras)]
+    while ahead:
+        name, extra = each = ahead.pop()
+        if each in seen:
+            continue
+        seen.add(each)
+        for text in requires(name) or ():
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                ahead += [
+                    (canonicalize_name(requirement.name), e) for e in ("", *requirement.extras)
+                ]
+    return {name for name, _ in seen} - {"feature-pipeline"}
+
+
+def test_the_image_has_what_it_needs_and_each_file_has_a_digest():
+    text = (DEPLOY / "requirements.txt").read_text()
+    [extras] = re.findall(r"--extra (\w+) --extra (\w+) --extra (\w+)", (CI / "lock").read_text())
+    assert pinned(text).keys() >= needed(set(extras)) | {"setuptools"}
+    for entry in re.split(r"\n(?=\w)", text):
+        assert "--hash=sha256:" in entry, entry
+
+
+def test_the_image_has_the_versions_that_are_tested():
+    tested = pinned((REPOSITORY / "constraints.txt").read_text())
+    assert pinned((DEPLOY / "requirements.txt").read_text()).items() <= tested.items()
 
 
 @pytest.mark.parametrize("version", ["1.31", "1.34"])
@@ -392,4 +433,4 @@ def test_the_image_is_built_from_what_the_ignore_file_lets_through():
     )
     for path in " ".join(copied).split():
         assert (REPOSITORY / path).exists(), path
-        assert Path(path).parts[0] in kept, path
+        assert {path, Path(path).parts[0]} & set(kept), path
