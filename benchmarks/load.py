@@ -58,8 +58,8 @@ INBOX_SENSOR: Final = "inbox"
 ROWS: Final = 5
 """Rows of one record."""
 PUBLISHERS: Final = 4
-DEADLINE: Final = 60.0
-"""Seconds after which Dagster gives a sensor's tick up."""
+COMMANDS: Final = (("status",), ("plan", HOOK), ("verify",), ("gc", "--all"))
+"""Commands that look at the whole archive, and change nothing."""
 
 DAGSTER_SIZE: Final = """
 select count(*), pg_database_size(current_database()) from event_logs
@@ -281,6 +281,7 @@ def grow(load: Load, batches: int, steps: int) -> None:
     show_curve(curve)
     show_archive(load)
     idle(load)
+    show_commands(load)
 
 
 def show_curve(curve: Sequence[tuple[int, Mapping[str, float]]]) -> None:
@@ -291,6 +292,21 @@ def show_curve(curve: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         points = [(float(at), v) for (at, _), v in zip(curve[1:], values[1:], strict=True)]
         shown = " ".join(f"{value:.1f}" for value in values)
         print(f"  {name}: {shown}; {slope(points) * 1000:+.3f} per 1,000 batches")
+
+
+def show_commands(load: Load) -> None:
+    """Print how long commands take that look at everything, while nothing else happens."""
+    for command in COMMANDS:
+        before = os.times()
+        seconds = _command_seconds(load, command)
+        own = os.times()
+        spent = own.children_user + own.children_system
+        spent -= before.children_user + before.children_system
+        print(
+            f"`{' '.join(command)}` with {len(load.keys):,} batches: {seconds:.1f} s,"
+            f" {spent:.1f} s of processor time",
+            flush=True,
+        )
 
 
 def show_archive(load: Load) -> None:
@@ -325,7 +341,7 @@ def idle(load: Load, seconds: float = 60.0) -> None:
     print(f"idle, inbox ticks: {shown_ticks(load.ticks(INBOX_SENSOR, since))}")
 
 
-def waiting(load: Load, count: int, commands: Sequence[Sequence[str]]) -> None:
+def waiting(load: Load, count: int) -> None:
     """Leave batches, then completions, while Dagster is stopped; watch it come through both."""
     processes = load.stack.processes
     for kind in ("batches", "completions"):
@@ -341,7 +357,7 @@ def waiting(load: Load, count: int, commands: Sequence[Sequence[str]]) -> None:
         processes.start()
         since = time.time()
         is_over = threading.Event()
-        asking = threading.Thread(target=_ask, args=(load, commands, is_over))
+        asking = threading.Thread(target=_ask, args=(load, COMMANDS[:2], is_over))
         if kind == "completions":
             asking.start()
         _follow(load, since, kind == "completions")
@@ -365,6 +381,7 @@ def waiting(load: Load, count: int, commands: Sequence[Sequence[str]]) -> None:
             + ", ".join(f"{role} {used[role]:.0f}" for role in sorted(used)),
             flush=True,
         )
+    show_commands(load)
 
 
 def _follow(load: Load, since: float, is_loading: bool) -> None:
@@ -390,30 +407,34 @@ def _follow(load: Load, since: float, is_loading: bool) -> None:
 
 def _ask(load: Load, commands: Sequence[Sequence[str]], is_over: threading.Event) -> None:
     """Run commands one after another until all is over; print how long each took."""
-    program = [sys.executable, "-m", "feature_pipeline.cli.app"]
-    folder = load.folder / "project"
-    environment = {**os.environ, "FEATURE_PIPELINE_DEFS": str(folder / "location" / "defs")}
-    environment.pop("FEATURE_PIPELINE_METRICS_URL", None)
     spent: dict[str, list[float]] = {}
     while not is_over.wait(5.0):
         for command in commands:
-            began = time.monotonic()
-            done = subprocess.run(
-                [*program, *command],
-                cwd=folder,
-                env=environment,
-                check=False,
-                capture_output=True,
-                text=True,
-            )
-            if done.returncode:
-                print(f"  {' '.join(command)} ended with {done.returncode}: {done.stderr[-500:]}")
-            spent.setdefault(" ".join(command), []).append(time.monotonic() - began)
+            spent.setdefault(" ".join(command), []).append(_command_seconds(load, command))
     for name, values in spent.items():
         print(
             f"  `{name}` meanwhile: median {statistics.median(values):.1f} s,"
             f" longest {max(values):.1f} s of {len(values)}"
         )
+
+
+def _command_seconds(load: Load, command: Sequence[str]) -> float:
+    """Return how long one command of the program takes in the project."""
+    folder = load.folder / "project"
+    environment = {**os.environ, "FEATURE_PIPELINE_DEFS": str(folder / "location" / "defs")}
+    environment.pop("FEATURE_PIPELINE_METRICS_URL", None)
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "feature_pipeline.cli.app", *command],
+        cwd=folder,
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        print(f"  {' '.join(command)} ended with {done.returncode}: {done.stderr[-500:]}")
+    return time.monotonic() - began
 
 
 @contextlib.contextmanager
@@ -445,7 +466,7 @@ def main() -> None:
         if options.kind == "grow":
             grow(load, options.batches, options.steps)
         else:
-            waiting(load, options.completions, (("status",), ("plan", HOOK)))
+            waiting(load, options.completions)
 
 
 if __name__ == "__main__":
