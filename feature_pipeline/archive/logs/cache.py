@@ -42,6 +42,12 @@ class LruCache(Generic[V]):
             while self._total > self._capacity and len(self._values) > 1:
                 self._total -= self._size(self._values.popitem(last=False)[1])
 
+    def trim(self, size: int) -> None:
+        """Evict the least recently used values while all are larger than `size` together."""
+        with self._lock:
+            while self._total > size:
+                self._total -= self._size(self._values.popitem(last=False)[1])
+
     def clear(self) -> None:
         """Remove all values."""
         with self._lock:

@@ -170,6 +170,15 @@ def forget_read_entries() -> None:
     _batches.clear()
 
 
+def trim_read_entries(entries: int, records: int) -> None:
+    """Keep in the cache at most so many entries, and batches with so many records.
+
+    For a process that runs for months and reads each entry within minutes, or never again.
+    """
+    reading.trim(entries)
+    _batches.trim(records)
+
+
 # Features
 
 

@@ -39,6 +39,11 @@ def forget() -> None:
     _entries.clear()
 
 
+def trim(entries: int) -> None:
+    """Keep at most so many entries in the cache."""
+    _entries.trim(entries)
+
+
 def read_entries(store: BlobStore, prefix: str, model: type[E]) -> list[E]:
     """Return every entry of one log, in order.
 

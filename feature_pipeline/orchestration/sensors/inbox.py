@@ -51,6 +51,9 @@ ENTRIES_PER_TICK = 500
 ACCEPTING_SECONDS = 20.0
 """Dagster gives a tick a minute; no more entries are accepted and reported after this time."""
 _ENTRIES_AT_ONCE = 50
+_ENTRIES_KEPT = 4 * ENTRIES_PER_TICK
+"""In the cache between ticks: an entry of a log is read again by the next ticks at most."""
+_RECORDS_KEPT = 2_000
 
 E = TypeVar("E")
 BatchEntries = Sequence[tuple[InboxEntry, Submission]]
@@ -161,6 +164,7 @@ def accept_inbox(
     for dataset, hook in sorted(report.hooks):
         _compact_answers(store, dataset, hook)
     failed_tries.add(chosen, tick.in_vain)
+    log.trim_read_entries(_ENTRIES_KEPT, _RECORDS_KEPT)
     return tick
 
 

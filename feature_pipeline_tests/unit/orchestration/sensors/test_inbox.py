@@ -202,3 +202,15 @@ def test_entries_that_dagster_knows_are_removed_without_listing_each_log(scene: 
     of_logs = [call for call in store.calls if layout.batch_logs(DATASET) in call]
     # one of each log by acceptance, and one of all of them
     assert len(of_logs) == 40 + 1
+
+
+def test_a_sensor_s_process_keeps_few_entries_of_logs(scene: Scene, instance, monkeypatch):
+    """It runs for months, and looks at an entry in the next ticks or never again."""
+    monkeypatch.setattr(inbox, "_ENTRIES_KEPT", 5)
+    for n in range(20):
+        publish.submit_batch(scene.store, make_batch(f"b{n:02d}"), {})
+    for _ in range(2):
+        accept_inbox(scene.store, "s3://a", instance)
+    store = FailingStore(scene.store, only=frozenset({"get"}))
+    assert len(log.batches(store, DATASET)) == 20
+    assert len(store.calls) == 20 - 5
