@@ -51,10 +51,11 @@ from feature_pipeline.orchestration.keys import features_key
 from feature_pipeline.orchestration.operations.recover import recover_dagster
 from feature_pipeline.orchestration.sensors.inbox import accept_inbox
 from feature_pipeline.projections.catalog.database import Database
-from feature_pipeline.projections.load import load_batch, load_batches
+from feature_pipeline.projections.load import load_batches
 from feature_pipeline.projections.proof.progress import check_progress
 from feature_pipeline.projections.proof.proof import prove
 from feature_pipeline.projections.switch.finalize import table_report
+from feature_pipeline_tests.fixtures.feature_archive import load_batch
 from feature_pipeline_tests.fixtures.stores import archive_client
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
     python -m benchmarks.rebuild [--rows 200000 2000000] [--repeats 3] [--dlt-python PYTHON]
         [--duckdb-python PYTHON] [--adbc-python PYTHON]
+    python -m benchmarks.rebuild --large 10000000
 
 Real servers (SeaweedFS, PostgreSQL with fsync on) on this machine, in a temporary folder. Every
 contender loads the same rows into a table with the primary key (record_id, ordinal). Slow ones
@@ -34,6 +35,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from benchmarks.processes import open_s3, peak_memory
+from benchmarks.watch import Watch, describe
 from feature_pipeline import measure
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.read import read_manifest, read_rows
@@ -118,6 +120,23 @@ class Bench:
             parts.append(sink.getvalue())
         return parts
 
+    def csv_files(self, folder: Path) -> None:
+        """Write each batch's rows as CSV, as `csv_parts` has them."""
+        for batch, rows in self.arrow():
+            table = rows.add_column(2, "batch", [[batch] * len(rows)])
+            options = pa_csv.WriteOptions(include_header=False)
+            pa_csv.write_csv(table, folder / f"{batch}.csv", options)
+
+    def raw_copy_files(self, folder: Path) -> None:
+        """Copy what `csv_files` wrote, by one connection."""
+        with (
+            psycopg.connect(self.url) as connection,
+            connection.cursor() as cursor,
+            cursor.copy(_raw_copy_statement()) as copy,
+        ):
+            for path in sorted(folder.glob("*.csv")):
+                copy.write(path.read_bytes())
+
     def parquet(self, folder: Path) -> None:
         """Write each batch's rows with the batch, as a user of other loaders would have them."""
         for batch, rows in self.arrow():
@@ -150,16 +169,11 @@ class Bench:
     # contenders: each returns nothing and is timed as a whole
 
     def raw_copy(self, parts: Sequence[bytes], ways: int) -> None:
-        statement = sql.SQL(
-            "copy feature_pipeline.raw (record_id, ordinal, batch, {}) from stdin csv"
-        )
-        columns = sql.SQL(", ").join(sql.Identifier(column.name) for column in COLUMNS)
-
         def one(share: Sequence[bytes]) -> None:
             with (
                 psycopg.connect(self.url) as connection,
                 connection.cursor() as cursor,
-                cursor.copy(statement.format(columns)) as copy,
+                cursor.copy(_raw_copy_statement()) as copy,
             ):
                 for part in share:
                     copy.write(part)
@@ -264,6 +278,12 @@ class Bench:
             raise SystemExit(f"a contender made another table: {types}")
 
 
+def _raw_copy_statement() -> sql.Composed:
+    columns = sql.SQL(", ").join(sql.Identifier(column.name) for column in COLUMNS)
+    statement = sql.SQL("copy feature_pipeline.raw (record_id, ordinal, batch, {}) from stdin csv")
+    return statement.format(columns)
+
+
 DUCKDB_PROGRAM = """
 import json, pathlib, sys, time
 import duckdb, duckdb_extension_postgres_scanner
@@ -351,6 +371,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[200_000, 2_000_000])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--large", type=int, help="only load and rebuild so many rows, once")
     parser.add_argument("--dlt-python")
     parser.add_argument("--duckdb-python")
     parser.add_argument("--adbc-python")
@@ -374,7 +395,12 @@ def main() -> None:
                     "bucket",
                 )
             }
-            run(options, address, services.database_url, folder)
+            if options.large:
+                store = open_s3(address, f"bench-{secrets.token_hex(4)}")
+                (folder / "csv").mkdir()
+                large(store, services.database_url, options.large, folder / "csv")
+            else:
+                run(options, address, services.database_url, folder)
 
 
 def run(options: argparse.Namespace, address: dict[str, str], url: str, folder: Path) -> None:
@@ -400,6 +426,38 @@ def run(options: argparse.Namespace, address: dict[str, str], url: str, folder: 
         print(f"memory, {most / fewest:.0f} times the rows: {ratio:.2f} times; target 1.1")
 
 
+def large(store: S3Store, url: str, size: int, folder: Path) -> None:
+    """Load so many rows once, and rebuild them once; print rates, and memory as they grow.
+
+    Nothing of that size is kept in memory: raw COPY reads its CSV from files.
+    """
+    with Watch(5.0).running() as watch:
+        started = time.perf_counter()
+        rows = publish(store, size)
+        print(f"{rows:,} rows published in {time.perf_counter() - started:,.0f} s", flush=True)
+        bench = Bench(store, url)
+        bench.csv_files(folder)
+        bench.empty_table()
+        raw = timed(lambda: bench.raw_copy_files(folder))
+        print(f"raw CSV COPY, 1 connection: {rows / raw:,.0f} rows/s", flush=True)
+        bench.empty_table()
+        since = time.time()
+        spent = {"load into an empty table, 1 worker": timed(bench.load)}
+        for workers in (1, 2):
+            times = bench.rebuild(workers)
+            kind = f"{workers} worker" + "s" * (workers > 1)
+            spent[f"rebuild, {kind}"] = times["rebuild"]
+            spent[f"proof, {kind}"] = times["proof"]
+            spent[f"rebuild with proof and switch, {kind}"] = times["whole"]
+        for name, seconds in spent.items():
+            print(f"{name}: {rows / seconds:,.0f} rows/s, {raw / seconds:.2f} of raw COPY")
+        _proved(bench)
+        print(f"memory at its highest, RSS (PSS) in MB: {describe(watch.highest(since))}")
+        samples = [sample for sample in watch.samples if sample.at >= since]
+        for sample in samples[:: max(1, len(samples) // 10)]:
+            print(f"  {sample.at - since:6.0f} s: {describe(sample.usage)}")
+
+
 def _speeds(bench: Bench, options: argparse.Namespace, rows: int, folder: Path) -> float:
     """Print rates and ratios; return the rows per second of a rebuild by one worker."""
     csv, binary = bench.csv_parts(), bench.binary_parts()
@@ -418,7 +476,7 @@ def _speeds(bench: Bench, options: argparse.Namespace, rows: int, folder: Path) 
         ("ADBC", options.adbc_python, ADBC_PROGRAM),
     ):
         if python:
-            contenders[name] = lambda python=python, program=program: {  # type: ignore[misc]
+            contenders[name] = lambda python=python, program=program: {
                 "": bench.elsewhere(python, program, files)
             }
     bench.drop_ours()

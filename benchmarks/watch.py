@@ -21,6 +21,8 @@ ROLES: Final = (
     ("code server's parent", "code-server start"),
 )
 """Name of a kind of process, and what its command line contains; the first that fits."""
+BENCHMARK: Final = "benchmark"
+"""The process that watches."""
 OTHER: Final = "other"
 
 
@@ -56,7 +58,7 @@ class Sample:
 
 @dataclass
 class Watch:
-    """Looks at all descendants of this process every few seconds, in a thread.
+    """Looks at this process and all its descendants every few seconds, in a thread.
 
     Processor time of a process that ends between two looks is lost from its last look on; those
     of one role are added up over all processes that it ever had.
@@ -89,9 +91,10 @@ class Watch:
     def look(self) -> Sample:
         """Look at all processes now."""
         usage: dict[str, Usage] = defaultdict(Usage)
-        for process in psutil.Process().children(recursive=True):
+        own = psutil.Process()
+        for process in (own, *own.children(recursive=True)):
             with contextlib.suppress(psutil.Error, OSError):
-                role = role_of(process)
+                role = BENCHMARK if process == own else role_of(process)
                 if role is not None:
                     _add(usage[role], process)
                     times = process.cpu_times()
@@ -146,7 +149,7 @@ def describe(usage: Mapping[str, Usage]) -> str:
     """Return the memory of each role, in MB, as one line."""
     return ", ".join(
         f"{role} {usage[role].rss / 1e6:.0f} ({usage[role].pss / 1e6:.0f})"
-        for role, _ in (*ROLES, (OTHER, ""))
+        for role in (*(name for name, _ in ROLES), BENCHMARK, OTHER)
         if role in usage
     )
 
