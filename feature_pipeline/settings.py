@@ -208,7 +208,7 @@ def ca_bundle() -> str | None:
     """
     path = os.environ.get(CA_BUNDLE) or None
     if path is not None and not Path(path).is_file():
-        raise InvalidInputError(f"{CA_BUNDLE} is {path!r}, and there is no such file")
+        raise InvalidInputError(f"{CA_BUNDLE} is {path!r}, but there is no such file")
     return path
 
 

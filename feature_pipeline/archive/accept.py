@@ -442,7 +442,7 @@ def _known_release(acceptance: _Round, completion: Completion) -> HookRelease:
         f"hook {completion.hook!r} of dataset {completion.dataset!r}",
     )
     if seq < layout.FIRST_SEQ:
-        raise InvalidInputError(f"completion {completion.id}: {seq} is no release of {name}")
+        raise InvalidInputError(f"completion {completion.id}: {name} has no release {seq}")
     entry = acceptance.release(completion.dataset, completion.hook, seq)
     if entry is None:
         raise NotFoundError(f"completion {completion.id}: {name} has no release {seq} yet")
@@ -465,15 +465,15 @@ def _check_names(manifest: Manifest, completion: Completion, release: HookReleas
     for subject, (in_manifest, in_completion) in stated.items():
         if in_manifest != in_completion:
             raise InvalidInputError(
-                f"completion {completion.id}: {subject} is {in_completion}, in its manifest"
-                f" {in_manifest}"
+                f"completion {completion.id}: {subject} is {in_completion}, but its"
+                f" manifest has {in_manifest}"
             )
     registered = release.document.version, release.document.image
     if (manifest.release.version, manifest.release.image) != registered:
         raise InvalidInputError(
             f"completion {completion.id}: its manifest names version"
             f" {quoted(manifest.release.version)!r} with image"
-            f" {quoted(str(manifest.release.image))}, and release {completion.release_seq} is"
+            f" {quoted(str(manifest.release.image))}, but release {completion.release_seq} is"
             f" version {registered[0]!r} with image {registered[1]}"
         )
     # A cancelled run may have failed or not.
@@ -481,8 +481,8 @@ def _check_names(manifest: Manifest, completion: Completion, release: HookReleas
         completion.status is CompletionStatus.FAILED
     ):
         raise InvalidInputError(
-            f"completion {completion.id} is {completion.status.value}, its manifest"
-            f" {'failed' if manifest.is_failed else 'did not fail'}"
+            f"completion {completion.id} is {completion.status.value}, but by its manifest"
+            f" the run {'failed' if manifest.is_failed else 'did not fail'}"
         )
 
 

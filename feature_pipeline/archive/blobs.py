@@ -107,7 +107,7 @@ def write_file(
     with open_unchanged(path) as file:
         digest, size = digest_stream(file)
     if expected is not None and digest != expected:
-        raise CorruptDataError(f"file {path} is {digest} and should be {expected}")
+        raise CorruptDataError(f"file {path} has the digest {digest}, expected {expected}")
     key = layout.blob(digest)
     return _write(
         store,
@@ -290,7 +290,7 @@ def _checked(store: BlobStore, digest: Digest, chunks: Iterator[bytes]) -> Itera
         yield chunk
     if hasher.hexdigest() != digest.hex:
         raise CorruptDataError(
-            f"blob {digest} in {store.identity} holds bytes whose digest is"
+            f"blob {digest} in {store.identity} has bytes whose digest is"
             f" sha256:{hasher.hexdigest()}"
         )
 

@@ -63,8 +63,8 @@ def check_artifact(
     stated = (manifest.content_digest, manifest.rows_digest, manifest.counts)
     if stated != (content.content_digest, content.rows_digest, content.counts):
         raise InvalidInputError(
-            f"{subject}: its tables give {content.content_digest} ({content.counts}), its manifest"
-            f" {manifest.content_digest} ({manifest.counts})"
+            f"{subject}: its tables give {content.content_digest} ({content.counts}), but its"
+            f" manifest has {manifest.content_digest} ({manifest.counts})"
         )
     return outcomes
 
@@ -162,10 +162,10 @@ def check_batch_digest(entries: Sequence[BatchEntry], made_of: Digest, subject: 
     if made_of in [entry.digest for entry in entries]:
         raise InvalidInputError(
             f"{subject}: records were erased from batch {last.batch!r} of dataset {last.dataset!r}"
-            f" since it was planned; `feature-pipeline erase --dataset {last.dataset}` takes them"
-            " out of it while they are withdrawn"
+            f" after it was planned; while they are withdrawn, `feature-pipeline erase --dataset"
+            f" {last.dataset}` removes them from this output too"
         )
     raise InvalidInputError(
-        f"{subject}: it was made of {made_of}, batch {last.batch!r} of dataset {last.dataset!r} is"
-        f" {last.digest}"
+        f"{subject}: it was made from batch document {made_of}, but batch {last.batch!r} of"
+        f" dataset {last.dataset!r} is now {last.digest}"
     )

@@ -482,6 +482,6 @@ def _store_files(
         if write.ref.size != file.size:
             raise InvalidInputError(
                 f"batch {batch.key!r}: file {file.name!r} of record {record.id!r} has"
-                f" {write.ref.size} bytes, the batch says {file.size}"
+                f" {write.ref.size} bytes, but the batch states {file.size}"
             )
     return [*refs, *(write.ref for write in writes)]

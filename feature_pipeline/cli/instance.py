@@ -58,8 +58,8 @@ def known_instance(stack: ExitStack, output: Output) -> "DagsterInstance | None"
         instance = configured_instance(stack)
     except click.ClickException as error:
         # A table comes from S3 alone: a database that is away must not keep people from it.
-        output.say(f"Nothing is reported to Dagster, whose UI is unchanged: {error.message}")
+        output.say(f"Nothing is reported to Dagster, and its UI does not change: {error.message}")
         return None
     if instance is None:
-        output.say("DAGSTER_HOME is not set: nothing is reported to Dagster, whose UI is unchanged")
+        output.say("DAGSTER_HOME is not set: nothing is reported to Dagster")
     return instance

@@ -45,7 +45,7 @@ class ProjectHooks:
         if len(matches) > 1:
             raise InvalidInputError(
                 f"hook {name!r} is in datasets"
-                f" {', '.join(h.definition.dataset for h in matches)}: say which with --dataset"
+                f" {', '.join(h.definition.dataset for h in matches)}: choose one with --dataset"
             )
         return matches[0]
 

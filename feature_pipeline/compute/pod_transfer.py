@@ -167,7 +167,7 @@ class S3Results:
             document = _parsed(_ResultDocument, stored.data)
             latest = (stored.info.modified_at + CLOCKS_DIFFER).timestamp()
             if document.started_at > latest or document.finished_at > latest:
-                raise InvalidInputError("its times are later than that at which it was stored")
+                raise InvalidInputError("its times are later than the time at which it was stored")
             start_error = document.start_error
             return PodResult(
                 exit_code=document.exit_code,
@@ -204,7 +204,7 @@ class S3Results:
         if (actual, actual_size) != (digest, size):
             part.unlink()
             raise CorruptDataError(
-                f"{key}: {actual}, {actual_size} bytes; its result says {digest}"
+                f"{key}: it is {actual}, {actual_size} bytes, but its result names {digest}"
             )
         part.replace(path)
 

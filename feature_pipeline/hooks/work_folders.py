@@ -181,7 +181,8 @@ class WorkFolders:
             status = self._root.lstat()
             if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
                 raise InvalidInputError(
-                    f"{self._root} is not ours: remove it, or set FEATURE_PIPELINE_WORK_FOLDER"
+                    f"{self._root} is not a folder of this user: remove it, or set"
+                    " FEATURE_PIPELINE_WORK_FOLDER"
                 )
         folder.mkdir(parents=True, exist_ok=True)
 

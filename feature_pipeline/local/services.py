@@ -238,8 +238,8 @@ class _SameAddress:
         self._server.start()
         if self._addresses() != before:
             raise ConflictError(
-                f"Another program has taken a port of {before[0]}, so that the server came back at"
-                " another address: start everything again"
+                f"Another program has taken a port of {before[0]}, so the server now has another"
+                " address: start everything again"
             )
 
 

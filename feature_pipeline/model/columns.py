@@ -105,7 +105,7 @@ class Column(BaseModel):
                 if names.count(name) > 1:
                     raise ValueError(
                         f"column {self.name!r}: renamed_from: {name!r} occurs twice, or"
-                        " is the column's own name: each former name stands once, the newest first"
+                        " is the column's own name: list each former name once, the newest first"
                     )
         if self.format is not None and self.type is not ColumnType.STRING:
             raise ValueError(

@@ -150,7 +150,7 @@ class Limits(_Declaration):
         if ceiling is not None and ceiling < self.memory_bytes:
             raise ValueError(
                 f"memory_ceiling {self.memory_ceiling!r} is less than memory {self.memory!r}: give"
-                " the two the same value to have memory never raised"
+                " both the same value if memory must never be raised"
             )
         return self
 
@@ -235,7 +235,8 @@ class ReleaseDefinition(_Declaration):
             name = check_file_name(Path(path).name)
             if name in seen:
                 raise ValueError(
-                    f"{seen[name]!r} and {path!r} have one name: code files lie in one folder"
+                    f"{seen[name]!r} and {path!r} have the same name: all code files are put"
+                    " into one folder"
                 )
             seen[name] = path
         return value
@@ -251,7 +252,7 @@ class ReleaseDefinition(_Declaration):
         if self.image is None and not self.code:
             raise ValueError("image or code is needed: an image by digest, or a list of files")
         if self.image is not None and self.code:
-            raise ValueError("image and code are both given: the image must hold the code")
+            raise ValueError("image and code are both given: the image must contain the code")
         return self
 
 
@@ -413,7 +414,9 @@ class Freshness(_Declaration):
     def _check(self) -> Self:
         warn = self.warn_seconds
         if min(self.fail_seconds, warn or self.fail_seconds) < _SHORTEST_FRESHNESS_SECONDS:
-            raise ValueError("Dagster looks every half minute: a window is 1m or longer")
+            raise ValueError(
+                "Dagster evaluates freshness every 30 seconds: a window is 1m or longer"
+            )
         if warn is not None and warn >= self.fail_seconds:
             raise ValueError(
                 f"warn_window {self.warn_window!r} is not less than fail_window"
@@ -477,7 +480,7 @@ class HookDefinition(_Declaration):
         if self.name in self.inputs:
             raise ValueError(f"hook {self.name!r} has itself as an input")
         if len(set(self.inputs)) != len(self.inputs):
-            raise ValueError(f"an input is in {list(self.inputs)} twice")
+            raise ValueError(f"an input occurs twice in {list(self.inputs)}")
         if self.unanswered_inputs is UnansweredInputs.GIVE and not self.inputs:
             raise ValueError("unanswered_inputs: the hook has no inputs; name them in `inputs`")
         self._check_table()
@@ -499,7 +502,7 @@ class HookDefinition(_Declaration):
                     f"{', '.join(declared)}"
                 )
         if len(set(chosen)) != len(chosen):
-            raise ValueError(f"table.columns: a column is in {list(chosen)} twice")
+            raise ValueError(f"table.columns: a column occurs twice in {list(chosen)}")
         try:
             check_table_limits([column.kind for column in self.table_columns()])
         except InvalidInputError as error:
@@ -510,7 +513,7 @@ class HookDefinition(_Declaration):
             raise ValueError(f"table.indexes: index names must be unique, found {names}")
         versions = [version for upcaster in self.table.upcasters for version in upcaster.releases]
         if len(set(versions)) != len(versions):
-            raise ValueError(f"table.upcasters: a release is in {versions} twice")
+            raise ValueError(f"table.upcasters: a release occurs twice in {versions}")
 
     def _check_index(self, index: IndexDefinition) -> None:
         types = {column.name: column.type for column in self.table_columns()}

@@ -60,8 +60,8 @@ def check_folders(record_ids: Sequence[str]) -> None:
         while parent := parent.rpartition("/")[0]:
             if parent in known:
                 raise InvalidInputError(
-                    f"records {parent!r} and {record_id!r} are in one batch, and the folder of one"
-                    " would lie in the other's: submit them in two batches"
+                    f"records {parent!r} and {record_id!r} are in one batch, but the folder of one"
+                    " would be inside the other's: submit them in two batches"
                 )
 
 
@@ -236,13 +236,11 @@ def _check_records(document: BatchDocument) -> None:
     seen: set[str] = set()
     for record in document.records:
         if record.id in seen:
-            raise InvalidInputError(
-                f"batch {document.batch!r}: record {record.id!r} is in it twice"
-            )
+            raise InvalidInputError(f"batch {document.batch!r}: record {record.id!r} occurs twice")
         seen.add(record.id)
         if record.files and len({file.name for file in record.files}) != len(record.files):
             raise InvalidInputError(
-                f"batch {document.batch!r}: record {record.id!r} has two files of one name"
+                f"batch {document.batch!r}: record {record.id!r} has two files with the same name"
             )
     try:
         check_folders(list(seen))

@@ -87,13 +87,13 @@ def decode_counts(body: bytes, encoding: str) -> tuple[list[Sample], list[str]]:
     try:
         request = ExportMetricsServiceRequest.FromString(_decompressed(body, encoding))
     except (DecodeError, zlib.error) as error:
-        raise InvalidInputError(f"the body is no OTLP request: {error}") from error
+        raise InvalidInputError(f"the body is not an OTLP request: {error}") from error
     counts: list[Sample] = []
     refused: list[str] = []
     for metric in _metrics(request):
         instrument = INSTRUMENTS.get(metric.name)
         if instrument is None or instrument.origin is not Origin.WORK:
-            refused.append(f"{metric.name[:_LONGEST_LABEL]!r} is no metric that is taken")
+            refused.append(f"{metric.name[:_LONGEST_LABEL]!r} is not a metric that is accepted")
             continue
         if metric.sum.aggregation_temporality != AGGREGATION_TEMPORALITY_DELTA:
             refused.append(f"{metric.name} is not a sum with delta temporality")
@@ -136,7 +136,7 @@ def _labels(point: NumberDataPoint) -> dict[str, str]:
 def _label(pair: KeyValue) -> str:
     text: str = pair.value.string_value
     if not text or len(text) > _LONGEST_LABEL or not text.isprintable():
-        raise InvalidInputError(f"label {pair.key[:_LONGEST_LABEL]!r} is no short text")
+        raise InvalidInputError(f"label {pair.key[:_LONGEST_LABEL]!r} is not a short text")
     return text
 
 

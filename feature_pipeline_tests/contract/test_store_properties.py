@@ -79,7 +79,7 @@ def test_the_command_names_what_a_server_lacks(
     properties = {each["name"]: each for each in document["properties"]}
     lacks = {name for name, each in properties.items() if each["failure"]}
     assert lacks - MAY_RACE == {"signatures end", "checksums"}
-    assert "after the address's end" in properties["signatures end"]["failure"]
+    assert "after the address had expired" in properties["signatures end"]["failure"]
     assert properties["signatures end"]["is_required"]
     assert not properties["checksums"]["is_required"]
 

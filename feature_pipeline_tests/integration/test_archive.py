@@ -57,7 +57,7 @@ def test_record_files(s3_store, tmp_path):
 
     wrong = RecordFile(name="x", digest=files[0].digest, size=999)
     odd = RecordBatch.create(DATASET, "b3", Source.FORK, (Record(id="s", files=(wrong,)),))
-    with pytest.raises(InvalidInputError, match="the batch says 999"):
+    with pytest.raises(InvalidInputError, match="the batch states 999"):
         publish.submit_batch(s3_store, odd, paths)
     next(iter(paths.values())).write_bytes(b"changed")
     third = RecordBatch.create(DATASET, "b4", Source.FORK, (Record(id="s", files=(files[0],)),))

@@ -172,7 +172,7 @@ def check_one_is_launched_listed_and_cancelled(operator: Operator) -> None:
     code, text = operator.call("backfill", "--select", "missing")
     assert code == 0, text
     assert "letters/features/counts: 2 partitions\n  crashing\n  untouched\n" in text
-    assert "No Dagster daemon was heard of lately: the backfill waits until one runs." in text
+    assert "No Dagster daemon seems to be running: the backfill waits until one does." in text
     (launched,) = instance.get_backfills()
     assert f"/runs/b/{launched.backfill_id} in the UI" in text
     assert launched.status is BulkActionStatus.REQUESTED
@@ -395,11 +395,11 @@ def test_every_selection_selects_its_batches(operator: Operator) -> None:
 
     code, text = operator.call("backfill", "--select", "stale")
     assert code == 0
-    assert text.endswith("Nothing to do: no partition to be run is stale.\n")
+    assert text.endswith("Nothing to do: none of these partitions is stale.\n")
     for arguments, problem in [
         (["--select", "all", "conuts"], "no hook and no table 'conuts'; hooks are letters/counts"),
         (["--select", "all", "--batch", "nowhere"], "no batch 'nowhere' in dataset letters"),
-        ([], "say which partitions: --select missing|failed"),
+        ([], "choose the partitions: --select missing|failed"),
         (["--cancel", "nosuchid"], "Dagster has no backfill 'nosuchid'"),
     ]:
         code, text = operator.call("backfill", *arguments)

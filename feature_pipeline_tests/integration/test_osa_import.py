@@ -500,7 +500,7 @@ def test_rows_that_cannot_be_placed_are_named_and_hold_up_no_others(beside: Besi
     qc = imports["pdb_structures/qc"]
     assert qc.unplaced == {
         unknown: "public.hook_runs has no row of it: its release is not known",
-        HISTORY_QC: f"public.hook_runs names release {unknown}, which is no release of hook 'qc'"
+        HISTORY_QC: f"public.hook_runs names release {unknown}, which is not a release of hook 'qc'"
         " in public.hook_releases",
     }
     assert (qc.unplaced_rows, qc.missing_rows, qc.proven_rows) == (7, 0, 38)

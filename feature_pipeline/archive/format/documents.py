@@ -108,7 +108,9 @@ class Document(Part):
         version = document.get("spec_version")
         if type(version) is not int or version < 1:
             raise broken(
-                f"{cls.document_type} {where} has no spec_version, but {quoted(repr(version))}"
+                f"{cls.document_type} {where} has the spec_version {quoted(repr(version))},"
+                " expected a"
+                " positive integer"
             )
         if version > cls.newest:
             raise NewerVersionError(

@@ -157,11 +157,12 @@ def read_bounded(data: bytes, subject: str, schema: pa.Schema, rows: int) -> pa.
     try:
         if (count := file.metadata.num_rows) != rows or count > MOST_ROWS:
             raise InvalidInputError(
-                f"{subject}: {count:,} rows; {rows:,} are stated, and at most {MOST_ROWS:,} can be"
+                f"{subject}: {count:,} rows; its manifest has {rows:,}, and the limit is"
+                f" {MOST_ROWS:,}"
             )
         if not file.schema_arrow.equals(schema, check_metadata=False):
             raise InvalidInputError(
-                f"{subject}: columns are {_describe(file.schema_arrow)}, declared are"
+                f"{subject}: its columns are {_describe(file.schema_arrow)}; expected"
                 f" {_describe(schema)}"
             )
         texts = [field.name for field in schema if pa.types.is_string(field.type)]
@@ -206,7 +207,7 @@ def check_rows_schema(table: pa.Table, columns: Sequence[Column], subject: str =
     wanted = rows_schema(columns)
     if not table.schema.equals(wanted, check_metadata=False):
         raise CorruptDataError(
-            f"{subject}: columns are {_describe(table.schema)}, declared are {_describe(wanted)}"
+            f"{subject}: its columns are {_describe(table.schema)}; expected {_describe(wanted)}"
         )
 
 
@@ -234,7 +235,7 @@ def decode_outcomes(columns: Sequence[Column], rows: pa.Table, outcomes: pa.Tabl
         record_rows = rows_of.pop(record_id, ())
         if len(record_rows) != row_count:
             raise CorruptDataError(
-                f"record {record_id!r}: {counted(row_count, 'row')} in outcomes,"
+                f"record {record_id!r}: {counted(row_count, 'row')} by its outcome, but"
                 f" {len(record_rows)} in rows"
             )
         if record_id in seen:
@@ -299,7 +300,9 @@ def iter_record_rows(
     rows: list[tuple[Value, ...]] = list(zip(*values, strict=True)) if values else [()] * len(ids)
     starts = [i for i, ordinal in enumerate(ordinals) if ordinal == 0]
     if not starts or starts[0] != 0:
-        raise CorruptDataError(f"rows: the first row, of record {ids[0]!r}, has not ordinal 0")
+        raise CorruptDataError(
+            f"rows: the first row, of record {ids[0]!r}, does not have ordinal 0"
+        )
     for start, end in pairwise([*starts, len(ids)]):
         record_id = ids[start]
         if ordinals[start:end] != list(range(end - start)) or ids[start:end] != [record_id] * (

@@ -42,7 +42,7 @@ def open_parquet(data: bytes, subject: str) -> pq.ParquetFile:
     except (pa.ArrowException, OSError, UnicodeDecodeError, IndexError, _WrongHeader) as error:
         raise CorruptDataError(f"{subject} is not Parquet: {error}") from error
     if len(set(names)) != len(names):
-        raise CorruptDataError(f"{subject} is not a table: it has two columns of one name")
+        raise CorruptDataError(f"{subject} is not a table: two of its columns have the same name")
     check_decoded_size(sum(sizes), subject)
     return file
 
@@ -55,7 +55,7 @@ def check_decoded_size(size: int, subject: str) -> None:
     """
     if size > MOST_DECODED_BYTES:
         raise InvalidInputError(
-            f"{subject}: {size:,} bytes once decoded; at most {MOST_DECODED_BYTES:,} can be"
+            f"{subject}: {size:,} bytes once decoded; the limit is {MOST_DECODED_BYTES:,}"
         )
 
 
@@ -87,7 +87,9 @@ def _chunks(metadata: Any) -> list[Any]:
                 )
             chunks.append(chunk)
     if rows != metadata.num_rows:
-        raise _WrongHeader(f"its parts have {rows:,} rows, and it states {metadata.num_rows:,}")
+        raise _WrongHeader(
+            f"its row groups have {rows:,} rows, its footer says {metadata.num_rows:,}"
+        )
     return chunks
 
 

@@ -82,10 +82,12 @@ def decode_entry(model: type[E], key: str, data: bytes, store: str) -> StoredEnt
     where = f"{key} in {store}"
     entry = model.decode(data, where, broken=CorruptDataError)
     if (place := _place(entry)) != key:
-        raise CorruptDataError(f"log entry {where} says that it is {quoted(place)}")
+        raise CorruptDataError(f"log entry {where}: by its fields, its place is {quoted(place)}")
     is_first = entry.seq == layout.FIRST_SEQ
     if entry.spec_version >= CHAINED and is_first != (entry.previous is None):
-        wrong = "names an entry before it" if is_first else "names no entry before it"
+        wrong = (
+            "is the first, but names an entry before it" if is_first else "names no entry before it"
+        )
         raise CorruptDataError(f"log entry {where} {wrong}")
     # Equal entries have equal bytes, so whatever else can be read as this entry was altered.
     if entry.encode() != data:

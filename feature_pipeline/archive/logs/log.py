@@ -559,7 +559,6 @@ def release_entry(stored: StoredRelease) -> ReleaseEntry:
     if release.digest != stored.digest:
         raise CorruptDataError(
             f"release entry {stored.seq} of hook {stored.release.hook!r} states {stored.digest},"
-            " its"
-            f" document is {release.digest}"
+            f" but its document is {release.digest}"
         )
     return ReleaseEntry(stored.seq, release, stored.registered_at, stored.write_id)

@@ -56,10 +56,11 @@ class LossEntry(LogEntry):
     def _check(self) -> Self:
         for loss in self.losses:
             if layout.dataset_of(loss.log) != self.dataset:
-                raise ValueError(f"log {loss.log} is not one of dataset {self.dataset}")
+                raise ValueError(f"log {loss.log} does not belong to dataset {self.dataset}")
             if (loss.entries == 0) != (loss.last is None):
                 raise ValueError(
-                    f"log {loss.log}: {counted(loss.entries, 'entry')}, the last {loss.last}"
+                    f"log {loss.log}: {counted(loss.entries, 'entry')}, but the last one is"
+                    f" {loss.last}"
                 )
         return self
 

@@ -156,7 +156,7 @@ def accept_losses(
         raise InvalidInputError("accepting a loss requires a person (by) and a reason")
     for loss in planned:
         if layout.dataset_of(loss.log) != dataset:
-            raise InvalidInputError(f"log {loss.log} is not one of dataset {dataset!r}")
+            raise InvalidInputError(f"log {loss.log} does not belong to dataset {dataset!r}")
     known = known_logs(store)
 
     def decide(entries: list[LossEntry]) -> LossEntry:

@@ -175,7 +175,7 @@ def carry_out(plan: RepairPlan, progress: Callable[[Step], None]) -> list[Remain
         try:
             step.run()
         except (*_UNREADABLE, ConflictError) as error:
-            failed.append(Remainder(step.finding, f"it was tried to {step.action}: {error}"))
+            failed.append(Remainder(step.finding, f"the attempt to {step.action} failed: {error}"))
         progress(step)
     return failed
 

@@ -212,7 +212,7 @@ class Archive:
             )
         if len(datasets) > 1:
             raise InvalidInputError(
-                f"hook {hook!r} is in datasets {', '.join(datasets)}: say which with dataset="
+                f"hook {hook!r} is in datasets {', '.join(datasets)}: choose one with dataset="
             )
         return datasets[0]
 

@@ -259,14 +259,14 @@ class Features(Frame):
         if len(having) > 1:
             raise InvalidInputError(
                 f"outcomes of batch {batch!r} of {self.dataset}/{self.hook} were carried over from"
-                f" {len(having)} hook runs that left {name!r}: choose with manifest="
+                f" {len(having)} hook runs that wrote {name!r}: choose one with manifest="
                 f" {_listed(having)}"
             )
         for candidate in having.values():
             return read.read_raw(self._selection.store, candidate, name)
         raise NotFoundError(
-            f"no hook run left {name!r} for batch {batch!r} of {self.dataset}/{self.hook}; there"
-            f" is {', '.join(self.raw_names(batch)) or 'no file'}"
+            f"no hook run wrote {name!r} for batch {batch!r} of {self.dataset}/{self.hook};"
+            f" they wrote {', '.join(self.raw_names(batch)) or 'no file'}"
         )
 
     def log(self, batch: str) -> str:

@@ -187,7 +187,7 @@ class S3Store:
             raise InvalidInputError(
                 f"the two clients of {self.identity} see two stores: {self.uri(PROBE)} as boto3"
                 " reads it is not what obstore reads or wrote; look for variables and files of AWS,"
-                " and for proxies, that only one of them obeys"
+                " or a proxy, that only one of them uses"
             )
         if PROBE not in {info.key for info in self.list_objects(PROBE.rpartition("/")[0] + "/")}:
             raise InvalidInputError(

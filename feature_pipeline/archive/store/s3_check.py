@@ -265,7 +265,7 @@ def _signatures_end(place: _Place) -> None:
     except boto_errors.ClientError:
         _need(store.stat(key) is not None, "a refused DELETE deleted the object")
     else:
-        raise _Lacking("DELETE by a signed address was accepted after the address's end")
+        raise _Lacking("DELETE by a signed address was accepted after the address had expired")
 
 
 def _clock(place: _Place) -> None:

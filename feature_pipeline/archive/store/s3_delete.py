@@ -100,8 +100,10 @@ def sign(
         if _expires_at(address) <= deadline:
             return address
     raise StoreUnavailableError(
-        f"DELETE {key}: it was not sent, as its deadline {instant_text(deadline)}, by the store's"
-        f" clock, has passed; this machine's shows {instant_text(clock())}: set it if it is wrong"
+        f"DELETE {key}: it was not sent, because its deadline {instant_text(deadline)} has"
+        " passed by"
+        f" the store's clock; this machine's clock shows {instant_text(clock())}: set it if it is"
+        " wrong"
     )
 
 

@@ -51,8 +51,8 @@ class Confinement:
         for path in paths:
             if not path.is_absolute() or not path.exists():
                 raise InvalidInputError(
-                    f"runner settings: readable {str(path)!r} must be an absolute path of a file"
-                    " or folder that is there"
+                    f"runner settings: readable {str(path)!r} must be the absolute path of a"
+                    " file or folder that exists"
                 )
         program = shutil.which("bwrap")
         if program is None:

@@ -324,7 +324,7 @@ def request_runs(
                 description=(
                     "Rows were changed by hand: the table is rebuilt."
                     if is_rebuild
-                    else "Batches that the asset lacks, or holds as they were before."
+                    else "Batches that the asset lacks, or has in an older version."
                 ),
                 tags={RECONCILE_TAG: "true"},
                 run_config=rebuild if is_rebuild else None,

@@ -56,7 +56,7 @@ def answers_job() -> dg.JobDefinition:
                 continue
             context.log.info(report.summary())
             for problem in report.problems:
-                context.log.warning("its answers cannot be stored in the memory: %s", problem)
+                context.log.warning("answers cannot be added to the memory of answers: %s", problem)
         if unreadable:
             raise dg.Failure(
                 description=(

@@ -363,7 +363,8 @@ def _released(
     release = deployed.release(row.release_id)
     if release is None or release.hook != hook:
         raise NotFoundError(
-            f"public.hook_runs names release {row.release_id}, which is no release of hook {hook!r}"
+            f"public.hook_runs names release {row.release_id}, which is not a release of hook"
+            f" {hook!r}"
             " in public.hook_releases"
         )
     return row, release

@@ -332,8 +332,9 @@ def _restore(
         raise ConflictError(
             f"{quoted_name(shape.table)} has {counted(result.only_there.number, 'row')} that the"
             f" archive does not have: {first_few(result.only_there.examples)}. Nothing was changed."
-            " Take them with `feature-pipeline osa sync --once` or `osa import`, or say what"
-            " becomes of them: --only-there keep copies them to the new table, --only-there drop"
+            " Take them with `feature-pipeline osa sync --once` or `osa import`, or choose"
+            " what becomes of them: --only-there keep copies them to the new table,"
+            " --only-there drop"
             " leaves them in the old one"
         )
     if only_there is not OnlyThere.KEEP:

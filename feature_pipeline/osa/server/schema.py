@@ -166,7 +166,7 @@ def feature_columns(connection: Connection, table: str, address: str) -> frozens
             f' on schema features to "{role}"; grant select on features."{table}" to "{role}"`'
         )
     raise InvalidInputError(
-        f'database {address} has no table features."{table}", and public.feature_tables names it:'
+        f'database {address} has no table features."{table}", but public.feature_tables names it:'
         " the server reads no record without it. If it is lost, `feature-pipeline osa restore`"
         " makes it again"
     )

@@ -391,7 +391,7 @@ class Follower:
         if release is None or release.hook != hook:
             raise InvalidInputError(
                 f"{output_place(batch.place, hook) / RUN} names release {output.release_id}, which"
-                f" is no release of hook {hook!r} in public.hook_releases"
+                f" is not a release of hook {hook!r} in public.hook_releases"
             )
         definition = self.definitions[batch.dataset, hook]
         registered = server_release(release, batch.dataset)

@@ -169,8 +169,8 @@ class Database:
             return
         if _lends_server(connection, self.url):
             raise ProjectionError(
-                f"{purpose}: the connection pooler at {self.address} lends a server process for a"
-                " transaction, and the pipeline's settings and locks last for a session: use a"
+                f"{purpose}: the connection pooler at {self.address} lends a server process for"
+                " one transaction, but the pipeline's settings and locks last for a session: use a"
                 " pooler in session mode (PgBouncer: pool_mode=session for this database), or"
                 " PostgreSQL itself"
             )
@@ -181,7 +181,7 @@ class Database:
         if version < _FIRST_VERSION:
             # as PostgreSQL numbers itself since 10
             raise ProjectionError(
-                f"{purpose}: PostgreSQL at {self.address} is of version {version // 10_000}:"
+                f"{purpose}: PostgreSQL at {self.address} has version {version // 10_000}:"
                 f" {_FIRST_VERSION // 10_000} or newer is needed"
             )
         encoding = connection.info.parameter_status("server_encoding")
@@ -234,7 +234,7 @@ def translated(purpose: str) -> Iterator[None]:
         yield
     except psycopg.errors.ReadOnlySqlTransaction as error:
         raise ProjectionError(
-            f"{purpose}: this PostgreSQL takes no writes, as a standby does"
+            f"{purpose}: this PostgreSQL accepts no writes, as a standby does not"
             f" ({_describe(error)}): name the primary server in the database URL"
         ) from error
     except psycopg.Error as error:

@@ -304,8 +304,8 @@ def request_rebuild(connection: Connection, spec: TableSpec, token: str) -> Tabl
         lock_table(connection, spec.name)
         if not is_current_definition(connection, spec):
             raise ConflictError(
-                f"table {spec.name!r} follows a later definition than this code's: deploy that"
-                " code, or go back to this one with `feature-pipeline rebuild`"
+                f"table {spec.name!r} follows a later definition than this code's: deploy the later"
+                " code, or go back to this definition with `feature-pipeline rebuild`"
             )
         known = fetch_one(
             connection,

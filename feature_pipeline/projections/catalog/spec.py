@@ -46,7 +46,7 @@ class TableSpec:
             for name in index.columns:
                 if name not in known:
                     raise InvalidInputError(
-                        f"table {self.name!r}: index on {name!r}, which is none of its columns:"
+                        f"table {self.name!r}: index on {name!r}, which is not one of its columns:"
                         f" {', '.join(sorted(known))}"
                     )
 

@@ -78,8 +78,8 @@ class ProgressReport:
         ]
         if not self.is_shown:
             parts.append(
-                "and they cannot be read: the view is missing, or is another object; load"
-                " any batch to restore it"
+                "and they cannot be read, because the view is missing or is another object:"
+                " load any batch to restore it"
             )
         return f"{counted(self.loaded, 'batch')} loaded; " + ", ".join(parts)
 

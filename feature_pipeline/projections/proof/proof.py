@@ -192,7 +192,7 @@ def _require_live(connection: Connection, spec: TableSpec) -> Generation:
     live = require_table(connection, spec).live
     if live is None:
         raise NotFoundError(
-            f"nothing of table {spec.name!r} is read yet: load the missing batches first"
+            f"table {spec.name!r} has no live generation yet: load the missing batches first"
         )
     if not live.is_whole:
         raise AlteredTableError(

@@ -126,8 +126,8 @@ def prepare_batch(
     manifest = manifest_of(store, entry)
     if manifest.content_digest is None or manifest.rows_digest is None:
         raise CorruptDataError(
-            f"manifest {entry.manifest} of batch {batch.batch!r} is current in the log, but is of a"
-            " failed hook run"
+            f"manifest {entry.manifest} of batch {batch.batch!r} is current in the log, but"
+            " belongs to a failed hook run"
         )
     written = _without(read_rows(store, manifest), withdrawn)
     archived = read_outcomes(store, manifest)

@@ -55,7 +55,7 @@ def check_carried(store: BlobStore, manifest: Manifest, outcomes: pa.Table) -> N
         for name, former in suspects:
             if _is_misread(_values(rows, name, ids), before, former, name):
                 raise CannotEvolveError(
-                    f"column {name!r} has the values written as {name!r}, where by its declaration"
+                    f"column {name!r} has the values written as {name!r}, but by its declaration"
                     f" it is the former {former!r}: derive the rows again with"
                     f" `feature-pipeline rebuild {manifest.hook} --from-raw`"
                 )

@@ -156,7 +156,7 @@ class TestWhatIsNotAccepted:
     def test_another_batch_of_the_same_key(self, scene, batch):
         other = make_batch(ids=("r1", "x"))
         completion = scene.completion(scene.artifact(other, scene.release()))
-        with pytest.raises(InvalidInputError, match="it was made of"):
+        with pytest.raises(InvalidInputError, match="it was made from"):
             accept.accept(scene.store, completion)
 
     @pytest.mark.parametrize(

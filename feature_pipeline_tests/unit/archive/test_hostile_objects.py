@@ -266,8 +266,8 @@ class TestFieldsThatCannotBeTrue:
             ({"run__finished_at": BEYOND}, "finished_at"),
             ({"run__node": "a\0b"}, "run.node: NUL character"),
             ({"run__node": LONE}, "run.node"),
-            ({"release__version": "1\0"}, "and release 1 is version '1'"),
-            ({"release__version": "v" * 100_000}, "and release 1 is version '1'"),
+            ({"release__version": "1\0"}, "but release 1 is version '1'"),
+            ({"release__version": "v" * 100_000}, "but release 1 is version '1'"),
             ({"release__image": "other"}, "with image other"),
             ({"notes": ["\0"]}, "notes: NUL character"),
             ({"unknown": 5}, "unknown: Extra inputs are not permitted"),
@@ -404,12 +404,14 @@ class TestTables:
         return pa.Table.from_arrays(arrays, schema=rows_schema(COLUMNS))
 
     def test_more_rows_than_are_stated(self, scene):
-        self.refused(scene, "3 rows; 2 are stated", rows=self.table(["a"] * 3))
+        self.refused(scene, "3 rows; its manifest has 2", rows=self.table(["a"] * 3))
 
     def test_more_rows_than_can_be(self, scene, monkeypatch):
         monkeypatch.setattr(encode, "MOST_ROWS", 9)
         table = self.table(["a"] * 10)
-        self.refused(scene, "10 rows; 10 are stated, and at most 9", rows=table, count=10)
+        self.refused(
+            scene, "10 rows; its manifest has 10, and the limit is 9", rows=table, count=10
+        )
 
     def test_few_bytes_that_decompress_to_many(self, scene, monkeypatch):
         monkeypatch.setattr(parquet_bounds, "MOST_DECODED_BYTES", 1_000_000)
@@ -418,7 +420,7 @@ class TestTables:
 
     def test_other_columns(self, scene):
         table = self.table(["a", "b"]).drop_columns(["label"])
-        self.refused(scene, "declared are", rows=table)
+        self.refused(scene, "its columns are", rows=table)
 
     def test_what_is_no_parquet(self, scene, monkeypatch):
         monkeypatch.setattr(pq, "write_table", lambda _, sink, **__: sink.write(b"PAR1"))

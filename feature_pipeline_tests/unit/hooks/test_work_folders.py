@@ -98,5 +98,7 @@ def test_the_systems_temporary_folder_may_contain_another_users(tmp_path: Path, 
     folder.cleanup()
     monkeypatch.setattr(work_folders.os, "geteuid", lambda: 4711)
     (tmp_path / "feature-pipeline-4711").mkdir()
-    with pytest.raises(InvalidInputError, match="feature-pipeline-4711 is not ours"):
+    with pytest.raises(
+        InvalidInputError, match="feature-pipeline-4711 is not a folder of this user"
+    ):
         WorkFolders(None, "s3://bucket/one").open("counts")

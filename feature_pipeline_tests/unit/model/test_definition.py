@@ -107,7 +107,10 @@ def test_limits_in_units():
         ({"release": release(image="sha256:" + "0" * 63, code=[])}, "can change under its name"),
         ({"release": release(image=IMAGE)}, "image and code are both given"),
         ({"release": release(code=[])}, "image or code is needed"),
-        ({"release": release(code=["a/x.py", "b/x.py"])}, "'a/x.py' and 'b/x.py' have one name"),
+        (
+            {"release": release(code=["a/x.py", "b/x.py"])},
+            "'a/x.py' and 'b/x.py' have the same name",
+        ),
         ({"release": release(code=[".."])}, "one path component"),
         ({"release": release(config={"x": float("nan")})}, "not a JSON document"),
         ({"release": release(retries=-1)}, "greater than or equal to 0"),

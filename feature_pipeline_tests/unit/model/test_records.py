@@ -128,8 +128,8 @@ class TestBatch:
         ("records", "words"),
         [
             ((), "at least 1 item"),
-            ((Record(id="a"), Record(id="a")), "record 'a' is in it twice"),
-            ((Record(id="a", files=(FILE, FILE)),), "two files of one name"),
+            ((Record(id="a"), Record(id="a")), "record 'a' occurs twice"),
+            ((Record(id="a", files=(FILE, FILE)),), "two files with the same name"),
             ((Record(id="a", metadata={"x": float("nan")}),), "not a JSON document"),
             ((Record(id="a/b/c"), Record(id="a")), "'a' and 'a/b/c' are in one batch"),
         ],

@@ -114,7 +114,7 @@ def _warn(features: Features, lost: Mapping[str, str]) -> None:
         " lost entries of their logs",
         lost,
     )
-    output.warn("`feature-pipeline repair` shows what can be brought back")
+    output.warn("`feature-pipeline repair` shows what can be restored")
 
 
 class OfStatus(Frame):

@@ -102,7 +102,7 @@ def find_dataset(
     if not datasets:
         raise NotFoundError(f"no dataset of the archive has {subject}")
     if len(datasets) > 1:
-        raise InvalidInputError(f"{subject} is in {', '.join(datasets)}: say which with --dataset")
+        raise InvalidInputError(f"{subject} is in {', '.join(datasets)}: choose one with --dataset")
     return datasets[0]
 
 

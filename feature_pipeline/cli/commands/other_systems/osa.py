@@ -205,7 +205,7 @@ def restore(
     server = chosen.restore_server()
     if drop_old:
         dropped = drop_replaced(server, chosen, hooks)
-        output.say("\n".join(f"dropped {name}" for name in dropped) or "there is no old table")
+        output.say("\n".join(f"dropped {name}" for name in dropped) or "there is no replaced table")
         output.result({"dropped": dropped})
         return
     definitions = {

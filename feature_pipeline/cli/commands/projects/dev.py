@@ -140,9 +140,9 @@ def _serve(
     with suppress(KeyboardInterrupt):
         output.say(f"Dagster         {dagster.url}")
         output.say(f"settings        {project.dotenv}")
-        output.say("\nLook:   feature-pipeline status")
+        output.say("\nStatus: feature-pipeline status")
         output.say("Submit: feature-pipeline submit FOLDER --dataset structures --source import")
-        output.say("Ctrl-C stops everything; the data stays.")
+        output.say("Ctrl-C stops everything; the data is kept.")
         servers = Supervisor({**services.servers(), **dagster.servers()}, output.say)
         location = CodeLocationWatch(dagster, output.say)
         while not stopping.wait(CHECK_SECONDS):

@@ -47,5 +47,5 @@ def import_(
         (folder / name / "defs.yaml").write_text(definition_yaml(imported.definition), "utf-8")
         click.echo(f"{folder / name / 'defs.yaml'}")
         for note in imported.notes:
-            click.echo(f"  look at {note}", err=True)
-    click.echo("`dagster definitions validate` says whether the project takes them.")
+            click.echo(f"  check {note}", err=True)
+    click.echo("`dagster definitions validate` checks them within the project.")

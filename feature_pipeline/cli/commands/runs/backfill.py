@@ -42,7 +42,7 @@ def backfill(
             output.result({"cancelled": cancel})
             return
         if select is None:
-            raise InvalidInputError(f"say which partitions: --select {'|'.join(SELECTIONS)}")
+            raise InvalidInputError(f"choose the partitions: --select {'|'.join(SELECTIONS)}")
         plan = _plan(instance, output, select, names, batches, tables)
         _show(output, plan)
         launched = None if dry_run or plan.is_empty else _launch(instance, output, plan)
@@ -119,7 +119,7 @@ def _show(output: Output, plan: "BackfillPlan") -> None:
     for note in plan.notes:
         output.say(note)
     if plan.is_empty:
-        output.say(f"Nothing to do: no partition to be run is {plan.select}.")
+        output.say(f"Nothing to do: none of these partitions is {plan.select}.")
 
 
 def _launch(instance: "DagsterInstance", output: Output, plan: "BackfillPlan") -> str:
@@ -134,7 +134,7 @@ def _launch(instance: "DagsterInstance", output: Output, plan: "BackfillPlan") -
     output.say(f"Backfill {backfill_id} launched: /runs/b/{backfill_id} in the UI.")
     output.say(f"Cancel it there, or with: feature-pipeline backfill --cancel {backfill_id}")
     if not is_daemon_running(instance):
-        output.say("No Dagster daemon was heard of lately: the backfill waits until one runs.")
+        output.say("No Dagster daemon seems to be running: the backfill waits until one does.")
     if before:
         output.say(f"Launched before and not done yet: {', '.join(before)}")
     return backfill_id

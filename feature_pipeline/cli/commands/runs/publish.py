@@ -114,7 +114,7 @@ def check_is_output(folder: Path) -> None:
     ]
     hint = f"publish {folder / below[0]} instead" if below else "publish the folder of OSA_OUT"
     raise InvalidInputError(
-        f"{folder} has none of {', '.join(OUTCOME_FILES)}, so it is no hook's output; it has"
+        f"{folder} has none of {', '.join(OUTCOME_FILES)}, so it is not a hook's output; it has"
         f" {first_few(there) or 'nothing'}: {hint}"
     )
 
@@ -153,9 +153,10 @@ def check_replaces_no_answer(store: BlobStore, plan: ComputePlan, artifact: Arti
         outcomes = read.read_artifact_outcomes(store, previous)
     except (NotFoundError, CorruptDataError) as error:
         raise ConflictError(
-            f"what {artifact.hook!r} answered for batch {artifact.batch.key!r} until now cannot be"
-            f" read ({error}), so what this would replace is not known: publish with"
-            " --force if it is to stand in its place"
+            f"the outcomes that {artifact.hook!r} has for batch {artifact.batch.key!r} cannot"
+            " be read"
+            f" ({error}), so it is unknown what this would replace: publish with --force to"
+            " replace them anyway"
         ) from error
     answered = {each.record_id for each in outcomes if each.status is not Status.ERRORED}
     lost = [

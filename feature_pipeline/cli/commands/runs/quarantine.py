@@ -21,7 +21,7 @@ def quarantine(
     if requeue and is_discarded:
         raise InvalidInputError("--requeue and --discard exclude each other: give only one")
     if (requeue or is_discarded) and bool(ids) == is_all:
-        raise InvalidInputError("name the entries, or say --all")
+        raise InvalidInputError("name the entries, or give --all")
     known = [*readable.intact, *(damage if is_discarded or not requeue else ())]
     chosen = known if is_all else list(ids)
     if unknown := sorted(set(chosen) - set(known)):

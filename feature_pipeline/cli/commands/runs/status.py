@@ -106,7 +106,7 @@ def _warn(output: Output, hooks: list[dict[str, Any]], quarantine: Mapping[str, 
             output.problems(f"{what} in {row['dataset']}/{row['hook']}", problems)
     output.problems("entries of the quarantine cannot be read", quarantine)
     if has_damage:
-        output.warn("`feature-pipeline repair` shows what can be brought back")
+        output.warn("`feature-pipeline repair` shows what can be restored")
     return has_damage
 
 

@@ -26,7 +26,7 @@ from feature_pipeline.projections.retire import (
 def retire(tables: tuple[str, ...], yes: bool, as_json: bool) -> None:
     """Carry out `feature-pipeline retire`."""
     if yes and not tables:
-        raise InvalidInputError("say which tables are dropped: feature-pipeline retire TABLE --yes")
+        raise InvalidInputError("name the tables to drop: feature-pipeline retire TABLE --yes")
     Project.find().load_environment()
     output = Output(as_json)
     database = Database(settings.database_url())
@@ -49,7 +49,7 @@ def retire(tables: tuple[str, ...], yes: bool, as_json: bool) -> None:
         output.say(_line(retirement, is_dropped=is_dropped))
         problems += [] if problem is None else [problem]
     if not chosen:
-        output.say("No table but those that definitions declare.")
+        output.say("There are no tables except those that definitions declare.")
     output.result({"tables": results, "wrong_definitions": dict(defined.wrong)})
     if not tables:
         for line in (*problems, *defined.wrong_lines()):

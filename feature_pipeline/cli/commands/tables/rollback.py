@@ -31,7 +31,7 @@ def rollback(hook: str, dataset: str | None, unpin: bool, as_json: bool) -> None
         else:
             done = library.rollback(store, database, spec)
             output.say(done.summary())
-            output.say("Stays so until `feature-pipeline rollback --unpin`.")
+            output.say("The table stays pinned to it until `feature-pipeline rollback --unpin`.")
             result = {"table": done.table, "live": done.live, "left": done.left}
             result["behind"] = list(done.behind)
         if instance is not None:

@@ -310,7 +310,7 @@ class _Attempt:
         if container["Config"]["Labels"].get(spec.IDENTITY_LABEL) != str(wanted):
             raise _CannotGoOnError(
                 FailureKind.CANNOT_START,
-                f"a container named {name!r} exists and is not ours: remove it",
+                f"a container named {name!r} exists and was not created by the pipeline: remove it",
             )
         output = _mounted(container, spec.OUTPUT)
         if _started(container) is None or output is None or not output.is_dir():

@@ -59,7 +59,7 @@ class PodOverrides:
         """
         if unknown := set(config) - set(_MODELS):
             raise InvalidInputError(
-                f"k8s: unknown {sorted(unknown)}; there are {', '.join(_MODELS)}"
+                f"k8s: unknown {sorted(unknown)}; known are {', '.join(_MODELS)}"
             )
         parts: dict[str, Mapping[str, Any]] = {}
         for part in fields(cls):

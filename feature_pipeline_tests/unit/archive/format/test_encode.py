@@ -238,9 +238,9 @@ class TestTablesThatDisagree:
 
     def test_other_columns(self):
         table, _ = self.tables()
-        with pytest.raises(CorruptDataError, match="declared are"):
+        with pytest.raises(CorruptDataError, match="its columns are"):
             list(iter_record_rows(table, (Column(name="m", type="integer"),)))
-        with pytest.raises(CorruptDataError, match="declared are"):
+        with pytest.raises(CorruptDataError, match="its columns are"):
             list(iter_record_rows(table, (Column(name="n", type="number"),)))
 
     def test_bytes_that_are_not_parquet(self):

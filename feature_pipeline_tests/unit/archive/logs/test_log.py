@@ -126,7 +126,7 @@ class TestEntries:
         key = "log/releases/structures/pockets/000000000"
         scene.store.create(f"{key}2", scene.store.get(f"{key}1").data)
         with pytest.raises(
-            CorruptDataError, match=r"pockets/0000000002 .* says that it is .*pockets/0000000001"
+            CorruptDataError, match=r"pockets/0000000002 .* its place is .*pockets/0000000001"
         ):
             log.releases(scene.store, DATASET, HOOK)
 
@@ -225,11 +225,11 @@ class TestPlace:
     def test_a_valid_entry_of_elsewhere_is_not_trusted(self, filled, target, source):
         filled.store._put(target, stored(filled, source))
         for look in self.READERS[target.removeprefix("log/").rpartition("/")[0]]:
-            with pytest.raises(CorruptDataError, match=f"{target} .*says that it is {source}"):
+            with pytest.raises(CorruptDataError, match=f"{target} .*its place is {source}"):
                 look(filled.store)
         [finding] = [f for f in verify(filled.store).findings if f.key == target]
         assert finding.state is State.CORRUPT
-        assert f"says that it is {source}" in finding.detail
+        assert f"its place is {source}" in finding.detail
 
     def test_an_entry_that_names_no_place_at_all(self, filled):
         key = at("batches/structures/b1", 1)
@@ -373,8 +373,8 @@ class TestChain:
             (1, {"previous": str(Digest.of(b"x"))}, "names an entry before it"),
             (2, {"previous": None}, "names no entry before it"),
             (2, {"spec_version": 1}, "has 'previous' in spec_version 1"),
-            (2, {"spec_version": 0}, "has no spec_version, but 0"),
-            (2, {"spec_version": True}, "has no spec_version, but True"),
+            (2, {"spec_version": 0}, "has the spec_version 0, expected a positive"),
+            (2, {"spec_version": True}, "has the spec_version True, expected a positive"),
         ],
     )
     def test_entries_that_contradict_themselves(self, long, seq, change, match):

@@ -207,7 +207,7 @@ def test_nothing_is_given_up_that_is_there(long):
         accept_losses(long.store, DATASET, [loss], by="x", reason="y")
     with pytest.raises(InvalidInputError, match="no loss to accept"):
         accept_losses(long.store, DATASET, [], by="x", reason="y")
-    with pytest.raises(InvalidInputError, match="not one of dataset 'other'"):
+    with pytest.raises(InvalidInputError, match="does not belong to dataset 'other'"):
         accept_losses(long.store, "other", [loss], by="x", reason="y")
     assert losses(long.store, DATASET) == []
 

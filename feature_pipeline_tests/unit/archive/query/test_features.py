@@ -55,7 +55,7 @@ def test_raw_is_there_after_rows_were_derived_again(archive, raw) -> None:
     assert features.raw_names("b1") == [NAME]
     assert features.raw("b1", NAME) == b"the hook's own"
     assert features.raw_sources("b1") == {origin: [NAME]}
-    with pytest.raises(NotFoundError, match=r"no hook run left 'errors.jsonl'.*features.jsonl"):
+    with pytest.raises(NotFoundError, match=r"no hook run wrote 'errors.jsonl'.*features.jsonl"):
         features.raw("b1", "errors.jsonl")
 
 

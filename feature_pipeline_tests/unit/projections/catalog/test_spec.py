@@ -31,7 +31,7 @@ def test_names_that_only_have_to_be_quoted(name) -> None:
 
 
 def test_an_index_on_a_column_that_is_not_there_is_refused() -> None:
-    with pytest.raises(InvalidInputError, match="'b', which is none of its columns: a, batch"):
+    with pytest.raises(InvalidInputError, match="'b', which is not one of its columns: a, batch"):
         spec(indexes=(IndexDefinition(columns=("b",)),))
     assert spec(indexes=(IndexDefinition(columns=("batch", "a")),)).indexes
 

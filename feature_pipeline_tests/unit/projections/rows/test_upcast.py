@@ -49,7 +49,7 @@ def test_a_release_has_one_upcaster() -> None:
         {"function": "m:f", "releases": ["1", "2"]},
         {"function": "m:g", "releases": ["2"]},
     ]
-    with pytest.raises(ValidationError, match=r"table\.upcasters: a release is in"):
+    with pytest.raises(ValidationError, match=r"table\.upcasters: a release occurs twice in"):
         HookDefinition.model_validate(
             {
                 "name": "pockets",
