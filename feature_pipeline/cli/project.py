@@ -9,7 +9,7 @@ import yaml
 
 import feature_pipeline
 from feature_pipeline import settings
-from feature_pipeline.archive.store.s3 import S3Store, open_store
+from feature_pipeline.archive.store.s3 import S3Store, open_store, open_to_read
 from feature_pipeline.archive.store.s3_client import client_of
 from feature_pipeline.cli.option_values import DEFS
 from feature_pipeline.errors import NotFoundError
@@ -17,10 +17,15 @@ from feature_pipeline.local.environment import load_dotenv
 from feature_pipeline.measure import report_counts
 
 
-def open_archive() -> S3Store:
-    """Open the archive that the environment names."""
+def open_archive(*, is_changed: bool = True) -> S3Store:
+    """Open the archive that the environment names.
+
+    Args:
+        is_changed: Whether the command may write. Otherwise the role of a reader is enough.
+    """
     where = settings.S3Settings.from_environment()
-    return open_store(client_of(where), where.bucket, where.prefix)
+    opened = open_store if is_changed else open_to_read
+    return opened(client_of(where), where.bucket, where.prefix)
 
 
 def definitions_folder() -> Path:

@@ -51,7 +51,7 @@ class Project:
             ),
         )
         for module in (plan, rebuild, rollback):
-            patch.setattr(module, "open_archive", lambda: self.archive.store)
+            patch.setattr(module, "open_archive", lambda **_: self.archive.store)
         for module in (plan, rebuild, retire):
             patch.setattr(module, "project_hooks", project_hooks.project_hooks)
 

@@ -4,8 +4,6 @@ import configparser
 import itertools
 import json
 import re
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
@@ -16,21 +14,11 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from feature_pipeline.archive import accept
 from feature_pipeline.archive.format import layout
-from feature_pipeline.archive.inspection.census import MAX_CENSUSES, write_census
-from feature_pipeline.archive.inspection.verify import verify
-from feature_pipeline.archive.logs import inbox
-from feature_pipeline.archive.logs.known_lengths import known_logs
-from feature_pipeline.archive.query.api import Archive
-from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.cli.app import FOLDERS
 from feature_pipeline.cli.options.other_systems import PORT
-from feature_pipeline.errors import StoreUnavailableError
 from feature_pipeline.hooks.runners.kubernetes.job import JobSettings
 from feature_pipeline.orchestration.run_queue import COMPUTE, WORK_TAG
-from feature_pipeline_tests.fixtures.care import CareScene, everything
-from feature_pipeline_tests.fixtures.stores import HOOK
 
 REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"
@@ -293,77 +281,6 @@ def test_the_signer_can_read_inputs_and_write_uploads_only():
         ("s3:GetObject", f"{layout.UPLOADS}*"),
         ("s3:PutObject", f"{layout.UPLOADS}*"),
     }
-
-
-ACTIONS = {
-    **dict.fromkeys(("create", "create_file", "replace", "replace_file"), "s3:PutObject"),
-    **dict.fromkeys(("get", "open", "stat"), "s3:GetObject"),
-    **dict.fromkeys(("delete", "delete_before"), "s3:DeleteObject"),
-}
-
-
-@dataclass
-class PolicedStore:
-    """A store that does what one of the policies allows."""
-
-    inner: MemoryStore
-    policy: str
-
-    @property
-    def identity(self) -> str:
-        return f"{self.inner.identity} as {self.policy}"
-
-    def __getattr__(self, name: str) -> object:
-        method = getattr(self.inner, name)
-        if name not in ACTIONS:
-            return method
-        allowed = [
-            resource.removeprefix(BUCKET)
-            for actions, resources in statements(self.policy).values()
-            if ACTIONS[name] in actions
-            for resource in resources
-        ]
-
-        def call(key: str, *args: object, **kwargs: object) -> object:
-            if not any(fnmatchcase(key, pattern) for pattern in allowed):
-                raise StoreUnavailableError(f"{self.policy} does not allow {name} of {key}")
-            return method(key, *args, **kwargs)
-
-        return call
-
-
-@pytest.fixture
-def archive(memory_store, tmp_path):
-    """An archive with a log of every kind, something in the inbox, and more than one census."""
-    scene = CareScene(memory_store, tmp_path)
-    everything(scene)
-    for n in range(MAX_CENSUSES + 1):
-        write_census(memory_store)
-        scene.submit(scene.batch_of(f"more-{n}", (f"more{n}",)))
-    return memory_store
-
-
-def test_the_writer_does_what_dagster_asks_of_it(archive):
-    writer = PolicedStore(archive, "archive-writer.json")
-    before = [info.key for info in archive.list_objects(layout.CENSUS)]
-    for entry in inbox.waiting(writer):
-        accept.accept_entries(writer, [entry])[0]
-    assert write_census(writer).is_clean
-    after = [info.key for info in archive.list_objects(layout.CENSUS)]
-    assert after != before
-    assert len(after) == MAX_CENSUSES
-    assert verify(writer).is_clean
-
-
-def test_a_reader_reads_what_there_is_and_compares_it_with_the_census(archive):
-    reader = PolicedStore(archive, "archive-reader.json")
-    known = known_logs(reader)
-    assert known.census is not None
-    assert not known.damage
-    features = Archive(reader).features(HOOK)
-    assert features.to_arrow().num_rows
-    assert features.outcomes().to_arrow().num_rows
-    assert features.raw("b1", "features.jsonl")
 
 
 def test_the_writer_reaches_every_prefix_of_the_layout_and_deletes_nothing_of_the_archive():

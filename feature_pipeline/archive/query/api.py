@@ -18,7 +18,7 @@ from feature_pipeline.archive.query import history
 from feature_pipeline.archive.query.features import Features, Outcomes, Selection
 from feature_pipeline.archive.query.history import AsOf as AsOf
 from feature_pipeline.archive.store.base import BlobStore
-from feature_pipeline.archive.store.s3 import S3Store
+from feature_pipeline.archive.store.s3 import open_to_read
 from feature_pipeline.archive.store.s3_client import client_of
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 from feature_pipeline.model.digest import Digest
@@ -68,9 +68,7 @@ class Archive:
             if url is None
             else _address(url, non_empty)
         )
-        store = S3Store(client_of(where), where.bucket, where.prefix)
-        store.check_bucket()
-        return cls(store)
+        return cls(open_to_read(client_of(where), where.bucket, where.prefix))
 
     def __repr__(self) -> str:
         return f"Archive({self.store.identity!r})"

@@ -88,6 +88,18 @@ _BODY_ERRORS: Final = (
 )
 
 
+def open_to_read(client: "S3Client", bucket: str, prefix: str = "") -> "S3Store":
+    """Open the store below `prefix` in `bucket` with credentials that may not be able to write.
+
+    Raises:
+        NotFoundError: There is no such bucket.
+        StoreUnavailableError: The store refused, or could not be reached.
+    """
+    store = S3Store(client, bucket, prefix)
+    store.check_bucket()
+    return store
+
+
 def open_store(client: "S3Client", bucket: str, prefix: str = "") -> "S3Store":
     """Open the store below `prefix` in `bucket`, after probing that it can hold an archive.
 
@@ -102,8 +114,7 @@ def open_store(client: "S3Client", bucket: str, prefix: str = "") -> "S3Store":
             reach two stores; or the prefix is invalid.
         StoreUnavailableError: The store could not be reached.
     """
-    store = S3Store(client, bucket, prefix)
-    store.check_bucket()
+    store = open_to_read(client, bucket, prefix)
     body = b'{"what":"learns whether conditional writes hold"}'
     # The key stays, so opening an archive again finds the condition upheld by the first request.
     if store.create(PROBE, body) and store.create(PROBE, body):
@@ -530,9 +541,11 @@ class S3Store:
         return True
 
     def _refused(self, verb: str, key: str, error: boto_errors.ClientError) -> FeaturePipelineError:
+        message = error.response.get("Error", {}).get("Message", "")
+        # The answer to HEAD has no body, so boto3 gives its status for a code.
+        what = "" if code(error) == str(status(error)) else f" {code(error)}:"
         return StoreUnavailableError(
-            f"{verb} {self.uri(key)}: {status(error)} {code(error)}:"
-            f" {error.response.get('Error', {}).get('Message', '')}"
+            f"{verb} {self.uri(key)}: {status(error)}{what} {message}"
             f" (endpoint {self._client.meta.endpoint_url})"
         )
 

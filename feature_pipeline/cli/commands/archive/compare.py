@@ -26,7 +26,7 @@ def compare(
     """Carry out `feature-pipeline compare`."""
     Project.find().load_environment()
     output = Output(as_json)
-    store = open_archive()
+    store = open_archive(is_changed=False)
     where = find_dataset(store, hook, dataset)
     if where is None:
         raise NotFoundError(f"no dataset of the archive has hook {hook!r}")

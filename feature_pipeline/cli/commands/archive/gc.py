@@ -34,7 +34,7 @@ def gc(
     if is_all == bool(shards):
         raise InvalidInputError("choose the blobs to collect: --all, or --shard (repeatable)")
     scope = GcScope.everything() if is_all else GcScope(frozenset(shards))
-    store = open_archive()
+    store = open_archive(is_changed=delete)
     with progress_of(output, "deleting") as progress:
         report = collect_garbage(
             store,

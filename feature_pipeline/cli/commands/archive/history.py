@@ -12,7 +12,7 @@ def history(hook: str, batch: str | None, dataset: str | None, as_json: bool) ->
     """Carry out `feature-pipeline history`."""
     Project.find().load_environment()
     output = Output(as_json)
-    store = open_archive()
+    store = open_archive(is_changed=False)
     where = find_dataset(store, hook, dataset)
     if where is None:
         raise NotFoundError(f"no dataset of the archive has hook {hook!r}")

@@ -52,7 +52,7 @@ def repair(
     """Carry out `feature-pipeline repair`."""
     Project.find().load_environment()
     output = Output(as_json)
-    store = open_archive()
+    store = open_archive(is_changed=yes)
     scope = Scope(find_dataset(store, hook, dataset, batch), hook, batch)
     second = None if second_url is None else Archive.open(second_url).store
     known = query_databases(output, scope.dataset)

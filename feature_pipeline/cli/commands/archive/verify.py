@@ -31,7 +31,7 @@ def verify(
     """Carry out `feature-pipeline verify`."""
     Project.find().load_environment()
     output = Output(as_json)
-    store = open_archive()
+    store = open_archive(is_changed=restore_checksums)
     scope = Scope(find_dataset(store, hook, dataset, batch), hook, batch)
     with progress_of(output, "verifying") as progress:
         report = verify_archive(

@@ -89,7 +89,7 @@ def _reader(stack: ExitStack, objects_seconds: float) -> "StateReader":
     def store() -> BlobStore:
         # The store may be away when this begins.
         if not opened:
-            opened.append(open_archive())
+            opened.append(open_archive(is_changed=False))
         return opened[0]
 
     return StateReader(

@@ -15,7 +15,7 @@ def quarantine(
     """Carry out `feature-pipeline quarantine`."""
     Project.find().load_environment()
     output = Output(as_json)
-    store = open_archive()
+    store = open_archive(is_changed=requeue or is_discarded)
     readable = readable_quarantined(store)
     quarantined, damage = list(readable.intact.values()), readable.damage
     if requeue and is_discarded:

@@ -51,7 +51,7 @@ def status(deep: bool, as_json: bool) -> None:
 
     Project.find().load_environment()
     output = Output(as_json)
-    store, database = open_archive(), Database(settings.database_url())
+    store, database = open_archive(is_changed=False), Database(settings.database_url())
     waiting, readable = accept.waiting(store), readable_quarantined(store)
     quarantined = list(readable.intact.values())
     quarantined_entries = [entry.inbox_entry() for entry in quarantined]

@@ -30,7 +30,7 @@ def plan(hook: str, dataset: str | None, as_json: bool) -> None:
         raise InvalidInputError(f"hook {hook!r} declares no columns, so it has no table")
     output = Output(as_json)
     database = Database(settings.database_url())
-    table_plan = plan_table(open_archive(), database, table_spec(definition))
+    table_plan = plan_table(open_archive(is_changed=False), database, table_spec(definition))
     undeclared = defined.undeclared(known_tables(database))
     for line in (
         *plan_lines(table_plan),

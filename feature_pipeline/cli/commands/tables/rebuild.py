@@ -57,7 +57,7 @@ def rebuild(
         )
     Project.find().load_environment()
     output = Output(as_json)
-    store, database = open_archive(), Database(settings.database_url())
+    store, database = open_archive(is_changed=from_raw), Database(settings.database_url())
     results = []
     with ExitStack() as stack:
         # A table of the past has no asset, so there is nothing to report.

@@ -18,7 +18,7 @@ def rollback(hook: str, dataset: str | None, unpin: bool, as_json: bool) -> None
 
     Project.find().load_environment()
     output = Output(as_json)
-    store, database = open_archive(), Database(settings.database_url())
+    store, database = open_archive(is_changed=False), Database(settings.database_url())
     definition = find_hook(hook, dataset).definition
     spec = table_spec(definition)
     result: dict[str, Any]

@@ -18,7 +18,7 @@ def test_the_reason_of_a_failed_run_is_shown_whole(
         batch, scene.release(), failure=FailureInfo(kind="cancelled", reason=REASON)
     )
     accept.accept(memory_store, scene.completion(failed))
-    monkeypatch.setattr(history, "open_archive", lambda: memory_store)
+    monkeypatch.setattr(history, "open_archive", lambda **_: memory_store)
     status, printed, _ = command_line("history", HOOK, "--dataset", DATASET)
     assert status == 0
     assert f"cancelled: {REASON}" in printed

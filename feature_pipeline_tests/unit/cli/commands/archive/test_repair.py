@@ -57,7 +57,7 @@ class Repair:
 @pytest.fixture
 def repair(monkeypatch, memory_store, command_line, tmp_path) -> Repair:
     repair = Repair(CareScene(memory_store, tmp_path), command_line)
-    monkeypatch.setattr(repair_module, "open_archive", lambda: memory_store)
+    monkeypatch.setattr(repair_module, "open_archive", lambda **_: memory_store)
     second = SimpleNamespace(open=lambda url: SimpleNamespace(store=repair.second))
     monkeypatch.setattr(repair_module, "Archive", second)
     monkeypatch.setattr(repair_module, "project_hooks", lambda: ProjectHooks([], {}))
