@@ -31,9 +31,7 @@ from feature_pipeline.osa.server.database import Reader, Server, ServerRecord
 from feature_pipeline.osa.server.ids import has_successor
 from feature_pipeline.osa.server.schema import COMPARISON
 from feature_pipeline.osa.server.values import SHOWN, Row, shown, shown_ids, typed
-
-EXAMPLES: Final = 10
-"""How many differences of a kind are named."""
+from feature_pipeline.osa.tally import Tally
 
 
 class Kind(StrEnum):
@@ -54,8 +52,11 @@ class Kind(StrEnum):
     """The server's record and its rows are of another batch, which is compared with them."""
 
 
-EXPECTED: Final = frozenset({Kind.NO_RECORD, Kind.OTHER_BATCH})
-"""Kinds that follow from how the server publishes."""
+EXPECTED: Final = frozenset({Kind.ERRORED_HERE, Kind.NO_RECORD, Kind.OTHER_BATCH})
+"""Kinds that follow from how the server publishes: its table lacks no row, and has none too many.
+
+They stay after a restore, and no command changes them.
+"""
 
 
 @dataclass
@@ -67,21 +68,17 @@ class HookComparison:
     batches: int = 0
     equal: int = 0
     """Records with equal rows, or with none here and there."""
-    counts: dict[Kind, int] = field(default_factory=dict)
+    differences: dict[Kind, Tally] = field(default_factory=dict)
     """Records by kind of difference; for rows of unknown hook runs, rows."""
-    examples: dict[Kind, list[str]] = field(default_factory=dict)
 
     def add(self, kind: Kind, example: str, number: int = 1) -> None:
         """Count a difference."""
-        self.counts[kind] = self.counts.get(kind, 0) + number
-        named = self.examples.setdefault(kind, [])
-        if len(named) < EXAMPLES:
-            named.append(example)
+        self.differences.setdefault(kind, Tally()).add(example, number)
 
     @property
     def is_equal(self) -> bool:
-        """Whether nothing differs but what follows from how the server publishes."""
-        return self.counts.keys() <= EXPECTED
+        """Whether nothing differs but what is expected."""
+        return self.differences.keys() <= EXPECTED
 
     def to_json(self) -> dict[str, object]:
         """Return the comparison as JSON."""
@@ -91,18 +88,35 @@ class HookComparison:
             "batches": self.batches,
             "equal": self.equal,
             "differences": {
-                kind.name.lower(): {"count": number, "examples": self.examples[kind]}
-                for kind, number in self.counts.items()
+                kind.name.lower(): {"expected": kind in EXPECTED, **tally.to_json()}
+                for kind, tally in self.differences.items()
             },
         }
 
     def summary(self) -> str:
         """Return one line about the hook."""
-        parts = [f"{kind} {self.counts[kind]:,}" for kind in Kind if kind in self.counts]
-        return (
+        text = (
             f"{self.dataset}/{self.hook}: {counted(self.batches, 'batch')},"
-            f" {counted(self.equal, 'record')} equal" + (f"; {', '.join(parts)}" if parts else "")
+            f" {counted(self.equal, 'record')} equal"
         )
+        for prefix, is_expected in (("", False), ("expected: ", True)):
+            parts = [
+                f"{kind} {self.differences[kind].number:,}"
+                for kind in Kind
+                if kind in self.differences and (kind in EXPECTED) is is_expected
+            ]
+            text += f"; {prefix}{', '.join(parts)}" if parts else ""
+        return text
+
+    def lines(self) -> list[str]:
+        """Return the summary, and the examples of each kind."""
+        lines = [self.summary()]
+        for kind, tally in self.differences.items():
+            name = f"  {kind}{' (expected)' if kind in EXPECTED else ''}: "
+            lines += [name + example for example in tally.examples]
+            if tally.number > len(tally.examples):
+                lines.append(f"{name}{tally.number:,} in all")
+        return lines
 
 
 def compare_hooks(

@@ -42,11 +42,11 @@ def test_it_finds_exactly_what_was_recorded(
 ) -> None:
     beside.follow()
     beside.accept_all()
-    monkeypatch.setattr("feature_pipeline.osa.compare.EXAMPLES", 1000)
+    monkeypatch.setattr("feature_pipeline.osa.tally.EXAMPLES", 1000)
     differences = set()
     for each in beside.compare().values():
-        for kind, examples in each.examples.items():
-            for example in examples:
+        for kind, tally in each.differences.items():
+            for example in tally.examples:
                 batch, record = example.split(": ")[0].split(" ")
                 differences.add((f"{batch}/{each.hook}", record, kind))
     # the text for a number is published there without rows, and is an error here
@@ -62,18 +62,19 @@ def test_each_kind_of_difference_is_counted_with_examples(beside: Beside) -> Non
     beside.accept_all()
     comparisons = beside.compare()
     qc = comparisons["pdb_structures/qc"]
-    (changed,) = qc.examples[Kind.VALUES]
+    (changed,) = qc.differences[Kind.VALUES].examples
     assert changed.endswith("-0 1aa12: resolution: 1.64 here, 1.23 there")
-    (absent,) = comparisons["pdb_structures/pockets"].examples[Kind.VALUES]
+    (absent,) = comparisons["pdb_structures/pockets"].differences[Kind.VALUES].examples
     assert absent.endswith("-0 1aa01: row 2, druggable: False here, NULL there")
-    (other,) = qc.examples[Kind.OTHER_BATCH][-1:]
+    (other,) = qc.differences[Kind.OTHER_BATCH].examples[-1:]
     assert other.endswith(f"is of batch 0 of ingest run {recorded.RUNNING}")
     pockets = comparisons["pdb_structures/pockets"]
-    assert pockets.counts[Kind.NO_RECORD] == 22
-    assert len(pockets.examples[Kind.NO_RECORD]) == 10
+    assert pockets.differences[Kind.NO_RECORD].number == 22
+    assert len(pockets.differences[Kind.NO_RECORD].examples) == 10
     # dates, times and uuids in the server's tables are equal
-    assert comparisons["protein_designs/alignment"].counts == {Kind.MISSING_THERE: 1}
+    assert comparisons["protein_designs/alignment"].differences.keys() == {Kind.MISSING_THERE}
     assert not qc.is_equal
+    assert "; expected: not passed here 1, no record there 22, record" in pockets.summary()
 
 
 def test_rows_that_only_the_server_has_are_missing_here(beside: Beside) -> None:
@@ -91,10 +92,10 @@ def test_rows_that_only_the_server_has_are_missing_here(beside: Beside) -> None:
         if recorded.HISTORY in key:
             beside.store.delete(key)
     missing = beside.compare()["pdb_structures/qc"]
-    assert missing.counts[Kind.MISSING_HERE] == 6
-    (example,) = missing.examples[Kind.MISSING_HERE]
+    assert missing.differences[Kind.MISSING_HERE].number == 6
+    (example,) = missing.differences[Kind.MISSING_HERE].examples
     assert example.startswith("6 rows of hook run a1c638f4-f711-594c-a454-516f556a435c, such as")
-    twice = [e for e in missing.examples[Kind.VALUES] if "1 row here, 2 there" in e]
+    twice = [e for e in missing.differences[Kind.VALUES].examples if "1 row here, 2 there" in e]
     assert len(twice) == 1
 
 
@@ -104,7 +105,8 @@ def test_a_value_that_the_server_truncated_is_named_with_the_error_here(beside: 
     output.write_text(re.sub(r'"atoms": (\d+)', r'"atoms": \1.5', output.read_text(), count=1))
     beside.follow()
     beside.accept_all()
-    (example,) = beside.compare()["pdb_structures/qc"].examples[Kind.MISSING_HERE]
+    qc = beside.compare()["pdb_structures/qc"]
+    (example,) = qc.differences[Kind.MISSING_HERE].examples
     assert "1 row, urn:osa:" in example
     assert "errored here: features.jsonl line 1: feature 1, column 'atoms': expected an" in example
 
@@ -125,7 +127,7 @@ def test_equal_tables_are_equal(beside: Beside) -> None:
     assert comparisons["pdb_structures/pockets"].summary() == (
         "pdb_structures/pockets: 1 batch, 6 records equal"
     )
-    assert comparisons["protein_designs/qc"].counts.keys() <= EXPECTED
+    assert comparisons["protein_designs/qc"].differences.keys() <= EXPECTED
 
 
 @pytest.mark.parametrize(
@@ -189,5 +191,5 @@ def test_a_changed_deposition_is_compared_once(beside: Beside) -> None:
     beside.accept_all()
     comparison = beside.compare()["protein_designs/alignment"]
     assert comparison.batches == 4
-    (example,) = comparison.examples[Kind.MISSING_THERE]
+    (example,) = comparison.differences[Kind.MISSING_THERE].examples
     assert example.startswith(f"deposition-{local}-2 {local}: 3 rows")

@@ -163,7 +163,7 @@ def test_drift_is_shown(defs: Path, osa_url: str, command_line: CommandLine) -> 
     )
     file.write_text(changed)
     status, out, _ = command_line("osa", "plan")
-    assert status == 1
+    assert status == 2
     assert (
         "pdb_structures/pockets: column 'volume' differs: optional string here,"
         " optional number on the server"
@@ -174,6 +174,20 @@ def test_drift_is_shown(defs: Path, osa_url: str, command_line: CommandLine) -> 
         "  differs from the server: the server has a column 'depth' (optional number), the"
         " definition does not"
     ]
+
+
+@pytest.mark.parametrize("name", ["plan", "compare"])
+def test_an_error_has_another_exit_status_than_a_difference(
+    defs: Path,
+    name: str,
+    memory_store: MemoryStore,
+    command_line: CommandLine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command_line("osa", "scaffold")
+    monkeypatch.setattr(command, "open_archive", lambda: memory_store)
+    monkeypatch.setenv(DATABASE_URL, "postgresql://reader@127.0.0.1:1/closed")
+    assert "no connection to PostgreSQL at 127.0.0.1:1" in command_line.refused("osa", name)
 
 
 def test_a_plan_names_a_server_that_cannot_be_read(
@@ -282,7 +296,7 @@ def test_completed_outputs_are_taken_and_compared_by_commands_and_dagster(
     text = broken.read_text()
     broken.write_text("{")
     status, out, _ = command_line("osa", "sync", "--once")
-    assert status == 1
+    assert status == 2
     assert "protein_designs/alignment is not defined here" in out
     name = f"ingest-{recorded.HISTORY}-0/qc"
     assert f"cannot be taken: {name}: ingests/" in out
@@ -297,10 +311,10 @@ def test_completed_outputs_are_taken_and_compared_by_commands_and_dagster(
     entries = inbox.waiting(memory_store)
     accept.accept_entries(memory_store, entries)
     status, out, _ = command_line("osa", "compare", "--hook", "pockets")
-    assert status == 1
+    assert status == 2
     assert "pdb_structures/pockets: 6 batches, " in out
     assert "  values differ: ingest-" in out
-    assert "  no record there: 22 in all" in out
+    assert "  no record there (expected): 22 in all" in out
     repository = build_defs().get_repository_def()
     monkeypatch.setenv("FEATURE_PIPELINE_S3_BUCKET", "archive")
     monkeypatch.setattr(ArchiveResource, "store", lambda _: memory_store)

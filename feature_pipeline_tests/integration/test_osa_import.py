@@ -86,7 +86,7 @@ def test_without_any_storage_every_row_is_imported_and_equals_the_servers(
     assert new_rows(imports) == ROWS
     assert {name: each.proven_rows for name, each in imports.items()} == ROWS
     for each in beside.compare().values():
-        assert each.counts == {}
+        assert each.differences == {}
         assert each.equal > 0
     manifests = beside.manifests()
     assert all(is_reconstructed(manifest) for manifest in manifests.values())
@@ -242,7 +242,7 @@ def test_an_output_that_waits_in_the_inbox_takes_the_place(beside: Beside) -> No
     beside.follow()
     imported(beside)
     beside.accept_all()
-    assert beside.compare()["pdb_structures/pockets"].counts[Kind.OTHER_BATCH] == 3
+    assert beside.compare()["pdb_structures/pockets"].differences[Kind.OTHER_BATCH].number == 3
     heads = log.heads(beside.store, "pdb_structures", "qc")
     assert heads[REAL].completion == HISTORY_QC
     # and owns the records: its batch counts as submitted later
@@ -298,7 +298,8 @@ def test_rows_of_an_earlier_hook_run_do_not_replace_the_output_of_a_later_one(
     first, last = beside.entries("protein_designs", "alignment")[f"deposition-{local}"]
     assert (first.verdict, last.verdict) == (Verdict.CURRENT, Verdict.SUPERSEDED)
     assert (first.release_seq, last.release_seq) == (1, 2)
-    (example,) = beside.compare()["protein_designs/alignment"].examples[Kind.VALUES]
+    alignment = beside.compare()["protein_designs/alignment"]
+    (example,) = alignment.differences[Kind.VALUES].examples
     assert "earlier there" in example
     assert new_rows(imported(beside, beside.storage)) == dict.fromkeys(ROWS, 0)
 
@@ -326,7 +327,7 @@ def test_numbers_texts_and_nulls_are_the_servers(beside: Beside) -> None:
     beside.sql("update features.pockets set pocket_id = %s where id = 7", text)
     beside.sql("update features.pockets set rank = -9223372036854775808 where id = 7")
     pockets = imported(beside)["pdb_structures/pockets"]
-    assert (pockets.proven_rows, pockets.refused_rows) == (9, 0)
+    assert (pockets.proven_rows, pockets.refused.number) == (9, 0)
     lines = lines_of(beside, f"{HISTORY}/pockets")
     ids = server_row_ids(beside.store, beside.manifests()[f"{HISTORY}/pockets"]).to_pylist()
     rows = {each["id"]: lines[each["record"]][each["row"]] for each in ids}
@@ -351,14 +352,14 @@ def test_values_that_no_outcome_can_have_are_kept_as_they_are_and_counted(beside
     beside.sql("""update features.pockets set residues = '"plain"' where id = 2""")
     beside.sql("""update features.pockets set center = 'null' where id = 7""")
     pockets = imported(beside)["pdb_structures/pockets"]
-    assert (pockets.new_rows, pockets.proven_rows, pockets.refused_rows) == (9, 5, 4)
-    assert [example.split(": ")[:2] for example in pockets.refused] == [
+    assert (pockets.new_rows, pockets.proven_rows, pockets.refused.number) == (9, 5, 4)
+    assert [example.split(": ")[:2] for example in pockets.refused.examples] == [
         [f"hook run {HISTORY_POCKETS}, record {name}", f"features.jsonl line {line}"]
         for name, line in (("1hist", 1), ("2hist", 2), ("pdb:9xyz", 5))
     ]
     assert lines_of(beside, f"{HISTORY}/pockets")["1hist"][0]["residues"] == "plain"
     missing = beside.compare()["pdb_structures/pockets"]
-    assert missing.counts == {Kind.MISSING_HERE: 3}
+    assert {k: v.number for k, v in missing.differences.items()} == {Kind.MISSING_HERE: 3}
 
 
 def test_withdrawn_and_erased_records_are_left_out(beside: Beside) -> None:
@@ -385,12 +386,14 @@ def test_a_row_that_was_changed_or_inserted_again_is_imported_again(beside: Besi
         " insert into features.qc (record_srn, run_id, passed, resolution, r_free, atoms)"
         " select record_srn, run_id, passed, resolution, r_free, atoms from old"
     )
-    differing = beside.compare()["structures/qc"]
-    assert differing.counts == {Kind.VALUES: 1, Kind.IDS: 1}
-    assert "notes: NULL here, by hand there" in differing.examples[Kind.VALUES][0]
-    assert "1hist: 2 of 2026-11-29 15:03:03.471528 here, 50 of" in differing.examples[Kind.IDS][0]
+    differences = beside.compare()["structures/qc"].differences
+    assert differences.keys() == {Kind.VALUES, Kind.IDS}
+    (changed,) = differences[Kind.VALUES].examples
+    assert "notes: NULL here, by hand there" in changed
+    (ids,) = differences[Kind.IDS].examples
+    assert "1hist: 2 of 2026-11-29 15:03:03.471528 here, 50 of" in ids
     assert imported(beside)["structures/qc"].new_rows == 6
-    assert beside.compare()["structures/qc"].counts == {}
+    assert beside.compare()["structures/qc"].differences == {}
     _, last = beside.entries("structures", "qc")[HISTORY]
     assert last.verdict is Verdict.CURRENT
 
@@ -411,8 +414,8 @@ def test_rows_that_were_stored_wrongly_do_not_pass_the_proof(
     result = importer(beside).run()
     assert not result.is_complete
     (qc,) = result.hooks
-    assert (qc.proven_rows, qc.differing) == (4, 2)
-    passed, ids = sorted(qc.examples, key=len)
+    assert (qc.proven_rows, qc.differing.number) == (4, 2)
+    passed, ids = sorted(qc.differing.examples, key=len)
     assert passed.endswith("row 1, passed: False here, True there")
     assert "id and created_at: 102 of 2026-11-29" in ids
 
@@ -429,7 +432,7 @@ def test_old_records_without_a_batch_index_have_a_batch_of_their_hook_run(beside
     qc = imported(beside)["structures/qc"]
     assert qc.proven_rows == 6
     assert list(beside.manifests()) == [f"history-run-{HISTORY_QC}/qc"]
-    assert beside.compare()["structures/qc"].counts == {}
+    assert beside.compare()["structures/qc"].differences == {}
 
 
 def test_rows_under_the_id_of_another_batchs_hook_run_have_a_batch_of_it(beside: Beside) -> None:
@@ -442,7 +445,7 @@ def test_rows_under_the_id_of_another_batchs_hook_run_have_a_batch_of_it(beside:
     qc = imported(beside, beside.storage)["structures/qc"]
     assert qc.proven_rows == 7
     assert list(beside.manifests()) == [f"history-run-{HISTORY_QC}/qc"]
-    assert beside.compare()["structures/qc"].counts == {}
+    assert beside.compare()["structures/qc"].differences == {}
 
 
 def test_records_published_since_are_a_further_batch(beside: Beside) -> None:
@@ -463,7 +466,7 @@ def test_records_published_since_are_a_further_batch(beside: Beside) -> None:
     assert imported(beside)["structures/qc"].proven_rows == 7
     assert list(beside.manifests()) == [f"{HISTORY}/qc", f"{HISTORY}_2/qc"]
     comparison = beside.compare()["structures/qc"]
-    assert (comparison.batches, comparison.equal, comparison.counts) == (1, 7, {})
+    assert (comparison.batches, comparison.equal, comparison.differences) == (1, 7, {})
 
 
 def test_a_deleted_record_has_no_rows_and_is_unknown_in_the_archives_batch(beside: Beside) -> None:

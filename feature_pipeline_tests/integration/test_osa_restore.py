@@ -144,8 +144,11 @@ def test_lost_tables_come_back(archived: Archived) -> None:
     restored = archived.restore()
     assert [restored[hook].state for hook in HOOKS] == [State.RESTORED] * 3
     assert shape(archived) == before
-    kinds = {name: {kind.name for kind in each.counts} for name, each in archived.compare().items()}
-    # what `compare` names before the loss as differing is the archive's now
+    kinds = {
+        name: {kind.name for kind in each.differences} for name, each in archived.compare().items()
+    }
+    # what `compare` names before the loss as differing is the archive's now, and the rest stays
+    assert all(each.is_equal for each in archived.compare().values())
     assert kinds == {
         "pdb_structures/pockets": {"ERRORED_HERE", "NO_RECORD", "OTHER_BATCH"},
         "pdb_structures/qc": {"NO_RECORD", "OTHER_BATCH"},
@@ -214,7 +217,7 @@ def test_ids_stay_when_the_outputs_of_imported_rows_are_found(imported: Archived
     for hook in HOOKS:
         after = set(imported.query(query.format(hook)))
         assert set(before[hook]) <= after
-    kinds = {kind.name for each in imported.compare().values() for kind in each.counts}
+    kinds = {kind.name for each in imported.compare().values() for kind in each.differences}
     assert kinds == {"ERRORED_HERE", "NO_RECORD", "OTHER_BATCH"}
 
 
@@ -600,7 +603,7 @@ def test_the_command_and_the_asset_restore_tables(
     write_definitions(followed, defs, settings)
     assert "name the hooks whose tables are restored" in command_line.refused("osa", "restore")
     status, out, _ = command_line("osa", "restore", "qc", "--dry-run")
-    assert (status, out.splitlines()[0]) == (1, 'features."qc" would be restored: 57 rows')
+    assert (status, out.splitlines()[0]) == (2, 'features."qc" would be restored: 57 rows')
     status, out, _ = command_line("osa", "restore", "qc", "--json")
     (table,) = json.loads(out)["tables"]
     assert (status, table["state"], table["replaced"]) == (0, "restored", 'features."qc-replaced"')

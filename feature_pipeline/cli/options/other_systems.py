@@ -50,7 +50,8 @@ def scaffold(**arguments: Any) -> None:
 def plan(**arguments: Any) -> None:
     """Show where this project's definitions differ from the server's hooks; change nothing.
 
-    Exits with 1 if something differs.
+    Exits with 0 if nothing differs, with 2 if something does, and with 1 if they could not be
+    compared.
     """
     from feature_pipeline.cli.commands.other_systems.osa import plan as carry_out
 
@@ -64,7 +65,8 @@ def sync(**arguments: Any) -> None:
     """Take the completed hook outputs of the server into the archive.
 
     Only reads from the server. Without --once it looks again every minute until it is interrupted;
-    the component's sensor does the same. With --once it exits with 1 if an output cannot be taken.
+    the component's sensor does the same. With --once it exits with 2 if an output cannot be taken,
+    and with 1 if the server or the archive could not be read.
     """
     from feature_pipeline.cli.commands.other_systems.osa import sync as carry_out
 
@@ -97,7 +99,8 @@ def import_rows(**arguments: Any) -> None:
 
     They become artifacts that are marked as reconstructed; the output of the same hook run, if it
     appears later, takes their place. Ends with a comparison of every imported row with the
-    server's. Only reads from the server. Exits with 1 if rows cannot be imported, or differ.
+    server's. Only reads from the server. Exits with 2 if rows cannot be imported, or differ, and
+    with 1 after an error.
     """
     from feature_pipeline.cli.commands.other_systems.osa import import_rows
 
@@ -110,7 +113,9 @@ def import_rows(**arguments: Any) -> None:
 def compare(**arguments: Any) -> None:
     """Compare the features in the archive with the rows in the server's tables; change nothing.
 
-    Exits with 1 if they differ.
+    Exits with 0 if nothing differs but what is marked as expected: it follows from how the server
+    publishes, and stays. Exits with 2 if something else differs, and with 1 if they could not be
+    compared.
     """
     from feature_pipeline.cli.commands.other_systems.osa import compare as carry_out
 
@@ -135,7 +140,8 @@ def restore(**arguments: Any) -> None:
 
     A table that equals the archive is left as it is. Any other is filled beside the server's, read
     back, and put in its place by renaming, while the server runs. The old one stays until
-    --drop-old. With --dry-run it exits with 1 if a table would be restored.
+    --drop-old. With --dry-run it exits with 2 if a table would be restored; after an error, it
+    exits with 1.
     """
     from feature_pipeline.cli.commands.other_systems.osa import restore as carry_out
 

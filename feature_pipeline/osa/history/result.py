@@ -1,14 +1,12 @@
 """What an import counted and proved, for people and for programs."""
 
 from dataclasses import dataclass, field
-from typing import Final
 
 from feature_pipeline.hooks.output import FEATURES
 from feature_pipeline.model.text.counted import counted
 from feature_pipeline.model.text.first_few import first_few
 from feature_pipeline.osa.history.proof import Difference
-
-EXAMPLES: Final = 10
+from feature_pipeline.osa.tally import Tally
 
 
 @dataclass
@@ -36,16 +34,12 @@ class HookImport:
     unplaced: dict[str, str] = field(default_factory=dict)
     """By hook run, why its rows are not imported."""
     unplaced_rows: int = 0
-    refused_rows: int = 0
+    refused: Tally = field(default_factory=Tally)
     """Rows of records, counted as imported, some value of which no outcome can have."""
-    refused: list[str] = field(default_factory=list)
-    """Examples of these."""
     proven_rows: int = 0
     """Imported rows that are equal here and there, with `id` and `created_at`."""
-    differing: int = 0
+    differing: Tally = field(default_factory=Tally)
     """Records with imported rows that are not equal."""
-    examples: list[str] = field(default_factory=list)
-    """Examples of these."""
     kept_rows: int = 0
     """Rows of outputs in the archive whose ids are kept."""
     kept_equal_rows: int = 0
@@ -69,9 +63,9 @@ class HookImport:
     def is_proven(self) -> bool:
         """Whether every imported row equals the server's."""
         return (
-            not self.differing
+            not self.differing.number
             and not self.missing_rows
-            and self.proven_rows + self.refused_rows == self.imported_rows
+            and self.proven_rows + self.refused.number == self.imported_rows
             and self.kept_equal_rows + self.kept_refused_rows == self.kept_rows
         )
 
@@ -94,11 +88,11 @@ class HookImport:
                 "refused_rows": self.kept_refused_rows,
             },
             "undeclared_columns": list(self.undeclared),
-            "refused": {"rows": self.refused_rows, "examples": self.refused},
+            "refused": {"rows": self.refused.number, "examples": self.refused.examples},
             "proof": {
                 "equal_rows": self.proven_rows,
-                "differing_records": self.differing,
-                "examples": self.examples,
+                "differing_records": self.differing.number,
+                "examples": self.differing.examples,
                 "missing_rows": self.missing_rows,
             },
         }
@@ -116,13 +110,9 @@ class HookImport:
             self.proven_rows += 0 if is_kept else each.rows
         elif each.is_refused:
             self.kept_refused_rows += each.rows if is_kept else 0
-            self.refused_rows += 0 if is_kept else each.rows
-            if len(self.refused) < EXAMPLES:
-                self.refused.append(f"hook run {run_id}, {each.problem}")
+            self.refused.add(f"hook run {run_id}, {each.problem}", 0 if is_kept else each.rows)
         else:
-            self.differing += 1
-            if len(self.examples) < EXAMPLES:
-                self.examples.append(f"hook run {run_id}, {each.problem}")
+            self.differing.add(f"hook run {run_id}, {each.problem}")
 
     def lines(self, *, is_dry: bool) -> list[str]:
         """Return what to tell an operator: the classes of the rows, and the proof."""
@@ -158,15 +148,15 @@ class HookImport:
             return texts
         if self.imported_rows:
             texts.append(f"  {counted(self.proven_rows, 'imported row')} equal here and there")
-        if self.refused_rows:
+        if self.refused.number:
             texts.append(
-                f"  {counted(self.refused_rows, 'row')} with values that no outcome can have: kept"
-                f" as they are in {FEATURES}"
+                f"  {counted(self.refused.number, 'row')} with values that no outcome can have:"
+                f" kept as they are in {FEATURES}"
             )
-            texts += [f"    {example}" for example in self.refused]
-        if self.differing:
-            texts.append(f"  {counted(self.differing, 'record')} differ")
-            texts += [f"    {example}" for example in self.examples]
+            texts += [f"    {example}" for example in self.refused.examples]
+        if self.differing.number:
+            texts.append(f"  {counted(self.differing.number, 'record')} differ")
+            texts += [f"    {example}" for example in self.differing.examples]
         if self.missing_rows:
             texts.append(f"  {self.missing_rows:,} rows are in none of these classes")
         return texts

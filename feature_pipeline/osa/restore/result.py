@@ -2,14 +2,11 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
 
 from feature_pipeline.model.text.counted import counted
 from feature_pipeline.osa.restore.rows import WantedRows
 from feature_pipeline.osa.restore.shape import quoted_name
-
-EXAMPLES: Final = 10
-"""How many examples of a difference are named."""
+from feature_pipeline.osa.tally import Tally
 
 
 class State(StrEnum):
@@ -23,24 +20,6 @@ class State(StrEnum):
 
 
 @dataclass
-class Named:
-    """A number of rows or records, and examples of them."""
-
-    number: int = 0
-    examples: list[str] = field(default_factory=list)
-
-    def add(self, example: str, number: int = 1) -> None:
-        """Count some."""
-        self.number += number
-        if len(self.examples) < EXAMPLES:
-            self.examples.append(example)
-
-    def to_json(self) -> dict[str, object]:
-        """Return both as JSON."""
-        return {"count": self.number, "examples": self.examples}
-
-
-@dataclass
 class Restored:
     """What was compared and restored of one table."""
 
@@ -51,13 +30,13 @@ class Restored:
     """Rows that the archive has for it."""
     new_ids: int = 0
     """Those of them whose id neither history nor the server's table knows."""
-    left_out: Named = field(default_factory=Named)
+    left_out: Tally = field(default_factory=Tally)
     """Rows whose record the server no longer has."""
     reasons: list[str] = field(default_factory=list)
     """How the server's table differs, apart from its rows."""
-    differing: Named = field(default_factory=Named)
+    differing: Tally = field(default_factory=Tally)
     """Records whose rows on the server differ from those of the archive, or are missing there."""
-    only_there: Named = field(default_factory=Named)
+    only_there: Tally = field(default_factory=Tally)
     """The server's rows that the archive does not have."""
     runs_added: int = 0
     releases_added: int = 0
@@ -69,10 +48,7 @@ class Restored:
     def count(self, wanted: WantedRows) -> None:
         """Count the rows of a batch, and those that are left out."""
         self.rows += len(wanted.rows)
-        if wanted.left_out:
-            self.left_out.number += wanted.left_out
-            self.left_out.examples += wanted.examples
-            del self.left_out.examples[EXAMPLES:]
+        self.left_out.add_all(wanted.left_out.number, wanted.left_out.examples)
 
     @property
     def is_equal(self) -> bool:
@@ -107,13 +83,13 @@ class Restored:
             State.RESTORED: f"{name} is restored: {rows}, read back and equal to the archive",
         }[self.state]
         lines = [first, *(f"  {reason}" for reason in self.reasons)]
-        for what, named in (
+        for what, tally in (
             ("records whose rows on the server differ or are missing", self.differing),
             ("rows left out, because the server no longer has their record", self.left_out),
             ("rows that only the server has", self.only_there),
         ):
-            if named.number:
-                lines.append(f"  {what}: {named.number:,}, such as {named.examples[0]}")
+            if tally.number:
+                lines.append(f"  {what}: {tally.number:,}, such as {tally.examples[0]}")
         if self.new_ids:
             lines.append(f"  rows with a new id: {self.new_ids:,}")
         if self.runs_added:

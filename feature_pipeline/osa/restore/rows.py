@@ -35,6 +35,7 @@ from feature_pipeline.osa.restore.runs import server_run_id
 from feature_pipeline.osa.restore.shape import Shape, check_columns
 from feature_pipeline.osa.server.database import Reader
 from feature_pipeline.osa.server.ids import has_successor
+from feature_pipeline.osa.tally import Tally
 from feature_pipeline.projections.rows import copy_format, evolve
 from feature_pipeline.projections.rows.prepare import one_array
 
@@ -175,10 +176,8 @@ class WantedRows:
     """
     srns: list[str]
     """The batch's records that the server has, with and without rows."""
-    left_out: int
-    """Rows of records that the server does not have."""
-    examples: list[str]
-    """Some of these records."""
+    left_out: Tally
+    """Rows of records that the server does not have; the examples are records."""
 
     def records(self) -> Iterator[tuple[str, int, int]]:
         """Yield each record with rows, the number of its first row, and that after its last one."""
@@ -308,13 +307,13 @@ def wanted_rows(
             if column.name in texts
             else one_array(evolved[column.name])
         )
-    left = sorted(set(_list(absent)))
+    left_out = Tally()
+    left_out.add_all(len(absent), (f"{batch} {each}" for each in sorted(set(_list(absent)))))
     wanted = WantedRows(
         where=f"{part.dataset}/{batch}",
         rows=pa.table({name: arrays[name] for name in shape.names}),
         srns=list(dict.fromkeys(srns.values())),
-        left_out=len(absent),
-        examples=[f"{batch} {each}" for each in left[:10]],
+        left_out=left_out,
     )
     earlier = content.history.get(server_run_id(manifest.run.id))
     if earlier is not None and not len(known):

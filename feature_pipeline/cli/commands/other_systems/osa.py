@@ -30,6 +30,11 @@ from feature_pipeline.osa.sync.follower import Follower, Pass
 
 PASS_SECONDS: Final = 60.0
 """From the beginning of one pass to that of the next."""
+DIFFERS: Final = 2
+"""Exit status of a command that did its work, and names what differs or could not be taken.
+
+After an error, which ends with 1, nothing is known about that.
+"""
 
 
 def scaffold(
@@ -71,7 +76,7 @@ def plan(as_json: bool) -> None:
         {"drift": [{"dataset": d.dataset, "hook": d.hook, "what": d.sentence} for d in drift]}
     )
     if drift:
-        raise SystemExit(1)
+        raise SystemExit(DIFFERS)
 
 
 def sync(once: bool, as_json: bool) -> None:
@@ -108,7 +113,7 @@ def sync(once: bool, as_json: bool) -> None:
         }
     )
     if result.unreadable:
-        raise SystemExit(1)
+        raise SystemExit(DIFFERS)
 
 
 def _lines(result: Pass) -> list[str]:
@@ -163,7 +168,7 @@ def import_rows(
         {"undefined": result.undefined, "hooks": [each.to_json() for each in result.hooks]}
     )
     if not is_dry and not result.is_complete:
-        raise SystemExit(1)
+        raise SystemExit(DIFFERS)
 
 
 def compare(hooks: Sequence[str], as_json: bool) -> None:
@@ -174,15 +179,11 @@ def compare(hooks: Sequence[str], as_json: bool) -> None:
     compared = []
     for each in compare_hooks(open_archive(), chosen.server(), _followed(chosen)):
         compared.append(each)
-        output.say(each.summary())
-        for kind, examples in each.examples.items():
-            for example in examples:
-                output.say(f"  {kind}: {example}")
-            if each.counts[kind] > len(examples):
-                output.say(f"  {kind}: {each.counts[kind]:,} in all")
+        for line in each.lines():
+            output.say(line)
     output.result({"hooks": [each.to_json() for each in compared]})
     if not all(each.is_equal for each in compared):
-        raise SystemExit(1)
+        raise SystemExit(DIFFERS)
 
 
 def restore(
@@ -227,7 +228,7 @@ def restore(
             output.say(line)
     output.result({"tables": [each.to_json() for each in restored]})
     if any(each.state is State.DIFFERS for each in restored):
-        raise SystemExit(1)
+        raise SystemExit(DIFFERS)
 
 
 def drift_lines(definition: HookDefinition) -> list[str]:
