@@ -8,7 +8,11 @@ import dagster as dg
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.definition import Compute
 from feature_pipeline.orchestration.dagster_internals import DATA_VERSION_TAG
-from feature_pipeline.orchestration.events.data_versions import has_read, latest_events
+from feature_pipeline.orchestration.events.data_versions import (
+    events_after,
+    has_read,
+    latest_events,
+)
 from feature_pipeline.orchestration.events.requested import (
     cancelled_partitions,
     partitions_under_way,
@@ -88,12 +92,10 @@ class InputsDifferLately(dg.AutomationCondition[Entity]):
         asset = _asset(context)
         instance = context.asset_graph_view.instance
         after = time.time() - LATELY_SECONDS
-        updated: dict[dg.AssetKey, set[str]] = {}
-        for source in context.asset_graph.get(asset).parent_keys:
-            records = instance.fetch_materializations(
-                dg.AssetRecordsFilter(asset_key=source, after_timestamp=after), limit=LATELY_AT_MOST
-            ).records
-            updated[source] = {r.partition_key for r in records if r.partition_key is not None}
+        updated = {
+            source: events_after(instance, source, after, LATELY_AT_MOST)
+            for source in context.asset_graph.get(asset).parent_keys
+        }
         subset = context.candidate_subset.compute_intersection_with_partition_keys(
             set().union(*updated.values())
         )
@@ -101,9 +103,10 @@ class InputsDifferLately(dg.AutomationCondition[Entity]):
         own = latest_events(instance, asset, keys)
         differing = {
             partition
-            for source, partitions in updated.items()
-            for partition, event in latest_events(instance, source, partitions & keys).items()
-            if event.data_version is not None
+            for source, events in updated.items()
+            for partition, event in events.items()
+            if partition in keys
+            and event.data_version is not None
             and not has_read(own.get(partition), source, event.data_version)
         }
         return dg.AutomationResult(

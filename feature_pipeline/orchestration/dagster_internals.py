@@ -75,6 +75,9 @@ from dagster._core.storage.partition_status_cache import (
     get_and_update_asset_status_cache_value as get_and_update_asset_status_cache_value,
 )
 
+# Whose storages have the id that a database was given when it was made. Public: none.
+from dagster._core.storage.runs.sql_run_storage import SqlRunStorage as SqlRunStorage
+
 # Names of tags that Dagster documents as text (`dagster/partition`, `dagster/priority`, ...).
 from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG as ASSET_PARTITION_RANGE_END_TAG,
