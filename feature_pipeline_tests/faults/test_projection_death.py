@@ -1,20 +1,14 @@
 """A rebuild is killed at every step, or the server under it: readers notice nothing false."""
 
-import secrets
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
-import psutil
 import psycopg
 import pytest
 
 from feature_pipeline.errors import ProjectionError
-from feature_pipeline.local.postgres import PostgresServer
 from feature_pipeline.local.seaweedfs import S3Address
 from feature_pipeline.model.columns import Column
 from feature_pipeline.model.definition import IndexDefinition
@@ -25,8 +19,8 @@ from feature_pipeline.projections.load import load_batches
 from feature_pipeline.projections.proof.proof import prove
 from feature_pipeline.projections.switch import finalize, switch
 from feature_pipeline_tests.faults.projection_child import Step, connect, rebuild_until
-from feature_pipeline_tests.fixtures import server_folder
 from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
+from feature_pipeline_tests.fixtures.own_postgres import own_server
 
 pytestmark = [pytest.mark.postgres, pytest.mark.faults, pytest.mark.slow]
 
@@ -146,48 +140,6 @@ def test_a_killed_rebuild_is_finished_by_the_next_run(
             assert [c.name for c in names or ()][3:] == [c.name for c in spec.columns], step
     assert reader.problems == []
     assert reader.reads > len(STEPS)
-
-
-class OwnServer:
-    """A server that keeps its promises when it is killed: nothing of it is switched off."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._passwords = secrets.token_hex(16), secrets.token_hex(16)
-        self.start()
-
-    def start(self) -> None:
-        """On the same data and port; what was started before has been killed."""
-        superuser, role = self._passwords
-        self.server = PostgresServer(
-            self._folder, superuser_password=superuser, password=role, databases=["tables"]
-        )
-        self.server.start()
-
-    def kill(self) -> None:
-        """All of it: sessions outlive their server until they next look, and may still commit."""
-        [number, *_] = (self.server.data / "postmaster.pid").read_text().splitlines()
-        sessions = []
-        # Among our own: the number may be that of a server that was killed before.
-        for process in psutil.Process().children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                if process.ppid() == int(number):
-                    sessions.append(process)
-        self.server.kill()
-        for session in sessions:
-            with suppress(psutil.NoSuchProcess):
-                session.kill()
-        psutil.wait_procs(sessions)
-
-
-@contextmanager
-def own_server() -> Iterator[OwnServer]:
-    with server_folder() as folder:
-        own = OwnServer(folder / "postgres")
-        try:
-            yield own
-        finally:
-            own.kill()
 
 
 @pytest.mark.parametrize(

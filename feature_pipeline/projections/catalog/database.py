@@ -219,9 +219,14 @@ def _lends_server(connection: Connection, url: str) -> bool:
         second = psycopg.connect(url, autocommit=True, connect_timeout=_CONNECT_TIMEOUT_SECONDS)
     with closing(second):
         second.pgconn.send_query(b"select pg_catalog.pg_backend_pid()")
-        if not select.select([second.fileno()], [], [], _POOLER_SECONDS)[0]:
-            # A pool with no process left for it: each belongs to a session.
-            return False
+        deadline = time.monotonic() + _POOLER_SECONDS
+        # Asked for a result that is not there yet, it would wait for it and stop every thread.
+        while second.pgconn.is_busy():
+            seconds = max(0.0, deadline - time.monotonic())
+            if not select.select([second.fileno()], [], [], seconds)[0]:
+                # A pool with no process left for it: each belongs to a session.
+                return False
+            second.pgconn.consume_input()
         result = second.pgconn.get_result()
         value = None if result is None else result.get_value(0, 0)
         return value is not None and int(value) == ours

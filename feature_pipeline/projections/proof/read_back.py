@@ -13,9 +13,8 @@ from typing import Any, Final
 import psycopg
 import pyarrow as pa
 import pyarrow.csv as pa_csv
-from psycopg import sql
+from psycopg import generators, sql
 from psycopg.pq import ExecStatus
-from psycopg.pq.abc import PGconn
 
 from feature_pipeline.archive.format.encode import arrow_field
 from feature_pipeline.model.columns import Column
@@ -69,16 +68,19 @@ def read_texts(
                     parts, size = [], 0
                 count, row = receive(1)
             if count < 0:
-                _finish(connection.pgconn)
+                _finish(connection)
                 is_end = True
     if parts:
         yield b"".join(parts)
 
 
-def _finish(pgconn: PGconn) -> None:
-    """Receive what follows the last row of a COPY."""
-    results = list(iter(pgconn.get_result, None))
-    for result in results:
+def _finish(connection: Connection) -> None:
+    """Receive what follows the last row of a COPY.
+
+    `PGconn.get_result` would wait for it with the interpreter's lock: no thread of the process
+    could do anything until the server answers.
+    """
+    for result in connection.wait(generators.fetch_many(connection.pgconn)):
         if result.status != ExecStatus.COMMAND_OK:
             raise psycopg.errors.error_from_result(result)
 
