@@ -39,6 +39,7 @@ from feature_pipeline.archive.logs.inbox import read_waiting as read_waiting
 from feature_pipeline.archive.logs.inbox import remove as remove
 from feature_pipeline.archive.logs.inbox import requeue as requeue
 from feature_pipeline.archive.logs.inbox import waiting as waiting
+from feature_pipeline.archive.logs.known_lengths import check_complete, known_logs
 from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry, ReleaseEntry
 from feature_pipeline.archive.logs.losses import losses
 from feature_pipeline.archive.logs.tombstones import (
@@ -445,6 +446,8 @@ def _known_release(acceptance: _Round, completion: Completion) -> HookRelease:
         raise InvalidInputError(f"completion {completion.id}: {name} has no release {seq}")
     entry = acceptance.release(completion.dataset, completion.hook, seq)
     if entry is None:
+        prefix = layout.release_log(completion.dataset, completion.hook)
+        check_complete(acceptance.store, known_logs(acceptance.store), prefix)
         raise NotFoundError(f"completion {completion.id}: {name} has no release {seq} yet")
     if entry.release.digest != completion.release_digest:
         raise InvalidInputError(

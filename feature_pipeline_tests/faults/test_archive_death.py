@@ -18,7 +18,7 @@ from feature_pipeline_tests.fixtures.stores import (
 
 pytestmark = pytest.mark.faults
 
-MOST_CALLS = 60
+MOST_CALLS = 80
 
 
 def whole_path(store, scene):

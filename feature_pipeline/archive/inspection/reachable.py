@@ -25,6 +25,7 @@ from feature_pipeline.archive.logs.inbox import (
     Completion,
     QuarantinedEntry,
     Submission,
+    decode_quarantined,
     quarantine_key,
     read_entry,
 )
@@ -218,7 +219,7 @@ class _Walk(DocumentReader):
         """
         keys = self._waiting_keys()
         self.reached.waiting.update(keys)
-        objects: dict[str, StoredObject | StoreUnavailableError] = {}
+        objects: dict[str, StoredObject | StoreUnavailableError | CorruptDataError] = {}
         for _ in range(_LISTINGS):
             read = map_threads(self._read_waiting, keys, self.workers)
             objects |= dict(filter(None, read))
@@ -241,7 +242,9 @@ class _Walk(DocumentReader):
         )
         return list(dict.fromkeys(listed))
 
-    def _read_waiting(self, key: str) -> tuple[str, StoredObject | StoreUnavailableError] | None:
+    def _read_waiting(
+        self, key: str
+    ) -> tuple[str, StoredObject | StoreUnavailableError | CorruptDataError] | None:
         """Return the entry and its current key; None if it no longer waits."""
         if key.startswith(layout.INBOX):
             other = quarantine_key(key.removeprefix(layout.INBOX))
@@ -253,14 +256,19 @@ class _Walk(DocumentReader):
             except NotFoundError:
                 continue  # it may have been quarantined, or left again
             except (StoreUnavailableError, CorruptDataError) as error:
-                return place, StoreUnavailableError(str(error))
+                return place, error
         return None
 
-    def _name_waiting(self, key: str, stored: StoredObject | StoreUnavailableError) -> None:
+    def _name_waiting(
+        self, key: str, stored: StoredObject | StoreUnavailableError | CorruptDataError
+    ) -> None:
         is_inbox = key.startswith(layout.INBOX)
         kind = ObjectKind.INBOX_ENTRY if is_inbox else ObjectKind.QUARANTINE_ENTRY
         if isinstance(stored, StoreUnavailableError):
             self.find(State.UNREADABLE, kind, key, kind.value, str(stored))
+            return
+        if isinstance(stored, CorruptDataError):
+            self.find(State.CORRUPT, kind, key, kind.value, str(stored))
             return
         if not self.is_ours(stored):
             detail = "its bytes do not match the stored checksum"
@@ -268,7 +276,7 @@ class _Walk(DocumentReader):
         entry_id, data = key.removeprefix(layout.INBOX), stored.data
         if not is_inbox:
             try:
-                document = QuarantinedEntry.decode(stored.data, key)
+                document = decode_quarantined(stored.data, key, key)
             except NewerVersionError as error:
                 self.find(State.NEWER, kind, key, kind.value, str(error))
                 return

@@ -296,7 +296,19 @@ def read_quarantined(store: BlobStore, key: str) -> QuarantinedEntry:
         InvalidInputError: It is not one; the message names its key.
     """
     stored_entry = get_small(store, key, QuarantinedEntry.most_bytes)
-    return QuarantinedEntry.decode(stored_entry.data, f"{key} in {store.identity}")
+    return decode_quarantined(stored_entry.data, key, f"{key} in {store.identity}")
+
+
+def decode_quarantined(data: bytes, key: str, where: str) -> QuarantinedEntry:
+    """Return the document stored under `key`, after checking that this is its place.
+
+    Raises:
+        InvalidInputError: It is none, or that of another entry.
+    """
+    document = QuarantinedEntry.decode(data, where)
+    if (place := quarantine_key(document.id)) != key:
+        raise InvalidInputError(f"quarantined entry {where} says that it is {quoted(place)}")
+    return document
 
 
 def requeue(store: BlobStore, entry_ids: Iterable[str]) -> None:

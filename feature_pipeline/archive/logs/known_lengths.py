@@ -283,7 +283,7 @@ class KnownLogs:
             unlisted = f"{key} is in {store.identity}, and the store's listing leaves it out"
             return Damage(key, State.UNREADABLE, StoreUnavailableError(unlisted))
         lost = (
-            f"the log has lost its end: by {self._source(line)} it had"
+            f"the log has lost its end: by {self._source(log, line)} it had"
             f" {counted(line.entries, 'entry')}, and {key} is not in {store.identity}"
         )
         return Damage(key, State.LOST, CorruptDataError(lost))
@@ -297,14 +297,15 @@ class KnownLogs:
         if (actual := Digest.of(data)) == line.digest:
             return None
         replaced = (
-            f"log entry {key} in {store.identity} is {actual}, and by {self._source(line)} it was"
-            f" {line.digest}: another entry is in its place"
+            f"log entry {key} in {store.identity} is {actual}, and by {self._source(log, line)} it"
+            f" was {line.digest}: another entry is in its place"
         )
         return Damage(key, State.LOST, CorruptDataError(replaced))
 
-    def _source(self, line: Line) -> str:
+    def _source(self, log: str, line: Line) -> str:
         if self.census is None or line.is_shortened:
-            return "the accepted loss of what followed"
+            losses = layout.loss_log(layout.dataset_of(log))
+            return f"the accepted loss of what followed (in {losses.rstrip('/')})"
         return f"the census of {self.census.taken_at:%Y-%m-%d %H:%M} UTC"
 
     def with_losses_now(self, store: BlobStore) -> "KnownLogs":
@@ -339,6 +340,22 @@ def compare(
         # A loss may have been accepted since `known` was read.
         shortfalls = known.with_losses_now(store).shortfalls(store, prefix, seen, workers)
     return tuple(shortfalls)
+
+
+def check_complete(store: BlobStore, known: KnownLogs, prefix: str) -> None:
+    """Check that no log below `prefix` is shorter than known, or changed.
+
+    Args:
+        store: The archive.
+        known: Read before the entries that are about to be used.
+        prefix: Which logs.
+
+    Raises:
+        CorruptDataError: One has lost entries.
+        StoreUnavailableError: An entry is not listed, or was not returned.
+    """
+    for shortfall in compare(store, known, prefix, sightings(store.list_objects(prefix))):
+        raise shortfall.damage.error
 
 
 _censuses: LruCache[Census] = LruCache(2)

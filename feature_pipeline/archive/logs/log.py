@@ -31,7 +31,13 @@ from feature_pipeline.archive.logs.damage import Damage, Readable
 from feature_pipeline.archive.logs.entries import LogEntry as LogEntry
 from feature_pipeline.archive.logs.entries import StoredEntry
 from feature_pipeline.archive.logs.entries import new_write_id as new_write_id
-from feature_pipeline.archive.logs.known_lengths import KnownLogs, compare, sightings
+from feature_pipeline.archive.logs.known_lengths import (
+    KnownLogs,
+    check_complete,
+    compare,
+    known_logs,
+    sightings,
+)
 from feature_pipeline.archive.logs.reading import append as append
 from feature_pipeline.archive.logs.reading import (
     by_log,
@@ -484,9 +490,24 @@ def hooks(store: BlobStore, dataset: str) -> list[str]:
 # Releases
 
 
-def releases(store: BlobStore, dataset: str, hook: str) -> list[ReleaseEntry]:
-    """Return the hook's releases in the order of registration."""
-    entries = read_entries(store, layout.release_log(dataset, hook), StoredRelease)
+def releases(
+    store: BlobStore, dataset: str, hook: str, known: KnownLogs | None = None
+) -> list[ReleaseEntry]:
+    """Return the hook's releases in the order of registration.
+
+    Args:
+        store: The archive.
+        dataset: The hook's dataset.
+        hook: The hook.
+        known: As for `readable_heads`.
+
+    Raises:
+        CorruptDataError: The log is damaged, or has lost its end.
+    """
+    prefix = layout.release_log(dataset, hook)
+    if known is not None:
+        check_complete(store, known, prefix)
+    entries = read_entries(store, prefix, StoredRelease)
     return [release_entry(entry) for entry in entries]
 
 
@@ -503,7 +524,11 @@ def release(store: BlobStore, dataset: str, hook: str, digest: Digest) -> Releas
 
 
 def register_release(
-    store: BlobStore, release: HookRelease, code: Mapping[str, Path]
+    store: BlobStore,
+    release: HookRelease,
+    code: Mapping[str, Path],
+    *,
+    is_restored: bool = False,
 ) -> ReleaseEntry:
     """Store the release's code files and make it the last in its hook's log.
 
@@ -513,10 +538,12 @@ def register_release(
         store: The archive.
         release: The release.
         code: Path of each of the release's code files, by name.
+        is_restored: The release is the one that a log which has lost its end had in this place.
 
     Raises:
         InvalidInputError: A code file is not given.
-        CorruptDataError: A code file does not match the release.
+        CorruptDataError: A code file does not match the release; or the log has lost its end, so
+            that the number of a release which artifacts name would be given to this one.
     """
     document = release.document
     for file in document.code:
@@ -529,6 +556,8 @@ def register_release(
     known = read_entries(store, prefix, StoredRelease)
     if known and known[-1].digest == release.digest:
         return release_entry(known[-1])
+    if not is_restored:
+        check_complete(store, known_logs(store), prefix)
     guard = Guard(store)
 
     def put_code() -> list[BlobRef]:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.documents import InstantField, utc_now
+from feature_pipeline.archive.logs.known_lengths import check_complete, known_logs
 from feature_pipeline.archive.logs.log import LogEntry, append, next_seq, read_entries
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import InvalidInputError
@@ -44,7 +45,24 @@ class TombstoneEntry(LogEntry):
 
 
 def tombstones(store: BlobStore, dataset: str) -> list[TombstoneEntry]:
-    """Return every withdrawal and lift of the dataset, in order."""
+    """Return the dataset's withdrawals and lifts, in order.
+
+    The log's end is compared with what is known of it: without its last entry, erased records would
+    be accepted, loaded and shown again.
+
+    Raises:
+        CorruptDataError: The log is damaged, or has lost its end.
+    """
+    check_complete(store, known_logs(store), layout.tombstone_log(dataset))
+    return stored_tombstones(store, dataset)
+
+
+def stored_tombstones(store: BlobStore, dataset: str) -> list[TombstoneEntry]:
+    """Return the entries that exist, even if the log has lost its end: for repairing it.
+
+    Raises:
+        CorruptDataError: The log is damaged.
+    """
     return read_entries(store, layout.tombstone_log(dataset), TombstoneEntry)
 
 

@@ -24,7 +24,7 @@ from feature_pipeline.archive.logs import inbox, log, tombstones
 from feature_pipeline.archive.logs.damage import Damage
 from feature_pipeline.archive.logs.erasures import Erased, ErasureEntry, erasures
 from feature_pipeline.archive.logs.inbox import InboxEntry, Submission
-from feature_pipeline.archive.logs.known_lengths import KnownLogs, compare, known_logs, sightings
+from feature_pipeline.archive.logs.known_lengths import KnownLogs, check_complete, known_logs
 from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry, Verdict
 from feature_pipeline.archive.logs.tombstones import withdraw, withdrawn
 from feature_pipeline.archive.maintenance import deletion
@@ -180,8 +180,7 @@ def _known_logs(store: BlobStore, dataset: str) -> KnownLogs:
     """
     known = known_logs(store)
     for prefix in (layout.tombstone_log(dataset), layout.erasure_log(dataset)):
-        for shortfall in compare(store, known, prefix, sightings(store.list_objects(prefix))):
-            raise shortfall.damage.error
+        check_complete(store, known, prefix)
     return known
 
 

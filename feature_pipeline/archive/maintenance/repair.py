@@ -29,7 +29,12 @@ from feature_pipeline.archive.logs.inbox import Completion, CompletionStatus, Su
 from feature_pipeline.archive.logs.known_lengths import KnownLogs, known_logs
 from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry, StoredRelease, Verdict
 from feature_pipeline.archive.logs.losses import Loss, LossEntry, losses
-from feature_pipeline.archive.logs.tombstones import TombstoneEntry, withdraw, withdrawn
+from feature_pipeline.archive.logs.tombstones import (
+    TombstoneEntry,
+    stored_tombstones,
+    withdraw,
+    withdrawn_by,
+)
 from feature_pipeline.archive.maintenance.compare_known import KnownBatch, KnownEntry
 from feature_pipeline.archive.publish import enqueue_completion
 from feature_pipeline.archive.store.base import BlobStore
@@ -331,6 +336,8 @@ class _Planner:
             return None
         if finding.key.startswith(layout.BLOBS):
             return self._blob(finding)
+        if finding.kind is ObjectKind.CENSUS:
+            return self._census(finding)
         if finding.kind not in _MODELS:
             return None
         return self._copied_entry(finding) or self._entry(finding)
@@ -388,6 +395,24 @@ class _Planner:
                             if manifest is not None and name in manifest.blobs:
                                 self._tables.setdefault(manifest.blobs[name].digest, head)
         return self._tables
+
+    def _census(self, finding: Finding) -> Step | None:
+        second = self._sources.second
+        if second is None:
+            return None
+        try:
+            _, digest = layout.parse_census(finding.key)
+            data = second.get(finding.key).data
+        except _UNREADABLE:
+            return None
+        if Digest.of(data) != digest:
+            return None
+        return Step(
+            finding,
+            Action.COPY,
+            "its bytes have the digest that is in its name",
+            lambda: _replace(self._store, finding.key, data),
+        )
 
     # Log entries from a second archive
 
@@ -571,7 +596,7 @@ class _Planner:
             return None
         try:
             ids = {i for entry in erasures(self._store, dataset) for i in entry.record_ids}
-            missing = sorted(ids - withdrawn(self._store, dataset))
+            missing = sorted(ids - withdrawn_by(stored_tombstones(self._store, dataset)))
         except (CorruptDataError, NewerVersionError):
             return None
         if not missing:
@@ -587,6 +612,15 @@ class _Planner:
 
     # What cannot be brought back
 
+    def _is_contested(self, finding: Finding) -> bool:
+        """Return whether both archives have an entry in its place, and which is right is open."""
+        second, model = self._sources.second, _MODELS.get(finding.kind)
+        if second is None or model is None or finding.state is not State.LOST:
+            return False
+        prefix, key = f"{finding.key.rpartition('/')[0]}/", finding.key
+        entries = (_entries(store, prefix, model) for store in (self._store, second))
+        return all(key in {layout.entry(prefix, seq) for seq in one} for one in entries)
+
     def remedy(self, finding: Finding) -> str:
         """Return what an operator can do about a finding that cannot be repaired."""
         if finding.state is State.NEWER:
@@ -595,7 +629,18 @@ class _Planner:
             return "the store did not return it: try again, then check the store"
         if finding.state is State.NOT_ERASED:
             return finding.detail
+        if self._is_contested(finding):
+            return (
+                "this archive and the second one have different entries in this place, and both are"
+                f" valid: if this one's is wrong, delete the object {finding.key} and run this"
+                " command again, which restores the second one's"
+            )
         match finding.kind:
+            case ObjectKind.CENSUS:
+                return (
+                    f"{_COPY}, or run `feature-pipeline verify`, which takes a new census; losses"
+                    " since the one before this are not noticed then"
+                )
             case ObjectKind.MANIFEST | ObjectKind.RAW | ObjectKind.HOOK_LOG:
                 return f"{_COPY}, or compute again: {_compute(finding)}"
             case ObjectKind.ROWS | ObjectKind.OUTCOMES:
@@ -885,4 +930,4 @@ def _submit(store: BlobStore, digest: Digest, submitted_at: datetime) -> None:
 
 
 def _register(store: BlobStore, declared: ProjectRelease) -> None:
-    log.register_release(store, declared.release, declared.code)
+    log.register_release(store, declared.release, declared.code, is_restored=True)

@@ -102,8 +102,9 @@ def readable_history(
     """
     damage: dict[str, str] = {}
     releases: dict[int, ReleaseEntry] = {}
+    known_ends = known_logs(store)
     try:
-        releases = {entry.seq: entry for entry in log.releases(store, dataset, hook)}
+        releases = {entry.seq: entry for entry in log.releases(store, dataset, hook, known_ends)}
     except (CorruptDataError, NewerVersionError) as error:
         damage[RELEASES] = str(error)
     if not releases and not damage:
@@ -111,7 +112,6 @@ def readable_history(
             f"dataset {dataset!r} has no hook {hook!r}; it has"
             f" {', '.join(log.hooks(store, dataset)) or 'none'}"
         )
-    known_ends = known_logs(store)
     names = None if batch is None else [batch]
     readable = log.readable_feature_logs(store, dataset, hook, names, known_ends)
     logs = readable.intact

@@ -95,7 +95,8 @@ def features_events(
         release = releases.get(manifest.release.digest)
         if release is None:
             damaged[batch] = (
-                f"the log of releases has no {manifest.release.digest}, which made its artifact"
+                f"the log of releases, {layout.release_log(dataset, hook).rstrip('/')}, has no"
+                f" {manifest.release.digest}, which made its artifact"
             )
             continue
         code_version = feature_code_version(release.release, manifest.columns, manifest.cardinality)

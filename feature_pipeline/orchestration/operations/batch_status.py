@@ -209,7 +209,7 @@ def hook_status(
         lost = {batch: why for batch, why in lost.items() if batch in entries}
     release = definition.hook_release(folder)
     try:
-        releases = log.releases(store, dataset, hook)
+        releases = log.releases(store, dataset, hook, known)
     except (CorruptDataError, NewerVersionError) as error:
         releases, damaged[RELEASES] = [], str(error)
     read_now = _Read(damaged)
