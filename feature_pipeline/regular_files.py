@@ -4,12 +4,17 @@ The kind is that of the opened file. A check of the path before opening it would
 that can be replaced in between, and opening a pipe waits for a writer.
 """
 
+import hashlib
+import io
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from feature_pipeline.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
@@ -37,6 +42,33 @@ def open_regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
         os.close(descriptor)
         raise
     return os.fdopen(descriptor, "rb")
+
+
+class DigestingReader(io.RawIOBase):
+    """Read a file, and take the digest of exactly the bytes that were read.
+
+    Use it through `io.BufferedReader`: whatever it reads ahead is digested once.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hasher = hashlib.sha256()
+
+    def readable(self) -> bool:
+        """Return that it can be read."""
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        """Read up to a buffer's length of bytes; return how many."""
+        view = memoryview(buffer)
+        data = self._file.read(len(view))
+        view[: len(data)] = data
+        self._hasher.update(data)
+        return len(data)
+
+    def hexdigest(self) -> str:
+        """Return the SHA-256 of the bytes that were read so far."""
+        return self._hasher.hexdigest()
 
 
 def _check_regular(info: os.stat_result) -> None:

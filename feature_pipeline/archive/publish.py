@@ -6,6 +6,7 @@ that no entry leads to, but never an entry without its blobs. A repeated call wr
 missing.
 """
 
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -55,7 +56,7 @@ from feature_pipeline.archive.store.base import (
     BlobStore,
     open_unchanged,
 )
-from feature_pipeline.errors import ConflictError, InvalidInputError
+from feature_pipeline.errors import ConflictError, CorruptDataError, InvalidInputError
 from feature_pipeline.model.columns import Column
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.outcomes import Outcome, OutcomeCounts, Status
@@ -96,6 +97,8 @@ class Artifact:
     """Per input hook, the content digest that was read."""
     starts: tuple[StartInfo, ...] = ()
     """Every start of the hook, in order."""
+    decoded_from: Mapping[str, Digest] = field(default_factory=dict)
+    """By name, the digest of each raw file from which the outcomes were decoded."""
 
     @property
     def dataset(self) -> str:
@@ -129,6 +132,7 @@ def publish_artifact(store: BlobStore, artifact: Artifact) -> PublishedArtifact:
 
     Raises:
         InvalidInputError: The outcomes are not one per record of the batch; nothing was written.
+        CorruptDataError: A raw file has changed since the outcomes were decoded from it.
         StoreUnavailableError, OutcomeUnknownError: Some blobs may be stored.
     """
     from feature_pipeline.archive.format.content import Content
@@ -141,7 +145,8 @@ def publish_artifact(store: BlobStore, artifact: Artifact) -> PublishedArtifact:
     with calls_in_threads() as start:
         uploads = _Uploads(store, start)
         for name, path in artifact.raw.items():
-            uploads.add_file(f"{RAW}{check_file_name(name)}", path)
+            expected = artifact.decoded_from.get(name)
+            uploads.add_file(f"{RAW}{check_file_name(name)}", path, expected=expected)
         if artifact.log is not None:
             uploads.add_file(LOG, artifact.log, "text/plain; charset=utf-8")
         if artifact.failure is None:
@@ -173,14 +178,25 @@ class _Uploads:
         """Media type and upload of files whose digest is not known until they were read."""
         self._uploads: dict[Digest | str, Future[BlobWrite]] = {}
 
-    def add_file(self, name: str, path: Path, media_type: str | None = None) -> None:
-        """Send the file's bytes."""
+    def add_file(
+        self,
+        name: str,
+        path: Path,
+        media_type: str | None = None,
+        *,
+        expected: Digest | None = None,
+    ) -> None:
+        """Send the file's bytes, which must have the digest `expected`, if there is one."""
         media_type = media_type or _MEDIA_TYPES.get(path.suffix, BYTES_MEDIA_TYPE)
-        if path.stat().st_size <= _IN_MEMORY_BYTES:
-            with open_unchanged(path) as file:
-                self.add(name, file.read(), media_type)
+        with open_unchanged(path) as file:
+            is_small = os.fstat(file.fileno()).st_size <= _IN_MEMORY_BYTES
+            data = file.read() if is_small else b""
+        if is_small:
+            if expected is not None and (digest := Digest.of(data)) != expected:
+                raise CorruptDataError(f"file {path} is {digest} and should be {expected}")
+            self.add(name, data, media_type)
         else:
-            upload = self._start(partial(blobs.write_file, self._store, path, media_type))
+            upload = self._start(partial(blobs.write_file, self._store, path, media_type, expected))
             self._uploads[name], self._large[name] = upload, (media_type, upload)
 
     def add(self, name: str, data: bytes, media_type: str) -> None:

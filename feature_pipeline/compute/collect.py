@@ -10,7 +10,7 @@ from feature_pipeline.archive.publish import Artifact
 from feature_pipeline.compute.plan import ComputePlan
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.left_output import storable_files
-from feature_pipeline.hooks.output import decode_output, raw_files
+from feature_pipeline.hooks.output import PROGRESS, decode_output, raw_files
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.outcomes import DecodedOutput, Outcome
 from feature_pipeline.model.text.counted import counted
@@ -43,7 +43,12 @@ def collect_output(
     if decoded is None:
         decoded = read_output(plan, output, [record.id for record in plan.compute])
     decoded = replace(decoded, outcomes=(*decoded.outcomes, *failed))
-    return _artifact(plan, decoded, raw_files(output), run, log)
+    # A file that appeared since was not decoded; publishing compares those that were.
+    raw = {name: output / name for name in decoded.read}
+    if PROGRESS in (files := raw_files(output)):
+        raw[PROGRESS] = files[PROGRESS]
+    artifact = _artifact(plan, decoded, raw, run, log)
+    return dataclasses.replace(artifact, decoded_from=decoded.read)
 
 
 def read_output(plan: ComputePlan, output: Path, record_ids: Sequence[str]) -> DecodedOutput:

@@ -10,6 +10,7 @@ Where the contract leaves it open:
 - `features.json` beside a batch of several records makes the output unparsable.
 """
 
+import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -34,11 +35,13 @@ from feature_pipeline.model.outcomes import DecodedOutput, Outcome, OutcomeKind,
 from feature_pipeline.model.text.first_few import first_few
 from feature_pipeline.model.text.quoting import MOST_REASON, quoted
 from feature_pipeline.model.text.quoting import storable as _shown
-from feature_pipeline.regular_files import open_regular
+from feature_pipeline.regular_files import DigestingReader, open_regular
 
 _NO_REASON: Final = "(no reason given)"
 _MOST_NOTED: Final = 1_000
 """How many different unknown ids and keys are remembered."""
+_READ: Final = frozenset({FEATURES, REJECTIONS, ERRORS, SINGLE_FEATURES})
+_READ_BYTES: Final = 1 << 18
 _CHECKED_MEMBERS: Final = frozenset({"id", "features"})
 
 
@@ -78,12 +81,17 @@ def decode_output(
             not a regular file. The message names file, line and column.
     """
     reader = _OutputReader(record_ids, columns, cardinality, keys)
+    digesting: dict[str, DigestingReader] = {}
     with ExitStack() as stack:
-        files = {
-            name: stack.enter_context(_open(source)) if isinstance(source, Path) else source
-            for name, source in (_entries(output) if isinstance(output, Path) else output).items()
-        }
+        files: dict[str, bytes | BinaryIO] = {}
+        for name, source in (_entries(output) if isinstance(output, Path) else output).items():
+            if isinstance(source, Path):
+                digesting[name] = DigestingReader(stack.enter_context(_open(source)))
+                files[name] = io.BufferedReader(digesting[name], _READ_BYTES)
+            else:
+                files[name] = source
         reader.read(files)
+        digests = {name: _digest(files[name], digesting[name]) for name in digesting.keys() & _READ}
     return DecodedOutput(
         outcomes=tuple(
             replace(reader.outcome(record_id), action=actions.get(record_id))
@@ -92,7 +100,15 @@ def decode_output(
         unknown_ids=tuple(reader.unknown),
         undeclared_keys=tuple(sorted(reader.undeclared)),
         notes=_unread(output) if isinstance(output, Path) else (),
+        read=digests,
     )
+
+
+def _digest(stream: bytes | BinaryIO, digesting: DigestingReader) -> Digest:
+    """Return the digest of the whole file, whose reader may have stopped before its end."""
+    while not isinstance(stream, bytes) and stream.read(_READ_BYTES):
+        pass
+    return Digest(digesting.hexdigest())
 
 
 def _entries(output: Path) -> dict[str, Path]:

@@ -163,3 +163,5 @@ class DecodedOutput:
     unknown_ids: tuple[str, ...] = ()
     undeclared_keys: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    read: Mapping[str, Digest] = field(default_factory=dict)
+    """By name, the digest of each file that was decoded, as it was then."""

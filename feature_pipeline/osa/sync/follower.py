@@ -434,6 +434,7 @@ class Follower:
             ),
             outcomes=judged.outcomes,
             raw=judged.raw,
+            decoded_from=judged.decoded.read,
             log=judged.log,
             failure=judged.failure,
             notes=tuple(notes),

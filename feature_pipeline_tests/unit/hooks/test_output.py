@@ -520,8 +520,10 @@ class TestFolder:
         again = decode_output(
             {"features.jsonl": io.BytesIO(data)}, ("a",), (SCORE,), Cardinality.MANY, {}
         )
-        assert again == from_folder
-        assert decode_output(raw_files(tmp_path), ("a",), (SCORE,), Cardinality.MANY, {}) == again
+        assert from_folder.read == {"features.jsonl": Digest.of(data)}
+        assert again.outcomes == from_folder.outcomes
+        by_path = decode_output(raw_files(tmp_path), ("a",), (SCORE,), Cardinality.MANY, {})
+        assert by_path == from_folder
         assert set(raw_files(tmp_path)) == {"features.jsonl", "progress.jsonl"}
 
     def test_files_that_are_not_part_of_the_contract_are_noted(self, tmp_path):
