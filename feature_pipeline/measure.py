@@ -1,7 +1,7 @@
-"""Counts of what a process does, for whatever collects them; nothing does unless it is asked to.
+"""Counts of what a process does, for a collector; without one, nothing is counted.
 
-A process that is to report what it does has `observability.push` connect itself here. In all others
-a count is one comparison, and OpenTelemetry is not imported.
+In a process that reports its counts, `observability.push` connects itself here. In all others, a
+call costs one comparison, and OpenTelemetry is not imported.
 """
 
 import logging

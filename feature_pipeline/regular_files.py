@@ -1,4 +1,4 @@
-"""Open files of others: a link, a pipe or a device is refused by its kind, and never waited for.
+"""Open files that others wrote: links, pipes and devices are refused, without waiting for them.
 
 The kind is that of the opened file. A check of the path before opening it would be about a file
 that can be replaced in between, and opening a pipe waits for a writer.

@@ -12,8 +12,8 @@ from feature_pipeline.model.text.counted import counted
 MAX_BATCHES: Final = 100_000
 """Maximum number of batches of one dataset: beyond it Dagster's pages and ticks become slow."""
 _SHARE_OF_ROOM: Final = 16
-"""A process may use this part of a dataset's room before it lists the batches again, so that as
-many processes that submit at once do not exceed the maximum.
+"""A process may use one part in so many of a dataset's room before it lists the batches again, so
+that this many processes that submit at once do not exceed the maximum.
 """
 
 

@@ -77,7 +77,7 @@ def _decoded(
     Raises:
         NotFoundError, CorruptDataError: A blob is missing or damaged: it may still arrive.
         InvalidInputError: The bytes match the manifest but are not valid tables of this artifact:
-            they are too large, or contain impossible values (text that is no UUID, a date beyond
+            they are too large, or contain impossible values (text that is not a UUID, a date beyond
             the calendar). They will not change, so acceptance does not wait.
     """
     import pyarrow as pa

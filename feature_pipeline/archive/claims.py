@@ -6,7 +6,7 @@ computations overlap: a run computes after it has found no other claim on its ac
 claim until its answers are accepted. A run that finds one waits. If the other claim is earlier, it
 withdraws its own while it waits, otherwise two runs could wait for each other.
 
-A claim is renewed while its run goes on, and expires if its run has died. A lost, damaged or
+A claim is renewed while its run continues, and expires if its run has died. A lost, damaged or
 expired claim may cause an action to be computed twice. It changes no answer.
 """
 
@@ -51,10 +51,10 @@ _RENEWED_SECONDS: Final = 30.0
 _FIRST_BACKOFF_SECONDS: Final = 0.5
 _LONGEST_BACKOFF_SECONDS: Final = 5.0
 _ATTEMPTS: Final = 3
-"""How often the store may fail to answer before a run goes on without claims."""
+"""How often the store may fail to answer before a run continues without claims."""
 _NEWS_EVERY: Final = 8
-"""Number of looks at the claims between two at the memory of answers: a claim may outlive its run,
-whose answers are accepted.
+"""How often the claims are polled between two reads of the memory of answers: a claim may outlive
+its run, whose answers are accepted.
 """
 _HEX: Final = 16
 _NO_ANSWER: Final = (StoreUnavailableError, OutcomeUnknownError)
@@ -93,7 +93,7 @@ class Other:
 
     @property
     def order(self) -> tuple[datetime, str]:
-        """Of two runs that wait, the first in this order goes on first."""
+        """Of two runs that wait, the first in this order continues first."""
         return self.since, self.key
 
     def describe(self) -> str:
@@ -146,7 +146,7 @@ class Claim:
     ) -> bool:
         """Claim `actions`, after waiting until no other run computes any of `contested`.
 
-        If the store does not answer, go on without the claim.
+        If the store does not answer, continue without the claim.
 
         Args:
             actions: What is computed from now on.
@@ -182,7 +182,7 @@ class Claim:
             except _NO_ANSWER as error:
                 failures += 1
                 if failures >= _ATTEMPTS:
-                    logger.warning("%s: going on without a claim: %s", self._prefix, error)
+                    logger.warning("%s: continuing without a claim: %s", self._prefix, error)
                     self._actions = frozenset(map(_short, actions))
                     return not polls
             time.sleep(backoff)
@@ -204,7 +204,7 @@ class Claim:
             self._written.delete()
 
     def abandon(self) -> None:
-        """Stop renewing the claim without removing it: what it is about may go on elsewhere."""
+        """Stop renewing the claim without removing it: its computation may continue elsewhere."""
         self._written.abandon()
 
     @property

@@ -29,7 +29,7 @@ def read_manifest(store: BlobStore, digest: Digest) -> Manifest:
     Raises:
         NotFoundError: There is no such blob.
         CorruptDataError: It has other bytes.
-        InvalidInputError: It is no manifest, or of a version that only later code knows.
+        InvalidInputError: It is not a manifest, or its version is newer than this code supports.
     """
     return Manifest.decode(blobs.read_blob(store, digest), str(digest))
 
@@ -43,7 +43,7 @@ def manifest_of(store: BlobStore, entry: FeatureEntry) -> Manifest:
     Raises:
         NotFoundError: There is no such blob.
         CorruptDataError: It has other bytes, or is not the manifest of this entry.
-        InvalidInputError: It is no manifest, or of a version that only later code knows.
+        InvalidInputError: It is not a manifest, or its version is newer than this code supports.
     """
     manifest = read_manifest(store, entry.manifest)
     if problem := disagreement(entry, manifest):

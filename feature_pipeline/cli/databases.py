@@ -16,7 +16,7 @@ from feature_pipeline.projections.catalog.evidence import query_tables
 def query_databases(output: Output, dataset: str | None) -> Knowledge:
     """Ask the tables' database and Dagster, if they are configured.
 
-    If one does not answer, it is named on standard error, and the command goes on without it.
+    If one does not answer, it is named on standard error, and the command continues without it.
     """
     known = _tables(dataset, None, None)
     if settings.optional(settings.DAGSTER_HOME):

@@ -226,7 +226,7 @@ def _open_lines(path: Path) -> BinaryIO:
 
 
 def _lines(path: Path, file: BinaryIO) -> Iterator[bytes]:
-    """Yield the lines; of one that is too long to be parsed, so much that it is refused."""
+    """Yield the lines; one that is too long to be parsed is cut where it is still refused."""
     try:
         while line := file.readline(MOST_LINE_BYTES + 1):
             yield line

@@ -65,9 +65,9 @@ class Output:
             self.warn(line)
 
     def reasons(self, title: str, reasons: Mapping[str, str]) -> None:
-        """Do as `problems` does, on standard output, for what is no fault of the archive.
+        """Print reasons as `problems` does, on standard output: the archive is not at fault.
 
-        Of each reason the first line is shown: the others are the end of a hook's log.
+        Only the first line of each reason is shown: the others are the end of a hook's log.
         """
         first = {name: reason.partition("\n")[0] for name, reason in reasons.items()}
         for line in _named(title, first):

@@ -126,7 +126,7 @@ class _Search:
         self.carried = Carried()
         self._granted = granted_limits(question.definition.release.limits)
         self._errored_at: dict[str, datetime] = {}
-        """When the batch's current artifact left a record open: older outcomes are no answer."""
+        """When the batch's current artifact left a record open: older outcomes do not answer it."""
         self._seen: set[Digest] = set()
         self._read: set[Digest] = set()
         """Blobs that were read completely, so that they are known to be stored."""

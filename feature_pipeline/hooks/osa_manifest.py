@@ -168,7 +168,7 @@ def memory_size(text: str, where: str) -> str:
     """Return a size that Docker understands (`512m`) as definitions write it (`512Mi`).
 
     Raises:
-        InvalidInputError: It is none; the message begins with `where`.
+        InvalidInputError: It is not a size; the message begins with `where`.
     """
     match = _DOCKER_SIZE.fullmatch(text)
     if match is None:

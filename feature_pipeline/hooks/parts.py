@@ -578,7 +578,7 @@ def _append_single(out: BinaryIO, output: Path, record_id: str, *, strict: bool)
     inside of strings there is no line end.
 
     Raises:
-        InvalidInputError: It is no document, and `strict` is set.
+        InvalidInputError: It is not a document, and `strict` is set.
     """
     file = _opened(output / SINGLE_FEATURES, strict=strict)
     if file is None:

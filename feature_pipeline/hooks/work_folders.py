@@ -3,7 +3,7 @@
     <root>/<archive>/runs/<hook>-<random>/   one worker's workspace; it holds `lock` while it lives
     <root>/<archive>/attempts/<run id>/      attempts that have ended: see `ended_attempts`
 
-Both hold a `question.json`: what the run asks, by which others find out whether it is over. The
+Both hold a `question.json`: what the run asks, by which others determine whether it is over. The
 kernel lets go of a lock when its process dies, so that no process number needs to be believed.
 """
 

@@ -71,7 +71,7 @@ class Workspace:
         """Read a workspace file.
 
         Raises:
-            InvalidInputError: It is no YAML, or no workspace.
+            InvalidInputError: It is not YAML, or not a workspace.
         """
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -210,7 +210,7 @@ class DagsterProcesses:
         end_all(started, PATIENCE_SECONDS)
 
     def _title(self, name: str) -> str:
-        """Return what messages call the process."""
+        """Return the name of the process for messages."""
         if name in self._locations:
             return f"Dagster's code server of {self._locations[name].name}"
         return f"Dagster's {name}"
@@ -244,7 +244,7 @@ class DagsterProcesses:
         return (sys.executable, "-m", "dagster_webserver", *address, *workspace)
 
     def _wait_until_ready(self, name: str) -> None:
-        """Wait until a server answers; the daemon is none."""
+        """Wait until a server answers; the daemon answers nothing."""
         process = self._processes[name]
         if name in self._locations:
             # It listens once it has loaded its code, or knows why it cannot.

@@ -113,8 +113,8 @@ class Limits(_Declaration):
     memory: Size = Field("2Gi", description="Memory of the whole run: 512Mi, 1Gi or 2G.")
     memory_ceiling: Size | None = Field(
         None,
-        description="Most memory that a run which ran out of it is tried again with; eight times"
-        " `memory` when absent.",
+        description="Maximum memory of the attempts that follow one which ran out of it; by default"
+        " eight times `memory`.",
     )
     timeout: Duration = Field("1h", description="Longest time a run may take: 30s, 10m or 2h.")
     scratch: Size = Field("5Gi", description="Disk for temporary files and output.")
@@ -171,16 +171,16 @@ class ReleaseDefinition(_Declaration):
         None, description="Container image by digest: name@sha256:<64 hex digits>."
     )
     code: tuple[str, ...] = Field(
-        (), description="Files that lie beside the command when it runs, relative to this file."
+        (), description="Files to copy into the hook's working folder, relative to this file."
     )
     config: dict[str, JsonValue] = Field(
-        default_factory=dict, description="Given to the hook as config.json."
+        default_factory=dict, description="The hook gets it as config.json."
     )
     limits: Limits = Field(
         default_factory=Limits, description="cpu, memory, memory_ceiling, timeout, scratch."
     )
     retries: int = Field(
-        2, ge=0, le=20, description="How often a run that gave no verdict is tried again."
+        2, ge=0, le=20, description="How often an attempt without a verdict is repeated."
     )
     retry_within: Duration = Field(
         "5m",
@@ -188,7 +188,7 @@ class ReleaseDefinition(_Declaration):
         " longer than this: 30s, 5m or 2h.",
     )
     concurrency: int | None = Field(
-        None, ge=1, description="How many runs of the hook may go on at a time."
+        None, ge=1, description="Maximum number of concurrent runs of the hook."
     )
 
     @property
@@ -281,7 +281,7 @@ class IndexDefinition(_Declaration):
     method: IndexMethod = Field(IndexMethod.BTREE, description="btree, hash, gin, gist, ...")
     unique: bool = Field(False, description="Whether two rows with equal keys are refused.")
     where: str | None = Field(None, min_length=1, description="SQL condition of a partial index.")
-    name: str | None = Field(None, description="The index's name; made up when absent.")
+    name: str | None = Field(None, description="The index's name; by default a generated one.")
 
     @field_validator("name")
     @classmethod
@@ -319,10 +319,10 @@ class UpcasterDefinition(_Declaration):
         pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="package.module:function"
     )
     releases: tuple[str, ...] = Field(
-        min_length=1, description="Versions of the releases whose rows it is given."
+        min_length=1, description="Versions of the releases whose rows it converts."
     )
     version: str = Field(
-        "1", min_length=1, description="Another one builds the table again with the function."
+        "1", min_length=1, description="Change it to build the table again with the function."
     )
 
 
@@ -330,11 +330,11 @@ class TableDefinition(_Declaration):
     """The table that users read."""
 
     materialize: Materialize = Field(
-        Materialize.ALWAYS, description="always, or on_request: only when asked for."
+        Materialize.ALWAYS, description="always, or on_request: only when requested."
     )
-    name: Name | None = Field(None, description="The table's name; the hook's when absent.")
+    name: Name | None = Field(None, description="The table's name; by default the hook's.")
     columns: tuple[str, ...] | None = Field(
-        None, min_length=1, description="Which of the declared columns it has; all when absent."
+        None, min_length=1, description="Which of the declared columns it has; by default all."
     )
     indexes: tuple[IndexDefinition, ...] = Field((), description="Indexes besides the primary key.")
     upcasters: tuple[UpcasterDefinition, ...] = Field(
@@ -380,7 +380,7 @@ class CheckDefinition(_Declaration):
 
     error_rate: Rate = Field(
         Rate(warn=0),
-        description="Share of a batch's records that errored; any warns when absent, {}: none.",
+        description="Share of a batch's records that errored; by default, any warns; {}: off.",
     )
     rejection_rate: Rate = Field(
         Rate(), description="Share of a batch's records that the hook rejected."
@@ -429,10 +429,10 @@ class HookDefinition(_Declaration):
     """The complete declaration of one hook."""
 
     name: Name = Field(description="The hook's name: a-z, 0-9 and _, at most 40 characters.")
-    dataset: Name = Field(description="The dataset whose records it is run over.")
-    description: str | None = Field(None, description="What the hook says about a record.")
+    dataset: Name = Field(description="The dataset over whose records it runs.")
+    description: str | None = Field(None, description="What the hook computes for a record.")
     owners: tuple[str, ...] = Field((), description="E-mail addresses, or team:<name>.")
-    inputs: tuple[Name, ...] = Field((), description="Other hooks whose features it is given.")
+    inputs: tuple[Name, ...] = Field((), description="Other hooks whose features it gets.")
     unanswered_inputs: UnansweredInputs = Field(
         UnansweredInputs.SKIP,
         description="Records that an input rejected or errored on: skip: not asked about; give:"

@@ -41,7 +41,7 @@ class Endpoint:
     `GET /metrics` is the text for Prometheus; `POST /v1/metrics` takes counts by OTLP.
 
     Raises:
-        StoreUnavailableError: The address is taken, or is none of this machine's.
+        StoreUnavailableError: The address is taken, or does not belong to this machine.
     """
 
     def __init__(self, host: str, port: int, text: TextReader, meters: Meters) -> None:
@@ -62,7 +62,7 @@ class Endpoint:
         return int(self._server.server_address[1])
 
     def stop(self) -> None:
-        """Nothing listens any more."""
+        """Stop listening."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

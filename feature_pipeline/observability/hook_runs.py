@@ -66,7 +66,7 @@ class HookRuns:
         log: `hook.batches` counts the batch as damaged.
 
         Raises:
-            StoreUnavailableError: The store did not answer; the next call goes on from there.
+            StoreUnavailableError: The store did not answer; the next call continues from there.
         """
         state: list[Sample] = []
         for dataset in log.datasets(store):

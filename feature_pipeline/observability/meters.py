@@ -72,7 +72,7 @@ class Meters:
         """Add to a counter, or record a value of a histogram: a sink of `measure`.
 
         Raises:
-            InvalidInputError: The instrument has other labels, or is none of this process.
+            InvalidInputError: The instrument has other labels, or does not belong to this process.
         """
         instrument.check_labels(labels)
         add = self._add.get(instrument.name)

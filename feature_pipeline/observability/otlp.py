@@ -82,7 +82,7 @@ def decode_counts(body: bytes, encoding: str) -> tuple[list[Sample], list[str]]:
         encoding: Its Content-Encoding.
 
     Raises:
-        InvalidInputError: It is no request of OTLP.
+        InvalidInputError: It is not an OTLP request.
     """
     try:
         request = ExportMetricsServiceRequest.FromString(_decompressed(body, encoding))

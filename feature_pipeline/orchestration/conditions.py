@@ -44,8 +44,8 @@ def _asset(context: dg.AutomationContext[Entity]) -> dg.AssetKey:
 class InputsDiffer(dg.AutomationCondition[Entity]):
     """True of a partition that was made from other data versions than its inputs have now.
 
-    Says so of one that was never made too, if an input of it is there. Reads the latest event of
-    every candidate: combine it with what narrows the candidates first. Of more than
+    Also true of a partition that was never made, if one of its inputs exists. Reads the latest
+    event of every candidate: combine it with what narrows the candidates first. Of more than
     `COMPARED_AT_MOST` candidates the others are taken to be as they should, and are left to
     reconciliation: a tick has a minute.
     """
@@ -192,7 +192,7 @@ def _input_changed() -> Condition:
 
     `AutomationCondition.eager()` considers events, not data versions: an identical re-run would run
     everything downstream again. `since_last_handled()` takes every materialization for an answer:
-    an input that changes while a run of its old content goes on would wait for reconciliation.
+    an input that changes during a run of its old content would wait for reconciliation.
     """
     updated = dg.AutomationCondition.newly_updated()
     changed = dg.AutomationCondition.any_deps_match(

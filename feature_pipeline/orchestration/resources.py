@@ -47,14 +47,14 @@ class ArchiveS3Resource(dg.ConfigurableResource["S3Client"]):
     """The S3 server of an archive, under the field names of dagster-aws's `S3Resource`.
 
     A custom endpoint is addressed by path (its buckets have no host names), and boto3 computes no
-    second checksum beside the SHA-256 that every write carries. It is no subclass of `S3Resource`:
-    importing that imports every AWS component of dagster-aws, in each process that loads the code
-    location.
+    second checksum beside the SHA-256 that every write carries. It is not a subclass of
+    `S3Resource`: importing that imports every AWS component of dagster-aws, in each process that
+    loads the code location.
     """
 
     region_name: str | None = Field(default=None, description="Region of the bucket.")
     endpoint_url: str | None = Field(
-        default=None, description="Address of the server; the region's own at AWS."
+        default=None, description="Address of the server; by default AWS's endpoint of the region."
     )
     aws_access_key_id: str | None = Field(
         default=None, description="Access key; the environment's if not set."
@@ -68,7 +68,8 @@ class ArchiveS3Resource(dg.ConfigurableResource["S3Client"]):
         """Make a boto3 client.
 
         Keys that are not configured come from the environment: the archive's if there are any, else
-        from boto3's usual sources. They are no configuration, because the UI shows that.
+        from boto3's usual sources. They are not part of the configuration, because the UI shows
+        that.
         """
         from feature_pipeline.archive.store.s3 import make_client
 
@@ -93,7 +94,7 @@ class ArchiveResource(dg.ConfigurableResource["S3Store"]):
     """The archive: a bucket, or a prefix in one, with conditional writes."""
 
     s3: dg.ResourceDependency[S3Clients]
-    bucket: str = Field(description="Bucket that holds the archive.")
+    bucket: str = Field(description="Bucket of the archive.")
     prefix: str = Field(default="", description="Prefix of every key, without slashes at its ends.")
     _store: "S3Store | None" = PrivateAttr(default=None)
 
@@ -160,7 +161,7 @@ class HookRunnerResource(dg.ConfigurableResource[HookRunner]):
     )
     settings: dict[str, Any] = Field(
         default={},
-        description="What the kind needs besides: see feature_pipeline.compute.runner_settings.",
+        description="This kind's own settings: see feature_pipeline.compute.runner_settings.",
     )
 
     def runner(self, archive: ArchiveResource) -> HookRunner:

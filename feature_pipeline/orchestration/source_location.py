@@ -56,7 +56,7 @@ def _line(text: str, hook: HookDefinition, field: str) -> int | None:
 
 
 def child_node(node: yaml.Node | None, key: str) -> yaml.Node | None:
-    """Return the value of `key` in a mapping node; None if it has none, or is no mapping."""
+    """Return the value of `key` in a mapping node; None if it has none, or is not a mapping."""
     if not isinstance(node, yaml.MappingNode):
         return None
     return next((value for name, value in node.value if name.value == key), None)

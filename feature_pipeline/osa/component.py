@@ -126,7 +126,7 @@ class RestoreRunConfig(dg.Config):
 
     only_there: OnlyThere = Field(
         default=OnlyThere.REFUSE,
-        description="What becomes of the server's rows that the archive does not have.",
+        description="What to do with the server's rows that the archive does not have.",
     )
 
 

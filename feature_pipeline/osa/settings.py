@@ -50,11 +50,11 @@ attributes:
   # The server's storage: the folder $$OSA_DATA_DIR/data, or s3://bucket/prefix; when absent, that
   # of FEATURE_PIPELINE_OSA_STORAGE.
   # storage: /srv/osa/data
-  # S3 address of that bucket, if it is not the archive's.
+  # S3 endpoint of that bucket, if it is not the archive's.
   # storage_endpoint: https://s3.example.org
-  # Which conventions are followed, and the dataset of each; all of them when absent.
+  # Conventions to follow, and the dataset of each; by default all.
   # conventions: {protein-designs: designs}
-  # Which hooks are followed; all of the conventions' when absent.
+  # Hooks to follow; by default all hooks of the conventions.
   # hooks: [qc]
   # Whether each hook defined beside this file has an asset that restores the server's own table.
   # restore_tables: true
@@ -72,24 +72,24 @@ class OsaSettings(BaseModel):
     name: str = Field("osa", description="Name of the server here: a-z, 0-9 and _.")
     database_url_variable: str = Field(
         DATABASE_URL,
-        description="Environment variable with the URL of the server's database, of a role that"
-        " may read it: a password does not belong into this file.",
+        description="Environment variable with the URL of the server's database, for a role that"
+        " may read it. Do not write a password into this file.",
     )
     storage: str | None = Field(
         None,
         description="The server's storage: the folder $OSA_DATA_DIR/data, or s3://bucket/prefix;"
-        f" {STORAGE} when absent.",
+        f" by default {STORAGE}.",
     )
     storage_endpoint: str | None = Field(
-        None, description="S3 address of that bucket, if it is not the archive's."
+        None, description="S3 endpoint of that bucket, if it is not the archive's."
     )
     conventions: Mapping[str, str] = Field(
         default_factory=dict,
-        description="Which conventions are followed: per convention, the name of its dataset here;"
-        " all of them when empty, each under its own name with '_' for '-'.",
+        description="Conventions to follow, each with the name of its dataset here. By default all"
+        " of them, each under its own name with '_' for '-'.",
     )
     hooks: tuple[str, ...] = Field(
-        (), description="Which hooks are followed; all of the conventions' when empty."
+        (), description="Hooks to follow; by default all hooks of the conventions."
     )
     restore_tables: bool = Field(
         False,

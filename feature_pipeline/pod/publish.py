@@ -32,7 +32,7 @@ def publish(grant: dict[str, Any], node: str, root: Path = ROOT) -> dict[str, An
     Raises:
         TransferError: The store did not take all of it; the result is not stored then.
         FileNotFoundError: The wrapper left no status of the hook's end.
-        IrregularFileError: Its log or its status is no regular file.
+        IrregularFileError: Its log or its status is not a regular file.
     """
     with open_regular(root / "run" / "status.json") as file:
         result: dict[str, Any] = json.loads(file.read(STATUS_BYTES))

@@ -12,7 +12,7 @@ from typing import BinaryIO, Final, TypeVar
 
 ATTEMPTS: Final = 6
 MOST_FILE_BYTES: Final = 5 << 30
-"""Maximum size of one S3 PUT; a signed address is for one."""
+"""Maximum size of one S3 PUT; a signed address allows one."""
 CHUNK_BYTES: Final = 1 << 20
 _CALL_SECONDS: Final = 60.0
 _FIRST_BACKOFF_SECONDS: Final = 0.5

@@ -125,7 +125,7 @@ def find_tables(known: Iterable[KnownTable], names: Iterable[str]) -> list[Known
     """Return the tables of these names, in their order.
 
     Raises:
-        NotFoundError: There is none of a name; names the existing ones.
+        NotFoundError: No table has one of the names; names the existing tables.
     """
     by_name = {table.name: table for table in known}
     if unknown := [name for name in names if name not in by_name]:

@@ -27,7 +27,7 @@ TEXTS = [
     ("65 levels", HEAD + "  x: " + "[" * 65 + "]" * 65 + "\n", "nested deeper than 64"),
     ("100,000 levels", HEAD + "  x: " + "[" * 100_000 + "\n", "nested deeper than 64"),
     ("1 MB of text", HEAD + "  x: " + "y" * 1_000_000 + "\n", "at most 1,000,000"),
-    ("a key twice", HEAD + "  name: again\n", "'name' is there twice"),
+    ("a key twice", HEAD + "  name: again\n", "'name' occurs twice"),
     ("a number by YAML 1.2", HEAD + "  x: 1e-5\n", "write 1.0e-05 or '1e-5' in quotes"),
     ("an octal number", HEAD + "  x: 010\n", "is the number 8 by YAML 1.1"),
     ("a number in base 60", HEAD + "  x: 12:30:45\n", "by YAML 1.1"),

@@ -111,7 +111,7 @@ TABLES = [
     ("a column less", parquet(TABLE.drop_columns(["label"])), "declared are record_id string"),
     ("a column more", parquet(TABLE.append_column("x", pa.nulls(N, pa.int8()))), "declared are"),
     ("columns in another order", parquet(TABLE.select(SCHEMA.names[::-1])), "declared are"),
-    ("two columns of one name", parquet(TABLE.rename_columns(["record_id", "ordinal", "score", "label", "label"])), "two columns of one name"),
+    ("two columns of one name", parquet(TABLE.rename_columns(["record_id", "ordinal", "score", "label", "label"])), "two of its columns have the same name"),
     ("an id that may be null", column("record_id", TABLE["record_id"].combine_chunks()), "declared are"),
     ("ids of bytes", column("record_id", pa.array([b"r"] * N, pa.binary()), nullable=False), "record_id binary"),
     ("ordinals of 64 bits", column("ordinal", pa.array([0] * N, pa.int64()), nullable=False), "ordinal int64"),

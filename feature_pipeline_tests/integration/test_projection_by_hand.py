@@ -158,7 +158,7 @@ def test_a_dropped_table_is_named_before_it_is_had_again(archive, database, conn
     harm(connection, "drop table {live} cascade", spec)
 
     assert check_progress(archive.store, database, spec).missing == ("b0", "b1", "b2")
-    with pytest.raises(NotFoundError, match="nothing of table 'pockets' is read yet"):
+    with pytest.raises(NotFoundError, match="table 'pockets' has no live generation yet"):
         prove(archive.store, database, spec)
     report = table_report(archive.store, database, spec)
     assert report is not None
@@ -369,7 +369,7 @@ def test_a_view_that_hides_rows_is_detected_by_the_proof_and_restored(
         assert (proof.rows, proof.unequal_batches) == (2, ("b1",))
     progress = check_progress(archive.store, database, spec)
     assert not progress.is_complete
-    assert "the view is missing, or is another object" in progress.summary()
+    assert "the view is missing or is another object" in progress.summary()
     plan = plan_table(archive.store, database, spec)
     assert plan.action is PlanAction.ADJUST
     assert "was changed by hand: its definition is restored" in plan.repairs[0]

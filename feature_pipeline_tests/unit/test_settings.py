@@ -181,7 +181,7 @@ class TestClients:
     def test_a_bundle_that_is_not_there(self, monkeypatch):
         monkeypatch.setenv("AWS_CA_BUNDLE", "/nowhere/ca.pem")
         keys = {"access_key_id": "a", "secret_access_key": "b"}
-        with pytest.raises(InvalidInputError, match=r"AWS_CA_BUNDLE is '/nowhere/ca\.pem', and"):
+        with pytest.raises(InvalidInputError, match=r"AWS_CA_BUNDLE is '/nowhere/ca\.pem', but"):
             make_client(endpoint_url="https://s3.example.org", **keys)
         make_client(endpoint_url="http://127.0.0.1:1", **keys).close()
 

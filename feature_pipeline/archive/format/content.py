@@ -39,7 +39,7 @@ class Content:
         They are those of `digest.RowEncoder`, computed a column at a time.
 
         Raises:
-            ValueError: A text is no UUID, or a number no value of its column's type.
+            ValueError: A text is not a UUID, or a number is not a value of its column's type.
         """
         tables = OutcomeColumns.of(columns, outcomes)
         encoder = row_encoder(columns)

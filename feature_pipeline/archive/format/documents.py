@@ -22,7 +22,7 @@ from feature_pipeline.model.text.quoting import problems, quoted
 
 
 class NewerVersionError(InvalidInputError):
-    """A document is of a version that only later code knows; nothing is wrong with it."""
+    """A document's version is newer than this code supports; nothing is wrong with it."""
 
 
 def utc_now() -> datetime:

@@ -202,7 +202,7 @@ def check_rows_schema(table: pa.Table, columns: Sequence[Column], subject: str =
     """Return if the table has exactly record id, ordinal and these columns with their types.
 
     Raises:
-        CorruptDataError: It has not.
+        CorruptDataError: It has other columns.
     """
     wanted = rows_schema(columns)
     if not table.schema.equals(wanted, check_metadata=False):

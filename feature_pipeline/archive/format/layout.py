@@ -3,7 +3,7 @@
 ::
 
     blobs/sha256/<ab>/<64 hex>                   immutable bytes, named by their SHA-256
-    log/features/<dataset>/<hook>/<batch>/<seq>  what became of each completion, in order
+    log/features/<dataset>/<hook>/<batch>/<seq>  the verdict on each completion, in order
     log/batches/<dataset>/<batch>/<seq>          batches, as submitted
     log/releases/<dataset>/<hook>/<seq>          releases, in order of registration
     log/tombstones/<dataset>/<seq>               withdrawn records

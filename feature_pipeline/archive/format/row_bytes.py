@@ -123,7 +123,7 @@ def lengths(values: Array) -> npt.NDArray[np.int64]:
     """Return the bytes of each text; 0 where null.
 
     Raises:
-        ProjectionError: The values are no text.
+        ProjectionError: The values are not text.
     """
     if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
         raise ProjectionError(f"a column of Arrow type {values.type} cannot be read as text")

@@ -71,7 +71,7 @@ def write_census(store: BlobStore, workers: int = WORKERS) -> CensusReport:
 
     Raises:
         StoreUnavailableError: The store could not list, or did not answer; nothing was written.
-        NewerVersionError: There is a census of a version that only later code knows.
+        NewerVersionError: A census has a newer version than this code supports.
     """
     known = known_logs(store)
     seen = sightings(store.list_objects(layout.LOGS))
@@ -97,7 +97,7 @@ def record(
 
     Raises:
         StoreUnavailableError, OutcomeUnknownError: The store did not take it.
-        NewerVersionError: There is a census of a version that only later code knows.
+        NewerVersionError: A census has a newer version than this code supports.
     """
     for damage in known.damage.values():
         if damage.state is State.NEWER:
@@ -157,7 +157,7 @@ def _after(known: KnownLogs) -> datetime:
 
 
 def _read(store: BlobStore, key: str) -> Digest | None:
-    """Return the digest of an entry's bytes; None if they are no entry, which `verify` reports."""
+    """Return the digest of an entry's bytes; None if they are not one, which `verify` reports."""
     try:
         data = store.get(key).data
         model, _ = kind_of(key)

@@ -302,7 +302,7 @@ def read_part(store: BlobStore, part: Part) -> Table:
     Raises:
         NotFoundError: It is gone: merged into another segment since it was listed.
         CorruptDataError: It is damaged.
-        NewerVersionError: It is of a version that only later code knows.
+        NewerVersionError: Its version is newer than this code supports.
     """
     where = f"{part.info.key} in {store.identity}"
     return decode(store.get(part.info.key, part.info.size).data, where)

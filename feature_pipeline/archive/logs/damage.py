@@ -21,7 +21,7 @@ class State(StrEnum):
     UNREADABLE = "unreadable"
     """The store refused or did not answer: nothing is known."""
     NEWER = "newer"
-    """Of a version that only later code knows."""
+    """Its version is newer than this code supports."""
     NOT_ERASED = "not erased"
     """It contains data of a withdrawn record, and still exists."""
 

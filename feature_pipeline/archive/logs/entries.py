@@ -77,7 +77,7 @@ def decode_entry(model: type[E], key: str, data: bytes, store: str) -> StoredEnt
     Raises:
         CorruptDataError: `data` is not such an entry, is not written in canonical form, or belongs
             elsewhere.
-        NewerVersionError: It is of a version that only later code knows.
+        NewerVersionError: Its version is newer than this code supports.
     """
     where = f"{key} in {store}"
     entry = model.decode(data, where, broken=CorruptDataError)

@@ -120,7 +120,7 @@ class InboxEntry:
     """None when it cannot be read; `problem` gives the reason."""
     problem: str | None = None
     is_newer: bool = False
-    """Whether it is of a version that only later code knows."""
+    """Whether its version is newer than this code supports."""
     is_unread: bool = False
     """Whether the store did not return its bytes, so that nothing is known of it."""
     is_damaged: bool = False

@@ -148,7 +148,7 @@ def decode_census(key: str, data: bytes, store: str) -> Census:
 
     Raises:
         CorruptDataError: Its bytes do not match its name, or are not a census.
-        NewerVersionError: It is of a version that only later code knows.
+        NewerVersionError: Its version is newer than this code supports.
     """
     import pyarrow as pa
 

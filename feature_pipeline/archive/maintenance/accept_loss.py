@@ -35,7 +35,7 @@ class GivenUp:
 
 
 def plan_losses(store: BlobStore, findings: Iterable[Finding]) -> list[Loss]:
-    """Return how the logs of these findings would go on. Writes nothing.
+    """Return how the logs of these findings would continue. Writes nothing.
 
     Only findings about log entries count: lost or corrupt ones, and missing ones before others of
     their log. A log keeps every entry before the first that is absent or does not follow the one
@@ -43,7 +43,7 @@ def plan_losses(store: BlobStore, findings: Iterable[Finding]) -> list[Loss]:
 
     Raises:
         StoreUnavailableError: An entry cannot be read now: that it is lost is not known.
-        NewerVersionError: An entry is of a version that only later code knows.
+        NewerVersionError: An entry's version is newer than this code supports.
     """
     ends: dict[str, int] = {}
     for finding in findings:

@@ -274,7 +274,7 @@ def _mass(
     return [
         f"{new} of {counted(len(stored), 'blob')}: new orphans, which {since}:"
         " `feature-pipeline verify` shows whether entries of logs are missing; if a large"
-        f" submission was given up, or many records were erased, `--new-orphans {new}` goes on"
+        f" submission was given up, or many records were erased, `--new-orphans {new}` continues"
     ]
 
 

@@ -43,7 +43,7 @@ def plan_loss(
 
     Raises:
         StoreUnavailableError: An entry cannot be read now: that it is lost is not known.
-        NewerVersionError: An entry is of a version that only later code knows.
+        NewerVersionError: An entry's version is newer than this code supports.
     """
     known = known_logs(store) if known is None else known
     model, _ = kind_of(log)

@@ -25,7 +25,7 @@ from feature_pipeline.model.text.counted import counted
 from feature_pipeline.parallel import map_threads
 
 OLD: Final = timedelta(days=1)
-"""Age below which an object may still be in the making, and after which a comparison is due."""
+"""Below this age an object may still be incomplete; after this time a comparison is due."""
 _ARTIFACTS_AT_ONCE: Final = 256
 
 

@@ -1,1 +1,1 @@
-"""What carries the commands out, in a folder for each section of the help."""
+"""Implementations of the commands, in a folder for each section of the help."""

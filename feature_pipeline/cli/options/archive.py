@@ -23,8 +23,10 @@ from feature_pipeline.model.status import Status
 )
 @click.option("--plot", is_flag=True, help="Write a picture of the numeric columns and outcomes.")
 @click.option("--column", "columns", multiple=True, help="Plot only this column; repeatable.")
-@click.option("--as-of", help="A time with its offset, or a seq: what was current then.")
-@click.option("--every-batch", is_flag=True, help="Records of several batches in each of them.")
+@click.option("--as-of", help="Read what was current then: a time with a UTC offset, or a seq.")
+@click.option(
+    "--every-batch", is_flag=True, help="Print a record of several batches for each of them."
+)
 @click.option(
     "--format",
     "form",
@@ -32,11 +34,13 @@ from feature_pipeline.model.status import Status
     default="table",
     show_default=True,
 )
-@click.option("--max-rows", type=click.IntRange(0), help="Stop after so many; a table after 20.")
+@click.option(
+    "--max-rows", type=click.IntRange(0), help="Maximum number of rows; 20 by default for a table."
+)
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write this file; a plot as its .html, .png or .svg, else as HOOK.html.",
+    help="File to write. A plot is a .html, .png or .svg file, by default HOOK.html.",
 )
 def read(**arguments: Any) -> None:
     """Print the rows or outcomes of HOOK's current artifacts, straight from S3.
@@ -53,8 +57,12 @@ def read(**arguments: Any) -> None:
 
 @click.command()
 @click.argument("hook")
-@click.option("--from", "before", metavar="RELEASE", help="A version, or #seq; the one before.")
-@click.option("--to", "after", metavar="RELEASE", help="A version, or #seq; the last one.")
+@click.option(
+    "--from", "before", metavar="RELEASE", help="A version, or #seq; by default the one before."
+)
+@click.option(
+    "--to", "after", metavar="RELEASE", help="A version, or #seq; by default the last one."
+)
 @click.option("--batch", "batches", multiple=True, help="Only this batch; repeatable.")
 @click.option("--dataset", help="The hook's dataset, where several have a hook of this name.")
 @json_option
@@ -102,7 +110,7 @@ def history(**arguments: Any) -> None:
 @click.option(
     "--restore-checksums",
     is_flag=True,
-    help="Write right objects again of which the store keeps no checksum.",
+    help="Rewrite valid objects for which the store has no checksum.",
 )
 @json_option
 def verify(**arguments: Any) -> None:
@@ -142,7 +150,7 @@ def check_store(**arguments: Any) -> None:
 @click.option(
     "--accept-loss",
     is_flag=True,
-    help="Give up log entries that nothing brings back: their logs go on without them.",
+    help="Give up log entries that cannot be restored: their logs continue without them.",
 )
 @click.option("--reason", default="", help="Why the loss is accepted; stored permanently.")
 @json_option
@@ -175,12 +183,12 @@ def repair(**arguments: Any) -> None:
 @click.option(
     "--lift",
     is_flag=True,
-    help="Allow the records to be submitted again; what was begun to be erased is erased first.",
+    help="Allow the records to be submitted again, after completing any interrupted erasure.",
 )
 @click.option(
     "--lost", multiple=True, help="A manifest or batch that is given up: sha256:<digest>."
 )
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @json_option
 def erase(**arguments: Any) -> None:
     """Withdraw RECORD_IDS and erase their data from the archive. This cannot be undone.
@@ -211,7 +219,7 @@ def erase(**arguments: Any) -> None:
     "--new-orphans",
     type=click.IntRange(0),
     default=0,
-    help="So many blobs may newly be needed by nothing, even if that is a mass of them.",
+    help="Number of blobs that may have become unneeded since the last run, however many.",
 )
 @click.option("--workers", type=click.IntRange(1, 64), default=8, show_default=True)
 @json_option
@@ -232,7 +240,9 @@ def gc(**arguments: Any) -> None:
 @click.command()
 @click.argument("hooks", nargs=-1)
 @click.option("--dataset", help="Only hooks of this dataset.")
-@click.option("--rebuild", is_flag=True, help="Believe nothing of it: derive all from the logs.")
+@click.option(
+    "--rebuild", is_flag=True, help="Discard the memory and derive it from the logs again."
+)
 @json_option
 def answers(**arguments: Any) -> None:
     """Add missing answers to the memory of answers, and remove erased ones.

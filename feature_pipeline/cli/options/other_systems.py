@@ -19,9 +19,9 @@ def osa() -> None:
     "conventions",
     multiple=True,
     metavar="ID[=DATASET]",
-    help="Follow this convention, under this dataset; may be repeated. All of them when absent.",
+    help="Follow this convention, as this dataset; repeatable. By default all conventions.",
 )
-@click.option("--hook", "hooks", multiple=True, help="Follow this hook alone; may be repeated.")
+@click.option("--hook", "hooks", multiple=True, help="Follow only this hook; repeatable.")
 @click.option(
     "--server",
     metavar="NAME",
@@ -30,12 +30,12 @@ def osa() -> None:
 @click.option(
     "--folder",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where the definitions go: <folder>/<hook>/defs.yaml; the folder that"
-    " FEATURE_PIPELINE_DEFS names when absent.",
+    help="Where to write definitions, as <folder>/<hook>/defs.yaml; by default the"
+    " folder that FEATURE_PIPELINE_DEFS names.",
 )
 @json_option
 def scaffold(**arguments: Any) -> None:
-    """Define the server's hooks here, as hooks that are computed elsewhere.
+    """Define the server's hooks, as hooks computed elsewhere.
 
     Each hook of each convention becomes a defs.yaml with its columns and its live release. Existing
     files are not overwritten: then nothing is written. Only reads from the server.
@@ -48,10 +48,10 @@ def scaffold(**arguments: Any) -> None:
 @osa.command()
 @json_option
 def plan(**arguments: Any) -> None:
-    """Show where this project's definitions differ from the server's hooks; change nothing.
+    """Show how the definitions differ from the server's hooks.
 
-    Exits with 0 if nothing differs, with 2 if something does, and with 1 if they could not be
-    compared.
+    Changes nothing. Exits with 0 if nothing differs, with 2 if something does, and with 1 if they
+    could not be compared.
     """
     from feature_pipeline.cli.commands.other_systems.osa import plan as carry_out
 
@@ -59,7 +59,7 @@ def plan(**arguments: Any) -> None:
 
 
 @osa.command()
-@click.option("--once", is_flag=True, help="Take what is complete now, and end.")
+@click.option("--once", is_flag=True, help="Take what is complete now, and exit.")
 @json_option
 def sync(**arguments: Any) -> None:
     """Take the completed hook outputs of the server into the archive.
@@ -74,7 +74,7 @@ def sync(**arguments: Any) -> None:
 
 
 @osa.command("import")
-@click.option("--hook", "hooks", multiple=True, help="Import this hook alone; may be repeated.")
+@click.option("--hook", "hooks", multiple=True, help="Import only this hook; repeatable.")
 @click.option("--dry-run", "is_dry", is_flag=True, help="Show what would be imported.")
 @click.option(
     "--without-storage",
@@ -90,8 +90,8 @@ def sync(**arguments: Any) -> None:
 @click.option(
     "--workers",
     type=click.IntRange(1, 64),
-    help="Processes that import, each by a connection to the server's database. Default: one for"
-    " each core, at most 4, and fewer for few rows.",
+    help="Maximum number of processes that import, each over its own connection to the server's"
+    " database. Default: one per core, at most 4.",
 )
 @json_option
 def import_rows(**arguments: Any) -> None:
@@ -108,14 +108,14 @@ def import_rows(**arguments: Any) -> None:
 
 
 @osa.command()
-@click.option("--hook", "hooks", multiple=True, help="Compare this hook alone; may be repeated.")
+@click.option("--hook", "hooks", multiple=True, help="Compare only this hook; repeatable.")
 @json_option
 def compare(**arguments: Any) -> None:
-    """Compare the features in the archive with the rows in the server's tables; change nothing.
+    """Compare the archive's features with the server's tables.
 
-    Exits with 0 if nothing differs but what is marked as expected: it follows from how the server
-    publishes, and stays. Exits with 2 if something else differs, and with 1 if they could not be
-    compared.
+    Changes nothing. Some differences are marked as expected: they follow from how the server
+    publishes, and stay. Exits with 0 if there are no others, with 2 if there are, and with 1 if
+    the two could not be compared.
     """
     from feature_pipeline.cli.commands.other_systems.osa import compare as carry_out
 
@@ -131,12 +131,12 @@ def compare(**arguments: Any) -> None:
     type=click.Choice(["refuse", "keep", "drop"]),
     default="refuse",
     show_default=True,
-    help="What becomes of the server's rows that the archive does not have.",
+    help="What to do with the server's rows that the archive does not have.",
 )
 @click.option("--drop-old", is_flag=True, help="Drop the tables that earlier restores replaced.")
 @json_option
 def restore(**arguments: Any) -> None:
-    """Make the server's own tables features.HOOK again, out of the archive.
+    """Rebuild the server's tables features.HOOK from the archive.
 
     A table that equals the archive is left as it is. Any other is filled beside the server's, read
     back, and put in its place by renaming, while the server runs. The old one stays until
@@ -160,7 +160,7 @@ PORT: Final = 9464
     type=click.FloatRange(min=1),
     default=30.0,
     show_default=True,
-    help="Seconds between two readings; more, if one takes long.",
+    help="Seconds between two readings; more if a reading takes long.",
 )
 @click.option(
     "--objects-every",
@@ -169,7 +169,9 @@ PORT: Final = 9464
     show_default=True,
     help="Seconds between two listings of all stored objects.",
 )
-@click.option("--once", is_flag=True, help="Print one reading as Prometheus's text, and end.")
+@click.option(
+    "--once", is_flag=True, help="Print one reading in Prometheus's text format, and exit."
+)
 def metrics(**arguments: Any) -> None:
     """Read the archive, the tables and Dagster repeatedly, and serve the readings.
 

@@ -13,7 +13,7 @@ from feature_pipeline.cli.shared_options import json_option
 @click.option(
     "--folder",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where the servers keep their data; .feature_pipeline in the project when absent.",
+    help="Folder for the servers' data; by default .feature_pipeline in the project.",
 )
 @json_option
 def demo(**arguments: Any) -> None:
@@ -31,7 +31,7 @@ def demo(**arguments: Any) -> None:
 @click.option(
     "--folder",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where the servers keep their data; .feature_pipeline in the project when absent.",
+    help="Folder for the servers' data; by default .feature_pipeline in the project.",
 )
 def dev(**arguments: Any) -> None:
     """Run S3, PostgreSQL, and Dagster's webserver and daemon on loopback until Ctrl-C.
@@ -67,10 +67,13 @@ def hook() -> None:
 @click.option(
     "--folder",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where the definitions are; the folder that FEATURE_PIPELINE_DEFS names when absent.",
+    help="Folder of the definitions; by default the one that FEATURE_PIPELINE_DEFS names.",
 )
 def new(**arguments: Any) -> None:
-    """Write a working hook to start from: <folder>/NAME/defs.yaml and its program."""
+    """Write a working hook to start from.
+
+    Writes <folder>/NAME/defs.yaml and the hook's program.
+    """
     from feature_pipeline.cli.commands.projects.hook import new as carry_out
 
     carry_out(**arguments)
@@ -78,16 +81,18 @@ def new(**arguments: Any) -> None:
 
 @hook.command("import")
 @click.argument("manifest", type=click.File("rb"))
-@click.option("--dataset", required=True, help="The dataset whose records they are run over.")
-@click.option("--image", help="Their image, by digest; without it, each hook's bound release.")
-@click.option("--version", help="Their release's version; without it, the convention's.")
+@click.option("--dataset", required=True, help="The dataset over whose records the hooks run.")
+@click.option(
+    "--image", help="The hooks' image, by digest; by default that of each hook's bound release."
+)
+@click.option("--version", help="Version of the hooks' release; by default the convention's.")
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),
-    help="Where the definitions go: <folder>/<hook>/defs.yaml; the folder that"
-    f" FEATURE_PIPELINE_DEFS names when absent, else {DEFS}.",
+    help="Where to write definitions, as <folder>/<hook>/defs.yaml; by default the"
+    f" folder that FEATURE_PIPELINE_DEFS names, or else {DEFS}.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace definitions that are there.")
+@click.option("--overwrite", is_flag=True, help="Replace existing definitions.")
 def import_(**arguments: Any) -> None:
     """Define the hooks of a manifest of the Open Science Archive's SDK.
 

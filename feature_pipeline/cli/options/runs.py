@@ -25,7 +25,7 @@ from feature_pipeline.model.batch_source import Source
     "--exclude",
     multiple=True,
     metavar="PATTERN",
-    help="Leave entries of a folder with such a name out: --exclude '.*'. May be repeated.",
+    help="Leave out entries of a folder with such a name: --exclude '.*'; repeatable.",
 )
 @json_option
 def submit(**arguments: Any) -> None:
@@ -45,7 +45,11 @@ def submit(**arguments: Any) -> None:
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--hook", required=True, help="The hook that wrote it.")
-@click.option("--batch", required=True, help="The batch that it ran over, as a whole.")
+@click.option(
+    "--batch",
+    required=True,
+    help="The batch over which it ran; the output must be about the whole batch.",
+)
 @click.option("--dataset", help="The hook's dataset, if hooks of two datasets have this name.")
 @click.option(
     "--log", "log_file", type=click.Path(exists=True, path_type=Path), help="The hook's log."
@@ -107,7 +111,7 @@ def status(**arguments: Any) -> None:
     default=None,
     help="Include tables materialized on request, or no tables. Default: only `always` tables.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be run, and launch nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be run, and launch nothing.")
 @click.option("--cancel", metavar="ID", help="Cancel the backfill of this id instead.")
 @json_option
 def backfill(**arguments: Any) -> None:

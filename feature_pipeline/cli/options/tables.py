@@ -30,7 +30,9 @@ def plan(**arguments: Any) -> None:
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64))
 @click.option("--from-raw", is_flag=True, help="First decode the raw output again.")
 @click.option(
-    "--as-of", "time", help="A time with its offset: a separate table of what was current then."
+    "--as-of",
+    "time",
+    help="Build a separate table of what was current then: a time with a UTC offset.",
 )
 @json_option
 def rebuild(**arguments: Any) -> None:
@@ -56,7 +58,9 @@ def rebuild(**arguments: Any) -> None:
 @click.command()
 @click.argument("hook")
 @click.option("--dataset", help="Needed when several datasets have a hook of this name.")
-@click.option("--unpin", is_flag=True, help="Follow the definition again.")
+@click.option(
+    "--unpin", is_flag=True, help="Return the table to the generation that the definition declares."
+)
 @json_option
 def rollback(**arguments: Any) -> None:
     """Switch HOOK's table back to the generation before its last switch.
@@ -92,7 +96,9 @@ def retire(**arguments: Any) -> None:
 @click.command()
 @click.argument("tables", nargs=-1)
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1, 64))
-@click.option("--local", is_flag=True, help="Run the local servers of `dev` meanwhile.")
+@click.option(
+    "--local", is_flag=True, help="Run the local servers of `dev` for the time of the recovery."
+)
 @json_option
 def recover(**arguments: Any) -> None:
     """Recover what the databases lost: partitions, materializations, pools and tables.

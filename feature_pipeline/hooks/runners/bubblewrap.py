@@ -98,7 +98,7 @@ class Confinement:
 
 @functools.cache
 def _try(program: str) -> None:
-    """Start a program as a hook is started, with nothing of its own; once in a process.
+    """Start an empty program in the way that hooks are started; once per process.
 
     Raises:
         InvalidInputError: The kernel does not let it work.

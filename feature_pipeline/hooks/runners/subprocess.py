@@ -2,8 +2,8 @@
 
 What this runner does not promise:
 
-- Unconfined, it is no sandbox. The hook gets no credential in its environment or by an open file,
-  but it runs as the same user, with the same files and the same network.
+- Unconfined, it is not a sandbox. The hook gets no credential in its environment or by an open
+  file, but it runs as the same user, with the same files and the same network.
 - `limits.cpu` is not enforced. `limits.scratch` is checked every second, for the scratch folder
   and for the output.
 - Memory is sampled, every 0.1 s, over the hook and its descendants (`psutil`; without it the limit
@@ -11,9 +11,9 @@ What this runner does not promise:
   refused: many numerical programs reserve far more than they touch.
 - Unconfined, a descendant that leaves the process group and is gone from the tree before a sample
   was taken is not found, and not stopped.
-- If this process itself is killed with SIGKILL, the hook runs on and cannot be attached to: its
-  output is a pipe, and its status goes to its parent. The attempt is repeated. Ended attempts are
-  found again.
+- If this process itself is killed with SIGKILL, the hook keeps running and cannot be attached to:
+  its output is a pipe, and its status goes to its parent. The attempt is repeated. Ended attempts
+  are found again.
 """
 
 import errno

@@ -143,7 +143,7 @@ class _Check:
         parent = self._open[-1] if self._open else None
         if parent is not None and parent.is_mapping and parent.at_key:
             if event.value in parent.keys:
-                raise InvalidYamlError(f"{quoted(repr(event.value), _SHOWN)} is there twice", line)
+                raise InvalidYamlError(f"{quoted(repr(event.value), _SHOWN)} occurs twice", line)
             parent.keys.add(event.value)
         # A quoted or tagged scalar has its meaning from that.
         if event.implicit[0] and (reason := _two_meanings(event.value)) is not None:

@@ -316,7 +316,8 @@ def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefiniti
                     if cancelled is not None:
                         _publish_cancelled(context, store, cancelled)
                 else:
-                    # Its containers may go on, and the next worker of this batch attaches to them.
+                    # Its containers may keep running, and the next worker of this batch attaches to
+                    # them.
                     claim.abandon()
                 raise
             finally:

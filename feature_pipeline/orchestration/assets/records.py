@@ -30,8 +30,8 @@ def records_asset(dataset: str) -> dg.AssetsDefinition:
         group_name=dataset,
         kinds={"s3"},
         description=(
-            f"Batches of dataset `{dataset}`, as submitted: deposited, harvested, forked or"
-            " imported alike. Materializing a partition verifies its stored bytes again."
+            f"Batches of dataset `{dataset}`, as submitted by deposition, harvest, fork or"
+            " import. Materializing a partition verifies its stored bytes again."
         ),
     )
     def verify_records(

@@ -71,7 +71,7 @@ class TableRunConfig(dg.Config):
         default=False,
         description=(
             "Build another table beside the one that is read, and switch to it when it is"
-            " complete. All runs of one backfill build one."
+            " complete. All runs of one backfill fill the same new table."
         ),
     )
 
@@ -120,7 +120,8 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
                 PROGRESS_CHECK,
                 asset=key,
                 description=(
-                    "Each batch of this run, and each that was wrong before, is loaded from the"
+                    "Each batch of this run, and each that failed the check before, is loaded"
+                    " from the"
                     " artifact that is current in the archive's log."
                 ),
             ),
@@ -130,7 +131,7 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
                 description=(
                     "The table's view shows the columns and indexes of this definition. While"
                     " another table with them is being built beside the one that is read, the check"
-                    " warns and says how far it is."
+                    " warns and shows its progress."
                 ),
             ),
         ],
@@ -355,7 +356,7 @@ def request_load(
         instance,
         {table: batches},
         title=f"{why} {table.to_user_string()}",
-        description="Batches that the archive holds and the table lacks.",
+        description="Batches that the archive has and the table lacks.",
         tags={f"feature_pipeline/{why}": "true", PRIORITY_TAG: conditions.TABLES_PRIORITY},
     )
 

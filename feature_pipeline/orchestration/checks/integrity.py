@@ -118,7 +118,8 @@ def census_job() -> dg.JobDefinition:
     @dg.job(
         name=CENSUS_JOB,
         description=(
-            "Compares the length of every log of the archive with the last census, writes another,"
+            "Compares the length of every log of the archive with the newest census, writes"
+            " another,"
             " and fails if entries are lost."
         ),
     )
@@ -134,7 +135,7 @@ def census_schedule() -> dg.ScheduleDefinition:
         name="take_census_daily",
         job_name=CENSUS_JOB,
         cron_schedule="11 2 * * *",
-        description="Has the job compare every log of the archive with the last census, daily.",
+        description="Compares every log of the archive with the newest census, once a day.",
         default_status=dg.DefaultScheduleStatus.RUNNING,
     )
 
@@ -148,11 +149,12 @@ def integrity_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefin
         asset=key.asset_key,
         name=INTEGRITY_CHECK,
         description=(
-            "Every stored object of the hook's artifacts is there, and its bytes have the digest in"
-            " its name. In a run of partitions: of these, and of those that were wrong before;"
-            " executed alone: of all, which reads every object. The logs are compared with what the"
-            " table and Dagster have seen of them. What an execution alone found wrong stays wrong"
-            " until the next one."
+            "Every stored object of the hook's artifacts exists, and its bytes have the digest in"
+            " its name. In a run, the check covers the run's batches and those that failed it"
+            " before. Executed alone, it covers all batches and reads every object. It also"
+            " compares the logs with the artifacts that the table and Dagster have recorded. A"
+            " problem that was found when the check was executed alone is reported until it is"
+            " executed alone again."
         ),
     )
     def archive_integrity(

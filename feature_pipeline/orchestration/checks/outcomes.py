@@ -43,8 +43,9 @@ def feature_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinit
         description=(
             "Outcomes are within the hook's thresholds: "
             + _thresholds_text(checks)
-            + " In a run of partitions: of these, and of those that failed before; executed alone,"
-            " as the job `check_outcomes` does every day: of all current artifacts."
+            + " In a run, the check covers the run's batches and those that failed it"
+            " before. Executed alone, as the"
+            " job `check_outcomes` does every day, it covers all current artifacts."
         ),
     )
     def outcomes(
@@ -150,7 +151,7 @@ def outcomes_job(hooks: Sequence[HookDefinition]) -> UnresolvedAssetJobDefinitio
     return dg.define_asset_job(
         "check_outcomes",
         selection=dg.AssetSelection.checks(*keys),
-        description="Judges the outcomes of all current artifacts by their hooks' thresholds.",
+        description="Compares the outcomes of all current artifacts with their hooks' thresholds.",
     )
 
 
@@ -160,7 +161,7 @@ def outcomes_schedule() -> dg.ScheduleDefinition:
         name="check_outcomes_daily",
         job_name="check_outcomes",
         cron_schedule="41 3 * * *",
-        description="Has the outcomes of all hooks judged by their thresholds, daily.",
+        description="Compares the outcomes of all hooks with their thresholds, once a day.",
         default_status=dg.DefaultScheduleStatus.RUNNING,
     )
 
@@ -241,9 +242,9 @@ def table_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinitio
         asset=key,
         name=EQUALITY_CHECK,
         description=(
-            "The digest of the rows read back from PostgreSQL equals the archive's. In a run of"
-            " partitions: of these, and of those that differed before; executed alone: of the whole"
-            " table, which reads all of it."
+            "The digest of the rows read back from PostgreSQL equals the archive's. In a run,"
+            " the check covers the run's batches and those that differed before. Executed alone, it"
+            " covers the whole table and reads all of it."
         ),
     )
     def equals_archive(

@@ -389,6 +389,6 @@ def reconcile_schedule() -> dg.ScheduleDefinition:
         name="reconcile_hourly",
         job_name=RECONCILE_JOB,
         cron_schedule="17 * * * *",
-        description="Has drift between the archive, Dagster and the tables found every hour.",
+        description="Finds and repairs drift between archive, Dagster and tables, every hour.",
         default_status=dg.DefaultScheduleStatus.RUNNING,
     )

@@ -36,7 +36,7 @@ def tables_to_recover(
     """Return the hooks whose tables are rebuilt: every `always` table, and the named ones.
 
     Raises:
-        NotFoundError: A name is no table's.
+        NotFoundError: No table has one of the names.
     """
     tables = {hook.table_name: hook for hook in hooks if hook.has_table}
     if unknown := set(named) - tables.keys():

@@ -18,7 +18,7 @@ class RememberConfig(dg.Config):
     """The memories to compare with their logs."""
 
     due_only: bool = Field(
-        default=False, description="Only those that were not compared for a day."
+        default=False, description="Compare only memories that have not been compared for a day."
     )
 
 

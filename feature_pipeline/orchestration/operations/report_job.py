@@ -16,13 +16,13 @@ class ReportConfig(dg.Config):
 
     hook: str = Field(description="The hook's name.")
     dataset: str | None = Field(
-        default=None, description="Its dataset, where several have a hook of this name."
+        default=None, description="The hook's dataset, if hooks of several datasets have this name."
     )
     batches: list[str] = Field(
-        default=[], description="These batches; all that have an artifact when empty."
+        default=[], description="Only these batches; by default all that have an artifact."
     )
     columns: list[str] = Field(
-        default=[], description="Numeric columns to show; all of them when empty."
+        default=[], description="Numeric columns to show; by default all of them."
     )
     compare: bool = Field(
         default=False, description="Compare two releases: those below, or the last two."
@@ -36,7 +36,7 @@ def report_job() -> dg.JobDefinition:
 
     @dg.op(
         name="report_features",
-        description="Reads the archive and reports: see the event ASSET_OBSERVATION of the run.",
+        description="Makes the report; it is the run's event ASSET_OBSERVATION.",
     )
     def report_features(
         context: dg.OpExecutionContext, config: ReportConfig, archive: ArchiveResource
@@ -68,8 +68,9 @@ def report_job() -> dg.JobDefinition:
         name="feature_report",
         description=(
             "Outcomes, rejected and errored records with reasons, statistics and histograms of a"
-            " hook's features, and what two releases say differently; from S3, on demand. The"
-            " result is the observation in the run's events, and on the feature asset's page."
+            " hook's features, and the differences between two releases; made from S3 on"
+            " request. The"
+            " result is an observation in the run's events and on the feature asset's page."
         ),
     )
     def feature_report() -> None:

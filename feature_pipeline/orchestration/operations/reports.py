@@ -41,7 +41,7 @@ def report(features: Features, columns: Sequence[str] = ()) -> Metadata:
     """Return outcomes, rejected and errored records, statistics and histograms, of bounded size.
 
     Raises:
-        InvalidInputError: One of `columns` is no numeric column.
+        InvalidInputError: One of `columns` is not a numeric column.
     """
     summary = summarize(features, columns)
     totals = summary.totals()
@@ -143,7 +143,7 @@ def report_comparison(
     to_release: str | None,
     batches: Sequence[str] | None,
 ) -> dg.MetadataValue:
-    """Show what two releases say differently; the last two where none are named.
+    """Show the differences between two releases; by default the last two.
 
     Raises:
         NotFoundError: There is no such release, or there are not two.

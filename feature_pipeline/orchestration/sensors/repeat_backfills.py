@@ -1,4 +1,4 @@
-"""Backfills that Dagster gave up because definitions or servers changed under them: what is left.
+"""Request the rest of backfills that Dagster failed because definitions or servers changed.
 
 Dagster fails a backfill as a whole when one of its assets is renamed or deleted, and cancels the
 runs that wait. The other assets, and the batches that were not begun, are requested again. Not
@@ -131,8 +131,8 @@ def _request(
     return request_backfill(
         instance,
         left,
-        title=f"what backfill {backfill.backfill_id} left undone",
-        description="Dagster gave it up: an asset was renamed or deleted, or not to be had.",
+        title=f"rest of backfill {backfill.backfill_id}",
+        description="Dagster failed it because an asset was renamed, deleted or unavailable.",
         tags={**backfill.tags, REPEAT_TAG: str(_repeats(backfill) + 1)},
         run_config=config or None,
     )

@@ -45,7 +45,7 @@ _BACKFILL_ERRORS: Final = (
     "DagsterUserCodeUnreachableError",
     "DagsterCodeLocationLoadError",
 )
-"""What Dagster gives a backfill up with when an asset of it is not to be had."""
+"""The errors with which Dagster fails a backfill if one of its assets is not available."""
 _LOADING: Final = ("DagsterInvalidSubsetError", "DagsterInvalidDefinitionError")
 """The error of a worker whose definitions lack the run's assets."""
 _SQL_STATES: Final = ("08", "53", "57")
@@ -93,7 +93,7 @@ def is_repeatable(instance: dg.DagsterInstance, graph: AssetGraph, run: dg.Dagst
 
 
 def is_backfill_of_surroundings(backfill: PartitionBackfill) -> bool:
-    """Tell whether a failed backfill was given up for what changed around it."""
+    """Return whether Dagster failed the backfill because definitions or servers changed."""
     error = backfill.error
     return error is not None and (
         error.cls_name in _BACKFILL_ERRORS or _is_of_infrastructure(error)

@@ -285,8 +285,8 @@ def _request(
         instance,
         dict.fromkeys(work.assets, batches),
         title="repeated after an outage",
-        description="Runs of these batches failed because a server was gone or refused, or a"
-        " definition could not be used.",
+        description="Runs of these batches failed because a server was unavailable or"
+        " refused, or because a definition could not be used.",
         tags=tags,
         run_config=config or None,
     )

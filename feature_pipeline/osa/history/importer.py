@@ -113,7 +113,7 @@ class Importer:
     table their ids and times are known then.
     """
     workers: int = 1
-    """The most processes that import at the same time."""
+    """Maximum number of processes that import at the same time."""
     open_store: Callable[[], BlobStore] | None = None
     """Opens the archive in another process; without it, this one does everything."""
 
@@ -336,7 +336,7 @@ class Importer:
 def _results(
     workers: InProcess | Workers, groups: Iterable[Group]
 ) -> Iterator[tuple[Wanted, RunResult]]:
-    """Import groups; yield what became of each hook run, in order."""
+    """Import groups; yield the result for each hook run, in order."""
     given: deque[list[Wanted]] = deque()
 
     def taken() -> Iterator[Group]:
@@ -376,7 +376,7 @@ def _refuse(hook: _Hook, run: RunRows, problem: str) -> None:
 
 
 def _record(hook: _Hook, wanted: Wanted, done: RunResult) -> None:
-    """Record what became of a hook run."""
+    """Record the result for a hook run."""
     run = wanted.run
     if done.problem is not None:
         _refuse(hook, run, done.problem)

@@ -115,7 +115,7 @@ class HookImport:
             self.differing.add(f"hook run {run_id}, {each.problem}")
 
     def lines(self, *, is_dry: bool) -> list[str]:
-        """Return what to tell an operator: the classes of the rows, and the proof."""
+        """Return lines for an operator: the classes of the rows, and the proof."""
         runs = counted(len(self.new_runs), "hook run")
         verb = "to import" if is_dry else "imported"
         parts = [

@@ -116,7 +116,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What became of a hook run."""
+    """The result for one hook run."""
 
     entry: FeatureEntry | None = None
     """That of its artifact; None if there is none, or an earlier pass made it."""
@@ -151,7 +151,7 @@ class RunImporter:
         self._tables = [HookTable(reader, hook.table) for hook in hooks]
 
     def import_group(self, group: Group) -> list[RunResult]:
-        """Import hook runs over one batch; one that cannot be imported holds up no other."""
+        """Import hook runs over one batch; one that cannot be imported does not stop the others."""
         keys = set(group.keys)
         results: list[RunResult] = []
         for wanted, release in group.wanted:

@@ -449,7 +449,7 @@ def _objects(plain: Any, nested: Mapping[str, Any]) -> Any:
 def _inner(texts: Any) -> Any:
     """Return the JSON values of array or object cells, which the server stores as strings.
 
-    A string that is not JSON stays a string, which is no value of the column.
+    A string that is not JSON stays a string, which is not a value of the column.
     """
     import pyarrow.compute as pc
 

@@ -1,6 +1,6 @@
 """Put a new table in the place of the one that the server uses, in one transaction.
 
-The server goes on reading and writing: it waits for the transaction, which waits for nothing but
+The server continues to read and write: it waits for the transaction, which waits for nothing but
 the lock. Rows that it wrote while the new table was filled come along.
 """
 
@@ -33,7 +33,7 @@ from feature_pipeline.projections.catalog.dependents import grants_of, replace_g
 
 LOCK_TIMEOUT: Final = "2s"
 LOCK_SECONDS: Final = 60.0
-"""For how long the lock is tried: the server's own transactions take milliseconds."""
+"""How long one attempt waits for the lock: the server's own transactions take milliseconds."""
 _BACKOFF_SECONDS: Final = 0.2
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""What was compared and restored of one table of the server, and how it is told to an operator."""
+"""The result of comparing and restoring one table of the server, and its lines for an operator."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -10,7 +10,7 @@ from feature_pipeline.osa.tally import Tally
 
 
 class State(StrEnum):
-    """What became of a table."""
+    """The result for a table."""
 
     EQUAL = "equal"
     """It was equal to the archive: nothing was changed."""
@@ -74,7 +74,7 @@ class Restored:
         }
 
     def lines(self) -> list[str]:
-        """Return what to tell an operator."""
+        """Return the lines for an operator."""
         name = quoted_name(self.table)
         rows = counted(self.rows, "row")
         first = {

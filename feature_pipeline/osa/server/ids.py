@@ -42,7 +42,7 @@ def deposition_key(local: str, number: int = 1) -> str:
 
 
 def next_deposition_key(key: str) -> str | None:
-    """Return the key of the batch after the deposition's next change; None if it is no such key."""
+    """Return the key of the batch after the deposition's next change; None if it is another key."""
     match = _DEPOSITION_KEY.fullmatch(key)
     return None if match is None else deposition_key(match[1], int(match[2] or 1) + 1)
 

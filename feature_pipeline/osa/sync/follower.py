@@ -204,7 +204,7 @@ class Follower:
     def _take(
         self, batch: PendingBatch, pending: Pending, stored: StoredMemory, result: Pass
     ) -> None:
-        """Take the outputs of one batch; one that cannot be taken holds up no other."""
+        """Take the outputs of one batch; one that cannot be taken does not delay the others."""
 
         def fail(hooks: Iterable[str], error: Exception) -> None:
             for hook in hooks:

@@ -1,7 +1,7 @@
 """What of the server is to be looked at in a pass: new hook runs, and outputs that may change.
 
 The cost follows what is new: the database is asked for hook runs that the memory does not know, by
-their ids, which follow from run, batch and hook. Outputs of runs that go on are looked at again, a
+their ids, which follow from run, batch and hook. Outputs of unfinished runs are looked at again, a
 number of them in each pass. An ended run is looked at a last time after the server would have given
 a claimed batch to another worker, and is then closed.
 """
@@ -35,9 +35,9 @@ from feature_pipeline.osa.settings import OsaSettings
 from feature_pipeline.osa.sync.taken import IngestMemory, StoredMemory, Taken, hours_since
 
 LOOKS_A_PASS: Final = 100
-"""How many outputs that were taken are looked at again, of those that may still change."""
+"""How many taken outputs of unfinished runs are looked at again per pass."""
 LAST_LOOKS_A_PASS: Final = 1_000
-"""The same of runs that have ended, whose outputs are looked at once more."""
+"""The same for ended runs, whose outputs are looked at once more."""
 REDELIVERY_HOURS: Final = 2.0
 """After this time the server gives a batch that a worker has claimed to another one."""
 UNREADABLE_HOURS: Final = 1.0
@@ -210,7 +210,7 @@ class Pending:
     def _in_turn(
         self, again: Mapping[str, tuple[IngestRun, int, str]], stored: StoredMemory
     ) -> list[tuple[IngestRun, int, str]]:
-        """Return the next outputs to look at again, and remember where to go on."""
+        """Return the next outputs to look at again, and remember where to continue."""
         names = sorted(again)
         if len(names) <= LOOKS_A_PASS:
             stored.memory = stored.memory.model_copy(update={"looked_at": ""})

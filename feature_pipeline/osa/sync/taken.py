@@ -68,7 +68,7 @@ class Memory(Document):
     unreadable: dict[str, Unreadable] = Field(default_factory=dict)
     """By `<batch key>/<hook>`."""
     looked_at: str = ""
-    """The last output that was looked at again, of those of runs that go on."""
+    """The last output that was looked at again, of unfinished runs."""
 
     def ingest(self, run: str) -> IngestMemory:
         """Return what was taken of a run; a new one is remembered."""

@@ -15,7 +15,7 @@
     feature_pipeline.views          the views that are the pipeline's own, and how it defined them
     feature_pipeline.left_out       generation, record -> why PostgreSQL cannot hold its rows
     feature_pipeline.past_tables    the tables of the past, and as of when
-    feature_pipeline.discarded      generations that held wrong rows and were built anew
+    feature_pipeline.discarded      generations that had wrong rows and were built again
 
 Outcomes are kept per generation because a generation that is being built owns records by the
 batches *it* has loaded; so what people read in `_outcomes` changes with the view, in one step.

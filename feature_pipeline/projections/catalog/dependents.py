@@ -313,7 +313,7 @@ def lock_view(connection: Connection, view: View) -> None:
     `lock table` would also lock what it reads, and does not accept materialized views.
 
     Raises:
-        psycopg.errors.InsufficientPrivilege: This session is no member of its owner's role.
+        psycopg.errors.InsufficientPrivilege: This session is not a member of its owner's role.
     """
     # It is the owner's already: nothing changes, but the lock is that of a change.
     connection.execute(_own(view))

@@ -247,7 +247,7 @@ def read_report(store: BlobStore, connection: Connection, spec: TableSpec) -> Ta
 def request_fill(connection: Connection, spec: TableSpec) -> bool:
     """Claim the backfill of all missing batches. True for exactly one caller.
 
-    True once for a generation that is being built, and again when an hour has not completed it.
+    True once for a generation that is being built, and again if it is incomplete after an hour.
     """
     return bool(
         fetch_value(

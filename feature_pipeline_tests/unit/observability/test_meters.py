@@ -154,12 +154,12 @@ ROWS = TABLE_LOADED_ROWS.name
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        (request("process.cpu.time", {}, 1), "no metric that is taken"),
-        (request(HOOK_RUNS.name, dict(ran().labels), 1), "no metric that is taken"),
+        (request("process.cpu.time", {}, 1), "is not a metric that is accepted"),
+        (request(HOOK_RUNS.name, dict(ran().labels), 1), "is not a metric that is accepted"),
         (request(ROWS, {"table": "t"}, 1, temporality=2), "delta"),
         (request(ROWS, {"table": "t", "record": "1ubi"}, 1), "has the labels table"),
-        (request(ROWS, {"table": "t" * 201}, 1), "no short text"),
-        (request(ROWS, {"table": "t\n"}, 1), "no short text"),
+        (request(ROWS, {"table": "t" * 201}, 1), "is not a short text"),
+        (request(ROWS, {"table": "t\n"}, 1), "is not a short text"),
         (request(ROWS, {"table": "t"}, -1), "increased by -1"),
         (request(ROWS, {"table": "t"}, float("nan")), "increased by nan"),
     ],

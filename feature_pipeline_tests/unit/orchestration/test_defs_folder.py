@@ -117,7 +117,7 @@ def test_texts_of_a_definition_are_not_evaluated(
         ("type: integer", "type: float", 14, "feature.columns.0.type: Input should be 'string'"),
         ("    code:", "    config: {e: 1e-5}\n    code:", 10, "1e-5 is text by YAML 1.1"),
         ("type: integer", "type: integer, required: no", 14, "write false or 'no' in quotes"),
-        ("inputs: []", "inputs: []\n  inputs: []", 7, "'inputs' is there twice"),
+        ("inputs: []", "inputs: []\n  inputs: []", 7, "'inputs' occurs twice"),
         ("attributes:\n", BOMB, 8, "values once aliases are expanded"),
         ("inputs: []", "inputs: [nothing]", 6, "input 'nothing' is not a hook of dataset"),
         ("inputs: []", "inputs: [size]", 0, "hook 'size' has itself as an input"),

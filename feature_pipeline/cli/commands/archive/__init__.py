@@ -1,1 +1,1 @@
-"""Commands that read the archive, examine it and take care of it."""
+"""Commands that read, inspect and maintain the archive."""

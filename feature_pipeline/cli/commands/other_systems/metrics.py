@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from feature_pipeline.observability.state import Defined, StateReader
 
 _REST: Final = 4.0
-"""A reading that takes long is followed by a pause that is so many times as long."""
+"""A slow reading is followed by a pause this many times as long."""
 _FLUSH_SECONDS: Final = 10.0
 
 

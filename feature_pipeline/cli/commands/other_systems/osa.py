@@ -117,7 +117,7 @@ def sync(once: bool, as_json: bool) -> None:
 
 
 def _lines(result: Pass) -> list[str]:
-    """Return what to say of a pass: nothing of outputs that were taken before."""
+    """Return the lines about a pass, without outputs that were taken before."""
     return [
         *result.notes,
         *(

@@ -135,7 +135,7 @@ def _repeats(instance: "DagsterInstance") -> list[dict[str, str]]:
 
 
 def _failures(state: "AssetStatus", instance: "DagsterInstance | None") -> dict[str, str]:
-    """Why each failed batch failed; Dagster is asked about the first few that the log knows not."""
+    """Return why each failed batch failed; ask Dagster about the first few without a log entry."""
     from feature_pipeline.orchestration.sensors.repeat_causes import last_failure
 
     reasons: dict[str, str] = {}

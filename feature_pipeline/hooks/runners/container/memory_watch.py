@@ -1,7 +1,7 @@
 """A container's memory, read from its cgroup if this machine shows it.
 
 The engine's report is not sufficient: on cgroup v1 Podman leaves `State.OOMKilled` false, and if
-only a child of the hook was killed the container may run on, waiting for it.
+only a child of the hook was killed the container may keep running, waiting for it.
 """
 
 import contextlib

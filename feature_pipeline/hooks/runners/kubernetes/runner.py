@@ -425,7 +425,7 @@ class _Attempt:
     def _note_end(
         self, name: str, diagnosis: facts.Diagnosis, tail: tuple[str, ...], node: str
     ) -> None:
-        """Record the end, so that a worker that repeats this attempt goes on to the next one."""
+        """Record the end, so that a worker that repeats this attempt goes to the next one."""
         failure = runtime_facts(diagnosis, tail, self._request)
         end = AttemptEnd(failure, self._began_at, datetime.now(UTC), node)
         try:

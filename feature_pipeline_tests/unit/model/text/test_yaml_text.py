@@ -73,7 +73,7 @@ def test_a_scalar_with_one_meaning_is_taken(scalar: str) -> None:
         ("a: 1\nb: *c", 2, "c is used before &c is defined"),
         ("a: 1\nb: " + "[" * 100, 2, "nested deeper than 64"),
         ("x" * 1_000_001, 1, "at most 1,000,000"),
-        ("a: 1\nb: {c: 1, c: 2}", 2, "'c' is there twice"),
+        ("a: 1\nb: {c: 1, c: 2}", 2, "'c' occurs twice"),
     ],
 )
 def test_yaml_is_bounded(text: str, line: int, words: str) -> None:
