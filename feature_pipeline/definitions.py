@@ -130,7 +130,8 @@ def build_defs(*own: dg.Definitions, resources: Mapping[str, Any] | None = None)
         resources: Replacements for the resources that the environment configures, by name.
 
     Raises:
-        InvalidInputError: A definition cannot be used, and `own` are given or Dagster validates.
+        InvalidInputError: A definition cannot be used, and either `own` is given or Dagster is
+        validating.
     """
     report_counts()
     loaded = (

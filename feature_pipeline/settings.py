@@ -346,7 +346,7 @@ def webhook_url(environment: Mapping[str, str] | None = None) -> str | None:
 
 
 def metrics_url(environment: Mapping[str, str] | None = None) -> str | None:
-    """Where processes leave counts of what they do; None when not set: they count nothing.
+    """Return the address to which processes send their counts; None if unset: none is counted.
 
     Raises:
         InvalidInputError: It is not an http:// or https:// address.
@@ -355,7 +355,7 @@ def metrics_url(environment: Mapping[str, str] | None = None) -> str | None:
 
 
 def otlp_url(environment: Mapping[str, str] | None = None) -> str | None:
-    """The collector to which `feature-pipeline metrics` sends all it has; None when not set.
+    """Return the collector to which `feature-pipeline metrics` sends everything; None if unset.
 
     Raises:
         InvalidInputError: It is not an http:// or https:// address.

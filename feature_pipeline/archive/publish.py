@@ -230,7 +230,7 @@ def check_outcomes(artifact: Artifact) -> None:
         raise InvalidInputError(
             f"release {release.version!r} of hook {release.hook!r} belongs to dataset"
             f" {release.dataset!r}, but batch {artifact.batch.key!r} to {artifact.dataset!r}: both"
-            " must be of one dataset"
+            " must belong to one dataset"
         )
     record_ids, without_output = _about_records(artifact.outcomes)
     wanted = [] if artifact.failure else [record.id for record in artifact.batch.records]

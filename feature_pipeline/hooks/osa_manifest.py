@@ -93,7 +93,7 @@ def import_hooks(
         version: Of the releases; None takes the convention's.
 
     Raises:
-        InvalidInputError: Not such a manifest; or a hook has no image, or cannot be defined here.
+        InvalidInputError: It is not such a manifest; or a hook has no image, or cannot be defined.
     """
     try:
         # Pydantic's reader takes the last of two values with one key.

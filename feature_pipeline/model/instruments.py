@@ -48,7 +48,7 @@ class Origin(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Instrument:
-    """One metric. `bounds` are of a histogram."""
+    """One metric. `bounds` are those of a histogram."""
 
     name: str
     kind: Kind

@@ -55,6 +55,6 @@ def check_table_limits(kinds: Sequence[str]) -> None:
     if _HEADER_BYTES + size > MAX_ROW_BYTES:
         raise InvalidInputError(
             f"{len(kinds):,} columns: a row with a value in each has at least"
-            f" {_HEADER_BYTES + size:,} bytes, and PostgreSQL holds {MAX_ROW_BYTES:,}: declare"
+            f" {_HEADER_BYTES + size:,} bytes, but PostgreSQL holds {MAX_ROW_BYTES:,}: declare"
             " arrays or objects, or fewer in `table.columns`"
         )

@@ -60,7 +60,7 @@ def waiting_samples(store: BlobStore, now: datetime) -> list[Sample]:
 
 
 def object_samples(store: BlobStore) -> list[Sample]:
-    """Count and size of all stored objects, by kind. Lists everything: a request per 1,000.
+    """Return count and size of all stored objects, by kind; one listing request per 1,000.
 
     Raises:
         StoreUnavailableError: The store could not list objects.

@@ -33,7 +33,7 @@ _FAILED_OVER: Final = timedelta(hours=1)
 
 
 def run_samples(instance: dg.DagsterInstance, now: datetime) -> list[Sample]:
-    """Runs that are not finished, by status, and those that failed lately."""
+    """Return the number of unfinished runs, by status, and of those that failed recently."""
     counts = {
         status: instance.get_runs_count(dg.RunsFilter(statuses=[status])) for status in _UNFINISHED
     }
@@ -50,7 +50,7 @@ def run_samples(instance: dg.DagsterInstance, now: datetime) -> list[Sample]:
 
 
 def sensor_samples(instance: dg.DagsterInstance, now: datetime) -> list[Sample]:
-    """Each sensor's ticks of the last minutes. A sensor that never ticked is left out."""
+    """Return each sensor's ticks of the last minutes; leave out sensors that never ticked."""
     since = (now - _TICKS_OVER).timestamp()
     samples: list[Sample] = []
     for state in instance.all_instigator_state():
@@ -72,7 +72,7 @@ def sensor_samples(instance: dg.DagsterInstance, now: datetime) -> list[Sample]:
 
 
 def check_samples(instance: dg.DagsterInstance, checks: Iterable[dg.AssetCheckKey]) -> list[Sample]:
-    """Whether each check's last evaluation failed. One that was never evaluated is left out."""
+    """Return whether each check's last evaluation failed; leave out checks without one."""
     samples = []
     keys = list(checks)
     records = instance.event_log_storage.get_asset_check_summary_records(keys)

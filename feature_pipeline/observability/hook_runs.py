@@ -121,7 +121,7 @@ class HookRuns:
 
 
 def _manifest(store: BlobStore, entry: FeatureEntry) -> Manifest | None:
-    """The entry's manifest; None if it is damaged: its run is counted, with what the log says."""
+    """Return the entry's manifest; None if it is damaged: the log's own facts then count."""
     try:
         return read.manifest_of(store, entry)
     except (NotFoundError, CorruptDataError, InvalidInputError, NewerVersionError):
@@ -129,7 +129,7 @@ def _manifest(store: BlobStore, entry: FeatureEntry) -> Manifest | None:
 
 
 def _failure_kind(manifest: Manifest | None) -> str:
-    """One of a bounded set: any publisher writes manifests."""
+    """Return a kind of a bounded set: any publisher writes manifests."""
     failure = None if manifest is None else manifest.failure
     if failure is None:
         return UNKNOWN

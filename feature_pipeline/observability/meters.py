@@ -81,7 +81,7 @@ class Meters:
         add(value, labels)
 
     def apply(self, added: Iterable[Sample], state: Iterable[Sample]) -> None:
-        """Add these, and replace all that gauges held: in one step for those who hold `lock`."""
+        """Add these values and replace those of all gauges, in one step for holders of `lock`."""
         gauges: dict[str, list[Observation]] = defaultdict(list)
         for one in state:
             gauges[one.instrument.name].append(Observation(one.value, dict(one.labels)))

@@ -196,7 +196,7 @@ class StateReader:
         return {name for name, source in self._sources.items() if not source.is_up}
 
     def _try(self, name: str, read: Callable[[], T]) -> T | None:
-        """What `read` returns; None if the source, or another one on the way, is away."""
+        """Return the result of `read`; None if a source that it reads does not answer."""
         source = self._sources.setdefault(name, _Source(is_up=True))
         started = time.monotonic()
         try:
@@ -256,7 +256,7 @@ def _hook_samples(status: HookStatus, now: datetime) -> list[Sample]:
 
 
 def _zeros(status: HookStatus) -> list[Sample]:
-    """Series at zero: of one that begins with its first event, no rate shows that event."""
+    """Return series at zero: the rate of a series hides the event with which it begins."""
     definition = status.definition
     labels = {
         "dataset": definition.dataset,

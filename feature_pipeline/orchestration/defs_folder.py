@@ -215,7 +215,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _validation(error: ValidationError) -> tuple[int | None, str] | None:
-    """The first field's line and what is wrong with each; None without positions in the error."""
+    """Return the first field's line and each error; None if the error has no positions."""
     first: int | None = None
     parts: list[str] = []
     for each in error.errors(include_url=False):

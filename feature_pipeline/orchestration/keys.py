@@ -16,7 +16,7 @@ _TABLES: Final = "tables"
 
 @cache
 def batches_partitions(dataset: str) -> dg.DynamicPartitionsDefinition:
-    """One partition per batch of the dataset, added as batches are accepted."""
+    """Return the partitions of a dataset: one per batch, added as batches are accepted."""
     return dg.DynamicPartitionsDefinition(name=dataset)
 
 

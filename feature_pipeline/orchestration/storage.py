@@ -64,7 +64,7 @@ class EnvironmentStorage(DagsterPostgresStorage):
 
     @classmethod
     def config_type(cls) -> UserConfigSchema:
-        """Nothing is configured: the address comes from the environment."""
+        """Return an empty schema: the address comes from the environment."""
         return {}
 
     @classmethod

@@ -49,7 +49,7 @@ class Kind(StrEnum):
     IDS = "row ids differ"
     """The rows are equal and have other ids, or times, than when they were imported."""
     OTHER_BATCH = "record of another batch"
-    """The server's record and its rows are of another batch, which is compared with them."""
+    """The server's record and its rows belong to another batch, which is compared with them."""
 
 
 EXPECTED: Final = frozenset({Kind.ERRORED_HERE, Kind.NO_RECORD, Kind.OTHER_BATCH})

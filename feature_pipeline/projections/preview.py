@@ -607,7 +607,7 @@ def _try_index(connection: Connection, rows: sql.Composable, index: IndexDefinit
     """Return keys that the index would refuse: too long ones, and duplicates in a unique one.
 
     Raises:
-        psycopg.ProgrammingError: The index is not one on these columns.
+        psycopg.ProgrammingError: The index is not valid for these columns.
         psycopg.DataError: Its expression has no value for one of the rows.
     """
     keys: list[sql.Composable] = [sql.Identifier(name) for name in index.columns]

@@ -303,7 +303,7 @@ class TestCommands:
         assert [e["version"] for e in document["entries"]] == ["1", "2"]
         assert document["entries"][1]["counts"]["records"] == 3
         assert "2*" in run("history", HOOK)
-        assert "was accepted yet" in run("history", HOOK, "b9", status=1)
+        assert "has been accepted yet" in run("history", HOOK, "b9", status=1)
 
     def test_quarantine(self, care, run, start):
         [quarantined] = start("quarantine", "--json")["quarantined"]

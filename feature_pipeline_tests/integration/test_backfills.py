@@ -251,7 +251,7 @@ def check_reading(operator: Operator) -> None:
     for arguments, problem in [
         (["--column", "count"], "add --plot"),
         (["--plot", "--status", "errored"], "it takes no option about rows"),
-        (["--plot", "--output", "x.pdf"], "a plot is a file .png, .svg, .html"),
+        (["--plot", "--output", "x.pdf"], "a plot's file ends in .png, .svg, .html"),
         (["--plot", "--column", "letter"], "no numeric column 'letter'; it has count"),
     ]:
         code, text = operator.call("read", "counts", *arguments)

@@ -372,7 +372,7 @@ def test_an_unusable_output_is_named_and_delays_nothing(beside: Beside) -> None:
     result = beside.follow()
     reasons = {
         f"{RUNNING}-0/pockets": "hooks/pockets/output/run.json is not in",
-        f"{RUNNING}-0/qc": f"run.json names hook run {unknown}; that of {RUNNING}-0/qc is 8b3937c2",
+        f"{RUNNING}-0/qc": f"run.json names hook run {unknown}, but that of {RUNNING}-0/qc is 8b39",
         f"{RUNNING}-1/qc": f"release {unknown}, which is not a release of hook 'qc'",
         f"{RUNNING}-2/qc": "run.json: expected an object with run_id and release_id",
         f"{RUNNING}-3/pockets": "file '5dd01.cif' of record '5dd01': ",

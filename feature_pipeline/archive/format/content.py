@@ -36,7 +36,7 @@ class Content:
     def of(cls, columns: Sequence[Column], outcomes: Sequence[Outcome]) -> "Content":
         """Return the digests and counts of `outcomes`, whose rows are in the order of `columns`.
 
-        They are those of `digest.RowEncoder`, computed a column at a time.
+        They equal those of `digest.RowEncoder`, but are computed a column at a time.
 
         Raises:
             ValueError: A text is not a UUID, or a number is not a value of its column's type.

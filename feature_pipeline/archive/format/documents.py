@@ -100,7 +100,7 @@ class Document(Part):
             broken: The error to raise when `data` is not such a document.
 
         Raises:
-            NewerVersionError: The document is of a newer version than this code knows.
+            NewerVersionError: The document's version is newer than this code supports.
         """
         if len(data) > cls.most_bytes:
             raise broken(f"{cls.document_type} {where} {cls.too_large(len(data))}")

@@ -219,7 +219,8 @@ def find_unlogged(
     Args:
         store: The archive.
         known: Of any hooks and batches.
-        current: The current entries by batch, if everything known is of one hook and they were just
+        current: The current entries by batch, if everything known is about one hook and they were
+        just
             read.
     """
     by_hook: dict[tuple[str, str], list[KnownEntry]] = {}

@@ -311,7 +311,7 @@ class _Pass:
             self.report.problems.append(f"{where}: {error}")
 
     def _write_lost_again(self) -> None:
-        """Write again what a concurrent deletion took of the successors, which are named now."""
+        """Write the successors' blobs again that a concurrent deletion took; they are named now."""
         refs = [ref for written, _ in self.written for ref in written]
         lost = {ref.digest for ref in self.guard.find_lost(refs)} if refs else set()
         for written, write in self.written:

@@ -106,7 +106,7 @@ def _read_next(
 
 
 def _is_supported(store: BlobStore, stored: StoredEntry[LogEntry]) -> bool:
-    """Whether what the entry names, if it names a document, is there and belongs to it."""
+    """Return whether the document that the entry names, if any, is stored and belongs to it."""
     entry = stored.entry
     if not isinstance(entry, FeatureEntry | BatchEntry):
         return True
@@ -146,7 +146,7 @@ def accept_losses(
 
     Raises:
         ConflictError: A log has changed since it was planned; nothing was given up.
-        InvalidInputError: Nothing is planned, a log is not one of the dataset, or `by` or `reason`
+        InvalidInputError: Nothing is planned, a log belongs to another dataset, or `by` or `reason`
             is empty.
         StoreUnavailableError, OutcomeUnknownError: The store did not answer; call it again.
     """

@@ -247,7 +247,7 @@ def _forget(
     for segment, manifests in known.items():
         stale = erased_now.intersection(manifests)
         if logged is not None and now - segment.modified_at >= OLD:
-            # A younger one may be of an acceptance that has not appended its entry yet.
+            # A younger one may belong to an acceptance that has not appended its entry yet.
             stale |= set(manifests) - logged
         if stale and answers.merge(store, prefix, [segment], stale):
             forgotten |= stale

@@ -276,7 +276,7 @@ def _undamaged_log(store: BlobStore, prefix: str, ends: KnownLogs) -> list[Featu
 
 
 def _removed_entries(loss: Loss) -> list[FeatureEntry]:
-    """The entries behind the new end of a hook's log whose text can be read."""
+    """Return the entries behind the new end of a hook's log whose text can be read."""
     entries: list[FeatureEntry] = []
     for removed in loss.removed:
         try:
@@ -287,9 +287,9 @@ def _removed_entries(loss: Loss) -> list[FeatureEntry]:
 
 
 def _is_history(entry: FeatureEntry, entries: Sequence[FeatureEntry]) -> bool:
-    """Whether an entry is history although no readable entry before it is newer.
+    """Return whether an entry is history although no readable entry before it is newer.
 
-    It is of a cancelled run, or an entry that cannot be read was the newer one. Log entries do not
+    Either its run was cancelled, or an unreadable entry was the newer one. Log entries do not
     distinguish the two. Its answers are carried over in both cases.
     """
     if entry.verdict is not Verdict.SUPERSEDED:
@@ -672,7 +672,7 @@ def _compute(finding: Finding) -> str:
 
 
 def _names(key: str) -> tuple[str, str | None]:
-    """Return the dataset of a log entry's key, and the batch or hook if its log is of one."""
+    """Return the dataset of a log entry's key, and the batch or hook if its log has one."""
     parts = key.split("/")
     return parts[2], parts[3] if len(parts) > 4 else None
 

@@ -228,9 +228,9 @@ class Features(Frame):
     def raw(self, batch: str, name: str, *, manifest: Digest | str | None = None) -> bytes:
         """Return one of the hook's raw files, byte for byte.
 
-        It is that of the batch's own manifest if that has one of this name. That file does not
-        contain records that were carried over: see `carried_from` of `outcomes`. Otherwise it is
-        that of the manifest that computed what was carried over.
+        If the batch's own manifest has a file of this name, that one is returned. It does not
+        contain records that were carried over: see `carried_from` of `outcomes`. Otherwise the
+        file comes from the manifest that computed the carried-over outcomes.
 
         Args:
             batch: One of those read.

@@ -117,7 +117,7 @@ def readable_history(
     logs = readable.intact
     damage |= {key: str(one.error) for key, one in readable.damage.items()}
     if batch is not None and batch not in logs and batch not in damage:
-        raise NotFoundError(f"no run of hook {hook!r} over batch {batch!r} was accepted yet")
+        raise NotFoundError(f"no run of hook {hook!r} over batch {batch!r} has been accepted yet")
     known = erased(store, dataset)
     heads = {key: log.last_current(entries) for key, entries in logs.items()}
 

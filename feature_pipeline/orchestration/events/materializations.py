@@ -39,7 +39,7 @@ _REPORTERS = 4
 def report_events(
     instance: dg.DagsterInstance, events: Collection[dg.AssetMaterialization]
 ) -> None:
-    """Store these events in Dagster concurrently; no two are of one partition."""
+    """Store these events in Dagster concurrently; no two for the same partition."""
     map_threads(instance.report_runless_asset_event, events, _REPORTERS)
 
 

@@ -123,7 +123,7 @@ def _cancelled_run(record: dg.RunRecord, given_up: Collection[str]) -> _Cancelle
 
 
 def _given_up(instance: dg.DagsterInstance) -> set[str]:
-    """Ids of backfills that the daemon failed and whose runs it cancelled.
+    """Return the ids of backfills that the daemon failed and whose runs it cancelled.
 
     This happens when the code location does not load, for example. No user asked for it.
     """

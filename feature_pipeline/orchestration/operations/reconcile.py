@@ -205,7 +205,7 @@ def _without_given_up(
 def _reconcile_batches(
     store: BlobStore, instance: dg.DagsterInstance, dataset: str, drift: Drift
 ) -> dict[str, BatchEntry]:
-    """Report batches to Dagster that it does not know; return every batch's last entry."""
+    """Report to Dagster the batches that it does not know; return every batch's last entry."""
     from feature_pipeline.archive.maintenance.compare_known import find_lost_batches
 
     readable = log.readable_batches(store, dataset, None, known_logs(store))
@@ -260,7 +260,7 @@ def _reconcile_features(
     hook: str,
     drift: Drift,
 ) -> dict[str, FeatureEntry]:
-    """Report artifacts to Dagster that it does not know; return the hook's current entries."""
+    """Report to Dagster the artifacts that it does not know; return the hook's current entries."""
     from feature_pipeline.archive.maintenance.compare_known import find_lost
 
     key = features_key(dataset, hook)

@@ -164,7 +164,7 @@ def webhook_sensor() -> dg.SensorDefinition:
         done = tick(state, context.instance, archive.store(), url, ui_url)
         context.update_cursor(state.model_dump_json())
         if done.problem:
-            context.log.warning("%s; %d notices wait", done.problem, len(state.waiting))
+            context.log.warning("%s; %d alerts are waiting", done.problem, len(state.waiting))
         if done.dropped:
             context.log.error(
                 "%d alerts were dropped: the receiver did not take them", done.dropped

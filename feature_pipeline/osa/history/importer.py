@@ -5,7 +5,7 @@ still has it, and `sync` takes it; its record was withdrawn here; it cannot be p
 reason; its convention is not followed; or it is imported. The classes are counted and their sum is
 compared with the table.
 
-All reads are of one snapshot. Several processes import, each a few hook runs of one batch at a
+All processes read one snapshot. Several processes import, each a few hook runs of one batch at a
 time. A pass that ended anywhere is completed by the next, which makes the same artifacts: they
 contain no time of the pass.
 """

@@ -4,7 +4,8 @@ The batch made of the server's storage is used if the archive has it and it has 
 rows. Otherwise the batch is made of `public.records`, without files, under a key of its own:
 
 - of every record that the server published from the batch of the ingest, or from the deposition;
-- of the records with rows of the hook run, if these are of no one batch: old records name none.
+- of the records with rows of the hook run, if these do not belong to a single batch: old records
+  name none.
 
 Such a batch counts as submitted when the server published its last record, which is before any
 batch that is made of the storage was submitted. So that one owns its records, once it comes.
@@ -46,19 +47,19 @@ from feature_pipeline.osa.server.storage import (
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What the rows of a hook run are of."""
+    """The records that the rows of a hook run belong to."""
 
     name: str
     """Key of the batch that is made of the storage; or that of the hook run's records alone."""
     place: Place | None
-    """Where the storage has that batch; None if the hook run is of no one batch."""
+    """Where the storage has that batch; None if the hook run does not belong to a single batch."""
     group: tuple[str, str] | None
     """Ingest run and batch index, if every record that was published from it is in its batch."""
     source: Source
 
 
 def place_run(run: RunRows, hook: str, batches_ingested: Mapping[str, int]) -> Placement:
-    """Return what the rows of a hook run are of.
+    """Return the batch or records that the rows of a hook run belong to.
 
     Args:
         run: The rows.
@@ -90,7 +91,7 @@ def place_run(run: RunRows, hook: str, batches_ingested: Mapping[str, int]) -> P
         return Placement(run_key(run.run_id), None, None, Source.HARVEST)
     place = batch_place(ingest, index)
     if any(origin.batch_index is None for origin in run.by_origin):
-        # Only rows show which of its old records are of this batch.
+        # Only rows show which of its old records belong to this batch.
         return Placement(ingest_key(ingest, index), place, None, Source.HARVEST)
     return Placement(ingest_key(ingest, index), place, (ingest, str(index)), Source.HARVEST)
 

@@ -103,7 +103,7 @@ class HookImport:
         Args:
             each: The result.
             run_id: The hook run.
-            is_kept: Whether its rows are of an output, so that only their ids are kept.
+            is_kept: Whether its rows belong to an output, so that only their ids are kept.
         """
         if each.problem is None:
             self.kept_equal_rows += each.rows if is_kept else 0

@@ -222,7 +222,7 @@ class HookTable:
         JSON null, unless an absent key means a default.
 
         Raises:
-            InvalidInputError: Arrow has no such value, or there is too much text.
+            InvalidInputError: Arrow cannot represent a value, or there is too much text.
         """
         import pyarrow as pa
 
@@ -283,7 +283,7 @@ class HookTable:
         Arrays and objects are canonical JSON if they are what the server writes.
 
         Raises:
-            ValueError: Arrow has no such value, or an array or object is not JSON.
+            ValueError: Arrow cannot represent a value, or an array or object is not JSON.
         """
         from feature_pipeline.archive.format.encode import arrow_field
         from feature_pipeline.projections.proof.json_texts import canonical_texts
@@ -307,7 +307,7 @@ class HookTable:
         """Return `id`, `record_srn`, `created_at` and a selection of a hook run, by `id`.
 
         Raises:
-            ValueError: Arrow has no such value.
+            ValueError: Arrow cannot represent a value.
         """
         import pyarrow as pa
 

@@ -168,7 +168,7 @@ class ServerRecord:
     """None as well in old records."""
 
     def is_of(self, batch: str) -> bool:
-        """Return whether the record is of this batch, as far as the server states it."""
+        """Return whether the record belongs to this batch, as far as the server states it."""
         batch = history_of(batch) or batch
         if is_run_key(batch):
             return True
@@ -226,7 +226,7 @@ class Server:
         connection: Connection | None = None,
         snapshot: str | None = None,
     ) -> Iterator["Reader"]:
-        """Open a read-only session, all of whose reads are of one snapshot.
+        """Open a read-only session that reads everything in one snapshot.
 
         Args:
             tables: What is read: `DEFINITIONS`, or more.

@@ -48,7 +48,7 @@ def next_deposition_key(key: str) -> str | None:
 
 
 def is_deposition_key(key: str) -> bool:
-    """Return whether a batch is of a deposition."""
+    """Return whether a batch was made of a deposition."""
     return key.startswith("deposition-")
 
 
@@ -58,7 +58,7 @@ def ingest_key(run: str, index: int) -> str:
 
 
 def is_of_ingest(key: str, run: str) -> bool:
-    """Return whether a batch is of this ingest run."""
+    """Return whether a batch was made of this ingest run."""
     prefix = _ingest_prefix(run)
     return key.startswith(prefix) and key.removeprefix(prefix).isdecimal()
 

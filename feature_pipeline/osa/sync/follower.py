@@ -278,7 +278,8 @@ class Follower:
                 run = self._committed(run_id, place / RUN)
             if run.id != run_id:
                 raise InvalidInputError(
-                    f"{place / RUN} names hook run {run_id}; that of {batch.name(hook)} is {run.id}"
+                    f"{place / RUN} names hook run {run_id}, but that of"
+                    f" {batch.name(hook)} is {run.id}"
                 )
             folder.mkdir()
             for name in files:

@@ -253,7 +253,7 @@ def ensure_schemas(connection: Connection) -> None:
     `create` on the database, or two existing schemas that it owns.
 
     Raises:
-        ProjectionError: The bookkeeping is of a version this code does not know.
+        ProjectionError: The bookkeeping's version is unknown to this code.
         ConflictError: Another object has the name of a part of it.
     """
     version = _bookkeeping_version(connection)

@@ -323,7 +323,7 @@ DISCARDED_FOR: Final = "1 hour"
 
 
 def build_anew(connection: Connection, spec: TableSpec, generation: Generation) -> None:
-    """A generation of the same columns, and for the same request, is wanted in place of this one.
+    """Request a generation of the same columns, and for the same request, in place of this one.
 
     Args:
         connection: In a transaction that holds the table's lock.
@@ -578,7 +578,7 @@ def _create_table(connection: Connection, spec: TableSpec) -> TableState:
 def _follow_definition(
     connection: Connection, state: TableState, spec: TableSpec, order: int
 ) -> None:
-    """Make the wanted generation that of `spec`, under the table's lock."""
+    """Make the generation of `spec` the wanted one, under the table's lock."""
     wanted = state.wanted
     if wanted.digest != spec.generation_digest:
         # One that is there already, live before or begun and left, only has to catch up.

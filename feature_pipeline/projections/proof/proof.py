@@ -73,7 +73,7 @@ class AlteredTableError(ProjectionError):
 class Proof:
     """The content of a table and of the archive, as digests over the same canonical encoding.
 
-    Both sides are of the artifacts that are loaded according to `progress`, each record under the
+    Both sides cover the artifacts that are loaded according to `progress`, each record under the
     batch that owns it. `unequal_batches` names the batches whose rows or outcomes differ from the
     archive's, including those whose artifact cannot be read or was erased; `unreadable` gives the
     reasons. For these, the table's own statement of record ownership is used. `left_out` gives for

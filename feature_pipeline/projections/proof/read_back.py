@@ -39,7 +39,7 @@ def read_texts(
     """Yield the columns of a table as CSV, in chunks of whole rows that `parse` reads.
 
     Args:
-        connection: Its transaction is what the rows are read in.
+        connection: The rows are read in its transaction.
         source: The table.
         fields: The names of the columns.
         tail: The rest of the statement after `from <source>`: conditions and order, without

@@ -12,7 +12,7 @@ from feature_pipeline.model.table_limits import check_table_limits
     ("kinds", "why"),
     [
         (["string"] * 1598, "1,598 columns are more than the 1,597"),
-        (["number"] * 1300, "at least 10,440 bytes, and PostgreSQL holds 8,160"),
+        (["number"] * 1300, "at least 10,440 bytes, but PostgreSQL holds 8,160"),
         (["number"] * 1016, "8,168 bytes"),
         (["uuid"] * 509, "at least"),
         # each boolean is filled up to the integer after it

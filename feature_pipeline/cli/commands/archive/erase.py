@@ -28,7 +28,7 @@ def erase(
     if record_ids and not reason:
         raise InvalidInputError("--reason is required: the archive stores it with the records' ids")
     if lift and not record_ids:
-        raise InvalidInputError("--lift: name the records")
+        raise InvalidInputError("--lift needs the ids of the records")
     store = open_archive()
     given_up = frozenset(map(Digest.parse, lost))
     if record_ids and not lift and not yes:

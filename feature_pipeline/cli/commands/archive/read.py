@@ -140,7 +140,7 @@ def _plot(features: Features, columns: Collection[str], path: Path) -> None:
 
     output = Output()
     if path.suffix not in plots.MEDIA_TYPES:
-        raise InvalidInputError(f"{path}: a plot is a file {', '.join(plots.MEDIA_TYPES)}")
+        raise InvalidInputError(f"{path}: a plot's file ends in {', '.join(plots.MEDIA_TYPES)}")
     with output.progress("reading", len(features.batches)) as steps:
         summary = summarize(features, columns, lambda _: steps.advance())
     data = plots.draw(summary, path.suffix)

@@ -51,7 +51,7 @@ def metrics(host: str, port: int, every: float, objects_every: float, once: bool
     text = TextReader()
     readers: list[MetricReader] = [text.reader]
     if collector is not None and not once:
-        # Sent after each reading, so that what belongs together is of one time.
+        # Sent after each reading, so that values of one reading stay together.
         readers.append(
             pushing_reader(
                 collector,
