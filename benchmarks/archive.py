@@ -28,7 +28,7 @@ import yaml
 from feature_pipeline.archive import accept, blobs
 from feature_pipeline.archive.completion import completion_of
 from feature_pipeline.archive.format import layout
-from feature_pipeline.archive.format.content import Content
+from feature_pipeline.archive.format.content_digests import Content
 from feature_pipeline.archive.format.encode import encode_outcomes, encode_rows
 from feature_pipeline.archive.format.manifest import BlobRef, Manifest, ReleaseRef, RunInfo
 from feature_pipeline.archive.logs import answers, log
@@ -52,7 +52,7 @@ from feature_pipeline.orchestration.operations.recover import recover_dagster
 from feature_pipeline.orchestration.sensors.inbox import accept_inbox
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.load import load_batches
-from feature_pipeline.projections.proof.progress import check_progress
+from feature_pipeline.projections.proof.missing_batches import check_progress
 from feature_pipeline.projections.proof.proof import prove
 from feature_pipeline.projections.switch.finalize import table_report
 from feature_pipeline_tests.fixtures.feature_archive import load_batch

@@ -17,6 +17,7 @@ from feature_pipeline.archive.check_artifact import (
     check_not_withdrawn,
     check_present,
 )
+from feature_pipeline.archive.completion_verdict import decide_verdict
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.documents import (
     Document,
@@ -50,7 +51,6 @@ from feature_pipeline.archive.logs.tombstones import (
 )
 from feature_pipeline.archive.publish import check_same_batch
 from feature_pipeline.archive.store.base import BlobStore
-from feature_pipeline.archive.verdict import decide_verdict
 from feature_pipeline.errors import (
     ConflictError,
     CorruptDataError,

@@ -16,7 +16,7 @@ from feature_pipeline.model.text.quoting import quoted_list
 from feature_pipeline.parallel import WORKERS
 
 if TYPE_CHECKING:
-    from feature_pipeline.archive.format.content import Content
+    from feature_pipeline.archive.format.content_digests import Content
     from feature_pipeline.archive.format.outcome_columns import OutcomeColumns
 
 
@@ -82,7 +82,7 @@ def _decoded(
     """
     import pyarrow as pa
 
-    from feature_pipeline.archive.format.content import Content
+    from feature_pipeline.archive.format.content_digests import Content
 
     rows, outcome_bytes = (read.read_named(store, manifest, name) for name in (ROWS, OUTCOMES))
     try:

@@ -65,7 +65,7 @@ from feature_pipeline.model.text.counted import counted
 from feature_pipeline.parallel import Start, calls_in_threads, map_threads, results
 
 if TYPE_CHECKING:
-    from feature_pipeline.archive.format.content import Content
+    from feature_pipeline.archive.format.content_digests import Content
     from feature_pipeline.archive.format.outcome_columns import OutcomeColumns
 
 _IN_MEMORY_BYTES: Final = 8 << 20
@@ -135,7 +135,7 @@ def publish_artifact(store: BlobStore, artifact: Artifact) -> PublishedArtifact:
         CorruptDataError: A raw file has changed since the outcomes were decoded from it.
         StoreUnavailableError, OutcomeUnknownError: Some blobs may be stored.
     """
-    from feature_pipeline.archive.format.content import Content
+    from feature_pipeline.archive.format.content_digests import Content
     from feature_pipeline.archive.format.encode import encode_table
     from feature_pipeline.archive.format.outcome_columns import OutcomeColumns
 

@@ -5,12 +5,12 @@ from collections.abc import Collection
 import click
 
 from feature_pipeline import settings
-from feature_pipeline.archive.maintenance.compare_known import Knowledge
+from feature_pipeline.archive.maintenance.compare_databases import Knowledge
 from feature_pipeline.cli.instance import dagster_instance
 from feature_pipeline.cli.output import Output
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.projections.catalog.database import Database
-from feature_pipeline.projections.catalog.evidence import query_tables
+from feature_pipeline.projections.catalog.loaded_entries import query_tables
 
 
 def query_databases(output: Output, dataset: str | None) -> Knowledge:
@@ -20,7 +20,7 @@ def query_databases(output: Output, dataset: str | None) -> Knowledge:
     """
     known = _tables(dataset, None, None)
     if settings.optional(settings.DAGSTER_HOME):
-        from feature_pipeline.orchestration.events.evidence import query_dagster
+        from feature_pipeline.orchestration.events.reported_entries import query_dagster
 
         try:
             with dagster_instance() as instance:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from feature_pipeline.archive.format.manifest import FailureInfo, RunInfo
-from feature_pipeline.compute.collect import failed_artifact
+from feature_pipeline.compute.assemble_artifact import failed_artifact
 from feature_pipeline.compute.execute import Execution
 from feature_pipeline.compute.plan import ComputePlan
 from feature_pipeline.hooks.failure import FailureKind

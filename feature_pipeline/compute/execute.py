@@ -9,7 +9,7 @@ from feature_pipeline.archive.completion import completion_of
 from feature_pipeline.archive.format.manifest import ENDED_WELL, FailureInfo, RunInfo, StartInfo
 from feature_pipeline.archive.publish import Artifact, Completion, CompletionStatus
 from feature_pipeline.archive.store.base import BlobStore
-from feature_pipeline.compute.collect import (
+from feature_pipeline.compute.assemble_artifact import (
     carried_artifact,
     collect_output,
     failed_artifact,
@@ -17,7 +17,7 @@ from feature_pipeline.compute.collect import (
 )
 from feature_pipeline.compute.in_flight import register
 from feature_pipeline.compute.plan import ComputePlan
-from feature_pipeline.compute.stage import stage_inputs
+from feature_pipeline.compute.stage_input import stage_inputs
 from feature_pipeline.errors import RuntimeFailure
 from feature_pipeline.hooks.failure import Abort, FailureKind, FailurePolicy, granted_limits
 from feature_pipeline.hooks.parts import PartLimits, run_in_parts

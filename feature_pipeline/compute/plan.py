@@ -16,9 +16,15 @@ from feature_pipeline.archive.format.manifest import Manifest
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.log import FeatureEntry, ReleaseEntry
 from feature_pipeline.archive.store.base import BlobStore
-from feature_pipeline.compute.carry import Carried, Current, Question, carry_over, reads_otherwise
+from feature_pipeline.compute.carried_outcomes import (
+    Carried,
+    Current,
+    Question,
+    carry_over,
+    reads_otherwise,
+)
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
-from feature_pipeline.hooks.actions import batch_action, record_action
+from feature_pipeline.hooks.action_digests import batch_action, record_action
 from feature_pipeline.hooks.runner import LONGEST_NAME_BYTES, too_long_for_a_name
 from feature_pipeline.model.columns import row_encoder
 from feature_pipeline.model.definition import HookDefinition, Scope, UnansweredInputs

@@ -22,7 +22,7 @@ from feature_pipeline.compute.execute import HookAborted, completion_of_executio
 from feature_pipeline.compute.in_flight import InFlightRun
 from feature_pipeline.compute.plan import ComputePlan, PlanBasis, plan_run
 from feature_pipeline.compute.pod_transfer import S3Results
-from feature_pipeline.compute.stage import outline_inputs
+from feature_pipeline.compute.stage_input import outline_inputs
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 from feature_pipeline.hooks.runner import SilentMonitor, Workspace
 from feature_pipeline.hooks.runners.kubernetes.results import NotPublishedError, PublishedResults

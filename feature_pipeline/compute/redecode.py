@@ -10,7 +10,7 @@ from typing import Final
 from feature_pipeline.archive import blobs, read
 from feature_pipeline.archive.accept import accept
 from feature_pipeline.archive.deletion_guard import Guard
-from feature_pipeline.archive.format.content import Content
+from feature_pipeline.archive.format.content_digests import Content
 from feature_pipeline.archive.format.encode import encode_outcomes, encode_rows
 from feature_pipeline.archive.format.manifest import (
     MANIFEST_MEDIA_TYPE,

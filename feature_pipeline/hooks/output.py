@@ -20,13 +20,13 @@ from typing import BinaryIO, Final
 
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.json_lines import MOST_LINE_BYTES, Line, read_document, read_lines
-from feature_pipeline.hooks.left_output import ERRORS as ERRORS
-from feature_pipeline.hooks.left_output import FEATURES as FEATURES
-from feature_pipeline.hooks.left_output import PROGRESS as PROGRESS
-from feature_pipeline.hooks.left_output import RAW_FILES as RAW_FILES
-from feature_pipeline.hooks.left_output import REJECTIONS as REJECTIONS
-from feature_pipeline.hooks.left_output import SINGLE_FEATURES as SINGLE_FEATURES
-from feature_pipeline.hooks.left_output import folder_problem, storable_files
+from feature_pipeline.hooks.output_folder import ERRORS as ERRORS
+from feature_pipeline.hooks.output_folder import FEATURES as FEATURES
+from feature_pipeline.hooks.output_folder import PROGRESS as PROGRESS
+from feature_pipeline.hooks.output_folder import RAW_FILES as RAW_FILES
+from feature_pipeline.hooks.output_folder import REJECTIONS as REJECTIONS
+from feature_pipeline.hooks.output_folder import SINGLE_FEATURES as SINGLE_FEATURES
+from feature_pipeline.hooks.output_folder import folder_problem, storable_files
 from feature_pipeline.model.column_sources import RawKeys, own_keys
 from feature_pipeline.model.columns import Column, decode_row
 from feature_pipeline.model.definition import Cardinality

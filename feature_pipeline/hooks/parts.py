@@ -17,9 +17,14 @@ from typing import BinaryIO, Final
 
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.failure import Abort, FailureKind, FailurePolicy, GiveUp, RuntimeFacts
-from feature_pipeline.hooks.isolate import Isolation, Part, first_parts
+from feature_pipeline.hooks.isolate_records import Isolation, Part, first_parts
 from feature_pipeline.hooks.json_lines import MOST_LINE_BYTES, read_document
-from feature_pipeline.hooks.left_output import FEATURES, RAW_FILES, SINGLE_FEATURES, storable_files
+from feature_pipeline.hooks.output_folder import (
+    FEATURES,
+    RAW_FILES,
+    SINGLE_FEATURES,
+    storable_files,
+)
 from feature_pipeline.hooks.run import FailedRecord, HookRun, run_hook
 from feature_pipeline.hooks.runner import HookRunner, RunMonitor, RunRequest, Workspace
 from feature_pipeline.hooks.runners.shared.log_file import CappedLog, open_log

@@ -14,7 +14,7 @@ from feature_pipeline.hooks.failure import (
     Retry,
     RuntimeFacts,
 )
-from feature_pipeline.hooks.left_output import problem_of
+from feature_pipeline.hooks.output_folder import problem_of
 from feature_pipeline.hooks.runner import HookRunner, RunMonitor, RunRequest, RunResult
 from feature_pipeline.model.outcomes import OutcomeKind
 from feature_pipeline.model.text.quantities import format_size

@@ -16,7 +16,7 @@ from feature_pipeline.orchestration.keys import features_key
 from feature_pipeline.orchestration.resources import ArchiveResource
 from feature_pipeline.osa.compare import compare_hooks
 from feature_pipeline.osa.definitions import Drift, find_drift, followed_hooks
-from feature_pipeline.osa.restore.only_there import OnlyThere
+from feature_pipeline.osa.restore.extra_rows import OnlyThere
 from feature_pipeline.osa.settings import (
     STORAGE,
     OsaSettings,

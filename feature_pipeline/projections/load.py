@@ -21,7 +21,7 @@ from feature_pipeline import measure
 from feature_pipeline.archive.format.documents import NewerVersionError
 from feature_pipeline.archive.logs import log, tombstones
 from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry
-from feature_pipeline.archive.maintenance.compare_known import LostEntry
+from feature_pipeline.archive.maintenance.compare_databases import LostEntry
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
 from feature_pipeline.model.digest import ContentSum, Digest
@@ -37,7 +37,7 @@ from feature_pipeline.projections.catalog.generation import (
     read_table,
 )
 from feature_pipeline.projections.catalog.spec import TableSpec
-from feature_pipeline.projections.proof.progress import (
+from feature_pipeline.projections.proof.missing_batches import (
     CurrentEntries,
     LostEntryError,
     current_entries,

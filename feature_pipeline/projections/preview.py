@@ -11,7 +11,7 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
-from feature_pipeline.archive.format.align import describe_type
+from feature_pipeline.archive.format.align_columns import describe_type
 from feature_pipeline.archive.format.documents import NewerVersionError
 from feature_pipeline.archive.format.manifest import ROWS, Manifest
 from feature_pipeline.archive.logs import log
@@ -54,7 +54,7 @@ from feature_pipeline.projections.catalog.own_views import (
 )
 from feature_pipeline.projections.catalog.spec import TableSpec
 from feature_pipeline.projections.catalog.view import is_shown, surviving_columns, view_query
-from feature_pipeline.projections.proof.progress import (
+from feature_pipeline.projections.proof.missing_batches import (
     CurrentEntries,
     compare_progress,
     current_entries,
@@ -62,7 +62,7 @@ from feature_pipeline.projections.proof.progress import (
 from feature_pipeline.projections.rows import evolve
 from feature_pipeline.projections.rows.prepare import prepare_batch
 from feature_pipeline.projections.rows.upcast import CannotEvolveError
-from feature_pipeline.projections.switch.views_ahead import renames_in_place, try_views
+from feature_pipeline.projections.switch.prepare_views import renames_in_place, try_views
 
 # Which keys of the index are in several rows, the most frequent first?
 _DUPLICATE_KEYS: Final = """

@@ -21,7 +21,7 @@ from feature_pipeline.projections.catalog.generation import (
 )
 from feature_pipeline.projections.catalog.spec import MAX_IDENTIFIER_BYTES, TableSpec
 from feature_pipeline.projections.load import LoadReport, load_batches
-from feature_pipeline.projections.proof.progress import compare_progress, current_entries
+from feature_pipeline.projections.proof.missing_batches import compare_progress, current_entries
 
 _NAME_DIGITS: Final = 8
 

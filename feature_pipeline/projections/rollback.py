@@ -19,7 +19,7 @@ from feature_pipeline.projections.catalog.generation import (
     require_table,
 )
 from feature_pipeline.projections.catalog.spec import TableSpec
-from feature_pipeline.projections.proof.progress import compare_progress, current_entries
+from feature_pipeline.projections.proof.missing_batches import compare_progress, current_entries
 from feature_pipeline.projections.proof.proof import prove_once
 from feature_pipeline.projections.rows.write import forget_records
 from feature_pipeline.projections.switch.finalize import (

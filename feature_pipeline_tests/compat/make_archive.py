@@ -26,7 +26,7 @@ from feature_pipeline.archive.maintenance.loss_entries import accept_losses, pla
 from feature_pipeline.archive.publish import Artifact
 from feature_pipeline.archive.store.base import create_or_read
 from feature_pipeline.archive.store.memory import MemoryStore
-from feature_pipeline.hooks.actions import record_action
+from feature_pipeline.hooks.action_digests import record_action
 from feature_pipeline.hooks.output import decode_output
 from feature_pipeline.model.columns import Column
 from feature_pipeline.model.definition import Cardinality

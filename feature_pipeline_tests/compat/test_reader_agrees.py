@@ -2,9 +2,9 @@
 
 from hypothesis import given, settings
 
-from feature_pipeline.archive.format.content import Content
+from feature_pipeline.archive.format.content_digests import Content
 from feature_pipeline.archive.format.encode import encode_outcomes, encode_rows
-from feature_pipeline.hooks.actions import record_action
+from feature_pipeline.hooks.action_digests import record_action
 from feature_pipeline.model.records import Record, RecordBatch, RecordFile, Source
 from feature_pipeline.model.release import HookRelease, ReleaseDocument
 from feature_pipeline.model.text.json_text import parse_document

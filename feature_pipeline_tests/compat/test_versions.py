@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from feature_pipeline.archive import accept, read
-from feature_pipeline.archive.format.content import Content
+from feature_pipeline.archive.format.content_digests import Content
 from feature_pipeline.archive.format.documents import NewerVersionError
 from feature_pipeline.archive.format.manifest import Manifest
 from feature_pipeline.archive.inspection.census import write_census

@@ -9,7 +9,7 @@ import pytest
 
 from feature_pipeline.hooks.failure import FailureKind
 from feature_pipeline.hooks.runner import RunRequest, RunResult, Workspace
-from feature_pipeline.hooks.runners.kubernetes import facts
+from feature_pipeline.hooks.runners.kubernetes import failure_facts
 from feature_pipeline.hooks.runners.kubernetes import job as jobs
 from feature_pipeline.hooks.runners.kubernetes.runner import KubernetesRunner
 from feature_pipeline.model.definition import Limits
@@ -166,12 +166,12 @@ def test_a_pull_that_failed_may_succeed_while_a_pod_may_wait() -> None:
     lines = (RECORDED / "image-pull-fails-and-recovers.jsonl").read_text().splitlines()
     pods = [line["object"] for line in map(json.loads, lines) if line["kind"] == "Pod"]
     [failed] = [pod for pod in pods if _waiting(pod, jobs.HOOK).get("reason") == "ImagePullBackOff"]
-    now = facts.moment(failed["metadata"]["creationTimestamp"]) + timedelta(seconds=40)
-    assert facts.stuck(failed, 1800, now) is None
-    given_up = facts.stuck(failed, 20, now)
+    now = failure_facts.moment(failed["metadata"]["creationTimestamp"]) + timedelta(seconds=40)
+    assert failure_facts.stuck(failed, 1800, now) is None
+    given_up = failure_facts.stuck(failed, 20, now)
     assert given_up is not None
     assert given_up.kind is FailureKind.IMAGE_PULL
 
 
 def _waiting(pod: dict[str, Any], name: str) -> dict[str, Any]:
-    return dict(facts.container_state(pod, name).get("waiting") or {})
+    return dict(failure_facts.container_state(pod, name).get("waiting") or {})

@@ -17,7 +17,7 @@ from feature_pipeline.archive.format.documents import utc_now
 from feature_pipeline.archive.format.manifest import RunInfo
 from feature_pipeline.archive.logs import inbox, log
 from feature_pipeline.archive.store.memory import MemoryStore
-from feature_pipeline.compute.collect import collect_output
+from feature_pipeline.compute.assemble_artifact import collect_output
 from feature_pipeline.compute.plan import ComputePlan, plan_run
 from feature_pipeline.errors import CorruptDataError
 from feature_pipeline.hooks.output import decode_output

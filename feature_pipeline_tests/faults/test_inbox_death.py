@@ -14,7 +14,7 @@ from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.publish import (
     publish_and_enqueue,
 )
-from feature_pipeline.compute.collect import collect_output
+from feature_pipeline.compute.assemble_artifact import collect_output
 from feature_pipeline.compute.plan import plan_run
 from feature_pipeline.orchestration.keys import records_key
 from feature_pipeline.orchestration.sensors.inbox import accept_inbox

@@ -10,7 +10,7 @@ from feature_pipeline.archive.inspection.census import write_census
 from feature_pipeline.archive.inspection.findings import ObjectKind, State
 from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.maintenance.accept_loss import accept_losses, plan_losses
-from feature_pipeline.archive.maintenance.compare_known import find_lost
+from feature_pipeline.archive.maintenance.compare_databases import find_lost
 from feature_pipeline.archive.maintenance.loss_entries import remove_given_up
 from feature_pipeline.archive.maintenance.repair import append_again
 from feature_pipeline.archive.query.api import Archive
@@ -18,10 +18,10 @@ from feature_pipeline.archive.read import read_manifest
 from feature_pipeline.errors import CorruptDataError
 from feature_pipeline.model.columns import Column
 from feature_pipeline.projections.catalog.database import Database
-from feature_pipeline.projections.catalog.evidence import known_by_tables
+from feature_pipeline.projections.catalog.loaded_entries import known_by_tables
 from feature_pipeline.projections.load import LoadReport, load_batches
 from feature_pipeline.projections.preview import PlanAction, plan_table
-from feature_pipeline.projections.proof.progress import check_progress
+from feature_pipeline.projections.proof.missing_batches import check_progress
 from feature_pipeline.projections.proof.proof import prove
 from feature_pipeline.projections.rebuild import begin_rebuild, fill
 from feature_pipeline.projections.switch.finalize import batches_to_load, table_report

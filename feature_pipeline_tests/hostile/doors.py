@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.documents import utc_now
 from feature_pipeline.archive.format.manifest import Manifest
-from feature_pipeline.archive.inspection.kinds import kind_of
+from feature_pipeline.archive.inspection.log_kinds import kind_of
 from feature_pipeline.archive.logs import inbox
 from feature_pipeline.archive.logs.entries import decode_entry
 from feature_pipeline.archive.logs.losses import Loss, LossEntry

@@ -16,8 +16,8 @@ from feature_pipeline.cli.commands.runs.submit import submit_records
 from feature_pipeline.cli.local_records import read_records
 from feature_pipeline.errors import CorruptDataError, InvalidInputError
 from feature_pipeline.hooks import json_lines
-from feature_pipeline.hooks.left_output import problem_of, storable_files
 from feature_pipeline.hooks.output import decode_output
+from feature_pipeline.hooks.output_folder import problem_of, storable_files
 from feature_pipeline.model.batch_source import Source
 from feature_pipeline.model.definition import Cardinality
 from feature_pipeline.regular_files import open_regular

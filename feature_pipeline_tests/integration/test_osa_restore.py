@@ -22,7 +22,7 @@ from feature_pipeline.orchestration.resources import ArchiveResource
 from feature_pipeline.osa.definitions import followed_hooks, write_definitions
 from feature_pipeline.osa.history.importer import Importer
 from feature_pipeline.osa.restore import tables as module
-from feature_pipeline.osa.restore.only_there import OnlyThere
+from feature_pipeline.osa.restore.extra_rows import OnlyThere
 from feature_pipeline.osa.restore.result import Restored, State
 from feature_pipeline.osa.restore.tables import drop_replaced, restore_tables
 from feature_pipeline.osa.server.database import Server

@@ -21,7 +21,7 @@ from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.catalog.spec import TableSpec
 from feature_pipeline.projections.load import load_batches
 from feature_pipeline.projections.preview import PlanAction, plan_table
-from feature_pipeline.projections.proof.progress import check_progress
+from feature_pipeline.projections.proof.missing_batches import check_progress
 from feature_pipeline.projections.proof.proof import prove
 from feature_pipeline.projections.rebuild import begin_rebuild, fill, past_spec
 from feature_pipeline.projections.rollback import rollback, unpin

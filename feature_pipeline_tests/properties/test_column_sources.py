@@ -9,7 +9,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_pipeline.archive.format.align import MisfitError, map_columns, select_columns
+from feature_pipeline.archive.format.align_columns import MisfitError, map_columns, select_columns
 from feature_pipeline.archive.format.encode import rows_table
 from feature_pipeline.hooks.output import decode_output
 from feature_pipeline.model.column_sources import UnclearColumnError, raw_keys

@@ -36,7 +36,7 @@ from feature_pipeline.archive.maintenance.erase import erase
 from feature_pipeline.archive.publish import (
     publish_and_enqueue,
 )
-from feature_pipeline.compute.collect import collect_output
+from feature_pipeline.compute.assemble_artifact import collect_output
 from feature_pipeline.compute.plan import plan_run
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.orchestration.assets.equality_check import EQUALITY_CHECK
@@ -45,7 +45,7 @@ from feature_pipeline.orchestration.keys import features_key, records_key, table
 from feature_pipeline.orchestration.operations.reconcile import reconcile, request_runs
 from feature_pipeline.orchestration.operations.recover import recover_dagster, recover_table
 from feature_pipeline.orchestration.sensors.automation import FEATURES_SENSOR, TABLES_SENSOR
-from feature_pipeline.projections.proof.progress import check_progress
+from feature_pipeline.projections.proof.missing_batches import check_progress
 from feature_pipeline_tests.fixtures.dagster import DATASET, Pipeline, dagster_instance
 from feature_pipeline_tests.fixtures.postgres import PostgresAddress
 

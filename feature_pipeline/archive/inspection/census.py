@@ -12,7 +12,7 @@ from typing import Final
 
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.documents import NewerVersionError, utc_now
-from feature_pipeline.archive.inspection.kinds import kind_of
+from feature_pipeline.archive.inspection.log_kinds import kind_of
 from feature_pipeline.archive.logs.damage import State
 from feature_pipeline.archive.logs.entries import decode_entry
 from feature_pipeline.archive.logs.known_lengths import (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from feature_pipeline.archive import blobs
 from feature_pipeline.archive.format import layout
-from feature_pipeline.archive.inspection.kinds import kind_of
+from feature_pipeline.archive.inspection.log_kinds import kind_of
 from feature_pipeline.archive.logs.entries import decode_entry
 from feature_pipeline.archive.store.base import JSON_MEDIA_TYPE, BlobStore
 from feature_pipeline.errors import CorruptDataError, NotFoundError, OutcomeUnknownError

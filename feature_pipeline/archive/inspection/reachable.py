@@ -17,7 +17,7 @@ from feature_pipeline.archive.inspection.findings import (
     Scope,
     State,
 )
-from feature_pipeline.archive.inspection.kinds import kind_of
+from feature_pipeline.archive.inspection.log_kinds import kind_of
 from feature_pipeline.archive.inspection.scan import DocumentReader
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.erasures import Erased, ErasureEntry, erased

@@ -8,7 +8,7 @@ rest.
 from collections.abc import Sequence
 
 from feature_pipeline.archive.format import layout
-from feature_pipeline.archive.inspection.kinds import kind_of
+from feature_pipeline.archive.inspection.log_kinds import kind_of
 from feature_pipeline.archive.logs.entries import LogEntry, StoredEntry, decode_entry, link_problem
 from feature_pipeline.archive.logs.erasures import erased
 from feature_pipeline.archive.logs.known_lengths import KnownLogs, known_logs

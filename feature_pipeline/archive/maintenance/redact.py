@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Final
 
 from feature_pipeline.archive import blobs, read
-from feature_pipeline.archive.format.content import Content
+from feature_pipeline.archive.format.content_digests import Content
 from feature_pipeline.archive.format.encode import encode_outcomes, encode_rows
 from feature_pipeline.archive.format.manifest import (
     LOG,

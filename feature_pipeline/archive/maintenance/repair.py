@@ -17,7 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from feature_pipeline.archive import accept, blobs, read, verdict
+from feature_pipeline.archive import accept, blobs, completion_verdict, read
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.documents import NewerVersionError
 from feature_pipeline.archive.format.manifest import Manifest
@@ -35,7 +35,7 @@ from feature_pipeline.archive.logs.tombstones import (
     withdraw,
     withdrawn_by,
 )
-from feature_pipeline.archive.maintenance.compare_known import KnownBatch, KnownEntry
+from feature_pipeline.archive.maintenance.compare_databases import KnownBatch, KnownEntry
 from feature_pipeline.archive.publish import enqueue_completion
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import (
@@ -295,7 +295,7 @@ def _is_history(entry: FeatureEntry, entries: Sequence[FeatureEntry]) -> bool:
     if entry.verdict is not Verdict.SUPERSEDED:
         return False
     current = log.last_current([one for one in entries if one.seq < entry.seq])
-    return current is None or not verdict.is_before(entry, current)
+    return current is None or not completion_verdict.is_before(entry, current)
 
 
 def find_unfinished(store: BlobStore, dataset: str) -> list[Loss]:

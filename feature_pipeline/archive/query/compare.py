@@ -12,7 +12,7 @@ from typing import Final
 import pyarrow as pa
 
 from feature_pipeline.archive import read
-from feature_pipeline.archive.format.align import align_rows, can_become
+from feature_pipeline.archive.format.align_columns import align_rows, can_become
 from feature_pipeline.archive.format.encode import decode_outcomes
 from feature_pipeline.archive.format.manifest import Manifest
 from feature_pipeline.archive.logs import log

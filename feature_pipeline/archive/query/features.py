@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_pipeline.archive import read
-from feature_pipeline.archive.format.align import align_rows
+from feature_pipeline.archive.format.align_columns import align_rows
 from feature_pipeline.archive.format.documents import NewerVersionError
 from feature_pipeline.archive.format.encode import OUTCOMES_SCHEMA, RECORD_ID, rows_schema
 from feature_pipeline.archive.format.manifest import LOG, Manifest

@@ -30,7 +30,8 @@ from feature_pipeline.archive.store.base import (
     open_unchanged,
 )
 from feature_pipeline.archive.store.memory import check_size
-from feature_pipeline.archive.store.s3_answers import (
+from feature_pipeline.archive.store.s3_client import make_client as make_client
+from feature_pipeline.archive.store.s3_responses import (
     NO_ANSWER_ERRORS,
     base64_text,
     code,
@@ -40,7 +41,6 @@ from feature_pipeline.archive.store.s3_answers import (
     retries,
     status,
 )
-from feature_pipeline.archive.store.s3_client import make_client as make_client
 from feature_pipeline.archive.store.s3_transfer import Transfer
 from feature_pipeline.errors import (
     CorruptDataError,

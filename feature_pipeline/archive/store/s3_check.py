@@ -21,7 +21,7 @@ import botocore.exceptions as boto_errors
 from feature_pipeline.archive.format.layout import PROBE
 from feature_pipeline.archive.store import s3_delete
 from feature_pipeline.archive.store.s3 import S3Store
-from feature_pipeline.archive.store.s3_answers import (
+from feature_pipeline.archive.store.s3_responses import (
     NO_ANSWER_ERRORS,
     base64_text,
     required,

@@ -20,8 +20,8 @@ from obstore.store import S3Store as ObjectStore
 from feature_pipeline import settings
 from feature_pipeline.archive.store.base import ObjectInfo, StoredObject
 from feature_pipeline.archive.store.memory import check_size
-from feature_pipeline.archive.store.s3_answers import explained, required
 from feature_pipeline.archive.store.s3_measure import count_request
+from feature_pipeline.archive.store.s3_responses import explained, required
 from feature_pipeline.errors import NotFoundError, OutcomeUnknownError, StoreUnavailableError
 from feature_pipeline.model.instruments import NO_ANSWER
 

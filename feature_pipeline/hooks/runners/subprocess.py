@@ -38,8 +38,8 @@ from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
 from feature_pipeline.hooks.runners import bubblewrap
 from feature_pipeline.hooks.runners.bubblewrap import Confinement
 from feature_pipeline.hooks.runners.process_tree import ProcessTree
+from feature_pipeline.hooks.runners.shared.attempt_end import End
 from feature_pipeline.hooks.runners.shared.disk_watch import DiskWatch
-from feature_pipeline.hooks.runners.shared.end import End
 from feature_pipeline.hooks.runners.shared.log_file import open_log
 from feature_pipeline.hooks.runners.shared.log_stream import LogStream
 from feature_pipeline.hooks.work_folders import WorkFolders

@@ -56,7 +56,7 @@ def judge_equality(
         spec: The table.
         batches: Check only these; if None, the whole table, by reading all of it.
     """
-    from feature_pipeline.projections.proof.progress import check_progress
+    from feature_pipeline.projections.proof.missing_batches import check_progress
     from feature_pipeline.projections.proof.proof import AlteredTableError, prove
     from feature_pipeline.projections.switch.finalize import table_report
 

@@ -164,7 +164,7 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
     ]:
         from feature_pipeline.projections.catalog.generation import request_rebuild
         from feature_pipeline.projections.load import load_batches
-        from feature_pipeline.projections.proof.progress import check_progress
+        from feature_pipeline.projections.proof.missing_batches import check_progress
 
         store, target = archive.store(), database.database()
         batches = list(context.partition_keys)

@@ -16,7 +16,7 @@ from feature_pipeline.orchestration.events.check_history import (
     previously_named,
     run_batches,
 )
-from feature_pipeline.orchestration.events.evidence import query_databases
+from feature_pipeline.orchestration.events.reported_entries import query_databases
 from feature_pipeline.orchestration.keys import features_key
 from feature_pipeline.orchestration.markdown import code, plain
 from feature_pipeline.orchestration.resources import ArchiveResource, DatabaseResource

@@ -19,7 +19,7 @@ from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.damage import Readable
 from feature_pipeline.archive.logs.known_lengths import known_logs
 from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry, Verdict
-from feature_pipeline.archive.maintenance.compare_known import KnownEntry, find_lost
+from feature_pipeline.archive.maintenance.compare_databases import KnownEntry, find_lost
 from feature_pipeline.archive.query.history import RELEASES
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, NotFoundError
@@ -29,7 +29,7 @@ from feature_pipeline.model.outcomes import OutcomeCounts, Status
 from feature_pipeline.model.release import HookRelease
 from feature_pipeline.orchestration.assets.tables import table_code_version, table_spec
 from feature_pipeline.orchestration.events.data_versions import feature_code_version
-from feature_pipeline.orchestration.events.evidence import known_entries
+from feature_pipeline.orchestration.events.reported_entries import known_entries
 from feature_pipeline.orchestration.events.staleness import (
     PartitionRuns,
     partition_runs,
@@ -48,8 +48,8 @@ from feature_pipeline.projections.catalog.bookkeeping import (
     read_left_out,
 )
 from feature_pipeline.projections.catalog.database import Database
-from feature_pipeline.projections.catalog.evidence import known_entry
 from feature_pipeline.projections.catalog.generation import read_table
+from feature_pipeline.projections.catalog.loaded_entries import known_entry
 
 ERRORED_AT_MOST: Final = 20
 """Number of errored records of a hook that are named."""

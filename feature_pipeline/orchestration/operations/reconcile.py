@@ -15,12 +15,12 @@ from feature_pipeline.model.definition import Compute, HookDefinition, Materiali
 from feature_pipeline.orchestration.assets.records import records_event
 from feature_pipeline.orchestration.events.backfill_request import request_backfill
 from feature_pipeline.orchestration.events.data_versions import has_read, latest_events
-from feature_pipeline.orchestration.events.evidence import known_batches, known_partitions
 from feature_pipeline.orchestration.events.materializations import (
     EVENTS_AT_ONCE,
     features_events,
     report_events,
 )
+from feature_pipeline.orchestration.events.reported_entries import known_batches, known_partitions
 from feature_pipeline.orchestration.events.requested import (
     cancelled_partitions,
     partitions_under_way,
@@ -206,7 +206,7 @@ def _reconcile_batches(
     store: BlobStore, instance: dg.DagsterInstance, dataset: str, drift: Drift
 ) -> dict[str, BatchEntry]:
     """Report to Dagster the batches that it does not know; return every batch's last entry."""
-    from feature_pipeline.archive.maintenance.compare_known import find_lost_batches
+    from feature_pipeline.archive.maintenance.compare_databases import find_lost_batches
 
     readable = log.readable_batches(store, dataset, None, known_logs(store))
     entries = dict(readable.intact)
@@ -261,7 +261,7 @@ def _reconcile_features(
     drift: Drift,
 ) -> dict[str, FeatureEntry]:
     """Report to Dagster the artifacts that it does not know; return the hook's current entries."""
-    from feature_pipeline.archive.maintenance.compare_known import find_lost
+    from feature_pipeline.archive.maintenance.compare_databases import find_lost
 
     key = features_key(dataset, hook)
     name = key.to_user_string()

@@ -17,7 +17,7 @@ from feature_pipeline.orchestration.assets.tables import (
     table_spec,
 )
 from feature_pipeline.orchestration.events.check_history import report_named
-from feature_pipeline.orchestration.events.evidence import known_partitions
+from feature_pipeline.orchestration.events.reported_entries import known_partitions
 from feature_pipeline.orchestration.keys import table_key
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def reconcile_table(
         heads: The hook's current log entries.
     """
     from feature_pipeline.projections.load import fed_loads
-    from feature_pipeline.projections.proof.progress import check_progress
+    from feature_pipeline.projections.proof.missing_batches import check_progress
     from feature_pipeline.projections.switch.finalize import batches_to_load, table_report
 
     spec = table_spec(definition)
@@ -135,7 +135,7 @@ def _unloaded(
     A table that is materialized on request is not loaded again automatically, and Dagster cannot
     revoke a materialization. The check passes again once there are none.
     """
-    from feature_pipeline.projections.proof.progress import check_progress
+    from feature_pipeline.projections.proof.missing_batches import check_progress
 
     spec = table_spec(definition)
     key = table_key(definition.dataset, spec.name)

@@ -23,7 +23,7 @@ from feature_pipeline.archive.publish import (
     publish_and_enqueue,
 )
 from feature_pipeline.archive.store.base import BlobStore
-from feature_pipeline.compute.collect import notes_on
+from feature_pipeline.compute.assemble_artifact import notes_on
 from feature_pipeline.errors import (
     ConflictError,
     CorruptDataError,

@@ -27,7 +27,7 @@ from feature_pipeline.model.definition import HookDefinition
 from feature_pipeline.model.digest import ContentSum
 from feature_pipeline.model.text.counted import counted
 from feature_pipeline.model.text.first_few import first_few
-from feature_pipeline.osa.restore.only_there import OnlyThere
+from feature_pipeline.osa.restore.extra_rows import OnlyThere
 from feature_pipeline.osa.restore.replace import (
     building_index,
     check_replaceable,

@@ -280,7 +280,7 @@ class BucketStorage:
     def _translated(self, place: Place) -> Iterator[None]:
         import botocore.exceptions as boto_errors
 
-        from feature_pipeline.archive.store.s3_answers import NO_ANSWER_ERRORS
+        from feature_pipeline.archive.store.s3_responses import NO_ANSWER_ERRORS
 
         try:
             yield

@@ -33,14 +33,14 @@ from feature_pipeline.archive.publish import (
     submit_batch,
 )
 from feature_pipeline.archive.store.base import BlobStore
-from feature_pipeline.compute.collect import notes_on
+from feature_pipeline.compute.assemble_artifact import notes_on
 from feature_pipeline.errors import (
     ConflictError,
     CorruptDataError,
     InvalidInputError,
     NotFoundError,
 )
-from feature_pipeline.hooks.actions import record_action
+from feature_pipeline.hooks.action_digests import record_action
 from feature_pipeline.model.definition import HookDefinition, Scope
 from feature_pipeline.model.digest import Digest, digest_stream
 from feature_pipeline.model.records import RecordBatch
@@ -72,7 +72,7 @@ from feature_pipeline.osa.server.storage import (
 from feature_pipeline.osa.settings import OsaSettings
 from feature_pipeline.osa.sync.pending import Pending, PendingBatch
 from feature_pipeline.osa.sync.records import deposition_batch, deposition_files, ingest_batch
-from feature_pipeline.osa.sync.taken import (
+from feature_pipeline.osa.sync.taken_outputs import (
     DepositionMemory,
     StoredMemory,
     Taken,

@@ -32,7 +32,7 @@ from feature_pipeline.osa.server.ids import (
 )
 from feature_pipeline.osa.server.storage import Place, batch_place, deposition_place
 from feature_pipeline.osa.settings import OsaSettings
-from feature_pipeline.osa.sync.taken import IngestMemory, StoredMemory, Taken, hours_since
+from feature_pipeline.osa.sync.taken_outputs import IngestMemory, StoredMemory, Taken, hours_since
 
 LOOKS_A_PASS: Final = 100
 """How many taken outputs of unfinished runs are looked at again per pass."""

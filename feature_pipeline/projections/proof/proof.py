@@ -41,7 +41,7 @@ from feature_pipeline.projections.proof.canonical import (
     sum_digests,
 )
 from feature_pipeline.projections.proof.json_texts import canonical_texts
-from feature_pipeline.projections.proof.progress import (
+from feature_pipeline.projections.proof.missing_batches import (
     ProgressReport,
     compare_progress,
     current_entries,

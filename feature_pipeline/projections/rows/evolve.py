@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
-from feature_pipeline.archive.format import align
+from feature_pipeline.archive.format import align_columns
 from feature_pipeline.archive.format.manifest import Manifest
 from feature_pipeline.model import column_sources
 from feature_pipeline.model.columns import Column
@@ -90,7 +90,7 @@ def _meaning(column: Column) -> tuple[object, ...]:
 
 def map_columns(
     written: Sequence[Column], wanted: Sequence[Column]
-) -> tuple[align.ColumnSource, ...]:
+) -> tuple[align_columns.ColumnSource, ...]:
     """Return the source of each wanted column, found by declarations alone.
 
     Raises:
@@ -98,12 +98,12 @@ def map_columns(
             written column may be either of two wanted ones.
     """
     try:
-        return align.map_columns(written, wanted)
-    except align.MisfitError as error:
+        return align_columns.map_columns(written, wanted)
+    except align_columns.MisfitError as error:
         raise CannotEvolveError(str(error)) from error
 
 
-def evolve_rows(rows: pa.Table, mappings: Sequence[align.ColumnSource]) -> pa.Table:
+def evolve_rows(rows: pa.Table, mappings: Sequence[align_columns.ColumnSource]) -> pa.Table:
     """Return the rows with `record_id`, `ordinal` and the wanted columns, in their order.
 
     Raises:
@@ -111,6 +111,6 @@ def evolve_rows(rows: pa.Table, mappings: Sequence[align.ColumnSource]) -> pa.Ta
             number; the message names the column and some of the values or records.
     """
     try:
-        return align.select_columns(rows, mappings, is_strict=True)
-    except align.MisfitError as error:
+        return align_columns.select_columns(rows, mappings, is_strict=True)
+    except align_columns.MisfitError as error:
         raise CannotEvolveError(str(error)) from error

@@ -54,7 +54,7 @@ from feature_pipeline.projections.catalog.indexes import (
 )
 from feature_pipeline.projections.catalog.spec import TableSpec
 from feature_pipeline.projections.catalog.view import is_shown
-from feature_pipeline.projections.proof.progress import compare_progress, current_entries
+from feature_pipeline.projections.proof.missing_batches import compare_progress, current_entries
 from feature_pipeline.projections.proof.proof import (
     Proof,
     describe_left_out,

@@ -34,8 +34,8 @@ from feature_pipeline.projections.catalog.view import (
     show,
     surviving_columns,
 )
-from feature_pipeline.projections.switch import views_ahead
-from feature_pipeline.projections.switch.views_ahead import (
+from feature_pipeline.projections.switch import prepare_views
+from feature_pipeline.projections.switch.prepare_views import (
     Ahead,
     ViewsChangedError,
     renames_in_place,
@@ -82,7 +82,7 @@ def switch(
         try:
             with connection.transaction() as transaction:
                 connection.execute(f"set local lock_timeout = '{LOCK_TIMEOUT}'".encode())
-                ahead = views_ahead.make_ahead(connection, spec, to)
+                ahead = prepare_views.make_ahead(connection, spec, to)
                 is_done = _switch(connection, spec, to, check, ahead, is_pinned=is_pinned)
                 if not is_done:
                     raise psycopg.Rollback(transaction)  # what was made ahead goes
@@ -233,7 +233,7 @@ def _change_view(
     else:
         _write_dump(connection, spec, live, to, view, others)
         if ahead is not None:
-            views_ahead.put_in_place(connection, ahead, to, view, others)
+            prepare_views.put_in_place(connection, ahead, to, view, others)
         else:
             _recreate(connection, live, to, view, others)
     comment(connection, to, spec)
@@ -260,7 +260,7 @@ def _put_away(connection: Connection, root: sql.Identifier) -> tuple[View, ...]:
 def _change_in_place(
     connection: Connection, to: Generation, view: View, renames: Sequence[tuple[str, str]]
 ) -> None:
-    views_ahead.rename_each(connection, view, renames)
+    prepare_views.rename_each(connection, view, renames)
     show(connection, to, dependents.view_options(view))
 
 
@@ -268,7 +268,7 @@ def _recreate(
     connection: Connection, live: Generation, to: Generation, root: View, others: Sequence[View]
 ) -> None:
     names = surviving_columns(live.columns, to.columns)
-    if others and views_ahead.follows_renames(live, to):
+    if others and prepare_views.follows_renames(live, to):
         others = _follow_renames(connection, live, root, others, names)
     dependents.drop_view(connection, root)
     show(connection, to, dependents.view_options(root))
@@ -283,7 +283,7 @@ def _recreate(
         except psycopg.errors.LockNotAvailable:
             raise
         except psycopg.Error as error:
-            raise views_ahead.ViewMisfitError(to.table_name, view, error) from error
+            raise prepare_views.ViewMisfitError(to.table_name, view, error) from error
 
 
 def _follow_renames(
@@ -300,7 +300,7 @@ def _follow_renames(
     """
     for view in others:
         dependents.create_view(connection, view, has_data=False)
-    views_ahead.rename_columns(connection, root, live, names)
+    prepare_views.rename_columns(connection, root, live, names)
     now = {
         view.label: view.definition for view in dependents.read_views(connection, root.identifier)
     }

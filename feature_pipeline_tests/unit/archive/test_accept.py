@@ -7,7 +7,7 @@ import pytest
 
 from feature_pipeline.archive import accept, budget, publish, read
 from feature_pipeline.archive.accept import Accepted, Quarantined, Waiting
-from feature_pipeline.archive.format import content, layout
+from feature_pipeline.archive.format import content_digests, layout
 from feature_pipeline.archive.format.manifest import ROWS, FailureInfo
 from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.logs import inbox, log, tombstones
@@ -478,7 +478,7 @@ class TestSettling:
         for key in ("b1", "b2"):
             artifact = scene.artifact(scene.submit(make_batch(key)), release)
             publish.enqueue_completion(scene.store, scene.completion(artifact))
-        original = content.Content.of
+        original = content_digests.Content.of
         broken = iter([ValueError("badly formed hexadecimal UUID string")])
 
         def of(columns, outcomes):
@@ -486,7 +486,7 @@ class TestSettling:
                 raise error
             return original(columns, outcomes)
 
-        monkeypatch.setattr(content.Content, "of", of)
+        monkeypatch.setattr(content_digests.Content, "of", of)
         settled = accept.accept_entries(scene.store, accept.waiting(scene.store))
         [refused] = [result for result in settled if isinstance(result, Quarantined)]
         assert "cannot be decoded: badly formed" in refused.reason

@@ -6,7 +6,7 @@ import click
 import pytest
 from obstore import exceptions
 
-from feature_pipeline.archive.store.s3_answers import explained
+from feature_pipeline.archive.store.s3_responses import explained
 from feature_pipeline.archive.store.s3_transfer import _shown
 from feature_pipeline.cli.commands.projects.demo import next_step
 from feature_pipeline.cli.errors import translated_errors

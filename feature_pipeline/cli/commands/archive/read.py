@@ -72,7 +72,7 @@ def _lost(archive: Archive, features: Features, batches: Collection[str]) -> dic
     """
     if not settings.optional(settings.DATABASE_URL):
         return {}
-    from feature_pipeline.archive.maintenance.compare_known import find_lost
+    from feature_pipeline.archive.maintenance.compare_databases import find_lost
     from feature_pipeline.cli.databases import query_configured_tables
 
     known = query_configured_tables(Output(), features.dataset, features.hook, batches or None)

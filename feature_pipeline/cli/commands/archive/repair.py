@@ -11,7 +11,7 @@ from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.log import FeatureEntry
 from feature_pipeline.archive.logs.losses import Loss
 from feature_pipeline.archive.maintenance.accept_loss import accept_losses, plan_losses
-from feature_pipeline.archive.maintenance.compare_known import Knowledge
+from feature_pipeline.archive.maintenance.compare_databases import Knowledge
 from feature_pipeline.archive.maintenance.loss_entries import remove_given_up
 from feature_pipeline.archive.maintenance.repair import (
     ProjectRelease,

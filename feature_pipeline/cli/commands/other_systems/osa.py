@@ -24,7 +24,7 @@ from feature_pipeline.osa.definitions import (
     write_definitions,
 )
 from feature_pipeline.osa.history.importer import MOST_WORKERS, Importer
-from feature_pipeline.osa.restore.only_there import OnlyThere
+from feature_pipeline.osa.restore.extra_rows import OnlyThere
 from feature_pipeline.osa.settings import OsaSettings, find_settings
 from feature_pipeline.osa.sync.follower import Follower, Pass
 

@@ -21,7 +21,7 @@ from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.project_hooks import find_hook
-from feature_pipeline.compute.collect import collect_output
+from feature_pipeline.compute.assemble_artifact import collect_output
 from feature_pipeline.compute.plan import ComputePlan, plan_run
 from feature_pipeline.errors import (
     ConflictError,

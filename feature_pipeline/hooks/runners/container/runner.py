@@ -44,8 +44,8 @@ from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
 from feature_pipeline.hooks.runners.container import spec
 from feature_pipeline.hooks.runners.container.log import ContainerLog
 from feature_pipeline.hooks.runners.container.memory_watch import MemoryWatch
+from feature_pipeline.hooks.runners.shared.attempt_end import End
 from feature_pipeline.hooks.runners.shared.disk_watch import DiskWatch
-from feature_pipeline.hooks.runners.shared.end import End
 from feature_pipeline.hooks.runners.shared.log_file import open_log
 from feature_pipeline.hooks.runners.shared.log_stream import LogStream
 from feature_pipeline.model.digest import Digest, digest_stream

@@ -7,10 +7,10 @@ from typing import Final
 
 from feature_pipeline.errors import CorruptDataError, NotFoundError
 from feature_pipeline.hooks.failure import FailureKind, RuntimeFacts, is_memory_error
-from feature_pipeline.hooks.left_output import excess
+from feature_pipeline.hooks.output_folder import excess
 from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
 from feature_pipeline.hooks.runners.kubernetes import job as jobs
-from feature_pipeline.hooks.runners.kubernetes.facts import Diagnosis
+from feature_pipeline.hooks.runners.kubernetes.failure_facts import Diagnosis
 from feature_pipeline.hooks.runners.kubernetes.transfer_protocol import (
     AttemptEnd,
     AttemptKey,

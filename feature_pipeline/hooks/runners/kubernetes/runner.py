@@ -29,9 +29,10 @@ from feature_pipeline.errors import (
 )
 from feature_pipeline.hooks.failure import LOG_TAIL_LINES, FailureKind
 from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
-from feature_pipeline.hooks.runners.kubernetes import facts
+from feature_pipeline.hooks.runners.kubernetes import failure_facts
 from feature_pipeline.hooks.runners.kubernetes import job as jobs
 from feature_pipeline.hooks.runners.kubernetes.api import Cluster, ClusterRefusedError, connect_here
+from feature_pipeline.hooks.runners.kubernetes.failure_facts import Diagnosis
 from feature_pipeline.hooks.runners.kubernetes.pod_log import PodLog
 from feature_pipeline.hooks.runners.kubernetes.results import (
     download_log,
@@ -151,7 +152,7 @@ class KubernetesRunner:
 class _End:
     """The end of an attempt. `result` is None if the pod published none."""
 
-    diagnosis: facts.Diagnosis | None
+    diagnosis: Diagnosis | None
     result: PodResult | None = None
     log: bytes | None = None
     tail: tuple[str, ...] = ()
@@ -181,7 +182,7 @@ class _Attempt:
         self._next_warning = float("-inf")
         self._began_at = datetime.now(UTC)
         self._last_pod: dict[str, Any] | None = None
-        self._evicted: dict[str, facts.Diagnosis] = {}
+        self._evicted: dict[str, Diagnosis] = {}
         self._pods: set[str] = set()
         self._offered_at = float("-inf")
         self._next_question = 0.0
@@ -201,12 +202,12 @@ class _Attempt:
                 return end
             return self._finish(name, self._wait(name, poll_seconds))
         except ClusterRefusedError as error:
-            return _End(facts.Diagnosis(FailureKind.CLUSTER_REFUSED, str(error)))
+            return _End(Diagnosis(FailureKind.CLUSTER_REFUSED, str(error)))
         except NotFoundError as error:
             # the namespace, or an input that the archive has lost
-            return _End(facts.Diagnosis(FailureKind.CLUSTER_REFUSED, str(error)))
+            return _End(Diagnosis(FailureKind.CLUSTER_REFUSED, str(error)))
         except CorruptDataError as error:
-            return _End(facts.Diagnosis(FailureKind.PUBLISH_FAILED, str(error)))
+            return _End(Diagnosis(FailureKind.PUBLISH_FAILED, str(error)))
         except BaseException:
             # Also a store or a cluster that gives no answer for long: nothing is known of the
             # attempt then, least of all that another is due. The Job continues, and the next run
@@ -228,13 +229,13 @@ class _Attempt:
             self._log.note(f"Job {name} ended before, without a result; the end of its log:")
             self._log.feed("".join(f"{line}\n" for line in ended.failure.log_tail).encode())
             failure = ended.failure
-            diagnosis = facts.Diagnosis(failure.kind, failure.reason, failure.exit_code)
+            diagnosis = Diagnosis(failure.kind, failure.reason, failure.exit_code)
             return _End(diagnosis, tail=failure.log_tail, node=ended.node)
         if job is None:
             try:
                 grants = self._grants(name)
             except InvalidInputError as error:
-                return _End(facts.Diagnosis(FailureKind.CANNOT_START, str(error)))
+                return _End(Diagnosis(FailureKind.CANNOT_START, str(error)))
             manifest = jobs.job_manifest(name, request, self._settings, image, wanted)
             try:
                 job, warnings = self._cluster.create_job(manifest)
@@ -247,11 +248,11 @@ class _Attempt:
                 self._put_secret(job, grants)
                 return None
         if job is None:
-            return _End(facts.Diagnosis(FailureKind.EVICTED, f"Job {name} was deleted at once"))
+            return _End(Diagnosis(FailureKind.EVICTED, f"Job {name} was deleted at once"))
         if jobs.annotations_of(job).get(jobs.IDENTITY) != str(wanted):
             reason = f"a Job named {name} exists and is not ours: delete it"
-            return _End(facts.Diagnosis(FailureKind.CLUSTER_REFUSED, reason))
-        if not any(facts.has_begun(pod) for pod in self._cluster.pods(name)):
+            return _End(Diagnosis(FailureKind.CLUSTER_REFUSED, reason))
+        if not any(failure_facts.has_begun(pod) for pod in self._cluster.pods(name)):
             # The worker that made the Job may have died before it made the Secret.
             self._put_secret(job, self._grants(name))
         self._log.note(f"attached to Job {name}, which was made before")
@@ -279,7 +280,7 @@ class _Attempt:
             raise
         self._offered_at = time.monotonic()
 
-    def _offer_again(self, job: dict[str, Any], pod: facts.Json | None) -> None:
+    def _offer_again(self, job: dict[str, Any], pod: failure_facts.Json | None) -> None:
         """Renew grants before they expire in a queue, and for a pod that replaces another."""
         is_suspended = pod is None and bool(job["spec"].get("suspend"))
         half = self._settings.lifetime_seconds(self._request) / 2
@@ -301,26 +302,26 @@ class _Attempt:
                 return job
             time.sleep(_CANCEL_SECONDS)
 
-    def _wait(self, name: str, poll_seconds: float) -> facts.Diagnosis | None:
+    def _wait(self, name: str, poll_seconds: float) -> Diagnosis | None:
         """Wait until the Job is complete; return why it will not be, if so."""
         while True:
             job = self._cluster.job(name)
             if job is None:
                 if self._result(name) is not None:
                     return None
-                return facts.Diagnosis(
+                return Diagnosis(
                     FailureKind.EVICTED, f"its Job {name} was deleted by another program"
                 )
             pods = self._cluster.pods(name)
-            pod = facts.newest(pods)
+            pod = failure_facts.newest(pods)
             if pod is not None:
                 self._last_pod = dict(pod)
                 self._follow(pod)
             self._offer_again(job, pod)
-            if facts.condition(job, "Complete") is not None:
+            if failure_facts.condition(job, "Complete") is not None:
                 return None
-            if facts.condition(job, "Failed") is not None:
-                return facts.failure(job, pod)
+            if failure_facts.condition(job, "Failed") is not None:
+                return failure_facts.failure(job, pod)
             if (diagnosis := self._stuck(job, pods)) is not None:
                 self._pump_out()
                 self._delete(name)
@@ -331,11 +332,11 @@ class _Attempt:
                 if now >= self._next_question:
                     self._next_question = now + _CANCEL_SECONDS
                     if self._monitor.is_cancelled():
-                        return facts.Diagnosis(FailureKind.CANCELLED, "cancelled")
+                        return Diagnosis(FailureKind.CANCELLED, "cancelled")
 
-    def _stuck(self, job: dict[str, Any], pods: list[dict[str, Any]]) -> facts.Diagnosis | None:
+    def _stuck(self, job: dict[str, Any], pods: list[dict[str, Any]]) -> Diagnosis | None:
         settings, now = self._settings, datetime.now(UTC)
-        pod = facts.newest(pods)
+        pod = failure_facts.newest(pods)
         if pod is None:
             if job["spec"].get("suspend"):
                 # a queue (Kueue) holds it back, and how long is the queue's business
@@ -344,25 +345,25 @@ class _Attempt:
         # Between the eviction of a pod and its replacement there is none for seconds.
         self._without_pod_since = time.monotonic()
         for each in pods:
-            if (eviction := facts.eviction(each)) is not None:
+            if (eviction := failure_facts.eviction(each)) is not None:
                 self._evicted[each["metadata"]["uid"]] = eviction
         # A pod that was taken away may be gone before it is looked at: only such ones are replaced.
         missing = self._pods - {pod["metadata"]["uid"]} - self._evicted.keys()
-        if (times := len(self._evicted) + len(missing)) > facts.MOST_REPLACEMENTS:
-            last = next(reversed(self._evicted.values()), facts.REPLACED)
-            return facts.Diagnosis(last.kind, f"{last.reason} ({times} times)")
-        age = (now - facts.moment(pod["metadata"]["creationTimestamp"])).total_seconds()
+        if (times := len(self._evicted) + len(missing)) > failure_facts.MOST_REPLACEMENTS:
+            last = next(reversed(self._evicted.values()), failure_facts.REPLACED)
+            return Diagnosis(last.kind, f"{last.reason} ({times} times)")
+        age = (now - failure_facts.moment(pod["metadata"]["creationTimestamp"])).total_seconds()
         if age > settings.lifetime_seconds(self._request) + _LOST_SECONDS:
             # its own deadline has passed, and the node that would keep it does not answer
             reason = f"its pod has not ended in {age:.0f} s: its node may be lost"
-            return facts.Diagnosis(FailureKind.EVICTED, reason)
-        if (diagnosis := facts.lost(pod, _LOST_SECONDS, now)) is not None:
+            return Diagnosis(FailureKind.EVICTED, reason)
+        if (diagnosis := failure_facts.lost(pod, _LOST_SECONDS, now)) is not None:
             return diagnosis
-        if facts.is_going(pod) or pod.get("status", {}).get("phase") == "Failed":
+        if failure_facts.is_going(pod) or pod.get("status", {}).get("phase") == "Failed":
             return None
-        return facts.stuck(pod, settings.schedule_seconds, now)
+        return failure_facts.stuck(pod, settings.schedule_seconds, now)
 
-    def _refused_pod(self, name: str) -> facts.Diagnosis | None:
+    def _refused_pod(self, name: str) -> Diagnosis | None:
         """Return why the Job has no pod, if the cluster will make none or the time is over."""
         now = time.monotonic()
         absent = now - self._without_pod_since
@@ -371,20 +372,20 @@ class _Attempt:
             return None
         self._next_warning = now + _WARNING_SECONDS
         warning = self._cluster.last_warning(name)
-        if not is_overdue and not facts.is_permanent_refusal(warning):
+        if not is_overdue and not failure_facts.is_permanent_refusal(warning):
             return None
         reason = f"the cluster made no pod for it: {warning or 'and gave no reason'}"
-        return facts.Diagnosis(FailureKind.CLUSTER_REFUSED, reason)
+        return Diagnosis(FailureKind.CLUSTER_REFUSED, reason)
 
-    def _follow(self, pod: facts.Json) -> None:
-        state = facts.container_state(pod, jobs.HOOK)
+    def _follow(self, pod: failure_facts.Json) -> None:
+        state = failure_facts.container_state(pod, jobs.HOOK)
         if "running" in state or "terminated" in state:
             self._pod_log.follow(pod["metadata"]["uid"], pod["metadata"]["name"])
 
     def _pump_out(self) -> None:
         self._pod_log.drain(self._log)
 
-    def _finish(self, name: str, diagnosis: facts.Diagnosis | None) -> _End:
+    def _finish(self, name: str, diagnosis: Diagnosis | None) -> _End:
         """Return the result of a finished Job, with the rest of its log."""
         node = str((self._last_pod or {}).get("spec", {}).get("nodeName") or "unknown")
         if diagnosis is not None and diagnosis.kind is FailureKind.CANCELLED:
@@ -398,7 +399,7 @@ class _Attempt:
         self._pump_out()
         if diagnosis is None and result is None:
             reason = f"Job {name} is complete and published nothing"
-            diagnosis = facts.Diagnosis(FailureKind.PUBLISH_FAILED, reason)
+            diagnosis = Diagnosis(FailureKind.PUBLISH_FAILED, reason)
         if result is None:
             assert diagnosis is not None  # noqa: S101  (set above)
             tail = self._tail(diagnosis) or self._log.tail()
@@ -412,7 +413,7 @@ class _Attempt:
                 lambda: download_log(self._transfer, self._key(name), result, self._request)
             )
         except (NotFoundError, CorruptDataError) as error:
-            return _End(facts.Diagnosis(FailureKind.PUBLISH_FAILED, str(error)), node=node)
+            return _End(Diagnosis(FailureKind.PUBLISH_FAILED, str(error)), node=node)
         self._pod_log.show_rest(self._log, data)
         tail = tail_of(data)
         failure = verdict(self._request, result, tail)
@@ -422,9 +423,7 @@ class _Attempt:
             self._with_retry(lambda: self._transfer.forget(self._key(name)))
         return _End(failure, result, with_last_line_ended(data), tail=tail, node=node)
 
-    def _note_end(
-        self, name: str, diagnosis: facts.Diagnosis, tail: tuple[str, ...], node: str
-    ) -> None:
+    def _note_end(self, name: str, diagnosis: Diagnosis, tail: tuple[str, ...], node: str) -> None:
         """Record the end, so that a worker that repeats this attempt goes to the next one."""
         failure = runtime_facts(diagnosis, tail, self._request)
         end = AttemptEnd(failure, self._began_at, datetime.now(UTC), node)
@@ -459,7 +458,7 @@ class _Attempt:
             time.sleep(backoff)
             backoff = min(2 * backoff, _LONGEST_BACKOFF_SECONDS)
 
-    def _tail(self, diagnosis: facts.Diagnosis) -> tuple[str, ...]:
+    def _tail(self, diagnosis: Diagnosis) -> tuple[str, ...]:
         """Return the last lines of the container at fault."""
         pod = self._last_pod
         if diagnosis.container in (None, jobs.HOOK) or pod is None:
@@ -483,14 +482,14 @@ class _Attempt:
                 self._log.note(f"Job {name} could not be deleted: {error}")
 
 
-def _refusal(request: RunRequest, image: str | None) -> facts.Diagnosis | None:
+def _refusal(request: RunRequest, image: str | None) -> Diagnosis | None:
     version = request.release.document.version
     if image is None:
         reason = (
             f"release {version!r} is code files and names no image: set the runner's code_image"
         )
-        return facts.Diagnosis(FailureKind.CANNOT_START, reason)
+        return Diagnosis(FailureKind.CANNOT_START, reason)
     if "@" not in image:
         reason = f"{image} exists on one machine only: name an image in a registry, name@sha256:..."
-        return facts.Diagnosis(FailureKind.CANNOT_START, reason)
+        return Diagnosis(FailureKind.CANNOT_START, reason)
     return None

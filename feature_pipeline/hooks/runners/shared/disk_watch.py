@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from feature_pipeline.hooks.left_output import excess
+from feature_pipeline.hooks.output_folder import excess
 
 _INTERVAL_SECONDS: Final = 1.0
 _PAUSE_RATIO: Final = 20

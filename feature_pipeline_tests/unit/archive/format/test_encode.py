@@ -4,7 +4,7 @@ from datetime import UTC, date, datetime
 import pyarrow as pa
 import pytest
 
-from feature_pipeline.archive.format.content import Content
+from feature_pipeline.archive.format.content_digests import Content
 from feature_pipeline.archive.format.encode import (
     decode_outcomes,
     encode_outcomes,

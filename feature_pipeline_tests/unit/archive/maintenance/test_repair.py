@@ -14,7 +14,7 @@ from feature_pipeline.archive.inspection.findings import Finding, Scope
 from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.logs import log, tombstones
 from feature_pipeline.archive.maintenance.accept_loss import accept_losses, plan_losses
-from feature_pipeline.archive.maintenance.compare_known import (
+from feature_pipeline.archive.maintenance.compare_databases import (
     Knowledge,
     KnownBatch,
     KnownEntry,

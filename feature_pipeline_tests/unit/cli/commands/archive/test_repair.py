@@ -12,7 +12,7 @@ from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.losses import losses
 from feature_pipeline.archive.maintenance import loss_entries
-from feature_pipeline.archive.maintenance.compare_known import Knowledge
+from feature_pipeline.archive.maintenance.compare_databases import Knowledge
 from feature_pipeline.cli.commands.archive import repair as repair_module
 from feature_pipeline.cli.project_hooks import ProjectHooks
 from feature_pipeline_tests.fixtures.care import CareScene, all_keys

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from feature_pipeline.archive.store import s3_transfer
-from feature_pipeline.archive.store.s3_answers import object_info
+from feature_pipeline.archive.store.s3_responses import object_info
 from feature_pipeline.errors import InvalidInputError
 
 AN_INSTANT = datetime(2026, 1, 2, tzinfo=UTC)

@@ -9,8 +9,8 @@ from feature_pipeline.archive.format.manifest import FailureInfo, RunInfo
 from feature_pipeline.archive.publish import Artifact
 from feature_pipeline.compute.plan import ComputePlan
 from feature_pipeline.errors import InvalidInputError
-from feature_pipeline.hooks.left_output import storable_files
 from feature_pipeline.hooks.output import PROGRESS, decode_output, raw_files
+from feature_pipeline.hooks.output_folder import storable_files
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.outcomes import DecodedOutput, Outcome
 from feature_pipeline.model.text.counted import counted

@@ -7,7 +7,7 @@ from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.damage import Readable
 from feature_pipeline.archive.logs.known_lengths import known_logs
 from feature_pipeline.archive.logs.log import FeatureEntry
-from feature_pipeline.archive.maintenance.compare_known import (
+from feature_pipeline.archive.maintenance.compare_databases import (
     LostEntry,
     find_unlogged,
     not_given_up,
@@ -19,8 +19,8 @@ from feature_pipeline.model.text.counted import counted
 from feature_pipeline.model.text.first_few import first_few
 from feature_pipeline.projections.catalog.bookkeeping import Progress, all_progress
 from feature_pipeline.projections.catalog.database import Database
-from feature_pipeline.projections.catalog.evidence import known_entry
 from feature_pipeline.projections.catalog.generation import read_table
+from feature_pipeline.projections.catalog.loaded_entries import known_entry
 from feature_pipeline.projections.catalog.spec import TableSpec
 from feature_pipeline.projections.catalog.view import is_shown
 

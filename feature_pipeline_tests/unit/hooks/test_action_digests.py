@@ -2,7 +2,7 @@
 
 import pytest
 
-from feature_pipeline.hooks.actions import batch_action, record_action
+from feature_pipeline.hooks.action_digests import batch_action, record_action
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.model.records import Record, RecordFile
 from feature_pipeline.model.release import HookRelease, ReleaseDocument

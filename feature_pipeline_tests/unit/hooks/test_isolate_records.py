@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_pipeline.hooks.isolate import Isolation, Part, first_parts
+from feature_pipeline.hooks.isolate_records import Isolation, Part, first_parts
 
 BASE, MUCH = 2**30, 2**33
 

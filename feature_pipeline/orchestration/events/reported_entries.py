@@ -14,7 +14,11 @@ from feature_pipeline.orchestration.keys import features_key, records_key
 
 if TYPE_CHECKING:
     from feature_pipeline.archive.inspection.findings import Scope
-    from feature_pipeline.archive.maintenance.compare_known import Knowledge, KnownBatch, KnownEntry
+    from feature_pipeline.archive.maintenance.compare_databases import (
+        Knowledge,
+        KnownBatch,
+        KnownEntry,
+    )
     from feature_pipeline.projections.catalog.database import Database
 
 
@@ -39,7 +43,7 @@ class KnownPartitions:
 
     def entries(self, dataset: str, hook: str) -> "Iterator[KnownEntry]":
         """Return the log entries of a feature asset's materializations."""
-        from feature_pipeline.archive.maintenance.compare_known import KnownEntry
+        from feature_pipeline.archive.maintenance.compare_databases import KnownEntry
 
         for batch, digest in self.documents.items():
             instant = _instant(self.events[batch])
@@ -47,7 +51,7 @@ class KnownPartitions:
 
     def batches(self, dataset: str) -> "Iterator[KnownBatch]":
         """Return the batches of a records asset's materializations."""
-        from feature_pipeline.archive.maintenance.compare_known import KnownBatch
+        from feature_pipeline.archive.maintenance.compare_databases import KnownBatch
 
         for batch, digest in self.documents.items():
             event = self.events[batch]
@@ -96,7 +100,7 @@ def query_dagster(
         hook: Only artifacts of this hook.
         names: Only of these batches.
     """
-    from feature_pipeline.archive.maintenance.compare_known import Knowledge
+    from feature_pipeline.archive.maintenance.compare_databases import Knowledge
 
     entries: list[KnownEntry] = []
     batches: list[KnownBatch] = []
@@ -123,7 +127,7 @@ def query_databases(
         scope: The part.
         names: Only of these batches; of the scope's if None.
     """
-    from feature_pipeline.projections.catalog.evidence import query_tables
+    from feature_pipeline.projections.catalog.loaded_entries import query_tables
 
     if names is None and scope.batch is not None:
         names = [scope.batch]

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from feature_pipeline.archive.format.align import align_rows
+from feature_pipeline.archive.format.align_columns import align_rows
 from feature_pipeline.archive.format.encode import rows_schema, rows_table
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.columns import Column

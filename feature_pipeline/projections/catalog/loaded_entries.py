@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from datetime import UTC, datetime
 
-from feature_pipeline.archive.maintenance.compare_known import Knowledge, KnownEntry
+from feature_pipeline.archive.maintenance.compare_databases import Knowledge, KnownEntry
 from feature_pipeline.errors import ProjectionError
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.projections.catalog.bookkeeping import Progress, has_bookkeeping

@@ -19,7 +19,7 @@ from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.cli.commands.runs.submit import submit_records
 from feature_pipeline.cli.local_records import LocalRecord
 from feature_pipeline.compute.plan import ComputePlan, plan_run
-from feature_pipeline.compute.stage import outline_inputs, stage_inputs
+from feature_pipeline.compute.stage_input import outline_inputs, stage_inputs
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.runner import Workspace, name_on_disk
 from feature_pipeline.model.columns import Column

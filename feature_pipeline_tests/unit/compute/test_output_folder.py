@@ -11,7 +11,7 @@ from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.log import Verdict
 from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.hooks.failure import FailureKind
-from feature_pipeline.hooks.left_output import folder_problem, problem_of, storable_files
+from feature_pipeline.hooks.output_folder import folder_problem, problem_of, storable_files
 from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult, Workspace
 from feature_pipeline.hooks.runners.shared.disk_watch import DiskWatch
 from feature_pipeline.model.outcomes import OutcomeKind
