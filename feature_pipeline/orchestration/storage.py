@@ -4,7 +4,12 @@ With Dagster's `env:` in dagster.yaml, the error only states that a variable is 
 how to set it.
 """
 
-from collections.abc import Callable, Mapping
+import logging
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Self
 
@@ -15,7 +20,8 @@ from dagster_postgres import (
     PostgresScheduleStorage,
 )
 from dagster_postgres.utils import create_pg_engine
-from sqlalchemy import Connection, Dialect, event
+from sqlalchemy import Connection, Dialect, NullPool, event
+from sqlalchemy.exc import OperationalError
 
 from feature_pipeline import settings
 from feature_pipeline.orchestration.dagster_internals import ConfigurableClassData, UserConfigSchema
@@ -23,6 +29,14 @@ from feature_pipeline.projections.catalog.libpq import nothing_ambient
 
 # Firewalls and proxies forget connections that were idle for longer; the usual limits are minutes.
 RECYCLE_SECONDS = 300
+
+logger = logging.getLogger(__name__)
+
+_TRY_AGAIN_SECONDS: Final = 1
+_LOG_SECONDS: Final = 60
+_REFUSAL: Final = "FATAL:"
+"""In the text of an error that PostgreSQL itself sent, which has no other mark."""
+_FOR_NOW: Final = re.compile("starting up|shutting down|recovery mode|connection slots|too many")
 
 
 class EnvironmentStorage(DagsterPostgresStorage):
@@ -43,6 +57,8 @@ class EnvironmentStorage(DagsterPostgresStorage):
         # It connects, to create its tables, by engines of its own. Once in a process: each tick of
         # a sensor makes a storage.
         is_first = postgres_url not in _prepared
+        if is_first and _is_code_server(sys.argv):
+            _wait_until_reached(postgres_url)
         with nothing_ambient():
             super().__init__(postgres_url, should_autocreate_tables and is_first, inst_data)
         if should_autocreate_tables:
@@ -77,6 +93,38 @@ class EnvironmentStorage(DagsterPostgresStorage):
             InvalidInputError: The variable is not set, or names another driver.
         """
         return cls(postgres_url=settings.dagster_database_url(), inst_data=inst_data)
+
+
+def _is_code_server(argv: Sequence[str]) -> bool:
+    """Return whether this process serves definitions: `dagster api grpc`, `dagster code-server`."""
+    return "code-server" in argv or {"api", "grpc"} <= set(argv)
+
+
+def _wait_until_reached(postgres_url: str) -> None:
+    """Wait while PostgreSQL cannot be reached.
+
+    A code server that finds no database when it starts serves that error for as long as it lives,
+    and no sensor ticks until somebody reloads it. Whoever started it notices that it is not ready.
+
+    Raises:
+        OperationalError: PostgreSQL refuses the role or has no such database: waiting is no remedy.
+    """
+    engine = create_pg_engine(postgres_url, poolclass=NullPool)
+    event.listen(engine, "do_connect", _connect)
+    logged_at = -math.inf
+    while True:
+        try:
+            engine.connect().close()
+        except OperationalError as error:
+            text = str(error.orig).strip()
+            if _REFUSAL in text and not _FOR_NOW.search(text):
+                raise
+            if time.monotonic() >= logged_at + _LOG_SECONDS:
+                logger.warning("waiting for Dagster's database: %s", text)
+                logged_at = time.monotonic()
+            time.sleep(_TRY_AGAIN_SECONDS)
+        else:
+            return
 
 
 def _connect(
