@@ -117,7 +117,7 @@ def run(root: Path, options: argparse.Namespace) -> Sequence[str]:
             following.join()
             curve.show(len(drill.submitted.batches))
     kills = len(drill.deaths) + len(drill.killed)
-    print(f"{kills} processes were killed, {len(drill.killed)} of them workers")
+    print(f"{kills} processes were killed, {len(drill.killed)} of them workers and hooks")
     return problems
 
 

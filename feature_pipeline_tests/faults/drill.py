@@ -1,4 +1,4 @@
-"""A drill: batches arrive while definitions, servers, workers and records break.
+"""A drill: batches arrive while definitions, servers, workers, hooks and records break.
 
     python -m feature_pipeline_tests.faults.drill --minutes 10 --seed 7
 
@@ -12,10 +12,11 @@ import contextlib
 import json
 import logging
 import random
+import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,8 @@ HOSTILE: Final = "batch-hostile"
 WORDS, TOTALS, LABELS, WRONG = "words", "totals", "labels", "never_right"
 CRASHING: Final = (WORDS, TOTALS)
 RECORDS: Final = 4
+RETRIES: Final = 3
+"""Of a hook that is killed; those that crash over a record are given none."""
 LONGEST_KEY: Final = 20_000
 """Characters, at random: a btree index holds a third of a page."""
 
@@ -67,7 +70,8 @@ def ancestors():
 
 
 def note(event):
-    line = {"hook": name, "attempt": attempt, "event": event, "ancestors": ancestors()}
+    processes = [os.getpid(), *ancestors()]
+    line = {"hook": name, "attempt": attempt, "event": event, "processes": processes}
     line["records"] = [record["id"] for record in records]
     with open(config["ledger"], "a") as ledger:
         ledger.write(json.dumps(line) + "\\n")
@@ -100,7 +104,7 @@ attributes:
     command: [python, hook.py]
     code: [hook.py]
     config: {{ledger: {ledger}, seconds: {seconds}, crashes: {crashes}}}
-    retries: 0
+    retries: {retries}
   feature:
     cardinality: one
     columns:
@@ -110,7 +114,7 @@ INDEX: Final = "  table:\n    indexes: [{columns: [text]}]\n"
 MISTAKES: Final = (
     ("cardinality: one", "cardinality: oen"),
     ("type: string", "type: text"),
-    ("retries: 0", "retries: 010"),
+    ("retries: ", "retries: 01"),
     ("columns:", "columns: ["),
     ("scope:", "skope:"),
 )
@@ -153,6 +157,9 @@ class Plan:
                 "kill_code_server": often,
                 "kill_parent_of_code_server": seldom,
                 "kill_daemon": often,
+                "kill_webserver": seldom,
+                "second_daemon": seldom,
+                "kill_hook": seldom,
                 "kill_worker": max(1, round(minutes * 0.6)),
                 "kill_seaweedfs": often,
                 "kill_postgres": often,
@@ -193,9 +200,10 @@ class Drill:
         self.ledger = root / "starts.jsonl"
         self.submitted = Submitted()
         self.killed: list[int] = []
-        """Workers."""
+        """Workers and hooks."""
         self.deaths: list[str] = []
         """Servers that `dev` starts again."""
+        self.second_daemons = 0
         self.labels = f"{LABELS}_0"
         self.broken: dict[str, str] = {}
         """The right text of each definition that is broken."""
@@ -215,6 +223,7 @@ class Drill:
                 ledger=self.ledger,
                 seconds=hook_seconds,
                 crashes=str(is_crashing).lower(),
+                retries=0 if is_crashing else RETRIES,
             )
             (self.hooks / folder).mkdir(parents=True)
             (self.hooks / folder / "hook.py").write_text(HOOK)
@@ -330,6 +339,34 @@ class Drill:
     def _kill_daemon(self) -> None:
         self._kill(lambda: self._server("dagster-processes", "daemon"), "Dagster's daemon")
 
+    def _kill_webserver(self) -> None:
+        self._kill(lambda: self._server("dagster-processes", "webserver"), "Dagster's webserver")
+
+    def _second_daemon(self) -> None:
+        """Run another daemon on the same instance for a while, as by mistake."""
+        with contextlib.suppress(AssertionError, psutil.NoSuchProcess):
+            [daemon] = wait_for(lambda: self._server("dagster-processes", "daemon"), 30)
+            second = subprocess.Popen(
+                daemon.cmdline(),
+                env=daemon.environ(),
+                cwd=daemon.cwd(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            logger.info("      a second daemon: %d", second.pid)
+            self.second_daemons += 1
+
+            def end() -> None:
+                logger.info("      the second daemon is killed; it had ended: %s", second.poll())
+                second.kill()
+                second.wait()
+
+            self.due.append((time.monotonic() + self.draw.uniform(30, 90), end))
+
+    def _kill_hook(self) -> None:
+        self.killed += self._kill(self._hook_processes)
+
     def _kill_seaweedfs(self) -> None:
         self._kill(lambda: self._server("seaweedfs"), "SeaweedFS")
 
@@ -378,6 +415,19 @@ class Drill:
             with contextlib.suppress(psutil.NoSuchProcess):
                 workers += [p for p in server.children() if "spawn_main" in " ".join(p.cmdline())]
         return workers
+
+    def _hook_processes(self) -> list[psutil.Process]:
+        """Processes of the hook that is started again when one of its own dies."""
+        hooks = []
+        for worker in self._workers():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for process in worker.children(recursive=True):
+                    if (
+                        process.cmdline()[-1:] == ["hook.py"]
+                        and process.environ().get("OSA_HOOK_NAME") == self.labels
+                    ):
+                        hooks.append(process)
+        return hooks
 
     # How it ends.
 
@@ -477,7 +527,7 @@ class Drill:
                 yield f"table {hook}: {len(rows)} rows, not {len(expected)}: {named}"
 
     def _problems_of_starts(self) -> Iterator[str]:
-        """A record was computed once; what a killed worker had begun is begun again.
+        """A record was computed once; what a killed worker or hook had begun is begun again.
 
         So is what Dagster terminates when a rename ends its backfill.
         """
@@ -489,14 +539,14 @@ class Drill:
             if document["event"] != "begin":
                 ends[document["attempt"]] = document["event"]
                 continue
-            if not set(self.killed).isdisjoint(document["ancestors"]):
+            if not set(self.killed).isdisjoint(document["processes"]):
                 excused.add(document["attempt"])
             for record in document["records"]:
                 begun[document["hook"], record].append(document["attempt"])
         attempts = {attempt for each in begun.values() for attempt in each}
         cut_off = attempts - ends.keys() - excused
         logger.info(
-            "%d attempts at %d questions; workers of %d were killed, %d others did not end",
+            "%d attempts at %d questions; the processes of %d were killed, %d others did not end",
             *(len(attempts), len(begun), len(excused), len(cut_off)),
         )
         for (hook, record), starts in begun.items():
@@ -602,6 +652,8 @@ def main() -> None:
         problems = drill.run()
     for problem in problems:
         logger.error("PROBLEM %s", problem)
+    logger.info("killed: %d workers and hooks, %s", len(drill.killed), Counter(drill.deaths))
+    logger.info("%d second daemons", drill.second_daemons)
     logger.info("%d problems; %d batches", len(problems), len(drill.submitted.batches))
     sys.exit(bool(problems))
 

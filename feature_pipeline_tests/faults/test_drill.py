@@ -39,7 +39,7 @@ def test_starts_are_counted_by_what_hooks_wrote(tmp_path: Path) -> None:
                 "hook": hook,
                 "attempt": attempt,
                 "event": event,
-                "ancestors": [worker],
+                "processes": [worker],
                 "records": ["b0/r0"],
             }
             for hook, attempt, end, worker in starts

@@ -4,9 +4,11 @@ The loader names what happened, and the same load done again ends with the archi
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing import get_context
 
+import psycopg
 import pytest
 
 from feature_pipeline.errors import ProjectionError
@@ -93,6 +95,35 @@ def test_the_answer_to_a_switch_is_lost(
         [names] = connection.execute("select count(note) from features.pockets").fetchall()
     assert names[0] > 0
     list(load_batches(archive.store, direct, archive.spec()))
+    assert leftovers(database_url) == []
+
+
+# Cancels a statement that sleeps, if there is one.
+CANCEL = """
+select pg_cancel_backend(pid) from pg_stat_activity where datname = current_database()
+and pid <> pg_backend_pid() and state = 'active' and wait_event = 'PgSleep'"""
+
+
+def test_a_view_that_could_not_be_filled_just_now_is_not_to_be_dropped(
+    database_url: str, connection: psycopg.Connection, archive: FeatureArchive
+) -> None:
+    """The switch is canceled while it fills a materialized view on the new columns."""
+    database = Database(database_url)
+    list(load_batches(archive.store, database, archive.spec()))
+    connection.execute(
+        "create materialized view public.slow as"
+        " select count(label), (select pg_sleep(0.5)::text) from features.pockets"
+    )
+    archive.columns = (NOTE, LABEL)
+    with ThreadPoolExecutor(1) as pool:
+        load = pool.submit(lambda: list(load_batches(archive.store, database, archive.spec())))
+        while not connection.execute(CANCEL).fetchall() and not load.done():
+            pass
+        with pytest.raises(ProjectionError, match="canceling statement") as caught:
+            load.result()
+    assert "drop it" not in str(caught.value)
+    list(load_batches(archive.store, database, archive.spec()))
+    assert prove(archive.store, database, archive.spec()).is_equal
     assert leftovers(database_url) == []
 
 

@@ -83,6 +83,11 @@ UNHOLDABLE: Final = (
 """Errors about one row alone: it cannot be stored, whatever the others are."""
 
 
+_TRANSIENT_CLASSES: Final = frozenset({"08", "40", "53", "57", "58"})
+"""Of SQLSTATE: connection, rollback, resources, intervention, system."""
+_LOCK_NOT_AVAILABLE: Final = "55P03"
+
+
 class ConnectionFailedError(ProjectionError):
     """PostgreSQL could not be reached, or refused the role."""
 
@@ -244,6 +249,16 @@ def translated(purpose: str) -> Iterator[None]:
         ) from error
     except psycopg.Error as error:
         raise ProjectionError(f"{purpose}: {_describe(error)}") from error
+
+
+def is_transient(error: psycopg.Error) -> bool:
+    """Return whether an error is about the session or the server, and not about the statement.
+
+    A canceled statement, a lock timeout, a full disk and a lost connection are: the same statement
+    may succeed when it is repeated.
+    """
+    code = error.sqlstate
+    return code is None or code[:2] in _TRANSIENT_CLASSES or code == _LOCK_NOT_AVAILABLE
 
 
 def lock(connection: Connection, *names: object, is_shared: bool = False) -> None:

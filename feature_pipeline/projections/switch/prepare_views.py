@@ -21,6 +21,7 @@ from feature_pipeline.projections.catalog.database import (
     READ_SCHEMA,
     Connection,
     fetch_value,
+    is_transient,
 )
 from feature_pipeline.projections.catalog.ddl import truncate_identifier
 from feature_pipeline.projections.catalog.dependents import View
@@ -211,9 +212,9 @@ def _make(
     for view, before in zip(others, old[1:], strict=True):
         try:
             dependents.recreate_view(connection, view, has_data=has_data and view.is_populated)
-        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
-            raise
         except psycopg.Error as error:
+            if is_transient(error):
+                raise
             raise ViewMisfitError(to.table_name, before, error) from error
 
 

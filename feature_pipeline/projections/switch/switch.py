@@ -17,7 +17,7 @@ from psycopg import sql
 from feature_pipeline.errors import ConflictError
 from feature_pipeline.model.text.first_few import first_few
 from feature_pipeline.projections.catalog import dependents
-from feature_pipeline.projections.catalog.database import READ_SCHEMA, Connection
+from feature_pipeline.projections.catalog.database import READ_SCHEMA, Connection, is_transient
 from feature_pipeline.projections.catalog.dependents import View
 from feature_pipeline.projections.catalog.generation import (
     Generation,
@@ -280,9 +280,9 @@ def _recreate(
     for view in others:
         try:
             dependents.restore_view(connection, view)
-        except psycopg.errors.LockNotAvailable:
-            raise
         except psycopg.Error as error:
+            if is_transient(error):
+                raise
             raise prepare_views.ViewMisfitError(to.table_name, view, error) from error
 
 
