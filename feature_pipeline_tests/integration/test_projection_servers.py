@@ -80,7 +80,7 @@ def test_a_server_that_takes_no_writes_is_named(database_url: str):
     ):
         connection.execute("set transaction read only")
         with (
-            pytest.raises(ProjectionError, match=r"^loading: .*accepts no writes.*primary server"),
+            pytest.raises(ProjectionError, match=r"^loading: .*is read-only.*primary server"),
             translated("loading"),
         ):
             connection.execute("create schema features")

@@ -244,7 +244,7 @@ def translated(purpose: str) -> Iterator[None]:
         yield
     except psycopg.errors.ReadOnlySqlTransaction as error:
         raise ProjectionError(
-            f"{purpose}: this PostgreSQL accepts no writes, as a standby does not"
+            f"{purpose}: this PostgreSQL is read-only, as a standby is"
             f" ({_describe(error)}): name the primary server in the database URL"
         ) from error
     except psycopg.Error as error:
