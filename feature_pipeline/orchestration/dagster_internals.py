@@ -5,6 +5,8 @@ it from here, so that an upgrade of Dagster that moves or removes a name fails i
 `dagster` is pinned to one minor version for the same reason.
 """
 
+import dagster as dg
+
 # What resolves `EnvVar` in a resource's configuration. Public: the resource's
 # `process_config_and_initialize_cm`, which makes an in-memory Dagster instance at every call.
 # What a Postgres storage class needs to be configured by dagster.yaml. Public: none; the base class
@@ -75,9 +77,6 @@ from dagster._core.storage.partition_status_cache import (
     get_and_update_asset_status_cache_value as get_and_update_asset_status_cache_value,
 )
 
-# Whose storages have the id that a database was given when it was made. Public: none.
-from dagster._core.storage.runs.sql_run_storage import SqlRunStorage as SqlRunStorage
-
 # Names of tags that Dagster documents as text (`dagster/partition`, `dagster/priority`, ...).
 from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG as ASSET_PARTITION_RANGE_END_TAG,
@@ -96,3 +95,14 @@ from dagster._core.storage.tags import SENSOR_NAME_TAG as SENSOR_NAME_TAG
 
 # How a storage class knows its own configuration. Public: none.
 from dagster._serdes import ConfigurableClassData as ConfigurableClassData
+
+
+def database_id(instance: dg.DagsterInstance) -> str | None:
+    """Return the id that Dagster's database was given when it was made; None if it has none.
+
+    Public: none. The import is for this call, since SQLAlchemy is not loaded with the definitions.
+    """
+    from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
+
+    storage = instance.run_storage
+    return storage.get_run_storage_id() if isinstance(storage, SqlRunStorage) else None

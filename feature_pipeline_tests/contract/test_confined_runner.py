@@ -212,5 +212,5 @@ class TestSettings:
 
     @pytest.mark.parametrize("path", ["models", "/nowhere/at/all"])
     def test_a_readable_path_that_is_none(self, path: str):
-        with pytest.raises(InvalidInputError, match=f"readable '{path}' must be an absolute path"):
+        with pytest.raises(InvalidInputError, match=f"readable '{path}' must be the absolute path"):
             Confinement.find([path])

@@ -22,7 +22,7 @@ from feature_pipeline.orchestration.dagster_internals import (
     DATA_VERSION_IS_USER_PROVIDED_TAG,
     DATA_VERSION_TAG,
     DEFAULT_DATA_VERSION,
-    SqlRunStorage,
+    database_id,
     extract_data_version_from_entry,
     get_input_data_version_tag,
     get_input_event_pointer_tag,
@@ -127,10 +127,8 @@ def _storage_id(instance: dg.DagsterInstance) -> str:
 
     Another database, or the same one after it was lost, has other events under the same numbers.
     """
-    storage = instance.run_storage
-    if not isinstance(storage, SqlRunStorage):
-        return uuid.uuid4().hex  # nothing that was read before is used
-    return storage.get_run_storage_id()
+    # Without an id, nothing that was read before is used.
+    return database_id(instance) or uuid.uuid4().hex
 
 
 def _read_events(
