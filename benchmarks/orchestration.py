@@ -495,7 +495,9 @@ def bench_scale(stack: Stack, partitions: int, serial: int) -> Scale:
     stack.graphql(CANCEL, id=launched["backfillId"])
     say(f"backfill launched after {backfill:.1f} s")
     since = time.time()
-    stack.complete(SEED, f"scale-{serial}", 1000 + serial)
+    head = log.head(stack.store, DATASET, HOOK, SEED)
+    assert head is not None
+    stack.complete(SEED, f"scale-{serial}", head.seq)
     wait_for(lambda: stack.visible(f"scale-{serial}") == 1, 150)
     ticks = stack.ticks_since(TABLES_SENSOR, since)
     changed = max(t.end_timestamp - t.timestamp for t in ticks if t.end_timestamp is not None)
