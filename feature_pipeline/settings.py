@@ -34,6 +34,7 @@ DAGSTER_HOME: Final = "DAGSTER_HOME"
 WORK_FOLDER: Final = "FEATURE_PIPELINE_WORK_FOLDER"
 RUNNER: Final = "FEATURE_PIPELINE_RUNNER"
 RUNNER_SETTINGS: Final = "FEATURE_PIPELINE_RUNNER_SETTINGS"
+RUNNERS: Final = ("subprocess", "container", "kubernetes")
 WEBHOOK_URL: Final = "FEATURE_PIPELINE_WEBHOOK_URL"
 DEFS_FOLDER: Final = "FEATURE_PIPELINE_DEFS"
 UI_URL: Final = "FEATURE_PIPELINE_UI_URL"
@@ -306,8 +307,18 @@ def dagster_database_url(environment: Mapping[str, str] | None = None) -> str:
 
 
 def runner_name(environment: Mapping[str, str] | None = None) -> str:
-    """Return the name of the runner that starts hooks; by default `subprocess`."""
-    return (os.environ if environment is None else environment).get(RUNNER) or "subprocess"
+    """Return the name of the runner that starts hooks; by default `subprocess`.
+
+    Raises:
+        InvalidInputError: There is no such runner.
+    """
+    name = (os.environ if environment is None else environment).get(RUNNER) or RUNNERS[0]
+    if name not in RUNNERS:
+        raise InvalidInputError(
+            f"{RUNNER} is {name!r}: write one of {', '.join(RUNNERS)}; how it runs hooks is"
+            f" in {RUNNER_SETTINGS}"
+        )
+    return name
 
 
 def runner_settings(environment: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -91,3 +91,12 @@ def test_settings_that_are_no_mapping(text):
 def test_settings_of_another_kind():
     with pytest.raises(InvalidInputError, match="engine_url"):
         parse({"kind": "subprocess", "engine_url": "x"})
+
+
+def test_a_runner_that_does_not_exist_is_named() -> None:
+    with pytest.raises(InvalidInputError) as error:
+        settings.runner_name({settings.RUNNER: "{confined: true}"})
+    assert str(error.value) == (
+        "FEATURE_PIPELINE_RUNNER is '{confined: true}': write one of subprocess, container,"
+        " kubernetes; how it runs hooks is in FEATURE_PIPELINE_RUNNER_SETTINGS"
+    )
