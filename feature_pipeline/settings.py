@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 import yaml
@@ -34,7 +34,8 @@ DAGSTER_HOME: Final = "DAGSTER_HOME"
 WORK_FOLDER: Final = "FEATURE_PIPELINE_WORK_FOLDER"
 RUNNER: Final = "FEATURE_PIPELINE_RUNNER"
 RUNNER_SETTINGS: Final = "FEATURE_PIPELINE_RUNNER_SETTINGS"
-RUNNERS: Final = ("subprocess", "container", "kubernetes")
+Runner = Literal["subprocess", "container", "kubernetes"]
+RUNNERS: Final[tuple[str, ...]] = get_args(Runner)
 WEBHOOK_URL: Final = "FEATURE_PIPELINE_WEBHOOK_URL"
 DEFS_FOLDER: Final = "FEATURE_PIPELINE_DEFS"
 UI_URL: Final = "FEATURE_PIPELINE_UI_URL"

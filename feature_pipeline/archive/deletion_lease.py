@@ -119,8 +119,8 @@ class DeletionLease:
             if not lease.is_over and now < lease.until + MARGIN:
                 raise ConflictError(
                     f"another deletion is under way in {store.identity}, or ended without"
-                    " releasing the lease, which is held until"
-                    f" {instant_text(lease.until)}: run this one again later"
+                    f" releasing the lease, which lasts until {instant_text(lease.until)}: run this"
+                    " one again later"
                 )
             if not _replace(store, data, stored.info.etag):
                 raise ConflictError(

@@ -7,7 +7,7 @@ every process that loads the code location imports this module, and few need bot
 import inspect
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import dagster as dg
 from pydantic import Field, PrivateAttr
@@ -151,7 +151,7 @@ class DatabaseResource(dg.ConfigurableResource["Database"]):
 class HookRunnerResource(dg.ConfigurableResource[HookRunner]):
     """The hook runner's settings."""
 
-    kind: Literal["subprocess", "container", "kubernetes"] = Field(
+    kind: settings.Runner = Field(
         default="subprocess",
         description="subprocess: beside Dagster, as its user; container: Docker or Podman on this"
         " machine; kubernetes: Jobs.",

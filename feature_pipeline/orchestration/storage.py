@@ -103,8 +103,8 @@ def _is_code_server(argv: Sequence[str]) -> bool:
 def _wait_until_reached(postgres_url: str) -> None:
     """Wait while PostgreSQL cannot be reached.
 
-    A code server that finds no database when it starts serves that error for as long as it lives,
-    and no sensor ticks until somebody reloads it. Whoever started it notices that it is not ready.
+    A code server that finds no database when it starts would serve that error for as long as it
+    lives, and no sensor would tick until a user reloaded it. While it waits, it is not ready.
 
     Raises:
         OperationalError: PostgreSQL refuses the role or has no such database: waiting is no remedy.

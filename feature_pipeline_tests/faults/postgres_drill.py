@@ -9,7 +9,6 @@ that ends in an error is done again until it ends well. At the end the database 
 the proxy, with the archive, and searched for whatever was left behind.
 """
 
-import argparse
 import logging
 import sys
 from collections import Counter
@@ -21,7 +20,7 @@ from typing import Final
 import psycopg
 
 from feature_pipeline.archive.maintenance.erase import erase
-from feature_pipeline.errors import FeaturePipelineError, NotFoundError
+from feature_pipeline.errors import NotFoundError
 from feature_pipeline.model.columns import Column
 from feature_pipeline.model.definition import IndexDefinition
 from feature_pipeline.projections.catalog.database import Database
@@ -39,6 +38,7 @@ from feature_pipeline.projections.retire import (
 )
 from feature_pipeline.projections.rollback import rollback, unpin
 from feature_pipeline.projections.switch.finalize import table_report
+from feature_pipeline_tests.faults.steps import NotYet, StepTally, drill_options
 from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
 from feature_pipeline_tests.fixtures.own_postgres import (
     OwnServer,
@@ -58,12 +58,12 @@ from feature_pipeline_tests.fixtures.table_catalog import leftovers
 
 logger = logging.getLogger("postgres_drill")
 
+MOST_TRIES: Final = 100
 LABEL: Final = Column(name="label", type="string")
 COUNT: Final = Column(name="count", type="integer")
 NOTE: Final = Column(name="note", type="string", default="none")
 BATCHES, ROWS = 4, 60
 SECRET: Final = "b1/r0"
-MOST_TRIES: Final = 100
 DISK_MEGABYTES: Final = 256
 MAX_CONNECTIONS: Final = 24
 SETTINGS: Final = {
@@ -89,23 +89,12 @@ select to_regclass('people.labels') is not null and to_regclass('people.counted'
 and has_table_privilege('public', 'features.drilled', 'select')"""
 
 
-class NotYet(FeaturePipelineError):
-    """A step ended without an error of its own, and is not done."""
-
-
 @dataclass
-class Tally:
+class Tally(StepTally):
     """What was injected, and what came of it."""
 
     injected: Counter[tuple[Fault, Place | None]] = field(default_factory=Counter)
     messages: int = 0
-    tries: Counter[str] = field(default_factory=Counter)
-    """Tries of each step: one, if no error reached it."""
-    errors: Counter[str] = field(default_factory=Counter)
-    """Errors that reached a step, by step and type."""
-    problems: list[str] = field(default_factory=list)
-    """Whatever was lost, written twice, wrong, left behind, or needed a hand."""
-    rounds: int = 0
 
     def total(self, fault: Fault) -> int:
         return sum(count for (kind, _), count in self.injected.items() if kind is fault)
@@ -151,26 +140,12 @@ class Drill:
         self.tally.problems.append(f"{self._name}: {text}")
 
     def _step(self, name: str, act: Callable[[], object]) -> None:
-        """Do it until it ends well; only errors of this package may leave it."""
-        for _ in range(MOST_TRIES):
-            self.tally.tries[name] += 1
-            with self._conditions():
-                self.proxy.plan = self._plan
-                try:
-                    act()
-                except FeaturePipelineError as error:
-                    logger.debug("%s: %s", name, error)
-                    self.tally.errors[f"{name}: {type(error).__name__}"] += 1
-                else:
-                    return
-                finally:
-                    self.proxy.plan = FaultPlan()
-                    self.proxy.wait_for_server()
-        self._problem(f"{name} did not end well in {MOST_TRIES} tries")
+        if not self.tally.do(name, act, self._faults, MOST_TRIES, logger):
+            self._problem(f"{name} did not end well in {MOST_TRIES} tries")
 
     @contextmanager
-    def _conditions(self) -> Iterator[None]:
-        """Let the server have no connection left, or no disk, during some tries."""
+    def _faults(self) -> Iterator[None]:
+        """Let messages fail during one try, and in some the server lack connections or disk."""
         share = self._plan.share()
         with ExitStack() as stack:
             stack.callback(self.server.revive)
@@ -181,7 +156,12 @@ class Drill:
                 self.disk.fill()
                 self.tally.injected[Fault.DISK_FULL, None] += 1
                 stack.callback(self.disk.empty)
-            yield
+            self.proxy.plan = self._plan
+            try:
+                yield
+            finally:
+                self.proxy.plan = FaultPlan()
+                self.proxy.wait_for_server()
 
     def _crowd(self, stack: ExitStack) -> None:
         """Take every connection but a few, or all."""
@@ -334,20 +314,11 @@ def show(tally: Tally) -> None:
         )
         logger.info("%6d  %s%s", tally.total(fault), fault.value, places and f" ({places})")
     logger.info("%6d  in all", tally.injected.total())
-    for name, tries in tally.tries.items():
-        logger.info("%6d tries of %s", tries, name)
-    for name, count in sorted(tally.errors.items()):
-        logger.info("%6d errors of %s", count, name)
-    for problem in tally.problems:
-        logger.error("PROBLEM %s", problem)
-    logger.info("%d problems", len(tally.problems))
+    tally.show(logger)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--faults", type=int, default=1000, help="Ends once so many were injected.")
-    parser.add_argument("--rate", type=float, default=1.0, help="How many times the usual rates.")
-    parser.add_argument("--seed", type=int, default=1, help="Of the first round.")
+    parser = drill_options(__doc__, 1.0, "How many times the usual rates.")
     parser.add_argument("--verbose", action="store_true", help="Print each error.")
     given = parser.parse_args()
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stdout)

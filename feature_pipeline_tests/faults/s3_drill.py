@@ -12,7 +12,6 @@ A lease of a deletion that failed is removed rather than waited for: it would en
 minutes.
 """
 
-import argparse
 import logging
 import secrets
 import sys
@@ -38,13 +37,13 @@ from feature_pipeline.archive.maintenance.repair import Sources, carry_out, plan
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.archive.store.s3 import S3Store
-from feature_pipeline.errors import FeaturePipelineError
 from feature_pipeline.local.postgres import PostgresServer
 from feature_pipeline.local.seaweedfs import S3Address, SeaweedServer
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.catalog.spec import TableSpec
 from feature_pipeline.projections.load import load_batches
 from feature_pipeline.projections.proof.proof import prove
+from feature_pipeline_tests.faults.steps import NotYet, StepTally, drill_options
 from feature_pipeline_tests.fixtures import server_folder
 from feature_pipeline_tests.fixtures.care import CareScene, all_keys, holds
 from feature_pipeline_tests.fixtures.s3_faults import (
@@ -64,23 +63,12 @@ MOST_TRIES: Final = 200
 SPEC: Final = TableSpec(dataset=DATASET, hook=HOOK, name="drilled", columns=COLUMNS)
 
 
-class NotYet(FeaturePipelineError):
-    """A step ended without an error of its own, and is not done."""
-
-
 @dataclass
-class Tally:
+class Tally(StepTally):
     """What was injected, and what came of it."""
 
     injected: Counter[Fault] = field(default_factory=Counter)
     requests: int = 0
-    tries: Counter[str] = field(default_factory=Counter)
-    """Tries of each step: one, if no error reached it."""
-    errors: Counter[str] = field(default_factory=Counter)
-    """Errors that reached a step, by step and type."""
-    problems: list[str] = field(default_factory=list)
-    """Whatever was lost, written twice, wrong, or needed a hand."""
-    rounds: int = 0
 
     def add(self, plan: Plan) -> None:
         self.injected += plan.injected
@@ -175,21 +163,19 @@ class Drill:
         self.tally.problems.append(f"{self._name}: {text}")
 
     def _step(self, name: str, act: Callable[[], object]) -> None:
-        """Do it until it ends well; only errors of this package may leave it."""
-        for _ in range(MOST_TRIES):
-            self.tally.tries[name] += 1
-            self.proxy.plan = self._plan
-            try:
-                act()
-            except FeaturePipelineError as error:
-                self.tally.errors[f"{name}: {type(error).__name__}"] += 1
-            else:
-                return
-            finally:
-                self.proxy.plan = Plan(skew=self._plan.skew)
-                log.forget_read_entries()
-                self.direct.delete("gc/lease")
-        self._problem(f"{name} did not end well in {MOST_TRIES} tries")
+        if not self.tally.do(name, act, self._faults, MOST_TRIES, logger):
+            self._problem(f"{name} did not end well in {MOST_TRIES} tries")
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        """Let requests fail during one try."""
+        self.proxy.plan = self._plan
+        try:
+            yield
+        finally:
+            self.proxy.plan = Plan(skew=self._plan.skew)
+            log.forget_read_entries()
+            self.direct.delete("gc/lease")
 
     def _live(self) -> None:
         world, database = self.world, Database(self.make_database())
@@ -324,21 +310,11 @@ def show(tally: Tally) -> None:
     for fault in Fault:
         logger.info("%6d  %s", tally.injected[fault], fault.value)
     logger.info("%6d  in all", tally.injected.total())
-    for name, tries in tally.tries.items():
-        logger.info("%6d tries of %s", tries, name)
-    for name, count in sorted(tally.errors.items()):
-        logger.info("%6d errors of %s", count, name)
-    for problem in tally.problems:
-        logger.error("PROBLEM %s", problem)
-    logger.info("%d problems", len(tally.problems))
+    tally.show(logger)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--faults", type=int, default=1000, help="Ends once so many were injected.")
-    parser.add_argument("--rate", type=float, default=0.06, help="Of requests that meet one.")
-    parser.add_argument("--seed", type=int, default=1, help="Of the first round.")
-    given = parser.parse_args()
+    given = drill_options(__doc__, 0.06, "Of requests that meet one.").parse_args()
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stdout)
     logger.setLevel(logging.INFO)
     with ExitStack() as stack:

@@ -142,7 +142,7 @@ def read_until(url: str, kind: str, stop: Event, output: Path) -> None:
                     stop.wait(PAUSE_SECONDS)
         except psycopg.OperationalError as error:
             errors.append((time.monotonic(), str(error)))
-            # A server that was killed may take the last loads back: nobody was told of them.
+            # A killed server may lose the last loads, whose commit it had not acknowledged.
             seen = Seen(seen.generation)
             time.sleep(0.02)
         except psycopg.Error as error:

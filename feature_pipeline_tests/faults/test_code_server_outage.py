@@ -59,7 +59,7 @@ def loaded(client: DagsterGrpcClient) -> Any:
 def test_it_waits_for_the_database_instead_of_serving_the_error(
     server: OwnServer, tmp_path: Path
 ) -> None:
-    """It served the error until somebody reloaded it, and no sensor ticked."""
+    """Otherwise it serves the error until a user reloads it, and no sensor ticks."""
     (tmp_path / "defs.py").write_text(DEFINITIONS)
     storage = {
         "module": "feature_pipeline.orchestration.storage",

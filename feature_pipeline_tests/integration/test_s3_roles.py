@@ -29,15 +29,19 @@ from feature_pipeline.archive.maintenance.gc import GcScope, collect_garbage
 from feature_pipeline.archive.query.api import Archive
 from feature_pipeline.archive.store.s3 import open_store
 from feature_pipeline.archive.store.s3_sign import S3Signer
-from feature_pipeline.errors import NotFoundError, StoreUnavailableError
+from feature_pipeline.errors import StoreUnavailableError
 from feature_pipeline.local.process import ServerCommand
 from feature_pipeline.local.seaweedfs import S3Address, SeaweedServer
-from feature_pipeline_tests.fixtures import missing, server_folder
+from feature_pipeline.projections.catalog.database import Database
+from feature_pipeline.projections.catalog.spec import TableSpec
+from feature_pipeline.projections.preview import plan_table
+from feature_pipeline.projections.proof.proof import prove
+from feature_pipeline.projections.rebuild import begin_rebuild, fill
 from feature_pipeline_tests.fixtures.care import CareScene, everything, holds
 from feature_pipeline_tests.fixtures.commands import CommandLine
 from feature_pipeline_tests.fixtures.dagster import Pipeline
-from feature_pipeline_tests.fixtures.s3 import make_client, s3_settings
-from feature_pipeline_tests.fixtures.stores import DATASET, HOOK, archive_client, connect
+from feature_pipeline_tests.fixtures.s3 import make_client, s3_settings, seaweed_server
+from feature_pipeline_tests.fixtures.stores import COLUMNS, DATASET, HOOK, archive_client, connect
 
 POLICIES = Path(__file__).parents[2] / "deploy/iam"
 ROLES = ("archive-writer", "archive-collector", "archive-reader", "pod-signer")
@@ -54,21 +58,8 @@ class PolicedServer(SeaweedServer):
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[S3Address]:
-    with server_folder() as folder:
-        server = PolicedServer(
-            folder / "policed",
-            access_key_id=f"TEST{secrets.token_hex(8).upper()}",
-            secret_access_key=secrets.token_hex(20),
-            buckets=["policed"],
-        )
-        try:
-            server.start()
-        except NotFoundError as error:
-            missing(error)
-        try:
-            yield server.address
-        finally:
-            server.kill()
+    with seaweed_server(PolicedServer, "policed") as address:
+        yield address
 
 
 Roles = Mapping[str, S3Address]
@@ -219,6 +210,18 @@ def test_the_reader_compares_logs_with_the_census(filled: CareScene, roles: Role
     known = known_logs(store)
     assert known.census is not None
     assert not known.damage
+
+
+def test_the_readers_role_is_enough_to_plan_rebuild_and_prove_a_table(
+    filled: CareScene, roles: Roles, database_url: str
+) -> None:
+    database = Database(database_url)
+    spec = TableSpec(dataset=DATASET, hook=HOOK, name="read_only", columns=COLUMNS)
+    store = Archive.open(environment=s3_settings(roles["archive-reader"], "")).store
+    plan_table(store, database, spec)
+    assert plan_table(store, database, spec).batches
+    list(fill(store, database, begin_rebuild(store, database, spec)))
+    assert prove(store, database, spec).is_equal
 
 
 def test_the_reader_writes_nothing(filled: CareScene, roles: Roles) -> None:

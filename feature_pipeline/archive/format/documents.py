@@ -109,8 +109,7 @@ class Document(Part):
         if type(version) is not int or version < 1:
             raise broken(
                 f"{cls.document_type} {where} has the spec_version {quoted(repr(version))},"
-                " expected a"
-                " positive integer"
+                " expected a positive integer"
             )
         if version > cls.newest:
             raise NewerVersionError(

@@ -220,8 +220,7 @@ def find_unlogged(
         store: The archive.
         known: Of any hooks and batches.
         current: The current entries by batch, if everything known is about one hook and they were
-        just
-            read.
+            just read.
     """
     by_hook: dict[tuple[str, str], list[KnownEntry]] = {}
     for one in known:

@@ -101,9 +101,8 @@ def sign(
             return address
     raise StoreUnavailableError(
         f"DELETE {key}: it was not sent, because its deadline {instant_text(deadline)} has"
-        " passed by"
-        f" the store's clock; this machine's clock shows {instant_text(clock())}: set it if it is"
-        " wrong"
+        f" passed by the store's clock; this machine's clock shows {instant_text(clock())}: set it"
+        " if it is wrong"
     )
 
 

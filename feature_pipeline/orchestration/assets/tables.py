@@ -121,8 +121,7 @@ def table_asset(definition: HookDefinition) -> dg.AssetsDefinition:
                 asset=key,
                 description=(
                     "Each batch of this run, and each that failed the check before, is loaded"
-                    " from the"
-                    " artifact that is current in the archive's log."
+                    " from the artifact that is current in the archive's log."
                 ),
             ),
             dg.AssetCheckSpec(

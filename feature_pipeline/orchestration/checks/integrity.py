@@ -119,8 +119,7 @@ def census_job() -> dg.JobDefinition:
         name=CENSUS_JOB,
         description=(
             "Compares the length of every log of the archive with the newest census, writes"
-            " another,"
-            " and fails if entries are lost."
+            " another, and fails if entries are lost."
         ),
     )
     def compare_with_census() -> None:

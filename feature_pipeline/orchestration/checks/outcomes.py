@@ -44,8 +44,8 @@ def feature_checks(definition: HookDefinition) -> Sequence[dg.AssetChecksDefinit
             "Outcomes are within the hook's thresholds: "
             + _thresholds_text(checks)
             + " In a run, the check covers the run's batches and those that failed it"
-            " before. Executed alone, as the"
-            " job `check_outcomes` does every day, it covers all current artifacts."
+            " before. Executed alone, as the job `check_outcomes` does every day, it covers all"
+            " current artifacts."
         ),
     )
     def outcomes(

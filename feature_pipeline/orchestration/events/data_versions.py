@@ -90,7 +90,8 @@ def latest_events(
     storage_ids = instance.event_log_storage.get_latest_storage_id_by_partition(
         key, dg.DagsterEventType.ASSET_MATERIALIZATION, set(wanted)
     )
-    return _read_events(instance, key, [storage_ids[p] for p in wanted if p in storage_ids])
+    numbers = [storage_ids[p] for p in wanted if p in storage_ids]
+    return _read_events(instance, key, _storage_id(instance), numbers) if numbers else {}
 
 
 def events_after(
@@ -106,13 +107,14 @@ def events_after(
         timestamp: In seconds since the epoch.
         limit: The maximum number of partitions: those updated last.
     """
-    cursor_key = _storage_id(instance), key
+    storage = _storage_id(instance)
+    cursor_key = storage, key
     before = _cursors.get(cursor_key)
     storage_ids = instance.event_log_storage.get_latest_storage_id_by_partition(
         key, dg.DagsterEventType.ASSET_MATERIALIZATION, after_cursor=before
     )
     newest = sorted(storage_ids.values())[-limit:]
-    events = _read_events(instance, key, newest)
+    events = _read_events(instance, key, storage, newest)
     later = {name: event for name, event in events.items() if event.timestamp > timestamp}
     # Not the last earlier event: one of a machine whose clock is late may follow later ones.
     first = min((event.storage_id for event in later.values()), default=None)
@@ -132,10 +134,9 @@ def _storage_id(instance: dg.DagsterInstance) -> str:
 
 
 def _read_events(
-    instance: dg.DagsterInstance, key: dg.AssetKey, storage_ids: Sequence[int]
+    instance: dg.DagsterInstance, key: dg.AssetKey, storage: str, storage_ids: Sequence[int]
 ) -> dict[str, PartitionEvent]:
     """Return these materializations by partition; those read before from memory."""
-    storage = _storage_id(instance) if storage_ids else ""
     read = {number: _events.get((storage, number)) for number in storage_ids}
     unread = [number for number, event in read.items() if event is None]
     events = dict(event for event in read.values() if event is not None)

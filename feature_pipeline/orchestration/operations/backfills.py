@@ -245,8 +245,7 @@ def _launchable(
     if unknown := [b for b in batches if b not in known]:
         notes.append(
             f"{name}: {counted(len(unknown), 'batch')} not yet a partition in Dagster"
-            f" ({first_few(unknown)}):"
-            " the inbox sensor adds them, or the job reconcile"
+            f" ({first_few(unknown)}): the inbox sensor adds them, or the job reconcile"
         )
     busy = [] if select is Select.ALL else [b for b in batches if b in running and b in known]
     if busy:

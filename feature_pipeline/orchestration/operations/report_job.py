@@ -69,8 +69,8 @@ def report_job() -> dg.JobDefinition:
         description=(
             "Outcomes, rejected and errored records with reasons, statistics and histograms of a"
             " hook's features, and the differences between two releases; made from S3 on"
-            " request. The"
-            " result is an observation in the run's events and on the feature asset's page."
+            " request. The result is an observation in the run's events and on the feature"
+            " asset's page."
         ),
     )
     def feature_report() -> None:

@@ -364,8 +364,7 @@ def _released(
     if release is None or release.hook != hook:
         raise NotFoundError(
             f"public.hook_runs names release {row.release_id}, which is not a release of hook"
-            f" {hook!r}"
-            " in public.hook_releases"
+            f" {hook!r} in public.hook_releases"
         )
     return row, release
 

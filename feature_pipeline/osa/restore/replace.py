@@ -79,9 +79,8 @@ def with_lock(connection: Connection, table: str, action: Callable[[], T]) -> T:
             if time.monotonic() > end:
                 raise ProjectionError(
                     f"{quoted_name(table)} could not be locked within {LOCK_TIMEOUT} at any"
-                    " attempt:"
-                    " nothing was replaced; find the session that uses it in pg_stat_activity,"
-                    " or run the command again"
+                    " attempt: nothing was replaced; find the session that uses it in"
+                    " pg_stat_activity, or run the command again"
                 ) from error
         time.sleep(random.uniform(0, _BACKOFF_SECONDS))  # noqa: S311
 

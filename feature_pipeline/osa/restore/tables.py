@@ -334,8 +334,7 @@ def _restore(
             f" archive does not have: {first_few(result.only_there.examples)}. Nothing was changed."
             " Take them with `feature-pipeline osa sync --once` or `osa import`, or choose"
             " what becomes of them: --only-there keep copies them to the new table,"
-            " --only-there drop"
-            " leaves them in the old one"
+            " --only-there drop leaves them in the old one"
         )
     if only_there is not OnlyThere.KEEP:
         table.to_keep.clear()

@@ -154,9 +154,8 @@ def check_replaces_no_answer(store: BlobStore, plan: ComputePlan, artifact: Arti
     except (NotFoundError, CorruptDataError) as error:
         raise ConflictError(
             f"the outcomes that {artifact.hook!r} has for batch {artifact.batch.key!r} cannot"
-            " be read"
-            f" ({error}), so it is unknown what this would replace: publish with --force to"
-            " replace them anyway"
+            f" be read ({error}), so it is unknown what this would replace: publish with --force"
+            " to replace them anyway"
         ) from error
     answered = {each.record_id for each in outcomes if each.status is not Status.ERRORED}
     lost = [
