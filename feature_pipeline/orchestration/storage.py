@@ -25,7 +25,7 @@ from sqlalchemy.exc import OperationalError
 
 from feature_pipeline import settings
 from feature_pipeline.orchestration.dagster_internals import ConfigurableClassData, UserConfigSchema
-from feature_pipeline.projections.catalog.libpq import nothing_ambient
+from feature_pipeline.projections.catalog.libpq import PATIENCE, nothing_ambient
 
 # Firewalls and proxies forget connections that were idle for longer; the usual limits are minutes.
 RECYCLE_SECONDS = 300
@@ -130,9 +130,9 @@ def _wait_until_reached(postgres_url: str) -> None:
 def _connect(
     dialect: Dialect, record: object, arguments: list[Any], parameters: dict[str, Any]
 ) -> object:
-    """Connect as SQLAlchemy would; the variables of libpq have no effect."""
+    """Connect as SQLAlchemy would, with no variable of libpq, to a server that may fall silent."""
     with nothing_ambient():
-        return dialect.connect(*arguments, **parameters)
+        return dialect.connect(*arguments, **{**PATIENCE, **parameters})
 
 
 _prepared: Final = set[str]()

@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy.engine.reflection import Inspector
 
 from feature_pipeline.orchestration.storage import EnvironmentStorage
-from feature_pipeline_tests.fixtures.postgres import PostgresAddress
+from feature_pipeline.projections.catalog.database import Database
+from feature_pipeline_tests.fixtures.postgres import PostgresAddress, silence_of
 
 SESSIONS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> %s"
 
@@ -70,6 +71,15 @@ def test_a_connection_that_the_server_ended_is_replaced(
         connection.execute("SELECT pg_terminate_backend(%s, 5000)", first)
     use(storage)
     assert until(1, sessions) != first
+    storage.event_log_storage.dispose()
+
+
+def test_a_database_that_falls_silent_is_waited_for_as_tables_are(storage, database_url):
+    use(storage)
+    with storage.event_log_storage.index_connection() as connection:
+        ours = silence_of(connection.connection.fileno())
+    with Database(database_url).connect("test") as tables:
+        assert ours == silence_of(tables.fileno())
     storage.event_log_storage.dispose()
 
 

@@ -14,7 +14,7 @@ from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.load import load_batches
 from feature_pipeline.projections.proof.proof import prove
 from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
-from feature_pipeline_tests.fixtures.postgres import PostgresAddress
+from feature_pipeline_tests.fixtures.postgres import PostgresAddress, silence_of
 
 pytestmark = pytest.mark.postgres
 
@@ -55,6 +55,9 @@ HOSTILE_SETTINGS = {
     "lock_timeout": "99",
     "idle_in_transaction_session_timeout": "99",
     "transaction_timeout": "99",
+    "tcp_keepalives_idle": "9999",
+    "tcp_keepalives_interval": "999",
+    "tcp_keepalives_count": "99",
 }
 HOSTILE_VARIABLES = {
     "PGCLIENTENCODING": "LATIN1",
@@ -121,6 +124,22 @@ def test_no_setting_of_role_or_database_reaches_a_session(database_url, owner) -
     with psycopg.connect(database_url) as others:
         assert current_settings(others).keys() == before.keys()
         assert not current_settings(others).items() & before.items()
+
+
+def test_a_session_ends_once_its_peer_is_silent_for_a_minute_and_a_half(database_url) -> None:
+    """A network that drops packets, and a machine without power, send no reset."""
+    names = [f"tcp_keepalives_{name}" for name in ("idle", "interval", "count")]
+    with Database(database_url).connect("test") as connection:
+        ours = silence_of(connection.fileno())
+        query = "select current_setting(name)::int from unnest(%s::text[]) as name"
+        servers = [value for (value,) in connection.execute(query, [names]).fetchall()]
+    assert ours == servers == [30, 10, 6]
+
+
+def test_the_databases_url_decides_how_long_a_silent_server_is_waited_for(database_url) -> None:
+    url = f"{database_url}{'&' if '?' in database_url else '?'}keepalives_idle=7"
+    with Database(url).connect("test") as connection:
+        assert silence_of(connection.fileno()) == [7, 10, 6]
 
 
 @pytest.mark.parametrize("name", [*HOSTILE_VARIABLES, "role", "database"])

@@ -9,10 +9,10 @@ from typing import Any, Final, LiteralString
 
 import psycopg
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from feature_pipeline.errors import InvalidInputError, ProjectionError
-from feature_pipeline.projections.catalog.libpq import nothing_ambient
+from feature_pipeline.projections.catalog.libpq import PATIENCE, nothing_ambient
 
 # Which of these tables are in the schema?
 _EXISTING_TABLES: Final = """
@@ -34,7 +34,6 @@ BOOKKEEPING_SCHEMA: Final = "feature_pipeline"
 Connection = psycopg.Connection[tuple[Any, ...]]
 Statement = LiteralString | sql.SQL | sql.Composed
 
-_CONNECT_TIMEOUT_SECONDS: Final = 10
 _POOLER_SECONDS: Final = 5.0
 _FIRST_VERSION: Final = 140_000
 _ENCODING: Final = "UTF8"
@@ -62,6 +61,10 @@ _SETTINGS: Final = {
     "lock_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
     "client_min_messages": "warning",
+    # A session whose client's machine is gone keeps its locks until the server notices.
+    "tcp_keepalives_idle": "30",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "6",
 }
 """Settings on which results depend. Every session sets them: environment, database and role may
 differ.
@@ -146,12 +149,8 @@ class Database:
         """
         try:
             with nothing_ambient():
-                connection = psycopg.connect(
-                    self.url,
-                    autocommit=True,
-                    connect_timeout=_CONNECT_TIMEOUT_SECONDS,
-                    application_name="feature_pipeline",
-                    client_encoding=_ENCODING,
+                connection = _connect(
+                    self.url, application_name="feature_pipeline", client_encoding=_ENCODING
                 )
         except psycopg.OperationalError as error:
             raise ConnectionFailedError(
@@ -198,6 +197,12 @@ class Database:
             )
 
 
+def _connect(url: str, **parameters: str) -> Connection:
+    """Connect in autocommit mode, with these parameters, to a server that may fall silent."""
+    conninfo = make_conninfo(url, **{**PATIENCE, **conninfo_to_dict(url), **parameters})
+    return psycopg.connect(conninfo, autocommit=True)
+
+
 def _set_session(connection: Connection) -> int:
     """Apply the settings on which results depend; return the id of the server's process."""
     wanted = dict(_SETTINGS)
@@ -221,7 +226,7 @@ def _lends_server(connection: Connection, url: str) -> bool:
     """
     ours = fetch_value(connection, "select pg_catalog.pg_backend_pid()")
     with nothing_ambient():
-        second = psycopg.connect(url, autocommit=True, connect_timeout=_CONNECT_TIMEOUT_SECONDS)
+        second = _connect(url)
     with closing(second):
         second.pgconn.send_query(b"select pg_catalog.pg_backend_pid()")
         deadline = time.monotonic() + _POOLER_SECONDS

@@ -1,4 +1,4 @@
-"""Connect with libpq without its environment variables.
+"""Connect with libpq: without its environment variables, to a server that may fall silent.
 
 libpq reads from the environment every setting that a connection does not set: another host address,
 a service, a protocol. Setting everything does not help: some settings have no value that means the
@@ -15,6 +15,19 @@ from typing import Final
 PREFIX: Final = "PG"
 """Prefix of all of libpq's variables: psycopg and psycopg2 include versions of their own, and a
 newer one reads more.
+"""
+
+PATIENCE: Final = {
+    "connect_timeout": "10",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "6",
+    "tcp_user_timeout": "90000",
+}
+"""How long a server may be silent: 10 seconds while it accepts a connection, 90 seconds afterwards.
+
+A network may drop packets without a reset, and a machine may lose its power. Operating systems wait
+for two hours. What an address sets outranks this.
 """
 
 _lock: Final = threading.Lock()
