@@ -76,6 +76,11 @@ class LazyGroup(click.Group):
             with formatter.section(section):
                 formatter.write_dl(list(commands.items()))
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Parse the arguments; errors are those of `translated_errors`."""
+        with translated_errors():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, and print errors of this package as messages, without a traceback.
 

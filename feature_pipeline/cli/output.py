@@ -27,8 +27,6 @@ from feature_pipeline.model.text.first_few import first_few
 from feature_pipeline.model.text.json_values import json_instant, json_number, json_text
 from feature_pipeline.model.text.printable import printable as printable
 
-DAMAGED: Final = 2
-"""Exit status of a command that did what it could, and named damaged or lost objects."""
 SHOWN_PROBLEMS: Final = 20
 _INDENT: Final = "\n  "
 

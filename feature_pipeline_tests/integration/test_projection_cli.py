@@ -113,10 +113,10 @@ def test_plan_rebuild_and_rollback(project: Project) -> None:
     assert project.columns() == ["label", "note"]
 
 
-def test_a_plan_that_would_be_refused_exits_with_1(project: Project) -> None:
+def test_a_plan_that_would_be_refused_exits_with_2(project: Project) -> None:
     project.define({"name": "label", "type": "integer"})
     status, text = project.call("plan", "pockets")
-    assert status == 1
+    assert status == 2
     assert "refused: batch b0: column 'label': was string, is now integer" in text
 
 

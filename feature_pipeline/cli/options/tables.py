@@ -14,9 +14,9 @@ from feature_pipeline.cli.shared_options import json_option
 def plan(**arguments: Any) -> None:
     """Preview the next runs of HOOK's table; change nothing.
 
-    Also names tables that no definition declares; `feature-pipeline retire` drops them. Exits with
-    1 if something would be refused. If batches are damaged or lost in the archive, names them,
-    plans the others and exits with 2.
+    Also names tables that no definition declares; `feature-pipeline retire` drops them. If batches
+    are damaged or lost in the archive, names them and plans the others. Exits with 2 then, and if
+    something would be refused.
     """
     from feature_pipeline.cli.commands.tables.plan import plan as carry_out
 

@@ -60,6 +60,20 @@ def test_the_options_are_the_arguments_of_what_carries_the_command_out(
     assert passed == [declared]
 
 
+@pytest.mark.parametrize("name", ["", *FOLDERS])
+def test_wrong_use_is_an_error_and_no_finding(name: str) -> None:
+    """A scheduler takes 2 for a difference or damage."""
+    ended = CliRunner().invoke(main, [*name.split(), "--no-such-option"])
+    assert ended.exit_code == 1
+    assert "Error: No such option" in ended.output
+
+
+def test_a_command_that_does_not_exist_is_named() -> None:
+    ended = CliRunner().invoke(main, ["no-such-command"])
+    assert ended.exit_code == 1
+    assert "No such command 'no-such-command'" in ended.output
+
+
 def test_libpqs_variables_are_gone_before_a_command_has_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

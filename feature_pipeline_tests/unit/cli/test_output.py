@@ -117,9 +117,10 @@ def test_a_terminal_does_not_obey_data(pipe: Pipe, text: str, shown: str) -> Non
     assert (refused.value.message, failed.value.message) == (shown, shown)
 
 
-def test_a_wrong_option_keeps_its_own_status() -> None:
-    with pytest.raises(click.BadParameter), translated_errors():
+def test_a_wrong_option_is_shown_in_clicks_words(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, translated_errors():
         raise click.BadParameter("x")
+    assert (ended.value.code, capsys.readouterr().err) == (1, "Error: Invalid value: x\n")
 
 
 def test_a_tab_in_a_cell_is_one(pipe: Pipe) -> None:

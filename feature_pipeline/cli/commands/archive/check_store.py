@@ -3,6 +3,7 @@
 from feature_pipeline import settings
 from feature_pipeline.archive.store.s3_check import check_store as check
 from feature_pipeline.archive.store.s3_client import client_of
+from feature_pipeline.cli.errors import FINDINGS
 from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project
 
@@ -41,4 +42,4 @@ def check_store(as_json: bool) -> None:
         }
     )
     if lacking:
-        raise SystemExit(2)
+        raise SystemExit(FINDINGS)

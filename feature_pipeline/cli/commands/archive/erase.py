@@ -6,6 +6,7 @@ from feature_pipeline.archive.maintenance.erase import OUTSIDE_REACH, finish_era
 from feature_pipeline.archive.maintenance.erase import erase as erase_records
 from feature_pipeline.archive.maintenance.erase import lift as lift_withdrawal
 from feature_pipeline.cli.commands.archive.gc import say_obstacles
+from feature_pipeline.cli.errors import FINDINGS
 from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import InvalidInputError
@@ -66,4 +67,4 @@ def erase(
             output.say(f"  - {place}")
     output.result(report.to_json())
     if not report.is_finished:
-        raise SystemExit(2)
+        raise SystemExit(FINDINGS)

@@ -6,6 +6,7 @@ from typing import Final
 from feature_pipeline.archive import blobs
 from feature_pipeline.archive.maintenance.gc import GcReport, GcScope, collect_garbage
 from feature_pipeline.cli.commands.archive.verify import progress_of
+from feature_pipeline.cli.errors import FINDINGS
 from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import InvalidInputError
@@ -60,7 +61,7 @@ def gc(
         output.say("Dry run: nothing was marked or deleted. --delete does both")
     output.result(report.to_json())
     if report.obstacles:
-        raise SystemExit(2)
+        raise SystemExit(FINDINGS)
 
 
 def _say_orphans(output: Output, report: GcReport) -> None:

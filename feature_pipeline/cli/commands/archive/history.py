@@ -2,7 +2,8 @@
 
 from feature_pipeline.archive.query.history import HistoryLine, readable_history
 from feature_pipeline.cli.commands.archive.verify import find_dataset
-from feature_pipeline.cli.output import DAMAGED, Output
+from feature_pipeline.cli.errors import FINDINGS
+from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import NotFoundError
 from feature_pipeline.model.text.quoting import quoted
@@ -50,7 +51,7 @@ def history(hook: str, batch: str | None, dataset: str | None, as_json: bool) ->
     if damage:
         output.problems(f"damaged in {where}/{hook}", damage)
         output.warn("`feature-pipeline repair` shows what can be restored")
-        raise SystemExit(DAMAGED)
+        raise SystemExit(FINDINGS)
 
 
 def _cells(line: HistoryLine) -> list[object]:

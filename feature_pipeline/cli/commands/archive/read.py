@@ -16,8 +16,9 @@ from feature_pipeline import settings
 from feature_pipeline.archive.query.api import Archive, AsOf
 from feature_pipeline.archive.query.features import Features
 from feature_pipeline.archive.query.frames import Frame
+from feature_pipeline.cli.errors import FINDINGS
 from feature_pipeline.cli.instants import parse_instant
-from feature_pipeline.cli.output import DAMAGED, Output, exact, printable
+from feature_pipeline.cli.output import Output, exact, printable
 from feature_pipeline.cli.project import Project
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.text.counted import counted
@@ -62,7 +63,7 @@ def read(
     lost = {} if as_of else _lost(archive, features, batches)
     if features.damage or lost:
         _warn(features, lost)
-        raise SystemExit(DAMAGED)
+        raise SystemExit(FINDINGS)
 
 
 def _lost(archive: Archive, features: Features, batches: Collection[str]) -> dict[str, str]:

@@ -28,7 +28,8 @@ from feature_pipeline.archive.query.api import Archive
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.cli.commands.archive.verify import find_dataset, progress_of
 from feature_pipeline.cli.databases import query_databases
-from feature_pipeline.cli.output import DAMAGED, Output
+from feature_pipeline.cli.errors import FINDINGS
+from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.project_hooks import project_hooks
 from feature_pipeline.errors import FeaturePipelineError, InvalidInputError
@@ -91,7 +92,7 @@ def repair(
         }
     )
     if plan.steps or plan.remainders or unfinished:
-        raise SystemExit(DAMAGED)
+        raise SystemExit(FINDINGS)
 
 
 def _finish_accepting(

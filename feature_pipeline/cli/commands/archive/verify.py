@@ -9,6 +9,7 @@ from feature_pipeline.archive.inspection.verify import verify as verify_archive
 from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.cli.databases import query_databases
+from feature_pipeline.cli.errors import FINDINGS
 from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import InvalidInputError, NotFoundError
@@ -63,7 +64,7 @@ def verify(
         output.say(f"The same sample is read again with --sample {sample} --seed {report.seed}")
     output.result(report.to_json())
     if not report.is_clean:
-        raise SystemExit(2)
+        raise SystemExit(FINDINGS)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from feature_pipeline import settings
+from feature_pipeline.cli.errors import FINDINGS
 from feature_pipeline.cli.option_values import DEFS
 from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, definitions_folder, open_archive
@@ -30,11 +31,6 @@ from feature_pipeline.osa.sync.follower import Follower, Pass
 
 PASS_SECONDS: Final = 60.0
 """From the beginning of one pass to that of the next."""
-DIFFERS: Final = 2
-"""Exit status of a command that did its work, and names what differs or could not be taken.
-
-After an error, which ends with 1, nothing is known about that.
-"""
 
 
 def scaffold(
@@ -76,7 +72,7 @@ def plan(as_json: bool) -> None:
         {"drift": [{"dataset": d.dataset, "hook": d.hook, "what": d.sentence} for d in drift]}
     )
     if drift:
-        raise SystemExit(DIFFERS)
+        raise SystemExit(FINDINGS)
 
 
 def sync(once: bool, as_json: bool) -> None:
@@ -113,7 +109,7 @@ def sync(once: bool, as_json: bool) -> None:
         }
     )
     if result.unreadable:
-        raise SystemExit(DIFFERS)
+        raise SystemExit(FINDINGS)
 
 
 def _lines(result: Pass) -> list[str]:
@@ -168,7 +164,7 @@ def import_rows(
         {"undefined": result.undefined, "hooks": [each.to_json() for each in result.hooks]}
     )
     if not is_dry and not result.is_complete:
-        raise SystemExit(DIFFERS)
+        raise SystemExit(FINDINGS)
 
 
 def compare(hooks: Sequence[str], as_json: bool) -> None:
@@ -183,7 +179,7 @@ def compare(hooks: Sequence[str], as_json: bool) -> None:
             output.say(line)
     output.result({"hooks": [each.to_json() for each in compared]})
     if not all(each.is_equal for each in compared):
-        raise SystemExit(DIFFERS)
+        raise SystemExit(FINDINGS)
 
 
 def restore(
@@ -228,7 +224,7 @@ def restore(
             output.say(line)
     output.result({"tables": [each.to_json() for each in restored]})
     if any(each.state is State.DIFFERS for each in restored):
-        raise SystemExit(DIFFERS)
+        raise SystemExit(FINDINGS)
 
 
 def drift_lines(definition: HookDefinition) -> list[str]:

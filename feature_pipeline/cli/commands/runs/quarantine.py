@@ -3,7 +3,8 @@
 from feature_pipeline.archive import accept
 from feature_pipeline.archive.format.documents import instant_text
 from feature_pipeline.archive.logs.inbox import discard, readable_quarantined
-from feature_pipeline.cli.output import DAMAGED, Output
+from feature_pipeline.cli.errors import FINDINGS
+from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.text.counted import counted
@@ -64,4 +65,4 @@ def quarantine(
         }
     )
     if damage and not (requeue or is_discarded):
-        raise SystemExit(DAMAGED)
+        raise SystemExit(FINDINGS)

@@ -14,8 +14,9 @@ from feature_pipeline.archive.logs.inbox import (
     Submission,
     readable_quarantined,
 )
+from feature_pipeline.cli.errors import FINDINGS
 from feature_pipeline.cli.instance import configured_instance
-from feature_pipeline.cli.output import DAMAGED, Output
+from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.project_hooks import project_hooks, undeclared_lines
 from feature_pipeline.model.definition import HookDefinition
@@ -93,7 +94,7 @@ def status(deep: bool, as_json: bool) -> None:
         }
     )
     if _warn(output, hooks, {k: str(one.error) for k, one in readable.damage.items()}):
-        raise SystemExit(DAMAGED)
+        raise SystemExit(FINDINGS)
 
 
 def _warn(output: Output, hooks: list[dict[str, Any]], quarantine: Mapping[str, str]) -> bool:

@@ -3,7 +3,8 @@
 from importlib import import_module
 
 from feature_pipeline import settings
-from feature_pipeline.cli.output import DAMAGED, Output
+from feature_pipeline.cli.errors import FINDINGS
+from feature_pipeline.cli.output import Output
 from feature_pipeline.cli.project import Project, open_archive
 from feature_pipeline.cli.project_hooks import project_hooks, undeclared_lines
 from feature_pipeline.errors import InvalidInputError
@@ -43,9 +44,8 @@ def plan(hook: str, dataset: str | None, as_json: bool) -> None:
     output.problems("lost in the archive, and not in the plan", table_plan.lost)
     if not table_plan.is_all:
         output.warn("`feature-pipeline repair` shows what can be restored")
-        raise SystemExit(DAMAGED)
-    if table_plan.is_refused:
-        raise SystemExit(1)
+    if table_plan.is_refused or not table_plan.is_all:
+        raise SystemExit(FINDINGS)
 
 
 def elsewhere_lines(definition: HookDefinition) -> list[str]:
