@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,9 +21,10 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from feature_pipeline.hooks.failure import FailureKind, RuntimeFacts
-from feature_pipeline.hooks.output import RAW_FILES
+from feature_pipeline.hooks.output_folder import OutputFiles
 from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
 from feature_pipeline.model.digest import Digest, digest_stream
+from feature_pipeline.regular_files import open_regular
 
 _WAIT_SECONDS: Final = 0.2
 _END: Final = "end.json"
@@ -71,6 +72,8 @@ class _Ended(_Document):
     """Digests of the regular output files that are stored."""
     irregular: tuple[str, ...]
     """Names of the contract's files that are not regular files."""
+    too_large: Mapping[str, int]
+    """Lengths of the contract's files that are beyond the limit."""
     others: tuple[str, ...]
     """Names in the output that are not stored."""
     log: str
@@ -115,13 +118,9 @@ class EndedAttempts:
         workspace = request.workspace
         workspace.create()
         workspace.clear_output()
-        for name in ended.files:
-            shutil.copyfile(folder / _OUTPUT / name, workspace.output / name)
-        for name in ended.irregular:
-            (workspace.output / name).symlink_to(name)
-        for name in ended.others:
-            with suppress(OSError):
-                (workspace.output / name).touch()
+        files = {name: folder / _OUTPUT / name for name in ended.files}
+        stored = OutputFiles(files, ended.too_large, ended.irregular, ended.others)
+        stored.copy_to(workspace.output)
         log = workspace.log(request.attempt)
         # it may be the same file
         log.unlink(missing_ok=True)
@@ -222,18 +221,10 @@ def _locked(descriptor: int) -> bool:
 
 def _write(folder: Path, request: RunRequest, identity: Digest, result: RunResult) -> None:
     (folder / _OUTPUT).mkdir()
-    files: dict[str, str] = {}
-    irregular, others = [], []
-    output = request.workspace.output
-    if output.is_symlink() or not output.is_dir():
-        raise OSError(f"the hook replaced {output.name}, its output folder")
-    for path in sorted(output.iterdir()):
-        if path.name not in RAW_FILES:
-            others.append(path.name)
-        elif path.is_symlink() or not path.is_file():
-            irregular.append(path.name)
-        else:
-            files[path.name] = _link_or_copy(path, folder / _OUTPUT / path.name)
+    output = OutputFiles.of(request.workspace.output, request.limits.scratch_bytes)
+    files = {
+        name: _link_or_copy(path, folder / _OUTPUT / name) for name, path in output.files.items()
+    }
     failure = result.failure
     ended = _Ended(
         identity=str(identity),
@@ -252,8 +243,9 @@ def _write(folder: Path, request: RunRequest, identity: Digest, result: RunResul
         peak_memory_bytes=result.peak_memory_bytes,
         node=result.node,
         files=files,
-        irregular=tuple(irregular),
-        others=tuple(others),
+        irregular=output.irregular,
+        too_large=output.too_large,
+        others=output.others,
         log=_link_or_copy(result.log, folder / _LOG),
     )
     _write_whole(folder / _END, ended.model_dump(mode="json"))
@@ -269,7 +261,7 @@ def _link_or_copy(source: Path, target: Path) -> str:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
+    with open_regular(path, follow_links=False) as stream:
         return str(digest_stream(stream)[0])
 
 

@@ -4,9 +4,13 @@ Sizes are lengths. A sparse file takes less room than it is long, and is read to
 """
 
 import os
+import shutil
 import stat
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.hooks.failure import FailureKind
@@ -65,6 +69,67 @@ def folder_problem(output: Path) -> str | None:
         return None  # removed: nothing was left
     except OSError as error:
         return f"the output folder cannot be read: {error.strerror}"
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFiles:
+    """What is in an output folder, by what can be copied of it.
+
+    `files` are files of the contract, by name, within the limit together. `too_large` are those
+    beyond it, with their lengths. `irregular` are names of the contract that are not regular files,
+    `others` the remaining names.
+    """
+
+    files: Mapping[str, Path]
+    too_large: Mapping[str, int]
+    irregular: tuple[str, ...]
+    others: tuple[str, ...]
+
+    @classmethod
+    def of(cls, output: Path, limit_bytes: int) -> Self:
+        """List an output folder.
+
+        Raises:
+            OSError: It is not a folder, or a file cannot be read.
+        """
+        if (problem := folder_problem(output)) is not None:
+            raise OSError(problem)
+        names = {path.name for path in output.iterdir()} if output.exists() else set()
+        files: dict[str, Path] = {}
+        too_large: dict[str, int] = {}
+        irregular = []
+        left = limit_bytes
+        for name in RAW_FILES:
+            try:
+                size = _readable_size(output / name)
+            except FileNotFoundError:
+                continue
+            except InvalidInputError:
+                irregular.append(name)
+                continue
+            if size > left:
+                too_large[name] = size
+                continue
+            files[name] = output / name
+            left -= size
+        return cls(files, too_large, tuple(irregular), tuple(sorted(names - set(RAW_FILES))))
+
+    def copy_to(self, folder: Path) -> None:
+        """Make a folder's content equal in all that is looked at, with the bytes of `files`.
+
+        A file that is too large gets its length only: it may be sparse, and larger than the disk.
+        """
+        for name, path in self.files.items():
+            with open_regular(path, follow_links=False) as source, (folder / name).open("wb") as to:
+                shutil.copyfileobj(source, to)
+        for name, size in self.too_large.items():
+            with (folder / name).open("wb") as to:
+                to.truncate(size)
+        for name in self.irregular:
+            (folder / name).symlink_to(name)
+        for name in self.others:
+            with suppress(OSError):
+                (folder / name).touch()
 
 
 def storable_files(

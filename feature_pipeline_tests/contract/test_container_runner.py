@@ -17,6 +17,7 @@ from feature_pipeline.hooks.failure import FailureKind
 from feature_pipeline.hooks.runner import RunRequest, RunResult, Workspace
 from feature_pipeline.hooks.runners.container import spec
 from feature_pipeline.hooks.runners.container.log import whole_lines
+from feature_pipeline.hooks.runners.container.memory_watch import _cgroups
 from feature_pipeline.hooks.runners.container.runner import ContainerRunner
 from feature_pipeline.model.definition import Limits
 from feature_pipeline.model.release import HookRelease, ReleaseDocument
@@ -27,6 +28,7 @@ from feature_pipeline_tests.contract.hook_runner import (
     Run,
     RunnerFixtures,
 )
+from feature_pipeline_tests.contract.hostile_hooks import HostileHookTests
 from feature_pipeline_tests.fixtures.container import PROXY_SECRET, Engine
 
 pytestmark = pytest.mark.container
@@ -56,7 +58,7 @@ class ContainerTests(RunnerFixtures):
         client.close()
 
 
-class TestContainerRunner(ContainerTests, HookRunnerTests):
+class TestContainerRunner(ContainerTests, HookRunnerTests, HostileHookTests):
     pass
 
 
@@ -182,6 +184,24 @@ class TestConfinement(ContainerTests):
         )
         assert result.log.read_text().splitlines()[-1].startswith("True ")
 
+    def test_a_hook_at_its_limit_of_processes_ends_at_its_deadline(
+        self, container_engine: Engine, run_with: Any
+    ):
+        runner = ContainerRunner(container_engine.url, grace_seconds=1, pids=20)
+        result = run_with(
+            runner,
+            "import os, time\n"
+            "while True:\n"
+            "    try:\n"
+            "        os.fork()\n"
+            "    except OSError: time.sleep(0.1)\n",
+            timeout="4s",
+        )
+        assert result.failure is not None
+        assert result.failure.kind is FailureKind.DEADLINE
+        if next(_cgroups(os.getpid(), "pids"), None) is not None:
+            assert "it reached its limit of 20 processes" in result.failure.reason
+
     @pytest.fixture
     def run_with(self, workspace: Workspace) -> Any:
         def run(runner: ContainerRunner, source: str, **limits: str) -> RunResult:
@@ -286,7 +306,7 @@ class TestReattachment(ContainerTests):
     SOURCE = (
         "import os, time\n"
         "print('begun', flush=True)\n"
-        "with open(os.environ['OSA_OUT'] + '/starts', 'a') as file: file.write('x')\n"
+        "with open(os.environ['OSA_OUT'] + '/progress.jsonl', 'a') as file: file.write('x')\n"
         "while not os.path.exists(os.environ['OSA_OUT'] + '/may-end'): time.sleep(0.02)\n"
         "open(os.environ['OSA_OUT'] + '/features.jsonl', 'w').write('{}')\n"
         "print('done')\n"
@@ -304,7 +324,7 @@ class TestReattachment(ContainerTests):
         worker.start()
         name = spec.container_name(request, spec.identity(request, self.image))
         end = time.monotonic() + 30
-        while not (workspace.output / "starts").exists():
+        while not (workspace.output / "progress.jsonl").exists():
             assert time.monotonic() < end
             time.sleep(0.02)
         assert worker.pid is not None
@@ -331,7 +351,7 @@ class TestReattachment(ContainerTests):
         monitor = LetEnd("attached to container", Workspace(tmp_path / "first"))
         result = runner.run(self.request_of(again, self.SOURCE), monitor)
         assert result.failure is None
-        assert (again.output / "starts").read_text() == "x"
+        assert (again.output / "progress.jsonl").read_text() == "x"
         assert (again.output / "features.jsonl").read_text() == "{}"
         log = result.log.read_text()
         assert f"attached to container {orphan}" in log

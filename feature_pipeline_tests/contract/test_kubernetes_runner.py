@@ -32,6 +32,7 @@ from feature_pipeline_tests.contract.hook_runner import (
     Run,
     RunnerFixtures,
 )
+from feature_pipeline_tests.contract.hostile_hooks import HostileHookTests
 from feature_pipeline_tests.fixtures.kubernetes import (
     HOOK_IMAGE,
     NAMESPACE,
@@ -118,7 +119,7 @@ class KubernetesTests(RunnerFixtures):
             cluster.start_pod(job)
 
 
-class TestKubernetesRunner(KubernetesTests, HookRunnerTests):
+class TestKubernetesRunner(KubernetesTests, HookRunnerTests, HostileHookTests):
     watches_disk = False
 
     @pytest.fixture(autouse=True)

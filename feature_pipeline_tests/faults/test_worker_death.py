@@ -1,5 +1,6 @@
 """A worker is killed while its hook runs: what had ended is found again, and nothing is left."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from feature_pipeline.hooks.ended_attempts import EndedAttempts
@@ -18,7 +20,6 @@ from feature_pipeline.hooks.parts import PartLimits, run_in_parts
 from feature_pipeline.hooks.run import HookRun
 from feature_pipeline.hooks.runner import HookRunner, RunRequest, Workspace
 from feature_pipeline.hooks.runners.container.runner import ContainerRunner
-from feature_pipeline.hooks.runners.process_tree import end_processes_of
 from feature_pipeline.hooks.runners.subprocess import SubprocessRunner
 from feature_pipeline.hooks.work_folders import WorkFolders
 from feature_pipeline.model.definition import Cardinality, Limits
@@ -85,6 +86,20 @@ def kill_worker(runner: HookRunner, request: RunRequest, when: Callable[[], obje
     assert worker.exitcode == -signal.SIGKILL
 
 
+def wait_for_processes_of(request: RunRequest) -> None:
+    """Return once the hooks of a dead worker have ended, which they do without being asked."""
+    end, prefix = time.monotonic() + 60, f"{request.workspace.root}{os.sep}"
+
+    def is_of_it(process: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.Error):
+            return process.environ().get("OSA_OUT", "").startswith(prefix)
+        return False
+
+    while any(map(is_of_it, psutil.process_iter())):
+        assert time.monotonic() < end, "a hook goes on without its worker"
+        time.sleep(0.02)
+
+
 def test_parts_that_had_ended_are_not_started_again(tmp_path: Path):
     """Two of three processes had ended; the third cannot be attached to, and is started anew."""
     marker, may_end = tmp_path / "marker", tmp_path / "may-end"
@@ -99,7 +114,7 @@ def test_parts_that_had_ended_are_not_started_again(tmp_path: Path):
         return marker.read_text().split() if marker.exists() else []
 
     kill_worker(runner, first, lambda: starts() == IDS)
-    assert end_processes_of(first.workspace.root) == 1
+    wait_for_processes_of(first)
     may_end.touch()
     second = request_in(tmp_path / "second", source + PASS)
     done = run(runner, second)
@@ -125,7 +140,7 @@ def test_an_attempt_that_had_failed_counts(tmp_path: Path):
     runner = SubprocessRunner(WorkFolders(tmp_path / "work", "here"))
     first = request_in(tmp_path / "first", source + PASS, ["r0"])
     kill_worker(runner, first, lambda: marker.exists() and len(marker.read_text().split()) == 2)
-    end_processes_of(first.workspace.root)
+    wait_for_processes_of(first)
     may_end.touch()
     done = run(runner, request_in(tmp_path / "second", source + PASS, ["r0"]))
     assert done.failure is None

@@ -24,6 +24,8 @@ _ETC: Final = (
 )  # fmt: skip
 """What programs look up; the rest of `/etc` has secrets of the machine."""
 _NAMESPACES: Final = ("--unshare-all", "--cap-drop", "ALL", "--die-with-parent")
+LEVELS: Final = 2
+"""Bubblewrap's processes above the hook; they end at once on SIGTERM, and the hook with them."""
 FAILED: Final = "bwrap: "
 """How bubblewrap's own messages begin."""
 _INSTALL: Final = "install bubblewrap (Debian's package of that name)"

@@ -1,28 +1,28 @@
-"""Measure and end a process, its group and its descendants."""
+"""Measure and end the processes of a hook."""
 
 import os
 import signal
+import subprocess
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 _PROC = Path("/proc")
+REAPER_SECONDS: Final = 30.0
+"""How long the reaper may take to kill the hook's processes."""
 
 
 class ProcessTree:
-    """The process `pid`, which leads a group and session of its own, and its descendants.
+    """The processes of a hook: all that are below its reaper (`runners.reaper`).
 
-    Descendants that leave the group are known from the moment a sample saw them. Their start time
-    distinguishes them from later processes of the same number. Of a confined program, `pid` and its
-    only child are bubblewrap's, and all end with either.
+    The kernel keeps them there while the reaper lives, whatever becomes of their parents.
     """
 
-    def __init__(self, pid: int, *, is_confined: bool = False) -> None:
-        self.is_confined = is_confined
-        self._pid = pid
+    def __init__(self, reaper: "subprocess.Popen[bytes]") -> None:
+        self._reaper = reaper
         self._peak_bytes = 0
-        self._escaped: set[Any] = set()
+        self._members: list[Any] = []
         self._psutil: Any = None
         self._leader: Any = None
         # an extra of the package: the archive must be usable without it
@@ -30,7 +30,7 @@ class ProcessTree:
             self._psutil = import_module("psutil")
         if self._psutil is not None:
             with suppress(self._psutil.Error):
-                self._leader = self._psutil.Process(pid)
+                self._leader = self._psutil.Process(reaper.pid)
 
     @property
     def is_measured(self) -> bool:
@@ -50,7 +50,9 @@ class ProcessTree:
         """
         if self._leader is None:
             return 0
-        members = self._members()
+        with suppress(self._psutil.Error):
+            self._members = self._leader.children(recursive=True)
+        members = self._members
         used = sum(map(self._resident, members))
         if used > limit_bytes and len(members) > 1:
             # forked workers share most of their pages with their parent
@@ -60,55 +62,28 @@ class ProcessTree:
         return used
 
     def terminate(self) -> None:
-        """Send SIGTERM to all processes of the program."""
-        if self.is_confined and self._leader is not None:
-            # Bubblewrap would end at once, and the program with it.
-            with suppress(self._psutil.Error):
-                for reaper in self._leader.children():
-                    for process in reaper.children(recursive=True):
-                        with suppress(self._psutil.Error):
-                            process.terminate()
-            return
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._pid, signal.SIGTERM)
+        """Send SIGTERM to all processes."""
+        self._reaper.send_signal(signal.SIGTERM)
 
-    def kill(self) -> bool:
-        """Kill all processes; return whether there were any that had not already ended."""
-        had_processes = bool(self._alive())
-        # macOS says EPERM for a group of which only dead processes are left
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._pid, signal.SIGKILL)
-        for process in self._escaped:
+    def kill(self) -> None:
+        """Kill all processes; the reaper ends once none is left."""
+        self._reaper.send_signal(signal.SIGUSR1)
+
+    def kill_with_reaper(self) -> None:
+        """Kill the reaper too, and the processes of the last sample: a hook may have stopped it."""
+        self._reaper.kill()
+        for process in self._members:
             with suppress(self._psutil.Error):
                 process.kill()
-        return had_processes
 
-    def _members(self) -> list[Any]:
-        members = [self._leader]
-        with suppress(self._psutil.Error):
-            members += self._leader.children(recursive=True)
-        self._escaped.update(members[1:])
-        return members
-
-    def _alive(self) -> list[Any]:
-        """Return running descendants, including those that no sample saw, if they can be found."""
-        if self._psutil is None:
-            return []
-        alive = []
-        for process in self._escaped | set(self._group()):
-            with suppress(self._psutil.Error):
-                if process.is_running() and process.status() != self._psutil.STATUS_ZOMBIE:
-                    alive.append(process)
-        return alive
-
-    def _group(self) -> list[Any]:
-        """Return members of the group. Its leader has ended, and their parent has changed."""
-        members = []
-        for process in self._psutil.process_iter():
-            with suppress(OSError, self._psutil.Error):
-                if process.pid != self._pid and os.getpgid(process.pid) == self._pid:
-                    members.append(process)
-        return members
+    def end(self) -> None:
+        """Kill all processes and wait for their end."""
+        self.kill()
+        try:
+            self._reaper.wait(REAPER_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill_with_reaper()
+            self._reaper.wait()
 
     def _resident(self, process: Any) -> int:
         with suppress(self._psutil.Error):

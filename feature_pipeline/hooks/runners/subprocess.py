@@ -9,11 +9,13 @@ What this runner does not promise:
 - Memory is sampled, every 0.1 s, over the hook and its descendants (`psutil`; without it the limit
   is not enforced, and the log says so). A shorter peak may be missed. An address-space limit was
   refused: many numerical programs reserve far more than they touch.
-- Unconfined, a descendant that leaves the process group and is gone from the tree before a sample
-  was taken is not found, and not stopped.
-- If this process itself is killed with SIGKILL, the hook keeps running and cannot be attached to:
-  its output is a pipe, and its status goes to its parent. The attempt is repeated. Ended attempts
-  are found again.
+- Every process that the hook started ends with it, also those that left its session or lost their
+  parent (`runners.reaper`). Unconfined, a hook that means harm can kill the reaper or this process,
+  since they have the same user; then those of its processes are found that were sampled or have
+  its environment. The kernel of macOS has no such reaper: there, only the hook's group ends.
+- The number of processes is not limited, except by the user's own limit.
+- If this process itself is killed with SIGKILL, its hook is killed too, and the attempt is
+  repeated. Ended attempts are found again.
 """
 
 import errno
@@ -21,8 +23,6 @@ import math
 import os
 import platform
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -37,7 +37,8 @@ from feature_pipeline.hooks.failure import FailureKind, is_memory_error
 from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
 from feature_pipeline.hooks.runners import bubblewrap
 from feature_pipeline.hooks.runners.bubblewrap import Confinement
-from feature_pipeline.hooks.runners.process_tree import ProcessTree
+from feature_pipeline.hooks.runners.hook_process import HookProcess
+from feature_pipeline.hooks.runners.process_tree import REAPER_SECONDS, end_processes_of
 from feature_pipeline.hooks.runners.shared.attempt_end import End
 from feature_pipeline.hooks.runners.shared.disk_watch import DiskWatch
 from feature_pipeline.hooks.runners.shared.log_file import open_log
@@ -138,23 +139,21 @@ class SubprocessRunner:
             search = os.pathsep.join([str(scratch / "work"), environment["PATH"]])
             command[0] = shutil.which(command[0], path=search) or command[0]
         program = command[0]
+        is_confined = self._confinement is not None
         try:
             if self._confinement is not None:
                 command = _confined(self._confinement, command, request, scratch)
-            process = subprocess.Popen(
+            hook = HookProcess.start(
                 command,
-                cwd=scratch / "work",
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+                folder=scratch / "work",
+                environment=environment,
+                levels=bubblewrap.LEVELS if is_confined else 0,
             )
         except (OSError, ValueError) as error:
             reason = f"{program!r} cannot be started: {error}"
             log.note(reason)
             return End(None, (FailureKind.CANNOT_START, reason)), None
-        try:
+        with hook:
             if self._attempts is not None:
                 with suppress(OSError):
                     self._attempts.note_start(request, _identity(request))
@@ -162,14 +161,10 @@ class SubprocessRunner:
                 {"scratch": scratch, "output": request.workspace.output},
                 request.limits.scratch_bytes,
             )
-            tree = ProcessTree(process.pid, is_confined=self._confinement is not None)
-            watch = _Watch(process, tree, request, monitor, log, disk, self._grace_seconds)
-            return watch.until_end(), watch.tree.peak_bytes
-        except BaseException:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-            raise
+            watch = _Watch(
+                hook, request, monitor, log, disk, self._grace_seconds, is_confined=is_confined
+            )
+            return watch.until_end(), hook.tree.peak_bytes
 
 
 def _confined(
@@ -251,62 +246,64 @@ def _environment(request: RunRequest, scratch: Path) -> dict[str, str]:
 
 
 class _Watch:
-    """Follows one process group from its start until nothing of it is left."""
+    """Follows a hook from its start until none of its processes is left."""
 
     def __init__(
         self,
-        process: "subprocess.Popen[bytes]",
-        tree: ProcessTree,
+        hook: HookProcess,
         request: RunRequest,
         monitor: RunMonitor,
         log: LogStream,
         disk: DiskWatch,
         grace_seconds: float,
+        *,
+        is_confined: bool,
     ) -> None:
-        self.tree = tree
-        self._process = process
+        self._hook = hook
+        self._tree = hook.tree
+        self._root = request.workspace.root
         self._disk = disk
         self._monitor = monitor
         self._log = log
         self._grace_seconds = grace_seconds
+        self._is_confined = is_confined
         self._limits = request.limits
         started = time.monotonic()
         self._deadline = started + request.limits.timeout_seconds
         self._next_sample = self._next_question = started
         self._stopped: tuple[FailureKind, str] | None = None
-        self._kill_at = math.inf
+        self._kill_at = self._kill_reaper_at = math.inf
 
     def until_end(self) -> End:
-        """Wait for the end of the process, stopping it if necessary."""
-        assert self._process.stdout is not None  # noqa: S101  (opened with PIPE)
-        try:
-            with self._process.stdout as pipe:
-                os.set_blocking(pipe.fileno(), False)
-                if not self.tree.is_measured:
-                    self._log.note("memory is not measured or limited here: psutil is missing")
-                while self._process.poll() is None:
-                    self._log.pump(pipe.fileno(), _TICK_SECONDS)
-                    self._poll()
-                # the hook is done when its first process is: what it left behind may hold the pipe
-                # A confined hook's processes are ending with it, by the kernel.
-                if self.tree.kill() and not self.tree.is_confined:
-                    self._log.note("stopped processes that outlived the hook")
-                self._log.drain(pipe.fileno(), _DRAIN_SECONDS)
-                self._log.finish()
-        except BaseException:
-            self.tree.kill()
-            self._process.wait()
-            raise
-        return self._end(self._process.returncode)
+        """Wait for the end of the hook, stopping it if necessary."""
+        pipe = self._hook.log_descriptor
+        if not self._tree.is_measured:
+            self._log.note("memory is not measured or limited here: psutil is missing")
+        while self._hook.is_running():
+            self._log.pump(pipe, _TICK_SECONDS)
+            self._poll()
+        ended = self._hook.ended()
+        if ended is None:
+            # It was killed: the kernel gives its hook's processes to another parent.
+            self._tree.kill_with_reaper()
+            if self._tree.is_measured:
+                end_processes_of(self._root)
+        elif ended.outlived and not self._is_confined:
+            # Bubblewrap ends before its hook's other processes, which the kernel kills.
+            self._log.note("stopped processes that outlived the hook")
+        self._log.drain(pipe, _DRAIN_SECONDS)
+        self._log.finish()
+        return self._end(self._hook.reaper_code() if ended is None else ended.code)
 
     def _poll(self) -> None:
         now = time.monotonic()
-        if now >= self._kill_at:
-            self.tree.kill()
-            self._kill_at = math.inf
+        if now >= self._kill_reaper_at:
+            self._tree.kill_with_reaper()
+        elif now >= self._kill_at:
+            self._kill()
         if now >= self._next_sample:
             self._next_sample = now + _SAMPLE_SECONDS
-            used = self.tree.sample(self._limits.memory_bytes)
+            used = self._tree.sample(self._limits.memory_bytes)
             if self._stopped is None and used > self._limits.memory_bytes:
                 limit = format_size(self._limits.memory_bytes)
                 self._stopped = (
@@ -314,10 +311,10 @@ class _Watch:
                     f"it used {format_size(used)} of memory, and its limit is {limit}",
                 )
                 # no grace: it would go on growing
-                self.tree.kill()
+                self._kill()
         if self._stopped is None and (excess := self._disk.excess()) is not None:
             self._stopped = FailureKind.OUT_OF_SPACE, excess
-            self.tree.kill()
+            self._kill()
         if self._stopped is None and now >= self._deadline:
             self._stop(FailureKind.DEADLINE, f"not done after {self._limits.timeout}")
         if self._stopped is None and now >= self._next_question:
@@ -328,11 +325,16 @@ class _Watch:
     def _stop(self, kind: FailureKind, reason: str) -> None:
         self._stopped = (kind, reason)
         self._log.note(f"{reason}: stopping it")
-        self.tree.terminate()
+        self._tree.terminate()
         self._kill_at = time.monotonic() + self._grace_seconds
 
+    def _kill(self) -> None:
+        self._tree.kill()
+        self._kill_at = math.inf
+        self._kill_reaper_at = time.monotonic() + REAPER_SECONDS
+
     def _end(self, returncode: int) -> End:
-        if self.tree.is_confined:
+        if self._is_confined:
             if returncode == 1 and (refusal := _refusal(self._log.tail())):
                 return End(None, (FailureKind.CANNOT_START, refusal))
             # As a shell does, bubblewrap says 128 + N of a process that signal N ended.

@@ -1,4 +1,4 @@
-"""A container's memory, read from its cgroup if this machine shows it.
+"""A container's memory and processes, read from its cgroup if this machine shows it.
 
 The engine's report is not sufficient: on cgroup v1 Podman leaves `State.OOMKilled` false, and if
 only a child of the hook was killed the container may keep running, waiting for it.
@@ -8,6 +8,7 @@ import contextlib
 import os
 import select
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Self
 
@@ -38,18 +39,7 @@ class MemoryWatch:
     @classmethod
     def of(cls, pid: int) -> Self | None:
         """Return the watch over the cgroup of process `pid`; None if it cannot be read here."""
-        try:
-            lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-        except OSError:
-            return None
-        for line in lines:
-            _, controllers, path = line.split(":", 2)
-            if "memory" in controllers.split(","):
-                folder, is_v2 = _CGROUPS / "memory" / path.lstrip("/"), False
-            elif not controllers and (_CGROUPS / "cgroup.controllers").exists():
-                folder, is_v2 = _CGROUPS / path.lstrip("/"), True
-            else:
-                continue
+        for folder, is_v2 in _cgroups(pid, "memory"):
             if (folder / "memory.stat").is_file():
                 return cls(folder, is_v2=is_v2)
         return None
@@ -102,6 +92,41 @@ class MemoryWatch:
         if self._eventfd is not None:
             os.close(self._eventfd)
             self._eventfd = None
+
+
+class ProcessesWatch:
+    """Watches whether a cgroup reaches its limit of processes; created by `of` while it exists."""
+
+    def __init__(self, folder: Path) -> None:
+        self.was_reached = False
+        self._events = folder / "pids.events"
+
+    @classmethod
+    def of(cls, pid: int) -> Self | None:
+        """Return the watch over the cgroup of process `pid`; None if it cannot be read here."""
+        for folder, _ in _cgroups(pid, "pids"):
+            if (folder / "pids.events").is_file():
+                return cls(folder)
+        return None
+
+    def sample(self) -> None:
+        """Read whether a process was refused; nothing changes once the cgroup is gone."""
+        with contextlib.suppress(OSError, ValueError):
+            self.was_reached |= _counters(self._events).get("max", 0) > 0
+
+
+def _cgroups(pid: int, controller: str) -> Iterator[tuple[Path, bool]]:
+    """List the cgroups of a process for a controller, and whether they are of version 2."""
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            yield _CGROUPS / controller / path.lstrip("/"), False
+        elif not controllers and (_CGROUPS / "cgroup.controllers").exists():
+            yield _CGROUPS / path.lstrip("/"), True
 
 
 def _counters(path: Path) -> dict[str, int]:

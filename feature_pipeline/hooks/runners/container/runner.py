@@ -40,10 +40,11 @@ from feature_pipeline.hooks.failure import (
     is_memory_error,
     is_space_error,
 )
+from feature_pipeline.hooks.output_folder import OutputFiles
 from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
 from feature_pipeline.hooks.runners.container import spec
 from feature_pipeline.hooks.runners.container.log import ContainerLog
-from feature_pipeline.hooks.runners.container.memory_watch import MemoryWatch
+from feature_pipeline.hooks.runners.container.memory_watch import MemoryWatch, ProcessesWatch
 from feature_pipeline.hooks.runners.shared.attempt_end import End
 from feature_pipeline.hooks.runners.shared.disk_watch import DiskWatch
 from feature_pipeline.hooks.runners.shared.log_file import open_log
@@ -409,7 +410,15 @@ class _Attempt:
                 log.replay()
             stops = _Stops(self._settings.attempts, self._request, wanted)
             watch = _Watch(
-                self._api, container, self._request, self._monitor, self._log, log, disk, stops
+                self._api,
+                container,
+                self._request,
+                self._monitor,
+                self._log,
+                log,
+                disk,
+                stops,
+                self._settings.pids,
             )
             if not is_new:
                 watch.stopped = stops.before()
@@ -437,7 +446,7 @@ class _Attempt:
         here = self._request.workspace.output
         if output is not None and output.resolve() != here.resolve():
             try:
-                shutil.copytree(output, here, symlinks=True, ignore=_special, dirs_exist_ok=True)
+                OutputFiles.of(output, self._request.limits.scratch_bytes).copy_to(here)
             except OSError as error:
                 reason = f"the output folder cannot be read: {error}"
                 raise _CannotGoOnError(FailureKind.INVALID_OUTPUT, reason) from error
@@ -490,6 +499,7 @@ class _Watch:
         source: ContainerLog,
         disk: DiskWatch,
         stops: _Stops,
+        pids: int,
     ) -> None:
         self.started_at: datetime | None = None
         self._api = api
@@ -501,7 +511,9 @@ class _Watch:
         self._source = source
         self._disk = disk
         self._stops = stops
+        self._pids = pids
         self._memory: MemoryWatch | None = None
+        self._processes: ProcessesWatch | None = None
         self.stopped: tuple[FailureKind, str] | None = None
         """Why this worker, or one before it, stopped the container."""
         self._kill_at: float | None = None
@@ -535,6 +547,7 @@ class _Watch:
         """Check the container until it is time to ask for its state again."""
         if self._memory is None and state["Pid"]:
             self._memory = MemoryWatch.of(state["Pid"])
+            self._processes = ProcessesWatch.of(state["Pid"])
         end = time.monotonic() + _INSPECT_SECONDS
         while (now := time.monotonic()) < end:
             is_open = self._source.pump(self._log, _TICK_SECONDS)
@@ -570,6 +583,8 @@ class _Watch:
             return state
 
     def _poll(self, now: float, grace_seconds: float) -> None:
+        if self._processes is not None:
+            self._processes.sample()
         if self._memory is not None:
             self._memory.sample()
             if self.stopped is None and self._memory.kills:
@@ -616,6 +631,9 @@ class _Watch:
         failure = self.stopped or self._failure(code, state)
         if failure is not None and failure[0] is FailureKind.CANNOT_START:
             return End(None, failure)
+        if failure is not None and self._processes is not None and self._processes.was_reached:
+            kind, reason = failure
+            failure = kind, f"{reason}; it reached its limit of {self._pids} processes"
         return End(code, failure, peak or None)
 
     def _failure(self, code: int, state: dict[str, Any]) -> tuple[FailureKind, str] | None:
@@ -651,13 +669,6 @@ def _open_to(user: spec.HookUser, request: RunRequest, work: Path | None) -> Non
     for writable in (request.workspace.output, work):
         if writable is not None:
             os.chown(writable, user.uid, user.gid)
-
-
-def _special(folder: str, names: list[str]) -> list[str]:
-    """Return what cannot be copied without blocking: pipes, sockets, devices."""
-    modes = {name: (Path(folder) / name).lstat().st_mode for name in names}
-    kinds = (stat.S_ISREG, stat.S_ISDIR, stat.S_ISLNK)
-    return [name for name, mode in modes.items() if not any(is_kind(mode) for is_kind in kinds)]
 
 
 def _mounted(described: dict[str, Any], destination: str) -> Path | None:

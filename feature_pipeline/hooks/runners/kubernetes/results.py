@@ -1,8 +1,9 @@
 """Read and interpret the result that an attempt's pod published, with or without a worker."""
 
-import io
+import os
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
 from feature_pipeline.errors import CorruptDataError, NotFoundError
@@ -27,6 +28,7 @@ from feature_pipeline.pod.signed_urls import MOST_FILE_BYTES
 UNKNOWN_NODE: Final = "unknown"
 _CUT_BYTES: Final = 128
 """More than the length of the line that reports omitted output."""
+_CHUNK_BYTES: Final = 1 << 16
 
 
 class NotPublishedError(NotFoundError):
@@ -141,9 +143,11 @@ def _length(result: PodResult) -> int:
 
 def tail_of(log: bytes) -> tuple[str, ...]:
     """Return the last lines of a log in the form in which a follower sees them."""
-    shown = LogStream(CappedLog(io.BytesIO()), lambda _: None)
-    shown.feed(log)
-    shown.finish()
+    with Path(os.devnull).open("wb") as nowhere:
+        shown = LogStream(CappedLog(nowhere), lambda _: None)
+        for start in range(0, len(log), _CHUNK_BYTES):
+            shown.feed(log[start : start + _CHUNK_BYTES])
+        shown.finish()
     return shown.tail()
 
 
