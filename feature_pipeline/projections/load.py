@@ -23,7 +23,12 @@ from feature_pipeline.archive.logs import log, tombstones
 from feature_pipeline.archive.logs.log import BatchEntry, FeatureEntry
 from feature_pipeline.archive.maintenance.compare_databases import LostEntry
 from feature_pipeline.archive.store.base import BlobStore
-from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
+from feature_pipeline.errors import (
+    CorruptDataError,
+    InvalidInputError,
+    NotFoundError,
+    StoreUnavailableError,
+)
 from feature_pipeline.model.digest import ContentSum, Digest
 from feature_pipeline.model.instruments import TABLE_LOADED_ROWS, TABLE_LOADED_SIZE
 from feature_pipeline.model.outcomes import OutcomeCounts
@@ -33,8 +38,11 @@ from feature_pipeline.projections.catalog.database import Connection, Database
 from feature_pipeline.projections.catalog.generation import (
     Generation,
     TableState,
+    build_anew,
     ensure_table,
+    lock_table,
     read_table,
+    require_table,
 )
 from feature_pipeline.projections.catalog.spec import TableSpec
 from feature_pipeline.projections.proof.missing_batches import (
@@ -49,6 +57,7 @@ from feature_pipeline.projections.rows.prepare import (
     prepare_group,
 )
 from feature_pipeline.projections.rows.upcast import CannotEvolveError
+from feature_pipeline.projections.rows.withhold import withhold_batch
 from feature_pipeline.projections.rows.write import (
     RefusedBatchError,
     Replaced,
@@ -163,7 +172,8 @@ def load_batches(
     table is settled (`settle_table`): a generation that is complete by now has been switched to.
 
     If a batch does not fit the wanted generation, PostgreSQL refuses it or its artifact is damaged,
-    the others are still loaded; all problems are named at the end. Any other error ends the work.
+    the others are still loaded; all problems are named at the end. Records of a damaged batch that
+    was never loaded are withheld (`rows.withhold`). Any other error ends the work.
 
     Args:
         store: The archive.
@@ -190,6 +200,7 @@ def load_batches(
         tasks, problems, given_up = _tasks(store, connection, spec, state, chosen)
         in_live = _entries_in_live(connection, state)
     tried_again: set[str] = set()
+    unreadable = _unread(problems)
     while True:
         withdrawn = frozenset(tombstones.withdrawn(store, spec.dataset))
         work = _Work(
@@ -207,6 +218,10 @@ def load_batches(
         for task in tasks:
             problems.pop(task.batch.batch, None)
         problems |= work.problems
+        unreadable |= work.unreadable
+        if unreadable:
+            problems |= _withhold(store, database, spec, unreadable, withdrawn)
+        is_anew = bool(work.misplaced) and _build_anew(database, spec, work.misplaced)
         # What a unique index refused may be what another batch, loaded after it, gave up.
         again = set() if len(tasks) == len(work.problems) else _refused(problems) - tried_again
         tried_again |= again
@@ -215,21 +230,69 @@ def load_batches(
         late = set(report.late) - problems.keys()
         if report.is_discarded:
             _LOG.warning("table %r: %s", spec.name, report.summary())
-            # Otherwise what was read before still is, and a fill is requested for the new one.
-            if batches is None or report.live is None:
-                late |= set(report.missing) - problems.keys()
+        # Otherwise what was read before still is, and a fill is requested for the new one.
+        if (report.is_discarded or is_anew) and (batches is None or report.live is None):
+            late |= set(report.missing) - problems.keys()
         if not (late or again):
             break
         with database.connect(f"table {spec.name!r}") as connection:
             tasks, unusable, given_up = _tasks(store, connection, spec, state, late | again)
             in_live = _entries_in_live(connection, state)
         problems |= unusable
+        unreadable = _unread(unusable)
     if problems:
         raise _summed_up(spec, list(problems.values())) from next(iter(problems.values()))
 
 
 def _refused(problems: Mapping[str, _Problem]) -> set[str]:
     return {batch for batch, why in problems.items() if isinstance(why, RefusedBatchError)}
+
+
+def _unread(problems: Mapping[str, _Problem]) -> dict[str, _Problem]:
+    """Return the batches of which the archive has an artifact, or may have one, unreadable."""
+    return {
+        batch: why
+        for batch, why in problems.items()
+        if isinstance(why, CorruptDataError | NotFoundError)
+    }
+
+
+def _withhold(
+    store: BlobStore,
+    database: Database,
+    spec: TableSpec,
+    unreadable: Mapping[str, _Problem],
+    withdrawn: frozenset[str],
+) -> dict[str, _Problem]:
+    """Let these batches claim their records; return the problems of those that cannot."""
+    problems: dict[str, _Problem] = {}
+    with database.connect(f"table {spec.name!r}") as connection:
+        for batch, why in unreadable.items():
+            try:
+                withhold_batch(store, connection, spec, batch, withdrawn)
+            except NotFoundError as error:
+                problems[batch] = type(why)(
+                    f"{why}; nor is known which records it has ({error}), so records of it that"
+                    " earlier batches have, too, are in the table as those say"
+                )
+            except StoreUnavailableError as error:
+                problems[batch] = type(why)(f"{why}; nor could its records be read ({error})")
+    return problems
+
+
+def _build_anew(database: Database, spec: TableSpec, misplaced: Collection[int]) -> bool:
+    """Request another generation in place of one that has records under the wrong batch.
+
+    These are records of a batch that was taken for the last of all, because the archive could not
+    tell when it was submitted.
+    """
+    with database.connect(f"table {spec.name!r}") as connection, connection.transaction():
+        lock_table(connection, spec.name)
+        wanted = require_table(connection, spec).wanted
+        if wanted.id not in misplaced:
+            return False
+        build_anew(connection, spec, wanted)
+        return True
 
 
 def _summed_up(
@@ -254,9 +317,10 @@ def _summed_up(
     kind: type[CannotEvolveError | CorruptDataError | RefusedBatchError] = CannotEvolveError
     if lost or damaged or refused:
         kind = CorruptDataError if lost or damaged else RefusedBatchError
+    withheld = "; records of damaged batches are not taken from earlier ones" if damaged else ""
     return kind(
         f"table {spec.name!r}: batches of {spec.asset}: {what}; the rest is loaded, and rows"
-        f" loaded before can still be read:\n{shown}"
+        f" loaded before can still be read{withheld}:\n{shown}"
     )
 
 
@@ -357,6 +421,10 @@ class _Work:
         self._given_up = given_up
         self.problems: dict[str, _Problem] = {}
         """Batches that were not loaded into the wanted generation, each with the reason."""
+        self.unreadable: dict[str, _Problem] = {}
+        """Batches whose artifact cannot be read."""
+        self.misplaced: set[int] = set()
+        """Generations in which a batch was taken for the last of all before it was loaded."""
         self._in_live = in_live
         self._lock = threading.Lock()
         self._is_stopped = False
@@ -485,6 +553,7 @@ class _Work:
         fit: _Fit,
     ) -> tuple[dict[str, LoadReport], dict[str, _Problem]]:
         """Return reports by batch, and reasons for those that the generation cannot store."""
+        self.unreadable |= _unread(fit.problems)
         if fit.group is None:
             return {}, {}
         started = time.monotonic()
@@ -501,6 +570,8 @@ class _Work:
                     if own == generation.id
                 },
             )
+        if any(one.was_unplaced for one in replaced.done):
+            self.misplaced.add(generation.id)
         self._count(fit.group, replaced)
         seconds = (time.monotonic() - started) / len(fit.group.batches)
         counts = {one.entry.manifest: one.manifest.counts for one in fit.group.batches}

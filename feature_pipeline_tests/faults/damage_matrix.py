@@ -546,9 +546,7 @@ def _recover(trial: Trial) -> str:
         except FeaturePipelineError as error:
             texts.append(str(error))
     rows = tables.rows_of(replace(SPEC, name=definition.table_name))
-    # A record of a batch that is named may be as an earlier batch has it.
-    named_batches = {row[0] for row in tables.rows if f"batch {row[2]!r}" in "\n".join(texts)}
-    if added := [r for r in rows if r not in tables.rows and r[0] not in named_batches]:
+    if added := [row for row in rows if row not in tables.rows]:
         raise Wrong(f"the table has {added}")
     if not texts and len(rows) < len(tables.rows):
         raise Wrong(f"the table has {len(rows)} rows instead of {len(tables.rows)}")

@@ -163,7 +163,6 @@ class Archive:
                 heads,
                 every_batch,
                 order,
-                {batch: entry.digest for batch, entry in submitted.intact.items()},
                 skips_damaged=skip_damaged,
                 damage={batch: str(error) for batch, error in sorted(damage.items())},
             )

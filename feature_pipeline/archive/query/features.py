@@ -15,10 +15,10 @@ from feature_pipeline.archive.format.align_columns import align_rows
 from feature_pipeline.archive.format.documents import NewerVersionError
 from feature_pipeline.archive.format.encode import OUTCOMES_SCHEMA, RECORD_ID, rows_schema
 from feature_pipeline.archive.format.manifest import LOG, Manifest
-from feature_pipeline.archive.logs import log
 from feature_pipeline.archive.logs.erasures import erased
 from feature_pipeline.archive.logs.log import FeatureEntry
 from feature_pipeline.archive.logs.tombstones import withdrawn
+from feature_pipeline.archive.query.damaged_batches import records_of_batch
 from feature_pipeline.archive.query.frames import Frame
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import CorruptDataError, InvalidInputError, NotFoundError
@@ -54,8 +54,6 @@ class Selection:
     """The batches from the one submitted last, including those of `damage`; those of unknown
     position come first.
     """
-    documents: Mapping[str, Digest] = field(default_factory=dict)
-    """By batch, the digest of its batch document, if known."""
     skips_damaged: bool = False
     damage: dict[str, str] = field(default_factory=dict)
     """Batches that cannot be read, with the reason; reading may add to it."""
@@ -106,20 +104,19 @@ class Selection:
             self.damage[batch] = str(error)
             return None
 
-    def record_ids(self, batch: str) -> set[str]:
+    def record_ids(self, batch: str) -> frozenset[str]:
         """Return the ids of a damaged batch's records.
 
         None if they cannot be read either; `damage` then contains the reason.
         """
         try:
-            digest = self.documents.get(batch) or self.manifest(batch).batch_digest
-            return {record.id for record in log.read_batch_blob(self.store, digest).records}
-        except (NotFoundError, CorruptDataError, InvalidInputError) as error:
+            return records_of_batch(self.store, self.dataset, self.hook, batch)
+        except NotFoundError as error:
             self.damage[batch] += (
                 f"; nor is known which records it has ({error}), so records of it that earlier"
                 " batches have, too, are shown as those say"
             )
-            return set()
+            return frozenset()
 
 
 class Features(Frame):

@@ -449,6 +449,10 @@ def empty_generation(connection: Connection, generation: Generation) -> list[str
     It waits for loads that are under way. What they have loaded is removed with the rest.
     """
     with connection.transaction():
+        # Those that only claim records (`rows.withhold`) are loaded again, too.
+        owners = connection.execute(
+            sql.SQL("select distinct batch from {}").format(generation.outcomes)
+        ).fetchall()
         # In the order in which a load locks them.
         connection.execute(
             sql.SQL("truncate {}, {}").format(generation.outcomes, generation.identifier)
@@ -460,8 +464,8 @@ def empty_generation(connection: Connection, generation: Generation) -> list[str
         removed = connection.execute(
             "delete from feature_pipeline.progress where generation = %s returning batch",
             [generation.id],
-        )
-        return sorted(row[0] for row in removed)
+        ).fetchall()
+        return sorted({row[0] for row in (*owners, *removed)})
 
 
 def ensure_key(connection: Connection, generation: Generation) -> None:

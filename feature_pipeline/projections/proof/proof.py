@@ -57,6 +57,7 @@ from feature_pipeline.projections.rows import evolve
 from feature_pipeline.projections.rows.prepare import one_array
 from feature_pipeline.projections.rows.renamed_columns import check_carried
 from feature_pipeline.projections.rows.upcast import CannotEvolveError
+from feature_pipeline.projections.rows.withhold import WITHHELD, read_withheld
 
 _MODULUS: Final = 2**256
 _DIGEST_BYTES: Final = 32
@@ -266,13 +267,16 @@ def _prove_generation(
             if batches is not None:
                 artifacts = _read_artifacts(store, progress, is_over)
                 records = _records(store, connection, spec, generation, artifacts, progress)
+            withheld = read_withheld(connection, generation, records)
             neighbours = _neighbours(connection, generation, progress, records)
             loaded = {**progress, **neighbours}
             unread = {batch: one for batch, one in loaded.items() if batch not in artifacts}
             # The archive is waited for, and PostgreSQL computes, while the other's part is hashed.
             reading = beside.submit(_read_artifacts, store, unread, is_over)
             try:
-                table = _table_content(connection, generation, batches, records, source)
+                table = _table_content(
+                    connection, generation, batches, records, source, has_withheld=bool(withheld)
+                )
                 left_out = read_left_out(connection, generation.id)
                 artifacts |= reading.result()
             finally:
@@ -280,7 +284,15 @@ def _prove_generation(
     finally:
         connection.isolation_level = None
     archive, unreadable = _archive_content(
-        store, connection, spec, generation, progress, loaded, artifacts, left_out.keys()
+        store,
+        connection,
+        spec,
+        generation,
+        progress,
+        loaded,
+        artifacts,
+        left_out.keys(),
+        _rightly(store, spec, withheld),
     )
     differing = [
         batch
@@ -357,6 +369,18 @@ def _records(
     return records
 
 
+def _rightly(store: BlobStore, spec: TableSpec, withheld: Mapping[str, str]) -> dict[str, str]:
+    """Return the withheld records, by record, whose batch has an artifact or a damaged log.
+
+    If it has neither, the record belongs to an earlier batch, and is missing there.
+    """
+    if not withheld:
+        return {}
+    current = current_entries(store, spec, set(withheld.values()))
+    owners = current.keys() | current.damage.keys()
+    return {record: batch for record, batch in withheld.items() if batch in owners}
+
+
 def _owned_records(connection: Connection, generation: Generation, batch: str) -> list[str]:
     """Return the records that the batch owns according to the table."""
     rows = connection.execute(
@@ -396,6 +420,8 @@ def _table_content(
     batches: Collection[str] | None,
     records: Collection[str] | None,
     source: sql.Identifier | None,
+    *,
+    has_withheld: bool,
 ) -> dict[str, _Content]:
     """Return the table's content by batch."""
     content: dict[str, _Content] = {}
@@ -407,7 +433,7 @@ def _table_content(
         where = sql.SQL("{} and record_id = any({})").format(where, sql.Literal(sorted(records)))
     rows = source or generation.identifier
     _add_rows(content, connection, generation, rows, where)
-    _add_outcomes(content, connection, generation, where)
+    _add_outcomes(content, connection, generation, where, has_withheld=has_withheld)
     return content
 
 
@@ -459,12 +485,16 @@ def _add_outcomes(
     connection: Connection,
     generation: Generation,
     where: sql.Composable,
+    *,
+    has_withheld: bool,
 ) -> None:
-    """Add the digests of every outcome to its batch's content."""
+    """Add the digests of every outcome to its batch's content, except withheld records."""
     fields = dict.fromkeys((*_OUTCOME_FIELDS, "batch"), pa.string())
 
     def add_text(text: bytes) -> None:
         lines = parse(text, fields)
+        if has_withheld:
+            lines = lines.filter(pc.invert(_is_in(lines["status"], [WITHHELD])))
         digests = _outcome_digests(lines)
         once = np.ones(len(digests), np.int64)
         for batch, total, _ in sum_by_label(one_array(lines["batch"]), digests, once):
@@ -489,6 +519,7 @@ def _archive_content(
     loaded: Mapping[str, Progress],
     artifacts: Mapping[str, _Artifact | str],
     left_out: Collection[str],
+    withheld: Mapping[str, str],
 ) -> tuple[dict[str, _Content], dict[str, str]]:
     """Return the archive's content of each batch of `progress`, or why it cannot be read.
 
@@ -503,6 +534,7 @@ def _archive_content(
         loaded: `progress`, and that of the loaded batches that may own records of those batches.
         artifacts: By batch of `loaded`, its artifact, or why it cannot be read.
         left_out: Records whose rows are not compared.
+        withheld: Records of batches that cannot be read, each with its batch.
     """
     submitted = log.readable_batches(store, spec.dataset, loaded)
     entries = submitted.intact
@@ -522,6 +554,7 @@ def _archive_content(
             usable[batch] = artifact
             ids = artifact.record_ids
         owners.update(dict.fromkeys(ids, batch))
+    owners |= withheld
     for record_id in tombstones.withdrawn(store, spec.dataset):
         owners.pop(record_id, None)
     content: dict[str, _Content] = {}

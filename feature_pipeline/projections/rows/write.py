@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 import pyarrow as pa
@@ -34,6 +34,7 @@ from feature_pipeline.projections.catalog.database import (
     UNHOLDABLE,
     Connection,
     fetch_one,
+    fetch_value,
     lock,
     lock_each,
 )
@@ -56,7 +57,8 @@ from feature_pipeline.projections.rows.prepare import (
 _CLAIM: Final = """
 with claimed as (
     insert into {outcomes} as o (generation, record_id, status, reason, batch, submitted_at)
-    select %(generation)s, i.record_id, i.status, i.reason, %(batch)s, %(submitted_at)s
+    select %(generation)s, i.record_id, i.status, i.reason, %(batch)s,
+        %(submitted_at)s::timestamptz
     from unnest(%(ids)s::text[], %(statuses)s::text[], %(reasons)s::text[])
         as i (record_id, status, reason)
     order by i.record_id collate "C"
@@ -64,10 +66,17 @@ with claimed as (
         set status = excluded.status, reason = excluded.reason, batch = excluded.batch,
             submitted_at = excluded.submitted_at, is_replacement = true
         where (o.submitted_at, o.batch) <= (excluded.submitted_at, excluded.batch)
+            or o.batch = excluded.batch
     returning record_id, is_replacement
 )
 select count(*), array_agg(record_id) filter (where is_replacement) from claimed
 """
+UNKNOWN_POSITION: Final = "infinity"
+"""The time of submission of a batch for which it cannot be read (`withhold`)."""
+# Was the batch among those whose position was unknown when it claimed these records?
+_WAS_UNPLACED: Final = """
+select exists (select from {outcomes} where generation = %s and record_id = any(%s)
+and batch = %s and submitted_at = 'infinity')"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +86,15 @@ class Replacement:
     `progress` is that of the batch in the generation afterwards. `is_unchanged` means that no row
     was written because the content existed already. `foreign` counts the batch's records that
     belong to a batch submitted later. `left_out` gives for records the reason why PostgreSQL cannot
-    store their rows.
+    store their rows. `was_unplaced` means that the batch was taken for the last of all until now,
+    so that later ones may lack records.
     """
 
     progress: Progress
     is_unchanged: bool
     foreign: int
     left_out: Mapping[str, str] = field(default_factory=dict)
+    was_unplaced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +109,7 @@ class RefusedBatchError(ProjectionError):
     """PostgreSQL refused a batch because of its rows; names the batch, record and value."""
 
 
-_REFUSALS: Final = (*UNHOLDABLE, psycopg.IntegrityError)
+REFUSALS: Final = (*UNHOLDABLE, psycopg.IntegrityError)
 """Errors that are about the rows, not about the server or the connection."""
 _PLACE: Final = re.compile(r"^COPY .*, line (\d+)(?:, column ([^:\n]+))?", re.MULTILINE)
 _SHORT: Final = reprlib.Repr()
@@ -141,7 +152,7 @@ def replace_batches(
     try:
         with connection.transaction():
             first = _load_first(connection, state, generation, group)
-    except (psycopg.errors.DeadlockDetected, *_REFUSALS):
+    except (psycopg.errors.DeadlockDetected, *REFUSALS):
         # A record is in a batch that was loaded before, or is being loaded. Claims decide whose it
         # is; they take three times as long as COPY, which is right whenever batches do not overlap.
         # Or one of the batches is refused: loading each separately shows which.
@@ -151,7 +162,7 @@ def replace_batches(
     done: list[Replacement] = []
     refused: dict[str, RefusedBatchError] = {}
     # Claims find records. Rows that keep the key from being built are found before any is read.
-    with suppress(*_REFUSALS):
+    with suppress(*REFUSALS):
         ensure_key(connection, generation)
     for prepared in group.batches:
         try:
@@ -168,7 +179,7 @@ def _load_first(
     batches = sorted(prepared.batch for prepared in group.batches)
     lock_table(connection, generation.table_name, is_shared=True)
     lock_each(connection, [("batch", generation.id, batch) for batch in batches])
-    _check_state(connection, state)
+    check_state(connection, state)
     if has_progress(connection, generation.id, batches):
         return None
     copy_rows(connection, generation.outcomes, OUTCOME_KINDS, [group.encoded_outcomes])
@@ -224,7 +235,7 @@ def replace_batch(
     with connection.transaction():
         lock_table(connection, generation.table_name, is_shared=True)
         lock(connection, "batch", generation.id, prepared.batch)
-        _check_state(connection, state)
+        check_state(connection, state)
         loaded = read_progress(connection, generation.id, prepared.batch)
         is_given_up = loaded is not None and (loaded.seq, loaded.manifest) == given_up
         if loaded is not None and not is_given_up and loaded.seq >= prepared.entry.seq + is_forced:
@@ -251,6 +262,7 @@ def _replace(
     *,
     is_forced: bool,
 ) -> Replacement:
+    was_unplaced = loaded is None and _was_unplaced(connection, generation, prepared)
     owned_count, replaced = _claim(connection, generation, prepared)
     lost: dict[str, int] = {}
     # A batch always has the same records, except erased ones. If it was loaded and
@@ -276,7 +288,13 @@ def _replace(
             write_progress(connection, generation.id, [progress])
         else:
             _subtract_rows(connection, generation, batch, lost[batch])
-    return Replacement(progress, is_unchanged=False, foreign=total - owned_count, left_out=left_out)
+    return Replacement(
+        progress,
+        is_unchanged=False,
+        foreign=total - owned_count,
+        left_out=left_out,
+        was_unplaced=was_unplaced,
+    )
 
 
 def _copy_owned(
@@ -361,20 +379,52 @@ def _claim(
 ) -> tuple[int, list[str]]:
     """Claim the batch's records; return how many it owns, and which had an outcome before."""
     outcomes = prepared.outcomes
+    return claim_records(
+        connection,
+        generation,
+        prepared.batch,
+        prepared.submitted_at,
+        prepared.record_ids(),
+        statuses=outcomes["status"].to_pylist(),
+        reasons=outcomes["reason"].to_pylist(),
+    )
+
+
+def claim_records(
+    connection: Connection,
+    generation: Generation,
+    batch: str,
+    submitted_at: datetime | str,
+    record_ids: list[str],
+    *,
+    statuses: list[Any],
+    reasons: list[Any],
+) -> tuple[int, list[str]]:
+    """Make the batch the owner of these records, unless a later one is.
+
+    Returns:
+        How many it owns, and which of them had an outcome before.
+    """
     row = fetch_one(
         connection,
         sql.SQL(_CLAIM).format(outcomes=generation.outcomes),
         {
             "generation": generation.id,
-            "batch": prepared.batch,
-            "submitted_at": prepared.submitted_at,
-            "ids": prepared.record_ids(),
-            "statuses": outcomes["status"].to_pylist(),
-            "reasons": outcomes["reason"].to_pylist(),
+            "batch": batch,
+            "submitted_at": submitted_at,
+            "ids": record_ids,
+            "statuses": statuses,
+            "reasons": reasons,
         },
     )
     count, replaced = row or (0, None)
     return count, replaced or []
+
+
+def _was_unplaced(connection: Connection, generation: Generation, prepared: PreparedBatch) -> bool:
+    query = sql.SQL(_WAS_UNPLACED).format(outcomes=generation.outcomes)
+    parameters = [generation.id, prepared.record_ids(), prepared.batch]
+    return bool(fetch_value(connection, query, parameters))
 
 
 def _owned(connection: Connection, generation: Generation, prepared: PreparedBatch) -> list[str]:
@@ -440,8 +490,12 @@ def forget_records(
         ).format(generation.outcomes),
         [generation.id, sorted(record_ids), batch],
     )
-    ids = [row[0] for row in gone]
-    for owner, count in sorted(_delete_rows(connection, generation, ids).items()):
+    give_up_rows(connection, generation, [row[0] for row in gone])
+
+
+def give_up_rows(connection: Connection, generation: Generation, record_ids: list[str]) -> None:
+    """Delete the records' rows, in the caller's transaction: their batches have fewer."""
+    for owner, count in sorted(_delete_rows(connection, generation, record_ids).items()):
         _subtract_rows(connection, generation, owner, count)
 
 
@@ -492,7 +546,8 @@ def copy_rows(
         copy.write(COPY_TRAILER)
 
 
-def _check_state(connection: Connection, state: TableState) -> None:
+def check_state(connection: Connection, state: TableState) -> None:
+    """Raise TableChangedError if the table is no longer as the caller knows it."""
     # Without this, a loader that looked before a switch would feed the old generation after it,
     # and the table would miss a batch that Dagster calls loaded.
     row = fetch_one(

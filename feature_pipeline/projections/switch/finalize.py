@@ -6,14 +6,16 @@ next run continues.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 import psycopg
 
 from feature_pipeline import measure
+from feature_pipeline.archive.logs import tombstones
 from feature_pipeline.archive.store.base import BlobStore
-from feature_pipeline.errors import ProjectionError
+from feature_pipeline.errors import NotFoundError, ProjectionError, StoreUnavailableError
 from feature_pipeline.model.text.counted import counted
 from feature_pipeline.projections.catalog import dependents
 from feature_pipeline.projections.catalog.bookkeeping import (
@@ -61,6 +63,7 @@ from feature_pipeline.projections.proof.proof import (
     prove_generation,
     prove_once,
 )
+from feature_pipeline.projections.rows.withhold import withhold_batch
 from feature_pipeline.projections.switch.switch import switch, wait_for_older_snapshots
 
 _ROUNDS: Final = 10
@@ -344,6 +347,7 @@ def _finish(store: BlobStore, connection: Connection, spec: TableSpec) -> TableR
         if not is_first and (late := {*report.missing, *(set(_late(connection, state)) - gone)}):
             # It was complete a moment ago: these have come since, or only live has them.
             return replace(report, late=tuple(sorted(late)))
+        _withhold_damaged(store, connection, spec)
         with measure.timed(spec.name, "index"):
             try:
                 ensure_key(connection, building)
@@ -397,6 +401,18 @@ def _finish(store: BlobStore, connection: Connection, spec: TableSpec) -> TableR
         f"table {spec.name!r}: batches arrived during each of {_ROUNDS} proofs of generation"
         f" {report.building}; the next run proves it again and switches to it"
     )
+
+
+def _withhold_damaged(store: BlobStore, connection: Connection, spec: TableSpec) -> None:
+    """Let the batches whose log is damaged claim their records: no load need have named them."""
+    damaged = current_entries(store, spec, None).damage
+    if not damaged:
+        return
+    withdrawn = tombstones.withdrawn(store, spec.dataset)
+    for batch in damaged:
+        # What is not known of it, the load and the checks of the table report.
+        with suppress(NotFoundError, StoreUnavailableError):
+            withhold_batch(store, connection, spec, batch, withdrawn)
 
 
 def _accepted(
