@@ -139,8 +139,7 @@ class FeatureIOManager(dg.ConfigurableIOManager):
 
         Raises:
             Failure: The hook run failed; its output and log are in the archive.
-            ConflictError: A newer release or run has become current meanwhile, or this run was
-                cancelled.
+            ConflictError: A newer release has become current meanwhile, or this run was cancelled.
         """
         if not isinstance(obj, ComputedFeatures):
             raise InvalidInputError(
@@ -206,13 +205,26 @@ class FeatureIOManager(dg.ConfigurableIOManager):
                 },
                 allow_retries=False,
             )
-        if entry.verdict is not Verdict.CURRENT:
+        if entry.verdict is Verdict.CURRENT:
+            self._report(context, store, obj, (entry.manifest, published.manifest))
+            return
+        head = log.head(store, plan.definition.dataset, plan.definition.name, plan.batch.key)
+        is_answer = head is not None and head.release == entry.release
+        if head is None or not is_answer or self._is_cancelled(context, obj.request_id):
             raise ConflictError(
                 f"hook run {entry.completion} of batch {plan.batch.key!r} is {entry.verdict}: a"
-                " newer run is current, or this one was cancelled. Its output is stored as history;"
-                " materialize the partition again to report the current artifact"
+                " newer release is current, or this run was cancelled. Its output is stored as"
+                " history; materialize the partition again to report the current artifact"
             )
-        self._report(context, store, obj, (entry.manifest, published.manifest))
+        # Another deployment has asked the same, and its answer was published later.
+        context.log.warning(
+            "hook run %s of batch %r is superseded by a result of the same release that was"
+            " published later: that one is reported, and this one is stored as history",
+            entry.completion,
+            plan.batch.key,
+        )
+        current = head.manifest, read.manifest_of(store, head)
+        self._report(context, store, obj, current, is_own=False)
 
     def _report(
         self,
@@ -220,6 +232,8 @@ class FeatureIOManager(dg.ConfigurableIOManager):
         store: BlobStore,
         obj: ComputedFeatures,
         current: tuple[Digest, Manifest],
+        *,
+        is_own: bool = True,
     ) -> None:
         from feature_pipeline.compute.execute import reasons_of
 
@@ -235,7 +249,7 @@ class FeatureIOManager(dg.ConfigurableIOManager):
         metadata["written"] = dg.MetadataValue.bool(obj.execution is not None)
         if obj.execution is not None and obj.execution.hook_run is not None:
             metadata.update(attempts_table(obj.execution.hook_run))
-        if obj.show_preview:
+        if obj.show_preview and is_own:
             outcomes = (
                 obj.execution.artifact.outcomes
                 if obj.execution is not None
