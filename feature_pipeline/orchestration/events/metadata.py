@@ -34,7 +34,7 @@ def column_schema(columns: Sequence[Column]) -> dg.TableSchema:
             dg.TableColumn(
                 name=column.name,
                 type=column.format.value if column.format else column.type.value,
-                description=column.description,
+                description=_text(column.description),
                 constraints=dg.TableColumnConstraints(
                     nullable=not column.required,
                     other=[f"unit: {column.unit}"] if column.unit else [],
@@ -69,7 +69,7 @@ def shown_schema(shown: "Sequence[ShownColumn]", declared: Sequence[Column]) -> 
             dg.TableColumn(
                 name=column.name,
                 type=column.type,
-                description=column.description,
+                description=_text(column.description),
                 constraints=dg.TableColumnConstraints(
                     nullable=declared_column is not None and not declared_column.required,
                     other=[f"unit: {declared_column.unit}"]
@@ -79,6 +79,14 @@ def shown_schema(shown: "Sequence[ShownColumn]", declared: Sequence[Column]) -> 
             )
         )
     return dg.TableSchema(columns=columns)
+
+
+def _text(description: str | None) -> str | None:
+    """Return a column's description so that Dagster, which takes it for Markdown, shows it as is.
+
+    Any writer of a manifest can choose it.
+    """
+    return None if description is None else plain(description)
 
 
 def column_lineage(features: dg.AssetKey, columns: Sequence[Column]) -> dg.TableColumnLineage:

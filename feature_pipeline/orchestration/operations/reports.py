@@ -124,7 +124,7 @@ def picture_markdown(summary: Summary) -> str:
             try:
                 data = base64.b64encode(plots.draw(shown, ".png", dpi=dpi))
             except InvalidInputError as error:
-                return str(error)
+                return plain(str(error))
             if len(data) <= MAX_PICTURE_BYTES:
                 left = len(summary.columns) - len(shown.columns)
                 note = (

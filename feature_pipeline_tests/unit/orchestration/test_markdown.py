@@ -2,19 +2,37 @@
 
 import html
 import re
+from collections import Counter
 from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from markdown_it import MarkdownIt
 
 from feature_pipeline.archive.format.manifest import FailureInfo, Manifest
+from feature_pipeline.archive.inspection.findings import Finding, ObjectKind, State
+from feature_pipeline.archive.logs.log import ReleaseEntry
+from feature_pipeline.archive.query.compare import Comparison, Difference, Example
+from feature_pipeline.hooks.failure import FailureKind, RuntimeFacts
+from feature_pipeline.hooks.run import HookRun, Start
+from feature_pipeline.hooks.runner import RunResult
+from feature_pipeline.model.columns import Column, ColumnType
 from feature_pipeline.model.digest import ContentSum, Digest
-from feature_pipeline.model.outcomes import OutcomeCounts
+from feature_pipeline.model.outcomes import Outcome, OutcomeCounts, Status
+from feature_pipeline.model.release import HookRelease, ReleaseDocument
+from feature_pipeline.orchestration.checks.integrity import _findings_metadata
 from feature_pipeline.orchestration.events.metadata import (
     artifact_metadata,
+    attempts_table,
+    column_schema,
     failure_metadata,
+    preview,
+    shown_schema,
 )
 from feature_pipeline.orchestration.markdown import bullets, code, fenced, plain, table
+from feature_pipeline.orchestration.operations.reports import comparison_markdown, damage_markdown
+from feature_pipeline.projections.catalog.shown_table import ShownColumn
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -123,3 +141,72 @@ def test_logs_and_reasons():
 def test_what_is_no_markup_stays_as_it_is(text: str):
     assert plain(text) == text
     assert rendered(plain(text)) == (text, {"p"})
+
+
+COLUMN = Column(name="label", type=ColumnType.STRING, description="".join(HOSTILE))
+FLAT = " ".join(text for text in HOSTILE if "\n" not in text)
+"""One line with everything in it."""
+TABLE_TAGS = {"table", "thead", "tr", "th", "tbody", "td"}
+
+
+def test_rows_that_are_shown():
+    outcomes = [
+        Outcome(record_id=text, status=Status.PASSED, rows=((text[:50],),)) for text in HOSTILE[:5]
+    ]
+    page, tags = rendered(str(preview([COLUMN], outcomes)["preview"].value))
+    assert tags == TABLE_TAGS
+    assert all(page.count(shown(text)) == 2 for text in HOSTILE[:5])
+
+
+def test_descriptions_of_columns():
+    """Dagster renders them, and any writer of a manifest chooses them."""
+    (declared,) = column_schema([COLUMN]).columns
+    (in_postgres,) = shown_schema([ShownColumn("label", "text", FLAT)], [COLUMN]).columns
+    for description in (declared.description, in_postgres.description):
+        assert description is not None
+        assert rendered(description)[1] == {"p"}
+    assert rendered(in_postgres.description or "")[0] == shown(FLAT)
+
+
+def test_reasons_of_attempts():
+    instant = datetime(2026, 1, 1, tzinfo=UTC)
+    facts = RuntimeFacts(FailureKind.NON_ZERO_EXIT, FLAT)
+    result = RunResult(1, facts, instant, instant, Path("log"), None, "node")
+    run = HookRun("r", "x", (Start("", 1, 1, 1, result),), facts, None, Path("log"))
+    page, tags = rendered(str(attempts_table(run)["attempts_made"].value))
+    assert tags == TABLE_TAGS
+    assert shown(FLAT) in page
+
+
+def test_findings_of_verify():
+    """A key is chosen by whoever may write one object."""
+    report = SimpleNamespace(
+        findings=[Finding(State.CORRUPT, ObjectKind.FEATURE_ENTRY, FLAT, "by", "detail")]
+    )
+    findings = _findings_metadata([report])["findings"]  # type: ignore[list-item]
+    page, tags = rendered(str(findings.value))
+    assert tags <= {"ul", "li", "p", "code"}
+    assert shown(FLAT) in page
+
+
+def test_a_comparison_of_releases():
+    def release(seq: int) -> ReleaseEntry:
+        document = ReleaseDocument(dataset="d", hook="h", version=FLAT, command=("x",), code=())
+        return ReleaseEntry(seq, HookRelease.of(document))
+
+    difference = Difference(
+        outcomes=Counter({(FLAT, "passed"): 1}),
+        columns=Counter({FLAT: 1}),
+        examples=[Example(FLAT, FLAT, "before", "after", (FLAT,))],
+    )
+    compared = Comparison(release(1), release(2), difference, (FLAT,), (FLAT,), (FLAT,))
+    page, tags = rendered(comparison_markdown(compared))
+    assert tags == TABLE_TAGS | {"p", "ul", "li", "code"}
+    assert page.count(shown(FLAT)) == 10
+
+
+def test_damage_that_a_report_leaves_out():
+    features = SimpleNamespace(damage={FLAT: FLAT})
+    page, tags = rendered(damage_markdown(features))  # type: ignore[arg-type]
+    assert tags == TABLE_TAGS | {"p", "code"}
+    assert shown(FLAT) in page
