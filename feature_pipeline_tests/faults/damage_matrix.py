@@ -157,13 +157,15 @@ class Tables:
     database: Database
     rows: list[tuple[Any, ...]]
     """Of a table that was loaded from the undamaged archive."""
+    spec: TableSpec = SPEC
+    """That table. Nothing is loaded into it again."""
     names: Iterator[str] = field(default_factory=lambda: map("t{}".format, count(1)))
 
     @classmethod
     def of(cls, url: str, store: MemoryStore) -> "Tables":
         tables = cls(Database(url), [])
-        spec = tables.loaded(store)
-        tables.rows = tables.rows_of(spec)
+        tables.spec = tables.loaded(store)
+        tables.rows = tables.rows_of(tables.spec)
         return tables
 
     def loaded(self, store: MemoryStore) -> TableSpec:
@@ -483,7 +485,7 @@ def _tables(trial: Trial) -> Tables:
 
 def _plan(trial: Trial) -> str:
     tables = _tables(trial)
-    plan = plan_table(trial.store, tables.database, _loaded(trial))
+    plan = plan_table(trial.store, tables.database, tables.spec)
     problems = {**plan.damaged, **plan.lost}
     if problems or plan.violations or plan.blocked:
         lines = [f"batch {batch!r}: {why}" for batch, why in problems.items()]

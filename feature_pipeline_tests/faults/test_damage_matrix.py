@@ -73,6 +73,15 @@ def test_tables_keep_their_rows(matrix: Matrix, kind: Kind) -> None:
     assert problems == []
 
 
+@pytest.mark.postgres
+@pytest.mark.parametrize(
+    "kind", [Kind.ROWS, Kind.OUTCOMES, Kind.FEATURE_ENTRY, Kind.BATCH_ENTRY], ids=str
+)
+def test_an_empty_table_has_no_older_rows(matrix: Matrix, kind: Kind) -> None:
+    _, problems = run_all(matrix, [kind], [Command.RECOVER], (Damage.COPIED,))
+    assert problems == []
+
+
 def test_an_object_of_each_kind_is_stored_where_the_layout_has_it(matrix: Matrix) -> None:
     for prefix, kinds in KINDS_OF_LAYOUT.items():
         for kind in kinds:
