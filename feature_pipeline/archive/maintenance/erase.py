@@ -44,10 +44,14 @@ from feature_pipeline.parallel import map_threads
 _MAX_PASSES: Final = 10
 
 OUTSIDE_REACH: Final = (
-    "Dagster's events and logs: previews, metadata and run logs may show values of the records;"
-    " delete the runs, or the instance's events, if necessary",
+    "Dagster's events and logs: previews, metadata, what hooks print, and the logs of the processes"
+    " that start runs may show values of the records; delete the runs, or the instance's events,"
+    " and these logs",
     "tables until they are loaded again: run the job `reconcile`, or rebuild them; generations"
-    " kept for rollback hold the records until they are dropped",
+    " kept for rollback hold the records until they are dropped; PostgreSQL's statistics show"
+    " values until `analyze`",
+    "bytes of deleted rows and objects on the disks of PostgreSQL (`vacuum full`) and of the store,"
+    " until their space is used again; and PostgreSQL's write-ahead log",
     "copies of the bucket and of the database: replicas, old object versions, backups, dumps",
     "the servers' own logs: the store's access logs name keys and their prefixes, and PostgreSQL's"
     " log names records in the statements and values of its errors; delete them, or let their"
