@@ -200,7 +200,7 @@ def load_batches(
         tasks, problems, given_up = _tasks(store, connection, spec, state, chosen)
         in_live = _entries_in_live(connection, state)
     tried_again: set[str] = set()
-    unreadable = _unread(problems)
+    withheld = _to_withhold(problems, state)
     while True:
         withdrawn = frozenset(tombstones.withdrawn(store, spec.dataset))
         work = _Work(
@@ -218,9 +218,9 @@ def load_batches(
         for task in tasks:
             problems.pop(task.batch.batch, None)
         problems |= work.problems
-        unreadable |= work.unreadable
-        if unreadable:
-            problems |= _withhold(store, database, spec, unreadable, withdrawn)
+        withheld |= work.withheld
+        if withheld:
+            problems |= _withhold(store, database, spec, withheld, withdrawn)
         is_anew = bool(work.misplaced) and _build_anew(database, spec, work.misplaced)
         # What a unique index refused may be what another batch, loaded after it, gave up.
         again = set() if len(tasks) == len(work.problems) else _refused(problems) - tried_again
@@ -239,7 +239,7 @@ def load_batches(
             tasks, unusable, given_up = _tasks(store, connection, spec, state, late | again)
             in_live = _entries_in_live(connection, state)
         problems |= unusable
-        unreadable = _unread(unusable)
+        withheld = _to_withhold(unusable, state)
     if problems:
         raise _summed_up(spec, list(problems.values())) from next(iter(problems.values()))
 
@@ -248,12 +248,16 @@ def _refused(problems: Mapping[str, _Problem]) -> set[str]:
     return {batch for batch, why in problems.items() if isinstance(why, RefusedBatchError)}
 
 
-def _unread(problems: Mapping[str, _Problem]) -> dict[str, _Problem]:
-    """Return the batches of which the archive has an artifact, or may have one, unreadable."""
+def _to_withhold(problems: Mapping[str, _Problem], state: TableState) -> dict[str, _Problem]:
+    """Return the batches whose records no earlier batch answers for.
+
+    Those that cannot be read; and, until the table is read for the first time, those that it cannot
+    store. Later, a table keeps its rows while an artifact does not fit it.
+    """
     return {
         batch: why
         for batch, why in problems.items()
-        if isinstance(why, CorruptDataError | NotFoundError)
+        if state.live is None or isinstance(why, CorruptDataError | NotFoundError)
     }
 
 
@@ -261,13 +265,13 @@ def _withhold(
     store: BlobStore,
     database: Database,
     spec: TableSpec,
-    unreadable: Mapping[str, _Problem],
+    batches: Mapping[str, _Problem],
     withdrawn: frozenset[str],
 ) -> dict[str, _Problem]:
     """Let these batches claim their records; return the problems of those that cannot."""
     problems: dict[str, _Problem] = {}
     with database.connect(f"table {spec.name!r}") as connection:
-        for batch, why in unreadable.items():
+        for batch, why in batches.items():
             try:
                 withhold_batch(store, connection, spec, batch, withdrawn)
             except NotFoundError as error:
@@ -421,8 +425,8 @@ class _Work:
         self._given_up = given_up
         self.problems: dict[str, _Problem] = {}
         """Batches that were not loaded into the wanted generation, each with the reason."""
-        self.unreadable: dict[str, _Problem] = {}
-        """Batches whose artifact cannot be read."""
+        self.withheld: dict[str, _Problem] = {}
+        """Batches whose records no earlier batch answers for."""
         self.misplaced: set[int] = set()
         """Generations in which a batch was taken for the last of all before it was loaded."""
         self._in_live = in_live
@@ -553,7 +557,7 @@ class _Work:
         fit: _Fit,
     ) -> tuple[dict[str, LoadReport], dict[str, _Problem]]:
         """Return reports by batch, and reasons for those that the generation cannot store."""
-        self.unreadable |= _unread(fit.problems)
+        self.withheld |= _to_withhold(fit.problems, state)
         if fit.group is None:
             return {}, {}
         started = time.monotonic()
@@ -587,7 +591,9 @@ class _Work:
             )
             for replacement in replaced.done
         }
-        return reports, dict(replaced.refused)
+        refused: dict[str, _Problem] = dict(replaced.refused)
+        self.withheld |= _to_withhold(refused, state)
+        return reports, refused
 
     def _count(self, group: PreparedGroup, replaced: Replaced) -> None:
         written = {

@@ -16,10 +16,12 @@ from feature_pipeline.archive.maintenance.erase import erase
 from feature_pipeline.archive.query.api import Archive
 from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.errors import CorruptDataError
+from feature_pipeline.model.columns import Column
 from feature_pipeline.projections.load import load_batches
 from feature_pipeline.projections.proof.missing_batches import check_progress
 from feature_pipeline.projections.proof.proof import prove
 from feature_pipeline.projections.rebuild import begin_rebuild, fill, past_spec
+from feature_pipeline.projections.rows.upcast import CannotEvolveError
 from feature_pipeline_tests.fixtures.feature_archive import LABEL, FeatureArchive
 
 pytestmark = pytest.mark.postgres
@@ -257,3 +259,20 @@ def test_a_redacted_batch_keeps_its_place(archive) -> None:
     last = log.batch_entry(archive.store, "demo", "b1")
     assert isinstance(last, BatchEntry)
     assert (last.seq, last.order) == (2, first.order)
+
+
+def test_a_batch_that_an_empty_table_cannot_store(archive, database, connection) -> None:
+    """Its values do not fit the columns: no earlier batch answers for its records either."""
+    archive.columns = (Column(name="label", type="integer"),)
+    archive.add("b3", {"own": [{"label": 3}]})
+    archive.columns = (LABEL,)
+
+    with pytest.raises(CannotEvolveError, match="b3"):
+        list(load_batches(archive.store, database, archive.spec()))
+
+    assert _rows(connection) == {"alone": "b0", "shared": "b1", "later": "b2"}
+    assert prove(archive.store, database, archive.spec()).has_equal_content
+    archive.say("b3", {"own": _row("b3")})
+    assert _load(archive, database) == ""
+    assert _rows(connection) == {"alone": "b0", "shared": "b1", "later": "b2", "own": "b3"}
+    assert prove(archive.store, database, archive.spec()).is_equal
