@@ -8,11 +8,8 @@ import dagster as dg
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.definition import Compute
 from feature_pipeline.orchestration.dagster_internals import DATA_VERSION_TAG
-from feature_pipeline.orchestration.events.data_versions import (
-    events_after,
-    has_read,
-    latest_events,
-)
+from feature_pipeline.orchestration.events.data_versions import has_read
+from feature_pipeline.orchestration.events.latest_events import events_after, latest_events
 from feature_pipeline.orchestration.events.requested import (
     cancelled_partitions,
     partitions_under_way,

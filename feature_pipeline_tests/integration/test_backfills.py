@@ -27,7 +27,8 @@ from feature_pipeline.cli.commands.runs import backfill, status
 from feature_pipeline.cli.commands.tables import rebuild
 from feature_pipeline.cli.project_hooks import ProjectHooks
 from feature_pipeline.orchestration.assets.tables import table_code_version, table_spec
-from feature_pipeline.orchestration.events.data_versions import feature_code_version, latest_events
+from feature_pipeline.orchestration.events.data_versions import feature_code_version
+from feature_pipeline.orchestration.events.latest_events import latest_events
 from feature_pipeline.orchestration.events.staleness import stale_partitions
 from feature_pipeline.orchestration.keys import records_key
 from feature_pipeline.orchestration.operations.backfills import AssetPart, BackfillPlan, Select

@@ -2,15 +2,20 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import dagster as dg
 import psycopg
 import pytest
 from sqlalchemy.engine.reflection import Inspector
 
+from feature_pipeline.orchestration.dagster_internals import database_id
+from feature_pipeline.orchestration.events.latest_events import events_after, latest_events
 from feature_pipeline.orchestration.storage import EnvironmentStorage
 from feature_pipeline.projections.catalog.database import Database
+from feature_pipeline_tests.fixtures.dagster import dagster_instance
 from feature_pipeline_tests.fixtures.postgres import PostgresAddress, silence_of
 
 SESSIONS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> %s"
@@ -120,3 +125,31 @@ def test_a_process_checks_for_tables_once(storage, monkeypatch):
     again = EnvironmentStorage.from_config_value(None, {})
     use_more(again)
     assert reflected == []
+
+
+def test_events_of_a_database_that_was_restored_are_read_again(
+    postgres_server: PostgresAddress, dagster_template: str, tmp_path: Path
+):
+    """It has the id of the one before it, and gives the same numbers to other events."""
+    key = dg.AssetKey(["letters", "features", "size"])
+    backup = postgres_server.create_database(dagster_template)
+    with dagster_instance(tmp_path / "first", backup) as instance:
+        assert database_id(instance)
+    with psycopg.connect(postgres_server.url, autocommit=True) as connection:
+        of_it = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s"
+        connection.execute(of_it, [urlsplit(backup).path[1:]])
+    for version, count in (("1", 6), ("2", 3)):
+        url = postgres_server.create_database(backup)
+        with dagster_instance(tmp_path / version, url) as instance:
+            for number in range(count):
+                tags = {"dagster/data_version": version}
+                event = dg.AssetMaterialization(key, partition=f"b{number}", tags=tags)
+                instance.report_runless_asset_event(event)
+                for events in (
+                    latest_events(instance, key, ["b0", f"b{number}"]),
+                    events_after(instance, key, 0.0, 10),
+                ):
+                    assert {event.data_version for event in events.values()} == {version}
+                    assert {"b0", f"b{number}"} <= events.keys()
+        postgres_server.drop_database(url)
+    postgres_server.drop_database(backup)

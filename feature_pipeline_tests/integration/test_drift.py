@@ -5,7 +5,7 @@ import pytest
 
 from feature_pipeline.archive.logs import log
 from feature_pipeline.orchestration.checks.outcomes import EQUALITY_CHECK
-from feature_pipeline.orchestration.events.data_versions import latest_events
+from feature_pipeline.orchestration.events.latest_events import latest_events
 from feature_pipeline.orchestration.keys import features_key
 from feature_pipeline.orchestration.operations.reconcile import Drift
 from feature_pipeline_tests.fixtures.dagster import COUNTS, DATASET, TABLE, TEXTS, Pipeline

@@ -15,7 +15,7 @@ from feature_pipeline.archive.logs import log
 from feature_pipeline.orchestration.assets.equality_check import EQUALITY_CHECK
 from feature_pipeline.orchestration.assets.records import records_event
 from feature_pipeline.orchestration.assets.tables import report_shown, request_load, table_spec
-from feature_pipeline.orchestration.events.data_versions import latest_events
+from feature_pipeline.orchestration.events.latest_events import latest_events
 from feature_pipeline.orchestration.keys import pool_of, records_key
 from feature_pipeline.orchestration.operations.reconcile import request_runs
 from feature_pipeline.orchestration.operations.reconcile_tables import reconcile_table

@@ -26,12 +26,8 @@ from feature_pipeline.orchestration.dagster_internals import (
 )
 from feature_pipeline.orchestration.events.backfill_request import request_backfill
 from feature_pipeline.orchestration.events.check_history import NAMED_BATCHES, previously_named
-from feature_pipeline.orchestration.events.data_versions import (
-    InputVersion,
-    PartitionEvent,
-    event_tags,
-    latest_events,
-)
+from feature_pipeline.orchestration.events.data_versions import InputVersion, event_tags
+from feature_pipeline.orchestration.events.latest_events import PartitionEvent, latest_events
 from feature_pipeline.orchestration.events.materializations import report_events
 from feature_pipeline.orchestration.events.metadata import (
     Metadata,

@@ -14,12 +14,11 @@ from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, NotFoundError
 from feature_pipeline.orchestration.events.data_versions import (
     InputVersion,
-    PartitionEvent,
     event_tags,
     feature_code_version,
-    latest_events,
     read_version,
 )
+from feature_pipeline.orchestration.events.latest_events import PartitionEvent, latest_events
 from feature_pipeline.orchestration.events.metadata import artifact_metadata
 from feature_pipeline.orchestration.keys import features_key, records_key
 from feature_pipeline.parallel import map_threads

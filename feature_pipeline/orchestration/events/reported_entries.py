@@ -9,7 +9,7 @@ import dagster as dg
 
 from feature_pipeline.errors import InvalidInputError
 from feature_pipeline.model.digest import Digest
-from feature_pipeline.orchestration.events.data_versions import PartitionEvent, latest_events
+from feature_pipeline.orchestration.events.latest_events import PartitionEvent, latest_events
 from feature_pipeline.orchestration.keys import features_key, records_key
 
 if TYPE_CHECKING:

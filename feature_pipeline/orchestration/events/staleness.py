@@ -16,11 +16,8 @@ from feature_pipeline.orchestration.dagster_internals import (
     get_input_data_version_tag,
     get_input_event_pointer_tag,
 )
-from feature_pipeline.orchestration.events.data_versions import (
-    PartitionEvent,
-    has_read,
-    latest_events,
-)
+from feature_pipeline.orchestration.events.data_versions import has_read
+from feature_pipeline.orchestration.events.latest_events import PartitionEvent, latest_events
 
 
 def stale_partitions(

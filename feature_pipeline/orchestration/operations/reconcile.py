@@ -14,7 +14,8 @@ from feature_pipeline.errors import CorruptDataError, FeaturePipelineError, NotF
 from feature_pipeline.model.definition import Compute, HookDefinition, Materialize, inputs_first
 from feature_pipeline.orchestration.assets.records import records_event
 from feature_pipeline.orchestration.events.backfill_request import request_backfill
-from feature_pipeline.orchestration.events.data_versions import has_read, latest_events
+from feature_pipeline.orchestration.events.data_versions import has_read
+from feature_pipeline.orchestration.events.latest_events import latest_events
 from feature_pipeline.orchestration.events.materializations import (
     EVENTS_AT_ONCE,
     features_events,

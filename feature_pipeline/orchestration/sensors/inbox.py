@@ -37,7 +37,7 @@ from feature_pipeline.model.definition import HookDefinition
 from feature_pipeline.model.records import RecordBatch
 from feature_pipeline.model.text.quoting import MOST_REASON, quoted
 from feature_pipeline.orchestration.assets.records import records_event
-from feature_pipeline.orchestration.events.data_versions import latest_events
+from feature_pipeline.orchestration.events.latest_events import latest_events
 from feature_pipeline.orchestration.events.materializations import features_events, reports
 from feature_pipeline.orchestration.keys import features_key, records_key
 from feature_pipeline.orchestration.pools import set_pools

@@ -20,7 +20,7 @@ from feature_pipeline.orchestration.dagster_internals import (
     PartitionBackfill,
 )
 from feature_pipeline.orchestration.events.backfill_request import request_backfill
-from feature_pipeline.orchestration.events.data_versions import latest_events
+from feature_pipeline.orchestration.events.latest_events import latest_events
 from feature_pipeline.orchestration.events.requested import partitions_of_run, partitions_under_way
 from feature_pipeline.orchestration.keys import REPEAT_TAG, batches_partitions
 from feature_pipeline.orchestration.sensors.repeat_causes import (
