@@ -111,6 +111,41 @@ class InputsDifferLately(dg.AutomationCondition[Entity]):
         )
 
 
+class InputsChangedMeanwhile(dg.AutomationCondition[Entity]):
+    """True of a partition with an input that another run updated since the last evaluation.
+
+    A run that was requested then may compute an input too: that is no change to it.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name in the UI."""
+        return "inputs_changed_meanwhile"
+
+    def evaluate(self, context: dg.AutomationContext[Entity]) -> dg.AutomationResult[Entity]:
+        """Return the candidates with such an input."""
+        asset = _asset(context)
+        instance = context.asset_graph_view.instance
+        # Those beyond them count as answered by the request: a tick has a minute.
+        keys = sorted(context.candidate_subset.expensively_compute_partition_keys())
+        before = context.previous_max_storage_id or 0
+        changed = {
+            partition
+            for source in context.asset_graph.get(asset).parent_keys
+            for partition, event in latest_events(instance, source, keys[:COMPARED_AT_MOST]).items()
+            if event.storage_id > before and not _computes(instance, event.run_id, asset)
+        }
+        subset = context.candidate_subset.compute_intersection_with_partition_keys(changed)
+        return dg.AutomationResult(context, subset)
+
+
+def _computes(instance: dg.DagsterInstance, run_id: str, asset: dg.AssetKey) -> bool:
+    """Return whether this run was to materialize the asset. Events without a run name none."""
+    run = instance.get_run_by_id(run_id)
+    # Without a selection, it is of all assets of its job.
+    return run is not None and (not run.asset_selection or asset in run.asset_selection)
+
+
 class RunCancelled(dg.AutomationCondition[Entity]):
     """True of a partition whose run, or backfill, was cancelled, until an input of it is updated.
 
@@ -189,14 +224,15 @@ def _input_changed() -> Condition:
 
     `AutomationCondition.eager()` considers events, not data versions: an identical re-run would run
     everything downstream again. `since_last_handled()` takes every materialization for an answer:
-    an input that changes during a run of its old content would wait for reconciliation.
+    an input that changes during a run of its old content would wait for reconciliation. Nor is a
+    request an answer to an input that changed before the next evaluation: the run may fail.
     """
     updated = dg.AutomationCondition.newly_updated()
     changed = dg.AutomationCondition.any_deps_match(
         dg.AutomationCondition.data_version_changed()
     ) | (updated & InputsDiffer())
     answered = (
-        dg.AutomationCondition.newly_requested()
+        (dg.AutomationCondition.newly_requested() & ~(changed & InputsChangedMeanwhile()))
         | (updated & ~InputsDiffer())
         | dg.AutomationCondition.initial_evaluation()
     )

@@ -25,8 +25,10 @@ from feature_pipeline.hooks.parts import PartLimits
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.orchestration.assets.features import IO_MANAGER_KEY, DagsterMonitor
 from feature_pipeline.orchestration.assets.io_manager import FeaturePartitions
+from feature_pipeline.orchestration.events.requested import partitions_of_run
 from feature_pipeline.orchestration.keys import batches_partitions, records_key
 from feature_pipeline.orchestration.sensors.inbox import accept_inbox
+from feature_pipeline.orchestration.sensors.repeat_causes import is_repeatable
 from feature_pipeline_tests.fixtures.dagster import COUNT_COLUMNS, COUNTS, DATASET, Pipeline
 
 STARTED = dg.DagsterRunStatus.STARTED
@@ -589,3 +591,18 @@ def test_the_log_calls_nothing_done_before_it_is(submitted: Pipeline):
     [planned] = [message for message in messages if message.startswith("batch b1 under release")]
     assert planned.endswith("3 records: 3 to compute, 0 to carry over")
     assert not [message for message in messages if "computed" in message]
+
+
+def test_a_run_that_was_planned_for_a_wrong_definition_is_repeated(submitted: Pipeline):
+    """It is of several batches, and the definition was corrected before the run began."""
+    submitted.submit("b2", {"r4": "d"})
+    submitted.tick()
+    result = submitted.run(COUNTS, partitions=("b1", "b2"), checks=False)
+    assert not result.success
+    run = submitted.instance.get_run_by_id(result.run_id)
+    assert run is not None
+    graph = submitted.defs.resolve_asset_graph()
+    assert is_repeatable(submitted.instance, graph, run)
+    assert partitions_of_run(submitted.instance, DATASET, run) == ["b1", "b2"]
+    [failure] = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+    assert "2 batches (b1, b2)" in failure.user_failure_data.description

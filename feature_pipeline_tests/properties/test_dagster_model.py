@@ -45,6 +45,7 @@ from feature_pipeline.orchestration.keys import features_key, records_key, table
 from feature_pipeline.orchestration.operations.reconcile import reconcile, request_runs
 from feature_pipeline.orchestration.operations.recover import recover_dagster, recover_table
 from feature_pipeline.orchestration.sensors.automation import FEATURES_SENSOR, TABLES_SENSOR
+from feature_pipeline.projections.load import fed_loads
 from feature_pipeline.projections.proof.missing_batches import check_progress
 from feature_pipeline_tests.fixtures.dagster import DATASET, Pipeline, dagster_instance
 from feature_pipeline_tests.fixtures.postgres import PostgresAddress
@@ -308,7 +309,12 @@ class Game:
         if self.pick("deletes", "keeps") == "deletes":
             write_census(self.pipeline.store)
         self.withdrawn.add(record_id)
+        heads = Truth(self.pipeline).heads
         erase(self.pipeline.store, DATASET, [record_id], "asked for")
+        # The artifact without the record is the latest that Dagster hears of.
+        for name, now in Truth(self.pipeline).heads.items():
+            changed = {b for b, entry in now.items() if heads[name].get(b) != entry}
+            self.failed -= {(HOOKS[name].key, batch) for batch in changed}
         self.reconcile()
 
     def lose_dagster(self):
@@ -338,6 +344,8 @@ class Game:
         self.failed.clear()
         self.cursors = {}
         assert self.statuses() == before
+        # A new database knows no failed run, and of no request: all that is due is asked for.
+        self.seen.clear()
         self.pending.clear()
         self.evaluate()
 
@@ -367,6 +375,7 @@ class Game:
         }
         arguments = pipeline.store, pipeline.archive_uri, pipeline.instance, pipeline.database
         drift = reconcile(*arguments, hooks)
+        self.note_loads()
         assert drift.tables == wanting
         assert drift.unloaded == unloaded
         assert drift.unknown_partitions == {}
@@ -377,6 +386,13 @@ class Game:
         again = reconcile(*arguments, hooks)
         again.behind, again.unloaded = {}, {}
         assert again.summary() == "no drift"
+
+    def note_loads(self) -> None:
+        """Reconciliation tells a new Dagster also of what was loaded on request."""
+        for hook in HOOKS.values():
+            spec = table_spec(self.pipeline.hooks[hook.name])
+            for batch, load in fed_loads(self.pipeline.database, spec).items():
+                self.loaded.setdefault((hook.name, batch), load.content_digest)
 
     def lost(self, hook: Hook) -> list[str]:
         """Batches that were loaded on request and are not in the table any more."""
@@ -455,23 +471,22 @@ class Game:
                 if hook.is_automatic and self.is_asked_for(truth, hook, batch, expected):
                     expected.add((hook.key, batch))
                 content = truth.content(hook.name, batch)
-                if hook.is_loaded and content is not None:
-                    is_due = self.loaded.get((hook.name, batch)) != content
-                    if self.note((hook.table, batch), content, is_due=is_due):
-                        expected.add((hook.table, batch))
+                is_loaded = self.loaded.get((hook.name, batch)) == content
+                if hook.is_loaded and content is not None and not is_loaded:
+                    expected.add((hook.table, batch))
         return expected
 
     def is_asked_for(self, truth: Truth, hook: Hook, batch: str, expected: set[Asked]) -> bool:
         asked = hook.key, batch
         is_missing = truth.content(hook.name, batch) is None
         is_due = is_missing or truth.is_made_from_others(hook, batch)
-        has_changed = self.note(asked, truth.asks_for(hook, batch), is_due=is_due)
+        is_new = self.note(asked, truth.asks_for(hook, batch), is_due=is_due)
         # What an input is asked for together with it is computed in one run, after the input.
         is_ready = all(
             truth.content(name, batch) is not None or (HOOKS[name].key, batch) in expected
             for name in hook.inputs
         )
-        return is_ready and (has_changed or (is_missing and asked not in self.failed))
+        return is_ready and is_due and (is_new or asked not in self.failed)
 
     def note(self, asked: Asked, made_from: object, *, is_due: bool) -> bool:
         """Whether a changed input has not been answered by a request or a run yet."""
@@ -528,15 +543,21 @@ class Game:
         """What S3 and Dagster hold, for the message of a failure."""
         lines = []
         truth = Truth(self.pipeline)
-        for hook in HOOKS.values():
-            for batch, head in truth.heads[hook.name].items():
-                lines.append(f"{hook.name}, {batch}: entry {head.seq}, {head.content_digest.short}")
-            records = self.pipeline.instance.fetch_materializations(hook.key, limit=20).records
+        for key in (records_key(DATASET), *(hook.key for hook in HOOKS.values())):
+            lines.append(key.to_user_string())
+            records = self.pipeline.instance.fetch_materializations(key, limit=20).records
             for record in reversed(records):
                 event = record.asset_materialization
-                tags = {k: v[7:19] for k, v in event.tags.items() if "data_version/" in k}
                 version = event.tags["dagster/data_version"][7:19]
-                lines.append(f"  event {record.storage_id}: {event.partition} {version} {tags}")
+                read = {k: v for k, v in event.tags.items() if k.startswith("dagster/input_")}
+                lines.append(f"  event {record.storage_id}: {event.partition} {version} {read}")
+        for hook in HOOKS.values():
+            for batch in truth.heads[hook.name]:
+                inputs = truth.manifest(hook.name, batch).inputs
+                lines.append(f"{hook.name}, {batch}: made from {truth.batches[batch]}, {inputs}")
+                for entry in log.read_log(self.pipeline.store, DATASET, hook.name, batch):
+                    what = f"{entry.verdict}, base {entry.base}, {entry.content_digest}"
+                    lines.append(f"  entry {entry.seq}: {what}")
         return "\n".join(lines)
 
     def settle(self):
@@ -546,7 +567,10 @@ class Game:
                 break
         else:
             raise AssertionError("automation does not come to rest")
-        assert self.statuses() == self.true_statuses()
+        shown, true = self.statuses(), self.true_statuses()
+        wrong = {asked: shown[asked] for asked in true if shown[asked] != true[asked]}
+        assert shown.keys() == true.keys()
+        assert not wrong, self.facts()
 
     # What is compared
 

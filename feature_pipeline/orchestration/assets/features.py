@@ -19,7 +19,10 @@ from feature_pipeline.hooks.runner import Workspace
 from feature_pipeline.hooks.work_folders import Question, WorkFolder
 from feature_pipeline.model.definition import Compute, HookDefinition
 from feature_pipeline.model.release import HookRelease
+from feature_pipeline.model.text.counted import counted
+from feature_pipeline.model.text.first_few import first_few
 from feature_pipeline.orchestration import conditions
+from feature_pipeline.orchestration.assets.wrong_definitions import WRONG_DEFINITION_FAILURE
 from feature_pipeline.orchestration.events.data_versions import feature_code_version
 from feature_pipeline.orchestration.events.metadata import (
     code_references,
@@ -205,6 +208,24 @@ def _feature_spec(
     )
 
 
+def _batch_of(context: dg.AssetExecutionContext) -> str:
+    """Return the run's batch.
+
+    A backfill that is planned while the definition cannot be used has one run of all its batches,
+    and the definition may be corrected before that begins. It is then repeated, batch by batch.
+    """
+    batches: list[str] = list(context.partition_keys)
+    if len(batches) == 1:
+        return batches[0]
+    raise dg.Failure(
+        description=f"this run is of {counted(len(batches), 'batch')} ({first_few(batches)}), as"
+        " runs are while the definition cannot be used, and a hook has one run for each batch:"
+        " they are requested again one by one",
+        metadata={"failure_kind": WRONG_DEFINITION_FAILURE},
+        allow_retries=False,
+    )
+
+
 def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefinition:
     """Return the asset `<dataset>/features/<hook>`, one partition per batch, one partition per run.
 
@@ -247,6 +268,7 @@ def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefiniti
         from feature_pipeline.compute.plan import plan_run
         from feature_pipeline.compute.plan_claimed import plan_claimed
 
+        batch = _batch_of(context)
         store = archive.store()
         registered = log.register_release(store, release, code)
 
@@ -255,7 +277,7 @@ def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefiniti
                 store,
                 definition,
                 registered,
-                log.read_batch(store, dataset, context.partition_key),
+                log.read_batch(store, dataset, batch),
                 force=config.force,
                 force_records=config.force_records,
             )

@@ -38,8 +38,16 @@ _REPORTERS = 4
 def report_events(
     instance: dg.DagsterInstance, events: Collection[dg.AssetMaterialization]
 ) -> None:
-    """Store these events in Dagster concurrently; no two for the same partition."""
-    map_threads(instance.report_runless_asset_event, events, _REPORTERS)
+    """Store these events in Dagster concurrently; no two for the same partition.
+
+    Dagster takes the event that was stored last for the asset's latest one, and a run that reads
+    any partition of the asset records its number. If it had a lower number than the partition's own
+    event, what the run makes would show as stale. So each asset's last event is stored by itself.
+    """
+    last = {event.asset_key: event for event in events}
+    others = [event for event in events if event is not last[event.asset_key]]
+    map_threads(instance.report_runless_asset_event, others, _REPORTERS)
+    map_threads(instance.report_runless_asset_event, last.values(), _REPORTERS)
 
 
 def features_events(

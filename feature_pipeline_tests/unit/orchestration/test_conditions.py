@@ -76,3 +76,49 @@ def test_batches_that_end_one_after_the_other_are_loaded_together(monkeypatch: p
         assert "b4" not in asked()
         monkeypatch.setattr(conditions, "GATHER_SECONDS", 0.0)
         assert "b4" in asked()
+
+
+def test_what_failed_is_asked_for_again_once_an_input_changed_however_soon():
+    """Also before the next evaluation; what the failed run computed itself is no change."""
+    batches = batches_partitions("letters")
+    condition = condition_of(Compute.AUTOMATICALLY)
+    source, key = features_key("letters", "size"), features_key("letters", "after")
+
+    @dg.asset(key=source, partitions_def=batches, automation_condition=condition)
+    def size() -> None: ...
+
+    @dg.asset(key=key, deps=[source], partitions_def=batches, automation_condition=condition)
+    def after() -> None:
+        raise ValueError("it fails")
+
+    defs = dg.Definitions(assets=[size, after])
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions("letters", ["b1"])
+        cursor = None
+
+        def asked() -> set[dg.AssetKey]:
+            nonlocal cursor
+            result = dg.evaluate_automation_conditions(defs, instance, cursor=cursor)
+            cursor = result.cursor
+            return {each for each in (source, key) if result.get_requested_partitions(each)}
+
+        def run(*keys: dg.AssetKey) -> None:
+            job = defs.resolve_implicit_global_asset_job_def().get_subset(asset_selection=set(keys))
+            done = job.execute_in_process(
+                instance=instance, partition_key="b1", raise_on_error=False
+            )
+            assert not done.success
+
+        assert asked() == {source, key}
+        run(source, key)
+        assert asked() == set()
+        for version in ("1", "2"):
+            tags = {"dagster/data_version": version}
+            instance.report_runless_asset_event(
+                dg.AssetMaterialization(source, partition="b1", tags=tags)
+            )
+            assert asked() == {key}
+            run(key)
+        assert asked() == set()
+        assert asked() == set()
