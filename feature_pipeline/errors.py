@@ -16,7 +16,12 @@ What a hook says about a *record* (rejected, errored) is data, not an error:
 see `feature_pipeline.model.outcomes`.
 """
 
+import errno
 from enum import StrEnum
+from typing import Final
+
+FULL_DISK: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Numbers of an `OSError` which means that no space is left, or no more for this user."""
 
 
 class ErrorKind(StrEnum):

@@ -1,13 +1,14 @@
 """Errors as messages of the command line, and exit statuses."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
 import click
 
-from feature_pipeline.errors import FeaturePipelineError
+from feature_pipeline.errors import FULL_DISK, FeaturePipelineError
 from feature_pipeline.model.text.printable import printable
 
 ERROR: Final = 1
@@ -36,6 +37,9 @@ def translated_errors() -> Iterator[None]:
             raise SystemExit(ERROR) from error
         raise click.ClickException(printable(error.message)) from error
     except OSError as error:
+        if error.filename is None and error.errno in FULL_DISK:
+            where = f"where output is written or in {tempfile.gettempdir()}, the temporary folder"
+            raise click.ClickException(f"{error.strerror}: free space {where}") from error
         if error.filename is None:
             raise
         # A path that was given on the command line, or one below it.

@@ -16,12 +16,12 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from feature_pipeline.errors import InvalidInputError
+from feature_pipeline.errors import FULL_DISK, InvalidInputError, RuntimeFailure
 from feature_pipeline.model.digest import Digest
 
 _LOCK: Final = "lock"
@@ -112,6 +112,23 @@ class WorkFolders:
     def attempts(self) -> Path:
         """The folder of ended attempts."""
         return self._folder / "attempts"
+
+    @contextmanager
+    def naming_full_disk(self) -> Iterator[None]:
+        """Name these folders if the block fails because no space is left.
+
+        Raises:
+            RuntimeFailure: No space is left, or the user's quota is used up.
+        """
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in FULL_DISK:
+                raise
+            raise RuntimeFailure(
+                f"{error.strerror} (work folder {self._folder}): free space there, or set"
+                " FEATURE_PIPELINE_WORK_FOLDER to a folder with more"
+            ) from error
 
     @property
     def _runs(self) -> Path:

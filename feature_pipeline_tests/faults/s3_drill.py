@@ -38,7 +38,7 @@ from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.archive.store.s3 import S3Store
 from feature_pipeline.local.postgres import PostgresServer
-from feature_pipeline.local.seaweedfs import S3Address, SeaweedServer
+from feature_pipeline.local.seaweedfs import S3Address
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.catalog.spec import TableSpec
 from feature_pipeline.projections.load import load_batches
@@ -46,6 +46,8 @@ from feature_pipeline.projections.proof.proof import prove
 from feature_pipeline_tests.faults.steps import NotYet, StepTally, drill_options
 from feature_pipeline_tests.fixtures import server_folder
 from feature_pipeline_tests.fixtures.care import CareScene, all_keys, holds
+from feature_pipeline_tests.fixtures.own_seaweedfs import own_seaweed
+from feature_pipeline_tests.fixtures.postgres import PostgresAddress
 from feature_pipeline_tests.fixtures.s3_faults import (
     Fault,
     FaultProxy,
@@ -64,7 +66,7 @@ SPEC: Final = TableSpec(dataset=DATASET, hook=HOOK, name="drilled", columns=COLU
 
 
 @dataclass
-class Tally(StepTally):
+class S3Tally(StepTally):
     """What was injected, and what came of it."""
 
     injected: Counter[Fault] = field(default_factory=Counter)
@@ -132,7 +134,7 @@ class Drill:
     proxy: FaultProxy
     folder: Path
     make_database: Callable[[], str]
-    tally: Tally = field(default_factory=Tally)
+    tally: S3Tally = field(default_factory=S3Tally)
 
     def round(self, plan: Plan) -> None:
         """An archive's life under the faults of a plan; what is wrong is in the tally."""
@@ -173,6 +175,7 @@ class Drill:
         try:
             yield
         finally:
+            self.proxy.wait_for_server()
             self.proxy.plan = Plan(skew=self._plan.skew)
             log.forget_read_entries()
             self.direct.delete("gc/lease")
@@ -305,7 +308,26 @@ def reference(folder: Path) -> dict[str, tuple[bytes, bytes]]:
     return world.read_all()
 
 
-def show(tally: Tally) -> None:
+@contextmanager
+def own_postgres() -> Iterator[PostgresAddress]:
+    """A server whose data are thrown away."""
+    with server_folder() as folder:
+        server = PostgresServer(
+            folder / "postgres",
+            superuser_password=secrets.token_hex(16),
+            password=secrets.token_hex(16),
+            databases=["drill"],
+            settings={"fsync": "off", "synchronous_commit": "off"},
+        )
+        server.start()
+        try:
+            yield PostgresAddress(server.url("postgres"))
+        finally:
+            server.kill()
+
+
+def show(tally: S3Tally, logger: logging.Logger) -> None:
+    """Print what was injected, and what came of it."""
     logger.info("%d rounds, %d requests", tally.rounds, tally.requests)
     for fault in Fault:
         logger.info("%6d  %s", tally.injected[fault], fault.value)
@@ -318,40 +340,21 @@ def main() -> None:
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stdout)
     logger.setLevel(logging.INFO)
     with ExitStack() as stack:
-        servers = stack.enter_context(server_folder())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s3-drill-")))
-        seaweed = SeaweedServer(
-            servers / "seaweedfs",
-            access_key_id=f"TEST{secrets.token_hex(8).upper()}",
-            secret_access_key=secrets.token_hex(20),
-            buckets=["drill"],
-        )
-        seaweed.start()
-        stack.callback(seaweed.kill)
-        postgres = PostgresServer(
-            servers / "postgres",
-            superuser_password=secrets.token_hex(16),
-            password=secrets.token_hex(16),
-            databases=["drill"],
-            settings={"fsync": "off", "synchronous_commit": "off"},
-        )
-        postgres.start()
-        stack.callback(postgres.kill)
-        from feature_pipeline_tests.fixtures.postgres import PostgresAddress
-
-        server = PostgresAddress(postgres.url("postgres"))
+        seaweed = stack.enter_context(own_seaweed())
+        server = stack.enter_context(own_postgres())
         stack.enter_context(conditions())
-        proxy = stack.enter_context(fault_proxy(seaweed.address.endpoint_url))
+        proxy = stack.enter_context(fault_proxy(seaweed.address.endpoint_url, seaweed))
         drill = Drill(seaweed.address, proxy, folder, server.create_database)
         seed = given.seed
         while drill.tally.injected.total() < given.faults:
             # In every fourth round, the store's clock is hours ahead of this machine's. If it is
             # behind, nothing can be deleted: see `test_s3_faults`.
             skew = timedelta(hours=0 if seed % 4 else 5)
-            drill.round(Plan(rate=given.rate, seed=seed, skew=skew))
+            drill.round(Plan(tuple(Fault), rate=given.rate, seed=seed, skew=skew))
             logger.info("seed %d: %d faults so far", seed, drill.tally.injected.total())
             seed += 1
-        show(drill.tally)
+        show(drill.tally, logger)
     sys.exit(bool(drill.tally.problems))
 
 

@@ -16,7 +16,13 @@ from feature_pipeline.archive.logs import inbox, log
 from feature_pipeline.archive.store.s3 import S3Store
 from feature_pipeline.errors import FeaturePipelineError, StoreUnavailableError
 from feature_pipeline_tests.faults.s3_drill import Drill, conditions
-from feature_pipeline_tests.fixtures.s3_faults import Fault, FaultProxy, Plan, fault_proxy
+from feature_pipeline_tests.fixtures.s3_faults import (
+    REQUEST_FAULTS,
+    Fault,
+    FaultProxy,
+    Plan,
+    fault_proxy,
+)
 from feature_pipeline_tests.fixtures.stores import (
     DATASET,
     HOOK,
@@ -28,7 +34,7 @@ from feature_pipeline_tests.fixtures.stores import (
 
 pytestmark = [pytest.mark.s3, pytest.mark.faults]
 
-QUICK = [fault for fault in Fault if fault not in (Fault.SILENT, Fault.SLOW_FIRST_BYTE)]
+QUICK = [f for f in REQUEST_FAULTS if f not in (Fault.SILENT, Fault.SLOW_FIRST_BYTE)]
 """Faults that end at once."""
 
 

@@ -299,7 +299,8 @@ def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefiniti
         show_preview = config.preview and definition.preview
         if plan.is_unchanged:
             return ComputedFeatures(plan, None, context.run.run_id, show_preview)
-        with ExitStack() as cleanup:
+        folders = hook_runner.work_folders(archive)
+        with folders.naming_full_disk(), ExitStack() as cleanup:
             cleanup.callback(claim.release)
             runner, monitor = hook_runner.runner(archive), DagsterMonitor(context)
             request_id, started_at = _request_id(context, config), datetime.now(UTC)
@@ -311,7 +312,7 @@ def feature_asset(definition: HookDefinition, folder: Path) -> dg.AssetsDefiniti
                 base=plan.base,
                 runner=runner.name,
             )
-            workspace = hook_runner.work_folders(archive).open(hook, question)
+            workspace = folders.open(hook, question)
             execution = None
             try:
                 execution = execute_plan(

@@ -8,7 +8,7 @@ from typing import Any, Final
 import dagster as dg
 from dagster_shared.error import SerializableErrorInfo
 
-from feature_pipeline.errors import OutcomeUnknownError, StoreUnavailableError
+from feature_pipeline.errors import FULL_DISK, OutcomeUnknownError, StoreUnavailableError
 from feature_pipeline.hooks.failure import FailureKind
 from feature_pipeline.orchestration.assets.wrong_definitions import (
     NAMELESS,
@@ -229,10 +229,17 @@ def _is_own(event: dg.DagsterEvent) -> bool:
     return failure.error is None or not _is_of_infrastructure(failure.error)
 
 
+def _is_full_disk(error: SerializableErrorInfo) -> bool:
+    """Return whether the worker's disk was full. Dagster stores the message, not the number."""
+    return error.cls_name == OSError.__name__ and any(
+        f"[Errno {number}]" in error.message for number in FULL_DISK
+    )
+
+
 def _is_of_infrastructure(error: SerializableErrorInfo) -> bool:
     seen: SerializableErrorInfo | None = error
     while seen is not None:
-        if seen.cls_name in _error_names():
+        if seen.cls_name in _error_names() or _is_full_disk(seen):
             return True
         seen = seen.cause or seen.context
     return False

@@ -1,5 +1,7 @@
 """How commands end when something outside of them is wrong: with a sentence, not a traceback."""
 
+import errno
+import os
 from pathlib import Path
 
 import click
@@ -16,6 +18,12 @@ def test_a_file_that_cannot_be_written_is_named():
     message = r"^/proc/nowhere/x: No such file"
     with pytest.raises(click.ClickException, match=message), translated_errors():
         Path("/proc/nowhere/x").write_bytes(b"")
+
+
+def test_a_full_disk_is_named_with_what_to_do():
+    message = r"^No space left on device: free space where output is written or in /\S+, the temp"
+    with pytest.raises(click.ClickException, match=message), translated_errors():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_an_error_of_the_system_that_names_no_file_is_not_hidden():
