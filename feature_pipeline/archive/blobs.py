@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from feature_pipeline.archive.format import layout
 from feature_pipeline.archive.format.documents import utc_now
@@ -29,6 +29,8 @@ from feature_pipeline.errors import (
 )
 from feature_pipeline.model.digest import Digest, digest_stream
 from feature_pipeline.parallel import WORKERS, map_threads
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -255,12 +257,28 @@ def read_blob(store: BlobStore, digest: Digest, size: int | None = None) -> byte
         NotFoundError: There is no such blob.
         CorruptDataError: Other bytes are stored under its name.
     """
-    data = store.get(layout.blob(digest), size).data
-    if (actual := Digest.of(data)) != digest:
-        raise CorruptDataError(
-            f"blob {digest} in {store.identity} has bytes whose digest is {actual}"
-        )
-    return data
+
+    def read() -> bytes:
+        data = store.get(layout.blob(digest), size).data
+        if (actual := Digest.of(data)) != digest:
+            raise CorruptDataError(
+                f"blob {digest} in {store.identity} has bytes whose digest is {actual}"
+            )
+        return data
+
+    return _read_twice(read)
+
+
+def _read_twice(read: Callable[[], T]) -> T:
+    """Return what `read` returns; if the bytes are wrong, once more: they may be so on their way.
+
+    What is stored cannot become right by being read again, but a run that fails over it waits for
+    an operator.
+    """
+    try:
+        return read()
+    except CorruptDataError:
+        return read()
 
 
 def verify_blob(store: BlobStore, digest: Digest, size: int | None = None) -> int:
@@ -269,8 +287,12 @@ def verify_blob(store: BlobStore, digest: Digest, size: int | None = None) -> in
     Raises:
         NotFoundError, CorruptDataError: As for `read_blob`.
     """
-    with open_blob(store, digest, size) as stream:
-        return sum(len(chunk) for chunk in stream.chunks)
+
+    def read() -> int:
+        with open_blob(store, digest, size) as stream:
+            return sum(len(chunk) for chunk in stream.chunks)
+
+    return _read_twice(read)
 
 
 @contextlib.contextmanager
@@ -302,6 +324,10 @@ def download_blob(store: BlobStore, digest: Digest, path: Path, size: int | None
         NotFoundError, CorruptDataError: As for `read_blob`; nothing is at `path` then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _read_twice(lambda: _download(store, digest, path, size))
+
+
+def _download(store: BlobStore, digest: Digest, path: Path, size: int | None) -> None:
     for attempt in range(1, _DOWNLOAD_ATTEMPTS + 1):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{digest.short}-")
         try:

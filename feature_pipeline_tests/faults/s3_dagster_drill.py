@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 import dagster as dg
+from dagster_shared.error import SerializableErrorInfo
 
 from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.logs import inbox, log
@@ -32,7 +33,7 @@ from feature_pipeline.orchestration.events.data_versions import has_read
 from feature_pipeline.orchestration.events.latest_events import latest_events
 from feature_pipeline.orchestration.keys import records_key
 from feature_pipeline.orchestration.operations.recover import recover_dagster, recover_table
-from feature_pipeline.orchestration.sensors.repeat_causes import is_repeatable, last_failure
+from feature_pipeline.orchestration.sensors.repeat_causes import is_repeatable
 from feature_pipeline.projections.proof.proof import prove
 from feature_pipeline_tests.faults.s3_drill import S3Tally, conditions, own_postgres, show
 from feature_pipeline_tests.faults.steps import NotYet, drill_options
@@ -139,10 +140,15 @@ class DagsterDrill:
             return
         run = pipeline.instance.get_run_by_id(result.run_id)
         assert run is not None
-        why = last_failure(pipeline.instance, key, batch) if batch else "see its events"
+        why = "; ".join(
+            f"{error.cls_name}: {error.message.strip()}"
+            for event in result.all_events
+            if event.is_step_failure
+            for error in _chain(event.step_failure_data.error)
+        )
         if not is_repeatable(pipeline.instance, pipeline.defs.resolve_asset_graph(), run):
             self._problem(f"a run of {key.to_user_string()} would wait for an operator: {why}")
-        raise NotYet(str(why))
+        raise NotYet(why)
 
     def _reconcile(self) -> None:
         drift = self.pipeline.reconcile()
@@ -187,6 +193,12 @@ class DagsterDrill:
         proof = prove(store, self.pipeline.database, spec)
         if not proof.is_equal or proof.rows != 6:
             self._problem(f"the table has {proof.rows} rows, equal: {proof.is_equal}")
+
+
+def _chain(error: SerializableErrorInfo | None) -> Iterator[SerializableErrorInfo]:
+    while error is not None:
+        yield error
+        error = error.cause
 
 
 def main() -> None:

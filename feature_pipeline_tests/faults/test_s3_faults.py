@@ -15,7 +15,9 @@ from feature_pipeline.archive.inspection.verify import verify
 from feature_pipeline.archive.logs import inbox, log
 from feature_pipeline.archive.store.s3 import S3Store
 from feature_pipeline.errors import FeaturePipelineError, StoreUnavailableError
+from feature_pipeline_tests.faults.s3_dagster_drill import DagsterDrill
 from feature_pipeline_tests.faults.s3_drill import Drill, conditions
+from feature_pipeline_tests.fixtures.own_seaweedfs import own_seaweed
 from feature_pipeline_tests.fixtures.s3_faults import (
     REQUEST_FAULTS,
     Fault,
@@ -149,3 +151,20 @@ def test_a_life_under_faults(s3_address, postgres_server, tmp_path):
         drill.round(Plan(tuple(QUICK), rate=0.06, seed=1))
     assert drill.tally.problems == []
     assert drill.tally.injected.total() > 15, json.dumps(drill.tally.injected)
+
+
+@pytest.mark.postgres
+@pytest.mark.dagster
+@pytest.mark.slow
+def test_dagsters_way_under_faults_and_kills(postgres_server, tmp_path):
+    faults = tuple(fault for fault in Fault if fault is not Fault.SILENT)
+    with (
+        own_seaweed() as seaweed,
+        conditions(),
+        fault_proxy(seaweed.address.endpoint_url, seaweed) as proxy,
+    ):
+        drill = DagsterDrill(seaweed.address, proxy, postgres_server)
+        drill.round(Plan(faults, rate=0.04, seed=2), tmp_path)
+    assert drill.tally.problems == []
+    assert drill.tally.injected[Fault.KILLED] > 0
+    assert drill.tally.injected.total() > 10, json.dumps(drill.tally.injected)
