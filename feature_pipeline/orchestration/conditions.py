@@ -12,6 +12,7 @@ from feature_pipeline.orchestration.events.data_versions import has_read
 from feature_pipeline.orchestration.events.latest_events import events_after, latest_events
 from feature_pipeline.orchestration.events.requested import (
     cancelled_partitions,
+    last_run,
     partitions_under_way,
 )
 
@@ -112,9 +113,9 @@ class InputsDifferLately(dg.AutomationCondition[Entity]):
 
 
 class InputsChangedMeanwhile(dg.AutomationCondition[Entity]):
-    """True of a partition with an input that another run updated since the last evaluation.
+    """True of a partition with an input that was updated after the partition's last run had begun.
 
-    A run that was requested then may compute an input too: that is no change to it.
+    A run reads what is there when it begins, and what it computes itself is no change to it.
     """
 
     @property
@@ -128,22 +129,17 @@ class InputsChangedMeanwhile(dg.AutomationCondition[Entity]):
         instance = context.asset_graph_view.instance
         # Those beyond them count as answered by the request: a tick has a minute.
         keys = sorted(context.candidate_subset.expensively_compute_partition_keys())
-        before = context.previous_max_storage_id or 0
+        runs = {key: last_run(instance, asset, key) for key in keys[:COMPARED_AT_MOST]}
+        begun = {key: run for key, run in runs.items() if run is not None and run.start_time}
         changed = {
             partition
             for source in context.asset_graph.get(asset).parent_keys
-            for partition, event in latest_events(instance, source, keys[:COMPARED_AT_MOST]).items()
-            if event.storage_id > before and not _computes(instance, event.run_id, asset)
+            for partition, event in latest_events(instance, source, begun).items()
+            if event.timestamp > (begun[partition].start_time or 0.0)
+            and event.run_id != begun[partition].dagster_run.run_id
         }
         subset = context.candidate_subset.compute_intersection_with_partition_keys(changed)
         return dg.AutomationResult(context, subset)
-
-
-def _computes(instance: dg.DagsterInstance, run_id: str, asset: dg.AssetKey) -> bool:
-    """Return whether this run was to materialize the asset. Events without a run name none."""
-    run = instance.get_run_by_id(run_id)
-    # Without a selection, it is of all assets of its job.
-    return run is not None and (not run.asset_selection or asset in run.asset_selection)
 
 
 class RunCancelled(dg.AutomationCondition[Entity]):

@@ -1,10 +1,14 @@
 """The subprocess runner: the common suite, and what only it can do or does differently."""
 
+import fcntl
 import json
 import os
+import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 from pathlib import Path
 
@@ -16,8 +20,9 @@ from feature_pipeline.hooks.failure import FailureKind, FailurePolicy
 from feature_pipeline.hooks.output import decode_output
 from feature_pipeline.hooks.run import run_hook
 from feature_pipeline.hooks.runner import RunRequest, Workspace
-from feature_pipeline.hooks.runners import process_tree
+from feature_pipeline.hooks.runners import hook_process, process_tree
 from feature_pipeline.hooks.runners import subprocess as subprocess_runner
+from feature_pipeline.hooks.runners.hook_process import Ended, HookProcess
 from feature_pipeline.hooks.runners.subprocess import SubprocessRunner
 from feature_pipeline.hooks.work_folders import WorkFolders
 from feature_pipeline.model.definition import Cardinality, HookDefinition, Limits
@@ -296,3 +301,21 @@ class TestSubprocessRunner(HookRunnerTests, HostileHookTests):
         thread.start()
         thread.join()
         assert results[0].failure is None
+
+
+def test_a_hook_that_ends_before_its_start_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """On a busy machine it has, and both lines of the reaper's report are there."""
+    read_line = hook_process._read_line
+
+    def read_late(descriptor: int) -> str:
+        waiting = 0
+        while waiting < len("started\nended 0 0\n"):
+            waiting = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, b"\0" * 4))[0]
+        return read_line(descriptor)
+
+    monkeypatch.setattr(hook_process, "_read_line", read_late)
+    program = shutil.which("true")
+    assert program is not None
+    with HookProcess.start([program], folder=tmp_path, environment={}, levels=0) as hook:
+        assert hook.reaper_code() == 0
+        assert hook.ended() == Ended(0, outlived=False)

@@ -26,6 +26,14 @@ class Ended:
     outlived: bool
 
 
+def _read_line(descriptor: int) -> str:
+    """Return the next line without its end, and leave the rest: the hook may have ended already."""
+    line = b""
+    while (byte := os.read(descriptor, 1)) not in (b"", b"\n"):
+        line += byte
+    return line.decode()
+
+
 class HookProcess:
     """A started hook. As a context manager it ends every process of the hook that is left."""
 
@@ -67,8 +75,8 @@ class HookProcess:
                 )
             finally:
                 os.close(sender)
-            word, _, number = os.read(receiver, _REPORT_BYTES).decode().partition(" ")
-            if word == "started\n":
+            word, _, number = _read_line(receiver).partition(" ")
+            if word == "started":
                 return cls(process, receiver)
             with process:
                 process.kill()

@@ -26,6 +26,8 @@ _CANCELLED: Final = [dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED
 _RUNS_REMEMBERED: Final = 20_000
 _BACKFILLS_REMEMBERED: Final = 200
 _AT_ONCE: Final = 500
+_RUNS_SEARCHED: Final = 50
+"""Number of a partition's runs, of any asset, that are searched for one asset's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,19 @@ def partitions_of_run(
     if single is not None:
         return [single]
     return None if ends is None else _between(instance, dataset, *ends)
+
+
+def last_run(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str) -> dg.RunRecord | None:
+    """Return the last run of an asset's partition; None if there is none among the last ones.
+
+    Runs over a range of partitions are not considered. A run without a selection is of all assets
+    of its job.
+    """
+    filters = dg.RunsFilter(tags={PARTITION_NAME_TAG: partition})
+    for record in instance.get_run_records(filters, limit=_RUNS_SEARCHED):
+        if not record.dagster_run.asset_selection or key in record.dagster_run.asset_selection:
+            return record
+    return None
 
 
 def cancelled_partitions(instance: dg.DagsterInstance, key: dg.AssetKey) -> dict[str, float]:
