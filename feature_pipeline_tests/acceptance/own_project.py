@@ -20,7 +20,7 @@ import psycopg
 import requests
 
 from feature_pipeline.local.environment import load_dotenv
-from feature_pipeline.local.process import choose_ports
+from feature_pipeline.local.process import choose_ports, left_after
 
 ROOT = Path(__file__).parents[2]
 T = TypeVar("T")
@@ -170,8 +170,7 @@ class OwnProject:
             process.stdout.close()
         assert status == 0, "".join(lines)
         assert lines[-1] == "Stopped.\n"
-        # Not by psutil's wait: Linux 6.18 has an answer for ending processes that it does not know.
-        wait_for(lambda: not any(map(_is_running, started)), 5)
+        assert not left_after(started, 5)
 
     def break_code_location(self, lines: list[str]) -> None:
         """Save a mistake, reload, and correct it; `dev` tells both."""
@@ -278,13 +277,6 @@ def locations(port: int) -> list[tuple[str, str]] | None:
 def _ready(process: subprocess.Popen[str], lines: list[str]) -> bool:
     assert process.poll() is None, "".join(lines)
     return any(line.startswith("Ctrl-C") for line in lines)
-
-
-def _is_running(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _children(pid: int) -> list[psutil.Process]:

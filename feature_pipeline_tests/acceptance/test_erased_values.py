@@ -22,7 +22,9 @@ import requests
 
 from feature_pipeline.archive import blobs
 from feature_pipeline.archive.format import layout
+from feature_pipeline.archive.inspection.census import write_census
 from feature_pipeline.archive.logs import inbox
+from feature_pipeline.archive.maintenance.erase import erase
 from feature_pipeline.archive.query.api import Archive
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.archive.store.s3 import make_client
@@ -30,6 +32,7 @@ from feature_pipeline.local.environment import load_dotenv
 from feature_pipeline.local.services import BUCKET, DAGSTER_DATABASE, DATABASE, Credentials
 from feature_pipeline.model.records import Record, RecordBatch, Source
 from feature_pipeline_tests.acceptance.own_project import OwnProject, wait_for
+from feature_pipeline_tests.fixtures.dagster import COUNTS, DATASET, TABLE, Pipeline
 from feature_pipeline_tests.fixtures.value_search import (
     Needle,
     in_databases,
@@ -74,6 +77,18 @@ attributes:
       - {{name: text, type: string}}
       - {{name: size, type: integer}}
 """
+WORDS = """
+import json, os
+from pathlib import Path
+
+features = []
+for line in (Path(os.environ["OSA_IN"]) / "records.jsonl").open():
+    record = json.loads(line)
+    features.append({"id": record["id"], "features": [{"word": record["metadata"]["text"]}]})
+with (Path(os.environ["OSA_OUT"]) / "features.jsonl").open("w") as out:
+    out.writelines(json.dumps(each) + "\\n" for each in features)
+"""
+WORD_COLUMNS = [{"name": "word", "type": "string"}]
 RUNS = "{ runsOrError(limit: 500) { ... on Runs { results { status } } } }"
 ENDED = {"SUCCESS", "FAILURE", "CANCELED"}
 PRINTED = ("file dagster/storage/", "file dagster-processes/code-server-")
@@ -178,6 +193,30 @@ def test_the_search_sees_every_form(kept_as: Callable[[bytes], bytes]) -> None:
     assert not other.is_in(data)
 
 
+@pytest.mark.s3
+@pytest.mark.postgres
+def test_erased_values_are_in_no_object_and_no_row(pipeline: Pipeline) -> None:
+    """The short form: the archive and a table."""
+    erased, kept = (
+        Needle(f"Q7erased{secrets.token_hex(8)}"),
+        Needle(f"Q7kept{secrets.token_hex(8)}"),
+    )
+    pipeline.add_hook(code=WORDS, feature={"columns": WORD_COLUMNS})
+    pipeline.submit("b1", {"gone": erased.value, "kept": kept.value})
+    pipeline.tick()
+    assert pipeline.run(COUNTS, "b1", checks=False).success
+    assert pipeline.run(TABLE, "b1", checks=False).success
+    assert in_store(erased, pipeline.store)
+    write_census(pipeline.store)
+    assert erase(pipeline.store, DATASET, ["gone"], "asked for").is_finished
+    assert in_store(erased, pipeline.store) == []
+    pipeline.reconcile()
+    assert pipeline.run(TABLE, "b1", checks=False).success
+    assert pipeline.rows("select word from features.counts") == [(kept.value,)]
+    assert in_store(kept, pipeline.store)
+
+
+@pytest.mark.long
 def test_erased_values_are_nowhere(tmp_path: Path) -> None:
     # On a busy machine it takes longer than pytest waits before it prints every thread's frames,
     # and printing those of running threads can end the process. `timeout` still applies.
