@@ -9,7 +9,6 @@ value that differs, an object that is gone. `NAMED_BY` says which it is, kind by
 
 import argparse
 import logging
-import secrets
 import sys
 import tempfile
 from collections import defaultdict
@@ -44,7 +43,6 @@ from feature_pipeline.archive.query.api import Archive
 from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.compute.redecode import decode_batch_again
 from feature_pipeline.errors import FeaturePipelineError
-from feature_pipeline.local.postgres import PostgresServer
 from feature_pipeline.model.digest import Digest
 from feature_pipeline.orchestration.operations.batch_status import (
     Sources as StatusSources,
@@ -66,8 +64,8 @@ from feature_pipeline_tests.faults.damaged_archive import (
     damages,
     fill_archive,
 )
-from feature_pipeline_tests.fixtures import server_folder
 from feature_pipeline_tests.fixtures.care import holds
+from feature_pipeline_tests.fixtures.postgres import forgetful_server
 from feature_pipeline_tests.fixtures.stores import COLUMNS, DATASET, HOOK
 
 logger = logging.getLogger("damage_matrix")
@@ -629,7 +627,7 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="damage-")))
         stack.enter_context(no_waiting())
         has_tables = not set(commands).isdisjoint(ON_TABLES)
-        url = stack.enter_context(postgres()) if has_tables else None
+        url = stack.enter_context(forgetful_server()).create_database() if has_tables else None
         results, problems = run_all(Matrix.make(folder, url), kinds, commands)
     show(results, kinds, commands)
     for problem in problems:
@@ -658,24 +656,6 @@ def in_words(results: Mapping[Damage, str]) -> str:
         by_result[result].append(damage)
     first, *rest = sorted(by_result, key=lambda result: -len(by_result[result]))
     return "; ".join([first, *(f"{', '.join(by_result[r])}: {r}" for r in rest)])
-
-
-@contextmanager
-def postgres() -> Iterator[str]:
-    """The URL of an empty database on a server of its own."""
-    with server_folder() as servers:
-        server = PostgresServer(
-            servers / "postgres",
-            superuser_password=secrets.token_hex(16),
-            password=secrets.token_hex(16),
-            databases=["damage"],
-            settings={"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"},
-        )
-        server.start()
-        try:
-            yield server.url("damage")
-        finally:
-            server.kill()
 
 
 if __name__ == "__main__":

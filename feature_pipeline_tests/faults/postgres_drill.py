@@ -12,7 +12,7 @@ the proxy, with the archive, and searched for whatever was left behind.
 import logging
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -38,7 +38,7 @@ from feature_pipeline.projections.retire import (
 )
 from feature_pipeline.projections.rollback import rollback, unpin
 from feature_pipeline.projections.switch.finalize import table_report
-from feature_pipeline_tests.faults.steps import NotYet, StepTally, drill_options
+from feature_pipeline_tests.faults.steps import NotYet, StepDrill, StepTally, drill_options
 from feature_pipeline_tests.fixtures.feature_archive import FeatureArchive
 from feature_pipeline_tests.fixtures.own_postgres import (
     OwnServer,
@@ -58,7 +58,6 @@ from feature_pipeline_tests.fixtures.table_catalog import leftovers
 
 logger = logging.getLogger("postgres_drill")
 
-MOST_TRIES: Final = 100
 LABEL: Final = Column(name="label", type="string")
 COUNT: Final = Column(name="count", type="integer")
 NOTE: Final = Column(name="note", type="string", default="none")
@@ -101,8 +100,11 @@ class Tally(StepTally):
 
 
 @dataclass
-class Drill:
+class Drill(StepDrill):
     """Rounds on one server."""
+
+    logger = logger
+    most_tries = 100
 
     server: OwnServer
     proxy: PostgresProxy
@@ -112,7 +114,7 @@ class Drill:
     def round(self, plan: FaultPlan) -> None:
         """Tables' lives under the faults of a plan; what is wrong is in the tally."""
         self.tally.rounds += 1
-        self._plan, self._name = plan, f"seed {plan.seed}"
+        self._plan, self.name = plan, f"seed {plan.seed}"
         self._archive = FeatureArchive((LABEL, COUNT))
         for number in range(BATCHES):
             self._archive.add(f"b{number}", answers(f"b{number}", "first"))
@@ -122,10 +124,8 @@ class Drill:
         self._url = self._direct(name)
         self._database = Database(self.proxy.url(self._url))
         try:
-            self._live()
-        except Exception as error:
-            logger.exception("%s", self._name)
-            self._problem(f"{type(error).__name__}: {error}")
+            with self.problems_noted():
+                self._live()
         finally:
             self.proxy.plan = FaultPlan()
             self.tally.injected.update(plan.injected)
@@ -136,15 +136,8 @@ class Drill:
     def _direct(self, database: str) -> str:
         return self.server.server.url(database)
 
-    def _problem(self, text: str) -> None:
-        self.tally.problems.append(f"{self._name}: {text}")
-
-    def _step(self, name: str, act: Callable[[], object]) -> None:
-        if not self.tally.do(name, act, self._faults, MOST_TRIES, logger):
-            self._problem(f"{name} did not end well in {MOST_TRIES} tries")
-
     @contextmanager
-    def _faults(self) -> Iterator[None]:
+    def under_faults(self) -> Iterator[None]:
         """Let messages fail during one try, and in some the server lack connections or disk."""
         share = self._plan.share()
         with ExitStack() as stack:
@@ -176,33 +169,33 @@ class Drill:
     def _live(self) -> None:
         database, archive = self._database, self._archive
         first, noted = archive.spec(name="drilled"), IndexDefinition(columns=("label",))
-        self._step("load", lambda: self._load(first))
+        self.step("load", lambda: self._load(first))
         with psycopg.connect(self._url, autocommit=True) as connection:
             connection.execute(_USERS.encode())
         archive.say("b0", answers("b0", "second"))
         archive.add("b9", answers("b9", "second"))
-        self._step("plan", lambda: plan_table(archive.store, database, first))
-        self._step("incremental load", lambda: self._load(first, ["b0", "b9"]))
+        self.step("plan", lambda: plan_table(archive.store, database, first))
+        self.step("incremental load", lambda: self._load(first, ["b0", "b9"]))
         archive.columns = (LABEL, COUNT, NOTE)
         wide = archive.spec(name="drilled", indexes=(noted,))
-        self._step("plan of a rebuild", lambda: plan_table(archive.store, database, wide))
-        self._step("rebuild", lambda: self._rebuild(wide))
+        self.step("plan of a rebuild", lambda: plan_table(archive.store, database, wide))
+        self.step("rebuild", lambda: self._rebuild(wide))
         self._check(wide)
-        self._step("proof", lambda: self._prove(wide))
-        self._step("status", lambda: self._status(wide))
-        self._step("rollback", lambda: self._roll_back(wide))
+        self.step("proof", lambda: self._prove(wide))
+        self.step("status", lambda: self._status(wide))
+        self.step("rollback", lambda: self._roll_back(wide))
         archive.say("b2", answers("b2", "third"))
-        self._step("load while pinned", lambda: list(load_batches(archive.store, database, wide)))
-        self._step("unpin", lambda: self._unpin(wide))
+        self.step("load while pinned", lambda: list(load_batches(archive.store, database, wide)))
+        self.step("unpin", lambda: self._unpin(wide))
         self._check(wide)
         archive.columns = (LABEL,)
         narrow = archive.spec(name="drilled", indexes=(noted,))
-        self._step("rebuild without columns", lambda: self._rebuild(narrow))
-        self._step("rebuild again", lambda: self._rebuild(narrow))
+        self.step("rebuild without columns", lambda: self._rebuild(narrow))
+        self.step("rebuild again", lambda: self._rebuild(narrow))
         erase(archive.store, narrow.dataset, [SECRET], "asked for")
-        self._step("load after erase", lambda: self._load(narrow))
+        self.step("load after erase", lambda: self._load(narrow))
         self._check(narrow, rows=(BATCHES + 1) * 2 - 1)
-        self._step("retire", lambda: self._retire(narrow))
+        self.step("retire", lambda: self._retire(narrow))
         self._check_end()
 
     def _load(self, spec: TableSpec, batches: Sequence[str] | None = None) -> None:
@@ -252,29 +245,29 @@ class Drill:
         list(load_batches(self._archive.store, direct, spec))
         proof = prove(self._archive.store, direct, spec)
         if not proof.is_equal:
-            self._problem(f"proof: {proof.summary()}")
+            self.problem(f"proof: {proof.summary()}")
         with psycopg.connect(self._url, autocommit=True) as connection:
             records = connection.execute(
                 "select count(distinct record_id) from features.drilled"
             ).fetchall()[0][0]
             if rows is not None and records != rows:
-                self._problem(f"{records} records are read, not {rows}")
+                self.problem(f"{records} records are read, not {rows}")
             if connection.execute(_USERS_LEFT.encode()).fetchall() != [(True,)]:
-                self._problem("a switch has lost views or grants of users")
+                self.problem("a switch has lost views or grants of users")
         for problem in leftovers(self._url):
-            self._problem(problem)
+            self.problem(problem)
 
     def _check_end(self) -> None:
         """A table that was dropped leaves nothing."""
         for problem in leftovers(self._url):
-            self._problem(problem)
+            self.problem(problem)
         with psycopg.connect(self._url, autocommit=True) as connection:
             for (name,) in connection.execute(
                 "select relname from pg_class c join pg_namespace n on n.oid = relnamespace"
                 " where nspname in ('features', 'feature_pipeline') and relkind in ('r', 'v')"
                 " and (relname like '%drilled%' or relname ~ '^_outcomes_')"
             ):
-                self._problem(f"{name} was not dropped")
+                self.problem(f"{name} was not dropped")
 
 
 def answers(batch: str, word: str) -> dict[str, object]:

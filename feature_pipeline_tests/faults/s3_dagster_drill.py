@@ -15,7 +15,7 @@ import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import replace
 from pathlib import Path
@@ -35,8 +35,8 @@ from feature_pipeline.orchestration.keys import records_key
 from feature_pipeline.orchestration.operations.recover import recover_dagster, recover_table
 from feature_pipeline.orchestration.sensors.repeat_causes import is_repeatable
 from feature_pipeline.projections.proof.proof import prove
-from feature_pipeline_tests.faults.s3_drill import S3Tally, conditions, own_postgres, show
-from feature_pipeline_tests.faults.steps import NotYet, drill_options
+from feature_pipeline_tests.faults.s3_drill import S3Tally, conditions, show
+from feature_pipeline_tests.faults.steps import NotYet, StepDrill, drill_options
 from feature_pipeline_tests.fixtures.dagster import (
     COUNTS,
     DATASET,
@@ -46,18 +46,20 @@ from feature_pipeline_tests.fixtures.dagster import (
     make_pipeline,
 )
 from feature_pipeline_tests.fixtures.own_seaweedfs import own_seaweed
-from feature_pipeline_tests.fixtures.postgres import PostgresAddress
+from feature_pipeline_tests.fixtures.postgres import PostgresAddress, forgetful_server
 from feature_pipeline_tests.fixtures.s3_faults import Fault, FaultProxy, Plan, fault_proxy
 from feature_pipeline_tests.fixtures.stores import archive_client
 
 logger = logging.getLogger("s3_dagster_drill")
 
-MOST_TRIES: Final = 60
 HOOK: Final = "counts"
 
 
-class DagsterDrill:
+class DagsterDrill(StepDrill):
     """Rounds on one server."""
+
+    logger = logger
+    most_tries = 60
 
     def __init__(self, address: S3Address, proxy: FaultProxy, server: PostgresAddress) -> None:
         self.address = address
@@ -68,7 +70,7 @@ class DagsterDrill:
     def round(self, plan: Plan, folder: Path) -> None:
         """One archive's way through Dagster; what is wrong is in the tally."""
         self.tally.rounds += 1
-        self._plan, self._name = plan, f"seed {plan.seed}"
+        self._plan, self.name = plan, f"seed {plan.seed}"
         prefix = f"dagster-{secrets.token_hex(8)}"
         with ExitStack() as stack:
             client = archive_client(self.address)
@@ -85,23 +87,14 @@ class DagsterDrill:
             self.pipeline = make_pipeline(address, prefix, url, first, folder)
             self.pipeline.add_hook()
             try:
-                self._live(second)
-            except Exception as error:
-                logger.exception("%s", self._name)
-                self._problem(f"{type(error).__name__}: {error}")
+                with self.problems_noted():
+                    self._live(second)
             finally:
                 self.proxy.plan = Plan()
                 self.tally.add(plan)
 
-    def _problem(self, text: str) -> None:
-        self.tally.problems.append(f"{self._name}: {text}")
-
-    def _step(self, name: str, act: Callable[[], object]) -> None:
-        if not self.tally.do(name, act, self._faults, MOST_TRIES, logger):
-            self._problem(f"{name} did not end well in {MOST_TRIES} tries")
-
     @contextmanager
-    def _faults(self) -> Iterator[None]:
+    def under_faults(self) -> Iterator[None]:
         self.proxy.plan = self._plan
         try:
             yield
@@ -113,16 +106,16 @@ class DagsterDrill:
     def _live(self, second: dg.DagsterInstance) -> None:
         pipeline = self.pipeline
         for key, texts in TEXTS.items():
-            self._step("submit", lambda key=key, texts=texts: pipeline.submit(key, texts))
-        self._step("tick of the inbox", self._tick)
+            self.step("submit", lambda key=key, texts=texts: pipeline.submit(key, texts))
+        self.step("tick of the inbox", self._tick)
         for key in TEXTS:
-            self._step("run of a hook", lambda key=key: self._run(COUNTS, key))
-        self._step("tick of the inbox", self._tick)
+            self.step("run of a hook", lambda key=key: self._run(COUNTS, key))
+        self.step("tick of the inbox", self._tick)
         # In Dagster's order, which is that of their acceptance.
         known = pipeline.instance.get_dynamic_partitions(DATASET)
-        self._step("load of the table", lambda: self._run(TABLE, ends=(known[0], known[-1])))
-        self._step("reconcile", self._reconcile)
-        self._step("recover", lambda: self._recover(second))
+        self.step("load of the table", lambda: self._run(TABLE, ends=(known[0], known[-1])))
+        self.step("reconcile", self._reconcile)
+        self.step("recover", lambda: self._recover(second))
         self._check(pipeline.instance, second)
 
     def _tick(self) -> None:
@@ -148,7 +141,7 @@ class DagsterDrill:
             for error in _chain(event.step_failure_data.error)
         )
         if not is_repeatable(pipeline.instance, pipeline.defs.resolve_asset_graph(), run):
-            self._problem(f"a run of {key.to_user_string()} would wait for an operator: {why}")
+            self.problem(f"a run of {key.to_user_string()} would wait for an operator: {why}")
         raise NotYet(why)
 
     def _reconcile(self) -> None:
@@ -168,32 +161,32 @@ class DagsterDrill:
         """Compare the archive, both instances and the table, without faults."""
         store = self.direct
         for finding in verify(store).findings:
-            self._problem(f"verify: {finding}")
+            self.problem(f"verify: {finding}")
         if left := [entry.id for entry in inbox.waiting(store)]:
-            self._problem(f"the inbox has {left}")
+            self.problem(f"the inbox has {left}")
         for batch in TEXTS:
             entries = log.read_log(store, DATASET, HOOK, batch)
             current = [entry for entry in entries if entry.content_digest is not None]
             if len({entry.content_digest for entry in current}) != 1:
-                self._problem(f"the log of {batch} has {entries}")
+                self.problem(f"the log of {batch} has {entries}")
         heads = log.heads(store, DATASET, HOOK)
         for number, instance in enumerate(instances):
             wanted = {batch: str(head.content_digest) for batch, head in heads.items()}
             if set(latest_events(instance, records_key(DATASET), TEXTS)) != set(TEXTS):
-                self._problem(f"instance {number} does not know every batch")
+                self.problem(f"instance {number} does not know every batch")
             events = latest_events(instance, COUNTS, TEXTS)
             versions = {batch: event.data_version for batch, event in events.items()}
             if versions != wanted:
-                self._problem(f"instance {number} has other features: {versions}")
+                self.problem(f"instance {number} has other features: {versions}")
             for batch, event in latest_events(instance, TABLE, TEXTS).items():
                 if not has_read(event, COUNTS, wanted.pop(batch)):
-                    self._problem(f"instance {number}: the table has other rows of {batch}")
+                    self.problem(f"instance {number}: the table has other rows of {batch}")
             if wanted:
-                self._problem(f"instance {number}: the table lacks {sorted(wanted)}")
+                self.problem(f"instance {number}: the table lacks {sorted(wanted)}")
         spec = table_spec(self.pipeline.hooks[HOOK])
         proof = prove(store, self.pipeline.database, spec)
         if not proof.is_equal or proof.rows != 6:
-            self._problem(f"the table has {proof.rows} rows, equal: {proof.is_equal}")
+            self.problem(f"the table has {proof.rows} rows, equal: {proof.is_equal}")
 
 
 def _chain(error: SerializableErrorInfo | None) -> Iterator[SerializableErrorInfo]:
@@ -212,7 +205,7 @@ def main() -> None:
         stack.enter_context(redirect_stderr(nowhere))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s3-dagster-")))
         seaweed = stack.enter_context(own_seaweed())
-        server = stack.enter_context(own_postgres())
+        server = stack.enter_context(forgetful_server())
         stack.enter_context(conditions())
         proxy = stack.enter_context(fault_proxy(seaweed.address.endpoint_url, seaweed))
         drill = DagsterDrill(seaweed.address, proxy, server)

@@ -37,17 +37,15 @@ from feature_pipeline.archive.maintenance.repair import Sources, carry_out, plan
 from feature_pipeline.archive.store.base import BlobStore
 from feature_pipeline.archive.store.memory import MemoryStore
 from feature_pipeline.archive.store.s3 import S3Store
-from feature_pipeline.local.postgres import PostgresServer
 from feature_pipeline.local.seaweedfs import S3Address
 from feature_pipeline.projections.catalog.database import Database
 from feature_pipeline.projections.catalog.spec import TableSpec
 from feature_pipeline.projections.load import load_batches
 from feature_pipeline.projections.proof.proof import prove
-from feature_pipeline_tests.faults.steps import NotYet, StepTally, drill_options
-from feature_pipeline_tests.fixtures import server_folder
+from feature_pipeline_tests.faults.steps import NotYet, StepDrill, StepTally, drill_options
 from feature_pipeline_tests.fixtures.care import CareScene, all_keys, holds
 from feature_pipeline_tests.fixtures.own_seaweedfs import own_seaweed
-from feature_pipeline_tests.fixtures.postgres import PostgresAddress
+from feature_pipeline_tests.fixtures.postgres import forgetful_server
 from feature_pipeline_tests.fixtures.s3_faults import (
     Fault,
     FaultProxy,
@@ -61,7 +59,6 @@ logger = logging.getLogger("s3_drill")
 
 BATCHES: Final = {"b1": ("a", "b", "xyzzy7"), "b2": ("d", "e")}
 SECRET: Final = "xyzzy7"
-MOST_TRIES: Final = 200
 SPEC: Final = TableSpec(dataset=DATASET, hook=HOOK, name="drilled", columns=COLUMNS)
 
 
@@ -127,8 +124,11 @@ def conditions() -> Iterator[None]:
 
 
 @dataclass
-class Drill:
+class Drill(StepDrill):
     """Rounds on one server."""
+
+    logger = logger
+    most_tries = 200
 
     address: S3Address
     proxy: FaultProxy
@@ -142,7 +142,7 @@ class Drill:
         prefix = f"drill-{secrets.token_hex(8)}"
         folder = self.folder / prefix
         folder.mkdir()
-        self._plan, self._name = plan, f"seed {plan.seed}, request {plan.at}"
+        self._plan, self.name = plan, f"seed {plan.seed}, request {plan.at}"
         with ExitStack() as stack:
             clients = [archive_client(self.address, url) for url in (None, self.proxy.endpoint_url)]
             for client in clients:
@@ -153,23 +153,14 @@ class Drill:
             self.world = World(self.faulty, folder)
             self.world.begin()
             try:
-                self._live()
-            except Exception as error:
-                logger.exception("%s", self._name)
-                self._problem(f"{type(error).__name__}: {error}")
+                with self.problems_noted():
+                    self._live()
             finally:
                 self.proxy.plan = Plan()
                 self.tally.add(plan)
 
-    def _problem(self, text: str) -> None:
-        self.tally.problems.append(f"{self._name}: {text}")
-
-    def _step(self, name: str, act: Callable[[], object]) -> None:
-        if not self.tally.do(name, act, self._faults, MOST_TRIES, logger):
-            self._problem(f"{name} did not end well in {MOST_TRIES} tries")
-
     @contextmanager
-    def _faults(self) -> Iterator[None]:
+    def under_faults(self) -> Iterator[None]:
         """Let requests fail during one try."""
         self.proxy.plan = self._plan
         try:
@@ -182,29 +173,29 @@ class Drill:
 
     def _live(self) -> None:
         world, database = self.world, Database(self.make_database())
-        self._step("submit", world.submit)
-        self._step("accept batches", world.settle)
-        self._step("publish", world.compute)
-        self._step("accept", world.settle)
+        self.step("submit", world.submit)
+        self.step("accept batches", world.settle)
+        self.step("publish", world.compute)
+        self.step("accept", world.settle)
         expected = reference(self.folder)
-        self._step("read", lambda: self._check_read(expected))
-        self._step("load", lambda: self._load(database))
-        self._step("verify", self._verify)
+        self.step("read", lambda: self._check_read(expected))
+        self.step("load", lambda: self._load(database))
+        self.step("verify", self._verify)
         self._damage()
-        self._step("repair", self._repair)
+        self.step("repair", self._repair)
         orphan = blobs.put_blob(self.direct, b"orphan").digest
-        self._step("gc", lambda: self._collect(2))
+        self.step("gc", lambda: self._collect(2))
         if self.direct.stat(layout.blob(orphan)) is not None:
-            self._problem("gc has left an orphan")
+            self.problem("gc has left an orphan")
         self._check_whole(expected)
-        self._step("erase", self._erase)
-        self._step("load after erase", lambda: self._load(database))
+        self.step("erase", self._erase)
+        self.step("load after erase", lambda: self._load(database))
         self._check_end(database)
 
     def _check_read(self, expected: dict[str, tuple[bytes, bytes]]) -> None:
         values = self.world.read_all()
         if values != expected:
-            self._problem(f"read: other values than expected of {sorted(values)}")
+            self.problem(f"read: other values than expected of {sorted(values)}")
 
     def _load(self, database: Database) -> None:
         list(load_batches(self.faulty, database, SPEC))
@@ -263,17 +254,17 @@ class Drill:
         store = self.world.store = self.direct
         report = verify(store)
         for finding in report.findings:
-            self._problem(f"verify: {finding}")
+            self.problem(f"verify: {finding}")
         if self.world.read_all() != expected:
-            self._problem("other values than expected are stored")
+            self.problem("other values than expected are stored")
         for number, key in enumerate(BATCHES):
             completions = [e.completion for e in log.read_log(store, DATASET, HOOK, key)]
             if completions != [f"run-{number}"]:
-                self._problem(f"the log of {key} has {completions}")
+                self.problem(f"the log of {key} has {completions}")
             if len(log.batch_entries(store, DATASET, key)) != 1:
-                self._problem(f"{key} was submitted twice")
+                self.problem(f"{key} was submitted twice")
         if len(log.releases(store, DATASET, HOOK)) != 1:
-            self._problem("a release was registered twice")
+            self.problem("a release was registered twice")
         self._check_empty(store)
         self.world.store = self.faulty
 
@@ -283,18 +274,18 @@ class Drill:
             ("quarantine", accept.quarantined(store)),
         ):
             if left:
-                self._problem(f"the {name} has {[(e.id, getattr(e, 'reason', '')) for e in left]}")
+                self.problem(f"the {name} has {[(e.id, getattr(e, 'reason', '')) for e in left]}")
 
     def _check_end(self, database: Database) -> None:
         store = self.direct
         for finding in verify(store).findings:
-            self._problem(f"verify after the erasure: {finding}")
+            self.problem(f"verify after the erasure: {finding}")
         if left := [k for k in holds(store, SECRET.encode()) if not k.startswith("log/")]:
-            self._problem(f"the erased value is in {left}")
+            self.problem(f"the erased value is in {left}")
         self._check_empty(store)
         proof = prove(store, database, SPEC)
         if not proof.is_equal or proof.rows != sum(map(len, BATCHES.values())) - 1:
-            self._problem(f"the table has {proof.rows} rows, equal: {proof.is_equal}")
+            self.problem(f"the table has {proof.rows} rows, equal: {proof.is_equal}")
 
 
 def reference(folder: Path) -> dict[str, tuple[bytes, bytes]]:
@@ -306,24 +297,6 @@ def reference(folder: Path) -> dict[str, tuple[bytes, bytes]]:
     for step in (world.submit, world.settle, world.compute, world.settle):
         step()
     return world.read_all()
-
-
-@contextmanager
-def own_postgres() -> Iterator[PostgresAddress]:
-    """A server whose data are thrown away."""
-    with server_folder() as folder:
-        server = PostgresServer(
-            folder / "postgres",
-            superuser_password=secrets.token_hex(16),
-            password=secrets.token_hex(16),
-            databases=["drill"],
-            settings={"fsync": "off", "synchronous_commit": "off"},
-        )
-        server.start()
-        try:
-            yield PostgresAddress(server.url("postgres"))
-        finally:
-            server.kill()
 
 
 def show(tally: S3Tally, logger: logging.Logger) -> None:
@@ -342,7 +315,7 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s3-drill-")))
         seaweed = stack.enter_context(own_seaweed())
-        server = stack.enter_context(own_postgres())
+        server = stack.enter_context(forgetful_server())
         stack.enter_context(conditions())
         proxy = stack.enter_context(fault_proxy(seaweed.address.endpoint_url, seaweed))
         drill = Drill(seaweed.address, proxy, folder, server.create_database)

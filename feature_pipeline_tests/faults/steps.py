@@ -3,9 +3,10 @@
 import argparse
 import logging
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from feature_pipeline.errors import FeaturePipelineError
 
@@ -67,6 +68,40 @@ class StepTally:
         for problem in self.problems:
             logger.error("PROBLEM %s", problem)
         logger.info("%d problems", len(self.problems))
+
+
+class StepDrill:
+    """A drill whose rounds are steps, each done again until it ends well.
+
+    `tally` is its own, and `name` that of the round.
+    """
+
+    logger: ClassVar[logging.Logger]
+    most_tries: ClassVar[int]
+    tally: StepTally
+    name = ""
+
+    def under_faults(self) -> AbstractContextManager[None]:
+        """What goes wrong during one try."""
+        raise NotImplementedError
+
+    def problem(self, text: str) -> None:
+        """Note what is wrong in this round."""
+        self.tally.problems.append(f"{self.name}: {text}")
+
+    def step(self, name: str, act: Callable[[], object]) -> None:
+        """Do a step; it is a problem if it does not end well."""
+        if not self.tally.do(name, act, self.under_faults, self.most_tries, self.logger):
+            self.problem(f"{name} did not end well in {self.most_tries} tries")
+
+    @contextmanager
+    def problems_noted(self) -> Iterator[None]:
+        """Note any error of the block, which ends the round."""
+        try:
+            yield
+        except Exception as error:
+            self.logger.exception("%s", self.name)
+            self.problem(f"{type(error).__name__}: {error}")
 
 
 def drill_options(document: str | None, rate: float, rate_help: str) -> argparse.ArgumentParser:
