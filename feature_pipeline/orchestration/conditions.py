@@ -129,14 +129,16 @@ class InputsChangedMeanwhile(dg.AutomationCondition[Entity]):
         instance = context.asset_graph_view.instance
         # Those beyond them count as answered by the request: a tick has a minute.
         keys = sorted(context.candidate_subset.expensively_compute_partition_keys())
-        runs = {key: last_run(instance, asset, key) for key in keys[:COMPARED_AT_MOST]}
-        begun = {key: run for key, run in runs.items() if run is not None and run.start_time}
+        begun: dict[str, tuple[float, str]] = {}
+        for key in keys[:COMPARED_AT_MOST]:
+            run = last_run(instance, asset, key)
+            if run is not None and run.start_time is not None:
+                begun[key] = run.start_time, run.dagster_run.run_id
         changed = {
             partition
             for source in context.asset_graph.get(asset).parent_keys
             for partition, event in latest_events(instance, source, begun).items()
-            if event.timestamp > (begun[partition].start_time or 0.0)
-            and event.run_id != begun[partition].dagster_run.run_id
+            if event.timestamp > begun[partition][0] and event.run_id != begun[partition][1]
         }
         subset = context.candidate_subset.compute_intersection_with_partition_keys(changed)
         return dg.AutomationResult(context, subset)

@@ -16,8 +16,8 @@ from feature_pipeline.hooks.ended_attempts import EndedAttempts
 from feature_pipeline.hooks.failure import FailureKind
 from feature_pipeline.hooks.runner import RunRequest, RunResult, Workspace
 from feature_pipeline.hooks.runners.container import spec
+from feature_pipeline.hooks.runners.container.cgroup_watch import _cgroups
 from feature_pipeline.hooks.runners.container.log import whole_lines
-from feature_pipeline.hooks.runners.container.memory_watch import _cgroups
 from feature_pipeline.hooks.runners.container.runner import ContainerRunner
 from feature_pipeline.model.definition import Limits
 from feature_pipeline.model.release import HookRelease, ReleaseDocument

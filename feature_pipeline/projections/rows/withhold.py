@@ -7,7 +7,6 @@ from the table until it is loaded; its load then replaces the claim.
 
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
@@ -41,32 +40,6 @@ WITHHELD: Final = "withheld"
 _READ_WITHHELD: Final = "select record_id, batch from {} where generation = %s and status = %s"
 
 
-@dataclass(frozen=True, slots=True)
-class UnreadableBatch:
-    """A batch that claims its records without rows."""
-
-    batch: str
-    record_ids: tuple[str, ...]
-    """Sorted, without withdrawn ones."""
-    submitted_at: datetime | None
-    """None if that cannot be read either: then it is taken for the last of all."""
-
-
-def find_unreadable(
-    store: BlobStore, spec: TableSpec, batch: str, withdrawn: Collection[str]
-) -> UnreadableBatch:
-    """Return what is known of a batch whose artifact, log or document cannot be read.
-
-    Raises:
-        NotFoundError: It is not known which records the batch has.
-        StoreUnavailableError: The store did not answer.
-    """
-    entry = last_readable_entry(store, spec.dataset, batch)
-    record_ids = records_of_batch(store, spec.dataset, spec.hook, batch) - set(withdrawn)
-    submitted_at = None if entry is None else entry.submitted_at
-    return UnreadableBatch(batch, tuple(sorted(record_ids)), submitted_at)
-
-
 def withhold_batch(
     store: BlobStore,
     connection: Connection,
@@ -90,38 +63,44 @@ def withhold_batch(
         NotFoundError: It is not known which records the batch has; nothing changed.
         StoreUnavailableError: The store did not answer; nothing changed.
     """
-    unreadable = find_unreadable(store, spec, batch, withdrawn)
+    entry = last_readable_entry(store, spec.dataset, batch)
+    # If its position cannot be read either, it is taken for the last of all.
+    submitted_at = UNKNOWN_POSITION if entry is None else entry.submitted_at
+    ids = records_of_batch(store, spec.dataset, spec.hook, batch) - set(withdrawn)
     while True:
         state = require_table(connection, spec)
         try:
             for generation in state.write_targets:
-                _withhold(connection, state, generation, unreadable)
+                _withhold(connection, state, generation, batch, submitted_at, sorted(ids))
         except TableChangedError:
             continue
         return
 
 
 def _withhold(
-    connection: Connection, state: TableState, generation: Generation, unreadable: UnreadableBatch
+    connection: Connection,
+    state: TableState,
+    generation: Generation,
+    batch: str,
+    submitted_at: datetime | str,
+    record_ids: list[str],
 ) -> None:
     with suppress(*REFUSALS):
         ensure_key(connection, generation)
     with connection.transaction():
         lock_table(connection, generation.table_name, is_shared=True)
-        lock(connection, "batch", generation.id, unreadable.batch)
+        lock(connection, "batch", generation.id, batch)
         check_state(connection, state)
-        if read_progress(connection, generation.id, unreadable.batch) is not None:
+        if read_progress(connection, generation.id, batch) is not None:
             return
-        ids = list(unreadable.record_ids)
-        submitted_at = unreadable.submitted_at
         _, replaced = claim_records(
             connection,
             generation,
-            unreadable.batch,
-            UNKNOWN_POSITION if submitted_at is None else submitted_at,
-            ids,
-            statuses=[WITHHELD] * len(ids),
-            reasons=[None] * len(ids),
+            batch,
+            submitted_at,
+            record_ids,
+            statuses=[WITHHELD] * len(record_ids),
+            reasons=[None] * len(record_ids),
         )
         give_up_rows(connection, generation, replaced)
 

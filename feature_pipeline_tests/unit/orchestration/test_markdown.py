@@ -179,7 +179,7 @@ def test_reasons_of_attempts():
 
 
 def test_findings_of_verify():
-    """A key is chosen by whoever may write one object."""
+    """Whoever may write one object chooses its key."""
     report = SimpleNamespace(
         findings=[Finding(State.CORRUPT, ObjectKind.FEATURE_ENTRY, FLAT, "by", "detail")]
     )

@@ -43,8 +43,8 @@ from feature_pipeline.hooks.failure import (
 from feature_pipeline.hooks.output_folder import OutputFiles
 from feature_pipeline.hooks.runner import RunMonitor, RunRequest, RunResult
 from feature_pipeline.hooks.runners.container import spec
+from feature_pipeline.hooks.runners.container.cgroup_watch import MemoryWatch, ProcessesWatch
 from feature_pipeline.hooks.runners.container.log import ContainerLog
-from feature_pipeline.hooks.runners.container.memory_watch import MemoryWatch, ProcessesWatch
 from feature_pipeline.hooks.runners.shared.attempt_end import End
 from feature_pipeline.hooks.runners.shared.disk_watch import DiskWatch
 from feature_pipeline.hooks.runners.shared.log_file import open_log

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from feature_pipeline.hooks.runners.container.memory_watch import MemoryWatch
+from feature_pipeline.hooks.runners.container.cgroup_watch import MemoryWatch
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "eventfd"), reason="control groups are Linux's")
 
